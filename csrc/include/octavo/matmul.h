@@ -1,0 +1,40 @@
+// y = x W^T for one weight in any format a file may hold, T = 1 .. thousands.
+//
+// pack() reads the file's rows once and lays them out for the widest vectors this build has; the original
+// bytes are not needed afterwards. multiply() is threaded by the pool.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "octavo/thread_pool.h"
+
+namespace octavo {
+
+// Values agree with octavo/kernels/tensor.py: DTYPES, in order.
+enum class DType : int32_t { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K };
+
+class PackedMatrix {
+ public:
+  virtual ~PackedMatrix() = default;
+  int64_t rows() const { return rows_; }  // outputs
+  int64_t cols() const { return cols_; }  // inputs
+  virtual int64_t packed_bytes() const = 0;
+
+  // y[t * y_stride + r] = sum_c x[t * x_stride + c] * W[r][c], plus bias[r] if bias is not null; float32.
+  // Block-quantised formats may round x to int8 per 32 columns; dense formats may not round x.
+  // `scratch` holds at least scratch_bytes(num_tokens) bytes, 64-byte aligned.
+  virtual void multiply(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_tokens, const float* bias,
+                        float* y, int64_t y_stride, void* scratch) const = 0;
+  virtual int64_t scratch_bytes(int64_t num_tokens) const = 0;
+
+ protected:
+  int64_t rows_ = 0, cols_ = 0;
+};
+
+// data: rows x row_bytes as in the file (see tensor.py). Null if the format is not implemented.
+std::unique_ptr<PackedMatrix> pack(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows, int64_t cols);
+
+// One row to float32: dequantisation, bit for bit as ggml's. Used by embedding lookups and by load-time casts.
+void dequantize_row(DType dtype, const uint8_t* row, int64_t cols, float* out);
+
+}  // namespace octavo

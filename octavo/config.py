@@ -1,0 +1,122 @@
+"""Every knob, on one page. Each component receives its own section, never the whole.
+
+Flags are made from these fields: `max_num_seqs` is `--max-num-seqs`. A field's help is the comment of its
+metadata; a field exists only if something reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from octavo.errors import ConfigError
+
+DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
+SchedulingPolicy = Literal["fcfs", "priority"]
+BackendOption = Literal["auto", "cpu", "reference"]
+
+
+def knob(default: Any, why: str) -> Any:
+    """A field with its default and its one-line explanation, which is also its --help."""
+    return field(default=default, metadata={"help": why})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which weights, read how."""
+
+    model: str = knob("smollm2", "a Hugging Face folder or hub id, a .gguf file, or a packaged model's name")
+    tokenizer: str | None = knob(None, "a folder or hub id to take the tokenizer from; default: the model's own")
+    skip_tokenizer_init: bool = knob(False, "load no tokenizer; prompts must be token ids and outputs have no text")
+    chat_template: str | None = knob(
+        None, "a Jinja chat template, as text or as a file's path; default: the model's own"
+    )
+    revision: str | None = knob(None, "branch, tag or commit of a hub model")
+    dtype: DTypeOption = knob("auto", "auto computes on the weights as the file stores them; others convert at load")
+    load_format: LoadFormat = knob("auto", "auto goes by what is there; dummy makes random weights from config.json")
+    max_model_len: int | None = knob(None, "most tokens of prompt and output together; default: the model's own limit")
+    seed: int = knob(0, "seeds dummy weights and the random numbers of requests that bring no seed")
+
+    def __post_init__(self) -> None:
+        _at_least("max_model_len", self.max_model_len, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """The KV block pool."""
+
+    block_size: int = knob(16, "token slots of a block")
+    kv_cache_memory_bytes: int | None = knob(
+        None, "bytes for KV blocks; default: a quarter of free memory, 4 GiB at most"
+    )
+    num_gpu_blocks_override: int | None = knob(
+        None, "exactly so many blocks, whatever the memory; for tests and studies"
+    )
+    kv_cache_dtype: KVCacheDType = knob("auto", "element type of KV blocks; auto follows the weights")
+    enable_prefix_caching: bool = knob(True, "keep full blocks of finished sequences and find them again by content")
+
+    def __post_init__(self) -> None:
+        if self.block_size not in (8, 16, 32, 64, 128):
+            raise ConfigError(f"block_size is {self.block_size}, allowed are 8, 16, 32, 64 and 128")
+        _at_least("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
+        _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Who runs in a step."""
+
+    max_num_batched_tokens: int | None = knob(None, "the token budget of a step; default: 512 on a CPU")
+    max_num_seqs: int = knob(256, "most sequences running at once")
+    enable_chunked_prefill: bool = knob(True, "cut prompts to fit the budget; off: a prompt is computed in one step")
+    long_prefill_token_threshold: int = knob(0, "most prompt tokens one sequence gets in a step; 0: no such limit")
+    scheduling_policy: SchedulingPolicy = knob(
+        "fcfs", "fcfs: first come; priority: lowest number first, then first come"
+    )
+    max_bypasses: int = knob(32, "how many later requests may start before one that does not fit; then it is next")
+
+    def __post_init__(self) -> None:
+        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
+        _at_least("max_bypasses", self.max_bypasses, 0)
+        if self.scheduling_policy not in ("fcfs", "priority"):
+            raise ConfigError(f"scheduling_policy is {self.scheduling_policy!r}, allowed are 'fcfs' and 'priority'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendConfig:
+    """Which kernels compute."""
+
+    backend: BackendOption = knob("auto", "auto takes the fastest that works here; reference is the executable spec")
+    num_threads: int | None = knob(None, "threads of the cpu backend; default: the cores this process may use")
+
+    def __post_init__(self) -> None:
+        _at_least("num_threads", self.num_threads, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveConfig:
+    """What is written down."""
+
+    event_log_size: int = knob(65536, "events kept in memory, the oldest dropped first; 0 keeps none")
+    max_logprobs: int = knob(20, "most alternatives a request may ask for; -1 allows the whole vocabulary")
+    check_invariants: bool = knob(False, "prove the cache's books after every step; slow, for tests")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """All sections together; only the engine's builder sees it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+
+
+def _at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise ConfigError(f"{name} is {value}, allowed is {low} or more")

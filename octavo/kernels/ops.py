@@ -1,0 +1,269 @@
+"""The contract of every op: shapes, what it may change, how close to the reference it must be.
+
+A model's forward pass is written once, against `Ops`. What an `Ops` does with a call is the
+backend's business, and the values passed between calls are opaque to the model:
+
+    reference   runs it at once in torch: the executable specification
+    cpu         records it; the recorded program then runs every step as one call into C++
+    (GPU)       launches a kernel; a graph of the launches is replayed
+
+Shape letters, used in every backend:
+
+    T tokens in the step      S sequences in the step     N rows of logits wanted
+    H hidden size             Q query heads               K key/value heads
+    D head dimension          V vocabulary                G cache groups
+
+Activations are float32 in the cpu and reference backends whatever the weights' type: results agree
+with the reference to 1e-4 relative error for dense weights; for block-quantised weights the cpu
+backend may quantise activations to int8 per block of 32 (stated in `linear`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.kernels.tensor import HostTensor
+
+Tensor = Any  # a backend's own value: torch tensor, or a slot of a recorded program
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Index = Literal["input_ids", "positions"]
+KVDType = Literal["float32", "bfloat16", "float16"]
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RotaryTable:
+    """Rotary angles, made once per rope setting.
+
+    cos, sin: [max_len, rotary_dim / 2] float32, any attention scaling already multiplied in.
+    Pairs are (i, i + rotary_dim/2), the "neox" order; dimensions past rotary_dim pass through.
+    """
+
+    cos: FloatArray
+    sin: FloatArray
+
+    @property
+    def rotary_dim(self) -> int:
+        return 2 * int(self.cos.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearWeight:
+    """y = x W^T + bias. `parts` are stacked along the output: a packed QKV is three parts, which may
+    differ in dtype. Each part is [out_i, in]; bias, if any, is [sum of out_i] float32."""
+
+    parts: tuple[HostTensor, ...]
+    bias: FloatArray | None = None
+
+    @property
+    def in_features(self) -> int:
+        return self.parts[0].cols
+
+    @property
+    def out_features(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionLayer:
+    """All that is fixed about one layer's attention.
+
+    group, index_in_group: where its keys and values live (see `KVLayout`).
+    scale multiplies q·k. window w: a token at position p sees positions p-w+1 .. p; None sees all.
+    softcap c: scores become c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D] applied per head
+    before the rotation. rotary None: no rotation.
+    """
+
+    group: int
+    index_in_group: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    q_norm: FloatArray | None = None
+    k_norm: FloatArray | None = None
+    norm_eps: float = 1e-6
+    rotary: RotaryTable | None = None
+
+
+class Ops(Protocol):
+    """What a model's forward pass may call. Every value is [T, width] float32 unless said otherwise."""
+
+    def embedding(self, table: HostTensor, index: Index, *, offset: int = 0, scale: float = 1.0) -> Tensor:
+        """table[index + offset] * scale -> [T, table.cols]. Any dtype of table."""
+
+    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        """[T, in] -> [T, out]. Block-quantised parts: the backend may round x to int8 per 32 columns, an
+        error of at most max|x_block| / 254 an element before the product."""
+
+    def rms_norm(self, x: Tensor, weight: FloatArray, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: FloatArray, eps: float) -> tuple[Tensor, Tensor]:
+        """s = x + residual; returns (rms_norm(s), s). The arguments are dead afterwards."""
+
+    def layer_norm(self, x: Tensor, weight: FloatArray, bias: FloatArray | None, eps: float) -> Tensor:
+        """(x - mean) / sqrt(var + eps) * weight + bias, over the last dimension."""
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y. The arguments are dead afterwards."""
+
+    def activation(self, x: Tensor, kind: Activation) -> Tensor:
+        """Element-wise. The argument is dead afterwards."""
+
+    def gated_activation(self, gate_up: Tensor, kind: Activation) -> Tensor:
+        """[T, 2F] -> [T, F]: act(gate) * up, gate being the first half of the columns."""
+
+    def rotary_kv_write(self, qkv: Tensor, layer: AttentionLayer) -> Tensor:
+        """Split [T, (Q + 2K) * D] into q, k, v; norm and rotate q and k; write k and v into the cache at the
+        step's slots; return q [T, Q * D]. Mutates the KV cache. The argument is dead afterwards."""
+
+    def paged_attention(self, q: Tensor, layer: AttentionLayer) -> Tensor:
+        """Causal attention of each token over its own sequence's keys and values, through its block table.
+        [T, Q * D] -> [T, Q * D]. Any mix of prefill chunks and decodes: sequence s owns the tokens
+        query_start_loc[s] .. query_start_loc[s+1]-1, the last of which has position seq_lens[s] - 1.
+        Blocks wholly outside the window may be null (id 0) and are never read."""
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        """cap * tanh(x / cap). The argument is dead afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """The KV pool's shape. One pool of `num_blocks` equal blocks serves all cache groups: a block holds
+    `block_size` tokens of K and V for the `layers_per_group` layers of whichever group owns it.
+
+        pool: num_blocks x [ layer 0: K V | layer 1: K V | ... ]      one contiguous run of bytes a block
+
+    The order of elements inside a layer's K and V is the backend's own; copying a block copies its bytes.
+    Block 0 is the null block: never written for a live token, never read.
+    """
+
+    num_blocks: int
+    block_size: int
+    layers_per_group: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: KVDType
+
+    @property
+    def layer_bytes(self) -> int:
+        element = 4 if self.dtype == "float32" else 2
+        return 2 * self.num_kv_heads * self.block_size * self.head_dim * element
+
+    @property
+    def block_bytes(self) -> int:
+        return self.layers_per_group * self.layer_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepBatch:
+    """One step's batch tensors.
+
+    Sequence s of the step lives in permanent row `rows[s]`; its block table for group g is
+    `block_tables[g][rows[s]]` ([max_rows, max_blocks] int32), so nothing is gathered.
+    """
+
+    input_ids: IntArray  # [T]
+    positions: IntArray  # [T]
+    query_start_loc: IntArray  # [S + 1]
+    seq_lens: IntArray  # [S], tokens of the sequence once this step is done
+    rows: IntArray  # [S]
+    block_tables: tuple[IntArray, ...]  # G of [max_rows, max_blocks]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SamplingBatch:
+    """What to do with N drawn tokens, one entry each. Arrays are columns; ragged data is CSR: the values of
+    entry i are `values[offsets[i]:offsets[i+1]]`, offsets being [N + 1] int32.
+
+    Order of work, as in vLLM: allowed tokens, banned tokens, bias, penalties; temperature 0 takes the
+    argmax; otherwise divide by temperature, then min_p, top_k, top_p, then draw.
+    The draw: u = uniform(seed, sample_index, position), counter-based (see `kernels/reference/sampling.py`);
+    the token is the first in id order whose cumulative kept probability exceeds u.
+    """
+
+    logits_rows: IntArray  # [N] which row of logits to read; forks of one prompt share a row
+    temperature: FloatArray
+    top_p: FloatArray
+    top_k: IntArray  # 0 keeps all
+    min_p: FloatArray
+    presence_penalty: FloatArray
+    frequency_penalty: FloatArray
+    repetition_penalty: FloatArray
+    seeds: NDArray[np.uint64]  # [N]
+    sample_indices: IntArray  # [N]
+    positions: IntArray  # [N] the position the new token will have
+    history: IntArray  # CSR values: prompt then output tokens; only for entries with a penalty
+    history_offsets: IntArray
+    prompt_lens: IntArray  # [N] how many of an entry's history tokens are prompt
+    allowed: IntArray  # CSR; an empty run allows every token
+    allowed_offsets: IntArray
+    banned: IntArray  # CSR
+    banned_offsets: IntArray
+    bias_ids: IntArray  # CSR
+    bias_values: FloatArray
+    bias_offsets: IntArray
+
+
+class CompiledModel(Protocol):
+    """A model bound to a backend, a KV pool and step limits. One owner: the model runner."""
+
+    def forward(self, batch: StepBatch) -> None:
+        """Run the step up to the last hidden states, which stay inside until the next forward."""
+
+    def logits(self, token_indices: IntArray) -> FloatArray:
+        """Logits [N, V] for N tokens of the last forward, by their index in the step. The array is valid until
+        the next call."""
+
+    def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
+        """Draw N tokens -> [N] int32. `logits` is not changed. An entry whose logits are NaN, or whose every
+        token is banned, gets -1: that request fails, the others do not."""
+
+    def top_logprobs(self, logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
+        """Log-softmax of raw logits [N, V]: for each row the chosen token's then the k best tokens':
+        ids [N, k+1], logprobs [N, k+1], ranks of the chosen tokens [N] (1 = best)."""
+
+    def copy_blocks(self, source: IntArray, target: IntArray) -> None:
+        """Copy whole blocks of the pool, in order."""
+
+
+class Model(Protocol):
+    """What a backend needs of a model: two functions over Ops."""
+
+    def forward(self, ops: Ops) -> Tensor:
+        """input_ids, positions -> final hidden states [T, H], after the last norm."""
+
+    def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
+        """[N, H] -> [N, V]."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The most a step may hold; backends size their buffers by it."""
+
+    max_num_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    vocab_size: int
+
+
+class Backend(Protocol):
+    """An implementation family. `registry.py` lists them, best first."""
+
+    name: str
+
+    def why_not(self) -> str | None:
+        """None if it can run here, else the reason and the cure, in one sentence."""
+
+    def compile(self, model: Model, kv: KVLayout, pool: NDArray[np.uint8], limits: StepLimits) -> CompiledModel:
+        """Bind a model to this backend; `pool` is the KV pool, [num_blocks * block_bytes] uint8."""

@@ -1,0 +1,102 @@
+"""HostTensor: a weight as its file stores it, dense or block-quantised, without copying it.
+
+A tensor is `rows x cols` elements in row-major order; leading dimensions, if any, fold into rows.
+A row is a run of equal blocks, and a row's bytes depend on no other row, so that rows can be
+permuted, cut and joined without touching the numbers inside:
+
+    row 0 | block 0 | block 1 | ... | block cols/32-1 |      Q8_0: 34 bytes = fp16 scale + 32 int8
+    row 1 | ...
+
+The data is usually a view into a memory-mapped file: read-only, and paid for when touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+DType = Literal["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+DTYPES: tuple[DType, ...] = get_args(DType)
+
+#: elements in a block, bytes of a block. The layouts are ggml's.
+BLOCK_FORMATS: dict[DType, tuple[int, int]] = {
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q8_0": (32, 34),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}
+DENSE_DTYPES: frozenset[DType] = frozenset({"F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostTensor:
+    """A named-format tensor over raw bytes.
+
+    `shape` counts elements, slowest dimension first; `data` is a contiguous 1-D uint8 array of exactly
+    `num_bytes(dtype, shape)` bytes. BF16 stays raw because numpy has no such type.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        expected = num_bytes(self.dtype, self.shape)
+        if self.data.dtype != np.uint8 or self.data.ndim != 1 or self.data.nbytes != expected:
+            raise ValueError(
+                f"{self.dtype} tensor of shape {self.shape} needs {expected} bytes as a 1-D uint8 array, "
+                f"got {self.data.nbytes} bytes of {self.data.dtype} with {self.data.ndim} dimensions"
+            )
+
+    @property
+    def is_dense(self) -> bool:
+        return self.dtype in DENSE_DTYPES
+
+    @property
+    def rows(self) -> int:
+        return prod(self.shape[:-1])
+
+    @property
+    def cols(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def row_bytes(self) -> int:
+        return num_bytes(self.dtype, (self.cols,))
+
+    @property
+    def row_data(self) -> NDArray[np.uint8]:
+        """The bytes as [rows, row_bytes]."""
+        return self.data.reshape(self.rows, self.row_bytes)
+
+
+def num_bytes(dtype: DType, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor. Raises ValueError where the last dimension does not fill whole blocks."""
+    block_len, block_bytes = BLOCK_FORMATS[dtype]
+    cols = shape[-1] if shape else 1
+    if cols % block_len:
+        raise ValueError(f"{dtype} rows hold blocks of {block_len} elements; {cols} columns do not divide")
+    return prod(shape) // block_len * block_bytes
+
+
+def from_array(array: NDArray[np.float32] | NDArray[np.float16]) -> HostTensor:
+    """Wrap a float32 or float16 array; copies only if it is not contiguous."""
+    dtype: DType = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}[array.dtype]  # type: ignore[assignment]
+    return HostTensor(dtype, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def take_rows(tensor: HostTensor, order: NDArray[np.int64]) -> HostTensor:
+    """Rows in a new order (a gather), for any dtype; copies."""
+    data = np.ascontiguousarray(tensor.row_data[order]).reshape(-1)
+    return HostTensor(tensor.dtype, (len(order), tensor.cols), data)

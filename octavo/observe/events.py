@@ -1,0 +1,159 @@
+"""Everything that happened, as frozen records in one log.
+
+Metrics, reports, golden tests and the visualiser read this log and nothing else of the engine.
+`time` is seconds of the engine's monotonic clock; `step` counts steps from 1.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived(Event):
+    """A request entered the waiting queue."""
+
+    request_id: str
+    num_prompt_tokens: int
+    num_sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waits(Event):
+    """Why a request did not start this step; written when the reason changes, not every step."""
+
+    request_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled(Event):
+    """One step's grants, as columns: sequence i computes num_tokens[i] tokens from num_computed[i] on."""
+
+    step: int
+    sequence_ids: tuple[int, ...]
+    num_computed: tuple[int, ...]
+    num_tokens: tuple[int, ...]
+    num_waiting: int
+    num_free_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksGiven(Event):
+    """A sequence's table grew by these blocks."""
+
+    sequence_id: int
+    group: int
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixHit(Event):
+    """A sequence found so many of its tokens in the prefix tree."""
+
+    sequence_id: int
+    num_tokens: int
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forked(Event):
+    """A child sequence shares all blocks of its parent."""
+
+    parent_id: int
+    sequence_id: int
+    request_id: str
+    num_shared_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopied(Event):
+    """Copy-on-write: the sequence wrote into a shared block."""
+
+    sequence_id: int
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksFreed(Event):
+    """A sequence let go of these blocks; `why` is finished, preempted, aborted or window."""
+
+    sequence_id: int
+    group: int
+    block_ids: tuple[int, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEvicted(Event):
+    """A cached block lost its content to make room."""
+
+    block_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preempted(Event):
+    """A running sequence gave up its blocks and waits again."""
+
+    sequence_id: int
+    request_id: str
+    num_lost_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken(Event):
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """A sequence ended."""
+
+    sequence_id: int
+    request_id: str
+    reason: str
+    num_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone(Event):
+    """A step's cost: seconds in schedule, execute and update, and what it held."""
+
+    step: int
+    schedule_s: float
+    execute_s: float
+    update_s: float
+    num_tokens: int
+    num_seqs: int
+
+
+class EventLog:
+    """A bounded log. One writer (the engine's thread); listeners are called in order, as events are written."""
+
+    def __init__(self, capacity: int) -> None:
+        self._events: deque[Event] = deque(maxlen=capacity)
+        self._listeners: list[Callable[[Event], None]] = []
+        self.num_written = 0
+
+    def write(self, event: Event) -> None:
+        self.num_written += 1
+        self._events.append(event)
+        for listener in self._listeners:
+            listener(event)
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        self._listeners.append(listener)
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(tuple(self._events))
+
+    def __len__(self) -> int:
+        return len(self._events)

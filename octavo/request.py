@@ -1,0 +1,101 @@
+"""What the engine remembers: a Request is what a user asked, a Sequence is one stream of tokens being made.
+
+    Request "a", n=3
+      ├── Sequence 0   prompt | tokens ...      prefills the prompt; the others fork from it
+      ├── Sequence 1   prompt | tokens ...
+      └── Sequence 2   prompt | tokens ...
+
+The scheduler owns and changes both; everyone else reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NewType
+
+from octavo.outputs import FinishReason
+from octavo.sampling_params import SamplingParams
+
+SequenceId = NewType("SequenceId", int)
+RequestId = str
+
+
+class SequenceState(Enum):
+    """waiting -> running -> finished; preempt moves running back to waiting."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One stream of tokens.
+
+    token_ids: prompt and output together, the engine's only copy.
+    num_computed_tokens: how many of them have keys and values in the cache. A sequence whose every token
+    but the last is computed is decoding; there is no other notion of phase.
+    row: its permanent row in the worker while running, else -1.
+    """
+
+    sequence_id: SequenceId
+    request: Request
+    index: int
+    token_ids: list[int]
+    num_computed_tokens: int = 0
+    state: SequenceState = SequenceState.WAITING
+    row: int = -1
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.request.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.request.num_prompt_tokens :]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What was asked, checked and tokenised.
+
+    seed: the 64-bit key of its random numbers, the user's or one the engine drew.
+    stop_token_ids: every token that ends a sequence, the model's end tokens included unless ignored.
+    max_output_tokens: max_tokens cut to what the model's context leaves.
+    banned_until_min_tokens: tokens that may not be drawn before min_tokens.
+    bad_word_ids: token sequences that may not be completed.
+    """
+
+    request_id: RequestId
+    prompt_token_ids: list[int]
+    sampling_params: SamplingParams
+    seed: int
+    arrival_time: float
+    max_output_tokens: int
+    prompt: str | None = None
+    priority: int = 0
+    cache_salt: str | None = None
+    eos_token_ids: frozenset[int] = frozenset()
+    stop_token_ids: frozenset[int] = frozenset()
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    sequences: list[Sequence] = field(default_factory=list)
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    first_scheduled_time: float | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def reads_prefix_cache(self) -> bool:
+        """Prompt logprobs need every prompt position computed, so such a request skips cached prefixes."""
+        skip = self.sampling_params.skip_reading_prefix_cache
+        return not (self.sampling_params.prompt_logprobs is not None if skip is None else skip)
