@@ -8,7 +8,7 @@ value here where a value can say it, and code in its file under models/ where it
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from octavo.kernels.ops import Activation
 
