@@ -150,24 +150,6 @@ class SamplingParams:
     def has_penalties(self) -> bool:
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
-    def check_model_limits(self, *, vocab_size: int, max_logprobs: int) -> None:
-        """Refuse what only a model can refuse: token ids outside of its vocabulary, more logprobs than the engine
-        allows (`max_logprobs`, where -1 allows the whole vocabulary)."""
-        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-            outside = [token_id for token_id in getattr(self, name) or () if token_id >= vocab_size]
-            if outside:
-                raise InvalidRequestError(
-                    f"{name} holds {outside[0]}, allowed are this model's token ids: 0 to {vocab_size - 1}"
-                )
-        limit = vocab_size if max_logprobs == -1 else min(max_logprobs, vocab_size)
-        for name in ("logprobs", "prompt_logprobs"):
-            value = getattr(self, name)
-            if value is not None and (value > limit or (value == -1 and limit < vocab_size)):
-                raise InvalidRequestError(
-                    f"{name} is {value}, this engine allows 0 to {limit}: ask for fewer, or start it with a higher "
-                    "max_logprobs (-1: the whole vocabulary)"
-                )
-
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with some fields changed, checked again."""
         return replace(self, **changes)
