@@ -16,7 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from octavo.kernels.ops import FloatArray, LinearWeight
-from octavo.kernels.tensor import HostTensor, float32_values
+from octavo.kernels.reference.dequantize import dequantize
+from octavo.kernels.tensor import HostTensor
 from octavo.layers.norm import LayerNorm, RMSNorm
 
 Shape = tuple[int, ...]
@@ -51,7 +52,7 @@ class Weights:
 
     def vector(self, name: str) -> FloatArray:
         """A norm weight or a bias, in float32."""
-        return float32_values(self.tensor(name))
+        return dequantize(self.tensor(name))
 
     def rms_norm(self, name: str, eps: float) -> RMSNorm:
         return RMSNorm(self.vector(f"{name}.weight"), eps)
