@@ -1,6 +1,7 @@
 """octavo: the command line. One file a command, and only the command that is asked for is imported.
 
-A command is a module with `add_arguments(parser)` and `run(args) -> exit code`. Exit codes: 0 done,
+A command is a module with `add_arguments(parser)` and `run(args) -> exit code`; its docstring heads its
+help. Exit codes: 0 done,
 1 done with a bad result, 2 refused (one line says why), 130 stopped by Ctrl-C.
 """
 
@@ -17,13 +18,17 @@ from octavo import __version__
 from octavo.errors import OctavoError
 
 COMMANDS = {
-    "run": "answer prompts from the command line, a file or a pipe, or chat on a terminal",
-    "doctor": "say what this machine has, which backends work here, and why the others do not",
+    "run": "answer prompts, or chat",
+    "doctor": "what this machine has, which backends work here and why the others do not",
     "bench": "measure",
 }
 
 
 class Command(Protocol):
+    """What a command's module offers."""
+
+    __doc__: str | None
+
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
     def run(self, args: argparse.Namespace) -> int: ...
@@ -31,12 +36,21 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser, command = _parser_for(argv)
-    if command is None:
-        parser.parse_args(argv)
-        parser.print_help()
-        return 0
-    args = parser.parse_args(argv)
+    if not argv or argv[0] not in COMMANDS:
+        return _without_command(argv)
+    name, *rest = argv
+    command = cast(Command, import_module(f"octavo.cli.{name}"))
+    parser = argparse.ArgumentParser(
+        prog=f"octavo {name}", description=command.__doc__, allow_abbrev=False, formatter_class=_HelpFormatter
+    )
+    command.add_arguments(parser)
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=bool(os.environ.get("OCTAVO_DEBUG")),
+        help="show the traceback of an error; also OCTAVO_DEBUG=1",
+    )
+    args = parser.parse_intermixed_args(rest)
     try:
         return command.run(args)
     except OctavoError as error:
@@ -53,21 +67,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _parser_for(argv: list[str]) -> tuple[argparse.ArgumentParser, Command | None]:
-    """The parser, with the flags of the one command that `argv` names, and that command."""
-    parser = argparse.ArgumentParser(prog="octavo", description="Octavo, an LLM inference engine.")
+def _without_command(argv: list[str]) -> int:
+    """Help, the version, or a refusal."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="octavo",
+        description="Octavo, an LLM inference engine that one person can read.",
+        epilog=f"commands:\n{commands}\n\n`octavo COMMAND --help` says more.",
+        formatter_class=_HelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"octavo {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
-    command: Command | None = None
-    for name, summary in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if argv and argv[0] == name:
-            command = cast(Command, import_module(f"octavo.cli.{name}"))
-            command.add_arguments(subparser)
-            subparser.add_argument(
-                "--debug",
-                action="store_true",
-                default=bool(os.environ.get("OCTAVO_DEBUG")),
-                help="show the traceback of an error; also OCTAVO_DEBUG=1",
-            )
-    return parser, command
+    parser.add_argument("command", metavar="COMMAND", nargs="?", choices=list(COMMANDS), help="one of those below")
+    parser.parse_args(argv)
+    parser.print_help()
+    return 0
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves descriptions as they are written, and gives flags room."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)

@@ -33,6 +33,7 @@ _NOT_FLAGS = frozenset({"model", "seed", "skip_tokenizer_init"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "octavo run MODEL [PROMPT ...] [options]"
     parser.add_argument("model", help="a packaged model's name (smollm2), a folder, a hub id or a .gguf file")
     parser.add_argument("prompt", nargs="*", help="prompts to answer at once; none: chat, or read a pipe")
     parser.add_argument("-i", "--input", metavar="FILE", help="prompts, one a line, as text or JSONL; - is a pipe")
@@ -49,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.input and args.prompt:
-        raise InvalidRequestError(
-            "prompts were given as arguments and with --input, allowed is one of them"
-        )
+        raise InvalidRequestError("prompts were given as arguments and with --input, allowed is one of them")
     is_chat = not args.prompt and not args.input and sys.stdin.isatty()
     if is_chat and (args.output or args.raw):
         raise InvalidRequestError("--output and --raw need prompts, got none: give them as arguments or with --input")

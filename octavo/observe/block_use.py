@@ -1,14 +1,15 @@
 """Who holds which KV block, replayed from the event log: the allocator's books, seen from outside.
 
-    tables[(sequence, group)]   [ 7, 8, 12 ]      a hole (None) is a block that a sliding window let go
-    tokens[sequence]            37                16 + 16 + 5: the last block is partly filled
+    held[sequence]         { 7: 0, 8: 16, 12: 32 }     block id -> position of its first slot
+    num_tokens[sequence]   37                          16 + 16 + 5: block 12 is partly filled
 
-A block in several tables is shared: it exists once, however many sequences read it.
+A block that several sequences hold is shared: it exists once, however many read it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import singledispatchmethod
 
@@ -28,11 +29,11 @@ from octavo.observe.events import (
 class Occupancy:
     """One moment. A used block belongs to at least one sequence; its slots may not all be filled."""
 
-    num_sequences: int
-    num_used_blocks: int
-    num_filled_slots: int
-    num_shared_blocks: int
-    num_table_entries: int  # what would be used if nothing were shared
+    num_sequences: int = 0
+    num_used_blocks: int = 0
+    num_filled_slots: int = 0
+    num_shared_blocks: int = 0
+    num_table_entries: int = 0  # blocks that would be used if nothing were shared
 
 
 class BlockUse:
@@ -40,8 +41,10 @@ class BlockUse:
 
     def __init__(self) -> None:
         self._block_size = 1
-        self._tables: dict[tuple[int, int], list[int | None]] = {}
+        self._held: dict[int, dict[int, int]] = {}
         self._num_tokens: dict[int, int] = {}
+        self._ends: dict[tuple[int, int], int] = {}  # (sequence, group) -> position after its last block
+        self._found: dict[int, int] = {}  # sequence -> tokens found in the prefix tree
 
     @singledispatchmethod
     def follow(self, event: Event) -> None:
@@ -53,58 +56,60 @@ class BlockUse:
 
     @follow.register
     def _(self, event: PrefixHit) -> None:
-        self._tables.setdefault((event.sequence_id, 0), []).extend(event.block_ids)
+        """Found blocks are full, so their order does not matter: position 0 serves for all."""
+        self._held.setdefault(event.sequence_id, {}).update(dict.fromkeys(event.block_ids, 0))
+        self._found[event.sequence_id] = self._num_tokens[event.sequence_id] = event.num_tokens
 
     @follow.register
     def _(self, event: BlocksGiven) -> None:
-        self._tables.setdefault((event.sequence_id, event.group), []).extend(event.block_ids)
+        key = event.sequence_id, event.group
+        held = self._held.setdefault(event.sequence_id, {})
+        for block_id in event.block_ids:
+            held[block_id] = self._ends.setdefault(key, self._found.get(event.sequence_id, 0))
+            self._ends[key] += self._block_size
 
     @follow.register
     def _(self, event: Forked) -> None:
-        for (sequence_id, group), table in list(self._tables.items()):
-            if sequence_id == event.parent_id:
-                self._tables[event.sequence_id, group] = list(table)
+        self._held[event.sequence_id] = dict(self._held.get(event.parent_id, {}))
         self._num_tokens[event.sequence_id] = self._num_tokens.get(event.parent_id, 0)
+        ends = {group: end for (sequence_id, group), end in self._ends.items() if sequence_id == event.parent_id}
+        self._ends.update({(event.sequence_id, group): end for group, end in ends.items()})
 
     @follow.register
     def _(self, event: BlockCopied) -> None:
-        for (sequence_id, _), table in self._tables.items():
-            if sequence_id == event.sequence_id and event.source in table:
-                table[table.index(event.source)] = event.target
+        held = self._held[event.sequence_id]
+        held[event.target] = held.pop(event.source)
 
     @follow.register
     def _(self, event: BlocksFreed) -> None:
-        key = event.sequence_id, event.group
-        if event.why == "window":
-            gone = set(event.block_ids)
-            self._tables[key] = [None if block_id in gone else block_id for block_id in self._tables[key]]
-        else:
-            self._tables.pop(key, None)
+        held = self._held.get(event.sequence_id, {})
+        for block_id in event.block_ids:
+            held.pop(block_id, None)
+        if event.why != "window":
+            self._ends.pop((event.sequence_id, event.group), None)
+            self._found.pop(event.sequence_id, None)
+        if not held:
+            self._held.pop(event.sequence_id, None)
+            self._num_tokens.pop(event.sequence_id, None)
 
     @follow.register
     def _(self, event: Scheduled) -> None:
-        for sequence_id, computed, granted in zip(
-            event.sequence_ids, event.num_computed, event.num_tokens, strict=True
-        ):
-            self._num_tokens[sequence_id] = computed + granted
+        rows = zip(event.sequence_ids, event.num_computed, event.num_tokens, strict=True)
+        self._num_tokens.update({sequence_id: computed + granted for sequence_id, computed, granted in rows})
 
-    def occupancy(self, sequence_ids: frozenset[int] | None = None) -> Occupancy:
+    def occupancy(self, sequence_ids: Iterable[int] | None = None) -> Occupancy:
         """Of all sequences, or of some."""
+        asked = self._held if sequence_ids is None else [one for one in sequence_ids if one in self._held]
         owners: Counter[int] = Counter()
         filled: dict[int, int] = {}
-        holders = set()
-        for (sequence_id, _), table in self._tables.items():
-            if sequence_ids is not None and sequence_id not in sequence_ids:
-                continue
-            holders.add(sequence_id)
-            left = self._num_tokens.get(sequence_id, 0)
-            for block_id in table:
-                if block_id is not None:
-                    owners[block_id] += 1
-                    filled[block_id] = max(filled.get(block_id, 0), min(max(left, 0), self._block_size))
-                left -= self._block_size
+        for sequence_id in asked:
+            num_tokens = self._num_tokens.get(sequence_id, 0)
+            owners.update(self._held[sequence_id].keys())
+            for block_id, position in self._held[sequence_id].items():
+                in_block = min(max(num_tokens - position, 0), self._block_size)
+                filled[block_id] = max(filled.get(block_id, 0), in_block)
         return Occupancy(
-            num_sequences=len(holders),
+            num_sequences=len(asked),
             num_used_blocks=len(owners),
             num_filled_slots=sum(filled.values()),
             num_shared_blocks=sum(count > 1 for count in owners.values()),

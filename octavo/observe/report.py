@@ -26,8 +26,6 @@ from octavo.observe.events import (
     StepDone,
 )
 
-NOTHING = Occupancy(0, 0, 0, 0, 0)
-
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
@@ -124,7 +122,7 @@ class Recorder:
         self._totals = _Totals()
         self._use = BlockUse()
         self._groups: dict[str, set[int]] = {}  # request -> its sequences, once it has forked
-        self._peak = NOTHING
+        self._peak = Occupancy()
         self._sharing: Sharing | None = None
         self._record_all(log)
         log.listen(self.record)
@@ -194,9 +192,9 @@ class Recorder:
         if now.num_used_blocks > self._peak.num_used_blocks:
             self._peak = now
         for request_id, sequence_ids in self._groups.items():
-            self._look_at_group(request_id, frozenset(sequence_ids))
+            self._look_at_group(request_id, sequence_ids)
 
-    def _look_at_group(self, request_id: str, sequence_ids: frozenset[int]) -> None:
+    def _look_at_group(self, request_id: str, sequence_ids: set[int]) -> None:
         now = self._use.occupancy(sequence_ids)
         best = self._sharing
         saved = now.num_table_entries - now.num_used_blocks
