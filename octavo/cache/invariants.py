@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from octavo.cache.block import NULL_BLOCK, chain_hash, root_hash
+from octavo.cache.block import NULL_BLOCK, BlockId, chain_hash, root_hash
 from octavo.cache.block_table import BlockTables
 from octavo.cache.kv_cache import KVCache
 from octavo.request import Sequence
@@ -43,7 +43,7 @@ def _check_pool(cache: KVCache) -> None:
     free, cached = set(pool.free), set(pool.cached)
     assert len(free) == len(pool.free), "a block is in the free list twice"
     assert not free & cached, f"blocks are both free and cached: {free & cached}"
-    for block_id in range(1, pool.num_blocks):
+    for block_id in map(BlockId, range(1, pool.num_blocks)):
         count = pool.ref_counts[block_id]
         assert count == held[block_id], f"block {block_id} is in {held[block_id]} tables, its count says {count}"
         is_idle = block_id in free or block_id in cached
@@ -91,5 +91,5 @@ def _check_tree(cache: KVCache) -> None:
         found = cache.tree.find(node.group, node.content)
         assert found is not None, f"block {block_id} is in the tree but cannot be found"
         assert cache.tree.nodes[found].content == node.content
-        if cache.groups[node.group].window is None and node.index > 0:
+        if cache.groups[node.group].window is None and node.depth > 0:
             assert cache.tree.find(node.group, node.parent) is not None, f"block {block_id} lost its parent"

@@ -31,10 +31,10 @@ class PrefixMatch:
 
 
 class Node(NamedTuple):
-    """A place in the tree. index: which block of a sequence it is, 0 being the first."""
+    """A place in the tree. depth 0: the first block of a sequence."""
 
     group: int
-    index: int
+    depth: int
     content: ContentHash
     parent: ContentHash
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Listlike
 from dataclasses import dataclass, field
 
+from octavo.cache.block import NULL_BLOCK
 from octavo.cache.groups import CacheGroup
 from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 
@@ -79,7 +80,8 @@ class FakeExecutor:
         for fork in plan.fork_rows:
             self._fork(fork)
         for source, target in plan.copies:
-            assert source and target and source != target, f"copy {source} -> {target} is not between two live blocks"
+            assert NULL_BLOCK not in (source, target), f"copy {source} -> {target} touches the null block"
+            assert source != target, f"block {source} is copied onto itself"
             self._slots[target] = list(self._slots[source])
         self._compute(plan)
         return StepResult(plan.step_id, self._sample(plan), prompt_logprobs=self._prompt_logprobs(plan))
