@@ -24,7 +24,7 @@ from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model, required_tensors
-from octavo.observe.events import EventLog
+from octavo.observe.events import EngineStarted, EventLog
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 from octavo.worker.memory import plan_kv_cache
@@ -70,6 +70,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
     worker = _load_worker(selection.backend, checkpoint, shape)
     tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(checkpoint, config.model)
     events = EventLog(config.observe.event_log_size)
+    events.write(_engine_started(shape, clock()))
     core = EngineCore(_scheduler(config, shape, events, clock), InlineExecutor(worker), events, clock)
     return LLMEngine(
         core=core,
@@ -119,6 +120,17 @@ def _engine_shape(config: EngineConfig, checkpoint: Checkpoint) -> _EngineShape:
         vocab_size=architecture.vocab_size,
     )
     return _EngineShape(groups, replace(layout, num_blocks=budget.num_blocks), limits)
+
+
+def _engine_started(shape: _EngineShape, now: float) -> EngineStarted:
+    return EngineStarted(
+        time=now,
+        num_blocks=shape.layout.num_blocks - 1,
+        block_size=shape.layout.block_size,
+        block_bytes=shape.layout.block_bytes,
+        num_groups=len(shape.groups),
+        max_model_len=shape.limits.max_model_len,
+    )
 
 
 def _kv_dtype(config: EngineConfig, checkpoint: Checkpoint) -> KVDType:
