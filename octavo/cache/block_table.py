@@ -2,28 +2,29 @@
 
 One table per cache group, all equally long; entry i of each holds tokens i*block_size onwards:
 
-    tokens           0..15   16..31   32..47   48..
-    group 0 (full)     4       9       17       3        3 may be shared with a fork until someone writes
-    group 1 (window)   0       0       12       8        0: null, behind the window, given back
+    tokens            0..15   16..31   32..47   48..63
+    group 0, full       4        9       17        3       3 may be shared with a fork until someone writes
+    group 1, window     0        0       12        8       0: null, behind the window, given back
 
-    num_hashed = 3 full blocks named         room = 64 tokens may be written without asking again
+    num_published = 3: the full ones are in the prefix tree
+    room = 64: so many tokens may be written without asking again; less while a fork shares block 3
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Listlike
 from dataclasses import dataclass
 
-from octavo.cache.block import BlockId, ContentHash
+from octavo.cache.block import BlockId, ContentHash, chain_hash
 
 
 @dataclass(slots=True, eq=False)
 class BlockTables:
     """A sequence's tables, and what is known about them.
 
-    hashes: the chain of content hashes of its full blocks, as far as computed; hashes[0] is the root.
-    num_found: leading blocks that came from the prefix tree. num_published: leading blocks offered to it.
+    hashes: root, then the content hash of each full block, as far as anyone has asked.
     first_visible: per group, entries before it are null.
-    room: tokens up to which the sequence may write: so many slots are its own, none of them shared.
+    num_found: leading blocks that came from the prefix tree. num_published: leading blocks that are in it.
     """
 
     hashes: list[ContentHash]
@@ -33,13 +34,35 @@ class BlockTables:
     num_published: int = 0
     room: int = 0
 
+    @classmethod
+    def empty(cls, root: ContentHash, num_groups: int) -> BlockTables:
+        return cls([root], [[] for _ in range(num_groups)], [0] * num_groups)
+
     @property
     def num_blocks(self) -> int:
         return len(self.block_ids[0])
 
+    def extend_hashes(self, token_ids: Listlike[int], num_blocks: int, block_size: int) -> None:
+        """Know the hashes of the first `num_blocks` blocks."""
+        for index in range(len(self.hashes) - 1, num_blocks):
+            tokens = token_ids[index * block_size : (index + 1) * block_size]
+            self.hashes.append(chain_hash(self.hashes[-1], tokens))
+
+    def fork(self, room: int) -> BlockTables:
+        """The same blocks for a child; neither may write past `room` without asking."""
+        self.room = room
+        return BlockTables(
+            hashes=list(self.hashes),
+            block_ids=[list(table) for table in self.block_ids],
+            first_visible=list(self.first_visible),
+            num_found=self.num_published,
+            num_published=self.num_published,
+            room=room,
+        )
+
     def clear(self) -> None:
         """Hold nothing, but keep the hashes: the sequence may come back."""
-        for group, table in enumerate(self.block_ids):
+        for table in self.block_ids:
             table.clear()
-            self.first_visible[group] = 0
+        self.first_visible = [0] * len(self.block_ids)
         self.num_found = self.num_published = self.room = 0

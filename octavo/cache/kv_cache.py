@@ -16,22 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Listlike
 
-from octavo.cache.block import NULL_BLOCK, BlockId, chain_hash, root_hash
+from octavo.cache.block import NULL_BLOCK, BlockId, root_hash
 from octavo.cache.block_pool import BlockPool
 from octavo.cache.block_table import BlockTables
 from octavo.cache.groups import CacheGroup
-from octavo.cache.prefix_tree import Node, PrefixMatch, PrefixTree
+from octavo.cache.journal import CacheJournal
+from octavo.cache.prefix_tree import PrefixMatch, PrefixTree
 from octavo.messages import BlockWrite
-from octavo.observe.events import (
-    BlockCopied,
-    BlockEvicted,
-    BlocksFreed,
-    BlocksGiven,
-    BlocksPublished,
-    EventLog,
-    Forked,
-    PrefixHit,
-)
+from octavo.observe.events import EventLog
 from octavo.request import Sequence, SequenceId
 
 
@@ -52,10 +44,9 @@ class KVCache:
         self.groups = tuple(groups)
         self.enable_prefix_caching = enable_prefix_caching
         self.tree = PrefixTree()
-        self.pool = BlockPool(num_blocks, self.tree, self._record_eviction)
+        self._journal = CacheJournal(events, clock)
+        self.pool = BlockPool(num_blocks, self.tree, on_evict=self._journal.evicted)
         self.tables: dict[SequenceId, BlockTables] = {}
-        self._events = events
-        self._clock = clock
         self._writes: list[BlockWrite] = []
         self._copies: list[tuple[int, int]] = []
 
@@ -74,7 +65,7 @@ class KVCache:
         """The longest cached prefix, whole blocks of at most `max_tokens` tokens."""
         tables = self._tables_of(sequence)
         num_blocks = max_tokens // self.block_size if self.enable_prefix_caching else 0
-        self._extend_hashes(tables, sequence, num_blocks)
+        tables.extend_hashes(sequence.token_ids, num_blocks, self.block_size)
         return self.tree.match(tables.hashes[1 : num_blocks + 1], self.groups, self.block_size)
 
     def num_blocks_to_start(self, sequence: Sequence, match: PrefixMatch, chunk_len: int) -> int:
@@ -100,9 +91,7 @@ class KVCache:
                 self.pool.share(block_id)
             if match.num_tokens:
                 self._write(sequence, index, first, found[first:])
-        if match.num_tokens and self._events.is_on:
-            found_ids = tuple(block_id for table in match.block_ids for block_id in table if block_id)
-            self._events.write(PrefixHit(self._clock(), sequence.sequence_id, match.num_tokens, found_ids))
+        self._journal.found(sequence.sequence_id, match)
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make room for the next `num_tokens` tokens. False: not enough blocks, and none were taken."""
@@ -120,8 +109,7 @@ class KVCache:
                 fresh = self.pool.take(num_new)
                 self._write(sequence, group, len(table), fresh)
                 table.extend(fresh)
-                if self._events.is_on:
-                    self._events.write(BlocksGiven(self._clock(), sequence.sequence_id, group, tuple(fresh)))
+                self._journal.given(sequence.sequence_id, group, fresh)
         tables.room = tables.num_blocks * self.block_size
         self._publish(tables, sequence, start + num_tokens)
         return True
@@ -133,25 +121,8 @@ class KVCache:
             for block_id in table:
                 if block_id != NULL_BLOCK:
                     self.pool.share(block_id)
-        tables.room = parent.num_computed_tokens
-        self.tables[child.sequence_id] = BlockTables(
-            hashes=list(tables.hashes),
-            block_ids=[list(table) for table in tables.block_ids],
-            first_visible=list(tables.first_visible),
-            num_found=tables.num_published,
-            num_published=tables.num_published,
-            room=tables.room,
-        )
-        if self._events.is_on:
-            self._events.write(
-                Forked(
-                    self._clock(),
-                    parent.sequence_id,
-                    child.sequence_id,
-                    child.request.request_id,
-                    sum(1 for table in tables.block_ids for block_id in table if block_id),
-                )
-            )
+        self.tables[child.sequence_id] = tables.fork(room=parent.num_computed_tokens)
+        self._journal.forked(parent, child, tables)
 
     def free(self, sequence: Sequence, why: str) -> None:
         """Let go of all blocks, last first. Preempted: the sequence comes back. Error: content not trusted."""
@@ -162,10 +133,7 @@ class KVCache:
             self._unpublish(tables)
         else:
             self._publish(tables, sequence, sequence.num_computed_tokens)
-        if self._events.is_on and tables.num_blocks:
-            for group, table in enumerate(tables.block_ids):
-                held = tuple(table[tables.first_visible[group] :])
-                self._events.write(BlocksFreed(self._clock(), sequence.sequence_id, group, held, why))
+        self._journal.freed(sequence.sequence_id, tables, why)
         for entries in zip(*(reversed(table) for table in tables.block_ids), strict=True):
             for block_id in entries:
                 if block_id != NULL_BLOCK:
@@ -185,16 +153,9 @@ class KVCache:
     def _tables_of(self, sequence: Sequence) -> BlockTables:
         tables = self.tables.get(sequence.sequence_id)
         if tables is None:
-            num_groups = len(self.groups)
-            root = root_hash(sequence.request.cache_salt)
-            tables = BlockTables([root], [[] for _ in range(num_groups)], [0] * num_groups)
+            tables = BlockTables.empty(root_hash(sequence.request.cache_salt), len(self.groups))
             self.tables[sequence.sequence_id] = tables
         return tables
-
-    def _extend_hashes(self, tables: BlockTables, sequence: Sequence, num_blocks: int) -> None:
-        hashes, size = tables.hashes, self.block_size
-        for index in range(len(hashes) - 1, num_blocks):
-            hashes.append(chain_hash(hashes[-1], sequence.token_ids[index * size : (index + 1) * size]))
 
     def _shared_groups(self, tables: BlockTables, position: int) -> list[int]:
         """Groups whose block at `position` exists and has other owners."""
@@ -211,8 +172,7 @@ class KVCache:
         tables.block_ids[group][index] = target
         self._copies.append((source, target))
         self._write(sequence, group, index, [target])
-        if self._events.is_on:
-            self._events.write(BlockCopied(self._clock(), sequence.sequence_id, source, target))
+        self._journal.copied(sequence.sequence_id, source, target)
 
     def _give_back_behind_window(self, tables: BlockTables, sequence: Sequence) -> None:
         for group, shape in enumerate(self.groups):
@@ -228,24 +188,15 @@ class KVCache:
             tables.first_visible[group] = first
             for block_id in reversed(passed):
                 self.pool.release(block_id)
-            if self._events.is_on:
-                self._events.write(BlocksFreed(self._clock(), sequence.sequence_id, group, tuple(passed), "window"))
+            self._journal.passed(sequence.sequence_id, group, passed)
 
     def _publish(self, tables: BlockTables, sequence: Sequence, num_computed: int) -> None:
         """Enter the blocks that are full once `num_computed` tokens are computed into the prefix tree."""
         first, num_full = tables.num_published, num_computed // self.block_size
-        if num_full <= first or not self.enable_prefix_caching:
-            return
-        self._extend_hashes(tables, sequence, num_full)
-        for group, table in enumerate(tables.block_ids):
-            for index in range(max(first, tables.first_visible[group]), num_full):
-                if table[index] not in self.tree:
-                    self.tree.insert(table[index], Node(group, index, tables.hashes[index + 1], tables.hashes[index]))
-            if self._events.is_on:
-                parent = table[first - 1] if first else NULL_BLOCK
-                published = tuple(table[first:num_full])
-                self._events.write(BlocksPublished(self._clock(), sequence.sequence_id, group, parent, published))
-        tables.num_published = num_full
+        if num_full > first and self.enable_prefix_caching:
+            tables.extend_hashes(sequence.token_ids, num_full, self.block_size)
+            self.tree.publish(tables, num_full)
+            self._journal.published(sequence.sequence_id, tables, first)
 
     def _unpublish(self, tables: BlockTables) -> None:
         """Take back what this sequence published and nobody else holds or continues."""
@@ -259,7 +210,3 @@ class KVCache:
 
     def _write(self, sequence: Sequence, group: int, start: int, block_ids: list[BlockId]) -> None:
         self._writes.append(BlockWrite(sequence.row, group, start, [*block_ids]))
-
-    def _record_eviction(self, block_id: BlockId) -> None:
-        if self._events.is_on:
-            self._events.write(BlockEvicted(self._clock(), block_id))

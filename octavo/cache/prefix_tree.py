@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from octavo.cache.block import NULL_BLOCK, BlockId, ContentHash
+from octavo.cache.block_table import BlockTables
 from octavo.cache.groups import CacheGroup
 
 
@@ -50,11 +51,13 @@ class PrefixTree:
     def __contains__(self, block_id: BlockId) -> bool:
         return block_id in self.nodes
 
-    def insert(self, block_id: BlockId, node: Node) -> None:
-        group, _, content, parent = node
-        self.nodes[block_id] = node
-        self._blocks.setdefault((group, content), []).append(block_id)
-        self._num_children[group, parent] = self._num_children.get((group, parent), 0) + 1
+    def publish(self, tables: BlockTables, num_blocks: int) -> None:
+        """Enter a sequence's blocks up to `num_blocks`, all full; those behind a window are gone already."""
+        for group, table in enumerate(tables.block_ids):
+            for index in range(max(tables.num_published, tables.first_visible[group]), num_blocks):
+                if table[index] not in self.nodes:  # a fork may have entered the block they share
+                    self._insert(table[index], Node(group, index, tables.hashes[index + 1], tables.hashes[index]))
+        tables.num_published = num_blocks
 
     def remove(self, block_id: BlockId) -> None:
         group, _, content, parent = self.nodes.pop(block_id)
@@ -93,6 +96,12 @@ class PrefixTree:
             settled = settled + 1 if reach == num_blocks else 0
             num_blocks = reach
         return PrefixMatch(num_blocks * block_size, self._pick(hashes[:num_blocks], groups, block_size))
+
+    def _insert(self, block_id: BlockId, node: Node) -> None:
+        self.nodes[block_id] = node
+        self._blocks.setdefault((node.group, node.content), []).append(block_id)
+        family = node.group, node.parent
+        self._num_children[family] = self._num_children.get(family, 0) + 1
 
     def _run_len(self, group: int, hashes: Sequence[ContentHash]) -> int:
         """How many blocks from the start on are there without a gap."""

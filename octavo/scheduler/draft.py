@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from octavo.messages import ForkRow, NewRow
+from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
 from octavo.request import Sequence
 
 
@@ -64,3 +64,28 @@ class PlanDraft:
         self.sampled.append(child)
         self.sample_rows.append(child.row)
         self.sample_sources.append(self.rows.index(parent.row))
+
+    def seal(
+        self,
+        *,
+        step_id: int,
+        freed_rows: list[int],
+        block_changes: tuple[list[BlockWrite], list[tuple[int, int]]],
+        prompt_logprobs: list[int],
+    ) -> StepPlan:
+        """The plan. The draft stays behind, to say who its rows were."""
+        block_writes, copies = block_changes
+        return StepPlan(
+            step_id=step_id,
+            freed_rows=freed_rows,
+            new_rows=self.new_rows,
+            block_writes=block_writes,
+            fork_rows=self.fork_rows,
+            copies=copies,
+            rows=self.rows,
+            num_computed_tokens=self.num_computed_tokens,
+            num_scheduled_tokens=self.num_scheduled_tokens,
+            sample_rows=self.sample_rows,
+            sample_sources=self.sample_sources,
+            prompt_logprobs=prompt_logprobs,
+        )

@@ -44,22 +44,25 @@ class WaitingQueue:
         self._num_passes.pop(sequence.sequence_id, None)
         self._reasons.pop(sequence.sequence_id, None)
 
-    def next_in_line(self) -> Iterator[Sequence]:
-        """The queue in order; starting the sequence just seen is allowed. Nobody looks far behind the first that
-        stays: at most max_bypasses places."""
-        index = num_staying = 0
-        while index < len(self._queue) and num_staying <= self._max_bypasses:
-            sequence = self._queue[index]
+    def line(self) -> Iterator[Sequence]:
+        """Whoever may start now, best first; the caller starts (and removes) the one just seen, or leaves it.
+
+        Ends when the first that stayed has been passed often enough, and never looks further behind it than
+        that: a long queue costs no more than a short one.
+        """
+        queue, index = self._queue, 0
+        while index < len(queue):
+            if index > 0 and self._num_passes.get(queue[0].sequence_id, 0) >= self._max_bypasses:
+                return
+            if index > self._max_bypasses:
+                return
+            sequence = queue[index]
             yield sequence
-            if index < len(self._queue) and self._queue[index] is sequence:
+            if index < len(queue) and queue[index] is sequence:
                 index += 1
-                num_staying += 1
-
-    def may_pass(self, blocked: Sequence) -> bool:
-        return self._num_passes.get(blocked.sequence_id, 0) < self._max_bypasses
-
-    def record_pass(self, blocked: Sequence) -> None:
-        self._num_passes[blocked.sequence_id] = self._num_passes.get(blocked.sequence_id, 0) + 1
+            elif index > 0:
+                blocked = queue[0].sequence_id
+                self._num_passes[blocked] = self._num_passes.get(blocked, 0) + 1
 
     def set_reason(self, sequence: Sequence, reason: WaitReason) -> bool:
         """Note why a sequence waits; True if that is news."""

@@ -1,8 +1,8 @@
 """The scheduler: who computes how many tokens in the next step.
 
-    add_request ──▶ waiting ──start──▶ running ──────▶ finished
-                       ▲                  │   ▲ fork, once the prompt is computed, n-1 times
-                       └─────preempt──────┘   └─┘
+    add_request ──▶ waiting ──start──▶ running ───────────────────▶ finished
+                       ▲                  │ ▲  │
+                       └─────preempt──────┘ └──┘ fork: the other n-1 samples, once the prompt is computed
 
 Each step has one token budget. Running sequences take from it first, best rank first, then waiting ones
 while budget, seats and blocks last. A running sequence that finds no block preempts the worst running one,
@@ -16,23 +16,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from octavo.cache.kv_cache import KVCache
 from octavo.cache.prefix_tree import PrefixMatch
 from octavo.config import SchedulerConfig
-from octavo.errors import InvalidRequestError
 from octavo.messages import LogprobRow, StepPlan, StepResult
-from octavo.observe.events import Arrived, EventLog, Finished, FirstToken, Preempted, Scheduled, Started, Waits
+from octavo.observe.events import EventLog
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
 from octavo.scheduler.admission import check_request
 from octavo.scheduler.budget import TokenBudget
 from octavo.scheduler.draft import PlanDraft
+from octavo.scheduler.journal import SchedulerJournal
 from octavo.scheduler.policy import RANKS
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
 from octavo.scheduler.queues import WaitingQueue, WaitReason
+from octavo.scheduler.roster import Roster
 from octavo.scheduler.seats import Seats, num_seats
 from octavo.scheduler.stop import NO_TOKEN, NO_TOKEN_ENDING, Ending, find_ending
 
@@ -47,14 +47,6 @@ class SequenceUpdate(NamedTuple):
     token_ids: list[int]
     logprobs: LogprobRow | None
     prompt_logprobs: list[LogprobRow]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Flight:
-    """Who is behind a plan's rows while the worker has it."""
-
-    granted: list[Sequence]
-    sampled: list[Sequence]
 
 
 class Scheduler:
@@ -72,30 +64,23 @@ class Scheduler:
     ) -> None:
         self._cache = cache
         self._max_model_len = max_model_len
-        self._events = events
         self._clock = clock
-        self._rank = RANKS[config.scheduling_policy]
-        self._budget = TokenBudget(config, max_num_batched_tokens)
+        self._journal = SchedulerJournal(events, clock)
+        self._roster = Roster()
         self._seats = Seats(config.max_num_seqs)
+        self._budget = TokenBudget(config, max_num_batched_tokens)
+        self._prompt_logprobs = PromptLogprobs()
+        self._rank = RANKS[config.scheduling_policy]
         self._waiting = WaitingQueue(config.scheduling_policy, config.max_bypasses)
         self._running: list[Sequence] = []  # best rank first
-        self._forking: list[Sequence] = []  # running, with samples of the same prompt still to come
-        self._sequences: dict[SequenceId, Sequence] = {}
-        self._requests: dict[RequestId, Request] = {}
-        self._num_open: dict[RequestId, int] = {}
-        self._prompt_logprobs = PromptLogprobs()
-        self._in_flight: dict[int, _Flight] = {}
-        self._next_sequence_id = 0
+        self._forking: list[Sequence] = []  # those of the running whose samples are still to come
+        self._in_flight: dict[int, PlanDraft] = {}
         self._num_steps = 0
 
     # From outside, at any moment
 
     def add_request(self, request: Request) -> None:
-        """Let a request wait for its turn, as its sequence 0. Refuses one that could never finish."""
-        if request.request_id in self._requests:
-            raise InvalidRequestError(
-                f"request id {request.request_id!r} is in use: choose another or wait for its end"
-            )
+        """Let a request wait for its turn. Refuses, with InvalidRequestError, one that could never finish."""
         check_request(
             request,
             cache=self._cache,
@@ -103,39 +88,27 @@ class Scheduler:
             max_num_seqs=self._seats.max_num_seqs,
             max_len=self._max_model_len,
         )
-        sequence = Sequence(
-            sequence_id=SequenceId(self._next_sequence_id),
-            request=request,
-            index=0,
-            token_ids=list(request.prompt_token_ids),
-        )
-        num_sequences = request.sampling_params.n
-        self._next_sequence_id += num_sequences  # the forks' ids, so that ids order by arrival, then index
-        request.sequences = [sequence]
-        self._sequences[sequence.sequence_id] = sequence
-        self._requests[request.request_id] = request
-        self._num_open[request.request_id] = num_sequences
+        sequence = self._roster.enter(request)
         self._prompt_logprobs.add(request)
         self._waiting.add(sequence)
-        if self._events.is_on:
-            self._events.write(Arrived(self._clock(), request.request_id, request.num_prompt_tokens, num_sequences))
+        self._journal.arrived(request)
 
     def abort(self, request_id: RequestId) -> bool:
         """End all of a request's sequences. False: there is no such request, or it has ended already."""
-        request = self._requests.get(request_id)
+        request = self._roster.requests.get(request_id)
         if request is None:
             return False
         for sequence in request.sequences:
             if sequence.state is not SequenceState.FINISHED:
-                self._finish(sequence, "abort")
+                self._finish(sequence, "abort", None)
         self._drop_finished()
         return True
 
     def finish_sequence(
         self, sequence_id: SequenceId, reason: FinishReason, stop_reason: int | str | None = None
     ) -> bool:
-        """End one sequence, for a reason that others found (a stop string). False: it has ended already."""
-        sequence = self._sequences.get(sequence_id)
+        """End one sequence for a reason that others found, such as a stop string. False: it has ended already."""
+        sequence = self._roster.sequences.get(sequence_id)
         if sequence is None:
             return False
         self._finish(sequence, reason, stop_reason)
@@ -144,7 +117,7 @@ class Scheduler:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._sequences)
+        return bool(self._roster.sequences)
 
     @property
     def num_running(self) -> int:
@@ -157,7 +130,7 @@ class Scheduler:
     @property
     def sequences(self) -> list[Sequence]:
         """Every sequence that has not ended."""
-        return list(self._sequences.values())
+        return list(self._roster.sequences.values())
 
     # The step
 
@@ -173,39 +146,23 @@ class Scheduler:
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
         """Add what a step drew, and end the sequences that are done."""
-        flight = self._in_flight.pop(plan.step_id)
-        prompt_rows = self._fresh_prompt_logprobs(plan, flight, result) if result.prompt_logprobs else {}
+        draft = self._in_flight.pop(plan.step_id)
+        prompt_rows = self._fresh_prompt_logprobs(plan, draft, result) if result.prompt_logprobs else {}
         logprobs, updates, has_ended = result.logprobs, [], False
-        for index, (sequence, token_id) in enumerate(zip(flight.sampled, result.sampled_token_ids, strict=True)):
+        for index, (sequence, token_id) in enumerate(zip(draft.sampled, result.sampled_token_ids, strict=True)):
             if sequence.state is not SequenceState.RUNNING:
                 continue  # aborted meanwhile
-            end: Ending | None
-            if token_id == NO_TOKEN:
-                token_ids, end = [], NO_TOKEN_ENDING
-            else:
-                token_ids = [token_id]
-                sequence.token_ids.append(token_id)
-                end = find_ending(sequence, self._max_model_len)
-                if sequence.index == 0 and sequence.num_output_tokens == 1 and self._events.is_on:
-                    self._events.write(FirstToken(self._clock(), sequence.request.request_id))
+            end = self._append(sequence, token_id)
             if end is not None:
                 self._finish(sequence, *end)
                 has_ended = True
+            token_ids = [token_id] if token_id != NO_TOKEN else []
             rows = prompt_rows.pop(sequence, []) if prompt_rows else []
             updates.append(SequenceUpdate(sequence, token_ids, logprobs.get(index), rows))
         updates += [SequenceUpdate(sequence, [], None, rows) for sequence, rows in prompt_rows.items()]
         if has_ended:
             self._drop_finished()
         return updates
-
-    def _fresh_prompt_logprobs(
-        self, plan: StepPlan, flight: _Flight, result: StepResult
-    ) -> dict[Sequence, list[LogprobRow]]:
-        return {
-            sequence: self._prompt_logprobs.take_fresh(sequence, plan.num_computed_tokens[entry], rows)
-            for entry, rows in result.prompt_logprobs.items()
-            if (sequence := flight.granted[entry]).state is SequenceState.RUNNING
-        }
 
     # Parts of schedule, in order
 
@@ -220,9 +177,8 @@ class Scheduler:
             if num_wanted == 0:
                 continue  # its next token is still being drawn
             num_tokens = 1 if num_wanted == 1 else budget.share(num_wanted)
-            if num_computed + num_tokens > tables[sequence.sequence_id].room and not self._make_room(
-                sequence, num_tokens, draft
-            ):
+            has_room = num_computed + num_tokens <= tables[sequence.sequence_id].room
+            if not has_room and not self._make_room(sequence, num_tokens, draft):
                 break
             budget.left -= num_tokens
             draft.grant(sequence, num_tokens, is_last=num_tokens == num_wanted)
@@ -238,41 +194,25 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        if self._events.is_on:
-            self._events.write(
-                Preempted(
-                    self._clock(),
-                    sequence.sequence_id,
-                    sequence.request.request_id,
-                    sequence.num_computed_tokens,
-                )
-            )
+        """Back to the queue without blocks; most of their content will be found again in the prefix tree."""
+        self._journal.preempted(sequence)
         self._cache.free(sequence, "preempted")
-        self._seats.leave(sequence)
-        self._discard_forking(sequence)
+        self._stand_up(sequence)
         sequence.num_computed_tokens = 0
         sequence.state = SequenceState.WAITING
         sequence.request.num_preemptions += 1
         self._waiting.add(sequence)
 
     def _start_waiting(self, draft: PlanDraft) -> None:
-        """In order; past one that does not fit, as far as its patience goes. Not in a step that preempted:
-        whoever started now would be the next to be preempted."""
-        blocked: Sequence | None = None
+        """Whoever fits. Not in a step that preempted: whoever started now would be the next to be preempted."""
         if draft.num_preempted == 0:
-            for sequence in self._waiting.next_in_line():
-                if blocked is not None and not self._waiting.may_pass(blocked):
+            for sequence in self._waiting.line():
+                has_started = self._try_start(sequence, draft)
+                if not has_started and (self._budget.left == 0 or self._seats.num_free == 0):
                     break
-                if self._try_start(sequence, draft):
-                    if blocked is not None:
-                        self._waiting.record_pass(blocked)
-                elif self._budget.left == 0 or self._seats.num_free == 0:
-                    break
-                else:
-                    blocked = blocked or sequence
         for sequence in self._waiting.take_unexplained():
             if draft.num_preempted:
-                self._explain(sequence, "blocks", "a running sequence found no block, so nobody starts in this step")
+                self._explain(sequence, "blocks", "a running sequence found none, so nobody starts in this step")
             else:
                 self._explain(sequence, "turn", "an earlier request starts first")
 
@@ -280,7 +220,7 @@ class Scheduler:
         """Start a waiting sequence if seats, budget and blocks allow; else say what does not."""
         cache, budget, seats = self._cache, self._budget, self._seats
         if num_seats(sequence) > seats.num_free:
-            self._explain(sequence, "seats", f"needs {num_seats(sequence)} seats, {seats.num_free} are free")
+            self._explain(sequence, "seats", f"needs {num_seats(sequence)}, {seats.num_free} are free")
             return False
         match = cache.find_prefix(sequence, self._num_readable(sequence))
         num_wanted = sequence.num_tokens - match.num_tokens
@@ -290,7 +230,7 @@ class Scheduler:
             return False
         num_blocks = cache.num_blocks_to_start(sequence, match, budget.longest_share)
         if num_blocks > cache.num_available_blocks:
-            self._explain(sequence, "blocks", f"needs {num_blocks} blocks, {cache.num_available_blocks} are available")
+            self._explain(sequence, "blocks", f"needs {num_blocks}, {cache.num_available_blocks} are available")
             return False
         self._start(sequence, match, num_tokens, draft)
         return True
@@ -300,6 +240,7 @@ class Scheduler:
         self._waiting.remove(sequence)
         self._seats.take(sequence)
         sequence.state = SequenceState.RUNNING
+        self._journal.started(sequence)
         self._cache.start(sequence, match)
         has_room = self._cache.grow(sequence, num_tokens)
         assert has_room, f"sequence {sequence.sequence_id} was promised blocks that are not there"
@@ -308,11 +249,9 @@ class Scheduler:
             request.num_cached_tokens = match.num_tokens
         if num_seats(sequence) > 1:
             self._forking.append(sequence)
-        if self._events.is_on:
-            self._events.write(Started(self._clock(), sequence.sequence_id, request.request_id, sequence.row))
         self._budget.left -= num_tokens
         draft.enter(sequence)
-        draft.grant(sequence, num_tokens, is_last=sequence.num_computed_tokens + num_tokens == sequence.num_tokens)
+        draft.grant(sequence, num_tokens, is_last=match.num_tokens + num_tokens == sequence.num_tokens)
 
     def _num_readable(self, sequence: Sequence) -> int:
         """How many leading tokens may come from the prefix tree. One is always left, to draw from; and prompt
@@ -323,93 +262,75 @@ class Scheduler:
         return sequence.num_tokens - 1 if num_reported is None else num_reported
 
     def _advance(self, draft: PlanDraft) -> None:
+        """Count the step as computed; plans are carried out in order, so later plans may build on it."""
         for sequence, num_tokens in zip(draft.granted, draft.num_scheduled_tokens, strict=True):
             sequence.num_computed_tokens += num_tokens
 
     def _fork_samples(self, draft: PlanDraft) -> None:
         """Where this step computes a prompt's last token, the other samples join and draw from it too."""
-        for parent in list(self._forking):
-            if parent.num_computed_tokens < parent.num_tokens:
-                continue
+        complete = [parent for parent in self._forking if parent.num_computed_tokens == parent.num_tokens]
+        for parent in complete:
             self._forking.remove(parent)
-            request = parent.request
-            for index in range(1, request.sampling_params.n):
-                child = Sequence(
-                    sequence_id=SequenceId(parent.sequence_id + index),
-                    request=request,
-                    index=index,
-                    token_ids=list(parent.token_ids),
-                    num_computed_tokens=parent.num_computed_tokens,
-                    state=SequenceState.RUNNING,
-                )
-                request.sequences.append(child)
-                self._sequences[child.sequence_id] = child
+            for _ in range(num_seats(parent) - 1):
+                child = self._roster.fork(parent)
                 self._seats.take_reserved(child)
                 self._cache.fork(parent, child)
                 draft.fork(parent, child)
 
     def _seal(self, draft: PlanDraft) -> StepPlan:
         """The draft as a plan; whoever joined takes their place among the running."""
-        self._num_steps += 1
         if draft.joining:
             self._running.extend(draft.joining)
             self._running.sort(key=self._rank)
-        block_writes, copies = self._cache.take_changes()
-        plan = StepPlan(
+        self._num_steps += 1
+        plan = draft.seal(
             step_id=self._num_steps,
             freed_rows=self._seats.take_vacated(),
-            new_rows=draft.new_rows,
-            block_writes=block_writes,
-            fork_rows=draft.fork_rows,
-            copies=copies,
-            rows=draft.rows,
-            num_computed_tokens=draft.num_computed_tokens,
-            num_scheduled_tokens=draft.num_scheduled_tokens,
-            sample_rows=draft.sample_rows,
-            sample_sources=draft.sample_sources,
+            block_changes=self._cache.take_changes(),
             prompt_logprobs=self._prompt_logprobs.entries(draft) if self._prompt_logprobs else [],
         )
-        self._in_flight[plan.step_id] = _Flight(draft.granted, draft.sampled)
-        if self._events.is_on:
-            self._events.write(
-                Scheduled(
-                    self._clock(),
-                    plan.step_id,
-                    tuple([sequence.sequence_id for sequence in draft.granted]),
-                    tuple(plan.num_computed_tokens),
-                    tuple(plan.num_scheduled_tokens),
-                    len(self._waiting),
-                    self._cache.num_available_blocks,
-                )
-            )
+        self._in_flight[plan.step_id] = draft
+        self._journal.scheduled(plan, draft.granted, len(self._waiting), self._cache.num_available_blocks)
         return plan
 
-    # Ends
+    # Parts of update
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None = None) -> None:
-        request = sequence.request
-        num_ended = num_seats(sequence)  # with sequence 0 end the samples that never came to be
+    def _append(self, sequence: Sequence, token_id: int) -> Ending | None:
+        """A sequence's new token, and whether it is the last. A token that is none spoils nothing but its owner."""
+        if token_id == NO_TOKEN:
+            return NO_TOKEN_ENDING
+        sequence.token_ids.append(token_id)
+        if sequence.index == 0 and sequence.num_output_tokens == 1:
+            self._journal.first_token(sequence)
+        return find_ending(sequence, self._max_model_len)
+
+    def _fresh_prompt_logprobs(
+        self, plan: StepPlan, draft: PlanDraft, result: StepResult
+    ) -> dict[Sequence, list[LogprobRow]]:
+        return {
+            sequence: self._prompt_logprobs.take_fresh(sequence, plan.num_computed_tokens[entry], rows)
+            for entry, rows in result.prompt_logprobs.items()
+            if (sequence := draft.granted[entry]).state is SequenceState.RUNNING
+        }
+
+    # Ends and explanations
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None) -> None:
+        self._cache.free(sequence, _WHY_FREED[reason])
         if sequence.state is SequenceState.RUNNING:
-            self._seats.leave(sequence)
-            self._discard_forking(sequence)
+            self._stand_up(sequence)
         else:
             self._waiting.remove(sequence)
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
-        self._cache.free(sequence, _WHY_FREED[reason])
-        del self._sequences[sequence.sequence_id]
-        if self._events.is_on:
-            self._events.write(
-                Finished(self._clock(), sequence.sequence_id, request.request_id, reason, sequence.num_output_tokens)
-            )
-        self._num_open[request.request_id] -= num_ended
-        if self._num_open[request.request_id] == 0:
-            del self._num_open[request.request_id]
-            del self._requests[request.request_id]
-            self._prompt_logprobs.drop(request)
+        self._journal.finished(sequence, reason)
+        if self._roster.leave(sequence):
+            self._prompt_logprobs.drop(sequence.request)
 
-    def _discard_forking(self, sequence: Sequence) -> None:
+    def _stand_up(self, sequence: Sequence) -> None:
+        """Leave the seat, and those reserved for samples to come."""
+        self._seats.leave(sequence)
         if sequence in self._forking:
             self._forking.remove(sequence)
 
@@ -417,8 +338,8 @@ class Scheduler:
         self._running = [sequence for sequence in self._running if sequence.state is SequenceState.RUNNING]
 
     def _explain(self, sequence: Sequence, reason: WaitReason, detail: str) -> None:
-        if self._waiting.set_reason(sequence, reason) and self._events.is_on:
-            self._events.write(Waits(self._clock(), sequence.request.request_id, f"{reason}: {detail}"))
+        if self._waiting.set_reason(sequence, reason):
+            self._journal.waits(sequence, f"{reason}: {detail}")
 
 
 _WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished", "abort": "aborted", "error": "error"}
