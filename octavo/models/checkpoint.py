@@ -26,8 +26,8 @@ IRRELEVANT_ENDINGS = (
     "rotary_emb.inv_freq",
     "rotary_emb.cos_cached",
     "rotary_emb.sin_cached",
-    "attn.bias",  # GPT-2's causal mask
-    "attn.masked_bias",
+    ".attn.bias",  # GPT-2's causal mask
+    ".attn.masked_bias",
 )
 
 
