@@ -64,6 +64,7 @@ class RandomRun(RuleBasedStateMachine):
             block_size=block_size,
             windows=windows,
             config=SchedulerConfig(
+                max_num_batched_tokens=budget,
                 max_num_seqs=max_num_seqs,
                 enable_chunked_prefill=is_chunked,
                 long_prefill_token_threshold=threshold if is_chunked else 0,
@@ -71,7 +72,6 @@ class RandomRun(RuleBasedStateMachine):
                 max_bypasses=max_bypasses,
             ),
             max_model_len=MAX_MODEL_LEN,
-            max_num_batched_tokens=budget,
             enable_prefix_caching=has_prefix_cache,
             checks=True,
         )
