@@ -11,10 +11,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <vector>
 
-namespace octavo {
+namespace octavo::logits_row {
 
 constexpr int64_t kBlock = 128;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -163,4 +164,4 @@ inline float kth_largest(const float* row, int64_t size, int64_t k, const std::v
   return begin[k - 1];
 }
 
-}  // namespace octavo
+}  // namespace octavo::logits_row

@@ -17,6 +17,8 @@
 namespace octavo {
 namespace {
 
+using namespace logits_row;
+
 struct Run {
   const int32_t* begin_;
   const int32_t* end_;
