@@ -5,7 +5,7 @@
 //   mass         one double     one double     one double                says in which block a draw falls
 //
 // Vectors are the compiler's own (vector_size), as wide as the build's registers, so one source serves AVX2
-// and AVX-512.
+// and AVX-512 and what has neither.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -20,10 +20,12 @@ namespace octavo::logits_row {
 constexpr int64_t kBlock = 128;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
-#else
+#elif defined(__AVX__)
 constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 4;
 #endif
 typedef float Floats __attribute__((vector_size(kLanes * 4)));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
