@@ -96,17 +96,6 @@ def from_array(array: NDArray[np.float32] | NDArray[np.float16]) -> HostTensor:
     return HostTensor(dtype, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
-def float32_values(tensor: HostTensor) -> NDArray[np.float32]:
-    """The elements of a dense tensor, shaped; a view where they are float32 already, which may be read-only."""
-    if tensor.dtype == "F32":
-        return tensor.data.view(np.float32).reshape(tensor.shape)
-    if tensor.dtype == "F16":
-        return tensor.data.view(np.float16).astype(np.float32).reshape(tensor.shape)
-    assert tensor.dtype == "BF16", f"{tensor.dtype} is block-quantised: its elements have to be dequantised"
-    widened = tensor.data.view(np.uint16).astype(np.uint32) << 16  # bfloat16 is the upper half of a float32
-    return widened.view(np.float32).reshape(tensor.shape)
-
-
 def take_rows(tensor: HostTensor, order: NDArray[np.int64]) -> HostTensor:
     """Rows in a new order (a gather), for any dtype; copies."""
     data = np.ascontiguousarray(tensor.row_data[order]).reshape(-1)

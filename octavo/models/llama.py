@@ -1,8 +1,8 @@
 """Llama and the families that are Llama by another name: Mistral, Yi, SmolLM2.
 
 RMSNorm before each half of a layer, rotary positions, grouped keys and values, gated MLP. A sliding window
-(Mistral) and a long-context rope (Llama 3) are values of the Architecture. Qwen adds tensors to this table
-and is otherwise built here too.
+(Mistral) and a long-context rope (Llama 3) are values of the Architecture. Qwen and Phi-3 are built here too:
+they add tensors to this table, or pack them.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 from octavo.layers.attention import SelfAttention
 from octavo.layers.embedding import Embedding
 from octavo.layers.mlp import GatedMLP
-from octavo.layers.norm import RMSNorm
 from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs
 from octavo.models.decoder import Decoder, DecoderLayer
-from octavo.models.weights import TensorTable, Weights
+from octavo.models.weights import TensorTable, Weights, with_biases
+
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
 
 def tensors(a: Architecture) -> TensorTable:
-    table: TensorTable = outer_tensors(a)
+    table = outer_tensors(a)
     q, kv, hidden, inner = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.hidden_size, a.intermediate_size
     for i in range(a.num_layers):
         layer: TensorTable = {
@@ -33,9 +35,9 @@ def tensors(a: Architecture) -> TensorTable:
             "mlp.down_proj.weight": (hidden, inner),
         }
         if a.attention_bias:
-            layer |= biases(layer, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+            layer = with_biases(layer, *QKV, "self_attn.o_proj")
         if a.mlp_bias:
-            layer |= biases(layer, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+            layer = with_biases(layer, *GATE_UP, "mlp.down_proj")
         table |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
     return table
 
@@ -51,33 +53,39 @@ def outer_tensors(a: Architecture) -> TensorTable:
     return table
 
 
-def biases(layer: TensorTable, *names: str) -> TensorTable:
-    """The bias of each named linear, as long as its weight has rows."""
-    return {f"{name}.bias": layer[f"{name}.weight"][:1] for name in names}
+def head_norms(a: Architecture) -> TensorTable:
+    """The norms of each head's queries and keys, which Qwen 3 and Gemma 3 add."""
+    names = [f"model.layers.{i}.self_attn.{x}_norm.weight" for i in range(a.num_layers) for x in "qk"]
+    return dict.fromkeys(names, (a.head_dim,))
 
 
-def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+def build(
+    a: Architecture,
+    weights: Weights,
+    specs: AttentionSpecs,
+    *,
+    qkv: tuple[str, ...] = QKV,
+    gate_up: tuple[str, ...] = GATE_UP,
+) -> Decoder:
+    """qkv, gate_up: the tensors that make up the two packed projections."""
+
+    def layer(index: int) -> DecoderLayer:
+        w = weights.under(f"model.layers.{index}")
+        q_norm, k_norm = (w.optional_vector(f"self_attn.{x}_norm.weight") for x in "qk")
+        return DecoderLayer(
+            attention_norm=w.rms_norm("input_layernorm", a.norm_eps),
+            attention=SelfAttention(
+                qkv=w.linear(*qkv), out=w.linear("self_attn.o_proj"), layer=specs.layer(index, q_norm, k_norm)
+            ),
+            mlp_norm=w.rms_norm("post_attention_layernorm", a.norm_eps),
+            mlp=GatedMLP(w.linear(*gate_up), w.linear("mlp.down_proj"), a.activation),
+        )
+
     embedding = Embedding(weights.tensor("model.embed_tokens.weight"))
     return Decoder(
         embedding=embedding,
-        layers=tuple(_layer(a, weights.under(f"model.layers.{i}"), specs, i) for i in range(a.num_layers)),
-        norm=RMSNorm(weights.vector("model.norm.weight"), a.norm_eps),
+        layers=tuple(layer(i) for i in range(a.num_layers)),
+        norm=weights.rms_norm("model.norm", a.norm_eps),
         head=weights.head("lm_head", embedding.tokens),
         logits_softcap=a.logits_softcap,
-    )
-
-
-def _layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer:
-    spec = specs.layer(
-        index, weights.optional_vector("self_attn.q_norm.weight"), weights.optional_vector("self_attn.k_norm.weight")
-    )
-    return DecoderLayer(
-        attention_norm=RMSNorm(weights.vector("input_layernorm.weight"), a.norm_eps),
-        attention=SelfAttention(
-            qkv=weights.linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            out=weights.linear("self_attn.o_proj"),
-            layer=spec,
-        ),
-        mlp_norm=RMSNorm(weights.vector("post_attention_layernorm.weight"), a.norm_eps),
-        mlp=GatedMLP(weights.linear("mlp.gate_proj", "mlp.up_proj"), weights.linear("mlp.down_proj"), a.activation),
     )

@@ -8,21 +8,13 @@ from __future__ import annotations
 
 from octavo.models import llama
 from octavo.models.architecture import Architecture
-from octavo.models.weights import TensorTable
-
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+from octavo.models.weights import TensorTable, with_biases
 
 
 def qwen2_tensors(a: Architecture) -> TensorTable:
-    table = llama.tensors(a)
-    for i in range(a.num_layers):
-        table |= llama.biases(table, *(f"model.layers.{i}.{name}" for name in QKV))
-    return table
+    names = [f"model.layers.{i}.{projection}" for i in range(a.num_layers) for projection in llama.QKV]
+    return with_biases(llama.tensors(a), *names)
 
 
 def qwen3_tensors(a: Architecture) -> TensorTable:
-    table = llama.tensors(a)
-    for i in range(a.num_layers):
-        table[f"model.layers.{i}.self_attn.q_norm.weight"] = (a.head_dim,)
-        table[f"model.layers.{i}.self_attn.k_norm.weight"] = (a.head_dim,)
-    return table
+    return llama.tensors(a) | llama.head_norms(a)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from octavo.errors import ConfigError, UnsupportedModelError
-from octavo.models import llama, qwen
+from octavo.models import gemma, gpt2, llama, opt, phi, qwen
 from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs, LayerSlot
 from octavo.models.decoder import Decoder
@@ -28,6 +28,11 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(llama.tensors, llama.build),
     "qwen2": Family(qwen.qwen2_tensors, llama.build),
     "qwen3": Family(qwen.qwen3_tensors, llama.build),
+    "phi3": Family(phi.tensors, phi.build),
+    "gemma2": Family(gemma.gemma2_tensors, gemma.build),
+    "gemma3": Family(gemma.gemma3_tensors, gemma.build),
+    "gpt2": Family(gpt2.tensors, gpt2.build),
+    "opt": Family(opt.tensors, opt.build),
 }
 
 

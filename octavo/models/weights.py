@@ -16,7 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from octavo.kernels.ops import FloatArray, LinearWeight
-from octavo.kernels.tensor import HostTensor, float32_values
+from octavo.kernels.reference.dequantize import dequantize
+from octavo.kernels.tensor import HostTensor
+from octavo.layers.norm import LayerNorm, RMSNorm
 
 Shape = tuple[int, ...]
 TensorTable = dict[str, Shape]
@@ -50,7 +52,13 @@ class Weights:
 
     def vector(self, name: str) -> FloatArray:
         """A norm weight or a bias, in float32."""
-        return float32_values(self.tensor(name))
+        return dequantize(self.tensor(name))
+
+    def rms_norm(self, name: str, eps: float) -> RMSNorm:
+        return RMSNorm(self.vector(f"{name}.weight"), eps)
+
+    def layer_norm(self, name: str, eps: float) -> LayerNorm:
+        return LayerNorm(self.vector(f"{name}.weight"), self.optional_vector(f"{name}.bias"), eps)
 
     def optional_vector(self, name: str) -> FloatArray | None:
         return self.vector(name) if self.lists(name) else None
@@ -66,3 +74,10 @@ class Weights:
         """The output projection. Where the table lists none it is the embedding itself, the same object, so that
         a backend holds it once."""
         return self.linear(name) if self.lists(f"{name}.weight") else LinearWeight((embedding,))
+
+
+def with_biases(table: TensorTable, *names: str) -> TensorTable:
+    """The table with a bias for each named weight, as long as the weight has rows; for every weight, if none is
+    named."""
+    chosen = names or tuple(name.removesuffix(".weight") for name in table)
+    return table | {f"{name}.bias": table[f"{name}.weight"][:1] for name in chosen}

@@ -37,6 +37,27 @@ GEMMA = SIZES | {
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
     "query_pre_attn_scalar": 24,
 }
+GPT2 = {
+    "vocab_size": 160,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OPT = {
+    "vocab_size": 160,
+    "hidden_size": 48,
+    "word_embed_proj_dim": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "ffn_dim": 80,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -67,6 +88,21 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", SIZES | {"sliding_window": 12, "head_dim": 16}),
     "qwen2": ("Qwen2Config", SIZES),
     "qwen3": ("Qwen3Config", SIZES | {"head_dim": 16, "tie_word_embeddings": True}),
+    "phi3": ("Phi3Config", SIZES | {"sliding_window": 14, "partial_rotary_factor": 0.5}),
+    "phi3-longrope": (
+        "Phi3Config",
+        SIZES
+        | {
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": LONG_ROPE,
+        },
+    ),
+    "gemma2": ("Gemma2Config", GEMMA | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 2.0}),
+    "gemma3": ("Gemma3TextConfig", GEMMA),
+    "gpt2": ("GPT2Config", GPT2),
+    "opt": ("OPTConfig", OPT),
 }
 
 
@@ -75,12 +111,16 @@ def make_tiny_model(name: str, folder: Path, *, seed: int = 0, std: float = 0.3)
     torch.manual_seed(seed)
     config_class, arguments = TINY[name]
     config = getattr(transformers, config_class)(**arguments)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases: around what they start from
                 parameter += 0.2 * torch.randn_like(parameter)
             else:
                 parameter.normal_(std=std)
+        # A token whose own embedding dominates the stream predicts itself for ever: sqrt(hidden) must not make it so.
+        if "Gemma" in config_class:
+            model.get_input_embeddings().weight *= config.hidden_size**-0.5
     model.save_pretrained(folder)
     return folder

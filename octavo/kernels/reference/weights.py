@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from octavo.kernels.ops import FloatArray
-from octavo.kernels.tensor import HostTensor, float32_values
+from octavo.kernels.reference.dequantize import dequantize
+from octavo.kernels.tensor import HostTensor
 
 
 class WeightCache:
@@ -18,7 +19,7 @@ class WeightCache:
     def tensor(self, tensor: HostTensor) -> torch.Tensor:
         """Float32, shaped as the tensor is."""
         if id(tensor) not in self._held:
-            self._held[id(tensor)] = (tensor, _as_torch(float32_values(tensor)))
+            self._held[id(tensor)] = (tensor, _as_torch(dequantize(tensor)))
         return self._held[id(tensor)][1]
 
     def array(self, array: FloatArray) -> torch.Tensor:
