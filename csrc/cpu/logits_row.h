@@ -150,13 +150,20 @@ struct Candidates {
   }
 };
 
-// The k-th largest value, 1 <= k <= size. The k-th largest block maximum bounds it from below, because each of
-// k blocks holds a value as large; so few values need to be looked at.
+// The k-th largest value, 1 <= k <= size. The k-th largest maximum of disjoint runs bounds it from below, because
+// each of k runs holds a value as large; so few values need to be looked at.
 inline float kth_largest(const float* row, int64_t size, int64_t k, const std::vector<float>& block_max,
                          Candidates& scratch) {
-  float bound = -kInfinity;
+  constexpr int64_t kShortRun = 16;  // where there are fewer blocks than k
+  std::vector<float> maxima;
   if (k <= static_cast<int64_t>(block_max.size())) {
-    std::vector<float> maxima = block_max;
+    maxima = block_max;
+  } else if (k <= size / kShortRun) {
+    for (int64_t start = 0; start + kShortRun <= size; start += kShortRun)
+      maxima.push_back(*std::max_element(row + start, row + start + kShortRun));
+  }
+  float bound = -kInfinity;
+  if (!maxima.empty()) {
     std::nth_element(maxima.begin(), maxima.begin() + (k - 1), maxima.end(), std::greater<>());
     bound = maxima[k - 1];
   }

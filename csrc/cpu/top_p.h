@@ -28,7 +28,9 @@ class TopP {
       const int32_t id = candidates.ids[i];
       candidates.values[kept] = value;
       candidates.ids[kept] = id;
-      kept += steps_[i] < step || (steps_[i] == step && rank(scaling.score(value), id) <= last);
+      bool is_taken = steps_[i] < step;  // no branch: half of them may be, in any order
+      if (steps_[i] == step) is_taken = rank(scaling.score(value), id) <= last;
+      kept += is_taken;
     }
     candidates.size = kept;
   }
