@@ -60,14 +60,17 @@ class _Vocabulary:
 
 
 class _TokenTable(dict[int, Any]):
-    """What a token contributes, made when it is first met."""
+    """What a token contributes to the text, made when it is first met."""
 
-    def __init__(self, make: Callable[[int], Any]) -> None:
+    def __init__(self, vocabulary: _Vocabulary, skip_special_tokens: bool, make: Callable[[str | None], Any]) -> None:
         super().__init__()
+        self._vocabulary = vocabulary
+        self._skip_special_tokens = skip_special_tokens
         self._make = make
 
     def __missing__(self, token_id: int) -> Any:
-        self[token_id] = contribution = self._make(token_id)
+        token = self._vocabulary.token(token_id, self._skip_special_tokens)
+        self[token_id] = contribution = self._make(token)
         return contribution
 
 
@@ -102,10 +105,7 @@ def _byte_level_maker(vocabulary: _Vocabulary) -> Callable[[bool], TextStream]:
             return bytes(alphabet[character] for character in token)
         return token.encode()  # an added token in plain text
 
-    tables = {
-        skip: _TokenTable(lambda token_id, skip=skip: token_bytes(vocabulary.token(token_id, skip)))
-        for skip in (False, True)
-    }
+    tables = {skip: _TokenTable(vocabulary, skip, token_bytes) for skip in (False, True)}
     return lambda skip_special_tokens: _ByteLevelStream(tables[skip_special_tokens])
 
 
@@ -142,7 +142,7 @@ class _TextSteps:
             mark = steps[0]["replacement"]
             return cls(((mark, " "),), drop_first="" if steps[0].get("prepend_scheme") == "never" else mark)
         replaced = [(step["pattern"].get("String"), step["content"]) for step in steps if step["type"] == "Replace"]
-        strip = steps[-1] if steps[-1]["type"] == "Strip" else {"content": "", "start": 0, "stop": 0}
+        strip: dict[str, Any] = steps[-1] if "S" in pattern else {"content": "", "start": 0, "stop": 0}
         if any(pattern is None for pattern, _ in replaced) or strip["stop"]:
             return None
         return cls(tuple(replaced), "B" in pattern, strip["content"], strip["start"])
@@ -163,10 +163,7 @@ def _text_maker(vocabulary: _Vocabulary, steps: _TextSteps) -> Callable[[bool], 
         match = _BYTE_TOKEN.fullmatch(token) if token is not None and steps.byte_fallback else None
         return int(match[1], 16) if match else token
 
-    tables = {
-        skip: _TokenTable(lambda token_id, skip=skip: contribution(vocabulary.token(token_id, skip)))
-        for skip in (False, True)
-    }
+    tables = {skip: _TokenTable(vocabulary, skip, contribution) for skip in (False, True)}
     return lambda skip_special_tokens: _TextStream(tables[skip_special_tokens], steps)
 
 

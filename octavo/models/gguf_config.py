@@ -140,6 +140,22 @@ def _qwen(config: GGUFConfig) -> dict[str, Any]:
     return {"rope": _rope(config)}
 
 
+def _gemma2(config: GGUFConfig) -> dict[str, Any]:
+    """Every other layer slides, the first one included."""
+    num_layers, window = config.whole("block_count"), config.whole("attention.sliding_window", 4096)
+    scale = config.whole("attention.key_length", 256) ** -0.5
+    if num_layers == 46:  # as in Gemma 3
+        scale = (config.whole("embedding_length") / config.whole("attention.head_count")) ** -0.5
+    return {
+        "activation": "gelu_tanh",
+        "rope": _rope(config),
+        "windows": tuple(window if layer % 2 == 0 else None for layer in range(num_layers)),
+        "attention_scale": config.number("attention.scale", scale),
+        "attention_softcap": config.number("attn_logit_softcapping", 50.0),
+        "logits_softcap": config.number("final_logit_softcapping", 30.0),
+    }
+
+
 def _gemma3(config: GGUFConfig) -> dict[str, Any]:
     num_layers, window = config.whole("block_count"), config.optional_whole("attention.sliding_window")
     head_dim = config.whole("attention.key_length", 256)
@@ -188,6 +204,7 @@ FAMILIES: dict[str, Callable[[GGUFConfig], dict[str, Any]]] = {
     "llama": _llama,
     "qwen2": _qwen,
     "qwen3": _qwen,
+    "gemma2": _gemma2,
     "gemma3": _gemma3,
     "phi3": _phi3,
     "gpt2": _gpt2,
