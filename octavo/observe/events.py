@@ -17,6 +17,17 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStarted(Event):
+    """The sizes that everything after is measured in. num_blocks: what sequences can hold, the null block excluded."""
+
+    num_blocks: int
+    block_size: int
+    block_bytes: int
+    num_groups: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
 class Arrived(Event):
     """A request entered the waiting queue."""
 
