@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from octavo.config import BackendConfig
 from octavo.kernels.ops import Backend
 from octavo.kernels.registry import BACKENDS
 from octavo.testing.tiny_models import make_tiny_model
@@ -39,7 +40,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> TinyFolder:
 
 @pytest.fixture(params=list(BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Backend:
-    chosen = BACKENDS[request.param](None)
+    chosen = BACKENDS[request.param](BackendConfig())
     if (reason := chosen.why_not()) is not None:
         pytest.skip(reason)
     return chosen
