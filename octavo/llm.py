@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.core import EngineStats
 from octavo.engine.input import Prompt
-from octavo.engine.llm_engine import EngineStats, LLMEngine
 from octavo.engine.progress import Progress
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequestError, TokenizerError
@@ -199,5 +199,7 @@ def _one_each(name: str, values: T | Sequence[T] | None, count: int, default: T)
     if not isinstance(values, Sequence):
         return [values] * count
     if len(values) != count:
-        raise InvalidRequestError(f"{name} holds {len(values)} values for {count} prompts, allowed are one, or one each")
+        raise InvalidRequestError(
+            f"{name} holds {len(values)} values for {count} prompts, allowed are one, or one each"
+        )
     return list(values)

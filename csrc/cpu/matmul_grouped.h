@@ -80,8 +80,8 @@ class GroupedMatrix final : public PackedMatrix {
     auto* tiles = static_cast<uint8_t*>(scratch);
     pool.parallel_for(num_tiles(num_tokens), kTilesWorthALoop, [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t) {
-        const int64_t token = t * Kernel::max_tokens;
-        Kernel::pack_tile(x + token * x_stride, x_stride, tokens_in_tile(t, num_tokens), cols_, tiles + t * tile_bytes_);
+        const Tile tile(t, num_tokens);
+        Kernel::pack_tile(x + tile.first * x_stride, x_stride, tile.size, cols_, tiles + t * tile_bytes_);
       }
     });
     const int64_t tiles_per_batch = std::max<int64_t>(1, kBatchBytes / tile_bytes_);
@@ -90,9 +90,10 @@ class GroupedMatrix final : public PackedMatrix {
         const int64_t last = std::min(num_tiles(num_tokens), first + tiles_per_batch);
         for (int64_t g = begin; g < end; ++g) {
           for (int64_t t = first; t < last; ++t) {
+            const Tile tile(t, num_tokens);
             const Cell cell{group(g), tiles + t * tile_bytes_, cols_, bias ? bias + g * group_rows : nullptr,
-                            y + t * Kernel::max_tokens * y_stride + g * group_rows, y_stride, rows_in_group(g)};
-            kMultiply[static_cast<size_t>(tokens_in_tile(t, num_tokens)) - 1](cell);
+                            y + tile.first * y_stride + g * group_rows, y_stride, rows_in_group(g)};
+            kMultiply[static_cast<size_t>(tile.size) - 1](cell);
           }
         }
       }
@@ -103,6 +104,17 @@ class GroupedMatrix final : public PackedMatrix {
   static constexpr int64_t kTilesWorthALoop = 2;
   static constexpr int64_t kBatchBytes = 128 << 10;
   static constexpr int64_t kRangeBytes = 16 << 10;  // weights that make a hand-out worth its cost
+
+  // As few tiles as hold the tokens, of sizes that differ by one at most: small tiles waste loads.
+  struct Tile {
+    Tile(int64_t index, int64_t num_tokens) {
+      const int64_t count = num_tiles(num_tokens), even = num_tokens / count, larger = num_tokens % count;
+      first = index * even + std::min(index, larger);
+      size = static_cast<int>(even + (index < larger ? 1 : 0));
+    }
+    int64_t first;
+    int size;
+  };
 
   struct Cell {
     const uint8_t* group;
@@ -118,18 +130,16 @@ class GroupedMatrix final : public PackedMatrix {
   static void multiply_cell(const Cell& cell) {
     simd::F32 sums[n][Kernel::vectors];
     Kernel::template multiply<n>(cell.group, cell.tile, cell.cols, sums);
-    for (int t = 0; t < n; ++t) {
-      float* y = cell.y + t * cell.y_stride;
-      if (cell.rows == group_rows) {
-        for (int v = 0; v < Kernel::vectors; ++v) {
-          const int row = v * simd::kLanes;
-          simd::store(y + row, cell.bias ? simd::add(sums[t][v], simd::load(cell.bias + row)) : sums[t][v]);
-        }
-      } else {
-        float all[group_rows];
-        for (int v = 0; v < Kernel::vectors; ++v) simd::store(all + v * simd::kLanes, sums[t][v]);
-        for (int row = 0; row < cell.rows; ++row) y[row] = cell.bias ? all[row] + cell.bias[row] : all[row];
-      }
+    simd::unroll<n>([&](auto t) { store_rows(sums[t], cell.rows, cell.bias, cell.y + t * cell.y_stride); });
+  }
+
+  static void store_rows(const simd::F32 (&sums)[Kernel::vectors], int rows, const float* bias, float* y) {
+    float partial[group_rows];
+    float* out = rows == group_rows ? y : partial;
+    simd::unroll<Kernel::vectors>([&](auto v) { simd::store(out + v * simd::kLanes, sums[v]); });
+    if (out == partial) std::copy_n(partial, rows, y);
+    if (bias) {
+      for (int row = 0; row < rows; ++row) y[row] += bias[row];
     }
   }
 
@@ -142,9 +152,6 @@ class GroupedMatrix final : public PackedMatrix {
       table(std::make_integer_sequence<int, Kernel::max_tokens>{});
 
   static int64_t num_tiles(int64_t num_tokens) { return (num_tokens + Kernel::max_tokens - 1) / Kernel::max_tokens; }
-  static int tokens_in_tile(int64_t tile, int64_t num_tokens) {
-    return static_cast<int>(std::min<int64_t>(Kernel::max_tokens, num_tokens - tile * Kernel::max_tokens));
-  }
   int rows_in_group(int64_t g) const { return static_cast<int>(std::min<int64_t>(group_rows, rows_ - g * group_rows)); }
   int64_t groups_per_range() const { return std::max<int64_t>(1, kRangeBytes / group_bytes_); }
   uint8_t* group(int64_t g) const { return packed_.get() + g * group_bytes_; }

@@ -63,7 +63,7 @@ struct QuantizedKernel {
   template <int n>
   static void multiply(const uint8_t* group, const uint8_t* tile, int64_t cols, F32 (&result)[n][1]) {
     F32 sums[n];
-    for (F32& sum : sums) sum = simd::zero();
+    unroll<n>([&](auto t) { sums[t] = simd::zero(); });
     for (int64_t b = num_blocks(cols); b > 0; --b) {
       const auto* d = reinterpret_cast<const simd::Half*>(group);
       const F32 scale = simd::load_half(d);
@@ -75,7 +75,7 @@ struct QuantizedKernel {
         tile += tile_run_bytes(n);
       }
     }
-    for (int t = 0; t < n; ++t) result[t][0] = sums[t];
+    unroll<n>([&](auto t) { result[t][0] = sums[t]; });
   }
 
  private:

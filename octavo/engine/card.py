@@ -21,8 +21,8 @@ def start_up_card(
         ("weights", f"{_size(checkpoint.num_bytes)} as {checkpoint.dtype_label}"),
         (
             "KV cache",
-            f"{layout.num_blocks - 1:,} blocks of {layout.block_size} tokens, {_size(layout.num_blocks * layout.block_bytes)} "
-            f"as {layout.dtype}",
+            f"{layout.num_blocks - 1:,} blocks of {layout.block_size} tokens, "
+            f"{_size(layout.num_blocks * layout.block_bytes)} as {layout.dtype}",
         ),
         ("holds", f"{num_tokens:,} tokens in one cache group, {limits.max_num_seqs} sequences at once"),
         ("context", context),

@@ -22,8 +22,13 @@ Shape = tuple[int, ...]
 TokenizerSource = Path | GGUFFile
 
 #: Buffers that some exporters save and no model needs; a leftover of this kind is no sign of trouble.
-_IRRELEVANT_ENDINGS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "rotary_emb.cos_cached")
-_IRRELEVANT_ENDINGS += ("rotary_emb.sin_cached",)
+_IRRELEVANT_ENDINGS = (
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    "attn.bias",  # GPT-2's causal mask
+    "attn.masked_bias",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,11 @@ class StoredTensor:
         """The same tensor, changed when read; the change keeps dtype and shape."""
         read = self.read
         return replace(self, read=lambda: change(read()))
+
+
+def at_hand(tensor: HostTensor) -> StoredTensor:
+    """A tensor that needs no reading: a view into a mapped file."""
+    return StoredTensor(tensor.dtype, tensor.shape, lambda: tensor)
 
 
 class LazyTensors(Mapping[str, HostTensor]):

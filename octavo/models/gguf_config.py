@@ -6,7 +6,7 @@ its code (Gemma's window pattern and local rope, which models are which size) is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from octavo.errors import ModelLoadError, UnsupportedModelError

@@ -16,7 +16,7 @@ from octavo.config import ModelConfig
 from octavo.errors import ModelLoadError
 from octavo.kernels.reference.dequantize import convert
 from octavo.kernels.tensor import DType, HostTensor
-from octavo.models.checkpoint import Checkpoint, StoredTensor
+from octavo.models.checkpoint import Checkpoint, StoredTensor, at_hand
 from octavo.models.gguf import read_gguf
 from octavo.models.gguf_config import architecture_from_gguf, sampling_defaults
 from octavo.models.gguf_names import canonical_name, layout_change
@@ -50,7 +50,7 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
         name = canonical_name(kind, gguf_name)
         if name is None:
             continue
-        entry = StoredTensor(tensor.dtype, tensor.shape, lambda tensor=tensor: tensor)
+        entry = at_hand(tensor)
         change = layout_change(kind, name, architecture)
         stored[name] = entry if change is None else entry.then(change)
     return Checkpoint(
