@@ -1,0 +1,163 @@
+// What all packed matrices share: rows in groups, tokens in tiles, threads over groups.
+//
+//               tokens, in tiles of at most Kernel::max_tokens
+//              +----+----+----+-
+//   rows,      |    |    |    |        one cell = one call of Kernel::multiply: all columns of a group's rows,
+//   in groups  +----+----+----+-       of which each vector lane is one, against all columns of a tile's tokens
+//              |    |    |    |
+//
+// A cell's sums live in registers from the first column to the last, and a lane never meets another. So what
+// a token's output is does not depend on the tile's size, the other tokens or the threads: the order of its
+// additions is always the order of the columns.
+//
+// For few tokens this streams the weights once, in order. For many, a range of groups is taken through one
+// batch of tiles after another, the batch sized to stay in the second-level cache while the groups pass.
+//
+// A Kernel has:
+//   max_tokens, vectors                       a group is `vectors` vectors of rows
+//   group_bytes(cols), tile_bytes(cols)       multiples of 64; tile_bytes for max_tokens
+//   pack_group(data, rows, cols, out)         from the file's rows; rows past the last are zero
+//   pack_tile(x, x_stride, n, cols, out)
+//   multiply<n>(group, tile, cols, sums)      sums[token][vector]
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <new>
+
+#include "octavo/matmul.h"
+#include "simd.h"
+
+namespace octavo {
+
+constexpr int64_t kCacheLine = 64;
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Zeroed memory aligned to cache lines.
+class AlignedBytes {
+ public:
+  explicit AlignedBytes(int64_t size) {
+    const auto bytes = static_cast<size_t>(round_up(std::max<int64_t>(size, 1), kCacheLine));
+    data_ = static_cast<uint8_t*>(std::aligned_alloc(kCacheLine, bytes));
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_, 0, bytes);
+  }
+  ~AlignedBytes() { std::free(data_); }
+  AlignedBytes(const AlignedBytes&) = delete;
+  AlignedBytes& operator=(const AlignedBytes&) = delete;
+  uint8_t* get() const { return data_; }
+
+ private:
+  uint8_t* data_;
+};
+
+template <typename Kernel>
+class GroupedMatrix final : public PackedMatrix {
+ public:
+  static constexpr int group_rows = Kernel::vectors * simd::kLanes;
+
+  GroupedMatrix(ThreadPool& pool, const uint8_t* data, int64_t row_bytes, int64_t rows, int64_t cols)
+      : num_groups_((rows + group_rows - 1) / group_rows),
+        group_bytes_(Kernel::group_bytes(cols)),
+        tile_bytes_(Kernel::tile_bytes(cols)),
+        packed_(num_groups_ * group_bytes_) {
+    rows_ = rows;
+    cols_ = cols;
+    pool.parallel_for(num_groups_, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t g = begin; g < end; ++g) {
+        Kernel::pack_group(data + g * group_rows * row_bytes, rows_in_group(g), cols, group(g));
+      }
+    });
+  }
+
+  int64_t packed_bytes() const override { return num_groups_ * group_bytes_; }
+
+  int64_t scratch_bytes(int64_t num_tokens) const override { return num_tiles(num_tokens) * tile_bytes_; }
+
+  void multiply(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_tokens, const float* bias, float* y,
+                int64_t y_stride, void* scratch) const override {
+    auto* tiles = static_cast<uint8_t*>(scratch);
+    pool.parallel_for(num_tiles(num_tokens), kTilesWorthALoop, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t) {
+        const Tile tile(t, num_tokens);
+        Kernel::pack_tile(x + tile.first * x_stride, x_stride, tile.size, cols_, tiles + t * tile_bytes_);
+      }
+    });
+    const int64_t tiles_per_batch = std::max<int64_t>(1, kBatchBytes / tile_bytes_);
+    pool.parallel_for(num_groups_, groups_per_range(), [&](int64_t begin, int64_t end, int) {
+      for (int64_t first = 0; first < num_tiles(num_tokens); first += tiles_per_batch) {
+        const int64_t last = std::min(num_tiles(num_tokens), first + tiles_per_batch);
+        for (int64_t g = begin; g < end; ++g) {
+          for (int64_t t = first; t < last; ++t) {
+            const Tile tile(t, num_tokens);
+            const Cell cell{group(g), tiles + t * tile_bytes_, cols_, bias ? bias + g * group_rows : nullptr,
+                            y + tile.first * y_stride + g * group_rows, y_stride, rows_in_group(g)};
+            kMultiply[static_cast<size_t>(tile.size) - 1](cell);
+          }
+        }
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t kTilesWorthALoop = 2;
+  static constexpr int64_t kBatchBytes = 128 << 10;
+  static constexpr int64_t kRangeBytes = 16 << 10;  // weights that make a hand-out worth its cost
+
+  // As few tiles as hold the tokens, of sizes that differ by one at most: small tiles waste loads.
+  struct Tile {
+    Tile(int64_t index, int64_t num_tokens) {
+      const int64_t count = num_tiles(num_tokens), even = num_tokens / count, larger = num_tokens % count;
+      first = index * even + std::min(index, larger);
+      size = static_cast<int>(even + (index < larger ? 1 : 0));
+    }
+    int64_t first;
+    int size;
+  };
+
+  struct Cell {
+    const uint8_t* group;
+    const uint8_t* tile;
+    int64_t cols;
+    const float* bias;
+    float* y;
+    int64_t y_stride;
+    int rows;
+  };
+
+  template <int n>
+  static void multiply_cell(const Cell& cell) {
+    simd::F32 sums[n][Kernel::vectors];
+    Kernel::template multiply<n>(cell.group, cell.tile, cell.cols, sums);
+    simd::unroll<n>([&](auto t) { store_rows(sums[t], cell.rows, cell.bias, cell.y + t * cell.y_stride); });
+  }
+
+  static void store_rows(const simd::F32 (&sums)[Kernel::vectors], int rows, const float* bias, float* y) {
+    float partial[group_rows];
+    float* out = rows == group_rows ? y : partial;
+    simd::unroll<Kernel::vectors>([&](auto v) { simd::store(out + v * simd::kLanes, sums[v]); });
+    if (out == partial) std::copy_n(partial, rows, y);
+    if (bias) {
+      for (int row = 0; row < rows; ++row) y[row] += bias[row];
+    }
+  }
+
+  using Multiply = void (*)(const Cell&);
+  template <int... i>
+  static constexpr std::array<Multiply, Kernel::max_tokens> table(std::integer_sequence<int, i...>) {
+    return {multiply_cell<i + 1>...};
+  }
+  static constexpr std::array<Multiply, Kernel::max_tokens> kMultiply =
+      table(std::make_integer_sequence<int, Kernel::max_tokens>{});
+
+  static int64_t num_tiles(int64_t num_tokens) { return (num_tokens + Kernel::max_tokens - 1) / Kernel::max_tokens; }
+  int rows_in_group(int64_t g) const { return static_cast<int>(std::min<int64_t>(group_rows, rows_ - g * group_rows)); }
+  int64_t groups_per_range() const { return std::max<int64_t>(1, kRangeBytes / group_bytes_); }
+  uint8_t* group(int64_t g) const { return packed_.get() + g * group_bytes_; }
+
+  int64_t num_groups_, group_bytes_, tile_bytes_;
+  AlignedBytes packed_;
+};
+
+}  // namespace octavo

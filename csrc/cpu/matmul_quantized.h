@@ -1,0 +1,11 @@
+// Block-quantised weights.
+#pragma once
+#include "octavo/matmul.h"
+
+namespace octavo {
+
+// Null for any other dtype.
+std::unique_ptr<PackedMatrix> pack_quantized(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows,
+                                             int64_t cols);
+
+}  // namespace octavo
