@@ -83,7 +83,7 @@ def _asks(reader: AskReader, args: argparse.Namespace, lines: list[str] | None) 
 
 def _reader(llm: LLM, args: argparse.Namespace) -> AskReader:
     tokenizer = llm.get_tokenizer()
-    uses_chat = not args.raw and tokenizer.has_chat_template
+    uses_chat = not args.raw and "default" in tokenizer.chat_templates
 
     params = llm.get_default_sampling_params().replace(
         max_tokens=None if uses_chat else RAW_MAX_TOKENS,

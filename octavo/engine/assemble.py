@@ -81,7 +81,14 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         events=events,
         clock=clock,
     )
-    core = EngineCore(scheduler, cache, InlineExecutor(worker), events, clock)
+    core = EngineCore(
+        scheduler,
+        cache,
+        InlineExecutor(worker),
+        events,
+        clock,
+        check_invariants=config.observe.check_invariants,
+    )
     return LLMEngine(
         core=core,
         inputs=_inputs(config, checkpoint.architecture, shape.limits, tokenizer),
@@ -89,7 +96,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         events=events,
         clock=clock,
         default_sampling_params=SamplingParams(**checkpoint.sampling_defaults),
-        card=start_up_card(checkpoint, selection, shape.layout, shape.limits, clock() - begin),
+        card=start_up_card(checkpoint, selection.why, shape.layout, shape.limits, clock() - begin),
     )
 
 
