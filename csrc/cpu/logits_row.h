@@ -5,24 +5,27 @@
 //   mass         one double     one double     one double                says in which block a draw falls
 //
 // Vectors are the compiler's own (vector_size), as wide as the build's registers, so one source serves AVX2
-// and AVX-512.
+// and AVX-512 and what has neither.
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <vector>
 
-namespace octavo {
+namespace octavo::logits_row {
 
 constexpr int64_t kBlock = 128;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
-#else
+#elif defined(__AVX__)
 constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 4;
 #endif
 typedef float Floats __attribute__((vector_size(kLanes * 4)));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
@@ -147,13 +150,20 @@ struct Candidates {
   }
 };
 
-// The k-th largest value, 1 <= k <= size. The k-th largest block maximum bounds it from below, because each of
-// k blocks holds a value as large; so few values need to be looked at.
+// The k-th largest value, 1 <= k <= size. The k-th largest maximum of disjoint runs bounds it from below, because
+// each of k runs holds a value as large; so few values need to be looked at.
 inline float kth_largest(const float* row, int64_t size, int64_t k, const std::vector<float>& block_max,
                          Candidates& scratch) {
-  float bound = -kInfinity;
+  constexpr int64_t kShortRun = 16;  // where there are fewer blocks than k
+  std::vector<float> maxima;
   if (k <= static_cast<int64_t>(block_max.size())) {
-    std::vector<float> maxima = block_max;
+    maxima = block_max;
+  } else if (k <= size / kShortRun) {
+    for (int64_t start = 0; start + kShortRun <= size; start += kShortRun)
+      maxima.push_back(*std::max_element(row + start, row + start + kShortRun));
+  }
+  float bound = -kInfinity;
+  if (!maxima.empty()) {
     std::nth_element(maxima.begin(), maxima.begin() + (k - 1), maxima.end(), std::greater<>());
     bound = maxima[k - 1];
   }
@@ -163,4 +173,4 @@ inline float kth_largest(const float* row, int64_t size, int64_t k, const std::v
   return begin[k - 1];
 }
 
-}  // namespace octavo
+}  // namespace octavo::logits_row

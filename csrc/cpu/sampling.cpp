@@ -6,16 +6,19 @@
 //       │
 //       └─ floor = max(min_p's, top_k's) ──> candidates of at least the floor, in id order
 //                  top_p alone: a floor below which not even all tokens together hold 1 - top_p
-//              then top_p among the candidates by weighted quickselect, then draw
+//              then top_p among the candidates (top_p.h), then draw
 //
 // Bias, bans and penalties work on a copy of the row.
 #include "sampling.h"
 
 #include "logits_row.h"
 #include "random.h"
+#include "top_p.h"
 
 namespace octavo {
 namespace {
+
+using namespace logits_row;
 
 struct Run {
   const int32_t* begin_;
@@ -51,48 +54,6 @@ float lowest(const Accepts& accepts) {
     }
   }
   return float_at(low);
-}
-
-struct RankedToken {
-  uint64_t rank;  // smaller is better: distance from the best score, then id
-  float weight;
-
-  RankedToken() = default;
-  RankedToken(float score, int32_t id, float weight) : weight(weight) {
-    const float distance = std::fabs(score);  // of non-negative floats, the bits are in order
-    uint32_t bits;
-    std::memcpy(&bits, &distance, sizeof bits);
-    rank = uint64_t{bits} << 32 | static_cast<uint32_t>(id);
-  }
-  bool operator<(const RankedToken& other) const { return rank < other.rank; }
-};
-
-uint64_t middle_rank(const RankedToken& a, const RankedToken& b, const RankedToken& c) {
-  return std::max(std::min(a.rank, b.rank), std::min(std::max(a.rank, b.rank), c.rank));
-}
-
-// The rank of the last token that is kept when tokens are taken best first while less than `target` is held.
-uint64_t last_rank_within(RankedToken* begin, RankedToken* end, double target) {
-  double held = 0;
-  while (end - begin > 32) {
-    const uint64_t pivot = middle_rank(*begin, begin[(end - begin) / 2], end[-1]);
-    double better_mass = 0;
-    RankedToken* split = std::partition(begin, end, [&](const RankedToken& token) { return token.rank <= pivot; });
-    for (const RankedToken* token = begin; token != split; ++token) better_mass += token->weight;
-    if (held + better_mass >= target) {
-      end = split;
-    } else {
-      held += better_mass;
-      begin = split;
-    }
-  }
-  std::sort(begin, end);
-  const RankedToken* last = begin;
-  for (const RankedToken* token = begin; token != end && (token == begin || held < target); ++token) {
-    held += token->weight;
-    last = token;
-  }
-  return last->rank;
 }
 
 // Draws one entry at a time. Each thread has one, for its scratch memory.
@@ -195,37 +156,19 @@ class EntrySampler {
       collect(floor);
     } else if (floor > -kInfinity) {
       collect(floor);
-      keep_top_p(top_p * mass(candidates_.values.data(), candidates_.size, scaling_, block_mass_));
+      const double total = mass(candidates_.values.data(), candidates_.size, scaling_, block_mass_);
+      top_p_.keep(candidates_, scaling_, top_p * total);
     } else {
       const double total = mass(row_, size_, scaling_, block_mass_);
       // 0.99 covers rounding; the floor may be too low, never too high
       collect(static_cast<float>(std::log(0.99 * (1.0 - top_p) * total / static_cast<double>(size_))));
-      keep_top_p(top_p * total);
+      top_p_.keep(candidates_, scaling_, top_p * total);
     }
   }
 
   void collect(float floor) {
     const float lowest_logit = lowest([&](float logit) { return scaling_.score(logit) >= floor; });
     candidates_.collect(row_, size_, block_max_, lowest_logit);
-  }
-
-  void keep_top_p(double target) {
-    ranked_.resize(candidates_.size);
-    for (int64_t start = 0; start < candidates_.size; start += kBlock) {
-      const int64_t count = std::min(kBlock, candidates_.size - start);
-      float weights[kBlock];
-      block_weights(&candidates_.values[start], count, scaling_, weights);
-      for (int64_t i = 0; i < count; ++i)
-        ranked_[start + i] = {scaling_.score(candidates_.values[start + i]), candidates_.ids[start + i], weights[i]};
-    }
-    const uint64_t last = last_rank_within(ranked_.data(), ranked_.data() + ranked_.size(), target);
-    int64_t kept = 0;
-    for (int64_t i = 0; i < candidates_.size; ++i) {
-      candidates_.values[kept] = candidates_.values[i];
-      candidates_.ids[kept] = candidates_.ids[i];
-      kept += RankedToken(scaling_.score(candidates_.values[i]), candidates_.ids[i], 0).rank <= last;
-    }
-    candidates_.size = kept;
   }
 
   // The first index whose cumulative mass exceeds u * mass. Within a block the weights are computed again.
@@ -259,7 +202,7 @@ class EntrySampler {
   std::vector<float> block_max_;
   std::vector<double> block_mass_;
   Candidates candidates_;
-  std::vector<RankedToken> ranked_;
+  TopP top_p_;
   std::vector<float> edited_, infinite_;
   std::vector<Occurrences> occurrences_;  // by token id; all zero between entries
   std::vector<int32_t> seen_;

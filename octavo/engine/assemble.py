@@ -66,8 +66,8 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
     begin = clock()
     checkpoint = open_checkpoint(config.model)
     shape = _engine_shape(config, checkpoint)
-    selection = select(config.backend)
-    worker = _load_worker(selection.backend, checkpoint, shape)
+    backend = select(config.backend.backend, config.backend.num_threads)
+    worker = _load_worker(backend, checkpoint, shape)
     tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
     events = EventLog(config.observe.event_log_size)
     events.write(_engine_started(shape, clock()))
@@ -89,7 +89,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         events=events,
         clock=clock,
         default_sampling_params=SamplingParams(**checkpoint.sampling_defaults),
-        card=start_up_card(checkpoint, selection, shape.layout, shape.limits, clock() - begin),
+        card=start_up_card(checkpoint, backend.name, shape.layout, shape.limits, clock() - begin),
     )
 
 

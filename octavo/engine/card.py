@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from octavo.kernels.ops import KVLayout, StepLimits
-from octavo.kernels.registry import Selection
+from octavo.kernels.registry import describe
 from octavo.models.checkpoint import Checkpoint
 
 
 def start_up_card(
-    checkpoint: Checkpoint, selection: Selection, layout: KVLayout, limits: StepLimits, seconds: float
+    checkpoint: Checkpoint, backend: str, layout: KVLayout, limits: StepLimits, seconds: float
 ) -> list[tuple[str, str]]:
     """(label, text) lines."""
     architecture = checkpoint.architecture
@@ -27,7 +27,7 @@ def start_up_card(
         ("holds", f"{num_tokens:,} tokens in one cache group, {limits.max_num_seqs} sequences at once"),
         ("context", context),
         ("step", f"up to {limits.max_num_tokens:,} tokens"),
-        ("backend", selection.why),
+        ("backend", _why(backend)),
         ("ready in", f"{seconds:.2f} s"),
     ]
 
@@ -37,3 +37,11 @@ def _size(num_bytes: int) -> str:
         if num_bytes >= scale:
             return f"{num_bytes / scale:,.1f} {unit}"
     return f"{num_bytes} bytes"
+
+
+def _why(backend: str) -> str:
+    """The chosen backend, and why no better one was."""
+    backends = describe()
+    place = [name for name, _ in backends].index(backend)
+    better = [f"not {name}: {reason}" for name, reason in backends[:place] if reason is not None]
+    return "; ".join([backend, *better])

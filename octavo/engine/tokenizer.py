@@ -13,10 +13,12 @@ from typing import Any
 
 from octavo.config import ModelConfig
 from octavo.engine.detokenizer import Detokenizer, TextStream
+from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
 from octavo.engine.tokenizer_parts import TokenizerParts
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.models.checkpoint import Checkpoint, TokenizerSource
+from octavo.models.loader import locate_tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -137,6 +139,8 @@ def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | N
     if config.skip_tokenizer_init:
         return None
     source = checkpoint.tokenizer_source
+    if config.tokenizer is not None:
+        source = locate_tokenizer(config.tokenizer)
     if source is None:
         raise TokenizerError(
             f"{checkpoint.label} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
@@ -146,9 +150,7 @@ def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | N
 
 
 def _read(source: TokenizerSource) -> TokenizerParts:
-    if isinstance(source, Path):
-        raise TokenizerError(f"{source}")
-    return tokenizer_from_gguf(source)
+    return tokenizer_from_folder(source) if isinstance(source, Path) else tokenizer_from_gguf(source)
 
 
 def _chat_template_text(template: str | None) -> str | None:

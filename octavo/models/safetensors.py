@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.tensor import DType, HostTensor
+from octavo.models.checkpoint import IRRELEVANT_ENDINGS
 from octavo.models.json_file import read_json
 from octavo.models.mapped_file import map_file
 
@@ -68,7 +69,11 @@ def read_safetensors(path: Path) -> dict[str, HostTensor]:
         raise ModelLoadError(f"{path}: the header is not valid JSON ({error}); download the file again") from None
     if not isinstance(header, dict):
         raise ModelLoadError(f"{path}: the header is not a JSON object; download the file again")
-    header.pop("__metadata__", None)
+    header = {
+        name: entry
+        for name, entry in header.items()
+        if name != "__metadata__" and not name.endswith(IRRELEVANT_ENDINGS)
+    }
     content = data[8 + header_bytes :]
     spans = {name: _span(path, name, entry, content.nbytes) for name, entry in header.items()}
     _check_apart(path, spans)
@@ -109,7 +114,7 @@ def _span(path: Path, name: str, entry: Any, num_bytes: int) -> tuple[int, int]:
     return offsets[0], offsets[1]
 
 
-def _are_sizes(values: Any) -> bool:
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 

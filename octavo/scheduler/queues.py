@@ -1,9 +1,11 @@
 """The waiting queue: who starts next, who may go before, and why everyone else waits.
 
-head                                        ranked: preempted sequences before fresh ones of equal standing
- │
- a ── b ── c ── d          `a` does not fit now. b, c, d that fit may start before it, one pass each; after
- passes of a: 0..max       max_bypasses passes nobody starts until `a` has: no large request starves.
+    head                    ranked: preempted sequences before fresh ones of equal standing
+     │
+     a ── b ── c ── d       `a` does not fit now. b, c or d may start before it if they fit, one pass each;
+     2    1    0    0       once `a` was passed max_bypasses times, nobody starts until `a` has
+
+So a large request is not overtaken for ever, and a small one need not wait for a large one's blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from octavo.config import SchedulingPolicy
-from octavo.request import Sequence, SequenceId
+from octavo.request import Sequence, SequenceId, SequenceState
 from octavo.scheduler.policy import RANKS, Rank
 
 WaitReason = Literal["budget", "seats", "blocks", "turn"]
@@ -35,34 +37,37 @@ class WaitingQueue:
 
     def add(self, sequence: Sequence) -> None:
         insort(self._queue, sequence, key=self._rank)
+        self._num_passes[sequence.sequence_id] = 0
         self._unexplained.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         index = bisect_left(self._queue, self._rank(sequence), key=self._rank)
         assert self._queue[index] is sequence, f"sequence {sequence.sequence_id} is not waiting"
         del self._queue[index]
-        self._num_passes.pop(sequence.sequence_id, None)
+        del self._num_passes[sequence.sequence_id]
         self._reasons.pop(sequence.sequence_id, None)
 
     def line(self) -> Iterator[Sequence]:
         """Whoever may start now, best first; the caller starts (and removes) the one just seen, or leaves it.
 
-        Ends when the first that stayed has been passed often enough, and never looks further behind it than
-        that: a long queue costs no more than a short one.
+        Nobody is passed more than max_bypasses times, and nobody looks past more than so many who stay: a long
+        queue costs no more than a short one.
         """
-        queue, index = self._queue, 0
-        while index < len(queue):
-            if index > 0 and self._num_passes.get(queue[0].sequence_id, 0) >= self._max_bypasses:
+        queue, staying = self._queue, 0
+        while staying < len(queue):
+            passed = queue[:staying]
+            if staying > self._max_bypasses or any(self._is_out_of_patience(sequence) for sequence in passed):
                 return
-            if index > self._max_bypasses:
-                return
-            sequence = queue[index]
+            sequence = queue[staying]
             yield sequence
-            if index < len(queue) and queue[index] is sequence:
-                index += 1
-            elif index > 0:
-                blocked = queue[0].sequence_id
-                self._num_passes[blocked] = self._num_passes.get(blocked, 0) + 1
+            if staying < len(queue) and queue[staying] is sequence:
+                staying += 1
+            else:
+                for left_behind in passed:
+                    self._num_passes[left_behind.sequence_id] += 1
+
+    def _is_out_of_patience(self, sequence: Sequence) -> bool:
+        return self._num_passes[sequence.sequence_id] >= self._max_bypasses
 
     def set_reason(self, sequence: Sequence, reason: WaitReason) -> bool:
         """Note why a sequence waits; True if that is news."""
@@ -73,8 +78,11 @@ class WaitingQueue:
     def take_unexplained(self) -> list[Sequence]:
         """Sequences that joined since the last call, still wait, and of which nobody has said why."""
         joined, self._unexplained = self._unexplained, []
-        queued = {sequence.sequence_id for sequence in self._queue} if joined else set()
-        return [s for s in joined if s.sequence_id in queued and s.sequence_id not in self._reasons]
+        return [
+            sequence
+            for sequence in joined
+            if sequence.state is SequenceState.WAITING and sequence.sequence_id not in self._reasons
+        ]
 
 
 def _resumed_first(policy: SchedulingPolicy) -> Callable[[Sequence], Rank]:

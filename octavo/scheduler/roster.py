@@ -27,6 +27,7 @@ class Roster:
         name = request.request_id
         if name in self.requests:
             raise InvalidRequestError(f"request id {name!r} is in use: choose another or wait for its end")
+        assert not request.sequences, f"request {name!r} brings sequences; they are made here"
         sequence = Sequence(SequenceId(self._next_sequence_id), request, 0, list(request.prompt_token_ids))
         self._next_sequence_id += request.sampling_params.n
         self.requests[name] = request

@@ -132,7 +132,8 @@ def _q5_1(blocks: Blocks, out: FloatArray) -> None:
 def _five_bits(blocks: Blocks) -> NDArray[np.uint8]:
     """Nibbles as in the four-bit formats, the fifth bits of the 32 elements in one word."""
     high = np.unpackbits(blocks["high"].view(np.uint8), axis=-1, bitorder="little")
-    return np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1) | (high << np.uint8(4))
+    nibbles: NDArray[np.uint8] = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1)
+    return nibbles | (high << np.uint8(4))
 
 
 def _q8_0(blocks: Blocks, out: FloatArray) -> None:
