@@ -172,7 +172,8 @@ class LLM:
                         waiting.discard(output.request_id)
                     yield output
                 for output in self._engine.step() if waiting else ():
-                    self._boxes[output.request_id].append(output)
+                    if output.request_id in self._boxes:  # else its stream was left, and this is the abort's echo
+                        self._boxes[output.request_id].append(output)
         finally:
             for request_id in waiting:
                 self._engine.abort_request(request_id)

@@ -66,8 +66,8 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
     begin = clock()
     checkpoint = open_checkpoint(config.model)
     shape = _engine_shape(config, checkpoint)
-    backend = select(config.backend.backend, config.backend.num_threads)
-    worker = _load_worker(backend, checkpoint, shape)
+    selection = select(config.backend)
+    worker = _load_worker(selection.backend, checkpoint, shape)
     tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
     events = EventLog(config.observe.event_log_size)
     events.write(_engine_started(shape, clock()))
@@ -81,7 +81,14 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         events=events,
         clock=clock,
     )
-    core = EngineCore(scheduler, cache, InlineExecutor(worker), events, clock)
+    core = EngineCore(
+        scheduler,
+        cache,
+        InlineExecutor(worker),
+        events,
+        clock,
+        check_invariants=config.observe.check_invariants,
+    )
     return LLMEngine(
         core=core,
         inputs=_inputs(config, checkpoint.architecture, shape.limits, tokenizer),
@@ -89,7 +96,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         events=events,
         clock=clock,
         default_sampling_params=SamplingParams(**checkpoint.sampling_defaults),
-        card=start_up_card(checkpoint, backend.name, shape.layout, shape.limits, clock() - begin),
+        card=start_up_card(checkpoint, selection.why, shape.layout, shape.limits, clock() - begin),
     )
 
 

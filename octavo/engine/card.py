@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from octavo.kernels.ops import KVLayout, StepLimits
-from octavo.kernels.registry import describe
 from octavo.models.checkpoint import Checkpoint
 
 
@@ -27,7 +26,7 @@ def start_up_card(
         ("holds", f"{num_tokens:,} tokens in one cache group, {limits.max_num_seqs} sequences at once"),
         ("context", context),
         ("step", f"up to {limits.max_num_tokens:,} tokens"),
-        ("backend", _why(backend)),
+        ("backend", backend),
         ("ready in", f"{seconds:.2f} s"),
     ]
 
@@ -38,10 +37,3 @@ def _size(num_bytes: int) -> str:
             return f"{num_bytes / scale:,.1f} {unit}"
     return f"{num_bytes} bytes"
 
-
-def _why(backend: str) -> str:
-    """The chosen backend, and why no better one was."""
-    backends = describe()
-    place = [name for name, _ in backends].index(backend)
-    better = [f"not {name}: {reason}" for name, reason in backends[:place] if reason is not None]
-    return "; ".join([backend, *better])

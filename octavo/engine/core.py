@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.executor.interface import Executor
 from octavo.messages import StepPlan, StepResult
@@ -32,13 +33,21 @@ class EngineCore:
     """Owner of the scheduler and the executor; reads the cache. One caller, one thread."""
 
     def __init__(
-        self, scheduler: Scheduler, cache: KVCache, executor: Executor, events: EventLog, clock: Callable[[], float]
+        self,
+        scheduler: Scheduler,
+        cache: KVCache,
+        executor: Executor,
+        events: EventLog,
+        clock: Callable[[], float],
+        *,
+        check_invariants: bool = False,
     ) -> None:
         self._scheduler = scheduler
         self._cache = cache
         self._executor = executor
         self._events = events
         self._clock = clock
+        self._check_invariants = check_invariants
 
     def add_request(self, request: Request) -> None:
         self._scheduler.add_request(request)
@@ -55,7 +64,8 @@ class EngineCore:
         return self._scheduler.has_unfinished
 
     def step(self) -> list[SequenceUpdate]:
-        """One turn. Returns what changed; empty when there is nothing to do."""
+        """One turn -> what changed. A step that the workers cannot carry out ends the sequences in it, with the
+        fault as their stop_reason, and no others."""
         begin = self._clock()
         plan = self._scheduler.schedule()
         scheduled = self._clock()
@@ -65,6 +75,8 @@ class EngineCore:
             return self._scheduler.fail(plan, f"{type(fault).__name__}: {fault}")
         executed = self._clock()
         updates = self._scheduler.update(plan, result)
+        if self._check_invariants:
+            check(self._cache, self._scheduler.sequences)
         self._record(plan, result, begin, scheduled, executed)
         return updates
 
