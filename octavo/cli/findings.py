@@ -106,10 +106,11 @@ def _distribution(name: str) -> str:
         return re.sub("[-_.]+", "-", name)
 
 
+# Backends come before the compiler: looking at them may fill the kernel cache.
 SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "machine": machine_findings,
     "python": python_findings,
-    "compiler": compiler_findings,
     "backends": backend_findings,
+    "compiler": compiler_findings,
     "models": model_findings,
 }

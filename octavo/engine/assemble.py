@@ -70,7 +70,6 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
     worker = _load_worker(selection.backend, checkpoint, shape)
     tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
     events = EventLog(config.observe.event_log_size)
-    events.write(_engine_started(shape, clock()))
     _record_start(shape, events, clock)
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
@@ -137,17 +136,6 @@ def _engine_shape(config: EngineConfig, checkpoint: Checkpoint) -> _EngineShape:
         vocab_size=architecture.vocab_size,
     )
     return _EngineShape(groups, replace(layout, num_blocks=budget.num_blocks), limits)
-
-
-def _engine_started(shape: _EngineShape, now: float) -> EngineStarted:
-    return EngineStarted(
-        time=now,
-        num_blocks=shape.layout.num_blocks - 1,
-        block_size=shape.layout.block_size,
-        block_bytes=shape.layout.block_bytes,
-        num_groups=len(shape.groups),
-        max_model_len=shape.limits.max_model_len,
-    )
 
 
 def _kv_dtype(config: EngineConfig, checkpoint: Checkpoint) -> KVDType:
