@@ -52,9 +52,9 @@ class PrefixTree:
         return block_id in self.nodes
 
     def publish(self, tables: BlockTables, num_blocks: int) -> None:
-        """Enter a sequence's blocks up to `num_blocks`, all full; those behind a window are gone already."""
+        """Enter a sequence's blocks up to `num_blocks`, all full. Blocks are published before a window drops them."""
         for group, table in enumerate(tables.block_ids):
-            for index in range(max(tables.num_published, tables.first_visible[group]), num_blocks):
+            for index in range(tables.num_published, num_blocks):
                 if table[index] not in self.nodes:  # a fork may have entered the block they share
                     self._insert(table[index], Node(group, index, tables.hashes[index + 1], tables.hashes[index]))
         tables.num_published = num_blocks
