@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
-from octavo.observe.events import Started
+from octavo.observe.events import Preempted, Started
 from octavo.request import Request, Sequence
 from octavo.testing.fake_executor import VOCAB_SIZE, generate_alone
 from octavo.testing.simulate import Simulator, make_request
@@ -79,8 +79,8 @@ class RandomRun(RuleBasedStateMachine):
         self.cut_short: set[Sequence] = set()
 
     @rule(
-        shared_len=st.integers(0, 80),
-        own_len=st.integers(1, 60),
+        shared_len=st.sampled_from([0, 16, 64]) | st.integers(0, 80),
+        own_len=st.sampled_from([16, 32]) | st.integers(1, 60),
         variant=st.integers(0, 3),
         max_tokens=st.integers(1, 50),
         n=st.sampled_from([1, 1, 1, 2, 4]),
@@ -142,6 +142,7 @@ class RandomRun(RuleBasedStateMachine):
         self.simulator.run(max_steps=self.simulator.num_steps + 5_000)
         self.check_tokens()
         self.check_prompt_logprobs()
+        self.check_nobody_starts_where_somebody_is_preempted()
         if self.policy == "fcfs":
             self.check_nobody_was_passed_too_often()
         assert self.simulator.cache.pool.num_owned == 0
@@ -170,6 +171,10 @@ class RandomRun(RuleBasedStateMachine):
             sequence = request.sequences[0]
             if request.sampling_params.prompt_logprobs is not None and sequence not in self.cut_short:
                 assert reported[sequence] == request.prompt_token_ids[1:]
+
+    def check_nobody_starts_where_somebody_is_preempted(self):
+        preempted = {event.time for event in self.simulator.events if isinstance(event, Preempted)}
+        assert preempted.isdisjoint(event.time for event in self.simulator.events if isinstance(event, Started))
 
     def check_nobody_was_passed_too_often(self):
         places = {request.request_id: place for place, request in enumerate(self.requests)}
