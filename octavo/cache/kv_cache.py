@@ -142,6 +142,13 @@ class KVCache:
         if why != "preempted":
             del self.tables[sequence.sequence_id]
 
+    def distrust(self, sequence: Sequence, num_trusted: int) -> None:
+        """Make what a sequence holds beyond its first `num_trusted` tokens unfindable: it was never computed."""
+        for table in self.tables[sequence.sequence_id].block_ids:
+            for block_id in reversed(table[num_trusted // self.block_size :]):
+                if block_id in self.tree:
+                    self.tree.remove(block_id)
+
     def take_changes(self) -> tuple[list[BlockWrite], list[tuple[int, int]]]:
         """Block writes and copies since the last call, for the plan."""
         changes = self._writes, self._copies

@@ -26,7 +26,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
 }
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
-_LARGEST = 1 << 31
+_MOST_LAYERS = 1 << 12
 _REQUIRED: Any = object()
 
 
@@ -37,11 +37,11 @@ class ConfigFile:
         self.path = path
         self.values = values
 
-    def size(self, key: str, default: Any = _REQUIRED) -> int:
+    def size(self, key: str, default: Any = _REQUIRED, largest: int = 1 << 31) -> int:
         """A whole number from 1 up."""
         value = self._get(key, default)
-        if type(value) is not int or not 1 <= value <= _LARGEST:
-            raise self.wrong(key, f"1 to {_LARGEST}")
+        if type(value) is not int or not 1 <= value <= largest:
+            raise self.wrong(key, f"1 to {largest}")
         return value
 
     def optional_size(self, key: str) -> int | None:
@@ -145,7 +145,7 @@ def _llama_like(config: ConfigFile, *, ties_by_default: bool = False, default_ep
     return {
         "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden_size,
-        "num_layers": config.size("num_hidden_layers"),
+        "num_layers": config.size("num_hidden_layers", largest=_MOST_LAYERS),
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads,
         "head_dim": config.size("head_dim", max(1, hidden_size // num_heads)),
@@ -232,7 +232,7 @@ def _gpt2(config: ConfigFile) -> dict[str, Any]:
     return {
         "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden_size,
-        "num_layers": config.size("n_layer"),
+        "num_layers": config.size("n_layer", largest=_MOST_LAYERS),
         "intermediate_size": config.size("n_inner", 4 * hidden_size),
         "norm_eps": config.number("layer_norm_epsilon", 1e-5),
         "activation": config.activation("activation_function", "gelu_new"),
@@ -247,7 +247,7 @@ def _opt(config: ConfigFile) -> dict[str, Any]:
     return {
         "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden_size,
-        "num_layers": config.size("num_hidden_layers"),
+        "num_layers": config.size("num_hidden_layers", largest=_MOST_LAYERS),
         "intermediate_size": config.size("ffn_dim"),
         "activation": config.activation("activation_function", "relu"),
         "tie_word_embeddings": config.flag("tie_word_embeddings", True),
@@ -293,7 +293,7 @@ MODEL_TYPES["gemma3_text"] = MODEL_TYPES["gemma3"]
 
 def _windows(config: ConfigFile, slides: Callable[[int], bool]) -> tuple[int | None, ...]:
     """Each layer's window: layer_types decides where it is given, else the family's rule."""
-    window, num_layers = config.optional_size("sliding_window"), config.size("num_hidden_layers")
+    window, num_layers = config.optional_size("sliding_window"), config.size("num_hidden_layers", largest=_MOST_LAYERS)
     if window is None:
         return ()
     layer_types = config.values.get("layer_types")

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from octavo.kernels.reference.dequantize import convert, dequantize
 from octavo.kernels.tensor import HostTensor, from_array, take_rows
 from octavo.models.architecture import Architecture
 
@@ -112,5 +113,4 @@ def restore_rotary_rows(tensor: HostTensor, num_heads: int) -> HostTensor:
 
 
 def take_one_off(tensor: HostTensor) -> HostTensor:
-    assert tensor.dtype == "F32", f"GGUF norms are F32, this one is {tensor.dtype}"
-    return from_array(tensor.data.view(np.float32) - np.float32(1))
+    return convert(from_array(dequantize(tensor) - np.float32(1)), tensor.dtype)

@@ -164,6 +164,23 @@ class Scheduler:
             self._drop_finished()
         return updates
 
+    def fail(self, plan: StepPlan, reason: str) -> list[SequenceUpdate]:
+        """The worker could not carry a plan out: end every sequence in it, trust nothing it was to compute, and
+        go on with the others."""
+        draft = self._in_flight.pop(plan.step_id)
+        granted = zip(draft.granted, plan.num_computed_tokens, strict=True)
+        for sequence, num_trusted in reversed(list(granted)):  # whoever found another's blocks was granted later
+            if sequence.state is SequenceState.RUNNING:
+                self._cache.distrust(sequence, num_trusted)
+        failed = dict.fromkeys(draft.granted + draft.sampled)
+        updates = []
+        for sequence in failed:
+            if sequence.state is SequenceState.RUNNING:
+                self._finish(sequence, "error", reason)
+                updates.append(SequenceUpdate(sequence, [], None, []))
+        self._drop_finished()
+        return updates
+
     # Parts of schedule, in order
 
     def _continue_running(self, draft: PlanDraft) -> None:

@@ -9,6 +9,7 @@ For trying a policy at any scale and for tests; with `checks`, every step must l
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Listlike
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler, SequenceUpdate
 from octavo.testing.fake_executor import FakeExecutor
+
+DEFAULT_BUDGET = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,6 @@ class Simulator:
         windows: Listlike[int | None] = (None,),
         config: SchedulerConfig | None = None,
         max_model_len: int = 1024,
-        max_num_batched_tokens: int = 512,
         enable_prefix_caching: bool = True,
         event_log_size: int = 100_000,
         checks: bool = False,
@@ -66,7 +68,7 @@ class Simulator:
             config,
             self.cache,
             max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_batched_tokens=config.max_num_batched_tokens or DEFAULT_BUDGET,
             events=self.events,
             clock=self._clock,
         )
@@ -98,10 +100,10 @@ class Simulator:
 
     def run(self, arrivals: Iterable[Arrival] = (), *, max_steps: int = 10_000) -> None:
         """Step until nothing is left to come or to do. More than `max_steps` steps is a failure."""
-        coming = sorted(arrivals, key=lambda arrival: arrival.step, reverse=True)
+        coming = deque(sorted(arrivals, key=lambda arrival: arrival.step))
         while coming or self.scheduler.has_unfinished:
-            while coming and coming[-1].step <= self.num_steps:
-                self.add(coming.pop().request)
+            while coming and coming[0].step <= self.num_steps:
+                self.add(coming.popleft().request)
             self.step()
             assert self.num_steps <= max_steps, f"{len(self.scheduler.sequences)} sequences after {max_steps} steps"
 

@@ -64,6 +64,7 @@ class RandomRun(RuleBasedStateMachine):
             block_size=block_size,
             windows=windows,
             config=SchedulerConfig(
+                max_num_batched_tokens=budget,
                 max_num_seqs=max_num_seqs,
                 enable_chunked_prefill=is_chunked,
                 long_prefill_token_threshold=threshold if is_chunked else 0,
@@ -71,7 +72,6 @@ class RandomRun(RuleBasedStateMachine):
                 max_bypasses=max_bypasses,
             ),
             max_model_len=MAX_MODEL_LEN,
-            max_num_batched_tokens=budget,
             enable_prefix_caching=has_prefix_cache,
             checks=True,
         )
@@ -81,6 +81,7 @@ class RandomRun(RuleBasedStateMachine):
     @rule(
         shared_len=st.integers(0, 80),
         own_len=st.integers(1, 60),
+        variant=st.integers(0, 3),
         max_tokens=st.integers(1, 50),
         n=st.sampled_from([1, 1, 1, 2, 4]),
         priority=st.integers(0, 2),
@@ -88,9 +89,9 @@ class RandomRun(RuleBasedStateMachine):
         prompt_logprobs=st.sampled_from([None, None, None, 1]),
         stops=st.sampled_from([[], [], list(range(0, VOCAB_SIZE, 20))]),
     )
-    def arrive(self, shared_len, own_len, max_tokens, n, priority, salt, prompt_logprobs, stops):
+    def arrive(self, shared_len, own_len, variant, max_tokens, n, priority, salt, prompt_logprobs, stops):
         number = len(self.requests)
-        own = [(number * 101 + i * 7) % VOCAB_SIZE for i in range(own_len)]
+        own = [(variant * 101 + i * 7) % VOCAB_SIZE for i in range(own_len)]
         params = {} if prompt_logprobs is None else {"prompt_logprobs": prompt_logprobs}
         request = make_request(
             f"r{number}",
