@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from octavo.config import EngineConfig as EngineConfig
+    from octavo.engine.async_engine import AsyncLLM as AsyncLLM
     from octavo.errors import BackendUnavailableError as BackendUnavailableError
     from octavo.errors import ConfigError as ConfigError
     from octavo.errors import EngineDeadError as EngineDeadError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "LLM": "octavo.llm",
+    "AsyncLLM": "octavo.engine.async_engine",
     "SamplingParams": "octavo.sampling_params",
     "RequestOutputKind": "octavo.sampling_params",
     "RequestOutput": "octavo.outputs",

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.core import EngineStats
 from octavo.engine.input import Prompt
-from octavo.engine.llm_engine import EngineStats, LLMEngine
 from octavo.engine.progress import Progress
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequestError, TokenizerError
@@ -172,7 +172,8 @@ class LLM:
                         waiting.discard(output.request_id)
                     yield output
                 for output in self._engine.step() if waiting else ():
-                    self._boxes[output.request_id].append(output)
+                    if output.request_id in self._boxes:  # else its stream was left, and this is the abort's echo
+                        self._boxes[output.request_id].append(output)
         finally:
             for request_id in waiting:
                 self._engine.abort_request(request_id)
@@ -199,5 +200,7 @@ def _one_each(name: str, values: T | Sequence[T] | None, count: int, default: T)
     if not isinstance(values, Sequence):
         return [values] * count
     if len(values) != count:
-        raise InvalidRequestError(f"{name} holds {len(values)} values for {count} prompts, allowed are one, or one each")
+        raise InvalidRequestError(
+            f"{name} holds {len(values)} values for {count} prompts, allowed are one, or one each"
+        )
     return list(values)

@@ -5,6 +5,7 @@ import pytest
 import octavo
 
 PUBLIC_NAMES = {
+    "AsyncLLM",
     "BackendUnavailableError",
     "CompletionOutput",
     "ConfigError",

@@ -6,40 +6,39 @@
 //       │
 //       └─ floor = max(min_p's, top_k's) ──> candidates of at least the floor, in id order
 //                  top_p alone: a floor below which not even all tokens together hold 1 - top_p
-//              then top_p among the candidates by weighted quickselect, then draw
+//              then top_p among the candidates (top_p.h), then draw
 //
 // Bias, bans and penalties work on a copy of the row.
 #include "sampling.h"
 
+#include <bit>
+#include <span>
+
 #include "logits_row.h"
 #include "random.h"
+#include "top_p.h"
 
 namespace octavo {
 namespace {
 
-struct Run {
-  const int32_t* begin_;
-  const int32_t* end_;
+using namespace logits_row;
 
-  Run(const int32_t* values, const int32_t* offsets, int64_t entry)
-      : begin_(values + offsets[entry]), end_(values + offsets[entry + 1]) {}
-  const int32_t* begin() const { return begin_; }
-  const int32_t* end() const { return end_; }
-  bool empty() const { return begin_ == end_; }
+using Ids = std::span<const int32_t>;
 
-  bool within(int64_t vocab_size) const {
-    return std::all_of(begin_, end_, [&](int32_t id) { return 0 <= id && id < vocab_size; });
-  }
-};
+// Entry i's values of a ragged column.
+Ids run(const int32_t* values, const int32_t* offsets, int64_t i) {
+  return {values + offsets[i], values + offsets[i + 1]};
+}
+
+bool are_within(Ids ids, int64_t vocab_size) {
+  return std::all_of(ids.begin(), ids.end(), [&](int32_t id) { return 0 <= id && id < vocab_size; });
+}
 
 // The smallest float that `accepts`, a test that holds from some value up. Bisects the 2^32 floats in order.
 template <class Accepts>
 float lowest(const Accepts& accepts) {
   const auto float_at = [](uint32_t place) {  // places count floats upwards from -inf
-    const uint32_t bits = place & 0x80000000u ? place ^ 0x80000000u : ~place;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    return std::bit_cast<float>(place & 0x80000000u ? place ^ 0x80000000u : ~place);
   };
   uint32_t low = 0x007FFFFFu, high = 0xFF800000u;  // -inf, +inf
   while (low < high) {
@@ -51,48 +50,6 @@ float lowest(const Accepts& accepts) {
     }
   }
   return float_at(low);
-}
-
-struct RankedToken {
-  uint64_t rank;  // smaller is better: distance from the best score, then id
-  float weight;
-
-  RankedToken() = default;
-  RankedToken(float score, int32_t id, float weight) : weight(weight) {
-    const float distance = std::fabs(score);  // of non-negative floats, the bits are in order
-    uint32_t bits;
-    std::memcpy(&bits, &distance, sizeof bits);
-    rank = uint64_t{bits} << 32 | static_cast<uint32_t>(id);
-  }
-  bool operator<(const RankedToken& other) const { return rank < other.rank; }
-};
-
-uint64_t middle_rank(const RankedToken& a, const RankedToken& b, const RankedToken& c) {
-  return std::max(std::min(a.rank, b.rank), std::min(std::max(a.rank, b.rank), c.rank));
-}
-
-// The rank of the last token that is kept when tokens are taken best first while less than `target` is held.
-uint64_t last_rank_within(RankedToken* begin, RankedToken* end, double target) {
-  double held = 0;
-  while (end - begin > 32) {
-    const uint64_t pivot = middle_rank(*begin, begin[(end - begin) / 2], end[-1]);
-    double better_mass = 0;
-    RankedToken* split = std::partition(begin, end, [&](const RankedToken& token) { return token.rank <= pivot; });
-    for (const RankedToken* token = begin; token != split; ++token) better_mass += token->weight;
-    if (held + better_mass >= target) {
-      end = split;
-    } else {
-      held += better_mass;
-      begin = split;
-    }
-  }
-  std::sort(begin, end);
-  const RankedToken* last = begin;
-  for (const RankedToken* token = begin; token != end && (token == begin || held < target); ++token) {
-    held += token->weight;
-    last = token;
-  }
-  return last->rank;
 }
 
 // Draws one entry at a time. Each thread has one, for its scratch memory.
@@ -121,13 +78,13 @@ class EntrySampler {
  private:
   // Points row_ to an edited copy if anything is to be edited. False if an id is outside of the vocabulary.
   bool edit(const SamplingBatch& batch, int64_t entry) {
-    const Run allowed(batch.allowed, batch.allowed_offsets, entry);
-    const Run banned(batch.banned, batch.banned_offsets, entry);
-    const Run biased(batch.bias_ids, batch.bias_offsets, entry);
-    const Run history(batch.history, batch.history_offsets, entry);
+    const Ids allowed = run(batch.allowed, batch.allowed_offsets, entry);
+    const Ids banned = run(batch.banned, batch.banned_offsets, entry);
+    const Ids biased = run(batch.bias_ids, batch.bias_offsets, entry);
+    const Ids history = run(batch.history, batch.history_offsets, entry);
     if (allowed.empty() && banned.empty() && biased.empty() && history.empty()) return true;
-    for (const Run& run : {allowed, banned, biased, history})
-      if (!run.within(size_)) return false;
+    for (const Ids ids : {allowed, banned, biased, history})
+      if (!are_within(ids, size_)) return false;
 
     if (allowed.empty()) {
       edited_.assign(row_, row_ + size_);
@@ -143,18 +100,18 @@ class EntrySampler {
     return true;
   }
 
-  void penalise(const Run& history, const SamplingBatch& batch, int64_t entry) {
+  void penalise(Ids history, const SamplingBatch& batch, int64_t entry) {
     if (history.empty()) return;
     const double repetition = batch.repetition_penalty[entry];
     const double frequency = batch.frequency_penalty[entry];
     const double presence = batch.presence_penalty[entry];
     occurrences_.resize(size_);
-    const int32_t* output = history.begin() + batch.prompt_lens[entry];
+    const size_t prompt_len = batch.prompt_lens[entry];
     seen_.clear();
-    for (const int32_t* token = history.begin(); token != history.end(); ++token) {
-      Occurrences& times = occurrences_[*token];
-      if (times.anywhere++ == 0) seen_.push_back(*token);
-      times.in_output += token >= output;
+    for (size_t i = 0; i < history.size(); ++i) {
+      Occurrences& times = occurrences_[history[i]];
+      if (times.anywhere++ == 0) seen_.push_back(history[i]);
+      times.in_output += i >= prompt_len;
     }
     for (int32_t id : seen_) {
       const double logit = edited_[id];
@@ -195,37 +152,19 @@ class EntrySampler {
       collect(floor);
     } else if (floor > -kInfinity) {
       collect(floor);
-      keep_top_p(top_p * mass(candidates_.values.data(), candidates_.size, scaling_, block_mass_));
+      const double total = mass(candidates_.values.data(), candidates_.size, scaling_, block_mass_);
+      top_p_.keep(candidates_, scaling_, top_p * total);
     } else {
       const double total = mass(row_, size_, scaling_, block_mass_);
       // 0.99 covers rounding; the floor may be too low, never too high
       collect(static_cast<float>(std::log(0.99 * (1.0 - top_p) * total / static_cast<double>(size_))));
-      keep_top_p(top_p * total);
+      top_p_.keep(candidates_, scaling_, top_p * total);
     }
   }
 
   void collect(float floor) {
     const float lowest_logit = lowest([&](float logit) { return scaling_.score(logit) >= floor; });
     candidates_.collect(row_, size_, block_max_, lowest_logit);
-  }
-
-  void keep_top_p(double target) {
-    ranked_.resize(candidates_.size);
-    for (int64_t start = 0; start < candidates_.size; start += kBlock) {
-      const int64_t count = std::min(kBlock, candidates_.size - start);
-      float weights[kBlock];
-      block_weights(&candidates_.values[start], count, scaling_, weights);
-      for (int64_t i = 0; i < count; ++i)
-        ranked_[start + i] = {scaling_.score(candidates_.values[start + i]), candidates_.ids[start + i], weights[i]};
-    }
-    const uint64_t last = last_rank_within(ranked_.data(), ranked_.data() + ranked_.size(), target);
-    int64_t kept = 0;
-    for (int64_t i = 0; i < candidates_.size; ++i) {
-      candidates_.values[kept] = candidates_.values[i];
-      candidates_.ids[kept] = candidates_.ids[i];
-      kept += RankedToken(scaling_.score(candidates_.values[i]), candidates_.ids[i], 0).rank <= last;
-    }
-    candidates_.size = kept;
   }
 
   // The first index whose cumulative mass exceeds u * mass. Within a block the weights are computed again.
@@ -259,7 +198,7 @@ class EntrySampler {
   std::vector<float> block_max_;
   std::vector<double> block_mass_;
   Candidates candidates_;
-  std::vector<RankedToken> ranked_;
+  TopP top_p_;
   std::vector<float> edited_, infinite_;
   std::vector<Occurrences> occurrences_;  // by token id; all zero between entries
   std::vector<int32_t> seen_;

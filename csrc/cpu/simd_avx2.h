@@ -49,6 +49,12 @@ inline Bytes shift_and(Bytes v, int mask) {
   return _mm256_and_si256(shifted, _mm256_set1_epi8(static_cast<char>(mask)));
 }
 
+// Hides a sum from the optimiser, which would otherwise put off additions and run out of registers for the terms.
+inline __m256i in_order(__m256i sum) {
+  asm("" : "+x"(sum));
+  return sum;
+}
+
 inline __m256i add_pairs(__m256i v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
 
 // Unsigned weights of fewer than 8 bits: products are summed in 16 bits as long as they must fit, which is for
@@ -62,7 +68,7 @@ class Dot {
   void add(Bytes weights, Bytes x) {
     const __m256i products = _mm256_maddubs_epi16(weights, x);
     if constexpr (index % capacity != 0) {
-      narrow_ = _mm256_add_epi16(narrow_, products);
+      narrow_ = in_order(_mm256_add_epi16(narrow_, products));
     } else {
       if constexpr (index == capacity) wide_ = add_pairs(narrow_);
       if constexpr (index > capacity) wide_ = _mm256_add_epi32(wide_, add_pairs(narrow_));
@@ -89,7 +95,7 @@ class Dot<8> {
   template <int index>
   void add(Bytes weights, Bytes x) {
     const __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
-    sum_ = index == 0 ? add_pairs(products) : _mm256_add_epi32(sum_, add_pairs(products));
+    sum_ = index == 0 ? add_pairs(products) : in_order(_mm256_add_epi32(sum_, add_pairs(products)));
   }
   template <int count>
   F32 total() const {

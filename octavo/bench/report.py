@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from typing import Any
 
 from octavo import __version__
+from octavo.observe.machine import cpu_features, cpu_name, num_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +59,6 @@ def machine() -> dict[str, Any]:
         "octavo": __version__,
         "python": platform.python_version(),
         "cpu": cpu_name(),
+        "features": cpu_features(),
         "cores": num_cores(),
     }
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
-            names = [line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="draws the prompts")
     parser.add_argument("--hf-max-batch-size", type=whole_number, default=16, metavar="N", help="rows of an hf batch")
     parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
-    add_engine_flags(parser, exclude=_NOT_FLAGS)
+    add_engine_flags(parser, _NOT_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +87,7 @@ def _measure_octavo(args: argparse.Namespace, backend: str, workload: list[Work]
     from octavo.llm import LLM
 
     kernels = "auto" if backend == "octavo" else backend
-    with LLM(args.model, backend=kernels, **engine_options(args)) as llm:
+    with LLM(args.model, backend=kernels, **engine_options(args, _NOT_FLAGS)) as llm:
         return measure_octavo(llm, workload, args.temperature, name=backend)
 
 
@@ -101,9 +101,7 @@ def _measure_hf(args: argparse.Namespace, workload: list[Work]) -> Measurement:
 
 
 def _write_json(args: argparse.Namespace, measurements: list[Measurement]) -> None:
-    workload = {
-        name: getattr(args, name) for name in ("model", "dataset_name", "num_prompts", "output_len", "n", "seed")
-    }
+    names = ("model", "dataset_name", "num_prompts", "input_len", "output_len", "n", "temperature", "seed")
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),

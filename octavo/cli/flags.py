@@ -36,7 +36,8 @@ def config_fields() -> dict[str, tuple[Field[Any], Any]]:
     return found
 
 
-def add_engine_flags(parser: argparse.ArgumentParser, exclude: frozenset[str] = frozenset()) -> None:
+def add_engine_flags(parser: argparse.ArgumentParser, exclude: frozenset[str]) -> None:
+    """A flag for every option, but for those whose names mean something else to this command."""
     group = parser.add_argument_group("engine options", "sizes may be written 32k (thousands) or 4G (of 1024)")
     for name, (field, hint) in config_fields().items():
         if name not in exclude:
@@ -44,10 +45,10 @@ def add_engine_flags(parser: argparse.ArgumentParser, exclude: frozenset[str] = 
             add_flag(group, name, hint, field.metadata["help"] + shown)
 
 
-def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+def engine_options(args: argparse.Namespace, exclude: frozenset[str]) -> dict[str, Any]:
     """What was given on the command line, as keywords for LLM."""
     given = vars(args)
-    return {name: given[name] for name in config_fields() if name in given}
+    return {name: given[name] for name in config_fields() if name in given and name not in exclude}
 
 
 def add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, text: str) -> None:

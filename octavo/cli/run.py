@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", action="store_true", help="show afterwards what the run did with time and memory")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the start-up card")
     add_sampling_flags(parser)
-    add_engine_flags(parser, exclude=_NOT_FLAGS)
+    add_engine_flags(parser, _NOT_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     from octavo.llm import LLM  # after everything that can be refused without it
 
-    with LLM(args.model, **engine_options(args)) as llm:
+    with LLM(args.model, **engine_options(args, _NOT_FLAGS)) as llm:
         if args.verbose or args.report or is_chat:
             _print_table("engine", llm.card)
         recorder = Recorder(llm.events) if args.report else None
@@ -83,7 +83,7 @@ def _asks(reader: AskReader, args: argparse.Namespace, lines: list[str] | None) 
 
 def _reader(llm: LLM, args: argparse.Namespace) -> AskReader:
     tokenizer = llm.get_tokenizer()
-    uses_chat = not args.raw and tokenizer.has_chat_template
+    uses_chat = not args.raw and "default" in tokenizer.chat_templates
 
     params = llm.get_default_sampling_params().replace(
         max_tokens=None if uses_chat else RAW_MAX_TOKENS,

@@ -24,7 +24,7 @@ from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model, required_tensors
-from octavo.observe.events import EventLog
+from octavo.observe.events import EngineStarted, EventLog
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 from octavo.worker.memory import plan_kv_cache
@@ -68,9 +68,26 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
     shape = _engine_shape(config, checkpoint)
     selection = select(config.backend)
     worker = _load_worker(selection.backend, checkpoint, shape)
-    tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(checkpoint, config.model)
+    tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
     events = EventLog(config.observe.event_log_size)
-    core = EngineCore(_scheduler(config, shape, events, clock), InlineExecutor(worker), events, clock)
+    _record_start(shape, events, clock)
+    cache = _kv_cache(config, shape, events, clock)
+    scheduler = Scheduler(
+        config.scheduler,
+        cache,
+        max_model_len=shape.limits.max_model_len,
+        max_num_batched_tokens=shape.limits.max_num_tokens,
+        events=events,
+        clock=clock,
+    )
+    core = EngineCore(
+        scheduler,
+        cache,
+        InlineExecutor(worker),
+        events,
+        clock,
+        check_invariants=config.observe.check_invariants,
+    )
     return LLMEngine(
         core=core,
         inputs=_inputs(config, checkpoint.architecture, shape.limits, tokenizer),
@@ -78,7 +95,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         events=events,
         clock=clock,
         default_sampling_params=SamplingParams(**checkpoint.sampling_defaults),
-        card=start_up_card(checkpoint, selection, shape.layout, shape.limits, clock() - begin),
+        card=start_up_card(checkpoint, selection.why, shape.layout, shape.limits, clock() - begin),
     )
 
 
@@ -106,7 +123,7 @@ def _engine_shape(config: EngineConfig, checkpoint: Checkpoint) -> _EngineShape:
     model_len = architecture.max_position_embeddings
     if asked_len is not None and asked_len > model_len:
         raise ConfigError(
-            f"max_model_len is {asked_len}, but this model was made for {model_len} positions; allowed is up to {model_len}"
+            f"max_model_len is {asked_len}, allowed is up to {model_len}, the positions this model was made for"
         )
     max_num_seqs = config.scheduler.max_num_seqs
     budget = plan_kv_cache(
@@ -127,14 +144,12 @@ def _kv_dtype(config: EngineConfig, checkpoint: Checkpoint) -> KVDType:
         return config.cache.kv_cache_dtype
     if config.model.dtype != "auto":
         return config.model.dtype
-    return _KV_DTYPE_OF_FILE.get(checkpoint.main_dtype, "float16")
+    return _KV_DTYPE_OF_FILE.get(checkpoint.dtype_label.split(", ")[0], "float16")
 
 
 def _load_worker(backend: Backend, checkpoint: Checkpoint, shape: _EngineShape) -> Worker:
     checkpoint.check(required_tensors(checkpoint.architecture))
-    model = build_model(
-        checkpoint.architecture, checkpoint, _layer_slots(shape.groups), shape.limits.max_model_len
-    )
+    model = build_model(checkpoint.architecture, checkpoint, _layer_slots(shape.groups), shape.limits.max_model_len)
     return Worker(backend, model, shape.layout, shape.limits, len(shape.groups))
 
 
@@ -144,20 +159,26 @@ def _layer_slots(groups: Sequence[CacheGroup]) -> list[tuple[int, int]]:
     return [slots[layer] for layer in range(len(slots))]
 
 
-def _scheduler(config: EngineConfig, shape: _EngineShape, events: EventLog, clock: Clock) -> Scheduler:
-    cache = KVCache(
+def _record_start(shape: _EngineShape, events: EventLog, clock: Clock) -> None:
+    layout = shape.layout
+    events.write(
+        EngineStarted(
+            time=clock(),
+            num_blocks=layout.num_blocks - 1,
+            block_size=layout.block_size,
+            block_bytes=layout.block_bytes,
+            num_groups=len(shape.groups),
+            max_model_len=shape.limits.max_model_len,
+        )
+    )
+
+
+def _kv_cache(config: EngineConfig, shape: _EngineShape, events: EventLog, clock: Clock) -> KVCache:
+    return KVCache(
         num_blocks=shape.layout.num_blocks,
         block_size=shape.layout.block_size,
         groups=shape.groups,
         enable_prefix_caching=config.cache.enable_prefix_caching,
-        events=events,
-        clock=clock,
-    )
-    return Scheduler(
-        config.scheduler,
-        cache,
-        max_model_len=shape.limits.max_model_len,
-        max_num_batched_tokens=shape.limits.max_num_tokens,
         events=events,
         clock=clock,
     )

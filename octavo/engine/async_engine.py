@@ -1,6 +1,6 @@
 """AsyncLLM: many coroutines, one engine. A thread of its own turns the engine; it sleeps while idle.
 
-    coroutine --commands--> engine thread: step() ... --outputs, by call_soon_threadsafe--> coroutine's queue
+coroutine --commands--> engine thread: step() ... --outputs, by call_soon_threadsafe--> coroutine's queue
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.core import EngineStats
 from octavo.engine.input import Prompt
-from octavo.engine.llm_engine import EngineStats, LLMEngine
+from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.outputs import RequestOutput

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from octavo.kernels.ops import KVLayout, StepLimits
-from octavo.kernels.registry import Selection
 from octavo.models.checkpoint import Checkpoint
 
 
 def start_up_card(
-    checkpoint: Checkpoint, selection: Selection, layout: KVLayout, limits: StepLimits, seconds: float
+    checkpoint: Checkpoint, backend: str, layout: KVLayout, limits: StepLimits, seconds: float
 ) -> list[tuple[str, str]]:
     """(label, text) lines."""
     architecture = checkpoint.architecture
@@ -21,13 +20,13 @@ def start_up_card(
         ("weights", f"{_size(checkpoint.num_bytes)} as {checkpoint.dtype_label}"),
         (
             "KV cache",
-            f"{layout.num_blocks - 1:,} blocks of {layout.block_size} tokens, {_size(layout.num_blocks * layout.block_bytes)} "
-            f"as {layout.dtype}",
+            f"{layout.num_blocks - 1:,} blocks of {layout.block_size} tokens, "
+            f"{_size(layout.num_blocks * layout.block_bytes)} as {layout.dtype}",
         ),
         ("holds", f"{num_tokens:,} tokens in one cache group, {limits.max_num_seqs} sequences at once"),
         ("context", context),
         ("step", f"up to {limits.max_num_tokens:,} tokens"),
-        ("backend", selection.why),
+        ("backend", backend),
         ("ready in", f"{seconds:.2f} s"),
     ]
 
@@ -37,3 +36,4 @@ def _size(num_bytes: int) -> str:
         if num_bytes >= scale:
             return f"{num_bytes / scale:,.1f} {unit}"
     return f"{num_bytes} bytes"
+

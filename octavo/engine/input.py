@@ -64,7 +64,7 @@ class InputProcessor:
             cache_salt=cache_salt,
             eos_token_ids=ends,
             stop_token_ids=ends | frozenset(params.stop_token_ids or ()),
-            bad_word_ids=self._bad_words(params.bad_words or ()),
+            bad_word_ids=self._bad_words(tuple(params.bad_words or ())),
         )
 
     def _read(self, prompt: Prompt) -> tuple[str | None, list[int], str | None]:
@@ -119,7 +119,8 @@ class InputProcessor:
         self._check_ids("stop_token_ids", params.stop_token_ids or ())
         if self._tokenizer is None and (params.stop or params.bad_words):
             raise InvalidRequestError(
-                "stop strings and bad_words need a tokenizer, but skip_tokenizer_init=True: use stop_token_ids, logit_bias"
+                "stop strings and bad_words need a tokenizer, but skip_tokenizer_init=True: "
+                "use stop_token_ids and logit_bias"
             )
 
     def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:

@@ -1,14 +1,13 @@
 """LLMEngine: the step loop with text on both ends. `LLM` and `AsyncLLM` are two ways to turn it.
 
-    prompt -> input.py -> Request -> core.py (schedule, execute, update) -> output.py -> RequestOutput
+prompt -> input.py -> Request -> core.py (schedule, execute, update) -> output.py -> RequestOutput
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from octavo.engine.core import EngineCore
+from octavo.engine.core import EngineCore, EngineStats
 from octavo.engine.input import InputProcessor, Prompt
 from octavo.engine.output import OutputProcessor
 from octavo.engine.tokenizer import Tokenizer
@@ -17,22 +16,6 @@ from octavo.observe.events import EventLog
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A moment's numbers. Blocks exclude the null block; cached ones are free to take but still hold content."""
-
-    num_running: int
-    num_waiting: int
-    num_blocks: int
-    num_used_blocks: int
-    num_cached_blocks: int
-
-    @property
-    def kv_cache_usage(self) -> float:
-        """Share of blocks in use, 0 to 1."""
-        return self.num_used_blocks / self.num_blocks
 
 
 class LLMEngine:
@@ -96,15 +79,7 @@ class LLMEngine:
         return outputs
 
     def stats(self) -> EngineStats:
-        scheduler = self._alive().scheduler
-        usage = scheduler.cache.usage()
-        return EngineStats(
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
-            num_blocks=usage.num_blocks,
-            num_used_blocks=usage.num_used,
-            num_cached_blocks=usage.num_cached,
-        )
+        return self._alive().stats()
 
     def close(self) -> None:
         """Give back memory and threads. Requests still running end without a last output."""

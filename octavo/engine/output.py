@@ -7,9 +7,10 @@ beginning of a stop string are held back, so that no reader ever sees text that 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from octavo.engine.tokenizer import TextStream, Tokenizer
+from octavo.engine.detokenizer import TextStream
+from octavo.engine.tokenizer import Tokenizer
 from octavo.messages import LogprobRow
 from octavo.outputs import (
     CompletionOutput,
@@ -109,9 +110,7 @@ class _RequestText:
         if self._kind is RequestOutputKind.FINAL_ONLY and not finished:
             return None
         is_delta = self._kind is RequestOutputKind.DELTA
-        completions = [
-            sequence.output(is_delta) for sequence in self._sequences if not is_delta or sequence.has_news()
-        ]
+        completions = [sequence.output(is_delta) for sequence in self._sequences if not is_delta or sequence.has_news()]
         if not finished and not any(completion.token_ids or completion.finished for completion in completions):
             return None
         request = self._request

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from octavo.engine.llm_engine import EngineStats
+from octavo.engine.core import EngineStats
 from octavo.outputs import RequestOutput
 
 REFRESH_SECONDS = 0.2
@@ -52,6 +52,12 @@ def _make_bar(num_requests: int) -> tuple[Any, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"))
+    columns = (
+        TextColumn("requests"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
     bar = RichProgress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1 / REFRESH_SECONDS)
     return bar, bar.add_task("requests", total=num_requests, detail="")

@@ -21,9 +21,14 @@ Shape = tuple[int, ...]
 #: Where a tokenizer is made from: a folder of tokenizer.json and its companions, or a GGUF file's metadata.
 TokenizerSource = Path | GGUFFile
 
-#: Buffers that some exporters save and no model needs; a leftover of this kind is no sign of trouble.
-_IRRELEVANT_ENDINGS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "rotary_emb.cos_cached")
-_IRRELEVANT_ENDINGS += ("rotary_emb.sin_cached",)
+#: Buffers that some exporters save and no model needs; one of these left over is no sign of trouble.
+IRRELEVANT_ENDINGS = (
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    ".attn.bias",  # GPT-2's causal mask
+    ".attn.masked_bias",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,11 @@ class StoredTensor:
         """The same tensor, changed when read; the change keeps dtype and shape."""
         read = self.read
         return replace(self, read=lambda: change(read()))
+
+
+def at_hand(tensor: HostTensor) -> StoredTensor:
+    """A tensor that needs no reading: a view into a mapped file."""
+    return StoredTensor(tensor.dtype, tensor.shape, lambda: tensor)
 
 
 class LazyTensors(Mapping[str, HostTensor]):
@@ -91,6 +101,9 @@ class Checkpoint:
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
         return ", ".join(sorted(sizes, key=lambda dtype: -sizes[dtype]))
 
+    def with_tensors(self, stored: Mapping[str, StoredTensor]) -> Checkpoint:
+        return replace(self, stored=stored, taken=set())
+
     def take(self, name: str, shape: Shape) -> HostTensor:
         """The tensor of that name and shape. Raises ModelLoadError if there is none."""
         self._expect(name, shape)
@@ -111,7 +124,8 @@ class Checkpoint:
 
     def leftovers(self) -> list[str]:
         """Tensors that nobody took: a sign that the model is not what its configuration says."""
-        return [name for name in self.stored if name not in self.taken and not name.endswith(_IRRELEVANT_ENDINGS)]
+        known = self.taken | ({"lm_head.weight"} if self.architecture.tie_word_embeddings else set())
+        return [name for name in self.stored if name not in known and not name.endswith(IRRELEVANT_ENDINGS)]
 
     def _expect(self, name: str, shape: Shape) -> None:
         found = self.stored.get(name)

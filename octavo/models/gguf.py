@@ -137,7 +137,7 @@ class _Cursor:
 
     def __init__(self, data: NDArray[np.uint8], path: Path) -> None:
         self.data = data
-        self.view = memoryview(data)
+        self.view = data.data
         self.path = path
         self.position = 0
         self.reading = "the header"

@@ -5,7 +5,7 @@ checkpoint trained them, rotary pairs half a head apart. A linear weight is alwa
 stores differently is undone when a tensor is read:
 
     llama    Q and K rows are interleaved, pair by pair, for ggml's rotary: rows are put back in order
-    gemma3   norm weights have 1 added: 1 is taken off
+    gemma    norm weights have 1 added: 1 is taken off
     gpt2     already [out, in], which Hugging Face's own files are not (see checkpoint.py)
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from octavo.kernels.reference.dequantize import convert, dequantize
 from octavo.kernels.tensor import HostTensor, from_array, take_rows
 from octavo.models.architecture import Architecture
 
@@ -37,7 +38,7 @@ _QK_NORM_NAMES = {
     "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
     "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
 }
-_GEMMA3_NAMES = {
+_GEMMA_NAMES = {
     "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
     "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
     "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
@@ -62,7 +63,8 @@ NAMES: dict[str, dict[str, str]] = {
     "llama": _LLAMA_NAMES,
     "qwen2": _LLAMA_NAMES,
     "qwen3": _LLAMA_NAMES | _QK_NORM_NAMES,
-    "gemma3": _LLAMA_NAMES | _QK_NORM_NAMES | _GEMMA3_NAMES,
+    "gemma2": _LLAMA_NAMES | _GEMMA_NAMES,
+    "gemma3": _LLAMA_NAMES | _QK_NORM_NAMES | _GEMMA_NAMES,
     "phi3": _LLAMA_NAMES | _PHI3_NAMES,
     "gpt2": _GPT2_NAMES,
 }
@@ -95,7 +97,7 @@ def layout_change(
         return lambda tensor: restore_rotary_rows(tensor, architecture.num_heads)
     if gguf_architecture == "llama" and ".self_attn.k_proj." in name:
         return lambda tensor: restore_rotary_rows(tensor, architecture.num_kv_heads)
-    if gguf_architecture == "gemma3" and name.endswith("norm.weight"):
+    if gguf_architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
         return take_one_off
     return None
 
@@ -111,5 +113,4 @@ def restore_rotary_rows(tensor: HostTensor, num_heads: int) -> HostTensor:
 
 
 def take_one_off(tensor: HostTensor) -> HostTensor:
-    assert tensor.dtype == "F32", f"GGUF norms are F32, this one is {tensor.dtype}"
-    return from_array(tensor.data.view(np.float32) - np.float32(1))
+    return convert(from_array(dequantize(tensor) - np.float32(1)), tensor.dtype)

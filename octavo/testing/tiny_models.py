@@ -106,8 +106,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_tiny_model(name: str, folder: Path, *, seed: int = 0, std: float = 0.3) -> Path:
-    """Write config.json and model.safetensors (float32) for TINY[name]; returns the folder."""
+def make_tiny_model(name: str, folder: Path, *, seed: int = 0, dtype: str = "float32", std: float = 0.3) -> Path:
+    """Write config.json and model.safetensors for TINY[name]; returns the folder."""
     torch.manual_seed(seed)
     config_class, arguments = TINY[name]
     config = getattr(transformers, config_class)(**arguments)
@@ -122,5 +122,5 @@ def make_tiny_model(name: str, folder: Path, *, seed: int = 0, std: float = 0.3)
         # A token whose own embedding dominates the stream predicts itself for ever: sqrt(hidden) must not make it so.
         if "Gemma" in config_class:
             model.get_input_embeddings().weight *= config.hidden_size**-0.5
-    model.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder

@@ -38,8 +38,8 @@ def plan_kv_cache(
     usable = num_blocks - 1
     if usable < num_groups:
         raise OutOfMemoryError(
-            f"the KV cache holds {max(usable, 0)} blocks of {layout.block_bytes} bytes, needed are at least {num_groups}; "
-            f"set kv_cache_memory_bytes to {(num_groups + 1) * layout.block_bytes} or more"
+            f"the KV cache holds {max(usable, 0)} blocks of {layout.block_bytes} bytes, needed are at least "
+            f"{num_groups}; set kv_cache_memory_bytes to {(num_groups + 1) * layout.block_bytes} or more"
         )
     if usable >= blocks_per_sequence:
         return KVBudget(num_blocks, max_model_len)
@@ -48,7 +48,8 @@ def plan_kv_cache(
         raise OutOfMemoryError(
             f"one sequence of max_model_len={max_model_len} tokens needs {blocks_per_sequence} KV blocks "
             f"({blocks_per_sequence * layout.block_bytes:,} bytes), the cache holds {usable}; set max_model_len to "
-            f"{fitting_len} or less, or kv_cache_memory_bytes to {(blocks_per_sequence + 1) * layout.block_bytes} or more"
+            f"{fitting_len} or less, or kv_cache_memory_bytes to "
+            f"{(blocks_per_sequence + 1) * layout.block_bytes} or more"
         )
     return KVBudget(num_blocks, fitting_len)
 

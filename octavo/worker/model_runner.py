@@ -1,28 +1,29 @@
 """The model runner: one StepPlan in, one StepResult out.
 
-    plan -> rows updated -> batch gathered -> forward -> logits of the rows that sample -> tokens -> rows
+plan -> rows updated -> batch gathered -> forward -> logits of the rows that sample -> tokens -> rows
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.ops import CompiledModel, IntArray, StepBatch
+from octavo.kernels.ops import CompiledModel, StepBatch
 from octavo.messages import LogprobRow, StepPlan, StepResult
 from octavo.sampling.logprobs import logprob_rows
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
 from octavo.worker.request_states import RequestStates
 
-PROMPT_LOGPROB_TILE = 64  # rows of logits held at once, so that long prompts need no [T, V] array
+PROMPT_LOGPROB_TILE = 64  # rows of logits held at once at most, so that long prompts need no [T, V] array
 
 
 class ModelRunner:
     """Owner of the rows, the sampler's columns and the compiled model."""
 
-    def __init__(self, model: CompiledModel, states: RequestStates, sampler: Sampler) -> None:
+    def __init__(self, model: CompiledModel, states: RequestStates, sampler: Sampler, max_num_seqs: int) -> None:
         self._model = model
         self._states = states
         self._sampler = sampler
+        self._prompt_tile = min(PROMPT_LOGPROB_TILE, max_num_seqs)
         self._num_prompt_logprobs: dict[int, int] = {}  # row -> how many, where asked for
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -86,8 +87,8 @@ class ModelRunner:
         end = min(end, begin + max(0, last_prompt - batch.positions[begin]))
         k = self._num_prompt_logprobs[int(row)]
         found: list[LogprobRow] = []
-        for tile in range(begin, end, PROMPT_LOGPROB_TILE):
-            indices = np.arange(tile, min(tile + PROMPT_LOGPROB_TILE, end), dtype=np.int32)
+        for tile in range(begin, end, self._prompt_tile):
+            indices = np.arange(tile, min(tile + self._prompt_tile, end), dtype=np.int32)
             following = self._states.token_ids[row, batch.positions[indices] + 1]
             found += logprob_rows(self._model, self._model.logits(indices), following, np.full(len(indices), k))
         return found

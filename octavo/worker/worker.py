@@ -16,7 +16,7 @@ class Worker:
     def __init__(self, backend: Backend, model: Model, kv: KVLayout, limits: StepLimits, num_groups: int) -> None:
         compiled = backend.compile(model, kv, allocate_pool(kv), limits)
         states = RequestStates(limits.max_num_seqs, limits.max_model_len, kv.block_size, num_groups)
-        self._runner = ModelRunner(compiled, states, Sampler(limits.max_num_seqs))
+        self._runner = ModelRunner(compiled, states, Sampler(limits.max_num_seqs), limits.max_num_seqs)
 
     def execute(self, plan: StepPlan) -> StepResult:
         return self._runner.execute(plan)

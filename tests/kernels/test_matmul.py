@@ -24,8 +24,8 @@ from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType
 
 CSRC = Path(__file__).parents[2] / "csrc"
 SOURCES = [
-    *(CSRC / "cpu" / f"{name}.cpp" for name in ("thread_pool", "dequantize", "pack", "matmul")),
-    *(CSRC / "cpu" / f"matmul_{kind}.cpp" for kind in ("dense", "quantized")),
+    *(CSRC / "cpu" / f"{name}.cpp" for name in ("thread_pool", "dequantize", "pack", "packed_memory", "matmul")),
+    *(CSRC / "cpu" / f"matmul_{kind}.cpp" for kind in ("dense", "quantized", "k_quantized")),
     CSRC / "bindings" / "matmul.cpp",
 ]
 QUANTIZED_DTYPES = [dtype for dtype in DTYPES if dtype not in DENSE_DTYPES]
@@ -223,9 +223,7 @@ def test_quantized_product(library: Library, dtype: DType, shape: tuple[int, int
         y = matrix.multiply(x, bias)
         rounded, doubt = rounded_activations(x)
         float_error = 1e-6 * np.abs(rounded) @ np.abs(weights).T + 1e-6
-        np.testing.assert_array_less(
-            np.abs(y - (rounded @ weights.T + bias)), float_error + doubt @ np.abs(weights).T
-        )
+        np.testing.assert_array_less(np.abs(y - (rounded @ weights.T + bias)), float_error + doubt @ np.abs(weights).T)
         largest = np.abs(x).reshape(tokens, -1, 32).max(axis=2).repeat(32, axis=1).astype(np.float64)
         allowed = (largest / 254) @ np.abs(weights).T
         np.testing.assert_array_less(np.abs(y - (x @ weights.T + bias)), allowed + float_error)

@@ -35,7 +35,9 @@ def test_override_is_taken_as_it_is() -> None:
 
 
 def test_an_asked_context_that_does_not_fit_is_refused_with_the_cure() -> None:
-    with pytest.raises(OutOfMemoryError, match=r"needs 10 KV blocks .* holds 4; set max_model_len to 64 or less") as error:
+    with pytest.raises(
+        OutOfMemoryError, match=r"needs 10 KV blocks .* holds 4; set max_model_len to 64 or less"
+    ) as error:
         plan(CacheConfig(kv_cache_memory_bytes=5 * BLOCK))
     assert f"kv_cache_memory_bytes to {11 * BLOCK} or more" in str(error.value)
     assert plan(CacheConfig(kv_cache_memory_bytes=11 * BLOCK)).max_model_len == 160

@@ -132,7 +132,8 @@ def _q5_1(blocks: Blocks, out: FloatArray) -> None:
 def _five_bits(blocks: Blocks) -> NDArray[np.uint8]:
     """Nibbles as in the four-bit formats, the fifth bits of the 32 elements in one word."""
     high = np.unpackbits(blocks["high"].view(np.uint8), axis=-1, bitorder="little")
-    return np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1) | (high << 4)
+    nibbles: NDArray[np.uint8] = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1)
+    return nibbles | (high << np.uint8(4))
 
 
 def _q8_0(blocks: Blocks, out: FloatArray) -> None:
@@ -145,8 +146,8 @@ def _q4_k(blocks: Blocks, out: FloatArray) -> None:
 
 def _q5_k(blocks: Blocks, out: FloatArray) -> None:
     """Bit j of byte l is the fifth bit of element l of run j."""
-    fifth = (blocks["high"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    _scale_and_shift(blocks, _nibble_runs(blocks) | (fifth << 4), out)
+    fifth = (blocks["high"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
+    _scale_and_shift(blocks, _nibble_runs(blocks) | (fifth << np.uint8(4)), out)
 
 
 def _nibble_runs(blocks: Blocks) -> NDArray[np.uint8]:
