@@ -3,57 +3,22 @@
 //   values     | block 0      | block 1      | block 2      | ...        49k to 262k floats
 //   maximum      one float      one float      one float                 says which blocks a bound lets us skip
 //   mass         one double     one double     one double                says in which block a draw falls
-//
-// Vectors are the compiler's own (vector_size), as wide as the build's registers, so one source serves AVX2
-// and AVX-512 and what has neither.
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <functional>
 #include <limits>
 #include <vector>
+
+#include "vector_math.h"
 
 namespace octavo::logits_row {
 
 constexpr int64_t kBlock = 128;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-#if defined(__AVX512F__)
-constexpr int64_t kLanes = 16;
-#elif defined(__AVX__)
-constexpr int64_t kLanes = 8;
-#else
-constexpr int64_t kLanes = 4;
-#endif
-typedef float Floats __attribute__((vector_size(kLanes * 4)));
-typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
-
-inline Floats load(const float* source) {
-  Floats value;
-  std::memcpy(&value, source, sizeof value);
-  return value;
-}
-
 inline int64_t num_blocks(int64_t size) { return (size + kBlock - 1) / kBlock; }
-
-// e^x for x <= 0, relative error below 1e-7; 0 below -87, where float32 runs out of normal numbers.
-inline Floats exp_nonpositive(Floats x) {
-  constexpr float kRounder = 0x1.8p23f;  // adding it rounds to a whole number, left in the low bits
-  const Floats shifted = x * 0x1.715476p0f + kRounder;
-  const Floats whole = shifted - kRounder;
-  const Floats r = (x - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;  // ln 2 in two parts
-  Floats p = r * (1.0f / 5040) + (1.0f / 720);
-  p = p * r + (1.0f / 120);
-  p = p * r + (1.0f / 24);
-  p = p * r + (1.0f / 6);
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const Ints scaled = reinterpret_cast<Ints>(p) + (reinterpret_cast<Ints>(shifted) << 23);
-  return x > -87.0f ? reinterpret_cast<Floats>(scaled) : Floats{};
-}
 
 // How logits become scores: divided by the temperature, relative to the best, which has score 0.
 struct Scaling {
@@ -70,10 +35,8 @@ inline void block_weights(const float* values, int64_t count, Scaling scaling, f
     std::fill(std::copy(values, values + count, padded), padded + kBlock, -kInfinity);
     values = padded;
   }
-  for (int64_t i = 0; i < kBlock; i += kLanes) {
-    const Floats weight = exp_nonpositive(load(values + i) / scaling.temperature - scaling.best);
-    std::memcpy(weights + i, &weight, sizeof weight);
-  }
+  for (int64_t i = 0; i < kBlock; i += kWidth)
+    store<kWidth>(weights + i, exp<kWidth>(load<kWidth>(values + i) / scaling.temperature - scaling.best));
 }
 
 // The mass of each block, and in all.
@@ -101,24 +64,24 @@ struct RowMaximum {
 // The maximum of each block, and of the row.
 inline RowMaximum maximum(const float* values, int64_t size, std::vector<float>& block_max) {
   block_max.resize(num_blocks(size));
-  Ints nan = {};
+  Ints<kWidth> nan = {};
   float best = -kInfinity;
   int64_t start = 0;
   for (; start + kBlock <= size; start += kBlock) {
-    Floats lanes = load(values + start);
+    Floats<kWidth> lanes = load<kWidth>(values + start);
     nan |= lanes != lanes;
-    for (int64_t i = kLanes; i < kBlock; i += kLanes) {
-      const Floats value = load(values + start + i);
+    for (int64_t i = kWidth; i < kBlock; i += kWidth) {
+      const Floats<kWidth> value = load<kWidth>(values + start + i);
       nan |= value != value;
       lanes = value > lanes ? value : lanes;
     }
     float block_best = lanes[0];
-    for (int64_t lane = 1; lane < kLanes; ++lane) block_best = std::max(block_best, lanes[lane]);
+    for (int64_t lane = 1; lane < kWidth; ++lane) block_best = std::max(block_best, lanes[lane]);
     block_max[start / kBlock] = block_best;
     best = std::max(best, block_best);
   }
   bool has_nan = false;
-  for (int64_t lane = 0; lane < kLanes; ++lane) has_nan |= nan[lane] != 0;
+  for (int64_t lane = 0; lane < kWidth; ++lane) has_nan |= nan[lane] != 0;
   if (start < size) {
     const float tail = *std::max_element(values + start, values + size);
     for (int64_t i = start; i < size; ++i) has_nan |= std::isnan(values[i]);

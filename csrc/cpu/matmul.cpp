@@ -7,12 +7,10 @@
 namespace octavo {
 
 std::unique_ptr<PackedMatrix> pack(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows, int64_t cols) {
-  switch (dtype) {
-    case DType::F32:
-    case DType::F16:
-    case DType::BF16: return pack_dense(pool, dtype, data, rows, cols);
-    default: return pack_quantized(pool, dtype, data, rows, cols);
+  for (const auto pack_family : {pack_dense, pack_simple, pack_k}) {
+    if (auto matrix = pack_family(pool, dtype, data, rows, cols)) return matrix;
   }
+  return nullptr;
 }
 
 }  // namespace octavo

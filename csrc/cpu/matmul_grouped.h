@@ -10,8 +10,8 @@
 // a token's output is does not depend on the tile's size, the other tokens or the threads: the order of its
 // additions is always the order of the columns.
 //
-// For few tokens this streams the weights once, in order. For many, a range of groups is taken through one
-// batch of tiles after another, the batch sized to stay in the second-level cache while the groups pass.
+// For few tokens this streams the weights once, in order. For many, all groups pass one batch of tiles after
+// another, the batch sized to stay in the second-level cache meanwhile.
 //
 // A Kernel has:
 //   max_tokens, vectors                       a group is `vectors` vectors of rows
@@ -22,10 +22,10 @@
 #pragma once
 #include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <new>
+#include <memory>
 
 #include "octavo/matmul.h"
+#include "packed_memory.h"
 #include "simd.h"
 
 namespace octavo {
@@ -34,26 +34,9 @@ constexpr int64_t kCacheLine = 64;
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Zeroed memory aligned to cache lines.
-class AlignedBytes {
- public:
-  explicit AlignedBytes(int64_t size) {
-    const auto bytes = static_cast<size_t>(round_up(std::max<int64_t>(size, 1), kCacheLine));
-    data_ = static_cast<uint8_t*>(std::aligned_alloc(kCacheLine, bytes));
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_, 0, bytes);
-  }
-  ~AlignedBytes() { std::free(data_); }
-  AlignedBytes(const AlignedBytes&) = delete;
-  AlignedBytes& operator=(const AlignedBytes&) = delete;
-  uint8_t* get() const { return data_; }
-
- private:
-  uint8_t* data_;
-};
-
+// Hidden, because two builds of this library in one process must not share kMultiply.
 template <typename Kernel>
-class GroupedMatrix final : public PackedMatrix {
+class [[gnu::visibility("hidden")]] GroupedMatrix final : public PackedMatrix {
  public:
   static constexpr int group_rows = Kernel::vectors * simd::kLanes;
 
@@ -61,7 +44,7 @@ class GroupedMatrix final : public PackedMatrix {
       : num_groups_((rows + group_rows - 1) / group_rows),
         group_bytes_(Kernel::group_bytes(cols)),
         tile_bytes_(Kernel::tile_bytes(cols)),
-        packed_(num_groups_ * group_bytes_) {
+        packed_(allocate_packed(num_groups_ * group_bytes_)) {
     rows_ = rows;
     cols_ = cols;
     pool.parallel_for(num_groups_, 1, [&](int64_t begin, int64_t end, int) {
@@ -77,33 +60,34 @@ class GroupedMatrix final : public PackedMatrix {
 
   void multiply(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_tokens, const float* bias, float* y,
                 int64_t y_stride, void* scratch) const override {
+    if (num_tokens == 0) return;
     auto* tiles = static_cast<uint8_t*>(scratch);
-    pool.parallel_for(num_tiles(num_tokens), kTilesWorthALoop, [&](int64_t begin, int64_t end, int) {
+    pool.parallel_for(num_tiles(num_tokens), 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t t = begin; t < end; ++t) {
         const Tile tile(t, num_tokens);
         Kernel::pack_tile(x + tile.first * x_stride, x_stride, tile.size, cols_, tiles + t * tile_bytes_);
       }
     });
-    const int64_t tiles_per_batch = std::max<int64_t>(1, kBatchBytes / tile_bytes_);
-    pool.parallel_for(num_groups_, groups_per_range(), [&](int64_t begin, int64_t end, int) {
-      for (int64_t first = 0; first < num_tiles(num_tokens); first += tiles_per_batch) {
-        const int64_t last = std::min(num_tiles(num_tokens), first + tiles_per_batch);
-        for (int64_t g = begin; g < end; ++g) {
-          for (int64_t t = first; t < last; ++t) {
-            const Tile tile(t, num_tokens);
-            const Cell cell{group(g), tiles + t * tile_bytes_, cols_, bias ? bias + g * group_rows : nullptr,
-                            y + tile.first * y_stride + g * group_rows, y_stride, rows_in_group(g)};
-            kMultiply[static_cast<size_t>(tile.size) - 1](cell);
-          }
+
+    const int64_t batch_tiles = std::clamp<int64_t>(kBatchBytes / tile_bytes_, 1, num_tiles(num_tokens));
+    const int64_t num_batches = (num_tiles(num_tokens) + batch_tiles - 1) / batch_tiles;
+    const int64_t grain = std::max<int64_t>(1, kRangeBytes / (group_bytes_ * batch_tiles));
+    pool.parallel_for(num_batches * num_groups_, grain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i / num_groups_ * batch_tiles, g = i % num_groups_;
+        for (int64_t t = first; t < std::min(first + batch_tiles, num_tiles(num_tokens)); ++t) {
+          const Tile tile(t, num_tokens);
+          const Cell cell{group(g), tiles + t * tile_bytes_, cols_, bias ? bias + g * group_rows : nullptr,
+                          y + tile.first * y_stride + g * group_rows, y_stride, rows_in_group(g)};
+          kMultiply[static_cast<size_t>(tile.size) - 1](cell);
         }
       }
     });
   }
 
  private:
-  static constexpr int64_t kTilesWorthALoop = 2;
   static constexpr int64_t kBatchBytes = 128 << 10;
-  static constexpr int64_t kRangeBytes = 16 << 10;  // weights that make a hand-out worth its cost
+  static constexpr int64_t kRangeBytes = 16 << 10;  // weights, times tiles, that make a hand-out worth its cost
 
   // As few tiles as hold the tokens, of sizes that differ by one at most: small tiles waste loads.
   struct Tile {
@@ -126,8 +110,9 @@ class GroupedMatrix final : public PackedMatrix {
     int rows;
   };
 
+  // Flattened, because a lambda that is not inlined takes its arrays out of the registers.
   template <int n>
-  static void multiply_cell(const Cell& cell) {
+  [[gnu::flatten]] static void multiply_cell(const Cell& cell) {
     simd::F32 sums[n][Kernel::vectors];
     Kernel::template multiply<n>(cell.group, cell.tile, cell.cols, sums);
     simd::unroll<n>([&](auto t) { store_rows(sums[t], cell.rows, cell.bias, cell.y + t * cell.y_stride); });
@@ -153,11 +138,10 @@ class GroupedMatrix final : public PackedMatrix {
 
   static int64_t num_tiles(int64_t num_tokens) { return (num_tokens + Kernel::max_tokens - 1) / Kernel::max_tokens; }
   int rows_in_group(int64_t g) const { return static_cast<int>(std::min<int64_t>(group_rows, rows_ - g * group_rows)); }
-  int64_t groups_per_range() const { return std::max<int64_t>(1, kRangeBytes / group_bytes_); }
   uint8_t* group(int64_t g) const { return packed_.get() + g * group_bytes_; }
 
   int64_t num_groups_, group_bytes_, tile_bytes_;
-  AlignedBytes packed_;
+  std::shared_ptr<uint8_t> packed_;
 };
 
 }  // namespace octavo

@@ -4,8 +4,11 @@
 
 namespace octavo {
 
-// Null for any other dtype.
-std::unique_ptr<PackedMatrix> pack_quantized(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows,
-                                             int64_t cols);
+// Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0; null for any other dtype.
+std::unique_ptr<PackedMatrix> pack_simple(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows,
+                                          int64_t cols);
+
+// Q4_K, Q5_K and Q6_K; null for any other dtype.
+std::unique_ptr<PackedMatrix> pack_k(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows, int64_t cols);
 
 }  // namespace octavo

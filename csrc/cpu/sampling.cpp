@@ -11,6 +11,9 @@
 // Bias, bans and penalties work on a copy of the row.
 #include "sampling.h"
 
+#include <bit>
+#include <span>
+
 #include "logits_row.h"
 #include "random.h"
 #include "top_p.h"
@@ -20,29 +23,22 @@ namespace {
 
 using namespace logits_row;
 
-struct Run {
-  const int32_t* begin_;
-  const int32_t* end_;
+using Ids = std::span<const int32_t>;
 
-  Run(const int32_t* values, const int32_t* offsets, int64_t entry)
-      : begin_(values + offsets[entry]), end_(values + offsets[entry + 1]) {}
-  const int32_t* begin() const { return begin_; }
-  const int32_t* end() const { return end_; }
-  bool empty() const { return begin_ == end_; }
+// Entry i's values of a ragged column.
+Ids run(const int32_t* values, const int32_t* offsets, int64_t i) {
+  return {values + offsets[i], values + offsets[i + 1]};
+}
 
-  bool within(int64_t vocab_size) const {
-    return std::all_of(begin_, end_, [&](int32_t id) { return 0 <= id && id < vocab_size; });
-  }
-};
+bool are_within(Ids ids, int64_t vocab_size) {
+  return std::all_of(ids.begin(), ids.end(), [&](int32_t id) { return 0 <= id && id < vocab_size; });
+}
 
 // The smallest float that `accepts`, a test that holds from some value up. Bisects the 2^32 floats in order.
 template <class Accepts>
 float lowest(const Accepts& accepts) {
   const auto float_at = [](uint32_t place) {  // places count floats upwards from -inf
-    const uint32_t bits = place & 0x80000000u ? place ^ 0x80000000u : ~place;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    return std::bit_cast<float>(place & 0x80000000u ? place ^ 0x80000000u : ~place);
   };
   uint32_t low = 0x007FFFFFu, high = 0xFF800000u;  // -inf, +inf
   while (low < high) {
@@ -82,13 +78,13 @@ class EntrySampler {
  private:
   // Points row_ to an edited copy if anything is to be edited. False if an id is outside of the vocabulary.
   bool edit(const SamplingBatch& batch, int64_t entry) {
-    const Run allowed(batch.allowed, batch.allowed_offsets, entry);
-    const Run banned(batch.banned, batch.banned_offsets, entry);
-    const Run biased(batch.bias_ids, batch.bias_offsets, entry);
-    const Run history(batch.history, batch.history_offsets, entry);
+    const Ids allowed = run(batch.allowed, batch.allowed_offsets, entry);
+    const Ids banned = run(batch.banned, batch.banned_offsets, entry);
+    const Ids biased = run(batch.bias_ids, batch.bias_offsets, entry);
+    const Ids history = run(batch.history, batch.history_offsets, entry);
     if (allowed.empty() && banned.empty() && biased.empty() && history.empty()) return true;
-    for (const Run& run : {allowed, banned, biased, history})
-      if (!run.within(size_)) return false;
+    for (const Ids ids : {allowed, banned, biased, history})
+      if (!are_within(ids, size_)) return false;
 
     if (allowed.empty()) {
       edited_.assign(row_, row_ + size_);
@@ -104,18 +100,18 @@ class EntrySampler {
     return true;
   }
 
-  void penalise(const Run& history, const SamplingBatch& batch, int64_t entry) {
+  void penalise(Ids history, const SamplingBatch& batch, int64_t entry) {
     if (history.empty()) return;
     const double repetition = batch.repetition_penalty[entry];
     const double frequency = batch.frequency_penalty[entry];
     const double presence = batch.presence_penalty[entry];
     occurrences_.resize(size_);
-    const int32_t* output = history.begin() + batch.prompt_lens[entry];
+    const size_t prompt_len = batch.prompt_lens[entry];
     seen_.clear();
-    for (const int32_t* token = history.begin(); token != history.end(); ++token) {
-      Occurrences& times = occurrences_[*token];
-      if (times.anywhere++ == 0) seen_.push_back(*token);
-      times.in_output += token >= output;
+    for (size_t i = 0; i < history.size(); ++i) {
+      Occurrences& times = occurrences_[history[i]];
+      if (times.anywhere++ == 0) seen_.push_back(history[i]);
+      times.in_output += i >= prompt_len;
     }
     for (int32_t id : seen_) {
       const double logit = edited_[id];

@@ -7,6 +7,8 @@
 //
 // Better means a higher score, or a lower id at the same score.
 #pragma once
+#include <bit>
+
 #include "logits_row.h"
 
 namespace octavo {
@@ -48,10 +50,7 @@ class TopP {
 
   // Smaller is better. Of non-negative floats, the bits are in order.
   static uint64_t rank(float score, int32_t id) {
-    const float distance = std::fabs(score);
-    uint32_t bits;
-    std::memcpy(&bits, &distance, sizeof bits);
-    return uint64_t{bits} << 32 | static_cast<uint32_t>(id);
+    return uint64_t{std::bit_cast<uint32_t>(std::fabs(score))} << 32 | static_cast<uint32_t>(id);
   }
 
   void weigh_steps(const logits_row::Candidates& candidates, logits_row::Scaling scaling) {

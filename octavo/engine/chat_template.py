@@ -24,6 +24,8 @@ from octavo.errors import InvalidRequestError, TokenizerError
 
 Message = Mapping[str, Any]
 
+_END_MARK = "<|end of the message to continue|> "  # put after it, and cut off with all that follows
+
 
 def render(
     template: str,
@@ -42,15 +44,16 @@ def render(
     plain = [_checked(index, message) for index, message in enumerate(_listed("messages", messages))]
     if not plain:
         raise InvalidRequestError("messages is empty; a conversation needs a message")
+    if continue_final_message:
+        plain[-1]["content"] = (plain[-1].get("content") or "") + _END_MARK
+    program = _compile(template)
     try:
-        text = _compile(template).render(
-            **{**variables, "messages": plain, "add_generation_prompt": add_generation_prompt}
-        )
+        text = program.render(**{**variables, "messages": plain, "add_generation_prompt": add_generation_prompt})
     except SecurityError as error:
         raise TokenizerError(f"the chat template does something it may not: {error}") from error
     except Exception as error:  # a template is a foreign program: it may fail in any way
         raise InvalidRequestError(f"the model's chat template refuses these messages: {error}") from error
-    return _cut_after(text, plain[-1]) if continue_final_message else text
+    return _cut_at_mark(text) if continue_final_message else text
 
 
 def _listed(name: str, value: object) -> Sequence[Any]:
@@ -86,19 +89,17 @@ def _text_part(where: str, part: object) -> str:
     raise InvalidRequestError(f"{where} is {part!r}, allowed is {{'type': 'text', 'text': ...}}: the model reads text")
 
 
-def _cut_after(text: str, message: Message) -> str:
-    """Templates may trim what they print, so the content is looked for without its outer white space, and
-    trailing space is kept where the template kept it."""
-    content = message.get("content") or ""
-    core = content.strip()
-    at = text.rfind(core)
-    if not core or at < 0:
+def _cut_at_mark(text: str) -> str:
+    """The text up to the end of the last message, where it is printed last. The mark ends in a space: where that
+    is gone the template trims what it prints, so white space before the mark would not have been printed either."""
+    at = text.rfind(_END_MARK.rstrip())
+    if at < 0:
         raise InvalidRequestError(
-            "continue_final_message is true, but the chat template does not print the last message's content "
-            "as it is, so there is no place to continue from"
+            "continue_final_message is true, but the chat template does not print the last message's content, "
+            "so there is no place to continue from"
         )
-    with_tail = content.lstrip()
-    return text[: at + len(with_tail if text.startswith(with_tail, at) else core)]
+    before = text[:at].replace(_END_MARK, "")
+    return before if text.startswith(_END_MARK, at) else before.rstrip()
 
 
 @lru_cache(maxsize=32)

@@ -42,9 +42,10 @@ class Tokenizer:
             raise InvalidRequestError(f"prompt is {text!r}, allowed is a string")
         try:
             return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
-        except UnicodeEncodeError as error:
+        except TypeError:  # the library takes any string that can be written as UTF-8
+            at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InvalidRequestError(
-                f"the text holds half of a surrogate pair at character {error.start}, which is no character; "
+                f"the text holds half of a surrogate pair at character {at}, which is no character; "
                 "send whole characters"
             ) from None
 

@@ -31,12 +31,17 @@ def check_request(request: Request, *, cache: KVCache, budget: TokenBudget, max_
             "lower n or raise max_num_seqs"
         )
     budget.check_prompt(name, num_prompt)
+    _check_blocks(request, cache, budget, max_len)
+
+
+def _check_blocks(request: Request, cache: KVCache, budget: TokenBudget, max_len: int) -> None:
+    num_prompt = request.num_prompt_tokens
     num_tokens = min(num_prompt + request.max_output_tokens, max_len) - 1  # the last token is never read back
-    num_needed = cache.max_blocks(num_tokens, budget.longest_share)
-    num_blocks = cache.pool.num_blocks - 1
+    num_needed, num_blocks = cache.max_blocks(num_tokens, budget.longest_share), cache.pool.num_blocks - 1
     if num_needed > num_blocks:
+        smaller_steps_help = cache.max_blocks(num_tokens, 1) <= num_blocks
         raise InvalidRequestError(
-            f"request {name!r} needs {num_needed} KV blocks for {num_prompt} prompt and up to "
+            f"request {request.request_id!r} needs {num_needed} KV blocks for {num_prompt} prompt and up to "
             f"{request.max_output_tokens} output tokens, the pool has {num_blocks}: lower max_tokens, shorten the "
-            "prompt, or raise kv_cache_memory_bytes"
+            f"prompt, {'lower max_num_batched_tokens, ' if smaller_steps_help else ''}or raise kv_cache_memory_bytes"
         )

@@ -25,7 +25,6 @@ from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler, SequenceUpdate
 from octavo.testing.fake_executor import FakeExecutor
 
-
 DEFAULT_BUDGET = 512
 
 

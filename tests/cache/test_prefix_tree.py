@@ -95,3 +95,18 @@ def test_wide_windows_need_several_blocks_in_a_row():
     assert find(tree, list(range(16)), wide).block_ids == [[NULL_BLOCK, NULL_BLOCK, 3, 4]]
     tree.remove(3)
     assert find(tree, list(range(16)), wide).block_ids == [[1, 2]]
+
+
+def test_a_group_is_asked_again_when_another_shortens_the_match():
+    """Blocks:            0  1  2  3
+    narrow group, window 5   ─  ─  ─  x      four blocks would do
+    wide group, window 8     x  x  ─  ─      needs two in a row, so at most two blocks
+    """
+    narrow, wide = CacheGroup((0,), window=5), CacheGroup((1,), window=8)
+    tree = PrefixTree()
+    tree.publish(tables_of(range(16), [1, 2, 3, 4], [11, 12, 13, 14]), 4)
+    for block_id in (1, 3, 13, 2):
+        tree.remove(block_id)
+    assert find(tree, list(range(16)), narrow, wide).num_tokens == 0, "narrow has only its fourth block"
+    tree.publish(tables_of(range(8), [5, 6], [15, 16]), 2)
+    assert find(tree, list(range(16)), narrow, wide).block_ids == [[NULL_BLOCK, 6], [11, 12]]

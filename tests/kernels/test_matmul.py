@@ -24,8 +24,8 @@ from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType
 
 CSRC = Path(__file__).parents[2] / "csrc"
 SOURCES = [
-    *(CSRC / "cpu" / f"{name}.cpp" for name in ("thread_pool", "dequantize", "pack", "matmul")),
-    *(CSRC / "cpu" / f"matmul_{kind}.cpp" for kind in ("dense", "quantized")),
+    *(CSRC / "cpu" / f"{name}.cpp" for name in ("thread_pool", "dequantize", "pack", "packed_memory", "matmul")),
+    *(CSRC / "cpu" / f"matmul_{kind}.cpp" for kind in ("dense", "quantized", "k_quantized")),
     CSRC / "bindings" / "matmul.cpp",
 ]
 QUANTIZED_DTYPES = [dtype for dtype in DTYPES if dtype not in DENSE_DTYPES]

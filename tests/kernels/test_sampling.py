@@ -361,13 +361,20 @@ def test_kernel_draws_the_spec_s_tokens(
     np.testing.assert_array_equal(logits, before)
 
 
-@pytest.mark.parametrize("spread", [0.5, 4.0])
-def test_kernel_agrees_on_a_real_vocabulary(kernel: Sample, spread: float) -> None:
+@cache
+def real_vocabulary(spread: float) -> tuple[FloatArray, SamplingBatch, IntArray]:
+    """Logits as wide as a real model's, a batch, and the spec's tokens for it."""
     rng = np.random.default_rng(11)
     logits = (rng.normal(size=(8, 49_152)) * spread).astype(np.float32)
-    batch = random_batch(rng, 300, 8, 49_152)
-    agreed = kernel(logits, batch) == reference.sample(logits, batch)
-    assert agreed.mean() >= 0.99
+    batch = random_batch(rng, 200, 8, 49_152)
+    return logits, batch, reference.sample(logits, batch)
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_kernel_agrees_on_a_real_vocabulary(kernel: Sample, spread: float) -> None:
+    """Rounding may move one draw in thousands to the next token, so one may differ."""
+    logits, batch, expected = real_vocabulary(spread)
+    assert np.count_nonzero(kernel(logits, batch) != expected) <= 1
 
 
 def test_an_entry_does_not_see_its_batch(kernel: Sample) -> None:

@@ -45,6 +45,12 @@ def test_a_request_larger_than_the_pool():
     assert "max_tokens" in message
 
 
+def test_windows_that_would_fit_in_smaller_steps():
+    request = make_request("a", [1] * 200, max_tokens=10)
+    config = SchedulerConfig(max_num_batched_tokens=128)
+    assert "lower max_num_batched_tokens" in refusal(request, config, windows=(20,), num_blocks=6)
+
+
 def test_a_request_id_in_use():
     simulator = Simulator()
     simulator.add(make_request("a", [1, 2]))

@@ -81,6 +81,7 @@ class RandomRun(RuleBasedStateMachine):
     @rule(
         shared_len=st.integers(0, 80),
         own_len=st.integers(1, 60),
+        variant=st.integers(0, 3),
         max_tokens=st.integers(1, 50),
         n=st.sampled_from([1, 1, 1, 2, 4]),
         priority=st.integers(0, 2),
@@ -88,9 +89,9 @@ class RandomRun(RuleBasedStateMachine):
         prompt_logprobs=st.sampled_from([None, None, None, 1]),
         stops=st.sampled_from([[], [], list(range(0, VOCAB_SIZE, 20))]),
     )
-    def arrive(self, shared_len, own_len, max_tokens, n, priority, salt, prompt_logprobs, stops):
+    def arrive(self, shared_len, own_len, variant, max_tokens, n, priority, salt, prompt_logprobs, stops):
         number = len(self.requests)
-        own = [(number * 101 + i * 7) % VOCAB_SIZE for i in range(own_len)]
+        own = [(variant * 101 + i * 7) % VOCAB_SIZE for i in range(own_len)]
         params = {} if prompt_logprobs is None else {"prompt_logprobs": prompt_logprobs}
         request = make_request(
             f"r{number}",

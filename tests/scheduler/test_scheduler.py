@@ -173,6 +173,14 @@ class TestPrefixCache:
         simulator.run()
         assert_as_if_alone(first, second)
 
+    def test_of_a_prompt_wholly_known_the_last_block_is_computed_again(self):
+        simulator = simulator_of()
+        requests = [make_request(name, prompt_of(32)) for name in "ab"]
+        simulator.add(*requests)
+        assert simulator.step().num_scheduled_tokens == [32, 16], "there must be a token to draw from"
+        simulator.run()
+        assert_as_if_alone(*requests)
+
     def test_what_a_step_computes_is_found_within_it(self):
         simulator = simulator_of()
         requests = [make_request(name, prompt_of(40)) for name in "abc"]
