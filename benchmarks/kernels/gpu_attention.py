@@ -78,7 +78,7 @@ def make_layer(num_heads: int, kv_heads: int, dim: int) -> AttentionLayer:
     )  # fmt: skip
 
 
-def decode_us(lens: list[int], num_heads: int, kv_heads: int = 8, dim: int = 128, num_programs: int = 132 * 4) -> float:
+def decode_us(lens: list[int], num_heads: int, kv_heads: int = 8, dim: int = 128) -> float:
     copies = copies_past_cache(sum(lens) * kv_heads * dim * 4)
     case = make_case(lens, [1] * len(lens), num_heads, kv_heads, dim, copies)
     qkv = torch.randn(len(lens), (num_heads + 2 * kv_heads) * dim, device=CUDA, dtype=BF16)
@@ -88,8 +88,8 @@ def decode_us(lens: list[int], num_heads: int, kv_heads: int = 8, dim: int = 128
 
     def call(table: torch.Tensor) -> None:
         decode_attention(
-            qkv, out, case.layer, case.pool, case.plan, workspace, block_table=table, num_programs=num_programs,
-            transform=transform, chained=True, **case.step,
+            qkv, out, case.layer, case.pool, case.plan, workspace, block_table=table,
+            num_multiprocessors=132, transform=transform, chained=True,
         )  # fmt: skip
 
     return graph_time_us([lambda table=table: call(table) for table in case.tables])

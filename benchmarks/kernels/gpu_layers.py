@@ -22,7 +22,7 @@ from octavo.kernels.triton import norm
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention
 from octavo.kernels.triton.elementwise import gated_activation
 from octavo.kernels.triton.embedding import embedding
-from octavo.kernels.triton.linear import skinny_linear
+from octavo.kernels.triton.linear import MAX_VECTOR_ROWS, skinny_linear
 from octavo.kernels.triton.plan import make_plan
 from octavo.kernels.triton.rotary_kv_write import HeadTransform
 
@@ -93,18 +93,23 @@ class Step:
     def attend(self, i: int) -> None:
         decode_attention(
             self.qkv, self.attended, self.case.layer, self.pools[i], self.case.plan, self.workspace,
-            block_table=self.case.tables[0], num_programs=132 * 3, transform=self.transform, chained=self.chained,
-            **self.case.step,
+            block_table=self.case.tables[0], num_multiprocessors=132, transform=self.transform, chained=self.chained,
         )  # fmt: skip
+
+    def normed_linear(self, weight: torch.Tensor, out: torch.Tensor, gate: str | None = None) -> None:
+        if self.batch <= MAX_VECTOR_ROWS:
+            skinny_linear(self.x, weight, out, gate=gate, norm_weight=self.norm_weight, chained=self.chained)
+        else:
+            norm.rms_norm(self.x, self.norm_weight, 1e-6, self.y, chained=self.chained)
+            skinny_linear(self.y, weight, out, gate=gate, chained=self.chained)
 
     def fused_parts(self, i: int) -> dict[str, Callable[[], None]]:
         qkv, o, gate_up, down = self.weights[i]
-        fuse = {"norm_weight": self.norm_weight, "chained": self.chained}
         return {
-            "qkv": lambda: skinny_linear(self.x, qkv, self.qkv, **fuse),
+            "qkv": lambda: self.normed_linear(qkv, self.qkv),
             "attention": lambda: self.attend(i),
             "o": lambda: skinny_linear(self.attended, o, self.x, residual=self.x, chained=self.chained),
-            "gate_up": lambda: skinny_linear(self.x, gate_up, self.gated, gate="silu", **fuse),
+            "gate_up": lambda: self.normed_linear(gate_up, self.gated, "silu"),
             "down": lambda: skinny_linear(self.gated, down, self.x, residual=self.x, chained=self.chained),
         }
 
@@ -124,7 +129,7 @@ class Step:
 
     def end(self, fused: bool) -> None:
         if fused:
-            skinny_linear(self.x, self.head, self.logits, norm_weight=self.norm_weight, chained=self.chained)
+            self.normed_linear(self.head, self.logits)
         else:
             norm.add_rms_norm(self.y, self.x, self.norm_weight, 1e-6, self.y, chained=self.chained)
             torch.mm(self.y, self.head.t(), out=self.logits)

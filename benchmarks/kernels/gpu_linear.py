@@ -14,7 +14,7 @@ from multiprocessing import get_context
 import torch
 
 from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
-from octavo.kernels.triton.linear import Tiling, choose_tiling, skinny_linear
+from octavo.kernels.triton.linear import MAX_VECTOR_ROWS, Tiling, choose_tiling, skinny_linear
 
 #: name -> (in, out); gate_up counts both halves
 SHAPES = {
@@ -30,10 +30,13 @@ SHAPES = {
     "8B lm_head": (4096, 128256),
 }
 ROWS = (1, 2, 4, 8, 16, 32, 64)
-ONE_ROW = [Tiling(n, k, w, 1) for n, k, w in product((2, 4, 8, 16), (512, 1024), (4,)) if n * k <= 8192]
-FEW_ROWS = [
+VECTOR = [Tiling(n, 0, w) for n, w in product((1, 2, 4, 8, 16), (2, 4, 8))]
+MATRIX = [
     Tiling(n, k, w, s)
-    for n, k, w, s in ((8, 256, 4, 4), (16, 128, 4, 5), (16, 256, 4, 4), (32, 128, 4, 5), (64, 128, 4, 4), (64, 64, 4, 5), (128, 64, 8, 4))
+    for n, k, w, s in (
+        (8, 256, 4, 4), (8, 512, 4, 3), (16, 128, 4, 6), (16, 256, 4, 4), (16, 512, 4, 3), (32, 128, 4, 5),
+        (32, 256, 4, 4), (64, 64, 4, 6), (64, 128, 4, 4), (64, 256, 8, 3), (128, 64, 8, 4),
+    )
 ]  # fmt: skip
 
 Case = tuple[str, int, Tiling]
@@ -59,9 +62,9 @@ def compile_case(case: Case) -> None:
 def candidates(rows: int, sweep: bool, columns: int, depth: int) -> list[Tiling]:
     if not sweep:
         return [choose_tiling(rows, columns, depth)]
-    if rows == 1:
-        return ONE_ROW + FEW_ROWS[1:4]
-    return [t for t in FEW_ROWS if columns // t.columns >= 32 and (columns < 20000 or t.columns >= 16)]
+    fits = [t for t in VECTOR if 2048 <= t.columns * depth <= 40000 and t.columns * depth // t.num_warps >= 1024]
+    fill = [t for t in MATRIX if columns // t.columns >= 60 and (columns < 20000 or t.columns >= 16)]
+    return (fits if rows <= MAX_VECTOR_ROWS else []) + (fill if rows > 1 else [])
 
 
 def measure(name: str, rows: int, tilings: list[Tiling]) -> str:
@@ -89,7 +92,7 @@ def main() -> None:
         for (name, (depth, columns)), rows in product(SHAPES.items(), ROWS)
     }
     cases = [(name, rows, tiling) for (name, rows), tilings in work.items() for tiling in tilings]
-    distinct = {(c[0], 1 if c[1] == 1 else max(16, c[1]), c[2]): c for c in cases}
+    distinct = {(c[0], c[1] if c[2].depth == 0 else max(16, c[1]), SHAPES[c[0]][0], c[2]): c for c in cases}
     with get_context("spawn").Pool(14) as pool:
         pool.map(compile_quietly, list(distinct.values()), chunksize=4)
     print_machine()

@@ -29,7 +29,7 @@ def run(batch: PagedBatch, *, fused: bool = False, chained: bool = False) -> tup
     transform = HeadTransform.of(layer, DEVICE)
     q = torch.empty(num_tokens, layer.num_heads * layer.head_dim, device=DEVICE, dtype=batch.qkv.dtype)
     out = torch.full_like(q, torch.nan)
-    decode = dict(num_programs=264 if ON_GPU else 3, chained=chained, **where)
+    decode = dict(num_multiprocessors=100 if ON_GPU else 1, chained=chained, block_table=batch.block_table)
     if fused:
         decode_attention(batch.qkv, out, layer, batch.pool, plan, workspace, transform=transform, **decode)
     else:
@@ -76,8 +76,8 @@ def check(batch: PagedBatch, **how: bool) -> None:
     assert batch.raw_pool[: batch.pool.block_stride].isnan().all(), "nobody writes the null block"
 
 
-SMALL_MIX = [(0, 5), (130, 1), (17, 3), (15, 1), (0, 1), (64, 1), (16, 33)]
-DECODES = [(130, 1), (15, 1), (16, 1), (0, 1), (63, 1), (64, 1), (200, 1)]
+SMALL_MIX = [(0, 5), (300, 1), (17, 3), (15, 1), (0, 1), (64, 1), (16, 33)]
+DECODES = [(530, 1), (15, 1), (16, 1), (0, 1), (63, 1), (64, 1), (200, 1)]
 
 
 def test_mixed_step() -> None:
@@ -96,8 +96,8 @@ def test_windowed_fused_decode() -> None:
     check(make_batch(DECODES, dtype=torch.float32, window=64, softcap=2.0, head_dim=32, rotary_dim=32), fused=True)
 
 
-BIG_MIX = [(0, 700), (3000, 1), (511, 1), (1024, 130), (0, 128), (77, 129), (2047, 1), (2048, 1), (9000, 1), (5, 2)]
-BIG_DECODES = [(n, 1) for n in (0, 1, 15, 16, 63, 64, 127, 700, 2047, 2048, 4097, 9001)] * 3
+BIG_MIX = [(0, 700), (3000, 1), (511, 1), (1024, 130), (0, 128), (77, 129), (20000, 1), (2047, 1), (2048, 1), (9000, 1), (5, 2)]
+BIG_DECODES = [(n, 1) for n in (0, 1, 15, 16, 63, 64, 127, 700, 2047, 2048, 4097, 9001, 30000)] * 3
 
 
 @needs_gpu

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.chain import wait_for_previous
+from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
 from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.plan import MAX_PARTITIONS, AttentionPlan
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, norm_and_rotate
@@ -51,6 +51,20 @@ class DecodeWorkspace:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeTiling:
+    """tile: tokens a turn, for 256 bytes a head; programs: how many share a multiprocessor."""
+
+    tile: int
+    num_warps: int
+    num_stages: int
+    programs: int
+    max_registers: int
+
+
+TILING = DecodeTiling(tile=64, num_warps=4, num_stages=3, programs=4, max_registers=128)
+
+
 def decode_attention(
     q: torch.Tensor,
     out: torch.Tensor,
@@ -59,42 +73,41 @@ def decode_attention(
     plan: AttentionPlan,
     workspace: DecodeWorkspace,
     *,
-    seq_lens: torch.Tensor,
-    query_start_loc: torch.Tensor,
-    rows: torch.Tensor,
     block_table: torch.Tensor,
-    num_programs: int,
+    num_multiprocessors: int,
     transform: HeadTransform | None = None,
     chained: bool = False,
 ) -> None:
     """Write the rows of `out` [T, Q * D] that belong to sequences with one new token.
 
     Without `transform`, q is [T, Q * D] and the cache is up to date. With it, q is [T, (Q + 2K) * D] straight from
-    the projection, and the cache receives the new keys and values. num_programs: how many run at once, a
-    few a multiprocessor.
+    the projection, and the cache receives the new keys and values. `chained`: the previous kernel made q, and the plan
+    was finished before it.
     """
     group = layer.num_heads // layer.num_kv_heads
     group_pad = triton.next_power_of_2(group)
     dim_pad = triton.next_power_of_2(layer.head_dim)
     parts = transform if transform is not None else HeadTransform.none(q)
-    _decode_kernel[(num_programs,)](
-        q, out, pool.data, block_table, rows, seq_lens, query_start_loc,
-        plan.totals, plan.items, plan.item_ranges, workspace.values, workspace.max_sum, workspace.arrived,
+    tile = min(TILING.tile, TILING.tile * 256 // (dim_pad * pool.data.element_size()))
+    _decode_kernel[(num_multiprocessors * TILING.programs,)](
+        q, out, pool.data, block_table,
+        plan.totals, plan.items, workspace.values, workspace.max_sum, workspace.arrived,
         parts.q_norm, parts.k_norm, parts.cos, parts.sin,
         layer.scale * 1.4426950408889634, layer.softcap or 0.0, parts.eps,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         KV_HEADS=layer.num_kv_heads, GROUP=group, GROUP_PAD=group_pad, ROWS=max(16, group_pad),
         D=layer.head_dim, D_PAD=dim_pad, ROTARY=parts.rotary_dim, HAS_NORM=parts.has_norm,
-        BLOCK_SIZE=pool.block_size, TILE=64 if dim_pad <= 128 else 32, SOFTCAP=layer.softcap is not None,
-        FUSED=transform is not None, MAX_PARTITIONS=MAX_PARTITIONS, JOIN=max(1, 4096 // (group_pad * dim_pad)),
-        CHAINED=chained, launch_pdl=chained, num_warps=4, num_stages=2,
+        BLOCK_SIZE=pool.block_size, TILE=tile, SOFTCAP=layer.softcap is not None,
+        FUSED=transform is not None, MAX_PARTITIONS=MAX_PARTITIONS, JOIN=max(1, 8192 // (group_pad * dim_pad)),
+        CHAINED=chained, launch_pdl=chained, num_warps=TILING.num_warps, num_stages=TILING.num_stages,
+        maxnreg=TILING.max_registers,
     )  # fmt: skip
 
 
 @triton.jit
 def _decode_kernel(
-    q_ptr, out_ptr, pool, block_table, rows, seq_lens, query_start_loc,
-    totals, items, item_ranges, part_values, part_max_sum, arrived,
+    q_ptr, out_ptr, pool, block_table,
+    totals, items, part_values, part_max_sum, arrived,
     q_norm, k_norm, cos, sin,
     scale_log2, softcap, eps,
     q_stride, out_stride, table_stride, block_stride, value_offset,
@@ -103,19 +116,28 @@ def _decode_kernel(
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, SOFTCAP: tl.constexpr,
     FUSED: tl.constexpr, MAX_PARTITIONS: tl.constexpr, JOIN: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    wait_for_previous(CHAINED)
     g = tl.arange(0, ROWS)
     d = tl.arange(0, D_PAD)
+    offs = tl.arange(0, TILE)
     num_work = tl.load(totals) * KV_HEADS
+    work = tl.program_id(0)
+    if CHAINED:
+        if work < num_work:
+            _prefetch(items, work, block_table, pool, table_stride, block_stride, value_offset,
+                      KV_HEADS, D, BLOCK_SIZE, TILE)  # fmt: skip
+    wait_for_previous(CHAINED)
     for work in range(tl.program_id(0), num_work, tl.num_programs(0)):
         item = work // KV_HEADS
         kv_head = work % KV_HEADS
-        s = tl.load(items + item * 4)
-        begin = tl.load(items + item * 4 + 1)
-        end = tl.load(items + item * 4 + 2)
-        token = tl.load(query_start_loc + s).to(tl.int64)
-        position = tl.load(seq_lens + s) - 1
-        table = block_table + tl.load(rows + s).to(tl.int64) * table_stride
+        record = items + item * 8
+        s = tl.load(record)
+        table = block_table + tl.load(record + 1).to(tl.int64) * table_stride
+        token = tl.load(record + 2).to(tl.int64)
+        position = tl.load(record + 3)
+        begin = tl.load(record + 4)
+        end = tl.load(record + 5)
+        first_item = tl.load(record + 6)
+        num_items = tl.load(record + 7)
         head_pool = pool + kv_head * BLOCK_SIZE * D
 
         q_mask = (g < GROUP)[:, None] & (d < D)[None, :]
@@ -132,7 +154,7 @@ def _decode_kernel(
         l = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, D_PAD], tl.float32)
         if FUSED:
-            if tl.load(items + item * 4 + 3) == 1:
+            if end == position + 1:
                 # the new token itself: from registers to the cache, and into the softmax
                 k_off = (KV_HEADS * GROUP + kv_head) * D
                 d_row = d[None, :]
@@ -149,7 +171,6 @@ def _decode_kernel(
                 acc += v_new.to(tl.float32)
                 end -= 1
 
-        offs = tl.arange(0, TILE)
         for start in range(begin, end, TILE):
             t = start + offs
             block = tl.load(table + t // BLOCK_SIZE, mask=t < end, other=0).to(tl.int64)
@@ -166,7 +187,6 @@ def _decode_kernel(
             acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
             m = m_new
 
-        num_items = tl.load(item_ranges + s * 2 + 1)
         out_head = out_ptr + token * out_stride + (kv_head * GROUP + g)[:, None] * D + d[None, :]
         if num_items == 1:
             tl.store(out_head, (acc / l[:, None]).to(out_ptr.dtype.element_ty), mask=q_mask)
@@ -180,9 +200,27 @@ def _decode_kernel(
             if tl.atomic_add(counter, 1, sem="acq_rel") == num_items - 1:
                 tl.store(counter, 0)
                 _join(
-                    part_values, part_max_sum, tl.load(item_ranges + s * 2), num_items, kv_head,
+                    part_values, part_max_sum, first_item, num_items, kv_head,
                     out_ptr + token * out_stride, KV_HEADS, GROUP, GROUP_PAD, D, D_PAD, MAX_PARTITIONS, JOIN,
                 )  # fmt: skip
+
+
+@triton.jit
+def _prefetch(
+    items, work, block_table, pool, table_stride, block_stride, value_offset,
+    KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Ask for all of an item's keys and values: 128 bytes at a time."""
+    record = items + work // KV_HEADS * 8
+    table = block_table + tl.load(record + 1).to(tl.int64) * table_stride
+    end = tl.load(record + 5)
+    for start in range(tl.load(record + 4), end, TILE):
+        t = tl.minimum(start + tl.arange(0, TILE), end - 1)
+        block = tl.load(table + t // BLOCK_SIZE).to(tl.int64)
+        cell = pool + (work % KV_HEADS) * BLOCK_SIZE * D + block * block_stride + (t % BLOCK_SIZE) * D
+        for line in tl.static_range(0, D, 64):
+            prefetch_to_l2(cell + line)
+            prefetch_to_l2(cell + value_offset + line)
 
 
 @triton.jit

@@ -1,8 +1,7 @@
 """The step's attention plan: every sequence's work cut into items of like size, on the device, once a step.
 
-    seq_lens         [  900  |    70    |  20 |        1500         ]
-    partition         64       64         64    64                        grows with the length, see below
-    decode items     s3 0-64, s3 64-128, ... s0 0-64, ... s1 0-64, s1 64-70, s2 0-20
+    seq_lens         [ 600 | 70 | 20000 ]         partition   256, 256, 1024: grows with the length
+    decode items     s2 0-1024, s2 1024-2048, ... s0 0-256, s0 256-512, s0 512-600, s1 0-70
 
 A persistent attention kernel deals the items out to its programs, so a long sequence beside short ones costs
 what its tokens cost. How a sequence is cut depends on its own length alone: its result is the same in every
@@ -17,8 +16,9 @@ Sequences with several new tokens get tiles of `PREFILL_TILE` queries instead, t
 
 Tensors of a plan, all int32 on the device:
     totals        [2]              decode items, prefill tiles
-    items         [max_items, 4]   sequence, first token, end, 1 if it holds the sequence's last token
-    item_ranges   [S, 2]           a sequence's first item, number of items
+    items         [max_items, 8]   a record, so that one read finds all:
+                                   sequence, its row of the block table, its new token's index in the step,
+                                   that token's position, first token, end, the sequence's first item, number of items
     tiles         [max_tiles, 2]   sequence, first query (counted from the sequence's first in the step)
     slots         [T]              where each token's key and value go: block id * block size + offset
 """
@@ -33,7 +33,7 @@ import triton.language as tl
 
 from octavo.kernels.triton.chain import wait_for_previous
 
-MIN_PARTITION = 64
+MIN_PARTITION = 256
 MAX_PARTITIONS = 32
 PREFILL_TILE = 128
 
@@ -44,7 +44,6 @@ class AttentionPlan:
 
     totals: torch.Tensor
     items: torch.Tensor
-    item_ranges: torch.Tensor
     tiles: torch.Tensor
     slots: torch.Tensor
 
@@ -58,8 +57,7 @@ class AttentionPlan:
         max_tiles = max_num_tokens // PREFILL_TILE + max_num_seqs
         return cls(
             totals=empty(2),
-            items=empty(max_num_seqs * MAX_PARTITIONS, 4),
-            item_ranges=empty(max_num_seqs, 2),
+            items=empty(max_num_seqs * MAX_PARTITIONS, 8),
             tiles=empty(max_tiles, 2),
             slots=empty(max_num_tokens),
         )
@@ -80,7 +78,7 @@ def make_plan(
     """Fill `plan` for the step. A sequence of length 0 is padding: it gets no items and no slots."""
     num_seqs = len(seq_lens)
     _plan_kernel[(num_seqs,)](
-        plan.totals, plan.items, plan.item_ranges, plan.tiles, plan.slots,
+        plan.totals, plan.items, plan.tiles, plan.slots,
         query_start_loc, seq_lens, positions, rows, block_table, block_table.stride(0), num_seqs,
         WINDOW=window or 0, BLOCK_SIZE=block_size, SEQS=triton.next_power_of_2(num_seqs),
         MIN_PARTITION=MIN_PARTITION, MAX_PARTITIONS=MAX_PARTITIONS, TILE=PREFILL_TILE,
@@ -99,7 +97,7 @@ def _partition_len(seq_len, MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.cons
 
 @triton.jit
 def _plan_kernel(
-    totals, items, item_ranges, tiles, slots,
+    totals, items, tiles, slots,
     query_start_loc, seq_lens, positions, rows, block_table, table_stride, num_seqs,
     WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEQS: tl.constexpr,
     MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
@@ -132,17 +130,22 @@ def _plan_kernel(
     if s == 0:
         tl.store(totals, tl.sum(all_items))
         tl.store(totals + 1, tl.sum(all_tiles))
-    tl.store(item_ranges + 2 * s, item_start)
-    tl.store(item_ranges + 2 * s + 1, num_items)
+    token_start = tl.load(query_start_loc + s)
+    token_end = tl.load(query_start_loc + s + 1)
+    table_row = tl.load(rows + s)
 
     j = tl.arange(0, MAX_PARTITIONS)
     mine = j < num_items
     begin = (first + j) * part
-    item = items + (item_start + j) * 4
+    item = items + (item_start + j) * 8
     tl.store(item, s, mask=mine)
-    tl.store(item + 1, tl.maximum(begin, seq_len - WINDOW) if WINDOW else begin, mask=mine)
-    tl.store(item + 2, tl.minimum(begin + part, seq_len), mask=mine)
-    tl.store(item + 3, (begin + part >= seq_len).to(tl.int32), mask=mine)
+    tl.store(item + 1, table_row, mask=mine)
+    tl.store(item + 2, token_start, mask=mine)
+    tl.store(item + 3, seq_len - 1, mask=mine)
+    tl.store(item + 4, tl.maximum(begin, seq_len - WINDOW) if WINDOW else begin, mask=mine)
+    tl.store(item + 5, tl.minimum(begin + part, seq_len), mask=mine)
+    tl.store(item + 6, item_start, mask=mine)
+    tl.store(item + 7, num_items, mask=mine)
 
     chunk = tl.arange(0, 256)
     for t in range(0, num_tiles, 256):
@@ -150,9 +153,7 @@ def _plan_kernel(
         tl.store(tile, s, mask=t + chunk < num_tiles)
         tl.store(tile + 1, (num_tiles - 1 - t - chunk) * TILE, mask=t + chunk < num_tiles)
 
-    token_start = tl.load(query_start_loc + s)
-    token_end = tl.load(query_start_loc + s + 1)
-    table = block_table + tl.load(rows + s).to(tl.int64) * table_stride
+    table = block_table + table_row.to(tl.int64) * table_stride
     for t in range(token_start, token_end, 256):
         mask = (t + chunk < token_end) & (seq_len > 0)
         position = tl.load(positions + t + chunk, mask=mask, other=0)

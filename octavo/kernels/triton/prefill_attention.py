@@ -12,6 +12,8 @@ FlashAttention: Dao et al., 2022.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -21,6 +23,19 @@ from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.decode_attention import _scores
 from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.plan import PREFILL_TILE, AttentionPlan
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTiling:
+    kv_tile: int
+    num_stages: int
+
+
+def choose_tiling(dim: int, element_size: int) -> PrefillTiling:
+    """As many keys a turn as registers and shared memory hold."""
+    if dim > 128 or element_size > 2:
+        return PrefillTiling(32, 2)
+    return PrefillTiling(128 if dim <= 64 else 64, 3)
 
 
 def prefill_attention(
@@ -40,15 +55,14 @@ def prefill_attention(
     """Write the rows of `out` [T, Q * D] that belong to sequences with several new tokens. q [T, Q * D]; the cache
     is up to date. max_tiles: at least the plan's number of tiles; T // PREFILL_TILE + S always is."""
     dim_pad = triton.next_power_of_2(layer.head_dim)
-    small = dim_pad <= 128 and q.element_size() == 2
-    kv_tile = (128 if dim_pad <= 64 else 64) if small else 32
+    tiling = choose_tiling(dim_pad, q.element_size())
     _prefill_kernel[(layer.num_heads, max_tiles)](
         q, out, pool.data, block_table, rows, seq_lens, query_start_loc, plan.totals, plan.tiles,
         layer.scale * 1.4426950408889634, layer.softcap or 0.0,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         GROUP=layer.num_heads // layer.num_kv_heads, D=layer.head_dim, D_PAD=dim_pad, BLOCK_SIZE=pool.block_size,
-        Q_TILE=PREFILL_TILE, KV_TILE=kv_tile, WINDOW=layer.window or 0, SOFTCAP=layer.softcap is not None,
-        CHAINED=chained, launch_pdl=chained, num_warps=8, num_stages=3 if small else 2,
+        Q_TILE=PREFILL_TILE, KV_TILE=tiling.kv_tile, WINDOW=layer.window or 0, SOFTCAP=layer.softcap is not None,
+        CHAINED=chained, launch_pdl=chained, num_warps=8, num_stages=tiling.num_stages,
     )  # fmt: skip
 
 
