@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from numbers import Integral, Real
+from typing import Any
 
 from octavo.errors import InvalidRequestError
 
 MAX_N = 16384
 MAX_ALLOWED_TOKEN_IDS = 1024
+MIN_TEMPERATURE = 0.01
 
 
 class RequestOutputKind(Enum):
@@ -26,20 +29,27 @@ class SamplingParams:
     """How one request's tokens are chosen.
 
     n: sequences sampled from the prompt (1..16384); they share the prompt's KV blocks.
-    presence_penalty, frequency_penalty: subtracted from the logits of generated tokens, [-2, 2].
+    presence_penalty, frequency_penalty: subtracted from the logits of generated tokens, once / as often as each
+        was generated, [-2, 2].
     repetition_penalty: divides positive, multiplies negative logits of prompt and generated tokens, > 0.
-    temperature: 0 takes the best token; (0, 0.01) is raised to 0.01.
-    top_p, top_k, min_p: keep the smallest set with this mass / this many / at least min_p times the best;
-        1.0, 0 (or -1) and 0.0 keep all.
-    seed: a request with a seed draws the same tokens again, whatever it is batched with.
+    temperature: 0 takes the best token, the lowest id of equals; values between 0 and 0.01 are raised to 0.01,
+        below which float32 probabilities lose their meaning.
+    top_p, top_k, min_p: keep the smallest set with this mass / the k best tokens, and any equal to the k-th /
+        those at least min_p times as likely as the best; 1.0, 0 (or -1) and 0.0 keep all. In the order min_p,
+        top_k, top_p, each on what the one before left.
+    seed: a request with a seed draws the same tokens again, whatever it is batched with; -1 is no seed.
     stop: strings that end a sequence (cut from the text unless include_stop_str_in_output);
     stop_token_ids: tokens that do. ignore_eos: go on past the model's end token.
-    max_tokens, min_tokens: generated tokens; None lets max_tokens run to the model's limit.
-    logprobs, prompt_logprobs: how many best alternatives to report a token; -1 is the whole vocabulary.
+    max_tokens, min_tokens: generated tokens; None lets max_tokens run to the model's limit. Before min_tokens
+        the end and stop tokens cannot be drawn.
+    logprobs, prompt_logprobs: how many best alternatives to report a token; -1 is the whole vocabulary. They
+        are of the model's own logits: no parameter here changes them.
     detokenize: False returns token ids only. output_kind: see RequestOutputKind.
-    logit_bias: token id -> added to its logit. allowed_token_ids: no other token may be drawn.
-    bad_words: strings that may not be generated.
+    logit_bias: token id -> added to its logit, [-100, 100]. allowed_token_ids: no other token may be drawn.
+    bad_words: strings that may not be generated: the last token of one is banned while the tokens before it
+        are the last generated.
     truncate_prompt_tokens: keep only the last so many prompt tokens; -1 as many as the model can take.
+    skip_reading_prefix_cache: compute the whole prompt; None does so where prompt_logprobs need it.
     """
 
     n: int = 1
@@ -51,8 +61,8 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
-    stop: str | Sequence[str] | None = None
-    stop_token_ids: Sequence[int] | None = None
+    stop: str | Iterable[str] | None = None
+    stop_token_ids: Iterable[int] | None = None
     ignore_eos: bool = False
     max_tokens: int | None = 16
     min_tokens: int = 0
@@ -63,42 +73,56 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     logit_bias: Mapping[int, float] | None = None
-    allowed_token_ids: Sequence[int] | None = None
-    bad_words: Sequence[str] | None = None
+    allowed_token_ids: Iterable[int] | None = None
+    bad_words: Iterable[str] | None = None
     truncate_prompt_tokens: int | None = None
     skip_reading_prefix_cache: bool | None = None
 
     def __post_init__(self) -> None:
-        _check_whole("n", self.n, 1, MAX_N)
-        _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
-        _check_number("temperature", self.temperature, 0.0, math.inf)
-        _check_number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _check_whole("top_k", self.top_k, -1, None)
-        _check_number("min_p", self.min_p, 0.0, 1.0)
+        """Check every field and bring every spelling of a value to one."""
+        self._set("n", _whole("n", self.n, 1, MAX_N))
+        self._set("presence_penalty", _number("presence_penalty", self.presence_penalty, -2.0, 2.0))
+        self._set("frequency_penalty", _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0))
+        self._set("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, 0.0, open_low=True))
+        self._set("temperature", _number("temperature", self.temperature, 0.0))
+        self._set("top_p", _number("top_p", self.top_p, 0.0, 1.0, open_low=True))
+        self._set("top_k", max(_whole("top_k", self.top_k, -1), 0))
+        self._set("min_p", _number("min_p", self.min_p, 0.0, 1.0))
+        if 0.0 < self.temperature < MIN_TEMPERATURE:
+            self._set("temperature", MIN_TEMPERATURE)
         if self.seed is not None:
-            _check_whole("seed", self.seed, -(2**63), 2**63 - 1)
-        if self.max_tokens is not None:
-            _check_whole("max_tokens", self.max_tokens, 1, None)
-        _check_whole("min_tokens", self.min_tokens, 0, self.max_tokens)
+            seed = _whole("seed", self.seed, -(2**63), 2**63 - 1)
+            self._set("seed", None if seed == -1 else seed)
         for name in ("logprobs", "prompt_logprobs", "truncate_prompt_tokens"):
-            value = getattr(self, name)
-            if value is not None:
-                _check_whole(name, value, -1, None)
+            if getattr(self, name) is not None:
+                self._set(name, _whole(name, getattr(self, name), -1))
         if self.truncate_prompt_tokens == 0:
             raise InvalidRequestError(
                 "truncate_prompt_tokens is 0, allowed are -1 and 1 or more: a prompt needs a token"
             )
-        self._normalise()
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+            _check_type(name, getattr(self, name), bool, "True and False")
+        if self.skip_reading_prefix_cache is not None:
+            _check_type("skip_reading_prefix_cache", self.skip_reading_prefix_cache, bool, "True, False and None")
+        _check_type("output_kind", self.output_kind, RequestOutputKind, "the members of RequestOutputKind")
+        self._normalise_lengths()
+        self._normalise_collections()
 
-    def _normalise(self) -> None:
-        """Bring every spelling to one: lists to tuples, -1 to 0, tiny temperatures to 0.01."""
-        set_field = object.__setattr__  # the one place a frozen field is written: its own construction
-        stop = (self.stop,) if isinstance(self.stop, str) else _strings("stop", self.stop)
-        set_field(self, "stop", stop)
-        set_field(self, "bad_words", _strings("bad_words", self.bad_words))
-        set_field(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+    def _normalise_lengths(self) -> None:
+        self._set("min_tokens", _whole("min_tokens", self.min_tokens, 0))
+        if self.max_tokens is None:
+            return
+        self._set("max_tokens", _whole("max_tokens", self.max_tokens, 1))
+        if self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens is {self.min_tokens}, allowed is 0 to max_tokens, which is {self.max_tokens}: "
+                "lower the one or raise the other"
+            )
+
+    def _normalise_collections(self) -> None:
+        self._set("stop", _strings("stop", [self.stop] if isinstance(self.stop, str) else self.stop))
+        self._set("bad_words", _strings("bad_words", self.bad_words))
+        self._set("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if self.allowed_token_ids is not None:
             allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
             if not 1 <= len(allowed) <= MAX_ALLOWED_TOKEN_IDS:
@@ -106,17 +130,17 @@ class SamplingParams:
                     f"allowed_token_ids holds {len(allowed)} ids, allowed are 1 to {MAX_ALLOWED_TOKEN_IDS}; "
                     "use None to allow every token"
                 )
-            set_field(self, "allowed_token_ids", allowed)
+            self._set("allowed_token_ids", allowed)
         if self.logit_bias is not None:
-            set_field(self, "logit_bias", _bias(self.logit_bias))
-        if self.top_k == -1:
-            set_field(self, "top_k", 0)
-        if 0.0 < self.temperature < 0.01:
-            set_field(self, "temperature", 0.01)
-        if stop and not self.detokenize:
+            self._set("logit_bias", _bias(self.logit_bias))
+        if self.stop and not self.detokenize:
             raise InvalidRequestError(
                 "stop strings need detokenize=True, got detokenize=False: use stop_token_ids, or drop one of the two"
             )
+
+    def _set(self, name: str, value: object) -> None:
+        """The one place a frozen field is written: its own construction."""
+        object.__setattr__(self, name, value)
 
     @property
     def is_greedy(self) -> bool:
@@ -126,51 +150,62 @@ class SamplingParams:
     def has_penalties(self) -> bool:
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
-    def replace(self, **changes: object) -> SamplingParams:
+    def replace(self, **changes: Any) -> SamplingParams:
         """A copy with some fields changed, checked again."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+        return replace(self, **changes)
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
 
 
-def _check_whole(name: str, value: object, low: int, high: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _whole(name: str, value: object, low: int, high: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise InvalidRequestError(f"{name} is {value!r}, allowed is a whole number")
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         bounds = f"{low} or more" if high is None else f"{low} to {high}"
-        raise InvalidRequestError(f"{name} is {value}, allowed is {bounds}")
+        raise InvalidRequestError(f"{name} is {number}, allowed is {bounds}")
+    return number
 
 
-def _check_number(name: str, value: object, low: float, high: float, open_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+def _number(name: str, value: object, low: float, high: float = math.inf, open_low: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
         raise InvalidRequestError(f"{name} is {value!r}, allowed is a number")
-    if value < low or value > high or (open_low and value == low) or math.isinf(value):
+    number = float(value)
+    if number < low or number > high or (open_low and number == low) or math.isinf(number):
         left = "above" if open_low else "from"
         right = " up" if math.isinf(high) else f" to {high:g}"
         raise InvalidRequestError(f"{name} is {value}, allowed is {left} {low:g}{right}")
+    if number != 0.0 and not 1e-37 <= abs(number) <= 1e37:
+        raise InvalidRequestError(
+            f"{name} is {value}, allowed are magnitudes from 1e-37 to 1e37: sampling is in float32"
+        )
+    return number
+
+
+def _check_type(name: str, value: object, kind: type, allowed: str) -> None:
+    if not isinstance(value, kind):
+        raise InvalidRequestError(f"{name} is {value!r}, allowed are {allowed}")
 
 
 def _strings(name: str, values: object) -> tuple[str, ...]:
     if values is None:
         return ()
-    if isinstance(values, str) or not isinstance(values, Sequence):
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
         raise InvalidRequestError(f"{name} is {values!r}, allowed is a list of strings")
-    if any(not isinstance(value, str) or not value for value in values):
-        raise InvalidRequestError(f"{name} is {list(values)!r}, allowed are strings of at least one character")
-    return tuple(values)
+    strings = tuple(values)
+    if any(not isinstance(value, str) or not value for value in strings):
+        raise InvalidRequestError(f"{name} is {list(strings)!r}, allowed are strings of at least one character")
+    return strings
 
 
 def _token_ids(name: str, values: object) -> tuple[int, ...]:
     if values is None:
         return ()
-    if isinstance(values, str) or not isinstance(values, Sequence):
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
         raise InvalidRequestError(f"{name} is {values!r}, allowed is a list of token ids")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise InvalidRequestError(f"{name} holds {value!r}, allowed are token ids: whole numbers from 0 up")
-    return tuple(values)
+    return tuple(_whole(f"a token id of {name}", value, 0) for value in values)
 
 
 def _bias(values: object) -> dict[int, float]:
@@ -178,8 +213,6 @@ def _bias(values: object) -> dict[int, float]:
         raise InvalidRequestError(f"logit_bias is {values!r}, allowed is a mapping of token id to number")
     bias: dict[int, float] = {}
     for key, value in values.items():
-        token_id = int(key) if isinstance(key, str) and key.isdigit() else key
-        _check_whole("logit_bias key", token_id, 0, None)
-        _check_number(f"logit_bias[{token_id}]", value, -100.0, 100.0)
-        bias[token_id] = float(value)
+        token_id = _whole("a token id of logit_bias", int(key) if isinstance(key, str) and key.isdecimal() else key, 0)
+        bias[token_id] = _number(f"logit_bias[{token_id}]", value, -100.0, 100.0)
     return bias

@@ -222,8 +222,8 @@ class CompiledModel(Protocol):
         """Run the step up to the last hidden states, which stay inside until the next forward."""
 
     def logits(self, token_indices: IntArray) -> FloatArray:
-        """Logits [N, V] for N tokens of the last forward, by their index in the step. The array is valid until
-        the next call."""
+        """Logits [N, V] for N tokens of the last forward, by their index in the step; N is at most max_num_seqs.
+        The array is valid until the next call."""
 
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
         """Draw N tokens -> [N] int32. `logits` is not changed. An entry whose logits are NaN, or whose every

@@ -17,6 +17,17 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStarted(Event):
+    """The sizes that everything after is measured in. num_blocks: what sequences can hold, the null block excluded."""
+
+    num_blocks: int
+    block_size: int
+    block_bytes: int
+    num_groups: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
 class Arrived(Event):
     """A request entered the waiting queue."""
 
@@ -31,6 +42,15 @@ class Waits(Event):
 
     request_id: str
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Event):
+    """A sequence got a row: for the first time, or again after a preemption."""
+
+    sequence_id: int
+    request_id: str
+    row: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,20 @@ class PrefixHit(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class BlocksPublished(Event):
+    """Full blocks of a sequence can now be found in the prefix tree, each the parent of the next.
+
+    parent: the block before the first one, 0 at the start of a sequence or behind its window. Entries that
+    are 0 lie behind the window.
+    """
+
+    sequence_id: int
+    group: int
+    parent: int
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Forked(Event):
     """A child sequence shares all blocks of its parent."""
 
@@ -84,7 +118,7 @@ class BlockCopied(Event):
 
 @dataclass(frozen=True, slots=True)
 class BlocksFreed(Event):
-    """A sequence let go of these blocks; `why` is finished, preempted, aborted or window."""
+    """A sequence let go of these blocks; `why` is finished, preempted, aborted, error or window."""
 
     sequence_id: int
     group: int
@@ -136,12 +170,16 @@ class StepDone(Event):
 
 
 class EventLog:
-    """A bounded log. One writer (the engine's thread); listeners are called in order, as events are written."""
+    """A bounded log. One writer (the engine's thread); listeners are called in order, as events are written.
+
+    is_on: somebody keeps or hears events; writers ask before they build one.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._events: deque[Event] = deque(maxlen=capacity)
         self._listeners: list[Callable[[Event], None]] = []
         self.num_written = 0
+        self.is_on = capacity > 0
 
     def write(self, event: Event) -> None:
         self.num_written += 1
@@ -151,6 +189,7 @@ class EventLog:
 
     def listen(self, listener: Callable[[Event], None]) -> None:
         self._listeners.append(listener)
+        self.is_on = True
 
     def __iter__(self) -> Iterator[Event]:
         return iter(tuple(self._events))

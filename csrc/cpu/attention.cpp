@@ -1,0 +1,302 @@
+// Paged attention on a CPU.
+//
+// A context is cut at absolute positions into partitions of kPartition tokens. Over one partition a query's
+// softmax is exact: all scores, their maximum, the exponentials, the weighted values. Partitions are then
+// joined in order, rescaling by the larger maximum, as in online softmax (Milakov and Gimelshein 2018) and
+// split-KV decoding (Dao et al. 2023). Since cuts depend on positions alone, a query's result is bitwise the
+// same whatever else is in the step, however its prompt was chunked and however many threads there are.
+//
+//     tile   up to kTileRows rows = some consecutive queries of one sequence x the query heads of one KV head
+//     item   a tile over a span of partitions: what one thread takes at a time
+//
+//            partition 0   partition 1   partition 2 | partition 3 ...
+//     tile   [-------------- item 0 ----------------] [--- item 1 ---]     split: partial results, joined after
+//     tile   [-- item 2 --]                                                whole: joined as it goes
+#include "attention.h"
+
+#include <cstddef>
+
+#include "attention_kernels.h"
+#include "float_formats.h"
+#include "vector_math.h"
+
+namespace octavo {
+namespace {
+
+constexpr int64_t kPartition = 128;  // the largest block size divides it
+constexpr int64_t kTileRows = 48;
+constexpr int64_t kMaxBlocks = kPartition / 8;
+constexpr float kNothing = -INFINITY;
+
+struct Tile {
+  int64_t seq, kv_head;
+  int64_t first_token, num_queries;  // tokens of the step
+  int64_t first_position;           // of the first query
+  int64_t partition_begin, partition_end;
+  int64_t partials;  // where its partial results start, or -1: not split
+
+  int64_t num_partitions() const { return partition_end - partition_begin; }
+};
+
+struct Item {
+  int64_t tile, partition_begin, partition_end;
+};
+
+// Attention of a tile's rows over some of their context: weighted values not yet divided by the sum.
+struct Result {
+  float* values;  // [rows][head_dim]
+  float* maxima;  // [rows] largest score, -inf where a row saw nothing
+  float* sums;    // [rows] sum of exponentials
+
+  Result(float* memory, int64_t rows, int64_t head_dim)
+      : values(memory), maxima(memory + rows * head_dim), sums(maxima + rows) {}
+  static int64_t size(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
+};
+
+// A thread's working set for one tile.
+struct Workspace {
+  int64_t rows;
+  float *q, *scores, *converted, *part, *total;
+
+  Workspace(std::vector<float>& memory, int64_t num_rows, int64_t head_dim) : rows(num_rows) {
+    const int64_t result = Result::size(rows, head_dim);
+    const int64_t needed = rows * head_dim + rows * kPartition + 2 * kPartition * head_dim + 2 * result;
+    if (int64_t(memory.size()) < needed) memory.resize(needed);
+    q = memory.data();
+    scores = q + rows * head_dim;
+    converted = scores + rows * kPartition;
+    part = converted + 2 * kPartition * head_dim;
+    total = part + result;
+  }
+};
+
+struct Plan {
+  std::vector<Tile> tiles;
+  std::vector<Item> items;
+  std::vector<int64_t> split_tiles;
+  int64_t num_partials = 0;  // floats
+};
+
+class Attention {
+ public:
+  Attention(const AttentionSpec& spec, const KVPool& kv, const StepView& step, Rows q, Rows out)
+      : spec_(spec), kv_(kv), step_(step), q_(q), out_(out), D_(spec.head_dim),
+        heads_per_group_(spec.num_heads / spec.num_kv_heads) {}
+
+  void run(ThreadPool& pool, AttentionScratch& scratch) const;
+
+ private:
+  Plan plan(int num_threads) const;
+  void split(Plan& plan, int num_threads) const;
+  int64_t first_visible(int64_t position) const {
+    return spec_.window ? std::max<int64_t>(0, position - spec_.window + 1) : 0;
+  }
+  int64_t num_rows(const Tile& tile) const { return tile.num_queries * heads_per_group_; }
+
+  void run_item(const Item& item, const Tile& tile, float* partials, std::vector<float>& memory) const;
+  void load_queries(const Tile& tile, float* q) const;
+  void partition(const Tile& tile, int64_t index, const Workspace& work, Result result) const;
+  template <int W>
+  void partition_kernels(const Tile& tile, int64_t index, const Workspace& work, Result result) const;
+  const float* as_float(const uint8_t* head, float* converted) const;
+  float softmax_row(float* scores, int64_t lanes_begin, int64_t lanes_end, int64_t begin, int64_t end,
+                    float& maximum) const;
+  void join(Result part, Result total, int64_t rows) const;
+  void finish(const Tile& tile, Result total) const;
+
+  const AttentionSpec& spec_;
+  const KVPool& kv_;
+  const StepView& step_;
+  const Rows q_, out_;
+  const int64_t D_, heads_per_group_;
+};
+
+void Attention::run(ThreadPool& pool, AttentionScratch& scratch) const {
+  const Plan plan = this->plan(pool.num_threads());
+  if (int64_t(scratch.partials.size()) < plan.num_partials) scratch.partials.resize(plan.num_partials);
+  float* partials = scratch.partials.data();
+  pool.parallel_for(int64_t(plan.items.size()), 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t i = begin; i < end; ++i) {
+      run_item(plan.items[i], plan.tiles[plan.items[i].tile], partials, scratch.per_thread[thread]);
+    }
+  });
+  for (int64_t index : plan.split_tiles) {
+    const Tile& tile = plan.tiles[index];
+    const int64_t rows = num_rows(tile), size = Result::size(rows, D_);
+    float* first = partials + tile.partials;
+    for (int64_t p = 1; p < tile.num_partitions(); ++p) {
+      join(Result(first + p * size, rows, D_), Result(first, rows, D_), rows);
+    }
+    finish(tile, Result(first, rows, D_));
+  }
+}
+
+Plan Attention::plan(int num_threads) const {
+  Plan plan;
+  const int64_t tile_queries = std::max<int64_t>(1, kTileRows / heads_per_group_);
+  for (int64_t seq = 0; seq < step_.num_seqs; ++seq) {
+    const int64_t begin = step_.query_start_loc[seq], end = step_.query_start_loc[seq + 1];
+    const int64_t offset = step_.seq_lens[seq] - end;  // position of token t is t + offset
+    for (int64_t first = begin; first < end; first += tile_queries) {
+      const int64_t count = std::min(tile_queries, end - first), position = first + offset;
+      for (int64_t head = 0; head < spec_.num_kv_heads; ++head) {
+        plan.tiles.push_back({seq, head, first, count, position, first_visible(position) / kPartition,
+                              (position + count - 1) / kPartition + 1, -1});
+      }
+    }
+  }
+  split(plan, num_threads);
+  return plan;
+}
+
+// Cuts tiles so long that other threads would wait for them.
+void Attention::split(Plan& plan, int num_threads) const {
+  int64_t total = 0;
+  for (const Tile& tile : plan.tiles) total += tile.num_partitions();
+  const int64_t span = num_threads == 1 ? total : std::max<int64_t>(1, total / (4 * num_threads));
+  for (size_t i = plan.tiles.size(); i-- > 0;) {  // later queries see more: longest first
+    Tile& tile = plan.tiles[i];
+    if (tile.num_partitions() > span) {
+      tile.partials = plan.num_partials;
+      plan.num_partials += tile.num_partitions() * Result::size(num_rows(tile), D_);
+      plan.split_tiles.push_back(int64_t(i));
+    }
+    for (int64_t p = tile.partition_begin; p < tile.partition_end; p += span) {
+      plan.items.push_back({int64_t(i), p, std::min(p + span, tile.partition_end)});
+    }
+  }
+}
+
+void Attention::run_item(const Item& item, const Tile& tile, float* partials, std::vector<float>& memory) const {
+  const int64_t rows = num_rows(tile);
+  const Workspace work(memory, rows, D_);
+  load_queries(tile, work.q);
+  if (tile.partials >= 0) {
+    for (int64_t p = item.partition_begin; p < item.partition_end; ++p) {
+      float* target = partials + tile.partials + (p - tile.partition_begin) * Result::size(rows, D_);
+      partition(tile, p, work, Result(target, rows, D_));
+    }
+    return;
+  }
+  const Result part(work.part, rows, D_), total(work.total, rows, D_);
+  partition(tile, item.partition_begin, work, total);
+  for (int64_t p = item.partition_begin + 1; p < item.partition_end; ++p) {
+    partition(tile, p, work, part);
+    join(part, total, rows);
+  }
+  finish(tile, total);
+}
+
+// Rows are query by query, the heads of one query adjacent; scaled, so that scores need no further factor.
+void Attention::load_queries(const Tile& tile, float* q) const {
+  const int64_t width = heads_per_group_ * D_;
+  for (int64_t i = 0; i < tile.num_queries; ++i) {
+    const float* source = q_[tile.first_token + i] + tile.kv_head * width;
+    for (int64_t j = 0; j < width; ++j) q[i * width + j] = source[j] * spec_.scale;
+  }
+}
+
+void Attention::partition(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
+  constexpr int kNarrow = std::min(kWidth, 8);  // divides every block size
+  if (kv_.block_size % kWidth == 0 && D_ % kWidth == 0) {
+    partition_kernels<kWidth>(tile, index, work, result);
+  } else if (D_ % kNarrow == 0) {
+    partition_kernels<kNarrow>(tile, index, work, result);
+  } else {
+    partition_kernels<1>(tile, index, work, result);
+  }
+}
+
+// One partition, exactly. Tokens are counted from the partition's start.
+template <int W>
+void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
+  const int64_t start = index * kPartition, size = kv_.block_size;
+  const int64_t last_position = tile.first_position + tile.num_queries - 1;
+  const int64_t begin = std::max<int64_t>(0, first_visible(tile.first_position) - start);
+  const int64_t end = std::min(kPartition, last_position + 1 - start);
+  const int64_t first_block = begin / size, end_block = (end + size - 1) / size;
+  const int32_t* table = step_.block_table(spec_.group, tile.seq) + start / size;
+
+  const float* values[kMaxBlocks];
+  float* converted = work.converted;
+  for (int64_t b = first_block; b < end_block; ++b, converted += 2 * kv_.head_elements()) {
+    const float* keys = as_float(kv_.keys(table[b], spec_.layer, tile.kv_head), converted);
+    values[b] = as_float(kv_.values(table[b], spec_.layer, tile.kv_head), converted + kv_.head_elements());
+    block_scores<W>(work.q, work.rows, D_, keys, size, work.scores + b * size, kPartition);
+  }
+  for (int64_t row = 0; row < work.rows; ++row) {
+    const int64_t position = tile.first_position + row / heads_per_group_;
+    const int64_t visible_begin = first_visible(position) - start, visible_end = position + 1 - start;
+    result.sums[row] = softmax_row(work.scores + row * kPartition, first_block * size, end_block * size,
+                                   visible_begin, visible_end, result.maxima[row]);
+  }
+  weighted_values<W>(work.scores, kPartition, work.rows, values, size, begin, end, D_, result.values);
+}
+
+const float* Attention::as_float(const uint8_t* head, float* converted) const {
+  const auto* halves = reinterpret_cast<const uint16_t*>(head);
+  switch (kv_.type) {
+    case KVType::bfloat16: from_bfloat16(halves, kv_.head_elements(), converted); return converted;
+    case KVType::float16: from_float16(halves, kv_.head_elements(), converted); return converted;
+    case KVType::float32: break;
+  }
+  return reinterpret_cast<const float*>(head);
+}
+
+// Scores to exp(score - maximum) over [lanes_begin, lanes_end), 0 outside [begin, end). Scores outside may
+// be garbage: they are replaced, never computed with. Returns the sum.
+float Attention::softmax_row(float* scores, int64_t lanes_begin, int64_t lanes_end, int64_t begin, int64_t end,
+                             float& maximum) const {
+  constexpr int W = std::min(kWidth, 8);
+  const Floats<W> nothing = broadcast<W>(kNothing);
+  const Ints<W> lanes = iota<W>();
+  Floats<W> best = nothing;
+  for (int64_t t = lanes_begin; t < lanes_end; t += W) {
+    Floats<W> s = load<W>(scores + t);
+    if (spec_.softcap != 0.0f) s = spec_.softcap * tanh<W>(s / spec_.softcap);
+    s = (lanes >= int32_t(begin - t)) & (lanes < int32_t(end - t)) ? s : nothing;
+    best = s > best ? s : best;
+    store<W>(scores + t, s);
+  }
+  maximum = largest<W>(best);
+  const float subtracted = maximum == kNothing ? 0.0f : maximum;
+  Floats<W> total{};
+  for (int64_t t = lanes_begin; t < lanes_end; t += W) {
+    const Floats<W> p = exp<W>(load<W>(scores + t) - subtracted);
+    total += p;
+    store<W>(scores + t, p);
+  }
+  return sum<W>(total);
+}
+
+void Attention::join(Result part, Result total, int64_t rows) const {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float maximum = std::max(part.maxima[row], total.maxima[row]);
+    if (maximum == kNothing) continue;
+    const Floats<4> factors = exp<4>(Floats<4>{part.maxima[row] - maximum, total.maxima[row] - maximum, 0, 0});
+    const float *source = part.values + row * D_, p = factors[0], t = factors[1];
+    float* target = total.values + row * D_;
+    for (int64_t d = 0; d < D_; ++d) target[d] = target[d] * t + source[d] * p;
+    total.sums[row] = total.sums[row] * t + part.sums[row] * p;
+    total.maxima[row] = maximum;
+  }
+}
+
+void Attention::finish(const Tile& tile, Result total) const {
+  for (int64_t i = 0; i < tile.num_queries; ++i) {
+    float* target = out_[tile.first_token + i] + tile.kv_head * heads_per_group_ * D_;
+    for (int64_t row = i * heads_per_group_; row < (i + 1) * heads_per_group_; ++row, target += D_) {
+      const float factor = 1.0f / total.sums[row];
+      for (int64_t d = 0; d < D_; ++d) target[d] = total.values[row * D_ + d] * factor;
+    }
+  }
+}
+
+}  // namespace
+
+void paged_attention(ThreadPool& pool, const AttentionSpec& spec, const KVPool& kv, const StepView& step, Rows q,
+                     Rows out, AttentionScratch& scratch) {
+  Attention(spec, kv, step, q, out).run(pool, scratch);
+}
+
+}  // namespace octavo

@@ -1,0 +1,31 @@
+// Attention of the step's tokens over their own sequences' blocks: prefill chunks and decodes in one call.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "kv_cache.h"
+#include "rows.h"
+
+namespace octavo {
+
+struct AttentionSpec {
+  int64_t group, layer;  // cache group, and the layer's index in it
+  int64_t num_heads, num_kv_heads, head_dim;
+  float scale;
+  int64_t window;  // tokens a token sees, itself included; 0: all before it
+  float softcap;   // 0: none
+};
+
+// Memory that attention keeps between calls: one working set a thread, and results of split contexts.
+class AttentionScratch {
+ public:
+  explicit AttentionScratch(int num_threads) : per_thread(num_threads) {}
+
+  std::vector<std::vector<float>> per_thread;
+  std::vector<float> partials;
+};
+
+void paged_attention(ThreadPool& pool, const AttentionSpec& spec, const KVPool& kv, const StepView& step, Rows q,
+                     Rows out, AttentionScratch& scratch);
+
+}  // namespace octavo

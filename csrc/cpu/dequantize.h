@@ -1,0 +1,71 @@
+// The block-quantised formats, one description each, for whoever reads a file's bytes.
+//
+// Every format of every kind comes down to runs of 32 weights:
+//
+//   weight[i] = (d * scale[i / 16]) * (q[i] - offset) + d_min * min
+//
+// with q unsigned and `bits` wide (signed 8 bits for Q8_0). The simple formats have scale = min = 1; the
+// K formats share d and d_min among the eight runs of a 256-weight block. Each product on the right is exact
+// in float32, so fused and separate arithmetic agree.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "octavo/matmul.h"
+
+namespace octavo {
+
+constexpr int kRun = 32;
+
+struct Run {
+  uint8_t q[kRun];
+  float d, d_min;
+  int scale[2];
+  int min;
+};
+
+// One IEEE half to float32, any value, exactly.
+float half_to_float(uint16_t half);
+
+inline float read_half(const uint8_t* bytes) {
+  uint16_t half;
+  std::memcpy(&half, bytes, 2);
+  return half_to_float(half);
+}
+
+// What the kernels must know of a format at compile time.
+//   bits, offset       see above
+//   has_min            d_min * min is not always zero
+//   runs_per_block     8 for the K formats, whose scale and min are per run, d and d_min per block
+//   scales_per_run     2 where scale differs between the halves of a run
+template <int Bits, int Offset, bool HasMin, int BlockBytes, int RunsPerBlock = 1, int ScalesPerRun = 1>
+struct Traits {
+  static constexpr int bits = Bits, offset = Offset, block_bytes = BlockBytes;
+  static constexpr int runs_per_block = RunsPerBlock, scales_per_run = ScalesPerRun;
+  static constexpr bool has_min = HasMin;
+};
+
+template <DType>
+struct Format;
+
+template <> struct Format<DType::Q4_0> : Traits<4, 8, false, 18> {};
+template <> struct Format<DType::Q4_1> : Traits<4, 0, true, 20> {};
+template <> struct Format<DType::Q5_0> : Traits<5, 16, false, 22> {};
+template <> struct Format<DType::Q5_1> : Traits<5, 0, true, 24> {};
+template <> struct Format<DType::Q8_0> : Traits<8, 0, false, 34> {};
+template <> struct Format<DType::Q4_K> : Traits<4, 0, true, 144, 8> {};
+template <> struct Format<DType::Q5_K> : Traits<5, 0, true, 176, 8> {};
+template <> struct Format<DType::Q6_K> : Traits<6, 32, false, 210, 8, 2> {};
+
+// Run number `run` of the block at `block`.
+template <DType dtype>
+Run read_run(const uint8_t* block, int run);
+
+// A whole row's run number `run`.
+template <DType dtype>
+Run read_row_run(const uint8_t* row, int64_t run) {
+  constexpr int runs = Format<dtype>::runs_per_block;
+  return read_run<dtype>(row + run / runs * Format<dtype>::block_bytes, static_cast<int>(run % runs));
+}
+
+}  // namespace octavo

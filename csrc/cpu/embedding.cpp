@@ -1,0 +1,15 @@
+#include "embedding.h"
+
+namespace octavo {
+
+void embedding(ThreadPool& pool, const EmbeddingTable& table, const int32_t* indices, Rows out, int64_t num_tokens) {
+  for_each_token(pool, num_tokens, 4 * out.width, [&](int64_t t) {
+    float* row = out[t];
+    dequantize_row(table.dtype, table.data + (indices[t] + table.offset) * table.row_bytes, out.width, row);
+    if (table.scale != 1.0f) {
+      for (int64_t i = 0; i < out.width; ++i) row[i] *= table.scale;
+    }
+  });
+}
+
+}  // namespace octavo

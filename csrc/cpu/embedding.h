@@ -1,0 +1,19 @@
+// Table lookup, straight from the checkpoint's bytes: a quantised table is never expanded.
+#pragma once
+#include "octavo/matmul.h"
+#include "rows.h"
+
+namespace octavo {
+
+struct EmbeddingTable {
+  DType dtype;
+  const uint8_t* data;
+  int64_t row_bytes;
+  int64_t offset;  // added to every index
+  float scale;
+};
+
+// out[t] = table[indices[t] + offset] * scale.
+void embedding(ThreadPool& pool, const EmbeddingTable& table, const int32_t* indices, Rows out, int64_t num_tokens);
+
+}  // namespace octavo

@@ -1,0 +1,92 @@
+// float32 to and from the two 16-bit formats, rounding to nearest even.
+//
+// bfloat16 is the upper half of a float32. float16 goes through the machine's own instructions where the
+// build has them, else through integer arithmetic.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace octavo {
+
+inline uint32_t float_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+inline float bits_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint16_t to_bfloat16(float value) {
+  const uint32_t bits = float_bits(value);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);  // NaN stays NaN
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline float from_bfloat16(uint16_t half) { return bits_float(uint32_t(half) << 16); }
+
+#if defined(__F16C__)
+
+inline uint16_t to_float16(float value) { return uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT)); }
+inline float from_float16(uint16_t half) { return _cvtsh_ss(half); }
+
+#elif defined(__aarch64__)
+
+inline uint16_t to_float16(float value) {
+  const __fp16 half = static_cast<__fp16>(value);
+  uint16_t bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
+}
+
+inline float from_float16(uint16_t bits) {
+  __fp16 half;
+  std::memcpy(&half, &bits, 2);
+  return float(half);
+}
+
+#else
+
+inline uint16_t to_float16(float value) {
+  const uint32_t bits = float_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (magnitude >= 0x47800000) return uint16_t(sign | 0x7c00);
+  if (magnitude < 0x38800000) {  // subnormal: let a float addition do the rounding
+    const float rounded = bits_float(magnitude) + 0.5f;
+    return uint16_t(sign | (float_bits(rounded) - 0x3f000000));
+  }
+  return uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13));
+}
+
+inline float from_float16(uint16_t half) {
+  const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = uint32_t(half & 0x7fff) << 13;
+  if (magnitude >= 0x0f800000) return bits_float(sign | 0x70000000 | magnitude);
+  const float scaled = bits_float(magnitude) * 5.192296858534828e33f;  // 2^112 moves the exponent's bias
+  return bits_float(sign | float_bits(scaled));
+}
+
+#endif
+
+// Runs of values, simple enough for the compiler to vectorise.
+inline void from_bfloat16(const uint16_t* source, int64_t count, float* target) {
+  for (int64_t i = 0; i < count; ++i) target[i] = from_bfloat16(source[i]);
+}
+
+inline void from_float16(const uint16_t* source, int64_t count, float* target) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= count; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
+    _mm256_storeu_ps(target + i, _mm256_cvtph_ps(halves));
+  }
+#endif
+  for (; i < count; ++i) target[i] = from_float16(source[i]);
+}
+
+}  // namespace octavo

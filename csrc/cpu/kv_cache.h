@@ -1,0 +1,56 @@
+// Where keys and values lie inside a block of the pool, for this backend.
+//
+//     layer of a block:  K of head 0 | K of head 1 | ... | V of head 0 | V of head 1 | ...
+//     K of one head:     [head_dim][block_size]    one load holds many tokens' elements of one dimension
+//     V of one head:     [block_size][head_dim]    one load holds many dimensions of one token
+//
+// With K transposed, a vector of scores belongs to as many tokens, and no score needs a horizontal sum.
+#pragma once
+#include <cstdint>
+
+namespace octavo {
+
+// Values agree with octavo/kernels/cpu/compiled.py: KV_DTYPES, in order.
+enum class KVType : int32_t { float32, bfloat16, float16 };
+
+struct KVPool {
+  uint8_t* data;
+  int64_t num_blocks;
+  int64_t block_size;
+  int64_t layers_per_group;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  KVType type;
+
+  int64_t element_bytes() const { return type == KVType::float32 ? 4 : 2; }
+  int64_t head_elements() const { return block_size * head_dim; }
+  int64_t layer_bytes() const { return 2 * num_kv_heads * head_elements() * element_bytes(); }
+  int64_t block_bytes() const { return layers_per_group * layer_bytes(); }
+
+  uint8_t* keys(int64_t block, int64_t layer, int64_t head) const {
+    return data + block * block_bytes() + layer * layer_bytes() + head * head_elements() * element_bytes();
+  }
+  uint8_t* values(int64_t block, int64_t layer, int64_t head) const {
+    return keys(block, layer, num_kv_heads + head);
+  }
+};
+
+// What an op may know of the step: ragged token ranges and where each sequence's blocks are.
+struct StepView {
+  int64_t num_tokens;
+  int64_t num_seqs;
+  const int32_t* input_ids;        // [T]
+  const int32_t* positions;        // [T]
+  const int32_t* query_start_loc;  // [S + 1]
+  const int32_t* seq_lens;         // [S]
+  const int32_t* rows;             // [S]
+  const int32_t* const* block_tables;  // G of [max_rows, table_stride[g]]
+  const int64_t* table_strides;        // [G]
+  const int32_t* token_seqs;           // [T] the sequence each token belongs to
+
+  const int32_t* block_table(int64_t group, int64_t seq) const {
+    return block_tables[group] + rows[seq] * table_strides[group];
+  }
+};
+
+}  // namespace octavo

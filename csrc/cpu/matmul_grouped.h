@@ -1,0 +1,147 @@
+// What all packed matrices share: rows in groups, tokens in tiles, threads over groups.
+//
+//               tokens, in tiles of at most Kernel::max_tokens
+//              +----+----+----+-
+//   rows,      |    |    |    |        one cell = one call of Kernel::multiply: all columns of a group's rows,
+//   in groups  +----+----+----+-       of which each vector lane is one, against all columns of a tile's tokens
+//              |    |    |    |
+//
+// A cell's sums live in registers from the first column to the last, and a lane never meets another. So what
+// a token's output is does not depend on the tile's size, the other tokens or the threads: the order of its
+// additions is always the order of the columns.
+//
+// For few tokens this streams the weights once, in order. For many, all groups pass one batch of tiles after
+// another, the batch sized to stay in the second-level cache meanwhile.
+//
+// A Kernel has:
+//   max_tokens, vectors                       a group is `vectors` vectors of rows
+//   group_bytes(cols), tile_bytes(cols)       multiples of 64; tile_bytes for max_tokens
+//   pack_group(data, rows, cols, out)         from the file's rows; rows past the last are zero
+//   pack_tile(x, x_stride, n, cols, out)
+//   multiply<n>(group, tile, cols, sums)      sums[token][vector]
+#pragma once
+#include <algorithm>
+#include <array>
+#include <memory>
+
+#include "octavo/matmul.h"
+#include "packed_memory.h"
+#include "simd.h"
+
+namespace octavo {
+
+constexpr int64_t kCacheLine = 64;
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Hidden, because two builds of this library in one process must not share kMultiply.
+template <typename Kernel>
+class [[gnu::visibility("hidden")]] GroupedMatrix final : public PackedMatrix {
+ public:
+  static constexpr int group_rows = Kernel::vectors * simd::kLanes;
+
+  GroupedMatrix(ThreadPool& pool, const uint8_t* data, int64_t row_bytes, int64_t rows, int64_t cols)
+      : num_groups_((rows + group_rows - 1) / group_rows),
+        group_bytes_(Kernel::group_bytes(cols)),
+        tile_bytes_(Kernel::tile_bytes(cols)),
+        packed_(allocate_packed(num_groups_ * group_bytes_)) {
+    rows_ = rows;
+    cols_ = cols;
+    pool.parallel_for(num_groups_, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t g = begin; g < end; ++g) {
+        Kernel::pack_group(data + g * group_rows * row_bytes, rows_in_group(g), cols, group(g));
+      }
+    });
+  }
+
+  int64_t packed_bytes() const override { return num_groups_ * group_bytes_; }
+
+  int64_t scratch_bytes(int64_t num_tokens) const override { return num_tiles(num_tokens) * tile_bytes_; }
+
+  void multiply(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_tokens, const float* bias, float* y,
+                int64_t y_stride, void* scratch) const override {
+    if (num_tokens == 0) return;
+    auto* tiles = static_cast<uint8_t*>(scratch);
+    pool.parallel_for(num_tiles(num_tokens), 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t t = begin; t < end; ++t) {
+        const Tile tile(t, num_tokens);
+        Kernel::pack_tile(x + tile.first * x_stride, x_stride, tile.size, cols_, tiles + t * tile_bytes_);
+      }
+    });
+
+    const int64_t batch_tiles = std::clamp<int64_t>(kBatchBytes / tile_bytes_, 1, num_tiles(num_tokens));
+    const int64_t num_batches = (num_tiles(num_tokens) + batch_tiles - 1) / batch_tiles;
+    const int64_t grain = std::max<int64_t>(1, kRangeBytes / (group_bytes_ * batch_tiles));
+    pool.parallel_for(num_batches * num_groups_, grain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i / num_groups_ * batch_tiles, g = i % num_groups_;
+        for (int64_t t = first; t < std::min(first + batch_tiles, num_tiles(num_tokens)); ++t) {
+          const Tile tile(t, num_tokens);
+          const Cell cell{group(g), tiles + t * tile_bytes_, cols_, bias ? bias + g * group_rows : nullptr,
+                          y + tile.first * y_stride + g * group_rows, y_stride, rows_in_group(g)};
+          kMultiply[static_cast<size_t>(tile.size) - 1](cell);
+        }
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t kBatchBytes = 128 << 10;
+  static constexpr int64_t kRangeBytes = 16 << 10;  // weights, times tiles, that make a hand-out worth its cost
+
+  // As few tiles as hold the tokens, of sizes that differ by one at most: small tiles waste loads.
+  struct Tile {
+    Tile(int64_t index, int64_t num_tokens) {
+      const int64_t count = num_tiles(num_tokens), even = num_tokens / count, larger = num_tokens % count;
+      first = index * even + std::min(index, larger);
+      size = static_cast<int>(even + (index < larger ? 1 : 0));
+    }
+    int64_t first;
+    int size;
+  };
+
+  struct Cell {
+    const uint8_t* group;
+    const uint8_t* tile;
+    int64_t cols;
+    const float* bias;
+    float* y;
+    int64_t y_stride;
+    int rows;
+  };
+
+  // Flattened, because a lambda that is not inlined takes its arrays out of the registers.
+  template <int n>
+  [[gnu::flatten]] static void multiply_cell(const Cell& cell) {
+    simd::F32 sums[n][Kernel::vectors];
+    Kernel::template multiply<n>(cell.group, cell.tile, cell.cols, sums);
+    simd::unroll<n>([&](auto t) { store_rows(sums[t], cell.rows, cell.bias, cell.y + t * cell.y_stride); });
+  }
+
+  static void store_rows(const simd::F32 (&sums)[Kernel::vectors], int rows, const float* bias, float* y) {
+    float partial[group_rows];
+    float* out = rows == group_rows ? y : partial;
+    simd::unroll<Kernel::vectors>([&](auto v) { simd::store(out + v * simd::kLanes, sums[v]); });
+    if (out == partial) std::copy_n(partial, rows, y);
+    if (bias) {
+      for (int row = 0; row < rows; ++row) y[row] += bias[row];
+    }
+  }
+
+  using Multiply = void (*)(const Cell&);
+  template <int... i>
+  static constexpr std::array<Multiply, Kernel::max_tokens> table(std::integer_sequence<int, i...>) {
+    return {multiply_cell<i + 1>...};
+  }
+  static constexpr std::array<Multiply, Kernel::max_tokens> kMultiply =
+      table(std::make_integer_sequence<int, Kernel::max_tokens>{});
+
+  static int64_t num_tiles(int64_t num_tokens) { return (num_tokens + Kernel::max_tokens - 1) / Kernel::max_tokens; }
+  int rows_in_group(int64_t g) const { return static_cast<int>(std::min<int64_t>(group_rows, rows_ - g * group_rows)); }
+  uint8_t* group(int64_t g) const { return packed_.get() + g * group_bytes_; }
+
+  int64_t num_groups_, group_bytes_, tile_bytes_;
+  std::shared_ptr<uint8_t> packed_;
+};
+
+}  // namespace octavo

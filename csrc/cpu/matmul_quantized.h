@@ -1,0 +1,14 @@
+// Block-quantised weights.
+#pragma once
+#include "octavo/matmul.h"
+
+namespace octavo {
+
+// Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0; null for any other dtype.
+std::unique_ptr<PackedMatrix> pack_simple(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows,
+                                          int64_t cols);
+
+// Q4_K, Q5_K and Q6_K; null for any other dtype.
+std::unique_ptr<PackedMatrix> pack_k(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows, int64_t cols);
+
+}  // namespace octavo

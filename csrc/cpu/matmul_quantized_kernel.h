@@ -1,0 +1,122 @@
+// Products with block-quantised weights: integers inside a run of 32 columns, float32 across runs.
+//
+// For a run, with x = s * xq (xq signed bytes) and w = d * scale * (q - offset) + d_min * min:
+//
+//   sum over the run of x * w  =  s * ( d * scale * (sum xq * q - offset * sum xq)  +  d_min * min * sum xq )
+//
+// The sum of xq comes with the activations, so the weights' offsets and mins cost one fused operation a run
+// instead of one a column. Both integer sums, and their difference, are exact.
+#pragma once
+#include "matmul_grouped.h"
+#include "pack.h"
+
+namespace octavo {
+
+// Chunk c's bytes, unsigned (or signed, for 8-bit weights on targets that want them so).
+template <int bits, int c>
+simd::Bytes load_chunk(const uint8_t* vectors) {
+  if constexpr (bits == 8) return simd::load_bytes(vectors + c * kVectorBytes);
+  const simd::Bytes low = simd::shift_and<4 * (c % 2)>(simd::load_bytes(vectors + c / 2 * kVectorBytes), 15);
+  if constexpr (bits == 5) {
+    const simd::Bytes high = simd::load_bytes(vectors + 4 * kVectorBytes);
+    return simd::bit_or(low, simd::shift_and<c - 4>(high, 1 << 4));
+  }
+  if constexpr (bits == 6) {
+    const simd::Bytes high = simd::load_bytes(vectors + (4 + c / 4) * kVectorBytes);
+    return simd::bit_or(low, simd::shift_and<2 * (c % 4) - 4>(high, 3 << 4));
+  }
+  return low;
+}
+
+template <DType dtype>
+struct QuantizedKernel {
+  using F = Format<dtype>;
+  using Layout = PackedBlock<F>;
+
+  static constexpr int max_tokens = simd::kQuantizedTileTokens;
+  static constexpr int vectors = 1;
+
+  static int64_t num_blocks(int64_t cols) { return cols / (kRun * F::runs_per_block); }
+  static int64_t group_bytes(int64_t cols) { return round_up(num_blocks(cols) * Layout::bytes, kCacheLine); }
+  static int64_t tile_bytes(int64_t cols) { return round_up(cols / kRun * tile_run_bytes(max_tokens), kCacheLine); }
+  static constexpr int tile_run_bytes(int n) { return n * (kRun + static_cast<int>(sizeof(ActivationRun))); }
+
+  static void pack_group(const uint8_t* data, int rows, int64_t cols, uint8_t* out) {
+    const int64_t row_bytes = num_blocks(cols) * F::block_bytes;
+    for (int64_t b = 0; b < num_blocks(cols); ++b) pack_block<dtype>(data, row_bytes, rows, b, out + b * Layout::bytes);
+  }
+
+  static void pack_tile(const float* x, int64_t x_stride, int n, int64_t cols, uint8_t* out) {
+    for (int64_t r = 0; r < cols / kRun; ++r, out += tile_run_bytes(n)) {
+      auto* bytes = reinterpret_cast<int8_t*>(out);
+      auto* runs = reinterpret_cast<ActivationRun*>(out + n * kRun);
+      for (int t = 0; t < n; ++t) quantize_run(x + t * x_stride + r * kRun, bytes + t * kRun, runs[t]);
+    }
+  }
+
+  template <int n>
+  static void multiply(const uint8_t* group, const uint8_t* tile, int64_t cols, simd::F32 (&result)[n][1]) {
+    simd::F32 sums[n];
+    simd::unroll<n>([&](auto t) { sums[t] = simd::zero(); });
+    for (int64_t b = num_blocks(cols); b > 0; --b) {
+      const auto* d = reinterpret_cast<const simd::Half*>(group);
+      const simd::F32 scale = simd::load_half(d);
+      const simd::F32 min = F::has_min ? simd::load_half(d + simd::kLanes) : simd::zero();
+      group += Layout::head_bytes;
+      for (int run = 0; run < F::runs_per_block; ++run) {
+        add_run<n>(group, tile, scale, min, sums);
+        group += Layout::run_bytes;
+        tile += tile_run_bytes(n);
+      }
+    }
+    simd::unroll<n>([&](auto t) { result[t][0] = sums[t]; });
+  }
+
+ private:
+  static constexpr int offset = F::bits == 8 ? simd::kQ8Offset : F::offset;
+  static constexpr int parts = F::scales_per_run;
+  static constexpr int chunks_per_part = kChunks / parts;
+
+  template <int n>
+  [[gnu::always_inline]] static void add_run(const uint8_t* weights, const uint8_t* tile, simd::F32 d, simd::F32 d_min,
+                                             simd::F32 (&sums)[n]) {
+    const auto* x = reinterpret_cast<const int8_t*>(tile);
+    const auto* runs = reinterpret_cast<const ActivationRun*>(tile + n * kRun);
+    const auto* scales = reinterpret_cast<const int8_t*>(weights);
+    const uint8_t* vectors = weights + Layout::scale_bytes;
+
+    simd::F32 run_sums[n];
+    simd::unroll<parts>([&](auto part) {
+      const simd::F32 scale = Layout::is_k ? simd::mul(d, simd::load_int8(scales + part * simd::kLanes)) : d;
+      simd::Dot<F::bits> dots[n];
+      simd::unroll<chunks_per_part>([&](auto i) {
+        constexpr int chunk = part * chunks_per_part + i;
+        const simd::Bytes w = load_chunk<F::bits, chunk>(vectors);
+        simd::unroll<n>([&](auto t) {
+          dots[t].template add<i>(w, simd::broadcast_four(x + t * kRun + chunk * kColumnsPerLane));
+        });
+      });
+      simd::unroll<n>([&](auto t) {
+        simd::F32 dot = dots[t].template total<chunks_per_part>();
+        if constexpr (offset != 0) {
+          const float x_sum = parts == 1 ? runs[t].sum : runs[t].half_sum[part];
+          dot = simd::fma(simd::broadcast(-static_cast<float>(offset)), simd::broadcast(x_sum), dot);
+        }
+        run_sums[t] = part == 0 ? simd::mul(scale, dot) : simd::fma(scale, dot, run_sums[t]);
+      });
+    });
+    if constexpr (F::has_min) {
+      const simd::F32 min = Layout::is_k ? simd::mul(d_min, simd::load_int8(scales + parts * simd::kLanes)) : d_min;
+      simd::unroll<n>([&](auto t) { run_sums[t] = simd::fma(min, simd::broadcast(runs[t].sum), run_sums[t]); });
+    }
+    simd::unroll<n>([&](auto t) { sums[t] = simd::fma(simd::broadcast(runs[t].scale), run_sums[t], sums[t]); });
+  }
+};
+
+template <DType dtype>
+std::unique_ptr<PackedMatrix> pack_blocks(ThreadPool& pool, const uint8_t* data, int64_t rows, int64_t cols) {
+  const int64_t row_bytes = QuantizedKernel<dtype>::num_blocks(cols) * Format<dtype>::block_bytes;
+  return std::make_unique<GroupedMatrix<QuantizedKernel<dtype>>>(pool, data, row_bytes, rows, cols);
+}
+
+}  // namespace octavo

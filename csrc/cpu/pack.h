@@ -1,0 +1,43 @@
+// Reordering into the layouts that the matmul kernels stream: lanes are rows, bytes of a lane are columns.
+#pragma once
+#include "dequantize.h"
+#include "simd.h"
+
+namespace octavo {
+
+constexpr int kColumnsPerLane = 4;                       // bytes of a 32-bit lane
+constexpr int kChunks = kRun / kColumnsPerLane;          // vectors of bytes that hold a run of kLanes rows
+constexpr int kVectorBytes = simd::kLanes * kColumnsPerLane;
+
+// A run of quantised activations of the n tokens of a tile: n times 32 signed bytes, then n times this.
+struct ActivationRun {
+  float scale;
+  float sum;          // of the bytes; exact, like the next two
+  float half_sum[2];  // of the first and last 16
+};
+
+// Rounds 32 numbers to multiples of max|x| / 127. Numbers that are not finite make the scale so too.
+void quantize_run(const float* x, int8_t* bytes, ActivationRun& run);
+
+// A group's packed block, of kLanes rows:
+//
+//   Half d[kLanes], d_min[kLanes] if the format has mins
+//   runs_per_block times:
+//     int8 scale[scales_per_run][kLanes], min[kLanes]     K formats only
+//     low bits:  4-bit: 4 vectors, vector i holding chunk 2i in low and chunk 2i+1 in high nibbles; 8-bit: 8 vectors
+//     fifth bit: 1 vector, bit c of a byte belonging to chunk c
+//     fifth and sixth bits: 2 vectors, of chunks 0..3 and 4..7, two bits a chunk
+template <typename F>
+struct PackedBlock {
+  static constexpr bool is_k = F::runs_per_block > 1;
+  static constexpr int head_bytes = (F::has_min ? 2 : 1) * simd::kLanes * static_cast<int>(sizeof(simd::Half));
+  static constexpr int scale_bytes = is_k ? (F::scales_per_run + (F::has_min ? 1 : 0)) * simd::kLanes : 0;
+  static constexpr int run_bytes = scale_bytes + F::bits * kVectorBytes;
+  static constexpr int bytes = head_bytes + F::runs_per_block * run_bytes;
+};
+
+// Packs one block (its number in the row given) of up to kLanes rows, which lie row_bytes apart.
+template <DType dtype>
+void pack_block(const uint8_t* data, int64_t row_bytes, int rows, int64_t block, uint8_t* out);
+
+}  // namespace octavo

@@ -1,0 +1,218 @@
+// How an entry finds its token without sorting its row:
+//
+//   best logit ── temperature 0 ──> its first occurrence
+//       │
+//       ├─ nothing to filter ──> mass of every block, draw a block, draw a token in it
+//       │
+//       └─ floor = max(min_p's, top_k's) ──> candidates of at least the floor, in id order
+//                  top_p alone: a floor below which not even all tokens together hold 1 - top_p
+//              then top_p among the candidates (top_p.h), then draw
+//
+// Bias, bans and penalties work on a copy of the row.
+#include "sampling.h"
+
+#include <bit>
+#include <span>
+
+#include "logits_row.h"
+#include "random.h"
+#include "top_p.h"
+
+namespace octavo {
+namespace {
+
+using namespace logits_row;
+
+using Ids = std::span<const int32_t>;
+
+// Entry i's values of a ragged column.
+Ids run(const int32_t* values, const int32_t* offsets, int64_t i) {
+  return {values + offsets[i], values + offsets[i + 1]};
+}
+
+bool are_within(Ids ids, int64_t vocab_size) {
+  return std::all_of(ids.begin(), ids.end(), [&](int32_t id) { return 0 <= id && id < vocab_size; });
+}
+
+// The smallest float that `accepts`, a test that holds from some value up. Bisects the 2^32 floats in order.
+template <class Accepts>
+float lowest(const Accepts& accepts) {
+  const auto float_at = [](uint32_t place) {  // places count floats upwards from -inf
+    return std::bit_cast<float>(place & 0x80000000u ? place ^ 0x80000000u : ~place);
+  };
+  uint32_t low = 0x007FFFFFu, high = 0xFF800000u;  // -inf, +inf
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (accepts(float_at(middle))) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return float_at(low);
+}
+
+// Draws one entry at a time. Each thread has one, for its scratch memory.
+class EntrySampler {
+ public:
+  int32_t sample(const float* row, int64_t vocab_size, const SamplingBatch& batch, int64_t entry) {
+    row_ = row;
+    size_ = vocab_size;
+    RowMaximum found = maximum(row_, size_, block_max_);
+    if (found.has_nan) return kNoToken;
+    if (!edit(batch, entry)) return kInvalidEntry;
+    if (row_ != row) found = maximum(row_, size_, block_max_);
+    if (found.best == -kInfinity) return kNoToken;
+    const float temperature = batch.temperature[entry];
+    if (temperature == 0.0f) return first_token_of(found.best);
+
+    scaling_ = {temperature, found.best / temperature};
+    if (scaling_.best == kInfinity) share_among_infinite();
+    const double u = uniform(batch.seeds[entry], batch.sample_indices[entry], batch.positions[entry]);
+    if (batch.min_p[entry] <= 0.0f && !cuts_top_k(batch, entry) && batch.top_p[entry] >= 1.0f)
+      return static_cast<int32_t>(draw(row_, size_, u));
+    filter(batch, entry);
+    return candidates_.ids[draw(candidates_.values.data(), candidates_.size, u)];
+  }
+
+ private:
+  // Points row_ to an edited copy if anything is to be edited. False if an id is outside of the vocabulary.
+  bool edit(const SamplingBatch& batch, int64_t entry) {
+    const Ids allowed = run(batch.allowed, batch.allowed_offsets, entry);
+    const Ids banned = run(batch.banned, batch.banned_offsets, entry);
+    const Ids biased = run(batch.bias_ids, batch.bias_offsets, entry);
+    const Ids history = run(batch.history, batch.history_offsets, entry);
+    if (allowed.empty() && banned.empty() && biased.empty() && history.empty()) return true;
+    for (const Ids ids : {allowed, banned, biased, history})
+      if (!are_within(ids, size_)) return false;
+
+    if (allowed.empty()) {
+      edited_.assign(row_, row_ + size_);
+    } else {
+      edited_.assign(size_, -kInfinity);
+      for (int32_t id : allowed) edited_[id] = row_[id];
+    }
+    for (int32_t id : banned) edited_[id] = -kInfinity;
+    const float* bias = batch.bias_values + batch.bias_offsets[entry];
+    for (int32_t id : biased) edited_[id] += *bias++;
+    penalise(history, batch, entry);
+    row_ = edited_.data();
+    return true;
+  }
+
+  void penalise(Ids history, const SamplingBatch& batch, int64_t entry) {
+    if (history.empty()) return;
+    const double repetition = batch.repetition_penalty[entry];
+    const double frequency = batch.frequency_penalty[entry];
+    const double presence = batch.presence_penalty[entry];
+    occurrences_.resize(size_);
+    const size_t prompt_len = batch.prompt_lens[entry];
+    seen_.clear();
+    for (size_t i = 0; i < history.size(); ++i) {
+      Occurrences& times = occurrences_[history[i]];
+      if (times.anywhere++ == 0) seen_.push_back(history[i]);
+      times.in_output += i >= prompt_len;
+    }
+    for (int32_t id : seen_) {
+      const double logit = edited_[id];
+      float value = static_cast<float>(logit > 0 ? logit / repetition : logit * repetition);
+      if (const uint32_t count = occurrences_[id].in_output)
+        value = static_cast<float>(value - frequency * count - presence);
+      edited_[id] = value;
+      occurrences_[id] = {};
+    }
+  }
+
+  int32_t first_token_of(float best) const {
+    const int64_t block = std::find(block_max_.begin(), block_max_.end(), best) - block_max_.begin();
+    return static_cast<int32_t>(std::find(row_ + block * kBlock, row_ + size_, best) - row_);
+  }
+
+  // The limit of a row whose best logits grow without bound: they alone can be drawn, and are equal.
+  void share_among_infinite() {
+    infinite_.resize(size_);
+    for (int64_t i = 0; i < size_; ++i) infinite_[i] = row_[i] / scaling_.temperature == kInfinity ? 0.0f : -kInfinity;
+    row_ = infinite_.data();
+    maximum(row_, size_, block_max_);
+    scaling_ = {1.0f, 0.0f};
+  }
+
+  bool cuts_top_k(const SamplingBatch& batch, int64_t entry) const {
+    return batch.top_k[entry] > 0 && batch.top_k[entry] < size_;
+  }
+
+  // Leaves in candidates_ the tokens that min_p, top_k and top_p keep.
+  void filter(const SamplingBatch& batch, int64_t entry) {
+    float floor = -kInfinity;  // of scores
+    if (batch.min_p[entry] > 0.0f) floor = static_cast<float>(std::log(static_cast<double>(batch.min_p[entry])));
+    if (cuts_top_k(batch, entry))
+      floor = std::max(floor, scaling_.score(kth_largest(row_, size_, batch.top_k[entry], block_max_, candidates_)));
+    const double top_p = batch.top_p[entry];
+    if (top_p >= 1.0) {
+      collect(floor);
+    } else if (floor > -kInfinity) {
+      collect(floor);
+      const double total = mass(candidates_.values.data(), candidates_.size, scaling_, block_mass_);
+      top_p_.keep(candidates_, scaling_, top_p * total);
+    } else {
+      const double total = mass(row_, size_, scaling_, block_mass_);
+      // 0.99 covers rounding; the floor may be too low, never too high
+      collect(static_cast<float>(std::log(0.99 * (1.0 - top_p) * total / static_cast<double>(size_))));
+      top_p_.keep(candidates_, scaling_, top_p * total);
+    }
+  }
+
+  void collect(float floor) {
+    const float lowest_logit = lowest([&](float logit) { return scaling_.score(logit) >= floor; });
+    candidates_.collect(row_, size_, block_max_, lowest_logit);
+  }
+
+  // The first index whose cumulative mass exceeds u * mass. Within a block the weights are computed again.
+  int64_t draw(const float* values, int64_t size, double u) {
+    const double target = u * mass(values, size, scaling_, block_mass_);
+    while (block_mass_.back() == 0) block_mass_.pop_back();
+    const int64_t last_block = static_cast<int64_t>(block_mass_.size()) - 1;
+    int64_t block = 0;
+    double before = 0;
+    while (block < last_block && before + block_mass_[block] <= target) before += block_mass_[block++];
+
+    const int64_t start = block * kBlock;
+    float weights[kBlock];
+    block_weights(values + start, std::min(kBlock, size - start), scaling_, weights);
+    int64_t last_with_mass = 0;  // the answer where rounding lets the target reach the end of the block
+    for (int64_t i = 0; i < kBlock; ++i) {
+      before += weights[i];
+      if (before > target) return start + i;
+      if (weights[i] > 0) last_with_mass = i;
+    }
+    return start + last_with_mass;
+  }
+
+  struct Occurrences {
+    uint32_t anywhere, in_output;
+  };
+
+  const float* row_ = nullptr;  // of the entry at hand, edited if it has to be
+  int64_t size_ = 0;
+  Scaling scaling_{};
+  std::vector<float> block_max_;
+  std::vector<double> block_mass_;
+  Candidates candidates_;
+  TopP top_p_;
+  std::vector<float> edited_, infinite_;
+  std::vector<Occurrences> occurrences_;  // by token id; all zero between entries
+  std::vector<int32_t> seen_;
+};
+
+}  // namespace
+
+void sample(ThreadPool& pool, const float* logits, int64_t vocab_size, const SamplingBatch& batch, int64_t num_entries,
+            int32_t* tokens) {
+  pool.parallel_for(num_entries, 1, [&](int64_t begin, int64_t end, int) {
+    static thread_local EntrySampler sampler;
+    for (int64_t i = begin; i < end; ++i)
+      tokens[i] = sampler.sample(logits + batch.logits_rows[i] * vocab_size, vocab_size, batch, i);
+  });
+}
+
+}  // namespace octavo

@@ -1,0 +1,83 @@
+// Vectors of floats by the compiler's own vector extension: one source for AVX-512, AVX2, SSE and NEON.
+//
+// Floats<W> is W floats; kWidth is the widest this build has. Kernels that must also serve sizes no vector
+// divides are templates over W and instantiate W = 1. Arithmetic is IEEE (no -ffast-math: NaN must survive);
+// a * b + c contracts to a fused multiply-add wherever the machine has one, at every W alike, which is what
+// lets a result be bitwise the same whichever kernel computed it.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace octavo {
+
+#if defined(__AVX512F__)
+inline constexpr int kWidth = 16;
+#elif defined(__AVX__)
+inline constexpr int kWidth = 8;
+#else
+inline constexpr int kWidth = 4;
+#endif
+
+namespace vectors {
+
+template <int W>
+struct Lanes {
+  typedef float Float __attribute__((vector_size(W * 4)));
+  typedef int32_t Int __attribute__((vector_size(W * 4)));
+};
+
+}  // namespace vectors
+
+template <int W>
+using Floats = typename vectors::Lanes<W>::Float;
+template <int W>
+using Ints = typename vectors::Lanes<W>::Int;
+
+template <int W>
+inline Floats<W> load(const float* p) {
+  Floats<W> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <int W>
+inline void store(float* p, Floats<W> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <int W>
+inline Floats<W> broadcast(float value) {
+  return Floats<W>{} + value;
+}
+
+template <int W>
+inline Ints<W> iota() {
+  Ints<W> v;
+  for (int i = 0; i < W; ++i) v[i] = i;
+  return v;
+}
+
+template <int W>
+inline float sum(Floats<W> v) {
+  float total = 0;
+  for (int i = 0; i < W; ++i) total += v[i];
+  return total;
+}
+
+template <int W>
+inline float largest(Floats<W> v) {
+  float best = v[0];
+  for (int i = 1; i < W; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// Runs body(index, width constant) over [0, count): whole vectors first, then single elements.
+template <class Body>
+inline void for_each_vector(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) body(i, std::integral_constant<int, kWidth>{});
+  for (; i < count; ++i) body(i, std::integral_constant<int, 1>{});
+}
+
+}  // namespace octavo

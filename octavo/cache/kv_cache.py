@@ -1,0 +1,219 @@
+"""KVCache: the one door to block bookkeeping. The scheduler asks here and nowhere else.
+
+    start   a sequence gets tables, beginning with what the prefix tree already holds
+    grow    room for its next tokens: fresh blocks, and a private copy of a shared block before a write
+    fork    a child shares all its parent's blocks; nothing is copied
+    free    it lets go of everything; full blocks stay findable until evicted
+
+Full blocks are published when the step that fills them is planned, not when it is done: a layer writes all
+keys and values of a step before it reads any, so a sequence may find in a step what another computes in it.
+
+What the worker must know is collected as block writes and copies, and taken with each plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Listlike
+
+from octavo.cache.block import NULL_BLOCK, BlockId, root_hash
+from octavo.cache.block_pool import BlockPool
+from octavo.cache.block_table import BlockTables
+from octavo.cache.groups import CacheGroup
+from octavo.cache.journal import CacheJournal
+from octavo.cache.prefix_tree import PrefixMatch, PrefixTree
+from octavo.messages import BlockWrite
+from octavo.observe.events import EventLog
+from octavo.request import Sequence, SequenceId
+
+
+class KVCache:
+    """Owner of the pool, the prefix tree and every sequence's tables."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        groups: Listlike[CacheGroup],
+        enable_prefix_caching: bool = True,
+        events: EventLog,
+        clock: Callable[[], float],
+    ) -> None:
+        self.block_size = block_size
+        self.groups = tuple(groups)
+        self.enable_prefix_caching = enable_prefix_caching
+        self.tree = PrefixTree()
+        self._journal = CacheJournal(events, clock)
+        self.pool = BlockPool(num_blocks, self.tree, on_evict=self._journal.evicted)
+        self.tables: dict[SequenceId, BlockTables] = {}
+        self._writes: list[BlockWrite] = []
+        self._copies: list[tuple[int, int]] = []
+
+    # What would fit
+
+    @property
+    def num_available_blocks(self) -> int:
+        """Blocks nobody owns; some of them may have to be evicted first."""
+        return self.pool.num_available
+
+    def max_blocks(self, num_tokens: int, chunk_len: int) -> int:
+        """Most blocks one sequence of `num_tokens` holds at once, over all groups."""
+        return sum(group.max_blocks(num_tokens, chunk_len, self.block_size) for group in self.groups)
+
+    def find_prefix(self, sequence: Sequence, max_tokens: int) -> PrefixMatch:
+        """The longest cached prefix, whole blocks of at most `max_tokens` tokens."""
+        tables = self._tables_of(sequence)
+        num_blocks = max_tokens // self.block_size if self.enable_prefix_caching else 0
+        tables.extend_hashes(sequence.token_ids, num_blocks, self.block_size)
+        return self.tree.match(tables.hashes[1 : num_blocks + 1], self.groups, self.block_size)
+
+    def num_blocks_to_start(self, sequence: Sequence, match: PrefixMatch, chunk_len: int) -> int:
+        """Available blocks that the whole of a sequence takes up, found ones that nobody owns included."""
+        ref_counts = self.pool.ref_counts
+        shared = sum(1 for table in match.block_ids for block_id in table if ref_counts[block_id])
+        return self.max_blocks(sequence.num_tokens, chunk_len) - shared
+
+    # What happens to a sequence
+
+    def start(self, sequence: Sequence, match: PrefixMatch) -> None:
+        """Give a sequence its tables, beginning with the found blocks; they count as computed."""
+        tables = self._tables_of(sequence)
+        assert not tables.num_blocks, f"sequence {sequence.sequence_id} started twice"
+        sequence.num_computed_tokens = match.num_tokens
+        tables.room = match.num_tokens
+        tables.num_found = tables.num_published = match.num_tokens // self.block_size
+        for index, found in enumerate(match.block_ids):
+            first = self.groups[index].first_visible_block(match.num_tokens, self.block_size)
+            tables.block_ids[index].extend(found)
+            tables.first_visible[index] = first
+            for block_id in found[first:]:
+                self.pool.share(block_id)
+            if match.num_tokens:
+                self._write(sequence, index, first, found[first:])
+        self._journal.found(sequence.sequence_id, match)
+
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Make room for the next `num_tokens` tokens. False: not enough blocks, and none were taken."""
+        tables = self.tables[sequence.sequence_id]
+        start = sequence.num_computed_tokens
+        self._give_back_behind_window(tables, sequence)
+        num_new = -(-(start + num_tokens) // self.block_size) - tables.num_blocks
+        shared = self._shared_groups(tables, start)
+        if num_new * len(self.groups) + len(shared) > self.pool.num_available:
+            return False
+        for group in shared:
+            self._copy_on_write(tables, sequence, group, start // self.block_size)
+        if num_new > 0:
+            for group, table in enumerate(tables.block_ids):
+                fresh = self.pool.take(num_new)
+                self._write(sequence, group, len(table), fresh)
+                table.extend(fresh)
+                self._journal.given(sequence.sequence_id, group, fresh)
+        tables.room = tables.num_blocks * self.block_size
+        self._publish(tables, sequence, start + num_tokens)
+        return True
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """The child's tables become copies of the parent's. Both must ask before they write again."""
+        tables = self.tables[parent.sequence_id]
+        for table in tables.block_ids:
+            for block_id in table:
+                if block_id != NULL_BLOCK:
+                    self.pool.share(block_id)
+        self.tables[child.sequence_id] = tables.fork(room=parent.num_computed_tokens)
+        self._journal.forked(parent, child, tables)
+
+    def free(self, sequence: Sequence, why: str) -> None:
+        """Let go of all blocks, last first. Preempted: the sequence comes back. Error: content not trusted."""
+        tables = self.tables.get(sequence.sequence_id)
+        if tables is None:
+            return
+        if why == "error":
+            self._unpublish(tables)
+        else:
+            self._publish(tables, sequence, sequence.num_computed_tokens)
+        self._journal.freed(sequence.sequence_id, tables, why)
+        for entries in zip(*(reversed(table) for table in tables.block_ids), strict=True):
+            for block_id in entries:
+                if block_id != NULL_BLOCK:
+                    self.pool.release(block_id)
+        tables.clear()
+        if why != "preempted":
+            del self.tables[sequence.sequence_id]
+
+    def distrust(self, sequence: Sequence, num_trusted: int) -> None:
+        """Make what a sequence holds beyond its first `num_trusted` tokens unfindable: it was never computed."""
+        for table in self.tables[sequence.sequence_id].block_ids:
+            for block_id in reversed(table[num_trusted // self.block_size :]):
+                if block_id in self.tree:
+                    self.tree.remove(block_id)
+
+    def take_changes(self) -> tuple[list[BlockWrite], list[tuple[int, int]]]:
+        """Block writes and copies since the last call, for the plan."""
+        changes = self._writes, self._copies
+        self._writes, self._copies = [], []
+        return changes
+
+    # Below the doors
+
+    def _tables_of(self, sequence: Sequence) -> BlockTables:
+        tables = self.tables.get(sequence.sequence_id)
+        if tables is None:
+            tables = BlockTables.empty(root_hash(sequence.request.cache_salt), len(self.groups))
+            self.tables[sequence.sequence_id] = tables
+        return tables
+
+    def _shared_groups(self, tables: BlockTables, position: int) -> list[int]:
+        """Groups whose block at `position` exists and has other owners."""
+        index = position // self.block_size
+        if index >= tables.num_blocks:
+            return []
+        ref_counts = self.pool.ref_counts
+        return [group for group, table in enumerate(tables.block_ids) if ref_counts[table[index]] > 1]
+
+    def _copy_on_write(self, tables: BlockTables, sequence: Sequence, group: int, index: int) -> None:
+        source = tables.block_ids[group][index]
+        (target,) = self.pool.take(1)
+        self.pool.release(source)
+        tables.block_ids[group][index] = target
+        self._copies.append((source, target))
+        self._write(sequence, group, index, [target])
+        self._journal.copied(sequence.sequence_id, source, target)
+
+    def _give_back_behind_window(self, tables: BlockTables, sequence: Sequence) -> None:
+        for group, shape in enumerate(self.groups):
+            if shape.window is None:
+                continue
+            table, old = tables.block_ids[group], tables.first_visible[group]
+            first = min(shape.first_visible_block(sequence.num_computed_tokens, self.block_size), len(table))
+            if first <= old:
+                continue
+            self._publish(tables, sequence, sequence.num_computed_tokens)
+            passed = table[old:first]
+            table[old:first] = [NULL_BLOCK] * len(passed)
+            tables.first_visible[group] = first
+            for block_id in reversed(passed):
+                self.pool.release(block_id)
+            self._journal.passed(sequence.sequence_id, group, passed)
+
+    def _publish(self, tables: BlockTables, sequence: Sequence, num_computed: int) -> None:
+        """Enter the blocks that are full once `num_computed` tokens are computed into the prefix tree."""
+        first, num_full = tables.num_published, num_computed // self.block_size
+        if num_full > first and self.enable_prefix_caching:
+            tables.extend_hashes(sequence.token_ids, num_full, self.block_size)
+            self.tree.publish(tables, num_full)
+            self._journal.published(sequence.sequence_id, tables, first)
+
+    def _unpublish(self, tables: BlockTables) -> None:
+        """Take back what this sequence published and nobody else holds or continues."""
+        for table in tables.block_ids:
+            for index in range(tables.num_published - 1, tables.num_found - 1, -1):
+                block_id = table[index]
+                if block_id in self.tree:
+                    if self.pool.ref_counts[block_id] > 1 or not self.tree.is_leaf(block_id):
+                        break
+                    self.tree.remove(block_id)
+
+    def _write(self, sequence: Sequence, group: int, start: int, block_ids: list[BlockId]) -> None:
+        self._writes.append(BlockWrite(sequence.row, group, start, [*block_ids]))

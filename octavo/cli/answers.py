@@ -1,0 +1,148 @@
+"""Answers as they come: gathered by prompt, shown or written in the order of the prompts.
+
+The first prompt without a finished answer is shown live; what the others have said meanwhile waits until
+their turn. So any number of answers can be read, piped or compared as if they had been made one by one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from octavo.cli.asks import Ask
+from octavo.outputs import RequestOutput
+
+TITLE_LEN = 100
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sequence of an answer."""
+
+    pieces: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+@dataclass(slots=True)
+class Answer:
+    """All samples of one prompt."""
+
+    ask: Ask
+    samples: list[Sample]
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    is_finished: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(sample.token_ids) for sample in self.samples)
+
+    def extend(self, output: RequestOutput) -> None:
+        self.num_prompt_tokens = len(output.prompt_token_ids)
+        self.num_cached_tokens = output.num_cached_tokens
+        self.is_finished = output.finished
+        for completion in output.outputs:
+            sample = self.samples[completion.index]
+            sample.pieces.append(completion.text)
+            sample.token_ids += completion.token_ids
+            sample.finish_reason = completion.finish_reason
+            sample.stop_reason = completion.stop_reason
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The JSONL line."""
+        return {
+            "index": index,
+            **self.ask.given,
+            "outputs": [
+                {
+                    "index": number,
+                    "text": sample.text,
+                    "finish_reason": sample.finish_reason,
+                    "stop_reason": sample.stop_reason,
+                    "num_tokens": len(sample.token_ids),
+                }
+                for number, sample in enumerate(self.samples)
+            ],
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_cached_tokens": self.num_cached_tokens,
+        }
+
+
+def gather(asks: list[Ask], outputs: Iterable[RequestOutput]) -> Iterator[tuple[int, Answer]]:
+    """Follow a stream of DELTA or FINAL_ONLY outputs; yields a prompt's index and its answer at every change."""
+    answers = [Answer(ask, [Sample() for _ in range(ask.sampling_params.n)]) for ask in asks]
+    for output in outputs:
+        index = int(output.request_id.rpartition("-")[2])
+        answers[index].extend(output)
+        yield index, answers[index]
+
+
+class LiveText:
+    """Writes answers as text, in order, each as early as its turn allows."""
+
+    def __init__(self, file: TextIO, num_asks: int) -> None:
+        self._file = file
+        self._num_asks = num_asks
+        self._waiting: dict[int, Answer] = {}
+        self._turn = 0
+        self._sample = 0
+        self._num_shown = 0  # pieces of the sample whose turn it is
+        self._is_begun = False
+
+    def update(self, index: int, answer: Answer) -> None:
+        self._waiting[index] = answer
+        while self._turn in self._waiting and self._show(self._waiting[self._turn]):
+            del self._waiting[self._turn]
+            self._turn += 1
+        self._file.flush()
+
+    def _show(self, answer: Answer) -> bool:
+        """Write what is new of the answer whose turn it is; True when all of it is written."""
+        if not self._is_begun:
+            self._is_begun = True
+            self._write_title(answer)
+        while self._sample < len(answer.samples):
+            sample = answer.samples[self._sample]
+            if self._num_shown == 0 and sample.pieces and len(answer.samples) > 1:
+                self._file.write(f"[{self._sample + 1}] ")
+            self._file.write("".join(sample.pieces[self._num_shown :]))
+            self._num_shown = len(sample.pieces)
+            if sample.finish_reason is None:
+                return False
+            if not sample.text.endswith("\n"):
+                self._file.write("\n")
+            self._sample, self._num_shown = self._sample + 1, 0
+        self._sample, self._is_begun = 0, False
+        return True
+
+    def _write_title(self, answer: Answer) -> None:
+        if self._num_asks > 1:
+            title = answer.ask.title
+            shown = title if len(title) <= TITLE_LEN else title[: TITLE_LEN - 3] + "..."
+            self._file.write(("\n" if self._turn else "") + f"> {shown}\n")
+
+
+class JsonLines:
+    """Writes finished answers as JSON lines, in order."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._finished: dict[int, Answer] = {}
+        self._turn = 0
+
+    def update(self, index: int, answer: Answer) -> None:
+        if answer.is_finished:
+            self._finished[index] = answer
+        while self._turn in self._finished:
+            record = self._finished.pop(self._turn).record(self._turn)
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
+            self._turn += 1

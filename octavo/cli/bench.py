@@ -1,0 +1,115 @@
+"""octavo bench throughput: requests a second and tokens a second of a workload, under vLLM's flag names.
+
+octavo bench throughput --model smollm2 --dataset-name ragged16 --num-prompts 64
+octavo bench throughput --model smollm2 --input-len 512 --output-len 1 --num-prompts 8
+octavo bench throughput --model smollm2 --dataset-name ragged16 --num-prompts 16 --backend octavo hf
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import get_args
+
+from octavo.bench.report import Measurement, machine, ratio_line
+from octavo.bench.workloads import DatasetName, Work, ragged16, random_workload
+from octavo.cli.flags import add_engine_flags, engine_options, whole_number
+from octavo.config import ModelConfig
+from octavo.errors import ConfigError
+
+BACKENDS = ("octavo", "cpu", "reference", "hf")
+DEFAULT_INPUT_LEN = 128
+
+# --backend names engines here, and --seed is the workload's.
+_NOT_FLAGS = frozenset({"model", "backend", "seed", "skip_tokenizer_init"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "octavo bench throughput [options]"
+    parser.add_argument("what", choices=["throughput"], help="all requests at once, from first step to last token")
+    parser.add_argument("--model", default="smollm2", help="as for octavo run")
+    parser.add_argument(
+        "--backend",
+        nargs="+",
+        choices=BACKENDS,
+        default=["octavo"],
+        help="octavo: the fastest kernels here; cpu, reference: Octavo with these; hf: transformers' generate. "
+        "Several are measured one after another and compared",
+    )
+    parser.add_argument("--dataset-name", choices=get_args(DatasetName), default="random", help="shape of the prompts")
+    parser.add_argument("--num-prompts", type=whole_number, default=16, metavar="N", help="requests")
+    parser.add_argument("--input-len", type=whole_number, metavar="N", help="prompt tokens, for random (128)")
+    parser.add_argument("--output-len", type=whole_number, default=128, metavar="N", help="new tokens a sequence")
+    parser.add_argument("--n", type=whole_number, default=1, metavar="N", help="sequences sampled from each prompt")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 takes the best token")
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="draws the prompts")
+    parser.add_argument("--hf-max-batch-size", type=whole_number, default=16, metavar="N", help="rows of an hf batch")
+    parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
+    add_engine_flags(parser, _NOT_FLAGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.dataset_name != "random" and args.input_len is not None:
+        raise ConfigError(f"--input-len does not go with --dataset-name {args.dataset_name}, which has its own lengths")
+    for name in ("num_prompts", "output_len", "n", "hf_max_batch_size"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}, allowed is 1 or more")
+    if args.dataset_name == "random" and args.input_len is None:
+        args.input_len = DEFAULT_INPUT_LEN
+    workload = _workload(args)
+    measurements = []
+    for backend in sorted(set(args.backend), key=BACKENDS.index):
+        measured = _measure_hf(args, workload) if backend == "hf" else _measure_octavo(args, backend, workload)
+        measurements.append(measured)
+        print(measured.line(), flush=True)
+    first, *others = measurements
+    for other in others:
+        print(ratio_line(first, other))
+    if args.output_json:
+        _write_json(args, measurements)
+    return 0
+
+
+def _workload(args: argparse.Namespace) -> list[Work]:
+    from octavo.models.loader import open_checkpoint
+
+    vocab_size = open_checkpoint(ModelConfig(model=args.model)).architecture.vocab_size
+    if args.dataset_name == "ragged16":
+        return ragged16(args.num_prompts, args.output_len, n=args.n, vocab_size=vocab_size, seed=args.seed)
+    return random_workload(
+        args.num_prompts, args.input_len, args.output_len, n=args.n, vocab_size=vocab_size, seed=args.seed
+    )
+
+
+def _measure_octavo(args: argparse.Namespace, backend: str, workload: list[Work]) -> Measurement:
+    from octavo.bench.offline import measure_octavo
+    from octavo.llm import LLM
+
+    kernels = "auto" if backend == "octavo" else backend
+    with LLM(args.model, backend=kernels, **engine_options(args, _NOT_FLAGS)) as llm:
+        return measure_octavo(llm, workload, args.temperature, name=backend)
+
+
+def _measure_hf(args: argparse.Namespace, workload: list[Work]) -> Measurement:
+    from octavo.bench.hugging_face import HuggingFaceModel
+    from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
+
+    model = locate_packaged_model(args.model) if args.model in PACKAGED_MODELS else args.model
+    hugging_face = HuggingFaceModel(model, getattr(args, "dtype", "auto"))
+    return hugging_face.measure(workload, args.hf_max_batch_size, args.temperature)
+
+
+def _write_json(args: argparse.Namespace, measurements: list[Measurement]) -> None:
+    names = ("model", "dataset_name", "num_prompts", "input_len", "output_len", "n", "temperature", "seed")
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "workload": {name: getattr(args, name) for name in names},
+        "results": [one.record() for one in measurements],
+    }
+    try:
+        with open(args.output_json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=2)
+    except OSError as error:
+        raise ConfigError(f"--output-json {args.output_json} cannot be written: {error}") from None

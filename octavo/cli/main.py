@@ -1,0 +1,91 @@
+"""octavo: the command line. One file a command, and only the command that is asked for is imported.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> exit code`; its docstring heads its
+help. Exit codes: 0 done,
+1 done with a bad result, 2 refused (one line says why), 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from octavo import __version__
+from octavo.errors import OctavoError
+
+COMMANDS = {
+    "run": "answer prompts, or chat",
+    "doctor": "what this machine has, which backends work here and why the others do not",
+    "bench": "measure",
+}
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] not in COMMANDS:
+        return _without_command(argv)
+    name, *rest = argv
+    command = cast(Command, import_module(f"octavo.cli.{name}"))
+    parser = argparse.ArgumentParser(
+        prog=f"octavo {name}", description=command.__doc__, allow_abbrev=False, formatter_class=_HelpFormatter
+    )
+    command.add_arguments(parser)
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=bool(os.environ.get("OCTAVO_DEBUG")),
+        help="show the traceback of an error; also OCTAVO_DEBUG=1",
+    )
+    args = parser.parse_intermixed_args(rest)
+    try:
+        return command.run(args)
+    except OctavoError as error:
+        if args.debug:
+            raise
+        print(f"octavo: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader went away; what is still buffered must not raise again when Python closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _without_command(argv: list[str]) -> int:
+    """Help, the version, or a refusal."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="octavo",
+        description="Octavo, an LLM inference engine that one person can read.",
+        epilog=f"commands:\n{commands}\n\n`octavo COMMAND --help` says more.",
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"octavo {__version__}")
+    parser.add_argument("command", metavar="COMMAND", nargs="?", choices=list(COMMANDS), help="one of those below")
+    parser.parse_args(argv)
+    parser.print_help()
+    return 0
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves descriptions as they are written, and gives flags room."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)

@@ -1,0 +1,80 @@
+"""Sampling flags: SamplingParams on the command line and in JSONL lines, under its own names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from octavo.cli.flags import whole_number
+from octavo.errors import InvalidRequestError
+from octavo.sampling_params import SamplingParams
+
+_NUMBERS: dict[str, tuple[Any, str]] = {
+    "n": (whole_number, "answers to sample for each prompt; they share the prompt's KV blocks"),
+    "temperature": (float, "0 takes the best token, higher is more daring"),
+    "top_p": (float, "keep the smallest set of tokens with this probability mass"),
+    "top_k": (whole_number, "keep this many best tokens; 0 keeps all"),
+    "min_p": (float, "keep tokens at least this share as likely as the best"),
+    "max_tokens": (whole_number, "most tokens to generate; default: to the model's limit in a chat, 128 otherwise"),
+    "min_tokens": (whole_number, "generate at least this many tokens before an end token may come"),
+    "seed": (whole_number, "draw the same tokens again, whatever else is in the batch"),
+    "presence_penalty": (float, "subtracted once from the logit of every token generated before, -2 to 2"),
+    "frequency_penalty": (float, "subtracted as often as the token was generated before, -2 to 2"),
+    "repetition_penalty": (float, "makes tokens of prompt and answer less likely if above 1"),
+    "truncate_prompt_tokens": (whole_number, "keep only the last so many prompt tokens; -1: what the model can take"),
+}
+_LISTS: dict[str, tuple[Any, str]] = {
+    "stop": (str, "a string that ends an answer; may be given several times"),
+    "stop_token_ids": (whole_number, "a token id that ends an answer; may be given several times"),
+    "bad_words": (str, "a string that may not be generated; may be given several times"),
+    "allowed_token_ids": (whole_number, "the only token ids that may be drawn; given several times"),
+}
+_SWITCHES = {
+    "ignore_eos": "go on past the model's end token",
+    "skip_special_tokens": "leave special tokens out of the text",
+    "include_stop_str_in_output": "keep the stop string in the text",
+    "skip_reading_prefix_cache": "compute the whole prompt, even if its blocks are cached",
+}
+_JSON = {"logit_bias": 'what to add to tokens\' logits: {"token id": number}'}
+
+#: what `run` decides itself or has nowhere to show
+NOT_FLAGS = frozenset({"output_kind", "detokenize", "logprobs", "prompt_logprobs"})
+
+FLAGS = (*_NUMBERS, *_LISTS, *_SWITCHES, *_JSON)
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling", "default: what the model's generation_config.json says, else vLLM's")
+    unset = argparse.SUPPRESS
+    for name, (convert, text) in _NUMBERS.items():
+        metavar = "X" if convert is float else "N"
+        group.add_argument(_flag(name), type=convert, metavar=metavar, default=unset, help=text)
+    for name, (convert, text) in _LISTS.items():
+        metavar = "TEXT" if convert is str else "ID"
+        group.add_argument(_flag(name), type=convert, metavar=metavar, action="append", default=unset, help=text)
+    for name, text in _SWITCHES.items():
+        group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, default=unset, help=text)
+    for name, text in _JSON.items():
+        group.add_argument(_flag(name), type=json.loads, metavar="JSON", default=unset, help=text)
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given on the command line, as fields of SamplingParams."""
+    given = vars(args)
+    return {name: given[name] for name in FLAGS if name in given}
+
+
+def overlay(params: SamplingParams, options: dict[str, Any], where: str = "") -> SamplingParams:
+    """`params` with some fields changed; an unknown field or a bad value names its place."""
+    unknown = sorted(set(options) - set(FLAGS))
+    if unknown:
+        raise InvalidRequestError(f"{where}unknown field {unknown[0]!r}, allowed are {', '.join(sorted(FLAGS))}")
+    try:
+        return params.replace(**options)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{where}{error}") from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,197 @@
+"""From options to a running engine: the one place where all rooms meet, each given its own section."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from octavo.cache.groups import CacheGroup, layers_per_group, make_groups
+from octavo.cache.kv_cache import KVCache
+from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
+from octavo.engine.card import start_up_card
+from octavo.engine.core import EngineCore
+from octavo.engine.input import InputProcessor, RequestLimits
+from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.tokenizer import Tokenizer, open_tokenizer
+from octavo.errors import ConfigError
+from octavo.executor.inline import InlineExecutor
+from octavo.kernels.ops import Backend, KVDType, KVLayout, StepLimits
+from octavo.kernels.registry import select
+from octavo.models.architecture import Architecture
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.loader import open_checkpoint
+from octavo.models.registry import build_model, required_tensors
+from octavo.observe.events import EngineStarted, EventLog
+from octavo.sampling_params import SamplingParams
+from octavo.scheduler.scheduler import Scheduler
+from octavo.worker.memory import plan_kv_cache
+from octavo.worker.worker import Worker
+
+Clock = Callable[[], float]
+
+DEFAULT_TOKEN_BUDGET = 512  # of a CPU step: prefill runs at full speed and decodes wait well under a second
+
+_SECTIONS: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "cache": CacheConfig,
+    "scheduler": SchedulerConfig,
+    "backend": BackendConfig,
+    "observe": ObserveConfig,
+}
+
+#: KV blocks take the type of dense weights; block-quantised weights get float16
+_KV_DTYPE_OF_FILE: dict[str, KVDType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def engine_config(**options: Any) -> EngineConfig:
+    """Sort options into sections by field name. Raises ConfigError for a name no section has."""
+    sections = {}
+    for section_name, section in _SECTIONS.items():
+        names = {field.name for field in fields(section)} & set(options)
+        sections[section_name] = section(**{name: options.pop(name) for name in names})
+    if options:
+        known = sorted(field.name for section in _SECTIONS.values() for field in fields(section))
+        unknown = next(iter(options))
+        close = difflib.get_close_matches(unknown, known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(known)}"
+        raise ConfigError(f"there is no engine option {unknown!r}; {hint}")
+    return EngineConfig(**sections)
+
+
+def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngine:
+    """Open the checkpoint, choose the backend, size the cache, and connect."""
+    begin = clock()
+    checkpoint = open_checkpoint(config.model)
+    shape = _engine_shape(config, checkpoint)
+    selection = select(config.backend)
+    worker = _load_worker(selection.backend, checkpoint, shape)
+    tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
+    events = EventLog(config.observe.event_log_size)
+    _record_start(shape, events, clock)
+    cache = _kv_cache(config, shape, events, clock)
+    scheduler = Scheduler(
+        config.scheduler,
+        cache,
+        max_model_len=shape.limits.max_model_len,
+        max_num_batched_tokens=shape.limits.max_num_tokens,
+        events=events,
+        clock=clock,
+    )
+    core = EngineCore(
+        scheduler,
+        cache,
+        InlineExecutor(worker),
+        events,
+        clock,
+        check_invariants=config.observe.check_invariants,
+    )
+    return LLMEngine(
+        core=core,
+        inputs=_inputs(config, checkpoint.architecture, shape.limits, tokenizer),
+        tokenizer=tokenizer,
+        events=events,
+        clock=clock,
+        default_sampling_params=SamplingParams(**checkpoint.sampling_defaults),
+        card=start_up_card(checkpoint, selection.why, shape.layout, shape.limits, clock() - begin),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _EngineShape:
+    """The sizes that scheduler, cache and worker share."""
+
+    groups: tuple[CacheGroup, ...]
+    layout: KVLayout
+    limits: StepLimits
+
+
+def _engine_shape(config: EngineConfig, checkpoint: Checkpoint) -> _EngineShape:
+    architecture = checkpoint.architecture
+    groups = make_groups(architecture.windows or (None,) * architecture.num_layers)
+    layout = KVLayout(
+        num_blocks=0,  # chosen below
+        block_size=config.cache.block_size,
+        layers_per_group=layers_per_group(groups),
+        num_kv_heads=architecture.num_kv_heads,
+        head_dim=architecture.head_dim,
+        dtype=_kv_dtype(config, checkpoint),
+    )
+    asked_len = config.model.max_model_len
+    model_len = architecture.max_position_embeddings
+    if asked_len is not None and asked_len > model_len:
+        raise ConfigError(
+            f"max_model_len is {asked_len}, allowed is up to {model_len}, the positions this model was made for"
+        )
+    max_num_seqs = config.scheduler.max_num_seqs
+    budget = plan_kv_cache(
+        config.cache, layout, len(groups), max_num_seqs, asked_len or model_len, is_len_asked=asked_len is not None
+    )
+    limits = StepLimits(
+        max_num_tokens=config.scheduler.max_num_batched_tokens or DEFAULT_TOKEN_BUDGET,
+        max_num_seqs=max_num_seqs,
+        max_model_len=budget.max_model_len,
+        vocab_size=architecture.vocab_size,
+    )
+    return _EngineShape(groups, replace(layout, num_blocks=budget.num_blocks), limits)
+
+
+def _kv_dtype(config: EngineConfig, checkpoint: Checkpoint) -> KVDType:
+    """auto follows the dtype asked for the weights, then the file's."""
+    if config.cache.kv_cache_dtype != "auto":
+        return config.cache.kv_cache_dtype
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return _KV_DTYPE_OF_FILE.get(checkpoint.dtype_label.split(", ")[0], "float16")
+
+
+def _load_worker(backend: Backend, checkpoint: Checkpoint, shape: _EngineShape) -> Worker:
+    checkpoint.check(required_tensors(checkpoint.architecture))
+    model = build_model(checkpoint.architecture, checkpoint, _layer_slots(shape.groups), shape.limits.max_model_len)
+    return Worker(backend, model, shape.layout, shape.limits, len(shape.groups))
+
+
+def _layer_slots(groups: Sequence[CacheGroup]) -> list[tuple[int, int]]:
+    """For each layer, its group and its place there."""
+    slots = {layer: (g, place) for g, group in enumerate(groups) for place, layer in enumerate(group.layers)}
+    return [slots[layer] for layer in range(len(slots))]
+
+
+def _record_start(shape: _EngineShape, events: EventLog, clock: Clock) -> None:
+    layout = shape.layout
+    events.write(
+        EngineStarted(
+            time=clock(),
+            num_blocks=layout.num_blocks - 1,
+            block_size=layout.block_size,
+            block_bytes=layout.block_bytes,
+            num_groups=len(shape.groups),
+            max_model_len=shape.limits.max_model_len,
+        )
+    )
+
+
+def _kv_cache(config: EngineConfig, shape: _EngineShape, events: EventLog, clock: Clock) -> KVCache:
+    return KVCache(
+        num_blocks=shape.layout.num_blocks,
+        block_size=shape.layout.block_size,
+        groups=shape.groups,
+        enable_prefix_caching=config.cache.enable_prefix_caching,
+        events=events,
+        clock=clock,
+    )
+
+
+def _inputs(
+    config: EngineConfig, architecture: Architecture, limits: StepLimits, tokenizer: Tokenizer | None
+) -> InputProcessor:
+    request_limits = RequestLimits(
+        max_model_len=limits.max_model_len,
+        max_num_seqs=limits.max_num_seqs,
+        max_logprobs=config.observe.max_logprobs,
+        vocab_size=architecture.vocab_size,
+        eos_token_ids=architecture.eos_token_ids,
+    )
+    return InputProcessor(tokenizer, request_limits, config.model.seed)

@@ -1,0 +1,168 @@
+"""AsyncLLM: many coroutines, one engine. A thread of its own turns the engine; it sleeps while idle.
+
+coroutine --commands--> engine thread: step() ... --outputs, by call_soon_threadsafe--> coroutine's queue
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.core import EngineStats
+from octavo.engine.input import Prompt
+from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.tokenizer import Tokenizer
+from octavo.errors import EngineDeadError, OctavoError
+from octavo.outputs import RequestOutput
+from octavo.request import Request
+from octavo.sampling_params import SamplingParams
+
+Item = RequestOutput | BaseException
+Command = Callable[[LLMEngine], None]
+
+
+@dataclass(slots=True)
+class _Listener:
+    """Where one request's outputs go."""
+
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Item]
+
+    def put(self, item: Item) -> bool:
+        """False if nobody will read it: the reader's event loop is closed."""
+        try:
+            self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
+        except RuntimeError:
+            return False
+        return True
+
+
+class AsyncLLM:
+    """An engine for asyncio programs. Takes the same options as LLM."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self._engine = build_engine(engine_config(model=model, **options))
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._listeners: dict[str, _Listener] = {}
+        self._counter = itertools.count()
+        self._fault: BaseException | None = None
+        self._fault_lock = threading.Lock()  # no command is queued after the thread has seen its last one
+        self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
+        self._thread.start()
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+    ) -> AsyncIterator[RequestOutput]:
+        """Yield the request's outputs as they come; the last one has finished=True. Leaving the loop early, or
+        being cancelled, aborts the request and frees its blocks. Raises InvalidRequestError, EngineDeadError."""
+        request_id = request_id if request_id is not None else f"async-{next(self._counter)}"
+        params = sampling_params if sampling_params is not None else self._engine.default_sampling_params
+        request = await asyncio.to_thread(self._engine.make_request, request_id, prompt, params, priority)
+        listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
+        self._send(lambda engine: self._add(engine, request, listener))
+        finished = False
+        try:
+            while not finished:
+                item = await listener.queue.get()
+                if isinstance(item, BaseException):
+                    finished = True
+                    raise item
+                finished = item.finished
+                yield item
+        finally:
+            if not finished:
+                with contextlib.suppress(EngineDeadError):
+                    self._send(lambda engine: self._abort(engine, request_id, listener))
+
+    async def abort(self, request_id: str) -> None:
+        """End a request; its generator yields a last output with finish_reason "abort"."""
+        self._send(lambda engine: engine.abort_request(request_id))
+
+    def get_tokenizer(self) -> Tokenizer | None:
+        return self._engine.tokenizer
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    def shutdown(self) -> None:
+        """Stop the thread and give everything back. Running requests raise EngineDeadError."""
+        if self._thread.is_alive():
+            self._commands.put(None)
+            self._thread.join()
+
+    def _send(self, command: Command) -> None:
+        with self._fault_lock:
+            if self._fault is None:
+                self._commands.put(command)
+                return
+        raise EngineDeadError(f"the engine stopped: {self._fault}") from self._fault
+
+    def _add(self, engine: LLMEngine, request: Request, listener: _Listener) -> None:
+        try:
+            engine.add_request(request)
+        except OctavoError as refusal:
+            listener.put(refusal)
+        else:
+            self._listeners[request.request_id] = listener
+
+    def _abort(self, engine: LLMEngine, request_id: str, listener: _Listener) -> None:
+        """Abort for a reader that left; a later request of the same id is not its business."""
+        if self._listeners.get(request_id) is listener:
+            del self._listeners[request_id]
+            engine.abort_request(request_id)
+
+    def _run(self) -> None:
+        """The engine thread: obey commands, step while there is work, sleep on the queue when there is none."""
+        try:
+            while self._obey():
+                for output in self._engine.step():
+                    self._deliver(output)
+            self._end(EngineDeadError("it was shut down"))
+        except BaseException as fault:
+            self._end(fault)
+
+    def _end(self, fault: BaseException) -> None:
+        """Close the engine and tell everyone who waits, those whose requests were still queued included."""
+        with self._fault_lock:
+            self._fault = fault
+        self._engine.close()
+        while not self._commands.empty():
+            command = self._commands.get()
+            if command is not None:
+                with contextlib.suppress(EngineDeadError):
+                    command(self._engine)  # a closed engine refuses, which `_add` passes on
+        for listener in self._listeners.values():
+            listener.put(EngineDeadError(f"the engine stopped: {fault}"))
+
+    def _obey(self) -> bool:
+        """Run every waiting command; block for one if there is nothing else to do. False: shut down."""
+        while True:
+            try:
+                command = self._commands.get(block=not self._engine.has_unfinished_requests)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command(self._engine)
+
+    def _deliver(self, output: RequestOutput) -> None:
+        listener = self._listeners.get(output.request_id)
+        if listener is None:
+            return
+        is_read = listener.put(output)
+        if output.finished or not is_read:
+            del self._listeners[output.request_id]
+        if not is_read:
+            self._engine.abort_request(output.request_id)

@@ -1,0 +1,107 @@
+"""The engine is one sentence: schedule, execute, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from octavo.cache.invariants import check
+from octavo.cache.kv_cache import KVCache
+from octavo.executor.interface import Executor
+from octavo.messages import StepPlan, StepResult
+from octavo.observe.events import EventLog, StepDone
+from octavo.request import Request, SequenceId
+from octavo.scheduler.scheduler import Scheduler, SequenceUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A moment's numbers. Blocks exclude the null block."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_used_blocks: int
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of blocks in use, 0 to 1."""
+        return self.num_used_blocks / self.num_blocks
+
+
+class EngineCore:
+    """Owner of the scheduler and the executor; reads the cache. One caller, one thread."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        cache: KVCache,
+        executor: Executor,
+        events: EventLog,
+        clock: Callable[[], float],
+        *,
+        check_invariants: bool = False,
+    ) -> None:
+        self._scheduler = scheduler
+        self._cache = cache
+        self._executor = executor
+        self._events = events
+        self._clock = clock
+        self._check_invariants = check_invariants
+
+    def add_request(self, request: Request) -> None:
+        self._scheduler.add_request(request)
+
+    def abort(self, request_id: str) -> None:
+        self._scheduler.abort(request_id)
+
+    def finish_sequence(self, sequence_id: SequenceId, stop: str) -> None:
+        """A stop string ended it, as only the output side can see."""
+        self._scheduler.finish_sequence(sequence_id, "stop", stop)
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self._scheduler.has_unfinished
+
+    def step(self) -> list[SequenceUpdate]:
+        """One turn -> what changed. A step that the workers cannot carry out ends the sequences in it, with the
+        fault as their stop_reason, and no others."""
+        begin = self._clock()
+        plan = self._scheduler.schedule()
+        scheduled = self._clock()
+        try:
+            result = self._executor.execute(plan)
+        except Exception as fault:
+            return self._scheduler.fail(plan, f"{type(fault).__name__}: {fault}")
+        executed = self._clock()
+        updates = self._scheduler.update(plan, result)
+        if self._check_invariants:
+            check(self._cache, self._scheduler.sequences)
+        self._record(plan, result, begin, scheduled, executed)
+        return updates
+
+    def stats(self) -> EngineStats:
+        pool = self._cache.pool
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_blocks=pool.num_owned + pool.num_available,
+            num_used_blocks=pool.num_owned,
+        )
+
+    def close(self) -> None:
+        self._executor.close()
+
+    def _record(self, plan: StepPlan, result: StepResult, begin: float, scheduled: float, executed: float) -> None:
+        now = self._clock()
+        self._events.write(
+            StepDone(
+                time=now,
+                step=result.step_id,
+                schedule_s=scheduled - begin,
+                execute_s=executed - scheduled,
+                update_s=now - executed,
+                num_tokens=plan.num_tokens,
+                num_seqs=len(plan.rows),
+            )
+        )

@@ -1,0 +1,160 @@
+"""From what a user passes to a Request: tokenise, check every limit, say what is wrong.
+
+Everything that can be wrong with a request is found here, before the engine has seen it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from octavo.engine.tokenizer import Tokenizer
+from octavo.errors import InvalidRequestError
+from octavo.request import Request
+from octavo.sampling_params import SamplingParams
+
+#: text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}, either with an optional "cache_salt"
+Prompt = str | Sequence[int] | Mapping[str, object]
+
+PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What the engine can serve."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_logprobs: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+class InputProcessor:
+    """Stateless but for the random seeds it hands to requests that bring none. Safe to call from any thread."""
+
+    def __init__(self, tokenizer: Tokenizer | None, limits: RequestLimits, seed: int) -> None:
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._seeds = random.Random(seed)
+
+    def process(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, arrival_time: float, priority: int = 0
+    ) -> Request:
+        """Raises InvalidRequestError if the request cannot be served."""
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(f"sampling_params is {params!r}, allowed is a SamplingParams")
+        text, token_ids, cache_salt = self._read(prompt)
+        token_ids = self._truncate(token_ids, params.truncate_prompt_tokens)
+        self._check_prompt(token_ids)
+        self._check_params(params)
+        limits = self._limits
+        room = limits.max_model_len - len(token_ids)
+        ends = frozenset(() if params.ignore_eos else limits.eos_token_ids)
+        return Request(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            sampling_params=params,
+            seed=(params.seed if params.seed is not None else self._seeds.getrandbits(63)) & (2**64 - 1),
+            arrival_time=arrival_time,
+            max_output_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            prompt=text,
+            priority=priority,
+            cache_salt=cache_salt,
+            eos_token_ids=ends,
+            stop_token_ids=ends | frozenset(params.stop_token_ids or ()),
+            bad_word_ids=self._bad_words(tuple(params.bad_words or ())),
+        )
+
+    def _read(self, prompt: Prompt) -> tuple[str | None, list[int], str | None]:
+        """-> text if there was one, token ids, cache salt."""
+        cache_salt: str | None = None
+        if isinstance(prompt, Mapping):
+            prompt, cache_salt = _unwrap(prompt)
+        if not isinstance(prompt, str):
+            return None, _token_ids(prompt), cache_salt
+        if self._tokenizer is None:
+            raise InvalidRequestError("the prompt is text, but skip_tokenizer_init=True: pass token ids instead")
+        return prompt, self._tokenizer.encode(prompt), cache_salt
+
+    def _truncate(self, token_ids: list[int], keep: int | None) -> list[int]:
+        """The last `keep` tokens; -1 keeps what leaves room for one new token."""
+        if keep is None:
+            return token_ids
+        most = self._limits.max_model_len - 1
+        if keep > most:
+            raise InvalidRequestError(f"truncate_prompt_tokens is {keep}, allowed is up to max_model_len - 1 = {most}")
+        return token_ids[-(most if keep == -1 else keep) :]
+
+    def _check_prompt(self, token_ids: list[int]) -> None:
+        limits = self._limits
+        if not token_ids:
+            raise InvalidRequestError("the prompt is empty, allowed is at least one token")
+        if len(token_ids) >= limits.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(token_ids)} tokens, allowed are {limits.max_model_len - 1} (max_model_len is "
+                f"{limits.max_model_len} and one new token must fit); shorten it, set truncate_prompt_tokens, "
+                "or raise max_model_len"
+            )
+        self._check_ids("the prompt", token_ids)
+
+    def _check_params(self, params: SamplingParams) -> None:
+        limits = self._limits
+        if params.n > limits.max_num_seqs:
+            raise InvalidRequestError(
+                f"n is {params.n}, allowed is up to max_num_seqs = {limits.max_num_seqs}; lower n or raise max_num_seqs"
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(params, name)
+            if count is not None and limits.max_logprobs != -1 and not 0 <= count <= limits.max_logprobs:
+                raise InvalidRequestError(
+                    f"{name} is {count}, allowed is 0 to max_logprobs = {limits.max_logprobs}; "
+                    "the engine option max_logprobs raises it, -1 for the whole vocabulary"
+                )
+            if count is not None and count > limits.vocab_size:
+                raise InvalidRequestError(f"{name} is {count}, the vocabulary has {limits.vocab_size} tokens")
+        self._check_ids("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_ids("logit_bias", params.logit_bias or ())
+        self._check_ids("stop_token_ids", params.stop_token_ids or ())
+        if self._tokenizer is None and (params.stop or params.bad_words):
+            raise InvalidRequestError(
+                "stop strings and bad_words need a tokenizer, but skip_tokenizer_init=True: "
+                "use stop_token_ids and logit_bias"
+            )
+
+    def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self._limits.vocab_size:
+                raise InvalidRequestError(
+                    f"{name} holds token id {token_id}, allowed are 0 to {self._limits.vocab_size - 1}"
+                )
+
+    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        if not words:
+            return ()
+        assert self._tokenizer is not None, "bad words were refused without a tokenizer"
+        return self._tokenizer.bad_word_ids(words)
+
+
+def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], str | None]:
+    unknown = sorted(set(prompt) - set(PROMPT_KEYS))
+    if unknown:
+        raise InvalidRequestError(f"the prompt has the key {unknown[0]!r}, allowed are {', '.join(PROMPT_KEYS)}")
+    salt = prompt.get("cache_salt")
+    if salt is not None and (not isinstance(salt, str) or not salt):
+        raise InvalidRequestError(f"cache_salt is {salt!r}, allowed is a string of at least one character")
+    given = [key for key in ("prompt", "prompt_token_ids") if prompt.get(key) is not None]
+    if len(given) != 1:
+        raise InvalidRequestError("a prompt dict holds exactly one of 'prompt' and 'prompt_token_ids'")
+    return prompt[given[0]], salt  # type: ignore[return-value]
+
+
+def _token_ids(values: object) -> list[int]:
+    if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InvalidRequestError(f"a prompt is {type(values).__name__}, allowed are text, token ids and dicts of them")
+    token_ids = list(values)
+    for value in token_ids:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise InvalidRequestError(f"the prompt's token ids hold {value!r}, allowed are whole numbers")
+    return [value.__index__() for value in token_ids]

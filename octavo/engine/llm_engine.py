@@ -1,0 +1,93 @@
+"""LLMEngine: the step loop with text on both ends. `LLM` and `AsyncLLM` are two ways to turn it.
+
+prompt -> input.py -> Request -> core.py (schedule, execute, update) -> output.py -> RequestOutput
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from octavo.engine.core import EngineCore, EngineStats
+from octavo.engine.input import InputProcessor, Prompt
+from octavo.engine.output import OutputProcessor
+from octavo.engine.tokenizer import Tokenizer
+from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.observe.events import EventLog
+from octavo.outputs import RequestOutput
+from octavo.request import Request
+from octavo.sampling_params import SamplingParams
+
+
+class LLMEngine:
+    """Owner of one running engine. Not thread-safe, but for `make_request`."""
+
+    def __init__(
+        self,
+        core: EngineCore,
+        inputs: InputProcessor,
+        tokenizer: Tokenizer | None,
+        events: EventLog,
+        clock: Callable[[], float],
+        default_sampling_params: SamplingParams,
+        card: list[tuple[str, str]],
+    ) -> None:
+        self._core: EngineCore | None = core
+        self._inputs = inputs
+        self._outputs = OutputProcessor(tokenizer)
+        self._clock = clock
+        self._pending: list[RequestOutput] = []
+        self._live: set[str] = set()
+        self.tokenizer = tokenizer
+        self.events = events
+        self.default_sampling_params = default_sampling_params
+        self.card = card
+
+    def make_request(
+        self, request_id: str, prompt: Prompt, sampling_params: SamplingParams, priority: int = 0
+    ) -> Request:
+        """Tokenise and check. Touches no engine state, so any thread may call it."""
+        return self._inputs.process(request_id, prompt, sampling_params, self._clock(), priority)
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request. Raises InvalidRequestError if it can never be served, or its id is in use."""
+        core = self._alive()
+        if request.request_id in self._live:
+            raise InvalidRequestError(f"request_id {request.request_id!r} is in use, allowed is one of its own")
+        core.add_request(request)
+        self._outputs.add(request)
+        self._live.add(request.request_id)
+
+    def abort_request(self, request_id: str) -> None:
+        """End a request now; the next step() returns its last output. Unknown ids are finished ones."""
+        if request_id in self._live:
+            self._alive().abort(request_id)
+            self._pending += self._outputs.abort(request_id, self._clock())
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        return self._core is not None and (bool(self._pending) or self._core.has_unfinished)
+
+    def step(self) -> list[RequestOutput]:
+        """One turn of the engine -> outputs of the requests that changed."""
+        core = self._alive()
+        updates = core.step() if core.has_unfinished else []
+        outputs, stops = self._outputs.process(updates, self._clock())
+        for found in stops:
+            core.finish_sequence(found.sequence_id, found.stop)
+        outputs, self._pending = self._pending + outputs, []
+        self._live -= {output.request_id for output in outputs if output.finished}
+        return outputs
+
+    def stats(self) -> EngineStats:
+        return self._alive().stats()
+
+    def close(self) -> None:
+        """Give back memory and threads. Requests still running end without a last output."""
+        if self._core is not None:
+            self._core.close()
+            self._core = None
+
+    def _alive(self) -> EngineCore:
+        if self._core is None:
+            raise EngineDeadError("this engine was closed; make a new one")
+        return self._core

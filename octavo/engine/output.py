@@ -1,0 +1,253 @@
+"""From sampled tokens to what the user sees: text, stop strings, logprobs, RequestOutputs.
+
+A sequence's text grows by an incremental detokeniser. While it runs, the last characters that could be the
+beginning of a stop string are held back, so that no reader ever sees text that is later taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from octavo.engine.detokenizer import TextStream
+from octavo.engine.tokenizer import Tokenizer
+from octavo.messages import LogprobRow
+from octavo.outputs import (
+    CompletionOutput,
+    FinishReason,
+    Logprob,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprobs,
+)
+from octavo.request import Request, Sequence, SequenceId
+from octavo.sampling_params import RequestOutputKind
+from octavo.scheduler.scheduler import SequenceUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class StopFound:
+    """A stop string ended this sequence; the scheduler must be told."""
+
+    sequence_id: SequenceId
+    stop: str
+
+
+class OutputProcessor:
+    """Owner of every live request's text. One caller: the engine's thread."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._requests: dict[str, _RequestText] = {}
+
+    def add(self, request: Request) -> None:
+        self._requests[request.request_id] = _RequestText(request, self._tokenizer)
+
+    def abort(self, request_id: str, now: float) -> list[RequestOutput]:
+        """The last output of a request that the scheduler was told to end."""
+        request = self._requests.pop(request_id)
+        request.abort()
+        output = request.output(now)
+        return [] if output is None else [output]
+
+    def process(self, updates: Iterable[SequenceUpdate], now: float) -> tuple[list[RequestOutput], list[StopFound]]:
+        """One step's updates -> the outputs to hand out, in order of first change, and the stops found."""
+        touched: dict[str, _RequestText] = {}
+        stops: list[StopFound] = []
+        for update in updates:
+            request = self._requests.get(update.sequence.request.request_id)
+            if request is None:
+                continue  # ended earlier in this very step
+            stop = request.extend(update, now)
+            if stop is not None:
+                stops.append(StopFound(update.sequence.sequence_id, stop))
+            touched[request.request_id] = request
+        outputs = []
+        for request_id, request in touched.items():
+            output = request.output(now)
+            if request.finished:
+                del self._requests[request_id]
+            if output is not None:
+                outputs.append(output)
+        return outputs, stops
+
+
+class _RequestText:
+    """One request's sequences as text."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
+        params = request.sampling_params
+        self.request_id = request.request_id
+        self._request = request
+        self._kind = params.output_kind
+        self._tokenizer = tokenizer
+        self._sequences = [_SequenceText(index, request, tokenizer) for index in range(params.n)]
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        self._first_token_time: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(sequence.finish_reason is not None for sequence in self._sequences)
+
+    def extend(self, update: SequenceUpdate, now: float) -> str | None:
+        """Take one sequence's update; returns the stop string that ended it, if one did."""
+        if self._prompt_logprobs is not None:
+            for row in update.prompt_logprobs:
+                self._prompt_logprobs.append(_named(row, self._tokenizer))
+        if update.token_ids and self._first_token_time is None:
+            self._first_token_time = now
+        stop = self._sequences[update.sequence.index].extend(update)
+        for unborn in self._sequences[len(self._request.sequences) :]:  # sequence 0 ended before they could fork
+            unborn.end_with(update.sequence)
+        return stop
+
+    def abort(self) -> None:
+        for sequence in self._sequences:
+            sequence.abort()
+
+    def output(self, now: float) -> RequestOutput | None:
+        finished = self.finished
+        if self._kind is RequestOutputKind.FINAL_ONLY and not finished:
+            return None
+        is_delta = self._kind is RequestOutputKind.DELTA
+        completions = [sequence.output(is_delta) for sequence in self._sequences if not is_delta or sequence.has_news()]
+        if not finished and not any(completion.token_ids or completion.finished for completion in completions):
+            return None
+        request = self._request
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=request.prompt_token_ids,
+            outputs=completions,
+            finished=finished,
+            prompt_logprobs=self._prompt_logprobs,
+            num_cached_tokens=request.num_cached_tokens,
+            metrics=RequestMetrics(
+                arrival_time=request.arrival_time,
+                first_scheduled_time=request.first_scheduled_time,
+                first_token_time=self._first_token_time,
+                finished_time=now if finished else None,
+                num_preemptions=request.num_preemptions,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Handed:
+    """How much of a sequence earlier DELTA outputs have handed out."""
+
+    num_chars: int = 0
+    num_tokens: int = 0
+    finish: FinishReason | None = None
+
+
+class _SequenceText:
+    """One sequence: tokens, text and logprobs so far, and how it ended."""
+
+    def __init__(self, index: int, request: Request, tokenizer: Tokenizer | None) -> None:
+        params = request.sampling_params
+        self._index = index
+        self._params = params
+        self._tokenizer = tokenizer
+        self._stops: tuple[str, ...] = tuple(params.stop or ())
+        self._held_back = 0 if params.include_stop_str_in_output else max(map(len, self._stops), default=1) - 1
+        self._stream: TextStream | None = None
+        if tokenizer is not None and params.detokenize:
+            self._stream = tokenizer.stream(params.skip_special_tokens)
+        self._text = ""
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+        self._cumulative_logprob: float | None = None if params.logprobs is None else 0.0
+        self._handed = _Handed()
+        self._stop_reason: int | str | None = None
+        self.finish_reason: FinishReason | None = None
+
+    def has_news(self) -> bool:
+        """Whether a DELTA output should mention this sequence."""
+        return self._handed != _Handed(self._visible(), len(self._token_ids), self.finish_reason)
+
+    def abort(self) -> None:
+        if self.finish_reason is None:
+            self._text += self._stream.finish() if self._stream is not None else ""
+            self.finish_reason = "abort"
+
+    def end_with(self, sequence: Sequence) -> None:
+        """End as that sequence did, if it did."""
+        if self.finish_reason is None:
+            self.finish_reason, self._stop_reason = sequence.finish_reason, sequence.stop_reason
+
+    def extend(self, update: SequenceUpdate) -> str | None:
+        if self.finish_reason is not None:
+            return None
+        self._token_ids += update.token_ids
+        if update.logprobs is not None and self._logprobs is not None:
+            self._logprobs.append(_named(update.logprobs, self._tokenizer))
+            self._cumulative_logprob = (self._cumulative_logprob or 0.0) + update.logprobs.logprobs[0]
+        stop = self._grow_text(update.token_ids, update.sequence.finish_reason)
+        if stop is not None:
+            self.finish_reason, self._stop_reason = "stop", stop
+        else:
+            self.end_with(update.sequence)
+        return stop
+
+    def _grow_text(self, shown: list[int], finish_reason: FinishReason | None) -> str | None:
+        """Add the new tokens' text; cut at the first stop string. A stop token's own text is left out unless
+        include_stop_str_in_output."""
+        if self._stream is None:
+            return None
+        if finish_reason == "stop" and not self._params.include_stop_str_in_output:
+            shown = shown[:-1]
+        old_len = len(self._text)
+        for token_id in shown:
+            self._text += self._stream.push(token_id)
+        if finish_reason is not None:
+            self._text += self._stream.finish()
+        if len(self._token_ids) <= self._params.min_tokens:
+            return None
+        return self._cut_at_stop(old_len)
+
+    def _cut_at_stop(self, old_len: int) -> str | None:
+        """Find the earliest stop string that ends in the new text."""
+        best: tuple[int, str] | None = None
+        for stop in self._stops:
+            start = self._text.find(stop, max(0, old_len - len(stop) + 1))
+            if start >= 0 and (best is None or start < best[0]):
+                best = (start, stop)
+        if best is None:
+            return None
+        start, stop = best
+        self._text = self._text[: start + (len(stop) if self._params.include_stop_str_in_output else 0)]
+        return stop
+
+    def _visible(self) -> int:
+        """Characters that no stop string can take back any more."""
+        if self.finish_reason is not None:
+            return len(self._text)
+        return max(self._handed.num_chars, len(self._text) - self._held_back)
+
+    def output(self, is_delta: bool) -> CompletionOutput:
+        visible = self._visible()
+        first_char, first_token = (self._handed.num_chars, self._handed.num_tokens) if is_delta else (0, 0)
+        logprobs = None if self._logprobs is None else self._logprobs[first_token:]
+        if is_delta:
+            self._handed = _Handed(visible, len(self._token_ids), self.finish_reason)
+        return CompletionOutput(
+            index=self._index,
+            text=self._text[first_char:visible],
+            token_ids=self._token_ids[first_token:],
+            cumulative_logprob=self._cumulative_logprob,
+            logprobs=logprobs,
+            finish_reason=self.finish_reason,
+            stop_reason=self._stop_reason,
+        )
+
+
+def _named(row: LogprobRow, tokenizer: Tokenizer | None) -> TokenLogprobs:
+    """Logprobs by token id, the chosen token first. The alternatives' ranks are their order, 1 = best."""
+    named: TokenLogprobs = {}
+    ranks = [row.rank, *range(1, len(row.token_ids))]
+    for token_id, logprob, rank in zip(row.token_ids, row.logprobs, ranks, strict=True):
+        if token_id not in named:
+            text = None if tokenizer is None else tokenizer.decode([token_id], skip_special_tokens=False)
+            named[token_id] = Logprob(logprob, rank, text)
+    return named

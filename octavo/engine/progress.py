@@ -1,0 +1,63 @@
+"""The progress bar of `LLM.generate`: requests done, tokens a second, share of KV blocks in use."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from octavo.engine.core import EngineStats
+from octavo.outputs import RequestOutput
+
+REFRESH_SECONDS = 0.2
+
+
+class Progress:
+    """Drawn on standard error, and only where that is a terminal; costs nothing otherwise."""
+
+    def __init__(self, num_requests: int, stats: Callable[[], EngineStats], is_shown: bool) -> None:
+        self._num_requests = num_requests
+        self._stats = stats
+        self._is_shown = is_shown and sys.stderr.isatty()
+        self._num_tokens = 0
+        self._begin = time.perf_counter()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if self._is_shown:
+            self._bar, self._bar_id = _make_bar(self._num_requests)
+            self._bar.start()
+        return self
+
+    def update(self, output: RequestOutput) -> None:
+        """A request is done."""
+        if self._bar is None:
+            return
+        self._num_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        rate = self._num_tokens / (time.perf_counter() - self._begin)
+        usage = self._stats().kv_cache_usage
+        self._bar.update(self._bar_id, advance=1, detail=f"{rate:,.0f} tok/s, KV {usage:.0%}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _make_bar(num_requests: int) -> tuple[Any, Any]:
+    from rich.console import Console  # 60 ms to import, so only where a bar is drawn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("requests"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    bar = RichProgress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1 / REFRESH_SECONDS)
+    return bar, bar.add_task("requests", total=num_requests, detail="")

@@ -1,0 +1,203 @@
+"""Builds the C++ kernels, once for each machine, and loads them.
+
+    sources + headers + flags + compiler + CPU  --sha256-->  key
+    ~/.cache/octavo/kernels/<key>/octavo_kernels.so
+
+The key covers all that the machine code depends on, so a cache directory shared by unlike machines, or kept
+across upgrades, never yields a library that does not fit. A build happens in a directory beside the final
+one and is renamed into place: there is no half-built library to be found. With the library in the cache,
+loading takes a few milliseconds and needs no compiler to run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from octavo import env
+from octavo.errors import BackendUnavailableError, KernelBuildError
+
+LIBRARY_NAME = "octavo_kernels.so"
+COMPILERS = ("g++", "clang++", "c++")
+#: no -ffast-math: the sampler must see a NaN. Contraction makes a*b+c one fused operation in every loop alike.
+FLAGS = (
+    *("-std=c++20", "-O3", "-fPIC", "-pthread", "-fvisibility-inlines-hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+)
+_X86 = ("x86_64", "AMD64", "i686")
+_ERROR_TAIL_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """A compiler and how to call it here."""
+
+    command: tuple[str, ...]
+    identity: str
+    flags: tuple[str, ...]
+
+
+def load() -> ctypes.CDLL:
+    """The kernels, built first if need be. Raises BackendUnavailableError or its KernelBuildError."""
+    return _load(env.cpu_isa(), env.cache_dir(), env.cxx())
+
+
+def why_not() -> str | None:
+    """None if the kernels load here, else the reason and the cure. Builds them if they are not built yet."""
+    try:
+        load()
+    except BackendUnavailableError as error:
+        return str(error)
+    return None
+
+
+@lru_cache
+def _load(isa: env.CpuIsa, cache_dir: Path, cxx: str | None) -> ctypes.CDLL:
+    source_dir = find_sources()
+    toolchain = find_toolchain(isa, cxx)
+    path = cache_dir / "kernels" / cache_key(source_dir, toolchain, isa) / LIBRARY_NAME
+    if not path.exists():
+        build(source_dir, toolchain, path)
+    return ctypes.CDLL(str(path))
+
+
+def find_sources() -> Path:
+    """csrc/ inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "csrc", package.parent / "csrc"):
+        if (candidate / "cpu").is_dir():
+            return candidate
+    raise BackendUnavailableError(
+        f"the C++ sources of the cpu backend are in neither {package} nor {package.parent}; reinstall octavo"
+    )
+
+
+def find_toolchain(isa: env.CpuIsa, cxx: str | None) -> Toolchain:
+    if os.name != "posix":
+        raise BackendUnavailableError(
+            f"the cpu backend is built on Linux and macOS only, this is {platform.system()}; use backend='reference'"
+        )
+    command = tuple(shlex.split(cxx)) if cxx else next(((name,) for name in COMPILERS if shutil.which(name)), None)
+    if command is None:
+        raise BackendUnavailableError(
+            f"no C++ compiler: none of {', '.join(COMPILERS)} is on the PATH; install g++ 11 or clang 14 or newer "
+            "(for example `apt install g++`), or set CXX"
+        )
+    found = shutil.which(command[0])
+    if found is None:
+        raise BackendUnavailableError(f"CXX is {cxx!r}, and there is no such program; set it to a C++20 compiler")
+    # Which compiler, without the milliseconds it takes to ask it: an upgrade changes the file.
+    real = Path(found).resolve()
+    status = real.stat()
+    identity = f"{real} {status.st_size} {status.st_mtime_ns}"
+    return Toolchain(command, identity, (*FLAGS, *_isa_flags(isa)))
+
+
+def _isa_flags(isa: env.CpuIsa) -> tuple[str, ...]:
+    if platform.machine() not in _X86:
+        if isa == "avx2":
+            raise BackendUnavailableError(
+                f"OCTAVO_CPU_ISA is avx2 and this is a {platform.machine()} processor; use native or generic"
+            )
+        return ("-mcpu=native",) if isa == "native" else ()
+    if isa == "avx2" and "avx2" not in _cpu_identity().split():
+        raise BackendUnavailableError("OCTAVO_CPU_ISA is avx2 and this processor has no AVX2; use native or generic")
+    return {"native": ("-march=native",), "avx2": ("-march=x86-64-v3",), "generic": ()}[isa]
+
+
+@lru_cache
+def _cpu_identity() -> str:
+    """Model and features of the processor that runs this."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            lines = [next(file, "") for _ in range(40)]  # the first processor's entry
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return " ".join(line.strip() for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))
+
+
+def cache_key(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa) -> str:
+    digest = hashlib.sha256()
+    for part in (*toolchain.command, toolchain.identity, *toolchain.flags, platform.machine(), sys.platform):
+        digest.update(part.encode() + b"\0")
+    if isa == "native":
+        digest.update(_cpu_identity().encode())
+    for path in (*_source_files(source_dir), *_header_files(source_dir)):
+        digest.update(str(path.relative_to(source_dir)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _source_files(source_dir: Path) -> list[Path]:
+    return sorted([*source_dir.glob("cpu/*.cpp"), *source_dir.glob("bindings/*.cpp")])
+
+
+def _header_files(source_dir: Path) -> list[Path]:
+    return sorted([*source_dir.glob("cpu/*.h"), *source_dir.glob("include/octavo/*.h")])
+
+
+def build(source_dir: Path, toolchain: Toolchain, target: Path) -> None:
+    """Compile and link into `target`'s directory. Of several processes one builds, the others wait for it."""
+    sources = _source_files(source_dir)
+    with _lock(target.parent):
+        if target.exists():
+            return
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        print(f"octavo: building the CPU kernels, about {5 + 90 // workers} s, once", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix="building-") as work:
+            compile_flags = (*toolchain.flags, f"-I{source_dir / 'include'}", f"-I{source_dir}")
+
+            def compile_one(source: Path) -> str:
+                output = str(Path(work) / f"{source.parent.name}_{source.stem}.o")
+                _run([*toolchain.command, *compile_flags, "-c", str(source), "-o", output])
+                return output
+
+            with ThreadPoolExecutor(workers) as pool:
+                objects = list(pool.map(compile_one, sources))
+            library = Path(work) / "library" / LIBRARY_NAME
+            library.parent.mkdir()
+            _run([*toolchain.command, *toolchain.flags, "-shared", *objects, "-o", str(library)])
+            library.parent.rename(target.parent)
+        print(f"octavo: built in {time.monotonic() - started:.0f} s: {target}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    import fcntl
+
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        file = open(directory.parent / f"{directory.name}.lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise KernelBuildError(
+            f"the CPU kernels cannot be kept in {directory.parent}: {error}; set OCTAVO_CACHE_DIR to a directory "
+            "that can be written"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return
+    tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_ERROR_TAIL_LINES:])
+    raise KernelBuildError(
+        "the C++ compiler refused the CPU kernels; set CXX to g++ 11, clang 14 or newer, or use backend='reference'.\n"
+        f"{shlex.join(command)}\n{tail}"
+    )

@@ -1,0 +1,1 @@
+"""The cpu backend: C++ kernels behind ctypes."""

@@ -1,0 +1,182 @@
+"""CpuModel: a recorded model, bound to a KV pool; each step is one call into C++."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.kernels.cpu import library
+from octavo.kernels.cpu.buffers import BufferPlan, share_buffers
+from octavo.kernels.cpu.emit import Emitter
+from octavo.kernels.cpu.library import Slot, ThreadPool, address, check, int32_address
+from octavo.kernels.cpu.recorder import Instruction, Recorder, Value
+from octavo.kernels.cpu.sampling import sample
+from octavo.kernels.ops import (
+    AttentionLayer,
+    FloatArray,
+    IntArray,
+    KVDType,
+    KVLayout,
+    Model,
+    SamplingBatch,
+    StepBatch,
+    StepLimits,
+)
+
+#: the C++ enums' order
+KV_DTYPES: tuple[KVDType, ...] = get_args(KVDType)
+OP_KINDS = (
+    *("embedding", "linear", "rms_norm", "add_rms_norm", "layer_norm", "add", "activation"),
+    *("gated_activation", "rotary_kv_write", "paged_attention", "softcap"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpTime:
+    """What one kind of op has cost since measuring began."""
+
+    op: str
+    calls: int
+    seconds: float
+
+
+class CpuModel:
+    """Implements `octavo.kernels.ops.CompiledModel`. Owns its C++ model, packed weights and activations; the
+    KV pool belongs to the caller and is kept alive here."""
+
+    def __init__(
+        self,
+        loaded: ctypes.CDLL,
+        threads: ThreadPool,
+        model: Model,
+        kv: KVLayout,
+        pool: NDArray[np.uint8],
+        limits: StepLimits,
+    ) -> None:
+        assert pool.nbytes == kv.num_blocks * kv.block_bytes, "the pool holds num_blocks blocks"
+        self._library = loaded
+        self._threads = threads
+        self._limits = limits
+        self._pool = pool
+        self._block_bytes = kv.block_bytes
+        self._borrowed: list[Any] = []
+        self._logits = np.empty(0, np.float32)
+        layout = library.KVPool(
+            *(address(pool), kv.num_blocks, kv.block_size, kv.layers_per_group, kv.num_kv_heads, kv.head_dim),
+            KV_DTYPES.index(kv.dtype),
+        )
+        self._handle = c_void_p(loaded.octavo_model_new(threads.handle, byref(layout)))
+
+        recorder = Recorder()
+        hidden = model.forward(recorder)
+        self._check_layers(recorder.instructions, kv)
+        hidden_slot, plan = self._add_program("forward", recorder.instructions, (), hidden)
+        self._activation_floats = sum(plan.widths)
+
+        recorder = Recorder()
+        head_input = recorder.new_value(hidden.width)
+        logits = model.logits(recorder, head_input)
+        assert logits.width == logits.stride == limits.vocab_size, f"the model has {logits.width} logits a token"
+        logits_slot, plan = self._add_program("head", recorder.instructions, (head_input,), logits)
+        self._logits_floats = plan.widths[logits_slot.buffer]
+        input_slot = Slot(plan.buffer_of[head_input.storage], head_input.width, head_input.stride)
+        loaded.octavo_model_join(self._handle, hidden_slot, input_slot, logits_slot)
+
+    def _add_program(
+        self, which: str, instructions: list[Instruction], given: tuple[Value, ...], kept: Value
+    ) -> tuple[Slot, BufferPlan]:
+        plan = share_buffers(instructions, given, kept)
+        widths = np.array(plan.widths, np.int32)
+        add = getattr(self._library, f"octavo_model_{which}_program")
+        emitter = Emitter(self._library, self._threads, add(self._handle, address(widths), len(widths)), plan)
+        for instruction in instructions:
+            emitter.emit(instruction)
+        self._borrowed += emitter.borrowed
+        return emitter.slot(kept), plan
+
+    def _check_layers(self, instructions: list[Instruction], kv: KVLayout) -> None:
+        for instruction in instructions:
+            layer: AttentionLayer | None = instruction.arguments.get("layer")
+            if layer is None:
+                continue
+            assert (layer.num_kv_heads, layer.head_dim) == (kv.num_kv_heads, kv.head_dim), (
+                f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in a pool of {kv}"
+            )
+            assert layer.index_in_group < kv.layers_per_group, "the layer has no place in the pool's blocks"
+            assert layer.rotary is None or len(layer.rotary.cos) >= self._limits.max_model_len, (
+                f"rotary angles end at {len(layer.rotary.cos)}, sequences at {self._limits.max_model_len}"
+            )
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of packed weights."""
+        return int(self._library.octavo_model_packed_bytes(self._handle))
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of the forward program's buffers in the largest step."""
+        return 4 * self._activation_floats * self._limits.max_num_tokens
+
+    def forward(self, batch: StepBatch) -> None:
+        num_tokens, num_seqs, num_groups = len(batch.input_ids), len(batch.seq_lens), len(batch.block_tables)
+        assert num_tokens <= self._limits.max_num_tokens, "a step holds max_num_tokens tokens at most"
+        assert num_seqs <= self._limits.max_num_seqs, "a step holds max_num_seqs sequences at most"
+        step = library.StepView(
+            *(num_tokens, num_seqs, int32_address(batch.input_ids), int32_address(batch.positions)),
+            *(int32_address(batch.query_start_loc), int32_address(batch.seq_lens), int32_address(batch.rows)),
+            (c_void_p * num_groups)(*(int32_address(table) for table in batch.block_tables)),
+            (c_int64 * num_groups)(*(table.shape[1] for table in batch.block_tables)),
+        )
+        check(self._library, self._library.octavo_model_forward(self._handle, byref(step)), "running a step")
+
+    def logits(self, token_indices: IntArray) -> FloatArray:
+        count, vocab_size = len(token_indices), self._limits.vocab_size
+        if self._logits.size < count * self._logits_floats:
+            self._logits = np.empty(count * self._logits_floats, np.float32)
+        indices = int32_address(token_indices)
+        code = self._library.octavo_model_logits(self._handle, indices, count, address(self._logits))
+        check(self._library, code, "computing logits")
+        return self._logits[: count * vocab_size].reshape(count, vocab_size)
+
+    def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
+        return sample(self._library, self._threads.handle, logits, batch)
+
+    def top_logprobs(self, logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
+        num_rows, vocab_size = logits.shape
+        assert 0 <= k <= vocab_size, f"{k} best tokens of {vocab_size}"
+        ids = np.empty((num_rows, k + 1), np.int32)
+        logprobs = np.empty((num_rows, k + 1), np.float32)
+        ranks = np.empty(num_rows, np.int32)
+        code = self._library.octavo_top_logprobs(
+            *(self._threads.handle, address(logits), num_rows, vocab_size, int32_address(tokens), k),
+            *(address(ids), address(logprobs), address(ranks)),
+        )
+        check(self._library, code, "ranking log-probabilities")
+        return ids, logprobs, ranks
+
+    def copy_blocks(self, source: IntArray, target: IntArray) -> None:
+        assert len(source) == len(target), "one target block a source block"
+        last_block = self._pool.nbytes // self._block_bytes - 1
+        for block_id in (*source.tolist(), *target.tolist()):
+            assert 0 <= block_id <= last_block, f"block {block_id} of a pool whose last is {last_block}"
+        self._library.octavo_model_copy_blocks(self._handle, int32_address(source), int32_address(target), len(source))
+
+    def measure(self, on: bool) -> None:
+        """Start timing every op from zero, or stop."""
+        self._library.octavo_model_measure(self._handle, int(on))
+
+    def op_times(self) -> list[OpTime]:
+        """Time spent by kind of op while measuring, dearest first."""
+        seconds, calls = (ctypes.c_double * len(OP_KINDS))(), (c_int64 * len(OP_KINDS))()
+        self._library.octavo_model_times(self._handle, seconds, calls)
+        times = [OpTime(*entry) for entry in zip(OP_KINDS, calls, seconds, strict=True) if entry[1]]
+        return sorted(times, key=lambda time: -time.seconds)
+
+    def __del__(self) -> None:
+        if handle := self.__dict__.pop("_handle", None):
+            self._library.octavo_model_free(handle)

@@ -1,0 +1,165 @@
+"""The C interface of csrc/bindings/program.cpp, as ctypes sees it: structs, signatures, errors."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.errors import OctavoError, OutOfMemoryError, UnsupportedModelError
+from octavo.kernels import build
+
+
+class Slot(Structure):
+    """Where a tensor lies: a buffer, its columns, the floats from one row to the next."""
+
+    _fields_ = (("buffer", c_int32), ("width", c_int32), ("stride", c_int32))
+
+
+class KVPool(Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        ("num_blocks", c_int64),
+        ("block_size", c_int64),
+        ("layers_per_group", c_int64),
+        ("num_kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("type", c_int32),
+    )
+
+
+class StepView(Structure):
+    _fields_ = (
+        ("num_tokens", c_int64),
+        ("num_seqs", c_int64),
+        ("input_ids", c_void_p),
+        ("positions", c_void_p),
+        ("query_start_loc", c_void_p),
+        ("seq_lens", c_void_p),
+        ("rows", c_void_p),
+        ("block_tables", POINTER(c_void_p)),
+        ("table_strides", POINTER(c_int64)),
+        ("token_seqs", c_void_p),
+    )
+
+
+class RotarySpec(Structure):
+    _fields_ = (
+        ("group", c_int64),
+        ("layer", c_int64),
+        ("num_heads", c_int64),
+        ("num_kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("norm_eps", c_float),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("rotary_dim", c_int64),
+    )
+
+
+class AttentionSpec(Structure):
+    _fields_ = (
+        ("group", c_int64),
+        ("layer", c_int64),
+        ("num_heads", c_int64),
+        ("num_kv_heads", c_int64),
+        ("head_dim", c_int64),
+        ("scale", c_float),
+        ("window", c_int64),
+        ("softcap", c_float),
+    )
+
+
+_POINTER = c_void_p  # an object of the library's, or an array
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "octavo_last_error": (c_char_p, ()),
+    "octavo_pool_new": (_POINTER, (c_int,)),
+    "octavo_pool_free": (None, (_POINTER,)),
+    "octavo_model_new": (_POINTER, (_POINTER, POINTER(KVPool))),
+    "octavo_model_free": (None, (_POINTER,)),
+    "octavo_model_forward_program": (_POINTER, (_POINTER, _POINTER, c_int64)),
+    "octavo_model_head_program": (_POINTER, (_POINTER, _POINTER, c_int64)),
+    "octavo_model_join": (None, (_POINTER, Slot, Slot, Slot)),
+    "octavo_model_forward": (c_int, (_POINTER, POINTER(StepView))),
+    "octavo_model_logits": (c_int, (_POINTER, _POINTER, c_int64, _POINTER)),
+    "octavo_model_copy_blocks": (None, (_POINTER, _POINTER, _POINTER, c_int64)),
+    "octavo_model_packed_bytes": (c_int64, (_POINTER,)),
+    "octavo_model_measure": (None, (_POINTER, c_int)),
+    "octavo_model_times": (None, (_POINTER, POINTER(c_double), POINTER(c_int64))),
+    "octavo_top_logprobs": (
+        c_int,
+        (_POINTER, _POINTER, c_int64, c_int64, _POINTER, c_int64, _POINTER, _POINTER, _POINTER),
+    ),
+    "octavo_convert": (c_int, (_POINTER, c_int32, _POINTER, c_int64, c_int64, c_int64, c_int32, _POINTER)),
+    "octavo_program_embedding": (
+        c_int,
+        (_POINTER, c_int32, _POINTER, c_int64, c_int64, c_int32, c_int64, c_float, Slot),
+    ),
+    "octavo_program_linear": (
+        c_int,
+        (_POINTER, _POINTER, c_int32, _POINTER, c_int64, c_int64, _POINTER, Slot, Slot, c_int64),
+    ),
+    "octavo_program_rms_norm": (c_int, (_POINTER, Slot, _POINTER, c_float, Slot)),
+    "octavo_program_add_rms_norm": (c_int, (_POINTER, Slot, Slot, _POINTER, c_float, Slot, Slot)),
+    "octavo_program_layer_norm": (c_int, (_POINTER, Slot, _POINTER, _POINTER, c_float, Slot)),
+    "octavo_program_add": (c_int, (_POINTER, Slot, Slot, Slot)),
+    "octavo_program_activation": (c_int, (_POINTER, c_int32, Slot, Slot)),
+    "octavo_program_gated_activation": (c_int, (_POINTER, c_int32, Slot, Slot)),
+    "octavo_program_rotary_kv_write": (c_int, (_POINTER, POINTER(RotarySpec), Slot)),
+    "octavo_program_paged_attention": (c_int, (_POINTER, POINTER(AttentionSpec), Slot, Slot)),
+    "octavo_program_softcap": (c_int, (_POINTER, c_float, Slot, Slot)),
+}
+
+
+@lru_cache
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def load() -> ctypes.CDLL:
+    """The built library with its signatures declared."""
+    return _declare(build.load())
+
+
+def check(library: ctypes.CDLL, code: int, doing: str) -> None:
+    """Raise what a non-zero return code of a call means."""
+    if code == 0:
+        return
+    message = f"{doing}: {library.octavo_last_error().decode()}"
+    kinds: dict[int, type[OctavoError]] = {1: OutOfMemoryError, 2: UnsupportedModelError}
+    raise kinds.get(code, AssertionError)(message)
+
+
+def address(array: NDArray[Any] | None) -> int | None:
+    """Where a contiguous array's elements are; the caller keeps the array."""
+    if array is None:
+        return None
+    assert array.flags.c_contiguous, "the kernels read contiguous arrays"
+    return int(array.__array_interface__["data"][0])
+
+
+def int32_address(array: NDArray[np.int32]) -> int | None:
+    assert array.dtype == np.int32, f"the kernels read int32, got {array.dtype}"
+    return address(array)
+
+
+class ThreadPool:
+    """The kernels' threads. Freed with this object."""
+
+    def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
+        self._library = library
+        self.num_threads = num_threads
+        self.handle = c_void_p(library.octavo_pool_new(num_threads))
+
+    def __del__(self) -> None:
+        if handle := self.__dict__.pop("handle", None):
+            self._library.octavo_pool_free(handle)

@@ -1,0 +1,62 @@
+"""Sampling in C++: the ctypes face of csrc/cpu/sampling.h."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from octavo.kernels.ops import FloatArray, IntArray, SamplingBatch
+
+#: the C struct's pointers, in its order, and the element type each points to
+_COLUMNS: dict[str, type[np.generic]] = {
+    "logits_rows": np.int32,
+    "temperature": np.float32,
+    "top_p": np.float32,
+    "top_k": np.int32,
+    "min_p": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+    "repetition_penalty": np.float32,
+    "seeds": np.uint64,
+    "sample_indices": np.int32,
+    "positions": np.int32,
+    "history": np.int32,
+    "history_offsets": np.int32,
+    "prompt_lens": np.int32,
+    "allowed": np.int32,
+    "allowed_offsets": np.int32,
+    "banned": np.int32,
+    "banned_offsets": np.int32,
+    "bias_ids": np.int32,
+    "bias_values": np.float32,
+    "bias_offsets": np.int32,
+}
+_Pointers = ctypes.c_void_p * len(_COLUMNS)
+
+
+def sample(library: ctypes.CDLL, pool: ctypes.c_void_p, logits: FloatArray, batch: SamplingBatch) -> IntArray:
+    """`CompiledModel.sample`, by the threads of a pool."""
+    num_rows, vocab_size = logits.shape
+    num_entries = len(batch.logits_rows)
+    assert num_entries == 0 or 0 <= batch.logits_rows.min() <= batch.logits_rows.max() < num_rows, (
+        f"entries read rows of logits that are not among the {num_rows} given"
+    )
+    logits = np.ascontiguousarray(logits, np.float32)
+    columns = [np.ascontiguousarray(getattr(batch, name), dtype) for name, dtype in _COLUMNS.items()]
+    tokens = np.empty(num_entries, np.int32)
+    library.octavo_sample(
+        pool,
+        _address(logits),
+        ctypes.c_int64(vocab_size),
+        _Pointers(*(column.ctypes.data for column in columns)),
+        ctypes.c_int64(num_entries),
+        _address(tokens),
+    )
+    assert num_entries == 0 or tokens.min() >= -1, "an entry bans, biases, allows or remembers a token not in the model"
+    return tokens
+
+
+def _address(array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)

@@ -1,0 +1,100 @@
+"""The paged KV cache and attention over it, one sequence at a time.
+
+    block table of row r, group g:   [ 7 | 2 | 9 | ...]
+    token at position p lives in block table[p // block_size], slot p % block_size
+
+Shape letters as in `octavo.kernels.ops`; L counts the keys and values that a sequence's queries may see, B is
+the block size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo.kernels.ops import AttentionLayer, KVLayout, StepBatch
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class StepIndex:
+    """A step's batch as torch indices."""
+
+    def __init__(self, batch: StepBatch) -> None:
+        self.input_ids = torch.from_numpy(batch.input_ids).long()
+        self.positions = torch.from_numpy(batch.positions).long()
+        self.starts: list[int] = batch.query_start_loc.tolist()
+        self.seq_lens: list[int] = batch.seq_lens.tolist()
+        self._rows = batch.rows
+        self._tables = batch.block_tables
+        self._sequence_of_token = np.repeat(np.arange(len(batch.rows)), np.diff(batch.query_start_loc))
+
+    def blocks_of(self, sequence: int, group: int) -> torch.Tensor:
+        """The sequence's block table, as long as it has tokens."""
+        return torch.from_numpy(self._tables[group][self._rows[sequence]]).long()
+
+    def token_blocks(self, group: int, block_size: int) -> torch.Tensor:
+        """[T] the block that holds each token of the step."""
+        rows = torch.from_numpy(self._rows[self._sequence_of_token]).long()
+        return torch.from_numpy(self._tables[group])[rows, self.positions // block_size].long()
+
+
+class KVCache:
+    """The pool's bytes, seen as keys and values [num_blocks, layer, K or V, B, K heads, D]."""
+
+    def __init__(self, layout: KVLayout, pool: NDArray[np.uint8]) -> None:
+        shape = (layout.layers_per_group, 2, layout.block_size, layout.num_kv_heads, layout.head_dim)
+        self.block_size = layout.block_size
+        self._pool = torch.from_numpy(pool).view(TORCH_DTYPES[layout.dtype]).view(layout.num_blocks, *shape)
+
+    def write(self, step: StepIndex, layer: AttentionLayer, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> None:
+        blocks = step.token_blocks(layer.group, self.block_size)
+        assert bool((blocks != 0).all()), "a live token is never written to the null block"
+        slots = step.positions % self.block_size
+        for which, values in enumerate((k_TKD, v_TKD)):
+            self._pool[blocks, layer.index_in_group, which, slots] = values.to(self._pool.dtype)
+
+    def read(self, step: StepIndex, layer: AttentionLayer, sequence: int, first: int, end: int) -> list[torch.Tensor]:
+        """Keys and values, each [L, K, D] float32, of positions first .. end - 1."""
+        table = step.blocks_of(sequence, layer.group)
+        positions = torch.arange(first, end)
+        blocks, slots = table[positions // self.block_size], positions % self.block_size
+        assert bool((blocks != 0).all()), "positions inside the window have blocks"
+        return [self._pool[blocks, layer.index_in_group, which, slots].float() for which in (0, 1)]
+
+
+def rotate(x_TXD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn pair (i, i + rotary_dim/2) of every head by its angle; cos, sin: [T, rotary_dim / 2]."""
+    half = cos.shape[-1]
+    a, b, rest = x_TXD[..., :half], x_TXD[..., half : 2 * half], x_TXD[..., 2 * half :]
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+def paged_attention(q: torch.Tensor, layer: AttentionLayer, cache: KVCache, step: StepIndex) -> torch.Tensor:
+    """[T, Q * D] -> [T, Q * D]."""
+    q_TQD = q.reshape(len(q), layer.num_heads, layer.head_dim)
+    out_TQD = torch.empty_like(q_TQD)
+    for sequence, (start, end) in enumerate(zip(step.starts, step.starts[1:], strict=False)):
+        out_TQD[start:end] = _attend(q_TQD[start:end], layer, cache, step, sequence)
+    return out_TQD.flatten(-2)
+
+
+def _attend(q_TQD: torch.Tensor, layer: AttentionLayer, cache: KVCache, step: StepIndex, sequence: int) -> torch.Tensor:
+    """One sequence: scores, mask, softmax, weighted values."""
+    seq_len, num_tokens = step.seq_lens[sequence], len(q_TQD)
+    positions_T = torch.arange(seq_len - num_tokens, seq_len)
+    first = 0 if layer.window is None else max(0, seq_len - num_tokens - layer.window + 1)
+    k_LKD, v_LKD = cache.read(step, layer, sequence, first, seq_len)
+    k_LQD, v_LQD = (x.repeat_interleave(layer.num_heads // layer.num_kv_heads, dim=1) for x in (k_LKD, v_LKD))
+
+    scores_QTL = torch.einsum("tqd,lqd->qtl", q_TQD, k_LQD) * layer.scale
+    if layer.softcap is not None:
+        scores_QTL = layer.softcap * torch.tanh(scores_QTL / layer.softcap)
+    distance_TL = positions_T[:, None] - torch.arange(first, seq_len)[None, :]
+    hidden_TL = distance_TL < 0
+    if layer.window is not None:
+        hidden_TL |= distance_TL >= layer.window
+    weights_QTL = torch.softmax(scores_QTL.masked_fill(hidden_TL, -torch.inf), dim=-1)
+    return torch.einsum("qtl,lqd->tqd", weights_QTL, v_LQD)

@@ -1,0 +1,49 @@
+"""A model bound to the reference backend: its forward runs op by op, each time anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo.kernels.ops import FloatArray, IntArray, KVLayout, Model, SamplingBatch, StepBatch, StepLimits
+from octavo.kernels.reference.attention import KVCache, StepIndex
+from octavo.kernels.reference.logprobs import top_logprobs
+from octavo.kernels.reference.ops import ReferenceOps
+from octavo.kernels.reference.sampling import sample
+
+
+class ReferenceModel:
+    """Implements `octavo.kernels.ops.CompiledModel`. Owns nothing but the last step's hidden states; the pool
+    belongs to the caller."""
+
+    def __init__(self, model: Model, kv: KVLayout, pool: NDArray[np.uint8], limits: StepLimits) -> None:
+        assert pool.nbytes == kv.num_blocks * kv.block_bytes, "the pool holds num_blocks blocks"
+        self._model = model
+        self._limits = limits
+        self._blocks = pool.reshape(kv.num_blocks, kv.block_bytes)
+        self._ops = ReferenceOps(KVCache(kv, pool))
+        self._hidden: torch.Tensor | None = None
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch) -> None:
+        assert len(batch.input_ids) <= self._limits.max_num_tokens, "a step holds max_num_tokens tokens at most"
+        assert len(batch.seq_lens) <= self._limits.max_num_seqs, "a step holds max_num_seqs sequences at most"
+        self._ops.step = StepIndex(batch)
+        self._hidden = self._model.forward(self._ops)
+
+    @torch.inference_mode()
+    def logits(self, token_indices: IntArray) -> FloatArray:
+        assert self._hidden is not None, "logits follow a forward"
+        logits: FloatArray = self._model.logits(self._ops, self._hidden[torch.from_numpy(token_indices).long()]).numpy()
+        return logits
+
+    def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
+        return sample(logits, batch)
+
+    def top_logprobs(self, logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
+        return top_logprobs(logits, tokens, k)
+
+    def copy_blocks(self, source: IntArray, target: IntArray) -> None:
+        for source_id, target_id in zip(source, target, strict=True):
+            self._blocks[target_id] = self._blocks[source_id]

@@ -1,0 +1,194 @@
+"""Weights as numbers: every file format to float32, and float32 to the dense formats.
+
+A block format stores 32 or 256 elements as small integers and a few float16 scales:
+
+    Q4_0  d * (q - 8)        Q5_0  d * (q - 16)       Q8_0  d * q
+    Q4_1  d * q + m          Q5_1  d * q + m
+    Q4_K, Q5_K  (d * scale) * q - (d_min * min)       8 runs of 32, a 6-bit scale and min each
+    Q6_K        (d * scale) * (q - 32)                16 runs of 16, an 8-bit scale each
+
+The formats are ggml's, and so is the order of the float32 operations: results agree bit for bit. This is the
+reference, in numpy, so that weights can be converted at load without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor, num_bytes
+
+FloatArray = NDArray[np.float32]
+Blocks = NDArray[np.void]  # structured: one record a block
+
+_CHUNK_ELEMENTS = 1 << 18  # converted at once: what a core's cache holds
+
+_FIELDS: dict[DType, list[tuple[str, str, int]]] = {
+    "Q4_0": [("d", "<f2", 1), ("q", "u1", 16)],
+    "Q4_1": [("d", "<f2", 1), ("m", "<f2", 1), ("q", "u1", 16)],
+    "Q5_0": [("d", "<f2", 1), ("high", "<u4", 1), ("q", "u1", 16)],
+    "Q5_1": [("d", "<f2", 1), ("m", "<f2", 1), ("high", "<u4", 1), ("q", "u1", 16)],
+    "Q8_0": [("d", "<f2", 1), ("q", "i1", 32)],
+    "Q4_K": [("d", "<f2", 1), ("m", "<f2", 1), ("scales", "u1", 12), ("q", "u1", 128)],
+    "Q5_K": [("d", "<f2", 1), ("m", "<f2", 1), ("scales", "u1", 12), ("high", "u1", 32), ("q", "u1", 128)],
+    "Q6_K": [("q", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("d", "<f2", 1)],
+}
+_RECORDS = {
+    dtype: np.dtype([(name, kind, (count,)) for name, kind, count in fields]) for dtype, fields in _FIELDS.items()
+}
+
+
+def dequantize(tensor: HostTensor) -> FloatArray:
+    """The elements as float32, shaped as the tensor; a read-only view where the file holds float32 already."""
+    if tensor.is_dense:
+        return _widen(tensor).reshape(tensor.shape)
+    block_len, _ = BLOCK_FORMATS[tensor.dtype]
+    blocks = tensor.data.view(_RECORDS[tensor.dtype])
+    values = np.empty((len(blocks), block_len), np.float32)
+    step = _CHUNK_ELEMENTS // block_len
+    for start in range(0, len(blocks), step):
+        _DECODERS[tensor.dtype](blocks[start : start + step], values[start : start + step])
+    return values.reshape(tensor.shape)
+
+
+def convert(tensor: HostTensor, dtype: DType) -> HostTensor:
+    """The tensor in a dense format, rounded to the nearest, ties to even. Raises OverflowError where a finite
+    value does not fit, which only float16 knows. The tensor itself where there is nothing to do."""
+    if tensor.dtype == dtype:
+        return tensor
+    data = np.empty(num_bytes(dtype, tensor.shape), np.uint8)
+    rows_at_once = max(1, _CHUNK_ELEMENTS // tensor.cols)
+    out = data.reshape(tensor.rows, -1)
+    for start in range(0, tensor.rows, rows_at_once):
+        rows = tensor.row_data[start : start + rows_at_once]
+        part = dequantize(HostTensor(tensor.dtype, (len(rows), tensor.cols), rows.reshape(-1)))
+        out[start : start + rows_at_once] = _NARROW[dtype](part.reshape(-1)).reshape(len(rows), -1)
+    return HostTensor(dtype, tensor.shape, data)
+
+
+def _widen(tensor: HostTensor) -> FloatArray:
+    """Dense elements as flat float32; a bfloat16 is the upper half of a float32."""
+    if tensor.dtype == "F32":
+        return tensor.data.view(np.float32)
+    if tensor.dtype == "F16":
+        return tensor.data.view(np.float16).astype(np.float32)
+    widened = np.zeros((tensor.data.nbytes // 2, 2), np.uint16)
+    widened[:, 1] = tensor.data.view(np.uint16)
+    return widened.reshape(-1).view(np.float32)
+
+
+def _narrow_to_float32(values: FloatArray) -> NDArray[np.uint8]:
+    return values.view(np.uint8)
+
+
+def _narrow_to_float16(values: FloatArray) -> NDArray[np.uint8]:
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not np.isfinite(halves).all() and np.isfinite(values[~np.isfinite(halves)]).any():
+        raise OverflowError(f"{np.abs(values[np.isfinite(values)]).max():g} does not fit float16, whose limit is 65504")
+    return halves.view(np.uint8)
+
+
+def _narrow_to_bfloat16(values: FloatArray) -> NDArray[np.uint8]:
+    bits = values.view(np.uint32)
+    rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
+    is_nan = np.isnan(values)
+    if is_nan.any():  # rounding up could carry a NaN into infinity
+        rounded[is_nan] = 0x7FC0
+    return rounded.view(np.uint8)
+
+
+_NARROW: dict[DType, Callable[[FloatArray], NDArray[np.uint8]]] = {
+    "F32": _narrow_to_float32,
+    "F16": _narrow_to_float16,
+    "BF16": _narrow_to_bfloat16,
+}
+
+
+def _q4_0(blocks: Blocks, out: FloatArray) -> None:
+    d, q = blocks["d"].astype(np.float32), blocks["q"]
+    np.multiply((q & 15).view(np.int8) - np.int8(8), d, out=out[:, :16])
+    np.multiply((q >> 4).view(np.int8) - np.int8(8), d, out=out[:, 16:])
+
+
+def _q4_1(blocks: Blocks, out: FloatArray) -> None:
+    d, q = blocks["d"].astype(np.float32), blocks["q"]
+    np.multiply(q & 15, d, out=out[:, :16])
+    np.multiply(q >> 4, d, out=out[:, 16:])
+    out += blocks["m"].astype(np.float32)
+
+
+def _q5_0(blocks: Blocks, out: FloatArray) -> None:
+    np.multiply(_five_bits(blocks).view(np.int8) - np.int8(16), blocks["d"].astype(np.float32), out=out)
+
+
+def _q5_1(blocks: Blocks, out: FloatArray) -> None:
+    np.multiply(_five_bits(blocks), blocks["d"].astype(np.float32), out=out)
+    out += blocks["m"].astype(np.float32)
+
+
+def _five_bits(blocks: Blocks) -> NDArray[np.uint8]:
+    """Nibbles as in the four-bit formats, the fifth bits of the 32 elements in one word."""
+    high = np.unpackbits(blocks["high"].view(np.uint8), axis=-1, bitorder="little")
+    nibbles: NDArray[np.uint8] = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=-1)
+    return nibbles | (high << np.uint8(4))
+
+
+def _q8_0(blocks: Blocks, out: FloatArray) -> None:
+    np.multiply(blocks["q"], blocks["d"].astype(np.float32), out=out)
+
+
+def _q4_k(blocks: Blocks, out: FloatArray) -> None:
+    _scale_and_shift(blocks, _nibble_runs(blocks), out)
+
+
+def _q5_k(blocks: Blocks, out: FloatArray) -> None:
+    """Bit j of byte l is the fifth bit of element l of run j."""
+    fifth = (blocks["high"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
+    _scale_and_shift(blocks, _nibble_runs(blocks) | (fifth << np.uint8(4)), out)
+
+
+def _nibble_runs(blocks: Blocks) -> NDArray[np.uint8]:
+    """[n, 8, 32]: 32 bytes hold run 2i in their low nibbles and run 2i+1 in their high ones."""
+    quads = blocks["q"].reshape(-1, 4, 1, 32)
+    return np.concatenate([quads & 15, quads >> 4], axis=2).reshape(-1, 8, 32)
+
+
+def _scale_and_shift(blocks: Blocks, q: NDArray[np.uint8], out: FloatArray) -> None:
+    scales, mins = _six_bit_scales(blocks["scales"])
+    runs = out.reshape(-1, 8, 32)
+    np.multiply(q, (blocks["d"].astype(np.float32) * scales)[:, :, None], out=runs)
+    runs -= (blocks["m"].astype(np.float32) * mins)[:, :, None]
+
+
+def _six_bit_scales(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """12 bytes: 4 of scales, 4 of mins, 4 of both's nibbles; the first eight's top bits complete the nibbles."""
+    scale, low, both = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate([scale & 63, (both & 15) | (scale >> 6 << 4)], axis=-1)
+    mins = np.concatenate([low & 63, (both >> 4) | (low >> 6 << 4)], axis=-1)
+    return scales, mins
+
+
+def _q6_k(blocks: Blocks, out: FloatArray) -> None:
+    """Two halves of 128 elements: four runs of 32 from 64 bytes of nibbles and 32 bytes of two-bit tops."""
+    nibbles = blocks["q"].reshape(-1, 2, 1, 64)
+    low = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(-1, 2, 4, 32)
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    high = (blocks["high"].reshape(-1, 2, 1, 32) >> shifts) & 3
+    q = (low | (high << 4)).view(np.int8) - np.int8(32)
+    scales = blocks["d"].astype(np.float32) * blocks["scales"]
+    np.multiply(q.reshape(-1, 16, 16), scales[:, :, None], out=out.reshape(-1, 16, 16))
+
+
+_DECODERS: dict[DType, Callable[[Blocks, FloatArray], None]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+}

@@ -1,0 +1,40 @@
+"""Log-probabilities of the raw logits: the executable specification of `CompiledModel.top_logprobs`, in numpy.
+
+Tokens are ordered best first, the lower id first among equals; a token's rank is its place in that order,
+from 1. So the k best tokens have ranks 1 .. k, and the greedy choice always has rank 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from octavo.kernels.ops import FloatArray, IntArray
+
+
+def top_logprobs(logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
+    """[N, V] logits and the N chosen tokens -> ids [N, k+1] and logprobs [N, k+1], the chosen token's first and
+    then the k best, and the chosen tokens' ranks [N]."""
+    num_rows, vocab_size = logits.shape
+    assert 0 <= k <= vocab_size, f"{k} best tokens of {vocab_size}"
+    ids = np.empty((num_rows, k + 1), np.int32)
+    logprobs = np.empty((num_rows, k + 1), np.float32)
+    ranks = np.empty(num_rows, np.int32)
+    for i, (row, token) in enumerate(zip(logits, tokens, strict=True)):
+        ids[i, 0] = token
+        ids[i, 1:] = _best_tokens(row, k)
+        logprobs[i] = row[ids[i]] - _log_sum_exp(row)
+        ranks[i] = 1 + np.count_nonzero(row > row[token]) + np.count_nonzero(row[:token] == row[token])
+    return ids, logprobs, ranks
+
+
+def _best_tokens(row: FloatArray, k: int) -> IntArray:
+    if k == 0:
+        return np.empty(0, np.int32)
+    threshold = np.partition(row, -k)[-k]
+    candidates = np.flatnonzero(row >= threshold)
+    return candidates[np.argsort(-row[candidates], kind="stable")][:k].astype(np.int32)
+
+
+def _log_sum_exp(row: FloatArray) -> float:
+    best = row.max()
+    return float(best) + float(np.log(np.sum(np.exp((row - best).astype(np.float64)))))

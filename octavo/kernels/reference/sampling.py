@@ -1,0 +1,116 @@
+"""What it means to sample a token: the executable specification, in numpy, one entry at a time.
+
+    logits row ── edit ──> logits ── temperature 0 ──> the best token, the lowest id of equals
+                 allowed      │
+                 banned       └─ / temperature, - best ──> scores (0 is the best token)
+                 bias              │
+                 penalties         ├─ min_p   scores of at least log(min_p)
+                                   ├─ top_k   scores of at least the k-th best; equals of it are kept
+                                   ├─ top_p   best first, lower ids first among equals, until top_p of
+                                   │          the mass still kept is reached; the best always stays
+                                   └─ draw    the first token in id order whose cumulative mass exceeds
+                                              u * (mass kept); see `random.py` for u
+
+Scores are float32, so that every implementation compares the same numbers; masses are exp(score), summed
+in float64. Another implementation may round exp to float32: a token then differs where u falls within
+about 1e-7 of a boundary between two tokens, and nowhere else.
+
+A logit of -inf is a token that cannot be drawn; +inf tokens share all of the mass. A NaN anywhere in the
+row, or no token left to draw, gives -1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.kernels.ops import FloatArray, IntArray, SamplingBatch
+from octavo.kernels.reference.random import uniform
+
+
+def sample(logits: FloatArray, batch: SamplingBatch) -> IntArray:
+    """One token per entry of the batch. `logits` [M, V] is not changed."""
+    draws = uniform(batch.seeds, batch.sample_indices, batch.positions)
+    return np.array([_sample_entry(logits, batch, i, draws[i]) for i in range(len(draws))], np.int32)
+
+
+def token_weights(logits: FloatArray, batch: SamplingBatch, i: int) -> NDArray[np.float64]:
+    """Each token's mass for entry i, which has a temperature: 0 for tokens that cannot be drawn. Not normalised."""
+    edited = edited_logits(logits, batch, i)
+    scores = _scores(edited, batch.temperature[i])
+    kept = scores > -np.inf
+    if batch.min_p[i] > 0.0:
+        kept &= scores >= np.float32(np.log(np.float64(batch.min_p[i])))
+    top_k = int(batch.top_k[i])
+    if 0 < top_k < len(scores):
+        kept &= scores >= np.partition(scores, -top_k)[-top_k]
+    weights = np.where(kept, np.exp(scores.astype(np.float64)), 0.0)
+    if batch.top_p[i] < 1.0:
+        _keep_top_p(weights, scores, np.float64(batch.top_p[i]))
+    return weights
+
+
+def edited_logits(logits: FloatArray, batch: SamplingBatch, i: int) -> FloatArray:
+    """Entry i's logits after allowed and banned tokens, bias and penalties: a new row."""
+    row: FloatArray = logits[batch.logits_rows[i]].copy()
+    allowed = _run(batch.allowed, batch.allowed_offsets, i)
+    if len(allowed):
+        forbidden = np.ones(len(row), bool)
+        forbidden[allowed] = False
+        row[forbidden] = -np.inf
+    row[_run(batch.banned, batch.banned_offsets, i)] = -np.inf
+    row[_run(batch.bias_ids, batch.bias_offsets, i)] += _run(batch.bias_values, batch.bias_offsets, i)
+    _apply_penalties(row, batch, i)
+    return row
+
+
+def _sample_entry(logits: FloatArray, batch: SamplingBatch, i: int, u: np.float64) -> int:
+    if np.isnan(logits[batch.logits_rows[i]]).any():
+        return -1
+    if batch.temperature[i] == 0.0:
+        edited = edited_logits(logits, batch, i)
+        best = int(np.argmax(edited))
+        return best if edited[best] > -np.inf else -1
+    cumulative = np.cumsum(token_weights(logits, batch, i))
+    total = cumulative[-1]
+    if total == 0.0:
+        return -1
+    # u * total may round up to total; the last token with any mass is then the one
+    token = min(np.searchsorted(cumulative, u * total, side="right"), np.searchsorted(cumulative, total))
+    return int(token)
+
+
+def _apply_penalties(row: FloatArray, batch: SamplingBatch, i: int) -> None:
+    """Repetition on every distinct token of the history; frequency per output occurrence; presence per distinct
+    output token. In float64, rounded once, so that a fused multiply-add elsewhere changes nothing."""
+    history = _run(batch.history, batch.history_offsets, i)
+    seen = np.unique(history)
+    penalty, values = np.float64(batch.repetition_penalty[i]), row[seen].astype(np.float64)
+    row[seen] = np.where(values > 0, values / penalty, values * penalty)
+
+    generated, counts = np.unique(history[batch.prompt_lens[i] :], return_counts=True)
+    lowered = row[generated].astype(np.float64)
+    lowered -= np.float64(batch.frequency_penalty[i]) * counts
+    row[generated] = lowered - np.float64(batch.presence_penalty[i])
+
+
+def _scores(edited: FloatArray, temperature: np.float32) -> FloatArray:
+    """Logits over temperature, relative to the best token's; -inf everywhere if there is no token."""
+    with np.errstate(over="ignore"):
+        scaled = edited / temperature
+    best = scaled.max()
+    if np.isinf(best):
+        return np.where(scaled == np.inf, np.float32(0), np.float32(-np.inf))
+    with np.errstate(over="ignore"):
+        return np.asarray(scaled - best, np.float32)
+
+
+def _keep_top_p(weights: NDArray[np.float64], scores: FloatArray, top_p: np.float64) -> None:
+    order = np.argsort(-scores, kind="stable")
+    cumulative = np.cumsum(weights[order])
+    reached = np.concatenate(([False], cumulative[:-1] >= top_p * cumulative[-1]))
+    weights[order[reached]] = 0.0
+
+
+def _run(values: NDArray[np.generic], offsets: IntArray, i: int) -> NDArray[np.generic]:
+    return values[offsets[i] : offsets[i + 1]]

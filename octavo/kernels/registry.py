@@ -1,0 +1,63 @@
+"""Which backends there are, best first, and which of them can run here.
+
+Importing this file imports no backend: torch, or a compiler, is touched only by the backend that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from octavo.config import BackendConfig
+from octavo.errors import BackendUnavailableError, ConfigError
+from octavo.kernels.ops import Backend
+
+
+def _cpu(config: BackendConfig) -> Backend:
+    from octavo.kernels.cpu.backend import CpuBackend
+
+    return CpuBackend(config.num_threads)
+
+
+def _reference(config: BackendConfig) -> Backend:
+    from octavo.kernels.reference import ReferenceBackend
+
+    return ReferenceBackend()
+
+
+BACKENDS: dict[str, Callable[[BackendConfig], Backend]] = {"cpu": _cpu, "reference": _reference}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The backend chosen, and why it, in words for the start-up card."""
+
+    backend: Backend
+    why: str
+
+
+def select(config: BackendConfig) -> Selection:
+    """The backend asked for, or for "auto" the first that can run."""
+    if config.backend == "auto":
+        return _first_that_runs(config)
+    if config.backend not in BACKENDS:
+        raise ConfigError(f"backend is {config.backend!r}, allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
+    backend = BACKENDS[config.backend](config)
+    if (reason := backend.why_not()) is not None:
+        raise BackendUnavailableError(f"backend {config.backend!r} cannot run here: {reason}")
+    return Selection(backend, f"{config.backend}, as asked")
+
+
+def _first_that_runs(config: BackendConfig) -> Selection:
+    reasons = []
+    for name, make in BACKENDS.items():
+        backend = make(config)
+        if (reason := backend.why_not()) is None:
+            return Selection(backend, "; ".join([f"{name}, the fastest that runs here", *reasons]))
+        reasons.append(f"{name} cannot: {reason}")
+    raise BackendUnavailableError("no backend can run here; " + "; ".join(reasons))
+
+
+def describe() -> list[tuple[str, str | None]]:
+    """Every backend, best first, with the reason why it cannot run here, or None: for `octavo doctor`."""
+    return [(name, make(BackendConfig()).why_not()) for name, make in BACKENDS.items()]

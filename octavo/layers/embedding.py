@@ -1,0 +1,24 @@
+"""Tokens to vectors: the token table, scaled, plus learned positions where a family has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.kernels.ops import Ops, Tensor
+from octavo.kernels.tensor import HostTensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """tokens[input_id] * scale, plus positions[position + position_offset]."""
+
+    tokens: HostTensor  # [V, H]
+    scale: float = 1.0
+    positions: HostTensor | None = None
+    position_offset: int = 0
+
+    def __call__(self, ops: Ops) -> Tensor:
+        x = ops.embedding(self.tokens, "input_ids", scale=self.scale)
+        if self.positions is None:
+            return x
+        return ops.add(x, ops.embedding(self.positions, "positions", offset=self.position_offset))

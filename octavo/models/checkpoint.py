@@ -1,0 +1,138 @@
+"""Checkpoint: an opened model. Its configuration is read, its tensors are known by name but not yet touched.
+
+Tensors go by canonical names and layouts, whatever file they come from: those of Hugging Face's
+causal-language-model classes, every linear weight as [out, in]. (Hugging Face's own GPT-2 files store
+[in, out]; they are transposed when read.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from octavo.errors import ModelLoadError
+from octavo.kernels.tensor import DType, HostTensor, num_bytes
+from octavo.models.architecture import Architecture
+from octavo.models.gguf import GGUFFile
+
+Shape = tuple[int, ...]
+#: Where a tokenizer is made from: a folder of tokenizer.json and its companions, or a GGUF file's metadata.
+TokenizerSource = Path | GGUFFile
+
+#: Buffers that some exporters save and no model needs; one of these left over is no sign of trouble.
+IRRELEVANT_ENDINGS = (
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    ".attn.bias",  # GPT-2's causal mask
+    ".attn.masked_bias",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor that can be had: what it is, and how to read it."""
+
+    dtype: DType
+    shape: Shape
+    read: Callable[[], HostTensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return num_bytes(self.dtype, self.shape)
+
+    def then(self, change: Callable[[HostTensor], HostTensor]) -> StoredTensor:
+        """The same tensor, changed when read; the change keeps dtype and shape."""
+        read = self.read
+        return replace(self, read=lambda: change(read()))
+
+
+def at_hand(tensor: HostTensor) -> StoredTensor:
+    """A tensor that needs no reading: a view into a mapped file."""
+    return StoredTensor(tensor.dtype, tensor.shape, lambda: tensor)
+
+
+class LazyTensors(Mapping[str, HostTensor]):
+    """Name to tensor; a tensor is read when it is asked for, and not kept."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> HostTensor:
+        return self.stored[name].read()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """label: what to call it in messages, its path or name. sampling_defaults: values that the model's makers
+    recommend, under SamplingParams' names. taken: which tensors `take` has given out."""
+
+    label: str
+    architecture: Architecture
+    stored: Mapping[str, StoredTensor]
+    tokenizer_source: TokenizerSource | None = None
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+
+    @property
+    def tensors(self) -> LazyTensors:
+        return LazyTensors(self.stored)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.stored.values())
+
+    @property
+    def dtype_label(self) -> str:
+        """The tensors' types, the one with most bytes first: "Q4_1, Q8_0, F32"."""
+        sizes: dict[str, int] = {}
+        for tensor in self.stored.values():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+        return ", ".join(sorted(sizes, key=lambda dtype: -sizes[dtype]))
+
+    def with_tensors(self, stored: Mapping[str, StoredTensor]) -> Checkpoint:
+        return replace(self, stored=stored, taken=set())
+
+    def take(self, name: str, shape: Shape) -> HostTensor:
+        """The tensor of that name and shape. Raises ModelLoadError if there is none."""
+        self._expect(name, shape)
+        self.taken.add(name)
+        return self.stored[name].read()
+
+    def check(self, required: Mapping[str, Shape]) -> None:
+        """Raise ModelLoadError unless every tensor of the table is there in its shape; reads no data."""
+        missing = [name for name in required if name not in self.stored]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ModelLoadError(
+                f"{self.label}: tensor {missing[0]!r}{more} of {len(required)} needed are missing; "
+                "download or convert the model again"
+            )
+        for name, shape in required.items():
+            self._expect(name, shape)
+
+    def leftovers(self) -> list[str]:
+        """Tensors that nobody took: a sign that the model is not what its configuration says."""
+        known = self.taken | ({"lm_head.weight"} if self.architecture.tie_word_embeddings else set())
+        return [name for name in self.stored if name not in known and not name.endswith(IRRELEVANT_ENDINGS)]
+
+    def _expect(self, name: str, shape: Shape) -> None:
+        found = self.stored.get(name)
+        if found is None:
+            raise ModelLoadError(f"{self.label}: tensor {name!r} is missing; download or convert the model again")
+        if found.shape != shape:
+            raise ModelLoadError(
+                f"{self.label}: tensor {name!r} has shape {list(found.shape)}, "
+                f"but the model's configuration asks for {list(shape)}"
+            )

@@ -1,0 +1,67 @@
+"""Random weights for a model of which only the configuration is there: for speed tests, plans and studies.
+
+Weights are drawn so that activations stay of size one from layer to layer: a matrix has standard deviation
+1/sqrt(columns), 0.02 at most; norm weights are one as the family counts it, biases zero. Each tensor is drawn
+from its own generator, seeded by the model's seed and its name: any tensor can be made alone, in any order,
+here or by a worker on its own device, and always comes out the same. An 8B model's sixteen gigabytes should
+not take minutes of random numbers, so a large tensor repeats one drawn run of 2^20 elements, each time turned
+by a different amount.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+from octavo.kernels.reference.dequantize import convert
+from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor, from_array, num_bytes
+from octavo.models.architecture import Architecture
+from octavo.models.checkpoint import Shape, StoredTensor
+
+_RUN_LEN = 1 << 20
+_LARGEST_STD = 0.02
+
+
+def dummy_tensors(
+    architecture: Architecture, required: Mapping[str, Shape], dtype: DType, seed: int
+) -> dict[str, StoredTensor]:
+    """Every tensor of the table; each is made when it is read."""
+
+    def one(name: str, shape: Shape) -> StoredTensor:
+        return StoredTensor(dtype, shape, lambda: draw_tensor(architecture, name, shape, dtype, seed))
+
+    return {name: one(name, shape) for name, shape in required.items()}
+
+
+def draw_tensor(architecture: Architecture, name: str, shape: Shape, dtype: DType, seed: int) -> HostTensor:
+    if len(shape) == 1:
+        value = 1.0 if _is_norm(name) and not architecture.family.startswith("gemma") else 0.0
+        return convert(from_array(np.full(shape, value, np.float32)), dtype)
+    generator = np.random.default_rng(_tensor_seed(seed, name))
+    run = generator.standard_normal(min(prod(shape), _RUN_LEN), dtype=np.float32)
+    run *= min(_LARGEST_STD, shape[-1] ** -0.5)
+    return HostTensor(dtype, shape, _repeated(convert(from_array(run), dtype), num_bytes(dtype, shape), generator))
+
+
+def _is_norm(name: str) -> bool:
+    """Every one-dimensional weight is a norm's; Gemma stores them as the difference from one."""
+    return name.endswith(".weight")
+
+
+def _tensor_seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest(), "little")
+
+
+def _repeated(run: HostTensor, size: int, generator: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """The run's bytes until `size` is full, each repeat begun at another element."""
+    _, element_bytes = BLOCK_FORMATS[run.dtype]
+    doubled = np.concatenate([run.data, run.data])
+    data = np.empty(size, np.uint8)
+    for start in range(0, size, run.data.nbytes):
+        turn = int(generator.integers(run.cols)) * element_bytes if start else 0
+        part = data[start : start + run.data.nbytes]
+        part[:] = doubled[turn : turn + len(part)]
+    return data

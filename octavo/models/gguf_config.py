@@ -1,0 +1,279 @@
+"""GGUF metadata to Architecture.
+
+Keys are `general.*`, `tokenizer.*` and `{architecture}.*`. What GGUF leaves out because llama.cpp has it in
+its code (Gemma's window pattern and local rope, which models are which size) is filled in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from typing import Any
+
+from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.kernels.reference.dequantize import dequantize
+from octavo.kernels.tensor import HostTensor
+from octavo.models.architecture import Architecture, RopeConfig
+from octavo.models.gguf import GGUFFile, StringArray
+
+#: GGUF's sampling keys under SamplingParams' names
+_SAMPLING = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+_EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_KIND_NAMES = {int: "a whole number", str: "a text", (int, float): "a number"}
+_REQUIRED: Any = object()
+
+
+class GGUFConfig:
+    """Typed access to one file's metadata; `key` is without the architecture's prefix."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+        self.architecture = self._get("general.architecture", str, _REQUIRED)
+
+    def size(self, key: str, default: Any = _REQUIRED, largest: int = 1 << 31) -> int:
+        """A whole number from 1 up."""
+        full_key = f"{self.architecture}.{key}"
+        value = int(self._get(full_key, int, default))
+        if not 1 <= value <= largest:
+            raise self.wrong(full_key, value, f"1 to {largest}")
+        return value
+
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        return self._number(f"{self.architecture}.{key}", default)
+
+    def sampling_defaults(self) -> dict[str, float]:
+        """What the file recommends, under SamplingParams' names."""
+        found = {name: self._number(key) for key, name in _SAMPLING.items() if key in self.file.metadata}
+        return {name: int(value) if name == "top_k" else value for name, value in found.items()}
+
+    def text(self, key: str, default: str) -> str:
+        return str(self._get(f"{self.architecture}.{key}", str, default))
+
+    def optional_size(self, key: str) -> int | None:
+        return self.size(key) if self.has(key) else None
+
+    def optional_number(self, key: str) -> float | None:
+        return self.number(key) if self.has(key) else None
+
+    def token_id(self, key: str) -> int | None:
+        value = self._get(f"tokenizer.ggml.{key}", int, None)
+        return None if value is None else int(value)
+
+    def has(self, key: str) -> bool:
+        return f"{self.architecture}.{key}" in self.file.metadata
+
+    def wrong(self, key: str, value: Any, allowed: str) -> ModelLoadError:
+        shown = f"an array of {len(value)}" if hasattr(value, "__len__") and not isinstance(value, str) else repr(value)
+        return ModelLoadError(f"{self.file.path}: metadata key {key!r} is {shown}; allowed: {allowed}")
+
+    def _number(self, key: str, default: Any = _REQUIRED) -> float:
+        value = float(self._get(key, (int, float), default))
+        if not isfinite(value):
+            raise self.wrong(key, value, "finite numbers")
+        return value
+
+    def _get(self, key: str, kind: Any, default: Any) -> Any:
+        value = self.file.metadata.get(key, default)
+        if value is _REQUIRED:
+            raise ModelLoadError(f"{self.file.path}: metadata key {key!r} is missing; convert the model again")
+        if value is not default and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise self.wrong(key, value, _KIND_NAMES[kind])
+        return value
+
+
+def architecture_from_gguf(file: GGUFFile) -> Architecture:
+    """The model's configuration. The file's tensors are looked at where they say more than the metadata."""
+    config = GGUFConfig(file)
+    if config.architecture not in FAMILIES:
+        raise UnsupportedModelError(
+            f"{file.path}: general.architecture is {config.architecture!r}; "
+            f"Octavo reads GGUF files of {', '.join(FAMILIES)}"
+        )
+    if config.number("expert_count", 0):
+        raise UnsupportedModelError(f"{file.path}: mixture-of-experts models are not supported")
+    values = _common(config) | FAMILIES[config.architecture](config)
+    return Architecture(**values)
+
+
+def _common(config: GGUFConfig) -> dict[str, Any]:
+    """What all families say in the same way."""
+    hidden_size, num_heads = config.size("embedding_length"), config.size("attention.head_count")
+    head_dim = _head_dim(config)
+    if config.size("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedModelError(f"{config.file.path}: keys and values of different lengths are not supported")
+    return {
+        "family": config.architecture,
+        "vocab_size": _vocab_size(config),
+        "hidden_size": hidden_size,
+        "num_layers": _num_layers(config),
+        "num_heads": num_heads,
+        "num_kv_heads": config.size("attention.head_count_kv", num_heads),
+        "head_dim": head_dim,
+        "intermediate_size": config.size("feed_forward_length"),
+        "max_position_embeddings": config.size("context_length"),
+        "norm_eps": config.number("attention.layer_norm_rms_epsilon", config.number("attention.layer_norm_epsilon", 0)),
+        "tie_word_embeddings": "output.weight" not in config.file.tensors,
+        "bos_token_id": config.token_id("bos_token_id"),
+        "eos_token_ids": _eos_token_ids(config),
+        "attention_scale": config.optional_number("attention.scale"),
+        "attention_softcap": config.optional_number("attn_logit_softcapping"),
+        "logits_softcap": config.optional_number("final_logit_softcapping"),
+    }
+
+
+def _head_dim(config: GGUFConfig) -> int:
+    even_share = config.size("embedding_length") // config.size("attention.head_count")
+    return config.size("attention.key_length", max(1, even_share))
+
+
+def _num_layers(config: GGUFConfig) -> int:
+    """Every layer has a tensor, so the file says how many there can be at most."""
+    return config.size("block_count", largest=max(1, len(config.file.tensors)))
+
+
+def _vocab_size(config: GGUFConfig) -> int:
+    """The embedding's rows: some files pad them past the tokenizer's vocabulary."""
+    embedding = config.file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise ModelLoadError(f"{config.file.path}: tensor 'token_embd.weight' is missing; convert the model again")
+    return embedding.rows
+
+
+def _eos_token_ids(config: GGUFConfig) -> tuple[int, ...]:
+    ids = (config.token_id(key) for key in _EOS_KEYS)
+    return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
+
+
+def _llama(config: GGUFConfig) -> dict[str, Any]:
+    tensors = config.file.tensors
+    return {
+        "rope": _rope(config),
+        "windows": _every_layer(config, config.optional_size("attention.sliding_window")),
+        "attention_bias": "blk.0.attn_output.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+    }
+
+
+def _qwen(config: GGUFConfig) -> dict[str, Any]:
+    return {"rope": _rope(config)}
+
+
+def _gemma2(config: GGUFConfig) -> dict[str, Any]:
+    """Every other layer slides, the first one included."""
+    num_layers, window = _num_layers(config), config.size("attention.sliding_window", 4096)
+    scale = _head_dim(config) ** -0.5
+    if num_layers == 46:  # as in Gemma 3
+        scale = (config.size("embedding_length") / config.size("attention.head_count")) ** -0.5
+    return {
+        "activation": "gelu_tanh",
+        "rope": _rope(config),
+        "windows": tuple(window if layer % 2 == 0 else None for layer in range(num_layers)),
+        "attention_scale": config.number("attention.scale", scale),
+        "attention_softcap": config.number("attn_logit_softcapping", 50.0),
+        "logits_softcap": config.number("final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(config: GGUFConfig) -> dict[str, Any]:
+    num_layers, window = _num_layers(config), config.optional_size("attention.sliding_window")
+    scale = _head_dim(config) ** -0.5
+    if num_layers == 62:  # the 27B model scales by its hidden size; GGUF does not say so
+        scale = (config.size("embedding_length") / config.size("attention.head_count")) ** -0.5
+    is_global = _global_layers(config, num_layers)
+    return {
+        "activation": "gelu_tanh",
+        "rope": _rope(config, default_theta=1_000_000.0),
+        "local_rope": RopeConfig(theta=config.number("rope.freq_base_swa", 10_000.0)),
+        "windows": tuple(None if full else window for full in is_global) if window else (),
+        "attention_scale": config.number("attention.scale", scale),
+    }
+
+
+def _global_layers(config: GGUFConfig, num_layers: int) -> list[bool]:
+    """Which layers see everything: every sixth, unless the file says otherwise."""
+    pattern = config.file.metadata.get(f"{config.architecture}.attention.sliding_window_pattern", 6)
+    if isinstance(pattern, int):
+        return [(index + 1) % pattern == 0 if pattern > 0 else True for index in range(num_layers)]
+    if isinstance(pattern, (str, float, StringArray)) or len(pattern) != num_layers:
+        raise ModelLoadError(
+            f"{config.file.path}: {config.architecture}.attention.sliding_window_pattern must be a number or "
+            f"{num_layers} flags"
+        )
+    return [not is_sliding for is_sliding in pattern]
+
+
+def _phi3(config: GGUFConfig) -> dict[str, Any]:
+    window = config.optional_size("attention.sliding_window")
+    return {"rope": _rope(config), "windows": _every_layer(config, window)}
+
+
+def _gpt2(config: GGUFConfig) -> dict[str, Any]:
+    return {
+        "activation": "gelu_tanh",
+        "rope": None,
+        "num_position_embeddings": config.size("context_length"),
+        "attention_bias": True,
+        "mlp_bias": True,
+    }
+
+
+FAMILIES: dict[str, Callable[[GGUFConfig], dict[str, Any]]] = {
+    "llama": _llama,
+    "qwen2": _qwen,
+    "qwen3": _qwen,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "phi3": _phi3,
+    "gpt2": _gpt2,
+}
+
+
+def _every_layer(config: GGUFConfig, window: int | None) -> tuple[int | None, ...]:
+    return (window,) * _num_layers(config) if window else ()
+
+
+def _rope(config: GGUFConfig, default_theta: float = 10_000.0) -> RopeConfig:
+    head_dim = _head_dim(config)
+    return RopeConfig(
+        theta=config.number("rope.freq_base", default_theta),
+        partial_rotary_factor=config.size("rope.dimension_count", head_dim) / head_dim,
+        scaling=_rope_scaling(config),
+    )
+
+
+def _rope_scaling(config: GGUFConfig) -> dict[str, Any] | None:
+    """In Hugging Face's words. GGUF stores llama3 and longrope scaling as one divisor a frequency, in tensors."""
+    tensors, kind = config.file.tensors, config.text("rope.scaling.type", "none")
+    trained_len = config.size("rope.scaling.original_context_length", config.size("context_length"))
+    if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
+        long, short = tensors["rope_factors_long.weight"], tensors["rope_factors_short.weight"]
+        return _longrope(long, short, trained_len, config.optional_number("rope.scaling.attn_factor"))
+    if "rope_freqs.weight" in tensors:
+        return _longrope(tensors["rope_freqs.weight"], tensors["rope_freqs.weight"], trained_len, 1.0)
+    if kind == "none":
+        return None
+    factor = config.number("rope.scaling.factor", 1.0)
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    if kind == "yarn":
+        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained_len}
+    raise UnsupportedModelError(
+        f"{config.file.path}: {config.architecture}.rope.scaling.type is {kind!r}; "
+        "Octavo knows none, linear, yarn, and longrope with its factor tensors"
+    )
+
+
+def _longrope(long: HostTensor, short: HostTensor, trained_len: int, attention_factor: float | None) -> dict[str, Any]:
+    scaling: dict[str, Any] = {
+        "rope_type": "longrope",
+        "long_factor": dequantize(long).reshape(-1).tolist(),
+        "short_factor": dequantize(short).reshape(-1).tolist(),
+        "original_max_position_embeddings": trained_len,
+    }
+    return scaling if attention_factor is None else scaling | {"attention_factor": attention_factor}

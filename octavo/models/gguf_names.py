@@ -1,0 +1,116 @@
+"""GGUF tensor names and layouts, brought to the canonical ones.
+
+Canonical is what Hugging Face's model files use: `model.layers.0.self_attn.q_proj.weight`, norms as the
+checkpoint trained them, rotary pairs half a head apart. A linear weight is always [out, in]. What GGUF
+stores differently is undone when a tensor is read:
+
+    llama    Q and K rows are interleaved, pair by pair, for ggml's rotary: rows are put back in order
+    gemma    norm weights have 1 added: 1 is taken off
+    gpt2     already [out, in], which Hugging Face's own files are not (see checkpoint.py)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from octavo.kernels.reference.dequantize import convert, dequantize
+from octavo.kernels.tensor import HostTensor, from_array, take_rows
+from octavo.models.architecture import Architecture
+
+_LLAMA_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
+    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
+    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
+    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
+    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
+    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
+}
+_QK_NORM_NAMES = {
+    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
+    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
+}
+_GEMMA_NAMES = {
+    "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
+    "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+}
+_PHI3_NAMES = {
+    "blk.{}.attn_qkv": "model.layers.{}.self_attn.qkv_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.gate_up_proj",
+}
+_GPT2_NAMES = {
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
+    "blk.{}.attn_norm": "transformer.h.{}.ln_1",
+    "blk.{}.attn_qkv": "transformer.h.{}.attn.c_attn",
+    "blk.{}.attn_output": "transformer.h.{}.attn.c_proj",
+    "blk.{}.ffn_norm": "transformer.h.{}.ln_2",
+    "blk.{}.ffn_up": "transformer.h.{}.mlp.c_fc",
+    "blk.{}.ffn_down": "transformer.h.{}.mlp.c_proj",
+}
+NAMES: dict[str, dict[str, str]] = {
+    "llama": _LLAMA_NAMES,
+    "qwen2": _LLAMA_NAMES,
+    "qwen3": _LLAMA_NAMES | _QK_NORM_NAMES,
+    "gemma2": _LLAMA_NAMES | _GEMMA_NAMES,
+    "gemma3": _LLAMA_NAMES | _QK_NORM_NAMES | _GEMMA_NAMES,
+    "phi3": _LLAMA_NAMES | _PHI3_NAMES,
+    "gpt2": _GPT2_NAMES,
+}
+#: Rotary factors: they went into the Architecture.
+_READ_AS_CONFIG = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")
+_NAME = re.compile(r"(?P<stem>.+)\.(?P<kind>weight|bias)")
+_LAYER = re.compile(r"(?<=^blk\.)\d+(?=\.)")
+
+
+def canonical_name(gguf_architecture: str, name: str) -> str | None:
+    """The canonical name; the file's own if the table has none (it will show up as left over); None for
+    tensors that are configuration."""
+    if _READ_AS_CONFIG.fullmatch(name):
+        return None
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return name
+    layer = _LAYER.search(match["stem"])
+    target = NAMES[gguf_architecture].get(_LAYER.sub("{}", match["stem"]))
+    if target is None:
+        return name
+    return target.format(layer[0] if layer else "") + "." + match["kind"]
+
+
+def layout_change(
+    gguf_architecture: str, name: str, architecture: Architecture
+) -> Callable[[HostTensor], HostTensor] | None:
+    """What to do with a tensor of this canonical name when it is read; None for nothing."""
+    if gguf_architecture == "llama" and ".self_attn.q_proj." in name:
+        return lambda tensor: restore_rotary_rows(tensor, architecture.num_heads)
+    if gguf_architecture == "llama" and ".self_attn.k_proj." in name:
+        return lambda tensor: restore_rotary_rows(tensor, architecture.num_kv_heads)
+    if gguf_architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
+        return take_one_off
+    return None
+
+
+def restore_rotary_rows(tensor: HostTensor, num_heads: int) -> HostTensor:
+    """Rows 0, 2, 4, ... of each head become its first half, rows 1, 3, 5, ... its second."""
+    num_rows = tensor.shape[0]
+    order = np.arange(num_rows).reshape(num_heads, -1, 2).transpose(0, 2, 1).reshape(-1)
+    if len(tensor.shape) > 1:
+        return take_rows(tensor, order)
+    column = HostTensor(tensor.dtype, (num_rows, 1), tensor.data)  # a bias
+    return HostTensor(tensor.dtype, tensor.shape, take_rows(column, order).data)
+
+
+def take_one_off(tensor: HostTensor) -> HostTensor:
+    return convert(from_array(dequantize(tensor) - np.float32(1)), tensor.dtype)

@@ -1,0 +1,71 @@
+"""GPT-2: learned positions, LayerNorm, biases everywhere, plain MLP.
+
+Its projections are listed [out, in] like everyone's; a reader of Hugging Face's files, which store them
+[in, out], transposes them.
+
+`Architecture.extra`: scale_attn_weights (default True) and scale_attn_by_inverse_layer_idx (default False),
+of which only the defaults are implemented.
+"""
+
+from __future__ import annotations
+
+from octavo.errors import UnsupportedModelError
+from octavo.layers.attention import SelfAttention
+from octavo.layers.embedding import Embedding
+from octavo.layers.mlp import PlainMLP
+from octavo.models.architecture import Architecture
+from octavo.models.attention import AttentionSpecs
+from octavo.models.decoder import Decoder, DecoderLayer
+from octavo.models.weights import TensorTable, Weights, with_biases
+
+
+def tensors(a: Architecture) -> TensorTable:
+    hidden, inner = a.hidden_size, a.intermediate_size
+    table: TensorTable = {
+        "transformer.wte.weight": (a.vocab_size, hidden),
+        "transformer.wpe.weight": (a.num_position_embeddings, hidden),
+        "transformer.ln_f.weight": (hidden,),
+        "transformer.ln_f.bias": (hidden,),
+    }
+    if not a.tie_word_embeddings:
+        table["lm_head.weight"] = (a.vocab_size, hidden)
+    layer: TensorTable = with_biases(
+        {
+            "ln_1.weight": (hidden,),
+            "attn.c_attn.weight": (3 * hidden, hidden),
+            "attn.c_proj.weight": (hidden, hidden),
+            "ln_2.weight": (hidden,),
+            "mlp.c_fc.weight": (inner, hidden),
+            "mlp.c_proj.weight": (hidden, inner),
+        }
+    )
+    for i in range(a.num_layers):
+        table |= {f"transformer.h.{i}.{name}": shape for name, shape in layer.items()}
+    return table
+
+
+def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+    _refuse_variants(a)
+    embedding = Embedding(weights.tensor("transformer.wte.weight"), positions=weights.tensor("transformer.wpe.weight"))
+    return Decoder(
+        embedding=embedding,
+        layers=tuple(_layer(a, weights.under(f"transformer.h.{i}"), specs, i) for i in range(a.num_layers)),
+        norm=weights.layer_norm("transformer.ln_f", a.norm_eps),
+        head=weights.head("lm_head", embedding.tokens),
+    )
+
+
+def _layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer:
+    return DecoderLayer(
+        attention_norm=weights.layer_norm("ln_1", a.norm_eps),
+        attention=SelfAttention(weights.linear("attn.c_attn"), weights.linear("attn.c_proj"), specs.layer(index)),
+        mlp_norm=weights.layer_norm("ln_2", a.norm_eps),
+        mlp=PlainMLP(weights.linear("mlp.c_fc"), weights.linear("mlp.c_proj"), a.activation),
+    )
+
+
+def _refuse_variants(a: Architecture) -> None:
+    for key, implemented in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+        value = a.extra.get(key, implemented)
+        if value is not implemented:
+            raise UnsupportedModelError(f"this GPT-2 model has {key}={value}; Octavo implements only {implemented}")

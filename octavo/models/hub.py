@@ -1,0 +1,74 @@
+"""Models from the Hugging Face hub: only the files that are needed, kept in the hub library's own cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from octavo.errors import ModelLoadError
+
+#: What a model needs besides its weights: configuration, tokenizer, chat templates.
+_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+_NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(:(?P<file>[\w./-]+\.gguf))?")
+
+T = TypeVar("T")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name could be a hub id, `owner/name`, `name` or `owner/name:file.gguf`."""
+    return _NAME.fullmatch(name) is not None and not name.startswith(".")
+
+
+def download_model(name: str, revision: str | None) -> Path:
+    """A folder with configuration and safetensors, or a GGUF file where the repository has one and no safetensors."""
+    match = _NAME.fullmatch(name)
+    assert match, f"{name!r} was to be checked with is_hub_name"
+    repo, file = match["repo"], match["file"]
+    hub = _hub(name)
+    if file:
+        return Path(_ask(name, lambda: hub.hf_hub_download(repo, file, revision=revision)))
+    patterns = ["*.safetensors", *_SMALL_FILES]
+    folder = Path(_ask(name, lambda: hub.snapshot_download(repo, revision=revision, allow_patterns=patterns)))
+    if any(folder.glob("*.safetensors")):
+        return folder
+    ggufs = [
+        path for path in _ask(name, lambda: hub.list_repo_files(repo, revision=revision)) if path.endswith(".gguf")
+    ]
+    if len(ggufs) != 1:
+        found = f"the GGUF files {', '.join(ggufs)}: name one, as {repo}:{ggufs[0]}" if ggufs else "no GGUF file"
+        raise ModelLoadError(f"hub model {repo!r} has no safetensors and {found}")
+    return Path(_ask(name, lambda: hub.hf_hub_download(repo, ggufs[0], revision=revision)))
+
+
+def download_config(name: str, revision: str | None) -> Path:
+    """A folder with everything but the weights: for dummy weights, or for another model's tokenizer."""
+    match = _NAME.fullmatch(name)
+    assert match, f"{name!r} was to be checked with is_hub_name"
+    hub = _hub(name)
+    return Path(
+        _ask(name, lambda: hub.snapshot_download(match["repo"], revision=revision, allow_patterns=_SMALL_FILES))
+    )
+
+
+def _hub(name: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ModelLoadError(
+            f"{name!r} is neither a file nor a folder here, and to look on the hub needs `pip install huggingface_hub`"
+        ) from None
+    return huggingface_hub
+
+
+def _ask(name: str, request: Callable[[], T]) -> T:
+    """The hub library raises a dozen kinds of errors for names, licences, revisions and networks."""
+    try:
+        return request()
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ModelLoadError(
+            f"model {name!r} is neither a file, a folder nor a packaged model here, and the hub did not give it: "
+            f"{reason}; check the name, `hf auth login` for gated models, or download it to a folder"
+        ) from error

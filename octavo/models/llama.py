@@ -1,0 +1,91 @@
+"""Llama and the families that are Llama by another name: Mistral, Yi, SmolLM2.
+
+RMSNorm before each half of a layer, rotary positions, grouped keys and values, gated MLP. A sliding window
+(Mistral) and a long-context rope (Llama 3) are values of the Architecture. Qwen and Phi-3 are built here too:
+they add tensors to this table, or pack them.
+"""
+
+from __future__ import annotations
+
+from octavo.layers.attention import SelfAttention
+from octavo.layers.embedding import Embedding
+from octavo.layers.mlp import GatedMLP
+from octavo.models.architecture import Architecture
+from octavo.models.attention import AttentionSpecs
+from octavo.models.decoder import Decoder, DecoderLayer
+from octavo.models.weights import TensorTable, Weights, with_biases
+
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+
+
+def tensors(a: Architecture) -> TensorTable:
+    table = outer_tensors(a)
+    q, kv, hidden, inner = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.hidden_size, a.intermediate_size
+    for i in range(a.num_layers):
+        layer: TensorTable = {
+            "input_layernorm.weight": (hidden,),
+            "self_attn.q_proj.weight": (q, hidden),
+            "self_attn.k_proj.weight": (kv, hidden),
+            "self_attn.v_proj.weight": (kv, hidden),
+            "self_attn.o_proj.weight": (hidden, q),
+            "post_attention_layernorm.weight": (hidden,),
+            "mlp.gate_proj.weight": (inner, hidden),
+            "mlp.up_proj.weight": (inner, hidden),
+            "mlp.down_proj.weight": (hidden, inner),
+        }
+        if a.attention_bias:
+            layer = with_biases(layer, *QKV, "self_attn.o_proj")
+        if a.mlp_bias:
+            layer = with_biases(layer, *GATE_UP, "mlp.down_proj")
+        table |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return table
+
+
+def outer_tensors(a: Architecture) -> TensorTable:
+    """All but the layers."""
+    table: TensorTable = {
+        "model.embed_tokens.weight": (a.vocab_size, a.hidden_size),
+        "model.norm.weight": (a.hidden_size,),
+    }
+    if not a.tie_word_embeddings:
+        table["lm_head.weight"] = (a.vocab_size, a.hidden_size)
+    return table
+
+
+def head_norms(a: Architecture) -> TensorTable:
+    """The norms of each head's queries and keys, which Qwen 3 and Gemma 3 add."""
+    names = [f"model.layers.{i}.self_attn.{x}_norm.weight" for i in range(a.num_layers) for x in "qk"]
+    return dict.fromkeys(names, (a.head_dim,))
+
+
+def build(
+    a: Architecture,
+    weights: Weights,
+    specs: AttentionSpecs,
+    *,
+    qkv: tuple[str, ...] = QKV,
+    gate_up: tuple[str, ...] = GATE_UP,
+) -> Decoder:
+    """qkv, gate_up: the tensors that make up the two packed projections."""
+
+    def layer(index: int) -> DecoderLayer:
+        w = weights.under(f"model.layers.{index}")
+        q_norm, k_norm = (w.optional_vector(f"self_attn.{x}_norm.weight") for x in "qk")
+        return DecoderLayer(
+            attention_norm=w.rms_norm("input_layernorm", a.norm_eps),
+            attention=SelfAttention(
+                qkv=w.linear(*qkv), out=w.linear("self_attn.o_proj"), layer=specs.layer(index, q_norm, k_norm)
+            ),
+            mlp_norm=w.rms_norm("post_attention_layernorm", a.norm_eps),
+            mlp=GatedMLP(w.linear(*gate_up), w.linear("mlp.down_proj"), a.activation),
+        )
+
+    embedding = Embedding(weights.tensor("model.embed_tokens.weight"))
+    return Decoder(
+        embedding=embedding,
+        layers=tuple(layer(i) for i in range(a.num_layers)),
+        norm=weights.rms_norm("model.norm", a.norm_eps),
+        head=weights.head("lm_head", embedding.tokens),
+        logits_softcap=a.logits_softcap,
+    )

@@ -1,0 +1,138 @@
+"""From a model's name to an open Checkpoint.
+
+smollm2, gemma3-270m      a packaged model              packaged.py
+path/to/file.gguf         a GGUF file                   gguf.py, gguf_config.py, gguf_names.py
+path/to/folder            a Hugging Face folder         folder.py, config_json.py, safetensors.py
+owner/name                the same, from the hub        hub.py
+owner/name:file.gguf      a GGUF file from the hub
+any, load_format=dummy    its configuration only        dummy.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from octavo.config import ModelConfig
+from octavo.errors import ConfigError, ModelLoadError
+from octavo.kernels.reference.dequantize import convert as convert_in_numpy
+from octavo.kernels.tensor import DType, HostTensor
+from octavo.models.checkpoint import Checkpoint, StoredTensor, TokenizerSource, at_hand
+from octavo.models.dummy import dummy_tensors
+from octavo.models.folder import open_config, open_folder, saved_dtype
+from octavo.models.gguf import read_gguf
+from octavo.models.gguf_config import GGUFConfig, architecture_from_gguf
+from octavo.models.gguf_names import canonical_name, layout_change
+from octavo.models.hub import download_config, download_model, is_hub_name
+from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
+from octavo.models.registry import required_tensors
+
+Convert = Callable[[HostTensor, DType], HostTensor]
+
+_DTYPES: dict[str, DType] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def open_checkpoint(config: ModelConfig, convert: Convert = convert_in_numpy) -> Checkpoint:
+    """Find a model, read its configuration, check that every tensor it needs is there; no tensor is read.
+    `convert` changes dtypes when tensors are."""
+    path = _locate(config)
+    if config.load_format == "dummy":
+        return _open_dummy(path, config)
+    checkpoint = open_gguf(path, config.model) if path.is_file() else open_folder(path, config.model)
+    checkpoint.check(required_tensors(checkpoint.architecture))
+    return checkpoint if config.dtype == "auto" else _converted(checkpoint, _DTYPES[config.dtype], convert)
+
+
+def locate_tokenizer(name: str, revision: str | None = None) -> TokenizerSource:
+    """What `tokenizer=` names: a folder, a GGUF file, a packaged model or a hub id."""
+    if name in PACKAGED_MODELS:
+        return read_gguf(locate_packaged_model(name))
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return read_gguf(path)
+    if not is_hub_name(name):
+        raise ModelLoadError(f"tokenizer is {name!r}, which is no folder, file or hub id")
+    return download_config(name, revision)
+
+
+def _locate(config: ModelConfig) -> Path:
+    """The model's file or folder, as load_format asks for it."""
+    path = _find(config)
+    if path.is_file() and config.load_format == "safetensors":
+        raise ConfigError(f"load_format is safetensors, but model {config.model!r} is the file {path}: name a folder")
+    if path.is_file() or config.load_format in ("safetensors", "dummy"):
+        return path
+    ggufs = sorted(path.glob("*.gguf"))
+    wants_gguf = config.load_format == "gguf" or not any(path.glob("*.safetensors"))
+    if wants_gguf and len(ggufs) == 1:
+        return ggufs[0]
+    if config.load_format == "gguf" or (wants_gguf and ggufs):
+        found = ", ".join(file.name for file in ggufs) or "none"
+        raise ModelLoadError(f"{path}: one GGUF file is wanted, found {found}: name the file itself")
+    return path
+
+
+def _find(config: ModelConfig) -> Path:
+    if config.model in PACKAGED_MODELS:
+        return locate_packaged_model(config.model)
+    path = Path(config.model).expanduser()
+    if path.exists():
+        return path
+    if not is_hub_name(config.model):
+        raise ModelLoadError(
+            f"model {config.model!r} does not exist; allowed are a folder, a .gguf file, a hub id, "
+            f"and the packaged {', '.join(PACKAGED_MODELS)}"
+        )
+    download = download_config if config.load_format == "dummy" else download_model
+    return download(config.model, config.revision)
+
+
+def open_gguf(path: Path, label: str) -> Checkpoint:
+    file = read_gguf(path)
+    architecture = architecture_from_gguf(file)
+    kind = file.metadata["general.architecture"]
+    stored: dict[str, StoredTensor] = {}
+    for gguf_name, tensor in file.tensors.items():
+        name = canonical_name(kind, gguf_name)
+        if name is None:
+            continue
+        entry = at_hand(tensor)
+        change = layout_change(kind, name, architecture)
+        stored[name] = entry if change is None else entry.then(change)
+    return Checkpoint(
+        label=label,
+        architecture=architecture,
+        stored=stored,
+        tokenizer_source=file,
+        sampling_defaults=GGUFConfig(file).sampling_defaults(),
+    )
+
+
+def _open_dummy(path: Path, config: ModelConfig) -> Checkpoint:
+    if path.is_file():
+        checkpoint, dtype = open_gguf(path, config.model), "bfloat16"
+    else:
+        checkpoint, dtype = open_config(path, config.model), saved_dtype(path)
+    if config.dtype != "auto":
+        dtype = config.dtype
+    if dtype not in _DTYPES:
+        raise ModelLoadError(f"{path}: dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}")
+    required = required_tensors(checkpoint.architecture)
+    return checkpoint.with_tensors(dummy_tensors(checkpoint.architecture, required, _DTYPES[dtype], config.seed))
+
+
+def _converted(checkpoint: Checkpoint, dtype: DType, convert: Convert) -> Checkpoint:
+    """The same checkpoint, every tensor in one dense dtype when it is read."""
+
+    def one(name: str, tensor: StoredTensor) -> StoredTensor:
+        def read() -> HostTensor:
+            try:
+                return convert(tensor.read(), dtype)
+            except OverflowError as error:
+                raise ModelLoadError(f"{checkpoint.label}: tensor {name!r}: {error}; choose another dtype") from None
+
+        return StoredTensor(dtype, tensor.shape, read)
+
+    return checkpoint.with_tensors({name: one(name, tensor) for name, tensor in checkpoint.stored.items()})

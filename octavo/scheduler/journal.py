@@ -1,0 +1,55 @@
+"""What the scheduler writes into the event log: one line at each place where a sequence moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from octavo.messages import StepPlan
+from octavo.observe.events import Arrived, EventLog, Finished, FirstToken, Preempted, Scheduled, Started, Waits
+from octavo.outputs import FinishReason
+from octavo.request import Request, Sequence
+
+
+class SchedulerJournal:
+    """Builds events only if somebody keeps or hears them."""
+
+    def __init__(self, events: EventLog, clock: Callable[[], float]) -> None:
+        self._events = events
+        self._clock = clock
+
+    def arrived(self, request: Request) -> None:
+        if self._events.is_on:
+            size = request.num_prompt_tokens, request.sampling_params.n
+            self._events.write(Arrived(self._clock(), request.request_id, *size))
+
+    def waits(self, sequence: Sequence, why: str) -> None:
+        if self._events.is_on:
+            self._events.write(Waits(self._clock(), sequence.request.request_id, why))
+
+    def started(self, sequence: Sequence) -> None:
+        if self._events.is_on:
+            request_id = sequence.request.request_id
+            self._events.write(Started(self._clock(), sequence.sequence_id, request_id, sequence.row))
+
+    def scheduled(self, plan: StepPlan, granted: list[Sequence], num_waiting: int, num_free_blocks: int) -> None:
+        if self._events.is_on:
+            columns = (
+                tuple([sequence.sequence_id for sequence in granted]),
+                tuple(plan.num_computed_tokens),
+                tuple(plan.num_scheduled_tokens),
+            )
+            self._events.write(Scheduled(self._clock(), plan.step_id, *columns, num_waiting, num_free_blocks))
+
+    def preempted(self, sequence: Sequence) -> None:
+        if self._events.is_on:
+            ids = sequence.sequence_id, sequence.request.request_id
+            self._events.write(Preempted(self._clock(), *ids, sequence.num_computed_tokens))
+
+    def first_token(self, sequence: Sequence) -> None:
+        if self._events.is_on:
+            self._events.write(FirstToken(self._clock(), sequence.request.request_id))
+
+    def finished(self, sequence: Sequence, reason: FinishReason) -> None:
+        if self._events.is_on:
+            ids = sequence.sequence_id, sequence.request.request_id
+            self._events.write(Finished(self._clock(), *ids, reason, sequence.num_output_tokens))

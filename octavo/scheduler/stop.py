@@ -1,0 +1,35 @@
+"""Stop rules: whether a sequence ends with the token it just got.
+
+In this order: a token that could not be drawn (an error), a stop token once min_tokens are out, the length.
+Stop strings need text and are found by the output side, which calls `Scheduler.finish_sequence`.
+"""
+
+from __future__ import annotations
+
+from octavo.outputs import FinishReason
+from octavo.request import Sequence
+
+NO_TOKEN = -1  # what a step returns where the logits were NaN or every token was banned
+
+#: why a sequence ended, and which token or fault did it
+Ending = tuple[FinishReason, int | str | None]
+
+NO_TOKEN_ENDING: Ending = (
+    "error",
+    "no token could be drawn: the logits were NaN or every token was banned "
+    "(check allowed_token_ids, bad_words and logit_bias, or the model's weights)",
+)
+
+
+def find_ending(sequence: Sequence, max_model_len: int) -> Ending | None:
+    """How the sequence ends with its last token, or None. A stop names its token, unless it is the model's own."""
+    request = sequence.request
+    num_tokens = len(sequence.token_ids)
+    num_output = num_tokens - len(request.prompt_token_ids)
+    token_id = sequence.token_ids[-1]
+    if token_id in request.stop_token_ids and num_output >= request.sampling_params.min_tokens:
+        is_end = token_id in request.eos_token_ids and not request.sampling_params.ignore_eos
+        return "stop", None if is_end else token_id
+    if num_output >= request.max_output_tokens or num_tokens >= max_model_len:
+        return "length", None
+    return None

@@ -1,0 +1,143 @@
+"""A simulator: scheduler and cache as in the engine, a fake executor for the model, steps for seconds.
+
+    simulator = Simulator(num_blocks=40, config=SchedulerConfig(max_num_seqs=4))
+    simulator.run([Arrival(0, make_request("a", prompt)), Arrival(5, make_request("b", other, n=3))])
+    simulator.events            what happened, and when: an event's time is the number of steps done
+
+For trying a policy at any scale and for tests; with `checks`, every step must leave the books balanced.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Sequence as Listlike
+from dataclasses import dataclass
+
+from octavo.cache.groups import make_groups
+from octavo.cache.invariants import check
+from octavo.cache.kv_cache import KVCache
+from octavo.config import SchedulerConfig
+from octavo.messages import StepPlan
+from octavo.observe.events import EventLog
+from octavo.request import Request
+from octavo.sampling_params import SamplingParams
+from octavo.scheduler.scheduler import Scheduler, SequenceUpdate
+from octavo.testing.fake_executor import FakeExecutor
+
+DEFAULT_BUDGET = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request that comes once `step` steps are done."""
+
+    step: int
+    request: Request
+
+
+class Simulator:
+    """An engine without a model. updates: what each step brought, all steps together."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 100,
+        block_size: int = 16,
+        windows: Listlike[int | None] = (None,),
+        config: SchedulerConfig | None = None,
+        max_model_len: int = 1024,
+        enable_prefix_caching: bool = True,
+        event_log_size: int = 100_000,
+        checks: bool = False,
+    ) -> None:
+        config = config or SchedulerConfig()
+        groups = make_groups(windows)
+        self.num_steps = 0
+        self.updates: list[SequenceUpdate] = []
+        self.events = EventLog(event_log_size)
+        self.cache = KVCache(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            groups=groups,
+            enable_prefix_caching=enable_prefix_caching,
+            events=self.events,
+            clock=self._clock,
+        )
+        self.scheduler = Scheduler(
+            config,
+            self.cache,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=config.max_num_batched_tokens or DEFAULT_BUDGET,
+            events=self.events,
+            clock=self._clock,
+        )
+        self.executor = FakeExecutor(
+            num_blocks=num_blocks, block_size=block_size, groups=groups, max_num_seqs=config.max_num_seqs
+        )
+        self._checks = checks
+
+    def add(self, *requests: Request) -> None:
+        for request in requests:
+            self.scheduler.add_request(request)
+
+    def plan(self) -> StepPlan:
+        plan = self.scheduler.schedule()
+        self._check()
+        return plan
+
+    def carry_out(self, plan: StepPlan) -> list[SequenceUpdate]:
+        updates = self.scheduler.update(plan, self.executor.execute(plan))
+        self._check()
+        self.num_steps += 1
+        self.updates += updates
+        return updates
+
+    def step(self) -> StepPlan:
+        plan = self.plan()
+        self.carry_out(plan)
+        return plan
+
+    def run(self, arrivals: Iterable[Arrival] = (), *, max_steps: int = 10_000) -> None:
+        """Step until nothing is left to come or to do. More than `max_steps` steps is a failure."""
+        coming = deque(sorted(arrivals, key=lambda arrival: arrival.step))
+        while coming or self.scheduler.has_unfinished:
+            while coming and coming[0].step <= self.num_steps:
+                self.add(coming.popleft().request)
+            self.step()
+            assert self.num_steps <= max_steps, f"{len(self.scheduler.sequences)} sequences after {max_steps} steps"
+
+    def _check(self) -> None:
+        if self._checks:
+            check(self.cache, self.scheduler.sequences)
+
+    def _clock(self) -> float:
+        return float(self.num_steps)
+
+
+def make_request(
+    request_id: str,
+    prompt: list[int],
+    *,
+    seed: int = 0,
+    priority: int = 0,
+    cache_salt: str | None = None,
+    eos_token_ids: Iterable[int] = (),
+    max_tokens: int = 16,
+    **params: int | list[int] | bool,
+) -> Request:
+    """A request as the engine's input side makes it; `params` are those of SamplingParams."""
+    sampling_params = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
+    end_ids = frozenset() if sampling_params.ignore_eos else frozenset(eos_token_ids)
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        sampling_params=sampling_params,
+        seed=seed,
+        arrival_time=0.0,
+        max_output_tokens=max_tokens,
+        priority=priority,
+        cache_salt=cache_salt,
+        eos_token_ids=frozenset(eos_token_ids),
+        stop_token_ids=end_ids | frozenset(sampling_params.stop_token_ids or ()),
+    )

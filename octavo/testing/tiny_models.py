@@ -1,0 +1,126 @@
+"""Tiny random models as Hugging Face folders, one for each thing a family may do differently.
+
+transformers, the oracle, makes them: a config small enough that a test is over in a blink, yet with windows,
+head groupings and rope settings that matter at the lengths tests use. Weights are drawn wide, so that greedy
+choices are clear-cut and a token-for-token comparison means something.
+
+Only tests import this: transformers is slow to import.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+
+SIZES = {
+    "vocab_size": 160,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GEMMA = SIZES | {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "sliding_window": 10,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 24,
+}
+GPT2 = {
+    "vocab_size": 160,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OPT = {
+    "vocab_size": 160,
+    "hidden_size": 48,
+    "word_embed_proj_dim": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "ffn_dim": 80,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
+    "original_max_position_embeddings": 16,
+}
+
+#: name -> transformers' config class and its arguments
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", SIZES),
+    "llama-tied-bias": (
+        "LlamaConfig",
+        SIZES | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 6},
+    ),
+    "llama-rope-llama3": ("LlamaConfig", SIZES | {"rope_parameters": LLAMA3_ROPE}),
+    "llama-rope-yarn": ("LlamaConfig", SIZES | {"rope_parameters": YARN_ROPE}),
+    "mistral": ("MistralConfig", SIZES | {"sliding_window": 12, "head_dim": 16}),
+    "qwen2": ("Qwen2Config", SIZES),
+    "qwen3": ("Qwen3Config", SIZES | {"head_dim": 16, "tie_word_embeddings": True}),
+    "phi3": ("Phi3Config", SIZES | {"sliding_window": 14, "partial_rotary_factor": 0.5}),
+    "phi3-longrope": (
+        "Phi3Config",
+        SIZES
+        | {
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": LONG_ROPE,
+        },
+    ),
+    "gemma2": ("Gemma2Config", GEMMA | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 2.0}),
+    "gemma3": ("Gemma3TextConfig", GEMMA),
+    "gpt2": ("GPT2Config", GPT2),
+    "opt": ("OPTConfig", OPT),
+}
+
+
+def make_tiny_model(name: str, folder: Path, *, seed: int = 0, dtype: str = "float32", std: float = 0.3) -> Path:
+    """Write config.json and model.safetensors for TINY[name]; returns the folder."""
+    torch.manual_seed(seed)
+    config_class, arguments = TINY[name]
+    config = getattr(transformers, config_class)(**arguments)
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms and biases: around what they start from
+                parameter += 0.2 * torch.randn_like(parameter)
+            else:
+                parameter.normal_(std=std)
+        # A token whose own embedding dominates the stream predicts itself for ever: sqrt(hidden) must not make it so.
+        if "Gemma" in config_class:
+            model.get_input_embeddings().weight *= config.hidden_size**-0.5
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder

@@ -1,0 +1,70 @@
+"""How many KV blocks there are, and what the numbers say when there are too few."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from octavo.config import CacheConfig
+from octavo.errors import OutOfMemoryError
+from octavo.kernels.ops import KVLayout
+
+DEFAULT_KV_CACHE_BYTES = 4 << 30
+DEFAULT_KV_CACHE_SHARE = 0.25  # of the memory that is free once the weights are mapped
+
+
+@dataclass(frozen=True, slots=True)
+class KVBudget:
+    """The pool's size and the longest sequence it can hold."""
+
+    num_blocks: int  # the null block included
+    max_model_len: int
+
+
+def plan_kv_cache(
+    config: CacheConfig, layout: KVLayout, num_groups: int, max_num_seqs: int, max_model_len: int, is_len_asked: bool
+) -> KVBudget:
+    """Choose the number of blocks, at most what max_num_seqs sequences could ever fill.
+
+    A context the user asked for must fit, else OutOfMemoryError with the numbers; the model's own limit is
+    lowered to what fits, which the start-up card shows. `layout.num_blocks` is ignored.
+    """
+    blocks_per_sequence = num_groups * -(-max_model_len // layout.block_size)
+    if config.num_gpu_blocks_override is not None:
+        num_blocks = config.num_gpu_blocks_override
+    else:
+        num_bytes = config.kv_cache_memory_bytes or _default_bytes()
+        num_blocks = min(num_bytes // layout.block_bytes, max_num_seqs * blocks_per_sequence + 1)
+    usable = num_blocks - 1
+    if usable < num_groups:
+        raise OutOfMemoryError(
+            f"the KV cache holds {max(usable, 0)} blocks of {layout.block_bytes} bytes, needed are at least "
+            f"{num_groups}; set kv_cache_memory_bytes to {(num_groups + 1) * layout.block_bytes} or more"
+        )
+    if usable >= blocks_per_sequence:
+        return KVBudget(num_blocks, max_model_len)
+    fitting_len = usable // num_groups * layout.block_size
+    if is_len_asked:
+        raise OutOfMemoryError(
+            f"one sequence of max_model_len={max_model_len} tokens needs {blocks_per_sequence} KV blocks "
+            f"({blocks_per_sequence * layout.block_bytes:,} bytes), the cache holds {usable}; set max_model_len to "
+            f"{fitting_len} or less, or kv_cache_memory_bytes to "
+            f"{(blocks_per_sequence + 1) * layout.block_bytes} or more"
+        )
+    return KVBudget(num_blocks, fitting_len)
+
+
+def free_memory() -> int:
+    """Bytes this machine can still give without swapping."""
+    try:
+        with open("/proc/meminfo") as meminfo:
+            for line in meminfo:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: the whole memory is the best known bound
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _default_bytes() -> int:
+    return min(DEFAULT_KV_CACHE_BYTES, int(free_memory() * DEFAULT_KV_CACHE_SHARE))

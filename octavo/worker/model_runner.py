@@ -1,0 +1,94 @@
+"""The model runner: one StepPlan in, one StepResult out.
+
+plan -> rows updated -> batch gathered -> forward -> logits of the rows that sample -> tokens -> rows
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from octavo.kernels.ops import CompiledModel, StepBatch
+from octavo.messages import LogprobRow, StepPlan, StepResult
+from octavo.sampling.logprobs import logprob_rows
+from octavo.sampling.sampler import NO_LOGPROBS, Sampler
+from octavo.worker.request_states import RequestStates
+
+PROMPT_LOGPROB_TILE = 64  # rows of logits held at once at most, so that long prompts need no [T, V] array
+
+
+class ModelRunner:
+    """Owner of the rows, the sampler's columns and the compiled model."""
+
+    def __init__(self, model: CompiledModel, states: RequestStates, sampler: Sampler, max_num_seqs: int) -> None:
+        self._model = model
+        self._states = states
+        self._sampler = sampler
+        self._prompt_tile = min(PROMPT_LOGPROB_TILE, max_num_seqs)
+        self._num_prompt_logprobs: dict[int, int] = {}  # row -> how many, where asked for
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self._apply(plan)
+        if not plan.rows:
+            return StepResult(plan.step_id, [])
+        batch = self._states.gather(plan)
+        self._model.forward(batch)
+        prompt_logprobs = {entry: self._prompt_logprobs(batch, entry) for entry in plan.prompt_logprobs}
+        if not plan.sample_rows:
+            return StepResult(plan.step_id, [], {}, prompt_logprobs)
+        token_ids, logprobs = self._sample(plan, batch)
+        return StepResult(plan.step_id, token_ids, logprobs, prompt_logprobs)
+
+    def _apply(self, plan: StepPlan) -> None:
+        """Bring the rows up to date, in the order `StepPlan` states."""
+        for row in plan.freed_rows:
+            self._num_prompt_logprobs.pop(row, None)
+        for new in plan.new_rows:
+            self._states.enter(new)
+            self._sampler.enter(new)
+            if new.sampling_params.prompt_logprobs is not None:
+                self._num_prompt_logprobs[new.row] = new.sampling_params.prompt_logprobs
+        for write in plan.block_writes:
+            self._states.write_blocks(write)
+        for fork in plan.fork_rows:
+            self._states.fork(fork)
+            self._sampler.fork(fork)
+        if plan.copies:
+            pairs = np.array(plan.copies, np.int32)
+            self._model.copy_blocks(np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
+
+    def _sample(self, plan: StepPlan, batch: StepBatch) -> tuple[list[int], dict[int, LogprobRow]]:
+        """Draw a token for every sampling row and append it there."""
+        rows = np.array(plan.sample_rows, np.int32)
+        sources = np.array(plan.sample_sources, np.int32)
+        last_tokens = batch.query_start_loc[sources + 1] - 1
+        logits_rows = np.arange(len(rows), dtype=np.int32)
+        if plan.fork_rows:  # forks of one prompt share its row of logits
+            last_tokens, inverse = np.unique(last_tokens, return_inverse=True)
+            logits_rows = inverse.astype(np.int32)
+        positions = batch.seq_lens[sources]
+        logits = self._model.logits(last_tokens)
+        sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids)
+        token_ids = self._model.sample(logits, sampling)
+        self._states.append(rows, positions, token_ids)
+        ks = self._sampler.num_logprobs(rows)
+        wanted = np.flatnonzero(ks != NO_LOGPROBS)
+        logprobs: dict[int, LogprobRow] = {}
+        if len(wanted):
+            chosen = logits[logits_rows[wanted]]
+            found = logprob_rows(self._model, chosen, token_ids[wanted], ks[wanted])
+            logprobs = dict(zip(wanted.tolist(), found, strict=True))
+        return token_ids.tolist(), logprobs
+
+    def _prompt_logprobs(self, batch: StepBatch, entry: int) -> list[LogprobRow]:
+        """For each scheduled prompt token that another prompt token follows: that token's log-probabilities."""
+        row = batch.rows[entry]
+        begin, end = batch.query_start_loc[entry], batch.query_start_loc[entry + 1]
+        last_prompt = self._states.num_prompt_tokens[row] - 1
+        end = min(end, begin + max(0, last_prompt - batch.positions[begin]))
+        k = self._num_prompt_logprobs[int(row)]
+        found: list[LogprobRow] = []
+        for tile in range(begin, end, self._prompt_tile):
+            indices = np.arange(tile, min(tile + self._prompt_tile, end), dtype=np.int32)
+            following = self._states.token_ids[row, batch.positions[indices] + 1]
+            found += logprob_rows(self._model, self._model.logits(indices), following, np.full(len(indices), k))
+        return found

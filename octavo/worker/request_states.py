@@ -1,0 +1,75 @@
+"""A permanent row for every live sequence: the worker's whole memory between steps.
+
+    row   token_ids                    num_tokens   block_tables[group]
+     0    prompt ... sampled ...           37       12  5  9  0  0
+     1    (free)
+     2    prompt ... sampled ...          204        7  8 31 30 ...
+
+A plan carries only what changed; sampled tokens are appended here and never travel down again.
+Owner: the model runner. Columns are numpy arrays so that a step's batch is a few gathers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from octavo.kernels.ops import IntArray, StepBatch
+from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
+
+
+class RequestStates:
+    """Rows 0 .. max_num_seqs - 1. Shapes: token_ids [rows, max_model_len + 1], tables [rows, max_blocks]."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int) -> None:
+        max_blocks = -(-max_model_len // block_size) + 1
+        self.token_ids: IntArray = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
+        self.num_tokens: IntArray = np.zeros(max_num_seqs, np.int32)
+        self.num_prompt_tokens: IntArray = np.zeros(max_num_seqs, np.int32)
+        self.block_tables: tuple[IntArray, ...] = tuple(
+            np.zeros((max_num_seqs, max_blocks), np.int32) for _ in range(num_groups)
+        )
+
+    def enter(self, new: NewRow) -> None:
+        self.token_ids[new.row, : len(new.token_ids)] = new.token_ids
+        self.num_tokens[new.row] = len(new.token_ids)
+        self.num_prompt_tokens[new.row] = new.num_prompt_tokens
+
+    def fork(self, fork: ForkRow) -> None:
+        """The child starts as its parent: same tokens, same blocks."""
+        num_tokens = self.num_tokens[fork.parent_row]
+        self.token_ids[fork.row, :num_tokens] = self.token_ids[fork.parent_row, :num_tokens]
+        for column in (self.num_tokens, self.num_prompt_tokens, *self.block_tables):
+            column[fork.row] = column[fork.parent_row]
+
+    def write_blocks(self, write: BlockWrite) -> None:
+        self.block_tables[write.group][write.row, write.start : write.start + len(write.block_ids)] = write.block_ids
+
+    def append(self, rows: IntArray, positions: IntArray, token_ids: IntArray) -> None:
+        """One sampled token a row, at its position. A failed draw (-1) leaves its row as it was."""
+        drawn = token_ids >= 0
+        if not drawn.all():
+            rows, positions, token_ids = rows[drawn], positions[drawn], token_ids[drawn]
+        self.token_ids[rows, positions] = token_ids
+        self.num_tokens[rows] = positions + 1
+
+    def gather(self, plan: StepPlan) -> StepBatch:
+        """The step's batch tensors: every scheduled token's id and position, in plan order."""
+        rows = np.array(plan.rows, np.int32)
+        starts = np.array(plan.num_computed_tokens, np.int32)
+        counts = np.array(plan.num_scheduled_tokens, np.int32)
+        query_start_loc = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum(counts, out=query_start_loc[1:])
+        if query_start_loc[-1] == len(rows):  # one token each: the decode-only step
+            token_rows, positions = rows, starts
+        else:
+            token_rows = np.repeat(rows, counts)
+            first = np.repeat(starts - query_start_loc[:-1], counts)
+            positions = first + np.arange(query_start_loc[-1], dtype=np.int32)
+        return StepBatch(
+            input_ids=self.token_ids[token_rows, positions],
+            positions=positions,
+            query_start_loc=query_start_loc,
+            seq_lens=starts + counts,
+            rows=rows,
+            block_tables=self.block_tables,
+        )

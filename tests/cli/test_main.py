@@ -1,0 +1,69 @@
+"""The doors of the command line: help, version, refusals, exit codes."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import octavo
+from octavo.cli import main as cli
+from octavo.errors import ConfigError
+
+
+def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert f"  {command} " in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"octavo {octavo.__version__}\n"
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: octavo {command}")
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["frobnicate"])
+    assert "choose from 'run', 'doctor', 'bench'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fault", "code"), [(ConfigError("no"), 2), (KeyboardInterrupt(), 130)])
+def test_faults_become_exit_codes(
+    fault: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        raise fault
+
+    command = SimpleNamespace(add_arguments=lambda parser: None, run=run, __doc__="")
+    monkeypatch.setattr(cli, "import_module", lambda name: command)
+    assert cli.main(["run"]) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_DEBUG", "1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(octavo.OctavoError):
+        cli.main(["run", "smollm2", "-i", "no/such/file"])
+
+
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "smollm2", "-i", "no/such/file"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("octavo: error: --input no/such/file cannot be read")
+    assert error.count("\n") == 1
+
+
+def test_prompts_and_input_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "smollm2", "Hi", "-i", "x"]) == 2
+    assert "allowed is one of them" in capsys.readouterr().err

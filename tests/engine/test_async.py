@@ -1,0 +1,114 @@
+"""AsyncLLM: many coroutines on one engine; leaving, aborting and shutting down."""
+
+import asyncio
+
+import pytest
+
+from octavo import AsyncLLM, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
+
+PROMPTS = ["The capital of France is", "One, two, three,", "Once upon a time", "Water boils at"]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=10)
+ENDLESS = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    llm = AsyncLLM("smollm2", max_model_len=256, max_num_seqs=8)
+    yield llm
+    llm.shutdown()
+
+
+async def final(engine: AsyncLLM, prompt: str, params: SamplingParams, **options):
+    last = None
+    async for output in engine.generate(prompt, params, **options):
+        last = output
+    return last
+
+
+async def until_idle(engine: AsyncLLM) -> None:
+    for _ in range(500):
+        stats = engine.stats()
+        if stats.num_running == stats.num_waiting == stats.num_used_blocks == 0:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"the engine never came to rest: {engine.stats()}")
+
+
+def test_requests_run_together_and_as_if_alone(engine: AsyncLLM) -> None:
+    async def both():
+        together = await asyncio.gather(*(final(engine, prompt, GREEDY) for prompt in PROMPTS))
+        alone = [await final(engine, prompt, GREEDY) for prompt in PROMPTS]
+        return together, alone
+
+    together, alone = asyncio.run(both())
+    assert [o.outputs[0].text for o in together] == [o.outputs[0].text for o in alone]
+    assert all(output.finished for output in together)
+
+
+def test_deltas_arrive_one_by_one(engine: AsyncLLM) -> None:
+    async def collect():
+        return [o async for o in engine.generate(PROMPTS[0], GREEDY.replace(output_kind=RequestOutputKind.DELTA))]
+
+    outputs = asyncio.run(collect())
+    assert sum(len(output.outputs[0].token_ids) for output in outputs) == 10
+    assert len(outputs) >= 9
+
+
+def test_leaving_the_loop_frees_the_blocks(engine: AsyncLLM) -> None:
+    async def leave():
+        async for _ in engine.generate(PROMPTS[0], ENDLESS):
+            break
+        await until_idle(engine)
+
+    asyncio.run(leave())
+
+
+def test_cancelling_a_task_frees_the_blocks(engine: AsyncLLM) -> None:
+    async def cancel():
+        task = asyncio.create_task(final(engine, PROMPTS[0], ENDLESS))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until_idle(engine)
+
+    asyncio.run(cancel())
+
+
+def test_abort_ends_a_request_with_a_last_output(engine: AsyncLLM) -> None:
+    async def abort():
+        task = asyncio.create_task(final(engine, PROMPTS[0], ENDLESS, request_id="long"))
+        await asyncio.sleep(0.2)
+        await engine.abort("long")
+        return await task
+
+    output = asyncio.run(abort())
+    assert output.finished
+    assert output.outputs[0].finish_reason == "abort"
+
+
+def test_a_refused_request_raises_and_harms_no_other(engine: AsyncLLM) -> None:
+    async def mixed():
+        good = asyncio.create_task(final(engine, PROMPTS[1], GREEDY, request_id="same"))
+        await asyncio.sleep(0.02)
+        with pytest.raises(InvalidRequestError, match="'same' is in use"):
+            await final(engine, PROMPTS[0], GREEDY, request_id="same")
+        with pytest.raises(InvalidRequestError, match="token id"):
+            await final(engine, [10**9], GREEDY)
+        return await good
+
+    assert asyncio.run(mixed()).outputs[0].finish_reason == "length"
+
+
+def test_shutdown_tells_those_who_wait() -> None:
+    async def shut_down():
+        engine = AsyncLLM("smollm2", max_model_len=256, max_num_seqs=2)
+        task = asyncio.create_task(final(engine, PROMPTS[0], ENDLESS))
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(engine.shutdown)
+        with pytest.raises(EngineDeadError, match="shut down"):
+            await task
+        with pytest.raises(EngineDeadError):
+            await final(engine, PROMPTS[0], GREEDY)
+
+    asyncio.run(shut_down())

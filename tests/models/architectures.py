@@ -1,0 +1,52 @@
+"""One Architecture a family, as a checkpoint reader would make it; sizes tell every dimension apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octavo.models.architecture import Architecture, RopeConfig
+
+NUM_LAYERS = 3
+
+LLAMA = Architecture(
+    family="llama",
+    vocab_size=170,
+    hidden_size=64,
+    num_layers=NUM_LAYERS,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=96,
+    max_position_embeddings=128,
+)
+LEARNED_POSITIONS = replace(
+    LLAMA,
+    num_heads=4,
+    num_kv_heads=4,
+    rope=None,
+    num_position_embeddings=128,
+    tie_word_embeddings=True,
+    attention_bias=True,
+    mlp_bias=True,
+)
+GEMMA = replace(
+    LLAMA,
+    activation="gelu_tanh",
+    tie_word_embeddings=True,
+    windows=(8, None, 8),
+    rope=RopeConfig(theta=1e6),
+    attention_scale=0.2,
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": LLAMA,
+    "mistral": replace(LLAMA, family="mistral", windows=(8,) * NUM_LAYERS),
+    "qwen2": replace(LLAMA, family="qwen2"),
+    "qwen3": replace(LLAMA, family="qwen3", tie_word_embeddings=True),
+    "phi3": replace(LLAMA, family="phi3", rope=RopeConfig(partial_rotary_factor=0.5)),
+    "gemma2": replace(GEMMA, family="gemma2", attention_softcap=50.0, logits_softcap=30.0),
+    "gemma3": replace(GEMMA, family="gemma3", local_rope=RopeConfig(theta=1e4)),
+    "gpt2": replace(LEARNED_POSITIONS, family="gpt2", activation="gelu_tanh"),
+    "opt": replace(LEARNED_POSITIONS, family="opt", activation="relu"),
+}
+SLOTS = [(0, 0), (1, 0), (0, 1)]

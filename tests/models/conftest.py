@@ -1,0 +1,46 @@
+"""Tiny models, made once a session, and every backend that can run here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo.config import BackendConfig
+from octavo.kernels.ops import Backend
+from octavo.kernels.registry import BACKENDS
+from octavo.testing.tiny_models import make_tiny_model
+
+TinyFolder = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_torch_thread() -> Iterator[None]:
+    """Tiny matrices: threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> TinyFolder:
+    made: dict[tuple[str, int, str], Path] = {}
+
+    def get(name: str, seed: int = 0, dtype: str = "float32") -> Path:
+        key = (name, seed, dtype)
+        if key not in made:
+            made[key] = make_tiny_model(name, tmp_path_factory.mktemp("tiny") / name, seed=seed, dtype=dtype)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    chosen = BACKENDS[request.param](BackendConfig())
+    if (reason := chosen.why_not()) is not None:
+        pytest.skip(reason)
+    return chosen

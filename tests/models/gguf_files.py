@@ -1,0 +1,78 @@
+"""GGUF files for tests, written by the gguf package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+TINY_LLAMA: dict[str, Any] = {
+    "llama.context_length": 128,
+    "llama.embedding_length": 32,
+    "llama.block_count": 2,
+    "llama.feed_forward_length": 64,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 10_000.0,
+    "llama.rope.dimension_count": 8,
+    "tokenizer.ggml.tokens": ["a", "b", "ab", "<s>", "</s>", "é"],
+    "tokenizer.ggml.bos_token_id": 3,
+    "tokenizer.ggml.eos_token_id": 4,
+}
+
+Tensor = np.ndarray[Any, Any] | tuple[np.ndarray[Any, Any], str]
+
+
+def write_gguf(
+    path: Path, architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], alignment: int = 32
+) -> Path:
+    """A tensor is an array, or an array and the type to quantise it to."""
+    writer = gguf.GGUFWriter(path, architecture)
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
+    for key, value in metadata.items():
+        _add(writer, key, value)
+    for name, tensor in tensors.items():
+        if isinstance(tensor, tuple):
+            kind = gguf.GGMLQuantizationType[tensor[1]]
+            writer.add_tensor(name, gguf.quantize(tensor[0], kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    kinds = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+    if isinstance(value, np.generic):
+        writer.add_key_value(key, value.item(), gguf.GGUFValueType[value.dtype.name.upper()])
+    elif isinstance(value, (list, np.ndarray)):
+        writer.add_array(key, list(value))
+    else:
+        kinds[type(value)](key, value)
+
+
+def tiny_llama_tensors(seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """Names and shapes of TINY_LLAMA's tensors as GGUF has them."""
+    random = np.random.default_rng(seed)
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (6, 32), "output_norm.weight": (32,)}
+    for i in range(2):
+        shapes |= {
+            f"blk.{i}.attn_norm.weight": (32,),
+            f"blk.{i}.attn_q.weight": (32, 32),
+            f"blk.{i}.attn_k.weight": (16, 32),
+            f"blk.{i}.attn_v.weight": (16, 32),
+            f"blk.{i}.attn_output.weight": (32, 32),
+            f"blk.{i}.ffn_norm.weight": (32,),
+            f"blk.{i}.ffn_gate.weight": (64, 32),
+            f"blk.{i}.ffn_up.weight": (64, 32),
+            f"blk.{i}.ffn_down.weight": (32, 64),
+        }
+    return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}

@@ -1,0 +1,179 @@
+"""config.json to Architecture: both spellings of everything, and refusals that name key and value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.models.architecture import Architecture, RopeConfig
+from octavo.models.config_json import FAMILIES, architecture_from_config
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+}
+GPT2 = {"vocab_size": 100, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 128}
+OPT = SIZES | {"ffn_dim": 96}
+
+
+def read(name: str, **values: Any) -> Architecture:
+    sizes = {"GPT2LMHeadModel": GPT2, "OPTForCausalLM": OPT}.get(name, SIZES)
+    return architecture_from_config(Path("config.json"), {"architectures": [name], **sizes, **values})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sizes_are_read_for_every_family(name: str) -> None:
+    architecture = read(name)
+    assert architecture.family == FAMILIES[name][0]
+    assert architecture.vocab_size == 100
+    assert architecture.hidden_size == 64
+    assert architecture.num_layers == 4
+    assert architecture.num_heads == 4
+    assert architecture.intermediate_size == (256 if name == "GPT2LMHeadModel" else 96)
+    assert architecture.max_position_embeddings == 128
+    assert architecture.num_position_embeddings == (128 if name in ("GPT2LMHeadModel", "OPTForCausalLM") else 0)
+    assert architecture.tie_word_embeddings == (name[:5] in ("Gemma", "GPT2L", "OPTFo"))
+
+
+def test_an_old_llama_3_1() -> None:
+    scaling = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    }
+    architecture = read(
+        "LlamaForCausalLM", rope_theta=500_000, rope_scaling=scaling, eos_token_id=[7, 8], bos_token_id=1
+    )
+    assert architecture.rope == RopeConfig(theta=500_000.0, scaling=scaling)
+    assert architecture.eos_token_ids == (7, 8)
+    assert architecture.bos_token_id == 1
+
+
+def test_the_newer_spelling_of_rope_means_the_same() -> None:
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    old = read("LlamaForCausalLM", rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0})
+    new = read("LlamaForCausalLM", rope_parameters={**scaling, "rope_theta": 5e5})
+    assert new.rope == RopeConfig(theta=5e5, scaling=scaling)
+    assert old.rope is not None
+    assert old.rope.theta == 5e5
+    assert read("LlamaForCausalLM", rope_theta=5e5, rope_scaling=None).rope == RopeConfig(theta=5e5)
+    assert read("LlamaForCausalLM", rope_parameters={"rope_type": "default", "rope_theta": 5e5}).rope == RopeConfig(
+        theta=5e5
+    )
+
+
+def test_gemma_3_has_two_ropes_in_both_spellings() -> None:
+    linear = {"rope_type": "linear", "factor": 8.0}
+    old = read("Gemma3ForCausalLM", rope_theta=1e6, rope_local_base_freq=1e4, rope_scaling=linear, sliding_window=16)
+    new = read(
+        "Gemma3ForCausalLM",
+        sliding_window=16,
+        rope_parameters={
+            "full_attention": {**linear, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    )
+    assert old == new
+    assert old.rope == RopeConfig(theta=1e6, scaling=linear)
+    assert old.local_rope == RopeConfig(theta=1e4)
+    assert old.attention_scale == 256**-0.5
+    assert old.head_dim == 256
+
+
+def test_phi_3_keeps_its_original_length_outside_the_scaling() -> None:
+    factors = {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
+    architecture = read("Phi3ForCausalLM", rope_scaling=factors, original_max_position_embeddings=32)
+    assert architecture.rope is not None
+    assert architecture.rope.scaling == factors | {"original_max_position_embeddings": 32}
+    assert read("Phi3ForCausalLM", partial_rotary_factor=0.75).rope == RopeConfig(partial_rotary_factor=0.75)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "windows"),
+    [
+        ("LlamaForCausalLM", {}, ()),
+        ("MistralForCausalLM", {"sliding_window": 16}, (16, 16, 16, 16)),
+        ("MistralForCausalLM", {"sliding_window": None}, ()),
+        ("Phi3ForCausalLM", {"sliding_window": 16}, (16, 16, 16, 16)),
+        ("Qwen2ForCausalLM", {"sliding_window": 16, "use_sliding_window": False, "max_window_layers": 2}, ()),
+        (
+            "Qwen2ForCausalLM",
+            {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 3},
+            (None, None, None, 16),
+        ),
+        (
+            "Qwen3ForCausalLM",
+            {
+                "sliding_window": 16,
+                "use_sliding_window": True,
+                "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
+            },
+            (16, None, None, 16),
+        ),
+        ("Gemma2ForCausalLM", {"sliding_window": 16}, (16, None, 16, None)),
+        ("Gemma3ForCausalLM", {"sliding_window": 16, "sliding_window_pattern": 3}, (16, 16, None, 16)),
+        ("Gemma3ForCausalLM", {"sliding_window": 16, "_sliding_window_pattern": 6}, (16, 16, 16, 16)),
+    ],
+)
+def test_windows(name: str, values: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    assert read(name, **values).windows == windows
+
+
+def test_gemma_2_caps_unless_a_null_says_not_to() -> None:
+    assert read("Gemma2ForCausalLM").attention_softcap == 50.0
+    assert read("Gemma2ForCausalLM").logits_softcap == 30.0
+    assert read("Gemma2ForCausalLM", attn_logit_softcapping=None).attention_softcap is None
+
+
+def test_a_model_type_stands_in_for_a_missing_class() -> None:
+    values = {"model_type": "gemma3_text", **SIZES}
+    assert architecture_from_config(Path("config.json"), values).family == "gemma3"
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("RwkvForCausalLM", {}, r"architectures is \['RwkvForCausalLM'\]; Octavo knows LlamaForCausalLM, Mistral"),
+    ("LlamaForCausalLM", {"hidden_act": "mish"}, "hidden_act is 'mish'; allowed: silu, swish, gelu"),
+    ("LlamaForCausalLM", {"rope_scaling": {"type": "mrope"}}, "rope_scaling's rope_type is 'mrope'; Octavo knows"),
+    ("LlamaForCausalLM", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config asks for 'gptq'"),
+    ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ("GPT2LMHeadModel", {"add_cross_attention": True}, "add_cross_attention is True; allowed: False"),
+    ("OPTForCausalLM", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "message"), REFUSED)
+def test_what_is_not_supported_is_refused_by_key_and_value(name: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"config.json: {message}"):
+        read(name, **values)
+
+
+BROKEN: list[tuple[dict[str, Any], str]] = [
+    ({"hidden_size": None}, "key 'hidden_size' is missing"),
+    ({"hidden_size": 0}, "hidden_size is 0; allowed: 1 to"),
+    ({"hidden_size": "64"}, "hidden_size is '64'"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; allowed: 1 to 4096"),
+    ({"num_key_value_heads": 3}, "num_attention_heads is 4, no multiple of num_key_value_heads, 3"),
+    ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'; allowed: a number"),
+    ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; allowed: true and false"),
+    ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; allowed: a token id or a list of them"),
+    ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; allowed: an object"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), BROKEN)
+def test_what_makes_no_sense_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"config.json: {message}"):
+        read("LlamaForCausalLM", **values)
+    bad_layers = {"sliding_window": 16, "layer_types": ["full_attention"]}
+    with pytest.raises(ModelLoadError, match="allowed: 4 times sliding_attention or full_attention"):
+        read("MistralForCausalLM", **bad_layers)

@@ -1,0 +1,130 @@
+"""Every family on every backend against transformers in float32: the same logits and the same greedy tokens.
+
+The prompts are ragged and run as one batch, cut into chunks, through block tables in shuffled order. The oracle
+reads each prompt with its continuation at once; that its best token at every place is the next one of ours is,
+by induction, that it would have generated the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from octavo.cache.groups import make_groups
+from octavo.config import ModelConfig
+from octavo.kernels.ops import Backend, FloatArray
+from octavo.models.architecture import Architecture
+from octavo.models.attention import LayerSlot
+from octavo.models.loader import open_checkpoint
+from octavo.models.registry import required_tensors
+from octavo.testing.drive import Driver, DriverSetting, greedy
+from octavo.testing.tiny_models import TINY
+from tests.models.conftest import TinyFolder
+
+NEW_TOKENS = 12
+#: Lengths around block sizes and windows; longrope's long factors start beyond 16 tokens.
+PROMPT_LENS = (1, 9, 17, 40)
+LONG_PROMPT_LENS = (17, 18, 33, 50)
+
+
+def one_group(a: Architecture) -> list[LayerSlot]:
+    return [(0, i) for i in range(a.num_layers)]
+
+
+def groups_by_window(a: Architecture) -> list[LayerSlot]:
+    """As the engine does it, so that sliding layers give blocks back."""
+    slots = {
+        layer: (group_id, index)
+        for group_id, group in enumerate(make_groups(a.windows or (None,) * a.num_layers))
+        for index, layer in enumerate(group.layers)
+    }
+    return [slots[i] for i in range(a.num_layers)]
+
+
+def alternate_groups(a: Architecture) -> list[LayerSlot]:
+    return [(i % 2, i // 2) for i in range(a.num_layers)]
+
+
+#: seed -> block size, longest chunk, cache groups
+SETTINGS = {0: (16, None, one_group), 1: (8, 7, groups_by_window), 2: (32, 3, alternate_groups)}
+
+
+def oracle_logits(folder: Path, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
+    """transformers' logits after every token but the last, in float32 whatever the weights' dtype."""
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        return [model(torch.tensor([list(tokens)])).logits[0, :-1].numpy() for tokens in sequences]
+
+
+def assert_same_as_transformers(folder: Path, driver: Driver, prompts: list[list[int]], **how: Any) -> None:
+    continuations, logits = greedy(driver, prompts, NEW_TOKENS, **how)
+    sequences = [prompt + continuation for prompt, continuation in zip(prompts, continuations, strict=True)]
+    for prompt, continuation, ours, oracle in zip(
+        prompts, continuations, logits, oracle_logits(folder, sequences), strict=True
+    ):
+        assert np.abs(ours - oracle).max() <= 1e-4 * np.abs(oracle).max()
+        assert oracle[len(prompt) - 1 :].argmax(axis=-1).tolist() == continuation
+
+
+def random_prompts(lens: Sequence[int], seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 160, length).tolist() for length in lens]
+
+
+@pytest.mark.parametrize("seed", SETTINGS)
+@pytest.mark.parametrize("name", TINY)
+def test_logits_and_tokens_equal_transformers(name: str, seed: int, backend: Backend, tiny_folder: TinyFolder) -> None:
+    folder = tiny_folder(name, seed)
+    checkpoint = open_checkpoint(ModelConfig(model=str(folder)))
+    block_size, max_chunk, slots = SETTINGS[seed]
+    setting = DriverSetting(block_size=block_size, slots=slots(checkpoint.architecture), seed=seed)
+    driver = Driver(backend, checkpoint.architecture, checkpoint, setting)
+    prompts = random_prompts(LONG_PROMPT_LENS if "longrope" in name else PROMPT_LENS, seed)
+    assert_same_as_transformers(folder, driver, prompts, max_chunk=max_chunk, seed=seed)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("llama", "bfloat16"), ("gpt2", "float16"), ("gemma3", "bfloat16")])
+def test_half_precision_weights_are_computed_on_exactly(
+    name: str, dtype: str, backend: Backend, tiny_folder: TinyFolder
+) -> None:
+    folder = tiny_folder(name, 0, dtype)
+    checkpoint = open_checkpoint(ModelConfig(model=str(folder)))
+    driver = Driver(backend, checkpoint.architecture, checkpoint, DriverSetting())
+    assert_same_as_transformers(folder, driver, random_prompts(PROMPT_LENS))
+
+
+def test_longrope_uses_the_short_factors_where_no_request_can_be_long(
+    backend: Backend, tiny_folder: TinyFolder
+) -> None:
+    folder = tiny_folder("phi3-longrope")
+    checkpoint = open_checkpoint(ModelConfig(model=str(folder)))
+    driver = Driver(backend, checkpoint.architecture, checkpoint, DriverSetting(max_model_len=16, block_size=8))
+    assert_same_as_transformers(folder, driver, random_prompts((1, 3, 4)))
+
+
+def test_a_sequence_does_not_feel_its_batch(backend: Backend, tiny_folder: TinyFolder) -> None:
+    checkpoint = open_checkpoint(ModelConfig(model=str(tiny_folder("llama"))))
+    driver = Driver(backend, checkpoint.architecture, checkpoint, DriverSetting(block_size=8))
+    prompts = random_prompts((5, 30, 12, 8, 40))
+    together, logits = greedy(driver, prompts, NEW_TOKENS)
+    for prompt, continuation, ours in zip(prompts, together, logits, strict=True):
+        [alone], [alone_logits] = greedy(driver, [prompt], NEW_TOKENS, max_chunk=4)
+        assert alone == continuation
+        np.testing.assert_allclose(alone_logits, ours, atol=1e-4 * np.abs(ours).max())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_table_names_every_tensor_of_the_folder(name: str, tiny_folder: TinyFolder) -> None:
+    checkpoint = open_checkpoint(ModelConfig(model=str(tiny_folder(name))))
+    required = required_tensors(checkpoint.architecture)
+    checkpoint.check(required)
+    for tensor, shape in required.items():
+        checkpoint.take(tensor, shape)
+    assert checkpoint.leftovers() == []

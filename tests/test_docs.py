@@ -1,0 +1,57 @@
+"""The documentation is true where a machine can tell: links lead somewhere, Python runs, flags and fields exist."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from octavo.sampling_params import SamplingParams
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def anchors(page: Path) -> set[str]:
+    """What headings can be linked to, in GitHub's spelling."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name(page)} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{name(page)} links to {link}, a heading that is not there"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if PYTHON.search(page.read_text(encoding="utf-8"))], ids=name)
+def test_python_in_pages_runs(page: Path) -> None:
+    code = "\n".join(PYTHON.findall(page.read_text(encoding="utf-8")))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_sampling_field_is_documented() -> None:
+    page = (ROOT / "docs/sampling.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == {field.name for field in fields(SamplingParams)}
+
+
+def test_every_family_is_documented() -> None:
+    from octavo.models.registry import FAMILIES
+
+    page = re.sub(r"[^a-z0-9]", "", (ROOT / "docs/models.md").read_text(encoding="utf-8").lower())
+    for family in FAMILIES:
+        assert family.rstrip("0123456789") in page, f"docs/models.md does not mention {family}"

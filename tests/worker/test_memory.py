@@ -1,0 +1,57 @@
+"""The KV cache's size: what is chosen, and what is said when it cannot be."""
+
+from dataclasses import replace
+
+import pytest
+
+from octavo.config import CacheConfig
+from octavo.errors import OutOfMemoryError
+from octavo.kernels.ops import KVLayout
+from octavo.worker.memory import free_memory, plan_kv_cache
+
+LAYOUT = KVLayout(num_blocks=0, block_size=16, layers_per_group=2, num_kv_heads=2, head_dim=8, dtype="float32")
+BLOCK = LAYOUT.block_bytes
+
+
+def plan(config: CacheConfig, max_model_len: int = 160, is_len_asked: bool = True, num_groups: int = 1):
+    return plan_kv_cache(config, LAYOUT, num_groups, 4, max_model_len, is_len_asked)
+
+
+def test_block_bytes_count_keys_and_values_of_every_layer() -> None:
+    assert BLOCK == 2 * (2 * 2 * 16 * 8 * 4)
+    assert replace(LAYOUT, dtype="float16").block_bytes == BLOCK // 2
+
+
+def test_bytes_become_whole_blocks() -> None:
+    assert plan(CacheConfig(kv_cache_memory_bytes=20 * BLOCK + 7)).num_blocks == 20
+
+
+def test_more_memory_than_sequences_can_fill_is_left_alone() -> None:
+    assert plan(CacheConfig(kv_cache_memory_bytes=10_000 * BLOCK)).num_blocks == 4 * 10 + 1
+
+
+def test_override_is_taken_as_it_is() -> None:
+    assert plan(CacheConfig(num_gpu_blocks_override=5000)).num_blocks == 5000
+
+
+def test_an_asked_context_that_does_not_fit_is_refused_with_the_cure() -> None:
+    with pytest.raises(
+        OutOfMemoryError, match=r"needs 10 KV blocks .* holds 4; set max_model_len to 64 or less"
+    ) as error:
+        plan(CacheConfig(kv_cache_memory_bytes=5 * BLOCK))
+    assert f"kv_cache_memory_bytes to {11 * BLOCK} or more" in str(error.value)
+    assert plan(CacheConfig(kv_cache_memory_bytes=11 * BLOCK)).max_model_len == 160
+
+
+def test_the_models_own_context_is_lowered_to_what_fits() -> None:
+    budget = plan(CacheConfig(kv_cache_memory_bytes=9 * BLOCK), is_len_asked=False, num_groups=2)
+    assert budget.max_model_len == 4 * 16
+
+
+def test_a_cache_without_a_block_a_group_is_refused() -> None:
+    with pytest.raises(OutOfMemoryError, match=f"set kv_cache_memory_bytes to {4 * BLOCK} or more"):
+        plan(CacheConfig(kv_cache_memory_bytes=BLOCK), num_groups=3)
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    assert 1 << 26 < free_memory() < 1 << 50
