@@ -1,0 +1,189 @@
+"""Paged attention on a GPU: decode as memory bandwidth, prefill as TFLOP/s, beside torch's own attention.
+
+    python -m benchmarks.kernels.gpu_attention [decode] [prefill]
+
+Decode: 8 kv heads, head dimension 128, bf16, block size 16, norm + rotary + cache write fused in. Bandwidth counts
+the keys and values read, 4 KiB a token; block tables are shuffled and rotate so that no call finds its keys cached.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
+from octavo.kernels.ops import AttentionLayer, KVLayout, RotaryTable
+from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention
+from octavo.kernels.triton.kv_pool import LayerPool
+from octavo.kernels.triton.plan import AttentionPlan, make_plan
+from octavo.kernels.triton.prefill_attention import prefill_attention
+from octavo.kernels.triton.rotary_kv_write import HeadTransform
+
+CUDA = torch.device("cuda")
+BF16 = torch.bfloat16
+BLOCK = 16
+MAX_LEN = 1 << 15
+
+
+@dataclass
+class Case:
+    """Sequences of one step, several block tables over one pool, and everything a launch needs."""
+
+    layer: AttentionLayer
+    pool: LayerPool
+    tables: list[torch.Tensor]
+    step: dict[str, torch.Tensor]
+    positions: torch.Tensor
+    plan: AttentionPlan
+
+
+def make_case(lens: list[int], query_lens: list[int], num_heads: int, kv_heads: int, dim: int, copies: int) -> Case:
+    blocks = [-(-n // BLOCK) for n in lens]
+    layout = KVLayout(1 + copies * sum(blocks), BLOCK, 1, kv_heads, dim, "bfloat16")
+    raw = torch.randn(layout.num_blocks * layout.block_bytes // 2, device=CUDA, dtype=BF16)
+    layer = make_layer(num_heads, kv_heads, dim)
+    ids = np.random.default_rng(0).permutation(layout.num_blocks - 1).astype(np.int32) + 1
+    tables = []
+    for copy in ids.reshape(copies, -1):
+        table = np.zeros((len(lens), max(blocks)), np.int32)
+        for s, (start, n) in enumerate(zip(np.cumsum([0, *blocks]), blocks, strict=False)):
+            table[s, :n] = copy[start : start + n]
+        tables.append(torch.as_tensor(table, device=CUDA))
+
+    def on_device(values: object) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values, np.int32), device=CUDA)
+
+    step = dict(
+        query_start_loc=on_device(np.cumsum([0, *query_lens])), seq_lens=on_device(lens), rows=on_device(range(len(lens)))
+    )
+    positions = on_device(np.concatenate([np.arange(n - q, n) for n, q in zip(lens, query_lens, strict=True)]))
+    plan = AttentionPlan.allocate(len(lens), sum(query_lens), CUDA)
+    make_plan(plan, positions=positions, block_table=tables[0], block_size=BLOCK, **step)
+    return Case(layer, LayerPool.of(raw.view(torch.uint8), layout, layer), tables, step, positions, plan)
+
+
+def make_layer(num_heads: int, kv_heads: int, dim: int) -> AttentionLayer:
+    angle = np.outer(np.arange(MAX_LEN), 1e6 ** -(np.arange(dim // 2) / (dim // 2)))
+    table = RotaryTable(np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
+    ones = np.ones(dim, np.float32)
+    return AttentionLayer(
+        group=0, index_in_group=0, num_heads=num_heads, num_kv_heads=kv_heads, head_dim=dim, scale=dim**-0.5,
+        q_norm=ones, k_norm=ones, rotary=table,
+    )  # fmt: skip
+
+
+def decode_us(lens: list[int], num_heads: int, kv_heads: int = 8, dim: int = 128) -> float:
+    copies = copies_past_cache(sum(lens) * kv_heads * dim * 4)
+    case = make_case(lens, [1] * len(lens), num_heads, kv_heads, dim, copies)
+    qkv = torch.randn(len(lens), (num_heads + 2 * kv_heads) * dim, device=CUDA, dtype=BF16)
+    out = torch.empty(len(lens), num_heads * dim, device=CUDA, dtype=BF16)
+    workspace = DecodeWorkspace.allocate(len(lens), num_heads, dim, CUDA)
+    transform = HeadTransform.of(case.layer, CUDA)
+
+    def call(table: torch.Tensor) -> None:
+        decode_attention(
+            qkv, out, case.layer, case.pool, case.plan, workspace, block_table=table,
+            num_multiprocessors=132, transform=transform, chained=True,
+        )  # fmt: skip
+
+    return graph_time_us([lambda table=table: call(table) for table in case.tables])
+
+
+def prefill_us(length: int, num_heads: int, kv_heads: int, dim: int, cached: int = 0) -> float:
+    case = make_case([cached + length], [length], num_heads, kv_heads, dim, 1)
+    q = torch.randn(length, num_heads * dim, device=CUDA, dtype=BF16)
+    out = torch.empty_like(q)
+    return graph_time_us([
+        lambda: prefill_attention(
+            q, out, case.layer, case.pool, case.plan, max_tiles=len(case.plan.tiles), block_table=case.tables[0],
+            **case.step,
+        )
+    ])  # fmt: skip
+
+
+def torch_us(batch: int, queries: int, length: int, num_heads: int, kv_heads: int, dim: int, how: SDPBackend) -> float:
+    """torch's attention over dense keys and values: what paging, norm, rotary and cache write are not in."""
+    copies = copies_past_cache(batch * length * kv_heads * dim * 4) if queries == 1 else 1
+    q = torch.randn(batch, num_heads, queries, dim, device=CUDA, dtype=BF16)
+    kv = torch.randn(copies, 2, batch, kv_heads, length, dim, device=CUDA, dtype=BF16)
+
+    def call(i: int) -> None:
+        F.scaled_dot_product_attention(q, kv[i, 0], kv[i, 1], is_causal=queries > 1, enable_gqa=num_heads != kv_heads)
+
+    with sdpa_kernel(how):
+        return graph_time_us([lambda i=i: call(i) for i in range(copies)])
+
+
+def attempt(measure: object, *args: object) -> float:
+    try:
+        return measure(*args)  # type: ignore[operator]
+    except RuntimeError:
+        return float("nan")
+
+
+def decode_table() -> None:
+    contexts = (128, 512, 1024, 4096, 16384)
+    print("\ndecode, us (TB/s of keys and values)")
+    print(f"{'group':>5} {'batch':>5} " + "".join(f"{c:>16}" for c in contexts))
+    for group, batch in product((1, 2, 4, 8), (1, 8, 32, 64, 256)):
+        cells = []
+        for context in contexts:
+            if batch * context > 1 << 20:
+                break
+            us = decode_us([context] * batch, 8 * group)
+            cells.append(f"{us:>8.1f} ({batch * context * 4096 / us / 1e6:4.2f})")
+        print(f"{group:>5} {batch:>5} " + "".join(f"{c:>16}" for c in cells), flush=True)
+
+    print("\ndecode of ragged batches, group 2, us (TB/s)")
+    rng = np.random.default_rng(1)
+    ragged = {
+        "32 of 1..2048": rng.integers(1, 2049, 32),
+        "256 of 1..2048": rng.integers(1, 2049, 256),
+        "256 log-normal, median 400": np.minimum(rng.lognormal(6, 1, 256), 16000) + 1,
+        "1 of 16384 and 31 of 1024": [16384] + [1024] * 31,
+        "1 of 16384 and 255 of 128": [16384] + [128] * 255,
+    }
+    for name, values in ragged.items():
+        lens = [int(n) for n in values]
+        us = decode_us(lens, 16)
+        print(f"{name:>28}: {us:8.1f} ({sum(lens) * 4096 / us / 1e6:4.2f})", flush=True)
+
+    print("\ntorch attention over dense keys, one query, group 2, us (TB/s): flash | cudnn")
+    for batch, context in ((1, 1024), (1, 16384), (32, 1024), (256, 1024)):
+        row = [
+            attempt(torch_us, batch, 1, context, 16, 8, 128, how)
+            for how in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+        ]
+        cells = " | ".join(f"{us:8.1f} ({batch * context * 4096 / us / 1e6:4.2f})" for us in row)
+        print(f"{batch:>5} x {context:>5}: {cells}", flush=True)
+
+
+def prefill_table() -> None:
+    print("\nprefill of one sequence, TFLOP/s: ours | torch flash | torch cudnn")
+    for num_heads, kv_heads, dim in ((16, 8, 128), (32, 8, 128), (32, 8, 64)):
+        for length in (512, 2048, 8192, 16384):
+            flop = 2 * length * length * dim * num_heads
+            row = [prefill_us(length, num_heads, kv_heads, dim)] + [
+                attempt(torch_us, 1, length, length, num_heads, kv_heads, dim, how)
+                for how in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+            ]
+            cells = " | ".join(f"{us:9.1f} us {flop / us / 1e6:5.0f}" for us in row)
+            print(f"{num_heads:>3}/{kv_heads} heads of {dim:>3}, {length:>5}: {cells}", flush=True)
+    us = prefill_us(512, 32, 8, 128, cached=15872)
+    flop = 4 * 512 * (15872 + 256) * 128 * 32
+    print(f" 32/8 heads of 128, 512 after 15872 cached: {us:9.1f} us {flop / us / 1e6:5.0f}")
+
+
+if __name__ == "__main__":
+    print_machine()
+    wanted = sys.argv[1:] or ["decode", "prefill"]
+    if "decode" in wanted:
+        decode_table()
+    if "prefill" in wanted:
+        prefill_table()

@@ -1,0 +1,112 @@
+"""Skinny products on a GPU: ours against torch's (cuBLAS), in graphs, with every weight cold in L2.
+
+    python -m benchmarks.kernels.gpu_linear [--sweep]
+
+--sweep times every tiling and prints the best, for the table in `octavo/kernels/triton/linear.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+from multiprocessing import get_context
+
+import torch
+
+from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
+from octavo.kernels.triton.linear import MAX_VECTOR_ROWS, Tiling, choose_tiling, skinny_linear
+
+#: name -> (in, out); gate_up counts both halves
+SHAPES = {
+    "0.6B qkv": (1024, 4096),
+    "0.6B o": (2048, 1024),
+    "0.6B gate_up": (1024, 6144),
+    "0.6B down": (3072, 1024),
+    "0.6B lm_head": (1024, 151936),
+    "8B qkv": (4096, 6144),
+    "8B o": (4096, 4096),
+    "8B gate_up": (4096, 28672),
+    "8B down": (14336, 4096),
+    "8B lm_head": (4096, 128256),
+}
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+VECTOR = [Tiling(n, 0, w) for n, w in product((1, 2, 4, 8, 16), (2, 4, 8))]
+MATRIX = [
+    Tiling(n, k, w, s)
+    for n, k, w, s in (
+        (8, 256, 4, 4), (8, 512, 4, 3), (16, 128, 4, 6), (16, 256, 4, 4), (16, 512, 4, 3), (32, 128, 4, 5),
+        (32, 256, 4, 4), (64, 64, 4, 6), (64, 128, 4, 4), (64, 256, 8, 3), (128, 64, 8, 4),
+    )
+]  # fmt: skip
+
+Case = tuple[str, int, Tiling]
+
+
+def operands(name: str, rows: int) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    depth, columns = SHAPES[name]
+    x = torch.randn(rows, depth, device="cuda", dtype=torch.bfloat16)
+    copies = copies_past_cache(depth * columns * 2, most=48)
+    weights = [torch.randn(columns, depth, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+    return x, weights, torch.empty(rows, columns, device="cuda", dtype=torch.bfloat16)
+
+
+def compile_case(case: Case) -> None:
+    name, rows, tiling = case
+    depth, columns = SHAPES[name]
+    x = torch.zeros(rows, depth, device="cuda", dtype=torch.bfloat16)
+    weight = torch.zeros(columns, depth, device="cuda", dtype=torch.bfloat16)
+    skinny_linear(x, weight, torch.empty(rows, columns, device="cuda", dtype=torch.bfloat16), tiling=tiling, chained=True)
+    torch.cuda.synchronize()
+
+
+def candidates(rows: int, sweep: bool, columns: int, depth: int) -> list[Tiling]:
+    if not sweep:
+        return [choose_tiling(rows, columns, depth)]
+    fits = [t for t in VECTOR if 2048 <= t.columns * depth <= 40000 and t.columns * depth // t.num_warps >= 1024]
+    fill = [t for t in MATRIX if columns // t.columns >= 60 and (columns < 20000 or t.columns >= 16)]
+    return (fits if rows <= MAX_VECTOR_ROWS else []) + (fill if rows > 1 else [])
+
+
+def measure(name: str, rows: int, tilings: list[Tiling]) -> str:
+    x, weights, out = operands(name, rows)
+    theirs = graph_time_us([lambda w=w: torch.mm(x, w.t(), out=out) for w in weights])
+    times = {}
+    for tiling in tilings:
+        try:
+            times[tiling] = graph_time_us(
+                [lambda w=w, t=tiling: skinny_linear(x, w, out, tiling=t, chained=True) for w in weights]
+            )
+        except Exception as error:  # a tiling that does not fit the chip is not a candidate
+            print(name, rows, tiling, str(error)[:80])
+    best = min(times, key=times.__getitem__)
+    rate = weights[0].nbytes / times[best] / 1e6
+    order = sorted((us, (t.columns, t.depth, t.num_warps, t.num_stages)) for t, us in times.items())
+    rest = "  ".join(f"{us:.1f}{list(t)}" for us, t in order[:4]) if len(order) > 1 else ""
+    return f"{name:>13} {rows:>3}: {theirs:7.2f} | {times[best]:7.2f} us {rate:5.2f} TB/s  x{theirs / times[best]:4.2f}  {rest}"
+
+
+def main() -> None:
+    sweep = "--sweep" in sys.argv
+    work = {
+        (name, rows): candidates(rows, sweep, columns, depth)
+        for (name, (depth, columns)), rows in product(SHAPES.items(), ROWS)
+    }
+    cases = [(name, rows, tiling) for (name, rows), tilings in work.items() for tiling in tilings]
+    distinct = {(c[0], c[1] if c[2].depth == 0 else max(16, c[1]), SHAPES[c[0]][0], c[2]): c for c in cases}
+    with get_context("spawn").Pool(14) as pool:
+        pool.map(compile_quietly, list(distinct.values()), chunksize=4)
+    print_machine()
+    print("\nskinny products, us: torch | ours")
+    for (name, rows), tilings in work.items():
+        print(measure(name, rows, tilings), flush=True)
+
+
+def compile_quietly(case: Case) -> None:
+    try:
+        compile_case(case)
+    except Exception as error:  # measured again, and reported, by `measure`
+        print(case, str(error)[:80])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Timing on a GPU: calls captured in one graph, replayed, by device events; and what the card can do at best."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+
+Call = Callable[[], object]
+
+
+def graph_time_us(calls: Sequence[Call], repeats: int = 7) -> float:
+    """Median microseconds a call. Give calls over distinct buffers, several times the L2 in all, to time memory and
+    not the cache."""
+    graph = capture(calls)
+    inner = max(1, 40 // len(calls))
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(inner):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / (inner * len(calls)))
+    return statistics.median(times[1:])
+
+
+def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for call in calls[:2]:
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    graph.replay()
+    torch.cuda.synchronize()
+    return graph
+
+
+def copies_past_cache(num_bytes: int, most: int = 64) -> int:
+    """How many distinct buffers of this size leave nothing of the first in the cache."""
+    return max(2, min(most, -(-300_000_000 // num_bytes)))
+
+
+def print_machine() -> None:
+    """The card, and its two ceilings: moving memory, and multiplying matrices."""
+    big = torch.randn(1 << 31, device="cuda", dtype=torch.bfloat16)
+    copy = torch.empty_like(big)
+    copy_us = eager_time_us(lambda: copy.copy_(big))
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    matmul_us = eager_time_us(lambda: a @ b)
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}: copy {big.nbytes * 2 / copy_us / 1e6:.2f} TB/s, "
+        f"bf16 product {2 * 8192**3 / matmul_us / 1e6:.0f} TFLOP/s"
+    )
+
+
+def eager_time_us(call: Call) -> float:
+    """Median microseconds of a long call, launched as it is."""
+    times = []
+    for _ in range(9):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return statistics.median(times[2:])

@@ -1,0 +1,36 @@
+"""Where a key or a value lies in the pool, for the Triton kernels.
+
+The pool of `KVLayout` seen as elements of the cache dtype:
+
+    block b = [ layer 0 | layer 1 | ... ]         layer = [ K | V ]         K, V = [kv head, token in block, D]
+
+so that one head's keys of one block are one run of block_size * D elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from octavo.kernels.ops import AttentionLayer, KVLayout
+
+TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerPool:
+    """One layer's view of the pool. Strides and offsets count elements."""
+
+    data: torch.Tensor  # 1-D, starts at the layer's K in block 0
+    block_stride: int
+    value_offset: int  # from a key to its value
+    block_size: int
+
+    @classmethod
+    def of(cls, pool: torch.Tensor, layout: KVLayout, layer: AttentionLayer) -> LayerPool:
+        """`pool` is 1-D uint8, as `Backend.compile` receives it but on the device."""
+        elements = pool.view(TORCH_DTYPE[layout.dtype])
+        size = elements.element_size()
+        start = layer.index_in_group * layout.layer_bytes // size
+        return cls(elements[start:], layout.block_bytes // size, layout.layer_bytes // size // 2, layout.block_size)

@@ -1,0 +1,100 @@
+"""RMSNorm, residual add + RMSNorm and LayerNorm: one program a row, one read and one write of it.
+
+Sums are float32 whatever the activations' type.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo.kernels.triton.chain import wait_for_previous
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, *, chained: bool = False) -> None:
+    """out = x / sqrt(mean(x^2) + eps) * weight, over the last of [T, H]. `out` may be x."""
+    _rms_norm(x, None, weight, eps, out, chained)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, *, chained: bool = False
+) -> None:
+    """residual += x; out = rms_norm(residual). `out` may be x."""
+    _rms_norm(x, residual, weight, eps, out, chained)
+
+
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    out: torch.Tensor,
+    *,
+    chained: bool = False,
+) -> None:
+    """out = (x - mean) / sqrt(var + eps) * weight + bias, over the last of [T, H]. `out` may be x."""
+    width = x.shape[1]
+    width_pad = triton.next_power_of_2(width)
+    _layer_norm_kernel[(len(x),)](
+        x, weight, weight if bias is None else bias, out, eps, x.stride(0), out.stride(0),
+        WIDTH=width, PAD=width_pad, HAS_BIAS=bias is not None,
+        CHAINED=chained, launch_pdl=chained, num_warps=_num_warps(width_pad),
+    )  # fmt: skip
+
+
+def _rms_norm(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, out: torch.Tensor, chained: bool
+) -> None:
+    width = x.shape[1]
+    width_pad = triton.next_power_of_2(width)
+    _rms_norm_kernel[(len(x),)](
+        x, x if residual is None else residual, weight, out, eps,
+        x.stride(0), x.stride(0) if residual is None else residual.stride(0), out.stride(0),
+        WIDTH=width, PAD=width_pad, HAS_RESIDUAL=residual is not None,
+        CHAINED=chained, launch_pdl=chained, num_warps=_num_warps(width_pad),
+    )  # fmt: skip
+
+
+def _num_warps(width_pad: int) -> int:
+    """Two 16-byte loads a thread."""
+    return min(16, max(1, width_pad // 512))
+
+
+@triton.jit
+def _rms_norm_kernel(
+    x_ptr, residual_ptr, weight_ptr, out_ptr, eps, x_stride, residual_stride, out_stride,
+    WIDTH: tl.constexpr, PAD: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    col = tl.arange(0, PAD)
+    mask = col < WIDTH
+    weight = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
+    wait_for_previous(CHAINED)
+    x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        at = residual_ptr + row * residual_stride + col
+        total = (x + tl.load(at, mask=mask, other=0.0).to(tl.float32)).to(residual_ptr.dtype.element_ty)
+        tl.store(at, total, mask=mask)
+        x = total.to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(x * x, 0) / WIDTH + eps)
+    tl.store(out_ptr + row * out_stride + col, (x * rstd * weight).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _layer_norm_kernel(
+    x_ptr, weight_ptr, bias_ptr, out_ptr, eps, x_stride, out_stride,
+    WIDTH: tl.constexpr, PAD: tl.constexpr, HAS_BIAS: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    col = tl.arange(0, PAD)
+    mask = col < WIDTH
+    weight = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
+    wait_for_previous(CHAINED)
+    x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+    centred = tl.where(mask, x - tl.sum(x, 0) / WIDTH, 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
+    y = centred * rstd * weight
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * out_stride + col, y.to(out_ptr.dtype.element_ty), mask=mask)

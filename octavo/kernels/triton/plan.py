@@ -1,0 +1,161 @@
+"""The step's attention plan: every sequence's work cut into items of like size, on the device, once a step.
+
+    seq_lens         [ 600 | 70 | 20000 ]         partition   256, 256, 1024: grows with the length
+    decode items     s2 0-1024, s2 1024-2048, ... s0 0-256, s0 256-512, s0 512-600, s1 0-70
+
+A persistent attention kernel deals the items out to its programs, so a long sequence beside short ones costs
+what its tokens cost. How a sequence is cut depends on its own length alone: its result is the same in every
+batch. There are at most `MAX_PARTITIONS` a sequence, which bounds the partial results. Longer partitions are
+listed first, so that the short ones fill in at the end.
+
+An item names the sequence whose block table is read and a range of its tokens; which query rows it serves is
+a property of the item's sequence today (its one new token), and can become a list of rows beside it: the
+attention kernel packs the rows of an item into one tile, and joins partial results by query row.
+
+Sequences with several new tokens get tiles of `PREFILL_TILE` queries instead, the last (longest) first.
+
+Tensors of a plan, all int32 on the device:
+    totals        [2]              decode items, prefill tiles
+    items         [max_items, 8]   a record, so that one read finds all:
+                                   sequence, its row of the block table, its new token's index in the step,
+                                   that token's position, first token, end, the sequence's first item, number of items
+    tiles         [max_tiles, 2]   sequence, first query (counted from the sequence's first in the step)
+    slots         [T]              where each token's key and value go: block id * block size + offset
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo.kernels.triton.chain import wait_for_previous
+
+MIN_PARTITION = 256
+MAX_PARTITIONS = 32
+PREFILL_TILE = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionPlan:
+    """Device tensors of one plan; one plan serves all layers that share block table and window."""
+
+    totals: torch.Tensor
+    items: torch.Tensor
+    tiles: torch.Tensor
+    slots: torch.Tensor
+
+    @classmethod
+    def allocate(cls, max_num_seqs: int, max_num_tokens: int, device: torch.device) -> AttentionPlan:
+        """Room for any step within the limits."""
+
+        def empty(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        max_tiles = max_num_tokens // PREFILL_TILE + max_num_seqs
+        return cls(
+            totals=empty(2),
+            items=empty(max_num_seqs * MAX_PARTITIONS, 8),
+            tiles=empty(max_tiles, 2),
+            slots=empty(max_num_tokens),
+        )
+
+
+def make_plan(
+    plan: AttentionPlan,
+    *,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    positions: torch.Tensor,
+    rows: torch.Tensor,
+    block_table: torch.Tensor,
+    block_size: int,
+    window: int | None = None,
+    chained: bool = False,
+) -> None:
+    """Fill `plan` for the step. A sequence of length 0 is padding: it gets no items and no slots."""
+    num_seqs = len(seq_lens)
+    _plan_kernel[(num_seqs,)](
+        plan.totals, plan.items, plan.tiles, plan.slots,
+        query_start_loc, seq_lens, positions, rows, block_table, block_table.stride(0), num_seqs,
+        WINDOW=window or 0, BLOCK_SIZE=block_size, SEQS=triton.next_power_of_2(num_seqs),
+        MIN_PARTITION=MIN_PARTITION, MAX_PARTITIONS=MAX_PARTITIONS, TILE=PREFILL_TILE,
+        CHAINED=chained, launch_pdl=chained, num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _partition_len(seq_len, MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.constexpr):
+    """The least power of two times MIN_PARTITION that cuts seq_len into at most MAX_PARTITIONS."""
+    partition = seq_len * 0 + MIN_PARTITION
+    for _ in tl.static_range(16):
+        partition = tl.where(partition * MAX_PARTITIONS < seq_len, partition * 2, partition)
+    return partition
+
+
+@triton.jit
+def _plan_kernel(
+    totals, items, tiles, slots,
+    query_start_loc, seq_lens, positions, rows, block_table, table_stride, num_seqs,
+    WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEQS: tl.constexpr,
+    MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """One program a sequence: it counts the items before its own, then writes its own."""
+    s = tl.program_id(0)
+    wait_for_previous(CHAINED)
+
+    all_s = tl.arange(0, SEQS)
+    live = all_s < num_seqs
+    all_len = tl.load(seq_lens + all_s, mask=live, other=0)
+    all_queries = tl.load(query_start_loc + all_s + 1, mask=live, other=0) - tl.load(
+        query_start_loc + all_s, mask=live, other=0
+    )
+    all_part = _partition_len(all_len, MIN_PARTITION, MAX_PARTITIONS)
+    first_part = tl.maximum(all_len - WINDOW, 0) // all_part if WINDOW else all_len * 0
+    all_items = tl.where((all_queries == 1) & (all_len > 0), tl.cdiv(all_len, all_part) - first_part, 0)
+    all_tiles = tl.where((all_queries > 1) & (all_len > 0), tl.cdiv(all_queries, TILE), 0)
+
+    me = all_s == s
+    seq_len = tl.sum(tl.where(me, all_len, 0))
+    part = tl.sum(tl.where(me, all_part, 0))
+    num_items = tl.sum(tl.where(me, all_items, 0))
+    num_tiles = tl.sum(tl.where(me, all_tiles, 0))
+    first = tl.sum(tl.where(me, first_part, 0))
+    before = (all_part > part) | ((all_part == part) & (all_s < s))
+    item_start = tl.sum(tl.where(before, all_items, 0))
+    tile_start = tl.sum(tl.where(all_s < s, all_tiles, 0))
+
+    if s == 0:
+        tl.store(totals, tl.sum(all_items))
+        tl.store(totals + 1, tl.sum(all_tiles))
+    token_start = tl.load(query_start_loc + s)
+    token_end = tl.load(query_start_loc + s + 1)
+    table_row = tl.load(rows + s)
+
+    j = tl.arange(0, MAX_PARTITIONS)
+    mine = j < num_items
+    begin = (first + j) * part
+    item = items + (item_start + j) * 8
+    tl.store(item, s, mask=mine)
+    tl.store(item + 1, table_row, mask=mine)
+    tl.store(item + 2, token_start, mask=mine)
+    tl.store(item + 3, seq_len - 1, mask=mine)
+    tl.store(item + 4, tl.maximum(begin, seq_len - WINDOW) if WINDOW else begin, mask=mine)
+    tl.store(item + 5, tl.minimum(begin + part, seq_len), mask=mine)
+    tl.store(item + 6, item_start, mask=mine)
+    tl.store(item + 7, num_items, mask=mine)
+
+    chunk = tl.arange(0, 256)
+    for t in range(0, num_tiles, 256):
+        tile = tiles + (tile_start + t + chunk) * 2
+        tl.store(tile, s, mask=t + chunk < num_tiles)
+        tl.store(tile + 1, (num_tiles - 1 - t - chunk) * TILE, mask=t + chunk < num_tiles)
+
+    table = block_table + table_row.to(tl.int64) * table_stride
+    for t in range(token_start, token_end, 256):
+        mask = (t + chunk < token_end) & (seq_len > 0)
+        position = tl.load(positions + t + chunk, mask=mask, other=0)
+        block = tl.load(table + position // BLOCK_SIZE, mask=mask, other=0)
+        tl.store(slots + t + chunk, block * BLOCK_SIZE + position % BLOCK_SIZE, mask=mask)

@@ -1,0 +1,130 @@
+"""Random ragged steps over a paged cache, and attention over them in plain float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, RotaryTable
+from octavo.kernels.triton.kv_pool import LayerPool
+from tests.gpu.device import DEVICE
+
+KV_DTYPE: dict[torch.dtype, KVDType] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+
+@dataclass
+class PagedBatch:
+    """A step: sequences with (cached, new) tokens, blocks scattered over the pool, the null block poisoned."""
+
+    layer: AttentionLayer
+    pool: LayerPool
+    raw_pool: torch.Tensor
+    qkv: torch.Tensor
+    query_lens: list[int]
+    seq_lens: torch.Tensor
+    query_start_loc: torch.Tensor
+    positions: torch.Tensor
+    rows: torch.Tensor
+    block_table: torch.Tensor
+
+    def cells(self, s: int) -> torch.Tensor:
+        """[tokens, K, D] element offsets of sequence s's keys in the layer's pool."""
+        t = torch.arange(int(self.seq_lens[s]), device=DEVICE)
+        size, dim = self.pool.block_size, self.layer.head_dim
+        block = self.block_table[self.rows[s], t // size].long()
+        head = torch.arange(self.layer.num_kv_heads, device=DEVICE) * size * dim
+        start = block * self.pool.block_stride + (t % size) * dim
+        return start[:, None, None] + head[None, :, None] + torch.arange(dim, device=DEVICE)
+
+    def keys(self, s: int) -> torch.Tensor:
+        return self.pool.data[self.cells(s)]
+
+    def values(self, s: int) -> torch.Tensor:
+        return self.pool.data[self.cells(s) + self.pool.value_offset]
+
+    def split_qkv(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q [T, Q, D], k and v [T, K, D]."""
+        q_heads, kv_heads = self.layer.num_heads, self.layer.num_kv_heads
+        heads = self.qkv.view(len(self.qkv), q_heads + 2 * kv_heads, self.layer.head_dim)
+        return heads[:, :q_heads], heads[:, q_heads : q_heads + kv_heads], heads[:, q_heads + kv_heads :]
+
+    def attend(self, q: torch.Tensor) -> torch.Tensor:
+        """q [T, Q, D] over the cache as it is -> [T, Q * D] float32."""
+        layer = self.layer
+        out = torch.empty(len(q), layer.num_heads * layer.head_dim, device=DEVICE)
+        for s, num_queries in enumerate(self.query_lens):
+            start = int(self.query_start_loc[s])
+            group = layer.num_heads // layer.num_kv_heads
+            k = self.keys(s).float().repeat_interleave(group, 1)
+            v = self.values(s).float().repeat_interleave(group, 1)
+            scores = torch.einsum("qhd,khd->hqk", q[start : start + num_queries].float(), k) * layer.scale
+            if layer.softcap is not None:
+                scores = layer.softcap * torch.tanh(scores / layer.softcap)
+            key = torch.arange(len(k), device=DEVICE)
+            position = self.positions[start : start + num_queries, None]
+            seen = key <= position
+            if layer.window is not None:
+                seen &= key > position - layer.window
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+            out[start : start + num_queries] = torch.einsum("hqk,khd->qhd", weights, v).flatten(1)
+        return out
+
+
+def make_batch(
+    seqs: list[tuple[int, int]],
+    *,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    head_dim: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
+    block_size: int = 16,
+    window: int | None = None,
+    softcap: float | None = None,
+    has_norm: bool = False,
+    rotary_dim: int | None = None,
+    seed: int = 0,
+) -> PagedBatch:
+    """A step in which sequence i has seqs[i] = (tokens cached, tokens new)."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    lens = [cached + new for cached, new in seqs]
+    num_blocks = 1 + sum(-(-n // block_size) for n in lens)
+    layout = KVLayout(num_blocks, block_size, 2, num_kv_heads, head_dim, KV_DTYPE[dtype])
+    weights = rng.uniform(0.5, 1.5, (2, head_dim)).astype(np.float32)
+    layer = AttentionLayer(
+        group=0, index_in_group=1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
+        scale=head_dim**-0.5, window=window, softcap=softcap,
+        q_norm=weights[0] if has_norm else None, k_norm=weights[1] if has_norm else None,
+        rotary=rotary_table(rotary_dim, max(lens)) if rotary_dim else None,
+    )  # fmt: skip
+    raw = torch.randn(num_blocks * layout.block_bytes // dtype.itemsize, device=DEVICE).to(dtype)
+    raw[: layout.block_bytes // dtype.itemsize] = torch.nan
+    rows = rng.permutation(len(seqs) + 2)[: len(seqs)]
+    table = np.zeros((len(seqs) + 2, max(-(-n // block_size) for n in lens)), np.int32)
+    free = iter(rng.permutation(num_blocks - 1) + 1)
+    for row, n in zip(rows, lens, strict=True):
+        for b in range(-(-n // block_size)):
+            table[row, b] = next(free)
+
+    def on_device(values: object) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values, np.int32), device=DEVICE)
+
+    query_lens = [new for _, new in seqs]
+    width = (num_heads + 2 * num_kv_heads) * head_dim
+    return PagedBatch(
+        layer, LayerPool.of(raw.view(torch.uint8), layout, layer), raw,
+        torch.randn(sum(query_lens), width, device=DEVICE).to(dtype), query_lens,
+        on_device(lens), on_device(np.cumsum([0, *query_lens])),
+        on_device(np.concatenate([np.arange(c, c + n) for c, n in seqs])), on_device(rows), on_device(table),
+    )  # fmt: skip
+
+
+def rotary_table(rotary_dim: int, max_len: int) -> RotaryTable:
+    angle = np.outer(np.arange(max_len), 10000.0 ** -(np.arange(rotary_dim // 2) / (rotary_dim // 2)))
+    return RotaryTable(np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))

@@ -1,0 +1,140 @@
+"""Paged attention against float32 softmax over the same cache, for ragged mixes of chunks and decodes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
+
+from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention  # isort: skip
+from octavo.kernels.triton.plan import AttentionPlan, make_plan  # isort: skip
+from octavo.kernels.triton.prefill_attention import prefill_attention  # isort: skip
+from octavo.kernels.triton.rotary_kv_write import HeadTransform, rotary_kv_write  # isort: skip
+from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
+
+
+def run(batch: PagedBatch, *, fused: bool = False, chained: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the op's kernels: the queries after norm and rotation (empty if fused), and the output."""
+    layer = batch.layer
+    num_seqs, num_tokens = len(batch.query_lens), len(batch.positions)
+    plan = AttentionPlan.allocate(num_seqs, num_tokens, DEVICE)
+    workspace = DecodeWorkspace.allocate(num_seqs, layer.num_heads, layer.head_dim, DEVICE)
+    where = dict(
+        seq_lens=batch.seq_lens, query_start_loc=batch.query_start_loc, rows=batch.rows, block_table=batch.block_table
+    )
+    make_plan(
+        plan, positions=batch.positions, block_size=batch.pool.block_size, window=layer.window, chained=chained, **where
+    )
+    transform = HeadTransform.of(layer, DEVICE)
+    q = torch.empty(num_tokens, layer.num_heads * layer.head_dim, device=DEVICE, dtype=batch.qkv.dtype)
+    out = torch.full_like(q, torch.nan)
+    decode = dict(num_multiprocessors=100 if ON_GPU else 1, chained=chained, block_table=batch.block_table)
+    if fused:
+        decode_attention(batch.qkv, out, layer, batch.pool, plan, workspace, transform=transform, **decode)
+    else:
+        rotary_kv_write(
+            batch.qkv, q, layer, batch.pool, transform, slots=plan.slots, positions=batch.positions, chained=chained
+        )
+        decode_attention(q, out, layer, batch.pool, plan, workspace, **decode)
+        prefill_attention(q, out, layer, batch.pool, plan, max_tiles=len(plan.tiles), chained=chained, **where)
+    assert not workspace.arrived.any(), "the arrival counters are ready for the next layer"
+    return q, out
+
+
+def transformed_heads(batch: PagedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, v after norm and rotation, in float32."""
+    layer = batch.layer
+    q, k, v = (x.float().clone() for x in batch.split_qkv())
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q = q * (q.square().mean(-1, keepdim=True) + layer.norm_eps).rsqrt() * torch.as_tensor(layer.q_norm).to(q)
+        k = k * (k.square().mean(-1, keepdim=True) + layer.norm_eps).rsqrt() * torch.as_tensor(layer.k_norm).to(k)
+    if layer.rotary is not None:
+        half = layer.rotary.rotary_dim // 2
+        cos = torch.as_tensor(layer.rotary.cos).to(q)[batch.positions][:, None]
+        sin = torch.as_tensor(layer.rotary.sin).to(q)[batch.positions][:, None]
+        for x in (q, k):
+            a, b = x[..., :half].clone(), x[..., half : 2 * half].clone()
+            x[..., :half], x[..., half : 2 * half] = a * cos - b * sin, b * cos + a * sin
+    return q, k, v
+
+
+def check(batch: PagedBatch, **how: bool) -> None:
+    expected_q, expected_k, expected_v = transformed_heads(batch)
+    tolerance = TOLERANCE[batch.qkv.dtype]
+    q, out = run(batch, **how)
+    if not how.get("fused"):
+        assert relative_error(q.view_as(expected_q), expected_q) < tolerance
+    start = 0
+    for s, num_new in enumerate(batch.query_lens):
+        new = slice(start, start + num_new)
+        assert relative_error(batch.keys(s)[-num_new:], expected_k[new]) < tolerance
+        assert torch.equal(batch.values(s)[-num_new:].float(), expected_v[new])
+        start += num_new
+    attended = batch.attend(expected_q if how.get("fused") else q.view_as(expected_q))
+    assert relative_error(out, attended) < tolerance
+    assert batch.raw_pool[: batch.pool.block_stride].isnan().all(), "nobody writes the null block"
+
+
+SMALL_MIX = [(0, 5), (300, 1), (17, 3), (15, 1), (0, 1), (64, 1), (16, 33)]
+DECODES = [(530, 1), (15, 1), (16, 1), (0, 1), (63, 1), (64, 1), (200, 1)]
+
+
+def test_mixed_step() -> None:
+    check(make_batch(SMALL_MIX, dtype=torch.float32, has_norm=True, rotary_dim=64))
+
+
+def test_fused_decode() -> None:
+    check(make_batch(DECODES, dtype=torch.float32, has_norm=True, rotary_dim=64), fused=True)
+
+
+def test_window_and_softcap() -> None:
+    check(make_batch(SMALL_MIX, dtype=torch.float32, window=40, softcap=2.0, rotary_dim=32))
+
+
+def test_windowed_fused_decode() -> None:
+    check(make_batch(DECODES, dtype=torch.float32, window=64, softcap=2.0, head_dim=32, rotary_dim=32), fused=True)
+
+
+BIG_MIX = [(0, 700), (3000, 1), (511, 1), (1024, 130), (0, 128), (77, 129), (20000, 1), (2047, 1), (2048, 1), (9000, 1), (5, 2)]
+BIG_DECODES = [(n, 1) for n in (0, 1, 15, 16, 63, 64, 127, 700, 2047, 2048, 4097, 9001, 30000)] * 3
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
+def test_mixed_step_shapes(dtype: torch.dtype, head_dim: int, group: int) -> None:
+    check(make_batch(BIG_MIX, num_heads=2 * group, head_dim=head_dim, dtype=dtype, has_norm=True, rotary_dim=head_dim))
+
+
+@needs_gpu
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
+def test_fused_decode_shapes(dtype: torch.dtype, head_dim: int, group: int, chained: bool) -> None:
+    batch = make_batch(
+        BIG_DECODES, num_heads=2 * group, head_dim=head_dim, dtype=dtype, has_norm=True, rotary_dim=head_dim
+    )
+    check(batch, fused=True, chained=chained)
+
+
+@needs_gpu
+@pytest.mark.parametrize("window", [1, 100, 1024])
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_windows(window: int, block_size: int) -> None:
+    options = dict(head_dim=128, block_size=block_size, window=window, rotary_dim=128)
+    check(make_batch(BIG_MIX, **options), chained=True)
+    check(make_batch(BIG_DECODES, **options), fused=True)
+
+
+@needs_gpu
+def test_a_sequence_is_the_same_in_every_batch() -> None:
+    batch = make_batch([(3000, 1), *BIG_DECODES], head_dim=128)
+    _, together = run(batch)
+    batch.query_lens = [1]
+    batch.seq_lens, batch.query_start_loc = batch.seq_lens[:1], batch.query_start_loc[:2]
+    batch.positions, batch.rows, batch.qkv = batch.positions[:1], batch.rows[:1], batch.qkv[:1]
+    _, alone = run(batch)
+    assert torch.equal(together[:1], alone)
