@@ -15,7 +15,7 @@ DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 SchedulingPolicy = Literal["fcfs", "priority"]
-BackendOption = Literal["auto", "cpu", "reference"]
+BackendOption = Literal["auto", "triton", "cpu", "reference"]
 
 
 def knob(default: Any, why: str) -> Any:
@@ -49,7 +49,10 @@ class CacheConfig:
 
     block_size: int = knob(16, "token slots of a block")
     kv_cache_memory_bytes: int | None = knob(
-        None, "bytes for KV blocks; default: a quarter of free memory, 4 GiB at most"
+        None, "bytes for KV blocks; default: a quarter of free memory, 4 GiB at most; on a GPU see gpu_memory_utilization"
+    )
+    gpu_memory_utilization: float = knob(
+        0.92, "share of the GPU's memory, from 0 to 1, for weights, activations and KV blocks together"
     )
     num_gpu_blocks_override: int | None = knob(
         None, "exactly so many blocks, whatever the memory; for tests and studies"
@@ -60,6 +63,10 @@ class CacheConfig:
     def __post_init__(self) -> None:
         if self.block_size not in (8, 16, 32, 64, 128):
             raise ConfigError(f"block_size is {self.block_size}, allowed are 8, 16, 32, 64 and 128")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}, allowed is more than 0, and 1 at most"
+            )
         _at_least("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
         _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 2)
 
@@ -68,8 +75,12 @@ class CacheConfig:
 class SchedulerConfig:
     """Who runs in a step."""
 
-    max_num_batched_tokens: int | None = knob(None, "the token budget of a step; default: 512 on a CPU")
-    max_num_seqs: int = knob(256, "most sequences running at once")
+    max_num_batched_tokens: int | None = knob(
+        None, "the token budget of a step; default: 512 on a CPU, 8192 on a GPU, 16384 from 70 GiB on"
+    )
+    max_num_seqs: int | None = knob(
+        None, "most sequences running at once; default: 256, or 1024 on a GPU of 70 GiB or more"
+    )
     enable_chunked_prefill: bool = knob(True, "cut prompts to fit the budget; off: a prompt is computed in one step")
     long_prefill_token_threshold: int = knob(0, "most prompt tokens one sequence gets in a step; 0: no such limit")
     scheduling_policy: SchedulingPolicy = knob(

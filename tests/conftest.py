@@ -1,4 +1,4 @@
-"""What tests of whole models share: tiny checkpoints, made once a session, and every backend that can run here.
+"""What tests of whole models share: tiny checkpoints, made once a session, and every backend of the host that can run here.
 
 torch and transformers are imported by the fixtures that need them, so that the tests of everything else start
 at once.
@@ -13,7 +13,7 @@ import pytest
 
 from octavo.config import BackendConfig
 from octavo.kernels.ops import Backend
-from octavo.kernels.registry import BACKENDS
+from octavo.kernels.registry import HOST_BACKENDS
 
 TinyFolder = Callable[..., Path]
 
@@ -45,9 +45,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None
     return get
 
 
-@pytest.fixture(params=list(BACKENDS))
+@pytest.fixture(params=list(HOST_BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Backend:
-    chosen = BACKENDS[request.param](BackendConfig())
+    chosen = HOST_BACKENDS[request.param](BackendConfig())
     if (reason := chosen.why_not()) is not None:
         pytest.skip(reason)
     return chosen

@@ -61,10 +61,15 @@ def add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, text: str) ->
     elif get_origin(kind) is Literal:
         group.add_argument(flag, choices=get_args(kind), default=argparse.SUPPRESS, help=text)
     else:
-        assert kind in (int, str), f"{name} is a {kind}: flags are made for bool, Literal, int and str"
-        convert: Callable[[str], Any] = whole_number if kind is int else str
-        metavar = "N" if kind is int else "TEXT"
+        convert, metavar = _VALUES[kind]
         group.add_argument(flag, type=convert, metavar=metavar, default=argparse.SUPPRESS, help=text)
+
+
+_VALUES: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (whole_number, "N"),
+    float: (float, "X"),
+    str: (str, "TEXT"),
+}
 
 
 def _without_none(hint: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from octavo.cache.groups import CacheGroup, layers_per_group, make_groups
 from octavo.cache.kv_cache import KVCache
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
+from octavo.engine import device
 from octavo.engine.card import start_up_card
 from octavo.engine.core import EngineCore
 from octavo.engine.input import InputProcessor, RequestLimits
@@ -18,8 +19,9 @@ from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.tokenizer import Tokenizer, open_tokenizer
 from octavo.errors import ConfigError
 from octavo.executor.inline import InlineExecutor
-from octavo.kernels.ops import Backend, KVDType, KVLayout, StepLimits
+from octavo.kernels.ops import Backend, KVDType, KVLayout, Model, StepLimits
 from octavo.kernels.registry import select
+from octavo.kernels.triton.backend import TritonBackend
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
@@ -27,11 +29,12 @@ from octavo.models.registry import build_model, required_tensors
 from octavo.observe.events import EngineStarted, EventLog
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
-from octavo.worker.memory import plan_kv_cache
+from octavo.worker.memory import KVBudget, plan_kv_cache
 from octavo.worker.worker import Worker
 
 Clock = Callable[[], float]
 
+DEFAULT_MAX_NUM_SEQS = 256
 DEFAULT_TOKEN_BUDGET = 512  # of a CPU step: prefill runs at full speed and decodes wait well under a second
 
 _SECTIONS: dict[str, type[Any]] = {
@@ -64,10 +67,14 @@ def engine_config(**options: Any) -> EngineConfig:
 def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngine:
     """Open the checkpoint, choose the backend, size the cache, and connect."""
     begin = clock()
-    checkpoint = open_checkpoint(config.model)
-    shape = _engine_shape(config, checkpoint)
     selection = select(config.backend)
-    worker = _load_worker(selection.backend, checkpoint, shape)
+    backend = selection.backend
+    config = _with_device_defaults(config, backend)
+    checkpoint = open_checkpoint(config.model, draws_on_device=isinstance(backend, TritonBackend))
+    if isinstance(backend, TritonBackend):
+        shape, worker = _load_on_device(config, checkpoint, backend)
+    else:
+        shape, worker = _load_on_host(config, checkpoint, backend)
     tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
     events = EventLog(config.observe.event_log_size)
     _record_start(shape, events, clock)
@@ -107,8 +114,60 @@ class _EngineShape:
     layout: KVLayout
     limits: StepLimits
 
+    def fitted(self, budget: KVBudget) -> _EngineShape:
+        """These sizes with the blocks that there is room for."""
+        return replace(
+            self,
+            layout=replace(self.layout, num_blocks=budget.num_blocks),
+            limits=replace(self.limits, max_model_len=budget.max_model_len),
+        )
 
-def _engine_shape(config: EngineConfig, checkpoint: Checkpoint) -> _EngineShape:
+
+def _with_device_defaults(config: EngineConfig, backend: Backend | TritonBackend) -> EngineConfig:
+    """The step's sizes, where they were left to the device."""
+    if isinstance(backend, TritonBackend):
+        num_tokens, num_seqs = device.default_token_budget(backend), device.default_max_num_seqs(backend)
+    else:
+        num_tokens, num_seqs = DEFAULT_TOKEN_BUDGET, DEFAULT_MAX_NUM_SEQS
+    sizes = config.scheduler
+    return replace(
+        config,
+        scheduler=replace(
+            sizes,
+            max_num_batched_tokens=sizes.max_num_batched_tokens or num_tokens,
+            max_num_seqs=sizes.max_num_seqs or num_seqs,
+        ),
+    )
+
+
+def _load_on_host(config: EngineConfig, checkpoint: Checkpoint, backend: Backend) -> tuple[_EngineShape, Worker]:
+    shape = _largest_shape(config, checkpoint, _kv_dtype(config, checkpoint))
+    limits = shape.limits
+    is_len_asked = config.model.max_model_len is not None
+    budget = plan_kv_cache(
+        *(config.cache, shape.layout, len(shape.groups), limits.max_num_seqs, limits.max_model_len, is_len_asked)
+    )
+    shape = shape.fitted(budget)
+    model = _build_model(checkpoint, shape)
+    return shape, Worker.on_host(backend, model, shape.layout, shape.limits, len(shape.groups))
+
+
+def _load_on_device(
+    config: EngineConfig, checkpoint: Checkpoint, backend: TritonBackend
+) -> tuple[_EngineShape, Worker]:
+    """Weights first: the KV blocks get what they leave."""
+    dtype = device.compute_dtype(config.model.dtype, checkpoint.dtypes[0])
+    shape = _largest_shape(config, checkpoint, device.kv_dtype(config.cache, dtype))
+    loaded = device.load_on_device(backend, _build_model(checkpoint, shape), shape.layout, shape.limits, dtype)
+    is_len_asked = config.model.max_model_len is not None
+    shape = shape.fitted(
+        device.plan_device_cache(config.cache, loaded, shape.layout, len(shape.groups), shape.limits, is_len_asked)
+    )
+    return shape, Worker.on_device(loaded, shape.layout, shape.limits, len(shape.groups))
+
+
+def _largest_shape(config: EngineConfig, checkpoint: Checkpoint, kv_dtype: KVDType) -> _EngineShape:
+    """The sizes before it is known how many blocks there will be."""
     architecture = checkpoint.architecture
     groups = make_groups(architecture.windows or (None,) * architecture.num_layers)
     layout = KVLayout(
@@ -117,7 +176,7 @@ def _engine_shape(config: EngineConfig, checkpoint: Checkpoint) -> _EngineShape:
         layers_per_group=layers_per_group(groups),
         num_kv_heads=architecture.num_kv_heads,
         head_dim=architecture.head_dim,
-        dtype=_kv_dtype(config, checkpoint),
+        dtype=kv_dtype,
     )
     asked_len = config.model.max_model_len
     model_len = architecture.max_position_embeddings
@@ -125,17 +184,15 @@ def _engine_shape(config: EngineConfig, checkpoint: Checkpoint) -> _EngineShape:
         raise ConfigError(
             f"max_model_len is {asked_len}, allowed is up to {model_len}, the positions this model was made for"
         )
-    max_num_seqs = config.scheduler.max_num_seqs
-    budget = plan_kv_cache(
-        config.cache, layout, len(groups), max_num_seqs, asked_len or model_len, is_len_asked=asked_len is not None
-    )
+    sizes = config.scheduler
+    assert sizes.max_num_batched_tokens is not None and sizes.max_num_seqs is not None, "the device chose them"
     limits = StepLimits(
-        max_num_tokens=config.scheduler.max_num_batched_tokens or DEFAULT_TOKEN_BUDGET,
-        max_num_seqs=max_num_seqs,
-        max_model_len=budget.max_model_len,
+        max_num_tokens=sizes.max_num_batched_tokens,
+        max_num_seqs=sizes.max_num_seqs,
+        max_model_len=asked_len or model_len,
         vocab_size=architecture.vocab_size,
     )
-    return _EngineShape(groups, replace(layout, num_blocks=budget.num_blocks), limits)
+    return _EngineShape(groups, layout, limits)
 
 
 def _kv_dtype(config: EngineConfig, checkpoint: Checkpoint) -> KVDType:
@@ -147,10 +204,9 @@ def _kv_dtype(config: EngineConfig, checkpoint: Checkpoint) -> KVDType:
     return _KV_DTYPE_OF_FILE.get(checkpoint.dtype_label.split(", ")[0], "float16")
 
 
-def _load_worker(backend: Backend, checkpoint: Checkpoint, shape: _EngineShape) -> Worker:
+def _build_model(checkpoint: Checkpoint, shape: _EngineShape) -> Model:
     checkpoint.check(required_tensors(checkpoint.architecture))
-    model = build_model(checkpoint.architecture, checkpoint, _layer_slots(shape.groups), shape.limits.max_model_len)
-    return Worker(backend, model, shape.layout, shape.limits, len(shape.groups))
+    return build_model(checkpoint.architecture, checkpoint, _layer_slots(shape.groups), shape.limits.max_model_len)
 
 
 def _layer_slots(groups: Sequence[CacheGroup]) -> list[tuple[int, int]]:

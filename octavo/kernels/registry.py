@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from octavo.config import BackendConfig
 from octavo.errors import BackendUnavailableError, ConfigError
 from octavo.kernels.ops import Backend
+
+if TYPE_CHECKING:
+    from octavo.kernels.triton.backend import TritonBackend
+
+
+def _triton(config: BackendConfig) -> TritonBackend:
+    from octavo.kernels.triton.backend import TritonBackend
+
+    return TritonBackend()
 
 
 def _cpu(config: BackendConfig) -> Backend:
@@ -25,14 +35,16 @@ def _reference(config: BackendConfig) -> Backend:
     return ReferenceBackend()
 
 
-BACKENDS: dict[str, Callable[[BackendConfig], Backend]] = {"cpu": _cpu, "reference": _reference}
+#: those that compute in the host's memory, best first
+HOST_BACKENDS: dict[str, Callable[[BackendConfig], Backend]] = {"cpu": _cpu, "reference": _reference}
+BACKENDS: dict[str, Callable[[BackendConfig], Backend | TritonBackend]] = {"triton": _triton, **HOST_BACKENDS}
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """The backend chosen, and why it, in words for the start-up card."""
 
-    backend: Backend
+    backend: Backend | TritonBackend
     why: str
 
 

@@ -81,6 +81,19 @@ class HostTensor:
         return self.data.reshape(self.rows, self.row_bytes)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RandomTensor(HostTensor):
+    """A matrix of normal random numbers that nobody has drawn: a backend with memory of its own draws it there.
+    `data` is a stand-in of the right length that takes no memory."""
+
+    seed: int = 0
+    std: float = 0.0
+
+    @classmethod
+    def undrawn(cls, dtype: DType, shape: tuple[int, ...], seed: int, std: float) -> RandomTensor:
+        return cls(dtype, shape, np.broadcast_to(np.zeros(1, np.uint8), num_bytes(dtype, shape)), seed, std)
+
+
 def num_bytes(dtype: DType, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor. Raises ValueError where the last dimension does not fill whole blocks."""
     block_len, block_bytes = BLOCK_FORMATS[dtype]

@@ -2,8 +2,9 @@
 
 Weights are drawn so that activations stay of size one from layer to layer: a matrix has standard deviation
 1/sqrt(columns), 0.02 at most; norm weights are one as the family counts it, biases zero. Each tensor is drawn
-from its own generator, seeded by the model's seed and its name: any tensor can be made alone, in any order,
-here or by a worker on its own device, and always comes out the same. An 8B model's sixteen gigabytes should
+from its own generator, seeded by the model's seed and its name: any tensor can be made alone, in any order, and
+always comes out the same. A backend with memory of its own draws matrices there, with a generator of its own and
+so other numbers, the same in every run. On the host an 8B model's sixteen gigabytes should
 not take minutes of random numbers, so a large tensor repeats one drawn run of 2^20 elements, each time turned
 by a different amount.
 """
@@ -17,7 +18,7 @@ from math import prod
 import numpy as np
 
 from octavo.kernels.reference.dequantize import convert
-from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor, from_array, num_bytes
+from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor, RandomTensor, from_array, num_bytes
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Shape, StoredTensor
 
@@ -26,12 +27,17 @@ _LARGEST_STD = 0.02
 
 
 def dummy_tensors(
-    architecture: Architecture, required: Mapping[str, Shape], dtype: DType, seed: int
+    architecture: Architecture, required: Mapping[str, Shape], dtype: DType, seed: int, *, on_device: bool = False
 ) -> dict[str, StoredTensor]:
-    """Every tensor of the table; each is made when it is read."""
+    """Every tensor of the table; each is made when it is read. on_device: matrices are left for the backend to draw."""
+
+    def read(name: str, shape: Shape) -> HostTensor:
+        if on_device and len(shape) > 1:
+            return RandomTensor.undrawn(dtype, shape, _tensor_seed(seed, name), _std(shape))
+        return draw_tensor(architecture, name, shape, dtype, seed)
 
     def one(name: str, shape: Shape) -> StoredTensor:
-        return StoredTensor(dtype, shape, lambda: draw_tensor(architecture, name, shape, dtype, seed))
+        return StoredTensor(dtype, shape, lambda: read(name, shape))
 
     return {name: one(name, shape) for name, shape in required.items()}
 
@@ -42,8 +48,12 @@ def draw_tensor(architecture: Architecture, name: str, shape: Shape, dtype: DTyp
         return convert(from_array(np.full(shape, value, np.float32)), dtype)
     generator = np.random.default_rng(_tensor_seed(seed, name))
     run = generator.standard_normal(min(prod(shape), _RUN_LEN), dtype=np.float32)
-    run *= min(_LARGEST_STD, shape[-1] ** -0.5)
+    run *= _std(shape)
     return HostTensor(dtype, shape, _repeated(convert(from_array(run), dtype), num_bytes(dtype, shape), generator))
+
+
+def _std(shape: Shape) -> float:
+    return min(_LARGEST_STD, float(shape[-1] ** -0.5))
 
 
 def _is_norm(name: str) -> bool:

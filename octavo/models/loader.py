@@ -32,12 +32,14 @@ Convert = Callable[[HostTensor, DType], HostTensor]
 _DTYPES: dict[str, DType] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
-def open_checkpoint(config: ModelConfig, convert: Convert = convert_in_numpy) -> Checkpoint:
+def open_checkpoint(
+    config: ModelConfig, convert: Convert = convert_in_numpy, *, draws_on_device: bool = False
+) -> Checkpoint:
     """Find a model, read its configuration, check that every tensor it needs is there; no tensor is read.
-    `convert` changes dtypes when tensors are."""
+    `convert` changes dtypes when tensors are. draws_on_device: dummy matrices are left for the backend to draw."""
     path = _locate(config)
     if config.load_format == "dummy":
-        return _open_dummy(path, config)
+        return _open_dummy(path, config, draws_on_device)
     checkpoint = open_gguf(path, config.model) if path.is_file() else open_folder(path, config.model)
     checkpoint.check(required_tensors(checkpoint.architecture))
     return checkpoint if config.dtype == "auto" else _converted(checkpoint, _DTYPES[config.dtype], convert)
@@ -110,7 +112,7 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
     )
 
 
-def _open_dummy(path: Path, config: ModelConfig) -> Checkpoint:
+def _open_dummy(path: Path, config: ModelConfig, draws_on_device: bool) -> Checkpoint:
     if path.is_file():
         checkpoint, dtype = open_gguf(path, config.model), "bfloat16"
     else:
@@ -120,7 +122,10 @@ def _open_dummy(path: Path, config: ModelConfig) -> Checkpoint:
     if dtype not in _DTYPES:
         raise ModelLoadError(f"{path}: dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}")
     required = required_tensors(checkpoint.architecture)
-    return checkpoint.with_tensors(dummy_tensors(checkpoint.architecture, required, _DTYPES[dtype], config.seed))
+    drawn = dummy_tensors(
+        checkpoint.architecture, required, _DTYPES[dtype], config.seed, on_device=draws_on_device
+    )
+    return checkpoint.with_tensors(drawn)
 
 
 def _converted(checkpoint: Checkpoint, dtype: DType, convert: Convert) -> Checkpoint:

@@ -6,15 +6,23 @@ a single request for the whole vocabulary does not make every other one pay for 
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import CompiledModel, FloatArray, IntArray
+from octavo.kernels.ops import FloatArray, IntArray
 from octavo.messages import LogprobRow
 
 
+class Ranks(Protocol):
+    """What is needed of a compiled model. Logits are its own: an array, or a tensor on a device."""
+
+    def top_logprobs(self, logits: Any, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]: ...
+
+
 def logprob_rows(
-    model: CompiledModel, logits: FloatArray, tokens: IntArray, counts: NDArray[np.integer]
+    model: Ranks, logits: Any, tokens: IntArray, counts: NDArray[np.integer]
 ) -> list[LogprobRow]:
     """One row per position: the token chosen there, then the counts[i] best, -1 being the whole vocabulary.
 

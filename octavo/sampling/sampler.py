@@ -78,6 +78,14 @@ class Sampler:
         """How many best tokens each row reports with a drawn one: -1 is all, NO_LOGPROBS is no report."""
         return self._num_logprobs.take(rows)
 
+    def columns(self, rows: IntArray) -> dict[str, NDArray[Any]]:
+        """The numbers of these rows, by the names that SamplingBatch gives them."""
+        return {name: column.take(rows) for name, column in self._columns.items()}
+
+    def has_special(self, rows: IntArray) -> bool:
+        """Whether numbers alone do not say what some of these rows want: their logits are edited."""
+        return bool(self._is_special.take(rows).any())
+
     def prepare(self, rows: IntArray, logits_rows: IntArray, positions: IntArray, token_ids: IntArray) -> SamplingBatch:
         """The batch that draws one token for each of N entries.
 
@@ -89,12 +97,11 @@ class Sampler:
             j: self._special[rows[j]].runs(token_ids[rows[j], : positions[j]])
             for j in np.flatnonzero(self._is_special.take(rows)).tolist()
         }
-        columns = {name: column.take(rows) for name, column in self._columns.items()}
         ragged: dict[str, NDArray[Any]] = {}
         for name, (dtype, offsets_name) in _RAGGED.items():
             runs = {j: entry[name] for j, entry in special.items() if name in entry}
             ragged[name], ragged[offsets_name] = self._join(runs, dtype, len(rows))
-        return SamplingBatch(logits_rows=logits_rows, positions=positions, **columns, **ragged)
+        return SamplingBatch(logits_rows=logits_rows, positions=positions, **self.columns(rows), **ragged)
 
     def _set_special(self, row: int, needs: SpecialNeeds | None) -> None:
         self._is_special[row] = needs is not None

@@ -67,6 +67,7 @@ class Scheduler:
         self._clock = clock
         self._journal = SchedulerJournal(events, clock)
         self._roster = Roster()
+        assert config.max_num_seqs is not None, "whoever knows the device has chosen a number"
         self._seats = Seats(config.max_num_seqs)
         self._budget = TokenBudget(config, max_num_batched_tokens)
         self._prompt_logprobs = PromptLogprobs()

@@ -22,18 +22,25 @@ class KVBudget:
 
 
 def plan_kv_cache(
-    config: CacheConfig, layout: KVLayout, num_groups: int, max_num_seqs: int, max_model_len: int, is_len_asked: bool
+    config: CacheConfig,
+    layout: KVLayout,
+    num_groups: int,
+    max_num_seqs: int,
+    max_model_len: int,
+    is_len_asked: bool,
+    device_bytes: int | None = None,
 ) -> KVBudget:
     """Choose the number of blocks, at most what max_num_seqs sequences could ever fill.
 
     A context the user asked for must fit, else OutOfMemoryError with the numbers; the model's own limit is
-    lowered to what fits, which the start-up card shows. `layout.num_blocks` is ignored.
+    lowered to what fits, which the start-up card shows. `layout.num_blocks` is ignored. device_bytes: what a device
+    with memory of its own has left for KV blocks; None: they are the host's.
     """
     blocks_per_sequence = num_groups * -(-max_model_len // layout.block_size)
     if config.num_gpu_blocks_override is not None:
         num_blocks = config.num_gpu_blocks_override
     else:
-        num_bytes = config.kv_cache_memory_bytes or _default_bytes()
+        num_bytes = config.kv_cache_memory_bytes or (_default_bytes() if device_bytes is None else device_bytes)
         num_blocks = min(num_bytes // layout.block_bytes, max_num_seqs * blocks_per_sequence + 1)
     usable = num_blocks - 1
     if usable < num_groups:

@@ -5,9 +5,11 @@ plan -> rows updated -> batch gathered -> forward -> logits of the rows that sam
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from octavo.kernels.ops import CompiledModel, StepBatch
+from octavo.kernels.ops import CompiledModel, IntArray, StepBatch
 from octavo.messages import LogprobRow, StepPlan, StepResult
 from octavo.sampling.logprobs import logprob_rows
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
@@ -28,8 +30,10 @@ class ModelRunner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         self._apply(plan)
-        if not plan.rows:
-            return StepResult(plan.step_id, [])
+        return self._compute(plan) if plan.rows else StepResult(plan.step_id, [])
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        """Run a step of any kind."""
         batch = self._states.gather(plan)
         self._model.forward(batch)
         prompt_logprobs = {entry: self._prompt_logprobs(batch, entry) for entry in plan.prompt_logprobs}
@@ -70,14 +74,18 @@ class ModelRunner:
         sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids)
         token_ids = self._model.sample(logits, sampling)
         self._states.append(rows, positions, token_ids)
+        return token_ids.tolist(), self._logprobs(rows, logits, logits_rows, token_ids)
+
+    def _logprobs(
+        self, rows: IntArray, logits: Any, logits_rows: IntArray, token_ids: IntArray
+    ) -> dict[int, LogprobRow]:
+        """By entry, for those that asked."""
         ks = self._sampler.num_logprobs(rows)
         wanted = np.flatnonzero(ks != NO_LOGPROBS)
-        logprobs: dict[int, LogprobRow] = {}
-        if len(wanted):
-            chosen = logits[logits_rows[wanted]]
-            found = logprob_rows(self._model, chosen, token_ids[wanted], ks[wanted])
-            logprobs = dict(zip(wanted.tolist(), found, strict=True))
-        return token_ids.tolist(), logprobs
+        if not len(wanted):
+            return {}
+        found = logprob_rows(self._model, logits[logits_rows[wanted]], token_ids[wanted], ks[wanted])
+        return dict(zip(wanted.tolist(), found, strict=True))
 
     def _prompt_logprobs(self, batch: StepBatch, entry: int) -> list[LogprobRow]:
         """For each scheduled prompt token that another prompt token follows: that token's log-probabilities."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from octavo.kernels.ops import Backend, KVLayout, Model, StepLimits
 from octavo.messages import StepPlan, StepResult
 from octavo.sampling.sampler import Sampler
@@ -9,14 +11,29 @@ from octavo.worker.kv_storage import allocate_pool
 from octavo.worker.model_runner import ModelRunner
 from octavo.worker.request_states import RequestStates
 
+if TYPE_CHECKING:
+    from octavo.kernels.triton.model import TritonModel
+
 
 class Worker:
-    """Binds a model to a backend and runs steps."""
+    """Runs steps. Made for the host's memory, or for a device's."""
 
-    def __init__(self, backend: Backend, model: Model, kv: KVLayout, limits: StepLimits, num_groups: int) -> None:
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+
+    @classmethod
+    def on_host(cls, backend: Backend, model: Model, kv: KVLayout, limits: StepLimits, num_groups: int) -> Worker:
         compiled = backend.compile(model, kv, allocate_pool(kv), limits)
         states = RequestStates(limits.max_num_seqs, limits.max_model_len, kv.block_size, num_groups)
-        self._runner = ModelRunner(compiled, states, Sampler(limits.max_num_seqs), limits.max_num_seqs)
+        return cls(ModelRunner(compiled, states, Sampler(limits.max_num_seqs), limits.max_num_seqs))
+
+    @classmethod
+    def on_device(cls, loaded: TritonModel, kv: KVLayout, limits: StepLimits, num_groups: int) -> Worker:
+        from octavo.worker.device_runner import DeviceRunner  # it imports torch, which a host's worker never does
+
+        states = RequestStates(limits.max_num_seqs, limits.max_model_len, kv.block_size, num_groups)
+        loaded.bind_pool(kv.num_blocks)
+        return cls(DeviceRunner(loaded, states, Sampler(limits.max_num_seqs), limits.max_num_seqs))
 
     def execute(self, plan: StepPlan) -> StepResult:
         return self._runner.execute(plan)

@@ -86,7 +86,7 @@ def decode_attention(
     """
     group = layer.num_heads // layer.num_kv_heads
     group_pad = triton.next_power_of_2(group)
-    dim_pad = triton.next_power_of_2(layer.head_dim)
+    dim_pad = max(16, triton.next_power_of_2(layer.head_dim))
     parts = transform if transform is not None else HeadTransform.none(q)
     tile = min(TILING.tile, TILING.tile * 256 // (dim_pad * pool.data.element_size()))
     _decode_kernel[(num_multiprocessors * TILING.programs,)](

@@ -30,7 +30,12 @@ class LayerPool:
     @classmethod
     def of(cls, pool: torch.Tensor, layout: KVLayout, layer: AttentionLayer) -> LayerPool:
         """`pool` is 1-D uint8, as `Backend.compile` receives it but on the device."""
+        return cls.of_index(pool, layout, layer.index_in_group)
+
+    @classmethod
+    def of_index(cls, pool: torch.Tensor, layout: KVLayout, index_in_group: int) -> LayerPool:
+        """The view that serves the layer of this index in every group."""
         elements = pool.view(TORCH_DTYPE[layout.dtype])
         size = elements.element_size()
-        start = layer.index_in_group * layout.layer_bytes // size
+        start = index_in_group * layout.layer_bytes // size
         return cls(elements[start:], layout.block_bytes // size, layout.layer_bytes // size // 2, layout.block_size)

@@ -54,7 +54,7 @@ def prefill_attention(
 ) -> None:
     """Write the rows of `out` [T, Q * D] that belong to sequences with several new tokens. q [T, Q * D]; the cache
     is up to date. max_tiles: at least the plan's number of tiles; T // PREFILL_TILE + S always is."""
-    dim_pad = triton.next_power_of_2(layer.head_dim)
+    dim_pad = max(16, triton.next_power_of_2(layer.head_dim))
     tiling = choose_tiling(dim_pad, q.element_size())
     _prefill_kernel[(layer.num_heads, max_tiles)](
         q, out, pool.data, block_table, rows, seq_lens, query_start_loc, plan.totals, plan.tiles,

@@ -1,0 +1,87 @@
+"""What an engine on a GPU does differently at its start: its defaults, its types, its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from octavo.config import CacheConfig, DTypeOption
+from octavo.errors import ConfigError, OutOfMemoryError
+from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.kernels.triton.backend import TritonBackend
+from octavo.worker.memory import KVBudget, plan_kv_cache
+
+if TYPE_CHECKING:
+    from octavo.kernels.triton.model import TritonModel
+
+LARGE_GPU_BYTES = 70 << 30
+
+
+def default_token_budget(backend: TritonBackend) -> int:
+    return 16384 if _is_large(backend) else 8192
+
+
+def default_max_num_seqs(backend: TritonBackend) -> int:
+    return 1024 if _is_large(backend) else 256
+
+
+def compute_dtype(asked: DTypeOption, file_dtype: str) -> KVDType:
+    """The type asked for, else the file's if it has 16 bits, else bfloat16."""
+    if asked != "auto":
+        return asked
+    return "float16" if file_dtype == "F16" else "bfloat16"
+
+
+def kv_dtype(config: CacheConfig, dtype: KVDType) -> KVDType:
+    """The type that the model computes in: attention multiplies the two."""
+    if config.kv_cache_dtype not in ("auto", dtype):
+        raise ConfigError(
+            f"kv_cache_dtype is {config.kv_cache_dtype} and the model computes in {dtype}; on a GPU they must be the "
+            f"same: set dtype={config.kv_cache_dtype!r}, or leave kv_cache_dtype at 'auto'"
+        )
+    return dtype
+
+
+def load_on_device(
+    backend: TritonBackend, model: Model, layout: KVLayout, limits: StepLimits, dtype: KVDType
+) -> TritonModel:
+    """Everything but the KV blocks. Raises OutOfMemoryError."""
+    with _named_out_of_memory(
+        f"weights in {dtype} and the activations of {limits.max_num_tokens} tokens",
+        "lower max_num_batched_tokens or max_num_seqs, or take a smaller model",
+    ):
+        return backend.load(model, layout, limits, dtype)
+
+
+def plan_device_cache(
+    config: CacheConfig, loaded: TritonModel, layout: KVLayout, num_groups: int, limits: StepLimits, is_len_asked: bool
+) -> KVBudget:
+    """As many blocks as gpu_memory_utilization leaves room for, measured now that everything else is there."""
+    return plan_kv_cache(
+        config,
+        layout,
+        num_groups,
+        limits.max_num_seqs,
+        limits.max_model_len,
+        is_len_asked,
+        device_bytes=loaded.bytes_for_blocks(config.gpu_memory_utilization),
+    )
+
+
+@contextmanager
+def _named_out_of_memory(what: str, cure: str) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info()
+        raise OutOfMemoryError(
+            f"the GPU has no room for {what}: {free:,} of {total:,} bytes are left; {cure}"
+        ) from error
+
+
+def _is_large(backend: TritonBackend) -> bool:
+    assert backend.gpu is not None, "a backend that cannot run is not asked"
+    return backend.gpu.num_bytes >= LARGE_GPU_BYTES

@@ -1,0 +1,58 @@
+"""TritonBackend: kernels for NVIDIA GPUs from Ampere on. Importing this file imports neither torch nor triton."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.kernels.triton.driver import GPU, first_gpu
+
+if TYPE_CHECKING:
+    from octavo.kernels.triton.model import TritonModel
+
+OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix units
+CHAINING_CAPABILITY = (9, 0)  # programmatic dependent launch
+
+
+class TritonBackend:
+    """A backend with memory of its own: weights and KV blocks are loaded there, and steps start there."""
+
+    name = "triton"
+
+    @cached_property
+    def gpu(self) -> GPU | None:
+        return first_gpu()
+
+    def why_not(self) -> str | None:
+        if self.gpu is None:
+            return "this machine has no NVIDIA GPU, or its driver is not installed"
+        if self.gpu.capability < OLDEST_CAPABILITY:
+            have, need = (".".join(map(str, pair)) for pair in (self.gpu.capability, OLDEST_CAPABILITY))
+            return f"{self.gpu.name} has compute capability {have}; {need} or more is needed"
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed; run pip install triton"
+        if not _torch_has_cuda():
+            return "torch is missing or built without CUDA; install the CUDA build of torch"
+        return None
+
+    def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> TritonModel:
+        """Upload the weights and allocate all that steps within the limits need, but for the KV pool."""
+        import torch
+
+        from octavo.kernels.triton.kv_pool import TORCH_DTYPE
+        from octavo.kernels.triton.model import TritonModel
+
+        assert self.gpu is not None, "a backend that cannot run loads nothing"
+        device = torch.device("cuda", 0)
+        chained = self.gpu.capability >= CHAINING_CAPABILITY
+        return TritonModel(model, kv, limits, TORCH_DTYPE[dtype], device, self.gpu.num_multiprocessors, chained)
+
+
+def _torch_has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.version.cuda is not None

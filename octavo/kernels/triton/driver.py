@@ -1,0 +1,40 @@
+"""What the CUDA driver says of the first GPU, asked without torch: a machine without one must not pay for it."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+_MAJOR, _MINOR, _MULTIPROCESSORS = 75, 76, 16  # CUdevice_attribute
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    """One device as its driver describes it."""
+
+    name: str
+    capability: tuple[int, int]
+    num_bytes: int
+    num_multiprocessors: int
+
+
+def first_gpu() -> GPU | None:
+    """The first GPU that CUDA_VISIBLE_DEVICES shows, or None: no driver, or nothing to drive."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, count = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
+        return None
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    name, size = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+
+    def attribute(which: int) -> int:
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), which, device)
+        return value.value
+
+    return GPU(name.value.decode(), (attribute(_MAJOR), attribute(_MINOR)), size.value, attribute(_MULTIPROCESSORS))

@@ -1,0 +1,116 @@
+"""Fewer, larger instructions: what a recorded forward pass becomes before it is bound to kernels.
+
+    rotary_kv_write, paged_attention   ->  attention                         a step of decodes alone
+    linear, gated_activation           ->  linear with gate                ┐
+    linear, add_rms_norm               ->  linear with residual, rms_norm  ├ few rows: reading weights is the cost
+    linear, add                        ->  linear with residual            ┘
+    rms_norm, linear                   ->  linear with norm                  very few rows
+
+A llama's layer of nine instructions becomes five. Buffers are shared out after this, so that a fused instruction
+never finds its result in a buffer that it still reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from octavo.kernels.cpu.recorder import Instruction, Value
+
+#: two neighbours, of which only the second reads the first's result -> what takes their place, or None
+Rule = Callable[[Instruction, Instruction], list[Instruction] | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """Instructions in order; `given` is filled before the first, `kept` is read after the last."""
+
+    instructions: Sequence[Instruction]
+    kept: Value
+    given: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fusions:
+    """What the kernels for one range of row counts do in one launch."""
+
+    attention: bool = False
+    after_linear: bool = False
+    norm_linear: bool = False
+
+
+def fuse(recording: Recording, fusions: Fusions) -> Recording:
+    """The same computation in fewer instructions."""
+    recording = _with_own_queries(recording)
+    if fusions.attention:
+        recording = _apply(recording, _attention)
+    if fusions.after_linear:
+        recording = _apply(recording, _after_linear)
+    if fusions.norm_linear:
+        recording = _apply(recording, _norm_linear)
+    return recording
+
+
+def _with_own_queries(recording: Recording) -> Recording:
+    """Rotated queries get memory of their own: here many programs work on a row, and one may still be reading what
+    another would write over."""
+    moved: dict[Value, Value] = {}
+    instructions = []
+    for instruction in recording.instructions:
+        inputs = tuple(moved.get(value, value) for value in instruction.inputs)
+        outputs = instruction.outputs
+        if instruction.op == "rotary_kv_write":
+            (q,) = outputs
+            moved[q] = Value(q.width, -1 - len(moved), q.width)
+            outputs = (moved[q],)
+        instructions.append(replace(instruction, inputs=inputs, outputs=outputs))
+    return replace(recording, instructions=instructions, kept=moved.get(recording.kept, recording.kept))
+
+
+def _apply(recording: Recording, rule: Rule) -> Recording:
+    uses = Counter(value for instruction in recording.instructions for value in instruction.inputs)
+    uses[recording.kept] += 1
+    result: list[Instruction] = []
+    rest = list(reversed(recording.instructions))
+    while rest:
+        first = rest.pop()
+        fused = None
+        if rest and len(first.outputs) == 1 and first.outputs[0] in rest[-1].inputs and uses[first.outputs[0]] == 1:
+            fused = rule(first, rest[-1])
+        if fused is None:
+            result.append(first)
+        else:
+            rest.pop()
+            result += fused
+    return replace(recording, instructions=result)
+
+
+def _attention(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if (first.op, second.op) != ("rotary_kv_write", "paged_attention"):
+        return None
+    return [Instruction("attention", first.inputs, second.outputs, second.arguments)]
+
+
+def _after_linear(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if first.op != "linear":
+        return None
+    product = first.outputs[0]
+    if second.op == "gated_activation":
+        gate = {"gate": second.arguments["kind"]}
+        return [replace(first, outputs=second.outputs, arguments=first.arguments | gate)]
+    if second.op == "add":
+        (residual,) = (value for value in second.inputs if value is not product)
+        return [replace(first, inputs=(*first.inputs, residual), outputs=second.outputs)]
+    if second.op == "add_rms_norm" and second.inputs[0] is product:
+        normed, total = second.outputs
+        linear = replace(first, inputs=(*first.inputs, second.inputs[1]), outputs=(total,))
+        return [linear, Instruction("rms_norm", (total,), (normed,), second.arguments)]
+    return None
+
+
+def _norm_linear(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if (first.op, second.op) != ("rms_norm", "linear") or second.inputs[0] is not first.outputs[0]:
+        return None
+    norm = {"norm_weight": first.arguments["weight"], "eps": first.arguments["eps"]}
+    return [replace(second, inputs=(*first.inputs, *second.inputs[1:]), arguments=second.arguments | norm)]

@@ -1,0 +1,249 @@
+"""TritonModel: a model on a GPU, bound to a KV pool there.
+
+The forward pass is recorded once and bound four times, each a program for one kind of step:
+
+    chunks   any mix of prefill chunks and decodes          ┐ then `head` on the rows whose logits are wanted
+    few      up to 4 decodes: five kernels a layer          ┐
+    some     up to 64: skinny products, unfused norms       ├ with the head: hidden states become logits in place
+    many     more: cuBLAS products                          ┘
+
+`forward`, `logits` and the rest of CompiledModel take a step from the host, whatever it holds. `decode` runs a step
+of decodes alone on tensors that are on the device already, waits for nothing, and can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import torch
+
+from octavo.kernels.cpu.recorder import Instruction, Recorder
+from octavo.kernels.ops import (
+    AttentionLayer,
+    IntArray,
+    KVLayout,
+    Model,
+    SamplingBatch,
+    StepBatch,
+    StepLimits,
+)
+from octavo.kernels.triton import logprobs
+from octavo.kernels.triton.decode_attention import DecodeWorkspace
+from octavo.kernels.triton.fuse import Fusions, Recording, fuse
+from octavo.kernels.triton.kv_pool import LayerPool
+from octavo.kernels.triton.linear import MAX_VECTOR_ROWS
+from octavo.kernels.triton.plan import AttentionPlan, make_plan
+from octavo.kernels.triton.program import DeviceStep, PlanKey, Program, Surroundings
+from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample
+from octavo.kernels.triton.staging import Staging
+from octavo.kernels.triton.weights import DeviceWeights
+
+MAX_SKINNY_ROWS = 64
+MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row of float32 and one of counts
+
+_NONE = Fusions()
+_DECODE = Fusions(attention=True)
+_SKINNY = Fusions(attention=True, after_linear=True)
+_VECTOR = Fusions(attention=True, after_linear=True, norm_linear=True)
+
+
+class TritonModel:
+    """Implements `octavo.kernels.ops.CompiledModel`, its logits being a device tensor. Owner of all device memory but
+    the runner's rows. Uploads the weights when made; `bind_pool` gives it its KV blocks."""
+
+    def __init__(
+        self,
+        model: Model,
+        kv: KVLayout,
+        limits: StepLimits,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_multiprocessors: int,
+        chained: bool,
+    ) -> None:
+        self.device, self.chained = device, chained
+        self._kv, self._limits = kv, limits
+        self._block_size = kv.block_size
+        recorder = Recorder()
+        hidden = model.forward(recorder)
+        forward = Recording(list(recorder.instructions), hidden)
+        whole = Recording(recorder.instructions, model.logits(recorder, hidden))
+        recorder = Recorder()
+        head_input = recorder.new_value(hidden.width)
+        head = Recording(recorder.instructions, model.logits(recorder, head_input), (head_input,))
+
+        layers = [i.arguments["layer"] for i in whole.instructions if i.op == "paged_attention"]
+        self._check_layers(layers)
+        self._weights = DeviceWeights(device, dtype)
+        self._plans = self._make_plans(whole.instructions)
+        num_heads, head_dim = max((layer.num_heads for layer in layers), default=1), kv.head_dim
+        self._around = Surroundings(
+            weights=self._weights,
+            plans=self._plans,
+            pools={},
+            workspace=DecodeWorkspace.allocate(limits.max_num_seqs, num_heads, head_dim, device),
+            num_multiprocessors=num_multiprocessors,
+            chained=chained,
+        )
+        seqs = limits.max_num_seqs
+        self._chunks = self._program(forward, _NONE, limits.max_num_tokens)
+        self._few = self._program(whole, _VECTOR, min(seqs, MAX_VECTOR_ROWS), is_skinny=True)
+        self._some = self._program(whole, _SKINNY, min(seqs, MAX_SKINNY_ROWS), is_skinny=True)
+        self._many = self._program(whole, _DECODE, seqs)
+        self._head = self._program(head, _NONE, seqs)
+        self._share_memory(dtype)
+        self._weights.forget_host()
+        self.staging = Staging(device)
+        self._sampling = SamplingWorkspace.allocate(seqs, limits.vocab_size, device, edits=False)
+        self._editing = SamplingWorkspace.allocate(
+            min(seqs, MAX_EDITED_ROWS), limits.vocab_size, device, edits=True
+        )
+        self._hidden = torch.empty(0, device=device)
+        self._pool = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def bind_pool(self, num_blocks: int) -> None:
+        """Allocate the KV pool. Steps can run from here on."""
+        self._pool = torch.zeros(num_blocks * self._kv.block_bytes, dtype=torch.uint8, device=self.device)
+        for index in range(self._kv.layers_per_group):
+            self._around.pools[index] = LayerPool.of_index(self._pool, self._kv, index)
+
+    def bytes_for_blocks(self, utilization: float) -> int:
+        """What is left of that share of the whole GPU's memory, others' use of it counted, too."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        return max(0, min(free, int(total * utilization) - (total - free)))
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._weights.num_bytes
+
+    # CompiledModel: steps from the host
+
+    def forward(self, batch: StepBatch) -> None:
+        counts = np.diff(batch.query_start_loc)
+        num_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
+        tables = [np.ascontiguousarray(table[batch.rows, :num_blocks]) for table in batch.block_tables]
+        rows = np.arange(len(batch.rows), dtype=np.int32)
+        arrays = [batch.input_ids, batch.positions, batch.query_start_loc, batch.seq_lens, rows, *tables]
+        first, second, third, fourth, fifth, *device_tables = self.staging.upload(arrays)
+        step = DeviceStep(
+            *(first, second, third, fourth, fifth, tuple(device_tables)),
+            has_chunks=bool((counts > 1).any()),
+            has_decodes=bool((counts == 1).any()),
+        )
+        self._make_plan(step)
+        self._hidden = self._chunks.run(step, len(batch.input_ids))
+
+    def logits(self, token_indices: IntArray) -> torch.Tensor:
+        num_rows = len(token_indices)
+        (indices,) = self.staging.upload([token_indices])
+        torch.index_select(self._hidden, 0, indices, out=self._head.given(num_rows))
+        return self._head.run(None, num_rows)
+
+    def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> IntArray:
+        num_entries = len(batch.logits_rows)
+        has_edits = any(
+            len(run) > 0 for run in (batch.history, batch.allowed, batch.banned, batch.bias_ids)
+        )
+        has_filters = bool(((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0)).any())
+        names = [field.name for field in fields(DeviceSamplingBatch)]
+        uploaded = self.staging.upload([getattr(batch, name) for name in names])
+        columns = dict(zip(names, uploaded, strict=True))
+        tokens = torch.empty(num_entries, dtype=torch.int32, device=self.device)
+        size = MAX_EDITED_ROWS if has_edits else num_entries
+        for start in range(0, num_entries, size):
+            end = min(start + size, num_entries)
+            part = DeviceSamplingBatch(**{name: _rows_of(name, column, start, end) for name, column in columns.items()})
+            self.draw(logits, part, tokens[start:end], has_edits=has_edits, has_filters=has_filters)
+        drawn: IntArray = tokens.cpu().numpy()
+        return drawn
+
+    def top_logprobs(self, logits: torch.Tensor, tokens: IntArray, k: int) -> tuple[IntArray, np.ndarray, IntArray]:
+        num_rows = len(tokens)
+        (chosen,) = self.staging.upload([np.asarray(tokens, np.int32)])
+        ids = torch.empty((num_rows, k + 1), dtype=torch.int32, device=self.device)
+        values = torch.empty((num_rows, k + 1), dtype=torch.float32, device=self.device)
+        ranks = torch.empty(num_rows, dtype=torch.int32, device=self.device)
+        logprobs.top_logprobs(logits, chosen, ids, values, ranks, self._sampling.scan, chained=self.chained)
+        return ids.cpu().numpy(), values.cpu().numpy(), ranks.cpu().numpy()
+
+    def copy_blocks(self, source: IntArray, target: IntArray) -> None:
+        """In order; a block that is both a source and a later target needs no more than that."""
+        blocks = self._pool.view(-1, self._kv.block_bytes)
+        for source_id, target_id in zip(source.tolist(), target.tolist(), strict=True):
+            blocks[target_id].copy_(blocks[source_id])
+
+    # Steps of decodes alone, whose tensors are on the device
+
+    def decode(self, step: DeviceStep) -> torch.Tensor:
+        """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding."""
+        self._make_plan(step)
+        num_rows = len(step.seq_lens)
+        if num_rows <= MAX_VECTOR_ROWS:
+            program = self._few
+        else:
+            program = self._some if num_rows <= MAX_SKINNY_ROWS else self._many
+        return program.run(step, num_rows)
+
+    def draw(
+        self,
+        logits: torch.Tensor,
+        batch: DeviceSamplingBatch,
+        tokens: torch.Tensor,
+        *,
+        has_edits: bool,
+        has_filters: bool,
+    ) -> None:
+        """One token an entry into `tokens`."""
+        workspace = self._editing if has_edits else self._sampling
+        chained = self.chained
+        sample(logits, batch, tokens, workspace, has_edits=has_edits, has_filters=has_filters, chained=chained)
+
+    # Building
+
+    def _program(
+        self, recording: Recording, fusions: Fusions, max_rows: int, *, is_skinny: bool = False
+    ) -> Program:
+        return Program(fuse(recording, fusions), self._around, max_rows, is_skinny=is_skinny)
+
+    def _share_memory(self, dtype: torch.dtype) -> None:
+        """Whole passes never overlap in time and share their activations; the head reads what a pass left."""
+        passes = (self._chunks, self._few, self._some, self._many)
+        shared = torch.empty(max(one.num_elements for one in passes), dtype=dtype, device=self.device)
+        for one in passes:
+            one.place(shared)
+        self._head.place(torch.empty(self._head.num_elements, dtype=dtype, device=self.device))
+
+    def _make_plans(self, instructions: list[Instruction]) -> dict[PlanKey, AttentionPlan]:
+        layers = [i.arguments["layer"] for i in instructions if "layer" in i.arguments]
+        keys = dict.fromkeys((layer.group, layer.window) for layer in layers)
+        limits = self._limits
+        return {key: AttentionPlan.allocate(limits.max_num_seqs, limits.max_num_tokens, self.device) for key in keys}
+
+    def _make_plan(self, step: DeviceStep) -> None:
+        for (group, window), plan in self._plans.items():
+            make_plan(
+                plan,
+                query_start_loc=step.query_start_loc,
+                seq_lens=step.seq_lens,
+                positions=step.positions,
+                rows=step.rows,
+                block_table=step.block_tables[group],
+                block_size=self._block_size,
+                window=window,
+                chained=self.chained,
+            )
+
+    def _check_layers(self, layers: list[AttentionLayer]) -> None:
+        for layer in layers:
+            assert (layer.num_kv_heads, layer.head_dim) == (self._kv.num_kv_heads, self._kv.head_dim), (
+                f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in a pool of {self._kv}"
+            )
+            assert layer.index_in_group < self._kv.layers_per_group, "the layer has no place in the pool's blocks"
+
+
+def _rows_of(name: str, column: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """Entries start .. end-1 of a sampling column; ragged values stay whole, their offsets point into them."""
+    if name in ("history", "allowed", "banned", "bias_ids", "bias_values"):
+        return column
+    return column[start : end + 1] if name.endswith("_offsets") else column[start:end]

@@ -1,0 +1,223 @@
+"""A recorded forward pass bound to kernels, weights and buffers: `run` launches it, and allocates nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from octavo.kernels.cpu.buffers import share_buffers
+from octavo.kernels.cpu.recorder import Instruction, Value
+from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight
+from octavo.kernels.tensor import HostTensor
+from octavo.kernels.triton import elementwise, norm
+from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention
+from octavo.kernels.triton.embedding import embedding
+from octavo.kernels.triton.fuse import Recording
+from octavo.kernels.triton.kv_pool import LayerPool
+from octavo.kernels.triton.linear import skinny_linear
+from octavo.kernels.triton.plan import PREFILL_TILE, AttentionPlan
+from octavo.kernels.triton.prefill_attention import prefill_attention
+from octavo.kernels.triton.rotary_kv_write import HeadTransform, rotary_kv_write
+from octavo.kernels.triton.weights import DeviceWeights
+
+PlanKey = tuple[int, int | None]  # cache group, window
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceStep:
+    """One step's batch tensors on the device, int32; see `StepBatch`. `rows` index the block tables."""
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    rows: torch.Tensor
+    block_tables: tuple[torch.Tensor, ...]
+    has_chunks: bool
+    has_decodes: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Surroundings:
+    """What all programs of a model share. pools: by a layer's index in its group, filled once the pool is there."""
+
+    weights: DeviceWeights
+    plans: Mapping[PlanKey, AttentionPlan]
+    pools: dict[int, LayerPool]
+    workspace: DecodeWorkspace
+    num_multiprocessors: int
+    chained: bool  # programmatic dependent launch, Hopper's and later
+
+
+Launch = Callable[..., None]  # (step, its tensors in the instruction's order)
+
+
+class Program:
+    """One way through a model. is_skinny: products by `skinny_linear`, for at most 64 rows; else by cuBLAS."""
+
+    def __init__(self, recording: Recording, surroundings: Surroundings, max_rows: int, *, is_skinny: bool) -> None:
+        self._around = surroundings
+        self._is_skinny = is_skinny
+        self._plan = share_buffers(recording.instructions, recording.given, recording.kept)
+        self._calls = [self._bind(instruction) for instruction in recording.instructions]
+        self._kept, self._given = recording.kept, recording.given
+        self._max_rows = max_rows
+        self._buffers: list[torch.Tensor] = []
+
+    @property
+    def num_elements(self) -> int:
+        """Of the activations, in the largest step."""
+        return self._max_rows * sum(self._plan.widths)
+
+    def place(self, memory: torch.Tensor) -> None:
+        """Cut the buffers out of `memory`, flat, which programs that never overlap in time may share."""
+        start = 0
+        for width in self._plan.widths:
+            self._buffers.append(memory[start : start + width * self._max_rows])
+            start += width * self._max_rows
+
+    def run(self, step: DeviceStep | None, num_rows: int) -> torch.Tensor:
+        """Launch everything; returns what was kept, [num_rows, width], good until the memory is used again."""
+        assert num_rows <= self._max_rows, f"{num_rows} rows in buffers for {self._max_rows}"
+        for launch, values in self._calls:
+            launch(step, *(self._view(value, num_rows) for value in values))
+        return self._view(self._kept, num_rows)
+
+    def given(self, num_rows: int) -> torch.Tensor:
+        """Where the caller puts the input of a program that has one."""
+        return self._view(self._given[0], num_rows)
+
+    def _view(self, value: Value, num_rows: int) -> torch.Tensor:
+        buffer = self._buffers[self._plan.buffer_of[value.storage]]
+        return buffer[: num_rows * value.width].view(num_rows, value.width)
+
+    def _bind(self, instruction: Instruction) -> tuple[Launch, tuple[Value, ...]]:
+        launch = getattr(self, f"_{instruction.op}")(**instruction.arguments)
+        return launch, (*instruction.inputs, *instruction.outputs)
+
+    # One method an op: its arguments, and the weights among them uploaded, to a launch
+
+    def _embedding(self, table: HostTensor, index: Index, offset: int, scale: float) -> Launch:
+        table_VH, chained = self._around.weights.matrix(table), self._around.chained
+
+        def launch(step: DeviceStep, out: torch.Tensor) -> None:
+            embedding(table_VH, getattr(step, index), out, offset=offset, scale=scale, chained=chained)
+
+        return launch
+
+    def _linear(
+        self,
+        weight: LinearWeight,
+        gate: Activation | None = None,
+        norm_weight: FloatArray | None = None,
+        eps: float = 1e-6,
+    ) -> Launch:
+        weights = self._around.weights
+        matrix = weights.matrix(*weight.parts)
+        bias = None if weight.bias is None else weights.vector(weight.bias, weights.dtype)
+        if not self._is_skinny:
+            return _library_linear(matrix, bias)
+        fused: dict[str, Any] = {"bias": bias, "gate": gate, "eps": eps, "chained": self._around.chained}
+        fused["norm_weight"] = None if norm_weight is None else weights.vector(norm_weight)
+
+        def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
+            skinny_linear(x, matrix, rest[-1], residual=rest[0] if len(rest) > 1 else None, **fused)
+
+        return launch
+
+    def _rms_norm(self, weight: FloatArray, eps: float) -> Launch:
+        weight_H, chained = self._around.weights.vector(weight), self._around.chained
+        return lambda step, x, out: norm.rms_norm(x, weight_H, eps, out, chained=chained)
+
+    def _add_rms_norm(self, weight: FloatArray, eps: float) -> Launch:
+        """The outputs are the inputs' own memory: the normed sum over x, the sum over the residual."""
+        weight_H, chained = self._around.weights.vector(weight), self._around.chained
+        return lambda step, x, residual, out, total: norm.add_rms_norm(x, residual, weight_H, eps, out, chained=chained)
+
+    def _layer_norm(self, weight: FloatArray, bias: FloatArray | None, eps: float) -> Launch:
+        weights, chained = self._around.weights, self._around.chained
+        weight_H, bias_H = weights.vector(weight), None if bias is None else weights.vector(bias)
+        return lambda step, x, out: norm.layer_norm(x, weight_H, bias_H, eps, out, chained=chained)
+
+    def _add(self) -> Launch:
+        return lambda step, x, y, out: elementwise.add(x, y, out, chained=self._around.chained)
+
+    def _activation(self, kind: Activation) -> Launch:
+        return lambda step, x, out: elementwise.activation(x, kind, out, chained=self._around.chained)
+
+    def _gated_activation(self, kind: Activation) -> Launch:
+        return lambda step, x, out: elementwise.gated_activation(x, kind, out, chained=self._around.chained)
+
+    def _softcap(self, cap: float) -> Launch:
+        return lambda step, x, out: elementwise.softcap(x, cap, out, chained=self._around.chained)
+
+    def _rotary_kv_write(self, layer: AttentionLayer) -> Launch:
+        around, transform = self._around, self._transform(layer)
+        plan = around.plans[layer.group, layer.window]
+
+        def launch(step: DeviceStep, qkv: torch.Tensor, q: torch.Tensor) -> None:
+            pool = around.pools[layer.index_in_group]
+            rotary_kv_write(
+                qkv, q, layer, pool, transform, slots=plan.slots, positions=step.positions, chained=around.chained
+            )
+
+        return launch
+
+    def _paged_attention(self, layer: AttentionLayer) -> Launch:
+        """A step with chunks: the sequences with one new token by one kernel, the others by another."""
+        plan, chained, decode = self._around.plans[layer.group, layer.window], self._around.chained, self._decode(layer)
+
+        def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+            if step.has_decodes:
+                decode(step, q, out, None)
+            if step.has_chunks:
+                prefill_attention(
+                    q, out, layer, self._around.pools[layer.index_in_group], plan,
+                    max_tiles=len(step.positions) // PREFILL_TILE + len(step.seq_lens), seq_lens=step.seq_lens,
+                    query_start_loc=step.query_start_loc, rows=step.rows, block_table=step.block_tables[layer.group],
+                    chained=chained,
+                )  # fmt: skip
+
+        return launch
+
+    def _attention(self, layer: AttentionLayer) -> Launch:
+        decode, transform = self._decode(layer), self._transform(layer)
+        return lambda step, qkv, out: decode(step, qkv, out, transform)
+
+    def _decode(self, layer: AttentionLayer) -> Launch:
+        around, plan = self._around, self._around.plans[layer.group, layer.window]
+
+        def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor, transform: HeadTransform | None) -> None:
+            decode_attention(
+                q, out, layer, around.pools[layer.index_in_group], plan, around.workspace,
+                block_table=step.block_tables[layer.group], num_multiprocessors=around.num_multiprocessors,
+                transform=transform, chained=around.chained,
+            )  # fmt: skip
+
+        return launch
+
+    def _transform(self, layer: AttentionLayer) -> HeadTransform:
+        """A layer's head norms and angles; layers with one rotary table share its upload."""
+        assert (layer.q_norm is None) == (layer.k_norm is None), "query and key heads are normed together or not at all"
+        weights = self._around.weights
+        nothing = torch.zeros(1, device=weights.device)
+        cos, sin = (nothing, nothing) if layer.rotary is None else weights.rotary(layer.rotary)
+        return HeadTransform(
+            q_norm=nothing if layer.q_norm is None else weights.vector(layer.q_norm),
+            k_norm=nothing if layer.k_norm is None else weights.vector(layer.k_norm),
+            cos=cos,
+            sin=sin,
+            rotary_dim=0 if layer.rotary is None else layer.rotary.rotary_dim,
+            has_norm=layer.q_norm is not None,
+            eps=layer.norm_eps,
+        )
+
+
+def _library_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Launch:
+    transposed = weight.t()
+    if bias is None:
+        return lambda step, x, out: torch.mm(x, transposed, out=out)
+    return lambda step, x, out: torch.addmm(bias, x, transposed, out=out)

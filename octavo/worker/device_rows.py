@@ -1,0 +1,108 @@
+"""The rows of `request_states.py` and `sampler.py` mirrored on a device: what its decode steps start from.
+
+    host     token_ids, num_tokens, block tables, sampling columns      always true
+                 |  only what changed, in one copy a step
+    device   records [rows, 16], block tables [groups, rows, blocks]    true for the rows of a step, once flushed
+
+A decode step appends its tokens on the device, and the host appends them too when they come back; everything else
+happens on the host, which marks the row stale. Owner: the device runner.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo.kernels.ops import IntArray
+from octavo.kernels.triton.rows import RECORD, RECORD_WIDTH
+from octavo.kernels.triton.staging import Staging
+from octavo.messages import BlockWrite, ForkRow
+from octavo.sampling.sampler import Sampler
+from octavo.worker.request_states import RequestStates
+
+
+class DeviceRows:
+    """records and block_tables are the device's; `step_rows` holds the rows of the step, -1 where it is padded."""
+
+    def __init__(self, states: RequestStates, sampler: Sampler, staging: Staging, device: torch.device) -> None:
+        self._states, self._sampler, self._staging = states, sampler, staging
+        self._num_rows, self._num_blocks = states.block_tables[0].shape
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        self.records = zeros(self._num_rows, RECORD_WIDTH)
+        self.step_rows = zeros(self._num_rows)
+        self._tables = zeros(len(states.block_tables), self._num_rows, self._num_blocks)
+        self.block_tables = tuple(self._tables)
+        self._is_stale = np.ones(self._num_rows, np.bool_)
+        self._writes: list[tuple[int, int, int, int]] = []  # group, row, start, end
+        self._step: tuple[IntArray, int] = (np.zeros(0, np.int32), 0)
+
+    def touch(self, rows: list[int]) -> None:
+        """What these rows hold was changed on the host."""
+        self._is_stale[rows] = True
+
+    def write_blocks(self, write: BlockWrite) -> None:
+        self._writes.append((write.group, write.row, write.start, write.start + len(write.block_ids)))
+
+    def fork(self, fork: ForkRow) -> None:
+        """The child's whole block table is new."""
+        self._is_stale[fork.row] = True
+        self._writes += [(group, fork.row, 0, self._num_blocks) for group in range(len(self.block_tables))]
+
+    def flush(self, rows: IntArray, size: int) -> None:
+        """Make the device true for a step of these rows, padded to `size`."""
+        arrays: list[NDArray[Any]] = []
+        if self._writes:
+            arrays += self._table_changes()
+        stale = rows[self._is_stale[rows]]
+        if len(stale):
+            arrays += [stale.astype(np.int64), self._records_of(stale)]
+        is_new_step = rows is not self._step[0] or size != self._step[1]
+        if is_new_step:
+            padded = np.full(size, -1, np.int32)
+            padded[: len(rows)] = rows
+            arrays.append(padded)
+        if not arrays:
+            return
+        uploaded = iter(self._staging.upload(arrays))
+        if self._writes:
+            self._tables.view(-1).index_copy_(0, next(uploaded), next(uploaded))
+            self._writes.clear()
+        if len(stale):
+            self.records.index_copy_(0, next(uploaded), next(uploaded))
+            self._is_stale[stale] = False
+        if is_new_step:
+            self.step_rows[:size].copy_(next(uploaded))
+            self._step = (rows, size)
+
+    def _table_changes(self) -> list[NDArray[Any]]:
+        """Where in the tables, and what: a place written twice gets what it holds last both times."""
+        places, values = [], []
+        for group, row, start, end in self._writes:
+            first = (group * self._num_rows + row) * self._num_blocks
+            places.append(np.arange(first + start, first + end))
+            values.append(self._states.block_tables[group][row, start:end])
+        return [np.concatenate(places), np.concatenate(values)]
+
+    def _records_of(self, rows: IntArray) -> IntArray:
+        states, columns = self._states, self._sampler.columns(rows)
+        num_tokens = states.num_tokens[rows]
+        seeds = columns["seeds"]
+        by_name: dict[str, NDArray[Any]] = {
+            "token": states.token_ids[rows, num_tokens - 1],
+            "length": num_tokens,
+            "seed": seeds.astype(np.uint32).view(np.int32),
+            "seed_high": (seeds >> np.uint64(32)).astype(np.uint32).view(np.int32),
+            "sample_index": columns["sample_indices"],
+            "top_k": columns["top_k"],
+        }
+        by_name |= {name: columns[name].view(np.int32) for name in ("temperature", "top_p", "min_p")}
+        records = np.zeros((len(rows), RECORD_WIDTH), np.int32)
+        for column, name in enumerate(RECORD):
+            records[:, column] = by_name[name]
+        return records

@@ -1,0 +1,102 @@
+"""The whole engine on a GPU, against transformers: what `tests/test_greedy.py` asks of the host's backends, and that
+decode steps from graphs draw what steps from the host draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
+from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
+from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
+from octavo.testing.tiny_models import TINY  # noqa: E402
+from tests.conftest import TinyFolder  # noqa: E402
+from tests.test_greedy import GREEDY, MAX_MODEL_LEN, oracle, prompts_of, tokens  # noqa: E402
+
+BLOCK_SIZE = 16
+#: of log-probabilities in bfloat16, whose rounding grows through the layers
+BFLOAT16_TOLERANCE = 0.15
+SAMPLED = SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True, detokenize=False, seed=5)
+
+
+def engine(folder: Path, **options: Any) -> LLM:
+    options = {"dtype": "float32", "max_num_seqs": 32, "max_model_len": MAX_MODEL_LEN, "num_gpu_blocks_override": 400} | options
+    return LLM(str(folder), backend="triton", skip_tokenizer_init=True, check_invariants=True, **options)
+
+
+def samples(outputs: list[RequestOutput]) -> list[list[list[int]]]:
+    return [[sequence.token_ids for sequence in output.outputs] for output in outputs]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_float32_tokens_equal_transformers(name: str, tiny_folder: TinyFolder) -> None:
+    folder = tiny_folder(name)
+    expected = [answer for answer, _ in oracle(folder, BLOCK_SIZE)]
+    with engine(folder, block_size=BLOCK_SIZE, max_num_batched_tokens=50) as llm:
+        assert tokens(llm.generate(prompts_of(BLOCK_SIZE), GREEDY, use_tqdm=False)) == expected
+        again = llm.generate(prompts_of(BLOCK_SIZE), GREEDY, use_tqdm=False)  # now from the prefix tree, and graphs
+        assert tokens(again) == expected
+        assert all(output.num_cached_tokens > 0 for output in again if len(output.prompt_token_ids) > BLOCK_SIZE)
+        assert llm.stats().num_used_blocks == 0
+        start = next(event for event in llm.events if isinstance(event, EngineStarted))
+        num_blocks = -(-MAX_MODEL_LEN // BLOCK_SIZE) * start.num_groups + 1
+    with engine(folder, block_size=BLOCK_SIZE, num_gpu_blocks_override=num_blocks) as llm:
+        forks = llm.generate(prompts_of(BLOCK_SIZE), GREEDY.replace(n=3), use_tqdm=False)
+        assert samples(forks) == [[answer] * 3 for answer in expected]
+        assert any(isinstance(event, Preempted) for event in llm.events)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", BFLOAT16_TOLERANCE)])
+def test_logprobs_equal_transformers(name: str, dtype: str, tolerance: float, tiny_folder: TinyFolder) -> None:
+    folder = tiny_folder(name)
+    params = GREEDY.replace(logprobs=4, prompt_logprobs=3)
+    with engine(folder, dtype=dtype, max_num_batched_tokens=40) as llm:
+        outputs = llm.generate(prompts_of(1), params, use_tqdm=False)
+    for output, (answer, truth) in zip(outputs, oracle(folder, 1), strict=True):
+        rows = [*(output.prompt_logprobs or []), *(output.outputs[0].logprobs or [])]
+        sequence = output.prompt_token_ids + output.outputs[0].token_ids
+        num_same = len(output.prompt_token_ids) + next(
+            (i for i, pair in enumerate(zip(answer, output.outputs[0].token_ids, strict=True)) if pair[0] != pair[1]),
+            len(answer),
+        )
+        assert dtype == "bfloat16" or num_same == len(sequence)
+        for position in range(1, min(num_same + 1, len(sequence))):
+            found = {token: entry.logprob for token, entry in (rows[position] or {}).items()}
+            wanted = {token: truth[position - 1][token] for token in found}
+            assert sequence[position] in found
+            assert found == pytest.approx(wanted, abs=tolerance)
+
+
+def test_a_seed_draws_the_same_tokens_in_every_company(tiny_folder: TinyFolder) -> None:
+    prompts = prompts_of(2)
+    asks = [SAMPLED, SAMPLED.replace(top_p=0.8, n=2), SAMPLED.replace(top_k=9, temperature=0.6)]
+    asks += [SAMPLED.replace(presence_penalty=0.5), SAMPLED.replace(min_p=0.1, logit_bias={7: 3.0}), GREEDY]
+    with engine(tiny_folder("llama")) as llm:
+        alone = [samples(llm.generate([one], ask, use_tqdm=False))[0] for one, ask in zip(prompts, asks, strict=True)]
+        assert samples(llm.generate(prompts, asks, use_tqdm=False)) == alone
+        assert samples(llm.generate(prompts, asks, use_tqdm=False)) == alone
+    with LLM(str(tiny_folder("llama")), dtype="float32", backend="reference", skip_tokenizer_init=True) as reference:
+        assert samples(reference.generate(prompts, asks, use_tqdm=False)) == alone
+
+
+def test_abort_and_stop(tiny_folder: TinyFolder) -> None:
+    prompts = prompts_of(3)
+    with engine(tiny_folder("llama")) as llm:
+        whole = tokens(llm.generate(prompts, GREEDY, use_tqdm=False))
+        for output in llm.stream(prompts, GREEDY):
+            if len(output.outputs[0].token_ids) > 3:
+                break
+        assert not llm.stats().num_running
+        assert llm.stats().num_used_blocks == 0
+        stop = whole[0][4]
+        (stopped,) = llm.generate(prompts[:1], GREEDY.replace(stop_token_ids=[stop]), use_tqdm=False)
+        assert stopped.outputs[0].token_ids == whole[0][: whole[0].index(stop) + 1]
+        assert stopped.outputs[0].finish_reason == "stop"
+        assert tokens(llm.generate(prompts, GREEDY, use_tqdm=False)) == whole
