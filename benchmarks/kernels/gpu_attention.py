@@ -89,7 +89,7 @@ def decode_us(lens: list[int], num_heads: int, kv_heads: int = 8, dim: int = 128
     def call(table: torch.Tensor) -> None:
         decode_attention(
             qkv, out, case.layer, case.pool, case.plan, workspace, block_table=table,
-            num_multiprocessors=132, transform=transform, chained=True,
+            num_multiprocessors=132, transform=transform, chained=True, query_start_loc=case.step["query_start_loc"],
         )  # fmt: skip
 
     return graph_time_us([lambda table=table: call(table) for table in case.tables])

@@ -94,6 +94,7 @@ class Step:
         decode_attention(
             self.qkv, self.attended, self.case.layer, self.pools[i], self.case.plan, self.workspace,
             block_table=self.case.tables[0], num_multiprocessors=132, transform=self.transform, chained=self.chained,
+            query_start_loc=self.case.step["query_start_loc"],
         )  # fmt: skip
 
     def normed_linear(self, weight: torch.Tensor, out: torch.Tensor, gate: str | None = None) -> None:

@@ -60,9 +60,10 @@ class DecodeTiling:
     num_stages: int
     programs: int
     max_registers: int
+    join_inside: bool
 
 
-TILING = DecodeTiling(tile=64, num_warps=4, num_stages=3, programs=4, max_registers=128)
+TILING = DecodeTiling(tile=64, num_warps=4, num_stages=3, programs=4, max_registers=128, join_inside=False)
 
 
 def decode_attention(
@@ -73,6 +74,7 @@ def decode_attention(
     plan: AttentionPlan,
     workspace: DecodeWorkspace,
     *,
+    query_start_loc: torch.Tensor,
     block_table: torch.Tensor,
     num_multiprocessors: int,
     transform: HeadTransform | None = None,
@@ -98,10 +100,16 @@ def decode_attention(
         KV_HEADS=layer.num_kv_heads, GROUP=group, GROUP_PAD=group_pad, ROWS=max(16, group_pad),
         D=layer.head_dim, D_PAD=dim_pad, ROTARY=parts.rotary_dim, HAS_NORM=parts.has_norm,
         BLOCK_SIZE=pool.block_size, TILE=tile, SOFTCAP=layer.softcap is not None,
-        FUSED=transform is not None, MAX_PARTITIONS=MAX_PARTITIONS, JOIN=max(1, 8192 // (group_pad * dim_pad)),
+        FUSED=transform is not None, JOIN_INSIDE=TILING.join_inside, MAX_PARTITIONS=MAX_PARTITIONS, JOIN=max(1, 512 * TILING.num_warps // (group_pad * dim_pad)),
         CHAINED=chained, launch_pdl=chained, num_warps=TILING.num_warps, num_stages=TILING.num_stages,
         maxnreg=TILING.max_registers,
     )  # fmt: skip
+    if not TILING.join_inside:
+        _join_kernel[(len(query_start_loc) - 1, layer.num_heads)](
+            out, plan.item_ranges, query_start_loc, workspace.values, workspace.max_sum, out.stride(0),
+            Q_HEADS=layer.num_heads, D=layer.head_dim, D_PAD=dim_pad, MAX_PARTITIONS=MAX_PARTITIONS,
+            CHAINED=chained, launch_pdl=chained, num_warps=4,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -114,7 +122,7 @@ def _decode_kernel(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, ROTARY: tl.constexpr, HAS_NORM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, SOFTCAP: tl.constexpr,
-    FUSED: tl.constexpr, MAX_PARTITIONS: tl.constexpr, JOIN: tl.constexpr, CHAINED: tl.constexpr,
+    FUSED: tl.constexpr, JOIN_INSIDE: tl.constexpr, MAX_PARTITIONS: tl.constexpr, JOIN: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     g = tl.arange(0, ROWS)
     d = tl.arange(0, D_PAD)
@@ -195,14 +203,42 @@ def _decode_kernel(
             tl.store(part_values + head[:, None] * D + d[None, :], acc, mask=q_mask)
             tl.store(part_max_sum + head * 2, m, mask=g < GROUP)
             tl.store(part_max_sum + head * 2 + 1, l, mask=g < GROUP)
-            tl.debug_barrier()
-            counter = arrived + s * KV_HEADS + kv_head
-            if tl.atomic_add(counter, 1, sem="acq_rel") == num_items - 1:
-                tl.store(counter, 0)
-                _join(
-                    part_values, part_max_sum, first_item, num_items, kv_head,
-                    out_ptr + token * out_stride, KV_HEADS, GROUP, GROUP_PAD, D, D_PAD, MAX_PARTITIONS, JOIN,
-                )  # fmt: skip
+            if JOIN_INSIDE:
+                tl.debug_barrier()
+                counter = arrived + s * KV_HEADS + kv_head
+                if tl.atomic_add(counter, 1, sem="acq_rel") == num_items - 1:
+                    tl.store(counter, 0)
+                    _join(
+                        part_values, part_max_sum, first_item, num_items, kv_head,
+                        out_ptr + token * out_stride, KV_HEADS, GROUP, GROUP_PAD, D, D_PAD, MAX_PARTITIONS, JOIN,
+                    )  # fmt: skip
+
+
+@triton.jit
+def _join_kernel(
+    out_ptr, item_ranges, query_start_loc, part_values, part_max_sum, out_stride,
+    Q_HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, MAX_PARTITIONS: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    """One program a sequence and query head: all its partial results at once."""
+    s = tl.program_id(0)
+    head = tl.program_id(1)
+    first = tl.load(item_ranges + s * 2).to(tl.int64)
+    num_items = tl.load(item_ranges + s * 2 + 1)
+    token = tl.load(query_start_loc + s).to(tl.int64)
+    wait_for_previous(CHAINED)
+    if num_items > 1:
+        part = tl.arange(0, MAX_PARTITIONS)
+        d = tl.arange(0, D_PAD)
+        live = part < num_items
+        at = (first + part) * Q_HEADS + head
+        part_max = tl.load(part_max_sum + at * 2, mask=live, other=-float("inf"))
+        part_sum = tl.load(part_max_sum + at * 2 + 1, mask=live, other=0.0)
+        values = tl.load(
+            part_values + at[:, None] * D + d[None, :], mask=live[:, None] & (d < D)[None, :], other=0.0
+        )
+        weight = tl.exp2(part_max - tl.max(part_max, 0))
+        joined = tl.sum(values * weight[:, None], 0) / tl.sum(part_sum * weight, 0)
+        tl.store(out_ptr + token * out_stride + head * D + d, joined.to(out_ptr.dtype.element_ty), mask=d < D)
 
 
 @triton.jit
