@@ -38,7 +38,6 @@ def run(batch: PagedBatch, *, fused: bool = False, chained: bool = False) -> tup
         )
         decode_attention(q, out, layer, batch.pool, plan, workspace, **decode)
         prefill_attention(q, out, layer, batch.pool, plan, max_tiles=len(plan.tiles), chained=chained, **where)
-    assert not workspace.arrived.any(), "the arrival counters are ready for the next layer"
     return q, out
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.ops import AttentionLayer, KVLayout
 
@@ -26,6 +28,8 @@ class LayerPool:
     block_stride: int
     value_offset: int  # from a key to its value
     block_size: int
+    rows: TensorDescriptor  # the whole pool as [rows, D], read a block at a time by the tensor copy engine
+    layer_row: int  # the layer's first row in block 0
 
     @classmethod
     def of(cls, pool: torch.Tensor, layout: KVLayout, layer: AttentionLayer) -> LayerPool:
@@ -33,4 +37,11 @@ class LayerPool:
         elements = pool.view(TORCH_DTYPE[layout.dtype])
         size = elements.element_size()
         start = layer.index_in_group * layout.layer_bytes // size
-        return cls(elements[start:], layout.block_bytes // size, layout.layer_bytes // size // 2, layout.block_size)
+        dim = layout.head_dim
+        rows = TensorDescriptor(
+            elements, [elements.numel() // dim, dim], [dim, 1], [layout.block_size, triton.next_power_of_2(dim)]
+        )
+        return cls(
+            elements[start:], layout.block_bytes // size, layout.layer_bytes // size // 2, layout.block_size,
+            rows, start // dim,
+        )  # fmt: skip

@@ -1,7 +1,7 @@
 """The step's attention plan: every sequence's work cut into items of like size, on the device, once a step.
 
-    seq_lens         [ 600 | 70 | 20000 ]         partition   256, 256, 1024: grows with the length
-    decode items     s2 0-1024, s2 1024-2048, ... s0 0-256, s0 256-512, s0 512-600, s1 0-70
+    seq_lens         [ 600 | 70 | 20000 ]         partition   128, 128, 1024: grows with the length
+    decode items     s2 0-1024, s2 1024-2048, ... s0 0-128, s0 128-256, ... s1 0-70
 
 A persistent attention kernel deals the items out to its programs, so a long sequence beside short ones costs
 what its tokens cost. How a sequence is cut depends on its own length alone: its result is the same in every
@@ -34,7 +34,7 @@ import triton.language as tl
 
 from octavo.kernels.triton.chain import wait_for_previous
 
-MIN_PARTITION = 256
+MIN_PARTITION = 128
 MAX_PARTITIONS = 32
 PREFILL_TILE = 128
 
