@@ -36,6 +36,7 @@ class Case:
     """Sequences of one step, several block tables over one pool, and everything a launch needs."""
 
     layer: AttentionLayer
+    layout: KVLayout
     pool: LayerPool
     tables: list[torch.Tensor]
     step: dict[str, torch.Tensor]
@@ -46,7 +47,6 @@ class Case:
 def make_case(lens: list[int], query_lens: list[int], num_heads: int, kv_heads: int, dim: int, copies: int) -> Case:
     blocks = [-(-n // BLOCK) for n in lens]
     layout = KVLayout(1 + copies * sum(blocks), BLOCK, 1, kv_heads, dim, "bfloat16")
-    raw = torch.randn(layout.num_blocks * layout.block_bytes // 2, device=CUDA, dtype=BF16)
     layer = make_layer(num_heads, kv_heads, dim)
     ids = np.random.default_rng(0).permutation(layout.num_blocks - 1).astype(np.int32) + 1
     tables = []
@@ -65,7 +65,12 @@ def make_case(lens: list[int], query_lens: list[int], num_heads: int, kv_heads: 
     positions = on_device(np.concatenate([np.arange(n - q, n) for n, q in zip(lens, query_lens, strict=True)]))
     plan = AttentionPlan.allocate(len(lens), sum(query_lens), CUDA)
     make_plan(plan, positions=positions, block_table=tables[0], block_size=BLOCK, **step)
-    return Case(layer, LayerPool.of(raw.view(torch.uint8), layout, layer), tables, step, positions, plan)
+    return Case(layer, layout, make_pool(layout, layer), tables, step, positions, plan)
+
+
+def make_pool(layout: KVLayout, layer: AttentionLayer) -> LayerPool:
+    raw = torch.randn(layout.num_blocks * layout.block_bytes // 2, device=CUDA, dtype=BF16)
+    return LayerPool.of(raw.view(torch.uint8), layout, layer)
 
 
 def make_layer(num_heads: int, kv_heads: int, dim: int) -> AttentionLayer:
@@ -89,7 +94,7 @@ def decode_us(lens: list[int], num_heads: int, kv_heads: int = 8, dim: int = 128
     def call(table: torch.Tensor) -> None:
         decode_attention(
             qkv, out, case.layer, case.pool, case.plan, workspace, block_table=table,
-            num_multiprocessors=132, transform=transform, chained=True,
+            num_multiprocessors=132, transform=transform, chained=True, query_start_loc=case.step["query_start_loc"],
         )  # fmt: skip
 
     return graph_time_us([lambda table=table: call(table) for table in case.tables])

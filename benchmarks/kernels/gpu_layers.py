@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.kernels.gpu_attention import CUDA, Case, make_case
+from benchmarks.kernels.gpu_attention import CUDA, Case, make_case, make_pool
 from benchmarks.kernels.gpu_timing import graph_time_us, print_machine
 from octavo.kernels.triton import norm
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention
@@ -50,9 +50,8 @@ class Step:
         self.shape, self.batch, self.chained = shape, batch, chained
         self.case: Case = make_case([context] * batch, [1] * batch, shape.heads, shape.kv_heads, shape.dim, 1)
         self.pools = [self.case.pool]
-        data = self.case.pool.data
         for _ in range(shape.layers - 1):
-            self.pools.append(type(self.case.pool)(torch.randn_like(data), *self._pool_numbers()))
+            self.pools.append(make_pool(self.case.layout, self.case.layer))
         self.transform = HeadTransform.of(self.case.layer, CUDA)
         self.workspace = DecodeWorkspace.allocate(batch, shape.heads, shape.dim, CUDA)
         width = (shape.heads + 2 * shape.kv_heads) * shape.dim
@@ -73,10 +72,6 @@ class Step:
         self.gate_up, self.gated = self._room(2 * shape.intermediate), self._room(shape.intermediate)
         self.logits = self._room(shape.vocab)
 
-    def _pool_numbers(self) -> tuple[int, int, int]:
-        pool = self.case.pool
-        return pool.block_stride, pool.value_offset, pool.block_size
-
     def _weight(self, rows: int, cols: int) -> torch.Tensor:
         return torch.randn(rows, cols, device=CUDA, dtype=BF16) * (0.5 / cols**0.5)
 
@@ -94,6 +89,7 @@ class Step:
         decode_attention(
             self.qkv, self.attended, self.case.layer, self.pools[i], self.case.plan, self.workspace,
             block_table=self.case.tables[0], num_multiprocessors=132, transform=self.transform, chained=self.chained,
+            query_start_loc=self.case.step["query_start_loc"],
         )  # fmt: skip
 
     def normed_linear(self, weight: torch.Tensor, out: torch.Tensor, gate: str | None = None) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from octavo.config import CacheConfig, DTypeOption
-from octavo.errors import ConfigError, OutOfMemoryError
+from octavo.errors import ConfigError, OutOfMemoryError, UnsupportedModelError
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
 from octavo.kernels.triton.backend import TritonBackend
 from octavo.worker.memory import KVBudget, plan_kv_cache
@@ -47,6 +47,11 @@ def load_on_device(
     backend: TritonBackend, model: Model, layout: KVLayout, limits: StepLimits, dtype: KVDType
 ) -> TritonModel:
     """Everything but the KV blocks. Raises OutOfMemoryError."""
+    if layout.head_dim * layout.element_bytes % 16:
+        raise UnsupportedModelError(
+            f"heads of {layout.head_dim} elements in {dtype} take {layout.head_dim * layout.element_bytes} bytes; on a "
+            "GPU they must take a multiple of 16: set dtype='float32', or backend='cpu'"
+        )
     with _named_out_of_memory(
         f"weights in {dtype} and the activations of {limits.max_num_tokens} tokens",
         "lower max_num_batched_tokens or max_num_seqs, or take a smaller model",

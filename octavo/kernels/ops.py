@@ -156,9 +156,12 @@ class KVLayout:
     dtype: KVDType
 
     @property
+    def element_bytes(self) -> int:
+        return 4 if self.dtype == "float32" else 2
+
+    @property
     def layer_bytes(self) -> int:
-        element = 4 if self.dtype == "float32" else 2
-        return 2 * self.num_kv_heads * self.block_size * self.head_dim * element
+        return 2 * self.num_kv_heads * self.block_size * self.head_dim * self.element_bytes
 
     @property
     def block_bytes(self) -> int:

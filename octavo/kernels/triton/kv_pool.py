@@ -12,10 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.ops import AttentionLayer, KVLayout
 
 TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def padded_dim(head_dim: int) -> int:
+    """The width of a tile that holds a head: a power of two, and no less than the matrix units take."""
+    return max(16, triton.next_power_of_2(head_dim))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +33,8 @@ class LayerPool:
     block_stride: int
     value_offset: int  # from a key to its value
     block_size: int
+    rows: TensorDescriptor  # the whole pool as [rows, D], read a block at a time by the tensor copy engine
+    layer_row: int  # the layer's first row in block 0
 
     @classmethod
     def of(cls, pool: torch.Tensor, layout: KVLayout, layer: AttentionLayer) -> LayerPool:
@@ -38,4 +47,11 @@ class LayerPool:
         elements = pool.view(TORCH_DTYPE[layout.dtype])
         size = elements.element_size()
         start = index_in_group * layout.layer_bytes // size
-        return cls(elements[start:], layout.block_bytes // size, layout.layer_bytes // size // 2, layout.block_size)
+        dim = layout.head_dim
+        rows = TensorDescriptor(
+            elements, [elements.numel() // dim, dim], [dim, 1], [layout.block_size, padded_dim(dim)]
+        )
+        return cls(
+            elements[start:], layout.block_bytes // size, layout.layer_bytes // size // 2, layout.block_size,
+            rows, start // dim,
+        )  # fmt: skip

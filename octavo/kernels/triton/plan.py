@@ -1,7 +1,7 @@
 """The step's attention plan: every sequence's work cut into items of like size, on the device, once a step.
 
-    seq_lens         [ 600 | 70 | 20000 ]         partition   256, 256, 1024: grows with the length
-    decode items     s2 0-1024, s2 1024-2048, ... s0 0-256, s0 256-512, s0 512-600, s1 0-70
+    seq_lens         [ 600 | 70 | 20000 ]         partition   128, 128, 1024: grows with the length
+    decode items     s2 0-1024, s2 1024-2048, ... s0 0-128, s0 128-256, ... s1 0-70
 
 A persistent attention kernel deals the items out to its programs, so a long sequence beside short ones costs
 what its tokens cost. How a sequence is cut depends on its own length alone: its result is the same in every
@@ -19,6 +19,7 @@ Tensors of a plan, all int32 on the device:
     items         [max_items, 8]   a record, so that one read finds all:
                                    sequence, its row of the block table, its new token's index in the step,
                                    that token's position, first token, end, the sequence's first item, number of items
+    item_ranges   [S, 2]           a sequence's first item, number of items
     tiles         [max_tiles, 2]   sequence, first query (counted from the sequence's first in the step)
     slots         [T]              where each token's key and value go: block id * block size + offset
 """
@@ -33,7 +34,7 @@ import triton.language as tl
 
 from octavo.kernels.triton.chain import wait_for_previous
 
-MIN_PARTITION = 256
+MIN_PARTITION = 128
 MAX_PARTITIONS = 32
 PREFILL_TILE = 128
 
@@ -44,6 +45,7 @@ class AttentionPlan:
 
     totals: torch.Tensor
     items: torch.Tensor
+    item_ranges: torch.Tensor
     tiles: torch.Tensor
     slots: torch.Tensor
 
@@ -58,6 +60,7 @@ class AttentionPlan:
         return cls(
             totals=empty(2),
             items=empty(max_num_seqs * MAX_PARTITIONS, 8),
+            item_ranges=empty(max_num_seqs, 2),
             tiles=empty(max_tiles, 2),
             slots=empty(max_num_tokens),
         )
@@ -78,7 +81,7 @@ def make_plan(
     """Fill `plan` for the step. A sequence of length 0 is padding: it gets no items and no slots."""
     num_seqs = len(seq_lens)
     _plan_kernel[(num_seqs,)](
-        plan.totals, plan.items, plan.tiles, plan.slots,
+        plan.totals, plan.items, plan.item_ranges, plan.tiles, plan.slots,
         query_start_loc, seq_lens, positions, rows, block_table, block_table.stride(0), num_seqs,
         WINDOW=window or 0, BLOCK_SIZE=block_size, SEQS=triton.next_power_of_2(num_seqs),
         MIN_PARTITION=MIN_PARTITION, MAX_PARTITIONS=MAX_PARTITIONS, TILE=PREFILL_TILE,
@@ -97,7 +100,7 @@ def _partition_len(seq_len, MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.cons
 
 @triton.jit
 def _plan_kernel(
-    totals, items, tiles, slots,
+    totals, items, item_ranges, tiles, slots,
     query_start_loc, seq_lens, positions, rows, block_table, table_stride, num_seqs,
     WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEQS: tl.constexpr,
     MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
@@ -133,6 +136,8 @@ def _plan_kernel(
     token_start = tl.load(query_start_loc + s)
     token_end = tl.load(query_start_loc + s + 1)
     table_row = tl.load(rows + s)
+    tl.store(item_ranges + 2 * s, item_start)
+    tl.store(item_ranges + 2 * s + 1, num_items)
 
     j = tl.arange(0, MAX_PARTITIONS)
     mine = j < num_items

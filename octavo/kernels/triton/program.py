@@ -193,7 +193,8 @@ class Program:
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor, transform: HeadTransform | None) -> None:
             decode_attention(
                 q, out, layer, around.pools[layer.index_in_group], plan, around.workspace,
-                block_table=step.block_tables[layer.group], num_multiprocessors=around.num_multiprocessors,
+                query_start_loc=step.query_start_loc, block_table=step.block_tables[layer.group],
+                num_multiprocessors=around.num_multiprocessors,
                 transform=transform, chained=around.chained,
             )  # fmt: skip
 

@@ -1,0 +1,62 @@
+"""One pass over the logits: what sampling and logprobs need to know of a row before they look closer.
+
+    row [V] ──cut──> chunks of 2048 ──> chunk_max, chunk_sum = sum of exp(score - chunk_max)
+                     segments of 128 ──> segment_max; NaN if the segment holds one
+
+A score is a logit over its temperature. Reading the logits is the cost, and this is the only kernel that always
+reads all of them: the best tokens are found by way of the segment maxima, a draw by way of the chunk sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+SEGMENT = 128
+CHUNK = 2048
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LogitsScan:
+    """The results, [N, ...] float32 on the device."""
+
+    segment_max: torch.Tensor
+    chunk_max: torch.Tensor
+    chunk_sum: torch.Tensor
+    chunk_better: torch.Tensor  # int32, how many tokens of the chunk come before a given one, best first
+
+    @classmethod
+    def allocate(cls, max_rows: int, vocab_size: int, device: torch.device) -> LogitsScan:
+        chunks = triton.cdiv(vocab_size, CHUNK)
+
+        def empty(width: int) -> torch.Tensor:
+            return torch.empty((max_rows, width), dtype=torch.float32, device=device)
+
+        better = torch.empty((max_rows, chunks), dtype=torch.int32, device=device)
+        return cls(empty(chunks * (CHUNK // SEGMENT)), empty(chunks), empty(chunks), better)
+
+
+@triton.jit
+def score_of(x, temperature):
+    """x over temperature, rounded as IEEE division; x itself for temperatures 0 and 1."""
+    y = x
+    if (temperature != 0.0) & (temperature != 1.0):
+        y = tl.div_rn(x, tl.zeros_like(x) + temperature)
+        y = tl.where(tl.abs(x) == float("inf"), x, y)
+    return y
+
+
+@triton.jit
+def scan_chunk(x, temperature, segment_max, chunk_max, chunk_sum, SEGMENTS: tl.constexpr):
+    """Scan x [SEGMENTS, SEGMENT] float32, padded with -inf, and store what was found at the three pointers."""
+    scores = score_of(x, temperature)
+    best_of = tl.max(scores, 1)
+    has_nan = tl.max((x != x).to(tl.int32), 1) > 0
+    tl.store(segment_max + tl.arange(0, SEGMENTS), tl.where(has_nan, float("nan"), best_of))
+    best = tl.max(best_of, 0)
+    tl.store(chunk_max, best)
+    # the best itself weighs 1, also where it is infinite
+    tl.store(chunk_sum, tl.sum(tl.sum(tl.where(scores == best, 1.0, tl.exp(scores - best)), 1), 0))

@@ -1,0 +1,108 @@
+"""Log-probabilities of the raw logits: the op `top_logprobs`, semantics of `kernels/reference/logprobs.py`.
+
+    scan     every row, once (`logits_scan.py`), counting too how many tokens beat the chosen one
+    collect  k rounds: the segment with the largest maximum gives up its best token, and offers its next best
+
+so k costs k small steps, whatever the vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo.kernels.triton.chain import wait_for_previous
+from octavo.kernels.triton.logits_scan import CHUNK, SEGMENT, LogitsScan, scan_chunk
+
+
+def top_logprobs(
+    logits: torch.Tensor,
+    tokens: torch.Tensor,
+    ids: torch.Tensor,
+    logprobs: torch.Tensor,
+    ranks: torch.Tensor,
+    scan: LogitsScan,
+    *,
+    chained: bool = False,
+) -> None:
+    """logits [N, V] and chosen tokens [N] -> ids and logprobs [N, k+1], the chosen token's first and then the k
+    best, and the chosen tokens' ranks [N] (1 = best)."""
+    num_rows, vocab_size = logits.shape
+    chunks = triton.cdiv(vocab_size, CHUNK)
+    _rank_scan_kernel[(num_rows, chunks)](
+        logits, logits.stride(0), vocab_size, tokens, scan.segment_max, scan.chunk_max, scan.chunk_sum,
+        scan.chunk_better, chunks, SEGMENT=SEGMENT, SEGMENTS=CHUNK // SEGMENT,
+        CHAINED=chained, launch_pdl=chained, num_warps=4,
+    )  # fmt: skip
+    _collect_kernel[(num_rows,)](
+        logits, logits.stride(0), vocab_size, tokens, scan.segment_max, scan.chunk_max, scan.chunk_sum,
+        scan.chunk_better, chunks, ids, logprobs, ranks, ids.shape[1],
+        SEGMENT=SEGMENT, NUM=CHUNK // SEGMENT, SEGMENTS=triton.next_power_of_2(chunks * (CHUNK // SEGMENT)),
+        CHUNKS=triton.next_power_of_2(chunks), CHAINED=chained, launch_pdl=chained, num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _rank_scan_kernel(
+    logits, stride, vocab, tokens, segment_max, chunk_max, chunk_sum, chunk_better, num_chunks,
+    SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    wait_for_previous(CHAINED)
+    i = tl.program_id(0)
+    chunk = tl.program_id(1)
+    row = logits + i.to(tl.int64) * stride
+    token = tl.load(tokens + i)
+    at = (chunk * SEGMENTS + tl.arange(0, SEGMENTS))[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
+    x = tl.load(row + at, mask=at < vocab, other=-float("inf")).to(tl.float32)
+    chosen = tl.load(row + token).to(tl.float32)
+    to = i * num_chunks + chunk
+    better = ((x > chosen) | ((x == chosen) & (at < token))) & (at < vocab)
+    tl.store(chunk_better + to, tl.sum(tl.sum(better.to(tl.int32), 1), 0))
+    scan_chunk(x, 1.0, segment_max + to * SEGMENTS, chunk_max + to, chunk_sum + to, SEGMENTS)
+
+
+@triton.jit
+def _collect_kernel(
+    logits, stride, vocab, tokens, segment_max, chunk_max, chunk_sum, chunk_better, num_chunks,
+    ids, logprobs, ranks, width,
+    SEGMENT: tl.constexpr, NUM: tl.constexpr, SEGMENTS: tl.constexpr, CHUNKS: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    wait_for_previous(CHAINED)
+    i = tl.program_id(0)
+    row = logits + i.to(tl.int64) * stride
+    chunk = tl.arange(0, CHUNKS)
+    live = chunk < num_chunks
+    top = tl.load(chunk_max + i * num_chunks + chunk, mask=live, other=-float("inf"))
+    best = tl.max(top, 0)
+    sums = tl.load(chunk_sum + i * num_chunks + chunk, mask=live, other=0.0).to(tl.float64)
+    mass = tl.where(top == best, sums, sums * tl.exp((top - best).to(tl.float64)))
+    log_sum_exp = best.to(tl.float64) + tl.log(tl.sum(tl.where(live, mass, 0.0), 0))
+    better = tl.load(chunk_better + i * num_chunks + chunk, mask=live, other=0)
+    tl.store(ranks + i, 1 + tl.sum(better, 0))
+
+    token = tl.load(tokens + i)
+    tl.store(ids + i * width, token)
+    tl.store(logprobs + i * width, (tl.load(row + token).to(tl.float64) - log_sum_exp).to(tl.float32))
+    segment = tl.arange(0, SEGMENTS)
+    maxima = tl.load(
+        segment_max + i * num_chunks * NUM + segment, mask=segment < num_chunks * NUM, other=-float("inf")
+    )
+    # segments without a live token never win: their index is past every other's
+    maxima = tl.where(segment * SEGMENT < vocab, maxima, -float("inf"))
+    last_id = tl.full([SEGMENTS], -1, tl.int32)
+    for place in range(1, width):
+        value = tl.max(maxima, 0)
+        winner = tl.min(tl.where(maxima == value, segment, SEGMENTS - 1), 0)
+        after = tl.max(tl.where(segment == winner, last_id, -1), 0)
+        at = winner * SEGMENT + tl.arange(0, SEGMENT)
+        x = tl.load(row + at, mask=at < vocab, other=-float("inf")).to(tl.float32)
+        found = tl.min(tl.where((x == value) & (at > after) & (at < vocab), at, 0x7FFFFFFF), 0)
+        tl.store(ids + i * width + place, found)
+        tl.store(logprobs + i * width + place, (value.to(tl.float64) - log_sum_exp).to(tl.float32))
+        # what the segment offers next: an equal one further on, or the best of the lesser ones
+        equal = tl.sum(((x == value) & (at > found) & (at < vocab)).to(tl.int32), 0) > 0
+        lesser = tl.max(tl.where(x < value, x, -float("inf")), 0)
+        is_winner = segment == winner
+        maxima = tl.where(is_winner, tl.where(equal, value, lesser), maxima)
+        last_id = tl.where(is_winner, tl.where(equal, found, -1), last_id)

@@ -1,0 +1,191 @@
+"""Draws and logprobs against the executable specification, token for token.
+
+A draw may differ where u falls within rounding of a boundary between tokens; seeds here are fixed, and a
+difference is allowed only where the specification itself changes within that distance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tests.gpu.device import DEVICE, ON_GPU
+
+from octavo.kernels.ops import SamplingBatch  # isort: skip
+from octavo.kernels.reference.logprobs import top_logprobs as reference_logprobs  # isort: skip
+from octavo.kernels.reference.random import uniform  # isort: skip
+from octavo.kernels.reference.sampling import sample as reference_sample, token_weights  # isort: skip
+from octavo.kernels.triton.logits_scan import LogitsScan  # isort: skip
+from octavo.kernels.triton.logprobs import top_logprobs  # isort: skip
+from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample  # isort: skip
+
+VOCAB = 151936 if ON_GPU else 9000
+NUM = 64 if ON_GPU else 6
+
+
+def make_batch(num: int = NUM, **columns: object) -> SamplingBatch:
+    """Entries that differ in seed and position only, but for the columns given: a value for all, or one each."""
+    rng = np.random.default_rng(num)
+    floats = dict(
+        temperature=1.0, top_p=1.0, min_p=0.0, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0
+    )
+    ints = dict(top_k=0, sample_indices=0, prompt_lens=0)
+    runs = dict(history=np.int32, allowed=np.int32, banned=np.int32, bias_ids=np.int32, bias_values=np.float32)
+    made: dict[str, object] = {
+        "logits_rows": np.arange(num, dtype=np.int32),
+        "positions": rng.integers(0, 1 << 30, num).astype(np.int32),
+        "seeds": rng.integers(0, 1 << 64, num, dtype=np.uint64),
+    }
+    for name, default in floats.items():
+        made[name] = np.broadcast_to(np.float32(columns.pop(name, default)), num).copy()
+    for name, number in ints.items():
+        made[name] = np.broadcast_to(np.int32(columns.pop(name, number)), num).copy()
+    for name, dtype in runs.items():
+        lists = columns.pop(name, [[]] * num)
+        made[name] = np.concatenate([np.asarray(run, dtype) for run in lists])
+        offsets = np.cumsum([0, *map(len, lists)]).astype(np.int32)
+        made[{"bias_ids": "bias_offsets", "bias_values": "bias_offsets"}.get(name, f"{name}_offsets")] = offsets
+    assert not columns, f"no such columns: {columns}"
+    return SamplingBatch(**made)  # type: ignore[arg-type]
+
+
+def to_device(batch: SamplingBatch) -> DeviceSamplingBatch:
+    columns = {}
+    for field in fields(SamplingBatch):
+        array = getattr(batch, field.name)
+        array = array.view(np.int64) if array.dtype == np.uint64 else array
+        columns[field.name] = torch.as_tensor(array if len(array) else np.zeros(1, array.dtype), device=DEVICE)
+    return DeviceSamplingBatch(**columns)
+
+
+def draw(logits: torch.Tensor, batch: SamplingBatch) -> NDArray[np.int32]:
+    num = len(batch.positions)
+    workspace = SamplingWorkspace.allocate(num, logits.shape[1], DEVICE, edits=True)
+    workspace.edited.fill_(torch.nan)
+    tokens = torch.full((num,), -7, dtype=torch.int32, device=DEVICE)
+    for _ in range(2):
+        sample(logits, to_device(batch), tokens, workspace, has_edits=True, has_filters=True, chained=ON_GPU)
+    assert not workspace.counts.any(), "the counts are zero again"
+    return tokens.cpu().numpy()
+
+
+def check(logits: torch.Tensor, batch: SamplingBatch) -> NDArray[np.int32]:
+    rows = logits.float().cpu().numpy()
+    tokens, expected = draw(logits, batch), reference_sample(rows, batch)
+    draws = uniform(batch.seeds, batch.sample_indices, batch.positions)
+    for i in np.flatnonzero(tokens != expected):
+        assert expected[i] >= 0
+        assert batch.temperature[i] > 0, f"entry {i}: {tokens[i]} for the best token {expected[i]}"
+        cumulative = np.cumsum(token_weights(rows, batch, int(i)))
+        at = cumulative[[tokens[i] - 1, tokens[i]]] / cumulative[-1]
+        assert at[0] - 1e-5 < draws[i] < at[1] + 1e-5, f"entry {i}: {tokens[i]} for {expected[i]}"
+    assert np.mean(tokens == expected) > 0.9
+    return tokens
+
+
+def peaked(num: int = NUM, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Like a language model's: a few tokens hold most of the mass."""
+    torch.manual_seed(1)
+    logits = torch.randn(num, VOCAB, device=DEVICE) * 2
+    logits.scatter_add_(1, torch.randint(VOCAB, (num, 30), device=DEVICE), torch.rand(num, 30, device=DEVICE) * 16)
+    return logits.to(dtype)
+
+
+def flat(num: int = NUM, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    torch.manual_seed(2)
+    return torch.randn(num, VOCAB, device=DEVICE).to(dtype)
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16] if ON_GPU else [torch.float32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", [peaked, flat])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 0.7},
+        {"top_k": 20, "top_p": 0.95, "temperature": 0.6},
+        {"top_k": 1},
+        {"top_k": 5000},
+        {"top_p": 0.9},
+        {"top_p": 1e-6},
+        {"min_p": 0.05, "temperature": 1.5},
+        {"min_p": 0.001, "top_p": 0.8, "top_k": 3000},
+    ],
+    ids=str,
+)
+def test_filters(dtype: torch.dtype, make: object, filters: dict[str, float]) -> None:
+    check(make(dtype=dtype), make_batch(**filters))  # type: ignore[operator]
+
+
+def test_every_entry_its_own_way() -> None:
+    rng = np.random.default_rng(5)
+    check(
+        peaked(),
+        make_batch(
+            temperature=rng.choice([0.0, 0.5, 1.0, 1.7], NUM), top_k=rng.choice([0, 1, 40, 200], NUM),
+            top_p=rng.choice([0.5, 0.99, 1.0], NUM), min_p=rng.choice([0.0, 0.1], NUM),
+            sample_indices=rng.integers(0, 9, NUM),
+        ),
+    )  # fmt: skip
+
+
+def test_edits() -> None:
+    rng = np.random.default_rng(6)
+
+    def lists(most: int) -> list[NDArray[np.int64]]:
+        return [rng.choice(VOCAB, rng.integers(0, most + 1), replace=False) for _ in range(NUM)]
+
+    history = [rng.integers(0, 300, rng.integers(0, 3000)) for _ in range(NUM)]
+    bias = lists(50)
+    batch = make_batch(
+        temperature=rng.choice([0.0, 1.0], NUM), history=history, prompt_lens=[len(h) // 2 for h in history],
+        repetition_penalty=rng.uniform(0.8, 1.5, NUM), presence_penalty=rng.uniform(-1, 1, NUM),
+        frequency_penalty=rng.uniform(-0.1, 0.1, NUM), banned=lists(100), bias_ids=bias,
+        bias_values=[rng.uniform(-20, 20, len(ids)) for ids in bias],
+        allowed=[a if i % 2 else [] for i, a in enumerate(lists(1000))], top_k=rng.choice([0, 50], NUM),
+    )  # fmt: skip
+    check(peaked(), batch)
+
+
+def test_rows_that_cannot_be_drawn_from_fail_alone() -> None:
+    logits = peaked(5)
+    logits[0, 77] = torch.nan
+    logits[1] = -torch.inf
+    logits[2, [5, 8000]] = torch.inf
+    logits[3, 100:] = -torch.inf
+    tokens = check(logits, make_batch(5, temperature=[1.0, 0.0, 1.0, 1.0, 1.0], top_p=[1, 1, 1, 0.9, 1]))
+    assert list(tokens[:2]) == [-1, -1]
+    assert tokens[2] in (5, 8000)
+
+
+def test_ties_keep_the_lower_ids() -> None:
+    logits = torch.full((NUM, VOCAB), -50.0, device=DEVICE)
+    logits[:, 200:220] = 3.0
+    tokens = check(logits, make_batch(top_p=0.5))
+    assert set(tokens) <= set(range(200, 210))
+    assert set(check(logits, make_batch(temperature=0.0))) == {200}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [0, 1, 20])
+def test_logprobs(dtype: torch.dtype, k: int) -> None:
+    logits = peaked(dtype=dtype)
+    tokens = np.concatenate([np.random.default_rng(3).integers(0, VOCAB, NUM - 1), [0]]).astype(np.int32)
+    tokens[0] = int(logits[0].argmax())
+    expected_ids, expected_logprobs, expected_ranks = reference_logprobs(logits.float().cpu().numpy(), tokens, k)
+    ids = torch.full((NUM, k + 1), -7, dtype=torch.int32, device=DEVICE)
+    logprobs = torch.full((NUM, k + 1), torch.nan, device=DEVICE)
+    ranks = torch.zeros(NUM, dtype=torch.int32, device=DEVICE)
+    scan = LogitsScan.allocate(NUM, VOCAB, DEVICE)
+    top_logprobs(logits, torch.as_tensor(tokens, device=DEVICE), ids, logprobs, ranks, scan)
+    assert np.array_equal(ids.cpu().numpy(), expected_ids)
+    assert np.array_equal(ranks.cpu().numpy(), expected_ranks)
+    assert np.allclose(logprobs.cpu().numpy(), expected_logprobs, atol=2e-5)
