@@ -1,6 +1,6 @@
 """Random engines under random load: whatever happens, nobody's tokens change and the books balance.
 
-Hypothesis drives a Simulator step by step: arrivals, aborts between and within steps, ends from outside. The
+Hypothesis drives a Simulator step by step: arrivals, aborts between and within steps, steps that fail. The
 fake executor asserts every rule of a plan, `checks` proves the cache's invariants after every half step,
 and each sequence must draw exactly what it would have drawn alone.
 """
@@ -8,11 +8,13 @@ and each sequence must draw exactly what it would have drawn alone.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from octavo.cache.invariants import check
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.observe.events import Preempted, Started
@@ -126,6 +128,18 @@ class RandomRun(RuleBasedStateMachine):
         self.cut_short.update(running)
         if plan is not None:
             self.simulator.carry_out(plan)
+
+    @precondition(lambda self: self.requests)
+    @rule()
+    def fail(self):
+        """A step in which the worker keeps its tables but computes nothing."""
+        plan = self.simulator.plan()
+        nothing = {"rows": [], "num_computed_tokens": [], "num_scheduled_tokens": [], "prompt_logprobs": []}
+        self.simulator.executor.execute(replace(plan, sample_rows=[], sample_sources=[], **nothing))
+        updates = self.simulator.scheduler.fail(plan, "a kernel fell over")
+        assert len(updates) == len(set(plan.rows) | {fork.row for fork in plan.fork_rows})
+        self.cut_short.update(update.sequence for update in updates)
+        check(self.simulator.cache, self.simulator.scheduler.sequences)
 
     @precondition(lambda self: self.simulator.scheduler.num_running)
     @rule(data=st.data())
