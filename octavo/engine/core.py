@@ -72,7 +72,7 @@ class EngineCore:
         try:
             result = self._executor.execute(plan)
         except Exception as fault:
-            return self._scheduler.fail(plan, f"{type(fault).__name__}: {fault}")
+            return self._scheduler.fail(f"{type(fault).__name__}: {fault}")
         executed = self._clock()
         updates = self._scheduler.update(plan, result)
         if self._check_invariants:
