@@ -106,7 +106,9 @@ class TestPlans:
     @pytest.mark.parametrize("windows", [(None,), (12, 12, None)])
     def test_overlapped_steps_draw_the_same_tokens_under_pressure(self, windows):
         simulator = simulator_of(num_blocks=24, block_size=8, windows=windows)
-        requests = [make_request(name, prompt_of(9 + 5 * place), n=2, max_tokens=20) for place, name in enumerate("abcd")]
+        requests = [
+            make_request(name, prompt_of(9 + 5 * place), n=2, max_tokens=20) for place, name in enumerate("abcd")
+        ]
         simulator.add(*requests)
         simulator.step_overlapped(200)
         assert any(isinstance(event, Preempted) for event in simulator.events)
