@@ -63,6 +63,8 @@ UNSUPPORTED_TENSOR_TYPES: dict[int, str] = {
     34: "TQ1_0",
     35: "TQ2_0",
     39: "MXFP4",
+    40: "NVFP4",
+    41: "Q1_0",
 }
 
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
@@ -99,6 +101,21 @@ class StringArray:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tolist())
+
+    def index(self, text: str) -> int | None:
+        """Where the text comes first; None if nowhere. Quick for short answers: nothing is decoded."""
+        raw, unpack, encoded = bytes(self.raw), struct.Struct("<Q").unpack_from, text.encode()
+        needle = struct.pack("<Q", len(encoded)) + encoded
+        found, position = raw.find(needle), 0
+        for index in range(self._count):
+            if found < position:  # what was found was inside another string
+                found = raw.find(needle, position)
+            if found < 0:
+                return None
+            if found == position:
+                return index
+            position += 8 + unpack(raw, position)[0]
+        return None
 
     def tolist(self) -> list[str]:
         raw, unpack, position, strings = bytes(self.raw), struct.Struct("<Q").unpack_from, 0, []

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import HostTensor
@@ -25,6 +27,9 @@ _SAMPLING = {
     "general.sampling.min_p": "min_p",
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
+#: Tokens with which chat models end their turn; many files leave it to the reader to know them.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+_CONTROL = 3  # of tokenizer.ggml.token_type
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _KIND_NAMES = {int: "a whole number", str: "a text", (int, float): "a number"}
 _REQUIRED: Any = object()
@@ -98,6 +103,10 @@ def architecture_from_gguf(file: GGUFFile) -> Architecture:
         )
     if config.number("expert_count", 0):
         raise UnsupportedModelError(f"{file.path}: mixture-of-experts models are not supported")
+    if file.metadata.get("split.count", 1) != 1:
+        raise UnsupportedModelError(
+            f"{file.path} is one of {file.metadata['split.count']} parts; join them: llama-gguf-split --merge"
+        )
     values = _common(config) | FAMILIES[config.architecture](config)
     return checked(file.path, Architecture(**values))
 
@@ -147,7 +156,14 @@ def _vocab_size(config: GGUFConfig) -> int:
 
 
 def _eos_token_ids(config: GGUFConfig) -> tuple[int, ...]:
-    ids = (config.token_id(key) for key in _EOS_KEYS)
+    """Those that the file names, and for a chat model those that end its turn."""
+    ids = [config.token_id(key) for key in _EOS_KEYS]
+    metadata = config.file.metadata
+    tokens, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    is_chat = "tokenizer.chat_template" in metadata
+    if is_chat and isinstance(tokens, StringArray) and isinstance(types, np.ndarray) and len(types) == len(tokens):
+        found = (tokens.index(text) for text in _TURN_ENDS)
+        ids += [token_id for token_id in found if token_id is not None and types[token_id] == _CONTROL]
     return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
 
@@ -259,7 +275,9 @@ def _rope_scaling(config: GGUFConfig) -> dict[str, Any] | None:
         return _longrope(tensors["rope_freqs.weight"], tensors["rope_freqs.weight"], trained_len, 1.0)
     if kind == "none":
         return None
-    factor = config.number("rope.scaling.factor", 1.0)
+    factor, extra = config.number("rope.scaling.factor", 1.0), config.number("rope.scaling.attn_factor", 1.0)
+    if extra != 1:
+        raise UnsupportedModelError(f"{config.file.path}: rope.scaling.attn_factor is {extra}; allowed: 1")
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
