@@ -255,11 +255,12 @@ const float* Attention::as_float(const uint8_t* head, float* converted) const {
   return reinterpret_cast<const float*>(head);
 }
 
-// Scores to exp(score - maximum) over [lanes_begin, lanes_end), 0 outside [begin, end). Scores outside may
-// be garbage: they are replaced, never computed with. Returns the sum.
+// Scores to exp(score - maximum), 0 outside [begin, end), over whole vectors that cover [lanes_begin,
+// lanes_end). Scores outside may be garbage: they are replaced, never computed with. Returns the sum.
 float Attention::softmax_row(float* scores, int64_t lanes_begin, int64_t lanes_end, int64_t begin, int64_t end,
                              float& maximum) const {
-  constexpr int W = std::min(kWidth, 8);
+  constexpr int W = kWidth;
+  lanes_begin = lanes_begin / W * W;
   const Floats<W> nothing = broadcast<W>(kNothing);
   const Ints<W> lanes = iota<W>();
   Floats<W> best = nothing;
