@@ -219,6 +219,7 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
   const int32_t* table = step_.block_table(spec_.group, tile.seq) + start / size;
 
   if (work.rows <= attention::kMaxRows) {  // decode: all but bound by memory
+    for (int64_t b = first_block; b < end_block; ++b) prefetch(kv_.keys(table[b], spec_.layer, tile.kv_head));
     for (int64_t b = first_block; b < end_block; ++b) prefetch(kv_.values(table[b], spec_.layer, tile.kv_head));
   }
   const float *values[kMaxBlocks], *keys[kPartition / W];
