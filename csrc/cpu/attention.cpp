@@ -218,7 +218,7 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
   const int64_t first_block = begin / size, end_block = (end + size - 1) / size;
   const int32_t* table = step_.block_table(spec_.group, tile.seq) + start / size;
 
-  if (work.rows <= attention::kMaxRows) {  // decode: all but bound by memory
+  if (tile.num_queries == 1) {  // a decode waits for memory, a larger tile computes for long on what it loads
     for (int64_t b = first_block; b < end_block; ++b) prefetch(kv_.keys(table[b], spec_.layer, tile.kv_head));
     for (int64_t b = first_block; b < end_block; ++b) prefetch(kv_.values(table[b], spec_.layer, tile.kv_head));
   }

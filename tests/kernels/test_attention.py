@@ -155,3 +155,10 @@ def test_copied_blocks_hold_the_same_keys_and_values() -> None:
     harness.fork(0, MAX_SEQS - 1)
     ours, copy = harness.step([(0, [5]), (MAX_SEQS - 1, [5])])
     assert np.array_equal(ours, copy)
+
+
+def test_a_token_without_a_block_is_an_error_not_a_wild_write() -> None:
+    harness = CASES["mha"].harness(CpuBackend(1))
+    harness._blocks[2] = 0
+    with pytest.raises(AssertionError, match="position 0 of row 2 is to be written to block 0 of 1"):
+        harness.step([(2, [1, 2, 3])])
