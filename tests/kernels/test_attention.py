@@ -110,7 +110,9 @@ def run_in_chunks(case: Case, lens: list[int], seed: int, max_chunk: int, num_th
     return [np.concatenate(parts) for parts in out]
 
 
-@pytest.mark.parametrize("name", ["smollm2", "window-past-partition", "gqa5", "gqa4-block32", "f16-block8", "odd-dim"])
+@pytest.mark.parametrize(
+    "name", ["smollm2", "window-past-partition", "gqa5", "gqa4-block32", "f16-block8", "bf16", "odd-dim"]
+)
 def test_a_token_gets_the_same_bits_however_it_was_batched(name: str) -> None:
     case = CASES[name]
     lens = [300, 1, 17, 129, 64]
