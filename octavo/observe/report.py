@@ -29,13 +29,17 @@ from octavo.observe.events import (
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """The request that shared most, at the step where it did."""
+    """One request's sequences and the blocks they hold together."""
 
     request_id: str
     num_sequences: int
     num_blocks: int  # held, each counted once
     num_shared_blocks: int
     num_blocks_unshared: int  # the same tables without sharing
+
+    @property
+    def num_saved(self) -> int:
+        return self.num_blocks_unshared - self.num_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,9 @@ class Report:
     def lines(self) -> list[tuple[str, str]]:
         """For people: (label, text)."""
         peak = self.peak
+        used = f"{peak.num_used_blocks:,} of {self.num_blocks:,}"
         lines = [
-            ("requests", f"{self.num_requests:,} with {self.num_sequences:,} sequences in {self.num_steps:,} steps"),
+            ("did", f"requests {self.num_requests:,}, sequences {self.num_sequences:,}, steps {self.num_steps:,}"),
             (
                 "speed",
                 f"{self.num_output_tokens / self.seconds:,.1f} tok/s out ({self.num_output_tokens:,} tokens in "
@@ -72,10 +77,9 @@ class Report:
             ),
             (
                 "blocks",
-                f"{peak.num_used_blocks:,} of {self.num_blocks:,} in use at the peak, {peak.num_sequences:,} sequences "
-                f"at once: {self._size(peak.num_used_blocks)}",
+                f"{used} in use at the peak, for {_count(peak.num_sequences)}: {self._size(peak.num_used_blocks)}",
             ),
-            ("waste", f"{self.waste:.1%} of the slots in used blocks held no token"),
+            ("waste", f"{self.waste:.1%} of the slots in used blocks held no token, over all steps"),
             ("contiguous", self._contiguous()),
         ]
         if self.sharing is not None:
@@ -195,13 +199,14 @@ class Recorder:
             self._look_at_group(request_id, sequence_ids)
 
     def _look_at_group(self, request_id: str, sequence_ids: set[int]) -> None:
+        """Keep the request that saved most, as it was when it held most."""
         now = self._use.occupancy(sequence_ids)
+        seen = Sharing(request_id, now.num_sequences, now.num_used_blocks, now.num_shared_blocks, now.num_table_entries)
         best = self._sharing
-        saved = now.num_table_entries - now.num_used_blocks
-        if best is None or saved > best.num_blocks_unshared - best.num_blocks:
-            self._sharing = Sharing(
-                request_id, now.num_sequences, now.num_used_blocks, now.num_shared_blocks, now.num_table_entries
-            )
+        if best is None or (
+            seen.num_blocks > best.num_blocks if request_id == best.request_id else seen.num_saved > best.num_saved
+        ):
+            self._sharing = seen
 
     def _block_size(self) -> int:
         assert self._sizes is not None, "a log begins with EngineStarted; this one has lost its beginning"
@@ -230,6 +235,10 @@ class Recorder:
             waste=1 - totals.num_filled_slots / max(totals.num_held_slots, 1),
             sharing=self._sharing,
         )
+
+
+def _count(num_sequences: int) -> str:
+    return "1 sequence" if num_sequences == 1 else f"{num_sequences:,} sequences at once"
 
 
 def _sharing_text(sharing: Sharing) -> str:
