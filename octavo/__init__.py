@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "LLM": "octavo.llm",
     "AsyncLLM": "octavo.engine.async_engine",
-    "AsyncLLM": "octavo.engine.async_engine",
     "SamplingParams": "octavo.sampling_params",
     "RequestOutputKind": "octavo.sampling_params",
     "RequestOutput": "octavo.outputs",
