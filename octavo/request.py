@@ -93,9 +93,3 @@ class Request:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
-
-    @property
-    def reads_prefix_cache(self) -> bool:
-        """Prompt logprobs need every prompt position computed, so such a request skips cached prefixes."""
-        skip = self.sampling_params.skip_reading_prefix_cache
-        return not (self.sampling_params.prompt_logprobs is not None if skip is None else skip)

@@ -17,7 +17,7 @@ from octavo import LLM, RequestOutput, SamplingParams
 from octavo.kernels.ops import Backend
 from octavo.observe.events import EngineStarted, Preempted
 from octavo.testing.tiny_models import TINY
-from tests.models.conftest import TinyFolder, backend, one_torch_thread, tiny_folder  # noqa: F401
+from tests.conftest import TinyFolder
 
 NEW_TOKENS = 14
 MAX_MODEL_LEN = 96

@@ -19,7 +19,7 @@ struct Gelu {
   template <int W>
   static Floats<W> apply(Floats<W> x) {
     const Floats<W> half = 0.5f * erfc_positive<W>(absolute<W>(x) * 0.70710678f);
-    return x < Floats<W>{} ? x * half : x - x * half;
+    return x * (x < Floats<W>{} ? half : 1.0f - half);
   }
 };
 

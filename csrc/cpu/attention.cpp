@@ -98,6 +98,7 @@ class Attention {
   void partition(const Tile& tile, int64_t index, const Workspace& work, Result result) const;
   template <int W>
   void partition_kernels(const Tile& tile, int64_t index, const Workspace& work, Result result) const;
+  void prefetch(const uint8_t* head) const;
   const float* as_float(const uint8_t* head, float* converted) const;
   float softmax_row(float* scores, int64_t lanes_begin, int64_t lanes_end, int64_t begin, int64_t end,
                     float& maximum) const;
@@ -217,13 +218,18 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
   const int64_t first_block = begin / size, end_block = (end + size - 1) / size;
   const int32_t* table = step_.block_table(spec_.group, tile.seq) + start / size;
 
-  const float* values[kMaxBlocks];
+  if (work.rows <= attention::kMaxRows) {  // decode: all but bound by memory
+    for (int64_t b = first_block; b < end_block; ++b) prefetch(kv_.values(table[b], spec_.layer, tile.kv_head));
+  }
+  const float *values[kMaxBlocks], *keys[kPartition / W];
+  int64_t num_vectors = 0;
   float* converted = work.converted;
   for (int64_t b = first_block; b < end_block; ++b, converted += 2 * kv_.head_elements()) {
-    const float* keys = as_float(kv_.keys(table[b], spec_.layer, tile.kv_head), converted);
+    const float* block_keys = as_float(kv_.keys(table[b], spec_.layer, tile.kv_head), converted);
+    for (int64_t t = 0; t < size; t += W) keys[num_vectors++] = block_keys + t;
     values[b] = as_float(kv_.values(table[b], spec_.layer, tile.kv_head), converted + kv_.head_elements());
-    block_scores<W>(work.q, work.rows, D_, keys, size, work.scores + b * size, kPartition);
   }
+  attention_scores<W>(work.q, work.rows, D_, keys, num_vectors, size, work.scores + first_block * size, kPartition);
   for (int64_t row = 0; row < work.rows; ++row) {
     const int64_t position = tile.first_position + row / heads_per_group_;
     const int64_t visible_begin = first_visible(position) - start, visible_end = position + 1 - start;
@@ -231,6 +237,12 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
                                    visible_begin, visible_end, result.maxima[row]);
   }
   weighted_values<W>(work.scores, kPartition, work.rows, values, size, begin, end, D_, result.values);
+}
+
+// Blocks lie anywhere, so the processor cannot guess the next one.
+void Attention::prefetch(const uint8_t* head) const {
+  const int64_t bytes = kv_.head_elements() * kv_.element_bytes();
+  for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(head + offset, 0, 2);
 }
 
 const float* Attention::as_float(const uint8_t* head, float* converted) const {

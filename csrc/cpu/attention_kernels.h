@@ -4,51 +4,49 @@
 //     out[r][d]    = sum_t p[r][t] * V[t][d]        V as stored: [block_size][head_dim]
 //
 // A row r is one query of one head. Each product runs R rows by N vectors at a time, so that what is loaded
-// of K and V serves R rows. Every element is one chain of multiply-adds in the order of d, or of t, whatever
-// R and N are: a row's result does not depend on which rows it was computed with.
+// of K and V serves R rows, and enough sums are under way to hide the latency of a multiply-add. Every element
+// is one chain of multiply-adds in the order of d, or of t, whatever R and N are: a row's result does not
+// depend on which rows it was computed with.
 #pragma once
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace octavo {
-
-inline constexpr int kMaxRows = 6;  // rows at a time: 6 x 2 sums, 2 loads and a broadcast fill 16 registers
-
 namespace attention {
 
+inline constexpr int kMaxRows = 6;
+
+// Vectors at a time beside R rows: sums, loads and broadcasts together fit 16 registers.
+constexpr int vectors_beside(int rows) { return rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
+
 template <int W, int R, int N>
-inline void scores_tile(const float* q, int64_t head_dim, const float* keys, int64_t key_stride, float* scores,
-                        int64_t score_stride) {
-  Floats<W> sums[R][N] = {};
-  for (int64_t d = 0; d < head_dim; ++d) {
-    Floats<W> k[N];
-    for (int n = 0; n < N; ++n) k[n] = load<W>(keys + d * key_stride + n * W);
+using Sums = Floats<W>[R][N];
+
+// sums[r][n] += x[r] * v[n], loading each operand once and holding the fewer of the two.
+template <int W, int R, int N>
+inline void multiply_add(Sums<W, R, N>& sums, const float* x, int64_t x_stride, const float* const* v, int64_t offset) {
+  if constexpr (R < N) {
+    Floats<W> held[R];
+    for (int r = 0; r < R; ++r) held[r] = broadcast<W>(x[r * x_stride]);
+    for (int n = 0; n < N; ++n) {
+      const Floats<W> loaded = load<W>(v[n] + offset);
+      for (int r = 0; r < R; ++r) sums[r][n] += held[r] * loaded;
+    }
+  } else {
+    Floats<W> held[N];
+    for (int n = 0; n < N; ++n) held[n] = load<W>(v[n] + offset);
     for (int r = 0; r < R; ++r) {
-      const Floats<W> x = broadcast<W>(q[r * head_dim + d]);
-      for (int n = 0; n < N; ++n) sums[r][n] += x * k[n];
+      const Floats<W> value = broadcast<W>(x[r * x_stride]);
+      for (int n = 0; n < N; ++n) sums[r][n] += value * held[n];
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) store<W>(scores + r * score_stride + n * W, sums[r][n]);
 }
 
 template <int W, int R, int N>
-inline void values_tile(const float* weights, int64_t weight_stride, const float* const* blocks, int64_t block_size,
-                        int64_t begin, int64_t end, int64_t head_dim, int64_t first, float* out) {
-  Floats<W> sums[R][N] = {};
-  for (int64_t t = begin; t < end;) {
-    const int64_t block = t / block_size, block_end = end < (block + 1) * block_size ? end : (block + 1) * block_size;
-    const float* value = blocks[block] + (t - block * block_size) * head_dim + first;
-    for (; t < block_end; ++t, value += head_dim) {
-      Floats<W> v[N];
-      for (int n = 0; n < N; ++n) v[n] = load<W>(value + n * W);
-      for (int r = 0; r < R; ++r) {
-        const Floats<W> weight = broadcast<W>(weights[r * weight_stride + t]);
-        for (int n = 0; n < N; ++n) sums[r][n] += weight * v[n];
-      }
-    }
-  }
+inline void store_sums(const Sums<W, R, N>& sums, float* out, int64_t stride) {
   for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n) store<W>(out + r * head_dim + first + n * W, sums[r][n]);
+    for (int n = 0; n < N; ++n) store<W>(out + r * stride + n * W, sums[r][n]);
 }
 
 // Calls body(first row, rows constant) until `num_rows` are covered.
@@ -65,36 +63,53 @@ inline void for_each_row_group(int64_t num_rows, const Body& body) {
   }
 }
 
-// Calls body(first element, vectors constant) until `count`, a multiple of W, is covered.
-template <int W, class Body>
+// Calls body(first vector, vectors constant) until `count` vectors are covered, N at a time while they last.
+template <int N, class Body>
 inline void for_each_vector_group(int64_t count, const Body& body) {
   int64_t i = 0;
-  for (; i + 2 * W <= count; i += 2 * W) body(i, std::integral_constant<int, 2>{});
-  for (; i < count; i += W) body(i, std::integral_constant<int, 1>{});
+  for (; i + N <= count; i += N) body(i, std::integral_constant<int, N>{});
+  for (; i + 2 <= count; i += 2) body(i, std::integral_constant<int, 2>{});
+  for (; i < count; ++i) body(i, std::integral_constant<int, 1>{});
 }
 
 }  // namespace attention
 
-// Scores of `num_rows` queries against one block. W divides block_size.
+// Scores of `num_rows` queries [rows, head_dim] against vectors of W tokens each: keys[i] points at the first
+// dimension of vector i, the next dimension lies block_size further; scores[r][i * W ...] is written.
 template <int W>
-void block_scores(const float* q, int64_t num_rows, int64_t head_dim, const float* keys, int64_t block_size,
-                  float* scores, int64_t score_stride) {
-  attention::for_each_row_group(num_rows, [&](int64_t row, auto rows) {
-    attention::for_each_vector_group<W>(block_size, [&](int64_t t, auto vectors) {
-      attention::scores_tile<W, rows, vectors>(q + row * head_dim, head_dim, keys + t, block_size,
-                                               scores + row * score_stride + t, score_stride);
+void attention_scores(const float* q, int64_t num_rows, int64_t head_dim, const float* const* keys,
+                      int64_t num_vectors, int64_t block_size, float* scores, int64_t score_stride) {
+  using namespace attention;
+  for_each_row_group(num_rows, [&](int64_t row, auto rows) {
+    for_each_vector_group<vectors_beside(rows)>(num_vectors, [&](int64_t first, auto vectors) {
+      Sums<W, rows, vectors> sums = {};
+      const float* x = q + row * head_dim;
+      for (int64_t d = 0; d < head_dim; ++d) {
+        multiply_add<W, rows, vectors>(sums, x + d, head_dim, keys + first, d * block_size);
+      }
+      store_sums<W, rows, vectors>(sums, scores + row * score_stride + first * W, score_stride);
     });
   });
 }
 
-// Weighted sums of the values of tokens [begin, end) of a run of blocks. W divides head_dim.
+// Sums of the values of tokens [begin, end) of a run of blocks, weighted: out is [rows, head_dim].
 template <int W>
 void weighted_values(const float* weights, int64_t weight_stride, int64_t num_rows, const float* const* blocks,
                      int64_t block_size, int64_t begin, int64_t end, int64_t head_dim, float* out) {
-  attention::for_each_row_group(num_rows, [&](int64_t row, auto rows) {
-    attention::for_each_vector_group<W>(head_dim, [&](int64_t d, auto vectors) {
-      attention::values_tile<W, rows, vectors>(weights + row * weight_stride, weight_stride, blocks, block_size,
-                                               begin, end, head_dim, d, out + row * head_dim);
+  using namespace attention;
+  for_each_row_group(num_rows, [&](int64_t row, auto rows) {
+    for_each_vector_group<vectors_beside(rows)>(head_dim / W, [&](int64_t first, auto vectors) {
+      Sums<W, rows, vectors> sums = {};
+      const float* x = weights + row * weight_stride;
+      for (int64_t t = begin; t < end;) {
+        const int64_t block_begin = t / block_size * block_size, block_end = std::min(end, block_begin + block_size);
+        const float* value[vectors];
+        for (int n = 0; n < vectors; ++n) {
+          value[n] = blocks[block_begin / block_size] - block_begin * head_dim + (first + n) * W;
+        }
+        for (; t < block_end; ++t) multiply_add<W, rows, vectors>(sums, x + t, weight_stride, value, t * head_dim);
+      }
+      store_sums<W, rows, vectors>(sums, out + row * head_dim + first * W, head_dim);
     });
   });
 }

@@ -8,7 +8,7 @@ constexpr int kLanes = 16;
 constexpr int kQ8Offset = 128;
 
 constexpr int kQuantizedTileTokens = 8;
-constexpr int kDenseTileTokens = 12;
+constexpr int kDenseTileTokens = 8;
 
 using F32 = __m512;
 using Bytes = __m512i;

@@ -87,6 +87,7 @@ def _check_hashes(cache: KVCache, tables: BlockTables, sequence: Sequence) -> No
 
 
 def _check_tree(cache: KVCache) -> None:
+    assert NULL_BLOCK not in cache.tree, "the null block is in the prefix tree"
     for block_id, node in cache.tree.nodes.items():
         found = cache.tree.find(node.group, node.content)
         assert found is not None, f"block {block_id} is in the tree but cannot be found"

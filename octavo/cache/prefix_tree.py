@@ -45,38 +45,34 @@ class PrefixTree:
 
     def __init__(self) -> None:
         self._blocks: dict[tuple[int, ContentHash], list[BlockId]] = {}
-        self._num_children: dict[tuple[int, ContentHash], int] = {}
         self.nodes: dict[BlockId, Node] = {}
 
     def __contains__(self, block_id: BlockId) -> bool:
         return block_id in self.nodes
 
     def publish(self, tables: BlockTables, num_blocks: int) -> None:
-        """Enter a sequence's blocks up to `num_blocks`, all full; those behind a window are gone already."""
+        """Enter a sequence's blocks up to `num_blocks`, all full. Blocks are published before a window drops them."""
         for group, table in enumerate(tables.block_ids):
-            for index in range(max(tables.num_published, tables.first_visible[group]), num_blocks):
+            for index in range(tables.num_published, num_blocks):
                 if table[index] not in self.nodes:  # a fork may have entered the block they share
                     self._insert(table[index], Node(group, index, tables.hashes[index + 1], tables.hashes[index]))
         tables.num_published = num_blocks
 
     def remove(self, block_id: BlockId) -> None:
-        group, _, content, parent = self.nodes.pop(block_id)
-        copies = self._blocks[group, content]
+        node = self.nodes.pop(block_id)
+        copies = self._blocks[node.group, node.content]
         copies.remove(block_id)
         if not copies:
-            del self._blocks[group, content]
-        self._num_children[group, parent] -= 1
-        if not self._num_children[group, parent]:
-            del self._num_children[group, parent]
+            del self._blocks[node.group, node.content]
 
     def find(self, group: int, content: ContentHash) -> BlockId | None:
         copies = self._blocks.get((group, content))
         return copies[0] if copies else None
 
     def is_leaf(self, block_id: BlockId) -> bool:
-        """No block in the tree continues this one's content."""
+        """No block continues this one's content. Looks through the whole tree: for rare use."""
         group, _, content, _ = self.nodes[block_id]
-        return (group, content) not in self._num_children
+        return not any(node.parent == content and node.group == group for node in self.nodes.values())
 
     def match(self, hashes: Sequence[ContentHash], groups: Sequence[CacheGroup], block_size: int) -> PrefixMatch:
         """The longest prefix that every group can continue from.
@@ -100,8 +96,6 @@ class PrefixTree:
     def _insert(self, block_id: BlockId, node: Node) -> None:
         self.nodes[block_id] = node
         self._blocks.setdefault((node.group, node.content), []).append(block_id)
-        family = node.group, node.parent
-        self._num_children[family] = self._num_children.get(family, 0) + 1
 
     def _run_len(self, group: int, hashes: Sequence[ContentHash]) -> int:
         """How many blocks from the start on are there without a gap."""

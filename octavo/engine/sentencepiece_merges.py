@@ -22,9 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.env import cache_dir
+from octavo.errors import TokenizerError
 
 MergePairs = NDArray[np.int32]  # [num_merges, 2] token ids, best first
 
+_LONGEST_PIECE = 1000  # the work grows with the square of the length; real pieces stay below a hundred
 _FORMAT = b"merges 1"  # change it when the pairs of the same vocabulary would come out differently
 
 
@@ -59,6 +61,8 @@ def merge_pairs(pieces: Sequence[str], scores: NDArray[np.float32], mergeable: N
 
 def _last_join(piece: str, ranks: dict[str, int]) -> tuple[str, str] | None:
     """The two parts that the encoder joins last to make the piece; None if it never gets there."""
+    if len(piece) > _LONGEST_PIECE:
+        raise TokenizerError(f"the vocabulary holds a piece of {len(piece)} characters, allowed are {_LONGEST_PIECE}")
     symbols = list(piece)
     never = len(ranks)
     while len(symbols) > 2:

@@ -85,7 +85,7 @@ class Tokenizer:
         **variables: Any,
     ) -> str:
         """A conversation as the prompt the model was trained on. chat_template: one of the model's templates by
-        name, or Jinja text; variables go to the template."""
+        name, Jinja text, or a file with it; variables go to the template."""
         from octavo.engine.chat_template import render  # jinja2 takes a while to import, and may not be needed
 
         return render(
@@ -123,7 +123,7 @@ class Tokenizer:
 
     def _choose_template(self, asked: str | None, has_tools: bool) -> str:
         if asked is not None:
-            return self._chat_templates.get(asked, asked)
+            return self._chat_templates.get(asked) or _template_text(asked)
         if has_tools and "tool_use" in self._chat_templates:
             return self._chat_templates["tool_use"]
         if "default" in self._chat_templates:
@@ -147,16 +147,17 @@ def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | N
             f"{checkpoint.label} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
             "or set skip_tokenizer_init and send token ids"
         )
-    return Tokenizer(_read(source), _chat_template_text(config.chat_template))
+    override = None if config.chat_template is None else _template_text(config.chat_template)
+    return Tokenizer(_read(source), override)
 
 
 def _read(source: TokenizerSource) -> TokenizerParts:
     return tokenizer_from_folder(source) if isinstance(source, Path) else tokenizer_from_gguf(source)
 
 
-def _chat_template_text(template: str | None) -> str | None:
+def _template_text(template: str) -> str:
     """A template is given as text or as a file's path; text has braces, or line ends, and paths have neither."""
-    if template is None or "{" in template or "\n" in template:
+    if "{" in template or "\n" in template:
         return template
     try:
         return Path(template).read_text(encoding="utf-8")

@@ -7,6 +7,9 @@ The key covers all that the machine code depends on, so a cache directory shared
 across upgrades, never yields a library that does not fit. A build happens in a directory beside the final
 one and is renamed into place: there is no half-built library to be found. With the library in the cache,
 loading takes a few milliseconds and needs no compiler to run.
+
+Object files are kept too, each keyed by its source and the headers that one includes: after a change to one
+kernel the next start compiles that kernel and links.
 """
 
 from __future__ import annotations
@@ -15,13 +18,13 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +43,7 @@ FLAGS = (
 )
 _X86 = ("x86_64", "AMD64", "i686")
 _ERROR_TAIL_LINES = 20
+SECONDS_PER_SOURCE = 4  # of one core, on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def _load(isa: env.CpuIsa, cache_dir: Path, cxx: str | None) -> ctypes.CDLL:
     toolchain = find_toolchain(isa, cxx)
     path = cache_dir / "kernels" / cache_key(source_dir, toolchain, isa) / LIBRARY_NAME
     if not path.exists():
-        build(source_dir, toolchain, path)
+        build(source_dir, toolchain, isa, path)
     return ctypes.CDLL(str(path))
 
 
@@ -131,12 +135,18 @@ def _cpu_identity() -> str:
 
 
 def cache_key(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa) -> str:
+    """Names the library: a hash of everything that its machine code depends on."""
+    headers = sorted([*source_dir.glob("cpu/*.h"), *source_dir.glob("include/octavo/*.h")])
+    return _digest(source_dir, toolchain, isa, [*_source_files(source_dir), *headers])
+
+
+def _digest(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for part in (*toolchain.command, toolchain.identity, *toolchain.flags, platform.machine(), sys.platform):
         digest.update(part.encode() + b"\0")
     if isa == "native":
         digest.update(_cpu_identity().encode())
-    for path in (*_source_files(source_dir), *_header_files(source_dir)):
+    for path in files:
         digest.update(str(path.relative_to(source_dir)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:24]
 
@@ -145,34 +155,50 @@ def _source_files(source_dir: Path) -> list[Path]:
     return sorted([*source_dir.glob("cpu/*.cpp"), *source_dir.glob("bindings/*.cpp")])
 
 
-def _header_files(source_dir: Path) -> list[Path]:
-    return sorted([*source_dir.glob("cpu/*.h"), *source_dir.glob("include/octavo/*.h")])
+def _with_includes(source_dir: Path, source: Path) -> list[Path]:
+    """The file and all of ours that it includes, directly or not."""
+    found: dict[Path, None] = {}
+    queue = [source]
+    while queue:
+        path = queue.pop()
+        found[path] = None
+        for name in re.findall(r'^\s*#include "([^"]+)"', path.read_text(), re.MULTILINE):
+            for folder in (path.parent, source_dir / "include", source_dir):
+                if (folder / name).exists():
+                    queue += [folder / name] if folder / name not in found else []
+                    break
+    return sorted(found)
 
 
-def build(source_dir: Path, toolchain: Toolchain, target: Path) -> None:
+def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path) -> None:
     """Compile and link into `target`'s directory. Of several processes one builds, the others wait for it."""
-    sources = _source_files(source_dir)
     with _lock(target.parent):
         if target.exists():
             return
+        objects_dir = target.parent.parent / "objects"
+        objects_dir.mkdir(exist_ok=True)
+        objects: dict[Path, Path] = {}
+        for source in _source_files(source_dir):
+            digest = _digest(source_dir, toolchain, isa, _with_includes(source_dir, source))
+            objects[source] = objects_dir / f"{source.stem}-{digest}.o"
+        missing = [source for source, output in objects.items() if not output.exists()]
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        print(f"octavo: building the CPU kernels, about {5 + 90 // workers} s, once", file=sys.stderr, flush=True)
-        started = time.monotonic()
+        estimate = 2 + SECONDS_PER_SOURCE * len(missing) // workers
+        print(f"octavo: building CPU kernels, about {estimate} s, once", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix="building-") as work:
-            compile_flags = (*toolchain.flags, f"-I{source_dir / 'include'}", f"-I{source_dir}")
+            includes = (f"-I{source_dir / 'include'}", f"-I{source_dir}")
 
-            def compile_one(source: Path) -> str:
-                output = str(Path(work) / f"{source.parent.name}_{source.stem}.o")
-                _run([*toolchain.command, *compile_flags, "-c", str(source), "-o", output])
-                return output
+            def compile_one(source: Path) -> None:
+                output = Path(work) / objects[source].name
+                _run([*toolchain.command, *toolchain.flags, *includes, "-c", str(source), "-o", str(output)])
+                output.rename(objects[source])
 
             with ThreadPoolExecutor(workers) as pool:
-                objects = list(pool.map(compile_one, sources))
+                list(pool.map(compile_one, missing))
             library = Path(work) / "library" / LIBRARY_NAME
             library.parent.mkdir()
-            _run([*toolchain.command, *toolchain.flags, "-shared", *objects, "-o", str(library)])
+            _run([*toolchain.command, *toolchain.flags, "-shared", *map(str, objects.values()), "-o", str(library)])
             library.parent.rename(target.parent)
-        print(f"octavo: built in {time.monotonic() - started:.0f} s: {target}", file=sys.stderr, flush=True)
 
 
 @contextmanager

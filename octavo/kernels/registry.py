@@ -49,7 +49,7 @@ def select(config: BackendConfig) -> Selection:
 
 
 def _first_that_runs(config: BackendConfig) -> Selection:
-    reasons = []
+    reasons: list[str] = []
     for name, make in BACKENDS.items():
         backend = make(config)
         if (reason := backend.why_not()) is None:

@@ -72,6 +72,11 @@ def rotary_table(setting: RotarySetting, max_len: int) -> RotaryTable:
         raise UnsupportedModelError(
             f"rope_scaling has type {setting.rope_type!r}; Octavo knows {', '.join(sorted(SCALINGS))}"
         )
+    if setting.rotary_dim < 2 or setting.rotary_dim % 2:
+        raise ModelLoadError(
+            f"the model rotates {setting.rotary_dim} dimensions of a head; they turn in pairs, so it must be an even "
+            "number from 2 up: check head_dim and partial_rotary_factor"
+        )
     frequencies, attention_factor = SCALINGS[setting.rope_type](setting, max_len)
     # Rounded to float32 before and after the product, because that is the arithmetic models were trained with.
     inv_freq = frequencies.astype(np.float32)

@@ -20,7 +20,7 @@ class AttentionSpecs:
         self._architecture = architecture
         self._slots = slots
         self._max_model_len = max_model_len
-        self._tables: dict[int, RotaryTable] = {}
+        self._tables: dict[int, RotaryTable] = {}  # by the RopeConfig's identity: it holds a dict and has no hash
 
     def layer(self, index: int, q_norm: FloatArray | None = None, k_norm: FloatArray | None = None) -> AttentionLayer:
         a = self._architecture

@@ -94,12 +94,17 @@ class Checkpoint:
         return sum(tensor.num_bytes for tensor in self.stored.values())
 
     @property
-    def dtype_label(self) -> str:
-        """The tensors' types, the one with most bytes first: "Q4_1, Q8_0, F32"."""
-        sizes: dict[str, int] = {}
+    def dtypes(self) -> tuple[DType, ...]:
+        """The tensors' types, the one with most bytes first."""
+        sizes: dict[DType, int] = {}
         for tensor in self.stored.values():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
-        return ", ".join(sorted(sizes, key=lambda dtype: -sizes[dtype]))
+        return tuple(sorted(sizes, key=lambda dtype: -sizes[dtype]))
+
+    @property
+    def dtype_label(self) -> str:
+        """For the start-up card: "Q4_1, Q8_0, F32"."""
+        return ", ".join(self.dtypes)
 
     def with_tensors(self, stored: Mapping[str, StoredTensor]) -> Checkpoint:
         return replace(self, stored=stored, taken=set())

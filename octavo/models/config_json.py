@@ -15,6 +15,7 @@ from typing import Any
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.ops import Activation
 from octavo.models.architecture import Architecture, RopeConfig
+from octavo.models.consistency import checked
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -101,7 +102,7 @@ def architecture_from_config(path: Path, values: dict[str, Any]) -> Architecture
     config = ConfigFile(path, values)
     _refuse_quantised(config)
     name, read = _family(config)
-    return Architecture(family=name, **_ends(config), **read(config))
+    return checked(path, Architecture(family=name, **_ends(config), **read(config)))
 
 
 def _refuse_quantised(config: ConfigFile) -> None:
@@ -137,17 +138,12 @@ def _ends(config: ConfigFile) -> dict[str, Any]:
 def _llama_like(config: ConfigFile, *, ties_by_default: bool = False, default_eps: float = 1e-6) -> dict[str, Any]:
     """Keys that Llama and its descendants spell alike."""
     hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
-    num_kv_heads = config.size("num_key_value_heads", num_heads)
-    if num_heads % num_kv_heads:
-        raise ModelLoadError(
-            f"{config.path}: num_attention_heads is {num_heads}, no multiple of num_key_value_heads, {num_kv_heads}"
-        )
     return {
         "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden_size,
         "num_layers": config.size("num_hidden_layers", largest=_MOST_LAYERS),
         "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads,
+        "num_kv_heads": config.size("num_key_value_heads", num_heads),
         "head_dim": config.size("head_dim", max(1, hidden_size // num_heads)),
         "intermediate_size": config.size("intermediate_size"),
         "max_position_embeddings": config.size("max_position_embeddings"),

@@ -14,6 +14,7 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import HostTensor
 from octavo.models.architecture import Architecture, RopeConfig
+from octavo.models.consistency import checked
 from octavo.models.gguf import GGUFFile, StringArray
 
 #: GGUF's sampling keys under SamplingParams' names
@@ -98,7 +99,7 @@ def architecture_from_gguf(file: GGUFFile) -> Architecture:
     if config.number("expert_count", 0):
         raise UnsupportedModelError(f"{file.path}: mixture-of-experts models are not supported")
     values = _common(config) | FAMILIES[config.architecture](config)
-    return Architecture(**values)
+    return checked(file.path, Architecture(**values))
 
 
 def _common(config: GGUFConfig) -> dict[str, Any]:

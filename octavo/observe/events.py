@@ -87,8 +87,7 @@ class PrefixHit(Event):
 class BlocksPublished(Event):
     """Full blocks of a sequence can now be found in the prefix tree, each the parent of the next.
 
-    parent: the block before the first one, 0 at the start of a sequence or behind its window. Entries that
-    are 0 lie behind the window.
+    parent: the block before the first one, 0 at the start of a sequence or behind its window.
     """
 
     sequence_id: int

@@ -110,6 +110,9 @@ def test_templates_are_chosen_by_name_and_by_need() -> None:
     assert tokenizer.apply_chat_template(messages) == "plain"
     assert tokenizer.apply_chat_template(messages, tools=[{}]) == "with tools"
     assert tokenizer.apply_chat_template(messages, chat_template="rag") == "with documents"
+    assert tokenizer.apply_chat_template(messages, chat_template="{{ 'own' }}") == "own"
+    with pytest.raises(TokenizerError, match="'rags', which is neither a template nor a file"):
+        tokenizer.apply_chat_template(messages, chat_template="rags")
 
 
 def open_with(**options: Any) -> Tokenizer | None:

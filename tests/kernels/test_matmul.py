@@ -10,24 +10,18 @@ What is claimed, and so tested:
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import nullcontext
 
 import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType
+from octavo.kernels import build
+from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType, HostTensor
+from octavo.testing.packed_matrix import KernelThreads, PackedMatrix, dequantize_row
 
-CSRC = Path(__file__).parents[2] / "csrc"
-SOURCES = [
-    *(CSRC / "cpu" / f"{name}.cpp" for name in ("thread_pool", "dequantize", "pack", "packed_memory", "matmul")),
-    *(CSRC / "cpu" / f"matmul_{kind}.cpp" for kind in ("dense", "quantized", "k_quantized")),
-    CSRC / "bindings" / "matmul.cpp",
-]
 QUANTIZED_DTYPES = [dtype for dtype in DTYPES if dtype not in DENSE_DTYPES]
 
 #: where a block's fp16 numbers lie
@@ -46,100 +40,26 @@ FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 
 
-def compile_library(isa: str, folder: Path) -> Path:
-    objects = []
-    running = []
-    for source in SOURCES:
-        objects.append(folder / f"{source.parent.name}-{source.stem}.o")
-        flags = ["-std=c++17", "-O3", "-fPIC", f"-march={isa}", f"-I{CSRC / 'include'}"]
-        running.append(subprocess.Popen(["g++", *flags, "-c", str(source), "-o", str(objects[-1])]))
-    assert [process.wait() for process in running] == [0] * len(running)
-    library = folder / "matmul.so"
-    subprocess.run(["g++", "-shared", "-pthread", *map(str, objects), "-o", str(library)], check=True)
-    return library
+@pytest.fixture(scope="module", params=["native", "avx2", "generic"])
+def threads(request: pytest.FixtureRequest) -> Iterator[KernelThreads]:
+    """Two threads of a build for each instruction set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_CPU_ISA", request.param)
+        threads = KernelThreads(build.load(), 2)
+    yield threads
+    threads.close()
 
 
-class Library:
-    """The extern "C" functions of csrc/bindings/matmul.cpp, and a pool of two threads."""
-
-    def __init__(self, path: Path, num_threads: int = 2) -> None:
-        self.c = ctypes.CDLL(str(path))
-        for name in ("octavo_start_threads", "octavo_pack", "octavo_begin_session"):
-            getattr(self.c, name).restype = ctypes.c_void_p
-        for name in ("octavo_packed_bytes", "octavo_scratch_bytes"):
-            getattr(self.c, name).restype = ctypes.c_int64
-        self.pool = self.start_threads(num_threads)
-
-    def start_threads(self, num_threads: int) -> ctypes.c_void_p:
-        return ctypes.c_void_p(self.c.octavo_start_threads(num_threads))
-
-    def stop_threads(self, pool: ctypes.c_void_p) -> None:
-        self.c.octavo_stop_threads(pool)
-
-    def dequantize(self, dtype: DType, rows: ByteArray, cols: int) -> FloatArray:
-        out = np.empty((len(rows), cols), np.float32)
-        for row, values in zip(rows, out, strict=True):
-            self.c.octavo_dequantize(DTYPES.index(dtype), pointer(row), ctypes.c_int64(cols), pointer(values))
-        return out
-
-    def count_loops(self, pool: ctypes.c_void_p, count: int, grain: int, times: int) -> NDArray[np.int64]:
-        counters = np.zeros(count, np.int64)
-        args = (ctypes.c_int64(value) for value in (count, grain, times))
-        self.c.octavo_count_loops(pool, *args, pointer(counters))
-        return counters
+def pack(threads: KernelThreads, dtype: DType, rows: ByteArray, cols: int) -> PackedMatrix:
+    return PackedMatrix(threads, HostTensor(dtype, (len(rows), cols), rows.reshape(-1)))
 
 
-class Matrix:
-    """A PackedMatrix, freed with this object."""
-
-    def __init__(self, library: Library, dtype: DType, rows: ByteArray, cols: int) -> None:
-        self.library = library
-        self.shape = (len(rows), cols)
-        args = (ctypes.c_int64(len(rows)), ctypes.c_int64(cols))
-        handle = library.c.octavo_pack(library.pool, DTYPES.index(dtype), pointer(rows), *args)
-        assert handle is not None, f"{dtype} is not implemented"
-        self.handle = ctypes.c_void_p(handle)
-
-    def __del__(self) -> None:
-        self.library.c.octavo_free_matrix(self.handle)
-
-    def multiply(
-        self, x: FloatArray, bias: FloatArray | None = None, pool: ctypes.c_void_p | None = None
-    ) -> FloatArray:
-        """x may be a view with a longer stride; so is y, and what lies past its rows must stay untouched."""
-        num_tokens = ctypes.c_int64(len(x))
-        scratch = aligned_bytes(self.library.c.octavo_scratch_bytes(self.handle, num_tokens))
-        y = np.full((len(x), self.shape[0] + 3), np.nan, np.float32)
-        self.library.c.octavo_multiply(
-            pool or self.library.pool,
-            self.handle,
-            pointer(x),
-            ctypes.c_int64(x.strides[0] // 4),
-            num_tokens,
-            None if bias is None else pointer(bias),
-            pointer(y),
-            ctypes.c_int64(y.shape[1]),
-            pointer(scratch),
-        )
-        assert np.isnan(y[:, self.shape[0] :]).all()
-        return y[:, : self.shape[0]]
-
-
-def pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
-
-
-def aligned_bytes(size: int) -> ByteArray:
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size]
-
-
-@pytest.fixture(scope="module", params=["native", "x86-64-v3", "x86-64"])
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
-    library = Library(compile_library(request.param, tmp_path_factory.mktemp(request.param)))
-    yield library
-    library.stop_threads(library.pool)
+def multiply(threads: KernelThreads, matrix: PackedMatrix, x: FloatArray, bias: FloatArray | None = None) -> FloatArray:
+    """Into rows longer than the output, whose ends must stay untouched."""
+    y = np.full((len(x), matrix.rows + 3), np.nan, np.float32)
+    matrix.multiply(threads, x, y, matrix.scratch(len(x)), bias)
+    assert np.isnan(y[:, matrix.rows :]).all()
+    return y[:, : matrix.rows]
 
 
 def random_weights(dtype: DType, rows: int, cols: int, seed: int = 0) -> ByteArray:
@@ -182,45 +102,44 @@ def rounded_activations(x: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dequantize_agrees_with_gguf_bit_for_bit(library: Library, dtype: DType) -> None:
+def test_dequantize_agrees_with_gguf_bit_for_bit(threads: KernelThreads, dtype: DType) -> None:
     rows = random_weights(dtype, 7, 768)
-    np.testing.assert_array_equal(
-        library.dequantize(dtype, rows, 768).view(np.uint32), exact_weights(dtype, rows).view(np.uint32)
-    )
+    values = np.stack([dequantize_row(threads.library, dtype, row, 768) for row in rows])
+    np.testing.assert_array_equal(values.view(np.uint32), exact_weights(dtype, rows).view(np.uint32))
 
 
-def test_dequantize_every_half(library: Library) -> None:
+def test_dequantize_every_half(threads: KernelThreads) -> None:
     halves = np.arange(65536, dtype=np.uint16)
-    halves = halves[np.isfinite(halves.view(np.float16)) | (halves & 0x3FF == 0)]
-    out = library.dequantize("F16", halves.view(np.uint8)[None], len(halves))
-    np.testing.assert_array_equal(out[0], halves.view(np.float16).astype(np.float32))
+    values = dequantize_row(threads.library, "F16", halves.view(np.uint8), len(halves))
+    np.testing.assert_array_equal(values, halves.view(np.float16).astype(np.float32))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (37, 61), (64, 576), (50, 1000)])
 @pytest.mark.parametrize("dtype", sorted(DENSE_DTYPES))
-def test_dense_product(library: Library, dtype: DType, shape: tuple[int, int]) -> None:
+def test_dense_product(threads: KernelThreads, dtype: DType, shape: tuple[int, int]) -> None:
     rows = random_weights(dtype, *shape)
     weights = exact_weights(dtype, rows).astype(np.float64)
-    matrix = Matrix(library, dtype, rows, shape[1])
+    matrix = pack(threads, dtype, rows, shape[1])
     bias = np.linspace(-3, 3, shape[0], dtype=np.float32)
     for tokens in (1, 2, 3, 7, 8, 16, 33, 512):
         x = random_activations(tokens, shape[1])
         magnitude = np.abs(x.astype(np.float64)) @ np.abs(weights).T
         np.testing.assert_array_less(
-            np.abs(matrix.multiply(x, bias) - (x.astype(np.float64) @ weights.T + bias)), 1e-6 * magnitude + 1e-6
+            np.abs(multiply(threads, matrix, x, bias) - (x.astype(np.float64) @ weights.T + bias)),
+            1e-6 * magnitude + 1e-6,
         )
 
 
 @pytest.mark.parametrize("shape", [(37, 256), (72, 768), (5, 1536)])
 @pytest.mark.parametrize("dtype", QUANTIZED_DTYPES)
-def test_quantized_product(library: Library, dtype: DType, shape: tuple[int, int]) -> None:
+def test_quantized_product(threads: KernelThreads, dtype: DType, shape: tuple[int, int]) -> None:
     rows = random_weights(dtype, *shape)
     weights = exact_weights(dtype, rows).astype(np.float64)
-    matrix = Matrix(library, dtype, rows, shape[1])
+    matrix = pack(threads, dtype, rows, shape[1])
     bias = np.linspace(-3, 3, shape[0], dtype=np.float32)
     for tokens in (1, 2, 3, 7, 8, 16, 33, 512):
         x = random_activations(tokens, shape[1])
-        y = matrix.multiply(x, bias)
+        y = multiply(threads, matrix, x, bias)
         rounded, doubt = rounded_activations(x)
         float_error = 1e-6 * np.abs(rounded) @ np.abs(weights).T + 1e-6
         np.testing.assert_array_less(np.abs(y - (rounded @ weights.T + bias)), float_error + doubt @ np.abs(weights).T)
@@ -230,33 +149,33 @@ def test_quantized_product(library: Library, dtype: DType, shape: tuple[int, int
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_output_does_not_depend_on_the_batch(library: Library, dtype: DType) -> None:
-    matrix = Matrix(library, dtype, random_weights(dtype, 203, 512), 512)
+def test_output_does_not_depend_on_the_batch(threads: KernelThreads, dtype: DType) -> None:
+    matrix = pack(threads, dtype, random_weights(dtype, 203, 512), 512)
     x = random_activations(64, 512)
-    together = matrix.multiply(x)
+    together = multiply(threads, matrix, x)
     for tokens in (1, 2, 5, 11, 64):
-        np.testing.assert_array_equal(matrix.multiply(x[-tokens:]), together[-tokens:])
+        np.testing.assert_array_equal(multiply(threads, matrix, x[-tokens:]), together[-tokens:])
     for num_threads in (1, 3):
-        pool = library.start_threads(num_threads)
-        np.testing.assert_array_equal(matrix.multiply(x, pool=pool), together)
-        library.stop_threads(pool)
+        others = KernelThreads(threads.library, num_threads)
+        np.testing.assert_array_equal(multiply(others, matrix, x), together)
+        others.close()
 
 
 @pytest.mark.parametrize("dtype", ["F32", "Q4_1", "Q6_K"])
-def test_numbers_that_are_not_finite_reach_the_output(library: Library, dtype: DType) -> None:
-    matrix = Matrix(library, dtype, random_weights(dtype, 16, 256), 256)
+def test_numbers_that_are_not_finite_reach_the_output(threads: KernelThreads, dtype: DType) -> None:
+    matrix = pack(threads, dtype, random_weights(dtype, 16, 256), 256)
     x = random_activations(3, 256)
-    clean = matrix.multiply(x)
+    clean = multiply(threads, matrix, x)
     x[1, 70] = np.nan
-    spoiled = matrix.multiply(x)
+    spoiled = multiply(threads, matrix, x)
     assert np.isnan(spoiled[1]).all()
     np.testing.assert_array_equal(spoiled[[0, 2]], clean[[0, 2]])
     x[1, 70] = np.inf
-    assert not np.isfinite(matrix.multiply(x)[1]).any()
+    assert not np.isfinite(multiply(threads, matrix, x)[1]).any()
 
 
 @pytest.mark.parametrize("dtype", QUANTIZED_DTYPES)
-def test_extremes_do_not_overflow(library: Library, dtype: DType) -> None:
+def test_extremes_do_not_overflow(threads: KernelThreads, dtype: DType) -> None:
     """All ones in every code, activations all of the largest magnitude."""
     rows = np.full_like(random_weights(dtype, 16, 256), 255)
     if dtype == "Q8_0":
@@ -267,26 +186,24 @@ def test_extremes_do_not_overflow(library: Library, dtype: DType) -> None:
     x = np.where(np.arange(256) % 64 < 32, -3, 3).astype(np.float32)[None]
     x[0, 100:200] = 3
     weights = exact_weights(dtype, rows).astype(np.float64)
-    np.testing.assert_allclose(Matrix(library, dtype, rows, 256).multiply(x), x @ weights.T, rtol=1e-6)
+    np.testing.assert_allclose(multiply(threads, pack(threads, dtype, rows, 256), x), x @ weights.T, rtol=1e-6)
 
 
-def test_zero_activations_give_the_bias(library: Library) -> None:
-    matrix = Matrix(library, "Q4_1", random_weights("Q4_1", 9, 64), 64)
+def test_zero_activations_give_the_bias(threads: KernelThreads) -> None:
+    matrix = pack(threads, "Q4_1", random_weights("Q4_1", 9, 64), 64)
     bias = np.arange(9, dtype=np.float32)
     x = np.zeros((3, 64), np.float32)
-    np.testing.assert_array_equal(matrix.multiply(x, bias), np.tile(bias, (3, 1)))
+    np.testing.assert_array_equal(multiply(threads, matrix, x, bias), np.tile(bias, (3, 1)))
     x[1] = 1e-35
-    np.testing.assert_allclose(matrix.multiply(x, bias), np.tile(bias, (3, 1)), atol=1e-30)
+    np.testing.assert_allclose(multiply(threads, matrix, x, bias), np.tile(bias, (3, 1)), atol=1e-30)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_a_loop_visits_everything_once(library: Library, num_threads: int) -> None:
-    pool = library.start_threads(num_threads)
-    for in_session in (False, True):
-        session = ctypes.c_void_p(library.c.octavo_begin_session(pool)) if in_session else None
-        for count, grain in ((1, 1), (7, 10), (100, 1), (1000, 16)):
-            np.testing.assert_array_equal(library.count_loops(pool, count, grain, 200), 200)
-        np.testing.assert_array_equal(library.count_loops(pool, 0, 1, 1), [])
-        if session is not None:
-            library.c.octavo_end_session(session)
-    library.stop_threads(pool)
+def test_a_loop_visits_everything_once(threads: KernelThreads, num_threads: int) -> None:
+    pool = KernelThreads(threads.library, num_threads)
+    for session in (nullcontext(), pool.session()):
+        with session:
+            for count, grain in ((1, 1), (7, 10), (100, 1), (1000, 16)):
+                np.testing.assert_array_equal(pool.count_loops(count, grain, 200), 200)
+            np.testing.assert_array_equal(pool.count_loops(0, 1, 1), [])
+    pool.close()

@@ -115,3 +115,9 @@ def test_wrong_number_of_longrope_factors_is_refused() -> None:
     setting = RotarySetting(theta=1e4, rotary_dim=HEAD_DIM, trained_len=64, scaling=LONGROPE | {"long_factor": [1.0]})
     with pytest.raises(ModelLoadError, match=r"long_factor holds 1 factors.*need 16"):
         rotary_table(setting, 500)
+
+
+@pytest.mark.parametrize("rotary_dim", [0, 7])
+def test_dimensions_rotate_in_pairs(rotary_dim: int) -> None:
+    with pytest.raises(ModelLoadError, match=rf"rotates {rotary_dim} dimensions.*even"):
+        rotary_table(RotarySetting(theta=1e4, rotary_dim=rotary_dim, trained_len=64), 64)

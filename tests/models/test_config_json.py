@@ -162,7 +162,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 0}, "hidden_size is 0; allowed: 1 to"),
     ({"hidden_size": "64"}, "hidden_size is '64'"),
     ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; allowed: 1 to 4096"),
-    ({"num_key_value_heads": 3}, "num_attention_heads is 4, no multiple of num_key_value_heads, 3"),
+    ({"num_key_value_heads": 3}, "4 attention heads do not share 3 key/value heads evenly"),
+    ({"head_dim": 15}, "15 of a head's 15 dimensions would rotate; allowed are even numbers"),
+    ({"partial_rotary_factor": 1.5}, "24 of a head's 16 dimensions would rotate"),
+    ({"rope_theta": 0}, "the rotary base is 0.0"),
     ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'; allowed: a number"),
     ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; allowed: true and false"),
     ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; allowed: a token id or a list of them"),
@@ -174,6 +177,14 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
 def test_what_makes_no_sense_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelLoadError, match=f"config.json: {message}"):
         read("LlamaForCausalLM", **values)
+
+
+def test_heads_must_fill_a_model_with_learned_positions() -> None:
+    with pytest.raises(ModelLoadError, match="64 columns do not part into 5 attention heads"):
+        read("GPT2LMHeadModel", n_head=5)
+
+
+def test_layer_types_must_name_every_layer() -> None:
     bad_layers = {"sliding_window": 16, "layer_types": ["full_attention"]}
     with pytest.raises(ModelLoadError, match="allowed: 4 times sliding_attention or full_attention"):
         read("MistralForCausalLM", **bad_layers)

@@ -25,7 +25,7 @@ from octavo.models.loader import open_checkpoint
 from octavo.models.registry import required_tensors
 from octavo.testing.drive import Driver, DriverSetting, greedy
 from octavo.testing.tiny_models import TINY
-from tests.models.conftest import TinyFolder
+from tests.conftest import TinyFolder
 
 NEW_TOKENS = 12
 #: Lengths around block sizes and windows; longrope's long factors start beyond 16 tokens.

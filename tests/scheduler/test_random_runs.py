@@ -1,6 +1,6 @@
 """Random engines under random load: whatever happens, nobody's tokens change and the books balance.
 
-Hypothesis drives a Simulator step by step: arrivals, aborts between and within steps, ends from outside. The
+Hypothesis drives a Simulator step by step: arrivals, aborts between and within steps, steps that fail. The
 fake executor asserts every rule of a plan, `checks` proves the cache's invariants after every half step,
 and each sequence must draw exactly what it would have drawn alone.
 """
@@ -8,14 +8,16 @@ and each sequence must draw exactly what it would have drawn alone.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from octavo.cache.invariants import check
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
-from octavo.observe.events import Started
+from octavo.observe.events import Preempted, Started
 from octavo.request import Request, Sequence
 from octavo.testing.fake_executor import VOCAB_SIZE, generate_alone
 from octavo.testing.simulate import Simulator, make_request
@@ -79,8 +81,8 @@ class RandomRun(RuleBasedStateMachine):
         self.cut_short: set[Sequence] = set()
 
     @rule(
-        shared_len=st.integers(0, 80),
-        own_len=st.integers(1, 60),
+        shared_len=st.sampled_from([0, 16, 64]) | st.integers(0, 80),
+        own_len=st.sampled_from([16, 32]) | st.integers(1, 60),
         variant=st.integers(0, 3),
         max_tokens=st.integers(1, 50),
         n=st.sampled_from([1, 1, 1, 2, 4]),
@@ -127,6 +129,18 @@ class RandomRun(RuleBasedStateMachine):
         if plan is not None:
             self.simulator.carry_out(plan)
 
+    @precondition(lambda self: self.requests)
+    @rule()
+    def fail(self):
+        """A step in which the worker keeps its tables but computes nothing."""
+        plan = self.simulator.plan()
+        nothing = {"rows": [], "num_computed_tokens": [], "num_scheduled_tokens": [], "prompt_logprobs": []}
+        self.simulator.executor.execute(replace(plan, sample_rows=[], sample_sources=[], **nothing))
+        updates = self.simulator.scheduler.fail(plan, "a kernel fell over")
+        assert len(updates) == len(set(plan.rows) | {fork.row for fork in plan.fork_rows})
+        self.cut_short.update(update.sequence for update in updates)
+        check(self.simulator.cache, self.simulator.scheduler.sequences)
+
     @precondition(lambda self: self.simulator.scheduler.num_running)
     @rule(data=st.data())
     def end_from_outside(self, data):
@@ -142,6 +156,7 @@ class RandomRun(RuleBasedStateMachine):
         self.simulator.run(max_steps=self.simulator.num_steps + 5_000)
         self.check_tokens()
         self.check_prompt_logprobs()
+        self.check_nobody_starts_where_somebody_is_preempted()
         if self.policy == "fcfs":
             self.check_nobody_was_passed_too_often()
         assert self.simulator.cache.pool.num_owned == 0
@@ -170,6 +185,10 @@ class RandomRun(RuleBasedStateMachine):
             sequence = request.sequences[0]
             if request.sampling_params.prompt_logprobs is not None and sequence not in self.cut_short:
                 assert reported[sequence] == request.prompt_token_ids[1:]
+
+    def check_nobody_starts_where_somebody_is_preempted(self):
+        preempted = {event.time for event in self.simulator.events if isinstance(event, Preempted)}
+        assert preempted.isdisjoint(event.time for event in self.simulator.events if isinstance(event, Started))
 
     def check_nobody_was_passed_too_often(self):
         places = {request.request_id: place for place, request in enumerate(self.requests)}

@@ -248,8 +248,10 @@ class TestPreemption:
         simulator.add(request)
         simulator.run()
         assert_as_if_alone(request)
-        assert {event.sequence_id for event in seen(simulator, Preempted)} <= {1, 2, 3}, "never the first"
-        assert request.num_preemptions > 0
+        preempted = seen(simulator, Preempted)
+        assert {event.sequence_id for event in preempted} == {1, 2, 3}, "never the first"
+        starts = {event.time for event in seen(simulator, Started)}
+        assert starts.isdisjoint(event.time for event in preempted), "in a step that preempts nobody starts"
 
     def test_what_was_generated_may_be_recomputed_in_chunks_even_without_chunked_prefill(self):
         simulator, requests = self.tight(enable_chunked_prefill=False, max_num_batched_tokens=41)
@@ -273,6 +275,10 @@ class TestAbort:
         simulator.run()
         assert_as_if_alone(other)
         assert simulator.cache.pool.num_owned == 0
+        everybody = make_request("c", prompt_of(20), n=8)
+        simulator.add(everybody)
+        simulator.run()
+        assert_as_if_alone(everybody)
 
     def test_while_a_step_is_under_way_its_tokens_are_dropped(self):
         simulator = simulator_of()
@@ -332,10 +338,12 @@ class TestPromptLogprobs:
         assert self.reported(simulator, request) == prompt_of(40)[1:]
 
     def test_a_preempted_prompt_goes_on_where_its_report_ended(self):
-        simulator = simulator_of(num_blocks=10, max_num_batched_tokens=20)
+        simulator = simulator_of(num_blocks=10, max_num_batched_tokens=4)
         first = make_request("a", prompt_of(20), max_tokens=100)
         second = make_request("b", prompt_of(100, start=300), max_tokens=5, prompt_logprobs=1)
         simulator.add(first, second)
         simulator.run()
+        (preempted,) = seen(simulator, Preempted)
+        assert 0 < preempted.num_lost_tokens < 100, "in the middle of its prompt, after most of its report"
         assert self.reported(simulator, second) == second.prompt_token_ids[1:]
         assert_as_if_alone(first, second)

@@ -1,4 +1,8 @@
-"""Ops in torch: each call computes at once, in float32."""
+"""Ops in torch: each call computes at once, in float32.
+
+Rows of a step never mix, except through the cache. Their last bits may still depend on the company they run in,
+because torch sums a product in another order for another number of rows.
+"""
 
 from __future__ import annotations
 

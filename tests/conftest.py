@@ -1,4 +1,8 @@
-"""Tiny models, made once a session, and every backend that can run here."""
+"""What tests of whole models share: tiny checkpoints, made once a session, and every backend that can run here.
+
+torch and transformers are imported by the fixtures that need them, so that the tests of everything else start
+at once.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from octavo.config import BackendConfig
 from octavo.kernels.ops import Backend
 from octavo.kernels.registry import BACKENDS
-from octavo.testing.tiny_models import make_tiny_model
 
 TinyFolder = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(scope="session")
 def one_torch_thread() -> Iterator[None]:
-    """Tiny matrices: threads only wait for each other."""
+    """For tiny matrices, and for machines with other work: threads would only wait for each other."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -26,7 +30,10 @@ def one_torch_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> TinyFolder:
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None) -> TinyFolder:
+    """name of TINY, seed, dtype -> folder."""
+    from octavo.testing.tiny_models import make_tiny_model
+
     made: dict[tuple[str, int, str], Path] = {}
 
     def get(name: str, seed: int = 0, dtype: str = "float32") -> Path:

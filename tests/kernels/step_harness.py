@@ -1,0 +1,121 @@
+"""Runs a few ops as if they were a model, on any backend, over steps that a test spells out.
+
+A test writes a function over `Ops`; its result becomes the "logits", so the whole tensor can be read. Tokens
+are looked up in a random table, so any token id is a random row. The pool starts as NaN: reading a slot that
+nobody wrote, or the null block, shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from octavo.kernels.ops import Backend, FloatArray, IntArray, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
+from octavo.kernels.tensor import HostTensor, from_array
+
+NUM_ROWS = 97  # of the lookup table
+MAX_SEQS = 8
+MAX_TOKENS = 1024
+
+
+def random_table(width: int, seed: int = 0) -> HostTensor:
+    return from_array(np.random.default_rng(seed).standard_normal((NUM_ROWS, width), np.float32))
+
+
+@dataclass(frozen=True)
+class FunctionModel:
+    """A model whose forward pass is one function and whose logits are what it returned."""
+
+    function: Callable[[Ops], Tensor]
+
+    def forward(self, ops: Ops) -> Tensor:
+        return self.function(ops)
+
+    def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The KV pool's shape, of one cache group."""
+
+    block_size: int = 16
+    num_layers: int = 1
+    num_kv_heads: int = 1
+    head_dim: int = 8
+    dtype: KVDType = "float32"
+    max_len: int = 768
+
+
+class Harness:
+    """Sequences by row number, and a compiled function to run their tokens through."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        function: Callable[[Ops], Tensor],
+        width: int,
+        pool: Pool | None = None,
+        window: int | None = None,
+    ) -> None:
+        pool = pool or Pool()
+        table_len = -(-pool.max_len // pool.block_size)
+        layout = KVLayout(
+            1 + MAX_SEQS * table_len, pool.block_size, pool.num_layers, pool.num_kv_heads, pool.head_dim, pool.dtype
+        )
+        self.pool = np.full(layout.num_blocks * layout.block_bytes, 0xFF, np.uint8)
+        limits = StepLimits(MAX_TOKENS, MAX_SEQS, pool.max_len, width)
+        self.compiled = backend.compile(FunctionModel(function), layout, self.pool, limits)
+        order = np.random.default_rng(7).permutation(np.arange(1, layout.num_blocks, dtype=np.int32))
+        self._blocks = order.reshape(MAX_SEQS, table_len)
+        self._block_size = pool.block_size
+        self._window = window
+        self._lens = [0] * MAX_SEQS
+
+    def step(self, work: Sequence[tuple[int, Sequence[int]]]) -> list[FloatArray]:
+        """Append tokens to rows; returns what the function made of each row's tokens."""
+        rows = [row for row, _ in work]
+        lens = np.array([len(tokens) for _, tokens in work], np.int32)
+        computed = np.array([self._lens[row] for row in rows], np.int32)
+        starts = np.concatenate([[0], np.cumsum(lens)]).astype(np.int32)
+        self.compiled.forward(
+            StepBatch(
+                input_ids=np.concatenate([np.asarray(tokens, np.int32) for _, tokens in work]),
+                positions=np.concatenate(
+                    [np.arange(a, a + n, dtype=np.int32) for a, n in zip(computed, lens, strict=True)]
+                ),
+                query_start_loc=starts,
+                seq_lens=computed + lens,
+                rows=np.array(rows, np.int32),
+                block_tables=(self._tables(rows, computed, lens),),
+            )
+        )
+        for row, tokens in work:
+            self._lens[row] += len(tokens)
+        out = self.compiled.logits(np.arange(starts[-1], dtype=np.int32)).copy()
+        return [out[a:b] for a, b in pairwise(starts)]
+
+    def fork(self, row: int, target: int) -> None:
+        """A copy of a row in another, its blocks copied."""
+        used = -(-self._lens[row] // self._block_size)
+        self.compiled.copy_blocks(self._blocks[row, :used].copy(), self._blocks[target, :used].copy())
+        self._lens[target] = self._lens[row]
+
+    def _tables(self, rows: Sequence[int], computed: IntArray, lens: IntArray) -> IntArray:
+        """Null wherever the step has no business: past each sequence's end, and wholly before its window."""
+        tables = np.zeros_like(self._blocks)
+        for row, start, count in zip(rows, computed.tolist(), lens.tolist(), strict=True):
+            first = 0 if self._window is None else max(0, start - self._window + 1) // self._block_size
+            end = -(-(start + count) // self._block_size)
+            tables[row, first:end] = self._blocks[row, first:end]
+        return tables
+
+
+def run_once(
+    backend: Backend, function: Callable[[Ops], Tensor], width: int, num_tokens: int, pool: Pool | None = None
+) -> FloatArray:
+    """One step of one new sequence whose token ids count up."""
+    return Harness(backend, function, width, pool).step([(0, [i % NUM_ROWS for i in range(num_tokens)])])[0]

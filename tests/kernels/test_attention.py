@@ -1,0 +1,157 @@
+"""Paged attention: the cpu backend against the reference, and against itself cut and batched otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from octavo.kernels.cpu.backend import CpuBackend
+from octavo.kernels.ops import AttentionLayer, Backend, FloatArray, KVDType, Ops, RotaryTable, Tensor
+from octavo.kernels.reference import ReferenceBackend
+from tests.kernels.step_harness import MAX_SEQS, NUM_ROWS, Harness, Pool, random_table
+
+
+@dataclass(frozen=True)
+class Case:
+    heads: int
+    kv_heads: int
+    head_dim: int
+    block_size: int = 16
+    dtype: KVDType = "float32"
+    window: int | None = None
+    softcap: float | None = None
+
+    def layer(self) -> AttentionLayer:
+        angles = np.outer(np.arange(768), 0.7 ** np.arange(self.head_dim // 2)).astype(np.float32)
+        rotary = RotaryTable(np.cos(angles), np.sin(angles)) if self.head_dim % 2 == 0 else None
+        return AttentionLayer(
+            *(0, 0, self.heads, self.kv_heads, self.head_dim, 1.5 * self.head_dim**-0.5),
+            window=self.window,
+            softcap=self.softcap,
+            rotary=rotary,
+        )
+
+    def function(self) -> Callable[[Ops], Tensor]:
+        table = random_table((self.heads + 2 * self.kv_heads) * self.head_dim)
+        layer = self.layer()
+        return lambda ops: ops.paged_attention(ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer), layer)
+
+    def harness(self, backend: Backend) -> Harness:
+        pool = Pool(block_size=self.block_size, num_kv_heads=self.kv_heads, head_dim=self.head_dim, dtype=self.dtype)
+        return Harness(backend, self.function(), self.heads * self.head_dim, pool, self.window)
+
+
+CASES = {
+    "mha": Case(4, 4, 32),
+    "gqa2-block8": Case(4, 2, 64, block_size=8),
+    "smollm2": Case(9, 3, 64),
+    "gqa4-block32": Case(8, 2, 128, block_size=32),
+    "gqa8": Case(8, 1, 96),
+    "gqa5": Case(5, 1, 16),
+    "gqa7-block64": Case(14, 2, 64, block_size=64),
+    "gemma-block128": Case(4, 1, 256, block_size=128, window=40),
+    "many-heads-one-kv": Case(71, 1, 8),
+    "window-block8": Case(6, 2, 40, block_size=8, window=13),
+    "window-1": Case(2, 1, 32, window=1),
+    "window-past-partition": Case(3, 1, 64, window=150),
+    "softcap": Case(4, 2, 64, softcap=3.0),
+    "window-softcap-bf16": Case(4, 2, 72, dtype="bfloat16", window=33, softcap=5.0),
+    "bf16": Case(9, 3, 64, dtype="bfloat16"),
+    "f16-block8": Case(6, 2, 48, block_size=8, dtype="float16"),
+    "f16-block128": Case(6, 3, 80, block_size=128, dtype="float16"),
+    "odd-dim": Case(6, 2, 7),
+    "dim-12-bf16": Case(4, 2, 12, dtype="bfloat16", window=20),
+}
+
+#: A key that the two rotate to neighbouring float32 values may round to neighbouring 16-bit ones.
+TOLERANCE: dict[KVDType, float] = {"float32": 2e-5, "bfloat16": 2e-3, "float16": 3e-4}
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, NUM_ROWS, count).tolist()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_reference_on_ragged_steps(name: str) -> None:
+    case = CASES[name]
+    size = case.block_size
+    steps = [
+        [(0, size - 1), (1, size), (2, size + 1), (3, 1), (4, 131)],  # first chunks, around a block's end
+        [(4, 1), (0, 1), (5, 2 * size), (2, 1), (1, 3)],  # decodes among chunks, in another order
+        [(3, 150), (4, 1), (0, 1), (1, 1), (5, 1)],
+        [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1)],
+    ]
+    cpu, reference = case.harness(CpuBackend(2)), case.harness(ReferenceBackend())
+    for index, lens in enumerate(steps):
+        work = [(row, tokens(10 * index + row, count)) for row, count in lens]
+        for ours, theirs in zip(cpu.step(work), reference.step(work), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=TOLERANCE[case.dtype])
+
+
+def run_in_chunks(case: Case, lens: list[int], seed: int, max_chunk: int, num_threads: int) -> list[FloatArray]:
+    """Each row's outputs, its tokens cut into random chunks and the rows mixed at random."""
+    rng = np.random.default_rng(seed)
+    harness = case.harness(CpuBackend(num_threads))
+    todo = [tokens(row, count) for row, count in enumerate(lens)]
+    out: list[list[FloatArray]] = [[] for _ in lens]
+    while any(todo):
+        rows = [int(row) for row in rng.permutation(len(lens)) if todo[row] and rng.random() < 0.7]
+        work = []
+        for row in rows:
+            count = int(rng.integers(1, max_chunk + 1))
+            work.append((row, todo[row][:count]))
+            todo[row] = todo[row][count:]
+        if work:
+            for row, part in zip(rows, harness.step(work), strict=True):
+                out[row].append(part)
+    return [np.concatenate(parts) for parts in out]
+
+
+@pytest.mark.parametrize("name", ["smollm2", "window-past-partition", "gqa5", "gqa4-block32", "f16-block8", "odd-dim"])
+def test_a_token_gets_the_same_bits_however_it_was_batched(name: str) -> None:
+    case = CASES[name]
+    lens = [300, 1, 17, 129, 64]
+    whole = run_in_chunks(case, lens, seed=0, max_chunk=300, num_threads=1)
+    for seed, max_chunk, num_threads in ((1, 300, 3), (2, 40, 2), (3, 5, 1), (4, 9, 4)):
+        other = run_in_chunks(case, lens, seed, max_chunk, num_threads)
+        for row, (ours, theirs) in enumerate(zip(whole, other, strict=True)):
+            assert np.array_equal(ours, theirs), f"row {row} differs when cut by {max_chunk}, {num_threads} threads"
+
+
+def test_a_long_context_split_among_threads_gives_the_same_bits() -> None:
+    case = CASES["smollm2"]
+    results = []
+    for num_threads in (1, 2, 5):
+        harness = case.harness(CpuBackend(num_threads))
+        harness.step([(0, tokens(0, 700))])
+        results.append(harness.step([(0, tokens(1, 1)), (1, tokens(2, 2))])[0])
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
+def test_a_nan_stays_in_its_own_sequence() -> None:
+    case = Case(4, 2, 32)
+    table = random_table(8 * 32)
+    table.row_data.view(np.float32)[3] = np.nan
+    layer = case.layer()
+    harness = Harness(
+        CpuBackend(2),
+        lambda ops: ops.paged_attention(ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer), layer),
+        4 * 32,
+        Pool(num_kv_heads=2, head_dim=32),
+    )
+    clean, poisoned = harness.step([(0, [1, 2, 4]), (1, [1, 3, 4])])
+    assert np.isfinite(clean).all()
+    assert np.isnan(poisoned[1:]).all()
+
+
+def test_copied_blocks_hold_the_same_keys_and_values() -> None:
+    case = Case(4, 2, 32, dtype="float16")
+    harness = case.harness(CpuBackend(2))
+    harness.step([(0, tokens(0, 20))])
+    harness.fork(0, MAX_SEQS - 1)
+    ours, copy = harness.step([(0, [5]), (MAX_SEQS - 1, [5])])
+    assert np.array_equal(ours, copy)

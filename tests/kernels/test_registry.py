@@ -1,0 +1,39 @@
+"""Which backend is chosen, and what is said about it."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.config import BackendConfig
+from octavo.errors import BackendUnavailableError, ConfigError
+from octavo.kernels import build, registry
+
+
+def test_auto_takes_the_first_that_runs() -> None:
+    selection = registry.select(BackendConfig())
+    assert selection.backend.name == "cpu"
+    assert selection.why == "cpu, the fastest that runs here"
+    assert registry.describe() == [("cpu", None), ("reference", None)]
+
+
+def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "why_not", lambda: "no compiler")
+    selection = registry.select(BackendConfig())
+    assert selection.backend.name == "reference"
+    assert "cpu cannot: no compiler" in selection.why
+    assert registry.describe()[0] == ("cpu", "no compiler")
+    with pytest.raises(BackendUnavailableError, match="backend 'cpu' cannot run here: no compiler"):
+        registry.select(BackendConfig(backend="cpu"))
+
+
+def test_a_backend_asked_for_is_taken() -> None:
+    selection = registry.select(BackendConfig(backend="reference"))
+    assert selection.backend.name == "reference"
+    assert selection.why == "reference, as asked"
+    threads = registry.select(BackendConfig(backend="cpu", num_threads=3)).backend
+    assert threads.num_threads == 3
+
+
+def test_an_unknown_backend_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="backend is 'tpu', allowed are 'auto', 'cpu', 'reference'"):
+        registry.select(BackendConfig(backend="tpu"))

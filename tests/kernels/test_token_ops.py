@@ -1,0 +1,151 @@
+"""Ops that work on each token by itself: the cpu backend against the reference and against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import get_args
+
+import numpy as np
+import pytest
+from scipy import special
+
+from octavo.kernels.cpu.backend import CpuBackend
+from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, LinearWeight, Ops, RotaryTable, Tensor
+from octavo.kernels.reference import ReferenceBackend
+from octavo.kernels.tensor import HostTensor, from_array
+from tests.kernels.step_harness import NUM_ROWS, Pool, random_table, run_once
+
+WIDTHS = [1, 7, 16, 576, 1003]
+NUM_TOKENS = (1, 3, 150)
+
+
+def array(*shape: int, seed: int = 1) -> FloatArray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def compare(function: Callable[[Ops], Tensor], width: int, pool: Pool | None = None, rtol: float = 2e-6) -> None:
+    for num_tokens in NUM_TOKENS:
+        ours = run_once(CpuBackend(2), function, width, num_tokens, pool)
+        theirs = run_once(ReferenceBackend(), function, width, num_tokens, pool)
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_norms(width: int) -> None:
+    table, other = random_table(width), random_table(width, seed=2)
+    weight, bias = array(width), array(width, seed=3)
+    compare(lambda ops: ops.rms_norm(ops.embedding(table, "input_ids"), weight, 1e-5), width, rtol=5e-6)
+    for given in (bias, None):
+        compare(
+            lambda ops, b=given: ops.layer_norm(ops.embedding(table, "input_ids"), weight, b, 0.1), width, rtol=2e-5
+        )
+
+    def add_rms_norm(ops: Ops) -> Tensor:
+        """Both results count: the sum is added to the norm."""
+        x, residual = ops.embedding(table, "input_ids"), ops.embedding(other, "input_ids")
+        normed, total = ops.add_rms_norm(x, residual, weight, 1e-5)
+        return ops.add(normed, total)
+
+    compare(add_rms_norm, width, rtol=5e-6)
+
+
+@pytest.mark.parametrize("kind", get_args(Activation))
+def test_activations(kind: Activation) -> None:
+    for width in WIDTHS:
+        table = random_table(width)
+        compare(lambda ops, t=table: ops.activation(ops.embedding(t, "input_ids"), kind), width)
+        gate_up = random_table(2 * width)
+        compare(lambda ops, t=gate_up: ops.gated_activation(ops.embedding(t, "input_ids"), kind), width)
+
+
+EXACT: dict[Activation, Callable[[np.ndarray], np.ndarray]] = {
+    "silu": lambda x: x * special.expit(x),
+    "gelu": lambda x: x * special.ndtr(x),
+    "gelu_tanh": lambda x: x * special.expit(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)),
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+def values_table(values: FloatArray) -> HostTensor:
+    return from_array(np.resize(values.astype(np.float32), (NUM_ROWS, len(values))))
+
+
+@pytest.mark.parametrize("kind", get_args(Activation))
+def test_activations_are_accurate_to_a_few_units_in_the_last_place(kind: Activation) -> None:
+    x = np.concatenate([np.linspace(-12, 12, 4001), np.geomspace(1e-20, 1, 500), -np.geomspace(1e-20, 1, 500)])
+    table = values_table(x)
+    ours = run_once(CpuBackend(1), lambda ops: ops.activation(ops.embedding(table, "input_ids"), kind), len(x), 1)
+    exact = EXACT[kind](x.astype(np.float32).astype(np.float64))
+    # An exponent's rounding grows with it: exp(-x^2 / 2) at x = -12 carries 72 times its argument's error.
+    error = np.abs(ours[0] - exact) / np.maximum(np.abs(exact), 1e-30)
+    assert error[np.abs(x) < 4].max() < 2e-6
+    assert np.abs(ours[0] - exact).max() < 2e-6
+
+
+def test_softcap_is_accurate() -> None:
+    x = np.concatenate([np.linspace(-300, 300, 2001), np.geomspace(1e-20, 30, 1000)])
+    table = values_table(x)
+    ours = run_once(CpuBackend(1), lambda ops: ops.softcap(ops.embedding(table, "input_ids"), 30.0), len(x), 1)
+    exact = 30 * np.tanh(x.astype(np.float32).astype(np.float64) / 30)
+    np.testing.assert_allclose(ours[0], exact, rtol=1e-6)
+
+
+def test_special_values_pass_through() -> None:
+    x = np.array([np.nan, np.inf, -np.inf, 100.0, -100.0, 0.0], np.float32)
+    table = values_table(x)
+    for kind in get_args(Activation):
+        ours = run_once(CpuBackend(1), lambda ops, k=kind: ops.activation(ops.embedding(table, "input_ids"), k), 6, 1)[
+            0
+        ]
+        assert np.isnan(ours[0]), f"{kind} loses a NaN"
+        assert ours[1] == np.inf
+        assert ours[3] == 100.0
+        assert abs(ours[4]) < 1e-30
+        assert ours[5] == 0.0
+    capped = run_once(CpuBackend(1), lambda ops: ops.softcap(ops.embedding(table, "input_ids"), 2.0), 6, 1)[0]
+    np.testing.assert_array_equal(capped, [np.nan, 2, -2, 2, -2, 0])
+
+
+def test_embedding_of_tokens_and_positions() -> None:
+    table = random_table(40)
+    compare(lambda ops: ops.embedding(table, "input_ids", scale=3.5), 40)
+    positions = from_array(array(200, 40))
+    compare(lambda ops: ops.add(ops.embedding(table, "input_ids"), ops.embedding(positions, "positions", offset=2)), 40)
+
+
+def test_embedding_of_a_quantised_table() -> None:
+    rng = np.random.default_rng(0)
+    scales = rng.standard_normal((NUM_ROWS, 2, 1)).astype(np.float16).view(np.uint8)
+    table = HostTensor(
+        "Q8_0",
+        (NUM_ROWS, 64),
+        np.concatenate([scales, rng.integers(0, 256, (NUM_ROWS, 2, 32), np.uint8)], axis=-1).reshape(-1),
+    )
+    compare(lambda ops: ops.embedding(table, "input_ids"), 64, rtol=0)
+
+
+def test_an_unknown_token_is_an_error_not_a_wild_read() -> None:
+    table = from_array(array(NUM_ROWS - 1, 8))
+    with pytest.raises(AssertionError, match=f"embedding row {NUM_ROWS - 1} of a table of {NUM_ROWS - 1}"):
+        run_once(CpuBackend(1), lambda ops: ops.embedding(table, "input_ids"), 8, NUM_ROWS)
+
+
+@pytest.mark.parametrize(("head_dim", "rotary_dim", "norms"), [(64, 64, False), (16, 8, True), (10, 10, True)])
+def test_rotation_and_head_norms(head_dim: int, rotary_dim: int, norms: bool) -> None:
+    angles = np.outer(np.arange(768), 0.5 ** np.arange(rotary_dim // 2)).astype(np.float32)
+    layer = AttentionLayer(
+        *(0, 0, 6, 2, head_dim, 1.0),
+        q_norm=array(head_dim) if norms else None,
+        k_norm=array(head_dim, seed=2) if norms else None,
+        rotary=RotaryTable(np.cos(angles), np.sin(angles)),
+    )
+    table = random_table(10 * head_dim)
+    pool = Pool(num_kv_heads=2, head_dim=head_dim)
+    compare(lambda ops: ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer), 6 * head_dim, pool, rtol=5e-6)
+
+
+def test_linear_joins_parts_of_several_types() -> None:
+    parts = [array(5, 64), array(9, 64, seed=2), array(4, 64, seed=3).astype(np.float16), array(3, 64, seed=4)]
+    weight = LinearWeight(tuple(from_array(part) for part in parts), array(21, seed=5))
+    table = random_table(64)
+    compare(lambda ops: ops.linear(ops.embedding(table, "input_ids"), weight), 21, rtol=2e-5)
