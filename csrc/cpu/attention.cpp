@@ -247,7 +247,8 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
     for (int64_t t = 0; t < size; t += W) keys[num_vectors++] = block_keys + t;
     values[b] = elements<Element>(kv_.values(table[b], spec_.layer, tile.kv_head), converted + kv_.head_elements());
   }
-  attention_scores<W, Element>(work.q, work.rows, D_, keys, num_vectors, size, work.scores + first_block * size, kPartition);
+  attention_scores<W, Element>(work.q, work.rows, D_, keys, num_vectors, size, work.scores + first_block * size,
+                               kPartition);
   for (int64_t row = 0; row < work.rows; ++row) {
     const int64_t position = tile.first_position + row / heads_per_group_;
     const int64_t visible_begin = first_visible(position) - start, visible_end = position + 1 - start;

@@ -110,7 +110,9 @@ void weighted_values(const float* weights, int64_t weight_stride, int64_t num_ro
         for (int n = 0; n < vectors; ++n) {
           value[n] = blocks[block_begin / block_size] - block_begin * head_dim + (first + n) * W;
         }
-        for (; t < block_end; ++t) multiply_add<W, rows, vectors, Element>(sums, x + t, weight_stride, value, t * head_dim);
+        for (; t < block_end; ++t) {
+          multiply_add<W, rows, vectors, Element>(sums, x + t, weight_stride, value, t * head_dim);
+        }
       }
       store_sums<W, rows, vectors>(sums, out + row * head_dim + first * W, head_dim);
     });
