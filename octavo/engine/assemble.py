@@ -15,9 +15,10 @@ from octavo.engine.card import start_up_card
 from octavo.engine.core import EngineCore
 from octavo.engine.input import InputProcessor, RequestLimits
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.overlap import OverlappedCore
 from octavo.engine.tokenizer import Tokenizer, open_tokenizer
 from octavo.errors import ConfigError
-from octavo.executor.inline import InlineExecutor
+from octavo.executor.inline import InlineExecutor, ThreadedExecutor
 from octavo.kernels.ops import Backend, KVDType, KVLayout, StepLimits
 from octavo.kernels.registry import select
 from octavo.models.architecture import Architecture
@@ -80,10 +81,11 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         events=events,
         clock=clock,
     )
-    core = EngineCore(
+    is_overlapped = bool(config.scheduler.async_scheduling)
+    core = (OverlappedCore if is_overlapped else EngineCore)(
         scheduler,
         cache,
-        InlineExecutor(worker),
+        ThreadedExecutor(worker) if is_overlapped else InlineExecutor(worker),
         events,
         clock,
         check_invariants=config.observe.check_invariants,

@@ -119,6 +119,21 @@ class RandomRun(RuleBasedStateMachine):
             self.simulator.step()
 
     @precondition(lambda self: self.requests)
+    @rule(num_steps=st.integers(2, 30), data=st.data(), aborts=st.booleans())
+    def overlap(self, num_steps, data, aborts):
+        """Each step is planned and begun before the one before it is known."""
+        self.simulator.step_overlapped(num_steps)
+        if aborts:
+            plan = self.simulator.plan()
+            result = self.simulator.executor.execute(plan)
+            ahead = self.simulator.plan()
+            request = data.draw(st.sampled_from(self.requests))
+            self.cut_short.update(sequence for sequence in request.sequences if sequence.finish_reason is None)
+            self.simulator.scheduler.abort(request.request_id)
+            self.simulator.take(plan, result)
+            self.simulator.carry_out(ahead)
+
+    @precondition(lambda self: self.requests)
     @rule(data=st.data(), is_within_step=st.booleans())
     def abort(self, data, is_within_step):
         request = data.draw(st.sampled_from(self.requests))
@@ -130,14 +145,16 @@ class RandomRun(RuleBasedStateMachine):
             self.simulator.carry_out(plan)
 
     @precondition(lambda self: self.requests)
-    @rule()
-    def fail(self):
-        """A step in which the worker keeps its tables but computes nothing."""
-        plan = self.simulator.plan()
+    @rule(num_ahead=st.integers(0, 1))
+    def fail(self, num_ahead):
+        """A step in which the worker keeps its tables but computes nothing, and maybe one planned after it."""
+        plans = [self.simulator.plan() for _ in range(1 + num_ahead)]
         nothing = {"rows": [], "num_computed_tokens": [], "num_scheduled_tokens": [], "prompt_logprobs": []}
-        self.simulator.executor.execute(replace(plan, sample_rows=[], sample_sources=[], **nothing))
-        updates = self.simulator.scheduler.fail(plan, "a kernel fell over")
-        assert len(updates) == len(set(plan.rows) | {fork.row for fork in plan.fork_rows})
+        for plan in plans:
+            self.simulator.executor.execute(replace(plan, sample_rows=[], sample_sources=[], **nothing))
+        updates = self.simulator.scheduler.fail("a kernel fell over")
+        if not num_ahead:
+            assert len(updates) == len(set(plan.rows) | {fork.row for fork in plan.fork_rows})
         self.cut_short.update(update.sequence for update in updates)
         check(self.simulator.cache, self.simulator.scheduler.sequences)
 
