@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     with LLM(args.model, **engine_options(args, _NOT_FLAGS)) as llm:
         if args.verbose or args.report or is_chat:
             _print_table("engine", llm.card)
+        elif not hasattr(args, "backend"):
+            _warn_if_slow(dict(llm.card)["backend"])
         recorder = Recorder(llm.events) if args.report else None
         reader = _reader(llm, args)
         if is_chat:
@@ -149,6 +151,12 @@ def _destination(path: str) -> Iterator[TextIO]:
         raise InvalidRequestError(f"--output {path} cannot be written: {error}") from None
     with file:
         yield file
+
+
+def _warn_if_slow(backend: str) -> None:
+    """Nobody asked for the reference backend: what it stands in for should work, and is many times faster."""
+    if backend.startswith("reference"):
+        print(f"octavo: backend {backend}", file=sys.stderr)
 
 
 def _print_table(title: str, lines: list[tuple[str, str]]) -> None:

@@ -115,6 +115,15 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
     assert out.rstrip().endswith("The capital of France is")
 
 
+def test_the_slow_backend_is_not_taken_in_silence(
+    octavo_run: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    _, err = octavo_run("--raw", "One,", "--max-tokens", "1")
+    assert err.startswith("octavo: backend reference")
+    assert "CXX is 'no-such-compiler'" in err
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = [sys.executable, "-m", "octavo", "run", "smollm2", *GREEDY, "--raw", "One, two,", "--max-tokens", "200"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
