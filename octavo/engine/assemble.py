@@ -20,11 +20,11 @@ from octavo.engine.tokenizer import Tokenizer, open_tokenizer
 from octavo.errors import ConfigError
 from octavo.executor.inline import InlineExecutor, ThreadedExecutor
 from octavo.kernels.ops import Backend, KVDType, KVLayout, StepLimits
-from octavo.kernels.registry import select
+from octavo.kernels.registry import converter, select
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
-from octavo.models.registry import build_model, required_tensors
+from octavo.models.registry import build_model
 from octavo.observe.events import EngineStarted, EventLog
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
@@ -65,9 +65,9 @@ def engine_config(**options: Any) -> EngineConfig:
 def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngine:
     """Open the checkpoint, choose the backend, size the cache, and connect."""
     begin = clock()
-    checkpoint = open_checkpoint(config.model)
-    shape = _engine_shape(config, checkpoint)
     selection = select(config.backend)
+    checkpoint = open_checkpoint(config.model, converter(config.backend))
+    shape = _engine_shape(config, checkpoint)
     worker = _load_worker(selection.backend, checkpoint, shape)
     tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
     events = EventLog(config.observe.event_log_size)
@@ -150,7 +150,6 @@ def _kv_dtype(config: EngineConfig, checkpoint: Checkpoint) -> KVDType:
 
 
 def _load_worker(backend: Backend, checkpoint: Checkpoint, shape: _EngineShape) -> Worker:
-    checkpoint.check(required_tensors(checkpoint.architecture))
     model = build_model(checkpoint.architecture, checkpoint, _layer_slots(shape.groups), shape.limits.max_model_len)
     return Worker(backend, model, shape.layout, shape.limits, len(shape.groups))
 
