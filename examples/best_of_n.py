@@ -5,7 +5,7 @@ copied when a sample writes into it. The report at the end counts both.
 """
 
 from octavo import LLM, CompletionOutput, SamplingParams
-from octavo.observe.report import Recorder
+from octavo.observe.recorder import Recorder
 
 
 def mean_logprob(completion: CompletionOutput) -> float:

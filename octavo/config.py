@@ -49,7 +49,8 @@ class CacheConfig:
 
     block_size: int = knob(16, "token slots of a block")
     kv_cache_memory_bytes: int | None = knob(
-        None, "bytes for KV blocks; default: a quarter of free memory, 4 GiB at most; on a GPU see gpu_memory_utilization"
+        None,
+        "bytes for KV blocks; default: a quarter of free memory, 4 GiB at most; on a GPU see gpu_memory_utilization",
     )
     gpu_memory_utilization: float = knob(
         0.92, "share of the GPU's memory, from 0 to 1, for weights, activations and KV blocks together"
@@ -86,6 +87,7 @@ class SchedulerConfig:
     scheduling_policy: SchedulingPolicy = knob(
         "fcfs", "fcfs: first come; priority: lowest number first, then first come"
     )
+    async_scheduling: bool | None = knob(None, "plan the next step while this one runs; default: off on a CPU")
     max_bypasses: int = knob(32, "how many later requests may start before one that does not fit; then it is next")
 
     def __post_init__(self) -> None:

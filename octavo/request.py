@@ -36,6 +36,7 @@ class Sequence:
     token_ids: prompt and output together, the engine's only copy.
     num_computed_tokens: how many of them have keys and values in the cache. A sequence whose every token
     but the last is computed is decoding; there is no other notion of phase.
+    num_pending: tokens that steps in flight are drawing: their positions are planned before they are known.
     row: its permanent row in the worker while running, else -1.
     """
 
@@ -44,6 +45,7 @@ class Sequence:
     index: int
     token_ids: list[int]
     num_computed_tokens: int = 0
+    num_pending: int = 0
     state: SequenceState = SequenceState.WAITING
     row: int = -1
     finish_reason: FinishReason | None = None
@@ -93,9 +95,3 @@ class Request:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
-
-    @property
-    def reads_prefix_cache(self) -> bool:
-        """Prompt logprobs need every prompt position computed, so such a request skips cached prefixes."""
-        skip = self.sampling_params.skip_reading_prefix_cache
-        return not (self.sampling_params.prompt_logprobs is not None if skip is None else skip)

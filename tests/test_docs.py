@@ -55,3 +55,12 @@ def test_every_family_is_documented() -> None:
     page = re.sub(r"[^a-z0-9]", "", (ROOT / "docs/models.md").read_text(encoding="utf-8").lower())
     for family in FAMILIES:
         assert family.rstrip("0123456789") in page, f"docs/models.md does not mention {family}"
+
+
+def test_every_environment_variable_is_documented() -> None:
+    from octavo import env
+
+    assert env.__doc__ is not None
+    read = set(re.findall(r"^    ([A-Z][A-Z_]+) ", env.__doc__, re.MULTILINE))
+    page = (ROOT / "docs/environment.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE)) == read

@@ -4,7 +4,8 @@
 
 The shapes are SmolLM2-135M's: 30 layers, hidden 576, feed-forward 1536, 3 key and value heads of 9, vocabulary 49152,
 whose quantised files keep the embedding in Q8_0. Each layer has weights of its own, so that a step reads them from
-memory as a model does. A row is the fastest of the rounds: on a shared machine, all others measure the neighbours.
+memory as a model does. Every product counts with the fastest of its rounds: on a shared machine, the others measure
+the neighbours.
 The sum leaves out what a prefill leaves out, logits of every token but the last of each sequence.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,7 +36,7 @@ class Product:
 
     name: str
     matrices: list[PackedMatrix]
-    seconds: list[float] = field(default_factory=list)
+    rounds: list[list[float]] = field(default_factory=list)
 
     @property
     def packed_bytes(self) -> int:
@@ -44,16 +46,21 @@ class Product:
     def operations_a_token(self) -> int:
         return sum(2 * matrix.rows * matrix.cols for matrix in self.matrices)
 
+    @property
+    def seconds(self) -> float:
+        return sum(map(min, zip(*self.rounds, strict=True)))
+
     def measure(self, threads: KernelThreads, num_tokens: int) -> None:
         first = self.matrices[0]
         x = np.random.default_rng(0).standard_normal((num_tokens, first.cols), np.float32)
         y = np.empty((num_tokens, first.rows), np.float32)
         scratch = first.scratch(num_tokens)
+        times = [time.perf_counter()]
         with threads.session():
-            start = time.perf_counter()
             for matrix in self.matrices:
                 matrix.multiply(threads, x, y, scratch)
-            self.seconds.append(time.perf_counter() - start)
+                times.append(time.perf_counter())
+        self.rounds.append([end - start for start, end in pairwise(times)])
 
 
 def main() -> None:
@@ -62,7 +69,7 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=["Q4_1", "Q4_0", "Q8_0", "Q4_K", "Q6_K", "F32"], choices=DTYPES)
     parser.add_argument("--tokens", nargs="+", type=int, default=[1, 8, 16, 64, 512])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     sums = []
     for isa in args.isa:
@@ -74,7 +81,7 @@ def main() -> None:
                 step = [p for p in products if p.name != "lm_head" or num_tokens <= MAX_LOGITS_ROWS]
                 measure_step(threads, step, num_tokens, args.rounds)
                 print_table(f"{isa}, {dtype}, {num_tokens} tokens", step, num_tokens)
-                sums.append((isa, dtype, num_tokens, sum(min(p.seconds) for p in step)))
+                sums.append((isa, dtype, num_tokens, sum(p.seconds for p in step)))
             del products, step
         threads.close()
     print("\nproducts of a whole step")
@@ -107,7 +114,7 @@ def pack_random(threads: KernelThreads, dtype: DType, rows: int, cols: int, seed
 
 def measure_step(threads: KernelThreads, step: list[Product], num_tokens: int, rounds: int) -> None:
     for product in step:
-        product.seconds.clear()
+        product.rounds.clear()
     for _ in range(rounds):
         for product in step:
             product.measure(threads, num_tokens)
@@ -116,7 +123,7 @@ def measure_step(threads: KernelThreads, step: list[Product], num_tokens: int, r
 def print_table(title: str, step: list[Product], num_tokens: int) -> None:
     print(f"\n{title}\n{'product':10}{'us each':>10}{'GB/s':>8}{'GOP/s':>8}{'ms a step':>11}")
     for p in step:
-        seconds = min(p.seconds)
+        seconds = p.seconds
         rates = f"{p.packed_bytes / seconds / 1e9:8.1f}{p.operations_a_token * num_tokens / seconds / 1e9:8.0f}"
         print(f"{p.name:10}{seconds / len(p.matrices) * 1e6:10.0f}{rates}{seconds * 1e3:11.2f}", flush=True)
 

@@ -48,13 +48,33 @@ struct CompiledModel {
 
   CompiledModel(ThreadPool& pool, const KVPool& kv) : state(pool, kv) {}
 
-  void run_forward(const StepView& step) {
+  void bind_step(const StepView& step) {
     token_seqs.resize(step.num_tokens);
     for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
       for (int32_t t = step.query_start_loc[seq]; t < step.query_start_loc[seq + 1]; ++t) token_seqs[t] = int32_t(seq);
     }
     state.step = step;
     state.step.token_seqs = token_seqs.data();
+  }
+
+  // Every token of the step is about to be written to the block that its table names.
+  void check_blocks() const {
+    const StepView& step = state.step;
+    for (int64_t group = 0; group < step.num_groups; ++group) {
+      for (int64_t t = 0; t < step.num_tokens; ++t) {
+        const int64_t place = step.positions[t] / state.kv.block_size;
+        const int32_t block = step.block_table(group, step.token_seqs[t])[place];
+        if (block > 0 && block < state.kv.num_blocks) continue;
+        throw std::out_of_range("position " + std::to_string(step.positions[t]) + " of row " +
+                                std::to_string(step.rows[step.token_seqs[t]]) + " is to be written to block " +
+                                std::to_string(block) + " of 1.." + std::to_string(state.kv.num_blocks - 1));
+      }
+    }
+  }
+
+  void run_forward(const StepView& step) {
+    bind_step(step);
+    check_blocks();
     ThreadPool::Session session(state.pool);
     forward->reserve(step.num_tokens);
     forward->run(step.num_tokens);
@@ -78,7 +98,12 @@ extern "C" {
 
 const char* octavo_last_error() { return last_error.c_str(); }
 
-ThreadPool* octavo_pool_new(int num_threads) { return new ThreadPool(num_threads); }
+// Null if the threads could not be started.
+ThreadPool* octavo_pool_new(int num_threads) {
+  ThreadPool* pool = nullptr;
+  guarded([&] { pool = new ThreadPool(num_threads); });
+  return pool;
+}
 void octavo_pool_free(ThreadPool* pool) { delete pool; }
 
 CompiledModel* octavo_model_new(ThreadPool* pool, const KVPool* kv) { return new CompiledModel(*pool, *kv); }

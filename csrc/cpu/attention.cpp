@@ -14,7 +14,7 @@
 //     tile   [-- item 2 --]                                                whole: joined as it goes
 #include "attention.h"
 
-#include <cstddef>
+#include <type_traits>
 
 #include "attention_kernels.h"
 #include "float_formats.h"
@@ -97,7 +97,11 @@ class Attention {
   void load_queries(const Tile& tile, float* q) const;
   void partition(const Tile& tile, int64_t index, const Workspace& work, Result result) const;
   template <int W>
+  void partition_at_width(const Tile& tile, int64_t index, const Workspace& work, Result result) const;
+  template <int W, class Element>
   void partition_kernels(const Tile& tile, int64_t index, const Workspace& work, Result result) const;
+  template <class Element>
+  const Element* elements(const uint8_t* head, float* converted) const;
   void prefetch(const uint8_t* head) const;
   const float* as_float(const uint8_t* head, float* converted) const;
   float softmax_row(float* scores, int64_t lanes_begin, int64_t lanes_end, int64_t begin, int64_t end,
@@ -200,16 +204,29 @@ void Attention::load_queries(const Tile& tile, float* q) const {
 void Attention::partition(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
   constexpr int kNarrow = std::min(kWidth, 8);  // divides every block size
   if (kv_.block_size % kWidth == 0 && D_ % kWidth == 0) {
-    partition_kernels<kWidth>(tile, index, work, result);
+    partition_at_width<kWidth>(tile, index, work, result);
   } else if (D_ % kNarrow == 0) {
-    partition_kernels<kNarrow>(tile, index, work, result);
+    partition_at_width<kNarrow>(tile, index, work, result);
   } else {
-    partition_kernels<1>(tile, index, work, result);
+    partition_at_width<1>(tile, index, work, result);
+  }
+}
+
+// A decode reads each key once: 16-bit elements are widened as they are loaded. Larger tiles read them again
+// and again: theirs are widened to float32 first.
+template <int W>
+void Attention::partition_at_width(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
+  if (kv_.type == KVType::float32 || tile.num_queries > 1) {
+    partition_kernels<W, float>(tile, index, work, result);
+  } else if (kv_.type == KVType::bfloat16) {
+    partition_kernels<W, BFloat16>(tile, index, work, result);
+  } else {
+    partition_kernels<W, Float16>(tile, index, work, result);
   }
 }
 
 // One partition, exactly. Tokens are counted from the partition's start.
-template <int W>
+template <int W, class Element>
 void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
   const int64_t start = index * kPartition, size = kv_.block_size;
   const int64_t last_position = tile.first_position + tile.num_queries - 1;
@@ -218,31 +235,42 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
   const int64_t first_block = begin / size, end_block = (end + size - 1) / size;
   const int32_t* table = step_.block_table(spec_.group, tile.seq) + start / size;
 
-  if (work.rows <= attention::kMaxRows) {  // decode: all but bound by memory
+  if (tile.num_queries == 1) {  // a decode waits for memory, a larger tile computes for long on what it loads
+    for (int64_t b = first_block; b < end_block; ++b) prefetch(kv_.keys(table[b], spec_.layer, tile.kv_head));
     for (int64_t b = first_block; b < end_block; ++b) prefetch(kv_.values(table[b], spec_.layer, tile.kv_head));
   }
-  const float *values[kMaxBlocks], *keys[kPartition / W];
+  const Element *values[kMaxBlocks], *keys[kPartition / W];
   int64_t num_vectors = 0;
   float* converted = work.converted;
   for (int64_t b = first_block; b < end_block; ++b, converted += 2 * kv_.head_elements()) {
-    const float* block_keys = as_float(kv_.keys(table[b], spec_.layer, tile.kv_head), converted);
+    const Element* block_keys = elements<Element>(kv_.keys(table[b], spec_.layer, tile.kv_head), converted);
     for (int64_t t = 0; t < size; t += W) keys[num_vectors++] = block_keys + t;
-    values[b] = as_float(kv_.values(table[b], spec_.layer, tile.kv_head), converted + kv_.head_elements());
+    values[b] = elements<Element>(kv_.values(table[b], spec_.layer, tile.kv_head), converted + kv_.head_elements());
   }
-  attention_scores<W>(work.q, work.rows, D_, keys, num_vectors, size, work.scores + first_block * size, kPartition);
+  attention_scores<W, Element>(work.q, work.rows, D_, keys, num_vectors, size, work.scores + first_block * size,
+                               kPartition);
   for (int64_t row = 0; row < work.rows; ++row) {
     const int64_t position = tile.first_position + row / heads_per_group_;
     const int64_t visible_begin = first_visible(position) - start, visible_end = position + 1 - start;
     result.sums[row] = softmax_row(work.scores + row * kPartition, first_block * size, end_block * size,
                                    visible_begin, visible_end, result.maxima[row]);
   }
-  weighted_values<W>(work.scores, kPartition, work.rows, values, size, begin, end, D_, result.values);
+  weighted_values<W, Element>(work.scores, kPartition, work.rows, values, size, begin, end, D_, result.values);
 }
 
 // Blocks lie anywhere, so the processor cannot guess the next one.
 void Attention::prefetch(const uint8_t* head) const {
   const int64_t bytes = kv_.head_elements() * kv_.element_bytes();
   for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(head + offset, 0, 2);
+}
+
+template <class Element>
+const Element* Attention::elements(const uint8_t* head, float* converted) const {
+  if constexpr (std::is_same_v<Element, float>) {
+    return as_float(head, converted);
+  } else {
+    return reinterpret_cast<const Element*>(head);
+  }
 }
 
 const float* Attention::as_float(const uint8_t* head, float* converted) const {
@@ -255,11 +283,12 @@ const float* Attention::as_float(const uint8_t* head, float* converted) const {
   return reinterpret_cast<const float*>(head);
 }
 
-// Scores to exp(score - maximum) over [lanes_begin, lanes_end), 0 outside [begin, end). Scores outside may
-// be garbage: they are replaced, never computed with. Returns the sum.
+// Scores to exp(score - maximum), 0 outside [begin, end), over whole vectors that cover [lanes_begin,
+// lanes_end). Scores outside may be garbage: they are replaced, never computed with. Returns the sum.
 float Attention::softmax_row(float* scores, int64_t lanes_begin, int64_t lanes_end, int64_t begin, int64_t end,
                              float& maximum) const {
-  constexpr int W = std::min(kWidth, 8);
+  constexpr int W = kWidth;
+  lanes_begin = lanes_begin / W * W;
   const Floats<W> nothing = broadcast<W>(kNothing);
   const Ints<W> lanes = iota<W>();
   Floats<W> best = nothing;

@@ -3,6 +3,8 @@
 //     scores[r][t] = sum_d q[r][d] * K[d][t]        K as stored: [head_dim][block_size]
 //     out[r][d]    = sum_t p[r][t] * V[t][d]        V as stored: [block_size][head_dim]
 //
+// Elements of K and V are widened as they are loaded.
+//
 // A row r is one query of one head. Each product runs R rows by N vectors at a time, so that what is loaded
 // of K and V serves R rows, and enough sums are under way to hide the latency of a multiply-add. Every element
 // is one chain of multiply-adds in the order of d, or of t, whatever R and N are: a row's result does not
@@ -10,7 +12,7 @@
 #pragma once
 #include <algorithm>
 
-#include "vectors.h"
+#include "float_formats.h"
 
 namespace octavo {
 namespace attention {
@@ -24,8 +26,9 @@ template <int W, int R, int N>
 using Sums = Floats<W>[R][N];
 
 // sums[r][n] += x[r] * v[n], loading each operand once and holding the fewer of the two.
-template <int W, int R, int N>
-inline void multiply_add(Sums<W, R, N>& sums, const float* x, int64_t x_stride, const float* const* v, int64_t offset) {
+template <int W, int R, int N, class Element>
+inline void multiply_add(Sums<W, R, N>& sums, const float* x, int64_t x_stride, const Element* const* v,
+                         int64_t offset) {
   if constexpr (R < N) {
     Floats<W> held[R];
     for (int r = 0; r < R; ++r) held[r] = broadcast<W>(x[r * x_stride]);
@@ -76,8 +79,8 @@ inline void for_each_vector_group(int64_t count, const Body& body) {
 
 // Scores of `num_rows` queries [rows, head_dim] against vectors of W tokens each: keys[i] points at the first
 // dimension of vector i, the next dimension lies block_size further; scores[r][i * W ...] is written.
-template <int W>
-void attention_scores(const float* q, int64_t num_rows, int64_t head_dim, const float* const* keys,
+template <int W, class Element>
+void attention_scores(const float* q, int64_t num_rows, int64_t head_dim, const Element* const* keys,
                       int64_t num_vectors, int64_t block_size, float* scores, int64_t score_stride) {
   using namespace attention;
   for_each_row_group(num_rows, [&](int64_t row, auto rows) {
@@ -85,7 +88,7 @@ void attention_scores(const float* q, int64_t num_rows, int64_t head_dim, const 
       Sums<W, rows, vectors> sums = {};
       const float* x = q + row * head_dim;
       for (int64_t d = 0; d < head_dim; ++d) {
-        multiply_add<W, rows, vectors>(sums, x + d, head_dim, keys + first, d * block_size);
+        multiply_add<W, rows, vectors, Element>(sums, x + d, head_dim, keys + first, d * block_size);
       }
       store_sums<W, rows, vectors>(sums, scores + row * score_stride + first * W, score_stride);
     });
@@ -93,8 +96,8 @@ void attention_scores(const float* q, int64_t num_rows, int64_t head_dim, const 
 }
 
 // Sums of the values of tokens [begin, end) of a run of blocks, weighted: out is [rows, head_dim].
-template <int W>
-void weighted_values(const float* weights, int64_t weight_stride, int64_t num_rows, const float* const* blocks,
+template <int W, class Element>
+void weighted_values(const float* weights, int64_t weight_stride, int64_t num_rows, const Element* const* blocks,
                      int64_t block_size, int64_t begin, int64_t end, int64_t head_dim, float* out) {
   using namespace attention;
   for_each_row_group(num_rows, [&](int64_t row, auto rows) {
@@ -103,11 +106,13 @@ void weighted_values(const float* weights, int64_t weight_stride, int64_t num_ro
       const float* x = weights + row * weight_stride;
       for (int64_t t = begin; t < end;) {
         const int64_t block_begin = t / block_size * block_size, block_end = std::min(end, block_begin + block_size);
-        const float* value[vectors];
+        const Element* value[vectors];
         for (int n = 0; n < vectors; ++n) {
           value[n] = blocks[block_begin / block_size] - block_begin * head_dim + (first + n) * W;
         }
-        for (; t < block_end; ++t) multiply_add<W, rows, vectors>(sums, x + t, weight_stride, value, t * head_dim);
+        for (; t < block_end; ++t) {
+          multiply_add<W, rows, vectors, Element>(sums, x + t, weight_stride, value, t * head_dim);
+        }
       }
       store_sums<W, rows, vectors>(sums, out + row * head_dim + first * W, head_dim);
     });

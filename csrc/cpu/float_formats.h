@@ -5,6 +5,8 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+
+#include "vectors.h"
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -87,6 +89,38 @@ inline void from_float16(const uint16_t* source, int64_t count, float* target) {
   }
 #endif
   for (; i < count; ++i) target[i] = from_float16(source[i]);
+}
+
+// Elements of a KV block, for kernels that are templates over them.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <int W>
+inline Floats<W> load(const BFloat16* p) {
+  Halves<W> halves;
+  std::memcpy(&halves, p, sizeof halves);
+  return (Floats<W>)(__builtin_convertvector(halves, Ints<W>) << 16);
+}
+
+template <int W>
+inline Floats<W> load(const Float16* p) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) {
+    return (Floats<W>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (W == 8) {
+    return (Floats<W>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+#endif
+  Floats<W> v;
+  for (int i = 0; i < W; ++i) v[i] = from_float16(p[i].bits);
+  return v;
 }
 
 }  // namespace octavo

@@ -39,12 +39,13 @@ struct KVPool {
 struct StepView {
   int64_t num_tokens;
   int64_t num_seqs;
-  const int32_t* input_ids;        // [T]
-  const int32_t* positions;        // [T]
-  const int32_t* query_start_loc;  // [S + 1]
-  const int32_t* seq_lens;         // [S]
-  const int32_t* rows;             // [S]
-  const int32_t* const* block_tables;  // G of [max_rows, table_stride[g]]
+  int64_t num_groups;
+  const int32_t* input_ids;            // [T]
+  const int32_t* positions;            // [T]
+  const int32_t* query_start_loc;      // [S + 1]
+  const int32_t* seq_lens;             // [S]
+  const int32_t* rows;                 // [S]
+  const int32_t* const* block_tables;  // G of [max_rows, table_strides[g]]
   const int64_t* table_strides;        // [G]
   const int32_t* token_seqs;           // [T] the sequence each token belongs to
 

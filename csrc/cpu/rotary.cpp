@@ -1,7 +1,5 @@
 #include "rotary.h"
 
-#include <cassert>
-
 #include "float_formats.h"
 #include "norm.h"
 #include "vectors.h"
@@ -55,7 +53,6 @@ void rotary_kv_write(ThreadPool& pool, const RotarySpec& spec, const KVPool& kv,
       if (spec.cos) rotate(x, spec.cos + position * half, spec.sin + position * half, half);
     }
     const int64_t block = step.block_table(spec.group, step.token_seqs[t])[position / kv.block_size];
-    assert(block > 0 && "a live token may not be written to the null block");
     for (int64_t head = 0; head < spec.num_kv_heads; ++head) {
       const float *k = token + (spec.num_heads + head) * D, *v = k + spec.num_kv_heads * D;
       write_head(kv, k, v, block, spec.layer, head, position % kv.block_size);

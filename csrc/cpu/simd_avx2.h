@@ -18,7 +18,6 @@ inline F32 zero() { return _mm256_setzero_ps(); }
 inline F32 broadcast(float x) { return _mm256_set1_ps(x); }
 inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, F32 v) { _mm256_storeu_ps(p, v); }
-inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
 inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
 inline F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
 

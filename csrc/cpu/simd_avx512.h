@@ -18,7 +18,6 @@ inline F32 zero() { return _mm512_setzero_ps(); }
 inline F32 broadcast(float x) { return _mm512_set1_ps(x); }
 inline F32 load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, F32 v) { _mm512_storeu_ps(p, v); }
-inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
 inline F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 

@@ -26,7 +26,6 @@ inline F32 load(const float* p) {
   return v;
 }
 inline void store(float* p, F32 v) { std::memcpy(p, &v, sizeof v); }
-inline F32 add(F32 a, F32 b) { return a + b; }
 inline F32 mul(F32 a, F32 b) { return a * b; }
 inline F32 fma(F32 a, F32 b, F32 c) {
 #if defined(__FP_FAST_FMAF)

@@ -25,6 +25,7 @@ template <int W>
 struct Lanes {
   typedef float Float __attribute__((vector_size(W * 4)));
   typedef int32_t Int __attribute__((vector_size(W * 4)));
+  typedef uint16_t Half __attribute__((vector_size(W * 2)));
 };
 
 }  // namespace vectors
@@ -33,6 +34,8 @@ template <int W>
 using Floats = typename vectors::Lanes<W>::Float;
 template <int W>
 using Ints = typename vectors::Lanes<W>::Int;
+template <int W>
+using Halves = typename vectors::Lanes<W>::Half;
 
 template <int W>
 inline Floats<W> load(const float* p) {

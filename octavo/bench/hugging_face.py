@@ -13,7 +13,7 @@ from typing import Any
 
 from octavo.bench.report import Measurement
 from octavo.bench.workloads import Work
-from octavo.errors import BackendUnavailableError
+from octavo.errors import BackendUnavailableError, ModelLoadError
 
 
 class HuggingFaceModel:
@@ -23,16 +23,21 @@ class HuggingFaceModel:
         try:
             import torch
             from transformers import AutoModelForCausalLM
+            from transformers.utils import logging
         except ImportError as error:
             problem = f"the comparison needs torch and transformers: {error}; run pip install 'octavo[bench]'"
             raise BackendUnavailableError(problem) from None
         self._torch = torch
+        logging.disable_progress_bar()
         options: dict[str, Any] = {"dtype": torch.float32 if dtype == "auto" else getattr(torch, dtype)}
         path = Path(model)
         if path.suffix == ".gguf":
             options["gguf_file"] = path.name
             model = path.parent
-        self._model: Any = AutoModelForCausalLM.from_pretrained(str(model), **options).eval()
+        try:
+            self._model: Any = AutoModelForCausalLM.from_pretrained(str(model), **options).eval()
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelLoadError(f"transformers cannot load {model}: {error}") from error
 
     def measure(self, workload: Sequence[Work], max_batch_size: int, temperature: float) -> Measurement:
         """Requests in the order they come, `max_batch_size` sequences at a time."""

@@ -74,6 +74,12 @@ class BlockPool:
             else:
                 self.free.append(block_id)
 
+    def forget_cached(self) -> None:
+        """Cached blocks become free, now that the prefix tree is empty."""
+        assert not self._tree.nodes, "blocks can still be found"
+        self.free.extend(self.cached)
+        self.cached.clear()
+
     def _evict_oldest(self) -> None:
         block_id, _ = self.cached.popitem(last=False)
         self._tree.remove(block_id)

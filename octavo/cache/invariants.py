@@ -60,7 +60,8 @@ def _check_tables(cache: KVCache, tables: BlockTables, sequence: Sequence) -> No
     assert len({len(table) for table in tables.block_ids}) == 1, f"{name}: tables differ in length"
     assert tables.num_blocks * size >= num_computed, f"{name}: {num_computed} tokens do not fit its table"
     assert tables.room <= tables.num_blocks * size, f"{name}: has room beyond its table"
-    assert num_computed <= sequence.num_tokens, f"{name}: computed more tokens than it has"
+    num_planned = sequence.num_tokens + sequence.num_pending
+    assert num_computed <= num_planned, f"{name}: computed more tokens than it has or is drawing"
     for group, table in enumerate(tables.block_ids):
         first = tables.first_visible[group]
         must_see = cache.groups[group].first_visible_block(num_computed, size)

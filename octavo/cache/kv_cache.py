@@ -142,12 +142,13 @@ class KVCache:
         if why != "preempted":
             del self.tables[sequence.sequence_id]
 
-    def distrust(self, sequence: Sequence, num_trusted: int) -> None:
-        """Make what a sequence holds beyond its first `num_trusted` tokens unfindable: it was never computed."""
-        for table in self.tables[sequence.sequence_id].block_ids:
-            for block_id in reversed(table[num_trusted // self.block_size :]):
-                if block_id in self.tree:
-                    self.tree.remove(block_id)
+    def forget(self) -> None:
+        """Empty the prefix tree. Blocks in use stay with their owners and are entered anew as these grow."""
+        for block_id in list(self.tree.nodes):
+            self.tree.remove(block_id)
+        self.pool.forget_cached()
+        for tables in self.tables.values():
+            tables.num_found = tables.num_published = 0
 
     def take_changes(self) -> tuple[list[BlockWrite], list[tuple[int, int]]]:
         """Block writes and copies since the last call, for the plan."""
@@ -198,8 +199,9 @@ class KVCache:
             self._journal.passed(sequence.sequence_id, group, passed)
 
     def _publish(self, tables: BlockTables, sequence: Sequence, num_computed: int) -> None:
-        """Enter the blocks that are full once `num_computed` tokens are computed into the prefix tree."""
-        first, num_full = tables.num_published, num_computed // self.block_size
+        """Enter the blocks that are full once `num_computed` tokens are computed into the prefix tree; one whose
+        last token is still being drawn has no name yet."""
+        first, num_full = tables.num_published, min(num_computed, sequence.num_tokens) // self.block_size
         if num_full > first and self.enable_prefix_caching:
             tables.extend_hashes(sequence.token_ids, num_full, self.block_size)
             self.tree.publish(tables, num_full)

@@ -52,11 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.dataset_name != "random" and args.input_len is not None:
         raise ConfigError(f"--input-len does not go with --dataset-name {args.dataset_name}, which has its own lengths")
-    for name in ("num_prompts", "output_len", "n", "hf_max_batch_size"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}, allowed is 1 or more")
     if args.dataset_name == "random" and args.input_len is None:
         args.input_len = DEFAULT_INPUT_LEN
+    for name in ("num_prompts", "input_len", "output_len", "n", "hf_max_batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}, allowed is 1 or more")
     workload = _workload(args)
     measurements = []
     for backend in sorted(set(args.backend), key=BACKENDS.index):

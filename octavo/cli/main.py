@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
-from octavo import __version__
+from octavo import __version__, env
 from octavo.errors import OctavoError
 
 COMMANDS = {
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--debug",
         action="store_true",
-        default=bool(os.environ.get("OCTAVO_DEBUG")),
+        default=env.is_debug(),
         help="show the traceback of an error; also OCTAVO_DEBUG=1",
     )
     args = parser.parse_intermixed_args(rest)

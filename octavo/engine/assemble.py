@@ -16,16 +16,17 @@ from octavo.engine.card import start_up_card
 from octavo.engine.core import EngineCore
 from octavo.engine.input import InputProcessor, RequestLimits
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.overlap import OverlappedCore
 from octavo.engine.tokenizer import Tokenizer, open_tokenizer
 from octavo.errors import ConfigError
-from octavo.executor.inline import InlineExecutor
+from octavo.executor.inline import InlineExecutor, ThreadedExecutor
 from octavo.kernels.ops import Backend, KVDType, KVLayout, Model, StepLimits
-from octavo.kernels.registry import select
+from octavo.kernels.registry import converter, select
 from octavo.kernels.triton.backend import TritonBackend
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
-from octavo.models.registry import build_model, required_tensors
+from octavo.models.registry import build_model
 from octavo.observe.events import EngineStarted, EventLog
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
@@ -70,7 +71,8 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
     selection = select(config.backend)
     backend = selection.backend
     config = _with_device_defaults(config, backend)
-    checkpoint = open_checkpoint(config.model, draws_on_device=isinstance(backend, TritonBackend))
+    is_on_device = isinstance(backend, TritonBackend)
+    checkpoint = open_checkpoint(config.model, converter(config.backend), draws_on_device=is_on_device)
     if isinstance(backend, TritonBackend):
         shape, worker = _load_on_device(config, checkpoint, backend)
     else:
@@ -87,10 +89,11 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         events=events,
         clock=clock,
     )
-    core = EngineCore(
+    is_overlapped = bool(config.scheduler.async_scheduling)
+    core = (OverlappedCore if is_overlapped else EngineCore)(
         scheduler,
         cache,
-        InlineExecutor(worker),
+        ThreadedExecutor(worker) if is_overlapped else InlineExecutor(worker),
         events,
         clock,
         check_invariants=config.observe.check_invariants,
@@ -205,7 +208,6 @@ def _kv_dtype(config: EngineConfig, checkpoint: Checkpoint) -> KVDType:
 
 
 def _build_model(checkpoint: Checkpoint, shape: _EngineShape) -> Model:
-    checkpoint.check(required_tensors(checkpoint.architecture))
     return build_model(checkpoint.architecture, checkpoint, _layer_slots(shape.groups), shape.limits.max_model_len)
 
 

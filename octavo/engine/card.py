@@ -15,7 +15,7 @@ def start_up_card(
     context = f"{limits.max_model_len:,} tokens"
     if limits.max_model_len < architecture.max_position_embeddings:
         context += f" of the model's {architecture.max_position_embeddings:,}"
-    return [
+    lines = [
         ("model", f"{checkpoint.label} ({architecture.family}, {architecture.num_layers} layers)"),
         ("weights", f"{_size(checkpoint.num_bytes)} as {checkpoint.dtype_label}"),
         (
@@ -29,6 +29,10 @@ def start_up_card(
         ("backend", backend),
         ("ready in", f"{seconds:.2f} s"),
     ]
+    if unused := checkpoint.leftovers():
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        lines.insert(2, ("not used", f"tensors that this architecture has no place for: {', '.join(unused[:3])}{more}"))
+    return lines
 
 
 def _size(num_bytes: int) -> str:

@@ -70,15 +70,10 @@ class EngineCore:
         plan = self._scheduler.schedule()
         scheduled = self._clock()
         try:
-            result = self._executor.execute(plan)
+            result = self._executor.submit(plan).result()
         except Exception as fault:
-            return self._scheduler.fail(plan, f"{type(fault).__name__}: {fault}")
-        executed = self._clock()
-        updates = self._scheduler.update(plan, result)
-        if self._check_invariants:
-            check(self._cache, self._scheduler.sequences)
-        self._record(plan, result, begin, scheduled, executed)
-        return updates
+            return self._scheduler.fail(f"{type(fault).__name__}: {fault}")
+        return self._update(plan, result, begin, scheduled)
 
     def stats(self) -> EngineStats:
         pool = self._cache.pool
@@ -92,16 +87,23 @@ class EngineCore:
     def close(self) -> None:
         self._executor.close()
 
-    def _record(self, plan: StepPlan, result: StepResult, begin: float, scheduled: float, executed: float) -> None:
-        now = self._clock()
-        self._events.write(
-            StepDone(
-                time=now,
-                step=result.step_id,
-                schedule_s=scheduled - begin,
-                execute_s=executed - scheduled,
-                update_s=now - executed,
-                num_tokens=plan.num_tokens,
-                num_seqs=len(plan.rows),
+    def _update(self, plan: StepPlan, result: StepResult, begin: float, scheduled: float) -> list[SequenceUpdate]:
+        """Add what a step drew, and write down what the step cost."""
+        executed = self._clock()
+        updates = self._scheduler.update(plan, result)
+        if self._check_invariants:
+            check(self._cache, self._scheduler.sequences)
+        if self._events.is_on:
+            now = self._clock()
+            self._events.write(
+                StepDone(
+                    time=now,
+                    step=result.step_id,
+                    schedule_s=scheduled - begin,
+                    execute_s=executed - scheduled,
+                    update_s=now - executed,
+                    num_tokens=plan.num_tokens,
+                    num_seqs=len(plan.rows),
+                )
             )
-        )
+        return updates

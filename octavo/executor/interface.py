@@ -7,11 +7,18 @@ from typing import Protocol
 from octavo.messages import StepPlan, StepResult
 
 
-class Executor(Protocol):
-    """One step at a time. Plans are applied in the order they are given."""
+class PendingStep(Protocol):
+    """A step on its way."""
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step to its end."""
+    def result(self) -> StepResult:
+        """Wait for the step's end. Raises what went wrong in it."""
+
+
+class Executor(Protocol):
+    """Runs plans in the order they are submitted."""
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        """Begin a step. Whether it runs at once, or while the caller goes on, is the executor's nature."""
 
     def close(self) -> None:
         """Give everything back. Further calls are errors."""

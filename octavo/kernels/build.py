@@ -43,7 +43,7 @@ FLAGS = (
 )
 _X86 = ("x86_64", "AMD64", "i686")
 _ERROR_TAIL_LINES = 20
-SECONDS_PER_SOURCE = 4  # of one core, on average
+SECONDS_PER_SOURCE = 1.5  # of one core, on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
             objects[source] = objects_dir / f"{source.stem}-{digest}.o"
         missing = [source for source, output in objects.items() if not output.exists()]
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        estimate = 2 + SECONDS_PER_SOURCE * len(missing) // workers
+        estimate = 2 + round(SECONDS_PER_SOURCE * len(missing) / workers)
         print(f"octavo: building CPU kernels, about {estimate} s, once", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix="building-") as work:
             includes = (f"-I{source_dir / 'include'}", f"-I{source_dir}")

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from octavo.config import BackendConfig
 from octavo.errors import BackendUnavailableError, ConfigError
 from octavo.kernels.ops import Backend
+from octavo.kernels.tensor import DType, HostTensor
+
+Convert = Callable[[HostTensor, DType], HostTensor]
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.backend import TritonBackend
@@ -68,6 +71,17 @@ def _first_that_runs(config: BackendConfig) -> Selection:
             return Selection(backend, "; ".join([f"{name}, the fastest that runs here", *reasons]))
         reasons.append(f"{name} cannot: {reason}")
     raise BackendUnavailableError("no backend can run here; " + "; ".join(reasons))
+
+
+def converter(config: BackendConfig) -> Convert:
+    """What changes a weight's dtype at load: C++ where the cpu backend runs, else numpy."""
+    if _cpu(config).why_not() is None:
+        from octavo.kernels.cpu.convert import convert
+
+        return convert
+    from octavo.kernels.reference.dequantize import convert as reference_convert
+
+    return reference_convert
 
 
 def describe() -> list[tuple[str, str | None]]:

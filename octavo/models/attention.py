@@ -48,7 +48,7 @@ class AttentionSpecs:
             self._tables[id(rope)] = rotary_table(
                 RotarySetting(
                     theta=rope.theta,
-                    rotary_dim=int(self._architecture.head_dim * rope.partial_rotary_factor),
+                    rotary_dim=round(self._architecture.head_dim * rope.partial_rotary_factor),
                     trained_len=self._architecture.max_position_embeddings,
                     scaling=rope.scaling,
                 ),

@@ -24,7 +24,7 @@ def _problem(a: Architecture) -> str | None:
     for rope in (a.rope, a.local_rope):
         if rope is None:
             continue
-        rotary_dim = int(a.head_dim * rope.partial_rotary_factor)
+        rotary_dim = round(a.head_dim * rope.partial_rotary_factor)
         if not 2 <= rotary_dim <= a.head_dim or rotary_dim % 2:
             return f"{rotary_dim} of a head's {a.head_dim} dimensions would rotate; allowed are even numbers up to all"
         if rope.theta <= 0:

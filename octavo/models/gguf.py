@@ -25,60 +25,10 @@ from numpy.typing import NDArray
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.tensor import DType, HostTensor, num_bytes
+from octavo.models.gguf_types import SCALAR_TYPES, TENSOR_TYPES, UNSUPPORTED_TENSOR_TYPES
 from octavo.models.mapped_file import map_file
 
-TENSOR_TYPES: dict[int, DType] = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    6: "Q5_0",
-    7: "Q5_1",
-    8: "Q8_0",
-    12: "Q4_K",
-    13: "Q5_K",
-    14: "Q6_K",
-    30: "BF16",
-}
-#: Types that ggml knows and Octavo does not, so that the error can name them.
-UNSUPPORTED_TENSOR_TYPES: dict[int, str] = {
-    9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
-    24: "I8",
-    25: "I16",
-    26: "I32",
-    27: "I64",
-    28: "F64",
-    29: "IQ1_M",
-    34: "TQ1_0",
-    35: "TQ2_0",
-    39: "MXFP4",
-}
-
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
-_SCALARS: dict[int, str] = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "|b1",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
 _MAX_DIMS = 4
 _MAX_ARRAY_DEPTH = 4
 _MAX_NAME_BYTES = 65_535
@@ -99,6 +49,21 @@ class StringArray:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tolist())
+
+    def index(self, text: str) -> int | None:
+        """Where the text comes first; None if nowhere. Quick for short answers: nothing is decoded."""
+        raw, unpack, encoded = bytes(self.raw), struct.Struct("<Q").unpack_from, text.encode()
+        needle = struct.pack("<Q", len(encoded)) + encoded
+        found, position = raw.find(needle), 0
+        for index in range(self._count):
+            if found < position:  # what was found was inside another string
+                found = raw.find(needle, position)
+            if found < 0:
+                return None
+            if found == position:
+                return index
+            position += 8 + unpack(raw, position)[0]
+        return None
 
     def tolist(self) -> list[str]:
         raw, unpack, position, strings = bytes(self.raw), struct.Struct("<Q").unpack_from, 0, []
@@ -209,9 +174,9 @@ def _read_value(cursor: _Cursor, value_type: int, depth: int = 0) -> Any:
         return cursor.string()
     if value_type == _ARRAY:
         return _read_array(cursor, depth)
-    if value_type not in _SCALARS:
+    if value_type not in SCALAR_TYPES:
         cursor.fail(f"has value type {value_type}, allowed are 0 to 12")
-    scalar = np.dtype(_SCALARS[value_type])
+    scalar = np.dtype(SCALAR_TYPES[value_type])
     value = np.frombuffer(cursor.take(scalar.itemsize), scalar)[0]
     return float(str(value)) if value_type == _FLOAT32 else value.item()  # 1e-05, not 9.999999747378752e-06
 
@@ -220,8 +185,8 @@ def _read_array(cursor: _Cursor, depth: int) -> Any:
     if depth == _MAX_ARRAY_DEPTH:
         cursor.fail(f"nests arrays more than {_MAX_ARRAY_DEPTH} deep")
     item_type, count = cursor.u32(), cursor.u64()
-    if item_type in _SCALARS:
-        scalar = np.dtype(_SCALARS[item_type])
+    if item_type in SCALAR_TYPES:
+        scalar = np.dtype(SCALAR_TYPES[item_type])
         raw = cursor.take(count * scalar.itemsize)
         return np.frombuffer(raw, scalar) if count else np.empty(0, scalar)
     smallest = {_STRING: 8, _ARRAY: 12}.get(item_type)

@@ -7,8 +7,9 @@ its code (Gemma's window pattern and local rope, which models are which size) is
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
 from typing import Any
+
+import numpy as np
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.reference.dequantize import dequantize
@@ -16,81 +17,17 @@ from octavo.kernels.tensor import HostTensor
 from octavo.models.architecture import Architecture, RopeConfig
 from octavo.models.consistency import checked
 from octavo.models.gguf import GGUFFile, StringArray
+from octavo.models.gguf_metadata import GGUFMetadata
 
-#: GGUF's sampling keys under SamplingParams' names
-_SAMPLING = {
-    "general.sampling.temp": "temperature",
-    "general.sampling.top_k": "top_k",
-    "general.sampling.top_p": "top_p",
-    "general.sampling.min_p": "min_p",
-    "general.sampling.penalty_repeat": "repetition_penalty",
-}
+#: Tokens with which chat models end their turn; many files leave it to the reader to know them.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+_CONTROL = 3  # of tokenizer.ggml.token_type
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-_KIND_NAMES = {int: "a whole number", str: "a text", (int, float): "a number"}
-_REQUIRED: Any = object()
-
-
-class GGUFConfig:
-    """Typed access to one file's metadata; `key` is without the architecture's prefix."""
-
-    def __init__(self, file: GGUFFile) -> None:
-        self.file = file
-        self.architecture = self._get("general.architecture", str, _REQUIRED)
-
-    def size(self, key: str, default: Any = _REQUIRED, largest: int = 1 << 31) -> int:
-        """A whole number from 1 up."""
-        full_key = f"{self.architecture}.{key}"
-        value = int(self._get(full_key, int, default))
-        if not 1 <= value <= largest:
-            raise self.wrong(full_key, value, f"1 to {largest}")
-        return value
-
-    def number(self, key: str, default: Any = _REQUIRED) -> float:
-        return self._number(f"{self.architecture}.{key}", default)
-
-    def sampling_defaults(self) -> dict[str, float]:
-        """What the file recommends, under SamplingParams' names."""
-        found = {name: self._number(key) for key, name in _SAMPLING.items() if key in self.file.metadata}
-        return {name: int(value) if name == "top_k" else value for name, value in found.items()}
-
-    def text(self, key: str, default: str) -> str:
-        return str(self._get(f"{self.architecture}.{key}", str, default))
-
-    def optional_size(self, key: str) -> int | None:
-        return self.size(key) if self.has(key) else None
-
-    def optional_number(self, key: str) -> float | None:
-        return self.number(key) if self.has(key) else None
-
-    def token_id(self, key: str) -> int | None:
-        value = self._get(f"tokenizer.ggml.{key}", int, None)
-        return None if value is None else int(value)
-
-    def has(self, key: str) -> bool:
-        return f"{self.architecture}.{key}" in self.file.metadata
-
-    def wrong(self, key: str, value: Any, allowed: str) -> ModelLoadError:
-        shown = f"an array of {len(value)}" if hasattr(value, "__len__") and not isinstance(value, str) else repr(value)
-        return ModelLoadError(f"{self.file.path}: metadata key {key!r} is {shown}; allowed: {allowed}")
-
-    def _number(self, key: str, default: Any = _REQUIRED) -> float:
-        value = float(self._get(key, (int, float), default))
-        if not isfinite(value):
-            raise self.wrong(key, value, "finite numbers")
-        return value
-
-    def _get(self, key: str, kind: Any, default: Any) -> Any:
-        value = self.file.metadata.get(key, default)
-        if value is _REQUIRED:
-            raise ModelLoadError(f"{self.file.path}: metadata key {key!r} is missing; convert the model again")
-        if value is not default and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise self.wrong(key, value, _KIND_NAMES[kind])
-        return value
 
 
 def architecture_from_gguf(file: GGUFFile) -> Architecture:
     """The model's configuration. The file's tensors are looked at where they say more than the metadata."""
-    config = GGUFConfig(file)
+    config = GGUFMetadata(file)
     if config.architecture not in FAMILIES:
         raise UnsupportedModelError(
             f"{file.path}: general.architecture is {config.architecture!r}; "
@@ -98,11 +35,15 @@ def architecture_from_gguf(file: GGUFFile) -> Architecture:
         )
     if config.number("expert_count", 0):
         raise UnsupportedModelError(f"{file.path}: mixture-of-experts models are not supported")
+    if file.metadata.get("split.count", 1) != 1:
+        raise UnsupportedModelError(
+            f"{file.path} is one of {file.metadata['split.count']} parts; join them: llama-gguf-split --merge"
+        )
     values = _common(config) | FAMILIES[config.architecture](config)
     return checked(file.path, Architecture(**values))
 
 
-def _common(config: GGUFConfig) -> dict[str, Any]:
+def _common(config: GGUFMetadata) -> dict[str, Any]:
     """What all families say in the same way."""
     hidden_size, num_heads = config.size("embedding_length"), config.size("attention.head_count")
     head_dim = _head_dim(config)
@@ -128,17 +69,17 @@ def _common(config: GGUFConfig) -> dict[str, Any]:
     }
 
 
-def _head_dim(config: GGUFConfig) -> int:
+def _head_dim(config: GGUFMetadata) -> int:
     even_share = config.size("embedding_length") // config.size("attention.head_count")
     return config.size("attention.key_length", max(1, even_share))
 
 
-def _num_layers(config: GGUFConfig) -> int:
+def _num_layers(config: GGUFMetadata) -> int:
     """Every layer has a tensor, so the file says how many there can be at most."""
     return config.size("block_count", largest=max(1, len(config.file.tensors)))
 
 
-def _vocab_size(config: GGUFConfig) -> int:
+def _vocab_size(config: GGUFMetadata) -> int:
     """The embedding's rows: some files pad them past the tokenizer's vocabulary."""
     embedding = config.file.tensors.get("token_embd.weight")
     if embedding is None:
@@ -146,12 +87,19 @@ def _vocab_size(config: GGUFConfig) -> int:
     return embedding.rows
 
 
-def _eos_token_ids(config: GGUFConfig) -> tuple[int, ...]:
-    ids = (config.token_id(key) for key in _EOS_KEYS)
+def _eos_token_ids(config: GGUFMetadata) -> tuple[int, ...]:
+    """Those that the file names, and for a chat model those that end its turn."""
+    ids = [config.token_id(key) for key in _EOS_KEYS]
+    metadata = config.file.metadata
+    tokens, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    is_chat = "tokenizer.chat_template" in metadata
+    if is_chat and isinstance(tokens, StringArray) and isinstance(types, np.ndarray) and len(types) == len(tokens):
+        found = (tokens.index(text) for text in _TURN_ENDS)
+        ids += [token_id for token_id in found if token_id is not None and types[token_id] == _CONTROL]
     return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
 
-def _llama(config: GGUFConfig) -> dict[str, Any]:
+def _llama(config: GGUFMetadata) -> dict[str, Any]:
     tensors = config.file.tensors
     return {
         "rope": _rope(config),
@@ -161,11 +109,11 @@ def _llama(config: GGUFConfig) -> dict[str, Any]:
     }
 
 
-def _qwen(config: GGUFConfig) -> dict[str, Any]:
+def _qwen(config: GGUFMetadata) -> dict[str, Any]:
     return {"rope": _rope(config)}
 
 
-def _gemma2(config: GGUFConfig) -> dict[str, Any]:
+def _gemma2(config: GGUFMetadata) -> dict[str, Any]:
     """Every other layer slides, the first one included."""
     num_layers, window = _num_layers(config), config.size("attention.sliding_window", 4096)
     scale = _head_dim(config) ** -0.5
@@ -181,7 +129,7 @@ def _gemma2(config: GGUFConfig) -> dict[str, Any]:
     }
 
 
-def _gemma3(config: GGUFConfig) -> dict[str, Any]:
+def _gemma3(config: GGUFMetadata) -> dict[str, Any]:
     num_layers, window = _num_layers(config), config.optional_size("attention.sliding_window")
     scale = _head_dim(config) ** -0.5
     if num_layers == 62:  # the 27B model scales by its hidden size; GGUF does not say so
@@ -196,7 +144,7 @@ def _gemma3(config: GGUFConfig) -> dict[str, Any]:
     }
 
 
-def _global_layers(config: GGUFConfig, num_layers: int) -> list[bool]:
+def _global_layers(config: GGUFMetadata, num_layers: int) -> list[bool]:
     """Which layers see everything: every sixth, unless the file says otherwise."""
     pattern = config.file.metadata.get(f"{config.architecture}.attention.sliding_window_pattern", 6)
     if isinstance(pattern, int):
@@ -209,12 +157,12 @@ def _global_layers(config: GGUFConfig, num_layers: int) -> list[bool]:
     return [not is_sliding for is_sliding in pattern]
 
 
-def _phi3(config: GGUFConfig) -> dict[str, Any]:
+def _phi3(config: GGUFMetadata) -> dict[str, Any]:
     window = config.optional_size("attention.sliding_window")
     return {"rope": _rope(config), "windows": _every_layer(config, window)}
 
 
-def _gpt2(config: GGUFConfig) -> dict[str, Any]:
+def _gpt2(config: GGUFMetadata) -> dict[str, Any]:
     return {
         "activation": "gelu_tanh",
         "rope": None,
@@ -224,7 +172,7 @@ def _gpt2(config: GGUFConfig) -> dict[str, Any]:
     }
 
 
-FAMILIES: dict[str, Callable[[GGUFConfig], dict[str, Any]]] = {
+FAMILIES: dict[str, Callable[[GGUFMetadata], dict[str, Any]]] = {
     "llama": _llama,
     "qwen2": _qwen,
     "qwen3": _qwen,
@@ -235,11 +183,11 @@ FAMILIES: dict[str, Callable[[GGUFConfig], dict[str, Any]]] = {
 }
 
 
-def _every_layer(config: GGUFConfig, window: int | None) -> tuple[int | None, ...]:
+def _every_layer(config: GGUFMetadata, window: int | None) -> tuple[int | None, ...]:
     return (window,) * _num_layers(config) if window else ()
 
 
-def _rope(config: GGUFConfig, default_theta: float = 10_000.0) -> RopeConfig:
+def _rope(config: GGUFMetadata, default_theta: float = 10_000.0) -> RopeConfig:
     head_dim = _head_dim(config)
     return RopeConfig(
         theta=config.number("rope.freq_base", default_theta),
@@ -248,7 +196,7 @@ def _rope(config: GGUFConfig, default_theta: float = 10_000.0) -> RopeConfig:
     )
 
 
-def _rope_scaling(config: GGUFConfig) -> dict[str, Any] | None:
+def _rope_scaling(config: GGUFMetadata) -> dict[str, Any] | None:
     """In Hugging Face's words. GGUF stores llama3 and longrope scaling as one divisor a frequency, in tensors."""
     tensors, kind = config.file.tensors, config.text("rope.scaling.type", "none")
     trained_len = config.size("rope.scaling.original_context_length", config.size("context_length"))
@@ -259,7 +207,9 @@ def _rope_scaling(config: GGUFConfig) -> dict[str, Any] | None:
         return _longrope(tensors["rope_freqs.weight"], tensors["rope_freqs.weight"], trained_len, 1.0)
     if kind == "none":
         return None
-    factor = config.number("rope.scaling.factor", 1.0)
+    factor, extra = config.number("rope.scaling.factor", 1.0), config.number("rope.scaling.attn_factor", 1.0)
+    if extra != 1:
+        raise UnsupportedModelError(f"{config.file.path}: rope.scaling.attn_factor is {extra}; allowed: 1")
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":

@@ -21,7 +21,8 @@ from octavo.models.checkpoint import Checkpoint, StoredTensor, TokenizerSource, 
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
 from octavo.models.gguf import read_gguf
-from octavo.models.gguf_config import GGUFConfig, architecture_from_gguf
+from octavo.models.gguf_config import architecture_from_gguf
+from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.gguf_names import canonical_name, layout_change
 from octavo.models.hub import download_config, download_model, is_hub_name
 from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
@@ -108,7 +109,7 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
         architecture=architecture,
         stored=stored,
         tokenizer_source=file,
-        sampling_defaults=GGUFConfig(file).sampling_defaults(),
+        sampling_defaults=GGUFMetadata(file).sampling_defaults(),
     )
 
 
@@ -122,9 +123,7 @@ def _open_dummy(path: Path, config: ModelConfig, draws_on_device: bool) -> Check
     if dtype not in _DTYPES:
         raise ModelLoadError(f"{path}: dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}")
     required = required_tensors(checkpoint.architecture)
-    drawn = dummy_tensors(
-        checkpoint.architecture, required, _DTYPES[dtype], config.seed, on_device=draws_on_device
-    )
+    drawn = dummy_tensors(checkpoint.architecture, required, _DTYPES[dtype], config.seed, on_device=draws_on_device)
     return checkpoint.with_tensors(drawn)
 
 

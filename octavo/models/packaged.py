@@ -6,6 +6,7 @@ gemma3-270m   Gemma 3 270M, Q4_K_M, 253 MB, Gemma terms: four parts, joined once
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -32,7 +33,7 @@ def _smollm2(package: Path) -> Path:
 def _gemma3(package: Path) -> Path:
     target = cache_dir() / "gemma-3-270m-q4_k_m.gguf"
     if not target.exists():
-        partial = target.with_suffix(".partial")
+        partial = target.with_suffix(f".{os.getpid()}.partial")  # another process may be joining it too
         import_module(package.name).assemble(partial, overwrite=True)
         partial.replace(target)
     return target

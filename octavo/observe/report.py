@@ -7,24 +7,9 @@ for label, text in recorder.report().lines(): print(label, text)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import singledispatchmethod
+from dataclasses import dataclass
 
-from octavo.observe.block_use import BlockUse, Occupancy
-from octavo.observe.events import (
-    Arrived,
-    EngineStarted,
-    Event,
-    EventLog,
-    Finished,
-    FirstToken,
-    Forked,
-    Preempted,
-    PrefixHit,
-    Scheduled,
-    StepDone,
-)
+from octavo.observe.block_use import Occupancy
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,142 +84,6 @@ class Report:
 
     def _size(self, num_blocks: int) -> str:
         return f"{num_blocks * self.block_bytes / 2**20:,.1f} MiB"
-
-
-@dataclass(slots=True)
-class _Totals:
-    num_requests: int = 0
-    num_sequences: int = 0
-    num_prompt_tokens: int = 0
-    num_output_tokens: int = 0
-    num_steps: int = 0
-    num_preemptions: int = 0
-    num_prefix_tokens: int = 0
-    num_held_slots: int = 0
-    num_filled_slots: int = 0
-    first_time: float | None = None
-    last_time: float = 0.0
-    arrival_times: dict[str, float] = field(default_factory=dict)
-    first_token_times: dict[str, float] = field(default_factory=dict)
-
-
-class Recorder:
-    """Follows a log, the past it still holds and then every new event; makes reports of the whole."""
-
-    def __init__(self, log: EventLog) -> None:
-        self._sizes: EngineStarted | None = None
-        self._totals = _Totals()
-        self._use = BlockUse()
-        self._groups: dict[str, set[int]] = {}  # request -> its sequences, once it has forked
-        self._peak = Occupancy()
-        self._sharing: Sharing | None = None
-        self._record_all(log)
-        log.listen(self.record)
-
-    def _record_all(self, events: Iterable[Event]) -> None:
-        for event in events:
-            self.record(event)
-
-    def record(self, event: Event) -> None:
-        self._use.follow(event)
-        self._count(event)
-
-    @singledispatchmethod
-    def _count(self, event: Event) -> None:
-        """Events that no figure needs are passed over."""
-
-    @_count.register
-    def _(self, event: EngineStarted) -> None:
-        self._sizes = event
-
-    @_count.register
-    def _(self, event: Arrived) -> None:
-        totals = self._totals
-        totals.num_requests += 1
-        totals.num_sequences += event.num_sequences
-        totals.num_prompt_tokens += event.num_prompt_tokens
-        totals.arrival_times[event.request_id] = event.time
-        if totals.first_time is None:
-            totals.first_time = event.time
-
-    @_count.register
-    def _(self, event: Forked) -> None:
-        self._groups.setdefault(event.request_id, {event.parent_id}).add(event.sequence_id)
-
-    @_count.register
-    def _(self, event: PrefixHit) -> None:
-        self._totals.num_prefix_tokens += event.num_tokens
-
-    @_count.register
-    def _(self, event: Preempted) -> None:
-        self._totals.num_preemptions += 1
-
-    @_count.register
-    def _(self, event: FirstToken) -> None:
-        self._totals.first_token_times[event.request_id] = event.time
-
-    @_count.register
-    def _(self, event: Finished) -> None:
-        self._totals.num_output_tokens += event.num_output_tokens
-        self._totals.last_time = event.time
-        group = self._groups.get(event.request_id, set())
-        group.discard(event.sequence_id)
-        if not group:
-            self._groups.pop(event.request_id, None)
-
-    @_count.register
-    def _(self, event: StepDone) -> None:
-        self._totals.num_steps += 1
-        self._totals.last_time = event.time
-
-    @_count.register
-    def _(self, event: Scheduled) -> None:
-        """A step is about to run: its blocks are given, so this is the moment to look at memory."""
-        now = self._use.occupancy()
-        self._totals.num_held_slots += now.num_used_blocks * self._block_size()
-        self._totals.num_filled_slots += now.num_filled_slots
-        if now.num_used_blocks > self._peak.num_used_blocks:
-            self._peak = now
-        for request_id, sequence_ids in self._groups.items():
-            self._look_at_group(request_id, sequence_ids)
-
-    def _look_at_group(self, request_id: str, sequence_ids: set[int]) -> None:
-        """Keep the request that saved most, as it was when it held most."""
-        now = self._use.occupancy(sequence_ids)
-        seen = Sharing(request_id, now.num_sequences, now.num_used_blocks, now.num_shared_blocks, now.num_table_entries)
-        best = self._sharing
-        if best is None or (
-            seen.num_blocks > best.num_blocks if request_id == best.request_id else seen.num_saved > best.num_saved
-        ):
-            self._sharing = seen
-
-    def _block_size(self) -> int:
-        assert self._sizes is not None, "a log begins with EngineStarted; this one has lost its beginning"
-        return self._sizes.block_size
-
-    def report(self) -> Report:
-        totals, sizes = self._totals, self._sizes
-        assert sizes is not None, "a log begins with EngineStarted; this one has lost its beginning"
-        ttfts = [time - totals.arrival_times[request_id] for request_id, time in totals.first_token_times.items()]
-        blocks_per_sequence = sizes.num_groups * -(-sizes.max_model_len // sizes.block_size)
-        return Report(
-            num_requests=totals.num_requests,
-            num_sequences=totals.num_sequences,
-            num_prompt_tokens=totals.num_prompt_tokens,
-            num_output_tokens=totals.num_output_tokens,
-            seconds=max(totals.last_time - (totals.first_time or 0.0), 1e-9),
-            mean_ttft_s=sum(ttfts) / max(len(ttfts), 1),
-            num_steps=totals.num_steps,
-            num_preemptions=totals.num_preemptions,
-            num_prefix_tokens=totals.num_prefix_tokens,
-            peak=self._peak,
-            num_blocks=sizes.num_blocks,
-            block_size=sizes.block_size,
-            block_bytes=sizes.block_bytes,
-            contiguous_blocks=self._peak.num_sequences * blocks_per_sequence,
-            waste=1 - totals.num_filled_slots / max(totals.num_held_slots, 1),
-            sharing=self._sharing,
-        )
 
 
 def _count(num_sequences: int) -> str:

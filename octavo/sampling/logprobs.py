@@ -21,9 +21,7 @@ class Ranks(Protocol):
     def top_logprobs(self, logits: Any, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]: ...
 
 
-def logprob_rows(
-    model: Ranks, logits: Any, tokens: IntArray, counts: NDArray[np.integer]
-) -> list[LogprobRow]:
+def logprob_rows(model: Ranks, logits: Any, tokens: IntArray, counts: NDArray[np.integer]) -> list[LogprobRow]:
     """One row per position: the token chosen there, then the counts[i] best, -1 being the whole vocabulary.
 
     logits: [N, V]; tokens, counts: [N]. A position without a token (-1: nothing could be drawn) has an empty

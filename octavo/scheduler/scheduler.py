@@ -34,7 +34,7 @@ from octavo.scheduler.prompt_logprobs import PromptLogprobs
 from octavo.scheduler.queues import WaitingQueue, WaitReason
 from octavo.scheduler.roster import Roster
 from octavo.scheduler.seats import Seats, num_seats
-from octavo.scheduler.stop import NO_TOKEN, NO_TOKEN_ENDING, Ending, find_ending
+from octavo.scheduler.stop import NO_TOKEN, NO_TOKEN_ENDING, Ending, find_ending, is_full
 
 
 class SequenceUpdate(NamedTuple):
@@ -152,7 +152,8 @@ class Scheduler:
         logprobs, updates, has_ended = result.logprobs, [], False
         for index, (sequence, token_id) in enumerate(zip(draft.sampled, result.sampled_token_ids, strict=True)):
             if sequence.state is not SequenceState.RUNNING:
-                continue  # aborted meanwhile
+                continue  # ended or preempted meanwhile
+            sequence.num_pending -= 1
             end = self._append(sequence, token_id)
             if end is not None:
                 self._finish(sequence, *end)
@@ -165,21 +166,18 @@ class Scheduler:
             self._drop_finished()
         return updates
 
-    def fail(self, plan: StepPlan, reason: str) -> list[SequenceUpdate]:
-        """The worker could not carry a plan out: end every sequence in it, trust nothing it was to compute, and
-        go on with the others."""
-        draft = self._in_flight.pop(plan.step_id)
-        granted = zip(draft.granted, plan.num_computed_tokens, strict=True)
-        for sequence, num_trusted in reversed(list(granted)):  # whoever found another's blocks was granted later
-            if sequence.state is SequenceState.RUNNING:
-                self._cache.distrust(sequence, num_trusted)
-        failed = dict.fromkeys(draft.granted + draft.sampled)
+    def fail(self, reason: str) -> list[SequenceUpdate]:
+        """The worker could not carry a step out: end every sequence in it and in the steps planned after it,
+        forget everything cached, which may build on what was never computed, and go on with the others."""
+        drafts, self._in_flight = self._in_flight.values(), {}
+        failed = dict.fromkeys(sequence for draft in drafts for sequence in draft.granted + draft.sampled)
         updates = []
         for sequence in failed:
             if sequence.state is SequenceState.RUNNING:
                 self._finish(sequence, "error", reason)
                 updates.append(SequenceUpdate(sequence, [], None, []))
         self._drop_finished()
+        self._cache.forget()
         return updates
 
     # Parts of schedule, in order
@@ -191,9 +189,10 @@ class Scheduler:
             sequence = running[index]
             index += 1
             num_computed = sequence.num_computed_tokens
-            num_wanted = len(sequence.token_ids) - num_computed
-            if num_wanted == 0:
-                continue  # its next token is still being drawn
+            num_pending = sequence.num_pending
+            num_wanted = len(sequence.token_ids) + num_pending - num_computed
+            if num_pending and is_full(sequence, num_computed + num_wanted, self._max_model_len):
+                continue  # the token being drawn is its last
             num_tokens = 1 if num_wanted == 1 else budget.share(num_wanted)
             has_room = num_computed + num_tokens <= tables[sequence.sequence_id].room
             if not has_room and not self._make_room(sequence, num_tokens, draft):
@@ -216,7 +215,7 @@ class Scheduler:
         self._journal.preempted(sequence)
         self._cache.free(sequence, "preempted")
         self._stand_up(sequence)
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_pending = 0  # a token being drawn will be drawn again, the same
         sequence.state = SequenceState.WAITING
         sequence.request.num_preemptions += 1
         self._waiting.add(sequence)
@@ -308,6 +307,8 @@ class Scheduler:
             prompt_logprobs=self._prompt_logprobs.entries(draft) if self._prompt_logprobs else [],
         )
         self._in_flight[plan.step_id] = draft
+        for sequence in draft.sampled:
+            sequence.num_pending += 1
         self._journal.scheduled(plan, draft.granted, len(self._waiting), self._cache.num_available_blocks)
         return plan
 

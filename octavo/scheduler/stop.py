@@ -30,6 +30,12 @@ def find_ending(sequence: Sequence, max_model_len: int) -> Ending | None:
     if token_id in request.stop_token_ids and num_output >= request.sampling_params.min_tokens:
         is_end = token_id in request.eos_token_ids and not request.sampling_params.ignore_eos
         return "stop", None if is_end else token_id
-    if num_output >= request.max_output_tokens or num_tokens >= max_model_len:
+    if is_full(sequence, num_tokens, max_model_len):
         return "length", None
     return None
+
+
+def is_full(sequence: Sequence, num_tokens: int, max_model_len: int) -> bool:
+    """Whether a sequence of so many tokens may have no more."""
+    request = sequence.request
+    return num_tokens - len(request.prompt_token_ids) >= request.max_output_tokens or num_tokens >= max_model_len

@@ -18,7 +18,7 @@ from octavo.cache.groups import make_groups
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
-from octavo.messages import StepPlan
+from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
@@ -87,7 +87,10 @@ class Simulator:
         return plan
 
     def carry_out(self, plan: StepPlan) -> list[SequenceUpdate]:
-        updates = self.scheduler.update(plan, self.executor.execute(plan))
+        return self.take(plan, self.executor.execute(plan))
+
+    def take(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
+        updates = self.scheduler.update(plan, result)
         self._check()
         self.num_steps += 1
         self.updates += updates
@@ -97,6 +100,18 @@ class Simulator:
         plan = self.plan()
         self.carry_out(plan)
         return plan
+
+    def step_overlapped(self, num_steps: int) -> None:
+        """Plan and execute each step before the one before it is updated, as an overlapped engine does."""
+        held: tuple[StepPlan, StepResult] | None = None
+        for _ in range(num_steps):
+            plan = self.plan()
+            result = self.executor.execute(plan)
+            if held is not None:
+                self.take(*held)
+            held = plan, result
+        if held is not None:
+            self.take(*held)
 
     def run(self, arrivals: Iterable[Arrival] = (), *, max_steps: int = 10_000) -> None:
         """Step until nothing is left to come or to do. More than `max_steps` steps is a failure."""

@@ -6,6 +6,8 @@ from octavo.cache.groups import make_groups
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore
+from octavo.engine.overlap import OverlappedCore
+from octavo.executor.inline import InlineExecutor, ThreadedExecutor
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog, StepDone
 from octavo.request import Request
@@ -31,14 +33,19 @@ class FaultyExecutor(FakeExecutor):
         return result
 
 
-def make_core(bad_steps: set[int], windows: tuple[int | None, ...] = (None,)) -> EngineCore:
+def make_core(
+    bad_steps: set[int], windows: tuple[int | None, ...] = (None,), *, is_overlapped: bool = False
+) -> EngineCore:
     events, ticks = EventLog(1000), iter(range(10**6))
     options = {"events": events, "clock": lambda: float(next(ticks))}
     cache = KVCache(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, groups=make_groups(windows), **options)
     scheduler = Scheduler(
         SchedulerConfig(max_num_seqs=8), cache, max_model_len=128, max_num_batched_tokens=64, **options
     )
-    return EngineCore(scheduler, cache, FaultyExecutor(bad_steps, windows), check_invariants=True, **options)
+    worker = FaultyExecutor(bad_steps, windows)
+    executor = ThreadedExecutor(worker) if is_overlapped else InlineExecutor(worker)
+    kind = OverlappedCore if is_overlapped else EngineCore
+    return kind(scheduler, cache, executor, check_invariants=True, **options)
 
 
 def make_request(name: str, prompt: list[int], n: int = 1) -> Request:

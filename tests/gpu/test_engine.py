@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -20,13 +21,18 @@ from tests.conftest import TinyFolder  # noqa: E402
 from tests.test_greedy import GREEDY, MAX_MODEL_LEN, oracle, prompts_of, tokens  # noqa: E402
 
 BLOCK_SIZE = 16
-#: of log-probabilities in bfloat16, whose rounding grows through the layers
-BFLOAT16_TOLERANCE = 0.15
+#: root mean square of log-probabilities' errors in bfloat16, which has 8 bits: scores here are about 10
+TOLERANCE = {"float32": 2e-5, "bfloat16": 0.1}
 SAMPLED = SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True, detokenize=False, seed=5)
 
 
 def engine(folder: Path, **options: Any) -> LLM:
-    options = {"dtype": "float32", "max_num_seqs": 32, "max_model_len": MAX_MODEL_LEN, "num_gpu_blocks_override": 400} | options
+    options = {
+        "dtype": "float32",
+        "max_num_seqs": 32,
+        "max_model_len": MAX_MODEL_LEN,
+        "num_gpu_blocks_override": 400,
+    } | options
     return LLM(str(folder), backend="triton", skip_tokenizer_init=True, check_invariants=True, **options)
 
 
@@ -53,28 +59,28 @@ def test_float32_tokens_equal_transformers(name: str, tiny_folder: TinyFolder) -
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "tolerance"),
-    [(name, "float32", 1e-4) for name in ("llama", "qwen3", "gemma3", "gpt2")]
-    + [(name, "bfloat16", BFLOAT16_TOLERANCE) for name in ("llama", "qwen3", "gemma3")],
+    ("name", "dtype"),
+    [(name, "float32") for name in ("llama", "qwen3", "gemma3", "gpt2")]
+    + [(name, "bfloat16") for name in ("llama", "qwen3", "gemma3")],
 )
-def test_logprobs_equal_transformers(name: str, dtype: str, tolerance: float, tiny_folder: TinyFolder) -> None:
+def test_logprobs_equal_transformers(name: str, dtype: str, tiny_folder: TinyFolder) -> None:
+    """As far as the tokens are the oracle's own."""
     folder = tiny_folder(name)
-    params = GREEDY.replace(logprobs=4, prompt_logprobs=3)
     with engine(folder, dtype=dtype, max_num_batched_tokens=40) as llm:
-        outputs = llm.generate(prompts_of(1), params, use_tqdm=False)
+        outputs = llm.generate(prompts_of(1), GREEDY.replace(logprobs=4, prompt_logprobs=3), use_tqdm=False)
+    errors: list[float] = []
     for output, (answer, truth) in zip(outputs, oracle(folder, 1), strict=True):
         rows = [*(output.prompt_logprobs or []), *(output.outputs[0].logprobs or [])]
         sequence = output.prompt_token_ids + output.outputs[0].token_ids
-        num_same = len(output.prompt_token_ids) + next(
-            (i for i, pair in enumerate(zip(answer, output.outputs[0].token_ids, strict=True)) if pair[0] != pair[1]),
-            len(answer),
-        )
+        expected = output.prompt_token_ids + answer
+        num_same = next((i for i in range(len(sequence)) if sequence[i] != expected[i]), len(sequence))
         assert dtype == "bfloat16" or num_same == len(sequence)
-        for position in range(1, min(num_same + 1, len(sequence))):
-            found = {token: entry.logprob for token, entry in (rows[position] or {}).items()}
-            wanted = {token: truth[position - 1][token] for token in found}
-            assert sequence[position] in found
-            assert found == pytest.approx(wanted, abs=tolerance)
+        for position in range(1, num_same):
+            row = rows[position]
+            assert row is not None
+            assert sequence[position] in row
+            errors += [entry.logprob - truth[position - 1][token_id] for token_id, entry in row.items()]
+    assert np.sqrt(np.mean(np.square(errors))) < TOLERANCE[dtype]
 
 
 def test_a_seed_draws_the_same_tokens_in_every_company(tiny_folder: TinyFolder) -> None:

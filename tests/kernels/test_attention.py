@@ -110,7 +110,9 @@ def run_in_chunks(case: Case, lens: list[int], seed: int, max_chunk: int, num_th
     return [np.concatenate(parts) for parts in out]
 
 
-@pytest.mark.parametrize("name", ["smollm2", "window-past-partition", "gqa5", "gqa4-block32", "f16-block8", "odd-dim"])
+@pytest.mark.parametrize(
+    "name", ["smollm2", "window-past-partition", "gqa5", "gqa4-block32", "f16-block8", "bf16", "odd-dim"]
+)
 def test_a_token_gets_the_same_bits_however_it_was_batched(name: str) -> None:
     case = CASES[name]
     lens = [300, 1, 17, 129, 64]
@@ -155,3 +157,10 @@ def test_copied_blocks_hold_the_same_keys_and_values() -> None:
     harness.fork(0, MAX_SEQS - 1)
     ours, copy = harness.step([(0, [5]), (MAX_SEQS - 1, [5])])
     assert np.array_equal(ours, copy)
+
+
+def test_a_token_without_a_block_is_an_error_not_a_wild_write() -> None:
+    harness = CASES["mha"].harness(CpuBackend(1))
+    harness._blocks[2] = 0
+    with pytest.raises(AssertionError, match="position 0 of row 2 is to be written to block 0 of 1"):
+        harness.step([(2, [1, 2, 3])])

@@ -37,11 +37,16 @@ def test_rounds_to_nearest_even_and_keeps_special_values() -> None:
     assert halves[6:].tolist() == [0x8000, 0x7F80]
 
 
-def test_float16_subnormals_and_overflow() -> None:
-    values = np.array([[6e-8, 2.9e-8, 3.1e-8, 1e-5, 65504, 65519, 65520, -1e9, 1 + 2**-11, 1 + 3 * 2**-11]], np.float32)
+def test_float16_subnormals_and_ties() -> None:
+    values = np.array([[6e-8, 2.9e-8, 3.1e-8, 1e-5, 65504, 65519, np.inf, 1 + 2**-11, 1 + 3 * 2**-11]], np.float32)
     halves = convert(from_array(values), "F16").data.view(np.float16)
-    with np.errstate(over="ignore"):
-        assert np.array_equal(halves, values.astype(np.float16)[0])
+    assert np.array_equal(halves, values.astype(np.float16)[0])
+
+
+@pytest.mark.parametrize("value", [65520, -1e9])
+def test_what_float16_cannot_hold_is_refused(value: float) -> None:
+    with pytest.raises(OverflowError, match="does not fit float16, whose limit is 65504"):
+        convert(from_array(np.array([[1, value]], np.float32)), "F16")
 
 
 def test_a_tensor_of_the_wanted_dtype_is_returned_as_it_is() -> None:

@@ -53,7 +53,7 @@ def random_program(seed: int, ops: Ops) -> Tensor:
     return ops.rms_norm(live[0], weight, 1e-5)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_programs_compute_what_the_reference_does(seed: int) -> None:
     results = [
         run_once(backend, lambda ops: random_program(seed, ops), WIDTH, 33, Pool(num_kv_heads=1, head_dim=8))

@@ -82,6 +82,14 @@ def test_every_value_type_is_read() -> None:
     assert len(metadata["empty"]) == 0
 
 
+def test_a_string_is_found_without_decoding() -> None:
+    inner = struct.pack("<Q", 1) + b"b"  # a string whose bytes look like the array's own
+    strings = [b"a", b"xx" + inner, b"b", b"", b"b"]
+    keys = [key("k", ARRAY, struct.pack("<IQ", STRING, len(strings)) + b"".join(map(string, strings)))]
+    array = parse(raw_gguf(keys, [])).metadata["k"]
+    assert [array.index(text) for text in ("a", "b", "", "c", "xx")] == [0, 2, 3, None, None]
+
+
 def test_a_float32_reads_as_the_decimal_it_was_written_from(tiny_file: Path) -> None:
     assert read_gguf(tiny_file).metadata["llama.attention.layer_norm_rms_epsilon"] == 1e-5
 

@@ -116,6 +116,14 @@ def test_rope_scaling_keys(tmp_path: Path, keys: dict[str, Any], scaling: dict[s
     assert checkpoint.architecture.rope == RopeConfig(scaling=scaling)
 
 
+@pytest.mark.parametrize(("template", "ends"), [({}, (4,)), ({"tokenizer.chat_template": "x"}, (4, 5))])
+def test_a_chat_model_ends_where_its_turn_does(tmp_path: Path, template: dict[str, str], ends: tuple[int, ...]) -> None:
+    tokens = ["<|end|>ish", "b", "ab", "<s>", "</s>", "<|end|>", "<|im_end|>"]
+    vocabulary = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1, 1, 1, 3, 3, 3, 1]}
+    path = write_gguf(tmp_path / "f.gguf", "llama", TINY_LLAMA | vocabulary | template, tiny_llama_tensors())
+    assert open_file(path).architecture.eos_token_ids == ends
+
+
 def test_sampling_recommendations_are_read(tmp_path: Path) -> None:
     metadata = TINY_LLAMA | {"general.sampling.temp": 0.5, "general.sampling.top_k": 20}
     checkpoint = open_file(write_gguf(tmp_path / "f.gguf", "llama", metadata, tiny_llama_tensors()))
@@ -132,6 +140,8 @@ def test_sampling_recommendations_are_read(tmp_path: Path) -> None:
         ({"llama.rope.freq_base": float("inf")}, "'llama.rope.freq_base' is inf"),
         ({"llama.rope.scaling.type": "mystery"}, "rope.scaling.type is 'mystery'; Octavo knows none, linear"),
         ({"llama.expert_count": 8}, "mixture-of-experts"),
+        ({"split.count": 3}, "is one of 3 parts; join them"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.attn_factor": 0.5}, "attn_factor is 0.5"),
         ({"llama.feed_forward_length": 65}, r"mlp.gate_proj.weight' has shape \[64, 32\].* asks for \[65, 32\]"),
         ({"llama.block_count": 3}, r"'model.layers.2.input_layernorm.weight' and 8 more of 29 needed are missing"),
     ],

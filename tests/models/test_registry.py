@@ -24,10 +24,12 @@ def test_every_family_is_tested() -> None:
 
 
 @families
-def test_builder_takes_exactly_the_tensors_of_the_table(family: str) -> None:
-    source = BlankTensors()
-    build_model(ARCHITECTURES[family], source, SLOTS, max_model_len=64)
-    assert source.taken == required_tensors(ARCHITECTURES[family])
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_builder_takes_exactly_the_tensors_of_the_table(family: str, is_tied: bool) -> None:
+    source, architecture = BlankTensors(), replace(ARCHITECTURES[family], tie_word_embeddings=is_tied)
+    build_model(architecture, source, SLOTS, max_model_len=64)
+    assert source.taken == required_tensors(architecture)
+    assert ("lm_head.weight" in source.taken) is not is_tied
 
 
 @families

@@ -1,6 +1,6 @@
 """Random engines under random load: whatever happens, nobody's tokens change and the books balance.
 
-Hypothesis drives a Simulator step by step: arrivals, aborts between and within steps, ends from outside. The
+Hypothesis drives a Simulator step by step: arrivals, aborts between and within steps, steps that fail. The
 fake executor asserts every rule of a plan, `checks` proves the cache's invariants after every half step,
 and each sequence must draw exactly what it would have drawn alone.
 """
@@ -8,11 +8,13 @@ and each sequence must draw exactly what it would have drawn alone.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from octavo.cache.invariants import check
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.observe.events import Preempted, Started
@@ -117,6 +119,21 @@ class RandomRun(RuleBasedStateMachine):
             self.simulator.step()
 
     @precondition(lambda self: self.requests)
+    @rule(num_steps=st.integers(2, 30), data=st.data(), aborts=st.booleans())
+    def overlap(self, num_steps, data, aborts):
+        """Each step is planned and begun before the one before it is known."""
+        self.simulator.step_overlapped(num_steps)
+        if aborts:
+            plan = self.simulator.plan()
+            result = self.simulator.executor.execute(plan)
+            ahead = self.simulator.plan()
+            request = data.draw(st.sampled_from(self.requests))
+            self.cut_short.update(sequence for sequence in request.sequences if sequence.finish_reason is None)
+            self.simulator.scheduler.abort(request.request_id)
+            self.simulator.take(plan, result)
+            self.simulator.carry_out(ahead)
+
+    @precondition(lambda self: self.requests)
     @rule(data=st.data(), is_within_step=st.booleans())
     def abort(self, data, is_within_step):
         request = data.draw(st.sampled_from(self.requests))
@@ -126,6 +143,20 @@ class RandomRun(RuleBasedStateMachine):
         self.cut_short.update(running)
         if plan is not None:
             self.simulator.carry_out(plan)
+
+    @precondition(lambda self: self.requests)
+    @rule(num_ahead=st.integers(0, 1))
+    def fail(self, num_ahead):
+        """A step in which the worker keeps its tables but computes nothing, and maybe one planned after it."""
+        plans = [self.simulator.plan() for _ in range(1 + num_ahead)]
+        nothing = {"rows": [], "num_computed_tokens": [], "num_scheduled_tokens": [], "prompt_logprobs": []}
+        for plan in plans:
+            self.simulator.executor.execute(replace(plan, sample_rows=[], sample_sources=[], **nothing))
+        updates = self.simulator.scheduler.fail("a kernel fell over")
+        if not num_ahead:
+            assert len(updates) == len(set(plan.rows) | {fork.row for fork in plan.fork_rows})
+        self.cut_short.update(update.sequence for update in updates)
+        check(self.simulator.cache, self.simulator.scheduler.sequences)
 
     @precondition(lambda self: self.simulator.scheduler.num_running)
     @rule(data=st.data())

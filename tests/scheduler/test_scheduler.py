@@ -87,15 +87,33 @@ class TestPlans:
         simulator.run()
         assert_as_if_alone(*requests)
 
-    def test_planning_before_the_update_draws_nothing_twice(self):
+    def test_a_step_may_be_planned_before_the_one_before_it_is_known(self):
         simulator = simulator_of()
-        simulator.add(make_request("a", prompt_of(5), max_tokens=3))
-        plan = simulator.plan()
-        early = simulator.plan()
-        assert early.rows == [], "its next token is still being drawn"
-        simulator.carry_out(plan)
-        simulator.carry_out(early)
-        assert simulator.step().num_scheduled_tokens == [1]
+        request = make_request("a", prompt_of(5), max_tokens=3)
+        simulator.add(request)
+        first = simulator.plan()
+        second = simulator.plan()
+        assert second.num_computed_tokens == [5], "the place of the token that the first step draws"
+        simulator.carry_out(first)
+        third = simulator.plan()
+        assert third.rows == first.rows
+        simulator.carry_out(second)
+        assert simulator.plan().rows == [], "the token being drawn is the last"
+        simulator.carry_out(third)
+        assert request.sequences[0].finish_reason == "length"
+        assert_as_if_alone(request)
+
+    @pytest.mark.parametrize("windows", [(None,), (12, 12, None)])
+    def test_overlapped_steps_draw_the_same_tokens_under_pressure(self, windows):
+        simulator = simulator_of(num_blocks=24, block_size=8, windows=windows)
+        requests = [
+            make_request(name, prompt_of(9 + 5 * place), n=2, max_tokens=20) for place, name in enumerate("abcd")
+        ]
+        simulator.add(*requests)
+        simulator.step_overlapped(200)
+        assert any(isinstance(event, Preempted) for event in simulator.events)
+        assert_as_if_alone(*requests)
+        assert simulator.cache.pool.num_owned == 0
 
     def test_every_step_is_an_event(self):
         simulator = simulator_of()

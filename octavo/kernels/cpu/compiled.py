@@ -127,7 +127,7 @@ class CpuModel:
         assert num_tokens <= self._limits.max_num_tokens, "a step holds max_num_tokens tokens at most"
         assert num_seqs <= self._limits.max_num_seqs, "a step holds max_num_seqs sequences at most"
         step = library.StepView(
-            *(num_tokens, num_seqs, int32_address(batch.input_ids), int32_address(batch.positions)),
+            *(num_tokens, num_seqs, num_groups, int32_address(batch.input_ids), int32_address(batch.positions)),
             *(int32_address(batch.query_start_loc), int32_address(batch.seq_lens), int32_address(batch.rows)),
             (c_void_p * num_groups)(*(int32_address(table) for table in batch.block_tables)),
             (c_int64 * num_groups)(*(table.shape[1] for table in batch.block_tables)),

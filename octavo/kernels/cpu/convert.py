@@ -6,11 +6,13 @@ import numpy as np
 
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.backend import usable_cores
+from octavo.kernels.reference.dequantize import convert as reference_convert
 from octavo.kernels.tensor import DENSE_DTYPES, DTYPES, DType, HostTensor, num_bytes
 
 
 def convert(tensor: HostTensor, dtype: DType) -> HostTensor:
-    """The tensor's values in a dense dtype, rounded to nearest even; itself if it has that dtype already."""
+    """The tensor's values in a dense dtype, rounded to nearest even; itself if it has that dtype already. Raises
+    OverflowError where a finite value does not fit float16."""
     assert dtype in DENSE_DTYPES, f"weights convert to {', '.join(sorted(DENSE_DTYPES))}, not to {dtype}"
     if tensor.dtype == dtype:
         return tensor
@@ -28,4 +30,6 @@ def convert(tensor: HostTensor, dtype: DType) -> HostTensor:
         library.address(data),
     )
     library.check(loaded, code, f"converting a {tensor.dtype} tensor to {dtype}")
+    if dtype == "F16" and np.isinf(data.view(np.float16)).any():
+        return reference_convert(tensor, dtype)  # tells what overflowed from what was infinite before
     return HostTensor(dtype, tensor.shape, data)

@@ -36,6 +36,7 @@ class StepView(Structure):
     _fields_ = (
         ("num_tokens", c_int64),
         ("num_seqs", c_int64),
+        ("num_groups", c_int64),
         ("input_ids", c_void_p),
         ("positions", c_void_p),
         ("query_start_loc", c_void_p),
@@ -159,6 +160,7 @@ class ThreadPool:
         self._library = library
         self.num_threads = num_threads
         self.handle = c_void_p(library.octavo_pool_new(num_threads))
+        check(library, 0 if self.handle else 1, f"starting {num_threads} threads")
 
     def __del__(self) -> None:
         if handle := self.__dict__.pop("handle", None):

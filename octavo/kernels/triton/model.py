@@ -96,9 +96,7 @@ class TritonModel:
         self._weights.forget_host()
         self.staging = Staging(device)
         self._sampling = SamplingWorkspace.allocate(seqs, limits.vocab_size, device, edits=False)
-        self._editing = SamplingWorkspace.allocate(
-            min(seqs, MAX_EDITED_ROWS), limits.vocab_size, device, edits=True
-        )
+        self._editing = SamplingWorkspace.allocate(min(seqs, MAX_EDITED_ROWS), limits.vocab_size, device, edits=True)
         self._hidden = torch.empty(0, device=device)
         self._pool = torch.empty(0, dtype=torch.uint8, device=device)
 
@@ -142,9 +140,7 @@ class TritonModel:
 
     def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> IntArray:
         num_entries = len(batch.logits_rows)
-        has_edits = any(
-            len(run) > 0 for run in (batch.history, batch.allowed, batch.banned, batch.bias_ids)
-        )
+        has_edits = any(len(run) > 0 for run in (batch.history, batch.allowed, batch.banned, batch.bias_ids))
         has_filters = bool(((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0)).any())
         names = [field.name for field in fields(DeviceSamplingBatch)]
         uploaded = self.staging.upload([getattr(batch, name) for name in names])
@@ -201,9 +197,7 @@ class TritonModel:
 
     # Building
 
-    def _program(
-        self, recording: Recording, fusions: Fusions, max_rows: int, *, is_skinny: bool = False
-    ) -> Program:
+    def _program(self, recording: Recording, fusions: Fusions, max_rows: int, *, is_skinny: bool = False) -> Program:
         return Program(fuse(recording, fusions), self._around, max_rows, is_skinny=is_skinny)
 
     def _share_memory(self, dtype: torch.dtype) -> None:

@@ -1,7 +1,7 @@
 """From host arrays to the device: all that a step needs, in one copy.
 
-    pinned   | ids | positions | ... |      |  a ring: a step's arrays lie after those of the steps before,
-    device   | ids | positions | ... |      |  and the host waits only when it comes round
+pinned   | ids | positions | ... |      |  a ring: a step's arrays lie after those of the steps before,
+device   | ids | positions | ... |      |  and the host waits only when it comes round
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Weights on the device: each uploaded once, in the type that the model computes in.
 
-    file, mapped ──> pinned, 32 MiB at a time ──> device ──> bfloat16, float16 or float32
-    block-quantised: dequantised on the way, a tensor at a time
-    drawn (load_format=dummy): never on the host at all
+file, mapped ──> pinned, 32 MiB at a time ──> device ──> bfloat16, float16 or float32
+block-quantised: dequantised on the way, a tensor at a time
+drawn (load_format=dummy): never on the host at all
 """
 
 from __future__ import annotations

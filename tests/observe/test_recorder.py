@@ -1,4 +1,4 @@
-"""The report against logs written by hand, where every figure can be counted on paper."""
+"""The recorder and its report against logs written by hand, where every figure can be counted on paper."""
 
 import pytest
 
@@ -18,7 +18,8 @@ from octavo.observe.events import (
     Scheduled,
     StepDone,
 )
-from octavo.observe.report import Recorder, Report
+from octavo.observe.recorder import Recorder
+from octavo.observe.report import Report
 
 STARTED = EngineStarted(time=0.0, num_blocks=100, block_size=4, block_bytes=2**20, num_groups=1, max_model_len=40)
 

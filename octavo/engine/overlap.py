@@ -1,0 +1,84 @@
+"""The same sentence as core.py, with the next step prepared while this one runs.
+
+    plain        schedule 1 | execute 1 ........ | update 1 | schedule 2 | execute 2 ........ | update 2
+    overlapped   schedule 1 | execute 1 ........ execute 2 ........ execute 3 ........
+                            schedule 2 | update 1 | schedule 3 | update 2 | ...
+
+The scheduler plans the position of a token before it is known; the worker fills it in from its own rows. A
+sequence that turns out to have ended has computed one token too many, which is dropped. Tokens are the same as
+the plain engine's, and a test says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.engine.core import EngineCore
+from octavo.executor.interface import PendingStep
+from octavo.messages import StepPlan, StepResult
+from octavo.scheduler.scheduler import SequenceUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A step that the workers have, and when its making began and ended."""
+
+    plan: StepPlan
+    pending: PendingStep
+    begin: float
+    scheduled: float
+
+
+class OverlappedCore(EngineCore):
+    """An EngineCore whose executor always has the next step. Its executor must run steps while this thread goes
+    on, in the order they are submitted."""
+
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
+        self._held: _Begun | None = None
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self._held is not None or super().has_unfinished
+
+    def step(self) -> list[SequenceUpdate]:
+        """Begin the next step, then take the result of the one before it."""
+        held, self._held = self._held, self._begin()
+        if held is None:
+            return []
+        try:
+            result = held.pending.result()
+        except Exception as fault:
+            return self._fail(fault)
+        return self._update(held.plan, result, held.begin, held.scheduled)
+
+    def close(self) -> None:
+        if self._held is not None:
+            self._wait_out(self._held.pending)
+        super().close()
+
+    def _begin(self) -> _Begun | None:
+        """Plan and submit. A plan that computes nothing only brings news of rows, and is not waited for."""
+        begin = self._clock()
+        plan = self._scheduler.schedule()
+        begun = _Begun(plan, self._executor.submit(plan), begin, self._clock())
+        if plan.rows:
+            return begun
+        self._scheduler.update(plan, StepResult(plan.step_id, []))
+        return None
+
+    def _fail(self, fault: Exception) -> list[SequenceUpdate]:
+        """The step begun meanwhile builds on the one that failed: it ends with it."""
+        if self._held is not None:
+            self._wait_out(self._held.pending)
+            self._held = None
+        return self._scheduler.fail(f"{type(fault).__name__}: {fault}")
+
+    @staticmethod
+    def _wait_out(pending: PendingStep) -> None:
+        """Let a step end whose result, or fault, nobody wants any more."""
+        try:
+            pending.result()
+        except Exception:
+            return

@@ -1,0 +1,40 @@
+"""octavo bench throughput, end to end and small."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from octavo.cli.main import main
+
+SMALL = ("--model", "smollm2", "--output-len", "3", "--max-model-len", "512")
+
+
+def test_throughput_is_measured_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "result.json"
+    flags = ("--dataset-name", "ragged16", "--num-prompts", "3", "--n", "2", "--output-json", str(path))
+    assert main(["bench", "throughput", *SMALL, *flags]) == 0
+    result = json.loads(path.read_text())
+    assert result["workload"]["dataset_name"] == "ragged16"
+    (measured,) = result["results"]
+    assert measured["num_requests"] == 3
+    assert measured["total_output_tokens"] == 3 * 2 * 3
+    assert measured["total_num_tokens"] == 16 + 24 + 32 + 18
+    assert measured["output_tokens_per_second"] == pytest.approx(18 / measured["elapsed_time"])
+    assert result["machine"]["cpu"]
+    assert capsys.readouterr().out.startswith("octavo: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--dataset-name", "ragged16", "--input-len", "5"), "--input-len does not go with --dataset-name ragged16"),
+        (("--num-prompts", "0"), "--num-prompts is 0, allowed is 1 or more"),
+        (("--input-len", "0"), "--input-len is 0, allowed is 1 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    flags: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "throughput", *SMALL, *flags]) == 2
+    assert problem in capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""The doctor's findings: facts of this machine, and a cure beside each problem."""
+
+import json
+
+import pytest
+
+from octavo.cli import doctor, findings
+from octavo.cli.findings import Finding
+from octavo.cli.main import main
+
+
+def test_the_doctor_finds_a_backend_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["works"] is True
+    assert {"machine", "python", "compiler", "backends", "models"} < set(found)
+    by_name = {finding["name"]: finding for finding in found["backends"]}
+    assert by_name["reference"] == {"name": "reference", "value": "works", "problem": None}
+    assert any("cores usable" in finding["value"] for finding in found["machine"])
+
+
+def test_no_backend_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = Finding("cpu", "does not work", "no C++ compiler; install g++")
+    monkeypatch.setattr(doctor, "SECTIONS", {"backends": lambda: iter([broken])})
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "! cpu  does not work\n       no C++ compiler; install g++\n" in shown
+    assert "No backend works here" in shown
+
+
+@pytest.mark.parametrize(
+    ("installed", "problem"),
+    [("2.1", None), ("1.0", "octavo needs numpy>=1.26; run pip install 'numpy>=1.26'"), ("3.0rc1", None)],
+)
+def test_a_package_out_of_range_names_the_cure(
+    installed: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings.metadata, "requires", lambda name: ["numpy>=1.26", 'pytest; extra == "test"'])
+    monkeypatch.setattr(findings.metadata, "version", lambda name: installed)
+    *_, package = findings.python_findings()
+    assert package == Finding("numpy", installed, problem)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings.metadata, "requires", lambda name: ["no-such-package>=1"])
+    *_, package = findings.python_findings()
+    assert package.value == "missing"
+    assert package.problem == "octavo needs no-such-package>=1; run pip install 'no-such-package>=1'"
