@@ -1,4 +1,4 @@
-"""What tests of whole models share: tiny checkpoints, made once a session, and every backend of the host that can run here.
+"""What tests of whole models share: tiny checkpoints, made once a session, and the host's backends.
 
 torch and transformers are imported by the fixtures that need them, so that the tests of everything else start
 at once.

@@ -128,6 +128,7 @@ class _EngineShape:
 
 def _with_device_defaults(config: EngineConfig, backend: Backend | TritonBackend) -> EngineConfig:
     """The step's sizes, where they were left to the device."""
+    is_on_device = isinstance(backend, TritonBackend)
     if isinstance(backend, TritonBackend):
         num_tokens, num_seqs = device.default_token_budget(backend), device.default_max_num_seqs(backend)
     else:
@@ -139,6 +140,7 @@ def _with_device_defaults(config: EngineConfig, backend: Backend | TritonBackend
             sizes,
             max_num_batched_tokens=sizes.max_num_batched_tokens or num_tokens,
             max_num_seqs=sizes.max_num_seqs or num_seqs,
+            async_scheduling=is_on_device if sizes.async_scheduling is None else sizes.async_scheduling,
         ),
     )
 
@@ -188,7 +190,8 @@ def _largest_shape(config: EngineConfig, checkpoint: Checkpoint, kv_dtype: KVDTy
             f"max_model_len is {asked_len}, allowed is up to {model_len}, the positions this model was made for"
         )
     sizes = config.scheduler
-    assert sizes.max_num_batched_tokens is not None and sizes.max_num_seqs is not None, "the device chose them"
+    assert sizes.max_num_batched_tokens is not None, "the device has chosen a token budget"
+    assert sizes.max_num_seqs is not None, "the device has chosen a number of sequences"
     limits = StepLimits(
         max_num_tokens=sizes.max_num_batched_tokens,
         max_num_seqs=sizes.max_num_seqs,

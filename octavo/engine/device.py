@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from octavo.config import CacheConfig, DTypeOption
-from octavo.errors import ConfigError, OutOfMemoryError, UnsupportedModelError
+from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
 from octavo.kernels.triton.backend import TritonBackend
 from octavo.worker.memory import KVBudget, plan_kv_cache
@@ -52,11 +50,7 @@ def load_on_device(
             f"heads of {layout.head_dim} elements in {dtype} take {layout.head_dim * layout.element_bytes} bytes; on a "
             "GPU they must take a multiple of 16: set dtype='float32', or backend='cpu'"
         )
-    with _named_out_of_memory(
-        f"weights in {dtype} and the activations of {limits.max_num_tokens} tokens",
-        "lower max_num_batched_tokens or max_num_seqs, or take a smaller model",
-    ):
-        return backend.load(model, layout, limits, dtype)
+    return backend.load(model, layout, limits, dtype)
 
 
 def plan_device_cache(
@@ -72,19 +66,6 @@ def plan_device_cache(
         is_len_asked,
         device_bytes=loaded.bytes_for_blocks(config.gpu_memory_utilization),
     )
-
-
-@contextmanager
-def _named_out_of_memory(what: str, cure: str) -> Iterator[None]:
-    import torch
-
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        free, total = torch.cuda.mem_get_info()
-        raise OutOfMemoryError(
-            f"the GPU has no room for {what}: {free:,} of {total:,} bytes are left; {cure}"
-        ) from error
 
 
 def _is_large(backend: TritonBackend) -> bool:

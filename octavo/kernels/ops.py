@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from octavo.kernels.tensor import HostTensor
 
 Tensor = Any  # a backend's own value: torch tensor, or a slot of a recorded program
+Logits = Any  # [N, V], a backend's own: a FloatArray on the host, a tensor on a device
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Index = Literal["input_ids", "positions"]
@@ -224,15 +225,15 @@ class CompiledModel(Protocol):
     def forward(self, batch: StepBatch) -> None:
         """Run the step up to the last hidden states, which stay inside until the next forward."""
 
-    def logits(self, token_indices: IntArray) -> FloatArray:
+    def logits(self, token_indices: IntArray) -> Logits:
         """Logits [N, V] for N tokens of the last forward, by their index in the step; N is at most max_num_seqs.
-        The array is valid until the next call."""
+        Valid until the next call."""
 
-    def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
+    def sample(self, logits: Logits, batch: SamplingBatch) -> IntArray:
         """Draw N tokens -> [N] int32. `logits` is not changed. An entry whose logits are NaN, or whose every
         token is banned, gets -1: that request fails, the others do not."""
 
-    def top_logprobs(self, logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
+    def top_logprobs(self, logits: Logits, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
         """Log-softmax of raw logits [N, V]: for each row the chosen token's then the k best tokens':
         ids [N, k+1], logprobs [N, k+1], ranks of the chosen tokens [N] (1 = best)."""
 

@@ -6,22 +6,16 @@ a single request for the whole vocabulary does not make every other one pay for 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import FloatArray, IntArray
+from octavo.kernels.ops import CompiledModel, IntArray, Logits
 from octavo.messages import LogprobRow
 
 
-class Ranks(Protocol):
-    """What is needed of a compiled model. Logits are its own: an array, or a tensor on a device."""
-
-    def top_logprobs(self, logits: Any, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]: ...
-
-
-def logprob_rows(model: Ranks, logits: Any, tokens: IntArray, counts: NDArray[np.integer]) -> list[LogprobRow]:
+def logprob_rows(
+    model: CompiledModel, logits: Logits, tokens: IntArray, counts: NDArray[np.integer]
+) -> list[LogprobRow]:
     """One row per position: the token chosen there, then the counts[i] best, -1 being the whole vocabulary.
 
     logits: [N, V]; tokens, counts: [N]. A position without a token (-1: nothing could be drawn) has an empty

@@ -52,7 +52,7 @@ class DecodeSteps:
         self._graphs: dict[tuple[int, Variant], _Captured] = {}
         self._is_captured = model.device.type == "cuda"
         if self._is_captured:
-            self._stream = torch.cuda.Stream()
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._memory = torch.cuda.graph_pool_handle()
 
     def run(self, size: int, variant: Variant) -> torch.Tensor:

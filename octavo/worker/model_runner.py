@@ -5,11 +5,9 @@ plan -> rows updated -> batch gathered -> forward -> logits of the rows that sam
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from octavo.kernels.ops import CompiledModel, IntArray, StepBatch
+from octavo.kernels.ops import CompiledModel, IntArray, Logits, StepBatch
 from octavo.messages import LogprobRow, StepPlan, StepResult
 from octavo.sampling.logprobs import logprob_rows
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
@@ -77,7 +75,7 @@ class ModelRunner:
         return token_ids.tolist(), self._logprobs(rows, logits, logits_rows, token_ids)
 
     def _logprobs(
-        self, rows: IntArray, logits: Any, logits_rows: IntArray, token_ids: IntArray
+        self, rows: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray
     ) -> dict[int, LogprobRow]:
         """By entry, for those that asked."""
         ks = self._sampler.num_logprobs(rows)

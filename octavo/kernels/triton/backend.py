@@ -6,6 +6,7 @@ import importlib.util
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from octavo.errors import OutOfMemoryError
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
 from octavo.kernels.triton.driver import GPU, first_gpu
 
@@ -38,7 +39,8 @@ class TritonBackend:
         return None
 
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> TritonModel:
-        """Upload the weights and allocate all that steps within the limits need, but for the KV pool."""
+        """Upload the weights and allocate all that steps within the limits need, but for the KV pool.
+        Raises OutOfMemoryError."""
         import torch
 
         from octavo.kernels.triton.kv_pool import TORCH_DTYPE
@@ -47,7 +49,15 @@ class TritonBackend:
         assert self.gpu is not None, "a backend that cannot run loads nothing"
         device = torch.device("cuda", 0)
         chained = self.gpu.capability >= CHAINING_CAPABILITY
-        return TritonModel(model, kv, limits, TORCH_DTYPE[dtype], device, self.gpu.num_multiprocessors, chained)
+        try:
+            return TritonModel(model, kv, limits, TORCH_DTYPE[dtype], device, self.gpu.num_multiprocessors, chained)
+        except torch.cuda.OutOfMemoryError as error:
+            free, total = torch.cuda.mem_get_info(device)
+            raise OutOfMemoryError(
+                f"{self.gpu.name} has no room for the weights in {dtype} and the activations of "
+                f"{limits.max_num_tokens} tokens: {free:,} of {total:,} bytes were left; lower max_num_batched_tokens "
+                f"or max_num_seqs (now {limits.max_num_seqs}), or take a smaller model"
+            ) from error
 
 
 def _torch_has_cuda() -> bool:

@@ -22,7 +22,7 @@ TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": 
 
 def padded_dim(head_dim: int) -> int:
     """The width of a tile that holds a head: a power of two, and no less than the matrix units take."""
-    return max(16, triton.next_power_of_2(head_dim))
+    return max(16, 1 << (head_dim - 1).bit_length())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ of decodes alone on tensors that are on the device already, waits for nothing, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from octavo.kernels.cpu.recorder import Instruction, Recorder
 from octavo.kernels.ops import (
     AttentionLayer,
+    FloatArray,
     IntArray,
     KVLayout,
     Model,
@@ -154,7 +156,7 @@ class TritonModel:
         drawn: IntArray = tokens.cpu().numpy()
         return drawn
 
-    def top_logprobs(self, logits: torch.Tensor, tokens: IntArray, k: int) -> tuple[IntArray, np.ndarray, IntArray]:
+    def top_logprobs(self, logits: torch.Tensor, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
         num_rows = len(tokens)
         (chosen,) = self.staging.upload([np.asarray(tokens, np.int32)])
         ids = torch.empty((num_rows, k + 1), dtype=torch.int32, device=self.device)
@@ -208,7 +210,7 @@ class TritonModel:
             one.place(shared)
         self._head.place(torch.empty(self._head.num_elements, dtype=dtype, device=self.device))
 
-    def _make_plans(self, instructions: list[Instruction]) -> dict[PlanKey, AttentionPlan]:
+    def _make_plans(self, instructions: Sequence[Instruction]) -> dict[PlanKey, AttentionPlan]:
         layers = [i.arguments["layer"] for i in instructions if "layer" in i.arguments]
         keys = dict.fromkeys((layer.group, layer.window) for layer in layers)
         limits = self._limits

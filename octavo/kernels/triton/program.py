@@ -219,6 +219,11 @@ class Program:
 
 def _library_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Launch:
     transposed = weight.t()
-    if bias is None:
-        return lambda step, x, out: torch.mm(x, transposed, out=out)
-    return lambda step, x, out: torch.addmm(bias, x, transposed, out=out)
+
+    def launch(step: DeviceStep, x: torch.Tensor, out: torch.Tensor) -> None:
+        if bias is None:
+            torch.mm(x, transposed, out=out)
+        else:
+            torch.addmm(bias, x, transposed, out=out)
+
+    return launch

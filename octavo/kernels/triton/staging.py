@@ -27,6 +27,7 @@ class Staging:
 
     def __init__(self, device: torch.device, num_bytes: int = 8 << 20) -> None:
         self._device = device
+        self._next = 0
         self._allocate(num_bytes)
 
     def upload(self, arrays: Sequence[NDArray[Any]]) -> list[torch.Tensor]:
