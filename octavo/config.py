@@ -87,9 +87,7 @@ class SchedulerConfig:
     scheduling_policy: SchedulingPolicy = knob(
         "fcfs", "fcfs: first come; priority: lowest number first, then first come"
     )
-    async_scheduling: bool | None = knob(
-        None, "plan the next step while this one runs; default: on with a GPU, off on a CPU"
-    )
+    async_scheduling: bool | None = knob(None, "plan the next step while this one runs; default: off")
     max_bypasses: int = knob(32, "how many later requests may start before one that does not fit; then it is next")
 
     def __post_init__(self) -> None:

@@ -128,7 +128,6 @@ class _EngineShape:
 
 def _with_device_defaults(config: EngineConfig, backend: Backend | TritonBackend) -> EngineConfig:
     """The step's sizes, where they were left to the device."""
-    is_on_device = isinstance(backend, TritonBackend)
     if isinstance(backend, TritonBackend):
         num_tokens, num_seqs = device.default_token_budget(backend), device.default_max_num_seqs(backend)
     else:
@@ -140,7 +139,6 @@ def _with_device_defaults(config: EngineConfig, backend: Backend | TritonBackend
             sizes,
             max_num_batched_tokens=sizes.max_num_batched_tokens or num_tokens,
             max_num_seqs=sizes.max_num_seqs or num_seqs,
-            async_scheduling=is_on_device if sizes.async_scheduling is None else sizes.async_scheduling,
         ),
     )
 

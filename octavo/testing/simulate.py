@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Listlike
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.cache.groups import make_groups
 from octavo.cache.invariants import check
@@ -26,6 +26,7 @@ from octavo.scheduler.scheduler import Scheduler, SequenceUpdate
 from octavo.testing.fake_executor import FakeExecutor
 
 DEFAULT_BUDGET = 512
+DEFAULT_NUM_SEQS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Simulator:
             clock=self._clock,
         )
         self.scheduler = Scheduler(
-            config,
+            replace(config, max_num_seqs=config.max_num_seqs or DEFAULT_NUM_SEQS),
             self.cache,
             max_model_len=max_model_len,
             max_num_batched_tokens=config.max_num_batched_tokens or DEFAULT_BUDGET,
@@ -73,7 +74,7 @@ class Simulator:
             clock=self._clock,
         )
         self.executor = FakeExecutor(
-            num_blocks=num_blocks, block_size=block_size, groups=groups, max_num_seqs=config.max_num_seqs
+            num_blocks=num_blocks, block_size=block_size, groups=groups, max_num_seqs=config.max_num_seqs or DEFAULT_NUM_SEQS
         )
         self._checks = checks
 
