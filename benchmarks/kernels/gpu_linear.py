@@ -87,7 +87,8 @@ def measure(name: str, rows: int, tilings: list[Tiling]) -> str:
     rate = weights[0].nbytes / times[best] / 1e6
     order = sorted((us, (t.columns, t.depth, t.num_warps, t.num_stages)) for t, us in times.items())
     rest = "  ".join(f"{us:.1f}{list(t)}" for us, t in order[:4]) if len(order) > 1 else ""
-    return f"{name:>13} {rows:>3}: {theirs:7.2f} | {times[best]:7.2f} us {rate:5.2f} TB/s  x{theirs / times[best]:4.2f}  {rest}"
+    ours = f"{times[best]:7.2f} us {rate:5.2f} TB/s  x{theirs / times[best]:4.2f}"
+    return f"{name:>13} {rows:>3}: {theirs:7.2f} | {ours}  {rest}"
 
 
 def main() -> None:

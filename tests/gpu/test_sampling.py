@@ -30,11 +30,22 @@ NUM = 64 if ON_GPU else 6
 def make_batch(num: int = NUM, **columns: object) -> SamplingBatch:
     """Entries that differ in seed and position only, but for the columns given: a value for all, or one each."""
     rng = np.random.default_rng(num)
-    floats = dict(
-        temperature=1.0, top_p=1.0, min_p=0.0, presence_penalty=0.0, frequency_penalty=0.0, repetition_penalty=1.0
-    )
-    ints = dict(top_k=0, sample_indices=0, prompt_lens=0)
-    runs = dict(history=np.int32, allowed=np.int32, banned=np.int32, bias_ids=np.int32, bias_values=np.float32)
+    floats = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+    }
+    ints = {"top_k": 0, "sample_indices": 0, "prompt_lens": 0}
+    runs = {
+        "history": np.int32,
+        "allowed": np.int32,
+        "banned": np.int32,
+        "bias_ids": np.int32,
+        "bias_values": np.float32,
+    }
     made: dict[str, object] = {
         "logits_rows": np.arange(num, dtype=np.int32),
         "positions": rng.integers(0, 1 << 30, num).astype(np.int32),

@@ -35,7 +35,6 @@ from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.plan import MAX_PARTITIONS, AttentionPlan
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, norm_and_rotate
 
-
 NUM_WARPS = 2
 PROGRAMS_PER_MULTIPROCESSOR = 4
 _LOG2_E = 1.4426950408889634

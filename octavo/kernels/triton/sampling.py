@@ -513,7 +513,7 @@ def _mass_below(where, p, q, r, limit, COUNT: tl.constexpr, TILE: tl.constexpr, 
         a += tl.where(key < p, weight, 0.0)
         b += tl.where(key < q, weight, 0.0)
         c += tl.where(key < r, weight, 0.0)
-    return tl.reduce((a.to(tl.float64), b.to(tl.float64), c.to(tl.float64)), 0, _add_three)
+    return tl.sum(a.to(tl.float64), 0), tl.sum(b.to(tl.float64), 0), tl.sum(c.to(tl.float64), 0)
 
 
 @triton.jit
