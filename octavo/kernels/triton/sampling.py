@@ -424,24 +424,15 @@ def _draw_from_head(
 @triton.jit
 def _pivot_in(key, mass, goal, limit):
     """The largest pivot up to `limit` for which the mass of the keys below it falls short of the goal: with goal k
-    and masses of 1, the k-th smallest key. Three pivots are tried a turn."""
+    and masses of 1, the k-th smallest key."""
     low = tl.full([], 0, tl.int32)
     high = tl.zeros_like(low) + limit
-    for _turn in range(17):
-        step = (high - low) // 4 + 1
-        a = tl.sum(tl.where(key < low + step, mass, 0.0), 1)
-        b = tl.sum(tl.where(key < low + tl.minimum(2 * step, high - low), mass, 0.0), 1)
-        c = tl.sum(tl.where(key < low + tl.minimum(3 * step, high - low), mass, 0.0), 1)
-        a, b, c = tl.reduce((a.to(tl.float64), b.to(tl.float64), c.to(tl.float64)), 0, _add_three)
-        low, high = _narrow(
-            low, high, step, (a < goal).to(tl.int32) + (b < goal).to(tl.int32) + (c < goal).to(tl.int32)
-        )
+    for _turn in range(31):
+        middle = low + (high - low) // 2 + (high - low) % 2
+        is_short = tl.sum(tl.sum(tl.where(key < middle, mass, 0.0), 1).to(tl.float64), 0) < goal
+        low = tl.where(is_short, middle, low)
+        high = tl.where(is_short, high, tl.maximum(middle - 1, low))
     return low
-
-
-@triton.jit
-def _add_three(a, b, c, d, e, f):
-    return a + d, b + e, c + f
 
 
 @triton.jit
@@ -518,7 +509,7 @@ def _mass_below(where, p, q, r, limit, COUNT: tl.constexpr, TILE: tl.constexpr, 
 
 @triton.jit
 def _pivot_of_row(where, goal, high_limit, mass_limit, COUNT: tl.constexpr, TILE: tl.constexpr, EDITS: tl.constexpr):
-    """`_pivot_in` over the whole row."""
+    """`_pivot_in` over the whole row, where reading it is the cost: three pivots a turn."""
     low = tl.full([], 0, tl.int32)
     high = tl.zeros_like(low) + high_limit
     for _turn in range(17):
