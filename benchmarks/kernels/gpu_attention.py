@@ -59,9 +59,11 @@ def make_case(lens: list[int], query_lens: list[int], num_heads: int, kv_heads: 
     def on_device(values: object) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values, np.int32), device=CUDA)
 
-    step = dict(
-        query_start_loc=on_device(np.cumsum([0, *query_lens])), seq_lens=on_device(lens), rows=on_device(range(len(lens)))
-    )
+    step = {
+        "query_start_loc": on_device(np.cumsum([0, *query_lens])),
+        "seq_lens": on_device(lens),
+        "rows": on_device(range(len(lens))),
+    }
     positions = on_device(np.concatenate([np.arange(n - q, n) for n, q in zip(lens, query_lens, strict=True)]))
     plan = AttentionPlan.allocate(len(lens), sum(query_lens), CUDA)
     make_plan(plan, positions=positions, block_table=tables[0], block_size=BLOCK, **step)

@@ -2,31 +2,33 @@
 
     python -m benchmarks.kernels.gpu_layers [0.6B] [8B]
 
-Two ways through a layer, the second for batches that outgrow the skinny products:
+Three ways through a layer; attention is two kernels, itself and the join of its partial results:
 
-    fused    norm+qkv | rotary+write+attention | o+residual | norm+gate_up+silu | down+residual         5 kernels
-    library  cuBLAS products, with add+norm, attention and gated activation between them                8 kernels
+    fused    norm+qkv | rotary+write+attention | o+residual | norm+gate_up+silu | down+residual       to 4 rows
+    mixed    norm | qkv | attention | o+residual | norm | gate_up | silu | down+residual              skinny or cuBLAS
+    library  add+norm | qkv | attention | o | add+norm | gate_up | silu | down                        all cuBLAS
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from benchmarks.kernels.gpu_attention import CUDA, Case, make_case, make_pool
-from benchmarks.kernels.gpu_timing import graph_time_us, print_machine
+from benchmarks.kernels.gpu_timing import Call, graph_time_us, print_machine
 from octavo.kernels.triton import norm
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention
 from octavo.kernels.triton.elementwise import gated_activation
 from octavo.kernels.triton.embedding import embedding
-from octavo.kernels.triton.linear import MAX_VECTOR_ROWS, skinny_linear
+from octavo.kernels.triton.linear import choose_tiling, skinny_linear
 from octavo.kernels.triton.plan import make_plan
 from octavo.kernels.triton.rotary_kv_write import HeadTransform
 
 BF16 = torch.bfloat16
+Way = Literal["fused", "mixed", "library"]
 
 
 @dataclass(frozen=True)
@@ -92,24 +94,45 @@ class Step:
             query_start_loc=self.case.step["query_start_loc"],
         )  # fmt: skip
 
-    def normed_linear(self, weight: torch.Tensor, out: torch.Tensor, gate: str | None = None) -> None:
-        if self.batch <= MAX_VECTOR_ROWS:
-            skinny_linear(self.x, weight, out, gate=gate, norm_weight=self.norm_weight, chained=self.chained)
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, add: bool = False) -> None:
+        tiling = choose_tiling(len(x), len(weight), weight.shape[1])
+        if tiling is not None:
+            skinny_linear(x, weight, out, residual=out if add else None, tiling=tiling, chained=self.chained)
+        elif add:
+            torch.addmm(out, x, weight.t(), out=out)
         else:
-            norm.rms_norm(self.x, self.norm_weight, 1e-6, self.y, chained=self.chained)
-            skinny_linear(self.y, weight, out, gate=gate, chained=self.chained)
+            torch.mm(x, weight.t(), out=out)
 
-    def fused_parts(self, i: int) -> dict[str, Callable[[], None]]:
+    def fused_parts(self, i: int) -> dict[str, Call]:
         qkv, o, gate_up, down = self.weights[i]
+        before = {"norm_weight": self.norm_weight, "chained": self.chained}
+        qkv_tiling = choose_tiling(self.batch, *qkv.shape)
+        gate_tiling = choose_tiling(self.batch, self.shape.intermediate, self.shape.hidden)
+        assert qkv_tiling is not None, "a fused layer is for shapes with vector tilings"
+        assert gate_tiling is not None, "a fused layer is for shapes with vector tilings"
         return {
-            "qkv": lambda: self.normed_linear(qkv, self.qkv),
+            "qkv": lambda: skinny_linear(self.x, qkv, self.qkv, tiling=qkv_tiling, **before),
             "attention": lambda: self.attend(i),
-            "o": lambda: skinny_linear(self.attended, o, self.x, residual=self.x, chained=self.chained),
-            "gate_up": lambda: self.normed_linear(gate_up, self.gated, "silu"),
-            "down": lambda: skinny_linear(self.gated, down, self.x, residual=self.x, chained=self.chained),
+            "o": lambda: self.linear(self.attended, o, self.x, add=True),
+            "gate_up": lambda: skinny_linear(self.x, gate_up, self.gated, gate="silu", tiling=gate_tiling, **before),
+            "down": lambda: self.linear(self.gated, down, self.x, add=True),
         }
 
-    def library_parts(self, i: int) -> dict[str, Callable[[], None]]:
+    def mixed_parts(self, i: int) -> dict[str, Call]:
+        qkv, o, gate_up, down = self.weights[i]
+        normed = lambda: norm.rms_norm(self.x, self.norm_weight, 1e-6, self.y, chained=self.chained)  # noqa: E731
+        return {
+            "norm1": normed,
+            "qkv": lambda: self.linear(self.y, qkv, self.qkv),
+            "attention": lambda: self.attend(i),
+            "o": lambda: self.linear(self.attended, o, self.x, add=True),
+            "norm2": normed,
+            "gate_up": lambda: self.linear(self.y, gate_up, self.gate_up),
+            "silu": lambda: gated_activation(self.gate_up, "silu", self.gated, chained=self.chained),
+            "down": lambda: self.linear(self.gated, down, self.x, add=True),
+        }
+
+    def library_parts(self, i: int) -> dict[str, Call]:
         qkv, o, gate_up, down = self.weights[i]
         join = lambda: norm.add_rms_norm(self.y, self.x, self.norm_weight, 1e-6, self.y, chained=self.chained)  # noqa: E731
         return {
@@ -123,24 +146,28 @@ class Step:
             "down": lambda: torch.mm(self.gated, down.t(), out=self.y),
         }
 
-    def end(self, fused: bool) -> None:
-        if fused:
-            self.normed_linear(self.head, self.logits)
-        else:
+    def parts(self, way: Way, i: int) -> dict[str, Call]:
+        return {"fused": self.fused_parts, "mixed": self.mixed_parts, "library": self.library_parts}[way](i)
+
+    def end(self, way: Way) -> None:
+        if way == "library":
             norm.add_rms_norm(self.y, self.x, self.norm_weight, 1e-6, self.y, chained=self.chained)
             torch.mm(self.y, self.head.t(), out=self.logits)
+        else:
+            norm.rms_norm(self.x, self.norm_weight, 1e-6, self.y, chained=self.chained)
+            self.linear(self.y, self.head, self.logits)
 
-    def run(self, fused: bool) -> None:
+    def run(self, way: Way) -> None:
         self.begin()
         for i in range(self.shape.layers):
-            for part in (self.fused_parts(i) if fused else self.library_parts(i)).values():
+            for part in self.parts(way, i).values():
                 part()
-        self.end(fused)
+        self.end(way)
 
-    def breakdown(self, fused: bool) -> str:
-        parts = [self.fused_parts(i) if fused else self.library_parts(i) for i in range(self.shape.layers)]
+    def breakdown(self, way: Way) -> str:
+        parts = [self.parts(way, i) for i in range(self.shape.layers)]
         times = {name: graph_time_us([part[name] for part in parts]) for name in parts[0]}
-        times["lm_head"] = graph_time_us([lambda: self.end(fused)] * 3)
+        times["lm_head"] = graph_time_us([lambda: self.end(way)] * 3)
         times["plan+embed"] = graph_time_us([self.begin] * 10)
         return "  ".join(f"{name} {us:.1f}" for name, us in times.items())
 
@@ -148,18 +175,18 @@ class Step:
 def main() -> None:
     print_machine()
     for name in sys.argv[1:] or ["0.6B"]:
-        for batch, context in ((1, 512), (1, 1024), (16, 768), (64, 768), (256, 768)):
-            for fused in (True, False):
-                if fused and batch > 64:
-                    continue
+        for batch, context in ((1, 512), (1, 1024), (4, 1024), (16, 768), (64, 768), (256, 768)):
+            most_fused = 4 if name == "0.6B" else 2
+            ours: Way = "fused" if batch <= most_fused else "mixed"
+            for way in (ours, "library"):
                 for chained in (True, False):
                     torch.cuda.empty_cache()
                     step = Step(SHAPES[name], batch, context, chained)
-                    us = graph_time_us([lambda step=step, fused=fused: step.run(fused)])
-                    label = f"{name} B={batch} ctx={context} {'fused' if fused else 'library'}{' chained' if chained else ''}"
+                    us = graph_time_us([lambda step=step, way=way: step.run(way)])
+                    label = f"{name} B={batch} ctx={context} {way}{' chained' if chained else ''}"
                     print(f"{label:>42}: {us / 1e3:7.3f} ms/step", flush=True)
                     if chained:
-                        print(f"{'':>44}alone, us: {step.breakdown(fused)}", flush=True)
+                        print(f"{'':>44}alone, us: {step.breakdown(way)}", flush=True)
                     del step
 
 

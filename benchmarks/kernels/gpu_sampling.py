@@ -86,18 +86,20 @@ def main() -> None:
     print(f"{'':>24}" + "".join(f"{n:>6} x {str(d)[6:]:<8}" for n, d in sizes))
     for name, kind, columns in cases:
         print(f"{name:>24}" + "".join(f"{time_us(n, d, kind, columns):>12.1f}     " for n, d in sizes), flush=True)
-    for num, dtype in ((1, torch.bfloat16), (256, torch.bfloat16)):
-        logits = [logits_of("peaked", num, dtype) for _ in range(2)]
-        tokens = torch.zeros(num, dtype=torch.int32, device=CUDA)
-        scan = LogitsScan.allocate(num, VOCAB, CUDA)
-        ids = torch.empty(num, 21, dtype=torch.int32, device=CUDA)
-        values, ranks = torch.empty(num, 21, device=CUDA), torch.empty(num, dtype=torch.int32, device=CUDA)
-        ours = graph_time_us(
-            [lambda x=x: top_logprobs(x, tokens, ids, values, ranks, scan, chained=True) for x in logits]
-        )
-        softmax = graph_time_us([lambda x=x: torch.softmax(x, -1, dtype=torch.float32) for x in logits])
-        ordered = graph_time_us([lambda x=x: torch.sort(x, -1, descending=True) for x in logits])
-        print(f"{num:>4} rows bf16: logprobs with k=20 {ours:.1f}; torch softmax {softmax:.1f}, sort {ordered:.1f}")
+    for num in (1, 256):
+        print(logprobs_line(num), flush=True)
+
+
+def logprobs_line(num: int) -> str:
+    logits = [logits_of("peaked", num, torch.bfloat16) for _ in range(2)]
+    tokens = torch.zeros(num, dtype=torch.int32, device=CUDA)
+    scan = LogitsScan.allocate(num, VOCAB, CUDA)
+    ids = torch.empty(num, 21, dtype=torch.int32, device=CUDA)
+    values, ranks = torch.empty(num, 21, device=CUDA), torch.empty(num, dtype=torch.int32, device=CUDA)
+    ours = graph_time_us([lambda x=x: top_logprobs(x, tokens, ids, values, ranks, scan, chained=True) for x in logits])
+    softmax = graph_time_us([lambda x=x: torch.softmax(x, -1, dtype=torch.float32) for x in logits])
+    ordered = graph_time_us([lambda x=x: torch.sort(x, -1, descending=True) for x in logits])
+    return f"{num:>4} rows bf16: logprobs with k=20 {ours:.1f}; torch softmax {softmax:.1f}, sort {ordered:.1f}"
 
 
 if __name__ == "__main__":

@@ -20,16 +20,24 @@ def run(batch: PagedBatch, *, fused: bool = False, chained: bool = False) -> tup
     num_seqs, num_tokens = len(batch.query_lens), len(batch.positions)
     plan = AttentionPlan.allocate(num_seqs, num_tokens, DEVICE)
     workspace = DecodeWorkspace.allocate(num_seqs, layer.num_heads, layer.head_dim, DEVICE)
-    where = dict(
-        seq_lens=batch.seq_lens, query_start_loc=batch.query_start_loc, rows=batch.rows, block_table=batch.block_table
-    )
+    where = {
+        "seq_lens": batch.seq_lens,
+        "query_start_loc": batch.query_start_loc,
+        "rows": batch.rows,
+        "block_table": batch.block_table,
+    }
     make_plan(
         plan, positions=batch.positions, block_size=batch.pool.block_size, window=layer.window, chained=chained, **where
     )
     transform = HeadTransform.of(layer, DEVICE)
     q = torch.empty(num_tokens, layer.num_heads * layer.head_dim, device=DEVICE, dtype=batch.qkv.dtype)
     out = torch.full_like(q, torch.nan)
-    decode = dict(num_multiprocessors=100 if ON_GPU else 1, chained=chained, block_table=batch.block_table, query_start_loc=batch.query_start_loc)
+    decode = {
+        "num_multiprocessors": 100 if ON_GPU else 1,
+        "chained": chained,
+        "block_table": batch.block_table,
+        "query_start_loc": batch.query_start_loc,
+    }
     if fused:
         decode_attention(batch.qkv, out, layer, batch.pool, plan, workspace, transform=transform, **decode)
     else:
@@ -95,7 +103,19 @@ def test_windowed_fused_decode() -> None:
     check(make_batch(DECODES, dtype=torch.float32, window=64, softcap=2.0, head_dim=32, rotary_dim=32), fused=True)
 
 
-BIG_MIX = [(0, 700), (3000, 1), (511, 1), (1024, 130), (0, 128), (77, 129), (20000, 1), (2047, 1), (2048, 1), (9000, 1), (5, 2)]
+BIG_MIX = [
+    (0, 700),
+    (3000, 1),
+    (511, 1),
+    (1024, 130),
+    (0, 128),
+    (77, 129),
+    (20000, 1),
+    (2047, 1),
+    (2048, 1),
+    (9000, 1),
+    (5, 2),
+]
 BIG_DECODES = [(n, 1) for n in (0, 1, 15, 16, 63, 64, 127, 700, 2047, 2048, 4097, 9001, 30000)] * 3
 
 
@@ -123,7 +143,7 @@ def test_fused_decode_shapes(dtype: torch.dtype, head_dim: int, group: int, chai
 @pytest.mark.parametrize("window", [1, 100, 1024])
 @pytest.mark.parametrize("block_size", [16, 32])
 def test_windows(window: int, block_size: int) -> None:
-    options = dict(head_dim=128, block_size=block_size, window=window, rotary_dim=128)
+    options = {"head_dim": 128, "block_size": block_size, "window": window, "rotary_dim": 128}
     check(make_batch(BIG_MIX, **options), chained=True)
     check(make_batch(BIG_DECODES, **options), fused=True)
 

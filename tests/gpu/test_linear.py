@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 
-from octavo.kernels.triton.linear import MAX_VECTOR_ROWS, skinny_linear  # isort: skip
+from octavo.kernels.triton.linear import Tiling, choose_tiling, skinny_linear  # isort: skip
 
 DTYPES = [torch.float16, torch.bfloat16] if ON_GPU else [torch.float32]
 SHAPES = [(1024, 4096), (2048, 1024), (3072, 1024), (896, 151)] if ON_GPU else [(192, 40)]
@@ -16,36 +16,45 @@ SHAPES = [(1024, 4096), (2048, 1024), (3072, 1024), (896, 151)] if ON_GPU else [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 8, 16, 17, 64] if ON_GPU else [1, 3])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 8, 16, 17, 64] if ON_GPU else [1, 3, 5])
 @pytest.mark.parametrize("chained", [False, True] if ON_GPU else [False])
 class TestSkinnyLinear:
     def test_plain(self, shape: tuple[int, int], dtype: torch.dtype, num_rows: int, chained: bool) -> None:
         x, weight, out = operands(shape, dtype, num_rows)
-        skinny_linear(x, weight, out, chained=chained)
+        skinny_linear(x, weight, out, tiling=tiling_for(num_rows, shape), chained=chained)
         assert relative_error(out, F.linear(x.float(), weight.float())) < TOLERANCE[dtype]
 
-    def test_norm_and_bias(self, shape: tuple[int, int], dtype: torch.dtype, num_rows: int, chained: bool) -> None:
+    def test_bias_and_residual(self, shape: tuple[int, int], dtype: torch.dtype, num_rows: int, chained: bool) -> None:
         x, weight, out = operands(shape, dtype, num_rows)
-        norm, bias = torch.rand(shape[0], device=DEVICE) + 0.5, torch.randn(shape[1], device=DEVICE)
-        if num_rows > MAX_VECTOR_ROWS:
-            norm = None
-        skinny_linear(x * 5, weight, out, norm_weight=norm, eps=1e-5, bias=bias, chained=chained)
-        normed = x.float() * 5 if norm is None else F.rms_norm(x.float() * 5, shape[:1], norm, 1e-5)
-        assert relative_error(out, F.linear(normed, weight.float(), bias)) < TOLERANCE[dtype]
-
-    def test_residual(self, shape: tuple[int, int], dtype: torch.dtype, num_rows: int, chained: bool) -> None:
-        x, weight, out = operands(shape, dtype, num_rows)
-        residual = torch.randn_like(out)
-        expected = F.linear(x.float(), weight.float()) + residual.float()
-        skinny_linear(x, weight, residual, residual=residual, chained=chained)
+        residual, bias = torch.randn_like(out), torch.randn(shape[1], device=DEVICE)
+        expected = F.linear(x.float(), weight.float(), bias) + residual.float()
+        tiling = tiling_for(num_rows, shape)
+        skinny_linear(x, weight, residual, bias=bias, residual=residual, tiling=tiling, chained=chained)
         assert relative_error(residual, expected) < TOLERANCE[dtype]
 
-    def test_gated(self, shape: tuple[int, int], dtype: torch.dtype, num_rows: int, chained: bool) -> None:
+    def test_norm_and_gate(self, shape: tuple[int, int], dtype: torch.dtype, num_rows: int, chained: bool) -> None:
+        tiling = tiling_for(num_rows, shape)
+        if tiling.depth:
+            pytest.skip("the matrix path has neither")
         x, weight, out = operands((shape[0], 2 * shape[1]), dtype, num_rows)
+        norm, bias = torch.rand(shape[0], device=DEVICE) + 0.5, torch.randn(2 * shape[1], device=DEVICE)
         out = out[:, : shape[1]]
-        skinny_linear(x, weight, out, gate="silu", chained=chained)
-        gate, up = F.linear(x.float(), weight.float()).chunk(2, 1)
+        skinny_linear(
+            x * 5, weight, out, norm_weight=norm, eps=1e-5, bias=bias, gate="silu", tiling=tiling, chained=chained
+        )
+        normed = F.rms_norm(x.float() * 5, shape[:1], norm, 1e-5)
+        gate, up = F.linear(normed, weight.float(), bias).chunk(2, 1)
         assert relative_error(out, F.silu(gate) * up) < TOLERANCE[dtype]
+
+
+def test_large_weights_are_left_to_the_library() -> None:
+    assert choose_tiling(16, 6144, 4096) is None
+    assert choose_tiling(128, 1024, 1024) is None
+    assert choose_tiling(1, 128256, 4096) is not None
+
+
+def tiling_for(num_rows: int, shape: tuple[int, int]) -> Tiling:
+    return choose_tiling(num_rows, shape[1], shape[0]) or Tiling(16, 64, 4, 3)
 
 
 def operands(

@@ -113,7 +113,7 @@ def _decode_kernel(
     g = tl.arange(0, ROWS)
     d = tl.arange(0, D_PAD)
     num_work = tl.load(totals) * KV_HEADS
-    if CHAINED:
+    if CHAINED:  # noqa: SIM102 (a compile-time condition around a run-time one)
         if tl.program_id(0) < num_work:
             _prefetch(
                 items, tl.program_id(0), block_table, pool, table_stride, block_stride, value_offset,
@@ -124,12 +124,12 @@ def _decode_kernel(
         item = work // KV_HEADS
         kv_head = work % KV_HEADS
         record = items + item * 8
-        table = block_table + tl.load(record + 1).to(tl.int64) * table_stride
-        token = tl.load(record + 2).to(tl.int64)
-        position = tl.load(record + 3)
-        begin = tl.load(record + 4)
-        end = tl.load(record + 5)
-        num_items = tl.load(record + 7)
+        table = block_table + tl.load(record).to(tl.int64) * table_stride
+        token = tl.load(record + 1).to(tl.int64)
+        position = tl.load(record + 2)
+        begin = tl.load(record + 3)
+        end = tl.load(record + 4)
+        num_items = tl.load(record + 5)
         head_pool = pool + kv_head * BLOCK_SIZE * D
 
         q_mask = (g < GROUP)[:, None] & (d < D)[None, :]
@@ -293,9 +293,9 @@ def _prefetch(
 ):  # fmt: skip
     """Ask L2 for an item's keys and values, 64 elements at a time, while the projection is still at work."""
     record = items + work // KV_HEADS * 8
-    table = block_table + tl.load(record + 1).to(tl.int64) * table_stride
-    end = tl.load(record + 5)
-    for start in range(tl.load(record + 4), end, 64):
+    table = block_table + tl.load(record).to(tl.int64) * table_stride
+    end = tl.load(record + 4)
+    for start in range(tl.load(record + 3), end, 64):
         t = tl.minimum(start + tl.arange(0, 64), end - 1)
         block = tl.load(table + t // BLOCK_SIZE).to(tl.int64)
         cell = pool + (work % KV_HEADS) * BLOCK_SIZE * D + block * block_stride + (t % BLOCK_SIZE) * D

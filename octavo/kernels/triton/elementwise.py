@@ -39,7 +39,7 @@ def gated_activation(gate_up: torch.Tensor, kind: Activation, out: torch.Tensor,
 def _elementwise(
     x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, kind: str, constant: float, chained: bool
 ) -> None:
-    assert all(tensor.is_contiguous() for tensor in (x, y, out)), "element-wise kernels walk flat memory"
+    assert all(t.is_contiguous() for t in (x, y, out)), "element-wise kernels walk flat memory"
     _elementwise_kernel[(triton.cdiv(x.numel(), _TILE),)](
         x, y, out, constant, x.numel(), KIND=kind, TILE=_TILE, CHAINED=chained, launch_pdl=chained, num_warps=4
     )

@@ -10,9 +10,10 @@ rows, leave much of the chip idle. Here a program owns a few output columns:
 The weights do not depend on the previous kernel, so a chained launch reads them (vector) or asks L2 for them
 (matrix) while that kernel is still at work.
 
-What comes after the product is done on the way out: bias, residual, or act(gate) * up, for which a program
-owns a gate column and its up column. An RMSNorm before it is free in `vector`: its weight multiplies x on the
-way in, and 1 / rms, being one number a row, multiplies the result.
+What comes after the product is done on the way out: bias and residual, and in `vector` act(gate) * up, for
+which a program owns gate columns and their up columns. An RMSNorm before it is free in `vector`: its weight
+multiplies x on the way in, and 1 / rms, being one number a row, multiplies the result. In `matrix` both cost
+more than the kernels they replace (docs/log.md).
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ import triton.language as tl
 from octavo.kernels.ops import Activation
 from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
 from octavo.kernels.triton.elementwise import activate
-
-MAX_VECTOR_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +49,51 @@ def skinny_linear(
     eps: float = 1e-6,
     residual: torch.Tensor | None = None,
     gate: Activation | None = None,
-    tiling: Tiling | None = None,
+    tiling: Tiling,
     chained: bool = False,
 ) -> None:
     """out = x W^T + bias (+ residual), or with `gate` act(x Wg^T) * (x Wu^T) for W = [Wg; Wu].
 
-    norm_weight: x is RMSNormed first; up to MAX_VECTOR_ROWS rows. residual may be `out` itself, and `out` must
-    not be x. For x of up to 64 rows.
+    norm_weight: x is RMSNormed first. It and `gate` need a vector tiling. residual may be `out` itself; `out` must
+    not be x. tiling: from `choose_tiling`, where None says to call the library instead.
     """
     num_rows, depth = x.shape
     columns = out.shape[1]
-    tile = tiling or choose_tiling(num_rows, columns, depth)
-    vector = tile.depth == 0
+    vector = tiling.depth == 0
     assert weight.shape == (columns * (2 if gate else 1), depth), "weight [out, in], twice the rows if gated"
     assert weight.is_contiguous(), "weights are read as long runs"
-    assert vector or norm_weight is None, "a norm goes before a matrix product as a kernel of its own"
-    _linear_kernel[(triton.cdiv(columns, tile.columns),)](
+    assert vector or (norm_weight is None and gate is None), "a matrix product's norm and gate are their own kernels"
+    _linear_kernel[(triton.cdiv(columns, tiling.columns),)](
         x, weight, out,
         weight if bias is None else bias,
         weight if norm_weight is None else norm_weight,
         out if residual is None else residual,
         eps, num_rows, columns, x.stride(0), out.stride(0), out.stride(0) if residual is None else residual.stride(0),
-        K=depth, ROWS=num_rows if vector else max(16, triton.next_power_of_2(num_rows)), BN=tile.columns,
-        BK=triton.next_power_of_2(depth) if vector else tile.depth, VECTOR=vector,
+        K=depth, ROWS=num_rows if vector else max(16, triton.next_power_of_2(num_rows)), BN=tiling.columns,
+        BK=triton.next_power_of_2(depth) if vector else tiling.depth, VECTOR=vector,
         HAS_BIAS=bias is not None, HAS_NORM=norm_weight is not None,
         HAS_RESIDUAL=residual is not None, GATE=gate or "", CHAINED=chained, launch_pdl=chained,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip
 
 
-def choose_tiling(num_rows: int, columns: int, depth: int) -> Tiling:
-    """Enough programs to fill the chip, each with several loads in flight."""
-    if num_rows <= MAX_VECTOR_ROWS:
-        return Tiling(4 if columns <= 2048 else 8, 0, 4)
-    return Tiling(8 if columns <= 1024 else 16 if columns <= 16384 else 64, 256 if num_rows <= 16 else 128, 4, 4)
+def choose_tiling(num_rows: int, columns: int, depth: int) -> Tiling | None:
+    """The tiling that beat cuBLAS on an H200 for this many rows, or None where none did.
+
+    Measured with cold weights in chained graphs (benchmarks/results/). One row: 1.04 to 5.4 times as fast, most
+    where the output is narrow and cuBLAS leaves the chip idle. To four rows, while a program's weights and rows
+    fit its registers. Past that only small weights, where starting early is worth more than a perfect tile: from
+    16 MB on cuBLAS streams at 4 TB/s and this kernel's matrix path at 3.
+    """
+    if num_rows <= (4 if depth <= 3072 and columns <= 16384 else 2 if depth <= 4096 else 1):
+        return Tiling(max(1, 8192 // triton.next_power_of_2(depth)), 0, 8 if depth > 8192 else 4)
+    if num_rows > 64 or depth > 3072 or columns > 4096:
+        return None
+    if columns > 2048:
+        return Tiling(32, 256, 4, 4) if num_rows <= 32 else Tiling(32, 128, 4, 5)
+    if num_rows > 16:
+        return Tiling(16, 256, 4, 4)
+    return Tiling(8, 256, 4, 4) if depth <= 2048 else Tiling(16, 512, 4, 3)
 
 
 @triton.jit
@@ -123,12 +133,10 @@ def _linear_kernel(
         m = tl.arange(0, ROWS)
         if CHAINED:
             _prefetch(weight_ptr + n_load * K, K)
-            if GATE != "":
-                _prefetch(weight_ptr + (n_load + columns) * K, K)
         wait_for_previous(CHAINED)
-        y, up = _multiply(x_ptr, weight_ptr, m, n_load, columns, num_rows, x_stride, K, ROWS, BN, BK, GATE)
+        y = _multiply(x_ptr, weight_ptr, m, n_load, num_rows, x_stride, K, ROWS, BN, BK)
         _finish(
-            y, up, m, n, out_ptr, bias_ptr, residual_ptr, num_rows, columns,
+            y, y, m, n, out_ptr, bias_ptr, residual_ptr, num_rows, columns,
             out_stride, residual_stride, HAS_BIAS, HAS_RESIDUAL, GATE,
         )  # fmt: skip
 
@@ -141,26 +149,20 @@ def _prefetch(rows, K: tl.constexpr):
 
 @triton.jit
 def _multiply(
-    x_ptr, weight_ptr, m, n, columns, num_rows, x_stride,
-    K: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GATE: tl.constexpr,
+    x_ptr, weight_ptr, m, n, num_rows, x_stride, K: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
 ):  # fmt: skip
-    """[ROWS, BN] products, and those of the up half."""
+    """[ROWS, BN] products."""
     k = tl.arange(0, BK)
     acc = tl.zeros([ROWS, BN], tl.float32)
-    up = tl.zeros([ROWS, BN], tl.float32)
     for start in range(0, K, BK):
         inside = start + k < K
-        cell = weight_ptr + n[None, :] * K + (start + k)[:, None]
-        w = tl.load(cell, mask=inside[:, None], other=0.0)
+        w = tl.load(weight_ptr + n[None, :] * K + (start + k)[:, None], mask=inside[:, None], other=0.0)
         x = tl.load(
             x_ptr + m[:, None] * x_stride + (start + k)[None, :],
             mask=(m < num_rows)[:, None] & inside[None, :], other=0.0,
         )  # fmt: skip
         acc = tl.dot(x, w, acc, input_precision="ieee")
-        if GATE != "":
-            w_up = tl.load(cell + columns.to(tl.int64) * K, mask=inside[:, None], other=0.0)
-            up = tl.dot(x, w_up, up, input_precision="ieee")
-    return acc, up
+    return acc
 
 
 @triton.jit

@@ -85,9 +85,7 @@ def _collect_kernel(
     tl.store(ids + i * width, token)
     tl.store(logprobs + i * width, (tl.load(row + token).to(tl.float64) - log_sum_exp).to(tl.float32))
     segment = tl.arange(0, SEGMENTS)
-    maxima = tl.load(
-        segment_max + i * num_chunks * NUM + segment, mask=segment < num_chunks * NUM, other=-float("inf")
-    )
+    maxima = tl.load(segment_max + i * num_chunks * NUM + segment, mask=segment < num_chunks * NUM, other=-float("inf"))
     # segments without a live token never win: their index is past every other's
     maxima = tl.where(segment * SEGMENT < vocab, maxima, -float("inf"))
     last_id = tl.full([SEGMENTS], -1, tl.int32)

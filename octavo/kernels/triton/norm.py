@@ -18,7 +18,13 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, *, chained: bool = False
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    *,
+    chained: bool = False,
 ) -> None:
     """residual += x; out = rms_norm(residual). `out` may be x."""
     _rms_norm(x, residual, weight, eps, out, chained)

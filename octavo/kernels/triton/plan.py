@@ -16,9 +16,9 @@ Sequences with several new tokens get tiles of `PREFILL_TILE` queries instead, t
 
 Tensors of a plan, all int32 on the device:
     totals        [2]              decode items, prefill tiles
-    items         [max_items, 8]   a record, so that one read finds all:
-                                   sequence, its row of the block table, its new token's index in the step,
-                                   that token's position, first token, end, the sequence's first item, number of items
+    items         [max_items, 8]   a record of 32 bytes, six of its eight numbers used: the sequence's row of the
+                                   block table, its new token's index in the step and position, the item's first
+                                   token and its end, the sequence's number of items
     item_ranges   [S, 2]           a sequence's first item, number of items
     tiles         [max_tiles, 2]   sequence, first query (counted from the sequence's first in the step)
     slots         [T]              where each token's key and value go: block id * block size + offset
@@ -143,14 +143,12 @@ def _plan_kernel(
     mine = j < num_items
     begin = (first + j) * part
     item = items + (item_start + j) * 8
-    tl.store(item, s, mask=mine)
-    tl.store(item + 1, table_row, mask=mine)
-    tl.store(item + 2, token_start, mask=mine)
-    tl.store(item + 3, seq_len - 1, mask=mine)
-    tl.store(item + 4, tl.maximum(begin, seq_len - WINDOW) if WINDOW else begin, mask=mine)
-    tl.store(item + 5, tl.minimum(begin + part, seq_len), mask=mine)
-    tl.store(item + 6, item_start, mask=mine)
-    tl.store(item + 7, num_items, mask=mine)
+    tl.store(item, table_row, mask=mine)
+    tl.store(item + 1, token_start, mask=mine)
+    tl.store(item + 2, seq_len - 1, mask=mine)
+    tl.store(item + 3, tl.maximum(begin, seq_len - WINDOW) if WINDOW else begin, mask=mine)
+    tl.store(item + 4, tl.minimum(begin + part, seq_len), mask=mine)
+    tl.store(item + 5, num_items, mask=mine)
 
     chunk = tl.arange(0, 256)
     for t in range(0, num_tiles, 256):

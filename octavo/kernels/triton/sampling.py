@@ -209,9 +209,7 @@ def _edit_kernel(
 
 
 @triton.jit
-def _penalise(
-    i, row, counts, history, begin, end, prompt_len, presence, frequency, repetition, TILE: tl.constexpr
-):
+def _penalise(i, row, counts, history, begin, end, prompt_len, presence, frequency, repetition, TILE: tl.constexpr):
     """Count the history's tokens, then whoever takes a token's count away penalises that token: once each.
 
     A count is the number of output occurrences, plus SEEN once the token occurs at all.
@@ -253,9 +251,7 @@ def _scan_kernel(
     row = tl.load(logits_rows + i).to(tl.int64)
     x = _load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
     to = i * num_chunks + chunk
-    scan_chunk(
-        x, tl.load(temperature + i), segment_max + to * SEGMENTS, chunk_max + to, chunk_sum + to, SEGMENTS
-    )
+    scan_chunk(x, tl.load(temperature + i), segment_max + to * SEGMENTS, chunk_max + to, chunk_sum + to, SEGMENTS)
 
 
 @triton.jit
@@ -374,7 +370,7 @@ def _draw_from_head(
         try_cut = cut + (1 << (30 - bit))
         fits = (tl.sum((key < try_cut).to(tl.int32), 0) <= HEAD) & (try_cut <= FINITE)
         cut = tl.where(fits, try_cut, cut)
-    if tl.sum(((key <= FINITE)).to(tl.int32), 0) <= HEAD:
+    if tl.sum((key <= FINITE).to(tl.int32), 0) <= HEAD:
         cut = tl.full([], FINITE + 1, tl.int32)
     inside = key < cut
     num = tl.sum(inside.to(tl.int32), 0)
@@ -393,19 +389,10 @@ def _draw_from_head(
     mass = tl.where(key <= FINITE, tl.exp(-away), 0.0)
 
     limit = _min_p_key(min_p)
-    complete = limit < known
     if (top_k > 0) & (top_k < vocab):
-        # the least key with top_k tokens at or below it
-        low = tl.full([], 0, tl.int32)
-        high = tl.full([], FINITE, tl.int32)
-        for _turn in range(31):
-            middle = low + (high - low) // 2
-            enough = tl.sum(tl.sum((key <= middle).to(tl.int32), 1), 0) >= top_k
-            high = tl.where(enough, middle, high)
-            low = tl.where(enough, low, tl.minimum(middle + 1, high))
-        limit = tl.minimum(limit, high)
-        complete = complete | (limit < known)
-    complete = complete | (known > FINITE)
+        one = tl.full([HEAD, SEGMENT], 1.0, tl.float32)
+        limit = tl.minimum(limit, _pivot_in(key, one, top_k.to(tl.float64), FINITE))
+    complete = (limit < known) | (known > FINITE)
     mass = tl.where(key <= limit, mass, 0.0)
     kept = tl.sum(tl.sum(mass, 1).to(tl.float64), 0)
     if (limit == FINITE) & (known <= FINITE):
@@ -414,13 +401,7 @@ def _draw_from_head(
         complete = tl.full([], 1, tl.int1)
     if top_p < 1.0:
         goal = tl.maximum(top_p.to(tl.float64) * kept, 1e-300)
-        low = tl.full([], 0, tl.int32)
-        high = limit
-        for _turn in range(31):
-            middle = low + (high - low + 1) // 2
-            short = tl.sum(tl.sum(tl.where(key < middle, mass, 0.0), 1).to(tl.float64), 0) < goal
-            low = tl.where(short, middle, low)
-            high = tl.where(short, high, tl.maximum(middle - 1, low))
+        low = _pivot_in(key, mass, goal, limit)
         complete = complete & ((low < known) | (known > FINITE))
         above = tl.sum(tl.sum(tl.where(key < low, mass, 0.0), 1).to(tl.float64), 0)
         tied = (key == low) & (mass > 0)
@@ -441,6 +422,29 @@ def _draw_from_head(
 
 
 @triton.jit
+def _pivot_in(key, mass, goal, limit):
+    """The largest pivot up to `limit` for which the mass of the keys below it falls short of the goal: with goal k
+    and masses of 1, the k-th smallest key."""
+    low = tl.full([], 0, tl.int32)
+    high = tl.zeros_like(low) + limit
+    for _turn in range(31):
+        middle = low + (high - low) // 2 + (high - low) % 2
+        is_short = tl.sum(tl.sum(tl.where(key < middle, mass, 0.0), 1).to(tl.float64), 0) < goal
+        low = tl.where(is_short, middle, low)
+        high = tl.where(is_short, high, tl.maximum(middle - 1, low))
+    return low
+
+
+@triton.jit
+def _narrow(low, high, step, num_short):
+    """The range of pivots left, when the first num_short of three fell short."""
+    span = high - low
+    new_low = low + tl.minimum(num_short * step, span)
+    new_high = tl.where(num_short == 3, high, low + tl.minimum((num_short + 1) * step - 1, span))
+    return new_low, tl.maximum(new_high, new_low)
+
+
+@triton.jit
 def _search_kernel(
     logits, logits_rows, stride, edited, edited_stride, vocab,
     history_offsets, allowed_offsets, banned_offsets, bias_offsets,
@@ -457,37 +461,21 @@ def _search_kernel(
         top_p = tl.load(top_ps + i)
         top_k = tl.load(top_ks + i)
         chunk = tl.arange(0, CHUNKS)
-        best = tl.max(
-            tl.load(chunk_max + i * num_chunks + chunk, mask=chunk < num_chunks, other=-float("inf")), 0
-        )
+        best = tl.max(tl.load(chunk_max + i * num_chunks + chunk, mask=chunk < num_chunks, other=-float("inf")), 0)
         where = (logits, row, stride, edited, edited_stride, i, is_edited, vocab, temperature, best)
 
         limit = _min_p_key(tl.load(min_ps + i))
         if (top_k > 0) & (top_k < vocab):
-            low = tl.full([], 0, tl.int32)
-            high = tl.full([], FINITE, tl.int32)
-            for _turn in range(31):
-                middle = low + (high - low) // 2
-                num, _mass = _below(where, middle + 1, TILE, EDITS)
-                high = tl.where(num >= top_k, middle, high)
-                low = tl.where(num >= top_k, low, tl.minimum(middle + 1, high))
-            limit = tl.minimum(limit, high)
-        _num, kept = _below(where, limit + 1, TILE, EDITS)
+            limit = tl.minimum(limit, _pivot_of_row(where, top_k.to(tl.float64), FINITE, FINITE, True, TILE, EDITS))
         pivot = limit + 1
         num_tied = 0
         if top_p < 1.0:
+            kept, above, _above = _mass_below(where, pivot, pivot, pivot, limit, False, TILE, EDITS)
             goal = tl.maximum(top_p.to(tl.float64) * kept, 1e-300)
-            low = tl.full([], 0, tl.int32)
-            high = limit
-            for _turn in range(31):
-                middle = low + (high - low + 1) // 2
-                _num, mass = _below(where, middle, TILE, EDITS)
-                low = tl.where(mass < goal, middle, low)
-                high = tl.where(mass < goal, high, tl.maximum(middle - 1, low))
-            pivot = low
-            _num, above = _below(where, pivot, TILE, EDITS)
+            pivot = _pivot_of_row(where, goal, limit, limit, False, TILE, EDITS)
+            above, _above, _kept = _mass_below(where, pivot, pivot, pivot, limit, False, TILE, EDITS)
             # the tied tokens that stay: as many as start before the goal
-            weight = tl.exp(-low.to(tl.float32, bitcast=True)).to(tl.float64)
+            weight = tl.exp(-pivot.to(tl.float32, bitcast=True)).to(tl.float64)
             num_tied = tl.minimum(tl.ceil((goal - above) / weight), 1e9).to(tl.int32)
         u = _uniform(seeds, sample_indices, positions, i)
         tl.store(tokens + i, _draw_below(where, pivot, num_tied, u, TILE, EDITS))
@@ -503,16 +491,36 @@ def _tile_of(where, start, TILE: tl.constexpr, EDITS: tl.constexpr):
 
 
 @triton.jit
-def _below(where, pivot, TILE: tl.constexpr, EDITS: tl.constexpr):
-    """Number and mass of the row's tokens with keys below the pivot."""
-    num = tl.full([], 0, tl.int32)
-    mass = tl.full([], 0.0, tl.float64)
+def _mass_below(where, p, q, r, limit, COUNT: tl.constexpr, TILE: tl.constexpr, EDITS: tl.constexpr):
+    """Mass of the row's tokens with keys up to `limit` and below each of three pivots; their number with COUNT."""
+    a = tl.zeros([TILE], tl.float32)
+    b = tl.zeros([TILE], tl.float32)
+    c = tl.zeros([TILE], tl.float32)
     for start in range(0, where[7], TILE):
         weight, key = _tile_of(where, start, TILE, EDITS)
-        inside = key < pivot
-        num += tl.sum(inside.to(tl.int32), 0)
-        mass += tl.sum(tl.where(inside, weight, 0.0), 0).to(tl.float64)
-    return num, mass
+        if COUNT:
+            weight = tl.full([TILE], 1.0, tl.float32)
+        weight = tl.where(key <= limit, weight, 0.0)
+        a += tl.where(key < p, weight, 0.0)
+        b += tl.where(key < q, weight, 0.0)
+        c += tl.where(key < r, weight, 0.0)
+    return tl.sum(a.to(tl.float64), 0), tl.sum(b.to(tl.float64), 0), tl.sum(c.to(tl.float64), 0)
+
+
+@triton.jit
+def _pivot_of_row(where, goal, high_limit, mass_limit, COUNT: tl.constexpr, TILE: tl.constexpr, EDITS: tl.constexpr):
+    """`_pivot_in` over the whole row, where reading it is the cost: three pivots a turn."""
+    low = tl.full([], 0, tl.int32)
+    high = tl.zeros_like(low) + high_limit
+    for _turn in range(17):
+        step = (high - low) // 4 + 1
+        second = low + tl.minimum(2 * step, high - low)
+        third = low + tl.minimum(3 * step, high - low)
+        a, b, c = _mass_below(where, low + step, second, third, mass_limit, COUNT, TILE, EDITS)
+        low, high = _narrow(
+            low, high, step, (a < goal).to(tl.int32) + (b < goal).to(tl.int32) + (c < goal).to(tl.int32)
+        )
+    return low
 
 
 @triton.jit
