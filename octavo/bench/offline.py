@@ -17,7 +17,8 @@ def measure_octavo(llm: LLM, workload: Sequence[Work], temperature: float, name:
     """Every request generates exactly its length: end tokens are ignored, and nothing is detokenised."""
     prompts = [work.prompt_token_ids for work in workload]
     params = [_params(work, temperature) for work in workload]
-    llm.generate(prompts[0], params[0].replace(n=1, max_tokens=WARM_UP_LEN), use_tqdm=False)
+    backwards = prompts[0][::-1]  # the prefix tree must not know the workload's own prompts
+    llm.generate(backwards, params[0].replace(n=1, max_tokens=WARM_UP_LEN), use_tqdm=False)
     begin = time.perf_counter()
     outputs = llm.generate(prompts, params)
     seconds = time.perf_counter() - begin

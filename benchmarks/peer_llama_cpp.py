@@ -1,6 +1,6 @@
 """llama.cpp on the shapes of record.py, through llama-cpp-python: the peer's side of a paired measurement.
 
-    python benchmarks/llama_cpp.py MODEL.gguf            prints one JSON object: cell -> tokens a second
+    python benchmarks/peer_llama_cpp.py MODEL.gguf [CELL ...]     prints one JSON object: cell -> tokens a second
 
 llama-cpp-python is no dependency of Octavo: install it in an environment of its own. Tokens are drawn at random
 instead of sampled, which costs llama.cpp nothing; batches go through its own batched decode.
@@ -20,6 +20,13 @@ import llama_cpp
 
 RAGGED_LENS = (16, 24, 32, 48, 64, 64, 80, 96, 96, 112, 128, 144, 160, 192, 224, 256)
 BATCH = 2048
+#: what record.py measures: prompt lengths, and new tokens for each
+CELLS = {
+    "one stream": ([16], 256),
+    "prefill of 512": ([512] * 4, 1),
+    "16 at once": (list(RAGGED_LENS), 128),
+    "64 at once": (list(RAGGED_LENS) * 4, 128),
+}
 #: (token, position, sequence, whether its logits are wanted)
 Item = tuple[int, int, int, bool]
 
@@ -31,7 +38,6 @@ class Engine:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = num_slots, BATCH, 512, num_seqs
         params.n_threads = params.n_threads_batch = len(os.sched_getaffinity(0))
-        params.kv_unified = True
         self._context = llama_cpp.llama_init_from_model(model, params)
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
 
@@ -54,7 +60,8 @@ class Engine:
 def measure(model: object, prompt_lens: list[int], num_new: int) -> float:
     """Seconds to prefill all prompts and generate num_new tokens for each."""
     rng = random.Random(0)
-    engine = Engine(model, sum(prompt_lens) + len(prompt_lens) * (num_new + 1) + 64, len(prompt_lens))
+    longest = -(-(max(prompt_lens) + num_new) // 256) * 256  # each sequence has a stream of its own, all equally long
+    engine = Engine(model, longest * len(prompt_lens), len(prompt_lens))
     begin = time.perf_counter()
     engine.decode(
         (rng.randrange(1000, 40000), position, sequence, position == length - 1)
@@ -79,10 +86,9 @@ def main() -> None:
     model = llama_cpp.llama_model_load_from_file(sys.argv[1].encode(), llama_cpp.llama_model_default_params())
     measure(model, [64], 8)  # warm
     rates = {
-        "one stream": 256 / measure(model, [16], 256),
-        "prefill of 512": 4 * 512 / measure(model, [512] * 4, 1),
-        "16 at once": 16 * 128 / measure(model, list(RAGGED_LENS), 128),
-        "64 at once": 64 * 128 / measure(model, list(RAGGED_LENS) * 4, 128),
+        cell: (sum(prompt_lens) if num_new == 1 else len(prompt_lens) * num_new) / measure(model, prompt_lens, num_new)
+        for cell, (prompt_lens, num_new) in CELLS.items()
+        if cell in (sys.argv[2:] or CELLS)
     }
     print(json.dumps(rates))
 
