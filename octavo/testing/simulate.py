@@ -74,7 +74,10 @@ class Simulator:
             clock=self._clock,
         )
         self.executor = FakeExecutor(
-            num_blocks=num_blocks, block_size=block_size, groups=groups, max_num_seqs=config.max_num_seqs or DEFAULT_NUM_SEQS
+            num_blocks=num_blocks,
+            block_size=block_size,
+            groups=groups,
+            max_num_seqs=config.max_num_seqs or DEFAULT_NUM_SEQS,
         )
         self._checks = checks
 

@@ -7,13 +7,28 @@ import pytest
 from octavo.config import BackendConfig
 from octavo.errors import BackendUnavailableError, ConfigError
 from octavo.kernels import build, registry
+from octavo.kernels.triton.backend import TritonBackend
+from octavo.kernels.triton.driver import GPU
+
+NO_GPU = "this machine has no NVIDIA GPU, or its driver is not installed"
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TritonBackend, "gpu", None)
+
+
+def test_an_old_gpu_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TritonBackend, "gpu", GPU("Tesla V100", (7, 0), 16 << 30, 80))
+    with pytest.raises(BackendUnavailableError, match=r"Tesla V100 has compute capability 7\.0; 8\.0 or more is needed"):
+        registry.select(BackendConfig(backend="triton"))
 
 
 def test_auto_takes_the_first_that_runs() -> None:
     selection = registry.select(BackendConfig())
     assert selection.backend.name == "cpu"
-    assert selection.why == "cpu, the fastest that runs here"
-    assert registry.describe() == [("cpu", None), ("reference", None)]
+    assert selection.why == f"cpu, the fastest that runs here; triton cannot: {NO_GPU}"
+    assert registry.describe() == [("triton", NO_GPU), ("cpu", None), ("reference", None)]
 
 
 def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +36,7 @@ def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     selection = registry.select(BackendConfig())
     assert selection.backend.name == "reference"
     assert "cpu cannot: no compiler" in selection.why
-    assert registry.describe()[0] == ("cpu", "no compiler")
+    assert registry.describe()[1] == ("cpu", "no compiler")
     with pytest.raises(BackendUnavailableError, match="backend 'cpu' cannot run here: no compiler"):
         registry.select(BackendConfig(backend="cpu"))
 
@@ -35,5 +50,5 @@ def test_a_backend_asked_for_is_taken() -> None:
 
 
 def test_an_unknown_backend_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="backend is 'tpu', allowed are 'auto', 'cpu', 'reference'"):
+    with pytest.raises(ConfigError, match="backend is 'tpu', allowed are 'auto', 'triton', 'cpu', 'reference'"):
         registry.select(BackendConfig(backend="tpu"))

@@ -1,10 +1,10 @@
 """Fewer, larger instructions: what a recorded forward pass becomes before it is bound to kernels.
 
     rotary_kv_write, paged_attention   ->  attention                         a step of decodes alone
-    linear, gated_activation           ->  linear with gate                ┐
-    linear, add_rms_norm               ->  linear with residual, rms_norm  ├ few rows: reading weights is the cost
+    linear, add_rms_norm               ->  linear with residual, rms_norm  ┐ few rows: reading weights is the cost
     linear, add                        ->  linear with residual            ┘
-    rms_norm, linear                   ->  linear with norm                  very few rows
+    linear, gated_activation           ->  linear with gate                ┐ very few: a program holds whole rows
+    rms_norm, linear                   ->  linear with norm                ┘
 
 A llama's layer of nine instructions becomes five. Buffers are shared out after this, so that a fused instruction
 never finds its result in a buffer that it still reads.
@@ -36,8 +36,8 @@ class Fusions:
     """What the kernels for one range of row counts do in one launch."""
 
     attention: bool = False
-    after_linear: bool = False
-    norm_linear: bool = False
+    residual: bool = False
+    is_vector: Callable[[int, int], bool] = lambda columns, depth: False  # what products take a norm and a gate
 
 
 def fuse(recording: Recording, fusions: Fusions) -> Recording:
@@ -45,11 +45,10 @@ def fuse(recording: Recording, fusions: Fusions) -> Recording:
     recording = _with_own_queries(recording)
     if fusions.attention:
         recording = _apply(recording, _attention)
-    if fusions.after_linear:
-        recording = _apply(recording, _after_linear)
-    if fusions.norm_linear:
-        recording = _apply(recording, _norm_linear)
-    return recording
+    if fusions.residual:
+        recording = _apply(recording, _residual)
+    recording = _apply(recording, lambda first, second: _gate(first, second, fusions))
+    return _apply(recording, lambda first, second: _norm(first, second, fusions))
 
 
 def _with_own_queries(recording: Recording) -> Recording:
@@ -92,13 +91,10 @@ def _attention(first: Instruction, second: Instruction) -> list[Instruction] | N
     return [Instruction("attention", first.inputs, second.outputs, second.arguments)]
 
 
-def _after_linear(first: Instruction, second: Instruction) -> list[Instruction] | None:
-    if first.op != "linear":
+def _residual(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if first.op != "linear" or first.arguments["weight"].bias is not None:
         return None
     product = first.outputs[0]
-    if second.op == "gated_activation":
-        gate = {"gate": second.arguments["kind"]}
-        return [replace(first, outputs=second.outputs, arguments=first.arguments | gate)]
     if second.op == "add":
         (residual,) = (value for value in second.inputs if value is not product)
         return [replace(first, inputs=(*first.inputs, residual), outputs=second.outputs)]
@@ -109,8 +105,18 @@ def _after_linear(first: Instruction, second: Instruction) -> list[Instruction] 
     return None
 
 
-def _norm_linear(first: Instruction, second: Instruction) -> list[Instruction] | None:
+def _gate(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
+    if (first.op, second.op) != ("linear", "gated_activation"):
+        return None
+    if not fusions.is_vector(second.outputs[0].width, first.inputs[0].width):
+        return None
+    return [replace(first, outputs=second.outputs, arguments=first.arguments | {"gate": second.arguments["kind"]})]
+
+
+def _norm(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
     if (first.op, second.op) != ("rms_norm", "linear") or second.inputs[0] is not first.outputs[0]:
+        return None
+    if not fusions.is_vector(second.outputs[0].width, first.inputs[0].width):
         return None
     norm = {"norm_weight": first.arguments["weight"], "eps": first.arguments["eps"]}
     return [replace(second, inputs=(*first.inputs, *second.inputs[1:]), arguments=second.arguments | norm)]

@@ -1,11 +1,11 @@
 """TritonModel: a model on a GPU, bound to a KV pool there.
 
-The forward pass is recorded once and bound four times, each a program for one kind of step:
+The forward pass is recorded once and bound several times, each a program for one kind of step:
 
-    chunks   any mix of prefill chunks and decodes          ┐ then `head` on the rows whose logits are wanted
-    few      up to 4 decodes: five kernels a layer          ┐
-    some     up to 64: skinny products, unfused norms       ├ with the head: hidden states become logits in place
-    many     more: cuBLAS products                          ┘
+    chunks     any mix of prefill chunks and decodes; then `head` on the rows whose logits are wanted
+    decodes    1, 2 or 4: as much fused as the products' tilings take, down to five kernels a layer
+               up to 64:  the residual joins the product
+               more:      cuBLAS products, and kernels between them           all with the head
 
 `forward`, `logits` and the rest of CompiledModel take a step from the host, whatever it holds. `decode` runs a step
 of decodes alone on tensors that are on the device already, waits for nothing, and can be captured in a CUDA graph.
@@ -13,7 +13,7 @@ of decodes alone on tensors that are on the device already, waits for nothing, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -34,20 +34,16 @@ from octavo.kernels.triton import logprobs
 from octavo.kernels.triton.decode_attention import DecodeWorkspace
 from octavo.kernels.triton.fuse import Fusions, Recording, fuse
 from octavo.kernels.triton.kv_pool import LayerPool
-from octavo.kernels.triton.linear import MAX_VECTOR_ROWS
+from octavo.kernels.triton.linear import choose_tiling
 from octavo.kernels.triton.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.program import DeviceStep, PlanKey, Program, Surroundings
 from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample
 from octavo.kernels.triton.staging import Staging
 from octavo.kernels.triton.weights import DeviceWeights
 
+VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
 MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row of float32 and one of counts
-
-_NONE = Fusions()
-_DECODE = Fusions(attention=True)
-_SKINNY = Fusions(attention=True, after_linear=True)
-_VECTOR = Fusions(attention=True, after_linear=True, norm_linear=True)
 
 
 class TritonModel:
@@ -89,11 +85,13 @@ class TritonModel:
             chained=chained,
         )
         seqs = limits.max_num_seqs
-        self._chunks = self._program(forward, _NONE, limits.max_num_tokens)
-        self._few = self._program(whole, _VECTOR, min(seqs, MAX_VECTOR_ROWS), is_skinny=True)
-        self._some = self._program(whole, _SKINNY, min(seqs, MAX_SKINNY_ROWS), is_skinny=True)
-        self._many = self._program(whole, _DECODE, seqs)
-        self._head = self._program(head, _NONE, seqs)
+        self._chunks = self._program(forward, Fusions(), limits.max_num_tokens)
+        self._decodes = [
+            self._program(whole, Fusions(True, True, _takes_vectors(rows)), min(seqs, rows)) for rows in VECTOR_ROWS
+        ]
+        self._decodes.append(self._program(whole, Fusions(attention=True, residual=True), min(seqs, MAX_SKINNY_ROWS)))
+        self._decodes.append(self._program(whole, Fusions(attention=True), seqs))
+        self._head = self._program(head, Fusions(), seqs)
         self._share_memory(dtype)
         self._weights.forget_host()
         self.staging = Staging(device)
@@ -177,10 +175,7 @@ class TritonModel:
         """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding."""
         self._make_plan(step)
         num_rows = len(step.seq_lens)
-        if num_rows <= MAX_VECTOR_ROWS:
-            program = self._few
-        else:
-            program = self._some if num_rows <= MAX_SKINNY_ROWS else self._many
+        program = next(program for program in self._decodes if num_rows <= program.max_rows)
         return program.run(step, num_rows)
 
     def draw(
@@ -199,12 +194,12 @@ class TritonModel:
 
     # Building
 
-    def _program(self, recording: Recording, fusions: Fusions, max_rows: int, *, is_skinny: bool = False) -> Program:
-        return Program(fuse(recording, fusions), self._around, max_rows, is_skinny=is_skinny)
+    def _program(self, recording: Recording, fusions: Fusions, max_rows: int) -> Program:
+        return Program(fuse(recording, fusions), self._around, max_rows)
 
     def _share_memory(self, dtype: torch.dtype) -> None:
         """Whole passes never overlap in time and share their activations; the head reads what a pass left."""
-        passes = (self._chunks, self._few, self._some, self._many)
+        passes = (self._chunks, *self._decodes)
         shared = torch.empty(max(one.num_elements for one in passes), dtype=dtype, device=self.device)
         for one in passes:
             one.place(shared)
@@ -236,6 +231,16 @@ class TritonModel:
                 f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in a pool of {self._kv}"
             )
             assert layer.index_in_group < self._kv.layers_per_group, "the layer has no place in the pool's blocks"
+
+
+def _takes_vectors(num_rows: int) -> Callable[[int, int], bool]:
+    """Which products of so many rows have a tiling that takes a norm and a gate."""
+
+    def is_vector(columns: int, depth: int) -> bool:
+        tiling = choose_tiling(num_rows, columns, depth)
+        return tiling is not None and tiling.depth == 0
+
+    return is_vector
 
 
 def _rows_of(name: str, column: torch.Tensor, start: int, end: int) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_atten
 from octavo.kernels.triton.embedding import embedding
 from octavo.kernels.triton.fuse import Recording
 from octavo.kernels.triton.kv_pool import LayerPool
-from octavo.kernels.triton.linear import skinny_linear
+from octavo.kernels.triton.linear import choose_tiling, skinny_linear
 from octavo.kernels.triton.plan import PREFILL_TILE, AttentionPlan
 from octavo.kernels.triton.prefill_attention import prefill_attention
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, rotary_kv_write
@@ -56,32 +55,31 @@ Launch = Callable[..., None]  # (step, its tensors in the instruction's order)
 
 
 class Program:
-    """One way through a model. is_skinny: products by `skinny_linear`, for at most 64 rows; else by cuBLAS."""
+    """One way through a model. Products are `skinny_linear` where that is faster than cuBLAS."""
 
-    def __init__(self, recording: Recording, surroundings: Surroundings, max_rows: int, *, is_skinny: bool) -> None:
+    def __init__(self, recording: Recording, surroundings: Surroundings, max_rows: int) -> None:
         self._around = surroundings
-        self._is_skinny = is_skinny
         self._plan = share_buffers(recording.instructions, recording.given, recording.kept)
         self._calls = [self._bind(instruction) for instruction in recording.instructions]
         self._kept, self._given = recording.kept, recording.given
-        self._max_rows = max_rows
+        self.max_rows = max_rows
         self._buffers: list[torch.Tensor] = []
 
     @property
     def num_elements(self) -> int:
         """Of the activations, in the largest step."""
-        return self._max_rows * sum(self._plan.widths)
+        return self.max_rows * sum(self._plan.widths)
 
     def place(self, memory: torch.Tensor) -> None:
         """Cut the buffers out of `memory`, flat, which programs that never overlap in time may share."""
         start = 0
         for width in self._plan.widths:
-            self._buffers.append(memory[start : start + width * self._max_rows])
-            start += width * self._max_rows
+            self._buffers.append(memory[start : start + width * self.max_rows])
+            start += width * self.max_rows
 
     def run(self, step: DeviceStep | None, num_rows: int) -> torch.Tensor:
         """Launch everything; returns what was kept, [num_rows, width], good until the memory is used again."""
-        assert num_rows <= self._max_rows, f"{num_rows} rows in buffers for {self._max_rows}"
+        assert num_rows <= self.max_rows, f"{num_rows} rows in buffers for {self.max_rows}"
         for launch, values in self._calls:
             launch(step, *(self._view(value, num_rows) for value in values))
         return self._view(self._kept, num_rows)
@@ -115,16 +113,24 @@ class Program:
         norm_weight: FloatArray | None = None,
         eps: float = 1e-6,
     ) -> Launch:
-        weights = self._around.weights
+        weights, chained = self._around.weights, self._around.chained
         matrix = weights.matrix(*weight.parts)
         bias = None if weight.bias is None else weights.vector(weight.bias, weights.dtype)
-        if not self._is_skinny:
-            return _library_linear(matrix, bias)
-        fused: dict[str, Any] = {"bias": bias, "gate": gate, "eps": eps, "chained": self._around.chained}
-        fused["norm_weight"] = None if norm_weight is None else weights.vector(norm_weight)
+        norm_H = None if norm_weight is None else weights.vector(norm_weight)
 
         def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
-            skinny_linear(x, matrix, rest[-1], residual=rest[0] if len(rest) > 1 else None, **fused)
+            *residuals, out = rest
+            residual = residuals[0] if residuals else None
+            tiling = choose_tiling(len(x), out.shape[1], x.shape[1])
+            if tiling is None:
+                assert gate is None, "a gate is fused where a tiling takes it"
+                assert norm_H is None, "a norm is fused where a tiling takes it"
+                _library_linear(x, matrix, out, residual if bias is None else bias)
+            else:
+                skinny_linear(
+                    x, matrix, out, bias=bias, norm_weight=norm_H, eps=eps, residual=residual, gate=gate,
+                    tiling=tiling, chained=chained,
+                )  # fmt: skip
 
         return launch
 
@@ -217,13 +223,8 @@ class Program:
         )
 
 
-def _library_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Launch:
-    transposed = weight.t()
-
-    def launch(step: DeviceStep, x: torch.Tensor, out: torch.Tensor) -> None:
-        if bias is None:
-            torch.mm(x, transposed, out=out)
-        else:
-            torch.addmm(bias, x, transposed, out=out)
-
-    return launch
+def _library_linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None) -> None:
+    if added is None:
+        torch.mm(x, weight.t(), out=out)
+    else:
+        torch.addmm(added, x, weight.t(), out=out)
