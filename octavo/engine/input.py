@@ -134,7 +134,9 @@ class InputProcessor:
         if not words:
             return ()
         assert self._tokenizer is not None, "bad words were refused without a tokenizer"
-        return self._tokenizer.bad_word_ids(words)
+        bad_words = self._tokenizer.bad_word_ids(words)
+        self._check_ids("bad_words", (token_id for word in bad_words for token_id in word))
+        return bad_words
 
 
 def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], str | None]:
