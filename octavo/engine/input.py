@@ -95,7 +95,7 @@ class InputProcessor:
             raise InvalidRequestError(
                 f"the prompt has {len(token_ids)} tokens, allowed are {limits.max_model_len - 1} (max_model_len is "
                 f"{limits.max_model_len} and one new token must fit); shorten it, set truncate_prompt_tokens, "
-                "or raise max_model_len"
+                "or raise max_model_len (and kv_cache_memory_bytes, if the cache has lowered it)"
             )
         self._check_ids("the prompt", token_ids)
 
