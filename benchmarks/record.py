@@ -1,15 +1,17 @@
 """Measure the README's table on this machine; results go, dated, into benchmarks/results/.
 
-    python benchmarks/record.py [--model smollm2] [--with-hf]
+    python benchmarks/record.py [--model smollm2] [--dtype auto] [--with-hf] [--peer NAME=COMMAND ...]
 
 Each cell is one run of `octavo bench throughput` in a process of its own, so that nothing is warm that would not be
-warm for a user. Cells are measured in rounds and the median is kept, because a machine's speed drifts.
+warm for a user. Cells are measured in rounds and the median is kept, because a machine's speed drifts. A peer's
+command is run in the same rounds and prints a JSON object: cell -> tokens a second (see peer_llama_cpp.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -18,7 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from octavo.env import cpu_isa
+
 RESULTS = Path(__file__).parent / "results"
+
+Rates = dict[str, list[float]]  # cell -> tokens a second, a round each
 
 #: name -> flags of `octavo bench throughput`, and which rate the table shows
 CELLS: dict[str, tuple[list[str], str]] = {
@@ -32,22 +38,36 @@ CELLS: dict[str, tuple[list[str], str]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--with-hf", action="store_true", help="measure transformers too, once")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="measure a peer too")
     args = parser.parse_args()
-    results = {"octavo": measure(args.model, "octavo", args.rounds)}
+    peers = dict(peer.split("=", 1) for peer in args.peer)
+    rates: dict[str, Rates] = {name: {cell: [] for cell in CELLS} for name in ("octavo", *peers)}
+    for _ in range(args.rounds):
+        machine = measure(["--model", args.model, "--dtype", args.dtype], rates["octavo"])
+        for name, command in peers.items():
+            measure_peer(command, rates[name])
     if args.with_hf:
-        results["hf"] = measure(args.model, "hf", 1)
-    write(args.model, results)
+        rates["transformers"] = {cell: [] for cell in CELLS}
+        measure(["--model", args.model, "--dtype", args.dtype, "--backend", "hf"], rates["transformers"])
+    write(f"{args.model.replace('/', '-')}-{args.dtype}", machine, rates, args.rounds)
 
 
-def measure(model: str, backend: str, rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """cell -> the results of every round."""
-    found: dict[str, list[dict[str, Any]]] = {cell: [] for cell in CELLS}
-    for _ in range(rounds):
-        for cell, (flags, _) in CELLS.items():
-            found[cell].append(run_once(["--model", model, "--backend", backend, *flags]))
-    return found
+def measure(flags: list[str], rates: Rates) -> dict[str, Any]:
+    """One round: every cell's rate is added. Returns what the machine is."""
+    for cell, (cell_flags, rate) in CELLS.items():
+        result = run_once([*flags, *cell_flags])
+        rates[cell].append(result["results"][0][rate])
+    machine: dict[str, Any] = result["machine"]
+    return machine
+
+
+def measure_peer(command: str, rates: Rates) -> None:
+    printed = subprocess.run(shlex.split(command), check=True, stdout=subprocess.PIPE, text=True).stdout
+    for cell, rate in json.loads(printed).items():
+        rates[cell].append(rate)
 
 
 def run_once(flags: list[str]) -> dict[str, Any]:
@@ -58,31 +78,34 @@ def run_once(flags: list[str]) -> dict[str, Any]:
     return result
 
 
-def write(model: str, results: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
+def write(name: str, machine: dict[str, Any], rates: dict[str, Rates], rounds: int) -> None:
     """A table for people and, beside it, every run for programs."""
-    machine = next(iter(results["octavo"].values()))[0]["machine"]
-    date = time.strftime("%Y-%m-%d")
+    date, isa = time.strftime("%Y-%m-%d"), cpu_isa()
     rows = [
-        f"# {model} on {machine['cpu']}, {machine['cores']} cores, {date}",
+        f"# {name} on {machine['cpu']}, {machine['cores']} cores, {date}",
         "",
-        f"Octavo {machine['octavo']}, Python {machine['python']}, {' '.join(machine['features'])}. "
-        "Tokens a second, the median of all rounds, lowest to highest in brackets.",
+        f"`{'' if isa == 'native' else f'OCTAVO_CPU_ISA={isa} '}python {shlex.join(sys.argv)}`",
+        "",
+        f"Octavo {machine['octavo']}, kernels built for {isa}, Python {machine['python']}; the machine has "
+        f"{', '.join(machine['features'])}. Tokens a second: the median of {rounds} rounds, "
+        "lowest to highest in brackets.",
         "",
         "| engine | " + " | ".join(CELLS) + " |",
         "|---" * (len(CELLS) + 1) + "|",
     ]
-    for engine, cells in results.items():
-        rows.append(f"| {engine} | " + " | ".join(cell_text(cell, runs) for cell, runs in cells.items()) + " |")
+    for engine, cells in rates.items():
+        rows.append(f"| {engine} | " + " | ".join(map(cell_text, cells.values())) + " |")
     RESULTS.mkdir(exist_ok=True)
-    stem = f"{date}-{model.replace('/', '-')}"
+    stem = f"{date}-{name}-{isa}"
     (RESULTS / f"{stem}.md").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    (RESULTS / f"{stem}.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (RESULTS / f"{stem}.json").write_text(json.dumps({"machine": machine, "rates": rates}, indent=1), encoding="utf-8")
     print("\n".join(rows))
 
 
-def cell_text(cell: str, runs: list[dict[str, Any]]) -> str:
-    rates = sorted(run["results"][0][CELLS[cell][1]] for run in runs)
-    return f"{statistics.median(rates):,.1f} [{rates[0]:,.1f}-{rates[-1]:,.1f}]"
+def cell_text(rates: list[float]) -> str:
+    if not rates:
+        return ""
+    return f"{statistics.median(rates):,.1f} [{min(rates):,.1f}-{max(rates):,.1f}]"
 
 
 if __name__ == "__main__":

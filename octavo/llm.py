@@ -152,7 +152,12 @@ class LLM:
         requests = []
         for index, (prompt, one, level) in enumerate(zip(prompts, params_list, priorities, strict=True)):
             chosen = one if output_kind is None else one.replace(output_kind=output_kind)
-            requests.append(self._engine.make_request(f"{call}-{index}", prompt, chosen, level))
+            try:
+                requests.append(self._engine.make_request(f"{call}-{index}", prompt, chosen, level))
+            except InvalidRequestError as refusal:
+                if len(prompts) == 1:
+                    raise
+                raise InvalidRequestError(f"prompts[{index}]: {refusal}") from None
         return requests
 
     def _run(self, requests: list[Request]) -> Iterator[RequestOutput]:

@@ -187,7 +187,7 @@ def test_detokenize_off_gives_ids_only(llm: LLM) -> None:
 
 def test_a_bad_prompt_stops_the_call_before_anything_runs(llm: LLM) -> None:
     finished = sum(isinstance(event, Finished) for event in llm.events)
-    with pytest.raises(InvalidRequestError, match="token id 999999"):
+    with pytest.raises(InvalidRequestError, match=r"prompts\[1\]: the prompt holds token id 999999"):
         llm.generate([PROMPTS[0], [999999]], GREEDY)
     assert sum(isinstance(event, Finished) for event in llm.events) == finished
     assert llm.stats().num_waiting == 0

@@ -81,9 +81,9 @@ class AskReader:
         params = overlay(self.sampling_params, options, where)
         if "prompt_token_ids" in given:
             return Ask(given["prompt_token_ids"], given, params)
+        if "prompt" in given and not isinstance(given["prompt"], str):
+            raise InvalidRequestError(f"{where}prompt is {given['prompt']!r}, allowed is a string")
         if "messages" not in given and self.encode_chat is None:
-            if not isinstance(given["prompt"], str):
-                raise InvalidRequestError(f"{where}prompt is {given['prompt']!r}, allowed is a string")
             return Ask(given["prompt"], given, params)
         if self.encode_chat is None:
             raise InvalidRequestError(
@@ -94,7 +94,10 @@ class AskReader:
             raise InvalidRequestError(f"{where}messages is {messages!r}, allowed is a list of role/content objects")
         if self.system is not None and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        return Ask(self.encode_chat(messages), given, params)
+        try:
+            return Ask(self.encode_chat(messages), given, params)
+        except InvalidRequestError as refusal:
+            raise InvalidRequestError(f"{where}{refusal}") from None
 
 
 def _is_jsonl(line: str) -> bool:

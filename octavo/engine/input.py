@@ -95,7 +95,7 @@ class InputProcessor:
             raise InvalidRequestError(
                 f"the prompt has {len(token_ids)} tokens, allowed are {limits.max_model_len - 1} (max_model_len is "
                 f"{limits.max_model_len} and one new token must fit); shorten it, set truncate_prompt_tokens, "
-                "or raise max_model_len"
+                "or raise max_model_len (and kv_cache_memory_bytes, if the cache has lowered it)"
             )
         self._check_ids("the prompt", token_ids)
 
@@ -134,7 +134,9 @@ class InputProcessor:
         if not words:
             return ()
         assert self._tokenizer is not None, "bad words were refused without a tokenizer"
-        return self._tokenizer.bad_word_ids(words)
+        bad_words = self._tokenizer.bad_word_ids(words)
+        self._check_ids("bad_words", (token_id for word in bad_words for token_id in word))
+        return bad_words
 
 
 def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], str | None]:

@@ -76,3 +76,20 @@ def test_a_bad_line_is_named(line: str, problem: str) -> None:
 def test_nothing_to_do_is_said() -> None:
     with pytest.raises(InvalidRequestError, match="standard input holds no prompt"):
         RAW.from_lines(["\n"], "standard input")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": 5}', "pipe, line 2: prompt is 5, allowed is a string"),
+        ('{"messages": [{"role": "user"}]}', "pipe, line 2: no content"),
+    ],
+)
+def test_a_line_that_the_template_refuses_is_named(line: str, message: str) -> None:
+    def refuse(messages: Sequence[Message]) -> list[int]:
+        if "content" not in messages[0]:
+            raise InvalidRequestError("no content")
+        return [1]
+
+    with pytest.raises(InvalidRequestError, match=message):
+        AskReader(refuse, SamplingParams()).from_lines(['{"prompt": "fine"}', line], "pipe")
