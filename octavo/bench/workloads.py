@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-DatasetName = Literal["random", "ragged16"]
+DatasetName = Literal["random", "ragged16", "single", "mixed", "chat", "prefill", "fanout", "longctx"]
 
 #: prompt lengths of one round of ragged16: short and long ones mixed, as a server would see them
 RAGGED16_LENS = (16, 24, 32, 48, 64, 64, 80, 96, 96, 112, 128, 144, 160, 192, 224, 256)
@@ -37,6 +38,68 @@ def ragged16(num_prompts: int, output_len: int, *, n: int = 1, vocab_size: int, 
     """Prompts of sixteen lengths, round after round."""
     lens = (RAGGED16_LENS[index % len(RAGGED16_LENS)] for index in range(num_prompts))
     return _draw(lens, output_len, n, vocab_size, seed)
+
+
+def single() -> list[Work]:
+    """One stream: what a user waits for."""
+    return _uniform(1, 512, 256, seed=3)
+
+
+def mixed() -> list[Work]:
+    """256 requests, prompts and outputs uniform in 100 .. 1024: the shape nano-vllm publishes."""
+    rng = random.Random(0)
+    return [_named(rng, rng.randint(100, 1024), 1, lambda: rng.randint(100, 1024)) for _ in range(256)]
+
+
+def chat() -> list[Work]:
+    """1000 requests, lengths log-normal around the means of ShareGPT in the PagedAttention paper."""
+    rng = random.Random(1)
+    return [
+        _named(rng, _log_normal(rng, 161, 1.0, 2048), 1, lambda: _log_normal(rng, 338, 0.8, 1024)) for _ in range(1000)
+    ]
+
+
+def prefill() -> list[Work]:
+    """Long prompts and nothing else."""
+    return _uniform(24, 8192, 1, seed=2)
+
+
+def fanout() -> list[Work]:
+    """32 samples of each of eight long prompts: best-of-n, and the rollouts of reinforcement learning."""
+    return _uniform(8, 4096, 256, n=32, seed=4)
+
+
+def longctx() -> list[Work]:
+    """Few sequences, each with much to read."""
+    return _uniform(16, 16000, 128, seed=5)
+
+
+#: workloads whose every number is fixed, so that engines and days can be compared
+NAMED: dict[str, Callable[[], list[Work]]] = {
+    "single": single,
+    "mixed": mixed,
+    "chat": chat,
+    "prefill": prefill,
+    "fanout": fanout,
+    "longctx": longctx,
+}
+_NAMED_TOKEN_RANGE = (1000, 100_000)  # in every large vocabulary, clear of its special tokens
+
+
+def _uniform(num_prompts: int, input_len: int, output_len: int, *, n: int = 1, seed: int) -> list[Work]:
+    rng = random.Random(seed)
+    return [_named(rng, input_len, n, lambda: output_len) for _ in range(num_prompts)]
+
+
+def _named(rng: random.Random, input_len: int, n: int, draw_output_len: Callable[[], int]) -> Work:
+    """The prompt's tokens are drawn before the output's length."""
+    prompt = tuple(rng.randrange(*_NAMED_TOKEN_RANGE) for _ in range(input_len))
+    return Work(prompt, n, draw_output_len())
+
+
+def _log_normal(rng: random.Random, mean: float, sigma: float, longest: int) -> int:
+    """A length from 4 to `longest`."""
+    return max(4, min(longest, round(rng.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma))))
 
 
 def _draw(lens: Iterable[int], output_len: int, n: int, vocab_size: int, seed: int) -> list[Work]:

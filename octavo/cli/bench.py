@@ -3,6 +3,7 @@
 octavo bench throughput --model smollm2 --dataset-name ragged16 --num-prompts 64
 octavo bench throughput --model smollm2 --input-len 512 --output-len 1 --num-prompts 8
 octavo bench throughput --model smollm2 --dataset-name ragged16 --num-prompts 16 --backend octavo hf
+octavo bench throughput --model FOLDER --load-format dummy --dataset-name mixed --temperature 1
 """
 
 from __future__ import annotations
@@ -13,16 +14,23 @@ import time
 from typing import get_args
 
 from octavo.bench.report import Measurement, machine, ratio_line
-from octavo.bench.workloads import DatasetName, Work, ragged16, random_workload
+from octavo.bench.workloads import NAMED, DatasetName, Work, ragged16, random_workload
 from octavo.cli.flags import add_engine_flags, engine_options, whole_number
 from octavo.config import ModelConfig
 from octavo.errors import ConfigError
 
-BACKENDS = ("octavo", "cpu", "reference", "hf")
+BACKENDS = ("octavo", "triton", "cpu", "reference", "hf")
 DEFAULT_INPUT_LEN = 128
 
 # --backend names engines here, and --seed is the workload's.
 _NOT_FLAGS = frozenset({"model", "backend", "seed", "skip_tokenizer_init"})
+
+_DATASETS = (
+    "shape of the requests; single, mixed, chat, prefill, fanout and longctx are fixed in every number, and "
+    "--num-prompts, --output-len, --n and --seed do not go with them"
+)
+#: not the named workloads' business, and what they are otherwise
+_SHAPE = {"num_prompts": 16, "output_len": 128, "n": 1, "seed": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,16 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=BACKENDS,
         default=["octavo"],
-        help="octavo: the fastest kernels here; cpu, reference: Octavo with these; hf: transformers' generate. "
+        help="octavo: the fastest kernels here; triton, cpu, reference: Octavo with these; hf: transformers' generate. "
         "Several are measured one after another and compared",
     )
-    parser.add_argument("--dataset-name", choices=get_args(DatasetName), default="random", help="shape of the prompts")
-    parser.add_argument("--num-prompts", type=whole_number, default=16, metavar="N", help="requests")
+    parser.add_argument("--dataset-name", choices=get_args(DatasetName), default="random", help=_DATASETS)
+    parser.add_argument("--num-prompts", type=whole_number, metavar="N", help="requests (16)")
     parser.add_argument("--input-len", type=whole_number, metavar="N", help="prompt tokens, for random (128)")
-    parser.add_argument("--output-len", type=whole_number, default=128, metavar="N", help="new tokens a sequence")
-    parser.add_argument("--n", type=whole_number, default=1, metavar="N", help="sequences sampled from each prompt")
+    parser.add_argument("--output-len", type=whole_number, metavar="N", help="new tokens a sequence (128)")
+    parser.add_argument("--n", type=whole_number, metavar="N", help="sequences sampled from each prompt (1)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 takes the best token")
-    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="draws the prompts")
+    parser.add_argument("--seed", type=whole_number, metavar="N", help="draws the prompts (0)")
     parser.add_argument("--hf-max-batch-size", type=whole_number, default=16, metavar="N", help="rows of an hf batch")
     parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
     add_engine_flags(parser, _NOT_FLAGS)
@@ -54,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--input-len does not go with --dataset-name {args.dataset_name}, which has its own lengths")
     if args.dataset_name == "random" and args.input_len is None:
         args.input_len = DEFAULT_INPUT_LEN
+    _settle_shape(args)
     for name in ("num_prompts", "input_len", "output_len", "n", "hf_max_batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -72,10 +81,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _settle_shape(args: argparse.Namespace) -> None:
+    """Fill in what was left out; refuse what a named workload has fixed."""
+    for name, default in _SHAPE.items():
+        given = getattr(args, name)
+        if args.dataset_name in NAMED and given is not None:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{flag} does not go with --dataset-name {args.dataset_name}, whose every number is fixed"
+            )
+        if args.dataset_name not in NAMED and given is None:
+            setattr(args, name, default)
+
+
 def _workload(args: argparse.Namespace) -> list[Work]:
+    if args.dataset_name in NAMED:
+        return NAMED[args.dataset_name]()
     from octavo.models.loader import open_checkpoint
 
-    vocab_size = open_checkpoint(ModelConfig(model=args.model)).architecture.vocab_size
+    model = ModelConfig(model=args.model, load_format=getattr(args, "load_format", "auto"))
+    vocab_size = open_checkpoint(model).architecture.vocab_size
     if args.dataset_name == "ragged16":
         return ragged16(args.num_prompts, args.output_len, n=args.n, vocab_size=vocab_size, seed=args.seed)
     return random_workload(

@@ -10,11 +10,10 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.buffers import BufferPlan, share_buffers
 from octavo.kernels.cpu import library
-from octavo.kernels.cpu.buffers import BufferPlan, share_buffers
 from octavo.kernels.cpu.emit import Emitter
 from octavo.kernels.cpu.library import Slot, ThreadPool, address, check, int32_address
-from octavo.kernels.cpu.recorder import Instruction, Recorder, Value
 from octavo.kernels.cpu.sampling import sample
 from octavo.kernels.ops import (
     AttentionLayer,
@@ -27,6 +26,7 @@ from octavo.kernels.ops import (
     StepBatch,
     StepLimits,
 )
+from octavo.kernels.recorder import Instruction, Recorder, Value
 
 #: the C++ enums' order
 KV_DTYPES: tuple[KVDType, ...] = get_args(KVDType)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from octavo.kernels.cpu.recorder import Instruction, Value
+from octavo.kernels.recorder import Instruction, Value
 
 #: two neighbours, of which only the second reads the first's result -> what takes their place, or None
 Rule = Callable[[Instruction, Instruction], list[Instruction] | None]

@@ -19,7 +19,6 @@ from dataclasses import fields
 import numpy as np
 import torch
 
-from octavo.kernels.cpu.recorder import Instruction, Recorder
 from octavo.kernels.ops import (
     AttentionLayer,
     FloatArray,
@@ -30,6 +29,7 @@ from octavo.kernels.ops import (
     StepBatch,
     StepLimits,
 )
+from octavo.kernels.recorder import Instruction, Recorder
 from octavo.kernels.triton import logprobs
 from octavo.kernels.triton.decode_attention import DecodeWorkspace
 from octavo.kernels.triton.fuse import Fusions, Recording, fuse

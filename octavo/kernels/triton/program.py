@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo.kernels.cpu.buffers import share_buffers
-from octavo.kernels.cpu.recorder import Instruction, Value
+from octavo.kernels.buffers import share_buffers
 from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight
+from octavo.kernels.recorder import Instruction, Value
 from octavo.kernels.tensor import HostTensor
 from octavo.kernels.triton import elementwise, norm
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention

@@ -1,7 +1,8 @@
 """Recorder: an `Ops` that writes down what a model's forward pass calls.
 
 Its tensors are `Value`s: a width and the storage they live in. Nothing is computed. The list of
-instructions it leaves is what `buffers.py` shares memory out for and `compiled.py` hands to C++.
+instructions it leaves is what `buffers.py` shares memory out for, and what a backend turns into calls: one into
+C++ for the whole step, or a launch each on a GPU.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octavo.kernels.cpu.recorder import Instruction, Value
+from octavo.kernels.recorder import Instruction, Value
 
 
 @dataclass(frozen=True, slots=True)
