@@ -34,7 +34,9 @@ class ModelConfig:
         None, "a Jinja chat template, as text or as a file's path; default: the model's own"
     )
     revision: str | None = knob(None, "branch, tag or commit of a hub model")
-    dtype: DTypeOption = knob("auto", "auto computes on the weights as the file stores them; others convert at load")
+    dtype: DTypeOption = knob(
+        "auto", "auto computes on the weights as the file stores them, on a GPU in 16 bits; others convert at load"
+    )
     load_format: LoadFormat = knob("auto", "auto goes by what is there; dummy makes random weights from config.json")
     max_model_len: int | None = knob(None, "most tokens of prompt and output together; default: the model's own limit")
     seed: int = knob(0, "seeds dummy weights and the random numbers of requests that bring no seed")

@@ -105,7 +105,10 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         events=events,
         clock=clock,
         default_sampling_params=SamplingParams(**checkpoint.sampling_defaults),
-        card=start_up_card(checkpoint, selection.why, shape.layout, shape.limits, clock() - begin),
+        card=start_up_card(
+            *(checkpoint, selection.why, shape.layout, shape.limits, clock() - begin),
+            device=device.label(backend, shape.layout.dtype) if isinstance(backend, TritonBackend) else None,
+        ),
     )
 
 

@@ -7,9 +7,15 @@ from octavo.models.checkpoint import Checkpoint
 
 
 def start_up_card(
-    checkpoint: Checkpoint, backend: str, layout: KVLayout, limits: StepLimits, seconds: float
+    checkpoint: Checkpoint,
+    backend: str,
+    layout: KVLayout,
+    limits: StepLimits,
+    seconds: float,
+    *,
+    device: str | None = None,
 ) -> list[tuple[str, str]]:
-    """(label, text) lines."""
+    """(label, text) lines. device: where the model computes, if not on the host."""
     architecture = checkpoint.architecture
     num_tokens = (layout.num_blocks - 1) * layout.block_size
     context = f"{limits.max_model_len:,} tokens"
@@ -29,6 +35,8 @@ def start_up_card(
         ("backend", backend),
         ("ready in", f"{seconds:.2f} s"),
     ]
+    if device is not None:
+        lines.insert(-1, ("device", device))
     if unused := checkpoint.leftovers():
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
         lines.insert(2, ("not used", f"tensors that this architecture has no place for: {', '.join(unused[:3])}{more}"))

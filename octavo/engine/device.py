@@ -41,6 +41,12 @@ def kv_dtype(config: CacheConfig, dtype: KVDType) -> KVDType:
     return dtype
 
 
+def label(backend: TritonBackend, dtype: KVDType) -> str:
+    """For the start-up card."""
+    assert backend.gpu is not None, "a backend that runs has a GPU"
+    return f"{backend.gpu.name}, {backend.gpu.num_bytes / (1 << 30):.1f} GiB, computing in {dtype}"
+
+
 def load_on_device(
     backend: TritonBackend, model: Model, layout: KVLayout, limits: StepLimits, dtype: KVDType
 ) -> TritonModel:

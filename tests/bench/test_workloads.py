@@ -1,6 +1,6 @@
 """Workloads: the same requests for every engine, every time."""
 
-from octavo.bench.workloads import RAGGED16_LENS, ragged16, random_workload
+from octavo.bench.workloads import NAMED, RAGGED16_LENS, ragged16, random_workload
 
 
 def test_the_same_seed_draws_the_same_tokens() -> None:
@@ -22,3 +22,18 @@ def test_ragged16_goes_round() -> None:
     assert [len(work.prompt_token_ids) for work in workload] == [*RAGGED16_LENS, *RAGGED16_LENS[:2]]
     assert len(RAGGED16_LENS) == 16
     assert workload[0].prompt_token_ids != workload[16].prompt_token_ids
+
+
+def test_named_workloads_are_fixed() -> None:
+    totals = {
+        name: (sum(len(work.prompt_token_ids) for work in made), sum(work.num_output_tokens for work in made))
+        for name, made in ((name, make()) for name, make in NAMED.items())
+    }
+    assert totals == {
+        "single": (512, 256),
+        "mixed": (141_884, 148_658),
+        "chat": (146_620, 314_205),
+        "prefill": (196_608, 24),
+        "fanout": (32_768, 65_536),
+        "longctx": (256_000, 2048),
+    }

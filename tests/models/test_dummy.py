@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from octavo.kernels.reference.dequantize import dequantize
+from octavo.kernels.tensor import RandomTensor
 from octavo.models.dummy import draw_tensor, dummy_tensors
 from tests.models.architectures import ARCHITECTURES
 
@@ -47,3 +48,13 @@ def test_a_large_tensor_has_no_two_rows_alike_and_comes_fast() -> None:
     rows = tensor.row_data
     assert len(np.unique(rows[:, :64], axis=0)) == 4096
     assert seconds < 1.0, "an 8B model has 480 times as many weights"
+
+
+def test_matrices_left_to_a_device_take_no_memory_here() -> None:
+    required = {"a.weight": (64, 32), "norm.weight": (32,)}
+    stored = dummy_tensors(LLAMA, required, "BF16", 0, on_device=True)
+    matrix, again = stored["a.weight"].read(), stored["a.weight"].read()
+    assert isinstance(matrix, RandomTensor)
+    assert matrix.data.strides == (0,)
+    assert (matrix.seed, matrix.std) == (again.seed, again.std)
+    assert not isinstance(stored["norm.weight"].read(), RandomTensor)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from octavo.config import CacheConfig
-from octavo.errors import OutOfMemoryError
+from octavo.errors import ConfigError, OutOfMemoryError
 from octavo.kernels.ops import KVLayout
 from octavo.worker.memory import free_memory, plan_kv_cache
 
@@ -55,3 +55,16 @@ def test_a_cache_without_a_block_a_group_is_refused() -> None:
 
 def test_free_memory_is_a_plausible_number() -> None:
     assert 1 << 26 < free_memory() < 1 << 50
+
+
+def test_a_device_gives_what_it_has_left() -> None:
+    config = CacheConfig()
+    assert plan_kv_cache(config, LAYOUT, 1, 4, 160, True, device_bytes=21 * BLOCK + 5).num_blocks == 21
+    asked = CacheConfig(kv_cache_memory_bytes=15 * BLOCK)
+    assert plan_kv_cache(asked, LAYOUT, 1, 4, 160, True, device_bytes=21 * BLOCK).num_blocks == 15
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.01])
+def test_a_share_of_memory_is_a_share(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"gpu_memory_utilization is .*, allowed is more than 0, and 1 at most"):
+        CacheConfig(gpu_memory_utilization=share)

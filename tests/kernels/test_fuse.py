@@ -1,0 +1,89 @@
+"""A recorded layer in fewer instructions: what is fused, what is left alone, and that no result loses its memory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from octavo.kernels.ops import AttentionLayer, LinearWeight
+from octavo.kernels.recorder import Recorder
+from octavo.kernels.tensor import from_array
+from octavo.kernels.triton.fuse import Fusions, Recording, fuse
+
+WIDTH = 8
+NORM = np.ones(WIDTH, np.float32)
+LAYER = AttentionLayer(0, 0, num_heads=1, num_kv_heads=1, head_dim=WIDTH, scale=1.0)
+EVERYTHING = Fusions(attention=True, residual=True, is_vector=lambda columns, depth: True)
+
+
+def weight(rows: int, cols: int = WIDTH, *, has_bias: bool = False) -> LinearWeight:
+    return LinearWeight(
+        (from_array(np.zeros((rows, cols), np.float32)),), np.zeros(rows, np.float32) if has_bias else None
+    )
+
+
+def layer(*, has_bias: bool = False) -> Recording:
+    """A llama's layer and the norm after it."""
+    ops = Recorder()
+    residual = ops.new_value(WIDTH)
+    q = ops.rotary_kv_write(ops.linear(ops.rms_norm(residual, NORM, 1e-6), weight(3 * WIDTH)), LAYER)
+    out = ops.linear(ops.paged_attention(q, LAYER), weight(WIDTH, has_bias=has_bias))
+    x, total = ops.add_rms_norm(out, residual, NORM, 1e-6)
+    gated = ops.gated_activation(ops.linear(x, weight(4 * WIDTH)), "silu")
+    hidden, _ = ops.add_rms_norm(ops.linear(gated, weight(WIDTH, 2 * WIDTH)), total, NORM, 1e-6)
+    return Recording(ops.instructions, hidden, (residual,))
+
+
+def names(recording: Recording) -> list[str]:
+    """Each op with what was fused into it."""
+    return [
+        "+".join(
+            [
+                i.op,
+                *("residual" for _ in i.inputs[1:] if i.op == "linear"),
+                *({"gate", "norm_weight"} & set(i.arguments)),
+            ]
+        )
+        for i in recording.instructions
+    ]
+
+
+def test_a_layer_becomes_five_instructions() -> None:
+    fused = fuse(layer(), EVERYTHING)
+    assert names(fused)[:3] == ["linear+norm_weight", "attention", "linear+residual"]
+    assert sorted(names(fused)[3].split("+")) == ["gate", "linear", "norm_weight"]
+    assert names(fused)[4:] == ["linear+residual", "rms_norm"], "the last norm is the next layer's"
+    assert fused.instructions[-1].outputs[0] is fused.kept
+
+
+def test_residuals_alone_where_products_take_no_norm() -> None:
+    fused = fuse(layer(), Fusions(attention=True, residual=True))
+    middle = ["rms_norm", "linear", "gated_activation"]
+    assert names(fused) == [
+        "rms_norm",
+        "linear",
+        "attention",
+        "linear+residual",
+        *middle,
+        "linear+residual",
+        "rms_norm",
+    ]
+
+
+def test_a_product_with_a_bias_keeps_its_sum_apart() -> None:
+    assert "add_rms_norm" in names(fuse(layer(has_bias=True), EVERYTHING))
+
+
+def test_nothing_fused_but_queries_of_their_own() -> None:
+    recording = layer()
+    plain = fuse(recording, Fusions())
+    assert [i.op for i in plain.instructions] == [i.op for i in recording.instructions]
+    rotary = next(i for i in plain.instructions if i.op == "rotary_kv_write")
+    assert rotary.outputs[0].storage != rotary.inputs[0].storage
+
+
+def test_a_result_that_is_read_twice_stays() -> None:
+    ops = Recorder()
+    x = ops.rms_norm(ops.new_value(WIDTH), NORM, 1e-6)
+    y = ops.linear(x, weight(WIDTH))
+    kept = ops.add(ops.linear(x, weight(WIDTH)), y)
+    assert "rms_norm" in names(fuse(Recording(ops.instructions, kept), EVERYTHING))
