@@ -123,9 +123,9 @@ class TritonModel:
         tables = [np.ascontiguousarray(table[batch.rows, :num_blocks]) for table in batch.block_tables]
         rows = np.arange(len(batch.rows), dtype=np.int32)
         arrays = [batch.input_ids, batch.positions, batch.query_start_loc, batch.seq_lens, rows, *tables]
-        first, second, third, fourth, fifth, *device_tables = self.staging.upload(arrays)
+        input_ids, positions, query_start_loc, seq_lens, table_rows, *device_tables = self.staging.upload(arrays)
         step = DeviceStep(
-            *(first, second, third, fourth, fifth, tuple(device_tables)),
+            *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(device_tables)),
             has_chunks=bool((counts > 1).any()),
             has_decodes=bool((counts == 1).any()),
         )
