@@ -64,8 +64,8 @@ class EngineCore:
         return self._scheduler.has_unfinished
 
     def step(self) -> list[SequenceUpdate]:
-        """One turn -> what changed. A step that the workers cannot carry out ends the sequences in it, with the
-        fault as their stop_reason, and no others."""
+        """One turn -> what changed. After a step that the workers cannot carry out, those in it run alone until the
+        one whose fault it was is found; it ends with the fault as its stop_reason, and no other does."""
         begin = self._clock()
         plan = self._scheduler.schedule()
         scheduled = self._clock()

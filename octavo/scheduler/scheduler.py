@@ -31,6 +31,7 @@ from octavo.scheduler.draft import PlanDraft
 from octavo.scheduler.journal import SchedulerJournal
 from octavo.scheduler.policy import RANKS
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
+from octavo.scheduler.quarantine import Quarantine
 from octavo.scheduler.queues import WaitingQueue, WaitReason
 from octavo.scheduler.roster import Roster
 from octavo.scheduler.seats import Seats, num_seats
@@ -71,6 +72,7 @@ class Scheduler:
         self._seats = Seats(config.max_num_seqs)
         self._budget = TokenBudget(config, max_num_batched_tokens)
         self._prompt_logprobs = PromptLogprobs()
+        self._quarantine = Quarantine()
         self._rank = RANKS[config.scheduling_policy]
         self._waiting = WaitingQueue(config.scheduling_policy, config.max_bypasses)
         self._running: list[Sequence] = []  # best rank first
@@ -139,8 +141,11 @@ class Scheduler:
         """Plan a step: running sequences go on, waiting ones start, samples fork where a prompt is complete."""
         draft = PlanDraft()
         self._budget.refill()
-        self._continue_running(draft)
-        self._start_waiting(draft)
+        if self._quarantine:
+            self._run_suspect(draft)
+        else:
+            self._continue_running(draft)
+            self._start_waiting(draft)
         self._advance(draft)
         self._fork_samples(draft)
         return self._seal(draft)
@@ -162,43 +167,68 @@ class Scheduler:
             rows = prompt_rows.pop(sequence, []) if prompt_rows else []
             updates.append(SequenceUpdate(sequence, token_ids, logprobs.get(index), rows))
         updates += [SequenceUpdate(sequence, [], None, rows) for sequence, rows in prompt_rows.items()]
+        if self._quarantine:
+            self._quarantine.clear(plan, draft.granted)
         if has_ended:
             self._drop_finished()
         return updates
 
     def fail(self, reason: str) -> list[SequenceUpdate]:
-        """The worker could not carry a step out: end every sequence in it and in the steps planned after it,
-        forget everything cached, which may build on what was never computed, and go on with the others."""
+        """The worker could not carry a step out. Who was in it, or in a step planned after it, is computed anew,
+        each alone, until it is known whose fault it was; who was alone already ends with it."""
         drafts, self._in_flight = self._in_flight.values(), {}
-        failed = dict.fromkeys(sequence for draft in drafts for sequence in draft.granted + draft.sampled)
+        involved = dict.fromkeys(sequence for draft in drafts for sequence in draft.granted + draft.sampled)
+        suspects = [sequence for sequence in involved if sequence.state is SequenceState.RUNNING]
         updates = []
-        for sequence in failed:
-            if sequence.state is SequenceState.RUNNING:
+        for sequence in suspects:
+            if len(suspects) > 1 and self._quarantine.accuse(sequence):
+                self._preempt(sequence)
+            else:
                 self._finish(sequence, "error", reason)
                 updates.append(SequenceUpdate(sequence, [], None, []))
         self._drop_finished()
-        self._cache.forget()
+        self._cache.forget()  # what is cached may build on what was never computed
         return updates
 
     # Parts of schedule, in order
 
     def _continue_running(self, draft: PlanDraft) -> None:
-        running, tables, budget = self._running, self._cache.tables, self._budget
+        running, budget = self._running, self._budget
         index = 0
         while index < len(running) and budget.left:
-            sequence = running[index]
-            index += 1
-            num_computed = sequence.num_computed_tokens
-            num_pending = sequence.num_pending
-            num_wanted = len(sequence.token_ids) + num_pending - num_computed
-            if num_pending and is_full(sequence, num_computed + num_wanted, self._max_model_len):
-                continue  # the token being drawn is its last
-            num_tokens = 1 if num_wanted == 1 else budget.share(num_wanted)
-            has_room = num_computed + num_tokens <= tables[sequence.sequence_id].room
-            if not has_room and not self._make_room(sequence, num_tokens, draft):
+            if not self._continue(running[index], draft):
                 break
-            budget.left -= num_tokens
-            draft.grant(sequence, num_tokens, is_last=num_tokens == num_wanted)
+            index += 1
+
+    def _continue(self, sequence: Sequence, draft: PlanDraft) -> bool:
+        """Grant a running sequence its next tokens, if it has any. False: it was preempted."""
+        budget = self._budget
+        num_computed = sequence.num_computed_tokens
+        num_pending = sequence.num_pending
+        num_wanted = len(sequence.token_ids) + num_pending - num_computed
+        if num_pending and is_full(sequence, num_computed + num_wanted, self._max_model_len):
+            return True  # the token being drawn is its last
+        num_tokens = 1 if num_wanted == 1 else budget.share(num_wanted)
+        has_room = num_computed + num_tokens <= self._cache.tables[sequence.sequence_id].room
+        if not has_room and not self._make_room(sequence, num_tokens, draft):
+            return False
+        budget.left -= num_tokens
+        draft.grant(sequence, num_tokens, is_last=num_tokens == num_wanted)
+        return True
+
+    def _run_suspect(self, draft: PlanDraft) -> None:
+        """Nobody else computes in this step, so that a fault in it is one sequence's; others may have to make
+        room for it."""
+        suspect = self._quarantine.first
+        assert suspect is not None, "somebody is suspected"
+        if suspect.state is SequenceState.RUNNING:
+            self._continue(suspect, draft)
+        else:
+            while not self._try_start(suspect, draft):
+                assert self._running, f"sequence {suspect.sequence_id} was admitted but does not fit an empty engine"
+                self._preempt(self._running.pop())
+        for sequence in self._waiting.take_unexplained():
+            self._explain(sequence, "turn", "a step failed, and those who were in it run alone first")
 
     def _make_room(self, sequence: Sequence, num_tokens: int, draft: PlanDraft) -> bool:
         """Blocks for a running sequence, at the cost of the worst ones. False: that was the sequence itself."""
@@ -344,6 +374,7 @@ class Scheduler:
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
         self._journal.finished(sequence, reason)
+        self._quarantine.drop(sequence)
         if self._roster.leave(sequence):
             self._prompt_logprobs.drop(sequence.request)
 

@@ -16,10 +16,11 @@ from octavo.scheduler.scheduler import Scheduler
 from octavo.testing.fake_executor import FakeExecutor, generate_alone
 
 NUM_BLOCKS, BLOCK_SIZE = 40, 8
+POISON = 666
 
 
 class FaultyExecutor(FakeExecutor):
-    """Carries plans out, but loses the result of some steps."""
+    """Carries plans out, but loses the results of some steps, and of all that compute the poisonous token."""
 
     def __init__(self, bad_steps: set[int], windows: tuple[int | None, ...]) -> None:
         groups = make_groups(windows)
@@ -28,8 +29,11 @@ class FaultyExecutor(FakeExecutor):
 
     def execute(self, plan: StepPlan) -> StepResult:
         result = super().execute(plan)
+        spans = zip(plan.rows, plan.num_computed_tokens, plan.num_scheduled_tokens, strict=True)
         if plan.step_id in self._bad_steps:
             raise FloatingPointError("a kernel fell over")
+        if any(POISON in self.rows[row].token_ids[start : start + count] for row, start, count in spans):
+            raise FloatingPointError("a kernel met poison")
         return result
 
 
@@ -63,29 +67,56 @@ def run(core: EngineCore, *requests: Request) -> None:
     raise AssertionError("the engine never came to rest")
 
 
-@pytest.mark.parametrize("windows", [(None,), (12, 12, None)])
-def test_a_failed_step_ends_its_sequences_and_the_engine_lives_on(windows) -> None:
-    core = make_core({1, 4}, windows)
-    prompt = list(range(20))
-    lost = [make_request("a", prompt), make_request("b", prompt), make_request("c", prompt, n=3)]
-    run(core, *lost)
-    assert [request.sequences[0].finish_reason for request in lost] == ["error"] * 3
-    assert lost[0].sequences[0].stop_reason == "FloatingPointError: a kernel fell over"
-    assert core.stats().num_used_blocks == 0
-    run(core, make_request("d", prompt, n=2))  # fails at step 4, when its samples run side by side
-    again = make_request("e", prompt, n=2)
-    run(core, again)
-    assert [sequence.output_token_ids for sequence in again.sequences] == [
-        generate_alone(prompt, 6, seed=7, sample_index=index) for index in range(2)
+def alone(request: Request) -> list[list[int]]:
+    return [
+        generate_alone(request.prompt_token_ids, 6, seed=7, sample_index=index)
+        for index in range(request.sampling_params.n)
     ]
+
+
+@pytest.mark.parametrize("is_overlapped", [False, True])
+@pytest.mark.parametrize("windows", [(None,), (12, 12, None)])
+def test_a_fault_ends_the_sequence_it_belongs_to_and_no_other(windows, is_overlapped) -> None:
+    core = make_core(set(), windows, is_overlapped=is_overlapped)
+    prompt = list(range(20))
+    good = [make_request("a", prompt), make_request("b", [*prompt, 99], n=3), make_request("c", prompt[:7])]
+    bad = make_request("bad", [*prompt, POISON, 5])
+    run(core, good[0], bad, *good[1:])
+    assert [sequence.finish_reason for sequence in bad.sequences] == ["error"]
+    assert bad.sequences[0].stop_reason == "FloatingPointError: a kernel met poison"
+    for request in good:
+        assert [sequence.output_token_ids for sequence in request.sequences] == alone(request)
+    assert core.stats().num_used_blocks == 0
+
+
+@pytest.mark.parametrize("is_overlapped", [False, True])
+@pytest.mark.parametrize("bad_steps", [{1}, {3}, {1, 2, 9}])
+def test_a_fault_that_does_not_come_back_ends_nobody_in_company(bad_steps, is_overlapped) -> None:
+    core = make_core(bad_steps, is_overlapped=is_overlapped)
+    requests = [make_request(name, list(range(20 + place)), n=2) for place, name in enumerate("abc")]
+    run(core, *requests)
+    num_ended = 0
+    for request in requests:
+        for sequence, expected in zip(request.sequences, alone(request), strict=False):
+            num_ended += sequence.finish_reason == "error"
+            assert sequence.finish_reason == "error" or sequence.output_token_ids == expected
+    assert num_ended <= len(bad_steps) - 1, "only who fails alone is ended"
+    assert core.stats().num_used_blocks == 0
+
+
+def test_a_worker_that_always_fails_ends_everyone_and_never_loops() -> None:
+    core = make_core(set(range(1000)))
+    requests = [make_request(name, list(range(9)), n=2) for name in "abc"]
+    run(core, *requests)
+    assert {sequence.finish_reason for request in requests for sequence in request.sequences} == {"error"}
     assert core.stats().num_used_blocks == 0
 
 
 def test_what_a_failed_step_was_to_compute_is_never_found_again() -> None:
     core = make_core({1})
     prompt = list(range(30))
-    run(core, make_request("a", prompt), make_request("b", [*prompt, 99]))
-    after = make_request("c", prompt)
+    run(core, make_request("a", prompt))
+    after = make_request("b", prompt)
     run(core, after)
     assert after.num_cached_tokens == 0
     assert after.sequences[0].output_token_ids == generate_alone(prompt, 6, seed=7, sample_index=0)

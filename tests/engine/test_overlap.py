@@ -10,7 +10,6 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.observe.events import EngineStarted, Preempted
 from tests.conftest import TinyFolder
-from tests.engine.test_core import FaultyExecutor, make_core, make_request, run
 
 PROMPTS = [np.random.default_rng(length).integers(3, 160, length).tolist() for length in (1, 9, 17, 33, 48, 17)]
 
@@ -67,15 +66,3 @@ def test_leaving_a_stream_early_frees_everything(tiny_folder: TinyFolder) -> Non
         before = llm.generate(PROMPTS[1], SamplingParams(temperature=0.0), use_tqdm=False)
         assert llm.stats().num_used_blocks == 0
         assert before[0].outputs[0].finish_reason == "length"
-
-
-def test_a_failed_step_takes_the_one_begun_after_it_and_no_other() -> None:
-    core = make_core({3}, is_overlapped=True)
-    assert isinstance(core._executor._worker, FaultyExecutor)
-    first = [make_request("a", list(range(20))), make_request("b", list(range(7)))]
-    run(core, *first)
-    assert [request.sequences[0].finish_reason for request in first] == ["error", "error"]
-    again = make_request("c", list(range(20)), n=2)
-    run(core, again)
-    assert [sequence.finish_reason for sequence in again.sequences] == ["length", "length"]
-    assert core.stats().num_used_blocks == 0
