@@ -20,7 +20,9 @@ from octavo.errors import OctavoError
 COMMANDS = {
     "run": "answer prompts, or chat",
     "doctor": "what this machine has, which backends work here and why the others do not",
-    "bench": "measure",
+    "bench throughput": "measure: requests and tokens a second, all requests at once",
+    "bench latency": "measure: seconds of one batch",
+    "bench startup": "measure: seconds from a fresh process to the first token",
 }
 
 
@@ -36,10 +38,11 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] not in COMMANDS:
+    name = next((name for name in COMMANDS if argv[: name.count(" ") + 1] == name.split()), None)
+    if name is None:
         return _without_command(argv)
-    name, *rest = argv
-    command = cast(Command, import_module(f"octavo.cli.{name}"))
+    rest = argv[name.count(" ") + 1 :]
+    command = cast(Command, import_module(f"octavo.cli.{name.replace(' ', '_')}"))
     parser = argparse.ArgumentParser(
         prog=f"octavo {name}", description=command.__doc__, allow_abbrev=False, formatter_class=_HelpFormatter
     )
@@ -78,8 +81,10 @@ def _without_command(argv: list[str]) -> int:
         formatter_class=_HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"octavo {__version__}")
-    parser.add_argument("command", metavar="COMMAND", nargs="?", choices=list(COMMANDS), help="one of those below")
-    parser.parse_args(argv)
+    parser.add_argument("command", metavar="COMMAND", nargs="*", help="one of those below")
+    given = parser.parse_args(argv).command
+    if given and given != ["bench"]:
+        parser.error(f"there is no command {' '.join(given)!r}; choose from {', '.join(map(repr, COMMANDS))}")
     parser.print_help()
     return 0
 

@@ -38,3 +38,25 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     assert main(["bench", "throughput", *SMALL, *flags]) == 2
     assert problem in capsys.readouterr().err
+
+
+def test_latency_of_a_batch_is_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "latency.json"
+    flags = ("--input-len", "4", "--batch-size", "2", "--num-iters-warmup", "1", "--num-iters", "3")
+    assert main(["bench", "latency", *SMALL, *flags, "--output-json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    assert len(result["latencies"]) == 3
+    assert min(result["latencies"]) <= result["percentiles"]["50"] <= max(result["latencies"])
+    assert result["avg_latency"] == pytest.approx(sum(result["latencies"]) / 3)
+    assert "50% percentile" in capsys.readouterr().out
+
+
+def test_startup_is_measured_in_a_fresh_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "startup.json"
+    flags = ("--num-iters-cold", "0", "--num-iters-warm", "1", "--max-model-len", "64")
+    assert main(["bench", "startup", "--model", "smollm2", *flags, "--output-json", str(path)]) == 0
+    (times,) = json.loads(path.read_text())["warm"]
+    assert 0 < times["import"] < times["ready"] < times["first_token"] < times["process"]
+    assert "warm" in capsys.readouterr().out
+    assert main(["bench", "startup", "--model", "nosuch.gguf", *flags]) == 2
+    assert "the engine did not start" in capsys.readouterr().err

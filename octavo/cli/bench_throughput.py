@@ -9,12 +9,12 @@ octavo bench throughput --model FOLDER --load-format dummy --dataset-name mixed 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from typing import get_args
 
 from octavo.bench.report import Measurement, machine, ratio_line
 from octavo.bench.workloads import NAMED, DatasetName, Work, ragged16, random_workload
+from octavo.cli.bench_flags import check_counts, write_json
 from octavo.cli.flags import add_engine_flags, engine_options, whole_number
 from octavo.config import ModelConfig
 from octavo.errors import ConfigError
@@ -34,8 +34,6 @@ _SHAPE = {"num_prompts": 16, "output_len": 128, "n": 1, "seed": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "octavo bench throughput [options]"
-    parser.add_argument("what", choices=["throughput"], help="all requests at once, from first step to last token")
     parser.add_argument("--model", default="smollm2", help="as for octavo run")
     parser.add_argument(
         "--backend",
@@ -63,10 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dataset_name == "random" and args.input_len is None:
         args.input_len = DEFAULT_INPUT_LEN
     _settle_shape(args)
-    for name in ("num_prompts", "input_len", "output_len", "n", "hf_max_batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}, allowed is 1 or more")
+    check_counts(args, "num_prompts", "input_len", "output_len", "n", "hf_max_batch_size")
     workload = _workload(args)
     measurements = []
     for backend in sorted(set(args.backend), key=BACKENDS.index):
@@ -134,8 +129,4 @@ def _write_json(args: argparse.Namespace, measurements: list[Measurement]) -> No
         "workload": {name: getattr(args, name) for name in names},
         "results": [one.record() for one in measurements],
     }
-    try:
-        with open(args.output_json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2)
-    except OSError as error:
-        raise ConfigError(f"--output-json {args.output_json} cannot be written: {error}") from None
+    write_json(args.output_json, result)

@@ -1,0 +1,51 @@
+"""octavo bench latency: seconds of one batch, from the first step to the last token, under vLLM's flag names.
+
+octavo bench latency --model smollm2 --input-len 32 --output-len 128 --batch-size 8
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from octavo.bench.report import machine
+from octavo.cli.bench_flags import check_counts, write_json
+from octavo.cli.flags import add_engine_flags, engine_options, whole_number
+
+_NOT_FLAGS = frozenset({"model"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2", help="as for octavo run")
+    counts = {
+        "input-len": (32, "prompt tokens"),
+        "output-len": (128, "new tokens a sequence"),
+        "batch-size": (8, "prompts at once"),
+        "n": (1, "sequences sampled from each prompt"),
+        "num-iters-warmup": (10, "iterations before any is counted"),
+        "num-iters": (30, "iterations"),
+    }
+    for name, (default, text) in counts.items():
+        help_text = f"{text} (default: {default})"
+        parser.add_argument(f"--{name}", type=whole_number, default=default, metavar="N", help=help_text)
+    parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
+    add_engine_flags(parser, _NOT_FLAGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    from octavo.bench.latency import Batch, summary
+    from octavo.config import ModelConfig
+    from octavo.llm import LLM
+    from octavo.models.loader import open_checkpoint
+
+    check_counts(args, "input_len", "output_len", "batch_size", "n", "num_iters")
+    batch = Batch(input_len=args.input_len, output_len=args.output_len, batch_size=args.batch_size, n=args.n)
+    model = ModelConfig(model=args.model, load_format=getattr(args, "load_format", "auto"))
+    vocab_size = open_checkpoint(model).architecture.vocab_size
+    with LLM(args.model, **engine_options(args, _NOT_FLAGS)) as llm:
+        result = summary(list(batch.latencies(llm, vocab_size, max(0, args.num_iters_warmup), args.num_iters)))
+    print(f"average: {result['avg_latency']:.4f} s")
+    for percentage, seconds in result["percentiles"].items():
+        print(f"{percentage:>2}% percentile: {seconds:.4f} s")
+    if args.output_json:
+        write_json(args.output_json, {"machine": machine(), **result})
+    return 0

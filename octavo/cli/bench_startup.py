@@ -1,0 +1,47 @@
+"""octavo bench startup: seconds from a fresh process to a ready engine and its first token.
+
+octavo bench startup --model smollm2
+octavo bench startup --model FOLDER --load-format dummy --num-iters-cold 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+from octavo.bench.report import machine
+from octavo.cli.bench_flags import write_json
+from octavo.cli.flags import add_engine_flags, engine_options, whole_number
+
+_NOT_FLAGS = frozenset({"model"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2", help="as for octavo run")
+    help_cold = "starts with an empty kernel cache (default: 1)"
+    parser.add_argument("--num-iters-cold", type=whole_number, default=1, metavar="N", help=help_cold)
+    help_warm = "starts with kernels built (default: 5)"
+    parser.add_argument("--num-iters-warm", type=whole_number, default=5, metavar="N", help=help_warm)
+    parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
+    add_engine_flags(parser, _NOT_FLAGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    from octavo.bench.startup import start_once
+
+    options = {"model": args.model, **engine_options(args, _NOT_FLAGS)}
+    runs = {
+        "cold": [start_once(options, is_cold=True) for _ in range(args.num_iters_cold)],
+        "warm": [start_once(options, is_cold=False) for _ in range(args.num_iters_warm)],
+    }
+    print(f"{'seconds, medians':<18}{'import':>10}{'ready':>10}{'first token':>13}{'process':>10}")
+    for name, times in runs.items():
+        if times:
+            medians = {key: statistics.median(one[key] for one in times) for key in times[0]}
+            print(
+                f"{name:<18}{medians['import']:>10.3f}{medians['ready']:>10.2f}"
+                f"{medians['first_token']:>13.2f}{medians['process']:>10.2f}"
+            )
+    if args.output_json:
+        write_json(args.output_json, {"machine": machine(), **runs})
+    return 0
