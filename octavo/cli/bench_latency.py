@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from octavo.bench.report import machine
-from octavo.cli.bench_flags import check_counts, write_json
+from octavo.cli.bench_flags import check_counts, vocab_size, write_json
 from octavo.cli.flags import add_engine_flags, engine_options, whole_number
 
 _NOT_FLAGS = frozenset({"model"})
@@ -33,16 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from octavo.bench.latency import Batch, summary
-    from octavo.config import ModelConfig
     from octavo.llm import LLM
-    from octavo.models.loader import open_checkpoint
 
     check_counts(args, "input_len", "output_len", "batch_size", "n", "num_iters")
+    check_counts(args, "num_iters_warmup", least=0)
     batch = Batch(input_len=args.input_len, output_len=args.output_len, batch_size=args.batch_size, n=args.n)
-    model = ModelConfig(model=args.model, load_format=getattr(args, "load_format", "auto"))
-    vocab_size = open_checkpoint(model).architecture.vocab_size
+    num_tokens = vocab_size(args)
     with LLM(args.model, **engine_options(args, _NOT_FLAGS)) as llm:
-        result = summary(list(batch.latencies(llm, vocab_size, max(0, args.num_iters_warmup), args.num_iters)))
+        result = summary(list(batch.latencies(llm, num_tokens, args.num_iters_warmup, args.num_iters)))
     print(f"average: {result['avg_latency']:.4f} s")
     for percentage, seconds in result["percentiles"].items():
         print(f"{percentage:>2}% percentile: {seconds:.4f} s")

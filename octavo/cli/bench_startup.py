@@ -10,7 +10,7 @@ import argparse
 import statistics
 
 from octavo.bench.report import machine
-from octavo.cli.bench_flags import write_json
+from octavo.cli.bench_flags import check_counts, write_json
 from octavo.cli.flags import add_engine_flags, engine_options, whole_number
 
 _NOT_FLAGS = frozenset({"model"})
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from octavo.bench.startup import start_once
 
+    check_counts(args, "num_iters_cold", "num_iters_warm", least=0)
     options = {"model": args.model, **engine_options(args, _NOT_FLAGS)}
     runs = {
         "cold": [start_once(options, is_cold=True) for _ in range(args.num_iters_cold)],

@@ -14,9 +14,8 @@ from typing import get_args
 
 from octavo.bench.report import Measurement, machine, ratio_line
 from octavo.bench.workloads import NAMED, DatasetName, Work, ragged16, random_workload
-from octavo.cli.bench_flags import check_counts, write_json
+from octavo.cli.bench_flags import check_counts, vocab_size, write_json
 from octavo.cli.flags import add_engine_flags, engine_options, whole_number
-from octavo.config import ModelConfig
 from octavo.errors import ConfigError
 
 BACKENDS = ("octavo", "triton", "cpu", "reference", "hf")
@@ -92,15 +91,10 @@ def _settle_shape(args: argparse.Namespace) -> None:
 def _workload(args: argparse.Namespace) -> list[Work]:
     if args.dataset_name in NAMED:
         return NAMED[args.dataset_name]()
-    from octavo.models.loader import open_checkpoint
-
-    model = ModelConfig(model=args.model, load_format=getattr(args, "load_format", "auto"))
-    vocab_size = open_checkpoint(model).architecture.vocab_size
+    drawn = {"n": args.n, "vocab_size": vocab_size(args), "seed": args.seed}
     if args.dataset_name == "ragged16":
-        return ragged16(args.num_prompts, args.output_len, n=args.n, vocab_size=vocab_size, seed=args.seed)
-    return random_workload(
-        args.num_prompts, args.input_len, args.output_len, n=args.n, vocab_size=vocab_size, seed=args.seed
-    )
+        return ragged16(args.num_prompts, args.output_len, **drawn)
+    return random_workload(args.num_prompts, args.input_len, args.output_len, **drawn)
 
 
 def _measure_octavo(args: argparse.Namespace, backend: str, workload: list[Work]) -> Measurement:

@@ -6,7 +6,6 @@ from octavo.cache.block import NULL_BLOCK
 from octavo.cache.groups import make_groups
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
-from octavo.cache.usage import measure_usage
 from octavo.messages import BlockWrite
 from octavo.observe.events import BlockCopied, BlockEvicted, BlocksFreed, EventLog, PrefixHit
 from octavo.request import Sequence
@@ -204,19 +203,6 @@ def test_a_hit_in_a_window_shares_only_what_is_still_seen():
     assert desk.table(second, 1)[:6] == desk.table(first, 1)[:6]
     assert desk.table(second, 0)[:4] == [NULL_BLOCK] * 4, "position 96 sees 77 .. 96"
     assert desk.table(second, 0)[4:6] == desk.table(first, 0)[4:6]
-
-
-def test_usage_counts_blocks_and_wasted_slots(desk):
-    parent = desk.start(range(40))
-    desk.fork(parent)
-    usage = measure_usage(desk.cache, desk.sequences)
-    assert (usage.num_used_blocks, usage.num_shared_blocks, usage.num_saved_blocks) == (3, 3, 3)
-    assert usage.num_wasted_slots == 8, "the shared last block counts once"
-    assert usage.num_free_blocks + usage.num_cached_blocks == 16
-    desk.decode(parent, 1)
-    assert measure_usage(desk.cache, desk.sequences).num_wasted_slots == 7 + 8
-    desk.free(parent)
-    assert measure_usage(desk.cache, desk.sequences).num_shared_blocks == 0
 
 
 def corrupt_count(desk, sequence):

@@ -60,3 +60,9 @@ def test_startup_is_measured_in_a_fresh_process(tmp_path: Path, capsys: pytest.C
     assert "warm" in capsys.readouterr().out
     assert main(["bench", "startup", "--model", "nosuch.gguf", *flags]) == 2
     assert "the engine did not start" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "flag"), [("latency", "--num-iters-warmup"), ("startup", "--num-iters-cold")])
+def test_negative_counts_are_refused(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", command, flag, "-1"]) == 2
+    assert f"{flag} is -1, allowed is 0 or more" in capsys.readouterr().err

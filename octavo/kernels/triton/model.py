@@ -111,10 +111,6 @@ class TritonModel:
         free, total = torch.cuda.mem_get_info(self.device)
         return max(0, min(free, int(total * utilization) - (total - free)))
 
-    @property
-    def weight_bytes(self) -> int:
-        return self._weights.num_bytes
-
     # CompiledModel: steps from the host
 
     def forward(self, batch: StepBatch) -> None:
