@@ -41,6 +41,7 @@ def start_once(options: Mapping[str, Any], is_cold: bool) -> dict[str, float]:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         seconds = time.perf_counter() - begin
     if done.returncode != 0:
-        raise OctavoError(f"the engine did not start: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}, and not a word"]
+        raise OctavoError(f"the engine did not start: {said[-1]}")
     times: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return times | {"process": seconds}
