@@ -44,8 +44,10 @@ class OutputProcessor:
         self._requests[request.request_id] = _RequestText(request, self._tokenizer)
 
     def abort(self, request_id: str, now: float) -> list[RequestOutput]:
-        """The last output of a request that the scheduler was told to end."""
-        request = self._requests.pop(request_id)
+        """The last output of a request that the scheduler was told to end; none if it has had one."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return []
         request.abort()
         output = request.output(now)
         return [] if output is None else [output]

@@ -87,6 +87,19 @@ def test_abort_ends_a_request_with_a_last_output(engine: AsyncLLM) -> None:
     assert output.outputs[0].finish_reason == "abort"
 
 
+def test_a_second_abort_harms_nobody(engine: AsyncLLM) -> None:
+    async def abort_twice():
+        tasks = [asyncio.create_task(final(engine, PROMPTS[i], ENDLESS, request_id=f"twice-{i}")) for i in range(2)]
+        await asyncio.sleep(0.2)
+        for _ in range(3):
+            await engine.abort("twice-0")
+        return await tasks[0], await tasks[1]
+
+    aborted, other = asyncio.run(abort_twice())
+    assert aborted.outputs[0].finish_reason == "abort"
+    assert other.outputs[0].finish_reason == "length"
+
+
 def test_a_refused_request_raises_and_harms_no_other(engine: AsyncLLM) -> None:
     async def mixed():
         good = asyncio.create_task(final(engine, PROMPTS[1], GREEDY, request_id="same"))
