@@ -89,7 +89,7 @@ class SchedulerConfig:
     scheduling_policy: SchedulingPolicy = knob(
         "fcfs", "fcfs: first come; priority: lowest number first, then first come"
     )
-    async_scheduling: bool | None = knob(None, "plan the next step while this one runs; default: off")
+    async_scheduling: bool | None = knob(None, "plan the next step while this one runs; default: on a GPU")
     max_bypasses: int = knob(32, "how many later requests may start before one that does not fit; then it is next")
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ it gets its row; the tokens sampled afterwards are the worker's own and never tr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from octavo.sampling_params import SamplingParams
 
@@ -93,3 +94,10 @@ class StepResult:
     sampled_token_ids: list[int]
     logprobs: dict[int, LogprobRow] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
+
+
+class PendingStep(Protocol):
+    """A StepResult on its way."""
+
+    def result(self) -> StepResult:
+        """Wait for the step's end. Raises what went wrong in it."""

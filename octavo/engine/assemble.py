@@ -19,7 +19,8 @@ from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.overlap import OverlappedCore
 from octavo.engine.tokenizer import Tokenizer, open_tokenizer
 from octavo.errors import ConfigError
-from octavo.executor.inline import InlineExecutor, ThreadedExecutor
+from octavo.executor.inline import InlineExecutor, LaunchingExecutor, ThreadedExecutor
+from octavo.executor.interface import Executor
 from octavo.kernels.ops import Backend, KVDType, KVLayout, Model, StepLimits
 from octavo.kernels.registry import converter, select
 from octavo.kernels.triton.backend import TritonBackend
@@ -89,11 +90,11 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         events=events,
         clock=clock,
     )
-    is_overlapped = bool(config.scheduler.async_scheduling)
+    is_overlapped = is_on_device if config.scheduler.async_scheduling is None else config.scheduler.async_scheduling
     core = (OverlappedCore if is_overlapped else EngineCore)(
         scheduler,
         cache,
-        ThreadedExecutor(worker) if is_overlapped else InlineExecutor(worker),
+        _executor(worker, is_overlapped, is_on_device),
         events,
         clock,
         check_invariants=config.observe.check_invariants,
@@ -110,6 +111,13 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
             device=device.label(backend, shape.layout.dtype) if isinstance(backend, TritonBackend) else None,
         ),
     )
+
+
+def _executor(worker: Worker, is_overlapped: bool, is_on_device: bool) -> Executor:
+    """A device runs launched steps by itself; a host's kernels need a thread to run beside the scheduler."""
+    if not is_overlapped:
+        return InlineExecutor(worker)
+    return LaunchingExecutor(worker) if is_on_device else ThreadedExecutor(worker)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.engine.core import EngineCore
-from octavo.executor.interface import PendingStep
-from octavo.messages import StepPlan, StepResult
+from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.scheduler.scheduler import SequenceUpdate
 
 

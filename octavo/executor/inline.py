@@ -1,6 +1,7 @@
 """Executors with one worker in this very process.
 
 InlineExecutor      a step is a function call: done when `submit` returns
+LaunchingExecutor   a step is launched on a device: `submit` returns, the device goes on
 ThreadedExecutor    a step runs on a thread of its own while the caller goes on; kernels hold no Python lock
 """
 
@@ -9,14 +10,19 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from octavo.executor.interface import PendingStep
-from octavo.messages import StepPlan, StepResult
+from octavo.messages import PendingStep, StepPlan, StepResult
 
 
 class StepRunner(Protocol):
     """What an executor needs of a worker."""
 
     def execute(self, plan: StepPlan) -> StepResult: ...
+
+
+class StepLauncher(Protocol):
+    """What an executor needs of a worker whose device computes by itself."""
+
+    def begin(self, plan: StepPlan) -> PendingStep: ...
 
 
 class InlineExecutor:
@@ -31,6 +37,25 @@ class InlineExecutor:
         except Exception as fault:
             done.set_exception(fault)
         return done
+
+    def close(self) -> None:
+        self._worker = None
+
+
+class LaunchingExecutor:
+    """Kernels run in the order they are launched, so nothing waits here."""
+
+    def __init__(self, worker: StepLauncher) -> None:
+        self._worker: StepLauncher | None = worker
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        assert self._worker is not None, "a closed executor runs no step"
+        try:
+            return self._worker.begin(plan)
+        except Exception as fault:
+            failed: Future[StepResult] = Future()
+            failed.set_exception(fault)
+            return failed
 
     def close(self) -> None:
         self._worker = None

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from octavo.messages import StepPlan, StepResult
-
-
-class PendingStep(Protocol):
-    """A step on its way."""
-
-    def result(self) -> StepResult:
-        """Wait for the step's end. Raises what went wrong in it."""
+from octavo.messages import PendingStep, StepPlan
 
 
 class Executor(Protocol):

@@ -1,6 +1,6 @@
-"""Steps of decodes alone: from the rows on the device to drawn tokens on the host, one launch.
+"""Steps of decodes alone: from the rows on the device to drawn tokens there, one launch.
 
-    gather rows | plan | forward | logits | draw | advance rows | tokens to the host
+    gather rows | plan | forward | logits | draw | advance rows
 
 A step of a size that has not been seen runs kernel by kernel, so that it compiles what it needs, and is captured for
 the next time. Sizes are few: a step is padded to the next one. Captured graphs share one pool of memory.
@@ -11,11 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.model import TritonModel
 from octavo.kernels.triton.program import DeviceStep
 from octavo.kernels.triton.rows import advance_rows, gather_rows
@@ -56,7 +53,8 @@ class DecodeSteps:
             self._memory = torch.cuda.graph_pool_handle()
 
     def run(self, size: int, variant: Variant) -> torch.Tensor:
-        """Run the step that the rows are flushed for; returns its logits [size, V]. `tokens` waits for the draw."""
+        """Run the step that the rows are flushed for; returns its logits [size, V]. What it drew is in
+        `tokens`, unless the variant leaves that to the caller."""
         captured = self._graphs.get((size, variant))
         if captured is None:
             logits = self._launch(size, variant)
@@ -67,11 +65,9 @@ class DecodeSteps:
         captured.graph.replay()
         return captured.logits
 
-    def tokens(self, num_seqs: int) -> IntArray:
-        """What the step drew: waits for it."""
-        if self._is_captured:
-            torch.cuda.current_stream().synchronize()
-        return self._buffers.drawn_host[:num_seqs].copy()
+    def tokens(self, num_seqs: int) -> torch.Tensor:
+        """What the last step drew, until the next is launched."""
+        return self._buffers.tokens[:num_seqs]
 
     def _launch(self, size: int, variant: Variant) -> torch.Tensor:
         model, buffers = self._model, self._buffers
@@ -82,7 +78,6 @@ class DecodeSteps:
             tokens = buffers.tokens[:size]
             model.draw(logits, draw, tokens, has_edits=False, has_filters=variant == "filtered")
             advance_rows(rows, tokens, self._rows.records, chained=model.chained)
-            buffers.drawn[:size].copy_(tokens, non_blocking=True)
         return logits
 
     def _capture(self, size: int, variant: Variant) -> torch.cuda.CUDAGraph | None:
@@ -106,8 +101,6 @@ class _Buffers:
     batch: dict[str, torch.Tensor]
     columns: dict[str, torch.Tensor]
     tokens: torch.Tensor
-    drawn: torch.Tensor  # pinned
-    drawn_host: NDArray[np.int32]  # the same memory
 
     @classmethod
     def allocate(cls, max_num_seqs: int, device: torch.device) -> _Buffers:
@@ -124,8 +117,7 @@ class _Buffers:
             f"{name}_offsets": zeros(size=max_num_seqs + 1) for name in ("history", "allowed", "banned", "bias")
         }
         columns |= {"bias_values": zeros(torch.float32, 1), "seeds": zeros(torch.int64), "logits_rows": order}
-        drawn = torch.zeros(max_num_seqs, dtype=torch.int32, pin_memory=device.type == "cuda")
-        return cls(batch | {"query_start_loc": order}, columns, zeros(), drawn, drawn.numpy())
+        return cls(batch | {"query_start_loc": order}, columns, zeros())
 
     def step(self, size: int, block_tables: tuple[torch.Tensor, ...]) -> DeviceStep:
         parts: dict[str, Any] = {name: buffer[:size] for name, buffer in self.batch.items()}

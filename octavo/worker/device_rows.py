@@ -4,8 +4,8 @@
                  |  only what changed, in one copy a step
     device   records [rows, 16], block tables [groups, rows, blocks]    true for the rows of a step, once flushed
 
-A decode step appends its tokens on the device, and the host appends them too when they come back; everything else
-happens on the host, which marks the row stale. Owner: the device runner.
+Whatever draws a token appends it on the device, and the host appends it too when it comes back. A row is stale from
+the moment a sequence enters it until it is first flushed. Owner: the device runner.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.kernels.ops import IntArray
-from octavo.kernels.triton.rows import RECORD, RECORD_WIDTH
+from octavo.kernels.triton.rows import RECORD, RECORD_WIDTH, advance_rows
 from octavo.kernels.triton.staging import Staging
 from octavo.messages import BlockWrite, ForkRow
 from octavo.sampling.sampler import Sampler
@@ -79,6 +79,24 @@ class DeviceRows:
         if is_new_step:
             self.step_rows[:size].copy_(next(uploaded))
             self._step = (rows, size)
+
+    def flush_records(self, rows: IntArray) -> None:
+        """Make these rows' records true, for a step whose batch the host has gathered."""
+        stale = rows[self._is_stale[rows]]
+        if len(stale):
+            places, records = self._staging.upload([stale.astype(np.int64), self._records_of(stale)])
+            self.records.index_copy_(0, places, records)
+            self._is_stale[stale] = False
+
+    def advance(self, rows: IntArray, tokens: torch.Tensor) -> None:
+        """Append tokens [N] that were drawn for rows [N]."""
+        (device_rows,) = self._staging.upload([rows])
+        advance_rows(device_rows, tokens, self.records, chained=False)
+
+    def copy_tokens(self, rows: IntArray, to: torch.Tensor, places: NDArray[np.int64]) -> None:
+        """to[places[i]] = the last token of rows[i]."""
+        device_rows, device_places = self._staging.upload([rows, places])
+        to.index_copy_(0, device_places, self.records[:, 0].index_select(0, device_rows))
 
     def _table_changes(self) -> list[NDArray[Any]]:
         """Where in the tables, and what: a place written twice gets what it holds last both times."""

@@ -1,21 +1,54 @@
-"""The model runner of a device with memory of its own.
+"""The model runner of a device with memory of its own: a step is launched, and its tokens are fetched later.
 
-Steps of decodes alone, which are nearly all, start from rows on the device and come back as drawn tokens. Steps with
-chunks, forks or prompt log-probabilities go the way of every runner, through a batch gathered on the host.
+    begin 1 | begin 2 ............... | begin 3 ...              host
+            | result 1 (waits)        | result 2 (waits)
+    [ step 1 .......... ][ step 2 .......... ][ step 3 ...       device
+
+Rows on the device are always true: whatever draws a token puts it there, and the next step takes it from there. The
+host's copy follows when a step's result is fetched, in order. Only what must see tokens on the host waits for it:
+penalties and the like, which look at a sequence's history, and log-probabilities.
+
+Steps of decodes alone, which are nearly all, start from the device's rows and are one launch. Steps with chunks, forks
+or prompt log-probabilities go through a batch gathered on the host; tokens it does not know yet are filled in there.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from octavo.kernels.ops import IntArray
+import numpy as np
+import torch
+
+from octavo.kernels.ops import IntArray, StepBatch
 from octavo.kernels.triton.model import TritonModel
-from octavo.messages import StepPlan, StepResult
-from octavo.sampling.sampler import Sampler
+from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
+from octavo.sampling.sampler import NO_LOGPROBS, Sampler
 from octavo.worker.cuda_graphs import DecodeSteps, Variant, padded_size
 from octavo.worker.device_rows import DeviceRows
-from octavo.worker.model_runner import ModelRunner
+from octavo.worker.drawn_tokens import DrawnTokens, Fetch
+from octavo.worker.model_runner import DoneStep, Draws, ModelRunner
 from octavo.worker.request_states import RequestStates
+
+
+@dataclass(slots=True, eq=False)
+class _Launched:
+    """A step whose tokens are not on the host yet, or were fetched before their turn."""
+
+    runner: DeviceRunner
+    plan: StepPlan
+    rows: IntArray
+    positions: IntArray
+    tenants: IntArray  # who had the rows when the step was launched
+    fetch: Fetch
+    logprobs: dict[int, LogprobRow] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
+    token_ids: IntArray | None = None
+
+    def result(self) -> StepResult:
+        tokens = self.runner.settle(self)
+        return StepResult(self.plan.step_id, tokens.tolist(), self.logprobs, self.prompt_logprobs)
 
 
 class DeviceRunner(ModelRunner):
@@ -26,10 +59,41 @@ class DeviceRunner(ModelRunner):
         self._device_model = model
         self._rows = DeviceRows(states, sampler, model.staging, model.device)
         self._decodes = DecodeSteps(model, self._rows, max_num_seqs)
+        self._drawn = DrawnTokens(max_num_seqs, model.device)
         self._max_num_seqs = max_num_seqs
+        self._launched: deque[_Launched] = deque()
+        self._num_unknown: IntArray = np.zeros(max_num_seqs, np.int32)  # tokens of a row still to be fetched
+        self._tenant: IntArray = np.zeros(max_num_seqs, np.int32)  # counts who has been in a row
         self._last_rows: list[int] = []
         self._last_array: IntArray = np.zeros(0, np.int32)
         self._last_variant: Variant = "plain"
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        return self.begin(plan).result()
+
+    def begin(self, plan: StepPlan) -> PendingStep:
+        """Launch a step and come back."""
+        self._apply(plan)
+        if not plan.rows:
+            return DoneStep(StepResult(plan.step_id, []))
+        return self._begin_decodes(plan) if _is_decode(plan) else self._begin_any(plan)
+
+    def settle(self, step: _Launched) -> IntArray:
+        """A step's tokens, brought to the host with those of all steps before it."""
+        while step.token_ids is None:
+            self._settle_oldest()
+        return step.token_ids
+
+    def _settle_oldest(self) -> None:
+        step = self._launched.popleft()
+        step.token_ids = self._drawn.wait(step.fetch)
+        same = self._tenant[step.rows] == step.tenants
+        self._states.fill(step.rows[same], step.positions[same], step.token_ids[same])
+        self._num_unknown[step.rows[same]] -= 1
+
+    def _settle_all(self) -> None:
+        while self._launched:
+            self._settle_oldest()
 
     def _apply(self, plan: StepPlan) -> None:
         super()._apply(plan)
@@ -37,35 +101,29 @@ class DeviceRunner(ModelRunner):
             self._rows.write_blocks(write)
         for fork in plan.fork_rows:
             self._rows.fork(fork)
-        self._rows.touch([new.row for new in plan.new_rows])
-        if plan.new_rows or plan.fork_rows:
+        entered = [new.row for new in plan.new_rows] + [fork.row for fork in plan.fork_rows]
+        if entered:
+            self._rows.touch(entered)
+            self._tenant[entered] += 1
+            self._num_unknown[entered] = 0
             self._last_rows = []  # the same rows may want something else now
 
-    def _compute(self, plan: StepPlan) -> StepResult:
-        if _is_decode(plan):
-            return self._decode(plan)
-        self._rows.touch(plan.rows)
-        self._rows.touch(plan.sample_rows)
-        return super()._compute(plan)
+    # Steps of decodes alone
 
-    def _decode(self, plan: StepPlan) -> StepResult:
+    def _begin_decodes(self, plan: StepPlan) -> PendingStep:
         if plan.rows != self._last_rows:
             self._last_rows, self._last_array = plan.rows, np.array(plan.rows, np.int32)
             self._last_variant = self._variant(self._last_array)
         rows, variant = self._last_array, self._last_variant
         positions = self._states.num_tokens[rows]
-        size = padded_size(len(rows), self._max_num_seqs)
-        self._rows.flush(rows, size)
-        logits = self._decodes.run(size, variant)
+        self._rows.flush(rows, padded_size(len(rows), self._max_num_seqs))
+        logits = self._decodes.run(padded_size(len(rows), self._max_num_seqs), variant)
         entries = np.arange(len(rows), dtype=np.int32)
         if variant == "logits":
-            batch = self._sampler.prepare(rows, entries, positions, self._states.token_ids)
-            token_ids = self._device_model.sample(logits, batch)
-            self._rows.touch(plan.rows)
+            tokens = self._draw(logits, rows, entries, positions)
         else:
-            token_ids = self._decodes.tokens(len(rows))
-        self._states.append(rows, positions, token_ids)
-        return StepResult(plan.step_id, token_ids.tolist(), self._logprobs(rows, logits, entries, token_ids))
+            tokens = self._decodes.tokens(len(rows))
+        return self._launch(plan, rows, positions, tokens, logits, entries)
 
     def _variant(self, rows: IntArray) -> Variant:
         if self._sampler.has_special(rows):
@@ -73,6 +131,60 @@ class DeviceRunner(ModelRunner):
         columns = self._sampler.columns(rows)
         has_filters = (columns["top_p"] < 1) | (columns["top_k"] > 0) | (columns["min_p"] > 0)
         return "filtered" if has_filters.any() else "plain"
+
+    # Steps of any kind
+
+    def _begin_any(self, plan: StepPlan) -> PendingStep:
+        batch = self._states.gather(plan)
+        self._device_model.forward(batch, complete=self._completion(batch))
+        prompt_logprobs = {entry: self._prompt_logprobs(batch, entry) for entry in plan.prompt_logprobs}
+        if not plan.sample_rows:
+            return DoneStep(StepResult(plan.step_id, [], {}, prompt_logprobs))
+        draws = Draws.of(plan, batch)
+        logits = self._device_model.logits(draws.last_tokens)
+        self._rows.flush_records(draws.rows)
+        tokens = self._draw(logits, draws.rows, draws.logits_rows, draws.positions)
+        launched = self._launch(plan, draws.rows, draws.positions, tokens, logits, draws.logits_rows)
+        launched.prompt_logprobs = prompt_logprobs
+        return launched
+
+    def _completion(self, batch: StepBatch) -> Callable[[torch.Tensor], None] | None:
+        """What puts the tokens that only the device knows into a step's input_ids."""
+        unknown = np.flatnonzero(self._num_unknown[batch.rows])
+        if not len(unknown):
+            return None
+        places = (batch.query_start_loc[unknown + 1] - 1).astype(np.int64)
+        rows = batch.rows[unknown]
+        return lambda input_ids: self._rows.copy_tokens(rows, input_ids, places)
+
+    # Both
+
+    def _draw(self, logits: torch.Tensor, rows: IntArray, logits_rows: IntArray, positions: IntArray) -> torch.Tensor:
+        """Draw by the host's columns, whatever they hold, and put the tokens into the device's rows."""
+        if self._sampler.has_special(rows):
+            self._settle_all()
+        sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids)
+        tokens = self._device_model.launch_sample(logits, sampling)
+        self._rows.advance(rows, tokens)
+        return tokens
+
+    def _launch(
+        self,
+        plan: StepPlan,
+        rows: IntArray,
+        positions: IntArray,
+        tokens: torch.Tensor,
+        logits: torch.Tensor,
+        logits_rows: IntArray,
+    ) -> _Launched:
+        """Send the tokens on their way. Who wants log-probabilities waits here: the next step takes the logits."""
+        self._states.reserve(rows, positions)
+        self._num_unknown[rows] += 1
+        step = _Launched(self, plan, rows, positions, self._tenant[rows], self._drawn.send(tokens))
+        self._launched.append(step)
+        if (self._sampler.num_logprobs(rows) != NO_LOGPROBS).any():
+            step.logprobs = self._logprobs(rows, logits, logits_rows, self.settle(step))
+        return step
 
 
 def _is_decode(plan: StepPlan) -> bool:

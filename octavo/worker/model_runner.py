@@ -5,15 +5,47 @@ plan -> rows updated -> batch gathered -> forward -> logits of the rows that sam
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from octavo.kernels.ops import CompiledModel, IntArray, Logits, StepBatch
-from octavo.messages import LogprobRow, StepPlan, StepResult
+from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.sampling.logprobs import logprob_rows
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
 from octavo.worker.request_states import RequestStates
 
 PROMPT_LOGPROB_TILE = 64  # rows of logits held at once at most, so that long prompts need no [T, V] array
+
+
+@dataclass(frozen=True, slots=True)
+class DoneStep:
+    """A PendingStep that is nothing to wait for."""
+
+    done: StepResult
+
+    def result(self) -> StepResult:
+        return self.done
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """The tokens a step draws, N of them. last_tokens [M]: the step's tokens whose logits are wanted."""
+
+    rows: IntArray
+    positions: IntArray  # that the new tokens will have
+    logits_rows: IntArray  # which of the M rows of logits each is drawn from
+    last_tokens: IntArray
+
+    @classmethod
+    def of(cls, plan: StepPlan, batch: StepBatch) -> Draws:
+        sources = np.array(plan.sample_sources, np.int32)
+        last_tokens = batch.query_start_loc[sources + 1] - 1
+        logits_rows = np.arange(len(sources), dtype=np.int32)
+        if plan.fork_rows:  # forks of one prompt share its row of logits
+            last_tokens, inverse = np.unique(last_tokens, return_inverse=True)
+            logits_rows = inverse.astype(np.int32)
+        return cls(np.array(plan.sample_rows, np.int32), batch.seq_lens[sources], logits_rows, last_tokens)
 
 
 class ModelRunner:
@@ -30,8 +62,10 @@ class ModelRunner:
         self._apply(plan)
         return self._compute(plan) if plan.rows else StepResult(plan.step_id, [])
 
+    def begin(self, plan: StepPlan) -> PendingStep:
+        return DoneStep(self.execute(plan))
+
     def _compute(self, plan: StepPlan) -> StepResult:
-        """Run a step of any kind."""
         batch = self._states.gather(plan)
         self._model.forward(batch)
         prompt_logprobs = {entry: self._prompt_logprobs(batch, entry) for entry in plan.prompt_logprobs}
@@ -60,19 +94,12 @@ class ModelRunner:
 
     def _sample(self, plan: StepPlan, batch: StepBatch) -> tuple[list[int], dict[int, LogprobRow]]:
         """Draw a token for every sampling row and append it there."""
-        rows = np.array(plan.sample_rows, np.int32)
-        sources = np.array(plan.sample_sources, np.int32)
-        last_tokens = batch.query_start_loc[sources + 1] - 1
-        logits_rows = np.arange(len(rows), dtype=np.int32)
-        if plan.fork_rows:  # forks of one prompt share its row of logits
-            last_tokens, inverse = np.unique(last_tokens, return_inverse=True)
-            logits_rows = inverse.astype(np.int32)
-        positions = batch.seq_lens[sources]
-        logits = self._model.logits(last_tokens)
-        sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids)
+        draws = Draws.of(plan, batch)
+        logits = self._model.logits(draws.last_tokens)
+        sampling = self._sampler.prepare(draws.rows, draws.logits_rows, draws.positions, self._states.token_ids)
         token_ids = self._model.sample(logits, sampling)
-        self._states.append(rows, positions, token_ids)
-        return token_ids.tolist(), self._logprobs(rows, logits, logits_rows, token_ids)
+        self._states.append(draws.rows, draws.positions, token_ids)
+        return token_ids.tolist(), self._logprobs(draws.rows, logits, draws.logits_rows, token_ids)
 
     def _logprobs(
         self, rows: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray

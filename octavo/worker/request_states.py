@@ -52,6 +52,14 @@ class RequestStates:
         self.token_ids[rows, positions] = token_ids
         self.num_tokens[rows] = positions + 1
 
+    def reserve(self, rows: IntArray, positions: IntArray) -> None:
+        """A token of each row is being drawn; `fill` brings it later."""
+        self.num_tokens[rows] = positions + 1
+
+    def fill(self, rows: IntArray, positions: IntArray, token_ids: IntArray) -> None:
+        """The tokens of places that were reserved. A failed draw (-1) is nobody's token."""
+        self.token_ids[rows, positions] = token_ids
+
     def gather(self, plan: StepPlan) -> StepBatch:
         """The step's batch tensors: every scheduled token's id and position, in plan order."""
         rows = np.array(plan.rows, np.int32)

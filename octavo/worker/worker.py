@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octavo.kernels.ops import Backend, KVLayout, Model, StepLimits
-from octavo.messages import StepPlan, StepResult
+from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.sampling.sampler import Sampler
 from octavo.worker.kv_storage import allocate_pool
 from octavo.worker.model_runner import ModelRunner
@@ -36,4 +36,9 @@ class Worker:
         return cls(DeviceRunner(loaded, states, Sampler(limits.max_num_seqs), limits.max_num_seqs))
 
     def execute(self, plan: StepPlan) -> StepResult:
+        """Run a step and wait for its end."""
         return self._runner.execute(plan)
+
+    def begin(self, plan: StepPlan) -> PendingStep:
+        """Begin a step: a device goes on with it by itself, a host has done it when this returns."""
+        return self._runner.begin(plan)

@@ -3,11 +3,11 @@
 Reading keys and values is all the cost, so each is read once, by whoever holds all query heads that share
 it, and the reads of a ragged batch are cut into equal items (see `plan.py`):
 
-    items x kv heads ──dealt out to──> persistent programs
+    items x kv heads ──fetched by──> persistent programs, one after another as they get done
         program: an item's blocks, four at a time ─> online softmax over [query heads of the kv head, D]
             sequence of one item:   the result
             of several:             partial (max, sum, weighted values), float32
-    sequences x query heads ─────────> join: each sequence's partials, in order
+    sequences x query heads ───────> join: each sequence's partials, in order
 
 Fused, the kernel takes packed q, k, v as the projection made them: it norms and rotates its query, and the
 item that holds the new token writes its key and value to the cache. No other item reads them there.
@@ -37,6 +37,7 @@ from octavo.kernels.triton.rotary_kv_write import HeadTransform, norm_and_rotate
 
 NUM_WARPS = 2
 PROGRAMS_PER_MULTIPROCESSOR = 4
+JOIN_PARTS = 4  # partial results a turn: most sequences have no more
 _LOG2_E = 1.4426950408889634
 
 
@@ -46,6 +47,7 @@ class DecodeWorkspace:
 
     values: torch.Tensor  # [max items, Q, D] float32
     max_sum: torch.Tensor  # [max items, Q, 2] float32
+    counter: torch.Tensor  # [1] int32: the next work to fetch; zero between launches
 
     @classmethod
     def allocate(cls, max_num_seqs: int, num_heads: int, head_dim: int, device: torch.device) -> DecodeWorkspace:
@@ -53,6 +55,7 @@ class DecodeWorkspace:
         return cls(
             torch.empty((max_items, num_heads, head_dim), dtype=torch.float32, device=device),
             torch.empty((max_items, num_heads, 2), dtype=torch.float32, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
         )
 
 
@@ -81,7 +84,7 @@ def decode_attention(
     parts = transform if transform is not None else HeadTransform.none(q)
     _decode_kernel[(num_multiprocessors * PROGRAMS_PER_MULTIPROCESSOR,)](
         q, out, pool.data, pool.rows, pool.layer_row, block_table,
-        plan.totals, plan.items, workspace.values, workspace.max_sum,
+        plan.totals, plan.items, workspace.counter, workspace.values, workspace.max_sum,
         parts.q_norm, parts.k_norm, parts.cos, parts.sin,
         layer.scale * _LOG2_E, layer.softcap or 0.0, parts.eps,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
@@ -92,16 +95,16 @@ def decode_attention(
         CHAINED=chained, launch_pdl=chained, num_warps=NUM_WARPS, num_stages=2,
     )  # fmt: skip
     _join_kernel[(len(query_start_loc) - 1, layer.num_heads)](
-        out, plan.item_ranges, query_start_loc, workspace.values, workspace.max_sum, out.stride(0),
-        Q_HEADS=layer.num_heads, D=layer.head_dim, D_PAD=dim_pad, MAX_PARTITIONS=MAX_PARTITIONS,
-        CHAINED=chained, launch_pdl=chained, num_warps=4,
+        out, plan.item_ranges, query_start_loc, workspace.counter, workspace.values, workspace.max_sum, out.stride(0),
+        Q_HEADS=layer.num_heads, D=layer.head_dim, D_PAD=dim_pad, PARTS=JOIN_PARTS,
+        CHAINED=chained, launch_pdl=chained, num_warps=1,
     )  # fmt: skip
 
 
 @triton.jit
 def _decode_kernel(
     q_ptr, out_ptr, pool, pool_rows, layer_row, block_table,
-    totals, items, part_values, part_max_sum,
+    totals, items, counter, part_values, part_max_sum,
     q_norm, k_norm, cos, sin,
     scale_log2, softcap, eps,
     q_stride, out_stride, table_stride, block_stride, value_offset,
@@ -120,7 +123,9 @@ def _decode_kernel(
                 KV_HEADS, D, BLOCK_SIZE,
             )  # fmt: skip
     wait_for_previous(CHAINED)
-    for work in range(tl.program_id(0), num_work, tl.num_programs(0)):
+    work = tl.atomic_add(counter, 1, sem="relaxed")
+    while work < num_work:
+        next_work = tl.atomic_add(counter, 1, sem="relaxed")  # on its way while this one is computed
         item = work // KV_HEADS
         kv_head = work % KV_HEADS
         record = items + item * 8
@@ -180,6 +185,7 @@ def _decode_kernel(
             tl.store(part_values + head[:, None] * D + d[None, :], acc, mask=q_mask)
             tl.store(part_max_sum + head * 2, m, mask=g < GROUP)
             tl.store(part_max_sum + head * 2 + 1, l, mask=g < GROUP)
+        work = next_work
 
 
 @triton.jit
@@ -263,27 +269,38 @@ def cap_scores(scores, softcap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def _join_kernel(
-    out_ptr, item_ranges, query_start_loc, part_values, part_max_sum, out_stride,
-    Q_HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, MAX_PARTITIONS: tl.constexpr, CHAINED: tl.constexpr,
+    out_ptr, item_ranges, query_start_loc, counter, part_values, part_max_sum, out_stride,
+    Q_HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, PARTS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """One program a sequence and query head: all its partial results at once."""
+    """One program a sequence and query head."""
     s = tl.program_id(0)
     head = tl.program_id(1)
     first = tl.load(item_ranges + s * 2).to(tl.int64)
     num_items = tl.load(item_ranges + s * 2 + 1)
     token = tl.load(query_start_loc + s).to(tl.int64)
     wait_for_previous(CHAINED)
+    if (s == 0) & (head == 0):
+        tl.store(counter, 0)
     if num_items > 1:
-        part = tl.arange(0, MAX_PARTITIONS)
+        part = tl.arange(0, PARTS)
         d = tl.arange(0, D_PAD)
-        live = part < num_items
-        at = (first + part) * Q_HEADS + head
-        part_max = tl.load(part_max_sum + at * 2, mask=live, other=-float("inf"))
-        part_sum = tl.load(part_max_sum + at * 2 + 1, mask=live, other=0.0)
-        values = tl.load(part_values + at[:, None] * D + d[None, :], mask=live[:, None] & (d < D)[None, :], other=0.0)
-        weight = tl.exp2(part_max - tl.max(part_max, 0))
-        joined = tl.sum(values * weight[:, None], 0) / tl.sum(part_sum * weight, 0)
-        tl.store(out_ptr + token * out_stride + head * D + d, joined.to(out_ptr.dtype.element_ty), mask=d < D)
+        m = tl.full([], -float("inf"), tl.float32)
+        l = tl.full([], 0.0, tl.float32)
+        acc = tl.zeros([D_PAD], tl.float32)
+        for start in range(0, num_items, PARTS):
+            live = start + part < num_items
+            at = (first + start + part) * Q_HEADS + head
+            part_max = tl.load(part_max_sum + at * 2, mask=live, other=-float("inf"))
+            part_sum = tl.load(part_max_sum + at * 2 + 1, mask=live, other=0.0)
+            mask = live[:, None] & (d < D)[None, :]
+            values = tl.load(part_values + at[:, None] * D + d[None, :], mask=mask, other=0.0)
+            m_new = tl.maximum(m, tl.max(part_max, 0))
+            alpha = tl.exp2(m - m_new)
+            weight = tl.exp2(part_max - m_new)
+            acc = acc * alpha + tl.sum(values * weight[:, None], 0)
+            l = l * alpha + tl.sum(part_sum * weight, 0)
+            m = m_new
+        tl.store(out_ptr + token * out_stride + head * D + d, (acc / l).to(out_ptr.dtype.element_ty), mask=d < D)
 
 
 @triton.jit

@@ -113,7 +113,8 @@ class TritonModel:
 
     # CompiledModel: steps from the host
 
-    def forward(self, batch: StepBatch) -> None:
+    def forward(self, batch: StepBatch, complete: Callable[[torch.Tensor], None] | None = None) -> None:
+        """complete: writes what only the device knows into the uploaded input_ids."""
         counts = np.diff(batch.query_start_loc)
         num_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
         tables = [np.ascontiguousarray(table[batch.rows, :num_blocks]) for table in batch.block_tables]
@@ -125,6 +126,8 @@ class TritonModel:
             has_chunks=bool((counts > 1).any()),
             has_decodes=bool((counts == 1).any()),
         )
+        if complete is not None:
+            complete(input_ids)
         self._make_plan(step)
         self._hidden = self._chunks.run(step, len(batch.input_ids))
 
@@ -135,6 +138,11 @@ class TritonModel:
         return self._head.run(None, num_rows)
 
     def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> IntArray:
+        drawn: IntArray = self.launch_sample(logits, batch).cpu().numpy()
+        return drawn
+
+    def launch_sample(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+        """`sample` without waiting: the tokens [N] int32 on the device."""
         num_entries = len(batch.logits_rows)
         has_edits = any(len(run) > 0 for run in (batch.history, batch.allowed, batch.banned, batch.bias_ids))
         has_filters = bool(((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0)).any())
@@ -147,8 +155,7 @@ class TritonModel:
             end = min(start + size, num_entries)
             part = DeviceSamplingBatch(**{name: _rows_of(name, column, start, end) for name, column in columns.items()})
             self.draw(logits, part, tokens[start:end], has_edits=has_edits, has_filters=has_filters)
-        drawn: IntArray = tokens.cpu().numpy()
-        return drawn
+        return tokens
 
     def top_logprobs(self, logits: torch.Tensor, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
         num_rows = len(tokens)

@@ -1,12 +1,13 @@
 """The step's attention plan: every sequence's work cut into items of like size, on the device, once a step.
 
-    seq_lens         [ 600 | 70 | 20000 ]         partition   128, 128, 1024: grows with the length
+    seq_lens         [ 600 | 70 | 20000 ]         partition   128, 128, 1024: grows with the length, and 256 or 512
+                                                             at least where many sequences fill the chip anyway
     decode items     s2 0-1024, s2 1024-2048, ... s0 0-128, s0 128-256, ... s1 0-70
 
-A persistent attention kernel deals the items out to its programs, so a long sequence beside short ones costs
-what its tokens cost. How a sequence is cut depends on its own length alone: its result is the same in every
-batch. There are at most `MAX_PARTITIONS` a sequence, which bounds the partial results. Longer partitions are
-listed first, so that the short ones fill in at the end.
+The programs of a persistent attention kernel fetch one item after another, so a long sequence beside short ones
+costs what its tokens cost. How a sequence is cut depends on its length and on how many sequences there are, at
+most into `MAX_PARTITIONS`, which bounds the partial results. Longer partitions are listed first, so that the
+short ones fill in at the end.
 
 An item names the sequence whose block table is read and a range of its tokens; which query rows it serves is
 a property of the item's sequence today (its one new token), and can become a list of rows beside it: the
@@ -34,9 +35,14 @@ import triton.language as tl
 
 from octavo.kernels.triton.chain import wait_for_previous
 
-MIN_PARTITION = 128
 MAX_PARTITIONS = 32
 PREFILL_TILE = 128
+
+
+def min_partition(num_seqs: int) -> int:
+    """The shortest item. By measurement on an H100: few sequences need many items to fill the chip; for many, an item's
+    own cost, its start and its partial result, counts."""
+    return 128 if num_seqs <= 32 else 256 if num_seqs <= 256 else 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +90,7 @@ def make_plan(
         plan.totals, plan.items, plan.item_ranges, plan.tiles, plan.slots,
         query_start_loc, seq_lens, positions, rows, block_table, block_table.stride(0), num_seqs,
         WINDOW=window or 0, BLOCK_SIZE=block_size, SEQS=triton.next_power_of_2(num_seqs),
-        MIN_PARTITION=MIN_PARTITION, MAX_PARTITIONS=MAX_PARTITIONS, TILE=PREFILL_TILE,
+        MIN_PARTITION=min_partition(num_seqs), MAX_PARTITIONS=MAX_PARTITIONS, TILE=PREFILL_TILE,
         CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 

@@ -1,0 +1,118 @@
+"""The whole engine on a GPU, random weights: the named workloads in one process, and what ran in them.
+
+    python -m benchmarks.gpu_engine qwen3-0.6b single mixed chat prefill [--repeats 3] [--profile mixed] [--set K=V]
+
+Models are folders of examples/configs. Each workload runs `repeats` times; kernels are compiled and graphs captured in
+the first, so the table shows the first and the best of the others' medians. `--profile` runs one workload again under
+torch's profiler and lists the kernels by their share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from octavo import LLM, SamplingParams
+from octavo.bench.workloads import NAMED, Work
+from octavo.observe.events import StepDone
+
+
+def main() -> None:
+    args = _arguments()
+    options = {
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "max_model_len": 16384,
+        "enable_prefix_caching": False,
+    } | dict(_setting(one) for one in args.set)
+    begin = time.perf_counter()
+    llm = LLM(f"examples/configs/{args.model}", **options)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.model}, {options}")
+    print(f"ready after {time.perf_counter() - begin:.2f} s")
+    steps: list[StepDone] = []
+    llm.events.listen(lambda event: steps.append(event) if isinstance(event, StepDone) else None)
+    for name in args.workloads:
+        work = NAMED[name]()
+        seconds = []
+        for _ in range(args.repeats):
+            steps.clear()
+            seconds.append(_run(llm, work))
+        best = statistics.median(seconds[1:] or seconds)
+        print(_row(name, work, seconds[0]) + "   first", flush=True)
+        print(_row(name, work, best) + f"   {_parts(steps)}", flush=True)
+    if args.profile:
+        _profile(llm, NAMED[args.profile]())
+    llm.close()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("workloads", nargs="*", choices=list(NAMED))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", choices=list(NAMED))
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an engine option")
+    return parser.parse_args()
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, value = text.split("=", 1)
+    return name, ast.literal_eval(value)
+
+
+def _run(llm: LLM, work: list[Work]) -> float:
+    params = [
+        SamplingParams(n=one.n, temperature=1.0, ignore_eos=True, max_tokens=one.output_len, detokenize=False)
+        for one in work
+    ]
+    prompts = [list(one.prompt_token_ids) for one in work]
+    begin = time.perf_counter()
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    seconds = time.perf_counter() - begin
+    num_tokens = sum(len(one.token_ids) for output in outputs for one in output.outputs)
+    assert num_tokens == sum(one.num_output_tokens for one in work), "every request gives its whole length"
+    return seconds
+
+
+def _row(name: str, work: list[Work], seconds: float) -> str:
+    num_in, num_out = sum(len(one.prompt_token_ids) for one in work), sum(one.num_output_tokens for one in work)
+    if name == "prefill":
+        rate = f"{num_in / seconds:11,.0f} in tok/s"
+    elif name == "single":
+        rate = f"{seconds * 1e3 / num_out:11.3f} ms/token"
+    else:
+        rate = f"{num_out / seconds:11,.0f} out tok/s"
+    return f"{name:8} {seconds:8.3f} s  {rate}"
+
+
+def _parts(steps: list[StepDone]) -> str:
+    """Milliseconds of a decode step, by part of the sentence; medians of the last run."""
+    decodes = [step for step in steps if step.num_tokens == step.num_seqs]
+    if not decodes:
+        return f"{len(steps)} steps"
+    parts = [statistics.median(getattr(step, part) for step in decodes) * 1e3 for part in _PARTS]
+    return f"{len(steps)} steps; decodes: schedule {parts[0]:.3f} execute {parts[1]:.3f} update {parts[2]:.3f} ms"
+
+
+_PARTS = ("schedule_s", "execute_s", "update_s")
+
+
+def _profile(llm: LLM, work: list[Work]) -> None:
+    """Device time by kernel."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        seconds = _run(llm, work)
+    rows = sorted(profile.key_averages(), key=lambda row: -row.self_device_time_total)
+    total = sum(row.self_device_time_total for row in rows)
+    print(f"profiled: {seconds:.3f} s, kernels {total / 1e6:.3f} s")
+    for row in rows[:24]:
+        micros, count = row.self_device_time_total, row.count
+        print(f"{micros / 1e3:9.1f} ms {micros / total:6.1%} {count:7} x {micros / count:7.1f} us  {row.key[:90]}")
+
+
+if __name__ == "__main__":
+    main()

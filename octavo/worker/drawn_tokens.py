@@ -1,0 +1,52 @@
+"""Drawn tokens on their way from a device to the host, several steps at once.
+
+device   tokens of step 2 | step 3 ...            each step's copy follows its draw, in stream order
+pinned   [ slot a: step 1 ][ slot b: step 2 ]     a slot is taken again once its step was waited for
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from octavo.kernels.ops import IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fetch:
+    """One step's tokens under way."""
+
+    slot: torch.Tensor
+    num_tokens: int
+    copied: torch.cuda.Event | None  # None: the device is the host itself
+
+
+class DrawnTokens:
+    """Owner of the slots: as many as there are steps under way."""
+
+    def __init__(self, max_num_seqs: int, device: torch.device) -> None:
+        self._max_num_seqs = max_num_seqs
+        self._is_gpu = device.type == "cuda"
+        self._free: list[torch.Tensor] = []
+
+    def send(self, tokens: torch.Tensor) -> Fetch:
+        """Copy tokens [N] int32 after what was launched before. They may change once later work is launched."""
+        slot = self._free.pop() if self._free else self._new_slot()
+        slot[: len(tokens)].copy_(tokens, non_blocking=True)
+        copied = None
+        if self._is_gpu:
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        return Fetch(slot, len(tokens), copied)
+
+    def wait(self, fetch: Fetch) -> IntArray:
+        """The tokens, once: the slot is taken again."""
+        if fetch.copied is not None:
+            fetch.copied.synchronize()
+        token_ids: IntArray = fetch.slot[: fetch.num_tokens].numpy().copy()
+        self._free.append(fetch.slot)
+        return token_ids
+
+    def _new_slot(self) -> torch.Tensor:
+        return torch.zeros(self._max_num_seqs, dtype=torch.int32, pin_memory=self._is_gpu)
