@@ -34,6 +34,7 @@ def main() -> None:
     llm = LLM(f"examples/configs/{args.model}", **options)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.model}, {options}")
     print(f"ready after {time.perf_counter() - begin:.2f} s")
+    free = torch.cuda.mem_get_info()[0]
     steps: list[StepDone] = []
     llm.events.listen(lambda event: steps.append(event) if isinstance(event, StepDone) else None)
     for name in args.workloads:
@@ -45,6 +46,9 @@ def main() -> None:
         best = statistics.median(seconds[1:] or seconds)
         print(_row(name, work, seconds[0]) + "   first", flush=True)
         print(_row(name, work, best) + f"   {_parts(steps)}", flush=True)
+    print(
+        f"graphs, libraries' workspaces and staging took {(free - torch.cuda.mem_get_info()[0]) >> 20} MiB since then"
+    )
     if args.profile:
         _profile(llm, NAMED[args.profile]())
     llm.close()

@@ -16,6 +16,7 @@ LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 BackendOption = Literal["auto", "triton", "cpu", "reference"]
+AttentionBackendOption = Literal["triton", "flash_attn_4"]
 
 
 def knob(default: Any, why: str) -> Any:
@@ -106,6 +107,9 @@ class BackendConfig:
     """Which kernels compute."""
 
     backend: BackendOption = knob("auto", "auto takes the fastest that works here; reference is the executable spec")
+    attention_backend: AttentionBackendOption = knob(
+        "triton", "a GPU's attention for long prompt chunks; flash_attn_4 is faster there, and needs its package"
+    )
     num_threads: int | None = knob(None, "threads of the cpu backend; default: the cores this process may use")
 
     def __post_init__(self) -> None:

@@ -29,9 +29,13 @@ def open_model(name: str, **options: Any) -> LLM:
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_float32_text_equals_transformers(name: str) -> None:
+    check_float32_text(name)
+
+
+def check_float32_text(name: str, **options: Any) -> None:
     cases = REFERENCE[name]
     params = SamplingParams(temperature=0.0, max_tokens=64, logprobs=0)
-    with open_model(name, dtype="float32") as llm:
+    with open_model(name, dtype="float32", **options) as llm:
         tokenizer = llm.get_tokenizer()
         prompts = [
             tokenizer.encode_chat([{"role": "user", "content": case["prompt"]}])

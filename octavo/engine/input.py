@@ -6,7 +6,7 @@ Everything that can be wrong with a request is found here, before the engine has
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from octavo.engine.tokenizer import Tokenizer
@@ -114,17 +114,19 @@ class InputProcessor:
                 )
             if count is not None and count > limits.vocab_size:
                 raise InvalidRequestError(f"{name} is {count}, the vocabulary has {limits.vocab_size} tokens")
-        self._check_ids("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_ids("allowed_token_ids", tuple(params.allowed_token_ids or ()))
         self._check_ids("logit_bias", params.logit_bias or ())
-        self._check_ids("stop_token_ids", params.stop_token_ids or ())
+        self._check_ids("stop_token_ids", tuple(params.stop_token_ids or ()))
         if self._tokenizer is None and (params.stop or params.bad_words):
             raise InvalidRequestError(
                 "stop strings and bad_words need a tokenizer, but skip_tokenizer_init=True: "
                 "use stop_token_ids and logit_bias"
             )
 
-    def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
-        for token_id in token_ids:
+    def _check_ids(self, name: str, token_ids: Collection[int]) -> None:
+        if not token_ids:
+            return
+        for token_id in (min(token_ids), max(token_ids)):
             if not 0 <= token_id < self._limits.vocab_size:
                 raise InvalidRequestError(
                     f"{name} holds token id {token_id}, allowed are 0 to {self._limits.vocab_size - 1}"
@@ -135,7 +137,7 @@ class InputProcessor:
             return ()
         assert self._tokenizer is not None, "bad words were refused without a tokenizer"
         bad_words = self._tokenizer.bad_word_ids(words)
-        self._check_ids("bad_words", (token_id for word in bad_words for token_id in word))
+        self._check_ids("bad_words", [token_id for word in bad_words for token_id in word])
         return bad_words
 
 
@@ -156,6 +158,8 @@ def _token_ids(values: object) -> list[int]:
     if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
         raise InvalidRequestError(f"a prompt is {type(values).__name__}, allowed are text, token ids and dicts of them")
     token_ids = list(values)
+    if set(map(type, token_ids)) == {int}:  # nearly always; a prompt may be long
+        return token_ids
     for value in token_ids:
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise InvalidRequestError(f"the prompt's token ids hold {value!r}, allowed are whole numbers")

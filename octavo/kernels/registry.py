@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def _triton(config: BackendConfig) -> TritonBackend:
     from octavo.kernels.triton.backend import TritonBackend
 
-    return TritonBackend()
+    return TritonBackend(config.attention_backend)
 
 
 def _cpu(config: BackendConfig) -> Backend:
@@ -53,8 +53,16 @@ class Selection:
 
 def select(config: BackendConfig) -> Selection:
     """The backend asked for, or for "auto" the first that can run."""
-    if config.backend == "auto":
-        return _first_that_runs(config)
+    selection = _first_that_runs(config) if config.backend == "auto" else _asked(config)
+    if config.attention_backend != "triton" and selection.backend.name != "triton":
+        raise ConfigError(
+            f"attention_backend is {config.attention_backend!r}, a choice for GPUs, but the backend is "
+            f"{selection.backend.name!r} ({selection.why}): leave attention_backend at 'triton'"
+        )
+    return selection
+
+
+def _asked(config: BackendConfig) -> Selection:
     if config.backend not in BACKENDS:
         raise ConfigError(f"backend is {config.backend!r}, allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
     backend = BACKENDS[config.backend](config)

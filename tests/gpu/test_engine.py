@@ -15,9 +15,11 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
+from octavo.errors import OutOfMemoryError  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
 from octavo.testing.tiny_models import TINY  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402
+from tests.engine import test_overlap as overlap  # noqa: E402
 from tests.test_greedy import GREEDY, MAX_MODEL_LEN, oracle, prompts_of, tokens  # noqa: E402
 
 BLOCK_SIZE = 16
@@ -93,6 +95,27 @@ def test_a_seed_draws_the_same_tokens_in_every_company(tiny_folder: TinyFolder) 
         assert samples(llm.generate(prompts, asks, use_tqdm=False)) == alone
     with LLM(str(tiny_folder("llama")), dtype="float32", backend="reference", skip_tokenizer_init=True) as reference:
         assert samples(reference.generate(prompts, asks, use_tqdm=False)) == alone
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_steps_launched_ahead_give_the_plain_engines_tokens(name: str, tiny_folder: TinyFolder) -> None:
+    """With ends, samples, penalties, log-probabilities, prefix hits, and preemption."""
+    with engine(tiny_folder(name), max_model_len=96, async_scheduling=False) as plain:
+        expected = overlap.answers(plain)
+        start = next(event for event in plain.events if isinstance(event, EngineStarted))
+    with engine(tiny_folder(name), max_model_len=96, max_num_batched_tokens=40) as ahead:
+        assert overlap.answers(ahead) == expected
+        assert overlap.answers(ahead) == expected
+        assert ahead.stats().num_used_blocks == 0
+    tight = -(-96 // start.block_size) * start.num_groups + 1
+    with engine(tiny_folder(name), max_model_len=96, num_gpu_blocks_override=tight) as ahead:
+        assert overlap.answers(ahead) == expected
+        assert any(isinstance(event, Preempted) for event in ahead.events)
+
+
+def test_a_pool_that_does_not_fit_is_refused_with_the_numbers(tiny_folder: TinyFolder) -> None:
+    with pytest.raises(OutOfMemoryError, match=r"the KV pool of .* blocks takes .* set kv_cache_memory_bytes to \d+"):
+        engine(tiny_folder("llama"), num_gpu_blocks_override=1 << 28)
 
 
 def test_abort_and_stop(tiny_folder: TinyFolder) -> None:

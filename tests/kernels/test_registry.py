@@ -52,3 +52,8 @@ def test_a_backend_asked_for_is_taken() -> None:
 def test_an_unknown_backend_is_an_error() -> None:
     with pytest.raises(ConfigError, match="backend is 'tpu', allowed are 'auto', 'triton', 'cpu', 'reference'"):
         registry.select(BackendConfig(backend="tpu"))
+
+
+def test_a_gpus_attention_is_not_ignored_elsewhere() -> None:
+    with pytest.raises(ConfigError, match=r"attention_backend is 'flash_attn_4', a choice for GPUs, .* 'cpu'"):
+        registry.select(BackendConfig(attention_backend="flash_attn_4"))

@@ -6,11 +6,13 @@ import importlib.util
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from octavo.errors import OutOfMemoryError
+from octavo.config import AttentionBackendOption
+from octavo.errors import ConfigError, OutOfMemoryError
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
 from octavo.kernels.triton.driver import GPU, first_gpu
 
 if TYPE_CHECKING:
+    from octavo.kernels.external.flash_attention import FlashAttention
     from octavo.kernels.triton.model import TritonModel
 
 OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix units
@@ -21,6 +23,9 @@ class TritonBackend:
     """A backend with memory of its own: weights and KV blocks are loaded there, and steps start there."""
 
     name = "triton"
+
+    def __init__(self, attention: AttentionBackendOption = "triton") -> None:
+        self._attention = attention
 
     @cached_property
     def gpu(self) -> GPU | None:
@@ -49,8 +54,11 @@ class TritonBackend:
         assert self.gpu is not None, "a backend that cannot run loads nothing"
         device = torch.device("cuda", 0)
         chained = self.gpu.capability >= CHAINING_CAPABILITY
+        flash = self._flash_attention()
         try:
-            return TritonModel(model, kv, limits, TORCH_DTYPE[dtype], device, self.gpu.num_multiprocessors, chained)
+            return TritonModel(
+                model, kv, limits, TORCH_DTYPE[dtype], device, self.gpu.num_multiprocessors, chained, flash
+            )
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
             raise OutOfMemoryError(
@@ -58,6 +66,16 @@ class TritonBackend:
                 f"{limits.max_num_tokens} tokens: {free:,} of {total:,} bytes were left; lower max_num_batched_tokens "
                 f"or max_num_seqs (now {limits.max_num_seqs}), or take a smaller model"
             ) from error
+
+    def _flash_attention(self) -> FlashAttention | None:
+        if self._attention == "triton":
+            return None
+        from octavo.kernels.external import flash_attention
+
+        assert self.gpu is not None, "a backend that cannot run loads nothing"
+        if (reason := flash_attention.why_not(self.gpu.capability)) is not None:
+            raise ConfigError(reason)
+        return flash_attention.FlashAttention()
 
 
 def _torch_has_cuda() -> bool:

@@ -19,6 +19,8 @@ from dataclasses import fields
 import numpy as np
 import torch
 
+from octavo.errors import OutOfMemoryError
+from octavo.kernels.external.flash_attention import MIN_CHUNK, FlashAttention
 from octavo.kernels.ops import (
     AttentionLayer,
     FloatArray,
@@ -36,7 +38,7 @@ from octavo.kernels.triton.fuse import Fusions, Recording, fuse
 from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.linear import choose_tiling
 from octavo.kernels.triton.plan import AttentionPlan, make_plan
-from octavo.kernels.triton.program import DeviceStep, PlanKey, Program, Surroundings
+from octavo.kernels.triton.program import Chunks, DeviceStep, PlanKey, Program, Surroundings
 from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample
 from octavo.kernels.triton.staging import Staging
 from octavo.kernels.triton.weights import DeviceWeights
@@ -59,6 +61,7 @@ class TritonModel:
         device: torch.device,
         num_multiprocessors: int,
         chained: bool,
+        flash: FlashAttention | None = None,
     ) -> None:
         self.device, self.chained = device, chained
         self._kv, self._limits = kv, limits
@@ -83,6 +86,7 @@ class TritonModel:
             workspace=DecodeWorkspace.allocate(limits.max_num_seqs, num_heads, head_dim, device),
             num_multiprocessors=num_multiprocessors,
             chained=chained,
+            flash=flash,
         )
         seqs = limits.max_num_seqs
         self._chunks = self._program(forward, Fusions(), limits.max_num_tokens)
@@ -101,8 +105,17 @@ class TritonModel:
         self._pool = torch.empty(0, dtype=torch.uint8, device=device)
 
     def bind_pool(self, num_blocks: int) -> None:
-        """Allocate the KV pool. Steps can run from here on."""
-        self._pool = torch.zeros(num_blocks * self._kv.block_bytes, dtype=torch.uint8, device=self.device)
+        """Allocate the KV pool. Steps can run from here on. Raises OutOfMemoryError."""
+        num_bytes = num_blocks * self._kv.block_bytes
+        try:
+            self._pool = torch.zeros(num_bytes, dtype=torch.uint8, device=self.device)
+        except torch.cuda.OutOfMemoryError as error:
+            free, total = torch.cuda.mem_get_info(self.device)
+            raise OutOfMemoryError(
+                f"the KV pool of {num_blocks} blocks takes {num_bytes:,} bytes, of the GPU's {total:,} {free:,} are "
+                f"free once weights and activations are there; set kv_cache_memory_bytes to {free * 9 // 10} or less, "
+                "or lower num_gpu_blocks_override or gpu_memory_utilization, whichever chose this size"
+            ) from error
         for index in range(self._kv.layers_per_group):
             self._around.pools[index] = LayerPool.of_index(self._pool, self._kv, index)
 
@@ -119,12 +132,18 @@ class TritonModel:
         num_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
         tables = [np.ascontiguousarray(table[batch.rows, :num_blocks]) for table in batch.block_tables]
         rows = np.arange(len(batch.rows), dtype=np.int32)
-        arrays = [batch.input_ids, batch.positions, batch.query_start_loc, batch.seq_lens, rows, *tables]
-        input_ids, positions, query_start_loc, seq_lens, table_rows, *device_tables = self.staging.upload(arrays)
+        num_queries = np.where(counts > 1, counts, 0).astype(np.int32)
+        arrays = [batch.input_ids, batch.positions, batch.query_start_loc, batch.seq_lens, rows, num_queries, *tables]
+        input_ids, positions, query_start_loc, seq_lens, table_rows, device_queries, *device_tables = (
+            self.staging.upload(arrays)
+        )
+        max_chunk, max_seq_len = int(counts.max()), int(batch.seq_lens.max())
+        is_for_flash = self._around.flash is not None and max_chunk >= MIN_CHUNK
         step = DeviceStep(
             *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(device_tables)),
-            has_chunks=bool((counts > 1).any()),
+            has_chunks=max_chunk > 1,
             has_decodes=bool((counts == 1).any()),
+            chunks=Chunks(device_queries, max_chunk, max_seq_len) if is_for_flash else None,
         )
         if complete is not None:
             complete(input_ids)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from octavo.kernels.buffers import share_buffers
+from octavo.kernels.external.flash_attention import FlashAttention
 from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight
 from octavo.kernels.recorder import Instruction, Value
 from octavo.kernels.tensor import HostTensor
@@ -37,6 +38,16 @@ class DeviceStep:
     block_tables: tuple[torch.Tensor, ...]
     has_chunks: bool
     has_decodes: bool
+    chunks: Chunks | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunks:
+    """A step's chunks as a library wants them, where one is used. num_queries [S]: 0 for sequences that decode."""
+
+    num_queries: torch.Tensor
+    max_chunk: int
+    max_seq_len: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +60,7 @@ class Surroundings:
     workspace: DecodeWorkspace
     num_multiprocessors: int
     chained: bool  # programmatic dependent launch, Hopper's and later
+    flash: FlashAttention | None = None
 
 
 Launch = Callable[..., None]  # (step, its tensors in the instruction's order)
@@ -174,14 +186,23 @@ class Program:
 
     def _paged_attention(self, layer: AttentionLayer) -> Launch:
         """A step with chunks: the sequences with one new token by one kernel, the others by another."""
-        plan, chained, decode = self._around.plans[layer.group, layer.window], self._around.chained, self._decode(layer)
+        around, decode = self._around, self._decode(layer)
+        plan, chained = around.plans[layer.group, layer.window], around.chained
+        flash = around.flash if FlashAttention.takes(layer, around.weights.dtype) else None
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
             if step.has_decodes:
                 decode(step, q, out, None)
-            if step.has_chunks:
+            if step.chunks is not None and flash is not None:
+                flash.prefill(
+                    q, out, layer, around.pools[layer.index_in_group],
+                    query_start_loc=step.query_start_loc, num_queries=step.chunks.num_queries,
+                    seq_lens=step.seq_lens, block_table=step.block_tables[layer.group],
+                    max_chunk=step.chunks.max_chunk, max_seq_len=step.chunks.max_seq_len,
+                )  # fmt: skip
+            elif step.has_chunks:
                 prefill_attention(
-                    q, out, layer, self._around.pools[layer.index_in_group], plan,
+                    q, out, layer, around.pools[layer.index_in_group], plan,
                     max_tiles=len(step.positions) // PREFILL_TILE + len(step.seq_lens), seq_lens=step.seq_lens,
                     query_start_loc=step.query_start_loc, rows=step.rows, block_table=step.block_tables[layer.group],
                     chained=chained,

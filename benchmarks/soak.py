@@ -1,0 +1,124 @@
+"""A soak: thousands of random requests through one engine whose memory is too small for them, and nothing may be lost.
+
+    python -m benchmarks.soak FOLDER_OR_MODEL [--num-requests 20000] [--seed 0] [--blocks 300]
+
+Random prompt and output lengths, samples, temperatures, filters, penalties, stops, seeds and aborts; requests arrive a
+few a step. At the end every request has had exactly one last output, every block is free, the books balance, and a
+sample of the seeded requests, run again alone, gives the same tokens if the model computes in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections import Counter
+from typing import Any
+
+from octavo import SamplingParams
+from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.llm_engine import LLMEngine
+from octavo.observe.events import Preempted
+
+MAX_MODEL_LEN = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--num-requests", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--blocks", type=int, default=300)
+    parser.add_argument("--num-seqs", type=int, default=128)
+    args = parser.parse_args()
+    engine = build_engine(
+        engine_config(
+            model=args.model,
+            dtype="float32",
+            skip_tokenizer_init=True,
+            max_model_len=MAX_MODEL_LEN,
+            max_num_seqs=args.num_seqs,
+            num_gpu_blocks_override=args.blocks,
+        )
+    )
+    preempted: Counter[str] = Counter()
+    engine.events.listen(lambda event: preempted.update(["preempted"]) if isinstance(event, Preempted) else None)
+    rng = random.Random(args.seed)
+    begin = time.perf_counter()
+    results = _run(engine, rng, args.num_requests)
+    seconds = time.perf_counter() - begin
+    assert len(results) == args.num_requests, f"{len(results)} of {args.num_requests} requests were answered"
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0), f"something is left: {stats}"
+    num_same = _repeat_alone(engine, results, rng)
+    reasons = Counter(reason for _, _, _, why in results.values() for reason in why)
+    num_tokens = sum(len(tokens) for _, _, answer, _ in results.values() for tokens in answer)
+    engine.close()
+    print(
+        f"{args.num_requests} requests, {num_tokens} tokens, {seconds:.1f} s, {preempted['preempted']} preemptions, "
+        f"ends {dict(reasons)}, {num_same} repeated alone with the same tokens, all blocks free"
+    )
+
+
+Result = tuple[list[int], SamplingParams, list[list[int]], list[str | None]]
+
+
+def _run(engine: LLMEngine, rng: random.Random, num_requests: int) -> dict[str, Result]:
+    asked: dict[str, tuple[list[int], SamplingParams]] = {}
+    results: dict[str, Result] = {}
+    running: set[str] = set()
+    while len(results) < num_requests:
+        for _ in range(rng.randint(0, 12)):
+            if len(asked) < num_requests and len(running) < 600:
+                request_id, (prompt, params) = str(len(asked)), _ask(rng)
+                engine.add_request(engine.make_request(request_id, prompt, params))
+                asked[request_id] = (prompt, params)
+                running.add(request_id)
+        if running and rng.random() < 0.1:
+            engine.abort_request(rng.choice(tuple(running)))
+        for output in engine.step():
+            if output.finished:
+                assert output.request_id not in results, f"{output.request_id} ended twice"
+                running.discard(output.request_id)
+                answer = [list(one.token_ids) for one in output.outputs]
+                reasons = [one.finish_reason for one in output.outputs]
+                results[output.request_id] = (*asked[output.request_id], answer, reasons)
+    while engine.has_unfinished_requests:
+        engine.step()
+    return results
+
+
+def _ask(rng: random.Random) -> tuple[list[int], SamplingParams]:
+    options: dict[str, Any] = {
+        "n": rng.choice((1, 1, 1, 2, 4)),
+        "temperature": rng.choice((0.0, 0.7, 1.0)),
+        "max_tokens": rng.randint(1, 120),
+        "seed": rng.randrange(1 << 40),
+        "detokenize": False,
+        "ignore_eos": rng.random() < 0.5,
+        "stop_token_ids": [rng.randrange(3, 150) for _ in range(rng.choice((0, 0, 2)))],
+    }
+    for name, value in (("top_p", 0.9), ("top_k", 20), ("min_p", 0.05), ("frequency_penalty", 0.3), ("logprobs", 2)):
+        if rng.random() < 0.1:
+            options[name] = value
+    return [rng.randrange(3, 150) for _ in range(rng.randint(1, 130))], SamplingParams(**options)
+
+
+def _repeat_alone(engine: LLMEngine, results: dict[str, Result], rng: random.Random) -> int:
+    """Requests that nobody aborted, one after another."""
+    whole = [key for key, (_, _, _, reasons) in results.items() if "abort" not in reasons]
+    chosen = rng.sample(whole, min(50, len(whole)))
+    for key in chosen:
+        prompt, params, answer, _ = results[key]
+        engine.add_request(engine.make_request(f"again-{key}", prompt, params))
+        last = None
+        while engine.has_unfinished_requests:
+            last = next((output for output in engine.step() if output.finished), last)
+        assert last is not None, "a request alone ends"
+        again = [list(one.token_ids) for one in last.outputs]
+        assert again == answer, f"request {key} alone gives {again}, in company it gave {answer}"
+    return len(chosen)
+
+
+if __name__ == "__main__":
+    main()
