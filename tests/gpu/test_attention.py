@@ -149,8 +149,9 @@ def test_windows(window: int, block_size: int) -> None:
 
 
 @needs_gpu
-def test_a_sequence_is_the_same_in_every_batch() -> None:
-    batch = make_batch([(3000, 1), *BIG_DECODES], head_dim=128)
+def test_a_sequence_is_the_same_in_every_batch_cut_alike() -> None:
+    """Up to 32 sequences have the shortest items."""
+    batch = make_batch([(3000, 1), *BIG_DECODES[:31]], head_dim=128)
     _, together = run(batch)
     batch.query_lens = [1]
     batch.seq_lens, batch.query_start_loc = batch.seq_lens[:1], batch.query_start_loc[:2]
