@@ -79,7 +79,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         shape, worker = _load_on_host(config, checkpoint, backend)
     tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
     events = EventLog(config.observe.event_log_size)
-    _record_start(shape, events, clock)
+    _record_start(config, shape, events, clock)
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
         config.scheduler,
@@ -221,7 +221,7 @@ def _layer_slots(groups: Sequence[CacheGroup]) -> list[tuple[int, int]]:
     return [slots[layer] for layer in range(len(slots))]
 
 
-def _record_start(shape: _EngineShape, events: EventLog, clock: Clock) -> None:
+def _record_start(config: EngineConfig, shape: _EngineShape, events: EventLog, clock: Clock) -> None:
     layout = shape.layout
     events.write(
         EngineStarted(
@@ -231,6 +231,7 @@ def _record_start(shape: _EngineShape, events: EventLog, clock: Clock) -> None:
             block_bytes=layout.block_bytes,
             num_groups=len(shape.groups),
             max_model_len=shape.limits.max_model_len,
+            enable_prefix_caching=config.cache.enable_prefix_caching,
         )
     )
 

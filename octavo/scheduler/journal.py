@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octavo.messages import StepPlan
-from octavo.observe.events import Arrived, EventLog, Finished, FirstToken, Preempted, Scheduled, Started, Waits
+from octavo.observe.events import (
+    Arrived,
+    EventLog,
+    Finished,
+    FirstToken,
+    Preempted,
+    Refused,
+    Scheduled,
+    Started,
+    Waits,
+)
 from octavo.outputs import FinishReason
 from octavo.request import Request, Sequence
+from octavo.scheduler.stop import NO_TOKEN_ENDING
 
 
 class SchedulerJournal:
@@ -19,8 +30,23 @@ class SchedulerJournal:
 
     def arrived(self, request: Request) -> None:
         if self._events.is_on:
-            size = request.num_prompt_tokens, request.sampling_params.n
-            self._events.write(Arrived(self._clock(), request.request_id, *size))
+            params = request.sampling_params
+            self._events.write(
+                Arrived(
+                    time=self._clock(),
+                    request_id=request.request_id,
+                    num_prompt_tokens=request.num_prompt_tokens,
+                    num_sequences=params.n,
+                    arrival_time=request.arrival_time,
+                    max_tokens=request.max_output_tokens,
+                    temperature=params.temperature,
+                    top_p=params.top_p,
+                )
+            )
+
+    def refused(self, request: Request, why: str) -> None:
+        if self._events.is_on:
+            self._events.write(Refused(self._clock(), request.request_id, why))
 
     def waits(self, sequence: Sequence, why: str) -> None:
         if self._events.is_on:
@@ -52,4 +78,5 @@ class SchedulerJournal:
     def finished(self, sequence: Sequence, reason: FinishReason) -> None:
         if self._events.is_on:
             ids = sequence.sequence_id, sequence.request.request_id
-            self._events.write(Finished(self._clock(), *ids, reason, sequence.num_output_tokens))
+            is_corrupted = (reason, sequence.stop_reason) == NO_TOKEN_ENDING
+            self._events.write(Finished(self._clock(), *ids, reason, sequence.num_output_tokens, is_corrupted))
