@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from octavo import LLM, SamplingParams
 from octavo.errors import InvalidRequestError
+from octavo.messages import StepResult
 from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS
 from octavo.observe.events import (
     Arrived,
@@ -27,6 +28,8 @@ from octavo.observe.events import (
     Waits,
 )
 from octavo.observe.metrics import MetricsRecorder
+from octavo.scheduler.stop import NO_TOKEN
+from octavo.testing.simulate import Simulator, make_request
 
 STARTED = EngineStarted(time=0.0, num_blocks=100, block_size=4, block_bytes=2**20, num_groups=1, max_model_len=40)
 
@@ -238,16 +241,30 @@ def test_256_sequences_cost_little_and_a_scrape_stops_no_step() -> None:
     assert scrape_ms < 20
 
 
-def test_an_engine_that_ran() -> None:
+def test_the_scheduler_writes_down_whom_it_refuses_and_whose_logits_were_broken() -> None:
+    simulator = Simulator(num_blocks=8, block_size=4)
+    simulator.events.write(STARTED)
+    recorder = MetricsRecorder(simulator.events, model_name="m")
+    with pytest.raises(InvalidRequestError):
+        simulator.add(make_request("long", [1] * 60))
+    simulator.add(make_request("broken", [1, 2, 3]))
+    plan = simulator.plan()
+    simulator.take(plan, StepResult(plan.step_id, [NO_TOKEN]))
+    seen = Scrape(recorder)
+    assert seen("admission_rejections_total", reason="invalid") == 1
+    assert seen("corrupted_requests_total") == seen("request_success_total", finished_reason="error") == 1
+    assert seen("num_requests_running") == seen("num_requests_waiting") == 0
+
+
+@pytest.mark.parametrize("is_overlapped", [False, True])
+def test_an_engine_that_ran(is_overlapped: bool) -> None:
     """Counts are those of the outputs; times add up. The same prompt twice is found in the prefix cache."""
-    llm = LLM("smollm2", max_model_len=128, max_num_seqs=4, num_threads=1)
+    llm = LLM("smollm2", max_model_len=128, max_num_seqs=4, num_threads=1, async_scheduling=is_overlapped)
     recorder = MetricsRecorder(llm.events, model_name="m")
     params = SamplingParams(temperature=0, max_tokens=6, n=1)
     prompt = "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen,"
     outputs = [llm.generate(prompt, params, use_tqdm=False)[0] for _ in range(2)]
     outputs += llm.generate("Paper", params.replace(n=3, temperature=1.0), use_tqdm=False)
-    with pytest.raises(InvalidRequestError):
-        llm.generate("Paper", params.replace(n=64), use_tqdm=False)
     seen = Scrape(recorder)
     completions = [one for output in outputs for one in output.outputs]
     num_generated = sum(len(one.token_ids) for one in completions)
