@@ -20,6 +20,7 @@ from octavo.observe.events import (
     EventLog,
     Finished,
     FirstToken,
+    Sampled,
     Scheduled,
     Started,
     StepDone,
@@ -54,9 +55,10 @@ def step_events(number: int, ids: tuple[int, ...]) -> list[Event]:
     blocks: list[Event] = []
     for sequence_id in ids[::BLOCK_SIZE]:
         blocks += [BlocksGiven(now, sequence_id, 0, (1,)), BlocksPublished(now, sequence_id, 0, 0, (1,))]
-    sampled = tuple([*ids])  # equal to the last step's, but not the same object
+    sampled = (*ids,)  # equal to the last step's, but not the same object
     scheduled = Scheduled(now, number, ids, ids, ids, 0, 1000)
-    return [*blocks, scheduled, StepDone(now, number, 0.0, 0.01, 0.0, num_seqs, num_seqs, sampled, num_seqs)]
+    done = StepDone(now, number, 0.0, 0.01, 0.0, num_seqs, num_seqs)
+    return [*blocks, scheduled, Sampled(now, number, sampled, num_seqs), done]
 
 
 def step_us(num_seqs: int, num_steps: int, *, is_changing: bool) -> float:

@@ -104,8 +104,6 @@ class EngineCore:
                     update_s=now - executed,
                     num_tokens=plan.num_tokens,
                     num_seqs=len(plan.rows),
-                    sampled_ids=tuple([update.sequence.sequence_id for update in updates if update.token_ids]),
-                    num_new_tokens=sum([len(update.token_ids) for update in updates]),
                 )
             )
         return updates

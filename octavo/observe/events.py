@@ -159,6 +159,18 @@ class Preempted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled(Event):
+    """Which sequences a step gave new tokens; those that ended with them have their Finished before.
+
+    num_tokens: of all of them, more than there are ids where a sequence got several.
+    """
+
+    step: int
+    sequence_ids: tuple[int, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class FirstToken(Event):
     request_id: str
 
@@ -176,10 +188,7 @@ class Finished(Event):
 
 @dataclass(frozen=True, slots=True)
 class StepDone(Event):
-    """A step's cost: seconds in schedule, execute and update, what it held, and which sequences it gave tokens.
-
-    num_new_tokens: the tokens of all of sampled_ids, more than there are ids where a sequence got several.
-    """
+    """A step's cost: seconds in schedule, execute and update, and what it held."""
 
     step: int
     schedule_s: float
@@ -187,8 +196,6 @@ class StepDone(Event):
     update_s: float
     num_tokens: int
     num_seqs: int
-    sampled_ids: tuple[int, ...] = ()
-    num_new_tokens: int = 0
 
 
 class EventLog:

@@ -26,6 +26,7 @@ from octavo.observe.events import (
     Preempted,
     PrefixHit,
     Refused,
+    Sampled,
     Scheduled,
     Started,
     StepDone,
@@ -89,6 +90,7 @@ class MetricsRecorder:
             Preempted: self._preempted,
             FirstToken: self._first_token,
             Finished: self._finished,
+            Sampled: self._sampled,
             StepDone: self._step_done,
         }
         for event in log:
@@ -204,9 +206,11 @@ class MetricsRecorder:
         if life.first_token is not None:
             self._observe("request_prefill_kv_computed_tokens", life.num_prompt_tokens - life.num_cached_tokens)
 
+    def _sampled(self, event: Sampled) -> None:
+        self._gaps.step(event.sequence_ids, event.time)
+        self._generated[""] += event.num_tokens
+
     def _step_done(self, event: StepDone) -> None:
-        self._gaps.step(event.sampled_ids, event.time)
-        self._generated[""] += event.num_new_tokens
         self._step_tokens.observe(event.num_tokens)
         seconds: dict[str, Any] = self._seconds
         seconds["schedule"] += event.schedule_s

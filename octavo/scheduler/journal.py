@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
-from octavo.messages import StepPlan
+from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import (
     Arrived,
     EventLog,
@@ -12,13 +13,17 @@ from octavo.observe.events import (
     FirstToken,
     Preempted,
     Refused,
+    Sampled,
     Scheduled,
     Started,
     Waits,
 )
 from octavo.outputs import FinishReason
 from octavo.request import Request, Sequence
-from octavo.scheduler.stop import NO_TOKEN_ENDING
+from octavo.scheduler.draft import PlanDraft
+from octavo.scheduler.stop import NO_TOKEN, NO_TOKEN_ENDING
+
+Update = tuple[Sequence, list[int], Any, Any]  # scheduler.py's SequenceUpdate
 
 
 class SchedulerJournal:
@@ -57,14 +62,24 @@ class SchedulerJournal:
             request_id = sequence.request.request_id
             self._events.write(Started(self._clock(), sequence.sequence_id, request_id, sequence.row))
 
-    def scheduled(self, plan: StepPlan, granted: list[Sequence], num_waiting: int, num_free_blocks: int) -> None:
+    def scheduled(self, plan: StepPlan, draft: PlanDraft, num_waiting: int, num_free_blocks: int) -> None:
         if self._events.is_on:
-            columns = (
-                tuple([sequence.sequence_id for sequence in granted]),
-                tuple(plan.num_computed_tokens),
-                tuple(plan.num_scheduled_tokens),
-            )
+            draft.granted_ids = tuple([sequence.sequence_id for sequence in draft.granted])
+            columns = draft.granted_ids, tuple(plan.num_computed_tokens), tuple(plan.num_scheduled_tokens)
             self._events.write(Scheduled(self._clock(), plan.step_id, *columns, num_waiting, num_free_blocks))
+
+    def sampled(self, draft: PlanDraft, result: StepResult, updates: Collection[Update]) -> None:
+        """Mostly everyone in the step drew a token that counts; then the ids are those of its Scheduled."""
+        if not self._events.is_on:
+            return
+        everyone_drew = len(updates) == len(draft.granted) and draft.sampled == draft.granted
+        if everyone_drew and draft.granted_ids and NO_TOKEN not in result.sampled_token_ids:
+            ids, num_tokens = draft.granted_ids, len(draft.granted_ids)
+        else:
+            ids = tuple([sequence.sequence_id for sequence, token_ids, *_ in updates if token_ids])
+            num_tokens = sum([len(token_ids) for _, token_ids, *_ in updates])
+        if ids:
+            self._events.write(Sampled(self._clock(), result.step_id, ids, num_tokens))
 
     def preempted(self, sequence: Sequence) -> None:
         if self._events.is_on:

@@ -176,6 +176,7 @@ class Scheduler:
             self._quarantine.clear(plan, draft.granted)
         if has_ended:
             self._drop_finished()
+        self._journal.sampled(draft, result, updates)
         return updates
 
     def fail(self, reason: str) -> list[SequenceUpdate]:
@@ -344,7 +345,7 @@ class Scheduler:
         self._in_flight[plan.step_id] = draft
         for sequence in draft.sampled:
             sequence.num_pending += 1
-        self._journal.scheduled(plan, draft.granted, len(self._waiting), self._cache.num_available_blocks)
+        self._journal.scheduled(plan, draft, len(self._waiting), self._cache.num_available_blocks)
         return plan
 
     # Parts of update

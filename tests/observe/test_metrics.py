@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from octavo import LLM, SamplingParams
+from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.messages import StepResult
 from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS
@@ -22,6 +24,7 @@ from octavo.observe.events import (
     Preempted,
     PrefixHit,
     Refused,
+    Sampled,
     Scheduled,
     Started,
     StepDone,
@@ -78,8 +81,8 @@ def scheduled(time: float, num_free_blocks: int) -> Scheduled:
     return Scheduled(time, 1, (), (), (), num_waiting=0, num_free_blocks=num_free_blocks)
 
 
-def step(time: float, *sampled: int, num_tokens: int = 1) -> StepDone:
-    return StepDone(time, 1, 0.1, 0.3, 0.2, num_tokens, len(sampled), sampled, len(sampled))
+def step(time: float, *sampled: int, num_tokens: int = 1) -> tuple[Event, ...]:
+    return Sampled(time, 1, sampled, len(sampled)), StepDone(time, 1, 0.1, 0.3, 0.2, num_tokens, len(sampled))
 
 
 ONE_REQUEST = (
@@ -88,12 +91,12 @@ ONE_REQUEST = (
     PrefixHit(2.0, 1, 8, (7, 8)),
     scheduled(2.0, 97),
     FirstToken(2.5, "a"),
-    step(2.5, 1, num_tokens=2),
+    *step(2.5, 1, num_tokens=2),
     scheduled(2.6, 97),
-    step(3.0, 1),
+    *step(3.0, 1),
     scheduled(3.1, 97),
     Finished(4.0, 1, "a", "stop", num_output_tokens=3),
-    step(4.0, 1),
+    *step(4.0, 1),
 )
 
 
@@ -164,11 +167,11 @@ def test_samples_of_one_request_end_one_by_one_and_the_request_once() -> None:
         Started(1.0, 1, "a", 0),
         Forked(1.0, 1, 2, "a", 1),
         FirstToken(2.0, "a"),
-        step(2.0, 1, 2),
+        *step(2.0, 1, 2),
         Finished(3.0, 1, "a", "stop", 2),
-        step(3.0, 1, 2),
+        *step(3.0, 1, 2),
         Finished(5.0, 2, "a", "length", 3),
-        step(5.0, 2),
+        *step(5.0, 2),
     )
     assert seen("request_success_total", finished_reason="stop") == 1
     assert seen("request_success_total", finished_reason="length") == 1
@@ -231,7 +234,7 @@ def test_256_sequences_cost_little_and_a_scrape_stops_no_step() -> None:
     begin = time.perf_counter()
     for number in range(1000):
         recorder.record(Scheduled(float(number), number, ids, ids, ids, 0, 50))
-        recorder.record(step(float(number), *ids, num_tokens=256))
+        write(log, *step(float(number), *ids, num_tokens=256))
     step_us = (time.perf_counter() - begin) * 1e3
     begin = time.perf_counter()
     for _ in range(5):
@@ -278,3 +281,16 @@ def test_an_engine_that_ran(is_overlapped: bool) -> None:
     assert total == pytest.approx(seen("e2e_request_latency_seconds_sum"))
     assert (seen("num_requests_running"), seen("num_requests_waiting"), seen("kv_cache_usage_perc")) == (0, 0, 0)
     llm.close()
+
+
+@pytest.mark.parametrize("is_overlapped", [False, True])
+def test_sampled_says_who_got_tokens(is_overlapped: bool) -> None:
+    """Whatever is preempted, forked, chunked or ended in a step: the log has the tokens that updates have."""
+    simulator = Simulator(num_blocks=14, block_size=4, config=SchedulerConfig(max_num_batched_tokens=8, max_num_seqs=6))
+    simulator.add(*(make_request(str(i), list(range(i, i + 5 + i)), n=1 + i % 3, max_tokens=5 + i) for i in range(5)))
+    while simulator.scheduler.has_unfinished:
+        simulator.step_overlapped(40) if is_overlapped else simulator.step()
+    logged = Counter(one for event in simulator.events if isinstance(event, Sampled) for one in event.sequence_ids)
+    updated = Counter(u.sequence.sequence_id for u in simulator.updates for _ in u.token_ids)
+    assert logged == updated
+    assert any(isinstance(event, Preempted) for event in simulator.events), "the pool is small enough to matter"

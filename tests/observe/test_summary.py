@@ -1,6 +1,6 @@
 """The line for the server's log: rates of the interval, and silence while nothing happens."""
 
-from octavo.observe.events import Arrived, EngineStarted, EventLog, Finished, FirstToken, PrefixHit, Started, StepDone
+from octavo.observe.events import Arrived, EngineStarted, EventLog, Finished, FirstToken, PrefixHit, Sampled, Started
 from octavo.observe.metrics import MetricsRecorder
 from octavo.observe.summary import IntervalSummary
 
@@ -16,7 +16,7 @@ def test_rates_are_of_the_interval_and_idle_is_said_once() -> None:
         Started(100.0, 1, "a", 0),
         PrefixHit(100.0, 1, 5, ()),
         FirstToken(101.0, "a"),
-        StepDone(101.0, 1, 0.0, 0.0, 0.0, 15, 1, (1,), 1),
+        Sampled(101.0, 1, (1,), 1),
     ):
         log.write(event)
     now = 110.0

@@ -26,9 +26,9 @@ from octavo.observe.events import (
     EventLog,
     Finished,
     FirstToken,
+    Sampled,
     Scheduled,
     Started,
-    StepDone,
 )
 from octavo.observe.metrics import MetricsRecorder
 from octavo.server.page import CONTENT_TYPE, content_security_policy, page
@@ -102,7 +102,7 @@ class FakeServer:
                 num_tokens += 1
                 if num_tokens == 1:
                     self.log.write(FirstToken(time.monotonic(), name))
-                self.log.write(StepDone(time.monotonic(), 1, 0, 0, 0, 1, 1, (sequence_id,), 1))
+                self.log.write(Sampled(time.monotonic(), 1, (sequence_id,), 1))
                 yield sse({"choices": [{"index": 0, "delta": {"content": token}, "finish_reason": None}]})
             yield sse({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
             yield sse({"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": num_tokens}})
