@@ -1,7 +1,7 @@
 """A server as the page sees it: the page itself, a model that says what it is told to, and real metrics.
 
 A question chooses what happens: `say TEXT` streams the text back, `slow` streams without end, `fail STATUS` is
-refused, `break` sends an error in the middle of a stream.
+refused, `break` sends an error in the middle of a stream, `think` reasons before it speaks and is cut short.
 """
 
 from __future__ import annotations
@@ -103,8 +103,10 @@ class FakeServer:
                 if num_tokens == 1:
                     self.log.write(FirstToken(time.monotonic(), name))
                 self.log.write(Sampled(time.monotonic(), 1, (sequence_id,), 1))
-                yield sse({"choices": [{"index": 0, "delta": {"content": token}, "finish_reason": None}]})
-            yield sse({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+                kind = "reasoning_content" if question == "think" and num_tokens < 3 else "content"
+                yield sse({"choices": [{"index": 0, "delta": {kind: token}, "finish_reason": None}]})
+            reason = "length" if question == "think" else "stop"
+            yield sse({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
             yield sse({"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": num_tokens}})
             yield "data: [DONE]\n\n"
             is_done = True
@@ -115,6 +117,8 @@ class FakeServer:
     def tokens(self, question: str) -> Iterator[str]:
         if question.startswith("say "):
             yield from (question[4:][i : i + 4] for i in range(0, len(question) - 4, 4))
+        elif question == "think":
+            yield from ("so ", "then ", "the ", "answer")
         else:
             while True:
                 yield "word "

@@ -136,6 +136,37 @@ def test_markdown_is_drawn(browser: Browser, server: FakeServer) -> None:
 
 
 @needs_browser
+def test_a_model_stuck_on_stars_does_not_stop_the_page(browser: Browser, server: FakeServer) -> None:
+    took = browser.run(
+        """const stuck = '**a `b [c '.repeat(20000), begin = performance.now();
+        inline(document.createElement('p'), stuck);
+        return performance.now() - begin"""
+    )
+    assert took < 3000
+
+
+@needs_browser
+def test_thoughts_are_kept_apart_and_a_cut_answer_says_so(browser: Browser, server: FakeServer) -> None:
+    say(browser, "think")
+    assert browser.until(DONE).endswith("cut at max tokens")
+    assert browser.run("return document.querySelector('.answer details div').textContent") == "so then "
+    assert browser.run(LAST_ANSWER.format("textContent")) == "the answer"
+    assert browser.run("return messages.at(-1).content") == "the answer"
+
+
+@needs_browser
+def test_light_and_dark_can_be_chosen_and_are_remembered(browser: Browser, server: FakeServer) -> None:
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    browser.prefer("light")
+    light = browser.run(paper)
+    browser.run("document.getElementById('theme').click()")
+    dark = browser.run(paper)
+    assert sum(map(int, re.findall(r"\d+", dark))) < 150 < 600 < sum(map(int, re.findall(r"\d+", light)))
+    browser.open(server.url)
+    assert browser.run(paper) == dark
+
+
+@needs_browser
 def test_markup_from_a_model_stays_text(browser: Browser, server: FakeServer) -> None:
     script = "document.title='owned'"
     evil = f'<img src=x onerror="{script}"> <script>{script}</script> [x](javascript:{script})'
