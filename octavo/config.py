@@ -122,6 +122,9 @@ class ObserveConfig:
 
     event_log_size: int = knob(65536, "events kept in memory, the oldest dropped first; 0 keeps none")
     max_logprobs: int = knob(20, "most alternatives a request may ask for; -1 allows the whole vocabulary")
+    otlp_traces_endpoint: str | None = knob(
+        None, "URL that traces of requests are sent to, as OTLP over HTTP; needs the extra otel; default: no traces"
+    )
     check_invariants: bool = knob(False, "prove the cache's books after every step; slow, for tests")
 
 

@@ -29,6 +29,7 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
 from octavo.observe.events import EngineStarted, EventLog
+from octavo.observe.tracing import RequestTracer, open_tracer
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 from octavo.worker.memory import KVBudget, plan_kv_cache
@@ -69,6 +70,8 @@ def engine_config(**options: Any) -> EngineConfig:
 def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngine:
     """Open the checkpoint, choose the backend, size the cache, and connect."""
     begin = clock()
+    events = EventLog(config.observe.event_log_size)
+    tracer = _tracer(config, events, clock)
     selection = select(config.backend)
     backend = selection.backend
     config = _with_device_defaults(config, backend)
@@ -79,8 +82,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
     else:
         shape, worker = _load_on_host(config, checkpoint, backend)
     tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
-    events = EventLog(config.observe.event_log_size)
-    _record_start(shape, events, clock)
+    _record_start(config, shape, events, clock)
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
         config.scheduler,
@@ -105,6 +107,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngi
         tokenizer=tokenizer,
         events=events,
         clock=clock,
+        tracer=tracer,
         default_sampling_params=SamplingParams(**checkpoint.sampling_defaults),
         card=start_up_card(
             *(checkpoint, selection.why, shape.layout, shape.limits, clock() - begin),
@@ -229,7 +232,7 @@ def _layer_slots(groups: Sequence[CacheGroup]) -> list[tuple[int, int]]:
     return [slots[layer] for layer in range(len(slots))]
 
 
-def _record_start(shape: _EngineShape, events: EventLog, clock: Clock) -> None:
+def _record_start(config: EngineConfig, shape: _EngineShape, events: EventLog, clock: Clock) -> None:
     layout = shape.layout
     events.write(
         EngineStarted(
@@ -239,8 +242,14 @@ def _record_start(shape: _EngineShape, events: EventLog, clock: Clock) -> None:
             block_bytes=layout.block_bytes,
             num_groups=len(shape.groups),
             max_model_len=shape.limits.max_model_len,
+            enable_prefix_caching=config.cache.enable_prefix_caching,
         )
     )
+
+
+def _tracer(config: EngineConfig, events: EventLog, clock: Clock) -> RequestTracer | None:
+    endpoint = config.observe.otlp_traces_endpoint
+    return None if endpoint is None else open_tracer(endpoint, events, model_name=config.model.model, clock=clock)
 
 
 def _kv_cache(config: EngineConfig, shape: _EngineShape, events: EventLog, clock: Clock) -> KVCache:

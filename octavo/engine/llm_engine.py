@@ -13,6 +13,7 @@ from octavo.engine.output import OutputProcessor
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.observe.events import EventLog
+from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
@@ -30,6 +31,7 @@ class LLMEngine:
         clock: Callable[[], float],
         default_sampling_params: SamplingParams,
         card: list[tuple[str, str]],
+        tracer: RequestTracer | None = None,
     ) -> None:
         self._core: EngineCore | None = core
         self._inputs = inputs
@@ -41,6 +43,7 @@ class LLMEngine:
         self.events = events
         self.default_sampling_params = default_sampling_params
         self.card = card
+        self.tracer = tracer
 
     def make_request(
         self, request_id: str, prompt: Prompt, sampling_params: SamplingParams, priority: int = 0
@@ -86,6 +89,8 @@ class LLMEngine:
         if self._core is not None:
             self._core.close()
             self._core = None
+            if self.tracer is not None:
+                self.tracer.close()
 
     def _alive(self) -> EngineCore:
         if self._core is None:

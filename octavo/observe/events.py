@@ -25,20 +25,37 @@ class EngineStarted(Event):
     block_bytes: int
     num_groups: int
     max_model_len: int
+    enable_prefix_caching: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived(Event):
-    """A request entered the waiting queue."""
+    """A request entered the waiting queue.
+
+    arrival_time: when it reached the first process of ours, on the same clock; None: with this event.
+    max_tokens: what each of its sequences may generate at most.
+    """
 
     request_id: str
     num_prompt_tokens: int
     num_sequences: int
+    arrival_time: float | None = None
+    max_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Event):
+    """A request was turned away at the door; `why` is a word: invalid, queue_full, ..."""
+
+    request_id: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Waits(Event):
-    """Why a request did not start this step; written when the reason changes, not every step."""
+    """Why a request did not start this step, as `word: detail`; written when the reason changes, not every step."""
 
     request_id: str
     why: str
@@ -142,18 +159,31 @@ class Preempted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled(Event):
+    """Which sequences a step gave new tokens; those that ended with them have their Finished before.
+
+    num_tokens: of all of them, more than there are ids where a sequence got several.
+    """
+
+    step: int
+    sequence_ids: tuple[int, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class FirstToken(Event):
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finished(Event):
-    """A sequence ended."""
+    """A sequence ended. is_corrupted: no token could be drawn from its logits."""
 
     sequence_id: int
     request_id: str
     reason: str
     num_output_tokens: int
+    is_corrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +202,20 @@ class EventLog:
     """A bounded log. One writer (the engine's thread); listeners are called in order, as events are written.
 
     is_on: somebody keeps or hears events; writers ask before they build one.
+    started: the engine's sizes, kept however small the log is: whoever comes late needs them.
     """
 
     def __init__(self, capacity: int) -> None:
         self._events: deque[Event] = deque(maxlen=capacity)
         self._listeners: list[Callable[[Event], None]] = []
         self.num_written = 0
+        self.started: EngineStarted | None = None
         self.is_on = capacity > 0
 
     def write(self, event: Event) -> None:
         self.num_written += 1
+        if type(event) is EngineStarted:
+            self.started = event
         self._events.append(event)
         for listener in self._listeners:
             listener(event)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
-from octavo.request import Sequence
+from octavo.request import Sequence, SequenceId
 
 
 @dataclass(slots=True, eq=False)
 class PlanDraft:
     """Entry i of the first columns is one sequence of the step; entry j of the sample columns one draw.
 
-    granted, sampled: the sequences behind rows and sample_rows. num_preempted: sequences that lost their
+    granted, sampled: the sequences behind rows and sample_rows. granted_ids: of the first, once they are written
+    down. num_preempted: sequences that lost their
     place while this plan was made.
     """
 
@@ -26,6 +27,7 @@ class PlanDraft:
     new_rows: list[NewRow] = field(default_factory=list)
     fork_rows: list[ForkRow] = field(default_factory=list)
     joining: list[Sequence] = field(default_factory=list)
+    granted_ids: tuple[SequenceId, ...] = ()
     num_preempted: int = 0
 
     def grant(self, sequence: Sequence, num_tokens: int, is_last: bool) -> None:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
-from octavo.messages import StepPlan
-from octavo.observe.events import Arrived, EventLog, Finished, FirstToken, Preempted, Scheduled, Started, Waits
+from octavo.messages import StepPlan, StepResult
+from octavo.observe.events import (
+    Arrived,
+    EventLog,
+    Finished,
+    FirstToken,
+    Preempted,
+    Refused,
+    Sampled,
+    Scheduled,
+    Started,
+    Waits,
+)
 from octavo.outputs import FinishReason
 from octavo.request import Request, Sequence
+from octavo.scheduler.draft import PlanDraft
+from octavo.scheduler.stop import NO_TOKEN, NO_TOKEN_ENDING
+
+Update = tuple[Sequence, list[int], Any, Any]  # scheduler.py's SequenceUpdate
 
 
 class SchedulerJournal:
@@ -19,8 +35,23 @@ class SchedulerJournal:
 
     def arrived(self, request: Request) -> None:
         if self._events.is_on:
-            size = request.num_prompt_tokens, request.sampling_params.n
-            self._events.write(Arrived(self._clock(), request.request_id, *size))
+            params = request.sampling_params
+            self._events.write(
+                Arrived(
+                    time=self._clock(),
+                    request_id=request.request_id,
+                    num_prompt_tokens=request.num_prompt_tokens,
+                    num_sequences=params.n,
+                    arrival_time=request.arrival_time,
+                    max_tokens=request.max_output_tokens,
+                    temperature=params.temperature,
+                    top_p=params.top_p,
+                )
+            )
+
+    def refused(self, request: Request, why: str) -> None:
+        if self._events.is_on:
+            self._events.write(Refused(self._clock(), request.request_id, why))
 
     def waits(self, sequence: Sequence, why: str) -> None:
         if self._events.is_on:
@@ -31,14 +62,24 @@ class SchedulerJournal:
             request_id = sequence.request.request_id
             self._events.write(Started(self._clock(), sequence.sequence_id, request_id, sequence.row))
 
-    def scheduled(self, plan: StepPlan, granted: list[Sequence], num_waiting: int, num_free_blocks: int) -> None:
+    def scheduled(self, plan: StepPlan, draft: PlanDraft, num_waiting: int, num_free_blocks: int) -> None:
         if self._events.is_on:
-            columns = (
-                tuple([sequence.sequence_id for sequence in granted]),
-                tuple(plan.num_computed_tokens),
-                tuple(plan.num_scheduled_tokens),
-            )
+            draft.granted_ids = tuple([sequence.sequence_id for sequence in draft.granted])
+            columns = draft.granted_ids, tuple(plan.num_computed_tokens), tuple(plan.num_scheduled_tokens)
             self._events.write(Scheduled(self._clock(), plan.step_id, *columns, num_waiting, num_free_blocks))
+
+    def sampled(self, draft: PlanDraft, result: StepResult, updates: Collection[Update]) -> None:
+        """Mostly everyone in the step drew a token that counts; then the ids are those of its Scheduled."""
+        if not self._events.is_on:
+            return
+        everyone_drew = len(updates) == len(draft.granted) and draft.sampled == draft.granted
+        if everyone_drew and draft.granted_ids and NO_TOKEN not in result.sampled_token_ids:
+            ids, num_tokens = draft.granted_ids, len(draft.granted_ids)
+        else:
+            ids = tuple([sequence.sequence_id for sequence, token_ids, *_ in updates if token_ids])
+            num_tokens = sum([len(token_ids) for _, token_ids, *_ in updates])
+        if ids:
+            self._events.write(Sampled(self._clock(), result.step_id, ids, num_tokens))
 
     def preempted(self, sequence: Sequence) -> None:
         if self._events.is_on:
@@ -52,4 +93,5 @@ class SchedulerJournal:
     def finished(self, sequence: Sequence, reason: FinishReason) -> None:
         if self._events.is_on:
             ids = sequence.sequence_id, sequence.request.request_id
-            self._events.write(Finished(self._clock(), *ids, reason, sequence.num_output_tokens))
+            is_corrupted = (reason, sequence.stop_reason) == NO_TOKEN_ENDING
+            self._events.write(Finished(self._clock(), *ids, reason, sequence.num_output_tokens, is_corrupted))

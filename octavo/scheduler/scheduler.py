@@ -21,6 +21,7 @@ from typing import NamedTuple
 from octavo.cache.kv_cache import KVCache
 from octavo.cache.prefix_tree import PrefixMatch
 from octavo.config import SchedulerConfig
+from octavo.errors import InvalidRequestError
 from octavo.messages import LogprobRow, StepPlan, StepResult
 from octavo.observe.events import EventLog
 from octavo.outputs import FinishReason
@@ -84,13 +85,17 @@ class Scheduler:
 
     def add_request(self, request: Request) -> None:
         """Let a request wait for its turn. Refuses, with InvalidRequestError, one that could never finish."""
-        check_request(
-            request,
-            cache=self._cache,
-            budget=self._budget,
-            max_num_seqs=self._seats.max_num_seqs,
-            max_len=self._max_model_len,
-        )
+        try:
+            check_request(
+                request,
+                cache=self._cache,
+                budget=self._budget,
+                max_num_seqs=self._seats.max_num_seqs,
+                max_len=self._max_model_len,
+            )
+        except InvalidRequestError:
+            self._journal.refused(request, "invalid")
+            raise
         sequence = self._roster.enter(request)
         self._prompt_logprobs.add(request)
         self._waiting.add(sequence)
@@ -171,6 +176,7 @@ class Scheduler:
             self._quarantine.clear(plan, draft.granted)
         if has_ended:
             self._drop_finished()
+        self._journal.sampled(draft, result, updates)
         return updates
 
     def fail(self, reason: str) -> list[SequenceUpdate]:
@@ -339,7 +345,7 @@ class Scheduler:
         self._in_flight[plan.step_id] = draft
         for sequence in draft.sampled:
             sequence.num_pending += 1
-        self._journal.scheduled(plan, draft.granted, len(self._waiting), self._cache.num_available_blocks)
+        self._journal.scheduled(plan, draft, len(self._waiting), self._cache.num_available_blocks)
         return plan
 
     # Parts of update

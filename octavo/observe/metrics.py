@@ -1,0 +1,277 @@
+"""Prometheus metrics, all of them derived from the event log; nothing in the engine counts anything for them.
+
+    recorder = MetricsRecorder(engine.events, model_name="smollm2")
+    ...
+    recorder.exposition()      the text that /metrics answers with
+
+Events come on the engine's thread, a few dozen a step, so counting is plain Python numbers; text is made of them when
+somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS, NAMESPACES, bounds
+from octavo.observe.events import (
+    Arrived,
+    EngineStarted,
+    Event,
+    EventLog,
+    Finished,
+    FirstToken,
+    Forked,
+    Preempted,
+    PrefixHit,
+    Refused,
+    Sampled,
+    Scheduled,
+    Started,
+    StepDone,
+    Waits,
+)
+from octavo.observe.exposition import Family, Labels, Sample, TextWriter
+from octavo.observe.histogram import Histogram, TokenGaps
+from octavo.observe.lives import RequestLife, RequestLives
+
+#: what exists from the start, so that a rate over it is 0 and not missing
+_FIRST_LABELS: dict[str, tuple[str, ...]] = {
+    "prompt_tokens_by_source": ("local_compute", "local_cache_hit"),
+    "request_success": ("stop", "length", "abort", "error"),
+    "admission_rejections": ("invalid", "queue_full"),
+    "step_seconds": ("schedule", "execute", "update"),
+}
+_WAIT_REASONS = ("seats", "blocks", "budget", "turn")
+
+
+class MetricsRecorder:
+    """Follows a log, the past it still holds and then every new event.
+
+    cache_config: more labels of cache_config_info. histogram_buckets: other upper bounds for some histograms.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        *,
+        model_name: str,
+        engine: str = "0",
+        cache_config: Mapping[str, object] | None = None,
+        histogram_buckets: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        assert log.started is not None, "metrics follow an engine that has started"
+        self._sizes = log.started
+        self._writer = TextWriter({"model_name": model_name, "engine": engine})
+        self._cache_info = _cache_info(log.started, cache_config or {})
+        self._counters: dict[str, Counter[str]] = {
+            name: Counter(dict.fromkeys(_FIRST_LABELS.get(name, ("",)), 0)) for name in COUNTERS
+        }
+        sizes = bounds(self._sizes.max_model_len, histogram_buckets)
+        self._histograms = {name: Histogram(values) for name, values in sizes.items()}
+        self._gaps = TokenGaps(self._histograms["inter_token_latency_seconds"])
+        self._lives = RequestLives()
+        self._running: set[int] = set()
+        self._num_waiting = 0
+        self._why: dict[str, str] = {}  # waiting request -> what for
+        self._num_free_blocks = self._sizes.num_blocks
+        self._generated = self._counters["generation_tokens"]
+        self._seconds: Counter[str] = self._counters["step_seconds"]
+        self._step_tokens = self._histograms["iteration_tokens_total"]
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            Arrived: self._arrived,
+            Refused: self._refused,
+            Waits: self._waits,
+            Started: self._started,
+            PrefixHit: self._prefix_hit,
+            Scheduled: self._scheduled,
+            Forked: self._forked,
+            Preempted: self._preempted,
+            FirstToken: self._first_token,
+            Finished: self._finished,
+            Sampled: self._sampled,
+            StepDone: self._step_done,
+        }
+        for event in log:
+            self.record(event)
+        log.listen(self.record)
+
+    def record(self, event: Event) -> None:
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def exposition(self) -> bytes:
+        """Everything as Prometheus text. Any thread may ask."""
+        return "".join([self._writer.write(space, self.families(space)) for space in NAMESPACES]).encode()
+
+    # What a summary needs without parsing text
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return self._num_waiting
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """As the last step was planned; nobody running holds nothing."""
+        return 1 - self._num_free_blocks / self._sizes.num_blocks if self._running else 0.0
+
+    def count(self, name: str) -> float:
+        """A counter, all its labels together."""
+        return self._counters[name].total()
+
+    # What each event changes
+
+    def _arrived(self, event: Arrived) -> None:
+        self._lives.follow(event)
+        self._num_waiting += 1
+
+    def _refused(self, event: Refused) -> None:
+        self._counters["admission_rejections"][event.why] += 1
+
+    def _waits(self, event: Waits) -> None:
+        self._why[event.request_id] = event.why.partition(":")[0]
+
+    def _started(self, event: Started) -> None:
+        life = self._lives.follow(event)
+        self._running.add(event.sequence_id)
+        self._num_waiting -= 1
+        self._why.pop(event.request_id, None)
+        if life is not None and life.num_preemptions == 0 and self._sizes.enable_prefix_caching:
+            self._counters["prefix_cache_queries"][""] += life.num_prompt_tokens
+
+    def _prefix_hit(self, event: PrefixHit) -> None:
+        if self._lives.follow(event) is not None:
+            self._counters["prefix_cache_hits"][""] += event.num_tokens
+
+    def _scheduled(self, event: Scheduled) -> None:
+        self._num_free_blocks = event.num_free_blocks
+
+    def _forked(self, event: Forked) -> None:
+        self._lives.follow(event)
+        self._running.add(event.sequence_id)
+
+    def _preempted(self, event: Preempted) -> None:
+        self._lives.follow(event)
+        self._running.discard(event.sequence_id)
+        self._num_waiting += 1
+        self._counters["num_preemptions"][""] += 1
+
+    def _first_token(self, event: FirstToken) -> None:
+        life = self._lives.follow(event)
+        if life is None:
+            return
+        counters, num_cached = self._counters, life.num_cached_tokens
+        counters["prompt_tokens"][""] += life.num_prompt_tokens
+        counters["prompt_tokens_cached"][""] += num_cached
+        counters["prompt_tokens_by_source"]["local_compute"] += life.num_prompt_tokens - num_cached
+        counters["prompt_tokens_by_source"]["local_cache_hit"] += num_cached
+        self._observe("time_to_first_token_seconds", life.ttft_s)
+
+    def _finished(self, event: Finished) -> None:
+        life = self._lives.follow(event)
+        if event.sequence_id in self._running:
+            self._running.remove(event.sequence_id)
+        else:
+            self._num_waiting -= 1
+        self._gaps.ended(event.sequence_id)
+        self._counters["request_success"][event.reason] += 1
+        self._counters["corrupted_requests"][""] += event.is_corrupted
+        self._histograms["request_generation_tokens"].observe(event.num_output_tokens)
+        if life is None:
+            return
+        if life.first_token is not None and event.num_output_tokens > 1:
+            tpot = (event.time - life.first_token) / (event.num_output_tokens - 1)
+            self._observe("request_time_per_output_token_seconds", tpot)
+        if life.num_live == 0:
+            self._why.pop(event.request_id, None)
+            self._life_ended(life)
+
+    def _life_ended(self, life: RequestLife) -> None:
+        self._observe("e2e_request_latency_seconds", life.e2e_s)
+        self._observe("request_queue_time_seconds", life.queue_s)
+        self._observe("request_inference_time_seconds", life.inference_s)
+        self._observe("request_prefill_time_seconds", life.prefill_s)
+        self._observe("request_decode_time_seconds", life.decode_s)
+        self._observe("request_prompt_tokens", life.num_prompt_tokens)
+        self._observe("request_max_num_generation_tokens", max(end.num_output_tokens for end in life.ends))
+        self._observe("request_params_n", life.num_sequences)
+        self._observe("request_params_max_tokens", life.max_tokens)
+        self._observe("request_num_preemptions", life.num_preemptions)
+        if life.first_token is not None:
+            self._observe("request_prefill_kv_computed_tokens", life.num_prompt_tokens - life.num_cached_tokens)
+
+    def _sampled(self, event: Sampled) -> None:
+        self._gaps.step(event.sequence_ids, event.time)
+        self._generated[""] += event.num_tokens
+
+    def _step_done(self, event: StepDone) -> None:
+        self._step_tokens.observe(event.num_tokens)
+        seconds: dict[str, Any] = self._seconds
+        seconds["schedule"] += event.schedule_s
+        seconds["execute"] += event.execute_s
+        seconds["update"] += event.update_s
+
+    def _observe(self, name: str, value: float | None) -> None:
+        """What a request ended before is not observed."""
+        if value is not None:
+            self._histograms[name].observe(value)
+
+    # What is written
+
+    def families(self, namespace: str) -> Iterator[Family]:
+        """Everything as of now; the two namespaces differ only in what they call reasons to wait."""
+        yield from self._gauges(namespace)
+        for name, (meaning, label_names) in COUNTERS.items():
+            label = "".join(label_names)
+            counted = list(self._counters[name].items())
+            samples: list[Sample] = [("_total", ((label, text),) if label else (), value) for text, value in counted]
+            yield Family(name, "counter", meaning, samples)
+        for name, (meaning, _) in HISTOGRAMS.items():
+            yield Family(name, "histogram", meaning, _histogram_samples(self._histograms[name]))
+
+    def _gauges(self, namespace: str) -> Iterator[Family]:
+        by_reason = self._waiting_by_reason(namespace)
+        samples: dict[str, list[Sample]] = {
+            "num_requests_running": [("", (), self.num_running)],
+            "num_requests_waiting": [("", (), self.num_waiting)],
+            "num_requests_waiting_by_reason": [("", (("reason", why),), number) for why, number in by_reason.items()],
+            "kv_cache_usage_perc": [("", (), self.kv_cache_usage)],
+            "cache_config_info": [("", self._cache_info, 1)],
+        }
+        for name, meaning in GAUGES.items():
+            yield Family(name, "gauge", meaning, samples[name])
+
+    def _waiting_by_reason(self, namespace: str) -> dict[str, int]:
+        """vLLM knows two reasons: capacity, which is all of ours, and deferred, which we have no cause for. Who was
+        not yet passed over by a step, or was preempted, waits for its turn."""
+        num_waiting = self._num_waiting
+        if namespace == "vllm":
+            return {"capacity": num_waiting, "deferred": 0}
+        reasons = Counter(list(self._why.values()))
+        reasons["turn"] += num_waiting - reasons.total()
+        return {reason: reasons[reason] for reason in _WAIT_REASONS}
+
+
+def _histogram_samples(histogram: Histogram) -> list[Sample]:
+    samples: list[Sample] = [("_bucket", label, number) for label, number in histogram.cumulative()]
+    samples.append(("_sum", (), histogram.total))
+    samples.append(("_count", (), samples[-2][2]))
+    return samples
+
+
+def _cache_info(sizes: EngineStarted, cache_config: Mapping[str, object]) -> Labels:
+    """vLLM's names; what the caller knows, and the sizes that the engine came to."""
+    facts = {
+        **cache_config,
+        "block_size": sizes.block_size,
+        "num_gpu_blocks": sizes.num_blocks,
+        "block_bytes": sizes.block_bytes,
+        "enable_prefix_caching": sizes.enable_prefix_caching,
+    }
+    return tuple((name, str(value)) for name, value in facts.items())

@@ -1,0 +1,140 @@
+"""OpenTelemetry traces: one span a request, told from the event log when the request has ended.
+
+    llm_request  |──────────────────────────────────────|     from arrival to end, with the numbers as attributes
+      queue      |────────|
+      prefill             |─────────|
+      decode                        |───────────────────|
+
+Names of attributes are those of OpenTelemetry's GenAI conventions and of vLLM. The library is an extra,
+`pip install octavo[otel]`, imported only when traces are asked for. Spans are sent by a thread of the library's; the
+engine's thread only makes them, once a request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from octavo.errors import ConfigError
+from octavo.observe.events import Event, EventLog, Refused
+from octavo.observe.lives import RequestLife, RequestLives
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+INSTRUMENTATION = "octavo"
+#: headers of W3C trace context, which a client sends to have our span inside its own
+TRACE_HEADERS = ("traceparent", "tracestate")
+
+
+class RequestTracer:
+    """Follows a log and makes a span of every request that ends.
+
+    clock: the one that events are timed with. Whoever makes a tracer closes it, which sends what is left.
+    """
+
+    def __init__(
+        self, log: EventLog, exporter: SpanExporter, *, model_name: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, which Resource.create reads, go before
+        self._provider = TracerProvider(resource=Resource.create({"service.name": INSTRUMENTATION}))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer(INSTRUMENTATION)
+        self._propagator = TraceContextTextMapPropagator()
+        self._model_name = model_name
+        self._epoch_ns = time.time_ns() - round(clock() * 1e9)  # the engine clock's zero
+        self._lives = RequestLives()
+        self._parents: dict[str, Context] = {}
+        log.listen(self.follow)
+
+    def link(self, request_id: str, headers: Mapping[str, str]) -> None:
+        """The request came with these trace headers (see TRACE_HEADERS), so its span belongs inside its client's.
+        To be said right before the request is handed to the engine."""
+        self._parents[request_id] = self._propagator.extract(headers)
+
+    def follow(self, event: Event) -> None:
+        life = self._lives.follow(event)
+        if life is not None and life.num_live == 0:
+            self._tell(life)
+        elif type(event) is Refused:
+            self._parents.pop(event.request_id, None)
+
+    def close(self) -> None:
+        """Send what has not been sent, and stop."""
+        self._provider.shutdown()
+
+    def _tell(self, life: RequestLife) -> None:
+        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+
+        span = self._tracer.start_span(
+            "llm_request",
+            context=self._parents.pop(life.request_id, None),
+            kind=SpanKind.SERVER,
+            attributes=self._attributes(life),
+            start_time=self._at(life.arrival),
+        )
+        if any(end.reason == "error" for end in life.ends):
+            span.set_status(Status(StatusCode.ERROR, "a sequence ended with an error"))
+        inside = set_span_in_context(span)
+        moments = (("queue", life.arrival), ("prefill", life.start), ("decode", life.first_token), ("", life.end))
+        known = [(name, moment) for name, moment in moments if moment is not None]
+        for (name, begin), (_, end) in pairwise(known):
+            child = self._tracer.start_span(name, context=inside, start_time=self._at(begin))
+            child.end(self._at(end))
+        span.end(self._at(life.end))
+
+    def _attributes(self, life: RequestLife) -> dict[str, Any]:
+        """What is not known, because the request ended before, is left out."""
+        attributes = {
+            "gen_ai.operation.name": "text_completion",
+            "gen_ai.response.model": self._model_name,
+            "gen_ai.request.id": life.request_id,
+            "gen_ai.request.n": life.num_sequences,
+            "gen_ai.request.max_tokens": life.max_tokens,
+            "gen_ai.request.temperature": life.temperature,
+            "gen_ai.request.top_p": life.top_p,
+            "gen_ai.usage.prompt_tokens": life.num_prompt_tokens,
+            "gen_ai.usage.completion_tokens": life.num_output_tokens,
+            "gen_ai.usage.cached_tokens": life.num_cached_tokens,
+            "gen_ai.response.finish_reasons": [end.reason for end in life.ends],
+            "gen_ai.latency.time_in_queue": life.queue_s,
+            "gen_ai.latency.time_in_model_prefill": life.prefill_s,
+            "gen_ai.latency.time_to_first_token": life.ttft_s,
+            "gen_ai.latency.time_in_model_decode": life.decode_s,
+            "gen_ai.latency.time_in_model_inference": life.inference_s,
+            "gen_ai.latency.e2e": life.e2e_s,
+            "octavo.num_preemptions": life.num_preemptions,
+        }
+        return {name: value for name, value in attributes.items() if value is not None}
+
+    def _at(self, moment: float) -> int:
+        """An engine time in nanoseconds since 1970."""
+        return self._epoch_ns + round(moment * 1e9)
+
+
+def open_tracer(
+    endpoint: str, log: EventLog, *, model_name: str, clock: Callable[[], float] = time.monotonic
+) -> RequestTracer:
+    """A tracer that sends to a collector, with OTLP over HTTP. Raises ConfigError without the extra, or for an
+    endpoint that is no URL."""
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"otlp_traces_endpoint is {endpoint!r}, allowed is an http or https URL such as "
+            "http://localhost:4318/v1/traces"
+        )
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError as missing:
+        raise ConfigError(
+            f"otlp_traces_endpoint is {endpoint!r}, which needs OpenTelemetry, and {missing.name} is not installed: "
+            "pip install 'octavo[otel]', or leave otlp_traces_endpoint out"
+        ) from missing
+    return RequestTracer(log, OTLPSpanExporter(endpoint=endpoint), model_name=model_name, clock=clock)

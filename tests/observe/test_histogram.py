@@ -1,0 +1,83 @@
+"""Buckets as Prometheus counts them, and token gaps against a book that looks at every sequence by itself."""
+
+import random
+
+import pytest
+
+from octavo.errors import ConfigError
+from octavo.observe.catalog import HISTOGRAMS, bounds
+from octavo.observe.histogram import Histogram, TokenGaps
+
+
+def buckets(histogram: Histogram) -> dict[str, int]:
+    return {label[0][1]: number for label, number in histogram.cumulative()}
+
+
+def test_a_value_at_a_bound_belongs_to_it() -> None:
+    histogram = Histogram([1, 2.5])
+    for value in (0.5, 1, 1.1, 2.5, 2.6):
+        histogram.observe(value)
+    histogram.observe(100, 3)
+    assert buckets(histogram) == {"1.0": 2, "2.5": 4, "+Inf": 8}
+    assert histogram.total == pytest.approx(0.5 + 1 + 1.1 + 2.5 + 2.6 + 300)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gaps_are_those_of_every_sequence(seed: int) -> None:
+    """Sequences come, pause, come back, and end, with and without a token in the step in which they do."""
+    draw = random.Random(seed)
+    histogram = Histogram([])
+    gaps = TokenGaps(histogram)
+    last: dict[int, float] = {}
+    expected: list[float] = []
+    live, next_id, time = set(range(6)), 6, 0.0
+    for _ in range(200):
+        time += draw.choice([0.5, 1.0, 7.0])
+        if draw.random() < 0.3:
+            live.add(next_id)
+            next_id += 1
+        present = draw.random()
+        sampled = tuple(sorted(one for one in live if present < 0.5 or draw.random() < 0.7))
+        for one in [one for one in live if draw.random() < 0.05]:
+            live.remove(one)
+            gaps.ended(one)  # before the step is counted, as the scheduler writes it
+        expected += [time - last[one] for one in sampled if one in last]
+        last.update(dict.fromkeys(sampled, time))
+        gaps.step(sampled, time)
+    assert histogram.counts == [len(expected)]
+    assert histogram.total == pytest.approx(sum(expected))
+
+
+def test_gaps_forget_sequences_that_ended() -> None:
+    gaps = TokenGaps(Histogram([]))
+    for step in range(1000):
+        gaps.ended(step)
+        gaps.step((step, step + 1), float(step))
+        gaps.ended(100_000 + step)  # never got a token
+    held = [value for value in vars(gaps).values() if isinstance(value, set | dict)]
+    assert sum(len(one) for one in held) < 10
+
+
+def test_every_histogram_has_rising_bounds() -> None:
+    chosen = bounds(max_model_len=3000)
+    assert set(chosen) == set(HISTOGRAMS)
+    for name, values in chosen.items():
+        assert list(values) == sorted(set(values)), name
+    assert chosen["request_prompt_tokens"][-1] == 2000
+
+
+def test_bounds_can_be_chosen_under_either_name() -> None:
+    chosen = bounds(100, {"time_to_first_token_seconds": [1, 2], "vllm:request_params_n": [3]})
+    assert chosen["time_to_first_token_seconds"] == (1.0, 2.0)
+    assert chosen["request_params_n"] == (3.0,)
+
+
+@pytest.mark.parametrize("values", [[], [2, 1], [1, 1], ["1"], [True, 2]])
+def test_bounds_that_do_not_rise_are_refused(values: list[object]) -> None:
+    with pytest.raises(ConfigError, match=r"request_params_n.*each larger"):
+        bounds(100, {"request_params_n": values})  # type: ignore[dict-item]
+
+
+def test_bounds_of_an_unknown_histogram_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'ttft', allowed are time_to_first_token_seconds"):
+        bounds(100, {"ttft": [1.0]})

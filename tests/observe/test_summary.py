@@ -1,0 +1,31 @@
+"""The line for the server's log: rates of the interval, and silence while nothing happens."""
+
+from octavo.observe.events import Arrived, EngineStarted, EventLog, Finished, FirstToken, PrefixHit, Sampled, Started
+from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.summary import IntervalSummary
+
+
+def test_rates_are_of_the_interval_and_idle_is_said_once() -> None:
+    now = 100.0
+    log = EventLog(0)
+    log.write(EngineStarted(0.0, num_blocks=10, block_size=4, block_bytes=1, num_groups=1, max_model_len=40))
+    summary = IntervalSummary(MetricsRecorder(log, model_name="m"), lambda: now)
+    assert summary.line() is None
+    for event in (
+        Arrived(100.0, "a", 20, 1),
+        Started(100.0, 1, "a", 0),
+        PrefixHit(100.0, 1, 5, ()),
+        FirstToken(101.0, "a"),
+        Sampled(101.0, 1, (1,), 1),
+    ):
+        log.write(event)
+    now = 110.0
+    assert summary.line() == (
+        "prompt 2.0 tok/s, generation 0.1 tok/s, running 1, waiting 0, KV 0.0%, prefix hits 25.0%"
+    )
+    now = 112.0
+    assert summary.line() == "prompt 0.0 tok/s, generation 0.0 tok/s, running 1, waiting 0, KV 0.0%"
+    log.write(Finished(113.0, 1, "a", "stop", 1))
+    now = 122.0
+    assert summary.line() == "prompt 0.0 tok/s, generation 0.0 tok/s, running 0, waiting 0, KV 0.0%"
+    assert summary.line() is None

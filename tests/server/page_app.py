@@ -1,0 +1,146 @@
+"""A server as the page sees it: the page itself, a model that says what it is told to, and real metrics.
+
+A question chooses what happens: `say TEXT` streams the text back, `slow` streams without end, `fail STATUS` is
+refused, `break` sends an error in the middle of a stream, `think` reasons before it speaks and is cut short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from octavo.observe.events import (
+    Arrived,
+    EngineStarted,
+    EventLog,
+    Finished,
+    FirstToken,
+    Sampled,
+    Scheduled,
+    Started,
+)
+from octavo.observe.metrics import MetricsRecorder
+from octavo.server.page import CONTENT_TYPE, content_security_policy, page
+
+
+@dataclass
+class FakeServer:
+    """api_key: what /v1 asks for, if anything. bodies: what chats were asked with."""
+
+    models: list[str] = field(default_factory=lambda: ["smollm2"])
+    api_key: str | None = None
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    num_streams_left: int = 0  # by their reader, before their end
+    token_s: float = 0.0
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        self.log = EventLog(0)
+        self.log.write(EngineStarted(0.0, 1000, 16, 1, 1, 4096))
+        self.metrics = MetricsRecorder(self.log, model_name="smollm2")
+        self._num_requests = 0
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.get("/")
+        def index() -> Response:
+            return Response(
+                page(), headers={"Content-Security-Policy": content_security_policy()}, media_type=CONTENT_TYPE
+            )
+
+        @app.get("/metrics")
+        def metrics() -> Response:
+            return Response(self.metrics.exposition(), media_type="text/plain; version=0.0.4")
+
+        @app.get("/v1/models")
+        def models(request: Request) -> Response:
+            data = {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
+            return self.refusal(request) or JSONResponse(data)
+
+        @app.post("/v1/chat/completions")
+        async def chat(request: Request) -> Response:
+            body = await request.json()
+            self.bodies.append(body)
+            question = body["messages"][-1]["content"]
+            if question.startswith("fail "):
+                return failure(int(question.split()[1]), "said so on purpose")
+            return self.refusal(request) or StreamingResponse(self.answer(question), media_type="text/event-stream")
+
+        return app
+
+    def refusal(self, request: Request) -> Response | None:
+        if self.api_key is None or request.headers.get("authorization") == f"Bearer {self.api_key}":
+            return None
+        return failure(401, "Unauthorized")
+
+    async def answer(self, question: str) -> AsyncIterator[str]:
+        """Tokens as chunks, and the events an engine would write for them."""
+        self._num_requests += 1
+        name, is_done, num_tokens = str(self._num_requests), False, 0
+        sequence_id = self._num_requests
+        self.log.write(Arrived(time.monotonic(), name, 12, 1))
+        self.log.write(Started(time.monotonic(), sequence_id, name, 0))
+        self.log.write(Scheduled(time.monotonic(), 1, (sequence_id,), (0,), (12,), 0, 700))
+        try:
+            for token in self.tokens(question):
+                if question == "break" and num_tokens == 3:
+                    yield sse({"error": {"message": "the engine stopped", "code": 500}})
+                    return
+                await asyncio.sleep(self.token_s or (0.02 if question == "slow" else 0))
+                num_tokens += 1
+                if num_tokens == 1:
+                    self.log.write(FirstToken(time.monotonic(), name))
+                self.log.write(Sampled(time.monotonic(), 1, (sequence_id,), 1))
+                kind = "reasoning_content" if question == "think" and num_tokens < 3 else "content"
+                yield sse({"choices": [{"index": 0, "delta": {kind: token}, "finish_reason": None}]})
+            reason = "length" if question == "think" else "stop"
+            yield sse({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+            yield sse({"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": num_tokens}})
+            yield "data: [DONE]\n\n"
+            is_done = True
+        finally:
+            self.num_streams_left += not is_done
+            self.log.write(Finished(time.monotonic(), sequence_id, name, "stop", num_tokens))
+
+    def tokens(self, question: str) -> Iterator[str]:
+        if question.startswith("say "):
+            yield from (question[4:][i : i + 4] for i in range(0, len(question) - 4, 4))
+        elif question == "think":
+            yield from ("so ", "then ", "the ", "answer")
+        else:
+            while True:
+                yield "word "
+
+
+def failure(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "code": status}}, status, headers={"Retry-After": "7"})
+
+
+def sse(event: dict[str, Any]) -> str:
+    return f"data: {json.dumps(event)}\n\n"
+
+
+@contextmanager
+def serving(fake: FakeServer) -> Iterator[FakeServer]:
+    """The server in a thread, on a port of its own."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(fake.app(), log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    yield fake
+    server.should_exit = True
+    thread.join(timeout=10)
+    listener.close()
