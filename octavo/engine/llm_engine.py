@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineCore, EngineStats
-from octavo.engine.input import InputProcessor, Prompt
+from octavo.engine.input import InputProcessor, Prompt, RequestLimits
 from octavo.engine.output import OutputProcessor
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineDeadError, InvalidRequestError
@@ -88,8 +88,17 @@ class LLMEngine:
         return outputs
 
     @property
+    def core(self) -> EngineCore:
+        """The engine without text, for a process that leaves text to others."""
+        return self._alive()
+
+    @property
+    def limits(self) -> RequestLimits:
+        return self._inputs.limits
+
+    @property
     def model_info(self) -> ModelInfo:
-        limits = self._inputs.limits
+        limits = self.limits
         return ModelInfo(
             max_model_len=limits.max_model_len,
             vocab_size=limits.vocab_size,

@@ -38,10 +38,10 @@ class OutputProcessor:
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
-        self._requests: dict[str, _RequestText] = {}
+        self._requests: dict[str, RequestText] = {}
 
     def add(self, request: Request) -> None:
-        self._requests[request.request_id] = _RequestText(request, self._tokenizer)
+        self._requests[request.request_id] = RequestText(request, self._tokenizer)
 
     def abort(self, request_id: str, now: float) -> list[RequestOutput]:
         """The last output of a request that the scheduler was told to end; none if it has had one."""
@@ -54,7 +54,7 @@ class OutputProcessor:
 
     def process(self, updates: Iterable[SequenceUpdate], now: float) -> tuple[list[RequestOutput], list[StopFound]]:
         """One step's updates -> the outputs to hand out, in order of first change, and the stops found."""
-        touched: dict[str, _RequestText] = {}
+        touched: dict[str, RequestText] = {}
         stops: list[StopFound] = []
         for update in updates:
             request = self._requests.get(update.sequence.request.request_id)
@@ -74,8 +74,9 @@ class OutputProcessor:
         return outputs, stops
 
 
-class _RequestText:
-    """One request's sequences as text."""
+class RequestText:
+    """One request's sequences as text. Whoever has it may take an output at any time: what a DELTA output holds
+    is what came since the last one, however many steps that was."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
         params = request.sampling_params
