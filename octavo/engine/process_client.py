@@ -34,6 +34,7 @@ from octavo.engine.transport import (
     Abort,
     AbortById,
     Ask,
+    Down,
     FinishSequence,
     Hello,
     Refusal,
@@ -251,16 +252,22 @@ class ProcessClient:
                 payload = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            match decode_down(payload):
-                case StepNews() as news:
-                    self._take_news(news)
-                case Refusal() as refusal:
-                    self._take_refusal(refusal)
-                case Reply(number, answer):
-                    if (waiting := self._answers.get(number)) is not None and not waiting.done():
-                        waiting.set_result(answer)
-                case Welcome() as welcome:
-                    self._take_welcome(welcome)
+            try:
+                self._take(decode_down(payload))
+            except Exception:  # whoever else has news in the socket must not wait for it for ever
+                LOGGER.exception("a message of the engine was not understood")
+
+    def _take(self, message: Down) -> None:
+        match message:
+            case StepNews():
+                self._take_news(message)
+            case Refusal():
+                self._take_refusal(message)
+            case Reply(number, answer):
+                if (waiting := self._answers.get(number)) is not None and not waiting.done():
+                    waiting.set_result(answer)
+            case Welcome():
+                self._take_welcome(message)
 
     def _take_welcome(self, welcome: Welcome) -> None:
         limits = RequestLimits(
@@ -284,13 +291,13 @@ class ProcessClient:
 
     def _take_news(self, news: StepNews) -> None:
         streams = self._streams
+        for one in news.others:  # first: they tell of sequences that the columns name
+            if (stream := streams.get(one.key)) is not None:
+                self._grow(stream, stream.mirror(one), news.time)
         indices: Iterable[int] = news.indices or itertools.repeat(0, len(news.keys))
         for key, index, token_id in zip(news.keys, indices, news.token_ids, strict=True):
             if (stream := streams.get(key)) is not None:
                 self._grow(stream, SequenceUpdate(stream.sequences[index], [token_id], None, []), news.time)
-        for one in news.others:
-            if (stream := streams.get(one.key)) is not None:
-                self._grow(stream, stream.mirror(one), news.time)
 
     def _grow(self, stream: _Stream, update: SequenceUpdate, now: float) -> None:
         """Add to a stream's text. What goes wrong there is this stream's alone."""
