@@ -15,10 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from octavo.engine.client import EngineClient
-from octavo.errors import ConfigError, OctavoError
+from octavo.errors import ConfigError
 from octavo.server import chat, completions, messages, operations, tokens
 from octavo.server.auth import RequireKey
-from octavo.server.errors import ApiError, answer_with_error, error_response
+from octavo.server.errors import ApiError, as_api_error, error_response
 from octavo.server.openapi import describe, documentation
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
@@ -54,10 +54,7 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
     routes = ROUTES if settings.disable_fastapi_docs else (*ROUTES, *documentation(app))
     for method, path, endpoint in routes:
         app.add_api_route(path, _bound(endpoint, serving), methods=[method], **describe(method, path, endpoint))
-    for kind in (ApiError, OctavoError, Exception):
-        app.add_exception_handler(kind, answer_with_error)
     app.add_exception_handler(HTTPException, _no_such_route)
-    app.add_exception_handler(ClientDisconnect, _gone)
     if settings.api_key:
         app.add_middleware(RequireKey, keys=settings.api_key)
     if settings.allowed_origins:
@@ -73,7 +70,12 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
 
 def _bound(endpoint: Endpoint, serving: Serving) -> Callable[[Request], Awaitable[Response]]:
     async def call(request: Request) -> Response:
-        return await endpoint(request, serving)
+        try:
+            return await endpoint(request, serving)
+        except ClientDisconnect:  # while it was still sending
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except Exception as error:
+            return error_response(as_api_error(error), request.scope["path"])
 
     return call
 
@@ -85,8 +87,3 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
     told = {404: f"there is no {path[:100]!r} here; see /openapi.json", 405: f"{path!r} is not for {request.method}"}
     message = told.get(error.status_code, str(error.detail))
     return error_response(ApiError(error.status_code, message, headers=error.headers), path)
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    """The client went away while it was still sending."""
-    return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError, TokenizerError
@@ -81,11 +80,6 @@ def error_response(error: ApiError, path: str) -> Response:
 
 def speaks_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
-
-
-async def answer_with_error(request: Request, error: Exception) -> Response:
-    """An exception handler for the app."""
-    return error_response(as_api_error(error), request.scope["path"])
 
 
 def _field_named_first(message: str) -> str | None:

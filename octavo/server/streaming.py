@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from octavo.outputs import RequestOutput
-from octavo.server.errors import ApiError, as_api_error
+from octavo.server.errors import ApiError, as_api_error, error_response
 
 #: what a log shows of a request whose client went away; nobody receives it
 CLIENT_CLOSED_REQUEST = 499
@@ -51,8 +51,11 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         outputs = self._outputs
         async with cancelled_on_disconnect(receive), contextlib.aclosing(outputs):
-            first = await anext(outputs)
-            opening = self._events.output(first)
+            try:
+                opening = self._events.output(await anext(outputs))
+            except Exception as error:
+                await error_response(as_api_error(error), scope["path"])(scope, receive, send)
+                return
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await self._send(opening, send)
             try:
