@@ -158,6 +158,7 @@ class ServerConfig:
     shutdown_timeout: int = knob(
         0, "seconds that running requests may go on after SIGTERM or Ctrl-C; 0: end them at once"
     )
+    enable_log_requests: bool = knob(False, "a line for every request: its id, its size, how it is sampled")
     disable_log_stats: bool = knob(False, "no line every ten seconds on what the engine did")
 
     def __post_init__(self) -> None:

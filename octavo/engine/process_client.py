@@ -46,6 +46,7 @@ from octavo.engine.transport import (
     decode_down,
     encode,
     front_end_socket,
+    pack_params,
     pack_request,
     unpack_params,
 )
@@ -63,11 +64,13 @@ MAX_INLINE_SIZE = 4096
 class ProcessClient:
     """Owner of this front end's end of the socket and of its streams. All calls from one event loop's thread."""
 
-    def __init__(self, tokenizer: Tokenizer | None, index: int, seed: int) -> None:
-        """index: the front end's number. seed: of the random numbers of requests that bring none."""
+    def __init__(self, tokenizer: Tokenizer | None, index: int, seed: int, *, logs_requests: bool = False) -> None:
+        """index: the front end's number. seed: of the random numbers of requests that bring none. logs_requests: a
+        line for each, which holds nothing of what it says."""
         self.identity = front_end_identity(index, os.getpid())
         self._tokenizer = tokenizer
         self._seed = seed
+        self._logs_requests = logs_requests
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._inputs: InputProcessor | None = None
@@ -209,6 +212,9 @@ class ProcessClient:
         stream = _Stream(next(self._numbers), request, self._tokenizer)
         self._streams[stream.key] = stream
         self._keys[request.request_id] = stream.key
+        if self._logs_requests:
+            asked = ", ".join(f"{name}={value!r}" for name, value in pack_params(request.sampling_params).items())
+            LOGGER.info("request %s: %d tokens; %s", request.request_id, request.num_prompt_tokens, asked or "defaults")
         self._send(pack_request(stream.key, request, trace_headers))
         return stream
 

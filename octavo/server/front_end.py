@@ -65,7 +65,7 @@ class FrontEnd:
     ) -> None:
         self._task = task
         self._channel = channel
-        self._client = ProcessClient(tokenizer, task.index, task.seed)
+        self._client = ProcessClient(tokenizer, task.index, task.seed, logs_requests=task.server.enable_log_requests)
         self._make_app = make_app
         self._stop = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
@@ -101,7 +101,6 @@ class FrontEnd:
             http="httptools",
             log_config=None,
             access_log=False,
-            root_path=self._task.root_path,
             timeout_graceful_shutdown=int(FLUSH_S),
             ssl_keyfile=server.ssl_keyfile,
             ssl_certfile=server.ssl_certfile,

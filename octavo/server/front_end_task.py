@@ -19,7 +19,6 @@ class FrontEndTask:
     seed: int
     model: ModelConfig
     server: ServerConfig
-    root_path: str
     app: str
     settings: Any
     listening_fd: int

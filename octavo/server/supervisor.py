@@ -56,7 +56,6 @@ class ServeOptions:
     server: ServerConfig
     settings: Any
     model_name: str
-    root_path: str = ""
     app: str = "octavo.server.app:create_app"
 
 
@@ -188,7 +187,6 @@ class Supervisor:
             + ((index if num_starts < len(self._front_end_restarts) else num_starts) << 64),
             model=options.engine.model,
             server=options.server,
-            root_path=options.root_path,
             app=options.app,
             settings=options.settings,
             listening_fd=self._listening.fileno(),
