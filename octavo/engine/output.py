@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from octavo.engine.detokenizer import TextStream
 from octavo.engine.tokenizer import Tokenizer
@@ -90,7 +91,10 @@ class RequestText:
 
     @property
     def finished(self) -> bool:
-        return all(sequence.finish_reason is not None for sequence in self._sequences)
+        for sequence in self._sequences:  # a loop, for it is asked once a token
+            if sequence.finish_reason is None:
+                return False
+        return True
 
     def extend(self, update: SequenceUpdate, now: float) -> str | None:
         """Take one sequence's update; returns the stop string that ended it, if one did."""
@@ -100,8 +104,9 @@ class RequestText:
         if update.token_ids and self._first_token_time is None:
             self._first_token_time = now
         stop = self._sequences[update.sequence.index].extend(update)
-        for unborn in self._sequences[len(self._request.sequences) :]:  # sequence 0 ended before they could fork
-            unborn.end_with(update.sequence)
+        if update.sequence.finish_reason is not None:
+            for unborn in self._sequences[len(self._request.sequences) :]:  # sequence 0 ended before they could fork
+                unborn.end_with(update.sequence)
         return stop
 
     def abort(self) -> None:
@@ -135,8 +140,7 @@ class RequestText:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Handed:
+class _Handed(NamedTuple):
     """How much of a sequence earlier DELTA outputs have handed out."""
 
     num_chars: int = 0
@@ -167,7 +171,7 @@ class _SequenceText:
 
     def has_news(self) -> bool:
         """Whether a DELTA output should mention this sequence."""
-        return self._handed != _Handed(self._visible(), len(self._token_ids), self.finish_reason)
+        return self._handed != (self._visible(), len(self._token_ids), self.finish_reason)
 
     def abort(self) -> None:
         if self.finish_reason is None:
