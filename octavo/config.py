@@ -129,6 +129,56 @@ class ObserveConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionConfig:
+    """Whom a server's engine lets wait."""
+
+    max_num_queued_reqs: int | None = knob(
+        None, "most requests waiting for a seat or blocks; more are turned away with 503; default: no limit"
+    )
+    queue_timeout: float | None = knob(
+        None, "most seconds a request waits before its first step; then it is turned away with 503; default: no limit"
+    )
+
+    def __post_init__(self) -> None:
+        _at_least("max_num_queued_reqs", self.max_num_queued_reqs, 0)
+        _above_zero("queue_timeout", self.queue_timeout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Where a server listens, in how many processes, and how it stops."""
+
+    host: str | None = knob(None, "address to listen on; default: every IPv4 interface (127.0.0.1: this machine only)")
+    port: int = knob(8000, "port to listen on; 0: any that is free")
+    uds: str | None = knob(None, "path of a Unix socket to listen on, in place of host and port")
+    api_server_count: int = knob(
+        1, "front-end processes: they read and write HTTP, text and tokens; one engine serves all"
+    )
+    ssl_keyfile: str | None = knob(None, "private key; with ssl_certfile: serve https")
+    ssl_certfile: str | None = knob(None, "certificate chain; with ssl_keyfile: serve https")
+    ssl_ca_certs: str | None = knob(
+        None, "authorities whose client certificates are accepted; then every client needs one"
+    )
+    shutdown_timeout: int = knob(
+        0, "seconds that running requests may go on after SIGTERM or Ctrl-C; 0: end them at once"
+    )
+    enable_log_requests: bool = knob(False, "a line for every request: its id, its size, how it is sampled")
+    disable_log_stats: bool = knob(False, "no line every ten seconds on what the engine did")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}, allowed is 0 to 65535")
+        if self.uds is not None and self.host is not None:
+            raise ConfigError(f"host is {self.host!r} and uds is {self.uds!r}, allowed is one of them")
+        if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
+            raise ConfigError("https needs both ssl_keyfile and ssl_certfile, got one of them")
+        if self.ssl_ca_certs is not None and self.ssl_certfile is None:
+            raise ConfigError("ssl_ca_certs is of no use without ssl_keyfile and ssl_certfile: give them, or drop it")
+        _at_least("api_server_count", self.api_server_count, 1)
+        _at_least("shutdown_timeout", self.shutdown_timeout, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All sections together; only the engine's builder sees it."""
 
@@ -142,3 +192,8 @@ class EngineConfig:
 def _at_least(name: str, value: int | None, low: int) -> None:
     if value is not None and value < low:
         raise ConfigError(f"{name} is {value}, allowed is {low} or more")
+
+
+def _above_zero(name: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise ConfigError(f"{name} is {value}, allowed is more than 0")

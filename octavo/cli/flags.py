@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -36,13 +36,30 @@ def config_fields() -> dict[str, tuple[Field[Any], Any]]:
     return found
 
 
+def add_section_flags(group: argparse._ArgumentGroup, section: type[Any]) -> None:
+    """A flag for every field of a section that is no engine's."""
+    hints = get_type_hints(section)
+    for field in fields(section):
+        add_flag(group, field.name, hints[field.name], _help_of(field))
+
+
+def section_options(args: argparse.Namespace, section: type[Any]) -> dict[str, Any]:
+    """What was given on the command line, as keywords for the section."""
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
+    return {field.name: given[field.name] for field in fields(section) if field.name in given}
+
+
 def add_engine_flags(parser: argparse.ArgumentParser, exclude: frozenset[str]) -> None:
     """A flag for every option, but for those whose names mean something else to this command."""
     group = parser.add_argument_group("engine options", "sizes may be written 32k (thousands) or 4G (of 1024)")
     for name, (field, hint) in config_fields().items():
         if name not in exclude:
-            shown = "" if field.default is None else f" (default: {field.default})"
-            add_flag(group, name, hint, field.metadata["help"] + shown)
+            add_flag(group, name, hint, _help_of(field))
+
+
+def _help_of(field: Field[Any]) -> str:
+    is_shown = field.default is not None and field.default != () and field.default is not MISSING
+    return f"{field.metadata['help']} (default: {field.default})" if is_shown else str(field.metadata["help"])
 
 
 def engine_options(args: argparse.Namespace, exclude: frozenset[str]) -> dict[str, Any]:
@@ -58,6 +75,8 @@ def add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, text: str) ->
     text = text.replace("%", "%%")
     if kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+    elif get_origin(kind) is tuple:
+        group.add_argument(flag, nargs="+", action="extend", metavar="TEXT", default=argparse.SUPPRESS, help=text)
     elif get_origin(kind) is Literal:
         group.add_argument(flag, choices=get_args(kind), default=argparse.SUPPRESS, help=text)
     else:

@@ -19,6 +19,7 @@ from octavo.errors import OctavoError
 
 COMMANDS = {
     "run": "answer prompts, or chat",
+    "serve": "answer over HTTP, as OpenAI and Anthropic do",
     "doctor": "what this machine has, which backends work here and why the others do not",
     "bench throughput": "measure: requests and tokens a second, all requests at once",
     "bench latency": "measure: seconds of one batch",

@@ -55,9 +55,17 @@ class EngineCore:
     def abort(self, request_id: str) -> None:
         self._scheduler.abort(request_id)
 
-    def finish_sequence(self, sequence_id: SequenceId, stop: str) -> None:
-        """A stop string ended it, as only the output side can see."""
-        self._scheduler.finish_sequence(sequence_id, "stop", stop)
+    def finish_sequence(self, sequence_id: SequenceId, stop: str) -> bool:
+        """A stop string ended it, as only the output side can see. False: it had ended already."""
+        return self._scheduler.finish_sequence(sequence_id, "stop", stop)
+
+    @property
+    def num_waiting(self) -> int:
+        return self._scheduler.num_waiting
+
+    @property
+    def num_running(self) -> int:
+        return self._scheduler.num_running
 
     @property
     def has_unfinished(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from octavo.engine.detokenizer import TextStream
 from octavo.engine.tokenizer import Tokenizer
@@ -38,10 +39,10 @@ class OutputProcessor:
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
-        self._requests: dict[str, _RequestText] = {}
+        self._requests: dict[str, RequestText] = {}
 
     def add(self, request: Request) -> None:
-        self._requests[request.request_id] = _RequestText(request, self._tokenizer)
+        self._requests[request.request_id] = RequestText(request, self._tokenizer)
 
     def abort(self, request_id: str, now: float) -> list[RequestOutput]:
         """The last output of a request that the scheduler was told to end; none if it has had one."""
@@ -54,7 +55,7 @@ class OutputProcessor:
 
     def process(self, updates: Iterable[SequenceUpdate], now: float) -> tuple[list[RequestOutput], list[StopFound]]:
         """One step's updates -> the outputs to hand out, in order of first change, and the stops found."""
-        touched: dict[str, _RequestText] = {}
+        touched: dict[str, RequestText] = {}
         stops: list[StopFound] = []
         for update in updates:
             request = self._requests.get(update.sequence.request.request_id)
@@ -74,8 +75,9 @@ class OutputProcessor:
         return outputs, stops
 
 
-class _RequestText:
-    """One request's sequences as text."""
+class RequestText:
+    """One request's sequences as text. Whoever has it may take an output at any time: what a DELTA output holds
+    is what came since the last one, however many steps that was."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
         params = request.sampling_params
@@ -89,7 +91,10 @@ class _RequestText:
 
     @property
     def finished(self) -> bool:
-        return all(sequence.finish_reason is not None for sequence in self._sequences)
+        for sequence in self._sequences:  # a loop, for it is asked once a token
+            if sequence.finish_reason is None:
+                return False
+        return True
 
     def extend(self, update: SequenceUpdate, now: float) -> str | None:
         """Take one sequence's update; returns the stop string that ended it, if one did."""
@@ -99,8 +104,9 @@ class _RequestText:
         if update.token_ids and self._first_token_time is None:
             self._first_token_time = now
         stop = self._sequences[update.sequence.index].extend(update)
-        for unborn in self._sequences[len(self._request.sequences) :]:  # sequence 0 ended before they could fork
-            unborn.end_with(update.sequence)
+        if update.sequence.finish_reason is not None:
+            for unborn in self._sequences[len(self._request.sequences) :]:  # sequence 0 ended before they could fork
+                unborn.end_with(update.sequence)
         return stop
 
     def abort(self) -> None:
@@ -134,8 +140,7 @@ class _RequestText:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Handed:
+class _Handed(NamedTuple):
     """How much of a sequence earlier DELTA outputs have handed out."""
 
     num_chars: int = 0
@@ -166,7 +171,7 @@ class _SequenceText:
 
     def has_news(self) -> bool:
         """Whether a DELTA output should mention this sequence."""
-        return self._handed != _Handed(self._visible(), len(self._token_ids), self.finish_reason)
+        return self._handed != (self._visible(), len(self._token_ids), self.finish_reason)
 
     def abort(self) -> None:
         if self.finish_reason is None:

@@ -1,0 +1,44 @@
+"""Serve a model over HTTP.
+
+octavo serve smollm2
+octavo serve smollm2 --host 127.0.0.1 --port 8000 --api-key SECRET --max-num-seqs 64
+octavo serve Qwen/Qwen3-0.6B --api-server-count 4 --served-model-name qwen qwen3
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from octavo.cli.flags import add_engine_flags, add_section_flags, engine_options, section_options
+from octavo.config import AdmissionConfig, ServerConfig
+from octavo.engine.assemble import engine_config
+from octavo.observe.logging import log_to_stderr
+from octavo.server.settings import ServerSettings
+from octavo.server.supervisor import ServeOptions, Supervisor
+
+_NOT_FLAGS = frozenset({"model"})  # the positional
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "octavo serve MODEL [options]"
+    parser.add_argument("model", help="a packaged model's name (smollm2), a folder, a hub id or a .gguf file")
+    server = parser.add_argument_group("server options")
+    for section in (ServerConfig, AdmissionConfig, ServerSettings):
+        add_section_flags(server, section)
+    add_engine_flags(parser, _NOT_FLAGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    log_to_stderr("server")
+    settings = ServerSettings(**section_options(args, ServerSettings))
+    if not settings.served_model_name:
+        settings = replace(settings, served_model_name=(args.model,))
+    options = ServeOptions(
+        engine=engine_config(model=args.model, **engine_options(args, _NOT_FLAGS)),
+        admission=AdmissionConfig(**section_options(args, AdmissionConfig)),
+        server=ServerConfig(**section_options(args, ServerConfig)),
+        settings=settings,
+        model_name=settings.served_model_name[0],
+    )
+    return Supervisor(options).run()

@@ -1,0 +1,88 @@
+"""Who may wait in a server's engine, and for how long.
+
+A queue without an end serves nobody: those at its end have left by the time it is their turn. So a server may bound how
+many wait and how long, and tells those it turns away when to come again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from octavo.config import AdmissionConfig
+from octavo.engine.core import EngineCore
+from octavo.errors import EngineBusyError
+from octavo.request import Request
+
+#: what Retry-After may say, whatever the rate of requests was
+MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
+_RATE_WINDOW = 64  # ends of requests that the rate is taken from
+
+
+class AdmissionControl:
+    """Counts who waits. Owned by the engine's loop."""
+
+    def __init__(
+        self, config: AdmissionConfig, core: EngineCore, max_num_seqs: int, clock: Callable[[], float]
+    ) -> None:
+        self._config = config
+        self._core = core
+        self._max_num_seqs = max_num_seqs
+        self._clock = clock
+        self._is_queue_standing = False
+        self._unscheduled: deque[Request] = deque()
+        self._ends: deque[float] = deque(maxlen=_RATE_WINDOW)
+
+    def check(self, request: Request) -> None:
+        """Raises EngineBusyError if too many wait already."""
+        limit = self._config.max_num_queued_reqs
+        if limit is not None and (num_queued := self._num_queued()) >= limit and not self._can_start_now():
+            raise EngineBusyError(
+                f"{num_queued} requests wait already, allowed are max_num_queued_reqs = {limit}; "
+                "send the request again later",
+                self._retry_after_s(num_queued),
+            )
+        if self._config.queue_timeout is not None:
+            self._unscheduled.append(request)
+
+    def step_done(self) -> None:
+        """Those who wait now had a chance to start, and found no room."""
+        self._is_queue_standing = self._core.num_waiting > 0
+
+    def request_ended(self) -> None:
+        self._ends.append(self._clock())
+
+    def take_expired(self) -> list[tuple[Request, EngineBusyError]]:
+        """Requests that have waited too long for their first step."""
+        timeout, queue, expired = self._config.queue_timeout, self._unscheduled, []
+        if timeout is None:
+            return []
+        now = self._clock()
+        while queue and (queue[0].first_scheduled_time is not None or now - queue[0].arrival_time > timeout):
+            request = queue.popleft()
+            if request.first_scheduled_time is None:
+                error = EngineBusyError(
+                    f"the request waited {now - request.arrival_time:.1f} s for its turn, allowed is queue_timeout = "
+                    f"{timeout:g} s; send it again later",
+                    self._retry_after_s(self._num_queued()),
+                )
+                expired.append((request, error))
+        return expired
+
+    def _num_queued(self) -> int:
+        """Those who arrived since the last step are no queue if they find seats in the next one."""
+        num_waiting = self._core.num_waiting
+        if self._is_queue_standing:
+            return num_waiting
+        return max(0, num_waiting - (self._max_num_seqs - self._core.num_running))
+
+    def _can_start_now(self) -> bool:
+        """With no queue allowed at all, a free seat is still one to sit down on."""
+        return not self._is_queue_standing and self._core.num_running + self._core.num_waiting < self._max_num_seqs
+
+    def _retry_after_s(self, num_queued: int) -> float:
+        """When so many will have ended, at the rate at which requests ended lately."""
+        if len(self._ends) < 2:
+            return MIN_RETRY_S
+        rate = (len(self._ends) - 1) / max(self._ends[-1] - self._ends[0], 1e-3)
+        return min(max(num_queued / rate, MIN_RETRY_S), MAX_RETRY_S)

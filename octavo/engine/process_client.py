@@ -1,0 +1,398 @@
+"""ProcessClient: a front end's side of an engine in another process.
+
+    generate() ──AddRequest──▶ engine                          one message a step, for all streams of this front end
+        ▲                         │
+        └── wake ── stream ◀── StepNews ── tokens to text
+
+A message wakes the event loop once; every sequence in it grows by its tokens' text at once, since a stop string in it
+must reach the engine, but an output is made only when its reader comes for it. A reader that lags finds the tokens of
+several steps in one DELTA.
+
+A mirror of Request and Sequence is kept here, with what the engine's news say of them, so that text is made by the
+same code as in one process (output.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sized
+from typing import NoReturn
+
+import msgspec
+import zmq
+
+from octavo.engine.client import ModelInfo
+from octavo.engine.core import EngineStats
+from octavo.engine.engine_task import front_end_identity
+from octavo.engine.input import InputProcessor, Prompt, RequestLimits
+from octavo.engine.output import RequestText
+from octavo.engine.tokenizer import Tokenizer
+from octavo.engine.transport import (
+    Abort,
+    AbortById,
+    Ask,
+    Down,
+    FinishSequence,
+    Hello,
+    Refusal,
+    Reply,
+    SequenceNews,
+    StepNews,
+    Up,
+    Welcome,
+    decode_down,
+    encode,
+    front_end_socket,
+    pack_params,
+    pack_request,
+    unpack_params,
+)
+from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError, OctavoError
+from octavo.observe.logging import LOGGER
+from octavo.outputs import RequestOutput
+from octavo.request import Request, Sequence, SequenceId
+from octavo.sampling_params import SamplingParams
+from octavo.scheduler.scheduler import SequenceUpdate
+
+#: longer prompts are checked and tokenised on a thread, so that other streams go on meanwhile
+MAX_INLINE_SIZE = 4096
+
+
+class ProcessClient:
+    """Owner of this front end's end of the socket and of its streams. All calls from one event loop's thread."""
+
+    def __init__(self, tokenizer: Tokenizer | None, index: int, seed: int, *, logs_requests: bool = False) -> None:
+        """index: the front end's number. seed: of the random numbers of requests that bring none. logs_requests: a
+        line for each, which holds nothing of what it says."""
+        self.identity = front_end_identity(index, os.getpid())
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._logs_requests = logs_requests
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._inputs: InputProcessor | None = None
+        self._info: ModelInfo | None = None
+        self._streams: dict[int, _Stream] = {}
+        self._keys: dict[str, int] = {}
+        self._answers: dict[int, asyncio.Future[bytes]] = {}
+        self._numbers = itertools.count()
+        self._why_down = "it is starting"
+        self._welcomed = asyncio.Event()
+        self._is_draining = False
+
+    # EngineClient
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        arrival_time = time.monotonic()
+        inputs = self._check_open()
+        name = request_id if request_id is not None else f"{self.identity}-{next(self._numbers)}"
+        params = sampling_params if sampling_params is not None else self.model_info.default_sampling_params
+        job = (name, prompt, params, arrival_time, priority, cache_salt)
+        if _is_long(prompt):
+            request = await asyncio.to_thread(inputs.process, *job)
+        else:
+            request = inputs.process(*job)
+        stream = self._open(request, None if trace_headers is None else dict(trace_headers))
+        try:
+            while (output := stream.take()) is None or not output.finished:
+                if output is None:
+                    await stream.wait()
+                else:
+                    yield output
+            yield output
+        finally:
+            if stream.key in self._streams:
+                self._end(stream)
+                self._send(Abort(stream.key))
+
+    async def abort(self, request_id: str) -> None:
+        key = self._keys.get(request_id)
+        if key is None:
+            self._send(AbortById(request_id))
+        else:
+            self._send(Abort(key))
+            self._abort(self._streams[key])
+
+    def get_tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    @property
+    def model_info(self) -> ModelInfo:
+        if self._info is None:
+            self._refuse()
+        return self._info
+
+    @property
+    def is_alive(self) -> bool:
+        return self._welcomed.is_set() and not self._is_draining
+
+    async def stats(self) -> EngineStats:
+        return msgspec.msgpack.decode(await self._ask("stats"), type=EngineStats)
+
+    async def metrics(self) -> bytes:
+        return await self._ask("metrics")
+
+    # For the front end
+
+    def connect(self, address: str) -> None:
+        """An engine listens there."""
+        self.disconnect("it is starting")
+        self._socket = front_end_socket(self._context, address, self.identity.encode())
+        asyncio.get_running_loop().add_reader(int(self._socket.FD), self._receive)
+        self._send(Hello())
+
+    def disconnect(self, why: str) -> None:
+        """The engine is gone; so are its requests."""
+        self._why_down = why
+        self._welcomed.clear()
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(int(self._socket.FD))
+            self._socket.close()
+            self._socket = None
+        for stream in list(self._streams.values()):
+            self._end(stream)
+            stream.fail(self._death())
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            if not answer.done():
+                answer.set_exception(self._death())
+
+    async def welcomed(self) -> None:
+        """Wait until there is an engine to serve requests."""
+        await self._welcomed.wait()
+
+    def drain(self) -> None:
+        """Take no new requests; those that run go on."""
+        self._is_draining = True
+
+    @property
+    def num_streams(self) -> int:
+        return len(self._streams)
+
+    def abort_all(self) -> None:
+        for stream in list(self._streams.values()):
+            self._send(Abort(stream.key))
+            self._abort(stream)
+
+    def close(self) -> None:
+        self.disconnect("this front end is ending")
+        self._context.term()
+
+    # Streams
+
+    def _check_open(self) -> InputProcessor:
+        if self._is_draining:
+            raise EngineDeadError("the server is shutting down and takes no new requests")
+        if self._inputs is None or not self._welcomed.is_set():
+            self._refuse()
+        return self._inputs
+
+    def _refuse(self) -> NoReturn:
+        raise self._death()
+
+    def _death(self) -> EngineDeadError:
+        return EngineDeadError(f"the engine is down: {self._why_down}")
+
+    def _open(self, request: Request, trace_headers: dict[str, str] | None) -> _Stream:
+        self._check_open()  # it may have gone down while the prompt was tokenised
+        if request.request_id in self._keys:
+            raise InvalidRequestError(f"request_id {request.request_id!r} is in use, allowed is one of its own")
+        stream = _Stream(next(self._numbers), request, self._tokenizer)
+        self._streams[stream.key] = stream
+        self._keys[request.request_id] = stream.key
+        if self._logs_requests:
+            asked = ", ".join(f"{name}={value!r}" for name, value in pack_params(request.sampling_params).items())
+            LOGGER.info("request %s: %d tokens; %s", request.request_id, request.num_prompt_tokens, asked or "defaults")
+        self._send(pack_request(stream.key, request, trace_headers))
+        return stream
+
+    def _end(self, stream: _Stream) -> None:
+        """Nothing more will come, or will be read."""
+        del self._streams[stream.key]
+        del self._keys[stream.request.request_id]
+
+    def _abort(self, stream: _Stream) -> None:
+        self._end(stream)
+        stream.text.abort()
+        stream.wake(time.monotonic())
+
+    async def _ask(self, about: str) -> bytes:
+        if not self._welcomed.is_set():
+            self._refuse()
+        number = next(self._numbers)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            self._send(Ask(number, about))
+            return await answer
+        finally:
+            self._answers.pop(number, None)
+
+    # The socket
+
+    def _send(self, message: Up) -> None:
+        """Never waits. To an engine that is gone, nothing: whoever needs an answer is told by `disconnect`."""
+        if self._socket is None:
+            return
+        self._socket.send(encode(message), zmq.NOBLOCK)
+        # The descriptor tells of changes only, and sending may swallow one.
+        if int(self._socket.EVENTS) & zmq.POLLIN:
+            asyncio.get_running_loop().call_soon(self._receive)
+
+    def _receive(self) -> None:
+        """Everything that has come."""
+        while self._socket is not None:
+            try:
+                payload = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._take(decode_down(payload))
+            except Exception:  # whoever else has news in the socket must not wait for it for ever
+                LOGGER.exception("a message of the engine was not understood")
+
+    def _take(self, message: Down) -> None:
+        match message:
+            case StepNews():
+                self._take_news(message)
+            case Refusal():
+                self._take_refusal(message)
+            case Reply(number, answer):
+                if (waiting := self._answers.get(number)) is not None and not waiting.done():
+                    waiting.set_result(answer)
+            case Welcome():
+                self._take_welcome(message)
+
+    def _take_welcome(self, welcome: Welcome) -> None:
+        limits = RequestLimits(
+            max_model_len=welcome.max_model_len,
+            max_num_seqs=welcome.max_num_seqs,
+            max_logprobs=welcome.max_logprobs,
+            vocab_size=welcome.vocab_size,
+            eos_token_ids=tuple(welcome.eos_token_ids),
+        )
+        if self._inputs is None or self._inputs.limits != limits:
+            self._inputs = InputProcessor(self._tokenizer, limits, self._seed)
+        self._info = ModelInfo(
+            max_model_len=welcome.max_model_len,
+            vocab_size=welcome.vocab_size,
+            max_num_seqs=welcome.max_num_seqs,
+            max_logprobs=welcome.max_logprobs,
+            default_sampling_params=unpack_params(welcome.default_sampling_params),
+            card=welcome.card,
+        )
+        self._welcomed.set()
+
+    def _take_news(self, news: StepNews) -> None:
+        streams = self._streams
+        for one in news.others:  # first: they tell of sequences that the columns name
+            if (stream := streams.get(one.key)) is not None:
+                self._grow(stream, stream.mirror(one), news.time)
+        indices: Iterable[int] = news.indices or itertools.repeat(0, len(news.keys))
+        for key, index, token_id in zip(news.keys, indices, news.token_ids, strict=True):
+            if (stream := streams.get(key)) is not None:
+                self._grow(stream, SequenceUpdate(stream.sequences[index], [token_id], None, []), news.time)
+
+    def _grow(self, stream: _Stream, update: SequenceUpdate, now: float) -> None:
+        """Add to a stream's text. What goes wrong there is this stream's alone."""
+        try:
+            stop = stream.text.extend(update, now)
+        except Exception as fault:
+            LOGGER.exception("request %s failed while its text was made", stream.request.request_id)
+            self._end(stream)
+            self._send(Abort(stream.key))
+            stream.fail(OctavoError(f"the request's text could not be made: {type(fault).__name__}: {fault}"))
+            return
+        if stop is not None:
+            self._send(FinishSequence(stream.key, update.sequence.index, stop))
+        if stream.text.finished:
+            self._end(stream)
+        stream.wake(now)
+
+    def _take_refusal(self, refusal: Refusal) -> None:
+        stream = self._streams.get(refusal.key)
+        if stream is None:
+            return  # its reader left before
+        if refusal.why == "aborted":
+            self._abort(stream)
+            return
+        self._end(stream)
+        if refusal.why == "busy":
+            stream.fail(EngineBusyError(refusal.text, refusal.retry_after_s))
+        else:
+            stream.fail(InvalidRequestError(refusal.text))
+
+
+def _is_long(prompt: Prompt) -> bool:
+    content = prompt.get("prompt") or prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else prompt
+    return isinstance(content, Sized) and len(content) > MAX_INLINE_SIZE
+
+
+class _Stream:
+    """One request's way from the socket to its reader."""
+
+    __slots__ = ("_fault", "_has_news", "_time", "_waiter", "key", "request", "sequences", "text")
+
+    def __init__(self, key: int, request: Request, tokenizer: Tokenizer | None) -> None:
+        self.key = key
+        self.request = request
+        self.sequences = request.sequences  # filled as the engine tells of them
+        self.text = RequestText(request, tokenizer)
+        self._has_news = False
+        self._time = 0.0
+        self._fault: OctavoError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def take(self) -> RequestOutput | None:
+        """What is new. Raises what ended it, after what came before that."""
+        if self._has_news:
+            self._has_news = False
+            return self.text.output(self._time)
+        if self._fault is not None:
+            raise self._fault
+        return None
+
+    async def wait(self) -> None:
+        if not self._has_news and self._fault is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def wake(self, now: float) -> None:
+        self._has_news = True
+        self._time = now
+        self._rouse()
+
+    def fail(self, fault: OctavoError) -> None:
+        self._fault = fault
+        self._rouse()
+
+    def mirror(self, news: SequenceNews) -> SequenceUpdate:
+        """Write the engine's news on this side's request and sequences."""
+        request, sequences = self.request, self.sequences
+        while len(sequences) < news.num_sequences:
+            sequences.append(Sequence(SequenceId(-1), request, len(sequences), []))
+        request.num_cached_tokens = news.num_cached_tokens
+        request.num_preemptions = news.num_preemptions
+        request.first_scheduled_time = news.first_scheduled_time
+        sequence = sequences[news.index]
+        sequence.finish_reason, sequence.stop_reason = news.finish_reason, news.stop_reason
+        return SequenceUpdate(sequence, news.token_ids, news.logprobs, news.prompt_logprobs)
+
+    def _rouse(self) -> None:
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)

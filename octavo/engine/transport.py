@@ -1,0 +1,216 @@
+"""What front ends and the engine process say to each other: MessagePack over ZMQ, through a Unix socket.
+
+    front end 0  DEALER ─┐                         up:    AddRequest, Abort, AbortById, FinishSequence, Ask, Hello
+    front end 1  DEALER ─┼── ROUTER  engine        down:  StepNews, once a step; Refusal, Reply, Welcome
+    front end 2  DEALER ─┘
+
+A request is a whole number here, its key, chosen by its front end; a sequence is a key and its index. What a step
+brought a front end is one message of columns, since nearly every sequence gets one token and nothing else.
+
+Times are of the monotonic clock, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import msgspec
+import zmq
+
+from octavo.messages import LogprobRow
+from octavo.outputs import FinishReason
+from octavo.request import Request
+from octavo.sampling_params import SamplingParams
+
+#: messages that may wait for a front end that does not read; then it is taken for lost
+MAX_UNREAD = 20_000
+
+
+class Hello(msgspec.Struct, array_like=True, tag=0):
+    """A front end is there, and wants to be told of the model."""
+
+
+class AddRequest(msgspec.Struct, array_like=True, tag=1):
+    """A request, checked and tokenised. sampling_params: the fields that are not the default."""
+
+    key: int
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling_params: dict[str, Any]
+    seed: int
+    arrival_time: float
+    max_output_tokens: int
+    priority: int
+    cache_salt: str | None
+    eos_token_ids: list[int]
+    stop_token_ids: list[int]
+    bad_word_ids: list[list[int]]
+    trace_headers: dict[str, str] | None
+
+
+class Abort(msgspec.Struct, array_like=True, tag=2):
+    """Nobody reads this request any more."""
+
+    key: int
+
+
+class AbortById(msgspec.Struct, array_like=True, tag=3):
+    """End a request of whichever front end."""
+
+    request_id: str
+
+
+class FinishSequence(msgspec.Struct, array_like=True, tag=4):
+    """Its text holds a stop string."""
+
+    key: int
+    index: int
+    stop: str
+
+
+class Ask(msgspec.Struct, array_like=True, tag=5):
+    """A question that a Reply of the same number answers. about: stats or metrics."""
+
+    number: int
+    about: str
+
+
+class Welcome(msgspec.Struct, array_like=True, tag=16):
+    """What was loaded."""
+
+    max_model_len: int
+    vocab_size: int
+    max_num_seqs: int
+    max_logprobs: int
+    eos_token_ids: list[int]
+    default_sampling_params: dict[str, Any]
+    card: list[tuple[str, str]]
+
+
+class SequenceNews(msgspec.Struct, array_like=True):
+    """More than one plain token for a sequence: its request's first news, log-probabilities, its end.
+
+    num_sequences: how many of the request's sequences exist. What follows is its request's, up to now.
+    """
+
+    key: int
+    index: int
+    token_ids: list[int]
+    num_sequences: int
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    logprobs: LogprobRow | None = None
+    prompt_logprobs: list[LogprobRow] = []
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    first_scheduled_time: float | None = None
+
+
+class StepNews(msgspec.Struct, array_like=True, tag=17):
+    """What a step brought the sequences of one front end. keys, indices and token_ids are columns: one token for
+    sequence indices[i] of request keys[i]; no indices: all are 0. others: the sequences with more to say."""
+
+    time: float
+    keys: list[int]
+    indices: list[int]
+    token_ids: list[int]
+    others: list[SequenceNews]
+
+
+class Refusal(msgspec.Struct, array_like=True, tag=18):
+    """A request that ended without a step's doing. why: invalid (the user's fault), busy, or aborted."""
+
+    key: int
+    why: str
+    text: str = ""
+    retry_after_s: float = 0.0
+
+
+class Reply(msgspec.Struct, array_like=True, tag=19):
+    """The answer to a question, itself MessagePack."""
+
+    number: int
+    answer: bytes
+
+
+Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Ask
+Down = Welcome | StepNews | Refusal | Reply
+
+encode = msgspec.msgpack.Encoder().encode
+decode_up = msgspec.msgpack.Decoder(Up).decode
+decode_down = msgspec.msgpack.Decoder(Down).decode
+
+
+def pack_request(key: int, request: Request, trace_headers: dict[str, str] | None) -> AddRequest:
+    return AddRequest(
+        key=key,
+        request_id=request.request_id,
+        prompt_token_ids=request.prompt_token_ids,
+        sampling_params=pack_params(request.sampling_params),
+        seed=request.seed,
+        arrival_time=request.arrival_time,
+        max_output_tokens=request.max_output_tokens,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        eos_token_ids=list(request.eos_token_ids),
+        stop_token_ids=list(request.stop_token_ids),
+        bad_word_ids=[list(word) for word in request.bad_word_ids],
+        trace_headers=trace_headers,
+    )
+
+
+def unpack_request(message: AddRequest) -> Request:
+    return Request(
+        request_id=message.request_id,
+        prompt_token_ids=message.prompt_token_ids,
+        sampling_params=unpack_params(message.sampling_params),
+        seed=message.seed,
+        arrival_time=message.arrival_time,
+        max_output_tokens=message.max_output_tokens,
+        priority=message.priority,
+        cache_salt=message.cache_salt,
+        eos_token_ids=frozenset(message.eos_token_ids),
+        stop_token_ids=frozenset(message.stop_token_ids),
+        bad_word_ids=tuple(tuple(word) for word in message.bad_word_ids),
+    )
+
+
+#: what only the side that makes text reads
+_TEXT_ONLY = frozenset({"stop", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "output_kind"})
+_DEFAULTS = {
+    field.name: getattr(SamplingParams(), field.name)
+    for field in fields(SamplingParams)
+    if field.name not in _TEXT_ONLY
+}
+
+
+def pack_params(params: SamplingParams) -> dict[str, Any]:
+    """The fields that are not the default, but for those that only concern text."""
+    return {name: value for name, default in _DEFAULTS.items() if (value := getattr(params, name)) != default}
+
+
+def unpack_params(given: dict[str, Any]) -> SamplingParams:
+    return SamplingParams(**given)
+
+
+def engine_socket(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
+    """The engine's end."""
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a message for nobody is an error, not nothing
+    socket.setsockopt(zmq.SNDHWM, MAX_UNREAD)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.bind(address)
+    return socket
+
+
+def front_end_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> zmq.Socket[bytes]:
+    """A front end's end. Nothing it sends waits or is lost while the engine lives."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IDENTITY, identity)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.connect(address)
+    return socket

@@ -1,0 +1,156 @@
+"""A front end's process: HTTP, text and tokens. It imports and opens its tokenizer while the engine loads.
+
+supervisor ── notes ──▶ FrontEnd ── starts, drains, ends ──▶ uvicorn ── app ──▶ ProcessClient ◀── ZMQ ──▶ engine
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import socket
+import ssl
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from octavo.config import ModelConfig
+from octavo.engine.child import Channel, Note, begin
+from octavo.engine.process_client import ProcessClient
+from octavo.engine.tokenizer import Tokenizer, open_tokenizer
+from octavo.errors import OctavoError
+from octavo.models.loader import open_checkpoint
+from octavo.observe.logging import LOGGER, log_to_stderr
+from octavo.server.front_end_task import FrontEndTask
+
+#: seconds that responses may take to be written once their requests have ended
+FLUSH_S = 3.0
+_DRAIN_LOOK_S = 0.02
+
+
+def main() -> None:
+    """The process. It says `ready`, or `failed` and why."""
+    task, channel = begin()
+    log_to_stderr(f"front end {task.index}")
+    logging.getLogger("uvicorn").handlers = LOGGER.handlers
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        module, function = task.app.split(":")
+        make_app = getattr(import_module(module), function)
+        tokenizer = _open_tokenizer(task.model)
+        gc.collect()
+        gc.freeze()  # what was imported stays; the collector need not look at it again and again
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(FrontEnd(task, channel, tokenizer, make_app).run())
+    except OctavoError as error:
+        channel.send(Note("failed", text=str(error), error=type(error).__name__))
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(Note("failed", text=f"{type(error).__name__}: {error}", error="OctavoError"))
+        sys.exit(1)
+
+
+class FrontEnd:
+    """Owner of the HTTP server and of the client that its app asks."""
+
+    def __init__(
+        self, task: FrontEndTask, channel: Channel, tokenizer: Tokenizer | None, make_app: Callable[..., Any]
+    ) -> None:
+        self._task = task
+        self._channel = channel
+        self._client = ProcessClient(tokenizer, task.index, task.seed, logs_requests=task.server.enable_log_requests)
+        self._make_app = make_app
+        self._stop = asyncio.Event()
+        self._draining: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Until the supervisor says that it is enough."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._channel.fileno(), self._obey)
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            if await _first(self._client.welcomed(), stop):
+                await self._serve(stop)
+        finally:
+            loop.remove_reader(self._channel.fileno())
+            self._client.close()
+
+    async def _serve(self, stop: asyncio.Future[Any]) -> None:
+        server = _Server(self._uvicorn_config())
+        with socket.socket(fileno=self._task.listening_fd) as listening:
+            serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.001)
+            if server.started:
+                self._channel.send(Note("ready"))
+                await asyncio.wait((stop, serving), return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            await serving
+
+    def _uvicorn_config(self) -> uvicorn.Config:
+        server = self._task.server
+        return uvicorn.Config(
+            self._make_app(self._client, self._task.settings),
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=int(FLUSH_S),
+            ssl_keyfile=server.ssl_keyfile,
+            ssl_certfile=server.ssl_certfile,
+            ssl_ca_certs=server.ssl_ca_certs,
+            ssl_cert_reqs=ssl.CERT_NONE if server.ssl_ca_certs is None else ssl.CERT_REQUIRED,
+        )
+
+    def _obey(self) -> None:
+        for note in self._channel.receive():
+            match note.kind:
+                case "engine_up":
+                    self._client.connect(note.text)
+                case "engine_down":
+                    self._client.disconnect(note.text)
+                case "drain":
+                    self._draining = asyncio.ensure_future(self._drain(note.seconds))
+                case "stop":
+                    self._stop.set()
+        if not self._channel.is_open:
+            self._stop.set()
+
+    async def _drain(self, seconds: float) -> None:
+        """No new requests; those that run may end by themselves for so long, then they are ended."""
+        self._client.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._client.num_streams:
+                    await asyncio.sleep(_DRAIN_LOOK_S)
+        if num_left := self._client.num_streams:
+            LOGGER.info("ends %d running requests", num_left)
+        self._client.abort_all()
+        await asyncio.sleep(_DRAIN_LOOK_S)  # so that their readers take the last outputs
+        self._stop.set()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which leaves signals to the supervisor."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _first(wanted: Any, stop: asyncio.Future[Any]) -> bool:
+    """Whether what is wanted came before the stop."""
+    waiting = asyncio.ensure_future(wanted)
+    await asyncio.wait((waiting, stop), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    return not stop.done()
+
+
+def _open_tokenizer(config: ModelConfig) -> Tokenizer | None:
+    return None if config.skip_tokenizer_init else open_tokenizer(config, open_checkpoint(config))

@@ -1,0 +1,72 @@
+"""The socket a server listens on: opened once, inherited by every front end, so that all share its connections."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+
+from octavo.config import ServerConfig
+from octavo.errors import ConfigError
+
+#: vLLM's default too: a server in a container is meant to be reached from outside
+EVERY_INTERFACE = "0.0.0.0"
+
+
+def open_socket(config: ServerConfig) -> socket.socket:
+    """Bound, and not listening yet: until a front end does, connections are refused. Raises ConfigError."""
+    if config.uds is not None:
+        return _open_unix(config.uds)
+    host = config.host or EVERY_INTERFACE
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind)
+    except OSError as error:
+        raise ConfigError(f"host is {host!r}, which is no address of this machine: {error.strerror}") from None
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        opened.bind(address)
+    except OSError as error:
+        opened.close()
+        raise ConfigError(
+            f"cannot listen on port {config.port} of {host}: {error.strerror}; choose another --port or --host"
+        ) from None
+    return opened
+
+
+def _open_unix(path: str) -> socket.socket:
+    opened = socket.socket(socket.AF_UNIX)
+    try:
+        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode) and not _is_answered(path):
+            os.unlink(path)  # left by a server that was killed
+        opened.bind(path)
+    except OSError as error:
+        opened.close()
+        raise ConfigError(f"cannot listen on --uds {path}: {error.strerror or error}; choose another path") from None
+    return opened
+
+
+def _is_answered(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
+def close_socket(opened: socket.socket, config: ServerConfig) -> None:
+    opened.close()
+    if config.uds is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(config.uds)
+
+
+def url_of(opened: socket.socket, config: ServerConfig) -> str:
+    """Where to point a client."""
+    scheme = "http" if config.ssl_certfile is None else "https"
+    if config.uds is not None:
+        return f"{scheme}+unix://{config.uds}"
+    host, port = opened.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -1,0 +1,327 @@
+"""The supervisor: parent of one engine process and of the front ends, and the only one who starts and ends them.
+
+    octavo serve ─── supervisor ──┬── engine        scheduler, cache, model
+                                  ├── front end 0   HTTP, text, tokens ┐ share one listening socket, and speak with
+                                  └── front end 1   ...                ┘ the engine through a Unix socket
+
+    engine ends        its requests fail, /health says 503; it is started anew, a few times, each after a longer wait
+    front end ends     its own requests end; it is started anew
+    SIGTERM, Ctrl-C    no new requests; those that run have --shutdown-timeout seconds; a second signal ends all at once
+    supervisor ends    even by kill -9: every child sees its pipe end, and exits
+
+It holds no model, tokenizer or request, and does nothing but wait; so there is little in it that could go wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from octavo import errors
+from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
+from octavo.engine.child import Child, Note
+from octavo.engine.engine_task import EngineTask, front_end_identity
+from octavo.errors import EngineDeadError, OctavoError
+from octavo.observe.logging import LOGGER
+from octavo.server.front_end_task import FrontEndTask
+from octavo.server.listening import close_socket, open_socket, url_of
+from octavo.server.restarts import Restarts
+
+#: seconds that a child may take to end once it has said so, or was told to
+GRACE_S = 5.0
+#: what a Unix socket's path may have, on every system
+_MAX_PATH_LEN = 100
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """All that was asked of a server. app: "module:function" that makes the ASGI app of (client, settings)."""
+
+    engine: EngineConfig
+    admission: AdmissionConfig
+    server: ServerConfig
+    settings: Any
+    model_name: str
+    app: str = "octavo.server.app:create_app"
+
+
+class Supervisor:
+    """Owner of the processes, the listening socket and the run directory."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._options = options
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._counter = itertools.count()
+        self._engine: Child | None = None
+        self._address: str | None = None  # of an engine that serves
+        self._num_engines = 0
+        self._has_served = False
+        self._engine_restarts = Restarts()
+        self._front_ends: dict[int, Child] = {}
+        self._front_end_restarts = [Restarts() for _ in range(options.server.api_server_count)]
+        self._serving: set[int] = set()
+        self._failure: Note | None = None
+        self._is_stopping = False
+        self._exit_code: int | None = None
+
+    def run(self) -> int:
+        """Serve until told to stop -> exit code. Raises what kept the server from starting."""
+        self._listening = open_socket(self._options.server)
+        self._run_directory = _make_run_directory()
+        try:
+            with self._hearing_signals():
+                self._start_engine()
+                for index in range(self._options.server.api_server_count):
+                    self._start_front_end(index)
+                while self._exit_code is None:
+                    self._turn()
+                return self._exit_code
+        finally:
+            self._end_everything()
+
+    def _turn(self) -> None:
+        """Wait for what happens next, and see to it."""
+        patience = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        for key, _ in self._selector.select(patience):
+            key.data()
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
+
+    def _later(self, seconds: float, deed: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._counter), deed))
+
+    # The engine
+
+    def _start_engine(self) -> None:
+        options = self._options
+        self._num_engines += 1
+        task = EngineTask(
+            config=options.engine,
+            admission=options.admission,
+            address=f"ipc://{self._run_directory}/engine-{self._num_engines}",
+            model_name=options.model_name,
+            logs_stats=not options.server.disable_log_stats,
+            run_directory=self._run_directory,
+        )
+        self._engine = Child("engine", "octavo.engine.process:main", task)
+        hear = partial(self._hear_engine, self._engine, task.address)
+        self._selector.register(self._engine.channel, selectors.EVENT_READ, hear)
+
+    def _hear_engine(self, engine: Child, address: str) -> None:
+        for note in engine.channel.receive():
+            if note.kind == "ready":
+                self._engine_is_ready(address, note.card)
+            elif note.kind == "failed":
+                self._failure = note
+        if not engine.channel.is_open:
+            self._selector.unregister(engine.channel)
+            self._engine_is_gone(engine.reap(GRACE_S))
+
+    def _engine_is_ready(self, address: str, card: list[tuple[str, str]]) -> None:
+        self._address = address
+        self._engine_restarts.serves(time.monotonic())
+        if self._has_served:
+            LOGGER.info("the engine is up again")
+        else:
+            _print_card(card)
+        self._has_served = True
+        self._tell_front_ends(Note("engine_up", text=address))
+
+    def _engine_is_gone(self, how: str) -> None:
+        """It ended by itself, or was told to."""
+        self._engine = self._address = None
+        failure, self._failure = self._failure, None
+        if self._is_stopping:
+            self._finish_if_all_are_gone()
+            return
+        if not self._has_served:
+            raise _error(failure, f"the engine's process ended with {how} before it could serve")
+        why = failure.text if failure is not None else f"its process ended with {how}"
+        delay = self._engine_restarts.next_delay(time.monotonic())
+        if delay is None:
+            LOGGER.error("the engine went down: %s; it does not stay up, so the server ends", why)
+            self._begin_stop(0.0, exit_code=1)
+            return
+        LOGGER.error("the engine went down: %s; starting it again in %g s", why, delay)
+        self._tell_front_ends(Note("engine_down", text=f"{why}; it is being started again, send the request later"))
+        self._later(delay, self._restart_engine)
+
+    def _restart_engine(self) -> None:
+        if not self._is_stopping:
+            self._start_engine()
+
+    def _stop_engine(self) -> None:
+        engine = self._engine
+        if engine is None:
+            self._finish_if_all_are_gone()
+        elif self._address is None:
+            engine.kill()  # it loads, and listens to nobody
+        else:
+            engine.channel.send(Note("stop"))
+            self._later(GRACE_S, engine.kill)
+
+    # Front ends
+
+    def _start_front_end(self, index: int) -> None:
+        options = self._options
+        num_starts = next(self._counter)
+        task = FrontEndTask(
+            index=index,
+            # The first front end draws the seeds that an offline engine would; no two draw the same.
+            seed=options.engine.model.seed
+            + ((index if num_starts < len(self._front_end_restarts) else num_starts) << 64),
+            model=options.engine.model,
+            server=options.server,
+            app=options.app,
+            settings=options.settings,
+            listening_fd=self._listening.fileno(),
+            run_directory=self._run_directory,
+        )
+        child = Child(f"front end {index}", "octavo.server.front_end:main", task, [self._listening.fileno()])
+        self._front_ends[index] = child
+        self._selector.register(child.channel, selectors.EVENT_READ, partial(self._hear_front_end, index, child))
+        if self._address is not None:
+            child.channel.send(Note("engine_up", text=self._address))
+
+    def _hear_front_end(self, index: int, child: Child) -> None:
+        for note in child.channel.receive():
+            if note.kind == "ready":
+                self._front_end_is_ready(index)
+            elif note.kind == "failed":
+                self._failure = note
+        if not child.channel.is_open:
+            self._selector.unregister(child.channel)
+            self._front_end_is_gone(index, child, child.reap(GRACE_S))
+
+    def _front_end_is_ready(self, index: int) -> None:
+        self._front_end_restarts[index].serves(time.monotonic())
+        was_complete = len(self._serving) == len(self._front_end_restarts)
+        self._serving.add(index)
+        if not was_complete and len(self._serving) == len(self._front_end_restarts) and not self._is_stopping:
+            LOGGER.info("listening on %s", url_of(self._listening, self._options.server))
+
+    def _front_end_is_gone(self, index: int, child: Child, how: str) -> None:
+        """Nobody waits for its requests any more."""
+        del self._front_ends[index]
+        if self._engine is not None and self._address is not None:
+            identity = front_end_identity(index, child.process.pid)
+            self._engine.channel.send(Note("front_end_gone", text=identity))
+        if self._is_stopping:
+            if not self._front_ends:
+                self._stop_engine()
+            return
+        failure, self._failure = self._failure, None
+        if index not in self._serving:
+            raise _error(failure, f"front end {index} ended with {how} before it could serve")
+        delay = self._front_end_restarts[index].next_delay(time.monotonic())
+        if delay is None:
+            LOGGER.error("front end %d ended with %s; it does not stay up, so the server ends", index, how)
+            self._begin_stop(0.0, exit_code=1)
+            return
+        LOGGER.error("front end %d ended with %s; starting it again in %g s", index, how, delay)
+        self._later(delay, partial(self._restart_front_end, index))
+
+    def _restart_front_end(self, index: int) -> None:
+        if not self._is_stopping:
+            self._start_front_end(index)
+
+    def _tell_front_ends(self, note: Note) -> None:
+        for child in self._front_ends.values():
+            child.channel.send(note)
+
+    # The end
+
+    @contextlib.contextmanager
+    def _hearing_signals(self) -> Iterator[None]:
+        """Signals wake the selector; they interrupt nothing."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        old_fd = signal.set_wakeup_fd(theirs.fileno())
+        old_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        self._selector.register(ours, selectors.EVENT_READ, partial(self._take_signals, ours))
+        try:
+            yield
+        finally:
+            for number, handler in old_handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(old_fd)
+            self._selector.unregister(ours)
+            ours.close()
+            theirs.close()
+
+    def _take_signals(self, end: socket.socket) -> None:
+        for number in end.recv(64):
+            if number not in _SIGNALS:
+                continue
+            if self._is_stopping:
+                LOGGER.info("a second signal: everything ends now")
+                self._exit_code = 128 + number
+                return
+            seconds = self._options.server.shutdown_timeout
+            LOGGER.info(
+                "shutting down: running requests %s; a second signal ends everything at once",
+                f"have {seconds} s" if seconds else "are ended",
+            )
+            self._begin_stop(seconds, exit_code=0)
+
+    def _begin_stop(self, seconds: float, exit_code: int) -> None:
+        self._is_stopping = True
+        self._exit_code_then = exit_code
+        self._tell_front_ends(Note("drain", seconds=seconds))
+        for child in self._front_ends.values():
+            self._later(seconds + GRACE_S, child.kill)
+        if not self._front_ends:
+            self._stop_engine()
+
+    def _finish_if_all_are_gone(self) -> None:
+        if self._engine is None and not self._front_ends:
+            self._exit_code = self._exit_code_then
+
+    def _end_everything(self) -> None:
+        """Whatever happened, leave nothing behind."""
+        left = [*self._front_ends.values(), *([self._engine] if self._engine is not None else [])]
+        for child in left:
+            child.kill()
+        for child in left:
+            child.reap(GRACE_S)
+        self._selector.close()
+        close_socket(self._listening, self._options.server)
+        shutil.rmtree(self._run_directory, ignore_errors=True)
+
+
+def _make_run_directory() -> str:
+    """Private, and short enough for a socket in it."""
+    path = tempfile.mkdtemp(prefix="octavo-")
+    if len(path) > _MAX_PATH_LEN - len("/engine-999999"):
+        os.rmdir(path)
+        path = tempfile.mkdtemp(prefix="octavo-", dir="/tmp")
+    return path
+
+
+def _error(failure: Note | None, otherwise: str) -> OctavoError:
+    """What a child said of its end, as the error that it was there."""
+    if failure is None:
+        return EngineDeadError(otherwise)
+    kind = getattr(errors, failure.error, OctavoError)
+    return kind(failure.text) if issubclass(kind, OctavoError) else OctavoError(failure.text)
+
+
+def _print_card(card: list[tuple[str, str]]) -> None:
+    width = max(len(label) for label, _ in card)
+    print(*(f"  {label:<{width}}  {text}" for label, text in card), sep="\n", file=sys.stderr, flush=True)
