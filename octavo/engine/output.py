@@ -91,7 +91,7 @@ class RequestText:
 
     @property
     def finished(self) -> bool:
-        for sequence in self._sequences:  # a loop, for it is asked once a token
+        for sequence in self._sequences:  # noqa: SIM110 (a loop, for it is asked once a token)
             if sequence.finish_reason is None:
                 return False
         return True
