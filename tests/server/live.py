@@ -21,25 +21,29 @@ import sys
 from octavo.config import AdmissionConfig, ServerConfig
 from octavo.engine.assemble import engine_config
 from octavo.observe.logging import log_to_stderr
+from octavo.server.settings import ServerSettings
 from octavo.server.supervisor import ServeOptions, Supervisor
 log_to_stderr("server")
 sys.exit(Supervisor(ServeOptions(
     engine=engine_config(model="smollm2", num_threads=1, max_model_len=2048, num_gpu_blocks_override=512),
     admission=AdmissionConfig(), server=ServerConfig(host="127.0.0.1", port=0, **{server!r}),
-    settings=None, model_name="smollm2", app="tests.server.plain_app:create_app",
+    settings={settings}, model_name="smollm2", app="{app}",
 )).run())
 """
+#: what the front ends serve, and its settings: a bare door to the engine, or the API
+PLAIN = ("tests.server.plain_app:create_app", "None")
+API = ("octavo.server.app:create_app", 'ServerSettings(served_model_name=("smollm2",))')
 PATIENCE_S = 60.0  # the machine may be busy
 
 
 class LiveServer:
     """directory: where its temporary files go, and nothing else's."""
 
-    def __init__(self, directory: Path, **server: Any) -> None:
+    def __init__(self, directory: Path, app: tuple[str, str] = PLAIN, **server: Any) -> None:
         self.directory = directory
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CODE.replace("{server!r}", repr(server))],
+            [sys.executable, "-c", CODE.format(server=server, app=app[0], settings=app[1])],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "TMPDIR": str(directory), "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -126,8 +130,8 @@ def until(found: Callable[[], Any], story: Any = None) -> Any:
 
 
 @contextlib.contextmanager
-def live(directory: Path, **server: Any) -> Iterator[LiveServer]:
-    served = LiveServer(directory, **server)
+def live(directory: Path, app: tuple[str, str] = PLAIN, **server: Any) -> Iterator[LiveServer]:
+    served = LiveServer(directory, app, **server)
     try:
         yield served
     finally:

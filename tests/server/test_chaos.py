@@ -1,0 +1,15 @@
+"""Streams read, left and refused at once, an engine killed in the middle: nothing is lost, wrong or left."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.server.chaos import storm
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
+def test_a_storm(tmp_path: Path) -> None:
+    ends = storm(tmp_path, 60)
+    assert ends["engine killed"] == 1
+    assert ends["read"] > 20
+    assert ends["503"] + ends["error in a stream"] > 0, "nobody noticed that the engine was killed"
