@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
+from octavo.errors import EngineDeadError
 from octavo.executor.interface import Executor
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog, StepDone
@@ -73,12 +74,15 @@ class EngineCore:
 
     def step(self) -> list[SequenceUpdate]:
         """One turn -> what changed. After a step that the workers cannot carry out, those in it run alone until the
-        one whose fault it was is found; it ends with the fault as its stop_reason, and no other does."""
+        one whose fault it was is found; it ends with the fault as its stop_reason, and no other does. Raises
+        EngineDeadError where the device itself is lost."""
         begin = self._clock()
         plan = self._scheduler.schedule()
         scheduled = self._clock()
         try:
             result = self._executor.submit(plan).result()
+        except EngineDeadError:
+            raise  # no later step can be carried out either
         except Exception as fault:
             return self._scheduler.fail(f"{type(fault).__name__}: {fault}")
         return self._update(plan, result, begin, scheduled)

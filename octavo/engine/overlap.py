@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.engine.core import EngineCore
+from octavo.errors import EngineDeadError
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.scheduler.scheduler import SequenceUpdate
 
@@ -48,6 +49,8 @@ class OverlappedCore(EngineCore):
             return []
         try:
             result = held.pending.result()
+        except EngineDeadError:
+            raise  # no later step can be carried out either
         except Exception as fault:
             return self._fail(fault)
         return self._update(held.plan, result, held.begin, held.scheduled)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from octavo.errors import EngineDeadError, OutOfMemoryError
 from octavo.kernels.ops import IntArray, StepBatch
 from octavo.kernels.triton.model import TritonModel
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
@@ -72,7 +73,19 @@ class DeviceRunner(ModelRunner):
         return self.begin(plan).result()
 
     def begin(self, plan: StepPlan) -> PendingStep:
-        """Launch a step and come back."""
+        """Launch a step and come back. Raises OutOfMemoryError, and EngineDeadError where the GPU is lost."""
+        try:
+            return self._begin(plan)
+        except torch.cuda.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"a step of {plan.num_tokens} tokens and {len(plan.rows)} sequences found no memory on the GPU for "
+                "what it needs beside weights and KV blocks; lower gpu_memory_utilization, or logprobs where requests "
+                f"ask for the whole vocabulary ({error})"
+            ) from error
+        except RuntimeError as error:
+            raise _as_fault(error) from error
+
+    def _begin(self, plan: StepPlan) -> PendingStep:
         self._apply(plan)
         if not plan.rows:
             return DoneStep(StepResult(plan.step_id, []))
@@ -80,8 +93,11 @@ class DeviceRunner(ModelRunner):
 
     def settle(self, step: _Launched) -> IntArray:
         """A step's tokens, brought to the host with those of all steps before it."""
-        while step.token_ids is None:
-            self._settle_oldest()
+        try:
+            while step.token_ids is None:
+                self._settle_oldest()
+        except RuntimeError as error:
+            raise _as_fault(error) from error
         return step.token_ids
 
     def _settle_oldest(self) -> None:
@@ -185,6 +201,13 @@ class DeviceRunner(ModelRunner):
         if (self._sampler.num_logprobs(rows) != NO_LOGPROBS).any():
             step.logprobs = self._logprobs(rows, logits, logits_rows, self.settle(step))
         return step
+
+
+def _as_fault(error: RuntimeError) -> Exception:
+    """After an error of CUDA itself, every later call of this process fails with it."""
+    if "CUDA error" not in str(error):
+        return error
+    return EngineDeadError(f"the GPU cannot be used by this process any more: {error}")
 
 
 def _is_decode(plan: StepPlan) -> bool:

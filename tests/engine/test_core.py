@@ -7,6 +7,7 @@ from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.overlap import OverlappedCore
+from octavo.errors import EngineDeadError
 from octavo.executor.inline import InlineExecutor, ThreadedExecutor
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog, StepDone
@@ -129,3 +130,14 @@ def test_every_step_that_worked_is_recorded_with_its_cost() -> None:
     assert [event.step for event in steps] == [1, 2, 3, 4, 5, 6]
     assert [event.num_tokens for event in steps] == [3, 1, 1, 1, 1, 1]
     assert all(event.schedule_s > 0 and event.execute_s > 0 and event.update_s > 0 for event in steps)
+
+
+@pytest.mark.parametrize("is_overlapped", [False, True])
+def test_a_device_that_is_lost_ends_the_engine(is_overlapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(self: FaultyExecutor, plan: StepPlan) -> StepResult:
+        raise EngineDeadError("the GPU cannot be used by this process any more")
+
+    monkeypatch.setattr(FaultyExecutor, "execute", lose)
+    core = make_core(set(), is_overlapped=is_overlapped)
+    with pytest.raises(EngineDeadError, match="cannot be used"):
+        run(core, make_request("a", [1, 2, 3]))
