@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from octavo.engine.detokenizer import TextStream
@@ -91,10 +92,7 @@ class RequestText:
 
     @property
     def finished(self) -> bool:
-        for sequence in self._sequences:  # a loop, for it is asked once a token
-            if sequence.finish_reason is None:
-                return False
-        return True
+        return all(map(_end_of, self._sequences))  # no generator: it is asked once a token
 
     def extend(self, update: SequenceUpdate, now: float) -> str | None:
         """Take one sequence's update; returns the stop string that ended it, if one did."""
@@ -138,6 +136,9 @@ class RequestText:
                 num_preemptions=request.num_preemptions,
             ),
         )
+
+
+_end_of = attrgetter("finish_reason")
 
 
 class _Handed(NamedTuple):
