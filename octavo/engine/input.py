@@ -36,12 +36,8 @@ class InputProcessor:
 
     def __init__(self, tokenizer: Tokenizer | None, limits: RequestLimits, seed: int) -> None:
         self._tokenizer = tokenizer
-        self._limits = limits
+        self.limits = limits
         self._seeds = random.Random(seed)
-
-    @property
-    def limits(self) -> RequestLimits:
-        return self._limits
 
     def process(
         self,
@@ -61,7 +57,7 @@ class InputProcessor:
         token_ids = self._truncate(token_ids, params.truncate_prompt_tokens)
         self._check_prompt(token_ids)
         self._check_params(params)
-        limits = self._limits
+        limits = self.limits
         room = limits.max_model_len - len(token_ids)
         ends = frozenset(() if params.ignore_eos else limits.eos_token_ids)
         return Request(
@@ -94,13 +90,13 @@ class InputProcessor:
         """The last `keep` tokens; -1 keeps what leaves room for one new token."""
         if keep is None:
             return token_ids
-        most = self._limits.max_model_len - 1
+        most = self.limits.max_model_len - 1
         if keep > most:
             raise InvalidRequestError(f"truncate_prompt_tokens is {keep}, allowed is up to max_model_len - 1 = {most}")
         return token_ids[-(most if keep == -1 else keep) :]
 
     def _check_prompt(self, token_ids: list[int]) -> None:
-        limits = self._limits
+        limits = self.limits
         if not token_ids:
             raise InvalidRequestError("the prompt is empty, allowed is at least one token")
         if len(token_ids) >= limits.max_model_len:
@@ -112,7 +108,7 @@ class InputProcessor:
         self._check_ids("the prompt", token_ids)
 
     def _check_params(self, params: SamplingParams) -> None:
-        limits = self._limits
+        limits = self.limits
         if params.n > limits.max_num_seqs:
             raise InvalidRequestError(
                 f"n is {params.n}, allowed is up to max_num_seqs = {limits.max_num_seqs}; lower n or raise max_num_seqs"
@@ -137,9 +133,9 @@ class InputProcessor:
 
     def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
         for token_id in token_ids:
-            if not 0 <= token_id < self._limits.vocab_size:
+            if not 0 <= token_id < self.limits.vocab_size:
                 raise InvalidRequestError(
-                    f"{name} holds token id {token_id}, allowed are 0 to {self._limits.vocab_size - 1}"
+                    f"{name} holds token id {token_id}, allowed are 0 to {self.limits.vocab_size - 1}"
                 )
 
     def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:

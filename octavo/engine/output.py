@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import NamedTuple
 
 from octavo.engine.detokenizer import TextStream
@@ -92,7 +91,10 @@ class RequestText:
 
     @property
     def finished(self) -> bool:
-        return all(map(_end_of, self._sequences))  # no generator: it is asked once a token
+        for sequence in self._sequences:  # noqa: SIM110 (a loop, for it is asked once a token)
+            if sequence.finish_reason is None:
+                return False
+        return True
 
     def extend(self, update: SequenceUpdate, now: float) -> str | None:
         """Take one sequence's update; returns the stop string that ended it, if one did."""
@@ -136,9 +138,6 @@ class RequestText:
                 num_preemptions=request.num_preemptions,
             ),
         )
-
-
-_end_of = attrgetter("finish_reason")
 
 
 class _Handed(NamedTuple):
