@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import socket
 import ssl
 import sys
@@ -31,6 +32,7 @@ from octavo.server.front_end_task import FrontEndTask
 
 #: seconds that responses may take to be written once their requests have ended
 FLUSH_S = 3.0
+MAX_DESCRIPTORS = 65535
 _DRAIN_LOOK_S = 0.02
 
 
@@ -38,6 +40,7 @@ def main() -> None:
     """The process. It says `ready`, or `failed` and why."""
     task, channel = begin()
     log_to_stderr(f"front end {task.index}")
+    _raise_descriptor_limit()
     logging.getLogger("uvicorn").handlers = LOGGER.handlers
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
@@ -150,6 +153,14 @@ async def _first(wanted: Any, stop: asyncio.Future[Any]) -> bool:
     await asyncio.wait((waiting, stop), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     return not stop.done()
+
+
+def _raise_descriptor_limit() -> None:
+    """Each connection is a descriptor, and the usual limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open_tokenizer(config: ModelConfig) -> Tokenizer | None:

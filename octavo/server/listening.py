@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import stat
 
 from octavo.config import ServerConfig
@@ -16,6 +17,7 @@ EVERY_INTERFACE = "0.0.0.0"
 
 def open_socket(config: ServerConfig) -> socket.socket:
     """Bound, and not listening yet: until a front end does, connections are refused. Raises ConfigError."""
+    _check_certificates(config)
     if config.uds is not None:
         return _open_unix(config.uds)
     host = config.host or EVERY_INTERFACE
@@ -33,6 +35,24 @@ def open_socket(config: ServerConfig) -> socket.socket:
             f"cannot listen on port {config.port} of {host}: {error.strerror}; choose another --port or --host"
         ) from None
     return opened
+
+
+def _check_certificates(config: ServerConfig) -> None:
+    """Front ends read them too late to refuse them in one line."""
+    if config.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    except OSError as error:  # ssl's own errors are of this kind
+        raise ConfigError(
+            f"ssl_certfile {config.ssl_certfile} and ssl_keyfile {config.ssl_keyfile} cannot be used: {error}"
+        ) from None
+    if config.ssl_ca_certs is not None:
+        try:
+            context.load_verify_locations(config.ssl_ca_certs)
+        except OSError as error:
+            raise ConfigError(f"ssl_ca_certs {config.ssl_ca_certs} cannot be used: {error}") from None
 
 
 def _open_unix(path: str) -> socket.socket:

@@ -147,6 +147,7 @@ class Supervisor:
         self._engine = self._address = None
         failure, self._failure = self._failure, None
         if self._is_stopping:
+            self._tell_front_ends(Note("engine_down", text=f"its process ended with {how}"))
             self._finish_if_all_are_gone()
             return
         if not self._has_served:

@@ -1,7 +1,9 @@
 """An engine behind a socket gives what it gives in process: here it runs on a thread, with a real socket between."""
 
 import asyncio
+import contextlib
 import itertools
+import random
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -306,6 +308,35 @@ def test_a_full_queue_turns_away_and_a_long_wait_ends(tmp_path: Path, offline: L
         await client.abort(next(iter(client._keys)))
         assert (await running)[-1].finished
         assert (await collect(client, GREEDY))[-1].finished
+
+    try:
+        with_client(served, offline, crowd)
+    finally:
+        served.stop()
+
+
+def test_a_crowd_that_comes_and_goes_leaves_nothing(tmp_path: Path, offline: LLM) -> None:
+    served = Served(tmp_path, async_scheduling=True, num_gpu_blocks_override=40)
+
+    async def crowd(client: ProcessClient) -> None:
+        dice = random.Random(5)
+
+        async def visit(place: int) -> int:
+            params = SamplingParams(n=dice.choice([1, 1, 3]), max_tokens=dice.randint(1, 30), seed=place, stop=["e"])
+            patience, num_tokens = dice.choice([2, 10**6]), 0
+            await asyncio.sleep(dice.random() * 0.5)
+            async with contextlib.aclosing(client.generate(f"{place}: " * dice.randint(1, 9), params)) as outputs:
+                async for output in outputs:
+                    num_tokens = sum(len(one.token_ids) for one in output.outputs)
+                    if num_tokens > patience:
+                        break
+            return num_tokens
+
+        assert all(await asyncio.gather(*map(visit, range(24))))
+        await until_idle(client)
+        assert client.num_streams == 0
+        assert served.loop._live == {}
+        assert not any(served.loop._of_front_end.values())
 
     try:
         with_client(served, offline, crowd)

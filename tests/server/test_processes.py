@@ -124,7 +124,7 @@ def test_sigterm_ends_running_requests_and_leaves_nothing(tmp_path: Path) -> Non
 def test_draining_lets_running_requests_end_and_takes_no_new_ones(tmp_path: Path) -> None:
     with live(tmp_path, shutdown_timeout=60) as server:
         children = server.children()
-        params = {**LONG["params"], "max_tokens": 150}  # type: ignore[dict-item]
+        params = {**LONG["params"], "max_tokens": 80}  # type: ignore[dict-item]
         running = Stream(server, prompt="One, two,", params=params)
         late = Stream(server, **SHORT)
         running.start()
@@ -219,6 +219,13 @@ def test_a_unix_socket_left_by_a_killed_server_is_replaced_and_a_live_one_is_not
 def test_a_host_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="host is 'no such host'"):
         open_socket(ServerConfig(host="no such host"))
+
+
+def test_certificates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("no key")
+    for key in ("key", "missing"):
+        with pytest.raises(ConfigError, match=f"ssl_keyfile {tmp_path}/{key} cannot be used"):
+            open_socket(ServerConfig(ssl_keyfile=str(tmp_path / key), ssl_certfile=str(tmp_path / "key")))
 
 
 def test_restarts_wait_longer_each_time_and_forget_after_a_while() -> None:
