@@ -1,0 +1,51 @@
+"""Calls made at random from our own schema: whatever they hold, the server answers and does not fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+
+from octavo.server.app import ROUTES
+from tests.server.live_server import serve
+from tests.server.scripted_engine import ScriptedEngine, app_of, get
+
+CALLS = [(method, path.replace(":path", "")) for method, path, _ in ROUTES if path != "/"]
+SETTINGS = hypothesis.settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[hypothesis.Phase.generate],
+)
+
+
+@pytest.fixture(scope="module")
+def schema() -> Iterator[Any]:
+    with serve(app_of(ScriptedEngine(), trust_request_chat_template=True)) as address:
+        yield schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+def test_no_call_makes_the_server_fail(schema: Any, method: str, path: str) -> None:
+    operation = schema[path][method]
+
+    @SETTINGS
+    @hypothesis.given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
+    def call(case: Any) -> None:
+        response = case.call(timeout=20)
+        assert response.status_code < 500, response.text
+        if response.status_code >= 400:
+            assert "error" in response.json()
+
+    call()
+
+
+def test_every_route_is_in_the_schema() -> None:
+    paths = get(app_of(), "/openapi.json").json()["paths"]
+    for method, path, _ in ROUTES:
+        assert method.lower() in paths[path.replace(":path", "")], path
