@@ -24,7 +24,7 @@ from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelle
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, ChatCompletionRequest)
     check_pairs(asked)
-    num_top = _num_top(asked)
+    num_top = _num_top(asked, serving.client.model_info.max_logprobs)
     prompt = await encode_conversation(serving.tokenizer("a conversation"), asked, serving.settings)
     params = _params(asked, prompt, num_top, serving)
     call = make_call(request, asked, serving, kind="chatcmpl", prompts=[prompt], params=params, num_top=num_top)
@@ -38,13 +38,20 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _num_top(asked: ChatCompletionRequest) -> int | None:
-    """Alternatives to tell of each token; None for no logprobs."""
+def _num_top(asked: ChatCompletionRequest, most: int) -> int | None:
+    """Alternatives to tell of each token; None for no logprobs. most: the engine's limit, -1 for none."""
     if asked.top_logprobs is not None and not asked.logprobs:
         raise ApiError(
             400,
             f"top_logprobs is {asked.top_logprobs} and logprobs is not true, allowed is both or neither: "
             "set logprobs to true",
+            param="top_logprobs",
+        )
+    if most != -1 and not 0 <= (asked.top_logprobs or 0) <= most:
+        raise ApiError(
+            400,
+            f"top_logprobs is {asked.top_logprobs}, allowed is 0 to {most}: lower it, or start the server with a "
+            "larger --max-logprobs",
             param="top_logprobs",
         )
     return (asked.top_logprobs or 0) if asked.logprobs else None

@@ -21,7 +21,7 @@ REFUSED_CHATS = {
     "deep-type": ({"stop": ["a", 7]}, "stop", r"stop\[1\] is 7, allowed is str"),
     "range": ({"top_p": 3}, "top_p", "top_p is 3, allowed is above 0 to 1"),
     "n": ({"n": 9}, "n", "max_num_seqs = 4"),
-    "logprobs": ({"logprobs": True, "top_logprobs": 9}, "logprobs", "max_logprobs = 5"),
+    "logprobs": ({"logprobs": True, "top_logprobs": 9}, "top_logprobs", "top_logprobs is 9, allowed is 0 to 5"),
     "pair": ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
     "stream": ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
     "limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "send one of them"),
