@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -10,6 +13,8 @@ import pytest
 import schemathesis
 
 from octavo.server.app import ROUTES
+from octavo.server.protocol import NO_EFFECT, ChatCompletionRequest, CompletionRequest
+from octavo.server.settings import ServerSettings
 from tests.server.live_server import serve
 from tests.server.scripted_engine import ScriptedEngine, app_of, get
 
@@ -49,3 +54,13 @@ def test_every_route_is_in_the_schema() -> None:
     paths = get(app_of(), "/openapi.json").json()["paths"]
     for method, path, _ in ROUTES:
         assert method.lower() in paths[path.replace(":path", "")], path
+
+
+def test_every_field_and_setting_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs/server.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`([a-z_]+)`", page))
+    fields = {name for kind in (CompletionRequest, ChatCompletionRequest) for name in kind.__struct_fields__}
+    settings = {field.name for field in dataclasses.fields(ServerSettings)}
+    assert fields | settings | NO_EFFECT <= told, sorted((fields | settings | NO_EFFECT) - told)
+    for _, path, _ in ROUTES:
+        assert path.replace("{model:path}", "NAME") in page, path
