@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from octavo.engine.client import ModelInfo
 from octavo.engine.tokenizer import Tokenizer
-from octavo.server.errors import ApiError
+from octavo.server.errors import ApiError, shown
 from octavo.server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettin
         role = message.get("role")
         if role not in ROLES:
             raise ApiError(
-                400, f"messages[{index}].role is {_shown(role)}, allowed are {', '.join(ROLES)}", param="messages"
+                400, f"messages[{index}].role is {shown(role)}, allowed are {', '.join(ROLES)}", param="messages"
             )
         content = message.get("content")
         if isinstance(content, list):
@@ -88,7 +88,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettin
         elif content is not None and not isinstance(content, str):
             raise ApiError(
                 400,
-                f"messages[{index}].content is {_shown(content)}, allowed is a string or a list of text parts",
+                f"messages[{index}].content is {shown(content)}, allowed is a string or a list of text parts",
                 param="messages",
             )
 
@@ -128,7 +128,7 @@ def _check_part(where: str, part: object) -> None:
     if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
         raise ApiError(
             400,
-            f"{where} is of type {_shown(kind)}, allowed is {{'type': 'text', 'text': ...}}: the model reads text",
+            f"{where} is of type {shown(kind)}, allowed is {{'type': 'text', 'text': ...}}: the model reads text",
             param="messages",
         )
 
@@ -148,7 +148,7 @@ def _check_template(asked: Conversation, tokenizer: Tokenizer, settings: ServerS
     if template not in tokenizer.chat_templates and "{" not in template and "\n" not in template:
         raise ApiError(
             400,
-            f"chat_template is {_shown(template)}, allowed is Jinja text or the name of one of the model's templates",
+            f"chat_template is {shown(template)}, allowed is Jinja text or the name of one of the model's templates",
             param="chat_template",
         )
 
@@ -164,8 +164,3 @@ def _text_len(messages: Sequence[Mapping[str, Any]]) -> int:
 
 async def _off_loop_if(is_long: bool, work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work) if is_long else work()
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
