@@ -18,7 +18,7 @@ from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatMessage
 from octavo.server.sampling import sampling_params
 from octavo.server.serving import Serving, json_response
-from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
+from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
@@ -31,7 +31,7 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     echo = _continued_text(asked) if asked.echo else ""
     if asked.stream:
         events = OpenAIEvents(call, ChatChunks(call, echo))
-        return EventStream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
+        return serving.event_stream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
     async with cancelled_on_disconnect(request.receive):
         (output,) = await complete(serving.client, call.generation)
         return json_response(_response(call, asked, output, echo), id_headers(serving, call.id))

@@ -37,6 +37,7 @@ REFUSED_CHATS = {
     "salt": ({"cache_salt": ""}, "cache_salt", "at least one character"),
     "role": ({"messages": [{"role": "pirate", "content": "Hi"}]}, "messages", "'pirate', allowed are system"),
     "image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "'image_url'"),
+    "null": ({"messages": [{"role": "user", "content": None}]}, "messages", "content is missing or null"),
     "none": ({"messages": []}, "messages", "holds 0 messages"),
     "template": ({"chat_template": "/etc/passwd"}, "chat_template", "takes no templates from requests"),
     "variables": ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", "the key 'chat_template'"),

@@ -182,6 +182,16 @@ def test_a_fault_in_a_stream_is_an_event() -> None:
     assert (last["type"], last["error"]["type"]) == ("error", "overloaded_error")
 
 
+def test_a_quiet_stream_is_kept_alive_and_may_still_fail() -> None:
+    app = app_of(ScriptedEngine(pause=0.2), sse_keep_alive_interval=0.05)
+    answer = post(app, "/v1/completions", TEXT | STREAM | {"max_tokens": 2})
+    assert answer.body.count(b": waiting for the next token\n\n") >= 1
+    assert "".join(one["choices"][0]["text"] for one in answer.events()[:-1]) == " one two"
+    late = ScriptedEngine(fault=EngineBusyError("too many wait", 1), first_pause=0.2)
+    refused = post(app_of(late, sse_keep_alive_interval=0.05), "/v1/completions", TEXT | STREAM)
+    assert (refused.status, refused.events()[0]["error"]["code"]) == (200, "engine_overloaded")
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("prompt", ["one", ["two", "prompts"]])
 def test_leaving_ends_the_engines_work(stream: bool, prompt: object) -> None:
