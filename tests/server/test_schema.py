@@ -19,6 +19,7 @@ from tests.server.live_server import serve
 from tests.server.scripted_engine import ScriptedEngine, app_of, get
 
 CALLS = [(method, path.replace(":path", "")) for method, path, _ in ROUTES if path != "/"]
+HI = [{"role": "user", "content": "Hi"}]
 SETTINGS = hypothesis.settings(
     max_examples=15,
     deadline=None,
@@ -48,6 +49,24 @@ def test_no_call_makes_the_server_fail(schema: Any, method: str, path: str) -> N
             assert "error" in response.json()
 
     call()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "Hi", "echo": True, "logprobs": 2, "return_token_ids": True}),
+        ("/v1/completions", {"prompt": [4, 5], "prompt_logprobs": 2}),
+        ("/v1/chat/completions", {"messages": HI, "logprobs": True, "prompt_logprobs": 1, "return_token_ids": True}),
+        ("/v1/messages", {"messages": HI, "max_tokens": 3}),
+        ("/v1/messages/count_tokens", {"messages": HI}),
+        ("/tokenize", {"prompt": "Hi", "return_token_strs": True}),
+        ("/detokenize", {"tokens": [5]}),
+    ],
+)
+def test_answers_are_as_the_schema_says(schema: Any, path: str, body: object) -> None:
+    case = schema[path]["POST"].Case(body=body, media_type="application/json")
+    conforms = schemathesis.checks.CHECKS.get_one("response_schema_conformance")
+    assert case.call_and_validate(checks=[conforms]).status_code == 200
 
 
 def test_every_route_is_in_the_schema() -> None:
