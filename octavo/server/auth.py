@@ -24,10 +24,8 @@ class RequireKey:
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and _is_open(scope)):
-            await self._app(scope, receive, send)
-            return
-        if self._knows(_key(Headers(scope=scope))):
+        is_call = scope["type"] == "http"  # there are no websockets, and the router turns them away
+        if not is_call or _is_open(scope) or self._knows(_key(Headers(scope=scope))):
             await self._app(scope, receive, send)
             return
         message = "the request brings no valid API key; send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 
-from octavo.server.errors import ApiError
+from octavo.server.errors import ApiError, shown
 from octavo.server.protocol import NEUTRAL, NO_EFFECT
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -72,8 +72,8 @@ def _explain(body: bytes, kind: type[T]) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the request's body is not JSON in UTF-8: {error}", code="bad_json") from None
     if not isinstance(raw, dict):
-        raise ApiError(400, f"the request's body is {_shown(raw)}, allowed is an object", code="bad_json")
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+        raise ApiError(400, f"the request's body is {shown(raw)}, allowed is an object", code="bad_json")
+    known = set(kind.__struct_fields__)
     kept = {}
     for name, value in raw.items():
         if name in known:
@@ -98,7 +98,7 @@ def _check_neutral(name: str, value: object, known: set[str]) -> None:
     instead = " or ".join(["leaving it out", *(msgspec.json.encode(one).decode() for one in allowed)])
     raise ApiError(
         400,
-        f"{name} is {_shown(value)}, which this engine does not support; allowed is {instead}",
+        f"{name} is {shown(value)}, which this engine does not support; allowed is {instead}",
         param=name,
         code="unsupported_parameter",
     )
@@ -107,7 +107,7 @@ def _check_neutral(name: str, value: object, known: set[str]) -> None:
 def _unknown(name: str, known: set[str]) -> ApiError:
     close = difflib.get_close_matches(name[:64], known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(sorted(known))}"
-    return ApiError(400, f"there is no parameter {_shown(name)}; {hint}", param=name[:64], code="unknown_parameter")
+    return ApiError(400, f"there is no parameter {shown(name)}; {hint}", param=name[:64], code="unknown_parameter")
 
 
 def _mistyped(message: str, raw: dict[str, Any]) -> ApiError:
@@ -123,7 +123,7 @@ def _mistyped(message: str, raw: dict[str, Any]) -> ApiError:
     if expected is None or not path:
         return ApiError(400, f"{path or 'the body'}: {what}", param=param or None, code="invalid_value")
     allowed = expected["allowed"].replace("`", "").replace(" | ", " or ")
-    return ApiError(400, f"{path} is {_shown(_at(raw, path))}, allowed is {allowed}", param=param, code="invalid_type")
+    return ApiError(400, f"{path} is {shown(_at(raw, path))}, allowed is {allowed}", param=param, code="invalid_type")
 
 
 def _at(raw: Any, path: str) -> object:
@@ -134,8 +134,3 @@ def _at(raw: Any, path: str) -> object:
             return value
         value = value[int(index)] if index else value[key]
     return value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -18,33 +18,40 @@ from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatMessage
 from octavo.server.sampling import sampling_params
 from octavo.server.serving import Serving, json_response
-from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
+from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, ChatCompletionRequest)
     check_pairs(asked)
-    num_top = _num_top(asked)
+    num_top = _num_top(asked, serving.client.model_info.max_logprobs)
     prompt = await encode_conversation(serving.tokenizer("a conversation"), asked, serving.settings)
     params = _params(asked, prompt, num_top, serving)
     call = make_call(request, asked, serving, kind="chatcmpl", prompts=[prompt], params=params, num_top=num_top)
     echo = _continued_text(asked) if asked.echo else ""
     if asked.stream:
         events = OpenAIEvents(call, ChatChunks(call, echo))
-        return EventStream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
+        return serving.event_stream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
     async with cancelled_on_disconnect(request.receive):
         (output,) = await complete(serving.client, call.generation)
         return json_response(_response(call, asked, output, echo), id_headers(serving, call.id))
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _num_top(asked: ChatCompletionRequest) -> int | None:
-    """Alternatives to tell of each token; None for no logprobs."""
+def _num_top(asked: ChatCompletionRequest, most: int) -> int | None:
+    """Alternatives to tell of each token; None for no logprobs. most: the engine's limit, -1 for none."""
     if asked.top_logprobs is not None and not asked.logprobs:
         raise ApiError(
             400,
             f"top_logprobs is {asked.top_logprobs} and logprobs is not true, allowed is both or neither: "
             "set logprobs to true",
+            param="top_logprobs",
+        )
+    if most != -1 and not 0 <= (asked.top_logprobs or 0) <= most:
+        raise ApiError(
+            400,
+            f"top_logprobs is {asked.top_logprobs}, allowed is 0 to {most}: lower it, or start the server with a "
+            "larger --max-logprobs",
             param="top_logprobs",
         )
     return (asked.top_logprobs or 0) if asked.logprobs else None

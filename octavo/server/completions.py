@@ -18,7 +18,7 @@ from octavo.server.protocol import CompletionRequest
 from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse
 from octavo.server.sampling import sampling_params
 from octavo.server.serving import Serving, json_response
-from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
+from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -37,7 +37,7 @@ async def create_completion(request: Request, serving: Serving) -> Response:
         if asked.max_tokens == 0:
             raise ApiError(400, "max_tokens is 0, allowed with stream is 1 or more", param="max_tokens")
         events = OpenAIEvents(call, CompletionChunks(call, echo))
-        return EventStream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
+        return serving.event_stream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
     async with cancelled_on_disconnect(request.receive):
         outputs = await complete(serving.client, call.generation)
         return json_response(_response(call, asked, outputs, echo), id_headers(serving, call.id))

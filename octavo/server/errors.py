@@ -78,6 +78,12 @@ def error_response(error: ApiError, path: str) -> Response:
     return Response(msgspec.json.encode(body), error.status, error.headers, JSON)
 
 
+def shown(value: object) -> str:
+    """A value as messages quote it: escaped, and not too long."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
 def speaks_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 

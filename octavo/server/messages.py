@@ -23,7 +23,7 @@ from octavo.server.protocol import AnthropicMessage, Content, CountTokensRequest
 from octavo.server.responses import AnthropicUsage, CountTokensResponse, MessagesResponse, TextBlock
 from octavo.server.sampling import checked_params
 from octavo.server.serving import Serving, json_response
-from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
+from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,7 +57,7 @@ async def create_message(request: Request, serving: Serving) -> Response:
     answer = _Answer(generation, asked, serving.client.model_info.max_model_len)
     headers = {"request-id": generation.request_id} | id_headers(serving, generation.request_id)
     if asked.stream:
-        return EventStream(stream(serving.client, generation), MessageEvents(answer), headers)
+        return serving.event_stream(stream(serving.client, generation), MessageEvents(answer), headers)
     async with cancelled_on_disconnect(request.receive):
         (output,) = await complete(serving.client, generation)
         return json_response(answer.whole(output), headers)

@@ -6,7 +6,7 @@ The page is plain text in HTML: nothing is loaded from anywhere, nothing runs.
 from __future__ import annotations
 
 import html
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,10 +18,12 @@ from starlette.responses import Response
 
 from octavo.server import protocol, responses
 from octavo.server.errors import JSON
+from octavo.server.prompts import ROLES
 from octavo.server.serving import Serving, installed_version
 
 Endpoint = Callable[[Request, Serving], Awaitable[Response]]
 
+_TEXT = {"type": "string"}
 _DESCRIPTION = (
     "OpenAI's and Anthropic's APIs, with vLLM's further parameters. A field that is null is a field left out. "
     "Parameters that this engine does not support are accepted with the values that ask for nothing."
@@ -95,6 +97,9 @@ def _schemas() -> dict[str, Any]:
     kinds = {kind for asked, answered, _ in _BODIES.values() for kind in (asked, answered) if kind is not None}
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    for asked in (protocol.ChatCompletionRequest, protocol.TokenizeRequest):
+        schemas[asked.__name__]["properties"]["messages"] = _messages(ROLES)
+    schemas["AnthropicMessage"]["properties"]["role"] = {"enum": ["user", "assistant"]}
     for kind in (protocol.CompletionRequest, protocol.ChatCompletionRequest, protocol.MessagesRequest):
         fields = schemas[kind.__name__]["properties"]
         for name in sorted(protocol.NO_EFFECT):
@@ -102,6 +107,18 @@ def _schemas() -> dict[str, Any]:
         for name, allowed in protocol.NEUTRAL.items():
             fields.setdefault(name, {"enum": [None, *allowed], "description": "Not supported: these ask for nothing."})
     return schemas
+
+
+def _messages(roles: Sequence[str]) -> dict[str, Any]:
+    """What is checked of messages; a chat template may look for more in them."""
+    part = {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": _TEXT}}
+    content = {"anyOf": [_TEXT, {"type": "array", "items": part}]}
+    message = {
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {"role": {"enum": list(roles)}, "content": content},
+    }
+    return {"type": "array", "minItems": 1, "items": message, "description": "the conversation, oldest first"}
 
 
 def _page(schema: dict[str, Any]) -> str:

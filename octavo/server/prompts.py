@@ -9,9 +9,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from octavo.engine.client import ModelInfo
 from octavo.engine.tokenizer import Tokenizer
-from octavo.server.errors import ApiError
+from octavo.server.errors import ApiError, shown
 from octavo.server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -59,7 +61,7 @@ async def encode_conversation(tokenizer: Tokenizer, asked: Conversation, setting
 
     def encode() -> list[int]:
         text = tokenizer.apply_chat_template(
-            [_without_nulls(message) for message in asked.messages],
+            [_for_template(message) for message in asked.messages],
             add_generation_prompt=asked.add_generation_prompt is not False,
             continue_final_message=bool(asked.continue_final_message),
             chat_template=asked.chat_template,
@@ -79,16 +81,22 @@ def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettin
         role = message.get("role")
         if role not in ROLES:
             raise ApiError(
-                400, f"messages[{index}].role is {_shown(role)}, allowed are {', '.join(ROLES)}", param="messages"
+                400, f"messages[{index}].role is {shown(role)}, allowed are {', '.join(ROLES)}", param="messages"
             )
         content = message.get("content")
+        if content is None and not (message.get("tool_calls") or message.get("function_call")):
+            raise ApiError(
+                400,
+                f"messages[{index}].content is missing or null, allowed is text or parts",
+                param="messages",
+            )
         if isinstance(content, list):
             for part_index, part in enumerate(content):
                 _check_part(f"messages[{index}].content[{part_index}]", part)
         elif content is not None and not isinstance(content, str):
             raise ApiError(
                 400,
-                f"messages[{index}].content is {_shown(content)}, allowed is a string or a list of text parts",
+                f"messages[{index}].content is {shown(content)}, allowed is a string or a list of text parts",
                 param="messages",
             )
 
@@ -128,7 +136,7 @@ def _check_part(where: str, part: object) -> None:
     if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
         raise ApiError(
             400,
-            f"{where} is of type {_shown(kind)}, allowed is {{'type': 'text', 'text': ...}}: the model reads text",
+            f"{where} is of type {shown(kind)}, allowed is {{'type': 'text', 'text': ...}}: the model reads text",
             param="messages",
         )
 
@@ -148,14 +156,29 @@ def _check_template(asked: Conversation, tokenizer: Tokenizer, settings: ServerS
     if template not in tokenizer.chat_templates and "{" not in template and "\n" not in template:
         raise ApiError(
             400,
-            f"chat_template is {_shown(template)}, allowed is Jinja text or the name of one of the model's templates",
+            f"chat_template is {shown(template)}, allowed is Jinja text or the name of one of the model's templates",
             param="chat_template",
         )
 
 
-def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Clients send back what they were sent, empty fields included, and templates ask whether a key is there."""
-    return {key: value for key, value in message.items() if value is not None or key == "content"}
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the empty fields that clients send back, since templates ask whether a key is there; and with the
+    arguments of tool calls as objects, which templates write their own way, where the API has them as text."""
+    kept = {key: value for key, value in message.items() if value is not None or key == "content"}
+    if isinstance(kept.get("tool_calls"), list):
+        kept["tool_calls"] = [_with_read_arguments(call) for call in kept["tool_calls"]]
+    return kept
+
+
+def _with_read_arguments(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = msgspec.json.decode(function["arguments"])
+    except (msgspec.DecodeError, RecursionError):
+        return call  # what a model once wrote need not be JSON
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _text_len(messages: Sequence[Mapping[str, Any]]) -> int:
@@ -164,8 +187,3 @@ def _text_len(messages: Sequence[Mapping[str, Any]]) -> int:
 
 async def _off_loop_if(is_long: bool, work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work) if is_long else work()
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,10 +13,12 @@ from starlette.responses import Response
 
 from octavo.engine.client import EngineClient
 from octavo.engine.tokenizer import Tokenizer
+from octavo.outputs import RequestOutput
 from octavo.server.bodies import read_struct
 from octavo.server.errors import JSON, ApiError
 from octavo.server.protocol import ModelRequest
 from octavo.server.settings import ServerSettings
+from octavo.server.streaming import Events, EventStream
 
 T = TypeVar("T", bound=ModelRequest)
 
@@ -42,6 +45,11 @@ class Serving:
                 code="model_not_found",
             )
         return asked
+
+    def event_stream(
+        self, outputs: AsyncGenerator[RequestOutput], events: Events, headers: Mapping[str, str]
+    ) -> EventStream:
+        return EventStream(outputs, events, headers, self.settings.sse_keep_alive_interval)
 
     def tokenizer(self, purpose: str) -> Tokenizer:
         tokenizer = self.client.get_tokenizer()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from octavo.config import knob
@@ -36,6 +37,9 @@ class ServerSettings:
     )
     enable_request_id_headers: bool = knob(False, "answer with the request's id in the header X-Request-Id")
     disable_fastapi_docs: bool = knob(False, "serve neither /docs nor /openapi.json")
+    sse_keep_alive_interval: float = knob(
+        0.0, "seconds without a token after which a stream sends a comment, for proxies that end quiet ones; 0: never"
+    )
     max_body_bytes: int = knob(16 * 2**20, "most bytes of a request's body")
     max_prompts_per_request: int = knob(1024, "most prompts in the list of one completions request")
     max_messages_per_request: int = knob(4096, "most messages of one conversation")
@@ -52,6 +56,8 @@ class ServerSettings:
                 "allow_credentials is set and allowed_origins is *, so any page could act for its visitors: "
                 "name the origins"
             )
+        if not 0 <= self.sse_keep_alive_interval < math.inf:
+            raise ConfigError(f"sse_keep_alive_interval is {self.sse_keep_alive_interval}, allowed is 0 or more")
         for name in (
             "max_body_bytes",
             "max_prompts_per_request",

@@ -26,13 +26,16 @@ LIMITS = RequestLimits(max_model_len=128, max_num_seqs=4, max_logprobs=5, vocab_
 
 
 class ScriptedEngine:
-    """Says WORDS to everyone. fault: raised before word number `fault_at`. pause: before every word but the first.
+    """Says WORDS to everyone. fault: raised before word number `fault_at`. first_pause: before the first word or the
+    fault; pause: before every other.
 
     live: requests that were begun and not ended, so 0 after everyone has left.
     """
 
-    def __init__(self, *, fault: Exception | None = None, fault_at: int = 0, pause: float = 0.0) -> None:
-        self.fault, self.fault_at, self.pause = fault, fault_at, pause
+    def __init__(
+        self, *, fault: Exception | None = None, fault_at: int = 0, first_pause: float = 0.0, pause: float = 0.0
+    ) -> None:
+        self.fault, self.fault_at, self.first_pause, self.pause = fault, fault_at, first_pause, pause
         self.tokenizer: Tokenizer | None = packaged("smollm2")
         self.inputs = InputProcessor(self.tokenizer, LIMITS, seed=0)
         self.is_alive = True
@@ -76,6 +79,7 @@ class ScriptedEngine:
     async def _say(self, request: Request) -> AsyncIterator[RequestOutput]:
         words = WORDS[: request.max_output_tokens]
         is_delta = request.sampling_params.output_kind is RequestOutputKind.DELTA
+        await asyncio.sleep(self.first_pause)
         for number, word in enumerate(words):
             if self.fault is not None and number == self.fault_at:
                 raise self.fault

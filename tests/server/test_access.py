@@ -74,6 +74,10 @@ def test_a_template_of_the_requests_is_text_never_a_file() -> None:
     assert post(app, "/v1/chat/completions", chat | {"chat_template": template}).status == 200
     assert engine.tokenizer is not None
     assert engine.tokenizer.decode(engine.requests[0].prompt_token_ids) == "Hi!"
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"city": "Rome"}'}}]}
+    told = {"messages": [called], "chat_template": "{{ messages[0].tool_calls[0].function.arguments.city }}"}
+    assert post(app, "/v1/chat/completions", chat | told).status == 200
+    assert engine.tokenizer.decode(engine.requests[1].prompt_token_ids) == "Rome"
     escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     assert post(app, "/v1/chat/completions", chat | {"chat_template": escape}).status == 400
     assert post(app_of(), "/tokenize", {"messages": chat["messages"], "chat_template": template}).status == 400
@@ -159,6 +163,7 @@ def test_the_requests_id_is_told_if_asked_for() -> None:
         {"served_model_name": ()},
         {"api_key": ("",)},
         {"max_body_bytes": 0},
+        {"sse_keep_alive_interval": -1.0},
         {"allow_credentials": True, "allowed_origins": ("*",)},
     ],
 )

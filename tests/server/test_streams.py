@@ -182,18 +182,26 @@ def test_a_fault_in_a_stream_is_an_event() -> None:
     assert (last["type"], last["error"]["type"]) == ("error", "overloaded_error")
 
 
-@pytest.mark.parametrize("stream", [True, False])
+def test_a_quiet_stream_is_kept_alive_and_may_still_fail() -> None:
+    app = app_of(ScriptedEngine(pause=0.2), sse_keep_alive_interval=0.05)
+    answer = post(app, "/v1/completions", TEXT | STREAM | {"max_tokens": 2})
+    assert answer.body.count(b": waiting for the next token\n\n") >= 1
+    assert "".join(one["choices"][0]["text"] for one in answer.events()[:-1]) == " one two"
+    late = ScriptedEngine(fault=EngineBusyError("too many wait", 1), first_pause=0.2)
+    refused = post(app_of(late, sse_keep_alive_interval=0.05), "/v1/completions", TEXT | STREAM)
+    assert (refused.status, refused.events()[0]["error"]["code"]) == (200, "engine_overloaded")
+
+
+@pytest.mark.parametrize(("stream", "leave_after"), [(True, 1), (True, 0), (False, 0)])
 @pytest.mark.parametrize("prompt", ["one", ["two", "prompts"]])
-def test_leaving_ends_the_engines_work(stream: bool, prompt: object) -> None:
-    engine = ScriptedEngine(pause=30.0)
+def test_leaving_ends_the_engines_work(stream: bool, leave_after: int, prompt: object) -> None:
+    engine = ScriptedEngine(first_pause=0.0 if leave_after else 30.0, pause=30.0)
     body = json.dumps(TEXT | {"prompt": prompt, "stream": stream}).encode()
-    leave_after = 1 if stream else 0
 
     async def leave() -> None:
         await asyncio.wait_for(call(app_of(engine), "POST", "/v1/completions", body, JSON, leave_after), 10)
 
     asyncio.run(leave())
-    assert len(engine.requests) >= stream
     assert engine.live == 0
 
 
