@@ -80,7 +80,7 @@ class SchedulerConfig:
     """Who runs in a step."""
 
     max_num_batched_tokens: int | None = knob(
-        None, "the token budget of a step; default: 512 on a CPU, 8192 on a GPU, 16384 from 70 GiB on"
+        None, "the token budget of a step; default: 512 on a CPU, 8192 on a GPU, from 70 GiB on 16384 but for servers"
     )
     max_num_seqs: int | None = knob(
         None, "most sequences running at once; default: 256, or 1024 on a GPU of 70 GiB or more"

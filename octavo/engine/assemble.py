@@ -67,14 +67,17 @@ def engine_config(**options: Any) -> EngineConfig:
     return EngineConfig(**sections)
 
 
-def build_engine(config: EngineConfig, clock: Clock = time.monotonic) -> LLMEngine:
-    """Open the checkpoint, choose the backend, size the cache, and connect."""
+def build_engine(
+    config: EngineConfig, clock: Clock = time.monotonic, *, most_default_tokens: int | None = None
+) -> LLMEngine:
+    """Open the checkpoint, choose the backend, size the cache, and connect. most_default_tokens bounds a step's token
+    budget where the options leave it to the device: for those whose users wait for every token."""
     begin = clock()
     events = EventLog(config.observe.event_log_size)
     tracer = _tracer(config, events, clock)
     selection = select(config.backend)
     backend = selection.backend
-    config = _with_device_defaults(config, backend)
+    config = _with_device_defaults(config, backend, most_default_tokens)
     is_on_device = isinstance(backend, TritonBackend)
     checkpoint = open_checkpoint(config.model, converter(config.backend), draws_on_device=is_on_device)
     if isinstance(backend, TritonBackend):
@@ -140,12 +143,16 @@ class _EngineShape:
         )
 
 
-def _with_device_defaults(config: EngineConfig, backend: Backend | TritonBackend) -> EngineConfig:
+def _with_device_defaults(
+    config: EngineConfig, backend: Backend | TritonBackend, most_tokens: int | None
+) -> EngineConfig:
     """The step's sizes, where they were left to the device."""
     if isinstance(backend, TritonBackend):
         num_tokens, num_seqs = device.default_token_budget(backend), device.default_max_num_seqs(backend)
     else:
         num_tokens, num_seqs = DEFAULT_TOKEN_BUDGET, DEFAULT_MAX_NUM_SEQS
+    if most_tokens is not None:
+        num_tokens = min(num_tokens, most_tokens)
     sizes = config.scheduler
     return replace(
         config,

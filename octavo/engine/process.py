@@ -49,6 +49,7 @@ from octavo.request import Request
 from octavo.scheduler.scheduler import SequenceUpdate
 
 LOG_INTERVAL_S = 10.0
+SERVER_TOKEN_BUDGET = 8192  # vLLM's for servers: every stream waits for the longest step
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
     try:
         # Front ends make text; an engine without a tokenizer starts sooner.
         config = replace(task.config, model=replace(task.config.model, skip_tokenizer_init=True))
-        engine = build_engine(config)
+        engine = build_engine(config, most_default_tokens=SERVER_TOKEN_BUDGET)
         loop = EngineLoop(task, engine, channel)
     except OctavoError as error:
         channel.send(Note("failed", text=str(error), error=type(error).__name__))
