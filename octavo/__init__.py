@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from octavo.engine.async_engine import AsyncLLM as AsyncLLM
     from octavo.errors import BackendUnavailableError as BackendUnavailableError
     from octavo.errors import ConfigError as ConfigError
+    from octavo.errors import EngineBusyError as EngineBusyError
     from octavo.errors import EngineDeadError as EngineDeadError
     from octavo.errors import InvalidRequestError as InvalidRequestError
     from octavo.errors import KernelBuildError as KernelBuildError
@@ -47,6 +48,7 @@ _HOME_OF = {
     "BackendUnavailableError": "octavo.errors",
     "KernelBuildError": "octavo.errors",
     "OutOfMemoryError": "octavo.errors",
+    "EngineBusyError": "octavo.errors",
     "EngineDeadError": "octavo.errors",
 }
 

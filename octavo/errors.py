@@ -9,6 +9,7 @@ OctavoError
 ├── BackendUnavailableError           kernels that cannot run here, and why
 │   └── KernelBuildError              the compiler refused; carries its output
 ├── OutOfMemoryError (MemoryError)    what did not fit, and the smallest change that does
+├── EngineBusyError                   too many requests wait; says when to come again
 └── EngineDeadError                   the engine stopped; later calls say why
 """
 
@@ -47,6 +48,15 @@ class KernelBuildError(BackendUnavailableError):
 
 class OutOfMemoryError(OctavoError, MemoryError):
     """Something did not fit; the message names it, the sizes and the smallest change that fits."""
+
+
+class EngineBusyError(OctavoError):
+    """A request that was turned away because too many wait, or that waited too long. Nothing is wrong with it:
+    it may be sent again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class EngineDeadError(OctavoError):

@@ -13,6 +13,7 @@ from octavo.errors import InvalidRequestError
 
 MAX_N = 16384
 MAX_ALLOWED_TOKEN_IDS = 1024
+MAX_TOP_K = 2**31 - 1  # kernels count in int32
 MIN_TEMPERATURE = 0.01
 
 
@@ -86,7 +87,7 @@ class SamplingParams:
         self._set("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, 0.0, open_low=True))
         self._set("temperature", _number("temperature", self.temperature, 0.0))
         self._set("top_p", _number("top_p", self.top_p, 0.0, 1.0, open_low=True))
-        self._set("top_k", max(_whole("top_k", self.top_k, -1), 0))
+        self._set("top_k", max(_whole("top_k", self.top_k, -1, MAX_TOP_K), 0))
         self._set("min_p", _number("min_p", self.min_p, 0.0, 1.0))
         if 0.0 < self.temperature < MIN_TEMPERATURE:
             self._set("temperature", MIN_TEMPERATURE)

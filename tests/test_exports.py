@@ -10,6 +10,7 @@ PUBLIC_NAMES = {
     "CompletionOutput",
     "ConfigError",
     "EngineConfig",
+    "EngineBusyError",
     "EngineDeadError",
     "InvalidRequestError",
     "KernelBuildError",

@@ -6,26 +6,30 @@ coroutine --commands--> engine thread: step() ... --outputs, by call_soon_thread
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineStats
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineDeadError, OctavoError
+from octavo.observe.metrics import MetricsRecorder
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 
 Item = RequestOutput | BaseException
 Command = Callable[[LLMEngine], None]
+Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True)
@@ -49,6 +53,8 @@ class AsyncLLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         self._engine = build_engine(engine_config(model=model, **options))
+        self._model_info = self._engine.model_info
+        self._recorder = MetricsRecorder(self._engine.events, model_name=model)
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._counter = itertools.count()
@@ -64,14 +70,16 @@ class AsyncLLM:
         request_id: str | None = None,
         *,
         priority: int = 0,
+        cache_salt: str | None = None,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Yield the request's outputs as they come; the last one has finished=True. Leaving the loop early, or
         being cancelled, aborts the request and frees its blocks. Raises InvalidRequestError, EngineDeadError."""
         request_id = request_id if request_id is not None else f"async-{next(self._counter)}"
         params = sampling_params if sampling_params is not None else self._engine.default_sampling_params
-        request = await asyncio.to_thread(self._engine.make_request, request_id, prompt, params, priority)
+        request = await asyncio.to_thread(self._engine.make_request, request_id, prompt, params, priority, cache_salt)
         listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
-        self._send(lambda engine: self._add(engine, request, listener))
+        self._send(lambda engine: self._add(engine, request, listener, trace_headers))
         finished = False
         try:
             while not finished:
@@ -93,14 +101,38 @@ class AsyncLLM:
     def get_tokenizer(self) -> Tokenizer | None:
         return self._engine.tokenizer
 
-    def stats(self) -> EngineStats:
-        return self._engine.stats()
+    @property
+    def model_info(self) -> ModelInfo:
+        return self._model_info
+
+    @property
+    def is_alive(self) -> bool:
+        return self._fault is None
+
+    async def stats(self) -> EngineStats:
+        return await self._ask(lambda engine: engine.stats())
+
+    async def metrics(self) -> bytes:
+        return await self._ask(lambda engine: self._recorder.exposition())
 
     def shutdown(self) -> None:
         """Stop the thread and give everything back. Running requests raise EngineDeadError."""
         if self._thread.is_alive():
             self._commands.put(None)
             self._thread.join()
+
+    async def _ask(self, question: Callable[[LLMEngine], Answer]) -> Answer:
+        """Have the engine's thread answer, between two steps."""
+        answer: concurrent.futures.Future[Answer] = concurrent.futures.Future()
+
+        def reply(engine: LLMEngine) -> None:
+            try:
+                answer.set_result(question(engine))
+            except EngineDeadError as refusal:
+                answer.set_exception(refusal)
+
+        self._send(reply)
+        return await asyncio.wrap_future(answer)
 
     def _send(self, command: Command) -> None:
         with self._fault_lock:
@@ -109,7 +141,11 @@ class AsyncLLM:
                 return
         raise EngineDeadError(f"the engine stopped: {self._fault}") from self._fault
 
-    def _add(self, engine: LLMEngine, request: Request, listener: _Listener) -> None:
+    def _add(
+        self, engine: LLMEngine, request: Request, listener: _Listener, trace_headers: Mapping[str, str] | None
+    ) -> None:
+        if trace_headers is not None and engine.tracer is not None:
+            engine.tracer.link(request.request_id, trace_headers)
         try:
             engine.add_request(request)
         except OctavoError as refusal:

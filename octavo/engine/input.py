@@ -36,20 +36,28 @@ class InputProcessor:
 
     def __init__(self, tokenizer: Tokenizer | None, limits: RequestLimits, seed: int) -> None:
         self._tokenizer = tokenizer
-        self._limits = limits
+        self.limits = limits
         self._seeds = random.Random(seed)
 
     def process(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, arrival_time: float, priority: int = 0
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        arrival_time: float,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> Request:
-        """Raises InvalidRequestError if the request cannot be served."""
+        """Raises InvalidRequestError if the request cannot be served. cache_salt: as in a prompt dict, which may
+        name it instead."""
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"sampling_params is {params!r}, allowed is a SamplingParams")
-        text, token_ids, cache_salt = self._read(prompt)
+        text, token_ids, own_salt = self._read(prompt)
+        cache_salt = _one_salt(cache_salt, own_salt)
         token_ids = self._truncate(token_ids, params.truncate_prompt_tokens)
         self._check_prompt(token_ids)
         self._check_params(params)
-        limits = self._limits
+        limits = self.limits
         room = limits.max_model_len - len(token_ids)
         ends = frozenset(() if params.ignore_eos else limits.eos_token_ids)
         return Request(
@@ -67,9 +75,9 @@ class InputProcessor:
             bad_word_ids=self._bad_words(tuple(params.bad_words or ())),
         )
 
-    def _read(self, prompt: Prompt) -> tuple[str | None, list[int], str | None]:
+    def _read(self, prompt: Prompt) -> tuple[str | None, list[int], object]:
         """-> text if there was one, token ids, cache salt."""
-        cache_salt: str | None = None
+        cache_salt: object = None
         if isinstance(prompt, Mapping):
             prompt, cache_salt = _unwrap(prompt)
         if not isinstance(prompt, str):
@@ -82,13 +90,13 @@ class InputProcessor:
         """The last `keep` tokens; -1 keeps what leaves room for one new token."""
         if keep is None:
             return token_ids
-        most = self._limits.max_model_len - 1
+        most = self.limits.max_model_len - 1
         if keep > most:
             raise InvalidRequestError(f"truncate_prompt_tokens is {keep}, allowed is up to max_model_len - 1 = {most}")
         return token_ids[-(most if keep == -1 else keep) :]
 
     def _check_prompt(self, token_ids: list[int]) -> None:
-        limits = self._limits
+        limits = self.limits
         if not token_ids:
             raise InvalidRequestError("the prompt is empty, allowed is at least one token")
         if len(token_ids) >= limits.max_model_len:
@@ -100,7 +108,7 @@ class InputProcessor:
         self._check_ids("the prompt", token_ids)
 
     def _check_params(self, params: SamplingParams) -> None:
-        limits = self._limits
+        limits = self.limits
         if params.n > limits.max_num_seqs:
             raise InvalidRequestError(
                 f"n is {params.n}, allowed is up to max_num_seqs = {limits.max_num_seqs}; lower n or raise max_num_seqs"
@@ -127,9 +135,9 @@ class InputProcessor:
         if not token_ids:
             return
         for token_id in (min(token_ids), max(token_ids)):
-            if not 0 <= token_id < self._limits.vocab_size:
+            if not 0 <= token_id < self.limits.vocab_size:
                 raise InvalidRequestError(
-                    f"{name} holds token id {token_id}, allowed are 0 to {self._limits.vocab_size - 1}"
+                    f"{name} holds token id {token_id}, allowed are 0 to {self.limits.vocab_size - 1}"
                 )
 
     def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -141,17 +149,25 @@ class InputProcessor:
         return bad_words
 
 
-def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], str | None]:
+def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], object]:
     unknown = sorted(set(prompt) - set(PROMPT_KEYS))
     if unknown:
         raise InvalidRequestError(f"the prompt has the key {unknown[0]!r}, allowed are {', '.join(PROMPT_KEYS)}")
     salt = prompt.get("cache_salt")
-    if salt is not None and (not isinstance(salt, str) or not salt):
-        raise InvalidRequestError(f"cache_salt is {salt!r}, allowed is a string of at least one character")
     given = [key for key in ("prompt", "prompt_token_ids") if prompt.get(key) is not None]
     if len(given) != 1:
         raise InvalidRequestError("a prompt dict holds exactly one of 'prompt' and 'prompt_token_ids'")
     return prompt[given[0]], salt  # type: ignore[return-value]
+
+
+def _one_salt(of_call: object, of_prompt: object) -> str | None:
+    """The salt, wherever it was given."""
+    for salt in (of_call, of_prompt):
+        if salt is not None and (not isinstance(salt, str) or not salt):
+            raise InvalidRequestError(f"cache_salt is {salt!r}, allowed is a string of at least one character")
+    if of_call is not None and of_prompt is not None and of_call != of_prompt:
+        raise InvalidRequestError(f"cache_salt is {of_call!r}, but the prompt's is {of_prompt!r}: give one of them")
+    return of_call or of_prompt  # type: ignore[return-value]
 
 
 def _token_ids(values: object) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineCore, EngineStats
 from octavo.engine.input import InputProcessor, Prompt
 from octavo.engine.output import OutputProcessor
@@ -46,10 +47,15 @@ class LLMEngine:
         self.tracer = tracer
 
     def make_request(
-        self, request_id: str, prompt: Prompt, sampling_params: SamplingParams, priority: int = 0
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling_params: SamplingParams,
+        priority: int = 0,
+        cache_salt: str | None = None,
     ) -> Request:
         """Tokenise and check. Touches no engine state, so any thread may call it."""
-        return self._inputs.process(request_id, prompt, sampling_params, self._clock(), priority)
+        return self._inputs.process(request_id, prompt, sampling_params, self._clock(), priority, cache_salt)
 
     def add_request(self, request: Request) -> None:
         """Queue a request. Raises InvalidRequestError if it can never be served, or its id is in use."""
@@ -80,6 +86,18 @@ class LLMEngine:
         outputs, self._pending = self._pending + outputs, []
         self._live -= {output.request_id for output in outputs if output.finished}
         return outputs
+
+    @property
+    def model_info(self) -> ModelInfo:
+        limits = self._inputs.limits
+        return ModelInfo(
+            max_model_len=limits.max_model_len,
+            vocab_size=limits.vocab_size,
+            max_num_seqs=limits.max_num_seqs,
+            max_logprobs=limits.max_logprobs,
+            default_sampling_params=self.default_sampling_params,
+            card=self.card,
+        )
 
     def stats(self) -> EngineStats:
         return self._alive().stats()

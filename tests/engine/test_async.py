@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from octavo import AsyncLLM, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
+from octavo.engine.client import EngineClient
 
 PROMPTS = ["The capital of France is", "One, two, three,", "Once upon a time", "Water boils at"]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10)
@@ -27,11 +28,11 @@ async def final(engine: AsyncLLM, prompt: str, params: SamplingParams, **options
 
 async def until_idle(engine: AsyncLLM) -> None:
     for _ in range(500):
-        stats = engine.stats()
+        stats = await engine.stats()
         if stats.num_running == stats.num_waiting == stats.num_used_blocks == 0:
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"the engine never came to rest: {engine.stats()}")
+    raise AssertionError(f"the engine never came to rest: {await engine.stats()}")
 
 
 def test_requests_run_together_and_as_if_alone(engine: AsyncLLM) -> None:
@@ -125,3 +126,28 @@ def test_shutdown_tells_those_who_wait() -> None:
             await final(engine, PROMPTS[0], GREEDY)
 
     asyncio.run(shut_down())
+
+
+def test_it_is_an_engine_client(engine: AsyncLLM) -> None:
+    client: EngineClient = engine
+    info = client.model_info
+    assert (info.max_model_len, info.max_num_seqs, client.is_alive) == (256, 8, True)
+    assert dict(info.card)["model"]
+    assert b"octavo:generation_tokens_total" in asyncio.run(client.metrics())
+
+
+def test_a_salt_parts_the_caches(engine: AsyncLLM) -> None:
+    async def cached(salt: str | None) -> int:
+        return (await final(engine, "A long enough prompt. " * 8, GREEDY, cache_salt=salt)).num_cached_tokens
+
+    first, ours, again, others = [asyncio.run(cached(salt)) for salt in ("ours", "ours", None, "theirs")]
+    assert (first, again, others) == (0, 0, 0)
+    assert ours >= 16
+
+
+@pytest.mark.parametrize(
+    ("salt", "prompt"), [("", "x"), (7, "x"), ("a", {"prompt": "x", "cache_salt": "b"})], ids=["empty", "int", "two"]
+)
+def test_a_salt_that_is_none_is_refused(engine: AsyncLLM, salt: object, prompt: object) -> None:
+    with pytest.raises(InvalidRequestError, match="cache_salt is"):
+        asyncio.run(final(engine, prompt, GREEDY, cache_salt=salt))

@@ -1,0 +1,89 @@
+"""create_app: the HTTP server's routes around an engine client, as an ASGI application.
+
+request ──▶ CORS ──▶ key ──▶ route ──▶ struct ──▶ token ids ──▶ EngineClient.generate ──▶ events or one answer
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from octavo.engine.client import EngineClient
+from octavo.errors import ConfigError
+from octavo.server import chat, completions, messages, operations, tokens
+from octavo.server.auth import RequireKey
+from octavo.server.errors import ApiError, as_api_error, error_response
+from octavo.server.openapi import describe, documentation
+from octavo.server.serving import Serving
+from octavo.server.settings import ServerSettings
+from octavo.server.streaming import CLIENT_CLOSED_REQUEST
+
+Endpoint = Callable[[Request, Serving], Awaitable[Response]]
+
+ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
+    ("POST", "/v1/completions", completions.create_completion),
+    ("POST", "/v1/chat/completions", chat.create_chat_completion),
+    ("POST", "/v1/messages", messages.create_message),
+    ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+    ("GET", "/v1/models", operations.list_models),
+    ("GET", "/v1/models/{model:path}", operations.get_model),
+    ("POST", "/tokenize", tokens.tokenize),
+    ("POST", "/detokenize", tokens.detokenize),
+    ("GET", "/health", operations.health),
+    ("GET", "/ping", operations.health),
+    ("POST", "/ping", operations.health),
+    ("GET", "/version", operations.version),
+    ("GET", "/load", operations.load),
+    ("GET", "/metrics", operations.metrics),
+    ("GET", "/", operations.home),
+)
+
+
+def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
+    """settings.served_model_name must name the model: an engine client does not know what it is called."""
+    if not settings.served_model_name:
+        raise ConfigError("served_model_name is empty, allowed is one name or more: pass the model's")
+    app = FastAPI(title="Octavo", docs_url=None, redoc_url=None, openapi_url=None, root_path=settings.root_path)
+    serving = Serving(client=client, settings=settings, created=int(time.time()))
+    routes = ROUTES if settings.disable_fastapi_docs else (*ROUTES, *documentation(app))
+    for method, path, endpoint in routes:
+        app.add_api_route(path, _bound(endpoint, serving), methods=[method], **describe(method, path, endpoint))
+    app.add_exception_handler(HTTPException, _no_such_route)
+    if settings.api_key:
+        app.add_middleware(RequireKey, keys=settings.api_key)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=settings.allowed_methods,
+            allow_headers=settings.allowed_headers,
+            allow_credentials=settings.allow_credentials,
+        )
+    return app
+
+
+def _bound(endpoint: Endpoint, serving: Serving) -> Callable[[Request], Awaitable[Response]]:
+    async def call(request: Request) -> Response:
+        try:
+            return await endpoint(request, serving)
+        except ClientDisconnect:  # while it was still sending
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except Exception as error:
+            return error_response(as_api_error(error), request.scope["path"])
+
+    return call
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    """What the router refuses, in the shape of every other error."""
+    assert isinstance(error, HTTPException), "this handler is for what the router raises"
+    path = request.scope["path"]
+    told = {404: f"there is no {path[:100]!r} here; see /openapi.json", 405: f"{path!r} is not for {request.method}"}
+    message = told.get(error.status_code, str(error.detail))
+    return error_response(ApiError(error.status_code, message, headers=error.headers), path)

@@ -1,0 +1,136 @@
+"""From a request's bytes to its struct, or an error that names the field, its value and what is allowed.
+
+bytes ──▶ struct                                          one pass, if all fields are known and of their types
+  └─ refused ──▶ dict ──▶ null and neutral values out ──▶ struct, or the error told by name
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from octavo.server.errors import ApiError, shown
+from octavo.server.protocol import NEUTRAL, NO_EFFECT
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_EXPECTED = re.compile(r"Expected (?P<allowed>.+), got .+")
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+
+
+async def read_struct(request: Request, kind: type[T], max_body_bytes: int) -> T:
+    """The request's body as a struct. Raises ApiError, ClientDisconnect."""
+    return parse(await _read(request, max_body_bytes), kind)
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):  # a ValidationError is a DecodeError
+        return _explain(body, kind)
+
+
+async def _read(request: Request, max_body_bytes: int) -> bytes:
+    """The body, if it is JSON and not too large. Nothing past the limit is kept."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise ApiError(415, f"content-type is {kind!r}, allowed is application/json: send the header with the request")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and len(length) < 20 and int(length) > max_body_bytes:
+        raise _too_large(f"{int(length)} bytes", max_body_bytes)
+    chunks: list[bytes] = []
+    num_bytes = 0
+    async for chunk in request.stream():
+        num_bytes += len(chunk)
+        if num_bytes > max_body_bytes:
+            raise _too_large(f"more than {max_body_bytes} bytes", max_body_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(size: str, max_body_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the request's body has {size}, allowed are {max_body_bytes}: send less, or start the server with a larger "
+        "--max-body-bytes",
+        code="request_too_large",
+        headers={"Connection": "close"},  # the rest of the body is not read, so nothing can follow it
+    )
+
+
+def _explain(body: bytes, kind: type[T]) -> T:
+    """The struct after all, if what stood in its way asks for nothing; else the error, by name."""
+    try:
+        raw = msgspec.json.decode(body)
+    except RecursionError:
+        raise ApiError(400, "the request's body is nested too deeply, no request needs that", code="bad_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"the request's body is not JSON in UTF-8: {error}", code="bad_json") from None
+    if not isinstance(raw, dict):
+        raise ApiError(400, f"the request's body is {shown(raw)}, allowed is an object", code="bad_json")
+    known = set(kind.__struct_fields__)
+    kept = {}
+    for name, value in raw.items():
+        if name in known:
+            kept[name] = value
+        elif name not in NO_EFFECT and value is not None:
+            _check_neutral(name, value, known)
+        elif name not in NO_EFFECT and name not in NEUTRAL:
+            raise _unknown(name, known)
+    try:
+        return msgspec.convert(kept, kind)
+    except msgspec.ValidationError as error:
+        raise _mistyped(str(error), kept) from None
+
+
+def _check_neutral(name: str, value: object, known: set[str]) -> None:
+    """Refuse what asks for something that is not here; True is not 1."""
+    if name not in NEUTRAL:
+        raise _unknown(name, known)
+    allowed = NEUTRAL[name]
+    if any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in allowed):
+        return
+    instead = " or ".join(["leaving it out", *(msgspec.json.encode(one).decode() for one in allowed)])
+    raise ApiError(
+        400,
+        f"{name} is {shown(value)}, which this engine does not support; allowed is {instead}",
+        param=name,
+        code="unsupported_parameter",
+    )
+
+
+def _unknown(name: str, known: set[str]) -> ApiError:
+    close = difflib.get_close_matches(name[:64], known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(sorted(known))}"
+    return ApiError(400, f"there is no parameter {shown(name)}; {hint}", param=name[:64], code="unknown_parameter")
+
+
+def _mistyped(message: str, raw: dict[str, Any]) -> ApiError:
+    """msgspec's words with the value in them."""
+    match = _PLACE.match(message)
+    assert match is not None, "the pattern matches any text"
+    what, path = match["what"], match["path"] or ""
+    if (missing := _MISSING.match(what)) is not None:
+        name = f"{path}.{missing[1]}".lstrip(".")
+        return ApiError(400, f"{name} is missing, it is required", param=name, code="missing_required_parameter")
+    param = re.split(r"[.\[]", path)[0]
+    expected = _EXPECTED.match(what)
+    if expected is None or not path:
+        return ApiError(400, f"{path or 'the body'}: {what}", param=param or None, code="invalid_value")
+    allowed = expected["allowed"].replace("`", "").replace(" | ", " or ")
+    return ApiError(400, f"{path} is {shown(_at(raw, path))}, allowed is {allowed}", param=param, code="invalid_type")
+
+
+def _at(raw: Any, path: str) -> object:
+    """The value at `a[3].b`; what is inside `a` where the path says only [...]."""
+    value = raw
+    for key, index in re.findall(r"(\w+)|\[(\d+|\.\.\.)\]", path):
+        if index == "...":
+            return value
+        value = value[int(index)] if index else value[key]
+    return value

@@ -1,0 +1,123 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.sampling_params import SamplingParams
+from octavo.server.chunks import ChatChunks, OpenAIEvents
+from octavo.server.errors import ApiError
+from octavo.server.generation import complete, stream
+from octavo.server.logprobs import chat_logprobs, prompt_logprobs
+from octavo.server.openai_calls import Call, check_pairs, id_headers, make_call, total_usage
+from octavo.server.prompts import encode_conversation, room_for_output
+from octavo.server.protocol import ChatCompletionRequest
+from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatMessage
+from octavo.server.sampling import sampling_params
+from octavo.server.serving import Serving, json_response
+from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
+
+
+async def create_chat_completion(request: Request, serving: Serving) -> Response:
+    asked = await serving.read(request, ChatCompletionRequest)
+    check_pairs(asked)
+    num_top = _num_top(asked, serving.client.model_info.max_logprobs)
+    prompt = await encode_conversation(serving.tokenizer("a conversation"), asked, serving.settings)
+    params = _params(asked, prompt, num_top, serving)
+    call = make_call(request, asked, serving, kind="chatcmpl", prompts=[prompt], params=params, num_top=num_top)
+    echo = _continued_text(asked) if asked.echo else ""
+    if asked.stream:
+        events = OpenAIEvents(call, ChatChunks(call, echo))
+        return serving.event_stream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
+    async with cancelled_on_disconnect(request.receive):
+        (output,) = await complete(serving.client, call.generation)
+        return json_response(_response(call, asked, output, echo), id_headers(serving, call.id))
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def _num_top(asked: ChatCompletionRequest, most: int) -> int | None:
+    """Alternatives to tell of each token; None for no logprobs. most: the engine's limit, -1 for none."""
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise ApiError(
+            400,
+            f"top_logprobs is {asked.top_logprobs} and logprobs is not true, allowed is both or neither: "
+            "set logprobs to true",
+            param="top_logprobs",
+        )
+    if most != -1 and not 0 <= (asked.top_logprobs or 0) <= most:
+        raise ApiError(
+            400,
+            f"top_logprobs is {asked.top_logprobs}, allowed is 0 to {most}: lower it, or start the server with a "
+            "larger --max-logprobs",
+            param="top_logprobs",
+        )
+    return (asked.top_logprobs or 0) if asked.logprobs else None
+
+
+def _params(asked: ChatCompletionRequest, prompt: list[int], num_top: int | None, serving: Serving) -> SamplingParams:
+    """Without a limit of its own, an answer may take what the context leaves."""
+    if None not in (asked.max_tokens, asked.max_completion_tokens) and asked.max_tokens != asked.max_completion_tokens:
+        raise ApiError(
+            400,
+            f"max_tokens is {asked.max_tokens} and max_completion_tokens is {asked.max_completion_tokens}, which are "
+            "two names of one limit: send one of them",
+            param="max_completion_tokens",
+        )
+    name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
+    wanted = getattr(asked, name)
+    info = serving.client.model_info
+    room = room_for_output(len(prompt), wanted, asked.truncate_prompt_tokens, info, ("messages", name))
+    try:
+        return sampling_params(
+            asked,
+            info.default_sampling_params,
+            serving.settings,
+            max_tokens=room if wanted is None else wanted,
+            logprobs=num_top,
+            prompt_logprobs=asked.prompt_logprobs,
+        )
+    except ApiError as error:  # the engine's names are not always the request's
+        error.param = name if error.param == "max_tokens" else error.param
+        raise
+
+
+def _continued_text(asked: ChatCompletionRequest) -> str:
+    """The last message's text, if the answer continues it."""
+    last = asked.messages[-1]
+    if last.get("role") != "assistant":
+        return ""
+    content = last.get("content") or ""
+    return (
+        content
+        if isinstance(content, str)
+        else "\n".join(part if isinstance(part, str) else part["text"] for part in content)
+    )
+
+
+def _response(call: Call, asked: ChatCompletionRequest, output: RequestOutput, echo: str) -> ChatCompletionResponse:
+    return ChatCompletionResponse(
+        id=call.id,
+        created=call.created,
+        model=call.model,
+        choices=[_choice(call, one, echo) for one in output.outputs],
+        usage=total_usage([output]),
+        prompt_logprobs=UNSET if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
+        prompt_token_ids=output.prompt_token_ids if call.has_token_ids else UNSET,
+    )
+
+
+def _choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
+    logprobs = None
+    if call.num_top is not None:
+        logprobs = chat_logprobs(call, completion.token_ids, completion.logprobs or [])
+    return ChatChoice(
+        index=completion.index,
+        message=ChatMessage(content=echo + completion.text),
+        logprobs=logprobs,
+        finish_reason=completion.finish_reason,
+        stop_reason=completion.stop_reason,
+        token_ids=completion.token_ids if call.has_token_ids else UNSET,
+    )

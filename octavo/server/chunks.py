@@ -1,0 +1,219 @@
+"""OpenAI's streamed answers: RequestOutputs as `data: {...}` chunks.
+
+Most chunks differ from the one before in a few characters of text. So all that stays the same is written once a
+stream, and such a chunk is three pieces of bytes:
+
+    data: {"id":"cmpl-1", ... "choices":[{"index":0,"text":   " word"   ,"logprobs":null,"finish_reason":null}]}
+    └─────────────────────── head ────────────────────────┘  └─ new ─┘  └───────────────── tail ───────────────┘
+
+Chunks with anything else in them (logprobs, token ids, an end, counts) are encoded as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from octavo.server.errors import ApiError
+from octavo.server.generation import raise_failure
+from octavo.server.logprobs import chat_logprobs, completion_logprobs
+from octavo.server.openai_calls import Call
+from octavo.server.responses import Usage, usage
+
+DONE = b"data: [DONE]\n\n"
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(slots=True)
+class Choice:
+    """One sequence of the answer: what was sent of it, and what waits for stream_interval.
+
+    text_offset: the end of the text that logprobs have told of.
+    """
+
+    index: int
+    head: bytes
+    num_tokens: int = 0
+    text_offset: int = 0
+    has_sent: bool = False
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def take(self) -> tuple[str, list[int], list[TokenLogprobs]]:
+        taken = self.text, self.token_ids, self.logprobs
+        self.text, self.token_ids, self.logprobs = "", [], []
+        self.has_sent = True
+        return taken
+
+
+class ChunkShape(Protocol):
+    """How completions and chat completions differ.
+
+    before, after: what stands around the text of a plain choice, from its index to its end.
+    """
+
+    object: str
+    before: bytes
+    after: bytes
+
+    def fields(self, text: str) -> dict[str, Any]:
+        """The part of a choice that holds its text."""
+
+    def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any: ...
+
+    def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
+        """Fields of the chunks that come before a prompt's first text."""
+
+
+class OpenAIEvents:
+    """The events of one stream; see streaming.py."""
+
+    def __init__(self, call: Call, shape: ChunkShape) -> None:
+        self._call = call
+        self._shape = shape
+        self._n = call.params.n
+        self._places = {call.generation.engine_request_id(i): i for i in range(len(call.generation.prompts))}
+        self._constant = {"id": call.id, "object": shape.object, "created": call.created, "model": call.model}
+        opening = b"data: " + _encode(self._constant)[:-1] + b',"choices":['
+        self._choices = [
+            Choice(index, opening + b'{"index":%d,' % index + shape.before)
+            for index in range(len(self._places) * self._n)
+        ]
+        self._tail = shape.after + (b'],"usage":null}\n\n' if call.has_usage else b"]}\n\n")
+        self._is_plain = (
+            call.num_top is None and not call.has_token_ids and not call.has_usage_always and call.stream_interval == 1
+        )
+        self._prompts: dict[int, tuple[int, int]] = {}  # place -> prompt tokens, cached ones
+
+    def output(self, output: RequestOutput) -> bytes:
+        place = self._places[output.request_id]
+        parts: list[bytes] = []
+        if place not in self._prompts:
+            self._open(place, output, parts)
+        first = place * self._n
+        for completion in output.outputs:
+            choice = self._choices[first + completion.index]
+            choice.num_tokens += len(completion.token_ids)
+            if self._is_plain and completion.finish_reason is None:
+                if completion.text:
+                    parts += (choice.head, _encode(completion.text), self._tail)
+            else:
+                self._add(place, choice, completion, output, parts)
+        return b"".join(parts)
+
+    def end(self) -> bytes:
+        if not self._call.has_usage:
+            return DONE
+        num_prompt = sum(num for num, _ in self._prompts.values())
+        num_cached = sum(num for _, num in self._prompts.values())
+        total = usage(num_prompt, sum(choice.num_tokens for choice in self._choices), num_cached)
+        return self._chunk([], total) + DONE
+
+    def error(self, error: ApiError) -> bytes:
+        return b"data: " + _encode(error.openai_body()) + b"\n\n" + DONE
+
+    def _open(self, place: int, output: RequestOutput, parts: list[bytes]) -> None:
+        """Begin the choices of one prompt."""
+        self._prompts[place] = (len(output.prompt_token_ids), output.num_cached_tokens)
+        choices = self._choices[place * self._n : (place + 1) * self._n]
+        for opening in self._shape.opening(place, choices, output):
+            top = opening.pop("top", {})
+            parts.append(self._chunk([opening | {"finish_reason": None}], self._usage_so_far(place, 0), top))
+
+    def _add(
+        self, place: int, choice: Choice, completion: CompletionOutput, output: RequestOutput, parts: list[bytes]
+    ) -> None:
+        """A chunk that is more than text, once there is enough for one."""
+        choice.text += completion.text
+        choice.token_ids += completion.token_ids
+        choice.logprobs += completion.logprobs or []
+        is_end = completion.finish_reason is not None
+        if choice.has_sent and not is_end and len(choice.token_ids) < self._call.stream_interval:
+            return
+        raise_failure(output)
+        text, token_ids, rows = choice.take()
+        fields: dict[str, Any] = {"index": choice.index, **self._shape.fields(text)}
+        fields["logprobs"] = None if self._call.num_top is None else self._shape.logprobs(choice, token_ids, rows)
+        fields["finish_reason"] = completion.finish_reason
+        if is_end:
+            fields["stop_reason"] = completion.stop_reason
+        if self._call.has_token_ids:
+            fields["token_ids"] = token_ids
+        parts.append(self._chunk([fields], self._usage_so_far(place, choice.num_tokens)))
+
+    def _usage_so_far(self, place: int, num_tokens: int) -> Usage | None:
+        """Of one choice, if every chunk tells it."""
+        if not self._call.has_usage_always:
+            return None
+        num_prompt, num_cached = self._prompts[place]
+        return usage(num_prompt, num_tokens, num_cached)
+
+    def _chunk(self, choices: list[dict[str, Any]], counts: Usage | None, top: dict[str, Any] | None = None) -> bytes:
+        body = {**self._constant, "choices": choices, **(top or {})}
+        if self._call.has_usage or counts is not None:
+            body["usage"] = counts
+        return b"data: " + _encode(body) + b"\n\n"
+
+
+class CompletionChunks:
+    """Completions. echo: what each prompt reads as, if the answer begins with it."""
+
+    object = "text_completion"
+    before = b'"text":'
+    after = b',"logprobs":null,"finish_reason":null}'
+
+    def __init__(self, call: Call, echo: list[str] | None) -> None:
+        self._call = call
+        self._echo = echo
+
+    def fields(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any:
+        told, choice.text_offset = completion_logprobs(self._call, token_ids, rows, choice.text_offset)
+        return told
+
+    def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
+        if self._echo is None and not self._call.has_token_ids:
+            return []
+        opening = []
+        for choice in choices:
+            fields: dict[str, Any] = {"index": choice.index, "text": "", "logprobs": None}
+            if self._echo is not None:
+                fields["text"] = self._echo[place]
+                if self._call.num_top is not None and output.prompt_logprobs is not None:
+                    fields["logprobs"], choice.text_offset = completion_logprobs(
+                        self._call, output.prompt_token_ids, output.prompt_logprobs, 0
+                    )
+            if self._call.has_token_ids:
+                fields["prompt_token_ids"] = output.prompt_token_ids
+            opening.append(fields)
+        return opening
+
+
+class ChatChunks:
+    """Chat completions. echo: the message that the answer continues, if it is to be told again."""
+
+    object = "chat.completion.chunk"
+    before = b'"delta":{"content":'
+    after = b'},"logprobs":null,"finish_reason":null}'
+
+    def __init__(self, call: Call, echo: str) -> None:
+        self._call = call
+        self._echo = echo
+
+    def fields(self, text: str) -> dict[str, Any]:
+        return {"delta": {"content": text} if text else {}}
+
+    def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any:
+        return chat_logprobs(self._call, token_ids, rows)
+
+    def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
+        top = {"prompt_token_ids": output.prompt_token_ids} if self._call.has_token_ids else {}
+        delta = {"role": "assistant", "content": self._echo}
+        return [{"index": choice.index, "delta": delta, "logprobs": None, "top": top} for choice in choices]

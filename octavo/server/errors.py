@@ -1,0 +1,94 @@
+"""ApiError: what went wrong with a call, in OpenAI's words and in Anthropic's."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError, TokenizerError
+
+logger = logging.getLogger(__name__)
+
+JSON = "application/json"
+
+#: status -> the type that OpenAI's clients know, and Anthropic's
+_TYPES: dict[int, tuple[str, str]] = {
+    400: ("invalid_request_error", "invalid_request_error"),
+    401: ("authentication_error", "authentication_error"),
+    404: ("not_found_error", "not_found_error"),
+    405: ("invalid_request_error", "invalid_request_error"),
+    413: ("invalid_request_error", "request_too_large"),
+    415: ("invalid_request_error", "invalid_request_error"),
+    500: ("server_error", "api_error"),
+    503: ("server_error", "overloaded_error"),
+}
+
+
+class ApiError(Exception):
+    """A call that ends with this status. param: the field at fault; code: OpenAI's name for the reason."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def openai_body(self) -> dict[str, Any]:
+        kind = _TYPES.get(self.status, _TYPES[400 if self.status < 500 else 500])[0]
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def anthropic_body(self) -> dict[str, Any]:
+        kind = _TYPES.get(self.status, _TYPES[400 if self.status < 500 else 500])[1]
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Whose fault it was, as a status. What nobody foresaw is logged here and told without details."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, (InvalidRequestError, TokenizerError)):
+        return ApiError(400, str(error), param=_field_named_first(str(error)))
+    if isinstance(error, EngineBusyError):
+        retry_after = str(max(1, math.ceil(error.retry_after_s)))
+        return ApiError(503, str(error), code="engine_overloaded", headers={"Retry-After": retry_after})
+    if isinstance(error, EngineDeadError):
+        return ApiError(503, f"{error}; try again when /health answers 200", code="engine_unavailable")
+    logger.error("a request failed in the server", exc_info=error)
+    return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
+
+
+def error_response(error: ApiError, path: str) -> Response:
+    """The error as the clients of this path expect it."""
+    body = error.anthropic_body() if speaks_anthropic(path) else error.openai_body()
+    return Response(msgspec.json.encode(body), error.status, error.headers, JSON)
+
+
+def shown(value: object) -> str:
+    """A value as messages quote it: escaped, and not too long."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def speaks_anthropic(path: str) -> bool:
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def _field_named_first(message: str) -> str | None:
+    """Messages about a field open with its name: "top_p is 1.5, allowed is ..."."""
+    name, _, rest = message.partition(" ")
+    return name if rest.startswith(("is ", "holds ")) and name.split("[")[0].isidentifier() else None

@@ -1,0 +1,233 @@
+"""POST /v1/messages and /v1/messages/count_tokens, as Anthropic's clients expect them.
+
+message_start ── content_block_start ── ping ── content_block_delta ...
+             ── content_block_stop ── message_delta ── message_stop
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.sampling_params import SamplingParams
+from octavo.server.errors import ApiError
+from octavo.server.generation import Generation, complete, raise_failure, stream
+from octavo.server.openai_calls import id_headers, request_id, trace_headers
+from octavo.server.prompts import check_messages, encode_conversation, room_for_output
+from octavo.server.protocol import AnthropicMessage, Content, CountTokensRequest, MessagesRequest
+from octavo.server.responses import AnthropicUsage, CountTokensResponse, MessagesResponse, TextBlock
+from octavo.server.sampling import checked_params
+from octavo.server.serving import Serving, json_response
+from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
+
+_encode = msgspec.json.Encoder().encode
+
+#: what a text block may hold beside its text: hints for a cache that here works by itself, and what answers bring
+_NO_EFFECT_IN_BLOCKS = frozenset({"cache_control", "citations"})
+
+
+@dataclass(slots=True, kw_only=True)
+class _Conversation:
+    """The messages as a chat template takes them; see prompts.Conversation."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    add_special_tokens: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+
+
+async def create_message(request: Request, serving: Serving) -> Response:
+    asked = await serving.read(request, MessagesRequest)
+    prompt = await _prompt(asked, serving)
+    params = _params(asked, len(prompt), serving)
+    generation = Generation(
+        request_id=f"msg_{request_id(request, None)}",
+        prompts=[prompt],
+        params=params,
+        trace_headers=trace_headers(request),
+    )
+    answer = _Answer(generation, asked, serving.client.model_info.max_model_len)
+    headers = {"request-id": generation.request_id} | id_headers(serving, generation.request_id)
+    if asked.stream:
+        return serving.event_stream(stream(serving.client, generation), MessageEvents(answer), headers)
+    async with cancelled_on_disconnect(request.receive):
+        (output,) = await complete(serving.client, generation)
+        return json_response(answer.whole(output), headers)
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def count_tokens(request: Request, serving: Serving) -> Response:
+    asked = await serving.read(request, CountTokensRequest)
+    return json_response(CountTokensResponse(input_tokens=len(await _prompt(asked, serving))))
+
+
+async def _prompt(asked: CountTokensRequest, serving: Serving) -> list[int]:
+    """A last message of the assistant's is the beginning of the answer."""
+    messages = [_plain(index, message) for index, message in enumerate(asked.messages)]
+    check_messages(messages, serving.settings)
+    is_begun = messages[-1]["role"] == "assistant"
+    if asked.system is not None:
+        messages.insert(0, {"role": "system", "content": _text("system", asked.system)})
+    conversation = _Conversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
+    return await encode_conversation(serving.tokenizer("a conversation"), conversation, serving.settings)
+
+
+def _plain(index: int, message: AnthropicMessage) -> dict[str, Any]:
+    if message.role not in ("user", "assistant"):
+        raise ApiError(
+            400, f"messages[{index}].role is {message.role[:100]!r}, allowed are user and assistant; see system"
+        )
+    return {"role": message.role, "content": _text(f"messages[{index}].content", message.content)}
+
+
+def _text(where: str, content: Content) -> str:
+    if isinstance(content, str):
+        return content
+    for index, block in enumerate(content):
+        if block.get("type") != "text" or not isinstance(block.get("text"), str):
+            kind = repr(block.get("type"))[:100]
+            raise ApiError(
+                400, f"{where}[{index}] is a block of type {kind}, allowed are blocks of type 'text' with a text"
+            )
+        more = sorted(set(block) - {"type", "text"} - _NO_EFFECT_IN_BLOCKS)
+        if more:
+            raise ApiError(400, f"{where}[{index}] has the key {more[0][:100]!r}, allowed are type and text")
+    return "\n".join(block["text"] for block in content)
+
+
+def _params(asked: MessagesRequest, num_prompt: int, serving: Serving) -> SamplingParams:
+    """Anthropic's clients must name max_tokens and cannot know the context, so an answer may end with it: its
+    stop_reason then says so."""
+    info = serving.client.model_info
+    room_for_output(num_prompt, None, None, info, ("messages", "max_tokens"))
+    for name in ("temperature", "top_p"):
+        value = getattr(asked, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ApiError(400, f"{name} is {value}, allowed is 0 to 1", param=name)
+    try:
+        return checked_params(
+            info.default_sampling_params,
+            serving.settings,
+            max_tokens=asked.max_tokens,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=asked.top_k,
+            stop=asked.stop_sequences,
+        )
+    except ApiError as error:
+        error.message = error.message.replace("stop ", "stop_sequences ", 1) if error.param == "stop" else error.message
+        raise
+
+
+class _Answer:
+    """What an answer says of itself, whole or streamed."""
+
+    def __init__(self, generation: Generation, asked: MessagesRequest, max_model_len: int) -> None:
+        self.id = generation.request_id
+        self.model = asked.model or ""
+        self._max_tokens = asked.max_tokens
+        self._max_model_len = max_model_len
+
+    def whole(self, output: RequestOutput) -> MessagesResponse:
+        completion = output.outputs[0]
+        num_tokens = len(completion.token_ids)
+        return self.message(
+            output, [TextBlock(text=completion.text)], num_tokens, self.ending(completion, output, num_tokens)
+        )
+
+    def message(
+        self,
+        output: RequestOutput,
+        content: list[TextBlock],
+        num_tokens: int,
+        ending: tuple[str | None, str | None],
+    ) -> MessagesResponse:
+        return MessagesResponse(
+            id=self.id,
+            model=self.model,
+            content=content,
+            stop_reason=ending[0],
+            stop_sequence=ending[1],
+            usage=counts(output, num_tokens),
+        )
+
+    def ending(
+        self, completion: CompletionOutput, output: RequestOutput, num_tokens: int
+    ) -> tuple[str | None, str | None]:
+        """-> stop_reason, stop_sequence."""
+        if completion.finish_reason == "stop":
+            is_string = isinstance(completion.stop_reason, str)
+            return ("stop_sequence", str(completion.stop_reason)) if is_string else ("end_turn", None)
+        is_full = len(output.prompt_token_ids) + num_tokens >= self._max_model_len
+        if completion.finish_reason == "length":
+            is_context = is_full and num_tokens < self._max_tokens
+            return "model_context_window_exceeded" if is_context else "max_tokens", None
+        raise ApiError(503, "the request was ended by the server; send it again", code="aborted")
+
+
+def counts(output: RequestOutput, num_tokens: int) -> AnthropicUsage:
+    return AnthropicUsage(
+        input_tokens=len(output.prompt_token_ids) - output.num_cached_tokens,
+        cache_read_input_tokens=output.num_cached_tokens,
+        output_tokens=num_tokens,
+    )
+
+
+class MessageEvents:
+    """The events of one streamed message; see streaming.py. Like chunks.py, it writes what stays the same once."""
+
+    _HEAD = (
+        b"event: content_block_delta\n"
+        b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":'
+    )
+    _TAIL = b"}}\n\n"
+
+    def __init__(self, answer: _Answer) -> None:
+        self._answer = answer
+        self._num_tokens = 0
+        self._has_begun = False
+
+    def output(self, output: RequestOutput) -> bytes:
+        raise_failure(output)
+        parts = [] if self._has_begun else [self._begin(output)]
+        for completion in output.outputs:
+            self._num_tokens += len(completion.token_ids)
+            if completion.text:
+                parts += (self._HEAD, _encode(completion.text), self._TAIL)
+            if completion.finish_reason is not None:
+                parts.append(self._finish(completion, output))
+        return b"".join(parts)
+
+    def end(self) -> bytes:
+        return _event("message_stop", {})
+
+    def error(self, error: ApiError) -> bytes:
+        return b"event: error\ndata: " + _encode(error.anthropic_body()) + b"\n\n"
+
+    def _begin(self, output: RequestOutput) -> bytes:
+        self._has_begun = True
+        message = self._answer.message(output, [], 0, (None, None))
+        return (
+            _event("message_start", {"message": message})
+            + _event("content_block_start", {"index": 0, "content_block": TextBlock(text="")})
+            + _event("ping", {})
+        )
+
+    def _finish(self, completion: CompletionOutput, output: RequestOutput) -> bytes:
+        reason, sequence = self._answer.ending(completion, output, self._num_tokens)
+        delta = {"stop_reason": reason, "stop_sequence": sequence}
+        return _event("content_block_stop", {"index": 0}) + _event(
+            "message_delta", {"delta": delta, "usage": counts(output, self._num_tokens)}
+        )
+
+
+def _event(kind: str, fields: dict[str, Any]) -> bytes:
+    return b"event: " + kind.encode() + b"\ndata: " + _encode({"type": kind, **fields}) + b"\n\n"

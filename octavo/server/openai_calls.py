@@ -1,0 +1,149 @@
+"""What completions and chat completions have in common: an id, checks that pair fields, the engine's work."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from octavo.observe.tracing import TRACE_HEADERS
+from octavo.outputs import RequestOutput
+from octavo.sampling_params import SamplingParams
+from octavo.server.errors import ApiError
+from octavo.server.generation import Generation
+from octavo.server.protocol import GenerationRequest
+from octavo.server.responses import Usage, usage
+from octavo.server.serving import Serving
+
+REQUEST_ID_HEADER = "x-request-id"
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_MAX_STREAM_INTERVAL = 2**16
+_MAX_PRIORITY = 2**31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of OpenAI's API, checked. num_top: alternatives a logprob comes with; None for no logprobs.
+    token_text: how a token without a logprob reads."""
+
+    id: str
+    model: str
+    created: int
+    generation: Generation
+    num_top: int | None
+    token_text: Callable[[int], str]
+    as_token_ids: bool
+    has_token_ids: bool
+    has_usage: bool
+    has_usage_always: bool
+    stream_interval: int
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.generation.params
+
+
+def make_call(
+    request: Request,
+    asked: GenerationRequest,
+    serving: Serving,
+    *,
+    kind: str,
+    prompts: list[list[int]],
+    params: SamplingParams,
+    num_top: int | None,
+) -> Call:
+    """kind: what the id begins with."""
+    call_id = f"{kind}-{request_id(request, asked.request_id)}"
+    options = asked.stream_options
+    tokenizer = serving.client.get_tokenizer()
+    as_token_ids = asked.return_tokens_as_token_ids
+    return Call(
+        id=call_id,
+        model=asked.model or "",
+        created=int(time.time()),
+        generation=Generation(
+            request_id=call_id,
+            prompts=prompts,
+            params=params,
+            priority=_bounded("priority", asked.priority, 0, -_MAX_PRIORITY, _MAX_PRIORITY),
+            cache_salt=asked.cache_salt,
+            trace_headers=trace_headers(request),
+        ),
+        num_top=num_top,
+        token_text=_named_by_id if tokenizer is None else tokenizer.token_to_str,
+        as_token_ids=serving.settings.return_tokens_as_token_ids if as_token_ids is None else as_token_ids,
+        has_token_ids=bool(asked.return_token_ids),
+        has_usage=options is not None and bool(options.include_usage),
+        has_usage_always=options is not None and bool(options.continuous_usage_stats),
+        stream_interval=_bounded("stream_interval", asked.stream_interval, 1, 1, _MAX_STREAM_INTERVAL),
+    )
+
+
+def _named_by_id(token_id: int) -> str:
+    return f"token_id:{token_id}"
+
+
+def check_pairs(asked: GenerationRequest) -> None:
+    """Fields that mean nothing without another, or not together."""
+    if not asked.stream:
+        for name in ("stream_options", "stream_interval"):
+            if getattr(asked, name) is not None:
+                raise ApiError(
+                    400, f"{name} is set and stream is not, allowed is both or neither: set stream to true", param=name
+                )
+    elif asked.prompt_logprobs is not None:
+        raise ApiError(
+            400,
+            f"prompt_logprobs is {asked.prompt_logprobs} and stream is true, allowed is one of them: they come with "
+            "the whole answer",
+            param="prompt_logprobs",
+        )
+    if asked.cache_salt == "":
+        raise ApiError(400, "cache_salt is '', allowed are strings of at least one character", param="cache_salt")
+
+
+def request_id(request: Request, asked: str | None) -> str:
+    """The request's own, its header's, or a new one."""
+    given = asked if asked is not None else request.headers.get(REQUEST_ID_HEADER)
+    if given is None:
+        return uuid.uuid4().hex
+    if not _REQUEST_ID.fullmatch(given):
+        raise ApiError(
+            400,
+            f"request_id is {given[:150]!r}, allowed are 1 to 128 visible ASCII characters",
+            param="request_id",
+        )
+    return given
+
+
+def id_headers(serving: Serving, call_id: str) -> dict[str, str]:
+    return {REQUEST_ID_HEADER: call_id.partition("-")[2]} if serving.settings.enable_request_id_headers else {}
+
+
+def trace_headers(request: Request) -> dict[str, str] | None:
+    found = {name: value for name in TRACE_HEADERS if (value := request.headers.get(name)) is not None}
+    return found or None
+
+
+def total_usage(outputs: list[RequestOutput], num_completion: int | None = None) -> Usage:
+    return usage(
+        sum(len(output.prompt_token_ids) for output in outputs),
+        sum(len(one.token_ids) for output in outputs for one in output.outputs)
+        if num_completion is None
+        else num_completion,
+        sum(output.num_cached_tokens for output in outputs),
+    )
+
+
+def _bounded(name: str, value: int | None, default: int, low: int, high: int) -> int:
+    if value is None:
+        return default
+    if not low <= value <= high:
+        raise ApiError(400, f"{name} is {value}, allowed is {low} to {high}", param=name)
+    return value

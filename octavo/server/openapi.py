@@ -1,0 +1,158 @@
+"""The schema at /openapi.json, made from the structs that requests are read into, and the page at /docs.
+
+The page is plain text in HTML: nothing is loaded from anywhere, nothing runs.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.server import protocol, responses
+from octavo.server.errors import JSON
+from octavo.server.prompts import ROLES
+from octavo.server.serving import Serving, installed_version
+
+Endpoint = Callable[[Request, Serving], Awaitable[Response]]
+
+_TEXT = {"type": "string"}
+_DESCRIPTION = (
+    "OpenAI's and Anthropic's APIs, with vLLM's further parameters. A field that is null is a field left out. "
+    "Parameters that this engine does not support are accepted with the values that ask for nothing."
+)
+
+#: path -> what is read, what is answered, and whether it may stream
+_BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct], bool]] = {
+    "/v1/completions": (protocol.CompletionRequest, responses.CompletionResponse, True),
+    "/v1/chat/completions": (protocol.ChatCompletionRequest, responses.ChatCompletionResponse, True),
+    "/v1/messages": (protocol.MessagesRequest, responses.MessagesResponse, True),
+    "/v1/messages/count_tokens": (protocol.CountTokensRequest, responses.CountTokensResponse, False),
+    "/v1/models": (None, responses.ModelList, False),
+    "/v1/models/{model:path}": (None, responses.ModelCard, False),
+    "/tokenize": (protocol.TokenizeRequest, responses.TokenizeResponse, False),
+    "/detokenize": (protocol.DetokenizeRequest, responses.DetokenizeResponse, False),
+}
+
+
+def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
+    """What FastAPI is told of a route."""
+    extra: dict[str, Any] = {"responses": {"200": {"description": "OK"}}}
+    if path in _BODIES:
+        asked, answered, is_streamed = _BODIES[path]
+        content: dict[str, Any] = {JSON: {"schema": _reference(answered)}}
+        if is_streamed:
+            content["text/event-stream"] = {"schema": {"type": "string"}}
+        extra["responses"] = {
+            "200": {"description": "OK", "content": content},
+            "default": {"description": "what was wrong, what is allowed, what to change"},
+        }
+        if asked is not None:
+            extra["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(asked)}}}
+        if "{model:path}" in path:
+            extra["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return {
+        "name": endpoint.__name__,
+        "operation_id": f"{method.lower()}_{path.strip('/') or 'home'}",
+        "summary": (endpoint.__doc__ or path).strip().splitlines()[0],
+        "response_model": None,
+        "response_class": Response,
+        "openapi_extra": extra,
+        "include_in_schema": path not in ("/openapi.json", "/docs"),
+    }
+
+
+def documentation(app: FastAPI) -> tuple[tuple[str, str, Endpoint], ...]:
+    """The routes that tell of the others."""
+
+    @cache
+    def schema() -> dict[str, Any]:
+        made = get_openapi(title="Octavo", version=installed_version(), description=_DESCRIPTION, routes=app.routes)
+        made.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
+        return made
+
+    async def openapi(request: Request, serving: Serving) -> Response:
+        return Response(msgspec.json.encode(schema()), media_type=JSON)
+
+    async def docs(request: Request, serving: Serving) -> Response:
+        headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
+        return Response(_page(schema()), media_type="text/html; charset=utf-8", headers=headers)
+
+    return ("GET", "/openapi.json", openapi), ("GET", "/docs", docs)
+
+
+def _reference(kind: type[msgspec.Struct]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def _schemas() -> dict[str, Any]:
+    """Of all bodies, with the parameters that are accepted in some values only."""
+    kinds = {kind for asked, answered, _ in _BODIES.values() for kind in (asked, answered) if kind is not None}
+    ordered = sorted(kinds, key=lambda kind: kind.__name__)
+    _, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    for asked in (protocol.ChatCompletionRequest, protocol.TokenizeRequest):
+        schemas[asked.__name__]["properties"]["messages"] = _messages(ROLES)
+    schemas["AnthropicMessage"]["properties"]["role"] = {"enum": ["user", "assistant"]}
+    for kind in (protocol.CompletionRequest, protocol.ChatCompletionRequest, protocol.MessagesRequest):
+        fields = schemas[kind.__name__]["properties"]
+        for name in sorted(protocol.NO_EFFECT):
+            fields.setdefault(name, {"description": "Accepted; changes no answer."})
+        for name, allowed in protocol.NEUTRAL.items():
+            fields.setdefault(name, {"enum": [None, *allowed], "description": "Not supported: these ask for nothing."})
+    return schemas
+
+
+def _messages(roles: Sequence[str]) -> dict[str, Any]:
+    """What is checked of messages; a chat template may look for more in them."""
+    part = {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": _TEXT}}
+    content = {"anyOf": [_TEXT, {"type": "array", "items": part}]}
+    message = {
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {"role": {"enum": list(roles)}, "content": content},
+    }
+    return {"type": "array", "minItems": 1, "items": message, "description": "the conversation, oldest first"}
+
+
+def _page(schema: dict[str, Any]) -> str:
+    """Every route and its fields."""
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Octavo: the API</title>",
+        "<style>body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}",
+        "code{font-family:ui-monospace,monospace}dd{margin-bottom:.3rem}</style>",
+        f"<h1>Octavo {html.escape(installed_version())}</h1><p>{html.escape(_DESCRIPTION)} ",
+        "The same for machines: <a href=openapi.json>openapi.json</a>.</p>",
+    ]
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
+            parts.append(f"<p>{html.escape(operation['summary'])}</p>")
+            parts += _fields(operation, schema["components"]["schemas"])
+    return "".join(parts)
+
+
+def _fields(operation: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
+    body = operation.get("requestBody")
+    if body is None:
+        return []
+    kind = schemas[body["content"][JSON]["schema"]["$ref"].rpartition("/")[2]]
+    rows = [
+        f"<dt><code>{html.escape(name)}</code>{' (required)' if name in kind.get('required', ()) else ''}"
+        f"<dd>{html.escape(field.get('description') or _kind_of(field))}"
+        for name, field in kind["properties"].items()
+    ]
+    return ["<dl>", *rows, "</dl>"]
+
+
+def _kind_of(field: dict[str, Any]) -> str:
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    kinds = [_kind_of(one) for one in field.get("anyOf", ()) if one.get("type") != "null"]
+    return " or ".join(kinds) or str(field.get("type", "any"))

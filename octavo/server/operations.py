@@ -1,0 +1,65 @@
+"""What is asked about the server itself: which model, how it is, how busy; and the page at /."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.server.errors import JSON, ApiError
+from octavo.server.page import CONTENT_TYPE, content_security_policy, page
+from octavo.server.responses import ModelCard, ModelList
+from octavo.server.serving import Serving, installed_version, json_response
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def list_models(request: Request, serving: Serving) -> Response:
+    return json_response(ModelList(data=[_card(name, serving) for name in serving.settings.served_model_name]))
+
+
+async def get_model(request: Request, serving: Serving) -> Response:
+    name = request.path_params["model"]
+    if name not in serving.settings.served_model_name:
+        raise ApiError(
+            404, f"the model {name[:100]!r} is not served here; see /v1/models", param="model", code="model_not_found"
+        )
+    return json_response(_card(name, serving))
+
+
+def _card(name: str, serving: Serving) -> ModelCard:
+    return ModelCard(
+        id=name,
+        created=serving.created,
+        root=serving.settings.served_model_name[0],
+        max_model_len=serving.client.model_info.max_model_len,
+    )
+
+
+async def health(request: Request, serving: Serving) -> Response:
+    """200 while requests are served, 503 while they would be turned away; for load balancers, so without a body."""
+    return Response(status_code=200 if serving.client.is_alive else 503)
+
+
+async def version(request: Request, serving: Serving) -> Response:
+    return Response(msgspec.json.encode({"version": installed_version()}), media_type=JSON)
+
+
+async def load(request: Request, serving: Serving) -> Response:
+    """server_load: requests in the engine, running or waiting, whichever front end they came by."""
+    stats = await serving.client.stats()
+    return Response(msgspec.json.encode({"server_load": stats.num_running + stats.num_waiting}), media_type=JSON)
+
+
+async def metrics(request: Request, serving: Serving) -> Response:
+    return Response(await serving.client.metrics(), headers={"content-type": METRICS_TYPE})
+
+
+async def home(request: Request, serving: Serving) -> Response:
+    headers = {
+        "content-type": CONTENT_TYPE,
+        "content-security-policy": content_security_policy(),
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+    }
+    return Response(page(), headers=headers)

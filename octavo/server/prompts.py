@@ -1,0 +1,189 @@
+"""From texts and conversations to token ids that fit the model.
+
+A long text is encoded on a thread, so that the streams of everyone else go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from octavo.engine.client import ModelInfo
+from octavo.engine.tokenizer import Tokenizer
+from octavo.server.errors import ApiError, shown
+from octavo.server.settings import ServerSettings
+
+T = TypeVar("T")
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+_LONG_TEXT = 2048  # characters; encoding them takes about a millisecond
+#: what chat_template_kwargs may not name: other fields say it, or would be taken for what is not theirs to say
+_RESERVED = frozenset(
+    {"self", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"}
+)
+
+
+class Conversation(Protocol):
+    """The fields of a request that brings messages."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    add_special_tokens: bool | None
+    chat_template: str | None
+    chat_template_kwargs: dict[str, Any] | None
+    documents: list[dict[str, Any]] | None
+
+
+async def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    return await _off_loop_if(len(text) > _LONG_TEXT, lambda: tokenizer.encode(text, add_special_tokens))
+
+
+async def encode_conversation(tokenizer: Tokenizer, asked: Conversation, settings: ServerSettings) -> list[int]:
+    """Through the model's chat template, or the request's own if the server trusts those."""
+    check_messages(asked.messages, settings)
+    _check_template(asked, tokenizer, settings)
+    variables = dict(asked.chat_template_kwargs or {})
+    reserved = sorted(_RESERVED & set(variables))
+    if reserved:
+        raise ApiError(
+            400,
+            f"chat_template_kwargs has the key {reserved[0]!r}, which is not a variable of the template's: "
+            "use the request's own field of that name, if it has one",
+            param="chat_template_kwargs",
+        )
+    if asked.documents is not None:
+        variables["documents"] = asked.documents
+
+    def encode() -> list[int]:
+        text = tokenizer.apply_chat_template(
+            [_for_template(message) for message in asked.messages],
+            add_generation_prompt=asked.add_generation_prompt is not False,
+            continue_final_message=bool(asked.continue_final_message),
+            chat_template=asked.chat_template,
+            **variables,
+        )
+        return tokenizer.encode(text, add_special_tokens=bool(asked.add_special_tokens))
+
+    return await _off_loop_if(_text_len(asked.messages) > _LONG_TEXT, encode)
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettings) -> None:
+    """What can be said of a conversation whatever the template."""
+    most = settings.max_messages_per_request
+    if not 1 <= len(messages) <= most:
+        raise ApiError(400, f"messages holds {len(messages)} messages, allowed are 1 to {most}", param="messages")
+    for index, message in enumerate(messages):
+        role = message.get("role")
+        if role not in ROLES:
+            raise ApiError(
+                400, f"messages[{index}].role is {shown(role)}, allowed are {', '.join(ROLES)}", param="messages"
+            )
+        content = message.get("content")
+        if content is None and not (message.get("tool_calls") or message.get("function_call")):
+            raise ApiError(
+                400,
+                f"messages[{index}].content is missing or null, allowed is text or parts",
+                param="messages",
+            )
+        if isinstance(content, list):
+            for part_index, part in enumerate(content):
+                _check_part(f"messages[{index}].content[{part_index}]", part)
+        elif content is not None and not isinstance(content, str):
+            raise ApiError(
+                400,
+                f"messages[{index}].content is {shown(content)}, allowed is a string or a list of text parts",
+                param="messages",
+            )
+
+
+def room_for_output(
+    num_prompt: int, max_tokens: int | None, truncate: int | None, info: ModelInfo, names: tuple[str, str]
+) -> int:
+    """How many tokens the context leaves. names: the fields of prompt and max_tokens, for the error if a request
+    asks for more than that."""
+    if truncate is not None:
+        num_prompt = min(num_prompt, info.max_model_len - 1 if truncate == -1 else truncate)
+    room = info.max_model_len - num_prompt
+    prompt_name, max_name = names
+    if room < 1:
+        raise ApiError(
+            400,
+            f"{prompt_name} has {num_prompt} tokens, allowed are {info.max_model_len - 1}: the model's context is "
+            f"{info.max_model_len} tokens and one new token must fit; shorten it or set truncate_prompt_tokens",
+            param=prompt_name,
+            code="context_length_exceeded",
+        )
+    if max_tokens is not None and max_tokens > room:
+        raise ApiError(
+            400,
+            f"{max_name} is {max_tokens}, allowed are {room}: the model's context is {info.max_model_len} tokens, of "
+            f"which {prompt_name} takes {num_prompt}; lower {max_name} or shorten {prompt_name}",
+            param=max_name,
+            code="context_length_exceeded",
+        )
+    return room
+
+
+def _check_part(where: str, part: object) -> None:
+    if isinstance(part, str):
+        return
+    kind = part.get("type") if isinstance(part, dict) else part
+    if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
+        raise ApiError(
+            400,
+            f"{where} is of type {shown(kind)}, allowed is {{'type': 'text', 'text': ...}}: the model reads text",
+            param="messages",
+        )
+
+
+def _check_template(asked: Conversation, tokenizer: Tokenizer, settings: ServerSettings) -> None:
+    """A template of the request's must be text: as the name of a file it would be read from the server's disk."""
+    template = asked.chat_template
+    if template is None:
+        return
+    if not settings.trust_request_chat_template:
+        raise ApiError(
+            400,
+            "chat_template is given, but this server takes no templates from requests; leave it out, or start the "
+            "server with --trust-request-chat-template",
+            param="chat_template",
+        )
+    if template not in tokenizer.chat_templates and "{" not in template and "\n" not in template:
+        raise ApiError(
+            400,
+            f"chat_template is {shown(template)}, allowed is Jinja text or the name of one of the model's templates",
+            param="chat_template",
+        )
+
+
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the empty fields that clients send back, since templates ask whether a key is there; and with the
+    arguments of tool calls as objects, which templates write their own way, where the API has them as text."""
+    kept = {key: value for key, value in message.items() if value is not None or key == "content"}
+    if isinstance(kept.get("tool_calls"), list):
+        kept["tool_calls"] = [_with_read_arguments(call) for call in kept["tool_calls"]]
+    return kept
+
+
+def _with_read_arguments(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = msgspec.json.decode(function["arguments"])
+    except (msgspec.DecodeError, RecursionError):
+        return call  # what a model once wrote need not be JSON
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _text_len(messages: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(str(message.get("content"))) for message in messages)
+
+
+async def _off_loop_if(is_long: bool, work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work) if is_long else work()

@@ -1,0 +1,193 @@
+"""What requests may say: one struct a route, one field a parameter. Their schema is the one at /openapi.json.
+
+A field that is null or left out is the same: the model's default. Fields that others know and this engine has no
+use for are listed below, so that they are accepted or refused by name and never ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+Number = int | float
+Content = str | list[dict[str, Any]]
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """include_usage: a last chunk with the token counts; continuous_usage_stats: counts in every chunk."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class ModelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What names a model. Without a name it is the one that is served."""
+
+    model: str | None = None
+
+
+class GenerationRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
+    """What completions and chat completions share. Sampling parameters are SamplingParams' fields."""
+
+    n: int | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: int | None = None
+    min_p: Number | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    repetition_penalty: Number | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    logit_bias: dict[str, Number] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stream_interval: int | None = None
+    echo: bool | None = None
+    add_special_tokens: bool | None = None
+    priority: int | None = None
+    request_id: str | None = None
+    cache_salt: str | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+
+class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/completions. prompt: a text, token ids, or a list of either."""
+
+    prompt: str | list[str | int | list[int]]
+    logprobs: int | None = None
+
+
+class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    max_completion_tokens: int | None = None
+
+
+class AnthropicMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One turn. A last one of the assistant's is continued."""
+
+    role: str
+    content: Content
+
+
+class CountTokensRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/messages/count_tokens."""
+
+    messages: list[AnthropicMessage]
+    system: Content | None = None
+
+
+class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/messages."""
+
+    max_tokens: int
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: int | None = None
+
+
+class TokenizeRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /tokenize: a prompt, or the messages of a conversation."""
+
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+
+
+class DetokenizeRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /detokenize."""
+
+    tokens: list[int]
+
+
+#: accepted with any value: they say who asks, or hint at what a cache does by itself, and change no answer
+NO_EFFECT = frozenset(
+    {
+        "user",
+        "metadata",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "cache_control",
+    }
+)
+
+#: what others know and this engine cannot do -> the values that ask for nothing, which are accepted
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "best_of": (1,),
+    "suffix": ("",),
+    "prompt_embeds": (),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "moderation": (),
+    "store": (False,),
+    "service_tier": ("auto", "default", "standard_only"),
+    "speed": ("standard",),
+    "verbosity": ("medium",),
+    "reasoning_effort": ("none",),
+    "include_reasoning": (True,),
+    "thinking": ({"type": "disabled"},),
+    "thinking_token_budget": (),
+    "output_config": ({},),
+    "container": (),
+    "mcp_servers": ([],),
+    "context_management": (),
+    "diagnostics": (),
+    "inference_geo": (),
+    "truncation_side": ("left",),
+    "spaces_between_special_tokens": (True,),
+    "logprob_token_ids": ([],),
+    "repetition_detection": (),
+    "watermarking": (),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "mm_payload": (),
+    "session_id": (),
+    "kv_transfer_params": (),
+    "ec_transfer_params": (),
+    "vllm_xargs": ({},),
+    "return_weight_versions": (False,),
+    "return_token_offsets": (False,),
+    "return_prompt_text": (False,),
+}

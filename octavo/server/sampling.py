@@ -1,0 +1,84 @@
+"""From a request's fields to SamplingParams: what is given, over what the model's makers recommend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from octavo.errors import InvalidRequestError
+from octavo.sampling_params import SamplingParams
+from octavo.server.errors import ApiError, as_api_error
+from octavo.server.protocol import GenerationRequest
+from octavo.server.settings import ServerSettings
+
+#: fields that mean the same in requests and in SamplingParams
+_SAME = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "allowed_token_ids",
+    "bad_words",
+    "skip_special_tokens",
+    "truncate_prompt_tokens",
+)
+
+_MAX_BIASES = 4096
+
+
+def sampling_params(
+    request: GenerationRequest, defaults: SamplingParams, settings: ServerSettings, **more: Any
+) -> SamplingParams:
+    """more: the fields that each route reads in its own way, None for the default."""
+    given = {name: getattr(request, name) for name in _SAME}
+    if request.logit_bias is not None:
+        given["logit_bias"] = _logit_bias(request.logit_bias)
+    return checked_params(defaults, settings, **given, **more)
+
+
+def checked_params(defaults: SamplingParams, settings: ServerSettings, **fields: Any) -> SamplingParams:
+    """The defaults with these fields, but for those that are None. Raises ApiError."""
+    for name in ("stop", "bad_words"):
+        _check_strings(name, fields.get(name), settings)
+    try:
+        return defaults.replace(**{name: value for name, value in fields.items() if value is not None})
+    except OverflowError:
+        raise ApiError(400, "a number in the request is too large for a float; send a smaller one") from None
+    except InvalidRequestError as error:
+        raise as_api_error(error) from None
+
+
+def _check_strings(name: str, value: str | list[str] | None, settings: ServerSettings) -> None:
+    strings = [value] if isinstance(value, str) else value or []
+    most = settings.max_stop_strings
+    if len(strings) > most:
+        raise ApiError(
+            400, f"{name} holds {len(strings)} strings, allowed are {most}; --max-stop-strings raises it", param=name
+        )
+    longest = max(map(len, strings), default=0)
+    if longest > settings.max_stop_string_len:
+        raise ApiError(
+            400,
+            f"{name} holds a string of {longest} characters, allowed are {settings.max_stop_string_len}; "
+            "--max-stop-string-len raises it",
+            param=name,
+        )
+
+
+def _logit_bias(bias: Mapping[str, int | float]) -> dict[int, float]:
+    if len(bias) > _MAX_BIASES:
+        raise ApiError(400, f"logit_bias holds {len(bias)} tokens, allowed are {_MAX_BIASES}", param="logit_bias")
+    for key in bias:
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+            raise ApiError(400, f"logit_bias has the key {key[:32]!r}, allowed are token ids", param="logit_bias")
+    return {int(key): value for key, value in bias.items()}

@@ -1,0 +1,74 @@
+"""Serving: what every route needs, handed to each: the engine, the settings and the names of the model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.engine.client import EngineClient
+from octavo.engine.tokenizer import Tokenizer
+from octavo.outputs import RequestOutput
+from octavo.server.bodies import read_struct
+from octavo.server.errors import JSON, ApiError
+from octavo.server.protocol import ModelRequest
+from octavo.server.settings import ServerSettings
+from octavo.server.streaming import Events, EventStream
+
+T = TypeVar("T", bound=ModelRequest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """created: when the server started, in seconds since 1970."""
+
+    client: EngineClient
+    settings: ServerSettings
+    created: int
+
+    async def read(self, request: Request, kind: type[T]) -> T:
+        """The request's body, checked for shape, with the name of a model that is served."""
+        asked = await read_struct(request, kind, self.settings.max_body_bytes)
+        names = self.settings.served_model_name
+        if asked.model is None:
+            asked.model = names[0]
+        if asked.model not in names:
+            raise ApiError(
+                404,
+                f"the model {asked.model[:100]!r} is not served here; allowed is {' or '.join(map(repr, names))}",
+                param="model",
+                code="model_not_found",
+            )
+        return asked
+
+    def event_stream(
+        self, outputs: AsyncGenerator[RequestOutput], events: Events, headers: Mapping[str, str]
+    ) -> EventStream:
+        return EventStream(outputs, events, headers, self.settings.sse_keep_alive_interval)
+
+    def tokenizer(self, purpose: str) -> Tokenizer:
+        tokenizer = self.client.get_tokenizer()
+        if tokenizer is None:
+            raise ApiError(
+                400,
+                f"{purpose} needs a tokenizer, and the server runs with skip_tokenizer_init: send token ids to "
+                "/v1/completions instead",
+            )
+        return tokenizer
+
+
+def json_response(body: msgspec.Struct, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), headers=headers, media_type=JSON)
+
+
+def installed_version() -> str:
+    """Of the package: the public face, which knows it too, is on the floor beside this one."""
+    try:
+        return importlib.metadata.version("octavo")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

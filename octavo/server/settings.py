@@ -1,0 +1,69 @@
+"""ServerSettings: every option of the HTTP server's routes, on one page. Flags are made from these fields, as from
+`octavo/config.py`: `max_body_bytes` is `--max-body-bytes`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from octavo.config import knob
+from octavo.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """What routes answer, to whom, and how much they read."""
+
+    served_model_name: tuple[str, ...] = knob(
+        (), "names that requests may call the model by, the first one in answers; default: the name it was loaded by"
+    )
+    api_key: tuple[str, ...] = knob(
+        (),
+        "keys of which requests must bring one, as 'Authorization: Bearer' or 'x-api-key'; default: none needed",
+    )
+    root_path: str = knob("", "the path that a proxy in front cuts from the addresses it forwards")
+    allowed_origins: tuple[str, ...] = knob(
+        (), "web pages of these origins may call the server from a browser; * is every page; default: none"
+    )
+    allowed_methods: tuple[str, ...] = knob(("*",), "methods those pages may use")
+    allowed_headers: tuple[str, ...] = knob(("*",), "headers those pages may send")
+    allow_credentials: bool = knob(False, "whether those pages may send cookies and the like")
+    trust_request_chat_template: bool = knob(
+        False, "let requests bring a chat template, which is a program: it runs in a sandbox, but may never end"
+    )
+    return_tokens_as_token_ids: bool = knob(
+        False, "write tokens in logprobs as 'token_id:7' unless a request says otherwise"
+    )
+    enable_request_id_headers: bool = knob(False, "answer with the request's id in the header X-Request-Id")
+    disable_fastapi_docs: bool = knob(False, "serve neither /docs nor /openapi.json")
+    sse_keep_alive_interval: float = knob(
+        0.0, "seconds without a token after which a stream sends a comment, for proxies that end quiet ones; 0: never"
+    )
+    max_body_bytes: int = knob(16 * 2**20, "most bytes of a request's body")
+    max_prompts_per_request: int = knob(1024, "most prompts in the list of one completions request")
+    max_messages_per_request: int = knob(4096, "most messages of one conversation")
+    max_stop_strings: int = knob(64, "most strings in a request's stop, and in its bad_words")
+    max_stop_string_len: int = knob(1024, "most characters of each of them")
+
+    def __post_init__(self) -> None:
+        if any(not key for key in self.api_key):
+            raise ConfigError("api_key holds an empty key, allowed are keys of at least one character")
+        if any(not name for name in self.served_model_name):
+            raise ConfigError("served_model_name holds an empty name, allowed are names of at least one character")
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ConfigError(
+                "allow_credentials is set and allowed_origins is *, so any page could act for its visitors: "
+                "name the origins"
+            )
+        if not 0 <= self.sse_keep_alive_interval < math.inf:
+            raise ConfigError(f"sse_keep_alive_interval is {self.sse_keep_alive_interval}, allowed is 0 or more")
+        for name in (
+            "max_body_bytes",
+            "max_prompts_per_request",
+            "max_messages_per_request",
+            "max_stop_strings",
+            "max_stop_string_len",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, allowed is 1 or more")

@@ -1,0 +1,220 @@
+"""An engine that says what it is told to and checks requests as the real one does; and an ASGI client for routes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+
+from octavo.engine.client import ModelInfo
+from octavo.engine.core import EngineStats
+from octavo.engine.input import InputProcessor, Prompt, RequestLimits
+from octavo.engine.tokenizer import Tokenizer
+from octavo.outputs import CompletionOutput, Logprob, RequestOutput, TokenLogprobs
+from octavo.request import Request
+from octavo.sampling_params import RequestOutputKind, SamplingParams
+from octavo.server.app import create_app
+from octavo.server.settings import ServerSettings
+from tests.engine.tokenizers import packaged
+
+WORDS = (" one", " two", " three", " caf\u00e9")
+LIMITS = RequestLimits(max_model_len=128, max_num_seqs=4, max_logprobs=5, vocab_size=49152, eos_token_ids=(2,))
+
+
+class ScriptedEngine:
+    """Says WORDS to everyone. fault: raised before word number `fault_at`. first_pause: before the first word or the
+    fault; pause: before every other.
+
+    live: requests that were begun and not ended, so 0 after everyone has left.
+    """
+
+    def __init__(
+        self, *, fault: Exception | None = None, fault_at: int = 0, first_pause: float = 0.0, pause: float = 0.0
+    ) -> None:
+        self.fault, self.fault_at, self.first_pause, self.pause = fault, fault_at, first_pause, pause
+        self.tokenizer: Tokenizer | None = packaged("smollm2")
+        self.inputs = InputProcessor(self.tokenizer, LIMITS, seed=0)
+        self.is_alive = True
+        self.live = 0
+        self.requests: list[Request] = []
+        self.salts: list[str | None] = []
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return ModelInfo(
+            max_model_len=LIMITS.max_model_len,
+            vocab_size=LIMITS.vocab_size,
+            max_num_seqs=LIMITS.max_num_seqs,
+            max_logprobs=LIMITS.max_logprobs,
+            default_sampling_params=SamplingParams(temperature=0.5),
+            card=[],
+        )
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        assert sampling_params is not None
+        assert request_id is not None
+        request = self.inputs.process(request_id, prompt, sampling_params, 0.0, priority, cache_salt)
+        self.requests.append(request)
+        self.salts.append(request.cache_salt)
+        self.live += 1
+        try:
+            async for output in self._say(request):
+                yield output
+        finally:
+            self.live -= 1
+
+    async def _say(self, request: Request) -> AsyncIterator[RequestOutput]:
+        words = WORDS[: request.max_output_tokens]
+        is_delta = request.sampling_params.output_kind is RequestOutputKind.DELTA
+        await asyncio.sleep(self.first_pause)
+        for number, word in enumerate(words):
+            if self.fault is not None and number == self.fault_at:
+                raise self.fault
+            await asyncio.sleep(self.pause if number else 0)
+            is_last = number == len(words) - 1
+            if is_delta:
+                yield self._output(request, [word], is_last)
+        if not is_delta:
+            yield self._output(request, list(words), True)
+
+    def _output(self, request: Request, words: list[str], is_last: bool) -> RequestOutput:
+        params = request.sampling_params
+        ids = [1000 + WORDS.index(word) for word in words]
+        prompt_rows = None
+        if params.prompt_logprobs is not None:
+            prompt_rows = [None, *(self._row(one, params.prompt_logprobs) for one in request.prompt_token_ids[1:])]
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=None,
+            prompt_token_ids=request.prompt_token_ids,
+            outputs=[
+                CompletionOutput(
+                    index=index,
+                    text="".join(words),
+                    token_ids=list(ids),
+                    logprobs=None if params.logprobs is None else [self._row(one, params.logprobs) for one in ids],
+                    finish_reason="length" if is_last else None,
+                )
+                for index in range(params.n)
+            ],
+            finished=is_last,
+            prompt_logprobs=prompt_rows,
+        )
+
+    def _row(self, token_id: int, num_top: int) -> TokenLogprobs:
+        """The chosen token is the second best of the alternatives, its logprob -infinity as a banned one's."""
+        chosen = WORDS[token_id - 1000] if 1000 <= token_id < 1000 + len(WORDS) else f"<{token_id}>"
+        row: TokenLogprobs = {token_id: Logprob(float("-inf"), 2, chosen)}
+        for rank in range(1, num_top + 1):
+            if rank != 2:
+                row[rank] = Logprob(-float(rank), rank, "\ufffd" if rank == 1 else f"top{rank}")
+        return row
+
+    async def abort(self, request_id: str) -> None:
+        raise AssertionError("routes end requests by leaving them")
+
+    def get_tokenizer(self) -> Tokenizer | None:
+        return self.tokenizer
+
+    async def stats(self) -> EngineStats:
+        return EngineStats(num_running=self.live, num_waiting=2, num_blocks=8, num_used_blocks=0)
+
+    async def metrics(self) -> bytes:
+        return b"octavo:up 1\n"
+
+
+@dataclass
+class Answer:
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    chunks: list[bytes] = field(default_factory=list)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.chunks)
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return self.json()["error"]  # type: ignore[no-any-return]
+
+    def events(self) -> list[Any]:
+        """The data of each event; the last of OpenAI's is text."""
+        lines = [line[6:] for line in self.body.decode().splitlines() if line.startswith("data: ")]
+        return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def app_of(engine: ScriptedEngine | None = None, **settings: Any) -> FastAPI:
+    return create_app(engine or ScriptedEngine(), ServerSettings(**{"served_model_name": ("tiny",), **settings}))
+
+
+def post(app: FastAPI, path: str, body: object, **headers: str) -> Answer:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return asyncio.run(call(app, "POST", path, data, {"content-type": "application/json", **headers}))
+
+
+def get(app: FastAPI, path: str, **headers: str) -> Answer:
+    return asyncio.run(call(app, "GET", path, b"", headers))
+
+
+async def call(
+    app: FastAPI,
+    method: str,
+    path: str,
+    data: bytes,
+    headers: Mapping[str, str],
+    leave_after: int | None = None,
+) -> Answer:
+    """leave_after: disconnect when so many pieces of the body have come; 0: as soon as the request was sent."""
+    answer, gone, sent = Answer(), asyncio.Event(), False
+    if leave_after == 0:
+        gone.set()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        if not sent:
+            sent = True
+            return {"type": "http.request", "body": data, "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answer.status = message["status"]
+            answer.headers = {key.decode().lower(): value.decode() for key, value in message["headers"]}
+        elif message.get("body"):
+            answer.chunks.append(message["body"])
+            if leave_after is not None and len(answer.chunks) >= leave_after:
+                gone.set()
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(key.replace("_", "-").lower().encode(), value.encode()) for key, value in headers.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    await app(scope, receive, send)
+    return answer

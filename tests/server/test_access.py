@@ -1,0 +1,172 @@
+"""Who may call, how much may be sent, and what the server tells of itself."""
+
+import json
+
+import pytest
+
+from octavo.errors import ConfigError
+from octavo.server.app import create_app
+from octavo.server.settings import ServerSettings
+from tests.server.scripted_engine import ScriptedEngine, app_of, get, post
+
+TEXT = {"model": "tiny", "prompt": "Hi", "max_tokens": 2}
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/load", "/version", "/openapi.json", "/docs", "/nowhere"])
+def test_every_route_wants_a_key(path: str) -> None:
+    app = app_of(api_key=("first", "second"))
+    refused = get(app, path)
+    assert refused.status == 401
+    assert refused.error["code"] == "invalid_api_key"
+    for wrong in ("Bearer ", "Bearer third", "Basic first", "first"):
+        assert get(app, path, authorization=wrong).status == 401
+    for key in ("first", "second"):
+        assert get(app, path, authorization=f"Bearer {key}").status != 401
+        assert get(app, path, x_api_key=key).status != 401
+
+
+def test_posts_want_a_key_too_and_balancers_do_not() -> None:
+    app = app_of(api_key=("key",))
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+        assert post(app, path, TEXT).status == 401
+    message = post(app, "/v1/messages", TEXT)
+    assert (message.status, message.json()["error"]["type"]) == (401, "authentication_error")
+    assert post(app, "/v1/completions", TEXT, x_api_key="key").status == 200
+    assert [get(app, path).status for path in ("/health", "/ping", "/")] == [200, 200, 200]
+    assert get(app, "/health/").status == 401
+    assert get(app, "/v1/../health").status == 401
+
+
+def test_a_large_body_is_refused_by_its_length_and_by_its_bytes() -> None:
+    app = app_of(max_body_bytes=1000)
+    large = json.dumps({"prompt": "x" * 2000}).encode()
+    for headers in ({}, {"content_length": str(len(large))}):
+        answer = post(app, "/v1/completions", large, **headers)
+        assert answer.status == 413
+        assert "allowed are 1000" in answer.error["message"]
+    assert post(app, "/v1/messages", large).json()["error"]["type"] == "request_too_large"
+
+
+def test_a_form_of_a_foreign_page_is_refused() -> None:
+    """Pages may send text/plain to any server without asking it first."""
+    assert post(app_of(), "/v1/completions", TEXT, **{"content-type": "text/plain"}).status == 415
+
+
+def test_pages_of_other_origins_are_let_in_only_if_named() -> None:
+    origin = {"origin": "https://a.example"}
+    assert "access-control-allow-origin" not in get(app_of(), "/v1/models", **origin).headers
+    named = app_of(allowed_origins=("https://a.example",), api_key=("key",))
+    allowed = get(named, "/v1/models", x_api_key="key", **origin)
+    assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+    other = get(named, "/v1/models", x_api_key="key", origin="https://b.example")
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_template_of_the_requests_is_text_never_a_file() -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    engine = ScriptedEngine()
+    app = app_of(engine, trust_request_chat_template=True)
+    for path in ("/etc/passwd", __file__, "../x"):
+        answer = post(app, "/v1/chat/completions", chat | {"chat_template": path})
+        assert answer.status == 400
+        assert "allowed is Jinja text" in answer.error["message"]
+    template = "{{ messages[0]['content'] }}!"
+    assert post(app, "/v1/chat/completions", chat | {"chat_template": template}).status == 200
+    assert engine.tokenizer is not None
+    assert engine.tokenizer.decode(engine.requests[0].prompt_token_ids) == "Hi!"
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"city": "Rome"}'}}]}
+    told = {"messages": [called], "chat_template": "{{ messages[0].tool_calls[0].function.arguments.city }}"}
+    assert post(app, "/v1/chat/completions", chat | told).status == 200
+    assert engine.tokenizer.decode(engine.requests[1].prompt_token_ids) == "Rome"
+    escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    assert post(app, "/v1/chat/completions", chat | {"chat_template": escape}).status == 400
+    assert post(app_of(), "/tokenize", {"messages": chat["messages"], "chat_template": template}).status == 400
+
+
+def test_models_are_found_by_every_name() -> None:
+    app = app_of(served_model_name=("org/model", "alias"))
+    assert [card["id"] for card in get(app, "/v1/models").json()["data"]] == ["org/model", "alias"]
+    assert get(app, "/v1/models/org/model").json()["max_model_len"] == 128
+    missing = get(app, "/v1/models/other")
+    assert (missing.status, missing.error["code"]) == (404, "model_not_found")
+    answer = post(app, "/v1/completions", TEXT)
+    assert (answer.status, answer.error["param"], answer.error["code"]) == (404, "model", "model_not_found")
+    assert post(app, "/v1/completions", {"prompt": "Hi"}).json()["model"] == "org/model"
+    assert post(app, "/v1/completions", TEXT | {"model": "alias"}).json()["model"] == "alias"
+
+
+def test_what_the_server_tells_of_itself() -> None:
+    engine = ScriptedEngine()
+    app = app_of(engine)
+    assert get(app, "/metrics").body == b"octavo:up 1\n"
+    assert get(app, "/metrics").headers["content-type"].startswith("text/plain")
+    assert get(app, "/load").json() == {"server_load": 2}
+    assert get(app, "/version").json()["version"]
+    page = get(app, "/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    engine.is_alive = False
+    assert get(app, "/health").status == 503
+    assert get(app, "/ping").status == 503
+
+
+def test_docs_load_nothing_from_elsewhere_and_can_be_off() -> None:
+    docs = get(app_of(), "/docs").body.decode()
+    assert "max_completion_tokens" in docs
+    assert "http" not in docs
+    assert "<script" not in docs
+    off = app_of(disable_fastapi_docs=True)
+    assert (get(off, "/docs").status, get(off, "/openapi.json").status) == (404, 404)
+
+
+def test_unknown_routes_and_methods_answer_as_the_others_do() -> None:
+    assert get(app_of(), "/v1/embeddings").error["type"] == "not_found_error"
+    assert get(app_of(), "/v1/completions").status == 405
+    assert get(app_of(), "/v1/messages").json()["type"] == "error"
+
+
+def test_tokenize_and_back() -> None:
+    app = app_of()
+    told = post(app, "/tokenize", {"prompt": "Hello world", "return_token_strs": True}).json()
+    assert (told["count"], told["max_model_len"], len(told["token_strs"])) == (2, 128, 2)
+    assert post(app, "/detokenize", {"tokens": told["tokens"]}).json() == {"prompt": "Hello world"}
+    chat = post(app, "/tokenize", {"messages": [{"role": "user", "content": "Hi"}]}).json()
+    assert chat["count"] > 5
+    assert post(app, "/tokenize", {}).status == 400
+    assert post(app, "/tokenize", {"prompt": "a", "continue_final_message": True}).error["param"] == (
+        "continue_final_message"
+    )
+    for bad in (-1, 49152, 10**30):
+        assert post(app, "/detokenize", {"tokens": [bad]}).status == 400
+
+
+def test_without_a_tokenizer_token_ids_still_work() -> None:
+    engine = ScriptedEngine()
+    engine.tokenizer = None
+    app = app_of(engine)
+    assert post(app, "/v1/completions", {"prompt": [5, 6]}).status == 200
+    for path, body in (("/v1/completions", TEXT), ("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1]})):
+        answer = post(app, path, body)
+        assert answer.status == 400
+        assert "needs a tokenizer" in answer.error["message"]
+
+
+def test_the_requests_id_is_told_if_asked_for() -> None:
+    app = app_of(enable_request_id_headers=True)
+    answer = post(app, "/v1/completions", TEXT, x_request_id="abc")
+    assert (answer.headers["x-request-id"], answer.json()["id"]) == ("abc", "cmpl-abc")
+    assert post(app, "/v1/completions", TEXT, x_request_id="a b").status == 400
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"served_model_name": ()},
+        {"api_key": ("",)},
+        {"max_body_bytes": 0},
+        {"sse_keep_alive_interval": -1.0},
+        {"allow_credentials": True, "allowed_origins": ("*",)},
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        create_app(ScriptedEngine(), ServerSettings(**{"served_model_name": ("m",), **settings}))  # type: ignore[arg-type]

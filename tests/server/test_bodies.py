@@ -1,0 +1,181 @@
+"""What requests may say, and how they are refused: each error names the field, its value and what is allowed."""
+
+import json
+import re
+
+import pytest
+
+from tests.server.scripted_engine import ScriptedEngine, app_of, post
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+TEXT = {"model": "tiny", "prompt": "Hi"}
+ANTHROPIC = {"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]}
+
+REFUSED_CHATS = {
+    "unknown": ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
+    "tools": ({"tools": [{"type": "function"}]}, "tools", "does not support"),
+    "json": ({"response_format": {"type": "json_object"}}, "response_format", 'or {"type":"text"}'),
+    "beam": ({"use_beam_search": True}, "use_beam_search", "allowed is leaving it out or false"),
+    "true-is-not-1": ({"best_of": True}, "best_of", "allowed is"),
+    "type": ({"max_tokens": "x"}, "max_tokens", "max_tokens is 'x', allowed is int or null"),
+    "deep-type": ({"stop": ["a", 7]}, "stop", r"stop\[1\] is 7, allowed is str"),
+    "range": ({"top_p": 3}, "top_p", "top_p is 3, allowed is above 0 to 1"),
+    "n": ({"n": 9}, "n", "max_num_seqs = 4"),
+    "logprobs": ({"logprobs": True, "top_logprobs": 9}, "top_logprobs", "top_logprobs is 9, allowed is 0 to 5"),
+    "pair": ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
+    "stream": ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
+    "limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "send one of them"),
+    "limit": ({"max_completion_tokens": 0}, "max_completion_tokens", "allowed is 1 or more"),
+    "context": ({"max_completion_tokens": 500}, "max_completion_tokens", "context is 128 tokens"),
+    "bias": ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "allowed are token ids"),
+    "bias-size": ({"logit_bias": {"7": 10**400}}, None, "too large"),
+    "stops": ({"stop": ["x"] * 65}, "stop", "holds 65 strings, allowed are 64"),
+    "stop-len": ({"stop": "x" * 2000}, "stop", "a string of 2000 characters"),
+    "priority": ({"priority": 2**40}, "priority", "allowed is -2147483648 to 2147483648"),
+    "interval": ({"stream": True, "stream_interval": 0}, "stream_interval", "allowed is 1 to"),
+    "request-id": ({"request_id": "a\nb"}, "request_id", "visible ASCII"),
+    "salt": ({"cache_salt": ""}, "cache_salt", "at least one character"),
+    "role": ({"messages": [{"role": "pirate", "content": "Hi"}]}, "messages", "'pirate', allowed are system"),
+    "image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "'image_url'"),
+    "null": ({"messages": [{"role": "user", "content": None}]}, "messages", "content is missing or null"),
+    "none": ({"messages": []}, "messages", "holds 0 messages"),
+    "template": ({"chat_template": "/etc/passwd"}, "chat_template", "takes no templates from requests"),
+    "variables": ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs", "the key 'chat_template'"),
+    "self": ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", "the key 'self'"),
+    "surrogate": ({"messages": [{"role": "user", "content": "\ud800"}]}, None, "UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_CHATS)
+def test_a_chat_is_refused_by_name(name: str) -> None:
+    fields, param, message = REFUSED_CHATS[name]
+    answer = post(app_of(), "/v1/chat/completions", CHAT | fields)
+    assert answer.status == 400, answer.body
+    assert answer.error["type"] == "invalid_request_error"
+    if param is not None:
+        assert answer.error["param"] == param
+    assert re.search(message, answer.error["message"]), answer.error["message"]
+
+
+def test_what_asks_for_nothing_is_accepted() -> None:
+    nothing = {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "parallel_tool_calls": True,
+        "tools": None,
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "spaces_between_special_tokens": True,
+        "n": None,
+        "stop": None,
+    }
+    assert post(app_of(), "/v1/chat/completions", CHAT | nothing).status == 200
+
+
+def test_fields_reach_the_engine() -> None:
+    engine = ScriptedEngine()
+    fields = {
+        "top_k": 7,
+        "seed": 5,
+        "stop": "END",
+        "stop_token_ids": [9],
+        "logit_bias": {"11": -2},
+        "min_tokens": 2,
+        "bad_words": ["bad"],
+        "priority": 3,
+        "cache_salt": "mine",
+        "request_id": "my-id",
+        "truncate_prompt_tokens": 4,
+        "max_tokens": 9,
+    }
+    answer = post(app_of(engine), "/v1/completions", {"prompt": [1, 2, 3, 4, 5, 6]} | fields)
+    assert answer.json()["id"] == "cmpl-my-id"
+    (request,) = engine.requests
+    params = request.sampling_params
+    assert (params.top_k, params.seed, params.stop, params.stop_token_ids) == (7, 5, ("END",), (9,))
+    assert (params.logit_bias, params.min_tokens, params.bad_words) == ({11: -2.0}, 2, ("bad",))
+    assert params.temperature == 0.5, "the model's own default, where the request is silent"
+    assert (request.priority, request.cache_salt, request.prompt_token_ids) == (3, "mine", [3, 4, 5, 6])
+    assert request.request_id.startswith("cmpl-my-id")
+
+
+def test_limits_are_the_rest_of_the_context_for_chats_and_16_for_completions() -> None:
+    engine = ScriptedEngine()
+    post(app_of(engine), "/v1/chat/completions", CHAT)
+    post(app_of(engine), "/v1/completions", TEXT)
+    post(app_of(engine), "/v1/completions", {"prompt": [5] * 120})
+    lens = [request.sampling_params.max_tokens for request in engine.requests]
+    assert lens == [128 - len(engine.requests[0].prompt_token_ids), 16, 8]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], r"prompt is \[\]"),
+        (["a", 1], "prompt mixes"),
+        ([[1], "a"], "prompt mixes"),
+        (["a"] * 9, "holds 9 prompts, allowed are 8"),
+        ([[1], [10**9]], r"prompt\[1\]: .*token id 1000000000"),
+        ("", "prompt is empty"),
+        ([[]], "prompt is empty"),
+        ("word " * 200, "prompt has .* tokens, allowed are 127"),
+        ([1.5], r"prompt\[0\] is 1.5"),
+        ([-1], "token id -1"),
+    ],
+)
+def test_a_prompt_is_refused(prompt: object, message: str) -> None:
+    answer = post(app_of(max_prompts_per_request=8), "/v1/completions", {"prompt": prompt})
+    assert answer.status == 400
+    assert re.search(message, answer.error["message"]), answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b'{"prompt":"\xff"}', "not JSON"),
+        (b'{"prompt":"a","top_p":NaN}', "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"prompt":' + b"[" * 100_000, "nested too deeply|not JSON"),
+        (b"[]", "allowed is an object"),
+        (b"{}", "prompt is missing"),
+        (b'{"prompt":"a","\xc3\xa9":1}', "there is no parameter"),
+    ],
+)
+def test_a_body_is_refused(body: bytes, message: str) -> None:
+    answer = post(app_of(), "/v1/completions", body)
+    assert answer.status == 400
+    assert re.search(message, answer.error["message"]), answer.error["message"]
+
+
+def test_deep_variables_fail_the_template_not_the_server() -> None:
+    deep: object = 1
+    for _ in range(500):
+        deep = [deep]
+    answer = post(app_of(), "/v1/chat/completions", CHAT | {"documents": [{"a": deep}]})
+    assert answer.status in (200, 400)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_tokens": None}, "max_tokens is None, allowed is int"),
+        ({"tools": [{"name": "f"}]}, "tools is .* does not support"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking is"),
+        ({"temperature": 1.5}, "temperature is 1.5, allowed is 0 to 1"),
+        ({"stop_sequences": [""]}, "stop_sequences is"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "allowed are user and assistant"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a block of type 'image'"),
+    ],
+)
+def test_a_message_is_refused_in_anthropics_shape(fields: dict[str, object], message: str) -> None:
+    answer = post(app_of(), "/v1/messages", ANTHROPIC | fields)
+    assert answer.status == 400
+    told = json.loads(answer.body)
+    assert told["type"] == "error"
+    assert told["error"]["type"] == "invalid_request_error"
+    assert re.search(message, told["error"]["message"]), told

@@ -1,0 +1,236 @@
+"""The clients that people use, against a real server and a real model: their answers are the offline engine's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import anthropic
+import openai
+import pytest
+
+from octavo import LLM, AsyncLLM, SamplingParams
+from octavo.server.app import create_app
+from octavo.server.settings import ServerSettings
+from tests.server.live_server import serve
+
+MODEL = "smollm2"
+PROMPTS = ["The capital of France is", "One, two, three,"]
+CHAT = [{"role": "user", "content": "Name a colour."}]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
+SIZES = {"max_model_len": 256, "max_num_seqs": 8, "num_threads": 1}
+
+
+@pytest.fixture(scope="module")
+def offline() -> dict[str, str]:
+    """What LLM says to each prompt, and to the chat."""
+    with LLM(MODEL, **SIZES) as llm:
+        texts = {one.prompt or "": one.outputs[0].text for one in llm.generate(PROMPTS, GREEDY, use_tqdm=False)}
+        texts["chat"] = llm.chat(CHAT, GREEDY, use_tqdm=False)[0].outputs[0].text
+    return texts
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[AsyncLLM]:
+    llm = AsyncLLM(MODEL, **SIZES)
+    yield llm
+    llm.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(engine: AsyncLLM) -> Iterator[str]:
+    with serve(create_app(engine, ServerSettings(served_model_name=(MODEL,), api_key=("sesame",)))) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="sesame", max_retries=0, timeout=60) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def claude(address: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=address, api_key="sesame", max_retries=0, timeout=60) as made:
+        yield made
+
+
+def test_completions_say_what_the_offline_engine_says(client: openai.OpenAI, offline: dict[str, str]) -> None:
+    answer = client.completions.create(model=MODEL, prompt=PROMPTS, temperature=0, max_tokens=12)
+    assert [choice.text for choice in answer.choices] == [offline[prompt] for prompt in PROMPTS]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 24
+
+
+def test_streamed_completions_do_too(client: openai.OpenAI, offline: dict[str, str]) -> None:
+    texts = ["", ""]
+    stream = client.completions.create(
+        model=MODEL,
+        prompt=PROMPTS,
+        temperature=0,
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [offline[prompt] for prompt in PROMPTS]
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 24
+    assert len(chunks) > 12, "one chunk a token, more or less"
+
+
+def test_token_ids_say_what_their_text_says(client: openai.OpenAI, offline: dict[str, str], engine: AsyncLLM) -> None:
+    tokenizer = engine.get_tokenizer()
+    assert tokenizer is not None
+    ids = tokenizer.encode(PROMPTS[0])
+    answer = client.completions.create(model=MODEL, prompt=ids, temperature=0, max_tokens=12, echo=True, logprobs=2)
+    choice = answer.choices[0]
+    assert choice.text == PROMPTS[0] + offline[PROMPTS[0]]
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
+    assert "".join(choice.logprobs.tokens) == choice.text
+    assert choice.logprobs.text_offset == [len("".join(choice.logprobs.tokens[:i])) for i in range(len(ids) + 12)]
+    assert choice.logprobs.token_logprobs is not None
+    assert choice.logprobs.token_logprobs[0] is None
+
+
+def test_chats_say_what_the_offline_engine_says(client: openai.OpenAI, offline: dict[str, str]) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=CHAT,  # type: ignore[arg-type]
+        temperature=0,
+        max_completion_tokens=12,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    choice = answer.choices[0]
+    assert (choice.message.content, choice.message.role) == (offline["chat"], "assistant")
+    assert choice.finish_reason == "length"
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    assert "".join(one.token for one in choice.logprobs.content) == offline["chat"]
+    assert all(one.logprob == one.top_logprobs[0].logprob for one in choice.logprobs.content), "greedy takes the best"
+
+
+def test_streamed_chats_do_too_and_samples_share_the_prompt(client: openai.OpenAI, offline: dict[str, str]) -> None:
+    texts = ["", ""]
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=CHAT,  # type: ignore[arg-type]
+        temperature=0,
+        max_tokens=12,
+        n=2,
+        stream=True,
+    )
+    for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [offline["chat"]] * 2
+
+
+def test_stop_strings_end_an_answer_and_are_cut(client: openai.OpenAI, offline: dict[str, str]) -> None:
+    whole = offline[PROMPTS[0]]
+    stop = whole[8:11]
+    expected = whole[: whole.index(stop)]
+    answer = client.completions.create(model=MODEL, prompt=PROMPTS[0], temperature=0, max_tokens=12, stop=[stop])
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == (expected, "stop")
+    streamed = client.completions.create(
+        model=MODEL, prompt=PROMPTS[0], temperature=0, max_tokens=12, stop=stop, stream=True
+    )
+    assert "".join(chunk.choices[0].text for chunk in streamed) == expected
+
+
+def test_a_begun_answer_is_continued(client: openai.OpenAI, offline: dict[str, str]) -> None:
+    begun = " ".join(offline["chat"].split(" ")[:2])
+    rest = offline["chat"].removeprefix(begun)
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[*CHAT, {"role": "assistant", "content": begun}],  # type: ignore[list-item]
+        temperature=0,
+        max_tokens=6,
+        extra_body={"continue_final_message": True, "add_generation_prompt": False},
+    )
+    assert answer.choices[0].message.content
+    assert rest.startswith(answer.choices[0].message.content)
+
+
+def test_claudes_client_hears_the_same(claude: anthropic.Anthropic, offline: dict[str, str]) -> None:
+    options = {"model": MODEL, "max_tokens": 12, "messages": CHAT, "extra_body": {"temperature": 0}}
+    message = claude.messages.create(**options)  # type: ignore[call-overload]
+    assert message.content[0].text == offline["chat"]
+    assert message.stop_reason == "max_tokens"
+    with claude.messages.stream(**options) as stream:  # type: ignore[arg-type]
+        assert "".join(stream.text_stream) == offline["chat"]
+        final = stream.get_final_message()
+    assert final.usage.output_tokens == 12
+    assert final.stop_reason == "max_tokens"
+
+
+def test_claudes_client_stops_counts_and_runs_out_of_context(claude: anthropic.Anthropic) -> None:
+    counted = claude.messages.count_tokens(model=MODEL, messages=CHAT, system="Be brief.")  # type: ignore[arg-type]
+    assert counted.input_tokens > 10
+    long = claude.messages.create(
+        model=MODEL,
+        max_tokens=4096,
+        messages=[{"role": "user", "content": "word " * 210}],
+        stop_sequences=["\u4e0d\u53ef\u80fd"],
+    )
+    assert long.stop_reason in ("model_context_window_exceeded", "end_turn")
+    assert long.usage.input_tokens + long.usage.cache_read_input_tokens + long.usage.output_tokens <= 256
+
+
+def test_errors_are_the_clients_own(client: openai.OpenAI, claude: anthropic.Anthropic, address: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="temperature is -1") as refused:
+        client.completions.create(model=MODEL, prompt="a", temperature=-1)
+    assert refused.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError) as too_long:
+        client.completions.create(model=MODEL, prompt="word " * 300)
+    assert too_long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="gpt", prompt="a")
+    with pytest.raises(openai.AuthenticationError), openai.OpenAI(base_url=f"{address}/v1", api_key="open") as other:
+        other.models.list()
+    with pytest.raises(anthropic.BadRequestError, match="tools"):
+        claude.messages.create(model=MODEL, max_tokens=4, messages=CHAT, tools=[{"name": "f", "input_schema": {}}])  # type: ignore[arg-type,list-item,typeddict-item]
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+
+
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_leaving_a_stream_frees_its_blocks(client: openai.OpenAI, engine: AsyncLLM, num_samples: int) -> None:
+    stream = client.completions.create(
+        model=MODEL,
+        prompt="Once upon a time",
+        max_tokens=200,
+        n=num_samples,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    next(iter(stream))
+    assert asyncio.run(engine.stats()).num_running == num_samples
+    stream.close()
+    _until_idle(engine)
+
+
+def test_leaving_before_a_whole_answer_frees_its_blocks(address: str, engine: AsyncLLM) -> None:
+    with (
+        openai.OpenAI(base_url=f"{address}/v1", api_key="sesame", max_retries=0, timeout=0.3) as hasty,
+        pytest.raises(openai.APITimeoutError),
+    ):
+        hasty.completions.create(model=MODEL, prompt="Once", max_tokens=250, extra_body={"ignore_eos": True})
+    _until_idle(engine)
+
+
+def _until_idle(engine: AsyncLLM) -> None:
+    """Long before 200 tokens would have been made."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < 10:
+        stats = asyncio.run(engine.stats())
+        if stats.num_running == stats.num_waiting == stats.num_used_blocks == 0:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the engine never came to rest: {stats}")
