@@ -19,6 +19,8 @@ from octavo.errors import OctavoError
 
 COMMANDS = {
     "run": "answer prompts, or chat",
+    "chat": "chat with the model of a running server",
+    "complete": "complete prompts with the model of a running server",
     "doctor": "what this machine has, which backends work here and why the others do not",
     "bench throughput": "measure: requests and tokens a second, all requests at once",
     "bench latency": "measure: seconds of one batch",
