@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from octavo.errors import ModelLoadError as ModelLoadError
     from octavo.errors import OctavoError as OctavoError
     from octavo.errors import OutOfMemoryError as OutOfMemoryError
+    from octavo.errors import ServerError as ServerError
     from octavo.errors import TokenizerError as TokenizerError
     from octavo.errors import UnsupportedModelError as UnsupportedModelError
     from octavo.llm import LLM as LLM
@@ -50,6 +51,7 @@ _HOME_OF = {
     "OutOfMemoryError": "octavo.errors",
     "EngineBusyError": "octavo.errors",
     "EngineDeadError": "octavo.errors",
+    "ServerError": "octavo.errors",
 }
 
 __all__ = ["__version__", *_HOME_OF]

@@ -4,6 +4,7 @@
                        ~/.cache/octavo
     OCTAVO_CPU_ISA     native (default): all this CPU has; avx2: any CPU with AVX2; generic: any CPU of its kind
     OCTAVO_DEBUG       set: the command line shows the traceback of an error, as --debug does
+    OPENAI_API_KEY     the key that `octavo chat` and `octavo complete` send, unless --api-key gives another
     CXX                the C++ compiler; default: the first of g++, clang++ and c++ on the PATH
 
 Read when asked for, not when imported, so that a test or a notebook may set them.
@@ -42,6 +43,10 @@ def cpu_isa() -> CpuIsa:
 
 def is_debug() -> bool:
     return bool(os.environ.get("OCTAVO_DEBUG"))
+
+
+def openai_api_key() -> str | None:
+    return os.environ.get("OPENAI_API_KEY") or None
 
 
 def cxx() -> str | None:

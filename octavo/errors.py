@@ -10,7 +10,8 @@ OctavoError
 │   └── KernelBuildError              the compiler refused; carries its output
 ├── OutOfMemoryError (MemoryError)    what did not fit, and the smallest change that does
 ├── EngineBusyError                   too many requests wait; says when to come again
-└── EngineDeadError                   the engine stopped; later calls say why
+├── EngineDeadError                   the engine stopped; later calls say why
+└── ServerError                       a server elsewhere that is not there, or refused; carries its words
 """
 
 
@@ -61,3 +62,7 @@ class EngineBusyError(OctavoError):
 
 class EngineDeadError(OctavoError):
     """The engine stopped because of an internal fault; the message holds the first cause."""
+
+
+class ServerError(OctavoError):
+    """A server that a client of ours cannot reach, or that answered with an error; the message holds its words."""

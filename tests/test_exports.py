@@ -22,6 +22,7 @@ PUBLIC_NAMES = {
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ServerError",
     "TokenizerError",
     "UnsupportedModelError",
     "__version__",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -20,6 +21,9 @@ from octavo.errors import OctavoError
 COMMANDS = {
     "run": "answer prompts, or chat",
     "serve": "answer over HTTP, as OpenAI and Anthropic do",
+    "run-batch": "answer a file of calls in OpenAI's batch format, and go on where it stopped",
+    "chat": "chat with the model of a running server",
+    "complete": "complete prompts with the model of a running server",
     "doctor": "what this machine has, which backends work here and why the others do not",
     "bench throughput": "measure: requests and tokens a second, all requests at once",
     "bench latency": "measure: seconds of one batch",
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name is None:
         return _without_command(argv)
     rest = argv[name.count(" ") + 1 :]
-    command = cast(Command, import_module(f"octavo.cli.{name.replace(' ', '_')}"))
+    command = cast(Command, import_module(f"octavo.cli.{re.sub('[ -]', '_', name)}"))
     parser = argparse.ArgumentParser(
         prog=f"octavo {name}", description=command.__doc__, allow_abbrev=False, formatter_class=_HelpFormatter
     )

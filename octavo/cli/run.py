@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
         recorder = Recorder(llm.events) if args.report else None
         reader = _reader(llm, args)
         if is_chat:
-            from octavo.cli.chat import Chat
+            from octavo.cli.run_chat import chat
 
-            Chat(llm, reader).run()
+            chat(llm, reader)
         else:
             asks = _asks(reader, args, lines)
             _write(llm, asks, args.output) if args.output else _show(llm, asks)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 from octavo.cli.flags import whole_number
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
+
+Flag = TypeVar("Flag")
 
 _NUMBERS: dict[str, tuple[Any, str]] = {
     "n": (whole_number, "answers to sample for each prompt; they share the prompt's KV blocks"),
@@ -44,18 +46,19 @@ NOT_FLAGS = frozenset({"output_kind", "detokenize", "logprobs", "prompt_logprobs
 FLAGS = (*_NUMBERS, *_LISTS, *_SWITCHES, *_JSON)
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+def add_sampling_flags(parser: argparse.ArgumentParser, exclude: frozenset[str] = frozenset()) -> None:
+    """A flag for every field, but for those that this command has no use for."""
     group = parser.add_argument_group("sampling", "default: what the model's generation_config.json says, else vLLM's")
     unset = argparse.SUPPRESS
-    for name, (convert, text) in _NUMBERS.items():
+    for name, (convert, text) in _without(_NUMBERS, exclude).items():
         metavar = "X" if convert is float else "N"
         group.add_argument(_flag(name), type=convert, metavar=metavar, default=unset, help=text)
-    for name, (convert, text) in _LISTS.items():
+    for name, (convert, text) in _without(_LISTS, exclude).items():
         metavar = "TEXT" if convert is str else "ID"
         group.add_argument(_flag(name), type=convert, metavar=metavar, action="append", default=unset, help=text)
-    for name, text in _SWITCHES.items():
+    for name, text in _without(_SWITCHES, exclude).items():
         group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, default=unset, help=text)
-    for name, text in _JSON.items():
+    for name, text in _without(_JSON, exclude).items():
         group.add_argument(_flag(name), type=json.loads, metavar="JSON", default=unset, help=text)
 
 
@@ -74,6 +77,10 @@ def overlay(params: SamplingParams, options: dict[str, Any], where: str = "") ->
         return params.replace(**options)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{where}{error}") from None
+
+
+def _without(flags: dict[str, Flag], exclude: frozenset[str]) -> dict[str, Flag]:
+    return {name: flag for name, flag in flags.items() if name not in exclude}
 
 
 def _flag(name: str) -> str:

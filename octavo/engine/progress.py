@@ -1,4 +1,4 @@
-"""The progress bar of `LLM.generate`: requests done, tokens a second, share of KV blocks in use."""
+"""A progress bar: requests done, tokens a second, and the share of KV blocks in use where somebody tells it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFRESH_SECONDS = 0.2
 class Progress:
     """Drawn on standard error, and only where that is a terminal; costs nothing otherwise."""
 
-    def __init__(self, num_requests: int, stats: Callable[[], EngineStats], is_shown: bool) -> None:
+    def __init__(self, num_requests: int, stats: Callable[[], EngineStats] | None, is_shown: bool) -> None:
         self._num_requests = num_requests
         self._stats = stats
         self._is_shown = is_shown and sys.stderr.isatty()
@@ -33,12 +33,16 @@ class Progress:
 
     def update(self, output: RequestOutput) -> None:
         """A request is done."""
+        self.advance(sum(len(completion.token_ids) for completion in output.outputs))
+
+    def advance(self, num_tokens: int) -> None:
+        """A request is done, which made so many tokens."""
         if self._bar is None:
             return
-        self._num_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        self._num_tokens += num_tokens
         rate = self._num_tokens / (time.perf_counter() - self._begin)
-        usage = self._stats().kv_cache_usage
-        self._bar.update(self._bar_id, advance=1, detail=f"{rate:,.0f} tok/s, KV {usage:.0%}")
+        usage = "" if self._stats is None else f", KV {self._stats().kv_cache_usage:.0%}"
+        self._bar.update(self._bar_id, advance=1, detail=f"{rate:,.0f} tok/s{usage}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -36,7 +36,7 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         with pytest.raises(SystemExit, match="2"):
             cli.main(words)
         refusal = capsys.readouterr().err
-        assert f"no command {' '.join(words)!r}; choose from 'run', 'serve', 'doctor', 'bench throughput'" in refusal
+        assert f"no command {' '.join(words)!r}; choose from 'run', 'serve', 'run-batch', 'chat', 'complete'" in refusal
 
 
 @pytest.mark.parametrize(("fault", "code"), [(ConfigError("no"), 2), (KeyboardInterrupt(), 130)])

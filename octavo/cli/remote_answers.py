@@ -1,0 +1,117 @@
+"""What `octavo chat` and `octavo complete` share: which server and model, and an answer shown as it comes.
+
+On a terminal, a dim line after each answer says how long it took; what a model says can move no cursor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from octavo import env
+from octavo.cli.sampling_flags import add_sampling_flags, sampling_options
+from octavo.cli.server_api import ServerApi
+
+DEFAULT_URL = "http://localhost:8000/v1"
+
+# One answer is shown, as it comes; and what is no field of the API cannot be asked for.
+_NOT_FLAGS = frozenset({"n", "skip_reading_prefix_cache"})
+
+# Control characters but for tab and line end: they could move a terminal's cursor, or rename its window.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def add_remote_flags(parser: argparse.ArgumentParser, quick: str) -> None:
+    """quick: what -q takes."""
+    parser.add_argument("--url", default=DEFAULT_URL, help=f"the server's API (default: {DEFAULT_URL})")
+    parser.add_argument("--model-name", metavar="NAME", help="the model to ask; default: the first that is served")
+    parser.add_argument("--api-key", metavar="KEY", help="the server's key; default: OPENAI_API_KEY, or none")
+    parser.add_argument("-q", "--quick", metavar=quick.upper(), help=f"answer this one {quick} and leave")
+    add_sampling_flags(parser, _NOT_FLAGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A model of a server, and how to sample from it."""
+
+    api: ServerApi
+    model: str
+    options: dict[str, Any]
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> Remote:
+        """Asks the server what it serves, so that one who is not there is noticed before anything is typed."""
+        api = ServerApi(args.url, args.api_key if args.api_key is not None else env.openai_api_key())
+        served = api.first_model()
+        return cls(api, args.model_name or served, sampling_options(args))
+
+    def show(self, path: str, fields: dict[str, Any], text_of: Callable[[dict[str, Any]], str | None]) -> str:
+        """Print the answer as it comes; Ctrl-C ends it. text_of: a choice's new text. Returns what was said."""
+        body = {"model": self.model, "stream_options": {"include_usage": True}, **self.options, **fields}
+        said: list[str] = []
+        timing = _Timing()
+        try:
+            with closing(self.api.events(path, body)) as chunks:
+                for piece in timing.pieces(chunks, text_of):
+                    said.append(piece)
+                    print(visible(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+        except KeyboardInterrupt:
+            timing.ending = "stopped"
+        finally:
+            if said and not said[-1].endswith("\n"):
+                print(flush=True)
+        if sys.stderr.isatty():
+            _print_dim(timing.line())
+        return "".join(said)
+
+
+def visible(text: str) -> str:
+    """Control characters shown as what they are."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+class _Timing:
+    """How one answer came."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._first: float | None = None
+        self._num_tokens: int | None = None
+        self.ending: str | None = None
+
+    def pieces(
+        self, chunks: Iterator[dict[str, Any]], text_of: Callable[[dict[str, Any]], str | None]
+    ) -> Iterator[str]:
+        for chunk in chunks:
+            if chunk.get("usage"):
+                self._num_tokens = chunk["usage"].get("completion_tokens")
+            for choice in chunk.get("choices") or ():
+                if choice.get("finish_reason") == "length":
+                    self.ending = "cut off at the most tokens it may have"
+                if text := text_of(choice):
+                    if self._first is None:
+                        self._first = time.perf_counter()
+                    yield text
+
+    def line(self) -> str:
+        now = time.perf_counter()
+        first = now if self._first is None else self._first
+        parts = [self.ending] if self.ending else []
+        if self._num_tokens is not None:
+            parts.append(f"{self._num_tokens:,} tokens")
+            if self._num_tokens > 1 and now > first:
+                parts.append(f"{(self._num_tokens - 1) / (now - first):,.1f} tok/s")
+        parts.append(f"first text after {first - self._begin:.3f} s")
+        return ", ".join(parts)
+
+
+def _print_dim(text: str) -> None:
+    from rich.console import Console  # 60 ms to import, so only where it shows
+
+    Console(stderr=True, highlight=False, markup=False).print(text, style="dim")

@@ -1,0 +1,96 @@
+"""Answer a file of calls in OpenAI's batch format, without a server. Run it again after anything that ended it:
+what has a result is not done twice.
+
+octavo run-batch -i in.jsonl -o out.jsonl --model smollm2
+octavo run-batch -i in.jsonl -o out.jsonl --model Qwen/Qwen3-0.6B --served-model-name gpt-4o --max-num-seqs 256
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from typing import get_type_hints
+
+from octavo.cli.flags import add_engine_flags, add_flag, engine_options, whole_number
+from octavo.engine.progress import Progress
+from octavo.errors import ConfigError
+from octavo.server.batch_files import BatchInput, BatchOutput
+from octavo.server.settings import ServerSettings
+
+_NOT_FLAGS = frozenset({"model"})  # required here
+
+#: settings of the server that a batch's calls can meet
+_SETTINGS = (
+    "trust_request_chat_template",
+    "return_tokens_as_token_ids",
+    "max_body_bytes",
+    "max_prompts_per_request",
+    "max_messages_per_request",
+    "max_stop_strings",
+    "max_stop_string_len",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", "--input-file", required=True, metavar="FILE", help="calls, one a line")
+    parser.add_argument("-o", "--output-file", required=True, metavar="FILE", help="results, one a line; appended to")
+    parser.add_argument("--model", required=True, help="as for octavo run")
+    help_names = "names that calls may give the model; default: what --model says"
+    parser.add_argument("--served-model-name", nargs="+", metavar="NAME", help=help_names)
+    help_inflight = "most calls in the engine at a time, running or waiting; default: twice --max-num-seqs"
+    parser.add_argument("--max-inflight", type=whole_number, metavar="N", help=help_inflight)
+    group = parser.add_argument_group("limits of a call, as in octavo serve")
+    hints, fields = get_type_hints(ServerSettings), ServerSettings.__dataclass_fields__
+    for name in _SETTINGS:
+        add_flag(group, name, hints[name], f"{fields[name].metadata['help']} (default: {fields[name].default})")
+    add_engine_flags(parser, _NOT_FLAGS)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.max_inflight is not None and args.max_inflight < 1:
+        raise ConfigError(f"--max-inflight is {args.max_inflight}, allowed is 1 or more")
+    settings = ServerSettings(
+        served_model_name=tuple(args.served_model_name or (args.model,)),
+        enable_request_id_headers=True,
+        **{name: getattr(args, name) for name in _SETTINGS if hasattr(args, name)},
+    )
+    with BatchInput(args.input_file) as asked, BatchOutput(args.output_file, asked) as results:
+        num_before = len(results.done & asked.places.keys())
+        if num_before == len(asked.places):
+            print(f"all {num_before:,} lines have a result in {args.output_file}", file=sys.stderr)
+        else:
+            if num_before:
+                print(f"{num_before:,} of {len(asked.places):,} lines have a result already", file=sys.stderr)
+            _answer(args, settings, asked, results)
+        if results.num_failures:
+            print(f"{results.num_failures:,} results are errors", file=sys.stderr)
+        return 1 if results.num_failures else 0
+
+
+def _answer(args: argparse.Namespace, settings: ServerSettings, asked: BatchInput, results: BatchOutput) -> None:
+    from octavo.engine.async_engine import AsyncLLM  # after everything that can be refused without it
+    from octavo.server.app import create_app
+    from octavo.server.batch import run_batch
+
+    num_before, num_tokens, begin = len(results.done & asked.places.keys()), 0, time.perf_counter()
+    llm = AsyncLLM(args.model, **engine_options(args, _NOT_FLAGS))
+    try:
+        max_inflight = args.max_inflight or 2 * llm.model_info.max_num_seqs
+        with Progress(len(asked.places) - num_before, None, is_shown=True) as progress:
+
+            def told(num_new: int) -> None:
+                nonlocal num_tokens
+                num_tokens += num_new
+                progress.advance(num_new)
+
+            asyncio.run(run_batch(create_app(llm, settings), asked, results, max_inflight, told))
+    finally:
+        llm.shutdown()
+        num_done = len(results.done & asked.places.keys())
+        seconds = time.perf_counter() - begin
+        told_tokens = f"{num_tokens:,} tokens in {seconds:.1f} s: {num_tokens / seconds:,.1f} tok/s"
+        print(f"{num_done - num_before:,} lines, {told_tokens}", file=sys.stderr)
+        if num_done < len(asked.places):
+            print(f"{len(asked.places) - num_done:,} are left; the same command goes on with them", file=sys.stderr)

@@ -1,0 +1,64 @@
+"""`octavo run` on a terminal: a chat with the engine in this process.
+
+Ctrl-C stops the answer, not the program; what was said so far is remembered.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from octavo.cli.asks import AskReader, Message
+from octavo.cli.conversation import Conversation
+from octavo.errors import InvalidRequestError, TokenizerError
+
+if TYPE_CHECKING:
+    from octavo.llm import LLM
+
+
+@dataclass(slots=True)
+class Interrupt:
+    """Whether Ctrl-C was pressed."""
+
+    is_pressed: bool = False
+
+
+def chat(llm: LLM, reader: AskReader) -> None:
+    """A model without a chat template completes each line by itself."""
+
+    def say(messages: list[Message]) -> str:
+        is_raw = reader.encode_chat is None
+        ask = reader.from_text(messages[-1]["content"]) if is_raw else reader.from_messages(messages)
+        said = ""
+        with _ctrl_c() as interrupt:
+            for output in llm.stream([ask.prompt], ask.sampling_params.replace(n=1)):
+                piece = "".join(completion.text for completion in output.outputs)
+                print(piece, end="", flush=True)
+                said += piece
+                if interrupt.is_pressed:
+                    break  # leaving the loop aborts the request
+        print()
+        return said
+
+    Conversation(say, (InvalidRequestError, TokenizerError)).run()
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Interrupt]:
+    """Note the first Ctrl-C, so that no step is torn in the middle; the second one stops the program."""
+    interrupt = Interrupt()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interrupt.is_pressed:
+            raise KeyboardInterrupt
+        interrupt.is_pressed = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)

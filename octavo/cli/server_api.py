@@ -1,0 +1,146 @@
+"""A running server as `octavo chat` and `octavo complete` see it: OpenAI's API over plain HTTP, answers as they come.
+
+One connection a call, closed when its reader leaves, by which the server knows that nobody wants the rest.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any
+from urllib.parse import urlsplit
+
+from octavo.errors import ConfigError, ServerError
+
+CONNECT_TIMEOUT_S = 10.0
+#: of an answer that is not in OpenAI's form, enough to recognise what answered
+_SHOWN_LEN = 200
+_MAX_ERROR_BYTES = 2**16
+
+
+class ServerApi:
+    """url: with the API's prefix, as OpenAI's clients want it: http://localhost:8000/v1."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        parts = urlsplit(url)
+        try:
+            self._host, self._port = parts.hostname, parts.port
+        except ValueError:
+            self._host = None
+        if parts.scheme not in ("http", "https") or not self._host or parts.username or parts.query:
+            raise ConfigError(f"--url is {url!r}, allowed is an address such as http://localhost:8000/v1")
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ConfigError("the API key holds a character that is not printable ASCII, which no header can carry")
+        self.url = url.rstrip("/")
+        self._is_secure = parts.scheme == "https"
+        self._prefix = parts.path.rstrip("/")
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+
+    def first_model(self) -> str:
+        """The name of the first model that is served."""
+        with closing(self._connect()) as connection, self._ask(connection, "GET", "/models", None) as answer:
+            body = _json(self._read(answer))
+        try:
+            return str(body["data"][0]["id"])
+        except (LookupError, TypeError):
+            raise self._not_openai(json.dumps(body)) from None
+
+    def events(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """A streamed answer's chunks. Leaving the loop ends the answer at the server, too."""
+        asked = {**body, "stream": True}
+        with closing(self._connect()) as connection, self._ask(connection, "POST", path, asked) as answer:
+            kind = answer.getheader("Content-Type", "")
+            if not kind.startswith("text/event-stream"):
+                raise self._not_openai(f"content of type {kind!r}")
+            for data in self._data(answer):
+                if data == b"[DONE]":
+                    return
+                chunk = _json(data)
+                if not isinstance(chunk, dict):
+                    raise self._not_openai(data.decode(errors="replace"))
+                if "error" in chunk:
+                    raise ServerError(f"the server stopped in the middle of the answer: {_message(chunk)}")
+                yield chunk
+        raise ServerError("the server closed the connection in the middle of the answer; its log may say why")
+
+    def _connect(self) -> http.client.HTTPConnection:
+        """An answer may wait as long as it must (Ctrl-C leaves), a connection may not."""
+        assert self._host is not None, "the address was checked"
+        connection: http.client.HTTPConnection
+        if self._is_secure:
+            context = ssl.create_default_context()
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=CONNECT_TIMEOUT_S, context=context)
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_TIMEOUT_S)
+        try:
+            connection.connect()
+        except OSError as error:
+            raise ServerError(
+                f"no server answers at {self.url} ({error}): start one with `octavo serve MODEL`, "
+                "or name another with --url"
+            ) from None
+        connection.sock.settimeout(None)
+        return connection
+
+    def _ask(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: dict[str, Any] | None
+    ) -> http.client.HTTPResponse:
+        """The answer's head; raises ServerError if it is a refusal."""
+        content = None if body is None else json.dumps(body).encode()
+        try:
+            connection.request(method, self._prefix + path, content, self._headers)
+            answer = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from None
+        if answer.status == 200:
+            return answer
+        text = self._read(answer, _MAX_ERROR_BYTES)
+        told = _message(_json(text)) or text.decode(errors="replace")[:_SHOWN_LEN] or answer.reason
+        cure = {
+            401: "; give the key with --api-key or in OPENAI_API_KEY",
+            404: f"; --url is {self.url}, and OpenAI's API is mostly found under /v1",
+        }
+        raise ServerError(f"the server answered {answer.status}: {told}{cure.get(answer.status, '')}")
+
+    def _data(self, answer: http.client.HTTPResponse) -> Iterator[bytes]:
+        """What each event carries; comments and other fields are none."""
+        try:
+            for line in answer:
+                if line.startswith(b"data:"):
+                    yield line[5:].strip()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from None
+
+    def _read(self, answer: http.client.HTTPResponse, most: int | None = None) -> bytes:
+        try:
+            return answer.read(most)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from None
+
+    def _broken(self, error: Exception) -> ServerError:
+        return ServerError(f"the connection to {self.url} broke: {error or type(error).__name__}")
+
+    def _not_openai(self, got: str) -> ServerError:
+        return ServerError(
+            f"what answers at {self.url} does not speak OpenAI's API, it sent {got[:_SHOWN_LEN]}: check --url"
+        )
+
+
+def _json(text: bytes) -> Any:
+    """None for what is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _message(body: Any) -> str | None:
+    """Of an error in OpenAI's form."""
+    error = body.get("error") if isinstance(body, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else None

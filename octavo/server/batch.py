@@ -1,0 +1,131 @@
+"""A batch: many calls from a file, answered by the server's own routes, without a server.
+
+line ──▶ POST to the application ──▶ result          max_inflight of them at a time
+
+What a call gets here is what it would have got over HTTP, refusals included. A line that is no call gets an error for a
+result. Only the engine's end ends a batch, and that is no result: the line is answered when the batch is run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+from starlette.types import ASGIApp
+
+from octavo.errors import EngineDeadError
+from octavo.server.asgi_call import Reply, post_json
+from octavo.server.batch_files import BatchInput, BatchOutput, ErrorPart, Place, ResponsePart, Result, custom_id_of
+from octavo.server.errors import shown
+from octavo.server.openai_calls import REQUEST_ID_HEADER
+
+URLS = ("/v1/chat/completions", "/v1/completions")
+
+
+class BatchLine(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One line of the input."""
+
+    custom_id: str
+    method: str
+    url: str
+    body: msgspec.Raw
+
+
+class _Streamed(msgspec.Struct):
+    stream: Any = None
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int = 0
+
+
+class _Counted(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+async def run_batch(
+    app: ASGIApp, asked: BatchInput, results: BatchOutput, max_inflight: int, told: Callable[[int], None]
+) -> None:
+    """Answer every line that has no result yet. told: called after each with the tokens it made. Raises
+    EngineDeadError; what was answered before is kept."""
+    missing = [place for key, place in asked.places.items() if key not in results.done]
+    places = iter(missing)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(max_inflight, len(missing))):
+                group.create_task(_answer_in_turn(app, asked, places, results, told))
+    except ExceptionGroup as faults:
+        raise faults.exceptions[0] from None
+
+
+async def _answer_in_turn(
+    app: ASGIApp, asked: BatchInput, places: Iterator[Place], results: BatchOutput, told: Callable[[int], None]
+) -> None:
+    """Take lines until none is left; the iterator is shared, so that no line is taken twice."""
+    for place in places:
+        result = await answer(app, asked.read(place), place.number)
+        results.append(result)
+        told(num_tokens(result))
+
+
+async def answer(app: ASGIApp, line: bytes, number: int) -> Result:
+    call_id = uuid.uuid4().hex
+    result = Result(id=f"batch_req_{call_id}", custom_id=custom_id_of(line), response=None, error=None)
+    try:
+        call = parse_line(line)
+    except ValueError as refusal:
+        result.error = ErrorPart(code="invalid_line", message=f"line {number}: {refusal}", line=number)
+        return result
+    reply = await _post(app, call, call_id)
+    result.response = ResponsePart(
+        status_code=reply.status,
+        request_id=reply.headers.get(REQUEST_ID_HEADER, call_id),
+        body=msgspec.Raw(reply.body),
+    )
+    return result
+
+
+def parse_line(line: bytes) -> BatchLine:
+    """Raises ValueError for what is no call of a batch."""
+    try:
+        call = msgspec.json.decode(line, type=BatchLine)
+        is_streamed = msgspec.json.decode(call.body, type=_Streamed).stream
+    except msgspec.ValidationError as error:
+        raise ValueError(
+            f'{error}, allowed is {{"custom_id": "...", "method": "POST", "url": "{URLS[0]}", "body": {{...}}}}'
+        ) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    if not call.custom_id:
+        raise ValueError("custom_id is '', allowed is a text of one character or more")
+    if call.method != "POST":
+        raise ValueError(f"method is {shown(call.method)}, allowed is 'POST'")
+    if call.url not in URLS:
+        raise ValueError(f"url is {shown(call.url)}, allowed is {' or '.join(map(repr, URLS))}")
+    if is_streamed:
+        raise ValueError(f"stream is {shown(is_streamed)}, allowed in a batch is false: leave it out")
+    return call
+
+
+async def _post(app: ASGIApp, call: BatchLine, call_id: str) -> Reply:
+    """The answer, after as many tries as a full queue asks for."""
+    while True:
+        reply = await post_json(app, call.url, bytes(call.body), {REQUEST_ID_HEADER: call_id})
+        if reply.status != 503:
+            return reply
+        retry_after = reply.headers.get("retry-after")
+        if retry_after is None:
+            message: str = msgspec.json.decode(reply.body)["error"]["message"]
+            raise EngineDeadError(message.partition("; try again when ")[0])  # there is no server to ask for its health
+        await asyncio.sleep(float(retry_after))
+
+
+def num_tokens(result: Result) -> int:
+    """That the call made, as its answer says."""
+    if result.response is None or result.response.status_code != 200:
+        return 0
+    usage = msgspec.json.decode(result.response.body, type=_Counted).usage
+    return 0 if usage is None else usage.completion_tokens
