@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -20,7 +21,7 @@ class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: list[msgspec.Raw] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -38,7 +39,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -119,7 +120,7 @@ class AnswerReader:
             answer.error = answer.error or f"an event that cannot be read: {error}: {_shown(payload)}"
             return
         if chunk.error is not None:
-            answer.error = answer.error or _shown(bytes(chunk.error))
+            answer.error = answer.error or _shown(msgspec.json.encode(chunk.error))
         if chunk.usage is not None and chunk.usage.completion_tokens is not None:
             answer.has_usage = True
             answer.num_prompt_tokens = chunk.usage.prompt_tokens

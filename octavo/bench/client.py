@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -78,6 +79,7 @@ class Client:
         self.target = target
         self._idle: list[Connection] = []
         self._tls = ssl.create_default_context() if target.is_tls else None
+        self._addresses: list[str] = []
 
     async def send(self, request: bytes, on_body: OnBody) -> int:
         """Send one request, hand its body's bytes to `on_body`, return the status. Raises OSError."""
@@ -90,10 +92,13 @@ class Client:
                     # The server closed it just now, for having been idle. Once it has answered, it is a failure.
                     if connection.has_answered:
                         raise
-        loop = asyncio.get_running_loop()
+        return await self._exchange(await self._connect(), request, on_body)
+
+    async def resolve(self) -> None:
+        """Look the host's name up, once and before any time is taken."""
         host, port = self.target.address
-        _, connection = await loop.create_connection(Connection, host, port, ssl=self._tls)
-        return await self._exchange(connection, request, on_body)
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self._addresses = [str(one[4][0]) for one in found]
 
     async def stream(self, request: bytes, answer: Answer, num_prompt_tokens: int, keep_text: bool = False) -> None:
         """Fill in `answer`; what goes wrong is written there."""
@@ -129,6 +134,24 @@ class Client:
     def close(self) -> None:
         for connection in self._idle:
             connection.close()
+
+    async def _connect(self) -> Connection:
+        """To the first address that answers; those before it, such as ::1 for localhost, are not tried again."""
+        if not self._addresses:
+            await self.resolve()
+        for address in self._addresses[:-1]:
+            try:
+                return await self._open(address)
+            except OSError:
+                self._addresses = [one for one in self._addresses if one != address]
+        return await self._open(self._addresses[-1])
+
+    async def _open(self, address: str) -> Connection:
+        host, port = self.target.address
+        name = host if self._tls else None
+        loop = asyncio.get_running_loop()
+        _, made = await loop.create_connection(Connection, address, port, ssl=self._tls, server_hostname=name)
+        return made
 
     async def _exchange(self, connection: Connection, request: bytes, on_body: OnBody) -> int:
         try:

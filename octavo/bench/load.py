@@ -123,6 +123,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 async def _drive(share: Share, begin: float, on_progress: OnProgress) -> Sent:
     client = Client(share.target)
+    await client.resolve()
     sent = Sent()
     turn = None if share.max_concurrency is None else asyncio.Semaphore(share.max_concurrency)
 

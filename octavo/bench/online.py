@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from octavo.bench.answer import Answer
 from octavo.bench.client import Client, Target
@@ -46,7 +47,7 @@ class Form:
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         many = {"n": ask.n} if ask.n > 1 else {}
         eos = {"ignore_eos": True} if self.ignore_eos else {}
-        return json.dumps({"model": self.model, **asked, **many, **eos, **streamed, **self.options}).encode()
+        return msgspec.json.encode({"model": self.model, **asked, **many, **eos, **streamed, **self.options})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Server:
         )
         sent = run_load(share, timing.processes(len(asks)), on_progress)
         asked_n = self.form.options.get("n")  # goes before the ask's own, as it does in the body
-        return Outcome(sent, {index: asked_n or ask.n for index, ask in enumerate(asks)})
+        return Outcome(sent, {index: asked_n or ask.n for index, ask in enumerate(asks)}, len(long_asks))
 
     def wait_until_ready(self, ask: Ask, timeout_s: float) -> None:
         """Try one request, again and again for `timeout_s`; raises OctavoError with what was wrong with the last."""

@@ -35,10 +35,12 @@ MAX_ERRORS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One load, measured. num_sequences: how many each request sampled, by its index."""
+    """One load, measured. num_sequences: how many each request sampled, by its index; num_long_prompts: how many
+    different long prompts there were to send beside them."""
 
     sent: Sent
     num_sequences: Mapping[int, int]
+    num_long_prompts: int = 0
 
     @property
     def completed(self) -> list[Answer]:
@@ -100,16 +102,23 @@ def summary(
     }
     for metric in metrics:
         result |= _statistics(metric, outcome.times_ms(metric), percentages)
-    long_ones = [answer for answer in outcome.sent.long_answers if answer.last or answer.error]
-    if outcome.sent.long_answers:
-        times = [1000 * answer.ttft for answer in long_ones if not answer.error]
-        result["long_prefill"] = {
-            "completed": len(times),
-            "failed": len(long_ones) - len(times),
-            "cut_off": len(outcome.sent.long_answers) - len(long_ones),
-            **_statistics("ttft", times, percentages),
-        }
+    if outcome.num_long_prompts:
+        result["long_prefill"] = _long_prefill(outcome, percentages)
     return result
+
+
+def _long_prefill(outcome: Outcome, percentages: Sequence[float]) -> dict[str, Any]:
+    """The long prompts beside the requests. Those still unanswered when the last request ended were cut off."""
+    answers = outcome.sent.long_answers
+    failed = sum(bool(answer.error) for answer in answers)
+    times = [1000 * answer.ttft for answer in answers if answer.last and not answer.error]
+    return {
+        "completed": len(times),
+        "failed": failed,
+        "cut_off": len(answers) - failed - len(times),
+        "repeated": max(0, len(answers) - outcome.num_long_prompts),
+        **_statistics("ttft", times, percentages),
+    }
 
 
 def details(outcome: Outcome) -> dict[str, Any]:
@@ -179,6 +188,9 @@ def warnings(result: Mapping[str, Any], errors: Counter[str]) -> list[str]:
             f"the server told no usage for {result['without_usage']} requests: their tokens are counted by pieces "
             "of text, of which each may hold several"
         )
+    repeated = result.get("long_prefill", {}).get("repeated", 0)
+    if repeated:
+        lines.append(f"{repeated} long prompts had been sent before, and a prefix cache may have known them")
     return lines
 
 

@@ -56,21 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_counts(args, "num_prompts", "max_concurrency", "num_client_procs")
-    check_counts(args, "num_warmups", least=0)
-    check_dataset_flags(args)
-    dataset = open_dataset(args)
+    _check(args)
     goodput_ms, metrics, percentages = parse_goodput(args.goodput), _metrics(args), _percentages(args)
-    timing = _timing(args, dataset)
-    results = Results(args, dataset.rates)
-    target = _target(args)
-    server = Server(target, _form(args, target, dataset))
+    target, options = _target(args), _options(args)
+    dataset = open_dataset(args)
+    timing, results = _timing(args, dataset), Results(args, dataset.rates)
     asks = dataset.asks(0)
+    server = Server(target, _form(args, target, dataset, options))
     server.wait_until_ready(asks[0], args.ready_check_timeout_sec)
     server.warm_up(asks[0], args.num_warmups)
     for point, rate in enumerate(dataset.rates):
         asks = dataset.asks(point)
-        if point > 0 and isinstance(asks[0].prompt, str):
+        if point > 0 and not dataset.is_drawn:
             say("these prompts were sent before: a server with a prefix cache answers them faster now")
         timed = replace(timing, request_rate=rate)
         with Bar(len(asks), rate, args.disable_tqdm) as bar:
@@ -82,6 +79,21 @@ def run(args: argparse.Namespace) -> int:
         more = details(outcome) if args.save_detailed else {}
         results.add(_asked(args, server, timed, asks), result, more, outcome)
     return results.finish()
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What can be said of numbers alone, before anything is drawn or sent."""
+    check_counts(args, "num_prompts", "max_concurrency", "num_client_procs")
+    check_counts(args, "num_warmups", least=0)
+    check_dataset_flags(args)
+    if not args.ready_check_timeout_sec >= 0:
+        raise ConfigError(f"--ready-check-timeout-sec is {args.ready_check_timeout_sec}, allowed is 0 or more")
+    if not 1 <= args.port <= 65535:
+        raise ConfigError(f"--port is {args.port}, allowed is 1 to 65535")
+    if args.endpoint is not None and (not args.endpoint.startswith("/") or len(args.endpoint.split()) != 1):
+        raise ConfigError(
+            f"--endpoint is {args.endpoint!r}, allowed is a path that begins with /, such as /v1/completions"
+        )
 
 
 def _add_server_flags(group: argparse._ArgumentGroup) -> None:
@@ -144,21 +156,29 @@ def _target(args: argparse.Namespace) -> Target:
     return Target(args.base_url or f"http://{args.host}:{args.port}", headers)
 
 
-def _form(args: argparse.Namespace, target: Target, dataset: Dataset) -> Form:
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields that every request carries besides its own: the sampling flags, and --extra-body over them."""
     given = vars(args)
     options = {name: given[name] for name in _SAMPLING if name in given}
-    if args.extra_body is not None:
-        try:
-            extra = json.loads(args.extra_body)
-        except ValueError as error:
-            raise ConfigError(f"--extra-body is no JSON: {error}: {args.extra_body}") from None
-        if not isinstance(extra, dict):
-            raise ConfigError(f'--extra-body is {args.extra_body}, allowed is a JSON object such as {{"top_k": 5}}')
-        options |= extra
+    if args.extra_body is None:
+        return options
+    try:
+        extra = json.loads(args.extra_body)
+    except ValueError as error:
+        raise ConfigError(f"--extra-body is no JSON: {error}: {args.extra_body}") from None
+    if not isinstance(extra, dict):
+        raise ConfigError(f'--extra-body is {args.extra_body}, allowed is a JSON object such as {{"top_k": 5}}')
+    if extra.get("stream") is False:
+        raise ConfigError("--extra-body has stream false, but times are taken of streams; drop it")
+    n = extra.get("n", 1)
+    if type(n) is not int or n < 1:
+        raise ConfigError(f"--extra-body has n {n!r}, allowed is 1 or more")
+    return options | extra
+
+
+def _form(args: argparse.Namespace, target: Target, dataset: Dataset, options: dict[str, Any]) -> Form:
     endpoint = args.endpoint or ENDPOINTS[args.backend]
-    if not endpoint.startswith("/") or any(character.isspace() for character in endpoint):
-        raise ConfigError(f"--endpoint is {endpoint!r}, allowed is a path that begins with /, such as /v1/completions")
-    ignore_eos = dataset.fixes_lengths if args.ignore_eos is None else args.ignore_eos
+    ignore_eos = dataset.is_drawn if args.ignore_eos is None else args.ignore_eos
     return Form(args.backend, endpoint, args.model or first_model(target), ignore_eos, options)
 
 

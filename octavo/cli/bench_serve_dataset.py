@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from octavo.bench.datasets import (
@@ -33,7 +34,7 @@ FILES = ("sharegpt", "custom")
 DATASETS = ("random", *FIXED, *FILES)
 DEFAULT_NUM_PROMPTS, DEFAULT_INPUT_LEN, DEFAULT_OUTPUT_LEN, DEFAULT_LONG_LEN = 1000, 1024, 128, 8192
 STALL_RATE, STALL_EVERY = 8.0, 1.0
-MAX_LONG_PROMPTS = 256  # then the first is sent again
+LEAST_LONG_PROMPTS, MOST_LONG_PROMPTS = 64, 256  # then the first is sent again, and a warning says so
 
 #: flag: the datasets it goes with
 _GOES_WITH = {
@@ -53,13 +54,14 @@ _GOES_WITH = {
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Draws the requests of each request rate: other tokens each time, where they are drawn."""
+    """The requests of each request rate. is_drawn: with lengths of their own and other tokens at each rate; what is
+    read from a file is the same each time."""
 
     rates: tuple[float, ...]
     asks: Callable[[int], list[Ask]]
     long_asks: Callable[[int], list[Ask]]
     long_every: float
-    fixes_lengths: bool
+    is_drawn: bool
 
 
 def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
@@ -127,33 +129,34 @@ def check_dataset_flags(args: argparse.Namespace) -> None:
 def open_dataset(args: argparse.Namespace) -> Dataset:
     tokenizer = _tokenizer(args)
     vocab_size = args.vocab_size or (tokenizer.vocab_size if tokenizer is not None else None)
-    rates = _rates(args)
-    every = _long_every(args)
-    first = _draw(args, vocab_size, tokenizer, 0)
-    num_long = 0 if math.isinf(every) else _num_long(len(first), min(rates), every)
-    as_chat = args.backend == "openai-chat"
+    rates, every = _rates(args), _long_every(args)
 
-    def written(asks: list[Ask]) -> list[Ask]:
-        if not as_chat or all(isinstance(ask.prompt, str) for ask in asks):
-            return asks
-        if tokenizer is None:
-            raise ConfigError(
-                f"--backend openai-chat sends text, and --dataset-name {args.dataset_name} draws token ids: "
-                "give --tokenizer to write them as text, or use --backend openai"
-            )
-        return as_text(asks, tokenizer.decode)
+    @cache  # the first is drawn before the server is known to be there
+    def draw(point: int) -> list[Ask]:
+        return _written(args, _draw(args, vocab_size, tokenizer, point), tokenizer)
 
-    return Dataset(
-        rates=rates,
-        asks=lambda point: written(first if point == 0 else _draw(args, vocab_size, tokenizer, point)),
-        long_asks=lambda point: written(
-            long_prompts(
-                num_long, args.long_prefill_len or DEFAULT_LONG_LEN, vocab_size or SAFE_VOCAB_SIZE, args.seed + point
-            )
-        ),
-        long_every=every,
-        fixes_lengths=args.dataset_name not in FILES,
-    )
+    def draw_long(point: int) -> list[Ask]:
+        if math.isinf(every):
+            return []
+        num_long = _num_long(len(draw(point)), rates[point], every)
+        length = args.long_prefill_len or DEFAULT_LONG_LEN
+        return _written(
+            args, long_prompts(num_long, length, vocab_size or SAFE_VOCAB_SIZE, args.seed + point), tokenizer
+        )
+
+    return Dataset(rates, draw, draw_long, every, is_drawn=args.dataset_name not in FILES)
+
+
+def _written(args: argparse.Namespace, asks: list[Ask], tokenizer: Tokenizer | None) -> list[Ask]:
+    """As text where the backend takes only text."""
+    if args.backend != "openai-chat" or all(isinstance(ask.prompt, str) for ask in asks):
+        return asks
+    if tokenizer is None:
+        raise ConfigError(
+            f"--backend openai-chat sends text, and --dataset-name {args.dataset_name} draws token ids: "
+            "give --tokenizer to write them as text, or use --backend openai"
+        )
+    return as_text(asks, tokenizer.decode)
 
 
 def _draw(args: argparse.Namespace, vocab_size: int | None, tokenizer: Tokenizer | None, point: int) -> list[Ask]:
@@ -224,4 +227,4 @@ def _long_every(args: argparse.Namespace) -> float:
 def _num_long(num_prompts: int, rate: float, every: float) -> int:
     """Enough for the time that requests arrive in, and as long again for a server that falls behind."""
     seconds = 60.0 if math.isinf(rate) else 2 * num_prompts / rate
-    return max(1, min(MAX_LONG_PROMPTS, math.ceil(seconds / every)))
+    return max(LEAST_LONG_PROMPTS, min(MOST_LONG_PROMPTS, math.ceil(seconds / every)))
