@@ -27,6 +27,7 @@ COMMANDS = {
     "doctor": "what this machine has, which backends work here and why the others do not",
     "bench throughput": "measure: requests and tokens a second, all requests at once",
     "bench latency": "measure: seconds of one batch",
+    "bench serve": "measure: a running server, what its users wait for under load",
     "bench startup": "measure: seconds from a fresh process to the first token",
 }
 

@@ -151,6 +151,11 @@ def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | N
     return Tokenizer(_read(source), override)
 
 
+def named_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer by itself, without its model: a folder, a GGUF file, a packaged model or a hub id."""
+    return Tokenizer(_read(locate_tokenizer(name)))
+
+
 def _read(source: TokenizerSource) -> TokenizerParts:
     return tokenizer_from_folder(source) if isinstance(source, Path) else tokenizer_from_gguf(source)
 

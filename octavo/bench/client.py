@@ -1,0 +1,239 @@
+"""An HTTP client that gets out of the way: thousands of streams in one process, a few microseconds a chunk.
+
+A Connection is one socket and a parser in C (httptools); it has one request at a time and is used again for the
+next, as a browser would. The loop hands it bytes, it hands them to the reader of the body: there is no task
+switch, no queue and no copy between the socket and the reader. A task wakes up once a request, at its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httptools
+
+from octavo.bench.answer import MAX_ERROR_LEN, Answer, AnswerReader
+from octavo.errors import ConfigError
+
+OnBody = Callable[[bytes, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests go, and what each of them carries in its head."""
+
+    base_url: str
+    headers: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.base_url)
+            is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number
+            is_good = False
+        if not is_good:
+            raise ConfigError(
+                f"--base-url is {self.base_url!r}, allowed is http://HOST[:PORT][/PREFIX] or https://...; "
+                "give it with its scheme"
+            )
+        for name, value in self.headers.items():
+            if not name or any(ord(c) < 33 or c == ":" for c in name) or any(c in "\r\n\0" for c in value):
+                raise ConfigError(f"--header {name}={value!r} cannot be sent: a header is one line of NAME=VALUE")
+
+    @property
+    def is_tls(self) -> bool:
+        return self.base_url.startswith("https:")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.base_url)
+        assert parts.hostname is not None, "a Target is checked when it is made"
+        return parts.hostname, parts.port or (443 if self.is_tls else 80)
+
+    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """The bytes of one request."""
+        parts = urlsplit(self.base_url)
+        head = [
+            f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1",
+            f"Host: {parts.netloc.rpartition('@')[2]}",
+            "Accept: */*",
+            f"Content-Length: {len(body)}",
+        ]
+        if body:
+            head.append("Content-Type: application/json")
+        head += [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join([*head, "", ""]).encode("utf-8") + body
+
+
+class Client:
+    """Connections to one target, kept for the next request. Used by one event loop."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._idle: list[Connection] = []
+        self._tls = ssl.create_default_context() if target.is_tls else None
+        self._addresses: list[str] = []
+
+    async def send(self, request: bytes, on_body: OnBody) -> int:
+        """Send one request, hand its body's bytes to `on_body`, return the status. Raises OSError."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open:
+                try:
+                    return await self._exchange(connection, request, on_body)
+                except ConnectionError:
+                    # The server closed it just now, for having been idle. Once it has answered, it is a failure.
+                    if connection.has_answered:
+                        raise
+        return await self._exchange(await self._connect(), request, on_body)
+
+    async def resolve(self) -> None:
+        """Look the host's name up, once and before any time is taken."""
+        host, port = self.target.address
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self._addresses = [str(one[4][0]) for one in found]
+
+    async def stream(self, request: bytes, answer: Answer, num_prompt_tokens: int, keep_text: bool = False) -> None:
+        """Fill in `answer`; what goes wrong is written there."""
+        reader = AnswerReader(answer, keep_text)
+        status = 0
+        refused = bytearray()
+
+        def on_body(body: bytes, now: float) -> None:
+            reader.feed(body, now)
+            if answer.num_pieces == 0 and len(refused) < MAX_ERROR_LEN:
+                refused.extend(body)
+
+        answer.start = time.monotonic()
+        try:
+            status = await self.send(request, on_body)
+        except OSError as error:
+            answer.error = answer.error or f"{type(error).__name__}: {error}"
+        if status >= 300:
+            answer.error = f"HTTP {status}: {refused.decode('utf-8', 'replace')[:MAX_ERROR_LEN]}"
+        reader.end(num_prompt_tokens)
+
+    async def get_json(self, path: str) -> Any:
+        """The JSON at `path`. Raises OSError if it cannot be had."""
+        body = bytearray()
+        status = await self.send(self.target.request("GET", path), lambda data, now: body.extend(data))
+        if status != 200:
+            raise OSError(f"HTTP {status}: {body.decode('utf-8', 'replace')[:MAX_ERROR_LEN]}")
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise OSError(f"{path} is no JSON: {error}") from None
+
+    def close(self) -> None:
+        for connection in self._idle:
+            connection.close()
+
+    async def _connect(self) -> Connection:
+        """To the first address that answers; those before it, such as ::1 for localhost, are not tried again."""
+        if not self._addresses:
+            await self.resolve()
+        for address in self._addresses[:-1]:
+            try:
+                return await self._open(address)
+            except OSError:
+                self._addresses = [one for one in self._addresses if one != address]
+        return await self._open(self._addresses[-1])
+
+    async def _open(self, address: str) -> Connection:
+        host, port = self.target.address
+        name = host if self._tls else None
+        loop = asyncio.get_running_loop()
+        _, made = await loop.create_connection(Connection, address, port, ssl=self._tls, server_hostname=name)
+        return made
+
+    async def _exchange(self, connection: Connection, request: bytes, on_body: OnBody) -> int:
+        try:
+            status = await connection.exchange(request, on_body)
+        except BaseException:
+            connection.close()
+            raise
+        if connection.is_open:
+            self._idle.append(connection)
+        return status
+
+
+class Connection(asyncio.Protocol):
+    """One socket, one request at a time. The parser calls on_headers_complete, on_body and on_message_complete."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._on_body: OnBody | None = None
+        self._done: asyncio.Future[int] | None = None
+        self._now = 0.0
+        self._ends_with_connection = False
+        self.has_answered = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def exchange(self, request: bytes, on_body: OnBody) -> int:
+        assert self._done is None, "one request at a time"
+        assert self._transport is not None, "a connection is used once it is made"
+        self._parser = httptools.HttpResponseParser(self)
+        self._on_body = on_body
+        self._ends_with_connection = self.has_answered = False
+        self._done = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        try:
+            return await self._done
+        finally:
+            self._done = self._on_body = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write"), "a stream's transport"
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        self._now = time.monotonic()
+        self.has_answered = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(ConnectionError(f"the server does not speak HTTP/1.1: {error}"))
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._ends_with_connection and exc is None:
+            self.on_message_complete()
+        else:
+            self._fail(exc or ConnectionResetError("the server closed the connection before the answer's end"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._ends_with_connection = False
+
+    def on_message_begin(self) -> None:
+        self._ends_with_connection = True  # unless a header says how long the body is
+
+    def on_body(self, body: bytes) -> None:
+        if self._on_body is not None:
+            self._on_body(body, self._now)
+
+    def on_message_complete(self) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_result(self._parser.get_status_code())
+        if self._transport is not None and not self._parser.should_keep_alive():
+            self.close()
+
+    def _fail(self, error: Exception) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(error if isinstance(error, OSError) else ConnectionError(str(error)))

@@ -1,0 +1,204 @@
+"""What a server is asked in a measurement: drawn at random, of a fixed shape, or read from a file.
+
+random                 lengths around a mean, token ids from a seed, a prefix that all share
+single .. longctx      workloads.py's, whose every number is fixed
+stall                  steady short chats, for measuring what long prompts beside them do (load.py sends those)
+sharegpt, custom       conversations of ShareGPT's file; lines of JSON
+
+Prompts of token ids have exactly as many tokens as they say, whatever the server's tokenizer; those of files are
+text, and the server's usage tells how long they were.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from octavo.bench.workloads import NAMED, Work
+from octavo.errors import ConfigError
+
+#: below this number every vocabulary in use has ordinary tokens; ids are drawn there unless more is known
+SAFE_VOCAB_SIZE = 30_000
+STALL_NUM_PROMPTS, STALL_INPUT_LEN, STALL_OUTPUT_LEN = 240, 128, 128
+#: what ShareGPT is pruned to, by vLLM's rule: answers and prompts that are too short or too long say little
+SHAREGPT_MIN_LEN, SHAREGPT_MAX_PROMPT_LEN, SHAREGPT_MAX_TOTAL_LEN = 4, 1024, 2048
+
+CUSTOM_OUTPUT_LEN = 256  # of a line that says none
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request. num_prompt_tokens: 0 where only the server can tell."""
+
+    prompt: str | tuple[int, ...]
+    output_len: int
+    n: int = 1
+    num_prompt_tokens: int = 0
+
+
+def random_asks(
+    num_prompts: int,
+    input_len: int,
+    output_len: int,
+    *,
+    range_ratio: float = 0.0,
+    prefix_len: int = 0,
+    vocab_size: int = SAFE_VOCAB_SIZE,
+    seed: int = 0,
+) -> list[Ask]:
+    """Lengths uniform from (1 - range_ratio) to (1 + range_ratio) times the mean, after a prefix that all share."""
+    if not 0.0 <= range_ratio < 1.0:
+        raise ConfigError(f"--random-range-ratio is {range_ratio}, allowed is 0 to below 1")
+    rng = random.Random(seed)
+    draw = _ids(rng, vocab_size)
+    prefix = draw(prefix_len)
+    return [
+        _of_ids(prefix + draw(_around(rng, input_len, range_ratio)), _around(rng, output_len, range_ratio))
+        for _ in range(num_prompts)
+    ]
+
+
+def named_asks(name: str, vocab_size: int | None = None) -> list[Ask]:
+    """A workload of workloads.py. A vocabulary smaller than the one it was made for has its ids folded in."""
+    return [_of_work(work, vocab_size) for work in NAMED[name]()]
+
+
+def stall_asks(vocab_size: int = SAFE_VOCAB_SIZE) -> list[Ask]:
+    return random_asks(STALL_NUM_PROMPTS, STALL_INPUT_LEN, STALL_OUTPUT_LEN, vocab_size=vocab_size, seed=6)
+
+
+def long_prompts(num_prompts: int, input_len: int, vocab_size: int = SAFE_VOCAB_SIZE, seed: int = 0) -> list[Ask]:
+    """Prompts that no prefix cache knows, for one token each: prefill and nothing else."""
+    return random_asks(num_prompts, input_len, 1, vocab_size=vocab_size, seed=seed + 1_000_003)
+
+
+def custom_asks(path: str, num_prompts: int, output_len: int | None, seed: int, shuffle: bool = True) -> list[Ask]:
+    """Lines of {"prompt": text or token ids, "output_tokens": N}; output_len goes before a line's own number."""
+    asks = []
+    for number, line in enumerate(_read(path).splitlines(), 1):
+        if line.strip():
+            asks.append(_of_line(line, f"{path}, line {number}", output_len))
+    return _choose(asks, path, num_prompts, seed, shuffle)
+
+
+def sharegpt_asks(
+    path: str, num_prompts: int, output_len: int | None, seed: int, encode: Encode | None, shuffle: bool = True
+) -> list[Ask]:
+    """The first two turns of each conversation: what was asked, and how long the answer was. The answer's length
+    needs a tokenizer (`encode`), or is `output_len`."""
+    if encode is None and output_len is None:
+        raise ConfigError(
+            "--dataset-name sharegpt takes the length of each answer from a tokenizer: give --tokenizer, "
+            "or one length for all with --sharegpt-output-len"
+        )
+    try:
+        conversations = json.loads(_read(path))
+        turns = [entry["conversations"][:2] for entry in conversations if len(entry["conversations"]) >= 2]
+        pairs = [(first["value"], second["value"]) for first, second in turns]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f'--dataset-path {path} is not ShareGPT\'s JSON, a list of {{"conversations": [{{"value": TEXT}}, ...]}}: '
+            f"{type(error).__name__}: {error}"
+        ) from None
+    if shuffle:
+        random.Random(seed).shuffle(pairs)
+    asks: list[Ask] = []
+    for prompt, answer in pairs:
+        if len(asks) == num_prompts:
+            break
+        ask = _of_pair(prompt, answer, output_len, encode)
+        if ask is not None:
+            asks.append(ask)
+    return _choose(asks, path, num_prompts, seed, shuffle=False)
+
+
+def shifted(asks: list[Ask], by: int, vocab_size: int | None) -> list[Ask]:
+    """The same lengths with other tokens, for another run against a server whose prefix cache knows these."""
+    end = vocab_size or max((max(ask.prompt) for ask in asks if isinstance(ask.prompt, tuple)), default=0) + 1
+    first = end // 10
+    return [
+        ask if isinstance(ask.prompt, str) else replace(ask, prompt=_shift(ask.prompt, by, first, end)) for ask in asks
+    ]
+
+
+def as_text(asks: list[Ask], decode: Callable[[tuple[int, ...]], str]) -> list[Ask]:
+    """Token ids as text, for servers that take only text. It may be cut into other tokens there."""
+    return [ask if isinstance(ask.prompt, str) else replace(ask, prompt=decode(ask.prompt)) for ask in asks]
+
+
+def _shift(prompt: tuple[int, ...], by: int, first: int, end: int) -> tuple[int, ...]:
+    return tuple(first + (token - first + by) % (end - first) for token in prompt)
+
+
+def _around(rng: random.Random, mean: int, ratio: float) -> int:
+    return rng.randint(max(1, math.floor(mean * (1 - ratio))), max(1, math.ceil(mean * (1 + ratio))))
+
+
+def _ids(rng: random.Random, vocab_size: int) -> Callable[[int], tuple[int, ...]]:
+    """The lowest tenth of the vocabulary is left out: special tokens live there."""
+    ids = range(vocab_size // 10, vocab_size)
+    return lambda length: tuple(rng.choices(ids, k=length))
+
+
+def _of_ids(ids: tuple[int, ...], output_len: int) -> Ask:
+    return Ask(ids, output_len, 1, len(ids))
+
+
+def _of_work(work: Work, vocab_size: int | None) -> Ask:
+    ids = work.prompt_token_ids
+    if vocab_size is not None:
+        first = vocab_size // 10
+        ids = tuple(token if token < vocab_size else first + token % (vocab_size - first) for token in ids)
+    return Ask(ids, work.output_len, work.n, len(ids))
+
+
+def _of_line(line: str, where: str, output_len: int | None) -> Ask:
+    try:
+        entry: Any = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where} is no JSON: {error}") from None
+    prompt = entry.get("prompt") if isinstance(entry, dict) else None
+    is_ids = isinstance(prompt, list) and all(type(token) is int and token >= 0 for token in prompt)
+    if not prompt or not (isinstance(prompt, str) or is_ids):
+        raise ConfigError(f'{where} has no "prompt" that is a text or a list of token ids: {line[:80]}')
+    length = entry.get("output_tokens", CUSTOM_OUTPUT_LEN) if output_len is None else output_len
+    if type(length) is not int or length < 1:
+        raise ConfigError(f'{where} has "output_tokens" {length!r}, allowed is 1 or more')
+    return Ask(tuple(prompt), length, 1, len(prompt)) if isinstance(prompt, list) else Ask(prompt, length)
+
+
+def _of_pair(prompt: Any, answer: Any, output_len: int | None, encode: Encode | None) -> Ask | None:
+    """None for a pair that is pruned. Without a tokenizer nothing is known to prune by but emptiness."""
+    if not isinstance(prompt, str) or not isinstance(answer, str) or not prompt:
+        return None
+    if encode is None:
+        assert output_len is not None, "one of the two is checked before"
+        return Ask(prompt, output_len)
+    prompt_len = len(encode(prompt))
+    answer_len = len(encode(answer)) if output_len is None else output_len
+    is_short = prompt_len < SHAREGPT_MIN_LEN or (output_len is None and answer_len < SHAREGPT_MIN_LEN)
+    is_long = prompt_len > SHAREGPT_MAX_PROMPT_LEN or prompt_len + answer_len > SHAREGPT_MAX_TOTAL_LEN
+    return None if is_short or is_long else Ask(prompt, answer_len, 1, prompt_len)
+
+
+def _choose(asks: list[Ask], path: str, num_prompts: int, seed: int, shuffle: bool) -> list[Ask]:
+    """Exactly as many as were wanted; too few are taken again from the front, as vLLM does."""
+    if not asks:
+        raise ConfigError(f"--dataset-path {path} holds no prompt that can be used; look into the file")
+    if shuffle:
+        random.Random(seed).shuffle(asks)
+    return [asks[index % len(asks)] for index in range(num_prompts)]
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--dataset-path {path} cannot be read: {error}") from None

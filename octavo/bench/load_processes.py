@@ -1,0 +1,114 @@
+"""A load in this process, or dealt to several so that the client is not what is measured.
+
+parent --share--> child    "ready"    child <--moment to begin-- parent    child --counts, then what came back--> parent
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from octavo.bench.load import OnProgress, Sent, Share, run_share, shares
+from octavo.errors import OctavoError
+from octavo.observe.machine import num_cores
+
+STREAMS_A_PROCESS = 400
+REPORT_EVERY_S = 0.2
+HEAD_START_S = 0.05  # from the word to begin until it begins, for every process to have heard it
+
+
+def processes_for(num_streams: int) -> int:
+    """One for every 400 streams, but never more than half of the cores: the server may live here too."""
+    return max(1, min(-(-num_streams // STREAMS_A_PROCESS), num_cores() // 2))
+
+
+def run_load(share: Share, num_procs: int, on_progress: OnProgress) -> Sent:
+    """Everything that came back, in no particular order of requests. `cpu` is the busiest process's."""
+    if num_procs == 1:
+        return run_share(share, time.monotonic, on_progress)
+    context = multiprocessing.get_context("spawn")
+    children: dict[Connection, BaseProcess] = {}
+    try:
+        for part in shares(share, num_procs):
+            mine, theirs = context.Pipe()
+            children[mine] = context.Process(target=_child, args=(theirs, part), daemon=True)
+            children[mine].start()
+            theirs.close()
+        for pipe, child in children.items():
+            _receive(pipe, child)
+        begin = time.monotonic() + HEAD_START_S
+        for pipe in children:
+            pipe.send(begin)
+        return _joined(_collect(children, on_progress))
+    finally:
+        for child in children.values():
+            child.terminate()
+            child.join()
+
+
+def _collect(children: dict[Connection, BaseProcess], on_progress: OnProgress) -> list[Sent]:
+    running = dict(children)
+    parts: list[Sent] = []
+    while running:
+        for pipe in wait(list(running)):
+            assert isinstance(pipe, Connection), "only pipes are waited for"
+            got = _receive(pipe, running[pipe])
+            if isinstance(got, Sent):
+                parts.append(got)
+                del running[pipe]
+            elif isinstance(got, int):
+                on_progress(got)
+    return parts
+
+
+def _receive(pipe: Connection, child: BaseProcess) -> object:
+    try:
+        got: object = pipe.recv()
+    except EOFError:
+        child.join()
+        raise OctavoError(
+            f"a client process ended with exit code {child.exitcode} before its requests did; what it said is above"
+        ) from None
+    return got
+
+
+def _joined(parts: list[Sent]) -> Sent:
+    return Sent(
+        answers=[answer for part in parts for answer in part.answers],
+        long_answers=[answer for part in parts for answer in part.long_answers],
+        begin=min(part.begin for part in parts),
+        end=max(part.end for part in parts),
+        cpu=max(part.cpu for part in parts),
+    )
+
+
+def _child(pipe: Connection, share: Share) -> None:
+    """In a process of its own. Ctrl-C reaches it too, and the parent has said so already."""
+    counted = _Counted(pipe)
+
+    def begin_at() -> float:
+        pipe.send("ready")
+        begin: float = pipe.recv()
+        return begin
+
+    try:
+        pipe.send(run_share(share, begin_at, counted))
+    except (KeyboardInterrupt, BrokenPipeError):
+        pipe.close()
+
+
+class _Counted:
+    """Tells the parent how many requests have ended, not more often than it can show."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._num_new = 0
+        self._told_at = 0.0
+
+    def __call__(self, num_ended: int) -> None:
+        self._num_new += num_ended
+        if time.monotonic() - self._told_at > REPORT_EVERY_S:
+            self._pipe.send(self._num_new)
+            self._num_new, self._told_at = 0, time.monotonic()

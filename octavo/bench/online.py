@@ -1,0 +1,158 @@
+"""Measuring a server over HTTP, any that speaks OpenAI's API: what it is asked, and in which words."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from octavo.bench.answer import Answer
+from octavo.bench.client import Client, Target
+from octavo.bench.datasets import Ask
+from octavo.bench.load import OnProgress, Sending, Share, arrivals
+from octavo.bench.load_processes import processes_for, run_load
+from octavo.bench.online_report import Outcome
+from octavo.errors import ConfigError, OctavoError
+
+Backend = Literal["openai", "openai-chat", "vllm"]
+ENDPOINTS: dict[Backend, str] = {
+    "openai": "/v1/completions",
+    "vllm": "/v1/completions",
+    "openai-chat": "/v1/chat/completions",
+}
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How an Ask is written. options: fields that every request carries besides its own."""
+
+    backend: Backend
+    endpoint: str
+    model: str
+    ignore_eos: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def body(self, ask: Ask) -> bytes:
+        if self.backend == "openai-chat":
+            assert isinstance(ask.prompt, str), "a chat is asked in text"
+            asked = {"messages": [{"role": "user", "content": ask.prompt}], "max_completion_tokens": ask.output_len}
+        else:
+            asked = {"prompt": ask.prompt, "max_tokens": ask.output_len}
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        many = {"n": ask.n} if ask.n > 1 else {}
+        eos = {"ignore_eos": True} if self.ignore_eos else {}
+        return msgspec.json.encode({"model": self.model, **asked, **many, **eos, **streamed, **self.options})
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When requests go out. long_every: seconds between the long prompts beside them, inf for none.
+    num_procs: None takes as many client processes as the streams need."""
+
+    request_rate: float = math.inf
+    burstiness: float = 1.0
+    max_concurrency: int | None = None
+    seed: int = 0
+    num_procs: int | None = None
+    long_every: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("request_rate", "burstiness", "long_every"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}, allowed is above 0")
+
+    def processes(self, num_prompts: int) -> int:
+        num_streams = min(num_prompts, self.max_concurrency or num_prompts)
+        return min(self.num_procs or processes_for(num_streams), num_streams)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server and how it is spoken to."""
+
+    target: Target
+    form: Form
+
+    def measure(
+        self,
+        asks: Sequence[Ask],
+        timing: Timing,
+        on_progress: OnProgress,
+        long_asks: Sequence[Ask] = (),
+        keep_text: bool = False,
+    ) -> Outcome:
+        times = arrivals(len(asks), timing.request_rate, timing.burstiness, timing.seed)
+        share = Share(
+            target=self.target,
+            sendings=self._sendings(asks, times),
+            max_concurrency=timing.max_concurrency,
+            long_prompts=self._sendings(long_asks, [0.0] * len(long_asks)),
+            long_every=timing.long_every,
+            keep_text=keep_text,
+        )
+        sent = run_load(share, timing.processes(len(asks)), on_progress)
+        asked_n = self.form.options.get("n")  # goes before the ask's own, as it does in the body
+        return Outcome(sent, {index: asked_n or ask.n for index, ask in enumerate(asks)}, len(long_asks))
+
+    def wait_until_ready(self, ask: Ask, timeout_s: float) -> None:
+        """Try one request, again and again for `timeout_s`; raises OctavoError with what was wrong with the last."""
+        give_up_at = time.monotonic() + timeout_s
+        while error := self._try(ask, 1)[0].error:
+            if time.monotonic() + RETRY_S > give_up_at:
+                raise OctavoError(
+                    f"the server at {self.target.base_url}{self.form.endpoint} did not answer a first request: {error}"
+                )
+            time.sleep(RETRY_S)
+
+    def warm_up(self, ask: Ask, num_requests: int) -> None:
+        """Requests that are not counted, one after another."""
+        failed = [answer for answer in self._try(ask, num_requests) if answer.error]
+        if failed:
+            raise OctavoError(f"a warm-up request failed: {failed[0].error}")
+
+    def _try(self, ask: Ask, num_requests: int) -> list[Answer]:
+        """The prompt goes backwards: the prefix cache must not know what will be measured."""
+        backwards = Ask(ask.prompt[::-1], min(ask.output_len, 8), 1, ask.num_prompt_tokens)
+        sending = self._sendings([backwards], [0.0])[0]
+
+        async def run() -> list[Answer]:
+            client = Client(self.target)
+            answers = [Answer(index) for index in range(num_requests)]
+            for answer in answers:
+                await client.stream(sending.request, answer, sending.num_prompt_tokens)
+            client.close()
+            return answers
+
+        return asyncio.run(run())
+
+    def _sendings(self, asks: Sequence[Ask], times: Sequence[float]) -> tuple[Sending, ...]:
+        path = self.form.endpoint
+        return tuple(
+            Sending(index, at, self.target.request("POST", path, self.form.body(ask)), ask.num_prompt_tokens)
+            for index, (ask, at) in enumerate(zip(asks, times, strict=True))
+        )
+
+
+def first_model(target: Target) -> str:
+    """The first name in /v1/models. Raises ConfigError if there is none to be had."""
+
+    async def ask() -> Any:
+        client = Client(target)
+        try:
+            return await client.get_json("/v1/models")
+        finally:
+            client.close()
+
+    try:
+        return str(asyncio.run(ask())["data"][0]["id"])
+    except (OSError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(
+            f"{target.base_url}/v1/models names no model ({type(error).__name__}: {error}): is the server running? "
+            "Start one with octavo serve MODEL, give --host and --port of another, or name its model with --model"
+        ) from None

@@ -1,0 +1,229 @@
+"""octavo bench serve: what a server's users wait for, and how many it can serve, under vLLM's flag names.
+
+octavo bench serve --dataset-name random --random-input-len 512 --random-output-len 128 --request-rate 4
+octavo bench serve --dataset-name chat --request-rate 1,2,4,8,inf --plot latency.html
+octavo bench serve --dataset-name stall
+octavo bench serve --base-url https://api.example.org --backend openai-chat --dataset-name custom --dataset-path f.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from dataclasses import replace
+from typing import Any, get_args
+
+from octavo.bench.client import Target
+from octavo.bench.datasets import Ask
+from octavo.bench.online import ENDPOINTS, Backend, Form, Server, Timing, first_model
+from octavo.bench.online_report import METRICS, Metric, details, parse_goodput, summary, warnings
+from octavo.cli.bench_flags import check_counts
+from octavo.cli.bench_serve_dataset import Dataset, add_dataset_flags, check_dataset_flags, open_dataset
+from octavo.cli.bench_serve_output import Bar, Results, add_result_flags, say, table
+from octavo.cli.flags import whole_number
+from octavo.errors import ConfigError
+
+#: fields of a request, under the names that OpenAI and vLLM give them
+_SAMPLING: dict[str, tuple[Any, str]] = {
+    "temperature": (float, "0 takes the best token"),
+    "top_p": (float, "keep the smallest set of tokens with this probability mass"),
+    "top_k": (whole_number, "keep this many best tokens"),
+    "min_p": (float, "keep tokens at least this share as likely as the best"),
+    "presence_penalty": (float, "-2 to 2"),
+    "frequency_penalty": (float, "-2 to 2"),
+    "repetition_penalty": (float, "above 1 makes repeats less likely"),
+    "logprobs": (whole_number, "ask for so many log-probabilities a token"),
+}
+_UNSET = argparse.SUPPRESS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_server_flags(parser.add_argument_group("server"))
+    add_dataset_flags(parser)
+    _add_load_flags(parser.add_argument_group("load"))
+    sampling = parser.add_argument_group("sampling", "default: what the server does by itself")
+    for name, (convert, text) in _SAMPLING.items():
+        flag = "--" + name.replace("_", "-")
+        sampling.add_argument(flag, type=convert, metavar="X", default=_UNSET, help=text)
+    sampling.add_argument(
+        "--ignore-eos",
+        action=argparse.BooleanOptionalAction,
+        help="go on past the end token; default: yes, but not for sharegpt and custom",
+    )
+    add_result_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    _check(args)
+    goodput_ms, metrics, percentages = parse_goodput(args.goodput), _metrics(args), _percentages(args)
+    target, options = _target(args), _options(args)
+    dataset = open_dataset(args)
+    timing, results = _timing(args, dataset), Results(args, dataset.rates)
+    asks = dataset.asks(0)
+    server = Server(target, _form(args, target, dataset, options))
+    server.wait_until_ready(asks[0], args.ready_check_timeout_sec)
+    server.warm_up(asks[0], args.num_warmups)
+    for point, rate in enumerate(dataset.rates):
+        asks = dataset.asks(point)
+        if point > 0 and not dataset.is_drawn:
+            say("these prompts were sent before: a server with a prefix cache answers them faster now")
+        timed = replace(timing, request_rate=rate)
+        with Bar(len(asks), rate, args.disable_tqdm) as bar:
+            outcome = server.measure(asks, timed, bar.advance, dataset.long_asks(point), args.save_detailed)
+        result = summary(outcome, metrics, percentages, goodput_ms)
+        print(table(result, rate), flush=True)
+        for warning in warnings(result, outcome.errors):
+            say(warning)
+        more = details(outcome) if args.save_detailed else {}
+        results.add(_asked(args, server, timed, asks), result, more, outcome)
+    return results.finish()
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What can be said of numbers alone, before anything is drawn or sent."""
+    check_counts(args, "num_prompts", "max_concurrency", "num_client_procs")
+    check_counts(args, "num_warmups", least=0)
+    check_dataset_flags(args)
+    if not args.ready_check_timeout_sec >= 0:
+        raise ConfigError(f"--ready-check-timeout-sec is {args.ready_check_timeout_sec}, allowed is 0 or more")
+    if not 1 <= args.port <= 65535:
+        raise ConfigError(f"--port is {args.port}, allowed is 1 to 65535")
+    if args.endpoint is not None and (not args.endpoint.startswith("/") or len(args.endpoint.split()) != 1):
+        raise ConfigError(
+            f"--endpoint is {args.endpoint!r}, allowed is a path that begins with /, such as /v1/completions"
+        )
+
+
+def _add_server_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--backend",
+        choices=get_args(Backend),
+        default="openai",
+        help="openai, vllm: completions of token ids or text; openai-chat: chats of text (default: openai)",
+    )
+    group.add_argument("--base-url", metavar="URL", help="http(s)://HOST[:PORT][/PREFIX]; goes before host and port")
+    group.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1)")
+    group.add_argument("--port", type=whole_number, default=8000, metavar="N", help="(default: 8000)")
+    group.add_argument("--endpoint", metavar="PATH", help="default: /v1/completions, or of chats /v1/chat/completions")
+    group.add_argument("--model", metavar="NAME", help="as the server calls it; default: the first of /v1/models")
+    group.add_argument("--api-key", metavar="KEY", help="sent as a bearer token; also OPENAI_API_KEY")
+    group.add_argument("--header", nargs="+", default=[], metavar="NAME=VALUE", help="further headers")
+    group.add_argument("--extra-body", metavar="JSON", help="further fields of every request")
+    group.add_argument(
+        "--ready-check-timeout-sec",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="wait so long for a server that does not answer yet (default: 0, one try)",
+    )
+
+
+def _add_load_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--request-rate", metavar="X[,X...]", help="requests a second, inf: all at once; several are run in turn (inf)"
+    )
+    burstiness = "1: a Poisson process; less comes in bursts, more comes evenly (default: 1)"
+    group.add_argument("--burstiness", type=float, default=1.0, metavar="X", help=burstiness)
+    group.add_argument("--max-concurrency", type=whole_number, metavar="N", help="most requests at once")
+    group.add_argument("--num-warmups", type=whole_number, default=0, metavar="N", help="requests before (default: 0)")
+    group.add_argument(
+        "--num-client-procs",
+        type=whole_number,
+        metavar="N",
+        help="processes that send; default: one for every 400 streams, at most half of the cores",
+    )
+    group.add_argument(
+        "--long-prefill-every",
+        type=float,
+        metavar="S",
+        help="beside the requests send a long prompt every so many seconds; they are reported by themselves",
+    )
+    group.add_argument("--long-prefill-len", type=whole_number, metavar="N", help="tokens of those prompts (8192)")
+
+
+def _target(args: argparse.Namespace) -> Target:
+    headers = {}
+    key = args.api_key or os.environ.get("OPENAI_API_KEY")
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    for header in args.header:
+        name, equals, value = header.partition("=")
+        if not equals:
+            raise ConfigError(f"--header {header} is not NAME=VALUE")
+        headers[name] = value
+    return Target(args.base_url or f"http://{args.host}:{args.port}", headers)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields that every request carries besides its own: the sampling flags, and --extra-body over them."""
+    given = vars(args)
+    options = {name: given[name] for name in _SAMPLING if name in given}
+    if args.extra_body is None:
+        return options
+    try:
+        extra = json.loads(args.extra_body)
+    except ValueError as error:
+        raise ConfigError(f"--extra-body is no JSON: {error}: {args.extra_body}") from None
+    if not isinstance(extra, dict):
+        raise ConfigError(f'--extra-body is {args.extra_body}, allowed is a JSON object such as {{"top_k": 5}}')
+    if extra.get("stream") is False:
+        raise ConfigError("--extra-body has stream false, but times are taken of streams; drop it")
+    n = extra.get("n", 1)
+    if type(n) is not int or n < 1:
+        raise ConfigError(f"--extra-body has n {n!r}, allowed is 1 or more")
+    return options | extra
+
+
+def _form(args: argparse.Namespace, target: Target, dataset: Dataset, options: dict[str, Any]) -> Form:
+    endpoint = args.endpoint or ENDPOINTS[args.backend]
+    ignore_eos = dataset.is_drawn if args.ignore_eos is None else args.ignore_eos
+    return Form(args.backend, endpoint, args.model or first_model(target), ignore_eos, options)
+
+
+def _timing(args: argparse.Namespace, dataset: Dataset) -> Timing:
+    return Timing(
+        burstiness=args.burstiness,
+        max_concurrency=args.max_concurrency,
+        seed=args.seed,
+        num_procs=args.num_client_procs,
+        long_every=dataset.long_every,
+    )
+
+
+def _metrics(args: argparse.Namespace) -> list[Metric]:
+    text: str = args.percentile_metrics
+    for name in text.split(","):
+        if name not in METRICS:
+            raise ConfigError(f"--percentile-metrics has {name!r}, allowed are {', '.join(METRICS)}, joined by commas")
+    return [metric for metric in METRICS if metric in text.split(",")]
+
+
+def _percentages(args: argparse.Namespace) -> list[float]:
+    text: str = args.metric_percentiles
+    try:
+        percentages = [float(one) for one in text.split(",")]
+    except ValueError:
+        percentages = [math.nan]
+    if not all(0 <= one <= 100 for one in percentages):
+        raise ConfigError(f"--metric-percentiles is {text!r}, allowed are numbers from 0 to 100, joined by commas")
+    return percentages
+
+
+def _asked(args: argparse.Namespace, server: Server, timing: Timing, asks: list[Ask]) -> dict[str, Any]:
+    """What was measured, under vLLM's keys; an infinite rate is the word inf, since JSON has no such number."""
+    return {
+        "endpoint_type": args.backend,
+        "backend": args.backend,
+        "label": args.label,
+        "model_id": server.form.model,
+        "tokenizer_id": args.tokenizer,
+        "dataset_name": args.dataset_name,
+        "num_prompts": len(asks),
+        "request_rate": "inf" if math.isinf(timing.request_rate) else timing.request_rate,
+        "burstiness": timing.burstiness,
+        "max_concurrency": timing.max_concurrency,
+        "num_client_procs": timing.processes(len(asks)),
+        "seed": timing.seed,
+    }

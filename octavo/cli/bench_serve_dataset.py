@@ -1,0 +1,230 @@
+"""The requests that `octavo bench serve` sends, from its flags: which shape, how many, how often."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from octavo.bench.datasets import (
+    SAFE_VOCAB_SIZE,
+    Ask,
+    as_text,
+    custom_asks,
+    long_prompts,
+    named_asks,
+    random_asks,
+    sharegpt_asks,
+    shifted,
+    stall_asks,
+)
+from octavo.bench.workloads import NAMED
+from octavo.cli.bench_flags import check_counts
+from octavo.cli.flags import whole_number
+from octavo.errors import ConfigError, OctavoError
+
+if TYPE_CHECKING:
+    from octavo.engine.tokenizer import Tokenizer
+
+FIXED = (*NAMED, "stall")
+FILES = ("sharegpt", "custom")
+DATASETS = ("random", *FIXED, *FILES)
+DEFAULT_NUM_PROMPTS, DEFAULT_INPUT_LEN, DEFAULT_OUTPUT_LEN, DEFAULT_LONG_LEN = 1000, 1024, 128, 8192
+STALL_RATE, STALL_EVERY = 8.0, 1.0
+LEAST_LONG_PROMPTS, MOST_LONG_PROMPTS = 64, 256  # then the first is sent again, and a warning says so
+
+#: flag: the datasets it goes with
+_GOES_WITH = {
+    "num_prompts": ("random", *FILES),
+    "dataset_path": FILES,
+    "input_len": ("random",),
+    "output_len": ("random", *FILES),
+    "random_input_len": ("random",),
+    "random_output_len": ("random",),
+    "random_range_ratio": ("random",),
+    "random_prefix_len": ("random",),
+    "sharegpt_output_len": ("sharegpt",),
+    "custom_output_len": ("custom",),
+    "disable_shuffle": FILES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The requests of each request rate. is_drawn: with lengths of their own and other tokens at each rate; what is
+    read from a file is the same each time."""
+
+    rates: tuple[float, ...]
+    asks: Callable[[int], list[Ask]]
+    long_asks: Callable[[int], list[Ask]]
+    long_every: float
+    is_drawn: bool
+
+
+def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("requests")
+    group.add_argument(
+        "--dataset-name",
+        choices=DATASETS,
+        default="random",
+        help="random: lengths around a mean; single to longctx: fixed in every number; stall: 240 short chats, 8 a "
+        "second, and beside them a prompt of 8192 tokens every second; sharegpt, custom: of --dataset-path",
+    )
+    group.add_argument("--dataset-path", metavar="FILE", help="ShareGPT's JSON, or lines of JSON with a prompt each")
+    counts = {
+        "num-prompts": "requests (1000)",
+        "input-len": "the same as --random-input-len",
+        "output-len": "the same as --random-output-len, --sharegpt-output-len or --custom-output-len",
+        "random-input-len": "prompt tokens (1024)",
+        "random-output-len": "new tokens (128)",
+        "random-prefix-len": "tokens before them that all prompts share (0)",
+        "sharegpt-output-len": "new tokens; default: as many as the answer in the file has",
+        "custom-output-len": "new tokens; default: the line's output_tokens, else 256",
+        "vocab-size": "ids of drawn prompts are below it; default: of --tokenizer, else 30000, which is safe",
+    }
+    for name, text in counts.items():
+        group.add_argument(f"--{name}", type=whole_number, metavar="N", help=text)
+    ratio = "lengths are from (1 - X) to (1 + X) times the mean (0)"
+    group.add_argument("--random-range-ratio", type=float, metavar="X", help=ratio)
+    group.add_argument(
+        "--disable-shuffle", action="store_true", default=None, help="take a file's prompts in its order"
+    )
+    group.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="folder, GGUF file or hub id; only sharegpt's lengths and drawn prompts as text need one",
+    )
+    group.add_argument(
+        "--seed", type=whole_number, default=0, metavar="N", help="draws prompts and arrivals (default: 0)"
+    )
+
+
+def check_dataset_flags(args: argparse.Namespace) -> None:
+    """Refuse what the dataset has no use for; bring --input-len and --output-len to their longer names."""
+    name = args.dataset_name
+    for flag, datasets in _GOES_WITH.items():
+        if getattr(args, flag) is not None and name not in datasets:
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} does not go with --dataset-name {name}; it goes with {', '.join(datasets)}"
+            )
+    if name in FILES and args.dataset_path is None:
+        raise ConfigError(f"--dataset-name {name} needs --dataset-path FILE")
+    for short, long in (("input_len", f"{name}_input_len"), ("output_len", f"{name}_output_len")):
+        given = getattr(args, short)
+        if given is not None and getattr(args, long) is not None:
+            raise ConfigError(f"--{short} and --{long} are both given: drop one".replace("_", "-"))
+        if given is not None:
+            setattr(args, long, given)
+    check_counts(args, "random_input_len", "random_output_len", "sharegpt_output_len", "custom_output_len")
+    check_counts(args, "random_prefix_len", least=0)
+    check_counts(args, "vocab_size", least=100)
+    check_counts(args, "long_prefill_len")
+    if args.long_prefill_len is not None and _long_every(args) == math.inf:
+        raise ConfigError("--long-prefill-len needs --long-prefill-every SECONDS, or --dataset-name stall")
+
+
+def open_dataset(args: argparse.Namespace) -> Dataset:
+    tokenizer = _tokenizer(args)
+    vocab_size = args.vocab_size or (tokenizer.vocab_size if tokenizer is not None else None)
+    rates, every = _rates(args), _long_every(args)
+
+    @cache  # the first is drawn before the server is known to be there
+    def draw(point: int) -> list[Ask]:
+        return _written(args, _draw(args, vocab_size, tokenizer, point), tokenizer)
+
+    def draw_long(point: int) -> list[Ask]:
+        if math.isinf(every):
+            return []
+        num_long = _num_long(len(draw(point)), rates[point], every)
+        length = args.long_prefill_len or DEFAULT_LONG_LEN
+        return _written(
+            args, long_prompts(num_long, length, vocab_size or SAFE_VOCAB_SIZE, args.seed + point), tokenizer
+        )
+
+    return Dataset(rates, draw, draw_long, every, is_drawn=args.dataset_name not in FILES)
+
+
+def _written(args: argparse.Namespace, asks: list[Ask], tokenizer: Tokenizer | None) -> list[Ask]:
+    """As text where the backend takes only text."""
+    if args.backend != "openai-chat" or all(isinstance(ask.prompt, str) for ask in asks):
+        return asks
+    if tokenizer is None:
+        raise ConfigError(
+            f"--backend openai-chat sends text, and --dataset-name {args.dataset_name} draws token ids: "
+            "give --tokenizer to write them as text, or use --backend openai"
+        )
+    return as_text(asks, tokenizer.decode)
+
+
+def _draw(args: argparse.Namespace, vocab_size: int | None, tokenizer: Tokenizer | None, point: int) -> list[Ask]:
+    name, seed = args.dataset_name, args.seed
+    num_prompts = args.num_prompts or DEFAULT_NUM_PROMPTS
+    if name == "random":
+        return random_asks(
+            num_prompts,
+            args.random_input_len or DEFAULT_INPUT_LEN,
+            args.random_output_len or DEFAULT_OUTPUT_LEN,
+            range_ratio=args.random_range_ratio or 0.0,
+            prefix_len=args.random_prefix_len or 0,
+            vocab_size=vocab_size or SAFE_VOCAB_SIZE,
+            seed=seed + point,
+        )
+    if name in FIXED:
+        fixed = stall_asks(vocab_size or SAFE_VOCAB_SIZE) if name == "stall" else named_asks(name, vocab_size)
+        return shifted(fixed, point, vocab_size) if point else fixed
+    shuffle = not args.disable_shuffle
+    if name == "custom":
+        return custom_asks(args.dataset_path, num_prompts, args.custom_output_len, seed, shuffle)
+    encode = None if tokenizer is None else tokenizer.encode
+    return sharegpt_asks(args.dataset_path, num_prompts, args.sharegpt_output_len, seed, encode, shuffle)
+
+
+def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
+    """--tokenizer; where one is needed and not named, the model's own, if it can be found here by its name."""
+    is_needed = (args.dataset_name == "sharegpt" and args.sharegpt_output_len is None) or (
+        args.backend == "openai-chat" and args.dataset_name not in FILES
+    )
+    name = args.tokenizer or (args.model if is_needed else None)
+    if name is None:
+        return None
+    from octavo.engine.tokenizer import named_tokenizer
+
+    try:
+        return named_tokenizer(name)
+    except OctavoError as error:
+        if args.tokenizer:
+            raise
+        raise ConfigError(
+            f"no tokenizer was found under the model's name: {error}; name one with --tokenizer"
+        ) from None
+
+
+def _rates(args: argparse.Namespace) -> tuple[float, ...]:
+    text: Any = args.request_rate
+    if text is None:
+        return (STALL_RATE if args.dataset_name == "stall" else math.inf,)
+    try:
+        rates = tuple(float(one) for one in text.split(","))
+    except ValueError:
+        rates = (math.nan,)
+    if not all(rate > 0 for rate in rates):
+        raise ConfigError(f"--request-rate is {text!r}, allowed are numbers above 0 and inf, joined by commas")
+    return rates
+
+
+def _long_every(args: argparse.Namespace) -> float:
+    if args.long_prefill_every is None:
+        return STALL_EVERY if args.dataset_name == "stall" else math.inf
+    every = float(args.long_prefill_every)
+    if not every > 0:
+        raise ConfigError(f"--long-prefill-every is {args.long_prefill_every}, allowed is above 0 (seconds)")
+    return every
+
+
+def _num_long(num_prompts: int, rate: float, every: float) -> int:
+    """Enough for the time that requests arrive in, and as long again for a server that falls behind."""
+    seconds = 60.0 if math.isinf(rate) else 2 * num_prompts / rate
+    return max(LEAST_LONG_PROMPTS, min(MOST_LONG_PROMPTS, math.ceil(seconds / every)))

@@ -1,0 +1,200 @@
+"""What `octavo bench serve` shows and keeps: a bar while it runs, a table, JSON under vLLM's keys, a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from octavo.bench.online_report import NAMES, Outcome
+from octavo.bench.plot import Point, render
+from octavo.bench.report import machine
+from octavo.errors import ConfigError
+
+PICTURES = (".html", ".svg")
+_TOTALS = {
+    "completed": ("Successful requests", ",d"),
+    "failed": ("Failed requests", ",d"),
+    "duration": ("Duration (s)", ",.2f"),
+    "total_input_tokens": ("Input tokens", ",d"),
+    "total_output_tokens": ("Output tokens", ",d"),
+    "request_throughput": ("Requests/s", ",.2f"),
+    "request_goodput": ("Requests/s within limits (goodput)", ",.2f"),
+    "output_throughput": ("Output tokens/s", ",.1f"),
+    "max_output_tokens_per_s": ("Output tokens/s, best second", ",.1f"),
+    "total_token_throughput": ("Total tokens/s", ",.1f"),
+    "max_concurrent_requests": ("Requests at once, most", ",d"),
+    "client_cpu_share": ("Client's share of a core", ".0%"),
+}
+
+
+def add_result_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("results")
+    group.add_argument(
+        "--goodput",
+        nargs="+",
+        default=[],
+        metavar="METRIC:MS",
+        help="count requests within limits, such as ttft:200 tpot:50 e2el:5000",
+    )
+    group.add_argument(
+        "--percentile-metrics",
+        default="ttft,tpot,itl",
+        metavar="NAMES",
+        help="of ttft, tpot, itl, e2el (ttft,tpot,itl)",
+    )
+    group.add_argument("--metric-percentiles", default="99", metavar="X[,X...]", help="such as 50,90,99.9 (99)")
+    group.add_argument("--save-result", action="store_true", help="write the result as JSON")
+    group.add_argument("--save-detailed", action="store_true", help="with every request's times, lengths and text")
+    group.add_argument("--append-result", action="store_true", help="add a line to the file instead of a new file")
+    group.add_argument("--result-dir", metavar="DIR", help="default: here")
+    group.add_argument("--result-filename", metavar="FILE", help="default: backend, rate, model and date")
+    group.add_argument("--metadata", nargs="*", default=[], metavar="KEY=VALUE", help="further facts for the result")
+    group.add_argument("--label", metavar="TEXT", help="begins the file's name")
+    group.add_argument("--plot", metavar="FILE", help=f"draw latency against load; {' or '.join(PICTURES)}")
+    group.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
+
+
+class Bar:
+    """Requests done, on standard error, and only where that is a terminal."""
+
+    def __init__(self, num_requests: int, rate: float, is_disabled: bool) -> None:
+        self._num_requests = num_requests
+        self._title = f"{rate:g} requests/s" if math.isfinite(rate) else "all at once"
+        self._bar: Any = None
+        self._is_shown = not is_disabled and sys.stderr.isatty()
+
+    def __enter__(self) -> Bar:
+        if self._is_shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn(self._title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            # Four times a second: drawing takes the loop's time.
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
+            self._bar.start()
+            self._row = self._bar.add_task("", total=self._num_requests)
+        return self
+
+    def advance(self, num_ended: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._row, num_ended)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def say(line: str) -> None:
+    print(f"octavo: {line}", file=sys.stderr, flush=True)
+
+
+def table(result: Mapping[str, Any], rate: float) -> str:
+    """One result for people; what was not measured is left out."""
+    title = f" {rate:g} requests/s " if math.isfinite(rate) else " all at once "
+    lines = [title.center(58, "=")]
+    for key, (name, form) in _TOTALS.items():
+        if result.get(key) is not None:
+            lines.append(f"{name:<40}{format(result[key], form):>18}")
+    for metric, name in NAMES.items():
+        lines += _latency_lines(result, metric, f"{metric.upper()}, {name}")
+    if "long_prefill" in result:
+        long = result["long_prefill"]
+        counts = f"{long['completed']} answered, {long['failed']} failed, {long['cut_off']} cut off at the end"
+        lines += _latency_lines(long, "ttft", f"Long prompts beside them: TTFT; {counts}")
+    return "\n".join([*lines, "=" * 58])
+
+
+def _latency_lines(result: Mapping[str, Any], metric: str, title: str) -> list[str]:
+    ending = f"_{metric}_ms"
+    values = {key.removesuffix(ending): value for key, value in result.items() if key.endswith(ending)}
+    if not values:
+        return []
+    shown = [f"{name + ' (ms)':<40}{'-' if value is None else f'{value:,.2f}':>18}" for name, value in values.items()]
+    return [f" {title} ".center(58, "-"), *shown]
+
+
+class Results:
+    """Collects one result a rate. Places are checked before anything is measured."""
+
+    def __init__(self, args: argparse.Namespace, rates: tuple[float, ...]) -> None:
+        self._args = args
+        self._is_saved = args.save_result or args.save_detailed or args.append_result
+        self._metadata = dict(_pair(one) for one in args.metadata)
+        self._points: list[Point] = []
+        self._num_failed = 0
+        self._stamp = time.strftime("%Y%m%d-%H%M%S")
+        self._title = ""
+        if len(rates) > 1 and args.result_filename and not args.append_result and self._is_saved:
+            raise ConfigError(
+                f"--result-filename {args.result_filename} is one file for {len(rates)} request rates: "
+                "add --append-result for one line each, or drop the name"
+            )
+        if (args.result_filename or args.result_dir) and not self._is_saved:
+            raise ConfigError("--result-filename and --result-dir need --save-result")
+        if args.plot and Path(args.plot).suffix not in PICTURES:
+            raise ConfigError(f"--plot {args.plot}: allowed are names that end in {' and '.join(PICTURES)}")
+        for folder in (Path(args.result_dir or "."), Path(args.plot or ".").parent):
+            if not folder.is_dir():
+                raise ConfigError(f"{folder} is no folder: results cannot be kept there; make it first")
+
+    def add(
+        self, asked: Mapping[str, Any], result: Mapping[str, Any], more: Mapping[str, Any], outcome: Outcome
+    ) -> None:
+        self._num_failed += result["failed"]
+        self._title = f"{asked['model_id']}, {asked['dataset_name']}"
+        rate = float(asked["request_rate"])
+        times = {
+            (metric, percentage): outcome.percentile_ms(metric, percentage)
+            for metric in ("ttft", "tpot")
+            for percentage in (50, 99)
+        }
+        self._points.append(Point(rate, result["request_throughput"], result["output_throughput"], times))
+        if self._is_saved:
+            date = {"date": self._stamp, "machine": machine()}
+            self._write(self._path(asked), {**date, **asked, **self._metadata, **result, **more})
+
+    def finish(self) -> int:
+        if self._args.plot:
+            path = Path(self._args.plot)
+            _write(path, render(self._points, self._title, is_page=path.suffix == ".html"), "w")
+            say(f"drawn in {path}")
+        return 1 if self._num_failed else 0
+
+    def _path(self, asked: Mapping[str, Any]) -> Path:
+        args = self._args
+        label = args.label or args.backend
+        limit = "" if asked["max_concurrency"] is None else f"-concurrency{asked['max_concurrency']}"
+        model = str(asked["model_id"]).rstrip("/").split("/")[-1]
+        name = args.result_filename or f"{label}-{asked['request_rate']}qps{limit}-{model}-{self._stamp}.json"
+        return Path(args.result_dir or ".") / name
+
+    def _write(self, path: Path, record: dict[str, Any]) -> None:
+        if self._args.append_result:
+            _write(path, json.dumps(record) + "\n", "a")
+        else:
+            _write(path, json.dumps(record, indent=None if self._args.save_detailed else 2) + "\n", "w")
+        say(f"written to {path}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--metadata {text} is not KEY=VALUE")
+    return key, value
+
+
+def _write(path: Path, text: str, mode: str) -> None:
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from None

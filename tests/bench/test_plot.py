@@ -1,0 +1,85 @@
+"""The picture: well-formed, to scale, and safe with any title."""
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from octavo.bench.plot import Point, render, scale_for
+
+
+def point(offered: float, reached: float, ttft: float | None, tpot: float | None) -> Point:
+    half = {"ttft": ttft, "tpot": tpot}
+    times = {
+        (metric, p): None if ms is None else ms * (1 if p == 50 else 2) for metric, ms in half.items() for p in (50, 99)
+    }
+    return Point(offered, reached, 100 * reached, times)
+
+
+SWEEP = [point(1, 1.0, 20.0, 5.0), point(4, 3.9, 30.0, 7.0), point(math.inf, 6.0, 4000.0, 20.0)]
+
+
+def places(picture: str, name: str) -> list[list[tuple[float, float]]]:
+    """The points of each line called `name`, one a panel."""
+    root = ElementTree.fromstring(picture)
+    lines = [one.attrib for one in root.iter() if one.tag.endswith("polyline") and name in one.attrib["class"].split()]
+    return [[(float(x), float(y)) for x, y in (xy.split(",") for xy in one["points"].split())] for one in lines]
+
+
+def test_lines_are_to_scale() -> None:
+    picture = render(SWEEP, "m", is_page=False)
+    ttft, tpot = places(picture, "p50")
+    assert [x for x, _ in ttft] == [x for x, _ in tpot]
+    (x0, y0), (x1, y1), (x2, y2) = tpot  # linear from zero: 5, 7 and 20 ms at 1, 3.9 and 6 requests/s
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(2.9 / 5, abs=0.01)
+    assert (y0 - y1) / (y0 - y2) == pytest.approx(2 / 15, abs=0.01)
+    (_, y0), (_, y1), (_, y2) = ttft  # logarithmic: 20, 30 and 4000 ms
+    assert (y0 - y1) / (y0 - y2) == pytest.approx(math.log(1.5) / math.log(200), abs=0.01)
+    assert "logarithmic" in picture
+
+
+def test_everything_lies_inside_the_picture() -> None:
+    root = ElementTree.fromstring(render(SWEEP, "m", is_page=False))
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    for one in root.iter():
+        for name in ("x", "cx", "x1", "x2"):
+            assert 0 <= float(one.attrib.get(name, 0)) <= width
+        for name in ("y", "cy", "y1", "y2"):
+            assert 0 <= float(one.attrib.get(name, 0)) <= height
+
+
+def test_a_title_is_text_whatever_it_holds() -> None:
+    for is_page in (False, True):
+        drawn = render(SWEEP, "<script>a & b</script>", is_page)
+        assert "<script>" not in drawn
+        assert "&lt;script&gt;a &amp; b" in drawn
+        assert not re.search(r"(src|href|url)\s*[=(]", drawn), "it needs nothing from anywhere else"
+
+
+def test_the_page_has_the_numbers() -> None:
+    page = render(SWEEP, "m", is_page=True)
+    assert "<td>3.90</td><td>390.0</td><td>30.0</td><td>60.0</td><td>7.0</td><td>14.0</td>" in page
+    assert "<td>∞</td>" in page
+
+
+@pytest.mark.parametrize("points", [[point(1, 0.0, None, None)], [point(math.inf, 2.0, 5.0, None)], SWEEP[:1]])
+def test_few_points_and_none(points: list[Point]) -> None:
+    ElementTree.fromstring(render(points, "m", is_page=False))
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([3.0, 48.0], [0, 10, 20, 30, 40, 50]),
+        ([0.004], [0, 0.001, 0.002, 0.003, 0.004]),
+        ([25.0, 4100.0], [20, 50, 100, 200, 500, 1000, 2000, 5000]),
+        ([0.5, 2e6], [1, 10, 100, 1000, 1e4, 1e5, 1e6]),
+    ],
+)
+def test_ticks_are_round(values: list[float], ticks: list[float]) -> None:
+    scale = scale_for(values, 0.0, 100.0, may_be_log=True)
+    assert scale.ticks() == pytest.approx(ticks)
+    assert scale.low <= min(values)
+    assert max(values) <= scale.high
+    assert scale.at(scale.high) == pytest.approx(100.0)
