@@ -79,8 +79,8 @@ async def _all(
     async with aiohttp.ClientSession(base, connector=connector, timeout=timeout) as session:
         tasks = [asyncio.create_task(_stream(session, kind, ask, expected, ends)) for kind, ask in streams]
         if engine is not None:
-            while ends["read"] < len(streams) // 8 and not all(task.done() for task in tasks):
-                await asyncio.sleep(0.01)
+            while ends["begun"] < len(streams) // 8:
+                await asyncio.sleep(0.001)
             os.kill(engine, signal.SIGKILL)
             ends["engine killed"] += 1
         await asyncio.gather(*tasks)
@@ -119,7 +119,11 @@ async def _read(session: aiohttp.ClientSession, body: dict[str, Any], ends: Coun
                     await asyncio.sleep(0.2)
                     continue
                 assert answer.status == 200, await answer.text()
-                events = [line[6:] async for line in answer.content if line.startswith(b"data: ")]
+                events = []
+                async for line in answer.content:
+                    if line.startswith(b"data: "):
+                        ends["begun"] += not events
+                        events.append(line[6:])
         except aiohttp.ClientConnectionError:
             ends["connection lost"] += 1
             continue
