@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         if args.verbose or args.report or is_chat:
             _print_table("engine", llm.card)
         elif not hasattr(args, "backend"):
-            _warn_if_slow(dict(llm.card)["backend"])
+            warn_if_slow(dict(llm.card)["backend"])
         recorder = Recorder(llm.events) if args.report else None
         reader = _reader(llm, args)
         if is_chat:
@@ -153,7 +153,7 @@ def _destination(path: str) -> Iterator[TextIO]:
         yield file
 
 
-def _warn_if_slow(backend: str) -> None:
+def warn_if_slow(backend: str) -> None:
     """Nobody asked for the reference backend: what it stands in for should work, and is many times faster."""
     if backend.startswith("reference"):
         print(f"octavo: backend {backend}", file=sys.stderr)

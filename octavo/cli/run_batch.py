@@ -14,6 +14,7 @@ import time
 from typing import get_type_hints
 
 from octavo.cli.flags import add_engine_flags, add_flag, engine_options, whole_number
+from octavo.cli.run import warn_if_slow
 from octavo.engine.progress import Progress
 from octavo.errors import ConfigError
 from octavo.server.batch_files import BatchInput, BatchOutput
@@ -76,6 +77,8 @@ def _answer(args: argparse.Namespace, settings: ServerSettings, asked: BatchInpu
 
     num_before, num_tokens, begin = len(results.done & asked.places.keys()), 0, time.perf_counter()
     llm = AsyncLLM(args.model, **engine_options(args, _NOT_FLAGS))
+    if not hasattr(args, "backend"):
+        warn_if_slow(dict(llm.model_info.card)["backend"])
     try:
         max_inflight = args.max_inflight or 2 * llm.model_info.max_num_seqs
         with Progress(len(asked.places) - num_before, None, is_shown=True) as progress:

@@ -12,7 +12,7 @@ import pytest
 
 from octavo.cli.main import main
 
-NUM_LINES = 24
+NUM_LINES = 16
 
 
 def test_a_batch_that_was_killed_is_finished_with_each_line_once(
@@ -38,14 +38,14 @@ def test_a_batch_that_was_killed_is_finished_with_each_line_once(
     bodies = {one["custom_id"]: one["response"]["body"] for one in records}
     assert "Paris" in bodies["n0"]["choices"][0]["message"]["content"]
     assert bodies["n1"]["choices"][0]["text"].startswith(" four, five")
-    assert all(body["usage"]["completion_tokens"] == 12 for body in bodies.values())
+    assert all(body["usage"]["completion_tokens"] == 10 for body in bodies.values())
     assert f"{num_before} of {NUM_LINES} lines have a result already" in capsys.readouterr().err
 
     content = results.read_bytes()
     assert main(argv) == 0
     assert results.read_bytes() == content
     told = capsys.readouterr().err
-    assert "all 24 lines have a result" in told
+    assert f"all {NUM_LINES} lines have a result" in told
     assert "tok/s" not in told, "no model is loaded for nothing"
 
 
@@ -55,7 +55,7 @@ def _num_lines(path: Path) -> int:
 
 def _line(number: int) -> str:
     """Chats and completions in turn."""
-    body: dict[str, object] = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+    body: dict[str, object] = {"temperature": 0, "max_tokens": 10, "ignore_eos": True}
     if number % 2:
         body["prompt"] = "One, two, three,"
     else:

@@ -148,6 +148,25 @@ def test_the_engines_end_ends_the_batch_and_is_no_result(files: tuple[Path, Path
     assert all(one["response"]["status_code"] == 200 for one in results)
 
 
+def test_stopping_ends_what_is_in_flight_and_keeps_what_is_done(files: tuple[Path, Path]) -> None:
+    files[0].write_text("\n".join(line(f"n{i}") for i in range(8)))
+    engine = ScriptedEngine(first_pause=0.05)
+
+    async def stop_in_the_middle() -> None:
+        with BatchInput(str(files[0])) as asked, BatchOutput(str(files[1]), asked) as results:
+            batch = asyncio.create_task(run_batch(app_of(engine), asked, results, 2, lambda num_tokens: None))
+            while not results.done:
+                await asyncio.sleep(0.01)
+            batch.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await batch
+
+    asyncio.run(stop_in_the_middle())
+    assert engine.live == 0
+    assert 1 <= len(read(files[1])) < 8
+    assert sorted(one["custom_id"] for one in run(files)) == [f"n{i}" for i in range(8)]
+
+
 def test_a_busy_engine_is_asked_again(files: tuple[Path, Path]) -> None:
     files[0].write_text(line("a"))
     engine = ScriptedEngine(fault=EngineBusyError("too many wait", 0.1))
