@@ -23,6 +23,7 @@ _TOTALS = {
     "failed": ("Failed requests", ",d"),
     "duration": ("Duration (s)", ",.2f"),
     "total_input_tokens": ("Input tokens", ",d"),
+    "total_cached_tokens": ("Input tokens the server had cached", ",d"),
     "total_output_tokens": ("Output tokens", ",d"),
     "request_throughput": ("Requests/s", ",.2f"),
     "request_goodput": ("Requests/s within limits (goodput)", ",.2f"),
@@ -102,7 +103,7 @@ def table(result: Mapping[str, Any], rate: float) -> str:
     title = f" {rate:g} requests/s " if math.isfinite(rate) else " all at once "
     lines = [title.center(58, "=")]
     for key, (name, form) in _TOTALS.items():
-        if result.get(key) is not None:
+        if result.get(key) is not None and (key != "total_cached_tokens" or result[key]):
             lines.append(f"{name:<40}{format(result[key], form):>18}")
     for metric, name in NAMES.items():
         lines += _latency_lines(result, metric, f"{metric.upper()}, {name}")
