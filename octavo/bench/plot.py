@@ -70,6 +70,18 @@ def render(points: Sequence[Point], title: str, is_page: bool) -> str:
     )
 
 
+def cells(points: Sequence[Point]) -> list[list[str]]:
+    """The numbers behind the picture, a row a point, below a row of headings."""
+    columns = [(metric, percentage) for metric in TITLES for percentage in (50, 99)]
+    head = ["asked for", "requests/s", "output tokens/s", *(f"{metric.upper()} p{p}" for metric, p in columns)]
+    rows = [head]
+    for point in points:
+        reached = [point.name, f"{point.requests_per_s:,.2f}", f"{point.output_tokens_per_s:,.1f}"]
+        times = [point.times_ms[column] for column in columns]
+        rows.append(reached + ["–" if value is None else f"{value:,.1f}" for value in times])
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """Values of one axis to pixels."""
@@ -189,12 +201,6 @@ def _line(line: Sequence[tuple[Point, float]], percentage: int, across: Scale, u
 
 
 def _table(points: Sequence[Point]) -> str:
-    head = ["asked for", "requests/s", "output tokens/s"]
-    head += [f"{metric.upper()} p{percentage}" for metric in TITLES for percentage in (50, 99)]
-    rows = []
-    for point in points:
-        times = [point.times_ms[metric, percentage] for metric in TITLES for percentage in (50, 99)]
-        cells = [point.name, f"{point.requests_per_s:,.2f}", f"{point.output_tokens_per_s:,.1f}"]
-        rows.append(cells + ["–" if value is None else f"{value:,.1f}" for value in times])
+    head, *rows = ([escape(cell) for cell in row] for row in cells(points))
     lines = ["".join(f"<th>{cell}</th>" for cell in head), *("".join(f"<td>{c}</td>" for c in row) for row in rows)]
     return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n<p>Latencies are milliseconds.</p>"
