@@ -15,6 +15,7 @@ from html import escape
 
 WIDTH, PANEL_HEIGHT = 760, 300
 LEFT, RIGHT, TOP, BOTTOM = 70, 60, 40, 48
+LABEL_HEIGHT = 15
 LOG_FROM = 30.0  # times the smallest value
 TITLES = {"ttft": "Time to first token (ms)", "tpot": "Time per output token (ms)"}
 
@@ -159,6 +160,7 @@ def _panel(points: Sequence[Point], metric: str, top: float) -> str:
     parts += _axes(across, up)
     for percentage, line in lines.items():
         parts += _line(line, percentage, across, up)
+    parts += _labels(lines, across, up)
     return "\n".join(parts)
 
 
@@ -195,8 +197,18 @@ def _line(line: Sequence[tuple[Point, float]], percentage: int, across: Scale, u
         parts.append(f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{hint}</title></circle>')
         if percentage == 99:
             parts.append(f'<text class="soft" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{point.name}</text>')
-    x, y = max(places)
-    parts.append(f'<text class="{name}" x="{x + 9:.1f}" y="{y + 4:.1f}">{name}</text>')
+    return parts
+
+
+def _labels(lines: Mapping[int, Sequence[tuple[Point, float]]], across: Scale, up: Scale) -> list[str]:
+    """Each line's name at its right end; the lower one gives way where both end in one place."""
+    parts = []
+    lowest = -math.inf
+    for percentage, line in sorted(lines.items(), reverse=True):
+        if line:
+            x, y = max((across.at(point.requests_per_s), up.at(value)) for point, value in line)
+            lowest = max(y, lowest + LABEL_HEIGHT)
+            parts.append(f'<text class="p{percentage}" x="{x + 9:.1f}" y="{lowest + 4:.1f}">p{percentage}</text>')
     return parts
 
 
