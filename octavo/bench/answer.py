@@ -31,9 +31,14 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -51,6 +56,7 @@ class Answer:
 
     gaps: seconds between two pieces of one choice. A piece is an event with text: one token, or several where
     the server joined them. num_output_tokens: of the usage, else the number of pieces (has_usage is False).
+    num_cached_tokens: how much of the prompt the server had computed before, if it tells.
     """
 
     index: int
@@ -61,6 +67,7 @@ class Answer:
     num_pieces: int = 0
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    num_cached_tokens: int = 0
     has_usage: bool = False
     error: str = ""
     text: str = ""
@@ -125,6 +132,8 @@ class AnswerReader:
             answer.has_usage = True
             answer.num_prompt_tokens = chunk.usage.prompt_tokens
             answer.num_output_tokens = chunk.usage.completion_tokens
+            details = chunk.usage.prompt_tokens_details
+            answer.num_cached_tokens = (details.cached_tokens or 0) if details is not None else 0
         for choice in chunk.choices:
             answer.last = now
             if choice.finish_reason is not None:

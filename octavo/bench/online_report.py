@@ -84,6 +84,7 @@ def summary(
     seconds = outcome.sent.seconds
     num_in = sum(answer.num_prompt_tokens for answer in done)
     num_out = sum(answer.num_output_tokens for answer in done)
+    num_cached = sum(answer.num_cached_tokens for answer in done)
     peak_tokens, peak_requests = peaks(outcome)
     result: dict[str, Any] = {
         "duration": seconds,
@@ -91,6 +92,7 @@ def summary(
         "failed": len(outcome.sent.answers) - len(done),
         "total_input_tokens": num_in,
         "total_output_tokens": num_out,
+        "total_cached_tokens": num_cached,
         "request_throughput": len(done) / seconds,
         "request_goodput": outcome.num_good(goodput_ms) / seconds if goodput_ms else None,
         "output_throughput": num_out / seconds,
@@ -136,18 +138,21 @@ def details(outcome: Outcome) -> dict[str, Any]:
 
 
 def peaks(outcome: Outcome) -> tuple[float, int]:
-    """Most output tokens in a second, and most requests at once. A request's tokens are spread evenly over its
-    pieces, since pieces do not say how many they hold; the gaps of n sequences lie beside one another."""
+    """Most output tokens in any one second, and most requests at once. A request's tokens are spread evenly over
+    its pieces, since pieces do not say how many they hold; the gaps of n sequences lie beside one another."""
     done = outcome.completed
     if not done:
         return 0.0, 0
-    tokens = np.zeros(int(outcome.sent.seconds) + 1)
+    times, tokens = [], []
     for answer in done:
         gaps = np.asarray(answer.gaps) / outcome.num_sequences[answer.index]
-        times = answer.first - outcome.sent.begin + np.concatenate([[0.0], np.cumsum(gaps)])
-        np.add.at(tokens, np.minimum(times.astype(int), len(tokens) - 1), answer.num_output_tokens / len(times))
+        times.append(answer.first + np.concatenate([[0.0], np.cumsum(gaps)]))
+        tokens.append(np.full(len(gaps) + 1, answer.num_output_tokens / (len(gaps) + 1)))
+    order = np.argsort(at := np.concatenate(times))
+    before = np.concatenate([[0.0], np.cumsum(np.concatenate(tokens)[order])])  # tokens before the i-th piece
+    a_second_later = np.searchsorted(at[order], at[order] + 1.0)
     moves = sorted([(answer.start, 1) for answer in done] + [(answer.last, -1) for answer in done])
-    return float(tokens.max()), int(np.cumsum([move for _, move in moves]).max())
+    return float((before[a_second_later] - before[:-1]).max()), int(np.cumsum([move for _, move in moves]).max())
 
 
 def parse_goodput(limits: Sequence[str]) -> dict[str, float]:
@@ -182,6 +187,12 @@ def warnings(result: Mapping[str, Any], errors: Counter[str]) -> list[str]:
         lines.append(
             f"the client was busy {result['client_cpu_share']:.0%} of the time, so times are partly its own: "
             "give --num-client-procs more processes"
+        )
+    if result["total_cached_tokens"]:
+        share = result["total_cached_tokens"] / max(1, result["total_input_tokens"])
+        lines.append(
+            f"{share:.0%} of the prompt tokens came from the server's prefix cache; if that was not meant, "
+            "draw other prompts with --seed"
         )
     if result["without_usage"]:
         lines.append(

@@ -15,6 +15,7 @@ from html import escape
 
 WIDTH, PANEL_HEIGHT = 760, 300
 LEFT, RIGHT, TOP, BOTTOM = 70, 60, 40, 48
+LABEL_HEIGHT = 15
 LOG_FROM = 30.0  # times the smallest value
 TITLES = {"ttft": "Time to first token (ms)", "tpot": "Time per output token (ms)"}
 
@@ -68,6 +69,18 @@ def render(points: Sequence[Point], title: str, is_page: bool) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
         f'<style>{_PAGE_STYLE}</style></head><body class="octavo">\n{picture}\n{_table(points)}\n</body></html>\n'
     )
+
+
+def cells(points: Sequence[Point]) -> list[list[str]]:
+    """The numbers behind the picture, a row a point, below a row of headings."""
+    columns = [(metric, percentage) for metric in TITLES for percentage in (50, 99)]
+    head = ["asked for", "requests/s", "output tokens/s", *(f"{metric.upper()} p{p}" for metric, p in columns)]
+    rows = [head]
+    for point in points:
+        reached = [point.name, f"{point.requests_per_s:,.2f}", f"{point.output_tokens_per_s:,.1f}"]
+        times = [point.times_ms[column] for column in columns]
+        rows.append(reached + ["–" if value is None else f"{value:,.1f}" for value in times])
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +160,7 @@ def _panel(points: Sequence[Point], metric: str, top: float) -> str:
     parts += _axes(across, up)
     for percentage, line in lines.items():
         parts += _line(line, percentage, across, up)
+    parts += _labels(lines, across, up)
     return "\n".join(parts)
 
 
@@ -183,18 +197,22 @@ def _line(line: Sequence[tuple[Point, float]], percentage: int, across: Scale, u
         parts.append(f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{hint}</title></circle>')
         if percentage == 99:
             parts.append(f'<text class="soft" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{point.name}</text>')
-    x, y = max(places)
-    parts.append(f'<text class="{name}" x="{x + 9:.1f}" y="{y + 4:.1f}">{name}</text>')
+    return parts
+
+
+def _labels(lines: Mapping[int, Sequence[tuple[Point, float]]], across: Scale, up: Scale) -> list[str]:
+    """Each line's name at its right end; the lower one gives way where both end in one place."""
+    parts = []
+    lowest = -math.inf
+    for percentage, line in sorted(lines.items(), reverse=True):
+        if line:
+            x, y = max((across.at(point.requests_per_s), up.at(value)) for point, value in line)
+            lowest = max(y, lowest + LABEL_HEIGHT)
+            parts.append(f'<text class="p{percentage}" x="{x + 9:.1f}" y="{lowest + 4:.1f}">p{percentage}</text>')
     return parts
 
 
 def _table(points: Sequence[Point]) -> str:
-    head = ["asked for", "requests/s", "output tokens/s"]
-    head += [f"{metric.upper()} p{percentage}" for metric in TITLES for percentage in (50, 99)]
-    rows = []
-    for point in points:
-        times = [point.times_ms[metric, percentage] for metric in TITLES for percentage in (50, 99)]
-        cells = [point.name, f"{point.requests_per_s:,.2f}", f"{point.output_tokens_per_s:,.1f}"]
-        rows.append(cells + ["–" if value is None else f"{value:,.1f}" for value in times])
+    head, *rows = ([escape(cell) for cell in row] for row in cells(points))
     lines = ["".join(f"<th>{cell}</th>" for cell in head), *("".join(f"<td>{c}</td>" for c in row) for row in rows)]
     return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n<p>Latencies are milliseconds.</p>"

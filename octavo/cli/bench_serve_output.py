@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from octavo.bench.online_report import NAMES, Outcome
-from octavo.bench.plot import Point, render
+from octavo.bench.plot import Point, cells, render
 from octavo.bench.report import machine
 from octavo.errors import ConfigError
 
@@ -23,6 +23,7 @@ _TOTALS = {
     "failed": ("Failed requests", ",d"),
     "duration": ("Duration (s)", ",.2f"),
     "total_input_tokens": ("Input tokens", ",d"),
+    "total_cached_tokens": ("Input tokens the server had cached", ",d"),
     "total_output_tokens": ("Output tokens", ",d"),
     "request_throughput": ("Requests/s", ",.2f"),
     "request_goodput": ("Requests/s within limits (goodput)", ",.2f"),
@@ -102,7 +103,7 @@ def table(result: Mapping[str, Any], rate: float) -> str:
     title = f" {rate:g} requests/s " if math.isfinite(rate) else " all at once "
     lines = [title.center(58, "=")]
     for key, (name, form) in _TOTALS.items():
-        if result.get(key) is not None:
+        if result.get(key) is not None and (key != "total_cached_tokens" or result[key]):
             lines.append(f"{name:<40}{format(result[key], form):>18}")
     for metric, name in NAMES.items():
         lines += _latency_lines(result, metric, f"{metric.upper()}, {name}")
@@ -163,6 +164,8 @@ class Results:
             self._write(self._path(asked), {**date, **asked, **self._metadata, **result, **more})
 
     def finish(self) -> int:
+        if len(self._points) > 1:
+            print(_beside_one_another(cells(self._points)), flush=True)
         if self._args.plot:
             path = Path(self._args.plot)
             _write(path, render(self._points, self._title, is_page=path.suffix == ".html"), "w")
@@ -183,6 +186,12 @@ class Results:
         else:
             _write(path, json.dumps(record, indent=None if self._args.save_detailed else 2) + "\n", "w")
         say(f"written to {path}")
+
+
+def _beside_one_another(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(["", *lines, "latencies in ms"])
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -20,7 +20,8 @@ def chat(finish_reason: str | None = None, **delta: Any) -> bytes:
     return event(choices=[{"index": 0, "delta": delta, "finish_reason": finish_reason}])
 
 
-USAGE = event(choices=[], usage={"prompt_tokens": 9, "completion_tokens": 5})
+CACHED = {"cached_tokens": 3}
+USAGE = event(choices=[], usage={"prompt_tokens": 9, "completion_tokens": 5, "prompt_tokens_details": CACHED})
 DONE = b"data: [DONE]\n\n"
 
 
@@ -45,6 +46,7 @@ def test_times_are_of_pieces_and_tokens_of_the_usage() -> None:
     assert answer.e2el == 3.0
     assert list(answer.gaps) == [0.5, 1.5]
     assert (answer.num_prompt_tokens, answer.num_output_tokens, answer.num_pieces) == (9, 5, 3)
+    assert answer.num_cached_tokens == 3
     assert answer.text == "abcde"
     assert not answer.error
 

@@ -10,9 +10,9 @@ from octavo.bench.online_report import Outcome, details, parse_goodput, summary,
 from octavo.errors import ConfigError
 
 # Sent at 100.0: one fast request, one slow one of two sequences, one of a single token, one that failed.
-FAST = Answer(0, 100.0, 100.1, 100.5, array("d", [0.1, 0.3]), 3, 10, 5, True)
-SLOW = Answer(1, 100.0, 101.0, 103.0, array("d", [2.0, 2.0]), 4, 20, 10, True)
-ONE = Answer(2, 103.5, 103.6, 103.6, array("d"), 1, 30, 1, True)
+FAST = Answer(0, 100.0, 100.1, 100.5, array("d", [0.1, 0.3]), 3, 10, 5, has_usage=True)
+SLOW = Answer(1, 100.0, 101.0, 103.0, array("d", [2.0, 2.0]), 4, 20, 10, has_usage=True)
+ONE = Answer(2, 103.5, 103.6, 103.6, array("d"), 1, 30, 1, has_usage=True)
 FAILED = Answer(3, 100.0, 100.2, 100.2, array("d", [9.0]), 2, 40, 2, error="HTTP 500: no")
 SENT = Sent([FAILED, ONE, FAST, SLOW], [], begin=100.0, end=104.0, cpu=1.0)
 OUTCOME = Outcome(SENT, {0: 1, 1: 2, 2: 1, 3: 1})
@@ -28,8 +28,8 @@ def test_totals_and_rates() -> None:
     assert result["request_goodput"] is None
     assert result["client_cpu_share"] == 0.25
     assert result["max_concurrent_requests"] == 2
-    # FAST's 5 tokens and half of a sequence's of SLOW; SLOW's pieces lie at 101, 102 and 103, 10 / 3 tokens each
-    assert result["max_output_tokens_per_s"] == pytest.approx(5.0)
+    # SLOW's ten tokens lie, two a piece, on 101 to 103 and FAST's on 100.1 to 100.5: its 5, and a third of 10 at 101
+    assert result["max_output_tokens_per_s"] == pytest.approx(5 + 10 / 3)
 
 
 def test_latencies() -> None:
@@ -95,3 +95,7 @@ def test_what_makes_numbers_doubtful_is_said() -> None:
     assert lines[0] == "1 x HTTP 500: no"
     assert "the client was busy 95% of the time" in lines[1]
     assert "told no usage for 1 requests" in lines[2]
+    known = Answer(0, 100.0, 100.1, 100.2, num_prompt_tokens=8, num_cached_tokens=6, has_usage=True)
+    outcome = Outcome(Sent([known], [], 100.0, 101.0), {0: 1})
+    (line,) = warnings(summary(outcome, [], [], {}), outcome.errors)
+    assert line.startswith("75% of the prompt tokens came from the server's prefix cache")

@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -47,6 +48,15 @@ def test_everything_lies_inside_the_picture() -> None:
             assert 0 <= float(one.attrib.get(name, 0)) <= width
         for name in ("y", "cy", "y1", "y2"):
             assert 0 <= float(one.attrib.get(name, 0)) <= height
+
+
+def test_names_of_lines_that_end_together_stand_apart() -> None:
+    times = {(metric, p): 100.0 + p / 100 for metric in ("ttft", "tpot") for p in (50, 99)}
+    root = ElementTree.fromstring(render([Point(math.inf, 9.0, 900.0, times)], "m", is_page=False))
+    names = [one for one in root.iter() if one.tag.endswith("text") and one.text in ("p50", "p99")]
+    heights = sorted(float(one.attrib["y"]) for one in names)
+    assert len(heights) == 4
+    assert min(lower - upper for upper, lower in pairwise(heights)) >= 13
 
 
 def test_a_title_is_text_whatever_it_holds() -> None:

@@ -91,7 +91,9 @@ def test_a_sweep_has_other_prompts_at_each_rate_and_is_drawn(
     assert page.read_text().startswith("<!doctype html>")
     assert "∞" in page.read_text()
     assert picture.read_text().startswith("<svg ")
-    assert "asked for" in capsys.readouterr().out + page.read_text()
+    shown = capsys.readouterr().out.splitlines()
+    (head,) = [number for number, line in enumerate(shown) if line.startswith("asked for  requests/s")]
+    assert [line.split()[0] for line in shown[head + 1 : head + 4]] == ["50", "100", "∞"]
 
 
 def test_chats_are_asked_in_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
