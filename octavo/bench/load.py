@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from octavo.bench.answer import Answer
 from octavo.bench.client import Client, Target
@@ -37,7 +38,8 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one process sends. long_prompts go one every `long_every` seconds while other requests are unfinished."""
+    """What one process sends. long_prompts go one every `long_every` seconds while other requests, of any process, are
+    unfinished."""
 
     target: Target
     sendings: tuple[Sending, ...]
@@ -91,14 +93,36 @@ def shares(whole: Share, num_procs: int) -> list[Share]:
     return dealt
 
 
-def run_share(share: Share, begin_at: Callable[[], float], on_progress: OnProgress) -> Sent:
+class Company(Protocol):
+    """The processes that share a load."""
+
+    def leave(self) -> None:
+        """This one's requests have ended."""
+
+    def is_gone(self) -> bool:
+        """Whether everybody's have."""
+
+
+class Alone:
+    """The company of a process that has none."""
+
+    def leave(self) -> None:
+        pass
+
+    def is_gone(self) -> bool:
+        return True
+
+
+def run_share(
+    share: Share, begin_at: Callable[[], float], on_progress: OnProgress, company: Company | None = None
+) -> Sent:
     """Send it all from this process and wait for every answer. `begin_at` gives the moment to begin, once ready."""
     allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         gc.collect()
         gc.freeze()  # prompts and bodies are not looked through again while times are taken
         try:
-            return runner.run(_drive(share, begin_at(), on_progress))
+            return runner.run(_drive(share, begin_at, on_progress, company or Alone()))
         finally:
             gc.unfreeze()
 
@@ -121,7 +145,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-async def _drive(share: Share, begin: float, on_progress: OnProgress) -> Sent:
+async def _drive(share: Share, begin_at: Callable[[], float], on_progress: OnProgress, company: Company) -> Sent:
     client = Client(share.target)
     await client.resolve()
     sent = Sent()
@@ -139,6 +163,7 @@ async def _drive(share: Share, begin: float, on_progress: OnProgress) -> Sent:
                 turn.release()
         on_progress(1)
 
+    begin = begin_at()
     await _sleep_until(begin)
     sent.begin, cpu = time.monotonic(), time.process_time()
     long_ones = asyncio.create_task(_send_long_prompts(share, client, begin, sent.long_answers))
@@ -148,6 +173,9 @@ async def _drive(share: Share, begin: float, on_progress: OnProgress) -> Sent:
         tasks.append(asyncio.create_task(one(sending)))
     await asyncio.gather(*tasks)
     sent.end, sent.cpu = time.monotonic(), time.process_time() - cpu
+    company.leave()
+    while share.long_prompts and not company.is_gone():
+        await asyncio.sleep(0.01)
     long_ones.cancel()
     await asyncio.gather(long_ones, return_exceptions=True)
     client.close()

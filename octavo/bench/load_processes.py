@@ -9,6 +9,7 @@ import multiprocessing
 import time
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import Synchronized
 
 from octavo.bench.load import OnProgress, Sent, Share, run_share, shares
 from octavo.errors import OctavoError
@@ -31,9 +32,10 @@ def run_load(share: Share, num_procs: int, on_progress: OnProgress) -> Sent:
     context = multiprocessing.get_context("spawn")
     children: dict[Connection, BaseProcess] = {}
     try:
+        num_left = context.Value("i", num_procs)
         for part in shares(share, num_procs):
             mine, theirs = context.Pipe()
-            children[mine] = context.Process(target=_child, args=(theirs, part), daemon=True)
+            children[mine] = context.Process(target=_child, args=(theirs, part, num_left), daemon=True)
             children[mine].start()
             theirs.close()
         for pipe, child in children.items():
@@ -84,7 +86,21 @@ def _joined(parts: list[Sent]) -> Sent:
     )
 
 
-def _child(pipe: Connection, share: Share) -> None:
+class _Others:
+    """The company of a process that shares a load. num_left: how many processes still have requests."""
+
+    def __init__(self, num_left: Synchronized[int]) -> None:
+        self._num_left = num_left
+
+    def leave(self) -> None:
+        with self._num_left.get_lock():
+            self._num_left.value -= 1
+
+    def is_gone(self) -> bool:
+        return self._num_left.value == 0
+
+
+def _child(pipe: Connection, share: Share, num_left: Synchronized[int]) -> None:
     """In a process of its own. Ctrl-C reaches it too, and the parent has said so already."""
     counted = _Counted(pipe)
 
@@ -94,7 +110,7 @@ def _child(pipe: Connection, share: Share) -> None:
         return begin
 
     try:
-        pipe.send(run_share(share, begin_at, counted))
+        pipe.send(run_share(share, begin_at, counted, _Others(num_left)))
     except (KeyboardInterrupt, BrokenPipeError):
         pipe.close()
 

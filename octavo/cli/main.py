@@ -82,7 +82,7 @@ def _without_command(argv: list[str]) -> int:
     commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="octavo",
-        description="Octavo, an LLM inference engine that one person can read.",
+        description="Octavo, an LLM inference and serving engine that one person can read.",
         epilog=f"commands:\n{commands}\n\n`octavo COMMAND --help` says more.",
         formatter_class=_HelpFormatter,
     )
