@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from octavo.config import BackendConfig
@@ -82,14 +83,20 @@ def _first_that_runs(config: BackendConfig) -> Selection:
 
 
 def converter(config: BackendConfig) -> Convert:
-    """What changes a weight's dtype at load: C++ where the cpu backend runs, else numpy."""
-    if _cpu(config).why_not() is None:
-        from octavo.kernels.cpu.convert import convert
+    """What changes a weight's dtype at load: C++ where the cpu backend runs, else numpy. Chosen when the first weight
+    needs it, since to find out whether C++ runs is to build it."""
 
-        return convert
-    from octavo.kernels.reference.dequantize import convert as reference_convert
+    @cache
+    def chosen() -> Convert:
+        if _cpu(config).why_not() is None:
+            from octavo.kernels.cpu.convert import convert
 
-    return reference_convert
+            return convert
+        from octavo.kernels.reference.dequantize import convert as reference_convert
+
+        return reference_convert
+
+    return lambda tensor, dtype: chosen()(tensor, dtype)
 
 
 def describe() -> list[tuple[str, str | None]]:

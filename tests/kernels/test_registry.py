@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from octavo.config import BackendConfig
 from octavo.errors import BackendUnavailableError, ConfigError
 from octavo.kernels import build, registry
+from octavo.kernels.tensor import from_array
 from octavo.kernels.triton.backend import TritonBackend
 from octavo.kernels.triton.driver import GPU
 
@@ -57,3 +59,13 @@ def test_an_unknown_backend_is_an_error() -> None:
 def test_a_gpus_attention_is_not_ignored_elsewhere() -> None:
     with pytest.raises(ConfigError, match=r"attention_backend is 'flash_attn_4', a choice for GPUs, .* 'cpu'"):
         registry.select(BackendConfig(attention_backend="flash_attn_4"))
+
+
+def test_nothing_is_built_for_weights_that_keep_their_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(build, "why_not", lambda: asked.append(True) or "no compiler")
+    convert = registry.converter(BackendConfig())
+    assert not asked
+    ones = from_array(np.ones((2, 2), np.float32))
+    assert [convert(ones, dtype).dtype for dtype in ("F16", "BF16")] == ["F16", "BF16"]
+    assert len(asked) == 1
