@@ -113,6 +113,10 @@ class BackendConfig:
     num_threads: int | None = knob(None, "threads of the cpu backend; default: the cores this process may use")
 
     def __post_init__(self) -> None:
+        if self.attention_backend not in ("triton", "flash_attn_4"):
+            raise ConfigError(
+                f"attention_backend is {self.attention_backend!r}, allowed are 'triton' and 'flash_attn_4'"
+            )
         _at_least("num_threads", self.num_threads, 1)
 
 

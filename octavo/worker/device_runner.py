@@ -83,7 +83,8 @@ class DeviceRunner(ModelRunner):
                 f"ask for the whole vocabulary ({error})"
             ) from error
         except RuntimeError as error:
-            raise _as_fault(error) from error
+            _raise_if_lost(error)
+            raise
 
     def _begin(self, plan: StepPlan) -> PendingStep:
         self._apply(plan)
@@ -97,7 +98,8 @@ class DeviceRunner(ModelRunner):
             while step.token_ids is None:
                 self._settle_oldest()
         except RuntimeError as error:
-            raise _as_fault(error) from error
+            _raise_if_lost(error)
+            raise
         return step.token_ids
 
     def _settle_oldest(self) -> None:
@@ -132,8 +134,9 @@ class DeviceRunner(ModelRunner):
             self._last_variant = self._variant(self._last_array)
         rows, variant = self._last_array, self._last_variant
         positions = self._states.num_tokens[rows]
-        self._rows.flush(rows, padded_size(len(rows), self._max_num_seqs))
-        logits = self._decodes.run(padded_size(len(rows), self._max_num_seqs), variant)
+        size = padded_size(len(rows), self._max_num_seqs)
+        self._rows.flush(rows, size)
+        logits = self._decodes.run(size, variant)
         entries = np.arange(len(rows), dtype=np.int32)
         if variant == "logits":
             tokens = self._draw(logits, rows, entries, positions)
@@ -203,11 +206,10 @@ class DeviceRunner(ModelRunner):
         return step
 
 
-def _as_fault(error: RuntimeError) -> Exception:
+def _raise_if_lost(error: RuntimeError) -> None:
     """After an error of CUDA itself, every later call of this process fails with it."""
-    if "CUDA error" not in str(error):
-        return error
-    return EngineDeadError(f"the GPU cannot be used by this process any more: {error}")
+    if "CUDA error" in str(error):
+        raise EngineDeadError(f"the GPU cannot be used by this process any more: {error}") from error
 
 
 def _is_decode(plan: StepPlan) -> bool:

@@ -69,3 +69,8 @@ def test_nothing_is_built_for_weights_that_keep_their_dtype(monkeypatch: pytest.
     ones = from_array(np.ones((2, 2), np.float32))
     assert [convert(ones, dtype).dtype for dtype in ("F16", "BF16")] == ["F16", "BF16"]
     assert len(asked) == 1
+
+
+def test_an_unknown_attention_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="attention_backend is 'fa9', allowed are 'triton' and 'flash_attn_4'"):
+        BackendConfig(attention_backend="fa9")
