@@ -6,8 +6,11 @@ Everything that can be wrong with a request is found here, before the engine has
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequestError
@@ -62,7 +65,7 @@ class InputProcessor:
         ends = frozenset(() if params.ignore_eos else limits.eos_token_ids)
         return Request(
             request_id=request_id,
-            prompt_token_ids=token_ids,
+            prompt_token_ids=token_ids.tolist(),
             sampling_params=params,
             seed=(params.seed if params.seed is not None else self._seeds.getrandbits(63)) & (2**64 - 1),
             arrival_time=arrival_time,
@@ -75,7 +78,7 @@ class InputProcessor:
             bad_word_ids=self._bad_words(tuple(params.bad_words or ())),
         )
 
-    def _read(self, prompt: Prompt) -> tuple[str | None, list[int], object]:
+    def _read(self, prompt: Prompt) -> tuple[str | None, array[int], object]:
         """-> text if there was one, token ids, cache salt."""
         cache_salt: object = None
         if isinstance(prompt, Mapping):
@@ -84,9 +87,9 @@ class InputProcessor:
             return None, _token_ids(prompt), cache_salt
         if self._tokenizer is None:
             raise InvalidRequestError("the prompt is text, but skip_tokenizer_init=True: pass token ids instead")
-        return prompt, self._tokenizer.encode(prompt), cache_salt
+        return prompt, array("q", self._tokenizer.encode(prompt)), cache_salt
 
-    def _truncate(self, token_ids: list[int], keep: int | None) -> list[int]:
+    def _truncate(self, token_ids: array[int], keep: int | None) -> array[int]:
         """The last `keep` tokens; -1 keeps what leaves room for one new token."""
         if keep is None:
             return token_ids
@@ -95,7 +98,7 @@ class InputProcessor:
             raise InvalidRequestError(f"truncate_prompt_tokens is {keep}, allowed is up to max_model_len - 1 = {most}")
         return token_ids[-(most if keep == -1 else keep) :]
 
-    def _check_prompt(self, token_ids: list[int]) -> None:
+    def _check_prompt(self, token_ids: array[int]) -> None:
         limits = self.limits
         if not token_ids:
             raise InvalidRequestError("the prompt is empty, allowed is at least one token")
@@ -134,7 +137,8 @@ class InputProcessor:
     def _check_ids(self, name: str, token_ids: Collection[int]) -> None:
         if not token_ids:
             return
-        for token_id in (min(token_ids), max(token_ids)):
+        ids = np.asarray(token_ids if isinstance(token_ids, array) else list(token_ids))
+        for token_id in (int(ids.min()), int(ids.max())):
             if not 0 <= token_id < self.limits.vocab_size:
                 raise InvalidRequestError(
                     f"{name} holds token id {token_id}, allowed are 0 to {self.limits.vocab_size - 1}"
@@ -170,13 +174,12 @@ def _one_salt(of_call: object, of_prompt: object) -> str | None:
     return of_call or of_prompt  # type: ignore[return-value]
 
 
-def _token_ids(values: object) -> list[int]:
+def _token_ids(values: object) -> array[int]:
     if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
         raise InvalidRequestError(f"a prompt is {type(values).__name__}, allowed are text, token ids and dicts of them")
     token_ids = list(values)
-    if set(map(type, token_ids)) == {int}:  # nearly always; a prompt may be long
-        return token_ids
-    for value in token_ids:
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise InvalidRequestError(f"the prompt's token ids hold {value!r}, allowed are whole numbers")
-    return [value.__index__() for value in token_ids]
+    try:
+        return array("q", token_ids)  # a prompt may be long: no loop in Python
+    except (TypeError, OverflowError):
+        wrong = next(one for one in token_ids if not hasattr(one, "__index__") or abs(one.__index__()) >= 1 << 63)
+        raise InvalidRequestError(f"the prompt's token ids hold {wrong!r}, allowed are whole numbers") from None
