@@ -4,7 +4,7 @@ Reading keys and values is all the cost, so each is read once, by whoever holds 
 it, and the reads of a ragged batch are cut into equal items (see `plan.py`):
 
     items x kv heads ──fetched by──> persistent programs, one after another as they get done
-        program: an item's blocks, four at a time ─> online softmax over [query heads of the kv head, D]
+        program: an item's boxes, four at a time ──> online softmax over [query heads of the kv head, D]
             sequence of one item:   the result
             of several:             partial (max, sum, weighted values), float32
     sequences x query heads ───────> join: each sequence's partials, in order
@@ -12,9 +12,9 @@ it, and the reads of a ragged batch are cut into equal items (see `plan.py`):
 Fused, the kernel takes packed q, k, v as the projection made them: it norms and rotates its query, and the
 item that holds the new token writes its key and value to the cache. No other item reads them there.
 
-Whole blocks come through the tensor copy engine; the last, partly filled one by ordinary masked loads, since
-what lies in its free slots may be anything. Two warps a program: reductions across more cost more than they
-bring, and four programs a multiprocessor keep enough reads in flight.
+Keys come through the tensor copy engine in boxes of 16 tokens, a block or a part of one; the last, partly filled box by
+ordinary masked loads, since what lies in free slots may be anything. Two warps a program: reductions across more cost
+more than they bring, and four programs a multiprocessor keep enough reads in flight.
 
 Split-KV decoding is from Flash-Decoding (Dao et al., 2023); equal work items from FlashInfer (Ye et al., 2025).
 
@@ -31,7 +31,7 @@ import triton.language as tl
 
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
-from octavo.kernels.triton.kv_pool import LayerPool, padded_dim
+from octavo.kernels.triton.kv_pool import BOX_TOKENS, LayerPool, padded_dim
 from octavo.kernels.triton.plan import MAX_PARTITIONS, AttentionPlan
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, norm_and_rotate
 
@@ -90,7 +90,7 @@ def decode_attention(
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         KV_HEADS=layer.num_kv_heads, GROUP=group, ROWS=max(16, triton.next_power_of_2(group)),
         D=layer.head_dim, D_PAD=dim_pad, ROTARY=parts.rotary_dim, HAS_NORM=parts.has_norm,
-        BLOCK_SIZE=pool.block_size, BLOCK_ROWS=pool.block_stride // layer.head_dim,
+        BLOCK_SIZE=pool.block_size, BLOCK_ROWS=pool.block_stride // layer.head_dim, BOX=BOX_TOKENS,
         SOFTCAP=layer.softcap is not None, FUSED=transform is not None,
         CHAINED=chained, launch_pdl=chained, num_warps=NUM_WARPS, num_stages=2,
     )  # fmt: skip
@@ -110,7 +110,7 @@ def _decode_kernel(
     q_stride, out_stride, table_stride, block_stride, value_offset,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, ROTARY: tl.constexpr, HAS_NORM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr, SOFTCAP: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BOX: tl.constexpr, SOFTCAP: tl.constexpr,
     FUSED: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     g = tl.arange(0, ROWS)
@@ -166,15 +166,15 @@ def _decode_kernel(
         else:
             q = tl.load(q_row + q_off + d[None, :], mask=q_mask, other=0.0)
 
-        full_end = end // BLOCK_SIZE * BLOCK_SIZE
-        m, l, acc = _whole_blocks(
+        full_end = end // BOX * BOX
+        m, l, acc = _whole_boxes(
             q, m, l, acc, begin, full_end, table, pool_rows, layer_row + kv_head * BLOCK_SIZE, scale_log2, softcap,
-            KV_HEADS * BLOCK_SIZE, BLOCK_SIZE, BLOCK_ROWS, SOFTCAP,
+            KV_HEADS * BLOCK_SIZE, BLOCK_SIZE, BLOCK_ROWS, BOX, SOFTCAP,
         )  # fmt: skip
         if end > full_end:
-            m, l, acc = _last_block(
+            m, l, acc = _last_box(
                 q, m, l, acc, begin, full_end, end, table, head_pool, block_stride, value_offset, scale_log2, softcap,
-                D, D_PAD, BLOCK_SIZE, SOFTCAP,
+                D, D_PAD, BLOCK_SIZE, BOX, SOFTCAP,
             )  # fmt: skip
 
         if num_items == 1:
@@ -189,19 +189,19 @@ def _decode_kernel(
 
 
 @triton.jit
-def _whole_blocks(
+def _whole_boxes(
     q, m, l, acc, begin, end, table, pool_rows, row, scale_log2, softcap,
-    VALUE_ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr, SOFTCAP: tl.constexpr,
+    VALUE_ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BOX: tl.constexpr,
+    SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """Fold the blocks that end by `end` into the softmax, four a turn. Past the last, it is read again and masked."""
-    t = tl.arange(0, BLOCK_SIZE)
-    last = tl.maximum(end // BLOCK_SIZE - 1, 0)
-    for start in range(begin // BLOCK_SIZE * BLOCK_SIZE, end, BLOCK_SIZE * 4):
-        i = start // BLOCK_SIZE
-        row0 = tl.load(table + i) * BLOCK_ROWS + row
-        row1 = tl.load(table + tl.minimum(i + 1, last)) * BLOCK_ROWS + row
-        row2 = tl.load(table + tl.minimum(i + 2, last)) * BLOCK_ROWS + row
-        row3 = tl.load(table + tl.minimum(i + 3, last)) * BLOCK_ROWS + row
+    """Fold the boxes that end by `end` into the softmax, four a turn. Past the last, it is read again and masked."""
+    t = tl.arange(0, BOX)
+    last = tl.maximum(end - BOX, 0)
+    for start in range(begin // BOX * BOX, end, BOX * 4):
+        row0 = _row_of(table, start, BLOCK_SIZE, BLOCK_ROWS) + row
+        row1 = _row_of(table, tl.minimum(start + BOX, last), BLOCK_SIZE, BLOCK_ROWS) + row
+        row2 = _row_of(table, tl.minimum(start + 2 * BOX, last), BLOCK_SIZE, BLOCK_ROWS) + row
+        row3 = _row_of(table, tl.minimum(start + 3 * BOX, last), BLOCK_SIZE, BLOCK_ROWS) + row
         k0 = pool_rows.load([row0, 0])
         k1 = pool_rows.load([row1, 0])
         k2 = pool_rows.load([row2, 0])
@@ -210,10 +210,10 @@ def _whole_blocks(
         v1 = pool_rows.load([row1 + VALUE_ROWS, 0])
         v2 = pool_rows.load([row2 + VALUE_ROWS, 0])
         v3 = pool_rows.load([row3 + VALUE_ROWS, 0])
-        s0 = _score_block(q, k0, start + t, begin, end, scale_log2, softcap, SOFTCAP)
-        s1 = _score_block(q, k1, start + BLOCK_SIZE + t, begin, end, scale_log2, softcap, SOFTCAP)
-        s2 = _score_block(q, k2, start + 2 * BLOCK_SIZE + t, begin, end, scale_log2, softcap, SOFTCAP)
-        s3 = _score_block(q, k3, start + 3 * BLOCK_SIZE + t, begin, end, scale_log2, softcap, SOFTCAP)
+        s0 = _score_box(q, k0, start + t, begin, end, scale_log2, softcap, SOFTCAP)
+        s1 = _score_box(q, k1, start + BOX + t, begin, end, scale_log2, softcap, SOFTCAP)
+        s2 = _score_box(q, k2, start + 2 * BOX + t, begin, end, scale_log2, softcap, SOFTCAP)
+        s3 = _score_box(q, k3, start + 3 * BOX + t, begin, end, scale_log2, softcap, SOFTCAP)
         m_new = tl.maximum(m, tl.max(tl.maximum(tl.maximum(s0, s1), tl.maximum(s2, s3)), 1))
         alpha = tl.exp2(m - m_new)
         p0 = tl.exp2(s0 - m_new[:, None])
@@ -230,19 +230,25 @@ def _whole_blocks(
 
 
 @triton.jit
-def _last_block(
+def _row_of(table, t, BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """The pool's row of token t, for the first head of the first layer."""
+    return tl.load(table + t // BLOCK_SIZE) * BLOCK_ROWS + t % BLOCK_SIZE
+
+
+@triton.jit
+def _last_box(
     q, m, l, acc, begin, start, end, table, head_pool, block_stride, value_offset, scale_log2, softcap,
-    D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, SOFTCAP: tl.constexpr,
+    D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, BOX: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """Fold the partly filled block that begins at `start` into the softmax."""
-    t = tl.arange(0, BLOCK_SIZE)
+    """Fold the partly filled box that begins at `start` into the softmax."""
+    t = tl.arange(0, BOX)
     d = tl.arange(0, D_PAD)
     block = tl.load(table + start // BLOCK_SIZE).to(tl.int64)
-    cell = head_pool + block * block_stride + t[:, None] * D + d[None, :]
+    cell = head_pool + block * block_stride + (start % BLOCK_SIZE + t)[:, None] * D + d[None, :]
     mask = (start + t < end)[:, None] & (d < D)[None, :]
     k = tl.load(cell, mask=mask, other=0.0)
     v = tl.load(cell + value_offset, mask=mask, other=0.0)
-    scores = _score_block(q, k, start + t, begin, end, scale_log2, softcap, SOFTCAP)
+    scores = _score_box(q, k, start + t, begin, end, scale_log2, softcap, SOFTCAP)
     m_new = tl.maximum(m, tl.max(scores, 1))
     p = tl.exp2(scores - m_new[:, None])
     alpha = tl.exp2(m - m_new)
@@ -251,7 +257,7 @@ def _last_block(
 
 
 @triton.jit
-def _score_block(q, k, t, begin, end, scale_log2, softcap, SOFTCAP: tl.constexpr):
+def _score_box(q, k, t, begin, end, scale_log2, softcap, SOFTCAP: tl.constexpr):
     scores = cap_scores(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, softcap, SOFTCAP)
     return tl.where(((t >= begin) & (t < end))[None, :], scores, -float("inf"))
 

@@ -19,6 +19,9 @@ from octavo.kernels.ops import AttentionLayer, KVLayout
 TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+BOX_TOKENS = 16  # of a block, read at once by the tensor copy engine: the fewest that the matrix units take
+
+
 def padded_dim(head_dim: int) -> int:
     """The width of a tile that holds a head: a power of two, and no less than the matrix units take."""
     return max(16, 1 << (head_dim - 1).bit_length())
@@ -32,7 +35,7 @@ class LayerPool:
     block_stride: int
     value_offset: int  # from a key to its value
     block_size: int
-    rows: TensorDescriptor  # the whole pool as [rows, D], read a block at a time by the tensor copy engine
+    rows: TensorDescriptor  # the whole pool as [rows, D], read in boxes of BOX_TOKENS
     layer_row: int  # the layer's first row in block 0
 
     @classmethod
@@ -47,9 +50,7 @@ class LayerPool:
         size = elements.element_size()
         start = index_in_group * layout.layer_bytes // size
         dim = layout.head_dim
-        rows = TensorDescriptor(
-            elements, [elements.numel() // dim, dim], [dim, 1], [layout.block_size, padded_dim(dim)]
-        )
+        rows = TensorDescriptor(elements, [elements.numel() // dim, dim], [dim, 1], [BOX_TOKENS, padded_dim(dim)])
         return cls(
             elements[start:], layout.block_bytes // size, layout.layer_bytes // size // 2, layout.block_size,
             rows, start // dim,
