@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.ops import AttentionLayer, KVLayout, RotaryTable
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention
+from octavo.kernels.triton.hopper_attention import HopperAttention
 from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.prefill_attention import prefill_attention
@@ -102,15 +103,17 @@ def decode_us(lens: list[int], num_heads: int, kv_heads: int = 8, dim: int = 128
     return graph_time_us([lambda table=table: call(table) for table in case.tables])
 
 
-def prefill_us(length: int, num_heads: int, kv_heads: int, dim: int, cached: int = 0) -> float:
-    case = make_case([cached + length], [length], num_heads, kv_heads, dim, 1)
-    q = torch.randn(length, num_heads * dim, device=CUDA, dtype=BF16)
+def prefill_us(
+    lens: list[int], num_heads: int, kv_heads: int, dim: int, *, cached: int = 0, hopper: HopperAttention | None = None
+) -> float:
+    case = make_case([cached + n for n in lens], lens, num_heads, kv_heads, dim, 1)
+    q = torch.randn(sum(lens), num_heads * dim, device=CUDA, dtype=BF16)
     out = torch.empty_like(q)
+    where = (q, out, case.layer, case.pool, case.plan)
+    if hopper is not None:
+        return graph_time_us([lambda: hopper.prefill(*where, block_table=case.tables[0])])
     return graph_time_us([
-        lambda: prefill_attention(
-            q, out, case.layer, case.pool, case.plan, max_tiles=len(case.plan.tiles), block_table=case.tables[0],
-            **case.step,
-        )
+        lambda: prefill_attention(*where, max_tiles=len(case.plan.tiles), block_table=case.tables[0])
     ])  # fmt: skip
 
 
@@ -172,19 +175,26 @@ def decode_table() -> None:
 
 
 def prefill_table() -> None:
-    print("\nprefill of one sequence, TFLOP/s: ours | torch flash | torch cudnn")
+    hopper = HopperAttention(torch.cuda.get_device_properties(0).multi_processor_count, CUDA)
+    print("\nprefill, us and TFLOP/s: hopper_attention | prefill_attention | torch flash | torch cudnn (one sequence)")
     for num_heads, kv_heads, dim in ((16, 8, 128), (32, 8, 128), (32, 8, 64)):
-        for length in (512, 2048, 8192, 16384):
-            flop = 2 * length * length * dim * num_heads
-            row = [prefill_us(length, num_heads, kv_heads, dim)] + [
-                attempt(torch_us, 1, length, length, num_heads, kv_heads, dim, how)
-                for how in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+        for number, length, cached in (
+            (1, 512, 0), (1, 2048, 0), (1, 8192, 0), (1, 16384, 0), (2, 8192, 0), (8, 2048, 0), (28, 550, 0),
+            (50, 160, 0), (50, 20, 0), (1, 512, 15872),
+        ):  # fmt: skip
+            flop = 4 * number * length * (cached + length / 2) * dim * num_heads
+            times = [
+                prefill_us([length] * number, num_heads, kv_heads, dim, cached=cached, hopper=one)
+                for one in (hopper, None)
             ]
-            cells = " | ".join(f"{us:9.1f} us {flop / us / 1e6:5.0f}" for us in row)
-            print(f"{num_heads:>3}/{kv_heads} heads of {dim:>3}, {length:>5}: {cells}", flush=True)
-    us = prefill_us(512, 32, 8, 128, cached=15872)
-    flop = 4 * 512 * (15872 + 256) * 128 * 32
-    print(f" 32/8 heads of 128, 512 after 15872 cached: {us:9.1f} us {flop / us / 1e6:5.0f}")
+            if number == 1 and not cached:
+                times += [
+                    attempt(torch_us, 1, length, length, num_heads, kv_heads, dim, how)
+                    for how in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+                ]
+            cells = " | ".join(f"{us:9.1f} {flop / us / 1e6:5.0f}" for us in times)
+            name = f"{number} x {length}" + f" after {cached}" * (cached > 0)
+            print(f"{num_heads:>3}/{kv_heads} heads of {dim:>3}, {name:>16}: {cells}", flush=True)
 
 
 if __name__ == "__main__":

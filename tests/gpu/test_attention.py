@@ -8,13 +8,19 @@ import torch
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
 
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention  # isort: skip
+from octavo.kernels.triton.hopper_attention import HopperAttention  # isort: skip
 from octavo.kernels.triton.plan import AttentionPlan, make_plan  # isort: skip
 from octavo.kernels.triton.prefill_attention import prefill_attention  # isort: skip
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, rotary_kv_write  # isort: skip
 from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
 
+PROGRAMS = 100 if ON_GPU else 1
+ON_HOPPER = ON_GPU and torch.cuda.get_device_capability()[0] == 9
 
-def run(batch: PagedBatch, *, fused: bool = False, chained: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+
+def run(
+    batch: PagedBatch, *, fused: bool = False, chained: bool = False, hopper: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the op's kernels: the queries after norm and rotation (empty if fused), and the output."""
     layer = batch.layer
     num_seqs, num_tokens = len(batch.query_lens), len(batch.positions)
@@ -33,7 +39,7 @@ def run(batch: PagedBatch, *, fused: bool = False, chained: bool = False) -> tup
     q = torch.empty(num_tokens, layer.num_heads * layer.head_dim, device=DEVICE, dtype=batch.qkv.dtype)
     out = torch.full_like(q, torch.nan)
     decode = {
-        "num_multiprocessors": 100 if ON_GPU else 1,
+        "num_multiprocessors": PROGRAMS,
         "chained": chained,
         "block_table": batch.block_table,
         "query_start_loc": batch.query_start_loc,
@@ -45,7 +51,13 @@ def run(batch: PagedBatch, *, fused: bool = False, chained: bool = False) -> tup
             batch.qkv, q, layer, batch.pool, transform, slots=plan.slots, positions=batch.positions, chained=chained
         )
         decode_attention(q, out, layer, batch.pool, plan, workspace, **decode)
-        prefill_attention(q, out, layer, batch.pool, plan, max_tiles=len(plan.tiles), chained=chained, **where)
+        if hopper:
+            HopperAttention(PROGRAMS, DEVICE).prefill(q, out, layer, batch.pool, plan, block_table=batch.block_table)
+        else:
+            prefill_attention(
+                q, out, layer, batch.pool, plan,
+                max_tiles=len(plan.tiles), chained=chained, block_table=batch.block_table,
+            )  # fmt: skip
     return q, out
 
 
@@ -125,6 +137,53 @@ BIG_DECODES = [(n, 1) for n in (0, 1, 15, 16, 63, 64, 127, 700, 2047, 2048, 4097
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
 def test_mixed_step_shapes(dtype: torch.dtype, head_dim: int, group: int) -> None:
     check(make_batch(BIG_MIX, num_heads=2 * group, head_dim=head_dim, dtype=dtype, has_norm=True, rotary_dim=head_dim))
+
+
+@pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU")
+@pytest.mark.parametrize("block_size", [16, 32, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("group", [1, 2, 7])
+def test_mixed_step_on_hopper(dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> None:
+    """Chunks after contexts of every remainder too; the decodes among them are another kernel's."""
+    chunks = [*BIG_MIX, (1000, 64), (1, 2), (126, 3), (127, 130), (3000, 1500), (0, 2), (8192, 300)]
+    check(
+        make_batch(
+            chunks, num_heads=2 * group, head_dim=head_dim, dtype=dtype, has_norm=True, rotary_dim=head_dim,
+            block_size=block_size,
+        ),
+        hopper=True,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU")
+def test_hopper_counts_its_work_anew_every_launch() -> None:
+    """The counter is back at zero after a launch, whether programs outnumber the work or not."""
+    for chunks in ([(0, 2)], [(0, 700)] * 20):
+        batch = make_batch(chunks, num_heads=4, head_dim=128, dtype=torch.bfloat16)
+        plan = AttentionPlan.allocate(len(chunks), len(batch.positions), DEVICE)
+        make_plan(
+            plan, positions=batch.positions, block_size=16, seq_lens=batch.seq_lens, rows=batch.rows,
+            query_start_loc=batch.query_start_loc, block_table=batch.block_table,
+        )  # fmt: skip
+        q = torch.randn(len(batch.positions), 4 * 128, device=DEVICE, dtype=torch.bfloat16)
+        attention, first = HopperAttention(PROGRAMS, DEVICE), torch.empty_like(q)
+        attention.prefill(q, first, batch.layer, batch.pool, plan, block_table=batch.block_table)
+        for _ in range(3):
+            again = torch.full_like(q, torch.nan)
+            attention.prefill(q, again, batch.layer, batch.pool, plan, block_table=batch.block_table)
+            assert torch.equal(first, again)
+
+
+@needs_gpu
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_blocks_of_several_boxes(head_dim: int, block_size: int) -> None:
+    def batch(seqs: list[tuple[int, int]]) -> PagedBatch:
+        return make_batch(seqs, num_heads=8, head_dim=head_dim, dtype=torch.bfloat16, block_size=block_size)
+
+    check(batch(BIG_DECODES), fused=True)
+    check(batch(BIG_MIX))
 
 
 @needs_gpu

@@ -12,10 +12,14 @@ from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
 from octavo.kernels.triton.driver import GPU, first_gpu
 
 if TYPE_CHECKING:
+    import torch
+
     from octavo.kernels.external.flash_attention import FlashAttention
+    from octavo.kernels.triton.hopper_attention import HopperAttention
     from octavo.kernels.triton.model import TritonModel
 
 OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix units
+HOPPER = 9
 CHAINING_CAPABILITY = (9, 0)  # programmatic dependent launch
 
 
@@ -48,16 +52,21 @@ class TritonBackend:
         Raises OutOfMemoryError."""
         import torch
 
-        from octavo.kernels.triton.kv_pool import TORCH_DTYPE
+        from octavo.kernels.triton.kv_pool import BOX_TOKENS, TORCH_DTYPE
         from octavo.kernels.triton.model import TritonModel
 
+        if kv.block_size < BOX_TOKENS:
+            raise ConfigError(
+                f"block_size is {kv.block_size}, too small for a GPU, which reads {BOX_TOKENS} tokens at once: set 16, "
+                "32, 64 or 128"
+            )
         assert self.gpu is not None, "a backend that cannot run loads nothing"
         device = torch.device("cuda", 0)
         chained = self.gpu.capability >= CHAINING_CAPABILITY
-        flash = self._flash_attention()
+        flash, hopper = self._flash_attention(), self._hopper_attention(device)
         try:
             return TritonModel(
-                model, kv, limits, TORCH_DTYPE[dtype], device, self.gpu.num_multiprocessors, chained, flash
+                model, kv, limits, TORCH_DTYPE[dtype], device, self.gpu.num_multiprocessors, chained, flash, hopper
             )
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
@@ -76,6 +85,15 @@ class TritonBackend:
         if (reason := flash_attention.why_not(self.gpu.capability)) is not None:
             raise ConfigError(reason)
         return flash_attention.FlashAttention()
+
+    def _hopper_attention(self, device: torch.device) -> HopperAttention | None:
+        """On a Hopper, if this Triton has Gluon; `prefill_attention.py` serves where there is none."""
+        assert self.gpu is not None, "a backend that cannot run loads nothing"
+        if self.gpu.capability[0] != HOPPER or importlib.util.find_spec("triton.experimental.gluon") is None:
+            return None
+        from octavo.kernels.triton.hopper_attention import HopperAttention
+
+        return HopperAttention(self.gpu.num_multiprocessors, device)
 
 
 def _torch_has_cuda() -> bool:

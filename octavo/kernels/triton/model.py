@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -43,6 +44,9 @@ from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspac
 from octavo.kernels.triton.staging import Staging
 from octavo.kernels.triton.weights import DeviceWeights
 
+if TYPE_CHECKING:
+    from octavo.kernels.triton.hopper_attention import HopperAttention
+
 VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
 MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row of float32 and one of counts
@@ -62,6 +66,7 @@ class TritonModel:
         num_multiprocessors: int,
         chained: bool,
         flash: FlashAttention | None = None,
+        hopper: HopperAttention | None = None,
     ) -> None:
         self.device, self.chained = device, chained
         self._kv, self._limits = kv, limits
@@ -87,6 +92,7 @@ class TritonModel:
             num_multiprocessors=num_multiprocessors,
             chained=chained,
             flash=flash,
+            hopper=hopper,
         )
         seqs = limits.max_num_seqs
         self._chunks = self._program(forward, Fusions(), limits.max_num_tokens)

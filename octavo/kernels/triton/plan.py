@@ -21,7 +21,9 @@ Tensors of a plan, all int32 on the device:
                                    block table, its new token's index in the step and position, the item's first
                                    token and its end, the sequence's number of items
     item_ranges   [S, 2]           a sequence's first item, number of items
-    tiles         [max_tiles, 2]   sequence, first query (counted from the sequence's first in the step)
+    tiles         [max_tiles, 8]   a record again, five of eight used: the first query's index in the step, the
+                                   sequence's queries from there on, the first's position, the sequence's length,
+                                   its row of the block table
     slots         [T]              where each token's key and value go: block id * block size + offset
 """
 
@@ -67,7 +69,7 @@ class AttentionPlan:
             totals=empty(2),
             items=empty(max_num_seqs * MAX_PARTITIONS, 8),
             item_ranges=empty(max_num_seqs, 2),
-            tiles=empty(max_tiles, 2),
+            tiles=empty(max_tiles, 8),
             slots=empty(max_num_tokens),
         )
 
@@ -158,9 +160,15 @@ def _plan_kernel(
 
     chunk = tl.arange(0, 256)
     for t in range(0, num_tiles, 256):
-        tile = tiles + (tile_start + t + chunk) * 2
-        tl.store(tile, s, mask=t + chunk < num_tiles)
-        tl.store(tile + 1, (num_tiles - 1 - t - chunk) * TILE, mask=t + chunk < num_tiles)
+        tile = tiles + (tile_start + t + chunk) * 8
+        mask = t + chunk < num_tiles
+        first_query = (num_tiles - 1 - t - chunk) * TILE
+        num_queries = token_end - token_start
+        tl.store(tile, token_start + first_query, mask=mask)
+        tl.store(tile + 1, num_queries - first_query, mask=mask)
+        tl.store(tile + 2, seq_len - num_queries + first_query, mask=mask)
+        tl.store(tile + 3, seq_len, mask=mask)
+        tl.store(tile + 4, table_row, mask=mask)
 
     table = block_table + table_row.to(tl.int64) * table_stride
     for t in range(token_start, token_end, 256):

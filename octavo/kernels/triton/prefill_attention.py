@@ -44,9 +44,6 @@ def prefill_attention(
     plan: AttentionPlan,
     *,
     max_tiles: int,
-    seq_lens: torch.Tensor,
-    query_start_loc: torch.Tensor,
-    rows: torch.Tensor,
     block_table: torch.Tensor,
     chained: bool = False,
 ) -> None:
@@ -55,7 +52,7 @@ def prefill_attention(
     dim_pad = padded_dim(layer.head_dim)
     tiling = choose_tiling(dim_pad, q.element_size())
     _prefill_kernel[(layer.num_heads, max_tiles)](
-        q, out, pool.data, block_table, rows, seq_lens, query_start_loc, plan.totals, plan.tiles,
+        q, out, pool.data, block_table, plan.totals, plan.tiles,
         layer.scale * 1.4426950408889634, layer.softcap or 0.0,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         GROUP=layer.num_heads // layer.num_kv_heads, D=layer.head_dim, D_PAD=dim_pad, BLOCK_SIZE=pool.block_size,
@@ -66,7 +63,7 @@ def prefill_attention(
 
 @triton.jit
 def _prefill_kernel(
-    q_ptr, out_ptr, pool, block_table, rows, seq_lens, query_start_loc, totals, tiles,
+    q_ptr, out_ptr, pool, block_table, totals, tiles,
     scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset,
     GROUP: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     Q_TILE: tl.constexpr, KV_TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, CHAINED: tl.constexpr,
@@ -76,23 +73,20 @@ def _prefill_kernel(
     wait_for_previous(CHAINED)
     if tile >= tl.load(totals + 1):
         return
-    s = tl.load(tiles + tile * 2)
-    first_query = tl.load(tiles + tile * 2 + 1)
-    token_start = tl.load(query_start_loc + s)
-    num_queries = tl.load(query_start_loc + s + 1) - token_start
-    context = tl.load(seq_lens + s) - num_queries
-    table = block_table + tl.load(rows + s).to(tl.int64) * table_stride
+    record = tiles + tile * 8
+    num_queries = tl.load(record + 1)
+    first_position = tl.load(record + 2)
+    table = block_table + tl.load(record + 4).to(tl.int64) * table_stride
     head_pool = pool + (head // GROUP) * BLOCK_SIZE * D
 
-    i = first_query + tl.arange(0, Q_TILE)
+    i = tl.arange(0, Q_TILE)
     d = tl.arange(0, D_PAD)
     q_mask = (i < num_queries)[:, None] & (d < D)[None, :]
-    token = (token_start + i).to(tl.int64)
+    token = (tl.load(record) + i).to(tl.int64)
     q = tl.load(q_ptr + token[:, None] * q_stride + head * D + d[None, :], mask=q_mask, other=0.0)
-    position = context + i
+    position = first_position + i
 
-    first_position = context + first_query
-    end = context + tl.minimum(first_query + Q_TILE, num_queries)
+    end = first_position + tl.minimum(Q_TILE, num_queries)
     begin = 0
     full_begin = 0
     if WINDOW:

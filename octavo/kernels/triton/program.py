@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +23,9 @@ from octavo.kernels.triton.plan import PREFILL_TILE, AttentionPlan
 from octavo.kernels.triton.prefill_attention import prefill_attention
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.weights import DeviceWeights
+
+if TYPE_CHECKING:
+    from octavo.kernels.triton.hopper_attention import HopperAttention
 
 PlanKey = tuple[int, int | None]  # cache group, window
 
@@ -61,6 +65,7 @@ class Surroundings:
     num_multiprocessors: int
     chained: bool  # programmatic dependent launch, Hopper's and later
     flash: FlashAttention | None = None
+    hopper: HopperAttention | None = None  # where the GPU is one
 
 
 Launch = Callable[..., None]  # (step, its tensors in the instruction's order)
@@ -189,6 +194,9 @@ class Program:
         around, decode = self._around, self._decode(layer)
         plan, chained = around.plans[layer.group, layer.window], around.chained
         flash = around.flash if FlashAttention.takes(layer, around.weights.dtype) else None
+        hopper = around.hopper
+        if hopper is not None and not hopper.takes(layer, around.weights.dtype):
+            hopper = None
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
             if step.has_decodes:
@@ -200,12 +208,16 @@ class Program:
                     seq_lens=step.seq_lens, block_table=step.block_tables[layer.group],
                     max_chunk=step.chunks.max_chunk, max_seq_len=step.chunks.max_seq_len,
                 )  # fmt: skip
+            elif step.has_chunks and hopper is not None:
+                hopper.prefill(
+                    q, out, layer, around.pools[layer.index_in_group], plan,
+                    block_table=step.block_tables[layer.group],
+                )  # fmt: skip
             elif step.has_chunks:
                 prefill_attention(
                     q, out, layer, around.pools[layer.index_in_group], plan,
-                    max_tiles=len(step.positions) // PREFILL_TILE + len(step.seq_lens), seq_lens=step.seq_lens,
-                    query_start_loc=step.query_start_loc, rows=step.rows, block_table=step.block_tables[layer.group],
-                    chained=chained,
+                    max_tiles=len(step.positions) // PREFILL_TILE + len(step.seq_lens),
+                    block_table=step.block_tables[layer.group], chained=chained,
                 )  # fmt: skip
 
         return launch
@@ -247,5 +259,7 @@ class Program:
 def _library_linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None) -> None:
     if added is None:
         torch.mm(x, weight.t(), out=out)
+    elif added.data_ptr() == out.data_ptr():
+        out.addmm_(x, weight.t())  # told that they are one tensor, it copies nothing
     else:
         torch.addmm(added, x, weight.t(), out=out)
