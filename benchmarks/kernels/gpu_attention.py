@@ -21,6 +21,7 @@ from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, prin
 from octavo.kernels.ops import AttentionLayer, KVLayout, RotaryTable
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention
 from octavo.kernels.triton.hopper_attention import HopperAttention
+from octavo.kernels.triton.hopper_decode import HopperDecode
 from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.prefill_attention import prefill_attention
@@ -86,7 +87,9 @@ def make_layer(num_heads: int, kv_heads: int, dim: int) -> AttentionLayer:
     )  # fmt: skip
 
 
-def decode_us(lens: list[int], num_heads: int, kv_heads: int = 8, dim: int = 128) -> float:
+def decode_us(
+    lens: list[int], num_heads: int, kv_heads: int = 8, dim: int = 128, *, hopper: HopperDecode | None = None
+) -> float:
     copies = copies_past_cache(sum(lens) * kv_heads * dim * 4)
     case = make_case(lens, [1] * len(lens), num_heads, kv_heads, dim, copies)
     qkv = torch.randn(len(lens), (num_heads + 2 * kv_heads) * dim, device=CUDA, dtype=BF16)
@@ -98,6 +101,7 @@ def decode_us(lens: list[int], num_heads: int, kv_heads: int = 8, dim: int = 128
         decode_attention(
             qkv, out, case.layer, case.pool, case.plan, workspace, block_table=table,
             num_multiprocessors=132, transform=transform, chained=True, query_start_loc=case.step["query_start_loc"],
+            hopper=hopper,
         )  # fmt: skip
 
     return graph_time_us([lambda table=table: call(table) for table in case.tables])

@@ -9,6 +9,7 @@ from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_erro
 
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention  # isort: skip
 from octavo.kernels.triton.hopper_attention import HopperAttention  # isort: skip
+from octavo.kernels.triton.hopper_decode import HopperDecode  # isort: skip
 from octavo.kernels.triton.plan import AttentionPlan, make_plan  # isort: skip
 from octavo.kernels.triton.prefill_attention import prefill_attention  # isort: skip
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, rotary_kv_write  # isort: skip
@@ -43,6 +44,7 @@ def run(
         "chained": chained,
         "block_table": batch.block_table,
         "query_start_loc": batch.query_start_loc,
+        "hopper": HopperDecode(PROGRAMS) if hopper and HopperDecode.takes(layer, q.dtype) else None,
     }
     if fused:
         decode_attention(batch.qkv, out, layer, batch.pool, plan, workspace, transform=transform, **decode)
@@ -145,7 +147,7 @@ def test_mixed_step_shapes(dtype: torch.dtype, head_dim: int, group: int) -> Non
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("group", [1, 2, 7])
 def test_mixed_step_on_hopper(dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> None:
-    """Chunks after contexts of every remainder too; the decodes among them are another kernel's."""
+    """Chunks after contexts of every remainder too, and decodes among them."""
     chunks = [*BIG_MIX, (1000, 64), (1, 2), (126, 3), (127, 130), (3000, 1500), (0, 2), (8192, 300)]
     check(
         make_batch(
@@ -154,6 +156,21 @@ def test_mixed_step_on_hopper(dtype: torch.dtype, head_dim: int, group: int, blo
         ),
         hopper=True,
     )  # fmt: skip
+
+
+@pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU")
+@pytest.mark.parametrize(("block_size", "window"), [(16, None), (32, None), (128, None), (16, 100)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("group", [1, 2, 7, 16])
+def test_fused_decode_on_hopper(
+    dtype: torch.dtype, head_dim: int, group: int, block_size: int, window: int | None
+) -> None:
+    batch = make_batch(
+        BIG_DECODES, num_heads=2 * group, head_dim=head_dim, dtype=dtype, has_norm=group != 7, rotary_dim=head_dim // 2,
+        block_size=block_size, window=window,
+    )  # fmt: skip
+    check(batch, fused=True, hopper=True, chained=group == 2)
 
 
 @pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU")

@@ -24,6 +24,7 @@ Shape letters: S sequences, Q query heads, K kv heads, D head dimension, G = Q /
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -34,6 +35,9 @@ from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
 from octavo.kernels.triton.kv_pool import BOX_TOKENS, LayerPool, padded_dim
 from octavo.kernels.triton.plan import MAX_PARTITIONS, AttentionPlan
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, norm_and_rotate
+
+if TYPE_CHECKING:
+    from octavo.kernels.triton.hopper_decode import HopperDecode
 
 NUM_WARPS = 2
 PROGRAMS_PER_MULTIPROCESSOR = 4
@@ -71,14 +75,44 @@ def decode_attention(
     block_table: torch.Tensor,
     num_multiprocessors: int,
     transform: HeadTransform | None = None,
+    hopper: HopperDecode | None = None,
     chained: bool = False,
 ) -> None:
     """Write the rows of `out` [T, Q * D] that belong to sequences with one new token.
 
     Without `transform`, q is [T, Q * D] and the cache is up to date. With it, q is [T, (Q + 2K) * D] straight from
     the projection, and the cache receives the new keys and values. `chained`: the previous kernel made q, and
-    the plan was finished before that one.
+    the plan was finished before that one. `hopper`: what works on the items in this file's kernel's place.
     """
+    if hopper is not None:
+        parts = (workspace.counter, workspace.values, workspace.max_sum)
+        hopper.attend(q, out, layer, pool, plan, parts, block_table, transform, chained=chained)
+    else:
+        _attend(
+            q, out, layer, pool, plan, workspace, block_table, transform,
+            num_multiprocessors=num_multiprocessors, chained=chained,
+        )  # fmt: skip
+    _join_kernel[(len(query_start_loc) - 1, layer.num_heads)](
+        out, plan.item_ranges, query_start_loc, workspace.counter, workspace.values, workspace.max_sum, out.stride(0),
+        Q_HEADS=layer.num_heads, D=layer.head_dim, D_PAD=padded_dim(layer.head_dim), PARTS=JOIN_PARTS,
+        CHAINED=chained, launch_pdl=chained, num_warps=1,
+    )  # fmt: skip
+
+
+def _attend(
+    q: torch.Tensor,
+    out: torch.Tensor,
+    layer: AttentionLayer,
+    pool: LayerPool,
+    plan: AttentionPlan,
+    workspace: DecodeWorkspace,
+    block_table: torch.Tensor,
+    transform: HeadTransform | None,
+    *,
+    num_multiprocessors: int,
+    chained: bool,
+) -> None:
+    """The plan's items: results of sequences of one item to `out`, others' to the workspace."""
     group = layer.num_heads // layer.num_kv_heads
     dim_pad = padded_dim(layer.head_dim)
     parts = transform if transform is not None else HeadTransform.none(q)
@@ -93,11 +127,6 @@ def decode_attention(
         BLOCK_SIZE=pool.block_size, BLOCK_ROWS=pool.block_stride // layer.head_dim, BOX=BOX_TOKENS,
         SOFTCAP=layer.softcap is not None, FUSED=transform is not None,
         CHAINED=chained, launch_pdl=chained, num_warps=NUM_WARPS, num_stages=2,
-    )  # fmt: skip
-    _join_kernel[(len(query_start_loc) - 1, layer.num_heads)](
-        out, plan.item_ranges, query_start_loc, workspace.counter, workspace.values, workspace.max_sum, out.stride(0),
-        Q_HEADS=layer.num_heads, D=layer.head_dim, D_PAD=dim_pad, PARTS=JOIN_PARTS,
-        CHAINED=chained, launch_pdl=chained, num_warps=1,
     )  # fmt: skip
 
 

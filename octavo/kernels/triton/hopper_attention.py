@@ -111,13 +111,13 @@ def _kernel(
     k = gl.allocate_shared_memory(dtype, [STAGES, KV_TILE, D], q_boxes.layout)
     v = gl.allocate_shared_memory(dtype, [STAGES, KV_TILE, D], q_boxes.layout)
     records = gl.allocate_shared_memory(gl.int32, [2, 8], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    q_full = _barriers(2, 1)
-    q_free = _barriers(2, 3)
-    k_full = _barriers(STAGES, 1)
-    k_free = _barriers(STAGES, 2)
-    v_full = _barriers(STAGES, 1)
-    v_free = _barriers(STAGES, 2)
-    turns = _barriers(2, 1)
+    q_full = make_barriers(2, 1)
+    q_free = make_barriers(2, 3)
+    k_full = make_barriers(STAGES, 1)
+    k_free = make_barriers(STAGES, 2)
+    v_full = make_barriers(STAGES, 1)
+    v_free = make_barriers(STAGES, 2)
+    turns = make_barriers(2, 1)
     work = (records, q_full, q_free)
     pool = (pool_boxes, block_table, table_stride, block_rows, total_rows)
     computing = (q, k, v, k_full, k_free, v_full, v_free, turns)
@@ -135,7 +135,8 @@ def _kernel(
 
 
 @gluon.jit
-def _barriers(number: gl.constexpr, count: gl.constexpr):
+def make_barriers(number: gl.constexpr, count: gl.constexpr):
+    """That many barriers, each of which `count` arrivals complete."""
     barriers = gl.allocate_shared_memory(gl.int64, [number, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(number):
         mbarrier.init(barriers.index(i), count=count)
@@ -162,7 +163,9 @@ def _load_keys(
 
         slot = turn % 2
         mbarrier.wait(q_free.index(slot), (turn // 2 & 1) ^ 1)
-        _write(records.index(slot), num_tiles, head * dim, token, num_queries, position, seq_len, table_row, kv_row)
+        write_record(
+            records.index(slot), num_tiles, head * dim, token, num_queries, position, seq_len, table_row, kv_row
+        )
         mbarrier.expect(q_full.index(slot), 2 * ROWS * dim * 2)
         for part in gl.static_range(2):
             to = q.index(slot * 2 + part)
@@ -180,7 +183,7 @@ def _load_keys(
         seq_len = next_len
         turn += 1
     mbarrier.wait(q_free.index(turn % 2), (turn // 2 & 1) ^ 1)
-    _write(records.index(turn % 2), 0, 0, 0, 0, 0, 0, 0, 0)
+    write_record(records.index(turn % 2), 0, 0, 0, 0, 0, 0, 0, 0)
     mbarrier.arrive(q_full.index(turn % 2), count=1)
     if piece == num_work + gl.num_programs(0) - 1:  # every program has fetched for the last time
         gl.store(counter, 0)
@@ -203,11 +206,11 @@ def _load_values(work, v, v_full, v_free, pool, value_rows):
     turn = 0
     count = 0
     record = _read(records, q_full, turn)
-    while _field(record, NUM_TILES) > 0:
+    while field(record, NUM_TILES) > 0:
         mbarrier.arrive(q_free.index(turn % 2), count=1)
-        num_tiles, seq_len = _field(record, NUM_TILES), _field(record, SEQ_LEN)
-        table = block_table + _field(record, TABLE_ROW).to(gl.int64) * table_stride
-        row = _field(record, KV_ROW) + value_rows
+        num_tiles, seq_len = field(record, NUM_TILES), field(record, SEQ_LEN)
+        table = block_table + field(record, TABLE_ROW).to(gl.int64) * table_stride
+        row = field(record, KV_ROW) + value_rows
         for i in range(num_tiles):
             start = (num_tiles - 1 - i) * KV_TILE
             _load_tile(v, v_full, v_free, count + i, pool_boxes, table, start, seq_len, block_rows, row, total_rows)
@@ -234,7 +237,7 @@ def _load_tile(ring, full, free, count, boxes, table, start, seq_len, block_rows
 
 
 @gluon.jit
-def _write(record, a0, a1, a2, a3, a4, a5, a6, a7):
+def write_record(record, a0, a1, a2, a3, a4, a5, a6, a7):
     layout: gl.constexpr = gl.BlockedLayout([8], [32], [1], [0])
     j = gl.arange(0, 8, layout)
     low = gl.where(j < 2, gl.where(j == 0, a0, a1), gl.where(j == 2, a2, a3))
@@ -251,7 +254,7 @@ def _read(records, q_full, turn):
 
 
 @gluon.jit
-def _field(record, index: gl.constexpr):
+def field(record, index: gl.constexpr):
     return gl.sum(gl.where(gl.arange(0, 8, record.type.layout) == index, record, 0), 0)
 
 
@@ -270,9 +273,9 @@ def _compute(work, computing, result, part: gl.constexpr):
     turn = 0
     count = 0
     record = _read(records, q_full, turn)
-    while _field(record, NUM_TILES) > 0:
-        num_tiles, column, token = _field(record, NUM_TILES), _field(record, COLUMN), _field(record, TOKEN)
-        num_queries, position, seq_len = _field(record, NUM_QUERIES), _field(record, POSITION), _field(record, SEQ_LEN)
+    while field(record, NUM_TILES) > 0:
+        num_tiles, column, token = field(record, NUM_TILES), field(record, COLUMN), field(record, TOKEN)
+        num_queries, position, seq_len = field(record, NUM_QUERIES), field(record, POSITION), field(record, SEQ_LEN)
         slot = turn % 2
         end = position + gl.minimum(num_queries, 2 * ROWS)
         row_position = position + first + gl.arange(0, ROWS, gl.SliceLayout(1, score_layout))

@@ -26,6 +26,7 @@ from octavo.kernels.triton.weights import DeviceWeights
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.hopper_attention import HopperAttention
+    from octavo.kernels.triton.hopper_decode import HopperDecode
 
 PlanKey = tuple[int, int | None]  # cache group, window
 
@@ -66,6 +67,7 @@ class Surroundings:
     chained: bool  # programmatic dependent launch, Hopper's and later
     flash: FlashAttention | None = None
     hopper: HopperAttention | None = None  # where the GPU is one
+    hopper_decode: HopperDecode | None = None
 
 
 Launch = Callable[..., None]  # (step, its tensors in the instruction's order)
@@ -228,13 +230,16 @@ class Program:
 
     def _decode(self, layer: AttentionLayer) -> Launch:
         around, plan = self._around, self._around.plans[layer.group, layer.window]
+        hopper = around.hopper_decode
+        if hopper is not None and not hopper.takes(layer, around.weights.dtype):
+            hopper = None
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor, transform: HeadTransform | None) -> None:
             decode_attention(
                 q, out, layer, around.pools[layer.index_in_group], plan, around.workspace,
                 query_start_loc=step.query_start_loc, block_table=step.block_tables[layer.group],
                 num_multiprocessors=around.num_multiprocessors,
-                transform=transform, chained=around.chained,
+                transform=transform, hopper=hopper, chained=around.chained,
             )  # fmt: skip
 
         return launch
