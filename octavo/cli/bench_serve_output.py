@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -65,9 +64,9 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
 class Bar:
     """Requests done, on standard error, and only where that is a terminal."""
 
-    def __init__(self, num_requests: int, rate: float, is_disabled: bool) -> None:
+    def __init__(self, num_requests: int, pace: str, is_disabled: bool) -> None:
         self._num_requests = num_requests
-        self._title = f"{rate:g} requests/s" if math.isfinite(rate) else "all at once"
+        self._title = pace
         self._bar: Any = None
         self._is_shown = not is_disabled and sys.stderr.isatty()
 
@@ -98,10 +97,9 @@ def say(line: str) -> None:
     print(f"octavo: {line}", file=sys.stderr, flush=True)
 
 
-def table(result: Mapping[str, Any], rate: float) -> str:
+def table(result: Mapping[str, Any], pace: str) -> str:
     """One result for people; what was not measured is left out."""
-    title = f" {rate:g} requests/s " if math.isfinite(rate) else " all at once "
-    lines = [title.center(58, "=")]
+    lines = [f" {pace} ".center(58, "=")]
     for key, (name, form) in _TOTALS.items():
         if result.get(key) is not None and (key != "total_cached_tokens" or result[key]):
             lines.append(f"{name:<40}{format(result[key], form):>18}")
@@ -143,6 +141,10 @@ class Results:
             raise ConfigError("--result-filename and --result-dir need --save-result")
         if args.plot and Path(args.plot).suffix not in PICTURES:
             raise ConfigError(f"--plot {args.plot}: allowed are names that end in {' and '.join(PICTURES)}")
+        if args.plot and args.ramp_up_strategy:
+            raise ConfigError(
+                "--plot draws latency against steady rates, and --ramp-up-strategy has none: drop one of the two"
+            )
         for folder in (Path(args.result_dir or "."), Path(args.plot or ".").parent):
             if not folder.is_dir():
                 raise ConfigError(f"{folder} is no folder: results cannot be kept there; make it first")
@@ -177,7 +179,10 @@ class Results:
         label = args.label or args.backend
         limit = "" if asked["max_concurrency"] is None else f"-concurrency{asked['max_concurrency']}"
         model = str(asked["model_id"]).rstrip("/").split("/")[-1]
-        name = args.result_filename or f"{label}-{asked['request_rate']}qps{limit}-{model}-{self._stamp}.json"
+        rate = f"{asked['request_rate']}qps"
+        if args.ramp_up_strategy:
+            rate = f"ramp-up-{args.ramp_up_strategy}-{args.ramp_up_start_rps:g}qps-{args.ramp_up_end_rps:g}qps"
+        name = args.result_filename or f"{label}-{rate}{limit}-{model}-{self._stamp}.json"
         return Path(args.result_dir or ".") / name
 
     def _write(self, path: Path, record: dict[str, Any]) -> None:
