@@ -16,7 +16,7 @@ import os
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
-from octavo.bench.client import Target
+from octavo.bench.client import DEFAULT_TIMEOUT_S, Target
 from octavo.bench.datasets import Ask
 from octavo.bench.load import RampUp, RampUpStrategy
 from octavo.bench.online import ENDPOINTS, Backend, Form, Server, Timing, first_model
@@ -114,6 +114,13 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--header", nargs="+", default=[], metavar="NAME=VALUE", help="further headers")
     group.add_argument("--extra-body", metavar="JSON", help="further fields of every request")
     group.add_argument(
+        "--request-timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="S",
+        help="a request that is not answered in full by then is cut off and has failed; inf: never (default: 6 hours)",
+    )
+    group.add_argument(
         "--ready-check-timeout-sec",
         type=float,
         default=0.0,
@@ -162,7 +169,7 @@ def _target(args: argparse.Namespace) -> Target:
         if not equals:
             raise ConfigError(f"--header {header} is not NAME=VALUE")
         headers[name] = value
-    return Target(args.base_url or f"http://{args.host}:{args.port}", headers)
+    return Target(args.base_url or f"http://{args.host}:{args.port}", headers, args.request_timeout)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

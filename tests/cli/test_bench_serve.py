@@ -168,6 +168,14 @@ def test_failures_are_counted_and_shown(capsys: pytest.CaptureFixture[str]) -> N
     assert "Failed requests                                          0" not in shown.out
 
 
+def test_one_request_that_hangs_does_not_hang_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(fault="hang", fault_every=5) as fake:  # the model's name, a try, and the fourth of five
+        assert bench(fake, *FEW, "--model", "m", "--request-timeout", "0.5", "--ready-check-timeout-sec", "20") == 1
+    shown = capsys.readouterr()
+    assert "1 x TimeoutError: no whole answer within 0.5 s, see --request-timeout" in shown.err
+    assert "Failed requests                                          1" in shown.out
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
@@ -186,6 +194,7 @@ def test_failures_are_counted_and_shown(capsys: pytest.CaptureFixture[str]) -> N
         ((*RAMP, "--plot", "x.svg"), "--plot draws latency against steady rates"),
         ((*RAMP, "--ramp-up-start-rps", "9"), "--ramp-up-start-rps is 9, allowed is up to --ramp-up-end-rps"),
         ((*RAMP, "--ramp-up-start-rps", "0"), "--ramp-up-start-rps is 0, allowed are numbers above 0"),
+        (("--request-timeout", "0"), "--request-timeout is 0, allowed are seconds above 0"),
         (("--burstiness", "0"), "--burstiness is 0.0, allowed is above 0"),
         (("--long-prefill-every", "-1"), "--long-prefill-every is -1.0, allowed is above 0"),
         (("--long-prefill-len", "9"), "--long-prefill-len needs --long-prefill-every"),
