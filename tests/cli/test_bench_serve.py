@@ -11,6 +11,7 @@ import pytest
 from octavo.cli.main import main
 from tests.bench.fake_server import FakeServer
 
+PNG = b"\x89PNG\r\n\x1a\n"
 LINEAR = ("--ramp-up-strategy", "linear")
 RAMP = (*LINEAR, "--ramp-up-start-rps", "1", "--ramp-up-end-rps", "5")
 FEW = ("--num-prompts", "5", "--input-len", "6", "--output-len", "4")
@@ -96,6 +97,25 @@ def test_a_sweep_has_other_prompts_at_each_rate_and_is_drawn(
     shown = capsys.readouterr().out.splitlines()
     (head,) = [number for number, line in enumerate(shown) if line.startswith("asked for  requests/s")]
     assert [line.split()[0] for line in shown[head + 1 : head + 4]] == ["50", "100", "∞"]
+
+
+def test_a_sweep_is_drawn_as_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra plot is not installed")
+    with FakeServer() as fake:
+        assert bench(fake, *FEW, "--request-rate", "100,inf", "--plot", str(tmp_path / "x.png")) == 0
+    assert (tmp_path / "x.png").read_bytes().startswith(PNG)
+
+
+def test_a_png_without_matplotlib_is_refused_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("octavo.bench.plot_png.find_spec", lambda name: None)
+    with FakeServer() as fake:
+        assert bench(fake, *FEW, "--model", "m", "--plot", "x.png") == 2
+        assert fake.seen == []
+    assert "--plot x.png: a .png needs matplotlib, which is not installed: pip install 'octavo[plot]'" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_rate_that_ramps_up_is_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +228,7 @@ def test_one_request_that_hangs_does_not_hang_the_rest(capsys: pytest.CaptureFix
         (("--header", "X"), "--header X is not NAME=VALUE"),
         (("--endpoint", "v1"), "--endpoint is 'v1', allowed is a path that begins with /"),
         (("--metadata", "x"), "--metadata x is not KEY=VALUE"),
-        (("--plot", "x.png"), "--plot x.png: allowed are names that end in .html and .svg"),
+        (("--plot", "x.gif"), "--plot x.gif: allowed are names that end in .html, .svg, .png"),
         (("--result-dir", "no/such", "--save-result"), "no/such is no folder"),
         (("--result-filename", "x"), "need --save-result"),
         (("--request-rate", "1,2", "--result-filename", "x", "--save-result"), "add --append-result"),
