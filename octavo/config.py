@@ -6,6 +6,7 @@ metadata; a field exists only if something reads it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -166,6 +167,11 @@ class ServerConfig:
     shutdown_timeout: int = knob(
         0, "seconds that running requests may go on after SIGTERM or Ctrl-C; 0: end them at once"
     )
+    engine_hang_timeout: float = knob(
+        300.0,
+        "seconds without a sign of life after which the engine is killed and started again; 0: never. Above any honest "
+        "step: a long prompt's may take minutes on a few cores. First steps, which compile kernels, have 600 at least",
+    )
     enable_log_requests: bool = knob(False, "a line for every request: its id, its size, how it is sampled")
     disable_log_stats: bool = knob(False, "no line every ten seconds on what the engine did")
 
@@ -180,6 +186,10 @@ class ServerConfig:
             raise ConfigError("ssl_ca_certs is of no use without ssl_keyfile and ssl_certfile: give them, or drop it")
         _at_least("api_server_count", self.api_server_count, 1)
         _at_least("shutdown_timeout", self.shutdown_timeout, 0)
+        if not (self.engine_hang_timeout == 0 or 1 <= self.engine_hang_timeout < math.inf):
+            raise ConfigError(
+                f"engine_hang_timeout is {self.engine_hang_timeout}, allowed are 1 or more seconds, and 0 for never"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import ssl
 import time
@@ -23,16 +24,21 @@ from octavo.bench.answer import MAX_ERROR_LEN, Answer, AnswerReader
 from octavo.errors import ConfigError
 
 OnBody = Callable[[bytes, float], None]
+#: vLLM's: the last of many requests that are sent at once may wait for hours
+DEFAULT_TIMEOUT_S = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go, and what each of them carries in its head."""
+    """Where requests go, what each of them carries in its head, and how many seconds an answer may take in all."""
 
     base_url: str
     headers: Mapping[str, str]
+    timeout_s: float = DEFAULT_TIMEOUT_S
 
     def __post_init__(self) -> None:
+        if not self.timeout_s > 0:
+            raise ConfigError(f"--request-timeout is {self.timeout_s:g}, allowed are seconds above 0, and inf for none")
         try:
             parts = urlsplit(self.base_url)
             is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -82,7 +88,18 @@ class Client:
         self._addresses: list[str] = []
 
     async def send(self, request: bytes, on_body: OnBody) -> int:
-        """Send one request, hand its body's bytes to `on_body`, return the status. Raises OSError."""
+        """Send one request, hand its body's bytes to `on_body`, return the status. Raises OSError, TimeoutError where
+        the whole took longer than the target's timeout."""
+        allowed = self.target.timeout_s
+        try:
+            async with asyncio.timeout(allowed if math.isfinite(allowed) else None) as limit:
+                return await self._send(request, on_body)
+        except TimeoutError:
+            if limit.expired():
+                raise TimeoutError(f"no whole answer within {allowed:g} s, see --request-timeout") from None
+            raise  # the network's own
+
+    async def _send(self, request: bytes, on_body: OnBody) -> int:
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open:

@@ -16,13 +16,15 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from octavo.bench.answer import Answer
 from octavo.bench.client import Client, Target
+from octavo.errors import ConfigError
 
+RampUpStrategy = Literal["linear", "exponential"]
 OnProgress = Callable[[int], None]  # how many more requests have ended
 
 
@@ -64,19 +66,44 @@ class Sent:
         return self.end - self.begin
 
 
-def arrivals(num_requests: int, request_rate: float, burstiness: float, seed: int) -> list[float]:
-    """Seconds at which requests are sent: all at once for an infinite rate, else with gamma-distributed gaps of
-    mean 1 / request_rate; burstiness 1 is a Poisson process, less comes in bursts, more comes evenly."""
-    if math.isinf(request_rate):
-        return [0.0] * num_requests
+@dataclass(frozen=True, slots=True)
+class RampUp:
+    """A rate that grows over a run from one to another, requests a second: by the same amount with each request
+    (linear), or by the same factor (exponential)."""
+
+    strategy: RampUpStrategy
+    start_rps: float
+    end_rps: float
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            rate = getattr(self, f"{name}_rps")
+            if not 0 < rate < math.inf:
+                raise ConfigError(f"--ramp-up-{name}-rps is {rate:g}, allowed are numbers above 0")
+        if self.start_rps > self.end_rps:
+            raise ConfigError(
+                f"--ramp-up-start-rps is {self.start_rps:g}, allowed is up to --ramp-up-end-rps, which is "
+                f"{self.end_rps:g}: swap them"
+            )
+
+    def rates(self, num_requests: int) -> list[float]:
+        """Of each request, the first at the one end and the last at the other."""
+        shares = [index / max(1, num_requests - 1) for index in range(num_requests)]
+        if self.strategy == "linear":
+            return [self.start_rps + (self.end_rps - self.start_rps) * share for share in shares]
+        return [self.start_rps * (self.end_rps / self.start_rps) ** share for share in shares]
+
+
+def arrivals(rates: Sequence[float], burstiness: float, seed: int) -> list[float]:
+    """Seconds at which requests are sent, a rate each: at once where it is infinite, else a gamma-distributed gap of
+    mean 1 / rate before the next; burstiness 1 is a Poisson process, less comes in bursts, more comes evenly."""
     rng = random.Random(seed)
-    scale = 1.0 / (request_rate * burstiness)
     at, times = 0.0, []
-    for _ in range(num_requests):
+    for rate in rates:
         times.append(at)
-        at += rng.gammavariate(burstiness, scale)
+        at += 0.0 if math.isinf(rate) else rng.gammavariate(burstiness, 1.0 / (rate * burstiness))
     # Scaled, so that a short run has exactly the rate it was asked for, as vLLM does.
-    stretch = num_requests / request_rate / at if at else 1.0
+    stretch = sum(1.0 / rate for rate in rates) / at if at else 1.0
     return [one * stretch for one in times]
 
 

@@ -14,7 +14,7 @@ import msgspec
 from octavo.bench.answer import Answer
 from octavo.bench.client import Client, Target
 from octavo.bench.datasets import Ask
-from octavo.bench.load import OnProgress, Sending, Share, arrivals
+from octavo.bench.load import OnProgress, RampUp, Sending, Share, arrivals
 from octavo.bench.load_processes import processes_for, run_load
 from octavo.bench.online_report import Outcome
 from octavo.errors import ConfigError, OctavoError
@@ -53,9 +53,10 @@ class Form:
 @dataclass(frozen=True, slots=True)
 class Timing:
     """When requests go out. long_every: seconds between the long prompts beside them, inf for none.
-    num_procs: None takes as many client processes as the streams need."""
+    num_procs: None takes as many client processes as the streams need. ramp_up: in place of one request_rate."""
 
     request_rate: float = math.inf
+    ramp_up: RampUp | None = None
     burstiness: float = 1.0
     max_concurrency: int | None = None
     seed: int = 0
@@ -66,6 +67,17 @@ class Timing:
         for name in ("request_rate", "burstiness", "long_every"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}, allowed is above 0")
+
+    @property
+    def pace(self) -> str:
+        """How fast requests go out, in words."""
+        if self.ramp_up is not None:
+            return f"{self.ramp_up.start_rps:g} to {self.ramp_up.end_rps:g} requests/s, {self.ramp_up.strategy}"
+        return f"{self.request_rate:g} requests/s" if math.isfinite(self.request_rate) else "all at once"
+
+    def rates(self, num_requests: int) -> list[float]:
+        """Of each request."""
+        return [self.request_rate] * num_requests if self.ramp_up is None else self.ramp_up.rates(num_requests)
 
     def processes(self, num_prompts: int) -> int:
         num_streams = min(num_prompts, self.max_concurrency or num_prompts)
@@ -87,7 +99,7 @@ class Server:
         long_asks: Sequence[Ask] = (),
         keep_text: bool = False,
     ) -> Outcome:
-        times = arrivals(len(asks), timing.request_rate, timing.burstiness, timing.seed)
+        times = arrivals(timing.rates(len(asks)), timing.burstiness, timing.seed)
         share = Share(
             target=self.target,
             sendings=self._sendings(asks, times),

@@ -15,7 +15,8 @@ from html import escape
 
 WIDTH, PANEL_HEIGHT = 760, 300
 LEFT, RIGHT, TOP, BOTTOM = 70, 60, 40, 48
-LABEL_HEIGHT = 15
+LABEL_HEIGHT, TITLE_HEIGHT = 15, 50
+HEIGHT = TITLE_HEIGHT + 2 * PANEL_HEIGHT
 LOG_FROM = 30.0  # times the smallest value
 TITLES = {"ttft": "Time to first token (ms)", "tpot": "Time per output token (ms)"}
 
@@ -137,11 +138,10 @@ def _round_down(value: float) -> float:
 
 
 def _svg(points: Sequence[Point], title: str) -> str:
-    height = 50 + 2 * PANEL_HEIGHT
-    panels = [_panel(points, metric, 50 + index * PANEL_HEIGHT) for index, metric in enumerate(TITLES)]
+    panels = [_panel(points, metric, TITLE_HEIGHT + index * PANEL_HEIGHT) for index, metric in enumerate(TITLES)]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="octavo" role="img" width="{WIDTH}" height="{height}" '
-        f'viewBox="0 0 {WIDTH} {height}"><title>{escape(title)}: latency against load</title>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="octavo" role="img" width="{WIDTH}" height="{HEIGHT}" '
+        f'viewBox="0 0 {WIDTH} {HEIGHT}"><title>{escape(title)}: latency against load</title>\n'
         f"<style>{_STYLE}</style>\n"
         f'<text x="{LEFT}" y="28" class="title">{escape(title)}</text>\n'
         f'<text x="{WIDTH - RIGHT}" y="28" class="soft" text-anchor="end">at each point: requests/s asked for</text>\n'
@@ -152,7 +152,7 @@ def _svg(points: Sequence[Point], title: str) -> str:
 
 def _panel(points: Sequence[Point], metric: str, top: float) -> str:
     begin, end = top + TOP, top + PANEL_HEIGHT - BOTTOM
-    lines = {percentage: _series(points, metric, percentage) for percentage in (50, 99)}
+    lines = {percentage: series(points, metric, percentage) for percentage in (50, 99)}
     values = [value for line in lines.values() for _, value in line]
     across = scale_for([point.requests_per_s for point in points], LEFT, WIDTH - RIGHT, may_be_log=False)
     up = scale_for(values, end, begin, may_be_log=True)
@@ -164,7 +164,8 @@ def _panel(points: Sequence[Point], metric: str, top: float) -> str:
     return "\n".join(parts)
 
 
-def _series(points: Sequence[Point], metric: str, percentage: int) -> list[tuple[Point, float]]:
+def series(points: Sequence[Point], metric: str, percentage: int) -> list[tuple[Point, float]]:
+    """The points of one line, those that have a value."""
     return [(point, value) for point in points if (value := point.times_ms[metric, percentage]) is not None]
 
 

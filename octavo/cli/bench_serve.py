@@ -2,6 +2,7 @@
 
 octavo bench serve --dataset-name random --random-input-len 512 --random-output-len 128 --request-rate 4
 octavo bench serve --dataset-name chat --request-rate 1,2,4,8,inf --plot latency.html
+octavo bench serve --ramp-up-strategy linear --ramp-up-start-rps 1 --ramp-up-end-rps 20
 octavo bench serve --dataset-name stall
 octavo bench serve --base-url https://api.example.org --backend openai-chat --dataset-name custom --dataset-path f.jsonl
 """
@@ -12,11 +13,12 @@ import argparse
 import json
 import math
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, get_args
 
-from octavo.bench.client import Target
+from octavo.bench.client import DEFAULT_TIMEOUT_S, Target
 from octavo.bench.datasets import Ask
+from octavo.bench.load import RampUp, RampUpStrategy
 from octavo.bench.online import ENDPOINTS, Backend, Form, Server, Timing, first_model
 from octavo.bench.online_report import METRICS, Metric, details, parse_goodput, summary, warnings
 from octavo.cli.bench_flags import check_counts
@@ -70,10 +72,10 @@ def run(args: argparse.Namespace) -> int:
         if point > 0 and not dataset.is_drawn:
             say("these prompts were sent before: a server with a prefix cache answers them faster now")
         timed = replace(timing, request_rate=rate)
-        with Bar(len(asks), rate, args.disable_tqdm) as bar:
+        with Bar(len(asks), timed.pace, args.disable_tqdm) as bar:
             outcome = server.measure(asks, timed, bar.advance, dataset.long_asks(point), args.save_detailed)
         result = summary(outcome, metrics, percentages, goodput_ms)
-        print(table(result, rate), flush=True)
+        print(table(result, timed.pace), flush=True)
         for warning in warnings(result, outcome.errors):
             say(warning)
         more = details(outcome) if args.save_detailed else {}
@@ -112,6 +114,13 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--header", nargs="+", default=[], metavar="NAME=VALUE", help="further headers")
     group.add_argument("--extra-body", metavar="JSON", help="further fields of every request")
     group.add_argument(
+        "--request-timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="S",
+        help="a request that is not answered in full by then is cut off and has failed; inf: never (default: 6 hours)",
+    )
+    group.add_argument(
         "--ready-check-timeout-sec",
         type=float,
         default=0.0,
@@ -124,6 +133,13 @@ def _add_load_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--request-rate", metavar="X[,X...]", help="requests a second, inf: all at once; several are run in turn (inf)"
     )
+    group.add_argument(
+        "--ramp-up-strategy",
+        choices=get_args(RampUpStrategy),
+        help="in place of --request-rate one that grows over the run: by equal amounts a request, or by equal factors",
+    )
+    group.add_argument("--ramp-up-start-rps", type=float, metavar="X", help="requests a second it begins with")
+    group.add_argument("--ramp-up-end-rps", type=float, metavar="X", help="requests a second it ends with")
     burstiness = "1: a Poisson process; less comes in bursts, more comes evenly (default: 1)"
     group.add_argument("--burstiness", type=float, default=1.0, metavar="X", help=burstiness)
     group.add_argument("--max-concurrency", type=whole_number, metavar="N", help="most requests at once")
@@ -153,7 +169,7 @@ def _target(args: argparse.Namespace) -> Target:
         if not equals:
             raise ConfigError(f"--header {header} is not NAME=VALUE")
         headers[name] = value
-    return Target(args.base_url or f"http://{args.host}:{args.port}", headers)
+    return Target(args.base_url or f"http://{args.host}:{args.port}", headers, args.request_timeout)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -184,6 +200,7 @@ def _form(args: argparse.Namespace, target: Target, dataset: Dataset, options: d
 
 def _timing(args: argparse.Namespace, dataset: Dataset) -> Timing:
     return Timing(
+        ramp_up=dataset.ramp_up,
         burstiness=args.burstiness,
         max_concurrency=args.max_concurrency,
         seed=args.seed,
@@ -222,8 +239,14 @@ def _asked(args: argparse.Namespace, server: Server, timing: Timing, asks: list[
         "dataset_name": args.dataset_name,
         "num_prompts": len(asks),
         "request_rate": "inf" if math.isinf(timing.request_rate) else timing.request_rate,
+        **_ramp_up_keys(timing.ramp_up),
         "burstiness": timing.burstiness,
         "max_concurrency": timing.max_concurrency,
         "num_client_procs": timing.processes(len(asks)),
         "seed": timing.seed,
     }
+
+
+def _ramp_up_keys(ramp_up: RampUp | None) -> dict[str, Any]:
+    """vLLM has them only where there is one."""
+    return {} if ramp_up is None else {f"ramp_up_{name}": value for name, value in asdict(ramp_up).items()}

@@ -21,6 +21,7 @@ from octavo.bench.datasets import (
     shifted,
     stall_asks,
 )
+from octavo.bench.load import RampUp
 from octavo.bench.workloads import NAMED
 from octavo.cli.bench_flags import check_counts
 from octavo.cli.flags import whole_number
@@ -55,9 +56,10 @@ _GOES_WITH = {
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """The requests of each request rate. is_drawn: with lengths of their own and other tokens at each rate; what is
-    read from a file is the same each time."""
+    read from a file is the same each time. ramp_up: the one run's rate grows, and `rates` says nothing of it."""
 
     rates: tuple[float, ...]
+    ramp_up: RampUp | None
     asks: Callable[[int], list[Ask]]
     long_asks: Callable[[int], list[Ask]]
     long_every: float
@@ -129,7 +131,8 @@ def check_dataset_flags(args: argparse.Namespace) -> None:
 def open_dataset(args: argparse.Namespace) -> Dataset:
     tokenizer = _tokenizer(args)
     vocab_size = args.vocab_size or (tokenizer.vocab_size if tokenizer is not None else None)
-    rates, every = _rates(args), _long_every(args)
+    ramp_up, every = _ramp_up(args), _long_every(args)
+    rates = _rates(args)
 
     @cache  # the first is drawn before the server is known to be there
     def draw(point: int) -> list[Ask]:
@@ -138,13 +141,15 @@ def open_dataset(args: argparse.Namespace) -> Dataset:
     def draw_long(point: int) -> list[Ask]:
         if math.isinf(every):
             return []
-        num_long = _num_long(len(draw(point)), rates[point], every)
+        num_prompts = len(draw(point))
+        seconds = num_prompts / rates[point] if ramp_up is None else sum(1 / r for r in ramp_up.rates(num_prompts))
+        num_long = _num_long(seconds, every)
         length = args.long_prefill_len or DEFAULT_LONG_LEN
         return _written(
             args, long_prompts(num_long, length, vocab_size or SAFE_VOCAB_SIZE, args.seed + point), tokenizer
         )
 
-    return Dataset(rates, draw, draw_long, every, is_drawn=args.dataset_name not in FILES)
+    return Dataset(rates, ramp_up, draw, draw_long, every, is_drawn=args.dataset_name not in FILES)
 
 
 def _written(args: argparse.Namespace, asks: list[Ask], tokenizer: Tokenizer | None) -> list[Ask]:
@@ -204,6 +209,8 @@ def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
 
 def _rates(args: argparse.Namespace) -> tuple[float, ...]:
     text: Any = args.request_rate
+    if args.ramp_up_strategy is not None:
+        return (math.inf,)
     if text is None:
         return (STALL_RATE if args.dataset_name == "stall" else math.inf,)
     try:
@@ -224,7 +231,22 @@ def _long_every(args: argparse.Namespace) -> float:
     return every
 
 
-def _num_long(num_prompts: int, rate: float, every: float) -> int:
-    """Enough for the time that requests arrive in, and as long again for a server that falls behind."""
-    seconds = 60.0 if math.isinf(rate) else 2 * num_prompts / rate
-    return max(LEAST_LONG_PROMPTS, min(MOST_LONG_PROMPTS, math.ceil(seconds / every)))
+def _num_long(seconds: float, every: float) -> int:
+    """Enough for the time that requests arrive in, and as long again for a server that falls behind; for a minute
+    where they arrive at once."""
+    return max(LEAST_LONG_PROMPTS, min(MOST_LONG_PROMPTS, math.ceil((2 * seconds or 60.0) / every)))
+
+
+def _ramp_up(args: argparse.Namespace) -> RampUp | None:
+    ends = {"--ramp-up-start-rps": args.ramp_up_start_rps, "--ramp-up-end-rps": args.ramp_up_end_rps}
+    if args.ramp_up_strategy is None:
+        for flag, rate in ends.items():
+            if rate is not None:
+                raise ConfigError(f"{flag} needs --ramp-up-strategy, which is linear or exponential")
+        return None
+    for flag, rate in ends.items():
+        if rate is None:
+            raise ConfigError(f"--ramp-up-strategy {args.ramp_up_strategy} needs {flag}, in requests a second")
+    if args.request_rate is not None:
+        raise ConfigError(f"--request-rate {args.request_rate} and --ramp-up-strategy both say the rate: drop one")
+    return RampUp(args.ramp_up_strategy, args.ramp_up_start_rps, args.ramp_up_end_rps)

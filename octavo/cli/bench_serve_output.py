@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -14,10 +13,11 @@ from typing import Any
 
 from octavo.bench.online_report import NAMES, Outcome
 from octavo.bench.plot import Point, cells, render
+from octavo.bench.plot_png import check_png, render_png
 from octavo.bench.report import machine
 from octavo.errors import ConfigError
 
-PICTURES = (".html", ".svg")
+PICTURES = (".html", ".svg", ".png")
 _TOTALS = {
     "completed": ("Successful requests", ",d"),
     "failed": ("Failed requests", ",d"),
@@ -58,16 +58,17 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--result-filename", metavar="FILE", help="default: backend, rate, model and date")
     group.add_argument("--metadata", nargs="*", default=[], metavar="KEY=VALUE", help="further facts for the result")
     group.add_argument("--label", metavar="TEXT", help="begins the file's name")
-    group.add_argument("--plot", metavar="FILE", help=f"draw latency against load; {' or '.join(PICTURES)}")
+    plot = "draw latency against load; .html, .svg, or .png, which needs the extra plot"
+    group.add_argument("--plot", metavar="FILE", help=plot)
     group.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
 
 
 class Bar:
     """Requests done, on standard error, and only where that is a terminal."""
 
-    def __init__(self, num_requests: int, rate: float, is_disabled: bool) -> None:
+    def __init__(self, num_requests: int, pace: str, is_disabled: bool) -> None:
         self._num_requests = num_requests
-        self._title = f"{rate:g} requests/s" if math.isfinite(rate) else "all at once"
+        self._title = pace
         self._bar: Any = None
         self._is_shown = not is_disabled and sys.stderr.isatty()
 
@@ -98,10 +99,9 @@ def say(line: str) -> None:
     print(f"octavo: {line}", file=sys.stderr, flush=True)
 
 
-def table(result: Mapping[str, Any], rate: float) -> str:
+def table(result: Mapping[str, Any], pace: str) -> str:
     """One result for people; what was not measured is left out."""
-    title = f" {rate:g} requests/s " if math.isfinite(rate) else " all at once "
-    lines = [title.center(58, "=")]
+    lines = [f" {pace} ".center(58, "=")]
     for key, (name, form) in _TOTALS.items():
         if result.get(key) is not None and (key != "total_cached_tokens" or result[key]):
             lines.append(f"{name:<40}{format(result[key], form):>18}")
@@ -142,7 +142,13 @@ class Results:
         if (args.result_filename or args.result_dir) and not self._is_saved:
             raise ConfigError("--result-filename and --result-dir need --save-result")
         if args.plot and Path(args.plot).suffix not in PICTURES:
-            raise ConfigError(f"--plot {args.plot}: allowed are names that end in {' and '.join(PICTURES)}")
+            raise ConfigError(f"--plot {args.plot}: allowed are names that end in {', '.join(PICTURES)}")
+        if args.plot and args.plot.endswith(".png"):
+            check_png(args.plot)
+        if args.plot and args.ramp_up_strategy:
+            raise ConfigError(
+                "--plot draws latency against steady rates, and --ramp-up-strategy has none: drop one of the two"
+            )
         for folder in (Path(args.result_dir or "."), Path(args.plot or ".").parent):
             if not folder.is_dir():
                 raise ConfigError(f"{folder} is no folder: results cannot be kept there; make it first")
@@ -168,16 +174,24 @@ class Results:
             print(_beside_one_another(cells(self._points)), flush=True)
         if self._args.plot:
             path = Path(self._args.plot)
-            _write(path, render(self._points, self._title, is_page=path.suffix == ".html"), "w")
+            _write(path, self._picture(path.suffix), "w")
             say(f"drawn in {path}")
         return 1 if self._num_failed else 0
+
+    def _picture(self, kind: str) -> str | bytes:
+        if kind == ".png":
+            return render_png(self._points, self._title)
+        return render(self._points, self._title, is_page=kind == ".html")
 
     def _path(self, asked: Mapping[str, Any]) -> Path:
         args = self._args
         label = args.label or args.backend
         limit = "" if asked["max_concurrency"] is None else f"-concurrency{asked['max_concurrency']}"
         model = str(asked["model_id"]).rstrip("/").split("/")[-1]
-        name = args.result_filename or f"{label}-{asked['request_rate']}qps{limit}-{model}-{self._stamp}.json"
+        rate = f"{asked['request_rate']}qps"
+        if args.ramp_up_strategy:
+            rate = f"ramp-up-{args.ramp_up_strategy}-{args.ramp_up_start_rps:g}qps-{args.ramp_up_end_rps:g}qps"
+        name = args.result_filename or f"{label}-{rate}{limit}-{model}-{self._stamp}.json"
         return Path(args.result_dir or ".") / name
 
     def _write(self, path: Path, record: dict[str, Any]) -> None:
@@ -201,9 +215,9 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _write(path: Path, text: str, mode: str) -> None:
+def _write(path: Path, content: str | bytes, mode: str) -> None:
     try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
+        with path.open(mode + "b") as file:
+            file.write(content if isinstance(content, bytes) else content.encode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import shutil
 import signal
 import socket
@@ -34,12 +35,13 @@ class Note(msgspec.Struct, omit_defaults=True):
 
     ready: a child serves (from the engine: with its start-up card). failed: it cannot start; text is the message and
         error the class from errors.py.
+    alive: from the engine: its loop turns, and will say so again within so many seconds (heartbeat.py).
     engine_up, engine_down: to a front end: where the engine listens; why it does not.
     front_end_gone: to the engine: whose requests nobody waits for.
     drain: to a front end: take no new requests, let those running go on for so many seconds, end. stop: end now.
     """
 
-    kind: Literal["ready", "failed", "engine_up", "engine_down", "front_end_gone", "drain", "stop"]
+    kind: Literal["ready", "failed", "alive", "engine_up", "engine_down", "front_end_gone", "drain", "stop"]
     text: str = ""
     error: str = ""
     seconds: float = 0.0
@@ -68,6 +70,13 @@ class Channel:
             self.is_open = False
         finally:
             self._end.setblocking(False)
+
+    def offer(self, note: Note) -> None:
+        """Send a short note if it need not wait for the other end to read; else drop it."""
+        look = select.poll()
+        look.register(self._end, select.POLLOUT)
+        if look.poll(0):
+            self.send(note)
 
     def receive(self) -> list[Note]:
         """Every whole note that has come. After the other end is gone: is_open is False."""

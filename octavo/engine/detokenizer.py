@@ -7,6 +7,8 @@ what decoding all ids at once gives, for any ids. Each push costs one look-up an
     byte-level     tokens are bytes: a UTF-8 decoder that remembers a broken character's start
     byte fallback  tokens are text, but for <0x00> .. <0xFF>: a run of these is held until it ends, because
                    it is text only if the whole run is valid UTF-8
+
+Neither puts anything between two tokens, so special ones that are shown stand side by side, as they were written.
 """
 
 from __future__ import annotations

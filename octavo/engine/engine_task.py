@@ -12,13 +12,15 @@ from octavo.config import AdmissionConfig, EngineConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTask:
-    """address: the ZMQ endpoint that it opens. logs_stats: a line every few seconds on what it did."""
+    """address: the ZMQ endpoint that it opens. logs_stats: a line every few seconds on what it did.
+    hang_timeout_s: after so many seconds of silence the parent takes it for hanging; 0: never."""
 
     config: EngineConfig
     admission: AdmissionConfig
     address: str
     model_name: str
     logs_stats: bool
+    hang_timeout_s: float
     run_directory: str
 
 

@@ -20,6 +20,7 @@ from octavo.engine.admission import AdmissionControl
 from octavo.engine.assemble import build_engine
 from octavo.engine.child import Channel, Note, begin
 from octavo.engine.engine_task import EngineTask
+from octavo.engine.heartbeat import Heartbeat
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.transport import (
     Abort,
@@ -70,7 +71,7 @@ def main() -> None:
         sys.exit(1)
     gc.collect()
     gc.freeze()  # what was loaded stays; the collector need not look at it again and again
-    channel.send(Note("ready", card=engine.card))
+    channel.send(Note("ready", card=engine.card, seconds=loop.heartbeat.patience_s))
     try:
         loop.run()
     finally:
@@ -95,6 +96,7 @@ class EngineLoop:
         self._engine = engine
         self._core = engine.core
         self._channel = channel
+        self.heartbeat = Heartbeat(channel, task.hang_timeout_s, time.monotonic)
         self._recorder = MetricsRecorder(engine.events, model_name=task.model_name)
         self._summary = IntervalSummary(self._recorder, time.monotonic) if task.logs_stats else None
         self._next_line = time.monotonic() + LOG_INTERVAL_S
@@ -110,8 +112,10 @@ class EngineLoop:
     def run(self) -> None:
         """Until the parent says stop."""
         while self._listen():
+            self.heartbeat.turn()
             if self._core.has_unfinished:
                 self._tell(self._core.step())
+                self.heartbeat.step_done()
                 self._admission.step_done()
                 self._turn_away_expired()
             if self._summary is not None:
@@ -139,7 +143,11 @@ class EngineLoop:
         return True
 
     def _patience_ms(self) -> int | None:
-        return None if self._summary is None else 1 + int(1000 * max(0.0, self._next_line - time.monotonic()))
+        """Until something is to be said though nothing came; None: for ever."""
+        waits = [] if self._summary is None else [max(0.0, self._next_line - time.monotonic())]
+        if (beat := self.heartbeat.seconds_left) is not None:
+            waits.append(beat)
+        return 1 + int(1000 * min(waits)) if waits else None
 
     def _obey_parent(self) -> bool:
         for note in self._channel.receive():

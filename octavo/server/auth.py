@@ -1,7 +1,17 @@
-"""Keys: whoever calls must bring one, if the server has any."""
+"""Keys: whoever calls must bring one, if the server has any.
+
+    programs    Authorization: Bearer KEY, or x-api-key: KEY
+    browsers    cannot send these when they open a page: they are asked for a password, which is the key (HTTP Basic),
+                and send it again by themselves with whatever the page asks of this server
+
+What a browser sends by itself, another site's page could make it send. It gains nothing: it cannot read the answers,
+and whatever makes tokens is a POST of application/json, which no page may send to a foreign server unasked.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 from collections.abc import Iterable
@@ -11,8 +21,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.server.errors import ApiError, error_response
 
-#: what a load balancer asks, and the page, which holds nothing and is where a key can be typed in
-OPEN_PATHS = frozenset({"/health", "/ping", "/"})
+#: what a load balancer asks
+OPEN_PATHS = frozenset({"/health", "/ping"})
+#: what a person opens in a browser. Elsewhere no password is asked for: a page whose call fails would be covered by it
+PAGES = frozenset({"/", "/docs"})
+_HOW = "send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
 
 
 class RequireKey:
@@ -25,29 +38,48 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_call = scope["type"] == "http"  # there are no websockets, and the router turns them away
-        if not is_call or _is_open(scope) or self._knows(_key(Headers(scope=scope))):
+        if not is_call or _path(scope) in OPEN_PATHS or self._knows_one_of(_keys(Headers(scope=scope))):
             await self._app(scope, receive, send)
             return
-        message = "the request brings no valid API key; send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
-        error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        await error_response(error, scope["path"])(scope, receive, send)
+        await error_response(_refusal(_path(scope)), scope["path"])(scope, receive, send)
 
-    def _knows(self, key: str | None) -> bool:
-        """All keys are compared, whichever is right."""
-        digest = _digest(key or "")
-        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0 and key is not None
+    def _knows_one_of(self, keys: list[str]) -> bool:
+        """All are compared with all, whichever is right."""
+        digests = [_digest(key) for key in keys]
+        return sum(hmac.compare_digest(digest, known) for digest in digests for known in self._digests) > 0
 
 
-def _is_open(scope: Scope) -> bool:
+def _path(scope: Scope) -> str:
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")) in OPEN_PATHS
+    return path.removeprefix(scope.get("root_path", ""))
 
 
-def _key(headers: Headers) -> str | None:
-    kind, _, key = headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer" and key:
-        return key.strip()
-    return headers.get("x-api-key")
+def _refusal(path: str) -> ApiError:
+    challenge, how = "Bearer", _HOW
+    if path in PAGES:
+        challenge, how = 'Basic realm="Octavo", charset="UTF-8"', f"{_HOW}, or in a browser as the password of any user"
+    message = f"the request brings no valid API key; {how}"
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": challenge})
+
+
+def _keys(headers: Headers) -> list[str]:
+    """What may be one. A proxy's own password may stand where ours would, beside a key in x-api-key."""
+    kind, _, said = headers.get("authorization", "").partition(" ")
+    said = said.strip()
+    keys = [headers.get("x-api-key")]
+    if kind.lower() == "bearer":
+        keys.append(said)
+    elif kind.lower() == "basic":
+        keys.append(_password(said))
+    return [key for key in keys if key]
+
+
+def _password(credentials: str) -> str | None:
+    """Of base64("user:password"); None of anything else."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return None
 
 
 def _digest(key: str) -> bytes:

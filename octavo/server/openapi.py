@@ -105,7 +105,9 @@ def _schemas() -> dict[str, Any]:
         for name in sorted(protocol.NO_EFFECT):
             fields.setdefault(name, {"description": "Accepted; changes no answer."})
         for name, allowed in protocol.NEUTRAL.items():
-            fields.setdefault(name, {"enum": [None, *allowed], "description": "Not supported: these ask for nothing."})
+            fields.setdefault(
+                name, {"enum": [None, *allowed], "description": "Changes no answer; nothing else is supported."}
+            )
     return schemas
 
 

@@ -176,7 +176,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "diagnostics": (),
     "inference_geo": (),
     "truncation_side": ("left",),
-    "spaces_between_special_tokens": (True,),
+    # No decoder that can be streamed puts a space between special tokens, so there is none to leave out either.
+    "spaces_between_special_tokens": (True, False),
     "logprob_token_ids": ([],),
     "repetition_detection": (),
     "watermarking": (),

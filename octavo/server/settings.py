@@ -20,7 +20,8 @@ class ServerSettings:
     )
     api_key: tuple[str, ...] = knob(
         (),
-        "keys of which requests must bring one, as 'Authorization: Bearer' or 'x-api-key'; default: none needed",
+        "keys of which requests must bring one, as 'Authorization: Bearer', 'x-api-key' or a browser's password; "
+        "default: none needed",
     )
     root_path: str = knob("", "the path that a proxy in front cuts from the addresses it forwards")
     allowed_origins: tuple[str, ...] = knob(

@@ -5,6 +5,7 @@
                                   └── front end 1   ...                ┘ the engine through a Unix socket
 
     engine ends        its requests fail, /health says 503; it is started anew, a few times, each after a longer wait
+    engine hangs       nothing is heard of it for --engine-hang-timeout seconds; it is killed, and the same follows
     front end ends     its own requests end; it is started anew
     SIGTERM, Ctrl-C    no new requests; those that run have --shutdown-timeout seconds; a second signal ends all at once
     supervisor ends    even by kill -9: every child sees its pipe end, and exits
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import os
 import selectors
 import shutil
@@ -39,6 +41,7 @@ from octavo.observe.logging import LOGGER
 from octavo.server.front_end_task import FrontEndTask
 from octavo.server.listening import close_socket, open_socket, url_of
 from octavo.server.restarts import Restarts
+from octavo.server.watchdog import Watchdog
 
 #: seconds that a child may take to end once it has said so, or was told to
 GRACE_S = 5.0
@@ -72,6 +75,8 @@ class Supervisor:
         self._num_engines = 0
         self._has_served = False
         self._engine_restarts = Restarts()
+        self._watchdog = Watchdog()
+        self._hang: str | None = None  # why the engine that is ending was killed
         self._front_ends: dict[int, Child] = {}
         self._front_end_restarts = [Restarts() for _ in range(options.server.api_server_count)]
         self._serving: set[int] = set()
@@ -96,9 +101,13 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Wait for what happens next, and see to it."""
-        patience = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-        for key, _ in self._selector.select(patience):
+        now = time.monotonic()
+        due = max(0.0, self._timers[0][0] - now) if self._timers else math.inf
+        patience = min(due, self._watchdog.seconds_left(now))
+        for key, _ in self._selector.select(None if math.isinf(patience) else patience):
             key.data()
+        if self._watchdog.is_over(time.monotonic()):
+            self._engine_hangs()
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
 
@@ -116,9 +125,11 @@ class Supervisor:
             address=f"ipc://{self._run_directory}/engine-{self._num_engines}",
             model_name=options.model_name,
             logs_stats=not options.server.disable_log_stats,
+            hang_timeout_s=options.server.engine_hang_timeout,
             run_directory=self._run_directory,
         )
         self._engine = Child("engine", "octavo.engine.process:main", task)
+        self._watchdog = Watchdog()
         hear = partial(self._hear_engine, self._engine, task.address)
         self._selector.register(self._engine.channel, selectors.EVENT_READ, hear)
 
@@ -126,6 +137,8 @@ class Supervisor:
         for note in engine.channel.receive():
             if note.kind == "ready":
                 self._engine_is_ready(address, note.card)
+            if note.kind in ("ready", "alive"):
+                self._watchdog.heard(time.monotonic(), note.seconds)
             elif note.kind == "failed":
                 self._failure = note
         if not engine.channel.is_open:
@@ -142,17 +155,33 @@ class Supervisor:
         self._has_served = True
         self._tell_front_ends(Note("engine_up", text=address))
 
+    def _engine_hangs(self) -> None:
+        """It lives and says nothing. Its requests end now: a process may take a while to die in a driver."""
+        assert self._engine is not None, "there is an engine as long as one is waited for"
+        silence = f"nothing was heard of it for {self._watchdog.patience_s:g} s"
+        LOGGER.error(
+            "the engine hangs: %s; process %d is killed. If it only needs longer, raise --engine-hang-timeout",
+            *(silence, self._engine.process.pid),
+        )
+        self._hang = f"it hung ({silence}) and was killed"
+        self._watchdog.rest()
+        self._address = None
+        self._tell_front_ends(Note("engine_down", text=self._hang))
+        self._engine.kill()
+
     def _engine_is_gone(self, how: str) -> None:
         """It ended by itself, or was told to."""
         self._engine = self._address = None
+        self._watchdog.rest()
         failure, self._failure = self._failure, None
+        hang, self._hang = self._hang, None
         if self._is_stopping:
             self._tell_front_ends(Note("engine_down", text=f"its process ended with {how}"))
             self._finish_if_all_are_gone()
             return
         if not self._has_served:
             raise _error(failure, f"the engine's process ended with {how} before it could serve")
-        why = failure.text if failure is not None else f"its process ended with {how}"
+        why = hang or (failure.text if failure is not None else f"its process ended with {how}")
         delay = self._engine_restarts.next_delay(time.monotonic())
         if delay is None:
             LOGGER.error("the engine went down: %s; it does not stay up, so the server ends", why)
@@ -168,6 +197,7 @@ class Supervisor:
 
     def _stop_engine(self) -> None:
         engine = self._engine
+        self._watchdog.rest()
         if engine is None:
             self._finish_if_all_are_gone()
         elif self._address is None:

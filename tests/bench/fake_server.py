@@ -108,6 +108,9 @@ class FakeServer:
             if fault == "error" and index:
                 self._event(writer, '{"error": {"message": "the engine died"}}')
                 break
+            if fault == "hang" and index:
+                await self._stop.wait()
+                return False
             for choice in range(body.get("n", 1)):
                 self._event(writer, json.dumps({"choices": [self._choice(is_chat, choice, index, length)]}))
         if self.has_usage:

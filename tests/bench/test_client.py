@@ -1,6 +1,8 @@
 """The client against a server that does as it is told."""
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +16,10 @@ from octavo.errors import ConfigError
 from tests.bench.fake_server import FakeServer
 
 
-def ask_in_turn(fake: FakeServer, num_requests: int, pause: Callable[[], Any] | None = None) -> list[Answer]:
-    target = Target(fake.url, {"X-Mine": "yes"})
+def ask_in_turn(
+    fake: FakeServer, num_requests: int, pause: Callable[[], Any] | None = None, timeout_s: float = 60.0
+) -> list[Answer]:
+    target = Target(fake.url, {"X-Mine": "yes"}, timeout_s)
     form = Form("openai", "/v1/completions", "m", ignore_eos=True)
     request = target.request("POST", form.endpoint, form.body(Ask((1, 2, 3), 4)))
 
@@ -81,6 +85,28 @@ def test_faults_are_kept_with_the_answer(fault: str, problem: str) -> None:
         answers = ask_in_turn(fake, 2)
     assert problem in answers[0].error
     assert not answers[1].error
+
+
+def test_a_request_that_hangs_is_cut_off_and_harms_no_other() -> None:
+    with FakeServer(fault="hang", fault_every=2) as fake:
+        begin = time.monotonic()
+        answers = ask_in_turn(fake, 3, timeout_s=0.3)
+        assert time.monotonic() - begin < 10
+        assert fake.num_connections == 2, "the first one, which was cut off, is not used again"
+    assert [bool(answer.error) for answer in answers] == [True, False, True]
+    assert answers[0].error == "TimeoutError: no whole answer within 0.3 s, see --request-timeout"
+
+
+def test_a_slow_answer_is_not_cut_off_before_its_time() -> None:
+    with FakeServer(gap_s=0.1) as fake:
+        assert not ask_in_turn(fake, 1, timeout_s=30.0)[0].error
+        assert not ask_in_turn(fake, 1, timeout_s=math.inf)[0].error
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
+def test_a_timeout_that_cannot_be_is_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match=r"--request-timeout is .*, allowed are seconds above 0, and inf for none"):
+        Target("http://x", {}, seconds)
 
 
 def test_a_server_that_is_not_there_is_a_failed_answer() -> None:

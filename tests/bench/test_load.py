@@ -9,7 +9,7 @@ import pytest
 
 from octavo.bench.client import Target
 from octavo.bench.datasets import Ask, long_prompts
-from octavo.bench.load import Sending, Share, arrivals, shares
+from octavo.bench.load import RampUp, Sending, Share, arrivals, shares
 from octavo.bench.load_processes import processes_for
 from octavo.bench.online import Form, Server, Timing
 from octavo.errors import ConfigError, OctavoError
@@ -24,10 +24,10 @@ def asks(num_asks: int, output_len: int = 3) -> list[Ask]:
 
 
 def test_arrivals_have_their_rate_and_their_burstiness() -> None:
-    assert arrivals(3, math.inf, 1.0, 0) == [0.0, 0.0, 0.0]
+    assert arrivals([math.inf] * 3, 1.0, 0) == [0.0, 0.0, 0.0]
     spread = {}
     for burstiness in (0.2, 1.0, 100.0):
-        times = arrivals(2000, 50.0, burstiness, seed=1)
+        times = arrivals([50.0] * 2000, burstiness, seed=1)
         gaps = [later - earlier for earlier, later in pairwise(times)]
         assert times[0] == 0.0
         assert statistics.mean(gaps) == pytest.approx(1 / 50, rel=0.02)
@@ -35,7 +35,25 @@ def test_arrivals_have_their_rate_and_their_burstiness() -> None:
     assert spread[1.0] == pytest.approx(1.0, abs=0.1)  # exponential gaps are as wide as long
     assert spread[0.2] == pytest.approx(math.sqrt(5), abs=0.4)
     assert spread[100.0] == pytest.approx(0.1, abs=0.02)
-    assert arrivals(5, 2.0, 1.0, seed=7) == arrivals(5, 2.0, 1.0, seed=7) != arrivals(5, 2.0, 1.0, seed=8)
+    assert arrivals([2.0] * 5, 1.0, 7) == arrivals([2.0] * 5, 1.0, 7) != arrivals([2.0] * 5, 1.0, 8)
+
+
+def test_a_rate_ramps_up_by_amounts_or_by_factors() -> None:
+    assert RampUp("linear", 1, 5).rates(5) == [1, 2, 3, 4, 5]
+    assert RampUp("exponential", 1, 16).rates(5) == pytest.approx([1, 2, 4, 8, 16])
+    assert RampUp("linear", 2, 4).rates(1) == [2]
+    for strategy in ("linear", "exponential"):
+        rates = RampUp(strategy, 10, 100).rates(4000)  # type: ignore[arg-type]
+        times = arrivals(rates, 1.0, seed=3)
+        for begin in range(0, 4000, 1000):  # each quarter takes as long as its rates say
+            some = slice(begin, begin + 999)
+            assert times[begin + 999] - times[begin] == pytest.approx(sum(1 / rate for rate in rates[some]), rel=0.1)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 5), (-1, 5), (1, math.inf), (math.nan, 5), (6, 5)])
+def test_a_ramp_that_cannot_be_is_refused(start: float, end: float) -> None:
+    with pytest.raises(ConfigError, match=r"--ramp-up-(start|end)-rps is"):
+        RampUp("linear", start, end)
 
 
 def test_a_load_is_dealt_without_loss() -> None:
@@ -74,7 +92,7 @@ def test_requests_go_out_at_their_times_whatever_the_server_does() -> None:
         server = Server(Target(fake.url, {}), FORM)
         outcome = server.measure(asks(20), Timing(request_rate=40.0, num_procs=1), lambda _: None)
     starts = [answer.start - outcome.sent.begin for answer in sorted(outcome.completed, key=lambda one: one.index)]
-    due = arrivals(20, 40.0, 1.0, 0)
+    due = arrivals([40.0] * 20, 1.0, 0)
     assert all(-0.01 <= start - at < 0.3 for start, at in zip(starts, due, strict=True))
 
 

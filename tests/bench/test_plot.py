@@ -2,12 +2,14 @@
 
 import math
 import re
+import struct
 from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 
-from octavo.bench.plot import Point, render, scale_for
+from octavo.bench.plot import HEIGHT, WIDTH, Point, render, scale_for
+from octavo.bench.plot_png import render_png
 
 
 def point(offered: float, reached: float, ttft: float | None, tpot: float | None) -> Point:
@@ -76,6 +78,17 @@ def test_the_page_has_the_numbers() -> None:
 @pytest.mark.parametrize("points", [[point(1, 0.0, None, None)], [point(math.inf, 2.0, 5.0, None)], SWEEP[:1]])
 def test_few_points_and_none(points: list[Point]) -> None:
     ElementTree.fromstring(render(points, "m", is_page=False))
+
+
+@pytest.mark.parametrize("title", ["m", "a_b^c $x$ \\frac <&>"])
+@pytest.mark.parametrize("points", [SWEEP, SWEEP[:1], [point(1, 0.0, None, None)], [point(math.inf, 2.0, 5.0, None)]])
+def test_a_png_is_drawn_of_many_points_few_and_none(points: list[Point], title: str) -> None:
+    pytest.importorskip("matplotlib", reason="the extra plot is not installed")
+    drawn = render_png(points, title)
+    assert drawn.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack("!II", drawn[16:24])
+    assert width / height == pytest.approx(WIDTH / HEIGHT, rel=0.01)
+    assert width > 1500
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ import pytest
 from octavo.cli.main import main
 from tests.bench.fake_server import FakeServer
 
+PNG = b"\x89PNG\r\n\x1a\n"
+LINEAR = ("--ramp-up-strategy", "linear")
+RAMP = (*LINEAR, "--ramp-up-start-rps", "1", "--ramp-up-end-rps", "5")
 FEW = ("--num-prompts", "5", "--input-len", "6", "--output-len", "4")
 
 
@@ -96,6 +99,38 @@ def test_a_sweep_has_other_prompts_at_each_rate_and_is_drawn(
     assert [line.split()[0] for line in shown[head + 1 : head + 4]] == ["50", "100", "∞"]
 
 
+def test_a_sweep_is_drawn_as_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra plot is not installed")
+    with FakeServer() as fake:
+        assert bench(fake, *FEW, "--request-rate", "100,inf", "--plot", str(tmp_path / "x.png")) == 0
+    assert (tmp_path / "x.png").read_bytes().startswith(PNG)
+
+
+def test_a_png_without_matplotlib_is_refused_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("octavo.bench.plot_png.find_spec", lambda name: None)
+    with FakeServer() as fake:
+        assert bench(fake, *FEW, "--model", "m", "--plot", "x.png") == 2
+        assert fake.seen == []
+    assert "--plot x.png: a .png needs matplotlib, which is not installed: pip install 'octavo[plot]'" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_rate_that_ramps_up_is_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ramp = ("--ramp-up-strategy", "exponential", "--ramp-up-start-rps", "20", "--ramp-up-end-rps", "200")
+    with FakeServer() as fake:
+        assert bench(fake, *FEW, *ramp, "--burstiness", "1000", "--save-detailed", "--result-dir", str(tmp_path)) == 0
+    result = kept(tmp_path)
+    expected = {"request_rate": "inf", "ramp_up_strategy": "exponential", "ramp_up_start_rps": 20.0}
+    assert (expected | {"ramp_up_end_rps": 200.0}).items() <= result.items()
+    assert next(tmp_path.iterdir()).name.startswith("openai-ramp-up-exponential-20qps-200qps-model-")
+    assert result["start_times"] == sorted(result["start_times"])
+    assert result["start_times"][1] >= 0.04
+    assert "20 to 200 requests/s, exponential" in capsys.readouterr().out
+
+
 def test_chats_are_asked_in_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "asks.jsonl"
     path.write_text('{"prompt": "Hi", "output_tokens": 3}\n{"prompt": "Ho"}\n', encoding="utf-8")
@@ -153,6 +188,14 @@ def test_failures_are_counted_and_shown(capsys: pytest.CaptureFixture[str]) -> N
     assert "Failed requests                                          0" not in shown.out
 
 
+def test_one_request_that_hangs_does_not_hang_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(fault="hang", fault_every=5) as fake:  # the model's name, a try, and the fourth of five
+        assert bench(fake, *FEW, "--model", "m", "--request-timeout", "0.5", "--ready-check-timeout-sec", "20") == 1
+    shown = capsys.readouterr()
+    assert "1 x TimeoutError: no whole answer within 0.5 s, see --request-timeout" in shown.err
+    assert "Failed requests                                          1" in shown.out
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
@@ -165,6 +208,13 @@ def test_failures_are_counted_and_shown(capsys: pytest.CaptureFixture[str]) -> N
         (("--vocab-size", "7"), "--vocab-size is 7, allowed is 100 or more"),
         (("--request-rate", "0"), "--request-rate is '0', allowed are numbers above 0 and inf"),
         (("--request-rate", "1,x"), "--request-rate is '1,x'"),
+        (("--ramp-up-start-rps", "1"), "--ramp-up-start-rps needs --ramp-up-strategy, which is linear or exponential"),
+        ((*LINEAR, "--ramp-up-start-rps", "1"), "--ramp-up-strategy linear needs --ramp-up-end-rps"),
+        ((*RAMP, "--request-rate", "3"), "--request-rate 3 and --ramp-up-strategy both say the rate: drop one"),
+        ((*RAMP, "--plot", "x.svg"), "--plot draws latency against steady rates"),
+        ((*RAMP, "--ramp-up-start-rps", "9"), "--ramp-up-start-rps is 9, allowed is up to --ramp-up-end-rps"),
+        ((*RAMP, "--ramp-up-start-rps", "0"), "--ramp-up-start-rps is 0, allowed are numbers above 0"),
+        (("--request-timeout", "0"), "--request-timeout is 0, allowed are seconds above 0"),
         (("--burstiness", "0"), "--burstiness is 0.0, allowed is above 0"),
         (("--long-prefill-every", "-1"), "--long-prefill-every is -1.0, allowed is above 0"),
         (("--long-prefill-len", "9"), "--long-prefill-len needs --long-prefill-every"),
@@ -178,7 +228,7 @@ def test_failures_are_counted_and_shown(capsys: pytest.CaptureFixture[str]) -> N
         (("--header", "X"), "--header X is not NAME=VALUE"),
         (("--endpoint", "v1"), "--endpoint is 'v1', allowed is a path that begins with /"),
         (("--metadata", "x"), "--metadata x is not KEY=VALUE"),
-        (("--plot", "x.png"), "--plot x.png: allowed are names that end in .html and .svg"),
+        (("--plot", "x.gif"), "--plot x.gif: allowed are names that end in .html, .svg, .png"),
         (("--result-dir", "no/such", "--save-result"), "no/such is no folder"),
         (("--result-filename", "x"), "need --save-result"),
         (("--request-rate", "1,2", "--result-filename", "x", "--save-result"), "add --append-result"),

@@ -42,6 +42,7 @@ class Served:
             admission=admission or AdmissionConfig(),
             address=self.address,
             model_name="smollm2",
+            hang_timeout_s=0.0,
             logs_stats=False,
             run_directory=str(directory),
         )

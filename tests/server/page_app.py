@@ -31,15 +31,18 @@ from octavo.observe.events import (
     Started,
 )
 from octavo.observe.metrics import MetricsRecorder
+from octavo.server.auth import RequireKey
 from octavo.server.page import CONTENT_TYPE, content_security_policy, page
 
 
 @dataclass
 class FakeServer:
-    """api_key: what /v1 asks for, if anything. bodies: what chats were asked with."""
+    """api_key: what /v1 asks for, if anything. keys: what every route does, as the server's own door does it.
+    bodies: what chats were asked with."""
 
     models: list[str] = field(default_factory=lambda: ["smollm2"])
     api_key: str | None = None
+    keys: tuple[str, ...] = ()
     bodies: list[dict[str, Any]] = field(default_factory=list)
     num_streams_left: int = 0  # by their reader, before their end
     token_s: float = 0.0
@@ -53,6 +56,8 @@ class FakeServer:
 
     def app(self) -> FastAPI:
         app = FastAPI()
+        if self.keys:
+            app.add_middleware(RequireKey, keys=self.keys)
 
         @app.get("/")
         def index() -> Response:

@@ -1,5 +1,6 @@
 """Who may call, how much may be sent, and what the server tells of itself."""
 
+import base64
 import json
 
 import pytest
@@ -12,17 +13,54 @@ from tests.server.scripted_engine import ScriptedEngine, app_of, get, post
 TEXT = {"model": "tiny", "prompt": "Hi", "max_tokens": 2}
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/load", "/version", "/openapi.json", "/docs", "/nowhere"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1/models", "/metrics", "/load", "/version", "/openapi.json", "/docs", "/nowhere"]
+)
 def test_every_route_wants_a_key(path: str) -> None:
     app = app_of(api_key=("first", "second"))
     refused = get(app, path)
     assert refused.status == 401
     assert refused.error["code"] == "invalid_api_key"
-    for wrong in ("Bearer ", "Bearer third", "Basic first", "first"):
+    for wrong in ("Bearer ", "Bearer third", "Basic first", "first", basic("first", "third"), basic("first", "")):
         assert get(app, path, authorization=wrong).status == 401
     for key in ("first", "second"):
+        assert get(app, path, authorization=basic("anybody", key)).status != 401
         assert get(app, path, authorization=f"Bearer {key}").status != 401
         assert get(app, path, x_api_key=key).status != 401
+
+
+def basic(user: str, password: str) -> str:
+    """As a browser writes it."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def test_a_browser_is_asked_for_a_password_where_it_opens_a_page_and_nowhere_else() -> None:
+    app = app_of(api_key=("s:ä",))
+    for path in ("/", "/docs"):
+        refused = get(app, path)
+        assert refused.headers["www-authenticate"] == 'Basic realm="Octavo", charset="UTF-8"'
+        assert "in a browser as the password of any user" in refused.error["message"]
+        assert get(app, path, authorization=basic("me", "s:ä")).status == 200
+    for path in ("/v1/models", "/metrics", "/nowhere"):
+        assert get(app, path).headers["www-authenticate"] == "Bearer"
+    assert post(app, "/v1/completions", TEXT, authorization=basic("", "s:ä")).status == 200
+
+
+@pytest.mark.parametrize("credentials", ["", "!", "a2V5", "OmtleQ", "OmtleQ==x", "//79", "key", " "])
+def test_what_is_no_password_is_refused(credentials: str) -> None:
+    assert get(app_of(api_key=("key",)), "/", authorization=f"Basic {credentials}").status == 401
+
+
+def test_a_proxys_own_password_does_not_hide_a_key() -> None:
+    app = app_of(api_key=("key",))
+    assert get(app, "/v1/models", authorization=basic("proxy", "its own"), x_api_key="key").status == 200
+    assert get(app, "/v1/models", authorization=basic("proxy", "its own"), x_api_key="no").status == 401
+
+
+def test_behind_a_proxy_that_cuts_no_path_the_page_asks_too() -> None:
+    refused = get(app_of(api_key=("key",), root_path="/llm"), "/llm/")
+    assert (refused.status, refused.headers["www-authenticate"][:5]) == (401, "Basic")
+    assert get(app_of(api_key=("key",), root_path="/llm"), "/llm/health").status == 200
 
 
 def test_posts_want_a_key_too_and_balancers_do_not() -> None:
@@ -32,7 +70,7 @@ def test_posts_want_a_key_too_and_balancers_do_not() -> None:
     message = post(app, "/v1/messages", TEXT)
     assert (message.status, message.json()["error"]["type"]) == (401, "authentication_error")
     assert post(app, "/v1/completions", TEXT, x_api_key="key").status == 200
-    assert [get(app, path).status for path in ("/health", "/ping", "/")] == [200, 200, 200]
+    assert [get(app, path).status for path in ("/health", "/ping")] == [200, 200]
     assert get(app, "/health/").status == 401
     assert get(app, "/v1/../health").status == 401
 

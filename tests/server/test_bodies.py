@@ -74,6 +74,16 @@ def test_what_asks_for_nothing_is_accepted() -> None:
     assert post(app_of(), "/v1/chat/completions", CHAT | nothing).status == 200
 
 
+def test_no_spaces_between_special_tokens_is_what_one_gets_anyway() -> None:
+    for asked in (True, False, None):
+        fields = {"skip_special_tokens": False, "spaces_between_special_tokens": asked}
+        assert post(app_of(), "/v1/chat/completions", CHAT | fields).status == 200
+    for wrong in (0, "no"):
+        refused = post(app_of(), "/v1/chat/completions", CHAT | {"spaces_between_special_tokens": wrong})
+        assert refused.status == 400
+        assert "allowed is leaving it out or true or false" in refused.error["message"]
+
+
 def test_fields_reach_the_engine() -> None:
     engine = ScriptedEngine()
     fields = {

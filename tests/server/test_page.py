@@ -220,6 +220,27 @@ def test_a_key_is_asked_for_and_lives_only_in_this_tab(browser: Browser, server:
 
 
 @needs_browser
+def test_the_password_that_opened_the_page_opens_the_rest(browser: Browser) -> None:
+    """Also while the address still holds it, which `fetch` would not take."""
+    with serving(FakeServer(keys=("sk:1",))) as fake:
+        browser.open(fake.url)
+        assert browser.run("return document.getElementById('prompt')") is None
+        for url in (fake.url.replace("//", "//anybody:sk%3A1@"), fake.url):
+            browser.open(url)
+            browser.until(READY)
+            browser.until("return document.getElementById('status').dataset.state === 'up'")
+            say(browser, "say hi")
+            browser.until(DONE)
+            assert browser.run(LAST_ANSWER.format("textContent")) == "hi"
+        assert browser.run("return document.getElementById('key').value") == ""
+        browser.run("document.getElementById('key').value = 'wrong'")
+        browser.run("document.getElementById('new').click()")
+        say(browser, "say hi")
+        assert browser.until(FAILURE).startswith("The server wants an API key")
+        browser.open("about:blank")
+
+
+@needs_browser
 def test_settings_that_cannot_be_are_not_sent(browser: Browser, server: FakeServer) -> None:
     browser.run("document.getElementById('temperature').value = '3'")
     say(browser, "say hi")
