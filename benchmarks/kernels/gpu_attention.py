@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.ops import AttentionLayer, KVLayout, RotaryTable
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention
-from octavo.kernels.triton.hopper_attention import HopperAttention
 from octavo.kernels.triton.hopper_decode import HopperDecode
+from octavo.kernels.triton.hopper_prefill import HopperPrefill
 from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.prefill_attention import prefill_attention
@@ -108,7 +108,7 @@ def decode_us(
 
 
 def prefill_us(
-    lens: list[int], num_heads: int, kv_heads: int, dim: int, *, cached: int = 0, hopper: HopperAttention | None = None
+    lens: list[int], num_heads: int, kv_heads: int, dim: int, *, cached: int = 0, hopper: HopperPrefill | None = None
 ) -> float:
     case = make_case([cached + n for n in lens], lens, num_heads, kv_heads, dim, 1)
     q = torch.randn(sum(lens), num_heads * dim, device=CUDA, dtype=BF16)
@@ -179,8 +179,8 @@ def decode_table() -> None:
 
 
 def prefill_table() -> None:
-    hopper = HopperAttention(torch.cuda.get_device_properties(0).multi_processor_count, CUDA)
-    print("\nprefill, us and TFLOP/s: hopper_attention | prefill_attention | torch flash | torch cudnn (one sequence)")
+    hopper = HopperPrefill(torch.cuda.get_device_properties(0).multi_processor_count, CUDA)
+    print("\nprefill, us and TFLOP/s: hopper_prefill | prefill_attention | torch flash | torch cudnn (one sequence)")
     for num_heads, kv_heads, dim in ((16, 8, 128), (32, 8, 128), (32, 8, 64)):
         for number, length, cached in (
             (1, 512, 0), (1, 2048, 0), (1, 8192, 0), (1, 16384, 0), (2, 8192, 0), (8, 2048, 0), (28, 550, 0),

@@ -8,7 +8,7 @@ import torch
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
 
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention  # isort: skip
-from octavo.kernels.triton.hopper_attention import HopperAttention  # isort: skip
+from octavo.kernels.triton.hopper_prefill import HopperPrefill  # isort: skip
 from octavo.kernels.triton.hopper_decode import HopperDecode  # isort: skip
 from octavo.kernels.triton.plan import AttentionPlan, make_plan  # isort: skip
 from octavo.kernels.triton.prefill_attention import prefill_attention  # isort: skip
@@ -54,7 +54,7 @@ def run(
         )
         decode_attention(q, out, layer, batch.pool, plan, workspace, **decode)
         if hopper:
-            HopperAttention(PROGRAMS, DEVICE).prefill(q, out, layer, batch.pool, plan, block_table=batch.block_table)
+            HopperPrefill(PROGRAMS, DEVICE).prefill(q, out, layer, batch.pool, plan, block_table=batch.block_table)
         else:
             prefill_attention(
                 q, out, layer, batch.pool, plan,
@@ -184,7 +184,7 @@ def test_hopper_counts_its_work_anew_every_launch() -> None:
             query_start_loc=batch.query_start_loc, block_table=batch.block_table,
         )  # fmt: skip
         q = torch.randn(len(batch.positions), 4 * 128, device=DEVICE, dtype=torch.bfloat16)
-        attention, first = HopperAttention(PROGRAMS, DEVICE), torch.empty_like(q)
+        attention, first = HopperPrefill(PROGRAMS, DEVICE), torch.empty_like(q)
         attention.prefill(q, first, batch.layer, batch.pool, plan, block_table=batch.block_table)
         for _ in range(3):
             again = torch.full_like(q, torch.nan)

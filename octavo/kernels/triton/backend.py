@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from octavo.kernels.external.flash_attention import FlashAttention
-    from octavo.kernels.triton.hopper_attention import HopperAttention
     from octavo.kernels.triton.model import TritonModel
+    from octavo.kernels.triton.program import HopperKernels
 
 OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix units
 HOPPER = 9
@@ -63,7 +63,7 @@ class TritonBackend:
         assert self.gpu is not None, "a backend that cannot run loads nothing"
         device = torch.device("cuda", 0)
         chained = self.gpu.capability >= CHAINING_CAPABILITY
-        flash, hopper = self._flash_attention(), self._hopper_attention(device)
+        flash, hopper = self._flash_attention(), self._hopper(device)
         try:
             return TritonModel(
                 model, kv, limits, TORCH_DTYPE[dtype], device, self.gpu.num_multiprocessors, chained, flash, hopper
@@ -86,14 +86,17 @@ class TritonBackend:
             raise ConfigError(reason)
         return flash_attention.FlashAttention()
 
-    def _hopper_attention(self, device: torch.device) -> HopperAttention | None:
-        """On a Hopper, if this Triton has Gluon; `prefill_attention.py` serves where there is none."""
+    def _hopper(self, device: torch.device) -> HopperKernels | None:
+        """On a Hopper, if this Triton has Gluon; the plain kernels serve where there is none."""
         assert self.gpu is not None, "a backend that cannot run loads nothing"
         if self.gpu.capability[0] != HOPPER or importlib.util.find_spec("triton.experimental.gluon") is None:
             return None
-        from octavo.kernels.triton.hopper_attention import HopperAttention
+        from octavo.kernels.triton.hopper_decode import HopperDecode
+        from octavo.kernels.triton.hopper_prefill import HopperPrefill
+        from octavo.kernels.triton.program import HopperKernels
 
-        return HopperAttention(self.gpu.num_multiprocessors, device)
+        number = self.gpu.num_multiprocessors
+        return HopperKernels(HopperPrefill(number, device), HopperDecode(number))
 
 
 def _torch_has_cuda() -> bool:

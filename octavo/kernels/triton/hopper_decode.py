@@ -13,7 +13,7 @@ The new token's key and value go from registers to the cache and into the stage 
 that share a kv head sit in the first of a warpgroup's 64 rows: the matrix units have time to multiply the other rows'
 zeros, and the keys need not pass through registers.
 
-It takes what `hopper_attention.py` takes, with a new token's up to 16 queries a kv head.
+It takes 16-bit caches and heads of 64 or 128 without a cap, with a new token's up to 16 queries a kv head.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_wait
 
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.chain import wait_for_previous
-from octavo.kernels.triton.hopper_attention import HEAD_DIMS, field, make_barriers, write_record
+from octavo.kernels.triton.hopper import HEAD_DIMS, PoolBoxes, field, make_barriers, read_record, write_record
 from octavo.kernels.triton.kv_pool import BOX_TOKENS, LayerPool
 from octavo.kernels.triton.plan import AttentionPlan
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, norm_and_rotate
@@ -62,7 +61,7 @@ class HopperDecode:
 
     def __init__(self, num_multiprocessors: int) -> None:
         self._num_programs = num_multiprocessors * PROGRAMS_PER_MULTIPROCESSOR
-        self._pools: dict[LayerPool, TensorDescriptor] = {}
+        self._pools = PoolBoxes()
 
     @staticmethod
     def takes(layer: AttentionLayer, dtype: torch.dtype) -> bool:
@@ -86,15 +85,9 @@ class HopperDecode:
         """The plan's items: results of sequences of one item to `out`, others' to `parts`: counter, values, max and
         sum, as in `DecodeWorkspace`."""
         dim = layer.head_dim
-        boxes = self._pools.get(pool)
-        if boxes is None:
-            layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16)
-            shape, strides = list(pool.rows.shape), list(pool.rows.strides)
-            boxes = TensorDescriptor(pool.rows.base, shape, strides, [BOX_TOKENS, dim], layout)
-            self._pools[pool] = boxes
         heads = transform if transform is not None else HeadTransform.none(q)
         _kernel[(self._num_programs,)](
-            q, out, pool.data, boxes, block_table, plan.totals, plan.items, *parts,
+            q, out, pool.data, self._pools.boxes(pool, BOX_TOKENS), block_table, plan.totals, plan.items, *parts,
             heads.q_norm, heads.k_norm, heads.cos, heads.sin, layer.scale * _LOG2_E, heads.eps,
             q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
             pool.layer_row, pool.rows.shape[0],
@@ -202,13 +195,6 @@ def _fetch(counter, items, num_work, KV_HEADS: gl.constexpr):
 
 
 @gluon.jit
-def _read(records, full, turn):
-    mbarrier.wait(full.index(turn % 2), turn // 2 & 1)
-    layout: gl.constexpr = gl.BlockedLayout([8], [32], [gl.num_warps()], [0])
-    return records.index(turn % 2).load(layout)
-
-
-@gluon.jit
 def _compute(
     work, ring, q, heads, cache, result, items, scale_log2,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_SIZE: gl.constexpr,
@@ -228,7 +214,7 @@ def _compute(
     turn = 0
     count = 0
     wait_for_previous(CHAINED)
-    record = _read(records, record_full, turn)
+    record = read_record(records, record_full, turn)
     while field(record, NUM_STAGES) > 0:
         num_stages, kv_head, token = field(record, NUM_STAGES), field(record, KV_HEAD), field(record, TOKEN)
         position, begin, end = field(record, POSITION), field(record, BEGIN), field(record, END)
@@ -282,7 +268,7 @@ def _compute(
             gl.store(part_max_sum + part * 2, largest, mask=g < GROUP)
             gl.store(part_max_sum + part * 2 + 1, sums, mask=g < GROUP)
         turn += 1
-        record = _read(records, record_full, turn)
+        record = read_record(records, record_full, turn)
 
 
 @gluon.jit

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,13 +38,10 @@ from octavo.kernels.triton.fuse import Fusions, Recording, fuse
 from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.linear import choose_tiling
 from octavo.kernels.triton.plan import AttentionPlan, make_plan
-from octavo.kernels.triton.program import Chunks, DeviceStep, PlanKey, Program, Surroundings
+from octavo.kernels.triton.program import Chunks, DeviceStep, HopperKernels, PlanKey, Program, Surroundings
 from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample
 from octavo.kernels.triton.staging import Staging
 from octavo.kernels.triton.weights import DeviceWeights
-
-if TYPE_CHECKING:
-    from octavo.kernels.triton.hopper_attention import HopperAttention
 
 VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
@@ -66,7 +62,7 @@ class TritonModel:
         num_multiprocessors: int,
         chained: bool,
         flash: FlashAttention | None = None,
-        hopper: HopperAttention | None = None,
+        hopper: HopperKernels | None = None,
     ) -> None:
         self.device, self.chained = device, chained
         self._kv, self._limits = kv, limits

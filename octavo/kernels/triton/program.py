@@ -25,8 +25,8 @@ from octavo.kernels.triton.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.weights import DeviceWeights
 
 if TYPE_CHECKING:
-    from octavo.kernels.triton.hopper_attention import HopperAttention
     from octavo.kernels.triton.hopper_decode import HopperDecode
+    from octavo.kernels.triton.hopper_prefill import HopperPrefill
 
 PlanKey = tuple[int, int | None]  # cache group, window
 
@@ -56,6 +56,14 @@ class Chunks:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class HopperKernels:
+    """A Hopper's own kernels for attention, for the layers that they take."""
+
+    prefill: HopperPrefill
+    decode: HopperDecode
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Surroundings:
     """What all programs of a model share. pools: by a layer's index in its group, filled once the pool is there."""
 
@@ -66,8 +74,7 @@ class Surroundings:
     num_multiprocessors: int
     chained: bool  # programmatic dependent launch, Hopper's and later
     flash: FlashAttention | None = None
-    hopper: HopperAttention | None = None  # where the GPU is one
-    hopper_decode: HopperDecode | None = None
+    hopper: HopperKernels | None = None
 
 
 Launch = Callable[..., None]  # (step, its tensors in the instruction's order)
@@ -196,7 +203,7 @@ class Program:
         around, decode = self._around, self._decode(layer)
         plan, chained = around.plans[layer.group, layer.window], around.chained
         flash = around.flash if FlashAttention.takes(layer, around.weights.dtype) else None
-        hopper = around.hopper
+        hopper = None if around.hopper is None else around.hopper.prefill
         if hopper is not None and not hopper.takes(layer, around.weights.dtype):
             hopper = None
 
@@ -230,7 +237,7 @@ class Program:
 
     def _decode(self, layer: AttentionLayer) -> Launch:
         around, plan = self._around, self._around.plans[layer.group, layer.window]
-        hopper = around.hopper_decode
+        hopper = None if around.hopper is None else around.hopper.decode
         if hopper is not None and not hopper.takes(layer, around.weights.dtype):
             hopper = None
 

@@ -19,8 +19,6 @@ Warps with roles, turns, and softmax beside the products are from FlashAttention
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -31,13 +29,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.triton.hopper import HEAD_DIMS, PoolBoxes, boxes, field, make_barriers, read_record, write_record
 from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.plan import PREFILL_TILE, AttentionPlan
 
-HEAD_DIMS = (64, 128)
 KV_TILE = gl.constexpr(128)
 ROWS = gl.constexpr(PREFILL_TILE // 2)  # queries of a computing warpgroup
 _LOG2_E = 1.4426950408889634
@@ -53,13 +50,13 @@ TABLE_ROW = gl.constexpr(6)
 KV_ROW = gl.constexpr(7)  # where the head's keys begin in block 0, in rows of the pool
 
 
-class HopperAttention:
+class HopperPrefill:
     """The kernel, and what its launches share."""
 
     def __init__(self, num_multiprocessors: int, device: torch.device) -> None:
         self._num_programs = num_multiprocessors
         self._counter = torch.zeros(1, dtype=torch.int32, device=device)  # work fetched; zero between launches
-        self._pools: dict[LayerPool, TensorDescriptor] = {}
+        self._pools = PoolBoxes()
 
     @staticmethod
     def takes(layer: AttentionLayer, dtype: torch.dtype) -> bool:
@@ -80,23 +77,13 @@ class HopperAttention:
         """As `prefill_attention`: write the rows of `out` [T, Q * D] that belong to sequences with several new tokens.
         q [T, Q * D]; the cache is up to date."""
         dim = layer.head_dim
-        boxes = self._pools.get(pool)
-        if boxes is None:
-            boxes = _boxes(pool.rows.base, pool.rows.shape, pool.rows.strides, [pool.block_size, dim])
-            self._pools[pool] = boxes
         _kernel[(self._num_programs,)](
-            _boxes(q, q.shape, q.stride(), [ROWS.value, dim]), boxes, out, block_table, plan.totals, plan.tiles,
-            self._counter, layer.scale * _LOG2_E, out.stride(0), block_table.stride(0), pool.block_stride // dim,
-            pool.value_offset // dim, pool.layer_row, pool.rows.shape[0],
+            boxes(q, [ROWS.value, dim]), self._pools.boxes(pool, pool.block_size), out, block_table,
+            plan.totals, plan.tiles, self._counter, layer.scale * _LOG2_E, out.stride(0), block_table.stride(0),
+            pool.block_stride // dim, pool.value_offset // dim, pool.layer_row, pool.rows.shape[0],
             HEADS=layer.num_heads, GROUP=layer.num_heads // layer.num_kv_heads, D=dim, BLOCK_SIZE=pool.block_size,
             STAGES=2 if dim == 128 else 4, num_warps=4, maxnreg=168,
         )  # fmt: skip
-
-
-def _boxes(base: torch.Tensor, shape: Sequence[int], strides: Sequence[int], box: list[int]) -> TensorDescriptor:
-    """A matrix of 16-bit elements that the copy engine reads in boxes."""
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16)
-    return TensorDescriptor(base, list(shape), list(strides), box, layout)
 
 
 @gluon.jit
@@ -132,15 +119,6 @@ def _kernel(
         [4, 1, 1],
         [240, 24, 24],
     )
-
-
-@gluon.jit
-def make_barriers(number: gl.constexpr, count: gl.constexpr):
-    """That many barriers, each of which `count` arrivals complete."""
-    barriers = gl.allocate_shared_memory(gl.int64, [number, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(number):
-        mbarrier.init(barriers.index(i), count=count)
-    return barriers
 
 
 @gluon.jit
@@ -205,7 +183,7 @@ def _load_values(work, v, v_full, v_free, pool, value_rows):
     pool_boxes, block_table, table_stride, block_rows, total_rows = pool
     turn = 0
     count = 0
-    record = _read(records, q_full, turn)
+    record = read_record(records, q_full, turn)
     while field(record, NUM_TILES) > 0:
         mbarrier.arrive(q_free.index(turn % 2), count=1)
         num_tiles, seq_len = field(record, NUM_TILES), field(record, SEQ_LEN)
@@ -216,7 +194,7 @@ def _load_values(work, v, v_full, v_free, pool, value_rows):
             _load_tile(v, v_full, v_free, count + i, pool_boxes, table, start, seq_len, block_rows, row, total_rows)
         count += num_tiles
         turn += 1
-        record = _read(records, q_full, turn)
+        record = read_record(records, q_full, turn)
 
 
 @gluon.jit
@@ -237,28 +215,6 @@ def _load_tile(ring, full, free, count, boxes, table, start, seq_len, block_rows
 
 
 @gluon.jit
-def write_record(record, a0, a1, a2, a3, a4, a5, a6, a7):
-    layout: gl.constexpr = gl.BlockedLayout([8], [32], [1], [0])
-    j = gl.arange(0, 8, layout)
-    low = gl.where(j < 2, gl.where(j == 0, a0, a1), gl.where(j == 2, a2, a3))
-    high = gl.where(j < 6, gl.where(j == 4, a4, a5), gl.where(j == 6, a6, a7))
-    record.store(gl.where(j < 4, low, high))
-
-
-@gluon.jit
-def _read(records, q_full, turn):
-    """The turn-th record, once it is there, in registers."""
-    mbarrier.wait(q_full.index(turn % 2), turn // 2 & 1)
-    layout: gl.constexpr = gl.BlockedLayout([8], [32], [gl.num_warps()], [0])
-    return records.index(turn % 2).load(layout)
-
-
-@gluon.jit
-def field(record, index: gl.constexpr):
-    return gl.sum(gl.where(gl.arange(0, 8, record.type.layout) == index, record, 0), 0)
-
-
-@gluon.jit
 def _compute(work, computing, result, part: gl.constexpr):
     records, q_full, q_free = work
     q, k, v, k_full, k_free, v_full, v_free, turns = computing
@@ -272,7 +228,7 @@ def _compute(work, computing, result, part: gl.constexpr):
     first: gl.constexpr = part * ROWS
     turn = 0
     count = 0
-    record = _read(records, q_full, turn)
+    record = read_record(records, q_full, turn)
     while field(record, NUM_TILES) > 0:
         num_tiles, column, token = field(record, NUM_TILES), field(record, COLUMN), field(record, TOKEN)
         num_queries, position, seq_len = field(record, NUM_QUERIES), field(record, POSITION), field(record, SEQ_LEN)
@@ -338,7 +294,7 @@ def _compute(work, computing, result, part: gl.constexpr):
         inverse = 1.0 / gl.convert_layout(l, value_rows)
         gl.store(to, (acc * inverse[:, None]).to(q.dtype), mask=(i < num_queries)[:, None])
         turn += 1
-        record = _read(records, q_full, turn)
+        record = read_record(records, q_full, turn)
 
 
 @gluon.jit
