@@ -2,10 +2,11 @@
 
     python -m benchmarks.kernels.gpu_layers [0.6B] [8B]
 
-Three ways through a layer; attention is two kernels, itself and the join of its partial results:
+Four ways through a layer; attention is two kernels, itself and the join of its partial results:
 
     fused    norm+qkv | rotary+write+attention | o+residual | norm+gate_up+silu | down+residual       to 4 rows
     mixed    norm | qkv | attention | o+residual | norm | gate_up | silu | down+residual              skinny or cuBLAS
+    tiled    qkv | attention | o in parts | sum+norm | gate_up+silu | down in parts | sum+norm        to 256 rows
     library  add+norm | qkv | attention | o | add+norm | gate_up | silu | down                        all cuBLAS
 """
 
@@ -26,9 +27,10 @@ from octavo.kernels.triton.embedding import embedding
 from octavo.kernels.triton.linear import choose_tiling, skinny_linear
 from octavo.kernels.triton.plan import make_plan
 from octavo.kernels.triton.rotary_kv_write import HeadTransform
+from octavo.kernels.triton.tile_linear import MAX_SPLIT, TileLinear
 
 BF16 = torch.bfloat16
-Way = Literal["fused", "mixed", "library"]
+Way = Literal["fused", "mixed", "tiled", "library"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Step:
             ]
             for _ in range(shape.layers)
         ]
+        self.tiles = [
+            (TileLinear(qkv), TileLinear(o), TileLinear(gate_up, "silu"), TileLinear(down))
+            for qkv, o, gate_up, down in self.weights
+        ]
+        self.parts_room = torch.zeros(MAX_SPLIT, batch, shape.hidden, device=CUDA)
         self.head = self._weight(shape.vocab, shape.hidden)
         self.norm_weight = torch.ones(shape.hidden, device=CUDA)
         self.ids = torch.randint(shape.vocab, (batch,), device=CUDA, dtype=torch.int32)
@@ -132,6 +139,28 @@ class Step:
             "down": lambda: self.linear(self.gated, down, self.x, add=True),
         }
 
+    def tiled_parts(self, i: int) -> dict[str, Call]:
+        """Where there is no tile, what the library does."""
+        tiles, parts = self.tiles[i], self.library_parts(i)
+        qkv, gate_up = tiles[0].tile_for(self.batch), tiles[2].tile_for(self.batch)
+        if qkv is not None:
+            parts["qkv"] = lambda: tiles[0].run(self.y, self.qkv, tile=qkv, chained=self.chained)
+        if gate_up is not None:
+            parts["gate_up"] = lambda: tiles[2].run(self.y, self.gated, tile=gate_up, chained=self.chained)
+            del parts["silu"]
+        for name, norm_name, x, product in (
+            ("o", "norm2", self.attended, tiles[1]),
+            ("down", "norm1", self.gated, tiles[3]),
+        ):
+            tile = product.tile_for(self.batch, in_parts=True)
+            if tile is not None:
+                room = self.parts_room[: tile.split]
+                parts[name] = lambda t=tile, x=x, p=product, r=room: p.run(x, r, tile=t, chained=self.chained)
+                parts[norm_name] = lambda r=room: norm.sum_rms_norm(
+                    r, self.x, self.norm_weight, 1e-6, self.y, chained=self.chained
+                )
+        return parts
+
     def library_parts(self, i: int) -> dict[str, Call]:
         qkv, o, gate_up, down = self.weights[i]
         join = lambda: norm.add_rms_norm(self.y, self.x, self.norm_weight, 1e-6, self.y, chained=self.chained)  # noqa: E731
@@ -147,10 +176,11 @@ class Step:
         }
 
     def parts(self, way: Way, i: int) -> dict[str, Call]:
-        return {"fused": self.fused_parts, "mixed": self.mixed_parts, "library": self.library_parts}[way](i)
+        ways = {"fused": self.fused_parts, "mixed": self.mixed_parts}
+        return (ways | {"tiled": self.tiled_parts, "library": self.library_parts})[way](i)
 
     def end(self, way: Way) -> None:
-        if way == "library":
+        if way in ("library", "tiled"):
             norm.add_rms_norm(self.y, self.x, self.norm_weight, 1e-6, self.y, chained=self.chained)
             torch.mm(self.y, self.head.t(), out=self.logits)
         else:
@@ -175,9 +205,10 @@ class Step:
 def main() -> None:
     print_machine()
     for name in sys.argv[1:] or ["0.6B"]:
-        for batch, context in ((1, 512), (1, 1024), (4, 1024), (16, 768), (64, 768), (256, 768)):
+        for batch, context in ((1, 512), (1, 1024), (4, 1024), (16, 768), (32, 768), (64, 768), (128, 768), (256, 768)):
             most_fused = 4 if name == "0.6B" else 2
-            ours: Way = "fused" if batch <= most_fused else "mixed"
+            most_mixed = 16 if torch.cuda.get_device_capability()[0] == 9 else 256
+            ours: Way = "fused" if batch <= most_fused else "mixed" if batch <= most_mixed else "tiled"
             for way in (ours, "library"):
                 for chained in (True, False):
                     torch.cuda.empty_cache()

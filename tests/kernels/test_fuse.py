@@ -12,7 +12,7 @@ from octavo.kernels.triton.fuse import Fusions, Recording, fuse
 WIDTH = 8
 NORM = np.ones(WIDTH, np.float32)
 LAYER = AttentionLayer(0, 0, num_heads=1, num_kv_heads=1, head_dim=WIDTH, scale=1.0)
-EVERYTHING = Fusions(attention=True, residual=True, is_vector=lambda columns, depth: True)
+EVERYTHING = Fusions(attention=True, residual=True, takes_norm=lambda *shape: True, takes_gate=lambda *shape: True)
 
 
 def weight(rows: int, cols: int = WIDTH, *, has_bias: bool = False) -> LinearWeight:
@@ -67,6 +67,15 @@ def test_residuals_alone_where_products_take_no_norm() -> None:
         "linear+residual",
         "rms_norm",
     ]
+
+
+def test_a_norm_sums_the_parts_of_the_product_before_it() -> None:
+    fused = fuse(layer(), Fusions(attention=True, residual=True, parts=True, takes_gate=lambda *shape: True))
+    joined = "linear_add_rms_norm+norm_weight"
+    assert names(fused) == ["rms_norm", "linear", "attention", joined, "linear+gate", joined]
+    out, total = fused.instructions[3].outputs
+    assert total.storage == fused.instructions[3].inputs[1].storage, "the sum is in the residual's memory"
+    assert fused.instructions[4].inputs == (out,)
 
 
 def test_a_product_with_a_bias_keeps_its_sum_apart() -> None:

@@ -8,6 +8,9 @@ finished, so before the wait it may read weights and whatever the predecessor do
     predecessor  ......work......|
     kernel             [start, prefetch weights] wait |......work......|
     successor                                           [start, prefetch] wait ...
+
+A small kernel may allow its successor before it waits itself (`EARLY`), if that one reads nothing but weights
+before its own wait: they are then on their way during the predecessor's work, too.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def wait_for_previous(CHAINED: tl.constexpr):
+def wait_for_previous(CHAINED: tl.constexpr, EARLY: tl.constexpr = False):
     if CHAINED:
+        if EARLY:
+            gdc_launch_dependents()
         gdc_wait()
-        gdc_launch_dependents()
+        if not EARLY:
+            gdc_launch_dependents()
 
 
 @triton.jit

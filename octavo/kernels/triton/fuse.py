@@ -3,8 +3,9 @@
     rotary_kv_write, paged_attention   ->  attention                         a step of decodes alone
     linear, add_rms_norm               ->  linear with residual, rms_norm  ┐ few rows: reading weights is the cost
     linear, add                        ->  linear with residual            ┘
-    linear, gated_activation           ->  linear with gate                ┐ very few: a program holds whole rows
-    rms_norm, linear                   ->  linear with norm                ┘
+    linear, add_rms_norm               ->  linear_add_rms_norm               more: its parts are summed by the norm
+    linear, gated_activation           ->  linear with gate                  where a product's tiling takes it
+    rms_norm, linear                   ->  linear with norm                  very few: a program holds whole rows
 
 A llama's layer of nine instructions becomes five. Buffers are shared out after this, so that a fused instruction
 never finds its result in a buffer that it still reads.
@@ -37,7 +38,9 @@ class Fusions:
 
     attention: bool = False
     residual: bool = False
-    is_vector: Callable[[int, int], bool] = lambda columns, depth: False  # what products take a norm and a gate
+    parts: bool = False  # sums of parts of the inputs, one with the norm that adds them up
+    takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # which products
+    takes_gate: Callable[[int, int], bool] = lambda columns, depth: False
 
 
 def fuse(recording: Recording, fusions: Fusions) -> Recording:
@@ -45,6 +48,8 @@ def fuse(recording: Recording, fusions: Fusions) -> Recording:
     recording = _with_own_queries(recording)
     if fusions.attention:
         recording = _apply(recording, _attention)
+    if fusions.parts:
+        recording = _apply(recording, _parts)
     if fusions.residual:
         recording = _apply(recording, _residual)
     recording = _apply(recording, lambda first, second: _gate(first, second, fusions))
@@ -105,10 +110,20 @@ def _residual(first: Instruction, second: Instruction) -> list[Instruction] | No
     return None
 
 
+def _parts(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if (first.op, second.op) != ("linear", "add_rms_norm") or first.arguments["weight"].bias is not None:
+        return None
+    if second.inputs[0] is not first.outputs[0]:
+        return None
+    arguments = {"weight": first.arguments["weight"], "norm_weight": second.arguments["weight"]}
+    arguments["eps"] = second.arguments["eps"]
+    return [Instruction("linear_add_rms_norm", (*first.inputs, second.inputs[1]), second.outputs, arguments)]
+
+
 def _gate(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
     if (first.op, second.op) != ("linear", "gated_activation"):
         return None
-    if not fusions.is_vector(second.outputs[0].width, first.inputs[0].width):
+    if not fusions.takes_gate(second.outputs[0].width, first.inputs[0].width):
         return None
     return [replace(first, outputs=second.outputs, arguments=first.arguments | {"gate": second.arguments["kind"]})]
 
@@ -116,7 +131,7 @@ def _gate(first: Instruction, second: Instruction, fusions: Fusions) -> list[Ins
 def _norm(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
     if (first.op, second.op) != ("rms_norm", "linear") or second.inputs[0] is not first.outputs[0]:
         return None
-    if not fusions.is_vector(second.outputs[0].width, first.inputs[0].width):
+    if not fusions.takes_norm(second.outputs[0].width, first.inputs[0].width):
         return None
     norm = {"norm_weight": first.arguments["weight"], "eps": first.arguments["eps"]}
     return [replace(second, inputs=(*first.inputs, *second.inputs[1:]), arguments=second.arguments | norm)]

@@ -11,12 +11,15 @@ from __future__ import annotations
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from octavo.kernels.triton.kv_pool import LayerPool
 
 HEAD_DIMS = (64, 128)
+# their names until Triton 3.6, which are gone from 3.9
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 
 
 def boxes(matrix: torch.Tensor, box: list[int]) -> TensorDescriptor:

@@ -24,7 +24,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
@@ -32,7 +31,16 @@ from triton.language.extra.cuda import gdc_wait
 
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.chain import wait_for_previous
-from octavo.kernels.triton.hopper import HEAD_DIMS, PoolBoxes, field, make_barriers, read_record, write_record
+from octavo.kernels.triton.hopper import (
+    HEAD_DIMS,
+    PoolBoxes,
+    barrier,
+    field,
+    load_box,
+    make_barriers,
+    read_record,
+    write_record,
+)
 from octavo.kernels.triton.kv_pool import BOX_TOKENS, LayerPool
 from octavo.kernels.triton.plan import AttentionPlan
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, norm_and_rotate
@@ -170,10 +178,10 @@ def _load(
                 row = block * block_rows + head_row + t % BLOCK_SIZE
                 row = gl.where(t < item_end, row, total_rows)  # which the pool does not have: zeros
                 to = k.index(stage).slice(b * BOX, BOX)
-                tma.async_copy_global_to_shared(boxes, [row, 0], full.index(stage), to)
+                load_box(boxes, [row, 0], full.index(stage), to)
                 to = v.index(stage).slice(b * BOX, BOX)
                 row += KV_HEADS * BLOCK_SIZE
-                tma.async_copy_global_to_shared(boxes, [row, 0], full.index(stage), to)
+                load_box(boxes, [row, 0], full.index(stage), to)
             count += 1
             if i == 0:  # the next item is on its way while the rest of this one is loaded
                 piece, table_row, token, position, begin, end, num_items = _fetch(counter, items, num_work, KV_HEADS)
@@ -291,7 +299,7 @@ def _place_queries(
         x = gl.load(row + offset + d, mask=mask, other=0.0)
     q.slice(0, QUERIES).store(x.to(q.dtype))
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
 
 
 @gluon.jit
@@ -324,4 +332,4 @@ def _finish_stage(
         v.store(gl.where(row == last, value, v.load(layout)))
     v.store(gl.where(row <= last, v.load(layout), 0.0).to(v.dtype))
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()

@@ -25,13 +25,21 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.hopper import HEAD_DIMS, PoolBoxes, boxes, field, make_barriers, read_record, write_record
+from octavo.kernels.triton.hopper import (
+    HEAD_DIMS,
+    PoolBoxes,
+    boxes,
+    field,
+    load_box,
+    make_barriers,
+    read_record,
+    write_record,
+)
 from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.plan import PREFILL_TILE, AttentionPlan
 
@@ -147,7 +155,7 @@ def _load_keys(
         mbarrier.expect(q_full.index(slot), 2 * ROWS * dim * 2)
         for part in gl.static_range(2):
             to = q.index(slot * 2 + part)
-            tma.async_copy_global_to_shared(q_boxes, [token + part * ROWS, head * dim], q_full.index(slot), to)
+            load_box(q_boxes, [token + part * ROWS, head * dim], q_full.index(slot), to)
 
         table = block_table + table_row.to(gl.int64) * table_stride
         start = (num_tiles - 1) * KV_TILE
@@ -211,7 +219,7 @@ def _load_tile(ring, full, free, count, boxes, table, start, seq_len, block_rows
         block = gl.load(table + gl.where(t < seq_len, t // block_size, 0))
         row = gl.where(t < seq_len, block * block_rows + first_row, total_rows)
         to = ring.index(stage).slice(b * block_size, block_size)
-        tma.async_copy_global_to_shared(boxes, [row, 0], full.index(stage), to)
+        load_box(boxes, [row, 0], full.index(stage), to)
 
 
 @gluon.jit

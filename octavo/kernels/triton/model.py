@@ -4,7 +4,8 @@ The forward pass is recorded once and bound several times, each a program for on
 
     chunks     any mix of prefill chunks and decodes; then `head` on the rows whose logits are wanted
     decodes    1, 2 or 4: as much fused as the products' tilings take, down to five kernels a layer
-               up to 64:  the residual joins the product
+               up to 16:  the residual joins the product, on Hopper; elsewhere up to 64
+               up to 256: on Hopper, products in tiles with the gate, their parts summed by the norm after them
                more:      cuBLAS products, and kernels between them           all with the head
 
 `forward`, `logits` and the rest of CompiledModel take a step from the host, whatever it holds. `decode` runs a step
@@ -45,6 +46,7 @@ from octavo.kernels.triton.weights import DeviceWeights
 
 VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
+TILED_ROWS = (16, 64, 128, 256)  # where products are tiles: up to the first they are not yet
 MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row of float32 and one of counts
 
 
@@ -80,6 +82,7 @@ class TritonModel:
         self._weights = DeviceWeights(device, dtype)
         self._plans = self._make_plans(whole.instructions)
         num_heads, head_dim = max((layer.num_heads for layer in layers), default=1), kv.head_dim
+        tiled = hopper is not None and dtype != torch.float32  # by the same matrix units
         self._around = Surroundings(
             weights=self._weights,
             plans=self._plans,
@@ -89,14 +92,11 @@ class TritonModel:
             chained=chained,
             flash=flash,
             hopper=hopper,
+            parts=_room_for_parts(whole.instructions, limits.max_num_seqs, device) if tiled else None,
         )
         seqs = limits.max_num_seqs
         self._chunks = self._program(forward, Fusions(), limits.max_num_tokens)
-        self._decodes = [
-            self._program(whole, Fusions(True, True, _takes_vectors(rows)), min(seqs, rows)) for rows in VECTOR_ROWS
-        ]
-        self._decodes.append(self._program(whole, Fusions(attention=True, residual=True), min(seqs, MAX_SKINNY_ROWS)))
-        self._decodes.append(self._program(whole, Fusions(attention=True), seqs))
+        self._decodes = self._decode_programs(whole, tiled)
         self._head = self._program(head, Fusions(), seqs)
         self._share_memory(dtype)
         self._weights.forget_host()
@@ -218,8 +218,24 @@ class TritonModel:
 
     # Building
 
-    def _program(self, recording: Recording, fusions: Fusions, max_rows: int) -> Program:
-        return Program(fuse(recording, fusions), self._around, max_rows)
+    def _program(self, recording: Recording, fusions: Fusions, max_rows: int, *, tiled: bool = False) -> Program:
+        return Program(fuse(recording, fusions), self._around, max_rows, tiled=tiled)
+
+    def _decode_programs(self, whole: Recording, tiled: bool) -> list[Program]:
+        """By ascending number of rows; a step takes the first that it fits in."""
+        seqs = self._limits.max_num_seqs
+        programs = []
+        for rows in VECTOR_ROWS:
+            is_vector = _takes_vectors(rows)
+            fusions = Fusions(attention=True, residual=True, takes_norm=is_vector, takes_gate=is_vector)
+            programs.append(self._program(whole, fusions, min(seqs, rows)))
+        skinny = TILED_ROWS[0] if tiled else MAX_SKINNY_ROWS
+        programs.append(self._program(whole, Fusions(attention=True, residual=True), min(seqs, skinny)))
+        for rows in TILED_ROWS[1:] if tiled else ():
+            fusions = Fusions(attention=True, residual=True, parts=True, takes_gate=_takes_gates(rows))
+            programs.append(self._program(whole, fusions, min(seqs, rows), tiled=True))
+        programs.append(self._program(whole, Fusions(attention=True), seqs))
+        return programs
 
     def _share_memory(self, dtype: torch.dtype) -> None:
         """Whole passes never overlap in time and share their activations; the head reads what a pass left."""
@@ -265,6 +281,21 @@ def _takes_vectors(num_rows: int) -> Callable[[int, int], bool]:
         return tiling is not None and tiling.depth == 0
 
     return is_vector
+
+
+def _takes_gates(num_rows: int) -> Callable[[int, int], bool]:
+    """Which products of so many rows have a tile that takes a gate."""
+    from octavo.kernels.triton.tile_linear import choose_tile
+
+    return lambda columns, depth: choose_tile(num_rows, columns, depth, gated=True) is not None
+
+
+def _room_for_parts(instructions: Sequence[Instruction], max_num_seqs: int, device: torch.device) -> torch.Tensor:
+    from octavo.kernels.triton.tile_linear import MAX_SPLIT
+
+    widths = [i.outputs[0].width for i in instructions if i.op == "add_rms_norm"]
+    num_rows = min(max_num_seqs, TILED_ROWS[-1])
+    return torch.empty(MAX_SPLIT * num_rows * max(widths, default=0), dtype=torch.float32, device=device)
 
 
 def _rows_of(name: str, column: torch.Tensor, start: int, end: int) -> torch.Tensor:

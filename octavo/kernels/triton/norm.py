@@ -30,6 +30,24 @@ def add_rms_norm(
     _rms_norm(x, residual, weight, eps, out, chained)
 
 
+def sum_rms_norm(
+    parts: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    *,
+    chained: bool = False,
+) -> None:
+    """residual += the sum of `parts` [P, T, H]; out = rms_norm(residual).
+
+    Made for a product after it. With few rows that one is let start early (see chain.py): 0.9 to 2.3 % of a 0.6B's
+    decode step at 24 to 64 rows on an H100, nothing at 128, a loss of 0.7 % with an 8B's weights.
+    """
+    early = len(out) <= 64 and out.shape[1] <= 2048
+    _rms_norm(parts, residual, weight, eps, out, chained, early)
+
+
 def layer_norm(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -50,15 +68,22 @@ def layer_norm(
 
 
 def _rms_norm(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, out: torch.Tensor, chained: bool
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    chained: bool,
+    early: bool = False,
 ) -> None:
-    width = x.shape[1]
+    width = x.shape[-1]
     width_pad = triton.next_power_of_2(width)
-    _rms_norm_kernel[(len(x),)](
-        x, x if residual is None else residual, weight, out, eps,
-        x.stride(0), x.stride(0) if residual is None else residual.stride(0), out.stride(0),
-        WIDTH=width, PAD=width_pad, HAS_RESIDUAL=residual is not None,
-        CHAINED=chained, launch_pdl=chained, num_warps=_num_warps(width_pad),
+    num_parts = len(x) if x.dim() == 3 else 1
+    _rms_norm_kernel[(len(out),)](
+        x, out if residual is None else residual, weight, out, eps,
+        x.stride(-2), out.stride(0) if residual is None else residual.stride(0), out.stride(0), x.stride(0),
+        PARTS=num_parts, WIDTH=width, PAD=width_pad, HAS_RESIDUAL=residual is not None,
+        CHAINED=chained, EARLY=early, launch_pdl=chained, num_warps=_num_warps(width_pad),
     )  # fmt: skip
 
 
@@ -69,15 +94,18 @@ def _num_warps(width_pad: int) -> int:
 
 @triton.jit
 def _rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, eps, x_stride, residual_stride, out_stride,
-    WIDTH: tl.constexpr, PAD: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CHAINED: tl.constexpr,
+    x_ptr, residual_ptr, weight_ptr, out_ptr, eps, x_stride, residual_stride, out_stride, part_stride,
+    PARTS: tl.constexpr, WIDTH: tl.constexpr, PAD: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    CHAINED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, PAD)
     mask = col < WIDTH
     weight = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
-    wait_for_previous(CHAINED)
+    wait_for_previous(CHAINED, EARLY)
     x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        x += tl.load(x_ptr + part * part_stride + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         at = residual_ptr + row * residual_stride + col
         total = (x + tl.load(at, mask=mask, other=0.0).to(tl.float32)).to(residual_ptr.dtype.element_ty)

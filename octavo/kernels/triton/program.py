@@ -27,6 +27,7 @@ from octavo.kernels.triton.weights import DeviceWeights
 if TYPE_CHECKING:
     from octavo.kernels.triton.hopper_decode import HopperDecode
     from octavo.kernels.triton.hopper_prefill import HopperPrefill
+    from octavo.kernels.triton.tile_linear import TileLinear
 
 PlanKey = tuple[int, int | None]  # cache group, window
 
@@ -75,16 +76,17 @@ class Surroundings:
     chained: bool  # programmatic dependent launch, Hopper's and later
     flash: FlashAttention | None = None
     hopper: HopperKernels | None = None
+    parts: torch.Tensor | None = None  # float32, room for what a split product leaves to a norm; None: no tiles
 
 
 Launch = Callable[..., None]  # (step, its tensors in the instruction's order)
 
 
 class Program:
-    """One way through a model. Products are `skinny_linear` where that is faster than cuBLAS."""
+    """One way through a model. Products are `skinny_linear` or, if `tiled`, tiles where that is faster than cuBLAS."""
 
-    def __init__(self, recording: Recording, surroundings: Surroundings, max_rows: int) -> None:
-        self._around = surroundings
+    def __init__(self, recording: Recording, surroundings: Surroundings, max_rows: int, *, tiled: bool = False) -> None:
+        self._around, self._tiled = surroundings, tiled
         self._plan = share_buffers(recording.instructions, recording.given, recording.kept)
         self._calls = [self._bind(instruction) for instruction in recording.instructions]
         self._kept, self._given = recording.kept, recording.given
@@ -94,14 +96,18 @@ class Program:
     @property
     def num_elements(self) -> int:
         """Of the activations, in the largest step."""
-        return self.max_rows * sum(self._plan.widths)
+        return sum(map(self._size, self._plan.widths))
 
     def place(self, memory: torch.Tensor) -> None:
         """Cut the buffers out of `memory`, flat, which programs that never overlap in time may share."""
         start = 0
         for width in self._plan.widths:
             self._buffers.append(memory[start : start + width * self.max_rows])
-            start += width * self.max_rows
+            start += self._size(width)
+
+    def _size(self, width: int) -> int:
+        """Elements of a buffer; the next one starts at a multiple of 16 bytes, as TMA wants it."""
+        return -(-width * self.max_rows // 8) * 8
 
     def run(self, step: DeviceStep | None, num_rows: int) -> torch.Tensor:
         """Launch everything; returns what was kept, [num_rows, width], good until the memory is used again."""
@@ -143,10 +149,15 @@ class Program:
         matrix = weights.matrix(*weight.parts)
         bias = None if weight.bias is None else weights.vector(weight.bias, weights.dtype)
         norm_H = None if norm_weight is None else weights.vector(norm_weight)
+        tiles = self._tiles(matrix, gate)
 
         def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
             *residuals, out = rest
             residual = residuals[0] if residuals else None
+            tile = None if tiles is None else tiles.tile_for(len(x))
+            if tiles is not None and tile is not None:
+                tiles.run(x, out, bias=bias, residual=residual, tile=tile, chained=chained)
+                return
             tiling = choose_tiling(len(x), out.shape[1], x.shape[1])
             if tiling is None:
                 assert gate is None, "a gate is fused where a tiling takes it"
@@ -159,6 +170,38 @@ class Program:
                 )  # fmt: skip
 
         return launch
+
+    def _linear_add_rms_norm(self, weight: LinearWeight, norm_weight: FloatArray, eps: float) -> Launch:
+        """The outputs: the normed sum, and the sum in the residual's own memory."""
+        around = self._around
+        matrix, norm_H = around.weights.matrix(*weight.parts), around.weights.vector(norm_weight)
+        tiles, chained = self._tiles(matrix), around.chained
+
+        def launch(
+            step: DeviceStep, x: torch.Tensor, residual: torch.Tensor, out: torch.Tensor, total: torch.Tensor
+        ) -> None:
+            tile = None if tiles is None else tiles.tile_for(len(x), in_parts=True)
+            tiling = choose_tiling(len(x), out.shape[1], x.shape[1])
+            if tiles is not None and tile is not None:
+                assert around.parts is not None, "where products are tiles there is room for their parts"
+                parts = around.parts[: tile.split * out.numel()].view(tile.split, *out.shape)
+                tiles.run(x, parts, tile=tile, chained=chained)
+                norm.sum_rms_norm(parts, total, norm_H, eps, out, chained=chained)
+            elif tiling is not None:
+                skinny_linear(x, matrix, total, residual=total, tiling=tiling, chained=chained)
+                norm.rms_norm(total, norm_H, eps, out, chained=chained)
+            else:
+                _library_linear(x, matrix, out, None)
+                norm.add_rms_norm(out, total, norm_H, eps, out, chained=chained)
+
+        return launch
+
+    def _tiles(self, matrix: torch.Tensor, gate: Activation | None = None) -> TileLinear | None:
+        if not self._tiled:
+            return None
+        from octavo.kernels.triton.tile_linear import TileLinear
+
+        return TileLinear(matrix, gate)
 
     def _rms_norm(self, weight: FloatArray, eps: float) -> Launch:
         weight_H, chained = self._around.weights.vector(weight), self._around.chained
