@@ -210,7 +210,7 @@ def _decode_kernel(
             to = out_ptr + token * out_stride + q_off + d[None, :]
             tl.store(to, (acc / l[:, None]).to(out_ptr.dtype.element_ty), mask=q_mask)
         else:
-            head = item.to(tl.int64) * (KV_HEADS * GROUP) + kv_head * GROUP + g
+            head = tl.load(record + 6).to(tl.int64) * (KV_HEADS * GROUP) + kv_head * GROUP + g
             tl.store(part_values + head[:, None] * D + d[None, :], acc, mask=q_mask)
             tl.store(part_max_sum + head * 2, m, mask=g < GROUP)
             tl.store(part_max_sum + head * 2 + 1, l, mask=g < GROUP)

@@ -54,14 +54,14 @@ ROWS = gl.constexpr(64)  # of a warpgroup's product
 _LOG2_E = 1.4426950408889634
 
 # what an item's record says
-NUM_STAGES = gl.constexpr(0)  # 0: there is no more work
-KV_HEAD = gl.constexpr(1)
+KV_HEAD = gl.constexpr(0)
+TABLE_ROW = gl.constexpr(1)
 TOKEN = gl.constexpr(2)  # the new token's index in the step
 POSITION = gl.constexpr(3)  # the new token's
 BEGIN = gl.constexpr(4)  # the item's first token
-END = gl.constexpr(5)
+END = gl.constexpr(5)  # 0: there is no more work
 NUM_ITEMS = gl.constexpr(6)  # of the sequence
-ITEM = gl.constexpr(7)
+PART = gl.constexpr(7)  # where its partial result goes
 
 
 class HopperDecode:
@@ -129,7 +129,7 @@ def _kernel(
     result = (out_ptr, out_stride, part_values, part_max_sum)
     gl.warp_specialize(
         [
-            (_compute, (work, ring, q, heads, cache, result, items, scale_log2,
+            (_compute, (work, ring, q, heads, cache, result, scale_log2,
                         KV_HEADS, GROUP, BLOCK_SIZE, ROTARY, HAS_NORM, FUSED, CHAINED)),
             (_load, (work, ring, boxes, block_table, table_stride, block_stride, layer_row, total_rows,
                      totals, items, counter, KV_HEADS, BLOCK_SIZE, CHAINED and not FUSED)),
@@ -155,15 +155,14 @@ def _load(
     num_work = gl.load(totals) * KV_HEADS
     turn = 0
     count = 0
-    piece, table_row, token, position, begin, end, num_items = _fetch(counter, items, num_work, KV_HEADS)
+    piece, table_row, token, position, begin, end, num_items, part = _fetch(counter, items, num_work, KV_HEADS)
     while piece < num_work:
         kv_head = piece % KV_HEADS
         first = begin // STAGE * STAGE
         num_stages = gl.cdiv(end - first, STAGE)
         slot = turn % 2
         mbarrier.wait(record_free.index(slot), (turn // 2 & 1) ^ 1)
-        item = piece // KV_HEADS
-        write_record(records.index(slot), num_stages, kv_head, token, position, begin, end, num_items, item)
+        write_record(records.index(slot), kv_head, table_row, token, position, begin, end, num_items, part)
         mbarrier.arrive(record_full.index(slot), count=1)
         table = block_table + table_row.to(gl.int64) * table_stride
         head_row = layer_row + kv_head * BLOCK_SIZE
@@ -184,7 +183,9 @@ def _load(
                 load_box(boxes, [row, 0], full.index(stage), to)
             count += 1
             if i == 0:  # the next item is on its way while the rest of this one is loaded
-                piece, table_row, token, position, begin, end, num_items = _fetch(counter, items, num_work, KV_HEADS)
+                piece, table_row, token, position, begin, end, num_items, part = _fetch(
+                    counter, items, num_work, KV_HEADS
+                )
         turn += 1
     mbarrier.wait(record_free.index(turn % 2), (turn // 2 & 1) ^ 1)
     write_record(records.index(turn % 2), 0, 0, 0, 0, 0, 0, 0, 0)
@@ -198,13 +199,13 @@ def _fetch(counter, items, num_work, KV_HEADS: gl.constexpr):
     record = items + gl.maximum(gl.minimum(piece, num_work - 1), 0) // KV_HEADS * 8
     return (
         piece, gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 3), gl.load(record + 4),
-        gl.load(record + 5),
+        gl.load(record + 5), gl.load(record + 6),
     )  # fmt: skip
 
 
 @gluon.jit
 def _compute(
-    work, ring, q, heads, cache, result, items, scale_log2,
+    work, ring, q, heads, cache, result, scale_log2,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_SIZE: gl.constexpr,
     ROTARY: gl.constexpr, HAS_NORM: gl.constexpr, FUSED: gl.constexpr, CHAINED: gl.constexpr,
 ):  # fmt: skip
@@ -223,11 +224,12 @@ def _compute(
     count = 0
     wait_for_previous(CHAINED)
     record = read_record(records, record_full, turn)
-    while field(record, NUM_STAGES) > 0:
-        num_stages, kv_head, token = field(record, NUM_STAGES), field(record, KV_HEAD), field(record, TOKEN)
+    while field(record, END) > 0:
+        kv_head, table_row, token = field(record, KV_HEAD), field(record, TABLE_ROW), field(record, TOKEN)
         position, begin, end = field(record, POSITION), field(record, BEGIN), field(record, END)
-        num_items, item = field(record, NUM_ITEMS), field(record, ITEM)
+        num_items, part = field(record, NUM_ITEMS), field(record, PART)
         first = begin // STAGE * STAGE
+        num_stages = gl.cdiv(end - first, STAGE)
         _place_queries(q, heads, token, position, kv_head, GROUP, ROTARY, HAS_NORM, FUSED)
 
         m = gl.full([ROWS], -float("inf"), gl.float32, gl.SliceLayout(1, score_layout))
@@ -239,7 +241,7 @@ def _compute(
             mbarrier.wait(full.index(stage), count // stages & 1)
             if start + STAGE > position:  # the stage where the sequence ends
                 _finish_stage(
-                    k.index(stage), v.index(stage), position - start, heads, cache, items, item, token, position,
+                    k.index(stage), v.index(stage), position - start, heads, cache, table_row, token, position,
                     kv_head, KV_HEADS, GROUP, BLOCK_SIZE, ROTARY, HAS_NORM, FUSED,
                 )  # fmt: skip
             nothing = gl.zeros([ROWS, STAGE], gl.float32, score_layout)
@@ -270,11 +272,11 @@ def _compute(
             to = out_ptr + token.to(gl.int64) * out_stride + head[:, None] * dim + d[None, :]
             gl.store(to, (acc / sums[:, None]).to(q.dtype), mask=mask)
         else:
-            part = item.to(gl.int64) * (KV_HEADS * GROUP) + head
-            gl.store(part_values + part[:, None] * dim + d[None, :], acc, mask=mask)
+            at = part.to(gl.int64) * (KV_HEADS * GROUP) + head
+            gl.store(part_values + at[:, None] * dim + d[None, :], acc, mask=mask)
             largest = gl.convert_layout(m, value_rows) * scale_log2
-            gl.store(part_max_sum + part * 2, largest, mask=g < GROUP)
-            gl.store(part_max_sum + part * 2 + 1, sums, mask=g < GROUP)
+            gl.store(part_max_sum + at * 2, largest, mask=g < GROUP)
+            gl.store(part_max_sum + at * 2 + 1, sums, mask=g < GROUP)
         turn += 1
         record = read_record(records, record_full, turn)
 
@@ -304,7 +306,7 @@ def _place_queries(
 
 @gluon.jit
 def _finish_stage(
-    k, v, last, heads, cache, items, item, token, position, kv_head,
+    k, v, last, heads, cache, table_row, token, position, kv_head,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, BLOCK_SIZE: gl.constexpr,
     ROTARY: gl.constexpr, HAS_NORM: gl.constexpr, FUSED: gl.constexpr,
 ):  # fmt: skip
@@ -323,7 +325,7 @@ def _finish_stage(
         key = norm_and_rotate(source, offset, k_norm, cos, sin, position, eps, d, mask, dim, ROTARY, HAS_NORM)
         key = key.to(k.dtype)
         value = gl.load(source + offset + KV_HEADS * dim + d)
-        table = block_table + gl.load(items + item * 8).to(gl.int64) * table_stride
+        table = block_table + table_row.to(gl.int64) * table_stride
         block = gl.load(table + position // BLOCK_SIZE).to(gl.int64)
         cell = pool_ptr + kv_head * BLOCK_SIZE * dim + block * block_stride + position % BLOCK_SIZE * dim + d
         gl.store(cell, key)

@@ -2,12 +2,12 @@
 
     seq_lens         [ 600 | 70 | 20000 ]         partition   128, 128, 1024: grows with the length, and 256 or 512
                                                              at least where many sequences fill the chip anyway
-    decode items     s2 0-1024, s2 1024-2048, ... s0 0-128, s0 128-256, ... s1 0-70
+    decode items     s2 0-1024, s2 1024-2048, ... s0 0-128, s0 128-256, ...  then s2 19456-20000, s0 512-600, s1 0-70
 
 The programs of a persistent attention kernel fetch one item after another, so a long sequence beside short ones
 costs what its tokens cost. How a sequence is cut depends on its length and on how many sequences there are, at
-most into `MAX_PARTITIONS`, which bounds the partial results. Longer partitions are listed first, so that the
-short ones fill in at the end.
+most into `MAX_PARTITIONS`, which bounds the partial results. Whole partitions are listed first, the longest ahead; then
+what is left over of each sequence, longest first, so that the programs get done at about the same time.
 
 An item names the sequence whose block table is read and a range of its tokens; which query rows it serves is
 a property of the item's sequence today (its one new token), and can become a list of rows beside it: the
@@ -17,10 +17,10 @@ Sequences with several new tokens get tiles of `PREFILL_TILE` queries instead, t
 
 Tensors of a plan, all int32 on the device:
     totals        [2]              decode items, prefill tiles
-    items         [max_items, 8]   a record of 32 bytes, six of its eight numbers used: the sequence's row of the
+    items         [max_items, 8]   a record of 32 bytes, seven of its eight numbers used: the sequence's row of the
                                    block table, its new token's index in the step and position, the item's first
-                                   token and its end, the sequence's number of items
-    item_ranges   [S, 2]           a sequence's first item, number of items
+                                   token and its end, the sequence's number of items, the item's part
+    item_ranges   [S, 2]           a sequence's first part, number of parts: where its partial results lie
     tiles         [max_tiles, 8]   a record again, five of eight used: the first query's index in the step, the
                                    sequence's queries from there on, the first's position, the sequence's length,
                                    its row of the block table
@@ -44,7 +44,7 @@ PREFILL_TILE = 128
 def min_partition(num_seqs: int) -> int:
     """The shortest item. By measurement on an H100: few sequences need many items to fill the chip; for many, an item's
     own cost, its start and its partial result, counts."""
-    return 128 if num_seqs <= 32 else 256 if num_seqs <= 256 else 512
+    return 128 if num_seqs <= 4 else 256 if num_seqs <= 32 else 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,17 +125,25 @@ def _plan_kernel(
     )
     all_part = _partition_len(all_len, MIN_PARTITION, MAX_PARTITIONS)
     first_part = tl.maximum(all_len - WINDOW, 0) // all_part if WINDOW else all_len * 0
-    all_items = tl.where((all_queries == 1) & (all_len > 0), tl.cdiv(all_len, all_part) - first_part, 0)
+    decodes = (all_queries == 1) & (all_len > 0)
+    all_whole = tl.where(decodes, all_len // all_part - first_part, 0)
+    all_rest = tl.where(decodes, all_len % all_part, 0)
+    all_items = all_whole + (all_rest > 0).to(tl.int32)
     all_tiles = tl.where((all_queries > 1) & (all_len > 0), tl.cdiv(all_queries, TILE), 0)
 
     me = all_s == s
     seq_len = tl.sum(tl.where(me, all_len, 0))
     part = tl.sum(tl.where(me, all_part, 0))
     num_items = tl.sum(tl.where(me, all_items, 0))
+    num_whole = tl.sum(tl.where(me, all_whole, 0))
+    rest = tl.sum(tl.where(me, all_rest, 0))
     num_tiles = tl.sum(tl.where(me, all_tiles, 0))
     first = tl.sum(tl.where(me, first_part, 0))
     before = (all_part > part) | ((all_part == part) & (all_s < s))
-    item_start = tl.sum(tl.where(before, all_items, 0))
+    part_start = tl.sum(tl.where(all_s < s, all_items, 0))
+    whole_start = tl.sum(tl.where(before, all_whole, 0))
+    longer = (all_rest > rest) | ((all_rest == rest) & (all_s < s))
+    rest_start = tl.sum(all_whole) + tl.sum((longer & (all_rest > 0)).to(tl.int32))
     tile_start = tl.sum(tl.where(all_s < s, all_tiles, 0))
 
     if s == 0:
@@ -144,19 +152,20 @@ def _plan_kernel(
     token_start = tl.load(query_start_loc + s)
     token_end = tl.load(query_start_loc + s + 1)
     table_row = tl.load(rows + s)
-    tl.store(item_ranges + 2 * s, item_start)
+    tl.store(item_ranges + 2 * s, part_start)
     tl.store(item_ranges + 2 * s + 1, num_items)
 
     j = tl.arange(0, MAX_PARTITIONS)
     mine = j < num_items
     begin = (first + j) * part
-    item = items + (item_start + j) * 8
+    item = items + tl.where(j < num_whole, whole_start + j, rest_start) * 8
     tl.store(item, table_row, mask=mine)
     tl.store(item + 1, token_start, mask=mine)
     tl.store(item + 2, seq_len - 1, mask=mine)
     tl.store(item + 3, tl.maximum(begin, seq_len - WINDOW) if WINDOW else begin, mask=mine)
     tl.store(item + 4, tl.minimum(begin + part, seq_len), mask=mine)
     tl.store(item + 5, num_items, mask=mine)
+    tl.store(item + 6, part_start + j, mask=mine)
 
     chunk = tl.arange(0, 256)
     for t in range(0, num_tiles, 256):
