@@ -1,18 +1,24 @@
-"""Steps of decodes alone: from the rows on the device to drawn tokens there, one launch.
+"""Steps as graphs: what would be hundreds of launches is one.
 
-    gather rows | plan | forward | logits | draw | advance rows
+    decodes alone  gather rows | plan | forward | logits | draw | advance rows    from the device's rows to tokens there
+    with chunks                  plan | forward                                   from a batch gathered on the host
 
-A step of a size that has not been seen runs kernel by kernel, so that it compiles what it needs, and is captured for
-the next time. Sizes are few: a step is padded to the next one. Captured graphs share one pool of memory.
+Launching a forward pass kernel by kernel costs the host as much as several thousand tokens cost the GPU, and whoever
+waits for a first token waits for it. A step of a size that has not been seen runs so, compiling what it needs. A decode
+step is captured then; a step with chunks, of which there are more kinds, when it is seen again. Sizes are few: a step
+is padded to the next one. Captured graphs share one pool of memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
+from octavo.kernels.ops import IntArray, StepBatch
 from octavo.kernels.triton.model import TritonModel
 from octavo.kernels.triton.program import DeviceStep
 from octavo.kernels.triton.rows import advance_rows, gather_rows
@@ -33,24 +39,49 @@ def padded_size(num_seqs: int, max_num_seqs: int) -> int:
     return min(size, max_num_seqs)
 
 
+MAX_CHUNK_TOKENS = 8192  # of a step with chunks as a graph: larger ones keep the GPU longer than the host launches
+MAX_CHUNK_GRAPHS = 160
+
+
+def padded_tokens(num_tokens: int, max_num_tokens: int) -> int:
+    """In steps of 64 to 1024, of 256 to 4096, of 1024 beyond; max_num_tokens at most."""
+    step = 64 if num_tokens <= 1024 else 256 if num_tokens <= 4096 else 1024
+    return min(-(-num_tokens // step) * step, max_num_tokens)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Captured:
     graph: torch.cuda.CUDAGraph | None
     logits: torch.Tensor
 
 
+class GraphMemory:
+    """What all graphs are captured with: a stream, and one pool for what they allocate."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                launch()
+            finally:
+                graph.capture_end()
+        return graph
+
+
 class DecodeSteps:
     """Owner of the decode step's buffers and of the graphs."""
 
-    def __init__(self, model: TritonModel, rows: DeviceRows, max_num_seqs: int) -> None:
-        self._model, self._rows = model, rows
-        self._device = model.device
+    def __init__(self, model: TritonModel, rows: DeviceRows, max_num_seqs: int, memory: GraphMemory | None) -> None:
+        """memory: None where there are no graphs."""
+        self._model, self._rows, self._memory = model, rows, memory
         self._buffers = _Buffers.allocate(max_num_seqs, model.device)
         self._graphs: dict[tuple[int, Variant], _Captured] = {}
-        self._is_captured = model.device.type == "cuda"
-        if self._is_captured:
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._memory = torch.cuda.graph_pool_handle()
 
     def run(self, size: int, variant: Variant) -> torch.Tensor:
         """Run the step that the rows are flushed for; returns its logits [size, V]. What it drew is in
@@ -81,17 +112,77 @@ class DecodeSteps:
         return logits
 
     def _capture(self, size: int, variant: Variant) -> torch.cuda.CUDAGraph | None:
-        if not self._is_captured:
-            return None
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
-            try:
-                self._launch(size, variant)
-            finally:
-                graph.capture_end()
-        return graph
+        return self._memory.capture(lambda: self._launch(size, variant)) if self._memory is not None else None
+
+
+class ChunkSteps:
+    """The forward pass of steps with chunks: owner of its inputs and of the graphs."""
+
+    def __init__(self, model: TritonModel, rows: DeviceRows, max_num_seqs: int, memory: GraphMemory | None) -> None:
+        self._model, self._rows, self._memory = model, rows, memory
+        self._max_num_seqs = max_num_seqs
+        self._max_num_tokens = min(model.limits.max_num_tokens, MAX_CHUNK_TOKENS)
+        size = 2 * self._max_num_tokens + 3 * max_num_seqs + 1
+        self._inputs = torch.zeros(size, dtype=torch.int32, device=model.device)
+        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}  # None: seen once
+
+    def takes(self, batch: StepBatch) -> bool:
+        """Whether a batch is one of these. Larger ones, and those for a library's kernel, are launched one by one."""
+        return len(batch.input_ids) <= self._max_num_tokens and not self._model.is_for_library(batch)
+
+    def run(self, batch: StepBatch, complete: Callable[[torch.Tensor], None] | None) -> None:
+        """Afterwards the model has the batch's hidden states, as after its `forward`."""
+        counts = np.diff(batch.query_start_loc)
+        num_tokens = padded_tokens(len(batch.input_ids), self._max_num_tokens)
+        num_seqs = _padded_seqs(len(batch.rows), self._max_num_seqs)
+        key = (num_tokens, num_seqs, bool((counts == 1).any()))
+        self._rows.flush_blocks()
+        step = self._step(*key)
+        flat = _flat_inputs(batch, num_tokens, num_seqs)
+        (uploaded,) = self._model.staging.upload([flat])
+        self._inputs[: len(flat)].copy_(uploaded)
+        if complete is not None:
+            complete(step.input_ids)
+        graph = self._graphs.get(key)
+        if graph is None and key in self._graphs and self._memory is not None:
+            graph = self._graphs[key] = self._memory.capture(lambda: self._model.run_chunks(step))
+        if graph is not None:
+            graph.replay()
+            self._model.take_hidden(num_tokens)
+        else:
+            self._model.run_chunks(step)
+            if len(self._graphs) < MAX_CHUNK_GRAPHS:
+                self._graphs[key] = None
+
+    def _step(self, num_tokens: int, num_seqs: int, has_decodes: bool) -> DeviceStep:
+        """Where a step of these sizes lies in the inputs: as `_flat_inputs` puts it."""
+        sizes = [num_tokens, num_tokens, num_seqs + 1, num_seqs, num_seqs]
+        input_ids, positions, query_start_loc, seq_lens, rows = torch.split(self._inputs[: sum(sizes)], sizes)
+        return DeviceStep(
+            *(input_ids, positions, query_start_loc, seq_lens, rows, self._rows.block_tables),
+            has_chunks=True,
+            has_decodes=has_decodes,
+        )
+
+
+def _flat_inputs(batch: StepBatch, num_tokens: int, num_seqs: int) -> IntArray:
+    """A batch's arrays in the order of `DeviceStep`, padded: by tokens of no sequence and sequences of no length."""
+    flat = np.zeros(2 * num_tokens + 3 * num_seqs + 1, np.int32)
+    tokens, seqs = flat[: 2 * num_tokens].reshape(2, -1), flat[2 * num_tokens :]
+    tokens[0, : len(batch.input_ids)] = batch.input_ids
+    tokens[1, : len(batch.positions)] = batch.positions
+    seqs[: num_seqs + 1] = len(batch.input_ids)
+    seqs[: len(batch.query_start_loc)] = batch.query_start_loc
+    rest = seqs[num_seqs + 1 :].reshape(2, -1)
+    rest[0, : len(batch.rows)] = batch.seq_lens
+    rest[1, : len(batch.rows)] = batch.rows
+    return flat
+
+
+def _padded_seqs(num_seqs: int, max_num_seqs: int) -> int:
+    """1, 8, 32, 128, then powers of two; max_num_seqs at most."""
+    size = next((size for size in (1, 8, 32, 128) if num_seqs <= size), 1 << (num_seqs - 1).bit_length())
+    return min(size, max_num_seqs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -80,6 +80,13 @@ class DeviceRows:
             self.step_rows[:size].copy_(next(uploaded))
             self._step = (rows, size)
 
+    def flush_blocks(self) -> None:
+        """Make the block tables true, for a step whose batch the host has gathered."""
+        if self._writes:
+            places, values = self._staging.upload(self._table_changes())
+            self._tables.view(-1).index_copy_(0, places, values)
+            self._writes.clear()
+
     def flush_records(self, rows: IntArray) -> None:
         """Make these rows' records true, for a step whose batch the host has gathered."""
         stale = rows[self._is_stale[rows]]

@@ -10,6 +10,7 @@ penalties and the like, which look at a sequence's history, and log-probabilitie
 
 Steps of decodes alone, which are nearly all, start from the device's rows and are one launch. Steps with chunks, forks
 or prompt log-probabilities go through a batch gathered on the host; tokens it does not know yet are filled in there.
+Their forward pass is one launch, too, unless it is large.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from octavo.kernels.ops import IntArray, StepBatch
 from octavo.kernels.triton.model import TritonModel
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
-from octavo.worker.cuda_graphs import DecodeSteps, Variant, padded_size
+from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, GraphMemory, Variant, padded_size
 from octavo.worker.device_rows import DeviceRows
 from octavo.worker.drawn_tokens import DrawnTokens, Fetch
 from octavo.worker.model_runner import DoneStep, Draws, ModelRunner
@@ -59,7 +60,9 @@ class DeviceRunner(ModelRunner):
         super().__init__(model, states, sampler, max_num_seqs)
         self._device_model = model
         self._rows = DeviceRows(states, sampler, model.staging, model.device)
-        self._decodes = DecodeSteps(model, self._rows, max_num_seqs)
+        memory = GraphMemory() if model.device.type == "cuda" else None
+        self._decodes = DecodeSteps(model, self._rows, max_num_seqs, memory)
+        self._chunks = ChunkSteps(model, self._rows, max_num_seqs, memory)
         self._drawn = DrawnTokens(max_num_seqs, model.device)
         self._max_num_seqs = max_num_seqs
         self._launched: deque[_Launched] = deque()
@@ -155,7 +158,8 @@ class DeviceRunner(ModelRunner):
 
     def _begin_any(self, plan: StepPlan) -> PendingStep:
         batch = self._states.gather(plan)
-        self._device_model.forward(batch, complete=self._completion(batch))
+        forward = self._chunks.run if self._chunks.takes(batch) else self._device_model.forward
+        forward(batch, self._completion(batch))
         prompt_logprobs = {entry: self._prompt_logprobs(batch, entry) for entry in plan.prompt_logprobs}
         if not plan.sample_rows:
             return DoneStep(StepResult(plan.step_id, [], {}, prompt_logprobs))

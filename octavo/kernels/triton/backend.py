@@ -27,6 +27,7 @@ class TritonBackend:
     """A backend with memory of its own: weights and KV blocks are loaded there, and steps start there."""
 
     name = "triton"
+    device = "cuda:0"
 
     def __init__(self, attention: AttentionBackendOption = "triton") -> None:
         self._attention = attention
@@ -61,7 +62,7 @@ class TritonBackend:
                 "32, 64 or 128"
             )
         assert self.gpu is not None, "a backend that cannot run loads nothing"
-        device = torch.device("cuda", 0)
+        device = torch.device(self.device)
         chained = self.gpu.capability >= CHAINING_CAPABILITY
         flash, hopper = self._flash_attention(), self._hopper(device)
         try:

@@ -66,8 +66,8 @@ class TritonModel:
         flash: FlashAttention | None = None,
         hopper: HopperKernels | None = None,
     ) -> None:
-        self.device, self.chained = device, chained
-        self._kv, self._limits = kv, limits
+        self.device, self.chained, self.limits = device, chained, limits
+        self._kv = kv
         self._block_size = kv.block_size
         recorder = Recorder()
         hidden = model.forward(recorder)
@@ -140,17 +140,29 @@ class TritonModel:
             self.staging.upload(arrays)
         )
         max_chunk, max_seq_len = int(counts.max()), int(batch.seq_lens.max())
-        is_for_flash = self._around.flash is not None and max_chunk >= MIN_CHUNK
         step = DeviceStep(
             *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(device_tables)),
             has_chunks=max_chunk > 1,
             has_decodes=bool((counts == 1).any()),
-            chunks=Chunks(device_queries, max_chunk, max_seq_len) if is_for_flash else None,
+            chunks=Chunks(device_queries, max_chunk, max_seq_len) if self.is_for_library(batch) else None,
         )
         if complete is not None:
             complete(input_ids)
+        self.run_chunks(step)
+
+    def is_for_library(self, batch: StepBatch) -> bool:
+        """Whether a library's attention takes the step, which is told of lengths on the host."""
+        return self._around.flash is not None and int(np.diff(batch.query_start_loc).max()) >= MIN_CHUNK
+
+    def run_chunks(self, step: DeviceStep) -> None:
+        """A step of any kind, whose tensors are on the device already; `logits` then reads its hidden states. Tokens
+        past those of the sequences are padding, and so are sequences of length 0."""
         self._make_plan(step)
-        self._hidden = self._chunks.run(step, len(batch.input_ids))
+        self._hidden = self._chunks.run(step, len(step.input_ids))
+
+    def take_hidden(self, num_tokens: int) -> None:
+        """After a replay of a captured `run_chunks` of so many tokens: its hidden states are what `logits` reads."""
+        self._hidden = self._chunks.kept(num_tokens)
 
     def logits(self, token_indices: IntArray) -> torch.Tensor:
         num_rows = len(token_indices)
@@ -223,7 +235,7 @@ class TritonModel:
 
     def _decode_programs(self, whole: Recording, tiled: bool) -> list[Program]:
         """By ascending number of rows; a step takes the first that it fits in."""
-        seqs = self._limits.max_num_seqs
+        seqs = self.limits.max_num_seqs
         programs = []
         for rows in VECTOR_ROWS:
             is_vector = _takes_vectors(rows)
@@ -248,7 +260,7 @@ class TritonModel:
     def _make_plans(self, instructions: Sequence[Instruction]) -> dict[PlanKey, AttentionPlan]:
         layers = [i.arguments["layer"] for i in instructions if "layer" in i.arguments]
         keys = dict.fromkeys((layer.group, layer.window) for layer in layers)
-        limits = self._limits
+        limits = self.limits
         return {key: AttentionPlan.allocate(limits.max_num_seqs, limits.max_num_tokens, self.device) for key in keys}
 
     def _make_plan(self, step: DeviceStep) -> None:

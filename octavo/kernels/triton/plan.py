@@ -24,7 +24,7 @@ Tensors of a plan, all int32 on the device:
     tiles         [max_tiles, 8]   a record again, five of eight used: the first query's index in the step, the
                                    sequence's queries from there on, the first's position, the sequence's length,
                                    its row of the block table
-    slots         [T]              where each token's key and value go: block id * block size + offset
+    slots         [T]              where each token's key and value go: block id * block size + offset; -1: nowhere
 """
 
 from __future__ import annotations
@@ -86,11 +86,12 @@ def make_plan(
     window: int | None = None,
     chained: bool = False,
 ) -> None:
-    """Fill `plan` for the step. A sequence of length 0 is padding: it gets no items and no slots."""
+    """Fill `plan` for the step. A sequence of length 0 is padding: it gets no items and no slots; tokens past the last
+    sequence's are padding, too, and their slots are -1."""
     num_seqs = len(seq_lens)
     _plan_kernel[(num_seqs,)](
         plan.totals, plan.items, plan.item_ranges, plan.tiles, plan.slots,
-        query_start_loc, seq_lens, positions, rows, block_table, block_table.stride(0), num_seqs,
+        query_start_loc, seq_lens, positions, rows, block_table, block_table.stride(0), num_seqs, len(positions),
         WINDOW=window or 0, BLOCK_SIZE=block_size, SEQS=triton.next_power_of_2(num_seqs),
         MIN_PARTITION=min_partition(num_seqs), MAX_PARTITIONS=MAX_PARTITIONS, TILE=PREFILL_TILE,
         CHAINED=chained, launch_pdl=chained, num_warps=4,
@@ -109,7 +110,7 @@ def _partition_len(seq_len, MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.cons
 @triton.jit
 def _plan_kernel(
     totals, items, item_ranges, tiles, slots,
-    query_start_loc, seq_lens, positions, rows, block_table, table_stride, num_seqs,
+    query_start_loc, seq_lens, positions, rows, block_table, table_stride, num_seqs, num_tokens,
     WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEQS: tl.constexpr,
     MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
@@ -168,6 +169,9 @@ def _plan_kernel(
     tl.store(item + 6, part_start + j, mask=mine)
 
     chunk = tl.arange(0, 256)
+    if s == 0:
+        for t in range(tl.load(query_start_loc + num_seqs), num_tokens, 256):
+            tl.store(slots + t + chunk, -1, mask=t + chunk < num_tokens)
     for t in range(0, num_tiles, 256):
         tile = tiles + (tile_start + t + chunk) * 8
         mask = t + chunk < num_tiles

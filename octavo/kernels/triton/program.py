@@ -116,6 +116,10 @@ class Program:
             launch(step, *(self._view(value, num_rows) for value in values))
         return self._view(self._kept, num_rows)
 
+    def kept(self, num_rows: int) -> torch.Tensor:
+        """What the last run of so many rows returned."""
+        return self._view(self._kept, num_rows)
+
     def given(self, num_rows: int) -> torch.Tensor:
         """Where the caller puts the input of a program that has one."""
         return self._view(self._given[0], num_rows)

@@ -68,7 +68,8 @@ def rotary_kv_write(
     positions: torch.Tensor,
     chained: bool = False,
 ) -> None:
-    """qkv [T, (Q + 2K) * D] -> q_out [T, Q * D] and the cache. `slots` come from the step's plan."""
+    """qkv [T, (Q + 2K) * D] -> q_out [T, Q * D] and the cache. `slots` come from the step's plan: a
+    token whose slot is -1 leaves the cache alone."""
     heads = layer.num_heads + 2 * layer.num_kv_heads
     heads_tile = min(8, triton.next_power_of_2(heads))
     _rotary_kv_write_kernel[(len(positions), triton.cdiv(heads, heads_tile))](
@@ -127,6 +128,7 @@ def _rotary_kv_write_kernel(
     row = qkv + token * qkv_stride
     position = tl.load(positions + token)
     slot = tl.load(slots + token).to(tl.int64)
+    in_cache = in_dim & (slot >= 0)
     cell = pool + slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * D
 
     if first < Q_HEADS:
@@ -134,11 +136,11 @@ def _rotary_kv_write_kernel(
         q = norm_and_rotate(row, head * D, q_norm, cos, sin, position, eps, d, mask, D, ROTARY, HAS_NORM)
         tl.store(q_out + token * out_stride + head * D + d, q.to(q_out.dtype.element_ty), mask=mask)
     if (first + HEADS_TILE > Q_HEADS) & (first < Q_HEADS + KV_HEADS):
-        mask = (head >= Q_HEADS) & (head < Q_HEADS + KV_HEADS) & in_dim
+        mask = (head >= Q_HEADS) & (head < Q_HEADS + KV_HEADS) & in_cache
         k = norm_and_rotate(row, head * D, k_norm, cos, sin, position, eps, d, mask, D, ROTARY, HAS_NORM)
         tl.store(cell + (head - Q_HEADS) * (BLOCK_SIZE * D) + d, k.to(pool.dtype.element_ty), mask=mask)
     if first + HEADS_TILE > Q_HEADS + KV_HEADS:
-        mask = (head >= Q_HEADS + KV_HEADS) & (head < Q_HEADS + 2 * KV_HEADS) & in_dim
+        mask = (head >= Q_HEADS + KV_HEADS) & (head < Q_HEADS + 2 * KV_HEADS) & in_cache
         v = tl.load(row + head * D + d, mask=mask, other=0.0)
         to = cell + value_offset + (head - Q_HEADS - KV_HEADS) * (BLOCK_SIZE * D) + d
         tl.store(to, v.to(pool.dtype.element_ty), mask=mask)

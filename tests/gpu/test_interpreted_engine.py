@@ -1,0 +1,52 @@
+"""The whole engine with a device's runner and kernels where there is no device: under Triton's interpreter.
+
+No graphs, no overlap in time; but rows, padding of steps, launched steps and tokens that the host does not know yet are
+what they are on a GPU, and the tokens must be the host's engine's.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gpu.device import ON_GPU
+
+if ON_GPU:
+    pytest.skip("test_engine.py asks the same of the GPU", allow_module_level=True)
+
+from octavo import LLM, SamplingParams  # noqa: E402
+from octavo.kernels.triton.backend import TritonBackend  # noqa: E402
+from octavo.kernels.triton.driver import GPU  # noqa: E402
+from octavo.kernels.triton.model import TritonModel  # noqa: E402
+from tests.conftest import TinyFolder  # noqa: E402
+
+PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9)]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokenize=False)
+
+
+@pytest.fixture
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TritonBackend, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
+    monkeypatch.setattr(TritonBackend, "why_not", lambda self: None)
+    monkeypatch.setattr(TritonBackend, "device", "cpu")
+    monkeypatch.setattr(TritonModel, "bytes_for_blocks", lambda self, utilization: 1 << 20)
+
+
+def engine(folder: object, backend: str, **options: object) -> LLM:
+    return LLM(
+        str(folder), backend=backend, dtype="float32", skip_tokenizer_init=True, max_model_len=64, max_num_seqs=8,
+        num_gpu_blocks_override=40, check_invariants=True, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.parametrize("name", ["qwen3"])
+def test_it_gives_the_hosts_tokens(name: str, tiny_folder: TinyFolder) -> None:
+    folder = tiny_folder(name)
+    params = [GREEDY, GREEDY.replace(n=2), GREEDY]
+    with engine(folder, "reference") as host:
+        expected = [[one.token_ids for one in output.outputs] for output in host.generate(PROMPTS, params)]
+    with engine(folder, "triton", max_num_batched_tokens=24) as device:
+        for _ in range(2):  # the second time from the prefix tree
+            got = [[one.token_ids for one in output.outputs] for output in device.generate(PROMPTS, params)]
+            assert got == expected
+        assert device.stats().num_used_blocks == 0
