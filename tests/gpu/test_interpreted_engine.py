@@ -13,11 +13,11 @@ from tests.gpu.device import ON_GPU
 if ON_GPU:
     pytest.skip("test_engine.py asks the same of the GPU", allow_module_level=True)
 
-from octavo import LLM, SamplingParams  # noqa: E402
-from octavo.kernels.triton.backend import TritonBackend  # noqa: E402
-from octavo.kernels.triton.driver import GPU  # noqa: E402
-from octavo.kernels.triton.model import TritonModel  # noqa: E402
-from tests.conftest import TinyFolder  # noqa: E402
+from octavo import LLM, SamplingParams
+from octavo.kernels.triton.backend import TritonBackend
+from octavo.kernels.triton.driver import GPU
+from octavo.kernels.triton.model import TritonModel
+from tests.conftest import TinyFolder
 
 PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9)]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokenize=False)
