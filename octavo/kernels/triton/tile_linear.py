@@ -36,7 +36,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from octavo.kernels.ops import Activation
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.elementwise import activate
-from octavo.kernels.triton.hopper import load_box
+from octavo.kernels.triton.hopper import barrier, load_box
 
 MAX_ROWS = 256
 MAX_SPLIT = 2
@@ -194,7 +194,7 @@ def _tile_kernel(
         w = ws.index(stage).reshape([HALVES * COLUMNS, DEPTH]).permute((1, 0))
         y = warpgroup_mma(xs.index(stage), w, y, is_async=True)
         y = warpgroup_mma_wait(1, deps=(y,))
-        gl.thread_barrier()  # all warps have the turn before this one behind them: its stage takes what comes next
+        barrier()  # all warps have the turn before this one behind them: its stage takes what comes next
         ahead = turn + STAGES - 1
         freed = ahead % STAGES
         wanted = (turn > 0) & (ahead < num_turns)

@@ -1,0 +1,67 @@
+"""Compile the Gluon kernels for a Hopper, which takes no GPU: `python -m tests.gpu.compile_hopper`.
+
+Prints a line a kernel: its name and the shared memory that a program of it takes. Not a test itself, since a process
+whose kernels are interpreted compiles none.
+"""
+
+from __future__ import annotations
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from octavo.kernels.triton import hopper_decode, hopper_prefill, tile_linear
+
+HOPPER = GPUTarget("cuda", 90, 32)
+INTS = ("block_table", "totals", "tiles", "items", "counter")
+FLOATS = ("part_values", "part_max_sum", "q_norm", "k_norm", "cos", "sin")
+SWIZZLED = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16)
+
+
+def boxes(*shape: int, layout: gl.NVMMASharedLayout = SWIZZLED) -> str:
+    return f"tensordesc<bf16{list(shape)},{layout!r}>"
+
+
+def compile_kernel(
+    name: str, kernel: object, constants: dict[str, object], known: dict[str, str], **options: int
+) -> None:
+    signature = {
+        argument: known.get(argument)
+        or ("constexpr" if argument in constants else None)
+        or ("*i32" if argument in INTS else "*fp32" if argument in FLOATS else None)
+        or ("*bf16" if argument.endswith("_ptr") else "fp32" if argument in ("scale_log2", "eps") else "i32")
+        for argument in kernel.arg_names  # type: ignore[attr-defined]
+    }
+    positions = {(list(signature).index(argument),): value for argument, value in constants.items()}
+    compiled = triton.compile(GluonASTSource(kernel, signature, positions, {}), target=HOPPER, options=options)
+    print(name, compiled.metadata.shared, flush=True)
+
+
+def main() -> None:
+    for dim in hopper_prefill.HEAD_DIMS:
+        constants = {"HEADS": 16, "GROUP": 2, "D": dim, "BLOCK_SIZE": 16, "STAGES": 256 // dim}
+        known = {"q_boxes": boxes(64, dim), "pool_boxes": boxes(16, dim)}
+        compile_kernel(f"prefill-{dim}", hopper_prefill._kernel, constants, known, num_warps=4, maxnreg=168)
+    for dim, fused in ((128, True), (128, False), (64, True)):
+        constants = {
+            "KV_HEADS": 8, "GROUP": 2, "D": dim, "BLOCK_SIZE": 16, "ROTARY": dim, "HAS_NORM": True, "FUSED": fused,
+            "STAGES": 384 // dim, "CHAINED": True,
+        }  # fmt: skip
+        known = {"boxes": boxes(16, dim)}
+        compile_kernel(f"decode-{dim}-{fused}", hopper_decode._kernel, constants, known, num_warps=4, maxnreg=128)
+    for rows, columns, stages, gate in ((64, 32, 7, ""), (64, 32, 3, "silu"), (128, 64, 3, "silu"), (64, 64, 7, "")):
+        constants = {
+            "ROWS": rows, "COLUMNS": columns, "STAGES": stages, "GATE": gate, "HAS_BIAS": False,
+            "HAS_RESIDUAL": not gate, "CHAINED": True, "num_warps": rows // 16,
+        }  # fmt: skip
+        known = {
+            "x_desc": boxes(rows, 128),
+            "weight_desc": boxes(2 if gate else 1, columns, 128, layout=tile_linear._WEIGHT_LAYOUT),
+        }
+        name = f"tile-{rows}x{columns}-{gate or 'plain'}"
+        compile_kernel(name, tile_linear._tile_kernel, constants, known, num_warps=rows // 16)
+
+
+if __name__ == "__main__":
+    main()
