@@ -64,7 +64,8 @@ class OverlappedCore(EngineCore):
         """Plan and submit. A plan that computes nothing only brings news of rows, and is not waited for."""
         begin = self._clock()
         plan = self._scheduler.schedule()
-        begun = _Begun(plan, self._executor.submit(plan), begin, self._clock())
+        scheduled = self._clock()
+        begun = _Begun(plan, self._executor.submit(plan), begin, scheduled)
         if plan.rows:
             return begun
         self._scheduler.update(plan, StepResult(plan.step_id, []))

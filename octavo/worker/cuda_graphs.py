@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from octavo.kernels.ops import IntArray, StepBatch
-from octavo.kernels.triton.model import TritonModel
+from octavo.kernels.triton.model import TritonModel, has_long_chunks
 from octavo.kernels.triton.program import DeviceStep
 from octavo.kernels.triton.rows import advance_rows, gather_rows
 from octavo.kernels.triton.sampling import DeviceSamplingBatch
@@ -30,9 +30,9 @@ Variant = Literal["plain", "filtered", "logits"]
 
 
 def padded_size(num_seqs: int, max_num_seqs: int) -> int:
-    """1, 2, 4, 8, then in steps of 8 to 256, of 32 to 512, of 64 beyond; max_num_seqs at most."""
-    if num_seqs <= 8:
-        size = 1 << (num_seqs - 1).bit_length()
+    """1, 2, 3, 4, 8, then in steps of 8 to 256, of 32 to 512, of 64 beyond; max_num_seqs at most."""
+    if num_seqs <= 4:
+        size = num_seqs
     else:
         step = 8 if num_seqs <= 256 else 32 if num_seqs <= 512 else 64
         size = -(-num_seqs // step) * step
@@ -124,7 +124,7 @@ class ChunkSteps:
         self._max_num_tokens = min(model.limits.max_num_tokens, MAX_CHUNK_TOKENS)
         size = 2 * self._max_num_tokens + 3 * max_num_seqs + 1
         self._inputs = torch.zeros(size, dtype=torch.int32, device=model.device)
-        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}  # None: seen once
+        self._graphs: dict[tuple[int, int, bool, bool], torch.cuda.CUDAGraph | None] = {}  # None: seen once
 
     def takes(self, batch: StepBatch) -> bool:
         """Whether a batch is one of these. Larger ones, and those for a library's kernel, are launched one by one."""
@@ -135,7 +135,7 @@ class ChunkSteps:
         counts = np.diff(batch.query_start_loc)
         num_tokens = padded_tokens(len(batch.input_ids), self._max_num_tokens)
         num_seqs = _padded_seqs(len(batch.rows), self._max_num_seqs)
-        key = (num_tokens, num_seqs, bool((counts == 1).any()))
+        key = (num_tokens, num_seqs, bool((counts == 1).any()), has_long_chunks(batch))
         self._rows.flush_blocks()
         step = self._step(*key)
         flat = _flat_inputs(batch, num_tokens, num_seqs)
@@ -154,7 +154,7 @@ class ChunkSteps:
             if len(self._graphs) < MAX_CHUNK_GRAPHS:
                 self._graphs[key] = None
 
-    def _step(self, num_tokens: int, num_seqs: int, has_decodes: bool) -> DeviceStep:
+    def _step(self, num_tokens: int, num_seqs: int, has_decodes: bool, has_long_chunks: bool) -> DeviceStep:
         """Where a step of these sizes lies in the inputs: as `_flat_inputs` puts it."""
         sizes = [num_tokens, num_tokens, num_seqs + 1, num_seqs, num_seqs]
         input_ids, positions, query_start_loc, seq_lens, rows = torch.split(self._inputs[: sum(sizes)], sizes)
@@ -162,6 +162,7 @@ class ChunkSteps:
             *(input_ids, positions, query_start_loc, seq_lens, rows, self._rows.block_tables),
             has_chunks=True,
             has_decodes=has_decodes,
+            has_long_chunks=has_long_chunks,
         )
 
 

@@ -117,6 +117,32 @@ def test_windowed_fused_decode() -> None:
     check(make_batch(DECODES, dtype=torch.float32, window=64, softcap=2.0, head_dim=32, rotary_dim=32), fused=True)
 
 
+def test_padding_writes_nothing() -> None:
+    """Tokens of no sequence and sequences of no length, as a step has that is padded to a captured size."""
+    batch = make_batch([(3, 5), (30, 1)], dtype=torch.float32)
+    pool_before, num_tokens = batch.raw_pool.clone(), len(batch.positions)
+
+    def padded(values: torch.Tensor, size: int, fill: int) -> torch.Tensor:
+        return torch.cat([values, values.new_full((size - len(values),), fill)])
+
+    plan = AttentionPlan.allocate(4, num_tokens + 3, DEVICE)
+    positions = padded(batch.positions, num_tokens + 3, 0)
+    make_plan(
+        plan, positions=positions, block_size=16, query_start_loc=padded(batch.query_start_loc, 5, num_tokens),
+        seq_lens=padded(batch.seq_lens, 4, 0), rows=padded(batch.rows, 4, 0), block_table=batch.block_table,
+    )  # fmt: skip
+    assert plan.slots[num_tokens:].tolist() == [-1] * 3
+    assert (plan.slots[:num_tokens] >= 16).all(), "not in the null block"
+    assert plan.totals.tolist() == [1, 1]
+    qkv = torch.full((3, batch.qkv.shape[1]), 7.0, device=DEVICE)
+    q = torch.empty(3, batch.layer.num_heads * batch.layer.head_dim, device=DEVICE)
+    rotary_kv_write(
+        qkv, q, batch.layer, batch.pool, HeadTransform.of(batch.layer, DEVICE),
+        slots=plan.slots[num_tokens:], positions=positions[num_tokens:],
+    )  # fmt: skip
+    assert torch.equal(batch.raw_pool.nan_to_num(), pool_before.nan_to_num())
+
+
 BIG_MIX = [
     (0, 700),
     (3000, 1),

@@ -18,6 +18,7 @@ from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
 from octavo.errors import OutOfMemoryError  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
 from octavo.testing.tiny_models import TINY  # noqa: E402
+from octavo.worker.cuda_graphs import ChunkSteps  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402
 from tests.engine import test_overlap as overlap  # noqa: E402
 from tests.test_greedy import GREEDY, MAX_MODEL_LEN, oracle, prompts_of, tokens  # noqa: E402
@@ -137,3 +138,13 @@ def test_abort_and_stop(tiny_folder: TinyFolder) -> None:
         assert stopped.outputs[0].token_ids == whole[0][: whole[0].index(stop) + 1]
         assert stopped.outputs[0].finish_reason == "stop"
         assert tokens(llm.generate(prompts, GREEDY, use_tqdm=False)) == whole
+
+
+def test_steps_with_chunks_as_graphs_give_the_same_tokens(tiny_folder: TinyFolder, monkeypatch: Any) -> None:
+    """The first time launched, the second captured, the third replayed; then never a graph at all."""
+    prompts = [list(range(3, 3 + length)) for length in (1, 60, 17, 90)]
+    with engine(tiny_folder("qwen3"), dtype="bfloat16", enable_prefix_caching=False) as llm:
+        answers = [tokens(llm.generate(prompts, GREEDY, use_tqdm=False)) for _ in range(3)]
+        monkeypatch.setattr(ChunkSteps, "takes", lambda self, batch: False)
+        answers.append(tokens(llm.generate(prompts, GREEDY, use_tqdm=False)))
+    assert answers[1:] == answers[:-1]

@@ -39,6 +39,7 @@ from octavo.kernels.triton.fuse import Fusions, Recording, fuse
 from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.linear import choose_tiling
 from octavo.kernels.triton.plan import AttentionPlan, make_plan
+from octavo.kernels.triton.prefill_attention import LONG_SEQUENCE
 from octavo.kernels.triton.program import Chunks, DeviceStep, HopperKernels, PlanKey, Program, Surroundings
 from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample
 from octavo.kernels.triton.staging import Staging
@@ -144,6 +145,7 @@ class TritonModel:
             *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(device_tables)),
             has_chunks=max_chunk > 1,
             has_decodes=bool((counts == 1).any()),
+            has_long_chunks=has_long_chunks(batch),
             chunks=Chunks(device_queries, max_chunk, max_seq_len) if self.is_for_library(batch) else None,
         )
         if complete is not None:
@@ -283,6 +285,10 @@ class TritonModel:
                 f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in a pool of {self._kv}"
             )
             assert layer.index_in_group < self._kv.layers_per_group, "the layer has no place in the pool's blocks"
+
+
+def has_long_chunks(batch: StepBatch) -> bool:
+    return bool((batch.seq_lens[np.diff(batch.query_start_loc) > 1] >= LONG_SEQUENCE).any())
 
 
 def _takes_vectors(num_rows: int) -> Callable[[int, int], bool]:

@@ -44,6 +44,7 @@ class DeviceStep:
     block_tables: tuple[torch.Tensor, ...]
     has_chunks: bool
     has_decodes: bool
+    has_long_chunks: bool = False  # a chunk's sequence has LONG_SEQUENCE tokens or more
     chunks: Chunks | None = None
 
 
@@ -264,7 +265,7 @@ class Program:
                     seq_lens=step.seq_lens, block_table=step.block_tables[layer.group],
                     max_chunk=step.chunks.max_chunk, max_seq_len=step.chunks.max_seq_len,
                 )  # fmt: skip
-            elif step.has_chunks and hopper is not None:
+            elif step.has_long_chunks and hopper is not None:
                 hopper.prefill(
                     q, out, layer, around.pools[layer.index_in_group], plan,
                     block_table=step.block_tables[layer.group],
