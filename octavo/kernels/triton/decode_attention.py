@@ -130,7 +130,7 @@ def _attend(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _decode_kernel(
     q_ptr, out_ptr, pool, pool_rows, layer_row, block_table,
     totals, items, counter, part_values, part_max_sum,

@@ -106,7 +106,7 @@ class HopperDecode:
         )  # fmt: skip
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["table_stride"])
 def _kernel(
     q_ptr, out_ptr, pool_ptr, boxes, block_table, totals, items, counter, part_values, part_max_sum,
     q_norm, k_norm, cos, sin, scale_log2, eps,

@@ -94,7 +94,7 @@ class HopperPrefill:
         )  # fmt: skip
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["table_stride"])
 def _kernel(
     q_boxes, pool_boxes, out_ptr, block_table, totals, tiles, counter,
     scale_log2, out_stride, table_stride, block_rows, value_rows, layer_row, total_rows,

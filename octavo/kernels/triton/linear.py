@@ -96,7 +96,7 @@ def choose_tiling(num_rows: int, columns: int, depth: int) -> Tiling | None:
     return Tiling(8, 256, 4, 4) if depth <= 2048 else Tiling(16, 512, 4, 3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _linear_kernel(
     x_ptr, weight_ptr, out_ptr, bias_ptr, norm_ptr, residual_ptr,
     eps, num_rows, columns, x_stride, out_stride, residual_stride,

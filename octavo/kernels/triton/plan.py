@@ -38,6 +38,7 @@ import triton.language as tl
 from octavo.kernels.triton.chain import wait_for_previous
 
 MAX_PARTITIONS = 32
+_SEQS = [32 << 3 * i for i in range(8)]  # few sizes: each is compiled when it is first seen, and a user waits for it
 PREFILL_TILE = 128
 
 
@@ -92,7 +93,7 @@ def make_plan(
     _plan_kernel[(num_seqs,)](
         plan.totals, plan.items, plan.item_ranges, plan.tiles, plan.slots,
         query_start_loc, seq_lens, positions, rows, block_table, block_table.stride(0), num_seqs, len(positions),
-        WINDOW=window or 0, BLOCK_SIZE=block_size, SEQS=triton.next_power_of_2(num_seqs),
+        WINDOW=window or 0, BLOCK_SIZE=block_size, SEQS=next(size for size in _SEQS if num_seqs <= size),
         MIN_PARTITION=min_partition(num_seqs), MAX_PARTITIONS=MAX_PARTITIONS, TILE=PREFILL_TILE,
         CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
@@ -107,7 +108,7 @@ def _partition_len(seq_len, MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.cons
     return partition
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_seqs", "num_tokens"])
 def _plan_kernel(
     totals, items, item_ranges, tiles, slots,
     query_start_loc, seq_lens, positions, rows, block_table, table_stride, num_seqs, num_tokens,

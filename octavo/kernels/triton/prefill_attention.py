@@ -65,7 +65,7 @@ def prefill_attention(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _prefill_kernel(
     q_ptr, out_ptr, pool, block_table, totals, tiles,
     scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset,
