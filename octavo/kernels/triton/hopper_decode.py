@@ -74,7 +74,7 @@ class HopperDecode:
     @staticmethod
     def takes(layer: AttentionLayer, dtype: torch.dtype) -> bool:
         """Whether a layer is one that it computes. Others stay with `decode_attention`'s own kernel."""
-        is_plain = layer.softcap is None and layer.head_dim in HEAD_DIMS and dtype != torch.float32
+        is_plain = layer.softcap is None and layer.scale > 0 and layer.head_dim in HEAD_DIMS and dtype != torch.float32
         return is_plain and layer.num_heads // layer.num_kv_heads <= MAX_GROUP
 
     def attend(
