@@ -45,7 +45,8 @@ def check_logits(name: str, torch_dtype: Any, device: str, tolerance: float, **o
     with on_cpu.open_model(name, **options) as llm:
         outputs = llm.generate(texts, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
     file = locate_packaged_model(name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch_dtype).to(device)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(file.parent, gguf_file=file.name, dtype=torch_dtype).to(device)
     squares = []
     for text, output in zip(texts, outputs, strict=True):
         ids = torch.tensor([text], device=device)
