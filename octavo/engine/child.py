@@ -21,10 +21,13 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
+
+from octavo.errors import OctavoError
 
 #: what the terminal and process supervisors send to a whole group; the parent alone decides what follows
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -46,6 +49,20 @@ class Note(msgspec.Struct, omit_defaults=True):
     error: str = ""
     seconds: float = 0.0
     card: list[tuple[str, str]] = []
+
+
+@contextlib.contextmanager
+def telling_failures(channel: Channel) -> Iterator[None]:
+    """An error inside ends the process, and its parent is told why. One of ours needs no traceback."""
+    try:
+        yield
+    except OctavoError as error:
+        channel.send(Note("failed", text=str(error), error=type(error).__name__))
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(Note("failed", text=f"{type(error).__name__}: {error}", error="OctavoError"))
+        sys.exit(1)
 
 
 class Channel:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 import time
-import traceback
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -18,7 +16,7 @@ import zmq
 
 from octavo.engine.admission import AdmissionControl
 from octavo.engine.assemble import build_engine
-from octavo.engine.child import Channel, Note, begin
+from octavo.engine.child import Channel, Note, begin, telling_failures
 from octavo.engine.engine_task import EngineTask
 from octavo.engine.heartbeat import Heartbeat
 from octavo.engine.llm_engine import LLMEngine
@@ -57,18 +55,11 @@ def main() -> None:
     """The process. It says `ready`, or `failed` and why."""
     task, channel = begin()
     log_to_stderr("engine")
-    try:
+    with telling_failures(channel):
         # Front ends make text; an engine without a tokenizer starts sooner.
         config = replace(task.config, model=replace(task.config.model, skip_tokenizer_init=True))
         engine = build_engine(config, most_default_tokens=SERVER_TOKEN_BUDGET)
         loop = EngineLoop(task, engine, channel)
-    except OctavoError as error:
-        channel.send(Note("failed", text=str(error), error=type(error).__name__))
-        sys.exit(1)
-    except Exception as error:
-        traceback.print_exc()
-        channel.send(Note("failed", text=f"{type(error).__name__}: {error}", error="OctavoError"))
-        sys.exit(1)
     gc.collect()
     gc.freeze()  # what was loaded stays; the collector need not look at it again and again
     channel.send(Note("ready", card=engine.card, seconds=loop.heartbeat.patience_s))

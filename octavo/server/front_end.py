@@ -12,8 +12,6 @@ import logging
 import resource
 import socket
 import ssl
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -22,10 +20,9 @@ import uvicorn
 import uvloop
 
 from octavo.config import ModelConfig
-from octavo.engine.child import Channel, Note, begin
+from octavo.engine.child import Channel, Note, begin, telling_failures
 from octavo.engine.process_client import ProcessClient
 from octavo.engine.tokenizer import Tokenizer, open_tokenizer
-from octavo.errors import OctavoError
 from octavo.models.loader import open_checkpoint
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.server.front_end_task import FrontEndTask
@@ -43,7 +40,7 @@ def main() -> None:
     _raise_descriptor_limit()
     logging.getLogger("uvicorn").handlers = LOGGER.handlers
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    try:
+    with telling_failures(channel):
         module, function = task.app.split(":")
         make_app = getattr(import_module(module), function)
         tokenizer = _open_tokenizer(task.model)
@@ -51,13 +48,6 @@ def main() -> None:
         gc.freeze()  # what was imported stays; the collector need not look at it again and again
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(FrontEnd(task, channel, tokenizer, make_app).run())
-    except OctavoError as error:
-        channel.send(Note("failed", text=str(error), error=type(error).__name__))
-        sys.exit(1)
-    except Exception as error:
-        traceback.print_exc()
-        channel.send(Note("failed", text=f"{type(error).__name__}: {error}", error="OctavoError"))
-        sys.exit(1)
 
 
 class FrontEnd:
