@@ -138,3 +138,21 @@ def live(directory: Path, app: tuple[str, str] = PLAIN, **server: Any) -> Iterat
         if served.process.poll() is None:
             served.process.kill()
             served.process.wait()
+
+
+@contextlib.contextmanager
+def live_and_clean(directory: Path, **server: Any) -> Iterator[LiveServer]:
+    """A server that must end well when it is told to, and leave nothing."""
+    with live(directory, **server) as served:
+        yield served
+        children = served.children()
+        assert served.stop() == 0, served.lines
+        assert served.leftovers(children) == []
+
+
+def read_answer(server: LiveServer, **fields: Any) -> str:
+    """The whole text of one request."""
+    stream = Stream(server, **fields)
+    lines = [stream.start(), *stream.rest()]
+    stream.close()
+    return "".join(line["outputs"][0]["text"] for line in lines)

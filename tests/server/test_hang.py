@@ -13,7 +13,7 @@ import pytest
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
 from octavo.server.watchdog import OVERSLEPT_S, Watchdog
-from tests.server.live import LiveServer, Stream, live, until
+from tests.server.live import LiveServer, Stream, live_and_clean, read_answer, until
 
 TIMEOUT_S = 2.0
 LONG = {"prompt": "Once upon a time", "params": {"temperature": 0, "max_tokens": 1500, "ignore_eos": True}}
@@ -25,19 +25,13 @@ needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="looks at pro
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """Its first steps are over, which have more time."""
-    with live(tmp_path_factory.mktemp("tmp"), engine_hang_timeout=TIMEOUT_S) as server:
+    with live_and_clean(tmp_path_factory.mktemp("tmp"), engine_hang_timeout=TIMEOUT_S) as server:
         assert answer(server).startswith(" Paris")
         yield server
-        children = server.children()
-        assert server.stop() == 0, server.lines
-        assert server.leftovers(children) == []
 
 
 def answer(server: LiveServer) -> str:
-    stream = Stream(server, **SHORT)
-    lines = [stream.start(), *stream.rest()]
-    stream.close()
-    return "".join(line["outputs"][0]["text"] for line in lines)
+    return read_answer(server, **SHORT)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from octavo.config import ServerConfig
 from octavo.errors import ConfigError
 from octavo.server.listening import close_socket, open_socket, url_of
 from octavo.server.restarts import MAX_TRIES, STABLE_S, Restarts
-from tests.server.live import LiveServer, Stream, is_running, live, until
+from tests.server.live import LiveServer, Stream, is_running, live, live_and_clean, read_answer, until
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
 
@@ -27,18 +27,12 @@ SHORT = {"prompt": "The capital of France is", "params": {"temperature": 0, "max
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with live(tmp_path_factory.mktemp("tmp"), api_server_count=2) as server:
+    with live_and_clean(tmp_path_factory.mktemp("tmp"), api_server_count=2) as server:
         yield server
-        children = server.children()
-        assert server.stop() == 0, server.lines
-        assert server.leftovers(children) == []
 
 
 def answer(server: LiveServer) -> str:
-    stream = Stream(server, **SHORT)
-    lines = [stream.start(), *stream.rest()]
-    stream.close()
-    return "".join(line["outputs"][0]["text"] for line in lines)
+    return read_answer(server, **SHORT)
 
 
 def front_end_of_a_connection(server: LiveServer) -> int:
