@@ -143,20 +143,23 @@ def attempt(measure: object, *args: object) -> float:
 
 def decode_table() -> None:
     contexts = (128, 512, 1024, 4096, 16384)
-    print("\ndecode, us (TB/s of keys and values)")
+    hopper = HopperDecode(torch.cuda.get_device_properties(0).multi_processor_count)
+    print("\ndecode by hopper_decode, us (TB/s of keys and values)")
     print(f"{'group':>5} {'batch':>5} " + "".join(f"{c:>16}" for c in contexts))
     for group, batch in product((1, 2, 4, 8), (1, 8, 32, 64, 256)):
         cells = []
         for context in contexts:
             if batch * context > 1 << 20:
                 break
-            us = decode_us([context] * batch, 8 * group)
+            us = decode_us([context] * batch, 8 * group, hopper=hopper)
             cells.append(f"{us:>8.1f} ({batch * context * 4096 / us / 1e6:4.2f})")
         print(f"{group:>5} {batch:>5} " + "".join(f"{c:>16}" for c in cells), flush=True)
 
-    print("\ndecode of ragged batches, group 2, us (TB/s)")
+    print("\ndecode, group 2, us (TB/s): hopper_decode | decode_attention")
     rng = np.random.default_rng(1)
     ragged = {
+        "145 of 100..1800": rng.integers(100, 1800, 145),
+        **{f"{batch} of {context}": [context] * batch for batch, context in ((1, 1024), (8, 1024), (32, 4096))},
         "32 of 1..2048": rng.integers(1, 2049, 32),
         "256 of 1..2048": rng.integers(1, 2049, 256),
         "256 log-normal, median 400": np.minimum(rng.lognormal(6, 1, 256), 16000) + 1,
@@ -165,8 +168,9 @@ def decode_table() -> None:
     }
     for name, values in ragged.items():
         lens = [int(n) for n in values]
-        us = decode_us(lens, 16)
-        print(f"{name:>28}: {us:8.1f} ({sum(lens) * 4096 / us / 1e6:4.2f})", flush=True)
+        times = [decode_us(lens, 16, hopper=one) for one in (hopper, None)]
+        cells = " | ".join(f"{us:8.1f} ({sum(lens) * 4096 / us / 1e6:4.2f})" for us in times)
+        print(f"{name:>28}: {cells}", flush=True)
 
     print("\ntorch attention over dense keys, one query, group 2, us (TB/s): flash | cudnn")
     for batch, context in ((1, 1024), (1, 16384), (32, 1024), (256, 1024)):

@@ -10,13 +10,14 @@ from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_erro
 from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention  # isort: skip
 from octavo.kernels.triton.hopper_prefill import HopperPrefill  # isort: skip
 from octavo.kernels.triton.hopper_decode import HopperDecode  # isort: skip
-from octavo.kernels.triton.plan import AttentionPlan, make_plan  # isort: skip
+from octavo.kernels.triton.plan import AttentionPlan, make_plan, min_partition  # isort: skip
 from octavo.kernels.triton.prefill_attention import prefill_attention  # isort: skip
 from octavo.kernels.triton.rotary_kv_write import HeadTransform, rotary_kv_write  # isort: skip
 from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
 
 PROGRAMS = 100 if ON_GPU else 1
 ON_HOPPER = ON_GPU and torch.cuda.get_device_capability()[0] == 9
+needs_hopper = pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU")
 
 
 def run(
@@ -167,7 +168,7 @@ def test_mixed_step_shapes(dtype: torch.dtype, head_dim: int, group: int) -> Non
     check(make_batch(BIG_MIX, num_heads=2 * group, head_dim=head_dim, dtype=dtype, has_norm=True, rotary_dim=head_dim))
 
 
-@pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU")
+@needs_hopper
 @pytest.mark.parametrize("block_size", [16, 32, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -184,7 +185,7 @@ def test_mixed_step_on_hopper(dtype: torch.dtype, head_dim: int, group: int, blo
     )  # fmt: skip
 
 
-@pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU")
+@needs_hopper
 @pytest.mark.parametrize(("block_size", "window"), [(16, None), (32, None), (128, None), (16, 100)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -199,7 +200,7 @@ def test_fused_decode_on_hopper(
     check(batch, fused=True, hopper=True, chained=group == 2)
 
 
-@pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU")
+@needs_hopper
 def test_hopper_counts_its_work_anew_every_launch() -> None:
     """The counter is back at zero after a launch, whether programs outnumber the work or not."""
     for chunks in ([(0, 2)], [(0, 700)] * 20):
@@ -251,12 +252,14 @@ def test_windows(window: int, block_size: int) -> None:
 
 
 @needs_gpu
-def test_a_sequence_is_the_same_in_every_batch_cut_alike() -> None:
-    """Up to 32 sequences have the shortest items."""
-    batch = make_batch([(3000, 1), *BIG_DECODES[:31]], head_dim=128)
-    _, together = run(batch)
-    batch.query_lens = [1]
-    batch.seq_lens, batch.query_start_loc = batch.seq_lens[:1], batch.query_start_loc[:2]
-    batch.positions, batch.rows, batch.qkv = batch.positions[:1], batch.rows[:1], batch.qkv[:1]
-    _, alone = run(batch)
-    assert torch.equal(together[:1], alone)
+@pytest.mark.parametrize("hopper", [False, pytest.param(True, marks=needs_hopper)])
+@pytest.mark.parametrize(("many", "few"), [(32, 5), (4, 1)])
+def test_a_sequence_is_the_same_in_every_batch_cut_alike(many: int, few: int, hopper: bool) -> None:
+    assert min_partition(many) == min_partition(few), "so they are cut alike"
+    batch = make_batch([(3000, 1), *BIG_DECODES[: many - 1]], head_dim=128)
+    _, together = run(batch, hopper=hopper)
+    batch.query_lens = [1] * few
+    batch.seq_lens, batch.query_start_loc = batch.seq_lens[:few], batch.query_start_loc[: few + 1]
+    batch.positions, batch.rows, batch.qkv = batch.positions[:few], batch.rows[:few], batch.qkv[:few]
+    _, apart = run(batch, hopper=hopper)
+    assert torch.equal(together[:few], apart)
