@@ -109,7 +109,8 @@ class BackendConfig:
 
     backend: BackendOption = knob("auto", "auto takes the fastest that works here; reference is the executable spec")
     attention_backend: AttentionBackendOption = knob(
-        "triton", "a GPU's attention for long prompt chunks; flash_attn_4 is faster there, and needs its package"
+        "triton",
+        "a GPU's attention for chunks of 2048 tokens and more; flash_attn_4 needs its package, Hopper or Blackwell",
     )
     num_threads: int | None = knob(None, "threads of the cpu backend; default: the cores this process may use")
 

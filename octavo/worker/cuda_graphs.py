@@ -28,6 +28,9 @@ from octavo.worker.device_rows import DeviceRows
 #: draw without filters, draw with them, or leave the logits to be edited first
 Variant = Literal["plain", "filtered", "logits"]
 
+MAX_CHUNK_TOKENS = 8192  # of a step with chunks as a graph: larger ones keep the GPU longer than the host launches
+MAX_CHUNK_GRAPHS = 160
+
 
 def padded_size(num_seqs: int, max_num_seqs: int) -> int:
     """1, 2, 3, 4, 8, then in steps of 8 to 256, of 32 to 512, of 64 beyond; max_num_seqs at most."""
@@ -37,10 +40,6 @@ def padded_size(num_seqs: int, max_num_seqs: int) -> int:
         step = 8 if num_seqs <= 256 else 32 if num_seqs <= 512 else 64
         size = -(-num_seqs // step) * step
     return min(size, max_num_seqs)
-
-
-MAX_CHUNK_TOKENS = 8192  # of a step with chunks as a graph: larger ones keep the GPU longer than the host launches
-MAX_CHUNK_GRAPHS = 160
 
 
 def padded_tokens(num_tokens: int, max_num_tokens: int) -> int:

@@ -71,11 +71,9 @@ class DeviceRows:
             return
         uploaded = iter(self._staging.upload(arrays))
         if self._writes:
-            self._tables.view(-1).index_copy_(0, next(uploaded), next(uploaded))
-            self._writes.clear()
+            self._put_blocks(next(uploaded), next(uploaded))
         if len(stale):
-            self.records.index_copy_(0, next(uploaded), next(uploaded))
-            self._is_stale[stale] = False
+            self._put_records(stale, next(uploaded), next(uploaded))
         if is_new_step:
             self.step_rows[:size].copy_(next(uploaded))
             self._step = (rows, size)
@@ -83,17 +81,13 @@ class DeviceRows:
     def flush_blocks(self) -> None:
         """Make the block tables true, for a step whose batch the host has gathered."""
         if self._writes:
-            places, values = self._staging.upload(self._table_changes())
-            self._tables.view(-1).index_copy_(0, places, values)
-            self._writes.clear()
+            self._put_blocks(*self._staging.upload(self._table_changes()))
 
     def flush_records(self, rows: IntArray) -> None:
         """Make these rows' records true, for a step whose batch the host has gathered."""
         stale = rows[self._is_stale[rows]]
         if len(stale):
-            places, records = self._staging.upload([stale.astype(np.int64), self._records_of(stale)])
-            self.records.index_copy_(0, places, records)
-            self._is_stale[stale] = False
+            self._put_records(stale, *self._staging.upload([stale.astype(np.int64), self._records_of(stale)]))
 
     def advance(self, rows: IntArray, tokens: torch.Tensor) -> None:
         """Append tokens [N] that were drawn for rows [N]."""
@@ -104,6 +98,14 @@ class DeviceRows:
         """to[places[i]] = the last token of rows[i]."""
         device_rows, device_places = self._staging.upload([rows, places])
         to.index_copy_(0, device_places, self.records[:, 0].index_select(0, device_rows))
+
+    def _put_blocks(self, places: torch.Tensor, values: torch.Tensor) -> None:
+        self._tables.view(-1).index_copy_(0, places, values)
+        self._writes.clear()
+
+    def _put_records(self, rows: IntArray, places: torch.Tensor, records: torch.Tensor) -> None:
+        self.records.index_copy_(0, places, records)
+        self._is_stale[rows] = False
 
     def _table_changes(self) -> list[NDArray[Any]]:
         """Where in the tables, and what: a place written twice gets what it holds last both times."""

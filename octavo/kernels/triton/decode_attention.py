@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 NUM_WARPS = 2
 PROGRAMS_PER_MULTIPROCESSOR = 4
 JOIN_PARTS = 4  # partial results a turn: most sequences have no more
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,8 +85,7 @@ def decode_attention(
     the plan was finished before that one. `hopper`: what works on the items in this file's kernel's place.
     """
     if hopper is not None:
-        parts = (workspace.counter, workspace.values, workspace.max_sum)
-        hopper.attend(q, out, layer, pool, plan, parts, block_table, transform, chained=chained)
+        hopper.attend(q, out, layer, pool, plan, workspace, block_table, transform, chained=chained)
     else:
         _attend(
             q, out, layer, pool, plan, workspace, block_table, transform,
@@ -120,7 +119,7 @@ def _attend(
         q, out, pool.data, pool.rows, pool.layer_row, block_table,
         plan.totals, plan.items, workspace.counter, workspace.values, workspace.max_sum,
         parts.q_norm, parts.k_norm, parts.cos, parts.sin,
-        layer.scale * _LOG2_E, layer.softcap or 0.0, parts.eps,
+        layer.scale * LOG2_E, layer.softcap or 0.0, parts.eps,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         KV_HEADS=layer.num_kv_heads, GROUP=group, ROWS=max(16, triton.next_power_of_2(group)),
         D=layer.head_dim, D_PAD=dim_pad, ROTARY=parts.rotary_dim, HAS_NORM=parts.has_norm,

@@ -31,6 +31,7 @@ from triton.language.extra.cuda import gdc_wait
 
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.chain import wait_for_previous
+from octavo.kernels.triton.decode_attention import LOG2_E, DecodeWorkspace
 from octavo.kernels.triton.hopper import (
     HEAD_DIMS,
     PoolBoxes,
@@ -51,7 +52,6 @@ STAGE = gl.constexpr(64)  # tokens
 BOX = gl.constexpr(BOX_TOKENS)
 QUERIES = gl.constexpr(16)
 ROWS = gl.constexpr(64)  # of a warpgroup's product
-_LOG2_E = 1.4426950408889634
 
 # what an item's record says
 KV_HEAD = gl.constexpr(0)
@@ -84,19 +84,19 @@ class HopperDecode:
         layer: AttentionLayer,
         pool: LayerPool,
         plan: AttentionPlan,
-        parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        workspace: DecodeWorkspace,
         block_table: torch.Tensor,
         transform: HeadTransform | None,
         *,
         chained: bool,
     ) -> None:
-        """The plan's items: results of sequences of one item to `out`, others' to `parts`: counter, values, max and
-        sum, as in `DecodeWorkspace`."""
+        """The plan's items: results of sequences of one item to `out`, others' to the workspace."""
         dim = layer.head_dim
         heads = transform if transform is not None else HeadTransform.none(q)
         _kernel[(self._num_programs,)](
-            q, out, pool.data, self._pools.boxes(pool, BOX_TOKENS), block_table, plan.totals, plan.items, *parts,
-            heads.q_norm, heads.k_norm, heads.cos, heads.sin, layer.scale * _LOG2_E, heads.eps,
+            q, out, pool.data, self._pools.boxes(pool, BOX_TOKENS), block_table, plan.totals, plan.items,
+            workspace.counter, workspace.values, workspace.max_sum,
+            heads.q_norm, heads.k_norm, heads.cos, heads.sin, layer.scale * LOG2_E, heads.eps,
             q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
             pool.layer_row, pool.rows.shape[0],
             KV_HEADS=layer.num_kv_heads, GROUP=layer.num_heads // layer.num_kv_heads, D=dim,

@@ -30,6 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.triton.decode_attention import LOG2_E
 from octavo.kernels.triton.hopper import (
     HEAD_DIMS,
     PoolBoxes,
@@ -45,7 +46,6 @@ from octavo.kernels.triton.plan import PREFILL_TILE, AttentionPlan
 
 KV_TILE = gl.constexpr(128)
 ROWS = gl.constexpr(PREFILL_TILE // 2)  # queries of a computing warpgroup
-_LOG2_E = 1.4426950408889634
 
 # what a piece of work's record says
 NUM_TILES = gl.constexpr(0)  # tiles of keys to walk; 0: there is no more work
@@ -87,7 +87,7 @@ class HopperPrefill:
         dim = layer.head_dim
         _kernel[(self._num_programs,)](
             boxes(q, [ROWS.value, dim]), self._pools.boxes(pool, pool.block_size), out, block_table,
-            plan.totals, plan.tiles, self._counter, layer.scale * _LOG2_E, out.stride(0), block_table.stride(0),
+            plan.totals, plan.tiles, self._counter, layer.scale * LOG2_E, out.stride(0), block_table.stride(0),
             pool.block_stride // dim, pool.value_offset // dim, pool.layer_row, pool.rows.shape[0],
             HEADS=layer.num_heads, GROUP=layer.num_heads // layer.num_kv_heads, D=dim, BLOCK_SIZE=pool.block_size,
             STAGES=2 if dim == 128 else 4, num_warps=4, maxnreg=168,

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.chain import wait_for_previous
-from octavo.kernels.triton.decode_attention import cap_scores
+from octavo.kernels.triton.decode_attention import LOG2_E, cap_scores
 from octavo.kernels.triton.kv_pool import LayerPool, padded_dim
 from octavo.kernels.triton.plan import PREFILL_TILE, AttentionPlan
 
@@ -57,7 +57,7 @@ def prefill_attention(
     tiling = choose_tiling(dim_pad, q.element_size())
     _prefill_kernel[(layer.num_heads, max_tiles)](
         q, out, pool.data, block_table, plan.totals, plan.tiles,
-        layer.scale * 1.4426950408889634, layer.softcap or 0.0,
+        layer.scale * LOG2_E, layer.softcap or 0.0,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         GROUP=layer.num_heads // layer.num_kv_heads, D=layer.head_dim, D_PAD=dim_pad, BLOCK_SIZE=pool.block_size,
         Q_TILE=PREFILL_TILE, KV_TILE=tiling.kv_tile, WINDOW=layer.window or 0, SOFTCAP=layer.softcap is not None,

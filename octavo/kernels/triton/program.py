@@ -64,6 +64,12 @@ class HopperKernels:
     prefill: HopperPrefill
     decode: HopperDecode
 
+    def prefill_for(self, layer: AttentionLayer, dtype: torch.dtype) -> HopperPrefill | None:
+        return self.prefill if self.prefill.takes(layer, dtype) else None
+
+    def decode_for(self, layer: AttentionLayer, dtype: torch.dtype) -> HopperDecode | None:
+        return self.decode if self.decode.takes(layer, dtype) else None
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Surroundings:
@@ -251,9 +257,7 @@ class Program:
         around, decode = self._around, self._decode(layer)
         plan, chained = around.plans[layer.group, layer.window], around.chained
         flash = around.flash if FlashAttention.takes(layer, around.weights.dtype) else None
-        hopper = None if around.hopper is None else around.hopper.prefill
-        if hopper is not None and not hopper.takes(layer, around.weights.dtype):
-            hopper = None
+        hopper = None if around.hopper is None else around.hopper.prefill_for(layer, around.weights.dtype)
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
             if step.has_decodes:
@@ -285,9 +289,7 @@ class Program:
 
     def _decode(self, layer: AttentionLayer) -> Launch:
         around, plan = self._around, self._around.plans[layer.group, layer.window]
-        hopper = None if around.hopper is None else around.hopper.decode
-        if hopper is not None and not hopper.takes(layer, around.weights.dtype):
-            hopper = None
+        hopper = None if around.hopper is None else around.hopper.decode_for(layer, around.weights.dtype)
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor, transform: HeadTransform | None) -> None:
             decode_attention(
