@@ -4,12 +4,14 @@
 
 Random prompt and output lengths, samples, temperatures, filters, penalties, stops, seeds and aborts; requests arrive a
 few a step. At the end every request has had exactly one last output, every block is free, the books balance, and a
-sample of the seeded requests, run again alone, gives the same tokens if the model computes in float32.
+sample of the seeded requests, run again alone, gives the same tokens in float32, but for draws within rounding of a
+boundary.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections import Counter
@@ -21,6 +23,7 @@ from octavo.engine.llm_engine import LLMEngine
 from octavo.observe.events import Preempted
 
 MAX_MODEL_LEN = 256
+MAX_CLOSE_CALLS = 2  # of 50 requests, about 4,000 draws
 
 
 def main() -> None:
@@ -38,6 +41,7 @@ def main() -> None:
             skip_tokenizer_init=True,
             max_model_len=MAX_MODEL_LEN,
             max_num_seqs=args.num_seqs,
+            max_logprobs=-1,
             num_gpu_blocks_override=args.blocks,
         )
     )
@@ -50,13 +54,14 @@ def main() -> None:
     assert len(results) == args.num_requests, f"{len(results)} of {args.num_requests} requests were answered"
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0), f"something is left: {stats}"
-    num_same = _repeat_alone(engine, results, rng)
+    num_same, num_close = _repeat_alone(engine, results, rng)
     reasons = Counter(reason for _, _, _, why in results.values() for reason in why)
     num_tokens = sum(len(tokens) for _, _, answer, _ in results.values() for tokens in answer)
     engine.close()
     print(
         f"{args.num_requests} requests, {num_tokens} tokens, {seconds:.1f} s, {preempted['preempted']} preemptions, "
-        f"ends {dict(reasons)}, {num_same} repeated alone with the same tokens, all blocks free"
+        f"ends {dict(reasons)}, {num_same} repeated alone with the same tokens and {num_close} with others after a "
+        "close call, all blocks free"
     )
 
 
@@ -104,20 +109,49 @@ def _ask(rng: random.Random) -> tuple[list[int], SamplingParams]:
     return [rng.randrange(3, 150) for _ in range(rng.randint(1, 130))], SamplingParams(**options)
 
 
-def _repeat_alone(engine: LLMEngine, results: dict[str, Result], rng: random.Random) -> int:
-    """Requests that nobody aborted, one after another."""
+def _repeat_alone(engine: LLMEngine, results: dict[str, Result], rng: random.Random) -> tuple[int, int]:
+    """Requests that nobody aborted, one after another: how many gave the same tokens, and how many did so up to a draw
+    that fell within rounding of the boundary between two."""
     whole = [key for key, (_, _, _, reasons) in results.items() if "abort" not in reasons]
     chosen = rng.sample(whole, min(50, len(whole)))
+    num_close = 0
     for key in chosen:
         prompt, params, answer, _ = results[key]
-        engine.add_request(engine.make_request(f"again-{key}", prompt, params))
-        last = None
-        while engine.has_unfinished_requests:
-            last = next((output for output in engine.step() if output.finished), last)
-        assert last is not None, "a request alone ends"
-        again = [list(one.token_ids) for one in last.outputs]
-        assert again == answer, f"request {key} alone gives {again}, in company it gave {answer}"
-    return len(chosen)
+        again = _ask_alone(engine, f"again-{key}", prompt, params)
+        differing = [(one, other) for one, other in zip(answer, again, strict=True) if one != other]
+        for one, other in differing:
+            assert _is_close_call(engine, prompt, params, one, other), f"request {key} alone gives {other}, not {one}"
+        num_close += bool(differing)
+    assert num_close <= MAX_CLOSE_CALLS, f"{num_close} of {len(chosen)} gave other tokens alone: rounding is rarer"
+    return len(chosen) - num_close, num_close
+
+
+def _ask_alone(engine: LLMEngine, key: str, prompt: list[int], params: SamplingParams) -> list[list[int]]:
+    engine.add_request(engine.make_request(key, prompt, params))
+    last = None
+    while engine.has_unfinished_requests:
+        last = next((output for output in engine.step() if output.finished), last)
+    assert last is not None, "a request alone ends"
+    return [list(one.token_ids) for one in last.outputs]
+
+
+def _is_close_call(
+    engine: LLMEngine, prompt: list[int], params: SamplingParams, one: list[int], other: list[int]
+) -> bool:
+    """Whether the first token that differs may be a matter of rounding. Greedy: both are as likely. Drawn, which is the
+    first token in id order whose cumulative mass exceeds a random number: next to nothing lies between the two."""
+    place = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    low, high = sorted((one[place], other[place]))
+    ask = SamplingParams(max_tokens=1, logprobs=-1, detokenize=False, ignore_eos=True)
+    engine.add_request(engine.make_request(f"why-{place}-{low}-{high}", prompt + one[:place], ask))
+    found = {}
+    while engine.has_unfinished_requests:
+        for output in engine.step():
+            found = {token: entry.logprob for token, entry in (output.outputs[0].logprobs or [{}])[0].items()}
+    if params.temperature == 0:
+        return abs(found[low] - found[high]) < 1e-4
+    mass = {token: math.exp(logprob / params.temperature) for token, logprob in found.items()}
+    return sum(mass[token] for token in range(low + 1, high)) < 1e-4 * sum(mass.values())
 
 
 if __name__ == "__main__":

@@ -18,11 +18,15 @@ class StepRunner(Protocol):
 
     def execute(self, plan: StepPlan) -> StepResult: ...
 
+    def close(self) -> None: ...
+
 
 class StepLauncher(Protocol):
     """What an executor needs of a worker whose device computes by itself."""
 
     def begin(self, plan: StepPlan) -> PendingStep: ...
+
+    def close(self) -> None: ...
 
 
 class InlineExecutor:
@@ -39,7 +43,9 @@ class InlineExecutor:
         return done
 
     def close(self) -> None:
-        self._worker = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
 
 class LaunchingExecutor:
@@ -58,7 +64,9 @@ class LaunchingExecutor:
             return failed
 
     def close(self) -> None:
-        self._worker = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
 
 class ThreadedExecutor:
@@ -71,3 +79,4 @@ class ThreadedExecutor:
 
     def close(self) -> None:
         self._thread.shutdown()
+        self._worker.close()

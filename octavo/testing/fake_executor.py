@@ -86,6 +86,9 @@ class FakeExecutor:
         self._compute(plan)
         return StepResult(plan.step_id, self._sample(plan), prompt_logprobs=self._prompt_logprobs(plan))
 
+    def close(self) -> None:
+        self.rows.clear()
+
     def _enter(self, new: NewRow) -> None:
         assert 0 <= new.row < self._max_num_seqs, f"row {new.row} does not exist"
         assert new.row not in self.rows, f"row {new.row} is taken"

@@ -11,8 +11,10 @@ is padded to the next one. Captured graphs share one pool of memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -28,24 +30,25 @@ from octavo.worker.device_rows import DeviceRows
 #: draw without filters, draw with them, or leave the logits to be edited first
 Variant = Literal["plain", "filtered", "logits"]
 
-MAX_CHUNK_TOKENS = 8192  # of a step with chunks as a graph: larger ones keep the GPU longer than the host launches
 MAX_CHUNK_GRAPHS = 160
 
 
-def padded_size(num_seqs: int, max_num_seqs: int) -> int:
-    """1, 2, 3, 4, 8, then in steps of 8 to 256, of 32 to 512, of 64 beyond; max_num_seqs at most."""
+def padded_size(num_seqs: int, max_num_seqs: int, row_counts: Sequence[int]) -> int:
+    """Of a step of decodes: 1, 2, 3, 4, 8, then in steps of 8 to 256, then the model's row counts; max_num_seqs at
+    most."""
     if num_seqs <= 4:
         size = num_seqs
+    elif num_seqs <= 256:
+        size = -(-num_seqs // 8) * 8
     else:
-        step = 8 if num_seqs <= 256 else 32 if num_seqs <= 512 else 64
-        size = -(-num_seqs // step) * step
+        size = padded_tokens(num_seqs, row_counts)
     return min(size, max_num_seqs)
 
 
-def padded_tokens(num_tokens: int, max_num_tokens: int) -> int:
-    """In steps of 64 to 1024, of 256 to 4096, of 1024 beyond; max_num_tokens at most."""
-    step = 64 if num_tokens <= 1024 else 256 if num_tokens <= 4096 else 1024
-    return min(-(-num_tokens // step) * step, max_num_tokens)
+def padded_tokens(num_tokens: int, row_counts: Sequence[int]) -> int:
+    """The first of the ascending row counts that is enough; as it is if there is none."""
+    index = bisect_left(row_counts, num_tokens)
+    return row_counts[index] if index < len(row_counts) else num_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,11 +57,17 @@ class _Captured:
     logits: torch.Tensor
 
 
+@cache
+def _capture_stream() -> torch.cuda.Stream:
+    """One for all engines of a process: cuBLAS keeps a workspace of 32 MiB for every stream that it has seen."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
 class GraphMemory:
-    """What all graphs are captured with: a stream, and one pool for what they allocate."""
+    """What all of an engine's graphs are captured with: a stream, and one pool for what they allocate."""
 
     def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = _capture_stream()
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
@@ -120,7 +129,7 @@ class ChunkSteps:
     def __init__(self, model: TritonModel, rows: DeviceRows, max_num_seqs: int, memory: GraphMemory | None) -> None:
         self._model, self._rows, self._memory = model, rows, memory
         self._max_num_seqs = max_num_seqs
-        self._max_num_tokens = min(model.limits.max_num_tokens, MAX_CHUNK_TOKENS)
+        self._max_num_tokens = model.row_counts[-1]  # larger steps keep the GPU longer than the host launches
         size = 2 * self._max_num_tokens + 3 * max_num_seqs + 1
         self._inputs = torch.zeros(size, dtype=torch.int32, device=model.device)
         self._graphs: dict[tuple[int, int, bool, bool], torch.cuda.CUDAGraph | None] = {}  # None: seen once
@@ -132,7 +141,7 @@ class ChunkSteps:
     def run(self, batch: StepBatch, complete: Callable[[torch.Tensor], None] | None) -> None:
         """Afterwards the model has the batch's hidden states, as after its `forward`."""
         counts = np.diff(batch.query_start_loc)
-        num_tokens = padded_tokens(len(batch.input_ids), self._max_num_tokens)
+        num_tokens = padded_tokens(len(batch.input_ids), self._model.row_counts)
         num_seqs = _padded_seqs(len(batch.rows), self._max_num_seqs)
         key = (num_tokens, num_seqs, bool((counts == 1).any()), has_long_chunks(batch))
         self._rows.flush_blocks()

@@ -15,6 +15,7 @@ Their forward pass is one launch, too, unless it is large.
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -89,6 +90,14 @@ class DeviceRunner(ModelRunner):
             _raise_if_lost(error)
             raise
 
+    def close(self) -> None:
+        """Give the device's memory back now: the parts of a model know each other, so it would stay until Python next
+        looked for such circles, and torch would keep it even then."""
+        self._launched.clear()
+        del self._model, self._device_model, self._rows, self._decodes, self._chunks, self._drawn
+        gc.collect()
+        torch.cuda.empty_cache()
+
     def _begin(self, plan: StepPlan) -> PendingStep:
         self._apply(plan)
         if not plan.rows:
@@ -137,7 +146,7 @@ class DeviceRunner(ModelRunner):
             self._last_variant = self._variant(self._last_array)
         rows, variant = self._last_array, self._last_variant
         positions = self._states.num_tokens[rows]
-        size = padded_size(len(rows), self._max_num_seqs)
+        size = padded_size(len(rows), self._max_num_seqs, self._device_model.row_counts)
         self._rows.flush(rows, size)
         logits = self._decodes.run(size, variant)
         entries = np.arange(len(rows), dtype=np.int32)

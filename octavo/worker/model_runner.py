@@ -65,6 +65,10 @@ class ModelRunner:
     def begin(self, plan: StepPlan) -> PendingStep:
         return DoneStep(self.execute(plan))
 
+    def close(self) -> None:
+        """Let go of the model, whose weights and KV blocks go with it."""
+        del self._model
+
     def _compute(self, plan: StepPlan) -> StepResult:
         batch = self._states.gather(plan)
         self._model.forward(batch)

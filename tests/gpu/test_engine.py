@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
-from octavo.errors import OutOfMemoryError  # noqa: E402
+from octavo.errors import EngineDeadError, OutOfMemoryError  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
 from octavo.testing.tiny_models import TINY  # noqa: E402
 from octavo.worker.cuda_graphs import ChunkSteps  # noqa: E402
@@ -122,6 +122,19 @@ def test_steps_launched_ahead_give_the_plain_engines_tokens(name: str, tiny_fold
 def test_a_pool_that_does_not_fit_is_refused_with_the_numbers(tiny_folder: TinyFolder) -> None:
     with pytest.raises(OutOfMemoryError, match=r"the KV pool of .* blocks takes .* set kv_cache_memory_bytes to \d+"):
         engine(tiny_folder("llama"), num_gpu_blocks_override=1 << 28)
+
+
+def test_close_gives_the_memory_back(tiny_folder: TinyFolder) -> None:
+    """Also while somebody still holds the closed engine."""
+    with engine(tiny_folder("llama")) as llm:
+        llm.generate([[3, 4]], GREEDY, use_tqdm=False)
+    before = torch.cuda.memory_reserved()
+    with engine(tiny_folder("llama"), num_gpu_blocks_override=None, kv_cache_memory_bytes=1 << 28) as llm:
+        llm.generate([[3, 4]], GREEDY, use_tqdm=False)
+        assert torch.cuda.memory_reserved() >= before + (1 << 28)
+    assert torch.cuda.memory_reserved() < before + (1 << 25)
+    with pytest.raises(EngineDeadError, match="was closed"):
+        llm.generate([[3, 4]], GREEDY, use_tqdm=False)
 
 
 def test_abort_and_stop(tiny_folder: TinyFolder) -> None:

@@ -3,9 +3,9 @@
 The forward pass is recorded once and bound several times, each a program for one kind of step:
 
     chunks     any mix of prefill chunks and decodes; then `head` on the rows whose logits are wanted
-    decodes    1, 2 or 4: as much fused as the products' tilings take, down to five kernels a layer
-               up to 16:  the residual joins the product, on Hopper; elsewhere up to 64
+    decodes    1, 2 or 3: as much fused as the products' tilings take, down to five kernels a layer; elsewhere 4, too
                up to 256: on Hopper, products in tiles with the gate, their parts summed by the norm after them
+               up to 64:  elsewhere, the residual joins the product
                more:      cuBLAS products, and kernels between them           all with the head
 
 `forward`, `logits` and the rest of CompiledModel take a step from the host, whatever it holds. `decode` runs a step
@@ -41,13 +41,15 @@ from octavo.kernels.triton.linear import choose_tiling
 from octavo.kernels.triton.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.prefill_attention import LONG_SEQUENCE
 from octavo.kernels.triton.program import Chunks, DeviceStep, HopperKernels, PlanKey, Program, Surroundings
+from octavo.kernels.triton.row_counts import cheap_row_counts
 from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample
 from octavo.kernels.triton.staging import Staging
 from octavo.kernels.triton.weights import DeviceWeights
 
 VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
-TILED_ROWS = (16, 64, 128, 256)  # where products are tiles: up to the first they are not yet
+TILED_ROWS = (16, 64, 128, 256)  # where products are tiles, from MIN_TILED_ROWS on
+MIN_TILED_ROWS = 4
 MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row of float32 and one of counts
 
 
@@ -99,7 +101,12 @@ class TritonModel:
         self._chunks = self._program(forward, Fusions(), limits.max_num_tokens)
         self._decodes = self._decode_programs(whole, tiled)
         self._head = self._program(head, Fusions(), seqs)
-        self._share_memory(dtype)
+        shared = self._share_memory(dtype)
+        products = [i.arguments["weight"].parts for i in forward.instructions if i.op == "linear"]
+        #: what a step's tokens are padded to where products are a library's
+        self.row_counts = cheap_row_counts(
+            [self._weights.matrix(*parts) for parts in products], limits.max_num_tokens, shared
+        )
         self._weights.forget_host()
         self.staging = Staging(device)
         self._sampling = SamplingWorkspace.allocate(seqs, limits.vocab_size, device, edits=False)
@@ -239,25 +246,26 @@ class TritonModel:
         """By ascending number of rows; a step takes the first that it fits in."""
         seqs = self.limits.max_num_seqs
         programs = []
-        for rows in VECTOR_ROWS:
+        for rows in (*VECTOR_ROWS[:-1], MIN_TILED_ROWS - 1) if tiled else VECTOR_ROWS:
             is_vector = _takes_vectors(rows)
             fusions = Fusions(attention=True, residual=True, takes_norm=is_vector, takes_gate=is_vector)
             programs.append(self._program(whole, fusions, min(seqs, rows)))
-        skinny = TILED_ROWS[0] if tiled else MAX_SKINNY_ROWS
-        programs.append(self._program(whole, Fusions(attention=True, residual=True), min(seqs, skinny)))
-        for rows in TILED_ROWS[1:] if tiled else ():
+        for rows in TILED_ROWS if tiled else ():
             fusions = Fusions(attention=True, residual=True, parts=True, takes_gate=_takes_gates(rows))
             programs.append(self._program(whole, fusions, min(seqs, rows), tiled=True))
+        if not tiled:
+            programs.append(self._program(whole, Fusions(attention=True, residual=True), min(seqs, MAX_SKINNY_ROWS)))
         programs.append(self._program(whole, Fusions(attention=True), seqs))
         return programs
 
-    def _share_memory(self, dtype: torch.dtype) -> None:
+    def _share_memory(self, dtype: torch.dtype) -> torch.Tensor:
         """Whole passes never overlap in time and share their activations; the head reads what a pass left."""
         passes = (self._chunks, *self._decodes)
         shared = torch.empty(max(one.num_elements for one in passes), dtype=dtype, device=self.device)
         for one in passes:
             one.place(shared)
         self._head.place(torch.empty(self._head.num_elements, dtype=dtype, device=self.device))
+        return shared
 
     def _make_plans(self, instructions: Sequence[Instruction]) -> dict[PlanKey, AttentionPlan]:
         layers = [i.arguments["layer"] for i in instructions if "layer" in i.arguments]

@@ -1,0 +1,128 @@
+"""Which numbers of rows a library's products are worth calling with: measured, and steps are padded to them.
+
+A library has a few tile shapes and picks one by rule. A layer of a Llama 8B, its four products by cuBLAS on an H100:
+
+    rows   256   288   304   352   384   448   512   528   576   640
+    us     204   251   229   265   263   448   303   369   411   414
+
+So 430 rows are better padded to 512 than to 448, and 515 to 528 than to 576. A number is kept if its products take
+2 % less time than those of the next that is kept. Measured once for a model's shapes on a machine and kept in the cache
+folder: the same steps are padded alike in every process, and give the same tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from octavo.env import cache_dir
+
+MOST = 8192
+_CANDIDATES = (*range(16, 1024, 16), *range(1024, 2048, 64), *range(2048, 4096, 256), *range(4096, MOST + 1, 1024))
+#: where nothing can be measured
+UNMEASURED = (*range(64, 1024, 64), *range(1024, 4096, 256), *range(4096, MOST + 1, 1024))
+_GAIN = 0.02
+_COLD_BYTES = 128 << 20  # of weights a turn goes through: more than the second level cache holds
+_BUSY_FLOPS = 20e12  # about 30 ms: launching what is timed takes the host less
+
+
+def cheap_row_counts(matrices: Sequence[torch.Tensor], most: int, scratch: torch.Tensor) -> tuple[int, ...]:
+    """Ascending; the last is `most`, or MOST if that is less. matrices: the weights [out, in] of a forward pass, of
+    which an input and a result of `most` rows fit into `scratch`, of the same type."""
+    most = min(most, MOST)
+    candidates = (*(count for count in _CANDIDATES if count < most), most)
+    if not matrices or matrices[0].device.type != "cuda":
+        return (*(count for count in UNMEASURED if count < most), most)
+    path = _path(matrices, candidates)
+    times = _read(path, candidates)
+    if times is None:
+        times = _measure(matrices, candidates, scratch)
+        _write(path, candidates, times)
+    return keep_cheap(candidates, times)
+
+
+def keep_cheap(counts: Sequence[int], times: Sequence[float]) -> tuple[int, ...]:
+    """Of ascending counts, those that take clearly less than the next that is kept, and the last."""
+    kept, least = [counts[-1]], times[-1]
+    for count, time in zip(reversed(counts[:-1]), reversed(times[:-1]), strict=True):
+        if time < least * (1 - _GAIN):
+            kept.append(count)
+            least = time
+    return tuple(reversed(kept))
+
+
+def _path(matrices: Sequence[torch.Tensor], candidates: Sequence[int]) -> Path:
+    shapes = [[*matrix.shape, str(matrix.dtype)] for matrix in matrices]
+    about = [torch.cuda.get_device_name(), torch.__version__, torch.version.cuda, shapes, candidates]
+    return cache_dir() / "row_counts" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
+
+
+def _read(path: Path, candidates: Sequence[int]) -> list[float] | None:
+    try:
+        found = json.loads(path.read_text())
+        times = [float(found["microseconds"][str(count)]) for count in candidates]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or not whole: it is measured anew
+    return times
+
+
+def _write(path: Path, candidates: Sequence[int], times: Sequence[float]) -> None:
+    """For this process's successors, as far as the folder can be written to."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        rounded = {count: round(time, 2) for count, time in zip(candidates, times, strict=True)}
+        partial.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), "microseconds": rounded}))
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def _measure(matrices: Sequence[torch.Tensor], counts: Sequence[int], scratch: torch.Tensor) -> list[float]:
+    """Microseconds for a layer or a few, by rows. All is launched behind a large product, so that the host is ahead."""
+    some = _some_of_each_shape(matrices)
+    rows, depth, columns = counts[-1], max(w.shape[1] for w in some), max(w.shape[0] for w in some)
+    assert scratch.numel() >= rows * (depth + columns), "room for an input and a result"
+    x, y = scratch[: rows * depth].normal_(), scratch[rows * depth :]
+
+    def multiply(weight: torch.Tensor, count: int) -> None:
+        width, length = weight.shape
+        torch.mm(x[: count * length].view(count, length), weight.t(), out=y[: count * width].view(count, width))
+
+    for count in counts:  # kernels are loaded when they are first used
+        for weight in some:
+            multiply(weight, count)
+    largest = max(some, key=torch.numel)
+    for _ in range(int(_BUSY_FLOPS / (2 * rows * largest.numel())) + 1):
+        multiply(largest, rows)
+    timed = [[_timed(some, count, multiply) for _ in range(2)] for count in counts]
+    torch.cuda.synchronize()
+    return [min(begin.elapsed_time(end) for begin, end in turns) * 1e3 for turns in timed]
+
+
+def _timed(
+    weights: Sequence[torch.Tensor], count: int, multiply: Callable[[torch.Tensor, int], None]
+) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for weight in weights:
+        multiply(weight, count)
+    end.record()
+    return begin, end
+
+
+def _some_of_each_shape(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """As many layers' as the cache does not hold, in their order."""
+    some: list[torch.Tensor] = []
+    num_bytes = 0
+    for matrix in matrices:
+        if num_bytes >= _COLD_BYTES and any(matrix.shape == one.shape for one in some):
+            break
+        some.append(matrix)
+        num_bytes += matrix.nbytes
+    return some
