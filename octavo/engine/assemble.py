@@ -38,6 +38,7 @@ from octavo.worker.worker import Worker
 Clock = Callable[[], float]
 
 DEFAULT_MAX_NUM_SEQS = 256
+SERVER_TOKEN_BUDGET = 8192  # vLLM's for servers: every stream waits for the longest step
 DEFAULT_TOKEN_BUDGET = 512  # of a CPU step: prefill runs at full speed and decodes wait well under a second
 
 _SECTIONS: dict[str, type[Any]] = {
@@ -67,21 +68,22 @@ def engine_config(**options: Any) -> EngineConfig:
     return EngineConfig(**sections)
 
 
-def build_engine(
-    config: EngineConfig, clock: Clock = time.monotonic, *, most_default_tokens: int | None = None
-) -> LLMEngine:
-    """Open the checkpoint, choose the backend, size the cache, and connect. most_default_tokens bounds a step's token
-    budget where the options leave it to the device: for those whose users wait for every token."""
+def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves: bool = False) -> LLMEngine:
+    """Open the checkpoint, choose the backend, size the cache, and connect. serves: for users who wait for every token.
+    Steps are then at most SERVER_TOKEN_BUDGET tokens where the options leave it to the device, and a device's kernels
+    are compiled before the engine is there."""
     begin = clock()
     events = EventLog(config.observe.event_log_size)
     tracer = _tracer(config, events, clock)
     selection = select(config.backend)
     backend = selection.backend
-    config = _with_device_defaults(config, backend, most_default_tokens)
+    config = _with_device_defaults(config, backend, SERVER_TOKEN_BUDGET if serves else None)
     is_on_device = isinstance(backend, TritonBackend)
     checkpoint = open_checkpoint(config.model, converter(config.backend), draws_on_device=is_on_device)
     if isinstance(backend, TritonBackend):
         shape, worker = _load_on_device(config, checkpoint, backend)
+        if serves:
+            worker.warm_up(shape.limits)
     else:
         shape, worker = _load_on_host(config, checkpoint, backend)
     tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)

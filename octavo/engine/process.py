@@ -48,7 +48,6 @@ from octavo.request import Request
 from octavo.scheduler.scheduler import SequenceUpdate
 
 LOG_INTERVAL_S = 10.0
-SERVER_TOKEN_BUDGET = 8192  # vLLM's for servers: every stream waits for the longest step
 
 
 def main() -> None:
@@ -58,7 +57,7 @@ def main() -> None:
     with telling_failures(channel):
         # Front ends make text; an engine without a tokenizer starts sooner.
         config = replace(task.config, model=replace(task.config.model, skip_tokenizer_init=True))
-        engine = build_engine(config, most_default_tokens=SERVER_TOKEN_BUDGET)
+        engine = build_engine(config, serves=True)
         loop = EngineLoop(task, engine, channel)
     gc.collect()
     gc.freeze()  # what was loaded stays; the collector need not look at it again and again

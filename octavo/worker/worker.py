@@ -10,6 +10,7 @@ from octavo.sampling.sampler import Sampler
 from octavo.worker.kv_storage import allocate_pool
 from octavo.worker.model_runner import ModelRunner
 from octavo.worker.request_states import RequestStates
+from octavo.worker.warm_up import warm_up_plans
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.model import TritonModel
@@ -42,6 +43,11 @@ class Worker:
     def begin(self, plan: StepPlan) -> PendingStep:
         """Begin a step: a device goes on with it by itself, a host has done it when this returns."""
         return self._runner.begin(plan)
+
+    def warm_up(self, limits: StepLimits) -> None:
+        """Run a step of every kind before there are any that somebody waits for."""
+        for plan in warm_up_plans(limits):
+            self._runner.execute(plan)
 
     def close(self) -> None:
         """Give the memory back. Nothing runs afterwards."""

@@ -28,7 +28,7 @@ _CANDIDATES = (*range(16, 1024, 16), *range(1024, 2048, 64), *range(2048, 4096, 
 UNMEASURED = (*range(64, 1024, 64), *range(1024, 4096, 256), *range(4096, MOST + 1, 1024))
 _GAIN = 0.02
 _COLD_BYTES = 128 << 20  # of weights a turn goes through: more than the second level cache holds
-_BUSY_FLOPS = 20e12  # about 30 ms: launching what is timed takes the host less
+_BUSY_CYCLES = 60_000_000  # about 30 ms: launching what is timed takes the host less
 
 
 def cheap_row_counts(matrices: Sequence[torch.Tensor], most: int, scratch: torch.Tensor) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ def _write(path: Path, candidates: Sequence[int], times: Sequence[float]) -> Non
 
 
 def _measure(matrices: Sequence[torch.Tensor], counts: Sequence[int], scratch: torch.Tensor) -> list[float]:
-    """Microseconds for a layer or a few, by rows. All is launched behind a large product, so that the host is ahead."""
+    """Microseconds for a layer or a few, by rows. All is launched while the GPU is busy: the host is ahead."""
     some = _some_of_each_shape(matrices)
     rows, depth, columns = counts[-1], max(w.shape[1] for w in some), max(w.shape[0] for w in some)
     assert scratch.numel() >= rows * (depth + columns), "room for an input and a result"
@@ -97,9 +97,7 @@ def _measure(matrices: Sequence[torch.Tensor], counts: Sequence[int], scratch: t
     for count in counts:  # kernels are loaded when they are first used
         for weight in some:
             multiply(weight, count)
-    largest = max(some, key=torch.numel)
-    for _ in range(int(_BUSY_FLOPS / (2 * rows * largest.numel())) + 1):
-        multiply(largest, rows)
+    torch.cuda._sleep(_BUSY_CYCLES)
     timed = [[_timed(some, count, multiply) for _ in range(2)] for count in counts]
     torch.cuda.synchronize()
     return [min(begin.elapsed_time(end) for begin, end in turns) * 1e3 for turns in timed]

@@ -1,0 +1,73 @@
+"""Plans that a server runs before it says that it is ready, so that nobody's first token waits for a compiler.
+
+A GPU's kernels are compiled when a step first needs them, 40 s for all of them on a new machine, and found again in a
+cache by later processes; a step's CUDA graph is captured when it is first or next seen. These plans are steps of all
+kinds: chunks, short and long, alone and beside decodes, and decodes of one row to as many as run at once.
+
+Nobody is in the rows: their block tables are all the null block, which may be written to and is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+from octavo.kernels.ops import StepLimits
+from octavo.messages import NewRow, StepPlan
+from octavo.sampling_params import SamplingParams
+
+#: where kernels change with the number of sequences
+_NUM_DECODES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+#: tokens of each chunk, and decodes beside them
+_CHUNKS = (
+    ([1, 16], 0),
+    ([512], 0),
+    ([512], 1),
+    ([16], 15),
+    ([512], 15),
+    ([512] * 2, 15),
+    ([512] * 16, 0),
+    ([64] * 8, 120),
+)
+_PLAIN, _FILTERED = SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_p=0.9)
+
+
+def warm_up_plans(limits: StepLimits) -> Iterator[StepPlan]:
+    """In the order to run them; the last leaves no row in use. Steps that the limits do not allow are left out."""
+    ids = count()
+    in_use = 0
+    for lengths, params in _steps(limits):
+        for _ in range(2):  # a graph is captured the second time at the latest
+            yield _plan(next(ids), in_use, lengths, params)
+            in_use = len(lengths)
+    yield StepPlan(next(ids), freed_rows=list(range(in_use)))
+
+
+def _steps(limits: StepLimits) -> Iterator[tuple[list[int], SamplingParams]]:
+    """Tokens that each sequence of a step computes, 1 for a decode, and how all are drawn."""
+    for chunks, num_decodes in _CHUNKS:
+        lengths = [min(length, limits.max_model_len - 1) for length in chunks] + [1] * num_decodes
+        if sum(lengths) <= limits.max_num_tokens and len(lengths) <= limits.max_num_seqs:
+            yield lengths, _PLAIN
+    most = min(limits.max_num_seqs, limits.max_num_tokens)
+    for num_decodes in sorted({*(size for size in _NUM_DECODES if size < most), most}):
+        yield [1] * num_decodes, _PLAIN
+    yield [1], _FILTERED
+    yield [1] * min(8, most), _FILTERED
+
+
+def _plan(step_id: int, in_use: int, lengths: list[int], params: SamplingParams) -> StepPlan:
+    """A decode is the second token of a sequence of two."""
+    rows = list(range(len(lengths)))
+    tokens = [[0] * max(2, length) for length in lengths]
+    new = [NewRow(row, ids, len(ids), params, seed=row, sample_index=0) for row, ids in zip(rows, tokens, strict=True)]
+    return StepPlan(
+        step_id,
+        freed_rows=list(range(in_use)),
+        new_rows=new,
+        rows=rows,
+        num_computed_tokens=[len(ids) - length for ids, length in zip(tokens, lengths, strict=True)],
+        num_scheduled_tokens=lengths,
+        sample_rows=rows,
+        sample_sources=rows,
+    )
