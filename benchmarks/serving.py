@@ -78,18 +78,7 @@ def make_tokenizer(folder: Path) -> None:
 def serving(folder: Path, flags: list[str]) -> Iterator[float]:
     """A server for as long as the block runs; gives the seconds until it was healthy."""
     begin = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "octavo",
-        "serve",
-        str(folder),
-        "--load-format",
-        "dummy",
-        "--port",
-        str(PORT),
-        *flags,
-    ]
+    command = [sys.executable, "-m", "octavo", "serve", str(folder), "--load-format", "dummy", "--port", str(PORT)]
     server = subprocess.Popen([*command, *flags])
     try:
         while not _is_healthy():
