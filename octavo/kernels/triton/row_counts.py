@@ -86,13 +86,14 @@ def _write(path: Path, candidates: Sequence[int], times: Sequence[float]) -> Non
 def _measure(matrices: Sequence[torch.Tensor], counts: Sequence[int], scratch: torch.Tensor) -> list[float]:
     """Microseconds for a layer or a few, by rows. All is launched while the GPU is busy: the host is ahead."""
     some = _some_of_each_shape(matrices)
-    rows, depth, columns = counts[-1], max(w.shape[1] for w in some), max(w.shape[0] for w in some)
-    assert scratch.numel() >= rows * (depth + columns), "room for an input and a result"
-    x, y = scratch[: rows * depth].normal_(), scratch[rows * depth :]
+    most = counts[-1]
+    assert scratch.numel() >= most * max(sum(weight.shape) for weight in some), "room for an input and a result"
+    scratch.normal_()
 
     def multiply(weight: torch.Tensor, count: int) -> None:
-        width, length = weight.shape
-        torch.mm(x[: count * length].view(count, length), weight.t(), out=y[: count * width].view(count, width))
+        columns, depth = weight.shape
+        x, y = scratch[: count * depth], scratch[most * depth : most * depth + count * columns]
+        torch.mm(x.view(count, depth), weight.t(), out=y.view(count, columns))
 
     for count in counts:  # kernels are loaded when they are first used
         for weight in some:
