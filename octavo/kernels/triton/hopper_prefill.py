@@ -28,6 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_wait
 
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.decode_attention import LOG2_E
@@ -81,16 +82,20 @@ class HopperPrefill:
         plan: AttentionPlan,
         *,
         block_table: torch.Tensor,
+        after_decodes: bool = False,
+        chained: bool = False,
     ) -> None:
         """As `prefill_attention`: write the rows of `out` [T, Q * D] that belong to sequences with several new tokens.
-        q [T, Q * D]; the cache is up to date."""
+        q [T, Q * D]; the cache is up to date. chained: by the kernel just before; or, after_decodes, by the one before
+        `decode_attention`'s two, beside the second of which this one then works."""
         dim = layer.head_dim
         _kernel[(self._num_programs,)](
             boxes(q, [ROWS.value, dim]), self._pools.boxes(pool, pool.block_size), out, block_table,
             plan.totals, plan.tiles, self._counter, layer.scale * LOG2_E, out.stride(0), block_table.stride(0),
             pool.block_stride // dim, pool.value_offset // dim, pool.layer_row, pool.rows.shape[0],
             HEADS=layer.num_heads, GROUP=layer.num_heads // layer.num_kv_heads, D=dim, BLOCK_SIZE=pool.block_size,
-            STAGES=2 if dim == 128 else 4, num_warps=4, maxnreg=168,
+            STAGES=2 if dim == 128 else 4, WAIT_FIRST=chained and not after_decodes,
+            WAIT_LAST=chained and after_decodes, launch_pdl=chained, num_warps=4, maxnreg=168,
         )  # fmt: skip
 
 
@@ -99,6 +104,7 @@ def _kernel(
     q_boxes, pool_boxes, out_ptr, block_table, totals, tiles, counter,
     scale_log2, out_stride, table_stride, block_rows, value_rows, layer_row, total_rows,
     HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
+    WAIT_FIRST: gl.constexpr, WAIT_LAST: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_boxes.dtype
     # two tiles of queries, each in a half a computing warpgroup; barriers say that something is full, or free again
@@ -121,18 +127,19 @@ def _kernel(
         [
             (_compute, (work, computing, result, 0)),
             (_compute, (work, computing, result, 1)),
-            (_load_keys, (work, q, q_boxes, k, k_full, k_free, pool, totals, tiles, counter, layer_row, HEADS, GROUP)),
+            (_load_keys, (work, q, q_boxes, k, k_full, k_free, pool, totals, tiles, counter, layer_row, HEADS, GROUP,
+                          WAIT_FIRST, WAIT_LAST)),
             (_load_values, (work, v, v_full, v_free, pool, value_rows)),
         ],
         [4, 1, 1],
         [240, 24, 24],
-    )
+    )  # fmt: skip
 
 
 @gluon.jit
 def _load_keys(
     work, q, q_boxes, k, k_full, k_free, pool, totals, tiles, counter, layer_row,
-    HEADS: gl.constexpr, GROUP: gl.constexpr,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, WAIT_FIRST: gl.constexpr, WAIT_LAST: gl.constexpr,
 ):  # fmt: skip
     """Fetch pieces of work, say in `records` what they are, load their queries and keys. The last record is empty."""
     records, q_full, q_free = work
@@ -142,6 +149,8 @@ def _load_keys(
     turn = 0
     count = 0  # tiles of keys so far: where in the ring, and how often around it
     piece, token, num_queries, position, seq_len, table_row = _fetch(counter, tiles, num_work, HEADS)
+    if WAIT_FIRST:
+        gdc_wait()
     while piece < num_work:
         head = piece % HEADS
         num_tiles = gl.cdiv(position + gl.minimum(num_queries, 2 * ROWS), KV_TILE)
@@ -173,6 +182,8 @@ def _load_keys(
     mbarrier.arrive(q_full.index(turn % 2), count=1)
     if piece == num_work + gl.num_programs(0) - 1:  # every program has fetched for the last time
         gl.store(counter, 0)
+    if WAIT_LAST:  # what comes after this kernel also wants what came before it
+        gdc_wait()
 
 
 @gluon.jit

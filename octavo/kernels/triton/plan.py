@@ -1,13 +1,13 @@
 """The step's attention plan: every sequence's work cut into items of like size, on the device, once a step.
 
-    seq_lens         [ 600 | 70 | 20000 ]         partition   128, 128, 1024: grows with the length, and 256 or 512
-                                                             at least where many sequences fill the chip anyway
-    decode items     s2 0-1024, s2 1024-2048, ... s0 0-128, s0 128-256, ...  then s2 19456-20000, s0 512-600, s1 0-70
+    seq_lens         [ 600 | 70 | 20000 ]         target 256: 2, 1 and 32 parts, which is the most there may be
+    decode items     s2 0-640, s2 640-1280, ... s2 19840-20000, s0 0-320, s0 320-600, s1 0-70
 
 The programs of a persistent attention kernel fetch one item after another, so a long sequence beside short ones
-costs what its tokens cost. How a sequence is cut depends on its length and on how many sequences there are, at
-most into `MAX_PARTITIONS`, which bounds the partial results. Whole partitions are listed first, the longest ahead; then
-what is left over of each sequence, longest first, so that the programs get done at about the same time.
+costs what its tokens cost. A sequence is cut into parts of one length, as near to a target as it goes: a piece left
+over would cost a start and a partial result for little work. The target depends on how many sequences there are; at
+most there are `MAX_PARTITIONS` parts, which bounds the partial results. Longer items are listed first, so that the
+programs get done at about the same time.
 
 An item names the sequence whose block table is read and a range of its tokens; which query rows it serves is
 a property of the item's sequence today (its one new token), and can become a list of rows beside it: the
@@ -40,12 +40,13 @@ from octavo.kernels.triton.chain import wait_for_previous
 MAX_PARTITIONS = 32
 _SEQS = [32 << 3 * i for i in range(8)]  # few sizes: each is compiled when it is first seen, and a user waits for it
 PREFILL_TILE = 128
+_STEP = tl.constexpr(64)  # a part's length is a multiple of what attention kernels read at once
 
 
-def min_partition(num_seqs: int) -> int:
-    """The shortest item. By measurement on an H100: few sequences need many items to fill the chip; for many, an item's
-    own cost, its start and its partial result, counts."""
-    return 128 if num_seqs <= 4 else 256 if num_seqs <= 32 else 512
+def target_partition(num_seqs: int) -> int:
+    """What an item's length is to be near to. By measurement on an H100, with eight kv heads: few sequences need many
+    items to fill the chip; for many, an item's own cost, its start and its partial result, counts."""
+    return next((target for most, target in ((4, 192), (8, 256), (20, 384)) if num_seqs <= most), 512)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,18 +95,9 @@ def make_plan(
         plan.totals, plan.items, plan.item_ranges, plan.tiles, plan.slots,
         query_start_loc, seq_lens, positions, rows, block_table, block_table.stride(0), num_seqs, len(positions),
         WINDOW=window or 0, BLOCK_SIZE=block_size, SEQS=next(size for size in _SEQS if num_seqs <= size),
-        MIN_PARTITION=min_partition(num_seqs), MAX_PARTITIONS=MAX_PARTITIONS, TILE=PREFILL_TILE,
+        TARGET=target_partition(num_seqs), MAX_PARTITIONS=MAX_PARTITIONS, TILE=PREFILL_TILE,
         CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
-
-
-@triton.jit
-def _partition_len(seq_len, MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.constexpr):
-    """The least power of two times MIN_PARTITION that cuts seq_len into at most MAX_PARTITIONS."""
-    partition = seq_len * 0 + MIN_PARTITION
-    for _ in tl.static_range(16):
-        partition = tl.where(partition * MAX_PARTITIONS < seq_len, partition * 2, partition)
-    return partition
 
 
 @triton.jit(do_not_specialize=["table_stride", "num_seqs", "num_tokens"])
@@ -113,7 +105,7 @@ def _plan_kernel(
     totals, items, item_ranges, tiles, slots,
     query_start_loc, seq_lens, positions, rows, block_table, table_stride, num_seqs, num_tokens,
     WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEQS: tl.constexpr,
-    MIN_PARTITION: tl.constexpr, MAX_PARTITIONS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
+    TARGET: tl.constexpr, MAX_PARTITIONS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One program a sequence: it counts the items before its own, then writes its own."""
     s = tl.program_id(0)
@@ -125,27 +117,22 @@ def _plan_kernel(
     all_queries = tl.load(query_start_loc + all_s + 1, mask=live, other=0) - tl.load(
         query_start_loc + all_s, mask=live, other=0
     )
-    all_part = _partition_len(all_len, MIN_PARTITION, MAX_PARTITIONS)
-    first_part = tl.maximum(all_len - WINDOW, 0) // all_part if WINDOW else all_len * 0
+    all_begin = tl.maximum(all_len - WINDOW, 0) // _STEP * _STEP if WINDOW else all_len * 0
+    num_parts = tl.minimum(tl.maximum((all_len - all_begin + TARGET // 2) // TARGET, 1), MAX_PARTITIONS)
+    all_part = tl.maximum(tl.cdiv(tl.cdiv(all_len - all_begin, num_parts), _STEP), 1) * _STEP
     decodes = (all_queries == 1) & (all_len > 0)
-    all_whole = tl.where(decodes, all_len // all_part - first_part, 0)
-    all_rest = tl.where(decodes, all_len % all_part, 0)
-    all_items = all_whole + (all_rest > 0).to(tl.int32)
+    all_items = tl.where(decodes, tl.cdiv(all_len - all_begin, all_part), 0)
     all_tiles = tl.where((all_queries > 1) & (all_len > 0), tl.cdiv(all_queries, TILE), 0)
 
     me = all_s == s
     seq_len = tl.sum(tl.where(me, all_len, 0))
     part = tl.sum(tl.where(me, all_part, 0))
     num_items = tl.sum(tl.where(me, all_items, 0))
-    num_whole = tl.sum(tl.where(me, all_whole, 0))
-    rest = tl.sum(tl.where(me, all_rest, 0))
     num_tiles = tl.sum(tl.where(me, all_tiles, 0))
-    first = tl.sum(tl.where(me, first_part, 0))
+    first = tl.sum(tl.where(me, all_begin, 0))
     before = (all_part > part) | ((all_part == part) & (all_s < s))
     part_start = tl.sum(tl.where(all_s < s, all_items, 0))
-    whole_start = tl.sum(tl.where(before, all_whole, 0))
-    longer = (all_rest > rest) | ((all_rest == rest) & (all_s < s))
-    rest_start = tl.sum(all_whole) + tl.sum((longer & (all_rest > 0)).to(tl.int32))
+    item_start = tl.sum(tl.where(before, all_items, 0))
     tile_start = tl.sum(tl.where(all_s < s, all_tiles, 0))
 
     if s == 0:
@@ -159,8 +146,8 @@ def _plan_kernel(
 
     j = tl.arange(0, MAX_PARTITIONS)
     mine = j < num_items
-    begin = (first + j) * part
-    item = items + tl.where(j < num_whole, whole_start + j, rest_start) * 8
+    begin = first + j * part
+    item = items + (item_start + j) * 8
     tl.store(item, table_row, mask=mine)
     tl.store(item + 1, token_start, mask=mine)
     tl.store(item + 2, seq_len - 1, mask=mine)
