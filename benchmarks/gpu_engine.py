@@ -4,7 +4,8 @@
 
 Models are folders of examples/configs. Each workload runs `repeats` times; kernels are compiled and graphs captured in
 the first, so the table shows the first and the best of the others' medians. `--profile` runs one workload again under
-torch's profiler and lists the kernels by their share.
+torch's profiler and lists the kernels by their share; `--gaps 256` runs as many sequences and says how long the GPU had
+nothing to do between two of their decode steps.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def main() -> None:
     )
     if args.profile:
         _profile(llm, NAMED[args.profile]())
+    if args.gaps:
+        _gaps(llm, args.gaps)
     llm.close()
 
 
@@ -60,6 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("workloads", nargs="*", choices=list(NAMED))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", choices=list(NAMED))
+    parser.add_argument("--gaps", type=int, metavar="SEQUENCES")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an engine option")
     return parser.parse_args()
 
@@ -116,6 +120,25 @@ def _profile(llm: LLM, work: list[Work]) -> None:
     for row in rows[:24]:
         micros, count = row.self_device_time_total, row.count
         print(f"{micros / 1e3:9.1f} ms {micros / total:6.1%} {count:7} x {micros / count:7.1f} us  {row.key[:90]}")
+
+
+def _gaps(llm: LLM, num_seqs: int) -> None:
+    """Idle time before a decode step's first kernel, by the profiler's clock; of 48 steps, all sequences in each."""
+    work = [Work(tuple(range(100, 164)), 1, 48) for _ in range(num_seqs)]
+    _run(llm, work)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        _run(llm, work)
+    kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    busy_until, gaps = 0.0, []
+    for event in sorted(kernels, key=lambda event: event.time_range.start):
+        if event.name == "_gather_kernel":
+            gaps.append(event.time_range.start - busy_until)
+        busy_until = max(busy_until, event.time_range.end)
+    gaps = sorted(gaps[2:])
+    print(
+        f"{num_seqs} sequences, {len(gaps)} decode steps: the GPU idle before one for {statistics.median(gaps):.1f} us "
+        f"(median), {gaps[len(gaps) * 9 // 10]:.1f} us (90 %), {gaps[-1]:.1f} us (most)"
+    )
 
 
 if __name__ == "__main__":

@@ -263,7 +263,7 @@ def test_windows(window: int, block_size: int) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("hopper", [False, pytest.param(True, marks=needs_hopper)])
-@pytest.mark.parametrize(("many", "few"), [(32, 21), (4, 1)])
+@pytest.mark.parametrize(("many", "few"), [(32, 5), (4, 1)])
 def test_a_sequence_is_the_same_in_every_batch_cut_alike(many: int, few: int, hopper: bool) -> None:
     assert target_partition(many) == target_partition(few), "so they are cut alike"
     batch = make_batch([(3000, 1), *BIG_DECODES[: many - 1]], head_dim=128)

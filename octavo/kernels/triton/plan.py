@@ -1,7 +1,7 @@
 """The step's attention plan: every sequence's work cut into items of like size, on the device, once a step.
 
-    seq_lens         [ 600 | 70 | 20000 ]         target 256: 2, 1 and 32 parts, which is the most there may be
-    decode items     s2 0-640, s2 640-1280, ... s2 19840-20000, s0 0-320, s0 320-600, s1 0-70
+    seq_lens         [ 600 | 70 | 20000 ]         target 192: 3, 1 and 32 parts, which is the most there may be
+    decode items     s2 0-640, s2 640-1280, ... s2 19840-20000, s0 0-256, s0 256-512, s0 512-600, s1 0-70
 
 The programs of a persistent attention kernel fetch one item after another, so a long sequence beside short ones
 costs what its tokens cost. A sequence is cut into parts of one length, as near to a target as it goes: a piece left
@@ -46,7 +46,7 @@ _STEP = tl.constexpr(64)  # a part's length is a multiple of what attention kern
 def target_partition(num_seqs: int) -> int:
     """What an item's length is to be near to. By measurement on an H100, with eight kv heads: few sequences need many
     items to fill the chip; for many, an item's own cost, its start and its partial result, counts."""
-    return next((target for most, target in ((4, 192), (8, 256), (20, 384)) if num_seqs <= most), 512)
+    return next((target for most, target in ((32, 192), (64, 384)) if num_seqs <= most), 768)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
