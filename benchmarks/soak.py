@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from octavo import SamplingParams
+from octavo import RequestOutput, SamplingParams
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.llm_engine import LLMEngine
 from octavo.observe.events import Preempted
@@ -117,7 +117,7 @@ def _repeat_alone(engine: LLMEngine, results: dict[str, Result], rng: random.Ran
     num_close = 0
     for key in chosen:
         prompt, params, answer, _ = results[key]
-        again = _ask_alone(engine, f"again-{key}", prompt, params)
+        again = [list(one.token_ids) for one in _ask_alone(engine, f"again-{key}", prompt, params).outputs]
         differing = [(one, other) for one, other in zip(answer, again, strict=True) if one != other]
         for one, other in differing:
             assert _is_close_call(engine, prompt, params, one, other), f"request {key} alone gives {other}, not {one}"
@@ -126,13 +126,13 @@ def _repeat_alone(engine: LLMEngine, results: dict[str, Result], rng: random.Ran
     return len(chosen) - num_close, num_close
 
 
-def _ask_alone(engine: LLMEngine, key: str, prompt: list[int], params: SamplingParams) -> list[list[int]]:
+def _ask_alone(engine: LLMEngine, key: str, prompt: list[int], params: SamplingParams) -> RequestOutput:
     engine.add_request(engine.make_request(key, prompt, params))
     last = None
     while engine.has_unfinished_requests:
         last = next((output for output in engine.step() if output.finished), last)
     assert last is not None, "a request alone ends"
-    return [list(one.token_ids) for one in last.outputs]
+    return last
 
 
 def _is_close_call(
@@ -143,11 +143,9 @@ def _is_close_call(
     place = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     low, high = sorted((one[place], other[place]))
     ask = SamplingParams(max_tokens=1, logprobs=-1, detokenize=False, ignore_eos=True)
-    engine.add_request(engine.make_request(f"why-{place}-{low}-{high}", prompt + one[:place], ask))
-    found = {}
-    while engine.has_unfinished_requests:
-        for output in engine.step():
-            found = {token: entry.logprob for token, entry in (output.outputs[0].logprobs or [{}])[0].items()}
+    (sequence,) = _ask_alone(engine, f"why-{place}-{low}-{high}", prompt + one[:place], ask).outputs
+    assert sequence.logprobs is not None, "they were asked for"
+    found = {token: entry.logprob for token, entry in sequence.logprobs[0].items()}
     if params.temperature == 0:
         return abs(found[low] - found[high]) < 1e-4
     mass = {token: math.exp(logprob / params.temperature) for token, logprob in found.items()}
