@@ -43,6 +43,7 @@ def main() -> None:
             max_num_seqs=args.num_seqs,
             max_logprobs=-1,
             num_gpu_blocks_override=args.blocks,
+            schedule_conservativeness=0,  # whoever starts takes any block, so that many are preempted
         )
     )
     preempted: Counter[str] = Counter()

@@ -91,6 +91,11 @@ class SchedulerConfig:
     scheduling_policy: SchedulingPolicy = knob(
         "fcfs", "fcfs: first come; priority: lowest number first, then first come"
     )
+    schedule_conservativeness: float = knob(
+        1.0,
+        "free blocks kept for running sequences to grow into before another starts: this times what they are expected to "
+        "want; 0: start on any free block, and preempt when they run out",
+    )
     async_scheduling: bool | None = knob(None, "plan the next step while this one runs; default: on a GPU")
     max_bypasses: int = knob(32, "how many later requests may start before one that does not fit; then it is next")
 
@@ -99,6 +104,11 @@ class SchedulerConfig:
         _at_least("max_num_seqs", self.max_num_seqs, 1)
         _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
         _at_least("max_bypasses", self.max_bypasses, 0)
+        if not 0 <= self.schedule_conservativeness < math.inf:
+            raise ConfigError(
+                f"schedule_conservativeness is {self.schedule_conservativeness}, allowed is 0 or more, 1 being what is "
+                "expected"
+            )
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ConfigError(f"scheduling_policy is {self.scheduling_policy!r}, allowed are 'fcfs' and 'priority'")
 

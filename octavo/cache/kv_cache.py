@@ -61,6 +61,12 @@ class KVCache:
         """Most blocks one sequence of `num_tokens` holds at once, over all groups."""
         return sum(group.max_blocks(num_tokens, chunk_len, self.block_size) for group in self.groups)
 
+    def num_blocks_to_grow(self, num_tokens: int) -> int:
+        """About how many blocks so many more tokens take, of however many sequences. Groups with a window give back
+        what they take."""
+        num_growing = sum(group.window is None for group in self.groups)
+        return num_growing * -(-num_tokens // self.block_size)
+
     def find_prefix(self, sequence: Sequence, max_tokens: int) -> PrefixMatch:
         """The longest cached prefix, whole blocks of at most `max_tokens` tokens."""
         tables = self._tables_of(sequence)

@@ -13,8 +13,8 @@ class PlanDraft:
     """Entry i of the first columns is one sequence of the step; entry j of the sample columns one draw.
 
     granted, sampled: the sequences behind rows and sample_rows. granted_ids: of the first, once they are written
-    down. num_preempted: sequences that lost their
-    place while this plan was made.
+    down. num_preempted: sequences that lost their place while this plan was made. growth: tokens that everybody in it
+    is expected to still take, once somebody had to know.
     """
 
     granted: list[Sequence] = field(default_factory=list)
@@ -29,6 +29,7 @@ class PlanDraft:
     joining: list[Sequence] = field(default_factory=list)
     granted_ids: tuple[SequenceId, ...] = ()
     num_preempted: int = 0
+    growth: int | None = None
 
     def grant(self, sequence: Sequence, num_tokens: int, is_last: bool) -> None:
         """Compute `num_tokens` more of a sequence; if its last known token is among them, draw the next one."""

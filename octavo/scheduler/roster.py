@@ -44,6 +44,7 @@ class Roster:
             index=index,
             token_ids=list(parent.token_ids),
             num_computed_tokens=parent.num_computed_tokens,
+            expected_len=parent.expected_len,
             state=SequenceState.RUNNING,
         )
         self._add(child)

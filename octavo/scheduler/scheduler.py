@@ -29,6 +29,7 @@ from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceSta
 from octavo.scheduler.admission import check_request
 from octavo.scheduler.budget import TokenBudget
 from octavo.scheduler.draft import PlanDraft
+from octavo.scheduler.growth import Growth
 from octavo.scheduler.journal import SchedulerJournal
 from octavo.scheduler.policy import RANKS
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
@@ -72,6 +73,7 @@ class Scheduler:
         assert config.max_num_seqs is not None, "whoever knows the device has chosen a number"
         self._seats = Seats(config.max_num_seqs)
         self._budget = TokenBudget(config, max_num_batched_tokens)
+        self._growth = Growth(config.schedule_conservativeness)
         self._prompt_logprobs = PromptLogprobs()
         self._quarantine = Quarantine()
         self._rank = RANKS[config.scheduling_policy]
@@ -285,8 +287,22 @@ class Scheduler:
         if num_blocks > cache.num_available_blocks:
             self._explain(sequence, "blocks", f"needs {num_blocks}, {cache.num_available_blocks} are available")
             return False
+        self._growth.guess_len(sequence)
+        num_kept = self._num_blocks_kept(sequence, draft)
+        if num_blocks + num_kept > cache.num_available_blocks:
+            kept = f"{num_kept} of them kept for the growth of those who run and its own"
+            self._explain(sequence, "blocks", f"needs {num_blocks}, {cache.num_available_blocks} are available, {kept}")
+            return False
         self._start(sequence, match, num_tokens, draft)
         return True
+
+    def _num_blocks_kept(self, sequence: Sequence, draft: PlanDraft) -> int:
+        """Blocks that stay free when a sequence starts beside others; alone, or as a suspect, it may always."""
+        if self._quarantine or not (self._running or draft.joining):
+            return 0
+        if draft.growth is None:
+            draft.growth = self._growth.of_all([*self._running, *draft.joining], self._forking)
+        return self._cache.num_blocks_to_grow(draft.growth + self._growth.of(sequence))
 
     def _start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int, draft: PlanDraft) -> None:
         request = sequence.request
@@ -303,6 +319,8 @@ class Scheduler:
         if num_seats(sequence) > 1:
             self._forking.append(sequence)
         self._budget.left -= num_tokens
+        if draft.growth is not None:
+            draft.growth += self._growth.of(sequence)
         draft.enter(sequence)
         draft.grant(sequence, num_tokens, is_last=match.num_tokens + num_tokens == sequence.num_tokens)
 
@@ -380,6 +398,8 @@ class Scheduler:
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
         self._journal.finished(sequence, reason)
+        if reason in ("stop", "length"):
+            self._growth.ended(sequence)
         self._quarantine.drop(sequence)
         if self._roster.leave(sequence):
             self._prompt_logprobs.drop(sequence.request)

@@ -54,7 +54,8 @@ def test_tokens_equal_the_plain_engines(name: str, tiny_folder: TinyFolder) -> N
         assert answers(overlapped) == expected  # now from the prefix tree
         assert overlapped.stats().num_used_blocks == 0
     tight = -(-96 // start.block_size) * start.num_groups + 1
-    with engine(folder, async_scheduling=True, num_gpu_blocks_override=tight) as overlapped:
+    eager = {"num_gpu_blocks_override": tight, "schedule_conservativeness": 0}
+    with engine(folder, async_scheduling=True, **eager) as overlapped:
         assert answers(overlapped) == expected
         assert any(isinstance(event, Preempted) for event in overlapped.events)
 

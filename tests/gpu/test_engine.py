@@ -115,7 +115,8 @@ def test_steps_launched_ahead_give_the_plain_engines_tokens(name: str, tiny_fold
         assert without_logprobs(overlap.answers(ahead)) == without_logprobs(expected)
         assert ahead.stats().num_used_blocks == 0
     tight = -(-96 // start.block_size) * start.num_groups + 1
-    with engine(tiny_folder(name), max_model_len=96, num_gpu_blocks_override=tight) as ahead:
+    eager = {"num_gpu_blocks_override": tight, "schedule_conservativeness": 0}
+    with engine(tiny_folder(name), max_model_len=96, **eager) as ahead:
         assert without_logprobs(overlap.answers(ahead)) == without_logprobs(expected)
         assert any(isinstance(event, Preempted) for event in ahead.events)
 

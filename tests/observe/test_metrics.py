@@ -286,7 +286,8 @@ def test_an_engine_that_ran(is_overlapped: bool) -> None:
 @pytest.mark.parametrize("is_overlapped", [False, True])
 def test_sampled_says_who_got_tokens(is_overlapped: bool) -> None:
     """Whatever is preempted, forked, chunked or ended in a step: the log has the tokens that updates have."""
-    simulator = Simulator(num_blocks=14, block_size=4, config=SchedulerConfig(max_num_batched_tokens=8, max_num_seqs=6))
+    config = SchedulerConfig(max_num_batched_tokens=8, max_num_seqs=6, schedule_conservativeness=0)
+    simulator = Simulator(num_blocks=14, block_size=4, config=config)
     simulator.add(*(make_request(str(i), list(range(i, i + 5 + i)), n=1 + i % 3, max_tokens=5 + i) for i in range(5)))
     while simulator.scheduler.has_unfinished:
         simulator.step_overlapped(40) if is_overlapped else simulator.step()

@@ -46,6 +46,7 @@ class RandomRun(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "priority"]),
         max_bypasses=st.sampled_from([0, 1, 4]),
         has_prefix_cache=st.booleans(),
+        conservativeness=st.sampled_from([0, 0, 0.5, 1]),
     )
     def build(
         self,
@@ -59,6 +60,7 @@ class RandomRun(RuleBasedStateMachine):
         policy,
         max_bypasses,
         has_prefix_cache,
+        conservativeness,
     ):
         self.policy, self.max_bypasses = policy, max_bypasses
         self.simulator = Simulator(
@@ -72,6 +74,7 @@ class RandomRun(RuleBasedStateMachine):
                 long_prefill_token_threshold=threshold if is_chunked else 0,
                 scheduling_policy=policy,
                 max_bypasses=max_bypasses,
+                schedule_conservativeness=conservativeness,
             ),
             max_model_len=MAX_MODEL_LEN,
             enable_prefix_caching=has_prefix_cache,

@@ -11,6 +11,7 @@ from octavo.testing.simulate import Arrival, Simulator, make_request
 
 
 def simulator_of(*, max_num_seqs=8, **options):
+    options = {"schedule_conservativeness": 0} | options  # who starts then takes any block, so that there is preemption
     config = {key: options.pop(key) for key in list(options) if key in SchedulerConfig.__dataclass_fields__}
     return Simulator(config=SchedulerConfig(max_num_seqs=max_num_seqs, **config), checks=True, **options)
 

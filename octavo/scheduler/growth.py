@@ -1,0 +1,58 @@
+"""Growth: the blocks that running sequences will still want, kept free when another one asks to start.
+
+    pool   │ a a a a │ b b │ c c c │ . . . . . . . . │
+                                     a a b b c c c     expected growth: what may start has the rest
+
+Whoever starts on blocks that others are about to grow into starts too early: somebody is preempted, and computed
+twice. A sequence that nothing but its length can end grows to max_tokens. Any other is expected to get as long as
+the recent ones did, and to end any moment once it is longer; until the first have ended nothing is expected.
+A guess that is too low costs a preemption, one that is too high an idle block, never an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from octavo.request import Request, Sequence
+from octavo.scheduler.seats import num_seats
+
+_MEMORY = 64  # sequences: an end this long ago weighs a third of the last one
+
+
+class Growth:
+    """Owner of the guess. conservativeness: a factor on what is expected; 0: start on whatever is free."""
+
+    def __init__(self, conservativeness: float) -> None:
+        self._conservativeness = conservativeness
+        self._mean_output_len = 0.0
+        self._num_ended = 0
+
+    def guess_len(self, sequence: Sequence) -> None:
+        """Note on a starting sequence how many tokens it is expected to end with."""
+        request = sequence.request
+        sequence.expected_len = request.num_prompt_tokens + self._output_len(request)
+
+    def of(self, sequence: Sequence) -> int:
+        """Tokens that a sequence, and the samples that will fork from it, are expected to still take."""
+        return self._scaled(num_seats(sequence) * (sequence.expected_len - sequence.num_tokens))
+
+    def of_all(self, running: Iterable[Sequence], forking: Iterable[Sequence]) -> int:
+        """The same of all running sequences. forking: those of them whose samples are still to come."""
+        growth = sum(max(0, one.expected_len - len(one.token_ids)) for one in running)
+        growth += sum((num_seats(one) - 1) * max(0, one.expected_len - one.num_tokens) for one in forking)
+        return self._scaled(growth)
+
+    def ended(self, sequence: Sequence) -> None:
+        """Learn from one that ended by itself. The first ones count alike, later ones fade."""
+        self._num_ended += 1
+        step = 1 / min(self._num_ended, _MEMORY)
+        self._mean_output_len += (sequence.num_output_tokens - self._mean_output_len) * step
+
+    def _output_len(self, request: Request) -> int:
+        params = request.sampling_params
+        if not request.stop_token_ids and not params.stop:
+            return request.max_output_tokens
+        return min(request.max_output_tokens, max(params.min_tokens, round(self._mean_output_len)))
+
+    def _scaled(self, num_tokens: int) -> int:
+        return round(self._conservativeness * max(0, num_tokens))

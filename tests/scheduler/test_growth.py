@@ -1,0 +1,105 @@
+"""Whoever starts leaves the blocks that running sequences are expected to grow into."""
+
+import pytest
+
+from octavo.config import SchedulerConfig
+from octavo.errors import ConfigError
+from octavo.observe.events import Preempted, Started, Waits
+from octavo.testing.simulate import Arrival, Simulator, make_request
+
+
+def simulator_of(**options):
+    config = {key: options.pop(key) for key in list(options) if key in SchedulerConfig.__dataclass_fields__}
+    return Simulator(config=SchedulerConfig(**config), checks=True, **options)
+
+
+def prompt_of(length, start=0):
+    return [(start + i) % 1000 for i in range(length)]
+
+
+def seen(simulator, kind):
+    return [event for event in simulator.events if isinstance(event, kind)]
+
+
+def start_steps(simulator):
+    return {event.request_id: event.time for event in seen(simulator, Started)}
+
+
+def prompts_of_two_blocks(number, **options):
+    return [make_request(str(i), prompt_of(32, 100 * i), **options) for i in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("conservativeness", "num_at_once"), [(0, 6), (0.5, 4), (1, 3), (100, 1)], ids=["off", "half", "whole", "far"]
+)
+def test_as_many_start_as_will_fit_when_they_are_long(conservativeness, num_at_once):
+    """12 blocks; a prompt takes 2, a whole sequence 4: six start on what is free, three where nobody outgrows it."""
+    simulator = simulator_of(num_blocks=13, schedule_conservativeness=conservativeness)
+    simulator.add(*prompts_of_two_blocks(8, max_tokens=32))
+    simulator.step()
+    assert simulator.scheduler.num_running == num_at_once
+    simulator.run()
+    assert bool(seen(simulator, Preempted)) == (conservativeness < 1)
+
+
+def test_why_one_waits_names_what_is_kept():
+    simulator = simulator_of(num_blocks=13)
+    simulator.add(*prompts_of_two_blocks(4, max_tokens=32))
+    simulator.step()
+    (waits,) = seen(simulator, Waits)
+    assert waits.why == (
+        "blocks: needs 2, 6 are available, 8 of them kept for the growth of those who run and its own"
+    )
+
+
+def test_samples_to_come_grow_too():
+    """Four samples of one prompt of a block share it and take a block each, five in all of seven."""
+    simulator = simulator_of(num_blocks=8, max_num_batched_tokens=16)
+    simulator.add(make_request("a", prompt_of(16, 900), n=4, max_tokens=17), *prompts_of_two_blocks(2, max_tokens=2))
+    simulator.run()
+    assert not seen(simulator, Preempted)
+    starts = start_steps(simulator)
+    assert starts["a"] == 0
+    assert min(starts["0"], starts["1"]) >= 16, "the samples' last step leaves nothing free before"
+
+
+def test_one_that_may_end_early_is_expected_to_end_as_the_recent_ones_did():
+    stops = list(range(1000))  # any token ends it, once two are out
+    early = [make_request(f"early{i}", prompt_of(16, 50 * i), max_tokens=320, stop_token_ids=stops) for i in range(3)]
+    simulator = simulator_of(num_blocks=25)
+    simulator.run([Arrival(0, one) for one in early])
+    assert {len(one.sequences[0].output_token_ids) for one in early} == {1}
+    late = [make_request(f"late{i}", prompt_of(16, 50 * i), max_tokens=320, stop_token_ids=[2000]) for i in range(12)]
+    simulator.add(*late)
+    simulator.step()
+    assert simulator.scheduler.num_running == 12, "max_tokens would need 21 blocks each, what is expected is one token"
+
+
+def test_nothing_is_expected_before_anybody_ended():
+    simulator = simulator_of(num_blocks=13)
+    simulator.add(*prompts_of_two_blocks(6, max_tokens=150, stop_token_ids=[2000]))
+    simulator.step()
+    assert simulator.scheduler.num_running == 6
+
+
+def test_min_tokens_is_expected_of_one_that_may_end():
+    simulator = simulator_of(num_blocks=13)
+    simulator.add(*prompts_of_two_blocks(6, max_tokens=150, stop_token_ids=[2000], min_tokens=32))
+    simulator.step()
+    assert simulator.scheduler.num_running == 3
+
+
+@pytest.mark.parametrize(("windows", "num_growing"), [((None,), 1), ((None, 16), 1), ((16,), 0)])
+def test_only_groups_without_a_window_grow(windows, num_growing):
+    simulator = simulator_of(num_blocks=25, windows=windows)
+    simulator.add(*prompts_of_two_blocks(9, max_tokens=32))
+    simulator.step()
+    assert simulator.cache.num_blocks_to_grow(33) == 3 * num_growing
+    simulator.run()
+    assert not seen(simulator, Preempted)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_a_factor_that_is_none_is_refused(value):
+    with pytest.raises(ConfigError, match=rf"schedule_conservativeness is {value}, allowed is 0 or more"):
+        SchedulerConfig(schedule_conservativeness=value)
