@@ -57,7 +57,7 @@ def main() -> None:
             "HAS_RESIDUAL": not gate, "CHAINED": True, "num_warps": rows // 16,
         }  # fmt: skip
         known = {
-            "x_desc": boxes(rows, 128),
+            "x_desc": boxes(16 if columns == 32 else rows, 128),
             "weight_desc": boxes(2 if gate else 1, columns, 128, layout=tile_linear._WEIGHT_LAYOUT),
         }
         name = f"tile-{rows}x{columns}-{gate or 'plain'}"

@@ -18,7 +18,7 @@ from octavo.kernels.triton.tile_linear import Tile, TileLinear
 
 #: in, out: whole tiles; a last tile, and a last turn, in part; fewer turns than stages
 SHAPES = [(1024, 4096), (2048, 1024), (1000, 888), (256, 1152)]
-ROWS = [4, 16, 17, 33, 64, 65, 100, 128, 129, 200, 256]
+ROWS = [1, 4, 16, 17, 33, 64, 65, 100, 128, 129, 200, 256]
 TILES = [Tile(64, 32, 7), Tile(64, 64, 3), Tile(128, 32, 2)]
 
 
@@ -65,9 +65,20 @@ class TestTileLinear:
             assert relative_error(out, F.rms_norm(total, total.shape[1:], norm, 1e-5)) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("num_rows", [1, 5, 16, 17, 32])
+def test_what_lies_below_a_low_box_does_no_harm(num_rows: int) -> None:
+    x, weight, out = operands((4096, 6144), torch.bfloat16, num_rows)
+    tile = TileLinear(weight).tile_for(num_rows)
+    assert tile is not None
+    poison, _, nowhere = operands((4096, 6144), torch.bfloat16, tile.rows)
+    TileLinear(weight).run(poison.fill_(torch.nan), nowhere, tile=tile)  # leaves NaN all over shared memory
+    TileLinear(weight).run(x, out, tile=tile)
+    assert relative_error(out, F.linear(x.float(), weight.float())) < TOLERANCE[torch.bfloat16]
+
+
 def test_tiles_are_for_rows_and_shapes_where_they_are_faster() -> None:
     weight = torch.empty(6144, 1024, dtype=torch.bfloat16, device=DEVICE)
-    assert TileLinear(weight).tile_for(64) is not None
+    assert all(TileLinear(weight).tile_for(rows) is not None for rows in (1, 16, 64, 128))
     assert TileLinear(weight).tile_for(257) is None
     assert TileLinear(weight, "silu").tile_for(128) is not None
     assert TileLinear(weight[:, :100].contiguous()).tile_for(64) is None

@@ -47,9 +47,7 @@ def test_why_one_waits_names_what_is_kept():
     simulator.add(*prompts_of_two_blocks(4, max_tokens=32))
     simulator.step()
     (waits,) = seen(simulator, Waits)
-    assert waits.why == (
-        "blocks: needs 2, 6 are available, 8 of them kept for the growth of those who run and its own"
-    )
+    assert waits.why == ("blocks: needs 2, 6 are available, 8 of them kept for the growth of those who run and its own")
 
 
 def test_samples_to_come_grow_too():

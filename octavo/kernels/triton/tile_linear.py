@@ -10,10 +10,13 @@ predecessor has ended and has its weights on the way:
     wgmma                                  x0 w0 | x1 w1 | x2 w2 | x3 w3 | ...    each frees a stage of both rings
     out                                                                   +bias, residual, gate -> stored
 
-A program owns `rows` x `columns` of the result; what limits it is how fast its multiprocessor reads L2, so tiles
-are as square as leaves about one program a multiprocessor. Where the output is narrow that is not enough: the
-inputs are split, too, and each part leaves float32 sums that the next kernel, a norm, adds up while it reads them
-(`sum_rms_norm` in norm.py).
+A program owns `rows` x `columns` of the result; what limits it is how fast its multiprocessor's copy engine fills
+shared memory, about 50 bytes a ns, so tiles are as square as leaves about one program a multiprocessor. Where the
+output is narrow that is not enough: the inputs are split, too, and each part leaves float32 sums that the next
+kernel, a norm, adds up while it reads them (`sum_rms_norm` in norm.py).
+
+The engine writes every row of a box, those that x does not have as zeros. So a box of few rows is lower than the
+tile; below it lies whatever was there, which ends in rows of the result that nobody stores.
 
 In Gluon: Triton's own pipelining has no place for "ask for the weights, then wait for the predecessor".
 """
@@ -40,6 +43,7 @@ from octavo.kernels.triton.hopper import barrier, load_box
 
 MAX_ROWS = 256
 MAX_SPLIT = 2
+_MIN_BOX = 16  # rows
 _DEPTH = 128  # inputs a stage: two of the 128-byte rows that TMA swizzles
 _ROWS_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 _WEIGHT_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3)
@@ -98,7 +102,8 @@ class TileLinear:
         assert out.shape == (*([tile.split] * (tile.split > 1)), num_rows, self.columns), "a split tile leaves parts"
         assert tile.split == 1 or (bias is None and residual is None and gate is None), "parts are whole sums later"
         assert gate is None or residual is None, "a gated product has no residual"
-        x_desc = TensorDescriptor(x, [num_rows, self.depth], [x.stride(0), 1], [tile.rows, _DEPTH], _ROWS_LAYOUT)
+        box = [min(tile.rows, max(_MIN_BOX, triton.next_power_of_2(num_rows))), _DEPTH]
+        x_desc = TensorDescriptor(x, [num_rows, self.depth], [x.stride(0), 1], box, _ROWS_LAYOUT)
         _tile_kernel[(triton.cdiv(num_rows, tile.rows), triton.cdiv(self.columns, tile.columns), tile.split)](
             x_desc, self._descriptor(tile.columns), out, x if bias is None else bias,
             out if residual is None else residual, num_rows, self.columns,
@@ -120,38 +125,40 @@ class TileLinear:
 def choose_tile(num_rows: int, columns: int, depth: int, *, gated: bool = False, in_parts: bool = False) -> Tile | None:
     """The tile that beat cuBLAS on an H100 for this many rows, or None where none did. columns: of the result.
 
-    Measured with cold weights in chained graphs, the kernels before and after the product included, as a share of
-    cuBLAS's time: of a 0.6B at 32 to 128 rows qkv 0.94 to 0.96, gate and up 0.89 to 0.91, o 0.80 to 0.85, down 0.72
-    to 0.86; at 256 rows o 0.88, down 0.83. Of larger models what is chosen here takes 0.85 to 1.0. Past 64 rows every
-    program reads so much of x that only what splits its inputs, or saves a kernel, is far ahead. Whole decode steps
-    of 4, 8 and 16 rows, without and with tiles: 0.6B 1.25 and 1.16, 1.33 and 1.25, 1.50 and 1.47 ms; 8B 6.39 and 6.27
-    at 8, 6.69 and 6.29 at 16.
+    Measured with cold weights in chained graphs, the norm after a product in parts included. Up to 48 rows a product
+    takes 1.0 to 1.3 times as long as reading its weights at 3 TB/s, of a 0.6B's down and o, 2 and 3 us, 2.4 and 3.3
+    times. Past 64 rows every program reads so much of x that only what splits its inputs, or saves a kernel, is far
+    ahead of cuBLAS: of a 0.6B at 128 rows qkv takes 0.96 of its time, gate and up 0.91, o 0.85, down 0.86, at 256 o
+    0.88 and down 0.83; of larger models what is chosen here takes 0.85 to 1.0.
     """
     if num_rows > MAX_ROWS or columns < 1024 or depth < 1024 or depth % 8:
         return None
-    size = columns * depth
     if gated:
-        if num_rows > 128:
-            return None
-        if columns <= 4096:
-            return Tile(64, 32, 3)
-        return Tile(64, 64, 4) if num_rows <= 64 else Tile(128, 64, 3)
+        return _gated_tile(num_rows, columns)
     if in_parts:
         return _tile_in_parts(num_rows, columns, depth)
-    if num_rows > 128 or columns < 3072 or size > (26 if num_rows <= 64 else 8) << 20:
+    if num_rows > 128 or columns < 3072 or (num_rows > 64 and columns * depth > 8 << 20):
         return None
-    if size > 4 << 20:
-        return Tile(64, 64, 7)
-    return Tile(64, 32, 7 if num_rows <= 64 else 4)
+    return Tile(64, 32, 7) if num_rows <= 64 and columns <= 4096 and depth >= 2048 else Tile(64, 64, 7)
+
+
+def _gated_tile(num_rows: int, columns: int) -> Tile | None:
+    if num_rows > 128:
+        return None
+    if num_rows <= (64 if columns <= 4096 else 32):
+        return Tile(64, 32, 6)
+    if columns <= 4096:
+        return Tile(64, 32, 3)
+    return Tile(64, 64, 4) if num_rows <= 64 else Tile(128, 64, 3)
 
 
 def _tile_in_parts(num_rows: int, columns: int, depth: int) -> Tile | None:
-    if columns <= 1024:
-        return Tile(64, 32, 7 if depth > 2048 and num_rows <= 128 else 4, MAX_SPLIT)
-    if num_rows > 128 or (num_rows > 16 and columns > 2048 and depth <= 2 * columns):
-        return None
     if num_rows <= 64:
         return Tile(64, 64, 7, MAX_SPLIT)
+    if columns <= 1024:
+        return Tile(64, 32, 7 if depth > 2048 and num_rows <= 128 else 4, MAX_SPLIT)
+    if num_rows > 128 or (columns > 2048 and depth <= 2 * columns):
+        return None
     if columns > 2048:
         return Tile(128, 64, 4, MAX_SPLIT)
     return Tile(64, 32, 4, MAX_SPLIT) if depth <= 4096 else Tile(128, 32, 5, MAX_SPLIT)
@@ -167,7 +174,8 @@ def _tile_kernel(
     """One tile of one part. `num_turns` stages' worth of inputs."""
     HALVES: gl.constexpr = weight_desc.block_type.shape[0]
     DEPTH: gl.constexpr = x_desc.block_type.shape[1]
-    BYTES: gl.constexpr = (ROWS + HALVES * COLUMNS) * DEPTH * 2
+    BOX: gl.constexpr = x_desc.block_type.shape[0]
+    BYTES: gl.constexpr = (BOX + HALVES * COLUMNS) * DEPTH * 2
     m0, n0, part = gl.program_id(0) * ROWS, gl.program_id(1) * COLUMNS, gl.program_id(2)
     k0 = part * num_turns * DEPTH
     xs = gl.allocate_shared_memory(x_desc.dtype, [STAGES, ROWS, DEPTH], x_desc.layout)
@@ -181,7 +189,8 @@ def _tile_kernel(
         load_box(weight_desc, [0, n0, k0 + stage * DEPTH], full.index(stage), ws.index(stage), pred=wanted)
     wait_for_previous(CHAINED)
     for stage in range(STAGES):
-        load_box(x_desc, [m0, k0 + stage * DEPTH], full.index(stage), xs.index(stage), pred=stage < num_turns)
+        to = xs.index(stage).slice(0, BOX)
+        load_box(x_desc, [m0, k0 + stage * DEPTH], full.index(stage), to, pred=stage < num_turns)
 
     m = m0 + gl.arange(0, ROWS, gl.SliceLayout(1, _accumulator(COLUMNS, num_warps)))
     n = n0 + gl.arange(0, COLUMNS, gl.SliceLayout(0, _accumulator(COLUMNS, num_warps)))
@@ -203,7 +212,7 @@ def _tile_kernel(
         mbarrier.expect(full.index(freed), BYTES, pred=wanted)
         at = k0 + ahead * DEPTH
         load_box(weight_desc, [0, n0, at], full.index(freed), ws.index(freed), pred=wanted)
-        load_box(x_desc, [m0, at], full.index(freed), xs.index(freed), pred=wanted)
+        load_box(x_desc, [m0, at], full.index(freed), xs.index(freed).slice(0, BOX), pred=wanted)
     y = warpgroup_mma_wait(0, deps=(y,))
 
     y = _finish(y, bias_ptr, n, columns, COLUMNS, GATE, HAS_BIAS, num_warps)
