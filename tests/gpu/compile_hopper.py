@@ -40,8 +40,7 @@ def compile_kernel(
 
 def main() -> None:
     for dim in hopper_prefill.HEAD_DIMS:
-        constants = {"HEADS": 16, "GROUP": 2, "D": dim, "BLOCK_SIZE": 16, "STAGES": 256 // dim}
-        constants |= {"WAIT_FIRST": dim == 64, "WAIT_LAST": dim == 128}
+        constants = {"HEADS": 16, "GROUP": 2, "D": dim, "BLOCK_SIZE": 16, "STAGES": 256 // dim, "CHAINED": True}
         known = {"q_boxes": boxes(64, dim), "pool_boxes": boxes(16, dim)}
         compile_kernel(f"prefill-{dim}", hopper_prefill._kernel, constants, known, num_warps=4, maxnreg=168)
     for dim, fused in ((128, True), (128, False), (64, True)):

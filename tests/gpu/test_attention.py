@@ -55,16 +55,8 @@ def run(
         )
         decode_attention(q, out, layer, batch.pool, plan, workspace, **decode)
         if hopper:
-            has_decodes = 1 in batch.query_lens
             HopperPrefill(PROGRAMS, DEVICE).prefill(
-                q,
-                out,
-                layer,
-                batch.pool,
-                plan,
-                block_table=batch.block_table,
-                after_decodes=has_decodes,
-                chained=chained,
+                q, out, layer, batch.pool, plan, block_table=batch.block_table, chained=chained
             )
         else:
             prefill_attention(

@@ -51,7 +51,7 @@ class DecodeWorkspace:
 
     values: torch.Tensor  # [max items, Q, D] float32
     max_sum: torch.Tensor  # [max items, Q, 2] float32
-    counter: torch.Tensor  # [1] int32: the next work to fetch; zero between launches
+    counter: torch.Tensor  # [1] int32: work fetched; zero between launches
 
     @classmethod
     def allocate(cls, max_num_seqs: int, num_heads: int, head_dim: int, device: torch.device) -> DecodeWorkspace:

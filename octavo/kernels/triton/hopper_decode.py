@@ -144,7 +144,8 @@ def _load(
     work, ring, boxes, block_table, table_stride, block_stride, layer_row, total_rows, totals, items, counter,
     KV_HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, WAIT: gl.constexpr,
 ):  # fmt: skip
-    """Fetch items, say in `records` what they are, load their keys and values. The last record is empty."""
+    """Fetch items, the first being the program's own, say in `records` what they are, load their keys and values. The
+    last record is empty."""
     records, record_full, record_free = work
     k, v, full, free = ring
     stages: gl.constexpr = k.shape[0]
@@ -155,7 +156,8 @@ def _load(
     num_work = gl.load(totals) * KV_HEADS
     turn = 0
     count = 0
-    piece, table_row, token, position, begin, end, num_items, part = _fetch(counter, items, num_work, KV_HEADS)
+    piece = gl.program_id(0)
+    table_row, token, position, begin, end, num_items, part = _look_up(piece, items, num_work, KV_HEADS)
     while piece < num_work:
         kv_head = piece % KV_HEADS
         first = begin // STAGE * STAGE
@@ -183,9 +185,8 @@ def _load(
                 load_box(boxes, [row, 0], full.index(stage), to)
             count += 1
             if i == 0:  # the next item is on its way while the rest of this one is loaded
-                piece, table_row, token, position, begin, end, num_items, part = _fetch(
-                    counter, items, num_work, KV_HEADS
-                )
+                piece = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
+                table_row, token, position, begin, end, num_items, part = _look_up(piece, items, num_work, KV_HEADS)
         turn += 1
     mbarrier.wait(record_free.index(turn % 2), (turn // 2 & 1) ^ 1)
     write_record(records.index(turn % 2), 0, 0, 0, 0, 0, 0, 0, 0)
@@ -193,12 +194,11 @@ def _load(
 
 
 @gluon.jit
-def _fetch(counter, items, num_work, KV_HEADS: gl.constexpr):
-    """The next piece's number, and its item's record in the plan."""
-    piece = gl.atomic_add(counter, 1, sem="relaxed")
+def _look_up(piece, items, num_work, KV_HEADS: gl.constexpr):
+    """A piece's item, as the plan has it; any, where there is no such piece."""
     record = items + gl.maximum(gl.minimum(piece, num_work - 1), 0) // KV_HEADS * 8
     return (
-        piece, gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 3), gl.load(record + 4),
+        gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 3), gl.load(record + 4),
         gl.load(record + 5), gl.load(record + 6),
     )  # fmt: skip
 

@@ -64,7 +64,7 @@ class HopperPrefill:
 
     def __init__(self, num_multiprocessors: int, device: torch.device) -> None:
         self._num_programs = num_multiprocessors
-        self._counter = torch.zeros(1, dtype=torch.int32, device=device)  # work fetched; zero between launches
+        self._counter = torch.zeros(1, dtype=torch.int32, device=device)  # fetches; zero between launches
         self._pools = PoolBoxes()
 
     @staticmethod
@@ -82,20 +82,17 @@ class HopperPrefill:
         plan: AttentionPlan,
         *,
         block_table: torch.Tensor,
-        after_decodes: bool = False,
         chained: bool = False,
     ) -> None:
         """As `prefill_attention`: write the rows of `out` [T, Q * D] that belong to sequences with several new tokens.
-        q [T, Q * D]; the cache is up to date. chained: by the kernel just before; or, after_decodes, by the one before
-        `decode_attention`'s two, beside the second of which this one then works."""
+        q [T, Q * D]; the cache is up to date."""
         dim = layer.head_dim
         _kernel[(self._num_programs,)](
             boxes(q, [ROWS.value, dim]), self._pools.boxes(pool, pool.block_size), out, block_table,
             plan.totals, plan.tiles, self._counter, layer.scale * LOG2_E, out.stride(0), block_table.stride(0),
             pool.block_stride // dim, pool.value_offset // dim, pool.layer_row, pool.rows.shape[0],
             HEADS=layer.num_heads, GROUP=layer.num_heads // layer.num_kv_heads, D=dim, BLOCK_SIZE=pool.block_size,
-            STAGES=2 if dim == 128 else 4, WAIT_FIRST=chained and not after_decodes,
-            WAIT_LAST=chained and after_decodes, launch_pdl=chained, num_warps=4, maxnreg=168,
+            STAGES=2 if dim == 128 else 4, CHAINED=chained, launch_pdl=chained, num_warps=4, maxnreg=168,
         )  # fmt: skip
 
 
@@ -104,7 +101,7 @@ def _kernel(
     q_boxes, pool_boxes, out_ptr, block_table, totals, tiles, counter,
     scale_log2, out_stride, table_stride, block_rows, value_rows, layer_row, total_rows,
     HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
-    WAIT_FIRST: gl.constexpr, WAIT_LAST: gl.constexpr,
+    CHAINED: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_boxes.dtype
     # two tiles of queries, each in a half a computing warpgroup; barriers say that something is full, or free again
@@ -128,7 +125,7 @@ def _kernel(
             (_compute, (work, computing, result, 0)),
             (_compute, (work, computing, result, 1)),
             (_load_keys, (work, q, q_boxes, k, k_full, k_free, pool, totals, tiles, counter, layer_row, HEADS, GROUP,
-                          WAIT_FIRST, WAIT_LAST)),
+                          CHAINED)),
             (_load_values, (work, v, v_full, v_free, pool, value_rows)),
         ],
         [4, 1, 1],
@@ -139,17 +136,19 @@ def _kernel(
 @gluon.jit
 def _load_keys(
     work, q, q_boxes, k, k_full, k_free, pool, totals, tiles, counter, layer_row,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, WAIT_FIRST: gl.constexpr, WAIT_LAST: gl.constexpr,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, CHAINED: gl.constexpr,
 ):  # fmt: skip
-    """Fetch pieces of work, say in `records` what they are, load their queries and keys. The last record is empty."""
+    """Fetch pieces of work, the first being the program's own, say in `records` what they are, load their queries and
+    keys. The last record is empty."""
     records, q_full, q_free = work
     pool_boxes, block_table, table_stride, block_rows, total_rows = pool
     dim: gl.constexpr = q.shape[2]
     num_work = gl.load(totals + 1) * HEADS
     turn = 0
     count = 0  # tiles of keys so far: where in the ring, and how often around it
-    piece, token, num_queries, position, seq_len, table_row = _fetch(counter, tiles, num_work, HEADS)
-    if WAIT_FIRST:
+    piece = gl.program_id(0)
+    token, num_queries, position, seq_len, table_row = _look_up(piece, tiles, num_work, HEADS)
+    if CHAINED:
         gdc_wait()
     while piece < num_work:
         head = piece % HEADS
@@ -170,7 +169,8 @@ def _load_keys(
         start = (num_tiles - 1) * KV_TILE
         _load_tile(k, k_full, k_free, count, pool_boxes, table, start, seq_len, block_rows, kv_row, total_rows)
         # the next piece is on its way while the rest of this one is loaded
-        piece, token, num_queries, position, next_len, table_row = _fetch(counter, tiles, num_work, HEADS)
+        piece = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
+        token, num_queries, position, next_len, table_row = _look_up(piece, tiles, num_work, HEADS)
         for i in range(1, num_tiles):
             start = (num_tiles - 1 - i) * KV_TILE
             _load_tile(k, k_full, k_free, count + i, pool_boxes, table, start, seq_len, block_rows, kv_row, total_rows)
@@ -182,18 +182,13 @@ def _load_keys(
     mbarrier.arrive(q_full.index(turn % 2), count=1)
     if piece == num_work + gl.num_programs(0) - 1:  # every program has fetched for the last time
         gl.store(counter, 0)
-    if WAIT_LAST:  # what comes after this kernel also wants what came before it
-        gdc_wait()
 
 
 @gluon.jit
-def _fetch(counter, tiles, num_work, HEADS: gl.constexpr):
-    """The next piece's number, and its tile's record in the plan."""
-    piece = gl.atomic_add(counter, 1, sem="relaxed")
+def _look_up(piece, tiles, num_work, HEADS: gl.constexpr):
+    """A piece's tile, as the plan has it; any, where there is no such piece."""
     record = tiles + gl.minimum(piece, num_work - 1) // HEADS * 8
-    return (
-        piece, gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 3), gl.load(record + 4)
-    )  # fmt: skip
+    return gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 3), gl.load(record + 4)
 
 
 @gluon.jit

@@ -49,7 +49,7 @@ from octavo.kernels.triton.weights import DeviceWeights
 VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
 TILED_ROWS = (16, 64, 128, 256)  # where products are tiles, from MIN_TILED_ROWS on
-MIN_TILED_ROWS = 4
+MIN_TILED_ROWS = 2
 MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row of float32 and one of counts
 
 
@@ -246,7 +246,7 @@ class TritonModel:
         """By ascending number of rows; a step takes the first that it fits in."""
         seqs = self.limits.max_num_seqs
         programs = []
-        for rows in (*VECTOR_ROWS[:-1], MIN_TILED_ROWS - 1) if tiled else VECTOR_ROWS:
+        for rows in (rows for rows in VECTOR_ROWS if not tiled or rows < MIN_TILED_ROWS):
             is_vector = _takes_vectors(rows)
             fusions = Fusions(attention=True, residual=True, takes_norm=is_vector, takes_gate=is_vector)
             programs.append(self._program(whole, fusions, min(seqs, rows)))

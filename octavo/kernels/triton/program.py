@@ -272,7 +272,7 @@ class Program:
             elif step.has_long_chunks and hopper is not None:
                 hopper.prefill(
                     q, out, layer, around.pools[layer.index_in_group], plan,
-                    block_table=step.block_tables[layer.group], after_decodes=step.has_decodes, chained=chained,
+                    block_table=step.block_tables[layer.group], chained=chained,
                 )  # fmt: skip
             elif step.has_chunks:
                 prefill_attention(
