@@ -1,7 +1,7 @@
 """Growth: the blocks that running sequences will still want, kept free when another one asks to start.
 
     pool   │ a a a a │ b b │ c c c │ . . . . . . . . │
-                                     a a b b c c c     expected growth: what may start has the rest
+                                     a a b b c c c     expected growth, less what ends before: the rest may be taken
 
 Whoever starts on blocks that others are about to grow into starts too early: somebody is preempted, and computed
 twice. A sequence that nothing but its length can end grows to max_tokens. Any other is expected to get as long as
@@ -37,10 +37,18 @@ class Growth:
         return self._scaled(num_seats(sequence) * (sequence.expected_len - sequence.num_tokens))
 
     def of_all(self, running: Iterable[Sequence], forking: Iterable[Sequence]) -> int:
-        """The same of all running sequences. forking: those of them whose samples are still to come."""
-        growth = sum(max(0, one.expected_len - len(one.token_ids)) for one in running)
-        growth += sum((num_seats(one) - 1) * max(0, one.expected_len - one.num_tokens) for one in forking)
-        return self._scaled(growth)
+        """Tokens that all running sequences together will have more than now, when they have most: all gain one a step,
+        and one that ends gives back what it alone has. forking: those of them whose samples are still to come."""
+        lives = [(one.expected_len - len(one.token_ids), _own_len(one)) for one in running]
+        for one in forking:
+            lives += [(one.expected_len - one.num_tokens, 0)] * (num_seats(one) - 1)
+        lives = sorted((life for life in lives if life[0] > 0), reverse=True)
+        given_back = sum(own for _, own in lives)
+        most = 0
+        for num_left, (steps, own) in enumerate(lives, 1):
+            given_back -= own
+            most = max(most, num_left * steps - given_back)
+        return self._scaled(most)
 
     def ended(self, sequence: Sequence) -> None:
         """Learn from one that ended by itself. The first ones count alike, later ones fade."""
@@ -56,3 +64,10 @@ class Growth:
 
     def _scaled(self, num_tokens: int) -> int:
         return round(self._conservativeness * max(0, num_tokens))
+
+
+def _own_len(sequence: Sequence) -> int:
+    """Tokens whose blocks nobody else is known to hold."""
+    request = sequence.request
+    num_shared = request.num_cached_tokens if request.sampling_params.n == 1 else request.num_prompt_tokens
+    return len(sequence.token_ids) - num_shared

@@ -101,3 +101,13 @@ def test_only_groups_without_a_window_grow(windows, num_growing):
 def test_a_factor_that_is_none_is_refused(value):
     with pytest.raises(ConfigError, match=rf"schedule_conservativeness is {value}, allowed is 0 or more"):
         SchedulerConfig(schedule_conservativeness=value)
+
+
+def test_what_ends_before_makes_room_for_what_grows_later():
+    """The three take 5, 6 and 4 of 13 blocks in the end; but "short" is gone before "long" has grown."""
+    simulator = simulator_of(num_blocks=14)
+    short, long = (make_request(n, prompt_of(p, p), max_tokens=m) for n, p, m in (("short", 64, 2), ("long", 32, 64)))
+    simulator.add(short, long, make_request("next", prompt_of(32, 400), max_tokens=32))
+    simulator.run()
+    assert start_steps(simulator) == {"short": 0, "long": 0, "next": 1}
+    assert not seen(simulator, Preempted)
