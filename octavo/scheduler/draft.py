@@ -14,7 +14,7 @@ class PlanDraft:
 
     granted, sampled: the sequences behind rows and sample_rows. granted_ids: of the first, once they are written
     down. num_preempted: sequences that lost their place while this plan was made. growth: tokens that everybody in it
-    is expected to still take, once somebody had to know.
+    is expected to still take, once somebody asked to start.
     """
 
     granted: list[Sequence] = field(default_factory=list)

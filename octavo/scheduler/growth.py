@@ -11,7 +11,7 @@ A guess that is too low costs a preemption, one that is too high an idle block, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence as Listlike
 
 from octavo.request import Request, Sequence
 from octavo.scheduler.seats import num_seats
@@ -36,9 +36,10 @@ class Growth:
         """Tokens that a sequence, and the samples that will fork from it, are expected to still take."""
         return self._scaled(num_seats(sequence) * (sequence.expected_len - sequence.num_tokens))
 
-    def of_all(self, running: Iterable[Sequence], forking: Iterable[Sequence]) -> int:
+    def of_all(self, running: Listlike[Sequence], forking: Listlike[Sequence]) -> int:
         """Tokens that all running sequences together will have more than now, when they have most: all gain one a step,
-        and one that ends gives back what it alone has. forking: those of them whose samples are still to come."""
+        once their prompts are computed, and one that ends gives back what it alone has. forking: those of them whose
+        samples are still to come."""
         lives = [(one.expected_len - len(one.token_ids), _own_len(one)) for one in running]
         for one in forking:
             lives += [(one.expected_len - one.num_tokens, 0)] * (num_seats(one) - 1)
@@ -48,7 +49,8 @@ class Growth:
         for num_left, (steps, own) in enumerate(lives, 1):
             given_back -= own
             most = max(most, num_left * steps - given_back)
-        return self._scaled(most)
+        num_to_compute = sum(max(0, len(one.token_ids) - one.num_computed_tokens - 1) for one in running)
+        return self._scaled(most) + num_to_compute
 
     def ended(self, sequence: Sequence) -> None:
         """Learn from one that ended by itself. The first ones count alike, later ones fade."""

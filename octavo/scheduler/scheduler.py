@@ -298,10 +298,10 @@ class Scheduler:
 
     def _num_blocks_kept(self, sequence: Sequence, draft: PlanDraft) -> int:
         """Blocks that stay free when a sequence starts beside others; alone, or as a suspect, it may always."""
+        if draft.growth is None:
+            draft.growth = self._growth.of_all(self._running, self._forking)
         if self._quarantine or not (self._running or draft.joining):
             return 0
-        if draft.growth is None:
-            draft.growth = self._growth.of_all([*self._running, *draft.joining], self._forking)
         return self._cache.num_blocks_to_grow(draft.growth + self._growth.of(sequence))
 
     def _start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int, draft: PlanDraft) -> None:
@@ -319,8 +319,8 @@ class Scheduler:
         if num_seats(sequence) > 1:
             self._forking.append(sequence)
         self._budget.left -= num_tokens
-        if draft.growth is not None:
-            draft.growth += self._growth.of(sequence)
+        assert draft.growth is not None, "it was known before anybody started"
+        draft.growth += self._growth.of(sequence) + sequence.num_tokens - match.num_tokens - num_tokens
         draft.enter(sequence)
         draft.grant(sequence, num_tokens, is_last=match.num_tokens + num_tokens == sequence.num_tokens)
 

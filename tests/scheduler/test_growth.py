@@ -111,3 +111,14 @@ def test_what_ends_before_makes_room_for_what_grows_later():
     simulator.run()
     assert start_steps(simulator) == {"short": 0, "long": 0, "next": 1}
     assert not seen(simulator, Preempted)
+
+
+@pytest.mark.parametrize("conservativeness", [0, 1])
+def test_a_prompt_in_chunks_keeps_the_blocks_of_the_chunks_to_come(conservativeness):
+    """One has taken 1 of its 6 blocks when the other, of 5, asks for some of 8."""
+    options = {"max_num_batched_tokens": 32, "long_prefill_token_threshold": 16}
+    simulator = simulator_of(num_blocks=9, schedule_conservativeness=conservativeness, **options)
+    simulator.add(make_request("a", prompt_of(96), max_tokens=1), make_request("b", prompt_of(80, 500), max_tokens=1))
+    simulator.run()
+    assert start_steps(simulator) == {"a": 0, "b": 6}
+    assert not seen(simulator, Preempted)
