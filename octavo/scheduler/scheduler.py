@@ -290,8 +290,8 @@ class Scheduler:
         self._growth.guess_len(sequence)
         num_kept = self._num_blocks_kept(sequence, draft)
         if num_blocks + num_kept > cache.num_available_blocks:
-            kept = f"{num_kept} of them kept for the growth of those who run and its own"
-            self._explain(sequence, "blocks", f"needs {num_blocks}, {cache.num_available_blocks} are available, {kept}")
+            lacking = f"needs {num_blocks} and {num_kept} for its growth and that of those who run"
+            self._explain(sequence, "blocks", f"{lacking}, {cache.num_available_blocks} are available")
             return False
         self._start(sequence, match, num_tokens, draft)
         return True

@@ -16,8 +16,8 @@ from octavo.kernels.ops import StepLimits
 from octavo.messages import NewRow, StepPlan
 from octavo.sampling_params import SamplingParams
 
-#: where kernels change with the number of sequences
-_NUM_DECODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+#: every small size that is captured by itself, and where kernels change with the number of sequences
+_NUM_DECODES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 #: tokens of each chunk, and decodes beside them
 _CHUNKS = (
     ([1, 16], 0),

@@ -5,20 +5,8 @@ import pytest
 from octavo.config import SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.observe.events import Preempted, Started, Waits
-from octavo.testing.simulate import Arrival, Simulator, make_request
-
-
-def simulator_of(**options):
-    config = {key: options.pop(key) for key in list(options) if key in SchedulerConfig.__dataclass_fields__}
-    return Simulator(config=SchedulerConfig(**config), checks=True, **options)
-
-
-def prompt_of(length, start=0):
-    return [(start + i) % 1000 for i in range(length)]
-
-
-def seen(simulator, kind):
-    return [event for event in simulator.events if isinstance(event, kind)]
+from octavo.testing.simulate import Arrival, make_request
+from tests.scheduler.simulators import prompt_of, seen, simulator_of
 
 
 def start_steps(simulator):
@@ -47,7 +35,7 @@ def test_why_one_waits_names_what_is_kept():
     simulator.add(*prompts_of_two_blocks(4, max_tokens=32))
     simulator.step()
     (waits,) = seen(simulator, Waits)
-    assert waits.why == ("blocks: needs 2, 6 are available, 8 of them kept for the growth of those who run and its own")
+    assert waits.why == "blocks: needs 2 and 8 for its growth and that of those who run, 6 are available"
 
 
 def test_samples_to_come_grow_too():
@@ -62,7 +50,7 @@ def test_samples_to_come_grow_too():
 
 
 def test_one_that_may_end_early_is_expected_to_end_as_the_recent_ones_did():
-    stops = list(range(1000))  # any token ends it, once two are out
+    stops = list(range(1000))  # any token ends it
     early = [make_request(f"early{i}", prompt_of(16, 50 * i), max_tokens=320, stop_token_ids=stops) for i in range(3)]
     simulator = simulator_of(num_blocks=25)
     simulator.run([Arrival(0, one) for one in early])

@@ -2,26 +2,18 @@
 
 import pytest
 
-from octavo.config import SchedulerConfig
 from octavo.messages import ForkRow, StepResult
 from octavo.observe.events import FirstToken, Forked, Preempted, PrefixHit, Scheduled, Started
 from octavo.request import SequenceState
 from octavo.testing.fake_executor import generate_alone
-from octavo.testing.simulate import Arrival, Simulator, make_request
+from octavo.testing.simulate import Arrival, make_request
+from tests.scheduler import simulators
+from tests.scheduler.simulators import prompt_of, seen
 
 
-def simulator_of(*, max_num_seqs=8, **options):
-    options = {"schedule_conservativeness": 0} | options  # who starts then takes any block, so that there is preemption
-    config = {key: options.pop(key) for key in list(options) if key in SchedulerConfig.__dataclass_fields__}
-    return Simulator(config=SchedulerConfig(max_num_seqs=max_num_seqs, **config), checks=True, **options)
-
-
-def prompt_of(length, start=0):
-    return [(start + i) % 1000 for i in range(length)]
-
-
-def seen(simulator, kind):
-    return [event for event in simulator.events if isinstance(event, kind)]
+def simulator_of(**options):
+    """Who starts takes any block, so that there is preemption."""
+    return simulators.simulator_of(**{"max_num_seqs": 8, "schedule_conservativeness": 0} | options)
 
 
 def assert_as_if_alone(*requests):

@@ -2,18 +2,9 @@
 
 import pytest
 
-from octavo.config import SchedulerConfig
 from octavo.observe.events import Started, Waits
-from octavo.testing.simulate import Simulator, make_request
-
-
-def simulator_of(**options):
-    config = {key: options.pop(key) for key in list(options) if key in SchedulerConfig.__dataclass_fields__}
-    return Simulator(config=SchedulerConfig(**config), checks=True, **options)
-
-
-def prompt_of(length, start=0):
-    return [(start + i) % 1000 for i in range(length)]
+from octavo.testing.simulate import make_request
+from tests.scheduler.simulators import prompt_of, simulator_of
 
 
 def start_order(simulator):

@@ -3,7 +3,7 @@
 The forward pass is recorded once and bound several times, each a program for one kind of step:
 
     chunks     any mix of prefill chunks and decodes; then `head` on the rows whose logits are wanted
-    decodes    1, 2 or 3: as much fused as the products' tilings take, down to five kernels a layer; elsewhere 4, too
+    decodes    1:         as much fused as the products' tilings take, down to five kernels a layer; elsewhere up to 4
                up to 256: on Hopper, products in tiles with the gate, their parts summed by the norm after them
                up to 64:  elsewhere, the residual joins the product
                more:      cuBLAS products, and kernels between them           all with the head
@@ -48,8 +48,7 @@ from octavo.kernels.triton.weights import DeviceWeights
 
 VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
-TILED_ROWS = (16, 64, 128, 256)  # where products are tiles, from MIN_TILED_ROWS on
-MIN_TILED_ROWS = 2
+TILED_ROWS = (16, 64, 128, 256)  # where products are tiles, of more than one row
 MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row of float32 and one of counts
 
 
@@ -246,7 +245,7 @@ class TritonModel:
         """By ascending number of rows; a step takes the first that it fits in."""
         seqs = self.limits.max_num_seqs
         programs = []
-        for rows in (rows for rows in VECTOR_ROWS if not tiled or rows < MIN_TILED_ROWS):
+        for rows in VECTOR_ROWS[:1] if tiled else VECTOR_ROWS:
             is_vector = _takes_vectors(rows)
             fusions = Fusions(attention=True, residual=True, takes_norm=is_vector, takes_gate=is_vector)
             programs.append(self._program(whole, fusions, min(seqs, rows)))
