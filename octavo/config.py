@@ -94,7 +94,7 @@ class SchedulerConfig:
     schedule_conservativeness: float = knob(
         1.0,
         "free blocks kept for running sequences to grow into before another starts: this times what they are expected "
-        "to want; 0: start on any free block, and preempt when they run out",
+        "to want; 0: keep only what started prompts still need, and preempt when blocks run out",
     )
     async_scheduling: bool | None = knob(None, "plan the next step while this one runs; default: on a GPU")
     max_bypasses: int = knob(32, "how many later requests may start before one that does not fit; then it is next")

@@ -9,7 +9,8 @@
 
 A tile of keys comes block by block through the block table, each block a box that the copy engine lays into its place,
 so paged keys cost what dense ones would. A tile of queries walks its keys backwards: the masked ones, at the diagonal,
-come first, and the long rest needs no mask. Pieces of work, a tile of queries and a head, are fetched by a counter.
+come first, and the long rest needs no mask. Pieces of work are a tile of queries and a head; after its first,
+a program fetches them by a counter.
 
 Written in Gluon, the part of Triton that says which warp does what and where a tile lies. It takes what most models
 have: 16-bit caches, heads of 64 or 128, no window and no cap; the rest is left to `prefill_attention.py`.

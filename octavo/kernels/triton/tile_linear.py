@@ -125,11 +125,11 @@ class TileLinear:
 def choose_tile(num_rows: int, columns: int, depth: int, *, gated: bool = False, in_parts: bool = False) -> Tile | None:
     """The tile that beat cuBLAS on an H100 for this many rows, or None where none did. columns: of the result.
 
-    Measured with cold weights in chained graphs, the norm after a product in parts included. Up to 48 rows a product
-    takes 1.0 to 1.3 times as long as reading its weights at 3 TB/s, of a 0.6B's down and o, 2 and 3 us, 2.4 and 3.3
-    times. Past 64 rows every program reads so much of x that only what splits its inputs, or saves a kernel, is far
-    ahead of cuBLAS: of a 0.6B at 128 rows qkv takes 0.96 of its time, gate and up 0.91, o 0.85, down 0.86, at 256 o
-    0.88 and down 0.83; of larger models what is chosen here takes 0.85 to 1.0.
+    Measured with cold weights in chained graphs, the norm after a product in parts included. At 16 rows an 8B's
+    products take 1.02 (gate and up) to 1.34 (o) times as long as reading their weights at 3 TB/s; a 0.6B's, of 4 to 5
+    us each, 1.2 (gate and up) to 3.3 (o) times. Past 64 rows every program reads so much of x that only what splits
+    its inputs, or saves a kernel, is far ahead of cuBLAS: of a 0.6B at 128 rows qkv takes 0.96 of its time, gate and
+    up 0.91, o 0.85, down 0.86, at 256 o 0.88 and down 0.83; of larger models what is chosen here takes 0.85 to 1.0.
     """
     if num_rows > MAX_ROWS or columns < 1024 or depth < 1024 or depth % 8:
         return None
