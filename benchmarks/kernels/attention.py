@@ -39,13 +39,13 @@ class AttentionOnly:
     kv_heads: int
     head_dim: int
 
-    def forward(self, ops: Ops) -> Tensor:
+    def forward(self, ops: Ops) -> tuple[Tensor]:
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
         table = from_array(np.random.default_rng(0).standard_normal((64, width), np.float32))
         for index in range(LAYERS):
             layer = AttentionLayer(0, index, self.heads, self.kv_heads, self.head_dim, self.head_dim**-0.5)
             out = ops.paged_attention(ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer), layer)
-        return out
+        return (out,)
 
     def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
         return ops.linear(hidden, LinearWeight((from_array(np.zeros((32, hidden.width), np.float32)),)))

@@ -63,7 +63,7 @@ class Decoder:
     dtype: DType
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def forward(self, ops: Ops) -> Tensor:
+    def forward(self, ops: Ops) -> tuple[Tensor]:
         angles = np.outer(np.arange(MAX_LEN), 1e5 ** (-np.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))).astype(np.float32)
         rotary = RotaryTable(np.cos(angles), np.sin(angles))
         residual = ops.embedding(random_weight(self.rng, "Q8_0", VOCAB, HIDDEN), "input_ids")
@@ -77,7 +77,7 @@ class Decoder:
             x, residual = ops.add_rms_norm(
                 ops.linear(x, self._weight(HIDDEN, FF)), residual, random_norm(self.rng), 1e-5
             )
-        return x
+        return (x,)
 
     def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
         dtype: DType = "F32" if self.dtype == "F32" else "Q8_0"

@@ -42,8 +42,7 @@ struct CompiledModel {
   ModelState state;
   std::unique_ptr<Program> forward, head;
   std::vector<int32_t> token_seqs;
-  Slot hidden{};  // the forward program's result
-  Slot head_input{};
+  std::vector<Slot> hidden, head_inputs;  // what the forward program leaves, and where the head takes it
   Slot head_output{};
 
   CompiledModel(ThreadPool& pool, const KVPool& kv) : state(pool, kv) {}
@@ -84,9 +83,11 @@ struct CompiledModel {
     ThreadPool::Session session(state.pool);
     head->bind(head_output.buffer, out);
     head->reserve(count);
-    const Rows source = forward->rows(hidden), target = head->rows(head_input);
-    for (int64_t i = 0; i < count; ++i) {
-      std::memcpy(target[i], source[token_indices[i]], size_t(source.width) * sizeof(float));
+    for (size_t each = 0; each < hidden.size(); ++each) {
+      const Rows source = forward->rows(hidden[each]), target = head->rows(head_inputs[each]);
+      for (int64_t i = 0; i < count; ++i) {
+        std::memcpy(target[i], source[token_indices[i]], size_t(source.width) * sizeof(float));
+      }
     }
     head->run(count);
   }
@@ -119,9 +120,10 @@ Program* octavo_model_head_program(CompiledModel* model, const int32_t* widths, 
   return model->head.get();
 }
 
-void octavo_model_join(CompiledModel* model, Slot hidden, Slot head_input, Slot head_output) {
-  model->hidden = hidden;
-  model->head_input = head_input;
+void octavo_model_join(
+    CompiledModel* model, const Slot* hidden, const Slot* head_inputs, int64_t count, Slot head_output) {
+  model->hidden.assign(hidden, hidden + count);
+  model->head_inputs.assign(head_inputs, head_inputs + count);
   model->head_output = head_output;
 }
 

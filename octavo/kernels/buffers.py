@@ -23,13 +23,13 @@ class BufferPlan:
     buffer_of: dict[int, int]
 
 
-def share_buffers(instructions: Sequence[Instruction], given: Sequence[Value], kept: Value) -> BufferPlan:
-    """`given` are filled before the first instruction; `kept` is still read after the last."""
+def share_buffers(instructions: Sequence[Instruction], given: Sequence[Value], kept: Sequence[Value]) -> BufferPlan:
+    """`given` are filled before the first instruction; `kept` are still read after the last."""
     last_use = {value.storage: -1 for value in given}
     for index, instruction in enumerate(instructions):
         for value in (*instruction.inputs, *instruction.outputs):
             last_use[value.storage] = index
-    last_use[kept.storage] = len(instructions)
+    last_use |= {value.storage: len(instructions) for value in kept}
 
     widths: list[int] = []
     buffer_of: dict[int, int] = {}

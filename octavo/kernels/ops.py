@@ -223,11 +223,12 @@ class CompiledModel(Protocol):
     """A model bound to a backend, a KV pool and step limits. One owner: the model runner."""
 
     def forward(self, batch: StepBatch) -> None:
-        """Run the step up to the last hidden states, which stay inside until the next forward."""
+        """Run the step as far as its tokens need one another; what each has then stays inside until the next
+        forward."""
 
     def logits(self, token_indices: IntArray) -> Logits:
         """Logits [N, V] for N tokens of the last forward, by their index in the step; N is at most max_num_seqs.
-        Valid until the next call."""
+        Valid until the next call, of which there may be any number."""
 
     def sample(self, logits: Logits, batch: SamplingBatch) -> IntArray:
         """Draw N tokens -> [N] int32. `logits` is not changed. An entry whose logits are NaN, or whose every
@@ -244,11 +245,13 @@ class CompiledModel(Protocol):
 class Model(Protocol):
     """What a backend needs of a model: two functions over Ops."""
 
-    def forward(self, ops: Ops) -> Tensor:
-        """input_ids, positions -> final hidden states [T, H], after the last norm."""
+    def forward(self, ops: Ops) -> tuple[Tensor, ...]:
+        """input_ids, positions -> hidden states, one or more [T, width]: what the pass has once its tokens need one
+        another no more."""
 
-    def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
-        """[N, H] -> [N, V]."""
+    def logits(self, ops: Ops, *hidden: Tensor) -> Tensor:
+        """The rest of the pass, for some of the tokens: their hidden states, [N, width] each -> [N, V]. The arguments
+        are dead afterwards."""
 
 
 @dataclass(frozen=True, slots=True)

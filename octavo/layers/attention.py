@@ -13,6 +13,10 @@ class SelfAttention:
     out: LinearWeight  # [H, Q * D]
     layer: AttentionLayer
 
-    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
-        q = ops.rotary_kv_write(ops.linear(x, self.qkv), self.layer)
-        return ops.linear(ops.paged_attention(q, self.layer), self.out)
+    def attend(self, ops: Ops, x: Tensor) -> Tensor:
+        """[T, H] -> [T, Q * D], not projected back yet."""
+        return ops.paged_attention(ops.rotary_kv_write(ops.linear(x, self.qkv), self.layer), self.layer)
+
+    def project(self, ops: Ops, attended: Tensor) -> Tensor:
+        """[T, Q * D] -> [T, H]."""
+        return ops.linear(attended, self.out)

@@ -3,10 +3,13 @@
     tokens -> embedding -> r
     each layer:   r += [norm] attention(norm r)        the bracketed norms: Gemma only
                   r += [norm] mlp(norm r)
-    hidden = norm r   ->   head   ->   logits
+    logits = head(norm r)
 
 Each addition is fused with the norm that follows it, which is why the stream travels as a pair: the last
 layer's output, not yet added, and the sum so far.
+
+After the last layer has attended, no token needs another any more, and of a prompt only the last token's logits are
+wanted. So `forward` ends there, and `logits` goes the rest of the way with the tokens that it is asked for.
 """
 
 from __future__ import annotations
@@ -31,11 +34,19 @@ class DecoderLayer:
 
     def __call__(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(output of the layer below, not yet added; sum so far) -> the same after this layer."""
+        return self.finish(ops, *self.attend(ops, pending, residual))
+
+    def attend(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The first part, where tokens look at others: what attention gave [T, Q * D], and the sum so far."""
         if pending is None:
             x = self.attention_norm(ops, residual)
         else:
             x, residual = self.attention_norm.add(ops, pending, residual)
-        x = self.attention(ops, x)
+        return self.attention.attend(ops, x), residual
+
+    def finish(self, ops: Ops, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The rest, each token by itself."""
+        x = self.attention.project(ops, attended)
         if self.attention_output_norm is not None:
             x = self.attention_output_norm(ops, x)
         x, residual = self.mlp_norm.add(ops, x, residual)
@@ -55,13 +66,15 @@ class Decoder:
     head: LinearWeight  # [V, H]
     logits_softcap: float | None = None
 
-    def forward(self, ops: Ops) -> Tensor:
+    def forward(self, ops: Ops) -> tuple[Tensor, Tensor]:
         pending, residual = None, self.embedding(ops)
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             pending, residual = layer(ops, pending, residual)
-        hidden, _ = self.norm.add(ops, pending, residual)
-        return hidden
+        return last.attend(ops, pending, residual)
 
-    def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
+    def logits(self, ops: Ops, attended: Tensor, residual: Tensor) -> Tensor:
+        pending, residual = self.layers[-1].finish(ops, attended, residual)
+        hidden, _ = self.norm.add(ops, pending, residual)
         logits = ops.linear(hidden, self.head)
         return logits if self.logits_softcap is None else ops.softcap(logits, self.logits_softcap)

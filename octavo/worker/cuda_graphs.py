@@ -11,8 +11,7 @@ is padded to the next one. Captured graphs share one pool of memory.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -23,6 +22,7 @@ import torch
 from octavo.kernels.ops import IntArray, StepBatch
 from octavo.kernels.triton.model import TritonModel, has_long_chunks
 from octavo.kernels.triton.program import DeviceStep
+from octavo.kernels.triton.row_counts import padded_tokens
 from octavo.kernels.triton.rows import advance_rows, gather_rows
 from octavo.kernels.triton.sampling import DeviceSamplingBatch
 from octavo.worker.device_rows import DeviceRows
@@ -31,24 +31,6 @@ from octavo.worker.device_rows import DeviceRows
 Variant = Literal["plain", "filtered", "logits"]
 
 MAX_CHUNK_GRAPHS = 160
-
-
-def padded_size(num_seqs: int, max_num_seqs: int, row_counts: Sequence[int]) -> int:
-    """Of a step of decodes: 1, 2, 3, 4, 8, then in steps of 8 to 256, then the model's row counts; max_num_seqs at
-    most."""
-    if num_seqs <= 4:
-        size = num_seqs
-    elif num_seqs <= 256:
-        size = -(-num_seqs // 8) * 8
-    else:
-        size = padded_tokens(num_seqs, row_counts)
-    return min(size, max_num_seqs)
-
-
-def padded_tokens(num_tokens: int, row_counts: Sequence[int]) -> int:
-    """The first of the ascending row counts that is enough; as it is if there is none."""
-    index = bisect_left(row_counts, num_tokens)
-    return row_counts[index] if index < len(row_counts) else num_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)

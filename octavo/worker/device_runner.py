@@ -26,9 +26,10 @@ import torch
 from octavo.errors import EngineDeadError, OutOfMemoryError
 from octavo.kernels.ops import IntArray, StepBatch
 from octavo.kernels.triton.model import TritonModel
+from octavo.kernels.triton.row_counts import padded_size
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
-from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, GraphMemory, Variant, padded_size
+from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, GraphMemory, Variant
 from octavo.worker.device_rows import DeviceRows
 from octavo.worker.drawn_tokens import DrawnTokens, Fetch
 from octavo.worker.model_runner import DoneStep, Draws, ModelRunner

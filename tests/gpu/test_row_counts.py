@@ -12,8 +12,14 @@ from tests.gpu.device import ON_GPU
 
 pytest.importorskip("triton")
 
-from octavo.kernels.triton.row_counts import MOST, UNMEASURED, cheap_row_counts, keep_cheap
-from octavo.worker.cuda_graphs import padded_size, padded_tokens
+from octavo.kernels.triton.row_counts import (
+    MOST,
+    UNMEASURED,
+    cheap_row_counts,
+    keep_cheap,
+    padded_size,
+    padded_tokens,
+)
 
 
 def test_only_counts_that_save_time_are_kept() -> None:

@@ -31,8 +31,8 @@ class FunctionModel:
 
     function: Callable[[Ops], Tensor]
 
-    def forward(self, ops: Ops) -> Tensor:
-        return self.function(ops)
+    def forward(self, ops: Ops) -> tuple[Tensor]:
+        return (self.function(ops),)
 
     def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
         return hidden

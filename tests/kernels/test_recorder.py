@@ -79,7 +79,7 @@ def test_buffers_do_not_grow_with_depth() -> None:
         x = recorder.rms_norm(residual, np.ones(WIDTH, np.float32), 1e-5)
         for index in range(num_layers):
             x, residual = decoder_block(recorder, x, residual, AttentionLayer(0, index, 3, 1, 8, 0.3))
-        widths.append(sorted(share_buffers(recorder.instructions, (), x).widths))
+        widths.append(sorted(share_buffers(recorder.instructions, (), (x, residual)).widths))
     assert widths[0] == widths[1]
     assert len(widths[1]) <= 4
 

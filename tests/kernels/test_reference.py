@@ -44,8 +44,8 @@ class OneOp:
 
     expression: Callable[[Ops], Tensor]
 
-    def forward(self, ops: Ops) -> Tensor:
-        return self.expression(ops)
+    def forward(self, ops: Ops) -> tuple[Tensor]:
+        return (self.expression(ops),)
 
     def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
         return hidden

@@ -34,20 +34,23 @@ def test_builder_takes_exactly_the_tensors_of_the_table(family: str, is_tied: bo
 
 @families
 def test_forward_respects_the_contract_of_ops(family: str) -> None:
-    model, ops = build(family), SymbolicOps()
-    hidden = model.forward(ops)
-    assert hidden.width == LLAMA.hidden_size
+    model, ops, architecture = build(family), SymbolicOps(), ARCHITECTURES[family]
+    attended, residual = model.forward(ops)
+    assert attended.width == architecture.num_heads * architecture.head_dim
+    assert residual.width == architecture.hidden_size
     assert ops.written == ops.read == SLOTS
-    logits = model.logits(ops, hidden)
+    logits = model.logits(ops, attended, residual)
     assert logits.width == LLAMA.vocab_size
-    assert not hidden.is_dead, "logits may be asked for again"
+    assert ops.read == SLOTS, "no attention after the cut"
 
 
 @families
 def test_two_projections_a_half_layer_and_no_more(family: str) -> None:
     model, ops = build(family), SymbolicOps()
-    model.forward(ops)
-    assert ops.counts["linear"] == 4 * NUM_LAYERS
+    hidden = model.forward(ops)
+    assert ops.counts["linear"] == 4 * NUM_LAYERS - 3, "what follows the last attention is for logits alone"
+    model.logits(ops, *hidden)
+    assert ops.counts["linear"] == 4 * NUM_LAYERS + 1, "and the head"
 
 
 @families

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from octavo.kernels.buffers import BufferPlan, share_buffers
 from octavo.kernels.cpu import library
-from octavo.kernels.cpu.emit import Emitter
-from octavo.kernels.cpu.library import Slot, ThreadPool, address, check, int32_address
+from octavo.kernels.cpu.emit import Emitter, slots
+from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
 from octavo.kernels.cpu.sampling import sample
 from octavo.kernels.ops import (
     AttentionLayer,
@@ -75,21 +75,23 @@ class CpuModel:
         recorder = Recorder()
         hidden = model.forward(recorder)
         self._check_layers(recorder.instructions, kv)
-        hidden_slot, plan = self._add_program("forward", recorder.instructions, (), hidden)
+        plan = self._add_program("forward", recorder.instructions, (), hidden)
+        hidden_slots = slots(plan, hidden)
         self._activation_floats = sum(plan.widths)
 
         recorder = Recorder()
-        head_input = recorder.new_value(hidden.width)
-        logits = model.logits(recorder, head_input)
+        head_inputs = tuple(recorder.new_value(value.width) for value in hidden)
+        logits = model.logits(recorder, *head_inputs)
         assert logits.width == logits.stride == limits.vocab_size, f"the model has {logits.width} logits a token"
-        logits_slot, plan = self._add_program("head", recorder.instructions, (head_input,), logits)
+        plan = self._add_program("head", recorder.instructions, head_inputs, (logits,))
+        (logits_slot,) = slots(plan, (logits,))
         self._logits_floats = plan.widths[logits_slot.buffer]
-        input_slot = Slot(plan.buffer_of[head_input.storage], head_input.width, head_input.stride)
-        loaded.octavo_model_join(self._handle, hidden_slot, input_slot, logits_slot)
+        input_slots = slots(plan, head_inputs)
+        loaded.octavo_model_join(self._handle, hidden_slots, input_slots, len(hidden), logits_slot)
 
     def _add_program(
-        self, which: str, instructions: list[Instruction], given: tuple[Value, ...], kept: Value
-    ) -> tuple[Slot, BufferPlan]:
+        self, which: str, instructions: list[Instruction], given: tuple[Value, ...], kept: tuple[Value, ...]
+    ) -> BufferPlan:
         plan = share_buffers(instructions, given, kept)
         widths = np.array(plan.widths, np.int32)
         add = getattr(self._library, f"octavo_model_{which}_program")
@@ -97,7 +99,7 @@ class CpuModel:
         for instruction in instructions:
             emitter.emit(instruction)
         self._borrowed += emitter.borrowed
-        return emitter.slot(kept), plan
+        return plan
 
     def _check_layers(self, instructions: list[Instruction], kv: KVLayout) -> None:
         for instruction in instructions:

@@ -7,7 +7,8 @@ embedding tables are borrowed, and `Emitter.borrowed` keeps them alive.
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref
+from collections.abc import Sequence
+from ctypes import Array, byref
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +22,12 @@ from octavo.kernels.recorder import ACTIVATIONS, INDICES, Instruction, Value
 from octavo.kernels.tensor import DTYPES, HostTensor
 
 
+def slots(plan: BufferPlan, values: Sequence[Value]) -> Array[Slot]:
+    """Where values lie in a program whose buffers were shared out so."""
+    places = [Slot(plan.buffer_of[value.storage], value.width, value.stride) for value in values]
+    return (Slot * len(places))(*places)
+
+
 class Emitter:
     """Appends instructions to one C++ program."""
 
@@ -31,12 +38,9 @@ class Emitter:
         self._program = program
         self._plan = plan
 
-    def slot(self, value: Value) -> Slot:
-        return Slot(self._plan.buffer_of[value.storage], value.width, value.stride)
-
     def emit(self, instruction: Instruction) -> None:
-        slots = [self.slot(value) for value in (*instruction.inputs, *instruction.outputs)]
-        getattr(self, f"_{instruction.op}")(*slots, **instruction.arguments)
+        places = slots(self._plan, (*instruction.inputs, *instruction.outputs))
+        getattr(self, f"_{instruction.op}")(*places, **instruction.arguments)
 
     def _embedding(self, out: Slot, table: HostTensor, index: Index, offset: int, scale: float) -> None:
         data, dtype = self._borrow(table.data), DTYPES.index(table.dtype)

@@ -86,7 +86,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "octavo_model_free": (None, (_POINTER,)),
     "octavo_model_forward_program": (_POINTER, (_POINTER, _POINTER, c_int64)),
     "octavo_model_head_program": (_POINTER, (_POINTER, _POINTER, c_int64)),
-    "octavo_model_join": (None, (_POINTER, Slot, Slot, Slot)),
+    "octavo_model_join": (None, (_POINTER, POINTER(Slot), POINTER(Slot), c_int64, Slot)),
     "octavo_model_forward": (c_int, (_POINTER, POINTER(StepView))),
     "octavo_model_logits": (c_int, (_POINTER, _POINTER, c_int64, _POINTER)),
     "octavo_model_copy_blocks": (None, (_POINTER, _POINTER, _POINTER, c_int64)),

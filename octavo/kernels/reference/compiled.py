@@ -23,7 +23,7 @@ class ReferenceModel:
         self._limits = limits
         self._blocks = pool.reshape(kv.num_blocks, kv.block_bytes)
         self._ops = ReferenceOps(KVCache(kv, pool))
-        self._hidden: torch.Tensor | None = None
+        self._hidden: tuple[torch.Tensor, ...] | None = None
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> None:
@@ -35,7 +35,8 @@ class ReferenceModel:
     @torch.inference_mode()
     def logits(self, token_indices: IntArray) -> FloatArray:
         assert self._hidden is not None, "logits follow a forward"
-        logits: FloatArray = self._model.logits(self._ops, self._hidden[torch.from_numpy(token_indices).long()]).numpy()
+        rows = torch.from_numpy(token_indices).long()
+        logits: FloatArray = self._model.logits(self._ops, *(hidden[rows] for hidden in self._hidden)).numpy()
         return logits
 
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:

@@ -25,10 +25,10 @@ Rule = Callable[[Instruction, Instruction], list[Instruction] | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """Instructions in order; `given` is filled before the first, `kept` is read after the last."""
+    """Instructions in order; `given` are filled before the first, `kept` are read after the last."""
 
     instructions: Sequence[Instruction]
-    kept: Value
+    kept: tuple[Value, ...]
     given: tuple[Value, ...] = ()
 
 
@@ -69,12 +69,13 @@ def _with_own_queries(recording: Recording) -> Recording:
             moved[q] = Value(q.width, -1 - len(moved), q.width)
             outputs = (moved[q],)
         instructions.append(replace(instruction, inputs=inputs, outputs=outputs))
-    return replace(recording, instructions=instructions, kept=moved.get(recording.kept, recording.kept))
+    kept = tuple(moved.get(value, value) for value in recording.kept)
+    return replace(recording, instructions=instructions, kept=kept)
 
 
 def _apply(recording: Recording, rule: Rule) -> Recording:
     uses = Counter(value for instruction in recording.instructions for value in instruction.inputs)
-    uses[recording.kept] += 1
+    uses.update(recording.kept)
     result: list[Instruction] = []
     rest = list(reversed(recording.instructions))
     while rest:

@@ -2,11 +2,16 @@
 
 The forward pass is recorded once and bound several times, each a program for one kind of step:
 
-    chunks     any mix of prefill chunks and decodes; then `head` on the rows whose logits are wanted
-    decodes    1:         as much fused as the products' tilings take, down to five kernels a layer; elsewhere up to 4
-               up to 256: on Hopper, products in tiles with the gate, their parts summed by the norm after them
-               up to 64:  elsewhere, the residual joins the product
-               more:      cuBLAS products, and kernels between them           all with the head
+    chunks     any mix of prefill chunks and decodes, until the last layer has attended
+    heads      the rest of the pass, for the rows whose logits are wanted
+    decodes    both, one row a sequence
+
+Of heads and decodes there are several each, by the number of rows:
+
+    1          as much fused as the products' tilings take, down to five kernels a layer; elsewhere up to 4
+    up to 256  on Hopper, products in tiles with the gate, their parts summed by the norm after them
+    up to 64   elsewhere, the residual joins the product
+    more       cuBLAS products, and kernels between them
 
 `forward`, `logits` and the rest of CompiledModel take a step from the host, whatever it holds. `decode` runs a step
 of decodes alone on tensors that are on the device already, waits for nothing, and can be captured in a CUDA graph.
@@ -41,7 +46,7 @@ from octavo.kernels.triton.linear import choose_tiling
 from octavo.kernels.triton.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.prefill_attention import LONG_SEQUENCE
 from octavo.kernels.triton.program import Chunks, DeviceStep, HopperKernels, PlanKey, Program, Surroundings
-from octavo.kernels.triton.row_counts import cheap_row_counts
+from octavo.kernels.triton.row_counts import cheap_row_counts, padded_size
 from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample
 from octavo.kernels.triton.staging import Staging
 from octavo.kernels.triton.weights import DeviceWeights
@@ -74,10 +79,10 @@ class TritonModel:
         recorder = Recorder()
         hidden = model.forward(recorder)
         forward = Recording(list(recorder.instructions), hidden)
-        whole = Recording(recorder.instructions, model.logits(recorder, hidden))
+        whole = Recording(recorder.instructions, (model.logits(recorder, *hidden),))
         recorder = Recorder()
-        head_input = recorder.new_value(hidden.width)
-        head = Recording(recorder.instructions, model.logits(recorder, head_input), (head_input,))
+        head_inputs = tuple(recorder.new_value(value.width) for value in hidden)
+        head = Recording(recorder.instructions, (model.logits(recorder, *head_inputs),), head_inputs)
 
         layers = [i.arguments["layer"] for i in whole.instructions if i.op == "paged_attention"]
         self._check_layers(layers)
@@ -98,8 +103,8 @@ class TritonModel:
         )
         seqs = limits.max_num_seqs
         self._chunks = self._program(forward, Fusions(), limits.max_num_tokens)
-        self._decodes = self._decode_programs(whole, tiled)
-        self._head = self._program(head, Fusions(), seqs)
+        self._decodes = self._programs_by_rows(whole, tiled)
+        self._heads = self._programs_by_rows(head, tiled)
         shared = self._share_memory(dtype)
         products = [i.arguments["weight"].parts for i in forward.instructions if i.op == "linear"]
         #: what a step's tokens are padded to where products are a library's
@@ -110,7 +115,7 @@ class TritonModel:
         self.staging = Staging(device)
         self._sampling = SamplingWorkspace.allocate(seqs, limits.vocab_size, device, edits=False)
         self._editing = SamplingWorkspace.allocate(min(seqs, MAX_EDITED_ROWS), limits.vocab_size, device, edits=True)
-        self._hidden = torch.empty(0, device=device)
+        self._hidden: list[torch.Tensor] = []
         self._pool = torch.empty(0, dtype=torch.uint8, device=device)
 
     def bind_pool(self, num_blocks: int) -> None:
@@ -174,9 +179,13 @@ class TritonModel:
 
     def logits(self, token_indices: IntArray) -> torch.Tensor:
         num_rows = len(token_indices)
+        padded = padded_size(num_rows, self.limits.max_num_seqs, self.row_counts)
+        head = _first_for(padded, self._heads)
         (indices,) = self.staging.upload([token_indices])
-        torch.index_select(self._hidden, 0, indices, out=self._head.given(num_rows))
-        return self._head.run(None, num_rows)
+        for hidden, given in zip(self._hidden, head.given(num_rows), strict=True):
+            torch.index_select(hidden, 0, indices, out=given)
+        (logits,) = head.run(None, padded)
+        return logits[:num_rows]
 
     def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> IntArray:
         drawn: IntArray = self.launch_sample(logits, batch).cpu().numpy()
@@ -219,8 +228,8 @@ class TritonModel:
         """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding."""
         self._make_plan(step)
         num_rows = len(step.seq_lens)
-        program = next(program for program in self._decodes if num_rows <= program.max_rows)
-        return program.run(step, num_rows)
+        (logits,) = _first_for(num_rows, self._decodes).run(step, num_rows)
+        return logits
 
     def draw(
         self,
@@ -241,30 +250,35 @@ class TritonModel:
     def _program(self, recording: Recording, fusions: Fusions, max_rows: int, *, tiled: bool = False) -> Program:
         return Program(fuse(recording, fusions), self._around, max_rows, tiled=tiled)
 
-    def _decode_programs(self, whole: Recording, tiled: bool) -> list[Program]:
-        """By ascending number of rows; a step takes the first that it fits in."""
+    def _programs_by_rows(self, recording: Recording, tiled: bool) -> list[Program]:
+        """Of a row a sequence, by ascending number of rows; the first is taken that they fit in."""
         seqs = self.limits.max_num_seqs
         programs = []
         for rows in VECTOR_ROWS[:1] if tiled else VECTOR_ROWS:
             is_vector = _takes_vectors(rows)
             fusions = Fusions(attention=True, residual=True, takes_norm=is_vector, takes_gate=is_vector)
-            programs.append(self._program(whole, fusions, min(seqs, rows)))
+            programs.append(self._program(recording, fusions, min(seqs, rows)))
         for rows in TILED_ROWS if tiled else ():
             fusions = Fusions(attention=True, residual=True, parts=True, takes_gate=_takes_gates(rows))
-            programs.append(self._program(whole, fusions, min(seqs, rows), tiled=True))
+            programs.append(self._program(recording, fusions, min(seqs, rows), tiled=True))
         if not tiled:
-            programs.append(self._program(whole, Fusions(attention=True, residual=True), min(seqs, MAX_SKINNY_ROWS)))
-        programs.append(self._program(whole, Fusions(attention=True), seqs))
+            programs.append(
+                self._program(recording, Fusions(attention=True, residual=True), min(seqs, MAX_SKINNY_ROWS))
+            )
+        programs.append(self._program(recording, Fusions(attention=True), seqs))
         return programs
 
     def _share_memory(self, dtype: torch.dtype) -> torch.Tensor:
-        """Whole passes never overlap in time and share their activations; the head reads what a pass left."""
-        passes = (self._chunks, *self._decodes)
-        shared = torch.empty(max(one.num_elements for one in passes), dtype=dtype, device=self.device)
-        for one in passes:
-            one.place(shared)
-        self._head.place(torch.empty(self._head.num_elements, dtype=dtype, device=self.device))
+        """Passes never overlap in time and share their activations; heads read what a pass left, and do so, too."""
+        shared = self._place((self._chunks, *self._decodes), dtype)
+        self._place(self._heads, dtype)
         return shared
+
+    def _place(self, programs: Sequence[Program], dtype: torch.dtype) -> torch.Tensor:
+        memory = torch.empty(max(one.num_elements for one in programs), dtype=dtype, device=self.device)
+        for one in programs:
+            one.place(memory)
+        return memory
 
     def _make_plans(self, instructions: Sequence[Instruction]) -> dict[PlanKey, AttentionPlan]:
         layers = [i.arguments["layer"] for i in instructions if "layer" in i.arguments]
@@ -292,6 +306,10 @@ class TritonModel:
                 f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in a pool of {self._kv}"
             )
             assert layer.index_in_group < self._kv.layers_per_group, "the layer has no place in the pool's blocks"
+
+
+def _first_for(num_rows: int, programs: Sequence[Program]) -> Program:
+    return next(program for program in programs if num_rows <= program.max_rows)
 
 
 def has_long_chunks(batch: StepBatch) -> bool:

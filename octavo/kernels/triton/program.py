@@ -116,20 +116,20 @@ class Program:
         """Elements of a buffer; the next one starts at a multiple of 16 bytes, as TMA wants it."""
         return -(-width * self.max_rows // 8) * 8
 
-    def run(self, step: DeviceStep | None, num_rows: int) -> torch.Tensor:
-        """Launch everything; returns what was kept, [num_rows, width], good until the memory is used again."""
+    def run(self, step: DeviceStep | None, num_rows: int) -> list[torch.Tensor]:
+        """Launch everything; returns what was kept, [num_rows, width] each, good until the memory is used again."""
         assert num_rows <= self.max_rows, f"{num_rows} rows in buffers for {self.max_rows}"
         for launch, values in self._calls:
             launch(step, *(self._view(value, num_rows) for value in values))
-        return self._view(self._kept, num_rows)
+        return self.kept(num_rows)
 
-    def kept(self, num_rows: int) -> torch.Tensor:
+    def kept(self, num_rows: int) -> list[torch.Tensor]:
         """What the last run of so many rows returned."""
-        return self._view(self._kept, num_rows)
+        return [self._view(value, num_rows) for value in self._kept]
 
-    def given(self, num_rows: int) -> torch.Tensor:
-        """Where the caller puts the input of a program that has one."""
-        return self._view(self._given[0], num_rows)
+    def given(self, num_rows: int) -> list[torch.Tensor]:
+        """Where the caller puts the inputs of a program that has some."""
+        return [self._view(value, num_rows) for value in self._given]
 
     def _view(self, value: Value, num_rows: int) -> torch.Tensor:
         buffer = self._buffers[self._plan.buffer_of[value.storage]]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,6 +45,24 @@ def cheap_row_counts(matrices: Sequence[torch.Tensor], most: int, scratch: torch
         times = _measure(matrices, candidates, scratch)
         _write(path, candidates, times)
     return keep_cheap(candidates, times)
+
+
+def padded_size(num_seqs: int, max_num_seqs: int, row_counts: Sequence[int]) -> int:
+    """Of one row a sequence: 1, 2, 3, 4, 8, then in steps of 8 to 256, then the model's row counts; max_num_seqs at
+    most."""
+    if num_seqs <= 4:
+        size = num_seqs
+    elif num_seqs <= 256:
+        size = -(-num_seqs // 8) * 8
+    else:
+        size = padded_tokens(num_seqs, row_counts)
+    return min(size, max_num_seqs)
+
+
+def padded_tokens(num_tokens: int, row_counts: Sequence[int]) -> int:
+    """The first of the ascending row counts that is enough; as it is if there is none."""
+    index = bisect_left(row_counts, num_tokens)
+    return row_counts[index] if index < len(row_counts) else num_tokens
 
 
 def keep_cheap(counts: Sequence[int], times: Sequence[float]) -> tuple[int, ...]:
