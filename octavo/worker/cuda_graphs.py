@@ -53,7 +53,7 @@ class GraphMemory:
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        torch.cuda.synchronize()
+        """Nothing that is launched here runs, and what was launched before runs on meanwhile."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
