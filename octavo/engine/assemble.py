@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -73,19 +74,21 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
     Steps are then at most SERVER_TOKEN_BUDGET tokens where the options leave it to the device, and a device's kernels
     are compiled before the engine is there."""
     begin = clock()
+    compiler = device.compiler_for_first_start(config) if serves else None
     events = EventLog(config.observe.event_log_size)
     tracer = _tracer(config, events, clock)
-    selection = select(config.backend)
-    backend = selection.backend
-    config = _with_device_defaults(config, backend, SERVER_TOKEN_BUDGET if serves else None)
-    is_on_device = isinstance(backend, TritonBackend)
-    checkpoint = open_checkpoint(config.model, converter(config.backend), draws_on_device=is_on_device)
-    if isinstance(backend, TritonBackend):
-        shape, worker = _load_on_device(config, checkpoint, backend)
-        if serves:
-            worker.warm_up(shape.limits)
-    else:
-        shape, worker = _load_on_host(config, checkpoint, backend)
+    with nullcontext() if compiler is None else closing(compiler):
+        selection = select(config.backend)
+        backend = selection.backend
+        config = _with_device_defaults(config, backend, SERVER_TOKEN_BUDGET if serves else None)
+        is_on_device = isinstance(backend, TritonBackend)
+        checkpoint = open_checkpoint(config.model, converter(config.backend), draws_on_device=is_on_device)
+        if isinstance(backend, TritonBackend):
+            shape, worker = _load_on_device(config, checkpoint, backend)
+            if serves:
+                worker.warm_up(shape.limits, compiler)
+        else:
+            shape, worker = _load_on_host(config, checkpoint, backend)
     tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
     _record_start(config, shape, events, clock)
     cache = _kv_cache(config, shape, events, clock)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from octavo.config import CacheConfig, DTypeOption
+from octavo.config import CacheConfig, DTypeOption, EngineConfig
 from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
 from octavo.kernels.triton.backend import TritonBackend
+from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.worker.memory import KVBudget, plan_kv_cache
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.model import TritonModel
 
 LARGE_GPU_BYTES = 70 << 30
+
+
+def compiler_for_first_start(config: EngineConfig) -> KernelCompiler | None:
+    """Begin what a server's first start on a machine needs most time for, before anything else."""
+    if config.backend.backend not in ("auto", TritonBackend.name):
+        return None
+    return KernelCompiler.for_first_start(config)
 
 
 def default_token_budget(backend: TritonBackend) -> int:

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from octavo.errors import EngineDeadError, OutOfMemoryError
-from octavo.kernels.ops import IntArray, StepBatch
+from octavo.kernels.ops import IntArray, StepBatch, StepLimits
+from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.kernels.triton.model import TritonModel
 from octavo.kernels.triton.row_counts import padded_size
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
@@ -34,6 +35,7 @@ from octavo.worker.device_rows import DeviceRows
 from octavo.worker.drawn_tokens import DrawnTokens, Fetch
 from octavo.worker.model_runner import DoneStep, Draws, ModelRunner
 from octavo.worker.request_states import RequestStates
+from octavo.worker.warm_up import warm_up_plans
 
 
 @dataclass(slots=True, eq=False)
@@ -58,11 +60,19 @@ class _Launched:
 class DeviceRunner(ModelRunner):
     """Owner of the rows on both sides, the sampler's columns and the model."""
 
-    def __init__(self, model: TritonModel, states: RequestStates, sampler: Sampler, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        model: TritonModel,
+        states: RequestStates,
+        sampler: Sampler,
+        max_num_seqs: int,
+        *,
+        captures_graphs: bool = True,
+    ) -> None:
         super().__init__(model, states, sampler, max_num_seqs)
         self._device_model = model
         self._rows = DeviceRows(states, sampler, model.staging, model.device)
-        memory = GraphMemory() if model.device.type == "cuda" else None
+        memory = GraphMemory() if captures_graphs and model.device.type == "cuda" else None
         self._decodes = DecodeSteps(model, self._rows, max_num_seqs, memory)
         self._chunks = ChunkSteps(model, self._rows, max_num_seqs, memory)
         self._drawn = DrawnTokens(max_num_seqs, model.device)
@@ -90,6 +100,19 @@ class DeviceRunner(ModelRunner):
         except RuntimeError as error:
             _raise_if_lost(error)
             raise
+
+    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
+        """With a compiler, once before: by a runner whose steps only have their kernels compiled, and draw nothing."""
+        if compiler is not None:
+            rehearsing = DeviceRunner(
+                self._device_model, self._states, self._sampler, self._max_num_seqs, captures_graphs=False
+            )
+            with compiler.rehearsal():
+                for plan in warm_up_plans(limits, times=1):
+                    rehearsing.execute(plan)
+        super().warm_up(limits, compiler)
+        if compiler is not None:
+            compiler.remember()
 
     def close(self) -> None:
         """Give the device's memory back now: the parts of a model know each other, so it would stay until Python next

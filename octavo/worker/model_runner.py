@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from octavo.kernels.ops import CompiledModel, IntArray, Logits, StepBatch
+from octavo.kernels.ops import CompiledModel, IntArray, Logits, StepBatch, StepLimits
+from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.sampling.logprobs import logprob_rows
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
 from octavo.worker.request_states import RequestStates
+from octavo.worker.warm_up import warm_up_plans
 
 PROMPT_LOGPROB_TILE = 64  # rows of logits held at once at most, so that long prompts need no [T, V] array
 
@@ -64,6 +66,11 @@ class ModelRunner:
 
     def begin(self, plan: StepPlan) -> PendingStep:
         return DoneStep(self.execute(plan))
+
+    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
+        """Run a step of every kind."""
+        for plan in warm_up_plans(limits):
+            self.execute(plan)
 
     def close(self) -> None:
         """Let go of the model, whose weights and KV blocks go with it."""

@@ -30,14 +30,17 @@ _CHUNKS = (
     ([64] * 8, 120),
 )
 _PLAIN, _FILTERED = SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_p=0.9)
+_EDITED = SamplingParams(temperature=1.0, presence_penalty=0.5, logprobs=1)
+_BOTH = SamplingParams(temperature=1.0, presence_penalty=0.5, top_p=0.9)
 
 
-def warm_up_plans(limits: StepLimits) -> Iterator[StepPlan]:
-    """In the order to run them; the last leaves no row in use. Steps that the limits do not allow are left out."""
+def warm_up_plans(limits: StepLimits, times: int = 2) -> Iterator[StepPlan]:
+    """In the order to run them, each kind so many times: the second time at the latest its graph is captured. The last
+    leaves no row in use. Steps that the limits do not allow are left out."""
     ids = count()
     in_use = 0
     for lengths, params in _steps(limits):
-        for _ in range(2):  # a graph is captured the second time at the latest
+        for _ in range(times):
             yield _plan(next(ids), in_use, lengths, params)
             in_use = len(lengths)
     yield StepPlan(next(ids), freed_rows=list(range(in_use)))
@@ -52,8 +55,9 @@ def _steps(limits: StepLimits) -> Iterator[tuple[list[int], SamplingParams]]:
     most = min(limits.max_num_seqs, limits.max_num_tokens)
     for num_decodes in sorted({*(size for size in _NUM_DECODES if size < most), most}):
         yield [1] * num_decodes, _PLAIN
-    yield [1], _FILTERED
-    yield [1] * min(8, most), _FILTERED
+    for params in (_FILTERED, _EDITED, _BOTH):
+        yield [1], params
+        yield [1] * min(8, most), params
 
 
 def _plan(step_id: int, in_use: int, lengths: list[int], params: SamplingParams) -> StepPlan:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octavo.kernels.ops import Backend, KVLayout, Model, StepLimits
+from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.sampling.sampler import Sampler
 from octavo.worker.kv_storage import allocate_pool
 from octavo.worker.model_runner import ModelRunner
 from octavo.worker.request_states import RequestStates
-from octavo.worker.warm_up import warm_up_plans
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.model import TritonModel
@@ -44,10 +44,9 @@ class Worker:
         """Begin a step: a device goes on with it by itself, a host has done it when this returns."""
         return self._runner.begin(plan)
 
-    def warm_up(self, limits: StepLimits) -> None:
-        """Run a step of every kind before there are any that somebody waits for."""
-        for plan in warm_up_plans(limits):
-            self._runner.execute(plan)
+    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None = None) -> None:
+        """Run a step of every kind before there are any that somebody waits for. compiler: for what they need."""
+        self._runner.warm_up(limits, compiler)
 
     def close(self) -> None:
         """Give the memory back. Nothing runs afterwards."""

@@ -3,6 +3,10 @@ decode steps from graphs draw what steps from the host draw."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +14,11 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
-from octavo.engine.assemble import build_engine, engine_config  # noqa: E402
 from octavo.errors import EngineDeadError, OutOfMemoryError  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
 from octavo.testing.tiny_models import TINY  # noqa: E402
@@ -139,26 +142,21 @@ def test_close_gives_the_memory_back(tiny_folder: TinyFolder) -> None:
         llm.generate([[3, 4]], GREEDY, use_tqdm=False)
 
 
-def test_a_servers_engine_has_compiled_everything_and_gives_the_same_tokens(tiny_folder: TinyFolder) -> None:
-    options = {"model": str(tiny_folder("qwen3")), "backend": "triton", "dtype": "float32", "max_num_seqs": 32}
-    options |= {"skip_tokenizer_init": True, "max_model_len": MAX_MODEL_LEN, "num_gpu_blocks_override": 400}
-    prompts = prompts_of(7)
-    served = build_engine(engine_config(**options), serves=True)
-    compiled: list[str] = []
-    triton.knobs.runtime.jit_post_compile_hook = lambda **about: compiled.append(str(about["repr"]))
-    try:
-        for index, prompt in enumerate(prompts):
-            served.add_request(served.make_request(str(index), prompt, GREEDY))
-        last: dict[str, RequestOutput] = {}
-        while served.has_unfinished_requests:
-            last |= {output.request_id: output for output in served.step()}
-    finally:
-        triton.knobs.runtime.jit_post_compile_hook = None
-        served.close()
+def test_a_servers_first_start_compiles_ahead_and_gives_the_same_tokens(
+    tiny_folder: TinyFolder, tmp_path: Path
+) -> None:
+    caches = {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "OCTAVO_CACHE_DIR": str(tmp_path / "octavo")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.first_start", str(tiny_folder("qwen3"))],
+        env=os.environ | caches, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    started = json.loads(done.stdout.splitlines()[-1])
+    assert started["compiled"] == [], "all were compiled by the time they were run"
+    assert len(started["found"]) > 10
+    assert started["late"] == [], "no request waits for a compiler"
     with engine(tiny_folder("qwen3")) as llm:
-        expected = tokens(llm.generate(prompts, GREEDY, use_tqdm=False))
-    assert [last[str(index)].outputs[0].token_ids for index in range(len(prompts))] == expected
-    assert compiled == []
+        assert started["tokens"] == tokens(llm.generate(prompts_of(7), GREEDY, use_tqdm=False))
 
 
 def test_abort_and_stop(tiny_folder: TinyFolder) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -62,6 +64,7 @@ class TritonBackend:
                 "32, 64 or 128"
             )
         assert self.gpu is not None, "a backend that cannot run loads nothing"
+        threading.Thread(target=_prepare_triton, daemon=True).start()
         device = torch.device(self.device)
         chained = self.gpu.capability >= CHAINING_CAPABILITY
         flash, hopper = self._flash_attention(), self._hopper(device)
@@ -98,6 +101,17 @@ class TritonBackend:
 
         number = self.gpu.num_multiprocessors
         return HopperKernels(HopperPrefill(number, device), HopperDecode(number))
+
+
+def _prepare_triton() -> None:
+    """What Triton does once a process, half a second, when it first looks for a kernel: read all of itself for its
+    cache's keys, and find the driver. Beside the weights nobody waits for it."""
+    from triton.runtime import driver
+    from triton.runtime.cache import triton_key
+
+    with suppress(Exception):  # whoever launches a kernel will say what is wrong
+        triton_key()
+        assert driver.active
 
 
 def _torch_has_cuda() -> bool:

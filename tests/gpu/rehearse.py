@@ -1,0 +1,62 @@
+"""Have kernels compiled ahead where there is no GPU: `python -m tests.gpu.rehearse`, with cache folders of its own.
+
+Prints what the compiler says when they are then asked for: a line a kernel, its name and whether it was found. Not a
+test itself, since a process whose kernels are interpreted compiles none.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from triton.runtime import driver
+
+from octavo.kernels.triton import compile_ahead, elementwise, norm
+from octavo.kernels.triton.compile_ahead import KernelCompiler
+from octavo.kernels.triton.compile_process import OfflineDriver
+from octavo.kernels.triton.driver import GPU
+from octavo.kernels.triton.tile_linear import TileLinear
+
+
+class WithoutGPU(OfflineDriver):
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def launch() -> None:
+    x, y = torch.randn(2, 16, 1024, dtype=torch.bfloat16)
+    before = x.clone()
+    norm.rms_norm(x, torch.ones(1024), 1e-6, y, chained=True)
+    elementwise.add(x, y, x, chained=True)
+    elementwise.gated_activation(x, "silu", y[:, :512], chained=True)
+    linear = TileLinear(torch.zeros(6144, 1024, dtype=torch.bfloat16), "silu")
+    tile = linear.tile_for(16)
+    assert tile is not None, "the product that this was written for has a tile"
+    linear.run(x, torch.empty(16, 3072, dtype=torch.bfloat16), tile=tile, chained=True)
+    assert torch.equal(x, before), "nothing runs"
+
+
+def main() -> None:
+    compile_ahead.first_gpu = lambda: GPU("none", (9, 0), 1 << 34, 132)
+    driver.set_active(WithoutGPU(90))
+    compiler = KernelCompiler.for_first_start("settings")
+    assert compiler is not None, "nothing is compiled yet"
+    with compiler.rehearsal():
+        launch()
+    compiler.remember()
+    compiler.close()
+    assert KernelCompiler.for_first_start("settings") is None, "all is compiled"
+    other = KernelCompiler.for_first_start("other settings")
+    assert other is not None
+    other.close()
+
+    def told(*, src: object, cache_hit: bool, **about: object) -> None:
+        print(src.name, "found" if cache_hit else "compiled", flush=True)  # type: ignore[attr-defined]
+
+    triton.knobs.compilation.listener = told
+    run = triton.runtime.JITFunction.run
+    triton.runtime.JITFunction.run = lambda *args, warmup, **kwargs: run(*args, warmup=True, **kwargs)
+    launch()
+
+
+if __name__ == "__main__":
+    main()
