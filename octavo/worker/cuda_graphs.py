@@ -1,7 +1,7 @@
 """Steps as graphs: what would be hundreds of launches is one.
 
     decodes alone  gather rows | plan | forward | logits | draw | advance rows    from the device's rows to tokens there
-    with chunks                  plan | forward                                   from a batch gathered on the host
+    with chunks                  plan | forward | logits                          from a batch gathered on the host
 
 Launching a forward pass kernel by kernel costs the host as much as several thousand tokens cost the GPU, and whoever
 waits for a first token waits for it. A step of a size that has not been seen runs so, compiling what it needs. A decode
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from octavo.kernels.ops import IntArray, StepBatch
+from octavo.kernels.triton.graph_memory import GraphMemory
 from octavo.kernels.triton.model import TritonModel, has_long_chunks
 from octavo.kernels.triton.program import DeviceStep
 from octavo.kernels.triton.row_counts import padded_tokens
@@ -37,31 +37,6 @@ MAX_CHUNK_GRAPHS = 160
 class _Captured:
     graph: torch.cuda.CUDAGraph | None
     logits: torch.Tensor
-
-
-@cache
-def _capture_stream() -> torch.cuda.Stream:
-    """One for all engines of a process: cuBLAS keeps a workspace of 32 MiB for every stream that it has seen."""
-    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
-
-
-class GraphMemory:
-    """What all of an engine's graphs are captured with: a stream, and one pool for what they allocate."""
-
-    def __init__(self) -> None:
-        self._stream = _capture_stream()
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def capture(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        """Nothing that is launched here runs, and what was launched before runs on meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                launch()
-            finally:
-                graph.capture_end()
-        return graph
 
 
 class DecodeSteps:
@@ -106,67 +81,97 @@ class DecodeSteps:
 
 
 class ChunkSteps:
-    """The forward pass of steps with chunks: owner of its inputs and of the graphs."""
+    """Steps with chunks, up to their logits: owner of their inputs and of the graphs."""
 
     def __init__(self, model: TritonModel, rows: DeviceRows, max_num_seqs: int, memory: GraphMemory | None) -> None:
         self._model, self._rows, self._memory = model, rows, memory
         self._max_num_seqs = max_num_seqs
         self._max_num_tokens = model.row_counts[-1]  # larger steps keep the GPU longer than the host launches
-        size = 2 * self._max_num_tokens + 3 * max_num_seqs + 1
+        size = 2 * self._max_num_tokens + 4 * max_num_seqs + 1
         self._inputs = torch.zeros(size, dtype=torch.int32, device=model.device)
-        self._graphs: dict[tuple[int, int, bool, bool], torch.cuda.CUDAGraph | None] = {}  # None: seen once
+        #: with where the logits of the wanted tokens are; None: seen once
+        self._graphs: dict[_ChunkKey, tuple[torch.cuda.CUDAGraph, torch.Tensor | None] | None] = {}
 
     def takes(self, batch: StepBatch) -> bool:
         """Whether a batch is one of these. Larger ones, and those for a library's kernel, are launched one by one."""
         return len(batch.input_ids) <= self._max_num_tokens and not self._model.is_for_library(batch)
 
-    def run(self, batch: StepBatch, complete: Callable[[torch.Tensor], None] | None) -> None:
-        """Afterwards the model has the batch's hidden states, as after its `forward`."""
+    def run(
+        self, batch: StepBatch, wanted: IntArray, complete: Callable[[torch.Tensor], None] | None
+    ) -> torch.Tensor | None:
+        """Logits of the wanted tokens, none or as many as sequences at most, by their index in the step: the first rows
+        of what is returned. Afterwards the model has the batch's hidden states, as after its `forward`."""
         counts = np.diff(batch.query_start_loc)
         num_tokens = padded_tokens(len(batch.input_ids), self._model.row_counts)
         num_seqs = _padded_seqs(len(batch.rows), self._max_num_seqs)
-        key = (num_tokens, num_seqs, bool((counts == 1).any()), has_long_chunks(batch))
+        key = _ChunkKey(num_tokens, num_seqs, bool((counts == 1).any()), has_long_chunks(batch), bool(len(wanted)))
         self._rows.flush_blocks()
-        step = self._step(*key)
-        flat = _flat_inputs(batch, num_tokens, num_seqs)
+        step, indices = self._step(key)
+        flat = _flat_inputs(batch, wanted, num_tokens, num_seqs)
         (uploaded,) = self._model.staging.upload([flat])
         self._inputs[: len(flat)].copy_(uploaded)
         if complete is not None:
             complete(step.input_ids)
-        graph = self._graphs.get(key)
-        if graph is None and key in self._graphs and self._memory is not None:
-            graph = self._graphs[key] = self._memory.capture(lambda: self._model.run_chunks(step))
-        if graph is not None:
+        captured = self._graphs.get(key)
+        if captured is None and key in self._graphs and self._memory is not None:
+            captured = self._graphs[key] = self._capture(step, indices, self._memory)
+        if captured is not None:
+            graph, logits = captured
             graph.replay()
             self._model.take_hidden(num_tokens)
-        else:
-            self._model.run_chunks(step)
-            if len(self._graphs) < MAX_CHUNK_GRAPHS:
-                self._graphs[key] = None
+            return logits
+        if len(self._graphs) < MAX_CHUNK_GRAPHS:
+            self._graphs[key] = None
+        return self._launch(step, indices)
 
-    def _step(self, num_tokens: int, num_seqs: int, has_decodes: bool, has_long_chunks: bool) -> DeviceStep:
-        """Where a step of these sizes lies in the inputs: as `_flat_inputs` puts it."""
-        sizes = [num_tokens, num_tokens, num_seqs + 1, num_seqs, num_seqs]
-        input_ids, positions, query_start_loc, seq_lens, rows = torch.split(self._inputs[: sum(sizes)], sizes)
-        return DeviceStep(
+    def _launch(self, step: DeviceStep, indices: torch.Tensor | None) -> torch.Tensor | None:
+        self._model.run_chunks(step)
+        return None if indices is None else self._model.logits_at(indices)
+
+    def _capture(
+        self, step: DeviceStep, indices: torch.Tensor | None, memory: GraphMemory
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor | None]:
+        found: list[torch.Tensor | None] = []
+        graph = memory.capture(lambda: found.append(self._launch(step, indices)))
+        return graph, found[0]
+
+    def _step(self, key: _ChunkKey) -> tuple[DeviceStep, torch.Tensor | None]:
+        """Where such a step lies in the inputs, and the indices of its wanted tokens: as `_flat_inputs` puts them."""
+        num_tokens, num_seqs = key.num_tokens, key.num_seqs
+        sizes = [num_tokens, num_tokens, num_seqs + 1, num_seqs, num_seqs, num_seqs]
+        input_ids, positions, query_start_loc, seq_lens, rows, wanted = torch.split(self._inputs[: sum(sizes)], sizes)
+        step = DeviceStep(
             *(input_ids, positions, query_start_loc, seq_lens, rows, self._rows.block_tables),
             has_chunks=True,
-            has_decodes=has_decodes,
-            has_long_chunks=has_long_chunks,
+            has_decodes=key.has_decodes,
+            has_long_chunks=key.has_long_chunks,
         )
+        return step, wanted if key.has_wanted else None
 
 
-def _flat_inputs(batch: StepBatch, num_tokens: int, num_seqs: int) -> IntArray:
-    """A batch's arrays in the order of `DeviceStep`, padded: by tokens of no sequence and sequences of no length."""
-    flat = np.zeros(2 * num_tokens + 3 * num_seqs + 1, np.int32)
+class _ChunkKey(NamedTuple):
+    """What one graph is good for. num_tokens, num_seqs: padded."""
+
+    num_tokens: int
+    num_seqs: int
+    has_decodes: bool
+    has_long_chunks: bool
+    has_wanted: bool
+
+
+def _flat_inputs(batch: StepBatch, wanted: IntArray, num_tokens: int, num_seqs: int) -> IntArray:
+    """A batch's arrays in the order of `DeviceStep`, padded: by tokens of no sequence and sequences of no length. Then
+    the wanted tokens, one a sequence at most; the first token is wanted for nothing."""
+    flat = np.zeros(2 * num_tokens + 4 * num_seqs + 1, np.int32)
     tokens, seqs = flat[: 2 * num_tokens].reshape(2, -1), flat[2 * num_tokens :]
     tokens[0, : len(batch.input_ids)] = batch.input_ids
     tokens[1, : len(batch.positions)] = batch.positions
     seqs[: num_seqs + 1] = len(batch.input_ids)
     seqs[: len(batch.query_start_loc)] = batch.query_start_loc
-    rest = seqs[num_seqs + 1 :].reshape(2, -1)
+    rest = seqs[num_seqs + 1 :].reshape(3, -1)
     rest[0, : len(batch.rows)] = batch.seq_lens
     rest[1, : len(batch.rows)] = batch.rows
+    rest[2, : len(wanted)] = wanted
     return flat
 
 

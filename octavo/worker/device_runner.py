@@ -10,7 +10,7 @@ penalties and the like, which look at a sequence's history, and log-probabilitie
 
 Steps of decodes alone, which are nearly all, start from the device's rows and are one launch. Steps with chunks, forks
 or prompt log-probabilities go through a batch gathered on the host; tokens it does not know yet are filled in there.
-Their forward pass is one launch, too, unless it is large.
+All that they do up to their logits is one launch, too, unless it is large.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ import torch
 from octavo.errors import EngineDeadError, OutOfMemoryError
 from octavo.kernels.ops import IntArray, StepBatch, StepLimits
 from octavo.kernels.triton.compile_ahead import KernelCompiler
+from octavo.kernels.triton.graph_memory import GraphMemory
 from octavo.kernels.triton.model import TritonModel
 from octavo.kernels.triton.row_counts import padded_size
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
-from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, GraphMemory, Variant
+from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, Variant
 from octavo.worker.device_rows import DeviceRows
 from octavo.worker.drawn_tokens import DrawnTokens, Fetch
 from octavo.worker.model_runner import DoneStep, Draws, ModelRunner
@@ -191,13 +192,17 @@ class DeviceRunner(ModelRunner):
 
     def _begin_any(self, plan: StepPlan) -> PendingStep:
         batch = self._states.gather(plan)
-        forward = self._chunks.run if self._chunks.takes(batch) else self._device_model.forward
-        forward(batch, self._completion(batch))
+        draws, logits = Draws.of(plan, batch), None
+        if self._chunks.takes(batch):
+            wanted = draws.last_tokens[: 0 if plan.prompt_logprobs else None]  # whose logits would take the same memory
+            logits = self._chunks.run(batch, wanted, self._completion(batch))
+        else:
+            self._device_model.forward(batch, self._completion(batch))
         prompt_logprobs = {entry: self._prompt_logprobs(batch, entry) for entry in plan.prompt_logprobs}
         if not plan.sample_rows:
             return DoneStep(StepResult(plan.step_id, [], {}, prompt_logprobs))
-        draws = Draws.of(plan, batch)
-        logits = self._device_model.logits(draws.last_tokens)
+        if logits is None:
+            logits = self._device_model.logits(draws.last_tokens)
         self._rows.flush_records(draws.rows)
         tokens = self._draw(logits, draws.rows, draws.logits_rows, draws.positions)
         launched = self._launch(plan, draws.rows, draws.positions, tokens, logits, draws.logits_rows)

@@ -178,10 +178,14 @@ class TritonModel:
         self._hidden = self._chunks.kept(num_tokens)
 
     def logits(self, token_indices: IntArray) -> torch.Tensor:
-        num_rows = len(token_indices)
+        (indices,) = self.staging.upload([token_indices])
+        return self.logits_at(indices)
+
+    def logits_at(self, indices: torch.Tensor) -> torch.Tensor:
+        """`logits`, the N indices being on the device. Always in the same memory for as many."""
+        num_rows = len(indices)
         padded = padded_size(num_rows, self.limits.max_num_seqs, self.row_counts)
         head = _first_for(padded, self._heads)
-        (indices,) = self.staging.upload([token_indices])
         for hidden, given in zip(self._hidden, head.given(num_rows), strict=True):
             torch.index_select(hidden, 0, indices, out=given)
         (logits,) = head.run(None, padded)
