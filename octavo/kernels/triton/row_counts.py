@@ -16,12 +16,15 @@ import hashlib
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from octavo.env import cache_dir
+from octavo.kernels.triton.graph_memory import GraphMemory
 
 MOST = 8192
 _CANDIDATES = (*range(16, 1024, 16), *range(1024, 2048, 64), *range(2048, 4096, 256), *range(4096, MOST + 1, 1024))
@@ -29,7 +32,8 @@ _CANDIDATES = (*range(16, 1024, 16), *range(1024, 2048, 64), *range(2048, 4096, 
 UNMEASURED = (*range(64, 1024, 64), *range(1024, 4096, 256), *range(4096, MOST + 1, 1024))
 _GAIN = 0.02
 _COLD_BYTES = 128 << 20  # of weights a turn goes through: more than the second level cache holds
-_BUSY_CYCLES = 60_000_000  # about 30 ms: launching what is timed takes the host less
+_TURNS = 4  # through all candidates
+_METHOD = 2  # of measuring: what another has left in the cache folder is not taken
 
 
 def cheap_row_counts(matrices: Sequence[torch.Tensor], most: int, scratch: torch.Tensor) -> tuple[int, ...]:
@@ -77,7 +81,7 @@ def keep_cheap(counts: Sequence[int], times: Sequence[float]) -> tuple[int, ...]
 
 def _path(matrices: Sequence[torch.Tensor], candidates: Sequence[int]) -> Path:
     shapes = [[*matrix.shape, str(matrix.dtype)] for matrix in matrices]
-    about = [torch.cuda.get_device_name(), torch.__version__, torch.version.cuda, shapes, candidates]
+    about = [_METHOD, torch.cuda.get_device_name(), torch.__version__, torch.version.cuda, shapes, candidates]
     return cache_dir() / "row_counts" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
 
 
@@ -103,33 +107,33 @@ def _write(path: Path, candidates: Sequence[int], times: Sequence[float]) -> Non
 
 
 def _measure(matrices: Sequence[torch.Tensor], counts: Sequence[int], scratch: torch.Tensor) -> list[float]:
-    """Microseconds for a layer or a few, by rows. All is launched while the GPU is busy: the host is ahead."""
+    """Microseconds for a layer or a few, by rows. As graphs: a host that launches one product after another would be
+    what is measured where they are short."""
     some = _some_of_each_shape(matrices)
     most = counts[-1]
     assert scratch.numel() >= most * max(sum(weight.shape) for weight in some), "room for an input and a result"
     scratch.normal_()
 
-    def multiply(weight: torch.Tensor, count: int) -> None:
-        columns, depth = weight.shape
-        x, y = scratch[: count * depth], scratch[most * depth : most * depth + count * columns]
-        torch.mm(x.view(count, depth), weight.t(), out=y.view(count, columns))
+    def multiply(count: int) -> None:
+        for weight in some:
+            columns, depth = weight.shape
+            x, y = scratch[: count * depth], scratch[most * depth : most * depth + count * columns]
+            torch.mm(x.view(count, depth), weight.t(), out=y.view(count, columns))
 
     for count in counts:  # kernels are loaded when they are first used
-        for weight in some:
-            multiply(weight, count)
-    torch.cuda._sleep(_BUSY_CYCLES)
-    timed = [[_timed(some, count, multiply) for _ in range(2)] for count in counts]
+        multiply(count)
+    memory = GraphMemory()
+    graphs = [memory.capture(partial(multiply, count)) for count in counts]
+    turns = [[_timed(graph) for graph in graphs] for _ in range(_TURNS)]
     torch.cuda.synchronize()
-    return [min(begin.elapsed_time(end) for begin, end in turns) * 1e3 for turns in timed]
+    times = [[begin.elapsed_time(end) * 1e3 for begin, end in turn] for turn in turns]
+    return np.min(times[1:], axis=0).tolist()  # the first brings the clocks up
 
 
-def _timed(
-    weights: Sequence[torch.Tensor], count: int, multiply: Callable[[torch.Tensor, int], None]
-) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+def _timed(graph: torch.cuda.CUDAGraph) -> tuple[torch.cuda.Event, torch.cuda.Event]:
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
-    for weight in weights:
-        multiply(weight, count)
+    graph.replay()
     end.record()
     return begin, end
 
