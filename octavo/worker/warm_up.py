@@ -20,7 +20,9 @@ from octavo.sampling_params import SamplingParams
 _NUM_DECODES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 #: tokens of each chunk, and decodes beside them
 _CHUNKS = (
+    ([16], 0),
     ([1, 16], 0),
+    ([64], 0),
     ([512], 0),
     ([512], 1),
     ([16], 15),
