@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +56,7 @@ class KernelCompiler:
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # what fails there is compiled here again, and its error told here
             text=True,
+            start_new_session=True,  # one group with its children
         )
 
     @contextmanager
@@ -84,9 +87,10 @@ class KernelCompiler:
             self._mark.touch()
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
-        self._process.kill()
-        self._process.wait()
+        """End the process and its children, whatever they are doing."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         with suppress(OSError):
             self._input.close()
 
