@@ -6,6 +6,9 @@ test itself, since a process whose kernels are interpreted compiles none.
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
+
 import torch
 import triton
 from triton.runtime import driver
@@ -15,6 +18,8 @@ from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.kernels.triton.compile_process import OfflineDriver
 from octavo.kernels.triton.driver import GPU
 from octavo.kernels.triton.tile_linear import TileLinear
+
+launched: list[torch.Tensor] = []
 
 
 class WithoutGPU(OfflineDriver):
@@ -35,13 +40,26 @@ def launch() -> None:
     assert torch.equal(x, before), "nothing runs"
 
 
+def launch_for_real() -> None:
+    """As far as that goes without a GPU."""
+    x = torch.ones(16, 1024)
+    with suppress(Exception):
+        elementwise.add(x, x, x, chained=True)
+    launched.append(x)
+
+
 def main() -> None:
     compile_ahead.first_gpu = lambda: GPU("none", (9, 0), 1 << 34, 132)
     driver.set_active(WithoutGPU(90))
     compiler = KernelCompiler.for_first_start("settings")
     assert compiler is not None, "nothing is compiled yet"
+    elsewhere = threading.Thread(target=launch_for_real)
     with compiler.rehearsal():
+        elsewhere.start()
         launch()
+        assert not launched, "others' launches wait"
+    elsewhere.join()
+    assert launched
     compiler.remember()
     compiler.close()
     assert KernelCompiler.for_first_start("settings") is None, "all is compiled"

@@ -18,6 +18,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -61,15 +62,20 @@ class KernelCompiler:
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Within, Triton's launches launch nothing; when it ends, what they need is compiled."""
+        """Within, this thread's launches of Triton's launch nothing, and others' wait; when it ends, what they need is
+        compiled."""
         from triton import knobs
         from triton.runtime import JITFunction
 
         run, hook = JITFunction.run, knobs.runtime.jit_cache_hook
+        thread, is_over = threading.get_ident(), threading.Event()
         self._pending.clear()
 
         def run_nothing(kernel: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-            return run(kernel, *args, grid=grid, warmup=True, **kwargs)
+            if threading.get_ident() == thread:
+                return run(kernel, *args, grid=grid, warmup=True, **kwargs)
+            is_over.wait()
+            return run(kernel, *args, grid=grid, warmup=warmup, **kwargs)
 
         JITFunction.run, knobs.runtime.jit_cache_hook = run_nothing, self._send
         try:
@@ -78,6 +84,7 @@ class KernelCompiler:
             JITFunction.run, knobs.runtime.jit_cache_hook = run, hook
             for kernels, key in self._pending:
                 del kernels[key]
+            is_over.set()
         self._wait()
 
     def remember(self) -> None:
