@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from octavo.kernels.cpu.backend import CpuBackend, usable_cores
+from octavo.kernels.cpu.backend import CpuBackend
 from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, LinearWeight, Ops, StepBatch, StepLimits, Tensor
 from octavo.kernels.tensor import from_array
+from octavo.observe.machine import num_cores
 
 LAYERS = 8
 BLOCK_SIZE = 16
@@ -67,7 +68,7 @@ def make_batch(num_seqs: int, computed: int, new: int, num_blocks: int) -> StepB
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--heads", type=int, nargs=3, default=(9, 3, 64), metavar=("Q", "KV", "DIM"))
     parser.add_argument("--kv-dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--repeat", type=int, default=7)

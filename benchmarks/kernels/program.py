@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from octavo.kernels.cpu.backend import CpuBackend, usable_cores
+from octavo.kernels.cpu.backend import CpuBackend
 from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.ops import (
     AttentionLayer,
@@ -27,6 +27,7 @@ from octavo.kernels.ops import (
     Tensor,
 )
 from octavo.kernels.tensor import DType, HostTensor, from_array, num_bytes
+from octavo.observe.machine import num_cores
 
 LAYERS, HIDDEN, FF, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 30, 576, 1536, 9, 3, 64, 49152
 BLOCK_SIZE, MAX_LEN = 16, 2048
@@ -121,7 +122,7 @@ def measure(model: CpuModel, name: str, repeat: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--dtype", default="Q4_1", choices=["F32", *HALF_SCALES])
     parser.add_argument("--kv-dtype", default="float16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--repeat", type=int, default=10)

@@ -33,6 +33,7 @@ from pathlib import Path
 
 from octavo import env
 from octavo.errors import BackendUnavailableError, KernelBuildError
+from octavo.observe.machine import num_cores
 
 LIBRARY_NAME = "octavo_kernels.so"
 COMPILERS = ("g++", "clang++", "c++")
@@ -182,7 +183,7 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
             digest = _digest(source_dir, toolchain, isa, _with_includes(source_dir, source))
             objects[source] = objects_dir / f"{source.stem}-{digest}.o"
         missing = [source for source, output in objects.items() if not output.exists()]
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = num_cores()
         estimate = 2 + round(SECONDS_PER_SOURCE * len(missing) / workers)
         print(f"octavo: building CPU kernels, about {estimate} s, once", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix="building-") as work:

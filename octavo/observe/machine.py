@@ -26,7 +26,7 @@ def cpu_features() -> list[str]:
 
 
 def num_cores() -> int:
-    """Cores this process may use."""
+    """Cores this process may run on, which a container or taskset may have made fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +9,7 @@ from octavo.kernels import build
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.ops import KVLayout, Model, StepLimits
+from octavo.observe.machine import num_cores
 
 
 class CpuBackend:
@@ -19,7 +18,7 @@ class CpuBackend:
     name = "cpu"
 
     def __init__(self, num_threads: int | None = None) -> None:
-        self.num_threads = num_threads or usable_cores()
+        self.num_threads = num_threads or num_cores()
 
     def why_not(self) -> str | None:
         return build.why_not()
@@ -27,10 +26,3 @@ class CpuBackend:
     def compile(self, model: Model, kv: KVLayout, pool: NDArray[np.uint8], limits: StepLimits) -> CpuModel:
         loaded = library.load()
         return CpuModel(loaded, library.ThreadPool(loaded, self.num_threads), model, kv, pool, limits)
-
-
-def usable_cores() -> int:
-    """Cores this process may run on, which a container or taskset may have made fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

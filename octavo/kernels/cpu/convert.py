@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from octavo.kernels.cpu import library
-from octavo.kernels.cpu.backend import usable_cores
 from octavo.kernels.reference.dequantize import convert as reference_convert
 from octavo.kernels.tensor import DENSE_DTYPES, DTYPES, DType, HostTensor, num_bytes
+from octavo.observe.machine import num_cores
 
 
 def convert(tensor: HostTensor, dtype: DType) -> HostTensor:
@@ -17,7 +17,7 @@ def convert(tensor: HostTensor, dtype: DType) -> HostTensor:
     if tensor.dtype == dtype:
         return tensor
     loaded = library.load()
-    pool = library.ThreadPool(loaded, usable_cores())
+    pool = library.ThreadPool(loaded, num_cores())
     data = np.empty(num_bytes(dtype, tensor.shape), np.uint8)
     code = loaded.octavo_convert(
         pool.handle,

@@ -25,6 +25,7 @@ from triton.runtime import driver
 from triton.runtime.cache import triton_key
 
 from octavo.kernels.triton import model as _model  # noqa: F401
+from octavo.observe.machine import num_cores
 
 OLDEST_WITH_OWN_KERNELS = 90
 
@@ -45,7 +46,7 @@ class OfflineDriver:
 def main() -> None:
     capability = int(sys.argv[1])
     prepare(capability)
-    in_children(compile_kernel, sys.stdin, len(os.sched_getaffinity(0)))
+    in_children(compile_kernel, sys.stdin, num_cores())
 
 
 def prepare(capability: int) -> None:
