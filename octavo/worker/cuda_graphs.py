@@ -77,7 +77,7 @@ class DecodeSteps:
         return logits
 
     def _capture(self, size: int, variant: Variant) -> torch.cuda.CUDAGraph | None:
-        return self._memory.capture(lambda: self._launch(size, variant)) if self._memory is not None else None
+        return self._memory.capture(lambda: self._launch(size, variant))[0] if self._memory is not None else None
 
 
 class ChunkSteps:
@@ -114,7 +114,7 @@ class ChunkSteps:
             complete(step.input_ids)
         captured = self._graphs.get(key)
         if captured is None and key in self._graphs and self._memory is not None:
-            captured = self._graphs[key] = self._capture(step, indices, self._memory)
+            captured = self._graphs[key] = self._memory.capture(lambda: self._launch(step, indices))
         if captured is not None:
             graph, logits = captured
             graph.replay()
@@ -127,13 +127,6 @@ class ChunkSteps:
     def _launch(self, step: DeviceStep, indices: torch.Tensor | None) -> torch.Tensor | None:
         self._model.run_chunks(step)
         return None if indices is None else self._model.logits_at(indices)
-
-    def _capture(
-        self, step: DeviceStep, indices: torch.Tensor | None, memory: GraphMemory
-    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor | None]:
-        found: list[torch.Tensor | None] = []
-        graph = memory.capture(lambda: found.append(self._launch(step, indices)))
-        return graph, found[0]
 
     def _step(self, key: _ChunkKey) -> tuple[DeviceStep, torch.Tensor | None]:
         """Where such a step lies in the inputs, and the indices of its wanted tokens: as `_flat_inputs` puts them."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 import torch
+
+Launched = TypeVar("Launched")
 
 
 @cache
@@ -21,13 +24,14 @@ class GraphMemory:
         self._stream = _capture_stream()
         self._pool = torch.cuda.graph_pool_handle()
 
-    def capture(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        """Nothing that is launched here runs, and what was launched before runs on meanwhile."""
+    def capture(self, launch: Callable[[], Launched]) -> tuple[torch.cuda.CUDAGraph, Launched]:
+        """The graph, and what `launch` returned. Nothing that it launches runs, and what was launched before runs on
+        meanwhile."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                launch()
+                launched = launch()
             finally:
                 graph.capture_end()
-        return graph
+        return graph, launched

@@ -123,7 +123,7 @@ def _measure(matrices: Sequence[torch.Tensor], counts: Sequence[int], scratch: t
     for count in counts:  # kernels are loaded when they are first used
         multiply(count)
     memory = GraphMemory()
-    graphs = [memory.capture(partial(multiply, count)) for count in counts]
+    graphs = [memory.capture(partial(multiply, count))[0] for count in counts]
     turns = [[_timed(graph) for graph in graphs] for _ in range(_TURNS)]
     torch.cuda.synchronize()
     times = [[begin.elapsed_time(end) * 1e3 for begin, end in turn] for turn in turns]
