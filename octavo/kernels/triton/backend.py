@@ -93,7 +93,7 @@ class TritonBackend:
     def _hopper(self, device: torch.device) -> HopperKernels | None:
         """On a Hopper, if this Triton has Gluon; the plain kernels serve where there is none."""
         assert self.gpu is not None, "a backend that cannot run loads nothing"
-        if self.gpu.capability[0] != HOPPER or importlib.util.find_spec("triton.experimental.gluon") is None:
+        if not has_hopper_kernels(self.gpu.capability):
             return None
         from octavo.kernels.triton.hopper_decode import HopperDecode
         from octavo.kernels.triton.hopper_prefill import HopperPrefill
@@ -103,13 +103,18 @@ class TritonBackend:
         return HopperKernels(HopperPrefill(number, device), HopperDecode(number))
 
 
+def has_hopper_kernels(capability: tuple[int, int]) -> bool:
+    """Whether attention and small products have kernels of their own: a Hopper, and this Triton has Gluon."""
+    return capability[0] == HOPPER and importlib.util.find_spec("triton.experimental.gluon") is not None
+
+
 def _prepare_triton() -> None:
     """What Triton does once a process, half a second, when it first looks for a kernel: read all of itself for its
     cache's keys, and find the driver. Beside the weights nobody waits for it."""
-    from triton.runtime import driver
-    from triton.runtime.cache import triton_key
-
     with suppress(Exception):  # whoever launches a kernel will say what is wrong
+        from triton.runtime import driver
+        from triton.runtime.cache import triton_key
+
         triton_key()
         assert driver.active
 

@@ -10,7 +10,6 @@ starts with everything imported.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -25,9 +24,8 @@ from triton.runtime import driver
 from triton.runtime.cache import triton_key
 
 from octavo.kernels.triton import model as _model  # noqa: F401
+from octavo.kernels.triton.backend import has_hopper_kernels
 from octavo.observe.machine import num_cores
-
-OLDEST_WITH_OWN_KERNELS = 90
 
 
 class OfflineDriver:
@@ -51,7 +49,7 @@ def main() -> None:
 
 def prepare(capability: int) -> None:
     """All that would be the same for every child."""
-    if capability >= OLDEST_WITH_OWN_KERNELS and importlib.util.find_spec("triton.experimental.gluon") is not None:
+    if has_hopper_kernels(divmod(capability, 10)):
         for name in ("hopper_decode", "hopper_prefill", "tile_linear"):
             importlib.import_module(f"octavo.kernels.triton.{name}")
     driver.set_active(OfflineDriver(capability))
