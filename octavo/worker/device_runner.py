@@ -194,7 +194,8 @@ class DeviceRunner(ModelRunner):
         batch = self._states.gather(plan)
         draws, logits = Draws.of(plan, batch), None
         if self._chunks.takes(batch):
-            wanted = draws.last_tokens[: 0 if plan.prompt_logprobs else None]  # whose logits would take the same memory
+            # prompt tokens' logits take the same memory, and come first
+            wanted = draws.last_tokens[:0] if plan.prompt_logprobs else draws.last_tokens
             logits = self._chunks.run(batch, wanted, self._completion(batch))
         else:
             self._device_model.forward(batch, self._completion(batch))

@@ -68,7 +68,7 @@ class ModelRunner:
         return DoneStep(self.execute(plan))
 
     def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
-        """Run a step of every kind."""
+        """Run a step of every kind. compiler: for a device, whose kernels may not be there yet."""
         for plan in warm_up_plans(limits):
             self.execute(plan)
 

@@ -44,7 +44,7 @@ class Worker:
         """Begin a step: a device goes on with it by itself, a host has done it when this returns."""
         return self._runner.begin(plan)
 
-    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None = None) -> None:
+    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
         """Run a step of every kind before there are any that somebody waits for. compiler: for what they need."""
         self._runner.warm_up(limits, compiler)
 

@@ -65,6 +65,10 @@ def main() -> None:
     assert KernelCompiler.for_first_start("settings") is None, "all is compiled"
     other = KernelCompiler.for_first_start("other settings")
     assert other is not None
+    other._process.kill()
+    other._process.wait()
+    with other.rehearsal():
+        launch()
     other.close()
 
     def told(*, src: object, cache_hit: bool, **about: object) -> None:

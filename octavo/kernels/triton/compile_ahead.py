@@ -21,6 +21,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,6 @@ class KernelCompiler:
 
     def __init__(self, gpu: GPU, mark: Path) -> None:
         self._mark = mark
-        self._pending: list[tuple[dict[str, object], str]] = []
         # It imports from where this process does, whatever directory either was started in.
         code = f"import sys; sys.path[:] = {sys.path!r}; from octavo.kernels.triton.compile_process import main; main()"
         self._process = subprocess.Popen(
@@ -69,7 +69,7 @@ class KernelCompiler:
 
         run, hook = JITFunction.run, knobs.runtime.jit_cache_hook
         thread, is_over = threading.get_ident(), threading.Event()
-        self._pending.clear()
+        pending: list[tuple[dict[str, object], str]] = []
 
         def run_nothing(kernel: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
             if threading.get_ident() == thread:
@@ -77,12 +77,12 @@ class KernelCompiler:
             is_over.wait()
             return run(kernel, *args, grid=grid, warmup=warmup, **kwargs)
 
-        JITFunction.run, knobs.runtime.jit_cache_hook = run_nothing, self._send
+        JITFunction.run, knobs.runtime.jit_cache_hook = run_nothing, partial(self._send, pending)
         try:
             yield
         finally:
             JITFunction.run, knobs.runtime.jit_cache_hook = run, hook
-            for kernels, key in self._pending:
+            for kernels, key in pending:
                 del kernels[key]
             is_over.set()
         self._wait()
@@ -106,12 +106,14 @@ class KernelCompiler:
         assert self._process.stdin is not None, "it was opened as a pipe"
         return self._process.stdin
 
-    def _send(self, *, fn: Any, compile: dict[str, Any], **about: Any) -> bool:
+    def _send(
+        self, pending: list[tuple[dict[str, object], str]], *, fn: Any, compile: dict[str, Any], **about: Any
+    ) -> bool:
         """Triton's hook for a kernel that it would compile; True: it need not. It asks no second time for one that it
-        finds among a function's kernels."""
+        finds among a function's kernels, so something is put there, and noted in `pending`."""
         kernels, key = fn.jit_function.device_caches[compile["device"]][0], compile["key"]
         kernels[key] = _PENDING
-        self._pending.append((kernels, key))
+        pending.append((kernels, key))
         line = json.dumps({"module": fn.module, "name": fn.name, "data": compile["specialization_data"]})
         with suppress(OSError):  # it has ended
             self._input.write(line + "\n")
