@@ -1,7 +1,7 @@
 """The environment variables that Octavo reads, all of them.
 
     OCTAVO_CACHE_DIR   where built kernels, joined model files and derived tables are kept; default
-                       ~/.cache/octavo
+                       ~/.cache/octavo, or octavo-UID in the temporary folder where that cannot be written
     OCTAVO_CPU_ISA     native (default): all this CPU has; avx2: any CPU with AVX2; generic: any CPU of its kind
     OCTAVO_DEBUG       set: the command line shows the traceback of an error, as --debug does
     OPENAI_API_KEY     the key that `octavo chat` and `octavo complete` send, unless --api-key gives another
@@ -13,6 +13,8 @@ Read when asked for, not when imported, so that a test or a notebook may set the
 from __future__ import annotations
 
 import os
+import stat
+import tempfile
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,15 +23,44 @@ from octavo.errors import ConfigError
 CpuIsa = Literal["native", "avx2", "generic"]
 
 
+def preferred_cache_dir() -> Path:
+    """Where the cache folder should be; it may not be there, or not be writable."""
+    try:
+        return Path(os.environ.get("OCTAVO_CACHE_DIR") or "~/.cache/octavo").expanduser()
+    except RuntimeError:  # there is no home
+        return temporary_cache_dir()
+
+
 def cache_dir() -> Path:
-    """The cache folder, made if it is not there."""
-    path = Path(os.environ.get("OCTAVO_CACHE_DIR") or "~/.cache/octavo").expanduser()
+    """The cache folder, made if it is not there. One that was asked for is taken or refused; where the default's cannot
+    be written (a read-only home), the temporary one."""
+    path, is_asked = preferred_cache_dir(), bool(os.environ.get("OCTAVO_CACHE_DIR"))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if is_asked:
+            raise ConfigError(
+                f"the cache folder {path} cannot be made: {error}; set OCTAVO_CACHE_DIR to one that can"
+            ) from error
+        return temporary_cache_dir()
+    return path if is_asked or os.access(path, os.W_OK | os.X_OK) else temporary_cache_dir()
+
+
+def temporary_cache_dir() -> Path:
+    """A folder of this user's alone in the system's temporary folder, made if it is not there. What lies in it is
+    loaded as code, so one that others may write to is refused."""
+    try:
+        path = Path(tempfile.gettempdir()) / f"octavo-{os.getuid()}"
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
         raise ConfigError(
-            f"the cache folder {path} cannot be made: {error}; set OCTAVO_CACHE_DIR to one that can"
+            f"no temporary folder can be made: {error}; set OCTAVO_CACHE_DIR to one to keep files in"
         ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise ConfigError(
+            f"{path} is not a folder that only this user can write to; remove it, or set OCTAVO_CACHE_DIR to another"
+        )
     return path
 
 
