@@ -17,6 +17,7 @@ LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 BackendOption = Literal["auto", "triton", "cpu", "reference"]
+ActivationDType = Literal["int8", "int16"]
 AttentionBackendOption = Literal["triton", "flash_attn_4"]
 
 
@@ -123,12 +124,19 @@ class BackendConfig:
         "a GPU's attention for chunks of 2048 tokens and more; flash_attn_4 needs its package, Hopper or Blackwell",
     )
     num_threads: int | None = knob(None, "threads of the cpu backend; default: the cores this process may use")
+    activation_dtype: ActivationDType = knob(
+        "int8",
+        "what the cpu backend rounds activations to where weights are block-quantised; int16 answers like float32, at "
+        "nearly the same speed for one stream and two thirds of it for prompts and for many at once",
+    )
 
     def __post_init__(self) -> None:
         if self.attention_backend not in ("triton", "flash_attn_4"):
             raise ConfigError(
                 f"attention_backend is {self.attention_backend!r}, allowed are 'triton' and 'flash_attn_4'"
             )
+        if self.activation_dtype not in ("int8", "int16"):
+            raise ConfigError(f"activation_dtype is {self.activation_dtype!r}, allowed are 'int8' and 'int16'")
         _at_least("num_threads", self.num_threads, 1)
 
 
