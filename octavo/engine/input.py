@@ -55,6 +55,7 @@ class InputProcessor:
         name it instead."""
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"sampling_params is {params!r}, allowed is a SamplingParams")
+        params = params.clone()  # whatever becomes of the user's
         text, token_ids, own_salt = self._read(prompt)
         cache_salt = _one_salt(cache_salt, own_salt)
         token_ids = self._truncate(token_ids, params.truncate_prompt_tokens)
