@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
+from octavo.engine.interrupts import Uninterrupted
 from octavo.engine.llm_engine import LLMEngine
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.outputs import RequestOutput
@@ -181,7 +182,8 @@ class EngineTurns:
             )
         try:
             while not self._sleep_or_hold(is_ready, me):
-                self._turn(steps)
+                with Uninterrupted():
+                    self._turn(steps)
         finally:
             self._let_go(me)
 
