@@ -17,6 +17,7 @@ from octavo.engine.calls import (
     priority_list,
     prompt_list,
     refuse_unknown,
+    template_options,
 )
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
@@ -130,17 +131,12 @@ class LLM:
         """Answer one conversation, or each of several, through the model's chat template. A text, or one message, is
         a conversation too."""
         refuse_unknown("chat", others, _CHAT)
-        prompts = [
-            self._tokenizer().encode_chat(
-                conversation,
-                chat_template=chat_template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                **(chat_template_kwargs or {}),
-            )
-            for conversation in conversation_list(messages)
-        ]
+        options = template_options(chat_template, tools, chat_template_kwargs)
+        options |= {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        prompts = [self._tokenizer().encode_chat(one, **options) for one in conversation_list(messages)]
         return self.generate(prompts, sampling_params, use_tqdm, priority=priority)
 
     def get_tokenizer(self) -> Tokenizer:

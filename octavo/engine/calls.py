@@ -48,6 +48,18 @@ def conversation_list(messages: object) -> list[Sequence[Message]]:
     return [_conversation(index, one) for index, one in enumerate(listed)]
 
 
+def template_options(chat_template: object, tools: object, variables: object) -> dict[str, Any]:
+    """What a chat template is rendered with. variables: chat_template_kwargs, which win."""
+    if chat_template is not None and not isinstance(chat_template, str):
+        raise InvalidRequestError(f"chat_template is {_short(chat_template)}, allowed is text: a name, Jinja or a file")
+    if tools is not None and (isinstance(tools, str | Mapping) or not isinstance(tools, Sequence)):
+        raise InvalidRequestError(f"tools is {_short(tools)}, allowed is a list of dicts")
+    variables = {} if variables is None else variables
+    if not isinstance(variables, Mapping) or any(not isinstance(name, str) for name in variables):
+        raise InvalidRequestError(f"chat_template_kwargs is {_short(variables)}, allowed is a dict of names and values")
+    return {"chat_template": chat_template, "tools": tools, **variables}
+
+
 def params_list(params: object, count: int, default: Callable[[], SamplingParams]) -> list[SamplingParams]:
     """One for all, one each, or None for the model's defaults."""
     if params is None:
@@ -73,6 +85,15 @@ def priority_list(priority: object, count: int) -> list[int]:
         if not _is_whole(one):
             raise InvalidRequestError(f"priority is {_short(one)}, allowed are a whole number, and a list of one each")
     return _one_each("priority", [operator.index(one) for one in many], count)
+
+
+def id_list(request_ids: object) -> list[str]:
+    """One request id or several."""
+    many = [request_ids] if isinstance(request_ids, str) else _listed_or_one(request_ids)
+    for one in many:
+        if not isinstance(one, str):
+            raise InvalidRequestError(f"request_id is {_short(one)}, allowed are a text and a list of texts")
+    return many
 
 
 def refuse_unknown(call: str, given: Mapping[str, object], known: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from octavo.engine.core import EngineStats
+from octavo.errors import InvalidRequestError
 from octavo.outputs import RequestOutput
 
 REFRESH_SECONDS = 0.2
@@ -22,6 +23,8 @@ class Progress:
     def __init__(
         self, num_requests: int, stats: Callable[[], EngineStats] | None, is_shown: bool | Callable[..., Any]
     ) -> None:
+        if not isinstance(is_shown, bool) and not callable(is_shown):
+            raise InvalidRequestError(f"use_tqdm is {is_shown!r}, allowed are True, False and what makes a bar")
         self._num_requests = num_requests
         self._stats = stats
         self._foreign: Any = None
