@@ -1,16 +1,19 @@
 """Every knob, on one page. Each component receives its own section, never the whole.
 
 Flags are made from these fields: `max_num_seqs` is `--max-num-seqs`. A field's help is the comment of its
-metadata; a field exists only if something reads it.
+metadata; a field exists only if something reads it. Types are checked for all of them by `checked_fields.py`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from octavo.checked_fields import checked
+from octavo.checked_fields import knob as knob
 from octavo.errors import ConfigError
+from octavo.vllm_options import NotHere
 
 DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
@@ -21,11 +24,14 @@ ActivationDType = Literal["int8", "int16"]
 AttentionBackendOption = Literal["triton", "flash_attn_4"]
 
 
-def knob(default: Any, why: str) -> Any:
-    """A field with its default and its one-line explanation, which is also its --help."""
-    return field(default=default, metadata={"help": why})
+#: torch's short names, as vLLM takes them
+_SHORT_DTYPES = {"half": "float16", "float": "float32"}
+_NO_KV_QUANTISATION = NotHere("KV blocks hold 'float32', 'bfloat16' or 'float16', and 'auto' follows the weights")
+_MAPPED = NotHere("'auto' maps .safetensors and .gguf files, which is all there is to load from")
+_FEW_BACKENDS = NotHere("a GPU's attention is 'triton', or 'flash_attn_4' for long chunks where its package is")
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Which weights, read how."""
@@ -38,16 +44,33 @@ class ModelConfig:
     )
     revision: str | None = knob(None, "branch, tag or commit of a hub model")
     dtype: DTypeOption = knob(
-        "auto", "auto computes on the weights as the file stores them, on a GPU in 16 bits; others convert at load"
+        "auto",
+        "auto computes on the weights as the file stores them, on a GPU in 16 bits; others convert at load",
+        spellings=_SHORT_DTYPES,
     )
-    load_format: LoadFormat = knob("auto", "auto goes by what is there; dummy makes random weights from config.json")
-    max_model_len: int | None = knob(None, "most tokens of prompt and output together; default: the model's own limit")
+    load_format: LoadFormat = knob(
+        "auto",
+        "auto goes by what is there; dummy makes random weights from config.json",
+        not_yet=dict.fromkeys(
+            (
+                *("pt", "npcache", "bitsandbytes", "mistral", "tensorizer", "sharded_state", "runai_streamer"),
+                *("fastsafetensors", "instanttensor", "ipc_cache", "modelexpress"),
+            ),
+            _MAPPED,
+        ),
+    )
+    max_model_len: int | None = knob(
+        None,
+        "most tokens of prompt and output together; default (also auto, -1): the model's own limit, or what fits",
+        spellings={"auto": None, -1: None, "-1": None},
+    )
     seed: int = knob(0, "seeds dummy weights and the random numbers of requests that bring no seed")
 
     def __post_init__(self) -> None:
         _at_least("max_model_len", self.max_model_len, 1)
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
     """The KV block pool."""
@@ -63,7 +86,18 @@ class CacheConfig:
     num_gpu_blocks_override: int | None = knob(
         None, "exactly so many blocks, whatever the memory; for tests and studies"
     )
-    kv_cache_dtype: KVCacheDType = knob("auto", "element type of KV blocks; auto follows the weights")
+    kv_cache_dtype: KVCacheDType = knob(
+        "auto",
+        "element type of KV blocks; auto follows the weights",
+        spellings=_SHORT_DTYPES,
+        not_yet=dict.fromkeys(
+            (
+                *("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla", "fp8_per_token_head", "nvfp4"),
+                *("int8", "int8_per_token_head", "int4_per_token_head"),
+            ),
+            _NO_KV_QUANTISATION,
+        ),
+    )
     enable_prefix_caching: bool = knob(True, "keep full blocks of finished sequences and find them again by content")
 
     def __post_init__(self) -> None:
@@ -77,6 +111,7 @@ class CacheConfig:
         _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 2)
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """Who runs in a step."""
@@ -110,10 +145,9 @@ class SchedulerConfig:
                 f"schedule_conservativeness is {self.schedule_conservativeness}, allowed is 0 or more, 1 being what is "
                 "expected"
             )
-        if self.scheduling_policy not in ("fcfs", "priority"):
-            raise ConfigError(f"scheduling_policy is {self.scheduling_policy!r}, allowed are 'fcfs' and 'priority'")
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendConfig:
     """Which kernels compute."""
@@ -122,6 +156,8 @@ class BackendConfig:
     attention_backend: AttentionBackendOption = knob(
         "triton",
         "a GPU's attention for chunks of 2048 tokens and more; flash_attn_4 needs its package, Hopper or Blackwell",
+        spellings={"auto": "triton", "TRITON_ATTN": "triton"},
+        not_yet=dict.fromkeys(("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "CPU_ATTN", "XFORMERS"), _FEW_BACKENDS),
     )
     num_threads: int | None = knob(None, "threads of the cpu backend; default: the cores this process may use")
     activation_dtype: ActivationDType = knob(
@@ -131,15 +167,10 @@ class BackendConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.attention_backend not in ("triton", "flash_attn_4"):
-            raise ConfigError(
-                f"attention_backend is {self.attention_backend!r}, allowed are 'triton' and 'flash_attn_4'"
-            )
-        if self.activation_dtype not in ("int8", "int16"):
-            raise ConfigError(f"activation_dtype is {self.activation_dtype!r}, allowed are 'int8' and 'int16'")
         _at_least("num_threads", self.num_threads, 1)
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObserveConfig:
     """What is written down."""
@@ -152,6 +183,7 @@ class ObserveConfig:
     check_invariants: bool = knob(False, "prove the cache's books after every step; slow, for tests")
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionConfig:
     """Whom a server's engine lets wait."""
@@ -168,6 +200,7 @@ class AdmissionConfig:
         _above_zero("queue_timeout", self.queue_timeout)
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Where a server listens, in how many processes, and how it stops."""
@@ -211,6 +244,7 @@ class ServerConfig:
             )
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All sections together; only the engine's builder sees it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
@@ -33,6 +32,7 @@ from octavo.observe.events import EngineStarted, EventLog
 from octavo.observe.tracing import RequestTracer, open_tracer
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
+from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, suggestion, why_not
 from octavo.worker.memory import KVBudget, plan_kv_cache
 from octavo.worker.worker import Worker
 
@@ -50,22 +50,24 @@ _SECTIONS: dict[str, type[Any]] = {
     "observe": ObserveConfig,
 }
 
+_VLLM_OPTIONS = ENGINE_OPTIONS | SERVER_ONLY
+
 #: KV blocks take the type of dense weights; block-quantised weights get float16
 _KV_DTYPE_OF_FILE: dict[str, KVDType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def engine_config(**options: Any) -> EngineConfig:
-    """Sort options into sections by field name. Raises ConfigError for a name no section has."""
+    """Sort options into sections by field name. Raises ConfigError for a name no section has, unless it is one of
+    vLLM's and asks for nothing."""
     sections = {}
     for section_name, section in _SECTIONS.items():
         names = {field.name for field in fields(section)} & set(options)
         sections[section_name] = section(**{name: options.pop(name) for name in names})
-    if options:
-        known = sorted(field.name for section in _SECTIONS.values() for field in fields(section))
-        unknown = next(iter(options))
-        close = difflib.get_close_matches(unknown, known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(known)}"
-        raise ConfigError(f"there is no engine option {unknown!r}; {hint}")
+    if (refusal := why_not(_VLLM_OPTIONS, options)) is not None:
+        raise ConfigError(refusal)
+    for unknown in options.keys() - _VLLM_OPTIONS.keys():
+        known = [field.name for section in _SECTIONS.values() for field in fields(section)]
+        raise ConfigError(f"there is no engine option {unknown!r}; {suggestion(unknown, known)}")
     return EngineConfig(**sections)
 
 

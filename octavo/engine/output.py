@@ -119,7 +119,7 @@ class RequestText:
             return None
         is_delta = self._kind is RequestOutputKind.DELTA
         completions = [sequence.output(is_delta) for sequence in self._sequences if not is_delta or sequence.has_news()]
-        if not finished and not any(completion.token_ids or completion.finished for completion in completions):
+        if not finished and not any(completion.token_ids or completion.finished() for completion in completions):
             return None
         request = self._request
         return RequestOutput(

@@ -15,6 +15,7 @@ from octavo.config import ModelConfig
 from octavo.engine.detokenizer import Detokenizer, TextStream
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
+from octavo.engine.tokenizer_calls import TransformersCalls
 from octavo.engine.tokenizer_parts import TokenizerParts
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.models.checkpoint import Checkpoint, TokenizerSource
@@ -23,7 +24,7 @@ from octavo.models.loader import locate_tokenizer
 Messages = Sequence[Mapping[str, Any]]
 
 
-class Tokenizer:
+class Tokenizer(TransformersCalls):
     """One model's tokenizer. bos_token_id, eos_token_id: None where it has none."""
 
     def __init__(self, parts: TokenizerParts, chat_template: str | None = None) -> None:
@@ -64,13 +65,6 @@ class Tokenizer:
         """What one token reads as on its own, special or not."""
         return self.decode([token_id], skip_special_tokens=False)
 
-    def convert_ids_to_tokens(self, token_ids: Sequence[int]) -> list[str | None]:
-        """The tokens as the vocabulary writes them; None for ids past it."""
-        return [self._encoder.id_to_token(token_id) for token_id in token_ids]
-
-    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int | None]:
-        return [self._encoder.token_to_id(token) for token in tokens]
-
     @property
     def chat_templates(self) -> Mapping[str, str]:
         return self._chat_templates
@@ -86,6 +80,9 @@ class Tokenizer:
     ) -> str:
         """A conversation as the prompt the model was trained on. chat_template: one of the model's templates by
         name, Jinja text, or a file with it; variables go to the template."""
+        for name in ("tokenize", "return_dict", "return_tensors"):
+            if variables.pop(name, None):
+                raise InvalidRequestError(f"{name} is set, but this makes text: encode_chat gives token ids")
         from octavo.engine.chat_template import render  # jinja2 takes a while to import, and may not be needed
 
         return render(

@@ -7,10 +7,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from octavo.config import knob
+from octavo.checked_fields import checked, knob
 from octavo.errors import ConfigError
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """What routes answer, to whom, and how much they read."""
