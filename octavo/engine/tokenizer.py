@@ -52,17 +52,28 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that make no character show as U+FFFD, ids past the vocabulary as nothing."""
         try:
+            if self._detokenizer.differs_from_library:
+                return self._detokenizer.text(token_ids, skip_special_tokens)
             return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
 
-    def stream(self, skip_special_tokens: bool = True) -> TextStream:
-        """Decode token by token: the pieces joined are `decode` of all."""
-        return self._detokenizer.stream(skip_special_tokens)
+    def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """`decode` without a last character of which only a part is there: the stream of what comes next brings it."""
+        return self._detokenizer.settled_text(token_ids, skip_special_tokens)
+
+    def stream(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> TextStream:
+        """Decode token by token, going on where the prompt ends: `settled_text` of the prompt and the pieces joined
+        are `decode` of all."""
+        return self._detokenizer.stream(skip_special_tokens, prompt_token_ids)
 
     def token_to_str(self, token_id: int) -> str:
-        """What one token reads as on its own, special or not."""
-        return self.decode([token_id], skip_special_tokens=False)
+        """What one token, special or not, reads as in the middle of a text: a space before a word is kept."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The same in UTF-8, where a token may be a part of a character; those of a text's tokens make the text."""
+        return self._detokenizer.token_bytes(token_id)
 
     def convert_ids_to_tokens(self, token_ids: Sequence[int]) -> list[str | None]:
         """The tokens as the vocabulary writes them; None for ids past it."""
