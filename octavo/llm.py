@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from octavo.config import ContentFormat
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.core import EngineStats
 from octavo.engine.input import Prompt
@@ -83,6 +84,7 @@ class LLM:
         *,
         use_tqdm: bool = True,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormat | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -96,6 +98,7 @@ class LLM:
             self._tokenizer().encode_chat(
                 conversation,
                 chat_template=chat_template,
+                chat_template_content_format=chat_template_content_format,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 tools=tools,

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from octavo.config import ModelConfig
+from octavo.config import ContentFormat, ModelConfig
 from octavo.engine.detokenizer import Detokenizer, TextStream
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
@@ -26,8 +26,11 @@ Messages = Sequence[Mapping[str, Any]]
 class Tokenizer:
     """One model's tokenizer. bos_token_id, eos_token_id: None where it has none."""
 
-    def __init__(self, parts: TokenizerParts, chat_template: str | None = None) -> None:
+    def __init__(
+        self, parts: TokenizerParts, chat_template: str | None = None, content_format: ContentFormat = "auto"
+    ) -> None:
         self._encoder = parts.encoder
+        self._content_format = content_format
         self._special_tokens = dict(parts.special_tokens)
         self._chat_templates = dict(parts.chat_templates)
         if chat_template is not None:
@@ -93,10 +96,12 @@ class Tokenizer:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormat | None = None,
         **variables: Any,
     ) -> str:
         """A conversation as the prompt the model was trained on. chat_template: one of the model's templates by
-        name, Jinja text, or a file with it; variables go to the template."""
+        name, Jinja text, or a file with it; chat_template_content_format: in place of the engine's option of that
+        name; variables go to the template."""
         from octavo.engine.chat_template import render  # jinja2 takes a while to import, and may not be needed
 
         return render(
@@ -104,6 +109,7 @@ class Tokenizer:
             messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            content_format=chat_template_content_format or self._content_format,
             variables={**self._special_tokens, "tools": tools, "documents": None, **variables},
         )
 
@@ -159,7 +165,7 @@ def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | N
             "or set skip_tokenizer_init and send token ids"
         )
     override = None if config.chat_template is None else _template_text(config.chat_template)
-    return Tokenizer(_read(source), override)
+    return Tokenizer(_read(source), override, config.chat_template_content_format)
 
 
 def named_tokenizer(name: str) -> Tokenizer:
