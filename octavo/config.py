@@ -16,6 +16,7 @@ from octavo.errors import ConfigError
 from octavo.vllm_options import NotHere
 
 DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
+ContentFormat = Literal["auto", "string", "openai"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 SchedulingPolicy = Literal["fcfs", "priority"]
@@ -41,6 +42,11 @@ class ModelConfig:
     skip_tokenizer_init: bool = knob(False, "load no tokenizer; prompts must be token ids and outputs have no text")
     chat_template: str | None = knob(
         None, "a Jinja chat template, as text or as a file's path; default: the model's own"
+    )
+    chat_template_content_format: ContentFormat = knob(
+        "auto",
+        "how the template gets a message's content: as one text (string) or as a list of parts (openai); auto: as the "
+        "template reads it",
     )
     revision: str | None = knob(None, "branch, tag or commit of a hub model")
     dtype: DTypeOption = knob(

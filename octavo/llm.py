@@ -8,6 +8,7 @@ from contextlib import closing
 from types import TracebackType
 from typing import Any
 
+from octavo.config import ContentFormat
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.calls import (
     Message,
@@ -122,6 +123,7 @@ class LLM:
         *,
         priority: Priority = None,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormat | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -135,6 +137,7 @@ class LLM:
         options |= {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
+            "chat_template_content_format": chat_template_content_format,
         }
         prompts = [self._tokenizer().encode_chat(one, **options) for one in conversation_list(messages)]
         return self.generate(prompts, sampling_params, use_tqdm, priority=priority)

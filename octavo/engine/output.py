@@ -160,7 +160,7 @@ class _SequenceText:
         self._held_back = 0 if params.include_stop_str_in_output else max(map(len, self._stops), default=1) - 1
         self._stream: TextStream | None = None
         if tokenizer is not None and params.detokenize:
-            self._stream = tokenizer.stream(params.skip_special_tokens)
+            self._stream = tokenizer.stream(params.skip_special_tokens, request.prompt_token_ids)
         self._text = ""
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
@@ -255,6 +255,6 @@ def _named(row: LogprobRow, tokenizer: Tokenizer | None) -> TokenLogprobs:
     ranks = [row.rank, *range(1, len(row.token_ids))]
     for token_id, logprob, rank in zip(row.token_ids, row.logprobs, ranks, strict=True):
         if token_id not in named:
-            text = None if tokenizer is None else tokenizer.decode([token_id], skip_special_tokens=False)
+            text = None if tokenizer is None else tokenizer.token_to_str(token_id)
             named[token_id] = Logprob(logprob, rank, text)
     return named

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from octavo.config import ModelConfig
+from octavo.config import ContentFormat, ModelConfig
 from octavo.engine.detokenizer import Detokenizer, TextStream
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
@@ -27,8 +27,11 @@ Messages = Sequence[Mapping[str, Any]]
 class Tokenizer(TransformersCalls):
     """One model's tokenizer. bos_token_id, eos_token_id: None where it has none."""
 
-    def __init__(self, parts: TokenizerParts, chat_template: str | None = None) -> None:
+    def __init__(
+        self, parts: TokenizerParts, chat_template: str | None = None, content_format: ContentFormat = "auto"
+    ) -> None:
         self._encoder = parts.encoder
+        self._content_format = content_format
         self._special_tokens = dict(parts.special_tokens)
         self._chat_templates = dict(parts.chat_templates)
         if chat_template is not None:
@@ -53,17 +56,28 @@ class Tokenizer(TransformersCalls):
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that make no character show as U+FFFD, ids past the vocabulary as nothing."""
         try:
+            if self._detokenizer.differs_from_library:
+                return self._detokenizer.text(token_ids, skip_special_tokens)
             return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
 
-    def stream(self, skip_special_tokens: bool = True) -> TextStream:
-        """Decode token by token: the pieces joined are `decode` of all."""
-        return self._detokenizer.stream(skip_special_tokens)
+    def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """`decode` without a last character of which only a part is there: the stream of what comes next brings it."""
+        return self._detokenizer.settled_text(token_ids, skip_special_tokens)
+
+    def stream(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> TextStream:
+        """Decode token by token, going on where the prompt ends: `settled_text` of the prompt and the pieces joined
+        are `decode` of all."""
+        return self._detokenizer.stream(skip_special_tokens, prompt_token_ids)
 
     def token_to_str(self, token_id: int) -> str:
-        """What one token reads as on its own, special or not."""
-        return self.decode([token_id], skip_special_tokens=False)
+        """What one token, special or not, reads as in the middle of a text: a space before a word is kept."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The same in UTF-8, where a token may be a part of a character; those of a text's tokens make the text."""
+        return self._detokenizer.token_bytes(token_id)
 
     @property
     def chat_templates(self) -> Mapping[str, str]:
@@ -76,10 +90,12 @@ class Tokenizer(TransformersCalls):
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormat | None = None,
         **variables: Any,
     ) -> str:
         """A conversation as the prompt the model was trained on. chat_template: one of the model's templates by
-        name, Jinja text, or a file with it; variables go to the template."""
+        name, Jinja text, or a file with it; chat_template_content_format: in place of the engine's option of that
+        name; variables go to the template."""
         for name in ("tokenize", "return_dict", "return_tensors"):
             if variables.pop(name, None):
                 raise InvalidRequestError(f"{name} is set, but this makes text: encode_chat gives token ids")
@@ -90,6 +106,7 @@ class Tokenizer(TransformersCalls):
             messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            content_format=chat_template_content_format or self._content_format,
             variables={**self._special_tokens, "tools": tools, "documents": None, **variables},
         )
 
@@ -145,7 +162,7 @@ def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | N
             "or set skip_tokenizer_init and send token ids"
         )
     override = None if config.chat_template is None else _template_text(config.chat_template)
-    return Tokenizer(_read(source), override)
+    return Tokenizer(_read(source), override, config.chat_template_content_format)
 
 
 def named_tokenizer(name: str) -> Tokenizer:

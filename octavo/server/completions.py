@@ -107,7 +107,8 @@ def _as_text(prompt: str | list[int], asked: CompletionRequest, serving: Serving
     if isinstance(prompt, str):
         return prompt
     tokenizer = serving.tokenizer("echo of token ids")
-    return tokenizer.decode(prompt, skip_special_tokens=asked.skip_special_tokens is not False)
+    read = tokenizer.decode if asked.max_tokens == 0 else tokenizer.settled_text  # a character's end is the answer's
+    return read(prompt, asked.skip_special_tokens is not False)
 
 
 def _response(
@@ -141,7 +142,7 @@ def _choice(
     return CompletionChoice(
         index=index,
         text=(echo or "") + text,
-        logprobs=_logprobs(call, output, token_ids, completion.logprobs, has_prompt=echo is not None),
+        logprobs=_logprobs(call, output, token_ids, completion.logprobs, echo),
         finish_reason="length" if is_prompt_only else completion.finish_reason,
         stop_reason=None if is_prompt_only else completion.stop_reason,
         prompt_logprobs=UNSET if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
@@ -155,13 +156,19 @@ def _logprobs(
     output: RequestOutput,
     token_ids: list[int],
     rows: list[TokenLogprobs] | None,
-    *,
-    has_prompt: bool,
+    echo: str | None,
 ) -> CompletionLogprobs | None:
     if call.num_top is None:
         return None
-    all_ids, all_rows = list(token_ids), list[TokenLogprobs | None]((rows or [])[: len(token_ids)])
-    if has_prompt:
-        all_ids = output.prompt_token_ids + all_ids
-        all_rows = (output.prompt_logprobs or []) + all_rows
-    return completion_logprobs(call, all_ids, all_rows, 0)[0]
+    ids = output.prompt_token_ids
+    place = call.answer_place(ids, echo)
+    told = completion_logprobs(call, token_ids, (rows or [])[: len(token_ids)], place)
+    if echo is None:
+        return told
+    prompt = completion_logprobs(call, ids, output.prompt_logprobs or [], call.echo_place(ids, echo))
+    return CompletionLogprobs(
+        text_offset=prompt.text_offset + told.text_offset,
+        token_logprobs=prompt.token_logprobs + told.token_logprobs,
+        tokens=prompt.tokens + told.tokens,
+        top_logprobs=prompt.top_logprobs + told.top_logprobs,
+    )
