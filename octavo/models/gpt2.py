@@ -50,16 +50,16 @@ def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
     return Decoder(
         embedding=embedding,
         layers=tuple(_layer(a, weights.under(f"transformer.h.{i}"), specs, i) for i in range(a.num_layers)),
-        norm=weights.layer_norm("transformer.ln_f", a.norm_eps),
+        norm=weights.layer_norm("transformer.ln_f", a.norm_eps, a.hidden_size),
         head=weights.head("lm_head", embedding.tokens),
     )
 
 
 def _layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer:
     return DecoderLayer(
-        attention_norm=weights.layer_norm("ln_1", a.norm_eps),
+        attention_norm=weights.layer_norm("ln_1", a.norm_eps, a.hidden_size),
         attention=SelfAttention(weights.linear("attn.c_attn"), weights.linear("attn.c_proj"), specs.layer(index)),
-        mlp_norm=weights.layer_norm("ln_2", a.norm_eps),
+        mlp_norm=weights.layer_norm("ln_2", a.norm_eps, a.hidden_size),
         mlp=PlainMLP(weights.linear("mlp.c_fc"), weights.linear("mlp.c_proj"), a.activation),
     )
 

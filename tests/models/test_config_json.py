@@ -91,10 +91,12 @@ def test_gemma_3_has_two_ropes_in_both_spellings() -> None:
 
 
 def test_phi_3_keeps_its_original_length_outside_the_scaling() -> None:
-    factors = {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
-    architecture = read("Phi3ForCausalLM", rope_scaling=factors, original_max_position_embeddings=32)
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2] * 8}
+    scaling = {"type": "longrope", **factors}
+    architecture = read("Phi3ForCausalLM", rope_scaling=scaling, original_max_position_embeddings=32)
     assert architecture.rope is not None
-    assert architecture.rope.scaling == factors | {"original_max_position_embeddings": 32}
+    expected = {"rope_type": "longrope", "original_max_position_embeddings": 32, **factors}
+    assert architecture.rope.scaling == expected
     assert read("Phi3ForCausalLM", partial_rotary_factor=0.75).rope == RopeConfig(partial_rotary_factor=0.75)
 
 
@@ -147,7 +149,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("LlamaForCausalLM", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config asks for 'gptq'"),
     ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
     ("GPT2LMHeadModel", {"add_cross_attention": True}, "add_cross_attention is True; allowed: False"),
-    ("OPTForCausalLM", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),
 ]
 
 
@@ -165,7 +166,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"num_key_value_heads": 3}, "4 attention heads do not share 3 key/value heads evenly"),
     ({"head_dim": 15}, "15 of a head's 15 dimensions would rotate; allowed are even numbers"),
     ({"partial_rotary_factor": 1.5}, "24 of a head's 16 dimensions would rotate"),
-    ({"rope_theta": 0}, "the rotary base is 0.0"),
+    ({"rope_theta": 0}, "rope_theta is 0; allowed: a number above 1"),
     ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'; allowed: a number"),
     ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; allowed: true and false"),
     ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; allowed: a token id or a list of them"),
