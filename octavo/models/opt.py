@@ -22,7 +22,7 @@ from octavo.layers.mlp import MLP, PlainMLP
 from octavo.layers.norm import LayerNorm
 from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs
-from octavo.models.decoder import Decoder, DecoderLayer, Layer
+from octavo.models.decoder import Decoder, DecoderLayer
 from octavo.models.weights import TensorTable, Weights, with_biases
 
 POSITION_OFFSET = 2

@@ -62,7 +62,8 @@ def read_safetensors(path: Path) -> SafetensorsFile:
             tensors[name] = HostTensor(_DTYPES[dtype], tuple(entry["shape"]), content[slice(*spans[name])])
         else:
             unreadable[name] = (
-                f"{path}: tensor {shown(name)} has dtype {shown(dtype)}; Octavo reads {', '.join(_DTYPES)} from safetensors"
+                f"{path}: tensor {shown(name)} has dtype {shown(dtype)}; "
+                f"Octavo reads {', '.join(_DTYPES)} from safetensors"
             )
     return SafetensorsFile(tensors, unreadable)
 

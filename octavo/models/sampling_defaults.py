@@ -17,7 +17,7 @@ from octavo.sampling_params import SamplingParams
 
 def checked_defaults(path: Path, values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """names: the file's keys -> SamplingParams' fields. A null counts as left out."""
-    defaults = {}
+    defaults: dict[str, Any] = {}
     for key, name in names.items():
         value = values.get(key)
         if value is None:
@@ -25,7 +25,8 @@ def checked_defaults(path: Path, values: Mapping[str, Any], names: Mapping[str, 
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ModelLoadError(f"{path}: {key} is {shown(value)}; allowed: a number")
         try:
-            SamplingParams(**{name: value})
+            checked: dict[str, Any] = {name: value}
+            SamplingParams(**checked)
         except (InvalidRequestError, OverflowError) as error:
             raise ModelLoadError(f"{path}: {key} cannot be a default: {_short(error)}; correct the file") from None
         defaults[name] = value
