@@ -17,7 +17,7 @@ from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
 from octavo.engine.tokenizer_parts import TokenizerParts
 from octavo.errors import InvalidRequestError, TokenizerError
-from octavo.models.checkpoint import Checkpoint, TokenizerSource
+from octavo.models.checkpoint import TokenizerSource
 from octavo.models.loader import locate_tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
@@ -135,16 +135,16 @@ class Tokenizer:
         )
 
 
-def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | None:
-    """The model's tokenizer, or the one that the configuration names instead; None with skip_tokenizer_init."""
+def open_tokenizer(config: ModelConfig, source: TokenizerSource | None) -> Tokenizer | None:
+    """The model's tokenizer, from `source`, or the one that the configuration names instead; None with
+    skip_tokenizer_init."""
     if config.skip_tokenizer_init:
         return None
-    source = checkpoint.tokenizer_source
     if config.tokenizer is not None:
         source = locate_tokenizer(config.tokenizer)
     if source is None:
         raise TokenizerError(
-            f"{checkpoint.label} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
+            f"{config.model} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
             "or set skip_tokenizer_init and send token ids"
         )
     override = None if config.chat_template is None else _template_text(config.chat_template)

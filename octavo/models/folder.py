@@ -66,6 +66,8 @@ def open_folder(folder: Path, label: str) -> Checkpoint:
 def open_config(folder: Path, label: str) -> Checkpoint:
     """The folder's configuration; no tensors."""
     _look_for_adapter(folder)
+    if not is_there(folder / "config.json"):
+        raise ModelLoadError(f"{folder / 'config.json'} cannot be read: No such file or directory{_hint(folder)}")
     config = read_json(folder / "config.json")
     generation = ConfigFile(folder / "generation_config.json", read_optional_json(folder / "generation_config.json"))
     return Checkpoint(
@@ -75,6 +77,17 @@ def open_config(folder: Path, label: str) -> Checkpoint:
         tokenizer_source=folder,
         sampling_defaults=checked_defaults(generation.path, generation.values, _SAMPLING),
     )
+
+
+def _hint(folder: Path) -> str:
+    """What a folder without configuration may be instead."""
+    snapshots = sorted(folder.glob("snapshots/*/config.json"))
+    if snapshots:
+        return f"; the folder is a hub cache, the model is in {snapshots[-1].parent}"
+    if is_there(folder / "params.json"):
+        return "; the folder holds the makers' original format: take the model in Hugging Face's or as GGUF"
+    inside = sorted(folder.glob("*/config.json"))
+    return f"; there is one in {inside[0].parent}" if len(inside) == 1 else ""
 
 
 def _look_for_adapter(folder: Path) -> None:
