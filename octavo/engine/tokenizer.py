@@ -16,6 +16,7 @@ from octavo.engine.detokenizer import Detokenizer, TextStream
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
 from octavo.engine.tokenizer_parts import TokenizerParts
+from octavo.engine.tokenizers_errors import no_panic
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.models.checkpoint import TokenizerSource
 from octavo.models.loader import locate_tokenizer
@@ -41,7 +42,8 @@ class Tokenizer:
         if not isinstance(text, str):
             raise InvalidRequestError(f"prompt is {text!r}, allowed is a string")
         try:
-            return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+            with no_panic():
+                return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
         except TypeError:  # the library takes any string that can be written as UTF-8
             at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InvalidRequestError(
@@ -52,7 +54,8 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that make no character show as U+FFFD, ids past the vocabulary as nothing."""
         try:
-            return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+            with no_panic():
+                return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
 

@@ -51,12 +51,20 @@ class ConfigFile:
     def optional_size(self, key: str) -> int | None:
         return self.size(key) if self.has(key) else None
 
-    def number(self, key: str, default: Any = _REQUIRED, *, above: float = -inf, least: float = -inf) -> float:
-        """A finite number, more than `above` and at least `least`."""
+    def number(
+        self,
+        key: str,
+        default: Any = _REQUIRED,
+        *,
+        above: float = -inf,
+        least: float = -inf,
+        most: float = LARGEST_NUMBER,
+    ) -> float:
+        """A finite number, more than `above`, at least `least`, and `most` at most."""
         value = self._get(key, default)
-        if not _is_number(value) or not above < value or not value >= least:
-            bound = "" if above == least == -inf else f" above {above:g}" if above > least else f" from {least:g} up"
-            raise self.wrong(key, f"a number{bound}")
+        if not _is_number(value) or not above < value or not least <= value <= most:
+            low = "" if above == least == -inf else f" above {above:g}" if above > least else f" from {least:g}"
+            raise self.wrong(key, f"a number{low} up to {most:g}")
         return float(value)
 
     def optional_number(self, key: str, default: float | None = None, *, above: float = -inf) -> float | None:
@@ -79,11 +87,11 @@ class ConfigFile:
     def optional_text(self, key: str) -> str | None:
         return self.text(key) if self.has(key) else None
 
-    def numbers(self, key: str, *, above: float) -> list[float]:
-        """A list of finite numbers."""
+    def numbers(self, key: str, *, least: float, most: float) -> list[float]:
+        """A list of numbers, each from `least` to `most`."""
         value = self._get(key, _REQUIRED)
-        if not isinstance(value, list) or not all(_is_number(item) and item > above for item in value):
-            raise self.wrong(key, f"a list of numbers above {above:g}")
+        if not isinstance(value, list) or not all(_is_number(item) and least <= item <= most for item in value):
+            raise self.wrong(key, f"a list of numbers from {least:g} to {most:g}")
         return [float(item) for item in value]
 
     def items(self, key: str) -> list[Any]:

@@ -177,6 +177,8 @@ _GEMMA3_TEXT = {
 
 def _gpt2(config: ConfigFile) -> dict[str, Any]:
     config.refuse("add_cross_attention", False)
+    config.refuse("scale_attn_weights", True)
+    config.refuse("scale_attn_by_inverse_layer_idx", False)
     hidden_size, num_heads, length = config.size("n_embd"), config.size("n_head"), config.size("n_positions", 1024)
     return {
         "vocab_size": config.size("vocab_size"),
@@ -186,10 +188,6 @@ def _gpt2(config: ConfigFile) -> dict[str, Any]:
         "norm_eps": config.number("layer_norm_epsilon", 1e-5, least=0),
         "activation": config.activation("activation_function", "gelu_new"),
         "tie_word_embeddings": config.flag("tie_word_embeddings", True),
-        "extra": {
-            "scale_attn_weights": config.flag("scale_attn_weights", True),
-            "scale_attn_by_inverse_layer_idx": config.flag("scale_attn_by_inverse_layer_idx", False),
-        },
     } | _learned_positions(hidden_size, num_heads, length)
 
 

@@ -18,10 +18,12 @@ from octavo.models.architecture import Architecture, RopeConfig
 from octavo.models.consistency import checked, known_tokens
 from octavo.models.gguf import GGUFFile, StringArray
 from octavo.models.gguf_metadata import GGUFMetadata
-from octavo.models.rope_json import LARGEST_FACTOR
+from octavo.models.rope_json import LARGEST_FACTOR, SMALLEST_FACTOR
+from octavo.models.shown import shown
 
 #: Tokens with which chat models end their turn; many files leave it to the reader to know them.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+_FACTORS = {"least": SMALLEST_FACTOR, "most": LARGEST_FACTOR}
 _CONTROL = 3  # of tokenizer.ggml.token_type
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -31,7 +33,7 @@ def architecture_from_gguf(file: GGUFFile) -> Architecture:
     config = GGUFMetadata(file)
     if config.architecture not in FAMILIES:
         raise UnsupportedModelError(
-            f"{file.path}: general.architecture is {config.architecture!r}; "
+            f"{file.path}: general.architecture is {shown(config.architecture)}; "
             f"Octavo reads GGUF files of {', '.join(FAMILIES)}"
         )
     if config.number("expert_count", 0):
@@ -211,12 +213,17 @@ def _rope_scaling(config: GGUFMetadata) -> dict[str, Any] | None:
     trained_len = config.size("rope.scaling.original_context_length", config.size("context_length"))
     if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
         long, short = tensors["rope_factors_long.weight"], tensors["rope_factors_short.weight"]
-        return _longrope(config, long, short, config.optional_number("rope.scaling.attn_factor", above=0))
+        return _longrope(
+            config,
+            long,
+            short,
+            config.optional_number("rope.scaling.attn_factor", **_FACTORS),
+        )
     if "rope_freqs.weight" in tensors:
         return _longrope(config, tensors["rope_freqs.weight"], tensors["rope_freqs.weight"], 1.0)
     if kind == "none":
         return None
-    factor = config.number("rope.scaling.factor", 1.0, above=0, most=LARGEST_FACTOR)
+    factor = config.number("rope.scaling.factor", 1.0, **_FACTORS)
     extra = config.number("rope.scaling.attn_factor", 1.0)
     if extra != 1:
         raise UnsupportedModelError(f"{config.file.path}: rope.scaling.attn_factor is {extra}; allowed: 1")
@@ -225,7 +232,7 @@ def _rope_scaling(config: GGUFMetadata) -> dict[str, Any] | None:
         original = {"original_max_position_embeddings": trained_len} if states_len else {}
         return {"rope_type": kind, "factor": factor, **original}
     raise UnsupportedModelError(
-        f"{config.file.path}: {config.architecture}.rope.scaling.type is {kind!r}; "
+        f"{config.file.path}: {config.architecture}.rope.scaling.type is {shown(kind)}; "
         "Octavo knows none, linear, yarn, and longrope with its factor tensors"
     )
 
@@ -245,6 +252,8 @@ def _longrope(
 
 def _divisors(config: GGUFMetadata, tensor: HostTensor) -> list[float]:
     values = dequantize(tensor).reshape(-1)
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise ModelLoadError(f"{config.file.path}: the rope factor tensors must hold numbers above 0")
+    if not ((values >= SMALLEST_FACTOR) & (values <= LARGEST_FACTOR)).all():  # a NaN is neither
+        raise ModelLoadError(
+            f"{config.file.path}: the rope factor tensors may hold numbers from {SMALLEST_FACTOR} to {LARGEST_FACTOR:g}"
+        )
     return [float(value) for value in values.tolist()]

@@ -68,8 +68,8 @@ class GGUFMetadata:
     def optional_size(self, key: str) -> int | None:
         return self.size(key) if self.has(key) else None
 
-    def optional_number(self, key: str, *, above: float = -inf) -> float | None:
-        return self.number(key, above=above) if self.has(key) else None
+    def optional_number(self, key: str, **bounds: float) -> float | None:
+        return self.number(key, **bounds) if self.has(key) else None
 
     def token_id(self, key: str) -> int | None:
         """Some files say -1, or the same without its sign, for none."""

@@ -2,14 +2,10 @@
 
 Its projections are listed [out, in] like everyone's; a reader of Hugging Face's files, which store them
 [in, out], transposes them.
-
-`Architecture.extra`: scale_attn_weights (default True) and scale_attn_by_inverse_layer_idx (default False),
-of which only the defaults are implemented.
 """
 
 from __future__ import annotations
 
-from octavo.errors import UnsupportedModelError
 from octavo.layers.attention import SelfAttention
 from octavo.layers.embedding import Embedding
 from octavo.layers.mlp import PlainMLP
@@ -45,7 +41,6 @@ def tensors(a: Architecture) -> TensorTable:
 
 
 def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    _refuse_variants(a)
     embedding = Embedding(weights.tensor("transformer.wte.weight"), positions=weights.tensor("transformer.wpe.weight"))
     return Decoder(
         embedding=embedding,
@@ -62,10 +57,3 @@ def _layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int)
         mlp_norm=weights.layer_norm("ln_2", a.norm_eps, a.hidden_size),
         mlp=PlainMLP(weights.linear("mlp.c_fc"), weights.linear("mlp.c_proj"), a.activation),
     )
-
-
-def _refuse_variants(a: Architecture) -> None:
-    for key, implemented in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
-        value = a.extra.get(key, implemented)
-        if value is not implemented:
-            raise UnsupportedModelError(f"this GPT-2 model has {key}={value}; Octavo implements only {implemented}")

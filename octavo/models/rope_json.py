@@ -18,13 +18,14 @@ from octavo.models.config_file import LARGEST_SIZE, ConfigFile
 from octavo.models.shown import shown
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
-LARGEST_FACTOR = 1e6
+#: Of factors and other ratios: far outside what any scaling uses, and safe in float32.
+SMALLEST_FACTOR, LARGEST_FACTOR = 1e-4, 1e6
 _REQUIRED = {
     "linear": ("factor",),
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-_ABOVE_ZERO = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
+_FACTORS = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
 _FROM_ZERO = ("mscale", "mscale_all_dim")
 _LISTS = ("short_factor", "long_factor")
 
@@ -73,15 +74,12 @@ def _scaling(config: ConfigFile, given: ConfigFile, rope_type: str) -> dict[str,
         if not read.has(key):
             read.number(key)  # says that it is missing
     scaling: dict[str, Any] = {"rope_type": rope_type}
-    if read.has("factor"):
-        scaling["factor"] = read.number("factor", above=0)
-        if scaling["factor"] > LARGEST_FACTOR:
-            raise read.wrong("factor", f"up to {LARGEST_FACTOR:g}")
     if read.has("original_max_position_embeddings"):
         scaling["original_max_position_embeddings"] = _original_len(read)
-    scaling |= {key: read.number(key, above=0) for key in _ABOVE_ZERO if read.has(key)}
-    scaling |= {key: read.number(key, least=0) for key in _FROM_ZERO if read.has(key)}
-    scaling |= {key: read.numbers(key, above=0) for key in _LISTS if read.has(key)}
+    bounds = {"least": SMALLEST_FACTOR, "most": LARGEST_FACTOR}
+    scaling |= {key: read.number(key, **bounds) for key in _FACTORS if read.has(key)}
+    scaling |= {key: read.number(key, least=0, most=LARGEST_FACTOR) for key in _FROM_ZERO if read.has(key)}
+    scaling |= {key: read.numbers(key, **bounds) for key in _LISTS if read.has(key)}
     if read.has("truncate"):
         scaling["truncate"] = read.flag("truncate", True)
     return scaling
@@ -89,7 +87,7 @@ def _scaling(config: ConfigFile, given: ConfigFile, rope_type: str) -> dict[str,
 
 def _original_len(read: ConfigFile) -> int:
     """A whole number, also where it is written as 8192.0."""
-    number = read.number("original_max_position_embeddings", least=2)
-    if number > LARGEST_SIZE or number != int(number):
+    number = read.number("original_max_position_embeddings", least=2, most=LARGEST_SIZE)
+    if number != int(number):
         raise read.wrong("original_max_position_embeddings", f"2 to {LARGEST_SIZE}")
     return int(number)

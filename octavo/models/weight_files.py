@@ -32,6 +32,7 @@ SINGLE_NAME = "model.safetensors"
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
 #: In formats of their makers' own; a copy of the model beside the one that is read.
 _OTHER_FORMATS = ("consolidated*.safetensors", "adapter_model*.safetensors")
+_LONGEST_NAME = 255
 _PICKLED = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -121,7 +122,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     for tensor, shard in listed.items():
         if not isinstance(shard, str):
             raise ModelLoadError(f"{index}: weight_map has {shown(shard)} for {shown(tensor)}; allowed: a file's name")
-        if Path(shard).name != shard or "\0" in shard:
+        if Path(shard).name != shard or "\0" in shard or len(shard) > _LONGEST_NAME:
             raise ModelLoadError(f"{index}: file {shown(shard)} is not a plain name inside the folder")
     return listed
 

@@ -148,6 +148,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("LlamaForCausalLM", {"rope_scaling": {"type": "mrope"}}, "rope_scaling's rope_type is 'mrope'; Octavo knows"),
     ("LlamaForCausalLM", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config asks for 'gptq'"),
     ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; allowed"),
     ("GPT2LMHeadModel", {"add_cross_attention": True}, "add_cross_attention is True; allowed: False"),
 ]
 
@@ -166,7 +167,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"num_key_value_heads": 3}, "4 attention heads do not share 3 key/value heads evenly"),
     ({"head_dim": 15}, "15 of a head's 15 dimensions would rotate; allowed are even numbers"),
     ({"partial_rotary_factor": 1.5}, "24 of a head's 16 dimensions would rotate"),
-    ({"rope_theta": 0}, "rope_theta is 0; allowed: a number above 1"),
+    ({"rope_theta": 0}, "rope_theta is 0; allowed: a number above 1 up to"),
     ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'; allowed: a number"),
     ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; allowed: true and false"),
     ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; allowed: a token id or a list of them"),

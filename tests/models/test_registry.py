@@ -104,9 +104,3 @@ def test_variants_of_opt_keep_to_their_table_and_to_the_contract_of_ops(
     assert source.taken == required_tensors(opt)
     assert model.logits(ops, *model.forward(ops)).width == opt.vocab_size
     assert ops.counts["layer_norm"] == 2 * NUM_LAYERS + extra.get("has_final_norm", True)
-
-
-def test_variants_that_are_not_implemented_are_refused_by_name() -> None:
-    gpt2 = replace(ARCHITECTURES["gpt2"], extra={"scale_attn_by_inverse_layer_idx": True})
-    with pytest.raises(UnsupportedModelError, match="scale_attn_by_inverse_layer_idx=True"):
-        build_model(gpt2, BlankTensors(), SLOTS, max_model_len=64)
