@@ -29,7 +29,7 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 def tokenizer_from_folder(folder: Path) -> TokenizerParts:
     settings = _file(folder, "tokenizer_config.json")
     special_tokens = _special_tokens(folder, settings)
-    with naming(folder):
+    with naming(f"{folder}: the tokenizer's files are broken", "download them again"):
         encoder = _read_encoder(folder)
         encoder.no_truncation()  # a saved limit would cut prompts without a word
         encoder.no_padding()

@@ -13,8 +13,8 @@ from octavo.errors import OctavoError, TokenizerError
 
 
 @contextmanager
-def naming(label: object, cure: str = "download them again") -> Iterator[None]:
-    """label: the file or folder that the work inside reads."""
+def naming(problem: str, cure: str) -> Iterator[None]:
+    """problem: what is wrong if the work inside fails, and with which file. cure: what to do then."""
     try:
         yield
     except OctavoError:
@@ -22,7 +22,7 @@ def naming(label: object, cure: str = "download them again") -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        raise TokenizerError(f"{label}: the tokenizer's files are broken ({_shortened(error)}); {cure}") from error
+        raise TokenizerError(f"{problem} ({_shortened(error)}); {cure}") from error
 
 
 @contextmanager
