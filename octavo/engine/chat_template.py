@@ -21,6 +21,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from octavo.errors import InvalidRequestError, TokenizerError
+from octavo.models.shown import shown
 
 Message = Mapping[str, Any]
 
@@ -86,7 +87,9 @@ def _text_part(where: str, part: object) -> str:
         return part
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    raise InvalidRequestError(f"{where} is {part!r}, allowed is {{'type': 'text', 'text': ...}}: the model reads text")
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    found = f"of type {shown(kind)}" if isinstance(kind, str) and kind != "text" else shown(part)
+    raise InvalidRequestError(f"{where} is {found}, allowed is {{'type': 'text', 'text': ...}}: the model reads text")
 
 
 def _cut_at_mark(text: str) -> str:

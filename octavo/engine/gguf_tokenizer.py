@@ -23,7 +23,9 @@ _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 def tokenizer_from_gguf(file: GGUFFile) -> TokenizerParts:
     vocabulary = GGUFVocabulary(file)
-    with naming(f"{file.path}: tokenizer.ggml.tokens make no tokenizer", "pass tokenizer= a folder with a tokenizer.json"):
+    with naming(
+        f"{file.path}: tokenizer.ggml.tokens make no tokenizer", "pass tokenizer= a folder with a tokenizer.json"
+    ):
         with collector_off():
             encoder = _build(vocabulary)
         _mark_special(encoder, vocabulary)

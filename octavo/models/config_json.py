@@ -37,8 +37,8 @@ def _refuse_quantised(config: ConfigFile) -> None:
         if scheme is not None:
             method = scheme.get("quant_method", scheme) if isinstance(scheme, dict) else scheme
             raise UnsupportedModelError(
-                f"{config.path}: {key} asks for {shown(method)}; Octavo reads unquantised safetensors, and quantised "
-                "weights as GGUF files: use the model's GGUF version"
+                f"{config.path}: {config.within}{key} asks for {shown(method)}; Octavo reads unquantised safetensors, "
+                "and quantised weights as GGUF files: use the model's GGUF version"
             )
 
 

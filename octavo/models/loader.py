@@ -28,6 +28,7 @@ from octavo.models.gguf_names import canonical_name, layout_change
 from octavo.models.hub import download_config, download_model, is_hub_name
 from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
 from octavo.models.registry import required_tensors
+from octavo.models.shown import shown
 from octavo.observe.logging import LOGGER
 
 #: llama.cpp's name for the part of a model that reads images, a file of its own.
@@ -65,7 +66,7 @@ def locate_tokenizer(name: str, revision: str | None = None) -> TokenizerSource:
     if path is not None:
         return path if path.is_dir() else read_gguf(path)
     if not is_hub_name(name):
-        raise ModelLoadError(f"tokenizer is {name!r}, which is no folder, file or hub id")
+        raise ModelLoadError(f"tokenizer is {shown(name)}, which is no folder, file or hub id")
     return download_config(name, revision)
 
 
@@ -96,7 +97,7 @@ def _find(config: ModelConfig) -> Path:
         return path
     if not is_hub_name(config.model):
         raise ModelLoadError(
-            f"model {config.model!r} does not exist; allowed are a folder, a .gguf file, a hub id, "
+            f"model {shown(config.model)} does not exist; allowed are a folder, a .gguf file, a hub id, "
             f"and the packaged {', '.join(PACKAGED_MODELS)}"
         )
     download = download_config if config.load_format == "dummy" else download_model
@@ -113,7 +114,10 @@ def _existing(name: str) -> Path | None:
     except (OSError, RuntimeError, ValueError) as error:  # no permission, a name too long, no such home, a NUL
         if is_hub_name(name):
             return None
-        raise ModelLoadError(f"{name!r} cannot be opened: {error}; allowed are a folder and a .gguf file") from None
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ModelLoadError(
+            f"{shown(name)} cannot be opened: {reason}; allowed are a folder and a .gguf file"
+        ) from None
     if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
         raise ModelLoadError(f"{path} is neither a folder nor a regular file; allowed are a folder and a .gguf file")
     return path

@@ -42,7 +42,8 @@ from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
 from tests.models.gguf_mutations import mutated_gguf
 from tests.models.mutations import mutated_bytes, mutated_json
 
-Target = Callable[[random.Random, Path], str]
+FilesOf = Callable[[str], dict[str, bytes]]  # name of a tiny model -> its files
+Target = Callable[[random.Random, Path, FilesOf], str]
 
 GENERATION = {
     "bos_token_id": 1,
@@ -58,11 +59,11 @@ OLD_ROPE = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 6
 TEMPLATE = "{% for message in messages %}<s>{{ message.role }}: {{ message['content'] | trim }}\n{% endfor %}"
 
 
-def run_seed(target: str, seed: int, folder: Path) -> str:
+def run_seed(target: str, seed: int, folder: Path, files_of: FilesOf) -> str:
     """ "ok", or the error of ours. Raises whatever else the file does, and AssertionError for a nameless error."""
     rng = random.Random(zlib.crc32(target.encode()) + seed)
     folder.mkdir(parents=True, exist_ok=True)
-    changed = TARGETS[target](rng, folder)
+    changed = TARGETS[target](rng, folder, files_of)
     try:
         _use(folder, changed)
     except OctavoError as error:
@@ -107,7 +108,7 @@ def _backend() -> str:
 
 
 @cache
-def _folder_of(name: str) -> dict[str, bytes]:
+def _made(name: str) -> dict[str, bytes]:
     """The files of a tiny model."""
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_model(name, Path(folder))
@@ -121,8 +122,8 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-def _config(rng: random.Random, folder: Path) -> str:
-    files = _folder_of(rng.choice(list(TINY)))
+def _config(rng: random.Random, folder: Path, files_of: FilesOf) -> str:
+    files = files_of(rng.choice(list(TINY)))
     config = json.loads(files["config.json"])
     if rng.random() < 0.3 and "rope_parameters" in config:
         config.pop("rope_parameters")
@@ -131,14 +132,14 @@ def _config(rng: random.Random, folder: Path) -> str:
     return "config.json"
 
 
-def _generation_config(rng: random.Random, folder: Path) -> str:
-    _write(folder, _folder_of("llama") | {"generation_config.json": mutated_json(rng, GENERATION)})
+def _generation_config(rng: random.Random, folder: Path, files_of: FilesOf) -> str:
+    _write(folder, files_of("llama") | {"generation_config.json": mutated_json(rng, GENERATION)})
     return "generation_config.json"
 
 
-@cache
-def _shards() -> dict[str, bytes]:
-    files = dict(_folder_of("llama"))
+def _sharded(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The same model in two files and an index."""
+    files = dict(files)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "whole").write_bytes(files.pop("model.safetensors"))
@@ -150,8 +151,8 @@ def _shards() -> dict[str, bytes]:
     return files | {"model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": weight_map}).encode()}
 
 
-def _index(rng: random.Random, folder: Path) -> str:
-    files, name = _shards(), "model.safetensors.index.json"
+def _index(rng: random.Random, folder: Path, files_of: FilesOf) -> str:
+    files, name = _sharded(files_of("llama")), "model.safetensors.index.json"
     index = json.loads(files[name])
     if rng.random() < 0.5:  # a short one, so that changes hit what matters
         index["weight_map"] = dict(list(index["weight_map"].items())[:3])
@@ -159,8 +160,8 @@ def _index(rng: random.Random, folder: Path) -> str:
     return name
 
 
-def _safetensors(rng: random.Random, folder: Path) -> str:
-    files = _folder_of("llama")
+def _safetensors(rng: random.Random, folder: Path, files_of: FilesOf) -> str:
+    files = files_of("llama")
     content = files["model.safetensors"]
     size = struct.unpack("<Q", content[:8])[0]
     if rng.random() < 0.2:
@@ -217,19 +218,19 @@ def _byte_level_gguf_file() -> bytes:
         return write_gguf(Path(folder) / "m.gguf", "llama", TINY_LLAMA | extra, tensors).read_bytes()
 
 
-def _gguf(rng: random.Random, folder: Path) -> str:
+def _gguf(rng: random.Random, folder: Path, files_of: FilesOf) -> str:
     _write(folder, {"model.gguf": mutated_gguf(rng, _gguf_file(), "")})
     return "model.gguf"
 
 
-def _gguf_tokenizer(rng: random.Random, folder: Path) -> str:
+def _gguf_tokenizer(rng: random.Random, folder: Path, files_of: FilesOf) -> str:
     file = rng.choice((_gguf_file, _byte_level_gguf_file))()
     _write(folder, {"model.gguf": mutated_gguf(rng, file, "tokenizer.")})
     return "tokenizer.ggml"
 
 
 @cache
-def _byte_level_files() -> dict[str, bytes]:
+def byte_level_files() -> dict[str, bytes]:
     alphabet = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocabulary = alphabet | {"ab": 256, "Ġa": 257, "<s>": 258, "</s>": 259}
     encoder = Encoder(models.BPE(vocab=vocabulary, merges=[("a", "b"), ("Ġ", "a")]))
@@ -279,8 +280,8 @@ _TEXT_FILES = (*_TEXT_SETS, "tokenizer.ggml")
 
 
 def _text_file(name: str) -> Target:
-    def make(rng: random.Random, folder: Path) -> str:
-        files = _byte_level_files()
+    def make(rng: random.Random, folder: Path, files_of: FilesOf) -> str:
+        files = byte_level_files()
         kept = {other: files[other] for other in _TEXT_SETS[name]}
         is_json = name.endswith(".json")
         changed = mutated_json(rng, json.loads(files[name])) if is_json else mutated_bytes(rng, files[name])
@@ -310,7 +311,7 @@ def main(target: str, num_seeds: int, first: int = 0) -> None:
         for seed in range(first, first + num_seeds):
             started = time.monotonic()
             try:
-                result = run_seed(target, seed, folder)
+                result = run_seed(target, seed, folder, _made)
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
