@@ -5,6 +5,8 @@
     OCTAVO_CPU_ISA     native (default): all this CPU has; avx2: any CPU with AVX2; generic: any CPU of its kind
     OCTAVO_DEBUG       set: the command line shows the traceback of an error, as --debug does
     OPENAI_API_KEY     the key that `octavo chat` and `octavo complete` send, unless --api-key gives another
+    OCTAVO_ALLOW_LONG_MAX_MODEL_LEN
+                       1: max_model_len may be above what the model was made for
     CXX                the C++ compiler; default: the first of g++, clang++ and c++ on the PATH
 
 Read when asked for, not when imported, so that a test or a notebook may set them.
@@ -74,6 +76,10 @@ def cpu_isa() -> CpuIsa:
 
 def is_debug() -> bool:
     return bool(os.environ.get("OCTAVO_DEBUG"))
+
+
+def allows_long_max_model_len() -> bool:
+    return os.environ.get("OCTAVO_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() in ("1", "true")
 
 
 def openai_api_key() -> str | None:

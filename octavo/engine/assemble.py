@@ -12,7 +12,7 @@ from octavo.cache.groups import CacheGroup, layers_per_group, make_groups
 from octavo.cache.kv_cache import KVCache
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
 from octavo.engine import device
-from octavo.engine.card import start_up_card
+from octavo.engine.card import start_up_card, warn_of_leftovers
 from octavo.engine.core import EngineCore
 from octavo.engine.input import InputProcessor, RequestLimits
 from octavo.engine.llm_engine import LLMEngine
@@ -26,6 +26,7 @@ from octavo.kernels.registry import converter, select
 from octavo.kernels.triton.backend import TritonBackend
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
+from octavo.models.context_len import allowed_model_len
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
 from octavo.observe.events import EngineStarted, EventLog
@@ -91,7 +92,8 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
                 worker.warm_up(shape.limits, compiler)
         else:
             shape, worker = _load_on_host(config, checkpoint, backend)
-    tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
+    warn_of_leftovers(checkpoint)
+    tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint.tokenizer_source)
     _record_start(config, shape, events, clock)
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
@@ -209,19 +211,14 @@ def _largest_shape(config: EngineConfig, checkpoint: Checkpoint, kv_dtype: KVDTy
         head_dim=architecture.head_dim,
         dtype=kv_dtype,
     )
-    asked_len = config.model.max_model_len
-    model_len = architecture.max_position_embeddings
-    if asked_len is not None and asked_len > model_len:
-        raise ConfigError(
-            f"max_model_len is {asked_len}, allowed is up to {model_len}, the positions this model was made for"
-        )
+    model_len = allowed_model_len(architecture, config.model.max_model_len)
     sizes = config.scheduler
     assert sizes.max_num_batched_tokens is not None, "the device has chosen a token budget"
     assert sizes.max_num_seqs is not None, "the device has chosen a number of sequences"
     limits = StepLimits(
         max_num_tokens=sizes.max_num_batched_tokens,
         max_num_seqs=sizes.max_num_seqs,
-        max_model_len=asked_len or model_len,
+        max_model_len=model_len,
         vocab_size=architecture.vocab_size,
     )
     return _EngineShape(groups, layout, limits)

@@ -17,8 +17,9 @@ from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
 from octavo.engine.tokenizer_calls import TransformersCalls
 from octavo.engine.tokenizer_parts import TokenizerParts
+from octavo.engine.tokenizers_errors import no_panic
 from octavo.errors import InvalidRequestError, TokenizerError
-from octavo.models.checkpoint import Checkpoint, TokenizerSource
+from octavo.models.checkpoint import TokenizerSource
 from octavo.models.loader import locate_tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
@@ -45,7 +46,8 @@ class Tokenizer(TransformersCalls):
         if not isinstance(text, str):
             raise InvalidRequestError(f"prompt is {text!r}, allowed is a string")
         try:
-            return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+            with no_panic():
+                return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
         except TypeError:  # the library takes any string that can be written as UTF-8
             at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InvalidRequestError(
@@ -58,7 +60,8 @@ class Tokenizer(TransformersCalls):
         try:
             if self._detokenizer.differs_from_library:
                 return self._detokenizer.text(token_ids, skip_special_tokens)
-            return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+            with no_panic():
+                return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
 
@@ -149,16 +152,16 @@ class Tokenizer(TransformersCalls):
         )
 
 
-def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | None:
-    """The model's tokenizer, or the one that the configuration names instead; None with skip_tokenizer_init."""
+def open_tokenizer(config: ModelConfig, source: TokenizerSource | None) -> Tokenizer | None:
+    """The model's tokenizer, from `source`, or the one that the configuration names instead; None with
+    skip_tokenizer_init."""
     if config.skip_tokenizer_init:
         return None
-    source = checkpoint.tokenizer_source
     if config.tokenizer is not None:
         source = locate_tokenizer(config.tokenizer)
     if source is None:
         raise TokenizerError(
-            f"{checkpoint.label} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
+            f"{config.model} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
             "or set skip_tokenizer_init and send token ids"
         )
     override = None if config.chat_template is None else _template_text(config.chat_template)

@@ -23,7 +23,7 @@ from octavo.config import ModelConfig
 from octavo.engine.child import Channel, Note, begin, telling_failures
 from octavo.engine.process_client import ProcessClient
 from octavo.engine.tokenizer import Tokenizer, open_tokenizer
-from octavo.models.loader import open_checkpoint
+from octavo.models.loader import tokenizer_source
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.server.front_end_task import FrontEndTask
 
@@ -154,4 +154,4 @@ def _raise_descriptor_limit() -> None:
 
 
 def _open_tokenizer(config: ModelConfig) -> Tokenizer | None:
-    return None if config.skip_tokenizer_init else open_tokenizer(config, open_checkpoint(config))
+    return None if config.skip_tokenizer_init else open_tokenizer(config, tokenizer_source(config))
