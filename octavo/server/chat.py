@@ -25,7 +25,8 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     asked = await serving.read(request, ChatCompletionRequest)
     check_pairs(asked)
     num_top = _num_top(asked, serving.client.model_info.max_logprobs)
-    prompt = await encode_conversation(serving.tokenizer("a conversation"), asked, serving.settings)
+    fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
+    prompt = await encode_conversation(serving, asked, fits)
     params = _params(asked, prompt, num_top, serving)
     call = make_call(request, asked, serving, kind="chatcmpl", prompts=[prompt], params=params, num_top=num_top)
     echo = _continued_text(asked) if asked.echo else ""

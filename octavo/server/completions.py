@@ -13,7 +13,7 @@ from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
 from octavo.server.openai_calls import Call, check_pairs, id_headers, make_call, total_usage
-from octavo.server.prompts import encode_text, room_for_output
+from octavo.server.prompts import encode_texts, room_for_output
 from octavo.server.protocol import CompletionRequest
 from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse
 from octavo.server.sampling import sampling_params
@@ -29,10 +29,10 @@ async def create_completion(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, CompletionRequest)
     check_pairs(asked)
     given = _prompts(asked.prompt, serving.settings.max_prompts_per_request)
-    prompts = [await _token_ids(one, asked, serving) for one in given]
+    prompts = await _token_ids(given, asked, serving)
     params = _params(asked, prompts, serving)
     call = make_call(request, asked, serving, kind="cmpl", prompts=prompts, params=params, num_top=asked.logprobs)
-    echo = [_as_text(one, asked, serving) for one in given] if asked.echo else None
+    echo = await _as_texts(given, asked, serving) if asked.echo else None
     if asked.stream:
         if asked.max_tokens == 0:
             raise ApiError(400, "max_tokens is 0, allowed with stream is 1 or more", param="max_tokens")
@@ -65,11 +65,11 @@ def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
     return prompt  # type: ignore[return-value]
 
 
-async def _token_ids(prompt: str | list[int], asked: CompletionRequest, serving: Serving) -> list[int]:
-    if not isinstance(prompt, str):
-        return prompt
-    tokenizer = serving.tokenizer("a prompt in text")
-    return await encode_text(tokenizer, prompt, asked.add_special_tokens is not False)
+async def _token_ids(given: Prompts, asked: CompletionRequest, serving: Serving) -> list[list[int]]:
+    if not isinstance(given[0], str):
+        return given  # they are of one kind
+    fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
+    return await encode_texts(serving, given, asked.add_special_tokens is not False, "prompt", fits)
 
 
 def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving) -> SamplingParams:
@@ -103,11 +103,15 @@ def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving
     )
 
 
-def _as_text(prompt: str | list[int], asked: CompletionRequest, serving: Serving) -> str:
-    if isinstance(prompt, str):
-        return prompt
+async def _as_texts(given: Prompts, asked: CompletionRequest, serving: Serving) -> list[str]:
+    if isinstance(given[0], str):
+        return given  # they are of one kind
     tokenizer = serving.tokenizer("echo of token ids")
-    return tokenizer.decode(prompt, skip_special_tokens=asked.skip_special_tokens is not False)
+    skips = asked.skip_special_tokens is not False
+    return await serving.lanes.run_sized(
+        sum(map(len, given)),
+        lambda: [tokenizer.decode(one, skip_special_tokens=skips) for one in given],
+    )
 
 
 def _response(
