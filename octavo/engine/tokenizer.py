@@ -16,6 +16,7 @@ from octavo.engine.detokenizer import Detokenizer, TextStream
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
 from octavo.engine.text_bounds import TextBounds, text_bounds
+from octavo.engine.token_texts import TokenTexts
 from octavo.engine.tokenizer_parts import TokenizerParts
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.models.checkpoint import Checkpoint, TokenizerSource
@@ -48,7 +49,7 @@ class Tokenizer:
             if len(text) <= LONG_TEXT:
                 return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
             (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-            return encoding.ids  # type: ignore[no-any-return]  # a list of its own, and maybe a long one
+            return encoding.ids  # a list of its own, and maybe a long one
         except TypeError:  # the library takes any string that can be written as UTF-8
             at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InvalidRequestError(
@@ -127,6 +128,11 @@ class Tokenizer:
             if bare and spaced[0] != bare[0] and len(spaced) == len(bare):
                 spellings[spaced] = None
         return tuple(spellings)
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """token_to_str of every token, each looked up once."""
+        return TokenTexts(self.token_to_str)
 
     @cached_property
     def _bounds(self) -> TextBounds | None:

@@ -11,13 +11,14 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import ChatChunks, OpenAIEvents
 from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
+from octavo.server.large_answers import answer
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
-from octavo.server.openai_calls import Call, check_pairs, id_headers, make_call, total_usage
+from octavo.server.openai_calls import Call, answer_size, check_pairs, id_headers, make_call, total_usage
 from octavo.server.prompts import encode_conversation, room_for_output
 from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatMessage
 from octavo.server.sampling import sampling_params
-from octavo.server.serving import Serving, json_response
+from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 
@@ -28,14 +29,27 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
     prompt = await encode_conversation(serving, asked, fits)
     params = _params(asked, prompt, num_top, serving)
-    call = make_call(request, asked, serving, kind="chatcmpl", prompts=[prompt], params=params, num_top=num_top)
+    call = make_call(
+        request,
+        asked,
+        serving,
+        kind="chatcmpl",
+        prompts=[prompt],
+        params=params,
+        num_top=num_top,
+        names_limit=asked.max_tokens is not None or asked.max_completion_tokens is not None,
+    )
     echo = _continued_text(asked) if asked.echo else ""
-    if asked.stream:
-        events = OpenAIEvents(call, ChatChunks(call, echo))
-        return serving.event_stream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
-    async with cancelled_on_disconnect(request.receive):
-        (output,) = await complete(serving.client, call.generation)
-        return json_response(_response(call, asked, output, echo), id_headers(serving, call.id))
+    with await serving.logprob_room.take(call.num_logprobs) as share:
+        headers = id_headers(serving, call.id)
+        if asked.stream:
+            events = OpenAIEvents(call, ChatChunks(call, echo))
+            return share.until_sent(serving.event_stream(stream(serving.client, call.generation), events, headers))
+        async with cancelled_on_disconnect(request.receive):
+            (output,) = await complete(serving.client, call.generation)
+            size = answer_size(call, [output], echo)
+            made = await answer(serving, size, lambda: _response(call, asked, output, echo), headers)
+            return share.until_sent(made)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain, islice
+
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,13 +14,14 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import CompletionChunks, OpenAIEvents
 from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
+from octavo.server.large_answers import answer
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
-from octavo.server.openai_calls import Call, check_pairs, id_headers, make_call, total_usage
+from octavo.server.openai_calls import Call, answer_size, check_pairs, id_headers, make_call, total_usage
 from octavo.server.prompts import encode_texts, room_for_output
 from octavo.server.protocol import CompletionRequest
 from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse
 from octavo.server.sampling import sampling_params
-from octavo.server.serving import Serving, json_response
+from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 DEFAULT_MAX_TOKENS = 16
@@ -31,16 +35,29 @@ async def create_completion(request: Request, serving: Serving) -> Response:
     given = _prompts(asked.prompt, serving.settings.max_prompts_per_request)
     prompts = await _token_ids(given, asked, serving)
     params = _params(asked, prompts, serving)
-    call = make_call(request, asked, serving, kind="cmpl", prompts=prompts, params=params, num_top=asked.logprobs)
+    call = make_call(
+        request,
+        asked,
+        serving,
+        kind="cmpl",
+        prompts=prompts,
+        params=params,
+        num_top=asked.logprobs,
+        names_limit=True,
+    )
     echo = await _as_texts(given, asked, serving) if asked.echo else None
-    if asked.stream:
-        if asked.max_tokens == 0:
-            raise ApiError(400, "max_tokens is 0, allowed with stream is 1 or more", param="max_tokens")
-        events = OpenAIEvents(call, CompletionChunks(call, echo))
-        return serving.event_stream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
-    async with cancelled_on_disconnect(request.receive):
-        outputs = await complete(serving.client, call.generation)
-        return json_response(_response(call, asked, outputs, echo), id_headers(serving, call.id))
+    with await serving.logprob_room.take(call.num_logprobs) as share:
+        headers = id_headers(serving, call.id)
+        if asked.stream:
+            if asked.max_tokens == 0:
+                raise ApiError(400, "max_tokens is 0, allowed with stream is 1 or more", param="max_tokens")
+            events = OpenAIEvents(call, CompletionChunks(call, echo))
+            return share.until_sent(serving.event_stream(stream(serving.client, call.generation), events, headers))
+        async with cancelled_on_disconnect(request.receive):
+            outputs = await complete(serving.client, call.generation)
+            size = answer_size(call, outputs, "".join(echo or ()))
+            made = await answer(serving, size, lambda: _response(call, asked, outputs, echo), headers)
+            return share.until_sent(made)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
@@ -164,8 +181,9 @@ def _logprobs(
 ) -> CompletionLogprobs | None:
     if call.num_top is None:
         return None
-    all_ids, all_rows = list(token_ids), list[TokenLogprobs | None]((rows or [])[: len(token_ids)])
+    all_ids = token_ids
+    all_rows: Iterable[TokenLogprobs | None] = islice(rows or [], len(token_ids))
     if has_prompt:
         all_ids = output.prompt_token_ids + all_ids
-        all_rows = (output.prompt_logprobs or []) + all_rows
+        all_rows = chain(output.prompt_logprobs or [], all_rows)
     return completion_logprobs(call, all_ids, all_rows, 0)[0]

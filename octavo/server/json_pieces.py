@@ -26,7 +26,8 @@ _SMALL_PIECE = 2**16
 
 
 def json_pieces(value: Any) -> Iterator[bytes]:
-    """What joined is the JSON of a value made of structs, dicts with texts for keys, lists and plain values. Small parts come together."""
+    """What joined is the JSON of a value made of structs, dicts with texts for keys, lists and plain values. Small
+    parts come together."""
     parts: list[bytes] = []
     size = 0
     for part in _parts(value):

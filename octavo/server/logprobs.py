@@ -5,7 +5,7 @@ JSON has no infinities: a token that cannot be drawn has -9999.0, as in vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -36,7 +36,7 @@ class Telling(Protocol):
 
 
 def completion_logprobs(
-    call: Telling, token_ids: Sequence[int], rows: Sequence[TokenLogprobs | None], offset: int
+    call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs | None], offset: int
 ) -> tuple[CompletionLogprobs, int]:
     """-> the tokens' log-probabilities, and the offset of what comes next. rows: None for a prompt's first token."""
     num_top, as_token_ids = call.num_top or 0, call.as_token_ids
@@ -55,7 +55,7 @@ def completion_logprobs(
     return CompletionLogprobs(text_offset=offsets, token_logprobs=logprobs, tokens=tokens, top_logprobs=tops), offset
 
 
-def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Sequence[TokenLogprobs]) -> ChatLogprobs:
+def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs]) -> ChatLogprobs:
     num_top, as_token_ids = call.num_top or 0, call.as_token_ids
     content = []
     for token_id, row in zip(token_ids, rows, strict=True):
@@ -67,7 +67,7 @@ def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Sequence[TokenL
     return ChatLogprobs(content=content)
 
 
-def prompt_logprobs(rows: Sequence[TokenLogprobs | None]) -> PromptLogprobs:
+def prompt_logprobs(rows: Iterable[TokenLogprobs | None]) -> PromptLogprobs:
     return [
         None
         if row is None

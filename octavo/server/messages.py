@@ -207,6 +207,9 @@ class MessageEvents:
                 parts.append(self._finish(completion, output))
         return b"".join(parts)
 
+    def is_large(self, output: RequestOutput) -> bool:
+        return False
+
     def end(self) -> bytes:
         return _event("message_stop", {})
 

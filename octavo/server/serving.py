@@ -17,6 +17,7 @@ from octavo.outputs import RequestOutput
 from octavo.server.bodies import read_struct
 from octavo.server.errors import JSON, ApiError
 from octavo.server.lanes import Lanes
+from octavo.server.logprob_room import LogprobRoom
 from octavo.server.protocol import ModelRequest
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import Events, EventStream
@@ -26,16 +27,18 @@ T = TypeVar("T", bound=ModelRequest)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """created: when the server started, in seconds since 1970. lanes: where what takes long is done."""
+    """created: when the server started, in seconds since 1970. lanes: where what takes long is done. logprob_room: what
+    answers that are being made may hold."""
 
     client: EngineClient
     settings: ServerSettings
     created: int
+    logprob_room: LogprobRoom
     lanes: Lanes = field(default_factory=Lanes)
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The request's body, checked for shape, with the name of a model that is served."""
-        asked = await read_struct(request, kind, self.settings.max_body_bytes)
+        asked = await read_struct(request, kind, self.settings.max_body_bytes, self.settings.max_body_values)
         names = self.settings.served_model_name
         if asked.model is None:
             asked.model = names[0]
@@ -51,7 +54,7 @@ class Serving:
     def event_stream(
         self, outputs: AsyncGenerator[RequestOutput], events: Events, headers: Mapping[str, str]
     ) -> EventStream:
-        return EventStream(outputs, events, headers, self.settings.sse_keep_alive_interval)
+        return EventStream(outputs, events, headers, self.settings.sse_keep_alive_interval, self.lanes)
 
     def tokenizer(self, purpose: str) -> Tokenizer:
         tokenizer = self.client.get_tokenizer()
