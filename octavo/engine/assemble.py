@@ -18,7 +18,7 @@ from octavo.engine.core import EngineCore
 from octavo.engine.input import InputProcessor, RequestLimits
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.overlap import OverlappedCore
-from octavo.engine.tokenizer import Tokenizer, open_tokenizer
+from octavo.engine.tokenizer import Tokenizer, check_chat_template, open_tokenizer
 from octavo.errors import ConfigError
 from octavo.executor.inline import InlineExecutor, LaunchingExecutor, ThreadedExecutor
 from octavo.executor.interface import Executor
@@ -55,7 +55,8 @@ _KV_DTYPE_OF_FILE: dict[str, KVDType] = {"F32": "float32", "BF16": "bfloat16", "
 
 
 def engine_config(**options: Any) -> EngineConfig:
-    """Sort options into sections by field name. Raises ConfigError for a name no section has."""
+    """Sort options into sections by field name. Raises ConfigError for a name no section has, and TokenizerError for a
+    chat template that is none, since a model takes long to load."""
     sections = {}
     for section_name, section in _SECTIONS.items():
         names = {field.name for field in fields(section)} & set(options)
@@ -66,7 +67,10 @@ def engine_config(**options: Any) -> EngineConfig:
         close = difflib.get_close_matches(unknown, known, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(known)}"
         raise ConfigError(f"there is no engine option {unknown!r}; {hint}")
-    return EngineConfig(**sections)
+    config = EngineConfig(**sections)
+    if config.model.chat_template is not None:
+        check_chat_template(config.model.chat_template)
+    return config
 
 
 def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves: bool = False) -> LLMEngine:

@@ -15,6 +15,7 @@ from octavo.config import ModelConfig
 from octavo.engine.detokenizer import Detokenizer, TextStream
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
+from octavo.engine.template_process import template_processes
 from octavo.engine.text_bounds import TextBounds, text_bounds
 from octavo.engine.token_texts import TokenTexts
 from octavo.engine.tokenizer_parts import TokenizerParts
@@ -102,11 +103,9 @@ class Tokenizer:
     ) -> str:
         """A conversation as the prompt the model was trained on. chat_template: one of the model's templates by
         name, Jinja text, or a file with it; variables go to the template."""
-        from octavo.engine.chat_template import render  # jinja2 takes a while to import, and may not be needed
-
-        return render(
-            self._choose_template(chat_template, has_tools=tools is not None),
-            messages,
+        return template_processes().render(
+            template=self._choose_template(chat_template, has_tools=tools is not None),
+            messages=messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             variables={**self._special_tokens, "tools": tools, "documents": None, **variables},
@@ -174,6 +173,17 @@ def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | N
         )
     override = None if config.chat_template is None else _template_text(config.chat_template)
     return Tokenizer(_read(source), override)
+
+
+def check_chat_template(template: str) -> None:
+    """What the option of that name gives, before anything is loaded. Raises TokenizerError."""
+    text = _template_text(template)
+    template_processes().check(text)
+    if "messages" not in text:
+        raise TokenizerError(
+            f"chat_template is {template!r:.100}, which never reads messages, as a chat template does: pass Jinja "
+            "text, or a file with it"
+        )
 
 
 def named_tokenizer(name: str) -> Tokenizer:

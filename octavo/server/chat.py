@@ -27,7 +27,7 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     check_pairs(asked)
     num_top = _num_top(asked, serving.client.model_info.max_logprobs)
     fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
-    prompt = await encode_conversation(serving, asked, fits)
+    prompt = await encode_conversation(request, serving, asked, fits)
     params = _params(asked, prompt, num_top, serving)
     call = make_call(
         request,
@@ -40,12 +40,12 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
         names_limit=asked.max_tokens is not None or asked.max_completion_tokens is not None,
     )
     echo = _continued_text(asked) if asked.echo else ""
-    with await serving.logprob_room.take(call.num_logprobs) as share:
-        headers = id_headers(serving, call.id)
-        if asked.stream:
-            events = OpenAIEvents(call, ChatChunks(call, echo))
-            return share.until_sent(serving.event_stream(stream(serving.client, call.generation), events, headers))
-        async with cancelled_on_disconnect(request.receive):
+    headers, room = id_headers(serving, call.id), serving.logprob_room
+    if asked.stream:
+        outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
+        return serving.event_stream(outputs, OpenAIEvents(call, ChatChunks(call, echo)), headers)
+    async with cancelled_on_disconnect(request.receive):
+        with await room.take(call.num_logprobs) as share:
             (output,) = await complete(serving.client, call.generation)
             size = answer_size(call, [output], echo)
             made = await answer(serving, size, lambda: _response(call, asked, output, echo), headers)

@@ -9,11 +9,13 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.engine.tokenizer import LONG_TEXT
 from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import CompletionChunks, OpenAIEvents
 from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
+from octavo.server.lanes import lane_for
 from octavo.server.large_answers import answer
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
 from octavo.server.openai_calls import Call, answer_size, check_pairs, id_headers, make_call, total_usage
@@ -33,7 +35,7 @@ async def create_completion(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, CompletionRequest)
     check_pairs(asked)
     given = _prompts(asked.prompt, serving.settings.max_prompts_per_request)
-    prompts = await _token_ids(given, asked, serving)
+    prompts = await _token_ids(request, given, asked, serving)
     params = _params(asked, prompts, serving)
     call = make_call(
         request,
@@ -46,17 +48,17 @@ async def create_completion(request: Request, serving: Serving) -> Response:
         names_limit=True,
     )
     echo = await _as_texts(given, asked, serving) if asked.echo else None
-    with await serving.logprob_room.take(call.num_logprobs) as share:
-        headers = id_headers(serving, call.id)
-        if asked.stream:
-            if asked.max_tokens == 0:
-                raise ApiError(400, "max_tokens is 0, allowed with stream is 1 or more", param="max_tokens")
-            events = OpenAIEvents(call, CompletionChunks(call, echo))
-            return share.until_sent(serving.event_stream(stream(serving.client, call.generation), events, headers))
-        async with cancelled_on_disconnect(request.receive):
-            outputs = await complete(serving.client, call.generation)
-            size = answer_size(call, outputs, "".join(echo or ()))
-            made = await answer(serving, size, lambda: _response(call, asked, outputs, echo), headers)
+    headers, room = id_headers(serving, call.id), serving.logprob_room
+    if asked.stream:
+        if asked.max_tokens == 0:
+            raise ApiError(400, "max_tokens is 0, allowed with stream is 1 or more", param="max_tokens")
+        outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
+        return serving.event_stream(outputs, OpenAIEvents(call, CompletionChunks(call, echo)), headers)
+    async with cancelled_on_disconnect(request.receive):
+        with await room.take(call.num_logprobs) as share:
+            finished = await complete(serving.client, call.generation)
+            size = answer_size(call, finished, "".join(echo or ()))
+            made = await answer(serving, size, lambda: _response(call, asked, finished, echo), headers)
             return share.until_sent(made)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
@@ -82,11 +84,11 @@ def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
     return prompt  # type: ignore[return-value]
 
 
-async def _token_ids(given: Prompts, asked: CompletionRequest, serving: Serving) -> list[list[int]]:
+async def _token_ids(request: Request, given: Prompts, asked: CompletionRequest, serving: Serving) -> list[list[int]]:
     if not isinstance(given[0], str):
         return given  # they are of one kind
     fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
-    return await encode_texts(serving, given, asked.add_special_tokens is not False, "prompt", fits)
+    return await encode_texts(request, serving, given, asked.add_special_tokens is not False, "prompt", fits)
 
 
 def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving) -> SamplingParams:
@@ -125,10 +127,12 @@ async def _as_texts(given: Prompts, asked: CompletionRequest, serving: Serving) 
         return given  # they are of one kind
     tokenizer = serving.tokenizer("echo of token ids")
     skips = asked.skip_special_tokens is not False
-    return await serving.lanes.run_sized(
-        sum(map(len, given)),
-        lambda: [tokenizer.decode(one, skip_special_tokens=skips) for one in given],
-    )
+
+    def decode() -> list[str]:
+        return [tokenizer.decode(one, skip_special_tokens=skips) for one in given]
+
+    size = sum(map(len, given))
+    return decode() if size <= LONG_TEXT else await serving.lanes.run(lane_for(size), decode)
 
 
 def _response(

@@ -17,7 +17,6 @@ from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.errors import ApiError
 
-
 #: prompts of a call that become engine requests without a pause
 _STARTED_AT_ONCE = 16
 
@@ -87,7 +86,7 @@ async def _merged(streams: list[AsyncIterator[RequestOutput]]) -> AsyncGenerator
     try:
         for place, one in enumerate(streams):
             pumps.append(asyncio.create_task(_pump(place, one, queue)))
-            if place % _STARTED_AT_ONCE == 0:
+            if place % _STARTED_AT_ONCE == _STARTED_AT_ONCE - 1:
                 await asyncio.sleep(0)  # to check a prompt takes its time, and others want theirs
         num_running = len(pumps)
         while num_running:

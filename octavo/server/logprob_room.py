@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from octavo.engine.client import ModelInfo
-from octavo.errors import EngineBusyError
+from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
 
@@ -23,8 +24,6 @@ from octavo.server.errors import ApiError
 _USUAL_MAX_TOKENS = 16384
 #: requests that hold fewer never wait
 _FEW = 2**14
-_PATIENCE_S = 60.0
-_RETRY_AFTER_S = 10.0
 
 
 def count_logprobs(
@@ -64,32 +63,36 @@ class LogprobRoom:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, num: int) -> Share:
-        """Raises EngineBusyError after a minute without room."""
+        """Waits until there is room."""
         if num <= _FEW:
             return Share(self, 0)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((num, turn))
         self._let_in()
         try:
-            await asyncio.wait((turn,), timeout=_PATIENCE_S)
+            await turn
         except asyncio.CancelledError:
             self._leave(num, turn)
             raise
-        if not turn.done():
-            self._leave(num, turn)
-            raise EngineBusyError(
-                f"the request waited {_PATIENCE_S:g} s for memory for its {num} log-probabilities; send it again "
-                "later, or ask for fewer",
-                _RETRY_AFTER_S,
-            )
         return Share(self, num)
+
+    def held(self, num: int, outputs: AsyncGenerator[RequestOutput]) -> AsyncGenerator[RequestOutput]:
+        """The same outputs, with room for so many while they come."""
+        return outputs if num <= _FEW else self._held(num, outputs)
+
+    async def _held(self, num: int, outputs: AsyncGenerator[RequestOutput]) -> AsyncGenerator[RequestOutput]:
+        async with aclosing(outputs):
+            with await self.take(num):
+                async for output in outputs:
+                    yield output
 
     def give_back(self, num: int) -> None:
         self._left += num
         self._let_in()
 
     def _leave(self, num: int, turn: asyncio.Future[None]) -> None:
-        if turn.done():
+        """Its task was cancelled, which cancels the turn, too, unless that had come."""
+        if turn.done() and not turn.cancelled():
             self._left += num
         else:
             self._waiting.remove((num, turn))

@@ -47,7 +47,7 @@ class _Conversation:
 
 async def create_message(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, MessagesRequest)
-    prompt = await _prompt(asked, serving, serving.client.model_info)
+    prompt = await _prompt(request, asked, serving, serving.client.model_info)
     params = _params(asked, len(prompt), serving)
     generation = Generation(
         request_id=f"msg_{request_id(request, None)}",
@@ -67,10 +67,10 @@ async def create_message(request: Request, serving: Serving) -> Response:
 
 async def count_tokens(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, CountTokensRequest)
-    return json_response(CountTokensResponse(input_tokens=len(await _prompt(asked, serving, None))))
+    return json_response(CountTokensResponse(input_tokens=len(await _prompt(request, asked, serving, None))))
 
 
-async def _prompt(asked: CountTokensRequest, serving: Serving, fits: ModelInfo | None) -> list[int]:
+async def _prompt(request: Request, asked: CountTokensRequest, serving: Serving, fits: ModelInfo | None) -> list[int]:
     """A last message of the assistant's is the beginning of the answer. fits: the model whose context it must fit."""
     messages = [_plain(index, message) for index, message in enumerate(asked.messages)]
     check_messages(messages, serving.settings)
@@ -78,7 +78,7 @@ async def _prompt(asked: CountTokensRequest, serving: Serving, fits: ModelInfo |
     if asked.system is not None:
         messages.insert(0, {"role": "system", "content": _text("system", asked.system)})
     conversation = _Conversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
-    return await encode_conversation(serving, conversation, fits)
+    return await encode_conversation(request, serving, conversation, fits)
 
 
 def _plain(index: int, message: AnthropicMessage) -> dict[str, Any]:

@@ -6,18 +6,21 @@ have too many tokens is refused by its bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
+from starlette.requests import ClientDisconnect, Request
 
 from octavo.engine.client import ModelInfo
-from octavo.engine.tokenizer import Tokenizer
+from octavo.engine.tokenizer import LONG_TEXT, Tokenizer
 from octavo.server.errors import ApiError, shown
-from octavo.server.lanes import lane_for
+from octavo.server.lanes import Lane, lane_for
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
+from octavo.server.streaming import cancelled_on_disconnect
 
+T = TypeVar("T")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 #: parts of a message's content that are looked at one by one before the rest is taken for long
@@ -41,7 +44,12 @@ class Conversation(Protocol):
 
 
 async def encode_texts(
-    serving: Serving, texts: Sequence[str], add_special_tokens: bool, name: str, fits: ModelInfo | None
+    request: Request,
+    serving: Serving,
+    texts: Sequence[str],
+    add_special_tokens: bool,
+    name: str,
+    fits: ModelInfo | None,
 ) -> list[list[int]]:
     """name: the field they came in. fits: the model whose context each must fit; None for texts of any length."""
     tokenizer = serving.tokenizer(f"a {name} in text")
@@ -51,10 +59,13 @@ async def encode_texts(
             _check_bytes(tokenizer, text, name, fits)
         return [tokenizer.encode(text, add_special_tokens) for text in texts]
 
-    return await serving.lanes.run_sized(sum(map(len, texts)), encode)
+    size = sum(map(len, texts))
+    return encode() if size <= LONG_TEXT else await _in_lane(request, serving, lane_for(size), encode)
 
 
-async def encode_conversation(serving: Serving, asked: Conversation, fits: ModelInfo | None) -> list[int]:
+async def encode_conversation(
+    request: Request, serving: Serving, asked: Conversation, fits: ModelInfo | None
+) -> list[int]:
     """Through the model's chat template, or the request's own if the server trusts those. fits: as for texts."""
     tokenizer, settings = serving.tokenizer("a conversation"), serving.settings
     _check_template(asked, tokenizer, settings)
@@ -72,7 +83,17 @@ async def encode_conversation(serving: Serving, asked: Conversation, fits: Model
         return tokenizer.encode(text, add_special_tokens=bool(asked.add_special_tokens))
 
     is_foreign = asked.chat_template is not None and asked.chat_template not in tokenizer.chat_templates
-    return await serving.lanes.run("templates" if is_foreign else lane_for(_text_len(asked.messages)), encode)
+    lane = "templates" if is_foreign else lane_for(_text_len(asked.messages))
+    return await _in_lane(request, serving, lane, encode)
+
+
+async def _in_lane(request: Request, serving: Serving, lane: Lane, work: Callable[[], T]) -> T:
+    """Raises ClientDisconnect if nobody waits for it any more: what has not begun then never does."""
+    if lane == "short":
+        return await serving.lanes.run(lane, work)
+    async with cancelled_on_disconnect(request.receive):
+        return await serving.lanes.run(lane, work)
+    raise ClientDisconnect
 
 
 def _variables(asked: Conversation) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _OF_CONVERSATIONS = (
 async def tokenize(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, TokenizeRequest)
     tokenizer = serving.tokenizer("tokenize")
-    tokens = await _tokens(asked, serving)
+    tokens = await _tokens(request, asked, serving)
 
     def make() -> TokenizeResponse:
         return TokenizeResponse(
@@ -42,16 +42,18 @@ def _token_strs(tokens: list[int], tokenizer: Tokenizer) -> list[str]:
     return [one or "" for one in tokenizer.convert_ids_to_tokens(tokens)]
 
 
-async def _tokens(asked: TokenizeRequest, serving: Serving) -> list[int]:
+async def _tokens(request: Request, asked: TokenizeRequest, serving: Serving) -> list[int]:
     if (asked.prompt is None) == (asked.messages is None):
         raise ApiError(400, "the request has both or neither of prompt and messages, allowed is one", param="prompt")
     if asked.prompt is None:
         conversation: Conversation = asked  # type: ignore[assignment]  # it has messages
-        return await encode_conversation(serving, conversation, None)
+        return await encode_conversation(request, serving, conversation, None)
     for name in _OF_CONVERSATIONS:
         if getattr(asked, name) is not None:
             raise ApiError(400, f"{name} is set, but the request has a prompt: it goes with messages", param=name)
-    (tokens,) = await encode_texts(serving, [asked.prompt], asked.add_special_tokens is not False, "prompt", None)
+    (tokens,) = await encode_texts(
+        request, serving, [asked.prompt], asked.add_special_tokens is not False, "prompt", None
+    )
     return tokens
 
 
