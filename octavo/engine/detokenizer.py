@@ -90,7 +90,7 @@ def _stream_maker(spec: dict[str, Any] | None, vocabulary: _Vocabulary) -> Calla
     return _text_maker(vocabulary, text_steps)
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Byte-level BPE writes bytes as printable characters: itself where it is one, else from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -98,7 +98,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _byte_level_maker(vocabulary: _Vocabulary) -> Callable[[bool], TextStream]:
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
 
     def token_bytes(token: str | None) -> bytes:
         if token is None:

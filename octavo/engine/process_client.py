@@ -59,6 +59,8 @@ from octavo.scheduler.scheduler import SequenceUpdate
 
 #: longer prompts are checked and tokenised on a thread, so that other streams go on meanwhile
 MAX_INLINE_SIZE = 4096
+#: characters of bad words, which are tokenised one by one; else as above
+MAX_INLINE_BAD_WORDS = 256
 #: seconds of the event loop that the engine's news may take at a time
 RECEIVE_S = 0.005
 
@@ -102,7 +104,7 @@ class ProcessClient:
         name = request_id if request_id is not None else f"{self.identity}-{next(self._numbers)}"
         params = sampling_params if sampling_params is not None else self.model_info.default_sampling_params
         job = (name, prompt, params, arrival_time, priority, cache_salt)
-        if _is_long(prompt):
+        if _is_long(prompt) or sum(map(len, params.bad_words or ())) > MAX_INLINE_BAD_WORDS:
             request = await asyncio.to_thread(inputs.process, *job)
         else:
             request = inputs.process(*job)

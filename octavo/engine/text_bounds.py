@@ -1,8 +1,8 @@
 """How few tokens a text can have, told from its bytes: so that what can never fit is refused before it is tokenised.
 
-A token stands for so many bytes at most, so a text has at least bytes / longest token of them. That is true where the
-tokenizer loses nothing on the way: every byte is one of its tokens, and what it changes in the text before (Unicode's
-normal forms, white space beside special tokens) shrinks it by a known factor. For any other tokenizer nothing is said.
+A token stands for so many bytes at most, so a text has at least bytes / longest token of them. That is true where it
+is known what the tokenizer loses on the way: bytes that are no token, white space beside special ones, what Unicode's
+normal forms shrink. For any other tokenizer nothing is said.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
+
+from octavo.engine.detokenizer import byte_alphabet
 
 #: what a normaliser may do to a text's bytes: it makes them fewer by this factor at most. The forms that compose
 #: make one character of four at most, and compatible ones make one byte of four.
 _SHRINKS = {"Prepend": 1, "NFC": 4, "NFD": 4, "NFKC": 8, "NFKD": 8, "Lowercase": 3, "ByteLevel": 1}
+#: those that make no character of others
+_KEEPS_BYTES = frozenset({"Prepend", "ByteLevel"})
 #: pre-tokenizers that cut, and drop nothing but white space
 _CUTS = frozenset({"ByteLevel", "Metaspace", "Digits", "Split", "Punctuation", "UnicodeScripts"})
 _CUTS_AT_SPACE = frozenset({"Whitespace", "WhitespaceSplit", "BertPreTokenizer"})
@@ -23,23 +27,27 @@ _CUTS_AT_SPACE = frozenset({"Whitespace", "WhitespaceSplit", "BertPreTokenizer"}
 
 @dataclass(frozen=True, slots=True)
 class TextBounds:
-    """bytes_per_token: no token stands for more bytes of a text. keeps_space: white space makes tokens, too."""
+    """bytes_per_token: no token stands for more bytes of a text. keeps_space: white space makes tokens, too.
+    lost: bytes that make none."""
 
     bytes_per_token: int
     keeps_space: bool
+    lost: bytes = b""
 
     def fewest_tokens(self, text: str) -> int:
         """So many tokens the text has at least."""
         if not self.keeps_space:
             text = "".join(text.split())
-        return -(-len(text.encode("utf-8", "surrogatepass")) // self.bytes_per_token)
+        data = text.encode("utf-8", "surrogatepass").translate(None, self.lost)
+        return -(-len(data) // self.bytes_per_token)
 
 
 def text_bounds(encoder: Tokenizer) -> TextBounds | None:
     """None for a tokenizer that may lose some of a text."""
     normalizers = _parts(encoder.normalizer, "normalizers")
     cuts = _parts(encoder.pre_tokenizer, "pretokenizers")
-    if not _has_every_byte(encoder, normalizers, cuts):
+    lost = _lost_bytes(encoder, normalizers, cuts)
+    if lost is None or (lost and any(part["type"] not in _KEEPS_BYTES for part in normalizers)):
         return None
     shrink, keeps_space = 1, True
     for part in normalizers:
@@ -58,7 +66,7 @@ def text_bounds(encoder: Tokenizer) -> TextBounds | None:
     added = encoder.get_added_tokens_decoder().values()
     keeps_space = keeps_space and not any(token.lstrip or token.rstrip for token in added)
     longest = _longest_token(encoder)
-    return TextBounds(longest * shrink, keeps_space) if longest * shrink else None
+    return TextBounds(longest * shrink, keeps_space, lost) if longest * shrink else None
 
 
 def _longest_token(encoder: Tokenizer) -> int:
@@ -89,9 +97,12 @@ def _replace_shrink(part: dict[str, Any]) -> int:
     return -(-len(old.encode()) // len(new.encode()))
 
 
-def _has_every_byte(encoder: Tokenizer, normalizers: list[dict[str, Any]], cuts: list[dict[str, Any]]) -> bool:
-    """Whether there is a token for every byte that stands alone, so that nothing becomes an unknown one."""
+def _lost_bytes(encoder: Tokenizer, normalizers: list[dict[str, Any]], cuts: list[dict[str, Any]]) -> bytes | None:
+    """The bytes without a token of their own, of which nothing is left; None if any number of them, or of characters,
+    can become one unknown token, or nothing."""
     if any(part["type"] == "ByteLevel" for part in (*normalizers, *cuts)):
-        return all(encoder.token_to_id(character) is not None for character in pre_tokenizers.ByteLevel.alphabet())
+        return bytes(byte for one, byte in byte_alphabet().items() if encoder.token_to_id(one) is None)
     falls_back = getattr(encoder.model, "byte_fallback", False)
-    return bool(falls_back) and all(encoder.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+    if falls_back and all(encoder.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256)):
+        return b""
+    return None

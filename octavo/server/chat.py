@@ -11,12 +11,13 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import ChatChunks, OpenAIEvents
 from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
+from octavo.server.json_pieces import LazyList
 from octavo.server.large_answers import answer
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai_calls import Call, answer_size, check_pairs, id_headers, make_call, total_usage
 from octavo.server.prompts import encode_conversation, room_for_output
 from octavo.server.protocol import ChatCompletionRequest
-from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatMessage
+from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage
 from octavo.server.sampling import sampling_params
 from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
@@ -127,7 +128,8 @@ def _response(call: Call, asked: ChatCompletionRequest, output: RequestOutput, e
 def _choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
     logprobs = None
     if call.num_top is not None:
-        logprobs = chat_logprobs(call, completion.token_ids, completion.logprobs or [])
+        rows = LazyList(chat_logprobs(call, completion.token_ids, completion.logprobs or []))
+        logprobs = ChatLogprobs(content=rows)  # type: ignore[arg-type]  # a list in JSON
     return ChatChoice(
         index=completion.index,
         message=ChatMessage(content=echo + completion.text),

@@ -22,7 +22,7 @@ from octavo.server.generation import raise_failure
 from octavo.server.json_pieces import json_pieces
 from octavo.server.logprobs import chat_logprobs, completion_logprobs
 from octavo.server.openai_calls import Call
-from octavo.server.responses import Usage, usage
+from octavo.server.responses import ChatLogprobs, Usage, usage
 
 #: rows of log-probabilities that the event loop itself tells of; with twenty alternatives each, in some milliseconds
 _FEW_ROWS = 256
@@ -225,7 +225,7 @@ class ChatChunks:
         return {"delta": {"content": text} if text else {}}
 
     def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any:
-        return chat_logprobs(self._call, token_ids, rows)
+        return ChatLogprobs(content=list(chat_logprobs(self._call, token_ids, rows)))
 
     def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
         top = {"prompt_token_ids": output.prompt_token_ids} if self._call.has_token_ids else {}

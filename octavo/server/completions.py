@@ -69,7 +69,7 @@ def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
         return [prompt]
     if not prompt:
         raise ApiError(400, "prompt is [], allowed are a text, token ids, or a list of either", param="prompt")
-    kinds = {type(one) for one in prompt}
+    kinds = set(map(type, prompt))  # there may be a million
     if len(kinds) > 1:
         raise ApiError(400, "prompt mixes texts, numbers and lists, allowed are lists of one kind", param="prompt")
     if kinds == {int}:

@@ -7,10 +7,12 @@ are long are cut, and what is between two pieces may be anything: another thread
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET
+
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -25,9 +27,16 @@ _SHORT_TEXT = 2**18
 _SMALL_PIECE = 2**16
 
 
+class LazyList(Generic[T]):
+    """A list in JSON whose items are made one at a time, and are gone when they are encoded. Read once."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self.items = items
+
+
 def json_pieces(value: Any) -> Iterator[bytes]:
-    """What joined is the JSON of a value made of structs, dicts with texts for keys, lists and plain values. Small
-    parts come together."""
+    """What joined is the JSON of a value made of structs, dicts with texts for keys, lists (lazy ones, too) and
+    plain values. Small parts come together."""
     parts: list[bytes] = []
     size = 0
     for part in _parts(value):
@@ -47,7 +56,9 @@ def _parts(value: Any) -> Iterator[bytes]:
     elif isinstance(value, dict):
         yield from _object(value.items())
     elif isinstance(value, list):
-        yield from _list(value)
+        yield from _list(_plain_cut(value) if _is_plain(value) else _cut(value))
+    elif isinstance(value, LazyList):
+        yield from _list(_cut(value.items))
     elif isinstance(value, str) and len(value) > _SHORT_TEXT:
         yield b'"'
         for start in range(0, len(value), _SHORT_TEXT):
@@ -66,9 +77,10 @@ def _object(items: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
     yield b"{}" if before == b"{" else b"}"
 
 
-def _list(values: list[Any]) -> Iterator[bytes]:
+def _list(cut: Iterable[list[Any]]) -> Iterator[bytes]:
+    """cut: items to encode at once; what is wide comes alone."""
     before = b"["
-    for few in _cut(values):
+    for few in cut:
         yield before
         if len(few) == 1 and _is_wide(few[0]):
             yield from _parts(few[0])
@@ -78,12 +90,11 @@ def _list(values: list[Any]) -> Iterator[bytes]:
     yield b"[]" if before == b"[" else b"]"
 
 
-def _cut(values: list[Any]) -> Iterator[list[Any]]:
-    """Lists of items to encode at once; what is wide comes alone."""
-    if _is_plain(values):
-        for start in range(0, len(values), _FEW_PLAIN):
-            yield values[start : start + _FEW_PLAIN]
-        return
+def _plain_cut(values: list[Any]) -> Iterator[list[Any]]:
+    return (values[start : start + _FEW_PLAIN] for start in range(0, len(values), _FEW_PLAIN))
+
+
+def _cut(values: Iterable[Any]) -> Iterator[list[Any]]:
     few: list[Any] = []
     for value in values:
         if _is_wide(value):
@@ -111,4 +122,4 @@ def _is_wide(value: Any) -> bool:
         return any(_is_wide(getattr(value, name)) for name in value.__struct_fields__)
     if isinstance(value, str):
         return len(value) > _SHORT_TEXT
-    return isinstance(value, (list, dict)) and len(value) > _WIDE
+    return isinstance(value, LazyList) or (isinstance(value, (list, dict)) and len(value) > _WIDE)

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from octavo.server.errors import JSON
 from octavo.server.json_pieces import json_pieces
-from octavo.server.serving import Serving, json_response
+from octavo.server.serving import Serving
 
 #: tokens, log-probabilities or sixteenths of characters; to tell of fewer takes a millisecond or two
 SMALL_ANSWER = 2048
@@ -21,7 +21,7 @@ async def answer(
 ) -> Response:
     """The response with what `make` returns. size: how much there is to tell of, about; see SMALL_ANSWER."""
     if size <= SMALL_ANSWER:
-        return json_response(make(), headers)
+        return Response(b"".join(json_pieces(make())), headers=headers, media_type=JSON)
     return _Pieces(await serving.lanes.run("answers", lambda: list(json_pieces(make()))), headers)
 
 

@@ -5,13 +5,13 @@ JSON has no infinities: a token that cannot be drawn has -9999.0, as in vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
 from octavo.outputs import Logprob, TokenLogprobs
+from octavo.server.json_pieces import LazyList
 from octavo.server.responses import (
-    ChatLogprobs,
     ChatTokenLogprob,
     CompletionLogprobs,
     PromptLogprob,
@@ -55,28 +55,26 @@ def completion_logprobs(
     return CompletionLogprobs(text_offset=offsets, token_logprobs=logprobs, tokens=tokens, top_logprobs=tops), offset
 
 
-def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs]) -> ChatLogprobs:
+def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs]) -> Iterator[ChatTokenLogprob]:
     num_top, as_token_ids = call.num_top or 0, call.as_token_ids
-    content = []
     for token_id, row in zip(token_ids, rows, strict=True):
         chosen = _top_logprob(token_id, row[token_id], as_token_ids)
         best = [_top_logprob(one, logprob, as_token_ids) for one, logprob in _ranked(row, num_top)]
-        content.append(
-            ChatTokenLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=best)
-        )
-    return ChatLogprobs(content=content)
+        yield ChatTokenLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=best)
 
 
 def prompt_logprobs(rows: Iterable[TokenLogprobs | None]) -> PromptLogprobs:
-    return [
-        None
-        if row is None
-        else {
-            str(token_id): PromptLogprob(logprob=_finite(one.logprob), rank=one.rank, decoded_token=one.decoded_token)
-            for token_id, one in row.items()
-        }
-        for row in rows
-    ]
+    """As a lazy list: a prompt may be long."""
+    return LazyList(map(_prompt_row, rows))  # type: ignore[return-value]  # a list in JSON
+
+
+def _prompt_row(row: TokenLogprobs | None) -> dict[str, PromptLogprob] | None:
+    if row is None:
+        return None
+    return {
+        str(token_id): PromptLogprob(logprob=_finite(one.logprob), rank=one.rank, decoded_token=one.decoded_token)
+        for token_id, one in row.items()
+    }
 
 
 def _best(row: TokenLogprobs, chosen: int, num_top: int, as_token_ids: bool) -> dict[str, float]:

@@ -28,6 +28,9 @@ from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconne
 
 _encode = msgspec.json.Encoder().encode
 
+#: blocks of text that are looked at without a thread; each takes a microsecond
+_FEW_BLOCKS = 1024
+
 #: what a text block may hold beside its text: hints for a cache that here works by itself, and what answers bring
 _NO_EFFECT_IN_BLOCKS = frozenset({"cache_control", "citations"})
 
@@ -72,13 +75,22 @@ async def count_tokens(request: Request, serving: Serving) -> Response:
 
 async def _prompt(request: Request, asked: CountTokensRequest, serving: Serving, fits: ModelInfo | None) -> list[int]:
     """A last message of the assistant's is the beginning of the answer. fits: the model whose context it must fit."""
+    contents = [message.content for message in asked.messages]
+    num_blocks = sum(len(one) for one in (*contents, asked.system) if isinstance(one, list))
+    if num_blocks > _FEW_BLOCKS:
+        conversation = await serving.lanes.run("answers", lambda: _conversation(asked, serving))
+    else:
+        conversation = _conversation(asked, serving)
+    return await encode_conversation(request, serving, conversation, fits)
+
+
+def _conversation(asked: CountTokensRequest, serving: Serving) -> _Conversation:
     messages = [_plain(index, message) for index, message in enumerate(asked.messages)]
     check_messages(messages, serving.settings)
     is_begun = messages[-1]["role"] == "assistant"
     if asked.system is not None:
         messages.insert(0, {"role": "system", "content": _text("system", asked.system)})
-    conversation = _Conversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
-    return await encode_conversation(request, serving, conversation, fits)
+    return _Conversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
 
 
 def _plain(index: int, message: AnthropicMessage) -> dict[str, Any]:
