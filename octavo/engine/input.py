@@ -41,6 +41,7 @@ class InputProcessor:
         self._tokenizer = tokenizer
         self.limits = limits
         self._seeds = random.Random(seed)
+        self._last_bad_words: tuple[tuple[str, ...], tuple[tuple[int, ...], ...]] = ((), ())
 
     def process(
         self,
@@ -156,12 +157,15 @@ class InputProcessor:
                     f"{name} holds token id {token_id}, allowed are 0 to {self.limits.vocab_size - 1}"
                 )
 
-    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    def _bad_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         if not words:
             return ()
+        if self._last_bad_words[0] == words:  # those of a call's prompts are the same
+            return self._last_bad_words[1]
         assert self._tokenizer is not None, "bad words were refused without a tokenizer"
         bad_words = self._tokenizer.bad_word_ids(words)
         self._check_ids("bad_words", [token_id for word in bad_words for token_id in word])
+        self._last_bad_words = words, bad_words
         return bad_words
 
 

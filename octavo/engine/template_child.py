@@ -16,20 +16,20 @@ import struct
 from typing import Any
 
 from octavo.engine.chat_template import check, render
-from octavo.engine.template_limits import MAX_CPU_S, MAX_MEMORY_BYTES, MAX_TEXT_LEN
+from octavo.engine.template_limits import MAX_MEMORY_BYTES, MAX_TEXT_LEN
 from octavo.errors import InvalidRequestError, OctavoError
 
 TEXT, REFUSED, BROKEN = 0, 1, 2
 _MAX_MESSAGE_LEN = 1000
 
 
-def main() -> None:
+def main(max_cpu_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory()
     while True:
         (size,) = struct.unpack("!Q", _read(8))
         job = _read(size)
-        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)  # its signal ends the process
+        signal.setitimer(signal.ITIMER_PROF, max_cpu_s)  # its signal ends the process
         kind, answer = _answer(job)
         signal.setitimer(signal.ITIMER_PROF, 0)
         _write(struct.pack("!QB", len(answer), kind) + answer)

@@ -33,7 +33,7 @@ _MAX_IDLE = 2
 _LARGE_JOB = 2**22
 _PIPE_BYTES = 2**16
 
-_CODE = "import sys; sys.path[:] = {path!r}; from octavo.engine.template_child import main; main()"
+_CODE = "import sys; sys.path[:] = {path!r}; from octavo.engine.template_child import main; main({max_cpu_s!r})"
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +47,9 @@ def template_processes() -> TemplateProcesses:
 class TemplateProcesses:
     """Owner of the processes. Any thread may call; as many run at a time as threads do."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_cpu_s: float = MAX_CPU_S) -> None:
+        """max_cpu_s: seconds of a processor that one conversation may take."""
+        self._max_cpu_s = max_cpu_s
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._owner = os.getpid()
@@ -63,7 +65,7 @@ class TemplateProcesses:
     def warm(self) -> None:
         """Start a process, if there is none, for who will soon need it."""
         if not self._idle:
-            self._put(_Process(), is_kept=True)
+            self._put(_Process(self._max_cpu_s), is_kept=True)
 
     def close(self) -> None:
         with self._lock:
@@ -90,7 +92,7 @@ class TemplateProcesses:
                 process = self._idle.pop()
                 if process.is_alive():
                     return process
-        return _Process()
+        return _Process(self._max_cpu_s)
 
     def _put(self, process: _Process, is_kept: bool) -> None:
         with self._lock:
@@ -115,9 +117,10 @@ class _Answer:
 class _Process:
     """One process, asked by one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_cpu_s: float) -> None:
+        self._max_cpu_s = max_cpu_s
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE.format(path=sys.path)],
+            [sys.executable, "-c", _CODE.format(path=sys.path, max_cpu_s=max_cpu_s), "octavo: chat templates"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -182,7 +185,7 @@ class _Process:
         """Say what ended it."""
         code = self._process.wait()
         if code == -signal.SIGPROF:
-            raise _took_too_long(f"{MAX_CPU_S:g} s of a processor")
+            raise _took_too_long(f"{self._max_cpu_s:g} s of a processor")
         if code == -signal.SIGKILL:
             raise InvalidRequestError("the chat template was killed by the system, maybe for its memory")
         raise InvalidRequestError(
@@ -204,6 +207,8 @@ def _packed(job: Any) -> bytes:
     except ValueError:  # something that is no plain value, or nests too deeply
         try:
             return marshal.dumps(_plain(job))
+        except InvalidRequestError:
+            raise
         except (RecursionError, ValueError):
             raise InvalidRequestError(
                 "the messages or the template's variables are nested too deeply, allowed are some hundred levels"

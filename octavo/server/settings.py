@@ -31,7 +31,7 @@ class ServerSettings:
     allowed_headers: tuple[str, ...] = knob(("*",), "headers those pages may send")
     allow_credentials: bool = knob(False, "whether those pages may send cookies and the like")
     trust_request_chat_template: bool = knob(
-        False, "let requests bring a chat template, which is a program: it runs in a sandbox, but may never end"
+        False, "let requests bring a chat template, which is a program: it runs apart, with a second and a gigabyte"
     )
     return_tokens_as_token_ids: bool = knob(
         False, "write tokens in logprobs as 'token_id:7' unless a request says otherwise"
