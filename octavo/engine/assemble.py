@@ -17,7 +17,7 @@ from octavo.engine.core import EngineCore
 from octavo.engine.input import InputProcessor, RequestLimits
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.overlap import OverlappedCore
-from octavo.engine.tokenizer import Tokenizer, open_tokenizer
+from octavo.engine.tokenizer import Tokenizer, check_chat_template, open_tokenizer
 from octavo.errors import ConfigError
 from octavo.executor.inline import InlineExecutor, LaunchingExecutor, ThreadedExecutor
 from octavo.executor.interface import Executor
@@ -59,7 +59,7 @@ _KV_DTYPE_OF_FILE: dict[str, KVDType] = {"F32": "float32", "BF16": "bfloat16", "
 
 def engine_config(**options: Any) -> EngineConfig:
     """Sort options into sections by field name. Raises ConfigError for a name no section has, unless it is one of
-    vLLM's and asks for nothing."""
+    vLLM's and asks for nothing; and TokenizerError for a chat template that is none, before a model loads."""
     sections = {}
     for section_name, section in _SECTIONS.items():
         names = {field.name for field in fields(section)} & set(options)
@@ -69,7 +69,10 @@ def engine_config(**options: Any) -> EngineConfig:
     for unknown in options.keys() - _VLLM_OPTIONS.keys():
         known = [field.name for section in _SECTIONS.values() for field in fields(section)]
         raise ConfigError(f"there is no engine option {unknown!r}; {suggestion(unknown, known)}")
-    return EngineConfig(**sections)
+    config = EngineConfig(**sections)
+    if config.model.chat_template is not None:
+        check_chat_template(config.model.chat_template)
+    return config
 
 
 def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves: bool = False) -> LLMEngine:

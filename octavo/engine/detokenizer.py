@@ -131,14 +131,14 @@ def _rules(spec: dict[str, Any] | None) -> _TextRules | _ByteLevelRules:
     return rules
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Byte-level BPE writes bytes as printable characters: itself where it is one, else from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTE_ALPHABET = _byte_alphabet()
+_BYTE_ALPHABET = byte_alphabet()
 _BYTE_TOKEN = re.compile(r"<0x([0-9a-fA-F]{2})>")
 
 

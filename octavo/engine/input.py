@@ -45,6 +45,7 @@ class InputProcessor:
         self._tokenizer = tokenizer
         self.limits = limits
         self._seeds = random.Random(seed)
+        self._last_bad_words: tuple[tuple[str, ...], tuple[tuple[int, ...], ...]] = ((), ())
 
     def process(
         self,
@@ -62,7 +63,7 @@ class InputProcessor:
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"sampling_params is {params!r}, allowed is a SamplingParams")
         params = params.clone()  # whatever becomes of the user's
-        text, token_ids, own_salt = self._read(prompt)
+        text, token_ids, own_salt = self._read(prompt, is_cut=params.truncate_prompt_tokens is not None)
         cache_salt = _one_salt(cache_salt, own_salt)
         token_ids = self._truncate(token_ids, params.truncate_prompt_tokens)
         self._check_prompt(token_ids)
@@ -85,8 +86,8 @@ class InputProcessor:
             bad_word_ids=self._bad_words(tuple(params.bad_words or ())),
         )
 
-    def _read(self, prompt: Prompt) -> tuple[str | None, array[int], object]:
-        """-> text if there was one, token ids, cache salt."""
+    def _read(self, prompt: Prompt, is_cut: bool) -> tuple[str | None, array[int], object]:
+        """-> text if there was one, token ids, cache salt. is_cut: a prompt of any length will fit."""
         cache_salt: object = None
         if isinstance(prompt, Mapping):
             prompt, cache_salt = _unwrap(prompt)
@@ -94,7 +95,19 @@ class InputProcessor:
             return None, _token_ids(prompt), cache_salt
         if self._tokenizer is None:
             raise InvalidRequestError("the prompt is text, but skip_tokenizer_init=True: pass token ids instead")
+        if not is_cut:
+            self._check_text(self._tokenizer, prompt)
         return prompt, array("q", self._tokenizer.encode(prompt)), cache_salt
+
+    def _check_text(self, tokenizer: Tokenizer, text: str) -> None:
+        """Refuse a text by its bytes, if its tokens can only be too many: they would take long to make."""
+        most = self.limits.max_model_len - 1
+        if len(text) > most and (fewest := tokenizer.fewest_tokens(text)) > most:
+            raise InvalidRequestError(
+                f"the prompt has {len(text)} characters, which are {fewest} tokens at least, allowed are {most} "
+                f"(max_model_len is {most + 1} and one new token must fit); shorten it, set truncate_prompt_tokens, "
+                "or raise max_model_len"
+            )
 
     def _truncate(self, token_ids: array[int], keep: int | None) -> array[int]:
         """The last `keep` tokens; -1 keeps what leaves room for one new token."""
@@ -151,12 +164,15 @@ class InputProcessor:
                     f"{name} holds token id {token_id}, allowed are 0 to {self.limits.vocab_size - 1}"
                 )
 
-    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    def _bad_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         if not words:
             return ()
+        if self._last_bad_words[0] == words:  # those of a call's prompts are the same
+            return self._last_bad_words[1]
         assert self._tokenizer is not None, "bad words were refused without a tokenizer"
         bad_words = self._tokenizer.bad_word_ids(words)
         self._check_ids("bad_words", [token_id for word in bad_words for token_id in word])
+        self._last_bad_words = words, bad_words
         return bad_words
 
 

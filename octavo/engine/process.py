@@ -20,6 +20,7 @@ from octavo.engine.child import Channel, Note, begin, telling_failures
 from octavo.engine.engine_task import EngineTask
 from octavo.engine.heartbeat import Heartbeat
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.logprob_rows import pack_rows
 from octavo.engine.transport import (
     Abort,
     AbortById,
@@ -260,7 +261,7 @@ class EngineLoop:
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
             logprobs=update.logprobs,
-            prompt_logprobs=update.prompt_logprobs,
+            prompt_logprobs=pack_rows(update.prompt_logprobs),
             num_cached_tokens=request.num_cached_tokens,
             num_preemptions=request.num_preemptions,
             first_scheduled_time=request.first_scheduled_time,

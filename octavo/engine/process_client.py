@@ -59,6 +59,10 @@ from octavo.scheduler.scheduler import SequenceUpdate
 
 #: longer prompts are checked and tokenised on a thread, so that other streams go on meanwhile
 MAX_INLINE_SIZE = 4096
+#: characters of bad words, which are tokenised one by one; else as above
+MAX_INLINE_BAD_WORDS = 256
+#: seconds of the event loop that the engine's news may take at a time
+RECEIVE_S = 0.005
 
 
 class ProcessClient:
@@ -100,7 +104,7 @@ class ProcessClient:
         name = request_id if request_id is not None else f"{self.identity}-{next(self._numbers)}"
         params = sampling_params if sampling_params is not None else self.model_info.default_sampling_params
         job = (name, prompt, params, arrival_time, priority, cache_salt)
-        if _is_long(prompt):
+        if _is_long(prompt) or sum(map(len, params.bad_words or ())) > MAX_INLINE_BAD_WORDS:
             request = await asyncio.to_thread(inputs.process, *job)
         else:
             request = inputs.process(*job)
@@ -252,8 +256,12 @@ class ProcessClient:
             asyncio.get_running_loop().call_soon(self._receive)
 
     def _receive(self) -> None:
-        """Everything that has come."""
+        """Everything that has come; after a while, the others in turn first, so that no request's news hold them up."""
+        until = time.monotonic() + RECEIVE_S
         while self._socket is not None:
+            if time.monotonic() > until:
+                asyncio.get_running_loop().call_soon(self._receive)
+                return
             try:
                 payload = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -349,7 +357,7 @@ class _Stream:
         self.key = key
         self.request = request
         self.sequences = request.sequences  # filled as the engine tells of them
-        self.text = RequestText(request, tokenizer)
+        self.text = RequestText(request, tokenizer, is_lazy=True)
         self._has_news = False
         self._time = 0.0
         self._fault: OctavoError | None = None
@@ -388,7 +396,8 @@ class _Stream:
         request.first_scheduled_time = news.first_scheduled_time
         sequence = sequences[news.index]
         sequence.finish_reason, sequence.stop_reason = news.finish_reason, news.stop_reason
-        return SequenceUpdate(sequence, news.token_ids, news.logprobs, news.prompt_logprobs)
+        self.text.extend_prompt(news.prompt_logprobs)
+        return SequenceUpdate(sequence, news.token_ids, news.logprobs, [])
 
     def _rouse(self) -> None:
         waiter = self._waiter

@@ -15,6 +15,9 @@ from octavo.config import ContentFormat, ModelConfig
 from octavo.engine.detokenizer import Detokenizer, TextStream
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
+from octavo.engine.template_process import template_processes
+from octavo.engine.text_bounds import TextBounds, text_bounds
+from octavo.engine.token_texts import TokenTexts
 from octavo.engine.tokenizer_calls import TransformersCalls
 from octavo.engine.tokenizer_parts import TokenizerParts
 from octavo.engine.tokenizers_errors import no_panic
@@ -23,6 +26,9 @@ from octavo.models.checkpoint import TokenizerSource
 from octavo.models.loader import locate_tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
+
+#: characters; longer texts are encoded and decoded in the library's batch calls, which let other threads run
+LONG_TEXT = 2048
 
 
 class Tokenizer(TransformersCalls):
@@ -47,7 +53,10 @@ class Tokenizer(TransformersCalls):
             raise InvalidRequestError(f"prompt is {text!r}, allowed is a string")
         try:
             with no_panic():
-                return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+                if len(text) <= LONG_TEXT:
+                    return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+                (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+                return encoding.ids  # a list of its own, and maybe a long one
         except TypeError:  # the library takes any string that can be written as UTF-8
             at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InvalidRequestError(
@@ -61,9 +70,17 @@ class Tokenizer(TransformersCalls):
             if self._detokenizer.differs_from_library:
                 return self._detokenizer.text(token_ids, skip_special_tokens)
             with no_panic():
-                return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+                if len(token_ids) <= LONG_TEXT:
+                    return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+                (text,) = self._encoder.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+                return str(text)
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
+
+    def fewest_tokens(self, text: str) -> int:
+        """A number of tokens that the text has at least, in a small part of the time that encoding takes; 0 where
+        nothing can be said."""
+        return 0 if self._bounds is None else self._bounds.fewest_tokens(text)
 
     def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """`decode` without a last character of which only a part is there: the stream of what comes next brings it."""
@@ -102,11 +119,9 @@ class Tokenizer(TransformersCalls):
         for name in ("tokenize", "return_dict", "return_tensors"):
             if variables.pop(name, None):
                 raise InvalidRequestError(f"{name} is set, but this makes text: encode_chat gives token ids")
-        from octavo.engine.chat_template import render  # jinja2 takes a while to import, and may not be needed
-
-        return render(
-            self._choose_template(chat_template, has_tools=tools is not None),
-            messages,
+        return template_processes().render(
+            template=self._choose_template(chat_template, has_tools=tools is not None),
+            messages=messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             content_format=chat_template_content_format or self._content_format,
@@ -129,6 +144,15 @@ class Tokenizer(TransformersCalls):
             if bare and spaced[0] != bare[0] and len(spaced) == len(bare):
                 spellings[spaced] = None
         return tuple(spellings)
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """token_to_str of every token, each looked up once."""
+        return TokenTexts(self.token_to_str)
+
+    @cached_property
+    def _bounds(self) -> TextBounds | None:
+        return text_bounds(self._encoder)
 
     @cached_property
     def _detokenizer(self) -> Detokenizer:
@@ -166,6 +190,17 @@ def open_tokenizer(config: ModelConfig, source: TokenizerSource | None) -> Token
         )
     override = None if config.chat_template is None else _template_text(config.chat_template)
     return Tokenizer(_read(source), override, config.chat_template_content_format)
+
+
+def check_chat_template(template: str) -> None:
+    """What the option of that name gives, before anything is loaded. Raises TokenizerError."""
+    text = _template_text(template)
+    template_processes().check(text)
+    if "messages" not in text:
+        raise TokenizerError(
+            f"chat_template is {template!r:.100}, which never reads messages, as a chat template does: pass Jinja "
+            "text, or a file with it"
+        )
 
 
 def named_tokenizer(name: str) -> Tokenizer:

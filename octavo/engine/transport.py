@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from octavo.engine.logprob_rows import PackedRows
 from octavo.messages import LogprobRow
 from octavo.outputs import FinishReason
 from octavo.request import Request
@@ -101,7 +102,7 @@ class SequenceNews(msgspec.Struct, array_like=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     logprobs: LogprobRow | None = None
-    prompt_logprobs: list[LogprobRow] = []
+    prompt_logprobs: list[PackedRows] = []
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     first_scheduled_time: float | None = None

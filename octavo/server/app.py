@@ -19,6 +19,7 @@ from octavo.errors import ConfigError
 from octavo.server import chat, completions, messages, operations, tokens
 from octavo.server.auth import RequireKey
 from octavo.server.errors import ApiError, as_api_error, error_response
+from octavo.server.logprob_room import LogprobRoom
 from octavo.server.openapi import describe, documentation
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
@@ -50,7 +51,8 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
     if not settings.served_model_name:
         raise ConfigError("served_model_name is empty, allowed is one name or more: pass the model's")
     app = FastAPI(title="Octavo", docs_url=None, redoc_url=None, openapi_url=None, root_path=settings.root_path)
-    serving = Serving(client=client, settings=settings, created=int(time.time()))
+    room = LogprobRoom(2 * settings.max_logprobs_per_request)
+    serving = Serving(client=client, settings=settings, created=int(time.time()), logprob_room=room)
     routes = ROUTES if settings.disable_fastapi_docs else (*ROUTES, *documentation(app))
     for method, path, endpoint in routes:
         app.add_api_route(path, _bound(endpoint, serving), methods=[method], **describe(method, path, endpoint))

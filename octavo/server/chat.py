@@ -11,13 +11,15 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import ChatChunks, OpenAIEvents
 from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
+from octavo.server.json_pieces import LazyList
+from octavo.server.large_answers import answer
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
-from octavo.server.openai_calls import Call, check_pairs, id_headers, make_call, total_usage
+from octavo.server.openai_calls import Call, answer_size, check_pairs, id_headers, make_call, total_usage
 from octavo.server.prompts import encode_conversation, room_for_output
 from octavo.server.protocol import ChatCompletionRequest
-from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatMessage
+from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage
 from octavo.server.sampling import sampling_params
-from octavo.server.serving import Serving, json_response
+from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 
@@ -25,16 +27,30 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     asked = await serving.read(request, ChatCompletionRequest)
     check_pairs(asked)
     num_top = _num_top(asked, serving.client.model_info.max_logprobs)
-    prompt = await encode_conversation(serving.tokenizer("a conversation"), asked, serving.settings)
+    fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
+    prompt = await encode_conversation(request, serving, asked, fits)
     params = _params(asked, prompt, num_top, serving)
-    call = make_call(request, asked, serving, kind="chatcmpl", prompts=[prompt], params=params, num_top=num_top)
+    call = make_call(
+        request,
+        asked,
+        serving,
+        kind="chatcmpl",
+        prompts=[prompt],
+        params=params,
+        num_top=num_top,
+        names_limit=asked.max_tokens is not None or asked.max_completion_tokens is not None,
+    )
     echo = _continued_text(asked) if asked.echo else ""
+    headers, room = id_headers(serving, call.id), serving.logprob_room
     if asked.stream:
-        events = OpenAIEvents(call, ChatChunks(call, echo))
-        return serving.event_stream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
+        outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
+        return serving.event_stream(outputs, OpenAIEvents(call, ChatChunks(call, echo)), headers)
     async with cancelled_on_disconnect(request.receive):
-        (output,) = await complete(serving.client, call.generation)
-        return json_response(_response(call, asked, output, echo), id_headers(serving, call.id))
+        with await room.take(call.num_logprobs) as share:
+            (output,) = await complete(serving.client, call.generation)
+            size = answer_size(call, [output], echo)
+            made = await answer(serving, size, lambda: _response(call, asked, output, echo), headers)
+            return share.until_sent(made)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
@@ -112,7 +128,8 @@ def _response(call: Call, asked: ChatCompletionRequest, output: RequestOutput, e
 def _choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
     logprobs = None
     if call.num_top is not None:
-        logprobs = chat_logprobs(call, completion.token_ids, completion.logprobs or [])
+        rows = LazyList(chat_logprobs(call, completion.token_ids, completion.logprobs or []))
+        logprobs = ChatLogprobs(content=rows)  # type: ignore[arg-type]  # a list in JSON
     return ChatChoice(
         index=completion.index,
         message=ChatMessage(content=echo + completion.text),

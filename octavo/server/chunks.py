@@ -19,9 +19,13 @@ import msgspec
 from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from octavo.server.errors import ApiError
 from octavo.server.generation import raise_failure
+from octavo.server.json_pieces import json_pieces
 from octavo.server.logprobs import TextPlace, chat_logprobs, completion_logprobs
 from octavo.server.openai_calls import Call
-from octavo.server.responses import Usage, usage
+from octavo.server.responses import ChatLogprobs, Usage, usage
+
+#: rows of log-probabilities that the event loop itself tells of; with twenty alternatives each, in some milliseconds
+_FEW_ROWS = 256
 
 DONE = b"data: [DONE]\n\n"
 
@@ -106,6 +110,12 @@ class OpenAIEvents:
                 self._add(place, choice, completion, output, parts)
         return b"".join(parts)
 
+    def is_large(self, output: RequestOutput) -> bool:
+        num_rows = sum(len(one.logprobs) for one in output.outputs if one.logprobs is not None)
+        if self._places[output.request_id] not in self._prompts and output.prompt_logprobs is not None:
+            num_rows += len(output.prompt_logprobs)
+        return num_rows > _FEW_ROWS
+
     def end(self) -> bytes:
         if not self._call.has_usage:
             return DONE
@@ -123,7 +133,8 @@ class OpenAIEvents:
         choices = self._choices[place * self._n : (place + 1) * self._n]
         for opening in self._shape.opening(place, choices, output):
             top = opening.pop("top", {})
-            parts.append(self._chunk([opening | {"finish_reason": None}], self._usage_so_far(place, 0), top))
+            body = self._body([opening | {"finish_reason": None}], self._usage_so_far(place, 0), top)
+            parts += (b"data: ", *json_pieces(body), b"\n\n")  # it may tell of a long prompt
 
     def _add(
         self, place: int, choice: Choice, completion: CompletionOutput, output: RequestOutput, parts: list[bytes]
@@ -153,11 +164,14 @@ class OpenAIEvents:
         num_prompt, num_cached = self._prompts[place]
         return usage(num_prompt, num_tokens, num_cached)
 
-    def _chunk(self, choices: list[dict[str, Any]], counts: Usage | None, top: dict[str, Any] | None = None) -> bytes:
-        body = {**self._constant, "choices": choices, **(top or {})}
+    def _chunk(self, choices: list[dict[str, Any]], counts: Usage | None) -> bytes:
+        return b"data: " + _encode(self._body(choices, counts, {})) + b"\n\n"
+
+    def _body(self, choices: list[dict[str, Any]], counts: Usage | None, top: dict[str, Any]) -> dict[str, Any]:
+        body = {**self._constant, "choices": choices, **top}
         if self._call.has_usage or counts is not None:
             body["usage"] = counts
-        return b"data: " + _encode(body) + b"\n\n"
+        return body
 
 
 class CompletionChunks:
@@ -215,7 +229,7 @@ class ChatChunks:
         return {"delta": {"content": text} if text else {}}
 
     def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any:
-        return chat_logprobs(self._call, token_ids, rows)
+        return ChatLogprobs(content=list(chat_logprobs(self._call, token_ids, rows)))
 
     def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
         top = {"prompt_token_ids": output.prompt_token_ids} if self._call.has_token_ids else {}

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.engine.tokenizer import LONG_TEXT
 from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import CompletionChunks, OpenAIEvents
 from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
+from octavo.server.lanes import lane_for
+from octavo.server.large_answers import answer
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
-from octavo.server.openai_calls import Call, check_pairs, id_headers, make_call, total_usage
-from octavo.server.prompts import encode_text, room_for_output
+from octavo.server.openai_calls import Call, answer_size, check_pairs, id_headers, make_call, total_usage
+from octavo.server.prompts import encode_texts, room_for_output
 from octavo.server.protocol import CompletionRequest
 from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse
 from octavo.server.sampling import sampling_params
-from octavo.server.serving import Serving, json_response
+from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 DEFAULT_MAX_TOKENS = 16
@@ -29,18 +34,31 @@ async def create_completion(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, CompletionRequest)
     check_pairs(asked)
     given = _prompts(asked.prompt, serving.settings.max_prompts_per_request)
-    prompts = [await _token_ids(one, asked, serving) for one in given]
+    prompts = await _token_ids(request, given, asked, serving)
     params = _params(asked, prompts, serving)
-    call = make_call(request, asked, serving, kind="cmpl", prompts=prompts, params=params, num_top=asked.logprobs)
-    echo = [_as_text(one, asked, serving) for one in given] if asked.echo else None
+    call = make_call(
+        request,
+        asked,
+        serving,
+        kind="cmpl",
+        prompts=prompts,
+        params=params,
+        num_top=asked.logprobs,
+        names_limit=True,
+    )
+    echo = await _as_texts(given, asked, serving) if asked.echo else None
+    headers, room = id_headers(serving, call.id), serving.logprob_room
     if asked.stream:
         if asked.max_tokens == 0:
             raise ApiError(400, "max_tokens is 0, allowed with stream is 1 or more", param="max_tokens")
-        events = OpenAIEvents(call, CompletionChunks(call, echo))
-        return serving.event_stream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
+        outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
+        return serving.event_stream(outputs, OpenAIEvents(call, CompletionChunks(call, echo)), headers)
     async with cancelled_on_disconnect(request.receive):
-        outputs = await complete(serving.client, call.generation)
-        return json_response(_response(call, asked, outputs, echo), id_headers(serving, call.id))
+        with await room.take(call.num_logprobs) as share:
+            finished = await complete(serving.client, call.generation)
+            size = answer_size(call, finished, "".join(echo or ()))
+            made = await answer(serving, size, lambda: _response(call, asked, finished, echo), headers)
+            return share.until_sent(made)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
@@ -50,7 +68,7 @@ def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
         return [prompt]
     if not prompt:
         raise ApiError(400, "prompt is [], allowed are a text, token ids, or a list of either", param="prompt")
-    kinds = {type(one) for one in prompt}
+    kinds = set(map(type, prompt))  # there may be a million
     if len(kinds) > 1:
         raise ApiError(400, "prompt mixes texts, numbers and lists, allowed are lists of one kind", param="prompt")
     if kinds == {int}:
@@ -65,11 +83,11 @@ def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
     return prompt  # type: ignore[return-value]
 
 
-async def _token_ids(prompt: str | list[int], asked: CompletionRequest, serving: Serving) -> list[int]:
-    if not isinstance(prompt, str):
-        return prompt
-    tokenizer = serving.tokenizer("a prompt in text")
-    return await encode_text(tokenizer, prompt, asked.add_special_tokens is not False)
+async def _token_ids(request: Request, given: Prompts, asked: CompletionRequest, serving: Serving) -> list[list[int]]:
+    if not isinstance(given[0], str):
+        return given  # they are of one kind
+    fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
+    return await encode_texts(request, serving, given, asked.add_special_tokens is not False, "prompt", fits)
 
 
 def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving) -> SamplingParams:
@@ -103,12 +121,18 @@ def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving
     )
 
 
-def _as_text(prompt: str | list[int], asked: CompletionRequest, serving: Serving) -> str:
-    if isinstance(prompt, str):
-        return prompt
+async def _as_texts(given: Prompts, asked: CompletionRequest, serving: Serving) -> list[str]:
+    if isinstance(given[0], str):
+        return given  # they are of one kind
     tokenizer = serving.tokenizer("echo of token ids")
+    skips = asked.skip_special_tokens is not False
     read = tokenizer.decode if asked.max_tokens == 0 else tokenizer.settled_text  # a character's end is the answer's
-    return read(prompt, asked.skip_special_tokens is not False)
+
+    def decode() -> list[str]:
+        return [read(one, skips) for one in given]
+
+    size = sum(map(len, given))
+    return decode() if size <= LONG_TEXT else await serving.lanes.run(lane_for(size), decode)
 
 
 def _response(
@@ -162,7 +186,7 @@ def _logprobs(
         return None
     ids = output.prompt_token_ids
     place = call.answer_place(ids, echo)
-    told = completion_logprobs(call, token_ids, (rows or [])[: len(token_ids)], place)
+    told = completion_logprobs(call, token_ids, islice(rows or (), len(token_ids)), place)
     if echo is None:
         return told
     prompt = completion_logprobs(call, ids, output.prompt_logprobs or [], call.echo_place(ids, echo))

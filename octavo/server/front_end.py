@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import socket
 import ssl
@@ -22,6 +23,7 @@ import uvloop
 from octavo.config import ModelConfig
 from octavo.engine.child import Channel, Note, begin, telling_failures
 from octavo.engine.process_client import ProcessClient
+from octavo.engine.template_process import template_processes
 from octavo.engine.tokenizer import Tokenizer, open_tokenizer
 from octavo.models.loader import tokenizer_source
 from octavo.observe.logging import LOGGER, log_to_stderr
@@ -35,6 +37,7 @@ _DRAIN_LOOK_S = 0.02
 
 def main() -> None:
     """The process. It says `ready`, or `failed` and why."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each text on its caller's thread: none waits for another
     task, channel = begin()
     log_to_stderr(f"front end {task.index}")
     _raise_descriptor_limit()
@@ -44,6 +47,8 @@ def main() -> None:
         module, function = task.app.split(":")
         make_app = getattr(import_module(module), function)
         tokenizer = _open_tokenizer(task.model)
+        if tokenizer is not None and tokenizer.chat_templates:
+            template_processes().warm()
         gc.collect()
         gc.freeze()  # what was imported stays; the collector need not look at it again and again
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

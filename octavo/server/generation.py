@@ -17,6 +17,9 @@ from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.errors import ApiError
 
+#: prompts of a call that become engine requests without a pause
+_STARTED_AT_ONCE = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
@@ -79,8 +82,12 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
 async def _merged(streams: list[AsyncIterator[RequestOutput]]) -> AsyncGenerator[RequestOutput]:
     """All of them at once. The first that fails ends the others."""
     queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
-    pumps = [asyncio.create_task(_pump(place, one, queue)) for place, one in enumerate(streams)]
+    pumps: list[asyncio.Task[None]] = []
     try:
+        for place, one in enumerate(streams):
+            pumps.append(asyncio.create_task(_pump(place, one, queue)))
+            if place % _STARTED_AT_ONCE == _STARTED_AT_ONCE - 1:
+                await asyncio.sleep(0)  # to check a prompt takes its time, and others want theirs
         num_running = len(pumps)
         while num_running:
             item = await queue.get()

@@ -7,14 +7,14 @@ alternatives go by what they read as.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
 from octavo.engine.detokenizer import TextStream
 from octavo.outputs import Logprob, TokenLogprobs
+from octavo.server.json_pieces import LazyList
 from octavo.server.responses import (
-    ChatLogprobs,
     ChatTokenLogprob,
     CompletionLogprobs,
     PromptLogprob,
@@ -58,7 +58,7 @@ class TextPlace:
 
 
 def completion_logprobs(
-    call: Telling, token_ids: Sequence[int], rows: Sequence[TokenLogprobs | None], place: TextPlace
+    call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs | None], place: TextPlace
 ) -> CompletionLogprobs:
     """place: moves on to what comes next. rows: None for a prompt's first token."""
     num_top = call.num_top or 0
@@ -76,28 +76,26 @@ def completion_logprobs(
     return CompletionLogprobs(text_offset=offsets, token_logprobs=logprobs, tokens=tokens, top_logprobs=tops)
 
 
-def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Sequence[TokenLogprobs]) -> ChatLogprobs:
+def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs]) -> Iterator[ChatTokenLogprob]:
     num_top = call.num_top or 0
-    content = []
     for token_id, row in zip(token_ids, rows, strict=True):
         chosen = _top_logprob(call, token_id, row[token_id])
         best = [_top_logprob(call, one, logprob) for one, logprob in _ranked(row, num_top)]
-        content.append(
-            ChatTokenLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=best)
-        )
-    return ChatLogprobs(content=content)
+        yield ChatTokenLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=best)
 
 
-def prompt_logprobs(rows: Sequence[TokenLogprobs | None]) -> PromptLogprobs:
-    return [
-        None
-        if row is None
-        else {
-            str(token_id): PromptLogprob(logprob=_finite(one.logprob), rank=one.rank, decoded_token=one.decoded_token)
-            for token_id, one in row.items()
-        }
-        for row in rows
-    ]
+def prompt_logprobs(rows: Iterable[TokenLogprobs | None]) -> PromptLogprobs:
+    """As a lazy list: a prompt may be long."""
+    return LazyList(map(_prompt_row, rows))  # type: ignore[return-value]  # a list in JSON
+
+
+def _prompt_row(row: TokenLogprobs | None) -> dict[str, PromptLogprob] | None:
+    if row is None:
+        return None
+    return {
+        str(token_id): PromptLogprob(logprob=_finite(one.logprob), rank=one.rank, decoded_token=one.decoded_token)
+        for token_id, one in row.items()
+    }
 
 
 def _best(call: Telling, row: TokenLogprobs, chosen: int, num_top: int) -> dict[str, float]:

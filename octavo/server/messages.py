@@ -13,6 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.engine.client import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
@@ -26,6 +27,9 @@ from octavo.server.serving import Serving, json_response
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 _encode = msgspec.json.Encoder().encode
+
+#: blocks of text that are looked at without a thread; each takes a microsecond
+_FEW_BLOCKS = 1024
 
 #: what a text block may hold beside its text: hints for a cache that here works by itself, and what answers bring
 _NO_EFFECT_IN_BLOCKS = frozenset({"cache_control", "citations"})
@@ -46,7 +50,7 @@ class _Conversation:
 
 async def create_message(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, MessagesRequest)
-    prompt = await _prompt(asked, serving)
+    prompt = await _prompt(request, asked, serving, serving.client.model_info)
     params = _params(asked, len(prompt), serving)
     generation = Generation(
         request_id=f"msg_{request_id(request, None)}",
@@ -66,18 +70,27 @@ async def create_message(request: Request, serving: Serving) -> Response:
 
 async def count_tokens(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, CountTokensRequest)
-    return json_response(CountTokensResponse(input_tokens=len(await _prompt(asked, serving))))
+    return json_response(CountTokensResponse(input_tokens=len(await _prompt(request, asked, serving, None))))
 
 
-async def _prompt(asked: CountTokensRequest, serving: Serving) -> list[int]:
-    """A last message of the assistant's is the beginning of the answer."""
+async def _prompt(request: Request, asked: CountTokensRequest, serving: Serving, fits: ModelInfo | None) -> list[int]:
+    """A last message of the assistant's is the beginning of the answer. fits: the model whose context it must fit."""
+    contents = [message.content for message in asked.messages]
+    num_blocks = sum(len(one) for one in (*contents, asked.system) if isinstance(one, list))
+    if num_blocks > _FEW_BLOCKS:
+        conversation = await serving.lanes.run("answers", lambda: _conversation(asked, serving))
+    else:
+        conversation = _conversation(asked, serving)
+    return await encode_conversation(request, serving, conversation, fits)
+
+
+def _conversation(asked: CountTokensRequest, serving: Serving) -> _Conversation:
     messages = [_plain(index, message) for index, message in enumerate(asked.messages)]
     check_messages(messages, serving.settings)
     is_begun = messages[-1]["role"] == "assistant"
     if asked.system is not None:
         messages.insert(0, {"role": "system", "content": _text("system", asked.system)})
-    conversation = _Conversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
-    return await encode_conversation(serving.tokenizer("a conversation"), conversation, serving.settings)
+    return _Conversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
 
 
 def _plain(index: int, message: AnthropicMessage) -> dict[str, Any]:
@@ -205,6 +218,9 @@ class MessageEvents:
             if completion.finish_reason is not None:
                 parts.append(self._finish(completion, output))
         return b"".join(parts)
+
+    def is_large(self, output: RequestOutput) -> bool:
+        return False
 
     def end(self) -> bytes:
         return _event("message_stop", {})

@@ -16,6 +16,7 @@ from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
 from octavo.server.generation import Generation
+from octavo.server.logprob_room import check_logprobs, count_logprobs
 from octavo.server.logprobs import TextPlace
 from octavo.server.protocol import GenerationRequest
 from octavo.server.responses import Usage, usage
@@ -32,7 +33,7 @@ _MAX_PRIORITY = 2**31
 class Call:
     """One call of OpenAI's API, checked. num_top: alternatives a logprob comes with; None for no logprobs.
     token_text: how a token without a logprob reads. token_bytes, text_stream: None without a tokenizer;
-    text_stream: a tokenizer's `stream`."""
+    text_stream: a tokenizer's `stream`. num_logprobs: how many its answer may hold."""
 
     id: str
     model: str
@@ -47,6 +48,7 @@ class Call:
     has_usage: bool
     has_usage_always: bool
     stream_interval: int
+    num_logprobs: int
 
     @property
     def params(self) -> SamplingParams:
@@ -79,8 +81,10 @@ def make_call(
     prompts: list[list[int]],
     params: SamplingParams,
     num_top: int | None,
+    names_limit: bool,
 ) -> Call:
-    """kind: what the id begins with."""
+    """kind: what the id begins with. names_limit: max_tokens is the request's own."""
+    num_logprobs = _check_size(asked, serving, prompts, params, names_limit)
     call_id = f"{kind}-{request_id(request, asked.request_id)}"
     options = asked.stream_options
     tokenizer = serving.client.get_tokenizer()
@@ -98,7 +102,7 @@ def make_call(
             trace_headers=trace_headers(request),
         ),
         num_top=num_top,
-        token_text=_named_by_id if tokenizer is None else tokenizer.token_to_str,
+        token_text=_named_by_id if tokenizer is None else tokenizer.token_texts.__getitem__,
         token_bytes=None if tokenizer is None else tokenizer.token_bytes,
         text_stream=None if tokenizer is None else tokenizer.stream,
         as_token_ids=serving.settings.return_tokens_as_token_ids if as_token_ids is None else as_token_ids,
@@ -106,7 +110,36 @@ def make_call(
         has_usage=options is not None and bool(options.include_usage),
         has_usage_always=options is not None and bool(options.continuous_usage_stats),
         stream_interval=_bounded("stream_interval", asked.stream_interval, 1, 1, _MAX_STREAM_INTERVAL),
+        num_logprobs=num_logprobs,
     )
+
+
+def _check_size(
+    asked: GenerationRequest, serving: Serving, prompts: list[list[int]], params: SamplingParams, names_limit: bool
+) -> int:
+    """-> log-probabilities that the answer may hold. Refuses more than one request may take of a front end."""
+    settings = serving.settings
+    if (num := len(prompts) * params.n) > settings.max_choices_per_request:
+        raise ApiError(
+            400,
+            f"the request asks for {num} choices ({len(prompts)} prompts x n = {params.n}), allowed are "
+            f"{settings.max_choices_per_request}: send several requests, or start the server with a larger "
+            "--max-choices-per-request",
+            param="n",
+        )
+    info = serving.client.model_info
+    num_logprobs = count_logprobs(prompts, params, info, names_limit=names_limit, is_streamed=bool(asked.stream))
+    check_logprobs(num_logprobs, settings.max_logprobs_per_request)
+    return num_logprobs
+
+
+def answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:
+    """How much there is to tell of; see large_answers.py. echo: what is told again, with each sample."""
+    texts = len(echo) * call.params.n + sum(len(one.text) for output in outputs for one in output.outputs)
+    ids = 0
+    if call.has_token_ids:
+        ids = sum(len(o.prompt_token_ids) + sum(len(one.token_ids) for one in o.outputs) for o in outputs)
+    return call.num_logprobs + texts // 16 + ids
 
 
 def _named_by_id(token_id: int) -> str:

@@ -32,7 +32,7 @@ class ServerSettings:
     allowed_headers: tuple[str, ...] = knob(("*",), "headers those pages may send")
     allow_credentials: bool = knob(False, "whether those pages may send cookies and the like")
     trust_request_chat_template: bool = knob(
-        False, "let requests bring a chat template, which is a program: it runs in a sandbox, but may never end"
+        False, "let requests bring a chat template, which is a program: it runs apart, with a second and a gigabyte"
     )
     return_tokens_as_token_ids: bool = knob(
         False, "write tokens in logprobs as 'token_id:7' unless a request says otherwise"
@@ -43,7 +43,16 @@ class ServerSettings:
         0.0, "seconds without a token after which a stream sends a comment, for proxies that end quiet ones; 0: never"
     )
     max_body_bytes: int = knob(16 * 2**20, "most bytes of a request's body")
+    max_body_values: int = knob(
+        2_000_000, "most values in it: a number or a text counts as one, a list, an object and a key as ten"
+    )
     max_prompts_per_request: int = knob(1024, "most prompts in the list of one completions request")
+    max_choices_per_request: int = knob(16384, "most prompts x n of one request")
+    max_logprobs_per_request: int = knob(
+        2_000_000,
+        "most log-probabilities that one answer may hold: tokens x (alternatives + 1), of all prompts and samples; a "
+        "front end makes answers with twice as many at a time",
+    )
     max_messages_per_request: int = knob(4096, "most messages of one conversation")
     max_stop_strings: int = knob(64, "most strings in a request's stop, and in its bad_words")
     max_stop_string_len: int = knob(1024, "most characters of each of them")
@@ -62,7 +71,10 @@ class ServerSettings:
             raise ConfigError(f"sse_keep_alive_interval is {self.sse_keep_alive_interval}, allowed is 0 or more")
         for name in (
             "max_body_bytes",
+            "max_body_values",
             "max_prompts_per_request",
+            "max_choices_per_request",
+            "max_logprobs_per_request",
             "max_messages_per_request",
             "max_stop_strings",
             "max_stop_string_len",

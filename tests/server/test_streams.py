@@ -227,6 +227,7 @@ def test_a_plain_chunk_costs_microseconds() -> None:
         **({"id": "chatcmpl-1", "model": "tiny", "created": 1, "generation": generation, "num_top": None} | options),
         token_text=str,
         stream_interval=1,
+        num_logprobs=0,
     )
     events = OpenAIEvents(chat, ChatChunks(chat, ""))
     output = RequestOutput("chatcmpl-1-0", None, [1], [CompletionOutput(0, " word", [7])], False)
