@@ -20,6 +20,8 @@ from octavo.engine.child import Channel, Note, begin, telling_failures
 from octavo.engine.engine_task import EngineTask
 from octavo.engine.heartbeat import Heartbeat
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.probation import Probation
+from octavo.engine.step_record import StepRecord
 from octavo.engine.transport import (
     Abort,
     AbortById,
@@ -75,6 +77,7 @@ class _Live:
     front_end: bytes
     key: int
     request: Request
+    fingerprint: str
     num_announced: int = 0  # of its sequences, those that its front end knows of
     num_finished: int = 0
 
@@ -91,6 +94,8 @@ class EngineLoop:
         self._summary = IntervalSummary(self._recorder, time.monotonic) if task.logs_stats else None
         self._next_line = time.monotonic() + LOG_INTERVAL_S
         self._admission = AdmissionControl(task.admission, self._core, engine.limits.max_num_seqs, time.monotonic)
+        self._record = StepRecord(task.step_record, engine.events)
+        self._probation = Probation(task.num_deaths, time.monotonic)
         self._live: dict[str, _Live] = {}
         self._of_front_end: dict[bytes, dict[int, _Live]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -103,11 +108,15 @@ class EngineLoop:
         """Until the parent says stop."""
         while self._listen():
             self.heartbeat.turn()
+            while (held := self._probation.take_next()) is not None:
+                self._add(held.front_end, held.message)
             if self._core.has_unfinished:
                 self._tell(self._core.step())
                 self.heartbeat.step_done()
                 self._admission.step_done()
                 self._turn_away_expired()
+                if not self._core.has_unfinished:
+                    self._record.rest()
             if self._summary is not None:
                 self._log(self._summary)
 
@@ -115,6 +124,7 @@ class EngineLoop:
         self._socket.close()
         self._context.term()
         self._engine.close()
+        self._record.close()
 
     # What comes in
 
@@ -159,14 +169,15 @@ class EngineLoop:
         own = self._of_front_end.setdefault(front_end, {})
         match message:
             case AddRequest():
-                self._add(front_end, message)
+                if not self._probation.holds(front_end, message):
+                    self._add(front_end, message)
             case Abort(key):
                 if key in own:
                     self._abort(own[key])
+                else:
+                    self._probation.take_held(front_end, key)
             case AbortById(request_id):
-                if (live := self._live.get(request_id)) is not None:
-                    self._abort(live)
-                    self._send(live.front_end, Refusal(live.key, "aborted"))
+                self._abort_by_id(request_id)
             case FinishSequence(key, index, stop):
                 if (live := own.get(key)) is not None:
                     sequence = live.request.sequences[index]
@@ -181,6 +192,7 @@ class EngineLoop:
     def _add(self, front_end: bytes, message: AddRequest) -> None:
         """Queue a request, or refuse it to whoever sent it."""
         try:
+            self._probation.check(message)
             request = unpack_request(message)
             if message.request_id in self._live:
                 raise InvalidRequestError(f"request_id {message.request_id!r} is in use, allowed is one of its own")
@@ -195,9 +207,19 @@ class EngineLoop:
         except OctavoError as refusal:
             self._send(front_end, Refusal(message.key, "invalid", str(refusal)))
         else:
-            live = _Live(front_end, message.key, request)
+            live = _Live(front_end, message.key, request, message.fingerprint)
             self._live[message.request_id] = live
-            self._of_front_end[front_end][message.key] = live
+            self._of_front_end.setdefault(front_end, {})[message.key] = live
+            self._record.expect(message.request_id, message.fingerprint)
+            if (excused := self._probation.tries(message, request)) is not None:
+                self._record.drop(excused.request_id)
+
+    def _abort_by_id(self, request_id: str) -> None:
+        if (live := self._live.get(request_id)) is not None:
+            self._abort(live)
+            self._send(live.front_end, Refusal(live.key, "aborted"))
+        for held in self._probation.take_held_by_id(request_id):
+            self._send(held.front_end, Refusal(held.message.key, "aborted"))
 
     def _abort(self, live: _Live) -> None:
         self._core.abort(live.request.request_id)
@@ -205,9 +227,10 @@ class EngineLoop:
 
     def _forget(self, front_end: bytes) -> None:
         """A front end is gone: nobody waits for its requests."""
-        for live in list(self._of_front_end.pop(front_end, {}).values()):
-            self._core.abort(live.request.request_id)
-            del self._live[live.request.request_id]
+        self._probation.take_held(front_end)
+        for live in list(self._of_front_end.get(front_end, {}).values()):
+            self._abort(live)
+        self._of_front_end.pop(front_end, None)
 
     def _turn_away_expired(self) -> None:
         for request, error in self._admission.take_expired():
@@ -272,10 +295,14 @@ class EngineLoop:
         if live.num_finished == len(live.request.sequences):
             self._drop(live)
             self._admission.request_ended()
+            if self._probation.clear(live.fingerprint):
+                self._channel.offer(Note("cleared", text=live.fingerprint))
 
     def _drop(self, live: _Live) -> None:
         del self._live[live.request.request_id]
         self._of_front_end[live.front_end].pop(live.key, None)
+        self._record.drop(live.request.request_id)
+        self._probation.ended(live.request)
 
     def _welcome(self) -> Welcome:
         limits, info = self._engine.limits, self._engine.model_info

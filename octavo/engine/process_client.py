@@ -29,6 +29,7 @@ from octavo.engine.core import EngineStats
 from octavo.engine.engine_task import front_end_identity
 from octavo.engine.input import InputProcessor, Prompt, RequestLimits
 from octavo.engine.output import RequestText
+from octavo.engine.probation import refusal
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.transport import (
     Abort,
@@ -45,6 +46,7 @@ from octavo.engine.transport import (
     Welcome,
     decode_down,
     encode,
+    fingerprint_of,
     front_end_socket,
     pack_params,
     pack_request,
@@ -153,8 +155,8 @@ class ProcessClient:
         asyncio.get_running_loop().add_reader(int(self._socket.FD), self._receive)
         self._send(Hello())
 
-    def disconnect(self, why: str) -> None:
-        """The engine is gone; so are its requests."""
+    def disconnect(self, why: str, guilty: frozenset[str] = frozenset()) -> None:
+        """The engine is gone; so are its requests. guilty: fingerprints of those that it died at once too often."""
         self._why_down = why
         self._welcomed.clear()
         if self._socket is not None:
@@ -163,7 +165,8 @@ class ProcessClient:
             self._socket = None
         for stream in list(self._streams.values()):
             self._end(stream)
-            stream.fail(self._death())
+            is_guilty = bool(guilty) and fingerprint_of(stream.request) in guilty
+            stream.fail(refusal() if is_guilty else self._death())
         answers, self._answers = self._answers, {}
         for answer in answers.values():
             if not answer.done():

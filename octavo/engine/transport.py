@@ -12,6 +12,7 @@ Times are of the monotonic clock, which all processes of a machine share.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields
 from typing import Any
 
@@ -32,7 +33,8 @@ class Hello(msgspec.Struct, array_like=True, tag=0):
 
 
 class AddRequest(msgspec.Struct, array_like=True, tag=1):
-    """A request, checked and tokenised. sampling_params: the fields that are not the default."""
+    """A request, checked and tokenised. sampling_params: the fields that are not the default. fingerprint: the same
+    for everyone who asks the same of the same prompt."""
 
     key: int
     request_id: str
@@ -47,6 +49,7 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
     stop_token_ids: list[int]
     bad_word_ids: list[list[int]]
     trace_headers: dict[str, str] | None
+    fingerprint: str
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2):
@@ -143,11 +146,12 @@ decode_down = msgspec.msgpack.Decoder(Down).decode
 
 
 def pack_request(key: int, request: Request, trace_headers: dict[str, str] | None) -> AddRequest:
+    params = pack_params(request.sampling_params)
     return AddRequest(
         key=key,
         request_id=request.request_id,
         prompt_token_ids=request.prompt_token_ids,
-        sampling_params=pack_params(request.sampling_params),
+        sampling_params=params,
         seed=request.seed,
         arrival_time=request.arrival_time,
         max_output_tokens=request.max_output_tokens,
@@ -157,7 +161,17 @@ def pack_request(key: int, request: Request, trace_headers: dict[str, str] | Non
         stop_token_ids=list(request.stop_token_ids),
         bad_word_ids=[list(word) for word in request.bad_word_ids],
         trace_headers=trace_headers,
+        fingerprint=_fingerprint(request.prompt_token_ids, params),
     )
+
+
+def fingerprint_of(request: Request) -> str:
+    """What a request asks, in 32 characters."""
+    return _fingerprint(request.prompt_token_ids, pack_params(request.sampling_params))
+
+
+def _fingerprint(prompt_token_ids: list[int], params: dict[str, Any]) -> str:
+    return hashlib.blake2b(encode((prompt_token_ids, params)), digest_size=16).hexdigest()
 
 
 def unpack_request(message: AddRequest) -> Request:

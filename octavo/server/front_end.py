@@ -107,7 +107,7 @@ class FrontEnd:
                 case "engine_up":
                     self._client.connect(note.text)
                 case "engine_down":
-                    self._client.disconnect(note.text)
+                    self._client.disconnect(note.text, frozenset(note.fingerprints))
                 case "drain":
                     self._draining = asyncio.ensure_future(self._drain(note.seconds))
                 case "stop":

@@ -36,11 +36,13 @@ from octavo import errors
 from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.engine.child import Child, Note
 from octavo.engine.engine_task import EngineTask, front_end_identity
+from octavo.engine.step_record import who_was_computed
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.observe.logging import LOGGER
 from octavo.server.front_end_task import FrontEndTask
 from octavo.server.listening import close_socket, open_socket, url_of
 from octavo.server.restarts import Restarts
+from octavo.server.suspects import Suspects
 from octavo.server.watchdog import Watchdog
 
 #: seconds that a child may take to end once it has said so, or was told to
@@ -75,6 +77,9 @@ class Supervisor:
         self._num_engines = 0
         self._has_served = False
         self._engine_restarts = Restarts()
+        self._step_record = ""  # the file in which the engine says whom it computes
+        self._suspects = Suspects()
+        self._died_at_work = False  # whether the engine that is ending computed something
         self._watchdog = Watchdog()
         self._hang: str | None = None  # why the engine that is ending was killed
         self._front_ends: dict[int, Child] = {}
@@ -119,10 +124,14 @@ class Supervisor:
     def _start_engine(self) -> None:
         options = self._options
         self._num_engines += 1
+        self._step_record = f"{self._run_directory}/step-{self._num_engines}"
+        self._died_at_work = False
         task = EngineTask(
             config=options.engine,
             admission=options.admission,
             address=f"ipc://{self._run_directory}/engine-{self._num_engines}",
+            step_record=self._step_record,
+            num_deaths=self._suspects.num_deaths(time.monotonic()),
             model_name=options.model_name,
             logs_stats=not options.server.disable_log_stats,
             hang_timeout_s=options.server.engine_hang_timeout,
@@ -139,6 +148,8 @@ class Supervisor:
                 self._engine_is_ready(address, note.card)
             if note.kind in ("ready", "alive"):
                 self._watchdog.heard(time.monotonic(), note.seconds)
+            elif note.kind == "cleared":
+                self._suspects.clear(note.text)
             elif note.kind == "failed":
                 self._failure = note
         if not engine.channel.is_open:
@@ -166,8 +177,17 @@ class Supervisor:
         self._hang = f"it hung ({silence}) and was killed"
         self._watchdog.rest()
         self._address = None
-        self._tell_front_ends(Note("engine_down", text=self._hang))
+        self._tell_front_ends(Note("engine_down", text=self._hang, fingerprints=self._find_guilty()))
         self._engine.kill()
+
+    def _find_guilty(self) -> list[str]:
+        """The requests that it is once too often now that an engine died at."""
+        died_at = who_was_computed(self._step_record)
+        self._died_at_work |= bool(died_at)
+        guilty = self._suspects.accuse(died_at, time.monotonic())
+        if guilty:
+            LOGGER.error("%d of the requests in the engine's last step were in another engine's: refused", len(guilty))
+        return guilty
 
     def _engine_is_gone(self, how: str) -> None:
         """It ended by itself, or was told to."""
@@ -182,13 +202,15 @@ class Supervisor:
         if not self._has_served:
             raise _error(failure, f"the engine's process ended with {how} before it could serve")
         why = hang or (failure.text if failure is not None else f"its process ended with {how}")
-        delay = self._engine_restarts.next_delay(time.monotonic())
+        guilty = self._find_guilty()
+        delay = self._engine_restarts.next_delay(time.monotonic(), is_excused=self._died_at_work)
         if delay is None:
             LOGGER.error("the engine went down: %s; it does not stay up, so the server ends", why)
             self._begin_stop(0.0, exit_code=1)
             return
         LOGGER.error("the engine went down: %s; starting it again in %g s", why, delay)
-        self._tell_front_ends(Note("engine_down", text=f"{why}; it is being started again, send the request later"))
+        text = f"{why}; it is being started again, send the request later"
+        self._tell_front_ends(Note("engine_down", text=text, fingerprints=guilty))
         self._later(delay, self._restart_engine)
 
     def _restart_engine(self) -> None:
