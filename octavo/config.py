@@ -175,6 +175,19 @@ class ServerConfig:
     ssl_ca_certs: str | None = knob(
         None, "authorities whose client certificates are accepted; then every client needs one"
     )
+    timeout_keep_alive: int = knob(
+        65,
+        "seconds that a connection may be idle; longer than a proxy's or client's own limit, or they use closed ones",
+    )
+    timeout_request_head: int = knob(30, "seconds that a request's headers may take to come")
+    timeout_request_body: int = knob(
+        300, "seconds that a request's body may take to come, and that a client may read nothing of its answer"
+    )
+    max_idle_connections: int = knob(
+        1024, "most connections of a front end without a whole request; the one idle for the longest makes room"
+    )
+    h11_max_incomplete_event_size: int = knob(65536, "most bytes of a request's headers, and of what trails a body")
+    h11_max_header_count: int = knob(256, "most headers of a request")
     shutdown_timeout: int = knob(
         0, "seconds that running requests may go on after SIGTERM or Ctrl-C; 0: end them at once"
     )
@@ -196,6 +209,15 @@ class ServerConfig:
         if self.ssl_ca_certs is not None and self.ssl_certfile is None:
             raise ConfigError("ssl_ca_certs is of no use without ssl_keyfile and ssl_certfile: give them, or drop it")
         _at_least("api_server_count", self.api_server_count, 1)
+        for name in (
+            "timeout_keep_alive",
+            "timeout_request_head",
+            "timeout_request_body",
+            "max_idle_connections",
+            "h11_max_header_count",
+        ):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("h11_max_incomplete_event_size", self.h11_max_incomplete_event_size, 1024)
         _at_least("shutdown_timeout", self.shutdown_timeout, 0)
         if not (self.engine_hang_timeout == 0 or 1 <= self.engine_hang_timeout < math.inf):
             raise ConfigError(

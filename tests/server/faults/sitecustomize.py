@@ -1,7 +1,7 @@
 """Faults for the engine: what Python runs first in the processes of a server whose path begins with this folder.
 
-The engine dies, as of a fault in a kernel, at each step that starts a sequence whose prompt holds DEADLY; and it gives a
-front end that does not read up after a few messages, where it would after twenty thousand.
+The engine dies, as of a fault in a kernel, at each step that starts a sequence whose prompt holds DEADLY; and it gives
+a front end that does not read up after a few messages, where it would after twenty thousand.
 """
 
 import sys
