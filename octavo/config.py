@@ -196,6 +196,9 @@ class ServerConfig:
         "seconds without a sign of life after which the engine is killed and started again; 0: never. Above any honest "
         "step: a long prompt's may take minutes on a few cores. First steps, which compile kernels, have 600 at least",
     )
+    front_end_hang_timeout: float = knob(
+        60.0, "seconds without a sign of life after which a front end is killed and started again; 0: never"
+    )
     enable_log_requests: bool = knob(False, "a line for every request: its id, its size, how it is sampled")
     disable_log_stats: bool = knob(False, "no line every ten seconds on what the engine did")
 
@@ -219,10 +222,10 @@ class ServerConfig:
             _at_least(name, getattr(self, name), 1)
         _at_least("h11_max_incomplete_event_size", self.h11_max_incomplete_event_size, 1024)
         _at_least("shutdown_timeout", self.shutdown_timeout, 0)
-        if not (self.engine_hang_timeout == 0 or 1 <= self.engine_hang_timeout < math.inf):
-            raise ConfigError(
-                f"engine_hang_timeout is {self.engine_hang_timeout}, allowed are 1 or more seconds, and 0 for never"
-            )
+        for name in ("engine_hang_timeout", "front_end_hang_timeout"):
+            seconds = getattr(self, name)
+            if not (seconds == 0 or 1 <= seconds < math.inf):
+                raise ConfigError(f"{name} is {seconds}, allowed are 1 or more seconds, and 0 for never")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

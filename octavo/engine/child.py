@@ -38,7 +38,7 @@ class Note(msgspec.Struct, omit_defaults=True):
 
     ready: a child serves (from the engine: with its start-up card). failed: it cannot start; text is the message and
         error the class from errors.py.
-    alive: from the engine: its loop turns, and will say so again within so many seconds (heartbeat.py).
+    alive: its loop turns, and will say so again within so many seconds (heartbeat.py); ready says that too.
     cleared: from the engine: a request that an engine before it died at has been computed; text is its fingerprint.
     engine_up, engine_down: to a front end: where the engine listens; why it does not, and the fingerprints of requests
         that it died at too often.

@@ -7,7 +7,6 @@ looks at them between two steps while something does, and ends with its parent.
 from __future__ import annotations
 
 import gc
-import logging
 import time
 from dataclasses import dataclass, replace
 
@@ -20,6 +19,7 @@ from octavo.engine.child import Channel, Note, begin, telling_failures
 from octavo.engine.engine_task import EngineTask
 from octavo.engine.heartbeat import Heartbeat
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.outbox import Outbox
 from octavo.engine.probation import Probation
 from octavo.engine.step_record import StepRecord
 from octavo.engine.transport import (
@@ -100,6 +100,8 @@ class EngineLoop:
         self._of_front_end: dict[bytes, dict[int, _Live]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = engine_socket(self._context, task.address)
+        self._outbox = Outbox(self._socket, self._forget)
+        self._send = self._outbox.send
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(channel.fileno(), zmq.POLLIN)
@@ -108,6 +110,7 @@ class EngineLoop:
         """Until the parent says stop."""
         while self._listen():
             self.heartbeat.turn()
+            self._outbox.retry()
             while (held := self._probation.take_next()) is not None:
                 self._add(held.front_end, held.message)
             if self._core.has_unfinished:
@@ -145,8 +148,7 @@ class EngineLoop:
     def _patience_ms(self) -> int | None:
         """Until something is to be said though nothing came; None: for ever."""
         waits = [] if self._summary is None else [max(0.0, self._next_line - time.monotonic())]
-        if (beat := self.heartbeat.seconds_left) is not None:
-            waits.append(beat)
+        waits += [seconds for part in (self.heartbeat, self._outbox) if (seconds := part.seconds_left) is not None]
         return 1 + int(1000 * min(waits)) if waits else None
 
     def _obey_parent(self) -> bool:
@@ -155,6 +157,7 @@ class EngineLoop:
                 return False
             if note.kind == "front_end_gone":
                 self._forget(note.text.encode())
+                self._outbox.front_end_gone(note.text.encode())
         return self._channel.is_open
 
     def _take(self, front_end: bytes, payload: bytes) -> None:
@@ -225,12 +228,14 @@ class EngineLoop:
         self._core.abort(live.request.request_id)
         self._drop(live)
 
-    def _forget(self, front_end: bytes) -> None:
-        """A front end is gone: nobody waits for its requests."""
-        self._probation.take_held(front_end)
+    def _forget(self, front_end: bytes) -> list[int]:
+        """A front end is gone, or does not read: nobody waits for its requests -> their keys."""
+        keys = [held.message.key for held in self._probation.take_held(front_end)]
         for live in list(self._of_front_end.get(front_end, {}).values()):
             self._abort(live)
+            keys.append(live.key)
         self._of_front_end.pop(front_end, None)
+        return keys
 
     def _turn_away_expired(self) -> None:
         for request, error in self._admission.take_expired():
@@ -315,17 +320,6 @@ class EngineLoop:
             default_sampling_params=pack_params(info.default_sampling_params),
             card=info.card,
         )
-
-    def _send(self, front_end: bytes, message: Welcome | StepNews | Refusal | Reply) -> None:
-        try:
-            self._socket.send_multipart((front_end, encode(message)), zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            LOGGER.log(
-                logging.WARNING if error.errno == zmq.EAGAIN else logging.INFO,
-                "front end %s does not read (%s): its requests are aborted",
-                *(front_end.decode(), error),
-            )
-            self._forget(front_end)
 
     def _log(self, summary: IntervalSummary) -> None:
         now = time.monotonic()

@@ -37,6 +37,7 @@ from octavo.engine.transport import (
     Ask,
     Down,
     FinishSequence,
+    GivenUp,
     Hello,
     Refusal,
     Reply,
@@ -277,6 +278,8 @@ class ProcessClient:
                     waiting.set_result(answer)
             case Welcome():
                 self._take_welcome(message)
+            case GivenUp(keys):
+                self._take_given_up(keys)
 
     def _take_welcome(self, welcome: Welcome) -> None:
         limits = RequestLimits(
@@ -297,6 +300,21 @@ class ProcessClient:
             card=welcome.card,
         )
         self._welcomed.set()
+
+    def _take_given_up(self, keys: list[int]) -> None:
+        """This process did not read for so long that the engine could not keep its news."""
+        LOGGER.warning("did not read for a while: the engine has given up %d requests", len(keys))
+        fault = EngineDeadError(
+            "the engine ended this request, for the process that serves it was stopped or too busy to read its answer"
+        )
+        for key in keys:
+            if (stream := self._streams.get(key)) is not None:
+                self._end(stream)
+                stream.fail(fault)
+            elif (answer := self._answers.get(key)) is not None and not answer.done():
+                answer.set_exception(fault)
+        if not self._welcomed.is_set():
+            self._send(Hello())
 
     def _take_news(self, news: StepNews) -> None:
         streams = self._streams

@@ -1,7 +1,7 @@
 """What front ends and the engine process say to each other: MessagePack over ZMQ, through a Unix socket.
 
     front end 0  DEALER ─┐                         up:    AddRequest, Abort, AbortById, FinishSequence, Ask, Hello
-    front end 1  DEALER ─┼── ROUTER  engine        down:  StepNews, once a step; Refusal, Reply, Welcome
+    front end 1  DEALER ─┼── ROUTER  engine        down:  StepNews, once a step; Refusal, Reply, Welcome, GivenUp
     front end 2  DEALER ─┘
 
 A request is a whole number here, its key, chosen by its front end; a sequence is a key and its index. What a step
@@ -24,7 +24,7 @@ from octavo.outputs import FinishReason
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 
-#: messages that may wait for a front end that does not read; then it is taken for lost
+#: messages that may wait for a front end that does not read; then its requests are given up
 MAX_UNREAD = 20_000
 
 
@@ -137,8 +137,14 @@ class Reply(msgspec.Struct, array_like=True, tag=19):
     answer: bytes
 
 
+class GivenUp(msgspec.Struct, array_like=True, tag=20):
+    """The front end did not read, and these requests and questions have ended without its being told how."""
+
+    keys: list[int]
+
+
 Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Ask
-Down = Welcome | StepNews | Refusal | Reply
+Down = Welcome | StepNews | Refusal | Reply | GivenUp
 
 encode = msgspec.msgpack.Encoder().encode
 decode_up = msgspec.msgpack.Decoder(Up).decode

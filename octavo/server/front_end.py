@@ -22,6 +22,7 @@ import uvloop
 
 from octavo.config import ModelConfig
 from octavo.engine.child import Channel, Note, begin, telling_failures
+from octavo.engine.heartbeat import beat
 from octavo.engine.process_client import ProcessClient
 from octavo.engine.tokenizer import Tokenizer, open_tokenizer
 from octavo.models.loader import open_checkpoint
@@ -88,7 +89,9 @@ class FrontEnd:
                 await asyncio.sleep(0.001)
             if server.started:
                 self._channel.send(Note("ready"))
+                beating = asyncio.ensure_future(beat(self._channel, self._task.server.front_end_hang_timeout))
                 await asyncio.wait((stop, serving), return_when=asyncio.FIRST_COMPLETED)
+                beating.cancel()
             server.should_exit = True
             await serving
             sweeping.cancel()

@@ -25,6 +25,11 @@ class Restarts:
     def serves(self, now: float) -> None:
         self._served_since = now
 
+    @property
+    def has_served(self) -> bool:
+        """Since it was started last."""
+        return self._served_since is not None
+
     def next_delay(self, now: float, *, is_excused: bool = False) -> float | None:
         """It ended: the seconds to wait before the next start; None: enough is enough. is_excused: others may have
         made it end."""

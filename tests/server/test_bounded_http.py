@@ -238,7 +238,7 @@ def dribble(connection: socket.socket, begin: bytes, piece: bytes) -> tuple[floa
 
 
 def test_those_who_dribble_or_do_nothing_or_do_not_read_are_ended() -> None:
-    limits = {"timeout_request_head": 2, "timeout_request_body": 2, "timeout_keep_alive": 3}
+    limits = {"timeout_request_head": 1, "timeout_request_body": 1, "timeout_keep_alive": 2}
     cases = {
         "head": (b"GET / HTTP/1.1\r\nX: ", b"a"),
         "line": (b"GET /", b"a"),
@@ -265,7 +265,7 @@ def test_those_who_dribble_or_do_nothing_or_do_not_read_are_ended() -> None:
             thread.join()
         until(lambda: "/large" in server.gone)
         until(lambda: server.connections.num_idle == 0 and not server.server.server_state.connections)
-    assert all(1.5 < seconds < 15 for seconds, _ in ends.values()), ends
+    assert all(0.9 < seconds < 15 for seconds, _ in ends.values()), ends
     statuses = {name: int(answer.split()[1]) if answer else 0 for name, (_, answer) in ends.items()}
     assert statuses == {
         **dict.fromkeys(("head", "line", "body", "chunks"), 408),
@@ -273,7 +273,7 @@ def test_those_who_dribble_or_do_nothing_or_do_not_read_are_ended() -> None:
         **dict.fromkeys(("idle", "unread"), 200),
     }
     assert "headers" not in parsed(ends["head"][1])[1]["error"]["message"]
-    assert "the request's body was not there after 2 s" in parsed(ends["body"][1])[1]["error"]["message"]
+    assert "the request's body was not there after 1 s" in parsed(ends["body"][1])[1]["error"]["message"]
 
 
 def test_a_connection_is_used_again_and_an_answer_may_take_longer_than_any_of_these_times() -> None:
