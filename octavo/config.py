@@ -89,7 +89,7 @@ class SchedulerConfig:
     enable_chunked_prefill: bool = knob(True, "cut prompts to fit the budget; off: a prompt is computed in one step")
     long_prefill_token_threshold: int = knob(0, "most prompt tokens one sequence gets in a step; 0: no such limit")
     scheduling_policy: SchedulingPolicy = knob(
-        "fcfs", "fcfs: first come; priority: lowest number first, then first come"
+        "fcfs", "fcfs: first come; priority: lowest number first, at the cost of running ones, then first come"
     )
     schedule_conservativeness: float = knob(
         1.0,
