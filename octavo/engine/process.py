@@ -21,6 +21,7 @@ from octavo.engine.heartbeat import Heartbeat
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.outbox import Outbox
 from octavo.engine.probation import Probation
+from octavo.engine.questions import Questions
 from octavo.engine.step_record import StepRecord
 from octavo.engine.transport import (
     Abort,
@@ -28,6 +29,7 @@ from octavo.engine.transport import (
     AddRequest,
     Ask,
     FinishSequence,
+    HasRead,
     Hello,
     Refusal,
     Reply,
@@ -50,6 +52,8 @@ from octavo.request import Request
 from octavo.scheduler.scheduler import SequenceUpdate
 
 LOG_INTERVAL_S = 10.0
+#: messages that are taken before the next step, however many come
+_MAX_TAKEN = 1000
 
 
 def main() -> None:
@@ -102,6 +106,11 @@ class EngineLoop:
         self._socket = engine_socket(self._context, task.address)
         self._outbox = Outbox(self._socket, self._forget)
         self._send = self._outbox.send
+        self._questions = Questions(
+            {"metrics": self._recorder.exposition, "stats": lambda: encode(self._core.stats())},
+            lambda front_end, number, answer: self._send(front_end, Reply(number, answer)),
+            time.monotonic,
+        )
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(channel.fileno(), zmq.POLLIN)
@@ -111,6 +120,7 @@ class EngineLoop:
         while self._listen():
             self.heartbeat.turn()
             self._outbox.retry()
+            self._questions.answer()
             while (held := self._probation.take_next()) is not None:
                 self._add(held.front_end, held.message)
             if self._core.has_unfinished:
@@ -137,7 +147,7 @@ class EngineLoop:
         if self._channel.fileno() in ready and not self._obey_parent():
             return False
         if self._socket in ready:
-            while True:
+            for _ in range(_MAX_TAKEN):
                 try:
                     front_end, payload = self._socket.recv_multipart(zmq.NOBLOCK)
                 except zmq.Again:
@@ -148,7 +158,11 @@ class EngineLoop:
     def _patience_ms(self) -> int | None:
         """Until something is to be said though nothing came; None: for ever."""
         waits = [] if self._summary is None else [max(0.0, self._next_line - time.monotonic())]
-        waits += [seconds for part in (self.heartbeat, self._outbox) if (seconds := part.seconds_left) is not None]
+        waits += [
+            seconds
+            for part in (self.heartbeat, self._outbox, self._questions)
+            if (seconds := part.seconds_left) is not None
+        ]
         return 1 + int(1000 * min(waits)) if waits else None
 
     def _obey_parent(self) -> bool:
@@ -158,6 +172,7 @@ class EngineLoop:
             if note.kind == "front_end_gone":
                 self._forget(note.text.encode())
                 self._outbox.front_end_gone(note.text.encode())
+                self._questions.front_end_gone(note.text.encode())
         return self._channel.is_open
 
     def _take(self, front_end: bytes, payload: bytes) -> None:
@@ -187,8 +202,9 @@ class EngineLoop:
                     if self._core.finish_sequence(sequence.sequence_id, stop):
                         self._count_end(live)
             case Ask(number, about):
-                answer = self._recorder.exposition() if about == "metrics" else encode(self._core.stats())
-                self._send(front_end, Reply(number, answer))
+                self._questions.ask(front_end, number, about)
+            case HasRead(num_bytes):
+                self._outbox.was_read(front_end, num_bytes)
             case Hello():
                 self._send(front_end, self._welcome())
 

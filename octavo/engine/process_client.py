@@ -32,12 +32,14 @@ from octavo.engine.output import RequestText
 from octavo.engine.probation import refusal
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.transport import (
+    READ_SIZE,
     Abort,
     AbortById,
     Ask,
     Down,
     FinishSequence,
     GivenUp,
+    HasRead,
     Hello,
     Refusal,
     Reply,
@@ -82,6 +84,7 @@ class ProcessClient:
         self._keys: dict[str, int] = {}
         self._answers: dict[int, asyncio.Future[bytes]] = {}
         self._numbers = itertools.count()
+        self._num_read = 0  # bytes that the engine has not been told of
         self._why_down = "it is starting"
         self._welcomed = asyncio.Event()
         self._is_draining = False
@@ -152,6 +155,7 @@ class ProcessClient:
     def connect(self, address: str) -> None:
         """An engine listens there."""
         self.disconnect("it is starting")
+        self._num_read = 0
         self._socket = front_end_socket(self._context, address, self.identity.encode())
         asyncio.get_running_loop().add_reader(int(self._socket.FD), self._receive)
         self._send(Hello())
@@ -262,6 +266,10 @@ class ProcessClient:
                 payload = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            self._num_read += len(payload)
+            if self._num_read >= READ_SIZE:
+                self._send(HasRead(self._num_read))
+                self._num_read = 0
             try:
                 self._take(decode_down(payload))
             except Exception:  # whoever else has news in the socket must not wait for it for ever

@@ -1,6 +1,6 @@
 """What front ends and the engine process say to each other: MessagePack over ZMQ, through a Unix socket.
 
-    front end 0  DEALER ─┐                         up:    AddRequest, Abort, AbortById, FinishSequence, Ask, Hello
+    front end 0  DEALER ─┐                         up:    AddRequest, Abort, AbortById, FinishSequence, Ask, HasRead, Hello
     front end 1  DEALER ─┼── ROUTER  engine        down:  StepNews, once a step; Refusal, Reply, Welcome, GivenUp
     front end 2  DEALER ─┘
 
@@ -26,6 +26,9 @@ from octavo.sampling_params import SamplingParams
 
 #: messages that may wait for a front end that does not read; then its requests are given up
 MAX_UNREAD = 20_000
+#: or bytes; one message may go beyond. It says whenever it has read so many
+MAX_UNREAD_SIZE = 256 * 2**20
+READ_SIZE = 2**20
 
 
 class Hello(msgspec.Struct, array_like=True, tag=0):
@@ -77,6 +80,12 @@ class Ask(msgspec.Struct, array_like=True, tag=5):
 
     number: int
     about: str
+
+
+class HasRead(msgspec.Struct, array_like=True, tag=6):
+    """So many bytes since the last time."""
+
+    num_bytes: int
 
 
 class Welcome(msgspec.Struct, array_like=True, tag=16):
@@ -143,7 +152,7 @@ class GivenUp(msgspec.Struct, array_like=True, tag=20):
     keys: list[int]
 
 
-Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Ask
+Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Ask | HasRead
 Down = Welcome | StepNews | Refusal | Reply | GivenUp
 
 encode = msgspec.msgpack.Encoder().encode

@@ -17,6 +17,9 @@ from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.errors import ApiError
 
+#: outputs that may wait for a call's reader; then its prompts' streams lag, and lose nothing by it
+_MAX_AHEAD = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
@@ -78,7 +81,7 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
 
 async def _merged(streams: list[AsyncIterator[RequestOutput]]) -> AsyncGenerator[RequestOutput]:
     """All of them at once. The first that fails ends the others."""
-    queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
+    queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue(_MAX_AHEAD)
     pumps = [asyncio.create_task(_pump(place, one, queue)) for place, one in enumerate(streams)]
     try:
         num_running = len(pumps)
@@ -102,12 +105,12 @@ async def _pump(
     try:
         async with _closing(outputs):
             async for output in outputs:
-                queue.put_nowait(output)
-        queue.put_nowait(None)
+                await queue.put(output)
+        await queue.put(None)
     except InvalidRequestError as refusal:
-        queue.put_nowait(InvalidRequestError(f"prompt[{place}]: {refusal}"))
+        await queue.put(InvalidRequestError(f"prompt[{place}]: {refusal}"))
     except Exception as error:
-        queue.put_nowait(error)
+        await queue.put(error)
 
 
 @contextlib.asynccontextmanager
