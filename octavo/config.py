@@ -131,7 +131,7 @@ class SchedulerConfig:
     enable_chunked_prefill: bool = knob(True, "cut prompts to fit the budget; off: a prompt is computed in one step")
     long_prefill_token_threshold: int = knob(0, "most prompt tokens one sequence gets in a step; 0: no such limit")
     scheduling_policy: SchedulingPolicy = knob(
-        "fcfs", "fcfs: first come; priority: lowest number first, then first come"
+        "fcfs", "fcfs: first come; priority: lowest number first, at the cost of running ones, then first come"
     )
     schedule_conservativeness: float = knob(
         1.0,
@@ -222,6 +222,19 @@ class ServerConfig:
     ssl_ca_certs: str | None = knob(
         None, "authorities whose client certificates are accepted; then every client needs one"
     )
+    timeout_keep_alive: int = knob(
+        65,
+        "seconds that a connection may be idle; longer than a proxy's or client's own limit, or they use closed ones",
+    )
+    timeout_request_head: int = knob(30, "seconds that a request's headers may take to come")
+    timeout_request_body: int = knob(
+        300, "seconds that a request's body may take to come, and that a client may read nothing of its answer"
+    )
+    max_idle_connections: int = knob(
+        1024, "most connections of a front end without a whole request; the one idle for the longest makes room"
+    )
+    h11_max_incomplete_event_size: int = knob(65536, "most bytes of a request's headers, and of what trails a body")
+    h11_max_header_count: int = knob(256, "most headers of a request")
     shutdown_timeout: int = knob(
         0, "seconds that running requests may go on after SIGTERM or Ctrl-C; 0: end them at once"
     )
@@ -229,6 +242,9 @@ class ServerConfig:
         300.0,
         "seconds without a sign of life after which the engine is killed and started again; 0: never. Above any honest "
         "step: a long prompt's may take minutes on a few cores. First steps, which compile kernels, have 600 at least",
+    )
+    front_end_hang_timeout: float = knob(
+        60.0, "seconds without a sign of life after which a front end is killed and started again; 0: never"
     )
     enable_log_requests: bool = knob(False, "a line for every request: its id, its size, how it is sampled")
     disable_log_stats: bool = knob(False, "no line every ten seconds on what the engine did")
@@ -243,11 +259,20 @@ class ServerConfig:
         if self.ssl_ca_certs is not None and self.ssl_certfile is None:
             raise ConfigError("ssl_ca_certs is of no use without ssl_keyfile and ssl_certfile: give them, or drop it")
         _at_least("api_server_count", self.api_server_count, 1)
+        for name in (
+            "timeout_keep_alive",
+            "timeout_request_head",
+            "timeout_request_body",
+            "max_idle_connections",
+            "h11_max_header_count",
+        ):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("h11_max_incomplete_event_size", self.h11_max_incomplete_event_size, 1024)
         _at_least("shutdown_timeout", self.shutdown_timeout, 0)
-        if not (self.engine_hang_timeout == 0 or 1 <= self.engine_hang_timeout < math.inf):
-            raise ConfigError(
-                f"engine_hang_timeout is {self.engine_hang_timeout}, allowed are 1 or more seconds, and 0 for never"
-            )
+        for name in ("engine_hang_timeout", "front_end_hang_timeout"):
+            seconds = getattr(self, name)
+            if not (seconds == 0 or 1 <= seconds < math.inf):
+                raise ConfigError(f"{name} is {seconds}, allowed are 1 or more seconds, and 0 for never")
 
 
 @checked

@@ -4,6 +4,8 @@
                        ~/.cache/octavo, or octavo-UID in the temporary folder where that cannot be written
     OCTAVO_CPU_ISA     native (default): all this CPU has; avx2: any CPU with AVX2; generic: any CPU of its kind
     OCTAVO_DEBUG       set: the command line shows the traceback of an error, as --debug does
+    OCTAVO_API_KEY     the key that requests to `octavo serve` must bring, where neither --api-key nor --api-key-file
+                       gives others; VLLM_API_KEY is read too, for who comes from there relies on it
     OPENAI_API_KEY     the key that `octavo chat` and `octavo complete` send, unless --api-key gives another
     OCTAVO_ALLOW_LONG_MAX_MODEL_LEN
                        1: max_model_len may be above what the model was made for
@@ -84,6 +86,17 @@ def allows_long_max_model_len() -> bool:
 
 def openai_api_key() -> str | None:
     return os.environ.get("OPENAI_API_KEY") or None
+
+
+def server_api_key() -> str | None:
+    """Set and empty is refused: a secret that did not arrive must not leave a server open."""
+    for name in ("OCTAVO_API_KEY", "VLLM_API_KEY"):
+        if name in os.environ:
+            key = os.environ[name].strip()
+            if not key:
+                raise ConfigError(f"{name} is set and empty, allowed is a key: set it to one, or unset it to need none")
+            return key
+    return None
 
 
 def cxx() -> str | None:
