@@ -1,6 +1,6 @@
 """create_app: the HTTP server's routes around an engine client, as an ASGI application.
 
-request ──▶ CORS ──▶ key ──▶ route ──▶ struct ──▶ token ids ──▶ EngineClient.generate ──▶ events or one answer
+request ──▶ id ──▶ CORS ──▶ key ──▶ route ──▶ struct ──▶ token ids ──▶ EngineClient.generate ──▶ events or one answer
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from octavo.server.auth import RequireKey
 from octavo.server.errors import ApiError, as_api_error, error_response
 from octavo.server.logprob_room import LogprobRoom
 from octavo.server.openapi import describe, documentation
+from octavo.server.request_ids import TellRequestId
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST
@@ -67,6 +68,8 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
             allow_headers=settings.allowed_headers,
             allow_credentials=settings.allow_credentials,
         )
+    if settings.enable_request_id_headers:
+        app.add_middleware(TellRequestId)  # the outermost, for it is added last
     return app
 
 

@@ -18,9 +18,10 @@ from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
 from octavo.server.generation import Generation, complete, raise_failure, stream
-from octavo.server.openai_calls import id_headers, request_id, trace_headers
+from octavo.server.openai_calls import trace_headers
 from octavo.server.prompts import check_messages, encode_conversation, room_for_output
 from octavo.server.protocol import AnthropicMessage, Content, CountTokensRequest, MessagesRequest
+from octavo.server.request_ids import id_headers, request_id
 from octavo.server.responses import AnthropicUsage, CountTokensResponse, MessagesResponse, TextBlock
 from octavo.server.sampling import checked_params
 from octavo.server.serving import Serving, json_response
@@ -52,14 +53,15 @@ async def create_message(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, MessagesRequest)
     prompt = await _prompt(request, asked, serving, serving.client.model_info)
     params = _params(asked, len(prompt), serving)
+    known_as = request_id(request, None)
     generation = Generation(
-        request_id=f"msg_{request_id(request, None)}",
+        request_id=f"msg_{known_as}",
         prompts=[prompt],
         params=params,
         trace_headers=trace_headers(request),
     )
     answer = _Answer(generation, asked, serving.client.model_info.max_model_len)
-    headers = {"request-id": generation.request_id} | id_headers(serving, generation.request_id)
+    headers = {"request-id": generation.request_id} | id_headers(serving, known_as)
     if asked.stream:
         return serving.event_stream(stream(serving.client, generation), MessageEvents(answer), headers)
     async with cancelled_on_disconnect(request.receive):
@@ -120,7 +122,7 @@ def _params(asked: MessagesRequest, num_prompt: int, serving: Serving) -> Sampli
     """Anthropic's clients must name max_tokens and cannot know the context, so an answer may end with it: its
     stop_reason then says so."""
     info = serving.client.model_info
-    room_for_output(num_prompt, None, None, info, ("messages", "max_tokens"))
+    room_for_output(num_prompt, None, info, ("messages", "max_tokens"))
     for name in ("temperature", "top_p"):
         value = getattr(asked, name)
         if value is not None and not 0 <= value <= 1:

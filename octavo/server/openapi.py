@@ -6,7 +6,7 @@ The page is plain text in HTML: nothing is loaded from anywhere, nothing runs.
 from __future__ import annotations
 
 import html
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,6 @@ from starlette.responses import Response
 
 from octavo.server import protocol, responses
 from octavo.server.errors import JSON
-from octavo.server.prompts import ROLES
 from octavo.server.serving import Serving, installed_version
 
 Endpoint = Callable[[Request, Serving], Awaitable[Response]]
@@ -98,7 +97,7 @@ def _schemas() -> dict[str, Any]:
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     for asked in (protocol.ChatCompletionRequest, protocol.TokenizeRequest):
-        schemas[asked.__name__]["properties"]["messages"] = _messages(ROLES)
+        schemas[asked.__name__]["properties"]["messages"] = _messages()
     schemas["AnthropicMessage"]["properties"]["role"] = {"enum": ["user", "assistant"]}
     for kind in (protocol.CompletionRequest, protocol.ChatCompletionRequest, protocol.MessagesRequest):
         fields = schemas[kind.__name__]["properties"]
@@ -111,14 +110,14 @@ def _schemas() -> dict[str, Any]:
     return schemas
 
 
-def _messages(roles: Sequence[str]) -> dict[str, Any]:
+def _messages() -> dict[str, Any]:
     """What is checked of messages; a chat template may look for more in them."""
     part = {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": _TEXT}}
     content = {"anyOf": [_TEXT, {"type": "array", "items": part}]}
     message = {
         "type": "object",
         "required": ["role", "content"],
-        "properties": {"role": {"enum": list(roles)}, "content": content},
+        "properties": {"role": {"type": "string", "minLength": 1}, "content": content},
     }
     return {"type": "array", "minItems": 1, "items": message, "description": "the conversation, oldest first"}
 

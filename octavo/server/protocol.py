@@ -51,6 +51,7 @@ class GenerationRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stream_interval: int | None = None
@@ -175,7 +176,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "context_management": (),
     "diagnostics": (),
     "inference_geo": (),
-    "truncation_side": ("left",),
     # No decoder that can be streamed puts a space between special tokens, so there is none to leave out either.
     "spaces_between_special_tokens": (True, False),
     "logprob_token_ids": ([],),

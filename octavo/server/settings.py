@@ -37,7 +37,14 @@ class ServerSettings:
     return_tokens_as_token_ids: bool = knob(
         False, "write tokens in logprobs as 'token_id:7' unless a request says otherwise"
     )
-    enable_request_id_headers: bool = knob(False, "answer with the request's id in the header X-Request-Id")
+    enable_request_id_headers: bool = knob(False, "put the request's id on every answer, in the header X-Request-Id")
+    enable_force_include_usage: bool = knob(
+        False, "tell the token counts in every chunk of every stream, as if its request had asked for them"
+    )
+    enable_per_request_metrics: bool = knob(
+        False, "tell with each answer what it waited for: time to its first token, in the queue, a token"
+    )
+    enable_tokenizer_info_endpoint: bool = knob(False, "serve /tokenizer_info, which tells the chat template too")
     disable_fastapi_docs: bool = knob(False, "serve neither /docs nor /openapi.json")
     sse_keep_alive_interval: float = knob(
         0.0, "seconds without a token after which a stream sends a comment, for proxies that end quiet ones; 0: never"

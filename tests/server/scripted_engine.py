@@ -14,7 +14,7 @@ from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineStats
 from octavo.engine.input import InputProcessor, Prompt, RequestLimits
 from octavo.engine.tokenizer import Tokenizer
-from octavo.outputs import CompletionOutput, Logprob, RequestOutput, TokenLogprobs
+from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.app import create_app
@@ -114,6 +114,12 @@ class ScriptedEngine:
             ],
             finished=is_last,
             prompt_logprobs=prompt_rows,
+            metrics=RequestMetrics(
+                arrival_time=1.0,
+                first_scheduled_time=1.25,
+                first_token_time=1.5,
+                finished_time=3.0 if is_last else None,
+            ),
         )
 
     def _row(self, token_id: int, num_top: int) -> TokenLogprobs:

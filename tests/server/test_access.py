@@ -11,6 +11,7 @@ from octavo.server.settings import ServerSettings
 from tests.server.scripted_engine import ScriptedEngine, app_of, get, post
 
 TEXT = {"model": "tiny", "prompt": "Hi", "max_tokens": 2}
+MESSAGE = {"max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.mark.parametrize(
@@ -193,6 +194,22 @@ def test_the_requests_id_is_told_if_asked_for() -> None:
     answer = post(app, "/v1/completions", TEXT, x_request_id="abc")
     assert (answer.headers["x-request-id"], answer.json()["id"]) == ("abc", "cmpl-abc")
     assert post(app, "/v1/completions", TEXT, x_request_id="a b").status == 400
+
+
+def test_every_answer_has_a_request_id_where_it_is_asked_for() -> None:
+    """Refusals and what is behind the key included; and the id is the one that the call is known by."""
+    app = app_of(enable_request_id_headers=True, api_key=("key",))
+    for path in ("/health", "/v1/models", "/nowhere", "/metrics"):
+        assert get(app, path, x_request_id="abc").headers["x-request-id"] == "abc", path
+        assert len(get(app, path).headers["x-request-id"]) == 32, path
+    assert get(app, "/health", x_request_id="a\tb").headers["x-request-id"] != "a\tb", "what is no id is not told back"
+    for path, body in (("/v1/completions", TEXT), ("/v1/messages", MESSAGE)):
+        answer = post(app, path, body, x_api_key="key")
+        assert answer.json()["id"].endswith(answer.headers["x-request-id"])
+        assert len(answer.headers["x-request-id"]) == 32
+    named = post(app, "/v1/completions", TEXT | {"request_id": "mine"}, x_api_key="key", x_request_id="other")
+    assert (named.headers["x-request-id"], named.json()["id"]) == ("mine", "cmpl-mine")
+    assert "x-request-id" not in get(app_of(), "/health").headers
 
 
 @pytest.mark.parametrize(
