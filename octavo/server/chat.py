@@ -22,7 +22,7 @@ from octavo.server.openai_calls import (
     total_usage,
 )
 from octavo.server.prompts import cut, encode_conversation, room_for_output
-from octavo.server.protocol import ChatCompletionRequest
+from octavo.server.protocol import ChatCompletionRequest, ConversationRequest
 from octavo.server.request_ids import id_headers
 from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
 from octavo.server.sampling import sampling_params
@@ -33,11 +33,9 @@ from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconne
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
     asked = await serving.read(request, ChatCompletionRequest)
     check_pairs(asked)
-    num_top = _num_top(asked)
-    fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
-    prompt = await encode_conversation(request, serving, asked, fits)
-    prompt = cut(prompt, asked, _wanted(asked)[1], serving.client.model_info)
-    params = _params(asked, prompt, num_top, serving)
+    num_top = number_of_alternatives(asked)
+    prompt = await encode_chat(request, asked, serving)
+    params = chat_params(asked, prompt, num_top, serving)
     call = make_call(
         request,
         asked,
@@ -46,10 +44,10 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
         prompts=[prompt],
         params=params,
         num_top=num_top,
-        names_limit=asked.max_tokens is not None or asked.max_completion_tokens is not None,
+        names_limit=names_limit(asked),
     )
-    echo = _continued_text(asked) if asked.echo else ""
-    headers, room = id_headers(serving, call.id), serving.logprob_room
+    echo = continued_text(asked) if asked.echo else ""
+    headers, room = id_headers(serving, call.known_as), serving.logprob_room
     if asked.stream:
         outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
         return serving.event_stream(outputs, OpenAIEvents(call, ChatChunks(call, echo)), headers)
@@ -62,7 +60,18 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _num_top(asked: ChatCompletionRequest) -> int | None:
+async def encode_chat(request: Request, asked: ChatCompletionRequest, serving: Serving) -> list[int]:
+    fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
+    prompt = await encode_conversation(request, serving, asked, fits)
+    return cut(prompt, asked, _wanted(asked)[1], serving.client.model_info)
+
+
+def names_limit(asked: ConversationRequest) -> bool:
+    """Whether the request itself says how long an answer may get."""
+    return asked.max_tokens is not None or asked.max_completion_tokens is not None
+
+
+def number_of_alternatives(asked: ChatCompletionRequest) -> int | None:
     """Alternatives to tell of each token; None for no logprobs."""
     if asked.top_logprobs and not asked.logprobs:  # 0 asks for none
         raise ApiError(
@@ -74,7 +83,9 @@ def _num_top(asked: ChatCompletionRequest) -> int | None:
     return (asked.top_logprobs or 0) if asked.logprobs else None
 
 
-def _params(asked: ChatCompletionRequest, prompt: list[int], num_top: int | None, serving: Serving) -> SamplingParams:
+def chat_params(
+    asked: ChatCompletionRequest, prompt: list[int], num_top: int | None, serving: Serving
+) -> SamplingParams:
     """An answer may take what the context leaves, whatever more is asked for."""
     name, wanted = _wanted(asked)
     info = serving.client.model_info
@@ -108,7 +119,7 @@ def _wanted(asked: ChatCompletionRequest) -> tuple[str, int | None]:
     return "max_completion_tokens", asked.max_completion_tokens
 
 
-def _continued_text(asked: ChatCompletionRequest) -> str:
+def continued_text(asked: ChatCompletionRequest) -> str:
     """The last message's text, if the answer continues it."""
     last = asked.messages[-1]
     if last.get("role") != "assistant":
@@ -127,7 +138,7 @@ def _response(call: Call, asked: ChatCompletionRequest, output: RequestOutput, e
         id=call.id,
         created=call.created,
         model=call.model,
-        choices=[_choice(call, one, echo) for one in output.outputs],
+        choices=[choice(call, one, echo) for one in output.outputs],
         usage=counts,
         prompt_logprobs=None if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
         prompt_token_ids=output.prompt_token_ids if call.has_token_ids else None,
@@ -135,7 +146,7 @@ def _response(call: Call, asked: ChatCompletionRequest, output: RequestOutput, e
     )
 
 
-def _choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
+def choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
     logprobs = None
     if call.num_top is not None:
         rows = LazyList(chat_logprobs(call, completion.token_ids, completion.logprobs or []))

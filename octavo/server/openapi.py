@@ -32,6 +32,7 @@ _DESCRIPTION = (
 _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct], bool]] = {
     "/v1/completions": (protocol.CompletionRequest, responses.CompletionResponse, True),
     "/v1/chat/completions": (protocol.ChatCompletionRequest, responses.ChatCompletionResponse, True),
+    "/v1/chat/completions/batch": (protocol.BatchChatCompletionRequest, responses.ChatCompletionResponse, False),
     "/v1/messages": (protocol.MessagesRequest, responses.MessagesResponse, True),
     "/v1/messages/count_tokens": (protocol.CountTokensRequest, responses.CountTokensResponse, False),
     "/v1/models": (None, responses.ModelList, False),
@@ -39,6 +40,14 @@ _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct], bool
     "/tokenize": (protocol.TokenizeRequest, responses.TokenizeResponse, False),
     "/detokenize": (protocol.DetokenizeRequest, responses.DetokenizeResponse, False),
 }
+
+#: those that take parameters of NO_EFFECT and NEUTRAL in their schema, too
+_WITH_PARAMETERS_OF_OTHERS = (
+    protocol.CompletionRequest,
+    protocol.ChatCompletionRequest,
+    protocol.BatchChatCompletionRequest,
+    protocol.MessagesRequest,
+)
 
 
 def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
@@ -68,12 +77,14 @@ def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def documentation(app: FastAPI) -> tuple[tuple[str, str, Endpoint], ...]:
+def documentation(app: FastAPI, root_path: str) -> tuple[tuple[str, str, Endpoint], ...]:
     """The routes that tell of the others."""
 
     @cache
     def schema() -> dict[str, Any]:
         made = get_openapi(title="Octavo", version=installed_version(), description=_DESCRIPTION, routes=app.routes)
+        if root_path:
+            made["servers"] = [{"url": root_path}]
         made.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
         return made
 
@@ -98,8 +109,10 @@ def _schemas() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     for asked in (protocol.ChatCompletionRequest, protocol.TokenizeRequest):
         schemas[asked.__name__]["properties"]["messages"] = _messages()
+    batch = schemas[protocol.BatchChatCompletionRequest.__name__]["properties"]
+    batch["messages"] = {"type": "array", "minItems": 1, "items": _messages()}
     schemas["AnthropicMessage"]["properties"]["role"] = {"enum": ["user", "assistant"]}
-    for kind in (protocol.CompletionRequest, protocol.ChatCompletionRequest, protocol.MessagesRequest):
+    for kind in _WITH_PARAMETERS_OF_OTHERS:
         fields = schemas[kind.__name__]["properties"]
         for name in sorted(protocol.NO_EFFECT):
             fields.setdefault(name, {"description": "Accepted; changes no answer."})

@@ -71,10 +71,9 @@ class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=T
     logprobs: int | None = None
 
 
-class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/chat/completions."""
+class ConversationRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
+    """What calls with one conversation or many have in common."""
 
-    messages: list[dict[str, Any]]
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template: str | None = None
@@ -83,6 +82,18 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
+
+
+class ChatCompletionRequest(ConversationRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+
+
+class BatchChatCompletionRequest(ConversationRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions/batch. messages: a list of conversations."""
+
+    messages: list[list[dict[str, Any]]]
 
 
 class AnthropicMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -24,7 +24,7 @@ class ServerSettings:
         "keys of which requests must bring one, as 'Authorization: Bearer', 'x-api-key' or a browser's password; "
         "default: none needed",
     )
-    root_path: str = knob("", "the path that a proxy in front cuts from the addresses it forwards")
+    root_path: str = knob("", "the path under which a proxy in front shows the server, /llm; it may be cut or not")
     allowed_origins: tuple[str, ...] = knob(
         (), "web pages of these origins may call the server from a browser; * is every page; default: none"
     )
@@ -65,6 +65,10 @@ class ServerSettings:
     max_stop_string_len: int = knob(1024, "most characters of each of them")
 
     def __post_init__(self) -> None:
+        if self.root_path and (self.root_path[0] != "/" or self.root_path[-1] == "/"):
+            raise ConfigError(
+                f"root_path is {self.root_path!r}, allowed is a path that begins with / and does not end with it: /llm"
+            )
         if any(not key for key in self.api_key):
             raise ConfigError("api_key holds an empty key, allowed are keys of at least one character")
         if any(not name for name in self.served_model_name):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import warnings
 
 import pytest
 
@@ -58,10 +59,38 @@ def test_a_proxys_own_password_does_not_hide_a_key() -> None:
     assert get(app, "/v1/models", authorization=basic("proxy", "its own"), x_api_key="no").status == 401
 
 
-def test_behind_a_proxy_that_cuts_no_path_the_page_asks_too() -> None:
-    refused = get(app_of(api_key=("key",), root_path="/llm"), "/llm/")
-    assert (refused.status, refused.headers["www-authenticate"][:5]) == (401, "Basic")
-    assert get(app_of(api_key=("key",), root_path="/llm"), "/llm/health").status == 200
+def test_behind_a_proxy_paths_are_known_whether_it_cuts_them_or_not() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        app = app_of(api_key=("key",), root_path="/llm")
+    for root in ("/llm", ""):
+        refused = get(app, f"{root}/")
+        assert (refused.status, refused.headers["www-authenticate"][:5]) == (401, "Basic")
+        assert get(app, f"{root}/health").status == 200
+        assert get(app, f"{root}/v1/models/tiny", x_api_key="key").json()["id"] == "tiny"
+        message = post(app, f"{root}/v1/messages", {}, x_api_key="key").json()
+        assert message["type"] == "error", "Anthropic's clients get their own errors under any path"
+        assert get(app, f"{root}/openapi.json", x_api_key="key").json()["servers"] == [{"url": "/llm"}]
+    assert get(app, "/llm", x_api_key="key").headers["content-type"].startswith("text/html")
+    assert get(app, "/llms/health").status == 401, "the path of another"
+
+
+@pytest.mark.parametrize("root_path", ["llm", "/llm/", "/"])
+def test_a_root_path_that_none_can_be_under_is_refused(root_path: str) -> None:
+    with pytest.raises(ConfigError, match="root_path is"):
+        app_of(root_path=root_path)
+
+
+def test_a_tokenizer_is_described_where_the_server_is_asked_to() -> None:
+    assert get(app_of(), "/tokenizer_info").status == 404
+    told = get(app_of(enable_tokenizer_info_endpoint=True), "/tokenizer_info").json()
+    assert (told["eos_token"], told["tokenizer_class"]) == ("<|im_end|>", "PreTrainedTokenizerFast")
+    assert told["added_tokens_decoder"]["2"] == {
+        **{"content": "<|im_end|>", "special": True},
+        **dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False),
+    }
+    assert "add_generation_prompt" in told["chat_template"]
+    assert told["model_max_length"] == 128
 
 
 def test_posts_want_a_key_too_and_balancers_do_not() -> None:

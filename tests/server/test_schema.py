@@ -12,13 +12,13 @@ import hypothesis
 import pytest
 import schemathesis
 
-from octavo.server.app import ROUTES
+from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.protocol import NO_EFFECT, ChatCompletionRequest, CompletionRequest
 from octavo.server.settings import ServerSettings
 from tests.server.live_server import serve
 from tests.server.scripted_engine import ScriptedEngine, app_of, get
 
-CALLS = [(method, path.replace(":path", "")) for method, path, _ in ROUTES if path != "/"]
+CALLS = [(method, path.replace(":path", "")) for method, path, _ in (*ROUTES, *OPTIONAL_ROUTES) if path != "/"]
 HI = [{"role": "user", "content": "Hi"}]
 SETTINGS = hypothesis.settings(
     max_examples=15,
@@ -32,7 +32,9 @@ SETTINGS = hypothesis.settings(
 
 @pytest.fixture(scope="module")
 def schema() -> Iterator[Any]:
-    with serve(app_of(ScriptedEngine(), trust_request_chat_template=True)) as address:
+    with serve(
+        app_of(ScriptedEngine(), trust_request_chat_template=True, enable_tokenizer_info_endpoint=True)
+    ) as address:
         yield schemathesis.openapi.from_url(f"{address}/openapi.json")
 
 
@@ -57,6 +59,7 @@ def test_no_call_makes_the_server_fail(schema: Any, method: str, path: str) -> N
         ("/v1/completions", {"prompt": "Hi", "echo": True, "logprobs": 2, "return_token_ids": True}),
         ("/v1/completions", {"prompt": [4, 5], "prompt_logprobs": 2}),
         ("/v1/chat/completions", {"messages": HI, "logprobs": True, "prompt_logprobs": 1, "return_token_ids": True}),
+        ("/v1/chat/completions/batch", {"messages": [HI, HI], "logprobs": True}),
         ("/v1/messages", {"messages": HI, "max_tokens": 3}),
         ("/v1/messages/count_tokens", {"messages": HI}),
         ("/tokenize", {"prompt": "Hi", "return_token_strs": True}),
@@ -81,5 +84,5 @@ def test_every_field_and_setting_is_documented() -> None:
     fields = {name for kind in (CompletionRequest, ChatCompletionRequest) for name in kind.__struct_fields__}
     settings = {field.name for field in dataclasses.fields(ServerSettings)}
     assert fields | settings | NO_EFFECT <= told, sorted((fields | settings | NO_EFFECT) - told)
-    for _, path, _ in ROUTES:
+    for _, path, _ in (*ROUTES, *OPTIONAL_ROUTES):
         assert path.replace("{model:path}", "NAME") in page, path
