@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from octavo.engine.client import EngineClient
 from octavo.errors import ConfigError
-from octavo.server import chat, chat_batch, completions, messages, operations, tokens
+from octavo.server import chat, chat_batch, completions, messages, ollama, ollama_models, operations, tokens
 from octavo.server.auth import RequireKey
 from octavo.server.errors import ApiError, as_api_error, error_response
 from octavo.server.logprob_room import LogprobRoom
@@ -35,6 +35,12 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/chat/completions/batch", chat_batch.create_chat_batch),
     ("POST", "/v1/messages", messages.create_message),
     ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+    ("POST", "/api/chat", ollama.chat),
+    ("POST", "/api/generate", ollama.generate),
+    ("GET", "/api/tags", ollama_models.tags),
+    ("POST", "/api/show", ollama_models.show),
+    ("GET", "/api/ps", ollama_models.running),
+    ("GET", "/api/version", ollama_models.version),
     ("GET", "/v1/models", operations.list_models),
     ("GET", "/v1/models/{model:path}", operations.get_model),
     ("POST", "/tokenize", tokens.tokenize),
@@ -46,6 +52,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/load", operations.load),
     ("GET", "/metrics", operations.metrics),
     ("GET", "/", operations.home),
+    ("HEAD", "/", operations.home),  # which is how Ollama's clients knock
 )
 
 

@@ -6,7 +6,6 @@ message_start ── content_block_start ── ping ── content_block_delta 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,7 +18,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
 from octavo.server.generation import Generation, complete, raise_failure, stream
 from octavo.server.openai_calls import trace_headers
-from octavo.server.prompts import check_messages, encode_conversation, room_for_output
+from octavo.server.prompts import PlainConversation, check_messages, encode_conversation, room_for_output
 from octavo.server.protocol import AnthropicMessage, Content, CountTokensRequest, MessagesRequest
 from octavo.server.request_ids import id_headers, request_id
 from octavo.server.responses import AnthropicUsage, CountTokensResponse, MessagesResponse, TextBlock
@@ -34,19 +33,6 @@ _FEW_BLOCKS = 1024
 
 #: what a text block may hold beside its text: hints for a cache that here works by itself, and what answers bring
 _NO_EFFECT_IN_BLOCKS = frozenset({"cache_control", "citations"})
-
-
-@dataclass(slots=True, kw_only=True)
-class _Conversation:
-    """The messages as a chat template takes them; see prompts.Conversation."""
-
-    messages: list[dict[str, Any]]
-    add_generation_prompt: bool | None
-    continue_final_message: bool | None
-    add_special_tokens: bool | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
 
 
 async def create_message(request: Request, serving: Serving) -> Response:
@@ -86,13 +72,13 @@ async def _prompt(request: Request, asked: CountTokensRequest, serving: Serving,
     return await encode_conversation(request, serving, conversation, fits)
 
 
-def _conversation(asked: CountTokensRequest, serving: Serving) -> _Conversation:
+def _conversation(asked: CountTokensRequest, serving: Serving) -> PlainConversation:
     messages = [_plain(index, message) for index, message in enumerate(asked.messages)]
     check_messages(messages, serving.settings)
     is_begun = messages[-1]["role"] == "assistant"
     if asked.system is not None:
         messages.insert(0, {"role": "system", "content": _text("system", asked.system)})
-    return _Conversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
+    return PlainConversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
 
 
 def _plain(index: int, message: AnthropicMessage) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server import protocol, responses
+from octavo.server import ollama_protocol, protocol, responses
 from octavo.server.errors import JSON
 from octavo.server.serving import Serving, installed_version
 
@@ -28,13 +28,16 @@ _DESCRIPTION = (
     "Parameters that this engine does not support are accepted with the values that ask for nothing."
 )
 
-#: path -> what is read, what is answered, and whether it may stream
-_BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct], bool]] = {
+#: path -> what is read, what is answered (None: see the docs), and whether it may stream
+_BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | None, bool]] = {
     "/v1/completions": (protocol.CompletionRequest, responses.CompletionResponse, True),
     "/v1/chat/completions": (protocol.ChatCompletionRequest, responses.ChatCompletionResponse, True),
     "/v1/chat/completions/batch": (protocol.BatchChatCompletionRequest, responses.ChatCompletionResponse, False),
     "/v1/messages": (protocol.MessagesRequest, responses.MessagesResponse, True),
     "/v1/messages/count_tokens": (protocol.CountTokensRequest, responses.CountTokensResponse, False),
+    "/api/chat": (ollama_protocol.OllamaChatRequest, None, True),
+    "/api/generate": (ollama_protocol.OllamaGenerateRequest, None, True),
+    "/api/show": (ollama_protocol.OllamaShowRequest, None, False),
     "/v1/models": (None, responses.ModelList, False),
     "/v1/models/{model:path}": (None, responses.ModelCard, False),
     "/tokenize": (protocol.TokenizeRequest, responses.TokenizeResponse, False),
@@ -55,9 +58,10 @@ def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
     extra: dict[str, Any] = {"responses": {"200": {"description": "OK"}}}
     if path in _BODIES:
         asked, answered, is_streamed = _BODIES[path]
-        content: dict[str, Any] = {JSON: {"schema": _reference(answered)}}
+        content: dict[str, Any] = {JSON: {"schema": {"type": "object"} if answered is None else _reference(answered)}}
         if is_streamed:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            kind = "application/x-ndjson" if path.startswith("/api/") else "text/event-stream"
+            content[kind] = {"schema": {"type": "string"}}
         extra["responses"] = {
             "200": {"description": "OK", "content": content},
             "default": {"description": "what was wrong, what is allowed, what to change"},

@@ -28,11 +28,13 @@ async def get_model(request: Request, serving: Serving) -> Response:
 
 
 def _card(name: str, serving: Serving) -> ModelCard:
+    tokenizer = serving.client.get_tokenizer()
     return ModelCard(
         id=name,
         created=serving.created,
         root=serving.settings.served_model_name[0],
         max_model_len=serving.client.model_info.max_model_len,
+        has_chat_template=tokenizer is not None and "default" in tokenizer.chat_templates,
     )
 
 

@@ -7,6 +7,7 @@ have too many tokens is refused by its bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -39,6 +40,19 @@ class Conversation(Protocol):
     chat_template: str | None
     chat_template_kwargs: dict[str, Any] | None
     documents: list[dict[str, Any]] | None
+
+
+@dataclass(slots=True, kw_only=True)
+class PlainConversation:
+    """Messages by themselves, for APIs that have no fields for the rest. A Conversation."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
 
 
 async def encode_texts(
@@ -219,6 +233,15 @@ def _check_template(asked: Conversation, tokenizer: Tokenizer, settings: ServerS
     """A template of the request's must be text: as the name of a file it would be read from the server's disk."""
     template = asked.chat_template
     if template is None:
+        if "default" not in tokenizer.chat_templates:
+            raise ApiError(
+                400,
+                "this model has no chat template: it continues texts and was not made for conversations. Send the text "
+                "as a prompt to /v1/completions (Ollama's clients: /api/generate), or start the server with "
+                "--chat-template FILE",
+                param="messages",
+                code="no_chat_template",
+            )
         return
     if not settings.trust_request_chat_template:
         raise ApiError(

@@ -212,6 +212,8 @@ class DetokenizeResponse(msgspec.Struct, kw_only=True):
 
 
 class ModelCard(msgspec.Struct, kw_only=True):
+    """has_chat_template: whether it answers conversations; else it continues texts."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -219,6 +221,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     root: str
     parent: None = None
     max_model_len: int
+    has_chat_template: bool
 
 
 class ModelList(msgspec.Struct, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -142,6 +143,13 @@ class ScriptedEngine:
 
     async def metrics(self) -> bytes:
         return b"octavo:up 1\n"
+
+
+def without_template(engine: ScriptedEngine) -> ScriptedEngine:
+    """The same with a tokenizer of a model that was not made for conversations."""
+    engine.tokenizer = copy.copy(packaged("smollm2"))
+    engine.tokenizer._chat_templates = {}
+    return engine
 
 
 @dataclass

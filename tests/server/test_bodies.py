@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.server.scripted_engine import ScriptedEngine, app_of, post
+from tests.server.scripted_engine import ScriptedEngine, app_of, get, post, without_template
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"model": "tiny", "prompt": "Hi"}
@@ -119,6 +119,21 @@ def test_fields_reach_the_engine() -> None:
 def test_any_role_that_the_template_takes() -> None:
     pirate = {"messages": [{"role": "pirate", "content": "Hi"}]}
     assert post(app_of(), "/v1/chat/completions", CHAT | pirate).status == 200
+
+
+def test_a_model_without_a_template_says_what_to_do_instead() -> None:
+    app = app_of(without_template(ScriptedEngine()))
+    for path, body in (
+        ("/v1/chat/completions", CHAT),
+        ("/v1/chat/completions/batch", {"messages": [CHAT["messages"]]}),
+    ):
+        refused = post(app, path, body)
+        assert (refused.status, refused.error["code"], refused.error["param"]) == (400, "no_chat_template", "messages")
+        for way in ("/v1/completions", "--chat-template FILE"):
+            assert way in refused.error["message"]
+    assert "no chat template" in post(app, "/v1/messages", ANTHROPIC).json()["error"]["message"]
+    assert get(app, "/v1/models").json()["data"][0]["has_chat_template"] is False
+    assert get(app_of(), "/v1/models").json()["data"][0]["has_chat_template"] is True
 
 
 def test_more_than_the_context_leaves_is_what_it_leaves() -> None:
