@@ -31,6 +31,7 @@ from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconne
 
 
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
+    """Answer a conversation."""
     asked = await serving.read(request, ChatCompletionRequest)
     check_pairs(asked)
     num_top = number_of_alternatives(asked)

@@ -24,6 +24,7 @@ from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconne
 
 
 async def create_chat_batch(request: Request, serving: Serving) -> Response:
+    """Answer many conversations, one choice each."""
     asked = await serving.read(request, BatchChatCompletionRequest)
     _check(asked, serving.settings.max_prompts_per_request)
     chats = _chats(asked)

@@ -38,6 +38,7 @@ Prompts = list[str] | list[list[int]]
 
 
 async def create_completion(request: Request, serving: Serving) -> Response:
+    """Continue one or many prompts."""
     asked = await serving.read(request, CompletionRequest)
     check_pairs(asked)
     given = _prompts(asked.prompt, serving.settings.max_prompts_per_request)

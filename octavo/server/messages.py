@@ -36,6 +36,7 @@ _NO_EFFECT_IN_BLOCKS = frozenset({"cache_control", "citations"})
 
 
 async def create_message(request: Request, serving: Serving) -> Response:
+    """Answer a conversation, for Anthropic's clients."""
     asked = await serving.read(request, MessagesRequest)
     prompt = await _prompt(request, asked, serving, serving.client.model_info)
     params = _params(asked, len(prompt), serving)
@@ -57,6 +58,7 @@ async def create_message(request: Request, serving: Serving) -> Response:
 
 
 async def count_tokens(request: Request, serving: Serving) -> Response:
+    """How many tokens a conversation has."""
     asked = await serving.read(request, CountTokensRequest)
     return json_response(CountTokensResponse(input_tokens=len(await _prompt(request, asked, serving, None))))
 

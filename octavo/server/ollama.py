@@ -49,6 +49,7 @@ T = TypeVar("T", bound=OllamaRequest)
 
 
 async def chat(request: Request, serving: Serving) -> Response:
+    """Answer a conversation, for Ollama's clients."""
     asked = await _read(request, serving, OllamaChatRequest)
     if not asked.messages:
         return _loaded(asked, {"message": OllamaMessage(content="")})
@@ -61,6 +62,7 @@ async def chat(request: Request, serving: Serving) -> Response:
 
 
 async def generate(request: Request, serving: Serving) -> Response:
+    """Answer a prompt, for Ollama's clients; with raw: continue it."""
     asked = await _read(request, serving, OllamaGenerateRequest)
     if not asked.prompt:
         return _loaded(asked, {"response": ""})

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from octavo.server import ollama_protocol, protocol, responses
 from octavo.server.errors import JSON
+from octavo.server.field_meanings import meaning
 from octavo.server.serving import Serving, installed_version
 
 Endpoint = Callable[[Request, Serving], Awaitable[Response]]
@@ -102,6 +103,12 @@ def documentation(app: FastAPI, root_path: str) -> tuple[tuple[str, str, Endpoin
     return ("GET", "/openapi.json", openapi), ("GET", "/docs", docs)
 
 
+def request_structs() -> list[type[msgspec.Struct]]:
+    """Those that a body is read into, and those inside them."""
+    found = [asked for asked, _, _ in _BODIES.values() if asked is not None]
+    return [*found, protocol.StreamOptions, protocol.AnthropicMessage, ollama_protocol.OllamaOptions]
+
+
 def _reference(kind: type[msgspec.Struct]) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
@@ -111,11 +118,15 @@ def _schemas() -> dict[str, Any]:
     kinds = {kind for asked, answered, _ in _BODIES.values() for kind in (asked, answered) if kind is not None}
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    for asked in request_structs():
+        for name, field in schemas[asked.__name__]["properties"].items():
+            if (told := meaning(asked, name)) is not None:
+                field["description"] = told
     for asked in (protocol.ChatCompletionRequest, protocol.TokenizeRequest):
         schemas[asked.__name__]["properties"]["messages"] = _messages()
     batch = schemas[protocol.BatchChatCompletionRequest.__name__]["properties"]
     batch["messages"] = {"type": "array", "minItems": 1, "items": _messages()}
-    schemas["AnthropicMessage"]["properties"]["role"] = {"enum": ["user", "assistant"]}
+    schemas["AnthropicMessage"]["properties"]["role"] |= {"enum": ["user", "assistant"]}
     for kind in _WITH_PARAMETERS_OF_OTHERS:
         fields = schemas[kind.__name__]["properties"]
         for name in sorted(protocol.NO_EFFECT):
@@ -144,7 +155,9 @@ def _page(schema: dict[str, Any]) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Octavo: the API</title>",
         "<style>body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}",
-        "code{font-family:ui-monospace,monospace}dd{margin-bottom:.3rem}</style>",
+        "code{font-family:ui-monospace,monospace}dd{margin-bottom:.3rem}small{opacity:.7}",
+        ":root{color-scheme:light dark}</style>",
+        "<meta name=viewport content='width=device-width'>",
         f"<h1>Octavo {html.escape(installed_version())}</h1><p>{html.escape(_DESCRIPTION)} ",
         "The same for machines: <a href=openapi.json>openapi.json</a>.</p>",
     ]
@@ -161,16 +174,34 @@ def _fields(operation: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
     if body is None:
         return []
     kind = schemas[body["content"][JSON]["schema"]["$ref"].rpartition("/")[2]]
-    rows = [
-        f"<dt><code>{html.escape(name)}</code>{' (required)' if name in kind.get('required', ()) else ''}"
-        f"<dd>{html.escape(field.get('description') or _kind_of(field))}"
-        for name, field in kind["properties"].items()
-    ]
-    return ["<dl>", *rows, "</dl>"]
+    return ["<dl>", *(_row(name, field, kind, schemas) for name, field in kind["properties"].items()), "</dl>"]
+
+
+def _row(name: str, field: dict[str, Any], kind: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """A field: its name, its kind, what it means; and those of a struct inside it."""
+    inner = schemas.get(_struct_in(field))
+    rows = [] if inner is None else [_row(one, its, inner, schemas) for one, its in inner["properties"].items()]
+    is_required = " (required)" if name in kind.get("required", ()) else ""
+    shape = "" if "enum" in field else html.escape(_kind_of(field))
+    meaning = html.escape(field.get("description") or "")
+    return (
+        f"<dt><code>{html.escape(name)}</code>{is_required} <small>{shape}</small>"
+        f"<dd>{meaning}{''.join(['<dl>', *rows, '</dl>']) if rows else ''}"
+    )
 
 
 def _kind_of(field: dict[str, Any]) -> str:
     if "$ref" in field:
-        return str(field["$ref"]).rpartition("/")[2]
+        return "object"
+    if field.get("type") == "array":
+        return f"list of {_kind_of(field.get('items', {}))}"
     kinds = [_kind_of(one) for one in field.get("anyOf", ()) if one.get("type") != "null"]
     return " or ".join(kinds) or str(field.get("type", "any"))
+
+
+def _struct_in(field: dict[str, Any]) -> str:
+    """The name of the struct that a field holds, or a list of; \"\" if none."""
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    inside = [field.get("items"), *field.get("anyOf", ())]
+    return next((name for one in inside if isinstance(one, dict) and (name := _struct_in(one))), "")

@@ -24,6 +24,7 @@ _OF_CONVERSATIONS = (
 
 
 async def tokenize(request: Request, serving: Serving) -> Response:
+    """A prompt, or a conversation, to token ids."""
     asked = await serving.read(request, TokenizeRequest)
     tokenizer = serving.tokenizer("tokenize")
     tokens = await _tokens(request, asked, serving)
@@ -59,6 +60,7 @@ async def _tokens(request: Request, asked: TokenizeRequest, serving: Serving) ->
 
 
 async def detokenize(request: Request, serving: Serving) -> Response:
+    """Token ids to text."""
     asked = await serving.read(request, DetokenizeRequest)
     tokenizer = serving.tokenizer("detokenize")
     return await answer(serving, len(asked.tokens), lambda: _text(asked.tokens, tokenizer, serving))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import schemathesis
 
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
+from octavo.server.field_meanings import MEANINGS, meaning
+from octavo.server.openapi import request_structs
 from octavo.server.protocol import NO_EFFECT, ChatCompletionRequest, CompletionRequest
 from octavo.server.settings import ServerSettings
 from tests.server.live_server import serve
@@ -78,6 +81,16 @@ def test_every_route_is_in_the_schema() -> None:
     paths = get(app_of(), "/openapi.json").json()["paths"]
     for method, path, _ in ROUTES:
         assert method.lower() in paths[path.replace(":path", "")], path
+
+
+def test_docs_explain_each_field_of_each_request() -> None:
+    fields = [(kind, name) for kind in request_structs() for name in kind.__struct_fields__]
+    assert [f"{kind.__name__}.{name}" for kind, name in fields if not meaning(kind, name)] == []
+    assert {key.rpartition(".")[2] for key in MEANINGS} <= {name for _, name in fields}, "meanings of what is gone"
+    page = get(app_of(), "/docs").body.decode()
+    assert [name for kind, name in fields if html.escape(meaning(kind, name) or "") not in page] == []
+    schemas = get(app_of(), "/openapi.json").json()["components"]["schemas"]
+    assert "description" in schemas["StreamOptions"]["properties"]["include_usage"]
 
 
 def test_every_field_and_setting_is_documented() -> None:
