@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.server.scripted_engine import ScriptedEngine, app_of, post
+from tests.server.scripted_engine import IDS, ScriptedEngine, app_of, post
 
 PATH = "/v1/chat/completions/batch"
 HI = [{"role": "user", "content": "Hi"}]
@@ -38,7 +38,7 @@ def test_logprobs_and_echo_are_each_conversations_own() -> None:
     first, second = post(app_of(), PATH, {"messages": [HI, begun], **options}).json()["choices"]
     assert (first["message"]["content"], second["message"]["content"]) == (" one", "Zero one")
     assert second["logprobs"]["content"][0]["token"] == " one"
-    assert second["token_ids"] == [1000]
+    assert second["token_ids"] == [IDS[0]]
 
 
 @pytest.mark.parametrize(
