@@ -85,7 +85,7 @@ class RequestText:
         self.request_id = request.request_id
         self._request = request
         self._kind = params.output_kind
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer = tokenizer if params.detokenize else None  # else nothing here is made into text
         texts = None if tokenizer is None else tokenizer.token_texts
         self._sequences = [_SequenceText(index, request, tokenizer, is_lazy) for index in range(params.n)]
         self._prompt_logprobs: _Rows | None = None
@@ -168,7 +168,7 @@ class _SequenceText:
         self._stops: tuple[str, ...] = tuple(params.stop or ())
         self._held_back = 0 if params.include_stop_str_in_output else max(map(len, self._stops), default=1) - 1
         self._stream: TextStream | None = None
-        if tokenizer is not None and params.detokenize:
+        if tokenizer is not None:
             self._stream = tokenizer.stream(params.skip_special_tokens, request.prompt_token_ids)
         self._text = ""
         self._token_ids: list[int] = []
