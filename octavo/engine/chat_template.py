@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import jinja2
 from jinja2 import nodes
@@ -20,9 +20,10 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from octavo.config import ContentFormat
+from octavo.engine.chat_messages import Message, append_text, messages_for_template
+from octavo.engine.template_facts import TemplateFacts, template_facts
 from octavo.errors import InvalidRequestError, TokenizerError
-
-Message = Mapping[str, Any]
 
 _END_MARK = "<|end of the message to continue|> "  # put after it, and cut off with all that follows
 
@@ -34,19 +35,23 @@ def render(
     add_generation_prompt: bool,
     continue_final_message: bool,
     variables: Mapping[str, Any],
+    content_format: ContentFormat = "auto",
 ) -> str:
-    """The text of a conversation. With continue_final_message it ends where the last message's content does."""
+    """The text of a conversation. With continue_final_message it ends where the last message's content does.
+    content_format: how the template gets messages' contents, as texts or as parts (openai); auto: as it reads them."""
+    if content_format not in get_args(ContentFormat):
+        raise InvalidRequestError(
+            f"chat_template_content_format is {content_format!r}, allowed are {', '.join(get_args(ContentFormat))}"
+        )
     if add_generation_prompt and continue_final_message:
         raise InvalidRequestError(
             "add_generation_prompt and continue_final_message are both true; a new message cannot begin before "
             "the last one is finished: set one of them to false"
         )
-    plain = [_checked(index, message) for index, message in enumerate(_listed("messages", messages))]
-    if not plain:
-        raise InvalidRequestError("messages is empty; a conversation needs a message")
-    if continue_final_message:
-        plain[-1]["content"] = (plain[-1].get("content") or "") + _END_MARK
     program = _compile(template)
+    plain = messages_for_template(_facts(template), messages, content_format)
+    if continue_final_message:
+        append_text(plain[-1], _END_MARK)
     try:
         text = program.render(**{**variables, "messages": plain, "add_generation_prompt": add_generation_prompt})
     except SecurityError as error:
@@ -65,39 +70,6 @@ def render(
 def check(template: str) -> None:
     """Raises TokenizerError if it is no Jinja template."""
     _compile(template)
-
-
-def _listed(name: str, value: object) -> Sequence[Any]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise InvalidRequestError(f"{name} is {value!r}, allowed is a list of objects")
-    return value
-
-
-def _checked(index: int, message: object) -> dict[str, Any]:
-    """A message as templates for text models expect it: a role, and content that is a string."""
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise InvalidRequestError(
-            f"messages[{index}] is {message!r}, allowed is an object with a 'role' and a 'content'"
-        )
-    content = message.get("content")
-    if content is None:
-        if "content" not in message and "tool_calls" not in message:
-            raise InvalidRequestError(f"messages[{index}] has neither 'content' nor 'tool_calls'")
-        return dict(message)
-    if not isinstance(content, str):
-        content = "\n".join(
-            _text_part(f"messages[{index}].content[{part_index}]", part)
-            for part_index, part in enumerate(_listed(f"messages[{index}].content", content))
-        )
-    return {**message, "content": content}
-
-
-def _text_part(where: str, part: object) -> str:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise InvalidRequestError(f"{where} is {part!r}, allowed is {{'type': 'text', 'text': ...}}: the model reads text")
 
 
 def _cut_at_mark(text: str) -> str:
@@ -123,6 +95,14 @@ def _compile(template: str) -> jinja2.Template:
         raise TokenizerError(
             f"the chat template nests too deeply for Python ({type(error).__name__}); use a flatter one"
         ) from error
+
+
+@lru_cache(maxsize=32)
+def _facts(template: str) -> TemplateFacts:
+    try:
+        return template_facts(_environment().parse(template))
+    except RecursionError as error:
+        raise TokenizerError("the chat template is nested too deeply to be read; use a flatter one") from error
 
 
 @lru_cache(maxsize=1)

@@ -4,11 +4,18 @@ A token is not a piece of text: a character may be spread over several tokens, a
 A stream holds back what later tokens may still change and gives out the rest, so that the pieces joined are
 what decoding all ids at once gives, for any ids. Each push costs one look-up and its own few bytes.
 
-    byte-level     tokens are bytes: a UTF-8 decoder that remembers a broken character's start
-    byte fallback  tokens are text, but for <0x00> .. <0xFF>: a run of these is held until it ends, because
-                   it is text only if the whole run is valid UTF-8
+    byte-level     tokens are bytes
+    byte fallback  tokens are text, but for <0x00> .. <0xFF>, which are bytes
 
-Neither puts anything between two tokens, so special ones that are shown stand side by side, as they were written.
+Bytes go through a UTF-8 decoder that remembers a character's start; one that is never completed shows as U+FFFD.
+(The `tokenizers` library reads a run of byte tokens otherwise: all of it is text, or none. A character would then wait
+for the run's end, and one wrong byte would unmake those before it, which may be in a prompt.)
+
+An answer goes on where its prompt ends: a stream that is made with a prompt has read it, so that the text of a prompt
+and of its answer is the text of both together, wherever the cut is. This is why an answer may begin with a space,
+which a decoder cuts off the front of a text only, or with a character whose first bytes are the prompt's.
+
+Nothing is put between two tokens, so special ones that are shown stand side by side, as they were written.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,10 +48,35 @@ class Detokenizer:
     def __init__(self, encoder: Tokenizer) -> None:
         decoder = encoder.decoder
         spec = None if decoder is None else json.loads(decoder.__getstate__())
-        self._make_stream = _stream_maker(spec, _Vocabulary(encoder))
+        self._rules = _rules(spec)
+        vocabulary = _Vocabulary(encoder)
+        self._tables = {skip: _TokenTable(vocabulary, skip, self._rules.contribution) for skip in (False, True)}
 
-    def stream(self, skip_special_tokens: bool = True) -> TextStream:
-        return self._make_stream(skip_special_tokens)
+    @property
+    def differs_from_library(self) -> bool:
+        """Whether the library may decode the same ids to another text."""
+        return isinstance(self._rules, _TextRules) and self._rules.byte_fallback
+
+    def stream(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> TextStream:
+        table = self._tables[skip_special_tokens]
+        stream = _Stream(table, self._rules)
+        if prompt_token_ids:
+            stream.read_prompt(prompt_token_ids)
+        return stream
+
+    def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text without a last character of which only a part is there: that belongs to what comes next."""
+        push = self.stream(skip_special_tokens).push
+        return "".join([push(token_id) for token_id in token_ids])
+
+    def text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        stream = self.stream(skip_special_tokens)
+        return "".join([stream.push(token_id) for token_id in token_ids]) + stream.finish()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token, special or not, adds in the middle of a text."""
+        contribution = self._tables[False][token_id]
+        return contribution.encode() if isinstance(contribution, str) else contribution or b""
 
 
 class _Vocabulary:
@@ -61,33 +93,42 @@ class _Vocabulary:
         return self._encoder.id_to_token(token_id)
 
 
-class _TokenTable(dict[int, Any]):
+#: what a token adds in the middle of a text: bytes, characters, or None for nothing at all
+_Contribution = bytes | str | None
+
+
+class _TokenTable(dict[int, _Contribution]):
     """What a token contributes to the text, made when it is first met."""
 
-    def __init__(self, vocabulary: _Vocabulary, skip_special_tokens: bool, make: Callable[[str | None], Any]) -> None:
+    def __init__(
+        self, vocabulary: _Vocabulary, skip_special_tokens: bool, make: Callable[[str], _Contribution]
+    ) -> None:
         super().__init__()
         self._vocabulary = vocabulary
         self._skip_special_tokens = skip_special_tokens
         self._make = make
 
-    def __missing__(self, token_id: int) -> Any:
-        token = self._vocabulary.token(token_id, self._skip_special_tokens)
-        self[token_id] = contribution = self._make(token)
+    def token(self, token_id: int) -> str | None:
+        return self._vocabulary.token(token_id, self._skip_special_tokens)
+
+    def __missing__(self, token_id: int) -> _Contribution:
+        token = self.token(token_id)
+        self[token_id] = contribution = None if token is None else self._make(token)
         return contribution
 
 
-def _stream_maker(spec: dict[str, Any] | None, vocabulary: _Vocabulary) -> Callable[[bool], TextStream]:
+def _rules(spec: dict[str, Any] | None) -> _TextRules | _ByteLevelRules:
     steps = [] if spec is None else spec.get("decoders", [spec])
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
-        return _byte_level_maker(vocabulary)
-    text_steps = _TextSteps.parse(steps)
-    if text_steps is None:
+        return _ByteLevelRules()
+    rules = _TextRules.parse(steps)
+    if rules is None:
         raise TokenizerError(
             f"the tokenizer's decoder is {' + '.join(kinds) or 'missing'}, which Octavo cannot stream; known are "
             "ByteLevel, Metaspace, and Replace + ByteFallback + Fuse + Strip; or set skip_tokenizer_init"
         )
-    return _text_maker(vocabulary, text_steps)
+    return rules
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -97,34 +138,28 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-def _byte_level_maker(vocabulary: _Vocabulary) -> Callable[[bool], TextStream]:
-    alphabet = byte_alphabet()
+_BYTE_ALPHABET = byte_alphabet()
+_BYTE_TOKEN = re.compile(r"<0x([0-9a-fA-F]{2})>")
 
-    def token_bytes(token: str | None) -> bytes:
-        if token is None:
-            return b""
-        if all(character in alphabet for character in token):
-            return bytes(alphabet[character] for character in token)
+
+class _ByteLevelRules:
+    """A decoder for which every token is bytes."""
+
+    strip = ""
+    strip_len = 0
+    drop_first = ""
+
+    def contribution(self, token: str) -> bytes:
+        if all(character in _BYTE_ALPHABET for character in token):
+            return bytes(_BYTE_ALPHABET[character] for character in token)
         return token.encode()  # an added token in plain text
 
-    tables = {skip: _TokenTable(vocabulary, skip, token_bytes) for skip in (False, True)}
-    return lambda skip_special_tokens: _ByteLevelStream(tables[skip_special_tokens])
-
-
-class _ByteLevelStream:
-    def __init__(self, table: _TokenTable) -> None:
-        self._table = table
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int) -> str:
-        return self._decoder.decode(self._table[token_id])
-
-    def finish(self) -> str:
-        return self._decoder.decode(b"", final=True)
+    def first_text(self, token: str) -> str:
+        return token
 
 
 @dataclass(frozen=True, slots=True)
-class _TextSteps:
+class _TextRules:
     """A text decoder: characters to replace in each token, whether byte tokens are joined, what is cut off the
     front. drop_first: the first token loses its space marks altogether (Metaspace)."""
 
@@ -135,7 +170,7 @@ class _TextSteps:
     drop_first: str = ""
 
     @classmethod
-    def parse(cls, steps: list[dict[str, Any]]) -> _TextSteps | None:
+    def parse(cls, steps: list[dict[str, Any]]) -> _TextRules | None:
         """None for a decoder that is not of this kind."""
         pattern = "".join(_STEP_LETTERS.get(step["type"], "?") for step in steps)
         if not re.fullmatch(r"R*B?(FS?)?|M", pattern) or not pattern:
@@ -149,63 +184,81 @@ class _TextSteps:
             return None
         return cls(tuple(replaced), "B" in pattern, strip["content"], strip["start"])
 
-    def text(self, token: str) -> str:
+    def contribution(self, token: str) -> _Contribution:
+        match = _BYTE_TOKEN.fullmatch(token) if self.byte_fallback else None
+        return bytes((int(match[1], 16),)) if match else self._replaced(token)
+
+    def first_text(self, token: str) -> str:
+        """What a token reads as at the very front, before the strip."""
+        return self._replaced(token.replace(self.drop_first, "") if self.drop_first else token)
+
+    def _replaced(self, token: str) -> str:
         for old, new in self.replacements:
             token = token.replace(old, new)
         return token
 
 
 _STEP_LETTERS = {"Replace": "R", "ByteFallback": "B", "Fuse": "F", "Strip": "S", "Metaspace": "M"}
-_BYTE_TOKEN = re.compile(r"<0x([0-9a-fA-F]{2})>")
+_LONGEST_START = 3  # bytes of a character that is not whole
 
 
-def _text_maker(vocabulary: _Vocabulary, steps: _TextSteps) -> Callable[[bool], TextStream]:
-    def contribution(token: str | None) -> str | int | None:
-        """Text, or a byte's value, or None for nothing."""
-        match = _BYTE_TOKEN.fullmatch(token) if token is not None and steps.byte_fallback else None
-        return int(match[1], 16) if match else token
-
-    tables = {skip: _TokenTable(vocabulary, skip, contribution) for skip in (False, True)}
-    return lambda skip_special_tokens: _TextStream(tables[skip_special_tokens], steps)
-
-
-class _TextStream:
-    def __init__(self, table: _TokenTable, steps: _TextSteps) -> None:
+class _Stream:
+    def __init__(self, table: _TokenTable, rules: _TextRules | _ByteLevelRules) -> None:
         self._table = table
-        self._steps = steps
-        self._run = bytearray()
-        self._strip_left = steps.strip_len
-        self._is_first = True
+        self._rules = rules
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip_left = rules.strip_len
+        self._drops_first = bool(rules.drop_first)
+
+    def read_prompt(self, token_ids: Sequence[int]) -> None:
+        """Be where pushing all of these leads. What they read as is not asked, so the front and the end are enough."""
+        num_read = 0
+        while num_read < len(token_ids) and not self._has_begun:
+            self.push(token_ids[num_read])
+            num_read += 1
+        self._read_end(token_ids, num_read)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the text is past what is cut off its front."""
+        return not self._strip_left and not self._drops_first
+
+    def _read_end(self, token_ids: Sequence[int], first: int) -> None:
+        """Go on behind the last character that is whole: it ends before the last three bytes, or with a text."""
+        end: list[int] = []
+        num_bytes = 0
+        for index in range(len(token_ids) - 1, first - 1, -1):
+            contribution = self._table[token_ids[index]]
+            if contribution is None:
+                continue
+            end.append(token_ids[index])
+            num_bytes += len(contribution) if isinstance(contribution, bytes) else _LONGEST_START
+            if num_bytes >= _LONGEST_START:
+                self._decoder.reset()
+                break
+        for token_id in reversed(end):
+            self.push(token_id)
 
     def push(self, token_id: int) -> str:
         contribution = self._table[token_id]
         if contribution is None:
             return ""
-        if isinstance(contribution, int):
-            self._run.append(contribution)
-            return ""
-        if self._is_first and self._steps.drop_first:
-            contribution = contribution.replace(self._steps.drop_first, "")
-        self._is_first = False
-        return self._strip(self._end_run() + self._steps.text(contribution))
+        if isinstance(contribution, bytes):
+            text = self._decoder.decode(contribution)
+        else:
+            if self._drops_first:
+                contribution = self._rules.first_text(self._table.token(token_id) or "")
+                self._drops_first = False
+            text = self._decoder.decode(b"", final=True) + contribution
+        return self._strip(text) if self._strip_left else text
 
     def finish(self) -> str:
-        return self._strip(self._end_run())
-
-    def _end_run(self) -> str:
-        """A run of bytes is text if all of it is, else one replacement character a byte."""
-        if not self._run:
-            return ""
-        run, self._run = bytes(self._run), bytearray()
-        try:
-            return run.decode()
-        except UnicodeDecodeError:
-            return "\N{REPLACEMENT CHARACTER}" * len(run)
+        return self._strip(self._decoder.decode(b"", final=True))
 
     def _strip(self, text: str) -> str:
         """Cut the text's very beginning, however it is spread over pieces."""
         while self._strip_left and text:
-            if text[0] != self._steps.strip:
+            if text[0] != self._rules.strip:
                 self._strip_left = 0
                 break
             text = text[1:]

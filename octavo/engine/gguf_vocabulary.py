@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import TokenizerError
 from octavo.models.gguf import GGUFFile, StringArray
+from octavo.models.shown import shown
 
 #: tokenizer.ggml.token_type; 2 is unknown, 5 unused, 6 a byte
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
@@ -50,13 +51,13 @@ class GGUFVocabulary:
     def flag(self, key: str, default: bool) -> bool:
         value = self._metadata.get(f"tokenizer.ggml.{key}", default)
         if not isinstance(value, bool):
-            raise self.broken(key, f"is {value!r}, allowed are true and false")
+            raise self.broken(key, f"is {shown(value)}, allowed are true and false")
         return value
 
     def token_id(self, key: str) -> int | None:
         value = self._metadata.get(f"tokenizer.ggml.{key}_token_id")
         if value is not None and (not isinstance(value, int) or not 0 <= value < len(self.tokens)):
-            raise self.broken(f"{key}_token_id", f"is {value!r}, allowed are 0 to {len(self.tokens) - 1}")
+            raise self.broken(f"{key}_token_id", f"is {shown(value)}, allowed are 0 to {len(self.tokens) - 1}")
         return value
 
     def token(self, key: str) -> str | None:

@@ -5,10 +5,12 @@ Everything that can be wrong with a request is found here, before the engine has
 
 from __future__ import annotations
 
+import operator
 import random
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequestError
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
+from octavo.vllm_options import PROMPT_KEYS as FOREIGN_KEYS
+from octavo.vllm_options import suggestion, why_not
 
 #: text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}, either with an optional "cache_salt"
 Prompt = str | Sequence[int] | Mapping[str, object]
@@ -54,8 +58,11 @@ class InputProcessor:
     ) -> Request:
         """Raises InvalidRequestError if the request cannot be served. cache_salt: as in a prompt dict, which may
         name it instead."""
+        _check_id(request_id)
+        _check_priority(priority)
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"sampling_params is {params!r}, allowed is a SamplingParams")
+        params = params.clone()  # whatever becomes of the user's
         text, token_ids, own_salt = self._read(prompt, is_cut=params.truncate_prompt_tokens is not None)
         cache_salt = _one_salt(cache_salt, own_salt)
         token_ids = self._truncate(token_ids, params.truncate_prompt_tokens)
@@ -169,15 +176,30 @@ class InputProcessor:
         return bad_words
 
 
+def _check_id(request_id: object) -> None:
+    if not isinstance(request_id, str) or not request_id:
+        raise InvalidRequestError(f"request_id is {request_id!r}, allowed is a text of at least one character")
+
+
+def _check_priority(priority: object) -> None:
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 1 << 63:
+        raise InvalidRequestError(f"priority is {priority!r}, allowed is a whole number of 64 bits")
+
+
 def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], object]:
-    unknown = sorted(set(prompt) - set(PROMPT_KEYS))
-    if unknown:
-        raise InvalidRequestError(f"the prompt has the key {unknown[0]!r}, allowed are {', '.join(PROMPT_KEYS)}")
-    salt = prompt.get("cache_salt")
-    given = [key for key in ("prompt", "prompt_token_ids") if prompt.get(key) is not None]
-    if len(given) != 1:
+    if (refusal := why_not(FOREIGN_KEYS, prompt)) is not None:
+        raise InvalidRequestError(f"in a prompt, {refusal}")
+    for key in prompt:
+        if key not in PROMPT_KEYS and key not in FOREIGN_KEYS:
+            raise InvalidRequestError(f"the prompt has the key {key!r}; {suggestion(str(key), PROMPT_KEYS)}")
+    text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    if (text is None) == (token_ids is None):
         raise InvalidRequestError("a prompt dict holds exactly one of 'prompt' and 'prompt_token_ids'")
-    return prompt[given[0]], salt  # type: ignore[return-value]
+    if token_ids is None and not isinstance(text, str):
+        raise InvalidRequestError(f"the prompt dict's 'prompt' is {text!r}, allowed is text")
+    if text is None and isinstance(token_ids, str):
+        raise InvalidRequestError(f"the prompt dict's 'prompt_token_ids' is {token_ids!r}, allowed are token ids")
+    return text if token_ids is None else token_ids, prompt.get("cache_salt")  # type: ignore[return-value]
 
 
 def _one_salt(of_call: object, of_prompt: object) -> str | None:
@@ -191,11 +213,19 @@ def _one_salt(of_call: object, of_prompt: object) -> str | None:
 
 
 def _token_ids(values: object) -> array[int]:
-    if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
+    if isinstance(values, (bytes, bytearray, Mapping)) or not isinstance(values, Iterable):
         raise InvalidRequestError(f"a prompt is {type(values).__name__}, allowed are text, token ids and dicts of them")
-    token_ids = list(values)
+    token_ids: list[Any] = []
     try:
+        token_ids.extend(values)
         return array("q", token_ids)  # a prompt may be long: no loop in Python
     except (TypeError, OverflowError):
-        wrong = next(one for one in token_ids if not hasattr(one, "__index__") or abs(one.__index__()) >= 1 << 63)
+        wrong = next((one for one in token_ids if not _is_id(one)), values)
         raise InvalidRequestError(f"the prompt's token ids hold {wrong!r}, allowed are whole numbers") from None
+
+
+def _is_id(value: object) -> bool:
+    try:
+        return abs(operator.index(value)) < 1 << 63  # type: ignore[arg-type]
+    except TypeError:
+        return False

@@ -128,7 +128,7 @@ class RequestText:
             return None
         is_delta = self._kind is RequestOutputKind.DELTA
         completions = [sequence.output(is_delta) for sequence in self._sequences if not is_delta or sequence.has_news()]
-        if not finished and not any(completion.token_ids or completion.finished for completion in completions):
+        if not finished and not any(completion.token_ids or completion.finished() for completion in completions):
             return None
         request = self._request
         return RequestOutput(
@@ -169,7 +169,7 @@ class _SequenceText:
         self._held_back = 0 if params.include_stop_str_in_output else max(map(len, self._stops), default=1) - 1
         self._stream: TextStream | None = None
         if tokenizer is not None and params.detokenize:
-            self._stream = tokenizer.stream(params.skip_special_tokens)
+            self._stream = tokenizer.stream(params.skip_special_tokens, request.prompt_token_ids)
         self._text = ""
         self._token_ids: list[int] = []
         self._is_lazy = is_lazy

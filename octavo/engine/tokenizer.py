@@ -11,16 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from octavo.config import ModelConfig
+from octavo.config import ContentFormat, ModelConfig
 from octavo.engine.detokenizer import Detokenizer, TextStream
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
 from octavo.engine.template_process import template_processes
 from octavo.engine.text_bounds import TextBounds, text_bounds
 from octavo.engine.token_texts import TokenTexts
+from octavo.engine.tokenizer_calls import TransformersCalls
 from octavo.engine.tokenizer_parts import TokenizerParts
+from octavo.engine.tokenizers_errors import no_panic
 from octavo.errors import InvalidRequestError, TokenizerError
-from octavo.models.checkpoint import Checkpoint, TokenizerSource
+from octavo.models.checkpoint import TokenizerSource
 from octavo.models.loader import locate_tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
@@ -29,11 +31,14 @@ Messages = Sequence[Mapping[str, Any]]
 LONG_TEXT = 2048
 
 
-class Tokenizer:
+class Tokenizer(TransformersCalls):
     """One model's tokenizer. bos_token_id, eos_token_id: None where it has none."""
 
-    def __init__(self, parts: TokenizerParts, chat_template: str | None = None) -> None:
+    def __init__(
+        self, parts: TokenizerParts, chat_template: str | None = None, content_format: ContentFormat = "auto"
+    ) -> None:
         self._encoder = parts.encoder
+        self._content_format = content_format
         self._special_tokens = dict(parts.special_tokens)
         self._chat_templates = dict(parts.chat_templates)
         if chat_template is not None:
@@ -47,10 +52,11 @@ class Tokenizer:
         if not isinstance(text, str):
             raise InvalidRequestError(f"prompt is {text!r}, allowed is a string")
         try:
-            if len(text) <= LONG_TEXT:
-                return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
-            (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-            return encoding.ids  # a list of its own, and maybe a long one
+            with no_panic():
+                if len(text) <= LONG_TEXT:
+                    return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+                (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+                return encoding.ids  # a list of its own, and maybe a long one
         except TypeError:  # the library takes any string that can be written as UTF-8
             at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InvalidRequestError(
@@ -61,10 +67,13 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that make no character show as U+FFFD, ids past the vocabulary as nothing."""
         try:
-            if len(token_ids) > LONG_TEXT:
+            if self._detokenizer.differs_from_library:
+                return self._detokenizer.text(token_ids, skip_special_tokens)
+            with no_panic():
+                if len(token_ids) <= LONG_TEXT:
+                    return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
                 (text,) = self._encoder.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
                 return str(text)
-            return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
 
@@ -73,20 +82,22 @@ class Tokenizer:
         nothing can be said."""
         return 0 if self._bounds is None else self._bounds.fewest_tokens(text)
 
-    def stream(self, skip_special_tokens: bool = True) -> TextStream:
-        """Decode token by token: the pieces joined are `decode` of all."""
-        return self._detokenizer.stream(skip_special_tokens)
+    def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """`decode` without a last character of which only a part is there: the stream of what comes next brings it."""
+        return self._detokenizer.settled_text(token_ids, skip_special_tokens)
+
+    def stream(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> TextStream:
+        """Decode token by token, going on where the prompt ends: `settled_text` of the prompt and the pieces joined
+        are `decode` of all."""
+        return self._detokenizer.stream(skip_special_tokens, prompt_token_ids)
 
     def token_to_str(self, token_id: int) -> str:
-        """What one token reads as on its own, special or not."""
-        return self.decode([token_id], skip_special_tokens=False)
+        """What one token, special or not, reads as in the middle of a text: a space before a word is kept."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
 
-    def convert_ids_to_tokens(self, token_ids: Sequence[int]) -> list[str | None]:
-        """The tokens as the vocabulary writes them; None for ids past it."""
-        return [self._encoder.id_to_token(token_id) for token_id in token_ids]
-
-    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int | None]:
-        return [self._encoder.token_to_id(token) for token in tokens]
+    def token_bytes(self, token_id: int) -> bytes:
+        """The same in UTF-8, where a token may be a part of a character; those of a text's tokens make the text."""
+        return self._detokenizer.token_bytes(token_id)
 
     @property
     def chat_templates(self) -> Mapping[str, str]:
@@ -99,15 +110,21 @@ class Tokenizer:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormat | None = None,
         **variables: Any,
     ) -> str:
         """A conversation as the prompt the model was trained on. chat_template: one of the model's templates by
-        name, Jinja text, or a file with it; variables go to the template."""
+        name, Jinja text, or a file with it; chat_template_content_format: in place of the engine's option of that
+        name; variables go to the template."""
+        for name in ("tokenize", "return_dict", "return_tensors"):
+            if variables.pop(name, None):
+                raise InvalidRequestError(f"{name} is set, but this makes text: encode_chat gives token ids")
         return template_processes().render(
             template=self._choose_template(chat_template, has_tools=tools is not None),
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            content_format=chat_template_content_format or self._content_format,
             variables={**self._special_tokens, "tools": tools, "documents": None, **variables},
         )
 
@@ -159,20 +176,20 @@ class Tokenizer:
         )
 
 
-def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | None:
-    """The model's tokenizer, or the one that the configuration names instead; None with skip_tokenizer_init."""
+def open_tokenizer(config: ModelConfig, source: TokenizerSource | None) -> Tokenizer | None:
+    """The model's tokenizer, from `source`, or the one that the configuration names instead; None with
+    skip_tokenizer_init."""
     if config.skip_tokenizer_init:
         return None
-    source = checkpoint.tokenizer_source
     if config.tokenizer is not None:
         source = locate_tokenizer(config.tokenizer)
     if source is None:
         raise TokenizerError(
-            f"{checkpoint.label} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
+            f"{config.model} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
             "or set skip_tokenizer_init and send token ids"
         )
     override = None if config.chat_template is None else _template_text(config.chat_template)
-    return Tokenizer(_read(source), override)
+    return Tokenizer(_read(source), override, config.chat_template_content_format)
 
 
 def check_chat_template(template: str) -> None:

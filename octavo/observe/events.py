@@ -199,7 +199,8 @@ class StepDone(Event):
 
 
 class EventLog:
-    """A bounded log. One writer (the engine's thread); listeners are called in order, as events are written.
+    """A bounded log. One writer (the engine's thread), any readers; listeners are called in order, as events are
+    written.
 
     is_on: somebody keeps or hears events; writers ask before they build one.
     started: the engine's sizes, kept however small the log is: whoever comes late needs them.
@@ -225,7 +226,11 @@ class EventLog:
         self.is_on = True
 
     def __iter__(self) -> Iterator[Event]:
-        return iter(tuple(self._events))
+        while True:
+            try:
+                return iter(tuple(self._events))
+            except RuntimeError:  # the writer came in between
+                continue
 
     def __len__(self) -> int:
         return len(self._events)

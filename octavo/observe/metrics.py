@@ -35,6 +35,7 @@ from octavo.observe.events import (
 from octavo.observe.exposition import Family, Labels, Sample, TextWriter
 from octavo.observe.histogram import Histogram, TokenGaps
 from octavo.observe.lives import RequestLife, RequestLives
+from octavo.observe.metric_values import Metric, metric_values
 
 #: what exists from the start, so that a rate over it is 0 and not missing
 _FIRST_LABELS: dict[str, tuple[str, ...]] = {
@@ -63,7 +64,8 @@ class MetricsRecorder:
     ) -> None:
         assert log.started is not None, "metrics follow an engine that has started"
         self._sizes = log.started
-        self._writer = TextWriter({"model_name": model_name, "engine": engine})
+        self._labels = {"model_name": model_name, "engine": engine}
+        self._writer = TextWriter(self._labels)
         self._cache_info = _cache_info(log.started, cache_config or {})
         self._counters: dict[str, Counter[str]] = {
             name: Counter(dict.fromkeys(_FIRST_LABELS.get(name, ("",)), 0)) for name in COUNTERS
@@ -105,6 +107,10 @@ class MetricsRecorder:
     def exposition(self) -> bytes:
         """Everything as Prometheus text. Any thread may ask."""
         return "".join([self._writer.write(space, self.families(space)) for space in NAMESPACES]).encode()
+
+    def values(self, namespace: str = "vllm") -> list[Metric]:
+        """Everything as Python values."""
+        return metric_values(namespace, self._labels, self.families(namespace))
 
     # What a summary needs without parsing text
 

@@ -50,6 +50,7 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
     """settings.served_model_name must name the model: an engine client does not know what it is called."""
     if not settings.served_model_name:
         raise ConfigError("served_model_name is empty, allowed is one name or more: pass the model's")
+    settings = settings.with_keys()
     app = FastAPI(title="Octavo", docs_url=None, redoc_url=None, openapi_url=None, root_path=settings.root_path)
     room = LogprobRoom(2 * settings.max_logprobs_per_request)
     serving = Serving(client=client, settings=settings, created=int(time.time()), logprob_room=room)

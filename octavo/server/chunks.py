@@ -20,7 +20,7 @@ from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from octavo.server.errors import ApiError
 from octavo.server.generation import raise_failure
 from octavo.server.json_pieces import json_pieces
-from octavo.server.logprobs import chat_logprobs, completion_logprobs
+from octavo.server.logprobs import TextPlace, chat_logprobs, completion_logprobs
 from octavo.server.openai_calls import Call
 from octavo.server.responses import ChatLogprobs, Usage, usage
 
@@ -36,13 +36,13 @@ _encode = msgspec.json.Encoder().encode
 class Choice:
     """One sequence of the answer: what was sent of it, and what waits for stream_interval.
 
-    text_offset: the end of the text that logprobs have told of.
+    place: the end of the text that logprobs have told of; None for no logprobs.
     """
 
     index: int
     head: bytes
     num_tokens: int = 0
-    text_offset: int = 0
+    place: TextPlace | None = None
     has_sent: bool = False
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -189,21 +189,25 @@ class CompletionChunks:
         return {"text": text}
 
     def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any:
-        told, choice.text_offset = completion_logprobs(self._call, token_ids, rows, choice.text_offset)
-        return told
+        assert choice.place is not None, "a place comes with the first output"
+        return completion_logprobs(self._call, token_ids, rows, choice.place)
 
     def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
-        if self._echo is None and not self._call.has_token_ids:
+        echo = None if self._echo is None else self._echo[place]
+        if self._call.num_top is not None:
+            for choice in choices:
+                choice.place = self._call.answer_place(output.prompt_token_ids, echo)
+        if echo is None and not self._call.has_token_ids:
             return []
         opening = []
         for choice in choices:
             fields: dict[str, Any] = {"index": choice.index, "text": "", "logprobs": None}
-            if self._echo is not None:
-                fields["text"] = self._echo[place]
+            if echo is not None:
+                fields["text"] = echo
                 if self._call.num_top is not None and output.prompt_logprobs is not None:
-                    fields["logprobs"], choice.text_offset = completion_logprobs(
-                        self._call, output.prompt_token_ids, output.prompt_logprobs, 0
-                    )
+                    ids = output.prompt_token_ids
+                    told_at = self._call.echo_place(ids, echo)
+                    fields["logprobs"] = completion_logprobs(self._call, ids, output.prompt_logprobs, told_at)
             if self._call.has_token_ids:
                 fields["prompt_token_ids"] = output.prompt_token_ids
             opening.append(fields)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain, islice
+from itertools import islice
 
 from msgspec import UNSET
 from starlette.requests import Request
@@ -127,9 +126,10 @@ async def _as_texts(given: Prompts, asked: CompletionRequest, serving: Serving) 
         return given  # they are of one kind
     tokenizer = serving.tokenizer("echo of token ids")
     skips = asked.skip_special_tokens is not False
+    read = tokenizer.decode if asked.max_tokens == 0 else tokenizer.settled_text  # a character's end is the answer's
 
     def decode() -> list[str]:
-        return [tokenizer.decode(one, skip_special_tokens=skips) for one in given]
+        return [read(one, skips) for one in given]
 
     size = sum(map(len, given))
     return decode() if size <= LONG_TEXT else await serving.lanes.run(lane_for(size), decode)
@@ -166,7 +166,7 @@ def _choice(
     return CompletionChoice(
         index=index,
         text=(echo or "") + text,
-        logprobs=_logprobs(call, output, token_ids, completion.logprobs, has_prompt=echo is not None),
+        logprobs=_logprobs(call, output, token_ids, completion.logprobs, echo),
         finish_reason="length" if is_prompt_only else completion.finish_reason,
         stop_reason=None if is_prompt_only else completion.stop_reason,
         prompt_logprobs=UNSET if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
@@ -180,14 +180,19 @@ def _logprobs(
     output: RequestOutput,
     token_ids: list[int],
     rows: list[TokenLogprobs] | None,
-    *,
-    has_prompt: bool,
+    echo: str | None,
 ) -> CompletionLogprobs | None:
     if call.num_top is None:
         return None
-    all_ids = token_ids
-    all_rows: Iterable[TokenLogprobs | None] = islice(rows or [], len(token_ids))
-    if has_prompt:
-        all_ids = output.prompt_token_ids + all_ids
-        all_rows = chain(output.prompt_logprobs or [], all_rows)
-    return completion_logprobs(call, all_ids, all_rows, 0)[0]
+    ids = output.prompt_token_ids
+    place = call.answer_place(ids, echo)
+    told = completion_logprobs(call, token_ids, islice(rows or (), len(token_ids)), place)
+    if echo is None:
+        return told
+    prompt = completion_logprobs(call, ids, output.prompt_logprobs or [], call.echo_place(ids, echo))
+    return CompletionLogprobs(
+        text_offset=prompt.text_offset + told.text_offset,
+        token_logprobs=prompt.token_logprobs + told.token_logprobs,
+        tokens=prompt.tokens + told.tokens,
+        top_logprobs=prompt.top_logprobs + told.top_logprobs,
+    )

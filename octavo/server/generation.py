@@ -19,6 +19,8 @@ from octavo.server.errors import ApiError
 
 #: prompts of a call that become engine requests without a pause
 _STARTED_AT_ONCE = 16
+#: outputs that may wait for a call's reader; then its prompts' streams lag, and lose nothing by it
+_MAX_AHEAD = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
 
 async def _merged(streams: list[AsyncIterator[RequestOutput]]) -> AsyncGenerator[RequestOutput]:
     """All of them at once. The first that fails ends the others."""
-    queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
+    queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue(_MAX_AHEAD)
     pumps: list[asyncio.Task[None]] = []
     try:
         for place, one in enumerate(streams):
@@ -109,12 +111,12 @@ async def _pump(
     try:
         async with _closing(outputs):
             async for output in outputs:
-                queue.put_nowait(output)
-        queue.put_nowait(None)
+                await queue.put(output)
+        await queue.put(None)
     except InvalidRequestError as refusal:
-        queue.put_nowait(InvalidRequestError(f"prompt[{place}]: {refusal}"))
+        await queue.put(InvalidRequestError(f"prompt[{place}]: {refusal}"))
     except Exception as error:
-        queue.put_nowait(error)
+        await queue.put(error)
 
 
 @contextlib.asynccontextmanager

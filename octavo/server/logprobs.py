@@ -1,6 +1,8 @@
 """Log-probabilities in the two shapes of OpenAI's API, and in vLLM's for prompts.
 
-JSON has no infinities: a token that cannot be drawn has -9999.0, as in vLLM.
+JSON has no infinities: a token that cannot be drawn has -9999.0, as in vLLM. A token that is a part of a character
+reads as U+FFFD, so its bytes are told too: as `bytes` in chats, and as OpenAI's `bytes:\\xe2` in completions, where
+alternatives go by what they read as.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
+from octavo.engine.detokenizer import TextStream
 from octavo.outputs import Logprob, TokenLogprobs
 from octavo.server.json_pieces import LazyList
 from octavo.server.responses import (
@@ -23,7 +26,8 @@ _LOWEST = -9999.0
 
 
 class Telling(Protocol):
-    """How a call wants logprobs told; an openai_calls.Call is one. token_text: of a token that has no logprob."""
+    """How a call wants logprobs told; an openai_calls.Call is one. token_text: of a token that has no logprob.
+    token_bytes: None without a tokenizer."""
 
     @property
     def num_top(self) -> int | None: ...
@@ -34,32 +38,49 @@ class Telling(Protocol):
     @property
     def token_text(self) -> Callable[[int], str]: ...
 
+    @property
+    def token_bytes(self) -> Callable[[int], bytes] | None: ...
+
+
+class TextPlace:
+    """Where in a choice's text its next token begins. A token that the text does not show, or a character's part,
+    takes no room in it; without a stream every token has its own."""
+
+    def __init__(self, stream: TextStream | None, offset: int = 0) -> None:
+        self._stream = stream
+        self._offset = offset
+
+    def step(self, token_id: int, token: str) -> int:
+        """-> where this token begins."""
+        begin = self._offset
+        self._offset += len(token if self._stream is None else self._stream.push(token_id))
+        return begin
+
 
 def completion_logprobs(
-    call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs | None], offset: int
-) -> tuple[CompletionLogprobs, int]:
-    """-> the tokens' log-probabilities, and the offset of what comes next. rows: None for a prompt's first token."""
-    num_top, as_token_ids = call.num_top or 0, call.as_token_ids
+    call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs | None], place: TextPlace
+) -> CompletionLogprobs:
+    """place: moves on to what comes next. rows: None for a prompt's first token."""
+    num_top = call.num_top or 0
     tokens: list[str] = []
     offsets: list[int] = []
     logprobs: list[float | None] = []
     tops: list[dict[str, float] | None] = []
     for token_id, row in zip(token_ids, rows, strict=True):
         chosen = Logprob(0.0, decoded_token=call.token_text(token_id)) if row is None else row[token_id]
-        token = _token(token_id, chosen, as_token_ids)
+        token = _legacy_token(call, token_id, chosen)
         tokens.append(token)
-        offsets.append(offset)
-        offset += len(token)
+        offsets.append(place.step(token_id, token))
         logprobs.append(None if row is None else _finite(chosen.logprob))
-        tops.append(None if row is None else _best(row, token_id, num_top, as_token_ids))
-    return CompletionLogprobs(text_offset=offsets, token_logprobs=logprobs, tokens=tokens, top_logprobs=tops), offset
+        tops.append(None if row is None else _best(call, row, token_id, num_top))
+    return CompletionLogprobs(text_offset=offsets, token_logprobs=logprobs, tokens=tokens, top_logprobs=tops)
 
 
 def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs]) -> Iterator[ChatTokenLogprob]:
-    num_top, as_token_ids = call.num_top or 0, call.as_token_ids
+    num_top = call.num_top or 0
     for token_id, row in zip(token_ids, rows, strict=True):
-        chosen = _top_logprob(token_id, row[token_id], as_token_ids)
-        best = [_top_logprob(one, logprob, as_token_ids) for one, logprob in _ranked(row, num_top)]
+        chosen = _top_logprob(call, token_id, row[token_id])
+        best = [_top_logprob(call, one, logprob) for one, logprob in _ranked(row, num_top)]
         yield ChatTokenLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=best)
 
 
@@ -77,12 +98,12 @@ def _prompt_row(row: TokenLogprobs | None) -> dict[str, PromptLogprob] | None:
     }
 
 
-def _best(row: TokenLogprobs, chosen: int, num_top: int, as_token_ids: bool) -> dict[str, float]:
+def _best(call: Telling, row: TokenLogprobs, chosen: int, num_top: int) -> dict[str, float]:
     """The best alternatives, and the chosen token if it is none of them. Different tokens may read alike: the
     likelier one is told."""
     best: dict[str, float] = {}
     for token_id, logprob in [*_ranked(row, num_top), (chosen, row[chosen])]:
-        best.setdefault(_token(token_id, logprob, as_token_ids), _finite(logprob.logprob))
+        best.setdefault(_legacy_token(call, token_id, logprob), _finite(logprob.logprob))
     return best
 
 
@@ -91,14 +112,21 @@ def _ranked(row: TokenLogprobs, num_top: int) -> list[tuple[int, Logprob]]:
     return list(islice(ranked, num_top if num_top >= 0 else None))
 
 
-def _top_logprob(token_id: int, logprob: Logprob, as_token_ids: bool) -> TopLogprob:
-    token = _token(token_id, logprob, as_token_ids)
-    is_whole = logprob.decoded_token is not None and "\ufffd" not in logprob.decoded_token
+def _top_logprob(call: Telling, token_id: int, logprob: Logprob) -> TopLogprob:
     return TopLogprob(
-        token=token,
+        token=_token(token_id, logprob, call.as_token_ids),
         logprob=_finite(logprob.logprob),
-        bytes=list((logprob.decoded_token or "").encode()) if is_whole else None,
+        bytes=None if call.token_bytes is None else list(call.token_bytes(token_id)),
     )
+
+
+def _legacy_token(call: Telling, token_id: int, logprob: Logprob) -> str:
+    token = _token(token_id, logprob, call.as_token_ids)
+    if "\ufffd" not in token or call.token_bytes is None:
+        return token
+    raw = call.token_bytes(token_id)
+    is_text = raw == token.encode()
+    return token if is_text else "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def _token(token_id: int, logprob: Logprob, as_token_ids: bool) -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from octavo.engine.detokenizer import TextStream
 from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
 from octavo.server.generation import Generation
 from octavo.server.logprob_room import check_logprobs, count_logprobs
+from octavo.server.logprobs import TextPlace
 from octavo.server.protocol import GenerationRequest
 from octavo.server.responses import Usage, usage
 from octavo.server.serving import Serving
@@ -32,7 +34,8 @@ _MAX_REPEATED = 2**18
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One call of OpenAI's API, checked. num_top: alternatives a logprob comes with; None for no logprobs.
-    token_text: how a token without a logprob reads. num_logprobs: how many its answer may hold."""
+    token_text: how a token without a logprob reads. token_bytes, text_stream: None without a tokenizer;
+    text_stream: a tokenizer's `stream`. num_logprobs: how many its answer may hold."""
 
     id: str
     model: str
@@ -40,6 +43,8 @@ class Call:
     generation: Generation
     num_top: int | None
     token_text: Callable[[int], str]
+    token_bytes: Callable[[int], bytes] | None = None
+    text_stream: Callable[[bool, Sequence[int]], TextStream] | None = None
     as_token_ids: bool
     has_token_ids: bool
     has_usage: bool
@@ -50,6 +55,23 @@ class Call:
     @property
     def params(self) -> SamplingParams:
         return self.generation.params
+
+    def answer_place(self, prompt_token_ids: Sequence[int], echo: str | None) -> TextPlace:
+        """Where the answer's tokens begin in the text that is told, behind the prompt's."""
+        skips = self.params.skip_special_tokens
+        stream = None if self.text_stream is None else self.text_stream(skips, prompt_token_ids)
+        return TextPlace(stream, len(echo or ""))
+
+    def echo_place(self, prompt_token_ids: Sequence[int], echo: str) -> TextPlace:
+        """Where the prompt's tokens begin in its text, which shows special tokens if it was sent with them."""
+        if self.text_stream is None:
+            return TextPlace(None)
+        skips = self.params.skip_special_tokens
+        for chosen in (skips, not skips):
+            push = self.text_stream(chosen, ()).push
+            if "".join([push(token_id) for token_id in prompt_token_ids]) == echo:
+                return TextPlace(self.text_stream(chosen, ()))
+        return TextPlace(self.text_stream(skips, ()))
 
 
 def make_call(
@@ -83,6 +105,8 @@ def make_call(
         ),
         num_top=num_top,
         token_text=_named_by_id if tokenizer is None else tokenizer.token_texts.__getitem__,
+        token_bytes=None if tokenizer is None else tokenizer.token_bytes,
+        text_stream=None if tokenizer is None else tokenizer.stream,
         as_token_ids=serving.settings.return_tokens_as_token_ids if as_token_ids is None else as_token_ids,
         has_token_ids=bool(asked.return_token_ids),
         has_usage=options is not None and bool(options.include_usage),

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from octavo.engine.client import ModelInfo
@@ -73,7 +72,7 @@ async def encode_conversation(
     def encode() -> list[int]:
         check_messages(asked.messages, settings)
         text = tokenizer.apply_chat_template(
-            [_for_template(message) for message in asked.messages],
+            asked.messages,
             add_generation_prompt=asked.add_generation_prompt is not False,
             continue_final_message=bool(asked.continue_final_message),
             chat_template=asked.chat_template,
@@ -124,7 +123,8 @@ def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettin
                 400, f"messages[{index}].role is {shown(role)}, allowed are {', '.join(ROLES)}", param="messages"
             )
         content = message.get("content")
-        if content is None and not (message.get("tool_calls") or message.get("function_call")):
+        is_silent = role == "assistant" and "content" in message
+        if content is None and not (is_silent or message.get("tool_calls") or message.get("function_call")):
             raise ApiError(
                 400,
                 f"messages[{index}].content is missing or null, allowed is text or parts",
@@ -211,26 +211,6 @@ def _check_template(asked: Conversation, tokenizer: Tokenizer, settings: ServerS
             f"chat_template is {shown(template)}, allowed is Jinja text or the name of one of the model's templates",
             param="chat_template",
         )
-
-
-def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the empty fields that clients send back, since templates ask whether a key is there; and with the
-    arguments of tool calls as objects, which templates write their own way, where the API has them as text."""
-    kept = {key: value for key, value in message.items() if value is not None or key == "content"}
-    if isinstance(kept.get("tool_calls"), list):
-        kept["tool_calls"] = [_with_read_arguments(call) for call in kept["tool_calls"]]
-    return kept
-
-
-def _with_read_arguments(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = msgspec.json.decode(function["arguments"])
-    except (msgspec.DecodeError, RecursionError):
-        return call  # what a model once wrote need not be JSON
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _text_len(messages: Sequence[Mapping[str, Any]]) -> int:

@@ -40,7 +40,7 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class CompletionLogprobs(msgspec.Struct, kw_only=True):
-    """text_offset: where in the choice's text each token begins, if tokens' own texts are laid end to end."""
+    """text_offset: where in the choice's text each token begins."""
 
     text_offset: list[int]
     token_logprobs: list[float | None]
@@ -69,7 +69,7 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
 
 
 class TopLogprob(msgspec.Struct, kw_only=True):
-    """bytes: the token's text in UTF-8; null if the token is only a part of a character."""
+    """bytes: the token's text in UTF-8, or its part of a character; those of an answer's tokens make its text."""
 
     token: str
     logprob: float

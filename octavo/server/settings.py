@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from octavo.config import knob
+from octavo.checked_fields import checked, knob
 from octavo.errors import ConfigError
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """What routes answer, to whom, and how much they read."""
@@ -21,8 +23,10 @@ class ServerSettings:
     api_key: tuple[str, ...] = knob(
         (),
         "keys of which requests must bring one, as 'Authorization: Bearer', 'x-api-key' or a browser's password; "
-        "default: none needed",
+        "default: that in OCTAVO_API_KEY, or none needed. Other users see a command line: a file or the environment is "
+        "safer",
     )
+    api_key_file: str | None = knob(None, "a file of such keys, one a line; read when the server starts")
     root_path: str = knob("", "the path that a proxy in front cuts from the addresses it forwards")
     allowed_origins: tuple[str, ...] = knob(
         (), "web pages of these origins may call the server from a browser; * is every page; default: none"
@@ -80,3 +84,21 @@ class ServerSettings:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, allowed is 1 or more")
+
+    def with_keys(self, otherwise: str | None = None) -> ServerSettings:
+        """With the keys of the file too, read now; if there are none of either, with this one."""
+        keys = self.api_key if self.api_key_file is None else (*self.api_key, *_read_keys(self.api_key_file))
+        if not keys and otherwise is not None:
+            keys = (otherwise,)
+        return replace(self, api_key=keys, api_key_file=None)
+
+
+def _read_keys(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"api_key_file is {path!r}, which cannot be read: {error}") from None
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise ConfigError(f"api_key_file is {path!r}, which holds no key, allowed are one or more, one a line")
+    return keys

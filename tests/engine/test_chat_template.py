@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -39,9 +40,12 @@ TOOL = {
 }
 
 
-def ours(template: str, messages: Any, prompt: bool = False, go_on: bool = False, **variables: Any) -> str:
+def ours(
+    template: str, messages: Any, prompt: bool = False, go_on: bool = False, form: Any = "auto", **variables: Any
+) -> str:
     variables = {"bos_token": "<s>", "tools": None, "documents": None, **variables}
-    return render(template, messages, add_generation_prompt=prompt, continue_final_message=go_on, variables=variables)
+    options = {"add_generation_prompt": prompt, "continue_final_message": go_on, "content_format": form}
+    return render(template, messages, variables=variables, **options)
 
 
 def theirs(template: str, messages: Any, prompt: bool = False, go_on: bool = False, **variables: Any) -> str:
@@ -81,6 +85,109 @@ def test_text_parts_are_joined_by_line() -> None:
 def test_a_tool_call_needs_no_content() -> None:
     message = {"role": "assistant", "tool_calls": [{"function": {"name": "now"}}]}
     assert ours("{{ messages[0].tool_calls[0].function.name }}", [message]) == "now"
+
+
+#: each prints a message's parts with a bar behind each; the second refuses what is no list of parts
+IN_PARTS = {
+    "loop": "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}|{% endfor %}{% endfor %}",
+    "asks": """{% for m in messages %}{% if m.content is string %}{{ m.content }}|{% else %}{% for p in m.content %}
+{{- p.text }}|{% endfor %}{% endif %}{% endfor %}""",
+    "macro": """{% macro show(content) %}{% for p in content %}{{ p.text }}|{% endfor %}{% endmacro %}
+{%- for m in messages %}{{ show(m.content) }}{% endfor %}""",
+    "set": """{% for m in messages %}{% set words = m.get('content') or [] %}{% for p in words %}{{ p.text }}|
+{%- endfor %}{% endfor %}""",
+    "filter": """{% for m in messages %}{{ m.content | map(attribute='text') | join('|') }}|{% endfor %}""",
+    "namespace": """{% set ns = namespace(now=none) %}{% for m in messages %}{% set ns.now = m.content %}
+{%- for p in ns.now | selectattr('type', 'equalto', 'text') %}{{ p.text }}|{% endfor %}{% endfor %}""",
+}
+IN_ONE_TEXT = {
+    "plain": "{% for m in messages %}{{ m.content }}|{% endfor %}",
+    "split": "{% for m in messages %}{% for w in m.content.split('\n') %}{{ w }}{{ '|' if loop.last else '\n' }}"
+    "{% endfor %}{% endfor %}",
+    "tools": "{% for m in messages %}{% for t in m.tool_calls or [] %}{{ t }}{% endfor %}{{ m.content }}|{% endfor %}",
+}
+ONE, TWO = {"type": "text", "text": "one"}, {"type": "text", "text": "two", "cache_control": {}}
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_template_that_goes_through_parts_gets_parts(name: str) -> None:
+    messages = [{"role": "user", "content": [ONE, TWO, "three"]}, {"role": "user", "content": "four"}]
+    assert ours(IN_PARTS[name], messages) == "one|two|three|four|"
+    assert ours(IN_PARTS[name], [USER, {"role": "assistant", "content": [ONE]}], go_on=True).endswith("|one")
+    assert ours(IN_PARTS[name], [USER, {"role": "assistant", "content": "Sure "}], go_on=True).endswith("|Sure ")
+
+
+@pytest.mark.parametrize("name", IN_ONE_TEXT)
+def test_a_template_that_prints_a_text_gets_a_text(name: str) -> None:
+    messages = [{"role": "user", "content": [ONE, TWO, "three"]}, {"role": "user", "content": "four"}]
+    assert ours(IN_ONE_TEXT[name], messages) == "one\ntwo\nthree|four|"
+
+
+def test_the_form_of_content_can_be_chosen() -> None:
+    shown = "{{ messages[0].content | tojson }}"
+    messages = [{"role": "user", "content": "four"}]
+    assert [ours(shown, messages, form=form) for form in ("auto", "string")] == ['"four"', '"four"']
+    assert ours(shown, messages, form="openai") == '[{"type": "text", "text": "four"}]'
+    assert ours(IN_PARTS["asks"], [{"role": "user", "content": [ONE, TWO]}], form="string") == "one\ntwo|"
+    with pytest.raises(InvalidRequestError, match="chat_template_content_format is 'json', allowed are auto, string"):
+        ours(shown, messages, form="json")
+
+
+DEVELOPER = {"role": "developer", "content": "Be brief."}
+ONLY_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}S:{{ m.content }}"
+KNOWS = ONLY_SYSTEM + "{% elif m.role == 'developer' %}D:{{ m.content }}"
+
+
+@pytest.mark.parametrize(("template", "printed"), [(KNOWS, "D:Be brief."), (ONLY_SYSTEM, "S:Be brief.")])
+def test_a_developer_is_the_system_where_the_template_does_not_know_better(template: str, printed: str) -> None:
+    assert ours(template + "{% endif %}{% endfor %}", [DEVELOPER, USER]) == printed
+    assert DEVELOPER["role"] == "developer", "what was sent is left as it was"
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "now", "arguments": '{"zone": "Zürich"}'}}
+WITH_CALLS = "{% for c in messages[0].tool_calls %}{{ c.function.name }} {{ ARGUMENTS }}{% endfor %}"
+
+
+@pytest.mark.parametrize("said", [{}, {"content": None}, {"content": ""}])
+def test_an_assistant_that_only_calls_tools_says_nothing(said: dict[str, Any]) -> None:
+    messages = [{"role": "assistant", "tool_calls": [CALL], **said}]
+    assert ours("<{{ messages[0].content }}>", messages) == "<>"
+    assert ours("<{{ messages[0]['content'] + '.' }}>", messages) == "<.>"
+    assert ours("{% for p in messages[0].content %}{{ p.text }}{% endfor %}.", messages) == "."
+    asks = "{% if messages[0].content is none %}{{ messages[0].tool_calls | length }}{% endif %}"
+    compares = "{{ 'text' if messages[0]['content'] != none else 'calls' }}"
+    assert (ours(asks, messages), ours(compares, messages)) == ("1", "calls")
+
+
+def test_an_assistant_may_say_nothing_at_all_and_others_may_not() -> None:
+    assert ours("<{{ messages[0].content }}>", [{"role": "assistant", "content": None}]) == "<>"
+    with pytest.raises(InvalidRequestError, match=r"messages\[0\].content is None, allowed is text or parts"):
+        ours("<{{ messages[0].content }}>", [{"role": "user", "content": None}])
+
+
+@pytest.mark.parametrize(
+    ("read", "printed"),
+    [
+        ("c.function.arguments | tojson", '{"zone": "Zürich"}'),
+        ("c.function.arguments.zone", "Zürich"),
+        ("c.function['arguments'].items() | list", "[('zone', 'Zürich')]"),
+        ("c.function.arguments", '{"zone": "Zürich"}'),
+        ("'(' + c.function.arguments + ')'", '({"zone": "Zürich"})'),
+        ("c | tojson", '{"id": "1", "type": "function", "function": {"name": "now", "arguments": {"zone": "Zürich"}}}'),
+    ],
+)
+@pytest.mark.parametrize("arguments", ['{"zone": "Zürich"}', {"zone": "Zürich"}])
+def test_arguments_of_calls_are_as_the_template_reads_them(read: str, printed: str, arguments: Any) -> None:
+    call = {**CALL, "function": {"name": "now", "arguments": arguments}}
+    messages = [{"role": "assistant", "tool_calls": [call]}]
+    assert ours(WITH_CALLS.replace("ARGUMENTS", read), messages) == f"now {printed}"
+
+
+@pytest.mark.parametrize("arguments", ["no JSON", "[1]", "7", pytest.param("[" * 100_000, id="deep")])
+def test_arguments_that_are_no_object_stay_as_they_were_written(arguments: str) -> None:
+    call = {**CALL, "function": {"name": "now", "arguments": arguments}}
+    printed = ours("{{ messages[0].tool_calls[0] | tojson }}", [{"role": "assistant", "tool_calls": [call]}])
+    assert json.loads(printed)["function"]["arguments"] == arguments
 
 
 def test_the_time_can_be_asked_for() -> None:

@@ -1,6 +1,9 @@
-"""Streams: the pieces joined are what decoding everything at once gives, for any ids at all."""
+"""Streams: the pieces joined are what decoding everything at once gives, for any ids at all, wherever a prompt ends."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -31,12 +34,103 @@ def streamed(encoder: Tokenizer, ids: list[int], skip_special_tokens: bool) -> s
     return "".join(stream.push(token_id) for token_id in ids) + stream.finish()
 
 
+def decoded(encoder: Tokenizer, ids: list[int], skip_special_tokens: bool) -> str:
+    """All at once: by the library, or where byte tokens make no text, by joining bytes."""
+    text: str = encoder.decode(ids, skip_special_tokens=skip_special_tokens)
+    if "\ufffd" not in text or encoder.token_to_id("<0x00>") is None:
+        return text
+    special = {token_id for token_id, token in encoder.get_added_tokens_decoder().items() if token.special}
+    shown = [encoder.id_to_token(one) or "" for one in ids if not (skip_special_tokens and one in special)]
+    joined = b"".join(bytes([int(one[3:5], 16)]) if one.startswith("<0x") else one.encode() for one in shown)
+    return joined.decode(errors="replace").replace("▁", " ").removeprefix(" ")
+
+
 @small
 @settings(max_examples=200, deadline=None)
 @given(ids=ANY_IDS, skip_special_tokens=st.booleans())
 def test_any_ids_stream_to_what_they_decode_to(kind: str, ids: list[int], skip_special_tokens: bool) -> None:
     encoder = SMALL[kind]
-    assert streamed(encoder, ids, skip_special_tokens) == encoder.decode(ids, skip_special_tokens=skip_special_tokens)
+    assert streamed(encoder, ids, skip_special_tokens) == decoded(encoder, ids, skip_special_tokens)
+
+
+@small
+@settings(max_examples=200, deadline=None)
+@given(ids=ANY_IDS, skip_special_tokens=st.booleans(), at=st.integers(0, 40))
+def test_prompt_and_answer_make_the_text_of_both(kind: str, ids: list[int], skip_special_tokens: bool, at: int) -> None:
+    encoder = SMALL[kind]
+    check_cut(Detokenizer(encoder), ids, at, skip_special_tokens, decoded(encoder, ids, skip_special_tokens))
+
+
+def check_cut(detokenizer: Detokenizer, ids: list[int], at: int, skip_special_tokens: bool, whole: str) -> None:
+    prompt, answer = ids[:at], ids[at:]
+    stream = detokenizer.stream(skip_special_tokens, prompt)
+    said = "".join(stream.push(token_id) for token_id in answer) + stream.finish()
+    assert detokenizer.settled_text(prompt, skip_special_tokens) + said == whole
+
+
+@small
+@settings(max_examples=100, deadline=None)
+@given(text=st.text("ab é€\U0001f44b", max_size=20))
+def test_every_cut_of_a_text(kind: str, text: str) -> None:
+    """Also that a prompt of whole characters is settled, so that its text and the answer's meet there."""
+    encoder = SMALL[kind]
+    detokenizer = Detokenizer(encoder)
+    ids = encoder.encode(text).ids
+    whole = encoder.decode(ids)
+    for at in range(len(ids) + 1):
+        check_cut(detokenizer, ids, at, True, whole)
+        if "\ufffd" not in encoder.decode(ids[:at]):
+            assert detokenizer.settled_text(ids[:at]) == encoder.decode(ids[:at])
+
+
+def test_an_answer_keeps_its_first_space() -> None:
+    encoder = SMALL["byte-fallback"]
+    prompt, answer = encoder.encode("a").ids, [encoder.token_to_id("▁ab")]
+    assert encoder.decode(answer) == "ab"
+    assert Detokenizer(encoder).stream(True, prompt).push(answer[0]) == " ab"
+    assert Detokenizer(encoder).stream(True, [encoder.token_to_id("<s>")]).push(answer[0]) == "ab", "no text before it"
+
+
+def test_a_long_prompt_is_not_read_whole() -> None:
+    encoder = SMALL["byte-level"]
+    detokenizer = Detokenizer(encoder)
+    euro, letter = encoder.encode("€").ids, encoder.token_to_id("h")
+    prompt = _Counted([letter] * 100_000 + euro[:2])
+    assert detokenizer.stream(True, prompt).push(euro[2]) == "€"
+    assert prompt.num_read < 10
+
+
+class _Counted(list[int]):
+    num_read = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.num_read += 1
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[int]:
+        for index in range(len(self)):
+            yield self[index]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=30).filter(lambda text: "s>" not in text))
+def test_bytes_of_tokens_join_to_the_text(kind: str, text: str) -> None:
+    encoder = SMALL[kind]
+    detokenizer = Detokenizer(encoder)
+    joined = b"".join(detokenizer.token_bytes(token_id) for token_id in encoder.encode(text).ids).decode()
+    assert joined == (text if kind == "byte-level" else " " + text if text else "")
+
+
+def test_bytes_of_a_token() -> None:
+    byte_level, fallback = Detokenizer(SMALL["byte-level"]), Detokenizer(SMALL["byte-fallback"])
+    ids = SMALL["byte-level"].encode("€").ids
+    assert [byte_level.token_bytes(one) for one in ids] == [b"\xe2", b"\x82", b"\xac"]
+    assert byte_level.token_bytes(SMALL["byte-level"].token_to_id("plain €")) == "plain €".encode()
+    assert fallback.token_bytes(SMALL["byte-fallback"].token_to_id("<0xE2>")) == b"\xe2"
+    assert fallback.token_bytes(SMALL["byte-fallback"].token_to_id("▁a")) == b" a"
+    assert fallback.token_bytes(SMALL["byte-fallback"].token_to_id("<s>")) == b"<s>"
+    assert fallback.token_bytes(10**6) == b""
 
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
@@ -91,11 +185,13 @@ def test_a_broken_character_is_given_up_as_soon_as_it_cannot_be_one() -> None:
     assert [stream.push(first), stream.push(letter)] == ["", "\ufffdx"]
 
 
-def test_a_run_of_byte_tokens_is_held_until_it_ends() -> None:
+def test_a_character_of_byte_tokens_appears_when_it_is_whole() -> None:
     encoder = SMALL["byte-fallback"]
     stream = Detokenizer(encoder).stream()
-    ids = encoder.encode("€a").ids
-    assert [stream.push(token_id) for token_id in ids] == ["", "", "", "", "€a"]
+    ids = encoder.encode("€€a").ids
+    assert [stream.push(token_id) for token_id in ids] == ["", "", "", "€", "", "", "€", "a"]
+    assert stream.push(ids[1]) == ""
+    assert stream.push(ids[-1]) == "\ufffda"
 
 
 def test_streams_do_not_disturb_each_other() -> None:

@@ -117,7 +117,7 @@ def test_templates_are_chosen_by_name_and_by_need() -> None:
 
 def open_with(**options: Any) -> Tokenizer | None:
     config = ModelConfig(**options)
-    return open_tokenizer(config, open_checkpoint(config))
+    return open_tokenizer(config, open_checkpoint(config).tokenizer_source)
 
 
 def test_the_configuration_may_replace_tokenizer_and_template(tmp_path: Path) -> None:
@@ -132,6 +132,10 @@ def test_the_configuration_may_replace_tokenizer_and_template(tmp_path: Path) ->
     assert open_with(skip_tokenizer_init=True) is None
     with pytest.raises(TokenizerError, match=r"'nowhere.jinja', which is neither a template nor a file"):
         open_with(chat_template="nowhere.jinja")
+    as_parts = open_with(chat_template="{{ messages[0].content[0].text }}", chat_template_content_format="string")
+    assert as_parts is not None
+    assert as_parts.apply_chat_template(messages) == ""
+    assert as_parts.apply_chat_template(messages, chat_template_content_format="auto") == "Hi"
     with pytest.raises(ModelLoadError, match=r"tokenizer is './nowhere'"):
         open_with(tokenizer="./nowhere")
     tokenizers.byte_level().save(str(tmp_path / "tokenizer.json"))

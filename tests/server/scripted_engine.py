@@ -22,6 +22,8 @@ from octavo.server.settings import ServerSettings
 from tests.engine.tokenizers import packaged
 
 WORDS = (" one", " two", " three", " caf\u00e9")
+IDS = (582, 827, 1296, 37366)  # of those words in smollm2's vocabulary
+PART = 7365  # b"\xe3\x81", a part of a character
 LIMITS = RequestLimits(max_model_len=128, max_num_seqs=4, max_logprobs=5, vocab_size=49152, eos_token_ids=(2,))
 
 
@@ -92,7 +94,7 @@ class ScriptedEngine:
 
     def _output(self, request: Request, words: list[str], is_last: bool) -> RequestOutput:
         params = request.sampling_params
-        ids = [1000 + WORDS.index(word) for word in words]
+        ids = [IDS[WORDS.index(word)] for word in words]
         prompt_rows = None
         if params.prompt_logprobs is not None:
             prompt_rows = [None, *(self._row(one, params.prompt_logprobs) for one in request.prompt_token_ids[1:])]
@@ -116,11 +118,11 @@ class ScriptedEngine:
 
     def _row(self, token_id: int, num_top: int) -> TokenLogprobs:
         """The chosen token is the second best of the alternatives, its logprob -infinity as a banned one's."""
-        chosen = WORDS[token_id - 1000] if 1000 <= token_id < 1000 + len(WORDS) else f"<{token_id}>"
+        chosen = WORDS[IDS.index(token_id)] if token_id in IDS else f"<{token_id}>"
         row: TokenLogprobs = {token_id: Logprob(float("-inf"), 2, chosen)}
         for rank in range(1, num_top + 1):
             if rank != 2:
-                row[rank] = Logprob(-float(rank), rank, "\ufffd" if rank == 1 else f"top{rank}")
+                row[PART if rank == 1 else rank] = Logprob(-float(rank), rank, "\ufffd" if rank == 1 else f"top{rank}")
         return row
 
     async def abort(self, request_id: str) -> None:

@@ -1,13 +1,17 @@
 """Who may call, how much may be sent, and what the server tells of itself."""
 
+import argparse
 import base64
 import json
+from pathlib import Path
 
 import pytest
 
+from octavo.cli import serve
 from octavo.errors import ConfigError
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
+from octavo.server.supervisor import ServeOptions
 from tests.server.scripted_engine import ScriptedEngine, app_of, get, post
 
 TEXT = {"model": "tiny", "prompt": "Hi", "max_tokens": 2}
@@ -32,6 +36,57 @@ def test_every_route_wants_a_key(path: str) -> None:
 def basic(user: str, password: str) -> str:
     """As a browser writes it."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def test_keys_may_come_from_a_file_or_the_environment_and_a_given_one_goes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("first\n\n  second \n")
+    app = app_of(api_key_file=str(file), api_key=("third",))
+    assert get(app, "/v1/models").status == 401
+    for key in ("first", "second", "third"):
+        assert get(app, "/v1/models", x_api_key=key).status == 200
+    for name in ("OCTAVO_API_KEY", "VLLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert served_with() == ()
+    monkeypatch.setenv("VLLM_API_KEY", "theirs")
+    assert served_with() == ("theirs",)
+    monkeypatch.setenv("OCTAVO_API_KEY", "ours\n")
+    assert served_with() == ("ours",)
+    assert served_with("--api-key", "given") == ("given",)
+    assert served_with("--api-key-file", str(file)) == ("first", "second")
+    monkeypatch.setenv("OCTAVO_API_KEY", " ")
+    with pytest.raises(ConfigError, match="OCTAVO_API_KEY is set and empty"):
+        served_with()
+
+
+def served_with(*argv: str) -> tuple[str, ...]:
+    """The keys that `octavo serve` hands to its front ends."""
+    served: list[ServeOptions] = []
+
+    class Listening:
+        def __init__(self, options: ServeOptions) -> None:
+            served.append(options)
+
+        def run(self) -> int:
+            return 0
+
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "Supervisor", Listening)
+        serve.run(parser.parse_args(["smollm2", *argv]))
+    return served[0].settings.api_key  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("content", "match"), [("\n \n", "holds no key"), (None, "cannot be read: .*No such file")])
+def test_a_file_without_keys_leaves_no_server_open(tmp_path: Path, content: str | None, match: str) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=f"api_key_file is '{file}', which {match}"):
+        app_of(api_key_file=str(file))
 
 
 def test_a_browser_is_asked_for_a_password_where_it_opens_a_page_and_nowhere_else() -> None:

@@ -13,7 +13,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import ChatChunks, OpenAIEvents
 from octavo.server.generation import Generation
 from octavo.server.openai_calls import Call
-from tests.server.scripted_engine import ScriptedEngine, app_of, call, post
+from tests.server.scripted_engine import IDS, ScriptedEngine, app_of, call, post
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 TEXT = {"model": "tiny", "prompt": "Hi", "max_tokens": 4}
@@ -81,7 +81,7 @@ def test_token_ids_come_with_the_chunks_that_made_them() -> None:
     engine = ScriptedEngine()
     chunks = post(app_of(engine), "/v1/completions", TEXT | STREAM | {"return_token_ids": True}).events()[:-1]
     assert chunks[0]["choices"][0]["prompt_token_ids"] == engine.requests[0].prompt_token_ids
-    assert [one["choices"][0].get("token_ids", []) for one in chunks] == [[], [1000], [1001], [1002], [1003]]
+    assert [one["choices"][0].get("token_ids", []) for one in chunks] == [[], *([one] for one in IDS)]
     chats = post(app_of(), "/v1/chat/completions", CHAT | STREAM | {"return_token_ids": True}).events()[:-1]
     assert len(chats[0]["prompt_token_ids"]) > 1
 
@@ -105,16 +105,16 @@ def test_logprobs_shapes() -> None:
     logprobs = told["logprobs"]
     assert logprobs["tokens"] == ["Hi", " one", " two", " three", " caf\u00e9"]
     assert logprobs["token_logprobs"] == [None, -9999.0, -9999.0, -9999.0, -9999.0], "JSON has no infinity"
-    assert logprobs["top_logprobs"][:2] == [None, {"\ufffd": -1.0, " one": -9999.0}]
+    assert logprobs["top_logprobs"][:2] == [None, {"bytes:\\xe3\\x81": -1.0, " one": -9999.0}]
     assert logprobs["text_offset"] == [0, 2, 6, 10, 16]
     chat = post(app_of(), "/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 3}).json()
     first = chat["choices"][0]["logprobs"]["content"][0]
     assert (first["token"], bytes(first["bytes"])) == (" one", b" one")
     assert [one["token"] for one in first["top_logprobs"]] == ["\ufffd", " one", "top3"]
-    assert first["top_logprobs"][0]["bytes"] is None, "half a character has no bytes of its own text"
+    assert bytes(first["top_logprobs"][0]["bytes"]) == b"\xe3\x81", "what makes a character is there to be joined"
     ids = {"logprobs": 0, "return_tokens_as_token_ids": True}
     named = post(app_of(), "/v1/completions", TEXT | ids).json()["choices"][0]["logprobs"]["tokens"]
-    assert named == ["token_id:1000", "token_id:1001", "token_id:1002", "token_id:1003"]
+    assert named == [f"token_id:{one}" for one in IDS]
 
 
 def test_prompt_logprobs_and_reading_a_prompt_only() -> None:

@@ -1,0 +1,85 @@
+"""An answer's text, for any tokens after any prompt: the rest of the whole text, cut at the first stop string."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Encoder
+
+from octavo.engine.output import RequestText
+from octavo.engine.tokenizer import Tokenizer
+from octavo.engine.tokenizer_parts import TokenizerParts
+from octavo.request import Request, Sequence, SequenceId
+from octavo.sampling_params import RequestOutputKind, SamplingParams
+from octavo.scheduler.scheduler import SequenceUpdate
+from tests.engine import tokenizers
+
+
+def with_odd_tokens(encoder: Encoder) -> Tokenizer:
+    encoder.add_tokens(
+        [
+            AddedToken(" left ", special=True, lstrip=True),
+            AddedToken("Right", rstrip=True, normalized=True),
+            AddedToken("▁é", normalized=False),
+            AddedToken("<0x41>", special=True),
+        ]
+    )
+    return Tokenizer(TokenizerParts(encoder))
+
+
+KINDS = {
+    "byte-level": with_odd_tokens(tokenizers.byte_level()),
+    "byte-fallback": with_odd_tokens(tokenizers.byte_fallback()),
+    "metaspace": with_odd_tokens(tokenizers.metaspace()),
+}
+
+
+def answer(tokenizer: Tokenizer, prompt: list[int], ids: list[int], params: SamplingParams) -> str:
+    """What is read of it, output by output."""
+    request = Request("0", prompt or [0], params, seed=0, arrival_time=0.0, max_output_tokens=len(ids))
+    request.prompt_token_ids = prompt
+    sequence = Sequence(SequenceId(0), request, 0, list(prompt))
+    request.sequences.append(sequence)
+    made = RequestText(request, tokenizer)
+    text = ""
+    for number, token_id in enumerate(ids):
+        sequence.finish_reason = "length" if number == len(ids) - 1 else None
+        stop = made.extend(SequenceUpdate(sequence, [token_id], None, []), 0.0)
+        output = made.output(0.0)
+        if output is not None and output.outputs:
+            text += output.outputs[0].text
+        if stop is not None:
+            break
+    return text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=150, deadline=None)
+@given(
+    ids=st.lists(st.integers(0, 275), min_size=1, max_size=30),
+    at=st.integers(0, 29),
+    skips=st.booleans(),
+    stop=st.one_of(st.none(), st.text("ab é\ufffdh", min_size=1, max_size=3)),
+)
+def test_an_answer_is_the_rest_of_the_text(kind: str, ids: list[int], at: int, skips: bool, stop: str | None) -> None:
+    tokenizer = KINDS[kind]
+    prompt, rest = ids[: min(at, len(ids) - 1)], ids[min(at, len(ids) - 1) :]
+    params = SamplingParams(stop=stop, skip_special_tokens=skips, output_kind=RequestOutputKind.DELTA)
+    begun = tokenizer.settled_text(prompt, skips)
+    whole = tokenizer.decode(ids, skips)
+    assert whole.startswith(begun)
+    expected = whole[len(begun) :]
+    if stop is not None:
+        expected = expected.partition(stop)[0]
+    assert answer(tokenizer, prompt, rest, params) == expected
+
+
+@pytest.mark.parametrize("prompt", [[], [1]])
+def test_a_begin_token_that_is_not_shown_is_no_text(prompt: list[int]) -> None:
+    tokenizer = KINDS["byte-fallback"]
+    (word,) = (one or 0 for one in tokenizer.convert_tokens_to_ids(["▁ab"]))
+    params = SamplingParams(output_kind=RequestOutputKind.DELTA)
+    assert answer(tokenizer, prompt, [word, word], params) == "ab ab"
+    assert answer(tokenizer, [word], [word, word], params) == " ab ab"
