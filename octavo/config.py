@@ -128,7 +128,9 @@ class SchedulerConfig:
     max_num_seqs: int | None = knob(
         None, "most sequences running at once; default: 256, or 1024 on a GPU of 70 GiB or more"
     )
-    enable_chunked_prefill: bool = knob(True, "cut prompts to fit the budget; off: a prompt is computed in one step")
+    enable_chunked_prefill: bool = knob(
+        True, "cut prompts to fit the budget; off: a prompt is computed in one step, which may take all of the context"
+    )
     long_prefill_token_threshold: int = knob(0, "most prompt tokens one sequence gets in a step; 0: no such limit")
     scheduling_policy: SchedulingPolicy = knob(
         "fcfs", "fcfs: first come; priority: lowest number first, at the cost of running ones, then first come"

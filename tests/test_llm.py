@@ -184,10 +184,22 @@ def test_bias_allowed_and_bad_words_bind(llm: LLM) -> None:
     assert tokenizer.encode(" Paris")
 
 
+def test_all_logprobs_where_the_limit_is_the_vocabulary_and_prompts_whole_without_chunks() -> None:
+    """A limit of as many as there are tokens allows -1 too. Without chunked prefill a step takes any prompt whole."""
+    options = {"max_model_len": 128, "num_threads": 1, "num_gpu_blocks_override": 40}
+    with LLM("smollm2", max_logprobs=49152, max_num_batched_tokens=16, enable_chunked_prefill=False, **options) as llm:
+        (output,) = llm.generate([[5] * 90], SamplingParams(max_tokens=1, logprobs=-1), use_tqdm=False)
+        assert len(output.outputs[0].logprobs[0]) == 49152
+        assert [event.num_tokens for event in llm.events if isinstance(event, StepDone)] == [90]
+
+
 def test_detokenize_off_gives_ids_only(llm: LLM) -> None:
-    (output,) = llm.generate(PROMPTS[0], GREEDY.replace(detokenize=False))
+    params = GREEDY.replace(detokenize=False, logprobs=1, prompt_logprobs=1)
+    (output,) = llm.generate(PROMPTS[0], params)
     assert output.outputs[0].text == ""
     assert len(output.outputs[0].token_ids) == 12
+    rows = [*output.outputs[0].logprobs, *output.prompt_logprobs[1:]]
+    assert all(one.decoded_token is None for row in rows for one in row.values())
 
 
 def test_a_bad_prompt_stops_the_call_before_anything_runs(llm: LLM) -> None:

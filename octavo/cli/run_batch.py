@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     )
     with BatchInput(args.input_file) as asked, BatchOutput(args.output_file, asked) as results:
         num_before = len(results.done & asked.places.keys())
-        if num_before == len(asked.places):
+        if not asked.places:
+            print(f"{args.input_file} holds no line, so there is nothing to answer", file=sys.stderr)
+        elif num_before == len(asked.places):
             print(f"all {num_before:,} lines have a result in {args.output_file}", file=sys.stderr)
         else:
             if num_before:

@@ -218,8 +218,9 @@ def _largest_shape(config: EngineConfig, checkpoint: Checkpoint, kv_dtype: KVDTy
     sizes = config.scheduler
     assert sizes.max_num_batched_tokens is not None, "the device has chosen a token budget"
     assert sizes.max_num_seqs is not None, "the device has chosen a number of sequences"
+    num_tokens = sizes.max_num_batched_tokens
     limits = StepLimits(
-        max_num_tokens=sizes.max_num_batched_tokens,
+        max_num_tokens=num_tokens if sizes.enable_chunked_prefill else max(num_tokens, model_len),
         max_num_seqs=sizes.max_num_seqs,
         max_model_len=model_len,
         vocab_size=architecture.vocab_size,
@@ -257,8 +258,24 @@ def _record_start(config: EngineConfig, shape: _EngineShape, events: EventLog, c
             num_groups=len(shape.groups),
             max_model_len=shape.limits.max_model_len,
             enable_prefix_caching=config.cache.enable_prefix_caching,
+            cache_options=_cache_options(config.cache, shape),
         )
     )
+
+
+def _cache_options(config: CacheConfig, shape: _EngineShape) -> tuple[tuple[str, str], ...]:
+    """As vLLM's metrics name and write them."""
+    options = {
+        "cache_dtype": shape.layout.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "num_gpu_blocks_override": config.num_gpu_blocks_override,
+        "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
+        "kv_cache_size_tokens": (shape.layout.num_blocks - 1) * shape.layout.block_size // len(shape.groups),
+        "sliding_window": min((group.window for group in shape.groups if group.window is not None), default=None),
+        "num_cpu_blocks": None,
+        "is_attention_free": False,
+    }
+    return tuple((name, str(value)) for name, value in options.items())
 
 
 def _tracer(config: EngineConfig, events: EventLog, clock: Clock) -> RequestTracer | None:

@@ -138,12 +138,14 @@ class InputProcessor:
             )
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(params, name)
-            if count is not None and limits.max_logprobs != -1 and not 0 <= count <= limits.max_logprobs:
+            if count is None:
+                continue
+            if limits.max_logprobs != -1 and (limits.vocab_size if count == -1 else count) > limits.max_logprobs:
                 raise InvalidRequestError(
                     f"{name} is {count}, allowed is 0 to max_logprobs = {limits.max_logprobs}; "
                     "the engine option max_logprobs raises it, -1 for the whole vocabulary"
                 )
-            if count is not None and count > limits.vocab_size:
+            if count > limits.vocab_size:
                 raise InvalidRequestError(f"{name} is {count}, the vocabulary has {limits.vocab_size} tokens")
         self._check_ids("allowed_token_ids", tuple(params.allowed_token_ids or ()))
         self._check_ids("logit_bias", params.logit_bias or ())

@@ -85,10 +85,10 @@ class RequestText:
         self.request_id = request.request_id
         self._request = request
         self._kind = params.output_kind
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer = tokenizer if params.detokenize else None  # else nothing here is made into text
         texts = None if tokenizer is None else tokenizer.token_texts
         stream: TextStream | None = None
-        if tokenizer is not None and params.detokenize:
+        if tokenizer is not None:
             stream = tokenizer.stream(params.skip_special_tokens, request.prompt_token_ids)
         self._sequences = [
             _SequenceText(index, request, tokenizer, stream if stream is None or not index else stream.copy(), is_lazy)

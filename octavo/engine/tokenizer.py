@@ -99,6 +99,26 @@ class Tokenizer(TransformersCalls):
         """The same in UTF-8, where a token may be a part of a character; those of a text's tokens make the text."""
         return self._detokenizer.token_bytes(token_id)
 
+    def config(self) -> dict[str, Any]:
+        """What a tokenizer_config.json would say of this one."""
+        added = {
+            str(token_id): {
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
+            }
+            for token_id, token in self._encoder.get_added_tokens_decoder().items()
+        }
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **self._special_tokens,
+            "added_tokens_decoder": added,
+            "chat_template": self._chat_templates.get("default"),
+        }
+
     @property
     def chat_templates(self) -> Mapping[str, str]:
         return self._chat_templates

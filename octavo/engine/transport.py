@@ -1,6 +1,6 @@
 """What front ends and the engine process say to each other: MessagePack over ZMQ, through a Unix socket.
 
-    front end 0  DEALER ─┐                         up:    AddRequest, Abort, AbortById, FinishSequence, Ask, HasRead, Hello
+    front end 0  DEALER ─┐                         up:    AddRequest, Abort, AbortById, FinishSequence, ...
     front end 1  DEALER ─┼── ROUTER  engine        down:  StepNews, once a step; Refusal, Reply, Welcome, GivenUp
     front end 2  DEALER ─┘
 

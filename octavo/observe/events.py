@@ -18,7 +18,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EngineStarted(Event):
-    """The sizes that everything after is measured in. num_blocks: what sequences can hold, the null block excluded."""
+    """The sizes that everything after is measured in. num_blocks: what sequences can hold, the null block excluded.
+    cache_options: the KV cache's other options by vLLM's names, as text."""
 
     num_blocks: int
     block_size: int
@@ -26,6 +27,7 @@ class EngineStarted(Event):
     num_groups: int
     max_model_len: int
     enable_prefix_caching: bool = True
+    cache_options: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

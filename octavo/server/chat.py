@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,22 +13,30 @@ from octavo.server.generation import complete, stream
 from octavo.server.json_pieces import LazyList
 from octavo.server.large_answers import answer
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
-from octavo.server.openai_calls import Call, answer_size, check_pairs, id_headers, make_call, total_usage
-from octavo.server.prompts import encode_conversation, room_for_output
-from octavo.server.protocol import ChatCompletionRequest
-from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage
+from octavo.server.openai_calls import (
+    Call,
+    answer_size,
+    check_num_logprobs,
+    check_pairs,
+    make_call,
+    total_usage,
+)
+from octavo.server.prompts import cut, encode_conversation, room_for_output
+from octavo.server.protocol import ChatCompletionRequest, ConversationRequest
+from octavo.server.request_ids import id_headers
+from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
 from octavo.server.sampling import sampling_params
 from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
+    """Answer a conversation."""
     asked = await serving.read(request, ChatCompletionRequest)
     check_pairs(asked)
-    num_top = _num_top(asked, serving.client.model_info.max_logprobs)
-    fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
-    prompt = await encode_conversation(request, serving, asked, fits)
-    params = _params(asked, prompt, num_top, serving)
+    num_top = number_of_alternatives(asked)
+    prompt = await encode_chat(request, asked, serving)
+    params = chat_params(asked, prompt, num_top, serving)
     call = make_call(
         request,
         asked,
@@ -38,10 +45,10 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
         prompts=[prompt],
         params=params,
         num_top=num_top,
-        names_limit=asked.max_tokens is not None or asked.max_completion_tokens is not None,
+        names_limit=names_limit(asked),
     )
-    echo = _continued_text(asked) if asked.echo else ""
-    headers, room = id_headers(serving, call.id), serving.logprob_room
+    echo = continued_text(asked) if asked.echo else ""
+    headers, room = id_headers(serving, call.known_as), serving.logprob_room
     if asked.stream:
         outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
         return serving.event_stream(outputs, OpenAIEvents(call, ChatChunks(call, echo)), headers)
@@ -54,44 +61,43 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _num_top(asked: ChatCompletionRequest, most: int) -> int | None:
-    """Alternatives to tell of each token; None for no logprobs. most: the engine's limit, -1 for none."""
-    if asked.top_logprobs is not None and not asked.logprobs:
+async def encode_chat(request: Request, asked: ChatCompletionRequest, serving: Serving) -> list[int]:
+    fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
+    prompt = await encode_conversation(request, serving, asked, fits)
+    return cut(prompt, asked, _wanted(asked)[1], serving.client.model_info)
+
+
+def names_limit(asked: ConversationRequest) -> bool:
+    """Whether the request itself says how long an answer may get."""
+    return asked.max_tokens is not None or asked.max_completion_tokens is not None
+
+
+def number_of_alternatives(asked: ChatCompletionRequest) -> int | None:
+    """Alternatives to tell of each token; None for no logprobs."""
+    if asked.top_logprobs and not asked.logprobs:  # 0 asks for none
         raise ApiError(
             400,
             f"top_logprobs is {asked.top_logprobs} and logprobs is not true, allowed is both or neither: "
             "set logprobs to true",
             param="top_logprobs",
         )
-    if most != -1 and not 0 <= (asked.top_logprobs or 0) <= most:
-        raise ApiError(
-            400,
-            f"top_logprobs is {asked.top_logprobs}, allowed is 0 to {most}: lower it, or start the server with a "
-            "larger --max-logprobs",
-            param="top_logprobs",
-        )
     return (asked.top_logprobs or 0) if asked.logprobs else None
 
 
-def _params(asked: ChatCompletionRequest, prompt: list[int], num_top: int | None, serving: Serving) -> SamplingParams:
-    """Without a limit of its own, an answer may take what the context leaves."""
-    if None not in (asked.max_tokens, asked.max_completion_tokens) and asked.max_tokens != asked.max_completion_tokens:
-        raise ApiError(
-            400,
-            f"max_tokens is {asked.max_tokens} and max_completion_tokens is {asked.max_completion_tokens}, which are "
-            "two names of one limit: send one of them",
-            param="max_completion_tokens",
-        )
-    name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
-    wanted = getattr(asked, name)
+def chat_params(
+    asked: ChatCompletionRequest, prompt: list[int], num_top: int | None, serving: Serving
+) -> SamplingParams:
+    """An answer may take what the context leaves, whatever more is asked for."""
+    name, wanted = _wanted(asked)
     info = serving.client.model_info
-    room = room_for_output(len(prompt), wanted, asked.truncate_prompt_tokens, info, ("messages", name))
+    room = room_for_output(len(prompt), wanted, info, ("messages", name))
+    check_num_logprobs(info, top_logprobs=num_top, prompt_logprobs=asked.prompt_logprobs)
     try:
         return sampling_params(
             asked,
             info.default_sampling_params,
             serving.settings,
-            max_tokens=room if wanted is None else wanted,
+            max_tokens=room if wanted is None else min(wanted, room),
             logprobs=num_top,
             prompt_logprobs=asked.prompt_logprobs,
         )
@@ -100,7 +106,21 @@ def _params(asked: ChatCompletionRequest, prompt: list[int], num_top: int | None
         raise
 
 
-def _continued_text(asked: ChatCompletionRequest) -> str:
+def _wanted(asked: ChatCompletionRequest) -> tuple[str, int | None]:
+    """-> what the request calls its limit, and the limit."""
+    if None not in (asked.max_tokens, asked.max_completion_tokens) and asked.max_tokens != asked.max_completion_tokens:
+        raise ApiError(
+            400,
+            f"max_tokens is {asked.max_tokens} and max_completion_tokens is {asked.max_completion_tokens}, which are "
+            "two names of one limit: send one of them",
+            param="max_completion_tokens",
+        )
+    if asked.max_completion_tokens is None:
+        return "max_tokens", asked.max_tokens
+    return "max_completion_tokens", asked.max_completion_tokens
+
+
+def continued_text(asked: ChatCompletionRequest) -> str:
     """The last message's text, if the answer continues it."""
     last = asked.messages[-1]
     if last.get("role") != "assistant":
@@ -114,18 +134,20 @@ def _continued_text(asked: ChatCompletionRequest) -> str:
 
 
 def _response(call: Call, asked: ChatCompletionRequest, output: RequestOutput, echo: str) -> ChatCompletionResponse:
+    counts = total_usage([output])
     return ChatCompletionResponse(
         id=call.id,
         created=call.created,
         model=call.model,
-        choices=[_choice(call, one, echo) for one in output.outputs],
-        usage=total_usage([output]),
-        prompt_logprobs=UNSET if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
-        prompt_token_ids=output.prompt_token_ids if call.has_token_ids else UNSET,
+        choices=[choice(call, one, echo) for one in output.outputs],
+        usage=counts,
+        prompt_logprobs=None if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
+        prompt_token_ids=output.prompt_token_ids if call.has_token_ids else None,
+        metrics=request_times(output, counts.completion_tokens) if call.has_metrics else None,
     )
 
 
-def _choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
+def choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
     logprobs = None
     if call.num_top is not None:
         rows = LazyList(chat_logprobs(call, completion.token_ids, completion.logprobs or []))
@@ -136,5 +158,5 @@ def _choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
         logprobs=logprobs,
         finish_reason=completion.finish_reason,
         stop_reason=completion.stop_reason,
-        token_ids=completion.token_ids if call.has_token_ids else UNSET,
+        token_ids=completion.token_ids if call.has_token_ids else None,
     )

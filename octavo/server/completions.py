@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import islice
 
-from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,10 +16,18 @@ from octavo.server.generation import complete, stream
 from octavo.server.lanes import lane_for
 from octavo.server.large_answers import answer
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
-from octavo.server.openai_calls import Call, answer_size, check_pairs, id_headers, make_call, total_usage
-from octavo.server.prompts import encode_texts, room_for_output
+from octavo.server.openai_calls import (
+    Call,
+    answer_size,
+    check_num_logprobs,
+    check_pairs,
+    make_call,
+    total_usage,
+)
+from octavo.server.prompts import cut, encode_texts, room_for_output
 from octavo.server.protocol import CompletionRequest
-from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse
+from octavo.server.request_ids import id_headers
+from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse, request_times
 from octavo.server.sampling import sampling_params
 from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
@@ -31,10 +38,13 @@ Prompts = list[str] | list[list[int]]
 
 
 async def create_completion(request: Request, serving: Serving) -> Response:
+    """Continue one or many prompts."""
     asked = await serving.read(request, CompletionRequest)
     check_pairs(asked)
     given = _prompts(asked.prompt, serving.settings.max_prompts_per_request)
     prompts = await _token_ids(request, given, asked, serving)
+    most = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
+    prompts = [cut(prompt, asked, most, serving.client.model_info) for prompt in prompts]
     params = _params(asked, prompts, serving)
     call = make_call(
         request,
@@ -46,8 +56,9 @@ async def create_completion(request: Request, serving: Serving) -> Response:
         num_top=asked.logprobs,
         names_limit=True,
     )
-    echo = await _as_texts(given, asked, serving) if asked.echo else None
-    headers, room = id_headers(serving, call.id), serving.logprob_room
+    shown = given if asked.truncate_prompt_tokens is None else prompts
+    echo = await _as_texts(shown, asked, serving) if asked.echo else None
+    headers, room = id_headers(serving, call.known_as), serving.logprob_room
     if asked.stream:
         if asked.max_tokens == 0:
             raise ApiError(400, "max_tokens is 0, allowed with stream is 1 or more", param="max_tokens")
@@ -94,16 +105,10 @@ def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving
     """max_tokens 0 with echo only reads the prompt; the engine makes one token, which is not told."""
     if asked.max_tokens == 0 and not asked.echo:
         raise ApiError(400, "max_tokens is 0, allowed is 1 or more, or 0 together with echo", param="max_tokens")
-    if asked.echo and asked.truncate_prompt_tokens is not None:
-        raise ApiError(
-            400, "echo and truncate_prompt_tokens are both set, allowed is one: a cut prompt has no text", param="echo"
-        )
     info = serving.client.model_info
     wanted = max(asked.max_tokens, 1) if asked.max_tokens is not None and asked.max_tokens >= 0 else asked.max_tokens
-    rooms = [
-        room_for_output(len(prompt), wanted, asked.truncate_prompt_tokens, info, ("prompt", "max_tokens"))
-        for prompt in prompts
-    ]
+    rooms = [room_for_output(len(prompt), wanted, info, ("prompt", "max_tokens")) for prompt in prompts]
+    check_num_logprobs(info, logprobs=asked.logprobs, prompt_logprobs=asked.prompt_logprobs)
     has_prompt_logprobs = asked.echo and asked.logprobs is not None
     if has_prompt_logprobs and asked.prompt_logprobs not in (None, asked.logprobs):
         raise ApiError(
@@ -115,21 +120,24 @@ def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving
         asked,
         info.default_sampling_params,
         serving.settings,
-        max_tokens=min(DEFAULT_MAX_TOKENS, *rooms) if wanted is None else wanted,
+        max_tokens=min(DEFAULT_MAX_TOKENS if wanted is None else wanted, max(rooms)),
         logprobs=asked.logprobs,
         prompt_logprobs=asked.logprobs if has_prompt_logprobs else asked.prompt_logprobs,
     )
 
 
 async def _as_texts(given: Prompts, asked: CompletionRequest, serving: Serving) -> list[str]:
+    """What answers that echo begin with: all tokens of the prompts as text; nothing without a tokenizer, where the
+    answers have their ids."""
     if isinstance(given[0], str):
         return given  # they are of one kind
-    tokenizer = serving.tokenizer("echo of token ids")
-    skips = asked.skip_special_tokens is not False
+    tokenizer = serving.client.get_tokenizer()
+    if tokenizer is None:
+        return [""] * len(given)
     read = tokenizer.decode if asked.max_tokens == 0 else tokenizer.settled_text  # a character's end is the answer's
 
     def decode() -> list[str]:
-        return [read(one, skips) for one in given]
+        return [read(one, False) for one in given]
 
     size = sum(map(len, given))
     return decode() if size <= LONG_TEXT else await serving.lanes.run(lane_for(size), decode)
@@ -143,12 +151,14 @@ def _response(
         for place, output in enumerate(outputs)
         for one in output.outputs
     ]
+    counts = total_usage(outputs, 0 if asked.max_tokens == 0 else None)
     return CompletionResponse(
         id=call.id,
         created=call.created,
         model=call.model,
         choices=choices,
-        usage=total_usage(outputs, 0 if asked.max_tokens == 0 else None),
+        usage=counts,
+        metrics=request_times(outputs[0], counts.completion_tokens) if call.has_metrics else None,
     )
 
 
@@ -169,9 +179,9 @@ def _choice(
         logprobs=_logprobs(call, output, token_ids, completion.logprobs, echo),
         finish_reason="length" if is_prompt_only else completion.finish_reason,
         stop_reason=None if is_prompt_only else completion.stop_reason,
-        prompt_logprobs=UNSET if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
-        prompt_token_ids=output.prompt_token_ids if call.has_token_ids else UNSET,
-        token_ids=token_ids if call.has_token_ids else UNSET,
+        prompt_logprobs=None if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
+        prompt_token_ids=output.prompt_token_ids if call.has_token_ids else None,
+        token_ids=token_ids if call.has_token_ids else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""ApiError: what went wrong with a call, in OpenAI's words and in Anthropic's."""
+"""ApiError: what went wrong with a call, in OpenAI's words, in Anthropic's and in Ollama's."""
 
 from __future__ import annotations
 
@@ -61,6 +61,9 @@ class ApiError(Exception):
         kind = _TYPES.get(self.status, _TYPES[400 if self.status < 500 else 500])[1]
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
+    def ollama_body(self) -> dict[str, Any]:
+        return {"error": self.message}
+
 
 def as_api_error(error: Exception) -> ApiError:
     """Whose fault it was, as a status. What nobody foresaw is logged here and told without details."""
@@ -79,7 +82,10 @@ def as_api_error(error: Exception) -> ApiError:
 
 def error_response(error: ApiError, path: str) -> Response:
     """The error as the clients of this path expect it."""
-    body = error.anthropic_body() if speaks_anthropic(path) else error.openai_body()
+    if speaks_ollama(path):
+        body = error.ollama_body()
+    else:
+        body = error.anthropic_body() if speaks_anthropic(path) else error.openai_body()
     return Response(msgspec.json.encode(body), error.status, error.headers, JSON)
 
 
@@ -104,6 +110,10 @@ def _beginning(value: object, levels: int) -> object:
 
 def speaks_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def speaks_ollama(path: str) -> bool:
+    return path.startswith("/api/")
 
 
 def _field_named_first(message: str) -> str | None:

@@ -6,7 +6,6 @@ message_start ── content_block_start ── ping ── content_block_delta 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,9 +17,10 @@ from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
 from octavo.server.generation import Generation, complete, raise_failure, stream
-from octavo.server.openai_calls import id_headers, request_id, trace_headers
-from octavo.server.prompts import check_messages, encode_conversation, room_for_output
+from octavo.server.openai_calls import trace_headers
+from octavo.server.prompts import PlainConversation, check_messages, encode_conversation, room_for_output
 from octavo.server.protocol import AnthropicMessage, Content, CountTokensRequest, MessagesRequest
+from octavo.server.request_ids import id_headers, request_id
 from octavo.server.responses import AnthropicUsage, CountTokensResponse, MessagesResponse, TextBlock
 from octavo.server.sampling import checked_params
 from octavo.server.serving import Serving, json_response
@@ -35,31 +35,20 @@ _FEW_BLOCKS = 1024
 _NO_EFFECT_IN_BLOCKS = frozenset({"cache_control", "citations"})
 
 
-@dataclass(slots=True, kw_only=True)
-class _Conversation:
-    """The messages as a chat template takes them; see prompts.Conversation."""
-
-    messages: list[dict[str, Any]]
-    add_generation_prompt: bool | None
-    continue_final_message: bool | None
-    add_special_tokens: bool | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
-
-
 async def create_message(request: Request, serving: Serving) -> Response:
+    """Answer a conversation, for Anthropic's clients."""
     asked = await serving.read(request, MessagesRequest)
     prompt = await _prompt(request, asked, serving, serving.client.model_info)
     params = _params(asked, len(prompt), serving)
+    known_as = request_id(request, None)
     generation = Generation(
-        request_id=f"msg_{request_id(request, None)}",
+        request_id=f"msg_{known_as}",
         prompts=[prompt],
         params=params,
         trace_headers=trace_headers(request),
     )
     answer = _Answer(generation, asked, serving.client.model_info.max_model_len)
-    headers = {"request-id": generation.request_id} | id_headers(serving, generation.request_id)
+    headers = {"request-id": generation.request_id} | id_headers(serving, known_as)
     if asked.stream:
         return serving.event_stream(stream(serving.client, generation), MessageEvents(answer), headers)
     async with cancelled_on_disconnect(request.receive):
@@ -69,6 +58,7 @@ async def create_message(request: Request, serving: Serving) -> Response:
 
 
 async def count_tokens(request: Request, serving: Serving) -> Response:
+    """How many tokens a conversation has."""
     asked = await serving.read(request, CountTokensRequest)
     return json_response(CountTokensResponse(input_tokens=len(await _prompt(request, asked, serving, None))))
 
@@ -84,13 +74,13 @@ async def _prompt(request: Request, asked: CountTokensRequest, serving: Serving,
     return await encode_conversation(request, serving, conversation, fits)
 
 
-def _conversation(asked: CountTokensRequest, serving: Serving) -> _Conversation:
+def _conversation(asked: CountTokensRequest, serving: Serving) -> PlainConversation:
     messages = [_plain(index, message) for index, message in enumerate(asked.messages)]
     check_messages(messages, serving.settings)
     is_begun = messages[-1]["role"] == "assistant"
     if asked.system is not None:
         messages.insert(0, {"role": "system", "content": _text("system", asked.system)})
-    return _Conversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
+    return PlainConversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
 
 
 def _plain(index: int, message: AnthropicMessage) -> dict[str, Any]:
@@ -120,7 +110,7 @@ def _params(asked: MessagesRequest, num_prompt: int, serving: Serving) -> Sampli
     """Anthropic's clients must name max_tokens and cannot know the context, so an answer may end with it: its
     stop_reason then says so."""
     info = serving.client.model_info
-    room_for_output(num_prompt, None, None, info, ("messages", "max_tokens"))
+    room_for_output(num_prompt, None, info, ("messages", "max_tokens"))
     for name in ("temperature", "top_p"):
         value = getattr(asked, name)
         if value is not None and not 0 <= value <= 1:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from octavo.engine.client import ModelInfo
 from octavo.engine.detokenizer import TextStream
 from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
@@ -19,12 +18,10 @@ from octavo.server.generation import Generation
 from octavo.server.logprob_room import check_logprobs, count_logprobs
 from octavo.server.logprobs import TextPlace
 from octavo.server.protocol import GenerationRequest
+from octavo.server.request_ids import request_id
 from octavo.server.responses import Usage, usage
 from octavo.server.serving import Serving
 
-REQUEST_ID_HEADER = "x-request-id"
-
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_STREAM_INTERVAL = 2**16
 _MAX_PRIORITY = 2**31
 #: token ids and characters that go with each prompt, of all prompts together
@@ -35,7 +32,8 @@ _MAX_REPEATED = 2**18
 class Call:
     """One call of OpenAI's API, checked. num_top: alternatives a logprob comes with; None for no logprobs.
     token_text: how a token without a logprob reads. token_bytes, text_stream: None without a tokenizer;
-    text_stream: a tokenizer's `stream`. num_logprobs: how many its answer may hold."""
+    text_stream: a tokenizer's `stream`. has_token_ids: unless the request says otherwise, where there is no text to
+    tell. has_usage_always: in every chunk of a stream. num_logprobs: how many its answer may hold."""
 
     id: str
     model: str
@@ -49,8 +47,14 @@ class Call:
     has_token_ids: bool
     has_usage: bool
     has_usage_always: bool
+    has_metrics: bool = False
     stream_interval: int
-    num_logprobs: int
+    num_logprobs: int = 0
+
+    @property
+    def known_as(self) -> str:
+        """The id without the kind of call in front."""
+        return self.id.partition("-")[2]
 
     @property
     def params(self) -> SamplingParams:
@@ -88,7 +92,8 @@ def make_call(
     """kind: what the id begins with. names_limit: max_tokens is the request's own."""
     num_logprobs = _check_size(asked, serving, prompts, params, names_limit)
     call_id = f"{kind}-{request_id(request, asked.request_id)}"
-    options = asked.stream_options
+    options, is_forced = asked.stream_options, serving.settings.enable_force_include_usage
+    has_usage = is_forced or bool(options and options.include_usage)
     tokenizer = serving.client.get_tokenizer()
     as_token_ids = asked.return_tokens_as_token_ids
     return Call(
@@ -108,9 +113,10 @@ def make_call(
         token_bytes=None if tokenizer is None else tokenizer.token_bytes,
         text_stream=None if tokenizer is None else tokenizer.stream,
         as_token_ids=serving.settings.return_tokens_as_token_ids if as_token_ids is None else as_token_ids,
-        has_token_ids=bool(asked.return_token_ids),
-        has_usage=options is not None and bool(options.include_usage),
-        has_usage_always=options is not None and bool(options.continuous_usage_stats),
+        has_token_ids=tokenizer is None if asked.return_token_ids is None else asked.return_token_ids,
+        has_usage=has_usage,
+        has_usage_always=has_usage and (is_forced or bool(options and options.continuous_usage_stats)),
+        has_metrics=serving.settings.enable_per_request_metrics and len(prompts) == params.n == 1,
         stream_interval=_bounded("stream_interval", asked.stream_interval, 1, 1, _MAX_STREAM_INTERVAL),
         num_logprobs=num_logprobs,
     )
@@ -182,22 +188,18 @@ def check_pairs(asked: GenerationRequest) -> None:
         raise ApiError(400, "cache_salt is '', allowed are strings of at least one character", param="cache_salt")
 
 
-def request_id(request: Request, asked: str | None) -> str:
-    """The request's own, its header's, or a new one."""
-    given = asked if asked is not None else request.headers.get(REQUEST_ID_HEADER)
-    if given is None:
-        return uuid.uuid4().hex
-    if not _REQUEST_ID.fullmatch(given):
-        raise ApiError(
-            400,
-            f"request_id is {given[:150]!r}, allowed are 1 to 128 visible ASCII characters",
-            param="request_id",
-        )
-    return given
-
-
-def id_headers(serving: Serving, call_id: str) -> dict[str, str]:
-    return {REQUEST_ID_HEADER: call_id.partition("-")[2]} if serving.settings.enable_request_id_headers else {}
+def check_num_logprobs(info: ModelInfo, **counts: int | None) -> None:
+    """Alternatives that may be asked for, by the name of the field that asks; -1 asks for all."""
+    most = info.vocab_size if info.max_logprobs == -1 else min(info.max_logprobs, info.vocab_size)
+    for name, count in counts.items():
+        if count is not None and not (0 <= count <= most or (count == -1 and most == info.vocab_size)):
+            also = ", and -1 for all" if most == info.vocab_size else ""
+            raise ApiError(
+                400,
+                f"{name} is {count}, allowed is 0 to {most}{also}: change it, or start the server with another "
+                "--max-logprobs, where -1 allows the whole vocabulary",
+                param=name,
+            )
 
 
 def trace_headers(request: Request) -> dict[str, str] | None:

@@ -7,6 +7,7 @@ have too many tokens is refused by its bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,13 +16,12 @@ from octavo.engine.client import ModelInfo
 from octavo.engine.tokenizer import LONG_TEXT, Tokenizer
 from octavo.server.errors import ApiError, shown
 from octavo.server.lanes import Lane, lane_for
+from octavo.server.protocol import GenerationRequest
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import cancelled_on_disconnect
 
 T = TypeVar("T")
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-
 #: parts of a message's content that are looked at one by one before the rest is taken for long
 _FEW_PARTS = 16
 #: what chat_template_kwargs may not name: other fields say it, or would be taken for what is not theirs to say
@@ -40,6 +40,19 @@ class Conversation(Protocol):
     chat_template: str | None
     chat_template_kwargs: dict[str, Any] | None
     documents: list[dict[str, Any]] | None
+
+
+@dataclass(slots=True, kw_only=True)
+class PlainConversation:
+    """Messages by themselves, for APIs that have no fields for the rest. A Conversation."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
 
 
 async def encode_texts(
@@ -118,9 +131,12 @@ def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettin
         raise ApiError(400, f"messages holds {len(messages)} messages, allowed are 1 to {most}", param="messages")
     for index, message in enumerate(messages):
         role = message.get("role")
-        if role not in ROLES:
+        if not isinstance(role, str) or not role:  # which names there are is the template's to know
             raise ApiError(
-                400, f"messages[{index}].role is {shown(role)}, allowed are {', '.join(ROLES)}", param="messages"
+                400,
+                f"messages[{index}].role is {shown(role)}, allowed is a name: user, assistant, system or another that "
+                "the model's chat template knows",
+                param="messages",
             )
         content = message.get("content")
         is_silent = role == "assistant" and "content" in message
@@ -141,22 +157,42 @@ def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettin
             )
 
 
-def room_for_output(
-    num_prompt: int, max_tokens: int | None, truncate: int | None, info: ModelInfo, names: tuple[str, str]
-) -> int:
-    """How many tokens the context leaves. names: the fields of prompt and max_tokens, for the error if a request
-    asks for more than that."""
-    if truncate is not None:
-        num_prompt = min(num_prompt, info.max_model_len - 1 if truncate == -1 else truncate)
+def cut(prompt: list[int], asked: GenerationRequest, max_tokens: int | None, info: ModelInfo) -> list[int]:
+    """The prompt's last tokens, or its first if truncation_side is right: as many as truncate_prompt_tokens says; -1:
+    as many as leave room for max_tokens."""
+    keep = asked.truncate_prompt_tokens
+    if asked.truncation_side not in (None, "left", "right"):
+        raise ApiError(
+            400,
+            f"truncation_side is {shown(asked.truncation_side)}, allowed are left and right",
+            param="truncation_side",
+        )
+    if keep is None:
+        return prompt
+    most = info.max_model_len - 1
+    if keep != -1 and not 1 <= keep <= most:
+        raise ApiError(
+            400,
+            f"truncate_prompt_tokens is {keep}, allowed are 1 to {most}, and -1 for as many as fit",
+            param="truncate_prompt_tokens",
+        )
+    if keep == -1:
+        keep = max(1, info.max_model_len - max(max_tokens or 1, 1))
+    return prompt[:keep] if asked.truncation_side == "right" else prompt[-keep:]
+
+
+def room_for_output(num_prompt: int, max_tokens: int | None, info: ModelInfo, names: tuple[str, str]) -> int:
+    """How many tokens the context leaves. names: the fields of prompt and max_tokens, for the error if the prompt
+    takes all of it, or if more is asked for than any prompt could leave."""
     room = info.max_model_len - num_prompt
     prompt_name, max_name = names
     if room < 1:
         raise _too_long(prompt_name, f"{num_prompt} tokens", info)
-    if max_tokens is not None and max_tokens > room:
+    if max_tokens is not None and max_tokens > info.max_model_len:
         raise ApiError(
             400,
-            f"{max_name} is {max_tokens}, allowed are {room}: the model's context is {info.max_model_len} tokens, of "
-            f"which {prompt_name} takes {num_prompt}; lower {max_name} or shorten {prompt_name}",
+            f"{max_name} is {max_tokens}, allowed are up to {info.max_model_len}, the model's context: lower it, or "
+            "leave it out for what the prompt leaves",
             param=max_name,
             code="context_length_exceeded",
         )
@@ -197,6 +233,15 @@ def _check_template(asked: Conversation, tokenizer: Tokenizer, settings: ServerS
     """A template of the request's must be text: as the name of a file it would be read from the server's disk."""
     template = asked.chat_template
     if template is None:
+        if "default" not in tokenizer.chat_templates:
+            raise ApiError(
+                400,
+                "this model has no chat template: it continues texts and was not made for conversations. Send the text "
+                "as a prompt to /v1/completions (Ollama's clients: /api/generate), or start the server with "
+                "--chat-template FILE",
+                param="messages",
+                code="no_chat_template",
+            )
         return
     if not settings.trust_request_chat_template:
         raise ApiError(

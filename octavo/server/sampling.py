@@ -30,7 +30,6 @@ _SAME = (
     "allowed_token_ids",
     "bad_words",
     "skip_special_tokens",
-    "truncate_prompt_tokens",
 )
 
 _MAX_BIASES = 4096

@@ -22,6 +22,7 @@ from octavo.server.protocol import ModelRequest
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import Events, EventStream
 
+S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T", bound=ModelRequest)
 
 
@@ -38,7 +39,7 @@ class Serving:
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The request's body, checked for shape, with the name of a model that is served."""
-        asked = await read_struct(request, kind, self.settings.max_body_bytes, self.settings.max_body_values)
+        asked = await self.read_body(request, kind)
         names = self.settings.served_model_name
         if asked.model is None:
             asked.model = names[0]
@@ -50,6 +51,10 @@ class Serving:
                 code="model_not_found",
             )
         return asked
+
+    async def read_body(self, request: Request, kind: type[S]) -> S:
+        """The request's body, checked for shape alone."""
+        return await read_struct(request, kind, self.settings.max_body_bytes, self.settings.max_body_values)
 
     def event_stream(
         self, outputs: AsyncGenerator[RequestOutput], events: Events, headers: Mapping[str, str]

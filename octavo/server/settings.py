@@ -27,7 +27,7 @@ class ServerSettings:
         "safer",
     )
     api_key_file: str | None = knob(None, "a file of such keys, one a line; read when the server starts")
-    root_path: str = knob("", "the path that a proxy in front cuts from the addresses it forwards")
+    root_path: str = knob("", "the path under which a proxy in front shows the server, /llm; it may be cut or not")
     allowed_origins: tuple[str, ...] = knob(
         (), "web pages of these origins may call the server from a browser; * is every page; default: none"
     )
@@ -40,7 +40,14 @@ class ServerSettings:
     return_tokens_as_token_ids: bool = knob(
         False, "write tokens in logprobs as 'token_id:7' unless a request says otherwise"
     )
-    enable_request_id_headers: bool = knob(False, "answer with the request's id in the header X-Request-Id")
+    enable_request_id_headers: bool = knob(False, "put the request's id on every answer, in the header X-Request-Id")
+    enable_force_include_usage: bool = knob(
+        False, "tell the token counts in every chunk of every stream, as if its request had asked for them"
+    )
+    enable_per_request_metrics: bool = knob(
+        False, "tell with each answer what it waited for: time to its first token, in the queue, a token"
+    )
+    enable_tokenizer_info_endpoint: bool = knob(False, "serve /tokenizer_info, which tells the chat template too")
     disable_fastapi_docs: bool = knob(False, "serve neither /docs nor /openapi.json")
     sse_keep_alive_interval: float = knob(
         0.0, "seconds without a token after which a stream sends a comment, for proxies that end quiet ones; 0: never"
@@ -61,6 +68,10 @@ class ServerSettings:
     max_stop_string_len: int = knob(1024, "most characters of each of them")
 
     def __post_init__(self) -> None:
+        if self.root_path and (self.root_path[0] != "/" or self.root_path[-1] == "/"):
+            raise ConfigError(
+                f"root_path is {self.root_path!r}, allowed is a path that begins with / and does not end with it: /llm"
+            )
         if any(not key for key in self.api_key):
             raise ConfigError("api_key holds an empty key, allowed are keys of at least one character")
         if any(not name for name in self.served_model_name):

@@ -1,12 +1,13 @@
-"""POST /tokenize and /detokenize, in vLLM's shapes."""
+"""POST /tokenize and /detokenize, and GET /tokenizer_info, in vLLM's shapes."""
 
 from __future__ import annotations
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.engine.tokenizer import Tokenizer
-from octavo.server.errors import ApiError
+from octavo.server.errors import JSON, ApiError
 from octavo.server.large_answers import answer
 from octavo.server.prompts import Conversation, encode_conversation, encode_texts
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
@@ -23,6 +24,7 @@ _OF_CONVERSATIONS = (
 
 
 async def tokenize(request: Request, serving: Serving) -> Response:
+    """A prompt, or a conversation, to token ids."""
     asked = await serving.read(request, TokenizeRequest)
     tokenizer = serving.tokenizer("tokenize")
     tokens = await _tokens(request, asked, serving)
@@ -58,6 +60,7 @@ async def _tokens(request: Request, asked: TokenizeRequest, serving: Serving) ->
 
 
 async def detokenize(request: Request, serving: Serving) -> Response:
+    """Token ids to text."""
     asked = await serving.read(request, DetokenizeRequest)
     tokenizer = serving.tokenizer("detokenize")
     return await answer(serving, len(asked.tokens), lambda: _text(asked.tokens, tokenizer, serving))
@@ -69,3 +72,10 @@ def _text(tokens: list[int], tokenizer: Tokenizer, serving: Serving) -> Detokeni
         if not 0 <= token_id <= most:
             raise ApiError(400, f"tokens holds {token_id}, allowed are 0 to {most}", param="tokens")
     return DetokenizeResponse(prompt=tokenizer.decode(tokens, skip_special_tokens=False))
+
+
+async def tokenizer_info(request: Request, serving: Serving) -> Response:
+    """The tokenizer as a tokenizer_config.json describes it, the chat template included."""
+    told = serving.tokenizer("tokenizer_info").config()
+    told["model_max_length"] = serving.client.model_info.max_model_len
+    return Response(msgspec.json.encode(told), media_type=JSON)

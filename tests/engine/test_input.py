@@ -51,6 +51,7 @@ def test_bad_prompts_are_named(prompt, message) -> None:
     [
         ({"n": 9}, "n is 9, allowed is up to max_num_seqs = 8"),
         ({"logprobs": 6}, "logprobs is 6, allowed is 0 to max_logprobs = 5"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs is -1, allowed is 0 to max_logprobs = 5"),
         ({"prompt_logprobs": -1}, "prompt_logprobs is -1"),
         ({"allowed_token_ids": [100]}, "allowed_token_ids holds token id 100"),
         ({"logit_bias": {100: 1.0}}, "logit_bias holds token id 100"),
