@@ -21,6 +21,7 @@ Nothing is put between two tokens, so special ones that are shown stand side by 
 from __future__ import annotations
 
 import codecs
+import copy
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -40,6 +41,9 @@ class TextStream(Protocol):
 
     def finish(self) -> str:
         """What was held back."""
+
+    def copy(self) -> TextStream:
+        """One that goes on from the same place."""
 
 
 class Detokenizer:
@@ -251,6 +255,12 @@ class _Stream:
                 self._drops_first = False
             text = self._decoder.decode(b"", final=True) + contribution
         return self._strip(text) if self._strip_left else text
+
+    def copy(self) -> _Stream:
+        made = copy.copy(self)
+        made._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        made._decoder.setstate(self._decoder.getstate())
+        return made
 
     def finish(self) -> str:
         return self._strip(self._decoder.decode(b"", final=True))

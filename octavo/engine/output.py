@@ -87,7 +87,13 @@ class RequestText:
         self._kind = params.output_kind
         self._tokenizer = tokenizer = tokenizer if params.detokenize else None  # else nothing here is made into text
         texts = None if tokenizer is None else tokenizer.token_texts
-        self._sequences = [_SequenceText(index, request, tokenizer, is_lazy) for index in range(params.n)]
+        stream: TextStream | None = None
+        if tokenizer is not None:
+            stream = tokenizer.stream(params.skip_special_tokens, request.prompt_token_ids)
+        self._sequences = [
+            _SequenceText(index, request, tokenizer, stream if stream is None or not index else stream.copy(), is_lazy)
+            for index in range(params.n)
+        ]
         self._prompt_logprobs: _Rows | None = None
         if params.prompt_logprobs is not None:
             self._prompt_logprobs = LogprobRows(texts, begins_with_none=True) if is_lazy else [None]
@@ -160,16 +166,17 @@ class _Handed(NamedTuple):
 class _SequenceText:
     """One sequence: tokens, text and logprobs so far, and how it ended."""
 
-    def __init__(self, index: int, request: Request, tokenizer: Tokenizer | None, is_lazy: bool) -> None:
+    def __init__(
+        self, index: int, request: Request, tokenizer: Tokenizer | None, stream: TextStream | None, is_lazy: bool
+    ) -> None:
+        """stream: of its own, behind the prompt; None where no text is made."""
         params = request.sampling_params
         self._index = index
         self._params = params
         self._tokenizer = tokenizer
         self._stops: tuple[str, ...] = tuple(params.stop or ())
         self._held_back = 0 if params.include_stop_str_in_output else max(map(len, self._stops), default=1) - 1
-        self._stream: TextStream | None = None
-        if tokenizer is not None:
-            self._stream = tokenizer.stream(params.skip_special_tokens, request.prompt_token_ids)
+        self._stream = stream
         self._text = ""
         self._token_ids: list[int] = []
         self._is_lazy = is_lazy

@@ -92,6 +92,7 @@ class ProcessClient:
         self._why_down = "it is starting"
         self._welcomed = asyncio.Event()
         self._is_draining = False
+        self._goes_on = False  # with receiving, in the event loop's next turn
 
     # EngineClient
 
@@ -265,10 +266,13 @@ class ProcessClient:
 
     def _receive(self) -> None:
         """Everything that has come; after a while, the others in turn first, so that no request's news hold them up."""
+        if self._goes_on:
+            return
         until = time.monotonic() + RECEIVE_S
         while self._socket is not None:
             if time.monotonic() > until:
-                asyncio.get_running_loop().call_soon(self._receive)
+                self._goes_on = True
+                asyncio.get_running_loop().call_soon(self._go_on)
                 return
             try:
                 payload = self._socket.recv(zmq.NOBLOCK)
@@ -282,6 +286,10 @@ class ProcessClient:
                 self._take(decode_down(payload))
             except Exception:  # whoever else has news in the socket must not wait for it for ever
                 LOGGER.exception("a message of the engine was not understood")
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self._receive()
 
     def _take(self, message: Down) -> None:
         match message:

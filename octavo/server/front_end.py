@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -42,6 +43,7 @@ _DRAIN_LOOK_S = 0.02
 def main() -> None:
     """The process. It says `ready`, or `failed` and why."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each text on its caller's thread: none waits for another
+    sys.setswitchinterval(0.001)  # a thread that makes a large answer gives way to the event loop so soon
     task, channel = begin()
     log_to_stderr(f"front end {task.index}")
     _raise_descriptor_limit()

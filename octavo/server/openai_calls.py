@@ -24,6 +24,8 @@ from octavo.server.serving import Serving
 
 _MAX_STREAM_INTERVAL = 2**16
 _MAX_PRIORITY = 2**31
+#: token ids and characters that go with each prompt, of all prompts together
+_MAX_REPEATED = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +135,25 @@ def _check_size(
             "--max-choices-per-request",
             param="n",
         )
+    _check_repeated(len(prompts), params)
     info = serving.client.model_info
     num_logprobs = count_logprobs(prompts, params, info, names_limit=names_limit, is_streamed=bool(asked.stream))
     check_logprobs(num_logprobs, settings.max_logprobs_per_request)
     return num_logprobs
+
+
+def _check_repeated(num_prompts: int, params: SamplingParams) -> None:
+    """Each prompt is an engine request of its own, with all of these."""
+    num = sum(len(tuple(ids or ())) for ids in (params.stop_token_ids, params.allowed_token_ids, params.logit_bias))
+    num += sum(map(len, params.bad_words or ()))
+    if num_prompts > 1 and num_prompts * num > _MAX_REPEATED:
+        raise ApiError(
+            400,
+            f"the request has {num_prompts} prompts, and {num} token ids and characters in stop_token_ids, "
+            f"allowed_token_ids, logit_bias and bad_words, which go with each of them; allowed are {_MAX_REPEATED} in "
+            "all: send several requests",
+            param="prompt",
+        )
 
 
 def answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:

@@ -54,7 +54,7 @@ class ServerSettings:
     )
     max_body_bytes: int = knob(16 * 2**20, "most bytes of a request's body")
     max_body_values: int = knob(
-        2_000_000, "most values in it: a number or a text counts as one, a list, an object and a key as ten"
+        1_000_000, "most values in it: a number or a text counts as one, a list, an object and a key as ten"
     )
     max_prompts_per_request: int = knob(1024, "most prompts in the list of one completions request")
     max_choices_per_request: int = knob(16384, "most prompts x n of one request")

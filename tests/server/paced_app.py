@@ -10,6 +10,7 @@ import asyncio
 import gc
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from functools import lru_cache
 
@@ -95,7 +96,8 @@ class PacedEngine(ScriptedEngine):
 
 
 def main() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as in front ends
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # this and what follows as in front ends
+    sys.setswitchinterval(0.001)
     settings = ServerSettings(served_model_name=("tiny",), trust_request_chat_template=True)
     app = create_app(PacedEngine(), settings)
     gc.collect()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-ALLOWED_S = 0.4
+ALLOWED_S = 0.5
 WORDS = "the quick brown fox, jumps over; lazy dogs (and 12 cats) again. "
 
 
@@ -125,11 +125,11 @@ ATTACKS: dict[str, tuple[str, Any, int, bytes]] = {
     "a thousand prompts": ("/v1/completions", {"prompt": [text(2000)] * 1000, "max_tokens": 1}, 200, b'"index":999'),
     "a message of many parts": (
         "/v1/chat/completions",
-        chat([{"type": "text", "text": "a"}] * 60_000),
+        chat([{"type": "text", "text": "a"}] * 30_000),
         400,
         b"messages has",
     ),
-    "ids to read": ("/detokenize", {"tokens": IDS * 400}, 200, b'"prompt":'),
+    "ids to read": ("/detokenize", {"tokens": IDS * 240}, 200, b'"prompt":'),
     "a body of empty lists": (
         "/v1/chat/completions",
         b'{"messages":[{"role":"user","content":"x","a":[' + b",".join([b"[]"] * 5_000_000) + b"]}]}",
@@ -150,7 +150,7 @@ ATTACKS: dict[str, tuple[str, Any, int, bytes]] = {
     ),
     "log-probabilities of an echo": (
         "/v1/completions",
-        {"prompt": [IDS] * 10, "echo": True, "logprobs": 20, "max_tokens": 1, "stream": True},
+        {"prompt": [IDS] * 20, "echo": True, "logprobs": 20, "max_tokens": 1, "stream": True},
         200,
         b"[DONE]",
     ),
@@ -162,7 +162,7 @@ ATTACKS: dict[str, tuple[str, Any, int, bytes]] = {
     ),
     "thousands of stop tokens": (
         "/v1/completions",
-        {"prompt": "Hi", "stop_token_ids": [7] * 1_900_000},
+        {"prompt": "Hi", "stop_token_ids": [7] * 950_000},
         400,
         b"stop_token_ids holds",
     ),

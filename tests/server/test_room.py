@@ -57,6 +57,22 @@ def test_choices_are_bounded() -> None:
     assert "asks for 12 choices (3 prompts x n = 4), allowed are 11" in answer.error["message"]
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"bad_words": ["x" * 1000] * 10},
+        {"logit_bias": {str(one): 1 for one in range(4000)}},
+        {"stop_token_ids": [7] * 4000},
+    ],
+)
+def test_what_goes_with_each_prompt_is_bounded(more: dict[str, Any]) -> None:
+    body = {"max_tokens": 1, **more}
+    assert post(app_of(), "/v1/completions", body | {"prompt": ["Hi"] * 10}).status == 200
+    answer = post(app_of(), "/v1/completions", body | {"prompt": ["Hi"] * 100})
+    assert answer.status == 400
+    assert "which go with each of them; allowed are 262144" in answer.error["message"]
+
+
 def test_room_is_given_in_turn_and_back() -> None:
     async def story() -> None:
         room, told = LogprobRoom(100_000), []
