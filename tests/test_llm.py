@@ -256,6 +256,11 @@ REFUSED_CALLS = [
     (lambda llm: llm.chat([{"content": "Hello"}]), r"messages\[0\] is .*, allowed is an object with a 'role'"),
     (lambda llm: llm.chat("Hello", chat_template_kwargs=3), "chat_template_kwargs is 3, allowed is a dict"),
     (lambda llm: llm.chat("Hello", chat_template_kwargs={3: 4}), "chat_template_kwargs is {3: 4}, allowed is a dict"),
+    (lambda llm: llm.chat("Hello", chat_template_kwargs={"messages": []}), "chat_template_kwargs holds 'messages'"),
+    (
+        lambda llm: llm.chat("Hello", chat_template_kwargs={"chat_template": []}),
+        r"chat_template is \[\], allowed is text",
+    ),
     (lambda llm: llm.chat("Hello", chat_template=3), "chat_template is 3, allowed is text"),
     (lambda llm: llm.chat("Hello", tools="x"), "tools is 'x', allowed is a list of dicts"),
 ]

@@ -92,13 +92,16 @@ junk = st.recursive(
 )
 
 
+def check_told(error: OctavoError) -> None:
+    assert str(error), "an exception without a word"
+
+
 def own_errors(call: Callable[[], Any]) -> Any:
     """What it gives; None if it raises one of our own exceptions, with a message."""
     try:
         return call()
     except OctavoError as error:
-        assert str(error)
-        return None
+        return check_told(error)
 
 
 OPTIONS = st.dictionaries(
@@ -106,7 +109,7 @@ OPTIONS = st.dictionaries(
 )
 
 
-@walk(400)
+@walk(150)
 @given(options=OPTIONS)
 def test_options_are_taken_or_refused(options: dict[str, Any]) -> None:
     own_errors(lambda: EngineArgs(**options))
@@ -144,7 +147,7 @@ SANE_OPTIONS = st.fixed_dictionaries(
 )
 
 
-@walk(60)
+@walk(40)
 @given(options=SANE_OPTIONS)
 def test_engines_are_made_and_answer_or_are_refused(folder: Path, options: dict[str, Any]) -> None:
     engine = own_errors(lambda: LLM(folder, **{**BASE, **options}))
@@ -155,7 +158,7 @@ def test_engines_are_made_and_answer_or_are_refused(folder: Path, options: dict[
             assert engine.stats().num_used_blocks == 0
 
 
-@walk(400)
+@walk(120)
 @given(
     fields=st.dictionaries(st.sampled_from([*SamplingParams.__dataclass_fields__, *SAMPLING_FIELDS]), junk, max_size=4)
 )
@@ -213,6 +216,16 @@ MESSAGES = st.one_of(
     texts, MESSAGE, st.lists(MESSAGE, max_size=3), st.lists(st.lists(MESSAGE, max_size=2), max_size=2), junk
 )
 MORE = st.dictionaries(st.sampled_from(["priority", "use_tqdm", *CALL_ARGUMENTS]), junk, max_size=1)
+TEMPLATE_NAMES = [
+    "messages",
+    "self",
+    "chat_template",
+    "tools",
+    "add_generation_prompt",
+    "tokenize",
+    "bos_token",
+    "role",
+]
 CHAT_MORE = st.fixed_dictionaries(
     {},
     optional={
@@ -220,7 +233,7 @@ CHAT_MORE = st.fixed_dictionaries(
         "add_generation_prompt": st.booleans(),
         "continue_final_message": st.booleans(),
         "tools": junk,
-        "chat_template_kwargs": junk,
+        "chat_template_kwargs": st.one_of(junk, st.dictionaries(st.sampled_from(TEMPLATE_NAMES), junk, max_size=3)),
     },
 )
 
@@ -230,7 +243,7 @@ def check_sound(llm: LLM) -> None:
     assert (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0)
 
 
-@walk(150)
+@walk(80)
 @given(prompts=PROMPTS, params=st.one_of(PARAMS, st.lists(PARAMS, max_size=2), junk), more=MORE)
 def test_prompts_are_answered_or_refused(llm: LLM, prompts: Any, params: Any, more: dict[str, Any]) -> None:
     outputs = own_errors(lambda: llm.generate(prompts, params, **more))
@@ -240,7 +253,7 @@ def test_prompts_are_answered_or_refused(llm: LLM, prompts: Any, params: Any, mo
     check_sound(llm)
 
 
-@walk(100)
+@walk(60)
 @given(messages=MESSAGES, params=PARAMS, more=st.one_of(MORE, CHAT_MORE))
 def test_conversations_are_answered_or_refused(llm: LLM, messages: Any, params: Any, more: dict[str, Any]) -> None:
     own_errors(lambda: llm.chat(messages, params, **more))
@@ -293,7 +306,7 @@ def in_threads(works: list[Callable[[], None]]) -> list[BaseException]:
     return raised
 
 
-@walk(30)
+@walk(15)
 @given(plans=st.lists(st.lists(STEP, min_size=1, max_size=4), min_size=2, max_size=4))
 def test_threads_harm_nobody(llm: LLM, plans: list[list[tuple[Any, ...]]]) -> None:
     greedy = SamplingParams(temperature=0, max_tokens=6)
@@ -308,7 +321,7 @@ def test_threads_harm_nobody(llm: LLM, plans: list[list[tuple[Any, ...]]]) -> No
     assert llm.generate([[9, 8, 7, 6]], greedy)[0].outputs[0].token_ids == alone.outputs[0].token_ids
 
 
-@walk(15)
+@walk(8)
 @given(plans=st.lists(st.lists(STEP, min_size=1, max_size=3), min_size=1, max_size=3), delay=st.floats(0, 0.02))
 def test_closing_harms_nobody(folder: Path, plans: list[list[tuple[Any, ...]]], delay: float) -> None:
     engine = LLM(folder, **BASE)
@@ -324,7 +337,7 @@ def test_closing_harms_nobody(folder: Path, plans: list[list[tuple[Any, ...]]], 
     assert in_threads([close, *(lambda plan=plan: follow(plan) for plan in plans)]) == []
 
 
-@walk(30)
+@walk(15)
 @given(
     asks=st.lists(st.tuples(PROMPT, PARAMS, st.integers(-1, 12)), min_size=1, max_size=4),
     aborts=st.lists(st.one_of(st.integers(0, 4).map(str), junk), max_size=2),
@@ -337,13 +350,13 @@ def test_coroutines_harm_nobody(async_llm: AsyncLLM, asks: list[tuple[Any, Any, 
                     break
                 count -= 1
         except OctavoError as error:
-            assert str(error)
+            check_told(error)
 
     async def abort(request_ids: Any) -> None:
         try:
             await async_llm.abort(request_ids)
         except OctavoError as error:
-            assert str(error)
+            check_told(error)
 
     async def everything() -> None:
         await asyncio.gather(*(ask(n, *one) for n, one in enumerate(asks)), *(abort(one) for one in aborts))
