@@ -53,8 +53,9 @@ def template_options(variables: object, **options: object) -> dict[str, Any]:
     variables = {} if variables is None else variables
     if not isinstance(variables, Mapping) or any(not isinstance(name, str) for name in variables):
         raise InvalidRequestError(f"chat_template_kwargs is {_short(variables)}, allowed is a dict of names and values")
-    if "messages" in variables:
-        raise InvalidRequestError("chat_template_kwargs holds 'messages', which are the call's own: leave it out")
+    for name in variables:
+        if name in ("self", "messages"):
+            raise InvalidRequestError(f"chat_template_kwargs holds {name!r}, which is the call's own: leave it out")
     options |= variables
     template, tools = options.get("chat_template"), options.get("tools")
     if template is not None and not isinstance(template, str):
