@@ -172,7 +172,7 @@ def test_a_norm_of_any_type_has_its_one_taken_off(tmp_path: Path) -> None:
 def test_each_head_of_a_model_with_learned_positions_has_its_own_keys(tmp_path: Path) -> None:
     metadata = {key.replace("llama", "gpt2"): value for key, value in TINY_LLAMA.items()}
     path = write_gguf(tmp_path / "shared.gguf", "gpt2", metadata, tiny_llama_tensors())
-    with pytest.raises(ModelLoadError, match="shared.gguf: a gpt2 model has a key.value head for each of 4"):
+    with pytest.raises(ModelLoadError, match=r"shared.gguf: a gpt2 model has a key.value head for each of 4"):
         open_file(path)
 
 
