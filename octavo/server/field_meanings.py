@@ -63,6 +63,7 @@ MEANINGS: Mapping[str, str] = {
     "stream_options": "What a stream tells beside the answer.",
     "include_usage": "End the stream with the token counts.",
     "continuous_usage_stats": "With include_usage: the counts in every chunk.",
+    "include_obfuscation": "Chunks of random length; not supported: leave it out.",
     "stream_interval": "Tokens a chunk brings; the first is sent at once.",
     # how a call is handled
     "priority": "Lower goes first, on a server that schedules by priority.",
