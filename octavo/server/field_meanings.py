@@ -14,6 +14,7 @@ MEANINGS: Mapping[str, str] = {
     # prompts and conversations
     "prompt": "A text, a list of texts, token ids, or a list of token-id lists.",
     "messages": "The conversation, oldest first. Keys beside role and content go to the chat template.",
+    "BatchChatCompletionRequest.messages": "A list of conversations, each as one call would bring it.",
     "system": "What the model is told before the conversation.",
     "role": "user or assistant.",
     "content": "A text, or a list of text blocks.",
