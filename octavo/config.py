@@ -25,6 +25,8 @@ ActivationDType = Literal["int8", "int16"]
 AttentionBackendOption = Literal["triton", "flash_attn_4"]
 
 
+_MAX_COUNT = 2**31 - 1  # kernels count in int32
+
 #: torch's short names, as vLLM takes them
 _SHORT_DTYPES = {"half": "float16", "float": "float32"}
 _NO_KV_QUANTISATION = NotHere("KV blocks hold 'float32', 'bfloat16' or 'float16', and 'auto' follows the weights")
@@ -73,7 +75,7 @@ class ModelConfig:
     seed: int = knob(0, "seeds dummy weights and the random numbers of requests that bring no seed")
 
     def __post_init__(self) -> None:
-        _at_least("max_model_len", self.max_model_len, 1)
+        _at_least("max_model_len", self.max_model_len, 1, _MAX_COUNT)
 
 
 @checked
@@ -114,7 +116,7 @@ class CacheConfig:
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}, allowed is more than 0, and 1 at most"
             )
         _at_least("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
-        _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 2)
+        _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 2, _MAX_COUNT)
 
 
 @checked
@@ -144,8 +146,8 @@ class SchedulerConfig:
     max_bypasses: int = knob(32, "how many later requests may start before one that does not fit; then it is next")
 
     def __post_init__(self) -> None:
-        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
-        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1, _MAX_COUNT)
+        _at_least("max_num_seqs", self.max_num_seqs, 1, 2**20)
         _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
         _at_least("max_bypasses", self.max_bypasses, 0)
         if not 0 <= self.schedule_conservativeness < math.inf:
@@ -175,7 +177,7 @@ class BackendConfig:
     )
 
     def __post_init__(self) -> None:
-        _at_least("num_threads", self.num_threads, 1)
+        _at_least("num_threads", self.num_threads, 1, 2**16)
 
 
 @checked
@@ -189,6 +191,10 @@ class ObserveConfig:
         None, "URL that traces of requests are sent to, as OTLP over HTTP; needs the extra otel; default: no traces"
     )
     check_invariants: bool = knob(False, "prove the cache's books after every step; slow, for tests")
+
+    def __post_init__(self) -> None:
+        _at_least("event_log_size", self.event_log_size, 0)
+        _at_least("max_logprobs", self.max_logprobs, -1)
 
 
 @checked
@@ -289,9 +295,9 @@ class EngineConfig:
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
 
-def _at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
-        raise ConfigError(f"{name} is {value}, allowed is {low} or more")
+def _at_least(name: str, value: int | None, low: int, high: int | None = None) -> None:
+    if value is not None and (value < low or (high is not None and value > high)):
+        raise ConfigError(f"{name} is {value}, allowed is {low} {'or more' if high is None else f'to {high}'}")
 
 
 def _above_zero(name: str, value: float | None) -> None:

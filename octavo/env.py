@@ -7,8 +7,7 @@
     OCTAVO_API_KEY     the key that requests to `octavo serve` must bring, where neither --api-key nor --api-key-file
                        gives others; VLLM_API_KEY is read too, for who comes from there relies on it
     OPENAI_API_KEY     the key that `octavo chat` and `octavo complete` send, unless --api-key gives another
-    OCTAVO_ALLOW_LONG_MAX_MODEL_LEN
-                       1: max_model_len may be above what the model was made for
+    OCTAVO_ALLOW_LONG_MAX_MODEL_LEN  1: max_model_len may be above what the model was made for
     CXX                the C++ compiler; default: the first of g++, clang++ and c++ on the PATH
 
 Read when asked for, not when imported, so that a test or a notebook may set them.

@@ -133,12 +133,14 @@ class LLM:
         """Answer one conversation, or each of several, through the model's chat template. A text, or one message, is
         a conversation too."""
         refuse_unknown("chat", others, _CHAT)
-        options = template_options(chat_template, tools, chat_template_kwargs)
-        options |= {
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "chat_template_content_format": chat_template_content_format,
-        }
+        options = template_options(
+            chat_template_kwargs,
+            chat_template=chat_template,
+            chat_template_content_format=chat_template_content_format,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+        )
         prompts = [self._tokenizer().encode_chat(one, **options) for one in conversation_list(messages)]
         return self.generate(prompts, sampling_params, use_tqdm, priority=priority)
 
@@ -155,7 +157,7 @@ class LLM:
         return self._turns.ask(lambda engine: engine.core.reset_prefix_cache())
 
     def get_metrics(self) -> list[Metric]:
-        """Every metric as of now: Counter, Gauge, Vector and Histogram, named as vLLM's (`vllm:...`)."""
+        """Every metric as of now: Counter, Gauge and Histogram, named as vLLM's (`vllm:...`)."""
         recorder = self._recorder
         if recorder is None:
             raise ConfigError("metrics are made from events, and event_log_size is 0: make the LLM with 1 or more")

@@ -175,9 +175,12 @@ def _whole(name: str, value: object, low: int, high: int | None = None) -> int:
 
 
 def _number(name: str, value: object, low: float, high: float = math.inf, open_low: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        raise InvalidRequestError(f"{name} is too large for a float; send a smaller number") from None
+    if math.isnan(number):
         raise InvalidRequestError(f"{name} is {value!r}, allowed is a number")
-    number = float(value)
     if number < low or number > high or (open_low and number == low) or math.isinf(number):
         left = "above" if open_low else "from"
         right = " up" if math.isinf(high) else f" to {high:g}"

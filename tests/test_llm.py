@@ -249,6 +249,8 @@ REFUSED_CALLS = [
     (lambda llm: llm.generate("a", prioritiy=0), "generate has no argument 'prioritiy'; did you mean 'priority'"),
     (lambda llm: llm.generate("a", lora_request="x"), "lora_request='x' is not supported yet: adapters"),
     (lambda llm: llm.stream("a", use_tqdm=True), "stream has no argument 'use_tqdm'"),
+    (lambda llm: llm.chat("Hello", chat_template_kwargs={"self": 1}), "chat_template_kwargs holds 'self'"),
+    (lambda llm: llm.generate("a", use_tqdm=object), "use_tqdm is <class 'object'>, which makes no bar"),
     (lambda llm: llm.generate("a", use_tqdm="no"), "use_tqdm is 'no', allowed are True, False and"),
     (lambda llm: llm.chat(None), "messages is None, allowed are a list of dicts"),
     (lambda llm: llm.chat([]), "messages is empty, allowed are"),
@@ -256,6 +258,11 @@ REFUSED_CALLS = [
     (lambda llm: llm.chat([{"content": "Hello"}]), r"messages\[0\] is .*, allowed is an object with a 'role'"),
     (lambda llm: llm.chat("Hello", chat_template_kwargs=3), "chat_template_kwargs is 3, allowed is a dict"),
     (lambda llm: llm.chat("Hello", chat_template_kwargs={3: 4}), "chat_template_kwargs is {3: 4}, allowed is a dict"),
+    (lambda llm: llm.chat("Hello", chat_template_kwargs={"messages": []}), "chat_template_kwargs holds 'messages'"),
+    (
+        lambda llm: llm.chat("Hello", chat_template_kwargs={"chat_template": []}),
+        r"chat_template is \[\], allowed is text",
+    ),
     (lambda llm: llm.chat("Hello", chat_template=3), "chat_template is 3, allowed is text"),
     (lambda llm: llm.chat("Hello", tools="x"), "tools is 'x', allowed is a list of dicts"),
 ]

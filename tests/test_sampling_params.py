@@ -110,6 +110,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"x": 1}}, "a token id of logit_bias is 'x', allowed is a whole number"),
     ({"logit_bias": {-1: 1}}, "a token id of logit_bias is -1, allowed is 0 or more"),
     ({"logit_bias": {3: 101}}, "logit_bias[3] is 101, allowed is from -100 to 100"),
+    ({"temperature": 10**400}, "temperature is too large for a float; send a smaller number"),
     ({"logit_bias": {3: None}}, "logit_bias[3] is None, allowed is a number"),
 ]
 

@@ -139,7 +139,7 @@ def test_closing_a_stream_ends_it_for_who_waits(llm: LLM) -> None:
 def test_close_ends_every_wait(make: Callable[..., LLM], is_overlapped: bool) -> None:
     engine = make(async_scheduling=is_overlapped)
     params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
-    unread = engine.stream(prompt(9), params)
+    unread = engine.stream([prompt(n) for n in range(300)], params)  # more than can be done in the time
     next(unread)
     threads = [started(lambda n=n: [engine.generate(prompt(n), params) for _ in range(1000)]) for n in range(4)]  # type: ignore[misc]
     threads += [started(lambda n=n: [list(engine.stream(prompt(n), params)) for _ in range(1000)]) for n in range(3)]  # type: ignore[misc]

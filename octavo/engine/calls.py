@@ -48,16 +48,21 @@ def conversation_list(messages: object) -> list[Sequence[Message]]:
     return [_conversation(index, one) for index, one in enumerate(listed)]
 
 
-def template_options(chat_template: object, tools: object, variables: object) -> dict[str, Any]:
+def template_options(variables: object, **options: object) -> dict[str, Any]:
     """What a chat template is rendered with. variables: chat_template_kwargs, which win."""
-    if chat_template is not None and not isinstance(chat_template, str):
-        raise InvalidRequestError(f"chat_template is {_short(chat_template)}, allowed is text: a name, Jinja or a file")
-    if tools is not None and (isinstance(tools, str | Mapping) or not isinstance(tools, Sequence)):
-        raise InvalidRequestError(f"tools is {_short(tools)}, allowed is a list of dicts")
     variables = {} if variables is None else variables
     if not isinstance(variables, Mapping) or any(not isinstance(name, str) for name in variables):
         raise InvalidRequestError(f"chat_template_kwargs is {_short(variables)}, allowed is a dict of names and values")
-    return {"chat_template": chat_template, "tools": tools, **variables}
+    for name in variables:
+        if name in ("self", "messages"):
+            raise InvalidRequestError(f"chat_template_kwargs holds {name!r}, which is the call's own: leave it out")
+    options |= variables
+    template, tools = options.get("chat_template"), options.get("tools")
+    if template is not None and not isinstance(template, str):
+        raise InvalidRequestError(f"chat_template is {_short(template)}, allowed is text: a name, Jinja or a file")
+    if tools is not None and (isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence)):
+        raise InvalidRequestError(f"tools is {_short(tools)}, allowed is a list of dicts")
+    return options
 
 
 def params_list(params: object, count: int, default: Callable[[], SamplingParams]) -> list[SamplingParams]:

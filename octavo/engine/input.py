@@ -181,6 +181,15 @@ class InputProcessor:
 def _check_id(request_id: object) -> None:
     if not isinstance(request_id, str) or not request_id:
         raise InvalidRequestError(f"request_id is {request_id!r}, allowed is a text of at least one character")
+    _check_characters("request_id", request_id)
+
+
+def _check_characters(name: str, text: str) -> None:
+    """Texts are hashed and sent as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"{name} is {text!r}, which holds half of a character; send whole ones") from None
 
 
 def _check_priority(priority: object) -> None:
@@ -209,6 +218,7 @@ def _one_salt(of_call: object, of_prompt: object) -> str | None:
     for salt in (of_call, of_prompt):
         if salt is not None and (not isinstance(salt, str) or not salt):
             raise InvalidRequestError(f"cache_salt is {salt!r}, allowed is a string of at least one character")
+        _check_characters("cache_salt", salt or "x")
     if of_call is not None and of_prompt is not None and of_call != of_prompt:
         raise InvalidRequestError(f"cache_salt is {of_call!r}, but the prompt's is {of_prompt!r}: give one of them")
     return of_call or of_prompt  # type: ignore[return-value]

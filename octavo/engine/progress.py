@@ -39,7 +39,7 @@ class Progress:
             self._bar, self._bar_id = _make_bar(self._num_requests)
             self._bar.start()
         if self._make_foreign is not None:
-            self._foreign = self._make_foreign(total=self._num_requests, desc="Processed prompts")
+            self._foreign = _foreign_bar(self._make_foreign, self._num_requests)
         return self
 
     def update(self, output: RequestOutput) -> None:
@@ -64,6 +64,16 @@ class Progress:
             self._bar.stop()
         if self._foreign is not None:
             self._foreign.close()
+
+
+def _foreign_bar(make: Callable[..., Any], total: int) -> Any:
+    try:
+        bar = make(total=total, desc="Processed prompts")
+    except TypeError as error:
+        raise InvalidRequestError(f"use_tqdm is {make!r}, which makes no bar of total and desc: {error}") from error
+    if not (hasattr(bar, "update") and hasattr(bar, "close")):
+        raise InvalidRequestError(f"use_tqdm is {make!r}, which makes no bar that can be updated and closed")
+    return bar
 
 
 def _make_bar(num_requests: int) -> tuple[Any, Any]:

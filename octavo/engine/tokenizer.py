@@ -238,7 +238,7 @@ def _template_text(template: str) -> str:
         return template
     try:
         return Path(template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no such file, no UTF-8, no name of a file
         raise TokenizerError(
             f"chat_template is {template!r}, which is neither a template nor a file: {error}"
         ) from None

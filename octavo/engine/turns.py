@@ -65,9 +65,12 @@ class _Box:
         self.waits_for: set[str] = set()  # requests whose last output has not been read
 
     def begin(self) -> Sequence[Request]:
-        """The requests to queue; none if that was done."""
-        is_begun, self.is_begun = self.is_begun, True
-        return () if is_begun else self._requests
+        """The requests to queue; none if that was done. Whoever finds it begun finds all that it waits for."""
+        if self.is_begun:
+            return ()
+        self.waits_for.update(request.request_id for request in self._requests)
+        self.is_begun = True
+        return self._requests
 
     @property
     def has_news(self) -> bool:
@@ -169,7 +172,6 @@ class EngineTurns:
             except Exception:
                 self.abort_later(box.end())
                 raise
-            box.waits_for.add(request.request_id)
             self._boxes[request.request_id] = (box, request.sampling_params.output_kind)
 
     def _until(self, is_ready: Callable[[], bool], *, steps: bool) -> None:

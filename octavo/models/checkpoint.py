@@ -47,7 +47,7 @@ class StoredTensor:
         return num_bytes(self.dtype, self.shape)
 
     def then(self, change: Callable[[HostTensor], HostTensor]) -> StoredTensor:
-        """The same tensor, changed when read; the change keeps dtype and shape."""
+        """The same tensor, changed when read; the change keeps the shape, and the dtype where it is dense."""
         read = self.read
         return replace(self, read=lambda: change(read()))
 

@@ -36,6 +36,10 @@ def _problem(a: Architecture) -> str | None:
         return f"{a.num_heads} attention heads do not share {a.num_kv_heads} key/value heads evenly"
     if a.num_position_embeddings and a.num_heads * a.head_dim != a.hidden_size:
         return f"{a.hidden_size} columns do not part into {a.num_heads} attention heads"
+    if a.num_position_embeddings and a.num_kv_heads != a.num_heads:
+        return (
+            f"a {a.family} model has a key/value head for each of {a.num_heads} attention heads, not {a.num_kv_heads}"
+        )
     for rope in (a.rope, a.local_rope):
         problem = None if rope is None else _rope_problem(a, rope)
         if problem is not None:
@@ -44,6 +48,8 @@ def _problem(a: Architecture) -> str | None:
 
 
 def _rope_problem(a: Architecture, rope: RopeConfig) -> str | None:
+    if a.head_dim % 2:
+        return f"heads have {a.head_dim} dimensions; where they rotate, allowed are even numbers"
     rotary_dim = round(a.head_dim * rope.partial_rotary_factor)
     if not 2 <= rotary_dim <= a.head_dim or rotary_dim % 2:
         return f"{rotary_dim} of a head's {a.head_dim} dimensions would rotate; allowed are even numbers up to all"

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from octavo.config import ModelConfig
-from octavo.errors import ConfigError, ModelLoadError
+from octavo.errors import ConfigError, ModelLoadError, OutOfMemoryError
 from octavo.kernels.reference.dequantize import convert as convert_in_numpy
-from octavo.kernels.tensor import DType, HostTensor
+from octavo.kernels.tensor import DType, HostTensor, num_bytes
 from octavo.models.checkpoint import Checkpoint, StoredTensor, TokenizerSource, at_hand
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
@@ -30,6 +30,7 @@ from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
 from octavo.models.registry import required_tensors
 from octavo.models.shown import shown
 from octavo.observe.logging import LOGGER
+from octavo.observe.machine import memory
 
 #: llama.cpp's name for the part of a model that reads images, a file of its own.
 _IMAGE_PART = "mmproj"
@@ -154,8 +155,20 @@ def _open_dummy(path: Path, config: ModelConfig, draws_on_device: bool) -> Check
     if dtype not in _DTYPES:
         raise ModelLoadError(f"{path}: dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}")
     required = required_tensors(checkpoint.architecture)
+    if not draws_on_device:
+        _check_room(path, sum(num_bytes(_DTYPES[dtype], shape) for shape in required.values()))
     drawn = dummy_tensors(checkpoint.architecture, required, _DTYPES[dtype], config.seed, on_device=draws_on_device)
     return checkpoint.with_tensors(drawn)
+
+
+def _check_room(path: Path, needed: int) -> None:
+    """Of a configuration alone nobody has seen that its weights fit anywhere."""
+    there, _ = memory()
+    if needed > there:
+        raise OutOfMemoryError(
+            f"{path}: dummy weights of its configuration take {needed / 2**30:,.1f} GiB, this machine has "
+            f"{there / 2**30:,.1f} GiB; take a smaller configuration, or fewer layers"
+        )
 
 
 def _converted(checkpoint: Checkpoint, dtype: DType, convert: Convert) -> Checkpoint:

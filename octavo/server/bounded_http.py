@@ -43,7 +43,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._size = 0  # of whole lines of the head, or of the trailers
         self._num_lines = 0
         self._num_fed = 0  # bytes since the parser last came forward
-        self._has_progress = False  # whether what was fed to the parser was a request's end, beginning or body
+        self._is_new = False  # whether what is fed now holds nothing of an earlier request
+        self._has_progress = False  # whether what is fed now is more than a part of a head, or of trailers
         self._refusal: ApiError | None = None
         self._answering: RequestResponseCycle | None = None  # the last one in the pipeline is `cycle`
 
@@ -70,7 +71,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._refusal is not None:
             return
-        self._has_progress = False
+        self._has_progress, self._is_new = False, self._phase == "next"
         try:
             self.parser.feed_data(data)
             self._count_unfinished(len(data))
@@ -92,6 +93,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._enter("head")
+        self._has_progress = not self._is_new
         if not self._is_answering():
             self._waits.waits(self, self._limits.timeout_request_head)
 
@@ -133,6 +135,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._enter("next")
+        self._is_new = False
         if self._is_answering():
             self._waits.works(self)
         else:
@@ -170,10 +173,17 @@ class BoundedHttp(HttpToolsProtocol):
         )
 
     def end(self) -> None:
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()  # closing would wait for a client that does not read
+        if self.transport.get_write_buffer_size() or not self.transport.can_write_eof():
+            self.transport.abort()  # closing would wait for a client that does not read, or with TLS for its farewell
         else:
             self.transport.close()
+
+    def shutdown(self) -> None:
+        """The server ends."""
+        if self._is_answering():
+            super().shutdown()
+        else:
+            self.end()
 
     def _too_large(self) -> ApiError:
         allowed = self._limits.h11_max_incomplete_event_size
@@ -198,10 +208,10 @@ class BoundedHttp(HttpToolsProtocol):
             self.end()
             return
         self.transport.write(self._written(refusal))
-        if not self.transport.can_write_eof():  # as with TLS
-            self.end()
-            return
-        self.transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:  # as with TLS
+            self.transport.close()
         self._waits.waits(self, _LINGER_S)
 
     def _leave(self) -> None:

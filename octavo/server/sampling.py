@@ -55,8 +55,6 @@ def checked_params(defaults: SamplingParams, settings: ServerSettings, **fields:
             raise ApiError(400, f"{name} holds {num} token ids, allowed are {_MAX_IDS}", param=name)
     try:
         return defaults.replace(**{name: value for name, value in fields.items() if value is not None})
-    except OverflowError:
-        raise ApiError(400, "a number in the request is too large for a float; send a smaller one") from None
     except InvalidRequestError as error:
         raise as_api_error(error) from None
 

@@ -13,6 +13,11 @@ from tests.models.mutations import mutated_bytes
 
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+#: Under the architecture's name: keys that few files have.
+_RARE_KEYS = (
+    *(b"attention.scale", b"attn_logit_softcapping", b"final_logit_softcapping", b"expert_count"),
+    *(b"attention.sliding_window_pattern", b"rope.freq_base_swa", b"rope.scaling.attn_factor", b"vocab_size"),
+)
 _NUMBERS = (0, 1, 2, 3, 7, 31, 33, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 _FLOATS = (0.0, -1.0, 1e-38, 1e38, float("nan"), float("inf"), float("-inf"), 1.0, 3.5)
 
@@ -49,7 +54,10 @@ def mutated_gguf(rng: random.Random, content: bytes, prefix: str) -> bytes:
 def _change_key(rng: random.Random, keys: list[_Key], prefix: bytes) -> None:
     key = rng.choice([key for key in keys if key.name.startswith(prefix)])
     kind = rng.random()
-    if kind < 0.1:
+    if kind < 0.07 and not prefix:
+        architecture = next((key.value[8:] for key in keys if key.name == b"general.architecture"), b"llama")
+        keys.append(_Key(architecture + b"." + rng.choice(_RARE_KEYS), *_hostile(rng)))
+    elif kind < 0.1:
         keys.remove(key)
     elif kind < 0.15:
         keys.append(_Key(key.name, key.kind, key.value))

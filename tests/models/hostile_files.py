@@ -21,10 +21,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as Encoder
@@ -35,9 +37,12 @@ from octavo.engine.tokenizer import open_tokenizer
 from octavo.errors import InvalidRequestError, OctavoError, TokenizerError
 from octavo.kernels.registry import HOST_BACKENDS
 from octavo.llm import LLM
+from octavo.models.gguf_config import FAMILIES as GGUF_FAMILIES
 from octavo.models.loader import tokenizer_source
+from octavo.models.registry import required_tensors
 from octavo.observe.logging import LOGGER
 from octavo.testing.tiny_models import TINY, make_tiny_model
+from tests.models.architectures import ARCHITECTURES
 from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
 from tests.models.gguf_mutations import mutated_gguf
 from tests.models.mutations import mutated_bytes, mutated_json
@@ -173,29 +178,52 @@ def _safetensors(rng: random.Random, folder: Path, files_of: FilesOf) -> str:
     return "model.safetensors"
 
 
+_SENTENCEPIECE: dict[str, Any] = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "▁a", "c", "é"],
+    "tokenizer.ggml.scores": [0.0, 0.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0],
+    "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1, 1, 1, 1, 1],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.unknown_token_id": 0,
+    "tokenizer.ggml.add_bos_token": True,
+    "tokenizer.chat_template": TEMPLATE,
+}
+
+
 @cache
-def _gguf_file() -> bytes:
-    extra: dict[str, Any] = {
-        "llama.rope.scaling.type": "yarn",
-        "llama.rope.scaling.factor": 4.0,
-        "llama.rope.scaling.original_context_length": 32,
-        "general.sampling.temp": 0.5,
-        "general.sampling.top_k": 5,
-        "llama.attention.sliding_window": 16,
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "▁a", "c", "é"],
-        "tokenizer.ggml.scores": [0.0, 0.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0],
-        "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1, 1, 1, 1, 1],
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.unknown_token_id": 0,
-        "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.chat_template": TEMPLATE,
+def _gguf_file(kind: str = "llama") -> bytes:
+    """A tiny model of any family that GGUF has, as llama.cpp's converter names its keys and tensors."""
+    a = replace(ARCHITECTURES[kind], tie_word_embeddings=True)
+    keys = {
+        "context_length": a.max_position_embeddings,
+        "embedding_length": a.hidden_size,
+        "block_count": a.num_layers,
+        "feed_forward_length": a.intermediate_size,
+        "attention.head_count": a.num_heads,
+        "attention.head_count_kv": a.num_kv_heads,
+        "attention.key_length": a.head_dim,
+        "attention.value_length": a.head_dim,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "attention.layer_norm_epsilon": 1e-5,
+        "attention.sliding_window": 16,
+        "rope.freq_base": 1e4,
+        "rope.dimension_count": a.head_dim if a.rope is None else int(a.head_dim * a.rope.partial_rotary_factor),
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 32,
     }
-    tensors = tiny_llama_tensors()
-    tensors["token_embd.weight"] = np.resize(tensors["token_embd.weight"], (10, 32))
+    extra: dict[str, Any] = {"general.sampling.temp": 0.5, "general.sampling.top_k": 5}
+    code = next(code for code, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+    names = gguf.get_tensor_name_map(code, a.num_layers)
+    random_numbers = np.random.default_rng(0)
+    tensors = {}
+    for name, shape in required_tensors(a).items():
+        stem, suffix = name.rsplit(".", 1)
+        tensors[f"{names.get_name(stem)}.{suffix}"] = random_numbers.standard_normal(shape, dtype=np.float32)
+    metadata = {f"{kind}.{key}": value for key, value in keys.items()} | extra | _SENTENCEPIECE
     with tempfile.TemporaryDirectory() as folder:
-        return write_gguf(Path(folder) / "m.gguf", "llama", TINY_LLAMA | extra, tensors).read_bytes()
+        return write_gguf(Path(folder) / "m.gguf", kind, metadata, tensors).read_bytes()
 
 
 @cache
@@ -219,7 +247,7 @@ def _byte_level_gguf_file() -> bytes:
 
 
 def _gguf(rng: random.Random, folder: Path, files_of: FilesOf) -> str:
-    _write(folder, {"model.gguf": mutated_gguf(rng, _gguf_file(), "")})
+    _write(folder, {"model.gguf": mutated_gguf(rng, _gguf_file(rng.choice(list(GGUF_FAMILIES))), "")})
     return "model.gguf"
 
 

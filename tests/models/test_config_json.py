@@ -222,7 +222,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": "64"}, "hidden_size is '64'"),
     ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; allowed: 1 to 4096"),
     ({"num_key_value_heads": 3}, "4 attention heads do not share 3 key/value heads evenly"),
-    ({"head_dim": 15}, "15 of a head's 15 dimensions would rotate; allowed are even numbers"),
+    ({"head_dim": 15}, "heads have 15 dimensions; where they rotate, allowed are even numbers"),
     ({"partial_rotary_factor": 1.5}, "24 of a head's 16 dimensions would rotate"),
     ({"rope_theta": 0}, "rope_theta is 0; allowed: a number above 1 up to"),
     ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'; allowed: a number"),

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo.config import ModelConfig
-from octavo.errors import ConfigError, ModelLoadError, UnsupportedModelError
+from octavo.errors import ConfigError, ModelLoadError, OutOfMemoryError, UnsupportedModelError
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.llm import LLM
 from octavo.models import hub, packaged
@@ -161,6 +161,13 @@ def test_dummy_weights_need_only_a_config(llama_folder: Path, tmp_path: Path) ->
     assert not np.array_equal(first.tensors[name].data, other.tensors[name].data)
     assert not np.array_equal(first.tensors[name].data, first.tensors["model.layers.0.mlp.down_proj.weight"].data)
     assert dequantize(first.tensors["model.norm.weight"]).tolist() == [1.0] * 48
+
+
+def test_dummy_weights_that_no_machine_has_room_for(llama_folder: Path, tmp_path: Path) -> None:
+    config = json.loads((llama_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 2**31, "hidden_size": 6 * 2**28}))
+    with pytest.raises(OutOfMemoryError, match=r"dummy weights of its configuration take .* GiB, this machine has"):
+        open_model(tmp_path, load_format="dummy")
 
 
 def test_dummy_weights_of_a_gguf_file(tmp_path: Path) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shlex
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +35,7 @@ ANSWER_SIZE = 20_000_000
 class Served:
     """The app answers with what it read; /large with more than sockets hold; /wait never."""
 
-    def __init__(self, listener: socket.socket, limits: ServerConfig) -> None:
+    def __init__(self, listener: socket.socket, limits: ServerConfig, certificate: Path | None = None) -> None:
         self.address = listener.getsockname()
         self.connections = Connections(limits, limits.max_idle_connections)
         self.gone: list[str] = []
@@ -42,8 +46,9 @@ class Served:
             ws="none",
             lifespan="off",
             timeout_keep_alive=limits.timeout_keep_alive,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=5,
             log_config=None,
+            ssl_certfile=certificate,
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.work, args=(listener,), daemon=True)
@@ -82,10 +87,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(**limits: int) -> Iterator[Served]:
+def served(certificate: Path | None = None, **limits: int) -> Iterator[Served]:
     asked = {"h11_max_incomplete_event_size": SIZE, "h11_max_header_count": COUNT, **limits}
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
-        one = Served(listener, ServerConfig(**asked))  # type: ignore[arg-type]
+        one = Served(listener, ServerConfig(**asked), certificate)  # type: ignore[arg-type]
         try:
             yield one
         finally:
@@ -146,6 +151,7 @@ def endless(begin: bytes, middle: bytes, num_bytes: int = 30 * SIZE) -> list[byt
     [
         ([b"GET /" + b"a" * MAX_TARGET_SIZE + b" HTTP/1.1\r\n\r\n"], 414, "more than 8192 bytes"),
         (endless(b"GET /", b"a" * 1000), 431, "more than 4096 bytes"),
+        ([b"GET / HTTP/1.1\r\nX: " + b"a" * SIZE], 431, "more than 4096 bytes"),
         ([b"GET / HTTP/1.1\r\nX: " + b"a" * SIZE + b"\r\n\r\n"], 431, "--h11-max-incomplete-event-size"),
         (endless(b"GET / HTTP/1.1\r\n", b"a" * 1000), 431, "more than 4096 bytes"),
         (endless(b"GET / HTTP/1.1\r\nX: ", b"a" * 1000), 431, "more than 4096 bytes"),
@@ -330,6 +336,24 @@ def test_a_crowd_of_idle_connections_keeps_nobody_out() -> None:
         assert server.gone == [], "who is served is not idle"
         with server.connect() as connection:
             assert ask(connection)["path"] == "/"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_with_tls_nobody_waits_for_a_farewell(tmp_path: Path) -> None:
+    file = tmp_path / "both.pem"
+    make = shlex.split("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=a")
+    subprocess.run([*make, "-keyout", file, "-out", tmp_path / "c.pem"], check=True, capture_output=True)
+    file.write_text(file.read_text() + (tmp_path / "c.pem").read_text())
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    with contextlib.ExitStack() as stack:
+        with served(file, max_idle_connections=5, timeout_request_head=1) as server:
+            crowd = [trusting.wrap_socket(stack.enter_context(server.connect())) for _ in range(20)]
+            until(lambda: len(server.server.server_state.connections) == 5)
+            crowd[-1].sendall(b"GET / HTTP/1.1\r\nX: ")
+            assert parsed(read_all(crowd[-1]))[0] == 408
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 4, "the server waited for its idle clients to leave"
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
