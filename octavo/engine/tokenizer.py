@@ -15,7 +15,7 @@ from octavo.config import ContentFormat, ModelConfig
 from octavo.engine.detokenizer import Detokenizer, TextStream
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
-from octavo.engine.tokenizer_parts import TokenizerParts
+from octavo.engine.tokenizer_parts import TokenizerParts, library_fault
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.models.checkpoint import Checkpoint, TokenizerSource
 from octavo.models.loader import locate_tokenizer
@@ -51,6 +51,11 @@ class Tokenizer:
                 f"the text holds half of a surrogate pair at character {at}, which is no character; "
                 "send whole characters"
             ) from None
+        except BaseException as error:
+            problem = library_fault(error)
+            if problem is None:
+                raise
+            raise InvalidRequestError(f"the model's tokenizer cannot encode this text: {problem}") from error
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that make no character show as U+FFFD, ids past the vocabulary as nothing."""
@@ -60,6 +65,11 @@ class Tokenizer:
             return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
+        except BaseException as error:
+            problem = library_fault(error)
+            if problem is None:
+                raise
+            raise InvalidRequestError(f"the model's tokenizer cannot decode these ids: {problem}") from error
 
     def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """`decode` without a last character of which only a part is there: the stream of what comes next brings it."""
