@@ -60,16 +60,9 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that make no character show as U+FFFD, ids past the vocabulary as nothing."""
         try:
-            if self._detokenizer.differs_from_library:
-                return self._detokenizer.text(token_ids, skip_special_tokens)
-            return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+            return self._detokenizer.text(token_ids, skip_special_tokens)
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
-        except BaseException as error:
-            problem = library_fault(error)
-            if problem is None:
-                raise
-            raise InvalidRequestError(f"the model's tokenizer cannot decode these ids: {problem}") from error
 
     def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """`decode` without a last character of which only a part is there: the stream of what comes next brings it."""
