@@ -170,12 +170,14 @@ def _apply_ends(
     wanted: dict[str, str | None] = {}
     differs = False
     for role, place, should in (("bos", slice(0, 1), settings.adds_bos), ("eos", slice(-1, None), settings.adds_eos)):
-        token = roles.get(f"{role}_token")
+        named = roles.get(f"{role}_token")
+        token = None if named is None or encoder.token_to_id(named) is None else named
         is_added = token is not None and ids[place] == [encoder.token_to_id(token)]
         if should is None:
             should = is_added or (is_sentencepiece and role == "bos" and token is not None)
         if should and token is None:
-            raise TokenizerError(f"tokenizer_config.json: add_{role}_token is true, but there is no {role}_token")
+            missing = f"no {role}_token" if named is None else f"no {role}_token {named!r} in the vocabulary"
+            raise TokenizerError(f"{settings.path}: add_{role}_token is true, but there is {missing}")
         differs |= should != is_added
         wanted[role] = token if should else None
     if differs:

@@ -102,7 +102,7 @@ class _File:
         where, text = f"added_tokens_decoder.{key[:20]}", _text(value)
         if not (key.isascii() and key.isdigit() and len(key) < 11 and int(key) < _MAX_ID):
             self._fail("added_tokens_decoder", key, "ids as keys")
-        if text is None:
+        if text is None or not _is_whole(text):
             self._fail(where, value, "an object with a content")
         flags = value if isinstance(value, dict) else {}
         for name in (*_FLAGS, "special"):
@@ -120,7 +120,14 @@ def _added_by_text(path: Path) -> dict[int, AddedToken]:
     for text, token_id in listed.items():
         if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < _MAX_ID:
             raise TokenizerError(f"{path}: {text[:100]!r} is {repr(token_id)[:100]}, allowed: ids from 0 up")
+        if not _is_whole(text):
+            raise TokenizerError(f"{path}: {text[:100]!r} holds half of a surrogate pair, allowed: whole characters")
     return {token_id: AddedToken(text, normalized=False) for text, token_id in listed.items() if text}
+
+
+def _is_whole(text: str) -> bool:
+    """Whether it can be written as UTF-8: JSON may hold halves of surrogate pairs, which no tokenizer knows."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _text(token: Any) -> str | None:

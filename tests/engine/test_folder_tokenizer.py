@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.tokenizer_parts import TokenizerParts
-from octavo.errors import InvalidRequestError, TokenizerError
+from octavo.errors import InvalidRequestError, OctavoError, TokenizerError
 from tests.engine import tokenizers
 
 TEXT = "hello wörld </s> plain € <s>"
 
 
-def write_folder(folder: Path, encoder: Any = None, **settings: Any) -> Path:
+def write_folder(folder: Path, encoder: Any = None, **config: Any) -> Path:
     (encoder or tokenizers.byte_level()).save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -108,10 +111,10 @@ def test_templates_from_every_place(tmp_path: Path) -> None:
     assert tokenizer_from_folder(tmp_path).chat_templates == {"default": "d", "rag": "b", "tool_use": "e"}
 
 
-def write_two_files(folder: Path, model: dict[str, Any], **settings: Any) -> Path:
+def write_two_files(folder: Path, model: dict[str, Any], **config: Any) -> Path:
     tokenizers.byte_level().model.save(str(folder))
     (folder / "config.json").write_text(json.dumps(model))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -195,6 +198,7 @@ def test_the_space_before_a_text_is_the_settings(tmp_path: Path, kind: str) -> N
         ({"added_tokens_decoder": {"x": "a"}}, "added_tokens_decoder is 'x', allowed: ids as keys"),
         ({"added_tokens_decoder": {"9" * 30: "a"}}, "added_tokens_decoder is '999.*, allowed: ids as keys"),
         ({"added_tokens_decoder": {"٣": "a"}}, "added_tokens_decoder is '٣', allowed: ids as keys"),
+        ({"added_tokens_decoder": {"300": "\ud800"}}, r"added_tokens_decoder.300 is .*, allowed: an object with a"),
         ({"added_tokens_decoder": {"300": 4}}, "added_tokens_decoder.300 is 4, allowed: an object with a content"),
         (
             {"added_tokens_decoder": {"300": {"content": "a", "lstrip": "no"}}},
@@ -202,6 +206,10 @@ def test_the_space_before_a_text_is_the_settings(tmp_path: Path, kind: str) -> N
         ),
         ({"additional_special_tokens": "<s>"}, "additional_special_tokens is '<s>', allowed: a list of tokens"),
         ({"additional_special_tokens": [None]}, "additional_special_tokens is None, allowed: tokens, as text"),
+        (
+            {"add_bos_token": True, "bos_token": "<x>"},
+            "add_bos_token is true, but there is no bos_token '<x>' in the voc",
+        ),
         ({"add_bos_token": "yes"}, "add_bos_token is 'yes', allowed: true, false and null"),
         ({"add_prefix_space": 1}, "add_prefix_space is 1, allowed: true, false and null"),
         ({"legacy": []}, r"legacy is \[\], allowed: true, false and null"),
@@ -217,6 +225,45 @@ def test_settings_of_the_wrong_type_are_named(tmp_path: Path, settings: dict[str
         return
     with pytest.raises(TokenizerError, match=f"tokenizer_config.json: {problem}"):
         tokenizer_from_folder(tmp_path)
+
+
+SETTINGS = {
+    "bos_token": "<s>",
+    "eos_token": {"content": "</s>"},
+    "add_bos_token": True,
+    "add_prefix_space": False,
+    "legacy": False,
+    "tokenizer_class": "LlamaTokenizer",
+    "additional_special_tokens": ["<s>", "hello"],
+    "added_tokens_decoder": {"256": {"content": "he", "lstrip": False}},
+    "chat_template": [{"name": "default", "template": "x"}],
+}
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.sampled_from(["<s>", "\ud800"])
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.one_of(st.sampled_from(["content", "special", "lstrip", "1", "300"]), st.text()), inner, max_size=3
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from([*SETTINGS, "model_type"]), value=JSON, source=st.sampled_from(["whole", "two"]))
+def test_no_settings_do_more_than_raise(tmp_path: Path, key: str, value: Any, source: str) -> None:
+    if source == "whole":
+        write_folder(tmp_path, **SETTINGS | {key: value})
+    else:
+        (tmp_path / "tokenizer.json").unlink(missing_ok=True)
+        write_two_files(tmp_path, {key: value}, **SETTINGS | {key: value})
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({key: value}))
+    with suppress(OctavoError):
+        tokenizer = Tokenizer(tokenizer_from_folder(tmp_path))
+        tokenizer.decode(tokenizer.encode("hello <s> x"))
 
 
 def test_older_files_of_the_wrong_type_are_named(tmp_path: Path) -> None:
