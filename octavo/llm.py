@@ -90,7 +90,10 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or each of several, through the model's chat template."""
+        """Answer one conversation, or each of several, through the model's chat template.
+
+        chat_template_content_format: in place of the option of that name, for this call.
+        """
         conversations: list[Sequence[Message]] = (
             [messages] if messages and isinstance(messages[0], Mapping) else list(messages)  # type: ignore[arg-type,list-item]
         )

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from octavo.engine.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 from octavo.engine.sentencepiece_tokenizer import (
@@ -106,7 +106,9 @@ def _sentencepiece(model: SentencePieceModel, settings: TokenizerSettings) -> To
     adds = model.adds_space_prefix if settings.adds_prefix_space is None else settings.adds_prefix_space
     prefix: SpacePrefix = ("always" if settings.is_legacy else "first") if adds else "never"
     write_spaces(encoder, prefix, model.character_map, removes_extra_spaces=model.removes_extra_spaces)
-    mark_tokens(encoder, model.control, model.user_defined)
+    listed = {token.content for token in settings.added.values()}  # with flags of their own
+    unlisted = [[text for text in texts if text not in listed] for texts in (model.control, model.user_defined)]
+    mark_tokens(encoder, *unlisted)
     return encoder
 
 
@@ -156,9 +158,15 @@ def _add_missing_tokens(encoder: Tokenizer, settings: TokenizerSettings, roles: 
                 f"{settings.path}: added token {token.content!r} should have id {token_id}, "
                 f"but gets {encoder.token_to_id(token.content)}"
             )
-    special = {token.content for token in encoder.get_added_tokens_decoder().values() if token.special}
-    missing = sorted({*roles, *settings.more_special} - special)
-    encoder.add_special_tokens([token for token in missing if encoder.token_to_id(token) is not None])
+    known = {token.content: token for token in encoder.get_added_tokens_decoder().values()}
+    for text in sorted({*roles, *settings.more_special}):
+        if encoder.token_to_id(text) is not None and not (text in known and known[text].special):
+            encoder.add_special_tokens([_made_special(known.get(text, AddedToken(text, normalized=False)))])
+
+
+def _made_special(token: AddedToken) -> AddedToken:
+    flags = {name: getattr(token, name) for name in ("lstrip", "rstrip", "single_word", "normalized")}
+    return AddedToken(token.content, special=True, **flags)
 
 
 def _apply_ends(

@@ -163,6 +163,14 @@ def test_special_tokens_without_a_role(tmp_path: Path) -> None:
     assert Tokenizer(tokenizer_from_folder(tmp_path)).decode(tokenizer.encode("he ll x")) == "  x"
 
 
+def test_a_token_that_was_added_and_is_special_too(tmp_path: Path) -> None:
+    write_folder(tmp_path, additional_special_tokens=["plain €"])
+    tokenizer = Tokenizer(tokenizer_from_folder(tmp_path))
+    ids = tokenizer.encode("he plain €")
+    assert tokenizer.decode(ids) == "he "
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "he plain €"
+
+
 def test_added_tokens_of_older_folders(tmp_path: Path) -> None:
     size = tokenizers.byte_level().get_vocab_size()
     write_folder(tmp_path)

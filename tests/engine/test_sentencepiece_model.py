@@ -59,6 +59,14 @@ def test_what_the_settings_say_of_it(tmp_path: Path, config: dict[str, Any], exp
     assert tokens(tokenizer, "ab</s>ab") == expected
 
 
+def test_listed_tokens_keep_their_flags(tmp_path: Path) -> None:
+    """As Phi-3's, which swallow the space after them."""
+    listed = {"2": {"content": "</s>", "rstrip": True, "normalized": False, "special": False}}
+    tokenizer = open_folder(tmp_path, added_tokens_decoder=listed, eos_token="</s>", legacy=False)
+    assert tokens(tokenizer, "ab</s>  \n ab") == ["<s>", "▁ab", "</s>", "ab"]
+    assert tokenizer.decode(tokenizer.encode("ab</s> ab")) == "abab"
+
+
 def test_a_unigram_vocabulary_takes_the_likeliest_pieces(tmp_path: Path) -> None:
     """'▁ab' costs 3, '▁a' and 'b' 7; a text that spells a byte's piece is text."""
     tokenizer = open_folder(tmp_path, model_bytes(UNIGRAM, kind=1, trainer={35: 1}))
