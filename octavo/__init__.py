@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from octavo.config import EngineConfig as EngineConfig
     from octavo.engine.async_engine import AsyncLLM as AsyncLLM
+    from octavo.engine.engine_args import EngineArgs as EngineArgs
     from octavo.errors import BackendUnavailableError as BackendUnavailableError
     from octavo.errors import ConfigError as ConfigError
     from octavo.errors import EngineBusyError as EngineBusyError
@@ -40,6 +41,7 @@ _HOME_OF = {
     "CompletionOutput": "octavo.outputs",
     "Logprob": "octavo.outputs",
     "EngineConfig": "octavo.config",
+    "EngineArgs": "octavo.engine.engine_args",
     "OctavoError": "octavo.errors",
     "ConfigError": "octavo.errors",
     "InvalidRequestError": "octavo.errors",

@@ -1,16 +1,19 @@
 """Every knob, on one page. Each component receives its own section, never the whole.
 
 Flags are made from these fields: `max_num_seqs` is `--max-num-seqs`. A field's help is the comment of its
-metadata; a field exists only if something reads it.
+metadata; a field exists only if something reads it. Types are checked for all of them by `checked_fields.py`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from octavo.checked_fields import checked
+from octavo.checked_fields import knob as knob
 from octavo.errors import ConfigError
+from octavo.vllm_options import NotHere
 
 DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
 ContentFormat = Literal["auto", "string", "openai"]
@@ -18,14 +21,20 @@ LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 BackendOption = Literal["auto", "triton", "cpu", "reference"]
+ActivationDType = Literal["int8", "int16"]
 AttentionBackendOption = Literal["triton", "flash_attn_4"]
 
 
-def knob(default: Any, why: str) -> Any:
-    """A field with its default and its one-line explanation, which is also its --help."""
-    return field(default=default, metadata={"help": why})
+_MAX_COUNT = 2**31 - 1  # kernels count in int32
+
+#: torch's short names, as vLLM takes them
+_SHORT_DTYPES = {"half": "float16", "float": "float32"}
+_NO_KV_QUANTISATION = NotHere("KV blocks hold 'float32', 'bfloat16' or 'float16', and 'auto' follows the weights")
+_MAPPED = NotHere("'auto' maps .safetensors and .gguf files, which is all there is to load from")
+_FEW_BACKENDS = NotHere("a GPU's attention is 'triton', or 'flash_attn_4' for long chunks where its package is")
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Which weights, read how."""
@@ -43,16 +52,33 @@ class ModelConfig:
     )
     revision: str | None = knob(None, "branch, tag or commit of a hub model")
     dtype: DTypeOption = knob(
-        "auto", "auto computes on the weights as the file stores them, on a GPU in 16 bits; others convert at load"
+        "auto",
+        "auto computes on the weights as the file stores them, on a GPU in 16 bits; others convert at load",
+        spellings=_SHORT_DTYPES,
     )
-    load_format: LoadFormat = knob("auto", "auto goes by what is there; dummy makes random weights from config.json")
-    max_model_len: int | None = knob(None, "most tokens of prompt and output together; default: the model's own limit")
+    load_format: LoadFormat = knob(
+        "auto",
+        "auto goes by what is there; dummy makes random weights from config.json",
+        not_yet=dict.fromkeys(
+            (
+                *("pt", "npcache", "bitsandbytes", "mistral", "tensorizer", "sharded_state", "runai_streamer"),
+                *("fastsafetensors", "instanttensor", "ipc_cache", "modelexpress"),
+            ),
+            _MAPPED,
+        ),
+    )
+    max_model_len: int | None = knob(
+        None,
+        "most tokens of prompt and output together; default (also auto, -1): the model's own limit, or what fits",
+        spellings={"auto": None, -1: None, "-1": None},
+    )
     seed: int = knob(0, "seeds dummy weights and the random numbers of requests that bring no seed")
 
     def __post_init__(self) -> None:
-        _at_least("max_model_len", self.max_model_len, 1)
+        _at_least("max_model_len", self.max_model_len, 1, _MAX_COUNT)
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
     """The KV block pool."""
@@ -68,7 +94,18 @@ class CacheConfig:
     num_gpu_blocks_override: int | None = knob(
         None, "exactly so many blocks, whatever the memory; for tests and studies"
     )
-    kv_cache_dtype: KVCacheDType = knob("auto", "element type of KV blocks; auto follows the weights")
+    kv_cache_dtype: KVCacheDType = knob(
+        "auto",
+        "element type of KV blocks; auto follows the weights",
+        spellings=_SHORT_DTYPES,
+        not_yet=dict.fromkeys(
+            (
+                *("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla", "fp8_per_token_head", "nvfp4"),
+                *("int8", "int8_per_token_head", "int4_per_token_head"),
+            ),
+            _NO_KV_QUANTISATION,
+        ),
+    )
     enable_prefix_caching: bool = knob(True, "keep full blocks of finished sequences and find them again by content")
 
     def __post_init__(self) -> None:
@@ -79,9 +116,10 @@ class CacheConfig:
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}, allowed is more than 0, and 1 at most"
             )
         _at_least("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
-        _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 2)
+        _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 2, _MAX_COUNT)
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """Who runs in a step."""
@@ -92,10 +130,12 @@ class SchedulerConfig:
     max_num_seqs: int | None = knob(
         None, "most sequences running at once; default: 256, or 1024 on a GPU of 70 GiB or more"
     )
-    enable_chunked_prefill: bool = knob(True, "cut prompts to fit the budget; off: a prompt is computed in one step")
+    enable_chunked_prefill: bool = knob(
+        True, "cut prompts to fit the budget; off: a prompt is computed in one step, which may take all of the context"
+    )
     long_prefill_token_threshold: int = knob(0, "most prompt tokens one sequence gets in a step; 0: no such limit")
     scheduling_policy: SchedulingPolicy = knob(
-        "fcfs", "fcfs: first come; priority: lowest number first, then first come"
+        "fcfs", "fcfs: first come; priority: lowest number first, at the cost of running ones, then first come"
     )
     schedule_conservativeness: float = knob(
         1.0,
@@ -106,8 +146,8 @@ class SchedulerConfig:
     max_bypasses: int = knob(32, "how many later requests may start before one that does not fit; then it is next")
 
     def __post_init__(self) -> None:
-        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
-        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1, _MAX_COUNT)
+        _at_least("max_num_seqs", self.max_num_seqs, 1, 2**20)
         _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
         _at_least("max_bypasses", self.max_bypasses, 0)
         if not 0 <= self.schedule_conservativeness < math.inf:
@@ -115,10 +155,9 @@ class SchedulerConfig:
                 f"schedule_conservativeness is {self.schedule_conservativeness}, allowed is 0 or more, 1 being what is "
                 "expected"
             )
-        if self.scheduling_policy not in ("fcfs", "priority"):
-            raise ConfigError(f"scheduling_policy is {self.scheduling_policy!r}, allowed are 'fcfs' and 'priority'")
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendConfig:
     """Which kernels compute."""
@@ -127,17 +166,21 @@ class BackendConfig:
     attention_backend: AttentionBackendOption = knob(
         "triton",
         "a GPU's attention for chunks of 2048 tokens and more; flash_attn_4 needs its package, Hopper or Blackwell",
+        spellings={"auto": "triton", "TRITON_ATTN": "triton"},
+        not_yet=dict.fromkeys(("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "CPU_ATTN", "XFORMERS"), _FEW_BACKENDS),
     )
     num_threads: int | None = knob(None, "threads of the cpu backend; default: the cores this process may use")
+    activation_dtype: ActivationDType = knob(
+        "int8",
+        "what the cpu backend rounds activations to where weights are block-quantised; int16 answers like float32, at "
+        "nearly the same speed for one stream and two thirds of it for prompts and for many at once",
+    )
 
     def __post_init__(self) -> None:
-        if self.attention_backend not in ("triton", "flash_attn_4"):
-            raise ConfigError(
-                f"attention_backend is {self.attention_backend!r}, allowed are 'triton' and 'flash_attn_4'"
-            )
-        _at_least("num_threads", self.num_threads, 1)
+        _at_least("num_threads", self.num_threads, 1, 2**16)
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObserveConfig:
     """What is written down."""
@@ -149,7 +192,12 @@ class ObserveConfig:
     )
     check_invariants: bool = knob(False, "prove the cache's books after every step; slow, for tests")
 
+    def __post_init__(self) -> None:
+        _at_least("event_log_size", self.event_log_size, 0)
+        _at_least("max_logprobs", self.max_logprobs, -1)
 
+
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionConfig:
     """Whom a server's engine lets wait."""
@@ -166,6 +214,7 @@ class AdmissionConfig:
         _above_zero("queue_timeout", self.queue_timeout)
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Where a server listens, in how many processes, and how it stops."""
@@ -181,6 +230,19 @@ class ServerConfig:
     ssl_ca_certs: str | None = knob(
         None, "authorities whose client certificates are accepted; then every client needs one"
     )
+    timeout_keep_alive: int = knob(
+        65,
+        "seconds that a connection may be idle; longer than a proxy's or client's own limit, or they use closed ones",
+    )
+    timeout_request_head: int = knob(30, "seconds that a request's headers may take to come")
+    timeout_request_body: int = knob(
+        300, "seconds that a request's body may take to come, and that a client may read nothing of its answer"
+    )
+    max_idle_connections: int = knob(
+        1024, "most connections of a front end without a whole request; the one idle for the longest makes room"
+    )
+    h11_max_incomplete_event_size: int = knob(65536, "most bytes of a request's headers, and of what trails a body")
+    h11_max_header_count: int = knob(256, "most headers of a request")
     shutdown_timeout: int = knob(
         0, "seconds that running requests may go on after SIGTERM or Ctrl-C; 0: end them at once"
     )
@@ -188,6 +250,9 @@ class ServerConfig:
         300.0,
         "seconds without a sign of life after which the engine is killed and started again; 0: never. Above any honest "
         "step: a long prompt's may take minutes on a few cores. First steps, which compile kernels, have 600 at least",
+    )
+    front_end_hang_timeout: float = knob(
+        60.0, "seconds without a sign of life after which a front end is killed and started again; 0: never"
     )
     enable_log_requests: bool = knob(False, "a line for every request: its id, its size, how it is sampled")
     disable_log_stats: bool = knob(False, "no line every ten seconds on what the engine did")
@@ -202,13 +267,23 @@ class ServerConfig:
         if self.ssl_ca_certs is not None and self.ssl_certfile is None:
             raise ConfigError("ssl_ca_certs is of no use without ssl_keyfile and ssl_certfile: give them, or drop it")
         _at_least("api_server_count", self.api_server_count, 1)
+        for name in (
+            "timeout_keep_alive",
+            "timeout_request_head",
+            "timeout_request_body",
+            "max_idle_connections",
+            "h11_max_header_count",
+        ):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("h11_max_incomplete_event_size", self.h11_max_incomplete_event_size, 1024)
         _at_least("shutdown_timeout", self.shutdown_timeout, 0)
-        if not (self.engine_hang_timeout == 0 or 1 <= self.engine_hang_timeout < math.inf):
-            raise ConfigError(
-                f"engine_hang_timeout is {self.engine_hang_timeout}, allowed are 1 or more seconds, and 0 for never"
-            )
+        for name in ("engine_hang_timeout", "front_end_hang_timeout"):
+            seconds = getattr(self, name)
+            if not (seconds == 0 or 1 <= seconds < math.inf):
+                raise ConfigError(f"{name} is {seconds}, allowed are 1 or more seconds, and 0 for never")
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All sections together; only the engine's builder sees it."""
@@ -220,9 +295,9 @@ class EngineConfig:
     observe: ObserveConfig = field(default_factory=ObserveConfig)
 
 
-def _at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
-        raise ConfigError(f"{name} is {value}, allowed is {low} or more")
+def _at_least(name: str, value: int | None, low: int, high: int | None = None) -> None:
+    if value is not None and (value < low or (high is not None and value > high)):
+        raise ConfigError(f"{name} is {value}, allowed is {low} {'or more' if high is None else f'to {high}'}")
 
 
 def _above_zero(name: str, value: float | None) -> None:

@@ -1,10 +1,13 @@
 """The environment variables that Octavo reads, all of them.
 
     OCTAVO_CACHE_DIR   where built kernels, joined model files and derived tables are kept; default
-                       ~/.cache/octavo
+                       ~/.cache/octavo, or octavo-UID in the temporary folder where that cannot be written
     OCTAVO_CPU_ISA     native (default): all this CPU has; avx2: any CPU with AVX2; generic: any CPU of its kind
     OCTAVO_DEBUG       set: the command line shows the traceback of an error, as --debug does
+    OCTAVO_API_KEY     the key that requests to `octavo serve` must bring, where neither --api-key nor --api-key-file
+                       gives others; VLLM_API_KEY is read too, for who comes from there relies on it
     OPENAI_API_KEY     the key that `octavo chat` and `octavo complete` send, unless --api-key gives another
+    OCTAVO_ALLOW_LONG_MAX_MODEL_LEN  1: max_model_len may be above what the model was made for
     CXX                the C++ compiler; default: the first of g++, clang++ and c++ on the PATH
 
 Read when asked for, not when imported, so that a test or a notebook may set them.
@@ -13,6 +16,8 @@ Read when asked for, not when imported, so that a test or a notebook may set the
 from __future__ import annotations
 
 import os
+import stat
+import tempfile
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,15 +26,44 @@ from octavo.errors import ConfigError
 CpuIsa = Literal["native", "avx2", "generic"]
 
 
+def preferred_cache_dir() -> Path:
+    """Where the cache folder should be; it may not be there, or not be writable."""
+    try:
+        return Path(os.environ.get("OCTAVO_CACHE_DIR") or "~/.cache/octavo").expanduser()
+    except RuntimeError:  # there is no home
+        return temporary_cache_dir()
+
+
 def cache_dir() -> Path:
-    """The cache folder, made if it is not there."""
-    path = Path(os.environ.get("OCTAVO_CACHE_DIR") or "~/.cache/octavo").expanduser()
+    """The cache folder, made if it is not there. One that was asked for is taken or refused; where the default's cannot
+    be written (a read-only home), the temporary one."""
+    path, is_asked = preferred_cache_dir(), bool(os.environ.get("OCTAVO_CACHE_DIR"))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if is_asked:
+            raise ConfigError(
+                f"the cache folder {path} cannot be made: {error}; set OCTAVO_CACHE_DIR to one that can"
+            ) from error
+        return temporary_cache_dir()
+    return path if is_asked or os.access(path, os.W_OK | os.X_OK) else temporary_cache_dir()
+
+
+def temporary_cache_dir() -> Path:
+    """A folder of this user's alone in the system's temporary folder, made if it is not there. What lies in it is
+    loaded as code, so one that others may write to is refused."""
+    try:
+        path = Path(tempfile.gettempdir()) / f"octavo-{os.getuid()}"
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
         raise ConfigError(
-            f"the cache folder {path} cannot be made: {error}; set OCTAVO_CACHE_DIR to one that can"
+            f"no temporary folder can be made: {error}; set OCTAVO_CACHE_DIR to one to keep files in"
         ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise ConfigError(
+            f"{path} is not a folder that only this user can write to; remove it, or set OCTAVO_CACHE_DIR to another"
+        )
     return path
 
 
@@ -45,8 +79,23 @@ def is_debug() -> bool:
     return bool(os.environ.get("OCTAVO_DEBUG"))
 
 
+def allows_long_max_model_len() -> bool:
+    return os.environ.get("OCTAVO_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() in ("1", "true")
+
+
 def openai_api_key() -> str | None:
     return os.environ.get("OPENAI_API_KEY") or None
+
+
+def server_api_key() -> str | None:
+    """Set and empty is refused: a secret that did not arrive must not leave a server open."""
+    for name in ("OCTAVO_API_KEY", "VLLM_API_KEY"):
+        if name in os.environ:
+            key = os.environ[name].strip()
+            if not key:
+                raise ConfigError(f"{name} is set and empty, allowed is a key: set it to one, or unset it to need none")
+            return key
+    return None
 
 
 def cxx() -> str | None:

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from octavo.config import ContentFormat
 from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.calls import (
+    Message,
+    conversation_list,
+    missing_attribute,
+    params_list,
+    priority_list,
+    prompt_list,
+    refuse_unknown,
+    template_options,
+)
 from octavo.engine.core import EngineStats
+from octavo.engine.engine_args import EngineArgs
 from octavo.engine.input import Prompt
 from octavo.engine.progress import Progress
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import InvalidRequestError, TokenizerError
+from octavo.engine.turns import EngineTurns, OutputStream
+from octavo.errors import ConfigError, InvalidRequestError, TokenizerError
 from octavo.observe.events import EventLog
+from octavo.observe.metric_values import Metric
+from octavo.observe.metrics import MetricsRecorder
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 
-Message = Mapping[str, Any]
-T = TypeVar("T")
+Params = SamplingParams | Sequence[SamplingParams] | None
+Priority = int | Sequence[int] | None
+
+_GENERATE = ("prompts", "sampling_params", "use_tqdm", "priority")
+_STREAM = ("prompts", "sampling_params", "priority")
+_CHAT_OPTIONS = ("chat_template", "add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
+_CHAT = ("messages", "sampling_params", "use_tqdm", "priority", *_CHAT_OPTIONS)
 
 
 class LLM:
@@ -29,95 +48,120 @@ class LLM:
 
     model: a Hugging Face folder or hub id, a .gguf file, or a packaged model's name ("smollm2").
     options: any field of the sections in `octavo/config.py`, by name: dtype, max_model_len, max_num_seqs,
-        kv_cache_memory_bytes, backend, ...
+        kv_cache_memory_bytes, backend, ... Those of vLLM that ask for nothing (tensor_parallel_size=1) are accepted.
     Raises ConfigError, ModelLoadError, OutOfMemoryError, BackendUnavailableError.
+
+    Safe to use from several threads: their requests run together in one batch, each call gets its own outputs, and a
+    stream that is read slowly, or dropped, holds up nobody. A call inside a stream's loop is a call like any other.
+    After `close`, whoever waits gets EngineDeadError.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
         self._engine = build_engine(engine_config(model=model, **options))
+        self._turns = EngineTurns(self._engine)
+        events = self._engine.events
+        self._recorder = MetricsRecorder(events, model_name=str(model)) if events.is_on else None
+        self._model = str(model)
         self._counter = itertools.count()
-        self._boxes: dict[str, deque[RequestOutput]] = {}  # request id -> where its call reads
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> LLM:
+        """An LLM of these options, as vLLM spells it."""
+        return cls(**vars(engine_args))
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: Params = None,
+        use_tqdm: bool | Callable[..., Any] = True,
         *,
-        use_tqdm: bool = True,
-        priority: Sequence[int] | None = None,
+        priority: Priority = None,
+        **others: Any,
     ) -> list[RequestOutput]:
         """Complete every prompt; outputs come in the order of the prompts.
 
-        prompts: text, token ids, or a dict (`prompt` or `prompt_token_ids`, `cache_salt`); one or a list.
+        prompts: text, token ids, or a dict (`prompt` or `prompt_token_ids`, `cache_salt`); one or several.
         sampling_params: one for all, one a prompt, or None for the model's defaults.
-        use_tqdm: show a progress bar where standard error is a terminal. priority: one a prompt, lower first.
+        use_tqdm: show a progress bar where standard error is a terminal; or a maker of bars, such as tqdm.
+        priority: one for all or one a prompt, lower first. others: vLLM's arguments, where they ask for nothing.
         Raises InvalidRequestError before anything runs if any prompt cannot be served.
         """
-        prompt_list = _as_list(prompts)
-        requests = self._make(prompt_list, sampling_params, priority, RequestOutputKind.FINAL_ONLY)
+        refuse_unknown("generate", others, _GENERATE)
+        listed = prompt_list(prompts)
+        requests = self._make(listed, sampling_params, priority, RequestOutputKind.FINAL_ONLY)
         done: dict[str, RequestOutput] = {}
-        with Progress(len(prompt_list), self._engine.stats, is_shown=use_tqdm) as progress:
-            for output in self._run(requests):
+        stream = OutputStream(self._turns, requests)
+        with closing(stream), Progress(len(listed), self._engine.stats, use_tqdm) as progress:
+            for output in stream:
                 progress.update(output)
                 done[output.request_id] = output
         return [done[request.request_id] for request in requests]
 
     def stream(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: Params = None,
         *,
-        priority: Sequence[int] | None = None,
+        priority: Priority = None,
+        **others: Any,
     ) -> Iterator[RequestOutput]:
         """Complete every prompt, yielding a RequestOutput whenever a request has new tokens.
 
         output_kind of the parameters says what each holds. `request_id` ends in the prompt's index: that of
         prompts[3] is "<call>-3". Prompts are checked now and queued when the first output is asked for; leaving
-        the loop early aborts what still runs. Several streams may be read in turns.
+        the loop early aborts what still runs. Several streams may be read in turns, or by threads. Who reads more
+        slowly than tokens come sees the newest of CUMULATIVE outputs, and every DELTA.
         """
-        return self._run(self._make(_as_list(prompts), sampling_params, priority, None))
+        refuse_unknown("stream", others, _STREAM)
+        return OutputStream(self._turns, self._make(prompt_list(prompts), sampling_params, priority, None))
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        messages: str | Message | Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: Params = None,
+        use_tqdm: bool | Callable[..., Any] = True,
         *,
-        use_tqdm: bool = True,
+        priority: Priority = None,
         chat_template: str | None = None,
         chat_template_content_format: ContentFormat | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        **others: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or each of several, through the model's chat template.
-
-        chat_template_content_format: in place of the option of that name, for this call.
-        """
-        conversations: list[Sequence[Message]] = (
-            [messages] if messages and isinstance(messages[0], Mapping) else list(messages)  # type: ignore[arg-type,list-item]
+        """Answer one conversation, or each of several, through the model's chat template. A text, or one message, is
+        a conversation too. chat_template_content_format: in place of the option of that name, for this call."""
+        refuse_unknown("chat", others, _CHAT)
+        options = template_options(
+            chat_template_kwargs,
+            chat_template=chat_template,
+            chat_template_content_format=chat_template_content_format,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
         )
-        prompts: list[Prompt] = [
-            self._tokenizer().encode_chat(
-                conversation,
-                chat_template=chat_template,
-                chat_template_content_format=chat_template_content_format,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                **(chat_template_kwargs or {}),
-            )
-            for conversation in conversations
-        ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        prompts = [self._tokenizer().encode_chat(one, **options) for one in conversation_list(messages)]
+        return self.generate(prompts, sampling_params, use_tqdm, priority=priority)
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises TokenizerError after skip_tokenizer_init=True."""
         return self._tokenizer()
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What the model's generation config recommends, vLLM's defaults elsewhere."""
-        return self._engine.default_sampling_params
+        """What the model's generation config recommends, vLLM's defaults elsewhere. Yours to change."""
+        return self._engine.default_sampling_params.clone()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached blocks; running requests keep theirs."""
+        return self._turns.ask(lambda engine: engine.core.reset_prefix_cache())
+
+    def get_metrics(self) -> list[Metric]:
+        """Every metric as of now: Counter, Gauge and Histogram, named as vLLM's (`vllm:...`)."""
+        recorder = self._recorder
+        if recorder is None:
+            raise ConfigError("metrics are made from events, and event_log_size is 0: make the LLM with 1 or more")
+        return self._turns.ask(lambda engine: recorder.values())
 
     @property
     def events(self) -> EventLog:
@@ -130,11 +174,11 @@ class LLM:
         return self._engine.card
 
     def stats(self) -> EngineStats:
-        return self._engine.stats()
+        return self._turns.ask(lambda engine: engine.stats())
 
     def close(self) -> None:
-        """Give back memory and threads. Later calls raise EngineDeadError."""
-        self._engine.close()
+        """Give back memory and threads, from any thread. Calls that wait, and later ones, raise EngineDeadError."""
+        self._turns.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -144,21 +188,23 @@ class LLM:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"LLM({self._model!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        raise missing_attribute(self, name)
+
     def _make(
-        self,
-        prompts: list[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        priority: Sequence[int] | None,
-        output_kind: RequestOutputKind | None,
+        self, prompts: list[Prompt], params: object, priority: object, output_kind: RequestOutputKind | None
     ) -> list[Request]:
         """Check every prompt, so that a bad one stops the call before anything runs."""
         call = next(self._counter)
-        params_list = _one_each("sampling_params", params, len(prompts), self.get_default_sampling_params())
-        priorities = _one_each("priority", priority, len(prompts), 0)
+        params_each = params_list(params, len(prompts), self.get_default_sampling_params)
+        priorities = priority_list(priority, len(prompts))
         requests = []
-        for index, (prompt, one, level) in enumerate(zip(prompts, params_list, priorities, strict=True)):
-            chosen = one if output_kind is None else one.replace(output_kind=output_kind)
+        for index, (prompt, one, level) in enumerate(zip(prompts, params_each, priorities, strict=True)):
             try:
+                chosen = one if output_kind is None else one.replace(output_kind=output_kind)
                 requests.append(self._engine.make_request(f"{call}-{index}", prompt, chosen, level))
             except InvalidRequestError as refusal:
                 if len(prompts) == 1:
@@ -166,52 +212,7 @@ class LLM:
                 raise InvalidRequestError(f"prompts[{index}]: {refusal}") from None
         return requests
 
-    def _run(self, requests: list[Request]) -> Iterator[RequestOutput]:
-        """Turn the engine until these requests are done. A step may bring other calls' outputs: they wait in
-        those calls' boxes."""
-        box: deque[RequestOutput] = deque()
-        waiting: set[str] = set()
-        try:
-            for request in requests:
-                self._engine.add_request(request)
-                waiting.add(request.request_id)
-                self._boxes[request.request_id] = box
-            while waiting:
-                while box:
-                    output = box.popleft()
-                    if output.finished:
-                        waiting.discard(output.request_id)
-                    yield output
-                for output in self._engine.step() if waiting else ():
-                    if output.request_id in self._boxes:  # else its stream was left, and this is the abort's echo
-                        self._boxes[output.request_id].append(output)
-        finally:
-            for request_id in waiting:
-                self._engine.abort_request(request_id)
-            for request in requests:
-                self._boxes.pop(request.request_id, None)
-
     def _tokenizer(self) -> Tokenizer:
         if self._engine.tokenizer is None:
             raise TokenizerError("there is no tokenizer: the engine was made with skip_tokenizer_init=True")
         return self._engine.tokenizer
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or many: text, a dict and a list of ints are one."""
-    if isinstance(prompts, (str, Mapping)) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
-
-
-def _one_each(name: str, values: T | Sequence[T] | None, count: int, default: T) -> list[T]:
-    """One value for all, or one each."""
-    if values is None:
-        return [default] * count
-    if not isinstance(values, Sequence):
-        return [values] * count
-    if len(values) != count:
-        raise InvalidRequestError(
-            f"{name} holds {len(values)} values for {count} prompts, allowed are one, or one each"
-        )
-    return list(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -36,8 +36,10 @@ class CompletionOutput:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
 
-    @property
+    lora_request = None  # vLLM's name for what is not there
+
     def finished(self) -> bool:
+        """A call, as in vLLM."""
         return self.finish_reason is not None
 
 
@@ -52,7 +54,7 @@ class RequestMetrics:
     num_preemptions: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class RequestOutput:
     """One request's results, in the shape that `SamplingParams.output_kind` asks for.
 
@@ -67,4 +69,18 @@ class RequestOutput:
     finished: bool
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
-    metrics: RequestMetrics | None = field(default=None, repr=False)
+    metrics: RequestMetrics | None = None
+
+    # vLLM's names for what is not there
+    lora_request = None
+    encoder_prompt = None
+    encoder_prompt_token_ids = None
+    multi_modal_placeholders = None
+    kv_transfer_params = None
+
+    def __repr__(self) -> str:
+        names = (
+            *("request_id", "prompt", "prompt_token_ids", "encoder_prompt", "encoder_prompt_token_ids"),
+            *("prompt_logprobs", "outputs", "finished", "metrics", "lora_request", "num_cached_tokens"),
+        )
+        return f"RequestOutput({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"

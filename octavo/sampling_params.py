@@ -1,4 +1,4 @@
-"""SamplingParams: how to choose tokens. Frozen and checked when made; vLLM's names, defaults and meanings."""
+"""SamplingParams: how to choose tokens. Checked when made and when changed; vLLM's names, defaults and meanings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from enum import Enum
 from numbers import Integral, Real
 from typing import Any
 
+from octavo.assignable import assignable
 from octavo.errors import InvalidRequestError
+from octavo.vllm_options import SAMPLING_FIELDS
 
 MAX_N = 16384
 MAX_ALLOWED_TOKEN_IDS = 1024
@@ -25,9 +27,11 @@ class RequestOutputKind(Enum):
     FINAL_ONLY = 2  # one output, when the request is done
 
 
+@assignable(SAMPLING_FIELDS, alone={"max_tokens": None})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How one request's tokens are chosen.
+    """How one request's tokens are chosen. Fields may be assigned, and are checked then; a request keeps the
+    parameters that it was made with.
 
     n: sequences sampled from the prompt (1..16384); they share the prompt's KV blocks.
     presence_penalty, frequency_penalty: subtracted from the logits of generated tokens, once / as often as each
@@ -155,6 +159,10 @@ class SamplingParams:
         """A copy with some fields changed, checked again."""
         return replace(self, **changes)
 
+    def clone(self) -> SamplingParams:
+        """A copy of its own, checked again."""
+        return replace(self)
+
 
 def _whole(name: str, value: object, low: int, high: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -167,9 +175,12 @@ def _whole(name: str, value: object, low: int, high: int | None = None) -> int:
 
 
 def _number(name: str, value: object, low: float, high: float = math.inf, open_low: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        raise InvalidRequestError(f"{name} is too large for a float; send a smaller number") from None
+    if math.isnan(number):
         raise InvalidRequestError(f"{name} is {value!r}, allowed is a number")
-    number = float(value)
     if number < low or number > high or (open_low and number == low) or math.isinf(number):
         left = "above" if open_low else "from"
         right = " up" if math.isinf(high) else f" to {high:g}"

@@ -9,6 +9,7 @@ PUBLIC_NAMES = {
     "BackendUnavailableError",
     "CompletionOutput",
     "ConfigError",
+    "EngineArgs",
     "EngineConfig",
     "EngineBusyError",
     "EngineDeadError",

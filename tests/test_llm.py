@@ -1,11 +1,16 @@
 """LLM as its user knows it, on a real model: text in, text out, every parameter honoured."""
 
+import dataclasses
+import re
 from collections.abc import Iterator
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
-from octavo import LLM, ConfigError, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
+from octavo import LLM, ConfigError, EngineArgs, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
 from octavo.observe.events import BlockCopied, Finished, Forked, StepDone
+from octavo.observe.metric_values import Counter, Histogram
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -179,10 +184,22 @@ def test_bias_allowed_and_bad_words_bind(llm: LLM) -> None:
     assert tokenizer.encode(" Paris")
 
 
+def test_all_logprobs_where_the_limit_is_the_vocabulary_and_prompts_whole_without_chunks() -> None:
+    """A limit of as many as there are tokens allows -1 too. Without chunked prefill a step takes any prompt whole."""
+    options = {"max_model_len": 128, "num_threads": 1, "num_gpu_blocks_override": 40}
+    with LLM("smollm2", max_logprobs=49152, max_num_batched_tokens=16, enable_chunked_prefill=False, **options) as llm:
+        (output,) = llm.generate([[5] * 90], SamplingParams(max_tokens=1, logprobs=-1), use_tqdm=False)
+        assert len(output.outputs[0].logprobs[0]) == 49152
+        assert [event.num_tokens for event in llm.events if isinstance(event, StepDone)] == [90]
+
+
 def test_detokenize_off_gives_ids_only(llm: LLM) -> None:
-    (output,) = llm.generate(PROMPTS[0], GREEDY.replace(detokenize=False))
+    params = GREEDY.replace(detokenize=False, logprobs=1, prompt_logprobs=1)
+    (output,) = llm.generate(PROMPTS[0], params)
     assert output.outputs[0].text == ""
     assert len(output.outputs[0].token_ids) == 12
+    rows = [*output.outputs[0].logprobs, *output.prompt_logprobs[1:]]
+    assert all(one.decoded_token is None for row in rows for one in row.values())
 
 
 def test_a_bad_prompt_stops_the_call_before_anything_runs(llm: LLM) -> None:
@@ -191,6 +208,161 @@ def test_a_bad_prompt_stops_the_call_before_anything_runs(llm: LLM) -> None:
         llm.generate([PROMPTS[0], [999999]], GREEDY)
     assert sum(isinstance(event, Finished) for event in llm.events) == finished
     assert llm.stats().num_waiting == 0
+
+
+def test_prompts_come_in_every_form(llm: LLM) -> None:
+    whole = texts(llm.generate(PROMPTS, GREEDY))
+    ids = [llm.get_tokenizer().encode(prompt) for prompt in PROMPTS]
+    for prompts in (iter(PROMPTS), tuple(PROMPTS), dict.fromkeys(PROMPTS).keys(), ids, [np.array(one) for one in ids]):
+        assert texts(llm.generate(prompts, GREEDY)) == whole
+    assert texts(llm.generate(np.array(ids[0]), GREEDY)) == whole[:1]
+    assert texts(llm.generate({"prompt": PROMPTS[0], "multi_modal_data": None}, GREEDY)) == whole[:1]
+    assert llm.generate([], GREEDY) == []
+    assert (
+        texts(llm.generate(PROMPTS, iter([GREEDY] * 3), use_tqdm=False, priority=[2, 0, 1], lora_request=None)) == whole
+    )
+
+
+def test_conversations_come_in_every_form(llm: LLM) -> None:
+    (answer,) = texts(llm.chat(QUESTION, GREEDY))
+    assert texts(llm.chat(QUESTION[0]["content"], GREEDY, priority=1)) == [answer]
+    assert texts(llm.chat(QUESTION[0], GREEDY)) == [answer]
+    assert texts(llm.chat(iter([QUESTION, tuple(QUESTION)]), GREEDY, False)) == [answer] * 2
+
+
+REFUSED_CALLS = [
+    (lambda llm: llm.generate(None), "prompts is None, allowed are text, token ids, a dict"),
+    (lambda llm: llm.generate(b"raw"), "prompts is b'raw', allowed are text"),
+    (lambda llm: llm.generate(3), "prompts is 3, allowed are text"),
+    (lambda llm: llm.generate([None]), "a prompt is NoneType, allowed are"),
+    (lambda llm: llm.generate(["a", 3]), r"prompts\[1\]: a prompt is int, allowed are"),
+    (lambda llm: llm.generate([1, "a"]), "the prompt's token ids hold 'a', allowed are whole numbers"),
+    (
+        lambda llm: llm.generate("a", {"temperature": 0}),
+        "sampling_params is {'temperature': 0}, allowed are a Sampling",
+    ),
+    (lambda llm: llm.generate("a", "greedy"), "sampling_params is 'greedy', allowed are a SamplingParams"),
+    (lambda llm: llm.generate(["a", "b"], [GREEDY, None]), "sampling_params is None, allowed are"),
+    (lambda llm: llm.generate("a", priority="high"), "priority is 'high', allowed are a whole number"),
+    (lambda llm: llm.generate("a", priority=2**70), "priority is 1180591620717411303424, allowed is a whole number"),
+    (lambda llm: llm.generate("a", temprature=0), "generate has no argument 'temprature'; allowed are"),
+    (lambda llm: llm.generate("a", prioritiy=0), "generate has no argument 'prioritiy'; did you mean 'priority'"),
+    (lambda llm: llm.generate("a", lora_request="x"), "lora_request='x' is not supported yet: adapters"),
+    (lambda llm: llm.stream("a", use_tqdm=True), "stream has no argument 'use_tqdm'"),
+    (lambda llm: llm.chat("Hello", chat_template_kwargs={"self": 1}), "chat_template_kwargs holds 'self'"),
+    (lambda llm: llm.generate("a", use_tqdm=object), "use_tqdm is <class 'object'>, which makes no bar"),
+    (lambda llm: llm.generate("a", use_tqdm="no"), "use_tqdm is 'no', allowed are True, False and"),
+    (lambda llm: llm.chat(None), "messages is None, allowed are a list of dicts"),
+    (lambda llm: llm.chat([]), "messages is empty, allowed are"),
+    (lambda llm: llm.chat(["Hello", "Hi"]), r"messages\[0\] is 'Hello', allowed are a list of dicts"),
+    (lambda llm: llm.chat([{"content": "Hello"}]), r"messages\[0\] is .*, allowed is an object with a 'role'"),
+    (lambda llm: llm.chat("Hello", chat_template_kwargs=3), "chat_template_kwargs is 3, allowed is a dict"),
+    (lambda llm: llm.chat("Hello", chat_template_kwargs={3: 4}), "chat_template_kwargs is {3: 4}, allowed is a dict"),
+    (lambda llm: llm.chat("Hello", chat_template_kwargs={"messages": []}), "chat_template_kwargs holds 'messages'"),
+    (
+        lambda llm: llm.chat("Hello", chat_template_kwargs={"chat_template": []}),
+        r"chat_template is \[\], allowed is text",
+    ),
+    (lambda llm: llm.chat("Hello", chat_template=3), "chat_template is 3, allowed is text"),
+    (lambda llm: llm.chat("Hello", tools="x"), "tools is 'x', allowed is a list of dicts"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED_CALLS, ids=[message[:40] for _, message in REFUSED_CALLS])
+def test_what_cannot_be_meant_is_refused_in_our_words(llm: LLM, call, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        call(llm)
+
+
+def test_what_vllm_has_and_we_lack_is_named(llm: LLM) -> None:
+    with pytest.raises(AttributeError, match=r"LLM\.sleep is not supported yet: close it"):
+        llm.sleep()
+    with pytest.raises(AttributeError, match="'LLM' object has no attribute 'generat'"):
+        llm.generat  # noqa: B018
+    assert not hasattr(llm, "beam_search")
+    assert repr(llm) == "LLM('smollm2')"
+
+
+def test_parameters_may_be_changed_and_requests_in_flight_keep_theirs(llm: LLM) -> None:
+    params = llm.get_default_sampling_params()
+    params.max_tokens, params.temperature, params.ignore_eos = 6, 0, True
+    stream = llm.stream(PROMPTS[0], params)
+    next(stream)
+    params.max_tokens = 2
+    *_, last = stream
+    assert len(last.outputs[0].token_ids) == 6
+    assert len(llm.generate(PROMPTS[0], params)[0].outputs[0].token_ids) == 2
+    assert llm.get_default_sampling_params().max_tokens == 16
+    params.min_tokens = 3
+    with pytest.raises(InvalidRequestError, match="min_tokens is 3, allowed is 0 to max_tokens"):
+        llm.generate(PROMPTS[0], params)
+
+
+def test_the_prefix_cache_can_be_reset(llm: LLM) -> None:
+    prompt = list(range(2000, 2100))
+    assert [llm.generate(prompt, GREEDY)[0].num_cached_tokens for _ in range(2)] == [0, 96]
+    assert llm.reset_prefix_cache() is True
+    assert llm.generate(prompt, GREEDY)[0].num_cached_tokens == 0
+
+
+def test_metrics_are_values(llm: LLM) -> None:
+    def count(name: str) -> float:
+        (found,) = (metric for metric in llm.get_metrics() if metric.name == f"vllm:{name}")
+        return found.count if isinstance(found, Histogram) else found.value
+
+    before = count("generation_tokens"), count("e2e_request_latency_seconds")
+    llm.generate(PROMPTS, GREEDY)
+    assert (count("generation_tokens"), count("e2e_request_latency_seconds")) == (before[0] + 36, before[1] + 3)
+    assert count("num_requests_running") == 0
+    (success,) = (one for one in llm.get_metrics() if one.labels.get("finished_reason") == "length")
+    assert isinstance(success, Counter)
+    assert success.labels["model_name"] == "smollm2"
+    (ttft,) = (one for one in llm.get_metrics() if one.name == "vllm:time_to_first_token_seconds")
+    assert ttft.buckets["+Inf"] == ttft.count
+
+
+def test_a_maker_of_bars_draws_the_progress(llm: LLM) -> None:
+    class Bar:
+        made: ClassVar[list["Bar"]] = []
+
+        def __init__(self, total: int, desc: str) -> None:
+            self.total, self.count, self.is_closed = total, 0, False
+            self.made.append(self)
+
+        def update(self, count: int) -> None:
+            self.count += count
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    llm.generate(PROMPTS, GREEDY, use_tqdm=Bar)
+    (bar,) = Bar.made
+    assert (bar.total, bar.count, bar.is_closed) == (3, 3, True)
+
+
+def test_outputs_read_as_vllms(llm: LLM) -> None:
+    (output,) = llm.generate(PROMPTS[0], GREEDY)
+    assert re.match(
+        r"RequestOutput\(request_id='\d+-0', prompt='The capital of France is', prompt_token_ids=\[.*\], "
+        r"encoder_prompt=None, encoder_prompt_token_ids=None, prompt_logprobs=None, "
+        r"outputs=\[CompletionOutput\(index=0, text='.*', token_ids=\[.*\], cumulative_logprob=None, logprobs=None, "
+        r"finish_reason='length', stop_reason=None\)\], finished=True, metrics=RequestMetrics\(.*\), "
+        r"lora_request=None, num_cached_tokens=\d+\)$",
+        repr(output),
+    )
+    assert output.outputs[0].finished() is True
+
+
+def test_engine_args_make_an_engine() -> None:
+    args = EngineArgs("smollm2", max_model_len="64", max_num_seqs=1, tensor_parallel_size=1)
+    args.max_model_len = 128
+    assert args.create_engine_config().model.max_model_len == 128
+    assert dataclasses.asdict(args)["max_num_seqs"] == vars(args)["max_num_seqs"] == 1
+    assert (args.dtype, args) == ("auto", EngineArgs(max_model_len=128, max_num_seqs=1))
+    with pytest.raises(ConfigError, match="no engine option 'max_num_seq'; did you mean 'max_num_seqs'"):
+        EngineArgs(max_num_seq=4)
+    with LLM.from_engine_args(args) as engine:
+        assert len(engine.generate("Hello", GREEDY)) == 1
 
 
 def test_unknown_options_and_closed_engines_are_named() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import FrozenInstanceError
+import pickle
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"x": 1}}, "a token id of logit_bias is 'x', allowed is a whole number"),
     ({"logit_bias": {-1: 1}}, "a token id of logit_bias is -1, allowed is 0 or more"),
     ({"logit_bias": {3: 101}}, "logit_bias[3] is 101, allowed is from -100 to 100"),
+    ({"temperature": 10**400}, "temperature is too large for a float; send a smaller number"),
     ({"logit_bias": {3: None}}, "logit_bias[3] is None, allowed is a number"),
 ]
 
@@ -126,8 +128,17 @@ def test_refusals_are_value_errors() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(TypeError, match="best_of"):
+    with pytest.raises(InvalidRequestError, match="best_of=2 is not supported yet: sample n sequences"):
         SamplingParams(best_of=2)  # type: ignore[call-arg]
+    with pytest.raises(InvalidRequestError, match="no field 'temprature'; did you mean 'temperature'"):
+        SamplingParams(temprature=0)  # type: ignore[call-arg]
+    with pytest.raises(InvalidRequestError, match="takes fields by name"):
+        SamplingParams(0.5)  # type: ignore[misc]
+
+
+def test_what_asks_for_nothing_is_accepted() -> None:
+    nothing = {"best_of": None, "use_beam_search": False, "structured_outputs": None, "skip_clone": True}
+    assert SamplingParams(**nothing, max_tokens=3) == SamplingParams(max_tokens=3)
 
 
 def test_spellings_become_one() -> None:
@@ -160,10 +171,44 @@ def test_what_is_greedy_and_what_is_penalised() -> None:
         assert SamplingParams(**{name: 0.5}).has_penalties
 
 
-def test_frozen_and_replaced() -> None:
+def test_assignment_checks_and_normalises_one_field() -> None:
+    params = SamplingParams()
+    params.min_tokens = 20  # type: ignore[misc]  # more than max_tokens, until that follows
+    params.max_tokens = 50  # type: ignore[misc]
+    params.stop = "end"  # type: ignore[misc]
+    params.top_k = -1  # type: ignore[misc]
+    assert (params.min_tokens, params.max_tokens, params.stop, params.top_k) == (20, 50, ("end",), 0)
+    with pytest.raises(InvalidRequestError, match="temperature is -1, allowed is from 0"):
+        params.temperature = -1  # type: ignore[misc]
+    with pytest.raises(InvalidRequestError, match="has no field 'max_token'; did you mean 'max_tokens'"):
+        params.max_token = 5  # type: ignore[attr-defined]
+    with pytest.raises(InvalidRequestError, match="best_of=3 is not supported yet"):
+        params.best_of = 3  # type: ignore[attr-defined]
+    assert params == SamplingParams(min_tokens=20, max_tokens=50, stop="end")
+
+
+def test_a_clone_is_its_own_and_checked() -> None:
+    params = SamplingParams(logit_bias={1: 2.0}, max_tokens=5)
+    clone = params.clone()
+    params.max_tokens = 7  # type: ignore[misc]
+    params.logit_bias[3] = 1.0  # type: ignore[index]
+    assert (clone.max_tokens, clone.logit_bias) == (5, {1: 2.0})
+    params.min_tokens = 8  # type: ignore[misc]
+    with pytest.raises(InvalidRequestError, match="min_tokens is 8, allowed is 0 to max_tokens, which is 7"):
+        params.clone()
+    params.min_tokens = 0  # type: ignore[misc]
+    params.logit_bias[3] = 1000.0  # type: ignore[index]
+    with pytest.raises(InvalidRequestError, match="logit_bias"):
+        params.clone()
+
+
+def test_copied_and_pickled() -> None:
     params = SamplingParams(temperature=0.5, stop="x", logit_bias={1: 2.0})
-    with pytest.raises(FrozenInstanceError):
-        params.temperature = 1.0  # type: ignore[misc]
+    assert copy.deepcopy(params) == copy.copy(params) == pickle.loads(pickle.dumps(params)) == params
+
+
+def test_replaced() -> None:
+    params = SamplingParams(temperature=0.5, stop="x", logit_bias={1: 2.0})
     changed = params.replace(max_tokens=3)
     assert (changed.max_tokens, changed.temperature, changed.stop, changed.logit_bias) == (3, 0.5, ("x",), {1: 2.0})
     assert params.max_tokens == 16

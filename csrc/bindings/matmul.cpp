@@ -30,8 +30,9 @@ void octavo_dequantize(int32_t dtype, const uint8_t* row, int64_t cols, float* o
   octavo::dequantize_row(static_cast<DType>(dtype), row, cols, out);
 }
 
-PackedMatrix* octavo_pack(ThreadPool* pool, int32_t dtype, const uint8_t* data, int64_t rows, int64_t cols) {
-  return octavo::pack(*pool, static_cast<DType>(dtype), data, rows, cols).release();
+PackedMatrix* octavo_pack(ThreadPool* pool, int32_t dtype, const uint8_t* data, int64_t rows, int64_t cols,
+                          int32_t activation_bytes) {
+  return octavo::pack(*pool, static_cast<DType>(dtype), data, rows, cols, activation_bytes).release();
 }
 void octavo_free_matrix(PackedMatrix* matrix) { delete matrix; }
 

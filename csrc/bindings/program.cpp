@@ -177,9 +177,10 @@ int octavo_program_embedding(Program* program, DType dtype, const uint8_t* data,
 }
 
 int octavo_program_linear(Program* program, ThreadPool* pool, DType dtype, const uint8_t* data, int64_t rows,
-                          int64_t cols, const float* bias, Slot x, Slot out, int64_t first_column) {
+                          int64_t cols, int32_t activation_bytes, const float* bias, Slot x, Slot out,
+                          int64_t first_column) {
   return guarded([&] {
-    std::unique_ptr<PackedMatrix> weight = pack(*pool, dtype, data, rows, cols);
+    std::unique_ptr<PackedMatrix> weight = pack(*pool, dtype, data, rows, cols, activation_bytes);
     if (!weight) throw std::domain_error("no matrix multiplication for this tensor type");
     program->linear(std::move(weight), bias, x, out, first_column);
   });

@@ -5,13 +5,13 @@
 namespace octavo {
 
 std::unique_ptr<PackedMatrix> pack_simple(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows,
-                                          int64_t cols) {
+                                          int64_t cols, int activation_bytes) {
   switch (dtype) {
-    case DType::Q4_0: return pack_blocks<DType::Q4_0>(pool, data, rows, cols);
-    case DType::Q4_1: return pack_blocks<DType::Q4_1>(pool, data, rows, cols);
-    case DType::Q5_0: return pack_blocks<DType::Q5_0>(pool, data, rows, cols);
-    case DType::Q5_1: return pack_blocks<DType::Q5_1>(pool, data, rows, cols);
-    case DType::Q8_0: return pack_blocks<DType::Q8_0>(pool, data, rows, cols);
+    case DType::Q4_0: return pack_blocks<DType::Q4_0>(pool, data, rows, cols, activation_bytes);
+    case DType::Q4_1: return pack_blocks<DType::Q4_1>(pool, data, rows, cols, activation_bytes);
+    case DType::Q5_0: return pack_blocks<DType::Q5_0>(pool, data, rows, cols, activation_bytes);
+    case DType::Q5_1: return pack_blocks<DType::Q5_1>(pool, data, rows, cols, activation_bytes);
+    case DType::Q8_0: return pack_blocks<DType::Q8_0>(pool, data, rows, cols, activation_bytes);
     default: return nullptr;
   }
 }

@@ -6,6 +6,9 @@
 //
 // The sum of xq comes with the activations, so the weights' offsets and mins cost one fused operation a run
 // instead of one a column. Both integer sums, and their difference, are exact.
+//
+// Activations of 16 bits are two signed bytes, xq = 128 * first + second, and are multiplied like two tokens of one:
+// twice the products, half the tokens a tile. Where memory is what a step waits for they cost next to nothing.
 #pragma once
 #include "matmul_grouped.h"
 #include "pack.h"
@@ -28,18 +31,19 @@ simd::Bytes load_chunk(const uint8_t* vectors) {
   return low;
 }
 
-template <DType dtype>
+template <DType dtype, int num_bytes>
 struct QuantizedKernel {
   using F = Format<dtype>;
   using Layout = PackedBlock<F>;
+  using XRun = ActivationRun<num_bytes>;
 
-  static constexpr int max_tokens = simd::kQuantizedTileTokens;
+  static constexpr int max_tokens = simd::kQuantizedTileTokens / num_bytes;
   static constexpr int vectors = 1;
 
   static int64_t num_blocks(int64_t cols) { return cols / (kRun * F::runs_per_block); }
   static int64_t group_bytes(int64_t cols) { return round_up(num_blocks(cols) * Layout::bytes, kCacheLine); }
   static int64_t tile_bytes(int64_t cols) { return round_up(cols / kRun * tile_run_bytes(max_tokens), kCacheLine); }
-  static constexpr int tile_run_bytes(int n) { return n * (kRun + static_cast<int>(sizeof(ActivationRun))); }
+  static constexpr int tile_run_bytes(int n) { return n * (num_bytes * kRun + static_cast<int>(sizeof(XRun))); }
 
   static void pack_group(const uint8_t* data, int rows, int64_t cols, uint8_t* out) {
     const int64_t row_bytes = num_blocks(cols) * F::block_bytes;
@@ -49,8 +53,10 @@ struct QuantizedKernel {
   static void pack_tile(const float* x, int64_t x_stride, int n, int64_t cols, uint8_t* out) {
     for (int64_t r = 0; r < cols / kRun; ++r, out += tile_run_bytes(n)) {
       auto* bytes = reinterpret_cast<int8_t*>(out);
-      auto* runs = reinterpret_cast<ActivationRun*>(out + n * kRun);
-      for (int t = 0; t < n; ++t) quantize_run(x + t * x_stride + r * kRun, bytes + t * kRun, runs[t]);
+      auto* runs = reinterpret_cast<XRun*>(out + num_bytes * n * kRun);
+      for (int t = 0; t < n; ++t) {
+        quantize_run<num_bytes>(x + t * x_stride + r * kRun, bytes + t * kRun, n * kRun, runs[t]);
+      }
     }
   }
 
@@ -81,42 +87,51 @@ struct QuantizedKernel {
   [[gnu::always_inline]] static void add_run(const uint8_t* weights, const uint8_t* tile, simd::F32 d, simd::F32 d_min,
                                              simd::F32 (&sums)[n]) {
     const auto* x = reinterpret_cast<const int8_t*>(tile);
-    const auto* runs = reinterpret_cast<const ActivationRun*>(tile + n * kRun);
+    const auto* runs = reinterpret_cast<const XRun*>(tile + num_bytes * n * kRun);
     const auto* scales = reinterpret_cast<const int8_t*>(weights);
     const uint8_t* vectors = weights + Layout::scale_bytes;
 
     simd::F32 run_sums[n];
     simd::unroll<parts>([&](auto part) {
       const simd::F32 scale = Layout::is_k ? simd::mul(d, simd::load_int8(scales + part * simd::kLanes)) : d;
-      simd::Dot<F::bits> dots[n];
+      simd::Dot<F::bits> dots[num_bytes * n];
       simd::unroll<chunks_per_part>([&](auto i) {
         constexpr int chunk = part * chunks_per_part + i;
         const simd::Bytes w = load_chunk<F::bits, chunk>(vectors);
-        simd::unroll<n>([&](auto t) {
+        simd::unroll<num_bytes * n>([&](auto t) {
           dots[t].template add<i>(w, simd::broadcast_four(x + t * kRun + chunk * kColumnsPerLane));
         });
       });
+      const auto byte_sum = [&](auto t, auto byte) {
+        const simd::F32 dot = dots[byte * n + t].template total<chunks_per_part>();
+        if constexpr (offset == 0) return dot;
+        const float x_sum = parts == 1 ? runs[t].sum[byte] : runs[t].half_sum[byte][part];
+        return simd::fma(simd::broadcast(-static_cast<float>(offset)), simd::broadcast(x_sum), dot);
+      };
       simd::unroll<n>([&](auto t) {
-        simd::F32 dot = dots[t].template total<chunks_per_part>();
-        if constexpr (offset != 0) {
-          const float x_sum = parts == 1 ? runs[t].sum : runs[t].half_sum[part];
-          dot = simd::fma(simd::broadcast(-static_cast<float>(offset)), simd::broadcast(x_sum), dot);
+        simd::F32 dot = byte_sum(t, std::integral_constant<int, 0>{});
+        if constexpr (num_bytes == 2) {
+          dot = simd::fma(simd::broadcast(kSecondByte), dot, byte_sum(t, std::integral_constant<int, 1>{}));
         }
         run_sums[t] = part == 0 ? simd::mul(scale, dot) : simd::fma(scale, dot, run_sums[t]);
       });
     });
     if constexpr (F::has_min) {
       const simd::F32 min = Layout::is_k ? simd::mul(d_min, simd::load_int8(scales + parts * simd::kLanes)) : d_min;
-      simd::unroll<n>([&](auto t) { run_sums[t] = simd::fma(min, simd::broadcast(runs[t].sum), run_sums[t]); });
+      simd::unroll<n>([&](auto t) { run_sums[t] = simd::fma(min, simd::broadcast(runs[t].total()), run_sums[t]); });
     }
     simd::unroll<n>([&](auto t) { sums[t] = simd::fma(simd::broadcast(runs[t].scale), run_sums[t], sums[t]); });
   }
 };
 
 template <DType dtype>
-std::unique_ptr<PackedMatrix> pack_blocks(ThreadPool& pool, const uint8_t* data, int64_t rows, int64_t cols) {
-  const int64_t row_bytes = QuantizedKernel<dtype>::num_blocks(cols) * Format<dtype>::block_bytes;
-  return std::make_unique<GroupedMatrix<QuantizedKernel<dtype>>>(pool, data, row_bytes, rows, cols);
+std::unique_ptr<PackedMatrix> pack_blocks(ThreadPool& pool, const uint8_t* data, int64_t rows, int64_t cols,
+                                          int activation_bytes) {
+  using OneByte = QuantizedKernel<dtype, 1>;
+  using TwoBytes = QuantizedKernel<dtype, 2>;
+  const int64_t row_bytes = OneByte::num_blocks(cols) * Format<dtype>::block_bytes;
+  if (activation_bytes == 2) return std::make_unique<GroupedMatrix<TwoBytes>>(pool, data, row_bytes, rows, cols);
+  return std::make_unique<GroupedMatrix<OneByte>>(pool, data, row_bytes, rows, cols);
 }
 
 }  // namespace octavo

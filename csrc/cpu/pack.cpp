@@ -48,7 +48,8 @@ uint32_t magnitude_bits(float x) {
 
 }  // namespace
 
-void quantize_run(const float* x, int8_t* bytes, ActivationRun& run) {
+template <int num_bytes>
+void quantize_run(const float* x, int8_t* bytes, int64_t byte_stride, ActivationRun<num_bytes>& run) {
   // As integers, so that a NaN is the largest of all.
   uint32_t largest = 0;
   for (int i = 0; i < kRun; ++i) largest = std::max(largest, magnitude_bits(x[i]));
@@ -57,24 +58,38 @@ void quantize_run(const float* x, int8_t* bytes, ActivationRun& run) {
 
   // Adding 1.5 * 2^23 leaves the rounded number in the low bits of the sum. Below 2^-100 the inverse would
   // overflow, and no sum of such products is seen in float32 beside any other.
-  const float inverse = max_magnitude < 0x1p-100f ? 0.0f : 127.0f / max_magnitude;
+  constexpr float kSteps = num_bytes == 1 ? 127 : 127 * kSecondByte;
+  const float inverse = max_magnitude < 0x1p-100f ? 0.0f : kSteps / max_magnitude;
   constexpr float kRounder = 0x1.8p23f;
-  int sums[2] = {0, 0};
+  int sums[num_bytes][2] = {};
   for (int half = 0; half < 2; ++half) {
     for (int i = 16 * half; i < 16 * half + 16; ++i) {
       const float rounded = x[i] * inverse + kRounder;
       int32_t bits;
       std::memcpy(&bits, &rounded, 4);
-      const int32_t q = bits - 0x4b400000;
-      bytes[i] = static_cast<int8_t>(q);
-      sums[half] += q;
+      int32_t first;
+      if constexpr (num_bytes == 1) {
+        first = static_cast<int8_t>(bits);
+      } else {
+        const int32_t q = static_cast<int16_t>(bits);
+        first = (q + kSecondByte / 2) >> 7;
+        const int32_t second = q - first * kSecondByte;
+        bytes[byte_stride + i] = static_cast<int8_t>(second);
+        sums[1][half] += second;
+      }
+      bytes[i] = static_cast<int8_t>(first);
+      sums[0][half] += first;
     }
   }
-  run.scale = max_magnitude / 127.0f;
-  run.sum = static_cast<float>(sums[0] + sums[1]);
-  run.half_sum[0] = static_cast<float>(sums[0]);
-  run.half_sum[1] = static_cast<float>(sums[1]);
+  run.scale = max_magnitude / kSteps;
+  for (int b = 0; b < num_bytes; ++b) {
+    run.sum[b] = static_cast<float>(sums[b][0] + sums[b][1]);
+    for (int half = 0; half < 2; ++half) run.half_sum[b][half] = static_cast<float>(sums[b][half]);
+  }
 }
+
+template void quantize_run<1>(const float*, int8_t*, int64_t, ActivationRun<1>&);
+template void quantize_run<2>(const float*, int8_t*, int64_t, ActivationRun<2>&);
 
 template <DType dtype>
 void pack_block(const uint8_t* data, int64_t row_bytes, int rows, int64_t block, uint8_t* out) {

@@ -80,6 +80,15 @@ class KVCache:
         shared = sum(1 for table in match.block_ids for block_id in table if ref_counts[block_id])
         return self.max_blocks(sequence.num_tokens, chunk_len) - shared
 
+    def num_blocks_of(self, sequence: Sequence) -> int:
+        """Entries of its tables, those behind a window included."""
+        return self.tables[sequence.sequence_id].num_blocks * len(self.groups)
+
+    def blocks_of(self, sequence: Sequence) -> list[BlockId]:
+        """Every block in its tables."""
+        tables = self.tables[sequence.sequence_id].block_ids
+        return [block_id for table in tables for block_id in table if block_id != NULL_BLOCK]
+
     # What happens to a sequence
 
     def start(self, sequence: Sequence, match: PrefixMatch) -> None:

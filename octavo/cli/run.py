@@ -57,8 +57,11 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequestError("--output and --raw need prompts, got none: give them as arguments or with --input")
     lines = None if is_chat or args.prompt else _read_lines(args.input)
 
+    from octavo.engine.template_process import template_processes
     from octavo.llm import LLM  # after everything that can be refused without it
 
+    if not args.raw:
+        template_processes().warm()  # it starts while the model loads
     with LLM(args.model, **engine_options(args, _NOT_FLAGS)) as llm:
         if args.verbose or args.report or is_chat:
             _print_table("engine", llm.card)

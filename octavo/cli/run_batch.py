@@ -27,7 +27,10 @@ _SETTINGS = (
     "trust_request_chat_template",
     "return_tokens_as_token_ids",
     "max_body_bytes",
+    "max_body_values",
     "max_prompts_per_request",
+    "max_choices_per_request",
+    "max_logprobs_per_request",
     "max_messages_per_request",
     "max_stop_strings",
     "max_stop_string_len",
@@ -59,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     )
     with BatchInput(args.input_file) as asked, BatchOutput(args.output_file, asked) as results:
         num_before = len(results.done & asked.places.keys())
-        if num_before == len(asked.places):
+        if not asked.places:
+            print(f"{args.input_file} holds no line, so there is nothing to answer", file=sys.stderr)
+        elif num_before == len(asked.places):
             print(f"all {num_before:,} lines have a result in {args.output_file}", file=sys.stderr)
         else:
             if num_before:

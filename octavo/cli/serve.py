@@ -1,7 +1,7 @@
 """Serve a model over HTTP.
 
 octavo serve smollm2
-octavo serve smollm2 --host 127.0.0.1 --port 8000 --api-key SECRET --max-num-seqs 64
+octavo serve smollm2 --host 127.0.0.1 --port 8000 --api-key-file keys.txt --max-num-seqs 64
 octavo serve Qwen/Qwen3-0.6B --api-server-count 4 --served-model-name qwen qwen3
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from octavo import env
 from octavo.cli.flags import add_engine_flags, add_section_flags, engine_options, section_options
 from octavo.config import AdmissionConfig, ServerConfig
 from octavo.engine.assemble import engine_config
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     log_to_stderr("server")
-    settings = ServerSettings(**section_options(args, ServerSettings))
+    settings = ServerSettings(**section_options(args, ServerSettings)).with_keys(env.server_api_key())
     if not settings.served_model_name:
         settings = replace(settings, served_model_name=(args.model,))
     options = ServeOptions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
@@ -13,12 +12,12 @@ from octavo.cache.groups import CacheGroup, layers_per_group, make_groups
 from octavo.cache.kv_cache import KVCache
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
 from octavo.engine import device
-from octavo.engine.card import start_up_card
+from octavo.engine.card import start_up_card, warn_of_leftovers
 from octavo.engine.core import EngineCore
 from octavo.engine.input import InputProcessor, RequestLimits
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.overlap import OverlappedCore
-from octavo.engine.tokenizer import Tokenizer, open_tokenizer
+from octavo.engine.tokenizer import Tokenizer, check_chat_template, open_tokenizer
 from octavo.errors import ConfigError
 from octavo.executor.inline import InlineExecutor, LaunchingExecutor, ThreadedExecutor
 from octavo.executor.interface import Executor
@@ -27,12 +26,14 @@ from octavo.kernels.registry import converter, select
 from octavo.kernels.triton.backend import TritonBackend
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
+from octavo.models.context_len import allowed_model_len
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
 from octavo.observe.events import EngineStarted, EventLog
 from octavo.observe.tracing import RequestTracer, open_tracer
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
+from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, suggestion, why_not
 from octavo.worker.memory import KVBudget, plan_kv_cache
 from octavo.worker.worker import Worker
 
@@ -50,23 +51,28 @@ _SECTIONS: dict[str, type[Any]] = {
     "observe": ObserveConfig,
 }
 
+_VLLM_OPTIONS = ENGINE_OPTIONS | SERVER_ONLY
+
 #: KV blocks take the type of dense weights; block-quantised weights get float16
 _KV_DTYPE_OF_FILE: dict[str, KVDType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def engine_config(**options: Any) -> EngineConfig:
-    """Sort options into sections by field name. Raises ConfigError for a name no section has."""
+    """Sort options into sections by field name. Raises ConfigError for a name no section has, unless it is one of
+    vLLM's and asks for nothing; and TokenizerError for a chat template that is none, before a model loads."""
     sections = {}
     for section_name, section in _SECTIONS.items():
         names = {field.name for field in fields(section)} & set(options)
         sections[section_name] = section(**{name: options.pop(name) for name in names})
-    if options:
-        known = sorted(field.name for section in _SECTIONS.values() for field in fields(section))
-        unknown = next(iter(options))
-        close = difflib.get_close_matches(unknown, known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(known)}"
-        raise ConfigError(f"there is no engine option {unknown!r}; {hint}")
-    return EngineConfig(**sections)
+    if (refusal := why_not(_VLLM_OPTIONS, options)) is not None:
+        raise ConfigError(refusal)
+    for unknown in options.keys() - _VLLM_OPTIONS.keys():
+        known = [field.name for section in _SECTIONS.values() for field in fields(section)]
+        raise ConfigError(f"there is no engine option {unknown!r}; {suggestion(unknown, known)}")
+    config = EngineConfig(**sections)
+    if config.model.chat_template is not None:
+        check_chat_template(config.model.chat_template)
+    return config
 
 
 def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves: bool = False) -> LLMEngine:
@@ -89,7 +95,8 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
                 worker.warm_up(shape.limits, compiler)
         else:
             shape, worker = _load_on_host(config, checkpoint, backend)
-    tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint)
+    warn_of_leftovers(checkpoint)
+    tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint.tokenizer_source)
     _record_start(config, shape, events, clock)
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
@@ -207,19 +214,15 @@ def _largest_shape(config: EngineConfig, checkpoint: Checkpoint, kv_dtype: KVDTy
         head_dim=architecture.head_dim,
         dtype=kv_dtype,
     )
-    asked_len = config.model.max_model_len
-    model_len = architecture.max_position_embeddings
-    if asked_len is not None and asked_len > model_len:
-        raise ConfigError(
-            f"max_model_len is {asked_len}, allowed is up to {model_len}, the positions this model was made for"
-        )
+    model_len = allowed_model_len(architecture, config.model.max_model_len)
     sizes = config.scheduler
     assert sizes.max_num_batched_tokens is not None, "the device has chosen a token budget"
     assert sizes.max_num_seqs is not None, "the device has chosen a number of sequences"
+    num_tokens = sizes.max_num_batched_tokens
     limits = StepLimits(
-        max_num_tokens=sizes.max_num_batched_tokens,
+        max_num_tokens=num_tokens if sizes.enable_chunked_prefill else max(num_tokens, model_len),
         max_num_seqs=sizes.max_num_seqs,
-        max_model_len=asked_len or model_len,
+        max_model_len=model_len,
         vocab_size=architecture.vocab_size,
     )
     return _EngineShape(groups, layout, limits)
@@ -255,8 +258,24 @@ def _record_start(config: EngineConfig, shape: _EngineShape, events: EventLog, c
             num_groups=len(shape.groups),
             max_model_len=shape.limits.max_model_len,
             enable_prefix_caching=config.cache.enable_prefix_caching,
+            cache_options=_cache_options(config.cache, shape),
         )
     )
+
+
+def _cache_options(config: CacheConfig, shape: _EngineShape) -> tuple[tuple[str, str], ...]:
+    """As vLLM's metrics name and write them."""
+    options = {
+        "cache_dtype": shape.layout.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "num_gpu_blocks_override": config.num_gpu_blocks_override,
+        "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
+        "kv_cache_size_tokens": (shape.layout.num_blocks - 1) * shape.layout.block_size // len(shape.groups),
+        "sliding_window": min((group.window for group in shape.groups if group.window is not None), default=None),
+        "num_cpu_blocks": None,
+        "is_attention_free": False,
+    }
+    return tuple((name, str(value)) for name, value in options.items())
 
 
 def _tracer(config: EngineConfig, events: EventLog, clock: Clock) -> RequestTracer | None:

@@ -11,13 +11,15 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.calls import id_list, missing_attribute, refuse_unknown
 from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineStats
+from octavo.engine.engine_args import EngineArgs
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.tokenizer import Tokenizer
@@ -48,13 +50,16 @@ class _Listener:
         return True
 
 
+_GENERATE = ("prompt", "sampling_params", "request_id", "priority", "cache_salt", "trace_headers")
+
+
 class AsyncLLM:
-    """An engine for asyncio programs. Takes the same options as LLM."""
+    """An engine for asyncio programs. Takes the same options as LLM. Coroutines of several event loops may use it."""
 
     def __init__(self, model: str, **options: Any) -> None:
         self._engine = build_engine(engine_config(model=model, **options))
         self._model_info = self._engine.model_info
-        self._recorder = MetricsRecorder(self._engine.events, model_name=model)
+        self._recorder = MetricsRecorder(self._engine.events, model_name=str(model))
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._counter = itertools.count()
@@ -62,6 +67,11 @@ class AsyncLLM:
         self._fault_lock = threading.Lock()  # no command is queued after the thread has seen its last one
         self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
         self._thread.start()
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> AsyncLLM:
+        """An AsyncLLM of these options, as vLLM spells it."""
+        return cls(**vars(engine_args))
 
     async def generate(
         self,
@@ -72,9 +82,12 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str | None = None,
         trace_headers: Mapping[str, str] | None = None,
+        **others: Any,
     ) -> AsyncIterator[RequestOutput]:
         """Yield the request's outputs as they come; the last one has finished=True. Leaving the loop early, or
-        being cancelled, aborts the request and frees its blocks. Raises InvalidRequestError, EngineDeadError."""
+        being cancelled, aborts the request and frees its blocks. others: vLLM's arguments, where they ask for
+        nothing. Raises InvalidRequestError, EngineDeadError."""
+        refuse_unknown("generate", others, _GENERATE)
         request_id = request_id if request_id is not None else f"async-{next(self._counter)}"
         params = sampling_params if sampling_params is not None else self._engine.default_sampling_params
         request = await asyncio.to_thread(self._engine.make_request, request_id, prompt, params, priority, cache_salt)
@@ -94,9 +107,18 @@ class AsyncLLM:
                 with contextlib.suppress(EngineDeadError):
                     self._send(lambda engine: self._abort(engine, request_id, listener))
 
-    async def abort(self, request_id: str) -> None:
-        """End a request; its generator yields a last output with finish_reason "abort"."""
-        self._send(lambda engine: engine.abort_request(request_id))
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """End a request, or several; the generator of each yields a last output with finish_reason "abort"."""
+        for one in id_list(request_id):
+            self._send(lambda engine, one=one: engine.abort_request(one))  # type: ignore[misc]
+
+    async def check_health(self) -> None:
+        """Raises EngineDeadError if the engine has stopped."""
+        await self.stats()
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forget all cached blocks; running requests keep theirs."""
+        return await self._ask(lambda engine: engine.core.reset_prefix_cache())
 
     def get_tokenizer(self) -> Tokenizer | None:
         return self._engine.tokenizer
@@ -120,6 +142,9 @@ class AsyncLLM:
         if self._thread.is_alive():
             self._commands.put(None)
             self._thread.join()
+
+    def __getattr__(self, name: str) -> Any:
+        raise missing_attribute(self, name)
 
     async def _ask(self, question: Callable[[LLMEngine], Answer]) -> Answer:
         """Have the engine's thread answer, between two steps."""

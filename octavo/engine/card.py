@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from octavo.kernels.ops import KVLayout, StepLimits
 from octavo.models.checkpoint import Checkpoint
+from octavo.models.context_len import context_len
+from octavo.models.shown import shown_names
+from octavo.observe.logging import LOGGER
 
 
 def start_up_card(
@@ -19,8 +22,8 @@ def start_up_card(
     architecture = checkpoint.architecture
     num_tokens = (layout.num_blocks - 1) * layout.block_size
     context = f"{limits.max_model_len:,} tokens"
-    if limits.max_model_len < architecture.max_position_embeddings:
-        context += f" of the model's {architecture.max_position_embeddings:,}"
+    if limits.max_model_len < context_len(architecture):
+        context += f" of the model's {context_len(architecture):,}"
     lines = [
         ("model", f"{checkpoint.label} ({architecture.family}, {architecture.num_layers} layers)"),
         ("weights", f"{_size(checkpoint.num_bytes)} as {checkpoint.dtype_label}"),
@@ -37,10 +40,16 @@ def start_up_card(
     ]
     if device is not None:
         lines.insert(-1, ("device", device))
-    if unused := checkpoint.leftovers():
-        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-        lines.insert(2, ("not used", f"tensors that this architecture has no place for: {', '.join(unused[:3])}{more}"))
     return lines
+
+
+def warn_of_leftovers(checkpoint: Checkpoint) -> None:
+    """Once a model is built: tensors that it had no place for are a sign that it is not what its configuration says."""
+    if unused := checkpoint.leftovers():
+        LOGGER.warning(
+            "%s: %d tensors are not used, the model's configuration has no place for them: %s",
+            *(checkpoint.label, len(unused), shown_names(unused)),
+        )
 
 
 def _size(num_bytes: int) -> str:

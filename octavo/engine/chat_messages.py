@@ -18,6 +18,7 @@ from typing import Any
 from octavo.config import ContentFormat
 from octavo.engine.template_facts import TemplateFacts
 from octavo.errors import InvalidRequestError
+from octavo.models.shown import shown
 
 Message = Mapping[str, Any]
 Content = str | list[dict[str, str]] | None
@@ -50,13 +51,13 @@ def _numbered(messages: object) -> list[tuple[int, Any]]:
 
 def _listed(name: str, value: object) -> Sequence[Any]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise InvalidRequestError(f"{name} is {value!r}, allowed is a list of objects")
+        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a list of objects")
     return value
 
 
 def _message(facts: TemplateFacts, where: str, message: object, content_format: ContentFormat) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise InvalidRequestError(f"{where} is {message!r}, allowed is an object with a 'role' and a 'content'")
+        raise InvalidRequestError(f"{where} is {shown(message)}, allowed is an object with a 'role' and a 'content'")
     kept = {key: value for key, value in message.items() if value is not None}
     if kept["role"] == "developer" and not facts.knows_developer:
         kept["role"] = "system"
@@ -104,7 +105,9 @@ def _text_of(where: str, part: object) -> str:
         return part
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    raise InvalidRequestError(f"{where} is {part!r}, allowed is {{'type': 'text', 'text': ...}}: the model reads text")
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    found = f"of type {shown(kind)}" if isinstance(kind, str) and kind != "text" else shown(part)
+    raise InvalidRequestError(f"{where} is {found}, allowed is {{'type': 'text', 'text': ...}}: the model reads text")
 
 
 def _tool_call(call: Any, wants_text: bool) -> Any:

@@ -56,9 +56,20 @@ def render(
         text = program.render(**{**variables, "messages": plain, "add_generation_prompt": add_generation_prompt})
     except SecurityError as error:
         raise TokenizerError(f"the chat template does something it may not: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequestError(
+            "the chat template, or what it prints, is nested too deeply; use another template"
+        ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # a template is a foreign program: it may fail in any way
         raise InvalidRequestError(f"the model's chat template refuses these messages: {error}") from error
     return _cut_at_mark(text) if continue_final_message else text
+
+
+def check(template: str) -> None:
+    """Raises TokenizerError if it is no Jinja template."""
+    _compile(template)
 
 
 def _cut_at_mark(text: str) -> str:
@@ -80,6 +91,10 @@ def _compile(template: str) -> jinja2.Template:
         return _environment().from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise TokenizerError(f"the chat template is broken at line {error.lineno}: {error.message}") from error
+    except (SyntaxError, RecursionError, MemoryError, OverflowError) as error:  # of Python's own compiler
+        raise TokenizerError(
+            f"the chat template nests too deeply for Python ({type(error).__name__}); use a flatter one"
+        ) from error
 
 
 @lru_cache(maxsize=32)

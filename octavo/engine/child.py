@@ -38,17 +38,20 @@ class Note(msgspec.Struct, omit_defaults=True):
 
     ready: a child serves (from the engine: with its start-up card). failed: it cannot start; text is the message and
         error the class from errors.py.
-    alive: from the engine: its loop turns, and will say so again within so many seconds (heartbeat.py).
-    engine_up, engine_down: to a front end: where the engine listens; why it does not.
+    alive: its loop turns, and will say so again within so many seconds (heartbeat.py); ready says that too.
+    cleared: from the engine: a request that an engine before it died at has been computed; text is its fingerprint.
+    engine_up, engine_down: to a front end: where the engine listens; why it does not, and the fingerprints of requests
+        that it died at too often.
     front_end_gone: to the engine: whose requests nobody waits for.
     drain: to a front end: take no new requests, let those running go on for so many seconds, end. stop: end now.
     """
 
-    kind: Literal["ready", "failed", "alive", "engine_up", "engine_down", "front_end_gone", "drain", "stop"]
+    kind: Literal["ready", "failed", "alive", "cleared", "engine_up", "engine_down", "front_end_gone", "drain", "stop"]
     text: str = ""
     error: str = ""
     seconds: float = 0.0
     card: list[tuple[str, str]] = []
+    fingerprints: list[str] = []
 
 
 @contextlib.contextmanager

@@ -96,6 +96,11 @@ class EngineCore:
             num_used_blocks=pool.num_owned,
         )
 
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached blocks; sequences keep theirs. True: as in vLLM, where it may fail."""
+        self._cache.forget()
+        return True
+
     def close(self) -> None:
         self._executor.close()
 

@@ -22,6 +22,7 @@ Nothing is put between two tokens, so special ones that are shown stand side by 
 from __future__ import annotations
 
 import codecs
+import copy
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -41,6 +42,9 @@ class TextStream(Protocol):
 
     def finish(self) -> str:
         """What was held back."""
+
+    def copy(self) -> TextStream:
+        """One that goes on from the same place."""
 
 
 class Detokenizer:
@@ -127,14 +131,14 @@ def _rules(spec: dict[str, Any] | None) -> _TextRules | _ByteLevelRules:
     return rules
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Byte-level BPE writes bytes as printable characters: itself where it is one, else from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTE_ALPHABET = _byte_alphabet()
+_BYTE_ALPHABET = byte_alphabet()
 _BYTE_TOKEN = re.compile(r"<0x([0-9a-fA-F]{2})>")
 
 
@@ -247,6 +251,12 @@ class _Stream:
                 self._drops_first = False
             text = self._decoder.decode(b"", final=True) + contribution
         return self._strip(text) if self._strip_left else text
+
+    def copy(self) -> _Stream:
+        made = copy.copy(self)
+        made._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        made._decoder.setstate(self._decoder.getstate())
+        return made
 
     def finish(self) -> str:
         return self._strip(self._decoder.decode(b"", final=True))

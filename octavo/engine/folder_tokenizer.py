@@ -26,42 +26,45 @@ from octavo.engine.sentencepiece_tokenizer import (
     write_spaces,
 )
 from octavo.engine.text_cuts import cut_of_kind, cutter, text_normalizer
-from octavo.engine.tokenizer_parts import TokenizerParts, collector_off, library_errors, set_ends
+from octavo.engine.tokenizer_parts import TokenizerParts, collector_off, set_ends
 from octavo.engine.tokenizer_settings import TokenizerSettings, read_settings
+from octavo.engine.tokenizers_errors import naming
 from octavo.errors import TokenizerError
-from octavo.models.json_file import read_optional_json
+from octavo.models.regular_file import is_there, open_regular, read_text
+from octavo.models.shown import shown
 from octavo.observe.logging import LOGGER
 
+#: what every tokenizer must stand
+_PROBE = "a\u00e9\u6f22 1\n"
 #: rules by the names of transformers' classes, which config.json's model_type does not always give away
 _CUTS_BY_CLASS = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2"}
 
 
 def tokenizer_from_folder(folder: Path) -> TokenizerParts:
     settings = read_settings(folder)
-    with library_errors(lambda problem: _broken(folder, problem)):
+    with naming(f"{folder}: the tokenizer's files are broken", "download them again"):
         encoder, own_roles = _read_encoder(folder, settings)
         roles = {**own_roles, **settings.roles}
         encoder.no_truncation()  # a saved limit would cut prompts without a word
         encoder.no_padding()
         _add_missing_tokens(encoder, settings, roles.values())
         _apply_ends(encoder, settings, roles, is_sentencepiece=bool(own_roles))
-    return TokenizerParts(encoder, roles, _chat_templates(folder, settings.chat_template))
-
-
-def _broken(folder: Path, problem: str) -> TokenizerError:
-    return TokenizerError(f"{folder}: the tokenizer's files are broken ({problem}); download them again")
+        encoder.decode(encoder.encode(_PROBE).ids)  # what panics does so now, not with the first request
+    return TokenizerParts(encoder, roles, _chat_templates(folder, settings))
 
 
 def _read_encoder(folder: Path, settings: TokenizerSettings) -> tuple[Tokenizer, dict[str, str]]:
     """-> the encoder, and the tokens of roles that its own file names."""
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
-    if whole.is_file():
-        encoder = Tokenizer.from_file(str(whole))
+    if is_there(whole):
+        encoder = Tokenizer.from_str(read_text(whole))
         _apply_prefix_space(encoder, settings.adds_prefix_space)
         return encoder, {}
-    if vocab.is_file() and merges.is_file():
+    if is_there(vocab) and is_there(merges):
+        for path in (vocab, merges):
+            open_regular(path).close()  # the library would wait for a pipe
         return _byte_level(models.BPE.from_file(str(vocab), str(merges)), settings), {}
-    if (folder / "tokenizer.model").is_file():
+    if is_there(folder / "tokenizer.model"):
         model = read_sentencepiece_model(folder / "tokenizer.model")
         with collector_off():
             return _sentencepiece(model, settings), {f"{role}_token": text for role, text in model.roles.items()}
@@ -155,7 +158,7 @@ def _add_missing_tokens(encoder: Tokenizer, settings: TokenizerSettings, roles: 
         encoder.add_tokens([token])
         if encoder.token_to_id(token.content) != token_id:
             raise TokenizerError(
-                f"{settings.path}: added token {token.content!r} should have id {token_id}, "
+                f"{settings.path}: added token {shown(token.content)} should have id {token_id}, "
                 f"but gets {encoder.token_to_id(token.content)}"
             )
     known = {token.content: token for token in encoder.get_added_tokens_decoder().values()}
@@ -184,7 +187,7 @@ def _apply_ends(
         if should is None:
             should = is_added or (is_sentencepiece and role == "bos" and token is not None)
         if should and token is None:
-            missing = f"no {role}_token" if named is None else f"no {role}_token {named!r} in the vocabulary"
+            missing = f"no {role}_token" if named is None else f"no {role}_token {shown(named)} in the vocabulary"
             raise TokenizerError(f"{settings.path}: add_{role}_token is true, but there is {missing}")
         differs |= should != is_added
         wanted[role] = token if should else None
@@ -192,34 +195,10 @@ def _apply_ends(
         set_ends(encoder, wanted["bos"], wanted["eos"])
 
 
-def _chat_templates(folder: Path, given: Any) -> dict[str, str]:
-    templates: dict[str, str] = {}
-    if isinstance(given, str):
-        templates["default"] = given
-    elif isinstance(given, list):
-        templates |= dict(_named_template(folder, entry) for entry in given)
-    older = read_optional_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(older, str):
-        templates["default"] = older
-    if (folder / "chat_template.jinja").is_file():
-        templates["default"] = _read_text(folder / "chat_template.jinja")
+def _chat_templates(folder: Path, settings: TokenizerSettings) -> dict[str, str]:
+    templates = dict(settings.chat_templates)
+    if is_there(folder / "chat_template.jinja"):
+        templates["default"] = read_text(folder / "chat_template.jinja")
     for path in sorted(folder.glob("additional_chat_templates/*.jinja")):
-        templates[path.stem] = _read_text(path)
+        templates[path.stem] = read_text(path)
     return templates
-
-
-def _named_template(folder: Path, entry: Any) -> tuple[str, str]:
-    name, template = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
-    if not isinstance(name, str) or not isinstance(template, str):
-        raise TokenizerError(
-            f"{folder / 'tokenizer_config.json'}: chat_template holds {repr(entry)[:100]}, allowed are objects with a "
-            "name and a template"
-        )
-    return name, template
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}") from None

@@ -13,15 +13,19 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from octavo.engine.gguf_vocabulary import CONTROL, USER_DEFINED, GGUFVocabulary
 from octavo.engine.sentencepiece_tokenizer import Pieces, bpe_encoder, write_spaces
 from octavo.engine.text_cuts import WHOLE_WORDS_FIRST, cutter, known_cuts, text_normalizer
-from octavo.engine.tokenizer_parts import TokenizerParts, collector_off, library_errors, set_ends
+from octavo.engine.tokenizer_parts import TokenizerParts, collector_off, set_ends
+from octavo.engine.tokenizers_errors import naming
 from octavo.models.gguf import GGUFFile
+from octavo.models.shown import shown
 
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 def tokenizer_from_gguf(file: GGUFFile) -> TokenizerParts:
     vocabulary = GGUFVocabulary(file)
-    with library_errors(lambda problem: vocabulary.broken("tokens", f"make no tokenizer ({problem})")):
+    with naming(
+        f"{file.path}: tokenizer.ggml.tokens make no tokenizer", "pass tokenizer= a folder with a tokenizer.json"
+    ):
         with collector_off():
             encoder = _build(vocabulary)
         _mark_special(encoder, vocabulary)
@@ -39,13 +43,13 @@ def _build(vocabulary: GGUFVocabulary) -> Tokenizer:
         return _byte_level(vocabulary)
     if vocabulary.kind == "llama":
         return _sentencepiece(vocabulary)
-    raise vocabulary.broken("model", f"is {vocabulary.kind!r}; Octavo reads 'gpt2' and 'llama'")
+    raise vocabulary.broken("model", f"is {shown(vocabulary.kind)}; Octavo reads 'gpt2' and 'llama'")
 
 
 def _byte_level(vocabulary: GGUFVocabulary) -> Tokenizer:
     pre_tokenizer = cutter(vocabulary.cut)
     if pre_tokenizer is None:
-        raise vocabulary.broken("pre", f"is {vocabulary.cut!r}; Octavo knows {', '.join(known_cuts())}")
+        raise vocabulary.broken("pre", f"is {shown(vocabulary.cut)}; Octavo knows {', '.join(known_cuts())}")
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary.ids(),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from octavo.engine.text_cuts import cut_of_kind
 from octavo.errors import TokenizerError
 from octavo.models.gguf import GGUFFile, StringArray
+from octavo.models.shown import shown
 from octavo.observe.logging import LOGGER
 
 _NO_CUT = "default"
@@ -72,14 +73,14 @@ class GGUFVocabulary:
     def flag(self, key: str, default: bool) -> bool:
         value = self._metadata.get(f"tokenizer.ggml.{key}", default)
         if not isinstance(value, bool):
-            raise self.broken(key, f"is {value!r}, allowed are true and false")
+            raise self.broken(key, f"is {shown(value)}, allowed are true and false")
         return value
 
     def token_id(self, key: str) -> int | None:
         value = self._metadata.get(f"tokenizer.ggml.{key}_token_id")
         is_number = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and (not is_number or not 0 <= value < len(self.tokens)):
-            raise self.broken(f"{key}_token_id", f"is {value!r}, allowed are 0 to {len(self.tokens) - 1}")
+            raise self.broken(f"{key}_token_id", f"is {shown(value)}, allowed are 0 to {len(self.tokens) - 1}")
         return value
 
     def token(self, key: str) -> str | None:

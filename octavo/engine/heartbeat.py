@@ -1,14 +1,16 @@
-"""The engine's word to its parent that its loop turns, so that one that hangs can be told from one that works.
+"""A process's word to its parent that its loop turns, so that one that hangs can be told from one that works.
 
     loop turns      alive ── at most INTERVAL_S ──▶ alive ──▶ alive       with work or without
     a step hangs    alive ──▶ nothing: the parent ends the process when the last word's patience is over
 
-Only the loop itself says it. A thread of its own would go on saying it while the loop waits for a GPU kernel that
+That is the engine's; a front end's event loop says it at every interval, and nothing it does takes long. Only the
+loop itself says it. A thread of its own would go on saying it while the loop waits for a GPU kernel that
 never returns, or for a lock that nobody gives back.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from octavo.engine.child import Channel, Note
@@ -53,3 +55,10 @@ class Heartbeat:
         self._num_steps += 1
         if self._num_steps == NUM_COMPILING_STEPS:
             self._next_at = 0.0
+
+
+async def beat(channel: Channel, timeout_s: float) -> None:
+    """A front end's, for ever."""
+    while timeout_s:
+        channel.offer(Note("alive", seconds=timeout_s))
+        await asyncio.sleep(min(INTERVAL_S, timeout_s / 4))

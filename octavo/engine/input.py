@@ -5,10 +5,12 @@ Everything that can be wrong with a request is found here, before the engine has
 
 from __future__ import annotations
 
+import operator
 import random
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequestError
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
+from octavo.vllm_options import PROMPT_KEYS as FOREIGN_KEYS
+from octavo.vllm_options import suggestion, why_not
 
 #: text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}, either with an optional "cache_salt"
 Prompt = str | Sequence[int] | Mapping[str, object]
@@ -41,6 +45,7 @@ class InputProcessor:
         self._tokenizer = tokenizer
         self.limits = limits
         self._seeds = random.Random(seed)
+        self._last_bad_words: tuple[tuple[str, ...], tuple[tuple[int, ...], ...]] = ((), ())
 
     def process(
         self,
@@ -53,9 +58,12 @@ class InputProcessor:
     ) -> Request:
         """Raises InvalidRequestError if the request cannot be served. cache_salt: as in a prompt dict, which may
         name it instead."""
+        _check_id(request_id)
+        _check_priority(priority)
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"sampling_params is {params!r}, allowed is a SamplingParams")
-        text, token_ids, own_salt = self._read(prompt)
+        params = params.clone()  # whatever becomes of the user's
+        text, token_ids, own_salt = self._read(prompt, is_cut=params.truncate_prompt_tokens is not None)
         cache_salt = _one_salt(cache_salt, own_salt)
         token_ids = self._truncate(token_ids, params.truncate_prompt_tokens)
         self._check_prompt(token_ids)
@@ -78,8 +86,8 @@ class InputProcessor:
             bad_word_ids=self._bad_words(tuple(params.bad_words or ())),
         )
 
-    def _read(self, prompt: Prompt) -> tuple[str | None, array[int], object]:
-        """-> text if there was one, token ids, cache salt."""
+    def _read(self, prompt: Prompt, is_cut: bool) -> tuple[str | None, array[int], object]:
+        """-> text if there was one, token ids, cache salt. is_cut: a prompt of any length will fit."""
         cache_salt: object = None
         if isinstance(prompt, Mapping):
             prompt, cache_salt = _unwrap(prompt)
@@ -87,7 +95,19 @@ class InputProcessor:
             return None, _token_ids(prompt), cache_salt
         if self._tokenizer is None:
             raise InvalidRequestError("the prompt is text, but skip_tokenizer_init=True: pass token ids instead")
+        if not is_cut:
+            self._check_text(self._tokenizer, prompt)
         return prompt, array("q", self._tokenizer.encode(prompt)), cache_salt
+
+    def _check_text(self, tokenizer: Tokenizer, text: str) -> None:
+        """Refuse a text by its bytes, if its tokens can only be too many: they would take long to make."""
+        most = self.limits.max_model_len - 1
+        if len(text) > most and (fewest := tokenizer.fewest_tokens(text)) > most:
+            raise InvalidRequestError(
+                f"the prompt has {len(text)} characters, which are {fewest} tokens at least, allowed are {most} "
+                f"(max_model_len is {most + 1} and one new token must fit); shorten it, set truncate_prompt_tokens, "
+                "or raise max_model_len"
+            )
 
     def _truncate(self, token_ids: array[int], keep: int | None) -> array[int]:
         """The last `keep` tokens; -1 keeps what leaves room for one new token."""
@@ -118,12 +138,14 @@ class InputProcessor:
             )
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(params, name)
-            if count is not None and limits.max_logprobs != -1 and not 0 <= count <= limits.max_logprobs:
+            if count is None:
+                continue
+            if limits.max_logprobs != -1 and (limits.vocab_size if count == -1 else count) > limits.max_logprobs:
                 raise InvalidRequestError(
                     f"{name} is {count}, allowed is 0 to max_logprobs = {limits.max_logprobs}; "
                     "the engine option max_logprobs raises it, -1 for the whole vocabulary"
                 )
-            if count is not None and count > limits.vocab_size:
+            if count > limits.vocab_size:
                 raise InvalidRequestError(f"{name} is {count}, the vocabulary has {limits.vocab_size} tokens")
         self._check_ids("allowed_token_ids", tuple(params.allowed_token_ids or ()))
         self._check_ids("logit_bias", params.logit_bias or ())
@@ -144,24 +166,51 @@ class InputProcessor:
                     f"{name} holds token id {token_id}, allowed are 0 to {self.limits.vocab_size - 1}"
                 )
 
-    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    def _bad_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         if not words:
             return ()
+        if self._last_bad_words[0] == words:  # those of a call's prompts are the same
+            return self._last_bad_words[1]
         assert self._tokenizer is not None, "bad words were refused without a tokenizer"
         bad_words = self._tokenizer.bad_word_ids(words)
         self._check_ids("bad_words", [token_id for word in bad_words for token_id in word])
+        self._last_bad_words = words, bad_words
         return bad_words
 
 
+def _check_id(request_id: object) -> None:
+    if not isinstance(request_id, str) or not request_id:
+        raise InvalidRequestError(f"request_id is {request_id!r}, allowed is a text of at least one character")
+    _check_characters("request_id", request_id)
+
+
+def _check_characters(name: str, text: str) -> None:
+    """Texts are hashed and sent as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"{name} is {text!r}, which holds half of a character; send whole ones") from None
+
+
+def _check_priority(priority: object) -> None:
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 1 << 63:
+        raise InvalidRequestError(f"priority is {priority!r}, allowed is a whole number of 64 bits")
+
+
 def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], object]:
-    unknown = sorted(set(prompt) - set(PROMPT_KEYS))
-    if unknown:
-        raise InvalidRequestError(f"the prompt has the key {unknown[0]!r}, allowed are {', '.join(PROMPT_KEYS)}")
-    salt = prompt.get("cache_salt")
-    given = [key for key in ("prompt", "prompt_token_ids") if prompt.get(key) is not None]
-    if len(given) != 1:
+    if (refusal := why_not(FOREIGN_KEYS, prompt)) is not None:
+        raise InvalidRequestError(f"in a prompt, {refusal}")
+    for key in prompt:
+        if key not in PROMPT_KEYS and key not in FOREIGN_KEYS:
+            raise InvalidRequestError(f"the prompt has the key {key!r}; {suggestion(str(key), PROMPT_KEYS)}")
+    text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    if (text is None) == (token_ids is None):
         raise InvalidRequestError("a prompt dict holds exactly one of 'prompt' and 'prompt_token_ids'")
-    return prompt[given[0]], salt  # type: ignore[return-value]
+    if token_ids is None and not isinstance(text, str):
+        raise InvalidRequestError(f"the prompt dict's 'prompt' is {text!r}, allowed is text")
+    if text is None and isinstance(token_ids, str):
+        raise InvalidRequestError(f"the prompt dict's 'prompt_token_ids' is {token_ids!r}, allowed are token ids")
+    return text if token_ids is None else token_ids, prompt.get("cache_salt")  # type: ignore[return-value]
 
 
 def _one_salt(of_call: object, of_prompt: object) -> str | None:
@@ -169,17 +218,26 @@ def _one_salt(of_call: object, of_prompt: object) -> str | None:
     for salt in (of_call, of_prompt):
         if salt is not None and (not isinstance(salt, str) or not salt):
             raise InvalidRequestError(f"cache_salt is {salt!r}, allowed is a string of at least one character")
+        _check_characters("cache_salt", salt or "x")
     if of_call is not None and of_prompt is not None and of_call != of_prompt:
         raise InvalidRequestError(f"cache_salt is {of_call!r}, but the prompt's is {of_prompt!r}: give one of them")
     return of_call or of_prompt  # type: ignore[return-value]
 
 
 def _token_ids(values: object) -> array[int]:
-    if isinstance(values, (bytes, Mapping)) or not isinstance(values, Iterable):
+    if isinstance(values, (bytes, bytearray, Mapping)) or not isinstance(values, Iterable):
         raise InvalidRequestError(f"a prompt is {type(values).__name__}, allowed are text, token ids and dicts of them")
-    token_ids = list(values)
+    token_ids: list[Any] = []
     try:
+        token_ids.extend(values)
         return array("q", token_ids)  # a prompt may be long: no loop in Python
     except (TypeError, OverflowError):
-        wrong = next(one for one in token_ids if not hasattr(one, "__index__") or abs(one.__index__()) >= 1 << 63)
+        wrong = next((one for one in token_ids if not _is_id(one)), values)
         raise InvalidRequestError(f"the prompt's token ids hold {wrong!r}, allowed are whole numbers") from None
+
+
+def _is_id(value: object) -> bool:
+    try:
+        return abs(operator.index(value)) < 1 << 63  # type: ignore[arg-type]
+    except TypeError:
+        return False

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from octavo.engine.detokenizer import TextStream
+from octavo.engine.logprob_rows import LogprobRows, PackedRows, named
 from octavo.engine.tokenizer import Tokenizer
 from octavo.messages import LogprobRow
 from octavo.outputs import (
     CompletionOutput,
     FinishReason,
-    Logprob,
     RequestMetrics,
     RequestOutput,
     TokenLogprobs,
@@ -79,14 +79,24 @@ class RequestText:
     """One request's sequences as text. Whoever has it may take an output at any time: what a DELTA output holds
     is what came since the last one, however many steps that was."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer | None, *, is_lazy: bool = False) -> None:
+        """is_lazy: log-probabilities are named as they are read (logprob_rows.py), since others wait meanwhile."""
         params = request.sampling_params
         self.request_id = request.request_id
         self._request = request
         self._kind = params.output_kind
-        self._tokenizer = tokenizer
-        self._sequences = [_SequenceText(index, request, tokenizer) for index in range(params.n)]
-        self._prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        self._tokenizer = tokenizer = tokenizer if params.detokenize else None  # else nothing here is made into text
+        texts = None if tokenizer is None else tokenizer.token_texts
+        stream: TextStream | None = None
+        if tokenizer is not None:
+            stream = tokenizer.stream(params.skip_special_tokens, request.prompt_token_ids)
+        self._sequences = [
+            _SequenceText(index, request, tokenizer, stream if stream is None or not index else stream.copy(), is_lazy)
+            for index in range(params.n)
+        ]
+        self._prompt_logprobs: _Rows | None = None
+        if params.prompt_logprobs is not None:
+            self._prompt_logprobs = LogprobRows(texts, begins_with_none=True) if is_lazy else [None]
         self._first_token_time: float | None = None
 
     @property
@@ -100,7 +110,7 @@ class RequestText:
         """Take one sequence's update; returns the stop string that ended it, if one did."""
         if self._prompt_logprobs is not None:
             for row in update.prompt_logprobs:
-                self._prompt_logprobs.append(_named(row, self._tokenizer))
+                _add(self._prompt_logprobs, row, self._tokenizer)
         if update.token_ids and self._first_token_time is None:
             self._first_token_time = now
         stop = self._sequences[update.sequence.index].extend(update)
@@ -108,6 +118,11 @@ class RequestText:
             for unborn in self._sequences[len(self._request.sequences) :]:  # sequence 0 ended before they could fork
                 unborn.end_with(update.sequence)
         return stop
+
+    def extend_prompt(self, packed: list[PackedRows]) -> None:
+        """Take log-probabilities of the prompt as the engine's process packs them; of a lazy request's only."""
+        if isinstance(self._prompt_logprobs, LogprobRows):
+            self._prompt_logprobs.extend(packed)
 
     def abort(self) -> None:
         for sequence in self._sequences:
@@ -119,7 +134,7 @@ class RequestText:
             return None
         is_delta = self._kind is RequestOutputKind.DELTA
         completions = [sequence.output(is_delta) for sequence in self._sequences if not is_delta or sequence.has_news()]
-        if not finished and not any(completion.token_ids or completion.finished for completion in completions):
+        if not finished and not any(completion.token_ids or completion.finished() for completion in completions):
             return None
         request = self._request
         return RequestOutput(
@@ -128,7 +143,7 @@ class RequestText:
             prompt_token_ids=request.prompt_token_ids,
             outputs=completions,
             finished=finished,
-            prompt_logprobs=self._prompt_logprobs,
+            prompt_logprobs=self._prompt_logprobs,  # type: ignore[arg-type]  # reads like a list
             num_cached_tokens=request.num_cached_tokens,
             metrics=RequestMetrics(
                 arrival_time=request.arrival_time,
@@ -151,23 +166,30 @@ class _Handed(NamedTuple):
 class _SequenceText:
     """One sequence: tokens, text and logprobs so far, and how it ended."""
 
-    def __init__(self, index: int, request: Request, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, index: int, request: Request, tokenizer: Tokenizer | None, stream: TextStream | None, is_lazy: bool
+    ) -> None:
+        """stream: of its own, behind the prompt; None where no text is made."""
         params = request.sampling_params
         self._index = index
         self._params = params
         self._tokenizer = tokenizer
         self._stops: tuple[str, ...] = tuple(params.stop or ())
         self._held_back = 0 if params.include_stop_str_in_output else max(map(len, self._stops), default=1) - 1
-        self._stream: TextStream | None = None
-        if tokenizer is not None and params.detokenize:
-            self._stream = tokenizer.stream(params.skip_special_tokens, request.prompt_token_ids)
+        self._stream = stream
         self._text = ""
         self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+        self._is_lazy = is_lazy
+        self._logprobs: _Rows | None = None if params.logprobs is None else self._no_rows()
         self._cumulative_logprob: float | None = None if params.logprobs is None else 0.0
         self._handed = _Handed()
         self._stop_reason: int | str | None = None
         self.finish_reason: FinishReason | None = None
+
+    def _no_rows(self) -> _Rows:
+        if not self._is_lazy:
+            return []
+        return LogprobRows(None if self._tokenizer is None else self._tokenizer.token_texts)
 
     def has_news(self) -> bool:
         """Whether a DELTA output should mention this sequence."""
@@ -188,7 +210,7 @@ class _SequenceText:
             return None
         self._token_ids += update.token_ids
         if update.logprobs is not None and self._logprobs is not None:
-            self._logprobs.append(_named(update.logprobs, self._tokenizer))
+            _add(self._logprobs, update.logprobs, self._tokenizer)
             self._cumulative_logprob = (self._cumulative_logprob or 0.0) + update.logprobs.logprobs[0]
         stop = self._grow_text(update.token_ids, update.sequence.finish_reason)
         if stop is not None:
@@ -235,7 +257,11 @@ class _SequenceText:
     def output(self, is_delta: bool) -> CompletionOutput:
         visible = self._visible()
         first_char, first_token = (self._handed.num_chars, self._handed.num_tokens) if is_delta else (0, 0)
-        logprobs = None if self._logprobs is None else self._logprobs[first_token:]
+        logprobs = self._logprobs
+        if is_delta and logprobs is not None:
+            self._logprobs = self._no_rows()  # those handed out are not kept
+        elif logprobs is not None:
+            logprobs = logprobs.copy()
         if is_delta:
             self._handed = _Handed(visible, len(self._token_ids), self.finish_reason)
         return CompletionOutput(
@@ -243,18 +269,18 @@ class _SequenceText:
             text=self._text[first_char:visible],
             token_ids=self._token_ids[first_token:],
             cumulative_logprob=self._cumulative_logprob,
-            logprobs=logprobs,
+            logprobs=logprobs,  # type: ignore[arg-type]  # reads like a list
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason,
         )
 
 
-def _named(row: LogprobRow, tokenizer: Tokenizer | None) -> TokenLogprobs:
-    """Logprobs by token id, the chosen token first. The alternatives' ranks are their order, 1 = best."""
-    named: TokenLogprobs = {}
-    ranks = [row.rank, *range(1, len(row.token_ids))]
-    for token_id, logprob, rank in zip(row.token_ids, row.logprobs, ranks, strict=True):
-        if token_id not in named:
-            text = None if tokenizer is None else tokenizer.token_to_str(token_id)
-            named[token_id] = Logprob(logprob, rank, text)
-    return named
+#: named as they come, or as they are read
+_Rows = list[TokenLogprobs | None] | LogprobRows
+
+
+def _add(rows: _Rows, row: LogprobRow, tokenizer: Tokenizer | None) -> None:
+    if isinstance(rows, LogprobRows):
+        rows.append(row)
+    else:
+        rows.append(named(row, None if tokenizer is None else tokenizer.token_texts))

@@ -7,7 +7,6 @@ looks at them between two steps while something does, and ends with its parent.
 from __future__ import annotations
 
 import gc
-import logging
 import time
 from dataclasses import dataclass, replace
 
@@ -20,12 +19,18 @@ from octavo.engine.child import Channel, Note, begin, telling_failures
 from octavo.engine.engine_task import EngineTask
 from octavo.engine.heartbeat import Heartbeat
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.logprob_rows import pack_rows
+from octavo.engine.outbox import Outbox
+from octavo.engine.probation import Probation
+from octavo.engine.questions import Questions
+from octavo.engine.step_record import StepRecord
 from octavo.engine.transport import (
     Abort,
     AbortById,
     AddRequest,
     Ask,
     FinishSequence,
+    HasRead,
     Hello,
     Refusal,
     Reply,
@@ -48,6 +53,8 @@ from octavo.request import Request
 from octavo.scheduler.scheduler import SequenceUpdate
 
 LOG_INTERVAL_S = 10.0
+#: messages that are taken before the next step, however many come
+_MAX_TAKEN = 1000
 
 
 def main() -> None:
@@ -75,6 +82,7 @@ class _Live:
     front_end: bytes
     key: int
     request: Request
+    fingerprint: str
     num_announced: int = 0  # of its sequences, those that its front end knows of
     num_finished: int = 0
 
@@ -91,10 +99,19 @@ class EngineLoop:
         self._summary = IntervalSummary(self._recorder, time.monotonic) if task.logs_stats else None
         self._next_line = time.monotonic() + LOG_INTERVAL_S
         self._admission = AdmissionControl(task.admission, self._core, engine.limits.max_num_seqs, time.monotonic)
+        self._record = StepRecord(task.step_record, engine.events)
+        self._probation = Probation(task.num_deaths, time.monotonic)
         self._live: dict[str, _Live] = {}
         self._of_front_end: dict[bytes, dict[int, _Live]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = engine_socket(self._context, task.address)
+        self._outbox = Outbox(self._socket, self._forget)
+        self._send = self._outbox.send
+        self._questions = Questions(
+            {"metrics": self._recorder.exposition, "stats": lambda: encode(self._core.stats())},
+            lambda front_end, number, answer: self._send(front_end, Reply(number, answer)),
+            time.monotonic,
+        )
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(channel.fileno(), zmq.POLLIN)
@@ -103,11 +120,17 @@ class EngineLoop:
         """Until the parent says stop."""
         while self._listen():
             self.heartbeat.turn()
+            self._outbox.retry()
+            self._questions.answer()
+            while (held := self._probation.take_next()) is not None:
+                self._add(held.front_end, held.message)
             if self._core.has_unfinished:
                 self._tell(self._core.step())
                 self.heartbeat.step_done()
                 self._admission.step_done()
                 self._turn_away_expired()
+                if not self._core.has_unfinished:
+                    self._record.rest()
             if self._summary is not None:
                 self._log(self._summary)
 
@@ -115,6 +138,7 @@ class EngineLoop:
         self._socket.close()
         self._context.term()
         self._engine.close()
+        self._record.close()
 
     # What comes in
 
@@ -124,7 +148,7 @@ class EngineLoop:
         if self._channel.fileno() in ready and not self._obey_parent():
             return False
         if self._socket in ready:
-            while True:
+            for _ in range(_MAX_TAKEN):
                 try:
                     front_end, payload = self._socket.recv_multipart(zmq.NOBLOCK)
                 except zmq.Again:
@@ -135,8 +159,11 @@ class EngineLoop:
     def _patience_ms(self) -> int | None:
         """Until something is to be said though nothing came; None: for ever."""
         waits = [] if self._summary is None else [max(0.0, self._next_line - time.monotonic())]
-        if (beat := self.heartbeat.seconds_left) is not None:
-            waits.append(beat)
+        waits += [
+            seconds
+            for part in (self.heartbeat, self._outbox, self._questions)
+            if (seconds := part.seconds_left) is not None
+        ]
         return 1 + int(1000 * min(waits)) if waits else None
 
     def _obey_parent(self) -> bool:
@@ -145,6 +172,8 @@ class EngineLoop:
                 return False
             if note.kind == "front_end_gone":
                 self._forget(note.text.encode())
+                self._outbox.front_end_gone(note.text.encode())
+                self._questions.front_end_gone(note.text.encode())
         return self._channel.is_open
 
     def _take(self, front_end: bytes, payload: bytes) -> None:
@@ -159,28 +188,31 @@ class EngineLoop:
         own = self._of_front_end.setdefault(front_end, {})
         match message:
             case AddRequest():
-                self._add(front_end, message)
+                if not self._probation.holds(front_end, message):
+                    self._add(front_end, message)
             case Abort(key):
                 if key in own:
                     self._abort(own[key])
+                else:
+                    self._probation.take_held(front_end, key)
             case AbortById(request_id):
-                if (live := self._live.get(request_id)) is not None:
-                    self._abort(live)
-                    self._send(live.front_end, Refusal(live.key, "aborted"))
+                self._abort_by_id(request_id)
             case FinishSequence(key, index, stop):
                 if (live := own.get(key)) is not None:
                     sequence = live.request.sequences[index]
                     if self._core.finish_sequence(sequence.sequence_id, stop):
                         self._count_end(live)
             case Ask(number, about):
-                answer = self._recorder.exposition() if about == "metrics" else encode(self._core.stats())
-                self._send(front_end, Reply(number, answer))
+                self._questions.ask(front_end, number, about)
+            case HasRead(num_bytes):
+                self._outbox.was_read(front_end, num_bytes)
             case Hello():
                 self._send(front_end, self._welcome())
 
     def _add(self, front_end: bytes, message: AddRequest) -> None:
         """Queue a request, or refuse it to whoever sent it."""
         try:
+            self._probation.check(message)
             request = unpack_request(message)
             if message.request_id in self._live:
                 raise InvalidRequestError(f"request_id {message.request_id!r} is in use, allowed is one of its own")
@@ -195,19 +227,32 @@ class EngineLoop:
         except OctavoError as refusal:
             self._send(front_end, Refusal(message.key, "invalid", str(refusal)))
         else:
-            live = _Live(front_end, message.key, request)
+            live = _Live(front_end, message.key, request, message.fingerprint)
             self._live[message.request_id] = live
-            self._of_front_end[front_end][message.key] = live
+            self._of_front_end.setdefault(front_end, {})[message.key] = live
+            self._record.expect(message.request_id, message.fingerprint)
+            if (excused := self._probation.tries(message, request)) is not None:
+                self._record.drop(excused.request_id)
+
+    def _abort_by_id(self, request_id: str) -> None:
+        if (live := self._live.get(request_id)) is not None:
+            self._abort(live)
+            self._send(live.front_end, Refusal(live.key, "aborted"))
+        for held in self._probation.take_held_by_id(request_id):
+            self._send(held.front_end, Refusal(held.message.key, "aborted"))
 
     def _abort(self, live: _Live) -> None:
         self._core.abort(live.request.request_id)
         self._drop(live)
 
-    def _forget(self, front_end: bytes) -> None:
-        """A front end is gone: nobody waits for its requests."""
-        for live in list(self._of_front_end.pop(front_end, {}).values()):
-            self._core.abort(live.request.request_id)
-            del self._live[live.request.request_id]
+    def _forget(self, front_end: bytes) -> list[int]:
+        """A front end is gone, or does not read: nobody waits for its requests -> their keys."""
+        keys = [held.message.key for held in self._probation.take_held(front_end)]
+        for live in list(self._of_front_end.get(front_end, {}).values()):
+            self._abort(live)
+            keys.append(live.key)
+        self._of_front_end.pop(front_end, None)
+        return keys
 
     def _turn_away_expired(self) -> None:
         for request, error in self._admission.take_expired():
@@ -260,7 +305,7 @@ class EngineLoop:
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
             logprobs=update.logprobs,
-            prompt_logprobs=update.prompt_logprobs,
+            prompt_logprobs=pack_rows(update.prompt_logprobs),
             num_cached_tokens=request.num_cached_tokens,
             num_preemptions=request.num_preemptions,
             first_scheduled_time=request.first_scheduled_time,
@@ -272,10 +317,14 @@ class EngineLoop:
         if live.num_finished == len(live.request.sequences):
             self._drop(live)
             self._admission.request_ended()
+            if self._probation.clear(live.fingerprint):
+                self._channel.offer(Note("cleared", text=live.fingerprint))
 
     def _drop(self, live: _Live) -> None:
         del self._live[live.request.request_id]
         self._of_front_end[live.front_end].pop(live.key, None)
+        self._record.drop(live.request.request_id)
+        self._probation.ended(live.request)
 
     def _welcome(self) -> Welcome:
         limits, info = self._engine.limits, self._engine.model_info
@@ -288,17 +337,6 @@ class EngineLoop:
             default_sampling_params=pack_params(info.default_sampling_params),
             card=info.card,
         )
-
-    def _send(self, front_end: bytes, message: Welcome | StepNews | Refusal | Reply) -> None:
-        try:
-            self._socket.send_multipart((front_end, encode(message)), zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            LOGGER.log(
-                logging.WARNING if error.errno == zmq.EAGAIN else logging.INFO,
-                "front end %s does not read (%s): its requests are aborted",
-                *(front_end.decode(), error),
-            )
-            self._forget(front_end)
 
     def _log(self, summary: IntervalSummary) -> None:
         now = time.monotonic()

@@ -29,13 +29,17 @@ from octavo.engine.core import EngineStats
 from octavo.engine.engine_task import front_end_identity
 from octavo.engine.input import InputProcessor, Prompt, RequestLimits
 from octavo.engine.output import RequestText
+from octavo.engine.probation import refusal
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.transport import (
+    READ_SIZE,
     Abort,
     AbortById,
     Ask,
     Down,
     FinishSequence,
+    GivenUp,
+    HasRead,
     Hello,
     Refusal,
     Reply,
@@ -45,6 +49,7 @@ from octavo.engine.transport import (
     Welcome,
     decode_down,
     encode,
+    fingerprint_of,
     front_end_socket,
     pack_params,
     pack_request,
@@ -59,6 +64,10 @@ from octavo.scheduler.scheduler import SequenceUpdate
 
 #: longer prompts are checked and tokenised on a thread, so that other streams go on meanwhile
 MAX_INLINE_SIZE = 4096
+#: characters of bad words, which are tokenised one by one; else as above
+MAX_INLINE_BAD_WORDS = 256
+#: seconds of the event loop that the engine's news may take at a time
+RECEIVE_S = 0.005
 
 
 class ProcessClient:
@@ -79,9 +88,11 @@ class ProcessClient:
         self._keys: dict[str, int] = {}
         self._answers: dict[int, asyncio.Future[bytes]] = {}
         self._numbers = itertools.count()
+        self._num_read = 0  # bytes that the engine has not been told of
         self._why_down = "it is starting"
         self._welcomed = asyncio.Event()
         self._is_draining = False
+        self._goes_on = False  # with receiving, in the event loop's next turn
 
     # EngineClient
 
@@ -100,7 +111,7 @@ class ProcessClient:
         name = request_id if request_id is not None else f"{self.identity}-{next(self._numbers)}"
         params = sampling_params if sampling_params is not None else self.model_info.default_sampling_params
         job = (name, prompt, params, arrival_time, priority, cache_salt)
-        if _is_long(prompt):
+        if _is_long(prompt) or sum(map(len, params.bad_words or ())) > MAX_INLINE_BAD_WORDS:
             request = await asyncio.to_thread(inputs.process, *job)
         else:
             request = inputs.process(*job)
@@ -149,12 +160,13 @@ class ProcessClient:
     def connect(self, address: str) -> None:
         """An engine listens there."""
         self.disconnect("it is starting")
+        self._num_read = 0
         self._socket = front_end_socket(self._context, address, self.identity.encode())
         asyncio.get_running_loop().add_reader(int(self._socket.FD), self._receive)
         self._send(Hello())
 
-    def disconnect(self, why: str) -> None:
-        """The engine is gone; so are its requests."""
+    def disconnect(self, why: str, guilty: frozenset[str] = frozenset()) -> None:
+        """The engine is gone; so are its requests. guilty: fingerprints of those that it died at once too often."""
         self._why_down = why
         self._welcomed.clear()
         if self._socket is not None:
@@ -163,7 +175,8 @@ class ProcessClient:
             self._socket = None
         for stream in list(self._streams.values()):
             self._end(stream)
-            stream.fail(self._death())
+            is_guilty = bool(guilty) and fingerprint_of(stream.request) in guilty
+            stream.fail(refusal() if is_guilty else self._death())
         answers, self._answers = self._answers, {}
         for answer in answers.values():
             if not answer.done():
@@ -252,16 +265,31 @@ class ProcessClient:
             asyncio.get_running_loop().call_soon(self._receive)
 
     def _receive(self) -> None:
-        """Everything that has come."""
+        """Everything that has come; after a while, the others in turn first, so that no request's news hold them up."""
+        if self._goes_on:
+            return
+        until = time.monotonic() + RECEIVE_S
         while self._socket is not None:
+            if time.monotonic() > until:
+                self._goes_on = True
+                asyncio.get_running_loop().call_soon(self._go_on)
+                return
             try:
                 payload = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            self._num_read += len(payload)
+            if self._num_read >= READ_SIZE:
+                self._send(HasRead(self._num_read))
+                self._num_read = 0
             try:
                 self._take(decode_down(payload))
             except Exception:  # whoever else has news in the socket must not wait for it for ever
                 LOGGER.exception("a message of the engine was not understood")
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self._receive()
 
     def _take(self, message: Down) -> None:
         match message:
@@ -274,6 +302,8 @@ class ProcessClient:
                     waiting.set_result(answer)
             case Welcome():
                 self._take_welcome(message)
+            case GivenUp(keys):
+                self._take_given_up(keys)
 
     def _take_welcome(self, welcome: Welcome) -> None:
         limits = RequestLimits(
@@ -294,6 +324,21 @@ class ProcessClient:
             card=welcome.card,
         )
         self._welcomed.set()
+
+    def _take_given_up(self, keys: list[int]) -> None:
+        """This process did not read for so long that the engine could not keep its news."""
+        LOGGER.warning("did not read for a while: the engine has given up %d requests", len(keys))
+        fault = EngineDeadError(
+            "the engine ended this request, for the process that serves it was stopped or too busy to read its answer"
+        )
+        for key in keys:
+            if (stream := self._streams.get(key)) is not None:
+                self._end(stream)
+                stream.fail(fault)
+            elif (answer := self._answers.get(key)) is not None and not answer.done():
+                answer.set_exception(fault)
+        if not self._welcomed.is_set():
+            self._send(Hello())
 
     def _take_news(self, news: StepNews) -> None:
         streams = self._streams
@@ -349,7 +394,7 @@ class _Stream:
         self.key = key
         self.request = request
         self.sequences = request.sequences  # filled as the engine tells of them
-        self.text = RequestText(request, tokenizer)
+        self.text = RequestText(request, tokenizer, is_lazy=True)
         self._has_news = False
         self._time = 0.0
         self._fault: OctavoError | None = None
@@ -388,7 +433,8 @@ class _Stream:
         request.first_scheduled_time = news.first_scheduled_time
         sequence = sequences[news.index]
         sequence.finish_reason, sequence.stop_reason = news.finish_reason, news.stop_reason
-        return SequenceUpdate(sequence, news.token_ids, news.logprobs, news.prompt_logprobs)
+        self.text.extend_prompt(news.prompt_logprobs)
+        return SequenceUpdate(sequence, news.token_ids, news.logprobs, [])
 
     def _rouse(self) -> None:
         waiter = self._waiter

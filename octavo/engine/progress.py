@@ -9,18 +9,27 @@ from types import TracebackType
 from typing import Any
 
 from octavo.engine.core import EngineStats
+from octavo.errors import InvalidRequestError
 from octavo.outputs import RequestOutput
 
 REFRESH_SECONDS = 0.2
 
 
 class Progress:
-    """Drawn on standard error, and only where that is a terminal; costs nothing otherwise."""
+    """Drawn on standard error, and only where that is a terminal; costs nothing otherwise.
 
-    def __init__(self, num_requests: int, stats: Callable[[], EngineStats] | None, is_shown: bool) -> None:
+    is_shown: or a maker of bars to use instead, wherever it draws: tqdm, or what takes its `total` and `desc`."""
+
+    def __init__(
+        self, num_requests: int, stats: Callable[[], EngineStats] | None, is_shown: bool | Callable[..., Any]
+    ) -> None:
+        if not isinstance(is_shown, bool) and not callable(is_shown):
+            raise InvalidRequestError(f"use_tqdm is {is_shown!r}, allowed are True, False and what makes a bar")
         self._num_requests = num_requests
         self._stats = stats
-        self._is_shown = is_shown and sys.stderr.isatty()
+        self._foreign: Any = None
+        self._make_foreign = is_shown if callable(is_shown) else None
+        self._is_shown = is_shown is True and sys.stderr.isatty()
         self._num_tokens = 0
         self._begin = time.perf_counter()
         self._bar: Any = None
@@ -29,6 +38,8 @@ class Progress:
         if self._is_shown:
             self._bar, self._bar_id = _make_bar(self._num_requests)
             self._bar.start()
+        if self._make_foreign is not None:
+            self._foreign = _foreign_bar(self._make_foreign, self._num_requests)
         return self
 
     def update(self, output: RequestOutput) -> None:
@@ -37,6 +48,8 @@ class Progress:
 
     def advance(self, num_tokens: int) -> None:
         """A request is done, which made so many tokens."""
+        if self._foreign is not None:
+            self._foreign.update(1)
         if self._bar is None:
             return
         self._num_tokens += num_tokens
@@ -49,6 +62,18 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if self._foreign is not None:
+            self._foreign.close()
+
+
+def _foreign_bar(make: Callable[..., Any], total: int) -> Any:
+    try:
+        bar = make(total=total, desc="Processed prompts")
+    except TypeError as error:
+        raise InvalidRequestError(f"use_tqdm is {make!r}, which makes no bar of total and desc: {error}") from error
+    if not (hasattr(bar, "update") and hasattr(bar, "close")):
+        raise InvalidRequestError(f"use_tqdm is {make!r}, which makes no bar that can be updated and closed")
+    return bar
 
 
 def _make_bar(num_requests: int) -> tuple[Any, Any]:

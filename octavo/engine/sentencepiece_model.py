@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from octavo.engine.gguf_vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from octavo.errors import TokenizerError
+from octavo.models.regular_file import read_regular
 
 _MAX_PIECES = 1 << 22
-_MAX_BYTES = 1 << 28
 _UNIGRAM, _BPE = 1, 2
 _LAST_KIND = 6
 #: what the specifications' fields hold where a file leaves them out
@@ -68,12 +68,7 @@ def read_sentencepiece_model(path: Path) -> SentencePieceModel:
 class _Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            if path.stat().st_size > _MAX_BYTES:
-                self._fail(f"has {path.stat().st_size} bytes, allowed are {_MAX_BYTES}")
-            self._data = memoryview(path.read_bytes())
-        except OSError as error:
-            raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
+        self._data = memoryview(read_regular(path))
 
     def model(self) -> SentencePieceModel:
         pieces: list[tuple[str, float, int]] = []

@@ -15,15 +15,23 @@ from octavo.config import ContentFormat, ModelConfig
 from octavo.engine.detokenizer import Detokenizer, TextStream
 from octavo.engine.folder_tokenizer import tokenizer_from_folder
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
-from octavo.engine.tokenizer_parts import TokenizerParts, library_fault
+from octavo.engine.template_process import template_processes
+from octavo.engine.text_bounds import TextBounds, text_bounds
+from octavo.engine.token_texts import TokenTexts
+from octavo.engine.tokenizer_calls import TransformersCalls
+from octavo.engine.tokenizer_parts import TokenizerParts
+from octavo.engine.tokenizers_errors import no_panic
 from octavo.errors import InvalidRequestError, TokenizerError
-from octavo.models.checkpoint import Checkpoint, TokenizerSource
+from octavo.models.checkpoint import TokenizerSource
 from octavo.models.loader import locate_tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 
+#: characters; longer texts are encoded and decoded in the library's batch calls, which let other threads run
+LONG_TEXT = 2048
 
-class Tokenizer:
+
+class Tokenizer(TransformersCalls):
     """One model's tokenizer. bos_token_id, eos_token_id: None where it has none."""
 
     def __init__(
@@ -44,18 +52,17 @@ class Tokenizer:
         if not isinstance(text, str):
             raise InvalidRequestError(f"prompt is {text!r}, allowed is a string")
         try:
-            return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+            with no_panic():
+                if len(text) <= LONG_TEXT:
+                    return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+                (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+                return encoding.ids  # a list of its own, and maybe a long one
         except TypeError:  # the library takes any string that can be written as UTF-8
             at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InvalidRequestError(
                 f"the text holds half of a surrogate pair at character {at}, which is no character; "
                 "send whole characters"
             ) from None
-        except BaseException as error:
-            problem = library_fault(error)
-            if problem is None:
-                raise
-            raise InvalidRequestError(f"the model's tokenizer cannot encode this text: {problem}") from error
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that make no character show as U+FFFD, ids past the vocabulary as nothing."""
@@ -63,6 +70,11 @@ class Tokenizer:
             return self._detokenizer.text(token_ids, skip_special_tokens)
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
+
+    def fewest_tokens(self, text: str) -> int:
+        """A number of tokens that the text has at least, in a small part of the time that encoding takes; 0 where
+        nothing can be said."""
+        return 0 if self._bounds is None else self._bounds.fewest_tokens(text)
 
     def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """`decode` without a last character of which only a part is there: the stream of what comes next brings it."""
@@ -81,12 +93,25 @@ class Tokenizer:
         """The same in UTF-8, where a token may be a part of a character; those of a text's tokens make the text."""
         return self._detokenizer.token_bytes(token_id)
 
-    def convert_ids_to_tokens(self, token_ids: Sequence[int]) -> list[str | None]:
-        """The tokens as the vocabulary writes them; None for ids past it."""
-        return [self._encoder.id_to_token(token_id) for token_id in token_ids]
-
-    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int | None]:
-        return [self._encoder.token_to_id(token) for token in tokens]
+    def config(self) -> dict[str, Any]:
+        """What a tokenizer_config.json would say of this one."""
+        added = {
+            str(token_id): {
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
+            }
+            for token_id, token in self._encoder.get_added_tokens_decoder().items()
+        }
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **self._special_tokens,
+            "added_tokens_decoder": added,
+            "chat_template": self._chat_templates.get("default"),
+        }
 
     @property
     def chat_templates(self) -> Mapping[str, str]:
@@ -105,11 +130,12 @@ class Tokenizer:
         """A conversation as the prompt the model was trained on. chat_template: one of the model's templates by
         name, Jinja text, or a file with it; chat_template_content_format: in place of the engine's option of that
         name; variables go to the template."""
-        from octavo.engine.chat_template import render  # jinja2 takes a while to import, and may not be needed
-
-        return render(
-            self._choose_template(chat_template, has_tools=tools is not None),
-            messages,
+        for name in ("tokenize", "return_dict", "return_tensors"):
+            if variables.pop(name, None):
+                raise InvalidRequestError(f"{name} is set, but this makes text: encode_chat gives token ids")
+        return template_processes().render(
+            template=self._choose_template(chat_template, has_tools=tools is not None),
+            messages=messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             content_format=chat_template_content_format or self._content_format,
@@ -134,6 +160,15 @@ class Tokenizer:
         return tuple(spellings)
 
     @cached_property
+    def token_texts(self) -> TokenTexts:
+        """token_to_str of every token, each looked up once."""
+        return TokenTexts(self.token_to_str)
+
+    @cached_property
+    def _bounds(self) -> TextBounds | None:
+        return text_bounds(self._encoder)
+
+    @cached_property
     def _detokenizer(self) -> Detokenizer:
         return Detokenizer(self._encoder)
 
@@ -155,20 +190,31 @@ class Tokenizer:
         )
 
 
-def open_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Tokenizer | None:
-    """The model's tokenizer, or the one that the configuration names instead; None with skip_tokenizer_init."""
+def open_tokenizer(config: ModelConfig, source: TokenizerSource | None) -> Tokenizer | None:
+    """The model's tokenizer, from `source`, or the one that the configuration names instead; None with
+    skip_tokenizer_init."""
     if config.skip_tokenizer_init:
         return None
-    source = checkpoint.tokenizer_source
     if config.tokenizer is not None:
         source = locate_tokenizer(config.tokenizer)
     if source is None:
         raise TokenizerError(
-            f"{checkpoint.label} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
+            f"{config.model} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
             "or set skip_tokenizer_init and send token ids"
         )
     override = None if config.chat_template is None else _template_text(config.chat_template)
     return Tokenizer(_read(source), override, config.chat_template_content_format)
+
+
+def check_chat_template(template: str) -> None:
+    """What the option of that name gives, before anything is loaded. Raises TokenizerError."""
+    text = _template_text(template)
+    template_processes().check(text)
+    if "messages" not in text:
+        raise TokenizerError(
+            f"chat_template is {template!r:.100}, which never reads messages, as a chat template does: pass Jinja "
+            "text, or a file with it"
+        )
 
 
 def named_tokenizer(name: str) -> Tokenizer:
@@ -186,7 +232,7 @@ def _template_text(template: str) -> str:
         return template
     try:
         return Path(template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no such file, no UTF-8, no name of a file
         raise TokenizerError(
             f"chat_template is {template!r}, which is neither a template nor a file: {error}"
         ) from None

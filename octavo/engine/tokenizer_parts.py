@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer, processors
-
-from octavo.errors import OctavoError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +27,6 @@ def set_ends(encoder: Tokenizer, bos: str | None, eos: str | None) -> None:
         single=[*(f"{token}:0" for token in before), "$A:0", *(f"{token}:0" for token in after)],
         special_tokens=[(token, encoder.token_to_id(token)) for token in dict.fromkeys(before + after)],
     )
-
-
-def library_fault(error: BaseException) -> str | None:
-    """What the library says went wrong in it; None for an error that is not its own. It has no class of errors, and
-    where its program breaks down it raises what is not even an Exception."""
-    is_panic = type(error).__name__ == "PanicException" and type(error).__module__ == "pyo3_runtime"
-    return str(error) if is_panic or type(error) is Exception else None
-
-
-@contextmanager
-def library_errors(make: Callable[[str], OctavoError]) -> Iterator[None]:
-    """Whatever goes wrong inside, in one of Octavo's errors, made from what the library says."""
-    try:
-        yield
-    except OctavoError:
-        raise
-    except BaseException as error:
-        problem = str(error) if isinstance(error, Exception) else library_fault(error)
-        if problem is None:
-            raise
-        raise make(problem) from error
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 tokenizer_config.json     which tokens begin and end a text, and whether they are added; special and added tokens
 special_tokens_map.json   the same tokens, in older folders
 added_tokens.json         added tokens by text, in older folders
+chat_template.json        the chat template, in older folders
 config.json               what kind of model it is, for vocabularies that do not say how text is cut
 
-A file is not trusted: what is of another type than it should be raises TokenizerError with file, key and value.
+A file is not trusted: what is of another type than it should be raises ModelLoadError with file, key and value.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tokenizers import AddedToken
 
-from octavo.errors import TokenizerError
+from octavo.models.config_file import ConfigFile
 from octavo.models.json_file import read_optional_json
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
-_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
-_MAX_ID = 1 << 31
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,89 +40,49 @@ class TokenizerSettings:
     is_legacy: bool
     model_type: str
     tokenizer_class: str
-    chat_template: Any
+    chat_templates: Mapping[str, str]
 
 
 def read_settings(folder: Path) -> TokenizerSettings:
-    path = folder / "tokenizer_config.json"
-    file = _File(path, read_optional_json(path))
-    older = _File(folder / "special_tokens_map.json", read_optional_json(folder / "special_tokens_map.json"))
+    file, older = _file(folder, "tokenizer_config.json"), _file(folder, "special_tokens_map.json")
     model = read_optional_json(folder / "config.json")
-    roles = {role: file.token(role) or older.token(role) for role in _ROLES}
+    roles = {role: _token(file, role) or _token(older, role) for role in _ROLES}
     return TokenizerSettings(
-        path=path,
+        path=file.path,
         roles={role: token for role, token in roles.items() if token},
-        more_special=tuple(dict.fromkeys([*file.special_tokens(), *older.special_tokens()])),
-        added=_added_by_text(folder / "added_tokens.json") | file.added_tokens(),
-        adds_bos=file.flag("add_bos_token"),
-        adds_eos=file.flag("add_eos_token"),
-        adds_prefix_space=file.flag("add_prefix_space"),
-        is_legacy=file.flag("legacy") is not False,
-        model_type=_text(model.get("model_type")) or "",
-        tokenizer_class=(_text(file.content.get("tokenizer_class")) or "").removesuffix("Fast"),
-        chat_template=file.content.get("chat_template"),
+        more_special=tuple(dict.fromkeys([*_more_special(file), *_more_special(older)])),
+        added=_added_by_text(_file(folder, "added_tokens.json")) | _added_by_id(file),
+        adds_bos=_optional_flag(file, "add_bos_token"),
+        adds_eos=_optional_flag(file, "add_eos_token"),
+        adds_prefix_space=_optional_flag(file, "add_prefix_space"),
+        is_legacy=file.flag("legacy", True),
+        model_type=_name(model.get("model_type")),
+        tokenizer_class=_name(file.values.get("tokenizer_class")).removesuffix("Fast"),
+        chat_templates=_chat_templates(file, _file(folder, "chat_template.json")),
     )
 
 
-class _File:
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        self._path = path
-        self.content = content
-
-    def token(self, key: str) -> str | None:
-        return _text(self.content.get(key))
-
-    def flag(self, key: str) -> bool | None:
-        value = self.content.get(key)
-        if value is not None and not isinstance(value, bool):
-            self._fail(key, value, "true, false and null")
-        return value
-
-    def special_tokens(self) -> list[str]:
-        found: list[str] = []
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            value = self.content.get(key) or []
-            listed = list(value.values()) if isinstance(value, dict) else value
-            if not isinstance(listed, list):
-                self._fail(key, value, "a list of tokens")
-            for one in listed:
-                text = _text(one)
-                if text is None:
-                    self._fail(key, one, "tokens, as text or as objects with a content")
-                found += [text] if text else []
-        return found
-
-    def added_tokens(self) -> dict[int, AddedToken]:
-        listed = self.content.get("added_tokens_decoder") or {}
-        if not isinstance(listed, dict):
-            self._fail("added_tokens_decoder", listed, "an object of tokens by id")
-        return dict(self._added(key, value) for key, value in listed.items() if _text(value) != "")
-
-    def _added(self, key: str, value: Any) -> tuple[int, AddedToken]:
-        where, text = f"added_tokens_decoder.{key[:20]}", _text(value)
-        if not (key.isascii() and key.isdigit() and len(key) < 11 and int(key) < _MAX_ID):
-            self._fail("added_tokens_decoder", key, "ids as keys")
-        if text is None or not _is_whole(text):
-            self._fail(where, value, "an object with a content")
-        flags = value if isinstance(value, dict) else {}
-        for name in (*_FLAGS, "special"):
-            if not isinstance(flags.get(name, False), bool):
-                self._fail(f"{where}.{name}", flags[name], "true and false")
-        options = {name: flags[name] for name in _FLAGS if name in flags}
-        return int(key), AddedToken(text, special=flags.get("special", False), **options)
-
-    def _fail(self, key: str, value: Any, allowed: str) -> NoReturn:
-        raise TokenizerError(f"{self._path}: {key} is {repr(value)[:100]}, allowed: {allowed}")
+def _file(folder: Path, name: str) -> ConfigFile:
+    """An object without keys where there is no such file."""
+    return ConfigFile(folder / name, read_optional_json(folder / name))
 
 
-def _added_by_text(path: Path) -> dict[int, AddedToken]:
-    listed = read_optional_json(path)
-    for text, token_id in listed.items():
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < _MAX_ID:
-            raise TokenizerError(f"{path}: {text[:100]!r} is {repr(token_id)[:100]}, allowed: ids from 0 up")
-        if not _is_whole(text):
-            raise TokenizerError(f"{path}: {text[:100]!r} holds half of a surrogate pair, allowed: whole characters")
-    return {token_id: AddedToken(text, normalized=False) for text, token_id in listed.items() if text}
+def _name(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _optional_flag(file: ConfigFile, key: str) -> bool | None:
+    return file.flag(key, False) if file.has(key) else None
+
+
+def _token(file: ConfigFile, key: str) -> str | None:
+    """A token is written as its text, or as an object that holds it."""
+    if isinstance(file.values.get(key), dict):
+        return _token(file.inside(key), "content")
+    text = file.optional_text(key)
+    if text is not None and not _is_whole(text):
+        raise file.wrong(key, "whole characters")
+    return text
 
 
 def _is_whole(text: str) -> bool:
@@ -130,7 +90,50 @@ def _is_whole(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _text(token: Any) -> str | None:
-    """A token is written as its text, or as an object that holds it."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
+def _more_special(file: ConfigFile) -> list[str]:
+    found: list[str] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        value = file.values.get(key)
+        listed = list(value.values()) if isinstance(value, dict) else file.items(key)
+        each = ConfigFile(file.path, {f"{key}[{index}]": one for index, one in enumerate(listed)})
+        for name in each.values:
+            text = _token(each, name)
+            if text is None:
+                raise each.wrong(name, "a token, as text or as an object with a content")
+            found += [text] if text else []
+    return found
+
+
+def _added_by_id(file: ConfigFile) -> dict[int, AddedToken]:
+    listed = file.inside("added_tokens_decoder")
+    if any(not (key.isascii() and key.isdigit() and len(key) < 10) for key in listed.values):
+        raise file.wrong("added_tokens_decoder", "token ids as keys")
+    added: dict[int, AddedToken] = {}
+    for key in listed.values:
+        flags = ConfigFile(file.path, {}) if isinstance(listed.values[key], str) else listed.inside(key)
+        text = _token(listed, key)
+        if text:
+            added[int(key)] = AddedToken(text, **{name: flags.flag(name, False) for name in _FLAGS if flags.has(name)})
+    return added
+
+
+def _added_by_text(file: ConfigFile) -> dict[int, AddedToken]:
+    for text in file.values:
+        if not _is_whole(text):
+            raise file.wrong(text, "whole characters as keys")
+    ids = {file.size(text, smallest=0): text for text in file.values if text}
+    return {token_id: AddedToken(text, normalized=False) for token_id, text in ids.items()}
+
+
+def _chat_templates(file: ConfigFile, older: ConfigFile) -> dict[str, str]:
+    templates: dict[str, str] = {}
+    if isinstance(file.values.get("chat_template"), list):
+        listed = {f"chat_template[{index}]": one for index, one in enumerate(file.items("chat_template"))}
+        for key in listed:
+            named = ConfigFile(file.path, listed).inside(key)
+            templates[named.text("name")] = named.text("template")
+    elif (given := file.optional_text("chat_template")) is not None:
+        templates["default"] = given
+    if (given := older.optional_text("chat_template")) is not None:
+        templates["default"] = given
+    return templates

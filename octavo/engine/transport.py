@@ -1,7 +1,7 @@
 """What front ends and the engine process say to each other: MessagePack over ZMQ, through a Unix socket.
 
-    front end 0  DEALER ─┐                         up:    AddRequest, Abort, AbortById, FinishSequence, Ask, Hello
-    front end 1  DEALER ─┼── ROUTER  engine        down:  StepNews, once a step; Refusal, Reply, Welcome
+    front end 0  DEALER ─┐                         up:    AddRequest, Abort, AbortById, FinishSequence, ...
+    front end 1  DEALER ─┼── ROUTER  engine        down:  StepNews, once a step; Refusal, Reply, Welcome, GivenUp
     front end 2  DEALER ─┘
 
 A request is a whole number here, its key, chosen by its front end; a sequence is a key and its index. What a step
@@ -12,19 +12,24 @@ Times are of the monotonic clock, which all processes of a machine share.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields
 from typing import Any
 
 import msgspec
 import zmq
 
+from octavo.engine.logprob_rows import PackedRows
 from octavo.messages import LogprobRow
 from octavo.outputs import FinishReason
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 
-#: messages that may wait for a front end that does not read; then it is taken for lost
+#: messages that may wait for a front end that does not read; then its requests are given up
 MAX_UNREAD = 20_000
+#: or bytes; one message may go beyond. It says whenever it has read so many
+MAX_UNREAD_SIZE = 256 * 2**20
+READ_SIZE = 2**20
 
 
 class Hello(msgspec.Struct, array_like=True, tag=0):
@@ -32,7 +37,8 @@ class Hello(msgspec.Struct, array_like=True, tag=0):
 
 
 class AddRequest(msgspec.Struct, array_like=True, tag=1):
-    """A request, checked and tokenised. sampling_params: the fields that are not the default."""
+    """A request, checked and tokenised. sampling_params: the fields that are not the default. fingerprint: the same
+    for everyone who asks the same of the same prompt."""
 
     key: int
     request_id: str
@@ -47,6 +53,7 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
     stop_token_ids: list[int]
     bad_word_ids: list[list[int]]
     trace_headers: dict[str, str] | None
+    fingerprint: str
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2):
@@ -76,6 +83,12 @@ class Ask(msgspec.Struct, array_like=True, tag=5):
     about: str
 
 
+class HasRead(msgspec.Struct, array_like=True, tag=6):
+    """So many bytes since the last time."""
+
+    num_bytes: int
+
+
 class Welcome(msgspec.Struct, array_like=True, tag=16):
     """What was loaded."""
 
@@ -101,7 +114,7 @@ class SequenceNews(msgspec.Struct, array_like=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     logprobs: LogprobRow | None = None
-    prompt_logprobs: list[LogprobRow] = []
+    prompt_logprobs: list[PackedRows] = []
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     first_scheduled_time: float | None = None
@@ -134,8 +147,14 @@ class Reply(msgspec.Struct, array_like=True, tag=19):
     answer: bytes
 
 
-Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Ask
-Down = Welcome | StepNews | Refusal | Reply
+class GivenUp(msgspec.Struct, array_like=True, tag=20):
+    """The front end did not read, and these requests and questions have ended without its being told how."""
+
+    keys: list[int]
+
+
+Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Ask | HasRead
+Down = Welcome | StepNews | Refusal | Reply | GivenUp
 
 encode = msgspec.msgpack.Encoder().encode
 decode_up = msgspec.msgpack.Decoder(Up).decode
@@ -143,11 +162,12 @@ decode_down = msgspec.msgpack.Decoder(Down).decode
 
 
 def pack_request(key: int, request: Request, trace_headers: dict[str, str] | None) -> AddRequest:
+    params = pack_params(request.sampling_params)
     return AddRequest(
         key=key,
         request_id=request.request_id,
         prompt_token_ids=request.prompt_token_ids,
-        sampling_params=pack_params(request.sampling_params),
+        sampling_params=params,
         seed=request.seed,
         arrival_time=request.arrival_time,
         max_output_tokens=request.max_output_tokens,
@@ -157,7 +177,17 @@ def pack_request(key: int, request: Request, trace_headers: dict[str, str] | Non
         stop_token_ids=list(request.stop_token_ids),
         bad_word_ids=[list(word) for word in request.bad_word_ids],
         trace_headers=trace_headers,
+        fingerprint=_fingerprint(request.prompt_token_ids, params),
     )
+
+
+def fingerprint_of(request: Request) -> str:
+    """What a request asks, in 32 characters."""
+    return _fingerprint(request.prompt_token_ids, pack_params(request.sampling_params))
+
+
+def _fingerprint(prompt_token_ids: list[int], params: dict[str, Any]) -> str:
+    return hashlib.blake2b(encode((prompt_token_ids, params)), digest_size=16).hexdigest()
 
 
 def unpack_request(message: AddRequest) -> Request:

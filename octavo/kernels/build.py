@@ -5,8 +5,9 @@
 
 The key covers all that the machine code depends on, so a cache directory shared by unlike machines, or kept
 across upgrades, never yields a library that does not fit. A build happens in a directory beside the final
-one and is renamed into place: there is no half-built library to be found. With the library in the cache,
-loading takes a few milliseconds and needs no compiler to run.
+one and is renamed into place, and what is found there is proved whole (kept_files.py): a broken library is
+built again. With the library in the cache, loading takes a few milliseconds and needs no compiler to run.
+Where the cache cannot be written, or its disk is full, the temporary folder serves.
 
 Object files are kept too, each keyed by its source and the headers that one includes: after a change to one
 kernel the next start compiles that kernel and links.
@@ -15,6 +16,7 @@ kernel the next start compiles that kernel and links.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import platform
@@ -32,7 +34,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from octavo import env
-from octavo.errors import BackendUnavailableError, KernelBuildError
+from octavo.errors import BackendUnavailableError, ConfigError, KernelBuildError
+from octavo.kernels import kept_files
 from octavo.observe.machine import num_cores
 
 LIBRARY_NAME = "octavo_kernels.so"
@@ -58,7 +61,7 @@ class Toolchain:
 
 def load() -> ctypes.CDLL:
     """The kernels, built first if need be. Raises BackendUnavailableError or its KernelBuildError."""
-    return _load(env.cpu_isa(), env.cache_dir(), env.cxx())
+    return _load(env.cpu_isa(), env.preferred_cache_dir(), env.cxx())
 
 
 def why_not() -> str | None:
@@ -74,10 +77,31 @@ def why_not() -> str | None:
 def _load(isa: env.CpuIsa, cache_dir: Path, cxx: str | None) -> ctypes.CDLL:
     source_dir = find_sources()
     toolchain = find_toolchain(isa, cxx)
-    path = cache_dir / "kernels" / cache_key(source_dir, toolchain, isa) / LIBRARY_NAME
-    if not path.exists():
-        build(source_dir, toolchain, isa, path)
-    return ctypes.CDLL(str(path))
+    name = Path("kernels", cache_key(source_dir, toolchain, isa), LIBRARY_NAME)
+    if not kept_files.is_whole(path := cache_dir / name):
+        try:
+            build(source_dir, toolchain, isa, path)
+        except OSError as error:
+            path = _build_in_temporary_folder(source_dir, toolchain, isa, name, f"{cache_dir}: {error.strerror}")
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # a file system that runs nothing, say
+        raise KernelBuildError(
+            f"the CPU kernels are built, but cannot be loaded: {error}; set OCTAVO_CACHE_DIR to a folder that "
+            "programs may be run from"
+        ) from error
+
+
+def _build_in_temporary_folder(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, name: Path, why: str) -> Path:
+    cure = "set OCTAVO_CACHE_DIR to a folder that can be written, with 20 MiB free"
+    try:
+        path = env.temporary_cache_dir() / name
+        if not kept_files.is_whole(path):
+            print(f"octavo: CPU kernels cannot be kept in {why}; they go to {path.parents[2]}; {cure}", file=sys.stderr)
+            build(source_dir, toolchain, isa, path)
+    except (OSError, ConfigError) as error:
+        raise KernelBuildError(f"the CPU kernels cannot be kept in {why}; nor elsewhere: {error}; {cure}") from error
+    return path
 
 
 def find_sources() -> Path:
@@ -172,33 +196,40 @@ def _with_includes(source_dir: Path, source: Path) -> list[Path]:
 
 
 def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path) -> None:
-    """Compile and link into `target`'s directory. Of several processes one builds, the others wait for it."""
+    """Compile and link into `target`'s directory. Of several processes one builds, the others wait for it. OSError if
+    nothing can be written there."""
+    kernels_dir = target.parent.parent
     with _lock(target.parent):
-        if target.exists():
+        if kept_files.is_whole(target):
             return
-        objects_dir = target.parent.parent / "objects"
+        kept_files.remove_abandoned(kernels_dir)
+        objects_dir = kernels_dir / "objects"
         objects_dir.mkdir(exist_ok=True)
         objects: dict[Path, Path] = {}
         for source in _source_files(source_dir):
             digest = _digest(source_dir, toolchain, isa, _with_includes(source_dir, source))
             objects[source] = objects_dir / f"{source.stem}-{digest}.o"
-        missing = [source for source, output in objects.items() if not output.exists()]
+        missing = [source for source, output in objects.items() if not kept_files.is_whole(output)]
         workers = num_cores()
         estimate = 2 + round(SECONDS_PER_SOURCE * len(missing) / workers)
         print(f"octavo: building CPU kernels, about {estimate} s, once", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix="building-") as work:
+        with tempfile.TemporaryDirectory(dir=kernels_dir, prefix=kept_files.BUILDING) as work:
             includes = (f"-I{source_dir / 'include'}", f"-I{source_dir}")
 
             def compile_one(source: Path) -> None:
                 output = Path(work) / objects[source].name
-                _run([*toolchain.command, *toolchain.flags, *includes, "-c", str(source), "-o", str(output)])
-                output.rename(objects[source])
+                _run([*toolchain.command, *toolchain.flags, *includes, "-c", str(source), "-o", str(output)], work)
+                kept_files.put(output, objects[source])
 
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(compile_one, missing))
             library = Path(work) / "library" / LIBRARY_NAME
             library.parent.mkdir()
-            _run([*toolchain.command, *toolchain.flags, "-shared", *map(str, objects.values()), "-o", str(library)])
+            command = [*toolchain.command, *toolchain.flags, "-shared", *map(str, objects.values())]
+            _run([*command, "-o", str(library)], work)
+            kept_files.seal(library)
+            if target.parent.exists():  # a broken one
+                target.parent.rename(Path(work) / "broken")
             library.parent.rename(target.parent)
 
 
@@ -206,24 +237,22 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
 def _lock(directory: Path) -> Iterator[None]:
     import fcntl
 
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        file = open(directory.parent / f"{directory.name}.lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise KernelBuildError(
-            f"the CPU kernels cannot be kept in {directory.parent}: {error}; set OCTAVO_CACHE_DIR to a directory "
-            "that can be written"
-        ) from error
-    with file:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with open(directory.parent / f"{directory.name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _run(command: list[str], work: str) -> None:
+    """work: where the compiler's own temporary files go, so that one disk has to have room."""
+    surroundings = {**os.environ, "TMPDIR": work, "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=surroundings)
     if done.returncode == 0:
         return
-    tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_ERROR_TAIL_LINES:])
+    said = (done.stderr or done.stdout).strip()
+    if os.strerror(errno.ENOSPC) in said:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), work)
+    tail = "\n".join(said.splitlines()[-_ERROR_TAIL_LINES:])
     raise KernelBuildError(
         "the C++ compiler refused the CPU kernels; set CXX to g++ 11, clang 14 or newer, or use backend='reference'.\n"
         f"{shlex.join(command)}\n{tail}"

@@ -30,7 +30,7 @@ def _triton(config: BackendConfig) -> TritonBackend:
 def _cpu(config: BackendConfig) -> Backend:
     from octavo.kernels.cpu.backend import CpuBackend
 
-    return CpuBackend(config.num_threads)
+    return CpuBackend(config.num_threads, config.activation_dtype)
 
 
 def _reference(config: BackendConfig) -> Backend:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import ModelLoadError
+from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.tensor import DType, HostTensor, num_bytes
 from octavo.models.architecture import Architecture
 from octavo.models.gguf import GGUFFile
+from octavo.models.shown import shown
 
 Shape = tuple[int, ...]
 #: Where a tokenizer is made from: a folder of tokenizer.json and its companions, or a GGUF file's metadata.
@@ -24,10 +25,12 @@ TokenizerSource = Path | GGUFFile
 #: Buffers that some exporters save and no model needs; one of these left over is no sign of trouble.
 IRRELEVANT_ENDINGS = (
     "rotary_emb.inv_freq",
+    "rotary_emb.original_inv_freq",
     "rotary_emb.cos_cached",
     "rotary_emb.sin_cached",
     ".attn.bias",  # GPT-2's causal mask
     ".attn.masked_bias",
+    "position_ids",
 )
 
 
@@ -44,7 +47,7 @@ class StoredTensor:
         return num_bytes(self.dtype, self.shape)
 
     def then(self, change: Callable[[HostTensor], HostTensor]) -> StoredTensor:
-        """The same tensor, changed when read; the change keeps dtype and shape."""
+        """The same tensor, changed when read; the change keeps the shape, and the dtype where it is dense."""
         read = self.read
         return replace(self, read=lambda: change(read()))
 
@@ -76,7 +79,8 @@ class LazyTensors(Mapping[str, HostTensor]):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """label: what to call it in messages, its path or name. sampling_defaults: values that the model's makers
-    recommend, under SamplingParams' names. taken: which tensors `take` has given out."""
+    recommend, under SamplingParams' names. taken: which tensors `take` has given out. unreadable: tensors of types
+    that Octavo does not read, and what is to be said where one is needed."""
 
     label: str
     architecture: Architecture
@@ -84,6 +88,7 @@ class Checkpoint:
     tokenizer_source: TokenizerSource | None = None
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tensors(self) -> LazyTensors:
@@ -117,7 +122,7 @@ class Checkpoint:
 
     def check(self, required: Mapping[str, Shape]) -> None:
         """Raise ModelLoadError unless every tensor of the table is there in its shape; reads no data."""
-        missing = [name for name in required if name not in self.stored]
+        missing = [name for name in required if name not in self.stored and name not in self.unreadable]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ModelLoadError(
@@ -130,14 +135,17 @@ class Checkpoint:
     def leftovers(self) -> list[str]:
         """Tensors that nobody took: a sign that the model is not what its configuration says."""
         known = self.taken | ({"lm_head.weight"} if self.architecture.tie_word_embeddings else set())
-        return [name for name in self.stored if name not in known and not name.endswith(IRRELEVANT_ENDINGS)]
+        names = (*self.stored, *self.unreadable)
+        return [name for name in names if name not in known and not name.endswith(IRRELEVANT_ENDINGS)]
 
     def _expect(self, name: str, shape: Shape) -> None:
         found = self.stored.get(name)
+        if found is None and name in self.unreadable:
+            raise UnsupportedModelError(self.unreadable[name])
         if found is None:
             raise ModelLoadError(f"{self.label}: tensor {name!r} is missing; download or convert the model again")
         if found.shape != shape:
             raise ModelLoadError(
-                f"{self.label}: tensor {name!r} has shape {list(found.shape)}, "
+                f"{self.label}: tensor {name!r} has shape {shown(list(found.shape))}, "
                 f"but the model's configuration asks for {list(shape)}"
             )

@@ -1,12 +1,22 @@
-"""Typed access to one config.json: what a key holds, or an error that names file, key, value and what is allowed."""
+"""Typed access to one JSON file that comes with a model: what a key holds, or an error that names file, key, value
+and what is allowed.
+
+A file is not trusted: a value is of its type and in its range before anything is done with it, and no value is
+ever a key, a length or an operand before that.
+"""
 
 from __future__ import annotations
 
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.ops import Activation
+from octavo.models.shown import shown
+
+LARGEST_SIZE = 1 << 31
+LARGEST_NUMBER = 1e30  # float32 holds its square root's inverse, and nothing a model needs is near it
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -21,32 +31,46 @@ _REQUIRED: Any = object()
 
 
 class ConfigFile:
-    """A null counts as left out."""
+    """A null counts as left out. within: where the values stand in the file, "rope_scaling." for an object's."""
 
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+    def __init__(self, path: Path, values: dict[str, Any], within: str = "") -> None:
         self.path = path
         self.values = values
+        self.within = within
 
-    def size(self, key: str, default: Any = _REQUIRED, largest: int = 1 << 31) -> int:
+    def has(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def size(self, key: str, default: Any = _REQUIRED, largest: int = LARGEST_SIZE, smallest: int = 1) -> int:
         """A whole number from 1 up."""
         value = self._get(key, default)
-        if type(value) is not int or not 1 <= value <= largest:
-            raise self.wrong(key, f"1 to {largest}")
+        if type(value) is not int or not smallest <= value <= largest:
+            raise self.wrong(key, f"{smallest} to {largest}")
         return value
 
     def optional_size(self, key: str) -> int | None:
-        return None if self.values.get(key) is None else self.size(key)
+        return self.size(key) if self.has(key) else None
 
-    def number(self, key: str, default: Any = _REQUIRED) -> float:
+    def number(
+        self,
+        key: str,
+        default: Any = _REQUIRED,
+        *,
+        above: float = -inf,
+        least: float = -inf,
+        most: float = LARGEST_NUMBER,
+    ) -> float:
+        """A finite number, more than `above`, at least `least`, and `most` at most."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.wrong(key, "a number")
+        if not _is_number(value) or not above < value or not least <= value <= most:
+            low = "" if above == least == -inf else f" above {above:g}" if above > least else f" from {least:g}"
+            raise self.wrong(key, f"a number{low} up to {most:g}")
         return float(value)
 
-    def optional_number(self, key: str, default: float | None = None) -> float | None:
+    def optional_number(self, key: str, default: float | None = None, *, above: float = -inf) -> float | None:
         """Here a null means none, and only a key left out the default."""
         value = self.values.get(key, default)
-        return None if value is None else self.number(key, default)
+        return None if value is None else self.number(key, default, above=above)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._get(key, default)
@@ -54,9 +78,39 @@ class ConfigFile:
             raise self.wrong(key, "true and false")
         return value
 
+    def text(self, key: str, default: Any = _REQUIRED) -> str:
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "a text")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        return self.text(key) if self.has(key) else None
+
+    def numbers(self, key: str, *, least: float, most: float) -> list[float]:
+        """A list of numbers, each from `least` to `most`."""
+        value = self._get(key, _REQUIRED)
+        if not isinstance(value, list) or not all(_is_number(item) and least <= item <= most for item in value):
+            raise self.wrong(key, f"a list of numbers from {least:g} to {most:g}")
+        return [float(item) for item in value]
+
+    def items(self, key: str) -> list[Any]:
+        """A list of anything; empty where it is left out."""
+        value = self._get(key, [])
+        if not isinstance(value, list):
+            raise self.wrong(key, "a list")
+        return value
+
+    def inside(self, key: str) -> ConfigFile:
+        """The object under a key; an empty one where it is left out."""
+        value = self._get(key, {})
+        if not isinstance(value, dict):
+            raise self.wrong(key, "an object")
+        return ConfigFile(self.path, value, f"{self.within}{key}.")
+
     def activation(self, key: str, default: str) -> Activation:
         value = self._get(key, default)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise self.wrong(key, ", ".join(_ACTIVATIONS), UnsupportedModelError)
         return _ACTIVATIONS[value]
 
@@ -66,7 +120,7 @@ class ConfigFile:
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if any(type(token_id) is not int for token_id in ids):
             raise self.wrong(key, "a token id or a list of them")
-        return tuple(token_id for token_id in ids if token_id >= 0)
+        return tuple(dict.fromkeys(token_id for token_id in ids if token_id >= 0))
 
     def refuse(self, key: str, *allowed: Any) -> None:
         """Raise unless the key is left out or has one of these values."""
@@ -75,12 +129,19 @@ class ConfigFile:
             raise self.wrong(key, ", ".join(repr(choice) for choice in allowed) or "none", UnsupportedModelError)
 
     def wrong(self, key: str, allowed: str, kind: type[ModelLoadError] = ModelLoadError) -> ModelLoadError:
-        return kind(f"{self.path}: {key} is {self.values.get(key)!r}; allowed: {allowed}")
+        return kind(f"{self.path}: {self.within}{key} is {shown(self.values.get(key))}; allowed: {allowed}")
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         if value is not None:
             return value
         if default is _REQUIRED:
-            raise ModelLoadError(f"{self.path}: key {key!r} is missing; download the model's config.json again")
+            raise ModelLoadError(f"{self.path}: key '{self.within}{key}' is missing; download the file again")
         return default
+
+
+def _is_number(value: Any) -> bool:
+    """Numbers beyond float64 are whole ones: they are compared, not converted."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -LARGEST_NUMBER <= value <= LARGEST_NUMBER and isfinite(value)

@@ -15,6 +15,7 @@ wanted. So `forward` ends there, and `logits` goes the rest of the way with the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from octavo.kernels.ops import LinearWeight, Ops, Tensor
 from octavo.layers.attention import SelfAttention
@@ -23,8 +24,23 @@ from octavo.layers.mlp import MLP
 from octavo.layers.norm import Norm
 
 
+class Layer(Protocol):
+    """One layer in two parts: what lies between two of them is (output not yet added, or None; the sum so far)."""
+
+    @property
+    def attention(self) -> SelfAttention: ...
+
+    def attend(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The first part, where tokens look at others: what attention gave [T, Q * D], and the sum so far."""
+
+    def finish(self, ops: Ops, attended: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The rest, each token by itself."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderLayer:
+    """Norms a copy of the stream before each half."""
+
     attention_norm: Norm
     attention: SelfAttention
     mlp_norm: Norm
@@ -32,12 +48,7 @@ class DecoderLayer:
     attention_output_norm: Norm | None = None
     mlp_output_norm: Norm | None = None
 
-    def __call__(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(output of the layer below, not yet added; sum so far) -> the same after this layer."""
-        return self.finish(ops, *self.attend(ops, pending, residual))
-
     def attend(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The first part, where tokens look at others: what attention gave [T, Q * D], and the sum so far."""
         if pending is None:
             x = self.attention_norm(ops, residual)
         else:
@@ -45,7 +56,6 @@ class DecoderLayer:
         return self.attention.attend(ops, x), residual
 
     def finish(self, ops: Ops, attended: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The rest, each token by itself."""
         x = self.attention.project(ops, attended)
         if self.attention_output_norm is not None:
             x = self.attention_output_norm(ops, x)
@@ -58,23 +68,32 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoder:
-    """A whole model; implements `octavo.kernels.ops.Model`."""
+    """A whole model; implements `octavo.kernels.ops.Model`. projection: to the head's width, where that is not the
+    stream's."""
 
     embedding: Embedding
-    layers: tuple[DecoderLayer, ...]
-    norm: Norm
+    layers: tuple[Layer, ...]
+    norm: Norm | None
     head: LinearWeight  # [V, H]
     logits_softcap: float | None = None
+    projection: LinearWeight | None = None
 
     def forward(self, ops: Ops) -> tuple[Tensor, Tensor]:
         pending, residual = None, self.embedding(ops)
         *layers, last = self.layers
         for layer in layers:
-            pending, residual = layer(ops, pending, residual)
+            pending, residual = layer.finish(ops, *layer.attend(ops, pending, residual))
         return last.attend(ops, pending, residual)
 
     def logits(self, ops: Ops, attended: Tensor, residual: Tensor) -> Tensor:
-        pending, residual = self.layers[-1].finish(ops, attended, residual)
-        hidden, _ = self.norm.add(ops, pending, residual)
+        hidden = self._hidden(ops, *self.layers[-1].finish(ops, attended, residual))
+        if self.projection is not None:
+            hidden = ops.linear(hidden, self.projection)
         logits = ops.linear(hidden, self.head)
         return logits if self.logits_softcap is None else ops.softcap(logits, self.logits_softcap)
+
+    def _hidden(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> Tensor:
+        """What the last layer left, added and normed."""
+        if pending is None:
+            return residual if self.norm is None else self.norm(ops, residual)
+        return ops.add(pending, residual) if self.norm is None else self.norm.add(ops, pending, residual)[0]

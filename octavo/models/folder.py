@@ -1,13 +1,16 @@
 """A Hugging Face folder as a Checkpoint: config.json, generation_config.json and safetensors.
 
-Exporters differ in two ways that are evened out here: a model saved without its language-model head leaves
-the outer prefix off its names, and GPT-2 stores its projections as [in, out].
+Exporters differ in ways that are evened out here: a model saved without its language-model head leaves the outer
+prefix off its names, a model that also sees puts its text part under a name of its own, and GPT-2 stores its
+projections as [in, out].
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +18,14 @@ from numpy.typing import NDArray
 from octavo.errors import ModelLoadError
 from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor
 from octavo.models.checkpoint import Checkpoint, StoredTensor, at_hand
+from octavo.models.config_file import ConfigFile
 from octavo.models.config_json import architecture_from_config
 from octavo.models.json_file import read_json, read_optional_json
-from octavo.models.safetensors import read_folder
+from octavo.models.regular_file import is_there
+from octavo.models.sampling_defaults import checked_defaults
+from octavo.models.shown import shown
+from octavo.models.weight_files import read_folder
+from octavo.observe.logging import LOGGER
 
 #: generation_config.json's keys under SamplingParams' names
 _SAMPLING = {
@@ -29,43 +37,111 @@ _SAMPLING = {
     "max_new_tokens": "max_tokens",
 }
 _OUTER_PREFIX = {"gpt2": "transformer."}
+_EMBEDDING = {"gpt2": "transformer.wte.weight", "opt": "model.decoder.embed_tokens.weight"}
+#: Of a model that also sees, in both orders that transformers has saved them in.
+_TEXT_PART = (("language_model.lm_head.", "lm_head."), ("language_model.model.", "model."))
+_TEXT_PART_LATER = (("model.language_model.", "model."),)
+_IMAGE_PART = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _TRANSPOSED_IN_GPT2 = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_COMPARED_BYTES = 1 << 24
+
+T = TypeVar("T")
 
 
 def open_folder(folder: Path, label: str) -> Checkpoint:
     checkpoint = open_config(folder, label)
-    family = checkpoint.architecture.family
-    tensors = _with_outer_prefix(read_folder(folder), _OUTER_PREFIX.get(family, "model."))
-    stored = {name: _canonical(family, name, tensor) for name, tensor in tensors.items()}
-    return checkpoint.with_tensors(stored)
+    architecture = checkpoint.architecture
+    prefix = _OUTER_PREFIX.get(architecture.family, "model.")
+    found = read_folder(folder)
+    if any(name.startswith(_IMAGE_PART) for name in found.tensors):
+        LOGGER.warning("%s: only the model's text part is read: images are refused", folder)
+    tensors = _with_outer_prefix(_text_part(found.tensors), prefix)
+    unreadable = _with_outer_prefix(_text_part(found.unreadable), prefix)
+    if architecture.tie_word_embeddings:
+        _warn_of_own_head(folder, tensors, _EMBEDDING.get(architecture.family, "model.embed_tokens.weight"))
+    stored = {name: _canonical(architecture.family, name, tensor) for name, tensor in tensors.items()}
+    return replace(checkpoint, stored=stored, unreadable=unreadable)
 
 
 def open_config(folder: Path, label: str) -> Checkpoint:
     """The folder's configuration; no tensors."""
+    _look_for_adapter(folder)
+    if not is_there(folder / "config.json"):
+        raise ModelLoadError(f"{folder / 'config.json'} cannot be read: No such file or directory{_hint(folder)}")
     config = read_json(folder / "config.json")
-    generation = read_optional_json(folder / "generation_config.json")
-    overridden = {key: generation[key] for key in ("bos_token_id", "eos_token_id") if generation.get(key) is not None}
+    generation = ConfigFile(folder / "generation_config.json", read_optional_json(folder / "generation_config.json"))
     return Checkpoint(
         label=label,
-        architecture=architecture_from_config(folder / "config.json", {**config, **overridden}),
+        architecture=architecture_from_config(folder / "config.json", config, generation),
         stored={},
         tokenizer_source=folder,
-        sampling_defaults=_sampling_defaults(folder / "generation_config.json", generation),
+        sampling_defaults=checked_defaults(generation.path, generation.values, _SAMPLING),
     )
 
 
-def _sampling_defaults(path: Path, generation: dict[str, Any]) -> dict[str, Any]:
-    defaults = {name: generation[key] for key, name in _SAMPLING.items() if generation.get(key) is not None}
-    for name, value in defaults.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ModelLoadError(f"{path}: {name} is {value!r}; allowed: a number")
-    return defaults
+def _hint(folder: Path) -> str:
+    """What a folder without configuration may be instead."""
+    snapshots = sorted(folder.glob("snapshots/*/config.json"))
+    if snapshots:
+        return f"; the folder is a hub cache, the model is in {snapshots[-1].parent}"
+    if is_there(folder / "params.json"):
+        return "; the folder holds the makers' original format: take the model in Hugging Face's or as GGUF"
+    inside = sorted(folder.glob("*/config.json"))
+    return f"; there is one in {inside[0].parent}" if len(inside) == 1 else ""
 
 
-def _with_outer_prefix(tensors: dict[str, HostTensor], prefix: str) -> dict[str, HostTensor]:
-    if any(name.startswith(prefix) for name in tensors):
-        return tensors
-    return {name if name.startswith("lm_head.") else prefix + name: tensor for name, tensor in tensors.items()}
+def _look_for_adapter(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    if not is_there(path):
+        return
+    if is_there(folder / "config.json"):
+        LOGGER.warning("%s: the model is loaded without its adapter, which Octavo does not apply", path)
+        return
+    of_model = read_json(path).get("base_model_name_or_path")
+    raise ModelLoadError(
+        f"{path}: the folder holds an adapter of {shown(of_model)}, not a model; merge the two first: "
+        "peft's merge_and_unload, then save_pretrained"
+    )
+
+
+def _text_part(named: Mapping[str, T]) -> dict[str, T]:
+    """Without what reads images, and under the names that the text part has by itself."""
+    changes = (*_TEXT_PART, *_TEXT_PART_LATER)
+    result = {}
+    for name, value in named.items():
+        if name.startswith(_IMAGE_PART):
+            continue
+        before, after = next((change for change in changes if name.startswith(change[0])), ("", ""))
+        result[after + name.removeprefix(before)] = value
+    return result
+
+
+def _with_outer_prefix(named: dict[str, T], prefix: str) -> dict[str, T]:
+    if any(name.startswith(prefix) for name in named):
+        return named
+    return {name if name.startswith("lm_head.") else prefix + name: value for name, value in named.items()}
+
+
+def _warn_of_own_head(folder: Path, tensors: Mapping[str, HostTensor], embedding_name: str) -> None:
+    """The configuration decides, as it does in vLLM; a head that differs may yet be the one that was trained."""
+    head, embedding = tensors.get("lm_head.weight"), tensors.get(embedding_name)
+    if head is None or embedding is None or _are_equal(head, embedding):
+        return
+    LOGGER.warning(
+        "%s: tie_word_embeddings is true, so %s is also the output head; the file's own lm_head.weight, which differs, "
+        "is not used (to use it, set tie_word_embeddings to false)",
+        *(folder / "config.json", embedding_name),
+    )
+
+
+def _are_equal(one: HostTensor, other: HostTensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    starts = range(0, one.data.nbytes, _COMPARED_BYTES)
+    return all(
+        np.array_equal(one.data[start : start + _COMPARED_BYTES], other.data[start : start + _COMPARED_BYTES])
+        for start in starts
+    )
 
 
 def _canonical(family: str, name: str, tensor: HostTensor) -> StoredTensor:
@@ -81,7 +157,8 @@ def _transposed(tensor: HostTensor) -> HostTensor:
     return HostTensor(tensor.dtype, tensor.shape[::-1], data)
 
 
-def saved_dtype(architecture_path: Path) -> str:
-    """The dtype that config.json says its weights have."""
-    config = read_json(architecture_path / "config.json")
-    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+def saved_dtype(folder: Path) -> str:
+    """The dtype that config.json says its weights have, under either of its names."""
+    config = ConfigFile(folder / "config.json", read_json(folder / "config.json"))
+    key = "dtype" if config.has("dtype") else "torch_dtype"
+    return config.text(key, "bfloat16").removeprefix("torch.")

@@ -27,6 +27,7 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.tensor import DType, HostTensor, num_bytes
 from octavo.models.gguf_types import SCALAR_TYPES, TENSOR_TYPES, UNSUPPORTED_TENSOR_TYPES
 from octavo.models.mapped_file import map_file
+from octavo.models.shown import shown
 
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 _MAX_DIMS = 4
@@ -162,7 +163,7 @@ def _read_metadata(cursor: _Cursor, num_keys: int) -> dict[str, Any]:
     for index in range(num_keys):
         cursor.reading = f"metadata key number {index}"
         key = cursor.name()
-        cursor.reading = f"metadata key {key!r}"
+        cursor.reading = f"metadata key {shown(key)}"
         if key in metadata:
             cursor.fail("appears twice")
         metadata[key] = _read_value(cursor, cursor.u32())
@@ -228,7 +229,7 @@ class _TensorInfo:
 def _read_tensor_info(cursor: _Cursor) -> _TensorInfo:
     cursor.reading = "the tensor list"
     name = cursor.name()
-    cursor.reading = f"tensor {name!r}"
+    cursor.reading = f"tensor {shown(name)}"
     num_dims = cursor.u32()
     if not 1 <= num_dims <= _MAX_DIMS:
         cursor.fail(f"has {num_dims} dimensions, allowed are 1 to {_MAX_DIMS}")
@@ -236,18 +237,18 @@ def _read_tensor_info(cursor: _Cursor) -> _TensorInfo:
     type_id, offset = cursor.u32(), cursor.u64()
     if type_id in UNSUPPORTED_TENSOR_TYPES:
         raise UnsupportedModelError(
-            f"{cursor.path}: tensor {name!r} has type {UNSUPPORTED_TENSOR_TYPES[type_id]}; "
+            f"{cursor.path}: tensor {shown(name)} has type {UNSUPPORTED_TENSOR_TYPES[type_id]}; "
             f"Octavo reads {', '.join(TENSOR_TYPES.values())}"
         )
     if type_id not in TENSOR_TYPES:
         cursor.fail(f"has the unknown type {type_id}")
     if not prod(shape):
-        cursor.fail(f"has the empty shape {list(shape)}")
+        cursor.fail(f"has the empty shape {shown(list(shape))}")
     dtype = TENSOR_TYPES[type_id]
     try:
         return _TensorInfo(name, dtype, shape, offset, num_bytes(dtype, shape))
     except ValueError as error:
-        cursor.fail(f"has shape {list(shape)}: {error}")
+        cursor.fail(f"has shape {shown(list(shape))}: {error}")
 
 
 def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
@@ -264,7 +265,7 @@ def _map_tensors(cursor: _Cursor, infos: list[_TensorInfo], alignment: int) -> d
     data_size = len(cursor.view) - data_start
     end_of_last = 0
     for info in sorted(infos, key=lambda info: info.offset):
-        cursor.reading = f"tensor {info.name!r}"
+        cursor.reading = f"tensor {shown(info.name)}"
         if info.offset % alignment:
             cursor.fail(f"is at offset {info.offset}, not a multiple of the alignment {alignment}")
         if info.offset < end_of_last:
@@ -275,7 +276,7 @@ def _map_tensors(cursor: _Cursor, infos: list[_TensorInfo], alignment: int) -> d
     tensors: dict[str, HostTensor] = {}
     for info in infos:
         if info.name in tensors:
-            cursor.reading = f"tensor {info.name!r}"
+            cursor.reading = f"tensor {shown(info.name)}"
             cursor.fail("appears twice")
         start = data_start + info.offset
         tensors[info.name] = HostTensor(info.dtype, info.shape, cursor.data[start : start + info.num_bytes])

@@ -15,12 +15,15 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import HostTensor
 from octavo.models.architecture import Architecture, RopeConfig
-from octavo.models.consistency import checked
+from octavo.models.consistency import checked, known_tokens
 from octavo.models.gguf import GGUFFile, StringArray
 from octavo.models.gguf_metadata import GGUFMetadata
+from octavo.models.rope_json import LARGEST_FACTOR, SMALLEST_FACTOR
+from octavo.models.shown import shown
 
 #: Tokens with which chat models end their turn; many files leave it to the reader to know them.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+_FACTORS = {"least": SMALLEST_FACTOR, "most": LARGEST_FACTOR}
 _CONTROL = 3  # of tokenizer.ggml.token_type
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
@@ -30,7 +33,7 @@ def architecture_from_gguf(file: GGUFFile) -> Architecture:
     config = GGUFMetadata(file)
     if config.architecture not in FAMILIES:
         raise UnsupportedModelError(
-            f"{file.path}: general.architecture is {config.architecture!r}; "
+            f"{file.path}: general.architecture is {shown(config.architecture)}; "
             f"Octavo reads GGUF files of {', '.join(FAMILIES)}"
         )
     if config.number("expert_count", 0):
@@ -55,13 +58,15 @@ def _common(config: GGUFMetadata) -> dict[str, Any]:
         "head_dim": head_dim,
         "intermediate_size": config.size("feed_forward_length"),
         "max_position_embeddings": config.size("context_length"),
-        "norm_eps": config.number("attention.layer_norm_rms_epsilon", config.number("attention.layer_norm_epsilon", 0)),
+        "norm_eps": config.number(
+            "attention.layer_norm_rms_epsilon", config.number("attention.layer_norm_epsilon", 0, least=0), least=0
+        ),
         "tie_word_embeddings": "output.weight" not in config.file.tensors,
-        "bos_token_id": config.token_id("bos_token_id"),
+        "bos_token_id": next(iter(_known(config, "bos_token_id")), None),
         "eos_token_ids": _eos_token_ids(config),
         "attention_scale": config.optional_number("attention.scale"),
-        "attention_softcap": config.optional_number("attn_logit_softcapping"),
-        "logits_softcap": config.optional_number("final_logit_softcapping"),
+        "attention_softcap": config.optional_number("attn_logit_softcapping", above=0),
+        "logits_softcap": config.optional_number("final_logit_softcapping", above=0),
     }
 
 
@@ -85,7 +90,7 @@ def _vocab_size(config: GGUFMetadata) -> int:
 
 def _eos_token_ids(config: GGUFMetadata) -> tuple[int, ...]:
     """Those that the file names, and for a chat model those that end its turn."""
-    ids = [config.token_id(key) for key in _EOS_KEYS]
+    ids: list[int | None] = [token_id for key in _EOS_KEYS for token_id in _known(config, key)]
     metadata = config.file.metadata
     tokens, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
     is_chat = "tokenizer.chat_template" in metadata
@@ -93,6 +98,12 @@ def _eos_token_ids(config: GGUFMetadata) -> tuple[int, ...]:
         found = (tokens.index(text) for text in _TURN_ENDS)
         ids += [token_id for token_id in found if token_id is not None and types[token_id] == _CONTROL]
     return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
+
+
+def _known(config: GGUFMetadata, key: str) -> tuple[int, ...]:
+    token_id = config.token_id(key)
+    where = f"{config.file.path}: metadata key 'tokenizer.ggml.{key}'"
+    return () if token_id is None else known_tokens((token_id,), _vocab_size(config), where)
 
 
 def _llama(config: GGUFMetadata) -> dict[str, Any]:
@@ -120,8 +131,8 @@ def _gemma2(config: GGUFMetadata) -> dict[str, Any]:
         "rope": _rope(config),
         "windows": tuple(window if layer % 2 == 0 else None for layer in range(num_layers)),
         "attention_scale": config.number("attention.scale", scale),
-        "attention_softcap": config.number("attn_logit_softcapping", 50.0),
-        "logits_softcap": config.number("final_logit_softcapping", 30.0),
+        "attention_softcap": config.number("attn_logit_softcapping", 50.0, above=0),
+        "logits_softcap": config.number("final_logit_softcapping", 30.0, above=0),
     }
 
 
@@ -198,29 +209,47 @@ def _rope_scaling(config: GGUFMetadata) -> dict[str, Any] | None:
     trained_len = config.size("rope.scaling.original_context_length", config.size("context_length"))
     if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
         long, short = tensors["rope_factors_long.weight"], tensors["rope_factors_short.weight"]
-        return _longrope(long, short, trained_len, config.optional_number("rope.scaling.attn_factor"))
+        return _longrope(
+            config,
+            long,
+            short,
+            config.optional_number("rope.scaling.attn_factor", **_FACTORS),
+        )
     if "rope_freqs.weight" in tensors:
-        return _longrope(tensors["rope_freqs.weight"], tensors["rope_freqs.weight"], trained_len, 1.0)
+        return _longrope(config, tensors["rope_freqs.weight"], tensors["rope_freqs.weight"], 1.0)
     if kind == "none":
         return None
-    factor, extra = config.number("rope.scaling.factor", 1.0), config.number("rope.scaling.attn_factor", 1.0)
+    factor = config.number("rope.scaling.factor", 1.0, **_FACTORS)
+    extra = config.number("rope.scaling.attn_factor", 1.0)
     if extra != 1:
         raise UnsupportedModelError(f"{config.file.path}: rope.scaling.attn_factor is {extra}; allowed: 1")
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": factor}
-    if kind == "yarn":
-        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained_len}
+    if kind in ("linear", "yarn"):
+        states_len = kind == "yarn" or config.has("rope.scaling.original_context_length")
+        original = {"original_max_position_embeddings": trained_len} if states_len else {}
+        return {"rope_type": kind, "factor": factor, **original}
     raise UnsupportedModelError(
-        f"{config.file.path}: {config.architecture}.rope.scaling.type is {kind!r}; "
+        f"{config.file.path}: {config.architecture}.rope.scaling.type is {shown(kind)}; "
         "Octavo knows none, linear, yarn, and longrope with its factor tensors"
     )
 
 
-def _longrope(long: HostTensor, short: HostTensor, trained_len: int, attention_factor: float | None) -> dict[str, Any]:
+def _longrope(
+    config: GGUFMetadata, long: HostTensor, short: HostTensor, attention_factor: float | None
+) -> dict[str, Any]:
+    original = config.size("rope.scaling.original_context_length", config.size("context_length"), smallest=2)
     scaling: dict[str, Any] = {
         "rope_type": "longrope",
-        "long_factor": dequantize(long).reshape(-1).tolist(),
-        "short_factor": dequantize(short).reshape(-1).tolist(),
-        "original_max_position_embeddings": trained_len,
+        "long_factor": _divisors(config, long),
+        "short_factor": _divisors(config, short),
+        "original_max_position_embeddings": original,
     }
     return scaling if attention_factor is None else scaling | {"attention_factor": attention_factor}
+
+
+def _divisors(config: GGUFMetadata, tensor: HostTensor) -> list[float]:
+    values = dequantize(tensor).reshape(-1)
+    if not ((values >= SMALLEST_FACTOR) & (values <= LARGEST_FACTOR)).all():  # a NaN is neither
+        raise ModelLoadError(
+            f"{config.file.path}: the rope factor tensors may hold numbers from {SMALLEST_FACTOR} to {LARGEST_FACTOR:g}"
+        )
+    return [float(value) for value in values.tolist()]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from octavo.errors import ModelLoadError
+from octavo.models.config_file import LARGEST_NUMBER, LARGEST_SIZE
 from octavo.models.gguf import GGUFFile
+from octavo.models.sampling_defaults import checked_defaults
+from octavo.models.shown import shown
 
 #: GGUF's sampling keys under SamplingParams' names
 _SAMPLING = {
@@ -17,6 +20,7 @@ _SAMPLING = {
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
 _KIND_NAMES = {int: "a whole number", str: "a text", (int, float): "a number"}
+_NO_TOKEN = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 _REQUIRED: Any = object()
 
 
@@ -27,21 +31,36 @@ class GGUFMetadata:
         self.file = file
         self.architecture = self._get("general.architecture", str, _REQUIRED)
 
-    def size(self, key: str, default: Any = _REQUIRED, largest: int = 1 << 31) -> int:
+    def size(self, key: str, default: Any = _REQUIRED, largest: int = LARGEST_SIZE, smallest: int = 1) -> int:
         """A whole number from 1 up."""
         full_key = f"{self.architecture}.{key}"
         value = int(self._get(full_key, int, default))
-        if not 1 <= value <= largest:
-            raise self.wrong(full_key, value, f"1 to {largest}")
+        if not smallest <= value <= largest:
+            raise self.wrong(full_key, value, f"{smallest} to {largest}")
         return value
 
-    def number(self, key: str, default: Any = _REQUIRED) -> float:
-        return self._number(f"{self.architecture}.{key}", default)
+    def number(
+        self,
+        key: str,
+        default: Any = _REQUIRED,
+        *,
+        above: float = -inf,
+        least: float = -inf,
+        most: float = LARGEST_NUMBER,
+    ) -> float:
+        """A finite number, more than `above`, at least `least`, and `most` at most."""
+        full_key = f"{self.architecture}.{key}"
+        value = self._number(full_key, default)
+        if not above < value or not least <= value <= most:
+            low = f"above {above:g}" if above > least else f"from {least:g}"
+            raise self.wrong(full_key, value, f"a number {low}, up to {most:g}")
+        return value
 
-    def sampling_defaults(self) -> dict[str, float]:
+    def sampling_defaults(self) -> dict[str, Any]:
         """What the file recommends, under SamplingParams' names."""
-        found = {name: self._number(key) for key, name in _SAMPLING.items() if key in self.file.metadata}
-        return {name: int(value) if name == "top_k" else value for name, value in found.items()}
+        found = {key: self._number(key) for key in _SAMPLING if key in self.file.metadata}
+        whole = {key: int(value) if key == "general.sampling.top_k" else value for key, value in found.items()}
+        return checked_defaults(self.file.path, whole, _SAMPLING)
 
     def text(self, key: str, default: str) -> str:
         return str(self._get(f"{self.architecture}.{key}", str, default))
@@ -49,19 +68,21 @@ class GGUFMetadata:
     def optional_size(self, key: str) -> int | None:
         return self.size(key) if self.has(key) else None
 
-    def optional_number(self, key: str) -> float | None:
-        return self.number(key) if self.has(key) else None
+    def optional_number(self, key: str, **bounds: float) -> float | None:
+        return self.number(key, **bounds) if self.has(key) else None
 
     def token_id(self, key: str) -> int | None:
+        """Some files say -1, or the same without its sign, for none."""
         value = self._get(f"tokenizer.ggml.{key}", int, None)
-        return None if value is None else int(value)
+        return None if value is None or value in _NO_TOKEN or value < 0 else int(value)
 
     def has(self, key: str) -> bool:
         return f"{self.architecture}.{key}" in self.file.metadata
 
     def wrong(self, key: str, value: Any, allowed: str) -> ModelLoadError:
-        shown = f"an array of {len(value)}" if hasattr(value, "__len__") and not isinstance(value, str) else repr(value)
-        return ModelLoadError(f"{self.file.path}: metadata key {key!r} is {shown}; allowed: {allowed}")
+        is_array = hasattr(value, "__len__") and not isinstance(value, str)
+        found = f"an array of {len(value)}" if is_array else shown(value)
+        return ModelLoadError(f"{self.file.path}: metadata key {key!r} is {found}; allowed: {allowed}")
 
     def _number(self, key: str, default: Any = _REQUIRED) -> float:
         value = float(self._get(key, (int, float), default))

@@ -113,4 +113,6 @@ def restore_rotary_rows(tensor: HostTensor, num_heads: int) -> HostTensor:
 
 
 def take_one_off(tensor: HostTensor) -> HostTensor:
-    return convert(from_array(dequantize(tensor) - np.float32(1)), tensor.dtype)
+    """In the tensor's own type, if that is one that holds any number."""
+    shifted = from_array(dequantize(tensor) - np.float32(1))
+    return convert(shifted, tensor.dtype) if tensor.is_dense else shifted

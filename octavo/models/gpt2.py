@@ -2,14 +2,10 @@
 
 Its projections are listed [out, in] like everyone's; a reader of Hugging Face's files, which store them
 [in, out], transposes them.
-
-`Architecture.extra`: scale_attn_weights (default True) and scale_attn_by_inverse_layer_idx (default False),
-of which only the defaults are implemented.
 """
 
 from __future__ import annotations
 
-from octavo.errors import UnsupportedModelError
 from octavo.layers.attention import SelfAttention
 from octavo.layers.embedding import Embedding
 from octavo.layers.mlp import PlainMLP
@@ -45,27 +41,19 @@ def tensors(a: Architecture) -> TensorTable:
 
 
 def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    _refuse_variants(a)
     embedding = Embedding(weights.tensor("transformer.wte.weight"), positions=weights.tensor("transformer.wpe.weight"))
     return Decoder(
         embedding=embedding,
         layers=tuple(_layer(a, weights.under(f"transformer.h.{i}"), specs, i) for i in range(a.num_layers)),
-        norm=weights.layer_norm("transformer.ln_f", a.norm_eps),
+        norm=weights.layer_norm("transformer.ln_f", a.norm_eps, a.hidden_size),
         head=weights.head("lm_head", embedding.tokens),
     )
 
 
 def _layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer:
     return DecoderLayer(
-        attention_norm=weights.layer_norm("ln_1", a.norm_eps),
+        attention_norm=weights.layer_norm("ln_1", a.norm_eps, a.hidden_size),
         attention=SelfAttention(weights.linear("attn.c_attn"), weights.linear("attn.c_proj"), specs.layer(index)),
-        mlp_norm=weights.layer_norm("ln_2", a.norm_eps),
+        mlp_norm=weights.layer_norm("ln_2", a.norm_eps, a.hidden_size),
         mlp=PlainMLP(weights.linear("mlp.c_fc"), weights.linear("mlp.c_proj"), a.activation),
     )
-
-
-def _refuse_variants(a: Architecture) -> None:
-    for key, implemented in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
-        value = a.extra.get(key, implemented)
-        if value is not implemented:
-            raise UnsupportedModelError(f"this GPT-2 model has {key}={value}; Octavo implements only {implemented}")

@@ -14,12 +14,14 @@ from octavo.models.gguf_parts import first_parts, part_names
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 _NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(:(?P<file>[\w./-]+\.gguf))?")
 
+_LONGEST_NAME = 255
+
 T = TypeVar("T")
 
 
 def is_hub_name(name: str) -> bool:
     """Whether a name could be a hub id, `owner/name`, `name` or `owner/name:file.gguf`."""
-    return _NAME.fullmatch(name) is not None and not name.startswith(".")
+    return _NAME.fullmatch(name) is not None and not name.startswith(".") and len(name) <= _LONGEST_NAME
 
 
 def download_model(name: str, revision: str | None) -> Path:

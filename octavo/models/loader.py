@@ -10,13 +10,14 @@ any, load_format=dummy    its configuration only        dummy.py
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from octavo.config import ModelConfig
-from octavo.errors import ConfigError, ModelLoadError
+from octavo.errors import ConfigError, ModelLoadError, OutOfMemoryError
 from octavo.kernels.reference.dequantize import convert as convert_in_numpy
-from octavo.kernels.tensor import DType, HostTensor
+from octavo.kernels.tensor import DType, HostTensor, num_bytes
 from octavo.models.checkpoint import Checkpoint, StoredTensor, TokenizerSource, at_hand
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
@@ -27,6 +28,12 @@ from octavo.models.gguf_parts import first_parts, read_gguf_model
 from octavo.models.hub import download_config, download_model, is_hub_name
 from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
 from octavo.models.registry import required_tensors
+from octavo.models.shown import shown
+from octavo.observe.logging import LOGGER
+from octavo.observe.machine import memory
+
+#: llama.cpp's name for the part of a model that reads images, a file of its own.
+_IMAGE_PART = "mmproj"
 
 Convert = Callable[[HostTensor, DType], HostTensor]
 
@@ -46,17 +53,21 @@ def open_checkpoint(
     return checkpoint if config.dtype == "auto" else _converted(checkpoint, _DTYPES[config.dtype], convert)
 
 
+def tokenizer_source(config: ModelConfig) -> TokenizerSource:
+    """Where the model's own tokenizer is made from, by itself: neither configuration nor weights are looked at."""
+    path = _locate(config)
+    return read_gguf_model(path) if path.is_file() else path
+
+
 def locate_tokenizer(name: str, revision: str | None = None) -> TokenizerSource:
     """What `tokenizer=` names: a folder, a GGUF file, a packaged model or a hub id."""
     if name in PACKAGED_MODELS:
         return read_gguf_model(locate_packaged_model(name))
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if path.is_file():
-        return read_gguf_model(path)
+    path = _existing(name)
+    if path is not None:
+        return path if path.is_dir() else read_gguf_model(path)
     if not is_hub_name(name):
-        raise ModelLoadError(f"tokenizer is {name!r}, which is no folder, file or hub id")
+        raise ModelLoadError(f"tokenizer is {shown(name)}, which is no folder, file or hub id")
     return download_config(name, revision)
 
 
@@ -67,7 +78,8 @@ def _locate(config: ModelConfig) -> Path:
         raise ConfigError(f"load_format is safetensors, but model {config.model!r} is the file {path}: name a folder")
     if path.is_file() or config.load_format in ("safetensors", "dummy"):
         return path
-    ggufs = [path / name for name in first_parts(file.name for file in sorted(path.glob("*.gguf")))]
+    names = sorted(file.name for file in path.glob("*.gguf") if not file.name.startswith(_IMAGE_PART))
+    ggufs = [path / name for name in first_parts(names)]
     wants_gguf = config.load_format == "gguf" or not any(path.glob("*.safetensors"))
     if wants_gguf and len(ggufs) == 1:
         return ggufs[0]
@@ -80,16 +92,37 @@ def _locate(config: ModelConfig) -> Path:
 def _find(config: ModelConfig) -> Path:
     if config.model in PACKAGED_MODELS:
         return locate_packaged_model(config.model)
-    path = Path(config.model).expanduser()
-    if path.exists():
+    path = _existing(config.model)
+    if path is not None:
+        if config.revision is not None:
+            LOGGER.warning("revision %r is ignored: %s is here, not on the hub", config.revision, path)
         return path
     if not is_hub_name(config.model):
         raise ModelLoadError(
-            f"model {config.model!r} does not exist; allowed are a folder, a .gguf file, a hub id, "
+            f"model {shown(config.model)} does not exist; allowed are a folder, a .gguf file, a hub id, "
             f"and the packaged {', '.join(PACKAGED_MODELS)}"
         )
     download = download_config if config.load_format == "dummy" else download_model
     return download(config.model, config.revision)
+
+
+def _existing(name: str) -> Path | None:
+    """The file or folder of that name; None where there is none. Of neither kind is a pipe, which nobody could map."""
+    try:
+        path = Path(name).expanduser()
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, a name too long, no such home, a NUL
+        if is_hub_name(name):
+            return None
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ModelLoadError(
+            f"{shown(name)} cannot be opened: {reason}; allowed are a folder and a .gguf file"
+        ) from None
+    if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
+        raise ModelLoadError(f"{path} is neither a folder nor a regular file; allowed are a folder and a .gguf file")
+    return path
 
 
 def open_gguf(path: Path, label: str) -> Checkpoint:
@@ -123,8 +156,20 @@ def _open_dummy(path: Path, config: ModelConfig, draws_on_device: bool) -> Check
     if dtype not in _DTYPES:
         raise ModelLoadError(f"{path}: dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}")
     required = required_tensors(checkpoint.architecture)
+    if not draws_on_device:
+        _check_room(path, sum(num_bytes(_DTYPES[dtype], shape) for shape in required.values()))
     drawn = dummy_tensors(checkpoint.architecture, required, _DTYPES[dtype], config.seed, on_device=draws_on_device)
     return checkpoint.with_tensors(drawn)
+
+
+def _check_room(path: Path, needed: int) -> None:
+    """Of a configuration alone nobody has seen that its weights fit anywhere."""
+    there, _ = memory()
+    if needed > there:
+        raise OutOfMemoryError(
+            f"{path}: dummy weights of its configuration take {needed / 2**30:,.1f} GiB, this machine has "
+            f"{there / 2**30:,.1f} GiB; take a smaller configuration, or fewer layers"
+        )
 
 
 def _converted(checkpoint: Checkpoint, dtype: DType, convert: Convert) -> Checkpoint:

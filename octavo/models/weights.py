@@ -57,8 +57,12 @@ class Weights:
     def rms_norm(self, name: str, eps: float) -> RMSNorm:
         return RMSNorm(self.vector(f"{name}.weight"), eps)
 
-    def layer_norm(self, name: str, eps: float) -> LayerNorm:
-        return LayerNorm(self.vector(f"{name}.weight"), self.optional_vector(f"{name}.bias"), eps)
+    def layer_norm(self, name: str, eps: float, size: int) -> LayerNorm:
+        """Of that many columns. Where the table lists no weight, it is one."""
+        weight = self.optional_vector(f"{name}.weight")
+        return LayerNorm(
+            np.ones(size, np.float32) if weight is None else weight, self.optional_vector(f"{name}.bias"), eps
+        )
 
     def optional_vector(self, name: str) -> FloatArray | None:
         return self.vector(name) if self.lists(name) else None

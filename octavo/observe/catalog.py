@@ -64,7 +64,10 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...] | None]] = {
     "request_inference_time_seconds": ("From a request's first step to its end.", _REQUEST_BOUNDS),
     "request_prefill_time_seconds": ("From a request's first step to its first token.", _REQUEST_BOUNDS),
     "request_decode_time_seconds": ("From a request's first token to its end.", _REQUEST_BOUNDS),
-    "iteration_tokens_total": ("Tokens computed in a step, prompt tokens included.", _STEP_BOUNDS),
+    "iteration_tokens_total": (
+        "Tokens that a step made, and the computed prompt tokens of requests whose prefill it ended.",
+        _STEP_BOUNDS,
+    ),
     "request_prompt_tokens": ("A request's prompt tokens.", None),
     "request_generation_tokens": ("Tokens generated, by sequence.", None),
     "request_max_num_generation_tokens": ("Tokens generated, of each request's longest sequence.", None),

@@ -18,7 +18,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EngineStarted(Event):
-    """The sizes that everything after is measured in. num_blocks: what sequences can hold, the null block excluded."""
+    """The sizes that everything after is measured in. num_blocks: what sequences can hold, the null block excluded.
+    cache_options: the KV cache's other options by vLLM's names, as text."""
 
     num_blocks: int
     block_size: int
@@ -26,6 +27,7 @@ class EngineStarted(Event):
     num_groups: int
     max_model_len: int
     enable_prefix_caching: bool = True
+    cache_options: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,8 @@ class StepDone(Event):
 
 
 class EventLog:
-    """A bounded log. One writer (the engine's thread); listeners are called in order, as events are written.
+    """A bounded log. One writer (the engine's thread), any readers; listeners are called in order, as events are
+    written.
 
     is_on: somebody keeps or hears events; writers ask before they build one.
     started: the engine's sizes, kept however small the log is: whoever comes late needs them.
@@ -225,7 +228,11 @@ class EventLog:
         self.is_on = True
 
     def __iter__(self) -> Iterator[Event]:
-        return iter(tuple(self._events))
+        while True:
+            try:
+                return iter(tuple(self._events))
+            except RuntimeError:  # the writer came in between
+                continue
 
     def __len__(self) -> int:
         return len(self._events)

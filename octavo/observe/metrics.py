@@ -35,6 +35,7 @@ from octavo.observe.events import (
 from octavo.observe.exposition import Family, Labels, Sample, TextWriter
 from octavo.observe.histogram import Histogram, TokenGaps
 from octavo.observe.lives import RequestLife, RequestLives
+from octavo.observe.metric_values import Metric, metric_values
 
 #: what exists from the start, so that a rate over it is 0 and not missing
 _FIRST_LABELS: dict[str, tuple[str, ...]] = {
@@ -49,7 +50,7 @@ _WAIT_REASONS = ("seats", "blocks", "budget", "turn")
 class MetricsRecorder:
     """Follows a log, the past it still holds and then every new event.
 
-    cache_config: more labels of cache_config_info. histogram_buckets: other upper bounds for some histograms.
+    histogram_buckets: other upper bounds for some histograms.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class MetricsRecorder:
         *,
         model_name: str,
         engine: str = "0",
-        cache_config: Mapping[str, object] | None = None,
         histogram_buckets: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         assert log.started is not None, "metrics follow an engine that has started"
         self._sizes = log.started
-        self._writer = TextWriter({"model_name": model_name, "engine": engine})
-        self._cache_info = _cache_info(log.started, cache_config or {})
+        self._labels = {"model_name": model_name, "engine": engine}
+        self._writer = TextWriter(self._labels)
+        self._cache_info = _cache_info(log.started)
         self._counters: dict[str, Counter[str]] = {
             name: Counter(dict.fromkeys(_FIRST_LABELS.get(name, ("",)), 0)) for name in COUNTERS
         }
@@ -79,6 +80,7 @@ class MetricsRecorder:
         self._generated = self._counters["generation_tokens"]
         self._seconds: Counter[str] = self._counters["step_seconds"]
         self._step_tokens = self._histograms["iteration_tokens_total"]
+        self._num_step_tokens = 0  # since the last step's end
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Arrived: self._arrived,
             Refused: self._refused,
@@ -105,6 +107,10 @@ class MetricsRecorder:
     def exposition(self) -> bytes:
         """Everything as Prometheus text. Any thread may ask."""
         return "".join([self._writer.write(space, self.families(space)) for space in NAMESPACES]).encode()
+
+    def values(self, namespace: str = "vllm") -> list[Metric]:
+        """Everything as Python values."""
+        return metric_values(namespace, self._labels, self.families(namespace))
 
     # What a summary needs without parsing text
 
@@ -171,6 +177,7 @@ class MetricsRecorder:
         counters["prompt_tokens_cached"][""] += num_cached
         counters["prompt_tokens_by_source"]["local_compute"] += life.num_prompt_tokens - num_cached
         counters["prompt_tokens_by_source"]["local_cache_hit"] += num_cached
+        self._num_step_tokens += life.num_prompt_tokens - num_cached
         self._observe("time_to_first_token_seconds", life.ttft_s)
 
     def _finished(self, event: Finished) -> None:
@@ -209,9 +216,12 @@ class MetricsRecorder:
     def _sampled(self, event: Sampled) -> None:
         self._gaps.step(event.sequence_ids, event.time)
         self._generated[""] += event.num_tokens
+        self._num_step_tokens += event.num_tokens
 
     def _step_done(self, event: StepDone) -> None:
-        self._step_tokens.observe(event.num_tokens)
+        if self._num_step_tokens:
+            self._step_tokens.observe(self._num_step_tokens)
+            self._num_step_tokens = 0
         seconds: dict[str, Any] = self._seconds
         seconds["schedule"] += event.schedule_s
         seconds["execute"] += event.execute_s
@@ -265,10 +275,10 @@ def _histogram_samples(histogram: Histogram) -> list[Sample]:
     return samples
 
 
-def _cache_info(sizes: EngineStarted, cache_config: Mapping[str, object]) -> Labels:
-    """vLLM's names; what the caller knows, and the sizes that the engine came to."""
-    facts = {
-        **cache_config,
+def _cache_info(sizes: EngineStarted) -> Labels:
+    """vLLM's names: the options, and the sizes that the engine came to."""
+    facts: dict[str, object] = {
+        **dict(sizes.cache_options),
         "block_size": sizes.block_size,
         "num_gpu_blocks": sizes.num_blocks,
         "block_bytes": sizes.block_bytes,

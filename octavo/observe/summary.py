@@ -20,19 +20,16 @@ class IntervalSummary:
         self._clock = clock
         self._time = clock()
         self._counts = self._read()
-        self._was_busy = False
 
     def line(self) -> str | None:
-        """Of the time since the last call. None while nothing happens, but for the first such interval."""
+        """Of the time since the last call. None if nothing happened in it."""
         now, counts = self._clock(), self._read()
         seconds = max(now - self._time, 1e-9)
         since = {name: counts[name] - self._counts[name] for name in _COUNTERS}
         self._time, self._counts = now, counts
         recorder = self._recorder
-        is_busy = any(since.values()) or recorder.num_running + recorder.num_waiting > 0
-        if not is_busy and not self._was_busy:
+        if not any(since.values()) and recorder.num_running + recorder.num_waiting == 0:
             return None
-        self._was_busy = is_busy
         parts = [
             f"prompt {since['prompt_tokens'] / seconds:,.1f} tok/s",
             f"generation {since['generation_tokens'] / seconds:,.1f} tok/s",

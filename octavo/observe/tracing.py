@@ -12,6 +12,7 @@ engine's thread only makes them, once a request.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -20,12 +21,15 @@ from typing import TYPE_CHECKING, Any
 from octavo.errors import ConfigError
 from octavo.observe.events import Event, EventLog, Refused
 from octavo.observe.lives import RequestLife, RequestLives
+from octavo.observe.logging import LOGGER
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace.export import SpanExporter
 
 INSTRUMENTATION = "octavo"
+#: seconds that the last spans may take to be sent, once the engine closes
+CLOSE_S = 1.5
 #: headers of W3C trace context, which a client sends to have our span inside its own
 TRACE_HEADERS = ("traceparent", "tracestate")
 
@@ -39,13 +43,16 @@ class RequestTracer:
     def __init__(
         self, log: EventLog, exporter: SpanExporter, *, model_name: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, which Resource.create reads, go before
-        self._provider = TracerProvider(resource=Resource.create({"service.name": INSTRUMENTATION}))
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before: what is given to `create` would go before them
+        is_named = "service.name" in OTELResourceDetector().detect().attributes
+        resource = Resource.create({} if is_named else {"service.name": INSTRUMENTATION})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._exporter = exporter
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer(INSTRUMENTATION)
         self._propagator = TraceContextTextMapPropagator()
@@ -68,8 +75,14 @@ class RequestTracer:
             self._parents.pop(event.request_id, None)
 
     def close(self) -> None:
-        """Send what has not been sent, and stop."""
-        self._provider.shutdown()
+        """Send what has not been sent, and stop. A collector that does not answer is not waited for: the library would
+        try again and again, for up to 30 s."""
+        closing = threading.Thread(target=self._provider.shutdown, name="octavo-close-traces", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+        if closing.is_alive():
+            LOGGER.warning("traces: the collector did not take the last spans in %g s, they are dropped", CLOSE_S)
+            self._exporter.shutdown()  # ends the pause between two tries
 
     def _tell(self, life: RequestLife) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context

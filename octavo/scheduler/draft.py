@@ -13,8 +13,9 @@ class PlanDraft:
     """Entry i of the first columns is one sequence of the step; entry j of the sample columns one draw.
 
     granted, sampled: the sequences behind rows and sample_rows. granted_ids: of the first, once they are written
-    down. num_preempted: sequences that lost their place while this plan was made. growth: tokens that everybody in it
-    is expected to still take, once somebody asked to start.
+    down. num_preempted: sequences that found no blocks while this plan was made; num_gave_way: those that lost their
+    place to a better one. growth, joining_growth: tokens that the running, and those who join them, are expected to
+    still take; the first is known once somebody asked to start.
     """
 
     granted: list[Sequence] = field(default_factory=list)
@@ -29,7 +30,9 @@ class PlanDraft:
     joining: list[Sequence] = field(default_factory=list)
     granted_ids: tuple[SequenceId, ...] = ()
     num_preempted: int = 0
+    num_gave_way: int = 0
     growth: int | None = None
+    joining_growth: int = 0
 
     def grant(self, sequence: Sequence, num_tokens: int, is_last: bool) -> None:
         """Compute `num_tokens` more of a sequence; if its last known token is among them, draw the next one."""

@@ -6,7 +6,8 @@
 
 Each step has one token budget. Running sequences take from it first, best rank first, then waiting ones
 while budget, seats and blocks last. A running sequence that finds no block preempts the worst running one,
-possibly itself, never a better one; so the best always advances and nobody waits for ever.
+possibly itself, never a better one; so the best always advances and nobody waits for ever. A request of a better
+priority than running ones does not wait for them: they give way.
 
 The loop around it is schedule, execute, update. All bookkeeping of a step is done when it is planned, and
 `update` only adds what the worker drew, so that a later step may be planned while this one runs.
@@ -14,6 +15,7 @@ The loop around it is schedule, execute, update. All bookkeeping of a step is do
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,6 +31,7 @@ from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceSta
 from octavo.scheduler.admission import check_request
 from octavo.scheduler.budget import TokenBudget
 from octavo.scheduler.draft import PlanDraft
+from octavo.scheduler.giving_way import Lack, who_gives_way
 from octavo.scheduler.growth import Growth
 from octavo.scheduler.journal import SchedulerJournal
 from octavo.scheduler.policy import RANKS
@@ -77,6 +80,7 @@ class Scheduler:
         self._prompt_logprobs = PromptLogprobs()
         self._quarantine = Quarantine()
         self._rank = RANKS[config.scheduling_policy]
+        self._has_priorities = config.scheduling_policy == "priority"
         self._waiting = WaitingQueue(config.scheduling_policy, config.max_bypasses)
         self._running: list[Sequence] = []  # best rank first
         self._forking: list[Sequence] = []  # those of the running whose samples are still to come
@@ -201,12 +205,30 @@ class Scheduler:
     # Parts of schedule, in order
 
     def _continue_running(self, draft: PlanDraft) -> None:
-        running, budget = self._running, self._budget
         index = 0
-        while index < len(running) and budget.left:
+        if self._has_priorities:
+            for better in self._waiting.line():
+                priority = better.request.priority
+                if not self._is_worse_running(priority):
+                    break
+                index = self._continue_from(index, draft, priority)
+                if draft.num_preempted or not self._budget.left:
+                    break
+                if self._is_worse_running(priority):
+                    self._start_in_place_of_worse(better, draft)
+        self._continue_from(index, draft)
+
+    def _continue_from(self, index: int, draft: PlanDraft, priority: float = math.inf) -> int:
+        """Grant running sequences their tokens, from this one on, as long as none has a worse priority -> the next."""
+        running, budget = self._running, self._budget
+        while index < len(running) and budget.left and running[index].request.priority <= priority:
             if not self._continue(running[index], draft):
                 break
             index += 1
+        return index
+
+    def _is_worse_running(self, priority: int) -> bool:
+        return bool(self._running) and self._running[-1].request.priority > priority
 
     def _continue(self, sequence: Sequence, draft: PlanDraft) -> bool:
         """Grant a running sequence its next tokens, if it has any. False: it was preempted."""
@@ -244,6 +266,7 @@ class Scheduler:
             victim = self._running.pop()
             self._preempt(victim)
             draft.num_preempted += 1
+            draft.growth = None
             if victim is sequence:
                 return False
         return True
@@ -260,7 +283,7 @@ class Scheduler:
 
     def _start_waiting(self, draft: PlanDraft) -> None:
         """Whoever fits. Not in a step that preempted: whoever started now would be the next to be preempted."""
-        if draft.num_preempted == 0:
+        if draft.num_preempted == draft.num_gave_way == 0:
             for sequence in self._waiting.line():
                 has_started = self._try_start(sequence, draft)
                 if not has_started and (self._budget.left == 0 or self._seats.num_free == 0):
@@ -268,6 +291,8 @@ class Scheduler:
         for sequence in self._waiting.take_unexplained():
             if draft.num_preempted:
                 self._explain(sequence, "blocks", "a running sequence found none, so nobody starts in this step")
+            elif draft.num_gave_way:
+                self._explain(sequence, "turn", "a better request took the place of one that ran")
             else:
                 self._explain(sequence, "turn", "an earlier request starts first")
 
@@ -296,13 +321,40 @@ class Scheduler:
         self._start(sequence, match, num_tokens, draft)
         return True
 
+    def _start_in_place_of_worse(self, sequence: Sequence, draft: PlanDraft) -> None:
+        """Start a waiting sequence, at the cost of running ones of a worse priority if need be; or leave it waiting."""
+        cache, budget = self._cache, self._budget
+        worse = [one for one in self._running if one.request.priority > sequence.request.priority]
+        match = cache.find_prefix(sequence, self._num_readable(sequence))
+        num_wanted = sequence.num_tokens - match.num_tokens
+        num_tokens = budget.first_share(num_wanted, is_resuming=sequence.request.num_preemptions > 0)
+        if num_tokens == 0:
+            return
+        self._growth.guess_len(sequence)
+        others = self._running[: len(self._running) - len(worse)]
+        growth = self._growth.of_all(others, [one for one in self._forking if one in others]) + draft.joining_growth
+        lack = Lack(
+            seats=num_seats(sequence) - self._seats.num_free,
+            blocks=cache.num_blocks_to_start(sequence, match, budget.longest_share) - cache.num_available_blocks,
+            growth=cache.num_blocks_to_grow(growth + self._growth.of(sequence)) if others or draft.joining else 0,
+        )
+        leaving = who_gives_way(lack, worse, cache, match)
+        if leaving is None:
+            return
+        for one in leaving:
+            assert self._running.pop() is one, "the worst of the running go first"
+            self._preempt(one)
+            draft.num_gave_way += 1
+            draft.growth = None
+        self._start(sequence, match, num_tokens, draft)
+
     def _num_blocks_kept(self, sequence: Sequence, draft: PlanDraft) -> int:
         """Blocks that stay free when a sequence starts beside others; alone, or as a suspect, it may always."""
         if draft.growth is None:
             draft.growth = self._growth.of_all(self._running, self._forking)
         if self._quarantine or not (self._running or draft.joining):
             return 0
-        return self._cache.num_blocks_to_grow(draft.growth + self._growth.of(sequence))
+        return self._cache.num_blocks_to_grow(draft.growth + draft.joining_growth + self._growth.of(sequence))
 
     def _start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int, draft: PlanDraft) -> None:
         request = sequence.request
@@ -319,8 +371,7 @@ class Scheduler:
         if num_seats(sequence) > 1:
             self._forking.append(sequence)
         self._budget.left -= num_tokens
-        assert draft.growth is not None, "it was known before anybody started"
-        draft.growth += self._growth.of(sequence) + sequence.num_tokens - match.num_tokens - num_tokens
+        draft.joining_growth += self._growth.of(sequence) + sequence.num_tokens - match.num_tokens - num_tokens
         draft.enter(sequence)
         draft.grant(sequence, num_tokens, is_last=match.num_tokens + num_tokens == sequence.num_tokens)
 

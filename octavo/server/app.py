@@ -1,6 +1,6 @@
 """create_app: the HTTP server's routes around an engine client, as an ASGI application.
 
-request ──▶ CORS ──▶ key ──▶ route ──▶ struct ──▶ token ids ──▶ EngineClient.generate ──▶ events or one answer
+request ──▶ path ──▶ id ──▶ CORS ──▶ key ──▶ route ──▶ struct ──▶ token ids ──▶ EngineClient ──▶ events or one answer
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from starlette.responses import Response
 
 from octavo.engine.client import EngineClient
 from octavo.errors import ConfigError
-from octavo.server import chat, completions, messages, operations, tokens
+from octavo.server import chat, chat_batch, completions, messages, ollama, ollama_models, operations, tokens
 from octavo.server.auth import RequireKey
 from octavo.server.errors import ApiError, as_api_error, error_response
+from octavo.server.logprob_room import LogprobRoom
 from octavo.server.openapi import describe, documentation
+from octavo.server.request_ids import TellRequestId
+from octavo.server.root_path import CutRootPath
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST
@@ -29,8 +32,15 @@ Endpoint = Callable[[Request, Serving], Awaitable[Response]]
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/completions", completions.create_completion),
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
+    ("POST", "/v1/chat/completions/batch", chat_batch.create_chat_batch),
     ("POST", "/v1/messages", messages.create_message),
     ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+    ("POST", "/api/chat", ollama.chat),
+    ("POST", "/api/generate", ollama.generate),
+    ("GET", "/api/tags", ollama_models.tags),
+    ("POST", "/api/show", ollama_models.show),
+    ("GET", "/api/ps", ollama_models.running),
+    ("GET", "/api/version", ollama_models.version),
     ("GET", "/v1/models", operations.list_models),
     ("GET", "/v1/models/{model:path}", operations.get_model),
     ("POST", "/tokenize", tokens.tokenize),
@@ -42,16 +52,25 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/load", operations.load),
     ("GET", "/metrics", operations.metrics),
     ("GET", "/", operations.home),
+    ("HEAD", "/", operations.home),  # which is how Ollama's clients knock
 )
+
+
+#: there if the server is asked to have them
+OPTIONAL_ROUTES: tuple[tuple[str, str, Endpoint], ...] = (("GET", "/tokenizer_info", tokens.tokenizer_info),)
 
 
 def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
     """settings.served_model_name must name the model: an engine client does not know what it is called."""
     if not settings.served_model_name:
         raise ConfigError("served_model_name is empty, allowed is one name or more: pass the model's")
-    app = FastAPI(title="Octavo", docs_url=None, redoc_url=None, openapi_url=None, root_path=settings.root_path)
-    serving = Serving(client=client, settings=settings, created=int(time.time()))
-    routes = ROUTES if settings.disable_fastapi_docs else (*ROUTES, *documentation(app))
+    settings = settings.with_keys()
+    app = FastAPI(title="Octavo", docs_url=None, redoc_url=None, openapi_url=None)
+    room = LogprobRoom(2 * settings.max_logprobs_per_request)
+    serving = Serving(client=client, settings=settings, created=int(time.time()), logprob_room=room)
+    routes = [*ROUTES, *OPTIONAL_ROUTES] if settings.enable_tokenizer_info_endpoint else [*ROUTES]
+    if not settings.disable_fastapi_docs:
+        routes += documentation(app, settings.root_path)
     for method, path, endpoint in routes:
         app.add_api_route(path, _bound(endpoint, serving), methods=[method], **describe(method, path, endpoint))
     app.add_exception_handler(HTTPException, _no_such_route)
@@ -65,6 +84,10 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
             allow_headers=settings.allowed_headers,
             allow_credentials=settings.allow_credentials,
         )
+    if settings.enable_request_id_headers:
+        app.add_middleware(TellRequestId)
+    if settings.root_path:
+        app.add_middleware(CutRootPath, root_path=settings.root_path)  # the outermost, for it is added last
     return app
 
 

@@ -20,7 +20,7 @@ from octavo.errors import EngineDeadError
 from octavo.server.asgi_call import Reply, post_json
 from octavo.server.batch_files import BatchInput, BatchOutput, ErrorPart, Place, ResponsePart, Result, custom_id_of
 from octavo.server.errors import shown
-from octavo.server.openai_calls import REQUEST_ID_HEADER
+from octavo.server.request_ids import REQUEST_ID_HEADER
 
 URLS = ("/v1/chat/completions", "/v1/completions")
 

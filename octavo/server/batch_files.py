@@ -130,8 +130,6 @@ class BatchInput:
                     "allowed is one line for each: results are told apart by it"
                 )
             places[key] = Place(number, offset, len(line))
-        if not places:
-            raise InvalidRequestError(f"--input-file {self.path} holds no line, allowed is one call a line, as JSON")
         return places
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 
+from octavo.server.body_values import ValueCount
 from octavo.server.errors import ApiError, shown
 from octavo.server.protocol import NEUTRAL, NO_EFFECT
 
@@ -23,9 +24,9 @@ _EXPECTED = re.compile(r"Expected (?P<allowed>.+), got .+")
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 
 
-async def read_struct(request: Request, kind: type[T], max_body_bytes: int) -> T:
+async def read_struct(request: Request, kind: type[T], max_body_bytes: int, max_body_values: int) -> T:
     """The request's body as a struct. Raises ApiError, ClientDisconnect."""
-    return parse(await _read(request, max_body_bytes), kind)
+    return parse(await _read(request, max_body_bytes, max_body_values), kind)
 
 
 def parse(body: bytes, kind: type[T]) -> T:
@@ -35,7 +36,7 @@ def parse(body: bytes, kind: type[T]) -> T:
         return _explain(body, kind)
 
 
-async def _read(request: Request, max_body_bytes: int) -> bytes:
+async def _read(request: Request, max_body_bytes: int, max_body_values: int) -> bytes:
     """The body, if it is JSON and not too large. Nothing past the limit is kept."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
@@ -44,12 +45,20 @@ async def _read(request: Request, max_body_bytes: int) -> bytes:
     if length.isdecimal() and len(length) < 20 and int(length) > max_body_bytes:
         raise _too_large(f"{int(length)} bytes", max_body_bytes)
     chunks: list[bytes] = []
-    num_bytes = 0
+    num_bytes, values = 0, ValueCount()
     async for chunk in request.stream():
         num_bytes += len(chunk)
         if num_bytes > max_body_bytes:
             raise _too_large(f"more than {max_body_bytes} bytes", max_body_bytes)
         chunks.append(chunk)
+        values.add(chunk)
+    if num_values := await values.is_above(max_body_values, chunks):
+        raise ApiError(
+            413,
+            f"the request's body holds {num_values} values or more (a list, an object and a key count as ten), allowed "
+            f"are {max_body_values}: send several requests, or start the server with a larger --max-body-values",
+            code="request_too_large",
+        )
     return b"".join(chunks)
 
 

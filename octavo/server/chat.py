@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,71 +10,94 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import ChatChunks, OpenAIEvents
 from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
+from octavo.server.json_pieces import LazyList
+from octavo.server.large_answers import answer
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
-from octavo.server.openai_calls import Call, check_pairs, id_headers, make_call, total_usage
-from octavo.server.prompts import encode_conversation, room_for_output
-from octavo.server.protocol import ChatCompletionRequest
-from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatMessage
+from octavo.server.openai_calls import (
+    Call,
+    answer_size,
+    check_num_logprobs,
+    check_pairs,
+    make_call,
+    total_usage,
+)
+from octavo.server.prompts import cut, encode_conversation, room_for_output
+from octavo.server.protocol import ChatCompletionRequest, ConversationRequest
+from octavo.server.request_ids import id_headers
+from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
 from octavo.server.sampling import sampling_params
-from octavo.server.serving import Serving, json_response
+from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
+    """Answer a conversation."""
     asked = await serving.read(request, ChatCompletionRequest)
     check_pairs(asked)
-    num_top = _num_top(asked, serving.client.model_info.max_logprobs)
-    prompt = await encode_conversation(serving.tokenizer("a conversation"), asked, serving.settings)
-    params = _params(asked, prompt, num_top, serving)
-    call = make_call(request, asked, serving, kind="chatcmpl", prompts=[prompt], params=params, num_top=num_top)
-    echo = _continued_text(asked) if asked.echo else ""
+    num_top = number_of_alternatives(asked)
+    prompt = await encode_chat(request, asked, serving)
+    params = chat_params(asked, prompt, num_top, serving)
+    call = make_call(
+        request,
+        asked,
+        serving,
+        kind="chatcmpl",
+        prompts=[prompt],
+        params=params,
+        num_top=num_top,
+        names_limit=names_limit(asked),
+    )
+    echo = continued_text(asked) if asked.echo else ""
+    headers, room = id_headers(serving, call.known_as), serving.logprob_room
     if asked.stream:
-        events = OpenAIEvents(call, ChatChunks(call, echo))
-        return serving.event_stream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
+        outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
+        return serving.event_stream(outputs, OpenAIEvents(call, ChatChunks(call, echo)), headers)
     async with cancelled_on_disconnect(request.receive):
-        (output,) = await complete(serving.client, call.generation)
-        return json_response(_response(call, asked, output, echo), id_headers(serving, call.id))
+        with await room.take(call.num_logprobs) as share:
+            (output,) = await complete(serving.client, call.generation)
+            size = answer_size(call, [output], echo)
+            made = await answer(serving, size, lambda: _response(call, asked, output, echo), headers)
+            return share.until_sent(made)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _num_top(asked: ChatCompletionRequest, most: int) -> int | None:
-    """Alternatives to tell of each token; None for no logprobs. most: the engine's limit, -1 for none."""
-    if asked.top_logprobs is not None and not asked.logprobs:
+async def encode_chat(request: Request, asked: ChatCompletionRequest, serving: Serving) -> list[int]:
+    fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
+    prompt = await encode_conversation(request, serving, asked, fits)
+    return cut(prompt, asked, _wanted(asked)[1], serving.client.model_info)
+
+
+def names_limit(asked: ConversationRequest) -> bool:
+    """Whether the request itself says how long an answer may get."""
+    return asked.max_tokens is not None or asked.max_completion_tokens is not None
+
+
+def number_of_alternatives(asked: ChatCompletionRequest) -> int | None:
+    """Alternatives to tell of each token; None for no logprobs."""
+    if asked.top_logprobs and not asked.logprobs:  # 0 asks for none
         raise ApiError(
             400,
             f"top_logprobs is {asked.top_logprobs} and logprobs is not true, allowed is both or neither: "
             "set logprobs to true",
             param="top_logprobs",
         )
-    if most != -1 and not 0 <= (asked.top_logprobs or 0) <= most:
-        raise ApiError(
-            400,
-            f"top_logprobs is {asked.top_logprobs}, allowed is 0 to {most}: lower it, or start the server with a "
-            "larger --max-logprobs",
-            param="top_logprobs",
-        )
     return (asked.top_logprobs or 0) if asked.logprobs else None
 
 
-def _params(asked: ChatCompletionRequest, prompt: list[int], num_top: int | None, serving: Serving) -> SamplingParams:
-    """Without a limit of its own, an answer may take what the context leaves."""
-    if None not in (asked.max_tokens, asked.max_completion_tokens) and asked.max_tokens != asked.max_completion_tokens:
-        raise ApiError(
-            400,
-            f"max_tokens is {asked.max_tokens} and max_completion_tokens is {asked.max_completion_tokens}, which are "
-            "two names of one limit: send one of them",
-            param="max_completion_tokens",
-        )
-    name = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
-    wanted = getattr(asked, name)
+def chat_params(
+    asked: ChatCompletionRequest, prompt: list[int], num_top: int | None, serving: Serving
+) -> SamplingParams:
+    """An answer may take what the context leaves, whatever more is asked for."""
+    name, wanted = _wanted(asked)
     info = serving.client.model_info
-    room = room_for_output(len(prompt), wanted, asked.truncate_prompt_tokens, info, ("messages", name))
+    room = room_for_output(len(prompt), wanted, info, ("messages", name))
+    check_num_logprobs(info, top_logprobs=num_top, prompt_logprobs=asked.prompt_logprobs)
     try:
         return sampling_params(
             asked,
             info.default_sampling_params,
             serving.settings,
-            max_tokens=room if wanted is None else wanted,
+            max_tokens=room if wanted is None else min(wanted, room),
             logprobs=num_top,
             prompt_logprobs=asked.prompt_logprobs,
         )
@@ -84,7 +106,21 @@ def _params(asked: ChatCompletionRequest, prompt: list[int], num_top: int | None
         raise
 
 
-def _continued_text(asked: ChatCompletionRequest) -> str:
+def _wanted(asked: ChatCompletionRequest) -> tuple[str, int | None]:
+    """-> what the request calls its limit, and the limit."""
+    if None not in (asked.max_tokens, asked.max_completion_tokens) and asked.max_tokens != asked.max_completion_tokens:
+        raise ApiError(
+            400,
+            f"max_tokens is {asked.max_tokens} and max_completion_tokens is {asked.max_completion_tokens}, which are "
+            "two names of one limit: send one of them",
+            param="max_completion_tokens",
+        )
+    if asked.max_completion_tokens is None:
+        return "max_tokens", asked.max_tokens
+    return "max_completion_tokens", asked.max_completion_tokens
+
+
+def continued_text(asked: ChatCompletionRequest) -> str:
     """The last message's text, if the answer continues it."""
     last = asked.messages[-1]
     if last.get("role") != "assistant":
@@ -98,26 +134,29 @@ def _continued_text(asked: ChatCompletionRequest) -> str:
 
 
 def _response(call: Call, asked: ChatCompletionRequest, output: RequestOutput, echo: str) -> ChatCompletionResponse:
+    counts = total_usage([output])
     return ChatCompletionResponse(
         id=call.id,
         created=call.created,
         model=call.model,
-        choices=[_choice(call, one, echo) for one in output.outputs],
-        usage=total_usage([output]),
-        prompt_logprobs=UNSET if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
-        prompt_token_ids=output.prompt_token_ids if call.has_token_ids else UNSET,
+        choices=[choice(call, one, echo) for one in output.outputs],
+        usage=counts,
+        prompt_logprobs=None if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
+        prompt_token_ids=output.prompt_token_ids if call.has_token_ids else None,
+        metrics=request_times(output, counts.completion_tokens) if call.has_metrics else None,
     )
 
 
-def _choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
+def choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
     logprobs = None
     if call.num_top is not None:
-        logprobs = chat_logprobs(call, completion.token_ids, completion.logprobs or [])
+        rows = LazyList(chat_logprobs(call, completion.token_ids, completion.logprobs or []))
+        logprobs = ChatLogprobs(content=rows)  # type: ignore[arg-type]  # a list in JSON
     return ChatChoice(
         index=completion.index,
         message=ChatMessage(content=echo + completion.text),
         logprobs=logprobs,
         finish_reason=completion.finish_reason,
         stop_reason=completion.stop_reason,
-        token_ids=completion.token_ids if call.has_token_ids else UNSET,
+        token_ids=completion.token_ids if call.has_token_ids else None,
     )

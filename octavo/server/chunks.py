@@ -11,7 +11,9 @@ Chunks with anything else in them (logprobs, token ids, an end, counts) are enco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
@@ -19,9 +21,13 @@ import msgspec
 from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from octavo.server.errors import ApiError
 from octavo.server.generation import raise_failure
+from octavo.server.json_pieces import json_pieces
 from octavo.server.logprobs import TextPlace, chat_logprobs, completion_logprobs
 from octavo.server.openai_calls import Call
-from octavo.server.responses import Usage, usage
+from octavo.server.responses import ChatLogprobs, Usage, request_times, usage
+
+#: rows of log-probabilities that the event loop itself tells of; with twenty alternatives each, in some milliseconds
+_FEW_ROWS = 256
 
 DONE = b"data: [DONE]\n\n"
 
@@ -54,12 +60,15 @@ class Choice:
 class ChunkShape(Protocol):
     """How completions and chat completions differ.
 
-    before, after: what stands around the text of a plain choice, from its index to its end.
+    before, after: what stands around the text of a plain choice, from its index to its end. nulls: further fields
+    that every choice has, as vLLM's have.
     """
 
     object: str
     before: bytes
     after: bytes
+    nulls: Mapping[str, None]
+    always_tells_stop_reason: bool
 
     def fields(self, text: str) -> dict[str, Any]:
         """The part of a choice that holds its text."""
@@ -88,6 +97,7 @@ class OpenAIEvents:
         self._is_plain = (
             call.num_top is None and not call.has_token_ids and not call.has_usage_always and call.stream_interval == 1
         )
+        self._last: RequestOutput | None = None
         self._prompts: dict[int, tuple[int, int]] = {}  # place -> prompt tokens, cached ones
 
     def output(self, output: RequestOutput) -> bytes:
@@ -95,6 +105,7 @@ class OpenAIEvents:
         parts: list[bytes] = []
         if place not in self._prompts:
             self._open(place, output, parts)
+        self._last = output
         first = place * self._n
         for completion in output.outputs:
             choice = self._choices[first + completion.index]
@@ -106,13 +117,22 @@ class OpenAIEvents:
                 self._add(place, choice, completion, output, parts)
         return b"".join(parts)
 
+    def is_large(self, output: RequestOutput) -> bool:
+        num_rows = sum(len(one.logprobs) for one in output.outputs if one.logprobs is not None)
+        if self._places[output.request_id] not in self._prompts and output.prompt_logprobs is not None:
+            num_rows += len(output.prompt_logprobs)
+        return num_rows > _FEW_ROWS
+
     def end(self) -> bytes:
         if not self._call.has_usage:
             return DONE
         num_prompt = sum(num for num, _ in self._prompts.values())
         num_cached = sum(num for _, num in self._prompts.values())
         total = usage(num_prompt, sum(choice.num_tokens for choice in self._choices), num_cached)
-        return self._chunk([], total) + DONE
+        top = {}
+        if self._call.has_metrics and self._last is not None:
+            top["metrics"] = request_times(self._last, total.completion_tokens)
+        return b"data: " + _encode(self._body([], total, top)) + b"\n\n" + DONE
 
     def error(self, error: ApiError) -> bytes:
         return b"data: " + _encode(error.openai_body()) + b"\n\n" + DONE
@@ -123,7 +143,8 @@ class OpenAIEvents:
         choices = self._choices[place * self._n : (place + 1) * self._n]
         for opening in self._shape.opening(place, choices, output):
             top = opening.pop("top", {})
-            parts.append(self._chunk([opening | {"finish_reason": None}], self._usage_so_far(place, 0), top))
+            body = self._body([opening], self._usage_so_far(place, 0), top)
+            parts += (b"data: ", *json_pieces(body), b"\n\n")  # it may tell of a long prompt
 
     def _add(
         self, place: int, choice: Choice, completion: CompletionOutput, output: RequestOutput, parts: list[bytes]
@@ -140,10 +161,10 @@ class OpenAIEvents:
         fields: dict[str, Any] = {"index": choice.index, **self._shape.fields(text)}
         fields["logprobs"] = None if self._call.num_top is None else self._shape.logprobs(choice, token_ids, rows)
         fields["finish_reason"] = completion.finish_reason
-        if is_end:
+        if is_end or self._shape.always_tells_stop_reason:
             fields["stop_reason"] = completion.stop_reason
-        if self._call.has_token_ids:
-            fields["token_ids"] = token_ids
+        fields |= self._shape.nulls
+        fields["token_ids"] = token_ids if self._call.has_token_ids else None
         parts.append(self._chunk([fields], self._usage_so_far(place, choice.num_tokens)))
 
     def _usage_so_far(self, place: int, num_tokens: int) -> Usage | None:
@@ -153,11 +174,14 @@ class OpenAIEvents:
         num_prompt, num_cached = self._prompts[place]
         return usage(num_prompt, num_tokens, num_cached)
 
-    def _chunk(self, choices: list[dict[str, Any]], counts: Usage | None, top: dict[str, Any] | None = None) -> bytes:
-        body = {**self._constant, "choices": choices, **(top or {})}
+    def _chunk(self, choices: list[dict[str, Any]], counts: Usage | None) -> bytes:
+        return b"data: " + _encode(self._body(choices, counts, {})) + b"\n\n"
+
+    def _body(self, choices: list[dict[str, Any]], counts: Usage | None, top: dict[str, Any]) -> dict[str, Any]:
+        body = {**self._constant, "choices": choices, **top}
         if self._call.has_usage or counts is not None:
             body["usage"] = counts
-        return b"data: " + _encode(body) + b"\n\n"
+        return body
 
 
 class CompletionChunks:
@@ -165,7 +189,9 @@ class CompletionChunks:
 
     object = "text_completion"
     before = b'"text":'
-    after = b',"logprobs":null,"finish_reason":null}'
+    after = b',"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}'
+    nulls: Mapping[str, None] = MappingProxyType({"prompt_token_ids": None})
+    always_tells_stop_reason = True
 
     def __init__(self, call: Call, echo: list[str] | None) -> None:
         self._call = call
@@ -187,7 +213,8 @@ class CompletionChunks:
             return []
         opening = []
         for choice in choices:
-            fields: dict[str, Any] = {"index": choice.index, "text": "", "logprobs": None}
+            fields: dict[str, Any] = {"index": choice.index, "text": "", "logprobs": None, "finish_reason": None}
+            fields |= {"stop_reason": None, "prompt_token_ids": None, "token_ids": None}
             if echo is not None:
                 fields["text"] = echo
                 if self._call.num_top is not None and output.prompt_logprobs is not None:
@@ -195,7 +222,7 @@ class CompletionChunks:
                     told_at = self._call.echo_place(ids, echo)
                     fields["logprobs"] = completion_logprobs(self._call, ids, output.prompt_logprobs, told_at)
             if self._call.has_token_ids:
-                fields["prompt_token_ids"] = output.prompt_token_ids
+                fields |= {"prompt_token_ids": output.prompt_token_ids, "token_ids": []}
             opening.append(fields)
         return opening
 
@@ -205,7 +232,9 @@ class ChatChunks:
 
     object = "chat.completion.chunk"
     before = b'"delta":{"content":'
-    after = b'},"logprobs":null,"finish_reason":null}'
+    after = b'},"logprobs":null,"finish_reason":null,"token_ids":null}'
+    nulls: Mapping[str, None] = MappingProxyType({})
+    always_tells_stop_reason = False
 
     def __init__(self, call: Call, echo: str) -> None:
         self._call = call
@@ -215,9 +244,9 @@ class ChatChunks:
         return {"delta": {"content": text} if text else {}}
 
     def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any:
-        return chat_logprobs(self._call, token_ids, rows)
+        return ChatLogprobs(content=list(chat_logprobs(self._call, token_ids, rows)))
 
     def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
-        top = {"prompt_token_ids": output.prompt_token_ids} if self._call.has_token_ids else {}
-        delta = {"role": "assistant", "content": self._echo}
-        return [{"index": choice.index, "delta": delta, "logprobs": None, "top": top} for choice in choices]
+        top = {"prompt_token_ids": output.prompt_token_ids if self._call.has_token_ids else None}
+        fields = {"delta": {"role": "assistant", "content": self._echo}, "logprobs": None, "finish_reason": None}
+        return [{"index": choice.index, **fields, "top": top} for choice in choices]

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET
+from itertools import islice
+
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.engine.tokenizer import LONG_TEXT
 from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import CompletionChunks, OpenAIEvents
 from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
+from octavo.server.lanes import lane_for
+from octavo.server.large_answers import answer
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
-from octavo.server.openai_calls import Call, check_pairs, id_headers, make_call, total_usage
-from octavo.server.prompts import encode_text, room_for_output
+from octavo.server.openai_calls import (
+    Call,
+    answer_size,
+    check_num_logprobs,
+    check_pairs,
+    make_call,
+    total_usage,
+)
+from octavo.server.prompts import cut, encode_texts, room_for_output
 from octavo.server.protocol import CompletionRequest
-from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse
+from octavo.server.request_ids import id_headers
+from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse, request_times
 from octavo.server.sampling import sampling_params
-from octavo.server.serving import Serving, json_response
+from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 DEFAULT_MAX_TOKENS = 16
@@ -26,21 +38,38 @@ Prompts = list[str] | list[list[int]]
 
 
 async def create_completion(request: Request, serving: Serving) -> Response:
+    """Continue one or many prompts."""
     asked = await serving.read(request, CompletionRequest)
     check_pairs(asked)
     given = _prompts(asked.prompt, serving.settings.max_prompts_per_request)
-    prompts = [await _token_ids(one, asked, serving) for one in given]
+    prompts = await _token_ids(request, given, asked, serving)
+    most = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
+    prompts = [cut(prompt, asked, most, serving.client.model_info) for prompt in prompts]
     params = _params(asked, prompts, serving)
-    call = make_call(request, asked, serving, kind="cmpl", prompts=prompts, params=params, num_top=asked.logprobs)
-    echo = [_as_text(one, asked, serving) for one in given] if asked.echo else None
+    call = make_call(
+        request,
+        asked,
+        serving,
+        kind="cmpl",
+        prompts=prompts,
+        params=params,
+        num_top=asked.logprobs,
+        names_limit=True,
+    )
+    shown = given if asked.truncate_prompt_tokens is None else prompts
+    echo = await _as_texts(shown, asked, serving) if asked.echo else None
+    headers, room = id_headers(serving, call.known_as), serving.logprob_room
     if asked.stream:
         if asked.max_tokens == 0:
             raise ApiError(400, "max_tokens is 0, allowed with stream is 1 or more", param="max_tokens")
-        events = OpenAIEvents(call, CompletionChunks(call, echo))
-        return serving.event_stream(stream(serving.client, call.generation), events, id_headers(serving, call.id))
+        outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
+        return serving.event_stream(outputs, OpenAIEvents(call, CompletionChunks(call, echo)), headers)
     async with cancelled_on_disconnect(request.receive):
-        outputs = await complete(serving.client, call.generation)
-        return json_response(_response(call, asked, outputs, echo), id_headers(serving, call.id))
+        with await room.take(call.num_logprobs) as share:
+            finished = await complete(serving.client, call.generation)
+            size = answer_size(call, finished, "".join(echo or ()))
+            made = await answer(serving, size, lambda: _response(call, asked, finished, echo), headers)
+            return share.until_sent(made)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
@@ -50,7 +79,7 @@ def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
         return [prompt]
     if not prompt:
         raise ApiError(400, "prompt is [], allowed are a text, token ids, or a list of either", param="prompt")
-    kinds = {type(one) for one in prompt}
+    kinds = set(map(type, prompt))  # there may be a million
     if len(kinds) > 1:
         raise ApiError(400, "prompt mixes texts, numbers and lists, allowed are lists of one kind", param="prompt")
     if kinds == {int}:
@@ -65,27 +94,21 @@ def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
     return prompt  # type: ignore[return-value]
 
 
-async def _token_ids(prompt: str | list[int], asked: CompletionRequest, serving: Serving) -> list[int]:
-    if not isinstance(prompt, str):
-        return prompt
-    tokenizer = serving.tokenizer("a prompt in text")
-    return await encode_text(tokenizer, prompt, asked.add_special_tokens is not False)
+async def _token_ids(request: Request, given: Prompts, asked: CompletionRequest, serving: Serving) -> list[list[int]]:
+    if not isinstance(given[0], str):
+        return given  # they are of one kind
+    fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
+    return await encode_texts(request, serving, given, asked.add_special_tokens is not False, "prompt", fits)
 
 
 def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving) -> SamplingParams:
     """max_tokens 0 with echo only reads the prompt; the engine makes one token, which is not told."""
     if asked.max_tokens == 0 and not asked.echo:
         raise ApiError(400, "max_tokens is 0, allowed is 1 or more, or 0 together with echo", param="max_tokens")
-    if asked.echo and asked.truncate_prompt_tokens is not None:
-        raise ApiError(
-            400, "echo and truncate_prompt_tokens are both set, allowed is one: a cut prompt has no text", param="echo"
-        )
     info = serving.client.model_info
     wanted = max(asked.max_tokens, 1) if asked.max_tokens is not None and asked.max_tokens >= 0 else asked.max_tokens
-    rooms = [
-        room_for_output(len(prompt), wanted, asked.truncate_prompt_tokens, info, ("prompt", "max_tokens"))
-        for prompt in prompts
-    ]
+    rooms = [room_for_output(len(prompt), wanted, info, ("prompt", "max_tokens")) for prompt in prompts]
+    check_num_logprobs(info, logprobs=asked.logprobs, prompt_logprobs=asked.prompt_logprobs)
     has_prompt_logprobs = asked.echo and asked.logprobs is not None
     if has_prompt_logprobs and asked.prompt_logprobs not in (None, asked.logprobs):
         raise ApiError(
@@ -97,18 +120,27 @@ def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving
         asked,
         info.default_sampling_params,
         serving.settings,
-        max_tokens=min(DEFAULT_MAX_TOKENS, *rooms) if wanted is None else wanted,
+        max_tokens=min(DEFAULT_MAX_TOKENS if wanted is None else wanted, max(rooms)),
         logprobs=asked.logprobs,
         prompt_logprobs=asked.logprobs if has_prompt_logprobs else asked.prompt_logprobs,
     )
 
 
-def _as_text(prompt: str | list[int], asked: CompletionRequest, serving: Serving) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    tokenizer = serving.tokenizer("echo of token ids")
+async def _as_texts(given: Prompts, asked: CompletionRequest, serving: Serving) -> list[str]:
+    """What answers that echo begin with: all tokens of the prompts as text; nothing without a tokenizer, where the
+    answers have their ids."""
+    if isinstance(given[0], str):
+        return given  # they are of one kind
+    tokenizer = serving.client.get_tokenizer()
+    if tokenizer is None:
+        return [""] * len(given)
     read = tokenizer.decode if asked.max_tokens == 0 else tokenizer.settled_text  # a character's end is the answer's
-    return read(prompt, asked.skip_special_tokens is not False)
+
+    def decode() -> list[str]:
+        return [read(one, False) for one in given]
+
+    size = sum(map(len, given))
+    return decode() if size <= LONG_TEXT else await serving.lanes.run(lane_for(size), decode)
 
 
 def _response(
@@ -119,12 +151,14 @@ def _response(
         for place, output in enumerate(outputs)
         for one in output.outputs
     ]
+    counts = total_usage(outputs, 0 if asked.max_tokens == 0 else None)
     return CompletionResponse(
         id=call.id,
         created=call.created,
         model=call.model,
         choices=choices,
-        usage=total_usage(outputs, 0 if asked.max_tokens == 0 else None),
+        usage=counts,
+        metrics=request_times(outputs[0], counts.completion_tokens) if call.has_metrics else None,
     )
 
 
@@ -145,9 +179,9 @@ def _choice(
         logprobs=_logprobs(call, output, token_ids, completion.logprobs, echo),
         finish_reason="length" if is_prompt_only else completion.finish_reason,
         stop_reason=None if is_prompt_only else completion.stop_reason,
-        prompt_logprobs=UNSET if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
-        prompt_token_ids=output.prompt_token_ids if call.has_token_ids else UNSET,
-        token_ids=token_ids if call.has_token_ids else UNSET,
+        prompt_logprobs=None if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
+        prompt_token_ids=output.prompt_token_ids if call.has_token_ids else None,
+        token_ids=token_ids if call.has_token_ids else None,
     )
 
 
@@ -162,7 +196,7 @@ def _logprobs(
         return None
     ids = output.prompt_token_ids
     place = call.answer_place(ids, echo)
-    told = completion_logprobs(call, token_ids, (rows or [])[: len(token_ids)], place)
+    told = completion_logprobs(call, token_ids, islice(rows or (), len(token_ids)), place)
     if echo is None:
         return told
     prompt = completion_logprobs(call, ids, output.prompt_logprobs or [], call.echo_place(ids, echo))

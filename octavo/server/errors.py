@@ -1,10 +1,11 @@
-"""ApiError: what went wrong with a call, in OpenAI's words and in Anthropic's."""
+"""ApiError: what went wrong with a call, in OpenAI's words, in Anthropic's and in Ollama's."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -15,6 +16,10 @@ from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError,
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
+
+#: of a value in a message: characters, items and levels; a hundred characters are shown
+_SHOWN_ITEMS = 100
+_SHOWN_LEVELS = 2
 
 #: status -> the type that OpenAI's clients know, and Anthropic's
 _TYPES: dict[int, tuple[str, str]] = {
@@ -56,6 +61,9 @@ class ApiError(Exception):
         kind = _TYPES.get(self.status, _TYPES[400 if self.status < 500 else 500])[1]
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
+    def ollama_body(self) -> dict[str, Any]:
+        return {"error": self.message}
+
 
 def as_api_error(error: Exception) -> ApiError:
     """Whose fault it was, as a status. What nobody foresaw is logged here and told without details."""
@@ -74,18 +82,38 @@ def as_api_error(error: Exception) -> ApiError:
 
 def error_response(error: ApiError, path: str) -> Response:
     """The error as the clients of this path expect it."""
-    body = error.anthropic_body() if speaks_anthropic(path) else error.openai_body()
+    if speaks_ollama(path):
+        body = error.ollama_body()
+    else:
+        body = error.anthropic_body() if speaks_anthropic(path) else error.openai_body()
     return Response(msgspec.json.encode(body), error.status, error.headers, JSON)
 
 
 def shown(value: object) -> str:
     """A value as messages quote it: escaped, and not too long."""
-    text = repr(value)
+    text = repr(_beginning(value, _SHOWN_LEVELS))
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _beginning(value: object, levels: int) -> object:
+    """As much of a value as can be seen of it; all of it may be large."""
+    if isinstance(value, str):
+        return value[:_SHOWN_ITEMS]
+    if not isinstance(value, (list, dict)):
+        return value
+    if levels == 0:
+        return ...
+    if isinstance(value, list):
+        return [_beginning(one, levels - 1) for one in value[:_SHOWN_ITEMS]]
+    return {key[:_SHOWN_ITEMS]: _beginning(one, levels - 1) for key, one in islice(value.items(), _SHOWN_ITEMS)}
 
 
 def speaks_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def speaks_ollama(path: str) -> bool:
+    return path.startswith("/api/")
 
 
 def _field_named_first(message: str) -> str | None:

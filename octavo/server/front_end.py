@@ -9,22 +9,29 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 import uvloop
 
 from octavo.config import ModelConfig
 from octavo.engine.child import Channel, Note, begin, telling_failures
+from octavo.engine.heartbeat import beat
 from octavo.engine.process_client import ProcessClient
+from octavo.engine.template_process import template_processes
 from octavo.engine.tokenizer import Tokenizer, open_tokenizer
-from octavo.models.loader import open_checkpoint
+from octavo.models.loader import tokenizer_source
 from octavo.observe.logging import LOGGER, log_to_stderr
+from octavo.server.bounded_http import BoundedHttp
+from octavo.server.connections import Connections
 from octavo.server.front_end_task import FrontEndTask
 
 #: seconds that responses may take to be written once their requests have ended
@@ -35,6 +42,8 @@ _DRAIN_LOOK_S = 0.02
 
 def main() -> None:
     """The process. It says `ready`, or `failed` and why."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each text on its caller's thread: none waits for another
+    sys.setswitchinterval(0.001)  # a thread that makes a large answer gives way to the event loop so soon
     task, channel = begin()
     log_to_stderr(f"front end {task.index}")
     _raise_descriptor_limit()
@@ -44,6 +53,8 @@ def main() -> None:
         module, function = task.app.split(":")
         make_app = getattr(import_module(module), function)
         tokenizer = _open_tokenizer(task.model)
+        if tokenizer is not None and tokenizer.chat_templates:
+            template_processes().warm()
         gc.collect()
         gc.freeze()  # what was imported stays; the collector need not look at it again and again
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -76,22 +87,29 @@ class FrontEnd:
             self._client.close()
 
     async def _serve(self, stop: asyncio.Future[Any]) -> None:
-        server = _Server(self._uvicorn_config())
+        connections = Connections(self._task.server, _max_num_idle(self._task.server.max_idle_connections))
+        server = _Server(self._uvicorn_config(connections))
+        sweeping = asyncio.ensure_future(connections.sweep())
         with socket.socket(fileno=self._task.listening_fd) as listening:
             serving = asyncio.ensure_future(server.serve(sockets=[listening]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.001)
             if server.started:
                 self._channel.send(Note("ready"))
+                beating = asyncio.ensure_future(beat(self._channel, self._task.server.front_end_hang_timeout))
                 await asyncio.wait((stop, serving), return_when=asyncio.FIRST_COMPLETED)
+                beating.cancel()
             server.should_exit = True
             await serving
+            sweeping.cancel()
 
-    def _uvicorn_config(self) -> uvicorn.Config:
+    def _uvicorn_config(self, connections: Connections) -> uvicorn.Config:
         server = self._task.server
         return uvicorn.Config(
             self._make_app(self._client, self._task.settings),
-            http="httptools",
+            http=cast(type[asyncio.Protocol], partial(BoundedHttp, connections)),  # uvicorn only calls it
+            ws="none",
+            timeout_keep_alive=server.timeout_keep_alive,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=int(FLUSH_S),
@@ -107,7 +125,7 @@ class FrontEnd:
                 case "engine_up":
                     self._client.connect(note.text)
                 case "engine_down":
-                    self._client.disconnect(note.text)
+                    self._client.disconnect(note.text, frozenset(note.fingerprints))
                 case "drain":
                     self._draining = asyncio.ensure_future(self._drain(note.seconds))
                 case "stop":
@@ -153,5 +171,10 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def _max_num_idle(wanted: int) -> int:
+    """Half of the descriptors are left to requests that are answered."""
+    return min(wanted, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+
+
 def _open_tokenizer(config: ModelConfig) -> Tokenizer | None:
-    return None if config.skip_tokenizer_init else open_tokenizer(config, open_checkpoint(config))
+    return None if config.skip_tokenizer_init else open_tokenizer(config, tokenizer_source(config))

@@ -17,6 +17,11 @@ from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.errors import ApiError
 
+#: prompts of a call that become engine requests without a pause
+_STARTED_AT_ONCE = 16
+#: outputs that may wait for a call's reader; then its prompts' streams lag, and lose nothing by it
+_MAX_AHEAD = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
@@ -78,9 +83,13 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
 
 async def _merged(streams: list[AsyncIterator[RequestOutput]]) -> AsyncGenerator[RequestOutput]:
     """All of them at once. The first that fails ends the others."""
-    queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
-    pumps = [asyncio.create_task(_pump(place, one, queue)) for place, one in enumerate(streams)]
+    queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue(_MAX_AHEAD)
+    pumps: list[asyncio.Task[None]] = []
     try:
+        for place, one in enumerate(streams):
+            pumps.append(asyncio.create_task(_pump(place, one, queue)))
+            if place % _STARTED_AT_ONCE == _STARTED_AT_ONCE - 1:
+                await asyncio.sleep(0)  # to check a prompt takes its time, and others want theirs
         num_running = len(pumps)
         while num_running:
             item = await queue.get()
@@ -102,12 +111,12 @@ async def _pump(
     try:
         async with _closing(outputs):
             async for output in outputs:
-                queue.put_nowait(output)
-        queue.put_nowait(None)
+                await queue.put(output)
+        await queue.put(None)
     except InvalidRequestError as refusal:
-        queue.put_nowait(InvalidRequestError(f"prompt[{place}]: {refusal}"))
+        await queue.put(InvalidRequestError(f"prompt[{place}]: {refusal}"))
     except Exception as error:
-        queue.put_nowait(error)
+        await queue.put(error)
 
 
 @contextlib.asynccontextmanager

@@ -7,14 +7,13 @@ alternatives go by what they read as.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from octavo.engine.detokenizer import TextStream
 from octavo.outputs import Logprob, TokenLogprobs
+from octavo.server.json_pieces import LazyList
 from octavo.server.responses import (
-    ChatLogprobs,
     ChatTokenLogprob,
     CompletionLogprobs,
     PromptLogprob,
@@ -58,7 +57,7 @@ class TextPlace:
 
 
 def completion_logprobs(
-    call: Telling, token_ids: Sequence[int], rows: Sequence[TokenLogprobs | None], place: TextPlace
+    call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs | None], place: TextPlace
 ) -> CompletionLogprobs:
     """place: moves on to what comes next. rows: None for a prompt's first token."""
     num_top = call.num_top or 0
@@ -76,42 +75,44 @@ def completion_logprobs(
     return CompletionLogprobs(text_offset=offsets, token_logprobs=logprobs, tokens=tokens, top_logprobs=tops)
 
 
-def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Sequence[TokenLogprobs]) -> ChatLogprobs:
+def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs]) -> Iterator[ChatTokenLogprob]:
     num_top = call.num_top or 0
-    content = []
     for token_id, row in zip(token_ids, rows, strict=True):
         chosen = _top_logprob(call, token_id, row[token_id])
-        best = [_top_logprob(call, one, logprob) for one, logprob in _ranked(row, num_top)]
-        content.append(
-            ChatTokenLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=best)
-        )
-    return ChatLogprobs(content=content)
+        best = [_top_logprob(call, one, row[one]) for one in _told_first(row, token_id, num_top)]
+        if num_top >= 0:
+            del best[num_top:]
+        yield ChatTokenLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=best)
 
 
-def prompt_logprobs(rows: Sequence[TokenLogprobs | None]) -> PromptLogprobs:
-    return [
-        None
-        if row is None
-        else {
-            str(token_id): PromptLogprob(logprob=_finite(one.logprob), rank=one.rank, decoded_token=one.decoded_token)
-            for token_id, one in row.items()
-        }
-        for row in rows
-    ]
+def prompt_logprobs(rows: Iterable[TokenLogprobs | None]) -> PromptLogprobs:
+    """As a lazy list: a prompt may be long."""
+    return LazyList(map(_prompt_row, rows))  # type: ignore[return-value]  # a list in JSON
+
+
+def _prompt_row(row: TokenLogprobs | None) -> dict[str, PromptLogprob] | None:
+    if row is None:
+        return None
+    return {
+        str(token_id): PromptLogprob(logprob=_finite(one.logprob), rank=one.rank, decoded_token=one.decoded_token)
+        for token_id, one in row.items()
+    }
 
 
 def _best(call: Telling, row: TokenLogprobs, chosen: int, num_top: int) -> dict[str, float]:
-    """The best alternatives, and the chosen token if it is none of them. Different tokens may read alike: the
-    likelier one is told."""
+    """The chosen token, then the best alternatives. Different tokens may read alike: the first of them is told."""
     best: dict[str, float] = {}
-    for token_id, logprob in [*_ranked(row, num_top), (chosen, row[chosen])]:
+    for token_id in _told_first(row, chosen, num_top):
+        logprob = row[token_id]
         best.setdefault(_legacy_token(call, token_id, logprob), _finite(logprob.logprob))
     return best
 
 
-def _ranked(row: TokenLogprobs, num_top: int) -> list[tuple[int, Logprob]]:
-    ranked = sorted(row.items(), key=lambda item: item[1].rank or 0)
-    return list(islice(ranked, num_top if num_top >= 0 else None))
+def _told_first(row: TokenLogprobs, chosen: int, num_top: int) -> list[int]:
+    """The chosen token, as in vLLM, then the others of the num_top best; -1: of all."""
+    ranked = sorted(row, key=lambda token_id: row[token_id].rank or 0)
+    best = ranked if num_top < 0 else ranked[:num_top]
+    return [chosen, *(token_id for token_id in best if token_id != chosen)]
 
 
 def _top_logprob(call: Telling, token_id: int, logprob: Logprob) -> TopLogprob:

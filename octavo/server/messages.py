@@ -6,20 +6,21 @@ message_start ── content_block_start ── ping ── content_block_delta 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.engine.client import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
 from octavo.server.generation import Generation, complete, raise_failure, stream
-from octavo.server.openai_calls import id_headers, request_id, trace_headers
-from octavo.server.prompts import check_messages, encode_conversation, room_for_output
+from octavo.server.openai_calls import trace_headers
+from octavo.server.prompts import PlainConversation, check_messages, encode_conversation, room_for_output
 from octavo.server.protocol import AnthropicMessage, Content, CountTokensRequest, MessagesRequest
+from octavo.server.request_ids import id_headers, request_id
 from octavo.server.responses import AnthropicUsage, CountTokensResponse, MessagesResponse, TextBlock
 from octavo.server.sampling import checked_params
 from octavo.server.serving import Serving, json_response
@@ -27,35 +28,27 @@ from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconne
 
 _encode = msgspec.json.Encoder().encode
 
+#: blocks of text that are looked at without a thread; each takes a microsecond
+_FEW_BLOCKS = 1024
+
 #: what a text block may hold beside its text: hints for a cache that here works by itself, and what answers bring
 _NO_EFFECT_IN_BLOCKS = frozenset({"cache_control", "citations"})
 
 
-@dataclass(slots=True, kw_only=True)
-class _Conversation:
-    """The messages as a chat template takes them; see prompts.Conversation."""
-
-    messages: list[dict[str, Any]]
-    add_generation_prompt: bool | None
-    continue_final_message: bool | None
-    add_special_tokens: bool | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, Any]] | None = None
-
-
 async def create_message(request: Request, serving: Serving) -> Response:
+    """Answer a conversation, for Anthropic's clients."""
     asked = await serving.read(request, MessagesRequest)
-    prompt = await _prompt(asked, serving)
+    prompt = await _prompt(request, asked, serving, serving.client.model_info)
     params = _params(asked, len(prompt), serving)
+    known_as = request_id(request, None)
     generation = Generation(
-        request_id=f"msg_{request_id(request, None)}",
+        request_id=f"msg_{known_as}",
         prompts=[prompt],
         params=params,
         trace_headers=trace_headers(request),
     )
     answer = _Answer(generation, asked, serving.client.model_info.max_model_len)
-    headers = {"request-id": generation.request_id} | id_headers(serving, generation.request_id)
+    headers = {"request-id": generation.request_id} | id_headers(serving, known_as)
     if asked.stream:
         return serving.event_stream(stream(serving.client, generation), MessageEvents(answer), headers)
     async with cancelled_on_disconnect(request.receive):
@@ -65,19 +58,29 @@ async def create_message(request: Request, serving: Serving) -> Response:
 
 
 async def count_tokens(request: Request, serving: Serving) -> Response:
+    """How many tokens a conversation has."""
     asked = await serving.read(request, CountTokensRequest)
-    return json_response(CountTokensResponse(input_tokens=len(await _prompt(asked, serving))))
+    return json_response(CountTokensResponse(input_tokens=len(await _prompt(request, asked, serving, None))))
 
 
-async def _prompt(asked: CountTokensRequest, serving: Serving) -> list[int]:
-    """A last message of the assistant's is the beginning of the answer."""
+async def _prompt(request: Request, asked: CountTokensRequest, serving: Serving, fits: ModelInfo | None) -> list[int]:
+    """A last message of the assistant's is the beginning of the answer. fits: the model whose context it must fit."""
+    contents = [message.content for message in asked.messages]
+    num_blocks = sum(len(one) for one in (*contents, asked.system) if isinstance(one, list))
+    if num_blocks > _FEW_BLOCKS:
+        conversation = await serving.lanes.run("answers", lambda: _conversation(asked, serving))
+    else:
+        conversation = _conversation(asked, serving)
+    return await encode_conversation(request, serving, conversation, fits)
+
+
+def _conversation(asked: CountTokensRequest, serving: Serving) -> PlainConversation:
     messages = [_plain(index, message) for index, message in enumerate(asked.messages)]
     check_messages(messages, serving.settings)
     is_begun = messages[-1]["role"] == "assistant"
     if asked.system is not None:
         messages.insert(0, {"role": "system", "content": _text("system", asked.system)})
-    conversation = _Conversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
-    return await encode_conversation(serving.tokenizer("a conversation"), conversation, serving.settings)
+    return PlainConversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
 
 
 def _plain(index: int, message: AnthropicMessage) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def _params(asked: MessagesRequest, num_prompt: int, serving: Serving) -> Sampli
     """Anthropic's clients must name max_tokens and cannot know the context, so an answer may end with it: its
     stop_reason then says so."""
     info = serving.client.model_info
-    room_for_output(num_prompt, None, None, info, ("messages", "max_tokens"))
+    room_for_output(num_prompt, None, info, ("messages", "max_tokens"))
     for name in ("temperature", "top_p"):
         value = getattr(asked, name)
         if value is not None and not 0 <= value <= 1:
@@ -205,6 +208,9 @@ class MessageEvents:
             if completion.finish_reason is not None:
                 parts.append(self._finish(completion, output))
         return b"".join(parts)
+
+    def is_large(self, output: RequestOutput) -> bool:
+        return False
 
     def end(self) -> bytes:
         return _event("message_stop", {})

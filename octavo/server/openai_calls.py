@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from octavo.engine.client import ModelInfo
 from octavo.engine.detokenizer import TextStream
 from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
 from octavo.server.generation import Generation
+from octavo.server.logprob_room import check_logprobs, count_logprobs
 from octavo.server.logprobs import TextPlace
 from octavo.server.protocol import GenerationRequest
+from octavo.server.request_ids import request_id
 from octavo.server.responses import Usage, usage
 from octavo.server.serving import Serving
 
-REQUEST_ID_HEADER = "x-request-id"
-
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_STREAM_INTERVAL = 2**16
 _MAX_PRIORITY = 2**31
+#: token ids and characters that go with each prompt, of all prompts together
+_MAX_REPEATED = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One call of OpenAI's API, checked. num_top: alternatives a logprob comes with; None for no logprobs.
     token_text: how a token without a logprob reads. token_bytes, text_stream: None without a tokenizer;
-    text_stream: a tokenizer's `stream`."""
+    text_stream: a tokenizer's `stream`. has_token_ids: unless the request says otherwise, where there is no text to
+    tell. has_usage_always: in every chunk of a stream. num_logprobs: how many its answer may hold."""
 
     id: str
     model: str
@@ -46,7 +47,14 @@ class Call:
     has_token_ids: bool
     has_usage: bool
     has_usage_always: bool
+    has_metrics: bool = False
     stream_interval: int
+    num_logprobs: int = 0
+
+    @property
+    def known_as(self) -> str:
+        """The id without the kind of call in front."""
+        return self.id.partition("-")[2]
 
     @property
     def params(self) -> SamplingParams:
@@ -79,10 +87,13 @@ def make_call(
     prompts: list[list[int]],
     params: SamplingParams,
     num_top: int | None,
+    names_limit: bool,
 ) -> Call:
-    """kind: what the id begins with."""
+    """kind: what the id begins with. names_limit: max_tokens is the request's own."""
+    num_logprobs = _check_size(asked, serving, prompts, params, names_limit)
     call_id = f"{kind}-{request_id(request, asked.request_id)}"
-    options = asked.stream_options
+    options, is_forced = asked.stream_options, serving.settings.enable_force_include_usage
+    has_usage = is_forced or bool(options and options.include_usage)
     tokenizer = serving.client.get_tokenizer()
     as_token_ids = asked.return_tokens_as_token_ids
     return Call(
@@ -98,15 +109,60 @@ def make_call(
             trace_headers=trace_headers(request),
         ),
         num_top=num_top,
-        token_text=_named_by_id if tokenizer is None else tokenizer.token_to_str,
+        token_text=_named_by_id if tokenizer is None else tokenizer.token_texts.__getitem__,
         token_bytes=None if tokenizer is None else tokenizer.token_bytes,
         text_stream=None if tokenizer is None else tokenizer.stream,
         as_token_ids=serving.settings.return_tokens_as_token_ids if as_token_ids is None else as_token_ids,
-        has_token_ids=bool(asked.return_token_ids),
-        has_usage=options is not None and bool(options.include_usage),
-        has_usage_always=options is not None and bool(options.continuous_usage_stats),
+        has_token_ids=tokenizer is None if asked.return_token_ids is None else asked.return_token_ids,
+        has_usage=has_usage,
+        has_usage_always=has_usage and (is_forced or bool(options and options.continuous_usage_stats)),
+        has_metrics=serving.settings.enable_per_request_metrics and len(prompts) == params.n == 1,
         stream_interval=_bounded("stream_interval", asked.stream_interval, 1, 1, _MAX_STREAM_INTERVAL),
+        num_logprobs=num_logprobs,
     )
+
+
+def _check_size(
+    asked: GenerationRequest, serving: Serving, prompts: list[list[int]], params: SamplingParams, names_limit: bool
+) -> int:
+    """-> log-probabilities that the answer may hold. Refuses more than one request may take of a front end."""
+    settings = serving.settings
+    if (num := len(prompts) * params.n) > settings.max_choices_per_request:
+        raise ApiError(
+            400,
+            f"the request asks for {num} choices ({len(prompts)} prompts x n = {params.n}), allowed are "
+            f"{settings.max_choices_per_request}: send several requests, or start the server with a larger "
+            "--max-choices-per-request",
+            param="n",
+        )
+    _check_repeated(len(prompts), params)
+    info = serving.client.model_info
+    num_logprobs = count_logprobs(prompts, params, info, names_limit=names_limit, is_streamed=bool(asked.stream))
+    check_logprobs(num_logprobs, settings.max_logprobs_per_request)
+    return num_logprobs
+
+
+def _check_repeated(num_prompts: int, params: SamplingParams) -> None:
+    """Each prompt is an engine request of its own, with all of these."""
+    num = sum(len(tuple(ids or ())) for ids in (params.stop_token_ids, params.allowed_token_ids, params.logit_bias))
+    num += sum(map(len, params.bad_words or ()))
+    if num_prompts > 1 and num_prompts * num > _MAX_REPEATED:
+        raise ApiError(
+            400,
+            f"the request has {num_prompts} prompts, and {num} token ids and characters in stop_token_ids, "
+            f"allowed_token_ids, logit_bias and bad_words, which go with each of them; allowed are {_MAX_REPEATED} in "
+            "all: send several requests",
+            param="prompt",
+        )
+
+
+def answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:
+    """How much there is to tell of; see large_answers.py. echo: what is told again, with each sample."""
+    texts = len(echo) * call.params.n + sum(len(one.text) for output in outputs for one in output.outputs)
+    ids = 0
+    if call.has_token_ids:
+        ids = sum(len(o.prompt_token_ids) + sum(len(one.token_ids) for one in o.outputs) for o in outputs)
+    return call.num_logprobs + texts // 16 + ids
 
 
 def _named_by_id(token_id: int) -> str:
@@ -132,22 +188,18 @@ def check_pairs(asked: GenerationRequest) -> None:
         raise ApiError(400, "cache_salt is '', allowed are strings of at least one character", param="cache_salt")
 
 
-def request_id(request: Request, asked: str | None) -> str:
-    """The request's own, its header's, or a new one."""
-    given = asked if asked is not None else request.headers.get(REQUEST_ID_HEADER)
-    if given is None:
-        return uuid.uuid4().hex
-    if not _REQUEST_ID.fullmatch(given):
-        raise ApiError(
-            400,
-            f"request_id is {given[:150]!r}, allowed are 1 to 128 visible ASCII characters",
-            param="request_id",
-        )
-    return given
-
-
-def id_headers(serving: Serving, call_id: str) -> dict[str, str]:
-    return {REQUEST_ID_HEADER: call_id.partition("-")[2]} if serving.settings.enable_request_id_headers else {}
+def check_num_logprobs(info: ModelInfo, **counts: int | None) -> None:
+    """Alternatives that may be asked for, by the name of the field that asks; -1 asks for all."""
+    most = info.vocab_size if info.max_logprobs == -1 else min(info.max_logprobs, info.vocab_size)
+    for name, count in counts.items():
+        if count is not None and not (0 <= count <= most or (count == -1 and most == info.vocab_size)):
+            also = ", and -1 for all" if most == info.vocab_size else ""
+            raise ApiError(
+                400,
+                f"{name} is {count}, allowed is 0 to {most}{also}: change it, or start the server with another "
+                "--max-logprobs, where -1 allows the whole vocabulary",
+                param=name,
+            )
 
 
 def trace_headers(request: Request) -> dict[str, str] | None:

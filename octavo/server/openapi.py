@@ -6,7 +6,7 @@ The page is plain text in HTML: nothing is loaded from anywhere, nothing runs.
 from __future__ import annotations
 
 import html
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
@@ -16,9 +16,9 @@ from fastapi.openapi.utils import get_openapi
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server import protocol, responses
+from octavo.server import ollama_protocol, protocol, responses
 from octavo.server.errors import JSON
-from octavo.server.prompts import ROLES
+from octavo.server.field_meanings import meaning
 from octavo.server.serving import Serving, installed_version
 
 Endpoint = Callable[[Request, Serving], Awaitable[Response]]
@@ -29,17 +29,29 @@ _DESCRIPTION = (
     "Parameters that this engine does not support are accepted with the values that ask for nothing."
 )
 
-#: path -> what is read, what is answered, and whether it may stream
-_BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct], bool]] = {
+#: path -> what is read, what is answered (None: see the docs), and whether it may stream
+_BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | None, bool]] = {
     "/v1/completions": (protocol.CompletionRequest, responses.CompletionResponse, True),
     "/v1/chat/completions": (protocol.ChatCompletionRequest, responses.ChatCompletionResponse, True),
+    "/v1/chat/completions/batch": (protocol.BatchChatCompletionRequest, responses.ChatCompletionResponse, False),
     "/v1/messages": (protocol.MessagesRequest, responses.MessagesResponse, True),
     "/v1/messages/count_tokens": (protocol.CountTokensRequest, responses.CountTokensResponse, False),
+    "/api/chat": (ollama_protocol.OllamaChatRequest, None, True),
+    "/api/generate": (ollama_protocol.OllamaGenerateRequest, None, True),
+    "/api/show": (ollama_protocol.OllamaShowRequest, None, False),
     "/v1/models": (None, responses.ModelList, False),
     "/v1/models/{model:path}": (None, responses.ModelCard, False),
     "/tokenize": (protocol.TokenizeRequest, responses.TokenizeResponse, False),
     "/detokenize": (protocol.DetokenizeRequest, responses.DetokenizeResponse, False),
 }
+
+#: those that take parameters of NO_EFFECT and NEUTRAL in their schema, too
+_WITH_PARAMETERS_OF_OTHERS = (
+    protocol.CompletionRequest,
+    protocol.ChatCompletionRequest,
+    protocol.BatchChatCompletionRequest,
+    protocol.MessagesRequest,
+)
 
 
 def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
@@ -47,9 +59,10 @@ def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
     extra: dict[str, Any] = {"responses": {"200": {"description": "OK"}}}
     if path in _BODIES:
         asked, answered, is_streamed = _BODIES[path]
-        content: dict[str, Any] = {JSON: {"schema": _reference(answered)}}
+        content: dict[str, Any] = {JSON: {"schema": {"type": "object"} if answered is None else _reference(answered)}}
         if is_streamed:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            kind = "application/x-ndjson" if path.startswith("/api/") else "text/event-stream"
+            content[kind] = {"schema": {"type": "string"}}
         extra["responses"] = {
             "200": {"description": "OK", "content": content},
             "default": {"description": "what was wrong, what is allowed, what to change"},
@@ -69,12 +82,14 @@ def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def documentation(app: FastAPI) -> tuple[tuple[str, str, Endpoint], ...]:
+def documentation(app: FastAPI, root_path: str) -> tuple[tuple[str, str, Endpoint], ...]:
     """The routes that tell of the others."""
 
     @cache
     def schema() -> dict[str, Any]:
         made = get_openapi(title="Octavo", version=installed_version(), description=_DESCRIPTION, routes=app.routes)
+        if root_path:
+            made["servers"] = [{"url": root_path}]
         made.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
         return made
 
@@ -88,6 +103,12 @@ def documentation(app: FastAPI) -> tuple[tuple[str, str, Endpoint], ...]:
     return ("GET", "/openapi.json", openapi), ("GET", "/docs", docs)
 
 
+def request_structs() -> list[type[msgspec.Struct]]:
+    """Those that a body is read into, and those inside them."""
+    found = [asked for asked, _, _ in _BODIES.values() if asked is not None]
+    return [*found, protocol.StreamOptions, protocol.AnthropicMessage, ollama_protocol.OllamaOptions]
+
+
 def _reference(kind: type[msgspec.Struct]) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
@@ -97,10 +118,16 @@ def _schemas() -> dict[str, Any]:
     kinds = {kind for asked, answered, _ in _BODIES.values() for kind in (asked, answered) if kind is not None}
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    for asked in request_structs():
+        for name, field in schemas[asked.__name__]["properties"].items():
+            if (told := meaning(asked, name)) is not None:
+                field["description"] = told
     for asked in (protocol.ChatCompletionRequest, protocol.TokenizeRequest):
-        schemas[asked.__name__]["properties"]["messages"] = _messages(ROLES)
-    schemas["AnthropicMessage"]["properties"]["role"] = {"enum": ["user", "assistant"]}
-    for kind in (protocol.CompletionRequest, protocol.ChatCompletionRequest, protocol.MessagesRequest):
+        schemas[asked.__name__]["properties"]["messages"] = _messages()
+    batch = schemas[protocol.BatchChatCompletionRequest.__name__]["properties"]
+    batch["messages"] = {"type": "array", "minItems": 1, "items": _messages()}
+    schemas["AnthropicMessage"]["properties"]["role"] |= {"enum": ["user", "assistant"]}
+    for kind in _WITH_PARAMETERS_OF_OTHERS:
         fields = schemas[kind.__name__]["properties"]
         for name in sorted(protocol.NO_EFFECT):
             fields.setdefault(name, {"description": "Accepted; changes no answer."})
@@ -111,14 +138,14 @@ def _schemas() -> dict[str, Any]:
     return schemas
 
 
-def _messages(roles: Sequence[str]) -> dict[str, Any]:
+def _messages() -> dict[str, Any]:
     """What is checked of messages; a chat template may look for more in them."""
     part = {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": _TEXT}}
     content = {"anyOf": [_TEXT, {"type": "array", "items": part}]}
     message = {
         "type": "object",
         "required": ["role", "content"],
-        "properties": {"role": {"enum": list(roles)}, "content": content},
+        "properties": {"role": {"type": "string", "minLength": 1}, "content": content},
     }
     return {"type": "array", "minItems": 1, "items": message, "description": "the conversation, oldest first"}
 
@@ -128,7 +155,9 @@ def _page(schema: dict[str, Any]) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Octavo: the API</title>",
         "<style>body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}",
-        "code{font-family:ui-monospace,monospace}dd{margin-bottom:.3rem}</style>",
+        "code{font-family:ui-monospace,monospace}dd{margin-bottom:.3rem}small{opacity:.7}",
+        ":root{color-scheme:light dark}</style>",
+        "<meta name=viewport content='width=device-width'>",
         f"<h1>Octavo {html.escape(installed_version())}</h1><p>{html.escape(_DESCRIPTION)} ",
         "The same for machines: <a href=openapi.json>openapi.json</a>.</p>",
     ]
@@ -145,16 +174,34 @@ def _fields(operation: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
     if body is None:
         return []
     kind = schemas[body["content"][JSON]["schema"]["$ref"].rpartition("/")[2]]
-    rows = [
-        f"<dt><code>{html.escape(name)}</code>{' (required)' if name in kind.get('required', ()) else ''}"
-        f"<dd>{html.escape(field.get('description') or _kind_of(field))}"
-        for name, field in kind["properties"].items()
-    ]
-    return ["<dl>", *rows, "</dl>"]
+    return ["<dl>", *(_row(name, field, kind, schemas) for name, field in kind["properties"].items()), "</dl>"]
+
+
+def _row(name: str, field: dict[str, Any], kind: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """A field: its name, its kind, what it means; and those of a struct inside it."""
+    inner = schemas.get(_struct_in(field))
+    rows = [] if inner is None else [_row(one, its, inner, schemas) for one, its in inner["properties"].items()]
+    is_required = " (required)" if name in kind.get("required", ()) else ""
+    shape = "" if "enum" in field else html.escape(_kind_of(field))
+    meaning = html.escape(field.get("description") or "")
+    return (
+        f"<dt><code>{html.escape(name)}</code>{is_required} <small>{shape}</small>"
+        f"<dd>{meaning}{''.join(['<dl>', *rows, '</dl>']) if rows else ''}"
+    )
 
 
 def _kind_of(field: dict[str, Any]) -> str:
     if "$ref" in field:
-        return str(field["$ref"]).rpartition("/")[2]
+        return "object"
+    if field.get("type") == "array":
+        return f"list of {_kind_of(field.get('items', {}))}"
     kinds = [_kind_of(one) for one in field.get("anyOf", ()) if one.get("type") != "null"]
     return " or ".join(kinds) or str(field.get("type", "any"))
+
+
+def _struct_in(field: dict[str, Any]) -> str:
+    """The name of the struct that a field holds, or a list of; \"\" if none."""
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    inside = [field.get("items"), *field.get("anyOf", ())]
+    return next((name for one in inside if isinstance(one, dict) and (name := _struct_in(one))), "")

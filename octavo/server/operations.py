@@ -15,10 +15,12 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def list_models(request: Request, serving: Serving) -> Response:
+    """The names that the model is served by."""
     return json_response(ModelList(data=[_card(name, serving) for name in serving.settings.served_model_name]))
 
 
 async def get_model(request: Request, serving: Serving) -> Response:
+    """One of them."""
     name = request.path_params["model"]
     if name not in serving.settings.served_model_name:
         raise ApiError(
@@ -28,11 +30,13 @@ async def get_model(request: Request, serving: Serving) -> Response:
 
 
 def _card(name: str, serving: Serving) -> ModelCard:
+    tokenizer = serving.client.get_tokenizer()
     return ModelCard(
         id=name,
         created=serving.created,
         root=serving.settings.served_model_name[0],
         max_model_len=serving.client.model_info.max_model_len,
+        has_chat_template=tokenizer is not None and "default" in tokenizer.chat_templates,
     )
 
 
@@ -42,6 +46,7 @@ async def health(request: Request, serving: Serving) -> Response:
 
 
 async def version(request: Request, serving: Serving) -> Response:
+    """The version of Octavo."""
     return Response(msgspec.json.encode({"version": installed_version()}), media_type=JSON)
 
 
@@ -52,14 +57,16 @@ async def load(request: Request, serving: Serving) -> Response:
 
 
 async def metrics(request: Request, serving: Serving) -> Response:
+    """The engine's metrics, for Prometheus."""
     return Response(await serving.client.metrics(), headers={"content-type": METRICS_TYPE})
 
 
 async def home(request: Request, serving: Serving) -> Response:
+    """A page to try the model and see what its engine does."""
     headers = {
         "content-type": CONTENT_TYPE,
         "content-security-policy": content_security_policy(),
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
     }
-    return Response(page(), headers=headers)
+    return Response(page(serving.settings.root_path), headers=headers)

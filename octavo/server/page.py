@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 from functools import cache
 from importlib.resources import files
@@ -15,10 +16,15 @@ from importlib.resources import files
 CONTENT_TYPE = "text/html; charset=utf-8"
 
 
+_NO_ROOT = b'<meta name="root-path" content="">'
+
+
 @cache
-def page() -> bytes:
-    """The page, as it is sent."""
-    return files("octavo.server").joinpath("page.html").read_bytes()
+def page(root_path: str = "") -> bytes:
+    """The page, as it is sent. root_path: what stands before all of the server's paths where browsers see it."""
+    text = files("octavo.server").joinpath("page.html").read_bytes()
+    assert text.count(_NO_ROOT) == 1, "page.html has one place for the root path"
+    return text.replace(_NO_ROOT, f'<meta name="root-path" content="{html.escape(root_path)}">'.encode())
 
 
 @cache

@@ -1,24 +1,29 @@
 """From texts and conversations to token ids that fit the model.
 
-A long text is encoded on a thread, so that the streams of everyone else go on meanwhile.
+A long text is encoded on a thread, so that the streams of everyone else go on meanwhile (lanes.py); one that can only
+have too many tokens is refused by its bytes.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from starlette.requests import ClientDisconnect, Request
+
 from octavo.engine.client import ModelInfo
-from octavo.engine.tokenizer import Tokenizer
+from octavo.engine.tokenizer import LONG_TEXT, Tokenizer
 from octavo.server.errors import ApiError, shown
+from octavo.server.lanes import Lane, lane_for
+from octavo.server.protocol import GenerationRequest
+from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
+from octavo.server.streaming import cancelled_on_disconnect
 
 T = TypeVar("T")
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-
-_LONG_TEXT = 2048  # characters; encoding them takes about a millisecond
+#: parts of a message's content that are looked at one by one before the rest is taken for long
+_FEW_PARTS = 16
 #: what chat_template_kwargs may not name: other fields say it, or would be taken for what is not theirs to say
 _RESERVED = frozenset(
     {"self", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"}
@@ -37,14 +42,74 @@ class Conversation(Protocol):
     documents: list[dict[str, Any]] | None
 
 
-async def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
-    return await _off_loop_if(len(text) > _LONG_TEXT, lambda: tokenizer.encode(text, add_special_tokens))
+@dataclass(slots=True, kw_only=True)
+class PlainConversation:
+    """Messages by themselves, for APIs that have no fields for the rest. A Conversation."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
 
 
-async def encode_conversation(tokenizer: Tokenizer, asked: Conversation, settings: ServerSettings) -> list[int]:
-    """Through the model's chat template, or the request's own if the server trusts those."""
-    check_messages(asked.messages, settings)
+async def encode_texts(
+    request: Request,
+    serving: Serving,
+    texts: Sequence[str],
+    add_special_tokens: bool,
+    name: str,
+    fits: ModelInfo | None,
+) -> list[list[int]]:
+    """name: the field they came in. fits: the model whose context each must fit; None for texts of any length."""
+    tokenizer = serving.tokenizer(f"a {name} in text")
+
+    def encode() -> list[list[int]]:
+        for text in texts:
+            _check_bytes(tokenizer, text, name, fits)
+        return [tokenizer.encode(text, add_special_tokens) for text in texts]
+
+    size = sum(map(len, texts))
+    return encode() if size <= LONG_TEXT else await _in_lane(request, serving, lane_for(size), encode)
+
+
+async def encode_conversation(
+    request: Request, serving: Serving, asked: Conversation, fits: ModelInfo | None
+) -> list[int]:
+    """Through the model's chat template, or the request's own if the server trusts those. fits: as for texts."""
+    tokenizer, settings = serving.tokenizer("a conversation"), serving.settings
     _check_template(asked, tokenizer, settings)
+
+    def encode() -> list[int]:
+        check_messages(asked.messages, settings)
+        text = tokenizer.apply_chat_template(
+            asked.messages,
+            add_generation_prompt=asked.add_generation_prompt is not False,
+            continue_final_message=bool(asked.continue_final_message),
+            chat_template=asked.chat_template,
+            **_variables(asked),
+        )
+        _check_bytes(tokenizer, text, "messages", fits)
+        return tokenizer.encode(text, add_special_tokens=bool(asked.add_special_tokens))
+
+    is_foreign = asked.chat_template is not None and asked.chat_template not in tokenizer.chat_templates
+    lane = "templates" if is_foreign else lane_for(_text_len(asked.messages))
+    return await _in_lane(request, serving, lane, encode)
+
+
+async def _in_lane(request: Request, serving: Serving, lane: Lane, work: Callable[[], T]) -> T:
+    """Raises ClientDisconnect if nobody waits for it any more: what has not begun then never does."""
+    if lane == "short":
+        return await serving.lanes.run(lane, work)
+    async with cancelled_on_disconnect(request.receive):
+        return await serving.lanes.run(lane, work)
+    raise ClientDisconnect
+
+
+def _variables(asked: Conversation) -> dict[str, Any]:
+    """What the template is given beside the messages."""
     variables = dict(asked.chat_template_kwargs or {})
     reserved = sorted(_RESERVED & set(variables))
     if reserved:
@@ -56,18 +121,7 @@ async def encode_conversation(tokenizer: Tokenizer, asked: Conversation, setting
         )
     if asked.documents is not None:
         variables["documents"] = asked.documents
-
-    def encode() -> list[int]:
-        text = tokenizer.apply_chat_template(
-            asked.messages,
-            add_generation_prompt=asked.add_generation_prompt is not False,
-            continue_final_message=bool(asked.continue_final_message),
-            chat_template=asked.chat_template,
-            **variables,
-        )
-        return tokenizer.encode(text, add_special_tokens=bool(asked.add_special_tokens))
-
-    return await _off_loop_if(_text_len(asked.messages) > _LONG_TEXT, encode)
+    return variables
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettings) -> None:
@@ -77,9 +131,12 @@ def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettin
         raise ApiError(400, f"messages holds {len(messages)} messages, allowed are 1 to {most}", param="messages")
     for index, message in enumerate(messages):
         role = message.get("role")
-        if role not in ROLES:
+        if not isinstance(role, str) or not role:  # which names there are is the template's to know
             raise ApiError(
-                400, f"messages[{index}].role is {shown(role)}, allowed are {', '.join(ROLES)}", param="messages"
+                400,
+                f"messages[{index}].role is {shown(role)}, allowed is a name: user, assistant, system or another that "
+                "the model's chat template knows",
+                param="messages",
             )
         content = message.get("content")
         is_silent = role == "assistant" and "content" in message
@@ -100,32 +157,64 @@ def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettin
             )
 
 
-def room_for_output(
-    num_prompt: int, max_tokens: int | None, truncate: int | None, info: ModelInfo, names: tuple[str, str]
-) -> int:
-    """How many tokens the context leaves. names: the fields of prompt and max_tokens, for the error if a request
-    asks for more than that."""
-    if truncate is not None:
-        num_prompt = min(num_prompt, info.max_model_len - 1 if truncate == -1 else truncate)
+def cut(prompt: list[int], asked: GenerationRequest, max_tokens: int | None, info: ModelInfo) -> list[int]:
+    """The prompt's last tokens, or its first if truncation_side is right: as many as truncate_prompt_tokens says; -1:
+    as many as leave room for max_tokens."""
+    keep = asked.truncate_prompt_tokens
+    if asked.truncation_side not in (None, "left", "right"):
+        raise ApiError(
+            400,
+            f"truncation_side is {shown(asked.truncation_side)}, allowed are left and right",
+            param="truncation_side",
+        )
+    if keep is None:
+        return prompt
+    most = info.max_model_len - 1
+    if keep != -1 and not 1 <= keep <= most:
+        raise ApiError(
+            400,
+            f"truncate_prompt_tokens is {keep}, allowed are 1 to {most}, and -1 for as many as fit",
+            param="truncate_prompt_tokens",
+        )
+    if keep == -1:
+        keep = max(1, info.max_model_len - max(max_tokens or 1, 1))
+    return prompt[:keep] if asked.truncation_side == "right" else prompt[-keep:]
+
+
+def room_for_output(num_prompt: int, max_tokens: int | None, info: ModelInfo, names: tuple[str, str]) -> int:
+    """How many tokens the context leaves. names: the fields of prompt and max_tokens, for the error if the prompt
+    takes all of it, or if more is asked for than any prompt could leave."""
     room = info.max_model_len - num_prompt
     prompt_name, max_name = names
     if room < 1:
+        raise _too_long(prompt_name, f"{num_prompt} tokens", info)
+    if max_tokens is not None and max_tokens > info.max_model_len:
         raise ApiError(
             400,
-            f"{prompt_name} has {num_prompt} tokens, allowed are {info.max_model_len - 1}: the model's context is "
-            f"{info.max_model_len} tokens and one new token must fit; shorten it or set truncate_prompt_tokens",
-            param=prompt_name,
-            code="context_length_exceeded",
-        )
-    if max_tokens is not None and max_tokens > room:
-        raise ApiError(
-            400,
-            f"{max_name} is {max_tokens}, allowed are {room}: the model's context is {info.max_model_len} tokens, of "
-            f"which {prompt_name} takes {num_prompt}; lower {max_name} or shorten {prompt_name}",
+            f"{max_name} is {max_tokens}, allowed are up to {info.max_model_len}, the model's context: lower it, or "
+            "leave it out for what the prompt leaves",
             param=max_name,
             code="context_length_exceeded",
         )
     return room
+
+
+def _check_bytes(tokenizer: Tokenizer, text: str, name: str, info: ModelInfo | None) -> None:
+    """Refuse a text whose tokens can only be too many, without making them."""
+    if info is None or len(text) < info.max_model_len:
+        return
+    if (fewest := tokenizer.fewest_tokens(text)) >= info.max_model_len:
+        raise _too_long(name, f"{len(text)} characters, which are {fewest} tokens at least", info)
+
+
+def _too_long(name: str, size: str, info: ModelInfo) -> ApiError:
+    return ApiError(
+        400,
+        f"{name} has {size}, allowed are {info.max_model_len - 1}: the model's context is {info.max_model_len} tokens "
+        "and one new token must fit; shorten it or set truncate_prompt_tokens",
+        param=name,
+        code="context_length_exceeded",
+    )
 
 
 def _check_part(where: str, part: object) -> None:
@@ -144,6 +233,15 @@ def _check_template(asked: Conversation, tokenizer: Tokenizer, settings: ServerS
     """A template of the request's must be text: as the name of a file it would be read from the server's disk."""
     template = asked.chat_template
     if template is None:
+        if "default" not in tokenizer.chat_templates:
+            raise ApiError(
+                400,
+                "this model has no chat template: it continues texts and was not made for conversations. Send the text "
+                "as a prompt to /v1/completions (Ollama's clients: /api/generate), or start the server with "
+                "--chat-template FILE",
+                param="messages",
+                code="no_chat_template",
+            )
         return
     if not settings.trust_request_chat_template:
         raise ApiError(
@@ -161,8 +259,15 @@ def _check_template(asked: Conversation, tokenizer: Tokenizer, settings: ServerS
 
 
 def _text_len(messages: Sequence[Mapping[str, Any]]) -> int:
-    return sum(len(str(message.get("content"))) for message in messages)
+    """About how many characters; a message of many parts counts as long."""
+    total = 0
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        parts = content if isinstance(content, list) else [content]
+        total += sum(_part_len(part) for part in parts[:_FEW_PARTS]) + 64 * 1024 * (len(parts) > _FEW_PARTS)
+    return total
 
 
-async def _off_loop_if(is_long: bool, work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work) if is_long else work()
+def _part_len(part: Any) -> int:
+    text = part.get("text") if isinstance(part, dict) else part
+    return len(text) if isinstance(text, str) else 0

@@ -51,6 +51,7 @@ class GenerationRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stream_interval: int | None = None
@@ -70,10 +71,9 @@ class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=T
     logprobs: int | None = None
 
 
-class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/chat/completions."""
+class ConversationRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
+    """What calls with one conversation or many have in common."""
 
-    messages: list[dict[str, Any]]
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template: str | None = None
@@ -82,6 +82,18 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fiel
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
+
+
+class ChatCompletionRequest(ConversationRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+
+
+class BatchChatCompletionRequest(ConversationRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions/batch. messages: a list of conversations."""
+
+    messages: list[list[dict[str, Any]]]
 
 
 class AnthropicMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -175,7 +187,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "context_management": (),
     "diagnostics": (),
     "inference_geo": (),
-    "truncation_side": ("left",),
     # No decoder that can be streamed puts a space between special tokens, so there is none to leave out either.
     "spaces_between_special_tokens": (True, False),
     "logprob_token_ids": ([],),

@@ -1,11 +1,15 @@
-"""What routes answer: OpenAI's, Anthropic's and vLLM's shapes. A field that is UNSET is left out."""
+"""What routes answer: OpenAI's, Anthropic's and vLLM's shapes.
+
+Clients look for fields that this engine never fills. Where vLLM's answers have them as null, so have these.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+
+from octavo.outputs import RequestOutput
 
 
 class PromptTokensDetails(msgspec.Struct, kw_only=True):
@@ -28,6 +32,42 @@ def usage(num_prompt: int, num_completion: int, num_cached: int) -> Usage:
         total_tokens=num_prompt + num_completion,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached),
     )
+
+
+class RequestTimes(msgspec.Struct, kw_only=True):
+    """What one request waited for, in milliseconds. generation_time_ms: from its first token to its last, of which
+    mean_itl_ms is a token's share; tokens_per_second: its tokens over the time since its first step."""
+
+    time_to_first_token_ms: float | None = None
+    generation_time_ms: float | None = None
+    queue_time_ms: float | None = None
+    mean_itl_ms: float | None = None
+    tokens_per_second: float | None = None
+    speculative_decoding: None = None
+
+
+def request_times(output: RequestOutput, num_tokens: int) -> RequestTimes:
+    """Of a finished request whose one sequence has so many tokens. What never came is null."""
+    times = output.metrics
+    if times is None:
+        return RequestTimes()
+    generation_s = _between(times.first_token_time, times.finished_time)
+    inference_s = _between(times.first_scheduled_time, times.finished_time)
+    return RequestTimes(
+        time_to_first_token_ms=_ms(_between(times.arrival_time, times.first_token_time)),
+        generation_time_ms=_ms(generation_s),
+        queue_time_ms=_ms(_between(times.arrival_time, times.first_scheduled_time)),
+        mean_itl_ms=None if generation_s is None or num_tokens < 2 else _ms(generation_s / (num_tokens - 1)),
+        tokens_per_second=num_tokens / inference_s if inference_s else None,
+    )
+
+
+def _between(begin: float | None, end: float | None) -> float | None:
+    return None if begin is None or end is None else end - begin
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
 
 
 class PromptLogprob(msgspec.Struct, kw_only=True):
@@ -54,9 +94,10 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
-    token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    routed_experts: None = None
 
 
 class CompletionResponse(msgspec.Struct, kw_only=True):
@@ -65,7 +106,12 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
     created: int
     model: str
     choices: list[CompletionChoice]
+    service_tier: None = None
+    system_fingerprint: None = None
     usage: Usage
+    kv_transfer_params: None = None
+    ec_transfer_params: None = None
+    metrics: RequestTimes | None = None
 
 
 class TopLogprob(msgspec.Struct, kw_only=True):
@@ -86,9 +132,15 @@ class ChatLogprobs(msgspec.Struct, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
+    """Without tool_calls, which vLLM and OpenAI leave out of a message that has none."""
+
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    reasoning: None = None
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
@@ -97,7 +149,8 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None
-    token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | None = None
+    routed_experts: None = None
 
 
 class ChatCompletionResponse(msgspec.Struct, kw_only=True):
@@ -106,9 +159,15 @@ class ChatCompletionResponse(msgspec.Struct, kw_only=True):
     created: int
     model: str
     choices: list[ChatChoice]
+    service_tier: None = None
+    system_fingerprint: None = None
     usage: Usage
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_text: None = None
+    kv_transfer_params: None = None
+    ec_transfer_params: None = None
+    metrics: RequestTimes | None = None
 
 
 class TextBlock(msgspec.Struct, kw_only=True):
@@ -153,6 +212,8 @@ class DetokenizeResponse(msgspec.Struct, kw_only=True):
 
 
 class ModelCard(msgspec.Struct, kw_only=True):
+    """has_chat_template: whether it answers conversations; else it continues texts."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -160,6 +221,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     root: str
     parent: None = None
     max_model_len: int
+    has_chat_template: bool
 
 
 class ModelList(msgspec.Struct, kw_only=True):

@@ -30,10 +30,10 @@ _SAME = (
     "allowed_token_ids",
     "bad_words",
     "skip_special_tokens",
-    "truncate_prompt_tokens",
 )
 
 _MAX_BIASES = 4096
+_MAX_IDS = 4096  # in a list of them; each is checked by itself
 
 
 def sampling_params(
@@ -50,10 +50,11 @@ def checked_params(defaults: SamplingParams, settings: ServerSettings, **fields:
     """The defaults with these fields, but for those that are None. Raises ApiError."""
     for name in ("stop", "bad_words"):
         _check_strings(name, fields.get(name), settings)
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        if (num := len(fields.get(name) or ())) > _MAX_IDS:
+            raise ApiError(400, f"{name} holds {num} token ids, allowed are {_MAX_IDS}", param=name)
     try:
         return defaults.replace(**{name: value for name, value in fields.items() if value is not None})
-    except OverflowError:
-        raise ApiError(400, "a number in the request is too large for a float; send a smaller one") from None
     except InvalidRequestError as error:
         raise as_api_error(error) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
@@ -16,24 +16,30 @@ from octavo.engine.tokenizer import Tokenizer
 from octavo.outputs import RequestOutput
 from octavo.server.bodies import read_struct
 from octavo.server.errors import JSON, ApiError
+from octavo.server.lanes import Lanes
+from octavo.server.logprob_room import LogprobRoom
 from octavo.server.protocol import ModelRequest
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import Events, EventStream
 
+S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T", bound=ModelRequest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """created: when the server started, in seconds since 1970."""
+    """created: when the server started, in seconds since 1970. lanes: where what takes long is done. logprob_room: what
+    answers that are being made may hold."""
 
     client: EngineClient
     settings: ServerSettings
     created: int
+    logprob_room: LogprobRoom
+    lanes: Lanes = field(default_factory=Lanes)
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The request's body, checked for shape, with the name of a model that is served."""
-        asked = await read_struct(request, kind, self.settings.max_body_bytes)
+        asked = await self.read_body(request, kind)
         names = self.settings.served_model_name
         if asked.model is None:
             asked.model = names[0]
@@ -46,10 +52,14 @@ class Serving:
             )
         return asked
 
+    async def read_body(self, request: Request, kind: type[S]) -> S:
+        """The request's body, checked for shape alone."""
+        return await read_struct(request, kind, self.settings.max_body_bytes, self.settings.max_body_values)
+
     def event_stream(
         self, outputs: AsyncGenerator[RequestOutput], events: Events, headers: Mapping[str, str]
     ) -> EventStream:
-        return EventStream(outputs, events, headers, self.settings.sse_keep_alive_interval)
+        return EventStream(outputs, events, headers, self.settings.sse_keep_alive_interval, self.lanes)
 
     def tokenizer(self, purpose: str) -> Tokenizer:
         tokenizer = self.client.get_tokenizer()
@@ -62,7 +72,7 @@ class Serving:
         return tokenizer
 
 
-def json_response(body: msgspec.Struct, headers: dict[str, str] | None = None) -> Response:
+def json_response(body: msgspec.Struct, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(body), headers=headers, media_type=JSON)
 
 

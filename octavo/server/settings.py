@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from octavo.config import knob
+from octavo.checked_fields import checked, knob
 from octavo.errors import ConfigError
 
 
+@checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """What routes answer, to whom, and how much they read."""
@@ -21,9 +23,11 @@ class ServerSettings:
     api_key: tuple[str, ...] = knob(
         (),
         "keys of which requests must bring one, as 'Authorization: Bearer', 'x-api-key' or a browser's password; "
-        "default: none needed",
+        "default: that in OCTAVO_API_KEY, or none needed. Other users see a command line: a file or the environment is "
+        "safer",
     )
-    root_path: str = knob("", "the path that a proxy in front cuts from the addresses it forwards")
+    api_key_file: str | None = knob(None, "a file of such keys, one a line; read when the server starts")
+    root_path: str = knob("", "the path under which a proxy in front shows the server, /llm; it may be cut or not")
     allowed_origins: tuple[str, ...] = knob(
         (), "web pages of these origins may call the server from a browser; * is every page; default: none"
     )
@@ -31,23 +35,43 @@ class ServerSettings:
     allowed_headers: tuple[str, ...] = knob(("*",), "headers those pages may send")
     allow_credentials: bool = knob(False, "whether those pages may send cookies and the like")
     trust_request_chat_template: bool = knob(
-        False, "let requests bring a chat template, which is a program: it runs in a sandbox, but may never end"
+        False, "let requests bring a chat template, which is a program: it runs apart, with a second and a gigabyte"
     )
     return_tokens_as_token_ids: bool = knob(
         False, "write tokens in logprobs as 'token_id:7' unless a request says otherwise"
     )
-    enable_request_id_headers: bool = knob(False, "answer with the request's id in the header X-Request-Id")
+    enable_request_id_headers: bool = knob(False, "put the request's id on every answer, in the header X-Request-Id")
+    enable_force_include_usage: bool = knob(
+        False, "tell the token counts in every chunk of every stream, as if its request had asked for them"
+    )
+    enable_per_request_metrics: bool = knob(
+        False, "tell with each answer what it waited for: time to its first token, in the queue, a token"
+    )
+    enable_tokenizer_info_endpoint: bool = knob(False, "serve /tokenizer_info, which tells the chat template too")
     disable_fastapi_docs: bool = knob(False, "serve neither /docs nor /openapi.json")
     sse_keep_alive_interval: float = knob(
         0.0, "seconds without a token after which a stream sends a comment, for proxies that end quiet ones; 0: never"
     )
     max_body_bytes: int = knob(16 * 2**20, "most bytes of a request's body")
+    max_body_values: int = knob(
+        1_000_000, "most values in it: a number or a text counts as one, a list, an object and a key as ten"
+    )
     max_prompts_per_request: int = knob(1024, "most prompts in the list of one completions request")
+    max_choices_per_request: int = knob(16384, "most prompts x n of one request")
+    max_logprobs_per_request: int = knob(
+        2_000_000,
+        "most log-probabilities that one answer may hold: tokens x (alternatives + 1), of all prompts and samples; a "
+        "front end makes answers with twice as many at a time",
+    )
     max_messages_per_request: int = knob(4096, "most messages of one conversation")
     max_stop_strings: int = knob(64, "most strings in a request's stop, and in its bad_words")
     max_stop_string_len: int = knob(1024, "most characters of each of them")
 
     def __post_init__(self) -> None:
+        if self.root_path and (self.root_path[0] != "/" or self.root_path[-1] == "/"):
+            raise ConfigError(
+                f"root_path is {self.root_path!r}, allowed is a path that begins with / and does not end with it: /llm"
+            )
         if any(not key for key in self.api_key):
             raise ConfigError("api_key holds an empty key, allowed are keys of at least one character")
         if any(not name for name in self.served_model_name):
@@ -61,10 +85,31 @@ class ServerSettings:
             raise ConfigError(f"sse_keep_alive_interval is {self.sse_keep_alive_interval}, allowed is 0 or more")
         for name in (
             "max_body_bytes",
+            "max_body_values",
             "max_prompts_per_request",
+            "max_choices_per_request",
+            "max_logprobs_per_request",
             "max_messages_per_request",
             "max_stop_strings",
             "max_stop_string_len",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, allowed is 1 or more")
+
+    def with_keys(self, otherwise: str | None = None) -> ServerSettings:
+        """With the keys of the file too, read now; if there are none of either, with this one."""
+        keys = self.api_key if self.api_key_file is None else (*self.api_key, *_read_keys(self.api_key_file))
+        if not keys and otherwise is not None:
+            keys = (otherwise,)
+        return replace(self, api_key=keys, api_key_file=None)
+
+
+def _read_keys(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"api_key_file is {path!r}, which cannot be read: {error}") from None
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise ConfigError(f"api_key_file is {path!r}, which holds no key, allowed are one or more, one a line")
+    return keys

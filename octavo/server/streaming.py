@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from functools import partial
 from typing import Protocol
 
 from starlette.responses import Response
@@ -17,12 +18,15 @@ from starlette.types import Message, Receive, Scope, Send
 
 from octavo.outputs import RequestOutput
 from octavo.server.errors import ApiError, as_api_error, error_response
+from octavo.server.lanes import Lanes
 
 #: what a log shows of a request whose client went away; nobody receives it
 CLIENT_CLOSED_REQUEST = 499
 #: a comment, which readers of events skip
 KEEP_ALIVE = b": waiting for the next token\n\n"
 
+#: bytes of an event that are sent at a time
+_MAX_WRITE = 2**18
 _HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -31,6 +35,9 @@ class Events(Protocol):
 
     def output(self, output: RequestOutput) -> bytes:
         """Of what is new; b"" if there is nothing to tell yet. Raises ApiError if the engine gave up."""
+
+    def is_large(self, output: RequestOutput) -> bool:
+        """Whether to tell of it takes more than a few milliseconds."""
 
     def end(self) -> bytes:
         """After the last output."""
@@ -48,8 +55,11 @@ class EventStream(Response):
         events: Events,
         headers: Mapping[str, str],
         keep_alive_s: float,
+        lanes: Lanes,
     ) -> None:
-        """keep_alive_s: after so many seconds without an event, send a comment; 0: never."""
+        """keep_alive_s: after so many seconds without an event, send a comment; 0: never. lanes: where events of much
+        are made."""
+        self._lanes = lanes
         self._outputs = outputs
         self._events = events
         self._keep_alive_s = keep_alive_s
@@ -63,7 +73,11 @@ class EventStream(Response):
         async with cancelled_on_disconnect(receive), contextlib.aclosing(outputs), body.kept_alive(self._keep_alive_s):
             try:
                 async for output in outputs:
-                    if piece := events.output(output):
+                    if events.is_large(output):
+                        piece = await self._lanes.run("answers", partial(events.output, output))
+                    else:
+                        piece = events.output(output)
+                    if piece:
                         await body.write(piece)
                 last = events.end()
             except Exception as error:
@@ -90,7 +104,9 @@ class _Body:
         if not self.has_begun:
             self.has_begun = True
             await self._send(self._start)
-        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        for start in range(0, len(piece) or 1, _MAX_WRITE):
+            part = piece if len(piece) <= _MAX_WRITE else piece[start : start + _MAX_WRITE]
+            await self._send({"type": "http.response.body", "body": part, "more_body": True})
 
     async def end(self, piece: bytes) -> None:
         if not self.has_begun:

@@ -7,6 +7,7 @@
     engine ends        its requests fail, /health says 503; it is started anew, a few times, each after a longer wait
     engine hangs       nothing is heard of it for --engine-hang-timeout seconds; it is killed, and the same follows
     front end ends     its own requests end; it is started anew
+    front end hangs    nothing is heard of it for --front-end-hang-timeout seconds; it is killed, and the same follows
     SIGTERM, Ctrl-C    no new requests; those that run have --shutdown-timeout seconds; a second signal ends all at once
     supervisor ends    even by kill -9: every child sees its pipe end, and exits
 
@@ -36,11 +37,13 @@ from octavo import errors
 from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.engine.child import Child, Note
 from octavo.engine.engine_task import EngineTask, front_end_identity
+from octavo.engine.step_record import who_was_computed
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.observe.logging import LOGGER
 from octavo.server.front_end_task import FrontEndTask
 from octavo.server.listening import close_socket, open_socket, url_of
 from octavo.server.restarts import Restarts
+from octavo.server.suspects import Suspects
 from octavo.server.watchdog import Watchdog
 
 #: seconds that a child may take to end once it has said so, or was told to
@@ -75,9 +78,13 @@ class Supervisor:
         self._num_engines = 0
         self._has_served = False
         self._engine_restarts = Restarts()
+        self._step_record = ""  # the file in which the engine says whom it computes
+        self._suspects = Suspects()
+        self._died_at_work = False  # whether the engine that is ending computed something
         self._watchdog = Watchdog()
         self._hang: str | None = None  # why the engine that is ending was killed
         self._front_ends: dict[int, Child] = {}
+        self._front_end_watchdogs = [Watchdog() for _ in range(options.server.api_server_count)]
         self._front_end_restarts = [Restarts() for _ in range(options.server.api_server_count)]
         self._serving: set[int] = set()
         self._failure: Note | None = None
@@ -103,11 +110,15 @@ class Supervisor:
         """Wait for what happens next, and see to it."""
         now = time.monotonic()
         due = max(0.0, self._timers[0][0] - now) if self._timers else math.inf
-        patience = min(due, self._watchdog.seconds_left(now))
+        watchdogs = (self._watchdog, *self._front_end_watchdogs)
+        patience = min(due, *(watchdog.seconds_left(now) for watchdog in watchdogs))
         for key, _ in self._selector.select(None if math.isinf(patience) else patience):
             key.data()
         if self._watchdog.is_over(time.monotonic()):
             self._engine_hangs()
+        for index, watchdog in enumerate(self._front_end_watchdogs):
+            if watchdog.is_over(time.monotonic()):
+                self._front_end_hangs(index)
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
 
@@ -119,10 +130,14 @@ class Supervisor:
     def _start_engine(self) -> None:
         options = self._options
         self._num_engines += 1
+        self._step_record = f"{self._run_directory}/step-{self._num_engines}"
+        self._died_at_work = False
         task = EngineTask(
             config=options.engine,
             admission=options.admission,
             address=f"ipc://{self._run_directory}/engine-{self._num_engines}",
+            step_record=self._step_record,
+            num_deaths=self._suspects.num_deaths(time.monotonic()),
             model_name=options.model_name,
             logs_stats=not options.server.disable_log_stats,
             hang_timeout_s=options.server.engine_hang_timeout,
@@ -139,6 +154,8 @@ class Supervisor:
                 self._engine_is_ready(address, note.card)
             if note.kind in ("ready", "alive"):
                 self._watchdog.heard(time.monotonic(), note.seconds)
+            elif note.kind == "cleared":
+                self._suspects.clear(note.text)
             elif note.kind == "failed":
                 self._failure = note
         if not engine.channel.is_open:
@@ -166,8 +183,17 @@ class Supervisor:
         self._hang = f"it hung ({silence}) and was killed"
         self._watchdog.rest()
         self._address = None
-        self._tell_front_ends(Note("engine_down", text=self._hang))
+        self._tell_front_ends(Note("engine_down", text=self._hang, fingerprints=self._find_guilty()))
         self._engine.kill()
+
+    def _find_guilty(self) -> list[str]:
+        """The requests that it is once too often now that an engine died at."""
+        died_at = who_was_computed(self._step_record)
+        self._died_at_work |= bool(died_at)
+        guilty = self._suspects.accuse(died_at, time.monotonic())
+        if guilty:
+            LOGGER.error("%d of the requests in the engine's last step were in another engine's: refused", len(guilty))
+        return guilty
 
     def _engine_is_gone(self, how: str) -> None:
         """It ended by itself, or was told to."""
@@ -182,13 +208,15 @@ class Supervisor:
         if not self._has_served:
             raise _error(failure, f"the engine's process ended with {how} before it could serve")
         why = hang or (failure.text if failure is not None else f"its process ended with {how}")
-        delay = self._engine_restarts.next_delay(time.monotonic())
+        guilty = self._find_guilty()
+        delay = self._engine_restarts.next_delay(time.monotonic(), is_excused=self._died_at_work)
         if delay is None:
             LOGGER.error("the engine went down: %s; it does not stay up, so the server ends", why)
             self._begin_stop(0.0, exit_code=1)
             return
         LOGGER.error("the engine went down: %s; starting it again in %g s", why, delay)
-        self._tell_front_ends(Note("engine_down", text=f"{why}; it is being started again, send the request later"))
+        text = f"{why}; it is being started again, send the request later"
+        self._tell_front_ends(Note("engine_down", text=text, fingerprints=guilty))
         self._later(delay, self._restart_engine)
 
     def _restart_engine(self) -> None:
@@ -225,6 +253,7 @@ class Supervisor:
         )
         child = Child(f"front end {index}", "octavo.server.front_end:main", task, [self._listening.fileno()])
         self._front_ends[index] = child
+        self._front_end_watchdogs[index] = Watchdog()
         self._selector.register(child.channel, selectors.EVENT_READ, partial(self._hear_front_end, index, child))
         if self._address is not None:
             child.channel.send(Note("engine_up", text=self._address))
@@ -233,6 +262,8 @@ class Supervisor:
         for note in child.channel.receive():
             if note.kind == "ready":
                 self._front_end_is_ready(index)
+            elif note.kind == "alive":
+                self._front_end_watchdogs[index].heard(time.monotonic(), note.seconds)
             elif note.kind == "failed":
                 self._failure = note
         if not child.channel.is_open:
@@ -246,9 +277,21 @@ class Supervisor:
         if not was_complete and len(self._serving) == len(self._front_end_restarts) and not self._is_stopping:
             LOGGER.info("listening on %s", url_of(self._listening, self._options.server))
 
+    def _front_end_hangs(self, index: int) -> None:
+        """It lives and says nothing."""
+        child, watchdog = self._front_ends[index], self._front_end_watchdogs[index]
+        LOGGER.error(
+            "front end %d hangs: nothing was heard of it for %g s; process %d is killed. If it only needs longer, "
+            "raise --front-end-hang-timeout",
+            *(index, watchdog.patience_s, child.process.pid),
+        )
+        watchdog.rest()
+        child.kill()
+
     def _front_end_is_gone(self, index: int, child: Child, how: str) -> None:
         """Nobody waits for its requests any more."""
         del self._front_ends[index]
+        self._front_end_watchdogs[index].rest()
         if self._engine is not None and self._address is not None:
             identity = front_end_identity(index, child.process.pid)
             self._engine.channel.send(Note("front_end_gone", text=identity))
@@ -259,7 +302,8 @@ class Supervisor:
         failure, self._failure = self._failure, None
         if index not in self._serving:
             raise _error(failure, f"front end {index} ended with {how} before it could serve")
-        delay = self._front_end_restarts[index].next_delay(time.monotonic())
+        restarts = self._front_end_restarts[index]
+        delay = restarts.next_delay(time.monotonic(), is_excused=restarts.has_served)
         if delay is None:
             LOGGER.error("front end %d ended with %s; it does not stay up, so the server ends", index, how)
             self._begin_stop(0.0, exit_code=1)
@@ -313,6 +357,8 @@ class Supervisor:
 
     def _begin_stop(self, seconds: float, exit_code: int) -> None:
         self._is_stopping = True
+        for watchdog in self._front_end_watchdogs:
+            watchdog.rest()  # each has its time to end
         self._exit_code_then = exit_code
         self._tell_front_ends(Note("drain", seconds=seconds))
         for child in self._front_ends.values():

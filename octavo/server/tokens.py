@@ -1,16 +1,18 @@
-"""POST /tokenize and /detokenize, in vLLM's shapes."""
+"""POST /tokenize and /detokenize, and GET /tokenizer_info, in vLLM's shapes."""
 
 from __future__ import annotations
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.engine.tokenizer import Tokenizer
-from octavo.server.errors import ApiError
-from octavo.server.prompts import Conversation, encode_conversation, encode_text
+from octavo.server.errors import JSON, ApiError
+from octavo.server.large_answers import answer
+from octavo.server.prompts import Conversation, encode_conversation, encode_texts
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
 from octavo.server.responses import DetokenizeResponse, TokenizeResponse
-from octavo.server.serving import Serving, json_response
+from octavo.server.serving import Serving
 
 _OF_CONVERSATIONS = (
     "add_generation_prompt",
@@ -22,38 +24,58 @@ _OF_CONVERSATIONS = (
 
 
 async def tokenize(request: Request, serving: Serving) -> Response:
+    """A prompt, or a conversation, to token ids."""
     asked = await serving.read(request, TokenizeRequest)
     tokenizer = serving.tokenizer("tokenize")
-    tokens = await _tokens(asked, tokenizer, serving)
-    return json_response(
-        TokenizeResponse(
+    tokens = await _tokens(request, asked, serving)
+
+    def make() -> TokenizeResponse:
+        return TokenizeResponse(
             count=len(tokens),
             max_model_len=serving.client.model_info.max_model_len,
             tokens=tokens,
-            token_strs=[one or "" for one in tokenizer.convert_ids_to_tokens(tokens)]
-            if asked.return_token_strs
-            else None,
+            token_strs=_token_strs(tokens, tokenizer) if asked.return_token_strs else None,
         )
-    )
+
+    return await answer(serving, len(tokens), make)
 
 
-async def _tokens(asked: TokenizeRequest, tokenizer: Tokenizer, serving: Serving) -> list[int]:
+def _token_strs(tokens: list[int], tokenizer: Tokenizer) -> list[str]:
+    return [one or "" for one in tokenizer.convert_ids_to_tokens(tokens)]
+
+
+async def _tokens(request: Request, asked: TokenizeRequest, serving: Serving) -> list[int]:
     if (asked.prompt is None) == (asked.messages is None):
         raise ApiError(400, "the request has both or neither of prompt and messages, allowed is one", param="prompt")
     if asked.prompt is None:
         conversation: Conversation = asked  # type: ignore[assignment]  # it has messages
-        return await encode_conversation(tokenizer, conversation, serving.settings)
+        return await encode_conversation(request, serving, conversation, None)
     for name in _OF_CONVERSATIONS:
         if getattr(asked, name) is not None:
             raise ApiError(400, f"{name} is set, but the request has a prompt: it goes with messages", param=name)
-    return await encode_text(tokenizer, asked.prompt, asked.add_special_tokens is not False)
+    (tokens,) = await encode_texts(
+        request, serving, [asked.prompt], asked.add_special_tokens is not False, "prompt", None
+    )
+    return tokens
 
 
 async def detokenize(request: Request, serving: Serving) -> Response:
+    """Token ids to text."""
     asked = await serving.read(request, DetokenizeRequest)
+    tokenizer = serving.tokenizer("detokenize")
+    return await answer(serving, len(asked.tokens), lambda: _text(asked.tokens, tokenizer, serving))
+
+
+def _text(tokens: list[int], tokenizer: Tokenizer, serving: Serving) -> DetokenizeResponse:
     most = serving.client.model_info.vocab_size - 1
-    for token_id in asked.tokens:
+    for token_id in tokens:
         if not 0 <= token_id <= most:
             raise ApiError(400, f"tokens holds {token_id}, allowed are 0 to {most}", param="tokens")
-    text = serving.tokenizer("detokenize").decode(asked.tokens, skip_special_tokens=False)
-    return json_response(DetokenizeResponse(prompt=text))
+    return DetokenizeResponse(prompt=tokenizer.decode(tokens, skip_special_tokens=False))
+
+
+async def tokenizer_info(request: Request, serving: Serving) -> Response:
+    """The tokenizer as a tokenizer_config.json describes it, the chat template included."""
+    told = serving.tokenizer("tokenizer_info").config()
+    told["model_max_length"] = serving.client.model_info.max_model_len
+    return Response(msgspec.json.encode(told), media_type=JSON)

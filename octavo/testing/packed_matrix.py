@@ -48,13 +48,13 @@ class KernelThreads:
 class PackedMatrix:
     """A weight as the kernels hold it; the tensor is not needed afterwards."""
 
-    def __init__(self, threads: KernelThreads, weight: HostTensor) -> None:
+    def __init__(self, threads: KernelThreads, weight: HostTensor, activation_bytes: int = 1) -> None:
         self.library = threads.library
         self.rows, self.cols = weight.rows, weight.cols
         shape = (c_int64(self.rows), c_int64(self.cols))
         dtype = c_int32(DTYPES.index(weight.dtype))
         pack = _function(self.library, "octavo_pack", c_void_p)
-        handle = pack(threads.handle, dtype, _pointer(weight.data), *shape)
+        handle = pack(threads.handle, dtype, _pointer(weight.data), *shape, c_int32(activation_bytes))
         assert handle is not None, f"there is no kernel for {weight.dtype}"
         self.handle = c_void_p(handle)
 

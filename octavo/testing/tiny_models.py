@@ -103,6 +103,12 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", GEMMA),
     "gpt2": ("GPT2Config", GPT2),
     "opt": ("OPTConfig", OPT),
+    "opt-normed-after": ("OPTConfig", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
+    "opt-galactica": (
+        "OPTConfig",
+        OPT | {"enable_bias": False, "layer_norm_elementwise_affine": False, "activation_function": "gelu"},
+    ),
+    "opt-no-final-norm": ("OPTConfig", OPT | {"_remove_final_layer_norm": True}),
 }
 
 

@@ -49,6 +49,15 @@ def test_a_batch_that_was_killed_is_finished_with_each_line_once(
     assert "tok/s" not in told, "no model is loaded for nothing"
 
 
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_file_has_an_empty_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    (tmp_path / "in.jsonl").write_text(content)
+    argv = ["run-batch", "-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", "nowhere"]
+    assert main(argv) == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+    assert "holds no line" in capsys.readouterr().err
+
+
 def _num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from octavo import AsyncLLM, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
+from octavo import AsyncLLM, EngineArgs, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
 from octavo.engine.client import EngineClient
 
 PROMPTS = ["The capital of France is", "One, two, three,", "Once upon a time", "Water boils at"]
@@ -112,6 +112,47 @@ def test_a_refused_request_raises_and_harms_no_other(engine: AsyncLLM) -> None:
         return await good
 
     assert asyncio.run(mixed()).outputs[0].finish_reason == "length"
+
+
+def test_several_are_aborted_at_once(engine: AsyncLLM) -> None:
+    async def abort():
+        tasks = [asyncio.create_task(final(engine, PROMPTS[i], ENDLESS, request_id=f"many-{i}")) for i in range(3)]
+        await asyncio.sleep(0.2)
+        await engine.abort(f"many-{i}" for i in range(2))
+        await engine.abort(["many-2", "never there"])
+        with pytest.raises(InvalidRequestError, match="request_id is 5"):
+            await engine.abort(5)
+        return await asyncio.gather(*tasks)
+
+    assert [output.outputs[0].finish_reason for output in asyncio.run(abort())] == ["abort"] * 3
+
+
+def test_arguments_are_checked_as_llms(engine: AsyncLLM) -> None:
+    ids = engine.get_tokenizer().encode(PROMPTS[0])
+    assert asyncio.run(final(engine, ids, GREEDY, lora_request=None)).prompt_token_ids == ids
+    for options in ({"lora_request": "x"}, {"temperature": 0}, {"request_id": 5}, {"priority": "high"}):
+        with pytest.raises(InvalidRequestError, match=next(iter(options))):
+            asyncio.run(final(engine, PROMPTS[0], GREEDY, **options))
+    with pytest.raises(InvalidRequestError, match="sampling_params is "):
+        asyncio.run(final(engine, PROMPTS[0], {"n": 1}))
+
+
+def test_health_and_the_cache_are_asked_of_the_engine() -> None:
+    async def ask():
+        engine = AsyncLLM.from_engine_args(EngineArgs("smollm2", max_model_len=256, max_num_seqs=2))
+        await engine.check_health()
+        prompt = "A prompt of a length that fills more than one block of the cache. " * 3
+        cached = [(await final(engine, prompt, GREEDY)).num_cached_tokens for _ in range(2)]
+        assert await engine.reset_prefix_cache()
+        cached.append((await final(engine, prompt, GREEDY)).num_cached_tokens)
+        engine.shutdown()
+        with pytest.raises(EngineDeadError, match="shut down"):
+            await engine.check_health()
+        return cached
+
+    first, again, after = asyncio.run(ask())
+    assert (first, after) == (0, 0)
+    assert again > 0
 
 
 def test_shutdown_tells_those_who_wait() -> None:

@@ -56,6 +56,17 @@ def test_any_ids_stream_to_what_they_decode_to(kind: str, ids: list[int], skip_s
 
 
 @small
+@settings(max_examples=100, deadline=None)
+@given(ids=ANY_IDS, at=st.integers(0, 40))
+def test_a_copy_goes_on_by_itself(kind: str, ids: list[int], at: int) -> None:
+    stream = Detokenizer(SMALL[kind]).stream()
+    before = "".join(stream.push(token_id) for token_id in ids[:at])
+    copied = stream.copy()
+    rests = ["".join(one.push(token_id) for token_id in ids[at:]) + one.finish() for one in (stream, copied)]
+    assert {before + rest for rest in rests} == {streamed(SMALL[kind], ids, skip_special_tokens=True)}
+
+
+@small
 @settings(max_examples=200, deadline=None)
 @given(ids=ANY_IDS, skip_special_tokens=st.booleans(), at=st.integers(0, 40))
 def test_prompt_and_answer_make_the_text_of_both(kind: str, ids: list[int], skip_special_tokens: bool, at: int) -> None:

@@ -6,7 +6,7 @@ import itertools
 import random
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,13 @@ PROMPT = "The capital of France is"
 class Served:
     """An engine's loop on a thread, and what its parent holds."""
 
-    def __init__(self, directory: Path, admission: AdmissionConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        admission: AdmissionConfig | None = None,
+        num_deaths: Mapping[str, int] | None = None,
+        **options: Any,
+    ) -> None:
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         self.address = f"ipc://{directory}/engine"
@@ -45,6 +51,8 @@ class Served:
             hang_timeout_s=0.0,
             logs_stats=False,
             run_directory=str(directory),
+            step_record=f"{directory}/step",
+            num_deaths=num_deaths or {},
         )
         self.loop = EngineLoop(task, build_engine(config), Channel(theirs))
         self.thread = threading.Thread(target=self.loop.run)

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from octavo import SamplingParams
+from octavo.engine.logprob_rows import pack_rows
 from octavo.engine.transport import (
     AddRequest,
     SequenceNews,
@@ -82,7 +83,7 @@ def test_every_sampling_field_crosses() -> None:
 
 def test_a_step_s_news_cross() -> None:
     row = LogprobRow([4, 5], [-0.25, -1.5], 1)
-    first = SequenceNews(1, 0, [4], 2, None, None, row, [row], 16, 1, 3.5)
+    first = SequenceNews(1, 0, [4], 2, None, None, row, pack_rows([row]), 16, 1, 3.5)
     last = SequenceNews(1, 1, [], 2, "stop", "the end")
     news = StepNews(1.5, [1, 2], [0, 1], [7, 8], [first, last])
     assert decode_down(encode(news)) == news

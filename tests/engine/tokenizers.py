@@ -15,7 +15,7 @@ from octavo.models.loader import open_checkpoint
 @cache
 def packaged(name: str) -> OctavoTokenizer:
     config = ModelConfig(model=name)
-    tokenizer = open_tokenizer(config, open_checkpoint(config))
+    tokenizer = open_tokenizer(config, open_checkpoint(config).tokenizer_source)
     assert tokenizer is not None
     return tokenizer
 

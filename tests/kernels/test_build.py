@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from octavo import env
 from octavo.errors import BackendUnavailableError, ConfigError, KernelBuildError
-from octavo.kernels import build
+from octavo.kernels import build, kept_files
 from octavo.kernels.cpu.backend import CpuBackend
 
 HEADER = "#pragma once\ninline int answer() { return 42; }\n"
@@ -41,7 +44,7 @@ def libraries(tmp_path: Path) -> list[Path]:
 
 
 def objects(tmp_path: Path) -> set[str]:
-    return {path.name for path in (tmp_path / "cache" / "kernels" / "objects").iterdir()}
+    return {path.name for path in (tmp_path / "cache" / "kernels" / "objects").glob("*.o")}
 
 
 def load_again() -> ctypes.CDLL:
@@ -145,3 +148,113 @@ def test_processes_that_build_at_once_share_one_build(sources: Path, tmp_path: P
 def test_loading_touches_no_torch() -> None:
     script = "import sys; from octavo.kernels import registry; registry.describe(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# ---------------------------------------------------------------------------------------------- broken caches
+
+
+def build_elsewhere(sources: Path) -> None:
+    """In a process of its own: a library once loaded stays loaded, and mapping a short one is SIGBUS."""
+    script = (
+        "from pathlib import Path; from octavo.kernels import build; "
+        f"build.find_sources = lambda: Path({str(sources)!r}); assert build.load().octavo_answer() == 42"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF", None], ids=["empty", "truncated", "cut in half"])
+def test_a_broken_library_is_built_again(sources: Path, tmp_path: Path, content: bytes | None) -> None:
+    build_elsewhere(sources)
+    (library,) = libraries(tmp_path)
+    library.write_bytes(library.read_bytes()[: library.stat().st_size // 2] if content is None else content)
+    build_elsewhere(sources)
+
+
+def test_a_broken_object_is_compiled_again(sources: Path, tmp_path: Path) -> None:
+    build.load()
+    for path in (tmp_path / "cache" / "kernels" / "objects").glob("answer-*.o"):
+        path.write_bytes(b"")
+    shutil.rmtree(libraries(tmp_path)[0].parent)
+    assert load_again().octavo_answer() == 42
+
+
+def test_a_library_without_its_seal_is_built_again(sources: Path, tmp_path: Path) -> None:
+    build.load()
+    libraries(tmp_path)[0].with_name(f"{build.LIBRARY_NAME}.sha256").unlink()
+    assert load_again().octavo_answer() == 42
+    assert kept_files.is_whole(libraries(tmp_path)[0])
+
+
+def test_a_library_that_cannot_be_loaded_is_our_error(sources: Path, tmp_path: Path) -> None:
+    build_elsewhere(sources)
+    (library,) = libraries(tmp_path)
+    library.write_bytes(b"no library")  # whole, by its seal
+    kept_files.seal(library)
+    with pytest.raises(KernelBuildError, match=r"cannot be loaded: .* set OCTAVO_CACHE_DIR"):
+        load_again()
+
+
+def test_what_killed_builds_left_is_removed(sources: Path, tmp_path: Path) -> None:
+    kernels = tmp_path / "cache" / "kernels"
+    old, young = kernels / "building-old", kernels / "building-young"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "answer.o").write_bytes(b"half")
+    long_ago = time.time() - 5000
+    os.utime(old, (long_ago, long_ago))
+    build.load()
+    assert not old.exists()
+    assert young.exists(), "another process may be building there"
+
+
+@pytest.fixture
+def full_disk(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that finds no space in the cache folder; and a temporary folder of the test's own."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *{tmp_path / "cache"}*)\n'
+        'echo "fatal error: No space left on device" >&2; exit 1;; esac\n'
+        'exec g++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    return temporary
+
+
+def test_where_the_cache_is_full_the_temporary_folder_serves(
+    full_disk: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build.load().octavo_answer() == 42
+    said = capfd.readouterr().err
+    assert "cannot be kept in" in said
+    assert "No space left on device" in said
+    assert "set OCTAVO_CACHE_DIR" in said
+    assert load_again().octavo_answer() == 42
+    assert "cannot be kept" not in capfd.readouterr().err, "it is told when it is built, not at every start"
+
+
+def test_a_temporary_folder_of_somebody_else_is_not_used(full_disk: Path) -> None:
+    (full_disk / f"octavo-{os.getuid()}").mkdir(mode=0o777)
+    (full_disk / f"octavo-{os.getuid()}").chmod(0o777)
+    with pytest.raises(KernelBuildError, match="only this user can write"):
+        build.load()
+
+
+def test_a_home_that_cannot_be_written_leads_to_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OCTAVO_CACHE_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert env.cache_dir() == tmp_path / f"octavo-{os.getuid()}"
+
+
+def test_a_cache_that_can_only_be_read_is_read(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build.load()
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("a folder was made"))
+    assert load_again().octavo_answer() == 42

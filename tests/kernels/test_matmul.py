@@ -3,8 +3,8 @@
 What is claimed, and so tested:
 - dequantisation is the gguf package's, bit for bit;
 - dense products differ from float64 ones by float32 rounding only;
-- quantised products differ by float32 rounding from exact weights times activations rounded to 8 bits, and so from
-  unrounded activations by no more than `Ops.linear` allows;
+- quantised products differ by float32 rounding from exact weights times activations rounded to 8 or 15 bits, and so
+  from unrounded activations by no more than `Ops.linear` allows, or a 128th of it;
 - a token's output is the same bits whatever the other tokens, their number and the threads.
 """
 
@@ -50,8 +50,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[KernelThreads]:
     threads.close()
 
 
-def pack(threads: KernelThreads, dtype: DType, rows: ByteArray, cols: int) -> PackedMatrix:
-    return PackedMatrix(threads, HostTensor(dtype, (len(rows), cols), rows.reshape(-1)))
+def pack(threads: KernelThreads, dtype: DType, rows: ByteArray, cols: int, activation_bytes: int = 1) -> PackedMatrix:
+    return PackedMatrix(threads, HostTensor(dtype, (len(rows), cols), rows.reshape(-1)), activation_bytes)
 
 
 def multiply(threads: KernelThreads, matrix: PackedMatrix, x: FloatArray, bias: FloatArray | None = None) -> FloatArray:
@@ -91,13 +91,18 @@ def random_activations(tokens: int, cols: int, seed: int = 1) -> FloatArray:
     return x.astype(np.float32)[:, :cols]
 
 
-def rounded_activations(x: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """x to 8 bits per 32 columns; and the doubt, where it depends on a fused multiplication which way a number goes."""
+#: of the largest magnitude of 32 activations, by the bytes that each is rounded to
+STEPS = {1: 127, 2: 127 * 128}
+
+
+def rounded_activations(x: FloatArray, num_bytes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """x to steps of each 32 columns; and the doubt, where it depends on a fused multiplication which way a number
+    goes."""
     runs = x.reshape(len(x), -1, 32)
     largest = np.abs(runs).max(axis=2, keepdims=True)
-    inverse = np.float32(127) / largest
+    inverse = np.float32(STEPS[num_bytes]) / largest
     separate, fused = np.rint(runs * inverse), np.rint(runs.astype(np.float64) * inverse)
-    step = (largest / np.float32(127)).astype(np.float64)
+    step = (largest / np.float32(STEPS[num_bytes])).astype(np.float64)
     return (fused * step).reshape(x.shape), (np.abs(fused - separate) * step).reshape(x.shape)
 
 
@@ -131,26 +136,28 @@ def test_dense_product(threads: KernelThreads, dtype: DType, shape: tuple[int, i
 
 
 @pytest.mark.parametrize("shape", [(37, 256), (72, 768), (5, 1536)])
+@pytest.mark.parametrize("num_bytes", STEPS)
 @pytest.mark.parametrize("dtype", QUANTIZED_DTYPES)
-def test_quantized_product(threads: KernelThreads, dtype: DType, shape: tuple[int, int]) -> None:
+def test_quantized_product(threads: KernelThreads, dtype: DType, num_bytes: int, shape: tuple[int, int]) -> None:
     rows = random_weights(dtype, *shape)
     weights = exact_weights(dtype, rows).astype(np.float64)
-    matrix = pack(threads, dtype, rows, shape[1])
+    matrix = pack(threads, dtype, rows, shape[1], num_bytes)
     bias = np.linspace(-3, 3, shape[0], dtype=np.float32)
     for tokens in (1, 2, 3, 7, 8, 16, 33, 512):
         x = random_activations(tokens, shape[1])
         y = multiply(threads, matrix, x, bias)
-        rounded, doubt = rounded_activations(x)
+        rounded, doubt = rounded_activations(x, num_bytes)
         float_error = 1e-6 * np.abs(rounded) @ np.abs(weights).T + 1e-6
         np.testing.assert_array_less(np.abs(y - (rounded @ weights.T + bias)), float_error + doubt @ np.abs(weights).T)
         largest = np.abs(x).reshape(tokens, -1, 32).max(axis=2).repeat(32, axis=1).astype(np.float64)
-        allowed = (largest / 254) @ np.abs(weights).T
+        allowed = (largest / (2 * STEPS[num_bytes])) @ np.abs(weights).T
         np.testing.assert_array_less(np.abs(y - (x @ weights.T + bias)), allowed + float_error)
 
 
+@pytest.mark.parametrize("num_bytes", STEPS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_output_does_not_depend_on_the_batch(threads: KernelThreads, dtype: DType) -> None:
-    matrix = pack(threads, dtype, random_weights(dtype, 203, 512), 512)
+def test_output_does_not_depend_on_the_batch(threads: KernelThreads, dtype: DType, num_bytes: int) -> None:
+    matrix = pack(threads, dtype, random_weights(dtype, 203, 512), 512, num_bytes)
     x = random_activations(64, 512)
     together = multiply(threads, matrix, x)
     for tokens in (1, 2, 5, 11, 64):
@@ -161,9 +168,10 @@ def test_output_does_not_depend_on_the_batch(threads: KernelThreads, dtype: DTyp
         others.close()
 
 
+@pytest.mark.parametrize("num_bytes", STEPS)
 @pytest.mark.parametrize("dtype", ["F32", "Q4_1", "Q6_K"])
-def test_numbers_that_are_not_finite_reach_the_output(threads: KernelThreads, dtype: DType) -> None:
-    matrix = pack(threads, dtype, random_weights(dtype, 16, 256), 256)
+def test_numbers_that_are_not_finite_reach_the_output(threads: KernelThreads, dtype: DType, num_bytes: int) -> None:
+    matrix = pack(threads, dtype, random_weights(dtype, 16, 256), 256, num_bytes)
     x = random_activations(3, 256)
     clean = multiply(threads, matrix, x)
     x[1, 70] = np.nan
@@ -174,8 +182,9 @@ def test_numbers_that_are_not_finite_reach_the_output(threads: KernelThreads, dt
     assert not np.isfinite(multiply(threads, matrix, x)[1]).any()
 
 
+@pytest.mark.parametrize("num_bytes", STEPS)
 @pytest.mark.parametrize("dtype", QUANTIZED_DTYPES)
-def test_extremes_do_not_overflow(threads: KernelThreads, dtype: DType) -> None:
+def test_extremes_do_not_overflow(threads: KernelThreads, dtype: DType, num_bytes: int) -> None:
     """All ones in every code, activations all of the largest magnitude."""
     rows = np.full_like(random_weights(dtype, 16, 256), 255)
     if dtype == "Q8_0":
@@ -186,7 +195,8 @@ def test_extremes_do_not_overflow(threads: KernelThreads, dtype: DType) -> None:
     x = np.where(np.arange(256) % 64 < 32, -3, 3).astype(np.float32)[None]
     x[0, 100:200] = 3
     weights = exact_weights(dtype, rows).astype(np.float64)
-    np.testing.assert_allclose(multiply(threads, pack(threads, dtype, rows, 256), x), x @ weights.T, rtol=1e-6)
+    matrix = pack(threads, dtype, rows, 256, num_bytes)
+    np.testing.assert_allclose(multiply(threads, matrix, x), x @ weights.T, rtol=1e-6)
 
 
 def test_zero_activations_give_the_bias(threads: KernelThreads) -> None:

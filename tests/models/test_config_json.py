@@ -9,6 +9,7 @@ import pytest
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.models.architecture import Architecture, RopeConfig
+from octavo.models.config_file import ConfigFile
 from octavo.models.config_json import FAMILIES, architecture_from_config
 
 SIZES: dict[str, Any] = {
@@ -91,10 +92,12 @@ def test_gemma_3_has_two_ropes_in_both_spellings() -> None:
 
 
 def test_phi_3_keeps_its_original_length_outside_the_scaling() -> None:
-    factors = {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
-    architecture = read("Phi3ForCausalLM", rope_scaling=factors, original_max_position_embeddings=32)
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2] * 8}
+    scaling = {"type": "longrope", **factors}
+    architecture = read("Phi3ForCausalLM", rope_scaling=scaling, original_max_position_embeddings=32)
     assert architecture.rope is not None
-    assert architecture.rope.scaling == factors | {"original_max_position_embeddings": 32}
+    expected = {"rope_type": "longrope", "original_max_position_embeddings": 32, **factors}
+    assert architecture.rope.scaling == expected
     assert read("Phi3ForCausalLM", partial_rotary_factor=0.75).rope == RopeConfig(partial_rotary_factor=0.75)
 
 
@@ -140,14 +143,70 @@ def test_a_model_type_stands_in_for_a_missing_class() -> None:
     assert architecture_from_config(Path("config.json"), values).family == "gemma3"
 
 
+GEMMA_THAT_SEES: dict[str, Any] = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "eos_token_id": [1, 106],
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "vision_config": {"hidden_size": 1152},
+}
+
+
+def test_the_text_part_of_gemma_3_leaves_out_what_is_as_in_its_class() -> None:
+    """As the 4B model's file has it."""
+    architecture = architecture_from_config(Path("config.json"), GEMMA_THAT_SEES)
+    assert (architecture.family, architecture.vocab_size, architecture.num_layers) == ("gemma3", 262_208, 34)
+    assert (architecture.num_heads, architecture.num_kv_heads, architecture.head_dim) == (8, 4, 256)
+    assert architecture.max_position_embeddings == 131_072
+    assert architecture.windows[4:7] == (1024, None, 1024)
+    assert architecture.rope == RopeConfig(theta=1e6, scaling={"rope_type": "linear", "factor": 8.0})
+    assert architecture.tie_word_embeddings
+    assert architecture.eos_token_ids == (1, 106)
+    of_text_alone = GEMMA_THAT_SEES | {"eos_token_id": None}
+    of_text_alone["text_config"] = GEMMA_THAT_SEES["text_config"] | {"eos_token_id": 7, "tie_word_embeddings": False}
+    architecture = architecture_from_config(Path("config.json"), of_text_alone)
+    assert architecture.eos_token_ids == (7,)
+    assert not architecture.tie_word_embeddings
+
+
+def test_what_the_text_part_says_wrong_is_named_with_its_place() -> None:
+    broken = GEMMA_THAT_SEES | {"text_config": GEMMA_THAT_SEES["text_config"] | {"hidden_size": "2560"}}
+    with pytest.raises(ModelLoadError, match=r"config.json: text_config.hidden_size is '2560'; allowed: 1 to"):
+        architecture_from_config(Path("config.json"), broken)
+
+
+def test_end_tokens_beyond_the_vocabulary_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    architecture = read("LlamaForCausalLM", eos_token_id=[7, 100, 32000], bos_token_id=100)
+    assert architecture.eos_token_ids == (7,)
+    assert architecture.bos_token_id is None
+    assert "config.json: eos_token_id names token 100, 32000, beyond the model's vocabulary of 100" in caplog.text
+    generation = ConfigFile(Path("generation_config.json"), {"eos_token_id": 101})
+    values = {"architectures": ["LlamaForCausalLM"], **SIZES, "eos_token_id": 7}
+    assert architecture_from_config(Path("config.json"), values, generation).eos_token_ids == ()
+    assert "generation_config.json: eos_token_id names token 101" in caplog.text
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("RwkvForCausalLM", {}, r"architectures is \['RwkvForCausalLM'\]; Octavo knows LlamaForCausalLM, Mistral"),
     ("LlamaForCausalLM", {"hidden_act": "mish"}, "hidden_act is 'mish'; allowed: silu, swish, gelu"),
     ("LlamaForCausalLM", {"rope_scaling": {"type": "mrope"}}, "rope_scaling's rope_type is 'mrope'; Octavo knows"),
     ("LlamaForCausalLM", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config asks for 'gptq'"),
+    ("LlamaForCausalLM", {"quantization_config": {"quant_method": "awq"}}, "quantization_config asks for 'awq'"),
+    ("LlamaForCausalLM", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config asks for 'fp8'"),
+    (
+        "Gemma3ForConditionalGeneration",
+        {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
+        "text_config.quantization_config asks for 'fp8'",
+    ),
     ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True; allowed"),
     ("GPT2LMHeadModel", {"add_cross_attention": True}, "add_cross_attention is True; allowed: False"),
-    ("OPTForCausalLM", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),
 ]
 
 
@@ -163,9 +222,9 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": "64"}, "hidden_size is '64'"),
     ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; allowed: 1 to 4096"),
     ({"num_key_value_heads": 3}, "4 attention heads do not share 3 key/value heads evenly"),
-    ({"head_dim": 15}, "15 of a head's 15 dimensions would rotate; allowed are even numbers"),
+    ({"head_dim": 15}, "heads have 15 dimensions; where they rotate, allowed are even numbers"),
     ({"partial_rotary_factor": 1.5}, "24 of a head's 16 dimensions would rotate"),
-    ({"rope_theta": 0}, "the rotary base is 0.0"),
+    ({"rope_theta": 0}, "rope_theta is 0; allowed: a number above 1 up to"),
     ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny'; allowed: a number"),
     ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; allowed: true and false"),
     ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; allowed: a token id or a list of them"),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from octavo.cache.groups import make_groups
 from octavo.config import ModelConfig
@@ -24,7 +25,7 @@ from octavo.models.attention import LayerSlot
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import required_tensors
 from octavo.testing.drive import Driver, DriverSetting, greedy
-from octavo.testing.tiny_models import TINY
+from octavo.testing.tiny_models import GEMMA, TINY
 from tests.conftest import TinyFolder
 
 NEW_TOKENS = 12
@@ -127,4 +128,33 @@ def test_the_table_names_every_tensor_of_the_folder(name: str, tiny_folder: Tiny
     checkpoint.check(required)
     for tensor, shape in required.items():
         checkpoint.take(tensor, shape)
+    assert checkpoint.leftovers() == []
+
+
+@pytest.mark.parametrize("is_saved_later", [False, True])
+def test_the_text_part_of_a_model_that_sees(
+    is_saved_later: bool, backend: Backend, tmp_path: Path, one_torch_thread: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its names as Google published them, and as transformers has them since 4.52."""
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=GEMMA,
+        vision_config=vision | {"image_size": 16, "patch_size": 8},
+        mm_tokens_per_image=4,
+        image_token_index=150,
+    )
+    torch.manual_seed(0)
+    auto: Any = transformers.AutoModelForCausalLM
+    auto.from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert "language_model.model.norm.weight" in saved
+    if is_saved_later:
+        changes = {"language_model.model.": "model.language_model.", "vision_tower.": "model.vision_tower."}
+        for old, new in changes.items():
+            saved = {name.replace(old, new, 1) if name.startswith(old) else name: saved[name] for name in saved}
+        save_file(saved, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(ModelConfig(model=str(tmp_path)))
+    assert caplog.messages == [f"{tmp_path}: only the model's text part is read: images are refused"]
+    driver = Driver(backend, checkpoint.architecture, checkpoint, DriverSetting())
+    assert_same_as_transformers(tmp_path, driver, random_prompts(PROMPT_LENS))
     assert checkpoint.leftovers() == []

@@ -16,6 +16,8 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.models.architecture import Architecture, RopeConfig
 from octavo.models.checkpoint import Checkpoint
+from octavo.models.gguf import read_gguf
+from octavo.models.gguf_names import take_one_off
 from octavo.models.loader import open_checkpoint, open_gguf
 from octavo.models.registry import required_tensors
 from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
@@ -156,6 +158,21 @@ def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, Any], mess
 def test_an_unknown_architecture_lists_those_known(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "rwkv.gguf", "rwkv7", {}, {})
     with pytest.raises(UnsupportedModelError, match="'rwkv7'; Octavo reads GGUF files of llama, qwen2, qwen3"):
+        open_file(path)
+
+
+def test_a_norm_of_any_type_has_its_one_taken_off(tmp_path: Path) -> None:
+    norm = np.linspace(0.5, 2, 32, dtype=np.float32)
+    for dtype in ("F32", "F16", "Q8_0"):
+        path = write_gguf(tmp_path / f"{dtype}.gguf", "llama", TINY_LLAMA, {"output_norm.weight": (norm, dtype)})
+        read = dequantize(take_one_off(read_gguf(path).tensors["output_norm.weight"]))
+        np.testing.assert_allclose(read, norm - 1, atol=0.01)
+
+
+def test_each_head_of_a_model_with_learned_positions_has_its_own_keys(tmp_path: Path) -> None:
+    metadata = {key.replace("llama", "gpt2"): value for key, value in TINY_LLAMA.items()}
+    path = write_gguf(tmp_path / "shared.gguf", "gpt2", metadata, tiny_llama_tensors())
+    with pytest.raises(ModelLoadError, match=r"shared.gguf: a gpt2 model has a key.value head for each of 4"):
         open_file(path)
 
 

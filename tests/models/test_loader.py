@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo.config import ModelConfig
-from octavo.errors import ConfigError, ModelLoadError
+from octavo.errors import ConfigError, ModelLoadError, OutOfMemoryError, UnsupportedModelError
 from octavo.kernels.reference.dequantize import dequantize
+from octavo.llm import LLM
 from octavo.models import hub, packaged
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import locate_tokenizer, open_checkpoint
@@ -69,7 +70,9 @@ def test_generation_config_sets_ends_and_sampling_defaults(llama_folder: Path) -
     assert checkpoint.tokenizer_source == llama_folder
 
 
-def test_a_tied_head_that_was_saved_all_the_same_is_no_leftover(tmp_path: Path) -> None:
+def test_a_tied_head_that_was_saved_all_the_same_is_no_leftover(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = make_tiny_model("qwen3", tmp_path)
     saved = load_file(folder / "model.safetensors")
     saved["lm_head.weight"] = saved["model.embed_tokens.weight"].clone()
@@ -80,6 +83,58 @@ def test_a_tied_head_that_was_saved_all_the_same_is_no_leftover(tmp_path: Path) 
     for name, shape in required_tensors(checkpoint.architecture).items():
         checkpoint.take(name, shape)
     assert checkpoint.leftovers() == ["model.extra.weight"]
+    assert not caplog.records, "a copy of the embedding is no doubt"
+
+
+def test_a_tied_head_of_its_own_is_not_used_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_tiny_model("qwen3", tmp_path)
+    saved = load_file(folder / "model.safetensors")
+    saved["lm_head.weight"] = saved["model.embed_tokens.weight"].clone()
+    saved["lm_head.weight"][-1, -1] += 1
+    save_file(saved, folder / "model.safetensors")
+    assert "lm_head.weight" not in required_tensors(open_model(folder).architecture)
+    assert "config.json: tie_word_embeddings is true, so model.embed_tokens.weight is also the output" in caplog.text
+    assert "lm_head.weight, which differs, is not used (to use it, set tie_word_embeddings to false)" in caplog.text
+
+
+def test_a_tensor_of_an_unread_type_matters_only_where_it_is_needed(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path)
+    saved = load_file(folder / "model.safetensors")
+    counters = {"model.steps": torch.ones(2, dtype=torch.int64), "model.embeddings.position_ids": torch.ones(1).long()}
+    save_file(saved | counters, folder / "model.safetensors")
+    checkpoint = open_model(folder, dtype="bfloat16")
+    for name, shape in required_tensors(checkpoint.architecture).items():
+        checkpoint.take(name, shape)
+    assert checkpoint.leftovers() == ["model.steps"]
+    save_file(saved | {"model.norm.weight": torch.ones(48, dtype=torch.float64)}, folder / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"model.safetensors: tensor 'model.norm.weight' has dtype 'F64'"):
+        open_model(folder)
+
+
+def test_layers_beyond_the_configuration_are_named_when_the_model_is_built(
+    llama_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads((llama_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    (tmp_path / "model.safetensors").symlink_to(llama_folder / "model.safetensors")
+    LLM(str(tmp_path), skip_tokenizer_init=True, num_gpu_blocks_override=4, max_num_seqs=1).close()
+    assert "9 tensors are not used, the model's configuration has no place for them: model.layers.2.inp" in caplog.text
+    assert "and 6 more" in caplog.text
+
+
+def test_warnings_reach_who_loads_a_model_in_a_plain_program(llama_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(llama_folder / "model.safetensors")
+    config = json.loads((llama_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 160}))
+    program = (
+        "import sys; from octavo import LLM;"
+        "LLM(sys.argv[1], skip_tokenizer_init=True, num_gpu_blocks_override=4, max_num_seqs=1).close()"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert ran.stdout == ""
+    assert ran.stderr.splitlines() == [
+        f"{tmp_path}/config.json: eos_token_id names token 160, beyond the model's vocabulary of 160; it is ignored"
+    ]
 
 
 def test_missing_and_misshapen_tensors_are_named(llama_folder: Path, tmp_path: Path) -> None:
@@ -108,6 +163,13 @@ def test_dummy_weights_need_only_a_config(llama_folder: Path, tmp_path: Path) ->
     assert dequantize(first.tensors["model.norm.weight"]).tolist() == [1.0] * 48
 
 
+def test_dummy_weights_that_no_machine_has_room_for(llama_folder: Path, tmp_path: Path) -> None:
+    config = json.loads((llama_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 2**31, "hidden_size": 6 * 2**28}))
+    with pytest.raises(OutOfMemoryError, match=r"dummy weights of its configuration take .* GiB, this machine has"):
+        open_model(tmp_path, load_format="dummy")
+
+
 def test_dummy_weights_of_a_gguf_file(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
     checkpoint = open_model(path, load_format="dummy")
@@ -131,6 +193,52 @@ def test_load_format_is_obeyed_or_refused(llama_folder: Path, tmp_path: Path) ->
         open_model(llama_folder, load_format="gguf")
     with pytest.raises(ModelLoadError, match=r"config.json cannot be read"):
         open_model(tmp_path, load_format="safetensors")
+
+
+def test_an_adapter_is_no_model(llama_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
+    save_file({"base_model.x": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelLoadError, match=r"adapter_config.json: the folder holds an adapter of 'owner/base'"):
+        open_model(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(llama_folder / name)
+    assert open_model(tmp_path).architecture.family == "llama"
+    assert "adapter_config.json: the model is loaded without its adapter" in caplog.text
+
+
+def test_folders_around_a_model_say_where_it_is(llama_folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_bytes((llama_folder / "config.json").read_bytes())
+    with pytest.raises(ModelLoadError, match=r"is a hub cache, the model is in .*/snapshots/abc"):
+        open_model(tmp_path / "models--owner--name")
+    with pytest.raises(ModelLoadError, match=r"config.json cannot be read: .*; there is one in .*snapshots/abc"):
+        open_model(snapshot.parent)
+    (tmp_path / "params.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=r"the makers' original format"):
+        open_model(tmp_path)
+
+
+def test_a_revision_of_what_is_here_is_ignored_aloud(llama_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_model(llama_folder, revision="v1")
+    assert "revision 'v1' is ignored" in caplog.text
+
+
+def test_the_dtype_of_dummy_weights_goes_by_either_name(llama_folder: Path, tmp_path: Path) -> None:
+    config = json.loads((llama_folder / "config.json").read_text())
+    config.pop("dtype")
+    for names, label in (({"torch_dtype": "torch.float16"}, "F16"), ({"dtype": "bfloat16"}, "BF16"), ({}, "BF16")):
+        (tmp_path / "config.json").write_text(json.dumps(config | names))
+        assert open_model(tmp_path, load_format="dummy").dtype_label == label
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": 16}))
+    with pytest.raises(ModelLoadError, match=r"config.json: dtype is 16; allowed: a text"):
+        open_model(tmp_path, load_format="dummy")
+
+
+def test_the_part_that_reads_images_is_no_second_model(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "one.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
+    write_gguf(tmp_path / "mmproj-one.gguf", "clip", {}, {"v.weight": tiny_llama_tensors()["output_norm.weight"]})
+    assert open_model(tmp_path).architecture.hidden_size == 32
 
 
 def test_a_name_that_is_nothing_lists_what_is_allowed() -> None:
@@ -197,7 +305,7 @@ def test_opening_a_model_imports_nothing_heavy() -> None:
     program = (
         "import sys; from octavo.config import ModelConfig; from octavo.models.loader import open_checkpoint;"
         "from octavo.engine.tokenizer import open_tokenizer; config = ModelConfig(model='smollm2');"
-        "open_tokenizer(config, open_checkpoint(config));"
+        "open_tokenizer(config, open_checkpoint(config).tokenizer_source);"
         "print([name for name in ('torch', 'transformers', 'huggingface_hub', 'jinja2') if name in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -85,15 +85,22 @@ def test_learned_positions_bound_the_length() -> None:
         build_model(ARCHITECTURES["gpt2"], BlankTensors(), SLOTS, max_model_len=129)
 
 
-@pytest.mark.parametrize(
-    ("family", "extra"),
-    [
-        ("opt", {"do_layer_norm_before": False}),
-        ("opt", {"word_embed_proj_dim": 32}),
-        ("opt", {"enable_bias": False}),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
-    ],
-)
-def test_variants_that_are_not_implemented_are_refused_by_name(family: str, extra: dict[str, object]) -> None:
-    with pytest.raises(UnsupportedModelError, match=rf"{next(iter(extra))}={next(iter(extra.values()))}"):
-        build_model(replace(ARCHITECTURES[family], extra=extra), BlankTensors(), SLOTS, max_model_len=64)
+OPT_VARIANTS = {
+    "normed after": {"do_layer_norm_before": False, "has_final_norm": False, "word_embed_proj_dim": 32},
+    "no final norm": {"has_final_norm": False},
+    "norms without weights": {"layer_norm_elementwise_affine": False},
+    "narrow embedding": {"word_embed_proj_dim": 32},
+}
+
+
+@pytest.mark.parametrize("extra", OPT_VARIANTS.values(), ids=OPT_VARIANTS)
+@pytest.mark.parametrize("has_biases", [True, False])
+def test_variants_of_opt_keep_to_their_table_and_to_the_contract_of_ops(
+    extra: dict[str, object], has_biases: bool
+) -> None:
+    opt = replace(ARCHITECTURES["opt"], attention_bias=has_biases, mlp_bias=has_biases, extra=extra)
+    source, ops = BlankTensors(), SymbolicOps()
+    model = build_model(opt, source, SLOTS, max_model_len=64)
+    assert source.taken == required_tensors(opt)
+    assert model.logits(ops, *model.forward(ops)).width == opt.vocab_size
+    assert ops.counts["layer_norm"] == 2 * NUM_LAYERS + extra.get("has_final_norm", True)

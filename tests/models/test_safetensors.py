@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from octavo.errors import ModelLoadError, UnsupportedModelError
-from octavo.models.safetensors import read_folder, read_safetensors
+from octavo.errors import ModelLoadError
+from octavo.models.safetensors import read_safetensors
+from octavo.models.weight_files import read_folder
 
 TENSORS = {
     "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -37,7 +38,7 @@ def entry(dtype: str = "F32", shape: Any = (4,), offsets: Any = (0, 16)) -> dict
 
 def test_reads_what_the_safetensors_package_writes(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    read = read_folder(tmp_path)
+    read = read_folder(tmp_path).tensors
     assert set(read) == set(TENSORS)
     for name, tensor in TENSORS.items():
         assert read[name].shape == tuple(tensor.shape)
@@ -50,13 +51,16 @@ def test_shards_are_joined_by_their_index(tmp_path: Path) -> None:
     save_file({"b": TENSORS["b"], "c": TENSORS["c"]}, tmp_path / "two.safetensors")
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert list(read_folder(tmp_path)) == ["a", "b", "c"]
+    assert list(read_folder(tmp_path).tensors) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ([], "'weight_map' is not a mapping"),
+        ([], r"weight_map is \[\]; allowed: an object"),
+        ({}, "'weight_map' is missing or empty"),
+        ({"a": ["one.safetensors"]}, r"weight_map has \['one.safetensors'\] for 'a'; allowed: a file's name"),
+        ({"a": "one\0.safetensors"}, "not a plain name"),
         ({"a": "../one.safetensors"}, "not a plain name"),
         ({"a": "three.safetensors"}, "three.safetensors cannot be read"),
         ({"z": "one.safetensors"}, "one.safetensors: tensor 'z' is missing"),
@@ -71,14 +75,14 @@ def test_a_wrong_index_is_named(tmp_path: Path, weight_map: Any, message: str) -
 
 def test_a_folder_without_weights_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ModelLoadError, match=r"holds no .safetensors file; .*convert its weights to safetensors"):
+    with pytest.raises(ModelLoadError, match=r"holds pytorch_model.bin, in a format .*; .*convert its weights to safe"):
         read_folder(tmp_path)
 
 
 def test_buffers_that_no_model_needs_may_have_any_type(tmp_path: Path) -> None:
     masks = {"h.0.attn.bias": torch.ones(2, 2, dtype=torch.bool), "a": TENSORS["a"]}
     save_file(masks, tmp_path / "model.safetensors")
-    assert list(read_folder(tmp_path)) == ["a"]
+    assert list(read_folder(tmp_path).tensors) == ["a"]
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
@@ -107,8 +111,9 @@ def test_a_broken_file_is_an_error_that_names_file_and_tensor(case: str, tmp_pat
 
 
 def test_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="'t' has dtype 'F8_E4M3'; Octavo reads F32, F16, BF16"):
-        read_safetensors(write(tmp_path / "f8.safetensors", {"t": entry("F8_E4M3", (16,))}))
+    read = read_safetensors(write(tmp_path / "f8.safetensors", {"t": entry("F8_E4M3", (16,))}))
+    assert read.tensors == {}
+    assert "f8.safetensors: tensor 't' has dtype 'F8_E4M3'; Octavo reads F32, F16, BF16" in read.unreadable["t"]
 
 
 def test_a_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:
@@ -131,5 +136,5 @@ def test_changed_bytes_never_do_more_than_raise(tmp_path: Path, changes: list[tu
         content[position] = byte
     path.write_bytes(content)
     with suppress(ModelLoadError):
-        for tensor in read_safetensors(path).values():
+        for tensor in read_safetensors(path).tensors.values():
             assert np.asarray(tensor.data).nbytes == tensor.row_bytes * tensor.rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -118,7 +119,7 @@ def test_one_request_from_its_arrival_to_its_end() -> None:
     assert (seen("prefix_cache_queries_total"), seen("prefix_cache_hits_total")) == (10, 8)
     assert seen("request_success_total", finished_reason="stop") == 1
     assert seen("request_success_total", finished_reason="error") == 0
-    assert (seen("iteration_tokens_total_count"), seen("iteration_tokens_total_sum")) == (3, 4)
+    assert (seen("iteration_tokens_total_count"), seen("iteration_tokens_total_sum")) == (3, 5), "2 + 1, then 1 and 1"
     assert seen("step_seconds_total", part="execute") == pytest.approx(0.9)
 
 
@@ -216,9 +217,9 @@ def test_a_resumed_sequence_asks_the_prefix_cache_for_nothing_new() -> None:
 
 def test_labels_are_escaped() -> None:
     log = EventLog(0)
-    log.write(STARTED)
+    log.write(replace(STARTED, cache_options=(("cache_dtype", "auto"),)))
     name = 'C:\\models\n"best"'
-    text = MetricsRecorder(log, model_name=name, cache_config={"cache_dtype": "auto"}).exposition().decode()
+    text = MetricsRecorder(log, model_name=name).exposition().decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
     labels = families["vllm:cache_config_info"].samples[0].labels
     assert labels["model_name"] == name
@@ -275,6 +276,7 @@ def test_an_engine_that_ran(is_overlapped: bool) -> None:
     assert seen("prompt_tokens_total") == sum(len(output.prompt_token_ids or ()) for output in outputs)
     assert seen("prefix_cache_hits_total") == 16
     assert seen("inter_token_latency_seconds_count") == num_generated - len(completions)
+    assert seen("iteration_tokens_total_sum") == num_generated + seen("prompt_tokens_total") - 16
     assert seen("time_to_first_token_seconds_count") == seen("e2e_request_latency_seconds_count") == 3
     parts = ("queue", "prefill", "decode")
     total = sum(seen(f"request_{part}_time_seconds_sum") for part in parts)

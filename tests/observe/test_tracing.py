@@ -1,6 +1,9 @@
 """Spans of requests, read back from OpenTelemetry's in-memory exporter."""
 
 import builtins
+import contextlib
+import socket
+import subprocess
 import sys
 import time
 from typing import Any
@@ -76,6 +79,62 @@ def test_one_span_a_request_and_one_a_part_of_it() -> None:
         "gen_ai.latency.e2e": 3.0,
         "octavo.num_preemptions": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, {"service.name": "octavo"}),
+        ({"OTEL_SERVICE_NAME": "books"}, {"service.name": "books"}),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ink,team=a"}, {"service.name": "ink", "team": "a"}),
+        (
+            {"OTEL_SERVICE_NAME": "books", "OTEL_RESOURCE_ATTRIBUTES": "service.name=ink,team=a"},
+            {"service.name": "books", "team": "a"},
+        ),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "team=a"}, {"service.name": "octavo", "team": "a"}),
+    ],
+)
+def test_the_environment_says_which_service_it_is(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: dict[str, str]
+) -> None:
+    for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    attributes = spans_of(*ONE_REQUEST)["llm_request"].resource.attributes
+    assert {name: attributes[name] for name in expected} == expected
+
+
+CLOSING = """
+import sys, time
+from octavo.observe.events import Arrived, EventLog, Finished
+from octavo.observe.tracing import open_tracer
+log = EventLog(0)
+tracer = open_tracer(sys.argv[1], log, model_name="m")
+log.write(Arrived(1.0, "a", 10, 1))
+log.write(Finished(2.0, 1, "a", "abort", 0))
+print("closes", flush=True)
+tracer.close()
+"""
+
+
+@pytest.mark.parametrize("is_listening", [True, False])
+def test_a_collector_that_does_not_answer_does_not_delay_the_end(is_listening: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        collector = stack.enter_context(socket.socket())
+        collector.bind(("127.0.0.1", 0))
+        if is_listening:
+            collector.listen()  # and nobody accepts
+        url = f"http://127.0.0.1:{collector.getsockname()[1]}/v1/traces"
+        command = [sys.executable, "-c", CLOSING, url]
+        process = stack.enter_context(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "closes\n"
+        begin = time.monotonic()
+        assert process.wait(30) == 0
+        assert time.monotonic() - begin < 4  # 2, on a busy machine
 
 
 def test_a_span_joins_the_trace_of_its_client() -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ sys.exit(Supervisor(ServeOptions(
     settings={settings}, model_name="smollm2", app="{app}",
 )).run())
 """
+#: where a server finds faults to have
+FAULTS = Path(__file__).parent / "faults"
 #: what the front ends serve, and its settings: a bare door to the engine, or the API
 PLAIN = ("tests.server.plain_app:create_app", "None")
 API = ("octavo.server.app:create_app", 'ServerSettings(served_model_name=("smollm2",))')
@@ -37,16 +39,16 @@ PATIENCE_S = 60.0  # the machine may be busy
 
 
 class LiveServer:
-    """directory: where its temporary files go, and nothing else's."""
+    """directory: where its temporary files go, and nothing else's. path: where its processes look for modules first."""
 
-    def __init__(self, directory: Path, app: tuple[str, str] = PLAIN, **server: Any) -> None:
+    def __init__(self, directory: Path, app: tuple[str, str] = PLAIN, path: Sequence[Path] = (), **server: Any) -> None:
         self.directory = directory
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-c", CODE.format(server=server, app=app[0], settings=app[1])],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TMPDIR": str(directory), "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**os.environ, "TMPDIR": str(directory), "PYTHONPATH": os.pathsep.join([*map(str, path), *sys.path])},
         )
         threading.Thread(target=self._read, daemon=True).start()
         self.port = int(self.wait_for_line(r"listening on http://127.0.0.1:(\d+)")[1])
@@ -130,8 +132,10 @@ def until(found: Callable[[], Any], story: Any = None) -> Any:
 
 
 @contextlib.contextmanager
-def live(directory: Path, app: tuple[str, str] = PLAIN, **server: Any) -> Iterator[LiveServer]:
-    served = LiveServer(directory, app, **server)
+def live(
+    directory: Path, app: tuple[str, str] = PLAIN, path: Sequence[Path] = (), **server: Any
+) -> Iterator[LiveServer]:
+    served = LiveServer(directory, app, path, **server)
     try:
         yield served
     finally:

@@ -37,10 +37,13 @@ from octavo.server.page import CONTENT_TYPE, content_security_policy, page
 
 @dataclass
 class FakeServer:
-    """api_key: what /v1 asks for, if anything. keys: what every route does, as the server's own door does it.
+    """has_template: whether the model answers conversations. root_path: what stands before every path.
+    api_key: what /v1 asks for, if anything. keys: what every route does, as the server's own door does it.
     bodies: what chats were asked with."""
 
     models: list[str] = field(default_factory=lambda: ["smollm2"])
+    has_template: bool = True
+    root_path: str = ""
     api_key: str | None = None
     keys: tuple[str, ...] = ()
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -59,22 +62,27 @@ class FakeServer:
         if self.keys:
             app.add_middleware(RequireKey, keys=self.keys)
 
-        @app.get("/")
+        @app.get(self.root_path or "/")
         def index() -> Response:
-            return Response(
-                page(), headers={"Content-Security-Policy": content_security_policy()}, media_type=CONTENT_TYPE
-            )
+            policy = {"Content-Security-Policy": content_security_policy()}
+            return Response(page(self.root_path), headers=policy, media_type=CONTENT_TYPE)
 
-        @app.get("/metrics")
+        @app.get(f"{self.root_path}/metrics")
         def metrics() -> Response:
             return Response(self.metrics.exposition(), media_type="text/plain; version=0.0.4")
 
-        @app.get("/v1/models")
+        @app.get(f"{self.root_path}/v1/models")
         def models(request: Request) -> Response:
-            data = {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
+            common = {"object": "model", "has_chat_template": self.has_template}
+            data = {"object": "list", "data": [{"id": name, **common} for name in self.models]}
             return self.refusal(request) or JSONResponse(data)
 
-        @app.post("/v1/chat/completions")
+        @app.post(f"{self.root_path}/v1/completions")
+        async def completions(request: Request) -> Response:
+            self.bodies.append(await request.json())
+            return StreamingResponse(self.continued(), media_type="text/event-stream")
+
+        @app.post(f"{self.root_path}/v1/chat/completions")
         async def chat(request: Request) -> Response:
             body = await request.json()
             self.bodies.append(body)
@@ -118,6 +126,12 @@ class FakeServer:
         finally:
             self.num_streams_left += not is_done
             self.log.write(Finished(time.monotonic(), sequence_id, name, "stop", num_tokens))
+
+    async def continued(self) -> AsyncIterator[str]:
+        for token in (" there", " was", " ink"):
+            yield sse({"choices": [{"index": 0, "text": token, "finish_reason": None}]})
+        yield sse({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
+        yield "data: [DONE]\n\n"
 
     def tokens(self, question: str) -> Iterator[str]:
         if question.startswith("say "):

@@ -71,4 +71,4 @@ async def _lines(first: Any, outputs: Any) -> Any:
 def _line(output: Any) -> str:
     line = asdict(output)
     line["prompt_token_ids"] = len(output.prompt_token_ids)
-    return json.dumps(line) + "\n"
+    return json.dumps(line, default=list) + "\n"  # log-probabilities are read as they are told

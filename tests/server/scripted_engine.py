@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineStats
 from octavo.engine.input import InputProcessor, Prompt, RequestLimits
 from octavo.engine.tokenizer import Tokenizer
-from octavo.outputs import CompletionOutput, Logprob, RequestOutput, TokenLogprobs
+from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.app import create_app
@@ -114,6 +115,12 @@ class ScriptedEngine:
             ],
             finished=is_last,
             prompt_logprobs=prompt_rows,
+            metrics=RequestMetrics(
+                arrival_time=1.0,
+                first_scheduled_time=1.25,
+                first_token_time=1.5,
+                finished_time=3.0 if is_last else None,
+            ),
         )
 
     def _row(self, token_id: int, num_top: int) -> TokenLogprobs:
@@ -136,6 +143,13 @@ class ScriptedEngine:
 
     async def metrics(self) -> bytes:
         return b"octavo:up 1\n"
+
+
+def without_template(engine: ScriptedEngine) -> ScriptedEngine:
+    """The same with a tokenizer of a model that was not made for conversations."""
+    engine.tokenizer = copy.copy(packaged("smollm2"))
+    engine.tokenizer._chat_templates = {}
+    return engine
 
 
 @dataclass

@@ -1,16 +1,22 @@
 """Who may call, how much may be sent, and what the server tells of itself."""
 
+import argparse
 import base64
 import json
+import warnings
+from pathlib import Path
 
 import pytest
 
+from octavo.cli import serve
 from octavo.errors import ConfigError
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
+from octavo.server.supervisor import ServeOptions
 from tests.server.scripted_engine import ScriptedEngine, app_of, get, post
 
 TEXT = {"model": "tiny", "prompt": "Hi", "max_tokens": 2}
+MESSAGE = {"max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +38,57 @@ def test_every_route_wants_a_key(path: str) -> None:
 def basic(user: str, password: str) -> str:
     """As a browser writes it."""
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def test_keys_may_come_from_a_file_or_the_environment_and_a_given_one_goes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("first\n\n  second \n")
+    app = app_of(api_key_file=str(file), api_key=("third",))
+    assert get(app, "/v1/models").status == 401
+    for key in ("first", "second", "third"):
+        assert get(app, "/v1/models", x_api_key=key).status == 200
+    for name in ("OCTAVO_API_KEY", "VLLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert served_with() == ()
+    monkeypatch.setenv("VLLM_API_KEY", "theirs")
+    assert served_with() == ("theirs",)
+    monkeypatch.setenv("OCTAVO_API_KEY", "ours\n")
+    assert served_with() == ("ours",)
+    assert served_with("--api-key", "given") == ("given",)
+    assert served_with("--api-key-file", str(file)) == ("first", "second")
+    monkeypatch.setenv("OCTAVO_API_KEY", " ")
+    with pytest.raises(ConfigError, match="OCTAVO_API_KEY is set and empty"):
+        served_with()
+
+
+def served_with(*argv: str) -> tuple[str, ...]:
+    """The keys that `octavo serve` hands to its front ends."""
+    served: list[ServeOptions] = []
+
+    class Listening:
+        def __init__(self, options: ServeOptions) -> None:
+            served.append(options)
+
+        def run(self) -> int:
+            return 0
+
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "Supervisor", Listening)
+        serve.run(parser.parse_args(["smollm2", *argv]))
+    return served[0].settings.api_key  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("content", "match"), [("\n \n", "holds no key"), (None, "cannot be read: .*No such file")])
+def test_a_file_without_keys_leaves_no_server_open(tmp_path: Path, content: str | None, match: str) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=f"api_key_file is '{file}', which {match}"):
+        app_of(api_key_file=str(file))
 
 
 def test_a_browser_is_asked_for_a_password_where_it_opens_a_page_and_nowhere_else() -> None:
@@ -57,10 +114,38 @@ def test_a_proxys_own_password_does_not_hide_a_key() -> None:
     assert get(app, "/v1/models", authorization=basic("proxy", "its own"), x_api_key="no").status == 401
 
 
-def test_behind_a_proxy_that_cuts_no_path_the_page_asks_too() -> None:
-    refused = get(app_of(api_key=("key",), root_path="/llm"), "/llm/")
-    assert (refused.status, refused.headers["www-authenticate"][:5]) == (401, "Basic")
-    assert get(app_of(api_key=("key",), root_path="/llm"), "/llm/health").status == 200
+def test_behind_a_proxy_paths_are_known_whether_it_cuts_them_or_not() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        app = app_of(api_key=("key",), root_path="/llm")
+    for root in ("/llm", ""):
+        refused = get(app, f"{root}/")
+        assert (refused.status, refused.headers["www-authenticate"][:5]) == (401, "Basic")
+        assert get(app, f"{root}/health").status == 200
+        assert get(app, f"{root}/v1/models/tiny", x_api_key="key").json()["id"] == "tiny"
+        message = post(app, f"{root}/v1/messages", {}, x_api_key="key").json()
+        assert message["type"] == "error", "Anthropic's clients get their own errors under any path"
+        assert get(app, f"{root}/openapi.json", x_api_key="key").json()["servers"] == [{"url": "/llm"}]
+    assert get(app, "/llm", x_api_key="key").headers["content-type"].startswith("text/html")
+    assert get(app, "/llms/health").status == 401, "the path of another"
+
+
+@pytest.mark.parametrize("root_path", ["llm", "/llm/", "/"])
+def test_a_root_path_that_none_can_be_under_is_refused(root_path: str) -> None:
+    with pytest.raises(ConfigError, match="root_path is"):
+        app_of(root_path=root_path)
+
+
+def test_a_tokenizer_is_described_where_the_server_is_asked_to() -> None:
+    assert get(app_of(), "/tokenizer_info").status == 404
+    told = get(app_of(enable_tokenizer_info_endpoint=True), "/tokenizer_info").json()
+    assert (told["eos_token"], told["tokenizer_class"]) == ("<|im_end|>", "PreTrainedTokenizerFast")
+    assert told["added_tokens_decoder"]["2"] == {
+        **{"content": "<|im_end|>", "special": True},
+        **dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False),
+    }
+    assert "add_generation_prompt" in told["chat_template"]
+    assert told["model_max_length"] == 128
 
 
 def test_posts_want_a_key_too_and_balancers_do_not() -> None:
@@ -193,6 +278,22 @@ def test_the_requests_id_is_told_if_asked_for() -> None:
     answer = post(app, "/v1/completions", TEXT, x_request_id="abc")
     assert (answer.headers["x-request-id"], answer.json()["id"]) == ("abc", "cmpl-abc")
     assert post(app, "/v1/completions", TEXT, x_request_id="a b").status == 400
+
+
+def test_every_answer_has_a_request_id_where_it_is_asked_for() -> None:
+    """Refusals and what is behind the key included; and the id is the one that the call is known by."""
+    app = app_of(enable_request_id_headers=True, api_key=("key",))
+    for path in ("/health", "/v1/models", "/nowhere", "/metrics"):
+        assert get(app, path, x_request_id="abc").headers["x-request-id"] == "abc", path
+        assert len(get(app, path).headers["x-request-id"]) == 32, path
+    assert get(app, "/health", x_request_id="a\tb").headers["x-request-id"] != "a\tb", "what is no id is not told back"
+    for path, body in (("/v1/completions", TEXT), ("/v1/messages", MESSAGE)):
+        answer = post(app, path, body, x_api_key="key")
+        assert answer.json()["id"].endswith(answer.headers["x-request-id"])
+        assert len(answer.headers["x-request-id"]) == 32
+    named = post(app, "/v1/completions", TEXT | {"request_id": "mine"}, x_api_key="key", x_request_id="other")
+    assert (named.headers["x-request-id"], named.json()["id"]) == ("mine", "cmpl-mine")
+    assert "x-request-id" not in get(app_of(), "/health").headers
 
 
 @pytest.mark.parametrize(

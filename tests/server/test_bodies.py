@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.server.scripted_engine import ScriptedEngine, app_of, post
+from tests.server.scripted_engine import ScriptedEngine, app_of, get, post, without_template
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"model": "tiny", "prompt": "Hi"}
@@ -26,7 +26,11 @@ REFUSED_CHATS = {
     "stream": ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
     "limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "send one of them"),
     "limit": ({"max_completion_tokens": 0}, "max_completion_tokens", "allowed is 1 or more"),
-    "context": ({"max_completion_tokens": 500}, "max_completion_tokens", "context is 128 tokens"),
+    "context": ({"max_completion_tokens": 500}, "max_completion_tokens", "is 500, allowed are up to 128, the model's"),
+    "side": ({"truncation_side": "top"}, "truncation_side", "'top', allowed are left and right"),
+    "truncation": ({"truncate_prompt_tokens": 500}, "truncate_prompt_tokens", "is 500, allowed are 1 to 127"),
+    "all-logprobs": ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "is -1, allowed is 0 to 5"),
+    "less": ({"prompt_logprobs": -2}, "prompt_logprobs", "is -2, allowed is 0 to 5"),
     "bias": ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "allowed are token ids"),
     "bias-size": ({"logit_bias": {"7": 10**400}}, None, "too large"),
     "stops": ({"stop": ["x"] * 65}, "stop", "holds 65 strings, allowed are 64"),
@@ -35,7 +39,8 @@ REFUSED_CHATS = {
     "interval": ({"stream": True, "stream_interval": 0}, "stream_interval", "allowed is 1 to"),
     "request-id": ({"request_id": "a\nb"}, "request_id", "visible ASCII"),
     "salt": ({"cache_salt": ""}, "cache_salt", "at least one character"),
-    "role": ({"messages": [{"role": "pirate", "content": "Hi"}]}, "messages", "'pirate', allowed are system"),
+    "role": ({"messages": [{"role": "", "content": "Hi"}]}, "messages", r"messages\[0\].role is '', allowed is a name"),
+    "no-role": ({"messages": [{"content": "Hi"}]}, "messages", r"messages\[0\].role is None"),
     "image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "'image_url'"),
     "null": ({"messages": [{"role": "user", "content": None}]}, "messages", "content is missing or null"),
     "none": ({"messages": []}, "messages", "holds 0 messages"),
@@ -109,6 +114,55 @@ def test_fields_reach_the_engine() -> None:
     assert params.temperature == 0.5, "the model's own default, where the request is silent"
     assert (request.priority, request.cache_salt, request.prompt_token_ids) == (3, "mine", [3, 4, 5, 6])
     assert request.request_id.startswith("cmpl-my-id")
+
+
+def test_any_role_that_the_template_takes() -> None:
+    pirate = {"messages": [{"role": "pirate", "content": "Hi"}]}
+    assert post(app_of(), "/v1/chat/completions", CHAT | pirate).status == 200
+
+
+def test_a_model_without_a_template_says_what_to_do_instead() -> None:
+    app = app_of(without_template(ScriptedEngine()))
+    for path, body in (
+        ("/v1/chat/completions", CHAT),
+        ("/v1/chat/completions/batch", {"messages": [CHAT["messages"]]}),
+    ):
+        refused = post(app, path, body)
+        assert (refused.status, refused.error["code"], refused.error["param"]) == (400, "no_chat_template", "messages")
+        for way in ("/v1/completions", "--chat-template FILE"):
+            assert way in refused.error["message"]
+    assert "no chat template" in post(app, "/v1/messages", ANTHROPIC).json()["error"]["message"]
+    assert get(app, "/v1/models").json()["data"][0]["has_chat_template"] is False
+    assert get(app_of(), "/v1/models").json()["data"][0]["has_chat_template"] is True
+
+
+def test_more_than_the_context_leaves_is_what_it_leaves() -> None:
+    engine = ScriptedEngine()
+    assert post(app_of(engine), "/v1/chat/completions", CHAT | {"max_completion_tokens": 128}).status == 200
+    assert post(app_of(engine), "/v1/completions", {"prompt": [5] * 120, "max_tokens": 100}).status == 200
+    for request in engine.requests:
+        assert request.max_output_tokens == 128 - len(request.prompt_token_ids)
+    refused = post(app_of(), "/v1/completions", {"prompt": [5], "max_tokens": 129})
+    assert (refused.status, refused.error["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"truncate_prompt_tokens": 3}, [7, 8, 9]),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "left"}, [7, 8, 9]),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, [4, 5, 6]),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 125}, [7, 8, 9]),
+        ({"truncation_side": "right"}, [4, 5, 6, 7, 8, 9]),
+    ],
+)
+def test_a_prompt_is_cut_where_it_is_asked_to_be(fields: dict[str, object], kept: list[int]) -> None:
+    engine = ScriptedEngine()
+    answer = post(app_of(engine), "/v1/completions", {"prompt": [4, 5, 6, 7, 8, 9], "echo": True} | fields)
+    assert engine.requests[0].prompt_token_ids == kept
+    tokenizer = engine.get_tokenizer()
+    assert tokenizer is not None
+    assert answer.json()["choices"][0]["text"].startswith(tokenizer.decode(kept, skip_special_tokens=False) + " one")
 
 
 def test_limits_are_the_rest_of_the_context_for_chats_and_16_for_completions() -> None:

@@ -39,6 +39,7 @@ def call_of(tokenizer: Tokenizer, params: SamplingParams | None = None, num_top:
         token_bytes=tokenizer.token_bytes,
         text_stream=tokenizer.stream,
         stream_interval=1,
+        num_logprobs=0,
     )
 
 
@@ -115,6 +116,6 @@ def test_bytes_of_a_chat_join_to_its_text(kind: str, answer: str) -> None:
         return
     stream = tokenizer.stream(True, prompt)
     text = "".join(stream.push(one) for one in ids[len(prompt) :]) + stream.finish()
-    content = chat_logprobs(call_of(tokenizer), ids[len(prompt) :], rows(tokenizer, ids[len(prompt) :])).content
+    content = list(chat_logprobs(call_of(tokenizer), ids[len(prompt) :], rows(tokenizer, ids[len(prompt) :])))
     assert text == answer
     assert b"".join(bytes(one.bytes or ()) for one in content).decode() == answer

@@ -241,6 +241,102 @@ def test_the_password_that_opened_the_page_opens_the_rest(browser: Browser) -> N
 
 
 @needs_browser
+def test_a_conversation_outlives_a_reload_and_not_a_new_chat(browser: Browser, server: FakeServer) -> None:
+    say(browser, "say Good morning")
+    note = browser.until(DONE)
+    say(browser, "say **Good** night")
+    browser.until("return document.querySelectorAll('.answer .note').length === 2")
+    drawn = browser.run("return document.getElementById('log').innerHTML")
+    browser.open(server.url)
+    browser.until(READY)
+    assert browser.run("return document.getElementById('log').innerHTML") == drawn
+    assert browser.run("return document.querySelector('.answer .note').textContent") == note
+    assert browser.run("return document.getElementById('welcome').hidden")
+    say(browser, "say more")
+    browser.until("return document.querySelectorAll('.answer .note').length === 3")
+    told = [message["content"] for message in server.bodies[-1]["messages"]]
+    assert told == ["say Good morning", "Good morning", "say **Good** night", "**Good** night", "say more"]
+    assert all(set(message) == {"role", "content"} for message in server.bodies[-1]["messages"])
+    browser.run("document.getElementById('new').click()")
+    browser.open(server.url)
+    assert browser.run("return messages.length + document.getElementById('log').children.length") == 0
+    assert browser.console() == []
+
+
+@needs_browser
+def test_an_answer_that_a_reload_cuts_is_kept_as_far_as_it_came(browser: Browser, server: FakeServer) -> None:
+    say(browser, "slow")
+    browser.until("return document.querySelector('.answer')?.textContent.length > 20")
+    browser.open(server.url)
+    assert browser.until("return document.querySelector('.answer .note')?.textContent") == "cut off by a reload"
+    assert browser.run(LAST_ANSWER.format("textContent")).startswith("word word")
+
+
+@needs_browser
+def test_what_another_page_left_in_the_storage_does_no_harm(browser: Browser, server: FakeServer) -> None:
+    for left in ('"text"', "7", "{", '[null, {"role": "system", "content": "x"}, {"role": "user", "content": 3}]'):
+        browser.run("sessionStorage.setItem('octavo.messages', arguments[0])", left)
+        browser.open(server.url)
+        browser.until(READY)
+        assert browser.run("return messages.length") == 0
+    assert browser.console() == []
+
+
+@needs_browser
+def test_a_model_without_a_template_continues_texts(browser: Browser) -> None:
+    with serving(FakeServer(has_template=False)) as fake:
+        browser.open(fake.url)
+        browser.run("sessionStorage.clear(); localStorage.clear()")
+        browser.open(fake.url)
+        browser.until(READY)
+        assert browser.run("return document.querySelector('#welcome h2').textContent") == "How does it go on?"
+        assert browser.run("return document.getElementById('system').disabled")
+        say(browser, "Once upon a time")
+        browser.until(DONE)
+        assert browser.run(LAST_ANSWER.format("textContent")) == "there was ink"
+        say(browser, "and then")
+        browser.until("return document.querySelectorAll('.answer .note').length === 2")
+        first, second = fake.bodies
+        assert (first["prompt"], first["max_tokens"], "messages" in first) == ("Once upon a time", 256, False)
+        assert second["prompt"] == "Once upon a time there was ink\nand then"
+        browser.open("about:blank")
+
+
+@needs_browser
+def test_the_page_finds_its_server_under_a_root_path(browser: Browser) -> None:
+    """Opened with a slash behind it or without."""
+    with serving(FakeServer(root_path="/llm")) as fake:
+        browser.open(fake.url + "llm")
+        browser.until(READY)
+        browser.until("return document.getElementById('status').dataset.state === 'up'")
+        browser.open("about:blank")
+
+
+@needs_browser
+def test_nothing_is_hidden_on_a_phone(browser: Browser, server: FakeServer) -> None:
+    """Every figure, the model's name, the status and all buttons are in view, and none of their text is cut."""
+    browser.resize(390, 844)
+    browser.open(server.url)
+    browser.until(READY)
+    say(browser, "say hi")
+    browser.until(DONE)
+    browser.until("return panels.ttft.value.textContent !== '–'")
+    clipped = browser.run(
+        """return [...document.querySelectorAll('header *, .panel, .panel dt, .panel dd, .panel svg, #prompt, #send')]
+          .filter((e) => !e.closest('svg') || e.localName === 'svg').filter((e) => {
+            const r = e.getBoundingClientRect();
+            return r.width === 0 || r.left < 0 || r.right > innerWidth || r.top < 0 || r.bottom > innerHeight
+              || e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && e.localName !== 'svg';
+          }).map((e) => e.outerHTML.slice(0, 80))"""
+    )
+    assert clipped == []
+    assert browser.run("return document.getElementById('status').innerText") == "connected"
+    assert browser.run("return document.getElementById('new').innerText") == "New chat"
+    browser.run("document.getElementById('show-settings').click()")
+    assert browser.run("return document.getElementById('key').getBoundingClientRect().bottom") < 844
+
+
+@needs_browser
 def test_settings_that_cannot_be_are_not_sent(browser: Browser, server: FakeServer) -> None:
     browser.run("document.getElementById('temperature').value = '3'")
     say(browser, "say hi")

@@ -33,7 +33,9 @@ def test_chat_chunks_have_openais_shape() -> None:
     assert opening["choices"] == [
         {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
     ]
-    assert texts[0]["choices"] == [{"index": 0, "delta": {"content": " one"}, "logprobs": None, "finish_reason": None}]
+    assert opening["prompt_token_ids"] is None
+    nulls = {"logprobs": None, "finish_reason": None, "token_ids": None}
+    assert texts[0]["choices"] == [{"index": 0, "delta": {"content": " one"}, **nulls}]
     assert last["choices"][0]["finish_reason"] == "length"
     assert "".join(one["choices"][0]["delta"]["content"] for one in chunks[:-1]) == " one two three caf\u00e9"
     assert all(one["usage"] is None for one in chunks[:-1])
@@ -77,11 +79,63 @@ def test_usage_in_every_chunk() -> None:
     assert [one["usage"]["completion_tokens"] for one in chunks] == [1, 2, 3, 4, 4]
 
 
+def test_usage_in_every_chunk_comes_with_usage_alone() -> None:
+    alone = {"stream_options": {"continuous_usage_stats": True}}
+    assert all("usage" not in one for one in post(app_of(), "/v1/completions", TEXT | STREAM | alone).events()[:-1])
+    app = app_of(enable_force_include_usage=True)
+    for path, body in (("/v1/completions", TEXT), ("/v1/chat/completions", CHAT)):
+        chunks = post(app, path, body | STREAM).events()[:-1]
+        assert [one["usage"]["completion_tokens"] for one in chunks][-3:] == [3, 4, 4]
+
+
+def test_whole_answers_have_vllms_null_fields() -> None:
+    """What its answers hold where a model brings nothing for it."""
+    answer = post(app_of(), "/v1/completions", TEXT).json()
+    choice = {"prompt_logprobs", "prompt_token_ids", "token_ids", "stop_reason", "logprobs", "routed_experts"}
+    top = {"service_tier", "system_fingerprint", "kv_transfer_params", "ec_transfer_params", "metrics"}
+    assert nulls_of(answer["choices"][0]) == choice
+    assert nulls_of(answer) == top
+    chat = post(app_of(), "/v1/chat/completions", CHAT).json()
+    assert nulls_of(chat["choices"][0]) == choice - {"prompt_logprobs", "prompt_token_ids"}
+    assert nulls_of(chat) == top | {"prompt_logprobs", "prompt_token_ids", "prompt_text"}
+    message = {"refusal", "annotations", "audio", "function_call", "reasoning"}
+    assert nulls_of(chat["choices"][0]["message"]) == message
+
+
+def test_streamed_completions_have_vllms_null_fields() -> None:
+    first, *_ = post(app_of(), "/v1/completions", TEXT | STREAM).events()
+    nulls = {"logprobs", "finish_reason", "stop_reason", "prompt_token_ids", "token_ids"}
+    assert nulls_of(first["choices"][0]) == nulls
+
+
+def nulls_of(told: dict[str, Any]) -> set[str]:
+    return {name for name, value in told.items() if value is None}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_request_waited_for_is_told_where_the_server_is_asked_to(stream: bool) -> None:
+    app = app_of(enable_per_request_metrics=True)
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    for path, body in (("/v1/completions", TEXT), ("/v1/chat/completions", CHAT)):
+        answer = post(app, path, body | options)
+        told = (answer.events()[-2] if stream else answer.json())["metrics"]
+        assert told == {
+            "time_to_first_token_ms": 500.0,
+            "generation_time_ms": 1500.0,
+            "queue_time_ms": 250.0,
+            "mean_itl_ms": 500.0,
+            "tokens_per_second": 4 / 1.75,
+            "speculative_decoding": None,
+        }
+        many = post(app, path, body | {"n": 2} | options)
+        assert (many.events()[-2] if stream else many.json()).get("metrics") is None, "it is nobody's alone"
+
+
 def test_token_ids_come_with_the_chunks_that_made_them() -> None:
     engine = ScriptedEngine()
     chunks = post(app_of(engine), "/v1/completions", TEXT | STREAM | {"return_token_ids": True}).events()[:-1]
     assert chunks[0]["choices"][0]["prompt_token_ids"] == engine.requests[0].prompt_token_ids
-    assert [one["choices"][0].get("token_ids", []) for one in chunks] == [[], *([one] for one in IDS)]
+    assert [one["choices"][0]["token_ids"] for one in chunks] == [[], *([one] for one in IDS)]
     chats = post(app_of(), "/v1/chat/completions", CHAT | STREAM | {"return_token_ids": True}).events()[:-1]
     assert len(chats[0]["prompt_token_ids"]) > 1
 
@@ -105,16 +159,45 @@ def test_logprobs_shapes() -> None:
     logprobs = told["logprobs"]
     assert logprobs["tokens"] == ["Hi", " one", " two", " three", " caf\u00e9"]
     assert logprobs["token_logprobs"] == [None, -9999.0, -9999.0, -9999.0, -9999.0], "JSON has no infinity"
-    assert logprobs["top_logprobs"][:2] == [None, {"bytes:\\xe3\\x81": -1.0, " one": -9999.0}]
+    best = [(" one", -9999.0), ("bytes:\\xe3\\x81", -1.0)]
+    assert list(logprobs["top_logprobs"][1].items()) == best, "the chosen one first"
+    assert logprobs["top_logprobs"][0] is None
     assert logprobs["text_offset"] == [0, 2, 6, 10, 16]
     chat = post(app_of(), "/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 3}).json()
     first = chat["choices"][0]["logprobs"]["content"][0]
     assert (first["token"], bytes(first["bytes"])) == (" one", b" one")
-    assert [one["token"] for one in first["top_logprobs"]] == ["\ufffd", " one", "top3"]
-    assert bytes(first["top_logprobs"][0]["bytes"]) == b"\xe3\x81", "what makes a character is there to be joined"
+    assert [one["token"] for one in first["top_logprobs"]] == [" one", "\ufffd", "top3"]
+    assert bytes(first["top_logprobs"][1]["bytes"]) == b"\xe3\x81", "what makes a character is there to be joined"
+    none = post(app_of(), "/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 0}).json()
+    assert none["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+    nothing = post(app_of(), "/v1/chat/completions", CHAT | {"top_logprobs": 0}).json()
+    assert nothing["choices"][0]["logprobs"] is None, "0 alternatives ask for nothing"
     ids = {"logprobs": 0, "return_tokens_as_token_ids": True}
     named = post(app_of(), "/v1/completions", TEXT | ids).json()["choices"][0]["logprobs"]["tokens"]
     assert named == [f"token_id:{one}" for one in IDS]
+
+
+def test_echoed_token_ids_read_as_all_of_them() -> None:
+    """Special tokens too, so that each token's offset is where its text stands."""
+    body = {"prompt": [1, 2683, 198, 2], "echo": True, "logprobs": 0, "max_tokens": 1}
+    (choice,) = post(app_of(), "/v1/completions", body).json()["choices"]
+    assert choice["text"].startswith("<|im_start|>")
+    assert choice["text"].endswith("<|im_end|> one")
+    # the engine here names a prompt's later tokens as it likes; the first is the tokenizer's own
+    assert choice["logprobs"]["tokens"][0] == "<|im_start|>"
+
+
+def test_without_a_tokenizer_answers_are_ids() -> None:
+    engine = ScriptedEngine()
+    engine.tokenizer = None
+    fields = {"prompt": [5, 6], "echo": True, "logprobs": 1, "max_tokens": 2}
+    choice = post(app_of(engine), "/v1/completions", fields).json()["choices"][0]
+    assert (choice["prompt_token_ids"], choice["token_ids"]) == ([5, 6], list(IDS[:2]))
+    assert choice["logprobs"]["tokens"][0] == "token_id:5"
+    chunks = post(app_of(engine), "/v1/completions", {"prompt": [5, 6], "echo": True, "stream": True}).events()
+    assert chunks[0]["choices"][0]["prompt_token_ids"] == [5, 6]
+    without = post(app_of(engine), "/v1/completions", {"prompt": [5], "return_token_ids": False})
+    assert without.json()["choices"][0]["token_ids"] is None
 
 
 def test_prompt_logprobs_and_reading_a_prompt_only() -> None:
@@ -222,11 +305,13 @@ def test_a_finished_stream_is_not_taken_for_a_client_that_left() -> None:
 def test_a_plain_chunk_costs_microseconds() -> None:
     """The bound is loose, for loaded machines; docs/server.md has the number of a quiet one."""
     generation = Generation(request_id="chatcmpl-1", prompts=[[1]], params=SamplingParams())
-    options: dict[str, Any] = dict.fromkeys(["as_token_ids", "has_token_ids", "has_usage", "has_usage_always"], False)
+    switches = ("as_token_ids", "has_token_ids", "has_usage", "has_usage_always", "has_metrics")
+    options: dict[str, Any] = dict.fromkeys(switches, False)
     chat = Call(
         **({"id": "chatcmpl-1", "model": "tiny", "created": 1, "generation": generation, "num_top": None} | options),
         token_text=str,
         stream_interval=1,
+        num_logprobs=0,
     )
     events = OpenAIEvents(chat, ChatChunks(chat, ""))
     output = RequestOutput("chatcmpl-1-0", None, [1], [CompletionOutput(0, " word", [7])], False)

@@ -21,7 +21,7 @@ class PackedMatrix {
   virtual int64_t packed_bytes() const = 0;
 
   // y[t * y_stride + r] = sum_c x[t * x_stride + c] * W[r][c], plus bias[r] if bias is not null; float32.
-  // Block-quantised formats may round x to int8 per 32 columns; dense formats may not round x.
+  // Block-quantised formats may round x to integers per 32 columns; dense formats may not round x.
   // `scratch` holds at least scratch_bytes(num_tokens) bytes, 64-byte aligned.
   virtual void multiply(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_tokens, const float* bias,
                         float* y, int64_t y_stride, void* scratch) const = 0;
@@ -31,8 +31,10 @@ class PackedMatrix {
   int64_t rows_ = 0, cols_ = 0;
 };
 
-// data: rows x row_bytes as in the file (see tensor.py). Null if the format is not implemented.
-std::unique_ptr<PackedMatrix> pack(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows, int64_t cols);
+// data: rows x row_bytes as in the file (see tensor.py). Null if the format is not implemented. activation_bytes:
+// 1 or 2, of the integers that block-quantised formats round x to.
+std::unique_ptr<PackedMatrix> pack(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows, int64_t cols,
+                                   int activation_bytes);
 
 // One row to float32: dequantisation, bit for bit as ggml's. Used by embedding lookups and by load-time casts.
 void dequantize_row(DType dtype, const uint8_t* row, int64_t cols, float* out);

@@ -57,11 +57,13 @@ class CpuModel:
         kv: KVLayout,
         pool: NDArray[np.uint8],
         limits: StepLimits,
+        activation_bytes: int,
     ) -> None:
         assert pool.nbytes == kv.num_blocks * kv.block_bytes, "the pool holds num_blocks blocks"
         self._library = loaded
         self._threads = threads
         self._limits = limits
+        self._activation_bytes = activation_bytes
         self._pool = pool
         self._block_bytes = kv.block_bytes
         self._borrowed: list[Any] = []
@@ -95,7 +97,8 @@ class CpuModel:
         plan = share_buffers(instructions, given, kept)
         widths = np.array(plan.widths, np.int32)
         add = getattr(self._library, f"octavo_model_{which}_program")
-        emitter = Emitter(self._library, self._threads, add(self._handle, address(widths), len(widths)), plan)
+        program = add(self._handle, address(widths), len(widths))
+        emitter = Emitter(self._library, self._threads, program, plan, self._activation_bytes)
         for instruction in instructions:
             emitter.emit(instruction)
         self._borrowed += emitter.borrowed

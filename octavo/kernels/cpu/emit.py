@@ -31,12 +31,15 @@ def slots(plan: BufferPlan, values: Sequence[Value]) -> Array[Slot]:
 class Emitter:
     """Appends instructions to one C++ program."""
 
-    def __init__(self, library: ctypes.CDLL, pool: ThreadPool, program: int, plan: BufferPlan) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, pool: ThreadPool, program: int, plan: BufferPlan, activation_bytes: int
+    ) -> None:
         self.borrowed: list[Any] = []
         self._library = library
         self._pool = pool
         self._program = program
         self._plan = plan
+        self._activation_bytes = activation_bytes
 
     def emit(self, instruction: Instruction) -> None:
         places = slots(self._plan, (*instruction.inputs, *instruction.outputs))
@@ -57,7 +60,7 @@ class Emitter:
             part_bias = bias + 4 * first if bias else None
             self._append(
                 *("linear", self._pool.handle, DTYPES.index(dtype), address(data), rows, weight.in_features),
-                *(part_bias, x, out, first),
+                *(self._activation_bytes, part_bias, x, out, first),
             )
             first += rows
 

@@ -104,7 +104,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "octavo_program_linear": (
         c_int,
-        (_POINTER, _POINTER, c_int32, _POINTER, c_int64, c_int64, _POINTER, Slot, Slot, c_int64),
+        (_POINTER, _POINTER, c_int32, _POINTER, c_int64, c_int64, c_int32, _POINTER, Slot, Slot, c_int64),
     ),
     "octavo_program_rms_norm": (c_int, (_POINTER, Slot, _POINTER, c_float, Slot)),
     "octavo_program_add_rms_norm": (c_int, (_POINTER, Slot, Slot, _POINTER, c_float, Slot, Slot)),

@@ -1,0 +1,194 @@
+"""Options as people write them: each field of a config section checked against its annotation, in this one place.
+
+    @checked
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class CacheConfig:
+        enable_prefix_caching: bool = knob(True, "...")     "no" is refused: allowed are True and False
+
+A knob may bring other spellings of its values, and names of values that are not there yet. None means the default
+wherever it is no value of its own. What fields say together is checked by each section itself, afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields
+from functools import cache, wraps
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from octavo.errors import ConfigError
+from octavo.vllm_options import NotHere, suggestion
+
+Section = TypeVar("Section")
+
+# As vLLM reads them: a small letter counts in thousands, a capital one in 1024s.
+_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_MAX_INT = 2**63 - 1  # what files, kernels and messages between processes can hold
+_NOT_THAT = object()  # the value is none of this kind
+
+
+def knob(
+    default: Any,
+    why: str,
+    *,
+    spellings: Mapping[Any, Any] | None = None,
+    not_yet: Mapping[str, NotHere] | None = None,
+) -> Any:
+    """A field with its default and its one-line explanation, which is also its --help. spellings: other ways to write
+    a value. not_yet: values that vLLM has, and what there is instead."""
+    return field(default=default, metadata={"help": why, "spellings": spellings or {}, "not_yet": not_yet or {}})
+
+
+def checked(section: type[Section]) -> type[Section]:
+    """A dataclass of keywords whose values are checked, and brought to one spelling, when one is made."""
+    whole: Any = section
+    make: Callable[..., None] = whole.__init__
+
+    @wraps(make)
+    def init(self: Section, **given: Any) -> None:
+        rules = _rules(whole)
+        for name in given:
+            if name not in rules:
+                raise ConfigError(f"{section.__name__} has no option {name!r}; {suggestion(name, rules)}")
+        make(self, **{name: _value(*rules[name], value) for name, value in given.items()})
+
+    whole.__init__ = init
+    return section
+
+
+def whole_number(text: str) -> int | None:
+    """16, 32k (32,000), 32K (32,768), 1.5G (1,610,612,736), -1; None for anything else."""
+    match = re.fullmatch(r"(-?[0-9]+)(?:\.([0-9]+))?([kmgtKMGT]?)", text.strip())
+    if match is None or len(text) > 40:
+        return None
+    fraction = match[2] or ""
+    value, rest = divmod(int(match[1] + fraction) * _SUFFIXES[match[3]], 10 ** len(fraction))
+    return None if rest else value
+
+
+def spelled(field: Field[Any], value: object) -> object:
+    """The value that another spelling stands for, else the value itself."""
+    if type(value).__module__ == "torch":  # its dtypes
+        value = str(value).rpartition(".")[2]
+    for other, meaning in field.metadata.get("spellings", {}).items():
+        if type(other) is type(value) and other == value:
+            return meaning
+    return value
+
+
+@cache
+def _rules(section: Any) -> dict[str, tuple[Field[Any], tuple[Any, ...]]]:
+    """name -> the field, and the kinds of value it takes."""
+    hints = get_type_hints(section)
+    return {field.name: (field, _kinds(hints[field.name])) for field in fields(section)}
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _value(field: Field[Any], kinds: tuple[Any, ...], given: object) -> Any:
+    value = spelled(field, given)
+    if value is None and NoneType not in kinds:
+        return field.default if field.default_factory is MISSING else field.default_factory()
+    for kind in kinds:
+        found = _take(kind, value)
+        if found is not _NOT_THAT:
+            return found
+    not_yet = field.metadata.get("not_yet", {})
+    if isinstance(value, str) and value in not_yet:
+        raise ConfigError(not_yet[value].refusal(field.name, value))
+    allowed = _either([text for kind in kinds for text in _allowed(kind)] + _spelling_texts(field))
+    raise ConfigError(f"{field.name} is {_short(given)}, {allowed}")
+
+
+def _take(kind: Any, value: object) -> Any:
+    """The value as one of this kind, or _NOT_THAT."""
+    origin = get_origin(kind)
+    if kind in _READERS:
+        return _READERS[kind](value)
+    if origin is Literal:
+        return next((one for one in get_args(kind) if type(one) is type(value) and one == value), _NOT_THAT)
+    if origin is tuple:
+        return _strings(value)
+    return value if isinstance(value, origin or kind) else _NOT_THAT
+
+
+def _bool(value: object) -> Any:
+    return value if isinstance(value, bool) else _NOT_THAT
+
+
+def _int(value: object) -> Any:
+    if isinstance(value, str):
+        value = whole_number(value)
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -_MAX_INT <= int(value) <= _MAX_INT:
+        return _NOT_THAT
+    return int(value)
+
+
+def _float(value: object) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Real | str):
+        return _NOT_THAT
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return _NOT_THAT
+    return _NOT_THAT if math.isnan(number) else number
+
+
+def _str(value: object) -> Any:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return value if isinstance(value, str) else _NOT_THAT
+
+
+def _strings(value: object) -> Any:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Sequence) or any(not isinstance(one, str) for one in value):
+        return _NOT_THAT
+    return tuple(value)
+
+
+_READERS: dict[Any, Callable[[object], Any]] = {
+    NoneType: lambda value: None if value is None else _NOT_THAT,
+    bool: _bool,
+    int: _int,
+    float: _float,
+    str: _str,
+}
+
+
+def _allowed(kind: Any) -> list[str]:
+    """Words for the values of a kind."""
+    words = {
+        bool: ["True", "False"],
+        int: ["a whole number (16, '4k', '1.5G')"],
+        float: ["a number"],
+        str: ["text"],
+        NoneType: ["None"],
+    }
+    if kind in words:
+        return words[kind]
+    if get_origin(kind) is Literal:
+        return [repr(one) for one in get_args(kind)]
+    return ["a list of texts"] if get_origin(kind) is tuple else [f"a {getattr(kind, '__name__', kind)}"]
+
+
+def _spelling_texts(field: Field[Any]) -> list[str]:
+    return [repr(other) for other in field.metadata.get("spellings", {}) if other is not None]
+
+
+def _either(texts: Iterable[str]) -> str:
+    *most, last = texts
+    return f"allowed are {', '.join(most)} and {last}" if most else f"allowed is {last}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,272 @@
+"""EngineTurns: many threads, one engine. Who waits for outputs turns it, for all who wait.
+
+    thread A   next ──▶ has the turn: commands, step, outputs to everyone's streams; again, until A has news
+    thread B   next ──▶ sleeps until its stream has an output, or the turn is free and B has to take it
+    thread C   ask  ──▶ leaves a command, which whoever has the turn runs between two steps
+
+So requests of all threads are in the same steps, and no thread waits for another one to read: a stream that is read
+slowly, or not at all, holds nobody up. Only the thread that has the turn touches the engine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+from octavo.engine.interrupts import Uninterrupted
+from octavo.engine.llm_engine import LLMEngine
+from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.outputs import RequestOutput
+from octavo.request import Request
+from octavo.sampling_params import RequestOutputKind
+
+Answer = TypeVar("Answer")
+Command = Callable[[LLMEngine], None]
+
+
+class OutputStream(Iterator[RequestOutput]):
+    """The outputs of one call's requests, which are queued when the first one is asked for.
+
+    Any thread may read it, several at once too. Of a request whose outputs are cumulative only the newest waits to be
+    read. `close`, or being dropped, aborts what still runs.
+    """
+
+    def __init__(self, turns: EngineTurns, requests: Sequence[Request]) -> None:
+        self._turns = turns
+        self._box = _Box(requests)
+
+    def __next__(self) -> RequestOutput:
+        return self._turns.next(self._box)
+
+    def close(self) -> None:
+        """Read no further. A thread that waits for an output is told that there is none."""
+        self._turns.leave(self._box)
+
+    def __del__(self) -> None:
+        # The collector may come at any moment, in a step too: so this only leaves word.
+        if self._box.waits_for:
+            self._turns.abort_later(self._box.waits_for)
+
+
+class _Box:
+    """Where a stream's outputs wait to be read. The engine's side knows the box and not the stream, which can so be
+    dropped."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+        self._unread: OrderedDict[object, RequestOutput] = OrderedDict()
+        self._numbers = itertools.count()
+        self.is_begun = False
+        self.waits_for: set[str] = set()  # requests whose last output has not been read
+
+    def begin(self) -> Sequence[Request]:
+        """The requests to queue; none if that was done. Whoever finds it begun finds all that it waits for."""
+        if self.is_begun:
+            return ()
+        self.waits_for.update(request.request_id for request in self._requests)
+        self.is_begun = True
+        return self._requests
+
+    @property
+    def has_news(self) -> bool:
+        """An output to read, or nothing to wait for."""
+        return bool(self._unread) or not self.waits_for
+
+    def put(self, output: RequestOutput, kind: RequestOutputKind) -> None:
+        key: object = output.request_id if kind is RequestOutputKind.CUMULATIVE else next(self._numbers)
+        self._unread[key] = output
+
+    def take(self) -> RequestOutput | None:
+        if not self._unread:
+            return None
+        _, output = self._unread.popitem(last=False)
+        if output.finished:
+            self.waits_for.discard(output.request_id)
+        return output
+
+    def end(self) -> set[str]:
+        """Wait for nothing any more -> what was waited for."""
+        left, self.waits_for, self.is_begun = self.waits_for, set(), True
+        self._unread.clear()
+        return left
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    """A thread that sleeps. is_ready: whether it has what it waits for."""
+
+    bell: threading.Condition
+    is_ready: Callable[[], bool]
+
+
+class EngineTurns:
+    """Owner of an engine that several threads use."""
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self._engine = engine
+        self._lock = threading.RLock()  # of all that follows; never held in a step. A signal handler may come again
+        self._holder: int | None = None  # the thread that has the turn
+        self._waiters: dict[object, _Waiter] = {}  # in the order they came
+        self._boxes: dict[str, tuple[_Box, RequestOutputKind]] = {}  # request id -> where to put its outputs
+        self._commands: deque[Command] = deque()
+        self._left: deque[set[str]] = deque()  # requests that nobody reads any more
+        self._end: EngineDeadError | None = None
+        self._is_closing = False
+
+    def next(self, box: _Box) -> RequestOutput:
+        """The box's next output. Raises StopIteration, InvalidRequestError, EngineDeadError."""
+        if not box.is_begun:
+            self.ask(lambda engine: self._queue(engine, box))
+        while True:
+            self._until(lambda: box.has_news or self._end is not None, steps=True)
+            with self._lock:
+                output = box.take()
+                if output is not None:
+                    return output
+                if not box.waits_for:
+                    raise StopIteration
+                if self._end is not None:
+                    box.end()
+                    raise self._dead()
+
+    def ask(self, question: Callable[[LLMEngine], Answer]) -> Answer:
+        """What the engine says between two steps."""
+        answer: Future[Answer] = Future()
+
+        def reply(engine: LLMEngine) -> None:
+            try:
+                if self._end is not None:
+                    raise self._dead()
+                answer.set_result(question(engine))
+            except Exception as refusal:
+                answer.set_exception(refusal)
+
+        self._commands.append(reply)
+        self._until(answer.done, steps=False)
+        return answer.result()
+
+    def leave(self, box: _Box) -> None:
+        with self._lock:
+            self.abort_later(box.end())
+            self._wake(needs_holder=False)
+
+    def abort_later(self, request_ids: set[str]) -> None:
+        """Before the next step. Takes no lock, so that the garbage collector may call it at any moment."""
+        self._left.append(request_ids)
+
+    def close(self) -> None:
+        """Give back memory and threads, after the step that runs. Whoever waits gets EngineDeadError."""
+        self._is_closing = True
+        if self._holder != threading.get_ident():  # else a signal came in a step, which will end with it
+            self._until(lambda: self._end is not None, steps=False)
+
+    def _queue(self, engine: LLMEngine, box: _Box) -> None:
+        for request in box.begin():
+            try:
+                engine.add_request(request)
+            except Exception:
+                self.abort_later(box.end())
+                raise
+            self._boxes[request.request_id] = (box, request.sampling_params.output_kind)
+
+    def _until(self, is_ready: Callable[[], bool], *, steps: bool) -> None:
+        """Return when it is, turning the engine meanwhile if no other thread does."""
+        me = threading.get_ident()
+        if self._holder == me:
+            raise InvalidRequestError(
+                "the engine was called from within its own step, by a signal handler or a finaliser: "
+                "only close() may be called there"
+            )
+        try:
+            while not self._sleep_or_hold(is_ready, me):
+                with Uninterrupted():
+                    self._turn(steps)
+        finally:
+            self._let_go(me)
+
+    def _sleep_or_hold(self, is_ready: Callable[[], bool], me: int) -> bool:
+        """Whether it is ready; if not, this thread has the turn now."""
+        key = object()
+        with self._lock:
+            try:
+                while not is_ready() and self._holder not in (None, me):
+                    if key not in self._waiters:
+                        self._waiters[key] = _Waiter(threading.Condition(self._lock), is_ready)
+                    self._waiters[key].bell.wait()
+            finally:
+                self._waiters.pop(key, None)
+            if is_ready():
+                return True
+            self._holder = me
+            return False
+
+    def _let_go(self, me: int) -> None:
+        """Leave the turn to who needs it. A thread that was woken for it and was interrupted passes it on."""
+        with self._lock:
+            if self._holder == me:
+                self._holder = None
+            if self._holder is None:
+                self._wake(needs_holder=True)
+
+    def _wake(self, needs_holder: bool) -> None:
+        for waiter in self._waiters.values():
+            if waiter.is_ready():
+                waiter.bell.notify()
+            elif needs_holder:
+                waiter.bell.notify()
+                needs_holder = False
+
+    def _turn(self, steps: bool) -> None:
+        """Commands and, for who waits for outputs, a step. A fault of the engine is the end of it, for everyone."""
+        try:
+            self._obey()
+            outputs = self._engine.step() if steps and self._end is None else []
+            is_idle = not outputs and not self._engine.has_unfinished_requests
+            assert not (steps and is_idle and self._boxes), "the engine has lost the end of a request"
+        except Exception as fault:
+            self._close(fault)
+            outputs = []
+        self._deliver(outputs)
+
+    def _obey(self) -> None:
+        while self._left:
+            for request_id in self._left.popleft():
+                self._boxes.pop(request_id, None)
+                if self._end is None:
+                    self._engine.abort_request(request_id)
+        if self._is_closing and self._end is None:
+            self._close(None)
+        while self._commands:
+            self._commands.popleft()(self._engine)
+
+    def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
+        with self._lock:
+            for output in outputs:
+                box, kind = self._boxes.get(output.request_id, (None, None))
+                if box is None or kind is None:
+                    continue  # nobody reads it: this is the abort's echo
+                box.put(output, kind)
+                if output.finished:
+                    del self._boxes[output.request_id]
+            self._wake(needs_holder=False)
+
+    def _close(self, fault: Exception | None) -> None:
+        why = "this engine was closed; make a new one"
+        if fault is not None:
+            why = str(fault) if isinstance(fault, EngineDeadError) else f"the engine stopped: {fault!r}"
+        self._end = EngineDeadError(why)
+        self._end.__cause__ = fault
+        self._boxes.clear()
+        self._engine.close()
+
+    def _dead(self) -> EngineDeadError:
+        """A new one each time: every thread has its own traceback."""
+        assert self._end is not None, "the engine lives"
+        error = EngineDeadError(str(self._end))
+        error.__cause__ = self._end.__cause__
+        return error

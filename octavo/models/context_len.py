@@ -1,0 +1,54 @@
+"""How many tokens a model can take: what its configuration states, and what its rope scaling makes of it.
+
+Model cards say to add a scaling and to leave `max_position_embeddings` as it was, at the length trained on:
+
+    yarn             original_max_position_embeddings, times the factor
+    linear, dynamic  the stated length, times the factor; or the original one, where that is stated beside it
+    llama3, longrope the stated length, which already counts the scaling in
+    Gemma 3          the stated length: only its full-attention layers are scaled, and that is counted in, too
+
+So vLLM derives it, but for the original length beside a linear scaling, which it does not look at.
+"""
+
+from __future__ import annotations
+
+from octavo.env import allows_long_max_model_len
+from octavo.errors import ConfigError
+from octavo.models.architecture import Architecture
+from octavo.observe.logging import LOGGER
+
+_LENGTHENING = ("yarn", "linear", "dynamic")
+_LARGEST = 1 << 31
+
+
+def context_len(architecture: Architecture) -> int:
+    """The most tokens of prompt and output together."""
+    stated = architecture.max_position_embeddings
+    scaling = (architecture.rope.scaling if architecture.rope is not None else None) or {}
+    if scaling.get("rope_type") not in _LENGTHENING or architecture.local_rope is not None:
+        return stated
+    trained = int(scaling.get("original_max_position_embeddings", stated))
+    factor = float(scaling.get("factor", stated / trained))
+    return min(max(1, int(trained * factor)), _LARGEST)
+
+
+def allowed_model_len(architecture: Architecture, asked: int | None) -> int:
+    """max_model_len as it was asked for, else what the model can take."""
+    derived = context_len(architecture)
+    if asked is None or asked <= derived:
+        return asked or derived
+    learned = architecture.num_position_embeddings
+    known = f"max_position_embeddings is {architecture.max_position_embeddings}"
+    if architecture.rope is not None and architecture.rope.scaling is not None:
+        known += f", its rope scaling {architecture.rope.scaling['rope_type']}"
+    if not allows_long_max_model_len() or learned:
+        advice = "" if learned else "; to go beyond at your own risk, set OCTAVO_ALLOW_LONG_MAX_MODEL_LEN=1"
+        raise ConfigError(
+            f"max_model_len is {asked}, allowed is up to {derived}, the positions this model was made for "
+            f"({known}){advice}"
+        )
+    LOGGER.warning(
+        "max_model_len is %d, beyond the %d positions this model was made for (%s): its answers may get worse there",
+        *(asked, derived, known),
+    )
+    return asked

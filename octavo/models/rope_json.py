@@ -1,0 +1,93 @@
+"""Rotary settings of a config.json, in both spellings, to RopeConfig.
+
+    rope_theta, rope_scaling                        a setting and its scaling apart
+    rope_parameters                                 both in one object
+    rope_parameters {"full_attention": {...}, ...}  one object a kind of layer (Gemma 3)
+
+Each kind of scaling has numbers that it cannot do without and numbers that it may have. What comes out holds
+those alone, each of its type and in its range, so that nothing behind this file needs to look again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.errors import UnsupportedModelError
+from octavo.models.architecture import RopeConfig
+from octavo.models.config_file import LARGEST_SIZE, ConfigFile
+from octavo.models.shown import shown
+
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
+#: Of factors and other ratios: far outside what any scaling uses, and safe in float32.
+SMALLEST_FACTOR, LARGEST_FACTOR = 1e-4, 1e6
+_REQUIRED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_FACTORS = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
+_FROM_ZERO = ("mscale", "mscale_all_dim")
+_LISTS = ("short_factor", "long_factor")
+
+
+def rope_config(config: ConfigFile, default_theta: float = 10_000.0, layer_type: str = "") -> RopeConfig:
+    """layer_type picks one of several settings."""
+    given = _given(config, layer_type)
+    outside = ConfigFile(config.path, {**config.values, **given.values}, config.within)
+    rope_type = _rope_type(given)
+    return RopeConfig(
+        theta=outside.number("rope_theta", default_theta, above=1),
+        partial_rotary_factor=outside.number("partial_rotary_factor", 1.0, above=0),
+        scaling=None if rope_type == "default" else _scaling(config, given, rope_type),
+    )
+
+
+def local_rope_config(config: ConfigFile) -> RopeConfig:
+    """Gemma 3's sliding layers, whose rope is never scaled unless rope_parameters says so."""
+    if isinstance(config.inside("rope_parameters").values.get("sliding_attention"), dict):
+        return rope_config(config, layer_type="sliding_attention")
+    return RopeConfig(theta=config.number("rope_local_base_freq", 10_000.0, above=1))
+
+
+def _given(config: ConfigFile, layer_type: str) -> ConfigFile:
+    given = config.inside("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
+    return given.inside(layer_type) if layer_type and given.has(layer_type) else given
+
+
+def _rope_type(given: ConfigFile) -> str:
+    rope_type = given.values.get("rope_type", given.values.get("type", "default"))
+    if rope_type not in ROPE_TYPES:
+        raise UnsupportedModelError(
+            f"{given.path}: {given.within.rstrip('.')}'s rope_type is {shown(rope_type)}; "
+            f"Octavo knows {', '.join(ROPE_TYPES)}"
+        )
+    return str(rope_type)
+
+
+def _scaling(config: ConfigFile, given: ConfigFile, rope_type: str) -> dict[str, Any]:
+    """The scaling's own numbers. Phi-3 states its original length beside the scaling, not in it."""
+    values = dict(given.values)
+    if config.has("original_max_position_embeddings"):
+        values.setdefault("original_max_position_embeddings", config.size("original_max_position_embeddings"))
+    read = ConfigFile(given.path, values, given.within)
+    for key in _REQUIRED.get(rope_type, ()):
+        if not read.has(key):
+            read.number(key)  # says that it is missing
+    scaling: dict[str, Any] = {"rope_type": rope_type}
+    if read.has("original_max_position_embeddings"):
+        scaling["original_max_position_embeddings"] = _original_len(read)
+    bounds = {"least": SMALLEST_FACTOR, "most": LARGEST_FACTOR}
+    scaling |= {key: read.number(key, **bounds) for key in _FACTORS if read.has(key)}
+    scaling |= {key: read.number(key, least=0, most=LARGEST_FACTOR) for key in _FROM_ZERO if read.has(key)}
+    scaling |= {key: read.numbers(key, **bounds) for key in _LISTS if read.has(key)}
+    if read.has("truncate"):
+        scaling["truncate"] = read.flag("truncate", True)
+    return scaling
+
+
+def _original_len(read: ConfigFile) -> int:
+    """A whole number, also where it is written as 8192.0."""
+    number = read.number("original_max_position_embeddings", least=2, most=LARGEST_SIZE)
+    if number != int(number):
+        raise read.wrong("original_max_position_embeddings", f"2 to {LARGEST_SIZE}")
+    return int(number)

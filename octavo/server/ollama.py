@@ -1,0 +1,233 @@
+"""POST /api/chat and /api/generate, for Ollama's clients: the same engine behind other names.
+
+    {"model": "smollm2", "created_at": "...", "message": {"role": "assistant", "content": " word"}, "done": false}
+    ...
+    {"model": "smollm2", ..., "done": true, "done_reason": "stop", "eval_count": 12, "eval_duration": 48000000, ...}
+
+One JSON object a line, or one in all with "stream": false.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.engine.client import ModelInfo
+from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.sampling_params import SamplingParams
+from octavo.server.errors import JSON, ApiError
+from octavo.server.generation import Generation, complete, raise_failure, stream
+from octavo.server.ollama_protocol import (
+    OllamaChatRequest,
+    OllamaCounts,
+    OllamaGenerateRequest,
+    OllamaMessage,
+    OllamaOptions,
+    OllamaRequest,
+    check_supported,
+)
+from octavo.server.openai_calls import trace_headers
+from octavo.server.prompts import PlainConversation, encode_conversation, encode_texts, room_for_output
+from octavo.server.request_ids import id_headers, request_id
+from octavo.server.sampling import checked_params
+from octavo.server.serving import Serving
+from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
+
+LINES = "application/x-ndjson"
+#: Ollama's own sampling, where the model's makers recommend nothing
+DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
+
+_encode = msgspec.json.Encoder().encode
+
+T = TypeVar("T", bound=OllamaRequest)
+
+
+async def chat(request: Request, serving: Serving) -> Response:
+    """Answer a conversation, for Ollama's clients."""
+    asked = await _read(request, serving, OllamaChatRequest)
+    if not asked.messages:
+        return _loaded(asked, {"message": OllamaMessage(content="")})
+    is_begun = asked.messages[-1].get("role") == "assistant"
+    conversation = PlainConversation(
+        messages=asked.messages, add_generation_prompt=not is_begun, continue_final_message=is_begun
+    )
+    prompt = await encode_conversation(request, serving, conversation, serving.client.model_info)
+    return await _answer(request, serving, asked, prompt, "messages")
+
+
+async def generate(request: Request, serving: Serving) -> Response:
+    """Answer a prompt, for Ollama's clients; with raw: continue it."""
+    asked = await _read(request, serving, OllamaGenerateRequest)
+    if not asked.prompt:
+        return _loaded(asked, {"response": ""})
+    prompt = await _prompt(request, asked, asked.prompt, serving)
+    return await _answer(request, serving, asked, prompt, "prompt")
+
+
+async def _read(request: Request, serving: Serving, kind: type[T]) -> T:
+    asked = await serving.read_body(request, kind)
+    served_name(asked.model, serving)
+    check_supported(asked)
+    return asked
+
+
+def served_name(asked: str | None, serving: Serving) -> str:
+    """Which of the served names a client means that may write `:latest` behind it. Raises ApiError."""
+    names = serving.settings.served_model_name
+    for name in names:
+        if asked in (name, f"{name}:latest"):
+            return name
+    known = " or ".join(map(repr, names))
+    raise ApiError(404, f"model {(asked or '')[:100]!r} not found, served is {known}", code="model_not_found")
+
+
+async def _prompt(request: Request, asked: OllamaGenerateRequest, text: str, serving: Serving) -> list[int]:
+    """What a user says, in the model's chat template if it has one."""
+    tokenizer, info = serving.tokenizer("a prompt in text"), serving.client.model_info
+    if asked.raw or not tokenizer.chat_templates:
+        if asked.system:
+            why = "raw is true" if asked.raw else "the model has no chat template"
+            raise ApiError(400, f"system is given, but {why}, so it has no place: write it into the prompt")
+        (prompt,) = await encode_texts(request, serving, [text], True, "prompt", info)
+        return prompt
+    messages = [{"role": "system", "content": asked.system}] if asked.system else []
+    conversation = PlainConversation(messages=[*messages, {"role": "user", "content": text}])
+    return await encode_conversation(request, serving, conversation, info)
+
+
+async def _answer(request: Request, serving: Serving, asked: OllamaRequest, prompt: list[int], field: str) -> Response:
+    known_as = request_id(request, None)
+    generation = Generation(
+        request_id=f"ollama-{known_as}",
+        prompts=[prompt],
+        params=_params(asked.options or OllamaOptions(), len(prompt), serving, field),
+        trace_headers=trace_headers(request),
+    )
+    lines, headers = OllamaLines(asked.model or "", is_chat=field == "messages"), id_headers(serving, known_as)
+    if asked.stream is not False:
+        outputs = stream(serving.client, generation)
+        return EventStream(
+            outputs, lines, {"content-type": LINES, **headers}, 0, serving.lanes
+        )  # lines have no comments
+    async with cancelled_on_disconnect(request.receive):
+        (output,) = await complete(serving.client, generation)
+        return Response(lines.whole(output), headers=headers, media_type=JSON)
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def _params(options: OllamaOptions, num_prompt: int, serving: Serving, field: str) -> SamplingParams:
+    info = serving.client.model_info
+    most = options.num_predict
+    if (most is not None and most < -2) or most == 0:
+        raise ApiError(400, f"options.num_predict is {most}, allowed is 1 or more, and -1 for what the context leaves")
+    wanted = most if most is not None and most > 0 else None
+    room = room_for_output(num_prompt, None, info, (field, "num_predict"))
+    try:
+        return checked_params(
+            _with_ollamas_defaults(info),
+            serving.settings,
+            max_tokens=room if wanted is None else min(wanted, room),
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            seed=options.seed,
+            stop=options.stop,
+            repetition_penalty=1.0 if options.repeat_last_n == 0 else options.repeat_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+        )
+    except ApiError as error:
+        error.message = f"options.{error.message}".replace("options.repetition_penalty", "options.repeat_penalty")
+        raise
+
+
+def _with_ollamas_defaults(info: ModelInfo) -> SamplingParams:
+    neutral, recommended = SamplingParams(), info.default_sampling_params
+    return recommended.replace(
+        **{name: value for name, value in DEFAULTS.items() if getattr(recommended, name) == getattr(neutral, name)}
+    )
+
+
+def _loaded(asked: OllamaRequest, said: dict[str, Any]) -> Response:
+    """The answer to a call that only asks for the model."""
+    body = {"model": asked.model, "created_at": now(), **said, "done": True, "done_reason": "load"}
+    is_stream = asked.stream is not False
+    return Response(_encode(body) + (b"\n" if is_stream else b""), media_type=LINES if is_stream else JSON)
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+@dataclass(slots=True)
+class OllamaLines:
+    """The lines of one streamed answer; see streaming.py."""
+
+    model: str
+    is_chat: bool
+    num_tokens: int = 0
+
+    def output(self, output: RequestOutput) -> bytes:
+        raise_failure(output)
+        parts = []
+        for completion in output.outputs:
+            self.num_tokens += len(completion.token_ids)
+            if completion.text:
+                parts.append(self._line(completion.text, {"done": False}))
+            if completion.finish_reason is not None:
+                parts.append(self._line("", self._end(completion, output)))
+        return b"".join(parts)
+
+    def is_large(self, output: RequestOutput) -> bool:
+        return False
+
+    def end(self) -> bytes:
+        return b""
+
+    def error(self, error: ApiError) -> bytes:
+        return _encode(error.ollama_body()) + b"\n"
+
+    def whole(self, output: RequestOutput) -> bytes:
+        completion = output.outputs[0]
+        self.num_tokens = len(completion.token_ids)
+        return self._line(completion.text, self._end(completion, output)).rstrip(b"\n")
+
+    def _line(self, text: str, more: dict[str, Any]) -> bytes:
+        said = {"message": OllamaMessage(content=text)} if self.is_chat else {"response": text}
+        return _encode({"model": self.model, "created_at": now(), **said, **more}) + b"\n"
+
+    def _end(self, completion: CompletionOutput, output: RequestOutput) -> dict[str, Any]:
+        if completion.finish_reason not in ("stop", "length"):
+            raise ApiError(503, "the request was ended by the server; send it again", code="aborted")
+        counts = OllamaCounts(
+            done_reason=completion.finish_reason,
+            prompt_eval_count=len(output.prompt_token_ids),
+            eval_count=self.num_tokens,
+            **_durations(output),
+        )
+        return {"done": True, **msgspec.structs.asdict(counts)}
+
+
+def _durations(output: RequestOutput) -> dict[str, int]:
+    """In nanoseconds; 0 of what never came."""
+    times = output.metrics
+    assert times is not None, "finished outputs have their times"
+    begin, end = times.arrival_time, times.finished_time
+    started, spoke = times.first_scheduled_time, times.first_token_time
+    return {
+        "total_duration": _ns(begin, end),
+        "load_duration": _ns(begin, started),
+        "prompt_eval_duration": _ns(started, spoke),
+        "eval_duration": _ns(spoke, end),
+    }
+
+
+def _ns(begin: float | None, end: float | None) -> int:
+    return 0 if begin is None or end is None else round((end - begin) * 1e9)

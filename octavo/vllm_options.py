@@ -1,0 +1,428 @@
+"""What vLLM's users type and Octavo has no option for: one table, name by name.
+
+Each entry says which values ask for nothing, and so are accepted, and in one sentence what there is instead of the
+rest. Python calls, the command line and the page on compatibility read the same table; what Octavo does have is in
+config.py, sampling_params.py and the server's settings, and never here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class NotHere:
+    """instead: what to do in its place, as the end of a sentence. nothing: values that ask for nothing, besides None,
+    False and what is empty. is_idle: no value changes anything here."""
+
+    instead: str
+    nothing: tuple[Any, ...] = ()
+    is_idle: bool = False
+
+    def asks_for_nothing(self, value: object) -> bool:
+        """Whether this value may be taken as if it had not been given."""
+        if self.is_idle or value is None or value is False:
+            return True
+        if isinstance(value, str | bytes | Collection) and not value:
+            return True
+        return any(type(value) is type(known) and value == known for known in self.nothing)
+
+    def text_asks_for_nothing(self, text: str) -> bool:
+        """The same for a value as the command line has it: 1, true, none, {}, float."""
+        try:
+            value = json.loads({"None": "null", "none": "null"}.get(text, text.lower()))
+        except ValueError:
+            value = text
+        return self.asks_for_nothing(value) or self.asks_for_nothing(text)
+
+    def refusal(self, name: str, value: object) -> str:
+        """What to tell who asked for something."""
+        return f"{name}={_short(value)} is not supported yet: {self.instead}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What was probably meant, or all that there is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(names)}"
+
+
+def why_not(table: Mapping[str, NotHere], given: Mapping[Any, Any]) -> str | None:
+    """The first of these names that the table knows and whose value asks for something, as a refusal."""
+    for name, value in given.items():
+        entry = table.get(name)
+        if entry is not None and not entry.asks_for_nothing(value):
+            return entry.refusal(name, value)
+    return None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _idle(reason: str) -> NotHere:
+    return NotHere(reason, is_idle=True)
+
+
+_ONE_DEVICE = "a model runs on one device; start a server for each device and share requests among them"
+_NO_LORA = "adapters cannot be loaded; merge the adapter into the weights first"
+_NO_MEDIA = "models read text only"
+_NO_COMPILER = "nothing is compiled by torch, and graphs are captured when they are first needed"
+_NO_SPECULATION = "each step makes one token a sequence"
+_NO_TRANSFER = "KV blocks stay where they were computed"
+_NO_OFFLOAD = "weights and KV blocks stay in one memory; a quantised GGUF file or a smaller max_model_len needs less"
+_NO_POOLING = "models generate text; there are no embeddings, scores or classes"
+_NO_EXPERTS = "there are no models of experts yet"
+_NO_GRAMMAR = "output is not constrained by a grammar; ask for the form in the prompt, or use allowed_token_ids"
+_NO_TOOLS = "the answer's text is handed out as it is; read calls and thoughts from it"
+_FROM_FILE = "weights are computed as the file stores them; use a GGUF file of the quantisation you want"
+_TEXT_CONFIG = "change the checkpoint's config.json instead"
+
+#: options of vLLM's LLM, AsyncLLM, EngineArgs and command line that have no field in config.py
+ENGINE_OPTIONS: dict[str, NotHere] = {
+    # the model
+    "runner": NotHere(_NO_POOLING, ("auto", "generate")),
+    "task": NotHere(_NO_POOLING, ("auto", "generate")),
+    "convert": NotHere(_NO_POOLING, ("auto", "none")),
+    "pooler_config": NotHere(_NO_POOLING),
+    "override_pooler_config": NotHere(_NO_POOLING),
+    "tokenizer_mode": NotHere("the tokenizer is made from the checkpoint's own files", ("auto", "hf", "slow", "fast")),
+    "tokenizer_revision": NotHere("the tokenizer comes from the model's revision; tokenizer= names a folder instead"),
+    "code_revision": _idle("no code of a checkpoint is executed"),
+    "trust_remote_code": _idle("no code of a checkpoint is executed"),
+    "hf_config_path": NotHere(_TEXT_CONFIG),
+    "hf_token": NotHere("set the environment variable HF_TOKEN"),
+    "hf_overrides": NotHere(_TEXT_CONFIG),
+    "config_format": NotHere("config.json and GGUF metadata are read", ("auto", "hf")),
+    "model_impl": NotHere("each model is Octavo's own code", ("auto", "vllm")),
+    "model_weights": NotHere("give the weights' folder or file as model"),
+    "model_class_overrides": NotHere("each model is Octavo's own code"),
+    "rope_scaling": NotHere("put rope_scaling into the checkpoint's config.json"),
+    "rope_theta": NotHere("put rope_theta into the checkpoint's config.json"),
+    "quantization": NotHere(_FROM_FILE, ("auto", "gguf")),
+    "quantization_config": NotHere(_FROM_FILE),
+    "quantization_param_path": NotHere(_FROM_FILE),
+    "allow_deprecated_quantization": _idle("there is no such quantisation"),
+    "logits_processors": NotHere("use logit_bias, allowed_token_ids and bad_words of SamplingParams"),
+    "logits_processor_pattern": NotHere("use logit_bias, allowed_token_ids and bad_words of SamplingParams"),
+    "io_processor_plugin": NotHere("there are no plugins"),
+    "generation_config": NotHere(
+        "the model's own generation_config.json gives the defaults; pass SamplingParams for others", ("auto",)
+    ),
+    "override_generation_config": NotHere("pass SamplingParams with the values you want"),
+    "override_attention_dtype": NotHere("attention computes in the model's dtype"),
+    "override_neuron_config": NotHere("there is no such device"),
+    "enable_prompt_embeds": NotHere("prompts are text or token ids"),
+    "enable_return_routed_experts": NotHere(_NO_EXPERTS),
+    "return_sampling_mask": NotHere("ask for logprobs instead"),
+    "enable_sleep_mode": NotHere("close the LLM and make a new one: it starts in about a second"),
+    "disable_sliding_window": NotHere("layers with a window keep it; set max_model_len to the window instead"),
+    "spaces_between_special_tokens": _idle("special tokens are written as the tokenizer writes them"),
+    # loading
+    "download_dir": NotHere("set the environment variable HF_HOME"),
+    "ignore_patterns": NotHere("only what is needed is downloaded", ("original/**/*",)),
+    "model_loader_extra_config": NotHere("files are mapped, and need no options"),
+    "safetensors_load_strategy": _idle("files are mapped"),
+    "use_tqdm_on_load": _idle("loading shows no bar"),
+    "pt_load_map_location": _idle("there are no .pt files"),
+    "max_parallel_loading_workers": _idle("files are mapped"),
+    # many devices
+    "tensor_parallel_size": NotHere(_ONE_DEVICE, (1,)),
+    "pipeline_parallel_size": NotHere(_ONE_DEVICE, (1,)),
+    "data_parallel_size": NotHere(_ONE_DEVICE, (1,)),
+    "data_parallel_size_local": NotHere(_ONE_DEVICE, (1,)),
+    "data_parallel_rank": NotHere(_ONE_DEVICE, (0,)),
+    "data_parallel_start_rank": NotHere(_ONE_DEVICE, (0,)),
+    "data_parallel_address": _idle("there is one engine, on this machine"),
+    "data_parallel_rpc_port": _idle("there is one engine, on this machine"),
+    "data_parallel_backend": NotHere(_ONE_DEVICE, ("mp",)),
+    "data_parallel_hybrid_lb": NotHere(_ONE_DEVICE),
+    "data_parallel_external_lb": NotHere(_ONE_DEVICE),
+    "prefill_context_parallel_size": NotHere(_ONE_DEVICE, (1,)),
+    "decode_context_parallel_size": NotHere(_ONE_DEVICE, (1,)),
+    "dcp_kv_cache_interleave_size": _idle("a context is on one device"),
+    "cp_kv_cache_interleave_size": _idle("a context is on one device"),
+    "nnodes": NotHere(_ONE_DEVICE, (1,)),
+    "node_rank": NotHere(_ONE_DEVICE, (0,)),
+    "master_addr": _idle("there is one engine, on this machine"),
+    "master_port": _idle("there is one engine, on this machine"),
+    "headless": NotHere(_ONE_DEVICE),
+    "distributed_executor_backend": NotHere(_ONE_DEVICE, ("uni", "mp")),
+    "worker_use_ray": NotHere(_ONE_DEVICE),
+    "ray_workers_use_nsight": NotHere(_ONE_DEVICE),
+    "worker_cls": NotHere("the worker is Octavo's own", ("auto",)),
+    "worker_extension_cls": NotHere("the worker is Octavo's own"),
+    "scheduler_cls": NotHere("the scheduler is Octavo's own; scheduling_policy chooses its order"),
+    "disable_custom_all_reduce": _idle("one device has nothing to reduce"),
+    "disable_nccl_for_dp_synchronization": _idle("one device has nothing to synchronise"),
+    "enable_expert_parallel": NotHere(_NO_EXPERTS),
+    "all2all_backend": _idle(_NO_EXPERTS),
+    "moe_backend": NotHere(_NO_EXPERTS, ("auto",)),
+    "enable_eplb": NotHere(_NO_EXPERTS),
+    "eplb_config": _idle(_NO_EXPERTS),
+    "expert_placement_strategy": _idle(_NO_EXPERTS),
+    "num_redundant_experts": NotHere(_NO_EXPERTS, (0,)),
+    "enable_dbo": NotHere(_ONE_DEVICE),
+    "dbo_decode_token_threshold": _idle("there is no dual batch"),
+    "dbo_prefill_token_threshold": _idle("there is no dual batch"),
+    "ubatch_size": NotHere(_ONE_DEVICE, (0,)),
+    # memory and cache
+    "swap_space": _idle("a preempted sequence is computed again, not swapped"),
+    "cpu_offload_gb": NotHere(_NO_OFFLOAD, (0, 0.0)),
+    "cpu_offload_params": NotHere(_NO_OFFLOAD),
+    "offload_backend": NotHere(_NO_OFFLOAD, ("auto",)),
+    "offload_group_size": NotHere(_NO_OFFLOAD, (0,)),
+    "offload_num_in_group": _idle("nothing is offloaded"),
+    "offload_prefetch_step": _idle("nothing is offloaded"),
+    "offload_params": NotHere(_NO_OFFLOAD),
+    "kv_offloading_size": NotHere(_NO_OFFLOAD, (0, 0.0)),
+    "kv_offloading_backend": _idle("nothing is offloaded"),
+    "prefix_caching_hash_algo": _idle("blocks are found by a hash of their content, whatever its name"),
+    "calculate_kv_scales": NotHere("KV blocks hold plain numbers, which need no scales"),
+    "kv_cache_dtype_skip_layers": NotHere("KV blocks of all layers have one type"),
+    "kv_sharing_fast_prefill": NotHere("no model of ours shares KV between layers"),
+    "mamba_cache_dtype": _idle("there are no recurrent models yet"),
+    "mamba_ssm_cache_dtype": _idle("there are no recurrent models yet"),
+    "mamba_block_size": _idle("there are no recurrent models yet"),
+    "mamba_cache_mode": _idle("there are no recurrent models yet"),
+    "disable_hybrid_kv_cache_manager": NotHere("layers with a window always have a cache group of their own"),
+    "use_v2_block_manager": _idle("there is one block manager"),
+    "disable_cascade_attn": _idle("there is no cascade attention"),
+    # steps
+    "enforce_eager": _idle(_NO_COMPILER),
+    "compilation_config": _idle(_NO_COMPILER),
+    "optimization_level": _idle(_NO_COMPILER),
+    "cudagraph_capture_sizes": _idle(_NO_COMPILER),
+    "max_cudagraph_capture_size": _idle(_NO_COMPILER),
+    "max_seq_len_to_capture": _idle(_NO_COMPILER),
+    "max_context_len_to_capture": _idle(_NO_COMPILER),
+    "performance_mode": _idle("there is one mode"),
+    "attention_config": NotHere("attention_backend chooses a GPU's attention"),
+    "kernel_config": NotHere("backend chooses the kernels"),
+    "profiler_config": NotHere("use a profiler of your own; the events of an LLM say what each step took"),
+    "device": NotHere("backend chooses where it runs: auto, triton, cpu or reference", ("auto",)),
+    "max_num_active_seqs": NotHere("set max_num_seqs"),
+    "max_num_partial_prefills": _idle("as many prompts are in progress as the token budget has room for"),
+    "max_long_partial_prefills": _idle("as many prompts are in progress as the token budget has room for"),
+    "long_prefill_token_threshold_adaptive": NotHere("set long_prefill_token_threshold"),
+    "prefill_schedule_interval": NotHere("prompts start in any step that has room", (0, 1)),
+    "scheduler_delay_factor": NotHere("prompts start in any step that has room", (0, 0.0)),
+    "scheduler_reserve_full_isl": _idle("schedule_conservativeness says what is kept free for what has started"),
+    "watermark": NotHere("schedule_conservativeness keeps blocks free", (0, 0.0)),
+    "num_scheduler_steps": NotHere("async_scheduling plans ahead", (1,)),
+    "multi_step_stream_outputs": _idle("every step's tokens are handed out"),
+    "num_lookahead_slots": NotHere(_NO_SPECULATION, (0,)),
+    "preemption_mode": NotHere("a preempted sequence is computed again", ("recompute",)),
+    "disable_async_output_proc": _idle("async_scheduling says whether steps overlap"),
+    "stream_interval": NotHere("every token is handed out as it comes", (1,)),
+    "max_num_queued_tokens": NotHere("set max_num_queued_reqs"),
+    # features
+    "enable_lora": NotHere(_NO_LORA),
+    "max_loras": _idle("adapters cannot be loaded"),
+    "max_lora_rank": _idle("adapters cannot be loaded"),
+    "max_cpu_loras": _idle("adapters cannot be loaded"),
+    "fully_sharded_loras": _idle("adapters cannot be loaded"),
+    "lora_dtype": _idle("adapters cannot be loaded"),
+    "lora_extra_vocab_size": _idle("adapters cannot be loaded"),
+    "long_lora_scaling_factors": NotHere(_NO_LORA),
+    "default_mm_loras": NotHere(_NO_LORA),
+    "enable_lora_bias": NotHere(_NO_LORA),
+    "speculative_config": NotHere(_NO_SPECULATION),
+    "speculative_model": NotHere(_NO_SPECULATION),
+    "num_speculative_tokens": NotHere(_NO_SPECULATION, (0,)),
+    "spec_method": NotHere(_NO_SPECULATION),
+    "spec_model": NotHere(_NO_SPECULATION),
+    "spec_tokens": NotHere(_NO_SPECULATION, (0,)),
+    "structured_outputs_config": _idle(_NO_GRAMMAR),
+    "guided_decoding_backend": _idle(_NO_GRAMMAR),
+    "guided_decoding_disable_fallback": _idle(_NO_GRAMMAR),
+    "guided_decoding_disable_any_whitespace": _idle(_NO_GRAMMAR),
+    "guided_decoding_disable_additional_properties": _idle(_NO_GRAMMAR),
+    "reasoning_parser": NotHere(_NO_TOOLS),
+    "reasoning_parser_plugin": NotHere(_NO_TOOLS),
+    "kv_transfer_config": NotHere(_NO_TRANSFER),
+    "kv_events_config": NotHere("the events of an LLM tell what each block goes through"),
+    "ec_transfer_config": NotHere(_NO_TRANSFER),
+    "weight_transfer_config": NotHere("weights are read once, from files"),
+    "additional_config": NotHere("there are no plugins"),
+    # images, sound
+    "limit_mm_per_prompt": _idle(_NO_MEDIA),
+    "language_model_only": _idle(_NO_MEDIA),
+    "mm_processor_kwargs": NotHere(_NO_MEDIA),
+    "media_io_kwargs": NotHere(_NO_MEDIA),
+    "mm_processor_cache_gb": _idle(_NO_MEDIA),
+    "mm_processor_cache_type": _idle(_NO_MEDIA),
+    "mm_shm_cache_max_object_size_mb": _idle(_NO_MEDIA),
+    "mm_encoder_only": NotHere(_NO_MEDIA),
+    "mm_encoder_tp_mode": _idle(_NO_MEDIA),
+    "mm_encoder_attn_backend": _idle(_NO_MEDIA),
+    "disable_mm_preprocessor_cache": _idle(_NO_MEDIA),
+    "disable_chunked_mm_input": _idle(_NO_MEDIA),
+    "skip_mm_profiling": _idle(_NO_MEDIA),
+    "enable_mm_embeds": NotHere(_NO_MEDIA),
+    "interleave_mm_strings": NotHere(_NO_MEDIA),
+    "video_pruning_rate": NotHere(_NO_MEDIA, (0, 0.0)),
+    "allowed_local_media_path": _idle(_NO_MEDIA),
+    "allowed_media_domains": _idle(_NO_MEDIA),
+    # observation
+    "collect_detailed_traces": NotHere("otlp_traces_endpoint sends a span a request"),
+    "show_hidden_metrics_for_version": _idle("no metric is hidden"),
+    "kv_cache_metrics": NotHere("the events of an LLM tell what each block goes through"),
+    "kv_cache_metrics_sample": _idle("there are no such metrics"),
+    "cudagraph_metrics": NotHere("there are no such metrics"),
+    "enable_mfu_metrics": NotHere("there are no such metrics"),
+    "enable_layerwise_nvtx_tracing": NotHere("use a profiler of your own"),
+    "enable_logging_iteration_details": NotHere("the events of an LLM say what each step did"),
+    "aggregate_engine_logging": _idle("there is one engine"),
+}
+
+#: options that are a server's there, and have no use for LLM and AsyncLLM here
+SERVER_ONLY: dict[str, NotHere] = {
+    "disable_log_stats": _idle("only a server writes such lines"),
+    "disable_log_requests": _idle("requests are logged only where a server is told to"),
+    "enable_log_requests": NotHere("only a server writes such lines: octavo serve --enable-log-requests"),
+    "served_model_name": _idle("only a server answers by a name"),
+}
+
+#: flags of `vllm serve` alone
+SERVER_FLAGS: dict[str, NotHere] = {
+    "lora_modules": NotHere(_NO_LORA),
+    "prompt_adapters": NotHere(_NO_LORA),
+    "enable_auto_tool_choice": NotHere(_NO_TOOLS),
+    "tool_call_parser": NotHere(_NO_TOOLS),
+    "tool_parser_plugin": NotHere(_NO_TOOLS),
+    "tool_server": NotHere(_NO_TOOLS),
+    "exclude_tools_when_tool_choice_none": NotHere("tools are shown to the template whenever they are sent"),
+    "response_role": NotHere("answers have the role assistant", ("assistant",)),
+    "middleware": NotHere("put a proxy in front"),
+    "enable_ssl_refresh": NotHere("start the server again with the new certificate"),
+    "ssl_cert_reqs": NotHere("ssl_ca_certs asks every client for a certificate", (0,)),
+    "uvicorn_log_level": _idle("the log has one level"),
+    "disable_uvicorn_access_log": _idle("there is no access log; enable_log_requests writes a line a request"),
+    "log_config_file": NotHere("the log goes to standard error in one form"),
+    "log_error_stack": _idle("faults of the server are always logged with their stack"),
+    "max_log_len": _idle("prompts are not logged"),
+    "enable_log_outputs": NotHere("outputs are not logged"),
+    "enable_log_deltas": NotHere("outputs are not logged"),
+    "disable_frontend_multiprocessing": _idle("api_server_count says how many front ends there are"),
+    "enable_server_load_tracking": _idle("/load always tells"),
+    "enable_prompt_tokens_details": _idle("usage always tells how many prompt tokens were cached"),
+    "tokens_only": NotHere("send token ids as the prompt, and return_token_ids"),
+    "grpc_port": NotHere("the server speaks HTTP"),
+    "grpc": NotHere("the server speaks HTTP"),
+}
+
+#: short names of flags -> the options they stand for
+FLAG_ALIASES: dict[str, str] = {
+    "tp": "tensor_parallel_size",
+    "pp": "pipeline_parallel_size",
+    "dp": "data_parallel_size",
+    "dpl": "data_parallel_size_local",
+    "dpn": "data_parallel_rank",
+    "dpr": "data_parallel_start_rank",
+    "dpa": "data_parallel_address",
+    "dpp": "data_parallel_rpc_port",
+    "dpb": "data_parallel_backend",
+    "dcp": "decode_context_parallel_size",
+    "pcp": "prefill_context_parallel_size",
+    "ep": "enable_expert_parallel",
+    "q": "quantization",
+    "O": "optimization_level",
+    "cc": "compilation_config",
+    "sc": "speculative_config",
+    "n": "nnodes",
+    "r": "node_rank",
+}
+
+_NO_BEAMS = "there is no beam search yet; sample with n, and keep the output with the best cumulative_logprob"
+
+#: fields of vLLM's SamplingParams, today's and former ones, that have no field in sampling_params.py
+SAMPLING_FIELDS: dict[str, NotHere] = {
+    "best_of": NotHere("sample n sequences, and keep the output with the best cumulative_logprob", (1,)),
+    "use_beam_search": NotHere(_NO_BEAMS),
+    "length_penalty": NotHere(_NO_BEAMS, (1, 1.0)),
+    "early_stopping": NotHere(_NO_BEAMS),
+    "logits_processors": NotHere("use logit_bias, allowed_token_ids and bad_words"),
+    "structured_outputs": NotHere(_NO_GRAMMAR),
+    "guided_decoding": NotHere(_NO_GRAMMAR),
+    "extra_args": NotHere("there are no plugins to read them"),
+    "spaces_between_special_tokens": NotHere("special tokens are written as the tokenizer writes them", (True,)),
+    "stream_interval": NotHere("every token is handed out as it comes", (1,)),
+    "thinking_token_budget": NotHere("thoughts are tokens like others; max_tokens bounds them all"),
+    "repetition_detection": NotHere("use repetition_penalty or frequency_penalty against repetitions"),
+    "watermarking": NotHere("output is not marked"),
+    "prompt_logprob_token_ids": NotHere("prompt_logprobs gives the most likely tokens"),
+    "prompt_logprob_start": NotHere("prompt_logprobs are of the whole prompt", (0,)),
+    "routed_experts_prompt_start": NotHere(_NO_EXPERTS, (0,)),
+    "trace_decode_token_ids": NotHere("put the tokens into the prompt and ask for prompt_logprobs"),
+    "skip_clone": _idle("a request always keeps parameters of its own"),
+}
+
+#: keyword arguments of vLLM's generate and chat that ours lack
+CALL_ARGUMENTS: dict[str, NotHere] = {
+    "lora_request": NotHere(_NO_LORA),
+    "prompt_adapter_request": NotHere(_NO_LORA),
+    "tokenization_kwargs": NotHere("tokenise with get_tokenizer().encode, and pass the token ids"),
+    "truncation_kwargs": NotHere("set truncate_prompt_tokens in the SamplingParams"),
+    "mm_processor_kwargs": NotHere(_NO_MEDIA),
+    "guided_options_request": NotHere(_NO_GRAMMAR),
+    "data_parallel_rank": NotHere(_ONE_DEVICE, (0,)),
+    "kv_hints": NotHere("the prefix cache keeps what was used last"),
+}
+
+#: keys of vLLM's prompt dicts that ours lack
+PROMPT_KEYS: dict[str, NotHere] = {
+    "multi_modal_data": NotHere(_NO_MEDIA),
+    "multi_modal_uuids": NotHere(_NO_MEDIA),
+    "mm_processor_kwargs": NotHere(_NO_MEDIA),
+    "prompt_embeds": NotHere("prompts are text or token ids"),
+    "token_type_ids": NotHere("models generate text, and know no such types"),
+    "encoder_prompt": NotHere("models have a decoder only"),
+    "decoder_prompt": NotHere("models have a decoder only; give its text as 'prompt'"),
+}
+
+#: methods and attributes of vLLM's LLM and AsyncLLM that ours lack
+METHODS: dict[str, str] = {
+    "beam_search": _NO_BEAMS,
+    "encode": _NO_POOLING,
+    "embed": _NO_POOLING,
+    "score": _NO_POOLING,
+    "classify": _NO_POOLING,
+    "reward": _NO_POOLING,
+    "enqueue": "stream hands outputs out as they come, and threads may call at the same time",
+    "enqueue_chat": "stream hands outputs out as they come, and threads may call at the same time",
+    "wait_for_completion": "stream hands outputs out as they come, and threads may call at the same time",
+    "sleep": "close it and make a new one: it starts in about a second",
+    "wake_up": "close it and make a new one: it starts in about a second",
+    "is_sleeping": "close it and make a new one: it starts in about a second",
+    "collective_rpc": _ONE_DEVICE,
+    "apply_model": "a model is a compiled program, not a torch module",
+    "start_profile": "use a profiler of your own; events say what each step took",
+    "stop_profile": "use a profiler of your own; events say what each step took",
+    "reset_mm_cache": _NO_MEDIA,
+    "add_lora": _NO_LORA,
+    "remove_lora": _NO_LORA,
+    "list_loras": _NO_LORA,
+    "pin_lora": _NO_LORA,
+    "llm_engine": "what it is used for is here: get_tokenizer, get_metrics, stats, events, card",
+    "engine": "what it is used for is here: get_tokenizer, stats, model_info",
+    "model_config": "card and stats tell the sizes",
+    "get_world_size": _ONE_DEVICE,
+    "set_tokenizer": "pass tokenizer= when you make it",
+    "update_weights": "weights are read once, from files",
+    "init_weight_transfer_engine": "weights are read once, from files",
+    "start_weight_update": "weights are read once, from files",
+    "finish_weight_update": "weights are read once, from files",
+    "get_weight_version": "weights are read once, from files",
+    "pause_generation": "abort what runs, and send it again later",
+    "resume_generation": "abort what runs, and send it again later",
+    "get_supported_tasks": _NO_POOLING,
+    "is_tracing_enabled": "otlp_traces_endpoint says so",
+    "do_log_stats": "stats tells the moment's numbers",
+    "scale_elastic_ep": _ONE_DEVICE,
+}

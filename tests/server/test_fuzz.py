@@ -1,0 +1,132 @@
+"""Every field of every request, with values that no client should send: an answer or our own refusal, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from octavo.server.ollama_protocol import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaOptions,
+    OllamaRequest,
+    OllamaShowRequest,
+)
+from octavo.server.openapi import request_structs
+from octavo.server.protocol import (
+    NEUTRAL,
+    AnthropicMessage,
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerationRequest,
+    MessagesRequest,
+    StreamOptions,
+    TokenizeRequest,
+)
+from tests.server.scripted_engine import Answer, ScriptedEngine, app_of, call
+
+HI = [{"role": "user", "content": "Hi"}]
+TEXT = {"prompt": "Hi", "max_tokens": 2}
+OLLAMA = {"model": "tiny", "stream": False}
+
+#: route, a body that it takes, where in it a struct's fields stand, the struct, whose fields are tried elsewhere
+PLACES: tuple[tuple[str, dict[str, Any], tuple[str | int, ...], type, type | None], ...] = (
+    ("/v1/completions", TEXT, (), CompletionRequest, None),
+    ("/v1/completions", TEXT | {"stream": True, "stream_options": {}}, ("stream_options",), StreamOptions, None),
+    ("/v1/chat/completions", {"messages": HI, "max_tokens": 2}, (), ChatCompletionRequest, GenerationRequest),
+    ("/v1/chat/completions/batch", {"messages": [HI]}, (), BatchChatCompletionRequest, ChatCompletionRequest),
+    ("/v1/messages", {"messages": HI, "max_tokens": 2}, (), MessagesRequest, None),
+    ("/v1/messages", {"messages": HI, "max_tokens": 2}, ("messages", 0), AnthropicMessage, None),
+    ("/tokenize", {"prompt": "Hi"}, (), TokenizeRequest, None),
+    ("/detokenize", {"tokens": [5]}, (), DetokenizeRequest, None),
+    ("/api/chat", OLLAMA | {"messages": HI}, (), OllamaChatRequest, None),
+    ("/api/chat", OLLAMA | {"messages": HI, "options": {}}, ("options",), OllamaOptions, None),
+    ("/api/generate", OLLAMA | {"prompt": "Hi"}, (), OllamaGenerateRequest, OllamaRequest),
+    ("/api/show", {"model": "tiny"}, (), OllamaShowRequest, None),
+)
+#: as JSON, for not all of them are what json.dumps writes
+VALUES = (
+    *("null", "true", "false", "0", "1", "-1", "2", "0.5", "-0.0", "1e308", "-1e308", "1e400", "5e-324"),
+    *("2147483648", "9223372036854775807", "9223372036854775808", "-9223372036854775809", "1" + "0" * 400),
+    *('""', '"a"', '"left"', '"\\u0000"', '"\\ud800"', '"\\ufeff\\u202e"', json.dumps("x" * 5000), '"NaN"', "NaN"),
+    *("[]", "[0]", "[-1]", "[1e30]", "[null]", '["a"]', '[""]', "[[]]", '["\\ud800"]', "[" * 200 + "]" * 200),
+    *("{}", '{"a": 1}', '{"5": 1e308}', '{"-1": 0}', '{"type": "text"}', '[{"role": "user"}]', '[{"role": 1}]'),
+    *('[{"role": "user", "content": []}]', '[{"role": "user", "content": [{"type": "text", "text": 1}]}]'),
+    '[[{"role": "x", "content": "y", "tool_calls": [{"function": {"arguments": "{"}}]}]]',
+)
+
+
+def with_value(body: dict[str, Any], place: tuple[str | int, ...], field: str, value: str) -> bytes:
+    """The body with the field replaced by a piece of JSON."""
+    made = json.loads(json.dumps(body))
+    inside = made
+    for step in place:
+        inside = inside[step]
+    inside[field] = "@@"
+    return json.dumps(made).replace('"@@"', value).encode()
+
+
+async def send_all(path: str, bodies: list[bytes]) -> list[Answer]:
+    engine = ScriptedEngine()
+    app = app_of(engine)
+    answers = [await call(app, "POST", path, body, {"content-type": "application/json"}) for body in bodies]
+    assert engine.live == 0
+    return answers
+
+
+def check(path: str, bodies: list[bytes]) -> None:
+    for body, answer in zip(bodies, asyncio.run(send_all(path, bodies)), strict=True):
+        told = f"{path} {body[:300]!r}: {answer.status} {answer.body[:300]!r}"
+        if answer.status == 200:
+            assert b'"error":' not in answer.body or b'"error":null' in answer.body, told
+            continue
+        assert 400 <= answer.status < 500, told
+        error = answer.json()["error"]
+        message = error if isinstance(error, str) else error["message"]
+        assert len(message) > 10, told
+        assert "Traceback" not in message, told
+
+
+@pytest.mark.parametrize(("path", "body", "place", "kind", "tried"), PLACES)
+def test_every_field_takes_any_value_or_refuses_it(
+    path: str, body: dict[str, Any], place: tuple[str | int, ...], kind: type[msgspec.Struct], tried: type | None
+) -> None:
+    fields = set(kind.__struct_fields__) - set(getattr(tried, "__struct_fields__", ())) | {"messages", "unknown"}
+    fields &= {*kind.__struct_fields__, "unknown"}
+    check(path, [with_value(body, place, field, value) for field in sorted(fields) for value in VALUES])
+
+
+def test_every_struct_is_tried() -> None:
+    tried = {kind for _, _, _, kind, _ in PLACES}
+    inherited = {base for kind in tried for base in kind.__mro__}
+    assert [kind for kind in request_structs() if kind not in tried | inherited] == []
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_what_others_know_is_taken_or_refused(path: str) -> None:
+    body = TEXT if path == "/v1/completions" else {"messages": HI, "max_tokens": 2}
+    check(path, [with_value(body, (), field, value) for field in sorted(NEUTRAL) for value in VALUES[::6]])
+
+
+@pytest.mark.parametrize(("path", "body", "place", "kind", "tried"), [one for one in PLACES if not one[2]])
+def test_fields_together(
+    path: str, body: dict[str, Any], place: tuple[str | int, ...], kind: type[msgspec.Struct], tried: type | None
+) -> None:
+    """Values that pass alone may not pass together: sixty bodies of some fields each, always the same ones."""
+    draw = random.Random(path)
+    bodies = []
+    for _ in range(60):
+        made = dict.fromkeys(draw.sample(kind.__struct_fields__, min(4, len(kind.__struct_fields__))))
+        whole = body | {field: f"@{field}@" for field in made if field not in ("prompt", "messages", "model")}
+        text = json.dumps(whole)
+        for field in made:
+            text = text.replace(f'"@{field}@"', draw.choice(VALUES))
+        bodies.append(text.encode())
+    check(path, bodies)

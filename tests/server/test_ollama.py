@@ -1,0 +1,189 @@
+"""Ollama's routes: its own client against them, the exact lines, and what is refused by name."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import ollama
+import pytest
+
+from octavo.errors import EngineBusyError, EngineDeadError
+from tests.server.live_server import serve
+from tests.server.scripted_engine import Answer, ScriptedEngine, app_of, get, post, without_template
+
+HI = [{"role": "user", "content": "Hi"}]
+CHAT = {"model": "tiny", "messages": HI}
+TEXT = {"model": "tiny", "prompt": "Hi"}
+WHOLE = {"stream": False}
+SAID = " one two three caf\u00e9"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[ollama.Client]:
+    with serve(app_of()) as address:
+        yield ollama.Client(host=address)
+
+
+def lines(answer: Answer) -> list[Any]:
+    return [json.loads(line) for line in answer.body.decode().splitlines()]
+
+
+def test_its_own_client_chats(client: ollama.Client) -> None:
+    whole = client.chat("tiny", HI, options={"num_predict": 3, "temperature": 0})
+    assert whole.message.role == "assistant"
+    assert whole.message.content == " one two three"
+    assert (whole.done, whole.done_reason, whole.eval_count) == (True, "length", 3)
+    parts = list(client.chat("tiny:latest", HI, stream=True))
+    assert "".join(part.message.content or "" for part in parts) == SAID
+    assert [part.done for part in parts] == [False] * 4 + [True]
+
+
+def test_its_own_client_generates_and_looks_around(client: ollama.Client) -> None:
+    assert client.generate("tiny", "Hi").response == SAID
+    assert "".join(part.response for part in client.generate("tiny", "Hi", stream=True)) == SAID
+    assert [model.model for model in client.list().models] == ["tiny:latest"]
+    assert [model.model for model in client.ps().models] == ["tiny:latest"]
+    shown = client.show("tiny")
+    assert "add_generation_prompt" in (shown.template or "")
+    assert (shown.modelinfo or {})["octavo.context_length"] == 128
+    assert shown.capabilities == ["completion"]
+    assert shown.parameters == "temperature 0.5"
+    with pytest.raises(ollama.ResponseError, match=r"model 'other' not found, served is 'tiny'") as refused:
+        client.chat("other", HI)
+    assert refused.value.status_code == 404
+
+
+def test_lines_are_as_ollama_writes_them() -> None:
+    answer = post(app_of(), "/api/chat", CHAT)
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    first, *_, last = lines(answer)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", first.pop("created_at"))
+    assert first == {"model": "tiny", "message": {"role": "assistant", "content": " one"}, "done": False}
+    del last["created_at"]
+    times = {"total_duration": 2 * 10**9, "load_duration": 25 * 10**7, "prompt_eval_duration": 25 * 10**7}
+    assert last == {
+        "model": "tiny",
+        "message": {"role": "assistant", "content": ""},
+        **{"done": True, "done_reason": "length"},
+        **times,
+        "eval_duration": 15 * 10**8,
+        "prompt_eval_count": last["prompt_eval_count"],
+        "eval_count": 4,
+    }
+    whole = post(app_of(), "/api/generate", TEXT | WHOLE)
+    assert whole.headers["content-type"] == "application/json"
+    assert whole.json()["response"] == SAID
+    assert whole.json()["eval_count"] == 4
+
+
+def test_options_reach_the_engine_over_ollamas_defaults() -> None:
+    engine = ScriptedEngine()
+    options = {"num_predict": 7, "top_k": 9, "min_p": 0.1, "seed": 4, "stop": ["END"], "repeat_penalty": 1.2}
+    idle = {"num_ctx": 4096, "num_thread": 8, "repeat_last_n": 64, "mirostat": 0, "typical_p": 1.0}
+    assert post(app_of(engine), "/api/chat", CHAT | {"options": {**options, **idle}, "keep_alive": "5m"}).status == 200
+    params = engine.requests[0].sampling_params
+    assert (params.max_tokens, params.top_k, params.min_p, params.seed, params.stop) == (7, 9, 0.1, 4, ("END",))
+    assert (params.repetition_penalty, params.top_p) == (1.2, 0.9)
+    assert params.temperature == 0.5, "what the model's makers recommend goes before Ollama's 0.8"
+    post(app_of(engine), "/api/chat", CHAT | {"options": {"repeat_penalty": 1.2, "repeat_last_n": 0}})
+    assert engine.requests[1].sampling_params.repetition_penalty == 1.0
+    for most in (-1, -2, 4096, None):
+        post(app_of(engine), "/api/chat", CHAT | {"options": {"num_predict": most}})
+        request = engine.requests[-1]
+        assert request.max_output_tokens == 128 - len(request.prompt_token_ids)
+
+
+def test_a_prompt_is_what_a_user_says_unless_it_is_raw() -> None:
+    engine = ScriptedEngine()
+    app = app_of(engine)
+    post(app, "/v1/chat/completions", {"messages": [{"role": "system", "content": "Be brief."}, *HI]})
+    post(app, "/api/generate", TEXT | {"system": "Be brief."})
+    post(app, "/api/generate", TEXT | {"raw": True})
+    post(app, "/v1/completions", TEXT)
+    asked = [request.prompt_token_ids for request in engine.requests]
+    assert asked[0] == asked[1]
+    assert asked[2] == asked[3] != asked[1]
+
+
+def test_a_begun_answer_is_continued() -> None:
+    engine = ScriptedEngine()
+    begun = [*HI, {"role": "assistant", "content": "Zero"}]
+    post(app_of(engine), "/api/chat", CHAT | {"messages": begun})
+    body = {"messages": begun, "continue_final_message": True, "add_generation_prompt": False}
+    post(app_of(engine), "/v1/chat/completions", body)
+    assert engine.requests[0].prompt_token_ids == engine.requests[1].prompt_token_ids
+
+
+def test_a_model_without_a_template_generates_and_says_how_to_ask() -> None:
+    engine = without_template(ScriptedEngine())
+    post(app_of(engine), "/v1/completions", TEXT)
+    assert post(app_of(engine), "/api/generate", TEXT | WHOLE).json()["response"] == SAID
+    assert engine.requests[0].prompt_token_ids == engine.requests[1].prompt_token_ids
+    refused = post(app_of(engine), "/api/chat", CHAT)
+    assert refused.status == 400
+    assert "Ollama's clients: /api/generate" in refused.json()["error"]
+    assert "has no place" in post(app_of(engine), "/api/generate", TEXT | {"system": "x"}).json()["error"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_asking_for_the_model_alone_finds_it_loaded(stream: bool) -> None:
+    for path, body in (("/api/chat", {"model": "tiny", "keep_alive": 0}), ("/api/generate", {"model": "tiny"})):
+        answer = post(app_of(), path, body | {"stream": stream})
+        assert (answer.status, answer.json()["done"], answer.json()["done_reason"]) == (200, True, "load")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        ("chat", {"tools": [{"type": "function"}]}, "tools is .* does not support; allowed is leaving it out"),
+        ("chat", {"format": "json"}, "format is 'json', which this engine does not support"),
+        ("chat", {"format": {"type": "object"}}, "format is"),
+        ("chat", {"think": True}, "think is True"),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": "Hi", "images": ["aGk="]}]},
+            r"messages\[0\].images is given",
+        ),
+        ("chat", {"messages": [{"role": "user"}]}, r"messages\[0\].content is missing"),
+        ("generate", {"images": ["aGk="]}, "images is"),
+        ("generate", {"suffix": "end"}, "suffix is 'end'"),
+        ("generate", {"template": "{{ .Prompt }}"}, "template is"),
+        ("generate", {"context": [1, 2]}, "context is"),
+        ("generate", {"promt": "Hi"}, "did you mean 'prompt'"),
+        ("chat", {"options": {"mirostat": 2}}, "options.mirostat is 2, .* allowed is leaving it out or 0"),
+        ("chat", {"options": {"temprature": 1}}, "temprature"),
+        ("chat", {"options": {"temperature": -1}}, "options.temperature is -1"),
+        ("chat", {"options": {"repeat_penalty": -1}}, "options.repeat_penalty is -1"),
+        ("chat", {"options": {"num_predict": 0}}, "options.num_predict is 0"),
+        ("chat", {"options": {"top_k": "many"}}, "options.top_k is 'many', allowed is int"),
+        ("chat", {"messages": [{"role": "user", "content": "word " * 200}]}, "allowed are 127"),
+    ],
+)
+def test_what_is_not_here_is_refused_by_name(path: str, fields: dict[str, object], message: str) -> None:
+    answer = post(app_of(), f"/api/{path}", (CHAT if path == "chat" else TEXT) | fields)
+    assert answer.status == 400
+    assert set(answer.json()) == {"error"}
+    assert re.search(message, answer.json()["error"]), answer.json()
+
+
+def test_faults_are_told_as_ollama_tells_them() -> None:
+    busy = post(app_of(ScriptedEngine(fault=EngineBusyError("too many wait", 2))), "/api/chat", CHAT)
+    assert (busy.status, busy.json()) == (503, {"error": "too many wait"})
+    app = app_of(ScriptedEngine(fault=EngineDeadError("the engine stopped"), fault_at=2))
+    *_, last = lines(post(app, "/api/generate", TEXT))
+    assert last["error"].startswith("the engine stopped")
+    assert get(app_of(), "/api/nowhere").json()["error"].startswith("there is no '/api/nowhere' here")
+
+
+def test_knocking_at_the_door() -> None:
+    with serve(app_of()) as address:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=20)
+        connection.request("HEAD", "/")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
+        connection.close()
+    assert set(get(app_of(), "/api/version").json()) == {"version"}

@@ -1,0 +1,90 @@
+"""The table of what vLLM has and Octavo lacks: which values pass, what is said of others, and that it is true."""
+
+from dataclasses import fields
+
+import pytest
+
+from octavo import SamplingParams, vllm_options
+from octavo.config import AdmissionConfig, ServerConfig
+from octavo.engine.assemble import _SECTIONS, engine_config
+from octavo.errors import ConfigError
+from octavo.server.settings import ServerSettings
+from octavo.vllm_options import ENGINE_OPTIONS, FLAG_ALIASES, SAMPLING_FIELDS, SERVER_FLAGS, SERVER_ONLY
+
+ASKS_FOR_NOTHING = {
+    "tensor_parallel_size": 1,
+    "quantization": None,
+    "enable_lora": False,
+    "trust_remote_code": True,
+    "enforce_eager": True,
+    "swap_space": 4,
+    "disable_custom_all_reduce": True,
+    "hf_overrides": {},
+    "distributed_executor_backend": "mp",
+    "cpu_offload_gb": 0.0,
+    "limit_mm_per_prompt": {"image": 1},
+    "runner": "generate",
+    "disable_log_stats": True,
+}
+ASKS_FOR_SOMETHING = {
+    "tensor_parallel_size": 2,
+    "quantization": "awq",
+    "enable_lora": True,
+    "hf_overrides": {"rope_theta": 1.0},
+    "cpu_offload_gb": 4,
+    "runner": "pooling",
+    "speculative_config": {"method": "ngram"},
+    "enable_sleep_mode": 1,
+}
+
+
+@pytest.mark.parametrize("name", ASKS_FOR_NOTHING)
+def test_what_asks_for_nothing_is_accepted(name: str) -> None:
+    assert engine_config(**{name: ASKS_FOR_NOTHING[name]}) == engine_config()
+
+
+@pytest.mark.parametrize("name", ASKS_FOR_SOMETHING)
+def test_what_is_not_there_is_refused_by_name_with_what_there_is(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        engine_config(**{name: ASKS_FOR_SOMETHING[name]})
+    assert str(caught.value).startswith(f"{name}={ASKS_FOR_SOMETHING[name]!r} is not supported yet: ")
+    assert str(caught.value).endswith(ENGINE_OPTIONS[name].instead)
+
+
+def test_a_true_is_not_the_number_one() -> None:
+    with pytest.raises(ConfigError, match="tensor_parallel_size=True is not supported yet"):
+        engine_config(tensor_parallel_size=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "passes"),
+    [
+        ("tensor_parallel_size", "1", True),
+        ("tensor_parallel_size", "2", False),
+        ("quantization", "None", True),
+        ("enable_lora", "false", True),
+        ("distributed_executor_backend", "mp", True),
+        ("hf_overrides", "{}", True),
+        ("hf_overrides", '{"a": 1}', False),
+    ],
+)
+def test_the_command_lines_texts_are_read(name: str, text: str, passes: bool) -> None:
+    assert ENGINE_OPTIONS[name].text_asks_for_nothing(text) is passes
+
+
+def test_nothing_that_octavo_has_is_in_the_tables() -> None:
+    ours = {field.name for section in _SECTIONS.values() for field in fields(section)}
+    servers = {field.name for section in (ServerConfig, AdmissionConfig, ServerSettings) for field in fields(section)}
+    assert not set(ENGINE_OPTIONS) & (ours | servers)
+    assert not set(SERVER_FLAGS) & (ours | servers | set(ENGINE_OPTIONS))
+    assert not set(SERVER_ONLY) & ours
+    assert not set(SAMPLING_FIELDS) & {field.name for field in fields(SamplingParams)}
+    assert set(FLAG_ALIASES.values()) <= set(ENGINE_OPTIONS)
+
+
+def test_every_sentence_can_end_a_message() -> None:
+    tables = (ENGINE_OPTIONS, SERVER_ONLY, SERVER_FLAGS, SAMPLING_FIELDS, vllm_options.CALL_ARGUMENTS)
+    sentences = [entry.instead for table in tables for entry in table.values()] + list(vllm_options.METHODS.values())
+    for sentence in sentences:
+        assert sentence[-1].isalnum()
+        assert "\n" not in sentence
