@@ -133,7 +133,7 @@ class LLM:
         **others: Any,
     ) -> list[RequestOutput]:
         """Answer one conversation, or each of several, through the model's chat template. A text, or one message, is
-        a conversation too."""
+        a conversation too. chat_template_content_format: in place of the option of that name, for this call."""
         refuse_unknown("chat", others, _CHAT)
         options = template_options(
             chat_template_kwargs,

@@ -9,7 +9,8 @@ what decoding all ids at once gives, for any ids. Each push costs one look-up an
 
 Bytes go through a UTF-8 decoder that remembers a character's start; one that is never completed shows as U+FFFD.
 (The `tokenizers` library reads a run of byte tokens otherwise: all of it is text, or none. A character would then wait
-for the run's end, and one wrong byte would unmake those before it, which may be in a prompt.)
+for the run's end, and one wrong byte would unmake those before it, which may be in a prompt. Hence all text is made
+here, also where ids are decoded at once.)
 
 An answer goes on where its prompt ends: a stream that is made with a prompt has read it, so that the text of a prompt
 and of its answer is the text of both together, wherever the cut is. This is why an answer may begin with a space,
@@ -55,11 +56,6 @@ class Detokenizer:
         self._rules = _rules(spec)
         vocabulary = _Vocabulary(encoder)
         self._tables = {skip: _TokenTable(vocabulary, skip, self._rules.contribution) for skip in (False, True)}
-
-    @property
-    def differs_from_library(self) -> bool:
-        """Whether the library may decode the same ids to another text."""
-        return isinstance(self._rules, _TextRules) and self._rules.byte_fallback
 
     def stream(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> TextStream:
         table = self._tables[skip_special_tokens]

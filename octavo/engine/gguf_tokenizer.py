@@ -8,11 +8,11 @@ tokenizer.ggml.token_type   of each token: 1 normal, 2 unknown, 3 control, 4 use
 from __future__ import annotations
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from octavo.engine.gguf_vocabulary import CONTROL, NORMAL, USER_DEFINED, GGUFVocabulary
-from octavo.engine.sentencepiece_merges import cached_merge_pairs
-from octavo.engine.text_cuts import WHOLE_WORDS_FIRST, cutter, known_cuts
+from octavo.engine.gguf_vocabulary import CONTROL, USER_DEFINED, GGUFVocabulary
+from octavo.engine.sentencepiece_tokenizer import Pieces, bpe_encoder, write_spaces
+from octavo.engine.text_cuts import WHOLE_WORDS_FIRST, cutter, known_cuts, text_normalizer
 from octavo.engine.tokenizer_parts import TokenizerParts, collector_off, set_ends
 from octavo.engine.tokenizers_errors import naming
 from octavo.models.gguf import GGUFFile
@@ -59,32 +59,23 @@ def _byte_level(vocabulary: GGUFVocabulary) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
-    if vocabulary.cut == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
+    if (normalizer := text_normalizer(vocabulary.cut)) is not None:
+        tokenizer.normalizer = normalizer
     return tokenizer
 
 
 def _sentencepiece(vocabulary: GGUFVocabulary) -> Tokenizer:
-    tokens = vocabulary.tokens
-    pairs = cached_merge_pairs(tokens, vocabulary.scores(), vocabulary.types == NORMAL, vocabulary.raw_tokens.raw)
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocabulary.ids(),
-            merges=[(tokens[left], tokens[right]) for left, right in pairs.tolist()],
-            unk_token=vocabulary.token("unknown"),
-            byte_fallback=True,
-            fuse_unk=True,
+    encoder = bpe_encoder(
+        Pieces(
+            tokens=vocabulary.tokens,
+            scores=vocabulary.scores(),
+            types=vocabulary.types,
+            unknown=vocabulary.token("unknown"),
+            raw=vocabulary.raw_tokens.raw,
         )
     )
-    space = normalizers.Replace(" ", "▁")
-    restore: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if vocabulary.flag("add_space_prefix", True):
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space])
-        restore.append(decoders.Strip(content=" ", left=1, right=0))
-    else:
-        tokenizer.normalizer = space
-    tokenizer.decoder = decoders.Sequence(restore)
-    return tokenizer
+    write_spaces(encoder, "always" if vocabulary.flag("add_space_prefix", True) else "never")
+    return encoder
 
 
 def _mark_special(tokenizer: Tokenizer, vocabulary: GGUFVocabulary) -> None:

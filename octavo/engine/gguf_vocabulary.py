@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.engine.text_cuts import cut_of_kind
 from octavo.errors import TokenizerError
 from octavo.models.gguf import GGUFFile, StringArray
 from octavo.models.shown import shown
+from octavo.observe.logging import LOGGER
 
-#: tokenizer.ggml.token_type; 2 is unknown, 5 unused, 6 a byte
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+_NO_CUT = "default"
+
+#: what a token is for: tokenizer.ggml.token_type, and SentencePiece's kinds of pieces; 5 is unused
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 
 class GGUFVocabulary:
@@ -26,14 +30,32 @@ class GGUFVocabulary:
         self._path = file.path
         self._metadata: Mapping[str, Any] = file.metadata
         self.kind = str(self._metadata.get("tokenizer.ggml.model", "none"))
-        self.cut = str(self._metadata.get("tokenizer.ggml.pre", "default"))
-        self._is_phi3 = self._metadata.get("general.architecture") == "phi3" and self.kind == "llama"
+        self._architecture = str(self._metadata.get("general.architecture"))
+        self._is_phi3 = self._architecture == "phi3" and self.kind == "llama"
         self.raw_tokens = self._strings("tokens")
         self.tokens = self.raw_tokens.tolist()
+        self.cut = self._cut() if self.kind == "gpt2" else ""
         self.types = self._numbers("token_type", NORMAL)
 
     def ids(self) -> dict[str, int]:
         return dict(zip(self.tokens, range(len(self.tokens)), strict=True))
+
+    def _cut(self) -> str:
+        """The name of the rule by which text is cut into words; files of early 2024 lack it, or say "default"."""
+        name = str(self._metadata.get("tokenizer.ggml.pre", _NO_CUT))
+        if name != _NO_CUT:
+            return name
+        chosen = cut_of_kind(self._architecture, len(self.tokens))
+        LOGGER.warning(
+            "%s does not say how its tokenizer cuts text (tokenizer.ggml.pre); taken for %r, %s; if answers are poor, "
+            "convert the model again or pass tokenizer= a folder with a tokenizer.json",
+            *(
+                self._path,
+                chosen or "gpt-2",
+                f"as {self._architecture!r} models do" if chosen else "which may be wrong",
+            ),
+        )
+        return chosen or "gpt-2"
 
     def swallows_space_after(self, token: str) -> bool:
         """Whether white space after this special token belongs to it, as Phi-3's own tokenizer has it."""
@@ -56,7 +78,8 @@ class GGUFVocabulary:
 
     def token_id(self, key: str) -> int | None:
         value = self._metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if value is not None and (not isinstance(value, int) or not 0 <= value < len(self.tokens)):
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and (not is_number or not 0 <= value < len(self.tokens)):
             raise self.broken(f"{key}_token_id", f"is {shown(value)}, allowed are 0 to {len(self.tokens) - 1}")
         return value
 

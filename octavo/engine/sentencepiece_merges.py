@@ -7,7 +7,7 @@ what happens when the piece is encoded alone. Hence one pair a piece, the last j
 as many as listing every split, and the encoder starts in half the time.
 
 Finding them takes a second or two for 262,144 pieces, so the pairs are kept in the cache folder under the
-hash of the vocabulary.
+hash of the vocabulary. Where nothing can be kept they are found anew each time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.env import cache_dir
-from octavo.errors import TokenizerError
+from octavo.errors import ConfigError, TokenizerError
+from octavo.observe.logging import LOGGER
 
 MergePairs = NDArray[np.int32]  # [num_merges, 2] token ids, best first
 
@@ -37,7 +39,10 @@ def cached_merge_pairs(
     key = hashlib.blake2b(_FORMAT, digest_size=16)
     for part in (raw, scores.tobytes(), mergeable.tobytes()):
         key.update(part)
-    path = cache_dir() / f"merges-{key.hexdigest()}.npy"
+    try:
+        path = cache_dir() / f"merges-{key.hexdigest()}.npy"
+    except ConfigError:  # no folder to keep them in, as in a read-only home
+        return merge_pairs(pieces, scores, mergeable)
     pairs = _read(path, len(pieces))
     if pairs is None:
         pairs = merge_pairs(pieces, scores, mergeable)
@@ -88,7 +93,13 @@ def _read(path: Path, num_pieces: int) -> MergePairs | None:
 
 
 def _write(path: Path, pairs: MergePairs) -> None:
+    """Keep them if that is possible: a full disk, or one that may not be written, costs the next start its second."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.save(file, pairs)
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            np.save(file, pairs)
+        partial.replace(path)
+    except OSError as error:
+        LOGGER.info("the tokenizer's merges cannot be kept in %s: %s", path.parent, error)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

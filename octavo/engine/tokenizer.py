@@ -67,13 +67,7 @@ class Tokenizer(TransformersCalls):
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that make no character show as U+FFFD, ids past the vocabulary as nothing."""
         try:
-            if self._detokenizer.differs_from_library:
-                return self._detokenizer.text(token_ids, skip_special_tokens)
-            with no_panic():
-                if len(token_ids) <= LONG_TEXT:
-                    return str(self._encoder.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
-                (text,) = self._encoder.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
-                return str(text)
+            return self._detokenizer.text(token_ids, skip_special_tokens)
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
 

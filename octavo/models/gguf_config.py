@@ -38,10 +38,6 @@ def architecture_from_gguf(file: GGUFFile) -> Architecture:
         )
     if config.number("expert_count", 0):
         raise UnsupportedModelError(f"{file.path}: mixture-of-experts models are not supported")
-    if file.metadata.get("split.count", 1) != 1:
-        raise UnsupportedModelError(
-            f"{file.path} is one of {file.metadata['split.count']} parts; join them: llama-gguf-split --merge"
-        )
     values = _common(config) | FAMILIES[config.architecture](config)
     return checked(file.path, Architecture(**values))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from octavo.errors import ModelLoadError
+from octavo.models.gguf_parts import first_parts, part_names
 
 #: What a model needs besides its weights: configuration, tokenizer, chat templates.
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
@@ -30,18 +31,24 @@ def download_model(name: str, revision: str | None) -> Path:
     repo, file = match["repo"], match["file"]
     hub = _hub(name)
     if file:
-        return Path(_ask(name, lambda: hub.hf_hub_download(repo, file, revision=revision)))
+        return _download_gguf(name, repo, file, revision)
     patterns = ["*.safetensors", *_SMALL_FILES]
     folder = Path(_ask(name, lambda: hub.snapshot_download(repo, revision=revision, allow_patterns=patterns)))
     if any(folder.glob("*.safetensors")):
         return folder
-    ggufs = [
-        path for path in _ask(name, lambda: hub.list_repo_files(repo, revision=revision)) if path.endswith(".gguf")
-    ]
+    files = _ask(name, lambda: hub.list_repo_files(repo, revision=revision))
+    ggufs = first_parts(path for path in files if path.endswith(".gguf"))
     if len(ggufs) != 1:
         found = f"the GGUF files {', '.join(ggufs)}: name one, as {repo}:{ggufs[0]}" if ggufs else "no GGUF file"
         raise ModelLoadError(f"hub model {repo!r} has no safetensors and {found}")
-    return Path(_ask(name, lambda: hub.hf_hub_download(repo, ggufs[0], revision=revision)))
+    return _download_gguf(name, repo, ggufs[0], revision)
+
+
+def _download_gguf(name: str, repo: str, file: str, revision: str | None) -> Path:
+    """The file with all that it is a part of; they come to lie side by side."""
+    hub, parts = _hub(name), part_names(file)
+    paths = _ask(name, lambda: [hub.hf_hub_download(repo, part, revision=revision) for part in parts])
+    return Path(paths[0])
 
 
 def download_config(name: str, revision: str | None) -> Path:

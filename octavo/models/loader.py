@@ -1,7 +1,7 @@
 """From a model's name to an open Checkpoint.
 
 smollm2, gemma3-270m      a packaged model              packaged.py
-path/to/file.gguf         a GGUF file                   gguf.py, gguf_config.py, gguf_names.py
+path/to/file.gguf         a GGUF file                   gguf.py, gguf_parts.py, gguf_config.py, gguf_names.py
 path/to/folder            a Hugging Face folder         folder.py, config_json.py, safetensors.py
 owner/name                the same, from the hub        hub.py
 owner/name:file.gguf      a GGUF file from the hub
@@ -21,10 +21,10 @@ from octavo.kernels.tensor import DType, HostTensor, num_bytes
 from octavo.models.checkpoint import Checkpoint, StoredTensor, TokenizerSource, at_hand
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
-from octavo.models.gguf import read_gguf
 from octavo.models.gguf_config import architecture_from_gguf
 from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.gguf_names import canonical_name, layout_change
+from octavo.models.gguf_parts import first_parts, read_gguf_model
 from octavo.models.hub import download_config, download_model, is_hub_name
 from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
 from octavo.models.registry import required_tensors
@@ -56,16 +56,16 @@ def open_checkpoint(
 def tokenizer_source(config: ModelConfig) -> TokenizerSource:
     """Where the model's own tokenizer is made from, by itself: neither configuration nor weights are looked at."""
     path = _locate(config)
-    return read_gguf(path) if path.is_file() else path
+    return read_gguf_model(path) if path.is_file() else path
 
 
 def locate_tokenizer(name: str, revision: str | None = None) -> TokenizerSource:
     """What `tokenizer=` names: a folder, a GGUF file, a packaged model or a hub id."""
     if name in PACKAGED_MODELS:
-        return read_gguf(locate_packaged_model(name))
+        return read_gguf_model(locate_packaged_model(name))
     path = _existing(name)
     if path is not None:
-        return path if path.is_dir() else read_gguf(path)
+        return path if path.is_dir() else read_gguf_model(path)
     if not is_hub_name(name):
         raise ModelLoadError(f"tokenizer is {shown(name)}, which is no folder, file or hub id")
     return download_config(name, revision)
@@ -78,7 +78,8 @@ def _locate(config: ModelConfig) -> Path:
         raise ConfigError(f"load_format is safetensors, but model {config.model!r} is the file {path}: name a folder")
     if path.is_file() or config.load_format in ("safetensors", "dummy"):
         return path
-    ggufs = sorted(file for file in path.glob("*.gguf") if not file.name.startswith(_IMAGE_PART))
+    names = sorted(file.name for file in path.glob("*.gguf") if not file.name.startswith(_IMAGE_PART))
+    ggufs = [path / name for name in first_parts(names)]
     wants_gguf = config.load_format == "gguf" or not any(path.glob("*.safetensors"))
     if wants_gguf and len(ggufs) == 1:
         return ggufs[0]
@@ -125,7 +126,7 @@ def _existing(name: str) -> Path | None:
 
 
 def open_gguf(path: Path, label: str) -> Checkpoint:
-    file = read_gguf(path)
+    file = read_gguf_model(path)
     architecture = architecture_from_gguf(file)
     kind = file.metadata["general.architecture"]
     stored: dict[str, StoredTensor] = {}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from octavo.engine.gguf_tokenizer import tokenizer_from_gguf
-from octavo.engine.text_cuts import cutter, known_cuts
+from octavo.engine.text_cuts import cut_of_kind, cutter, known_cuts
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import OctavoError, TokenizerError
 from octavo.models.gguf import read_gguf
@@ -69,6 +69,39 @@ def test_whether_bos_is_added_where_the_file_does_not_say(tmp_path: Path, pre: s
     assert told.encode("h")[-1] == told.eos_token_id
 
 
+@pytest.mark.parametrize("pre", [None, "default"])
+@pytest.mark.parametrize(
+    ("architecture", "cut", "said"),
+    [
+        ("qwen2", "qwen2", "'qwen2', as 'qwen2' models do"),
+        ("qwen3", "qwen2", "'qwen2', as 'qwen3' models do"),
+        ("gpt2", "gpt-2", "'gpt-2', as 'gpt2' models do"),
+        ("llama", "gpt-2", "'gpt-2', which may be wrong"),
+    ],
+)
+def test_a_file_that_does_not_say_how_text_is_cut(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, pre: str | None, cut: str, said: str
+) -> None:
+    tokenizer = make(tmp_path, GPT2 | {"pre": pre, "add_bos_token": False}, architecture)
+    text = "hello 123 e\u0301"
+    assert tokenizer.encode(text) == make(tmp_path, GPT2 | {"pre": cut}).encode(text)
+    assert f"does not say how its tokenizer cuts text (tokenizer.ggml.pre); taken for {said}" in caplog.text
+
+
+def test_a_large_vocabulary_of_the_llama_kind_is_llama_3s() -> None:
+    assert cut_of_kind("llama", 128_256) == "llama-bpe"
+    assert cut_of_kind("llama", 32_000) is None
+
+
+@pytest.mark.parametrize("cache", ["is/a/file/cache", "/proc"])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    (tmp_path / "is").write_text("a file, in which no folder can be made")
+    monkeypatch.setenv("OCTAVO_CACHE_DIR", str(tmp_path / cache))
+    assert make(tmp_path, LLAMA).convert_ids_to_tokens(make(tmp_path, LLAMA).encode("ab")) == ["<s>", "▁ab"]
+
+
 def test_sentencepiece(tmp_path: Path) -> None:
     tokenizer = make(tmp_path, LLAMA)
     tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode("ab aé"))
@@ -98,6 +131,13 @@ def words(name: str, text: str) -> list[str]:
         ("llama-bpe", ["It", "'s", " ", "123", "45", "\n\n", "  ", " OK", "!?\n"]),
         ("qwen2", ["It", "'s", " ", "1", "2", "3", "4", "5", "\n\n", "  ", " OK", "!?\n"]),
         ("tekken", ["It", "'s", " ", "1", "2", "3", "4", "5", "\n\n", "  ", " OK", "!?\n"]),
+        ("gpt-4o", ["It's", " ", "123", "45", "\n\n", "  ", " OK", "!?\n"]),
+        ("falcon3", ["It", "'s", " ", "123", "45", "\n\n", "  ", " OK", "!?\n"]),
+        ("megrez", ["It", "'s", " ", "1", "2", "3", "4", "5", "\n\n", "  ", " OK", "!?\n"]),
+        ("seed-coder", ["It", "'s", " ", "1", "2", "3", "4", "5", "\n\n", "  ", " OK", "!?", "\n"]),
+        ("deepseek-llm", ["It", "'", "s", " ", "12345", "\n", "\n", "  ", " OK", "!?", "\n"]),
+        ("deepseek-coder", ["It", "'", "s", " ", "1", "2", "3", "4", "5", "\n", "\n", "  ", " OK", "!?", "\n"]),
+        ("deepseek-v3", ["It", "'s", " ", "123", "45", "\n\n", "  ", " OK", "!?\n"]),
     ],
 )
 def test_each_rule_cuts_as_its_models_do(name: str, expected: list[str]) -> None:
@@ -127,7 +167,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (GPT2 | {"merges": ["he"]}, "merges holds entries that are not two tokens"),
     (GPT2 | {"merges": ["x yz"]}, "tokens make no tokenizer"),
     (GPT2 | {"token_type": [1]}, "token_type must hold one number for each of 263 tokens"),
-    (GPT2 | {"pre": "chatglm-bpe"}, "pre is 'chatglm-bpe'; Octavo knows codeshell, command-r"),
+    (GPT2 | {"pre": "no-such"}, "pre is 'no-such'; Octavo knows a.x-4.0, chatglm-bpe"),
     (GPT2 | {"bos_token_id": 1000}, "bos_token_id is 1000, allowed are 0 to 262"),
     (GPT2 | {"add_bos_token": 1}, "add_bos_token is 1, allowed are true and false"),
     (GPT2 | {"model": "rwkv"}, "model is 'rwkv'; Octavo reads 'gpt2' and 'llama'"),

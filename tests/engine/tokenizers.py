@@ -63,3 +63,13 @@ def metaspace(prepend_scheme: str = "always") -> Tokenizer:
     encoder.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme)
     encoder.decoder = decoders.Metaspace(prepend_scheme=prepend_scheme)
     return encoder
+
+
+def unigram() -> Tokenizer:
+    """As T5 and its kin: likely pieces instead of merges, spaces as ▁."""
+    pieces = [("<unk>", 0.0), ("▁", -2.0), ("a", -3.0), ("b", -3.0), ("é", -4.0), ("▁a", -2.5), ("ab", -3.5)]
+    encoder = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    encoder.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    encoder.decoder = decoders.Metaspace(prepend_scheme="first")
+    encoder.add_special_tokens(["<s>", "</s>"])
+    return encoder

@@ -142,7 +142,7 @@ def test_sampling_recommendations_are_read(tmp_path: Path) -> None:
         ({"llama.rope.freq_base": float("inf")}, "'llama.rope.freq_base' is inf"),
         ({"llama.rope.scaling.type": "mystery"}, "rope.scaling.type is 'mystery'; Octavo knows none, linear"),
         ({"llama.expert_count": 8}, "mixture-of-experts"),
-        ({"split.count": 3}, "is one of 3 parts; join them"),
+        ({"split.count": 3}, "is one of 3 parts, but its name does not end in -00001-of-00003.gguf"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.attn_factor": 0.5}, "attn_factor is 0.5"),
         ({"llama.feed_forward_length": 65}, r"mlp.gate_proj.weight' has shape \[64, 32\].* asks for \[65, 32\]"),
         ({"llama.block_count": 3}, r"'model.layers.2.input_layernorm.weight' and 8 more of 29 needed are missing"),
