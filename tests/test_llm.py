@@ -201,3 +201,35 @@ def test_unknown_options_and_closed_engines_are_named() -> None:
     engine.close()
     with pytest.raises(EngineDeadError, match="closed"):
         engine.generate("Hello", GREEDY)
+
+
+def test_a_fault_in_one_output_ends_that_request_alone(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens have names that cannot be made; nobody else asks for names."""
+    alone = texts(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
+
+    def break_names(*_: object) -> None:
+        raise ZeroDivisionError("no name")
+
+    monkeypatch.setattr("octavo.engine.output._named", break_names)
+    outputs = llm.generate(PROMPTS, [GREEDY, GREEDY.replace(logprobs=3), GREEDY], use_tqdm=False)
+    reasons = [output.outputs[0].finish_reason for output in outputs]
+    assert reasons == ["length", "error", "length"]
+    assert outputs[1].outputs[0].stop_reason == "its output could not be made: ZeroDivisionError: no name"
+    assert [texts(outputs)[place] for place in (0, 2)] == [alone[0], alone[2]]
+    assert llm.stats().num_running == llm.stats().num_used_blocks == 0
+    ends = [event.reason for event in llm.events if isinstance(event, Finished)]
+    assert ends[-3:].count("error") == 1
+
+
+def test_a_token_that_cannot_be_drawn_ends_its_request_alone(llm: LLM) -> None:
+    """With log-probabilities, of which such a token has none."""
+    (the,) = llm.get_tokenizer().encode(" the", add_special_tokens=False)
+    bad = SamplingParams(logprobs=2, allowed_token_ids=[the], bad_words=[" the the"])
+    outputs = llm.generate(PROMPTS, [GREEDY, bad, GREEDY], use_tqdm=False)
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length", "error", "length"]
+    last = outputs[1].outputs[0]
+    assert last.token_ids == [the]
+    assert len(last.logprobs) == 1
+    assert last.stop_reason.startswith("no token could be drawn: ")
+    with pytest.raises(InvalidRequestError, match="allowed_token_ids holds only bad_words and end and stop tokens"):
+        llm.generate(PROMPTS[0], SamplingParams(allowed_token_ids=[2], min_tokens=1, logprobs=1))

@@ -2,6 +2,8 @@
 
 A sequence's text grows by an incremental detokeniser. While it runs, the last characters that could be the
 beginning of a stop string are held back, so that no reader ever sees text that is later taken away.
+
+Whatever goes wrong while one request's output is made ends that request, with finish_reason "error", and no other.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import NamedTuple
 from octavo.engine.detokenizer import TextStream
 from octavo.engine.tokenizer import Tokenizer
 from octavo.messages import LogprobRow
+from octavo.observe.logging import LOGGER
 from octavo.outputs import (
     CompletionOutput,
     FinishReason,
@@ -34,6 +37,22 @@ class StopFound:
     stop: str
 
 
+@dataclass(frozen=True, slots=True)
+class RequestFault:
+    """This request's output could not be made, and it has ended; the scheduler must be told."""
+
+    request_id: str
+    reason: str
+
+
+class Processed(NamedTuple):
+    """What one step's updates came to: outputs in order of first change, and what the scheduler cannot know."""
+
+    outputs: list[RequestOutput]
+    stops: list[StopFound]
+    faults: list[RequestFault]
+
+
 class OutputProcessor:
     """Owner of every live request's text. One caller: the engine's thread."""
 
@@ -53,35 +72,38 @@ class OutputProcessor:
         output = request.output(now)
         return [] if output is None else [output]
 
-    def process(self, updates: Iterable[SequenceUpdate], now: float) -> tuple[list[RequestOutput], list[StopFound]]:
-        """One step's updates -> the outputs to hand out, in order of first change, and the stops found."""
+    def process(self, updates: Iterable[SequenceUpdate], now: float) -> Processed:
         touched: dict[str, RequestText] = {}
-        stops: list[StopFound] = []
+        done = Processed([], [], [])
         for update in updates:
             request = self._requests.get(update.sequence.request.request_id)
             if request is None:
                 continue  # ended earlier in this very step
             stop = request.extend(update, now)
             if stop is not None:
-                stops.append(StopFound(update.sequence.sequence_id, stop))
+                done.stops.append(StopFound(update.sequence.sequence_id, stop))
             touched[request.request_id] = request
-        outputs = []
         for request_id, request in touched.items():
             output = request.output(now)
+            if request.fault is not None:
+                done.faults.append(RequestFault(request_id, request.fault))
             if request.finished:
                 del self._requests[request_id]
             if output is not None:
-                outputs.append(output)
-        return outputs, stops
+                done.outputs.append(output)
+        return done
 
 
 class RequestText:
     """One request's sequences as text. Whoever has it may take an output at any time: what a DELTA output holds
-    is what came since the last one, however many steps that was."""
+    is what came since the last one, however many steps that was.
+
+    No method raises. `fault` says what went wrong, once something has: the request's sequences have all ended then."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
         params = request.sampling_params
         self.request_id = request.request_id
+        self.fault: str | None = None
         self._request = request
         self._kind = params.output_kind
         self._tokenizer = tokenizer
@@ -98,6 +120,13 @@ class RequestText:
 
     def extend(self, update: SequenceUpdate, now: float) -> str | None:
         """Take one sequence's update; returns the stop string that ended it, if one did."""
+        try:
+            return self._extend(update, now)
+        except Exception as fault:
+            self._fail(fault)
+            return None
+
+    def _extend(self, update: SequenceUpdate, now: float) -> str | None:
         if self._prompt_logprobs is not None:
             for row in update.prompt_logprobs:
                 self._prompt_logprobs.append(_named(row, self._tokenizer))
@@ -110,10 +139,37 @@ class RequestText:
         return stop
 
     def abort(self) -> None:
+        try:
+            for sequence in self._sequences:
+                sequence.abort()
+        except Exception as fault:
+            self._fail(fault)
+
+    def _fail(self, fault: Exception) -> None:
+        LOGGER.exception("request %s failed while its output was made", self.request_id)
+        self.fault = f"its output could not be made: {type(fault).__name__}: {fault}"
         for sequence in self._sequences:
-            sequence.abort()
+            sequence.fail(self.fault)
 
     def output(self, now: float) -> RequestOutput | None:
+        """What there is to hand out now; None: nothing new, or not yet."""
+        try:
+            return self._output(now)
+        except Exception as fault:
+            self._fail(fault)
+        request = self._request
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=request.prompt_token_ids,
+            outputs=[
+                CompletionOutput(index=index, text="", token_ids=[], finish_reason="error", stop_reason=self.fault)
+                for index in range(len(self._sequences))
+            ],
+            finished=True,
+        )
+
+    def _output(self, now: float) -> RequestOutput | None:
         finished = self.finished
         if self._kind is RequestOutputKind.FINAL_ONLY and not finished:
             return None
@@ -178,6 +234,10 @@ class _SequenceText:
             self._text += self._stream.finish() if self._stream is not None else ""
             self.finish_reason = "abort"
 
+    def fail(self, reason: str) -> None:
+        if self.finish_reason is None:
+            self.finish_reason, self._stop_reason = "error", reason
+
     def end_with(self, sequence: Sequence) -> None:
         """End as that sequence did, if it did."""
         if self.finish_reason is None:
@@ -186,9 +246,10 @@ class _SequenceText:
     def extend(self, update: SequenceUpdate) -> str | None:
         if self.finish_reason is not None:
             return None
+        named = None if update.logprobs is None else _named(update.logprobs, self._tokenizer)
         self._token_ids += update.token_ids
-        if update.logprobs is not None and self._logprobs is not None:
-            self._logprobs.append(_named(update.logprobs, self._tokenizer))
+        if update.logprobs is not None and named is not None and self._logprobs is not None:
+            self._logprobs.append(named)
             self._cumulative_logprob = (self._cumulative_logprob or 0.0) + update.logprobs.logprobs[0]
         stop = self._grow_text(update.token_ids, update.sequence.finish_reason)
         if stop is not None:

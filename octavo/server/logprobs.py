@@ -1,6 +1,6 @@
 """Log-probabilities in the two shapes of OpenAI's API, and in vLLM's for prompts.
 
-JSON has no infinities: a token that cannot be drawn has -9999.0, as in vLLM.
+JSON has no infinities and no NaN: a token that cannot be drawn has -9999.0, as in vLLM.
 """
 
 from __future__ import annotations
@@ -108,4 +108,4 @@ def _token(token_id: int, logprob: Logprob, as_token_ids: bool) -> str:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, _LOWEST)
+    return logprob if logprob > _LOWEST else _LOWEST

@@ -262,14 +262,30 @@ def test_a_fault_in_one_text_ends_no_other(ask: Callable[..., Any]) -> None:
         good = asyncio.create_task(collect(client, GREEDY))
         bad = asyncio.create_task(collect(client, ENDLESS))
         await asyncio.sleep(0.05)
-        stream = list(client._streams.values())[-1]
-        stream.text.extend = lambda update, now: 1 / 0
-        with pytest.raises(Exception, match="text could not be made: ZeroDivisionError"):
-            await bad
+        sequence = list(client._streams.values())[-1].text._sequences[0]
+        sequence.extend = lambda update: 1 / 0
+        last = (await bad)[-1].outputs[0]
+        assert last.finish_reason == "error"
+        assert last.stop_reason == "its output could not be made: ZeroDivisionError: division by zero"
         assert (await good)[-1].finished
         await until_idle(client)
 
     ask(break_one)
+
+
+def test_a_token_that_cannot_be_drawn_ends_its_request_alone(ask: Callable[..., Any], offline: LLM) -> None:
+    """With log-probabilities, of which such a token has none."""
+    (the,) = offline.get_tokenizer().encode(" the", add_special_tokens=False)
+    params = SamplingParams(logprobs=2, allowed_token_ids=[the], bad_words=[" the the"])
+
+    async def generate(client: ProcessClient) -> tuple[list[RequestOutput], list[RequestOutput]]:
+        return await asyncio.gather(collect(client, params), collect(client, GREEDY))
+
+    bad, good = ask(generate)
+    last = bad[-1].outputs[0]
+    assert (last.token_ids, last.finish_reason, last.text) == ([the], "error", " the")
+    assert last.stop_reason.startswith("no token could be drawn: ")
+    assert good[-1].outputs[0].finish_reason == "length"
 
 
 def test_an_engine_that_goes_down_ends_its_requests(ask: Callable[..., Any]) -> None:
