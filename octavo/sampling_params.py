@@ -37,8 +37,8 @@ class SamplingParams:
     presence_penalty, frequency_penalty: subtracted from the logits of generated tokens, once / as often as each
         was generated, [-2, 2].
     repetition_penalty: divides positive, multiplies negative logits of prompt and generated tokens, [1e-6, 1e6].
-    temperature: 0 takes the best token, the lowest id of equals; up to 1e6; values between 0 and 0.01 are raised to 0.01,
-        below which float32 probabilities lose their meaning.
+    temperature: 0 takes the best token, the lowest id of equals; up to 1e6. Values between 0 and 0.01 are raised to
+        0.01, below which float32 probabilities lose their meaning.
     top_p, top_k, min_p: keep the smallest set with this mass / the k best tokens, and any equal to the k-th /
         those at least min_p times as likely as the best; 1.0, 0 (or -1) and 0.0 keep all. In the order min_p,
         top_k, top_p, each on what the one before left.
@@ -192,7 +192,9 @@ def _number(name: str, value: object, low: float, high: float, open_low: bool = 
 
 def _shown(number: object) -> str:
     """A number may have more digits than Python would print."""
-    return f"a number of {number.bit_length()} bits" if isinstance(number, int) and abs(number) >= 2**80 else str(number)
+    return (
+        f"a number of {number.bit_length()} bits" if isinstance(number, int) and abs(number) >= 2**80 else str(number)
+    )
 
 
 def _check_type(name: str, value: object, kind: type, allowed: str) -> None:

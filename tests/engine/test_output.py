@@ -54,9 +54,7 @@ BREAKS: dict[str, Callable[[Request], SequenceUpdate]] = {
     "text": lambda request: update(request, 5),
     "a logprob's name": lambda request: update(request, 1, logprobs=LogprobRow([1, 5], [-1.0, -2.0], 1)),
     "a row that is none": lambda request: update(request, 1, logprobs=LogprobRow([], [], 0)),
-    "a prompt's logprobs": lambda request: SequenceUpdate(
-        request.sequences[0], [], None, [LogprobRow([5], [-1.0], 1)]
-    ),
+    "a prompt's logprobs": lambda request: SequenceUpdate(request.sequences[0], [], None, [LogprobRow([5], [-1.0], 1)]),
 }
 
 

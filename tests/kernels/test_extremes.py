@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -23,10 +23,10 @@ VOCAB_SIZES = [1, 5, 128, 129, 700]
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Iterator[Sample]:
+def kernel() -> Sample:
     loaded = library.load()
     threads = library.ThreadPool(loaded, 2)
-    yield lambda logits, batch: cpu.sample(loaded, threads.handle, logits, batch)
+    return lambda logits, batch: cpu.sample(loaded, threads.handle, logits, batch)
 
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)

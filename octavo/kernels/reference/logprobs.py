@@ -3,8 +3,8 @@
 Tokens are ordered best first, the lower id first among equals; a token's rank is its place in that order,
 from 1. So the k best tokens have ranks 1 .. k, and the greedy choice always has rank 1.
 
-Tokens of +inf share all of the mass. A NaN anywhere in the row makes its log-probabilities NaN; there is an order still,
-in which NaNs count as -inf.
+Tokens of +inf share all of the mass. A NaN anywhere in the row makes its log-probabilities NaN; there is an order
+still, in which NaNs count as -inf.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def top_logprobs(
         logits, logits.stride(0), vocab_size, tokens, scan.segment_max, scan.chunk_max, scan.chunk_sum,
         scan.chunk_better, chunks, ids, logprobs, ranks, ids.shape[1],
         SEGMENT=SEGMENT, NUM=CHUNK // SEGMENT, SEGMENTS=triton.next_power_of_2(chunks * (CHUNK // SEGMENT)),
-        CHUNKS=triton.next_power_of_2(chunks), LOWEST=_LOWEST, NAN_FLAG=_NAN_FLAG, CHAINED=chained, launch_pdl=chained, num_warps=4,
+        CHUNKS=triton.next_power_of_2(chunks), LOWEST=_LOWEST, NAN_FLAG=_NAN_FLAG,
+        CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
 
@@ -104,7 +105,9 @@ def _collect_kernel(
 
     token = tl.load(tokens + i)
     tl.store(ids + i * width, token)
-    tl.store(logprobs + i * width, _logprob(_order(tl.load(row + token).to(tl.float32), LOWEST), best, log_mass, LOWEST))
+    tl.store(
+        logprobs + i * width, _logprob(_order(tl.load(row + token).to(tl.float32), LOWEST), best, log_mass, LOWEST)
+    )
     segment = tl.arange(0, SEGMENTS)
     maxima = tl.load(segment_max + i * num_chunks * NUM + segment, mask=segment < num_chunks * NUM, other=-float("inf"))
     # segments without a live token never win: their index is past every other's
