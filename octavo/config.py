@@ -17,6 +17,7 @@ LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 BackendOption = Literal["auto", "triton", "cpu", "reference"]
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 AttentionBackendOption = Literal["triton", "flash_attn_4"]
 
 
@@ -138,10 +139,17 @@ class ObserveConfig:
 
     event_log_size: int = knob(65536, "events kept in memory, the oldest dropped first; 0 keeps none")
     max_logprobs: int = knob(20, "most alternatives a request may ask for; -1 allows the whole vocabulary")
+    logprobs_mode: LogprobsMode = knob(
+        "raw_logprobs", "what logprobs are: of the model's own logits; no other is supported yet"
+    )
     otlp_traces_endpoint: str | None = knob(
         None, "URL that traces of requests are sent to, as OTLP over HTTP; needs the extra otel; default: no traces"
     )
     check_invariants: bool = knob(False, "prove the cache's books after every step; slow, for tests")
+
+    def __post_init__(self) -> None:
+        if self.logprobs_mode != "raw_logprobs":
+            raise ConfigError(f"logprobs_mode is {self.logprobs_mode!r}, not supported yet: allowed is 'raw_logprobs'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from octavo.errors import InvalidRequestError
 
 MAX_N = 16384
 MAX_ALLOWED_TOKEN_IDS = 1024
+MAX_LOGPROB_TOKEN_IDS = 128
 MAX_TOP_K = 2**31 - 1  # kernels count in int32
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 1e6  # beyond, every token is as likely as any other
@@ -48,7 +49,8 @@ class SamplingParams:
     max_tokens, min_tokens: generated tokens; None lets max_tokens run to the model's limit. Before min_tokens
         the end and stop tokens cannot be drawn.
     logprobs, prompt_logprobs: how many best alternatives to report a token; -1 is the whole vocabulary. They
-        are of the model's own logits: no parameter here changes them.
+        are of the model's own logits: no parameter here changes them. logprob_token_ids: up to 128 ids to report with
+        each generated token, whatever they are. flat_logprobs: report in a FlatLogprobs, which has few objects.
     detokenize: False returns token ids only. output_kind: see RequestOutputKind.
     logit_bias: token id -> added to its logit, [-100, 100]. allowed_token_ids: no other token may be drawn.
     bad_words: strings that may not be generated: the last token of one is banned while the tokens before it
@@ -82,6 +84,8 @@ class SamplingParams:
     bad_words: Iterable[str] | None = None
     truncate_prompt_tokens: int | None = None
     skip_reading_prefix_cache: bool | None = None
+    logprob_token_ids: Iterable[int] | None = None
+    flat_logprobs: bool = False
 
     def __post_init__(self) -> None:
         """Check every field and bring every spelling of a value to one."""
@@ -106,7 +110,7 @@ class SamplingParams:
             raise InvalidRequestError(
                 "truncate_prompt_tokens is 0, allowed are -1 and 1 or more: a prompt needs a token"
             )
-        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "flat_logprobs"):
             _check_type(name, getattr(self, name), bool, "True and False")
         if self.skip_reading_prefix_cache is not None:
             _check_type("skip_reading_prefix_cache", self.skip_reading_prefix_cache, bool, "True, False and None")
@@ -137,6 +141,14 @@ class SamplingParams:
                     "use None to allow every token"
                 )
             self._set("allowed_token_ids", allowed)
+        if self.logprob_token_ids is not None:
+            scored = _token_ids("logprob_token_ids", self.logprob_token_ids)
+            if not 1 <= len(scored) <= MAX_LOGPROB_TOKEN_IDS:
+                raise InvalidRequestError(
+                    f"logprob_token_ids holds {len(scored)} ids, allowed are 1 to {MAX_LOGPROB_TOKEN_IDS}; "
+                    "logprobs=-1 reports the whole vocabulary"
+                )
+            self._set("logprob_token_ids", scored)
         if self.logit_bias is not None:
             self._set("logit_bias", _bias(self.logit_bias))
         if self.stop and not self.detokenize:
@@ -151,6 +163,11 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def reports_logprobs(self) -> bool:
+        """Of generated tokens."""
+        return self.logprobs is not None or self.logprob_token_ids is not None
 
     @property
     def has_penalties(self) -> bool:
@@ -177,7 +194,7 @@ def _number(name: str, value: object, low: float, high: float, open_low: bool = 
     try:
         number = float(value)
     except OverflowError:  # a whole number beyond every float
-        number = math.inf if value > 0 else -math.inf
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     if math.isnan(number):
         raise InvalidRequestError(f"{name} is {value!r}, allowed is a number")
     if number < low or number > high or (open_low and number == low):

@@ -15,6 +15,7 @@ PUBLIC_NAMES = {
     "InvalidRequestError",
     "KernelBuildError",
     "LLM",
+    "FlatLogprobs",
     "Logprob",
     "ModelLoadError",
     "OctavoError",

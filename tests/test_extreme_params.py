@@ -62,6 +62,8 @@ def check(one: CompletionOutput, params: SamplingParams) -> None:
     if params.logprobs is not None:
         assert one.logprobs is not None
         assert [next(iter(row)) for row in one.logprobs] == one.token_ids
+        if params.logprobs == -1:
+            assert all(len(row) == VOCAB_SIZE for row in one.logprobs)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -55,7 +55,7 @@ void quantize_run(const float* x, int8_t* bytes, ActivationRun& run) {
   float max_magnitude;
   std::memcpy(&max_magnitude, &largest, 4);
 
-  // Adding 1.5 * 2^23 leaves the rounded number in the low bits of the sum. Below 2^-100 the inverse would
+  // Adding 1.5 * 2^23 leaves the rounded number in the low byte of the sum, and some byte where there is a NaN. Below 2^-100 the inverse would
   // overflow, and no sum of such products is seen in float32 beside any other.
   const float inverse = max_magnitude < 0x1p-100f ? 0.0f : 127.0f / max_magnitude;
   constexpr float kRounder = 0x1.8p23f;
@@ -63,11 +63,10 @@ void quantize_run(const float* x, int8_t* bytes, ActivationRun& run) {
   for (int half = 0; half < 2; ++half) {
     for (int i = 16 * half; i < 16 * half + 16; ++i) {
       const float rounded = x[i] * inverse + kRounder;
-      int32_t bits;
+      uint32_t bits;
       std::memcpy(&bits, &rounded, 4);
-      const int32_t q = bits - 0x4b400000;
-      bytes[i] = static_cast<int8_t>(q);
-      sums[half] += q;
+      bytes[i] = static_cast<int8_t>(bits);
+      sums[half] += bytes[i];
     }
   }
   run.scale = max_magnitude / 127.0f;

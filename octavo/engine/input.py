@@ -129,6 +129,7 @@ class InputProcessor:
             if count is not None and count > limits.vocab_size:
                 raise InvalidRequestError(f"{name} is {count}, the vocabulary has {limits.vocab_size} tokens")
         self._check_ids("allowed_token_ids", tuple(params.allowed_token_ids or ()))
+        self._check_ids("logprob_token_ids", tuple(params.logprob_token_ids or ()))
         self._check_ids("logit_bias", params.logit_bias or ())
         self._check_ids("stop_token_ids", tuple(params.stop_token_ids or ()))
         if self._tokenizer is None and (params.stop or params.bad_words):

@@ -8,9 +8,9 @@ Whatever goes wrong while one request's output is made ends that request, with f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableSequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from octavo.engine.detokenizer import TextStream
 from octavo.engine.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ from octavo.observe.logging import LOGGER
 from octavo.outputs import (
     CompletionOutput,
     FinishReason,
+    FlatLogprobs,
     Logprob,
     RequestMetrics,
     RequestOutput,
@@ -108,7 +109,10 @@ class RequestText:
         self._kind = params.output_kind
         self._tokenizer = tokenizer
         self._sequences = [_SequenceText(index, request, tokenizer) for index in range(params.n)]
-        self._prompt_logprobs: list[TokenLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        self._prompt_logprobs: list[TokenLogprobs | None] | FlatLogprobs | None = None
+        if params.prompt_logprobs is not None:
+            self._prompt_logprobs = FlatLogprobs() if params.flat_logprobs else []
+            self._prompt_logprobs.append(None)
         self._first_token_time: float | None = None
 
     @property
@@ -129,7 +133,7 @@ class RequestText:
     def _extend(self, update: SequenceUpdate, now: float) -> str | None:
         if self._prompt_logprobs is not None:
             for row in update.prompt_logprobs:
-                self._prompt_logprobs.append(_named(row, self._tokenizer))
+                _add(row, self._prompt_logprobs, self._tokenizer)
         if update.token_ids and self._first_token_time is None:
             self._first_token_time = now
         stop = self._sequences[update.sequence.index].extend(update)
@@ -219,8 +223,11 @@ class _SequenceText:
             self._stream = tokenizer.stream(params.skip_special_tokens)
         self._text = ""
         self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
-        self._cumulative_logprob: float | None = None if params.logprobs is None else 0.0
+        self._logprobs: list[TokenLogprobs] | FlatLogprobs | None = None
+        self._cumulative_logprob: float | None = None
+        if params.reports_logprobs:
+            self._logprobs = FlatLogprobs() if params.flat_logprobs else []
+            self._cumulative_logprob = 0.0
         self._handed = _Handed()
         self._stop_reason: int | str | None = None
         self.finish_reason: FinishReason | None = None
@@ -246,11 +253,10 @@ class _SequenceText:
     def extend(self, update: SequenceUpdate) -> str | None:
         if self.finish_reason is not None:
             return None
-        named = None if update.logprobs is None else _named(update.logprobs, self._tokenizer)
-        self._token_ids += update.token_ids
-        if update.logprobs is not None and named is not None and self._logprobs is not None:
-            self._logprobs.append(named)
+        if update.logprobs is not None and self._logprobs is not None:
+            _add(update.logprobs, self._logprobs, self._tokenizer)
             self._cumulative_logprob = (self._cumulative_logprob or 0.0) + update.logprobs.logprobs[0]
+        self._token_ids += update.token_ids
         stop = self._grow_text(update.token_ids, update.sequence.finish_reason)
         if stop is not None:
             self.finish_reason, self._stop_reason = "stop", stop
@@ -310,10 +316,25 @@ class _SequenceText:
         )
 
 
+def _add(row: LogprobRow, rows: MutableSequence[Any] | FlatLogprobs, tokenizer: Tokenizer | None) -> None:
+    if not isinstance(rows, FlatLogprobs):
+        rows.append(_named(row, tokenizer))
+        return
+    texts: list[str | None] = [None] * len(row.token_ids)
+    if tokenizer is not None:
+        texts = [tokenizer.decode([token_id], skip_special_tokens=False) for token_id in row.token_ids]
+    rows.append_fast(row.token_ids, row.logprobs, _ranks(row), texts)
+
+
+def _ranks(row: LogprobRow) -> list[int]:
+    """The best alternatives' ranks are their order, 1 = best."""
+    return [row.rank, *range(1, len(row.token_ids) - len(row.asked_ranks)), *row.asked_ranks]
+
+
 def _named(row: LogprobRow, tokenizer: Tokenizer | None) -> TokenLogprobs:
-    """Logprobs by token id, the chosen token first. The alternatives' ranks are their order, 1 = best."""
+    """Logprobs by token id, the chosen token first."""
     named: TokenLogprobs = {}
-    ranks = [row.rank, *range(1, len(row.token_ids))]
+    ranks = _ranks(row)
     for token_id, logprob, rank in zip(row.token_ids, row.logprobs, ranks, strict=True):
         if token_id not in named:
             text = None if tokenizer is None else tokenizer.decode([token_id], skip_special_tokens=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
@@ -154,7 +156,7 @@ def _logprobs(
     call: Call,
     output: RequestOutput,
     token_ids: list[int],
-    rows: list[TokenLogprobs] | None,
+    rows: Sequence[TokenLogprobs] | None,
     *,
     has_prompt: bool,
 ) -> CompletionLogprobs | None:
@@ -163,5 +165,5 @@ def _logprobs(
     all_ids, all_rows = list(token_ids), list[TokenLogprobs | None]((rows or [])[: len(token_ids)])
     if has_prompt:
         all_ids = output.prompt_token_ids + all_ids
-        all_rows = (output.prompt_logprobs or []) + all_rows
+        all_rows = [*(output.prompt_logprobs or []), *all_rows]
     return completion_logprobs(call, all_ids, all_rows, 0)[0]

@@ -114,11 +114,12 @@ async def until_idle(client: EngineClient) -> None:
         SamplingParams(temperature=0.0, max_tokens=40, stop=["Tower", "the city"]),
         SamplingParams(temperature=0.0, max_tokens=40, stop=["Tower"], include_stop_str_in_output=True, n=2),
         SamplingParams(temperature=0.0, max_tokens=6, logprobs=3, prompt_logprobs=2),
+        SamplingParams(temperature=0.0, max_tokens=4, logprob_token_ids=[7, 9], flat_logprobs=True),
         SamplingParams(seed=1, n=3, max_tokens=1),
         SamplingParams(temperature=0.0, max_tokens=20, bad_words=["Paris"], logit_bias={7042: -5.0}, min_tokens=3),
         SamplingParams(temperature=0.0, max_tokens=12, detokenize=False, stop_token_ids=[30]),
     ],
-    ids=["seed", "samples", "stop", "stop kept", "logprobs", "one token", "bans", "ids only"],
+    ids=["seed", "samples", "stop", "stop kept", "logprobs", "asked ids", "one token", "bans", "ids only"],
 )
 def test_it_answers_as_offline(offline: LLM, ask: Callable[..., Any], params: SamplingParams) -> None:
     expected = offline.generate([PROMPT], params, use_tqdm=False)[0]

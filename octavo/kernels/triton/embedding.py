@@ -21,7 +21,7 @@ def embedding(
     chained: bool = False,
 ) -> None:
     """out [T, width] = table[index + offset] * scale. The table may have another dtype than `out`. An index of -1, the
-    token of a draw that failed when the next step had been launched already, reads as 0: nobody takes what comes of it."""
+    token of a draw that failed when the next step had been launched, reads as 0: nobody takes what comes of it."""
     width = table.shape[1]
     _embedding_kernel[(len(index), triton.cdiv(width, _TILE))](
         table, index, out, offset, scale, width, table.stride(0), out.stride(0),
