@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from octavo.errors import UnsupportedModelError as UnsupportedModelError
     from octavo.llm import LLM as LLM
     from octavo.outputs import CompletionOutput as CompletionOutput
+    from octavo.outputs import FlatLogprobs as FlatLogprobs
     from octavo.outputs import Logprob as Logprob
     from octavo.outputs import RequestOutput as RequestOutput
     from octavo.sampling_params import RequestOutputKind as RequestOutputKind
@@ -39,6 +40,7 @@ _HOME_OF = {
     "RequestOutputKind": "octavo.sampling_params",
     "RequestOutput": "octavo.outputs",
     "CompletionOutput": "octavo.outputs",
+    "FlatLogprobs": "octavo.outputs",
     "Logprob": "octavo.outputs",
     "EngineConfig": "octavo.config",
     "EngineArgs": "octavo.engine.engine_args",

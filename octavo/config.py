@@ -22,6 +22,7 @@ KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 BackendOption = Literal["auto", "triton", "cpu", "reference"]
 ActivationDType = Literal["int8", "int16"]
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 AttentionBackendOption = Literal["triton", "flash_attn_4"]
 
 
@@ -187,6 +188,9 @@ class ObserveConfig:
 
     event_log_size: int = knob(65536, "events kept in memory, the oldest dropped first; 0 keeps none")
     max_logprobs: int = knob(20, "most alternatives a request may ask for; -1 allows the whole vocabulary")
+    logprobs_mode: LogprobsMode = knob(
+        "raw_logprobs", "what logprobs are: of the model's own logits; no other is supported yet"
+    )
     otlp_traces_endpoint: str | None = knob(
         None, "URL that traces of requests are sent to, as OTLP over HTTP; needs the extra otel; default: no traces"
     )
@@ -195,6 +199,8 @@ class ObserveConfig:
     def __post_init__(self) -> None:
         _at_least("event_log_size", self.event_log_size, 0)
         _at_least("max_logprobs", self.max_logprobs, -1)
+        if self.logprobs_mode != "raw_logprobs":
+            raise ConfigError(f"logprobs_mode is {self.logprobs_mode!r}, not supported yet: allowed is 'raw_logprobs'")
 
 
 @checked

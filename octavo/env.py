@@ -3,6 +3,7 @@
     OCTAVO_CACHE_DIR   where built kernels, joined model files and derived tables are kept; default
                        ~/.cache/octavo, or octavo-UID in the temporary folder where that cannot be written
     OCTAVO_CPU_ISA     native (default): all this CPU has; avx2: any CPU with AVX2; generic: any CPU of its kind
+    OCTAVO_SANITIZE    set: kernels are built with AddressSanitizer and UBSan, for tests (`make sanitize`)
     OCTAVO_DEBUG       set: the command line shows the traceback of an error, as --debug does
     OCTAVO_API_KEY     the key that requests to `octavo serve` must bring, where neither --api-key nor --api-key-file
                        gives others; VLLM_API_KEY is read too, for who comes from there relies on it
@@ -73,6 +74,10 @@ def cpu_isa() -> CpuIsa:
         if chosen == isa:
             return isa  # type: ignore[no-any-return]
     raise ConfigError(f"OCTAVO_CPU_ISA is {chosen!r}, allowed are native, avx2 and generic; unset it for native")
+
+
+def sanitizes_kernels() -> bool:
+    return bool(os.environ.get("OCTAVO_SANITIZE"))
 
 
 def is_debug() -> bool:

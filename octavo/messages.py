@@ -77,11 +77,14 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class LogprobRow:
-    """Log-probabilities at one position: the chosen token first, then the best ones."""
+    """Log-probabilities at one position: the chosen token first, then the best ones, then those asked for by id.
+
+    asked_ranks: of the last."""
 
     token_ids: list[int]
     logprobs: list[float]
     rank: int  # of the chosen token, 1 = best
+    asked_ranks: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, MutableSequence
+from dataclasses import dataclass, field
+from typing import Literal, NoReturn, overload
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -21,6 +22,78 @@ TokenLogprobs = dict[int, Logprob]
 
 
 @dataclass(slots=True)
+class FlatLogprobs(MutableSequence[TokenLogprobs]):
+    """Log-probabilities of many positions in six lists, where a list of dicts would have an object for every token.
+
+        start_indices  0        3     4          position i has the tokens start_indices[i] .. end_indices[i] - 1
+        end_indices    3        4     7
+        token_ids      7 12 3 | 5   | 9 1 2      and logprobs, ranks and decoded_tokens beside them
+
+    It reads as a list: an index makes a position's dict anew, a slice is another FlatLogprobs. It grows at its end
+    only.
+    """
+
+    start_indices: list[int] = field(default_factory=list)
+    end_indices: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ranks: list[int | None] = field(default_factory=list)
+    decoded_tokens: list[str | None] = field(default_factory=list)
+
+    def append(self, one: TokenLogprobs | None) -> None:
+        """A position; None, the first one of a prompt, has no tokens."""
+        values = (one or {}).values()
+        columns = [value.logprob for value in values], [value.rank for value in values]
+        self.append_fast(list(one or {}), *columns, [value.decoded_token for value in values])
+
+    def append_fast(
+        self,
+        token_ids: list[int],
+        logprobs: list[float],
+        ranks: Iterable[int | None],
+        decoded_tokens: Iterable[str | None],
+    ) -> None:
+        """A position by its columns."""
+        self.start_indices.append(len(self.token_ids))
+        self.token_ids += token_ids
+        self.logprobs += logprobs
+        self.ranks += ranks
+        self.decoded_tokens += decoded_tokens
+        self.end_indices.append(len(self.token_ids))
+
+    def copy(self) -> FlatLogprobs:
+        return self[:]
+
+    def __len__(self) -> int:
+        return len(self.start_indices)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenLogprobs: ...
+    @overload
+    def __getitem__(self, index: slice) -> FlatLogprobs: ...
+    def __getitem__(self, index: int | slice) -> TokenLogprobs | FlatLogprobs:
+        if isinstance(index, slice):
+            part = FlatLogprobs()
+            for place in range(*index.indices(len(self))):
+                own = slice(self.start_indices[place], self.end_indices[place])
+                part.append_fast(self.token_ids[own], self.logprobs[own], self.ranks[own], self.decoded_tokens[own])
+            return part
+        places = range(self.start_indices[index], self.end_indices[index])
+        return {
+            self.token_ids[at]: Logprob(self.logprobs[at], self.ranks[at], self.decoded_tokens[at]) for at in places
+        }
+
+    def __setitem__(self, index: object, value: object) -> NoReturn:
+        raise TypeError("a FlatLogprobs grows at its end only")
+
+    def __delitem__(self, index: object) -> NoReturn:
+        raise TypeError("a FlatLogprobs grows at its end only")
+
+    def insert(self, index: object, value: object) -> NoReturn:
+        raise TypeError("a FlatLogprobs grows at its end only")
+
+
+@dataclass(slots=True)
 class CompletionOutput:
     """One sequence of a request.
 
@@ -32,7 +105,7 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None = None
-    logprobs: list[TokenLogprobs] | None = None
+    logprobs: list[TokenLogprobs] | FlatLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
 
@@ -67,7 +140,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | FlatLogprobs | None = None
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
 

@@ -15,8 +15,13 @@ from octavo.vllm_options import SAMPLING_FIELDS
 
 MAX_N = 16384
 MAX_ALLOWED_TOKEN_IDS = 1024
+MAX_LOGPROB_TOKEN_IDS = 128
 MAX_TOP_K = 2**31 - 1  # kernels count in int32
 MIN_TEMPERATURE = 0.01
+MAX_TEMPERATURE = 1e6  # beyond, every token is as likely as any other
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 1e-6, 1e6  # beyond, scores leave float32
+MIN_MAGNITUDE = 1e-37
+MAX_WHOLE = 2**63 - 1  # what processes tell each other in 64 bits
 
 
 class RequestOutputKind(Enum):
@@ -36,9 +41,9 @@ class SamplingParams:
     n: sequences sampled from the prompt (1..16384); they share the prompt's KV blocks.
     presence_penalty, frequency_penalty: subtracted from the logits of generated tokens, once / as often as each
         was generated, [-2, 2].
-    repetition_penalty: divides positive, multiplies negative logits of prompt and generated tokens, > 0.
-    temperature: 0 takes the best token, the lowest id of equals; values between 0 and 0.01 are raised to 0.01,
-        below which float32 probabilities lose their meaning.
+    repetition_penalty: divides positive, multiplies negative logits of prompt and generated tokens, [1e-6, 1e6].
+    temperature: 0 takes the best token, the lowest id of equals; up to 1e6. Values between 0 and 0.01 are raised to
+        0.01, below which float32 probabilities lose their meaning.
     top_p, top_k, min_p: keep the smallest set with this mass / the k best tokens, and any equal to the k-th /
         those at least min_p times as likely as the best; 1.0, 0 (or -1) and 0.0 keep all. In the order min_p,
         top_k, top_p, each on what the one before left.
@@ -48,7 +53,8 @@ class SamplingParams:
     max_tokens, min_tokens: generated tokens; None lets max_tokens run to the model's limit. Before min_tokens
         the end and stop tokens cannot be drawn.
     logprobs, prompt_logprobs: how many best alternatives to report a token; -1 is the whole vocabulary. They
-        are of the model's own logits: no parameter here changes them.
+        are of the model's own logits: no parameter here changes them. logprob_token_ids: up to 128 ids to report with
+        each generated token, whatever they are. flat_logprobs: report in a FlatLogprobs, which has few objects.
     detokenize: False returns token ids only. output_kind: see RequestOutputKind.
     logit_bias: token id -> added to its logit, [-100, 100]. allowed_token_ids: no other token may be drawn.
     bad_words: strings that may not be generated: the last token of one is banned while the tokens before it
@@ -82,14 +88,17 @@ class SamplingParams:
     bad_words: Iterable[str] | None = None
     truncate_prompt_tokens: int | None = None
     skip_reading_prefix_cache: bool | None = None
+    logprob_token_ids: Iterable[int] | None = None
+    flat_logprobs: bool = False
 
     def __post_init__(self) -> None:
         """Check every field and bring every spelling of a value to one."""
         self._set("n", _whole("n", self.n, 1, MAX_N))
         self._set("presence_penalty", _number("presence_penalty", self.presence_penalty, -2.0, 2.0))
         self._set("frequency_penalty", _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0))
-        self._set("repetition_penalty", _number("repetition_penalty", self.repetition_penalty, 0.0, open_low=True))
-        self._set("temperature", _number("temperature", self.temperature, 0.0))
+        penalty = _number("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
+        self._set("repetition_penalty", penalty)
+        self._set("temperature", _number("temperature", self.temperature, 0.0, MAX_TEMPERATURE))
         self._set("top_p", _number("top_p", self.top_p, 0.0, 1.0, open_low=True))
         self._set("top_k", max(_whole("top_k", self.top_k, -1, MAX_TOP_K), 0))
         self._set("min_p", _number("min_p", self.min_p, 0.0, 1.0))
@@ -105,7 +114,7 @@ class SamplingParams:
             raise InvalidRequestError(
                 "truncate_prompt_tokens is 0, allowed are -1 and 1 or more: a prompt needs a token"
             )
-        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "flat_logprobs"):
             _check_type(name, getattr(self, name), bool, "True and False")
         if self.skip_reading_prefix_cache is not None:
             _check_type("skip_reading_prefix_cache", self.skip_reading_prefix_cache, bool, "True, False and None")
@@ -136,6 +145,14 @@ class SamplingParams:
                     "use None to allow every token"
                 )
             self._set("allowed_token_ids", allowed)
+        if self.logprob_token_ids is not None:
+            scored = _token_ids("logprob_token_ids", self.logprob_token_ids)
+            if not 1 <= len(scored) <= MAX_LOGPROB_TOKEN_IDS:
+                raise InvalidRequestError(
+                    f"logprob_token_ids holds {len(scored)} ids, allowed are 1 to {MAX_LOGPROB_TOKEN_IDS}; "
+                    "logprobs=-1 reports the whole vocabulary"
+                )
+            self._set("logprob_token_ids", scored)
         if self.logit_bias is not None:
             self._set("logit_bias", _bias(self.logit_bias))
         if self.stop and not self.detokenize:
@@ -152,6 +169,11 @@ class SamplingParams:
         return self.temperature == 0.0
 
     @property
+    def reports_logprobs(self) -> bool:
+        """Of generated tokens."""
+        return self.logprobs is not None or self.logprob_token_ids is not None
+
+    @property
     def has_penalties(self) -> bool:
         return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
 
@@ -164,32 +186,40 @@ class SamplingParams:
         return replace(self)
 
 
-def _whole(name: str, value: object, low: int, high: int | None = None) -> int:
+def _whole(name: str, value: object, low: int, high: int = MAX_WHOLE) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InvalidRequestError(f"{name} is {value!r}, allowed is a whole number")
     number = int(value)
-    if number < low or (high is not None and number > high):
-        bounds = f"{low} or more" if high is None else f"{low} to {high}"
-        raise InvalidRequestError(f"{name} is {number}, allowed is {bounds}")
+    if number < low or number > high:
+        bounds = f"{low} or more" if high == MAX_WHOLE and number < low else f"{low} to {high}"
+        raise InvalidRequestError(f"{name} is {_shown(number)}, allowed is {bounds}")
     return number
 
 
-def _number(name: str, value: object, low: float, high: float = math.inf, open_low: bool = False) -> float:
+def _number(name: str, value: object, low: float, high: float, open_low: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidRequestError(f"{name} is {value!r}, allowed is a number")
     try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-    except OverflowError:
-        raise InvalidRequestError(f"{name} is too large for a float; send a smaller number") from None
+        number = float(value)
+    except OverflowError:  # a whole number beyond every float
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     if math.isnan(number):
         raise InvalidRequestError(f"{name} is {value!r}, allowed is a number")
-    if number < low or number > high or (open_low and number == low) or math.isinf(number):
+    if number < low or number > high or (open_low and number == low):
         left = "above" if open_low else "from"
-        right = " up" if math.isinf(high) else f" to {high:g}"
-        raise InvalidRequestError(f"{name} is {value}, allowed is {left} {low:g}{right}")
-    if number != 0.0 and not 1e-37 <= abs(number) <= 1e37:
+        raise InvalidRequestError(f"{name} is {_shown(value)}, allowed is {left} {low:g} to {high:g}")
+    if 0.0 < abs(number) < MIN_MAGNITUDE:
         raise InvalidRequestError(
-            f"{name} is {value}, allowed are magnitudes from 1e-37 to 1e37: sampling is in float32"
+            f"{name} is {value}, allowed are 0 and magnitudes from {MIN_MAGNITUDE:g}: sampling is in float32"
         )
     return number
+
+
+def _shown(number: object) -> str:
+    """A number may have more digits than Python would print."""
+    return (
+        f"a number of {number.bit_length()} bits" if isinstance(number, int) and abs(number) >= 2**80 else str(number)
+    )
 
 
 def _check_type(name: str, value: object, kind: type, allowed: str) -> None:
@@ -221,6 +251,7 @@ def _bias(values: object) -> dict[int, float]:
         raise InvalidRequestError(f"logit_bias is {values!r}, allowed is a mapping of token id to number")
     bias: dict[int, float] = {}
     for key, value in values.items():
-        token_id = _whole("a token id of logit_bias", int(key) if isinstance(key, str) and key.isdecimal() else key, 0)
+        is_number = isinstance(key, str) and key.isdecimal() and len(key) < 20  # JSON has no other keys than strings
+        token_id = _whole("a token id of logit_bias", int(key) if is_number else key, 0)
         bias[token_id] = _number(f"logit_bias[{token_id}]", value, -100.0, 100.0)
     return bias

@@ -16,6 +16,7 @@ PUBLIC_NAMES = {
     "InvalidRequestError",
     "KernelBuildError",
     "LLM",
+    "FlatLogprobs",
     "Logprob",
     "ModelLoadError",
     "OctavoError",

@@ -8,7 +8,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from octavo import LLM, ConfigError, EngineArgs, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
+from octavo import (
+    LLM,
+    ConfigError,
+    EngineArgs,
+    EngineDeadError,
+    FlatLogprobs,
+    InvalidRequestError,
+    RequestOutputKind,
+    SamplingParams,
+)
 from octavo.observe.events import BlockCopied, Finished, Forked, StepDone
 from octavo.observe.metric_values import Counter, Histogram
 
@@ -374,3 +383,74 @@ def test_unknown_options_and_closed_engines_are_named() -> None:
     engine.close()
     with pytest.raises(EngineDeadError, match="closed"):
         engine.generate("Hello", GREEDY)
+
+
+def test_a_fault_in_one_output_ends_that_request_alone(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens have names that cannot be made; nobody else asks for names."""
+    alone = texts(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
+
+    def break_names(*_: object) -> None:
+        raise ZeroDivisionError("no name")
+
+    monkeypatch.setattr("octavo.engine.output._named", break_names)
+    outputs = llm.generate(PROMPTS, [GREEDY, GREEDY.replace(logprobs=3), GREEDY], use_tqdm=False)
+    reasons = [output.outputs[0].finish_reason for output in outputs]
+    assert reasons == ["length", "error", "length"]
+    assert outputs[1].outputs[0].stop_reason == "its output could not be made: ZeroDivisionError: no name"
+    assert [texts(outputs)[place] for place in (0, 2)] == [alone[0], alone[2]]
+    assert llm.stats().num_running == llm.stats().num_used_blocks == 0
+    ends = [event.reason for event in llm.events if isinstance(event, Finished)]
+    assert ends[-3:].count("error") == 1
+
+
+def test_ids_are_scored_beside_the_best_ones(llm: LLM) -> None:
+    (whole,) = llm.generate(PROMPTS[0], GREEDY.replace(max_tokens=3, logprobs=5), use_tqdm=False)
+    asked = [7, 5, 49151, *whole.outputs[0].token_ids]
+    params = GREEDY.replace(max_tokens=3, logprob_token_ids=asked, n=2, temperature=0.01)
+    (scored,) = llm.generate(PROMPTS[0], params, use_tqdm=False)
+    for one in scored.outputs:
+        for row, token_id, expected in zip(one.logprobs, one.token_ids, whole.outputs[0].logprobs, strict=True):
+            assert list(row) == list(dict.fromkeys([token_id, *asked]))
+            for known in expected.keys() & row.keys():
+                assert row[known].logprob == pytest.approx(expected[known].logprob, abs=1e-5)
+                assert row[known].rank == expected[known].rank
+            assert row[7].rank > 5
+            assert row[7].logprob < min(best.logprob for best in expected.values())
+    both = llm.generate(PROMPTS[0], params.replace(n=1, logprobs=2), use_tqdm=False)[0].outputs[0].logprobs[0]
+    assert set(list(whole.outputs[0].logprobs[0])[:2]) | set(asked) == set(both)
+    with pytest.raises(InvalidRequestError, match="logprob_token_ids holds token id 49152, allowed are 0 to 49151"):
+        llm.generate(PROMPTS[0], SamplingParams(logprob_token_ids=[49152]))
+
+
+def test_flat_logprobs_say_the_same(llm: LLM) -> None:
+    params = GREEDY.replace(max_tokens=3, logprobs=2, prompt_logprobs=1, logprob_token_ids=[7])
+    (plain,) = llm.generate(PROMPTS[0], params, use_tqdm=False)
+    (flat,) = llm.generate(PROMPTS[0], params.replace(flat_logprobs=True), use_tqdm=False)
+    assert isinstance(flat.outputs[0].logprobs, FlatLogprobs)
+    assert isinstance(flat.prompt_logprobs, FlatLogprobs)
+    assert list(flat.outputs[0].logprobs) == plain.outputs[0].logprobs
+    assert [row or None for row in flat.prompt_logprobs] == plain.prompt_logprobs
+    deltas = llm.stream(PROMPTS[0], params.replace(flat_logprobs=True, output_kind=RequestOutputKind.DELTA))
+    assert [row for output in deltas for row in output.outputs[0].logprobs] == plain.outputs[0].logprobs
+
+
+def test_the_whole_vocabulary_where_it_is_allowed_and_no_other_mode(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="logprobs is -1, allowed is 0 to max_logprobs = 20"):
+        llm.generate(PROMPTS[0], SamplingParams(logprobs=-1))
+    for mode in ("processed_logprobs", "raw_logits", "processed_logits"):
+        with pytest.raises(ConfigError, match=f"logprobs_mode is '{mode}', not supported yet"):
+            LLM("smollm2", logprobs_mode=mode)
+
+
+def test_a_token_that_cannot_be_drawn_ends_its_request_alone(llm: LLM) -> None:
+    """With log-probabilities, of which such a token has none."""
+    (the,) = llm.get_tokenizer().encode(" the", add_special_tokens=False)
+    bad = SamplingParams(logprobs=2, allowed_token_ids=[the], bad_words=[" the the"])
+    outputs = llm.generate(PROMPTS, [GREEDY, bad, GREEDY], use_tqdm=False)
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length", "error", "length"]
+    last = outputs[1].outputs[0]
+    assert last.token_ids == [the]
+    assert len(last.logprobs) == 1
+    assert last.stop_reason.startswith("no token could be drawn: ")
+    with pytest.raises(InvalidRequestError, match="allowed_token_ids holds only bad_words and end and stop tokens"):
+        llm.generate(PROMPTS[0], SamplingParams(allowed_token_ids=[2], min_tokens=1, logprobs=1))

@@ -62,7 +62,8 @@ struct CompiledModel {
     for (int64_t group = 0; group < step.num_groups; ++group) {
       for (int64_t t = 0; t < step.num_tokens; ++t) {
         const int64_t place = step.positions[t] / state.kv.block_size;
-        const int32_t block = step.block_table(group, step.token_seqs[t])[place];
+        const bool is_in_table = step.positions[t] >= 0 && place < step.table_strides[group];
+        const int32_t block = is_in_table ? step.block_table(group, step.token_seqs[t])[place] : -1;
         if (block > 0 && block < state.kv.num_blocks) continue;
         throw std::out_of_range("position " + std::to_string(step.positions[t]) + " of row " +
                                 std::to_string(step.rows[step.token_seqs[t]]) + " is to be written to block " +
@@ -80,6 +81,11 @@ struct CompiledModel {
   }
 
   void run_head(const int32_t* token_indices, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (token_indices[i] >= 0 && token_indices[i] < state.step.num_tokens) continue;
+      throw std::out_of_range("logits of token " + std::to_string(token_indices[i]) + " of a step of " +
+                              std::to_string(state.step.num_tokens));
+    }
     ThreadPool::Session session(state.pool);
     head->bind(head_output.buffer, out);
     head->reserve(count);

@@ -1,7 +1,11 @@
 #include "logprobs.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "vector_math.h"
@@ -9,30 +13,54 @@
 namespace octavo {
 namespace {
 
-// log(sum of exponentials); the sum is kept in double, because it may have hundreds of thousands of terms.
-float log_sum_exp(const float* logits, int64_t count) {
+// How a row's logits become log-probabilities: less this. Where the best is infinite, those like it share all of the
+// mass, and nothing is left for others. A NaN among the logits makes every one a NaN.
+struct Normaliser {
+  float log_sum;
+  float infinite_logprob = 0;  // of the best, where it is infinite
+
+  float logprob(float logit) const {
+    if (!std::isinf(log_sum)) return logit - log_sum;
+    return logit == log_sum && log_sum > 0 ? infinite_logprob : -std::numeric_limits<float>::infinity();
+  }
+};
+
+// The sum is kept in double, because it may have hundreds of thousands of terms.
+Normaliser normaliser(const float* logits, int64_t count) {
   float maximum = logits[0];
-  for (int64_t i = 1; i < count; ++i) maximum = logits[i] > maximum ? logits[i] : maximum;
+  bool has_nan = false;
+  for (int64_t i = 0; i < count; ++i) {
+    maximum = logits[i] > maximum ? logits[i] : maximum;
+    has_nan |= std::isnan(logits[i]);
+  }
+  if (has_nan) return {std::numeric_limits<float>::quiet_NaN()};
+  if (std::isinf(maximum)) return {maximum, -std::log(float(std::count(logits, logits + count, maximum)))};
   double total = 0;
   for_each_vector(count, [&](int64_t i, auto lanes) {
     total += sum<lanes>(exp<lanes>(load<lanes>(logits + i) - maximum));
   });
-  return maximum + float(std::log(total));
+  return {maximum + float(std::log(total))};
 }
+
+// A NaN is worse than anything, so that there is an order at all.
+float key(float logit) { return std::isnan(logit) ? -std::numeric_limits<float>::infinity() : logit; }
 
 void best_tokens(const float* logits, int64_t count, int64_t k, std::vector<int32_t>& order) {
   order.resize(count);
   std::iota(order.begin(), order.end(), 0);
-  const auto better = [=](int32_t a, int32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); };
+  const auto better = [=](int32_t a, int32_t b) {
+    const float x = key(logits[a]), y = key(logits[b]);
+    return x > y || (x == y && a < b);
+  };
   std::partial_sort(order.begin(), order.begin() + k, order.end(), better);
 }
 
 // The token's place in that order, from 1.
 int32_t rank(const float* logits, int64_t count, int32_t token) {
-  const float chosen = logits[token];
+  const float chosen = key(logits[token]);
   int32_t better = 0;
-  for (int64_t i = 0; i < count; ++i) better += logits[i] > chosen;
-  for (int64_t i = 0; i < token; ++i) better += logits[i] == chosen;
+  for (int64_t i = 0; i < count; ++i) better += key(logits[i]) > chosen;
+  for (int64_t i = 0; i < token; ++i) better += key(logits[i]) == chosen;
   return 1 + better;
 }
 
@@ -40,16 +68,22 @@ int32_t rank(const float* logits, int64_t count, int32_t token) {
 
 void top_logprobs(ThreadPool& pool, const float* logits, int64_t num_rows, int64_t vocab_size, const int32_t* tokens,
                   int64_t k, int32_t* ids, float* logprobs, int32_t* ranks) {
+  const std::string of_all = " of a vocabulary of " + std::to_string(vocab_size);
+  if (k < 0 || k > vocab_size) throw std::out_of_range("the best " + std::to_string(k) + of_all);
+  for (int64_t row = 0; row < num_rows; ++row) {
+    if (tokens[row] >= 0 && tokens[row] < vocab_size) continue;
+    throw std::out_of_range("token " + std::to_string(tokens[row]) + of_all);
+  }
   pool.parallel_for(num_rows, 1, [&](int64_t begin, int64_t end, int) {
     std::vector<int32_t> order;
     for (int64_t row = begin; row < end; ++row) {
       const float* x = logits + row * vocab_size;
-      const float normaliser = log_sum_exp(x, vocab_size);
+      const Normaliser scale = normaliser(x, vocab_size);
       if (k > 0) best_tokens(x, vocab_size, k, order);
       int32_t* row_ids = ids + row * (k + 1);
       row_ids[0] = tokens[row];
       std::copy_n(order.begin(), k, row_ids + 1);
-      for (int64_t i = 0; i <= k; ++i) logprobs[row * (k + 1) + i] = x[row_ids[i]] - normaliser;
+      for (int64_t i = 0; i <= k; ++i) logprobs[row * (k + 1) + i] = scale.logprob(x[row_ids[i]]);
       ranks[row] = rank(x, vocab_size, tokens[row]);
     }
   });

@@ -56,8 +56,8 @@ void quantize_run(const float* x, int8_t* bytes, int64_t byte_stride, Activation
   float max_magnitude;
   std::memcpy(&max_magnitude, &largest, 4);
 
-  // Adding 1.5 * 2^23 leaves the rounded number in the low bits of the sum. Below 2^-100 the inverse would
-  // overflow, and no sum of such products is seen in float32 beside any other.
+  // Adding 1.5 * 2^23 leaves the rounded number in the low bits of the sum, and some number where there is a NaN.
+  // Below 2^-100 the inverse would overflow, and no sum of such products is seen in float32 beside any other.
   constexpr float kSteps = num_bytes == 1 ? 127 : 127 * kSecondByte;
   const float inverse = max_magnitude < 0x1p-100f ? 0.0f : kSteps / max_magnitude;
   constexpr float kRounder = 0x1.8p23f;
@@ -65,7 +65,7 @@ void quantize_run(const float* x, int8_t* bytes, int64_t byte_stride, Activation
   for (int half = 0; half < 2; ++half) {
     for (int i = 16 * half; i < 16 * half + 16; ++i) {
       const float rounded = x[i] * inverse + kRounder;
-      int32_t bits;
+      uint32_t bits;
       std::memcpy(&bits, &rounded, 4);
       int32_t first;
       if constexpr (num_bytes == 1) {

@@ -8,7 +8,8 @@
 //                  top_p alone: a floor below which not even all tokens together hold 1 - top_p
 //              then top_p among the candidates (top_p.h), then draw
 //
-// Bias, bans and penalties work on a copy of the row.
+// Whatever numbers come, an entry yields a token of the vocabulary or kNoToken: NaNs are looked for before anything is
+// sorted, and nothing is drawn from no mass. Bias, bans and penalties work on a copy of the row.
 #include "sampling.h"
 
 #include <bit>
@@ -60,14 +61,15 @@ class EntrySampler {
     size_ = vocab_size;
     RowMaximum found = maximum(row_, size_, block_max_);
     if (found.has_nan) return kNoToken;
-    if (!edit(batch, entry)) return kInvalidEntry;
+    if (!is_valid(batch, entry) || !edit(batch, entry)) return kInvalidEntry;
     if (row_ != row) found = maximum(row_, size_, block_max_);
-    if (found.best == -kInfinity) return kNoToken;
+    if (found.has_nan || found.best == -kInfinity) return kNoToken;
     const float temperature = batch.temperature[entry];
     if (temperature == 0.0f) return first_token_of(found.best);
 
     scaling_ = {temperature, found.best / temperature};
     if (scaling_.best == kInfinity) share_among_infinite();
+    if (scaling_.best == -kInfinity) return kNoToken;  // even the best is lost to float32
     const double u = uniform(batch.seeds[entry], batch.sample_indices[entry], batch.positions[entry]);
     if (batch.min_p[entry] <= 0.0f && !cuts_top_k(batch, entry) && batch.top_p[entry] >= 1.0f)
       return static_cast<int32_t>(draw(row_, size_, u));
@@ -76,6 +78,12 @@ class EntrySampler {
   }
 
  private:
+  // Comparisons that a NaN fails, too.
+  static bool is_valid(const SamplingBatch& batch, int64_t entry) {
+    const float temperature = batch.temperature[entry];
+    return temperature >= 0.0f && temperature < kInfinity && batch.top_p[entry] >= 0.0f && batch.min_p[entry] <= 1.0f;
+  }
+
   // Points row_ to an edited copy if anything is to be edited. False if an id is outside of the vocabulary.
   bool edit(const SamplingBatch& batch, int64_t entry) {
     const Ids allowed = run(batch.allowed, batch.allowed_offsets, entry);
@@ -167,7 +175,8 @@ class EntrySampler {
     candidates_.collect(row_, size_, block_max_, lowest_logit);
   }
 
-  // The first index whose cumulative mass exceeds u * mass. Within a block the weights are computed again.
+  // The first index whose cumulative mass exceeds u * mass. Within a block the weights are computed again. The best
+  // token is among the values, and has a weight of 1.
   int64_t draw(const float* values, int64_t size, double u) {
     const double target = u * mass(values, size, scaling_, block_mass_);
     while (block_mass_.back() == 0) block_mass_.pop_back();

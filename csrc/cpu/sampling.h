@@ -33,7 +33,7 @@ struct SamplingBatch {
 };
 
 constexpr int32_t kNoToken = -1;       // NaN in the row, or nothing left to draw
-constexpr int32_t kInvalidEntry = -2;  // a token id outside of the vocabulary: the caller's mistake
+constexpr int32_t kInvalidEntry = -2;  // a token id outside of the vocabulary, a NaN among the parameters: the caller's mistake
 
 // One token for each entry, from logits [rows, vocab_size]; entries run in parallel and do not affect each other.
 void sample(ThreadPool& pool, const float* logits, int64_t vocab_size, const SamplingBatch& batch, int64_t num_entries,

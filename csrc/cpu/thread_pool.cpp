@@ -17,8 +17,10 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace octavo {
@@ -55,6 +57,9 @@ struct ThreadPool::State {
   std::atomic<int> asleep{0};
   std::atomic<bool> stopping{false};
 
+  std::mutex fault_mutex;
+  std::exception_ptr fault;  // the first that a body of this loop threw
+
   std::mutex mutex;
   std::condition_variable wake;
   std::vector<std::thread> workers;
@@ -73,9 +78,17 @@ struct ThreadPool::State {
     return true;
   }
 
+  // A body may find no memory. That is kept for the caller, who cannot leave while others are inside; the ranges that
+  // nobody has taken yet are dropped.
   void run_ranges(int thread) {
-    int64_t begin, end;
-    while (take(begin, end)) (*body)(begin, end, thread);
+    try {
+      int64_t begin, end;
+      while (take(begin, end)) (*body)(begin, end, thread);
+    } catch (...) {
+      next.store(count.load());
+      std::lock_guard<std::mutex> lock(fault_mutex);
+      if (!fault) fault = std::current_exception();
+    }
   }
 
   void join_loop(int thread) {
@@ -164,6 +177,7 @@ void ThreadPool::parallel_for(int64_t count, int64_t grain, const Body& body) {
       std::this_thread::yield();
     }
   }
+  if (state.fault) std::rethrow_exception(std::exchange(state.fault, nullptr));
 }
 
 ThreadPool::Session::Session(ThreadPool& pool) : pool_(pool) {

@@ -60,6 +60,10 @@ class EngineCore:
         """A stop string ended it, as only the output side can see. False: it had ended already."""
         return self._scheduler.finish_sequence(sequence_id, "stop", stop)
 
+    def fail_request(self, request_id: str, reason: str) -> None:
+        """Its output could not be made, as only the output side can see. One that has ended stays as it is."""
+        self._scheduler.end_request(request_id, "error", reason)
+
     @property
     def num_waiting(self) -> int:
         return self._scheduler.num_waiting

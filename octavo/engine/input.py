@@ -71,6 +71,9 @@ class InputProcessor:
         limits = self.limits
         room = limits.max_model_len - len(token_ids)
         ends = frozenset(() if params.ignore_eos else limits.eos_token_ids)
+        stops = ends | frozenset(params.stop_token_ids or ())
+        bad_word_ids = self._bad_words(tuple(params.bad_words or ()))
+        self._check_drawable(params, stops, bad_word_ids)
         return Request(
             request_id=request_id,
             prompt_token_ids=token_ids.tolist(),
@@ -82,8 +85,8 @@ class InputProcessor:
             priority=priority,
             cache_salt=cache_salt,
             eos_token_ids=ends,
-            stop_token_ids=ends | frozenset(params.stop_token_ids or ()),
-            bad_word_ids=self._bad_words(tuple(params.bad_words or ())),
+            stop_token_ids=stops,
+            bad_word_ids=bad_word_ids,
         )
 
     def _read(self, prompt: Prompt, is_cut: bool) -> tuple[str | None, array[int], object]:
@@ -148,6 +151,7 @@ class InputProcessor:
             if count > limits.vocab_size:
                 raise InvalidRequestError(f"{name} is {count}, the vocabulary has {limits.vocab_size} tokens")
         self._check_ids("allowed_token_ids", tuple(params.allowed_token_ids or ()))
+        self._check_ids("logprob_token_ids", tuple(params.logprob_token_ids or ()))
         self._check_ids("logit_bias", params.logit_bias or ())
         self._check_ids("stop_token_ids", tuple(params.stop_token_ids or ()))
         if self._tokenizer is None and (params.stop or params.bad_words):
@@ -155,6 +159,22 @@ class InputProcessor:
                 "stop strings and bad_words need a tokenizer, but skip_tokenizer_init=True: "
                 "use stop_token_ids and logit_bias"
             )
+
+    def _check_drawable(
+        self, params: SamplingParams, stops: frozenset[int], bad_word_ids: tuple[tuple[int, ...], ...]
+    ) -> None:
+        """Some token can be drawn first. Longer bad words ban tokens as they come; that is seen when it happens."""
+        banned = {word[0] for word in bad_word_ids if len(word) == 1}
+        allowed = set(params.allowed_token_ids or ()) or range(self.limits.vocab_size)
+        if params.min_tokens:
+            banned |= stops
+        if len(banned) < len(allowed) or not banned.issuperset(allowed):
+            return
+        what = "allowed_token_ids holds" if params.allowed_token_ids else "the vocabulary has"
+        until = f"end and stop tokens, which min_tokens={params.min_tokens} bans" if params.min_tokens else "no others"
+        raise InvalidRequestError(
+            f"{what} only bad_words and {until}: no token could be drawn; allow another, or drop one of them"
+        )
 
     def _check_ids(self, name: str, token_ids: Collection[int]) -> None:
         if not token_ids:

@@ -80,10 +80,12 @@ class LLMEngine:
         """One turn of the engine -> outputs of the requests that changed."""
         core = self._alive()
         updates = core.step() if core.has_unfinished else []
-        outputs, stops = self._outputs.process(updates, self._clock())
-        for found in stops:
+        done = self._outputs.process(updates, self._clock())
+        for found in done.stops:
             core.finish_sequence(found.sequence_id, found.stop)
-        outputs, self._pending = self._pending + outputs, []
+        for failed in done.faults:
+            core.fail_request(failed.request_id, failed.reason)
+        outputs, self._pending = self._pending + done.outputs, []
         self._live -= {output.request_id for output in outputs if output.finished}
         return outputs
 

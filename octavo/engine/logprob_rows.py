@@ -39,12 +39,12 @@ def pack_rows(rows: Sequence[LogprobRow]) -> list[PackedRows]:
 class LogprobRows(Sequence["TokenLogprobs | None"]):
     """One entry a token, None for a prompt's first. Reads like a list, and a slice of it is one."""
 
-    def __init__(self, texts: TokenTexts | None, *, begins_with_none: bool = False) -> None:
+    def __init__(self, texts: TokenTexts | None) -> None:
         self._texts = texts
-        self._pieces: list[LogprobRow | PackedRows | None] = [None] if begins_with_none else []
-        self._len = len(self._pieces)
+        self._pieces: list[LogprobRow | PackedRows | None] = []
+        self._len = 0
 
-    def append(self, row: LogprobRow) -> None:
+    def append(self, row: LogprobRow | None) -> None:
         self._pieces.append(row)
         self._len += 1
 
@@ -90,11 +90,15 @@ class LogprobRows(Sequence["TokenLogprobs | None"]):
     __hash__ = None  # type: ignore[assignment]  # it grows
 
 
+def ranks(row: LogprobRow) -> list[int]:
+    """Of each of its tokens. The best alternatives' are their order, 1 = best."""
+    return [row.rank, *range(1, len(row.token_ids) - len(row.asked_ranks)), *row.asked_ranks]
+
+
 def named(row: LogprobRow, texts: TokenTexts | None) -> TokenLogprobs:
-    """Logprobs by token id, the chosen token first. The alternatives' ranks are their order, 1 = best."""
+    """Logprobs by token id, the chosen token first."""
     found: TokenLogprobs = {}
-    ranks = [row.rank, *range(1, len(row.token_ids))]
-    for token_id, logprob, rank in zip(row.token_ids, row.logprobs, ranks, strict=True):
+    for token_id, logprob, rank in zip(row.token_ids, row.logprobs, ranks(row), strict=True):
         if token_id not in found:
             found[token_id] = Logprob(logprob, rank, None if texts is None else texts[token_id])
     return found

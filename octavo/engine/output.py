@@ -2,6 +2,8 @@
 
 A sequence's text grows by an incremental detokeniser. While it runs, the last characters that could be the
 beginning of a stop string are held back, so that no reader ever sees text that is later taken away.
+
+Whatever goes wrong while one request's output is made ends that request, with finish_reason "error", and no other.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from octavo.engine.detokenizer import TextStream
-from octavo.engine.logprob_rows import LogprobRows, PackedRows, named
+from octavo.engine.logprob_rows import LogprobRows, PackedRows, named, ranks
 from octavo.engine.tokenizer import Tokenizer
 from octavo.messages import LogprobRow
+from octavo.observe.logging import LOGGER
 from octavo.outputs import (
     CompletionOutput,
     FinishReason,
+    FlatLogprobs,
     RequestMetrics,
     RequestOutput,
     TokenLogprobs,
@@ -32,6 +36,22 @@ class StopFound:
 
     sequence_id: SequenceId
     stop: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFault:
+    """This request's output could not be made, and it has ended; the scheduler must be told."""
+
+    request_id: str
+    reason: str
+
+
+class Processed(NamedTuple):
+    """What one step's updates came to: outputs in order of first change, and what the scheduler cannot know."""
+
+    outputs: list[RequestOutput]
+    stops: list[StopFound]
+    faults: list[RequestFault]
 
 
 class OutputProcessor:
@@ -53,40 +73,42 @@ class OutputProcessor:
         output = request.output(now)
         return [] if output is None else [output]
 
-    def process(self, updates: Iterable[SequenceUpdate], now: float) -> tuple[list[RequestOutput], list[StopFound]]:
-        """One step's updates -> the outputs to hand out, in order of first change, and the stops found."""
+    def process(self, updates: Iterable[SequenceUpdate], now: float) -> Processed:
         touched: dict[str, RequestText] = {}
-        stops: list[StopFound] = []
+        done = Processed([], [], [])
         for update in updates:
             request = self._requests.get(update.sequence.request.request_id)
             if request is None:
                 continue  # ended earlier in this very step
             stop = request.extend(update, now)
             if stop is not None:
-                stops.append(StopFound(update.sequence.sequence_id, stop))
+                done.stops.append(StopFound(update.sequence.sequence_id, stop))
             touched[request.request_id] = request
-        outputs = []
         for request_id, request in touched.items():
             output = request.output(now)
+            if request.fault is not None:
+                done.faults.append(RequestFault(request_id, request.fault))
             if request.finished:
                 del self._requests[request_id]
             if output is not None:
-                outputs.append(output)
-        return outputs, stops
+                done.outputs.append(output)
+        return done
 
 
 class RequestText:
     """One request's sequences as text. Whoever has it may take an output at any time: what a DELTA output holds
-    is what came since the last one, however many steps that was."""
+    is what came since the last one, however many steps that was.
+
+    No method raises. `fault` says what went wrong, once something has: the request's sequences have all ended then."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None, *, is_lazy: bool = False) -> None:
         """is_lazy: log-probabilities are named as they are read (logprob_rows.py), since others wait meanwhile."""
         params = request.sampling_params
         self.request_id = request.request_id
+        self.fault: str | None = None
         self._request = request
         self._kind = params.output_kind
         self._tokenizer = tokenizer = tokenizer if params.detokenize else None  # else nothing here is made into text
-        texts = None if tokenizer is None else tokenizer.token_texts
         stream: TextStream | None = None
         if tokenizer is not None:
             stream = tokenizer.stream(params.skip_special_tokens, request.prompt_token_ids)
@@ -96,7 +118,8 @@ class RequestText:
         ]
         self._prompt_logprobs: _Rows | None = None
         if params.prompt_logprobs is not None:
-            self._prompt_logprobs = LogprobRows(texts, begins_with_none=True) if is_lazy else [None]
+            self._prompt_logprobs = _no_rows(is_lazy, params.flat_logprobs, tokenizer)
+            self._prompt_logprobs.append(None)
         self._first_token_time: float | None = None
 
     @property
@@ -108,6 +131,13 @@ class RequestText:
 
     def extend(self, update: SequenceUpdate, now: float) -> str | None:
         """Take one sequence's update; returns the stop string that ended it, if one did."""
+        try:
+            return self._extend(update, now)
+        except Exception as fault:
+            self._fail(fault)
+            return None
+
+    def _extend(self, update: SequenceUpdate, now: float) -> str | None:
         if self._prompt_logprobs is not None:
             for row in update.prompt_logprobs:
                 _add(self._prompt_logprobs, row, self._tokenizer)
@@ -125,10 +155,37 @@ class RequestText:
             self._prompt_logprobs.extend(packed)
 
     def abort(self) -> None:
+        try:
+            for sequence in self._sequences:
+                sequence.abort()
+        except Exception as fault:
+            self._fail(fault)
+
+    def _fail(self, fault: Exception) -> None:
+        LOGGER.exception("request %s failed while its output was made", self.request_id)
+        self.fault = f"its output could not be made: {type(fault).__name__}: {fault}"
         for sequence in self._sequences:
-            sequence.abort()
+            sequence.fail(self.fault)
 
     def output(self, now: float) -> RequestOutput | None:
+        """What there is to hand out now; None: nothing new, or not yet."""
+        try:
+            return self._output(now)
+        except Exception as fault:
+            self._fail(fault)
+        request = self._request
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=request.prompt_token_ids,
+            outputs=[
+                CompletionOutput(index=index, text="", token_ids=[], finish_reason="error", stop_reason=self.fault)
+                for index in range(len(self._sequences))
+            ],
+            finished=True,
+        )
+
+    def _output(self, now: float) -> RequestOutput | None:
         finished = self.finished
         if self._kind is RequestOutputKind.FINAL_ONLY and not finished:
             return None
@@ -180,16 +237,17 @@ class _SequenceText:
         self._text = ""
         self._token_ids: list[int] = []
         self._is_lazy = is_lazy
-        self._logprobs: _Rows | None = None if params.logprobs is None else self._no_rows()
-        self._cumulative_logprob: float | None = None if params.logprobs is None else 0.0
+        self._logprobs: _Rows | None = None
+        self._cumulative_logprob: float | None = None
+        if params.reports_logprobs:
+            self._logprobs = self._no_rows()
+            self._cumulative_logprob = 0.0
         self._handed = _Handed()
         self._stop_reason: int | str | None = None
         self.finish_reason: FinishReason | None = None
 
     def _no_rows(self) -> _Rows:
-        if not self._is_lazy:
-            return []
-        return LogprobRows(None if self._tokenizer is None else self._tokenizer.token_texts)
+        return _no_rows(self._is_lazy, self._params.flat_logprobs, self._tokenizer)
 
     def has_news(self) -> bool:
         """Whether a DELTA output should mention this sequence."""
@@ -200,6 +258,10 @@ class _SequenceText:
             self._text += self._stream.finish() if self._stream is not None else ""
             self.finish_reason = "abort"
 
+    def fail(self, reason: str) -> None:
+        if self.finish_reason is None:
+            self.finish_reason, self._stop_reason = "error", reason
+
     def end_with(self, sequence: Sequence) -> None:
         """End as that sequence did, if it did."""
         if self.finish_reason is None:
@@ -208,10 +270,10 @@ class _SequenceText:
     def extend(self, update: SequenceUpdate) -> str | None:
         if self.finish_reason is not None:
             return None
-        self._token_ids += update.token_ids
         if update.logprobs is not None and self._logprobs is not None:
             _add(self._logprobs, update.logprobs, self._tokenizer)
             self._cumulative_logprob = (self._cumulative_logprob or 0.0) + update.logprobs.logprobs[0]
+        self._token_ids += update.token_ids
         stop = self._grow_text(update.token_ids, update.sequence.finish_reason)
         if stop is not None:
             self.finish_reason, self._stop_reason = "stop", stop
@@ -275,12 +337,22 @@ class _SequenceText:
         )
 
 
-#: named as they come, or as they are read
-_Rows = list[TokenLogprobs | None] | LogprobRows
+#: named as they come, one list of columns, or named as they are read
+_Rows = list[TokenLogprobs | None] | FlatLogprobs | LogprobRows
+
+
+def _no_rows(is_lazy: bool, is_flat: bool, tokenizer: Tokenizer | None) -> _Rows:
+    if is_lazy:
+        return LogprobRows(None if tokenizer is None else tokenizer.token_texts)
+    return FlatLogprobs() if is_flat else []
 
 
 def _add(rows: _Rows, row: LogprobRow, tokenizer: Tokenizer | None) -> None:
+    texts = None if tokenizer is None else tokenizer.token_texts
     if isinstance(rows, LogprobRows):
         rows.append(row)
+    elif isinstance(rows, FlatLogprobs):
+        decoded = [None if texts is None else texts[token_id] for token_id in row.token_ids]
+        rows.append_fast(row.token_ids, row.logprobs, ranks(row), decoded)
     else:
-        rows.append(named(row, None if tokenizer is None else tokenizer.token_texts))
+        rows.append(named(row, texts))

@@ -352,15 +352,10 @@ class ProcessClient:
 
     def _grow(self, stream: _Stream, update: SequenceUpdate, now: float) -> None:
         """Add to a stream's text. What goes wrong there is this stream's alone."""
-        try:
-            stop = stream.text.extend(update, now)
-        except Exception as fault:
-            LOGGER.exception("request %s failed while its text was made", stream.request.request_id)
-            self._end(stream)
+        stop = stream.text.extend(update, now)
+        if stream.text.fault is not None:
             self._send(Abort(stream.key))
-            stream.fail(OctavoError(f"the request's text could not be made: {type(fault).__name__}: {fault}"))
-            return
-        if stop is not None:
+        elif stop is not None:
             self._send(FinishSequence(stream.key, update.sequence.index, stop))
         if stream.text.finished:
             self._end(stream)

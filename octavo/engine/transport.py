@@ -207,7 +207,9 @@ def unpack_request(message: AddRequest) -> Request:
 
 
 #: what only the side that makes text reads
-_TEXT_ONLY = frozenset({"stop", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "output_kind"})
+_TEXT_ONLY = frozenset(
+    {"stop", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "output_kind", "flat_logprobs"}
+)
 _DEFAULTS = {
     field.name: getattr(SamplingParams(), field.name)
     for field in fields(SamplingParams)

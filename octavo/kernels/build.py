@@ -45,6 +45,11 @@ FLAGS = (
     *("-std=c++20", "-O3", "-fPIC", "-pthread", "-fvisibility-inlines-hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
+#: for tests that look for accesses out of bounds and undefined arithmetic; what they find ends the process
+SANITIZER_FLAGS = (
+    *("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
+    "-fno-sanitize-recover=undefined",
+)
 _X86 = ("x86_64", "AMD64", "i686")
 _ERROR_TAIL_LINES = 20
 SECONDS_PER_SOURCE = 1.5  # of one core, on average
@@ -61,7 +66,7 @@ class Toolchain:
 
 def load() -> ctypes.CDLL:
     """The kernels, built first if need be. Raises BackendUnavailableError or its KernelBuildError."""
-    return _load(env.cpu_isa(), env.preferred_cache_dir(), env.cxx())
+    return _load(env.cpu_isa(), env.preferred_cache_dir(), env.cxx(), env.sanitizes_kernels())
 
 
 def why_not() -> str | None:
@@ -74,9 +79,9 @@ def why_not() -> str | None:
 
 
 @lru_cache
-def _load(isa: env.CpuIsa, cache_dir: Path, cxx: str | None) -> ctypes.CDLL:
+def _load(isa: env.CpuIsa, cache_dir: Path, cxx: str | None, sanitizes: bool) -> ctypes.CDLL:
     source_dir = find_sources()
-    toolchain = find_toolchain(isa, cxx)
+    toolchain = find_toolchain(isa, cxx, sanitizes=sanitizes)
     name = Path("kernels", cache_key(source_dir, toolchain, isa), LIBRARY_NAME)
     if not kept_files.is_whole(path := cache_dir / name):
         try:
@@ -115,7 +120,7 @@ def find_sources() -> Path:
     )
 
 
-def find_toolchain(isa: env.CpuIsa, cxx: str | None) -> Toolchain:
+def find_toolchain(isa: env.CpuIsa, cxx: str | None, *, sanitizes: bool = False) -> Toolchain:
     if os.name != "posix":
         raise BackendUnavailableError(
             f"the cpu backend is built on Linux and macOS only, this is {platform.system()}; use backend='reference'"
@@ -133,7 +138,8 @@ def find_toolchain(isa: env.CpuIsa, cxx: str | None) -> Toolchain:
     real = Path(found).resolve()
     status = real.stat()
     identity = f"{real} {status.st_size} {status.st_mtime_ns}"
-    return Toolchain(command, identity, (*FLAGS, *_isa_flags(isa)))
+    flags = (*FLAGS, *_isa_flags(isa), *(SANITIZER_FLAGS if sanitizes else ()))
+    return Toolchain(command, identity, flags)
 
 
 def _isa_flags(isa: env.CpuIsa) -> tuple[str, ...]:
@@ -244,8 +250,10 @@ def _lock(directory: Path) -> Iterator[None]:
 
 
 def _run(command: list[str], work: str) -> None:
-    """work: where the compiler's own temporary files go, so that one disk has to have room."""
-    surroundings = {**os.environ, "TMPDIR": work, "LC_ALL": "C"}
+    """work: where the compiler's own temporary files go, so that one disk has to have room. What was preloaded into
+    this process, such as a sanitizer, is none of the compiler's business."""
+    surroundings = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    surroundings |= {"TMPDIR": work, "LC_ALL": "C"}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=surroundings)
     if done.returncode == 0:
         return

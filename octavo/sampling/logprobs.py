@@ -6,6 +6,9 @@ a single request for the whole vocabulary does not make every other one pay for 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,3 +35,25 @@ def logprob_rows(
         for i, *row in zip(positions.tolist(), ids.tolist(), logprobs.tolist(), ranks.tolist(), strict=True):
             rows[i] = LogprobRow(*row)
     return rows
+
+
+def with_scored_ids(
+    model: CompiledModel, logits: Logits, rows: list[LogprobRow], scored_ids: Sequence[tuple[int, ...]], tile: int
+) -> list[LogprobRow]:
+    """The rows with the log-probabilities of these ids after what they hold; `tile` of them are scored at once."""
+    longer = list(rows)
+    for i, ids in enumerate(scored_ids):
+        if not ids or not rows[i].token_ids:
+            continue
+        logprobs: list[float] = []
+        ranks: list[int] = []
+        for start in range(0, len(ids), tile):
+            some = np.array(ids[start : start + tile], np.int32)
+            _, found, found_ranks = model.top_logprobs(logits[np.full(len(some), i)], some, 0)
+            logprobs += found[:, 0].tolist()
+            ranks += found_ranks.tolist()
+        row = rows[i]
+        longer[i] = replace(
+            row, token_ids=[*row.token_ids, *ids], logprobs=[*row.logprobs, *logprobs], asked_ranks=ranks
+        )
+    return longer

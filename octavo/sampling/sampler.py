@@ -51,6 +51,7 @@ class Sampler:
             name: np.zeros(max_num_seqs, dtype) for name, dtype in (_PARAMETERS | _IDENTITY).items()
         }
         self._num_logprobs: IntArray = np.full(max_num_seqs, NO_LOGPROBS, np.int32)
+        self._scored_ids: dict[int, tuple[int, ...]] = {}  # row -> the ids whose log-probabilities it asks for
         self._is_special = np.zeros(max_num_seqs, np.bool_)
         self._special: dict[int, SpecialNeeds] = {}
         self._zero_offsets: IntArray = np.zeros(max_num_seqs + 1, np.int32)
@@ -63,8 +64,9 @@ class Sampler:
         self._columns["seeds"][row] = new.seed % 2**64
         self._columns["sample_indices"][row] = new.sample_index
         self._columns["prompt_lens"][row] = new.num_prompt_tokens
-        num_logprobs = new.sampling_params.logprobs
-        self._num_logprobs[row] = NO_LOGPROBS if num_logprobs is None else num_logprobs
+        params = new.sampling_params
+        self._num_logprobs[row] = (params.logprobs or 0) if params.reports_logprobs else NO_LOGPROBS
+        self._scored_ids[row] = tuple(params.logprob_token_ids or ())
         self._set_special(row, special_needs(new))
 
     def fork(self, fork: ForkRow) -> None:
@@ -72,11 +74,16 @@ class Sampler:
         for column in (*self._columns.values(), self._num_logprobs):
             column[fork.row] = column[fork.parent_row]
         self._columns["sample_indices"][fork.row] = fork.sample_index
+        self._scored_ids[fork.row] = self._scored_ids[fork.parent_row]
         self._set_special(fork.row, self._special.get(fork.parent_row))
 
     def num_logprobs(self, rows: IntArray) -> IntArray:
         """How many best tokens each row reports with a drawn one: -1 is all, NO_LOGPROBS is no report."""
         return self._num_logprobs.take(rows)
+
+    def scored_ids(self, rows: IntArray) -> list[tuple[int, ...]]:
+        """Which ids each row reports besides."""
+        return [self._scored_ids[row] for row in rows.tolist()]
 
     def columns(self, rows: IntArray) -> dict[str, NDArray[Any]]:
         """The numbers of these rows, by the names that SamplingBatch gives them."""

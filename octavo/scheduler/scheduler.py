@@ -109,12 +109,16 @@ class Scheduler:
 
     def abort(self, request_id: RequestId) -> bool:
         """End all of a request's sequences. False: there is no such request, or it has ended already."""
+        return self.end_request(request_id, "abort")
+
+    def end_request(self, request_id: RequestId, reason: FinishReason, stop_reason: str | None = None) -> bool:
+        """End all of a request's sequences for a reason that others found. False: as in `abort`."""
         request = self._roster.requests.get(request_id)
         if request is None:
             return False
         for sequence in request.sequences:
             if sequence.state is not SequenceState.FINISHED:
-                self._finish(sequence, "abort", None)
+                self._finish(sequence, reason, stop_reason)
         self._drop_finished()
         return True
 
@@ -174,9 +178,11 @@ class Scheduler:
             if end is not None:
                 self._finish(sequence, *end)
                 has_ended = True
-            token_ids = [token_id] if token_id != NO_TOKEN else []
             rows = prompt_rows.pop(sequence, []) if prompt_rows else []
-            updates.append(SequenceUpdate(sequence, token_ids, logprobs.get(index), rows))
+            if token_id == NO_TOKEN:
+                updates.append(SequenceUpdate(sequence, [], None, rows))
+            else:
+                updates.append(SequenceUpdate(sequence, [token_id], logprobs.get(index), rows))
         updates += [SequenceUpdate(sequence, [], None, rows) for sequence, rows in prompt_rows.items()]
         if self._quarantine:
             self._quarantine.clear(plan, draft.granted)

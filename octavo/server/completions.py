@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 from starlette.requests import Request
@@ -189,7 +190,7 @@ def _logprobs(
     call: Call,
     output: RequestOutput,
     token_ids: list[int],
-    rows: list[TokenLogprobs] | None,
+    rows: Sequence[TokenLogprobs] | None,
     echo: str | None,
 ) -> CompletionLogprobs | None:
     if call.num_top is None:

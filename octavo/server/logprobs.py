@@ -1,8 +1,8 @@
 """Log-probabilities in the two shapes of OpenAI's API, and in vLLM's for prompts.
 
-JSON has no infinities: a token that cannot be drawn has -9999.0, as in vLLM. A token that is a part of a character
-reads as U+FFFD, so its bytes are told too: as `bytes` in chats, and as OpenAI's `bytes:\\xe2` in completions, where
-alternatives go by what they read as.
+JSON has no infinities and no NaN: a token that cannot be drawn has -9999.0, as in vLLM. A token that is a part of a
+character reads as U+FFFD, so its bytes are told too: as `bytes` in chats, and as OpenAI's `bytes:\\xe2` in
+completions, where alternatives go by what they read as.
 """
 
 from __future__ import annotations
@@ -137,4 +137,4 @@ def _token(token_id: int, logprob: Logprob, as_token_ids: bool) -> str:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, _LOWEST)
+    return logprob if logprob > _LOWEST else _LOWEST

@@ -12,12 +12,12 @@ import numpy as np
 from octavo.kernels.ops import CompiledModel, IntArray, Logits, StepBatch, StepLimits
 from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
-from octavo.sampling.logprobs import logprob_rows
+from octavo.sampling.logprobs import logprob_rows, with_scored_ids
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
 from octavo.worker.request_states import RequestStates
 from octavo.worker.warm_up import warm_up_plans
 
-PROMPT_LOGPROB_TILE = 64  # rows of logits held at once at most, so that long prompts need no [T, V] array
+LOGPROB_TILE = 64  # rows of logits held at once at most, so that long prompts need no [T, V] array
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class ModelRunner:
         self._model = model
         self._states = states
         self._sampler = sampler
-        self._prompt_tile = min(PROMPT_LOGPROB_TILE, max_num_seqs)
+        self._logprob_tile = min(LOGPROB_TILE, max_num_seqs)
         self._num_prompt_logprobs: dict[int, int] = {}  # row -> how many, where asked for
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -120,7 +120,9 @@ class ModelRunner:
         wanted = np.flatnonzero(ks != NO_LOGPROBS)
         if not len(wanted):
             return {}
-        found = logprob_rows(self._model, logits[logits_rows[wanted]], token_ids[wanted], ks[wanted])
+        own = logits[logits_rows[wanted]]
+        found = logprob_rows(self._model, own, token_ids[wanted], ks[wanted])
+        found = with_scored_ids(self._model, own, found, self._sampler.scored_ids(rows[wanted]), self._logprob_tile)
         return dict(zip(wanted.tolist(), found, strict=True))
 
     def _prompt_logprobs(self, batch: StepBatch, entry: int) -> list[LogprobRow]:
@@ -131,8 +133,8 @@ class ModelRunner:
         end = min(end, begin + max(0, last_prompt - batch.positions[begin]))
         k = self._num_prompt_logprobs[int(row)]
         found: list[LogprobRow] = []
-        for tile in range(begin, end, self._prompt_tile):
-            indices = np.arange(tile, min(tile + self._prompt_tile, end), dtype=np.int32)
+        for tile in range(begin, end, self._logprob_tile):
+            indices = np.arange(tile, min(tile + self._logprob_tile, end), dtype=np.int32)
             following = self._states.token_ids[row, batch.positions[indices] + 1]
             found += logprob_rows(self._model, self._model.logits(indices), following, np.full(len(indices), k))
         return found

@@ -57,8 +57,9 @@ class RequestStates:
         self.num_tokens[rows] = positions + 1
 
     def fill(self, rows: IntArray, positions: IntArray, token_ids: IntArray) -> None:
-        """The tokens of places that were reserved. A failed draw (-1) is nobody's token."""
-        self.token_ids[rows, positions] = token_ids
+        """The tokens of places that were reserved. A failed draw (-1) is nobody's token, but its sequence may be in a
+        step already, whose kernels take what stands here for an id: 0 harms nobody."""
+        self.token_ids[rows, positions] = np.maximum(token_ids, 0)
 
     def gather(self, plan: StepPlan) -> StepBatch:
         """The step's batch tensors: every scheduled token's id and position, in plan order."""

@@ -58,6 +58,15 @@ def test_bad_prompts_are_named(prompt, message) -> None:
         ({"stop_token_ids": [100]}, "stop_token_ids holds token id 100"),
         ({"stop": "x"}, "need a tokenizer"),
         ({"bad_words": ["x"]}, "need a tokenizer"),
+        ({"allowed_token_ids": [7], "min_tokens": 1}, "allowed_token_ids holds only bad_words and end and stop tokens"),
+        (
+            {"allowed_token_ids": [2, 9], "stop_token_ids": [9], "min_tokens": 3},
+            "which min_tokens=3 bans: no token could be drawn; allow another, or drop one of them",
+        ),
+        (
+            {"stop_token_ids": range(100), "min_tokens": 1},
+            "the vocabulary has only bad_words and end and stop tokens, which min_tokens=1 bans",
+        ),
         ({"truncate_prompt_tokens": 32}, "truncate_prompt_tokens is 32, allowed is up to max_model_len - 1 = 31"),
     ],
 )
@@ -90,3 +99,18 @@ def test_requests_without_a_seed_get_different_ones_and_the_engine_seed_repeats_
     assert first != second
     assert first == repeated
     assert request([1], seed=5).seed == 5
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"allowed_token_ids": [7]},
+        {"allowed_token_ids": [7], "min_tokens": 1, "ignore_eos": True},
+        {"allowed_token_ids": [7, 8], "min_tokens": 1},
+        {"allowed_token_ids": [9], "stop_token_ids": [9]},
+        {"stop_token_ids": range(99), "min_tokens": 1},
+    ],
+    ids=str,
+)
+def test_one_token_to_draw_is_enough(params) -> None:
+    assert request([1, 2], **params).prompt_token_ids == [1, 2]

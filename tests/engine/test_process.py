@@ -122,11 +122,12 @@ async def until_idle(client: EngineClient) -> None:
         SamplingParams(temperature=0.0, max_tokens=40, stop=["Tower", "the city"]),
         SamplingParams(temperature=0.0, max_tokens=40, stop=["Tower"], include_stop_str_in_output=True, n=2),
         SamplingParams(temperature=0.0, max_tokens=6, logprobs=3, prompt_logprobs=2),
+        SamplingParams(temperature=0.0, max_tokens=4, logprob_token_ids=[7, 9], flat_logprobs=True),
         SamplingParams(seed=1, n=3, max_tokens=1),
         SamplingParams(temperature=0.0, max_tokens=20, bad_words=["Paris"], logit_bias={7042: -5.0}, min_tokens=3),
         SamplingParams(temperature=0.0, max_tokens=12, detokenize=False, stop_token_ids=[30]),
     ],
-    ids=["seed", "samples", "stop", "stop kept", "logprobs", "one token", "bans", "ids only"],
+    ids=["seed", "samples", "stop", "stop kept", "logprobs", "asked ids", "one token", "bans", "ids only"],
 )
 def test_it_answers_as_offline(offline: LLM, ask: Callable[..., Any], params: SamplingParams) -> None:
     expected = offline.generate([PROMPT], params, use_tqdm=False)[0]
@@ -270,14 +271,30 @@ def test_a_fault_in_one_text_ends_no_other(ask: Callable[..., Any]) -> None:
         good = asyncio.create_task(collect(client, GREEDY))
         bad = asyncio.create_task(collect(client, ENDLESS))
         await asyncio.sleep(0.05)
-        stream = list(client._streams.values())[-1]
-        stream.text.extend = lambda update, now: 1 / 0
-        with pytest.raises(Exception, match="text could not be made: ZeroDivisionError"):
-            await bad
+        sequence = list(client._streams.values())[-1].text._sequences[0]
+        sequence.extend = lambda update: 1 / 0
+        last = (await bad)[-1].outputs[0]
+        assert last.finish_reason == "error"
+        assert last.stop_reason == "its output could not be made: ZeroDivisionError: division by zero"
         assert (await good)[-1].finished
         await until_idle(client)
 
     ask(break_one)
+
+
+def test_a_token_that_cannot_be_drawn_ends_its_request_alone(ask: Callable[..., Any], offline: LLM) -> None:
+    """With log-probabilities, of which such a token has none."""
+    (the,) = offline.get_tokenizer().encode(" the", add_special_tokens=False)
+    params = SamplingParams(logprobs=2, allowed_token_ids=[the], bad_words=[" the the"])
+
+    async def generate(client: ProcessClient) -> tuple[list[RequestOutput], list[RequestOutput]]:
+        return await asyncio.gather(collect(client, params), collect(client, GREEDY))
+
+    bad, good = ask(generate)
+    last = bad[-1].outputs[0]
+    assert (last.token_ids, last.finish_reason, last.text) == ([the], "error", " the")
+    assert last.stop_reason.startswith("no token could be drawn: ")
+    assert good[-1].outputs[0].finish_reason == "length"
 
 
 def test_an_engine_that_goes_down_ends_its_requests(ask: Callable[..., Any]) -> None:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from octavo.kernels.build import FLAGS
+from octavo import env
+from octavo.kernels.build import FLAGS, SANITIZER_FLAGS
 from octavo.kernels.cpu import sampling as cpu
 from octavo.kernels.ops import FloatArray, IntArray, SamplingBatch
 from octavo.kernels.reference import sampling as reference
@@ -44,7 +45,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sample]:
         folder = tmp_path_factory.mktemp(isa)
         (folder / "start_threads.cpp").write_text(START_THREADS)
         sources = [*map(str, SOURCES), str(folder / "start_threads.cpp")]
-        flags = [*FLAGS, "-shared", "-Wall", "-Wextra", "-Werror", f"-march={isa}"]
+        sanitizers = SANITIZER_FLAGS if env.sanitizes_kernels() else ()
+        flags = [*FLAGS, *sanitizers, "-shared", "-Wall", "-Wextra", "-Werror", f"-march={isa}"]
         includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
         subprocess.run(["g++", *flags, *includes, *sources, "-o", str(folder / "sampling.so")], check=True)
         library = ctypes.CDLL(str(folder / "sampling.so"))

@@ -46,6 +46,15 @@ def test_a_failed_draw_leaves_its_row_alone() -> None:
     assert states.num_tokens.tolist()[:2] == [1, 2]
 
 
+def test_a_failed_draw_that_was_reserved_leaves_an_id_that_kernels_can_read() -> None:
+    """Its sequence may be in the next step already, and in that step's history of tokens."""
+    states = states_with([10], [20])
+    rows, positions = np.array([0, 1]), np.array([1, 1])
+    states.reserve(rows, positions)
+    states.fill(rows, positions, np.array([-1, 5], np.int32))
+    assert states.token_ids[:2, 1].tolist() == [0, 5]
+
+
 def test_a_fork_copies_tokens_and_tables_and_then_goes_its_own_way() -> None:
     states = states_with([10, 11, 12])
     states.write_blocks(BlockWrite(row=0, group=1, start=0, block_ids=[5, 9]))

@@ -22,7 +22,7 @@ class ThreadPool {
 
   // Calls body(begin, end, thread) on disjoint ranges that cover [0, count), each a multiple of `grain` long
   // (but for the last), and returns when all are done. Ranges are handed out on demand, so uneven work
-  // balances. Runs inline if count <= grain. Not reentrant.
+  // balances. Runs inline if count <= grain. Not reentrant. What a body throws is thrown here, once all have stopped.
   void parallel_for(int64_t count, int64_t grain,
                     const std::function<void(int64_t begin, int64_t end, int thread)>& body);
 

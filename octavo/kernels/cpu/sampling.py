@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.errors import OutOfMemoryError
 from octavo.kernels.ops import FloatArray, IntArray, SamplingBatch
 
 #: the C struct's pointers, in its order, and the element type each points to
@@ -46,7 +47,7 @@ def sample(library: ctypes.CDLL, pool: ctypes.c_void_p, logits: FloatArray, batc
     logits = np.ascontiguousarray(logits, np.float32)
     columns = [np.ascontiguousarray(getattr(batch, name), dtype) for name, dtype in _COLUMNS.items()]
     tokens = np.empty(num_entries, np.int32)
-    library.octavo_sample(
+    code = library.octavo_sample(
         pool,
         _address(logits),
         ctypes.c_int64(vocab_size),
@@ -54,7 +55,11 @@ def sample(library: ctypes.CDLL, pool: ctypes.c_void_p, logits: FloatArray, batc
         ctypes.c_int64(num_entries),
         _address(tokens),
     )
-    assert num_entries == 0 or tokens.min() >= -1, "an entry bans, biases, allows or remembers a token not in the model"
+    if code != 0:
+        raise OutOfMemoryError(f"drawing {num_entries} tokens of {vocab_size} found no memory; lower max_num_seqs")
+    assert num_entries == 0 or tokens.min() >= -1, (
+        "an entry bans, biases, allows or remembers a token not in the model, or its parameters are not numbers"
+    )
     return tokens
 
 

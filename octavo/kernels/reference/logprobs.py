@@ -2,6 +2,9 @@
 
 Tokens are ordered best first, the lower id first among equals; a token's rank is its place in that order,
 from 1. So the k best tokens have ranks 1 .. k, and the greedy choice always has rank 1.
+
+Tokens of +inf share all of the mass. A NaN anywhere in the row makes its log-probabilities NaN; there is an order
+still, in which NaNs count as -inf.
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ def top_logprobs(logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray
     logprobs = np.empty((num_rows, k + 1), np.float32)
     ranks = np.empty(num_rows, np.int32)
     for i, (row, token) in enumerate(zip(logits, tokens, strict=True)):
+        ordered = np.where(np.isnan(row), np.float32(-np.inf), row)
         ids[i, 0] = token
-        ids[i, 1:] = _best_tokens(row, k)
-        logprobs[i] = row[ids[i]] - _log_sum_exp(row)
-        ranks[i] = 1 + np.count_nonzero(row > row[token]) + np.count_nonzero(row[:token] == row[token])
+        ids[i, 1:] = _best_tokens(ordered, k)
+        logprobs[i] = _logprobs(row, ids[i])
+        chosen = ordered[token]
+        ranks[i] = 1 + np.count_nonzero(ordered > chosen) + np.count_nonzero(ordered[:token] == chosen)
     return ids, logprobs, ranks
 
 
@@ -35,6 +40,12 @@ def _best_tokens(row: FloatArray, k: int) -> IntArray:
     return candidates[np.argsort(-row[candidates], kind="stable")][:k].astype(np.int32)
 
 
-def _log_sum_exp(row: FloatArray) -> float:
+def _logprobs(row: FloatArray, ids: IntArray) -> FloatArray:
     best = row.max()
-    return float(best) + float(np.log(np.sum(np.exp((row - best).astype(np.float64)))))
+    if np.isinf(best):
+        among_best = -np.log(np.float32(np.count_nonzero(row == best))) if best > 0 else np.float32(-np.inf)
+        return np.where(row[ids] == best, among_best, np.float32(-np.inf))
+    with np.errstate(over="ignore"):  # what lies too far below the best for float32 is at -inf
+        log_sum_exp = float(best) + float(np.log(np.sum(np.exp((row - best).astype(np.float64)))))
+        logprobs: FloatArray = row[ids] - log_sum_exp
+    return logprobs

@@ -16,7 +16,7 @@ in float64. Another implementation may round exp to float32: a token then differ
 about 1e-7 of a boundary between two tokens, and nowhere else.
 
 A logit of -inf is a token that cannot be drawn; +inf tokens share all of the mass. A NaN anywhere in the
-row, or no token left to draw, gives -1.
+row, or no token left to draw, gives -1; so do logits that penalties or the temperature bring below what float32 holds.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def edited_logits(logits: FloatArray, batch: SamplingBatch, i: int) -> FloatArra
         row[forbidden] = -np.inf
     row[_run(batch.banned, batch.banned_offsets, i)] = -np.inf
     row[_run(batch.bias_ids, batch.bias_offsets, i)] += _run(batch.bias_values, batch.bias_offsets, i)
-    _apply_penalties(row, batch, i)
+    with np.errstate(over="ignore"):
+        _apply_penalties(row, batch, i)
     return row
 
 

@@ -20,7 +20,8 @@ def embedding(
     scale: float = 1.0,
     chained: bool = False,
 ) -> None:
-    """out [T, width] = table[index + offset] * scale. The table may have another dtype than `out`."""
+    """out [T, width] = table[index + offset] * scale. The table may have another dtype than `out`. An index of -1, the
+    token of a draw that failed when the next step had been launched, reads as 0: nobody takes what comes of it."""
     width = table.shape[1]
     _embedding_kernel[(len(index), triton.cdiv(width, _TILE))](
         table, index, out, offset, scale, width, table.stride(0), out.stride(0),
@@ -35,6 +36,6 @@ def _embedding_kernel(
     wait_for_previous(CHAINED)
     token = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    row = (tl.load(index + token) + offset).to(tl.int64)
+    row = (tl.maximum(tl.load(index + token), 0) + offset).to(tl.int64)
     x = tl.load(table + row * table_stride + col, mask=col < width, other=0.0).to(tl.float32)
     tl.store(out + token * out_stride + col, (x * scale).to(out.dtype.element_ty), mask=col < width)

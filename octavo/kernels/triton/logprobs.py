@@ -3,7 +3,8 @@
     scan     every row, once (`logits_scan.py`), counting too how many tokens beat the chosen one
     collect  k rounds: the segment with the largest maximum gives up its best token, and offers its next best
 
-so k costs k small steps, whatever the vocabulary.
+so k costs k small steps, whatever the vocabulary. NaN and -inf are ordered as LOWEST, the least finite number, so that
+-inf alone says that a segment has nothing left.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import triton.language as tl
 
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.logits_scan import CHUNK, SEGMENT, LogitsScan, scan_chunk
+
+_LOWEST = -3.4028234663852886e38
+_NAN_FLAG = 1 << 20  # beside a chunk's number of better tokens, if the chunk holds a NaN
 
 
 def top_logprobs(
@@ -32,21 +36,35 @@ def top_logprobs(
     chunks = triton.cdiv(vocab_size, CHUNK)
     _rank_scan_kernel[(num_rows, chunks)](
         logits, logits.stride(0), vocab_size, tokens, scan.segment_max, scan.chunk_max, scan.chunk_sum,
-        scan.chunk_better, chunks, SEGMENT=SEGMENT, SEGMENTS=CHUNK // SEGMENT,
+        scan.chunk_better, chunks, SEGMENT=SEGMENT, SEGMENTS=CHUNK // SEGMENT, LOWEST=_LOWEST, NAN_FLAG=_NAN_FLAG,
         CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
     _collect_kernel[(num_rows,)](
         logits, logits.stride(0), vocab_size, tokens, scan.segment_max, scan.chunk_max, scan.chunk_sum,
         scan.chunk_better, chunks, ids, logprobs, ranks, ids.shape[1],
         SEGMENT=SEGMENT, NUM=CHUNK // SEGMENT, SEGMENTS=triton.next_power_of_2(chunks * (CHUNK // SEGMENT)),
-        CHUNKS=triton.next_power_of_2(chunks), CHAINED=chained, launch_pdl=chained, num_warps=4,
+        CHUNKS=triton.next_power_of_2(chunks), LOWEST=_LOWEST, NAN_FLAG=_NAN_FLAG,
+        CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
+
+
+@triton.jit
+def _order(x, LOWEST: tl.constexpr):
+    """x as it is ordered; comparisons with a NaN are false."""
+    return tl.where(x > LOWEST, x, LOWEST)
+
+
+@triton.jit
+def _logprob(x, best, log_mass, LOWEST: tl.constexpr):
+    """Of an ordered x, float64; log_mass is relative to the best. Equals of an infinite best share all of it."""
+    away = tl.where(x == best, 0.0, x.to(tl.float64) - best.to(tl.float64))
+    return tl.where(x > LOWEST, away - log_mass, log_mass - float("inf")).to(tl.float32)
 
 
 @triton.jit
 def _rank_scan_kernel(
     logits, stride, vocab, tokens, segment_max, chunk_max, chunk_sum, chunk_better, num_chunks,
-    SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr, CHAINED: tl.constexpr,
+    SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr, LOWEST: tl.constexpr, NAN_FLAG: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
@@ -55,10 +73,12 @@ def _rank_scan_kernel(
     token = tl.load(tokens + i)
     at = (chunk * SEGMENTS + tl.arange(0, SEGMENTS))[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
     x = tl.load(row + at, mask=at < vocab, other=-float("inf")).to(tl.float32)
-    chosen = tl.load(row + token).to(tl.float32)
+    has_nan = tl.max(tl.max((x != x).to(tl.int32), 1), 0)
+    x = tl.where(at < vocab, _order(x, LOWEST), -float("inf"))
+    chosen = _order(tl.load(row + token).to(tl.float32), LOWEST)
     to = i * num_chunks + chunk
     better = ((x > chosen) | ((x == chosen) & (at < token))) & (at < vocab)
-    tl.store(chunk_better + to, tl.sum(tl.sum(better.to(tl.int32), 1), 0))
+    tl.store(chunk_better + to, tl.sum(tl.sum(better.to(tl.int32), 1), 0) + has_nan * NAN_FLAG)
     scan_chunk(x, 1.0, segment_max + to * SEGMENTS, chunk_max + to, chunk_sum + to, SEGMENTS)
 
 
@@ -66,7 +86,8 @@ def _rank_scan_kernel(
 def _collect_kernel(
     logits, stride, vocab, tokens, segment_max, chunk_max, chunk_sum, chunk_better, num_chunks,
     ids, logprobs, ranks, width,
-    SEGMENT: tl.constexpr, NUM: tl.constexpr, SEGMENTS: tl.constexpr, CHUNKS: tl.constexpr, CHAINED: tl.constexpr,
+    SEGMENT: tl.constexpr, NUM: tl.constexpr, SEGMENTS: tl.constexpr, CHUNKS: tl.constexpr,
+    LOWEST: tl.constexpr, NAN_FLAG: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
@@ -77,13 +98,16 @@ def _collect_kernel(
     best = tl.max(top, 0)
     sums = tl.load(chunk_sum + i * num_chunks + chunk, mask=live, other=0.0).to(tl.float64)
     mass = tl.where(top == best, sums, sums * tl.exp((top - best).to(tl.float64)))
-    log_sum_exp = best.to(tl.float64) + tl.log(tl.sum(tl.where(live, mass, 0.0), 0))
+    log_mass = tl.log(tl.sum(tl.where(live, mass, 0.0), 0))
     better = tl.load(chunk_better + i * num_chunks + chunk, mask=live, other=0)
-    tl.store(ranks + i, 1 + tl.sum(better, 0))
+    tl.store(ranks + i, 1 + tl.sum(better % NAN_FLAG, 0))
+    log_mass = tl.where(tl.max(better, 0) >= NAN_FLAG, float("nan"), log_mass)
 
     token = tl.load(tokens + i)
     tl.store(ids + i * width, token)
-    tl.store(logprobs + i * width, (tl.load(row + token).to(tl.float64) - log_sum_exp).to(tl.float32))
+    tl.store(
+        logprobs + i * width, _logprob(_order(tl.load(row + token).to(tl.float32), LOWEST), best, log_mass, LOWEST)
+    )
     segment = tl.arange(0, SEGMENTS)
     maxima = tl.load(segment_max + i * num_chunks * NUM + segment, mask=segment < num_chunks * NUM, other=-float("inf"))
     # segments without a live token never win: their index is past every other's
@@ -95,9 +119,10 @@ def _collect_kernel(
         after = tl.max(tl.where(segment == winner, last_id, -1), 0)
         at = winner * SEGMENT + tl.arange(0, SEGMENT)
         x = tl.load(row + at, mask=at < vocab, other=-float("inf")).to(tl.float32)
+        x = tl.where(at < vocab, _order(x, LOWEST), -float("inf"))
         found = tl.min(tl.where((x == value) & (at > after) & (at < vocab), at, 0x7FFFFFFF), 0)
         tl.store(ids + i * width + place, found)
-        tl.store(logprobs + i * width + place, (value.to(tl.float64) - log_sum_exp).to(tl.float32))
+        tl.store(logprobs + i * width + place, _logprob(value, best, log_mass, LOWEST))
         # what the segment offers next: an equal one further on, or the best of the lesser ones
         equal = tl.sum(((x == value) & (at > found) & (at < vocab)).to(tl.int32), 0) > 0
         lesser = tl.max(tl.where(x < value, x, -float("inf")), 0)
