@@ -24,6 +24,10 @@ REFUSED_CHATS = {
     "logprobs": ({"logprobs": True, "top_logprobs": 9}, "top_logprobs", "top_logprobs is 9, allowed is 0 to 5"),
     "pair": ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
     "stream": ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
+    "padding": (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        *("stream_options", "include_obfuscation is true"),
+    ),
     "limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "send one of them"),
     "limit": ({"max_completion_tokens": 0}, "max_completion_tokens", "allowed is 1 or more"),
     "context": ({"max_completion_tokens": 500}, "max_completion_tokens", "is 500, allowed are up to 128, the model's"),
@@ -69,6 +73,7 @@ def test_what_asks_for_nothing_is_accepted() -> None:
         "store": False,
         "service_tier": "auto",
         "parallel_tool_calls": True,
+        "session_id": "s",
         "tools": None,
         "tool_choice": "none",
         "response_format": {"type": "text"},
