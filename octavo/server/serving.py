@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
@@ -29,13 +30,14 @@ T = TypeVar("T", bound=ModelRequest)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """created: when the server started, in seconds since 1970. lanes: where what takes long is done. logprob_room: what
-    answers that are being made may hold."""
+    answers that are being made may hold. body_turn: of large bodies to be read."""
 
     client: EngineClient
     settings: ServerSettings
     created: int
     logprob_room: LogprobRoom
     lanes: Lanes = field(default_factory=Lanes)
+    body_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def read(self, request: Request, kind: type[T]) -> T:
         """The request's body, checked for shape, with the name of a model that is served."""
@@ -54,7 +56,9 @@ class Serving:
 
     async def read_body(self, request: Request, kind: type[S]) -> S:
         """The request's body, checked for shape alone."""
-        return await read_struct(request, kind, self.settings.max_body_bytes, self.settings.max_body_values)
+        return await read_struct(
+            request, kind, self.settings.max_body_bytes, self.settings.max_body_values, self.body_turn
+        )
 
     def event_stream(
         self, outputs: AsyncGenerator[RequestOutput], events: Events, headers: Mapping[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from typing import Any
 
@@ -10,11 +11,13 @@ import msgspec
 import pytest
 from msgspec import UNSET, UnsetType
 
+from octavo.server import bodies
+from octavo.server.bodies import parse
 from octavo.server.body_values import ValueCount
 from octavo.server.errors import shown
 from octavo.server.json_pieces import LazyList, json_pieces
 from octavo.server.logprob_room import LogprobRoom
-from tests.server.scripted_engine import ScriptedEngine, app_of, post
+from tests.server.scripted_engine import ScriptedEngine, app_of, call, post
 
 HELLO = [{"role": "user", "content": "Hi"}]
 
@@ -184,3 +187,26 @@ def test_a_shown_value_is_looked_at_no_further_than_it_is_shown() -> None:
     huge = [[{"a": "b" * 10_000_000}] * 1000] * 1000
     assert len(shown(huge)) == 100
     assert len(shown("x" * 10_000_000)) == 100
+
+
+def test_large_bodies_are_read_one_in_each_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    story: list[str] = []
+
+    def noted(body: bytes, kind: Any) -> Any:
+        story.append("body")
+        return parse(body, kind)
+
+    async def turns() -> None:
+        while story.count("body") < 20:
+            story.append("turn")
+            await asyncio.sleep(0)
+
+    async def all_at_once() -> None:
+        app, data = app_of(), json.dumps({"tokens": [7] * 100_000}).encode()
+        calls = (call(app, "POST", "/detokenize", data, {"content-type": "application/json"}) for _ in range(20))
+        await asyncio.gather(*calls, turns())
+
+    monkeypatch.setattr(bodies, "parse", noted)
+    asyncio.run(asyncio.wait_for(all_at_once(), 30))
+    assert story.count("body") == 20
+    assert all(pair != ("body", "body") for pair in itertools.pairwise(story))
