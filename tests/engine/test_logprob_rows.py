@@ -20,7 +20,8 @@ def test_they_read_like_a_list() -> None:
 
     texts = TokenTexts(text)
     expected = [None, *(named(row, TokenTexts("<{}>".format)) for row in ROWS)]
-    rows = LogprobRows(texts, begins_with_none=True)
+    rows = LogprobRows(texts)
+    rows.append(None)
     rows.extend(pack_rows(ROWS[:600]))
     assert asked == []
     before = rows.copy()
