@@ -39,8 +39,10 @@ Priority = int | Sequence[int] | None
 
 _GENERATE = ("prompts", "sampling_params", "use_tqdm", "priority")
 _STREAM = ("prompts", "sampling_params", "priority")
-_CHAT_OPTIONS = ("chat_template", "add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
-_CHAT = ("messages", "sampling_params", "use_tqdm", "priority", *_CHAT_OPTIONS)
+_CHAT = (
+    *("messages", "sampling_params", "use_tqdm", "priority", "chat_template", "chat_template_content_format"),
+    *("add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs"),
+)
 
 
 class LLM:

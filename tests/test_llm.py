@@ -13,6 +13,7 @@ from octavo.observe.events import BlockCopied, Finished, Forked, StepDone
 from octavo.observe.metric_values import Counter, Histogram
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
+SHORT = SamplingParams(temperature=0.0, max_tokens=2)
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 PROMPTS = ["The capital of France is", "One, two, three,", "Once upon a time"]
 
@@ -211,23 +212,23 @@ def test_a_bad_prompt_stops_the_call_before_anything_runs(llm: LLM) -> None:
 
 
 def test_prompts_come_in_every_form(llm: LLM) -> None:
-    whole = texts(llm.generate(PROMPTS, GREEDY))
+    whole = texts(llm.generate(PROMPTS, SHORT))
     ids = [llm.get_tokenizer().encode(prompt) for prompt in PROMPTS]
     for prompts in (iter(PROMPTS), tuple(PROMPTS), dict.fromkeys(PROMPTS).keys(), ids, [np.array(one) for one in ids]):
-        assert texts(llm.generate(prompts, GREEDY)) == whole
-    assert texts(llm.generate(np.array(ids[0]), GREEDY)) == whole[:1]
-    assert texts(llm.generate({"prompt": PROMPTS[0], "multi_modal_data": None}, GREEDY)) == whole[:1]
-    assert llm.generate([], GREEDY) == []
+        assert texts(llm.generate(prompts, SHORT)) == whole
+    assert texts(llm.generate(np.array(ids[0]), SHORT)) == whole[:1]
+    assert texts(llm.generate({"prompt": PROMPTS[0], "multi_modal_data": None}, SHORT)) == whole[:1]
+    assert llm.generate([], SHORT) == []
     assert (
-        texts(llm.generate(PROMPTS, iter([GREEDY] * 3), use_tqdm=False, priority=[2, 0, 1], lora_request=None)) == whole
+        texts(llm.generate(PROMPTS, iter([SHORT] * 3), use_tqdm=False, priority=[2, 0, 1], lora_request=None)) == whole
     )
 
 
 def test_conversations_come_in_every_form(llm: LLM) -> None:
-    (answer,) = texts(llm.chat(QUESTION, GREEDY))
-    assert texts(llm.chat(QUESTION[0]["content"], GREEDY, priority=1)) == [answer]
-    assert texts(llm.chat(QUESTION[0], GREEDY)) == [answer]
-    assert texts(llm.chat(iter([QUESTION, tuple(QUESTION)]), GREEDY, False)) == [answer] * 2
+    (answer,) = texts(llm.chat(QUESTION, SHORT))
+    assert texts(llm.chat(QUESTION[0]["content"], SHORT, priority=1)) == [answer]
+    assert texts(llm.chat(QUESTION[0], SHORT)) == [answer]
+    assert texts(llm.chat(iter([QUESTION, tuple(QUESTION)]), SHORT, False)) == [answer] * 2
 
 
 REFUSED_CALLS = [
@@ -242,7 +243,7 @@ REFUSED_CALLS = [
         "sampling_params is {'temperature': 0}, allowed are a Sampling",
     ),
     (lambda llm: llm.generate("a", "greedy"), "sampling_params is 'greedy', allowed are a SamplingParams"),
-    (lambda llm: llm.generate(["a", "b"], [GREEDY, None]), "sampling_params is None, allowed are"),
+    (lambda llm: llm.generate(["a", "b"], [SHORT, None]), "sampling_params is None, allowed are"),
     (lambda llm: llm.generate("a", priority="high"), "priority is 'high', allowed are a whole number"),
     (lambda llm: llm.generate("a", priority=2**70), "priority is 1180591620717411303424, allowed is a whole number"),
     (lambda llm: llm.generate("a", temprature=0), "generate has no argument 'temprature'; allowed are"),
@@ -300,9 +301,9 @@ def test_parameters_may_be_changed_and_requests_in_flight_keep_theirs(llm: LLM) 
 
 def test_the_prefix_cache_can_be_reset(llm: LLM) -> None:
     prompt = list(range(2000, 2100))
-    assert [llm.generate(prompt, GREEDY)[0].num_cached_tokens for _ in range(2)] == [0, 96]
+    assert [llm.generate(prompt, SHORT)[0].num_cached_tokens for _ in range(2)] == [0, 96]
     assert llm.reset_prefix_cache() is True
-    assert llm.generate(prompt, GREEDY)[0].num_cached_tokens == 0
+    assert llm.generate(prompt, SHORT)[0].num_cached_tokens == 0
 
 
 def test_metrics_are_values(llm: LLM) -> None:
@@ -335,7 +336,7 @@ def test_a_maker_of_bars_draws_the_progress(llm: LLM) -> None:
         def close(self) -> None:
             self.is_closed = True
 
-    llm.generate(PROMPTS, GREEDY, use_tqdm=Bar)
+    llm.generate(PROMPTS, SHORT, use_tqdm=Bar)
     (bar,) = Bar.made
     assert (bar.total, bar.count, bar.is_closed) == (3, 3, True)
 

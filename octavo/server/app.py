@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -65,7 +66,8 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
     if not settings.served_model_name:
         raise ConfigError("served_model_name is empty, allowed is one name or more: pass the model's")
     settings = settings.with_keys()
-    app = FastAPI(title="Octavo", docs_url=None, redoc_url=None, openapi_url=None)
+    options: dict[str, Any] = dict.fromkeys(("docs_url", "redoc_url", "openapi_url"))
+    app = FastAPI(title="Octavo", redirect_slashes=not settings.root_path, **options)  # they would lose the root path
     room = LogprobRoom(2 * settings.max_logprobs_per_request)
     serving = Serving(client=client, settings=settings, created=int(time.time()), logprob_room=room)
     routes = [*ROUTES, *OPTIONAL_ROUTES] if settings.enable_tokenizer_info_endpoint else [*ROUTES]

@@ -14,6 +14,7 @@ MEANINGS: Mapping[str, str] = {
     # prompts and conversations
     "prompt": "A text, a list of texts, token ids, or a list of token-id lists.",
     "messages": "The conversation, oldest first. Keys beside role and content go to the chat template.",
+    "BatchChatCompletionRequest.messages": "A list of conversations, each as one call would bring it.",
     "system": "What the model is told before the conversation.",
     "role": "user or assistant.",
     "content": "A text, or a list of text blocks.",
@@ -63,6 +64,7 @@ MEANINGS: Mapping[str, str] = {
     "stream_options": "What a stream tells beside the answer.",
     "include_usage": "End the stream with the token counts.",
     "continuous_usage_stats": "With include_usage: the counts in every chunk.",
+    "include_obfuscation": "Chunks of random length; not supported: leave it out.",
     "stream_interval": "Tokens a chunk brings; the first is sent at once.",
     # how a call is handled
     "priority": "Lower goes first, on a server that schedules by priority.",

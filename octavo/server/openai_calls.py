@@ -177,6 +177,13 @@ def check_pairs(asked: GenerationRequest) -> None:
                 raise ApiError(
                     400, f"{name} is set and stream is not, allowed is both or neither: set stream to true", param=name
                 )
+    elif asked.stream_options is not None and asked.stream_options.include_obfuscation:
+        raise ApiError(
+            400,
+            "stream_options.include_obfuscation is true, which this engine does not support: leave it out",
+            param="stream_options",
+            code="unsupported_parameter",
+        )
     elif asked.prompt_logprobs is not None:
         raise ApiError(
             400,

@@ -118,15 +118,15 @@ def _schemas() -> dict[str, Any]:
     kinds = {kind for asked, answered, _ in _BODIES.values() for kind in (asked, answered) if kind is not None}
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    for one in (protocol.ChatCompletionRequest, protocol.TokenizeRequest):
+        schemas[one.__name__]["properties"]["messages"] = _messages()
+    batch = schemas[protocol.BatchChatCompletionRequest.__name__]["properties"]
+    batch["messages"] = {"type": "array", "minItems": 1, "items": _messages()}
+    schemas["AnthropicMessage"]["properties"]["role"] = {"enum": ["user", "assistant"]}
     for asked in request_structs():
         for name, field in schemas[asked.__name__]["properties"].items():
             if (told := meaning(asked, name)) is not None:
                 field["description"] = told
-    for asked in (protocol.ChatCompletionRequest, protocol.TokenizeRequest):
-        schemas[asked.__name__]["properties"]["messages"] = _messages()
-    batch = schemas[protocol.BatchChatCompletionRequest.__name__]["properties"]
-    batch["messages"] = {"type": "array", "minItems": 1, "items": _messages()}
-    schemas["AnthropicMessage"]["properties"]["role"] |= {"enum": ["user", "assistant"]}
     for kind in _WITH_PARAMETERS_OF_OTHERS:
         fields = schemas[kind.__name__]["properties"]
         for name in sorted(protocol.NO_EFFECT):
@@ -147,7 +147,7 @@ def _messages() -> dict[str, Any]:
         "required": ["role", "content"],
         "properties": {"role": {"type": "string", "minLength": 1}, "content": content},
     }
-    return {"type": "array", "minItems": 1, "items": message, "description": "the conversation, oldest first"}
+    return {"type": "array", "minItems": 1, "items": message}
 
 
 def _page(schema: dict[str, Any]) -> str:

@@ -15,10 +15,12 @@ Content = str | list[dict[str, Any]]
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """include_usage: a last chunk with the token counts; continuous_usage_stats: counts in every chunk."""
+    """include_usage: a last chunk with the token counts; continuous_usage_stats: counts in every chunk, too;
+    include_obfuscation: chunks of random length, which are not made here."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class ModelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -152,6 +154,7 @@ NO_EFFECT = frozenset(
         "prompt_cache_retention",
         "parallel_tool_calls",
         "cache_control",
+        "session_id",
     }
 )
 
@@ -195,7 +198,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "mm_payload": (),
-    "session_id": (),
     "kv_transfer_params": (),
     "ec_transfer_params": (),
     "vllm_xargs": ({},),

@@ -22,7 +22,8 @@ from octavo.errors import ModelLoadError, OctavoError, TokenizerError
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
 from tests.conftest import TinyFolder
-from tests.models.hostile_files import TARGETS, byte_level_files, run_seed
+from tests.models.good_files import byte_level_files
+from tests.models.hostile_files import TARGETS, run_seed
 
 NUM_SEEDS = 60
 

@@ -69,6 +69,8 @@ async def _lines(first: Any, outputs: Any) -> Any:
 
 
 def _line(output: Any) -> str:
+    for one in output.outputs:
+        one.logprobs = None if one.logprobs is None else list(one.logprobs)  # they are made as they are read
     line = asdict(output)
     line["prompt_token_ids"] = len(output.prompt_token_ids)
-    return json.dumps(line, default=list) + "\n"  # log-probabilities are read as they are told
+    return json.dumps(line) + "\n"

@@ -126,6 +126,7 @@ def test_behind_a_proxy_paths_are_known_whether_it_cuts_them_or_not() -> None:
         message = post(app, f"{root}/v1/messages", {}, x_api_key="key").json()
         assert message["type"] == "error", "Anthropic's clients get their own errors under any path"
         assert get(app, f"{root}/openapi.json", x_api_key="key").json()["servers"] == [{"url": "/llm"}]
+        assert get(app, f"{root}/v1/models/", x_api_key="key").status == 404, "no redirect, which would lose the root"
     assert get(app, "/llm", x_api_key="key").headers["content-type"].startswith("text/html")
     assert get(app, "/llms/health").status == 401, "the path of another"
 

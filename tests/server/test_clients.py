@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import anthropic
+import ollama
 import openai
 import pytest
 
@@ -168,6 +169,17 @@ def test_claudes_client_hears_the_same(claude: anthropic.Anthropic, offline: dic
         final = stream.get_final_message()
     assert final.usage.output_tokens == 12
     assert final.stop_reason == "max_tokens"
+
+
+def test_ollamas_client_hears_the_same(address: str, offline: dict[str, str]) -> None:
+    client = ollama.Client(host=address, headers={"Authorization": "Bearer sesame"})
+    greedy = {"temperature": 0, "num_predict": 12}
+    whole = client.chat(MODEL, CHAT, options=greedy)
+    assert whole.message.content == offline["chat"]
+    assert (whole.done_reason, whole.eval_count) == ("length", 12)
+    assert 0 < (whole.eval_duration or 0) < (whole.total_duration or 0)
+    streamed = client.generate(MODEL, PROMPTS[0], raw=True, stream=True, options=greedy)
+    assert "".join(part.response for part in streamed) == offline[PROMPTS[0]]
 
 
 def test_claudes_client_stops_counts_and_runs_out_of_context(claude: anthropic.Anthropic) -> None:

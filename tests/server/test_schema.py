@@ -90,7 +90,8 @@ def test_docs_explain_each_field_of_each_request() -> None:
     page = get(app_of(), "/docs").body.decode()
     assert [name for kind, name in fields if html.escape(meaning(kind, name) or "") not in page] == []
     schemas = get(app_of(), "/openapi.json").json()["components"]["schemas"]
-    assert "description" in schemas["StreamOptions"]["properties"]["include_usage"]
+    for kind, name in fields:
+        assert schemas[kind.__name__]["properties"][name]["description"] == meaning(kind, name)
 
 
 def test_every_field_and_setting_is_documented() -> None:
