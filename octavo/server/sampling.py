@@ -52,8 +52,6 @@ def checked_params(defaults: SamplingParams, settings: ServerSettings, **fields:
         _check_strings(name, fields.get(name), settings)
     try:
         return defaults.replace(**{name: value for name, value in fields.items() if value is not None})
-    except OverflowError:
-        raise ApiError(400, "a number in the request is too large for a float; send a smaller one") from None
     except InvalidRequestError as error:
         raise as_api_error(error) from None
 
