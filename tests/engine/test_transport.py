@@ -39,12 +39,20 @@ FIELDS: dict[str, Any] = {
     "logprobs": 4,
     "prompt_logprobs": 0,
     "logit_bias": {7: -2.5, 9: 100.0},
+    "logprob_token_ids": (3, 1),
     "allowed_token_ids": (1, 2, 3),
     "bad_words": ("a", "bé"),
     "truncate_prompt_tokens": 11,
     "skip_reading_prefix_cache": True,
 }
-TEXT_ONLY = {"stop", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "output_kind"}
+TEXT_ONLY = {
+    "stop",
+    "detokenize",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+    "output_kind",
+    "flat_logprobs",
+}
 
 
 def crossed(params: SamplingParams) -> Request:
@@ -82,7 +90,7 @@ def test_every_sampling_field_crosses() -> None:
 
 
 def test_a_step_s_news_cross() -> None:
-    row = LogprobRow([4, 5], [-0.25, -1.5], 1)
+    row = LogprobRow([4, 5, 9], [-0.25, -1.5, -7.0], 1, [12])
     first = SequenceNews(1, 0, [4], 2, None, None, row, pack_rows([row]), 16, 1, 3.5)
     last = SequenceNews(1, 1, [], 2, "stop", "the end")
     news = StepNews(1.5, [1, 2], [0, 1], [7, 8], [first, last])

@@ -36,7 +36,7 @@ REFUSED_CHATS = {
     "all-logprobs": ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "is -1, allowed is 0 to 5"),
     "less": ({"prompt_logprobs": -2}, "prompt_logprobs", "is -2, allowed is 0 to 5"),
     "bias": ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "allowed are token ids"),
-    "bias-size": ({"logit_bias": {"7": 10**400}}, None, "too large"),
+    "bias-size": ({"logit_bias": {"7": 10**400}}, "logit_bias[7]", "number of 1329 bits, allowed is from -100 to 100"),
     "stops": ({"stop": ["x"] * 65}, "stop", "holds 65 strings, allowed are 64"),
     "stop-len": ({"stop": "x" * 2000}, "stop", "a string of 2000 characters"),
     "priority": ({"priority": 2**40}, "priority", "allowed is -2147483648 to 2147483648"),
