@@ -168,17 +168,17 @@ class Cuts:
     """Answers that did not come to their end: said on standard error, since nothing in the text shows it."""
 
     def __init__(self) -> None:
-        self._found: dict[int, str] = {}
+        self._found: dict[tuple[int, int], str] = {}
 
     def note(self, index: int, answer: Answer) -> None:
-        for sample in answer.samples:
+        for number, sample in enumerate(answer.samples):
             if sample.finish_reason == "length":
                 most = answer.ask.sampling_params.max_tokens
-                self._found[index] = cut_at(len(sample.token_ids), most)
+                self._found[index, number] = cut_at(len(sample.token_ids), most)
 
-    def tell(self, num_asks: int) -> None:
+    def tell(self, num_answers: int) -> None:
         if not self._found:
             return
         first = self._found[min(self._found)]
-        which = "the answer was" if num_asks == 1 else f"{len(self._found):,} of {num_asks:,} answers were"
+        which = "the answer was" if num_answers == 1 else f"{len(self._found):,} of {num_answers:,} answers were"
         print(f"octavo: {which} {first}", file=sys.stderr)

@@ -123,7 +123,7 @@ def _show(llm: LLM, asks: list[Ask]) -> None:
     for index, answer in gather(asks, _stream(llm, asks)):
         text.update(index, answer)
         cuts.note(index, answer)
-    cuts.tell(len(asks))
+    cuts.tell(sum(ask.sampling_params.n for ask in asks))
 
 
 def _write(llm: LLM, asks: list[Ask], path: str) -> None:
@@ -142,7 +142,7 @@ def _write(llm: LLM, asks: list[Ask], path: str) -> None:
     seconds = time.perf_counter() - begin
     rate = num_tokens / seconds
     print(f"{len(asks):,} prompts, {num_tokens:,} tokens in {seconds:.1f} s: {rate:,.1f} tok/s", file=sys.stderr)
-    cuts.tell(len(asks))
+    cuts.tell(sum(ask.sampling_params.n for ask in asks))
 
 
 def _counted(stream: Iterator[RequestOutput], progress: Progress) -> Iterator[RequestOutput]:

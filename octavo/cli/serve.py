@@ -20,7 +20,7 @@ from octavo.server.settings import ServerSettings
 from octavo.server.supervisor import ServeOptions, Supervisor
 
 COMMON = (
-    *("--host", "--port", "--api-key", "--served-model-name", "--config", "--max-model-len", "--max-num-seqs"),
+    *("--host", "--port", "--api-key-file", "--served-model-name", "--config", "--max-model-len", "--max-num-seqs"),
     *("--kv-cache-memory-bytes", "--gpu-memory-utilization", "--dtype", "--backend", "--api-server-count"),
 )
 _NOT_FLAGS = frozenset({"model"})  # the first word

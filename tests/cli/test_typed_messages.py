@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import select
@@ -31,6 +32,7 @@ class Typist:
         )
         os.close(other)
         self.seen = ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")()  # a character may come in two reads
 
     def until(self, text: str) -> str:
         """What is shown up to some text."""
@@ -38,7 +40,7 @@ class Typist:
         while text not in self.seen:
             assert time.monotonic() < deadline, f"never saw {text!r}: {self.seen!r}"
             if select.select([self.end], [], [], 0.1)[0]:
-                self.seen += os.read(self.end, 4096).decode()
+                self.seen += self.decoder.decode(os.read(self.end, 4096))
         before, _, self.seen = self.seen.partition(text)
         return before
 
