@@ -41,7 +41,9 @@ _SWITCHES = {
 _JSON = {"logit_bias": 'what to add to tokens\' logits: {"token id": number}'}
 
 #: what `run` decides itself or has nowhere to show
-NOT_FLAGS = frozenset({"output_kind", "detokenize", "logprobs", "prompt_logprobs"})
+NOT_FLAGS = frozenset(
+    {"output_kind", "detokenize", "logprobs", "prompt_logprobs", "flat_logprobs", "logprob_token_ids"}
+)
 
 FLAGS = (*_NUMBERS, *_LISTS, *_SWITCHES, *_JSON)
 
