@@ -23,9 +23,9 @@ demo: $(VENV)/.demo-ready
 	  "Write one sentence about a lighthouse." \
 	  "Why is the sky blue? Answer briefly." \
 	  "Explain what a page of a book is." \
-	  "Name three primary colours."
+	  "Name three primary colours." < /dev/null
 	$(BIN)/octavo run smollm2 --report --max-tokens 64 --seed 7 --n 8 --temperature 0.8 --top-p 0.95 \
-	  "Invent a name for a bookshop that only sells very small books, and say in one sentence why it fits."
+	  "Invent a name for a bookshop that only sells very small books, and say in one sentence why it fits." < /dev/null
 
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest

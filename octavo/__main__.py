@@ -2,6 +2,6 @@
 
 import sys
 
-from octavo.cli.main import main
+from octavo.cli.entry import main
 
 sys.exit(main())

@@ -35,7 +35,7 @@ class NotHere:
         """The same for a value as the command line has it: 1, true, none, {}, float."""
         try:
             value = json.loads({"None": "null", "none": "null"}.get(text, text.lower()))
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         return self.asks_for_nothing(value) or self.asks_for_nothing(text)
 

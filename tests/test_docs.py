@@ -1,10 +1,13 @@
 """The documentation is true where a machine can tell: links lead somewhere, Python runs, flags and fields exist."""
 
+import importlib
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -64,3 +67,26 @@ def test_every_environment_variable_is_documented() -> None:
     read = set(re.findall(r"^    ([A-Z][A-Z_]+) ", env.__doc__, re.MULTILINE))
     page = (ROOT / "docs/environment.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE)) == read
+
+
+def command_lines(page: Path) -> list[str]:
+    """Every octavo command in a block of a page, with its continued lines; three spaces begin a comment."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    found = re.findall(r"^    (?:\.venv/bin/)?octavo (\S.*)$", text, re.MULTILINE)
+    return [re.split(r" {3,}", re.sub(r" +(?=--)", " ", line))[0] for line in found]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page)], ids=name)
+def test_command_lines_in_pages_are_understood(page: Path) -> None:
+    """Up to what they would do: words in capitals stand for what a reader fills in."""
+    from octavo.cli.main import COMMANDS, parser_of
+
+    for line in command_lines(page):
+        words = shlex.split(line.partition(" < ")[0].partition(" | ")[0])
+        if "[options]" in words or "COMMAND" in words or words[0] == "help":
+            continue
+        command = next(one for one in COMMANDS if words[: one.count(" ") + 1] == one.split())
+        module = importlib.import_module(f"octavo.cli.{re.sub('[ -]', '_', command)}")
+        rest = words[command.count(" ") + 1 :]
+        if rest != ["--config", "server.yaml"]:
+            parser_of(command, cast(Any, module)).parse(rest)

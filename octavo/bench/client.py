@@ -145,7 +145,7 @@ class Client:
             raise OSError(f"HTTP {status}: {body.decode('utf-8', 'replace')[:MAX_ERROR_LEN]}")
         try:
             return json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise OSError(f"{path} is no JSON: {error}") from None
 
     def close(self) -> None:

@@ -102,7 +102,7 @@ def sharegpt_asks(
         conversations = json.loads(_read(path))
         turns = [entry["conversations"][:2] for entry in conversations if len(entry["conversations"]) >= 2]
         pairs = [(first["value"], second["value"]) for first, second in turns]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f'--dataset-path {path} is not ShareGPT\'s JSON, a list of {{"conversations": [{{"value": TEXT}}, ...]}}: '
             f"{type(error).__name__}: {error}"
@@ -162,7 +162,7 @@ def _of_work(work: Work, vocab_size: int | None) -> Ask:
 def _of_line(line: str, where: str, output_len: int | None) -> Ask:
     try:
         entry: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is no JSON: {error}") from None
     prompt = entry.get("prompt") if isinstance(entry, dict) else None
     is_ids = isinstance(prompt, list) and all(type(token) is int and token >= 0 for token in prompt)

@@ -6,6 +6,7 @@ parent --share--> child    "ready"    child <--moment to begin-- parent    child
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -36,7 +37,7 @@ def run_load(share: Share, num_procs: int, on_progress: OnProgress) -> Sent:
         for part in shares(share, num_procs):
             mine, theirs = context.Pipe()
             children[mine] = context.Process(target=_child, args=(theirs, part, num_left), daemon=True)
-            children[mine].start()
+            _start(children[mine])
             theirs.close()
         for pipe, child in children.items():
             _receive(pipe, child)
@@ -48,6 +49,15 @@ def run_load(share: Share, num_procs: int, on_progress: OnProgress) -> Sent:
         for child in children.values():
             child.terminate()
             child.join()
+
+
+def _start(child: BaseProcess) -> None:
+    """Ctrl-C reaches a terminal's whole group. The parent ends its children then, and they need not say anything."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))  # which the child inherits
+    try:
+        child.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _collect(children: dict[Connection, BaseProcess], on_progress: OnProgress) -> list[Sent]:
@@ -101,7 +111,7 @@ class _Others:
 
 
 def _child(pipe: Connection, share: Share, num_left: Synchronized[int]) -> None:
-    """In a process of its own. Ctrl-C reaches it too, and the parent has said so already."""
+    """In a process of its own, which ends in silence when the parent is gone."""
     counted = _Counted(pipe)
 
     def begin_at() -> float:
@@ -111,7 +121,7 @@ def _child(pipe: Connection, share: Share, num_left: Synchronized[int]) -> None:
 
     try:
         pipe.send(run_share(share, begin_at, counted, _Others(num_left)))
-    except (KeyboardInterrupt, BrokenPipeError):
+    except (EOFError, BrokenPipeError):
         pipe.close()
 
 

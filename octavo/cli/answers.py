@@ -7,9 +7,10 @@ their turn. So any number of answers can be read, piped or compared as if they h
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from octavo.cli.asks import Ask
 from octavo.outputs import RequestOutput
@@ -85,10 +86,18 @@ def gather(asks: list[Ask], outputs: Iterable[RequestOutput]) -> Iterator[tuple[
         yield index, answers[index]
 
 
+class Shown(Protocol):
+    """Where text is shown."""
+
+    def write(self, text: str, /) -> Any: ...
+
+    def flush(self) -> Any: ...
+
+
 class LiveText:
     """Writes answers as text, in order, each as early as its turn allows."""
 
-    def __init__(self, file: TextIO, num_asks: int) -> None:
+    def __init__(self, file: Shown, num_asks: int) -> None:
         self._file = file
         self._num_asks = num_asks
         self._waiting: dict[int, Answer] = {}
@@ -146,3 +155,30 @@ class JsonLines:
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._file.flush()
             self._turn += 1
+
+
+def cut_at(num_tokens: int, max_tokens: int | None) -> str:
+    """Why an answer that ends with "length" ends, and what to do about it."""
+    if max_tokens is not None and num_tokens >= max_tokens:
+        return f"cut at {num_tokens:,} tokens; --max-tokens allows more"
+    return f"cut after {num_tokens:,} tokens, where the context is full; --max-model-len may make it longer"
+
+
+class Cuts:
+    """Answers that did not come to their end: said on standard error, since nothing in the text shows it."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int], str] = {}
+
+    def note(self, index: int, answer: Answer) -> None:
+        for number, sample in enumerate(answer.samples):
+            if sample.finish_reason == "length":
+                most = answer.ask.sampling_params.max_tokens
+                self._found[index, number] = cut_at(len(sample.token_ids), most)
+
+    def tell(self, num_answers: int) -> None:
+        if not self._found:
+            return
+        first = self._found[min(self._found)]
+        which = "the answer was" if num_answers == 1 else f"{len(self._found):,} of {num_answers:,} answers were"
+        print(f"octavo: {which} {first}", file=sys.stderr)

@@ -9,19 +9,18 @@ A file holds one prompt a line, or one JSON object a line (JSONL):
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.cli.sampling_flags import overlay
+from octavo.cli.json_lines import PROMPT_KEYS, objects_of
+from octavo.cli.sampling_flags import FLAGS, overlay, seed_of
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
+from octavo.vllm_options import suggestion
 
 Message = Mapping[str, Any]
 EncodeChat = Callable[[Sequence[Message]], Sequence[int]]
-
-_PROMPT_KEYS = ("prompt", "messages", "prompt_token_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Ask:
     def title(self) -> str:
         """One line to recognise it by."""
         if "messages" in self.given:
-            return " ".join(str(self.given["messages"][-1]["content"]).split())
+            return " ".join(str(self.given["messages"][-1].get("content")).split())
         return " ".join(str(self.given.get("prompt", "token ids")).split())
 
 
@@ -46,41 +45,47 @@ class AskReader:
 
     encode_chat: the model's chat template; None where prompts are completed as they are.
     sampling_params: for every ask, changed by what a JSONL line says. system: put before every prompt.
+    seed: of the first ask; the next ones have the numbers after it, so that equal prompts get different answers. None:
+    the engine draws them.
     """
 
     encode_chat: EncodeChat | None
     sampling_params: SamplingParams
     system: str | None = None
+    seed: int | None = None
 
-    def from_text(self, text: str) -> Ask:
-        return self._ask({"prompt": text}, "", {})
+    def from_texts(self, texts: Sequence[str]) -> list[Ask]:
+        return [self._ask({"prompt": text}, "", {}, index) for index, text in enumerate(texts)]
 
-    def from_messages(self, messages: list[Message]) -> Ask:
-        return self._ask({"messages": messages}, "", {})
+    def from_messages(self, messages: list[Message], turn: int) -> Ask:
+        return self._ask({"messages": messages}, "", {}, turn)
+
+    def from_text(self, text: str, turn: int) -> Ask:
+        return self._ask({"prompt": text}, "", {}, turn)
 
     def from_lines(self, lines: Iterable[str], source: str) -> list[Ask]:
-        """One ask a line; empty lines are left out. JSONL if the first line is a JSON object with a prompt."""
+        """One ask a line; empty lines are left out. JSONL if any line is a JSON object: then all are."""
         numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
         if not numbered:
             raise InvalidRequestError(f"{source} holds no prompt, allowed is one a line, as text or as a JSON object")
-        if not _is_jsonl(numbered[0][1]):
-            return [self.from_text(line) for _, line in numbered]
-        return [self._from_json(line, f"{source}, line {number}: ") for number, line in numbered]
+        rows = objects_of(numbered, source)
+        if rows is None:
+            return self.from_texts([line for _, line in numbered])
+        return [self._from_row(row, f"{source}, line {number}: ", i) for i, (number, row) in enumerate(rows)]
 
-    def _from_json(self, line: str, where: str) -> Ask:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InvalidRequestError(f"{where}not valid JSON: {error}") from None
-        if not isinstance(row, dict) or sum(key in row for key in _PROMPT_KEYS) != 1:
-            raise InvalidRequestError(f"{where}allowed is an object with exactly one of {', '.join(_PROMPT_KEYS)}")
-        given = {key: row.pop(key) for key in _PROMPT_KEYS if key in row}
-        return self._ask(given, where, row)
+    def _from_row(self, row: dict[str, Any], where: str, index: int) -> Ask:
+        given = {key: row.pop(key) for key in PROMPT_KEYS if key in row}
+        for key in row:
+            if key not in FLAGS:
+                raise InvalidRequestError(f"{where}unknown key {key!r}; {suggestion(key, [*PROMPT_KEYS, *FLAGS])}")
+        if len(given) != 1:
+            raise InvalidRequestError(f"{where}allowed is an object with exactly one of {', '.join(PROMPT_KEYS)}")
+        return self._ask(given, where, row, index)
 
-    def _ask(self, given: dict[str, Any], where: str, options: dict[str, Any]) -> Ask:
-        params = overlay(self.sampling_params, options, where)
+    def _ask(self, given: dict[str, Any], where: str, options: dict[str, Any], index: int) -> Ask:
+        params = self._params(options, where, index)
         if "prompt_token_ids" in given:
-            return Ask(given["prompt_token_ids"], given, params)
+            return Ask(_token_ids(given["prompt_token_ids"], where), given, params)
         if "prompt" in given and not isinstance(given["prompt"], str):
             raise InvalidRequestError(f"{where}prompt is {given['prompt']!r}, allowed is a string")
         if "messages" not in given and self.encode_chat is None:
@@ -99,10 +104,14 @@ class AskReader:
         except InvalidRequestError as refusal:
             raise InvalidRequestError(f"{where}{refusal}") from None
 
+    def _params(self, options: dict[str, Any], where: str, index: int) -> SamplingParams:
+        params = overlay(self.sampling_params, options, where)
+        if self.seed is None or params.seed is not None:
+            return params
+        return params.replace(seed=seed_of(self.seed, index))
 
-def _is_jsonl(line: str) -> bool:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return isinstance(row, dict) and any(key in row for key in _PROMPT_KEYS)
+
+def _token_ids(value: object, where: str) -> Sequence[int]:
+    if not isinstance(value, list) or any(type(one) is not int for one in value):
+        raise InvalidRequestError(f"{where}prompt_token_ids is {value!r}, allowed is a list of whole numbers")
+    return value

@@ -10,12 +10,18 @@ import argparse
 from octavo.bench.report import machine
 from octavo.cli.bench_flags import check_counts, vocab_size, write_json
 from octavo.cli.flags import add_engine_flags, engine_options, whole_number
+from octavo.cli.overwriting import check_not_read
+from octavo.cli.parser import CommandParser
 
+COMMON = (
+    *("--model", "--input-len", "--output-len", "--batch-size", "--n", "--num-iters-warmup", "--num-iters"),
+    *("--output-json", "--load-format", "--backend"),
+)
 _NOT_FLAGS = frozenset({"model"})
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2", help="as for octavo run")
+def add_arguments(parser: CommandParser) -> None:
+    parser.takes_model(default="smollm2")
     counts = {
         "input-len": (32, "prompt tokens"),
         "output-len": (128, "new tokens a sequence"),
@@ -32,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_not_read("--output-json", args.output_json, {"--model": args.model})
     from octavo.bench.latency import Batch, summary
     from octavo.llm import LLM
 

@@ -24,24 +24,32 @@ from octavo.bench.online_report import METRICS, Metric, details, parse_goodput, 
 from octavo.cli.bench_flags import check_counts
 from octavo.cli.bench_serve_dataset import Dataset, add_dataset_flags, check_dataset_flags, open_dataset
 from octavo.cli.bench_serve_output import Bar, Results, add_result_flags, say, table
-from octavo.cli.flags import whole_number
+from octavo.cli.flags import number, whole_number
+from octavo.cli.overwriting import check_not_read
+from octavo.cli.parser import CommandParser
 from octavo.errors import ConfigError
 
 #: fields of a request, under the names that OpenAI and vLLM give them
 _SAMPLING: dict[str, tuple[Any, str]] = {
-    "temperature": (float, "0 takes the best token"),
-    "top_p": (float, "keep the smallest set of tokens with this probability mass"),
+    "temperature": (number, "0 takes the best token"),
+    "top_p": (number, "keep the smallest set of tokens with this probability mass"),
     "top_k": (whole_number, "keep this many best tokens"),
-    "min_p": (float, "keep tokens at least this share as likely as the best"),
-    "presence_penalty": (float, "-2 to 2"),
-    "frequency_penalty": (float, "-2 to 2"),
-    "repetition_penalty": (float, "above 1 makes repeats less likely"),
+    "min_p": (number, "keep tokens at least this share as likely as the best"),
+    "presence_penalty": (number, "-2 to 2"),
+    "frequency_penalty": (number, "-2 to 2"),
+    "repetition_penalty": (number, "above 1 makes repeats less likely"),
     "logprobs": (whole_number, "ask for so many log-probabilities a token"),
 }
 _UNSET = argparse.SUPPRESS
 
+COMMON = (
+    *("--base-url", "--host", "--port", "--api-key", "--model", "--backend", "--dataset-name", "--num-prompts"),
+    *("--random-input-len", "--random-output-len", "--request-rate", "--max-concurrency", "--plot", "--save-result"),
+)
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.takes_model("as the server calls it; default: the first of /v1/models", is_needed=False)
     _add_server_flags(parser.add_argument_group("server"))
     add_dataset_flags(parser)
     _add_load_flags(parser.add_argument_group("load"))
@@ -88,6 +96,9 @@ def _check(args: argparse.Namespace) -> None:
     check_counts(args, "num_prompts", "max_concurrency", "num_client_procs")
     check_counts(args, "num_warmups", least=0)
     check_dataset_flags(args)
+    result = os.path.join(args.result_dir or "", args.result_filename) if args.result_filename else None
+    for flag, path in (("--result-filename", result), ("--plot", args.plot)):
+        check_not_read(flag, path, {"--dataset-path": args.dataset_path})
     if not args.ready_check_timeout_sec >= 0:
         raise ConfigError(f"--ready-check-timeout-sec is {args.ready_check_timeout_sec}, allowed is 0 or more")
     if not 1 <= args.port <= 65535:
@@ -109,20 +120,19 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1)")
     group.add_argument("--port", type=whole_number, default=8000, metavar="N", help="(default: 8000)")
     group.add_argument("--endpoint", metavar="PATH", help="default: /v1/completions, or of chats /v1/chat/completions")
-    group.add_argument("--model", metavar="NAME", help="as the server calls it; default: the first of /v1/models")
     group.add_argument("--api-key", metavar="KEY", help="sent as a bearer token; also OPENAI_API_KEY")
     group.add_argument("--header", nargs="+", default=[], metavar="NAME=VALUE", help="further headers")
     group.add_argument("--extra-body", metavar="JSON", help="further fields of every request")
     group.add_argument(
         "--request-timeout",
-        type=float,
+        type=number,
         default=DEFAULT_TIMEOUT_S,
         metavar="S",
         help="a request that is not answered in full by then is cut off and has failed; inf: never (default: 6 hours)",
     )
     group.add_argument(
         "--ready-check-timeout-sec",
-        type=float,
+        type=number,
         default=0.0,
         metavar="S",
         help="wait so long for a server that does not answer yet (default: 0, one try)",
@@ -138,10 +148,10 @@ def _add_load_flags(group: argparse._ArgumentGroup) -> None:
         choices=get_args(RampUpStrategy),
         help="in place of --request-rate one that grows over the run: by equal amounts a request, or by equal factors",
     )
-    group.add_argument("--ramp-up-start-rps", type=float, metavar="X", help="requests a second it begins with")
-    group.add_argument("--ramp-up-end-rps", type=float, metavar="X", help="requests a second it ends with")
+    group.add_argument("--ramp-up-start-rps", type=number, metavar="X", help="requests a second it begins with")
+    group.add_argument("--ramp-up-end-rps", type=number, metavar="X", help="requests a second it ends with")
     burstiness = "1: a Poisson process; less comes in bursts, more comes evenly (default: 1)"
-    group.add_argument("--burstiness", type=float, default=1.0, metavar="X", help=burstiness)
+    group.add_argument("--burstiness", type=number, default=1.0, metavar="X", help=burstiness)
     group.add_argument("--max-concurrency", type=whole_number, metavar="N", help="most requests at once")
     group.add_argument("--num-warmups", type=whole_number, default=0, metavar="N", help="requests before (default: 0)")
     group.add_argument(
@@ -152,7 +162,7 @@ def _add_load_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--long-prefill-every",
-        type=float,
+        type=number,
         metavar="S",
         help="beside the requests send a long prompt every so many seconds; they are reported by themselves",
     )
@@ -180,7 +190,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         return options
     try:
         extra = json.loads(args.extra_body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--extra-body is no JSON: {error}: {args.extra_body}") from None
     if not isinstance(extra, dict):
         raise ConfigError(f'--extra-body is {args.extra_body}, allowed is a JSON object such as {{"top_k": 5}}')

@@ -24,7 +24,7 @@ from octavo.bench.datasets import (
 from octavo.bench.load import RampUp
 from octavo.bench.workloads import NAMED
 from octavo.cli.bench_flags import check_counts
-from octavo.cli.flags import whole_number
+from octavo.cli.flags import number, whole_number
 from octavo.errors import ConfigError, OctavoError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     for name, text in counts.items():
         group.add_argument(f"--{name}", type=whole_number, metavar="N", help=text)
     ratio = "lengths are from (1 - X) to (1 + X) times the mean (0)"
-    group.add_argument("--random-range-ratio", type=float, metavar="X", help=ratio)
+    group.add_argument("--random-range-ratio", type=number, metavar="X", help=ratio)
     group.add_argument(
         "--disable-shuffle", action="store_true", default=None, help="take a file's prompts in its order"
     )

@@ -12,12 +12,15 @@ import statistics
 from octavo.bench.report import machine
 from octavo.cli.bench_flags import check_counts, write_json
 from octavo.cli.flags import add_engine_flags, engine_options, whole_number
+from octavo.cli.overwriting import check_not_read
+from octavo.cli.parser import CommandParser
 
+COMMON = ("--model", "--num-iters-cold", "--num-iters-warm", "--output-json", "--load-format", "--backend")
 _NOT_FLAGS = frozenset({"model"})
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2", help="as for octavo run")
+def add_arguments(parser: CommandParser) -> None:
+    parser.takes_model(default="smollm2")
     help_cold = "starts with an empty kernel cache (default: 1)"
     parser.add_argument("--num-iters-cold", type=whole_number, default=1, metavar="N", help=help_cold)
     help_warm = "starts with kernels built (default: 5)"
@@ -27,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_not_read("--output-json", args.output_json, {"--model": args.model})
     from octavo.bench.startup import start_once
 
     check_counts(args, "num_iters_cold", "num_iters_warm", least=0)

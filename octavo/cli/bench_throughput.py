@@ -15,14 +15,20 @@ from typing import get_args
 from octavo.bench.report import Measurement, machine, ratio_line
 from octavo.bench.workloads import NAMED, DatasetName, Work, ragged16, random_workload
 from octavo.cli.bench_flags import check_counts, vocab_size, write_json
-from octavo.cli.flags import add_engine_flags, engine_options, whole_number
+from octavo.cli.flags import add_engine_flags, engine_options, number, whole_number
+from octavo.cli.overwriting import check_not_read
+from octavo.cli.parser import CommandParser
 from octavo.errors import ConfigError
 
 BACKENDS = ("octavo", "triton", "cpu", "reference", "hf")
 DEFAULT_INPUT_LEN = 128
 
 # --backend names engines here, and --seed is the workload's.
-_NOT_FLAGS = frozenset({"model", "backend", "seed", "skip_tokenizer_init"})
+COMMON = (
+    *("--model", "--dataset-name", "--num-prompts", "--input-len", "--output-len", "--n", "--temperature", "--backend"),
+    *("--output-json", "--load-format", "--max-num-seqs", "--max-num-batched-tokens"),
+)
+_NOT_FLAGS = frozenset({"model", "backend", "seed"})
 
 _DATASETS = (
     "shape of the requests; single, mixed, chat, prefill, fanout and longctx are fixed in every number, and "
@@ -32,8 +38,8 @@ _DATASETS = (
 _SHAPE = {"num_prompts": 16, "output_len": 128, "n": 1, "seed": 0}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2", help="as for octavo run")
+def add_arguments(parser: CommandParser) -> None:
+    parser.takes_model(default="smollm2")
     parser.add_argument(
         "--backend",
         nargs="+",
@@ -47,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input-len", type=whole_number, metavar="N", help="prompt tokens, for random (128)")
     parser.add_argument("--output-len", type=whole_number, metavar="N", help="new tokens a sequence (128)")
     parser.add_argument("--n", type=whole_number, metavar="N", help="sequences sampled from each prompt (1)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 takes the best token")
+    parser.add_argument("--temperature", type=number, default=0.0, metavar="X", help="0 takes the best token")
     parser.add_argument("--seed", type=whole_number, metavar="N", help="draws the prompts (0)")
     parser.add_argument("--hf-max-batch-size", type=whole_number, default=16, metavar="N", help="rows of an hf batch")
     parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
@@ -55,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_not_read("--output-json", args.output_json, {"--model": args.model})
     if args.dataset_name != "random" and args.input_len is not None:
         raise ConfigError(f"--input-len does not go with --dataset-name {args.dataset_name}, which has its own lengths")
     if args.dataset_name == "random" and args.input_len is None:

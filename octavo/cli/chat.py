@@ -12,12 +12,16 @@ from typing import Any
 
 from octavo.cli.asks import Message
 from octavo.cli.conversation import Conversation
-from octavo.cli.remote_answers import Remote, add_remote_flags
+from octavo.cli.parser import CommandParser
+from octavo.cli.piped_text import with_piped_text
+from octavo.cli.remote_answers import REMOTE_COMMON, Remote, add_remote_flags
 from octavo.errors import ServerError
 
+COMMON = (*REMOTE_COMMON, "--system-prompt")
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_remote_flags(parser, "message")
+
+def add_arguments(parser: CommandParser) -> None:
+    add_remote_flags(parser, "message", max_tokens="what the server allows")
     parser.add_argument("--system-prompt", metavar="TEXT", help="a system message before the conversation")
 
 
@@ -31,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.system_prompt is not None:
         first = ({"role": "system", "content": args.system_prompt},)
     if args.quick is not None:
-        say([*first, {"role": "user", "content": args.quick}])
+        say([*first, {"role": "user", "content": with_piped_text([args.quick])[0]}])
     else:
         Conversation(say, (ServerError,), first).run()
     return 0

@@ -10,23 +10,27 @@ import argparse
 import sys
 from typing import Any
 
-from octavo.cli.conversation import typed_lines
-from octavo.cli.remote_answers import Remote, add_remote_flags
+from octavo.cli.parser import CommandParser
+from octavo.cli.piped_text import with_piped_text
+from octavo.cli.remote_answers import REMOTE_COMMON, Remote, add_remote_flags
 from octavo.cli.run import RAW_MAX_TOKENS
+from octavo.cli.typed_messages import typed_messages
 from octavo.errors import ServerError
 
+COMMON = REMOTE_COMMON
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_remote_flags(parser, "prompt")
+
+def add_arguments(parser: CommandParser) -> None:
+    add_remote_flags(parser, "prompt", max_tokens=str(RAW_MAX_TOKENS))
 
 
 def run(args: argparse.Namespace) -> int:
     remote = Remote.from_flags(args)
     remote.options.setdefault("max_tokens", RAW_MAX_TOKENS)  # the API's own default is 16
     if args.quick is not None:
-        _complete(remote, args.quick)
+        _complete(remote, with_piped_text([args.quick])[0])
         return 0
-    for line in typed_lines("Type a prompt to be continued, Ctrl-D to leave."):
+    for line in typed_messages("Type a prompt to be continued, Ctrl-D to leave."):
         if not line:
             continue
         try:

@@ -11,10 +11,10 @@ import json
 from dataclasses import asdict
 
 from octavo.cli.findings import SECTIONS, Finding
+from octavo.cli.parser import CommandParser
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "octavo doctor [--json]"
+def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -1,30 +1,45 @@
 """Flags made from octavo/config.py: `max_num_seqs` is `--max-num-seqs`, its help is the field's own.
 
-A flag that is not given leaves no trace in the parsed arguments, so the config's default stays the only one.
+A flag that is not given leaves no trace in the parsed arguments, so the config's default stays the only one. Its value
+is handed on as text: the config knows what may be written there, and says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable
+import json
+import math
 from dataclasses import MISSING, Field, fields
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from octavo import checked_fields
 from octavo.config import EngineConfig
-
-# As vLLM reads them: a small letter counts in thousands, a capital one in 1024s.
-_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def whole_number(text: str) -> int:
     """16, 32k (32,000), 32K (32,768), 1.5G (1,610,612,736), -1."""
-    match = re.fullmatch(r"(-?[0-9]+(?:\.[0-9]+)?)([kmgtKMGT]?)", text)
-    value = float(match[1]) * _SUFFIXES[match[2]] if match else 0.5
-    if not value.is_integer():
+    value = checked_fields.whole_number(text)
+    if value is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number such as 16, 32k (32,000) or 4G (4 * 1024^3)")
-    return int(value)
+    return value
+
+
+def number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 2, 0.5 or 1e-3")
+    return value
+
+
+def json_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
 
 
 def config_fields() -> dict[str, tuple[Field[Any], Any]]:
@@ -51,10 +66,13 @@ def section_options(args: argparse.Namespace, section: type[Any]) -> dict[str, A
 
 def add_engine_flags(parser: argparse.ArgumentParser, exclude: frozenset[str]) -> None:
     """A flag for every option, but for those whose names mean something else to this command."""
-    group = parser.add_argument_group("engine options", "sizes may be written 32k (thousands) or 4G (of 1024)")
-    for name, (field, hint) in config_fields().items():
-        if name not in exclude:
-            add_flag(group, name, hint, _help_of(field))
+    for section in get_type_hints(EngineConfig).values():
+        about = f"{section.__doc__} Sizes may be written 32k (thousands) or 4G (of 1024)."
+        group = parser.add_argument_group(section.__name__, about)
+        hints = get_type_hints(section)
+        for field in fields(section):
+            if field.name not in exclude:
+                add_flag(group, field.name, hints[field.name], _help_of(field))
 
 
 def _help_of(field: Field[Any]) -> str:
@@ -71,26 +89,21 @@ def engine_options(args: argparse.Namespace, exclude: frozenset[str]) -> dict[st
 def add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, text: str) -> None:
     """One flag of the type that `hint` says."""
     flag = "--" + name.replace("_", "-")
-    kind = _without_none(hint)
+    kinds = [kind for kind in _kinds(hint) if kind is not NoneType]
     text = text.replace("%", "%%")
-    if kind is bool:
+    if kinds == [bool]:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-    elif get_origin(kind) is tuple:
+    elif get_origin(kinds[0]) is tuple:
         group.add_argument(flag, nargs="+", action="extend", metavar="TEXT", default=argparse.SUPPRESS, help=text)
-    elif get_origin(kind) is Literal:
-        group.add_argument(flag, choices=get_args(kind), default=argparse.SUPPRESS, help=text)
     else:
-        convert, metavar = _VALUES[kind]
-        group.add_argument(flag, type=convert, metavar=metavar, default=argparse.SUPPRESS, help=text)
+        group.add_argument(flag, metavar=_metavar(kinds[0]), default=argparse.SUPPRESS, help=text)
 
 
-_VALUES: dict[type, tuple[Callable[[str], Any], str]] = {
-    int: (whole_number, "N"),
-    float: (float, "X"),
-    str: (str, "TEXT"),
-}
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _without_none(hint: Any) -> Any:
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-    return kinds[0] if len(kinds) == 1 and NoneType in get_args(hint) else hint
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, get_args(kind))) + "}"
+    return {int: "N", float: "X"}.get(kind, "TEXT")

@@ -1,13 +1,14 @@
 """octavo: the command line. One file a command, and only the command that is asked for is imported.
 
-A command is a module with `add_arguments(parser)` and `run(args) -> exit code`; its docstring heads its
-help. Exit codes: 0 done,
-1 done with a bad result, 2 refused (one line says why), 130 stopped by Ctrl-C.
+A command is a module with `add_arguments(parser)` and `run(args) -> exit code`; its docstring heads its help, and
+COMMON are the flags that `--help` shows. Exit codes: 0 done, 1 done with a bad result, 2 refused (one line says why),
+130 stopped by Ctrl-C, 141 the reader of the output left.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 import sys
@@ -16,7 +17,9 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from octavo import __version__, env
-from octavo.errors import OctavoError
+from octavo.cli.interrupts import INTERRUPTED, interruptible, is_interrupt
+from octavo.cli.parser import CommandParser, help_word
+from octavo.errors import ConfigError, OctavoError
 
 COMMANDS = {
     "run": "answer prompts, or chat",
@@ -24,12 +27,17 @@ COMMANDS = {
     "run-batch": "answer a file of calls in OpenAI's batch format, and go on where it stopped",
     "chat": "chat with the model of a running server",
     "complete": "complete prompts with the model of a running server",
+    "list": "the models on this machine: packaged, from the hub, in this folder",
+    "pull": "download a model from the Hugging Face hub",
     "doctor": "what this machine has, which backends work here and why the others do not",
     "bench throughput": "measure: requests and tokens a second, all requests at once",
     "bench latency": "measure: seconds of one batch",
     "bench serve": "measure: a running server, what its users wait for under load",
     "bench startup": "measure: seconds from a fresh process to the first token",
+    "help": "this; with a command's name, that command's",
 }
+_DONE, _REFUSED = 0, 2
+_READER_LEFT = 141  # what a shell says of SIGPIPE
 
 
 class Command(Protocol):
@@ -37,21 +45,51 @@ class Command(Protocol):
 
     __doc__: str | None
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+    def add_arguments(self, parser: CommandParser) -> None: ...
 
     def run(self, args: argparse.Namespace) -> int: ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
+    is_debugged = env.is_debug() or "--debug" in argv
+    try:
+        with interruptible():
+            return _run(argv)
+    except BaseException as error:
+        # What a library makes of a Ctrl-C may be any exception.
+        if is_interrupt(error):
+            if sys.stderr.isatty():
+                print(file=sys.stderr)
+            return INTERRUPTED
+        if isinstance(error, BrokenPipeError):
+            # The reader went away; what is still buffered must not raise again when Python closes stdout.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _READER_LEFT
+        if is_debugged or not isinstance(error, (OctavoError, OSError)):
+            raise
+        text = str(error).encode(errors="backslashreplace").decode()  # what was typed may be no text
+        print(f"octavo: error: {text}", file=sys.stderr)
+        return _REFUSED
+
+
+def _run(argv: list[str]) -> int:
+    if argv[:1] == ["help"]:
+        argv = _asking_for_help(argv[1:])
     name = next((name for name in COMMANDS if argv[: name.count(" ") + 1] == name.split()), None)
     if name is None:
         return _without_command(argv)
     rest = argv[name.count(" ") + 1 :]
     command = cast(Command, import_module(f"octavo.cli.{re.sub('[ -]', '_', name)}"))
-    parser = argparse.ArgumentParser(
-        prog=f"octavo {name}", description=command.__doc__, allow_abbrev=False, formatter_class=_HelpFormatter
-    )
+    parser = parser_of(name, command)
+    if (word := help_word(rest)) is not None:
+        print(parser.help_for(word))
+        return _DONE
+    return command.run(parser.parse(rest))
+
+
+def parser_of(name: str, command: Command) -> CommandParser:
+    parser = CommandParser(name, command.__doc__, getattr(command, "COMMON", ()))
     command.add_arguments(parser)
     parser.add_argument(
         "--debug",
@@ -59,44 +97,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=env.is_debug(),
         help="show the traceback of an error; also OCTAVO_DEBUG=1",
     )
-    args = parser.parse_intermixed_args(rest)
-    try:
-        return command.run(args)
-    except OctavoError as error:
-        if args.debug:
-            raise
-        print(f"octavo: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader went away; what is still buffered must not raise again when Python closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    return parser
+
+
+def _asking_for_help(words: list[str]) -> list[str]:
+    """`help run` is `run --help`, `help run all` is `run --help=all`."""
+    for name in COMMANDS:
+        length = name.count(" ") + 1
+        if words[:length] == name.split() and name != "help":
+            about = [f"--help={word.lstrip('-')}" for word in words[length:]]
+            return [*name.split(), *(about[:1] or ["--help"])]
+    return words if words not in ([], ["help"]) else ["--help"]
 
 
 def _without_command(argv: list[str]) -> int:
     """Help, the version, or a refusal."""
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="octavo",
-        description="Octavo, an LLM inference and serving engine that one person can read.",
-        epilog=f"commands:\n{commands}\n\n`octavo COMMAND --help` says more.",
-        formatter_class=_HelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"octavo {__version__}")
-    parser.add_argument("command", metavar="COMMAND", nargs="*", help="one of those below")
-    given = parser.parse_args(argv).command
-    if given and given != ["bench"]:
-        parser.error(f"there is no command {' '.join(given)!r}; choose from {', '.join(map(repr, COMMANDS))}")
-    parser.print_help()
-    return 0
+    if argv == ["--version"]:
+        print(f"octavo {__version__}")
+        return _DONE
+    if argv in ([], ["bench"]) or help_word(argv) is not None:
+        chosen = {name: text for name, text in COMMANDS.items() if argv[:1] != ["bench"] or name.startswith("bench ")}
+        print(_overview(chosen))
+        return _DONE
+    given = " ".join(argv[:2] if argv[0] == "bench" else argv[:1])
+    if given.startswith("-"):
+        raise ConfigError(f"{given} comes before the command: say `octavo COMMAND {given}`; `octavo --help` lists them")
+    close = difflib.get_close_matches(given, COMMANDS, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(map(repr, COMMANDS))}"
+    raise ConfigError(f"there is no command {given!r}; {hint}")
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves descriptions as they are written, and gives flags room."""
+def _overview(commands: dict[str, str]) -> str:
+    width = max(map(len, commands))
+    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in commands.items())
+    return f"""usage: octavo [--version] COMMAND [...]
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=110)
+Octavo, an LLM inference and serving engine that one person can read.
+
+commands:
+{lines}
+
+`octavo COMMAND --help` says more."""

@@ -6,61 +6,74 @@ On a terminal, a dim line after each answer says how long it took; what a model 
 from __future__ import annotations
 
 import argparse
-import re
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from octavo import env
-from octavo.cli.sampling_flags import add_sampling_flags, sampling_options
+from octavo.cli.parser import CommandParser
+from octavo.cli.sampling_flags import FOR_PEOPLE, RECOMMENDED, add_sampling_flags, fresh_seed, sampling_options, seed_of
 from octavo.cli.server_api import ServerApi
+from octavo.cli.terminal_text import TerminalText
 
 DEFAULT_URL = "http://localhost:8000/v1"
 
 # One answer is shown, as it comes; and what is no field of the API cannot be asked for.
 _NOT_FLAGS = frozenset({"n", "skip_reading_prefix_cache"})
 
-# Control characters but for tab and line end: they could move a terminal's cursor, or rename its window.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+REMOTE_COMMON = (
+    *("--url", "--model-name", "--api-key", "-q", "--temperature", "--top-p", "--max-tokens", "--seed", "--stop"),
+)
 
 
-def add_remote_flags(parser: argparse.ArgumentParser, quick: str) -> None:
+def add_remote_flags(parser: CommandParser, quick: str, *, max_tokens: str) -> None:
     """quick: what -q takes."""
     parser.add_argument("--url", default=DEFAULT_URL, help=f"the server's API (default: {DEFAULT_URL})")
-    parser.add_argument("--model-name", metavar="NAME", help="the model to ask; default: the first that is served")
+    text = "the model to ask, as the server calls it; default: the first that is served"
+    parser.takes_model(text, flags=("--model-name", "--model"), is_needed=False)
     parser.add_argument("--api-key", metavar="KEY", help="the server's key; default: OPENAI_API_KEY, or none")
     parser.add_argument("-q", "--quick", metavar=quick.upper(), help=f"answer this one {quick} and leave")
-    add_sampling_flags(parser, _NOT_FLAGS)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the seed")
+    add_sampling_flags(parser, _NOT_FLAGS, max_tokens=max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A model of a server, and how to sample from it."""
+    """A model of a server, and how to sample from it. A seed among the options is the first answer's; the next have
+    the numbers after it."""
 
     api: ServerApi
     model: str
     options: dict[str, Any]
+    turns: Iterator[int] = field(default_factory=itertools.count)
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> Remote:
         """Asks the server what it serves, so that one who is not there is noticed before anything is typed."""
         api = ServerApi(args.url, args.api_key if args.api_key is not None else env.openai_api_key())
-        served = api.first_model()
-        return cls(api, args.model_name or served, sampling_options(args))
+        served = api.models()
+        model = args.model_name or str(served[0]["id"])
+        recommended = next((one.get("default_sampling_params") for one in served if one["id"] == model), None)
+        return cls(api, model, {**_for_people(recommended, args.verbose), **sampling_options(args)})
 
     def show(self, path: str, fields: dict[str, Any], text_of: Callable[[dict[str, Any]], str | None]) -> str:
         """Print the answer as it comes; Ctrl-C ends it. text_of: a choice's new text. Returns what was said."""
         body = {"model": self.model, "stream_options": {"include_usage": True}, **self.options, **fields}
+        turn = next(self.turns)
+        if "seed" in body:
+            body["seed"] = seed_of(body["seed"], turn)
         said: list[str] = []
-        timing = _Timing()
+        timing, shown = _Timing(), TerminalText(sys.stdout)
         try:
             with closing(self.api.events(path, body)) as chunks:
                 for piece in timing.pieces(chunks, text_of):
                     said.append(piece)
-                    print(visible(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+                    shown.write(piece)
+                    shown.flush()
         except KeyboardInterrupt:
             timing.ending = "stopped"
         finally:
@@ -68,12 +81,19 @@ class Remote:
                 print(flush=True)
         if sys.stderr.isatty():
             _print_dim(timing.line())
+        elif timing.ending:
+            print(f"octavo: the answer was {timing.ending}", file=sys.stderr)
         return "".join(said)
 
 
-def visible(text: str) -> str:
-    """Control characters shown as what they are."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+def _for_people(recommended: object, is_told: bool) -> dict[str, Any]:
+    """What to ask an Octavo server for, which tells what a model's makers recommend. Others know best by themselves."""
+    if not isinstance(recommended, dict) or any(name in recommended for name in RECOMMENDED):
+        return {}
+    seed = fresh_seed()
+    if is_told:
+        print(f"octavo: --seed {seed} draws the same answers again", file=sys.stderr)
+    return {**FOR_PEOPLE, "seed": seed}
 
 
 class _Timing:
@@ -93,7 +113,7 @@ class _Timing:
                 self._num_tokens = chunk["usage"].get("completion_tokens")
             for choice in chunk.get("choices") or ():
                 if choice.get("finish_reason") == "length":
-                    self.ending = "cut off at the most tokens it may have"
+                    self.ending = "cut at the most tokens it may have; --max-tokens may allow more"
                 if text := text_of(choice):
                     if self._first is None:
                         self._first = time.perf_counter()

@@ -2,6 +2,7 @@
 
 octavo run smollm2 "Why is the sky blue?" "Who wrote Faust?"      answers, streamed in order
 octavo run smollm2                                                a chat, on a terminal
+octavo run smollm2 "Sum this up:" < report.txt                    a prompt and a text
 octavo run smollm2 -i prompts.jsonl -o answers.jsonl              a batch
 """
 
@@ -14,29 +15,36 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from octavo.cli.answers import JsonLines, LiveText, gather
+from octavo.cli.answers import Cuts, JsonLines, LiveText, gather
 from octavo.cli.asks import Ask, AskReader
 from octavo.cli.flags import add_engine_flags, engine_options
-from octavo.cli.sampling_flags import add_sampling_flags, overlay, sampling_options
+from octavo.cli.overwriting import check_not_read
+from octavo.cli.parser import CommandParser
+from octavo.cli.piped_text import read_standard_input, with_piped_text
+from octavo.cli.sampling_flags import add_sampling_flags, for_people, fresh_seed, overlay, sampling_options
+from octavo.cli.terminal_text import TerminalText
 from octavo.errors import InvalidRequestError
 from octavo.observe.recorder import Recorder
 from octavo.outputs import RequestOutput
-from octavo.sampling_params import RequestOutputKind
+from octavo.sampling_params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from octavo.engine.progress import Progress
     from octavo.llm import LLM
 
+ONE_SHOT_MAX_TOKENS = 1024  # nobody sits there to stop it
 RAW_MAX_TOKENS = 128  # a base model does not stop by itself
 
-# --model is the positional; --seed is each request's own, which also fixes what n samples draw.
+COMMON = (
+    *("-i", "-o", "--system", "--raw", "--temperature", "--top-p", "--max-tokens", "--seed", "--n", "--stop"),
+    *("--max-model-len", "--backend", "--report", "-v"),
+)
+# --model is the first word; --seed is the requests' own, which also fixes what n samples draw.
 _NOT_FLAGS = frozenset({"model", "seed", "skip_tokenizer_init"})
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "octavo run MODEL [PROMPT ...] [options]"
-    parser.add_argument("model", help="a packaged model's name (smollm2), a folder, a hub id or a .gguf file")
-    parser.add_argument("prompt", nargs="*", help="prompts to answer at once; none: chat, or read a pipe")
+def add_arguments(parser: CommandParser) -> None:
+    parser.takes_model(takes_prompts=True)
     parser.add_argument("-i", "--input", metavar="FILE", help="prompts, one a line, as text or JSONL; - is a pipe")
     parser.add_argument("-o", "--output", metavar="FILE", help="write answers as JSONL, in the order of prompts")
     parser.add_argument(
@@ -44,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="a system message before every prompt or chat")
     parser.add_argument("--report", action="store_true", help="show afterwards what the run did with time and memory")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show the start-up card")
-    add_sampling_flags(parser)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the start-up card and the seed")
+    limits = f"{ONE_SHOT_MAX_TOKENS:,}, {RAW_MAX_TOKENS} without chat template, in a chat what the model can take"
+    add_sampling_flags(parser, max_tokens=limits)
     add_engine_flags(parser, _NOT_FLAGS)
 
 
@@ -55,7 +64,13 @@ def run(args: argparse.Namespace) -> int:
     is_chat = not args.prompt and not args.input and sys.stdin.isatty()
     if is_chat and (args.output or args.raw):
         raise InvalidRequestError("--output and --raw need prompts, got none: give them as arguments or with --input")
-    lines = None if is_chat or args.prompt else _read_lines(args.input)
+    source = None if is_chat or args.prompt else args.input or "-"
+    check_not_read("--output", args.output, {"--input": args.input, "the prompt": source or "-", "MODEL": args.model})
+    overlay(SamplingParams(max_tokens=None), sampling_options(args))  # refused before anything is read or loaded
+    prompts = with_piped_text(args.prompt) if args.prompt else []
+    lines = None if source is None else _read_lines(source)
+    if lines is not None:
+        AskReader(lambda messages: [], SamplingParams(max_tokens=None)).from_lines(lines, _name_of(source))
 
     from octavo.engine.template_process import template_processes
     from octavo.llm import LLM  # after everything that can be refused without it
@@ -68,42 +83,47 @@ def run(args: argparse.Namespace) -> int:
         elif not hasattr(args, "backend"):
             warn_if_slow(dict(llm.card)["backend"])
         recorder = Recorder(llm.events) if args.report else None
-        reader = _reader(llm, args)
+        reader = _reader(llm, args, is_chat)
         if is_chat:
             from octavo.cli.run_chat import chat
 
             chat(llm, reader)
         else:
-            asks = _asks(reader, args, lines)
+            asks = reader.from_texts(prompts) if lines is None else reader.from_lines(lines, _name_of(source))
             _write(llm, asks, args.output) if args.output else _show(llm, asks)
         if recorder is not None:
             _print_table("report", recorder.report().lines())
     return 0
 
 
-def _asks(reader: AskReader, args: argparse.Namespace, lines: list[str] | None) -> list[Ask]:
-    if lines is None:
-        return [reader.from_text(prompt) for prompt in args.prompt]
-    return reader.from_lines(lines, args.input or "standard input")
-
-
-def _reader(llm: LLM, args: argparse.Namespace) -> AskReader:
+def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> AskReader:
     tokenizer = llm.get_tokenizer()
     uses_chat = not args.raw and "default" in tokenizer.chat_templates
-    params = llm.get_default_sampling_params().replace(
-        max_tokens=None if uses_chat else RAW_MAX_TOKENS,
-        output_kind=RequestOutputKind.FINAL_ONLY if args.output else RequestOutputKind.DELTA,
-    )
     if args.system is not None and not uses_chat:
         raise InvalidRequestError("--system needs a chat template; this model has none, or --raw was given")
-    return AskReader(tokenizer.encode_chat if uses_chat else None, overlay(params, sampling_options(args)), args.system)
+    if not uses_chat and not args.raw:
+        print(
+            f"octavo: {args.model} has no chat template: it continues texts and answers no questions", file=sys.stderr
+        )
+    most = RAW_MAX_TOKENS if not uses_chat else None if is_chat else ONE_SHOT_MAX_TOKENS
+    params = for_people(llm.get_default_sampling_params()).replace(
+        max_tokens=most, output_kind=RequestOutputKind.FINAL_ONLY if args.output else RequestOutputKind.DELTA
+    )
+    params = overlay(params, sampling_options(args))
+    seed = fresh_seed() if params.seed is None else params.seed
+    if args.verbose and not params.is_greedy:
+        print(f"octavo: --seed {seed} draws the same answers again", file=sys.stderr)
+    encode = tokenizer.encode_chat if uses_chat else None
+    return AskReader(encode, params.replace(seed=None), args.system, seed)
 
 
 def _show(llm: LLM, asks: list[Ask]) -> None:
     """Answers as text on standard output, as they come."""
-    text = LiveText(sys.stdout, len(asks))
+    text, cuts = LiveText(TerminalText(sys.stdout), len(asks)), Cuts()
     for index, answer in gather(asks, _stream(llm, asks)):
         text.update(index, answer)
+        cuts.note(index, answer)
+    cuts.tell(sum(ask.sampling_params.n for ask in asks))
 
 
 def _write(llm: LLM, asks: list[Ask], path: str) -> None:
@@ -112,15 +132,17 @@ def _write(llm: LLM, asks: list[Ask], path: str) -> None:
 
     stream = _stream(llm, asks)  # refuses bad prompts before the file is touched
     begin = time.perf_counter()
-    num_tokens = 0
+    num_tokens, cuts = 0, Cuts()
     with _destination(path) as file, Progress(len(asks), llm.stats, is_shown=True) as progress:
         lines = JsonLines(file)
         for index, answer in gather(asks, _counted(stream, progress)):
             lines.update(index, answer)
             num_tokens += answer.num_tokens
+            cuts.note(index, answer)
     seconds = time.perf_counter() - begin
     rate = num_tokens / seconds
     print(f"{len(asks):,} prompts, {num_tokens:,} tokens in {seconds:.1f} s: {rate:,.1f} tok/s", file=sys.stderr)
+    cuts.tell(sum(ask.sampling_params.n for ask in asks))
 
 
 def _counted(stream: Iterator[RequestOutput], progress: Progress) -> Iterator[RequestOutput]:
@@ -133,14 +155,18 @@ def _stream(llm: LLM, asks: list[Ask]) -> Iterator[RequestOutput]:
     return llm.stream([ask.prompt for ask in asks], [ask.sampling_params for ask in asks])
 
 
-def _read_lines(path: str | None) -> list[str]:
-    if path is None or path == "-":
-        return sys.stdin.readlines()
+def _read_lines(path: str) -> list[str]:
+    if path == "-":
+        return read_standard_input().split("\n")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return file.readlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"--input {path} cannot be read: {error}") from None
+
+
+def _name_of(source: str | None) -> str:
+    return "standard input" if source in (None, "-") else str(source)
 
 
 @contextlib.contextmanager

@@ -14,10 +14,13 @@ import time
 from typing import get_type_hints
 
 from octavo.cli.flags import add_engine_flags, add_flag, engine_options, whole_number
+from octavo.cli.interrupts import asyncios_ctrl_c
+from octavo.cli.overwriting import check_not_read
+from octavo.cli.parser import CommandParser
 from octavo.cli.run import warn_if_slow
 from octavo.engine.progress import Progress
 from octavo.errors import ConfigError
-from octavo.server.batch_files import BatchInput, BatchOutput
+from octavo.server.batch_files import STANDARD_STREAM, BatchInput, BatchOutput, BatchStream, Results
 from octavo.server.settings import ServerSettings
 
 _NOT_FLAGS = frozenset({"model"})  # required here
@@ -37,10 +40,24 @@ _SETTINGS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-i", "--input-file", required=True, metavar="FILE", help="calls, one a line")
-    parser.add_argument("-o", "--output-file", required=True, metavar="FILE", help="results, one a line; appended to")
-    parser.add_argument("--model", required=True, help="as for octavo run")
+COMMON = (
+    *("-i", "-o", "--model", "--served-model-name", "--max-inflight", "--max-model-len", "--max-num-seqs"),
+    *("--kv-cache-memory-bytes", "--gpu-memory-utilization", "--dtype", "--backend"),
+)
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.takes_model()
+    parser.add_argument(
+        "-i", "--input-file", required=True, metavar="FILE", help="calls, one a line; -: standard input"
+    )
+    parser.add_argument(
+        "-o",
+        "--output-file",
+        required=True,
+        metavar="FILE",
+        help="results, one a line, appended to; -: standard output",
+    )
     help_names = "names that calls may give the model; default: what --model says"
     parser.add_argument("--served-model-name", nargs="+", metavar="NAME", help=help_names)
     help_inflight = "most calls in the engine at a time, running or waiting; default: twice --max-num-seqs"
@@ -60,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         enable_request_id_headers=True,
         **{name: getattr(args, name) for name in _SETTINGS if hasattr(args, name)},
     )
-    with BatchInput(args.input_file) as asked, BatchOutput(args.output_file, asked) as results:
+    check_not_read("--output-file", args.output_file, {"--input-file": args.input_file, "--model": args.model})
+    with BatchInput(args.input_file) as asked, _results(args, asked) as results:
         num_before = len(results.done & asked.places.keys())
         if not asked.places:
             print(f"{args.input_file} holds no line, so there is nothing to answer", file=sys.stderr)
@@ -75,7 +93,11 @@ def run(args: argparse.Namespace) -> int:
         return 1 if results.num_failures else 0
 
 
-def _answer(args: argparse.Namespace, settings: ServerSettings, asked: BatchInput, results: BatchOutput) -> None:
+def _results(args: argparse.Namespace, asked: BatchInput) -> Results:
+    return BatchStream() if args.output_file == STANDARD_STREAM else BatchOutput(args.output_file, asked)
+
+
+def _answer(args: argparse.Namespace, settings: ServerSettings, asked: BatchInput, results: Results) -> None:
     from octavo.engine.async_engine import AsyncLLM  # after everything that can be refused without it
     from octavo.server.app import create_app
     from octavo.server.batch import run_batch
@@ -93,12 +115,14 @@ def _answer(args: argparse.Namespace, settings: ServerSettings, asked: BatchInpu
                 num_tokens += num_new
                 progress.advance(num_new)
 
-            asyncio.run(run_batch(create_app(llm, settings), asked, results, max_inflight, told))
+            with asyncios_ctrl_c():
+                asyncio.run(run_batch(create_app(llm, settings), asked, results, max_inflight, told))
     finally:
         llm.shutdown()
         num_done = len(results.done & asked.places.keys())
         seconds = time.perf_counter() - begin
         told_tokens = f"{num_tokens:,} tokens in {seconds:.1f} s: {num_tokens / seconds:,.1f} tok/s"
-        print(f"{num_done - num_before:,} lines, {told_tokens}", file=sys.stderr)
-        if num_done < len(asked.places):
-            print(f"{len(asked.places) - num_done:,} are left; the same command goes on with them", file=sys.stderr)
+        num_left = len(asked.places) - num_done
+        how = ", and the same command goes on with them" if isinstance(results, BatchOutput) else ""
+        rest = f"; {num_left:,} are left{how}" if num_left else ""
+        print(f"{num_done - num_before:,} lines, {told_tokens}{rest}", file=sys.stderr)

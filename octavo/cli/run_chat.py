@@ -5,15 +5,19 @@ Ctrl-C stops the answer, not the program; what was said so far is remembered.
 
 from __future__ import annotations
 
+import itertools
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from octavo.cli.answers import Answer, Cuts, Sample
 from octavo.cli.asks import AskReader, Message
 from octavo.cli.conversation import Conversation
+from octavo.cli.terminal_text import TerminalText
 from octavo.errors import InvalidRequestError, TokenizerError
 
 if TYPE_CHECKING:
@@ -30,21 +34,29 @@ class Interrupt:
 def chat(llm: LLM, reader: AskReader) -> None:
     """A model without a chat template completes each line by itself."""
 
+    turns = itertools.count()
+    is_raw = reader.encode_chat is None
+
     def say(messages: list[Message]) -> str:
-        is_raw = reader.encode_chat is None
-        ask = reader.from_text(messages[-1]["content"]) if is_raw else reader.from_messages(messages)
-        said = ""
+        turn = next(turns)
+        ask = reader.from_text(messages[-1]["content"], turn) if is_raw else reader.from_messages(messages, turn)
+        answer = Answer(ask, [Sample()])
+        shown = TerminalText(sys.stdout)
         with _ctrl_c() as interrupt:
             for output in llm.stream([ask.prompt], ask.sampling_params.replace(n=1)):
-                piece = "".join(completion.text for completion in output.outputs)
-                print(piece, end="", flush=True)
-                said += piece
+                answer.extend(output)
+                shown.write("".join(completion.text for completion in output.outputs))
+                shown.flush()
                 if interrupt.is_pressed:
                     break  # leaving the loop aborts the request
         print()
-        return said
+        cuts = Cuts()
+        cuts.note(0, answer)
+        cuts.tell(1)
+        return answer.samples[0].text
 
-    Conversation(say, (InvalidRequestError, TokenizerError)).run()
+    what = "text to be continued" if is_raw else "message"
+    Conversation(say, (InvalidRequestError, TokenizerError), what=what).run()
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+import secrets
 from typing import Any, TypeVar
 
-from octavo.cli.flags import whole_number
+from octavo.cli.flags import json_value, number, whole_number
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
 
@@ -14,16 +14,16 @@ Flag = TypeVar("Flag")
 
 _NUMBERS: dict[str, tuple[Any, str]] = {
     "n": (whole_number, "answers to sample for each prompt; they share the prompt's KV blocks"),
-    "temperature": (float, "0 takes the best token, higher is more daring"),
-    "top_p": (float, "keep the smallest set of tokens with this probability mass"),
+    "temperature": (number, "0 takes the best token, higher is more daring"),
+    "top_p": (number, "keep the smallest set of tokens with this probability mass"),
     "top_k": (whole_number, "keep this many best tokens; 0 keeps all"),
-    "min_p": (float, "keep tokens at least this share as likely as the best"),
-    "max_tokens": (whole_number, "most tokens to generate; default: to the model's limit in a chat, 128 otherwise"),
+    "min_p": (number, "keep tokens at least this share as likely as the best"),
+    "max_tokens": (whole_number, "most tokens to generate"),
     "min_tokens": (whole_number, "generate at least this many tokens before an end token may come"),
     "seed": (whole_number, "draw the same tokens again, whatever else is in the batch"),
-    "presence_penalty": (float, "subtracted once from the logit of every token generated before, -2 to 2"),
-    "frequency_penalty": (float, "subtracted as often as the token was generated before, -2 to 2"),
-    "repetition_penalty": (float, "makes tokens of prompt and answer less likely if above 1"),
+    "presence_penalty": (number, "subtracted once from the logit of every token generated before, -2 to 2"),
+    "frequency_penalty": (number, "subtracted as often as the token was generated before, -2 to 2"),
+    "repetition_penalty": (number, "makes tokens of prompt and answer less likely if above 1"),
     "truncate_prompt_tokens": (whole_number, "keep only the last so many prompt tokens; -1: what the model can take"),
 }
 _LISTS: dict[str, tuple[Any, str]] = {
@@ -48,12 +48,41 @@ NOT_FLAGS = frozenset(
 FLAGS = (*_NUMBERS, *_LISTS, *_SWITCHES, *_JSON)
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser, exclude: frozenset[str] = frozenset()) -> None:
-    """A flag for every field, but for those that this command has no use for."""
-    group = parser.add_argument_group("sampling", "default: what the model's generation_config.json says, else vLLM's")
+#: for who reads answers, where a model's makers recommend nothing: likely words, and not always the same
+FOR_PEOPLE = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05}
+RECOMMENDED = ("temperature", "top_p", "top_k", "min_p")
+
+
+def for_people(params: SamplingParams) -> SamplingParams:
+    """A model's defaults as `run` and `chat` take them. What its makers recommend of randomness is left as it is."""
+    neutral = SamplingParams()
+    if any(getattr(params, name) != getattr(neutral, name) for name in RECOMMENDED):
+        return params
+    return params.replace(**FOR_PEOPLE)
+
+
+def fresh_seed() -> int:
+    """Another one each time, short enough to be typed."""
+    return secrets.randbits(31)
+
+
+def seed_of(first: int, index: int) -> int:
+    """Of the answer so many after the first: equal prompts get different answers, and the same ones again."""
+    return first if index == 0 else (first + index) % 2**63
+
+
+def add_sampling_flags(
+    parser: argparse.ArgumentParser, exclude: frozenset[str] = frozenset(), *, max_tokens: str
+) -> None:
+    """A flag for every field, but for those that this command has no use for. max_tokens: its default, in words."""
+    chosen = ", ".join(f"{name} {value:g}" for name, value in FOR_PEOPLE.items())
+    group = parser.add_argument_group(
+        "sampling", f"default: what the model's generation_config.json says, else {chosen} and a fresh seed"
+    )
     unset = argparse.SUPPRESS
     for name, (convert, text) in _without(_NUMBERS, exclude).items():
-        metavar = "X" if convert is float else "N"
+        text = f"{text} (default: {max_tokens})" if name == "max_tokens" else text
+        metavar = "X" if convert is number else "N"
         group.add_argument(_flag(name), type=convert, metavar=metavar, default=unset, help=text)
     for name, (convert, text) in _without(_LISTS, exclude).items():
         metavar = "TEXT" if convert is str else "ID"
@@ -61,7 +90,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, exclude: frozenset[str] 
     for name, text in _without(_SWITCHES, exclude).items():
         group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, default=unset, help=text)
     for name, text in _without(_JSON, exclude).items():
-        group.add_argument(_flag(name), type=json.loads, metavar="JSON", default=unset, help=text)
+        group.add_argument(_flag(name), type=json_value, metavar="JSON", default=unset, help=text)
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,18 +12,23 @@ from dataclasses import replace
 
 from octavo import env
 from octavo.cli.flags import add_engine_flags, add_section_flags, engine_options, section_options
+from octavo.cli.parser import CommandParser
 from octavo.config import AdmissionConfig, ServerConfig
 from octavo.engine.assemble import engine_config
 from octavo.observe.logging import log_to_stderr
 from octavo.server.settings import ServerSettings
 from octavo.server.supervisor import ServeOptions, Supervisor
 
-_NOT_FLAGS = frozenset({"model"})  # the positional
+COMMON = (
+    *("--host", "--port", "--api-key-file", "--served-model-name", "--config", "--max-model-len", "--max-num-seqs"),
+    *("--kv-cache-memory-bytes", "--gpu-memory-utilization", "--dtype", "--backend", "--api-server-count"),
+)
+_NOT_FLAGS = frozenset({"model"})  # the first word
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "octavo serve MODEL [options]"
-    parser.add_argument("model", help="a packaged model's name (smollm2), a folder, a hub id or a .gguf file")
+def add_arguments(parser: CommandParser) -> None:
+    parser.takes_model()
+    parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; those given here win over it")
     server = parser.add_argument_group("server options")
     for section in (ServerConfig, AdmissionConfig, ServerSettings):
         add_section_flags(server, section)

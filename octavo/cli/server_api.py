@@ -41,14 +41,14 @@ class ServerApi:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
-    def first_model(self) -> str:
-        """The name of the first model that is served."""
+    def models(self) -> list[dict[str, Any]]:
+        """What is served: at least one model, each with its id."""
         with closing(self._connect()) as connection, self._ask(connection, "GET", "/models", None) as answer:
             body = _json(self._read(answer))
-        try:
-            return str(body["data"][0]["id"])
-        except (LookupError, TypeError):
-            raise self._not_openai(json.dumps(body)) from None
+        found = body.get("data") if isinstance(body, dict) else None
+        if not isinstance(found, list) or not found or not all(isinstance(one, dict) and "id" in one for one in found):
+            raise self._not_openai(json.dumps(body))
+        return found
 
     def events(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         """A streamed answer's chunks. Leaving the loop ends the answer at the server, too."""
@@ -135,7 +135,7 @@ def _json(text: bytes) -> Any:
     """None for what is no JSON."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -224,15 +224,21 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
 
             def compile_one(source: Path) -> None:
                 output = Path(work) / objects[source].name
-                _run([*toolchain.command, *toolchain.flags, *includes, "-c", str(source), "-o", str(output)], work)
+                command = [*toolchain.command, *toolchain.flags, *includes, "-c", str(source), "-o", str(output)]
+                _run(command, work, compilers)
                 kept_files.put(output, objects[source])
 
+            compilers = _Compilers()
             with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(compile_one, missing))
+                try:
+                    list(pool.map(compile_one, missing))
+                except BaseException:  # a refusal, or Ctrl-C
+                    compilers.end()
+                    raise
             library = Path(work) / "library" / LIBRARY_NAME
             library.parent.mkdir()
             command = [*toolchain.command, *toolchain.flags, "-shared", *map(str, objects.values())]
-            _run([*command, "-o", str(library)], work)
+            _run([*command, "-o", str(library)], work, compilers)
             kept_files.seal(library)
             if target.parent.exists():  # a broken one
                 target.parent.rename(Path(work) / "broken")
@@ -249,15 +255,42 @@ def _lock(directory: Path) -> Iterator[None]:
         yield
 
 
-def _run(command: list[str], work: str) -> None:
+class _Compilers:
+    """Those that run, so that nobody has to wait for them after one has refused, or after Ctrl-C."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._is_over = False
+
+    def run(self, command: list[str], surroundings: dict[str, str]) -> tuple[int, str]:
+        """-> exit code, and what it said."""
+        if self._is_over:
+            return 1, "ended"
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True, errors="replace", env=surroundings
+        ) as process:
+            self._running.add(process)
+            if self._is_over:  # meanwhile, and whoever ended them did not see this one
+                process.kill()
+            out, errors = process.communicate()
+            self._running.discard(process)
+        return process.returncode, (errors or out).strip()
+
+    def end(self) -> None:
+        self._is_over = True
+        for process in list(self._running):
+            process.kill()
+
+
+def _run(command: list[str], work: str, compilers: _Compilers) -> None:
     """work: where the compiler's own temporary files go, so that one disk has to have room. What was preloaded into
     this process, such as a sanitizer, is none of the compiler's business."""
     surroundings = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     surroundings |= {"TMPDIR": work, "LC_ALL": "C"}
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=surroundings)
-    if done.returncode == 0:
+    code, said = compilers.run(command, surroundings)
+    if code == 0:
         return
-    said = (done.stderr or done.stdout).strip()
     if os.strerror(errno.ENOSPC) in said:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), work)
     tail = "\n".join(said.splitlines()[-_ERROR_TAIL_LINES:])

@@ -79,5 +79,5 @@ def _ask(name: str, request: Callable[[], T]) -> T:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelLoadError(
             f"model {name!r} is neither a file, a folder nor a packaged model here, and the hub did not give it: "
-            f"{reason}; check the name, `hf auth login` for gated models, or download it to a folder"
+            f"{reason}; check the network, the name, `hf auth login` for gated models, or download it to a folder"
         ) from error

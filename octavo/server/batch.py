@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from octavo.errors import EngineDeadError
 from octavo.server.asgi_call import Reply, post_json
-from octavo.server.batch_files import BatchInput, BatchOutput, ErrorPart, Place, ResponsePart, Result, custom_id_of
+from octavo.server.batch_files import BatchInput, ErrorPart, Place, ResponsePart, Result, Results, custom_id_of
 from octavo.server.errors import shown
 from octavo.server.request_ids import REQUEST_ID_HEADER
 
@@ -47,7 +47,7 @@ class _Counted(msgspec.Struct):
 
 
 async def run_batch(
-    app: ASGIApp, asked: BatchInput, results: BatchOutput, max_inflight: int, told: Callable[[int], None]
+    app: ASGIApp, asked: BatchInput, results: Results, max_inflight: int, told: Callable[[int], None]
 ) -> None:
     """Answer every line that has no result yet. told: called after each with the tokens it made. Raises
     EngineDeadError; what was answered before is kept."""
@@ -62,7 +62,11 @@ async def run_batch(
 
 
 async def _answer_in_turn(
-    app: ASGIApp, asked: BatchInput, places: Iterator[Place], results: BatchOutput, told: Callable[[int], None]
+    app: ASGIApp,
+    asked: BatchInput,
+    places: Iterator[Place],
+    results: Results,
+    told: Callable[[int], None],
 ) -> None:
     """Take lines until none is left; the iterator is shared, so that no line is taken twice."""
     for place in places:

@@ -13,10 +13,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -24,6 +27,9 @@ from octavo.errors import InvalidRequestError
 
 #: what a line is known by in both files: its custom_id, or its number if it has none
 Key = str | int
+
+#: in place of a file's name: standard input or output
+STANDARD_STREAM = "-"
 
 _OPENING = b'{"id":"'
 _BOM = b"\xef\xbb\xbf"
@@ -90,8 +96,9 @@ class BatchInput:
     def __init__(self, path: str) -> None:
         """Raises InvalidRequestError for a file that cannot be read, and for a custom_id that comes twice."""
         self.path = path
+        self._file: IO[bytes]
         try:
-            self._file = open(path, "rb")  # noqa: SIM115  # closed by whoever leaves `with`
+            self._file = _copy_of_standard_input() if path == STANDARD_STREAM else open(path, "rb")  # noqa: SIM115
         except OSError as error:
             raise InvalidRequestError(f"--input-file {path} cannot be read: {error}") from None
         try:
@@ -223,6 +230,40 @@ class BatchOutput:
             f"--output-file {self.path}, line {number} is not the result of a batch, allowed is a new file, or the "
             "one that an earlier run of this batch began: name another"
         )
+
+
+class BatchStream:
+    """Results on standard output, where nothing of an earlier run can be read: every line is answered."""
+
+    def __init__(self) -> None:
+        self.done: set[Key] = set()
+        self.num_failures = 0
+
+    def __enter__(self) -> BatchStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.stdout.flush()
+
+    def append(self, result: Result) -> None:
+        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+        sys.stdout.flush()
+        self.num_failures += result.is_failure
+        if result.key is not None:
+            self.done.add(result.key)
+
+
+Results = BatchOutput | BatchStream
+
+
+def _copy_of_standard_input() -> IO[bytes]:
+    """Each line is read twice, and a pipe only once."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  # closed by whoever leaves `with`
+    shutil.copyfileobj(sys.stdin.buffer, copy)
+    copy.seek(0)
+    return copy
 
 
 def _lock(file: io.FileIO, path: str) -> None:

@@ -6,6 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.engine.transport import pack_params
 from octavo.server.errors import JSON, ApiError
 from octavo.server.page import CONTENT_TYPE, content_security_policy, page
 from octavo.server.responses import ModelCard, ModelList
@@ -37,6 +38,7 @@ def _card(name: str, serving: Serving) -> ModelCard:
         root=serving.settings.served_model_name[0],
         max_model_len=serving.client.model_info.max_model_len,
         has_chat_template=tokenizer is not None and "default" in tokenizer.chat_templates,
+        default_sampling_params=pack_params(serving.client.model_info.default_sampling_params),
     )
 
 

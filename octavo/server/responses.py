@@ -5,7 +5,7 @@ Clients look for fields that this engine never fills. Where vLLM's answers have 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -222,6 +222,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     parent: None = None
     max_model_len: int
     has_chat_template: bool
+    default_sampling_params: dict[str, Any]
 
 
 class ModelList(msgspec.Struct, kw_only=True):

@@ -77,6 +77,7 @@ class Supervisor:
         self._address: str | None = None  # of an engine that serves
         self._num_engines = 0
         self._has_served = False
+        self._has_listened = False
         self._engine_restarts = Restarts()
         self._step_record = ""  # the file in which the engine says whom it computes
         self._suspects = Suspects()
@@ -275,6 +276,7 @@ class Supervisor:
         was_complete = len(self._serving) == len(self._front_end_restarts)
         self._serving.add(index)
         if not was_complete and len(self._serving) == len(self._front_end_restarts) and not self._is_stopping:
+            self._has_listened = True
             LOGGER.info("listening on %s", url_of(self._listening, self._options.server))
 
     def _front_end_hangs(self, index: int) -> None:
@@ -344,6 +346,9 @@ class Supervisor:
         for number in end.recv(64):
             if number not in _SIGNALS:
                 continue
+            if not self._has_listened:
+                self._exit_code = 128 + number  # there is nobody to be told, and nothing to be waited for
+                return
             if self._is_stopping:
                 LOGGER.info("a second signal: everything ends now")
                 self._exit_code = 128 + number

@@ -17,7 +17,7 @@ NONE = frozenset[str]()
 def parse(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_engine_flags(parser, frozenset({"seed"}))
-    add_sampling_flags(parser)
+    add_sampling_flags(parser, max_tokens="16")
     return parser.parse_args(argv)
 
 
@@ -48,17 +48,17 @@ def test_only_what_is_given_is_passed_on() -> None:
     assert engine_options(parse(), NONE) == {}
     given = parse("--kv-cache-memory-bytes", "4G", "--no-enable-prefix-caching", "--dtype", "float32")
     assert engine_options(given, NONE) == {
-        "kv_cache_memory_bytes": 4 * 2**30,
+        "kv_cache_memory_bytes": "4G",
         "enable_prefix_caching": False,
         "dtype": "float32",
     }
-    CacheConfig(kv_cache_memory_bytes=given.kv_cache_memory_bytes)
+    assert CacheConfig(kv_cache_memory_bytes=given.kv_cache_memory_bytes).kv_cache_memory_bytes == 4 * 2**30
 
 
 def test_excluded_names_are_not_the_engines() -> None:
     given = parse("--seed", "3", "--max-num-seqs", "2")
-    assert engine_options(given, frozenset({"seed"})) == {"max_num_seqs": 2}
-    assert SchedulerConfig(max_num_seqs=2).max_num_seqs == 2
+    assert engine_options(given, frozenset({"seed"})) == {"max_num_seqs": "2"}
+    assert SchedulerConfig(max_num_seqs=given.max_num_seqs).max_num_seqs == 2
 
 
 def test_every_sampling_field_is_a_flag_or_named_as_none() -> None:

@@ -19,24 +19,45 @@ def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["--version"])
+    assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"octavo {octavo.__version__}\n"
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        cli.main([*command.split(), "--help"])
-    assert capsys.readouterr().out.startswith(f"usage: octavo {command}")
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "help"])
+def test_help_of_every_command_fits_a_screen_and_can_be_had_in_full(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([*command.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: octavo {command}")
+    assert shown.count("\n") <= 40
+    assert cli.main(["help", *command.split()]) == 0
+    assert capsys.readouterr().out == shown
+    assert cli.main([*command.split(), "--help=all"]) == 0
+    assert "--debug" in capsys.readouterr().out
+
+
+def test_help_about_a_word_or_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--help=ssl"]) == 0
+    shown = capsys.readouterr().out
+    assert "--ssl-keyfile" in shown
+    assert "--max-num-seqs" not in shown
+    assert cli.main(["help", "run", "CacheConfig"]) == 0
+    shown = capsys.readouterr().out
+    assert "--block-size" in shown
+    assert "--max-num-seqs" not in shown
+    assert cli.main(["serve", "--help=frobnicate"]) == 2
+    assert "--help=all shows them all" in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["frobnicate"], ["bench", "frobnicate"]):
-        with pytest.raises(SystemExit, match="2"):
-            cli.main(words)
-        refusal = capsys.readouterr().err
-        assert f"no command {' '.join(words)!r}; choose from 'run', 'serve', 'run-batch', 'chat', 'complete'" in refusal
+    for words, hint in (
+        (["frobnicate"], "choose from 'run', 'serve', 'run-batch', 'chat', 'complete'"),
+        (["bench", "serv"], "did you mean 'bench serve'?"),
+    ):
+        assert cli.main(words) == 2
+        assert f"no command {' '.join(words)!r}; {hint}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("fault", "code"), [(ConfigError("no"), 2), (KeyboardInterrupt(), 130)])

@@ -24,8 +24,9 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def octavo_run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+def octavo_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
     """octavo run smollm2 ... -> what it wrote to standard output and error."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
 
     def run(*argv: str) -> tuple[str, str]:
         assert main(["run", "smollm2", *GREEDY, *argv]) == 0
@@ -126,7 +127,9 @@ def test_the_slow_backend_is_not_taken_in_silence(
 
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = [sys.executable, "-m", "octavo", "run", "smollm2", *GREEDY, "--raw", "One, two,", "--max-tokens", "200"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -85,3 +86,19 @@ def test_errors_in_lines_show_in_the_exit_code_and_refusals_come_first(
     assert main(argv) == 1
     assert "2 results are errors" in capsys.readouterr().err
     assert main(argv) == 1, "and so they do when there is nothing left to do"
+
+
+def test_a_batch_goes_through_pipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{_line(0)}\nnot a call\n{_line(1)}".encode())))
+    argv = ["run-batch", "smollm2", "-i", "-", "-o", "-", "--max-model-len", "256"]
+    assert main(argv) == 1
+    out, told = capsys.readouterr()
+    records = {one["custom_id"]: one for one in map(json.loads, out.splitlines())}
+    assert set(records) == {"n0", "n1", None}
+    assert records["n0"]["response"]["status_code"] == 200
+    assert records[None]["error"]["line"] == 2
+    assert "3 lines, 20 tokens" in told
+    assert list(tmp_path.iterdir()) == []

@@ -8,12 +8,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from octavo.cli.main import main
-from octavo.cli.remote_answers import visible
+from octavo.cli.terminal_text import visible
 from octavo.errors import EngineDeadError
+from octavo.sampling_params import SamplingParams
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
 from tests.cli.test_run import Terminal
@@ -40,6 +42,7 @@ def address(engine: ScriptedEngine) -> Iterator[str]:
 def ask(address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ask:
     """octavo ... --url -> exit code, standard output and error."""
     monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
 
     def run(*argv: str, typed: Iterator[str] | None = None) -> tuple[int, str, str]:
         if typed is not None:
@@ -148,9 +151,7 @@ def test_prompts_from_a_pipe_are_completed_as_they_are(
     code, out, _ = ask("complete", "--max-tokens", "3")
     assert (code, out) == (0, "".join(WORDS[:3]) + "\n" + "".join(WORDS[:3]) + "\n")
     assert asked(engine) == ["  One, two,", "A, B,"]
-    code, out, err = ask("complete", "-q", "One,")
-    assert code == 2  # the scripted engine's context is 128 tokens, and 128 new ones are the default
-    assert "max_tokens is 128" in err
+    assert ask("complete", "-q", "One,")[:2] == (0, SAID + "\n")
 
 
 def test_a_key_is_asked_for(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,3 +192,52 @@ def test_what_is_no_openai_server_is_recognised(address: str, capsys: pytest.Cap
 
 def test_what_a_model_says_cannot_move_the_cursor() -> None:
     assert visible("a\x1b[2J\tb\r\n\x9b") == "a\\x1b[2J\tb\\x0d\n\\x9b"
+
+
+def makers_say_nothing(engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = replace(engine.model_info, default_sampling_params=SamplingParams())
+    monkeypatch.setattr(ScriptedEngine, "model_info", property(lambda self: info))
+
+
+def test_a_chat_asks_as_people_want_where_the_models_makers_say_nothing(
+    ask: Ask, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they say is the server's default, which the client leaves alone."""
+    assert ask("chat", "-q", "Hi")[0] == 0
+    makers_say_nothing(engine, monkeypatch)
+    assert ask("chat", "-q", "Hi")[0] == 0
+    assert ask("chat", "-q", "Hi", "--min-p", "0.5", "--temperature", "1")[0] == 0
+    shown = [
+        (one.sampling_params.temperature, one.sampling_params.top_p, one.sampling_params.min_p)
+        for one in engine.requests
+    ]
+    assert shown == [(0.5, 1.0, 0.0), (0.7, 0.95, 0.05), (1.0, 0.95, 0.5)]
+
+
+def test_each_turn_has_a_seed_of_its_own_and_the_first_can_be_given_again(
+    ask: Ask, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers_say_nothing(engine, monkeypatch)
+    _, _, told = ask("chat", "-v", typed=iter(["A?", "/reset", "A?", "/exit"]))
+    first, second = (one.sampling_params.seed for one in engine.requests)
+    assert f"octavo: --seed {first} draws the same answers again" in told
+    assert first is not None
+    assert second == first + 1
+
+
+def test_a_piped_text_joins_the_message_and_words_with_a_slash_are_sent(
+    ask: Ask, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a report\n"))
+    assert ask("chat", "-q", "Sum up:")[0] == 0
+    assert ask("chat", "other", typed=iter(["/etc/hosts?", "  indented", "/exit"]))[0] == 0
+    prompts = asked(engine)
+    assert "<|im_start|>user\nSum up:\n\na report<|im_end|>" in prompts[0]
+    assert "<|im_start|>user\n/etc/hosts?<|im_end|>" in prompts[1]
+    assert "<|im_start|>user\n  indented<|im_end|>" in prompts[2]
+
+
+def test_a_cut_answer_says_so_through_a_pipe_too(ask: Ask) -> None:
+    code, _, told = ask("chat", "-q", "Hi", "--max-tokens", "2")
+    assert code == 0
+    assert told == "octavo: the answer was cut at the most tokens it may have; --max-tokens may allow more\n"

@@ -297,7 +297,7 @@ def test_what_the_hub_refuses_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
             raise OSError("401 Client Error\nmore lines")
 
     monkeypatch.setattr(hub, "_hub", lambda name: Refusing())
-    with pytest.raises(ModelLoadError, match="the hub did not give it: 401 Client Error; check the name"):
+    with pytest.raises(ModelLoadError, match="the hub did not give it: 401 Client Error; check the network, the name"):
         open_model("owner/secret")
 
 

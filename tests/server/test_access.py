@@ -1,6 +1,5 @@
 """Who may call, how much may be sent, and what the server tells of itself."""
 
-import argparse
 import base64
 import json
 import warnings
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from octavo.cli import serve
+from octavo.cli.main import parser_of
 from octavo.errors import ConfigError
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
@@ -74,11 +74,10 @@ def served_with(*argv: str) -> tuple[str, ...]:
         def run(self) -> int:
             return 0
 
-    parser = argparse.ArgumentParser()
-    serve.add_arguments(parser)
+    parser = parser_of("serve", serve)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serve, "Supervisor", Listening)
-        serve.run(parser.parse_args(["smollm2", *argv]))
+        serve.run(parser.parse(["smollm2", *argv]))
     return served[0].settings.api_key  # type: ignore[no-any-return]
 
 

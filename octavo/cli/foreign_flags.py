@@ -1,0 +1,90 @@
+"""vLLM's flags that Octavo lacks: what asks for nothing is taken out with a note, the rest is refused with what there
+is instead. The table is `octavo/vllm_options.py`; here is how its names look on a command line.
+
+    --tensor-parallel-size 1, -tp=1, --enforce-eager, --no-enable-lora, -O3, --compilation-config.level 3
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from octavo.errors import ConfigError
+from octavo.vllm_options import ENGINE_OPTIONS, FLAG_ALIASES, SERVER_FLAGS, SERVER_ONLY, NotHere
+
+_TABLE = ENGINE_OPTIONS | SERVER_ONLY | SERVER_FLAGS
+_SWITCH_PREFIXES = ("enable_", "disable_", "use_", "allow_", "exclude_", "fully_", "guided_decoding_disable_")
+#: further ones that take no value; all others take one
+_SWITCHES = frozenset(
+    (
+        *("trust_remote_code", "enforce_eager", "headless", "calculate_kv_scales", "worker_use_ray", "mm_encoder_only"),
+        *("ray_workers_use_nsight", "data_parallel_hybrid_lb", "data_parallel_external_lb", "language_model_only"),
+        *("kv_sharing_fast_prefill", "skip_mm_profiling", "interleave_mm_strings", "multi_step_stream_outputs"),
+        *("return_sampling_mask", "scheduler_reserve_full_isl", "log_error_stack", "tokens_only", "grpc"),
+    )
+)
+_SHORT = re.compile(r"-(?P<name>O|[a-z]{1,3})(?P<value>[=0-9].*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class _Foreign:
+    """flag: as it was written. value: what stands in the same word, if anything does."""
+
+    flag: str
+    name: str
+    value: str | None
+    is_negated: bool
+
+    @property
+    def takes_value(self) -> bool:
+        return not (self.is_negated or self.name in _SWITCHES or self.name.startswith(_SWITCH_PREFIXES))
+
+
+def without_foreign_flags(argv: Sequence[str], is_own: Callable[[str], bool], note: Callable[[str], None]) -> list[str]:
+    """The words that are left. Raises ConfigError for a flag of vLLM's that asks for something."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            return [*kept, word, *words]
+        foreign = _foreign(word, is_own)
+        if foreign is None:
+            kept.append(word)
+            continue
+        value = foreign.value
+        if value is None:
+            value = next(words, None) if foreign.takes_value else str(not foreign.is_negated)
+        if value is None:
+            raise ConfigError(f"{foreign.flag} has no value")
+        note(_judged(foreign, _TABLE[foreign.name], value))
+    return kept
+
+
+def _judged(foreign: _Foreign, entry: NotHere, value: str) -> str:
+    """What to say of a flag that asks for nothing. Raises ConfigError for one that asks for something."""
+    told = value if value.isprintable() and len(value) <= 80 else f"{value[:80]!r}"
+    shown = f"{foreign.flag} {told}" if foreign.takes_value else foreign.flag
+    if not entry.text_asks_for_nothing(value):
+        raise ConfigError(f"{shown} is not supported yet: {entry.instead}")
+    return f"{shown} changes nothing here" + (f": {entry.instead}" if entry.is_idle else "")
+
+
+def _foreign(word: str, is_own: Callable[[str], bool]) -> _Foreign | None:
+    """What a word is, if it is a flag of vLLM's that Octavo lacks."""
+    if word.startswith("--"):
+        flag, equals, value = word.partition("=")
+        name = flag.partition(".")[0].removeprefix("--").rstrip("+").replace("-", "_")
+        positive = name.removeprefix("no_")
+        is_negated = positive != name and name not in _TABLE
+        name = positive if is_negated else name
+        name = FLAG_ALIASES.get(name, name)
+    else:
+        match = _SHORT.fullmatch(word)
+        if match is None or match["name"] not in FLAG_ALIASES or is_own("--" + match["name"]):
+            return None
+        flag, equals, value = "-" + match["name"], match["value"] or "", (match["value"] or "").removeprefix("=")
+        name, is_negated = FLAG_ALIASES[match["name"]], False
+    if is_own(flag) or name not in _TABLE:
+        return None
+    return _Foreign(flag, name, value if equals else None, is_negated)

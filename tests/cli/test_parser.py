@@ -1,0 +1,179 @@
+"""Command lines as people write them: where the model stands, how flags are spelled, what vLLM's flags do."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from octavo.cli import run_batch, serve
+from octavo.cli.foreign_flags import _SWITCHES, _TABLE
+from octavo.cli.main import main, parser_of
+from octavo.cli.parser import CommandParser
+from octavo.errors import ConfigError
+
+
+def parser(*, takes_prompts: bool = False) -> CommandParser:
+    made = CommandParser("try", "Try.")
+    made.takes_model(takes_prompts=takes_prompts)
+    made.add_argument("--max-model-len")
+    made.add_argument("--stop", action="append", default=[])
+    made.add_argument("--fast", action=argparse.BooleanOptionalAction, default=None)
+    return made
+
+
+@pytest.mark.parametrize(
+    "argv", [["m"], ["--model", "m"], ["--model=m"], ["m", "--model", "m"], ["--max_model_len", "4k", "m"]]
+)
+def test_the_model_is_a_word_or_a_flag(argv: list[str]) -> None:
+    assert parser().parse(argv).model == "m"
+    assert parser(takes_prompts=True).parse([*argv, "Why?"]).prompt == ["Why?"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "refusal"),
+    [
+        ([], "which model?"),
+        ([""], "the model is ''"),
+        (["m", "--model", "other"], "'m' by its place and 'other' by its flag"),
+        (["m", "more"], "'more' is too much"),
+        (["m", "--max-model-length", "4"], r"no flag --max-model-length; did you mean --max-model-len\?"),
+        (["m", "--fst"], r"no flag --fst; did you mean --fast\?"),
+        (["m", "--no-fst"], r"did you mean --no-fast\?"),
+        (["m", "--max-model-len"], "expected one argument"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(argv: list[str], refusal: str) -> None:
+    with pytest.raises(ConfigError, match=refusal):
+        parser().parse(argv)
+
+
+def test_a_model_that_is_here_is_no_prompt() -> None:
+    with pytest.raises(ConfigError, match="'smollm2' by its place and 'm' by its flag"):
+        parser(takes_prompts=True).parse(["smollm2", "Hi", "--model", "m"])
+    assert parser(takes_prompts=True).parse(["and/or", "--model", "m"]).prompt == ["and/or"]
+
+
+def test_underscores_are_dashes_in_names_only() -> None:
+    args = parser().parse(["m", "--stop=a_b", "--stop", "c_d", "--no_fast"])
+    assert (args.stop, args.fast) == (["a_b", "c_d"], False)
+    args = parser(takes_prompts=True).parse(["m", "--", "--not_a_flag"])
+    assert args.prompt == ["--not_a_flag"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--tensor-parallel-size", "1"],
+        ["--tensor_parallel_size=1"],
+        ["-tp", "1"],
+        ["-tp=1"],
+        ["-O3"],
+        ["-O", "3"],
+        ["--enforce-eager"],
+        ["--no-enforce-eager"],
+        ["--trust-remote-code"],
+        ["--no-enable-lora"],
+        ["--compilation-config.level", "3"],
+        ["--compilation_config", '{"level": 3}'],
+        ["--quantization", "None"],
+    ],
+)
+def test_what_asks_for_nothing_is_taken_with_a_note(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    args = parser(takes_prompts=True).parse([*words, "m", "Why?"])
+    assert (args.model, args.prompt) == ("m", ["Why?"])
+    noted = capsys.readouterr().err
+    assert noted.startswith("octavo: -")
+    assert noted.count("\n") == 1
+    assert "changes nothing here" in noted
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["--tensor-parallel-size", "2"], "--tensor-parallel-size 2 is not supported yet: a model runs on one device"),
+        (["-tp=4"], "-tp 4 is not supported yet"),
+        (["--enable-lora"], "--enable-lora is not supported yet: adapters cannot be loaded"),
+        (["--quantization", "awq"], "--quantization awq is not supported yet"),
+        (["--tool-call-parser", "hermes"], "--tool-call-parser hermes is not supported yet"),
+        (["--quantization"], "--quantization has no value"),
+    ],
+)
+def test_what_vllm_has_and_octavo_lacks_is_said(words: list[str], refusal: str) -> None:
+    with pytest.raises(ConfigError, match=refusal):
+        parser().parse(["m", *words])
+
+
+def test_vllms_flags_are_not_taken_from_a_command_that_has_them() -> None:
+    """The table is of what Octavo lacks; a server's flags are known to a server."""
+    made = parser_of("serve", serve)
+    assert made.parse(["m", "--disable-log-stats", "--served-model-name", "a"]).disable_log_stats is True
+    args = parser_of("run-batch", run_batch).parse(["m", "-i", "a", "-o", "b", "--disable-log-stats"])
+    assert not hasattr(args, "disable_log_stats")
+
+
+def test_every_switch_is_in_the_table() -> None:
+    assert set(_TABLE) >= _SWITCHES
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "server.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+FILE = """
+model: small
+port: 9000
+max_model_len: 4k
+served-model-name: [a, b]
+enable-prefix-caching: false
+enable-log-requests: true
+tensor-parallel-size: 1
+api-key: null
+"""
+
+
+def test_a_file_of_flags_is_read_and_the_command_line_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = parser_of("serve", serve)
+    args = made.parse(["--config", write(tmp_path, FILE)])
+    assert (args.model, args.port, args.max_model_len) == ("small", "9000", "4k")
+    assert (args.served_model_name, args.enable_prefix_caching, args.enable_log_requests) == (["a", "b"], False, True)
+    assert not hasattr(args, "api_key")
+    assert "--tensor-parallel-size 1 changes nothing" in capsys.readouterr().err
+    for model in (["big"], ["--model", "big"]):
+        words = [*model, "--config", write(tmp_path, FILE), "--port=1", "--served_model_name", "c"]
+        args = made.parse([*words, "--enable-prefix-caching"])
+        assert (args.model, args.port, args.served_model_name) == ("big", "1", ["c"])
+        assert args.enable_prefix_caching is True
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("prot: 1", r"no flag --prot; did you mean --port\?"),
+        ("port: 1\nport: 2", "line 2: port comes twice"),
+        ("max-model-len: 1\nmax_model_len: 2", "line 2: max_model_len comes twice"),
+        ("- port", "holds a list"),
+        ("port: [", "is no YAML"),
+        ("config: other.yaml", "belongs on the command line"),
+        ("quantization: awq", "--quantization awq is not supported yet"),
+        ("port:\n  a: 1", "port is '{\"a\": 1}'"),
+    ],
+)
+def test_what_is_wrong_in_a_file_names_the_file(
+    text: str, refusal: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, text)
+    assert main(["serve", "m", "--config", path]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert re.search(refusal, shown), shown
+    assert "server.yaml" in shown or "port is" in shown
+
+
+def test_a_file_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "m", "--config", "no/such.yaml"]) == 2
+    assert "--config no/such.yaml cannot be read" in capsys.readouterr().err
