@@ -43,7 +43,6 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "kv_cache_memory_bytes": "on a CPU by default a quarter of free memory, 4 GiB at most",
         "max_num_batched_tokens": "512 by default on a CPU",
         "async_scheduling": "by default on GPUs only",
-        "logprobs_mode": "`raw_logprobs` only",
         "chat_template": "runs in a process of its own, with limits of time and memory",
         "revision": "of hub models",
     },
