@@ -1,0 +1,226 @@
+"""docs/compatibility.md: for all that vLLM's users type, whether it is here and how. Made from the code itself.
+
+    python -m octavo.testing.compatibility > docs/compatibility.md
+
+What is here is read off the options, the parameters, the routes and the structs of requests; what is not, off
+`octavo/vllm_options.py`, whose sentences users get as errors. Only two things are told here: what differs although it
+has vLLM's name, and what vLLM does not have. A test makes the page anew and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from octavo import AsyncLLM, SamplingParams, vllm_options
+from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
+from octavo.llm import LLM
+from octavo.server.app import OPTIONAL_ROUTES, ROUTES
+from octavo.server.protocol import (
+    NEUTRAL,
+    NO_EFFECT,
+    ChatCompletionRequest,
+    CompletionRequest,
+    MessagesRequest,
+    TokenizeRequest,
+)
+from octavo.server.settings import ServerSettings
+from octavo.vllm_options import NotHere
+
+SAME = "the same"
+OWN = "Octavo's own"
+
+#: what has vLLM's name and not quite its meaning
+DIFFERENT: dict[str, dict[str, str]] = {
+    "options": {
+        "model": "names of packaged models and .gguf files, too",
+        "dtype": "`auto` computes on quantised weights as the file stores them",
+        "load_format": "`auto` takes .safetensors and .gguf files",
+        "attention_backend": "names Octavo's own: `triton`, `flash_attn_4`",
+        "kv_cache_dtype": "no 8-bit types yet",
+        "block_size": "16 by default everywhere",
+        "kv_cache_memory_bytes": "on a CPU by default a quarter of free memory, 4 GiB at most",
+        "max_num_batched_tokens": "512 by default on a CPU",
+        "async_scheduling": "by default on GPUs only",
+        "chat_template": "runs in a process of its own, with limits of time and memory",
+        "revision": "of hub models",
+    },
+    "flags": {
+        "api_key": "guards all routes but health checks, takes `x-api-key` too; also `OCTAVO_API_KEY` and a file",
+        "timeout_keep_alive": "65 s, above what clients and proxies keep connections for",
+        "shutdown_timeout": "what has not ended by then is told so",
+    },
+    "parameters": {
+        "temperature": "to 1000 at most",
+        "repetition_penalty": "0.001 to 1000",
+        "n": "samples of one request share its prompt's blocks",
+    },
+    "routes": {
+        "/load": "counts requests without a flag",
+        "/metrics": "vLLM's names, and further ones under `octavo:`",
+        "/health": "503 while the engine starts anew",
+        "/v1/models": "one model, under its served names",
+    },
+    "fields": {
+        "prompt": "no embeddings",
+        "messages": "text only",
+        "chat_template": "only where the server trusts them",
+    },
+    "methods": {
+        "chat": "also takes a text or one message",
+    },
+}
+
+#: what vLLM does not have
+OURS: dict[str, frozenset[str]] = {
+    "options": frozenset(
+        {
+            *("backend", "num_threads", "activation_dtype", "event_log_size", "check_invariants", "max_bypasses"),
+            "schedule_conservativeness",
+        }
+    ),
+    "flags": frozenset(
+        {
+            *("queue_timeout", "engine_hang_timeout", "front_end_hang_timeout", "api_key_file", "max_body_bytes"),
+            *("max_body_values", "max_prompts_per_request", "max_choices_per_request", "max_logprobs_per_request"),
+            *("max_messages_per_request", "max_stop_strings", "max_stop_string_len", "timeout_request_head"),
+            *("timeout_request_body", "max_idle_connections"),
+        }
+    ),
+    "parameters": frozenset({"truncate_prompt_tokens"}),
+    "routes": frozenset({"/", "/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/ps", "/api/version"}),
+    "fields": frozenset(),
+    "methods": frozenset({"stream", "events", "card", "stats", "close", "is_alive", "model_info", "metrics"}),
+}
+
+_NO_POOLING = "models generate text; there are no embeddings, scores or classes"
+_NOT_LIVE = "close the engine and start it anew: it takes about a second"
+#: vLLM's routes that are not here -> what instead
+ROUTES_NOT_HERE: dict[str, str] = {
+    "/v1/responses": "use /v1/chat/completions",
+    "/v1/embeddings, /pooling, /classify, /score, /rerank": _NO_POOLING,
+    "/v1/audio/transcriptions, /v1/audio/translations, /v1/realtime": "models read text only",
+    "/v1/load_lora_adapter, /v1/unload_lora_adapter": "merge the adapter into the weights first",
+    "/invocations": "use /v1/chat/completions",
+    "/sleep, /wake_up, /is_sleeping, /pause, /resume": _NOT_LIVE,
+    "/init_weight_transfer_engine, /update_weights and their like": _NOT_LIVE,
+    "/reset_prefix_cache": "`LLM.reset_prefix_cache` offline; requests keep apart by `cache_salt`",
+    "/server_info, /collective_rpc": "the start-up card tells what runs",
+    "/start_profile, /stop_profile": "use a profiler of your own; `/metrics` and traces tell times",
+    "/inference/v1/generate": "send token ids as the prompt of /v1/completions, and `return_token_ids`",
+    "/abort_requests": "close the connection: the request ends within a step",
+}
+
+_NO_TOOLS = "the answer's text is handed out as it is; read calls and thoughts from it"
+_NOTHING_ELSE = "there is nothing in its place"
+#: request fields that are not here and that `vllm_options` does not speak of -> what instead
+FIELDS_NOT_HERE: dict[str, str] = {
+    "tools": "shown to no model yet over HTTP; put their description into a message",
+    "tool_choice": _NO_TOOLS,
+    "functions": _NO_TOOLS,
+    "function_call": _NO_TOOLS,
+    "response_format": "ask for the form in the prompt",
+    "suffix": "put what follows into the prompt, in the form that the model knows",
+    "prompt_embeds": "prompts are text or token ids",
+    "modalities": "models read and write text",
+    "audio": "models read and write text",
+    "mm_payload": "models read text only",
+    "media_io_kwargs": "models read text only",
+    "store": "nothing is stored",
+    "service_tier": "there is one tier; use `priority`",
+    "reasoning_effort": "`chat_template_kwargs` reaches the template's own switch",
+    "include_reasoning": _NO_TOOLS,
+    "thinking": _NO_TOOLS,
+    "session_id": "the prefix cache finds what is alike by itself",
+    "vllm_xargs": "there are no plugins",
+}
+
+
+def page() -> str:
+    """The page's text."""
+    parts = [_HEAD]
+    options = [field for section in fields(EngineConfig) for field in fields(section.default_factory)]  # type: ignore[arg-type]
+    parts.append(_section("Options of `LLM`, `AsyncLLM` and the command line", "option", _here("options", options)))
+    parts.append(_missing("option", vllm_options.ENGINE_OPTIONS))
+    flags = [field for section in (ServerConfig, AdmissionConfig, ServerSettings) for field in fields(section)]
+    parts.append(_section("Further flags of `serve`", "flag", _here("flags", flags)))
+    parts.append(_missing("flag", vllm_options.SERVER_FLAGS))
+    parts.append(_section("`SamplingParams`", "field", _here("parameters", fields(SamplingParams))))
+    parts.append(_missing("field", vllm_options.SAMPLING_FIELDS))
+    parts.append(_section("Methods", "method", [(f"`{name}`", _told("methods", name)) for name in _methods()]))
+    parts.append(_table(("not here", "instead"), [(f"`{name}`", text) for name, text in vllm_options.METHODS.items()]))
+    paths = dict.fromkeys(path for _, path, _ in (*ROUTES, *OPTIONAL_ROUTES))
+    parts.append(_section("Routes", "route", [(f"`{path}`", _told("routes", path)) for path in paths]))
+    parts.append(_table(("not here", "instead"), [(f"`{path}`", text) for path, text in ROUTES_NOT_HERE.items()]))
+    parts.append(_section("Fields of requests", "field", [(f"`{name}`", _told("fields", name)) for name in _fields()]))
+    accepted = ", ".join(f"`{name}`" for name in sorted(NO_EFFECT))
+    parts.append(f"Accepted, and without effect on any answer: {accepted}.\n")
+    parts.append(_table(("not here", "accepted", "instead"), _missing_fields()))
+    return "\n".join(parts)
+
+
+def _here(kind: str, options: Iterable[Field[Any]]) -> list[tuple[str, str, str]]:
+    return [(f"`{option.name}`", _default(option), _told(kind, option.name)) for option in options]
+
+
+def _told(kind: str, name: str) -> str:
+    if name in OURS[kind]:
+        return OWN
+    return DIFFERENT[kind].get(name, SAME)
+
+
+def _default(option: Field[Any]) -> str:
+    value = option.default if option.default_factory is MISSING else option.default_factory()
+    return f"`{getattr(value, 'name', value)!s}`" if value not in ("", ()) else ""
+
+
+def _methods() -> list[str]:
+    """Of LLM first, then what AsyncLLM has beside."""
+    return list(dict.fromkeys(name for one in (LLM, AsyncLLM) for name in vars(one) if not name.startswith("_")))
+
+
+def _fields() -> list[str]:
+    structs = (CompletionRequest, ChatCompletionRequest, MessagesRequest, TokenizeRequest)
+    return list(dict.fromkeys(name for struct in structs for name in struct.__struct_fields__))
+
+
+def _missing_fields() -> list[tuple[str, str, str]]:
+    rows = []
+    for name, values in NEUTRAL.items():
+        known = vllm_options.SAMPLING_FIELDS.get(name)
+        instead = FIELDS_NOT_HERE.get(name, known.instead if known is not None else _NOTHING_ELSE)
+        rows.append((f"`{name}`", ", ".join(f"`{value}`" for value in (None, *values)), instead))
+    return rows
+
+
+def _section(title: str, what: str, rows: list[Any]) -> str:
+    columns = (what, "default", "here") if len(rows[0]) == 3 else (what, "here")
+    return f"## {title}\n\n{_table(columns, rows)}"
+
+
+def _missing(what: str, table: Mapping[str, NotHere]) -> str:
+    rows = [(f"`{name}`", _accepted(entry), entry.instead) for name, entry in table.items()]
+    return _table((f"{what} not here", "accepted", "instead"), rows)
+
+
+def _accepted(entry: NotHere) -> str:
+    if entry.is_idle:
+        return "any value"
+    return ", ".join(f"`{value}`" for value in (None, False, *entry.nothing))
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+_HEAD = """# What vLLM's users know, and what of it is here
+
+Made by `python -m octavo.testing.compatibility` from the code itself; a test keeps it true. The names compared are
+those of vLLM 0.33. "The same" is name, meaning and default, as far as tests of ours and of vLLM's own compare them.
+What is not here is refused by name with what is said below, unless its value asks for nothing. `None` always does.
+"""
+
+if __name__ == "__main__":
+    print(page(), end="")
