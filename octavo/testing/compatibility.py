@@ -132,7 +132,6 @@ FIELDS_NOT_HERE: dict[str, str] = {
     "reasoning_effort": "`chat_template_kwargs` reaches the template's own switch",
     "include_reasoning": _NO_TOOLS,
     "thinking": _NO_TOOLS,
-    "session_id": "the prefix cache finds what is alike by itself",
     "vllm_xargs": "there are no plugins",
 }
 
