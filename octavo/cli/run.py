@@ -13,7 +13,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from octavo.cli.answers import Cuts, JsonLines, LiveText, gather
 from octavo.cli.asks import Ask, AskReader
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.raw:
         template_processes().warm()  # it starts while the model loads
-    with LLM(args.model, **engine_options(args, _NOT_FLAGS)) as llm:
+    num_asks = len(prompts) if lines is None else len(lines)
+    with LLM(args.model, **_engine_options(args, is_alone=is_chat or num_asks == 1)) as llm:
         if args.verbose or args.report or is_chat:
             _print_table("engine", llm.card)
         elif not hasattr(args, "backend"):
@@ -94,6 +95,14 @@ def run(args: argparse.Namespace) -> int:
         if recorder is not None:
             _print_table("report", recorder.report().lines())
     return 0
+
+
+def _engine_options(args: argparse.Namespace, is_alone: bool) -> dict[str, Any]:
+    """is_alone: one stream at a time, for which the CPU has precision to spare: a step waits for memory."""
+    options = engine_options(args, _NOT_FLAGS)
+    if is_alone and sampling_options(args).get("n", 1) == 1:
+        options.setdefault("activation_dtype", "int16")
+    return options
 
 
 def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> AskReader:
