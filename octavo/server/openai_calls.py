@@ -214,12 +214,10 @@ def trace_headers(request: Request) -> dict[str, str] | None:
     return found or None
 
 
-def total_usage(outputs: list[RequestOutput], num_completion: int | None = None) -> Usage:
+def total_usage(outputs: list[RequestOutput]) -> Usage:
     return usage(
         sum(len(output.prompt_token_ids) for output in outputs),
-        sum(len(one.token_ids) for output in outputs for one in output.outputs)
-        if num_completion is None
-        else num_completion,
+        sum(len(one.token_ids) for output in outputs for one in output.outputs),
         sum(output.num_cached_tokens for output in outputs),
     )
 

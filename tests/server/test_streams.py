@@ -207,6 +207,13 @@ def test_prompt_logprobs_and_reading_a_prompt_only() -> None:
     read = post(app_of(), "/v1/completions", TEXT | {"max_tokens": 0, "echo": True, "logprobs": 0}).json()
     assert (read["choices"][0]["text"], read["usage"]["completion_tokens"]) == ("Hi", 0)
     assert read["choices"][0]["logprobs"]["tokens"] == ["Hi"]
+    reading = TEXT | {"max_tokens": 0, "echo": True, "logprobs": 0}
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, counts, _ = post(app_of(), "/v1/completions", reading | options).events()
+    assert "".join(one["choices"][0]["text"] for one in chunks) == "Hi"
+    assert [one["choices"][0]["finish_reason"] for one in chunks][-1] == "length"
+    assert [token for one in chunks for token in (one["choices"][0]["logprobs"] or {"tokens": []})["tokens"]] == ["Hi"]
+    assert counts["usage"]["completion_tokens"] == 0
 
 
 def test_chat_echo_tells_the_continued_message_again() -> None:
