@@ -20,6 +20,7 @@ from octavo.server.logprobs import completion_logprobs, prompt_logprobs
 from octavo.server.openai_calls import (
     Call,
     answer_size,
+    check_logprob_token_ids,
     check_num_logprobs,
     check_pairs,
     make_call,
@@ -54,7 +55,7 @@ async def create_completion(request: Request, serving: Serving) -> Response:
         kind="cmpl",
         prompts=prompts,
         params=params,
-        num_top=asked.logprobs,
+        num_top=-1 if asked.logprob_token_ids else asked.logprobs,
         names_limit=True,
     )
     shown = given if asked.truncate_prompt_tokens is None else prompts
@@ -123,6 +124,12 @@ def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving
     """max_tokens 0 with echo only reads the prompt; the engine makes one token, which is not told."""
     if asked.max_tokens == 0 and not asked.echo:
         raise ApiError(400, "max_tokens is 0, allowed is 1 or more, or 0 together with echo", param="max_tokens")
+    if check_logprob_token_ids(asked, asked.logprobs is not None) and asked.max_tokens == 0:
+        raise ApiError(
+            400,
+            "logprob_token_ids is set and max_tokens is 0, allowed is one of them: they come with generated tokens",
+            param="logprob_token_ids",
+        )
     info = serving.client.model_info
     wanted = max(asked.max_tokens, 1) if asked.max_tokens is not None and asked.max_tokens >= 0 else asked.max_tokens
     rooms = [room_for_output(len(prompt), wanted, info, ("prompt", "max_tokens")) for prompt in prompts]
@@ -139,7 +146,7 @@ def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving
         info.default_sampling_params,
         serving.settings,
         max_tokens=min(DEFAULT_MAX_TOKENS if wanted is None else wanted, max(rooms)),
-        logprobs=asked.logprobs,
+        logprobs=None if asked.logprob_token_ids else asked.logprobs,
         prompt_logprobs=asked.logprobs if has_prompt_logprobs else asked.prompt_logprobs,
     )
 

@@ -209,6 +209,17 @@ def check_num_logprobs(info: ModelInfo, **counts: int | None) -> None:
             )
 
 
+def check_logprob_token_ids(asked: GenerationRequest, has_logprobs: bool) -> bool:
+    """-> whether the request names the tokens that come with each logprob, in place of the likeliest."""
+    if asked.logprob_token_ids and not has_logprobs:
+        raise ApiError(
+            400,
+            "logprob_token_ids is set and logprobs is not, allowed is both or neither: set logprobs",
+            param="logprob_token_ids",
+        )
+    return bool(asked.logprob_token_ids)
+
+
 def trace_headers(request: Request) -> dict[str, str] | None:
     found = {name: value for name in TRACE_HEADERS if (value := request.headers.get(name)) is not None}
     return found or None

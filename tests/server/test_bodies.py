@@ -24,6 +24,8 @@ REFUSED_CHATS = {
     "logprobs": ({"logprobs": True, "top_logprobs": 9}, "top_logprobs", "top_logprobs is 9, allowed is 0 to 5"),
     "pair": ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
     "stream": ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
+    "asked-tokens": ({"logprob_token_ids": [5]}, "logprob_token_ids", "logprobs is not, allowed is both or neither"),
+    "far-token": ({"logprobs": True, "logprob_token_ids": [10**6]}, None, "logprob_token_ids"),
     "padding": (
         {"stream": True, "stream_options": {"include_obfuscation": True}},
         *("stream_options", "include_obfuscation is true"),
@@ -36,7 +38,7 @@ REFUSED_CHATS = {
     "all-logprobs": ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "is -1, allowed is 0 to 5"),
     "less": ({"prompt_logprobs": -2}, "prompt_logprobs", "is -2, allowed is 0 to 5"),
     "bias": ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "allowed are token ids"),
-    "bias-size": ({"logit_bias": {"7": 10**400}}, None, "too large"),
+    "bias-size": ({"logit_bias": {"7": 10**400}}, None, r"logit_bias\[7\]"),
     "stops": ({"stop": ["x"] * 65}, "stop", "holds 65 strings, allowed are 64"),
     "stop-len": ({"stop": "x" * 2000}, "stop", "a string of 2000 characters"),
     "priority": ({"priority": 2**40}, "priority", "allowed is -2147483648 to 2147483648"),

@@ -177,6 +177,14 @@ def test_logprobs_shapes() -> None:
     assert named == [f"token_id:{one}" for one in IDS]
 
 
+def test_the_tokens_that_logprobs_are_asked_of_come_with_each() -> None:
+    asked = {"logprob_token_ids": [8, 7], "max_tokens": 2}
+    told = post(app_of(), "/v1/completions", TEXT | asked | {"logprobs": 1}).json()["choices"][0]["logprobs"]
+    assert told["top_logprobs"] == [{one: -9999.0, "asked7": -5.0, "asked8": -5.0} for one in (" one", " two")]
+    chat = post(app_of(), "/v1/chat/completions", CHAT | asked | {"logprobs": True}).json()["choices"][0]["logprobs"]
+    assert [one["token"] for one in chat["content"][0]["top_logprobs"]] == [" one", "asked7", "asked8"]
+
+
 def test_echoed_token_ids_read_as_all_of_them() -> None:
     """Special tokens too, so that each token's offset is where its text stands."""
     body = {"prompt": [1, 2683, 198, 2], "echo": True, "logprobs": 0, "max_tokens": 1}
