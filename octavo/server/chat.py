@@ -16,6 +16,7 @@ from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai_calls import (
     Call,
     answer_size,
+    check_logprob_token_ids,
     check_num_logprobs,
     check_pairs,
     make_call,
@@ -73,7 +74,7 @@ def names_limit(asked: ConversationRequest) -> bool:
 
 
 def number_of_alternatives(asked: ChatCompletionRequest) -> int | None:
-    """Alternatives to tell of each token; None for no logprobs."""
+    """Alternatives to tell of each token; -1 for all that come with it; None for no logprobs."""
     if asked.top_logprobs and not asked.logprobs:  # 0 asks for none
         raise ApiError(
             400,
@@ -81,6 +82,8 @@ def number_of_alternatives(asked: ChatCompletionRequest) -> int | None:
             "set logprobs to true",
             param="top_logprobs",
         )
+    if check_logprob_token_ids(asked, bool(asked.logprobs)):
+        return -1
     return (asked.top_logprobs or 0) if asked.logprobs else None
 
 
@@ -91,14 +94,14 @@ def chat_params(
     name, wanted = _wanted(asked)
     info = serving.client.model_info
     room = room_for_output(len(prompt), wanted, info, ("messages", name))
-    check_num_logprobs(info, top_logprobs=num_top, prompt_logprobs=asked.prompt_logprobs)
+    check_num_logprobs(info, top_logprobs=asked.top_logprobs, prompt_logprobs=asked.prompt_logprobs)
     try:
         return sampling_params(
             asked,
             info.default_sampling_params,
             serving.settings,
             max_tokens=room if wanted is None else min(wanted, room),
-            logprobs=num_top,
+            logprobs=None if asked.logprob_token_ids else num_top,
             prompt_logprobs=asked.prompt_logprobs,
         )
     except ApiError as error:  # the engine's names are not always the request's

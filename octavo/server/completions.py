@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.engine.tokenizer import LONG_TEXT
-from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import CompletionChunks, OpenAIEvents
 from octavo.server.errors import ApiError
@@ -20,6 +20,7 @@ from octavo.server.logprobs import completion_logprobs, prompt_logprobs
 from octavo.server.openai_calls import (
     Call,
     answer_size,
+    check_logprob_token_ids,
     check_num_logprobs,
     check_pairs,
     make_call,
@@ -54,24 +55,41 @@ async def create_completion(request: Request, serving: Serving) -> Response:
         kind="cmpl",
         prompts=prompts,
         params=params,
-        num_top=asked.logprobs,
+        num_top=-1 if asked.logprob_token_ids else asked.logprobs,
         names_limit=True,
     )
     shown = given if asked.truncate_prompt_tokens is None else prompts
     echo = await _as_texts(shown, asked, serving) if asked.echo else None
     headers, room = id_headers(serving, call.known_as), serving.logprob_room
     if asked.stream:
-        if asked.max_tokens == 0:
-            raise ApiError(400, "max_tokens is 0, allowed with stream is 1 or more", param="max_tokens")
         outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
+        if asked.max_tokens == 0:
+            outputs = _prompts_alone(outputs)
         return serving.event_stream(outputs, OpenAIEvents(call, CompletionChunks(call, echo)), headers)
     async with cancelled_on_disconnect(request.receive):
         with await room.take(call.num_logprobs) as share:
             finished = await complete(serving.client, call.generation)
+            if asked.max_tokens == 0:
+                finished = [_prompt_alone(output) for output in finished]
             size = answer_size(call, finished, "".join(echo or ()))
             made = await answer(serving, size, lambda: _response(call, asked, finished, echo), headers)
             return share.until_sent(made)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _prompts_alone(outputs: AsyncGenerator[RequestOutput]) -> AsyncGenerator[RequestOutput]:
+    async with aclosing(outputs):
+        async for output in outputs:
+            yield _prompt_alone(output)
+
+
+def _prompt_alone(output: RequestOutput) -> RequestOutput:
+    """Without the token that the engine made, for a request that asked for none."""
+    for one in output.outputs:
+        one.text, one.token_ids, one.stop_reason = "", [], None
+        one.logprobs = None if one.logprobs is None else []
+        one.finish_reason = "length" if one.finish_reason == "stop" else one.finish_reason
+    return output
 
 
 def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
@@ -106,6 +124,12 @@ def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving
     """max_tokens 0 with echo only reads the prompt; the engine makes one token, which is not told."""
     if asked.max_tokens == 0 and not asked.echo:
         raise ApiError(400, "max_tokens is 0, allowed is 1 or more, or 0 together with echo", param="max_tokens")
+    if check_logprob_token_ids(asked, asked.logprobs is not None) and asked.max_tokens == 0:
+        raise ApiError(
+            400,
+            "logprob_token_ids is set and max_tokens is 0, allowed is one of them: they come with generated tokens",
+            param="logprob_token_ids",
+        )
     info = serving.client.model_info
     wanted = max(asked.max_tokens, 1) if asked.max_tokens is not None and asked.max_tokens >= 0 else asked.max_tokens
     rooms = [room_for_output(len(prompt), wanted, info, ("prompt", "max_tokens")) for prompt in prompts]
@@ -122,7 +146,7 @@ def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving
         info.default_sampling_params,
         serving.settings,
         max_tokens=min(DEFAULT_MAX_TOKENS if wanted is None else wanted, max(rooms)),
-        logprobs=asked.logprobs,
+        logprobs=None if asked.logprob_token_ids else asked.logprobs,
         prompt_logprobs=asked.logprobs if has_prompt_logprobs else asked.prompt_logprobs,
     )
 
@@ -152,7 +176,7 @@ def _response(
         for place, output in enumerate(outputs)
         for one in output.outputs
     ]
-    counts = total_usage(outputs, 0 if asked.max_tokens == 0 else None)
+    counts = total_usage(outputs)
     return CompletionResponse(
         id=call.id,
         created=call.created,
@@ -171,33 +195,26 @@ def _choice(
     completion: CompletionOutput,
     echo: str | None,
 ) -> CompletionChoice:
-    is_prompt_only = asked.max_tokens == 0
-    token_ids = [] if is_prompt_only else completion.token_ids
-    text = "" if is_prompt_only else completion.text
     return CompletionChoice(
         index=index,
-        text=(echo or "") + text,
-        logprobs=_logprobs(call, output, token_ids, completion.logprobs, echo),
-        finish_reason="length" if is_prompt_only else completion.finish_reason,
-        stop_reason=None if is_prompt_only else completion.stop_reason,
+        text=(echo or "") + completion.text,
+        logprobs=_logprobs(call, output, completion, echo),
+        finish_reason=completion.finish_reason,
+        stop_reason=completion.stop_reason,
         prompt_logprobs=None if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
         prompt_token_ids=output.prompt_token_ids if call.has_token_ids else None,
-        token_ids=token_ids if call.has_token_ids else None,
+        token_ids=completion.token_ids if call.has_token_ids else None,
     )
 
 
 def _logprobs(
-    call: Call,
-    output: RequestOutput,
-    token_ids: list[int],
-    rows: Sequence[TokenLogprobs] | None,
-    echo: str | None,
+    call: Call, output: RequestOutput, completion: CompletionOutput, echo: str | None
 ) -> CompletionLogprobs | None:
     if call.num_top is None:
         return None
     ids = output.prompt_token_ids
     place = call.answer_place(ids, echo)
-    told = completion_logprobs(call, token_ids, islice(rows or (), len(token_ids)), place)
+    told = completion_logprobs(call, completion.token_ids, completion.logprobs or (), place)
     if echo is None:
         return told
     prompt = completion_logprobs(call, ids, output.prompt_logprobs or [], call.echo_place(ids, echo))

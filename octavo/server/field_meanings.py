@@ -54,6 +54,7 @@ MEANINGS: Mapping[str, str] = {
     "ConversationRequest.logprobs": "Tell each token's log-probability.",
     "top_logprobs": "So many tokens with each log-probability, the token itself counted and first; -1: all.",
     "prompt_logprobs": "The same for the prompt's tokens; not in a stream.",
+    "logprob_token_ids": "Tokens to tell the log-probabilities of, in place of the likeliest; with logprobs.",
     "skip_special_tokens": "Leave special tokens out of the text.",
     "return_token_ids": "Tell the ids of the answer's tokens and of the prompt's.",
     "return_tokens_as_token_ids": "Write tokens in logprobs as token_id:7.",

@@ -37,7 +37,8 @@ def count_logprobs(
 
     most = params.max_tokens if params.max_tokens is not None else info.max_model_len
     num_new = most if names_limit else min(most, _USUAL_MAX_TOKENS)
-    of_output = 0 if is_streamed else len(prompts) * params.n * num_new * width(params.logprobs)
+    asked = max(width(params.logprobs), width(len(tuple(params.logprob_token_ids or ())) or None))
+    of_output = 0 if is_streamed else len(prompts) * params.n * num_new * asked
     keep = params.truncate_prompt_tokens
     num_prompt = sum(len(one) if keep is None or keep < 0 else min(len(one), keep) for one in prompts)
     return num_prompt * width(params.prompt_logprobs) + of_output

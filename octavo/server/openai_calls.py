@@ -209,17 +209,26 @@ def check_num_logprobs(info: ModelInfo, **counts: int | None) -> None:
             )
 
 
+def check_logprob_token_ids(asked: GenerationRequest, has_logprobs: bool) -> bool:
+    """-> whether the request names the tokens that come with each logprob, in place of the likeliest."""
+    if asked.logprob_token_ids and not has_logprobs:
+        raise ApiError(
+            400,
+            "logprob_token_ids is set and logprobs is not, allowed is both or neither: set logprobs",
+            param="logprob_token_ids",
+        )
+    return bool(asked.logprob_token_ids)
+
+
 def trace_headers(request: Request) -> dict[str, str] | None:
     found = {name: value for name in TRACE_HEADERS if (value := request.headers.get(name)) is not None}
     return found or None
 
 
-def total_usage(outputs: list[RequestOutput], num_completion: int | None = None) -> Usage:
+def total_usage(outputs: list[RequestOutput]) -> Usage:
     return usage(
         sum(len(output.prompt_token_ids) for output in outputs),
-        sum(len(one.token_ids) for output in outputs for one in output.outputs)
-        if num_completion is None
-        else num_completion,
+        sum(len(one.token_ids) for output in outputs for one in output.outputs),
         sum(output.num_cached_tokens for output in outputs),
     )
 

@@ -51,6 +51,7 @@ class GenerationRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: str | None = None
@@ -192,7 +193,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "inference_geo": (),
     # No decoder that can be streamed puts a space between special tokens, so there is none to leave out either.
     "spaces_between_special_tokens": (True, False),
-    "logprob_token_ids": ([],),
     "repetition_detection": (),
     "watermarking": (),
     "media_io_kwargs": ({},),

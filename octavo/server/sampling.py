@@ -28,6 +28,7 @@ _SAME = (
     "ignore_eos",
     "min_tokens",
     "allowed_token_ids",
+    "logprob_token_ids",
     "bad_words",
     "skip_special_tokens",
 )
@@ -41,6 +42,7 @@ def sampling_params(
 ) -> SamplingParams:
     """more: the fields that each route reads in its own way, None for the default."""
     given = {name: getattr(request, name) for name in _SAME}
+    given["logprob_token_ids"] = request.logprob_token_ids or None  # [] asks for nothing
     if request.logit_bias is not None:
         given["logit_bias"] = _logit_bias(request.logit_bias)
     return checked_params(defaults, settings, **given, **more)

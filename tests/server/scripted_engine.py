@@ -108,7 +108,7 @@ class ScriptedEngine:
                     index=index,
                     text="".join(words),
                     token_ids=list(ids),
-                    logprobs=None if params.logprobs is None else [self._row(one, params.logprobs) for one in ids],
+                    logprobs=self._rows(ids, params),
                     finish_reason="length" if is_last else None,
                 )
                 for index in range(params.n)
@@ -122,6 +122,12 @@ class ScriptedEngine:
                 finished_time=3.0 if is_last else None,
             ),
         )
+
+    def _rows(self, ids: list[int], params: SamplingParams) -> list[TokenLogprobs] | None:
+        if params.logprob_token_ids:
+            asked = {one: Logprob(-5.0, 9 + one, f"asked{one}") for one in params.logprob_token_ids}
+            return [self._row(one, 0) | asked for one in ids]
+        return None if params.logprobs is None else [self._row(one, params.logprobs) for one in ids]
 
     def _row(self, token_id: int, num_top: int) -> TokenLogprobs:
         """The chosen token is the second best of the alternatives, its logprob -infinity as a banned one's."""

@@ -24,6 +24,8 @@ REFUSED_CHATS = {
     "logprobs": ({"logprobs": True, "top_logprobs": 9}, "top_logprobs", "top_logprobs is 9, allowed is 0 to 5"),
     "pair": ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
     "stream": ({"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
+    "asked-tokens": ({"logprob_token_ids": [5]}, "logprob_token_ids", "logprobs is not, allowed is both or neither"),
+    "far-token": ({"logprobs": True, "logprob_token_ids": [10**6]}, None, "logprob_token_ids"),
     "padding": (
         {"stream": True, "stream_options": {"include_obfuscation": True}},
         *("stream_options", "include_obfuscation is true"),

@@ -99,6 +99,22 @@ def test_token_ids_say_what_their_text_says(client: openai.OpenAI, offline: dict
     assert choice.logprobs.token_logprobs[0] is None
 
 
+def test_tokens_are_scored_by_id(client: openai.OpenAI, engine: AsyncLLM) -> None:
+    tokenizer = engine.get_tokenizer()
+    assert tokenizer is not None
+    labels = [tokenizer.encode(text)[0] for text in (" Paris", " Rome")]
+    body = {"logprob_token_ids": labels, "return_tokens_as_token_ids": True}
+    answer = client.completions.create(
+        model=MODEL, prompt=PROMPTS[0], temperature=0, max_tokens=1, logprobs=1, extra_body=body
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.top_logprobs
+    scores = logprobs.top_logprobs[0]
+    assert set(scores) >= {f"token_id:{one}" for one in labels}
+    assert scores[f"token_id:{labels[0]}"] > scores[f"token_id:{labels[1]}"]
+
+
 def test_chats_say_what_the_offline_engine_says(client: openai.OpenAI, offline: dict[str, str]) -> None:
     answer = client.chat.completions.create(
         model=MODEL,

@@ -177,6 +177,14 @@ def test_logprobs_shapes() -> None:
     assert named == [f"token_id:{one}" for one in IDS]
 
 
+def test_the_tokens_that_logprobs_are_asked_of_come_with_each() -> None:
+    asked = {"logprob_token_ids": [8, 7], "max_tokens": 2}
+    told = post(app_of(), "/v1/completions", TEXT | asked | {"logprobs": 1}).json()["choices"][0]["logprobs"]
+    assert told["top_logprobs"] == [{one: -9999.0, "asked7": -5.0, "asked8": -5.0} for one in (" one", " two")]
+    chat = post(app_of(), "/v1/chat/completions", CHAT | asked | {"logprobs": True}).json()["choices"][0]["logprobs"]
+    assert [one["token"] for one in chat["content"][0]["top_logprobs"]] == [" one", "asked7", "asked8"]
+
+
 def test_echoed_token_ids_read_as_all_of_them() -> None:
     """Special tokens too, so that each token's offset is where its text stands."""
     body = {"prompt": [1, 2683, 198, 2], "echo": True, "logprobs": 0, "max_tokens": 1}
@@ -207,6 +215,13 @@ def test_prompt_logprobs_and_reading_a_prompt_only() -> None:
     read = post(app_of(), "/v1/completions", TEXT | {"max_tokens": 0, "echo": True, "logprobs": 0}).json()
     assert (read["choices"][0]["text"], read["usage"]["completion_tokens"]) == ("Hi", 0)
     assert read["choices"][0]["logprobs"]["tokens"] == ["Hi"]
+    reading = TEXT | {"max_tokens": 0, "echo": True, "logprobs": 0}
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, counts, _ = post(app_of(), "/v1/completions", reading | options).events()
+    assert "".join(one["choices"][0]["text"] for one in chunks) == "Hi"
+    assert [one["choices"][0]["finish_reason"] for one in chunks][-1] == "length"
+    assert [token for one in chunks for token in (one["choices"][0]["logprobs"] or {"tokens": []})["tokens"]] == ["Hi"]
+    assert counts["usage"]["completion_tokens"] == 0
 
 
 def test_chat_echo_tells_the_continued_message_again() -> None:
