@@ -10,12 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from octavo.config import BackendConfig
 from octavo.kernels.ops import Backend
 from octavo.kernels.registry import HOST_BACKENDS
 
 TinyFolder = Callable[..., Path]
+
+# The same examples in every run. To look for others: pytest --hypothesis-profile=default
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")
