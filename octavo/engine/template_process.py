@@ -217,15 +217,20 @@ def _packed(job: Any) -> bytes:
 
 def _plain(value: Any) -> Any:
     """The same of plain types."""
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, (bool, bytes)):
         return value
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, Mapping):
-        return {_plain(key): _plain(one) for key, one in value.items()}
+        return {_plain_key(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (Sequence, set, frozenset)):
         return [_plain(one) for one in value]
     raise InvalidRequestError(
         f"the messages or the template's variables hold {value!r:.100}, allowed are texts, numbers, lists and objects"
     )
+
+
+def _plain_key(key: Any) -> Any:
+    """A tuple stays one, for a list is no key."""
+    return tuple(map(_plain_key, key)) if isinstance(key, (tuple, frozenset)) else _plain(key)

@@ -125,6 +125,8 @@ def test_values_arrive_as_they_are(processes: TemplateProcesses) -> None:
     expected = '{"a": [1, 2.5, null, true, 1180591620717411303424, "w\u00f6rld \U0001f44b"]}'
     assert render(processes, "{{ value | tojson }}", value=value) == expected
     assert render(processes, "{{ value | tojson }}", value=Frozen(value)) == expected
+    keys = Frozen({("a", 1): 2})  # type: ignore[dict-item]
+    assert render(processes, "{% for key in value %}{{ key }}{% endfor %}", value=keys) == "('a', 1)"
     with pytest.raises(InvalidRequestError, match=r"hold <object object .*allowed are texts, numbers, lists"):
         render(processes, "{{ value }}", value=object())
 
