@@ -1,7 +1,7 @@
 """Complete prompts, as they are, with the model of a running server. Ctrl-C stops a completion, not the program.
 
-octavo complete                                              one prompt a line, typed or from a pipe
-octavo complete -q "Once upon a time" --max-tokens 50        one completion
+octavo complete                                        a prompt a line
+octavo complete -q "Once upon a time" --max-tokens 50  one completion
 """
 
 from __future__ import annotations

@@ -19,20 +19,20 @@ from typing import Protocol, cast
 from octavo import __version__, env
 from octavo.cli.interrupts import INTERRUPTED, interruptible, is_interrupt
 from octavo.cli.parser import CommandParser, help_word
-from octavo.errors import ConfigError, OctavoError
+from octavo.errors import BackendUnavailableError, ConfigError, OctavoError
 
 COMMANDS = {
     "run": "answer prompts, or chat",
     "serve": "answer over HTTP, as OpenAI and Anthropic do",
-    "run-batch": "answer a file of calls in OpenAI's batch format, and go on where it stopped",
+    "run-batch": "answer a file of calls in OpenAI's batch format; resumable",
     "chat": "chat with the model of a running server",
     "complete": "complete prompts with the model of a running server",
-    "list": "the models on this machine: packaged, from the hub, in this folder",
+    "list": "the models here: packaged, from the hub, in this folder",
     "pull": "download a model from the Hugging Face hub",
-    "doctor": "what this machine has, which backends work here and why the others do not",
+    "doctor": "which backends work here, and why the others do not",
     "bench throughput": "measure: requests and tokens a second, all requests at once",
     "bench latency": "measure: seconds of one batch",
-    "bench serve": "measure: a running server, what its users wait for under load",
+    "bench serve": "measure: what a server's users wait for under load",
     "bench startup": "measure: seconds from a fresh process to the first token",
     "help": "this; with a command's name, that command's",
 }
@@ -68,9 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _READER_LEFT
         if is_debugged or not isinstance(error, (OctavoError, OSError)):
             raise
-        text = str(error).encode(errors="backslashreplace").decode()  # what was typed may be no text
-        print(f"octavo: error: {text}", file=sys.stderr)
+        print(f"octavo: error: {_told(error)}", file=sys.stderr)
         return _REFUSED
+
+
+def _told(error: BaseException) -> str:
+    """One line to read and nothing else, whatever was typed: no line ends, terminal codes or halves of characters. Only
+    a compiler says its part in lines."""
+    kept = "\n" if isinstance(error, BackendUnavailableError) else ""
+    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in str(error))
 
 
 def _run(argv: list[str]) -> int:

@@ -16,6 +16,7 @@ import itertools
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -47,7 +48,7 @@ class CommandParser(argparse.ArgumentParser):
         self._notes: set[str] = set()
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; `{self.prog} --help` says more")
+        raise ConfigError(f"{message}{'' if message.endswith('?') else ';'} `{self.prog} --help` says more")
 
     # The model: a word, or a flag
 
@@ -192,10 +193,14 @@ def _in_short(action: argparse.Action) -> argparse.Action:
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves descriptions as they are written, and gives flags room."""
+    """Fills what ends in a full stop, leaves examples as they are written, and gives flags room."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(110, _num_columns()))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(textwrap.fill(one, width) if one.endswith(".") else one for one in paragraphs)
 
 
 def _num_columns() -> int:

@@ -1,7 +1,7 @@
 """Download a model from the Hugging Face hub, so that it is there when it is wanted. Only the files that are needed.
 
 octavo pull Qwen/Qwen3-0.6B
-octavo pull unsloth/Qwen3-0.6B-GGUF:Qwen3-0.6B-Q8_0.gguf          one GGUF file of a repository
+octavo pull unsloth/Qwen3-0.6B-GGUF:Qwen3-0.6B-Q8_0.gguf  one file
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """octavo run MODEL [PROMPT ...]: answer prompts, many at once, or chat.
 
-octavo run smollm2 "Why is the sky blue?" "Who wrote Faust?"      answers, streamed in order
-octavo run smollm2                                                a chat, on a terminal
-octavo run smollm2 "Sum this up:" < report.txt                    a prompt and a text
-octavo run smollm2 -i prompts.jsonl -o answers.jsonl              a batch
+octavo run smollm2 "Why is the sky blue?" "And grass?"  answers, streamed
+octavo run smollm2                                      a chat, on a terminal
+octavo run smollm2 "Sum this up:" < report.txt          a prompt and a text
+octavo run smollm2 -i prompts.jsonl -o answers.jsonl    a batch
 """
 
 from __future__ import annotations

@@ -32,10 +32,21 @@ def test_help_of_every_command_fits_a_screen_and_can_be_had_in_full(
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: octavo {command}")
     assert shown.count("\n") <= 40
+    assert [line for line in shown.splitlines() if len(line) > 80 and not may_be_long(line)] == []
     assert cli.main(["help", *command.split()]) == 0
     assert capsys.readouterr().out == shown
     assert cli.main([*command.split(), "--help=all"]) == 0
     assert "--debug" in capsys.readouterr().out
+
+
+def may_be_long(line: str) -> bool:
+    """A command line to copy, and a flag's choices."""
+    return (line.startswith("octavo ") and "  " not in line) or (line.startswith("  --") and line.endswith(("}", "]")))
+
+
+def test_the_overview_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_help_about_a_word_or_a_group(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +95,13 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "smollm2", "-i", "no/such/file"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("octavo: error: --input no/such/file cannot be read")
+    assert error.count("\n") == 1
+
+
+def test_what_was_typed_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "a\nb\x1b[31m\udcff\u00e9"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(r"octavo: error: a\nb\x1b[31m\udcff\u00e9 cannot be listed".replace(r"\u00e9", "\u00e9"))
     assert error.count("\n") == 1
 
 

@@ -41,7 +41,7 @@ def test_the_model_is_a_word_or_a_flag(argv: list[str]) -> None:
         (["m", "more"], "'more' is too much"),
         (["m", "--max-model-length", "4"], r"no flag --max-model-length; did you mean --max-model-len\?"),
         (["m", "--fst"], r"no flag --fst; did you mean --fast\?"),
-        (["m", "--no-fst"], r"did you mean --no-fast\?"),
+        (["m", "--no-fst"], r"did you mean --no-fast\? `"),
         (["m", "--max-model-len"], "expected one argument"),
     ],
 )
