@@ -1,15 +1,16 @@
 """One call's work for the engine: some prompts, each a request of its own, read as one stream.
 
-POST {"prompt": ["a", "b"]} ── id "cmpl-1" ──┬── engine request "cmpl-1-0" ──┐
-                                             └── engine request "cmpl-1-1" ──┴──▶ RequestOutputs, as they come
+POST {"prompt": ["a", "b"]} ── id "cmpl-1" ──┬── engine request "cmpl-1-0-5e1f09ab" ──┐
+                                             └── engine request "cmpl-1-1-5e1f09ab" ──┴──▶ RequestOutputs, as they come
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from octavo.engine.client import EngineClient
 from octavo.errors import InvalidRequestError
@@ -25,7 +26,8 @@ _MAX_AHEAD = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """prompts: token ids. trace_headers: those of the call that continue its caller's trace."""
+    """prompts: token ids. trace_headers: those of the call that continue its caller's trace. serial: this call's alone,
+    for several may bring one id: a proxy's for all that it does for one page, or a client's that tries again."""
 
     request_id: str
     prompts: list[list[int]]
@@ -33,10 +35,11 @@ class Generation:
     priority: int = 0
     cache_salt: str | None = None
     trace_headers: Mapping[str, str] | None = None
+    serial: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def engine_request_id(self, place: int) -> str:
         """What the engine calls the request of the prompt at this place."""
-        return f"{self.request_id}-{place}"
+        return f"{self.request_id}-{place}-{self.serial}"
 
 
 def stream(client: EngineClient, generation: Generation) -> AsyncGenerator[RequestOutput]:

@@ -164,6 +164,26 @@ def test_stop_strings_end_an_answer_and_are_cut(client: openai.OpenAI, offline: 
     assert "".join(chunk.choices[0].text for chunk in streamed) == expected
 
 
+def test_calls_at_once_may_bring_one_id(client: openai.OpenAI, offline: dict[str, str]) -> None:
+    """As those behind a proxy do that marks all calls of one page, and clients that try again."""
+    known_as = {"X-Request-Id": "a-page"}
+    first = client.completions.create(
+        model=MODEL,
+        prompt=PROMPTS,
+        max_tokens=200,
+        stream=True,
+        extra_headers=known_as,
+        extra_body={"ignore_eos": True},
+    )
+    next(iter(first))
+    second = client.completions.create(
+        model=MODEL, prompt=PROMPTS, temperature=0, max_tokens=12, extra_headers=known_as
+    )
+    assert [choice.text for choice in second.choices] == [offline[prompt] for prompt in PROMPTS]
+    assert second.id == "cmpl-a-page"
+    assert all(chunk.id == second.id for chunk in first)
+
+
 def test_a_begun_answer_is_continued(client: openai.OpenAI, offline: dict[str, str]) -> None:
     begun = " ".join(offline["chat"].split(" ")[:2])
     rest = offline["chat"].removeprefix(begun)

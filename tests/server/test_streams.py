@@ -329,7 +329,7 @@ def test_a_plain_chunk_costs_microseconds() -> None:
         num_logprobs=0,
     )
     events = OpenAIEvents(chat, ChatChunks(chat, ""))
-    output = RequestOutput("chatcmpl-1-0", None, [1], [CompletionOutput(0, " word", [7])], False)
+    output = RequestOutput(generation.engine_request_id(0), None, [1], [CompletionOutput(0, " word", [7])], False)
     events.output(output)
     best = min(_seconds(lambda: events.output(output)) for _ in range(5))
     assert best < 25e-6
