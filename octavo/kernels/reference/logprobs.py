@@ -19,7 +19,7 @@ def top_logprobs(
     logits: FloatArray, tokens: IntArray, k: int, *, as_logits: bool = False
 ) -> tuple[IntArray, FloatArray, IntArray]:
     """[N, V] logits and the N chosen tokens -> ids [N, k+1] and logprobs [N, k+1], the chosen token's first and
-    then the k best, and the chosen tokens' ranks [N]. as_logits: with the logits in place of their log-probabilities."""
+    then the k best, and the chosen tokens' ranks [N]. as_logits: with the logits themselves."""
     num_rows, vocab_size = logits.shape
     assert 0 <= k <= vocab_size, f"{k} best tokens of {vocab_size}"
     ids = np.empty((num_rows, k + 1), np.int32)

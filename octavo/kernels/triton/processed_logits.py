@@ -65,7 +65,8 @@ def _process_kernel(
     best = tl.max(tl.load(chunk_max + i * num_chunks + chunk, mask=chunk < num_chunks, other=-float("inf")), 0)
     where = (logits, row, stride, edited, edited_stride, i, is_edited, vocab, temperature, best)
 
-    pivot = tl.full([], FINITE + 1, tl.int32)
+    # a temperature of 0 keeps all; another all that can be drawn, unless a filter says less
+    pivot = tl.where(temperature == 0.0, 0x7FFFFFFF, FINITE + 1)
     num_tied = tl.full([], 0, tl.int32)
     if (temperature != 0.0) & ((top_p < 1.0) | ((top_k > 0) & (top_k < vocab)) | (min_p > 0.0)):
         pivot, num_tied = cut_of_row(where, top_p, top_k, min_p, FINITE, TILE, True)
@@ -78,6 +79,6 @@ def _process_kernel(
         _away, key = distance(scores, best)
         is_tied = (key == pivot).to(tl.int32)
         rank = tl.cumsum(is_tied, 0) - 1 + tied_before
-        stays = (temperature == 0.0) | (key < pivot) | ((is_tied > 0) & (rank < num_tied))
+        stays = (key < pivot) | ((key == pivot) & (rank < num_tied))
         tl.store(out + at, tl.where(stays, scores, -float("inf")), mask=at < vocab)
         tied_before += tl.sum(is_tied, 0)
