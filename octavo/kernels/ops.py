@@ -234,9 +234,10 @@ class CompiledModel(Protocol):
         """Draw N tokens -> [N] int32. `logits` is not changed. An entry whose logits are NaN, or whose every
         token is banned, gets -1: that request fails, the others do not."""
 
-    def processed_logits(self, logits: Logits, batch: SamplingBatch) -> Logits:
-        """What `sample` draws from, as logits [N, V] float32: edited, over the temperature if there is one, -inf where
-        a token cannot be drawn. `logits` is not changed. Rows of entries that get -1 there mean nothing."""
+    def processed_logits(self, logits: Logits, batch: SamplingBatch, drawn: IntArray) -> Logits:
+        """What `sample` drew these tokens from, as logits [N, V] float32: edited, over the temperature if there is one,
+        -inf where a token cannot be drawn, which is never one of `drawn`. `logits` is not changed. Rows of entries that
+        drew none (-1) mean nothing."""
 
     def top_logprobs(
         self, logits: Logits, tokens: IntArray, k: int, *, as_logits: bool = False

@@ -135,8 +135,8 @@ class ModelRunner:
         for start in range(0, len(wanted), size):
             some = wanted[start : start + size]
             if self._reports_processed:
-                drawn = self._sampler.prepare(rows[some], logits_rows[some], positions[some], self._states.token_ids)
-                own = self._model.processed_logits(logits, drawn)
+                sampling = self._sampler.prepare(rows[some], logits_rows[some], positions[some], self._states.token_ids)
+                own = self._model.processed_logits(logits, sampling, token_ids[some])
             else:
                 own = logits[logits_rows[some]]
             as_logits = self._reports_logits

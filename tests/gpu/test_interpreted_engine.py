@@ -54,7 +54,7 @@ def test_it_gives_the_hosts_tokens(name: str, tiny_folder: TinyFolder) -> None:
 
 @pytest.mark.usefixtures("_interpreted")
 def test_it_tells_the_hosts_logprobs(tiny_folder: TinyFolder) -> None:
-    """Of what is drawn with a history, of forks, of a prompt, and of tokens asked for by id: what all were drawn from."""
+    """Of what is drawn with a history, of forks, of a prompt, and of tokens asked for by id."""
     drawn = SamplingParams(
         temperature=0.8, top_k=6, seed=5, max_tokens=2, logprobs=0, ignore_eos=True, detokenize=False
     )

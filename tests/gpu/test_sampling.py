@@ -226,19 +226,31 @@ def test_processed_logits(which: str, dtype: torch.dtype) -> None:
     """Tokens within rounding of top_p's boundary may be on either side of it."""
     logits, batch = peaked(dtype=dtype), PROCESSED[which](np.random.default_rng(8))
     expected = reference_processed(logits.float().cpu().numpy(), batch)
-    ours = processed(logits, batch)
+    ours = processed(logits, batch, draw(logits, batch))
     differ = np.isinf(ours) != np.isinf(expected)
     assert differ.sum(axis=1).max() <= 1
     assert differ.sum() <= NUM // 8
     np.testing.assert_allclose(ours[~differ], expected[~differ], rtol=1e-6)
 
 
-def processed(logits: torch.Tensor, batch: SamplingBatch) -> NDArray[np.float32]:
+def test_what_was_drawn_is_kept() -> None:
+    """Though sums here may put it past top_p's boundary: 500 is far past it, to see that it is."""
+    logits = flat()
+    batch = make_batch(top_p=1e-6)
+    drawn = np.array([500] + [-1] * (NUM - 1), np.int32)
+    kept = np.isfinite(processed(logits, batch, drawn))
+    assert kept.sum(axis=1).tolist() == [2] + [1] * (NUM - 1)
+    assert kept[0, 500]
+
+
+def processed(logits: torch.Tensor, batch: SamplingBatch, drawn: NDArray[np.int32]) -> NDArray[np.float32]:
+    """What `drawn` were drawn from."""
     num = len(batch.positions)
     workspace = SamplingWorkspace.allocate(num, logits.shape[1], DEVICE, edits=True)
     workspace.edited.fill_(torch.nan)
     out = torch.full((num, logits.shape[1]), torch.nan, device=DEVICE)
-    processed_logits(logits, to_device(batch), out, workspace, chained=ON_GPU)
+    tokens = torch.as_tensor(drawn, device=DEVICE)
+    processed_logits(logits, to_device(batch), tokens, out, workspace, chained=ON_GPU)
     assert not workspace.counts.any(), "the counts are zero again"
     return out.cpu().numpy()
 

@@ -151,7 +151,7 @@ class CpuModel:
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
         return sample(self._library, self._threads.handle, logits, batch)
 
-    def processed_logits(self, logits: FloatArray, batch: SamplingBatch) -> FloatArray:
+    def processed_logits(self, logits: FloatArray, batch: SamplingBatch, drawn: IntArray) -> FloatArray:
         return processed_logits(self._library, self._threads.handle, logits, batch)
 
     def top_logprobs(

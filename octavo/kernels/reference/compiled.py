@@ -42,7 +42,7 @@ class ReferenceModel:
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
         return sample(logits, batch)
 
-    def processed_logits(self, logits: FloatArray, batch: SamplingBatch) -> FloatArray:
+    def processed_logits(self, logits: FloatArray, batch: SamplingBatch, drawn: IntArray) -> FloatArray:
         return processed_logits(logits, batch)
 
     def top_logprobs(

@@ -210,14 +210,16 @@ class TritonModel:
             self.draw(logits, part, tokens[start:end], has_edits=has_edits, has_filters=has_filters)
         return tokens
 
-    def processed_logits(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    def processed_logits(self, logits: torch.Tensor, batch: SamplingBatch, drawn: IntArray) -> torch.Tensor:
         num_entries = len(batch.logits_rows)
         columns = self._upload_columns(batch)
+        (tokens,) = self.staging.upload([np.asarray(drawn, np.int32)])
         processed = torch.empty((num_entries, logits.shape[1]), dtype=torch.float32, device=self.device)
         for start in range(0, num_entries, MAX_EDITED_ROWS):
             end = min(start + MAX_EDITED_ROWS, num_entries)
             part = _entries_of(columns, start, end)
-            processed_logits(logits, part, processed[start:end], self._editing, chained=self.chained)
+            out = processed[start:end]
+            processed_logits(logits, part, tokens[start:end], out, self._editing, chained=self.chained)
         return processed
 
     def _upload_columns(self, batch: SamplingBatch) -> dict[str, torch.Tensor]:

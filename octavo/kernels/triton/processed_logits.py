@@ -4,8 +4,8 @@
     process      one program an entry: where its filters cut, by the bisection over the whole row that a draw falls back
                  on; then its logits over the temperature, -inf where nothing is kept
 
-A draw cuts by other sums where the best segments hold all that is kept. A token within about 1e-6 of top_p's boundary
-may be drawn and have -inf here.
+A draw cuts by other sums where the best segments hold all that is kept, so a token within about 1e-6 of top_p's
+boundary may be drawn and cut here. What was drawn is kept, whatever the sums say.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ from octavo.kernels.triton.sampling import (
 def processed_logits(
     logits: torch.Tensor,
     batch: DeviceSamplingBatch,
+    drawn: torch.Tensor,
     processed: torch.Tensor,
     workspace: SamplingWorkspace,
     *,
     chained: bool = False,
 ) -> None:
-    """logits [M, V] -> processed [N, V] float32. workspace: one with room for edits."""
+    """logits [M, V] and the tokens drawn [N] -> processed [N, V] float32. workspace: one with room for edits."""
     b, chunks = batch, triton.cdiv(logits.shape[1], CHUNK)
     source, runs = edit_and_scan(logits, batch, workspace, has_edits=True, chained=chained)
     _process_kernel[(len(processed),)](
         *source, *runs, b.temperature, b.top_p, b.top_k, b.min_p, workspace.scan.chunk_max, chunks,
-        processed, processed.stride(0), TILE=8192, CHUNKS=triton.next_power_of_2(chunks), FINITE=FINITE_KEY,
+        drawn, processed, processed.stride(0), TILE=8192, CHUNKS=triton.next_power_of_2(chunks), FINITE=FINITE_KEY,
         CHAINED=chained, launch_pdl=chained, num_warps=16,
     )  # fmt: skip
 
@@ -50,7 +51,7 @@ def processed_logits(
 def _process_kernel(
     logits, logits_rows, stride, edited, edited_stride, vocab,
     history_offsets, allowed_offsets, banned_offsets, bias_offsets,
-    temperatures, top_ps, top_ks, min_ps, chunk_max, num_chunks, processed, processed_stride,
+    temperatures, top_ps, top_ks, min_ps, chunk_max, num_chunks, drawn, processed, processed_stride,
     TILE: tl.constexpr, CHUNKS: tl.constexpr, FINITE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     wait_for_previous(CHAINED)
@@ -68,6 +69,7 @@ def _process_kernel(
     # a temperature of 0 keeps all; another all that can be drawn, unless a filter says less
     pivot = tl.where(temperature == 0.0, 0x7FFFFFFF, FINITE + 1)
     num_tied = tl.full([], 0, tl.int32)
+    token = tl.load(drawn + i)
     if (temperature != 0.0) & ((top_p < 1.0) | ((top_k > 0) & (top_k < vocab)) | (min_p > 0.0)):
         pivot, num_tied = cut_of_row(where, top_p, top_k, min_p, FINITE, TILE, True)
     out = processed + i.to(tl.int64) * processed_stride
@@ -79,6 +81,6 @@ def _process_kernel(
         _away, key = distance(scores, best)
         is_tied = (key == pivot).to(tl.int32)
         rank = tl.cumsum(is_tied, 0) - 1 + tied_before
-        stays = (key < pivot) | ((key == pivot) & (rank < num_tied))
+        stays = (key < pivot) | ((key == pivot) & (rank < num_tied)) | (at == token)
         tl.store(out + at, tl.where(stays, scores, -float("inf")), mask=at < vocab)
         tied_before += tl.sum(is_tied, 0)
