@@ -134,17 +134,21 @@ class ModelRunner:
         found: dict[int, LogprobRow] = {}
         for start in range(0, len(wanted), size):
             some = wanted[start : start + size]
-            if self._reports_processed:
-                sampling = self._sampler.prepare(rows[some], logits_rows[some], positions[some], self._states.token_ids)
-                own = self._model.processed_logits(logits, sampling, token_ids[some])
-            else:
-                own = logits[logits_rows[some]]
-            as_logits = self._reports_logits
+            own = self._reported_logits(rows[some], positions[some], logits, logits_rows[some], token_ids[some])
+            scored_ids, tile, as_logits = self._sampler.scored_ids(rows[some]), self._logprob_tile, self._reports_logits
             reported = logprob_rows(self._model, own, token_ids[some], ks[some], as_logits=as_logits)
-            scored_ids = self._sampler.scored_ids(rows[some])
-            reported = with_scored_ids(self._model, own, reported, scored_ids, self._logprob_tile, as_logits=as_logits)
+            reported = with_scored_ids(self._model, own, reported, scored_ids, tile, as_logits=as_logits)
             found.update(zip(some.tolist(), reported, strict=True))
         return found
+
+    def _reported_logits(
+        self, rows: IntArray, positions: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray
+    ) -> Logits:
+        """One row an entry: the model's, or what its token was drawn from."""
+        if not self._reports_processed:
+            return logits[logits_rows]
+        sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids)
+        return self._model.processed_logits(logits, sampling, token_ids)
 
     def _prompt_logprobs(self, batch: StepBatch, entry: int) -> list[LogprobRow]:
         """For each scheduled prompt token that another prompt token follows: that token's log-probabilities.

@@ -55,20 +55,16 @@ def test_it_gives_the_hosts_tokens(name: str, tiny_folder: TinyFolder) -> None:
 @pytest.mark.usefixtures("_interpreted")
 def test_it_tells_the_hosts_logprobs(tiny_folder: TinyFolder) -> None:
     """Of what is drawn with a history, of forks, of a prompt, and of tokens asked for by id."""
-    drawn = SamplingParams(
-        temperature=0.8, top_k=6, seed=5, max_tokens=2, logprobs=0, ignore_eos=True, detokenize=False
-    )
-    params = [
-        drawn.replace(logprobs=3, n=2, presence_penalty=0.7, prompt_logprobs=1),
-        drawn.replace(logprob_token_ids=[5, 6]),
-    ]
+    params = SamplingParams(
+        temperature=0.8, top_k=6, presence_penalty=0.7, seed=5, n=2, max_tokens=2, logprobs=3, prompt_logprobs=1,
+        logprob_token_ids=[5, 6], ignore_eos=True, detokenize=False,
+    )  # fmt: skip
     rows = []
     for backend in ("reference", "triton"):
         with engine(tiny_folder("qwen3"), backend, logprobs_mode="processed_logits") as llm:
-            outputs = llm.generate([[3, 4, 5], [6, 7]], params)
-        rows.append([row for output in outputs for one in output.outputs for row in one.logprobs])
-        rows[-1] += outputs[0].prompt_logprobs[1:]
-    assert len(rows[0]) == 8
+            (output,) = llm.generate([3, 4], params)
+        rows.append([row for one in output.outputs for row in one.logprobs] + output.prompt_logprobs[1:])
+    assert len(rows[0]) == 5
     for host, device in zip(*rows, strict=True):
         assert list(device) == list(host)
         assert [one.rank for one in device.values()] == [one.rank for one in host.values()]
