@@ -20,6 +20,7 @@ from octavo import (
 )
 from octavo.observe.events import BlockCopied, Finished, Forked, StepDone
 from octavo.observe.metric_values import Counter, Histogram
+from tests.conftest import TinyFolder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 SHORT = SamplingParams(temperature=0.0, max_tokens=2)
@@ -29,7 +30,8 @@ PROMPTS = ["The capital of France is", "One, two, three,", "Once upon a time"]
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM("smollm2", dtype="float32", max_model_len=256, max_num_seqs=16, check_invariants=True) as engine:
+    options = {"max_model_len": 256, "max_num_seqs": 16, "check_invariants": True, "disable_log_stats": False}
+    with LLM("smollm2", dtype="float32", **options) as engine:
         yield engine
 
 
@@ -331,6 +333,16 @@ def test_metrics_are_values(llm: LLM) -> None:
     assert ttft.buckets["+Inf"] == ttft.count
 
 
+def test_metrics_are_kept_where_they_are_asked_for(tiny_folder: TinyFolder) -> None:
+    with (
+        LLM(tiny_folder("llama"), skip_tokenizer_init=True, num_gpu_blocks_override=20) as llm,
+        pytest.raises(ConfigError, match="make the LLM with disable_log_stats=False"),
+    ):
+        llm.get_metrics()
+    with pytest.raises(ConfigError, match="disable_log_stats is 'no', allowed are True and False"):
+        LLM(tiny_folder("llama"), disable_log_stats="no")
+
+
 def test_a_maker_of_bars_draws_the_progress(llm: LLM) -> None:
     class Bar:
         made: ClassVar[list["Bar"]] = []
@@ -434,12 +446,11 @@ def test_flat_logprobs_say_the_same(llm: LLM) -> None:
     assert [row for output in deltas for row in output.outputs[0].logprobs] == plain.outputs[0].logprobs
 
 
-def test_the_whole_vocabulary_where_it_is_allowed_and_no_other_mode(llm: LLM) -> None:
+def test_the_whole_vocabulary_only_where_it_is_allowed(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="logprobs is -1, allowed is 0 to max_logprobs = 20"):
         llm.generate(PROMPTS[0], SamplingParams(logprobs=-1))
-    for mode in ("processed_logprobs", "raw_logits", "processed_logits"):
-        with pytest.raises(ConfigError, match=f"logprobs_mode is '{mode}', not supported yet"):
-            LLM("smollm2", logprobs_mode=mode)
+    with pytest.raises(ConfigError, match="logprobs_mode is 'cooked_logits', allowed are 'raw_logprobs', "):
+        LLM("smollm2", logprobs_mode="cooked_logits")
 
 
 def test_a_token_that_cannot_be_drawn_ends_its_request_alone(llm: LLM) -> None:
