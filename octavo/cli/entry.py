@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 
 def main() -> int:
@@ -23,17 +23,32 @@ def main() -> int:
     _open_closed_streams()
     from octavo.cli.main import main as run_command
 
-    return _flushed(run_command())
+    code = _flushed(run_command())
+    if code == 128 + signal.SIGINT:
+        end_the_line()
+    return code
+
+
+def leave() -> NoReturn:
+    """At once, as Ctrl-C asks."""
+    end_the_line()
+    os._exit(128 + signal.SIGINT)
+
+
+def end_the_line() -> None:
+    """A terminal shows ^C where it is typed; the shell's prompt belongs below."""
+    if os.isatty(2):
+        os.write(2, b"\n")
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    os._exit(128 + number)
+    leave()
 
 
 def _unraisable(unraisable: Any) -> None:
     """A Ctrl-C inside a callback or a destructor goes nowhere by itself."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        os._exit(128 + signal.SIGINT)
+        leave()
     sys.__unraisablehook__(unraisable)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+from octavo.cli.entry import leave
 
 INTERRUPTED = 128 + signal.SIGINT
 _IMPORTING = "<frozen importlib._bootstrap>"
@@ -38,7 +39,7 @@ def _raise_or_leave(number: int, frame: FrameType | None) -> None:
     """A library that is just being imported may crash on an exception from nowhere, and has nothing to put away."""
     while frame is not None:
         if frame.f_code.co_filename == _IMPORTING:
-            os._exit(INTERRUPTED)
+            leave()
         frame = frame.f_back
     raise KeyboardInterrupt
 

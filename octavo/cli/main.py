@@ -59,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         # What a library makes of a Ctrl-C may be any exception.
         if is_interrupt(error):
-            if sys.stderr.isatty():
-                print(file=sys.stderr)
             return INTERRUPTED
         if isinstance(error, BrokenPipeError):
             # The reader went away; what is still buffered must not raise again when Python closes stdout.

@@ -108,6 +108,24 @@ def test_ctrl_c_is_no_traceback(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("moment", "argv"), [(1, ANSWER), (80, ANSWER), (250, SERVE), (-0.8, ANSWER)])
+def test_the_prompt_of_the_shell_comes_on_a_line_of_its_own(moment: float, argv: tuple[str, ...]) -> None:
+    """A terminal has shown ^C."""
+    ours, theirs = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(moment), *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    os.close(theirs)
+    assert done.returncode == 130
+    assert os.read(ours, 10_000).endswith(b"\n")
+    os.close(ours)
+
+
 @pytest.mark.parametrize("argv", [("run", "smollm2", "Hi"), SERVE])
 def test_nor_while_kernels_are_built(argv: tuple[str, ...], tmp_path: Path) -> None:
     """A compiler that takes its time, and a terminal that interrupts the whole group."""
