@@ -123,7 +123,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {3: 10**400}}, "logit_bias[3] is a number of 1329 bits, allowed is from -100 to 100"),
     ({"logit_bias": {-1: 1}}, "a token id of logit_bias is -1, allowed is 0 or more"),
     ({"logit_bias": {3: 101}}, "logit_bias[3] is 101, allowed is from -100 to 100"),
-    ({"temperature": 10**400}, "temperature is too large for a float; send a smaller number"),
+    ({"temperature": 10**400}, "temperature is a number of 1329 bits, allowed is from 0 to 1e+06"),
     ({"logit_bias": {3: None}}, "logit_bias[3] is None, allowed is a number"),
 ]
 

@@ -7,7 +7,6 @@ bytes ──▶ struct                                          one pass, if all
 from __future__ import annotations
 
 import asyncio
-import difflib
 import re
 from typing import Any, TypeVar
 
@@ -15,8 +14,9 @@ import msgspec
 from starlette.requests import Request
 
 from octavo.server.body_values import ValueCount
-from octavo.server.errors import ApiError, shown
+from octavo.server.errors import ApiError
 from octavo.server.protocol import NEUTRAL, NO_EFFECT
+from octavo.shown import shown, suggestion
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -128,9 +128,8 @@ def _check_neutral(name: str, value: object, known: set[str]) -> None:
 
 
 def _unknown(name: str, known: set[str]) -> ApiError:
-    close = difflib.get_close_matches(name[:64], known, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(sorted(known))}"
-    return ApiError(400, f"there is no parameter {shown(name)}; {hint}", param=name[:64], code="unknown_parameter")
+    message = f"there is no parameter {shown(name)}; {suggestion(name, known)}"
+    return ApiError(400, message, param=name[:64], code="unknown_parameter")
 
 
 def _mistyped(message: str, raw: dict[str, Any]) -> ApiError:

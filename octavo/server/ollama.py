@@ -38,6 +38,7 @@ from octavo.server.request_ids import id_headers, request_id
 from octavo.server.sampling import checked_params
 from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
+from octavo.shown import shown
 
 LINES = "application/x-ndjson"
 #: Ollama's own sampling, where the model's makers recommend nothing
@@ -84,7 +85,7 @@ def served_name(asked: str | None, serving: Serving) -> str:
         if asked in (name, f"{name}:latest"):
             return name
     known = " or ".join(map(repr, names))
-    raise ApiError(404, f"model {(asked or '')[:100]!r} not found, served is {known}", code="model_not_found")
+    raise ApiError(404, f"model {shown(asked or '')} not found, served is {known}", code="model_not_found")
 
 
 async def _prompt(request: Request, asked: OllamaGenerateRequest, text: str, serving: Serving) -> list[int]:

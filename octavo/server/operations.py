@@ -11,6 +11,7 @@ from octavo.server.errors import JSON, ApiError
 from octavo.server.page import CONTENT_TYPE, content_security_policy, page
 from octavo.server.responses import ModelCard, ModelList
 from octavo.server.serving import Serving, installed_version, json_response
+from octavo.shown import shown
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -25,7 +26,7 @@ async def get_model(request: Request, serving: Serving) -> Response:
     name = request.path_params["model"]
     if name not in serving.settings.served_model_name:
         raise ApiError(
-            404, f"the model {name[:100]!r} is not served here; see /v1/models", param="model", code="model_not_found"
+            404, f"the model {shown(name)} is not served here; see /v1/models", param="model", code="model_not_found"
         )
     return json_response(_card(name, serving))
 
