@@ -17,6 +17,7 @@ from octavo import env
 from octavo.errors import BackendUnavailableError, ConfigError, KernelBuildError
 from octavo.kernels import build, kept_files
 from octavo.kernels.cpu.backend import CpuBackend
+from octavo.kernels.toolchain import Toolchain, find_toolchain
 
 HEADER = "#pragma once\ninline int answer() { return 42; }\n"
 ANSWER = '#include "answer.h"\nextern "C" int octavo_answer() { return answer(); }\n'
@@ -84,9 +85,9 @@ def test_isa_is_part_of_the_key(sources: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_another_processor_or_compiler_is_another_key(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toolchain = build.find_toolchain("native", None)
+    toolchain = find_toolchain("native", None)
     key = build.cache_key(sources, toolchain, "native")
-    upgraded = build.Toolchain(toolchain.command, toolchain.identity + " newer", toolchain.flags)
+    upgraded = Toolchain(toolchain.command, toolchain.identity + " newer", toolchain.flags)
     assert build.cache_key(sources, upgraded, "native") != key
     generic = build.cache_key(sources, toolchain, "generic")
     monkeypatch.setattr(build, "_cpu_identity", lambda: "another processor")
