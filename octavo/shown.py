@@ -19,8 +19,14 @@ class _Short(reprlib.Repr):
         return str(number) if bits <= _MOST_BITS else f"a number of {bits} bits"
 
     def repr_dict(self, values: dict[Any, Any], level: int) -> str:
-        """The first few are enough: reprlib would sort them all."""
-        return super().repr_dict(dict(islice(values.items(), self.maxdict + 1)), level)
+        """In their own order, and no further than they are shown: reprlib would sort them all."""
+        if level <= 0:
+            return "{...}" if values else "{}"
+        pieces = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+            for key, value in islice(values.items(), self.maxdict)
+        ]
+        return f"{{{', '.join([*pieces, '...'] if len(values) > self.maxdict else pieces)}}}"
 
 
 _SHORT = _Short()

@@ -23,7 +23,7 @@ from octavo.shown import suggestion
 
 COMMANDS = {
     "run": "answer prompts, or chat",
-    "serve": "answer over HTTP, as OpenAI and Anthropic do",
+    "serve": "answer over HTTP, as OpenAI, Anthropic and Ollama do",
     "run-batch": "answer a file of calls in OpenAI's batch format, and go on where it stopped",
     "chat": "chat with the model of a running server",
     "complete": "complete prompts with the model of a running server",

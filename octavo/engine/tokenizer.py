@@ -24,6 +24,7 @@ from octavo.engine.tokenizers_errors import no_panic
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.models.checkpoint import TokenizerSource
 from octavo.models.loader import locate_tokenizer
+from octavo.shown import shown
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -234,5 +235,6 @@ def _template_text(template: str) -> str:
         return Path(template).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # no such file, no UTF-8, no name of a file
         raise TokenizerError(
-            f"chat_template is {template!r}, which is neither a template nor a file: {error}"
+            f"chat_template is {shown(template)}, which is neither a template nor a file: {error}; give Jinja text, "
+            "the name of one of the model's templates, or a file in UTF-8"
         ) from None
