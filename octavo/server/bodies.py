@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from octavo.server.body_values import ValueCount
 from octavo.server.errors import ApiError
-from octavo.server.protocol import NEUTRAL, NO_EFFECT
+from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT, instead_of
 from octavo.shown import shown, suggestion
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -118,10 +118,12 @@ def _check_neutral(name: str, value: object, known: set[str]) -> None:
     allowed = NEUTRAL[name]
     if any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in allowed):
         return
-    instead = " or ".join(["leaving it out", *(msgspec.json.encode(one).decode() for one in allowed)])
+    nothing = " or ".join(["leaving it out", *(msgspec.json.encode(one).decode() for one in allowed)])
+    instead = instead_of(name)
     raise ApiError(
         400,
-        f"{name} is {shown(value)}, which this engine does not support; allowed is {instead}",
+        f"{name} is {shown(value)}, which this engine does not support; allowed is {nothing}"
+        + (f": {instead}" if instead else ""),
         param=name,
         code="unsupported_parameter",
     )

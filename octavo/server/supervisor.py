@@ -16,19 +16,15 @@ It holds no model, tokenizer or request, and does nothing but wait; so there is 
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 import math
-import os
 import selectors
 import shutil
-import signal
 import socket
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,14 +39,13 @@ from octavo.observe.logging import LOGGER
 from octavo.server.front_end_task import FrontEndTask
 from octavo.server.listening import close_socket, open_socket, url_of
 from octavo.server.restarts import Restarts
+from octavo.server.run_directory import make_run_directory
+from octavo.server.signals import SIGNALS, hearing_signals
 from octavo.server.suspects import Suspects
 from octavo.server.watchdog import Watchdog
 
 #: seconds that a child may take to end once it has said so, or was told to
 GRACE_S = 5.0
-#: what a Unix socket's path may have, on every system
-_MAX_PATH_LEN = 100
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +90,10 @@ class Supervisor:
     def run(self) -> int:
         """Serve until told to stop -> exit code. Raises what kept the server from starting."""
         self._listening = open_socket(self._options.server)
-        self._run_directory = _make_run_directory()
+        self._run_directory = make_run_directory()
         try:
-            with self._hearing_signals():
+            with hearing_signals() as end:
+                self._selector.register(end, selectors.EVENT_READ, partial(self._take_signals, end))
                 self._start_engine()
                 for index in range(self._options.server.api_server_count):
                     self._start_front_end(index)
@@ -323,28 +319,9 @@ class Supervisor:
 
     # The end
 
-    @contextlib.contextmanager
-    def _hearing_signals(self) -> Iterator[None]:
-        """Signals wake the selector; they interrupt nothing."""
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setblocking(False)
-        old_fd = signal.set_wakeup_fd(theirs.fileno())
-        old_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
-        self._selector.register(ours, selectors.EVENT_READ, partial(self._take_signals, ours))
-        try:
-            yield
-        finally:
-            for number, handler in old_handlers.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(old_fd)
-            self._selector.unregister(ours)
-            ours.close()
-            theirs.close()
-
     def _take_signals(self, end: socket.socket) -> None:
         for number in end.recv(64):
-            if number not in _SIGNALS:
+            if number not in SIGNALS:
                 continue
             if not self._has_listened:
                 self._exit_code = 128 + number  # there is nobody to be told, and nothing to be waited for
@@ -385,15 +362,6 @@ class Supervisor:
         self._selector.close()
         close_socket(self._listening, self._options.server)
         shutil.rmtree(self._run_directory, ignore_errors=True)
-
-
-def _make_run_directory() -> str:
-    """Private, and short enough for a socket in it."""
-    path = tempfile.mkdtemp(prefix="octavo-")
-    if len(path) > _MAX_PATH_LEN - len("/engine-999999"):
-        os.rmdir(path)
-        path = tempfile.mkdtemp(prefix="octavo-", dir="/tmp")
-    return path
 
 
 def _error(failure: Note | None, otherwise: str) -> OctavoError:
