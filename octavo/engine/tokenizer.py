@@ -213,7 +213,7 @@ def check_chat_template(template: str) -> None:
     template_processes().check(text)
     if "messages" not in text:
         raise TokenizerError(
-            f"chat_template is {template!r:.100}, which never reads messages, as a chat template does: pass Jinja "
+            f"chat_template is {shown(template)}, which never reads messages, as a chat template does: pass Jinja "
             "text, or a file with it"
         )
 
