@@ -65,10 +65,11 @@ class Tokenizer(TransformersCalls):
                 "send whole characters"
             ) from None
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text; bytes that make no character show as U+FFFD, ids past the vocabulary as nothing."""
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of one token or several; bytes that make no character show as U+FFFD, ids past the vocabulary as
+        nothing."""
         try:
-            return self._detokenizer.text(token_ids, skip_special_tokens)
+            return self._detokenizer.text([token_ids] if isinstance(token_ids, int) else token_ids, skip_special_tokens)
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
 
@@ -111,8 +112,13 @@ class Tokenizer(TransformersCalls):
             "tokenizer_class": "PreTrainedTokenizerFast",
             **self._special_tokens,
             "added_tokens_decoder": added,
-            "chat_template": self._chat_templates.get("default"),
+            "chat_template": self.chat_template,
         }
+
+    @property
+    def chat_template(self) -> str | None:
+        """The one that is used unless another is asked for."""
+        return self._chat_templates.get("default")
 
     @property
     def chat_templates(self) -> Mapping[str, str]:
@@ -182,8 +188,8 @@ class Tokenizer(TransformersCalls):
             return self._chat_templates.get(asked) or _template_text(asked)
         if has_tools and "tool_use" in self._chat_templates:
             return self._chat_templates["tool_use"]
-        if "default" in self._chat_templates:
-            return self._chat_templates["default"]
+        if self.chat_template is not None:
+            return self.chat_template
         found = ", ".join(self._chat_templates) or "none"
         raise TokenizerError(
             f"the model has no default chat template (templates found: {found}); pass chat_template= a template's "

@@ -16,7 +16,7 @@ from octavo.engine.client import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
-from octavo.server.generation import Generation, complete, raise_failure, stream
+from octavo.server.generation import Generation, complete, ended_by_server, raise_failure, stream
 from octavo.server.openai_calls import trace_headers
 from octavo.server.prompts import PlainConversation, check_messages, encode_conversation, room_for_output
 from octavo.server.protocol import AnthropicMessage, Content, CountTokensRequest, MessagesRequest
@@ -174,7 +174,7 @@ class _Answer:
         if completion.finish_reason == "length":
             is_context = is_full and num_tokens < self._max_tokens
             return "model_context_window_exceeded" if is_context else "max_tokens", None
-        raise ApiError(503, "the request was ended by the server; send it again", code="aborted")
+        raise ended_by_server()
 
 
 def counts(output: RequestOutput, num_tokens: int) -> AnthropicUsage:

@@ -38,7 +38,7 @@ def _card(name: str, serving: Serving) -> ModelCard:
         created=serving.created,
         root=serving.settings.served_model_name[0],
         max_model_len=serving.client.model_info.max_model_len,
-        has_chat_template=tokenizer is not None and "default" in tokenizer.chat_templates,
+        has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         default_sampling_params=pack_params(serving.client.model_info.default_sampling_params),
     )
 

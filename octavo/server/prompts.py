@@ -234,7 +234,7 @@ def _check_template(asked: Conversation, tokenizer: Tokenizer, settings: ServerS
     """A template of the request's must be text: as the name of a file it would be read from the server's disk."""
     template = asked.chat_template
     if template is None:
-        if "default" not in tokenizer.chat_templates:
+        if tokenizer.chat_template is None:
             raise ApiError(
                 400,
                 "this model has no chat template: it continues texts and was not made for conversations. Send the text "
