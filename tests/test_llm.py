@@ -20,6 +20,7 @@ from octavo import (
 )
 from octavo.observe.events import BlockCopied, Finished, Forked, StepDone
 from octavo.observe.metric_values import Counter, Histogram
+from tests.conftest import TinyFolder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
 SHORT = SamplingParams(temperature=0.0, max_tokens=2)
@@ -29,7 +30,8 @@ PROMPTS = ["The capital of France is", "One, two, three,", "Once upon a time"]
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM("smollm2", dtype="float32", max_model_len=256, max_num_seqs=16, check_invariants=True) as engine:
+    options = {"max_model_len": 256, "max_num_seqs": 16, "check_invariants": True, "disable_log_stats": False}
+    with LLM("smollm2", dtype="float32", **options) as engine:
         yield engine
 
 
@@ -329,6 +331,16 @@ def test_metrics_are_values(llm: LLM) -> None:
     assert success.labels["model_name"] == "smollm2"
     (ttft,) = (one for one in llm.get_metrics() if one.name == "vllm:time_to_first_token_seconds")
     assert ttft.buckets["+Inf"] == ttft.count
+
+
+def test_metrics_are_kept_where_they_are_asked_for(tiny_folder: TinyFolder) -> None:
+    with (
+        LLM(tiny_folder("llama"), skip_tokenizer_init=True, num_gpu_blocks_override=20) as llm,
+        pytest.raises(ConfigError, match="make the LLM with disable_log_stats=False"),
+    ):
+        llm.get_metrics()
+    with pytest.raises(ConfigError, match="disable_log_stats is 'no', allowed are True and False"):
+        LLM(tiny_folder("llama"), disable_log_stats="no")
 
 
 def test_a_maker_of_bars_draws_the_progress(llm: LLM) -> None:

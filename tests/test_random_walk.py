@@ -150,7 +150,7 @@ SANE_OPTIONS = st.fixed_dictionaries(
 @walk(40)
 @given(options=SANE_OPTIONS)
 def test_engines_are_made_and_answer_or_are_refused(folder: Path, options: dict[str, Any]) -> None:
-    engine = own_errors(lambda: LLM(folder, **{**BASE, **options}))
+    engine = own_errors(lambda: LLM(folder, **{"disable_log_stats": False, **BASE, **options}))
     if engine is not None:
         with engine:
             own_errors(lambda: engine.generate([[1, 2, 3], [5] * 20], SamplingParams(n=2, max_tokens=3)))

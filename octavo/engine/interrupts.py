@@ -12,29 +12,47 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class Uninterrupted:
-    """Holds the first Ctrl-C back until the end of its block; the second one comes at once. Does nothing on other
-    threads, which are never interrupted, and where a program has a handler of its own."""
+class StepGuard:
+    """`with` it around each step: the first Ctrl-C within comes when the step has ended, the second one at once."""
 
     def __init__(self) -> None:
-        self._before: Any = None
+        self._is_in_step = False
         self._is_pressed = False
 
     def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._note)
+        self._is_in_step = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        self._is_in_step = False
         if self._is_pressed and error is None:
+            self._is_pressed = False
             raise KeyboardInterrupt
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._is_pressed:
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The signal's handler."""
+        if self._is_pressed or not self._is_in_step:
             raise KeyboardInterrupt
         self._is_pressed = True
+
+
+class Uninterrupted:
+    """Has a guard mind Ctrl-C until the end of its block. Does nothing on other threads, which are never interrupted,
+    and where a program has a handler of its own."""
+
+    def __init__(self) -> None:
+        self._before: Any = None
+
+    def __enter__(self) -> StepGuard:
+        guard = StepGuard()
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            self._before = signal.signal(signal.SIGINT, guard.note)
+        return guard
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)

@@ -126,22 +126,19 @@ class RequestText:
     def extend(self, update: SequenceUpdate, now: float) -> str | None:
         """Take one sequence's update; returns the stop string that ended it, if one did."""
         try:
-            return self._extend(update, now)
+            if self._prompt_logprobs is not None:
+                for row in update.prompt_logprobs:
+                    add_row(self._prompt_logprobs, row, self._tokenizer)
+            if update.token_ids and self._first_token_time is None:
+                self._first_token_time = now
+            stop = self._sequences[update.sequence.index].extend(update)
+            if update.sequence.finish_reason is not None:
+                for unborn in self._sequences[len(self._request.sequences) :]:  # 0 ended before they could fork
+                    unborn.end_with(update.sequence)
+            return stop
         except Exception as fault:
             self._fail(fault)
             return None
-
-    def _extend(self, update: SequenceUpdate, now: float) -> str | None:
-        if self._prompt_logprobs is not None:
-            for row in update.prompt_logprobs:
-                add_row(self._prompt_logprobs, row, self._tokenizer)
-        if update.token_ids and self._first_token_time is None:
-            self._first_token_time = now
-        stop = self._sequences[update.sequence.index].extend(update)
-        if update.sequence.finish_reason is not None:
-            for unborn in self._sequences[len(self._request.sequences) :]:  # sequence 0 ended before they could fork
-                unborn.end_with(update.sequence)
-        return stop
 
     def extend_prompt(self, packed: list[PackedRows]) -> None:
         """Take log-probabilities of the prompt as the engine's process packs them; of a lazy request's only."""
@@ -163,6 +160,8 @@ class RequestText:
 
     def output(self, now: float) -> RequestOutput | None:
         """What there is to hand out now; None: nothing new, or not yet."""
+        if self._kind is RequestOutputKind.FINAL_ONLY and not self.finished:
+            return None
         try:
             return self._output(now)
         except Exception as fault:
@@ -181,8 +180,6 @@ class RequestText:
 
     def _output(self, now: float) -> RequestOutput | None:
         finished = self.finished
-        if self._kind is RequestOutputKind.FINAL_ONLY and not finished:
-            return None
         is_delta = self._kind is RequestOutputKind.DELTA
         completions = [sequence.output(is_delta) for sequence in self._sequences if not is_delta or sequence.has_news()]
         if not finished and not any(completion.token_ids or completion.finished() for completion in completions):

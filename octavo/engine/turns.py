@@ -123,7 +123,8 @@ class EngineTurns:
         if not inbox.is_begun:
             self.ask(lambda engine: self._queue(engine, inbox))
         while True:
-            self._until(lambda: inbox.has_news or self._end is not None, steps=True)
+            if not inbox.has_news:
+                self._until(lambda: inbox.has_news or self._end is not None, steps=True)
             with self._lock:
                 output = inbox.take()
                 if output is not None:
@@ -183,9 +184,10 @@ class EngineTurns:
                 "only close() may be called there"
             )
         try:
-            while not self._sleep_or_hold(is_ready, me):
-                with Uninterrupted():
-                    self._turn(steps)
+            with Uninterrupted() as step:
+                while not self._sleep_or_hold(is_ready, me):
+                    with step:
+                        self._turn(steps)
         finally:
             self._let_go(me)
 

@@ -151,7 +151,7 @@ TOKENIZER_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a begin that is a list": ({"bos_token": ["<s>"]}, r"bos_token is \['<s>'\]; allowed: a text"),
     "a begin that nobody knows": (
         {"bos_token": "<nowhere>", "add_bos_token": True},
-        "add_bos_token is true, but there is no bos_token in the vocabulary",
+        "add_bos_token is true, but there is no bos_token .*in the vocabulary",
     ),
     "a begin by text": ({"add_bos_token": "yes"}, "add_bos_token is 'yes'; allowed: true and false"),
     "templates without names": ({"chat_template": [{"template": "x"}]}, r"key 'chat_template\[0\].name' is missing"),
@@ -227,6 +227,7 @@ def test_a_byte_order_mark_is_no_fault_and_another_encoding_is_named(folder: Cal
     path.write_bytes(text.replace("silu", "sil\xfc").encode("latin-1"))
     with pytest.raises(ModelLoadError, match=r"config.json is not valid JSON \('utf-8' codec can't decode byte 0xfc"):
         open_model(path.parent)
+    path.write_text(text)
     (path.parent / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + byte_level_files()["tokenizer.json"])
     assert named_tokenizer(str(path.parent)).decode([256]) == "ab"
     (path.parent / "chat_template.jinja").write_bytes(b"\xff{{ messages }}")
