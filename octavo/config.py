@@ -189,7 +189,9 @@ class ObserveConfig:
     event_log_size: int = knob(65536, "events kept in memory, the oldest dropped first; 0 keeps none")
     max_logprobs: int = knob(20, "most alternatives a request may ask for; -1 allows the whole vocabulary")
     logprobs_mode: LogprobsMode = knob(
-        "raw_logprobs", "what logprobs are: of the model's own logits; no other is supported yet"
+        "raw_logprobs",
+        "what logprobs are: log-probabilities of the model's own logits (raw), or of what tokens are drawn from "
+        "(processed); or the logits themselves, of either",
     )
     otlp_traces_endpoint: str | None = knob(
         None, "URL that traces of requests are sent to, as OTLP over HTTP; needs the extra otel; default: no traces"
@@ -199,8 +201,6 @@ class ObserveConfig:
     def __post_init__(self) -> None:
         _at_least("event_log_size", self.event_log_size, 0)
         _at_least("max_logprobs", self.max_logprobs, -1)
-        if self.logprobs_mode != "raw_logprobs":
-            raise ConfigError(f"logprobs_mode is {self.logprobs_mode!r}, not supported yet: allowed is 'raw_logprobs'")
 
 
 @checked

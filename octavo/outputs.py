@@ -11,7 +11,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(slots=True)
 class Logprob:
-    """One token's log-probability under the raw logits. rank 1 is the most likely token."""
+    """One token's log-probability under the raw logits, or what logprobs_mode says. rank 1 is the most likely token."""
 
     logprob: float
     rank: int | None = None

@@ -163,10 +163,11 @@ void octavo_model_times(const CompiledModel* model, double* seconds, int64_t* ca
 }
 
 int octavo_top_logprobs(ThreadPool* pool, const float* logits, int64_t num_rows, int64_t vocab_size,
-                        const int32_t* tokens, int64_t k, int32_t* ids, float* logprobs, int32_t* ranks) {
+                        const int32_t* tokens, int64_t k, int32_t as_logits, int32_t* ids, float* logprobs,
+                        int32_t* ranks) {
   return guarded([&] {
     ThreadPool::Session session(*pool);
-    top_logprobs(*pool, logits, num_rows, vocab_size, tokens, k, ids, logprobs, ranks);
+    top_logprobs(*pool, logits, num_rows, vocab_size, tokens, k, as_logits != 0, ids, logprobs, ranks);
   });
 }
 

@@ -3,11 +3,23 @@
 
 #include <new>
 
-// 0, or 1 where there was no memory: no exception crosses into Python.
+// Both return 0, or 1 where there was no memory: no exception crosses into Python.
+
 extern "C" int octavo_sample(octavo::ThreadPool* pool, const float* logits, int64_t vocab_size,
                              const octavo::SamplingBatch* batch, int64_t num_entries, int32_t* tokens) {
   try {
     octavo::sample(*pool, logits, vocab_size, *batch, num_entries, tokens);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+extern "C" int octavo_processed_logits(octavo::ThreadPool* pool, const float* logits, int64_t vocab_size,
+                                       const octavo::SamplingBatch* batch, int64_t num_entries, float* processed,
+                                       int32_t* results) {
+  try {
+    octavo::processed_logits(*pool, logits, vocab_size, *batch, num_entries, processed, results);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;

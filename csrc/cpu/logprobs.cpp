@@ -67,7 +67,7 @@ int32_t rank(const float* logits, int64_t count, int32_t token) {
 }  // namespace
 
 void top_logprobs(ThreadPool& pool, const float* logits, int64_t num_rows, int64_t vocab_size, const int32_t* tokens,
-                  int64_t k, int32_t* ids, float* logprobs, int32_t* ranks) {
+                  int64_t k, bool as_logits, int32_t* ids, float* logprobs, int32_t* ranks) {
   const std::string of_all = " of a vocabulary of " + std::to_string(vocab_size);
   if (k < 0 || k > vocab_size) throw std::out_of_range("the best " + std::to_string(k) + of_all);
   for (int64_t row = 0; row < num_rows; ++row) {
@@ -78,7 +78,7 @@ void top_logprobs(ThreadPool& pool, const float* logits, int64_t num_rows, int64
     std::vector<int32_t> order;
     for (int64_t row = begin; row < end; ++row) {
       const float* x = logits + row * vocab_size;
-      const Normaliser scale = normaliser(x, vocab_size);
+      const Normaliser scale = as_logits ? Normaliser{0} : normaliser(x, vocab_size);
       if (k > 0) best_tokens(x, vocab_size, k, order);
       int32_t* row_ids = ids + row * (k + 1);
       row_ids[0] = tokens[row];

@@ -57,6 +57,35 @@ float lowest(const Accepts& accepts) {
 class EntrySampler {
  public:
   int32_t sample(const float* row, int64_t vocab_size, const SamplingBatch& batch, int64_t entry) {
+    if (const int32_t failure = prepare(row, vocab_size, batch, entry)) return failure;
+    if (batch.temperature[entry] == 0.0f) return first_token_of(best_);
+    const double u = uniform(batch.seeds[entry], batch.sample_indices[entry], batch.positions[entry]);
+    if (!has_filters(batch, entry)) return static_cast<int32_t>(draw(row_, size_, u));
+    filter(batch, entry);
+    return candidates_.ids[draw(candidates_.values.data(), candidates_.size, u)];
+  }
+
+  // What `sample` would draw from, into `processed`. Returns 0, or why there is nothing.
+  int32_t process(const float* row, int64_t vocab_size, const SamplingBatch& batch, int64_t entry, float* processed) {
+    if (const int32_t failure = prepare(row, vocab_size, batch, entry)) {
+      std::fill_n(processed, vocab_size, std::numeric_limits<float>::quiet_NaN());
+      return failure;
+    }
+    if (batch.temperature[entry] == 0.0f) {
+      std::copy_n(row_, size_, processed);
+    } else if (!has_filters(batch, entry)) {
+      for (int64_t i = 0; i < size_; ++i) processed[i] = quotient(row_[i]);
+    } else {
+      filter(batch, entry);
+      std::fill_n(processed, size_, -kInfinity);
+      for (int64_t i = 0; i < candidates_.size; ++i) processed[candidates_.ids[i]] = quotient(candidates_.values[i]);
+    }
+    return 0;
+  }
+
+ private:
+  // Edits the row, and finds its best token and its scaling. Returns 0, or why nothing can be drawn.
+  int32_t prepare(const float* row, int64_t vocab_size, const SamplingBatch& batch, int64_t entry) {
     row_ = row;
     size_ = vocab_size;
     RowMaximum found = maximum(row_, size_, block_max_);
@@ -64,20 +93,21 @@ class EntrySampler {
     if (!is_valid(batch, entry) || !edit(batch, entry)) return kInvalidEntry;
     if (row_ != row) found = maximum(row_, size_, block_max_);
     if (found.has_nan || found.best == -kInfinity) return kNoToken;
+    best_ = found.best;
     const float temperature = batch.temperature[entry];
-    if (temperature == 0.0f) return first_token_of(found.best);
-
-    scaling_ = {temperature, found.best / temperature};
-    if (scaling_.best == kInfinity) share_among_infinite();
-    if (scaling_.best == -kInfinity) return kNoToken;  // even the best is lost to float32
-    const double u = uniform(batch.seeds[entry], batch.sample_indices[entry], batch.positions[entry]);
-    if (batch.min_p[entry] <= 0.0f && !cuts_top_k(batch, entry) && batch.top_p[entry] >= 1.0f)
-      return static_cast<int32_t>(draw(row_, size_, u));
-    filter(batch, entry);
-    return candidates_.ids[draw(candidates_.values.data(), candidates_.size, u)];
+    if (temperature == 0.0f) return 0;
+    scaling_ = {temperature, best_ / temperature};
+    shares_infinite_ = scaling_.best == kInfinity;
+    if (shares_infinite_) share_among_infinite();
+    return scaling_.best == -kInfinity ? kNoToken : 0;  // even the best is lost to float32
   }
 
- private:
+  // A logit of the prepared row over the temperature; -infinity where it is too far from the best to be drawn.
+  float quotient(float logit) const {
+    if (scaling_.score(logit) == -kInfinity) return -kInfinity;
+    return shares_infinite_ ? kInfinity : logit / scaling_.temperature;
+  }
+
   // Comparisons that a NaN fails, too.
   static bool is_valid(const SamplingBatch& batch, int64_t entry) {
     const float temperature = batch.temperature[entry];
@@ -149,6 +179,10 @@ class EntrySampler {
     return batch.top_k[entry] > 0 && batch.top_k[entry] < size_;
   }
 
+  bool has_filters(const SamplingBatch& batch, int64_t entry) const {
+    return batch.min_p[entry] > 0.0f || cuts_top_k(batch, entry) || batch.top_p[entry] < 1.0f;
+  }
+
   // Leaves in candidates_ the tokens that min_p, top_k and top_p keep.
   void filter(const SamplingBatch& batch, int64_t entry) {
     float floor = -kInfinity;  // of scores
@@ -203,7 +237,9 @@ class EntrySampler {
 
   const float* row_ = nullptr;  // of the entry at hand, edited if it has to be
   int64_t size_ = 0;
+  float best_ = 0;  // its best logit
   Scaling scaling_{};
+  bool shares_infinite_ = false;  // its best logits are infinite over the temperature, and row_ says 0 of them
   std::vector<float> block_max_;
   std::vector<double> block_mass_;
   Candidates candidates_;
@@ -213,14 +249,30 @@ class EntrySampler {
   std::vector<int32_t> seen_;
 };
 
+EntrySampler& thread_sampler() {
+  static thread_local EntrySampler sampler;
+  return sampler;
+}
+
 }  // namespace
 
 void sample(ThreadPool& pool, const float* logits, int64_t vocab_size, const SamplingBatch& batch, int64_t num_entries,
             int32_t* tokens) {
   pool.parallel_for(num_entries, 1, [&](int64_t begin, int64_t end, int) {
-    static thread_local EntrySampler sampler;
+    EntrySampler& sampler = thread_sampler();
     for (int64_t i = begin; i < end; ++i)
       tokens[i] = sampler.sample(logits + batch.logits_rows[i] * vocab_size, vocab_size, batch, i);
+  });
+}
+
+void processed_logits(ThreadPool& pool, const float* logits, int64_t vocab_size, const SamplingBatch& batch,
+                      int64_t num_entries, float* processed, int32_t* results) {
+  pool.parallel_for(num_entries, 1, [&](int64_t begin, int64_t end, int) {
+    EntrySampler& sampler = thread_sampler();
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = logits + batch.logits_rows[i] * vocab_size;
+      results[i] = sampler.process(row, vocab_size, batch, i, processed + i * vocab_size);
+    }
   });
 }
 

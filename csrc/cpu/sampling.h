@@ -39,4 +39,9 @@ constexpr int32_t kInvalidEntry = -2;  // a token id outside of the vocabulary, 
 void sample(ThreadPool& pool, const float* logits, int64_t vocab_size, const SamplingBatch& batch, int64_t num_entries,
             int32_t* tokens);
 
+// What each entry's token is drawn from, as logits [num_entries, vocab_size]: edited, over the temperature if there is
+// one, -infinity where a token cannot be drawn. results: 0, or what `sample` gives where it gives no token: NaNs then.
+void processed_logits(ThreadPool& pool, const float* logits, int64_t vocab_size, const SamplingBatch& batch,
+                      int64_t num_entries, float* processed, int32_t* results);
+
 }  // namespace octavo

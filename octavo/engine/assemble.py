@@ -186,7 +186,8 @@ def _load_on_host(config: EngineConfig, checkpoint: Checkpoint, backend: Backend
     )
     shape = shape.fitted(budget)
     model = _build_model(checkpoint, shape)
-    return shape, Worker.on_host(backend, model, shape.layout, shape.limits, len(shape.groups))
+    mode = config.observe.logprobs_mode
+    return shape, Worker.on_host(backend, model, shape.layout, shape.limits, len(shape.groups), mode)
 
 
 def _load_on_device(
@@ -200,7 +201,8 @@ def _load_on_device(
     shape = shape.fitted(
         device.plan_device_cache(config.cache, loaded, shape.layout, len(shape.groups), shape.limits, is_len_asked)
     )
-    return shape, Worker.on_device(loaded, shape.layout, shape.limits, len(shape.groups))
+    mode = config.observe.logprobs_mode
+    return shape, Worker.on_device(loaded, shape.layout, shape.limits, len(shape.groups), mode)
 
 
 def _largest_shape(config: EngineConfig, checkpoint: Checkpoint, kv_dtype: KVDType) -> _EngineShape:

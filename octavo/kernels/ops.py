@@ -234,9 +234,16 @@ class CompiledModel(Protocol):
         """Draw N tokens -> [N] int32. `logits` is not changed. An entry whose logits are NaN, or whose every
         token is banned, gets -1: that request fails, the others do not."""
 
-    def top_logprobs(self, logits: Logits, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
-        """Log-softmax of raw logits [N, V]: for each row the chosen token's then the k best tokens':
-        ids [N, k+1], logprobs [N, k+1], ranks of the chosen tokens [N] (1 = best)."""
+    def processed_logits(self, logits: Logits, batch: SamplingBatch, drawn: IntArray) -> Logits:
+        """What `sample` drew these tokens from, as logits [N, V] float32: edited, over the temperature if there is one,
+        -inf where a token cannot be drawn, which is never one of `drawn`. `logits` is not changed. Rows of entries that
+        drew none (-1) mean nothing."""
+
+    def top_logprobs(
+        self, logits: Logits, tokens: IntArray, k: int, *, as_logits: bool = False
+    ) -> tuple[IntArray, FloatArray, IntArray]:
+        """Log-softmax of logits [N, V], or as_logits the logits: for each row the chosen token's then the k best
+        tokens': ids [N, k+1], logprobs [N, k+1], ranks of the chosen tokens [N] (1 = best)."""
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
         """Copy whole blocks of the pool, in order."""

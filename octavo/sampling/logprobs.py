@@ -17,12 +17,12 @@ from octavo.messages import LogprobRow
 
 
 def logprob_rows(
-    model: CompiledModel, logits: Logits, tokens: IntArray, counts: NDArray[np.integer]
+    model: CompiledModel, logits: Logits, tokens: IntArray, counts: NDArray[np.integer], *, as_logits: bool
 ) -> list[LogprobRow]:
     """One row per position: the token chosen there, then the counts[i] best, -1 being the whole vocabulary.
 
     logits: [N, V]; tokens, counts: [N]. A position without a token (-1: nothing could be drawn) has an empty
-    row of rank 0.
+    row of rank 0. as_logits: rows of logits in place of log-probabilities.
     """
     rows = [LogprobRow([], [], 0)] * len(tokens)
     vocab_size = logits.shape[1]
@@ -31,14 +31,21 @@ def logprob_rows(
         if not len(positions):
             continue
         chosen = logits if len(positions) == len(tokens) else logits[positions]
-        ids, logprobs, ranks = model.top_logprobs(chosen, tokens[positions], vocab_size if count == -1 else count)
+        k = vocab_size if count == -1 else count
+        ids, logprobs, ranks = model.top_logprobs(chosen, tokens[positions], k, as_logits=as_logits)
         for i, *row in zip(positions.tolist(), ids.tolist(), logprobs.tolist(), ranks.tolist(), strict=True):
             rows[i] = LogprobRow(*row)
     return rows
 
 
 def with_scored_ids(
-    model: CompiledModel, logits: Logits, rows: list[LogprobRow], scored_ids: Sequence[tuple[int, ...]], tile: int
+    model: CompiledModel,
+    logits: Logits,
+    rows: list[LogprobRow],
+    scored_ids: Sequence[tuple[int, ...]],
+    tile: int,
+    *,
+    as_logits: bool,
 ) -> list[LogprobRow]:
     """The rows with the log-probabilities of these ids after what they hold; `tile` of them are scored at once."""
     longer = list(rows)
@@ -49,7 +56,7 @@ def with_scored_ids(
         ranks: list[int] = []
         for start in range(0, len(ids), tile):
             some = np.array(ids[start : start + tile], np.int32)
-            _, found, found_ranks = model.top_logprobs(logits[np.full(len(some), i)], some, 0)
+            _, found, found_ranks = model.top_logprobs(logits[np.full(len(some), i)], some, 0, as_logits=as_logits)
             logprobs += found[:, 0].tolist()
             ranks += found_ranks.tolist()
         row = rows[i]

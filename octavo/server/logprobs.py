@@ -1,12 +1,14 @@
 """Log-probabilities in the two shapes of OpenAI's API, and in vLLM's for prompts.
 
-JSON has no infinities and no NaN: a token that cannot be drawn has -9999.0, as in vLLM. A token that is a part of a
+JSON has no infinities and no NaN: a token that cannot be drawn has -9999.0, the least that is told, as in vLLM; a logit
+of +inf is told as 9999.0. A token that is a part of a
 character reads as U+FFFD, so its bytes are told too: as `bytes` in chats, and as OpenAI's `bytes:\\xe2` in
 completions, where alternatives go by what they read as.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -21,7 +23,7 @@ from octavo.server.responses import (
     TopLogprob,
 )
 
-_LOWEST = -9999.0
+_LOWEST, _INFINITE = -9999.0, 9999.0
 
 
 class Telling(Protocol):
@@ -137,4 +139,6 @@ def _token(token_id: int, logprob: Logprob, as_token_ids: bool) -> str:
 
 
 def _finite(logprob: float) -> float:
+    if logprob == math.inf:
+        return _INFINITE
     return logprob if logprob > _LOWEST else _LOWEST

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from octavo.config import LogprobsMode
 from octavo.errors import EngineDeadError, OutOfMemoryError
 from octavo.kernels.ops import IntArray, StepBatch, StepLimits
 from octavo.kernels.triton.compile_ahead import KernelCompiler
@@ -68,9 +69,11 @@ class DeviceRunner(ModelRunner):
         sampler: Sampler,
         max_num_seqs: int,
         *,
+        logprobs_mode: LogprobsMode,
         captures_graphs: bool = True,
     ) -> None:
-        super().__init__(model, states, sampler, max_num_seqs)
+        super().__init__(model, states, sampler, max_num_seqs, logprobs_mode=logprobs_mode)
+        self._logprobs_mode = logprobs_mode
         self._device_model = model
         self._rows = DeviceRows(states, sampler, model.staging, model.device)
         memory = GraphMemory() if captures_graphs and model.device.type == "cuda" else None
@@ -106,7 +109,9 @@ class DeviceRunner(ModelRunner):
         """With a compiler, once before: by a runner whose steps only have their kernels compiled, and draw nothing."""
         if compiler is not None:
             rehearsing = DeviceRunner(
-                self._device_model, self._states, self._sampler, self._max_num_seqs, captures_graphs=False
+                *(self._device_model, self._states, self._sampler, self._max_num_seqs),
+                logprobs_mode=self._logprobs_mode,
+                captures_graphs=False,
             )
             with compiler.rehearsal():
                 for plan in warm_up_plans(limits, times=1):
@@ -245,7 +250,7 @@ class DeviceRunner(ModelRunner):
         step = _Launched(self, plan, rows, positions, self._tenant[rows], self._drawn.send(tokens))
         self._launched.append(step)
         if (self._sampler.num_logprobs(rows) != NO_LOGPROBS).any():
-            step.logprobs = self._logprobs(rows, logits, logits_rows, self.settle(step))
+            step.logprobs = self._logprobs(rows, positions, logits, logits_rows, self.settle(step))
         return step
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from octavo.config import LogprobsMode
 from octavo.kernels.ops import CompiledModel, IntArray, Logits, StepBatch, StepLimits
 from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
@@ -53,11 +54,21 @@ class Draws:
 class ModelRunner:
     """Owner of the rows, the sampler's columns and the compiled model."""
 
-    def __init__(self, model: CompiledModel, states: RequestStates, sampler: Sampler, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        model: CompiledModel,
+        states: RequestStates,
+        sampler: Sampler,
+        max_num_seqs: int,
+        *,
+        logprobs_mode: LogprobsMode,
+    ) -> None:
         self._model = model
         self._states = states
         self._sampler = sampler
         self._logprob_tile = min(LOGPROB_TILE, max_num_seqs)
+        self._reports_logits = logprobs_mode in ("raw_logits", "processed_logits")
+        self._reports_processed = logprobs_mode in ("processed_logprobs", "processed_logits")
         self._num_prompt_logprobs: dict[int, int] = {}  # row -> how many, where asked for
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -110,23 +121,38 @@ class ModelRunner:
         sampling = self._sampler.prepare(draws.rows, draws.logits_rows, draws.positions, self._states.token_ids)
         token_ids = self._model.sample(logits, sampling)
         self._states.append(draws.rows, draws.positions, token_ids)
-        return token_ids.tolist(), self._logprobs(draws.rows, logits, draws.logits_rows, token_ids)
+        return token_ids.tolist(), self._logprobs(draws.rows, draws.positions, logits, draws.logits_rows, token_ids)
 
     def _logprobs(
-        self, rows: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray
+        self, rows: IntArray, positions: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray
     ) -> dict[int, LogprobRow]:
-        """By entry, for those that asked."""
+        """By entry, for those that asked. The tokens before those drawn are on the host."""
         ks = self._sampler.num_logprobs(rows)
         wanted = np.flatnonzero(ks != NO_LOGPROBS)
-        if not len(wanted):
-            return {}
-        own = logits[logits_rows[wanted]]
-        found = logprob_rows(self._model, own, token_ids[wanted], ks[wanted])
-        found = with_scored_ids(self._model, own, found, self._sampler.scored_ids(rows[wanted]), self._logprob_tile)
-        return dict(zip(wanted.tolist(), found, strict=True))
+        # processed logits are float32 and take memory of their own
+        size = self._logprob_tile if self._reports_processed else max(1, len(wanted))
+        found: dict[int, LogprobRow] = {}
+        for start in range(0, len(wanted), size):
+            some = wanted[start : start + size]
+            own = self._reported_logits(rows[some], positions[some], logits, logits_rows[some], token_ids[some])
+            scored_ids, tile, as_logits = self._sampler.scored_ids(rows[some]), self._logprob_tile, self._reports_logits
+            reported = logprob_rows(self._model, own, token_ids[some], ks[some], as_logits=as_logits)
+            reported = with_scored_ids(self._model, own, reported, scored_ids, tile, as_logits=as_logits)
+            found.update(zip(some.tolist(), reported, strict=True))
+        return found
+
+    def _reported_logits(
+        self, rows: IntArray, positions: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray
+    ) -> Logits:
+        """One row an entry: the model's, or what its token was drawn from."""
+        if not self._reports_processed:
+            return logits[logits_rows]
+        sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids)
+        return self._model.processed_logits(logits, sampling, token_ids)
 
     def _prompt_logprobs(self, batch: StepBatch, entry: int) -> list[LogprobRow]:
-        """For each scheduled prompt token that another prompt token follows: that token's log-probabilities."""
+        """For each scheduled prompt token that another prompt token follows: that token's log-probabilities.
+        They are raw in every mode: nothing of a prompt is drawn."""
         row = batch.rows[entry]
         begin, end = batch.query_start_loc[entry], batch.query_start_loc[entry + 1]
         last_prompt = self._states.num_prompt_tokens[row] - 1
@@ -136,5 +162,6 @@ class ModelRunner:
         for tile in range(begin, end, self._logprob_tile):
             indices = np.arange(tile, min(tile + self._logprob_tile, end), dtype=np.int32)
             following = self._states.token_ids[row, batch.positions[indices] + 1]
-            found += logprob_rows(self._model, self._model.logits(indices), following, np.full(len(indices), k))
+            logits, ks = self._model.logits(indices), np.full(len(indices), k)
+            found += logprob_rows(self._model, logits, following, ks, as_logits=self._reports_logits)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from octavo.config import LogprobsMode
 from octavo.kernels.ops import Backend, KVLayout, Model, StepLimits
 from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.messages import PendingStep, StepPlan, StepResult
@@ -23,18 +24,30 @@ class Worker:
         self._runner = runner
 
     @classmethod
-    def on_host(cls, backend: Backend, model: Model, kv: KVLayout, limits: StepLimits, num_groups: int) -> Worker:
+    def on_host(
+        cls,
+        backend: Backend,
+        model: Model,
+        kv: KVLayout,
+        limits: StepLimits,
+        num_groups: int,
+        logprobs_mode: LogprobsMode,
+    ) -> Worker:
         compiled = backend.compile(model, kv, allocate_pool(kv), limits)
         states = RequestStates(limits.max_num_seqs, limits.max_model_len, kv.block_size, num_groups)
-        return cls(ModelRunner(compiled, states, Sampler(limits.max_num_seqs), limits.max_num_seqs))
+        sampler, seqs = Sampler(limits.max_num_seqs), limits.max_num_seqs
+        return cls(ModelRunner(compiled, states, sampler, seqs, logprobs_mode=logprobs_mode))
 
     @classmethod
-    def on_device(cls, loaded: TritonModel, kv: KVLayout, limits: StepLimits, num_groups: int) -> Worker:
+    def on_device(
+        cls, loaded: TritonModel, kv: KVLayout, limits: StepLimits, num_groups: int, logprobs_mode: LogprobsMode
+    ) -> Worker:
         from octavo.worker.device_runner import DeviceRunner  # it imports torch, which a host's worker never does
 
         states = RequestStates(limits.max_num_seqs, limits.max_model_len, kv.block_size, num_groups)
         loaded.bind_pool(kv.num_blocks)
-        return cls(DeviceRunner(loaded, states, Sampler(limits.max_num_seqs), limits.max_num_seqs))
+        sampler, seqs = Sampler(limits.max_num_seqs), limits.max_num_seqs
+        return cls(DeviceRunner(loaded, states, sampler, seqs, logprobs_mode=logprobs_mode))
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Run a step and wait for its end."""

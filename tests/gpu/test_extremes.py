@@ -13,7 +13,7 @@ from octavo.kernels.reference.sampling import sample as reference_sample  # isor
 from octavo.kernels.triton.embedding import embedding  # isort: skip
 from octavo.kernels.triton.logits_scan import LogitsScan  # isort: skip
 from octavo.kernels.triton.logprobs import top_logprobs  # isort: skip
-from tests.gpu.test_sampling import draw  # isort: skip
+from tests.gpu.test_sampling import draw, processed  # isort: skip
 from tests.kernels.extreme_batches import check_tokens, extreme_batch, extreme_rows  # isort: skip
 
 NUM = 32 if ON_GPU else 6
@@ -26,6 +26,10 @@ def test_every_draw_is_a_token_or_none(vocab_size: int) -> None:
         logits, batch = extreme_rows(rng, NUM, vocab_size), extreme_batch(rng, NUM, vocab_size)
         tokens = draw(torch.as_tensor(logits, device=DEVICE), batch)
         check_tokens(tokens, reference_sample(logits, batch), logits, batch)
+        distribution = processed(torch.as_tensor(logits, device=DEVICE), batch, tokens)
+        drawn = np.flatnonzero(tokens >= 0)
+        assert not np.isnan(distribution[drawn]).any()
+        assert (distribution[drawn, tokens[drawn]] > -np.inf).all(), "what is drawn can be drawn"
 
 
 @pytest.mark.parametrize("vocab_size", [5, 300])

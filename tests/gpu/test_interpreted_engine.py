@@ -50,3 +50,23 @@ def test_it_gives_the_hosts_tokens(name: str, tiny_folder: TinyFolder) -> None:
             got = [[one.token_ids for one in output.outputs] for output in device.generate(PROMPTS, params)]
             assert got == expected
         assert device.stats().num_used_blocks == 0
+
+
+@pytest.mark.usefixtures("_interpreted")
+def test_it_tells_the_hosts_logprobs(tiny_folder: TinyFolder) -> None:
+    """Of what is drawn with a history, of forks, of a prompt, and of tokens asked for by id."""
+    params = SamplingParams(
+        temperature=0.8, top_k=6, presence_penalty=0.7, seed=5, n=2, max_tokens=2, logprobs=3, prompt_logprobs=1,
+        logprob_token_ids=[5, 6], ignore_eos=True, detokenize=False,
+    )  # fmt: skip
+    rows = []
+    for backend in ("reference", "triton"):
+        with engine(tiny_folder("qwen3"), backend, logprobs_mode="processed_logits") as llm:
+            (output,) = llm.generate([3, 4], params)
+        rows.append([row for one in output.outputs for row in one.logprobs] + output.prompt_logprobs[1:])
+    assert len(rows[0]) == 5
+    for host, device in zip(*rows, strict=True):
+        assert list(device) == list(host)
+        assert [one.rank for one in device.values()] == [one.rank for one in host.values()]
+        expected = [one.logprob for one in host.values()]
+        assert [one.logprob for one in device.values()] == pytest.approx(expected, abs=1e-3)

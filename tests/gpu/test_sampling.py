@@ -18,9 +18,14 @@ from tests.gpu.device import DEVICE, ON_GPU
 from octavo.kernels.ops import SamplingBatch  # isort: skip
 from octavo.kernels.reference.logprobs import top_logprobs as reference_logprobs  # isort: skip
 from octavo.kernels.reference.random import uniform  # isort: skip
-from octavo.kernels.reference.sampling import sample as reference_sample, token_weights  # isort: skip
+from octavo.kernels.reference.sampling import (  # isort: skip
+    processed_logits as reference_processed,
+    sample as reference_sample,
+    token_weights,
+)
 from octavo.kernels.triton.logits_scan import LogitsScan  # isort: skip
 from octavo.kernels.triton.logprobs import top_logprobs  # isort: skip
+from octavo.kernels.triton.processed_logits import processed_logits  # isort: skip
 from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample  # isort: skip
 
 VOCAB = 151936 if ON_GPU else 9000
@@ -147,7 +152,7 @@ def test_every_entry_its_own_way() -> None:
     )  # fmt: skip
 
 
-def test_edits() -> None:
+def edited_batch(**columns: object) -> SamplingBatch:
     rng = np.random.default_rng(6)
 
     def lists(most: int) -> list[NDArray[np.int64]]:
@@ -155,14 +160,18 @@ def test_edits() -> None:
 
     history = [rng.integers(0, 300, rng.integers(0, 3000)) for _ in range(NUM)]
     bias = lists(50)
-    batch = make_batch(
+    return make_batch(
         temperature=rng.choice([0.0, 1.0], NUM), history=history, prompt_lens=[len(h) // 2 for h in history],
         repetition_penalty=rng.uniform(0.8, 1.5, NUM), presence_penalty=rng.uniform(-1, 1, NUM),
         frequency_penalty=rng.uniform(-0.1, 0.1, NUM), banned=lists(100), bias_ids=bias,
         bias_values=[rng.uniform(-20, 20, len(ids)) for ids in bias],
-        allowed=[a if i % 2 else [] for i, a in enumerate(lists(1000))], top_k=rng.choice([0, 50], NUM),
+        allowed=[a if i % 2 else [] for i, a in enumerate(lists(1000))],
+        **{"top_k": rng.choice([0, 50], NUM), **columns},
     )  # fmt: skip
-    check(peaked(), batch)
+
+
+def test_edits() -> None:
+    check(peaked(), edited_batch())
 
 
 def test_rows_that_cannot_be_drawn_from_fail_alone() -> None:
@@ -199,3 +208,63 @@ def test_logprobs(dtype: torch.dtype, k: int) -> None:
     assert np.array_equal(ids.cpu().numpy(), expected_ids)
     assert np.array_equal(ranks.cpu().numpy(), expected_ranks)
     assert np.allclose(logprobs.cpu().numpy(), expected_logprobs, atol=2e-5)
+
+
+PROCESSED = {
+    "plain": lambda rng: make_batch(temperature=0.7),
+    "filters": lambda rng: make_batch(
+        temperature=rng.choice([0.0, 0.6, 1.0], NUM), top_p=[0.9, 1.0, 0.5, 0.9] * (NUM // 4),
+        top_k=[0, 40, 200, 0] * (NUM // 4), min_p=[0.0, 0.0, 0.01, 0.1] * (NUM // 4),
+    ),
+    "edits": lambda rng: edited_batch(top_p=rng.choice([0.8, 1.0], NUM)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", list(PROCESSED))
+def test_processed_logits(which: str, dtype: torch.dtype) -> None:
+    """Tokens within rounding of top_p's boundary may be on either side of it."""
+    logits, batch = peaked(dtype=dtype), PROCESSED[which](np.random.default_rng(8))
+    expected = reference_processed(logits.float().cpu().numpy(), batch)
+    ours = processed(logits, batch, draw(logits, batch))
+    differ = np.isinf(ours) != np.isinf(expected)
+    assert differ.sum(axis=1).max() <= 1
+    assert differ.sum() <= NUM // 8
+    np.testing.assert_allclose(ours[~differ], expected[~differ], rtol=1e-6)
+
+
+def test_what_was_drawn_is_kept() -> None:
+    """Though sums here may put it past top_p's boundary: 500 is far past it, to see that it is."""
+    logits = flat()
+    batch = make_batch(top_p=1e-6)
+    drawn = np.array([500] + [-1] * (NUM - 1), np.int32)
+    kept = np.isfinite(processed(logits, batch, drawn))
+    assert kept.sum(axis=1).tolist() == [2] + [1] * (NUM - 1)
+    assert kept[0, 500]
+
+
+def processed(logits: torch.Tensor, batch: SamplingBatch, drawn: NDArray[np.int32]) -> NDArray[np.float32]:
+    """What `drawn` were drawn from."""
+    num = len(batch.positions)
+    workspace = SamplingWorkspace.allocate(num, logits.shape[1], DEVICE, edits=True)
+    workspace.edited.fill_(torch.nan)
+    out = torch.full((num, logits.shape[1]), torch.nan, device=DEVICE)
+    tokens = torch.as_tensor(drawn, device=DEVICE)
+    processed_logits(logits, to_device(batch), tokens, out, workspace, chained=ON_GPU)
+    assert not workspace.counts.any(), "the counts are zero again"
+    return out.cpu().numpy()
+
+
+def test_logits_in_place_of_log_probabilities() -> None:
+    """Those that cannot be drawn, too, which are ordered as if they were finite."""
+    logits = peaked()
+    logits[1, 3:] = -torch.inf
+    tokens = np.full(NUM, 7, np.int32)
+    ids = torch.full((NUM, 6), -7, dtype=torch.int32, device=DEVICE)
+    values = torch.full((NUM, 6), torch.nan, device=DEVICE)
+    ranks = torch.zeros(NUM, dtype=torch.int32, device=DEVICE)
+    scan = LogitsScan.allocate(NUM, VOCAB, DEVICE)
+    top_logprobs(logits, torch.as_tensor(tokens, device=DEVICE), ids, values, ranks, scan, as_logits=True)
+    expected = reference_logprobs(logits.cpu().numpy(), tokens, 5, as_logits=True)
+    for got, wanted in zip((ids, values, ranks), expected, strict=True):
+        assert np.array_equal(got.cpu().numpy(), wanted)

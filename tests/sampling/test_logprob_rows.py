@@ -16,16 +16,18 @@ LOGITS = np.log(np.array([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1], [0.2, 0.3, 0.5], [0.
 
 
 def model_that_notes(calls: list[tuple[int, int]]) -> Any:
-    def noted(logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
+    def noted(
+        logits: FloatArray, tokens: IntArray, k: int, *, as_logits: bool
+    ) -> tuple[IntArray, FloatArray, IntArray]:
         calls.append((len(tokens), k))
-        return top_logprobs(logits, tokens, k)
+        return top_logprobs(logits, tokens, k, as_logits=as_logits)
 
     return SimpleNamespace(top_logprobs=noted)
 
 
 def rows_of(tokens: list[int], counts: list[int], calls: list[tuple[int, int]] | None = None) -> list[LogprobRow]:
     model = model_that_notes([] if calls is None else calls)
-    return logprob_rows(model, LOGITS[: len(tokens)], np.array(tokens, np.int32), np.array(counts))
+    return logprob_rows(model, LOGITS[: len(tokens)], np.array(tokens, np.int32), np.array(counts), as_logits=False)
 
 
 def test_the_chosen_token_then_the_best() -> None:

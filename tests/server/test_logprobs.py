@@ -105,6 +105,16 @@ def test_alternatives_that_differ_by_a_space_or_in_bytes_have_keys_of_their_own(
     assert told.top_logprobs == [{" a": -1.0, "a": -2.0, "bytes:\\xe2": -3.0, "bytes:\\x82": -4.0}]
 
 
+def test_numbers_that_json_does_not_have_are_told_as_some_that_it_has() -> None:
+    (a,) = FALLBACK.convert_tokens_to_ids(["a"])
+    assert a is not None
+    inf = float("inf")
+    for number, expected in ((inf, 9999.0), (-inf, -9999.0), (float("nan"), -9999.0), (41.5, 41.5)):
+        call = call_of(FALLBACK)
+        told = completion_logprobs(call, [a], [{a: Logprob(number, 1, "a")}], call.answer_place([], None))
+        assert told.token_logprobs == [expected]
+
+
 @pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
 @settings(max_examples=50, deadline=None)
 @given(answer=st.text("ab é€\U0001f44b", max_size=12))

@@ -14,7 +14,7 @@ from octavo.kernels.buffers import BufferPlan, share_buffers
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.emit import Emitter, slots
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
-from octavo.kernels.cpu.sampling import sample
+from octavo.kernels.cpu.sampling import processed_logits, sample
 from octavo.kernels.ops import (
     AttentionLayer,
     FloatArray,
@@ -151,7 +151,12 @@ class CpuModel:
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
         return sample(self._library, self._threads.handle, logits, batch)
 
-    def top_logprobs(self, logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
+    def processed_logits(self, logits: FloatArray, batch: SamplingBatch, drawn: IntArray) -> FloatArray:
+        return processed_logits(self._library, self._threads.handle, logits, batch)
+
+    def top_logprobs(
+        self, logits: FloatArray, tokens: IntArray, k: int, *, as_logits: bool = False
+    ) -> tuple[IntArray, FloatArray, IntArray]:
         num_rows, vocab_size = logits.shape
         assert 0 <= k <= vocab_size, f"{k} best tokens of {vocab_size}"
         ids = np.empty((num_rows, k + 1), np.int32)
@@ -159,7 +164,7 @@ class CpuModel:
         ranks = np.empty(num_rows, np.int32)
         code = self._library.octavo_top_logprobs(
             *(self._threads.handle, address(logits), num_rows, vocab_size, int32_address(tokens), k),
-            *(address(ids), address(logprobs), address(ranks)),
+            *(int(as_logits), address(ids), address(logprobs), address(ranks)),
         )
         check(self._library, code, "ranking log-probabilities")
         return ids, logprobs, ranks

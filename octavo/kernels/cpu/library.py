@@ -95,7 +95,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "octavo_model_times": (None, (_POINTER, POINTER(c_double), POINTER(c_int64))),
     "octavo_top_logprobs": (
         c_int,
-        (_POINTER, _POINTER, c_int64, c_int64, _POINTER, c_int64, _POINTER, _POINTER, _POINTER),
+        (_POINTER, _POINTER, c_int64, c_int64, _POINTER, c_int64, c_int32, _POINTER, _POINTER, _POINTER),
     ),
     "octavo_convert": (c_int, (_POINTER, c_int32, _POINTER, c_int64, c_int64, c_int64, c_int32, _POINTER)),
     "octavo_program_embedding": (

@@ -10,7 +10,7 @@ from octavo.kernels.ops import FloatArray, IntArray, KVLayout, Model, SamplingBa
 from octavo.kernels.reference.attention import KVCache, StepIndex
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.ops import ReferenceOps
-from octavo.kernels.reference.sampling import sample
+from octavo.kernels.reference.sampling import processed_logits, sample
 
 
 class ReferenceModel:
@@ -42,8 +42,13 @@ class ReferenceModel:
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
         return sample(logits, batch)
 
-    def top_logprobs(self, logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
-        return top_logprobs(logits, tokens, k)
+    def processed_logits(self, logits: FloatArray, batch: SamplingBatch, drawn: IntArray) -> FloatArray:
+        return processed_logits(logits, batch)
+
+    def top_logprobs(
+        self, logits: FloatArray, tokens: IntArray, k: int, *, as_logits: bool = False
+    ) -> tuple[IntArray, FloatArray, IntArray]:
+        return top_logprobs(logits, tokens, k, as_logits=as_logits)
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
         for source_id, target_id in zip(source, target, strict=True):

@@ -1,4 +1,5 @@
-"""Log-probabilities of the raw logits: the executable specification of `CompiledModel.top_logprobs`, in numpy.
+"""Log-probabilities of logits, or the logits themselves: the executable specification of `CompiledModel.top_logprobs`,
+in numpy.
 
 Tokens are ordered best first, the lower id first among equals; a token's rank is its place in that order,
 from 1. So the k best tokens have ranks 1 .. k, and the greedy choice always has rank 1.
@@ -14,9 +15,11 @@ import numpy as np
 from octavo.kernels.ops import FloatArray, IntArray
 
 
-def top_logprobs(logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
+def top_logprobs(
+    logits: FloatArray, tokens: IntArray, k: int, *, as_logits: bool = False
+) -> tuple[IntArray, FloatArray, IntArray]:
     """[N, V] logits and the N chosen tokens -> ids [N, k+1] and logprobs [N, k+1], the chosen token's first and
-    then the k best, and the chosen tokens' ranks [N]."""
+    then the k best, and the chosen tokens' ranks [N]. as_logits: with the logits themselves."""
     num_rows, vocab_size = logits.shape
     assert 0 <= k <= vocab_size, f"{k} best tokens of {vocab_size}"
     ids = np.empty((num_rows, k + 1), np.int32)
@@ -26,7 +29,7 @@ def top_logprobs(logits: FloatArray, tokens: IntArray, k: int) -> tuple[IntArray
         ordered = np.where(np.isnan(row), np.float32(-np.inf), row)
         ids[i, 0] = token
         ids[i, 1:] = _best_tokens(ordered, k)
-        logprobs[i] = _logprobs(row, ids[i])
+        logprobs[i] = row[ids[i]] if as_logits else _logprobs(row, ids[i])
         chosen = ordered[token]
         ranks[i] = 1 + np.count_nonzero(ordered > chosen) + np.count_nonzero(ordered[:token] == chosen)
     return ids, logprobs, ranks

@@ -38,16 +38,14 @@ def token_weights(logits: FloatArray, batch: SamplingBatch, i: int) -> NDArray[n
     """Each token's mass for entry i, which has a temperature: 0 for tokens that cannot be drawn. Not normalised."""
     edited = edited_logits(logits, batch, i)
     scores = _scores(edited, batch.temperature[i])
-    kept = scores > -np.inf
-    if batch.min_p[i] > 0.0:
-        kept &= scores >= np.float32(np.log(np.float64(batch.min_p[i])))
-    top_k = int(batch.top_k[i])
-    if 0 < top_k < len(scores):
-        kept &= scores >= np.partition(scores, -top_k)[-top_k]
-    weights = np.where(kept, np.exp(scores.astype(np.float64)), 0.0)
-    if batch.top_p[i] < 1.0:
-        _keep_top_p(weights, scores, np.float64(batch.top_p[i]))
-    return weights
+    return np.where(_kept(scores, batch, i), np.exp(scores.astype(np.float64)), 0.0)
+
+
+def processed_logits(logits: FloatArray, batch: SamplingBatch) -> FloatArray:
+    """Of which distribution each entry's token is drawn, as logits [N, V]: over its temperature, -inf where nothing is
+    kept. Where the temperature is 0, the edited ones. Rows of entries that can draw no token mean nothing."""
+    rows = [_processed(edited_logits(logits, batch, i), batch, i) for i in range(len(batch.logits_rows))]
+    return np.array(rows, np.float32).reshape(len(rows), logits.shape[1])
 
 
 def edited_logits(logits: FloatArray, batch: SamplingBatch, i: int) -> FloatArray:
@@ -63,6 +61,15 @@ def edited_logits(logits: FloatArray, batch: SamplingBatch, i: int) -> FloatArra
     with np.errstate(over="ignore"):
         _apply_penalties(row, batch, i)
     return row
+
+
+def _processed(edited: FloatArray, batch: SamplingBatch, i: int) -> FloatArray:
+    temperature = batch.temperature[i]
+    if temperature == 0.0:
+        return edited
+    kept = _kept(_scores(edited, temperature), batch, i)
+    with np.errstate(over="ignore"):
+        return np.where(kept, edited / temperature, np.float32(-np.inf))
 
 
 def _sample_entry(logits: FloatArray, batch: SamplingBatch, i: int, u: np.float64) -> int:
@@ -106,11 +113,21 @@ def _scores(edited: FloatArray, temperature: np.float32) -> FloatArray:
         return np.asarray(scaled - best, np.float32)
 
 
-def _keep_top_p(weights: NDArray[np.float64], scores: FloatArray, top_p: np.float64) -> None:
-    order = np.argsort(-scores, kind="stable")
-    cumulative = np.cumsum(weights[order])
-    reached = np.concatenate(([False], cumulative[:-1] >= top_p * cumulative[-1]))
-    weights[order[reached]] = 0.0
+def _kept(scores: FloatArray, batch: SamplingBatch, i: int) -> NDArray[np.bool_]:
+    """Which tokens min_p, top_k and top_p leave."""
+    kept: NDArray[np.bool_] = scores > -np.inf
+    if batch.min_p[i] > 0.0:
+        kept &= scores >= np.float32(np.log(np.float64(batch.min_p[i])))
+    top_k = int(batch.top_k[i])
+    if 0 < top_k < len(scores):
+        kept &= scores >= np.partition(scores, -top_k)[-top_k]
+    if batch.top_p[i] < 1.0:
+        weights = np.where(kept, np.exp(scores.astype(np.float64)), 0.0)
+        order = np.argsort(-scores, kind="stable")
+        cumulative = np.cumsum(weights[order])
+        reached = np.concatenate(([False], cumulative[:-1] >= np.float64(batch.top_p[i]) * cumulative[-1]))
+        kept[order[reached]] = False
+    return kept
 
 
 def _run(values: NDArray[np.generic], offsets: IntArray, i: int) -> NDArray[np.generic]:

@@ -1,4 +1,5 @@
-"""Log-probabilities of the raw logits: the op `top_logprobs`, semantics of `kernels/reference/logprobs.py`.
+"""Log-probabilities of logits, or the logits themselves: the op `top_logprobs`, semantics of
+`kernels/reference/logprobs.py`.
 
     scan     every row, once (`logits_scan.py`), counting too how many tokens beat the chosen one
     collect  k rounds: the segment with the largest maximum gives up its best token, and offers its next best
@@ -28,10 +29,11 @@ def top_logprobs(
     ranks: torch.Tensor,
     scan: LogitsScan,
     *,
+    as_logits: bool = False,
     chained: bool = False,
 ) -> None:
     """logits [N, V] and chosen tokens [N] -> ids and logprobs [N, k+1], the chosen token's first and then the k
-    best, and the chosen tokens' ranks [N] (1 = best)."""
+    best, and the chosen tokens' ranks [N] (1 = best). as_logits: with the logits themselves."""
     num_rows, vocab_size = logits.shape
     chunks = triton.cdiv(vocab_size, CHUNK)
     _rank_scan_kernel[(num_rows, chunks)](
@@ -43,7 +45,7 @@ def top_logprobs(
         logits, logits.stride(0), vocab_size, tokens, scan.segment_max, scan.chunk_max, scan.chunk_sum,
         scan.chunk_better, chunks, ids, logprobs, ranks, ids.shape[1],
         SEGMENT=SEGMENT, NUM=CHUNK // SEGMENT, SEGMENTS=triton.next_power_of_2(chunks * (CHUNK // SEGMENT)),
-        CHUNKS=triton.next_power_of_2(chunks), LOWEST=_LOWEST, NAN_FLAG=_NAN_FLAG,
+        CHUNKS=triton.next_power_of_2(chunks), LOWEST=_LOWEST, NAN_FLAG=_NAN_FLAG, AS_LOGITS=as_logits,
         CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
@@ -59,6 +61,11 @@ def _logprob(x, best, log_mass, LOWEST: tl.constexpr):
     """Of an ordered x, float64; log_mass is relative to the best. Equals of an infinite best share all of it."""
     away = tl.where(x == best, 0.0, x.to(tl.float64) - best.to(tl.float64))
     return tl.where(x > LOWEST, away - log_mass, log_mass - float("inf")).to(tl.float32)
+
+
+@triton.jit
+def _reported(logit, best, log_mass, LOWEST: tl.constexpr, AS_LOGITS: tl.constexpr):
+    return logit if AS_LOGITS else _logprob(_order(logit, LOWEST), best, log_mass, LOWEST)
 
 
 @triton.jit
@@ -87,7 +94,7 @@ def _collect_kernel(
     logits, stride, vocab, tokens, segment_max, chunk_max, chunk_sum, chunk_better, num_chunks,
     ids, logprobs, ranks, width,
     SEGMENT: tl.constexpr, NUM: tl.constexpr, SEGMENTS: tl.constexpr, CHUNKS: tl.constexpr,
-    LOWEST: tl.constexpr, NAN_FLAG: tl.constexpr, CHAINED: tl.constexpr,
+    LOWEST: tl.constexpr, NAN_FLAG: tl.constexpr, AS_LOGITS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
@@ -105,9 +112,7 @@ def _collect_kernel(
 
     token = tl.load(tokens + i)
     tl.store(ids + i * width, token)
-    tl.store(
-        logprobs + i * width, _logprob(_order(tl.load(row + token).to(tl.float32), LOWEST), best, log_mass, LOWEST)
-    )
+    tl.store(logprobs + i * width, _reported(tl.load(row + token).to(tl.float32), best, log_mass, LOWEST, AS_LOGITS))
     segment = tl.arange(0, SEGMENTS)
     maxima = tl.load(segment_max + i * num_chunks * NUM + segment, mask=segment < num_chunks * NUM, other=-float("inf"))
     # segments without a live token never win: their index is past every other's
@@ -122,7 +127,8 @@ def _collect_kernel(
         x = tl.where(at < vocab, _order(x, LOWEST), -float("inf"))
         found = tl.min(tl.where((x == value) & (at > after) & (at < vocab), at, 0x7FFFFFFF), 0)
         tl.store(ids + i * width + place, found)
-        tl.store(logprobs + i * width + place, _logprob(value, best, log_mass, LOWEST))
+        logit = tl.load(row + found).to(tl.float32)
+        tl.store(logprobs + i * width + place, _reported(logit, best, log_mass, LOWEST, AS_LOGITS))
         # what the segment offers next: an equal one further on, or the best of the lesser ones
         equal = tl.sum(((x == value) & (at > found) & (at < vocab)).to(tl.int32), 0) > 0
         lesser = tl.max(tl.where(x < value, x, -float("inf")), 0)

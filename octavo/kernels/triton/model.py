@@ -45,6 +45,7 @@ from octavo.kernels.triton.kv_pool import LayerPool
 from octavo.kernels.triton.linear import choose_tiling
 from octavo.kernels.triton.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.prefill_attention import LONG_SEQUENCE
+from octavo.kernels.triton.processed_logits import processed_logits
 from octavo.kernels.triton.program import Chunks, DeviceStep, HopperKernels, PlanKey, Program, Surroundings
 from octavo.kernels.triton.row_counts import cheap_row_counts, padded_size
 from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample
@@ -200,24 +201,42 @@ class TritonModel:
         num_entries = len(batch.logits_rows)
         has_edits = any(len(run) > 0 for run in (batch.history, batch.allowed, batch.banned, batch.bias_ids))
         has_filters = bool(((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0)).any())
-        names = [field.name for field in fields(DeviceSamplingBatch)]
-        uploaded = self.staging.upload([getattr(batch, name) for name in names])
-        columns = dict(zip(names, uploaded, strict=True))
+        columns = self._upload_columns(batch)
         tokens = torch.empty(num_entries, dtype=torch.int32, device=self.device)
         size = MAX_EDITED_ROWS if has_edits else num_entries
         for start in range(0, num_entries, size):
             end = min(start + size, num_entries)
-            part = DeviceSamplingBatch(**{name: _rows_of(name, column, start, end) for name, column in columns.items()})
+            part = _entries_of(columns, start, end)
             self.draw(logits, part, tokens[start:end], has_edits=has_edits, has_filters=has_filters)
         return tokens
 
-    def top_logprobs(self, logits: torch.Tensor, tokens: IntArray, k: int) -> tuple[IntArray, FloatArray, IntArray]:
+    def processed_logits(self, logits: torch.Tensor, batch: SamplingBatch, drawn: IntArray) -> torch.Tensor:
+        num_entries = len(batch.logits_rows)
+        columns = self._upload_columns(batch)
+        (tokens,) = self.staging.upload([np.asarray(drawn, np.int32)])
+        processed = torch.empty((num_entries, logits.shape[1]), dtype=torch.float32, device=self.device)
+        for start in range(0, num_entries, MAX_EDITED_ROWS):
+            end = min(start + MAX_EDITED_ROWS, num_entries)
+            part = _entries_of(columns, start, end)
+            out = processed[start:end]
+            processed_logits(logits, part, tokens[start:end], out, self._editing, chained=self.chained)
+        return processed
+
+    def _upload_columns(self, batch: SamplingBatch) -> dict[str, torch.Tensor]:
+        names = [field.name for field in fields(DeviceSamplingBatch)]
+        uploaded = self.staging.upload([getattr(batch, name) for name in names])
+        return dict(zip(names, uploaded, strict=True))
+
+    def top_logprobs(
+        self, logits: torch.Tensor, tokens: IntArray, k: int, *, as_logits: bool = False
+    ) -> tuple[IntArray, FloatArray, IntArray]:
         num_rows = len(tokens)
         (chosen,) = self.staging.upload([np.asarray(tokens, np.int32)])
         ids = torch.empty((num_rows, k + 1), dtype=torch.int32, device=self.device)
         values = torch.empty((num_rows, k + 1), dtype=torch.float32, device=self.device)
         ranks = torch.empty(num_rows, dtype=torch.int32, device=self.device)
-        logprobs.top_logprobs(logits, chosen, ids, values, ranks, self._sampling.scan, chained=self.chained)
+        scan = self._sampling.scan
+        logprobs.top_logprobs(logits, chosen, ids, values, ranks, scan, as_logits=as_logits, chained=self.chained)
         return ids.cpu().numpy(), values.cpu().numpy(), ranks.cpu().numpy()
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
@@ -343,6 +362,10 @@ def _room_for_parts(instructions: Sequence[Instruction], max_num_seqs: int, devi
     widths = [i.outputs[0].width for i in instructions if i.op == "add_rms_norm"]
     num_rows = min(max_num_seqs, TILED_ROWS[-1])
     return torch.empty(MAX_SPLIT * num_rows * max(widths, default=0), dtype=torch.float32, device=device)
+
+
+def _entries_of(columns: dict[str, torch.Tensor], start: int, end: int) -> DeviceSamplingBatch:
+    return DeviceSamplingBatch(**{name: _rows_of(name, column, start, end) for name, column in columns.items()})
 
 
 def _rows_of(name: str, column: torch.Tensor, start: int, end: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ Bisection is on the bits of -score, a non-negative float, whose order is that of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -29,8 +30,8 @@ from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.logits_scan import CHUNK, SEGMENT, LogitsScan, scan_chunk, score_of
 
 HEAD = 64
-#: bits of the largest finite float: scores of -inf are past it
-_FINITE = 0x7F7FFFFF
+#: bits of the largest finite float: distances of what cannot be drawn are past it
+FINITE_KEY = 0x7F7FFFFF
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +99,31 @@ def sample(
     has_edits, has_filters: whether any entry of the batch may have edits, or top_k, top_p or min_p; False saves
     kernels.
     """
-    num_entries, vocab_size = len(tokens), logits.shape[1]
+    num_entries, chunks = len(tokens), triton.cdiv(logits.shape[1], CHUNK)
+    b, scan = batch, workspace.scan
+    source, runs = edit_and_scan(logits, batch, workspace, has_edits=has_edits, chained=chained)
+    launch = {"CHAINED": chained, "launch_pdl": chained}
+    choice = (b.temperature, b.top_p, b.top_k, b.min_p, b.seeds, b.sample_indices, b.positions)
+    _draw_kernel[(num_entries,)](
+        *source, *runs, *choice, scan.segment_max, scan.chunk_max, scan.chunk_sum, chunks, workspace.head,
+        workspace.undecided, tokens, SEGMENT=SEGMENT, CHUNK=CHUNK, HEAD=HEAD,
+        SEGMENTS=triton.next_power_of_2(chunks * (CHUNK // SEGMENT)), CHUNKS=triton.next_power_of_2(chunks),
+        EDITS=has_edits, FILTERS=has_filters, FINITE=FINITE_KEY, **launch, num_warps=8,
+    )  # fmt: skip
+    if has_filters:
+        _search_kernel[(num_entries,)](
+            *source, *runs, *choice, scan.chunk_max, chunks, workspace.undecided, tokens,
+            TILE=8192, CHUNKS=triton.next_power_of_2(chunks), EDITS=has_edits, FINITE=FINITE_KEY, **launch,
+            num_warps=16,
+        )  # fmt: skip
+
+
+def edit_and_scan(
+    logits: torch.Tensor, batch: DeviceSamplingBatch, workspace: SamplingWorkspace, *, has_edits: bool, chained: bool
+) -> tuple[tuple[Any, ...], tuple[torch.Tensor, ...]]:
+    """The kernels that come first, for a draw and for who wants to know what it is from. Returns the arguments by which
+    the kernels after them find an entry's row."""
+    num_entries, vocab_size = len(batch.temperature), logits.shape[1]
     chunks = triton.cdiv(vocab_size, CHUNK)
     b, scan = batch, workspace.scan
     source = (logits, b.logits_rows, logits.stride(0), workspace.edited, workspace.edited.stride(0), vocab_size)
@@ -115,22 +140,11 @@ def sample(
         *source, *runs, b.temperature, scan.segment_max, scan.chunk_max, scan.chunk_sum, chunks,
         SEGMENT=SEGMENT, SEGMENTS=CHUNK // SEGMENT, EDITS=has_edits, **launch, num_warps=4,
     )  # fmt: skip
-    choice = (b.temperature, b.top_p, b.top_k, b.min_p, b.seeds, b.sample_indices, b.positions)
-    _draw_kernel[(num_entries,)](
-        *source, *runs, *choice, scan.segment_max, scan.chunk_max, scan.chunk_sum, chunks, workspace.head,
-        workspace.undecided, tokens, SEGMENT=SEGMENT, CHUNK=CHUNK, HEAD=HEAD,
-        SEGMENTS=triton.next_power_of_2(chunks * (CHUNK // SEGMENT)), CHUNKS=triton.next_power_of_2(chunks),
-        EDITS=has_edits, FILTERS=has_filters, FINITE=_FINITE, **launch, num_warps=8,
-    )  # fmt: skip
-    if has_filters:
-        _search_kernel[(num_entries,)](
-            *source, *runs, *choice, scan.chunk_max, chunks, workspace.undecided, tokens,
-            TILE=8192, CHUNKS=triton.next_power_of_2(chunks), EDITS=has_edits, FINITE=_FINITE, **launch, num_warps=16,
-        )  # fmt: skip
+    return source, runs
 
 
 @triton.jit
-def _has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets):
+def entry_has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets):
     num = tl.load(history_offsets + i + 1) - tl.load(history_offsets + i)
     num += tl.load(allowed_offsets + i + 1) - tl.load(allowed_offsets + i)
     num += tl.load(banned_offsets + i + 1) - tl.load(banned_offsets + i)
@@ -139,7 +153,7 @@ def _has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets
 
 
 @triton.jit
-def _load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, mask, EDITS: tl.constexpr):
+def load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, mask, EDITS: tl.constexpr):
     """Entry i's logits at `at` as float32, from its edited copy if it has one."""
     if EDITS:
         if is_edited:
@@ -159,7 +173,7 @@ def _copy_kernel(
     """The row of an entry with edits, as float32; only its NaNs where just some tokens are allowed."""
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
-    if _has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets):
+    if entry_has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets):
         at = tl.program_id(1) * TILE + tl.arange(0, TILE)
         row = tl.load(logits_rows + i).to(tl.int64)
         x = tl.load(logits + row * stride + at, mask=at < vocab, other=0.0).to(tl.float32)
@@ -246,10 +260,10 @@ def _scan_kernel(
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
     chunk = tl.program_id(1)
-    is_edited = _has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets) if EDITS else False
+    is_edited = entry_has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets) if EDITS else False
     at = (chunk * SEGMENTS + tl.arange(0, SEGMENTS))[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
     row = tl.load(logits_rows + i).to(tl.int64)
-    x = _load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
+    x = load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
     to = i * num_chunks + chunk
     scan_chunk(x, tl.load(temperature + i), segment_max + to * SEGMENTS, chunk_max + to, chunk_sum + to, SEGMENTS)
 
@@ -283,7 +297,7 @@ def _pick(mass, target, index):
 
 
 @triton.jit
-def _distance(scores, best):
+def distance(scores, best):
     """best - score, and its bits: 0 for the best, larger for worse, past FINITE for what cannot be drawn."""
     away = tl.where(scores == best, 0.0, best - scores)
     return away, away.to(tl.int32, bitcast=True)
@@ -309,7 +323,7 @@ def _draw_kernel(
 ):  # fmt: skip
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
-    is_edited = _has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets) if EDITS else False
+    is_edited = entry_has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets) if EDITS else False
     row = tl.load(logits_rows + i).to(tl.int64)
     temperature = tl.load(temperatures + i)
     top_p = tl.load(top_ps + i)
@@ -326,7 +340,7 @@ def _draw_kernel(
     elif temperature == 0.0:
         first = _first(maxima == best, segment)
         at = first * SEGMENT + tl.arange(0, SEGMENT)
-        x = _load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
+        x = load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
         tl.store(tokens + i, _first(x == best, at))
     else:
         chunk = tl.arange(0, CHUNKS)
@@ -349,8 +363,8 @@ def _draw_kernel(
             target = u * tl.sum(mass.to(tl.float64), 0)
             place, before = _pick(mass, target, chunk)
             at = place * CHUNK + tl.arange(0, CHUNK)
-            x = _load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
-            away, _key = _distance(score_of(x, temperature), best)
+            x = load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
+            away, _key = distance(score_of(x, temperature), best)
             token, _before = _pick(tl.exp(-away), target - before, tl.arange(0, CHUNK))
             tl.store(tokens + i, place * CHUNK + token)
 
@@ -363,7 +377,7 @@ def _draw_from_head(
 ):  # fmt: skip
     """The token, or -1 if the head does not hold all that the filters keep."""
     segment = tl.arange(0, SEGMENTS)
-    _segment_away, key = _distance(maxima, best)
+    _segment_away, key = distance(maxima, best)
     # the farthest cut, to 16 bits, that leaves at most HEAD segments
     cut = tl.full([], 0, tl.int32)
     for bit in tl.static_range(15):
@@ -384,8 +398,8 @@ def _draw_from_head(
 
     at = chosen[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
     mask = (nth < num)[:, None] & (at < vocab)
-    x = _load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, mask, EDITS)
-    away, key = _distance(score_of(x, temperature), best)
+    x = load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, mask, EDITS)
+    away, key = distance(score_of(x, temperature), best)
     mass = tl.where(key <= FINITE, tl.exp(-away), 0.0)
 
     limit = _min_p_key(min_p)
@@ -455,7 +469,9 @@ def _search_kernel(
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
     if tl.load(undecided + i) != 0:
-        is_edited = _has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets) if EDITS else False
+        is_edited = (
+            entry_has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets) if EDITS else False
+        )
         row = tl.load(logits_rows + i).to(tl.int64)
         temperature = tl.load(temperatures + i)
         top_p = tl.load(top_ps + i)
@@ -463,30 +479,36 @@ def _search_kernel(
         chunk = tl.arange(0, CHUNKS)
         best = tl.max(tl.load(chunk_max + i * num_chunks + chunk, mask=chunk < num_chunks, other=-float("inf")), 0)
         where = (logits, row, stride, edited, edited_stride, i, is_edited, vocab, temperature, best)
-
-        limit = _min_p_key(tl.load(min_ps + i))
-        if (top_k > 0) & (top_k < vocab):
-            limit = tl.minimum(limit, _pivot_of_row(where, top_k.to(tl.float64), FINITE, FINITE, True, TILE, EDITS))
-        pivot = limit + 1
-        num_tied = 0
-        if top_p < 1.0:
-            kept, above, _above = _mass_below(where, pivot, pivot, pivot, limit, False, TILE, EDITS)
-            goal = tl.maximum(top_p.to(tl.float64) * kept, 1e-300)
-            pivot = _pivot_of_row(where, goal, limit, limit, False, TILE, EDITS)
-            above, _above, _kept = _mass_below(where, pivot, pivot, pivot, limit, False, TILE, EDITS)
-            # the tied tokens that stay: as many as start before the goal
-            weight = tl.exp(-pivot.to(tl.float32, bitcast=True)).to(tl.float64)
-            num_tied = tl.minimum(tl.ceil((goal - above) / weight), 1e9).to(tl.int32)
+        pivot, num_tied = cut_of_row(where, top_p, top_k, tl.load(min_ps + i), FINITE, TILE, EDITS)
         u = _uniform(seeds, sample_indices, positions, i)
         tl.store(tokens + i, _draw_below(where, pivot, num_tied, u, TILE, EDITS))
+
+
+@triton.jit
+def cut_of_row(where, top_p, top_k, min_p, FINITE: tl.constexpr, TILE: tl.constexpr, EDITS: tl.constexpr):
+    """What the filters keep of a row: the tokens with keys below a pivot, and the first so many with the pivot's."""
+    limit = _min_p_key(min_p)
+    if (top_k > 0) & (top_k < where[7]):
+        limit = tl.minimum(limit, _pivot_of_row(where, top_k.to(tl.float64), FINITE, FINITE, True, TILE, EDITS))
+    pivot = limit + 1
+    num_tied = 0
+    if top_p < 1.0:
+        kept, above, _above = _mass_below(where, pivot, pivot, pivot, limit, False, TILE, EDITS)
+        goal = tl.maximum(top_p.to(tl.float64) * kept, 1e-300)
+        pivot = _pivot_of_row(where, goal, limit, limit, False, TILE, EDITS)
+        above, _above, _kept = _mass_below(where, pivot, pivot, pivot, limit, False, TILE, EDITS)
+        # the tied tokens that stay: as many as start before the goal
+        weight = tl.exp(-pivot.to(tl.float32, bitcast=True)).to(tl.float64)
+        num_tied = tl.minimum(tl.ceil((goal - above) / weight), 1e9).to(tl.int32)
+    return pivot, num_tied
 
 
 @triton.jit
 def _tile_of(where, start, TILE: tl.constexpr, EDITS: tl.constexpr):
     logits, row, stride, edited, edited_stride, i, is_edited, vocab, temperature, best = where
     at = start + tl.arange(0, TILE)
-    x = _load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
-    away, key = _distance(score_of(x, temperature), best)
+    x = load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
+    away, key = distance(score_of(x, temperature), best)
     return tl.exp(-away), key
 
 
