@@ -13,7 +13,8 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from octavo.errors import InvalidRequestError
-from octavo.vllm_options import NotHere, suggestion, why_not
+from octavo.shown import suggestion
+from octavo.vllm_options import NotHere, why_not
 
 Made = TypeVar("Made")
 

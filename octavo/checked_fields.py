@@ -22,7 +22,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from octavo.errors import ConfigError
-from octavo.vllm_options import NotHere, suggestion
+from octavo.shown import shown, suggestion
+from octavo.vllm_options import NotHere
 
 Section = TypeVar("Section")
 
@@ -104,7 +105,7 @@ def _value(field: Field[Any], kinds: tuple[Any, ...], given: object) -> Any:
     if isinstance(value, str) and value in not_yet:
         raise ConfigError(not_yet[value].refusal(field.name, value))
     allowed = _either([text for kind in kinds for text in _allowed(kind)] + _spelling_texts(field))
-    raise ConfigError(f"{field.name} is {_short(given)}, {allowed}")
+    raise ConfigError(f"{field.name} is {shown(given)}, {allowed}")
 
 
 def _take(kind: Any, value: object) -> Any:
@@ -187,8 +188,3 @@ def _spelling_texts(field: Field[Any]) -> list[str]:
 def _either(texts: Iterable[str]) -> str:
     *most, last = texts
     return f"allowed are {', '.join(most)} and {last}" if most else f"allowed is {last}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."

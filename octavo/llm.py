@@ -58,8 +58,9 @@ class LLM:
     After `close`, whoever waits gets EngineDeadError.
     """
 
-    def __init__(self, model: str, *, disable_log_stats: bool = True, **options: Any) -> None:
+    def __init__(self, model: str, *, disable_log_stats: bool | None = True, **options: Any) -> None:
         """disable_log_stats: False keeps what `get_metrics` tells, which costs a few percent of short steps."""
+        disable_log_stats = True if disable_log_stats is None else disable_log_stats
         if not isinstance(disable_log_stats, bool):
             raise ConfigError(f"disable_log_stats is {disable_log_stats!r}, allowed are True and False")
         self._engine = build_engine(engine_config(model=model, **options))

@@ -11,6 +11,7 @@ from typing import Any
 
 from octavo.assignable import assignable
 from octavo.errors import InvalidRequestError
+from octavo.shown import shown
 from octavo.vllm_options import SAMPLING_FIELDS
 
 MAX_N = 16384
@@ -188,26 +189,26 @@ class SamplingParams:
 
 def _whole(name: str, value: object, low: int, high: int = MAX_WHOLE) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InvalidRequestError(f"{name} is {value!r}, allowed is a whole number")
+        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a whole number")
     number = int(value)
     if number < low or number > high:
         bounds = f"{low} or more" if high == MAX_WHOLE and number < low else f"{low} to {high}"
-        raise InvalidRequestError(f"{name} is {_shown(number)}, allowed is {bounds}")
+        raise InvalidRequestError(f"{name} is {shown(number)}, allowed is {bounds}")
     return number
 
 
 def _number(name: str, value: object, low: float, high: float, open_low: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InvalidRequestError(f"{name} is {value!r}, allowed is a number")
+        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a number")
     try:
         number = float(value)
     except OverflowError:  # a whole number beyond every float
         number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     if math.isnan(number):
-        raise InvalidRequestError(f"{name} is {value!r}, allowed is a number")
+        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a number")
     if number < low or number > high or (open_low and number == low):
         left = "above" if open_low else "from"
-        raise InvalidRequestError(f"{name} is {_shown(value)}, allowed is {left} {low:g} to {high:g}")
+        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is {left} {low:g} to {high:g}")
     if 0.0 < abs(number) < MIN_MAGNITUDE:
         raise InvalidRequestError(
             f"{name} is {value}, allowed are 0 and magnitudes from {MIN_MAGNITUDE:g}: sampling is in float32"
@@ -215,26 +216,19 @@ def _number(name: str, value: object, low: float, high: float, open_low: bool = 
     return number
 
 
-def _shown(number: object) -> str:
-    """A number may have more digits than Python would print."""
-    return (
-        f"a number of {number.bit_length()} bits" if isinstance(number, int) and abs(number) >= 2**80 else str(number)
-    )
-
-
 def _check_type(name: str, value: object, kind: type, allowed: str) -> None:
     if not isinstance(value, kind):
-        raise InvalidRequestError(f"{name} is {value!r}, allowed are {allowed}")
+        raise InvalidRequestError(f"{name} is {shown(value)}, allowed are {allowed}")
 
 
 def _strings(name: str, values: object) -> tuple[str, ...]:
     if values is None:
         return ()
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
-        raise InvalidRequestError(f"{name} is {values!r}, allowed is a list of strings")
+        raise InvalidRequestError(f"{name} is {shown(values)}, allowed is a list of strings")
     strings = tuple(values)
     if any(not isinstance(value, str) or not value for value in strings):
-        raise InvalidRequestError(f"{name} is {list(strings)!r}, allowed are strings of at least one character")
+        raise InvalidRequestError(f"{name} is {shown(list(strings))}, allowed are strings of at least one character")
     return strings
 
 
@@ -242,13 +236,13 @@ def _token_ids(name: str, values: object) -> tuple[int, ...]:
     if values is None:
         return ()
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
-        raise InvalidRequestError(f"{name} is {values!r}, allowed is a list of token ids")
+        raise InvalidRequestError(f"{name} is {shown(values)}, allowed is a list of token ids")
     return tuple(_whole(f"a token id of {name}", value, 0) for value in values)
 
 
 def _bias(values: object) -> dict[int, float]:
     if not isinstance(values, Mapping):
-        raise InvalidRequestError(f"logit_bias is {values!r}, allowed is a mapping of token id to number")
+        raise InvalidRequestError(f"logit_bias is {shown(values)}, allowed is a mapping of token id to number")
     bias: dict[int, float] = {}
     for key, value in values.items():
         is_number = isinstance(key, str) and key.isdecimal() and len(key) < 20  # JSON has no other keys than strings

@@ -7,11 +7,12 @@ config.py, sampling_params.py and the server's settings, and never here.
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from octavo.shown import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,7 @@ class NotHere:
 
     def refusal(self, name: str, value: object) -> str:
         """What to tell who asked for something."""
-        return f"{name}={_short(value)} is not supported yet: {self.instead}"
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """What was probably meant, or all that there is."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, 1)
-    return f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(names)}"
+        return f"{name}={shown(value)} is not supported yet: {self.instead}"
 
 
 def why_not(table: Mapping[str, NotHere], given: Mapping[Any, Any]) -> str | None:
@@ -58,11 +52,6 @@ def why_not(table: Mapping[str, NotHere], given: Mapping[Any, Any]) -> str | Non
         if entry is not None and not entry.asks_for_nothing(value):
             return entry.refusal(name, value)
     return None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _idle(reason: str) -> NotHere:

@@ -72,7 +72,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (ModelConfig, {"modle": "x"}, "ModelConfig has no option 'modle'; did you mean 'model'?"),
     (BackendConfig, {"attention_backend": "FLASHINFER"}, "attention_backend='FLASHINFER' is not supported yet: a GPU"),
     (SchedulerConfig, {"scheduling_policy": "lifo"}, "scheduling_policy is 'lifo', allowed are 'fcfs' and 'priority'"),
-    (SchedulerConfig, {"max_num_seqs": 10**400}, "max_num_seqs is 1000"),
+    (SchedulerConfig, {"max_num_seqs": 10**400}, "max_num_seqs is a number of 1329 bits, allowed are a whole"),
     (ServerSettings, {"api_key": [1]}, "api_key is [1], allowed is a list of texts"),
 ]
 

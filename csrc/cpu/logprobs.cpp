@@ -13,15 +13,16 @@
 namespace octavo {
 namespace {
 
-// How a row's logits become log-probabilities: less this. Where the best is infinite, those like it share all of the
-// mass, and nothing is left for others. A NaN among the logits makes every one a NaN.
+// How a row's logits become log-probabilities: less the best, less the logarithm of the mass relative to it (beside
+// a large best the sum of the two would be the best). Where the best is infinite, those like it share all of the mass,
+// and nothing is left for others. A NaN among the logits makes every one a NaN.
 struct Normaliser {
-  float log_sum;
-  float infinite_logprob = 0;  // of the best, where it is infinite
+  float best;
+  float log_mass;
 
   float logprob(float logit) const {
-    if (!std::isinf(log_sum)) return logit - log_sum;
-    return logit == log_sum && log_sum > 0 ? infinite_logprob : -std::numeric_limits<float>::infinity();
+    if (!std::isinf(best)) return logit - best - log_mass;
+    return logit == best && best > 0 ? -log_mass : -std::numeric_limits<float>::infinity();
   }
 };
 
@@ -33,13 +34,13 @@ Normaliser normaliser(const float* logits, int64_t count) {
     maximum = logits[i] > maximum ? logits[i] : maximum;
     has_nan |= std::isnan(logits[i]);
   }
-  if (has_nan) return {std::numeric_limits<float>::quiet_NaN()};
-  if (std::isinf(maximum)) return {maximum, -std::log(float(std::count(logits, logits + count, maximum)))};
+  if (has_nan) return {std::numeric_limits<float>::quiet_NaN(), 0};
+  if (std::isinf(maximum)) return {maximum, std::log(float(std::count(logits, logits + count, maximum)))};
   double total = 0;
   for_each_vector(count, [&](int64_t i, auto lanes) {
     total += sum<lanes>(exp<lanes>(load<lanes>(logits + i) - maximum));
   });
-  return {maximum + float(std::log(total))};
+  return {maximum, float(std::log(total))};
 }
 
 // A NaN is worse than anything, so that there is an order at all.
@@ -78,7 +79,7 @@ void top_logprobs(ThreadPool& pool, const float* logits, int64_t num_rows, int64
     std::vector<int32_t> order;
     for (int64_t row = begin; row < end; ++row) {
       const float* x = logits + row * vocab_size;
-      const Normaliser scale = as_logits ? Normaliser{0} : normaliser(x, vocab_size);
+      const Normaliser scale = as_logits ? Normaliser{0, 0} : normaliser(x, vocab_size);
       if (k > 0) best_tokens(x, vocab_size, k, order);
       int32_t* row_ids = ids + row * (k + 1);
       row_ids[0] = tokens[row];

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TextIO
 
 from octavo.cli.asks import Ask
 from octavo.outputs import RequestOutput
+from octavo.shown import cut
 
 TITLE_LEN = 100
 
@@ -134,9 +135,7 @@ class LiveText:
 
     def _write_title(self, answer: Answer) -> None:
         if self._num_asks > 1:
-            title = answer.ask.title
-            shown = title if len(title) <= TITLE_LEN else title[: TITLE_LEN - 3] + "..."
-            self._file.write(("\n" if self._turn else "") + f"> {shown}\n")
+            self._file.write(("\n" if self._turn else "") + f"> {cut(answer.ask.title, TITLE_LEN)}\n")
 
 
 class JsonLines:

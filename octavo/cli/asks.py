@@ -17,7 +17,7 @@ from octavo.cli.json_lines import PROMPT_KEYS, objects_of
 from octavo.cli.sampling_flags import FLAGS, overlay, seed_of
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
-from octavo.vllm_options import suggestion
+from octavo.shown import suggestion
 
 Message = Mapping[str, Any]
 EncodeChat = Callable[[Sequence[Message]], Sequence[int]]

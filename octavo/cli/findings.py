@@ -63,16 +63,17 @@ def _package(name: str, wanted: str, is_allowed: Callable[..., bool]) -> Finding
 def compiler_findings() -> Iterator[Finding]:
     """Only the cpu backend needs one, and only until its kernels are in the cache."""
     from octavo import env
-    from octavo.kernels import build
+    from octavo.kernels.build import LIBRARY_NAME
+    from octavo.kernels.toolchain import find_toolchain
 
     try:
-        toolchain = build.find_toolchain(env.cpu_isa(), env.cxx())
+        toolchain = find_toolchain(env.cpu_isa(), env.cxx())
     except BackendUnavailableError as error:
         yield Finding("compiler", "none", str(error))
     else:
         yield Finding("compiler", _version_line(toolchain.command))
         yield Finding("flags", " ".join(toolchain.flags))
-    libraries = sorted(env.cache_dir().glob(f"kernels/*/{build.LIBRARY_NAME}"))
+    libraries = sorted(env.cache_dir().glob(f"kernels/*/{LIBRARY_NAME}"))
     size = sum(path.stat().st_size for path in libraries)
     yield Finding("kernel cache", f"{env.cache_dir() / 'kernels'}: {len(libraries)} builds, {size / 2**20:.1f} MiB")
 

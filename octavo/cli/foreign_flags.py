@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from octavo.errors import ConfigError
+from octavo.shown import shown
 from octavo.vllm_options import ENGINE_OPTIONS, FLAG_ALIASES, SERVER_FLAGS, SERVER_ONLY, NotHere
 
 _TABLE = ENGINE_OPTIONS | SERVER_ONLY | SERVER_FLAGS
@@ -63,11 +64,11 @@ def without_foreign_flags(argv: Sequence[str], is_own: Callable[[str], bool], no
 
 def _judged(foreign: _Foreign, entry: NotHere, value: str) -> str:
     """What to say of a flag that asks for nothing. Raises ConfigError for one that asks for something."""
-    told = value if value.isprintable() and len(value) <= 80 else f"{value[:80]!r}"
-    shown = f"{foreign.flag} {told}" if foreign.takes_value else foreign.flag
+    told = value if value.isprintable() and len(value) <= 80 else shown(value)
+    given = f"{foreign.flag} {told}" if foreign.takes_value else foreign.flag
     if not entry.text_asks_for_nothing(value):
-        raise ConfigError(f"{shown} is not supported yet: {entry.instead}")
-    return f"{shown} changes nothing here" + (f": {entry.instead}" if entry.is_idle else "")
+        raise ConfigError(f"{given} is not supported yet: {entry.instead}")
+    return f"{given} changes nothing here" + (f": {entry.instead}" if entry.is_idle else "")
 
 
 def _foreign(word: str, is_own: Callable[[str], bool]) -> _Foreign | None:

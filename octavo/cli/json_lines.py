@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from octavo.errors import InvalidRequestError
+from octavo.shown import cut
 
 PROMPT_KEYS = ("prompt", "messages", "prompt_token_ids")
 #: of a line in OpenAI's batch format
@@ -33,10 +34,10 @@ def objects_of(numbered: Sequence[tuple[int, str]], source: str) -> list[tuple[i
         where = f"{source}, line {number}: "
         if isinstance(row, ValueError):
             other = f"; line {first} is" if first is not None else ""
-            raise InvalidRequestError(f"{where}not valid JSON: {row}: {_short(line)}{other}; {_CURE}")
+            raise InvalidRequestError(f"{where}not valid JSON: {row}: {cut(line, 60)}{other}; {_CURE}")
         if not isinstance(row, dict):
             raise InvalidRequestError(
-                f"{where}{_short(line)} is no object, allowed is one with exactly one of {', '.join(PROMPT_KEYS)}"
+                f"{where}{cut(line, 60)} is no object, allowed is one with exactly one of {', '.join(PROMPT_KEYS)}"
             )
         if _BATCH_KEYS & row.keys() and not set(PROMPT_KEYS) & row.keys():
             key = min(_BATCH_KEYS & row.keys())
@@ -53,7 +54,7 @@ def _check_texts(numbered: Sequence[tuple[int, str]], source: str) -> None:
     for number, line in numbered:
         if line.startswith(('{"', "{'")) and line.endswith(("}", "},")):
             problem = _value_of(line)
-            raise InvalidRequestError(f"{source}, line {number}: not valid JSON: {problem}: {_short(line)}; {_CURE}")
+            raise InvalidRequestError(f"{source}, line {number}: not valid JSON: {problem}: {cut(line, 60)}; {_CURE}")
 
 
 def _check_document(numbered: Sequence[tuple[int, str]], source: str) -> None:
@@ -88,7 +89,3 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _short(line: str) -> str:
-    return line if len(line) <= 60 else line[:57] + "..."

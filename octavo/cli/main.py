@@ -8,7 +8,6 @@ COMMON are the flags that `--help` shows. Exit codes: 0 done, 1 done with a bad 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import sys
@@ -20,10 +19,11 @@ from octavo import __version__, env
 from octavo.cli.interrupts import INTERRUPTED, interruptible, is_interrupt
 from octavo.cli.parser import CommandParser, help_word
 from octavo.errors import BackendUnavailableError, ConfigError, OctavoError
+from octavo.shown import suggestion
 
 COMMANDS = {
     "run": "answer prompts, or chat",
-    "serve": "answer over HTTP, as OpenAI and Anthropic do",
+    "serve": "answer over HTTP, as OpenAI, Anthropic and Ollama do",
     "run-batch": "answer a file of calls in OpenAI's batch format; resumable",
     "chat": "chat with the model of a running server",
     "complete": "complete prompts with the model of a running server",
@@ -126,9 +126,7 @@ def _without_command(argv: list[str]) -> int:
     given = " ".join(argv[:2] if argv[0] == "bench" else argv[:1])
     if given.startswith("-"):
         raise ConfigError(f"{given} comes before the command: say `octavo COMMAND {given}`; `octavo --help` lists them")
-    close = difflib.get_close_matches(given, COMMANDS, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(map(repr, COMMANDS))}"
-    raise ConfigError(f"there is no command {given!r}; {hint}")
+    raise ConfigError(f"there is no command {given!r}; {suggestion(given, COMMANDS)}")
 
 
 def _overview(commands: dict[str, str]) -> str:

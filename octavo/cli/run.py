@@ -107,7 +107,7 @@ def _engine_options(args: argparse.Namespace, is_alone: bool) -> dict[str, Any]:
 
 def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> AskReader:
     tokenizer = llm.get_tokenizer()
-    uses_chat = not args.raw and "default" in tokenizer.chat_templates
+    uses_chat = not args.raw and tokenizer.chat_template is not None
     if args.system is not None and not uses_chat:
         raise InvalidRequestError("--system needs a chat template; this model has none, or --raw was given")
     if not uses_chat and not args.raw:

@@ -33,7 +33,8 @@ from octavo.observe.events import EngineStarted, EventLog
 from octavo.observe.tracing import RequestTracer, open_tracer
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
-from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, suggestion, why_not
+from octavo.shown import suggestion
+from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, why_not
 from octavo.worker.memory import KVBudget, plan_kv_cache
 from octavo.worker.worker import Worker
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from octavo.engine.input import Prompt
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
-from octavo.vllm_options import CALL_ARGUMENTS, METHODS, suggestion, why_not
+from octavo.shown import shown, suggestion
+from octavo.vllm_options import CALL_ARGUMENTS, METHODS, why_not
 
 Message = Mapping[str, Any]
 Value = TypeVar("Value")
@@ -27,7 +28,7 @@ def prompt_list(prompts: object) -> list[Prompt]:
     if isinstance(prompts, str | Mapping):
         return [prompts]
     if prompts is None or isinstance(prompts, bytes | bytearray) or not isinstance(prompts, Iterable):
-        raise InvalidRequestError(f"prompts is {_short(prompts)}, {_PROMPTS}")
+        raise InvalidRequestError(f"prompts is {shown(prompts)}, {_PROMPTS}")
     listed = _listed("prompts", prompts)
     return [listed] if listed and _is_whole(listed[0]) else listed
 
@@ -39,7 +40,7 @@ def conversation_list(messages: object) -> list[Sequence[Message]]:
     if isinstance(messages, Mapping):
         messages = [messages]
     if messages is None or isinstance(messages, bytes | bytearray) or not isinstance(messages, Iterable):
-        raise InvalidRequestError(f"messages is {_short(messages)}, {_MESSAGES}")
+        raise InvalidRequestError(f"messages is {shown(messages)}, {_MESSAGES}")
     listed = _listed("messages", messages)
     if not listed:
         raise InvalidRequestError(f"messages is empty, {_MESSAGES}")
@@ -52,16 +53,16 @@ def template_options(variables: object, **options: object) -> dict[str, Any]:
     """What a chat template is rendered with. variables: chat_template_kwargs, which win."""
     variables = {} if variables is None else variables
     if not isinstance(variables, Mapping) or any(not isinstance(name, str) for name in variables):
-        raise InvalidRequestError(f"chat_template_kwargs is {_short(variables)}, allowed is a dict of names and values")
+        raise InvalidRequestError(f"chat_template_kwargs is {shown(variables)}, allowed is a dict of names and values")
     for name in variables:
         if name in ("self", "messages"):
             raise InvalidRequestError(f"chat_template_kwargs holds {name!r}, which is the call's own: leave it out")
     options |= variables
     template, tools = options.get("chat_template"), options.get("tools")
     if template is not None and not isinstance(template, str):
-        raise InvalidRequestError(f"chat_template is {_short(template)}, allowed is text: a name, Jinja or a file")
+        raise InvalidRequestError(f"chat_template is {shown(template)}, allowed is text: a name, Jinja or a file")
     if tools is not None and (isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence)):
-        raise InvalidRequestError(f"tools is {_short(tools)}, allowed is a list of dicts")
+        raise InvalidRequestError(f"tools is {shown(tools)}, allowed is a list of dicts")
     return options
 
 
@@ -75,7 +76,7 @@ def params_list(params: object, count: int, default: Callable[[], SamplingParams
     for one in many:
         if not isinstance(one, SamplingParams):
             raise InvalidRequestError(
-                f"sampling_params is {_short(one)}, allowed are a SamplingParams, a list of one each, and None"
+                f"sampling_params is {shown(one)}, allowed are a SamplingParams, a list of one each, and None"
             )
     return _one_each("sampling_params", many, count)
 
@@ -88,7 +89,7 @@ def priority_list(priority: object, count: int) -> list[int]:
     many: list[Any] = [priority] * count if is_one else _listed_or_one(priority)
     for one in many:
         if not _is_whole(one):
-            raise InvalidRequestError(f"priority is {_short(one)}, allowed are a whole number, and a list of one each")
+            raise InvalidRequestError(f"priority is {shown(one)}, allowed are a whole number, and a list of one each")
     return _one_each("priority", [operator.index(one) for one in many], count)
 
 
@@ -97,7 +98,7 @@ def id_list(request_ids: object) -> list[str]:
     many = [request_ids] if isinstance(request_ids, str) else _listed_or_one(request_ids)
     for one in many:
         if not isinstance(one, str):
-            raise InvalidRequestError(f"request_id is {_short(one)}, allowed are a text and a list of texts")
+            raise InvalidRequestError(f"request_id is {shown(one)}, allowed are a text and a list of texts")
     return many
 
 
@@ -106,7 +107,7 @@ def refuse_unknown(call: str, given: Mapping[str, object], known: Iterable[str])
     if (refusal := why_not(CALL_ARGUMENTS, given)) is not None:
         raise InvalidRequestError(refusal)
     for name in given.keys() - CALL_ARGUMENTS.keys():
-        raise InvalidRequestError(f"{call} has no argument {name!r}; {suggestion(name, known)}")
+        raise InvalidRequestError(f"{call} has no argument {shown(name)}; {suggestion(name, known)}")
 
 
 def missing_attribute(owner: object, name: str) -> AttributeError:
@@ -119,7 +120,7 @@ def missing_attribute(owner: object, name: str) -> AttributeError:
 
 def _conversation(index: int, messages: object) -> Sequence[Message]:
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
-        raise InvalidRequestError(f"messages[{index}] is {_short(messages)}, {_MESSAGES}")
+        raise InvalidRequestError(f"messages[{index}] is {shown(messages)}, {_MESSAGES}")
     return _listed(f"messages[{index}]", messages)
 
 
@@ -128,7 +129,7 @@ def _listed(name: str, values: Iterable[Any]) -> list[Any]:
     try:
         return list(values)
     except TypeError as error:  # such as an array without dimensions
-        raise InvalidRequestError(f"{name} is {_short(values)}, which cannot be listed: {error}") from None
+        raise InvalidRequestError(f"{name} is {shown(values)}, which cannot be listed: {error}") from None
 
 
 def _listed_or_one(values: object) -> list[Any]:
@@ -149,8 +150,3 @@ def _is_whole(value: object) -> bool:
     except TypeError:
         return False
     return not isinstance(value, bool)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from octavo.kernels.ops import KVLayout, StepLimits
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.context_len import context_len
-from octavo.models.shown import shown_names
 from octavo.observe.logging import LOGGER
+from octavo.shown import shown_names
 
 
 def start_up_card(

@@ -18,7 +18,7 @@ from typing import Any
 from octavo.config import ContentFormat
 from octavo.engine.template_facts import TemplateFacts
 from octavo.errors import InvalidRequestError
-from octavo.models.shown import shown
+from octavo.shown import shown
 
 Message = Mapping[str, Any]
 Content = str | list[dict[str, str]] | None

@@ -31,8 +31,8 @@ from octavo.engine.tokenizer_settings import TokenizerSettings, read_settings
 from octavo.engine.tokenizers_errors import naming
 from octavo.errors import TokenizerError
 from octavo.models.regular_file import is_there, open_regular, read_text
-from octavo.models.shown import shown
 from octavo.observe.logging import LOGGER
+from octavo.shown import shown
 
 #: what every tokenizer must stand
 _PROBE = "a\u00e9\u6f22 1\n"

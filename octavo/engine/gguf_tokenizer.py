@@ -16,7 +16,7 @@ from octavo.engine.text_cuts import WHOLE_WORDS_FIRST, cutter, known_cuts, text_
 from octavo.engine.tokenizer_parts import TokenizerParts, collector_off, set_ends
 from octavo.engine.tokenizers_errors import naming
 from octavo.models.gguf import GGUFFile
-from octavo.models.shown import shown
+from octavo.shown import shown
 
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 

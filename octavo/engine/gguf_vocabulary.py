@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from octavo.engine.text_cuts import cut_of_kind
 from octavo.errors import TokenizerError
 from octavo.models.gguf import GGUFFile, StringArray
-from octavo.models.shown import shown
 from octavo.observe.logging import LOGGER
+from octavo.shown import shown
 
 _NO_CUT = "default"
 

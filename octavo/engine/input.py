@@ -18,8 +18,9 @@ from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequestError
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
+from octavo.shown import shown, suggestion
 from octavo.vllm_options import PROMPT_KEYS as FOREIGN_KEYS
-from octavo.vllm_options import suggestion, why_not
+from octavo.vllm_options import why_not
 
 #: text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}, either with an optional "cache_salt"
 Prompt = str | Sequence[int] | Mapping[str, object]
@@ -61,7 +62,7 @@ class InputProcessor:
         _check_id(request_id)
         _check_priority(priority)
         if not isinstance(params, SamplingParams):
-            raise InvalidRequestError(f"sampling_params is {params!r}, allowed is a SamplingParams")
+            raise InvalidRequestError(f"sampling_params is {shown(params)}, allowed is a SamplingParams")
         params = params.clone()  # whatever becomes of the user's
         text, token_ids, own_salt = self._read(prompt, is_cut=params.truncate_prompt_tokens is not None)
         cache_salt = _one_salt(cache_salt, own_salt)
@@ -200,7 +201,7 @@ class InputProcessor:
 
 def _check_id(request_id: object) -> None:
     if not isinstance(request_id, str) or not request_id:
-        raise InvalidRequestError(f"request_id is {request_id!r}, allowed is a text of at least one character")
+        raise InvalidRequestError(f"request_id is {shown(request_id)}, allowed is a text of at least one character")
     _check_characters("request_id", request_id)
 
 
@@ -209,12 +210,14 @@ def _check_characters(name: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidRequestError(f"{name} is {text!r}, which holds half of a character; send whole ones") from None
+        raise InvalidRequestError(
+            f"{name} is {shown(text)}, which holds half of a character; send whole ones"
+        ) from None
 
 
 def _check_priority(priority: object) -> None:
     if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 1 << 63:
-        raise InvalidRequestError(f"priority is {priority!r}, allowed is a whole number of 64 bits")
+        raise InvalidRequestError(f"priority is {shown(priority)}, allowed is a whole number of 64 bits")
 
 
 def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], object]:
@@ -222,14 +225,14 @@ def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], object]:
         raise InvalidRequestError(f"in a prompt, {refusal}")
     for key in prompt:
         if key not in PROMPT_KEYS and key not in FOREIGN_KEYS:
-            raise InvalidRequestError(f"the prompt has the key {key!r}; {suggestion(str(key), PROMPT_KEYS)}")
+            raise InvalidRequestError(f"the prompt has the key {shown(key)}; {suggestion(str(key), PROMPT_KEYS)}")
     text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
     if (text is None) == (token_ids is None):
         raise InvalidRequestError("a prompt dict holds exactly one of 'prompt' and 'prompt_token_ids'")
     if token_ids is None and not isinstance(text, str):
-        raise InvalidRequestError(f"the prompt dict's 'prompt' is {text!r}, allowed is text")
+        raise InvalidRequestError(f"the prompt dict's 'prompt' is {shown(text)}, allowed is text")
     if text is None and isinstance(token_ids, str):
-        raise InvalidRequestError(f"the prompt dict's 'prompt_token_ids' is {token_ids!r}, allowed are token ids")
+        raise InvalidRequestError(f"the prompt dict's 'prompt_token_ids' is {shown(token_ids)}, allowed are token ids")
     return text if token_ids is None else token_ids, prompt.get("cache_salt")  # type: ignore[return-value]
 
 
@@ -237,10 +240,12 @@ def _one_salt(of_call: object, of_prompt: object) -> str | None:
     """The salt, wherever it was given."""
     for salt in (of_call, of_prompt):
         if salt is not None and (not isinstance(salt, str) or not salt):
-            raise InvalidRequestError(f"cache_salt is {salt!r}, allowed is a string of at least one character")
+            raise InvalidRequestError(f"cache_salt is {shown(salt)}, allowed is a string of at least one character")
         _check_characters("cache_salt", salt or "x")
     if of_call is not None and of_prompt is not None and of_call != of_prompt:
-        raise InvalidRequestError(f"cache_salt is {of_call!r}, but the prompt's is {of_prompt!r}: give one of them")
+        raise InvalidRequestError(
+            f"cache_salt is {shown(of_call)}, but the prompt's is {shown(of_prompt)}: give one of them"
+        )
     return of_call or of_prompt  # type: ignore[return-value]
 
 
@@ -253,7 +258,7 @@ def _token_ids(values: object) -> array[int]:
         return array("q", token_ids)  # a prompt may be long: no loop in Python
     except (TypeError, OverflowError):
         wrong = next((one for one in token_ids if not _is_id(one)), values)
-        raise InvalidRequestError(f"the prompt's token ids hold {wrong!r}, allowed are whole numbers") from None
+        raise InvalidRequestError(f"the prompt's token ids hold {shown(wrong)}, allowed are whole numbers") from None
 
 
 def _is_id(value: object) -> bool:

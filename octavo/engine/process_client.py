@@ -7,9 +7,6 @@
 A message wakes the event loop once; every sequence in it grows by its tokens' text at once, since a stop string in it
 must reach the engine, but an output is made only when its reader comes for it. A reader that lags finds the tokens of
 several steps in one DELTA.
-
-A mirror of Request and Sequence is kept here, with what the engine's news say of them, so that text is made by the
-same code as in one process (output.py).
 """
 
 from __future__ import annotations
@@ -25,10 +22,10 @@ import msgspec
 import zmq
 
 from octavo.engine.client import ModelInfo
+from octavo.engine.client_stream import ClientStream
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_task import front_end_identity
 from octavo.engine.input import InputProcessor, Prompt, RequestLimits
-from octavo.engine.output import RequestText
 from octavo.engine.probation import refusal
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.transport import (
@@ -43,7 +40,6 @@ from octavo.engine.transport import (
     Hello,
     Refusal,
     Reply,
-    SequenceNews,
     StepNews,
     Up,
     Welcome,
@@ -55,10 +51,10 @@ from octavo.engine.transport import (
     pack_request,
     unpack_params,
 )
-from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError, OctavoError
+from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
-from octavo.request import Request, Sequence, SequenceId
+from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import SequenceUpdate
 
@@ -84,7 +80,7 @@ class ProcessClient:
         self._socket: zmq.Socket[bytes] | None = None
         self._inputs: InputProcessor | None = None
         self._info: ModelInfo | None = None
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, ClientStream] = {}
         self._keys: dict[str, int] = {}
         self._answers: dict[int, asyncio.Future[bytes]] = {}
         self._numbers = itertools.count()
@@ -218,11 +214,11 @@ class ProcessClient:
     def _death(self) -> EngineDeadError:
         return EngineDeadError(f"the engine is down: {self._why_down}")
 
-    def _open(self, request: Request, trace_headers: dict[str, str] | None) -> _Stream:
+    def _open(self, request: Request, trace_headers: dict[str, str] | None) -> ClientStream:
         self._check_open()  # it may have gone down while the prompt was tokenised
         if request.request_id in self._keys:
             raise InvalidRequestError(f"request_id {request.request_id!r} is in use, allowed is one of its own")
-        stream = _Stream(next(self._numbers), request, self._tokenizer)
+        stream = ClientStream(next(self._numbers), request, self._tokenizer)
         self._streams[stream.key] = stream
         self._keys[request.request_id] = stream.key
         if self._logs_requests:
@@ -231,12 +227,12 @@ class ProcessClient:
         self._send(pack_request(stream.key, request, trace_headers))
         return stream
 
-    def _end(self, stream: _Stream) -> None:
+    def _end(self, stream: ClientStream) -> None:
         """Nothing more will come, or will be read."""
         del self._streams[stream.key]
         del self._keys[stream.request.request_id]
 
-    def _abort(self, stream: _Stream) -> None:
+    def _abort(self, stream: ClientStream) -> None:
         self._end(stream)
         stream.text.abort()
         stream.wake(time.monotonic())
@@ -350,7 +346,7 @@ class ProcessClient:
             if (stream := streams.get(key)) is not None:
                 self._grow(stream, SequenceUpdate(stream.sequences[index], [token_id], None, []), news.time)
 
-    def _grow(self, stream: _Stream, update: SequenceUpdate, now: float) -> None:
+    def _grow(self, stream: ClientStream, update: SequenceUpdate, now: float) -> None:
         """Add to a stream's text. What goes wrong there is this stream's alone."""
         stop = stream.text.extend(update, now)
         if stream.text.fault is not None:
@@ -378,62 +374,3 @@ class ProcessClient:
 def _is_long(prompt: Prompt) -> bool:
     content = prompt.get("prompt") or prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else prompt
     return isinstance(content, Sized) and len(content) > MAX_INLINE_SIZE
-
-
-class _Stream:
-    """One request's way from the socket to its reader."""
-
-    __slots__ = ("_fault", "_has_news", "_time", "_waiter", "key", "request", "sequences", "text")
-
-    def __init__(self, key: int, request: Request, tokenizer: Tokenizer | None) -> None:
-        self.key = key
-        self.request = request
-        self.sequences = request.sequences  # filled as the engine tells of them
-        self.text = RequestText(request, tokenizer, is_lazy=True)
-        self._has_news = False
-        self._time = 0.0
-        self._fault: OctavoError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def take(self) -> RequestOutput | None:
-        """What is new. Raises what ended it, after what came before that."""
-        if self._has_news:
-            self._has_news = False
-            return self.text.output(self._time)
-        if self._fault is not None:
-            raise self._fault
-        return None
-
-    async def wait(self) -> None:
-        if not self._has_news and self._fault is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-
-    def wake(self, now: float) -> None:
-        self._has_news = True
-        self._time = now
-        self._rouse()
-
-    def fail(self, fault: OctavoError) -> None:
-        self._fault = fault
-        self._rouse()
-
-    def mirror(self, news: SequenceNews) -> SequenceUpdate:
-        """Write the engine's news on this side's request and sequences."""
-        request, sequences = self.request, self.sequences
-        while len(sequences) < news.num_sequences:
-            sequences.append(Sequence(SequenceId(-1), request, len(sequences), []))
-        request.num_cached_tokens = news.num_cached_tokens
-        request.num_preemptions = news.num_preemptions
-        request.first_scheduled_time = news.first_scheduled_time
-        sequence = sequences[news.index]
-        sequence.finish_reason, sequence.stop_reason = news.finish_reason, news.stop_reason
-        self.text.extend_prompt(news.prompt_logprobs)
-        return SequenceUpdate(sequence, news.token_ids, news.logprobs, [])
-
-    def _rouse(self) -> None:
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)

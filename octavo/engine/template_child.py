@@ -18,6 +18,7 @@ from typing import Any
 from octavo.engine.chat_template import check, render
 from octavo.engine.template_limits import MAX_MEMORY_BYTES, MAX_TEXT_LEN
 from octavo.errors import InvalidRequestError, OctavoError
+from octavo.shown import cut
 
 TEXT, REFUSED, BROKEN = 0, 1, 2
 _MAX_MESSAGE_LEN = 1000
@@ -46,18 +47,16 @@ def _answer(job: bytes) -> tuple[int, bytes]:
         return TEXT, _carry_out(*marshal.loads(job)).encode("utf-8", "surrogatepass")
     except OctavoError as error:
         kind = REFUSED if isinstance(error, InvalidRequestError) else BROKEN
-        return kind, _shortened(str(error))
+        return kind, _told(str(error))
     except MemoryError:
         return REFUSED, b"the chat template needs more than a gigabyte for this conversation; use another template"
     except BaseException as error:  # a template is a foreign program: it may fail in any way, and in the compiler
-        return BROKEN, _shortened(f"the chat template cannot be run: {type(error).__name__}: {error}")
+        return BROKEN, _told(f"the chat template cannot be run: {type(error).__name__}: {error}")
 
 
-def _shortened(message: str) -> bytes:
+def _told(message: str) -> bytes:
     """What a template says of its own may be long."""
-    if len(message) > _MAX_MESSAGE_LEN:
-        message = message[:_MAX_MESSAGE_LEN] + "..."
-    return message.encode("utf-8", "replace")
+    return cut(message, _MAX_MESSAGE_LEN).encode("utf-8", "replace")
 
 
 def _carry_out(what: str, arguments: dict[str, Any]) -> str:

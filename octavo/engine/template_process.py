@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from octavo.engine.template_limits import MAX_CPU_S, MAX_WALL_S
 from octavo.errors import InvalidRequestError, TokenizerError
+from octavo.shown import shown
 
 #: processes that are kept while nobody needs them
 _MAX_IDLE = 2
@@ -227,7 +228,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Sequence, set, frozenset)):
         return [_plain(one) for one in value]
     raise InvalidRequestError(
-        f"the messages or the template's variables hold {value!r:.100}, allowed are texts, numbers, lists and objects"
+        f"the messages or the template's variables hold {shown(value)}, allowed are texts, numbers, lists and objects"
     )
 
 

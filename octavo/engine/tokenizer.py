@@ -24,6 +24,7 @@ from octavo.engine.tokenizers_errors import no_panic
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.models.checkpoint import TokenizerSource
 from octavo.models.loader import locate_tokenizer
+from octavo.shown import shown
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -64,10 +65,11 @@ class Tokenizer(TransformersCalls):
                 "send whole characters"
             ) from None
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text; bytes that make no character show as U+FFFD, ids past the vocabulary as nothing."""
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of one token or several; bytes that make no character show as U+FFFD, ids past the vocabulary as
+        nothing."""
         try:
-            return self._detokenizer.text(token_ids, skip_special_tokens)
+            return self._detokenizer.text([token_ids] if isinstance(token_ids, int) else token_ids, skip_special_tokens)
         except (OverflowError, TypeError) as error:
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
 
@@ -110,8 +112,13 @@ class Tokenizer(TransformersCalls):
             "tokenizer_class": "PreTrainedTokenizerFast",
             **self._special_tokens,
             "added_tokens_decoder": added,
-            "chat_template": self._chat_templates.get("default"),
+            "chat_template": self.chat_template,
         }
+
+    @property
+    def chat_template(self) -> str | None:
+        """The one that is used unless another is asked for."""
+        return self._chat_templates.get("default")
 
     @property
     def chat_templates(self) -> Mapping[str, str]:
@@ -181,8 +188,8 @@ class Tokenizer(TransformersCalls):
             return self._chat_templates.get(asked) or _template_text(asked)
         if has_tools and "tool_use" in self._chat_templates:
             return self._chat_templates["tool_use"]
-        if "default" in self._chat_templates:
-            return self._chat_templates["default"]
+        if self.chat_template is not None:
+            return self.chat_template
         found = ", ".join(self._chat_templates) or "none"
         raise TokenizerError(
             f"the model has no default chat template (templates found: {found}); pass chat_template= a template's "
@@ -212,7 +219,7 @@ def check_chat_template(template: str) -> None:
     template_processes().check(text)
     if "messages" not in text:
         raise TokenizerError(
-            f"chat_template is {template!r:.100}, which never reads messages, as a chat template does: pass Jinja "
+            f"chat_template is {shown(template)}, which never reads messages, as a chat template does: pass Jinja "
             "text, or a file with it"
         )
 
@@ -234,5 +241,6 @@ def _template_text(template: str) -> str:
         return Path(template).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # no such file, no UTF-8, no name of a file
         raise TokenizerError(
-            f"chat_template is {template!r}, which is neither a template nor a file: {error}"
+            f"chat_template is {shown(template)}, which is neither a template nor a file: {error}; give Jinja text, "
+            "the name of one of the model's templates, or a file in UTF-8"
         ) from None

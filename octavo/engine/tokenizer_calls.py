@@ -38,7 +38,7 @@ class TransformersCalls:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         raise NotImplementedError  # the tokenizer's own
 
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = True) -> str:
         raise NotImplementedError  # the tokenizer's own
 
     def __call__(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from octavo.errors import OctavoError, TokenizerError
+from octavo.shown import cut
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def naming(problem: str, cure: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        raise TokenizerError(f"{problem} ({_shortened(error)}); {cure}") from error
+        raise TokenizerError(f"{problem} ({cut(str(error))}); {cure}") from error
 
 
 @contextmanager
@@ -33,13 +34,8 @@ def no_panic() -> Iterator[None]:
     except BaseException as error:
         if not is_panic(error) and type(error) is not Exception:  # it has no class of its own
             raise
-        raise TokenizerError(f"the tokenizer's library failed on this text: {_shortened(error)}") from error
+        raise TokenizerError(f"the tokenizer's library failed on this text: {cut(str(error))}") from error
 
 
 def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
-
-
-def _shortened(error: BaseException) -> str:
-    text = str(error)
-    return text if len(text) < 300 else f"{text[:300]}..."

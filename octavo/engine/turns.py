@@ -38,23 +38,23 @@ class OutputStream(Iterator[RequestOutput]):
 
     def __init__(self, turns: EngineTurns, requests: Sequence[Request]) -> None:
         self._turns = turns
-        self._box = _Box(requests)
+        self._inbox = _Inbox(requests)
 
     def __next__(self) -> RequestOutput:
-        return self._turns.next(self._box)
+        return self._turns.next(self._inbox)
 
     def close(self) -> None:
         """Read no further. A thread that waits for an output is told that there is none."""
-        self._turns.leave(self._box)
+        self._turns.leave(self._inbox)
 
     def __del__(self) -> None:
         # The collector may come at any moment, in a step too: so this only leaves word.
-        if self._box.waits_for:
-            self._turns.abort_later(self._box.waits_for)
+        if self._inbox.waits_for:
+            self._turns.abort_later(self._inbox.waits_for)
 
 
-class _Box:
-    """Where a stream's outputs wait to be read. The engine's side knows the box and not the stream, which can so be
+class _Inbox:
+    """Where a stream's outputs wait to be read. The engine's side knows the inbox and not the stream, which can so be
     dropped."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
@@ -112,27 +112,27 @@ class EngineTurns:
         self._lock = threading.RLock()  # of all that follows; never held in a step. A signal handler may come again
         self._holder: int | None = None  # the thread that has the turn
         self._waiters: dict[object, _Waiter] = {}  # in the order they came
-        self._boxes: dict[str, tuple[_Box, RequestOutputKind]] = {}  # request id -> where to put its outputs
+        self._inboxes: dict[str, tuple[_Inbox, RequestOutputKind]] = {}  # request id -> where to put its outputs
         self._commands: deque[Command] = deque()
         self._left: deque[set[str]] = deque()  # requests that nobody reads any more
         self._end: EngineDeadError | None = None
         self._is_closing = False
 
-    def next(self, box: _Box) -> RequestOutput:
-        """The box's next output. Raises StopIteration, InvalidRequestError, EngineDeadError."""
-        if not box.is_begun:
-            self.ask(lambda engine: self._queue(engine, box))
+    def next(self, inbox: _Inbox) -> RequestOutput:
+        """The inbox's next output. Raises StopIteration, InvalidRequestError, EngineDeadError."""
+        if not inbox.is_begun:
+            self.ask(lambda engine: self._queue(engine, inbox))
         while True:
-            if not box.has_news:
-                self._until(lambda: box.has_news or self._end is not None, steps=True)
+            if not inbox.has_news:
+                self._until(lambda: inbox.has_news or self._end is not None, steps=True)
             with self._lock:
-                output = box.take()
+                output = inbox.take()
                 if output is not None:
                     return output
-                if not box.waits_for:
+                if not inbox.waits_for:
                     raise StopIteration
                 if self._end is not None:
-                    box.end()
+                    inbox.end()
                     raise self._dead()
 
     def ask(self, question: Callable[[LLMEngine], Answer]) -> Answer:
@@ -151,9 +151,9 @@ class EngineTurns:
         self._until(answer.done, steps=False)
         return answer.result()
 
-    def leave(self, box: _Box) -> None:
+    def leave(self, inbox: _Inbox) -> None:
         with self._lock:
-            self.abort_later(box.end())
+            self.abort_later(inbox.end())
             self._wake(needs_holder=False)
 
     def abort_later(self, request_ids: set[str]) -> None:
@@ -166,14 +166,14 @@ class EngineTurns:
         if self._holder != threading.get_ident():  # else a signal came in a step, which will end with it
             self._until(lambda: self._end is not None, steps=False)
 
-    def _queue(self, engine: LLMEngine, box: _Box) -> None:
-        for request in box.begin():
+    def _queue(self, engine: LLMEngine, inbox: _Inbox) -> None:
+        for request in inbox.begin():
             try:
                 engine.add_request(request)
             except Exception:
-                self.abort_later(box.end())
+                self.abort_later(inbox.end())
                 raise
-            self._boxes[request.request_id] = (box, request.sampling_params.output_kind)
+            self._inboxes[request.request_id] = (inbox, request.sampling_params.output_kind)
 
     def _until(self, is_ready: Callable[[], bool], *, steps: bool) -> None:
         """Return when it is, turning the engine meanwhile if no other thread does."""
@@ -229,7 +229,7 @@ class EngineTurns:
             self._obey()
             outputs = self._engine.step() if steps and self._end is None else []
             is_idle = not outputs and not self._engine.has_unfinished_requests
-            assert not (steps and is_idle and self._boxes), "the engine has lost the end of a request"
+            assert not (steps and is_idle and self._inboxes), "the engine has lost the end of a request"
         except Exception as fault:
             self._close(fault)
             outputs = []
@@ -238,7 +238,7 @@ class EngineTurns:
     def _obey(self) -> None:
         while self._left:
             for request_id in self._left.popleft():
-                self._boxes.pop(request_id, None)
+                self._inboxes.pop(request_id, None)
                 if self._end is None:
                     self._engine.abort_request(request_id)
         if self._is_closing and self._end is None:
@@ -249,12 +249,12 @@ class EngineTurns:
     def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
         with self._lock:
             for output in outputs:
-                box, kind = self._boxes.get(output.request_id, (None, None))
-                if box is None or kind is None:
+                inbox, kind = self._inboxes.get(output.request_id, (None, None))
+                if inbox is None or kind is None:
                     continue  # nobody reads it: this is the abort's echo
-                box.put(output, kind)
+                inbox.put(output, kind)
                 if output.finished:
-                    del self._boxes[output.request_id]
+                    del self._inboxes[output.request_id]
             self._wake(needs_holder=False)
 
     def _close(self, fault: Exception | None) -> None:
@@ -263,7 +263,7 @@ class EngineTurns:
             why = str(fault) if isinstance(fault, EngineDeadError) else f"the engine stopped: {fault!r}"
         self._end = EngineDeadError(why)
         self._end.__cause__ = fault
-        self._boxes.clear()
+        self._inboxes.clear()
         self._engine.close()
 
     def _dead(self) -> EngineDeadError:

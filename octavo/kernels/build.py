@@ -16,52 +16,26 @@ kernel the next start compiles that kernel and links.
 from __future__ import annotations
 
 import ctypes
-import errno
 import hashlib
-import os
 import platform
 import re
-import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from octavo import env
 from octavo.errors import BackendUnavailableError, ConfigError, KernelBuildError
 from octavo.kernels import kept_files
+from octavo.kernels.compilers import Compilers
+from octavo.kernels.toolchain import Toolchain, cpu_identity, find_toolchain
 from octavo.observe.machine import num_cores
 
 LIBRARY_NAME = "octavo_kernels.so"
-COMPILERS = ("g++", "clang++", "c++")
-#: no -ffast-math: the sampler must see a NaN. Contraction makes a*b+c one fused operation in every loop alike.
-FLAGS = (
-    *("-std=c++20", "-O3", "-fPIC", "-pthread", "-fvisibility-inlines-hidden"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
-)
-#: for tests that look for accesses out of bounds and undefined arithmetic; what they find ends the process
-SANITIZER_FLAGS = (
-    *("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
-    "-fno-sanitize-recover=undefined",
-)
-_X86 = ("x86_64", "AMD64", "i686")
-_ERROR_TAIL_LINES = 20
 SECONDS_PER_SOURCE = 1.5  # of one core, on average
-
-
-@dataclass(frozen=True, slots=True)
-class Toolchain:
-    """A compiler and how to call it here."""
-
-    command: tuple[str, ...]
-    identity: str
-    flags: tuple[str, ...]
 
 
 def load() -> ctypes.CDLL:
@@ -120,51 +94,6 @@ def find_sources() -> Path:
     )
 
 
-def find_toolchain(isa: env.CpuIsa, cxx: str | None, *, sanitizes: bool = False) -> Toolchain:
-    if os.name != "posix":
-        raise BackendUnavailableError(
-            f"the cpu backend is built on Linux and macOS only, this is {platform.system()}; use backend='reference'"
-        )
-    command = tuple(shlex.split(cxx)) if cxx else next(((name,) for name in COMPILERS if shutil.which(name)), None)
-    if command is None:
-        raise BackendUnavailableError(
-            f"no C++ compiler: none of {', '.join(COMPILERS)} is on the PATH; install g++ 11 or clang 14 or newer "
-            "(for example `apt install g++`), or set CXX"
-        )
-    found = shutil.which(command[0])
-    if found is None:
-        raise BackendUnavailableError(f"CXX is {cxx!r}, and there is no such program; set it to a C++20 compiler")
-    # Which compiler, without the milliseconds it takes to ask it: an upgrade changes the file.
-    real = Path(found).resolve()
-    status = real.stat()
-    identity = f"{real} {status.st_size} {status.st_mtime_ns}"
-    flags = (*FLAGS, *_isa_flags(isa), *(SANITIZER_FLAGS if sanitizes else ()))
-    return Toolchain(command, identity, flags)
-
-
-def _isa_flags(isa: env.CpuIsa) -> tuple[str, ...]:
-    if platform.machine() not in _X86:
-        if isa == "avx2":
-            raise BackendUnavailableError(
-                f"OCTAVO_CPU_ISA is avx2 and this is a {platform.machine()} processor; use native or generic"
-            )
-        return ("-mcpu=native",) if isa == "native" else ()
-    if isa == "avx2" and "avx2" not in _cpu_identity().split():
-        raise BackendUnavailableError("OCTAVO_CPU_ISA is avx2 and this processor has no AVX2; use native or generic")
-    return {"native": ("-march=native",), "avx2": ("-march=x86-64-v3",), "generic": ()}[isa]
-
-
-@lru_cache
-def _cpu_identity() -> str:
-    """Model and features of the processor that runs this."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            lines = [next(file, "") for _ in range(40)]  # the first processor's entry
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return " ".join(line.strip() for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))
-
-
 def cache_key(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa) -> str:
     """Names the library: a hash of everything that its machine code depends on."""
     headers = sorted([*source_dir.glob("cpu/*.h"), *source_dir.glob("include/octavo/*.h")])
@@ -176,7 +105,7 @@ def _digest(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, files: Iter
     for part in (*toolchain.command, toolchain.identity, *toolchain.flags, platform.machine(), sys.platform):
         digest.update(part.encode() + b"\0")
     if isa == "native":
-        digest.update(_cpu_identity().encode())
+        digest.update(cpu_identity().encode())
     for path in files:
         digest.update(str(path.relative_to(source_dir)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:24]
@@ -225,10 +154,10 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
             def compile_one(source: Path) -> None:
                 output = Path(work) / objects[source].name
                 command = [*toolchain.command, *toolchain.flags, *includes, "-c", str(source), "-o", str(output)]
-                _run(command, work, compilers)
+                compilers.run(command, work)
                 kept_files.put(output, objects[source])
 
-            compilers = _Compilers()
+            compilers = Compilers()
             with ThreadPoolExecutor(workers) as pool:
                 try:
                     list(pool.map(compile_one, missing))
@@ -238,7 +167,7 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
             library = Path(work) / "library" / LIBRARY_NAME
             library.parent.mkdir()
             command = [*toolchain.command, *toolchain.flags, "-shared", *map(str, objects.values())]
-            _run([*command, "-o", str(library)], work, compilers)
+            compilers.run([*command, "-o", str(library)], work)
             kept_files.seal(library)
             if target.parent.exists():  # a broken one
                 target.parent.rename(Path(work) / "broken")
@@ -253,48 +182,3 @@ def _lock(directory: Path) -> Iterator[None]:
     with open(directory.parent / f"{directory.name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-class _Compilers:
-    """Those that run, so that nobody has to wait for them after one has refused, or after Ctrl-C."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
-        self._is_over = False
-
-    def run(self, command: list[str], surroundings: dict[str, str]) -> tuple[int, str]:
-        """-> exit code, and what it said."""
-        if self._is_over:
-            return 1, "ended"
-        pipe = subprocess.PIPE
-        with subprocess.Popen(
-            command, stdout=pipe, stderr=pipe, text=True, errors="replace", env=surroundings
-        ) as process:
-            self._running.add(process)
-            if self._is_over:  # meanwhile, and whoever ended them did not see this one
-                process.kill()
-            out, errors = process.communicate()
-            self._running.discard(process)
-        return process.returncode, (errors or out).strip()
-
-    def end(self) -> None:
-        self._is_over = True
-        for process in list(self._running):
-            process.kill()
-
-
-def _run(command: list[str], work: str, compilers: _Compilers) -> None:
-    """work: where the compiler's own temporary files go, so that one disk has to have room. What was preloaded into
-    this process, such as a sanitizer, is none of the compiler's business."""
-    surroundings = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    surroundings |= {"TMPDIR": work, "LC_ALL": "C"}
-    code, said = compilers.run(command, surroundings)
-    if code == 0:
-        return
-    if os.strerror(errno.ENOSPC) in said:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), work)
-    tail = "\n".join(said.splitlines()[-_ERROR_TAIL_LINES:])
-    raise KernelBuildError(
-        "the C++ compiler refused the CPU kernels; set CXX to g++ 11, clang 14 or newer, or use backend='reference'.\n"
-        f"{shlex.join(command)}\n{tail}"
-    )

@@ -16,7 +16,7 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.tensor import DType, HostTensor, num_bytes
 from octavo.models.architecture import Architecture
 from octavo.models.gguf import GGUFFile
-from octavo.models.shown import shown
+from octavo.shown import shown
 
 Shape = tuple[int, ...]
 #: Where a tokenizer is made from: a folder of tokenizer.json and its companions, or a GGUF file's metadata.

@@ -13,7 +13,7 @@ from typing import Any
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.ops import Activation
-from octavo.models.shown import shown
+from octavo.shown import shown
 
 LARGEST_SIZE = 1 << 31
 LARGEST_NUMBER = 1e30  # float32 holds its square root's inverse, and nothing a model needs is near it

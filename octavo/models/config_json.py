@@ -17,7 +17,7 @@ from octavo.models.architecture import Architecture
 from octavo.models.config_file import ConfigFile
 from octavo.models.consistency import checked, known_tokens
 from octavo.models.rope_json import local_rope_config, rope_config
-from octavo.models.shown import shown
+from octavo.shown import shown
 
 _MOST_LAYERS = 1 << 12
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from octavo.errors import ModelLoadError
 from octavo.models.architecture import Architecture, RopeConfig
-from octavo.models.shown import shown_names
 from octavo.observe.logging import LOGGER
+from octavo.shown import shown_names
 
 
 def checked(path: Path, architecture: Architecture) -> Architecture:

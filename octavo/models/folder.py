@@ -23,9 +23,9 @@ from octavo.models.config_json import architecture_from_config
 from octavo.models.json_file import read_json, read_optional_json
 from octavo.models.regular_file import is_there
 from octavo.models.sampling_defaults import checked_defaults
-from octavo.models.shown import shown
 from octavo.models.weight_files import read_folder
 from octavo.observe.logging import LOGGER
+from octavo.shown import shown
 
 #: generation_config.json's keys under SamplingParams' names
 _SAMPLING = {

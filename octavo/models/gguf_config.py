@@ -19,7 +19,7 @@ from octavo.models.consistency import checked, known_tokens
 from octavo.models.gguf import GGUFFile, StringArray
 from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.rope_json import LARGEST_FACTOR, SMALLEST_FACTOR
-from octavo.models.shown import shown
+from octavo.shown import shown
 
 #: Tokens with which chat models end their turn; many files leave it to the reader to know them.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")

@@ -9,7 +9,7 @@ from octavo.errors import ModelLoadError
 from octavo.models.config_file import LARGEST_NUMBER, LARGEST_SIZE
 from octavo.models.gguf import GGUFFile
 from octavo.models.sampling_defaults import checked_defaults
-from octavo.models.shown import shown
+from octavo.shown import shown
 
 #: GGUF's sampling keys under SamplingParams' names
 _SAMPLING = {

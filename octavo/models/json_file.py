@@ -8,7 +8,7 @@ from typing import Any
 
 from octavo.errors import ModelLoadError
 from octavo.models.regular_file import is_there, read_regular
-from octavo.models.shown import shown
+from octavo.shown import shown
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from octavo.models.gguf_parts import first_parts, read_gguf_model
 from octavo.models.hub import download_config, download_model, is_hub_name
 from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
 from octavo.models.registry import required_tensors
-from octavo.models.shown import shown
 from octavo.observe.logging import LOGGER
 from octavo.observe.machine import memory
+from octavo.shown import shown
 
 #: llama.cpp's name for the part of a model that reads images, a file of its own.
 _IMAGE_PART = "mmproj"

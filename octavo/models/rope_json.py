@@ -15,7 +15,7 @@ from typing import Any
 from octavo.errors import UnsupportedModelError
 from octavo.models.architecture import RopeConfig
 from octavo.models.config_file import LARGEST_SIZE, ConfigFile
-from octavo.models.shown import shown
+from octavo.shown import shown
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
 #: Of factors and other ratios: far outside what any scaling uses, and safe in float32.

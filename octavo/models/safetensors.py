@@ -19,7 +19,7 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.tensor import DType, HostTensor
 from octavo.models.checkpoint import IRRELEVANT_ENDINGS
 from octavo.models.mapped_file import map_file
-from octavo.models.shown import shown
+from octavo.shown import shown
 
 _DTYPES: dict[str, DType] = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import InvalidRequestError, ModelLoadError
-from octavo.models.shown import shown
 from octavo.sampling_params import SamplingParams
+from octavo.shown import cut, shown
 
 
 def checked_defaults(path: Path, values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -28,10 +28,6 @@ def checked_defaults(path: Path, values: Mapping[str, Any], names: Mapping[str, 
             checked: dict[str, Any] = {name: value}
             SamplingParams(**checked)
         except (InvalidRequestError, OverflowError) as error:
-            raise ModelLoadError(f"{path}: {key} cannot be a default: {_short(error)}; correct the file") from None
+            raise ModelLoadError(f"{path}: {key} cannot be a default: {cut(str(error))}; correct the file") from None
         defaults[name] = value
     return defaults
-
-
-def _short(error: Exception) -> str:
-    return str(error) if len(str(error)) < 200 else f"{str(error)[:200]}..."

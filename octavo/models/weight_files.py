@@ -24,8 +24,8 @@ from octavo.models.config_file import ConfigFile
 from octavo.models.json_file import read_json
 from octavo.models.regular_file import is_there
 from octavo.models.safetensors import SafetensorsFile, read_safetensors
-from octavo.models.shown import shown, shown_names
 from octavo.observe.logging import LOGGER
+from octavo.shown import shown, shown_names
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

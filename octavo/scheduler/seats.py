@@ -23,10 +23,6 @@ class Seats:
         """Neither taken nor promised."""
         return len(self._empty) - self._num_reserved
 
-    @property
-    def num_taken(self) -> int:
-        return self.max_num_seqs - len(self._empty)
-
     def take(self, sequence: Sequence) -> None:
         """Seat a sequence, and reserve for the forks it will have."""
         assert self.num_free >= num_seats(sequence), f"sequence {sequence.sequence_id} has no seat"

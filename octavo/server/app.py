@@ -27,6 +27,7 @@ from octavo.server.root_path import CutRootPath
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST
+from octavo.shown import shown
 
 Endpoint = Callable[[Request, Serving], Awaitable[Response]]
 
@@ -109,6 +110,9 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
     """What the router refuses, in the shape of every other error."""
     assert isinstance(error, HTTPException), "this handler is for what the router raises"
     path = request.scope["path"]
-    told = {404: f"there is no {path[:100]!r} here; see /openapi.json", 405: f"{path!r} is not for {request.method}"}
+    told = {
+        404: f"there is no {shown(path)} here; see /openapi.json",
+        405: f"{shown(path)} is not for {request.method}",
+    }
     message = told.get(error.status_code, str(error.detail))
     return error_response(ApiError(error.status_code, message, headers=error.headers), path)

@@ -7,7 +7,6 @@ bytes ──▶ struct                                          one pass, if all
 from __future__ import annotations
 
 import asyncio
-import difflib
 import re
 from typing import Any, TypeVar
 
@@ -15,8 +14,9 @@ import msgspec
 from starlette.requests import Request
 
 from octavo.server.body_values import ValueCount
-from octavo.server.errors import ApiError, shown
-from octavo.server.protocol import NEUTRAL, NO_EFFECT
+from octavo.server.errors import ApiError
+from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT, instead_of
+from octavo.shown import shown, suggestion
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -118,19 +118,20 @@ def _check_neutral(name: str, value: object, known: set[str]) -> None:
     allowed = NEUTRAL[name]
     if any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in allowed):
         return
-    instead = " or ".join(["leaving it out", *(msgspec.json.encode(one).decode() for one in allowed)])
+    nothing = " or ".join(["leaving it out", *(msgspec.json.encode(one).decode() for one in allowed)])
+    instead = instead_of(name)
     raise ApiError(
         400,
-        f"{name} is {shown(value)}, which this engine does not support; allowed is {instead}",
+        f"{name} is {shown(value)}, which this engine does not support; allowed is {nothing}"
+        + (f": {instead}" if instead else ""),
         param=name,
         code="unsupported_parameter",
     )
 
 
 def _unknown(name: str, known: set[str]) -> ApiError:
-    close = difflib.get_close_matches(name[:64], known, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(sorted(known))}"
-    return ApiError(400, f"there is no parameter {shown(name)}; {hint}", param=name[:64], code="unknown_parameter")
+    message = f"there is no parameter {shown(name)}; {suggestion(name, known)}"
+    return ApiError(400, message, param=name[:64], code="unknown_parameter")
 
 
 def _mistyped(message: str, raw: dict[str, Any]) -> ApiError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -16,10 +15,6 @@ from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError,
 logger = logging.getLogger(__name__)
 
 JSON = "application/json"
-
-#: of a value in a message: characters, items and levels; a hundred characters are shown
-_SHOWN_ITEMS = 100
-_SHOWN_LEVELS = 2
 
 #: status -> the type that OpenAI's clients know, and Anthropic's
 _TYPES: dict[int, tuple[str, str]] = {
@@ -87,25 +82,6 @@ def error_response(error: ApiError, path: str) -> Response:
     else:
         body = error.anthropic_body() if speaks_anthropic(path) else error.openai_body()
     return Response(msgspec.json.encode(body), error.status, error.headers, JSON)
-
-
-def shown(value: object) -> str:
-    """A value as messages quote it: escaped, and not too long."""
-    text = repr(_beginning(value, _SHOWN_LEVELS))
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _beginning(value: object, levels: int) -> object:
-    """As much of a value as can be seen of it; all of it may be large."""
-    if isinstance(value, str):
-        return value[:_SHOWN_ITEMS]
-    if not isinstance(value, (list, dict)):
-        return value
-    if levels == 0:
-        return ...
-    if isinstance(value, list):
-        return [_beginning(one, levels - 1) for one in value[:_SHOWN_ITEMS]]
-    return {key[:_SHOWN_ITEMS]: _beginning(one, levels - 1) for key, one in islice(value.items(), _SHOWN_ITEMS)}
 
 
 def speaks_anthropic(path: str) -> bool:

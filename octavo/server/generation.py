@@ -65,6 +65,11 @@ def raise_failure(output: RequestOutput) -> None:
             raise ApiError(500, f"the engine failed at this request: {completion.stop_reason}", code="engine_failure")
 
 
+def ended_by_server() -> ApiError:
+    """Of an answer that neither its model nor its client ended."""
+    return ApiError(503, "the request was ended by the server; send it again", code="aborted")
+
+
 async def _run(client: EngineClient, generation: Generation, kind: RequestOutputKind) -> AsyncGenerator[RequestOutput]:
     params = generation.params.replace(output_kind=kind)
     streams = [

@@ -1,9 +1,8 @@
 """Log-probabilities in the two shapes of OpenAI's API, and in vLLM's for prompts.
 
 JSON has no infinities and no NaN: a token that cannot be drawn has -9999.0, the least that is told, as in vLLM; a logit
-of +inf is told as 9999.0. A token that is a part of a
-character reads as U+FFFD, so its bytes are told too: as `bytes` in chats, and as OpenAI's `bytes:\\xe2` in
-completions, where alternatives go by what they read as.
+of +inf is told as 9999.0. A token that is a part of a character reads as U+FFFD, so its bytes are told too: as `bytes`
+in chats, and as OpenAI's `bytes:\\xe2` in completions, where alternatives go by what they read as.
 """
 
 from __future__ import annotations

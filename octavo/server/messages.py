@@ -16,7 +16,7 @@ from octavo.engine.client import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
-from octavo.server.generation import Generation, complete, raise_failure, stream
+from octavo.server.generation import Generation, complete, ended_by_server, raise_failure, stream
 from octavo.server.openai_calls import trace_headers
 from octavo.server.prompts import PlainConversation, check_messages, encode_conversation, room_for_output
 from octavo.server.protocol import AnthropicMessage, Content, CountTokensRequest, MessagesRequest
@@ -25,6 +25,7 @@ from octavo.server.responses import AnthropicUsage, CountTokensResponse, Message
 from octavo.server.sampling import checked_params
 from octavo.server.serving import Serving, json_response
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
+from octavo.shown import shown
 
 _encode = msgspec.json.Encoder().encode
 
@@ -86,7 +87,7 @@ def _conversation(asked: CountTokensRequest, serving: Serving) -> PlainConversat
 def _plain(index: int, message: AnthropicMessage) -> dict[str, Any]:
     if message.role not in ("user", "assistant"):
         raise ApiError(
-            400, f"messages[{index}].role is {message.role[:100]!r}, allowed are user and assistant; see system"
+            400, f"messages[{index}].role is {shown(message.role)}, allowed are user and assistant; see system"
         )
     return {"role": message.role, "content": _text(f"messages[{index}].content", message.content)}
 
@@ -96,13 +97,13 @@ def _text(where: str, content: Content) -> str:
         return content
     for index, block in enumerate(content):
         if block.get("type") != "text" or not isinstance(block.get("text"), str):
-            kind = repr(block.get("type"))[:100]
+            kind = shown(block.get("type"))
             raise ApiError(
                 400, f"{where}[{index}] is a block of type {kind}, allowed are blocks of type 'text' with a text"
             )
         more = sorted(set(block) - {"type", "text"} - _NO_EFFECT_IN_BLOCKS)
         if more:
-            raise ApiError(400, f"{where}[{index}] has the key {more[0][:100]!r}, allowed are type and text")
+            raise ApiError(400, f"{where}[{index}] has the key {shown(more[0])}, allowed are type and text")
     return "\n".join(block["text"] for block in content)
 
 
@@ -173,7 +174,7 @@ class _Answer:
         if completion.finish_reason == "length":
             is_context = is_full and num_tokens < self._max_tokens
             return "model_context_window_exceeded" if is_context else "max_tokens", None
-        raise ApiError(503, "the request was ended by the server; send it again", code="aborted")
+        raise ended_by_server()
 
 
 def counts(output: RequestOutput, num_tokens: int) -> AnthropicUsage:

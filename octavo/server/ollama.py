@@ -22,7 +22,7 @@ from octavo.engine.client import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import JSON, ApiError
-from octavo.server.generation import Generation, complete, raise_failure, stream
+from octavo.server.generation import Generation, complete, ended_by_server, raise_failure, stream
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
     OllamaCounts,
@@ -38,6 +38,7 @@ from octavo.server.request_ids import id_headers, request_id
 from octavo.server.sampling import checked_params
 from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
+from octavo.shown import shown
 
 LINES = "application/x-ndjson"
 #: Ollama's own sampling, where the model's makers recommend nothing
@@ -84,13 +85,13 @@ def served_name(asked: str | None, serving: Serving) -> str:
         if asked in (name, f"{name}:latest"):
             return name
     known = " or ".join(map(repr, names))
-    raise ApiError(404, f"model {(asked or '')[:100]!r} not found, served is {known}", code="model_not_found")
+    raise ApiError(404, f"model {shown(asked or '')} not found, served is {known}", code="model_not_found")
 
 
 async def _prompt(request: Request, asked: OllamaGenerateRequest, text: str, serving: Serving) -> list[int]:
     """What a user says, in the model's chat template if it has one."""
     tokenizer, info = serving.tokenizer("a prompt in text"), serving.client.model_info
-    if asked.raw or not tokenizer.chat_templates:
+    if asked.raw or tokenizer.chat_template is None:
         if asked.system:
             why = "raw is true" if asked.raw else "the model has no chat template"
             raise ApiError(400, f"system is given, but {why}, so it has no place: write it into the prompt")
@@ -205,7 +206,7 @@ class OllamaLines:
 
     def _end(self, completion: CompletionOutput, output: RequestOutput) -> dict[str, Any]:
         if completion.finish_reason not in ("stop", "length"):
-            raise ApiError(503, "the request was ended by the server; send it again", code="aborted")
+            raise ended_by_server()
         counts = OllamaCounts(
             done_reason=completion.finish_reason,
             prompt_eval_count=len(output.prompt_token_ids),

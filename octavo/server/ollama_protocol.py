@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from octavo.server.errors import ApiError, shown
+from octavo.server.errors import ApiError
 from octavo.server.protocol import ModelRequest, Number
+from octavo.shown import shown
 
 
 class OllamaOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from octavo.server import ollama_protocol, protocol, responses
 from octavo.server.errors import JSON
 from octavo.server.field_meanings import meaning
+from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT
 from octavo.server.serving import Serving, installed_version
 
 Endpoint = Callable[[Request, Serving], Awaitable[Response]]
@@ -129,9 +130,9 @@ def _schemas() -> dict[str, Any]:
                 field["description"] = told
     for kind in _WITH_PARAMETERS_OF_OTHERS:
         fields = schemas[kind.__name__]["properties"]
-        for name in sorted(protocol.NO_EFFECT):
+        for name in sorted(NO_EFFECT):
             fields.setdefault(name, {"description": "Accepted; changes no answer."})
-        for name, allowed in protocol.NEUTRAL.items():
+        for name, allowed in NEUTRAL.items():
             fields.setdefault(
                 name, {"enum": [None, *allowed], "description": "Changes no answer; nothing else is supported."}
             )

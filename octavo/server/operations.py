@@ -11,6 +11,7 @@ from octavo.server.errors import JSON, ApiError
 from octavo.server.page import CONTENT_TYPE, content_security_policy, page
 from octavo.server.responses import ModelCard, ModelList
 from octavo.server.serving import Serving, installed_version, json_response
+from octavo.shown import shown
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -25,7 +26,7 @@ async def get_model(request: Request, serving: Serving) -> Response:
     name = request.path_params["model"]
     if name not in serving.settings.served_model_name:
         raise ApiError(
-            404, f"the model {name[:100]!r} is not served here; see /v1/models", param="model", code="model_not_found"
+            404, f"the model {shown(name)} is not served here; see /v1/models", param="model", code="model_not_found"
         )
     return json_response(_card(name, serving))
 
@@ -37,7 +38,7 @@ def _card(name: str, serving: Serving) -> ModelCard:
         created=serving.created,
         root=serving.settings.served_model_name[0],
         max_model_len=serving.client.model_info.max_model_len,
-        has_chat_template=tokenizer is not None and "default" in tokenizer.chat_templates,
+        has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         default_sampling_params=pack_params(serving.client.model_info.default_sampling_params),
     )
 

@@ -14,12 +14,13 @@ from starlette.requests import ClientDisconnect, Request
 
 from octavo.engine.client import ModelInfo
 from octavo.engine.tokenizer import LONG_TEXT, Tokenizer
-from octavo.server.errors import ApiError, shown
+from octavo.server.errors import ApiError
 from octavo.server.lanes import Lane, lane_for
 from octavo.server.protocol import GenerationRequest
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import cancelled_on_disconnect
+from octavo.shown import shown
 
 T = TypeVar("T")
 #: parts of a message's content that are looked at one by one before the rest is taken for long
@@ -233,7 +234,7 @@ def _check_template(asked: Conversation, tokenizer: Tokenizer, settings: ServerS
     """A template of the request's must be text: as the name of a file it would be read from the server's disk."""
     template = asked.chat_template
     if template is None:
-        if "default" not in tokenizer.chat_templates:
+        if tokenizer.chat_template is None:
             raise ApiError(
                 400,
                 "this model has no chat template: it continues texts and was not made for conversations. Send the text "

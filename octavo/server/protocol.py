@@ -1,7 +1,7 @@
 """What requests may say: one struct a route, one field a parameter. Their schema is the one at /openapi.json.
 
 A field that is null or left out is the same: the model's default. Fields that others know and this engine has no
-use for are listed below, so that they are accepted or refused by name and never ignored.
+use for are in fields_not_here.py, so that they are accepted or refused by name and never ignored.
 """
 
 from __future__ import annotations
@@ -142,66 +142,3 @@ class DetokenizeRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
     """POST /detokenize."""
 
     tokens: list[int]
-
-
-#: accepted with any value: they say who asks, or hint at what a cache does by itself, and change no answer
-NO_EFFECT = frozenset(
-    {
-        "user",
-        "metadata",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "parallel_tool_calls",
-        "cache_control",
-        "session_id",
-    }
-)
-
-#: what others know and this engine cannot do -> the values that ask for nothing, which are accepted
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "use_beam_search": (False,),
-    "length_penalty": (1,),
-    "best_of": (1,),
-    "suffix": ("",),
-    "prompt_embeds": (),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "moderation": (),
-    "store": (False,),
-    "service_tier": ("auto", "default", "standard_only"),
-    "speed": ("standard",),
-    "verbosity": ("medium",),
-    "reasoning_effort": ("none",),
-    "include_reasoning": (True,),
-    "thinking": ({"type": "disabled"},),
-    "thinking_token_budget": (),
-    "output_config": ({},),
-    "container": (),
-    "mcp_servers": ([],),
-    "context_management": (),
-    "diagnostics": (),
-    "inference_geo": (),
-    # No decoder that can be streamed puts a space between special tokens, so there is none to leave out either.
-    "spaces_between_special_tokens": (True, False),
-    "repetition_detection": (),
-    "watermarking": (),
-    "media_io_kwargs": ({},),
-    "mm_processor_kwargs": ({},),
-    "mm_payload": (),
-    "kv_transfer_params": (),
-    "ec_transfer_params": (),
-    "vllm_xargs": ({},),
-    "return_weight_versions": (False,),
-    "return_token_offsets": (False,),
-    "return_prompt_text": (False,),
-}

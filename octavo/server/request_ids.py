@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.server.errors import ApiError
 from octavo.server.serving import Serving
+from octavo.shown import shown
 
 REQUEST_ID_HEADER = "x-request-id"
 
@@ -29,7 +30,7 @@ def request_id(request: Request, asked: str | None) -> str:
     if not _REQUEST_ID.fullmatch(given):
         raise ApiError(
             400,
-            f"request_id is {given[:150]!r}, allowed are 1 to 128 visible ASCII characters",
+            f"request_id is {shown(given)}, allowed are 1 to 128 visible ASCII characters",
             param="request_id",
         )
     return given

@@ -10,6 +10,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError, as_api_error
 from octavo.server.protocol import GenerationRequest
 from octavo.server.settings import ServerSettings
+from octavo.shown import shown
 
 #: fields that mean the same in requests and in SamplingParams
 _SAME = (
@@ -83,5 +84,5 @@ def _logit_bias(bias: Mapping[str, int | float]) -> dict[int, float]:
         raise ApiError(400, f"logit_bias holds {len(bias)} tokens, allowed are {_MAX_BIASES}", param="logit_bias")
     for key in bias:
         if not (key.isascii() and key.isdecimal() and len(key) <= 10):
-            raise ApiError(400, f"logit_bias has the key {key[:32]!r}, allowed are token ids", param="logit_bias")
+            raise ApiError(400, f"logit_bias has the key {shown(key)}, allowed are token ids", param="logit_bias")
     return {int(key): value for key, value in bias.items()}

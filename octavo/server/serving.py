@@ -22,6 +22,7 @@ from octavo.server.logprob_room import LogprobRoom
 from octavo.server.protocol import ModelRequest
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import Events, EventStream
+from octavo.shown import shown
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T", bound=ModelRequest)
@@ -48,7 +49,7 @@ class Serving:
         if asked.model not in names:
             raise ApiError(
                 404,
-                f"the model {asked.model[:100]!r} is not served here; allowed is {' or '.join(map(repr, names))}",
+                f"the model {shown(asked.model)} is not served here; allowed is {' or '.join(map(repr, names))}",
                 param="model",
                 code="model_not_found",
             )

@@ -16,20 +16,16 @@ It holds no model, tokenizer or request, and does nothing but wait; so there is 
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 import math
-import os
 import selectors
 import shutil
-import signal
 import socket
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -43,14 +39,13 @@ from octavo.observe.logging import LOGGER
 from octavo.server.front_end_task import FrontEndTask
 from octavo.server.listening import close_socket, open_socket, url_of
 from octavo.server.restarts import Restarts
+from octavo.server.run_directory import make_run_directory
+from octavo.server.signals import SIGNALS, hearing_signals
 from octavo.server.suspects import Suspects
 from octavo.server.watchdog import Watchdog
 
 #: seconds that a child may take to end once it has said so, or was told to
 GRACE_S = 5.0
-#: what a Unix socket's path may have, on every system
-_MAX_PATH_LEN = 100
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +58,17 @@ class ServeOptions:
     settings: Any
     model_name: str
     app: str = "octavo.server.app:create_app"
+
+
+@dataclass(slots=True, eq=False)
+class _FrontEnd:
+    """One front end, through all the processes that it is. child: None between two of them."""
+
+    index: int
+    child: Child | None = None
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    restarts: Restarts = field(default_factory=Restarts)
+    has_ever_served: bool = False
 
 
 class Supervisor:
@@ -84,10 +90,7 @@ class Supervisor:
         self._died_at_work = False  # whether the engine that is ending computed something
         self._watchdog = Watchdog()
         self._hang: str | None = None  # why the engine that is ending was killed
-        self._front_ends: dict[int, Child] = {}
-        self._front_end_watchdogs = [Watchdog() for _ in range(options.server.api_server_count)]
-        self._front_end_restarts = [Restarts() for _ in range(options.server.api_server_count)]
-        self._serving: set[int] = set()
+        self._front_ends = [_FrontEnd(index) for index in range(options.server.api_server_count)]
         self._failure: Note | None = None
         self._is_stopping = False
         self._exit_code: int | None = None
@@ -95,12 +98,13 @@ class Supervisor:
     def run(self) -> int:
         """Serve until told to stop -> exit code. Raises what kept the server from starting."""
         self._listening = open_socket(self._options.server)
-        self._run_directory = _make_run_directory()
+        self._run_directory = make_run_directory()
         try:
-            with self._hearing_signals():
+            with hearing_signals() as end:
+                self._selector.register(end, selectors.EVENT_READ, partial(self._take_signals, end))
                 self._start_engine()
-                for index in range(self._options.server.api_server_count):
-                    self._start_front_end(index)
+                for front_end in self._front_ends:
+                    self._start_front_end(front_end)
                 while self._exit_code is None:
                     self._turn()
                 return self._exit_code
@@ -111,15 +115,15 @@ class Supervisor:
         """Wait for what happens next, and see to it."""
         now = time.monotonic()
         due = max(0.0, self._timers[0][0] - now) if self._timers else math.inf
-        watchdogs = (self._watchdog, *self._front_end_watchdogs)
+        watchdogs = (self._watchdog, *(one.watchdog for one in self._front_ends))
         patience = min(due, *(watchdog.seconds_left(now) for watchdog in watchdogs))
         for key, _ in self._selector.select(None if math.isinf(patience) else patience):
             key.data()
         if self._watchdog.is_over(time.monotonic()):
             self._engine_hangs()
-        for index, watchdog in enumerate(self._front_end_watchdogs):
-            if watchdog.is_over(time.monotonic()):
-                self._front_end_hangs(index)
+        for front_end in self._front_ends:
+            if front_end.watchdog.is_over(time.monotonic()):
+                self._front_end_hangs(front_end)
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
 
@@ -237,14 +241,13 @@ class Supervisor:
 
     # Front ends
 
-    def _start_front_end(self, index: int) -> None:
-        options = self._options
+    def _start_front_end(self, front_end: _FrontEnd) -> None:
+        options, index = self._options, front_end.index
         num_starts = next(self._counter)
         task = FrontEndTask(
             index=index,
             # The first front end draws the seeds that an offline engine would; no two draw the same.
-            seed=options.engine.model.seed
-            + ((index if num_starts < len(self._front_end_restarts) else num_starts) << 64),
+            seed=options.engine.model.seed + ((index if num_starts < len(self._front_ends) else num_starts) << 64),
             model=options.engine.model,
             server=options.server,
             app=options.app,
@@ -253,98 +256,82 @@ class Supervisor:
             run_directory=self._run_directory,
         )
         child = Child(f"front end {index}", "octavo.server.front_end:main", task, [self._listening.fileno()])
-        self._front_ends[index] = child
-        self._front_end_watchdogs[index] = Watchdog()
-        self._selector.register(child.channel, selectors.EVENT_READ, partial(self._hear_front_end, index, child))
+        front_end.child, front_end.watchdog = child, Watchdog()
+        self._selector.register(child.channel, selectors.EVENT_READ, partial(self._hear_front_end, front_end, child))
         if self._address is not None:
             child.channel.send(Note("engine_up", text=self._address))
 
-    def _hear_front_end(self, index: int, child: Child) -> None:
+    def _hear_front_end(self, front_end: _FrontEnd, child: Child) -> None:
         for note in child.channel.receive():
             if note.kind == "ready":
-                self._front_end_is_ready(index)
+                self._front_end_is_ready(front_end)
             elif note.kind == "alive":
-                self._front_end_watchdogs[index].heard(time.monotonic(), note.seconds)
+                front_end.watchdog.heard(time.monotonic(), note.seconds)
             elif note.kind == "failed":
                 self._failure = note
         if not child.channel.is_open:
             self._selector.unregister(child.channel)
-            self._front_end_is_gone(index, child, child.reap(GRACE_S))
+            self._front_end_is_gone(front_end, child, child.reap(GRACE_S))
 
-    def _front_end_is_ready(self, index: int) -> None:
-        self._front_end_restarts[index].serves(time.monotonic())
-        was_complete = len(self._serving) == len(self._front_end_restarts)
-        self._serving.add(index)
-        if not was_complete and len(self._serving) == len(self._front_end_restarts) and not self._is_stopping:
+    def _front_end_is_ready(self, front_end: _FrontEnd) -> None:
+        front_end.restarts.serves(time.monotonic())
+        is_first_time, front_end.has_ever_served = not front_end.has_ever_served, True
+        if is_first_time and all(one.has_ever_served for one in self._front_ends) and not self._is_stopping:
             self._has_listened = True
             LOGGER.info("listening on %s", url_of(self._listening, self._options.server))
 
-    def _front_end_hangs(self, index: int) -> None:
+    def _front_end_hangs(self, front_end: _FrontEnd) -> None:
         """It lives and says nothing."""
-        child, watchdog = self._front_ends[index], self._front_end_watchdogs[index]
+        child, watchdog = front_end.child, front_end.watchdog
+        assert child is not None, "only a process that was heard of is missed"
         LOGGER.error(
             "front end %d hangs: nothing was heard of it for %g s; process %d is killed. If it only needs longer, "
             "raise --front-end-hang-timeout",
-            *(index, watchdog.patience_s, child.process.pid),
+            *(front_end.index, watchdog.patience_s, child.process.pid),
         )
         watchdog.rest()
         child.kill()
 
-    def _front_end_is_gone(self, index: int, child: Child, how: str) -> None:
+    def _front_end_is_gone(self, front_end: _FrontEnd, child: Child, how: str) -> None:
         """Nobody waits for its requests any more."""
-        del self._front_ends[index]
-        self._front_end_watchdogs[index].rest()
+        index, restarts = front_end.index, front_end.restarts
+        front_end.child = None
+        front_end.watchdog.rest()
         if self._engine is not None and self._address is not None:
             identity = front_end_identity(index, child.process.pid)
             self._engine.channel.send(Note("front_end_gone", text=identity))
         if self._is_stopping:
-            if not self._front_ends:
+            if not self._living_front_ends:
                 self._stop_engine()
             return
         failure, self._failure = self._failure, None
-        if index not in self._serving:
+        if not front_end.has_ever_served:
             raise _error(failure, f"front end {index} ended with {how} before it could serve")
-        restarts = self._front_end_restarts[index]
         delay = restarts.next_delay(time.monotonic(), is_excused=restarts.has_served)
         if delay is None:
             LOGGER.error("front end %d ended with %s; it does not stay up, so the server ends", index, how)
             self._begin_stop(0.0, exit_code=1)
             return
         LOGGER.error("front end %d ended with %s; starting it again in %g s", index, how, delay)
-        self._later(delay, partial(self._restart_front_end, index))
+        self._later(delay, partial(self._restart_front_end, front_end))
 
-    def _restart_front_end(self, index: int) -> None:
+    def _restart_front_end(self, front_end: _FrontEnd) -> None:
         if not self._is_stopping:
-            self._start_front_end(index)
+            self._start_front_end(front_end)
+
+    @property
+    def _living_front_ends(self) -> list[Child]:
+        return [one.child for one in self._front_ends if one.child is not None]
 
     def _tell_front_ends(self, note: Note) -> None:
-        for child in self._front_ends.values():
+        for child in self._living_front_ends:
             child.channel.send(note)
 
     # The end
 
-    @contextlib.contextmanager
-    def _hearing_signals(self) -> Iterator[None]:
-        """Signals wake the selector; they interrupt nothing."""
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setblocking(False)
-        old_fd = signal.set_wakeup_fd(theirs.fileno())
-        old_handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
-        self._selector.register(ours, selectors.EVENT_READ, partial(self._take_signals, ours))
-        try:
-            yield
-        finally:
-            for number, handler in old_handlers.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(old_fd)
-            self._selector.unregister(ours)
-            ours.close()
-            theirs.close()
-
     def _take_signals(self, end: socket.socket) -> None:
         for number in end.recv(64):
-            if number not in _SIGNALS:
+            if number not in SIGNALS:
                 continue
             if not self._has_listened:
                 self._exit_code = 128 + number  # there is nobody to be told, and nothing to be waited for
@@ -362,22 +349,22 @@ class Supervisor:
 
     def _begin_stop(self, seconds: float, exit_code: int) -> None:
         self._is_stopping = True
-        for watchdog in self._front_end_watchdogs:
-            watchdog.rest()  # each has its time to end
+        for front_end in self._front_ends:
+            front_end.watchdog.rest()  # each has its time to end
         self._exit_code_then = exit_code
         self._tell_front_ends(Note("drain", seconds=seconds))
-        for child in self._front_ends.values():
+        for child in self._living_front_ends:
             self._later(seconds + GRACE_S, child.kill)
-        if not self._front_ends:
+        if not self._living_front_ends:
             self._stop_engine()
 
     def _finish_if_all_are_gone(self) -> None:
-        if self._engine is None and not self._front_ends:
+        if self._engine is None and not self._living_front_ends:
             self._exit_code = self._exit_code_then
 
     def _end_everything(self) -> None:
         """Whatever happened, leave nothing behind."""
-        left = [*self._front_ends.values(), *([self._engine] if self._engine is not None else [])]
+        left = [*self._living_front_ends, *([self._engine] if self._engine is not None else [])]
         for child in left:
             child.kill()
         for child in left:
@@ -385,15 +372,6 @@ class Supervisor:
         self._selector.close()
         close_socket(self._listening, self._options.server)
         shutil.rmtree(self._run_directory, ignore_errors=True)
-
-
-def _make_run_directory() -> str:
-    """Private, and short enough for a socket in it."""
-    path = tempfile.mkdtemp(prefix="octavo-")
-    if len(path) > _MAX_PATH_LEN - len("/engine-999999"):
-        os.rmdir(path)
-        path = tempfile.mkdtemp(prefix="octavo-", dir="/tmp")
-    return path
 
 
 def _error(failure: Note | None, otherwise: str) -> OctavoError:

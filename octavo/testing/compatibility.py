@@ -16,10 +16,10 @@ from typing import Any
 from octavo import AsyncLLM, SamplingParams, vllm_options
 from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.llm import LLM
+from octavo.sampling_params import MAX_REPETITION_PENALTY, MAX_TEMPERATURE, MIN_REPETITION_PENALTY
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
+from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT, instead_of
 from octavo.server.protocol import (
-    NEUTRAL,
-    NO_EFFECT,
     ChatCompletionRequest,
     CompletionRequest,
     MessagesRequest,
@@ -52,8 +52,8 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "shutdown_timeout": "what has not ended by then is told so",
     },
     "parameters": {
-        "temperature": "to 1000 at most",
-        "repetition_penalty": "0.001 to 1000",
+        "temperature": f"to {MAX_TEMPERATURE:g} at most",
+        "repetition_penalty": f"{MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g}",
         "n": "samples of one request share its prompt's blocks",
     },
     "routes": {
@@ -94,7 +94,7 @@ OURS: dict[str, frozenset[str]] = {
     "methods": frozenset({"stream", "events", "card", "stats", "close", "is_alive", "model_info", "metrics"}),
 }
 
-_NO_POOLING = "models generate text; there are no embeddings, scores or classes"
+_NO_POOLING = vllm_options.METHODS["embed"]
 _NOT_LIVE = "close the engine and start it anew: it takes about a second"
 #: vLLM's routes that are not here -> what instead
 ROUTES_NOT_HERE: dict[str, str] = {
@@ -110,29 +110,6 @@ ROUTES_NOT_HERE: dict[str, str] = {
     "/start_profile, /stop_profile": "use a profiler of your own; `/metrics` and traces tell times",
     "/inference/v1/generate": "send token ids as the prompt of /v1/completions, and `return_token_ids`",
     "/abort_requests": "close the connection: the request ends within a step",
-}
-
-_NO_TOOLS = "the answer's text is handed out as it is; read calls and thoughts from it"
-_NOTHING_ELSE = "there is nothing in its place"
-#: request fields that are not here and that `vllm_options` does not speak of -> what instead
-FIELDS_NOT_HERE: dict[str, str] = {
-    "tools": "shown to no model yet over HTTP; put their description into a message",
-    "tool_choice": _NO_TOOLS,
-    "functions": _NO_TOOLS,
-    "function_call": _NO_TOOLS,
-    "response_format": "ask for the form in the prompt",
-    "suffix": "put what follows into the prompt, in the form that the model knows",
-    "prompt_embeds": "prompts are text or token ids",
-    "modalities": "models read and write text",
-    "audio": "models read and write text",
-    "mm_payload": "models read text only",
-    "media_io_kwargs": "models read text only",
-    "store": "nothing is stored",
-    "service_tier": "there is one tier; use `priority`",
-    "reasoning_effort": "`chat_template_kwargs` reaches the template's own switch",
-    "include_reasoning": _NO_TOOLS,
-    "thinking": _NO_TOOLS,
-    "vllm_xargs": "there are no plugins",
 }
 
 
@@ -187,9 +164,8 @@ def _fields() -> list[str]:
 def _missing_fields() -> list[tuple[str, str, str]]:
     rows = []
     for name, values in NEUTRAL.items():
-        known = vllm_options.SAMPLING_FIELDS.get(name)
-        instead = FIELDS_NOT_HERE.get(name, known.instead if known is not None else _NOTHING_ELSE)
-        rows.append((f"`{name}`", ", ".join(f"`{value}`" for value in (None, *values)), instead))
+        told = instead_of(name) or "there is nothing in its place"
+        rows.append((f"`{name}`", ", ".join(f"`{value}`" for value in (None, *values)), told))
     return rows
 
 

@@ -25,7 +25,7 @@ def reader(
     *argv: str, recommended: SamplingParams | None = None, is_chat: bool = False, template: bool = True
 ) -> AskReader:
     """Of a model that recommends so, and was asked for by these words."""
-    tokenizer = SimpleNamespace(chat_templates={"default": "..."} if template else {}, encode_chat=lambda messages: [1])
+    tokenizer = SimpleNamespace(chat_template="..." if template else None, encode_chat=lambda messages: [1])
     llm = SimpleNamespace(
         get_tokenizer=lambda: tokenizer, get_default_sampling_params=lambda: recommended or SamplingParams()
     )

@@ -92,6 +92,7 @@ def test_batches_are_decoded(ours: Tokenizer, theirs: Any) -> None:
     for skip in (True, False):
         decoded = ours.batch_decode(batch, skip_special_tokens=skip)
         assert decoded == theirs.batch_decode(batch, skip_special_tokens=skip)
+        assert ours.decode(5, skip_special_tokens=skip) == theirs.decode(5, skip_special_tokens=skip)
 
 
 @pytest.mark.parametrize(

@@ -26,3 +26,13 @@ def test_agrees_with_the_reference(vocab_size: int, k: int, ties: bool) -> None:
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-5)
         else:
             assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("best", [1e10, 3e38, -3e38])
+def test_equals_of_a_large_best_share_the_mass(best: float) -> None:
+    """Beside such a number the logarithm of what they share is nothing in float32."""
+    logits = np.full((1, 153), best, np.float32)
+    table = random_table(8)
+    model = Harness(CpuBackend(2), lambda ops: ops.embedding(table, "input_ids"), 8).compiled
+    for top in (model.top_logprobs, top_logprobs):
+        np.testing.assert_allclose(top(logits, np.array([7], np.int32), 20)[1], -np.log(153), rtol=1e-6)

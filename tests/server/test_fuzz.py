@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from octavo.server.fields_not_here import NEUTRAL
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
     OllamaGenerateRequest,
@@ -19,7 +20,6 @@ from octavo.server.ollama_protocol import (
 )
 from octavo.server.openapi import request_structs
 from octavo.server.protocol import (
-    NEUTRAL,
     AnthropicMessage,
     BatchChatCompletionRequest,
     ChatCompletionRequest,

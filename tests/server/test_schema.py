@@ -15,8 +15,9 @@ import schemathesis
 
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.field_meanings import MEANINGS, meaning
+from octavo.server.fields_not_here import NO_EFFECT
 from octavo.server.openapi import request_structs
-from octavo.server.protocol import NO_EFFECT, ChatCompletionRequest, CompletionRequest
+from octavo.server.protocol import ChatCompletionRequest, CompletionRequest
 from octavo.server.settings import ServerSettings
 from tests.server.live_server import serve
 from tests.server.scripted_engine import ScriptedEngine, app_of, get

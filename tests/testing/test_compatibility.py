@@ -8,10 +8,10 @@ import pytest
 from octavo import LLM, AsyncLLM, SamplingParams
 from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
-from octavo.server.protocol import NEUTRAL
+from octavo.server.fields_not_here import INSTEAD, NEUTRAL
 from octavo.server.settings import ServerSettings
 from octavo.testing import compatibility
-from octavo.testing.compatibility import DIFFERENT, FIELDS_NOT_HERE, OURS, ROUTES_NOT_HERE
+from octavo.testing.compatibility import DIFFERENT, OURS, ROUTES_NOT_HERE
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 
@@ -39,7 +39,7 @@ def test_what_differs_and_what_is_ours_is_there(kind: str) -> None:
 
 
 def test_what_is_not_there_is_not() -> None:
-    assert set(FIELDS_NOT_HERE) <= set(NEUTRAL), "a field that is here now is told of as missing"
+    assert set(INSTEAD) <= set(NEUTRAL), "a field that is here now is told of as missing"
     missing = {path.strip() for row in ROUTES_NOT_HERE for path in row.split(",")}
     assert not missing & THERE["routes"]
 

@@ -49,6 +49,6 @@ def _logprobs(row: FloatArray, ids: IntArray) -> FloatArray:
         among_best = -np.log(np.float32(np.count_nonzero(row == best))) if best > 0 else np.float32(-np.inf)
         return np.where(row[ids] == best, among_best, np.float32(-np.inf))
     with np.errstate(over="ignore"):  # what lies too far below the best for float32 is at -inf
-        log_sum_exp = float(best) + float(np.log(np.sum(np.exp((row - best).astype(np.float64)))))
-        logprobs: FloatArray = row[ids] - log_sum_exp
+        away = row.astype(np.float64) - float(best)  # from the best, beside which the mass's logarithm may be nothing
+        logprobs: FloatArray = (away[ids] - np.log(np.sum(np.exp(away)))).astype(np.float32)
     return logprobs

@@ -1,0 +1,162 @@
+"""One sequence on its way out: tokens, text and log-probabilities so far, and how it ended.
+
+Its text grows by an incremental detokeniser. While it runs, the last characters that could be the beginning of a stop
+string are held back, so that no reader ever sees text that is later taken away.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from octavo.engine.detokenizer import TextStream
+from octavo.engine.logprob_rows import LogprobRows, named, ranks
+from octavo.engine.tokenizer import Tokenizer
+from octavo.messages import LogprobRow
+from octavo.outputs import CompletionOutput, FinishReason, FlatLogprobs, TokenLogprobs
+from octavo.request import Request, Sequence
+from octavo.scheduler.scheduler import SequenceUpdate
+
+#: named as they come, one list of columns, or named as they are read
+Rows = list[TokenLogprobs | None] | FlatLogprobs | LogprobRows
+
+
+class _Handed(NamedTuple):
+    """How much of a sequence earlier DELTA outputs have handed out."""
+
+    num_chars: int = 0
+    num_tokens: int = 0
+    finish: FinishReason | None = None
+
+
+class SequenceText:
+    """One sequence: tokens, text and logprobs so far, and how it ended."""
+
+    def __init__(
+        self, index: int, request: Request, tokenizer: Tokenizer | None, stream: TextStream | None, is_lazy: bool
+    ) -> None:
+        """stream: of its own, behind the prompt; None where no text is made."""
+        params = request.sampling_params
+        self._index = index
+        self._params = params
+        self._tokenizer = tokenizer
+        self._stops: tuple[str, ...] = tuple(params.stop or ())
+        self._held_back = 0 if params.include_stop_str_in_output else max(map(len, self._stops), default=1) - 1
+        self._stream = stream
+        self._text = ""
+        self._token_ids: list[int] = []
+        self._is_lazy = is_lazy
+        self._logprobs: Rows | None = None
+        self._cumulative_logprob: float | None = None
+        if params.reports_logprobs:
+            self._logprobs = self._no_rows()
+            self._cumulative_logprob = 0.0
+        self._handed = _Handed()
+        self._stop_reason: int | str | None = None
+        self.finish_reason: FinishReason | None = None
+
+    def _no_rows(self) -> Rows:
+        return no_rows(self._is_lazy, self._params.flat_logprobs, self._tokenizer)
+
+    def has_news(self) -> bool:
+        """Whether a DELTA output should mention this sequence."""
+        return self._handed != (self._visible(), len(self._token_ids), self.finish_reason)
+
+    def abort(self) -> None:
+        if self.finish_reason is None:
+            self._text += self._stream.finish() if self._stream is not None else ""
+            self.finish_reason = "abort"
+
+    def fail(self, reason: str) -> None:
+        if self.finish_reason is None:
+            self.finish_reason, self._stop_reason = "error", reason
+
+    def end_with(self, sequence: Sequence) -> None:
+        """End as that sequence did, if it did."""
+        if self.finish_reason is None:
+            self.finish_reason, self._stop_reason = sequence.finish_reason, sequence.stop_reason
+
+    def extend(self, update: SequenceUpdate) -> str | None:
+        if self.finish_reason is not None:
+            return None
+        if update.logprobs is not None and self._logprobs is not None:
+            add_row(self._logprobs, update.logprobs, self._tokenizer)
+            self._cumulative_logprob = (self._cumulative_logprob or 0.0) + update.logprobs.logprobs[0]
+        self._token_ids += update.token_ids
+        stop = self._grow_text(update.token_ids, update.sequence.finish_reason)
+        if stop is not None:
+            self.finish_reason, self._stop_reason = "stop", stop
+        else:
+            self.end_with(update.sequence)
+        return stop
+
+    def _grow_text(self, shown: list[int], finish_reason: FinishReason | None) -> str | None:
+        """Add the new tokens' text; cut at the first stop string. A stop token's own text is left out unless
+        include_stop_str_in_output."""
+        if self._stream is None:
+            return None
+        if finish_reason == "stop" and not self._params.include_stop_str_in_output:
+            shown = shown[:-1]
+        old_len = len(self._text)
+        for token_id in shown:
+            self._text += self._stream.push(token_id)
+        if finish_reason is not None:
+            self._text += self._stream.finish()
+        if len(self._token_ids) <= self._params.min_tokens:
+            return None
+        return self._cut_at_stop(old_len)
+
+    def _cut_at_stop(self, old_len: int) -> str | None:
+        """Find the earliest stop string that ends in the new text."""
+        best: tuple[int, str] | None = None
+        for stop in self._stops:
+            start = self._text.find(stop, max(0, old_len - len(stop) + 1))
+            if start >= 0 and (best is None or start < best[0]):
+                best = (start, stop)
+        if best is None:
+            return None
+        start, stop = best
+        self._text = self._text[: start + (len(stop) if self._params.include_stop_str_in_output else 0)]
+        return stop
+
+    def _visible(self) -> int:
+        """Characters that no stop string can take back any more."""
+        if self.finish_reason is not None:
+            return len(self._text)
+        return max(self._handed.num_chars, len(self._text) - self._held_back)
+
+    def output(self, is_delta: bool) -> CompletionOutput:
+        visible = self._visible()
+        first_char, first_token = (self._handed.num_chars, self._handed.num_tokens) if is_delta else (0, 0)
+        logprobs = self._logprobs
+        if is_delta and logprobs is not None:
+            self._logprobs = self._no_rows()  # those handed out are not kept
+        elif logprobs is not None:
+            logprobs = logprobs.copy()
+        if is_delta:
+            self._handed = _Handed(visible, len(self._token_ids), self.finish_reason)
+        return CompletionOutput(
+            index=self._index,
+            text=self._text[first_char:visible],
+            token_ids=self._token_ids[first_token:],
+            cumulative_logprob=self._cumulative_logprob,
+            logprobs=logprobs,  # type: ignore[arg-type]  # reads like a list
+            finish_reason=self.finish_reason,
+            stop_reason=self._stop_reason,
+        )
+
+
+def no_rows(is_lazy: bool, is_flat: bool, tokenizer: Tokenizer | None) -> Rows:
+    if is_lazy:
+        return LogprobRows(None if tokenizer is None else tokenizer.token_texts)
+    return FlatLogprobs() if is_flat else []
+
+
+def add_row(rows: Rows, row: LogprobRow, tokenizer: Tokenizer | None) -> None:
+    texts = None if tokenizer is None else tokenizer.token_texts
+    if isinstance(rows, LogprobRows):
+        rows.append(row)
+    elif isinstance(rows, FlatLogprobs):
+        decoded = [None if texts is None else texts[token_id] for token_id in row.token_ids]
+        rows.append_fast(row.token_ids, row.logprobs, ranks(row), decoded)
+    else:
+        rows.append(named(row, texts))
