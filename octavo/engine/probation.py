@@ -24,6 +24,8 @@ MAX_DEATHS = 2
 MEMORY_S = 600.0
 #: seconds after which one that is computed makes room for the next one, though it has not ended
 ALONE_S = 1.0
+#: about so many seconds all of them take; of many, one that has got a token makes room sooner
+ALL_S = 5.0
 
 
 def refusal() -> InvalidRequestError:
@@ -64,9 +66,14 @@ class Probation:
         self._held.append(Held(front_end, message))
         return True
 
+    @property
+    def has_next(self) -> bool:
+        """Whether it is somebody's turn."""
+        return bool(self._held) and not self._is_trying()
+
     def take_next(self) -> Held | None:
         """Whose turn it is."""
-        return self._held.popleft() if self._held and not self._is_trying() else None
+        return self._held.popleft() if self.has_next else None
 
     def tries(self, message: AddRequest, request: Request) -> Request | None:
         """A request was let in -> the one that is excused for that: the next death is not its doing."""
@@ -99,4 +106,8 @@ class Probation:
         if self._tried is None:
             return False
         begin = self._tried.first_scheduled_time
-        return begin is None or self._clock() - begin < ALONE_S
+        if begin is None:
+            return True
+        has_token = any(sequence.num_output_tokens for sequence in self._tried.sequences)
+        enough = min(ALONE_S, ALL_S / max(1, len(self._num_deaths))) if has_token else ALONE_S
+        return self._clock() - begin < enough

@@ -144,7 +144,8 @@ class EngineLoop:
 
     def _listen(self) -> bool:
         """Take everything that has come; wait for something if there is nothing else to do. False: stop."""
-        ready = dict(self._poller.poll(0 if self._core.has_unfinished else self._patience_ms()))
+        is_busy = self._core.has_unfinished or self._probation.has_next
+        ready = dict(self._poller.poll(0 if is_busy else self._patience_ms()))
         if self._channel.fileno() in ready and not self._obey_parent():
             return False
         if self._socket in ready:

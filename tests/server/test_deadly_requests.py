@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from octavo.engine.probation import ALONE_S, MAX_DEATHS, MEMORY_S, Held, Probation
+from octavo.engine.probation import ALL_S, ALONE_S, MAX_DEATHS, MEMORY_S, Held, Probation
 from octavo.engine.step_record import StepRecord, who_was_computed
 from octavo.engine.transport import AddRequest, pack_request
 from octavo.errors import InvalidRequestError
 from octavo.observe.events import EventLog, Finished, Forked, Scheduled, Started
-from octavo.request import Request
+from octavo.request import Request, Sequence, SequenceId
 from octavo.server.restarts import MAX_TRIES, Restarts
 from octavo.server.suspects import Suspects
 from octavo.testing.simulate import make_request
@@ -167,6 +167,18 @@ def test_those_on_probation_are_tried_one_at_a_time() -> None:
     probation.ended(now_tried)
     assert probation.take_next() == Held(b"y", first)
     assert probation.tries(first, request) is None
+
+
+def test_of_many_on_probation_one_that_has_a_token_makes_room_sooner() -> None:
+    now = 0.0
+    messages = [add_request(f"{number}", number) for number in range(100)]
+    probation = Probation({message.fingerprint: 1 for message in messages}, lambda: now)
+    probation.tries(messages[0], request := started(messages[0], now))
+    assert probation.holds(b"x", messages[1])
+    now = 1.01 * ALL_S / 100
+    assert not probation.has_next, "it may be at the prompt that engines die"
+    request.sequences.append(Sequence(SequenceId(0), request, 0, [*request.prompt_token_ids, 5]))
+    assert probation.has_next
 
 
 def test_those_who_wait_on_probation_can_leave() -> None:
