@@ -15,7 +15,7 @@ import pytest
 from octavo.cli import run as run_command
 from octavo.cli.asks import AskReader
 from octavo.cli.main import main, parser_of
-from octavo.cli.run import ONE_SHOT_MAX_TOKENS, RAW_MAX_TOKENS, _reader
+from octavo.cli.run import ONE_SHOT_MAX_TOKENS, RAW_MAX_TOKENS, _engine_options, _reader
 from octavo.cli.sampling_flags import for_people
 from octavo.llm import LLM
 from octavo.sampling_params import SamplingParams
@@ -127,3 +127,10 @@ def test_bad_lines_and_options_are_refused_before_a_model_is_loaded(
     assert f"{path}, line 2: unknown key 'promt'" in capsys.readouterr().err
     assert main(["run", "smollm2", "Hi", "--top-p", "7"]) == 2
     assert "top_p is 7" in capsys.readouterr().err
+
+
+def test_one_stream_at_a_time_is_computed_precisely() -> None:
+    assert _engine_options(arguments("Hi"), is_alone=True)["activation_dtype"] == "int16"
+    assert "activation_dtype" not in _engine_options(arguments("Hi", "--n", "4"), is_alone=True)
+    assert "activation_dtype" not in _engine_options(arguments("Hi", "Ho"), is_alone=False)
+    assert _engine_options(arguments("Hi", "--activation-dtype", "int8"), is_alone=True)["activation_dtype"] == "int8"
