@@ -6,6 +6,7 @@ at once.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ TinyFolder = Callable[..., Path]
 # The same examples in every run. To look for others: pytest --hypothesis-profile=default
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+# A shell without job control has what it starts in the background ignore Ctrl-C, and that is inherited: programs which
+# tests interrupt would not notice.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
