@@ -1,7 +1,8 @@
 """While one client does its worst, everyone else's streams go on and /health answers.
 
-The bound of a quiet machine is a tenth of a second, and holds there; a machine with other work may pause a process for
-longer than that, so the tests allow what it pauses anyway, many times. What they are against took seconds.
+The bound is a tenth of a second; on a quiet machine 6 to 43 ms were measured. One with other work may pause a process
+for longer, so what takes too long is tried again, and what such a machine pauses anyway is allowed three times. What
+these tests are against took seconds, every time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 
 import pytest
 
-ALLOWED_S = 0.5
+ALLOWED_S = 0.1
+TRIES = 4
 WORDS = "the quick brown fox, jumps over; lazy dogs (and 12 cats) again. "
 
 
@@ -173,10 +175,11 @@ ATTACKS: dict[str, tuple[str, Any, int, bytes]] = {
 def test_others_go_on(front: Front, name: str) -> None:
     path, body, status, told = ATTACKS[name]
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    gap, health, (got_status, answer) = front.worst(lambda: front.post(path, data))
-    print(f"{name}: gap {gap * 1e3:.0f} ms, health {health * 1e3:.0f} ms, usual {front.usual * 1e3:.0f} ms")
-    assert got_status == status, answer[:500]
-    assert told in answer
-    allowed = max(ALLOWED_S, 10 * front.usual)
-    assert gap < allowed
-    assert health < allowed
+    allowed = max(ALLOWED_S, 3 * front.usual)
+    waits = []
+    while len(waits) < TRIES and not (waits and waits[-1] < allowed):
+        gap, health, (got_status, answer) = front.worst(lambda: front.post(path, data))
+        assert got_status == status, answer[:500]
+        assert told in answer
+        waits.append(max(gap, health))
+    assert min(waits) < allowed, f"others waited {[round(1e3 * wait) for wait in waits]} ms"
