@@ -50,10 +50,17 @@ def parse(body: bytes, kind: type[T]) -> T:
         return _explain(body, kind)
 
 
+def _is_told_without_type(request: Request) -> bool:
+    """Ollama's way, with curl: no header says JSON. A page of another origin could send such a request without being
+    asked whether it may; browsers tell where it comes from."""
+    return request.scope["path"].startswith("/api/") and "origin" not in request.headers
+
+
 async def _read(request: Request, max_body_bytes: int, max_body_values: int) -> bytes:
     """The body, if it is JSON and not too large. Nothing past the limit is kept."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    if not is_json and not _is_told_without_type(request):
         raise ApiError(415, f"content-type is {kind!r}, allowed is application/json: send the header with the request")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and len(length) < 20 and int(length) > max_body_bytes:

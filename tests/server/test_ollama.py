@@ -187,3 +187,13 @@ def test_knocking_at_the_door() -> None:
         assert (answer.status, answer.read()) == (200, b"")
         connection.close()
     assert set(get(app_of(), "/api/version").json()) == {"version"}
+
+
+def test_a_body_needs_no_type_unless_a_page_sends_it() -> None:
+    """curl -d says that it is a form, and Ollama's users write no header."""
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    body = {"model": "tiny", "prompt": "Hi", "stream": False}
+    assert post(app_of(), "/api/generate", body, **form).status == 200
+    assert post(app_of(), "/api/show", {"model": "tiny"}, **form).status == 200
+    assert post(app_of(), "/api/generate", body, origin="https://elsewhere.example", **form).status == 415
+    assert post(app_of(), "/v1/completions", {"prompt": "Hi"}, **form).status == 415
