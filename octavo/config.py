@@ -174,7 +174,7 @@ class BackendConfig:
     activation_dtype: ActivationDType = knob(
         "int8",
         "what the cpu backend rounds activations to where weights are block-quantised; int16 answers like float32, at "
-        "nearly the same speed for one stream and about 60 % of it for prompts and for many at once",
+        "nearly the same speed for one stream and about three fifths of it for prompts and for many at once",
     )
 
     def __post_init__(self) -> None:
