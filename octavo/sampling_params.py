@@ -139,27 +139,21 @@ class SamplingParams:
         self._set("bad_words", _strings("bad_words", self.bad_words))
         self._set("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if self.allowed_token_ids is not None:
-            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
-            if not 1 <= len(allowed) <= MAX_ALLOWED_TOKEN_IDS:
-                raise InvalidRequestError(
-                    f"allowed_token_ids holds {len(allowed)} ids, allowed are 1 to {MAX_ALLOWED_TOKEN_IDS}; "
-                    "use None to allow every token"
-                )
-            self._set("allowed_token_ids", allowed)
+            self._set_ids("allowed_token_ids", MAX_ALLOWED_TOKEN_IDS, "use None to allow every token")
         if self.logprob_token_ids is not None:
-            scored = _token_ids("logprob_token_ids", self.logprob_token_ids)
-            if not 1 <= len(scored) <= MAX_LOGPROB_TOKEN_IDS:
-                raise InvalidRequestError(
-                    f"logprob_token_ids holds {len(scored)} ids, allowed are 1 to {MAX_LOGPROB_TOKEN_IDS}; "
-                    "logprobs=-1 reports the whole vocabulary"
-                )
-            self._set("logprob_token_ids", scored)
+            self._set_ids("logprob_token_ids", MAX_LOGPROB_TOKEN_IDS, "logprobs=-1 reports the whole vocabulary")
         if self.logit_bias is not None:
             self._set("logit_bias", _bias(self.logit_bias))
         if self.stop and not self.detokenize:
             raise InvalidRequestError(
                 "stop strings need detokenize=True, got detokenize=False: use stop_token_ids, or drop one of the two"
             )
+
+    def _set_ids(self, name: str, most: int, instead: str) -> None:
+        ids = _token_ids(name, getattr(self, name))
+        if not 1 <= len(ids) <= most:
+            raise InvalidRequestError(f"{name} holds {len(ids)} ids, allowed are 1 to {most}; {instead}")
+        self._set(name, ids)
 
     def _set(self, name: str, value: object) -> None:
         """The one place a frozen field is written: its own construction."""
