@@ -193,7 +193,7 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 _HEAD = """# What vLLM's users know, and what of it is here
 
 Made by `python -m octavo.testing.compatibility` from the code itself; a test keeps it true. The names compared are
-those of vLLM 0.33. "The same" is name, meaning and default, as far as tests of ours and of vLLM's own compare them.
+those of vLLM 0.33. "The same" is name, meaning and default, as far as its documentation tells and our tests go.
 What is not here is refused by name with what is said below, unless its value asks for nothing. `None` always does.
 """
 
