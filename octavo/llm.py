@@ -24,7 +24,6 @@ from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
 from octavo.engine.input import Prompt
 from octavo.engine.progress import Progress
-from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import ConfigError, InvalidRequestError, TokenizerError
 from octavo.observe.events import EventLog
@@ -33,6 +32,7 @@ from octavo.observe.metrics import MetricsRecorder
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
+from octavo.text.tokenizer import Tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Priority = int | Sequence[int] | None

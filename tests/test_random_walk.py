@@ -18,7 +18,7 @@ from octavo import LLM, AsyncLLM, EngineArgs, OctavoError, SamplingParams
 from octavo.cli.flags import config_fields
 from octavo.sampling_params import RequestOutputKind
 from octavo.vllm_options import CALL_ARGUMENTS, ENGINE_OPTIONS, SAMPLING_FIELDS
-from tests.engine.tokenizers import byte_level
+from tests.text.tokenizers import byte_level
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 SIZES = {

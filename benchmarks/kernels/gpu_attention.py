@@ -19,13 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.ops import AttentionLayer, KVLayout, RotaryTable
-from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention
-from octavo.kernels.triton.hopper_decode import HopperDecode
-from octavo.kernels.triton.hopper_prefill import HopperPrefill
-from octavo.kernels.triton.kv_pool import LayerPool
-from octavo.kernels.triton.plan import AttentionPlan, make_plan
-from octavo.kernels.triton.prefill_attention import prefill_attention
-from octavo.kernels.triton.rotary_kv_write import HeadTransform
+from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention
+from octavo.kernels.triton.attention.hopper_decode import HopperDecode
+from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill
+from octavo.kernels.triton.attention.kv_pool import LayerPool
+from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
+from octavo.kernels.triton.attention.prefill_attention import prefill_attention
+from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 CUDA = torch.device("cuda")
 BF16 = torch.bfloat16

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.kernels.gpu_attention import make_case
 from benchmarks.kernels.gpu_timing import Call, graph_time_us, print_machine
-from octavo.kernels.triton import elementwise, norm
-from octavo.kernels.triton.embedding import embedding
-from octavo.kernels.triton.rotary_kv_write import HeadTransform, rotary_kv_write
+from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
+from octavo.kernels.triton.elementwise import elementwise, norm
+from octavo.kernels.triton.elementwise.embedding import embedding
 
 
 def measure(rows: int) -> list[float]:

@@ -20,14 +20,14 @@ import torch
 
 from benchmarks.kernels.gpu_attention import CUDA, Case, make_case, make_pool
 from benchmarks.kernels.gpu_timing import Call, graph_time_us, print_machine
-from octavo.kernels.triton import norm
-from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention
-from octavo.kernels.triton.elementwise import gated_activation
-from octavo.kernels.triton.embedding import embedding
-from octavo.kernels.triton.linear import choose_tiling, skinny_linear
-from octavo.kernels.triton.plan import make_plan
-from octavo.kernels.triton.rotary_kv_write import HeadTransform
-from octavo.kernels.triton.tile_linear import MAX_SPLIT, TileLinear
+from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention
+from octavo.kernels.triton.attention.plan import make_plan
+from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
+from octavo.kernels.triton.elementwise import norm
+from octavo.kernels.triton.elementwise.elementwise import gated_activation
+from octavo.kernels.triton.elementwise.embedding import embedding
+from octavo.kernels.triton.linear.skinny_linear import choose_tiling, skinny_linear
+from octavo.kernels.triton.linear.tile_linear import MAX_SPLIT, TileLinear
 
 BF16 = torch.bfloat16
 Way = Literal["fused", "mixed", "tiled", "library"]

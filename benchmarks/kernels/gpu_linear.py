@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels.gpu_linear [--sweep]
 
---sweep times every tiling and prints the best, for the table in `octavo/kernels/triton/linear.py`.
+--sweep times every tiling and prints the best, for the table in `octavo/kernels/triton/linear/skinny_linear.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from multiprocessing import get_context
 import torch
 
 from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
-from octavo.kernels.triton.linear import Tiling, choose_tiling, skinny_linear
+from octavo.kernels.triton.linear.skinny_linear import Tiling, choose_tiling, skinny_linear
 
 #: name -> (in, out); gate_up counts both halves
 SHAPES = {

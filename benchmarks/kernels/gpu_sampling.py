@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from benchmarks.kernels.gpu_timing import graph_time_us, print_machine
-from octavo.kernels.triton.logits_scan import LogitsScan
-from octavo.kernels.triton.logprobs import top_logprobs
-from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample
+from octavo.kernels.triton.sampling.draw import DeviceSamplingBatch, SamplingWorkspace, sample
+from octavo.kernels.triton.sampling.logits_scan import LogitsScan
+from octavo.kernels.triton.sampling.logprobs import top_logprobs
 
 VOCAB = 151936
 CUDA = torch.device("cuda")

@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from octavo.kernels import build
+from octavo.kernels.build import build
 from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType, HostTensor, num_bytes
 from octavo.testing.packed_matrix import KernelThreads, PackedMatrix
 

@@ -28,7 +28,7 @@ from octavo.cli.flags import number, whole_number
 from octavo.errors import ConfigError, OctavoError
 
 if TYPE_CHECKING:
-    from octavo.engine.tokenizer import Tokenizer
+    from octavo.text.tokenizer import Tokenizer
 
 FIXED = (*NAMED, "stall")
 FILES = ("sharegpt", "custom")
@@ -195,7 +195,7 @@ def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
     name = args.tokenizer or (args.model if is_needed else None)
     if name is None:
         return None
-    from octavo.engine.tokenizer import named_tokenizer
+    from octavo.text.tokenizer import named_tokenizer
 
     try:
         return named_tokenizer(name)

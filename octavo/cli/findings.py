@@ -63,8 +63,8 @@ def _package(name: str, wanted: str, is_allowed: Callable[..., bool]) -> Finding
 def compiler_findings() -> Iterator[Finding]:
     """Only the cpu backend needs one, and only until its kernels are in the cache."""
     from octavo import env
-    from octavo.kernels.build import LIBRARY_NAME
-    from octavo.kernels.toolchain import find_toolchain
+    from octavo.kernels.build.build import LIBRARY_NAME
+    from octavo.kernels.build.toolchain import find_toolchain
 
     try:
         toolchain = find_toolchain(env.cpu_isa(), env.cxx())

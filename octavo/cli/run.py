@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if lines is not None:
         AskReader(lambda messages: [], SamplingParams(max_tokens=None)).from_lines(lines, _name_of(source))
 
-    from octavo.engine.template_process import template_processes
     from octavo.llm import LLM  # after everything that can be refused without it
+    from octavo.text.template_process import template_processes
 
     if not args.raw:
         template_processes().warm()  # it starts while the model loads

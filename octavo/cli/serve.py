@@ -16,8 +16,8 @@ from octavo.cli.parser import CommandParser
 from octavo.config import AdmissionConfig, ServerConfig
 from octavo.engine.assemble import engine_config
 from octavo.observe.logging import log_to_stderr
+from octavo.processes.supervisor import ServeOptions, Supervisor
 from octavo.server.settings import ServerSettings
-from octavo.server.supervisor import ServeOptions, Supervisor
 
 COMMON = (
     *("--host", "--port", "--api-key-file", "--served-model-name", "--config", "--max-model-len", "--max-num-seqs"),

@@ -17,13 +17,12 @@ from octavo.engine.core import EngineCore
 from octavo.engine.input import InputProcessor, RequestLimits
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.overlap import OverlappedCore
-from octavo.engine.tokenizer import Tokenizer, check_chat_template, open_tokenizer
 from octavo.errors import ConfigError
 from octavo.executor.inline import InlineExecutor, LaunchingExecutor, ThreadedExecutor
 from octavo.executor.interface import Executor
+from octavo.kernels.cuda.backend import TritonBackend
 from octavo.kernels.ops import Backend, KVDType, KVLayout, Model, StepLimits
 from octavo.kernels.registry import converter, select
-from octavo.kernels.triton.backend import TritonBackend
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.context_len import allowed_model_len
@@ -34,6 +33,7 @@ from octavo.observe.tracing import RequestTracer, open_tracer
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 from octavo.shown import suggestion
+from octavo.text.tokenizer import Tokenizer, check_chat_template, open_tokenizer
 from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, why_not
 from octavo.worker.memory import KVBudget, plan_kv_cache
 from octavo.worker.worker import Worker

@@ -22,12 +22,12 @@ from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
-from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.observe.metrics import MetricsRecorder
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
+from octavo.text.tokenizer import Tokenizer
 
 Item = RequestOutput | BaseException
 Command = Callable[[LLMEngine], None]

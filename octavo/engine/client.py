@@ -14,9 +14,9 @@ from typing import Protocol
 
 from octavo.engine.core import EngineStats
 from octavo.engine.input import Prompt
-from octavo.engine.tokenizer import Tokenizer
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
+from octavo.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from octavo.config import CacheConfig, DTypeOption, EngineConfig
 from octavo.errors import ConfigError, UnsupportedModelError
+from octavo.kernels.cuda.backend import TritonBackend
+from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
-from octavo.kernels.triton.backend import TritonBackend
-from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.worker.memory import KVBudget, plan_kv_cache
 
 if TYPE_CHECKING:
-    from octavo.kernels.triton.model import TritonModel
+    from octavo.kernels.cuda.model import TritonModel
 
 LARGE_GPU_BYTES = 70 << 30
 

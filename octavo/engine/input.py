@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequestError
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 from octavo.shown import shown, suggestion
+from octavo.text.tokenizer import Tokenizer
 from octavo.vllm_options import PROMPT_KEYS as FOREIGN_KEYS
 from octavo.vllm_options import why_not
 

@@ -11,13 +11,13 @@ from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineCore, EngineStats
 from octavo.engine.input import InputProcessor, Prompt, RequestLimits
 from octavo.engine.output import OutputProcessor
-from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.observe.events import EventLog
 from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
+from octavo.text.tokenizer import Tokenizer
 
 
 class LLMEngine:

@@ -13,9 +13,9 @@ from typing import overload
 
 import msgspec
 
-from octavo.engine.token_texts import TokenTexts
 from octavo.messages import LogprobRow
 from octavo.outputs import Logprob, TokenLogprobs
+from octavo.text.token_texts import TokenTexts
 
 #: rows packed together; to unpack them takes a millisecond or two, with twenty alternatives each
 _ROWS_A_PIECE = 256

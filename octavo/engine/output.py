@@ -9,10 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from octavo.engine.detokenizer import TextStream
 from octavo.engine.logprob_rows import LogprobRows, PackedRows
 from octavo.engine.sequence_text import Rows, SequenceText, add_row, no_rows
-from octavo.engine.tokenizer import Tokenizer
 from octavo.observe.logging import LOGGER
 from octavo.outputs import (
     CompletionOutput,
@@ -22,6 +20,8 @@ from octavo.outputs import (
 from octavo.request import Request, SequenceId
 from octavo.sampling_params import RequestOutputKind
 from octavo.scheduler.scheduler import SequenceUpdate
+from octavo.text.detokenizer import TextStream
+from octavo.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

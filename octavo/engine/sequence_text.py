@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from octavo.engine.detokenizer import TextStream
 from octavo.engine.logprob_rows import LogprobRows, named, ranks
-from octavo.engine.tokenizer import Tokenizer
 from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput, FinishReason, FlatLogprobs, TokenLogprobs
 from octavo.request import Request, Sequence
 from octavo.scheduler.scheduler import SequenceUpdate
+from octavo.text.detokenizer import TextStream
+from octavo.text.tokenizer import Tokenizer
 
 #: named as they come, one list of columns, or named as they are read
 Rows = list[TokenLogprobs | None] | FlatLogprobs | LogprobRows

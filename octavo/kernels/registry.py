@@ -18,11 +18,11 @@ from octavo.kernels.tensor import DType, HostTensor
 Convert = Callable[[HostTensor, DType], HostTensor]
 
 if TYPE_CHECKING:
-    from octavo.kernels.triton.backend import TritonBackend
+    from octavo.kernels.cuda.backend import TritonBackend
 
 
 def _triton(config: BackendConfig) -> TritonBackend:
-    from octavo.kernels.triton.backend import TritonBackend
+    from octavo.kernels.cuda.backend import TritonBackend
 
     return TritonBackend(config.attention_backend)
 

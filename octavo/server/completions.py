@@ -8,7 +8,6 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.tokenizer import LONG_TEXT
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import CompletionChunks, OpenAIEvents
@@ -33,6 +32,7 @@ from octavo.server.responses import CompletionChoice, CompletionLogprobs, Comple
 from octavo.server.sampling import sampling_params
 from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
+from octavo.text.tokenizer import LONG_TEXT
 
 DEFAULT_MAX_TOKENS = 16
 

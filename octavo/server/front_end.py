@@ -22,17 +22,17 @@ from typing import Any, cast
 import uvicorn
 import uvloop
 
+from octavo.child import Channel, Note, begin, telling_failures
 from octavo.config import ModelConfig
-from octavo.engine.child import Channel, Note, begin, telling_failures
-from octavo.engine.heartbeat import beat
-from octavo.engine.process_client import ProcessClient
-from octavo.engine.template_process import template_processes
-from octavo.engine.tokenizer import Tokenizer, open_tokenizer
 from octavo.models.loader import tokenizer_source
 from octavo.observe.logging import LOGGER, log_to_stderr
+from octavo.processes.client import ProcessClient
+from octavo.processes.front_end_task import FrontEndTask
+from octavo.processes.heartbeat import beat
 from octavo.server.bounded_http import BoundedHttp
 from octavo.server.connections import Connections
-from octavo.server.front_end_task import FrontEndTask
+from octavo.text.template_process import template_processes
+from octavo.text.tokenizer import Tokenizer, open_tokenizer
 
 #: seconds that responses may take to be written once their requests have ended
 FLUSH_S = 3.0

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from octavo.engine.detokenizer import TextStream
 from octavo.outputs import Logprob, TokenLogprobs
 from octavo.server.json_pieces import LazyList
 from octavo.server.responses import (
@@ -21,6 +20,7 @@ from octavo.server.responses import (
     PromptLogprobs,
     TopLogprob,
 )
+from octavo.text.detokenizer import TextStream
 
 _LOWEST, _INFINITE = -9999.0, 9999.0
 

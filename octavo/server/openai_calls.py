@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from octavo.engine.client import ModelInfo
-from octavo.engine.detokenizer import TextStream
 from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
@@ -21,6 +20,7 @@ from octavo.server.protocol import GenerationRequest
 from octavo.server.request_ids import request_id
 from octavo.server.responses import Usage, usage
 from octavo.server.serving import Serving
+from octavo.text.detokenizer import TextStream
 
 _MAX_STREAM_INTERVAL = 2**16
 _MAX_PRIORITY = 2**31

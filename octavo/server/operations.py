@@ -6,7 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.transport import pack_params
+from octavo.processes.transport import pack_params
 from octavo.server.errors import JSON, ApiError
 from octavo.server.page import CONTENT_TYPE, content_security_policy, page
 from octavo.server.responses import ModelCard, ModelList

@@ -13,7 +13,6 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from octavo.engine.client import ModelInfo
-from octavo.engine.tokenizer import LONG_TEXT, Tokenizer
 from octavo.server.errors import ApiError
 from octavo.server.lanes import Lane, lane_for
 from octavo.server.protocol import GenerationRequest
@@ -21,6 +20,7 @@ from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import cancelled_on_disconnect
 from octavo.shown import shown
+from octavo.text.tokenizer import LONG_TEXT, Tokenizer
 
 T = TypeVar("T")
 #: parts of a message's content that are looked at one by one before the rest is taken for long

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.engine.client import EngineClient
-from octavo.engine.tokenizer import Tokenizer
 from octavo.outputs import RequestOutput
 from octavo.server.bodies import read_struct
 from octavo.server.errors import JSON, ApiError
@@ -23,6 +22,7 @@ from octavo.server.protocol import ModelRequest
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import Events, EventStream
 from octavo.shown import shown
+from octavo.text.tokenizer import Tokenizer
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T", bound=ModelRequest)

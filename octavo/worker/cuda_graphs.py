@@ -18,13 +18,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from octavo.kernels.cuda.graph_memory import GraphMemory
+from octavo.kernels.cuda.model import TritonModel, has_long_chunks
+from octavo.kernels.cuda.program import DeviceStep
 from octavo.kernels.ops import IntArray, StepBatch
-from octavo.kernels.triton.graph_memory import GraphMemory
-from octavo.kernels.triton.model import TritonModel, has_long_chunks
-from octavo.kernels.triton.program import DeviceStep
-from octavo.kernels.triton.row_counts import padded_tokens
+from octavo.kernels.triton.linear.row_counts import padded_tokens
 from octavo.kernels.triton.rows import advance_rows, gather_rows
-from octavo.kernels.triton.sampling import DeviceSamplingBatch
+from octavo.kernels.triton.sampling.draw import DeviceSamplingBatch
 from octavo.worker.device_rows import DeviceRows
 
 #: draw without filters, draw with them, or leave the logits to be edited first

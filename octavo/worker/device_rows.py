@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.kernels.cuda.staging import Staging
 from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.rows import RECORD, RECORD_WIDTH, advance_rows
-from octavo.kernels.triton.staging import Staging
 from octavo.messages import BlockWrite, ForkRow
 from octavo.sampling.sampler import Sampler
 from octavo.worker.request_states import RequestStates

@@ -25,11 +25,11 @@ import torch
 
 from octavo.config import LogprobsMode
 from octavo.errors import EngineDeadError, OutOfMemoryError
+from octavo.kernels.cuda.compile_ahead import KernelCompiler
+from octavo.kernels.cuda.graph_memory import GraphMemory
+from octavo.kernels.cuda.model import TritonModel
 from octavo.kernels.ops import IntArray, StepBatch, StepLimits
-from octavo.kernels.triton.compile_ahead import KernelCompiler
-from octavo.kernels.triton.graph_memory import GraphMemory
-from octavo.kernels.triton.model import TritonModel
-from octavo.kernels.triton.row_counts import padded_size
+from octavo.kernels.triton.linear.row_counts import padded_size
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
 from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, Variant

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.config import LogprobsMode
+from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.ops import CompiledModel, IntArray, Logits, StepBatch, StepLimits
-from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.sampling.logprobs import logprob_rows, with_scored_ids
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler

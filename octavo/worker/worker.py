@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octavo.config import LogprobsMode
+from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.ops import Backend, KVLayout, Model, StepLimits
-from octavo.kernels.triton.compile_ahead import KernelCompiler
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.sampling.sampler import Sampler
 from octavo.worker.kv_storage import allocate_pool
@@ -14,7 +14,7 @@ from octavo.worker.model_runner import ModelRunner
 from octavo.worker.request_states import RequestStates
 
 if TYPE_CHECKING:
-    from octavo.kernels.triton.model import TritonModel
+    from octavo.kernels.cuda.model import TritonModel
 
 
 class Worker:

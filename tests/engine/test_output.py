@@ -9,12 +9,12 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Encoder
 
 from octavo.engine.output import RequestText
-from octavo.engine.tokenizer import Tokenizer
-from octavo.engine.tokenizer_parts import TokenizerParts
 from octavo.request import Request, Sequence, SequenceId
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.scheduler.scheduler import SequenceUpdate
-from tests.engine import tokenizers
+from octavo.text.tokenizer import Tokenizer
+from octavo.text.tokenizer_parts import TokenizerParts
+from tests.text import tokenizers
 
 
 def with_odd_tokens(encoder: Encoder) -> Tokenizer:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from octavo.engine.detokenizer import TextStream
 from octavo.engine.output import OutputProcessor, RequestText
-from octavo.engine.token_texts import TokenTexts
 from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput
 from octavo.request import Request, Sequence, SequenceId
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.scheduler.scheduler import SequenceUpdate
+from octavo.text.detokenizer import TextStream
+from octavo.text.token_texts import TokenTexts
 
 
 class Letters:

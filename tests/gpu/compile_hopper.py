@@ -11,7 +11,8 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from octavo.kernels.triton import hopper_decode, hopper_prefill, tile_linear
+from octavo.kernels.triton.attention import hopper_decode, hopper_prefill
+from octavo.kernels.triton.linear import tile_linear
 
 HOPPER = GPUTarget("cuda", 90, 32)
 INTS = ("block_table", "totals", "tiles", "items", "counter")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, RotaryTable
-from octavo.kernels.triton.kv_pool import LayerPool
+from octavo.kernels.triton.attention.kv_pool import LayerPool
 from tests.gpu.device import DEVICE
 
 KV_DTYPE: dict[torch.dtype, KVDType] = {

@@ -13,11 +13,12 @@ import torch
 import triton
 from triton.runtime import driver
 
-from octavo.kernels.triton import compile_ahead, elementwise, norm
-from octavo.kernels.triton.compile_ahead import KernelCompiler
-from octavo.kernels.triton.compile_process import OfflineDriver
-from octavo.kernels.triton.driver import GPU
-from octavo.kernels.triton.tile_linear import TileLinear
+from octavo.kernels.cuda import compile_ahead
+from octavo.kernels.cuda.compile_ahead import KernelCompiler
+from octavo.kernels.cuda.compile_process import OfflineDriver
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.triton.elementwise import elementwise, norm
+from octavo.kernels.triton.linear.tile_linear import TileLinear
 
 launched: list[torch.Tensor] = []
 

@@ -7,12 +7,12 @@ import torch
 
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
 
-from octavo.kernels.triton.decode_attention import DecodeWorkspace, decode_attention  # isort: skip
-from octavo.kernels.triton.hopper_prefill import HopperPrefill  # isort: skip
-from octavo.kernels.triton.hopper_decode import HopperDecode  # isort: skip
-from octavo.kernels.triton.plan import AttentionPlan, make_plan, target_partition  # isort: skip
-from octavo.kernels.triton.prefill_attention import prefill_attention  # isort: skip
-from octavo.kernels.triton.rotary_kv_write import HeadTransform, rotary_kv_write  # isort: skip
+from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention  # isort: skip
+from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill  # isort: skip
+from octavo.kernels.triton.attention.hopper_decode import HopperDecode  # isort: skip
+from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan, target_partition  # isort: skip
+from octavo.kernels.triton.attention.prefill_attention import prefill_attention  # isort: skip
+from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write  # isort: skip
 from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
 
 PROGRAMS = 100 if ON_GPU else 1

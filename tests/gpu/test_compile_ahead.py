@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from octavo.kernels.triton import compile_ahead
-from octavo.kernels.triton.compile_ahead import KernelCompiler
-from octavo.kernels.triton.driver import GPU
+from octavo.kernels.cuda import compile_ahead
+from octavo.kernels.cuda.compile_ahead import KernelCompiler
+from octavo.kernels.cuda.driver import GPU
 from tests.gpu.device import ON_GPU
 
 pytest.importorskip("triton")
@@ -20,7 +20,7 @@ pytest.importorskip("triton")
 JOBS = """
 import os, sys, time
 from pathlib import Path
-from octavo.kernels.triton.compile_process import in_children
+from octavo.kernels.cuda.compile_process import in_children
 folder = Path(sys.argv[1])
 
 def work(line):

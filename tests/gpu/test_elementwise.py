@@ -9,8 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 
 from octavo.kernels.ops import Activation  # isort: skip
-from octavo.kernels.triton import elementwise, norm  # isort: skip
-from octavo.kernels.triton.embedding import embedding  # isort: skip
+from octavo.kernels.triton.elementwise import elementwise, norm  # isort: skip
+from octavo.kernels.triton.elementwise.embedding import embedding  # isort: skip
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16] if ON_GPU else [torch.float32]
 SHAPES = [(1, 1024), (5, 96), (257, 4096), (3, 2880)] if ON_GPU else [(2, 96)]

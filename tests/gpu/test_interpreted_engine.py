@@ -14,9 +14,9 @@ if ON_GPU:
     pytest.skip("test_engine.py asks the same of the GPU", allow_module_level=True)
 
 from octavo import LLM, SamplingParams
-from octavo.kernels.triton.backend import TritonBackend
-from octavo.kernels.triton.driver import GPU
-from octavo.kernels.triton.model import TritonModel
+from octavo.kernels.cuda.backend import TritonBackend
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.model import TritonModel
 from tests.conftest import TinyFolder
 
 PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9)]

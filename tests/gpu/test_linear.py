@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 
-from octavo.kernels.triton.linear import Tiling, choose_tiling, skinny_linear  # isort: skip
+from octavo.kernels.triton.linear.skinny_linear import Tiling, choose_tiling, skinny_linear  # isort: skip
 
 DTYPES = [torch.float16, torch.bfloat16] if ON_GPU else [torch.float32]
 SHAPES = [(1024, 4096), (2048, 1024), (3072, 1024), (896, 151)] if ON_GPU else [(192, 40)]

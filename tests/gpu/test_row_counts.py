@@ -12,7 +12,7 @@ from tests.gpu.device import ON_GPU
 
 pytest.importorskip("triton")
 
-from octavo.kernels.triton.row_counts import (
+from octavo.kernels.triton.linear.row_counts import (
     MOST,
     UNMEASURED,
     cheap_row_counts,
@@ -57,7 +57,9 @@ def test_they_are_measured_once_on_a_machine(monkeypatch: pytest.MonkeyPatch, tm
     times = json.loads(file.read_text())["microseconds"]
     assert all(0 < time < 1e5 for time in times.values())
     assert times["2048"] > 2 * times["16"], "products, not how fast the host launches them"
-    monkeypatch.setattr("octavo.kernels.triton.row_counts._measure", lambda *_: pytest.fail("it is known already"))
+    monkeypatch.setattr(
+        "octavo.kernels.triton.linear.row_counts._measure", lambda *_: pytest.fail("it is known already")
+    )
     assert cheap_row_counts(weights, 2048, scratch) == first
     file.write_text("{}")
     with pytest.raises(pytest.fail.Exception):

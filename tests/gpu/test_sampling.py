@@ -23,10 +23,10 @@ from octavo.kernels.reference.sampling import (  # isort: skip
     sample as reference_sample,
     token_weights,
 )
-from octavo.kernels.triton.logits_scan import LogitsScan  # isort: skip
-from octavo.kernels.triton.logprobs import top_logprobs  # isort: skip
-from octavo.kernels.triton.processed_logits import processed_logits  # isort: skip
-from octavo.kernels.triton.sampling import DeviceSamplingBatch, SamplingWorkspace, sample  # isort: skip
+from octavo.kernels.triton.sampling.logits_scan import LogitsScan  # isort: skip
+from octavo.kernels.triton.sampling.logprobs import top_logprobs  # isort: skip
+from octavo.kernels.triton.sampling.processed_logits import processed_logits  # isort: skip
+from octavo.kernels.triton.sampling.draw import DeviceSamplingBatch, SamplingWorkspace, sample  # isort: skip
 
 VOCAB = 151936 if ON_GPU else 9000
 NUM = 64 if ON_GPU else 4

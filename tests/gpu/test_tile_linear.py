@@ -13,8 +13,8 @@ if not ON_GPU or torch.cuda.get_device_capability()[0] != 9:
 pytest.importorskip("triton.experimental.gluon")
 
 from octavo.kernels.ops import Activation
-from octavo.kernels.triton.norm import sum_rms_norm
-from octavo.kernels.triton.tile_linear import Tile, TileLinear
+from octavo.kernels.triton.elementwise.norm import sum_rms_norm
+from octavo.kernels.triton.linear.tile_linear import Tile, TileLinear
 
 #: in, out: whole tiles; a last tile, and a last turn, in part; fewer turns than stages
 SHAPES = [(1024, 4096), (2048, 1024), (1000, 888), (256, 1152)]

@@ -15,9 +15,9 @@ import pytest
 
 from octavo import env
 from octavo.errors import BackendUnavailableError, ConfigError, KernelBuildError
-from octavo.kernels import build, kept_files
+from octavo.kernels.build import build, kept_files
+from octavo.kernels.build.toolchain import Toolchain, find_toolchain
 from octavo.kernels.cpu.backend import CpuBackend
-from octavo.kernels.toolchain import Toolchain, find_toolchain
 
 HEADER = "#pragma once\ninline int answer() { return 42; }\n"
 ANSWER = '#include "answer.h"\nextern "C" int octavo_answer() { return answer(); }\n'
@@ -136,7 +136,7 @@ def test_a_cache_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: py
 
 def test_processes_that_build_at_once_share_one_build(sources: Path, tmp_path: Path) -> None:
     script = (
-        "from pathlib import Path; from octavo.kernels import build; "
+        "from pathlib import Path; from octavo.kernels.build import build; "
         f"build.find_sources = lambda: Path({str(sources)!r}); assert build.load().octavo_answer() == 42"
     )
     running = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(3)]
@@ -157,7 +157,7 @@ def test_loading_touches_no_torch() -> None:
 def build_elsewhere(sources: Path) -> None:
     """In a process of its own: a library once loaded stays loaded, and mapping a short one is SIGBUS."""
     script = (
-        "from pathlib import Path; from octavo.kernels import build; "
+        "from pathlib import Path; from octavo.kernels.build import build; "
         f"build.find_sources = lambda: Path({str(sources)!r}); assert build.load().octavo_answer() == 42"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from octavo.kernels.ops import AttentionLayer, LinearWeight
-from octavo.kernels.recorder import Recorder
+from octavo.kernels.program.fuse import Fusions, Recording, fuse
+from octavo.kernels.program.recorder import Recorder
 from octavo.kernels.tensor import from_array
-from octavo.kernels.triton.fuse import Fusions, Recording, fuse
 
 WIDTH = 8
 NORM = np.ones(WIDTH, np.float32)

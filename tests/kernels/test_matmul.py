@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from octavo.kernels import build
+from octavo.kernels.build import build
 from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType, HostTensor
 from octavo.testing.packed_matrix import KernelThreads, PackedMatrix, dequantize_row
 

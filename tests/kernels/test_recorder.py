@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from octavo.kernels.buffers import share_buffers
 from octavo.kernels.cpu.backend import CpuBackend
 from octavo.kernels.ops import AttentionLayer, LinearWeight, Ops, Tensor
-from octavo.kernels.recorder import Recorder
+from octavo.kernels.program.buffers import share_buffers
+from octavo.kernels.program.recorder import Recorder
 from octavo.kernels.reference import ReferenceBackend
 from octavo.kernels.tensor import from_array
 from tests.kernels.step_harness import Pool, random_table, run_once

@@ -7,10 +7,11 @@ import pytest
 
 from octavo.config import BackendConfig
 from octavo.errors import BackendUnavailableError, ConfigError
-from octavo.kernels import build, registry
+from octavo.kernels import registry
+from octavo.kernels.build import build
+from octavo.kernels.cuda.backend import TritonBackend
+from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.tensor import from_array
-from octavo.kernels.triton.backend import TritonBackend
-from octavo.kernels.triton.driver import GPU
 
 NO_GPU = "this machine has no NVIDIA GPU, or its driver is not installed"
 

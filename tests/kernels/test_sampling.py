@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from octavo import env
+from octavo.kernels.build.toolchain import FLAGS, SANITIZER_FLAGS
 from octavo.kernels.cpu import sampling as cpu
 from octavo.kernels.ops import FloatArray, IntArray, SamplingBatch
 from octavo.kernels.reference import sampling as reference
 from octavo.kernels.reference.random import uniform
-from octavo.kernels.toolchain import FLAGS, SANITIZER_FLAGS
 
 CSRC = Path(__file__).parents[2] / "csrc"
 SOURCES = [CSRC / "cpu" / "sampling.cpp", CSRC / "cpu" / "thread_pool.cpp", CSRC / "bindings" / "sampling.cpp"]

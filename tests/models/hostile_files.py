@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from octavo.config import BackendConfig, ModelConfig
-from octavo.engine.tokenizer import open_tokenizer
 from octavo.errors import InvalidRequestError, OctavoError, TokenizerError
 from octavo.kernels.registry import HOST_BACKENDS
 from octavo.llm import LLM
@@ -34,6 +33,7 @@ from octavo.models.gguf_config import FAMILIES as GGUF_FAMILIES
 from octavo.models.loader import tokenizer_source
 from octavo.observe.logging import LOGGER
 from octavo.testing.tiny_models import TINY
+from octavo.text.tokenizer import open_tokenizer
 from tests.models.gguf_mutations import mutated_gguf
 from tests.models.good_files import (
     GENERATION,

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from octavo.config import ModelConfig
-from octavo.engine.tokenizer import named_tokenizer
 from octavo.errors import ModelLoadError, OctavoError, TokenizerError
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
+from octavo.text.tokenizer import named_tokenizer
 from tests.conftest import TinyFolder
 from tests.models.good_files import byte_level_files
 from tests.models.hostile_files import TARGETS, run_seed

@@ -304,7 +304,7 @@ def test_what_the_hub_refuses_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
 def test_opening_a_model_imports_nothing_heavy() -> None:
     program = (
         "import sys; from octavo.config import ModelConfig; from octavo.models.loader import open_checkpoint;"
-        "from octavo.engine.tokenizer import open_tokenizer; config = ModelConfig(model='smollm2');"
+        "from octavo.text.tokenizer import open_tokenizer; config = ModelConfig(model='smollm2');"
         "open_tokenizer(config, open_checkpoint(config).tokenizer_source);"
         "print([name for name in ('torch', 'transformers', 'huggingface_hub', 'jinja2') if name in sys.modules])"
     )

@@ -22,7 +22,7 @@ from octavo.config import AdmissionConfig, ServerConfig
 from octavo.engine.assemble import engine_config
 from octavo.observe.logging import log_to_stderr
 from octavo.server.settings import ServerSettings
-from octavo.server.supervisor import ServeOptions, Supervisor
+from octavo.processes.supervisor import ServeOptions, Supervisor
 log_to_stderr("server")
 sys.exit(Supervisor(ServeOptions(
     engine=engine_config(model="smollm2", num_threads=1, max_model_len=2048, num_gpu_blocks_override=512),

@@ -14,13 +14,13 @@ from fastapi import FastAPI
 from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineStats
 from octavo.engine.input import InputProcessor, Prompt, RequestLimits
-from octavo.engine.tokenizer import Tokenizer
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
-from tests.engine.tokenizers import packaged
+from octavo.text.tokenizer import Tokenizer
+from tests.text.tokenizers import packaged
 
 WORDS = (" one", " two", " three", " caf\u00e9")
 IDS = (582, 827, 1296, 37366)  # of those words in smollm2's vocabulary

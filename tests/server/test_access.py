@@ -10,9 +10,9 @@ import pytest
 from octavo.cli import serve
 from octavo.cli.main import parser_of
 from octavo.errors import ConfigError
+from octavo.processes.supervisor import ServeOptions
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
-from octavo.server.supervisor import ServeOptions
 from tests.server.scripted_engine import ScriptedEngine, app_of, get, post
 
 TEXT = {"model": "tiny", "prompt": "Hi", "max_tokens": 2}

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from octavo.engine.probation import ALL_S, ALONE_S, MAX_DEATHS, MEMORY_S, Held, Probation
-from octavo.engine.step_record import StepRecord, who_was_computed
-from octavo.engine.transport import AddRequest, pack_request
 from octavo.errors import InvalidRequestError
 from octavo.observe.events import EventLog, Finished, Forked, Scheduled, Started
+from octavo.processes.probation import ALL_S, ALONE_S, MAX_DEATHS, MEMORY_S, Held, Probation
+from octavo.processes.restarts import MAX_TRIES, Restarts
+from octavo.processes.step_record import StepRecord, who_was_computed
+from octavo.processes.suspects import Suspects
+from octavo.processes.transport import AddRequest, pack_request
 from octavo.request import Request, Sequence, SequenceId
-from octavo.server.restarts import MAX_TRIES, Restarts
-from octavo.server.suspects import Suspects
 from octavo.testing.simulate import make_request
 from tests.server.faults.sitecustomize import DEADLY
 from tests.server.live import FAULTS, LiveServer, Stream, live, read_answer, until

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.engine.tokenizer import Tokenizer
-from octavo.engine.tokenizer_parts import TokenizerParts
 from octavo.outputs import Logprob, TokenLogprobs
 from octavo.sampling_params import SamplingParams
 from octavo.server.generation import Generation
 from octavo.server.logprobs import chat_logprobs, completion_logprobs
 from octavo.server.openai_calls import Call
-from tests.engine import tokenizers
+from octavo.text.tokenizer import Tokenizer
+from octavo.text.tokenizer_parts import TokenizerParts
+from tests.text import tokenizers
 
 KINDS = {
     "byte-level": Tokenizer(TokenizerParts(tokenizers.byte_level())),

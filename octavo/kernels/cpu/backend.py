@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.config import ActivationDType
-from octavo.kernels import build
+from octavo.kernels.build import build
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.ops import KVLayout, Model, StepLimits

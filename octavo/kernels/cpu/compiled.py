@@ -10,7 +10,6 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.buffers import BufferPlan, share_buffers
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.emit import Emitter, slots
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
@@ -26,7 +25,8 @@ from octavo.kernels.ops import (
     StepBatch,
     StepLimits,
 )
-from octavo.kernels.recorder import Instruction, Recorder, Value
+from octavo.kernels.program.buffers import BufferPlan, share_buffers
+from octavo.kernels.program.recorder import Instruction, Recorder, Value
 
 #: the C++ enums' order
 KV_DTYPES: tuple[KVDType, ...] = get_args(KVDType)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.buffers import BufferPlan
 from octavo.kernels.cpu.library import AttentionSpec, RotarySpec, Slot, ThreadPool, address, check
 from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight
-from octavo.kernels.recorder import ACTIVATIONS, INDICES, Instruction, Value
+from octavo.kernels.program.buffers import BufferPlan
+from octavo.kernels.program.recorder import ACTIVATIONS, INDICES, Instruction, Value
 from octavo.kernels.tensor import DTYPES, HostTensor
 
 

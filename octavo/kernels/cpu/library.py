@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import OctavoError, OutOfMemoryError, UnsupportedModelError
-from octavo.kernels import build
+from octavo.kernels.build import build
 
 
 class Slot(Structure):

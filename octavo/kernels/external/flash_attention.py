@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.kv_pool import LayerPool
+from octavo.kernels.triton.attention.kv_pool import LayerPool
 
 MIN_CHUNK = 2048  # a step whose longest chunk is shorter is faster in `prefill_attention.py`
 HEAD_DIMS = (64, 128)

@@ -18,9 +18,9 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.cuda.program import DeviceStep
 from octavo.kernels.triton.chain import wait_for_previous
-from octavo.kernels.triton.program import DeviceStep
-from octavo.kernels.triton.sampling import DeviceSamplingBatch
+from octavo.kernels.triton.sampling.draw import DeviceSamplingBatch
 
 RECORD_WIDTH = 16
 #: a record's columns, in order; a seed takes two

@@ -13,9 +13,9 @@ if sys.orig_argv[-1] == "octavo: engine":
     import os
     import signal
 
-    from octavo.engine import transport
     from octavo.executor.inline import InlineExecutor
     from octavo.messages import PendingStep, StepPlan
+    from octavo.processes import transport
 
     transport.MAX_UNREAD = 20
     _submit = InlineExecutor.submit

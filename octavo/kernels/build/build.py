@@ -1,0 +1,184 @@
+"""Builds the C++ kernels, once for each machine, and loads them.
+
+    sources + headers + flags + compiler + CPU  --sha256-->  key
+    ~/.cache/octavo/kernels/<key>/octavo_kernels.so
+
+The key covers all that the machine code depends on, so a cache directory shared by unlike machines, or kept
+across upgrades, never yields a library that does not fit. A build happens in a directory beside the final
+one and is renamed into place, and what is found there is proved whole (kept_files.py): a broken library is
+built again. With the library in the cache, loading takes a few milliseconds and needs no compiler to run.
+Where the cache cannot be written, or its disk is full, the temporary folder serves.
+
+Object files are kept too, each keyed by its source and the headers that one includes: after a change to one
+kernel the next start compiles that kernel and links.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from octavo import env
+from octavo.errors import BackendUnavailableError, ConfigError, KernelBuildError
+from octavo.kernels.build import kept_files
+from octavo.kernels.build.compilers import Compilers
+from octavo.kernels.build.toolchain import Toolchain, cpu_identity, find_toolchain
+from octavo.observe.machine import num_cores
+
+LIBRARY_NAME = "octavo_kernels.so"
+SECONDS_PER_SOURCE = 1.5  # of one core, on average
+
+
+def load() -> ctypes.CDLL:
+    """The kernels, built first if need be. Raises BackendUnavailableError or its KernelBuildError."""
+    return _load(env.cpu_isa(), env.preferred_cache_dir(), env.cxx(), env.sanitizes_kernels())
+
+
+def why_not() -> str | None:
+    """None if the kernels load here, else the reason and the cure. Builds them if they are not built yet."""
+    try:
+        load()
+    except BackendUnavailableError as error:
+        return str(error)
+    return None
+
+
+@lru_cache
+def _load(isa: env.CpuIsa, cache_dir: Path, cxx: str | None, sanitizes: bool) -> ctypes.CDLL:
+    source_dir = find_sources()
+    toolchain = find_toolchain(isa, cxx, sanitizes=sanitizes)
+    name = Path("kernels", cache_key(source_dir, toolchain, isa), LIBRARY_NAME)
+    if not kept_files.is_whole(path := cache_dir / name):
+        try:
+            build(source_dir, toolchain, isa, path)
+        except OSError as error:
+            path = _build_in_temporary_folder(source_dir, toolchain, isa, name, f"{cache_dir}: {error.strerror}")
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # a file system that runs nothing, say
+        raise KernelBuildError(
+            f"the CPU kernels are built, but cannot be loaded: {error}; set OCTAVO_CACHE_DIR to a folder that "
+            "programs may be run from"
+        ) from error
+
+
+def _build_in_temporary_folder(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, name: Path, why: str) -> Path:
+    cure = "set OCTAVO_CACHE_DIR to a folder that can be written, with 20 MiB free"
+    try:
+        path = env.temporary_cache_dir() / name
+        if not kept_files.is_whole(path):
+            print(f"octavo: CPU kernels cannot be kept in {why}; they go to {path.parents[2]}; {cure}", file=sys.stderr)
+            build(source_dir, toolchain, isa, path)
+    except (OSError, ConfigError) as error:
+        raise KernelBuildError(f"the CPU kernels cannot be kept in {why}; nor elsewhere: {error}; {cure}") from error
+    return path
+
+
+def find_sources() -> Path:
+    """csrc/ inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[2]
+    for candidate in (package / "csrc", package.parent / "csrc"):
+        if (candidate / "cpu").is_dir():
+            return candidate
+    raise BackendUnavailableError(
+        f"the C++ sources of the cpu backend are in neither {package} nor {package.parent}; reinstall octavo"
+    )
+
+
+def cache_key(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa) -> str:
+    """Names the library: a hash of everything that its machine code depends on."""
+    headers = sorted([*source_dir.glob("cpu/*.h"), *source_dir.glob("include/octavo/*.h")])
+    return _digest(source_dir, toolchain, isa, [*_source_files(source_dir), *headers])
+
+
+def _digest(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for part in (*toolchain.command, toolchain.identity, *toolchain.flags, platform.machine(), sys.platform):
+        digest.update(part.encode() + b"\0")
+    if isa == "native":
+        digest.update(cpu_identity().encode())
+    for path in files:
+        digest.update(str(path.relative_to(source_dir)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _source_files(source_dir: Path) -> list[Path]:
+    return sorted([*source_dir.glob("cpu/*.cpp"), *source_dir.glob("bindings/*.cpp")])
+
+
+def _with_includes(source_dir: Path, source: Path) -> list[Path]:
+    """The file and all of ours that it includes, directly or not."""
+    found: dict[Path, None] = {}
+    queue = [source]
+    while queue:
+        path = queue.pop()
+        found[path] = None
+        for name in re.findall(r'^\s*#include "([^"]+)"', path.read_text(), re.MULTILINE):
+            for folder in (path.parent, source_dir / "include", source_dir):
+                if (folder / name).exists():
+                    queue += [folder / name] if folder / name not in found else []
+                    break
+    return sorted(found)
+
+
+def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path) -> None:
+    """Compile and link into `target`'s directory. Of several processes one builds, the others wait for it. OSError if
+    nothing can be written there."""
+    kernels_dir = target.parent.parent
+    with _lock(target.parent):
+        if kept_files.is_whole(target):
+            return
+        kept_files.remove_abandoned(kernels_dir)
+        objects_dir = kernels_dir / "objects"
+        objects_dir.mkdir(exist_ok=True)
+        objects: dict[Path, Path] = {}
+        for source in _source_files(source_dir):
+            digest = _digest(source_dir, toolchain, isa, _with_includes(source_dir, source))
+            objects[source] = objects_dir / f"{source.stem}-{digest}.o"
+        missing = [source for source, output in objects.items() if not kept_files.is_whole(output)]
+        workers = num_cores()
+        estimate = 2 + round(SECONDS_PER_SOURCE * len(missing) / workers)
+        print(f"octavo: building CPU kernels, about {estimate} s, once", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(dir=kernels_dir, prefix=kept_files.BUILDING) as work:
+            includes = (f"-I{source_dir / 'include'}", f"-I{source_dir}")
+
+            def compile_one(source: Path) -> None:
+                output = Path(work) / objects[source].name
+                command = [*toolchain.command, *toolchain.flags, *includes, "-c", str(source), "-o", str(output)]
+                compilers.run(command, work)
+                kept_files.put(output, objects[source])
+
+            compilers = Compilers()
+            with ThreadPoolExecutor(workers) as pool:
+                try:
+                    list(pool.map(compile_one, missing))
+                except BaseException:  # a refusal, or Ctrl-C
+                    compilers.end()
+                    raise
+            library = Path(work) / "library" / LIBRARY_NAME
+            library.parent.mkdir()
+            command = [*toolchain.command, *toolchain.flags, "-shared", *map(str, objects.values())]
+            compilers.run([*command, "-o", str(library)], work)
+            kept_files.seal(library)
+            if target.parent.exists():  # a broken one
+                target.parent.rename(Path(work) / "broken")
+            library.parent.rename(target.parent)
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    import fcntl
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with open(directory.parent / f"{directory.name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,375 @@
+"""TritonModel: a model on a GPU, bound to a KV pool there.
+
+The forward pass is recorded once and bound several times, each a program for one kind of step:
+
+    chunks     any mix of prefill chunks and decodes, until the last layer has attended
+    heads      the rest of the pass, for the rows whose logits are wanted
+    decodes    both, one row a sequence
+
+Of heads and decodes there are several each, by the number of rows:
+
+    1          as much fused as the products' tilings take, down to five kernels a layer; elsewhere up to 4
+    up to 256  on Hopper, products in tiles with the gate, their parts summed by the norm after them
+    up to 64   elsewhere, the residual joins the product
+    more       cuBLAS products, and kernels between them
+
+`forward`, `logits` and the rest of CompiledModel take a step from the host, whatever it holds. `decode` runs a step
+of decodes alone on tensors that are on the device already, waits for nothing, and can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+
+from octavo.errors import OutOfMemoryError
+from octavo.kernels.cuda.program import Chunks, DeviceStep, HopperKernels, PlanKey, Program, Surroundings
+from octavo.kernels.cuda.staging import Staging
+from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.external.flash_attention import MIN_CHUNK, FlashAttention
+from octavo.kernels.ops import (
+    AttentionLayer,
+    FloatArray,
+    IntArray,
+    KVLayout,
+    Model,
+    SamplingBatch,
+    StepBatch,
+    StepLimits,
+)
+from octavo.kernels.program.fuse import Fusions, Recording, fuse
+from octavo.kernels.program.recorder import Instruction, Recorder
+from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace
+from octavo.kernels.triton.attention.kv_pool import LayerPool
+from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
+from octavo.kernels.triton.attention.prefill_attention import LONG_SEQUENCE
+from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
+from octavo.kernels.triton.linear.skinny_linear import choose_tiling
+from octavo.kernels.triton.sampling import logprobs
+from octavo.kernels.triton.sampling.draw import DeviceSamplingBatch, SamplingWorkspace, sample
+from octavo.kernels.triton.sampling.processed_logits import processed_logits
+
+VECTOR_ROWS = (1, 2, 4)
+MAX_SKINNY_ROWS = 64
+TILED_ROWS = (16, 64, 128, 256)  # where products are tiles, of more than one row
+MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row of float32 and one of counts
+
+
+class TritonModel:
+    """Implements `octavo.kernels.ops.CompiledModel`, its logits being a device tensor. Owner of all device memory but
+    the runner's rows. Uploads the weights when made; `bind_pool` gives it its KV blocks."""
+
+    def __init__(
+        self,
+        model: Model,
+        kv: KVLayout,
+        limits: StepLimits,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_multiprocessors: int,
+        chained: bool,
+        flash: FlashAttention | None = None,
+        hopper: HopperKernels | None = None,
+    ) -> None:
+        self.device, self.chained, self.limits = device, chained, limits
+        self._kv = kv
+        self._block_size = kv.block_size
+        recorder = Recorder()
+        hidden = model.forward(recorder)
+        forward = Recording(list(recorder.instructions), hidden)
+        whole = Recording(recorder.instructions, (model.logits(recorder, *hidden),))
+        recorder = Recorder()
+        head_inputs = tuple(recorder.new_value(value.width) for value in hidden)
+        head = Recording(recorder.instructions, (model.logits(recorder, *head_inputs),), head_inputs)
+
+        layers = [i.arguments["layer"] for i in whole.instructions if i.op == "paged_attention"]
+        self._check_layers(layers)
+        self._weights = DeviceWeights(device, dtype)
+        self._plans = self._make_plans(whole.instructions)
+        num_heads, head_dim = max((layer.num_heads for layer in layers), default=1), kv.head_dim
+        tiled = hopper is not None and dtype != torch.float32  # by the same matrix units
+        self._around = Surroundings(
+            weights=self._weights,
+            plans=self._plans,
+            pools={},
+            workspace=DecodeWorkspace.allocate(limits.max_num_seqs, num_heads, head_dim, device),
+            num_multiprocessors=num_multiprocessors,
+            chained=chained,
+            flash=flash,
+            hopper=hopper,
+            parts=_room_for_parts(whole.instructions, limits.max_num_seqs, device) if tiled else None,
+        )
+        seqs = limits.max_num_seqs
+        self._chunks = self._program(forward, Fusions(), limits.max_num_tokens)
+        self._decodes = self._programs_by_rows(whole, tiled)
+        self._heads = self._programs_by_rows(head, tiled)
+        shared = self._share_memory(dtype)
+        products = [i.arguments["weight"].parts for i in forward.instructions if i.op == "linear"]
+        #: what a step's tokens are padded to where products are a library's
+        self.row_counts = cheap_row_counts(
+            [self._weights.matrix(*parts) for parts in products], limits.max_num_tokens, shared
+        )
+        self._weights.forget_host()
+        self.staging = Staging(device)
+        self._sampling = SamplingWorkspace.allocate(seqs, limits.vocab_size, device, edits=False)
+        self._editing = SamplingWorkspace.allocate(min(seqs, MAX_EDITED_ROWS), limits.vocab_size, device, edits=True)
+        self._hidden: list[torch.Tensor] = []
+        self._pool = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def bind_pool(self, num_blocks: int) -> None:
+        """Allocate the KV pool. Steps can run from here on. Raises OutOfMemoryError."""
+        num_bytes = num_blocks * self._kv.block_bytes
+        try:
+            self._pool = torch.zeros(num_bytes, dtype=torch.uint8, device=self.device)
+        except torch.cuda.OutOfMemoryError as error:
+            free, total = torch.cuda.mem_get_info(self.device)
+            raise OutOfMemoryError(
+                f"the KV pool of {num_blocks} blocks takes {num_bytes:,} bytes, of the GPU's {total:,} {free:,} are "
+                f"free once weights and activations are there; set kv_cache_memory_bytes to {free * 9 // 10} or less, "
+                "or lower num_gpu_blocks_override or gpu_memory_utilization, whichever chose this size"
+            ) from error
+        for index in range(self._kv.layers_per_group):
+            self._around.pools[index] = LayerPool.of_index(self._pool, self._kv, index)
+
+    def bytes_for_blocks(self, utilization: float) -> int:
+        """What is left of that share of the whole GPU's memory, others' use of it counted, too."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        return max(0, min(free, int(total * utilization) - (total - free)))
+
+    # CompiledModel: steps from the host
+
+    def forward(self, batch: StepBatch, complete: Callable[[torch.Tensor], None] | None = None) -> None:
+        """complete: writes what only the device knows into the uploaded input_ids."""
+        counts = np.diff(batch.query_start_loc)
+        num_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
+        tables = [np.ascontiguousarray(table[batch.rows, :num_blocks]) for table in batch.block_tables]
+        rows = np.arange(len(batch.rows), dtype=np.int32)
+        num_queries = np.where(counts > 1, counts, 0).astype(np.int32)
+        arrays = [batch.input_ids, batch.positions, batch.query_start_loc, batch.seq_lens, rows, num_queries, *tables]
+        input_ids, positions, query_start_loc, seq_lens, table_rows, device_queries, *device_tables = (
+            self.staging.upload(arrays)
+        )
+        max_chunk, max_seq_len = int(counts.max()), int(batch.seq_lens.max())
+        step = DeviceStep(
+            *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(device_tables)),
+            has_chunks=max_chunk > 1,
+            has_decodes=bool((counts == 1).any()),
+            has_long_chunks=has_long_chunks(batch),
+            chunks=Chunks(device_queries, max_chunk, max_seq_len) if self.is_for_library(batch) else None,
+        )
+        if complete is not None:
+            complete(input_ids)
+        self.run_chunks(step)
+
+    def is_for_library(self, batch: StepBatch) -> bool:
+        """Whether a library's attention takes the step, which is told of lengths on the host."""
+        return self._around.flash is not None and int(np.diff(batch.query_start_loc).max()) >= MIN_CHUNK
+
+    def run_chunks(self, step: DeviceStep) -> None:
+        """A step of any kind, whose tensors are on the device already; `logits` then reads its hidden states. Tokens
+        past those of the sequences are padding, and so are sequences of length 0."""
+        self._make_plan(step)
+        self._hidden = self._chunks.run(step, len(step.input_ids))
+
+    def take_hidden(self, num_tokens: int) -> None:
+        """After a replay of a captured `run_chunks` of so many tokens: its hidden states are what `logits` reads."""
+        self._hidden = self._chunks.kept(num_tokens)
+
+    def logits(self, token_indices: IntArray) -> torch.Tensor:
+        (indices,) = self.staging.upload([token_indices])
+        return self.logits_at(indices)
+
+    def logits_at(self, indices: torch.Tensor) -> torch.Tensor:
+        """`logits`, the N indices being on the device. Always in the same memory for as many."""
+        num_rows = len(indices)
+        padded = padded_size(num_rows, self.limits.max_num_seqs, self.row_counts)
+        head = _first_for(padded, self._heads)
+        for hidden, given in zip(self._hidden, head.given(num_rows), strict=True):
+            torch.index_select(hidden, 0, indices, out=given)
+        (logits,) = head.run(None, padded)
+        return logits[:num_rows]
+
+    def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> IntArray:
+        drawn: IntArray = self.launch_sample(logits, batch).cpu().numpy()
+        return drawn
+
+    def launch_sample(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+        """`sample` without waiting: the tokens [N] int32 on the device."""
+        num_entries = len(batch.logits_rows)
+        has_edits = any(len(run) > 0 for run in (batch.history, batch.allowed, batch.banned, batch.bias_ids))
+        has_filters = bool(((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0)).any())
+        columns = self._upload_columns(batch)
+        tokens = torch.empty(num_entries, dtype=torch.int32, device=self.device)
+        size = MAX_EDITED_ROWS if has_edits else num_entries
+        for start in range(0, num_entries, size):
+            end = min(start + size, num_entries)
+            part = _entries_of(columns, start, end)
+            self.draw(logits, part, tokens[start:end], has_edits=has_edits, has_filters=has_filters)
+        return tokens
+
+    def processed_logits(self, logits: torch.Tensor, batch: SamplingBatch, drawn: IntArray) -> torch.Tensor:
+        num_entries = len(batch.logits_rows)
+        columns = self._upload_columns(batch)
+        (tokens,) = self.staging.upload([np.asarray(drawn, np.int32)])
+        processed = torch.empty((num_entries, logits.shape[1]), dtype=torch.float32, device=self.device)
+        for start in range(0, num_entries, MAX_EDITED_ROWS):
+            end = min(start + MAX_EDITED_ROWS, num_entries)
+            part = _entries_of(columns, start, end)
+            out = processed[start:end]
+            processed_logits(logits, part, tokens[start:end], out, self._editing, chained=self.chained)
+        return processed
+
+    def _upload_columns(self, batch: SamplingBatch) -> dict[str, torch.Tensor]:
+        names = [field.name for field in fields(DeviceSamplingBatch)]
+        uploaded = self.staging.upload([getattr(batch, name) for name in names])
+        return dict(zip(names, uploaded, strict=True))
+
+    def top_logprobs(
+        self, logits: torch.Tensor, tokens: IntArray, k: int, *, as_logits: bool = False
+    ) -> tuple[IntArray, FloatArray, IntArray]:
+        num_rows = len(tokens)
+        (chosen,) = self.staging.upload([np.asarray(tokens, np.int32)])
+        ids = torch.empty((num_rows, k + 1), dtype=torch.int32, device=self.device)
+        values = torch.empty((num_rows, k + 1), dtype=torch.float32, device=self.device)
+        ranks = torch.empty(num_rows, dtype=torch.int32, device=self.device)
+        scan = self._sampling.scan
+        logprobs.top_logprobs(logits, chosen, ids, values, ranks, scan, as_logits=as_logits, chained=self.chained)
+        return ids.cpu().numpy(), values.cpu().numpy(), ranks.cpu().numpy()
+
+    def copy_blocks(self, source: IntArray, target: IntArray) -> None:
+        """In order; a block that is both a source and a later target needs no more than that."""
+        blocks = self._pool.view(-1, self._kv.block_bytes)
+        for source_id, target_id in zip(source.tolist(), target.tolist(), strict=True):
+            blocks[target_id].copy_(blocks[source_id])
+
+    # Steps of decodes alone, whose tensors are on the device
+
+    def decode(self, step: DeviceStep) -> torch.Tensor:
+        """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding."""
+        self._make_plan(step)
+        num_rows = len(step.seq_lens)
+        (logits,) = _first_for(num_rows, self._decodes).run(step, num_rows)
+        return logits
+
+    def draw(
+        self,
+        logits: torch.Tensor,
+        batch: DeviceSamplingBatch,
+        tokens: torch.Tensor,
+        *,
+        has_edits: bool,
+        has_filters: bool,
+    ) -> None:
+        """One token an entry into `tokens`."""
+        workspace = self._editing if has_edits else self._sampling
+        chained = self.chained
+        sample(logits, batch, tokens, workspace, has_edits=has_edits, has_filters=has_filters, chained=chained)
+
+    # Building
+
+    def _program(self, recording: Recording, fusions: Fusions, max_rows: int, *, tiled: bool = False) -> Program:
+        return Program(fuse(recording, fusions), self._around, max_rows, tiled=tiled)
+
+    def _programs_by_rows(self, recording: Recording, tiled: bool) -> list[Program]:
+        """Of a row a sequence, by ascending number of rows; the first is taken that they fit in."""
+        seqs = self.limits.max_num_seqs
+        programs = []
+        for rows in VECTOR_ROWS[:1] if tiled else VECTOR_ROWS:
+            is_vector = _takes_vectors(rows)
+            fusions = Fusions(attention=True, residual=True, takes_norm=is_vector, takes_gate=is_vector)
+            programs.append(self._program(recording, fusions, min(seqs, rows)))
+        for rows in TILED_ROWS if tiled else ():
+            fusions = Fusions(attention=True, residual=True, parts=True, takes_gate=_takes_gates(rows))
+            programs.append(self._program(recording, fusions, min(seqs, rows), tiled=True))
+        if not tiled:
+            programs.append(
+                self._program(recording, Fusions(attention=True, residual=True), min(seqs, MAX_SKINNY_ROWS))
+            )
+        programs.append(self._program(recording, Fusions(attention=True), seqs))
+        return programs
+
+    def _share_memory(self, dtype: torch.dtype) -> torch.Tensor:
+        """Passes never overlap in time and share their activations; heads read what a pass left, and do so, too."""
+        shared = self._place((self._chunks, *self._decodes), dtype)
+        self._place(self._heads, dtype)
+        return shared
+
+    def _place(self, programs: Sequence[Program], dtype: torch.dtype) -> torch.Tensor:
+        memory = torch.empty(max(one.num_elements for one in programs), dtype=dtype, device=self.device)
+        for one in programs:
+            one.place(memory)
+        return memory
+
+    def _make_plans(self, instructions: Sequence[Instruction]) -> dict[PlanKey, AttentionPlan]:
+        layers = [i.arguments["layer"] for i in instructions if "layer" in i.arguments]
+        keys = dict.fromkeys((layer.group, layer.window) for layer in layers)
+        limits = self.limits
+        return {key: AttentionPlan.allocate(limits.max_num_seqs, limits.max_num_tokens, self.device) for key in keys}
+
+    def _make_plan(self, step: DeviceStep) -> None:
+        for (group, window), plan in self._plans.items():
+            make_plan(
+                plan,
+                query_start_loc=step.query_start_loc,
+                seq_lens=step.seq_lens,
+                positions=step.positions,
+                rows=step.rows,
+                block_table=step.block_tables[group],
+                block_size=self._block_size,
+                window=window,
+                chained=self.chained,
+            )
+
+    def _check_layers(self, layers: list[AttentionLayer]) -> None:
+        for layer in layers:
+            assert (layer.num_kv_heads, layer.head_dim) == (self._kv.num_kv_heads, self._kv.head_dim), (
+                f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in a pool of {self._kv}"
+            )
+            assert layer.index_in_group < self._kv.layers_per_group, "the layer has no place in the pool's blocks"
+
+
+def _first_for(num_rows: int, programs: Sequence[Program]) -> Program:
+    return next(program for program in programs if num_rows <= program.max_rows)
+
+
+def has_long_chunks(batch: StepBatch) -> bool:
+    return bool((batch.seq_lens[np.diff(batch.query_start_loc) > 1] >= LONG_SEQUENCE).any())
+
+
+def _takes_vectors(num_rows: int) -> Callable[[int, int], bool]:
+    """Which products of so many rows have a tiling that takes a norm and a gate."""
+
+    def is_vector(columns: int, depth: int) -> bool:
+        tiling = choose_tiling(num_rows, columns, depth)
+        return tiling is not None and tiling.depth == 0
+
+    return is_vector
+
+
+def _takes_gates(num_rows: int) -> Callable[[int, int], bool]:
+    """Which products of so many rows have a tile that takes a gate."""
+    from octavo.kernels.triton.linear.tile_linear import choose_tile
+
+    return lambda columns, depth: choose_tile(num_rows, columns, depth, gated=True) is not None
+
+
+def _room_for_parts(instructions: Sequence[Instruction], max_num_seqs: int, device: torch.device) -> torch.Tensor:
+    from octavo.kernels.triton.linear.tile_linear import MAX_SPLIT
+
+    widths = [i.outputs[0].width for i in instructions if i.op == "add_rms_norm"]
+    num_rows = min(max_num_seqs, TILED_ROWS[-1])
+    return torch.empty(MAX_SPLIT * num_rows * max(widths, default=0), dtype=torch.float32, device=device)
+
+
+def _entries_of(columns: dict[str, torch.Tensor], start: int, end: int) -> DeviceSamplingBatch:
+    return DeviceSamplingBatch(**{name: _rows_of(name, column, start, end) for name, column in columns.items()})
+
+
+def _rows_of(name: str, column: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """Entries start .. end-1 of a sampling column; ragged values stay whole, their offsets point into them."""
+    if name in ("history", "allowed", "banned", "bias_ids", "bias_values"):
+        return column
+    return column[start : end + 1] if name.endswith("_offsets") else column[start:end]

@@ -1,0 +1,138 @@
+"""Fewer, larger instructions: what a recorded forward pass becomes before it is bound to kernels.
+
+    rotary_kv_write, paged_attention   ->  attention                         a step of decodes alone
+    linear, add_rms_norm               ->  linear with residual, rms_norm  ┐ few rows: reading weights is the cost
+    linear, add                        ->  linear with residual            ┘
+    linear, add_rms_norm               ->  linear_add_rms_norm               more: its parts are summed by the norm
+    linear, gated_activation           ->  linear with gate                  where a product's tiling takes it
+    rms_norm, linear                   ->  linear with norm                  very few: a program holds whole rows
+
+A llama's layer of nine instructions becomes five. Buffers are shared out after this, so that a fused instruction
+never finds its result in a buffer that it still reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from octavo.kernels.program.recorder import Instruction, Value
+
+#: two neighbours, of which only the second reads the first's result -> what takes their place, or None
+Rule = Callable[[Instruction, Instruction], list[Instruction] | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """Instructions in order; `given` are filled before the first, `kept` are read after the last."""
+
+    instructions: Sequence[Instruction]
+    kept: tuple[Value, ...]
+    given: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fusions:
+    """What the kernels for one range of row counts do in one launch."""
+
+    attention: bool = False
+    residual: bool = False
+    parts: bool = False  # sums of parts of the inputs, one with the norm that adds them up
+    takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # which products
+    takes_gate: Callable[[int, int], bool] = lambda columns, depth: False
+
+
+def fuse(recording: Recording, fusions: Fusions) -> Recording:
+    """The same computation in fewer instructions."""
+    recording = _with_own_queries(recording)
+    if fusions.attention:
+        recording = _apply(recording, _attention)
+    if fusions.parts:
+        recording = _apply(recording, _parts)
+    if fusions.residual:
+        recording = _apply(recording, _residual)
+    recording = _apply(recording, lambda first, second: _gate(first, second, fusions))
+    return _apply(recording, lambda first, second: _norm(first, second, fusions))
+
+
+def _with_own_queries(recording: Recording) -> Recording:
+    """Rotated queries get memory of their own: here many programs work on a row, and one may still be reading what
+    another would write over."""
+    moved: dict[Value, Value] = {}
+    instructions = []
+    for instruction in recording.instructions:
+        inputs = tuple(moved.get(value, value) for value in instruction.inputs)
+        outputs = instruction.outputs
+        if instruction.op == "rotary_kv_write":
+            (q,) = outputs
+            moved[q] = Value(q.width, -1 - len(moved), q.width)
+            outputs = (moved[q],)
+        instructions.append(replace(instruction, inputs=inputs, outputs=outputs))
+    kept = tuple(moved.get(value, value) for value in recording.kept)
+    return replace(recording, instructions=instructions, kept=kept)
+
+
+def _apply(recording: Recording, rule: Rule) -> Recording:
+    uses = Counter(value for instruction in recording.instructions for value in instruction.inputs)
+    uses.update(recording.kept)
+    result: list[Instruction] = []
+    rest = list(reversed(recording.instructions))
+    while rest:
+        first = rest.pop()
+        fused = None
+        if rest and len(first.outputs) == 1 and first.outputs[0] in rest[-1].inputs and uses[first.outputs[0]] == 1:
+            fused = rule(first, rest[-1])
+        if fused is None:
+            result.append(first)
+        else:
+            rest.pop()
+            result += fused
+    return replace(recording, instructions=result)
+
+
+def _attention(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if (first.op, second.op) != ("rotary_kv_write", "paged_attention"):
+        return None
+    return [Instruction("attention", first.inputs, second.outputs, second.arguments)]
+
+
+def _residual(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if first.op != "linear" or first.arguments["weight"].bias is not None:
+        return None
+    product = first.outputs[0]
+    if second.op == "add":
+        (residual,) = (value for value in second.inputs if value is not product)
+        return [replace(first, inputs=(*first.inputs, residual), outputs=second.outputs)]
+    if second.op == "add_rms_norm" and second.inputs[0] is product:
+        normed, total = second.outputs
+        linear = replace(first, inputs=(*first.inputs, second.inputs[1]), outputs=(total,))
+        return [linear, Instruction("rms_norm", (total,), (normed,), second.arguments)]
+    return None
+
+
+def _parts(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if (first.op, second.op) != ("linear", "add_rms_norm") or first.arguments["weight"].bias is not None:
+        return None
+    if second.inputs[0] is not first.outputs[0]:
+        return None
+    arguments = {"weight": first.arguments["weight"], "norm_weight": second.arguments["weight"]}
+    arguments["eps"] = second.arguments["eps"]
+    return [Instruction("linear_add_rms_norm", (*first.inputs, second.inputs[1]), second.outputs, arguments)]
+
+
+def _gate(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
+    if (first.op, second.op) != ("linear", "gated_activation"):
+        return None
+    if not fusions.takes_gate(second.outputs[0].width, first.inputs[0].width):
+        return None
+    return [replace(first, outputs=second.outputs, arguments=first.arguments | {"gate": second.arguments["kind"]})]
+
+
+def _norm(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
+    if (first.op, second.op) != ("rms_norm", "linear") or second.inputs[0] is not first.outputs[0]:
+        return None
+    if not fusions.takes_norm(second.outputs[0].width, first.inputs[0].width):
+        return None
+    norm = {"norm_weight": first.arguments["weight"], "eps": first.arguments["eps"]}
+    return [replace(second, inputs=(*first.inputs, *second.inputs[1:]), arguments=second.arguments | norm)]

@@ -1,0 +1,86 @@
+"""What tokens are drawn from: the op `processed_logits`, semantics of `kernels/reference/sampling.py`.
+
+    edit, scan   as a draw does (`sampling.py`)
+    process      one program an entry: where its filters cut, by the bisection over the whole row that a draw falls back
+                 on; then its logits over the temperature, -inf where nothing is kept
+
+A draw cuts by other sums where the best segments hold all that is kept, so a token within about 1e-6 of top_p's
+boundary may be drawn and cut here. What was drawn is kept, whatever the sums say.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo.kernels.triton.chain import wait_for_previous
+from octavo.kernels.triton.sampling.draw import (
+    FINITE_KEY,
+    DeviceSamplingBatch,
+    SamplingWorkspace,
+    cut_of_row,
+    distance,
+    edit_and_scan,
+    entry_has_edits,
+    load_row,
+)
+from octavo.kernels.triton.sampling.logits_scan import CHUNK, score_of
+
+
+def processed_logits(
+    logits: torch.Tensor,
+    batch: DeviceSamplingBatch,
+    drawn: torch.Tensor,
+    processed: torch.Tensor,
+    workspace: SamplingWorkspace,
+    *,
+    chained: bool = False,
+) -> None:
+    """logits [M, V] and the tokens drawn [N] -> processed [N, V] float32. workspace: one with room for edits."""
+    b, chunks = batch, triton.cdiv(logits.shape[1], CHUNK)
+    source, runs = edit_and_scan(logits, batch, workspace, has_edits=True, chained=chained)
+    _process_kernel[(len(processed),)](
+        *source, *runs, b.temperature, b.top_p, b.top_k, b.min_p, workspace.scan.chunk_max, chunks,
+        drawn, processed, processed.stride(0), TILE=8192, CHUNKS=triton.next_power_of_2(chunks), FINITE=FINITE_KEY,
+        CHAINED=chained, launch_pdl=chained, num_warps=16,
+    )  # fmt: skip
+
+
+@triton.jit
+def _process_kernel(
+    logits, logits_rows, stride, edited, edited_stride, vocab,
+    history_offsets, allowed_offsets, banned_offsets, bias_offsets,
+    temperatures, top_ps, top_ks, min_ps, chunk_max, num_chunks, drawn, processed, processed_stride,
+    TILE: tl.constexpr, CHUNKS: tl.constexpr, FINITE: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    wait_for_previous(CHAINED)
+    i = tl.program_id(0)
+    is_edited = entry_has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets)
+    row = tl.load(logits_rows + i).to(tl.int64)
+    temperature = tl.load(temperatures + i)
+    top_p = tl.load(top_ps + i)
+    top_k = tl.load(top_ks + i)
+    min_p = tl.load(min_ps + i)
+    chunk = tl.arange(0, CHUNKS)
+    best = tl.max(tl.load(chunk_max + i * num_chunks + chunk, mask=chunk < num_chunks, other=-float("inf")), 0)
+    where = (logits, row, stride, edited, edited_stride, i, is_edited, vocab, temperature, best)
+
+    # a temperature of 0 keeps all; another all that can be drawn, unless a filter says less
+    pivot = tl.where(temperature == 0.0, 0x7FFFFFFF, FINITE + 1)
+    num_tied = tl.full([], 0, tl.int32)
+    token = tl.load(drawn + i)
+    if (temperature != 0.0) & ((top_p < 1.0) | ((top_k > 0) & (top_k < vocab)) | (min_p > 0.0)):
+        pivot, num_tied = cut_of_row(where, top_p, top_k, min_p, FINITE, TILE, True)
+    out = processed + i.to(tl.int64) * processed_stride
+    tied_before = tl.full([], 0, tl.int32)
+    for start in range(0, vocab, TILE):
+        at = start + tl.arange(0, TILE)
+        x = load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, True)
+        scores = score_of(x, temperature)
+        _away, key = distance(scores, best)
+        is_tied = (key == pivot).to(tl.int32)
+        rank = tl.cumsum(is_tied, 0) - 1 + tied_before
+        stays = (key < pivot) | ((key == pivot) & (rank < num_tied)) | (at == token)
+        tl.store(out + at, tl.where(stays, scores, -float("inf")), mask=at < vocab)
+        tied_before += tl.sum(is_tied, 0)

@@ -1,0 +1,376 @@
+"""ProcessClient: a front end's side of an engine in another process.
+
+    generate() ──AddRequest──▶ engine                          one message a step, for all streams of this front end
+        ▲                         │
+        └── wake ── stream ◀── StepNews ── tokens to text
+
+A message wakes the event loop once; every sequence in it grows by its tokens' text at once, since a stop string in it
+must reach the engine, but an output is made only when its reader comes for it. A reader that lags finds the tokens of
+several steps in one DELTA.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sized
+from typing import NoReturn
+
+import msgspec
+import zmq
+
+from octavo.engine.client import ModelInfo
+from octavo.engine.core import EngineStats
+from octavo.engine.input import InputProcessor, Prompt, RequestLimits
+from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
+from octavo.observe.logging import LOGGER
+from octavo.outputs import RequestOutput
+from octavo.processes.client_stream import ClientStream
+from octavo.processes.engine_task import front_end_identity
+from octavo.processes.probation import refusal
+from octavo.processes.transport import (
+    READ_SIZE,
+    Abort,
+    AbortById,
+    Ask,
+    Down,
+    FinishSequence,
+    GivenUp,
+    HasRead,
+    Hello,
+    Refusal,
+    Reply,
+    StepNews,
+    Up,
+    Welcome,
+    decode_down,
+    encode,
+    fingerprint_of,
+    front_end_socket,
+    pack_params,
+    pack_request,
+    unpack_params,
+)
+from octavo.request import Request
+from octavo.sampling_params import SamplingParams
+from octavo.scheduler.scheduler import SequenceUpdate
+from octavo.text.tokenizer import Tokenizer
+
+#: longer prompts are checked and tokenised on a thread, so that other streams go on meanwhile
+MAX_INLINE_SIZE = 4096
+#: characters of bad words, which are tokenised one by one; else as above
+MAX_INLINE_BAD_WORDS = 256
+#: seconds of the event loop that the engine's news may take at a time
+RECEIVE_S = 0.005
+
+
+class ProcessClient:
+    """Owner of this front end's end of the socket and of its streams. All calls from one event loop's thread."""
+
+    def __init__(self, tokenizer: Tokenizer | None, index: int, seed: int, *, logs_requests: bool = False) -> None:
+        """index: the front end's number. seed: of the random numbers of requests that bring none. logs_requests: a
+        line for each, which holds nothing of what it says."""
+        self.identity = front_end_identity(index, os.getpid())
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._logs_requests = logs_requests
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._inputs: InputProcessor | None = None
+        self._info: ModelInfo | None = None
+        self._streams: dict[int, ClientStream] = {}
+        self._keys: dict[str, int] = {}
+        self._answers: dict[int, asyncio.Future[bytes]] = {}
+        self._numbers = itertools.count()
+        self._num_read = 0  # bytes that the engine has not been told of
+        self._why_down = "it is starting"
+        self._welcomed = asyncio.Event()
+        self._is_draining = False
+        self._goes_on = False  # with receiving, in the event loop's next turn
+
+    # EngineClient
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        arrival_time = time.monotonic()
+        inputs = self._check_open()
+        name = request_id if request_id is not None else f"{self.identity}-{next(self._numbers)}"
+        params = sampling_params if sampling_params is not None else self.model_info.default_sampling_params
+        job = (name, prompt, params, arrival_time, priority, cache_salt)
+        if _is_long(prompt) or sum(map(len, params.bad_words or ())) > MAX_INLINE_BAD_WORDS:
+            request = await asyncio.to_thread(inputs.process, *job)
+        else:
+            request = inputs.process(*job)
+        stream = self._open(request, None if trace_headers is None else dict(trace_headers))
+        try:
+            while (output := stream.take()) is None or not output.finished:
+                if output is None:
+                    await stream.wait()
+                else:
+                    yield output
+            yield output
+        finally:
+            if stream.key in self._streams:
+                self._end(stream)
+                self._send(Abort(stream.key))
+
+    async def abort(self, request_id: str) -> None:
+        key = self._keys.get(request_id)
+        if key is None:
+            self._send(AbortById(request_id))
+        else:
+            self._send(Abort(key))
+            self._abort(self._streams[key])
+
+    def get_tokenizer(self) -> Tokenizer | None:
+        return self._tokenizer
+
+    @property
+    def model_info(self) -> ModelInfo:
+        if self._info is None:
+            self._refuse()
+        return self._info
+
+    @property
+    def is_alive(self) -> bool:
+        return self._welcomed.is_set() and not self._is_draining
+
+    async def stats(self) -> EngineStats:
+        return msgspec.msgpack.decode(await self._ask("stats"), type=EngineStats)
+
+    async def metrics(self) -> bytes:
+        return await self._ask("metrics")
+
+    # For the front end
+
+    def connect(self, address: str) -> None:
+        """An engine listens there."""
+        self.disconnect("it is starting")
+        self._num_read = 0
+        self._socket = front_end_socket(self._context, address, self.identity.encode())
+        asyncio.get_running_loop().add_reader(int(self._socket.FD), self._receive)
+        self._send(Hello())
+
+    def disconnect(self, why: str, guilty: frozenset[str] = frozenset()) -> None:
+        """The engine is gone; so are its requests. guilty: fingerprints of those that it died at once too often."""
+        self._why_down = why
+        self._welcomed.clear()
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(int(self._socket.FD))
+            self._socket.close()
+            self._socket = None
+        for stream in list(self._streams.values()):
+            self._end(stream)
+            is_guilty = bool(guilty) and fingerprint_of(stream.request) in guilty
+            stream.fail(refusal() if is_guilty else self._death())
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            if not answer.done():
+                answer.set_exception(self._death())
+
+    async def welcomed(self) -> None:
+        """Wait until there is an engine to serve requests."""
+        await self._welcomed.wait()
+
+    def drain(self) -> None:
+        """Take no new requests; those that run go on."""
+        self._is_draining = True
+
+    @property
+    def num_streams(self) -> int:
+        return len(self._streams)
+
+    def abort_all(self) -> None:
+        for stream in list(self._streams.values()):
+            self._send(Abort(stream.key))
+            self._abort(stream)
+
+    def close(self) -> None:
+        self.disconnect("this front end is ending")
+        self._context.term()
+
+    # Streams
+
+    def _check_open(self) -> InputProcessor:
+        if self._is_draining:
+            raise EngineDeadError("the server is shutting down and takes no new requests")
+        if self._inputs is None or not self._welcomed.is_set():
+            self._refuse()
+        return self._inputs
+
+    def _refuse(self) -> NoReturn:
+        raise self._death()
+
+    def _death(self) -> EngineDeadError:
+        return EngineDeadError(f"the engine is down: {self._why_down}")
+
+    def _open(self, request: Request, trace_headers: dict[str, str] | None) -> ClientStream:
+        self._check_open()  # it may have gone down while the prompt was tokenised
+        if request.request_id in self._keys:
+            raise InvalidRequestError(f"request_id {request.request_id!r} is in use, allowed is one of its own")
+        stream = ClientStream(next(self._numbers), request, self._tokenizer)
+        self._streams[stream.key] = stream
+        self._keys[request.request_id] = stream.key
+        if self._logs_requests:
+            asked = ", ".join(f"{name}={value!r}" for name, value in pack_params(request.sampling_params).items())
+            LOGGER.info("request %s: %d tokens; %s", request.request_id, request.num_prompt_tokens, asked or "defaults")
+        self._send(pack_request(stream.key, request, trace_headers))
+        return stream
+
+    def _end(self, stream: ClientStream) -> None:
+        """Nothing more will come, or will be read."""
+        del self._streams[stream.key]
+        del self._keys[stream.request.request_id]
+
+    def _abort(self, stream: ClientStream) -> None:
+        self._end(stream)
+        stream.text.abort()
+        stream.wake(time.monotonic())
+
+    async def _ask(self, about: str) -> bytes:
+        if not self._welcomed.is_set():
+            self._refuse()
+        number = next(self._numbers)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            self._send(Ask(number, about))
+            return await answer
+        finally:
+            self._answers.pop(number, None)
+
+    # The socket
+
+    def _send(self, message: Up) -> None:
+        """Never waits. To an engine that is gone, nothing: whoever needs an answer is told by `disconnect`."""
+        if self._socket is None:
+            return
+        self._socket.send(encode(message), zmq.NOBLOCK)
+        # The descriptor tells of changes only, and sending may swallow one.
+        if int(self._socket.EVENTS) & zmq.POLLIN:
+            asyncio.get_running_loop().call_soon(self._receive)
+
+    def _receive(self) -> None:
+        """Everything that has come; after a while, the others in turn first, so that no request's news hold them up."""
+        if self._goes_on:
+            return
+        until = time.monotonic() + RECEIVE_S
+        while self._socket is not None:
+            if time.monotonic() > until:
+                self._goes_on = True
+                asyncio.get_running_loop().call_soon(self._go_on)
+                return
+            try:
+                payload = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._num_read += len(payload)
+            if self._num_read >= READ_SIZE:
+                self._send(HasRead(self._num_read))
+                self._num_read = 0
+            try:
+                self._take(decode_down(payload))
+            except Exception:  # whoever else has news in the socket must not wait for it for ever
+                LOGGER.exception("a message of the engine was not understood")
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self._receive()
+
+    def _take(self, message: Down) -> None:
+        match message:
+            case StepNews():
+                self._take_news(message)
+            case Refusal():
+                self._take_refusal(message)
+            case Reply(number, answer):
+                if (waiting := self._answers.get(number)) is not None and not waiting.done():
+                    waiting.set_result(answer)
+            case Welcome():
+                self._take_welcome(message)
+            case GivenUp(keys):
+                self._take_given_up(keys)
+
+    def _take_welcome(self, welcome: Welcome) -> None:
+        limits = RequestLimits(
+            max_model_len=welcome.max_model_len,
+            max_num_seqs=welcome.max_num_seqs,
+            max_logprobs=welcome.max_logprobs,
+            vocab_size=welcome.vocab_size,
+            eos_token_ids=tuple(welcome.eos_token_ids),
+        )
+        if self._inputs is None or self._inputs.limits != limits:
+            self._inputs = InputProcessor(self._tokenizer, limits, self._seed)
+        self._info = ModelInfo(
+            max_model_len=welcome.max_model_len,
+            vocab_size=welcome.vocab_size,
+            max_num_seqs=welcome.max_num_seqs,
+            max_logprobs=welcome.max_logprobs,
+            default_sampling_params=unpack_params(welcome.default_sampling_params),
+            card=welcome.card,
+        )
+        self._welcomed.set()
+
+    def _take_given_up(self, keys: list[int]) -> None:
+        """This process did not read for so long that the engine could not keep its news."""
+        LOGGER.warning("did not read for a while: the engine has given up %d requests", len(keys))
+        fault = EngineDeadError(
+            "the engine ended this request, for the process that serves it was stopped or too busy to read its answer"
+        )
+        for key in keys:
+            if (stream := self._streams.get(key)) is not None:
+                self._end(stream)
+                stream.fail(fault)
+            elif (answer := self._answers.get(key)) is not None and not answer.done():
+                answer.set_exception(fault)
+        if not self._welcomed.is_set():
+            self._send(Hello())
+
+    def _take_news(self, news: StepNews) -> None:
+        streams = self._streams
+        for one in news.others:  # first: they tell of sequences that the columns name
+            if (stream := streams.get(one.key)) is not None:
+                self._grow(stream, stream.mirror(one), news.time)
+        indices: Iterable[int] = news.indices or itertools.repeat(0, len(news.keys))
+        for key, index, token_id in zip(news.keys, indices, news.token_ids, strict=True):
+            if (stream := streams.get(key)) is not None:
+                self._grow(stream, SequenceUpdate(stream.sequences[index], [token_id], None, []), news.time)
+
+    def _grow(self, stream: ClientStream, update: SequenceUpdate, now: float) -> None:
+        """Add to a stream's text. What goes wrong there is this stream's alone."""
+        stop = stream.text.extend(update, now)
+        if stream.text.fault is not None:
+            self._send(Abort(stream.key))
+        elif stop is not None:
+            self._send(FinishSequence(stream.key, update.sequence.index, stop))
+        if stream.text.finished:
+            self._end(stream)
+        stream.wake(now)
+
+    def _take_refusal(self, refusal: Refusal) -> None:
+        stream = self._streams.get(refusal.key)
+        if stream is None:
+            return  # its reader left before
+        if refusal.why == "aborted":
+            self._abort(stream)
+            return
+        self._end(stream)
+        if refusal.why == "busy":
+            stream.fail(EngineBusyError(refusal.text, refusal.retry_after_s))
+        else:
+            stream.fail(InvalidRequestError(refusal.text))
+
+
+def _is_long(prompt: Prompt) -> bool:
+    content = prompt.get("prompt") or prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else prompt
+    return isinstance(content, Sized) and len(content) > MAX_INLINE_SIZE

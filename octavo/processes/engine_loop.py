@@ -1,0 +1,359 @@
+"""The engine's process: schedule, execute, update, and one message a step to every front end that it concerns.
+
+It neither reads nor writes text: prompts come as tokens and go as tokens. It sleeps on its sockets while nothing runs,
+looks at them between two steps while something does, and ends with its parent.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass, replace
+
+import msgspec
+import zmq
+
+from octavo.child import Channel, Note, begin, telling_failures
+from octavo.engine.assemble import build_engine
+from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.logprob_rows import pack_rows
+from octavo.errors import EngineBusyError, InvalidRequestError, OctavoError
+from octavo.observe.events import Refused
+from octavo.observe.logging import LOGGER, log_to_stderr
+from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.summary import IntervalSummary
+from octavo.processes.admission import AdmissionControl
+from octavo.processes.engine_task import EngineTask
+from octavo.processes.heartbeat import Heartbeat
+from octavo.processes.outbox import Outbox
+from octavo.processes.probation import Probation
+from octavo.processes.questions import Questions
+from octavo.processes.step_record import StepRecord
+from octavo.processes.transport import (
+    Abort,
+    AbortById,
+    AddRequest,
+    Ask,
+    FinishSequence,
+    HasRead,
+    Hello,
+    Refusal,
+    Reply,
+    SequenceNews,
+    StepNews,
+    Up,
+    Welcome,
+    decode_up,
+    encode,
+    engine_socket,
+    pack_params,
+    unpack_request,
+)
+from octavo.request import Request
+from octavo.scheduler.scheduler import SequenceUpdate
+
+LOG_INTERVAL_S = 10.0
+#: messages that are taken before the next step, however many come
+_MAX_TAKEN = 1000
+
+
+def main() -> None:
+    """The process. It says `ready`, or `failed` and why."""
+    task, channel = begin()
+    log_to_stderr("engine")
+    with telling_failures(channel):
+        # Front ends make text; an engine without a tokenizer starts sooner.
+        config = replace(task.config, model=replace(task.config.model, skip_tokenizer_init=True))
+        engine = build_engine(config, serves=True)
+        loop = EngineLoop(task, engine, channel)
+    gc.collect()
+    gc.freeze()  # what was loaded stays; the collector need not look at it again and again
+    channel.send(Note("ready", card=engine.card, seconds=loop.heartbeat.patience_s))
+    try:
+        loop.run()
+    finally:
+        loop.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """A request that has not ended, and whose it is."""
+
+    front_end: bytes
+    key: int
+    request: Request
+    fingerprint: str
+    num_announced: int = 0  # of its sequences, those that its front end knows of
+    num_finished: int = 0
+
+
+class EngineLoop:
+    """Owner of the engine and of its end of the socket."""
+
+    def __init__(self, task: EngineTask, engine: LLMEngine, channel: Channel) -> None:
+        self._engine = engine
+        self._core = engine.core
+        self._channel = channel
+        self.heartbeat = Heartbeat(channel, task.hang_timeout_s, time.monotonic)
+        self._recorder = MetricsRecorder(engine.events, model_name=task.model_name)
+        self._summary = IntervalSummary(self._recorder, time.monotonic) if task.logs_stats else None
+        self._next_line = time.monotonic() + LOG_INTERVAL_S
+        self._admission = AdmissionControl(task.admission, self._core, engine.limits.max_num_seqs, time.monotonic)
+        self._record = StepRecord(task.step_record, engine.events)
+        self._probation = Probation(task.num_deaths, time.monotonic)
+        self._live: dict[str, _Live] = {}
+        self._of_front_end: dict[bytes, dict[int, _Live]] = {}
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = engine_socket(self._context, task.address)
+        self._outbox = Outbox(self._socket, self._forget)
+        self._send = self._outbox.send
+        self._questions = Questions(
+            {"metrics": self._recorder.exposition, "stats": lambda: encode(self._core.stats())},
+            lambda front_end, number, answer: self._send(front_end, Reply(number, answer)),
+            time.monotonic,
+        )
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(channel.fileno(), zmq.POLLIN)
+
+    def run(self) -> None:
+        """Until the parent says stop."""
+        while self._listen():
+            self.heartbeat.turn()
+            self._outbox.retry()
+            self._questions.answer()
+            while (held := self._probation.take_next()) is not None:
+                self._add(held.front_end, held.message)
+            if self._core.has_unfinished:
+                self._tell(self._core.step())
+                self.heartbeat.step_done()
+                self._admission.step_done()
+                self._turn_away_expired()
+                if not self._core.has_unfinished:
+                    self._record.rest()
+            if self._summary is not None:
+                self._log(self._summary)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+        self._engine.close()
+        self._record.close()
+
+    # What comes in
+
+    def _listen(self) -> bool:
+        """Take everything that has come; wait for something if there is nothing else to do. False: stop."""
+        is_busy = self._core.has_unfinished or self._probation.has_next
+        ready = dict(self._poller.poll(0 if is_busy else self._patience_ms()))
+        if self._channel.fileno() in ready and not self._obey_parent():
+            return False
+        if self._socket in ready:
+            for _ in range(_MAX_TAKEN):
+                try:
+                    front_end, payload = self._socket.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                self._take(front_end, payload)
+        return True
+
+    def _patience_ms(self) -> int | None:
+        """Until something is to be said though nothing came; None: for ever."""
+        waits = [] if self._summary is None else [max(0.0, self._next_line - time.monotonic())]
+        waits += [
+            seconds
+            for part in (self.heartbeat, self._outbox, self._questions)
+            if (seconds := part.seconds_left) is not None
+        ]
+        return 1 + int(1000 * min(waits)) if waits else None
+
+    def _obey_parent(self) -> bool:
+        for note in self._channel.receive():
+            if note.kind == "stop":
+                return False
+            if note.kind == "front_end_gone":
+                self._forget(note.text.encode())
+                self._outbox.front_end_gone(note.text.encode())
+                self._questions.front_end_gone(note.text.encode())
+        return self._channel.is_open
+
+    def _take(self, front_end: bytes, payload: bytes) -> None:
+        try:
+            message = decode_up(payload)
+        except msgspec.DecodeError as error:
+            LOGGER.error("front end %s sent a message that is none: %s", front_end.decode(), error)
+            return
+        self._carry_out(front_end, message)
+
+    def _carry_out(self, front_end: bytes, message: Up) -> None:
+        own = self._of_front_end.setdefault(front_end, {})
+        match message:
+            case AddRequest():
+                if not self._probation.holds(front_end, message):
+                    self._add(front_end, message)
+            case Abort(key):
+                if key in own:
+                    self._abort(own[key])
+                else:
+                    self._probation.take_held(front_end, key)
+            case AbortById(request_id):
+                self._abort_by_id(request_id)
+            case FinishSequence(key, index, stop):
+                if (live := own.get(key)) is not None:
+                    sequence = live.request.sequences[index]
+                    if self._core.finish_sequence(sequence.sequence_id, stop):
+                        self._count_end(live)
+            case Ask(number, about):
+                self._questions.ask(front_end, number, about)
+            case HasRead(num_bytes):
+                self._outbox.was_read(front_end, num_bytes)
+            case Hello():
+                self._send(front_end, self._welcome())
+
+    def _add(self, front_end: bytes, message: AddRequest) -> None:
+        """Queue a request, or refuse it to whoever sent it."""
+        try:
+            self._probation.check(message)
+            request = unpack_request(message)
+            if message.request_id in self._live:
+                raise InvalidRequestError(f"request_id {message.request_id!r} is in use, allowed is one of its own")
+            self._admission.check(request)
+            tracer = self._engine.tracer
+            if tracer is not None and message.trace_headers is not None:
+                tracer.link(message.request_id, message.trace_headers)
+            self._core.add_request(request)
+        except EngineBusyError as refusal:
+            self._record_refusal(message.request_id, "queue_full")
+            self._send(front_end, Refusal(message.key, "busy", str(refusal), refusal.retry_after_s))
+        except OctavoError as refusal:
+            self._send(front_end, Refusal(message.key, "invalid", str(refusal)))
+        else:
+            live = _Live(front_end, message.key, request, message.fingerprint)
+            self._live[message.request_id] = live
+            self._of_front_end.setdefault(front_end, {})[message.key] = live
+            self._record.expect(message.request_id, message.fingerprint)
+            if (excused := self._probation.tries(message, request)) is not None:
+                self._record.drop(excused.request_id)
+
+    def _abort_by_id(self, request_id: str) -> None:
+        if (live := self._live.get(request_id)) is not None:
+            self._abort(live)
+            self._send(live.front_end, Refusal(live.key, "aborted"))
+        for held in self._probation.take_held_by_id(request_id):
+            self._send(held.front_end, Refusal(held.message.key, "aborted"))
+
+    def _abort(self, live: _Live) -> None:
+        self._core.abort(live.request.request_id)
+        self._drop(live)
+
+    def _forget(self, front_end: bytes) -> list[int]:
+        """A front end is gone, or does not read: nobody waits for its requests -> their keys."""
+        keys = [held.message.key for held in self._probation.take_held(front_end)]
+        for live in list(self._of_front_end.get(front_end, {}).values()):
+            self._abort(live)
+            keys.append(live.key)
+        self._of_front_end.pop(front_end, None)
+        return keys
+
+    def _turn_away_expired(self) -> None:
+        for request, error in self._admission.take_expired():
+            live = self._live.get(request.request_id)
+            if live is not None and live.request is request:
+                self._abort(live)
+                self._record_refusal(request.request_id, "queue_timeout")
+                self._send(live.front_end, Refusal(live.key, "busy", str(error), error.retry_after_s))
+
+    def _record_refusal(self, request_id: str, why: str) -> None:
+        events = self._engine.events
+        if events.is_on:
+            events.write(Refused(time.monotonic(), request_id, why))
+
+    # What goes out
+
+    def _tell(self, updates: list[SequenceUpdate]) -> None:
+        """One message a front end, of all that a step brought its requests."""
+        now = time.monotonic()
+        messages: dict[bytes, StepNews] = {}
+        for update in updates:
+            sequence = update.sequence
+            live = self._live.get(sequence.request.request_id)
+            if live is None or live.request is not sequence.request:
+                continue  # aborted while the step ran
+            message = messages.get(live.front_end)
+            if message is None:
+                message = messages[live.front_end] = StepNews(now, [], [], [], [])
+            if _is_plain(update, live):
+                message.keys.append(live.key)
+                message.indices.append(sequence.index)
+                message.token_ids.append(update.token_ids[0])
+            else:
+                message.others.append(self._news(update, live))
+        for front_end, message in messages.items():
+            if not any(message.indices):
+                message.indices.clear()
+            self._send(front_end, message)
+
+    def _news(self, update: SequenceUpdate, live: _Live) -> SequenceNews:
+        sequence, request = update.sequence, live.request
+        live.num_announced = len(request.sequences)
+        if sequence.finish_reason is not None:
+            self._count_end(live)
+        return SequenceNews(
+            key=live.key,
+            index=sequence.index,
+            token_ids=update.token_ids,
+            num_sequences=live.num_announced,
+            finish_reason=sequence.finish_reason,
+            stop_reason=sequence.stop_reason,
+            logprobs=update.logprobs,
+            prompt_logprobs=pack_rows(update.prompt_logprobs),
+            num_cached_tokens=request.num_cached_tokens,
+            num_preemptions=request.num_preemptions,
+            first_scheduled_time=request.first_scheduled_time,
+        )
+
+    def _count_end(self, live: _Live) -> None:
+        """A sequence ended. Its request has ended when all those have that came to be: they all do at once."""
+        live.num_finished += 1
+        if live.num_finished == len(live.request.sequences):
+            self._drop(live)
+            self._admission.request_ended()
+            if self._probation.clear(live.fingerprint):
+                self._channel.offer(Note("cleared", text=live.fingerprint))
+
+    def _drop(self, live: _Live) -> None:
+        del self._live[live.request.request_id]
+        self._of_front_end[live.front_end].pop(live.key, None)
+        self._record.drop(live.request.request_id)
+        self._probation.ended(live.request)
+
+    def _welcome(self) -> Welcome:
+        limits, info = self._engine.limits, self._engine.model_info
+        return Welcome(
+            max_model_len=limits.max_model_len,
+            vocab_size=limits.vocab_size,
+            max_num_seqs=limits.max_num_seqs,
+            max_logprobs=limits.max_logprobs,
+            eos_token_ids=list(limits.eos_token_ids),
+            default_sampling_params=pack_params(info.default_sampling_params),
+            card=info.card,
+        )
+
+    def _log(self, summary: IntervalSummary) -> None:
+        now = time.monotonic()
+        if now >= self._next_line:
+            self._next_line = now + LOG_INTERVAL_S
+            if (line := summary.line()) is not None:
+                LOGGER.info(line)
+
+
+def _is_plain(update: SequenceUpdate, live: _Live) -> bool:
+    """One token and nothing else, of a request whose sequences its front end knows."""
+    sequence = update.sequence
+    return (
+        sequence.finish_reason is None
+        and update.logprobs is None
+        and len(update.token_ids) == 1
+        and not update.prompt_logprobs
+        and live.num_announced == len(sequence.request.sequences)
+    )

@@ -1,0 +1,246 @@
+"""Tokenizer: text to token ids and back, and conversations to prompts.
+
+The work is done by the `tokenizers` library; this is the one door to it. A Tokenizer is made from a folder
+(folder_tokenizer.py) or from a GGUF file (gguf_tokenizer.py), and never changes afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from octavo.config import ContentFormat, ModelConfig
+from octavo.errors import InvalidRequestError, TokenizerError
+from octavo.models.checkpoint import TokenizerSource
+from octavo.models.loader import locate_tokenizer
+from octavo.shown import shown
+from octavo.text.detokenizer import Detokenizer, TextStream
+from octavo.text.folder_tokenizer import tokenizer_from_folder
+from octavo.text.gguf_tokenizer import tokenizer_from_gguf
+from octavo.text.template_process import template_processes
+from octavo.text.text_bounds import TextBounds, text_bounds
+from octavo.text.token_texts import TokenTexts
+from octavo.text.tokenizer_calls import TransformersCalls
+from octavo.text.tokenizer_parts import TokenizerParts
+from octavo.text.tokenizers_errors import no_panic
+
+Messages = Sequence[Mapping[str, Any]]
+
+#: characters; longer texts are encoded and decoded in the library's batch calls, which let other threads run
+LONG_TEXT = 2048
+
+
+class Tokenizer(TransformersCalls):
+    """One model's tokenizer. bos_token_id, eos_token_id: None where it has none."""
+
+    def __init__(
+        self, parts: TokenizerParts, chat_template: str | None = None, content_format: ContentFormat = "auto"
+    ) -> None:
+        self._encoder = parts.encoder
+        self._content_format = content_format
+        self._special_tokens = dict(parts.special_tokens)
+        self._chat_templates = dict(parts.chat_templates)
+        if chat_template is not None:
+            self._chat_templates = {"default": chat_template}
+        self.vocab_size: int = self._encoder.get_vocab_size(with_added_tokens=True)
+        self.bos_token_id = self._role_id("bos_token")
+        self.eos_token_id = self._role_id("eos_token")
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; with add_special_tokens also the begin and end tokens that the model wants around a text."""
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"prompt is {text!r}, allowed is a string")
+        try:
+            with no_panic():
+                if len(text) <= LONG_TEXT:
+                    return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
+                (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+                return encoding.ids  # a list of its own, and maybe a long one
+        except TypeError:  # the library takes any string that can be written as UTF-8
+            at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+            raise InvalidRequestError(
+                f"the text holds half of a surrogate pair at character {at}, which is no character; "
+                "send whole characters"
+            ) from None
+
+    def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of one token or several; bytes that make no character show as U+FFFD, ids past the vocabulary as
+        nothing."""
+        try:
+            return self._detokenizer.text([token_ids] if isinstance(token_ids, int) else token_ids, skip_special_tokens)
+        except (OverflowError, TypeError) as error:
+            raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
+
+    def fewest_tokens(self, text: str) -> int:
+        """A number of tokens that the text has at least, in a small part of the time that encoding takes; 0 where
+        nothing can be said."""
+        return 0 if self._bounds is None else self._bounds.fewest_tokens(text)
+
+    def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """`decode` without a last character of which only a part is there: the stream of what comes next brings it."""
+        return self._detokenizer.settled_text(token_ids, skip_special_tokens)
+
+    def stream(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> TextStream:
+        """Decode token by token, going on where the prompt ends: `settled_text` of the prompt and the pieces joined
+        are `decode` of all."""
+        return self._detokenizer.stream(skip_special_tokens, prompt_token_ids)
+
+    def token_to_str(self, token_id: int) -> str:
+        """What one token, special or not, reads as in the middle of a text: a space before a word is kept."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The same in UTF-8, where a token may be a part of a character; those of a text's tokens make the text."""
+        return self._detokenizer.token_bytes(token_id)
+
+    def config(self) -> dict[str, Any]:
+        """What a tokenizer_config.json would say of this one."""
+        added = {
+            str(token_id): {
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
+            }
+            for token_id, token in self._encoder.get_added_tokens_decoder().items()
+        }
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **self._special_tokens,
+            "added_tokens_decoder": added,
+            "chat_template": self.chat_template,
+        }
+
+    @property
+    def chat_template(self) -> str | None:
+        """The one that is used unless another is asked for."""
+        return self._chat_templates.get("default")
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        return self._chat_templates
+
+    def apply_chat_template(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        chat_template_content_format: ContentFormat | None = None,
+        **variables: Any,
+    ) -> str:
+        """A conversation as the prompt the model was trained on. chat_template: one of the model's templates by
+        name, Jinja text, or a file with it; chat_template_content_format: in place of the engine's option of that
+        name; variables go to the template."""
+        for name in ("tokenize", "return_dict", "return_tensors"):
+            if variables.pop(name, None):
+                raise InvalidRequestError(f"{name} is set, but this makes text: encode_chat gives token ids")
+        return template_processes().render(
+            template=self._choose_template(chat_template, has_tools=tools is not None),
+            messages=messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            content_format=chat_template_content_format or self._content_format,
+            variables={**self._special_tokens, "tools": tools, "documents": None, **variables},
+        )
+
+    def encode_chat(self, messages: Messages, **options: Any) -> list[int]:
+        """Token ids of a conversation. The template writes the begin token itself, so none is added."""
+        return self.encode(self.apply_chat_template(messages, **options), add_special_tokens=False)
+
+    def bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The token sequences that spell these words: as the start of a text and after a space. The second only
+        counts if the space is part of its first token, else it is the first with a space before it."""
+        spellings: dict[tuple[int, ...], None] = {}
+        for word in words:
+            bare = tuple(self.encode(word.lstrip(), add_special_tokens=False))
+            spaced = tuple(self.encode(" " + word.lstrip(), add_special_tokens=False))
+            if bare:
+                spellings[bare] = None
+            if bare and spaced[0] != bare[0] and len(spaced) == len(bare):
+                spellings[spaced] = None
+        return tuple(spellings)
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """token_to_str of every token, each looked up once."""
+        return TokenTexts(self.token_to_str)
+
+    @cached_property
+    def _bounds(self) -> TextBounds | None:
+        return text_bounds(self._encoder)
+
+    @cached_property
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(self._encoder)
+
+    def _role_id(self, role: str) -> int | None:
+        token = self._special_tokens.get(role)
+        return None if token is None else self._encoder.token_to_id(token)
+
+    def _choose_template(self, asked: str | None, has_tools: bool) -> str:
+        if asked is not None:
+            return self._chat_templates.get(asked) or _template_text(asked)
+        if has_tools and "tool_use" in self._chat_templates:
+            return self._chat_templates["tool_use"]
+        if self.chat_template is not None:
+            return self.chat_template
+        found = ", ".join(self._chat_templates) or "none"
+        raise TokenizerError(
+            f"the model has no default chat template (templates found: {found}); pass chat_template= a template's "
+            "name, Jinja text, or a file with one; or use generate with a plain prompt"
+        )
+
+
+def open_tokenizer(config: ModelConfig, source: TokenizerSource | None) -> Tokenizer | None:
+    """The model's tokenizer, from `source`, or the one that the configuration names instead; None with
+    skip_tokenizer_init."""
+    if config.skip_tokenizer_init:
+        return None
+    if config.tokenizer is not None:
+        source = locate_tokenizer(config.tokenizer)
+    if source is None:
+        raise TokenizerError(
+            f"{config.model} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
+            "or set skip_tokenizer_init and send token ids"
+        )
+    override = None if config.chat_template is None else _template_text(config.chat_template)
+    return Tokenizer(_read(source), override, config.chat_template_content_format)
+
+
+def check_chat_template(template: str) -> None:
+    """What the option of that name gives, before anything is loaded. Raises TokenizerError."""
+    text = _template_text(template)
+    template_processes().check(text)
+    if "messages" not in text:
+        raise TokenizerError(
+            f"chat_template is {shown(template)}, which never reads messages, as a chat template does: pass Jinja "
+            "text, or a file with it"
+        )
+
+
+def named_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer by itself, without its model: a folder, a GGUF file, a packaged model or a hub id."""
+    return Tokenizer(_read(locate_tokenizer(name)))
+
+
+def _read(source: TokenizerSource) -> TokenizerParts:
+    return tokenizer_from_folder(source) if isinstance(source, Path) else tokenizer_from_gguf(source)
+
+
+def _template_text(template: str) -> str:
+    """A template is given as text or as a file's path; text has braces, or line ends, and paths have neither."""
+    if "{" in template or "\n" in template:
+        return template
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # no such file, no UTF-8, no name of a file
+        raise TokenizerError(
+            f"chat_template is {shown(template)}, which is neither a template nor a file: {error}; give Jinja text, "
+            "the name of one of the model's templates, or a file in UTF-8"
+        ) from None
