@@ -11,38 +11,23 @@ server catches both in its supervisor.
 import os
 import signal
 import sys
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
+
+from octavo.cli.interrupts import INTERRUPTED, end_the_line, leave
 
 
 def main() -> int:
     # Where the shell has it ignored, as for a command in the background, it stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, lambda number, frame: leave())
     sys.unraisablehook = _unraisable
     _open_closed_streams()
     from octavo.cli.main import main as run_command
 
     code = _flushed(run_command())
-    if code == 128 + signal.SIGINT:
+    if code == INTERRUPTED:
         end_the_line()
     return code
-
-
-def leave() -> NoReturn:
-    """At once, as Ctrl-C asks."""
-    end_the_line()
-    os._exit(128 + signal.SIGINT)
-
-
-def end_the_line() -> None:
-    """A terminal shows ^C where it is typed; the shell's prompt belongs below."""
-    if os.isatty(2):
-        os.write(2, b"\n")
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    leave()
 
 
 def _unraisable(unraisable: Any) -> None:

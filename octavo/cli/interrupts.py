@@ -1,14 +1,14 @@
-"""What Ctrl-C does while a command works: KeyboardInterrupt, where that can be borne."""
+"""What Ctrl-C does: KeyboardInterrupt while a command works, where that can be borne; elsewhere the end, at once."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-
-from octavo.cli.entry import leave
+from typing import NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
 _IMPORTING = "<frozen importlib._bootstrap>"
@@ -33,6 +33,18 @@ def is_interrupt(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def leave() -> NoReturn:
+    """At once, as Ctrl-C asks."""
+    end_the_line()
+    os._exit(INTERRUPTED)
+
+
+def end_the_line() -> None:
+    """A terminal shows ^C where it is typed; the shell's prompt belongs below."""
+    if os.isatty(2):
+        os.write(2, b"\n")
 
 
 def _raise_or_leave(number: int, frame: FrameType | None) -> None:

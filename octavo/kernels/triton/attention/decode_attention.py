@@ -23,8 +23,9 @@ Shape letters: S sequences, Q query heads, K kv heads, D head dimension, G = Q /
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import triton
@@ -35,9 +36,6 @@ from octavo.kernels.triton.attention.kv_pool import BOX_TOKENS, LayerPool, padde
 from octavo.kernels.triton.attention.plan import MAX_PARTITIONS, AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
 from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
-
-if TYPE_CHECKING:
-    from octavo.kernels.triton.attention.hopper_decode import HopperDecode
 
 NUM_WARPS = 2
 PROGRAMS_PER_MULTIPROCESSOR = 4
@@ -63,6 +61,13 @@ class DecodeWorkspace:
         )
 
 
+class DecodeKernel(Protocol):
+    """What works on a plan's items in the place of this file's kernel."""
+
+    @property
+    def attend(self) -> Callable[..., None]: ...
+
+
 def decode_attention(
     q: torch.Tensor,
     out: torch.Tensor,
@@ -75,7 +80,7 @@ def decode_attention(
     block_table: torch.Tensor,
     num_multiprocessors: int,
     transform: HeadTransform | None = None,
-    hopper: HopperDecode | None = None,
+    hopper: DecodeKernel | None = None,
     chained: bool = False,
 ) -> None:
     """Write the rows of `out` [T, Q * D] that belong to sequences with one new token.
