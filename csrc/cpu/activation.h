@@ -4,7 +4,7 @@
 
 namespace octavo {
 
-// Values agree with octavo/kernels/cpu/recorder.py: ACTIVATIONS, in order.
+// Values agree with octavo/kernels/program/recorder.py: ACTIVATIONS, in order.
 enum class Activation : int32_t { silu, gelu, gelu_tanh, relu };
 
 // `out` may be `x`.

@@ -1,3 +1,4 @@
+// Conversion of a weight to a dense format, threaded over its rows.
 #include "convert.h"
 
 #include <vector>

@@ -1,4 +1,4 @@
-// Reading the formats a file may hold; see dequantize.h for what they share. The layouts are ggml's.
+// Reading the block-quantised formats a file may hold. The layouts are ggml's.
 #include "dequantize.h"
 
 #include <cassert>

@@ -1,3 +1,4 @@
+// Sums of activations, threaded over tokens.
 #include "elementwise.h"
 
 #include "vectors.h"

@@ -1,3 +1,4 @@
+// Table lookup that dequantises only the rows it reads.
 #include "embedding.h"
 
 namespace octavo {

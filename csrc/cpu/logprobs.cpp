@@ -1,3 +1,4 @@
+// Log-probabilities in one pass over a row of logits.
 #include "logprobs.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The one door to packed matrices; see octavo/matmul.h.
+// The one door to packed matrices: makes the matrix class that a weight's format needs.
 #include "octavo/matmul.h"
 
 #include "matmul_dense.h"

@@ -1,4 +1,4 @@
-// F32, F16 and BF16 weights.
+// Products with F32, F16 and BF16 weights.
 #pragma once
 #include "octavo/matmul.h"
 

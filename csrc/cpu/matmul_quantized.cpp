@@ -1,4 +1,4 @@
-// The formats of 32-weight blocks.
+// Products with the formats of 32-weight blocks.
 #include "matmul_quantized.h"
 #include "matmul_quantized_kernel.h"
 

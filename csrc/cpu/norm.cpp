@@ -1,3 +1,4 @@
+// RMSNorm and LayerNorm, with the residual sum on the way.
 #include "norm.h"
 
 #include "vectors.h"

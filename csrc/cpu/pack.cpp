@@ -1,4 +1,4 @@
-// Packing of quantised weights and activations; see pack.h for the layouts.
+// Packing of quantised weights and activations, in the layouts of pack.h.
 #include "pack.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// See packed_memory.h.
+// Memory for packed weights, in large pages where the system gives them.
 #include "packed_memory.h"
 
 #include <sys/mman.h>

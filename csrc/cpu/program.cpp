@@ -1,3 +1,4 @@
+// The loop over a program's instructions.
 #include "program.h"
 
 #include <chrono>

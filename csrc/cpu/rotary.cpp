@@ -1,3 +1,4 @@
+// Rotation, head norms, and the write into the KV cache.
 #include "rotary.h"
 
 #include "float_formats.h"

@@ -1,4 +1,6 @@
-// How an entry finds its token without sorting its row:
+// Draws tokens without sorting the vocabulary.
+//
+// How an entry finds its token:
 //
 //   best logit ── temperature 0 ──> its first occurrence
 //       │

@@ -1,4 +1,4 @@
-// Eight lanes. Included by simd.h only, which says what each name means.
+// The simd.h of AVX2: eight lanes. Included by simd.h only, which says what each name means.
 #pragma once
 #include <immintrin.h>
 

@@ -1,4 +1,4 @@
-// Sixteen lanes. Included by simd.h only, which says what each name means.
+// The simd.h of AVX-512: sixteen lanes. Included by simd.h only, which says what each name means.
 #pragma once
 #include <immintrin.h>
 

@@ -1,5 +1,5 @@
-// Four lanes, written so that SSE2, NEON and the like are used well enough by the compiler. Included by simd.h
-// only, which says what each name means.
+// The simd.h of any other processor: four lanes, written so that compilers use SSE2, NEON and the like well enough.
+// Included by simd.h only, which says what each name means.
 #pragma once
 #include <cmath>
 

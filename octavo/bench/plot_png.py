@@ -1,5 +1,6 @@
-"""The picture of plot.py as a PNG, for places that show neither HTML nor SVG. matplotlib draws it, which is the extra
-`pip install octavo[plot]` and imported only here.
+"""The picture of plot.py as a PNG, for places that show neither HTML nor SVG.
+
+matplotlib draws it, which is the extra `plot` and imported only here.
 """
 
 from __future__ import annotations

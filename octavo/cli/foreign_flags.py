@@ -1,5 +1,6 @@
-"""vLLM's flags that Octavo lacks: what asks for nothing is taken out with a note, the rest is refused with what there
-is instead. The table is `octavo/vllm_options.py`; here is how its names look on a command line.
+"""vLLM's flags that Octavo lacks: those that ask for nothing are dropped with a note, the rest are refused.
+
+The table is `octavo/vllm_options.py`; here is how its names look on a command line.
 
     --tensor-parallel-size 1, -tp=1, --enforce-eager, --no-enable-lora, -O3, --compilation-config.level 3
 """

@@ -1,5 +1,6 @@
-"""Answer a file of calls in OpenAI's batch format, without a server. Run it again after anything that ended it:
-what has a result is not done twice.
+"""Answer a file of calls in OpenAI's batch format, without a server.
+
+Run it again after anything that ended it: what has a result is not done twice.
 
 octavo run-batch -i in.jsonl -o out.jsonl --model smollm2
 octavo run-batch -i in.jsonl -o out.jsonl --model Qwen/Qwen3-0.6B --served-model-name gpt-4o --max-num-seqs 256

@@ -1,5 +1,4 @@
-"""Typed access to one JSON file that comes with a model: what a key holds, or an error that names file, key, value
-and what is allowed.
+"""Typed access to one JSON file that comes with a model: what a key holds, or an error that says what is wrong.
 
 A file is not trusted: a value is of its type and in its range before anything is done with it, and no value is
 ever a key, a length or an operand before that.

@@ -1,5 +1,6 @@
-"""ServerSettings: every option of the HTTP server's routes, on one page. Flags are made from these fields, as from
-`octavo/config.py`: `max_body_bytes` is `--max-body-bytes`.
+"""ServerSettings: every option of the HTTP server's routes, on one page.
+
+Flags are made from these fields, as from `octavo/config.py`: `max_body_bytes` is `--max-body-bytes`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Log-probabilities of logits, or the logits themselves: the executable specification of `CompiledModel.top_logprobs`,
-in numpy.
+"""Log-probabilities of logits, or the logits themselves: the specification of `CompiledModel.top_logprobs`, in numpy.
 
 Tokens are ordered best first, the lower id first among equals; a token's rank is its place in that order,
 from 1. So the k best tokens have ranks 1 .. k, and the greedy choice always has rank 1.

@@ -1,5 +1,4 @@
-"""Log-probabilities of logits, or the logits themselves: the op `top_logprobs`, semantics of
-`kernels/reference/logprobs.py`.
+"""Log-probabilities of logits, or the logits themselves: the op `top_logprobs` of `kernels/reference/logprobs.py`.
 
     scan     every row, once (`logits_scan.py`), counting too how many tokens beat the chosen one
     collect  k rounds: the segment with the largest maximum gives up its best token, and offers its next best
