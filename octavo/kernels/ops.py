@@ -1,11 +1,15 @@
-"""The contract of every op: shapes, what it may change, how close to the reference it must be.
+"""The table of ops: `Ops` declares each once, and all backends follow from it.
 
-A model's forward pass is written once, against `Ops`. What an `Ops` does with a call is the
-backend's business, and the values passed between calls are opaque to the model:
+A model's forward pass is written once, against `Ops`. What is done with a call is the backend's business, and the
+values passed between calls are opaque to the model:
 
     reference   runs it at once in torch: the executable specification
     cpu         records it; the recorded program then runs every step as one call into C++
-    (GPU)       launches a kernel; a graph of the launches is replayed
+    (GPU)       records it, too; a graph of the recorded launches is replayed
+
+An op's signature says its tensors (`Tensor`, or `Consumed` where they die) and its parameters with their kinds; its
+text says what is computed; its body is the shape rule: what may go in, and whose memory the result takes. From these
+follow the recorder, the sharing of buffers, what C++ is handed and what a GPU launches.
 
 Shape letters, used in every backend:
 
@@ -20,8 +24,11 @@ backend may quantise activations to int8 per block of 32 (stated in `linear`).
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import wraps
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +36,7 @@ from numpy.typing import NDArray
 from octavo.kernels.tensor import HostTensor
 
 Tensor = Any  # a backend's own value: torch tensor, or a slot of a recorded program
+Consumed = Any  # a Tensor that is dead after the call: results may be written over it
 Logits = Any  # [N, V], a backend's own: a FloatArray on the host, a tensor on a device
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -96,46 +104,156 @@ class AttentionLayer:
     rotary: RotaryTable | None = None
 
 
-class Ops(Protocol):
-    """What a model's forward pass may call. Every value is [T, width] float32 unless said otherwise."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A tensor that an op gives: so many columns, in memory of its own or in the first columns of an input's."""
 
+    width: int
+    within: Tensor = None
+
+
+def over(x: Tensor) -> Result:
+    return Result(x.width, within=x)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Op:
+    """One op, as `Ops` declares it.
+
+    inputs: its tensors, in order. consumed: those that are dead afterwards. kinds: its parameters, in order, and the
+    annotation of each. error: how far from the reference a backend may be, relative to a result's elements; activations
+    being float32. is_elementwise: each element of the result is made of the inputs' elements at its place.
+    results: the shape rule, of inputs and parameters.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    consumed: frozenset[str]
+    kinds: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    error: float
+    is_elementwise: bool
+    results: Callable[..., Any]
+
+    def arguments(self, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """A call's tensors, and its parameters by name."""
+        values = {**self.defaults, **dict(zip((*self.inputs, *self.kinds), given, strict=False)), **named}
+        return tuple(values[name] for name in self.inputs), {name: values[name] for name in self.kinds}
+
+
+#: every op by name, in the order of `Ops`
+OPS: dict[str, Op] = {}
+#: kinds of parameters that are one word of a few -> those words, in the order of their C++ enum
+WORDS: dict[str, tuple[str, ...]] = {"Activation": get_args(Activation), "Index": get_args(Index)}
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def op(*, error: float, elementwise: bool = False) -> Callable[[_Method], _Method]:
+    """Declare an op by the signature of the method; its body is the shape rule."""
+
+    def declare(rule: _Method) -> _Method:
+        parameters = list(inspect.signature(rule).parameters.values())[1:]
+        inputs = {each.name: each.annotation for each in parameters if each.annotation in ("Tensor", "Consumed")}
+        declared = OPS[rule.__name__] = Op(
+            name=rule.__name__,
+            inputs=tuple(inputs),
+            consumed=frozenset(name for name, annotation in inputs.items() if annotation == "Consumed"),
+            kinds={each.name: each.annotation for each in parameters if each.name not in inputs},
+            defaults={each.name: each.default for each in parameters if each.default is not each.empty},
+            error=error,
+            is_elementwise=elementwise,
+            results=rule,
+        )
+
+        @wraps(rule)
+        def call(self: Ops, *given: Any, **named: Any) -> Any:
+            return self.apply(declared, *declared.arguments(given, named))
+
+        return cast(_Method, call)
+
+    return declare
+
+
+class Ops:
+    """What a model's forward pass may call. Every value is [T, width] float32 unless said otherwise. A backend's own
+    class says what `apply` does with a call."""
+
+    def apply(self, op: Op, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    @op(error=2e-6)
     def embedding(self, table: HostTensor, index: Index, *, offset: int = 0, scale: float = 1.0) -> Tensor:
         """table[index + offset] * scale -> [T, table.cols]. Any dtype of table."""
+        return Result(table.cols)
 
+    @op(error=2e-5)
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
         """[T, in] -> [T, out]. Block-quantised parts: the backend may round x to int8 per 32 columns, an
         error of at most max|x_block| / 254 an element before the product."""
+        assert x.width == weight.in_features, f"linear of {weight.in_features} columns on a tensor of {x.width}"
+        assert all(part.cols == weight.in_features for part in weight.parts), "parts read the same columns"
+        assert weight.bias is None or weight.bias.shape == (weight.out_features,), "a bias is added to each column"
+        return Result(weight.out_features)
 
+    @op(error=5e-6)
     def rms_norm(self, x: Tensor, weight: FloatArray, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+        assert weight.shape == (x.width,), f"weights {weight.shape} of a norm of {x.width} columns"
+        return Result(x.width)
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: FloatArray, eps: float) -> tuple[Tensor, Tensor]:
-        """s = x + residual; returns (rms_norm(s), s). The arguments are dead afterwards."""
+    @op(error=5e-6)
+    def add_rms_norm(self, x: Consumed, residual: Consumed, weight: FloatArray, eps: float) -> tuple[Tensor, Tensor]:
+        """s = x + residual; returns (rms_norm(s), s)."""
+        assert x.width == residual.width, f"add_rms_norm of widths {x.width} and {residual.width}"
+        assert weight.shape == (x.width,), f"weights {weight.shape} of a norm of {x.width} columns"
+        return over(x), over(residual)
 
+    @op(error=2e-5)
     def layer_norm(self, x: Tensor, weight: FloatArray, bias: FloatArray | None, eps: float) -> Tensor:
         """(x - mean) / sqrt(var + eps) * weight + bias, over the last dimension."""
+        assert weight.shape == (x.width,), f"weights {weight.shape} of a norm of {x.width} columns"
+        assert bias is None or bias.shape == weight.shape, f"a bias {bias.shape} beside weights {weight.shape}"
+        return Result(x.width)
 
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """x + y. The arguments are dead afterwards."""
+    @op(error=2e-6, elementwise=True)
+    def add(self, x: Consumed, y: Consumed) -> Tensor:
+        """x + y."""
+        assert x.width == y.width, f"add of widths {x.width} and {y.width}"
+        return over(x)
 
-    def activation(self, x: Tensor, kind: Activation) -> Tensor:
-        """Element-wise. The argument is dead afterwards."""
+    @op(error=2e-6, elementwise=True)
+    def activation(self, x: Consumed, kind: Activation) -> Tensor:
+        """silu, gelu, gelu_tanh or relu."""
+        return over(x)
 
+    @op(error=2e-6)
     def gated_activation(self, gate_up: Tensor, kind: Activation) -> Tensor:
         """[T, 2F] -> [T, F]: act(gate) * up, gate being the first half of the columns."""
+        assert gate_up.width % 2 == 0, f"a gate and its values halve the columns, got {gate_up.width}"
+        return Result(gate_up.width // 2)
 
-    def rotary_kv_write(self, qkv: Tensor, layer: AttentionLayer) -> Tensor:
+    @op(error=5e-6)
+    def rotary_kv_write(self, qkv: Consumed, layer: AttentionLayer) -> Tensor:
         """Split [T, (Q + 2K) * D] into q, k, v; norm and rotate q and k; write k and v into the cache at the
-        step's slots; return q [T, Q * D]. Mutates the KV cache. The argument is dead afterwards."""
+        step's slots; return q [T, Q * D]. Mutates the KV cache."""
+        heads = layer.num_heads + 2 * layer.num_kv_heads
+        assert qkv.width == heads * layer.head_dim, f"q, k and v of {heads} heads in a tensor of {qkv.width} columns"
+        assert layer.rotary is None or layer.rotary.rotary_dim <= layer.head_dim, "what is rotated is part of a head"
+        return Result(layer.num_heads * layer.head_dim, within=qkv)
 
+    @op(error=2e-5)
     def paged_attention(self, q: Tensor, layer: AttentionLayer) -> Tensor:
         """Causal attention of each token over its own sequence's keys and values, through its block table.
         [T, Q * D] -> [T, Q * D]. Any mix of prefill chunks and decodes: sequence s owns the tokens
         query_start_loc[s] .. query_start_loc[s+1]-1, the last of which has position seq_lens[s] - 1.
         Blocks wholly outside the window may be null (id 0) and are never read."""
+        assert q.width == layer.num_heads * layer.head_dim, f"{layer.num_heads} heads in a tensor of {q.width} columns"
+        return Result(q.width)
 
-    def softcap(self, x: Tensor, cap: float) -> Tensor:
-        """cap * tanh(x / cap). The argument is dead afterwards."""
+    @op(error=2e-6, elementwise=True)
+    def softcap(self, x: Consumed, cap: float) -> Tensor:
+        """cap * tanh(x / cap)."""
+        return over(x)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from octavo.kernels.cpu.emit import Emitter, slots
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
 from octavo.kernels.cpu.sampling import processed_logits, sample
 from octavo.kernels.ops import (
+    OPS,
     AttentionLayer,
     FloatArray,
     IntArray,
@@ -30,10 +31,7 @@ from octavo.kernels.program.recorder import Instruction, Recorder, Value
 
 #: the C++ enums' order
 KV_DTYPES: tuple[KVDType, ...] = get_args(KVDType)
-OP_KINDS = (
-    *("embedding", "linear", "rms_norm", "add_rms_norm", "layer_norm", "add", "activation"),
-    *("gated_activation", "rotary_kv_write", "paged_attention", "softcap"),
-)
+OP_KINDS = tuple(OPS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.kernels.cpu.library import AttentionSpec, RotarySpec, Slot, ThreadPool, address, check
-from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight
+from octavo.kernels.ops import WORDS, Activation, AttentionLayer, FloatArray, Index, LinearWeight
 from octavo.kernels.program.buffers import BufferPlan
-from octavo.kernels.program.recorder import ACTIVATIONS, INDICES, Instruction, Value
+from octavo.kernels.program.recorder import Instruction, Value
 from octavo.kernels.tensor import DTYPES, HostTensor
 
 
@@ -47,7 +47,9 @@ class Emitter:
 
     def _embedding(self, out: Slot, table: HostTensor, index: Index, offset: int, scale: float) -> None:
         data, dtype = self._borrow(table.data), DTYPES.index(table.dtype)
-        self._append("embedding", dtype, data, table.rows, table.row_bytes, INDICES.index(index), offset, scale, out)
+        self._append(
+            "embedding", dtype, data, table.rows, table.row_bytes, WORDS["Index"].index(index), offset, scale, out
+        )
 
     def _linear(self, x: Slot, out: Slot, weight: LinearWeight) -> None:
         """Neighbouring parts of one type become one matrix: fewer, larger products."""
@@ -77,10 +79,10 @@ class Emitter:
         self._append("add", x, y, out)
 
     def _activation(self, x: Slot, out: Slot, kind: Activation) -> None:
-        self._append("activation", ACTIVATIONS.index(kind), x, out)
+        self._append("activation", WORDS["Activation"].index(kind), x, out)
 
     def _gated_activation(self, gate_up: Slot, out: Slot, kind: Activation) -> None:
-        self._append("gated_activation", ACTIVATIONS.index(kind), gate_up, out)
+        self._append("gated_activation", WORDS["Activation"].index(kind), gate_up, out)
 
     def _rotary_kv_write(self, qkv: Slot, q: Slot, layer: AttentionLayer) -> None:
         rotary = layer.rotary

@@ -8,16 +8,9 @@ C++ for the whole step, or a launch each on a GPU.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
-from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight
-from octavo.kernels.tensor import HostTensor
-
-#: the C++ enums' order
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-INDICES: tuple[Index, ...] = get_args(Index)
-#: ops whose arguments are dead afterwards; their results are written over them
-CONSUMING_OPS = frozenset({"add_rms_norm", "add", "activation", "rotary_kv_write", "softcap"})
+from octavo.kernels.ops import Op, Ops, Result
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,8 +33,8 @@ class Instruction:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-class Recorder:
-    """Implements `octavo.kernels.ops.Ops`."""
+class Recorder(Ops):
+    """Writes instructions down. Refuses tensors of the wrong width, and those that an earlier op consumed."""
 
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
@@ -52,60 +45,17 @@ class Recorder:
         self._num_storages += 1
         return Value(width, self._num_storages - 1, width)
 
-    def embedding(self, table: HostTensor, index: Index, *, offset: int = 0, scale: float = 1.0) -> Value:
-        out = self.new_value(table.cols)
-        return self._record("embedding", (), (out,), table=table, index=index, offset=offset, scale=scale)[0]
-
-    def linear(self, x: Value, weight: LinearWeight) -> Value:
-        assert x.width == weight.in_features, f"linear of {weight.in_features} columns on a tensor of {x.width}"
-        return self._record("linear", (x,), (self.new_value(weight.out_features),), weight=weight)[0]
-
-    def rms_norm(self, x: Value, weight: FloatArray, eps: float) -> Value:
-        return self._record("rms_norm", (x,), (self.new_value(x.width),), weight=weight, eps=eps)[0]
-
-    def add_rms_norm(self, x: Value, residual: Value, weight: FloatArray, eps: float) -> tuple[Value, Value]:
-        assert x.width == residual.width, f"add_rms_norm of widths {x.width} and {residual.width}"
-        written = (_over(x), _over(residual))
-        out, total = self._record("add_rms_norm", (x, residual), written, weight=weight, eps=eps)
-        return out, total
-
-    def layer_norm(self, x: Value, weight: FloatArray, bias: FloatArray | None, eps: float) -> Value:
-        return self._record("layer_norm", (x,), (self.new_value(x.width),), weight=weight, bias=bias, eps=eps)[0]
-
-    def add(self, x: Value, y: Value) -> Value:
-        assert x.width == y.width, f"add of widths {x.width} and {y.width}"
-        return self._record("add", (x, y), (_over(x),))[0]
-
-    def activation(self, x: Value, kind: Activation) -> Value:
-        return self._record("activation", (x,), (_over(x),), kind=kind)[0]
-
-    def gated_activation(self, gate_up: Value, kind: Activation) -> Value:
-        assert gate_up.width % 2 == 0, f"a gate and its values halve the columns, got {gate_up.width}"
-        return self._record("gated_activation", (gate_up,), (self.new_value(gate_up.width // 2),), kind=kind)[0]
-
-    def rotary_kv_write(self, qkv: Value, layer: AttentionLayer) -> Value:
-        heads = layer.num_heads + 2 * layer.num_kv_heads
-        assert qkv.width == heads * layer.head_dim, f"q, k and v of {heads} heads in a tensor of {qkv.width} columns"
-        q = Value(layer.num_heads * layer.head_dim, qkv.storage, qkv.stride)  # its first columns, where they are
-        return self._record("rotary_kv_write", (qkv,), (q,), layer=layer)[0]
-
-    def paged_attention(self, q: Value, layer: AttentionLayer) -> Value:
-        return self._record("paged_attention", (q,), (self.new_value(q.width),), layer=layer)[0]
-
-    def softcap(self, x: Value, cap: float) -> Value:
-        return self._record("softcap", (x,), (_over(x),), cap=cap)[0]
-
-    def _record(
-        self, op: str, inputs: tuple[Value, ...], outputs: tuple[Value, ...], **arguments: Any
-    ) -> tuple[Value, ...]:
+    def apply(self, op: Op, inputs: tuple[Value, ...], arguments: dict[str, Any]) -> Value | tuple[Value, ...]:
         for value in inputs:
-            assert value not in self._dead, f"{op} reads a tensor that an earlier op consumed (see Ops)"
-        if op in CONSUMING_OPS:
-            self._dead.update(inputs)
-        self.instructions.append(Instruction(op, inputs, outputs, arguments))
-        return outputs
+            assert isinstance(value, Value), f"{op.name} takes tensors that ops gave, got a {type(value).__name__}"
+            assert value not in self._dead, f"{op.name} reads a tensor that an earlier op consumed (see Ops)"
+        results = op.results(self, *inputs, **arguments)
+        outputs = tuple(map(self._place, results if isinstance(results, tuple) else (results,)))
+        self._dead.update(value for name, value in zip(op.inputs, inputs, strict=True) if name in op.consumed)
+        self.instructions.append(Instruction(op.name, inputs, outputs, arguments))
+        return outputs if isinstance(results, tuple) else outputs[0]
 
-
-def _over(value: Value) -> Value:
-    """A new tensor written over one that dies."""
-    return Value(value.width, value.storage, value.stride)
+    def _place(self, result: Result) -> Value:
+        if result.within is None:
+            return self.new_value(result.width)
+        return Value(result.width, result.within.storage, result.within.stride)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight
+from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight, Op, Ops
 from octavo.kernels.reference import attention
 from octavo.kernels.reference.weights import WeightCache
 from octavo.kernels.tensor import HostTensor
@@ -25,46 +26,52 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-class ReferenceOps:
-    """Implements `octavo.kernels.ops.Ops`. `step` is the step being computed; the owner sets it."""
+#: ops of tensors and numbers alone
+PLAIN: dict[str, Callable[..., torch.Tensor]] = {
+    "add": lambda x, y: x + y,
+    "activation": lambda x, kind: ACTIVATIONS[kind](x),
+    "softcap": lambda x, cap: torch.tanh(x / cap) * cap,
+}
+
+
+class ReferenceOps(Ops):
+    """`step` is the step being computed; the owner sets it."""
 
     def __init__(self, cache: attention.KVCache) -> None:
         self.step: attention.StepIndex
         self._cache = cache
         self._weights = WeightCache()
 
-    def embedding(self, table: HostTensor, index: Index, *, offset: int = 0, scale: float = 1.0) -> torch.Tensor:
+    def apply(self, op: Op, inputs: tuple[torch.Tensor, ...], arguments: dict[str, Any]) -> Any:
+        compute = PLAIN.get(op.name) or getattr(self, f"_{op.name}")
+        return compute(*inputs, **arguments)
+
+    def _embedding(self, table: HostTensor, index: Index, offset: int, scale: float) -> torch.Tensor:
         ids = self.step.input_ids if index == "input_ids" else self.step.positions
         return self._weights.tensor(table)[ids + offset] * scale
 
-    def linear(self, x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
+    def _linear(self, x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
         y = torch.cat([x @ self._weights.tensor(part).T for part in weight.parts], dim=-1)
         return y if weight.bias is None else y + self._weights.array(weight.bias)
 
-    def rms_norm(self, x: torch.Tensor, weight: FloatArray, eps: float) -> torch.Tensor:
+    def _rms_norm(self, x: torch.Tensor, weight: FloatArray, eps: float) -> torch.Tensor:
         return rms_norm(x, self._weights.array(weight), eps)
 
-    def add_rms_norm(
+    def _add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: FloatArray, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         total = x + residual
-        return self.rms_norm(total, weight, eps), total
+        return self._rms_norm(total, weight, eps), total
 
-    def layer_norm(self, x: torch.Tensor, weight: FloatArray, bias: FloatArray | None, eps: float) -> torch.Tensor:
+    def _layer_norm(self, x: torch.Tensor, weight: FloatArray, bias: FloatArray | None, eps: float) -> torch.Tensor:
         bias_H = None if bias is None else self._weights.array(bias)
         return F.layer_norm(x, x.shape[-1:], self._weights.array(weight), bias_H, eps)
 
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return x + y
-
-    def activation(self, x: torch.Tensor, kind: Activation) -> torch.Tensor:
-        return ACTIVATIONS[kind](x)
-
-    def gated_activation(self, gate_up: torch.Tensor, kind: Activation) -> torch.Tensor:
+    def _gated_activation(self, gate_up: torch.Tensor, kind: Activation) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return ACTIVATIONS[kind](gate) * up
 
-    def rotary_kv_write(self, qkv: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+    def _rotary_kv_write(self, qkv: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         heads_TXD = qkv.reshape(len(qkv), -1, layer.head_dim)
         q, k, v = heads_TXD.tensor_split([layer.num_heads, layer.num_heads + layer.num_kv_heads], dim=1)
         if layer.q_norm is not None:
@@ -78,11 +85,8 @@ class ReferenceOps:
         self._cache.write(self.step, layer, k, v)
         return q.flatten(-2)
 
-    def paged_attention(self, q: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
+    def _paged_attention(self, q: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         return attention.paged_attention(q, layer, self._cache, self.step)
-
-    def softcap(self, x: torch.Tensor, cap: float) -> torch.Tensor:
-        return torch.tanh(x / cap) * cap
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
