@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from octavo.cache.block import NULL_BLOCK, BlockId, chain_hash, root_hash
+from octavo.cache.block import NULL_BLOCK, BlockId, Root, chain_hash
 from octavo.cache.block_table import BlockTables
 from octavo.cache.kv_cache import KVCache
 from octavo.request import Sequence
@@ -80,7 +80,7 @@ def _check_tables(cache: KVCache, tables: BlockTables, sequence: Sequence) -> No
 
 
 def _check_hashes(cache: KVCache, tables: BlockTables, sequence: Sequence) -> None:
-    content = root_hash(sequence.request.cache_salt)
+    content = Root.of(sequence.request).hash()
     for index, stored in enumerate(tables.hashes):
         assert stored == content, f"sequence {sequence.sequence_id}: hash {index} is not that of its tokens"
         tokens = sequence.token_ids[index * cache.block_size : (index + 1) * cache.block_size]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Listlike
 
-from octavo.cache.block import NULL_BLOCK, BlockId, root_hash
+from octavo.cache.block import NULL_BLOCK, BlockId, Root
 from octavo.cache.block_pool import BlockPool
 from octavo.cache.block_table import BlockTables
 from octavo.cache.groups import CacheGroup
@@ -176,7 +176,7 @@ class KVCache:
     def _tables_of(self, sequence: Sequence) -> BlockTables:
         tables = self.tables.get(sequence.sequence_id)
         if tables is None:
-            tables = BlockTables.empty(root_hash(sequence.request.cache_salt), len(self.groups))
+            tables = BlockTables.empty(Root.of(sequence.request).hash(), len(self.groups))
             self.tables[sequence.sequence_id] = tables
         return tables
 

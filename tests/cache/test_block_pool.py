@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.cache.block import root_hash
+from octavo.cache.block import Root
 from octavo.cache.block_pool import BlockPool
 from octavo.cache.block_table import BlockTables
 from octavo.cache.prefix_tree import PrefixTree
@@ -25,7 +25,7 @@ def pool(tree, evicted):
 
 def publish(tree, block_ids, token_ids):
     """Name blocks of two tokens each."""
-    tables = BlockTables.empty(root_hash(None), 1)
+    tables = BlockTables.empty(Root().hash(), 1)
     tables.block_ids[0].extend(block_ids)
     tables.extend_hashes(token_ids, len(block_ids), block_size=2)
     tree.publish(tables, len(block_ids))

@@ -1,6 +1,6 @@
-"""Blocks are found by content, only after the same parents, only under the same salt."""
+"""Blocks are found by content, only after the same parents, only under the same root."""
 
-from octavo.cache.block import NULL_BLOCK, chain_hash, root_hash
+from octavo.cache.block import NULL_BLOCK, Root, chain_hash
 from octavo.cache.block_table import BlockTables
 from octavo.cache.groups import CacheGroup
 from octavo.cache.prefix_tree import PrefixTree
@@ -10,21 +10,21 @@ SLIDING = CacheGroup((1,), window=5)  # of blocks of 4 tokens: a token sees at m
 BLOCK_SIZE = 4
 
 
-def tables_of(token_ids, *block_ids, salt=None):
+def tables_of(token_ids, *block_ids, salt=None, root=None):
     """Tables of one group each whose full blocks hold these tokens."""
-    tables = BlockTables.empty(root_hash(salt), len(block_ids))
+    tables = BlockTables.empty((root or Root(salt)).hash(), len(block_ids))
     for table, ids in zip(tables.block_ids, block_ids, strict=True):
         table.extend(ids)
     tables.extend_hashes(token_ids, len(token_ids) // BLOCK_SIZE, BLOCK_SIZE)
     return tables
 
 
-def find(tree, token_ids, *groups, salt=None):
-    return tree.match(tables_of(token_ids, salt=salt).hashes[1:], groups, BLOCK_SIZE)
+def find(tree, token_ids, *groups, salt=None, root=None):
+    return tree.match(tables_of(token_ids, salt=salt, root=root).hashes[1:], groups, BLOCK_SIZE)
 
 
 def test_a_hash_names_the_whole_past():
-    root = root_hash(None)
+    root = Root().hash()
     assert chain_hash(root, [1, 2]) == chain_hash(root, [1, 2])
     assert chain_hash(root, [1, 2]) != chain_hash(root, [2, 1])
     assert chain_hash(chain_hash(root, [1]), [5]) != chain_hash(chain_hash(root, [2]), [5])
@@ -44,7 +44,25 @@ def test_salts_are_worlds_apart():
     assert find(tree, list(range(8)), FULL, salt="mine").num_tokens == 8
     assert find(tree, list(range(8)), FULL, salt="yours").num_tokens == 0
     assert find(tree, list(range(8)), FULL).num_tokens == 0
-    assert root_hash("") != root_hash(None)
+    assert Root("").hash() != Root().hash()
+
+
+ROOTS = [Root(), Root("a"), Root(adapter="a"), Root(media=b"a"), Root("a", "a"), Root("a", None, b"a"), Root("none;")]
+
+
+def test_whatever_a_root_is_made_of_parts_the_blocks_under_it():
+    assert len({root.hash() for root in ROOTS}) == len(ROOTS)
+    tree = PrefixTree()
+    for block_id, root in enumerate(ROOTS, 1):
+        assert find(tree, [1, 2, 3, 4], FULL, root=root).num_tokens == 0, "other roots' blocks are not found"
+        tree.publish(tables_of([1, 2, 3, 4], [block_id], root=root), 1)
+    found = [find(tree, [1, 2, 3, 4], FULL, root=root).block_ids for root in ROOTS]
+    assert found == [[[block_id]] for block_id, _ in enumerate(ROOTS, 1)]
+
+
+def test_a_roots_hash_is_the_same_in_every_process():
+    assert Root("tenant").hash().hex() == "d419b76fdf837365b963ccaec82090c6"
+    assert Root().hash().hex() == "7f41dc5f55912d4fdd2b6de69dda3464"
 
 
 def test_equal_blocks_are_both_kept_and_either_serves():
