@@ -93,7 +93,8 @@ class LLM:
         priority: one for all or one a prompt, lower first. others: vLLM's arguments, where they ask for nothing.
         Raises InvalidRequestError before anything runs if any prompt cannot be served.
         """
-        refuse_unknown("generate", others, _GENERATE)
+        if others:
+            refuse_unknown("generate", others, _GENERATE)
         listed = prompt_list(prompts)
         requests = self._make(listed, sampling_params, priority, RequestOutputKind.FINAL_ONLY)
         done: dict[str, RequestOutput] = {}
@@ -119,7 +120,8 @@ class LLM:
         the loop early aborts what still runs. Several streams may be read in turns, or by threads. Who reads more
         slowly than tokens come sees the newest of CUMULATIVE outputs, and every DELTA.
         """
-        refuse_unknown("stream", others, _STREAM)
+        if others:
+            refuse_unknown("stream", others, _STREAM)
         return OutputStream(self._turns, self._make(prompt_list(prompts), sampling_params, priority, None))
 
     def chat(
@@ -139,7 +141,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation, or each of several, through the model's chat template. A text, or one message, is
         a conversation too. chat_template_content_format: in place of the option of that name, for this call."""
-        refuse_unknown("chat", others, _CHAT)
+        if others:
+            refuse_unknown("chat", others, _CHAT)
         options = template_options(
             chat_template_kwargs,
             chat_template=chat_template,

@@ -87,7 +87,8 @@ class AsyncLLM:
         """Yield the request's outputs as they come; the last one has finished=True. Leaving the loop early, or
         being cancelled, aborts the request and frees its blocks. others: vLLM's arguments, where they ask for
         nothing. Raises InvalidRequestError, EngineDeadError."""
-        refuse_unknown("generate", others, _GENERATE)
+        if others:
+            refuse_unknown("generate", others, _GENERATE)
         request_id = request_id if request_id is not None else f"async-{next(self._counter)}"
         params = sampling_params if sampling_params is not None else self._engine.default_sampling_params
         request = await asyncio.to_thread(self._engine.make_request, request_id, prompt, params, priority, cache_salt)

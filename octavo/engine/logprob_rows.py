@@ -7,7 +7,7 @@ row at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import overload
 
@@ -15,7 +15,6 @@ import msgspec
 
 from octavo.messages import LogprobRow
 from octavo.outputs import Logprob, TokenLogprobs
-from octavo.text.token_texts import TokenTexts
 
 #: rows packed together; to unpack them takes a millisecond or two, with twenty alternatives each
 _ROWS_A_PIECE = 256
@@ -39,7 +38,7 @@ def pack_rows(rows: Sequence[LogprobRow]) -> list[PackedRows]:
 class LogprobRows(Sequence["TokenLogprobs | None"]):
     """One entry a token, None for a prompt's first. Reads like a list, and a slice of it is one."""
 
-    def __init__(self, texts: TokenTexts | None) -> None:
+    def __init__(self, texts: Mapping[int, str] | None) -> None:
         self._texts = texts
         self._pieces: list[LogprobRow | PackedRows | None] = []
         self._len = 0
@@ -95,7 +94,7 @@ def ranks(row: LogprobRow) -> list[int]:
     return [row.rank, *range(1, len(row.token_ids) - len(row.asked_ranks)), *row.asked_ranks]
 
 
-def named(row: LogprobRow, texts: TokenTexts | None) -> TokenLogprobs:
+def named(row: LogprobRow, texts: Mapping[int, str] | None) -> TokenLogprobs:
     """Logprobs by token id, the chosen token first."""
     found: TokenLogprobs = {}
     for token_id, logprob, rank in zip(row.token_ids, row.logprobs, ranks(row), strict=True):

@@ -18,12 +18,10 @@ from starlette.responses import Response
 from octavo.engine.client import EngineClient
 from octavo.errors import ConfigError
 from octavo.server import chat, chat_batch, completions, messages, ollama, ollama_models, operations, tokens
-from octavo.server.auth import RequireKey
 from octavo.server.errors import ApiError, as_api_error, error_response
-from octavo.server.logprob_room import LogprobRoom
+from octavo.server.middleware import CutRootPath, RequireKey, TellRequestId
 from octavo.server.openapi import describe, documentation
-from octavo.server.request_ids import TellRequestId
-from octavo.server.root_path import CutRootPath
+from octavo.server.room import LogprobRoom
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST

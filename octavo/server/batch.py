@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from octavo.errors import EngineDeadError
 from octavo.server.asgi_call import Reply, post_json
 from octavo.server.batch_files import BatchInput, ErrorPart, Place, ResponsePart, Result, Results, custom_id_of
-from octavo.server.request_ids import REQUEST_ID_HEADER
+from octavo.server.serving import REQUEST_ID_HEADER
 from octavo.shown import shown
 
 URLS = ("/v1/chat/completions", "/v1/completions")

@@ -2,18 +2,22 @@
 
 bytes ──▶ struct                                          one pass, if all fields are known and of their types
   └─ refused ──▶ dict ──▶ null and neutral values out ──▶ struct, or the error told by name
+
+Reading takes time by values rather than by bytes, so they are counted first: a million empty lists are three megabytes
+and a fifth of a second in which nothing else runs; a text of three megabytes is a millisecond. A list, an object or a
+key takes as long as some ten numbers, and counts as ten.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
-from octavo.server.body_values import ValueCount
 from octavo.server.errors import ApiError
 from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT, instead_of
 from octavo.shown import shown, suggestion
@@ -22,6 +26,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 #: bytes; a body of fewer is read in some milliseconds
 _LARGE_BODY = 2**17
+
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
+_PIECE = 2**16
 
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _EXPECTED = re.compile(r"Expected (?P<allowed>.+), got .+")
@@ -81,6 +88,38 @@ async def _read(request: Request, max_body_bytes: int, max_body_values: int) -> 
             code="request_too_large",
         )
     return b"".join(chunks)
+
+
+class ValueCount:
+    """Counts while the body comes. At first what may be text counts, too."""
+
+    def __init__(self) -> None:
+        self._most = 1
+
+    def add(self, chunk: bytes) -> None:
+        self._most += _count(chunk)
+
+    async def is_above(self, limit: int, chunks: Sequence[bytes]) -> int:
+        """-> the number of values, as far as it was counted, if it is above the limit; else 0. chunks: the body."""
+        if self._most <= limit:
+            return 0
+        count, rest, is_text = 1, b"", False
+        for chunk in chunks:
+            for start in range(0, len(chunk), _PIECE):
+                piece = rest + chunk[start : start + _PIECE]
+                num_at_end = len(piece) - len(piece.rstrip(b"\\"))
+                rest = piece[-1:] if num_at_end % 2 else b""
+                parts = _ESCAPED.sub(b"", piece.removesuffix(rest)).split(b'"')
+                count += _count(b"".join(parts[int(is_text) :: 2]))
+                is_text ^= len(parts) % 2 == 0
+                if count > limit:
+                    return count
+                await asyncio.sleep(0)  # a piece takes a millisecond
+        return 0
+
+
+def _count(outside: bytes) -> int:
+    return outside.count(b",") + 10 * (outside.count(b"[") + outside.count(b"{") + outside.count(b":"))
 
 
 def _too_large(size: str, max_body_bytes: int) -> ApiError:

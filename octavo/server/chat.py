@@ -24,7 +24,6 @@ from octavo.server.openai_calls import (
 )
 from octavo.server.prompts import cut, encode_conversation, room_for_output
 from octavo.server.protocol import ChatCompletionRequest, ConversationRequest
-from octavo.server.request_ids import id_headers
 from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
 from octavo.server.sampling import sampling_params
 from octavo.server.serving import Serving
@@ -49,7 +48,7 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
         names_limit=names_limit(asked),
     )
     echo = continued_text(asked) if asked.echo else ""
-    headers, room = id_headers(serving, call.known_as), serving.logprob_room
+    headers, room = serving.id_headers(call.known_as), serving.logprob_room
     if asked.stream:
         outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
         return serving.event_stream(outputs, OpenAIEvents(call, ChatChunks(call, echo)), headers)

@@ -17,7 +17,6 @@ from octavo.server.generation import complete
 from octavo.server.large_answers import answer
 from octavo.server.openai_calls import Call, answer_size, check_pairs, make_call, total_usage
 from octavo.server.protocol import BatchChatCompletionRequest, ChatCompletionRequest
-from octavo.server.request_ids import id_headers
 from octavo.server.responses import ChatCompletionResponse
 from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
@@ -42,7 +41,7 @@ async def create_chat_batch(request: Request, serving: Serving) -> Response:
         num_top=num_top,
         names_limit=names_limit(asked),
     )
-    headers = id_headers(serving, call.known_as)
+    headers = serving.id_headers(call.known_as)
     async with cancelled_on_disconnect(request.receive):
         with await serving.logprob_room.take(call.num_logprobs) as share:
             outputs = await complete(serving.client, call.generation)

@@ -13,7 +13,6 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.chunks import CompletionChunks, OpenAIEvents
 from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
-from octavo.server.lanes import lane_for
 from octavo.server.large_answers import answer
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
 from octavo.server.openai_calls import (
@@ -27,8 +26,8 @@ from octavo.server.openai_calls import (
 )
 from octavo.server.prompts import cut, encode_texts, room_for_output
 from octavo.server.protocol import CompletionRequest
-from octavo.server.request_ids import id_headers
 from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse, request_times
+from octavo.server.room import lane_for
 from octavo.server.sampling import sampling_params
 from octavo.server.serving import Serving
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
@@ -60,7 +59,7 @@ async def create_completion(request: Request, serving: Serving) -> Response:
     )
     shown = given if asked.truncate_prompt_tokens is None else prompts
     echo = await _as_texts(shown, asked, serving) if asked.echo else None
-    headers, room = id_headers(serving, call.known_as), serving.logprob_room
+    headers, room = serving.id_headers(call.known_as), serving.logprob_room
     if asked.stream:
         outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
         if asked.max_tokens == 0:

@@ -20,10 +20,9 @@ from octavo.server.generation import Generation, complete, ended_by_server, rais
 from octavo.server.openai_calls import trace_headers
 from octavo.server.prompts import PlainConversation, check_messages, encode_conversation, room_for_output
 from octavo.server.protocol import AnthropicMessage, Content, CountTokensRequest, MessagesRequest
-from octavo.server.request_ids import id_headers, request_id
 from octavo.server.responses import AnthropicUsage, CountTokensResponse, MessagesResponse, TextBlock
 from octavo.server.sampling import checked_params
-from octavo.server.serving import Serving, json_response
+from octavo.server.serving import Serving, json_response, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 from octavo.shown import shown
 
@@ -49,7 +48,7 @@ async def create_message(request: Request, serving: Serving) -> Response:
         trace_headers=trace_headers(request),
     )
     answer = _Answer(generation, asked, serving.client.model_info.max_model_len)
-    headers = {"request-id": generation.request_id} | id_headers(serving, known_as)
+    headers = {"request-id": generation.request_id} | serving.id_headers(known_as)
     if asked.stream:
         return serving.event_stream(stream(serving.client, generation), MessageEvents(answer), headers)
     async with cancelled_on_disconnect(request.receive):

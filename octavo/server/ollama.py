@@ -34,9 +34,8 @@ from octavo.server.ollama_protocol import (
 )
 from octavo.server.openai_calls import trace_headers
 from octavo.server.prompts import PlainConversation, encode_conversation, encode_texts, room_for_output
-from octavo.server.request_ids import id_headers, request_id
 from octavo.server.sampling import checked_params
-from octavo.server.serving import Serving
+from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
 from octavo.shown import shown
 
@@ -110,7 +109,7 @@ async def _answer(request: Request, serving: Serving, asked: OllamaRequest, prom
         params=_params(asked.options or OllamaOptions(), len(prompt), serving, field),
         trace_headers=trace_headers(request),
     )
-    lines, headers = OllamaLines(asked.model or "", is_chat=field == "messages"), id_headers(serving, known_as)
+    lines, headers = OllamaLines(asked.model or "", is_chat=field == "messages"), serving.id_headers(known_as)
     if asked.stream is not False:
         outputs = stream(serving.client, generation)
         return EventStream(

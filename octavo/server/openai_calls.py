@@ -14,12 +14,11 @@ from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
 from octavo.server.generation import Generation
-from octavo.server.logprob_room import check_logprobs, count_logprobs
 from octavo.server.logprobs import TextPlace
 from octavo.server.protocol import GenerationRequest
-from octavo.server.request_ids import request_id
 from octavo.server.responses import Usage, usage
-from octavo.server.serving import Serving
+from octavo.server.room import check_logprobs, count_logprobs
+from octavo.server.serving import Serving, request_id
 from octavo.text.detokenizer import TextStream
 
 _MAX_STREAM_INTERVAL = 2**16

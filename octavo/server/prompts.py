@@ -1,6 +1,6 @@
 """From texts and conversations to token ids that fit the model.
 
-A long text is encoded on a thread, so that the streams of everyone else go on meanwhile (lanes.py); one that can only
+A long text is encoded on a thread, so that the streams of everyone else go on meanwhile (room.py); one that can only
 have too many tokens is refused by its bytes.
 """
 
@@ -14,8 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from octavo.engine.client import ModelInfo
 from octavo.server.errors import ApiError
-from octavo.server.lanes import Lane, lane_for
 from octavo.server.protocol import GenerationRequest
+from octavo.server.room import Lane, lane_for
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import cancelled_on_disconnect

@@ -1,9 +1,15 @@
-"""Serving: what every route needs, handed to each: the engine, the settings and the names of the model."""
+"""Serving: what every route needs, handed to each: the engine, the settings, the names of the model and of the call.
+
+X-Request-Id of the request ──┐
+request_id in its body ───────┴──▶ the call's id ──▶ id of the answer, X-Request-Id where the server is asked to tell it
+"""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import re
+import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -16,13 +22,14 @@ from octavo.engine.client import EngineClient
 from octavo.outputs import RequestOutput
 from octavo.server.bodies import read_struct
 from octavo.server.errors import JSON, ApiError
-from octavo.server.lanes import Lanes
-from octavo.server.logprob_room import LogprobRoom
 from octavo.server.protocol import ModelRequest
+from octavo.server.room import Lanes, LogprobRoom
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import Events, EventStream
 from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
+
+REQUEST_ID_HEADER = "x-request-id"
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T", bound=ModelRequest)
@@ -66,6 +73,10 @@ class Serving:
     ) -> EventStream:
         return EventStream(outputs, events, headers, self.settings.sse_keep_alive_interval, self.lanes)
 
+    def id_headers(self, known_as: str) -> dict[str, str]:
+        """known_as: what request_id gave the call."""
+        return {REQUEST_ID_HEADER: known_as} if self.settings.enable_request_id_headers else {}
+
     def tokenizer(self, purpose: str) -> Tokenizer:
         tokenizer = self.client.get_tokenizer()
         if tokenizer is None:
@@ -75,6 +86,24 @@ class Serving:
                 "/v1/completions instead",
             )
         return tokenizer
+
+
+def request_id(request: Request, asked: str | None) -> str:
+    """The request's own, its header's, or a new one."""
+    given = asked if asked is not None else request.headers.get(REQUEST_ID_HEADER)
+    if given is None:
+        return uuid.uuid4().hex
+    if not is_request_id(given):
+        raise ApiError(
+            400,
+            f"request_id is {shown(given)}, allowed are 1 to 128 visible ASCII characters",
+            param="request_id",
+        )
+    return given
+
+
+def is_request_id(given: str) -> bool:
+    return re.fullmatch(r"[\x21-\x7e]{1,128}", given) is not None
 
 
 def json_response(body: msgspec.Struct, headers: Mapping[str, str] | None = None) -> Response:

@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from octavo.outputs import RequestOutput
 from octavo.server.errors import ApiError, as_api_error, error_response
-from octavo.server.lanes import Lanes
+from octavo.server.room import Lanes
 
 #: what a log shows of a request whose client went away; nobody receives it
 CLIENT_CLOSED_REQUEST = 499

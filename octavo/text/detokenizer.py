@@ -270,3 +270,15 @@ class _Stream:
             text = text[1:]
             self._strip_left -= 1
         return text
+
+
+class TokenTexts(dict[int, str]):
+    """Token id -> what it reads as on its own, made when it is first asked for. Never larger than the vocabulary."""
+
+    def __init__(self, make: Callable[[int], str]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, token_id: int) -> str:
+        self[token_id] = text = self._make(token_id)
+        return text

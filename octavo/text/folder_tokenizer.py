@@ -30,9 +30,8 @@ from octavo.text.sentencepiece_tokenizer import (
     write_spaces,
 )
 from octavo.text.text_cuts import cut_of_kind, cutter, text_normalizer
-from octavo.text.tokenizer_parts import TokenizerParts, collector_off, set_ends
+from octavo.text.tokenizer_parts import TokenizerParts, collector_off, naming, set_ends
 from octavo.text.tokenizer_settings import TokenizerSettings, read_settings
-from octavo.text.tokenizers_errors import naming
 
 #: what every tokenizer must stand
 _PROBE = "a\u00e9\u6f22 1\n"

@@ -15,8 +15,7 @@ from octavo.shown import shown
 from octavo.text.gguf_vocabulary import CONTROL, USER_DEFINED, GGUFVocabulary
 from octavo.text.sentencepiece_tokenizer import Pieces, bpe_encoder, write_spaces
 from octavo.text.text_cuts import WHOLE_WORDS_FIRST, cutter, known_cuts, text_normalizer
-from octavo.text.tokenizer_parts import TokenizerParts, collector_off, set_ends
-from octavo.text.tokenizers_errors import naming
+from octavo.text.tokenizer_parts import TokenizerParts, collector_off, naming, set_ends
 
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 

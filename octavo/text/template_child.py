@@ -18,8 +18,11 @@ from typing import Any
 from octavo.errors import InvalidRequestError, OctavoError
 from octavo.shown import cut
 from octavo.text.chat_template import check, render
-from octavo.text.template_limits import MAX_MEMORY_BYTES, MAX_TEXT_LEN
 
+#: of the whole process, in which an interpreter takes some tens of megabytes
+MAX_MEMORY_BYTES = 2**30
+#: characters of the text that a template makes
+MAX_TEXT_LEN = 2**25
 TEXT, REFUSED, BROKEN = 0, 1, 2
 _MAX_MESSAGE_LEN = 1000
 

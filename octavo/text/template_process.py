@@ -26,8 +26,11 @@ from typing import Any, NoReturn
 
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.shown import shown
-from octavo.text.template_limits import MAX_CPU_S, MAX_WALL_S
 
+#: what a template may take, which is a program from elsewhere and may never end: seconds of a processor (the longest
+#: conversations take a tenth of it), and seconds by the clock, on a machine that is busy
+MAX_CPU_S = 1.0
+MAX_WALL_S = 20.0
 #: processes that are kept while nobody needs them
 _MAX_IDLE = 2
 #: a process that was given more is not kept, for the memory that it has grown to

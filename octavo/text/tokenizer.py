@@ -6,7 +6,8 @@ The work is done by the `tokenizers` library; this is the one door to it. A Toke
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,14 @@ from octavo.config import ContentFormat, ModelConfig
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.models.checkpoint import TokenizerSource
 from octavo.models.loader import locate_tokenizer
-from octavo.shown import shown
-from octavo.text.detokenizer import Detokenizer, TextStream
+from octavo.shown import cut, shown
+from octavo.text.detokenizer import Detokenizer, TextStream, TokenTexts
 from octavo.text.folder_tokenizer import tokenizer_from_folder
 from octavo.text.gguf_tokenizer import tokenizer_from_gguf
 from octavo.text.template_process import template_processes
 from octavo.text.text_bounds import TextBounds, text_bounds
-from octavo.text.token_texts import TokenTexts
 from octavo.text.tokenizer_calls import TransformersCalls
-from octavo.text.tokenizer_parts import TokenizerParts
-from octavo.text.tokenizers_errors import no_panic
+from octavo.text.tokenizer_parts import TokenizerParts, is_panic
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -53,7 +52,7 @@ class Tokenizer(TransformersCalls):
         if not isinstance(text, str):
             raise InvalidRequestError(f"prompt is {text!r}, allowed is a string")
         try:
-            with no_panic():
+            with _no_panic():
                 if len(text) <= LONG_TEXT:
                     return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
                 (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
@@ -195,6 +194,17 @@ class Tokenizer(TransformersCalls):
             f"the model has no default chat template (templates found: {found}); pass chat_template= a template's "
             "name, Jinja text, or a file with one; or use generate with a plain prompt"
         )
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """For one request's text: its failure is its own."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_panic(error) and type(error) is not Exception:  # it has no class of its own
+            raise
+        raise TokenizerError(f"the tokenizer's library failed on this text: {cut(str(error))}") from error
 
 
 def open_tokenizer(config: ModelConfig, source: TokenizerSource | None) -> Tokenizer | None:

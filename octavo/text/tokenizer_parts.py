@@ -1,4 +1,8 @@
-"""What a Tokenizer is put together from, whichever files it comes from."""
+"""What a Tokenizer is put together from, whichever files it comes from.
+
+The `tokenizers` library has no error class of its own: a broken file is an Exception of any kind, and where its Rust
+code panics a PanicException, which is no Exception at all and would end a process that guards itself against errors.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer, processors
+
+from octavo.errors import OctavoError, TokenizerError
+from octavo.shown import cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +46,20 @@ def collector_off() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+@contextmanager
+def naming(problem: str, cure: str) -> Iterator[None]:
+    """problem: what is wrong if the work inside fails, and with which file. cure: what to do then."""
+    try:
+        yield
+    except OctavoError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise TokenizerError(f"{problem} ({cut(str(error))}); {cure}") from error
+
+
+def is_panic(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"

@@ -6,7 +6,7 @@ import pytest
 
 from octavo.engine.logprob_rows import LogprobRows, named, pack_rows
 from octavo.messages import LogprobRow
-from octavo.text.token_texts import TokenTexts
+from octavo.text.detokenizer import TokenTexts
 
 ROWS = [LogprobRow([number, 5, 6], [-0.5, -1.0, -2.0], 3) for number in range(700)]
 

@@ -13,8 +13,7 @@ from octavo.outputs import CompletionOutput
 from octavo.request import Request, Sequence, SequenceId
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.scheduler.scheduler import SequenceUpdate
-from octavo.text.detokenizer import TextStream
-from octavo.text.token_texts import TokenTexts
+from octavo.text.detokenizer import TextStream, TokenTexts
 
 
 class Letters:

@@ -31,7 +31,7 @@ from octavo.observe.events import (
     Started,
 )
 from octavo.observe.metrics import MetricsRecorder
-from octavo.server.auth import RequireKey
+from octavo.server.middleware import RequireKey
 from octavo.server.page import CONTENT_TYPE, content_security_policy, page
 
 

@@ -12,10 +12,9 @@ import pytest
 from msgspec import UNSET, UnsetType
 
 from octavo.server import bodies
-from octavo.server.bodies import parse
-from octavo.server.body_values import ValueCount
+from octavo.server.bodies import ValueCount, parse
 from octavo.server.json_pieces import LazyList, json_pieces
-from octavo.server.logprob_room import LogprobRoom
+from octavo.server.room import LogprobRoom
 from octavo.shown import shown
 from tests.server.scripted_engine import ScriptedEngine, app_of, call, post
 

@@ -1,16 +1,28 @@
-"""How many log-probabilities one request may ask for, and all requests of a front end may hold.
+"""What the requests of a front end share: threads for what takes long, and room for log-probabilities.
 
-Each is a hundred bytes of JSON and as much of memory, and a body of a few megabytes can ask for a billion. So what one
-answer would hold is counted at the door; and what all answers that are being made hold together is bounded too: who
-asks for many waits until there is room, who asks for few never does.
+    short       up to 64 thousand characters, two at a time
+    long        up to a million
+    huge        more: one at a time, since it takes a hundred bytes of memory a byte and seconds
+    templates   chat templates that requests bring: foreign programs, which may take as long as they are let
+    answers     large answers and lists, in Python: one at a time, since such threads take turns with the loop
+
+Each of these lanes has threads and a queue of its own, so who comes with little never waits behind who comes with much,
+and the streams of everyone else go on. What runs there lets go of the interpreter, or is made of small pieces: a thread
+alone would not free the loop.
+
+A log-probability is a hundred bytes of JSON and as much of memory, and a body of a few megabytes can ask for a billion.
+So what one answer would hold is counted at the door; and what all answers that are being made hold together is bounded
+too: who asks for many waits until there is room, who asks for few never does.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from typing import Literal, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,10 +32,36 @@ from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import ApiError
 
+T = TypeVar("T")
+
+Lane = Literal["short", "long", "huge", "templates", "answers"]
+
+_NUM_THREADS: dict[Lane, int] = {"short": 2, "long": 2, "huge": 1, "templates": 1, "answers": 1}
+
 #: tokens that a sequence is taken to have where its request names no max_tokens
 _USUAL_MAX_TOKENS = 16384
 #: requests that hold fewer never wait
 _FEW = 2**14
+
+
+class Lanes:
+    """Owner of a front end's threads for its requests. All calls from the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._executors: dict[Lane, ThreadPoolExecutor] = {}
+
+    async def run(self, lane: Lane, work: Callable[[], T]) -> T:
+        """Work that has not begun when its caller is cancelled never does."""
+        if lane not in self._executors:
+            self._executors[lane] = ThreadPoolExecutor(_NUM_THREADS[lane], thread_name_prefix=f"octavo-{lane}")
+        return await asyncio.get_running_loop().run_in_executor(self._executors[lane], work)
+
+
+def lane_for(size: int) -> Lane:
+    """size: characters, or things of which each takes as long."""
+    if size <= 64 * 1024:
+        return "short"
+    return "long" if size <= 2**20 else "huge"
 
 
 def count_logprobs(

@@ -1,4 +1,6 @@
-"""Keys: whoever calls must bring one, if the server has any.
+"""What stands before the routes, each if the server is asked to have it: keys, requests' ids, a proxy's path.
+
+Whoever calls must bring a key:
 
     programs    Authorization: Bearer KEY, or x-api-key: KEY
     browsers    cannot send these when they open a page: they are asked for a password, which is the key (HTTP Basic),
@@ -6,6 +8,10 @@
 
 What a browser sends by itself, another site's page could make it send. It gains nothing: it cannot read the answers,
 and whatever makes tokens is a POST of application/json, which no page may send to a foreign server unasked.
+
+A server may be shown under a path of a proxy's, whether the proxy cuts that path or leaves it:
+
+    https://example.org/llm/v1/models ──▶ proxy ──▶ /llm/v1/models or /v1/models ──▶ /v1/models
 """
 
 from __future__ import annotations
@@ -14,18 +20,58 @@ import base64
 import binascii
 import hashlib
 import hmac
+import uuid
 from collections.abc import Iterable
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.server.errors import ApiError, error_response
+from octavo.server.serving import REQUEST_ID_HEADER, is_request_id
 
 #: what a load balancer asks
 OPEN_PATHS = frozenset({"/health", "/ping"})
 #: what a person opens in a browser. Elsewhere no password is asked for: a page whose call fails would be covered by it
 PAGES = frozenset({"/", "/docs"})
 _HOW = "send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+
+
+class TellRequestId:
+    """Middleware that puts an id on every response, refusals by whatever is behind it included: the request's own,
+    or a new one. A route that knows the call by another name has put that there already."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER)
+        told = given if given is not None and is_request_id(given) else uuid.uuid4().hex
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault(REQUEST_ID_HEADER, told)
+            await send(message)
+
+        if given is None:  # so that the call is known by the id that is told
+            scope = {**scope, "headers": [*scope["headers"], (REQUEST_ID_HEADER.encode(), told.encode())]}
+        await self._app(scope, receive, send_with_id)
+
+
+class CutRootPath:
+    """Middleware; what is behind it knows its own paths only."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if path == self._root_path or path.startswith(f"{self._root_path}/"):
+            scope = {**scope, "path": path[len(self._root_path) :] or "/"}
+        await self._app(scope, receive, send)
 
 
 class RequireKey:
