@@ -12,7 +12,8 @@ from octavo.executor.interface import Executor
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog, StepDone
 from octavo.request import Request, SequenceId
-from octavo.scheduler.scheduler import Scheduler, SequenceUpdate
+from octavo.scheduler.scheduler import Scheduler
+from octavo.scheduler.updates import SequenceUpdate
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from octavo.outputs import (
 )
 from octavo.request import Request, SequenceId
 from octavo.sampling_params import RequestOutputKind
-from octavo.scheduler.scheduler import SequenceUpdate
+from octavo.scheduler.updates import SequenceUpdate
 from octavo.text.detokenizer import TextStream
 from octavo.text.tokenizer import Tokenizer
 

@@ -12,7 +12,7 @@ from octavo.engine.logprob_rows import LogprobRows, named, ranks
 from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput, FinishReason, FlatLogprobs, TokenLogprobs
 from octavo.request import Request, Sequence
-from octavo.scheduler.scheduler import SequenceUpdate
+from octavo.scheduler.updates import SequenceUpdate
 from octavo.text.detokenizer import TextStream
 from octavo.text.tokenizer import Tokenizer
 

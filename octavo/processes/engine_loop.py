@@ -50,7 +50,7 @@ from octavo.processes.transport import (
     unpack_request,
 )
 from octavo.request import Request
-from octavo.scheduler.scheduler import SequenceUpdate
+from octavo.scheduler.updates import SequenceUpdate
 
 LOG_INTERVAL_S = 10.0
 #: messages that are taken before the next step, however many come

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import (
@@ -21,9 +20,7 @@ from octavo.observe.events import (
 from octavo.outputs import FinishReason
 from octavo.request import Request, Sequence
 from octavo.scheduler.draft import PlanDraft
-from octavo.scheduler.stop import NO_TOKEN, NO_TOKEN_ENDING
-
-Update = tuple[Sequence, list[int], Any, Any]  # scheduler.py's SequenceUpdate
+from octavo.scheduler.updates import NO_TOKEN, NO_TOKEN_ENDING, SequenceUpdate
 
 
 class SchedulerJournal:
@@ -68,7 +65,7 @@ class SchedulerJournal:
             columns = draft.granted_ids, tuple(plan.num_computed_tokens), tuple(plan.num_scheduled_tokens)
             self._events.write(Scheduled(self._clock(), plan.step_id, *columns, num_waiting, num_free_blocks))
 
-    def sampled(self, draft: PlanDraft, result: StepResult, updates: Collection[Update]) -> None:
+    def sampled(self, draft: PlanDraft, result: StepResult, updates: Collection[SequenceUpdate]) -> None:
         """Mostly everyone in the step drew a token that counts; then the ids are those of its Scheduled."""
         if not self._events.is_on:
             return

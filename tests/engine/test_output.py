@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Encoder
 from octavo.engine.output import RequestText
 from octavo.request import Request, Sequence, SequenceId
 from octavo.sampling_params import RequestOutputKind, SamplingParams
-from octavo.scheduler.scheduler import SequenceUpdate
+from octavo.scheduler.updates import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.tokenizer_parts import TokenizerParts
 from tests.text import tokenizers

@@ -3,7 +3,7 @@
 import pytest
 
 from octavo.request import Sequence
-from octavo.scheduler.stop import find_ending
+from octavo.scheduler.updates import find_ending
 from octavo.testing.simulate import Simulator, make_request
 
 END, STOP = 2, 50

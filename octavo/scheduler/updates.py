@@ -1,11 +1,14 @@
-"""Stop rules: whether a sequence ends with the token it just got.
+"""What a step brings a sequence, and whether it ends with that.
 
-In this order: a token that could not be drawn (an error), a stop token once min_tokens are out, the length.
+Endings, in this order: a token that could not be drawn (an error), a stop token once min_tokens are out, the length.
 Stop strings need text and are found by the output side, which calls `Scheduler.finish_sequence`.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from octavo.messages import LogprobRow
 from octavo.outputs import FinishReason
 from octavo.request import Sequence
 
@@ -19,6 +22,18 @@ NO_TOKEN_ENDING: Ending = (
     "no token could be drawn: the logits were NaN or every token was banned "
     "(check allowed_token_ids, bad_words and logit_bias, or the model's weights)",
 )
+
+
+class SequenceUpdate(NamedTuple):
+    """What one step brought one sequence; whether it ended is written on the sequence.
+
+    logprobs: of the new token. prompt_logprobs: of the next prompt tokens, each position once.
+    """
+
+    sequence: Sequence
+    token_ids: list[int]
+    logprobs: LogprobRow | None
+    prompt_logprobs: list[LogprobRow]
 
 
 def find_ending(sequence: Sequence, max_model_len: int) -> Ending | None:

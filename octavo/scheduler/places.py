@@ -1,0 +1,125 @@
+"""Where every sequence is, and its moves: what changes together when one starts, forks, is preempted or ends.
+
+    waiting ──start──▶ running ──end──▶ gone          queue, seats, blocks and roster always agree
+       ▲                 │ ▲ │
+       └────preempt──────┘ └─┘ fork
+
+Who should move is the scheduler's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from octavo.cache.kv_cache import KVCache
+from octavo.cache.prefix_tree import PrefixMatch
+from octavo.config import SchedulerConfig
+from octavo.outputs import FinishReason
+from octavo.request import Request, Sequence, SequenceState
+from octavo.scheduler.journal import SchedulerJournal
+from octavo.scheduler.policy import RANKS
+from octavo.scheduler.queues import WaitingQueue, WaitReason
+from octavo.scheduler.roster import Roster
+from octavo.scheduler.seats import Seats, num_seats
+
+_WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished", "abort": "aborted", "error": "error"}
+
+
+class Places:
+    """Owner of the queue, the seats and the roster. running: best rank first. forking: those of the running whose
+    samples are still to come."""
+
+    def __init__(
+        self, config: SchedulerConfig, cache: KVCache, journal: SchedulerJournal, clock: Callable[[], float]
+    ) -> None:
+        assert config.max_num_seqs is not None, "whoever knows the device has chosen a number"
+        self._cache = cache
+        self._journal = journal
+        self._clock = clock
+        self._rank = RANKS[config.scheduling_policy]
+        self.roster = Roster()
+        self.seats = Seats(config.max_num_seqs)
+        self.waiting = WaitingQueue(config.scheduling_policy, config.max_bypasses)
+        self.running: list[Sequence] = []
+        self.forking: list[Sequence] = []
+
+    def enter(self, request: Request) -> None:
+        """A request waits for its turn."""
+        self.waiting.add(self.roster.enter(request))
+        self._journal.arrived(request)
+
+    def start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int) -> None:
+        """From the queue to a seat, with blocks for what was found and the next `num_tokens` tokens. It is among the
+        running once the plan is sealed (`join`)."""
+        request = sequence.request
+        self.waiting.remove(sequence)
+        self.seats.take(sequence)
+        sequence.state = SequenceState.RUNNING
+        self._journal.started(sequence)
+        self._cache.start(sequence, match)
+        has_room = self._cache.grow(sequence, num_tokens)
+        assert has_room, f"sequence {sequence.sequence_id} was promised blocks that are not there"
+        if request.first_scheduled_time is None:
+            request.first_scheduled_time = self._clock()
+            request.num_cached_tokens = match.num_tokens
+        if num_seats(sequence) > 1:
+            self.forking.append(sequence)
+
+    def fork(self) -> Iterator[tuple[Sequence, Sequence]]:
+        """Where a prompt's last token is computed, the other samples take their seats -> parent and child of each."""
+        for parent in [one for one in self.forking if one.num_computed_tokens == one.num_tokens]:
+            self.forking.remove(parent)
+            for _ in range(num_seats(parent) - 1):
+                child = self.roster.fork(parent)
+                self.seats.take_reserved(child)
+                self._cache.fork(parent, child)
+                yield parent, child
+
+    def join(self, started: list[Sequence]) -> None:
+        """Whoever started or forked takes their place among the running."""
+        self.running.extend(started)
+        self.running.sort(key=self._rank)
+
+    def preempt_worst(self) -> Sequence:
+        """The last of the running waits again."""
+        worst = self.running.pop()
+        self.preempt(worst)
+        return worst
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Back to the queue without blocks; most of their content will be found again in the prefix tree."""
+        self._journal.preempted(sequence)
+        self._cache.free(sequence, "preempted")
+        self._stand_up(sequence)
+        sequence.num_computed_tokens = sequence.num_pending = 0  # a token being drawn will be drawn again, the same
+        sequence.state = SequenceState.WAITING
+        sequence.request.num_preemptions += 1
+        self.waiting.add(sequence)
+
+    def end(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None) -> bool:
+        """A sequence leaves for good, but for the list of the running. True: its request has ended with it."""
+        self._cache.free(sequence, _WHY_FREED[reason])
+        if sequence.state is SequenceState.RUNNING:
+            self._stand_up(sequence)
+        else:
+            self.waiting.remove(sequence)
+        sequence.state = SequenceState.FINISHED
+        sequence.finish_reason = reason
+        sequence.stop_reason = stop_reason
+        self._journal.finished(sequence, reason)
+        return self.roster.leave(sequence)
+
+    def drop_ended(self) -> None:
+        """Nobody who has ended or waits is among the running any more."""
+        self.running = [sequence for sequence in self.running if sequence.state is SequenceState.RUNNING]
+
+    def explain(self, sequence: Sequence, reason: WaitReason, detail: str) -> None:
+        """Say why a sequence waits, if that is news."""
+        if self.waiting.set_reason(sequence, reason):
+            self._journal.waits(sequence, f"{reason}: {detail}")
+
+    def _stand_up(self, sequence: Sequence) -> None:
+        """Leave the seat, and those reserved for samples to come."""
+        self.seats.leave(sequence)
+        if sequence in self.forking:
+            self.forking.remove(sequence)
