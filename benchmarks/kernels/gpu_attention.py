@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.ops import AttentionLayer, KVLayout, RotaryTable
-from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention
+from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention, join_parts
 from octavo.kernels.triton.attention.hopper_decode import HopperDecode
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill
 from octavo.kernels.triton.attention.kv_pool import LayerPool
@@ -94,15 +94,19 @@ def decode_us(
     case = make_case(lens, [1] * len(lens), num_heads, kv_heads, dim, copies)
     qkv = torch.randn(len(lens), (num_heads + 2 * kv_heads) * dim, device=CUDA, dtype=BF16)
     out = torch.empty(len(lens), num_heads * dim, device=CUDA, dtype=BF16)
-    workspace = DecodeWorkspace.allocate(len(lens), num_heads, dim, CUDA)
+    workspace = DecodeWorkspace.allocate(len(lens), [case.layer], CUDA)
     transform = HeadTransform.of(case.layer, CUDA)
 
     def call(table: torch.Tensor) -> None:
-        decode_attention(
-            qkv, out, case.layer, case.pool, case.plan, workspace, block_table=table,
-            num_multiprocessors=132, transform=transform, chained=True, query_start_loc=case.step["query_start_loc"],
-            hopper=hopper,
-        )  # fmt: skip
+        step, start = (qkv, out, case.layer, case.pool, case.plan, workspace), case.step["query_start_loc"]
+        if hopper is not None:
+            hopper.attend(*step, table, transform, chained=True)
+            join_parts(out, case.layer, case.plan, workspace, start, chained=True)
+        else:
+            decode_attention(
+                *step, block_table=table, num_multiprocessors=132, transform=transform, chained=True,
+                query_start_loc=start,
+            )  # fmt: skip
 
     return graph_time_us([lambda table=table: call(table) for table in case.tables])
 

@@ -57,7 +57,7 @@ class Step:
         for _ in range(shape.layers - 1):
             self.pools.append(make_pool(self.case.layout, self.case.layer))
         self.transform = HeadTransform.of(self.case.layer, CUDA)
-        self.workspace = DecodeWorkspace.allocate(batch, shape.heads, shape.dim, CUDA)
+        self.workspace = DecodeWorkspace.allocate(batch, [self.case.layer], CUDA)
         width = (shape.heads + 2 * shape.kv_heads) * shape.dim
         self.weights = [
             [

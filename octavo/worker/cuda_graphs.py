@@ -12,15 +12,15 @@ is padded to the next one. Captured graphs share one pool of memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from octavo.kernels.cuda.graph_memory import GraphMemory
-from octavo.kernels.cuda.model import TritonModel, has_long_chunks
-from octavo.kernels.cuda.program import DeviceStep
+from octavo.kernels.cuda.model import TritonModel
+from octavo.kernels.cuda.step import DECODES, DeviceStep, StepKind
 from octavo.kernels.ops import IntArray, StepBatch
 from octavo.kernels.triton.linear.row_counts import padded_tokens
 from octavo.kernels.triton.rows import advance_rows, gather_rows
@@ -93,18 +93,17 @@ class ChunkSteps:
         self._graphs: dict[_ChunkKey, tuple[torch.cuda.CUDAGraph, torch.Tensor | None] | None] = {}
 
     def takes(self, batch: StepBatch) -> bool:
-        """Whether a batch is one of these. Larger ones, and those for a library's kernel, are launched one by one."""
-        return len(batch.input_ids) <= self._max_num_tokens and not self._model.is_for_library(batch)
+        """Whether a batch is one of these. Larger ones, and those that cannot be captured, are launched one by one."""
+        return len(batch.input_ids) <= self._max_num_tokens and self._model.can_capture(batch)
 
     def run(
         self, batch: StepBatch, wanted: IntArray, complete: Callable[[torch.Tensor], None] | None
     ) -> torch.Tensor | None:
         """Logits of the wanted tokens, none or as many as sequences at most, by their index in the step: the first rows
         of what is returned. Afterwards the model has the batch's hidden states, as after its `forward`."""
-        counts = np.diff(batch.query_start_loc)
         num_tokens = padded_tokens(len(batch.input_ids), self._model.row_counts)
         num_seqs = _padded_seqs(len(batch.rows), self._max_num_seqs)
-        key = _ChunkKey(num_tokens, num_seqs, bool((counts == 1).any()), has_long_chunks(batch), bool(len(wanted)))
+        key = _ChunkKey(num_tokens, num_seqs, replace(StepKind.of(batch), has_chunks=True), bool(len(wanted)))
         self._rows.flush_blocks()
         step, indices = self._step(key)
         flat = _flat_inputs(batch, wanted, num_tokens, num_seqs)
@@ -133,12 +132,7 @@ class ChunkSteps:
         num_tokens, num_seqs = key.num_tokens, key.num_seqs
         sizes = [num_tokens, num_tokens, num_seqs + 1, num_seqs, num_seqs, num_seqs]
         input_ids, positions, query_start_loc, seq_lens, rows, wanted = torch.split(self._inputs[: sum(sizes)], sizes)
-        step = DeviceStep(
-            *(input_ids, positions, query_start_loc, seq_lens, rows, self._rows.block_tables),
-            has_chunks=True,
-            has_decodes=key.has_decodes,
-            has_long_chunks=key.has_long_chunks,
-        )
+        step = DeviceStep(*(input_ids, positions, query_start_loc, seq_lens, rows, self._rows.block_tables), key.kind)
         return step, wanted if key.has_wanted else None
 
 
@@ -147,8 +141,7 @@ class _ChunkKey(NamedTuple):
 
     num_tokens: int
     num_seqs: int
-    has_decodes: bool
-    has_long_chunks: bool
+    kind: StepKind
     has_wanted: bool
 
 
@@ -202,7 +195,7 @@ class _Buffers:
     def step(self, size: int, block_tables: tuple[torch.Tensor, ...]) -> DeviceStep:
         parts: dict[str, Any] = {name: buffer[:size] for name, buffer in self.batch.items()}
         parts["query_start_loc"] = self.batch["query_start_loc"][: size + 1]
-        return DeviceStep(**parts, block_tables=block_tables, has_chunks=False, has_decodes=True)
+        return DeviceStep(**parts, block_tables=block_tables, kind=DECODES)
 
     def draw(self, size: int) -> DeviceSamplingBatch:
         whole = {name for name, column in self.columns.items() if name.endswith("_offsets") or len(column) == 1}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, RotaryTable
+from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, RotaryTable, StepBatch
 from octavo.kernels.triton.attention.kv_pool import LayerPool
 from tests.gpu.device import DEVICE
 
@@ -23,6 +23,7 @@ class PagedBatch:
     """A step: sequences with (cached, new) tokens, blocks scattered over the pool, the null block poisoned."""
 
     layer: AttentionLayer
+    layout: KVLayout
     pool: LayerPool
     raw_pool: torch.Tensor
     qkv: torch.Tensor
@@ -32,6 +33,12 @@ class PagedBatch:
     positions: torch.Tensor
     rows: torch.Tensor
     block_table: torch.Tensor
+
+    def step(self) -> StepBatch:
+        """As the host has it."""
+        parts = (self.positions, self.positions, self.query_start_loc, self.seq_lens, self.rows, self.block_table)
+        *arrays, table = (part.cpu().numpy() for part in parts)
+        return StepBatch(*arrays, (table,))
 
     def cells(self, s: int) -> torch.Tensor:
         """[tokens, K, D] element offsets of sequence s's keys in the layer's pool."""
@@ -118,7 +125,7 @@ def make_batch(
     query_lens = [new for _, new in seqs]
     width = (num_heads + 2 * num_kv_heads) * head_dim
     return PagedBatch(
-        layer, LayerPool.of(raw.view(torch.uint8), layout, layer), raw,
+        layer, layout, LayerPool.of(raw.view(torch.uint8), layout, layer), raw,
         torch.randn(sum(query_lens), width, device=DEVICE).to(dtype), query_lens,
         on_device(lens), on_device(np.cumsum([0, *query_lens])),
         on_device(np.concatenate([np.arange(c, c + n) for c, n in seqs])), on_device(rows), on_device(table),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
 
-from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention  # isort: skip
+from octavo.kernels.cuda.driver import GPU  # isort: skip
+from octavo.kernels.cuda.step import DeviceStep, StepKind  # isort: skip
+from octavo.kernels.ops import StepLimits  # isort: skip
+from octavo.kernels.triton.attention.hopper_attention import HopperAttention  # isort: skip
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill  # isort: skip
-from octavo.kernels.triton.attention.hopper_decode import HopperDecode  # isort: skip
+from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan, target_partition  # isort: skip
-from octavo.kernels.triton.attention.prefill_attention import prefill_attention  # isort: skip
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write  # isort: skip
+from octavo.kernels.triton.attention.triton_attention import TritonAttention  # isort: skip
 from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
 
 PROGRAMS = 100 if ON_GPU else 1
@@ -26,44 +31,34 @@ def run(
     """Run the op's kernels: the queries after norm and rotation (empty if fused), and the output."""
     layer = batch.layer
     num_seqs, num_tokens = len(batch.query_lens), len(batch.positions)
-    plan = AttentionPlan.allocate(num_seqs, num_tokens, DEVICE)
-    workspace = DecodeWorkspace.allocate(num_seqs, layer.num_heads, layer.head_dim, DEVICE)
-    where = {
-        "seq_lens": batch.seq_lens,
-        "query_start_loc": batch.query_start_loc,
-        "rows": batch.rows,
-        "block_table": batch.block_table,
-    }
-    make_plan(
-        plan, positions=batch.positions, block_size=batch.pool.block_size, window=layer.window, chained=chained, **where
+    gpu = GPU("here", (9, 0) if chained else (8, 0), 1, PROGRAMS)
+    memory = AttentionMemory([layer], batch.layout, StepLimits(num_tokens, num_seqs, 1 << 15, 1), gpu, DEVICE)
+    memory.bind(batch.raw_pool.view(torch.uint8))
+    # with a lone chunk, the kernel for long ones must take short ones, too
+    kind = replace(StepKind.of(batch.step()), has_long_chunks=True)
+    step = DeviceStep(
+        batch.positions, batch.positions, batch.query_start_loc, batch.seq_lens, batch.rows, (batch.block_table,), kind
     )
+    triton = TritonAttention(memory)
+    backend = HopperAttention(memory) if hopper else triton
     transform = HeadTransform.of(layer, DEVICE)
     q = torch.empty(num_tokens, layer.num_heads * layer.head_dim, device=DEVICE, dtype=batch.qkv.dtype)
     out = torch.full_like(q, torch.nan)
-    decode = {
-        "num_multiprocessors": PROGRAMS,
-        "chained": chained,
-        "block_table": batch.block_table,
-        "query_start_loc": batch.query_start_loc,
-        "hopper": HopperDecode(PROGRAMS) if hopper and HopperDecode.takes(layer, q.dtype) else None,
-    }
+    triton.plan(step)
     if fused:
-        decode_attention(batch.qkv, out, layer, batch.pool, plan, workspace, transform=transform, **decode)
+        backend.decode(layer, transform, triton.decode(layer, transform, nobody))(step, batch.qkv, out)
     else:
+        slots = memory.plan_of(layer).slots
         rotary_kv_write(
-            batch.qkv, q, layer, batch.pool, transform, slots=plan.slots, positions=batch.positions, chained=chained
+            batch.qkv, q, layer, batch.pool, transform, slots=slots, positions=batch.positions, chained=chained
         )
-        decode_attention(q, out, layer, batch.pool, plan, workspace, **decode)
-        if hopper:
-            HopperPrefill(PROGRAMS, DEVICE).prefill(
-                q, out, layer, batch.pool, plan, block_table=batch.block_table, chained=chained
-            )
-        else:
-            prefill_attention(
-                q, out, layer, batch.pool, plan,
-                max_tiles=len(plan.tiles), chained=chained, block_table=batch.block_table,
-            )  # fmt: skip
+        backend.decode(layer, None, triton.decode(layer, None, nobody))(step, q, out)
+        backend.prefill(layer, triton.prefill(layer, nobody))(step, q, out)
     return q, out
+
+
+def nobody(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+    raise AssertionError("plain kernels leave nothing to others")
 
 
 def transformed_heads(batch: PagedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

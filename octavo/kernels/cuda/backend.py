@@ -14,15 +14,9 @@ from octavo.kernels.cuda.driver import GPU, first_gpu
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
 
 if TYPE_CHECKING:
-    import torch
-
     from octavo.kernels.cuda.model import TritonModel
-    from octavo.kernels.cuda.program import HopperKernels
-    from octavo.kernels.external.flash_attention import FlashAttention
 
 OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix units
-HOPPER = 9
-CHAINING_CAPABILITY = (9, 0)  # programmatic dependent launch
 
 
 class TritonBackend:
@@ -56,7 +50,7 @@ class TritonBackend:
         import torch
 
         from octavo.kernels.cuda.model import TritonModel
-        from octavo.kernels.triton.attention.kv_pool import BOX_TOKENS, TORCH_DTYPE
+        from octavo.kernels.triton.attention.kv_pool import BOX_TOKENS
 
         if kv.block_size < BOX_TOKENS:
             raise ConfigError(
@@ -66,12 +60,8 @@ class TritonBackend:
         assert self.gpu is not None, "a backend that cannot run loads nothing"
         threading.Thread(target=_prepare_triton, daemon=True).start()
         device = torch.device(self.device)
-        chained = self.gpu.capability >= CHAINING_CAPABILITY
-        flash, hopper = self._flash_attention(), self._hopper(device)
         try:
-            return TritonModel(
-                model, kv, limits, TORCH_DTYPE[dtype], device, self.gpu.num_multiprocessors, chained, flash, hopper
-            )
+            return TritonModel(model, kv, limits, dtype, device, self.gpu, self._attention)
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
             raise OutOfMemoryError(
@@ -79,33 +69,6 @@ class TritonBackend:
                 f"{limits.max_num_tokens} tokens: {free:,} of {total:,} bytes were left; lower max_num_batched_tokens "
                 f"or max_num_seqs (now {limits.max_num_seqs}), or take a smaller model"
             ) from error
-
-    def _flash_attention(self) -> FlashAttention | None:
-        if self._attention == "triton":
-            return None
-        from octavo.kernels.external import flash_attention
-
-        assert self.gpu is not None, "a backend that cannot run loads nothing"
-        if (reason := flash_attention.why_not(self.gpu.capability)) is not None:
-            raise ConfigError(reason)
-        return flash_attention.FlashAttention()
-
-    def _hopper(self, device: torch.device) -> HopperKernels | None:
-        """On a Hopper, if this Triton has Gluon; the plain kernels serve where there is none."""
-        assert self.gpu is not None, "a backend that cannot run loads nothing"
-        if not has_hopper_kernels(self.gpu.capability):
-            return None
-        from octavo.kernels.cuda.program import HopperKernels
-        from octavo.kernels.triton.attention.hopper_decode import HopperDecode
-        from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill
-
-        number = self.gpu.num_multiprocessors
-        return HopperKernels(HopperPrefill(number, device), HopperDecode(number))
-
-
-def has_hopper_kernels(capability: tuple[int, int]) -> bool:
-    """Whether attention and small products have kernels of their own: a Hopper, and this Triton has Gluon."""
-    return capability[0] == HOPPER and importlib.util.find_spec("triton.experimental.gluon") is not None
 
 
 def _prepare_triton() -> None:

@@ -24,7 +24,7 @@ from triton.runtime import driver
 from triton.runtime.cache import triton_key
 
 from octavo.kernels.cuda import model as _model  # noqa: F401
-from octavo.kernels.cuda.backend import has_hopper_kernels
+from octavo.kernels.cuda.driver import has_hopper_kernels
 from octavo.observe.machine import num_cores
 
 
@@ -50,7 +50,7 @@ def main() -> None:
 def prepare(capability: int) -> None:
     """All that would be the same for every child."""
     if has_hopper_kernels(divmod(capability, 10)):
-        for name in ("hopper_decode", "hopper_prefill", "tile_linear"):
+        for name in ("attention.hopper_decode", "attention.hopper_prefill", "linear.tile_linear"):
             importlib.import_module(f"octavo.kernels.triton.{name}")
     driver.set_active(OfflineDriver(capability))
     with suppress(Exception):  # the engine will say what is wrong

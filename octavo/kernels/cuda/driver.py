@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from dataclasses import dataclass
+
+_HOPPER = 9
+_CHAINING = (9, 0)
 
 _MAJOR, _MINOR, _MULTIPROCESSORS = 75, 76, 16  # CUdevice_attribute
 
@@ -16,6 +20,16 @@ class GPU:
     capability: tuple[int, int]
     num_bytes: int
     num_multiprocessors: int
+
+    @property
+    def chains(self) -> bool:
+        """Programmatic dependent launch: a kernel may be resident before the one that it depends on has ended."""
+        return self.capability >= _CHAINING
+
+
+def has_hopper_kernels(capability: tuple[int, int]) -> bool:
+    """Whether attention and small products have kernels of their own: a Hopper, and this Triton has Gluon."""
+    return capability[0] == _HOPPER and importlib.util.find_spec("triton.experimental.gluon") is not None
 
 
 def first_gpu() -> GPU | None:

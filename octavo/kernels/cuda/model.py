@@ -25,15 +25,19 @@ from dataclasses import fields
 import numpy as np
 import torch
 
+from octavo.config import AttentionBackendOption
 from octavo.errors import OutOfMemoryError
-from octavo.kernels.cuda.program import Chunks, DeviceStep, HopperKernels, PlanKey, Program, Surroundings
+from octavo.kernels.attention import ModelAttention
+from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
+from octavo.kernels.cuda.program import Program, Surroundings
 from octavo.kernels.cuda.staging import Staging
+from octavo.kernels.cuda.step import DeviceStep, StepKind
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.external.flash_attention import MIN_CHUNK, FlashAttention
 from octavo.kernels.ops import (
     AttentionLayer,
     FloatArray,
     IntArray,
+    KVDType,
     KVLayout,
     Model,
     SamplingBatch,
@@ -42,10 +46,8 @@ from octavo.kernels.ops import (
 )
 from octavo.kernels.program.fuse import Fusions, Recording, fuse
 from octavo.kernels.program.recorder import Instruction, Recorder
-from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace
-from octavo.kernels.triton.attention.kv_pool import LayerPool
-from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
-from octavo.kernels.triton.attention.prefill_attention import LONG_SEQUENCE
+from octavo.kernels.triton.attention.kv_pool import TORCH_DTYPE
+from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling
 from octavo.kernels.triton.sampling import logprobs
@@ -67,14 +69,12 @@ class TritonModel:
         model: Model,
         kv: KVLayout,
         limits: StepLimits,
-        dtype: torch.dtype,
+        dtype: KVDType,
         device: torch.device,
-        num_multiprocessors: int,
-        chained: bool,
-        flash: FlashAttention | None = None,
-        hopper: HopperKernels | None = None,
+        gpu: GPU,
+        attention: AttentionBackendOption,
     ) -> None:
-        self.device, self.chained, self.limits = device, chained, limits
+        self.device, self.chained, self.limits = device, gpu.chains, limits
         self._kv = kv
         self._block_size = kv.block_size
         recorder = Recorder()
@@ -87,26 +87,17 @@ class TritonModel:
 
         layers = [i.arguments["layer"] for i in whole.instructions if i.op == "paged_attention"]
         self._check_layers(layers)
-        self._weights = DeviceWeights(device, dtype)
-        self._plans = self._make_plans(whole.instructions)
-        num_heads, head_dim = max((layer.num_heads for layer in layers), default=1), kv.head_dim
-        tiled = hopper is not None and dtype != torch.float32  # by the same matrix units
-        self._around = Surroundings(
-            weights=self._weights,
-            plans=self._plans,
-            pools={},
-            workspace=DecodeWorkspace.allocate(limits.max_num_seqs, num_heads, head_dim, device),
-            num_multiprocessors=num_multiprocessors,
-            chained=chained,
-            flash=flash,
-            hopper=hopper,
-            parts=_room_for_parts(whole.instructions, limits.max_num_seqs, device) if tiled else None,
-        )
+        self._weights = DeviceWeights(device, TORCH_DTYPE[dtype])
+        self._memory = AttentionMemory(layers, kv, limits, gpu, device)
+        self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
+        self._around = Surroundings(self._weights, gpu, self._memory, self._attention)
+        tiled = has_hopper_kernels(gpu.capability) and dtype != "float32"
+        parts = _room_for_parts(whole.instructions, limits.max_num_seqs, device) if tiled else None
         seqs = limits.max_num_seqs
         self._chunks = self._program(forward, Fusions(), limits.max_num_tokens)
-        self._decodes = self._programs_by_rows(whole, tiled)
-        self._heads = self._programs_by_rows(head, tiled)
-        shared = self._share_memory(dtype)
+        self._decodes = self._programs_by_rows(whole, parts)
+        self._heads = self._programs_by_rows(head, parts)
+        shared = self._share_memory()
         products = [i.arguments["weight"].parts for i in forward.instructions if i.op == "linear"]
         #: what a step's tokens are padded to where products are a library's
         self.row_counts = cheap_row_counts(
@@ -131,8 +122,7 @@ class TritonModel:
                 f"free once weights and activations are there; set kv_cache_memory_bytes to {free * 9 // 10} or less, "
                 "or lower num_gpu_blocks_override or gpu_memory_utilization, whichever chose this size"
             ) from error
-        for index in range(self._kv.layers_per_group):
-            self._around.pools[index] = LayerPool.of_index(self._pool, self._kv, index)
+        self._memory.bind(self._pool)
 
     def bytes_for_blocks(self, utilization: float) -> int:
         """What is left of that share of the whole GPU's memory, others' use of it counted, too."""
@@ -147,31 +137,27 @@ class TritonModel:
         num_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
         tables = [np.ascontiguousarray(table[batch.rows, :num_blocks]) for table in batch.block_tables]
         rows = np.arange(len(batch.rows), dtype=np.int32)
-        num_queries = np.where(counts > 1, counts, 0).astype(np.int32)
-        arrays = [batch.input_ids, batch.positions, batch.query_start_loc, batch.seq_lens, rows, num_queries, *tables]
-        input_ids, positions, query_start_loc, seq_lens, table_rows, device_queries, *device_tables = (
-            self.staging.upload(arrays)
-        )
-        max_chunk, max_seq_len = int(counts.max()), int(batch.seq_lens.max())
+        arrays = [batch.input_ids, batch.positions, batch.query_start_loc, batch.seq_lens, rows, *tables]
+        input_ids, positions, query_start_loc, seq_lens, table_rows, *device_tables = self.staging.upload(arrays)
         step = DeviceStep(
             *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(device_tables)),
-            has_chunks=max_chunk > 1,
-            has_decodes=bool((counts == 1).any()),
-            has_long_chunks=has_long_chunks(batch),
-            chunks=Chunks(device_queries, max_chunk, max_seq_len) if self.is_for_library(batch) else None,
+            StepKind.of(batch),
+            max_chunk=int(counts.max()),
+            max_seq_len=int(batch.seq_lens.max()),
         )
         if complete is not None:
             complete(input_ids)
         self.run_chunks(step)
 
-    def is_for_library(self, batch: StepBatch) -> bool:
-        """Whether a library's attention takes the step, which is told of lengths on the host."""
-        return self._around.flash is not None and int(np.diff(batch.query_start_loc).max()) >= MIN_CHUNK
+    def can_capture(self, batch: StepBatch) -> bool:
+        """Whether a step like it may be captured: no kernel of it must be told of lengths on the host."""
+        longest = self._attention.longest_captured
+        return longest is None or int(np.diff(batch.query_start_loc).max()) <= longest
 
     def run_chunks(self, step: DeviceStep) -> None:
         """A step of any kind, whose tensors are on the device already; `logits` then reads its hidden states. Tokens
         past those of the sequences are padding, and so are sequences of length 0."""
-        self._make_plan(step)
+        self._attention.plan(step)
         self._hidden = self._chunks.run(step, len(step.input_ids))
 
     def take_hidden(self, num_tokens: int) -> None:
@@ -249,7 +235,7 @@ class TritonModel:
 
     def decode(self, step: DeviceStep) -> torch.Tensor:
         """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding."""
-        self._make_plan(step)
+        self._attention.plan(step)
         num_rows = len(step.seq_lens)
         (logits,) = _first_for(num_rows, self._decodes).run(step, num_rows)
         return logits
@@ -270,12 +256,14 @@ class TritonModel:
 
     # Building
 
-    def _program(self, recording: Recording, fusions: Fusions, max_rows: int, *, tiled: bool = False) -> Program:
-        return Program(fuse(recording, fusions), self._around, max_rows, tiled=tiled)
+    def _program(
+        self, recording: Recording, fusions: Fusions, max_rows: int, parts: torch.Tensor | None = None
+    ) -> Program:
+        return Program(fuse(recording, fusions), self._around, max_rows, parts)
 
-    def _programs_by_rows(self, recording: Recording, tiled: bool) -> list[Program]:
+    def _programs_by_rows(self, recording: Recording, parts: torch.Tensor | None) -> list[Program]:
         """Of a row a sequence, by ascending number of rows; the first is taken that they fit in."""
-        seqs = self.limits.max_num_seqs
+        seqs, tiled = self.limits.max_num_seqs, parts is not None
         programs = []
         for rows in VECTOR_ROWS[:1] if tiled else VECTOR_ROWS:
             is_vector = _takes_vectors(rows)
@@ -283,7 +271,7 @@ class TritonModel:
             programs.append(self._program(recording, fusions, min(seqs, rows)))
         for rows in TILED_ROWS if tiled else ():
             fusions = Fusions(attention=True, residual=True, parts=True, takes_gate=_takes_gates(rows))
-            programs.append(self._program(recording, fusions, min(seqs, rows), tiled=True))
+            programs.append(self._program(recording, fusions, min(seqs, rows), parts))
         if not tiled:
             programs.append(
                 self._program(recording, Fusions(attention=True, residual=True), min(seqs, MAX_SKINNY_ROWS))
@@ -291,37 +279,18 @@ class TritonModel:
         programs.append(self._program(recording, Fusions(attention=True), seqs))
         return programs
 
-    def _share_memory(self, dtype: torch.dtype) -> torch.Tensor:
+    def _share_memory(self) -> torch.Tensor:
         """Passes never overlap in time and share their activations; heads read what a pass left, and do so, too."""
-        shared = self._place((self._chunks, *self._decodes), dtype)
-        self._place(self._heads, dtype)
+        shared = self._place((self._chunks, *self._decodes))
+        self._place(self._heads)
         return shared
 
-    def _place(self, programs: Sequence[Program], dtype: torch.dtype) -> torch.Tensor:
-        memory = torch.empty(max(one.num_elements for one in programs), dtype=dtype, device=self.device)
+    def _place(self, programs: Sequence[Program]) -> torch.Tensor:
+        size = max(one.num_elements for one in programs)
+        memory = torch.empty(size, dtype=self._weights.dtype, device=self.device)
         for one in programs:
             one.place(memory)
         return memory
-
-    def _make_plans(self, instructions: Sequence[Instruction]) -> dict[PlanKey, AttentionPlan]:
-        layers = [i.arguments["layer"] for i in instructions if "layer" in i.arguments]
-        keys = dict.fromkeys((layer.group, layer.window) for layer in layers)
-        limits = self.limits
-        return {key: AttentionPlan.allocate(limits.max_num_seqs, limits.max_num_tokens, self.device) for key in keys}
-
-    def _make_plan(self, step: DeviceStep) -> None:
-        for (group, window), plan in self._plans.items():
-            make_plan(
-                plan,
-                query_start_loc=step.query_start_loc,
-                seq_lens=step.seq_lens,
-                positions=step.positions,
-                rows=step.rows,
-                block_table=step.block_tables[group],
-                block_size=self._block_size,
-                window=window,
-                chained=self.chained,
-            )
 
     def _check_layers(self, layers: list[AttentionLayer]) -> None:
         for layer in layers:
@@ -333,10 +302,6 @@ class TritonModel:
 
 def _first_for(num_rows: int, programs: Sequence[Program]) -> Program:
     return next(program for program in programs if num_rows <= program.max_rows)
-
-
-def has_long_chunks(batch: StepBatch) -> bool:
-    return bool((batch.seq_lens[np.diff(batch.query_start_loc) > 1] >= LONG_SEQUENCE).any())
 
 
 def _takes_vectors(num_rows: int) -> Callable[[int, int], bool]:

@@ -2,98 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from octavo.kernels.attention import ModelAttention
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.external.flash_attention import FlashAttention
 from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight
 from octavo.kernels.program.buffers import share_buffers
 from octavo.kernels.program.fuse import Recording
 from octavo.kernels.program.recorder import Instruction, Value
 from octavo.kernels.tensor import HostTensor
-from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention
-from octavo.kernels.triton.attention.kv_pool import LayerPool
-from octavo.kernels.triton.attention.plan import PREFILL_TILE, AttentionPlan
-from octavo.kernels.triton.attention.prefill_attention import prefill_attention
+from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.elementwise.embedding import embedding
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, skinny_linear
 
 if TYPE_CHECKING:
-    from octavo.kernels.triton.attention.hopper_decode import HopperDecode
-    from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill
     from octavo.kernels.triton.linear.tile_linear import TileLinear
-
-PlanKey = tuple[int, int | None]  # cache group, window
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceStep:
-    """One step's batch tensors on the device, int32; see `StepBatch`. `rows` index the block tables."""
-
-    input_ids: torch.Tensor
-    positions: torch.Tensor
-    query_start_loc: torch.Tensor
-    seq_lens: torch.Tensor
-    rows: torch.Tensor
-    block_tables: tuple[torch.Tensor, ...]
-    has_chunks: bool
-    has_decodes: bool
-    has_long_chunks: bool = False  # a chunk's sequence has LONG_SEQUENCE tokens or more
-    chunks: Chunks | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chunks:
-    """A step's chunks as a library wants them, where one is used. num_queries [S]: 0 for sequences that decode."""
-
-    num_queries: torch.Tensor
-    max_chunk: int
-    max_seq_len: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HopperKernels:
-    """A Hopper's own kernels for attention, for the layers that they take."""
-
-    prefill: HopperPrefill
-    decode: HopperDecode
-
-    def prefill_for(self, layer: AttentionLayer, dtype: torch.dtype) -> HopperPrefill | None:
-        return self.prefill if self.prefill.takes(layer, dtype) else None
-
-    def decode_for(self, layer: AttentionLayer, dtype: torch.dtype) -> HopperDecode | None:
-        return self.decode if self.decode.takes(layer, dtype) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Surroundings:
-    """What all programs of a model share. pools: by a layer's index in its group, filled once the pool is there."""
+    """What all programs of a model share."""
 
     weights: DeviceWeights
-    plans: Mapping[PlanKey, AttentionPlan]
-    pools: dict[int, LayerPool]
-    workspace: DecodeWorkspace
-    num_multiprocessors: int
-    chained: bool  # programmatic dependent launch, Hopper's and later
-    flash: FlashAttention | None = None
-    hopper: HopperKernels | None = None
-    parts: torch.Tensor | None = None  # float32, room for what a split product leaves to a norm; None: no tiles
+    gpu: GPU
+    memory: AttentionMemory
+    attention: ModelAttention
 
 
 Launch = Callable[..., None]  # (step, its tensors in the instruction's order)
 
 
 class Program:
-    """One way through a model. Products are `skinny_linear` or, if `tiled`, tiles where that is faster than cuBLAS."""
+    """One way through a model. Products are `skinny_linear` or, if there is room for the `parts` that a split product
+    leaves to a norm (float32, flat), tiles where that is faster than cuBLAS."""
 
-    def __init__(self, recording: Recording, surroundings: Surroundings, max_rows: int, *, tiled: bool = False) -> None:
-        self._around, self._tiled = surroundings, tiled
+    def __init__(
+        self, recording: Recording, surroundings: Surroundings, max_rows: int, parts: torch.Tensor | None = None
+    ) -> None:
+        self._around, self._parts = surroundings, parts
         self._plan = share_buffers(recording.instructions, recording.given, recording.kept)
         self._calls = [self._bind(instruction) for instruction in recording.instructions]
         self._kept, self._given = recording.kept, recording.given
@@ -142,7 +96,7 @@ class Program:
     # One method an op: its arguments, and the weights among them uploaded, to a launch
 
     def _embedding(self, table: HostTensor, index: Index, offset: int, scale: float) -> Launch:
-        table_VH, chained = self._around.weights.matrix(table), self._around.chained
+        table_VH, chained = self._around.weights.matrix(table), self._around.gpu.chains
 
         def launch(step: DeviceStep, out: torch.Tensor) -> None:
             embedding(table_VH, getattr(step, index), out, offset=offset, scale=scale, chained=chained)
@@ -156,7 +110,7 @@ class Program:
         norm_weight: FloatArray | None = None,
         eps: float = 1e-6,
     ) -> Launch:
-        weights, chained = self._around.weights, self._around.chained
+        weights, chained = self._around.weights, self._around.gpu.chains
         matrix = weights.matrix(*weight.parts)
         bias = None if weight.bias is None else weights.vector(weight.bias, weights.dtype)
         norm_H = None if norm_weight is None else weights.vector(norm_weight)
@@ -186,7 +140,7 @@ class Program:
         """The outputs: the normed sum, and the sum in the residual's own memory."""
         around = self._around
         matrix, norm_H = around.weights.matrix(*weight.parts), around.weights.vector(norm_weight)
-        tiles, chained = self._tiles(matrix), around.chained
+        tiles, room, chained = self._tiles(matrix), self._parts, around.gpu.chains
 
         def launch(
             step: DeviceStep, x: torch.Tensor, residual: torch.Tensor, out: torch.Tensor, total: torch.Tensor
@@ -194,8 +148,8 @@ class Program:
             tile = None if tiles is None else tiles.tile_for(len(x), in_parts=True)
             tiling = choose_tiling(len(x), out.shape[1], x.shape[1])
             if tiles is not None and tile is not None:
-                assert around.parts is not None, "where products are tiles there is room for their parts"
-                parts = around.parts[: tile.split * out.numel()].view(tile.split, *out.shape)
+                assert room is not None, "where products are tiles there is room for their parts"
+                parts = room[: tile.split * out.numel()].view(tile.split, *out.shape)
                 tiles.run(x, parts, tile=tile, chained=chained)
                 norm.sum_rms_norm(parts, total, norm_H, eps, out, chained=chained)
             elif tiling is not None:
@@ -208,98 +162,63 @@ class Program:
         return launch
 
     def _tiles(self, matrix: torch.Tensor, gate: Activation | None = None) -> TileLinear | None:
-        if not self._tiled:
+        if self._parts is None:
             return None
         from octavo.kernels.triton.linear.tile_linear import TileLinear
 
         return TileLinear(matrix, gate)
 
     def _rms_norm(self, weight: FloatArray, eps: float) -> Launch:
-        weight_H, chained = self._around.weights.vector(weight), self._around.chained
+        weight_H, chained = self._around.weights.vector(weight), self._around.gpu.chains
         return lambda step, x, out: norm.rms_norm(x, weight_H, eps, out, chained=chained)
 
     def _add_rms_norm(self, weight: FloatArray, eps: float) -> Launch:
         """The outputs are the inputs' own memory: the normed sum over x, the sum over the residual."""
-        weight_H, chained = self._around.weights.vector(weight), self._around.chained
+        weight_H, chained = self._around.weights.vector(weight), self._around.gpu.chains
         return lambda step, x, residual, out, total: norm.add_rms_norm(x, residual, weight_H, eps, out, chained=chained)
 
     def _layer_norm(self, weight: FloatArray, bias: FloatArray | None, eps: float) -> Launch:
-        weights, chained = self._around.weights, self._around.chained
+        weights, chained = self._around.weights, self._around.gpu.chains
         weight_H, bias_H = weights.vector(weight), None if bias is None else weights.vector(bias)
         return lambda step, x, out: norm.layer_norm(x, weight_H, bias_H, eps, out, chained=chained)
 
     def _add(self) -> Launch:
-        return lambda step, x, y, out: elementwise.add(x, y, out, chained=self._around.chained)
+        return lambda step, x, y, out: elementwise.add(x, y, out, chained=self._around.gpu.chains)
 
     def _activation(self, kind: Activation) -> Launch:
-        return lambda step, x, out: elementwise.activation(x, kind, out, chained=self._around.chained)
+        return lambda step, x, out: elementwise.activation(x, kind, out, chained=self._around.gpu.chains)
 
     def _gated_activation(self, kind: Activation) -> Launch:
-        return lambda step, x, out: elementwise.gated_activation(x, kind, out, chained=self._around.chained)
+        return lambda step, x, out: elementwise.gated_activation(x, kind, out, chained=self._around.gpu.chains)
 
     def _softcap(self, cap: float) -> Launch:
-        return lambda step, x, out: elementwise.softcap(x, cap, out, chained=self._around.chained)
+        return lambda step, x, out: elementwise.softcap(x, cap, out, chained=self._around.gpu.chains)
 
     def _rotary_kv_write(self, layer: AttentionLayer) -> Launch:
-        around, transform = self._around, self._transform(layer)
-        plan = around.plans[layer.group, layer.window]
+        transform, chained, memory = self._transform(layer), self._around.gpu.chains, self._around.memory
+        plan, pools = memory.plan_of(layer), memory.pools
 
         def launch(step: DeviceStep, qkv: torch.Tensor, q: torch.Tensor) -> None:
-            pool = around.pools[layer.index_in_group]
             rotary_kv_write(
-                qkv, q, layer, pool, transform, slots=plan.slots, positions=step.positions, chained=around.chained
+                qkv, q, layer, pools[layer], transform, slots=plan.slots, positions=step.positions, chained=chained
             )
 
         return launch
 
     def _paged_attention(self, layer: AttentionLayer) -> Launch:
-        """A step with chunks: the sequences with one new token by one kernel, the others by another."""
-        around, decode = self._around, self._decode(layer)
-        plan, chained = around.plans[layer.group, layer.window], around.chained
-        flash = around.flash if FlashAttention.takes(layer, around.weights.dtype) else None
-        hopper = None if around.hopper is None else around.hopper.prefill_for(layer, around.weights.dtype)
+        """A step with chunks: the sequences that decode by one launch, the others by another."""
+        decode, prefill = self._around.attention.decode(layer), self._around.attention.prefill(layer)
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
-            if step.has_decodes:
-                decode(step, q, out, None)
-            if step.chunks is not None and flash is not None:
-                flash.prefill(
-                    q, out, layer, around.pools[layer.index_in_group],
-                    query_start_loc=step.query_start_loc, num_queries=step.chunks.num_queries,
-                    seq_lens=step.seq_lens, block_table=step.block_tables[layer.group],
-                    max_chunk=step.chunks.max_chunk, max_seq_len=step.chunks.max_seq_len,
-                )  # fmt: skip
-            elif step.has_long_chunks and hopper is not None:
-                hopper.prefill(
-                    q, out, layer, around.pools[layer.index_in_group], plan,
-                    block_table=step.block_tables[layer.group], chained=chained,
-                )  # fmt: skip
-            elif step.has_chunks:
-                prefill_attention(
-                    q, out, layer, around.pools[layer.index_in_group], plan,
-                    max_tiles=len(step.positions) // PREFILL_TILE + len(step.seq_lens),
-                    block_table=step.block_tables[layer.group], chained=chained,
-                )  # fmt: skip
+            if step.kind.has_decodes:
+                decode(step, q, out)
+            if step.kind.has_chunks:
+                prefill(step, q, out)
 
         return launch
 
     def _attention(self, layer: AttentionLayer) -> Launch:
-        decode, transform = self._decode(layer), self._transform(layer)
-        return lambda step, qkv, out: decode(step, qkv, out, transform)
-
-    def _decode(self, layer: AttentionLayer) -> Launch:
-        around, plan = self._around, self._around.plans[layer.group, layer.window]
-        hopper = None if around.hopper is None else around.hopper.decode_for(layer, around.weights.dtype)
-
-        def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor, transform: HeadTransform | None) -> None:
-            decode_attention(
-                q, out, layer, around.pools[layer.index_in_group], plan, around.workspace,
-                query_start_loc=step.query_start_loc, block_table=step.block_tables[layer.group],
-                num_multiprocessors=around.num_multiprocessors,
-                transform=transform, hopper=hopper, chained=around.chained,
-            )  # fmt: skip
-
-        return launch
+        return self._around.attention.decode(layer, self._transform(layer))
 
     def _transform(self, layer: AttentionLayer) -> HeadTransform:
         """A layer's head norms and angles; layers with one rotary table share its upload."""

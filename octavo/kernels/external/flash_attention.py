@@ -1,8 +1,8 @@
 """FlashAttention-4 for long prefill chunks, where the package `flash-attn-4` is installed and asked for.
 
-It reads the same paged pool through the same block tables; the sequences with one new token are left to
-`decode_attention.py`, by telling it that they have no queries. Its launch costs the host more than its shorter
-steps cost the device, so only steps with long chunks go there.
+It reads the same paged pool through the same block tables; the sequences that decode are left to others, by telling it
+that they have no queries. Its launch costs the host more than its shorter steps cost the device, so only steps with
+long chunks go there.
 
 FlashAttention-4: the Dao-AILab's flash-attention repository, its CuTe kernels for Hopper and Blackwell.
 """
@@ -11,60 +11,72 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 
-from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
+from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout
 from octavo.kernels.triton.attention.kv_pool import LayerPool
+from octavo.kernels.triton.attention.memory import AttentionMemory
+from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
-MIN_CHUNK = 2048  # a step whose longest chunk is shorter is faster in `prefill_attention.py`
+MIN_CHUNK = 2048  # a step whose longest chunk is shorter is faster in Octavo's own kernels
 HEAD_DIMS = (64, 128)
 CAPABILITIES = (9, 10)
 
-Forward = Callable[..., object]
-
-
-def why_not(capability: tuple[int, int]) -> str | None:
-    """None if it can run here, else the reason and the cure."""
-    if importlib.util.find_spec("flash_attn") is None or importlib.util.find_spec("flash_attn.cute") is None:
-        return "attention_backend is flash_attn_4, but the package is not installed: pip install flash-attn-4"
-    if capability[0] not in CAPABILITIES:
-        return (
-            f"attention_backend is flash_attn_4, which runs on compute capability 9 and 10; this GPU has "
-            f"{capability[0]}.{capability[1]}: set attention_backend='triton'"
-        )
-    return None
-
 
 class FlashAttention:
-    """The library's forward pass, imported when this is made, which takes seconds."""
+    """Implements `octavo.kernels.attention.AttentionBackend`. The library's forward pass is imported when this is made,
+    which takes seconds."""
 
-    def __init__(self) -> None:
-        from flash_attn.cute.interface import _flash_attn_fwd
-
-        self._forward: Forward = _flash_attn_fwd
+    longest_captured: ClassVar[int | None] = MIN_CHUNK - 1
 
     @staticmethod
-    def takes(layer: AttentionLayer, dtype: torch.dtype) -> bool:
-        """Whether a layer is one that it computes here. Others stay with Triton."""
-        return layer.window is None and layer.softcap is None and layer.head_dim in HEAD_DIMS and dtype != torch.float32
+    def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
+        major, minor = gpu.capability
+        reasons = {
+            "its package is not installed: pip install flash-attn-4": _is_missing(),
+            f"it runs on compute capability 9 and 10, and this GPU has {major}.{minor}": major not in CAPABILITIES,
+            "it computes with 16 bits, not in float32": dtype == "float32",
+            f"it takes heads of 64 and 128, not of {layer.head_dim}": layer.head_dim not in HEAD_DIMS,
+            "it takes no layers with a window": layer.window is not None,
+            "it takes no capped scores": layer.softcap is not None,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
 
-    def prefill(
-        self,
-        q: torch.Tensor,
-        out: torch.Tensor,
-        layer: AttentionLayer,
-        pool: LayerPool,
-        *,
-        query_start_loc: torch.Tensor,
-        num_queries: torch.Tensor,
-        seq_lens: torch.Tensor,
-        block_table: torch.Tensor,
-        max_chunk: int,
-        max_seq_len: int,
+    def __init__(self, memory: AttentionMemory) -> None:
+        from flash_attn.cute.interface import _flash_attn_fwd
+
+        self._forward: Callable[..., object] = _flash_attn_fwd
+        self._pools = memory.pools
+        self._num_queries = torch.empty(0, dtype=torch.int32)
+
+    def plan(self, step: DeviceStep) -> None:
+        """How many new tokens each sequence has, 0 for those to leave alone."""
+        if step.max_chunk >= MIN_CHUNK:
+            counts = step.query_start_loc.diff()
+            self._num_queries = torch.where(counts > 1, counts, 0)
+
+    def decode(
+        self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch
+    ) -> AttentionLaunch:
+        return otherwise
+
+    def prefill(self, layer: AttentionLayer, otherwise: AttentionLaunch) -> AttentionLaunch:
+        def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+            if step.max_chunk >= MIN_CHUNK:
+                self._attend(step, q, out, layer, self._pools[layer])
+            else:
+                otherwise(step, q, out)
+
+        return launch
+
+    def _attend(
+        self, step: DeviceStep, q: torch.Tensor, out: torch.Tensor, layer: AttentionLayer, pool: LayerPool
     ) -> None:
-        """As `prefill_attention`: write the rows of `out` [T, Q * D] of the sequences with queries. num_queries [S]:
-        how many new tokens a sequence has, 0 for those to leave alone. block_table [S, blocks], a row a sequence."""
+        """The block table has a row a sequence of the step, as a step from the host has it."""
         heads = (len(q), layer.num_heads, layer.head_dim)
         pages = (-(-len(pool.data) // pool.block_stride), pool.block_size, layer.num_kv_heads, layer.head_dim)
         strides = (pool.block_stride, layer.head_dim, pool.block_size * layer.head_dim, 1)
@@ -73,13 +85,17 @@ class FlashAttention:
             q.view(heads),
             torch.as_strided(pool.data, pages, strides, start),
             torch.as_strided(pool.data, pages, strides, start + pool.value_offset),
-            cu_seqlens_q=query_start_loc,
-            seqused_q=num_queries,
-            seqused_k=seq_lens,
-            max_seqlen_q=max_chunk,
-            max_seqlen_k=max_seq_len,
-            page_table=block_table,
+            cu_seqlens_q=step.query_start_loc,
+            seqused_q=self._num_queries,
+            seqused_k=step.seq_lens,
+            max_seqlen_q=step.max_chunk,
+            max_seqlen_k=step.max_seq_len,
+            page_table=step.block_tables[layer.group],
             softmax_scale=layer.scale,
             causal=True,
             out=out.view(heads),
         )
+
+
+def _is_missing() -> bool:
+    return importlib.util.find_spec("flash_attn") is None or importlib.util.find_spec("flash_attn.cute") is None

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.cuda.program import DeviceStep
+from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.sampling.draw import DeviceSamplingBatch
 

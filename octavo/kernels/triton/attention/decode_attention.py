@@ -23,9 +23,8 @@ Shape letters: S sequences, Q query heads, K kv heads, D head dimension, G = Q /
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import triton
@@ -47,25 +46,20 @@ LOG2_E = 1.4426950408889634
 class DecodeWorkspace:
     """Partial results on their way to the join; layers share it, since they run one after another."""
 
-    values: torch.Tensor  # [max items, Q, D] float32
-    max_sum: torch.Tensor  # [max items, Q, 2] float32
+    values: torch.Tensor  # max items of [Q, D] float32, flat
+    max_sum: torch.Tensor  # max items of [Q, 2] float32, flat
     counter: torch.Tensor  # [1] int32: work fetched; zero between launches
 
     @classmethod
-    def allocate(cls, max_num_seqs: int, num_heads: int, head_dim: int, device: torch.device) -> DecodeWorkspace:
+    def allocate(cls, max_num_seqs: int, layers: Sequence[AttentionLayer], device: torch.device) -> DecodeWorkspace:
         max_items = max_num_seqs * MAX_PARTITIONS
+        heads = max((layer.num_heads for layer in layers), default=0)
+        width = max((layer.num_heads * layer.head_dim for layer in layers), default=0)
         return cls(
-            torch.empty((max_items, num_heads, head_dim), dtype=torch.float32, device=device),
-            torch.empty((max_items, num_heads, 2), dtype=torch.float32, device=device),
+            torch.empty(max_items * width, dtype=torch.float32, device=device),
+            torch.empty(max_items * heads * 2, dtype=torch.float32, device=device),
             torch.zeros(1, dtype=torch.int32, device=device),
         )
-
-
-class DecodeKernel(Protocol):
-    """What works on a plan's items in the place of this file's kernel."""
-
-    @property
-    def attend(self) -> Callable[..., None]: ...
 
 
 def decode_attention(
@@ -80,43 +74,14 @@ def decode_attention(
     block_table: torch.Tensor,
     num_multiprocessors: int,
     transform: HeadTransform | None = None,
-    hopper: DecodeKernel | None = None,
     chained: bool = False,
 ) -> None:
     """Write the rows of `out` [T, Q * D] that belong to sequences with one new token.
 
     Without `transform`, q is [T, Q * D] and the cache is up to date. With it, q is [T, (Q + 2K) * D] straight from
     the projection, and the cache receives the new keys and values. `chained`: the previous kernel made q, and
-    the plan was finished before that one. `hopper`: what works on the items in this file's kernel's place.
+    the plan was finished before that one.
     """
-    if hopper is not None:
-        hopper.attend(q, out, layer, pool, plan, workspace, block_table, transform, chained=chained)
-    else:
-        _attend(
-            q, out, layer, pool, plan, workspace, block_table, transform,
-            num_multiprocessors=num_multiprocessors, chained=chained,
-        )  # fmt: skip
-    _join_kernel[(len(query_start_loc) - 1, layer.num_heads)](
-        out, plan.item_ranges, query_start_loc, workspace.counter, workspace.values, workspace.max_sum, out.stride(0),
-        Q_HEADS=layer.num_heads, D=layer.head_dim, D_PAD=padded_dim(layer.head_dim), PARTS=JOIN_PARTS,
-        CHAINED=chained, launch_pdl=chained, num_warps=1,
-    )  # fmt: skip
-
-
-def _attend(
-    q: torch.Tensor,
-    out: torch.Tensor,
-    layer: AttentionLayer,
-    pool: LayerPool,
-    plan: AttentionPlan,
-    workspace: DecodeWorkspace,
-    block_table: torch.Tensor,
-    transform: HeadTransform | None,
-    *,
-    num_multiprocessors: int,
-    chained: bool,
-) -> None:
-    """The plan's items: results of sequences of one item to `out`, others' to the workspace."""
     group = layer.num_heads // layer.num_kv_heads
     dim_pad = padded_dim(layer.head_dim)
     parts = transform if transform is not None else HeadTransform.none(q)
@@ -131,6 +96,24 @@ def _attend(
         BLOCK_SIZE=pool.block_size, BLOCK_ROWS=pool.block_stride // layer.head_dim, BOX=BOX_TOKENS,
         SOFTCAP=layer.softcap is not None, FUSED=transform is not None,
         CHAINED=chained, launch_pdl=chained, num_warps=NUM_WARPS, num_stages=2,
+    )  # fmt: skip
+    join_parts(out, layer, plan, workspace, query_start_loc, chained=chained)
+
+
+def join_parts(
+    out: torch.Tensor,
+    layer: AttentionLayer,
+    plan: AttentionPlan,
+    workspace: DecodeWorkspace,
+    query_start_loc: torch.Tensor,
+    *,
+    chained: bool,
+) -> None:
+    """The results of sequences of several items, from their partial ones; ends what attended to the items."""
+    _join_kernel[(len(query_start_loc) - 1, layer.num_heads)](
+        out, plan.item_ranges, query_start_loc, workspace.counter, workspace.values, workspace.max_sum, out.stride(0),
+        Q_HEADS=layer.num_heads, D=layer.head_dim, D_PAD=padded_dim(layer.head_dim), PARTS=JOIN_PARTS,
+        CHAINED=chained, launch_pdl=chained, num_warps=1,
     )  # fmt: skip
 
 

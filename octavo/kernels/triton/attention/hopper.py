@@ -16,7 +16,6 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from octavo.kernels.triton.attention.kv_pool import LayerPool
 
-HEAD_DIMS = (64, 128)
 # their names until Triton 3.6, which are gone from 3.9
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared

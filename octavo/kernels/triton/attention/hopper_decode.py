@@ -32,7 +32,6 @@ from triton.language.extra.cuda import gdc_wait
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import LOG2_E, DecodeWorkspace
 from octavo.kernels.triton.attention.hopper import (
-    HEAD_DIMS,
     PoolBoxes,
     barrier,
     field,
@@ -46,7 +45,6 @@ from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
 from octavo.kernels.triton.chain import wait_for_previous
 
-MAX_GROUP = 16
 PROGRAMS_PER_MULTIPROCESSOR = 2
 STAGE = gl.constexpr(64)  # tokens
 BOX = gl.constexpr(BOX_TOKENS)
@@ -70,12 +68,6 @@ class HopperDecode:
     def __init__(self, num_multiprocessors: int) -> None:
         self._num_programs = num_multiprocessors * PROGRAMS_PER_MULTIPROCESSOR
         self._pools = PoolBoxes()
-
-    @staticmethod
-    def takes(layer: AttentionLayer, dtype: torch.dtype) -> bool:
-        """Whether a layer is one that it computes. Others stay with `decode_attention`'s own kernel."""
-        is_plain = layer.softcap is None and layer.scale > 0 and layer.head_dim in HEAD_DIMS and dtype != torch.float32
-        return is_plain and layer.num_heads // layer.num_kv_heads <= MAX_GROUP
 
     def attend(
         self,

@@ -34,7 +34,6 @@ from triton.language.extra.cuda import gdc_wait
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import LOG2_E
 from octavo.kernels.triton.attention.hopper import (
-    HEAD_DIMS,
     PoolBoxes,
     boxes,
     field,
@@ -67,12 +66,6 @@ class HopperPrefill:
         self._num_programs = num_multiprocessors
         self._counter = torch.zeros(1, dtype=torch.int32, device=device)  # fetches; zero between launches
         self._pools = PoolBoxes()
-
-    @staticmethod
-    def takes(layer: AttentionLayer, dtype: torch.dtype) -> bool:
-        """Whether a layer is one that it computes. Others stay with `prefill_attention`."""
-        is_plain = layer.window is None and layer.softcap is None and layer.scale > 0
-        return is_plain and layer.head_dim in HEAD_DIMS and dtype != torch.float32
 
     def prefill(
         self,

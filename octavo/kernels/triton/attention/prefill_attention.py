@@ -24,10 +24,6 @@ from octavo.kernels.triton.attention.kv_pool import LayerPool, padded_dim
 from octavo.kernels.triton.attention.plan import PREFILL_TILE, AttentionPlan
 from octavo.kernels.triton.chain import wait_for_previous
 
-#: tokens of a sequence from which `hopper_prefill.py` is faster: 50 chunks of 160 tokens take it 106 us and this file's
-#: kernel 78, one of 512 takes 17 and 20, 28 of 550 188 and 195 (16 heads of 128, H100)
-LONG_SEQUENCE = 384
-
 
 @dataclass(frozen=True, slots=True)
 class PrefillTiling:

@@ -1,0 +1,96 @@
+"""HopperAttention: the kernels in Gluon as an attention backend, for the layers and steps where they are faster."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
+from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
+from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout
+from octavo.kernels.triton.attention.decode_attention import join_parts
+from octavo.kernels.triton.attention.memory import AttentionMemory
+from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
+
+HEAD_DIMS = (64, 128)
+MAX_GROUP = 16  # query heads of a kv head
+
+
+class HopperAttention:
+    """Implements `octavo.kernels.attention.AttentionBackend`. Chunks of short sequences are left to others."""
+
+    longest_captured: ClassVar[int | None] = None
+
+    @staticmethod
+    def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
+        reasons = []
+        if not has_hopper_kernels(gpu.capability):
+            reasons.append("it needs a Hopper GPU, and a Triton that has Gluon")
+        if dtype == "float32":
+            reasons.append("it computes with 16 bits, not in float32")
+        return reasons + _no_decode(layer) if _no_prefill(layer) else reasons
+
+    def __init__(self, memory: AttentionMemory) -> None:
+        from octavo.kernels.triton.attention.hopper_decode import HopperDecode
+        from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill
+
+        number = memory.gpu.num_multiprocessors
+        self._memory = memory
+        self._decode, self._prefill = HopperDecode(number), HopperPrefill(number, memory.device)
+
+    def plan(self, step: DeviceStep) -> None:
+        """The plain kernels' plan is this one's."""
+
+    def decode(
+        self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch
+    ) -> AttentionLaunch:
+        if _no_decode(layer):
+            return otherwise
+        memory, plan, attend = self._memory, self._memory.plan_of(layer), self._decode.attend
+        pools, workspace, chained = memory.pools, memory.workspace, memory.gpu.chains
+
+        def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+            table = step.block_tables[layer.group]
+            attend(q, out, layer, pools[layer], plan, workspace, table, transform, chained=chained)
+            join_parts(out, layer, plan, workspace, step.query_start_loc, chained=chained)
+
+        return launch
+
+    def prefill(self, layer: AttentionLayer, otherwise: AttentionLaunch) -> AttentionLaunch:
+        if _no_prefill(layer):
+            return otherwise
+        memory, plan, attend = self._memory, self._memory.plan_of(layer), self._prefill.prefill
+        pools, chained = memory.pools, memory.gpu.chains
+
+        def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+            if step.kind.has_long_chunks:
+                table = step.block_tables[layer.group]
+                attend(q, out, layer, pools[layer], plan, block_table=table, chained=chained)
+            else:
+                otherwise(step, q, out)
+
+        return launch
+
+
+def _no_decode(layer: AttentionLayer) -> list[str]:
+    """Why not the kernel for decodes."""
+    group = layer.num_heads // layer.num_kv_heads
+    reasons = _neither(layer)
+    return reasons if group <= MAX_GROUP else [*reasons, f"{group} query heads share a kv head, {MAX_GROUP} may"]
+
+
+def _no_prefill(layer: AttentionLayer) -> list[str]:
+    """Why not the kernel for chunks."""
+    return _neither(layer) if layer.window is None else [*_neither(layer), "chunks with a window"]
+
+
+def _neither(layer: AttentionLayer) -> list[str]:
+    reasons = []
+    if layer.head_dim not in HEAD_DIMS:
+        reasons.append(f"heads of {layer.head_dim}; it takes {' and '.join(map(str, HEAD_DIMS))}")
+    if layer.softcap is not None:
+        reasons.append("capped scores")
+    if layer.scale <= 0:
+        reasons.append(f"a scale of {layer.scale}; it must be positive")
+    return reasons

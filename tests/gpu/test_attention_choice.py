@@ -1,0 +1,84 @@
+"""Which kernels a layer's attention gets, for GPUs of all kinds: nothing is launched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from octavo.errors import ConfigError
+from tests.gpu.device import DEVICE
+
+from octavo.kernels import attention  # isort: skip
+from octavo.kernels.attention import ModelAttention, choose  # isort: skip
+from octavo.kernels.cuda.driver import GPU  # isort: skip
+from octavo.kernels.external import flash_attention  # isort: skip
+from octavo.kernels.ops import StepLimits  # isort: skip
+from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip
+from tests.gpu.paged_batch import make_batch  # isort: skip
+
+AMPERE, HOPPER, BLACKWELL = (GPU("a GPU", capability, 1 << 34, 1) for capability in ((8, 0), (9, 0), (10, 0)))
+BATCH = make_batch([(0, 2)], head_dim=64)
+LAYER, KV = BATCH.layer, BATCH.layout
+
+
+def test_the_best_that_takes_a_layer_comes_first_and_the_plain_kernels_last() -> None:
+    assert choose(LAYER, "bfloat16", KV, HOPPER, "triton") == ["hopper", "triton"]
+    assert choose(LAYER, "bfloat16", KV, AMPERE, "triton") == ["triton"]
+    assert choose(LAYER, "float32", KV, HOPPER, "triton") == ["triton"]
+    assert choose(replace(LAYER, softcap=3.0), "bfloat16", KV, HOPPER, "triton") == ["triton"]
+    assert choose(replace(LAYER, head_dim=96), "float16", KV, HOPPER, "triton") == ["triton"]
+
+
+def test_one_phase_is_enough_to_take_a_layer() -> None:
+    many = replace(LAYER, num_heads=32, num_kv_heads=1)
+    for layer in (replace(LAYER, window=8), many):
+        assert choose(layer, "bfloat16", KV, HOPPER, "triton") == ["hopper", "triton"]
+    assert choose(replace(many, window=8), "bfloat16", KV, HOPPER, "triton") == ["triton"]
+
+
+def test_a_library_serves_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash_attention, "_is_missing", lambda: False)
+    assert choose(LAYER, "bfloat16", KV, HOPPER, "flash_attn_4") == ["flash_attn_4", "hopper", "triton"]
+    assert choose(LAYER, "bfloat16", KV, BLACKWELL, "flash_attn_4") == ["flash_attn_4", "triton"]
+
+
+def test_what_was_asked_for_and_cannot_serve_says_all_its_reasons() -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose(replace(LAYER, window=8), "float32", KV, AMPERE, "flash_attn_4")
+    assert str(caught.value).startswith("attention_backend is 'flash_attn_4', which cannot serve this model here: its ")
+    for reason in ("pip install flash-attn-4", "this GPU has 8.0", "not in float32", "a window", "'triton'"):
+        assert reason in str(caught.value)
+
+
+def test_a_phase_goes_to_the_first_that_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a step with a window goes to a Hopper's kernel for decodes, and to the plain one for chunks."""
+
+    class Decodes:
+        longest_captured = 7
+        plans = 0
+        why_not = staticmethod(lambda *need: [])
+
+        def __init__(self, memory: AttentionMemory) -> None: ...
+
+        def plan(self, step: object) -> None:
+            Decodes.plans += 1
+
+        def decode(self, layer: object, transform: object, otherwise: object) -> object:
+            return lambda *step: "ours"
+
+        def prefill(self, layer: object, otherwise: object) -> object:
+            return otherwise
+
+    class All(Decodes):
+        longest_captured = None  # type: ignore[assignment]
+
+        def prefill(self, layer: object, otherwise: object) -> object:
+            return lambda *step: "theirs"
+
+    monkeypatch.setattr(attention, "BACKENDS", {"first": lambda: Decodes, "last": lambda: All})
+    memory = AttentionMemory([LAYER], KV, StepLimits(4, 4, 64, 1), AMPERE, DEVICE)
+    model = ModelAttention([LAYER], "bfloat16", KV, "triton", memory)
+    assert (model.decode(LAYER)(None, None, None), model.prefill(LAYER)(None, None, None)) == ("ours", "theirs")  # type: ignore[arg-type, func-returns-value]
+    model.plan(None)  # type: ignore[arg-type]
+    assert (Decodes.plans, model.longest_captured) == (2, 7)
