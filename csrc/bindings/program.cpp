@@ -77,7 +77,7 @@ struct CompiledModel {
     check_blocks();
     ThreadPool::Session session(state.pool);
     forward->reserve(step.num_tokens);
-    forward->run(step.num_tokens);
+    forward->run(0, forward->size(), step.num_tokens);
   }
 
   void run_head(const int32_t* token_indices, int64_t count, float* out) {
@@ -95,7 +95,7 @@ struct CompiledModel {
         std::memcpy(target[i], source[token_indices[i]], size_t(source.width) * sizeof(float));
       }
     }
-    head->run(count);
+    head->run(0, head->size(), count);
   }
 };
 
@@ -154,12 +154,14 @@ int64_t octavo_model_packed_bytes(const CompiledModel* model) {
 // Starts measuring from zero, or stops.
 void octavo_model_measure(CompiledModel* model, int measures) {
   model->state.measures = measures != 0;
-  if (measures) model->state.times = {};
+  if (!measures) return;
+  model->forward->reset_clock();
+  model->head->reset_clock();
 }
 
-void octavo_model_times(const CompiledModel* model, double* seconds, int64_t* calls) {
-  std::copy(model->state.times.seconds.begin(), model->state.times.seconds.end(), seconds);
-  std::copy(model->state.times.calls.begin(), model->state.times.calls.end(), calls);
+// One entry an instruction.
+void octavo_program_times(const Program* program, double* seconds, int64_t* calls) {
+  program->read_clock(seconds, calls);
 }
 
 int octavo_top_logprobs(ThreadPool* pool, const float* logits, int64_t num_rows, int64_t vocab_size,
@@ -176,58 +178,20 @@ int octavo_convert(ThreadPool* pool, DType source, const uint8_t* data, int64_t 
   return guarded([&] { convert_rows(*pool, source, data, row_bytes, rows, cols, target, out); });
 }
 
-// One function an op: appends an instruction to a program.
-
-int octavo_program_embedding(Program* program, DType dtype, const uint8_t* data, int64_t num_rows, int64_t row_bytes,
-                             Index index, int64_t offset, float scale, Slot out) {
-  return guarded([&] { program->embedding({dtype, data, row_bytes, offset, scale}, num_rows, index, out); });
+// Appends an instruction of the op of that name: its tensors and arguments in the order of its declaration.
+int octavo_program_append(Program* program, const char* op, const Slot* slots, int64_t num_slots,
+                          const Arguments* arguments) {
+  return guarded([&] { program->append(op, {slots, size_t(num_slots)}, *arguments); });
 }
 
-int octavo_program_linear(Program* program, ThreadPool* pool, DType dtype, const uint8_t* data, int64_t rows,
-                          int64_t cols, int32_t activation_bytes, const float* bias, Slot x, Slot out,
-                          int64_t first_column) {
+int octavo_program_append_linear(Program* program, ThreadPool* pool, DType dtype, const uint8_t* data, int64_t rows,
+                                 int64_t cols, int32_t activation_bytes, const float* bias, Slot x, Slot out,
+                                 int64_t first_column) {
   return guarded([&] {
     std::unique_ptr<PackedMatrix> weight = pack(*pool, dtype, data, rows, cols, activation_bytes);
     if (!weight) throw std::domain_error("no matrix multiplication for this tensor type");
-    program->linear(std::move(weight), bias, x, out, first_column);
+    program->append_linear(std::move(weight), bias, x, out, first_column);
   });
-}
-
-int octavo_program_rms_norm(Program* program, Slot x, const float* weight, float eps, Slot out) {
-  return guarded([&] { program->rms_norm(x, weight, eps, out); });
-}
-
-int octavo_program_add_rms_norm(Program* program, Slot x, Slot residual, const float* weight, float eps, Slot out,
-                                Slot sum) {
-  return guarded([&] { program->add_rms_norm(x, residual, weight, eps, out, sum); });
-}
-
-int octavo_program_layer_norm(Program* program, Slot x, const float* weight, const float* bias, float eps, Slot out) {
-  return guarded([&] { program->layer_norm(x, weight, bias, eps, out); });
-}
-
-int octavo_program_add(Program* program, Slot x, Slot y, Slot out) {
-  return guarded([&] { program->add(x, y, out); });
-}
-
-int octavo_program_activation(Program* program, Activation kind, Slot x, Slot out) {
-  return guarded([&] { program->activation(kind, x, out); });
-}
-
-int octavo_program_gated_activation(Program* program, Activation kind, Slot gate_up, Slot out) {
-  return guarded([&] { program->gated_activation(kind, gate_up, out); });
-}
-
-int octavo_program_rotary_kv_write(Program* program, const RotarySpec* spec, Slot qkv) {
-  return guarded([&] { program->rotary_kv_write(*spec, qkv); });
-}
-
-int octavo_program_paged_attention(Program* program, const AttentionSpec* spec, Slot q, Slot out) {
-  return guarded([&] { program->paged_attention(*spec, q, out); });
-}
-
-int octavo_program_softcap(Program* program, float cap, Slot x, Slot out) {
-  return guarded([&] { program->softcap(cap, x, out); });
 }
 
 }  // extern "C"

@@ -79,7 +79,7 @@ struct Plan {
 
 class Attention {
  public:
-  Attention(const AttentionSpec& spec, const KVPool& kv, const StepView& step, Rows q, Rows out)
+  Attention(const LayerSpec& spec, const KVPool& kv, const StepView& step, Rows q, Rows out)
       : spec_(spec), kv_(kv), step_(step), q_(q), out_(out), D_(spec.head_dim),
         heads_per_group_(spec.num_heads / spec.num_kv_heads) {}
 
@@ -109,7 +109,7 @@ class Attention {
   void join(Result part, Result total, int64_t rows) const;
   void finish(const Tile& tile, Result total) const;
 
-  const AttentionSpec& spec_;
+  const LayerSpec& spec_;
   const KVPool& kv_;
   const StepView& step_;
   const Rows q_, out_;
@@ -335,7 +335,7 @@ void Attention::finish(const Tile& tile, Result total) const {
 
 }  // namespace
 
-void paged_attention(ThreadPool& pool, const AttentionSpec& spec, const KVPool& kv, const StepView& step, Rows q,
+void paged_attention(ThreadPool& pool, const LayerSpec& spec, const KVPool& kv, const StepView& step, Rows q,
                      Rows out, AttentionScratch& scratch) {
   Attention(spec, kv, step, q, out).run(pool, scratch);
 }

@@ -8,14 +8,6 @@
 
 namespace octavo {
 
-struct AttentionSpec {
-  int64_t group, layer;  // cache group, and the layer's index in it
-  int64_t num_heads, num_kv_heads, head_dim;
-  float scale;
-  int64_t window;  // tokens a token sees, itself included; 0: all before it
-  float softcap;   // 0: none
-};
-
 // Memory that attention keeps between calls: one working set a thread, and results of split contexts.
 class AttentionScratch {
  public:
@@ -25,7 +17,7 @@ class AttentionScratch {
   std::vector<float> partials;
 };
 
-void paged_attention(ThreadPool& pool, const AttentionSpec& spec, const KVPool& kv, const StepView& step, Rows q,
+void paged_attention(ThreadPool& pool, const LayerSpec& spec, const KVPool& kv, const StepView& step, Rows q,
                      Rows out, AttentionScratch& scratch);
 
 }  // namespace octavo

@@ -1,10 +1,12 @@
-// Sums of activations.
+// Ops that make each element of their result of the inputs' elements at its place, the interface: a table of them.
 #pragma once
-#include "rows.h"
+#include <span>
+
+#include "program.h"
 
 namespace octavo {
 
-// out = x + y; `out` may be either.
-void add(ThreadPool& pool, Rows x, Rows y, Rows out, int64_t num_tokens);
+// The results may lie over an input.
+std::span<const NamedKernel> elementwise_kernels();
 
 }  // namespace octavo

@@ -5,6 +5,9 @@
 
 namespace octavo {
 
+// Values agree with octavo/kernels/ops.py: Index, in order.
+enum class Index : int64_t { input_ids, positions };
+
 struct EmbeddingTable {
   DType dtype;
   const uint8_t* data;

@@ -35,6 +35,21 @@ struct KVPool {
   }
 };
 
+// All that is fixed about one layer's attention; see AttentionLayer in octavo/kernels/ops.py.
+struct LayerSpec {
+  int64_t group, layer;  // cache group, and the layer's index in it
+  int64_t num_heads, num_kv_heads, head_dim;
+  float scale;
+  int64_t window;       // tokens a token sees, itself included; 0: all before it
+  float softcap;        // 0: none
+  const float* q_norm;  // [head_dim] or null
+  const float* k_norm;  // [head_dim] or null
+  float norm_eps;
+  const float* cos;  // [max_len, rotary_dim / 2]; null: no rotation
+  const float* sin;
+  int64_t rotary_dim;
+};
+
 // What an op may know of the step: ragged token ranges and where each sequence's blocks are.
 struct StepView {
   int64_t num_tokens;

@@ -1,27 +1,77 @@
-// The loop over a program's instructions.
+// The loop over a program's instructions, and which kernel an op is.
 #include "program.h"
 
 #include <chrono>
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #include "elementwise.h"
+#include "embedding.h"
 #include "norm.h"
+#include "rotary.h"
 
 namespace octavo {
 namespace {
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+constexpr size_t kMaxTensors = 4;
 
-void check_indices(const int32_t* indices, int64_t count, int64_t offset, int64_t num_rows) {
-  for (int64_t i = 0; i < count; ++i) {
+using Model = ModelState&;
+using Tensors = const Rows*;
+using Given = const Arguments&;
+
+void run_embedding(Model model, Tensors tensors, Given given, int64_t num_tokens) {
+  const int64_t num_rows = given[2].whole, offset = given[5].whole;
+  const EmbeddingTable table{DType(given[0].whole), given[1].bytes, given[3].whole, offset, given[6].real};
+  const int32_t* indices = Index(given[4].whole) == Index::input_ids ? model.step.input_ids : model.step.positions;
+  for (int64_t i = 0; i < num_tokens; ++i) {
     const int64_t row = indices[i] + offset;
     if (row >= 0 && row < num_rows) continue;
     throw std::out_of_range("embedding row " + std::to_string(row) + " of a table of " + std::to_string(num_rows));
   }
+  embedding(model.pool, table, indices, tensors[0], num_tokens);
+}
+
+void run_linear(Model model, Tensors tensors, Given given, int64_t num_tokens) {
+  const PackedMatrix* matrix = given[0].matrix;
+  const Rows x = tensors[0], out = tensors[1];
+  model.matmul_scratch.reserve((matrix->scratch_bytes(num_tokens) + 3) / 4);
+  matrix->multiply(model.pool, x.data, x.stride, num_tokens, given[1].floats, out.data + given[2].whole, out.stride,
+                   model.matmul_scratch.data());
+}
+
+// Tensors and arguments are in the order of the op's declaration, in octavo/kernels/ops.py.
+constexpr NamedKernel kKernels[] = {
+    {"embedding", run_embedding},
+    {"rms_norm", [](Model m, Tensors t, Given g, int64_t n) { rms_norm(m.pool, t[0], g[0].floats, g[1].real, t[1], n); }},
+    {"add_rms_norm",
+     [](Model m, Tensors t, Given g, int64_t n) {
+       add_rms_norm(m.pool, t[0], t[1], g[0].floats, g[1].real, t[2], t[3], n);
+     }},
+    {"layer_norm",
+     [](Model m, Tensors t, Given g, int64_t n) {
+       layer_norm(m.pool, t[0], g[0].floats, g[1].floats, g[2].real, t[1], n);
+     }},
+    {"rotary_kv_write",
+     [](Model m, Tensors t, Given g, int64_t) { rotary_kv_write(m.pool, *g[0].layer, m.kv, m.step, t[0]); }},
+    {"paged_attention",
+     [](Model m, Tensors t, Given g, int64_t) {
+       paged_attention(m.pool, *g[0].layer, m.kv, m.step, t[0], t[1], m.attention_scratch);
+     }},
+};
+
+Kernel find_kernel(std::string_view op) {
+  for (const std::span<const NamedKernel> kernels : {std::span<const NamedKernel>(kKernels), elementwise_kernels()}) {
+    for (const NamedKernel& named : kernels) {
+      if (named.op == op) return named.kernel;
+    }
+  }
+  throw std::logic_error("no kernel for " + std::string(op));
+}
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 }  // namespace
@@ -37,6 +87,18 @@ void AlignedFloats::reserve(int64_t count) {
   capacity_ = count;
 }
 
+void Program::append(std::string_view op, std::span<const Slot> slots, const Arguments& arguments) {
+  if (slots.size() > kMaxTensors) throw std::logic_error(std::string(op) + " has too many tensors");
+  instructions_.push_back({find_kernel(op), {slots.begin(), slots.end()}, arguments});
+}
+
+void Program::append_linear(std::unique_ptr<PackedMatrix> weight, const float* bias, Slot x, Slot out,
+                            int64_t first_column) {
+  const Arguments arguments{Argument{.matrix = weight.get()}, {.floats = bias}, {.whole = first_column}};
+  instructions_.push_back({run_linear, {x, out}, arguments});
+  weights_.push_back(std::move(weight));
+}
+
 void Program::reserve(int64_t num_tokens) {
   for (size_t i = 0; i < buffers_.size(); ++i) {
     if (!bound_[i]) buffers_[i].reserve(num_tokens * widths_[i]);
@@ -48,17 +110,23 @@ Rows Program::rows(Slot slot) const {
   return {base, slot.width, slot.stride};
 }
 
-void Program::run(int64_t num_tokens) {
+void Program::run(const Instruction& instruction, int64_t num_tokens) {
+  Rows tensors[kMaxTensors];
+  for (size_t i = 0; i < instruction.slots.size(); ++i) tensors[i] = rows(instruction.slots[i]);
+  instruction.kernel(state_, tensors, instruction.arguments, num_tokens);
+}
+
+void Program::run(int64_t first, int64_t last, int64_t num_tokens) {
   if (!state_.measures) {
-    for (const Instruction& instruction : instructions_) instruction.run(num_tokens);
+    for (int64_t i = first; i < last; ++i) run(instructions_[i], num_tokens);
     return;
   }
   double before = now();
-  for (const Instruction& instruction : instructions_) {
-    instruction.run(num_tokens);
+  for (int64_t i = first; i < last; ++i) {
+    run(instructions_[i], num_tokens);
     const double after = now();
-    state_.times.seconds[size_t(instruction.kind)] += after - before;
-    state_.times.calls[size_t(instruction.kind)] += 1;
+    instructions_[i].seconds += after - before;
+    instructions_[i].calls += 1;
     before = after;
   }
 }
@@ -69,69 +137,18 @@ int64_t Program::packed_bytes() const {
   return total;
 }
 
-void Program::embedding(const EmbeddingTable& table, int64_t num_rows, Index index, Slot out) {
-  append(OpKind::embedding, [=, this](int64_t n) {
-    const int32_t* indices = index == Index::input_ids ? state_.step.input_ids : state_.step.positions;
-    check_indices(indices, n, table.offset, num_rows);
-    octavo::embedding(state_.pool, table, indices, rows(out), n);
-  });
+void Program::reset_clock() {
+  for (Instruction& instruction : instructions_) {
+    instruction.seconds = 0;
+    instruction.calls = 0;
+  }
 }
 
-void Program::linear(std::unique_ptr<PackedMatrix> weight, const float* bias, Slot x, Slot out,
-                     int64_t first_column) {
-  const PackedMatrix* matrix = weight.get();
-  weights_.push_back(std::move(weight));
-  append(OpKind::linear, [=, this](int64_t n) {
-    state_.matmul_scratch.reserve((matrix->scratch_bytes(n) + 3) / 4);
-    const Rows source = rows(x), target = rows(out);
-    matrix->multiply(state_.pool, source.data, source.stride, n, bias, target.data + first_column, target.stride,
-                     state_.matmul_scratch.data());
-  });
-}
-
-void Program::rms_norm(Slot x, const float* weight, float eps, Slot out) {
-  append(OpKind::rms_norm,
-         [=, this](int64_t n) { octavo::rms_norm(state_.pool, rows(x), weight, eps, rows(out), n); });
-}
-
-void Program::add_rms_norm(Slot x, Slot residual, const float* weight, float eps, Slot out, Slot sum) {
-  append(OpKind::add_rms_norm, [=, this](int64_t n) {
-    octavo::add_rms_norm(state_.pool, rows(x), rows(residual), weight, eps, rows(out), rows(sum), n);
-  });
-}
-
-void Program::layer_norm(Slot x, const float* weight, const float* bias, float eps, Slot out) {
-  append(OpKind::layer_norm,
-         [=, this](int64_t n) { octavo::layer_norm(state_.pool, rows(x), weight, bias, eps, rows(out), n); });
-}
-
-void Program::add(Slot x, Slot y, Slot out) {
-  append(OpKind::add, [=, this](int64_t n) { octavo::add(state_.pool, rows(x), rows(y), rows(out), n); });
-}
-
-void Program::activation(Activation kind, Slot x, Slot out) {
-  append(OpKind::activation,
-         [=, this](int64_t n) { octavo::activation(state_.pool, kind, rows(x), rows(out), n); });
-}
-
-void Program::gated_activation(Activation kind, Slot gate_up, Slot out) {
-  append(OpKind::gated_activation,
-         [=, this](int64_t n) { octavo::gated_activation(state_.pool, kind, rows(gate_up), rows(out), n); });
-}
-
-void Program::rotary_kv_write(const RotarySpec& spec, Slot qkv) {
-  append(OpKind::rotary_kv_write,
-         [=, this](int64_t) { octavo::rotary_kv_write(state_.pool, spec, state_.kv, state_.step, rows(qkv)); });
-}
-
-void Program::paged_attention(const AttentionSpec& spec, Slot q, Slot out) {
-  append(OpKind::paged_attention, [=, this](int64_t) {
-    octavo::paged_attention(state_.pool, spec, state_.kv, state_.step, rows(q), rows(out), state_.attention_scratch);
-  });
-}
-
-void Program::softcap(float cap, Slot x, Slot out) {
-  append(OpKind::softcap, [=, this](int64_t n) { octavo::softcap(state_.pool, rows(x), cap, rows(out), n); });
+void Program::read_clock(double* seconds, int64_t* calls) const {
+  for (const Instruction& instruction : instructions_) {
+    *seconds++ = instruction.seconds;
+    *calls++ = instruction.calls;
+  }
 }
 
 }  // namespace octavo

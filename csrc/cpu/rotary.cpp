@@ -42,7 +42,7 @@ void write_head(const KVPool& kv, const float* k, const float* v, int64_t block,
 
 }  // namespace
 
-void rotary_kv_write(ThreadPool& pool, const RotarySpec& spec, const KVPool& kv, const StepView& step, Rows qkv) {
+void rotary_kv_write(ThreadPool& pool, const LayerSpec& spec, const KVPool& kv, const StepView& step, Rows qkv) {
   const int64_t D = spec.head_dim, num_rotated = spec.num_heads + spec.num_kv_heads;
   for_each_token(pool, step.num_tokens, 2 * qkv.width, [&](int64_t t) {
     float* token = qkv[t];

@@ -15,7 +15,6 @@ from octavo.kernels.cpu.emit import Emitter, slots
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
 from octavo.kernels.cpu.sampling import processed_logits, sample
 from octavo.kernels.ops import (
-    OPS,
     AttentionLayer,
     FloatArray,
     IntArray,
@@ -31,7 +30,6 @@ from octavo.kernels.program.recorder import Instruction, Recorder, Value
 
 #: the C++ enums' order
 KV_DTYPES: tuple[KVDType, ...] = get_args(KVDType)
-OP_KINDS = tuple(OPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,7 @@ class CpuModel:
         self._pool = pool
         self._block_bytes = kv.block_bytes
         self._borrowed: list[Any] = []
+        self._programs: list[tuple[int, list[str]]] = []  # and the op of each instruction
         self._logits = np.empty(0, np.float32)
         layout = library.KVPool(
             *(address(pool), kv.num_blocks, kv.block_size, kv.layers_per_group, kv.num_kv_heads, kv.head_dim),
@@ -100,6 +99,7 @@ class CpuModel:
         for instruction in instructions:
             emitter.emit(instruction)
         self._borrowed += emitter.borrowed
+        self._programs.append((program, emitter.ops))
         return plan
 
     def _check_layers(self, instructions: list[Instruction], kv: KVLayout) -> None:
@@ -180,10 +180,14 @@ class CpuModel:
 
     def op_times(self) -> list[OpTime]:
         """Time spent by kind of op while measuring, dearest first."""
-        seconds, calls = (ctypes.c_double * len(OP_KINDS))(), (c_int64 * len(OP_KINDS))()
-        self._library.octavo_model_times(self._handle, seconds, calls)
-        times = [OpTime(*entry) for entry in zip(OP_KINDS, calls, seconds, strict=True) if entry[1]]
-        return sorted(times, key=lambda time: -time.seconds)
+        total: dict[str, OpTime] = {}
+        for program, ops in self._programs:
+            seconds, calls = (ctypes.c_double * len(ops))(), (c_int64 * len(ops))()
+            self._library.octavo_program_times(program, seconds, calls)
+            for op, more_calls, more_seconds in zip(ops, calls, seconds, strict=True):
+                before = total.get(op, OpTime(op, 0, 0.0))
+                total[op] = OpTime(op, before.calls + more_calls, before.seconds + more_seconds)
+        return sorted((time for time in total.values() if time.calls), key=lambda time: -time.seconds)
 
     def __del__(self) -> None:
         if handle := self.__dict__.pop("_handle", None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, Union, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any
 
@@ -48,23 +48,7 @@ class StepView(Structure):
     )
 
 
-class RotarySpec(Structure):
-    _fields_ = (
-        ("group", c_int64),
-        ("layer", c_int64),
-        ("num_heads", c_int64),
-        ("num_kv_heads", c_int64),
-        ("head_dim", c_int64),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
-        ("norm_eps", c_float),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
-        ("rotary_dim", c_int64),
-    )
-
-
-class AttentionSpec(Structure):
+class LayerSpec(Structure):
     _fields_ = (
         ("group", c_int64),
         ("layer", c_int64),
@@ -74,7 +58,22 @@ class AttentionSpec(Structure):
         ("scale", c_float),
         ("window", c_int64),
         ("softcap", c_float),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("norm_eps", c_float),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("rotary_dim", c_int64),
     )
+
+
+class Argument(Union):
+    """A parameter of an op: a number, or the address of what it is."""
+
+    _fields_ = (("whole", c_int64), ("real", c_float), ("address", c_void_p))
+
+
+Arguments = Argument * 8
 
 
 _POINTER = c_void_p  # an object of the library's, or an array
@@ -92,29 +91,17 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "octavo_model_copy_blocks": (None, (_POINTER, _POINTER, _POINTER, c_int64)),
     "octavo_model_packed_bytes": (c_int64, (_POINTER,)),
     "octavo_model_measure": (None, (_POINTER, c_int)),
-    "octavo_model_times": (None, (_POINTER, POINTER(c_double), POINTER(c_int64))),
     "octavo_top_logprobs": (
         c_int,
         (_POINTER, _POINTER, c_int64, c_int64, _POINTER, c_int64, c_int32, _POINTER, _POINTER, _POINTER),
     ),
     "octavo_convert": (c_int, (_POINTER, c_int32, _POINTER, c_int64, c_int64, c_int64, c_int32, _POINTER)),
-    "octavo_program_embedding": (
-        c_int,
-        (_POINTER, c_int32, _POINTER, c_int64, c_int64, c_int32, c_int64, c_float, Slot),
-    ),
-    "octavo_program_linear": (
+    "octavo_program_append": (c_int, (_POINTER, c_char_p, POINTER(Slot), c_int64, POINTER(Arguments))),
+    "octavo_program_append_linear": (
         c_int,
         (_POINTER, _POINTER, c_int32, _POINTER, c_int64, c_int64, c_int32, _POINTER, Slot, Slot, c_int64),
     ),
-    "octavo_program_rms_norm": (c_int, (_POINTER, Slot, _POINTER, c_float, Slot)),
-    "octavo_program_add_rms_norm": (c_int, (_POINTER, Slot, Slot, _POINTER, c_float, Slot, Slot)),
-    "octavo_program_layer_norm": (c_int, (_POINTER, Slot, _POINTER, _POINTER, c_float, Slot)),
-    "octavo_program_add": (c_int, (_POINTER, Slot, Slot, Slot)),
-    "octavo_program_activation": (c_int, (_POINTER, c_int32, Slot, Slot)),
-    "octavo_program_gated_activation": (c_int, (_POINTER, c_int32, Slot, Slot)),
-    "octavo_program_rotary_kv_write": (c_int, (_POINTER, POINTER(RotarySpec), Slot)),
-    "octavo_program_paged_attention": (c_int, (_POINTER, POINTER(AttentionSpec), Slot, Slot)),
-    "octavo_program_softcap": (c_int, (_POINTER, c_float, Slot, Slot)),
+    "octavo_program_times": (None, (_POINTER, POINTER(c_double), POINTER(c_int64))),
 }
 
 
