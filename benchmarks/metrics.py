@@ -25,15 +25,15 @@ from octavo.observe.events import (
     Started,
     StepDone,
 )
-from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.metrics import EngineMetrics
 
 BLOCK_SIZE = 16
 
 
-def new_recorder(num_seqs: int) -> MetricsRecorder:
+def new_recorder(num_seqs: int) -> EngineMetrics:
     log = EventLog(0)
     log.write(EngineStarted(0.0, 100_000, BLOCK_SIZE, 1, 1, 4096))
-    recorder = MetricsRecorder(log, model_name="smollm2")
+    recorder = EngineMetrics(log, model_name="smollm2")
     for sequence_id in range(num_seqs):
         for event in joining(sequence_id):
             log.write(event)

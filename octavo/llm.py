@@ -28,7 +28,7 @@ from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import ConfigError, InvalidRequestError, TokenizerError
 from octavo.observe.events import EventLog
 from octavo.observe.metric_values import Metric
-from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
@@ -67,7 +67,7 @@ class LLM:
         self._turns = EngineTurns(self._engine)
         events = self._engine.events
         keeps_metrics = events.is_on and not disable_log_stats
-        self._recorder = MetricsRecorder(events, model_name=str(model)) if keeps_metrics else None
+        self._metrics = EngineMetrics(events, model_name=str(model)) if keeps_metrics else None
         self._model = str(model)
         self._counter = itertools.count()
 
@@ -169,12 +169,12 @@ class LLM:
     def get_metrics(self) -> list[Metric]:
         """Every metric as of now: Counter, Gauge and Histogram, named as vLLM's (`vllm:...`). As there, the LLM has to
         be made with disable_log_stats=False."""
-        recorder = self._recorder
-        if recorder is None:
+        metrics = self._metrics
+        if metrics is None:
             raise ConfigError(
                 "metrics are not kept: make the LLM with disable_log_stats=False, and event_log_size 1 or more"
             )
-        return self._turns.ask(lambda engine: recorder.values())
+        return self._turns.ask(lambda engine: metrics.values())
 
     @property
     def events(self) -> EventLog:

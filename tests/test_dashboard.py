@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS
 from octavo.observe.events import EngineStarted, EventLog
-from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.metrics import EngineMetrics
 from octavo.observe.tracing import RequestTracer
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def exported() -> dict[str, set[str]]:
     """sample name -> its labels, of an engine that has done nothing yet."""
     log = EventLog(0)
     log.write(EngineStarted(0.0, 10, 16, 1, 1, 128))
-    text = MetricsRecorder(log, model_name="m").exposition().decode()
+    text = EngineMetrics(log, model_name="m").exposition().decode()
     return {
         sample.name: set(sample.labels) for family in text_string_to_metric_families(text) for sample in family.samples
     }

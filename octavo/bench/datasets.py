@@ -34,7 +34,7 @@ Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class BenchRequest:
     """One request. num_prompt_tokens: 0 where only the server can tell."""
 
     prompt: str | tuple[int, ...]
@@ -43,7 +43,7 @@ class Ask:
     num_prompt_tokens: int = 0
 
 
-def random_asks(
+def random_requests(
     num_prompts: int,
     input_len: int,
     output_len: int,
@@ -52,7 +52,7 @@ def random_asks(
     prefix_len: int = 0,
     vocab_size: int = SAFE_VOCAB_SIZE,
     seed: int = 0,
-) -> list[Ask]:
+) -> list[BenchRequest]:
     """Lengths uniform from (1 - range_ratio) to (1 + range_ratio) times the mean, after a prefix that all share."""
     if not 0.0 <= range_ratio < 1.0:
         raise ConfigError(f"--random-range-ratio is {range_ratio}, allowed is 0 to below 1")
@@ -65,32 +65,36 @@ def random_asks(
     ]
 
 
-def named_asks(name: str, vocab_size: int | None = None) -> list[Ask]:
+def named_requests(name: str, vocab_size: int | None = None) -> list[BenchRequest]:
     """A workload of workloads.py. A vocabulary smaller than the one it was made for has its ids folded in."""
     return [_of_work(work, vocab_size) for work in NAMED[name]()]
 
 
-def stall_asks(vocab_size: int = SAFE_VOCAB_SIZE) -> list[Ask]:
-    return random_asks(STALL_NUM_PROMPTS, STALL_INPUT_LEN, STALL_OUTPUT_LEN, vocab_size=vocab_size, seed=6)
+def stall_requests(vocab_size: int = SAFE_VOCAB_SIZE) -> list[BenchRequest]:
+    return random_requests(STALL_NUM_PROMPTS, STALL_INPUT_LEN, STALL_OUTPUT_LEN, vocab_size=vocab_size, seed=6)
 
 
-def long_prompts(num_prompts: int, input_len: int, vocab_size: int = SAFE_VOCAB_SIZE, seed: int = 0) -> list[Ask]:
+def long_prompts(
+    num_prompts: int, input_len: int, vocab_size: int = SAFE_VOCAB_SIZE, seed: int = 0
+) -> list[BenchRequest]:
     """Prompts that no prefix cache knows, for one token each: prefill and nothing else."""
-    return random_asks(num_prompts, input_len, 1, vocab_size=vocab_size, seed=seed + 1_000_003)
+    return random_requests(num_prompts, input_len, 1, vocab_size=vocab_size, seed=seed + 1_000_003)
 
 
-def custom_asks(path: str, num_prompts: int, output_len: int | None, seed: int, shuffle: bool = True) -> list[Ask]:
+def custom_requests(
+    path: str, num_prompts: int, output_len: int | None, seed: int, shuffle: bool = True
+) -> list[BenchRequest]:
     """Lines of {"prompt": text or token ids, "output_tokens": N}; output_len goes before a line's own number."""
-    asks = []
+    requests = []
     for number, line in enumerate(_read(path).splitlines(), 1):
         if line.strip():
-            asks.append(_of_line(line, f"{path}, line {number}", output_len))
-    return _choose(asks, path, num_prompts, seed, shuffle)
+            requests.append(_of_line(line, f"{path}, line {number}", output_len))
+    return _choose(requests, path, num_prompts, seed, shuffle)
 
 
-def sharegpt_asks(
+def sharegpt_requests(
     path: str, num_prompts: int, output_len: int | None, seed: int, encode: Encode | None, shuffle: bool = True
-) -> list[Ask]:
+) -> list[BenchRequest]:
     """The first two turns of each conversation: what was asked, and how long the answer was. The answer's length
     needs a tokenizer (`encode`), or is `output_len`."""
     if encode is None and output_len is None:
@@ -109,28 +113,29 @@ def sharegpt_asks(
         ) from None
     if shuffle:
         random.Random(seed).shuffle(pairs)
-    asks: list[Ask] = []
+    requests: list[BenchRequest] = []
     for prompt, answer in pairs:
-        if len(asks) == num_prompts:
+        if len(requests) == num_prompts:
             break
-        ask = _of_pair(prompt, answer, output_len, encode)
-        if ask is not None:
-            asks.append(ask)
-    return _choose(asks, path, num_prompts, seed, shuffle=False)
+        request = _of_pair(prompt, answer, output_len, encode)
+        if request is not None:
+            requests.append(request)
+    return _choose(requests, path, num_prompts, seed, shuffle=False)
 
 
-def shifted(asks: list[Ask], by: int, vocab_size: int | None) -> list[Ask]:
+def shifted(requests: list[BenchRequest], by: int, vocab_size: int | None) -> list[BenchRequest]:
     """The same lengths with other tokens, for another run against a server whose prefix cache knows these."""
-    end = vocab_size or max((max(ask.prompt) for ask in asks if isinstance(ask.prompt, tuple)), default=0) + 1
+    end = vocab_size or max((max(one.prompt) for one in requests if isinstance(one.prompt, tuple)), default=0) + 1
     first = end // 10
     return [
-        ask if isinstance(ask.prompt, str) else replace(ask, prompt=_shift(ask.prompt, by, first, end)) for ask in asks
+        one if isinstance(one.prompt, str) else replace(one, prompt=_shift(one.prompt, by, first, end))
+        for one in requests
     ]
 
 
-def as_text(asks: list[Ask], decode: Callable[[tuple[int, ...]], str]) -> list[Ask]:
+def as_text(requests: list[BenchRequest], decode: Callable[[tuple[int, ...]], str]) -> list[BenchRequest]:
     """Token ids as text, for servers that take only text. It may be cut into other tokens there."""
-    return [ask if isinstance(ask.prompt, str) else replace(ask, prompt=decode(ask.prompt)) for ask in asks]
+    return [one if isinstance(one.prompt, str) else replace(one, prompt=decode(one.prompt)) for one in requests]
 
 
 def _shift(prompt: tuple[int, ...], by: int, first: int, end: int) -> tuple[int, ...]:
@@ -147,19 +152,19 @@ def _ids(rng: random.Random, vocab_size: int) -> Callable[[int], tuple[int, ...]
     return lambda length: tuple(rng.choices(ids, k=length))
 
 
-def _of_ids(ids: tuple[int, ...], output_len: int) -> Ask:
-    return Ask(ids, output_len, 1, len(ids))
+def _of_ids(ids: tuple[int, ...], output_len: int) -> BenchRequest:
+    return BenchRequest(ids, output_len, 1, len(ids))
 
 
-def _of_work(work: Work, vocab_size: int | None) -> Ask:
+def _of_work(work: Work, vocab_size: int | None) -> BenchRequest:
     ids = work.prompt_token_ids
     if vocab_size is not None:
         first = vocab_size // 10
         ids = tuple(token if token < vocab_size else first + token % (vocab_size - first) for token in ids)
-    return Ask(ids, work.output_len, work.n, len(ids))
+    return BenchRequest(ids, work.output_len, work.n, len(ids))
 
 
-def _of_line(line: str, where: str, output_len: int | None) -> Ask:
+def _of_line(line: str, where: str, output_len: int | None) -> BenchRequest:
     try:
         entry: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -171,30 +176,34 @@ def _of_line(line: str, where: str, output_len: int | None) -> Ask:
     length = entry.get("output_tokens", CUSTOM_OUTPUT_LEN) if output_len is None else output_len
     if type(length) is not int or length < 1:
         raise ConfigError(f'{where} has "output_tokens" {length!r}, allowed is 1 or more')
-    return Ask(tuple(prompt), length, 1, len(prompt)) if isinstance(prompt, list) else Ask(prompt, length)
+    return (
+        BenchRequest(tuple(prompt), length, 1, len(prompt))
+        if isinstance(prompt, list)
+        else BenchRequest(prompt, length)
+    )
 
 
-def _of_pair(prompt: Any, answer: Any, output_len: int | None, encode: Encode | None) -> Ask | None:
+def _of_pair(prompt: Any, answer: Any, output_len: int | None, encode: Encode | None) -> BenchRequest | None:
     """None for a pair that is pruned. Without a tokenizer nothing is known to prune by but emptiness."""
     if not isinstance(prompt, str) or not isinstance(answer, str) or not prompt:
         return None
     if encode is None:
         assert output_len is not None, "one of the two is checked before"
-        return Ask(prompt, output_len)
+        return BenchRequest(prompt, output_len)
     prompt_len = len(encode(prompt))
     answer_len = len(encode(answer)) if output_len is None else output_len
     is_short = prompt_len < SHAREGPT_MIN_LEN or (output_len is None and answer_len < SHAREGPT_MIN_LEN)
     is_long = prompt_len > SHAREGPT_MAX_PROMPT_LEN or prompt_len + answer_len > SHAREGPT_MAX_TOTAL_LEN
-    return None if is_short or is_long else Ask(prompt, answer_len, 1, prompt_len)
+    return None if is_short or is_long else BenchRequest(prompt, answer_len, 1, prompt_len)
 
 
-def _choose(asks: list[Ask], path: str, num_prompts: int, seed: int, shuffle: bool) -> list[Ask]:
+def _choose(requests: list[BenchRequest], path: str, num_prompts: int, seed: int, shuffle: bool) -> list[BenchRequest]:
     """Exactly as many as were wanted; too few are taken again from the front, as vLLM does."""
-    if not asks:
+    if not requests:
         raise ConfigError(f"--dataset-path {path} holds no prompt that can be used; look into the file")
     if shuffle:
-        random.Random(seed).shuffle(asks)
-    return [asks[index % len(asks)] for index in range(num_prompts)]
+        random.Random(seed).shuffle(requests)
+    return [requests[index % len(requests)] for index in range(num_prompts)]
 
 
 def _read(path: str) -> str:

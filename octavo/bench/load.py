@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from octavo.bench.answer import Answer
-from octavo.bench.client import Client, Target
+from octavo.bench.http_client import Client, Target
 from octavo.errors import ConfigError
 
 RampUpStrategy = Literal["linear", "exponential"]
@@ -39,7 +39,7 @@ class Sending:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class LoadShare:
     """What one process sends. long_prompts go one every `long_every` seconds while other requests, of any process, are
     unfinished."""
 
@@ -107,7 +107,7 @@ def arrivals(rates: Sequence[float], burstiness: float, seed: int) -> list[float
     return [one * stretch for one in times]
 
 
-def shares(whole: Share, num_procs: int) -> list[Share]:
+def shares(whole: LoadShare, num_procs: int) -> list[LoadShare]:
     """The whole, dealt like cards; the first process also sends the long prompts."""
     limit = whole.max_concurrency
     dealt = []
@@ -141,7 +141,7 @@ class Alone:
 
 
 def run_share(
-    share: Share, begin_at: Callable[[], float], on_progress: OnProgress, company: Company | None = None
+    share: LoadShare, begin_at: Callable[[], float], on_progress: OnProgress, company: Company | None = None
 ) -> Sent:
     """Send it all from this process and wait for every answer. `begin_at` gives the moment to begin, once ready."""
     allow_many_files()
@@ -172,7 +172,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-async def _drive(share: Share, begin_at: Callable[[], float], on_progress: OnProgress, company: Company) -> Sent:
+async def _drive(share: LoadShare, begin_at: Callable[[], float], on_progress: OnProgress, company: Company) -> Sent:
     client = Client(share.target)
     await client.resolve()
     sent = Sent()
@@ -209,7 +209,7 @@ async def _drive(share: Share, begin_at: Callable[[], float], on_progress: OnPro
     return sent
 
 
-async def _send_long_prompts(share: Share, client: Client, begin: float, answers: list[Answer]) -> None:
+async def _send_long_prompts(share: LoadShare, client: Client, begin: float, answers: list[Answer]) -> None:
     """One each `long_every` seconds, the first after that long, until cancelled; the list goes round if it ends."""
     async with asyncio.TaskGroup() as group:
         for number in range(sys.maxsize if share.long_prompts else 0):

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
 
-from octavo.bench.load import OnProgress, Sent, Share, run_share, shares
+from octavo.bench.load import LoadShare, OnProgress, Sent, run_share, shares
 from octavo.errors import OctavoError
 from octavo.observe.machine import num_cores
 
@@ -26,7 +26,7 @@ def processes_for(num_streams: int) -> int:
     return max(1, min(-(-num_streams // STREAMS_A_PROCESS), num_cores() // 2))
 
 
-def run_load(share: Share, num_procs: int, on_progress: OnProgress) -> Sent:
+def run_load(share: LoadShare, num_procs: int, on_progress: OnProgress) -> Sent:
     """Everything that came back, in no particular order of requests. `cpu` is the busiest process's."""
     if num_procs == 1:
         return run_share(share, time.monotonic, on_progress)
@@ -110,7 +110,7 @@ class _Others:
         return self._num_left.value == 0
 
 
-def _child(pipe: Connection, share: Share, num_left: Synchronized[int]) -> None:
+def _child(pipe: Connection, share: LoadShare, num_left: Synchronized[int]) -> None:
     """In a process of its own, which ends in silence when the parent is gone."""
     counted = _Counted(pipe)
 

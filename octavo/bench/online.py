@@ -12,9 +12,9 @@ from typing import Any, Literal
 import msgspec
 
 from octavo.bench.answer import Answer
-from octavo.bench.client import Client, Target
-from octavo.bench.datasets import Ask
-from octavo.bench.load import OnProgress, RampUp, Sending, Share, arrivals
+from octavo.bench.datasets import BenchRequest
+from octavo.bench.http_client import Client, Target
+from octavo.bench.load import LoadShare, OnProgress, RampUp, Sending, arrivals
 from octavo.bench.load_processes import processes_for, run_load
 from octavo.bench.online_report import Outcome
 from octavo.errors import ConfigError, OctavoError
@@ -30,7 +30,7 @@ RETRY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How an Ask is written. options: fields that every request carries besides its own."""
+    """How a BenchRequest is written. options: fields that every request carries besides its own."""
 
     backend: Backend
     endpoint: str
@@ -38,14 +38,15 @@ class Form:
     ignore_eos: bool
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def body(self, ask: Ask) -> bytes:
+    def body(self, request: BenchRequest) -> bytes:
         if self.backend == "openai-chat":
-            assert isinstance(ask.prompt, str), "a chat is asked in text"
-            asked = {"messages": [{"role": "user", "content": ask.prompt}], "max_completion_tokens": ask.output_len}
+            assert isinstance(request.prompt, str), "a chat is asked in text"
+            said = {"role": "user", "content": request.prompt}
+            asked = {"messages": [said], "max_completion_tokens": request.output_len}
         else:
-            asked = {"prompt": ask.prompt, "max_tokens": ask.output_len}
+            asked = {"prompt": request.prompt, "max_tokens": request.output_len}
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
-        many = {"n": ask.n} if ask.n > 1 else {}
+        many = {"n": request.n} if request.n > 1 else {}
         eos = {"ignore_eos": True} if self.ignore_eos else {}
         return msgspec.json.encode({"model": self.model, **asked, **many, **eos, **streamed, **self.options})
 
@@ -93,44 +94,44 @@ class Server:
 
     def measure(
         self,
-        asks: Sequence[Ask],
+        requests: Sequence[BenchRequest],
         timing: Timing,
         on_progress: OnProgress,
-        long_asks: Sequence[Ask] = (),
+        long_requests: Sequence[BenchRequest] = (),
         keep_text: bool = False,
     ) -> Outcome:
-        times = arrivals(timing.rates(len(asks)), timing.burstiness, timing.seed)
-        share = Share(
+        times = arrivals(timing.rates(len(requests)), timing.burstiness, timing.seed)
+        share = LoadShare(
             target=self.target,
-            sendings=self._sendings(asks, times),
+            sendings=self._sendings(requests, times),
             max_concurrency=timing.max_concurrency,
-            long_prompts=self._sendings(long_asks, [0.0] * len(long_asks)),
+            long_prompts=self._sendings(long_requests, [0.0] * len(long_requests)),
             long_every=timing.long_every,
             keep_text=keep_text,
         )
-        sent = run_load(share, timing.processes(len(asks)), on_progress)
-        asked_n = self.form.options.get("n")  # goes before the ask's own, as it does in the body
-        return Outcome(sent, {index: asked_n or ask.n for index, ask in enumerate(asks)}, len(long_asks))
+        sent = run_load(share, timing.processes(len(requests)), on_progress)
+        asked_n = self.form.options.get("n")  # goes before the request's own, as it does in the body
+        return Outcome(sent, {index: asked_n or one.n for index, one in enumerate(requests)}, len(long_requests))
 
-    def wait_until_ready(self, ask: Ask, timeout_s: float) -> None:
+    def wait_until_ready(self, request: BenchRequest, timeout_s: float) -> None:
         """Try one request, again and again for `timeout_s`; raises OctavoError with what was wrong with the last."""
         give_up_at = time.monotonic() + timeout_s
-        while error := self._try(ask, 1)[0].error:
+        while error := self._try(request, 1)[0].error:
             if time.monotonic() + RETRY_S > give_up_at:
                 raise OctavoError(
                     f"the server at {self.target.base_url}{self.form.endpoint} did not answer a first request: {error}"
                 )
             time.sleep(RETRY_S)
 
-    def warm_up(self, ask: Ask, num_requests: int) -> None:
+    def warm_up(self, request: BenchRequest, num_requests: int) -> None:
         """Requests that are not counted, one after another."""
-        failed = [answer for answer in self._try(ask, num_requests) if answer.error]
+        failed = [answer for answer in self._try(request, num_requests) if answer.error]
         if failed:
             raise OctavoError(f"a warm-up request failed: {failed[0].error}")
 
-    def _try(self, ask: Ask, num_requests: int) -> list[Answer]:
+    def _try(self, request: BenchRequest, num_requests: int) -> list[Answer]:
         """The prompt goes backwards: the prefix cache must not know what will be measured."""
-        backwards = Ask(ask.prompt[::-1], min(ask.output_len, 8), 1, ask.num_prompt_tokens)
+        backwards = BenchRequest(request.prompt[::-1], min(request.output_len, 8), 1, request.num_prompt_tokens)
         sending = self._sendings([backwards], [0.0])[0]
 
         async def run() -> list[Answer]:
@@ -143,11 +144,11 @@ class Server:
 
         return asyncio.run(run())
 
-    def _sendings(self, asks: Sequence[Ask], times: Sequence[float]) -> tuple[Sending, ...]:
+    def _sendings(self, requests: Sequence[BenchRequest], times: Sequence[float]) -> tuple[Sending, ...]:
         path = self.form.endpoint
         return tuple(
-            Sending(index, at, self.target.request("POST", path, self.form.body(ask)), ask.num_prompt_tokens)
-            for index, (ask, at) in enumerate(zip(asks, times, strict=True))
+            Sending(index, at, self.target.request("POST", path, self.form.body(request)), request.num_prompt_tokens)
+            for index, (request, at) in enumerate(zip(requests, times, strict=True))
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
-from octavo.cli.asks import Ask
+from octavo.cli.run_requests import RunRequest
 from octavo.outputs import RequestOutput
 from octavo.shown import cut
 
@@ -37,7 +37,7 @@ class Sample:
 class Answer:
     """All samples of one prompt."""
 
-    ask: Ask
+    request: RunRequest
     samples: list[Sample]
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
@@ -62,7 +62,7 @@ class Answer:
         """The JSONL line."""
         return {
             "index": index,
-            **self.ask.given,
+            **self.request.given,
             "outputs": [
                 {
                     "index": number,
@@ -78,9 +78,9 @@ class Answer:
         }
 
 
-def gather(asks: list[Ask], outputs: Iterable[RequestOutput]) -> Iterator[tuple[int, Answer]]:
+def gather(requests: list[RunRequest], outputs: Iterable[RequestOutput]) -> Iterator[tuple[int, Answer]]:
     """Follow a stream of DELTA or FINAL_ONLY outputs; yields a prompt's index and its answer at every change."""
-    answers = [Answer(ask, [Sample() for _ in range(ask.sampling_params.n)]) for ask in asks]
+    answers = [Answer(request, [Sample() for _ in range(request.sampling_params.n)]) for request in requests]
     for output in outputs:
         index = int(output.request_id.rpartition("-")[2])
         answers[index].extend(output)
@@ -98,9 +98,9 @@ class Shown(Protocol):
 class LiveText:
     """Writes answers as text, in order, each as early as its turn allows."""
 
-    def __init__(self, file: Shown, num_asks: int) -> None:
+    def __init__(self, file: Shown, num_requests: int) -> None:
         self._file = file
-        self._num_asks = num_asks
+        self._num_requests = num_requests
         self._waiting: dict[int, Answer] = {}
         self._turn = 0
         self._sample = 0
@@ -134,8 +134,8 @@ class LiveText:
         return True
 
     def _write_title(self, answer: Answer) -> None:
-        if self._num_asks > 1:
-            self._file.write(("\n" if self._turn else "") + f"> {cut(answer.ask.title, TITLE_LEN)}\n")
+        if self._num_requests > 1:
+            self._file.write(("\n" if self._turn else "") + f"> {cut(answer.request.title, TITLE_LEN)}\n")
 
 
 class JsonLines:
@@ -172,7 +172,7 @@ class Cuts:
     def note(self, index: int, answer: Answer) -> None:
         for number, sample in enumerate(answer.samples):
             if sample.finish_reason == "length":
-                most = answer.ask.sampling_params.max_tokens
+                most = answer.request.sampling_params.max_tokens
                 self._found[index, number] = cut_at(len(sample.token_ids), most)
 
     def tell(self, num_answers: int) -> None:

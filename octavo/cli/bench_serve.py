@@ -16,8 +16,8 @@ import os
 from dataclasses import asdict, replace
 from typing import Any, get_args
 
-from octavo.bench.client import DEFAULT_TIMEOUT_S, Target
-from octavo.bench.datasets import Ask
+from octavo.bench.datasets import BenchRequest
+from octavo.bench.http_client import DEFAULT_TIMEOUT_S, Target
 from octavo.bench.load import RampUp, RampUpStrategy
 from octavo.bench.online import ENDPOINTS, Backend, Form, Server, Timing, first_model
 from octavo.bench.online_report import METRICS, Metric, details, parse_goodput, summary, warnings
@@ -71,23 +71,23 @@ def run(args: argparse.Namespace) -> int:
     target, options = _target(args), _options(args)
     dataset = open_dataset(args)
     timing, results = _timing(args, dataset), Results(args, dataset.rates)
-    asks = dataset.asks(0)
+    requests = dataset.requests(0)
     server = Server(target, _form(args, target, dataset, options))
-    server.wait_until_ready(asks[0], args.ready_check_timeout_sec)
-    server.warm_up(asks[0], args.num_warmups)
+    server.wait_until_ready(requests[0], args.ready_check_timeout_sec)
+    server.warm_up(requests[0], args.num_warmups)
     for point, rate in enumerate(dataset.rates):
-        asks = dataset.asks(point)
+        requests = dataset.requests(point)
         if point > 0 and not dataset.is_drawn:
             say("these prompts were sent before: a server with a prefix cache answers them faster now")
         timed = replace(timing, request_rate=rate)
-        with Bar(len(asks), timed.pace, args.disable_tqdm) as bar:
-            outcome = server.measure(asks, timed, bar.advance, dataset.long_asks(point), args.save_detailed)
+        with Bar(len(requests), timed.pace, args.disable_tqdm) as bar:
+            outcome = server.measure(requests, timed, bar.advance, dataset.long_requests(point), args.save_detailed)
         result = summary(outcome, metrics, percentages, goodput_ms)
         print(table(result, timed.pace), flush=True)
         for warning in warnings(result, outcome.errors):
             say(warning)
         more = details(outcome) if args.save_detailed else {}
-        results.add(_asked(args, server, timed, asks), result, more, outcome)
+        results.add(_asked(args, server, timed, requests), result, more, outcome)
     return results.finish()
 
 
@@ -238,7 +238,7 @@ def _percentages(args: argparse.Namespace) -> list[float]:
     return percentages
 
 
-def _asked(args: argparse.Namespace, server: Server, timing: Timing, asks: list[Ask]) -> dict[str, Any]:
+def _asked(args: argparse.Namespace, server: Server, timing: Timing, requests: list[BenchRequest]) -> dict[str, Any]:
     """What was measured, under vLLM's keys; an infinite rate is the word inf, since JSON has no such number."""
     return {
         "endpoint_type": args.backend,
@@ -247,12 +247,12 @@ def _asked(args: argparse.Namespace, server: Server, timing: Timing, asks: list[
         "model_id": server.form.model,
         "tokenizer_id": args.tokenizer,
         "dataset_name": args.dataset_name,
-        "num_prompts": len(asks),
+        "num_prompts": len(requests),
         "request_rate": "inf" if math.isinf(timing.request_rate) else timing.request_rate,
         **_ramp_up_keys(timing.ramp_up),
         "burstiness": timing.burstiness,
         "max_concurrency": timing.max_concurrency,
-        "num_client_procs": timing.processes(len(asks)),
+        "num_client_procs": timing.processes(len(requests)),
         "seed": timing.seed,
     }
 

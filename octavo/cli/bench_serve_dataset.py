@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.bench.datasets import (
     SAFE_VOCAB_SIZE,
-    Ask,
+    BenchRequest,
     as_text,
-    custom_asks,
+    custom_requests,
     long_prompts,
-    named_asks,
-    random_asks,
-    sharegpt_asks,
+    named_requests,
+    random_requests,
+    sharegpt_requests,
     shifted,
-    stall_asks,
+    stall_requests,
 )
 from octavo.bench.load import RampUp
 from octavo.bench.workloads import NAMED
@@ -60,8 +60,8 @@ class Dataset:
 
     rates: tuple[float, ...]
     ramp_up: RampUp | None
-    asks: Callable[[int], list[Ask]]
-    long_asks: Callable[[int], list[Ask]]
+    requests: Callable[[int], list[BenchRequest]]
+    long_requests: Callable[[int], list[BenchRequest]]
     long_every: float
     is_drawn: bool
 
@@ -135,10 +135,10 @@ def open_dataset(args: argparse.Namespace) -> Dataset:
     rates = _rates(args)
 
     @cache  # the first is drawn before the server is known to be there
-    def draw(point: int) -> list[Ask]:
+    def draw(point: int) -> list[BenchRequest]:
         return _written(args, _draw(args, vocab_size, tokenizer, point), tokenizer)
 
-    def draw_long(point: int) -> list[Ask]:
+    def draw_long(point: int) -> list[BenchRequest]:
         if math.isinf(every):
             return []
         num_prompts = len(draw(point))
@@ -152,23 +152,25 @@ def open_dataset(args: argparse.Namespace) -> Dataset:
     return Dataset(rates, ramp_up, draw, draw_long, every, is_drawn=args.dataset_name not in FILES)
 
 
-def _written(args: argparse.Namespace, asks: list[Ask], tokenizer: Tokenizer | None) -> list[Ask]:
+def _written(args: argparse.Namespace, requests: list[BenchRequest], tokenizer: Tokenizer | None) -> list[BenchRequest]:
     """As text where the backend takes only text."""
-    if args.backend != "openai-chat" or all(isinstance(ask.prompt, str) for ask in asks):
-        return asks
+    if args.backend != "openai-chat" or all(isinstance(request.prompt, str) for request in requests):
+        return requests
     if tokenizer is None:
         raise ConfigError(
             f"--backend openai-chat sends text, and --dataset-name {args.dataset_name} draws token ids: "
             "give --tokenizer to write them as text, or use --backend openai"
         )
-    return as_text(asks, tokenizer.decode)
+    return as_text(requests, tokenizer.decode)
 
 
-def _draw(args: argparse.Namespace, vocab_size: int | None, tokenizer: Tokenizer | None, point: int) -> list[Ask]:
+def _draw(
+    args: argparse.Namespace, vocab_size: int | None, tokenizer: Tokenizer | None, point: int
+) -> list[BenchRequest]:
     name, seed = args.dataset_name, args.seed
     num_prompts = args.num_prompts or DEFAULT_NUM_PROMPTS
     if name == "random":
-        return random_asks(
+        return random_requests(
             num_prompts,
             args.random_input_len or DEFAULT_INPUT_LEN,
             args.random_output_len or DEFAULT_OUTPUT_LEN,
@@ -178,13 +180,13 @@ def _draw(args: argparse.Namespace, vocab_size: int | None, tokenizer: Tokenizer
             seed=seed + point,
         )
     if name in FIXED:
-        fixed = stall_asks(vocab_size or SAFE_VOCAB_SIZE) if name == "stall" else named_asks(name, vocab_size)
+        fixed = stall_requests(vocab_size or SAFE_VOCAB_SIZE) if name == "stall" else named_requests(name, vocab_size)
         return shifted(fixed, point, vocab_size) if point else fixed
     shuffle = not args.disable_shuffle
     if name == "custom":
-        return custom_asks(args.dataset_path, num_prompts, args.custom_output_len, seed, shuffle)
+        return custom_requests(args.dataset_path, num_prompts, args.custom_output_len, seed, shuffle)
     encode = None if tokenizer is None else tokenizer.encode
-    return sharegpt_asks(args.dataset_path, num_prompts, args.sharegpt_output_len, seed, encode, shuffle)
+    return sharegpt_requests(args.dataset_path, num_prompts, args.sharegpt_output_len, seed, encode, shuffle)
 
 
 def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from octavo.cli.asks import Message
 from octavo.cli.conversation import Conversation
 from octavo.cli.parser import CommandParser
 from octavo.cli.piped_text import with_piped_text
 from octavo.cli.remote_answers import REMOTE_COMMON, Remote, add_remote_flags
+from octavo.cli.run_requests import Message
 from octavo.errors import ServerError
 
 COMMON = (*REMOTE_COMMON, "--system-prompt")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from octavo.cli.asks import Message
+from octavo.cli.run_requests import Message
 from octavo.cli.typed_messages import typed_messages
 from octavo.errors import OctavoError
 

@@ -20,7 +20,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from octavo.cli import config_file
+from octavo.cli import flags_file
 from octavo.cli.foreign_flags import without_foreign_flags
 from octavo.errors import ConfigError
 
@@ -99,7 +99,7 @@ class CommandParser(argparse.ArgumentParser):
         given = {id(self.action_of(word.partition("=")[0])) for word in argv}
         if args.words:
             given.add(id(self.action_of("--model")))
-        words = config_file.words_of(args.config, self.action_of, lambda action: id(action) in given)
+        words = flags_file.words_of(args.config, self.action_of, lambda action: id(action) in given)
         try:
             self._parse(words)
         except ConfigError as error:

@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from octavo.cli.answers import Cuts, JsonLines, LiveText, gather
-from octavo.cli.asks import Ask, AskReader
 from octavo.cli.flags import add_engine_flags, engine_options
 from octavo.cli.overwriting import check_not_read
 from octavo.cli.parser import CommandParser
 from octavo.cli.piped_text import read_standard_input, with_piped_text
+from octavo.cli.run_requests import RequestReader, RunRequest
 from octavo.cli.sampling_flags import add_sampling_flags, for_people, fresh_seed, overlay, sampling_options
 from octavo.cli.terminal_text import TerminalText
 from octavo.errors import InvalidRequestError
-from octavo.observe.recorder import Recorder
+from octavo.observe.tally import Tally
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 
@@ -70,30 +70,30 @@ def run(args: argparse.Namespace) -> int:
     prompts = with_piped_text(args.prompt) if args.prompt else []
     lines = None if source is None else _read_lines(source)
     if lines is not None:
-        AskReader(lambda messages: [], SamplingParams(max_tokens=None)).from_lines(lines, _name_of(source))
+        RequestReader(lambda messages: [], SamplingParams(max_tokens=None)).from_lines(lines, _name_of(source))
 
     from octavo.llm import LLM  # after everything that can be refused without it
     from octavo.text.template_process import template_processes
 
     if not args.raw:
         template_processes().warm()  # it starts while the model loads
-    num_asks = len(prompts) if lines is None else len(lines)
-    with LLM(args.model, **_engine_options(args, is_alone=is_chat or num_asks == 1)) as llm:
+    num_requests = len(prompts) if lines is None else len(lines)
+    with LLM(args.model, **_engine_options(args, is_alone=is_chat or num_requests == 1)) as llm:
         if args.verbose or args.report or is_chat:
             _print_table("engine", llm.card)
         elif not hasattr(args, "backend"):
             warn_if_slow(dict(llm.card)["backend"])
-        recorder = Recorder(llm.events) if args.report else None
+        tally = Tally(llm.events) if args.report else None
         reader = _reader(llm, args, is_chat)
         if is_chat:
             from octavo.cli.run_chat import chat
 
             chat(llm, reader)
         else:
-            asks = reader.from_texts(prompts) if lines is None else reader.from_lines(lines, _name_of(source))
-            _write(llm, asks, args.output) if args.output else _show(llm, asks)
-        if recorder is not None:
-            _print_table("report", recorder.report().lines())
+            requests = reader.from_texts(prompts) if lines is None else reader.from_lines(lines, _name_of(source))
+            _write(llm, requests, args.output) if args.output else _show(llm, requests)
+        if tally is not None:
+            _print_table("report", tally.report().lines())
     return 0
 
 
@@ -105,7 +105,7 @@ def _engine_options(args: argparse.Namespace, is_alone: bool) -> dict[str, Any]:
     return options
 
 
-def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> AskReader:
+def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> RequestReader:
     tokenizer = llm.get_tokenizer()
     uses_chat = not args.raw and tokenizer.chat_template is not None
     if args.system is not None and not uses_chat:
@@ -123,35 +123,35 @@ def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> AskReader:
     if args.verbose and not params.is_greedy:
         print(f"octavo: --seed {seed} draws the same answers again", file=sys.stderr)
     encode = tokenizer.encode_chat if uses_chat else None
-    return AskReader(encode, params.replace(seed=None), args.system, seed)
+    return RequestReader(encode, params.replace(seed=None), args.system, seed)
 
 
-def _show(llm: LLM, asks: list[Ask]) -> None:
+def _show(llm: LLM, requests: list[RunRequest]) -> None:
     """Answers as text on standard output, as they come."""
-    text, cuts = LiveText(TerminalText(sys.stdout), len(asks)), Cuts()
-    for index, answer in gather(asks, _stream(llm, asks)):
+    text, cuts = LiveText(TerminalText(sys.stdout), len(requests)), Cuts()
+    for index, answer in gather(requests, _stream(llm, requests)):
         text.update(index, answer)
         cuts.note(index, answer)
-    cuts.tell(sum(ask.sampling_params.n for ask in asks))
+    cuts.tell(sum(request.sampling_params.n for request in requests))
 
 
-def _write(llm: LLM, asks: list[Ask], path: str) -> None:
+def _write(llm: LLM, requests: list[RunRequest], path: str) -> None:
     """Answers as JSONL, a progress bar and a summary on standard error."""
     from octavo.engine.progress import Progress
 
-    stream = _stream(llm, asks)  # refuses bad prompts before the file is touched
+    stream = _stream(llm, requests)  # refuses bad prompts before the file is touched
     begin = time.perf_counter()
     num_tokens, cuts = 0, Cuts()
-    with _destination(path) as file, Progress(len(asks), llm.stats, is_shown=True) as progress:
+    with _destination(path) as file, Progress(len(requests), llm.stats, is_shown=True) as progress:
         lines = JsonLines(file)
-        for index, answer in gather(asks, _counted(stream, progress)):
+        for index, answer in gather(requests, _counted(stream, progress)):
             lines.update(index, answer)
             num_tokens += answer.num_tokens
             cuts.note(index, answer)
     seconds = time.perf_counter() - begin
     rate = num_tokens / seconds
-    print(f"{len(asks):,} prompts, {num_tokens:,} tokens in {seconds:.1f} s: {rate:,.1f} tok/s", file=sys.stderr)
-    cuts.tell(sum(ask.sampling_params.n for ask in asks))
+    print(f"{len(requests):,} prompts, {num_tokens:,} tokens in {seconds:.1f} s: {rate:,.1f} tok/s", file=sys.stderr)
+    cuts.tell(sum(request.sampling_params.n for request in requests))
 
 
 def _counted(stream: Iterator[RequestOutput], progress: Progress) -> Iterator[RequestOutput]:
@@ -160,8 +160,8 @@ def _counted(stream: Iterator[RequestOutput], progress: Progress) -> Iterator[Re
         yield output
 
 
-def _stream(llm: LLM, asks: list[Ask]) -> Iterator[RequestOutput]:
-    return llm.stream([ask.prompt for ask in asks], [ask.sampling_params for ask in asks])
+def _stream(llm: LLM, requests: list[RunRequest]) -> Iterator[RequestOutput]:
+    return llm.stream([request.prompt for request in requests], [request.sampling_params for request in requests])
 
 
 def _read_lines(path: str) -> list[str]:

@@ -15,8 +15,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from octavo.cli.answers import Answer, Cuts, Sample
-from octavo.cli.asks import AskReader, Message
 from octavo.cli.conversation import Conversation
+from octavo.cli.run_requests import Message, RequestReader
 from octavo.cli.terminal_text import TerminalText
 from octavo.errors import InvalidRequestError, TokenizerError
 
@@ -31,7 +31,7 @@ class Interrupt:
     is_pressed: bool = False
 
 
-def chat(llm: LLM, reader: AskReader) -> None:
+def chat(llm: LLM, reader: RequestReader) -> None:
     """A model without a chat template completes each line by itself."""
 
     turns = itertools.count()
@@ -39,11 +39,11 @@ def chat(llm: LLM, reader: AskReader) -> None:
 
     def say(messages: list[Message]) -> str:
         turn = next(turns)
-        ask = reader.from_text(messages[-1]["content"], turn) if is_raw else reader.from_messages(messages, turn)
-        answer = Answer(ask, [Sample()])
+        request = reader.from_text(messages[-1]["content"], turn) if is_raw else reader.from_messages(messages, turn)
+        answer = Answer(request, [Sample()])
         shown = TerminalText(sys.stdout)
         with _ctrl_c() as interrupt:
-            for output in llm.stream([ask.prompt], ask.sampling_params.replace(n=1)):
+            for output in llm.stream([request.prompt], request.sampling_params.replace(n=1)):
                 answer.extend(output)
                 shown.write("".join(completion.text for completion in output.outputs))
                 shown.flush()

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.calls import id_list, missing_attribute, refuse_unknown
-from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
+from octavo.engine.engine_client import ModelInfo
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
 from octavo.errors import EngineDeadError, OctavoError
-from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
@@ -59,7 +59,7 @@ class AsyncLLM:
     def __init__(self, model: str, **options: Any) -> None:
         self._engine = build_engine(engine_config(model=model, **options))
         self._model_info = self._engine.model_info
-        self._recorder = MetricsRecorder(self._engine.events, model_name=str(model))
+        self._metrics = EngineMetrics(self._engine.events, model_name=str(model))
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._counter = itertools.count()
@@ -136,7 +136,7 @@ class AsyncLLM:
         return await self._ask(lambda engine: engine.stats())
 
     async def metrics(self) -> bytes:
-        return await self._ask(lambda engine: self._recorder.exposition())
+        return await self._ask(lambda engine: self._metrics.exposition())
 
     def shutdown(self) -> None:
         """Stop the thread and give everything back. Running requests raise EngineDeadError."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineCore, EngineStats
+from octavo.engine.engine_client import ModelInfo
 from octavo.engine.input import InputProcessor, Prompt, RequestLimits
 from octavo.engine.output import OutputProcessor
 from octavo.errors import EngineDeadError, InvalidRequestError

@@ -18,8 +18,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from octavo.engine.interrupts import Uninterrupted
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.step_guard import Uninterrupted
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.outputs import RequestOutput
 from octavo.request import Request

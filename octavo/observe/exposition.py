@@ -18,7 +18,7 @@ Sample = tuple[str, Labels, float]  # suffix of the name, labels beside those th
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class MetricFamily:
     """One metric: `name` lacks its namespace, and a counter's lacks _total."""
 
     name: str
@@ -35,7 +35,7 @@ class TextWriter:
         self._starts: dict[tuple[str, str, str, Labels], str] = {}
         self._heads: dict[tuple[str, str], str] = {}
 
-    def write(self, namespace: str, families: Iterable[Family]) -> str:
+    def write(self, namespace: str, families: Iterable[MetricFamily]) -> str:
         parts: list[str] = []
         for family in families:
             name = family.name
@@ -47,7 +47,7 @@ class TextWriter:
                 parts.append(f"{start}{value}\n")
         return "".join(parts)
 
-    def _head(self, namespace: str, family: Family) -> str:
+    def _head(self, namespace: str, family: MetricFamily) -> str:
         name = f"{namespace}:{family.name}{'_total' if family.kind == 'counter' else ''}"
         meaning = family.meaning.replace("\\", r"\\").replace("\n", r"\n")
         head = f"# HELP {name} {meaning}\n# TYPE {name} {family.kind}\n"

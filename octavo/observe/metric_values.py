@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from octavo.observe.exposition import Family, Sample
+from octavo.observe.exposition import MetricFamily, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class Histogram(Metric):
     buckets: Mapping[str, int]
 
 
-def metric_values(namespace: str, labels: Mapping[str, str], families: Iterable[Family]) -> list[Metric]:
+def metric_values(namespace: str, labels: Mapping[str, str], families: Iterable[MetricFamily]) -> list[Metric]:
     """labels: those that every metric has."""
     return [metric for family in families for metric in _of_family(f"{namespace}:{family.name}", labels, family)]
 
 
-def _of_family(name: str, labels: Mapping[str, str], family: Family) -> Iterator[Metric]:
+def _of_family(name: str, labels: Mapping[str, str], family: MetricFamily) -> Iterator[Metric]:
     if family.kind == "histogram":
         for own, samples in groupby(family.samples, key=_labels_but_bound):
             yield _histogram(name, {**labels, **dict(own)}, list(samples))

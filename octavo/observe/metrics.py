@@ -1,8 +1,8 @@
 """Prometheus metrics, all of them derived from the event log; nothing in the engine counts anything for them.
 
-    recorder = MetricsRecorder(engine.events, model_name="smollm2")
+    metrics = EngineMetrics(engine.events, model_name="smollm2")
     ...
-    recorder.exposition()      the text that /metrics answers with
+    metrics.exposition()      the text that /metrics answers with
 
 Events come on the engine's thread, a few dozen a step, so counting is plain Python numbers; text is made of them when
 somebody asks.
@@ -32,10 +32,10 @@ from octavo.observe.events import (
     StepDone,
     Waits,
 )
-from octavo.observe.exposition import Family, Labels, Sample, TextWriter
-from octavo.observe.histogram import Histogram, TokenGaps
+from octavo.observe.exposition import Labels, MetricFamily, Sample, TextWriter
 from octavo.observe.lives import RequestLife, RequestLives
 from octavo.observe.metric_values import Metric, metric_values
+from octavo.observe.size_counts import SizeCounts, TokenGaps
 
 #: what exists from the start, so that a rate over it is 0 and not missing
 _FIRST_LABELS: dict[str, tuple[str, ...]] = {
@@ -47,7 +47,7 @@ _FIRST_LABELS: dict[str, tuple[str, ...]] = {
 _WAIT_REASONS = ("seats", "blocks", "budget", "turn")
 
 
-class MetricsRecorder:
+class EngineMetrics:
     """Follows a log, the past it still holds and then every new event.
 
     histogram_buckets: other upper bounds for some histograms.
@@ -70,7 +70,7 @@ class MetricsRecorder:
             name: Counter(dict.fromkeys(_FIRST_LABELS.get(name, ("",)), 0)) for name in COUNTERS
         }
         sizes = bounds(self._sizes.max_model_len, histogram_buckets)
-        self._histograms = {name: Histogram(values) for name, values in sizes.items()}
+        self._histograms = {name: SizeCounts(values) for name, values in sizes.items()}
         self._gaps = TokenGaps(self._histograms["inter_token_latency_seconds"])
         self._lives = RequestLives()
         self._running: set[int] = set()
@@ -234,18 +234,18 @@ class MetricsRecorder:
 
     # What is written
 
-    def families(self, namespace: str) -> Iterator[Family]:
+    def families(self, namespace: str) -> Iterator[MetricFamily]:
         """Everything as of now; the two namespaces differ only in what they call reasons to wait."""
         yield from self._gauges(namespace)
         for name, (meaning, label_names) in COUNTERS.items():
             label = "".join(label_names)
             counted = list(self._counters[name].items())
             samples: list[Sample] = [("_total", ((label, text),) if label else (), value) for text, value in counted]
-            yield Family(name, "counter", meaning, samples)
+            yield MetricFamily(name, "counter", meaning, samples)
         for name, (meaning, _) in HISTOGRAMS.items():
-            yield Family(name, "histogram", meaning, _histogram_samples(self._histograms[name]))
+            yield MetricFamily(name, "histogram", meaning, _histogram_samples(self._histograms[name]))
 
-    def _gauges(self, namespace: str) -> Iterator[Family]:
+    def _gauges(self, namespace: str) -> Iterator[MetricFamily]:
         by_reason = self._waiting_by_reason(namespace)
         samples: dict[str, list[Sample]] = {
             "num_requests_running": [("", (), self.num_running)],
@@ -255,7 +255,7 @@ class MetricsRecorder:
             "cache_config_info": [("", self._cache_info, 1)],
         }
         for name, meaning in GAUGES.items():
-            yield Family(name, "gauge", meaning, samples[name])
+            yield MetricFamily(name, "gauge", meaning, samples[name])
 
     def _waiting_by_reason(self, namespace: str) -> dict[str, int]:
         """vLLM knows two reasons: capacity, which is all of ours, and deferred, which we have no cause for. Who was
@@ -268,7 +268,7 @@ class MetricsRecorder:
         return {reason: reasons[reason] for reason in _WAIT_REASONS}
 
 
-def _histogram_samples(histogram: Histogram) -> list[Sample]:
+def _histogram_samples(histogram: SizeCounts) -> list[Sample]:
     samples: list[Sample] = [("_bucket", label, number) for label, number in histogram.cumulative()]
     samples.append(("_sum", (), histogram.total))
     samples.append(("_count", (), samples[-2][2]))

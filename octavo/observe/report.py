@@ -1,8 +1,8 @@
 """The report: what a run did with time and memory, computed from the event log and nothing else.
 
-recorder = Recorder(llm.events)      follows the log from here on
+tally = Tally(llm.events)      follows the log from here on
 ...
-for label, text in recorder.report().lines(): print(label, text)
+for label, text in tally.report().lines(): print(label, text)
 """
 
 from __future__ import annotations

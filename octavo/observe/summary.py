@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.metrics import EngineMetrics
 
 _COUNTERS = ("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "num_preemptions")
 
 
 class IntervalSummary:
-    """Compares a recorder's counters with what they were at the last line."""
+    """Compares a metrics's counters with what they were at the last line."""
 
-    def __init__(self, recorder: MetricsRecorder, clock: Callable[[], float]) -> None:
-        self._recorder = recorder
+    def __init__(self, metrics: EngineMetrics, clock: Callable[[], float]) -> None:
+        self._metrics = metrics
         self._clock = clock
         self._time = clock()
         self._counts = self._read()
@@ -27,15 +27,15 @@ class IntervalSummary:
         seconds = max(now - self._time, 1e-9)
         since = {name: counts[name] - self._counts[name] for name in _COUNTERS}
         self._time, self._counts = now, counts
-        recorder = self._recorder
-        if not any(since.values()) and recorder.num_running + recorder.num_waiting == 0:
+        metrics = self._metrics
+        if not any(since.values()) and metrics.num_running + metrics.num_waiting == 0:
             return None
         parts = [
             f"prompt {since['prompt_tokens'] / seconds:,.1f} tok/s",
             f"generation {since['generation_tokens'] / seconds:,.1f} tok/s",
-            f"running {recorder.num_running}",
-            f"waiting {recorder.num_waiting}",
-            f"KV {recorder.kv_cache_usage:.1%}",
+            f"running {metrics.num_running}",
+            f"waiting {metrics.num_waiting}",
+            f"KV {metrics.kv_cache_usage:.1%}",
         ]
         if since["prefix_cache_queries"]:
             parts.append(f"prefix hits {since['prefix_cache_hits'] / since['prefix_cache_queries']:.1%}")
@@ -44,4 +44,4 @@ class IntervalSummary:
         return ", ".join(parts)
 
     def _read(self) -> dict[str, float]:
-        return {name: self._recorder.count(name) for name in _COUNTERS}
+        return {name: self._metrics.count(name) for name in _COUNTERS}

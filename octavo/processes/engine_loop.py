@@ -20,7 +20,7 @@ from octavo.engine.logprob_rows import pack_rows
 from octavo.errors import EngineBusyError, InvalidRequestError, OctavoError
 from octavo.observe.events import Refused
 from octavo.observe.logging import LOGGER, log_to_stderr
-from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.metrics import EngineMetrics
 from octavo.observe.summary import IntervalSummary
 from octavo.processes.admission import AdmissionControl
 from octavo.processes.engine_task import EngineTask
@@ -33,10 +33,10 @@ from octavo.processes.transport import (
     Abort,
     AbortById,
     AddRequest,
-    Ask,
     FinishSequence,
     HasRead,
     Hello,
+    Question,
     Refusal,
     Reply,
     SequenceNews,
@@ -95,8 +95,8 @@ class EngineLoop:
         self._core = engine.core
         self._channel = channel
         self.heartbeat = Heartbeat(channel, task.hang_timeout_s, time.monotonic)
-        self._recorder = MetricsRecorder(engine.events, model_name=task.model_name)
-        self._summary = IntervalSummary(self._recorder, time.monotonic) if task.logs_stats else None
+        self._metrics = EngineMetrics(engine.events, model_name=task.model_name)
+        self._summary = IntervalSummary(self._metrics, time.monotonic) if task.logs_stats else None
         self._next_line = time.monotonic() + LOG_INTERVAL_S
         self._admission = AdmissionControl(task.admission, self._core, engine.limits.max_num_seqs, time.monotonic)
         self._record = StepRecord(task.step_record, engine.events)
@@ -108,7 +108,7 @@ class EngineLoop:
         self._outbox = Outbox(self._socket, self._forget)
         self._send = self._outbox.send
         self._questions = Questions(
-            {"metrics": self._recorder.exposition, "stats": lambda: encode(self._core.stats())},
+            {"metrics": self._metrics.exposition, "stats": lambda: encode(self._core.stats())},
             lambda front_end, number, answer: self._send(front_end, Reply(number, answer)),
             time.monotonic,
         )
@@ -203,7 +203,7 @@ class EngineLoop:
                     sequence = live.request.sequences[index]
                     if self._core.finish_sequence(sequence.sequence_id, stop):
                         self._count_end(live)
-            case Ask(number, about):
+            case Question(number, about):
                 self._questions.ask(front_end, number, about)
             case HasRead(num_bytes):
                 self._outbox.was_read(front_end, num_bytes)

@@ -76,7 +76,7 @@ class FinishSequence(msgspec.Struct, array_like=True, tag=4):
     stop: str
 
 
-class Ask(msgspec.Struct, array_like=True, tag=5):
+class Question(msgspec.Struct, array_like=True, tag=5):
     """A question that a Reply of the same number answers. about: stats or metrics."""
 
     number: int
@@ -153,7 +153,7 @@ class GivenUp(msgspec.Struct, array_like=True, tag=20):
     keys: list[int]
 
 
-Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Ask | HasRead
+Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Question | HasRead
 Down = Welcome | StepNews | Refusal | Reply | GivenUp
 
 encode = msgspec.msgpack.Encoder().encode

@@ -15,10 +15,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from octavo.engine.client import EngineClient
+from octavo.engine.engine_client import EngineClient
 from octavo.errors import ConfigError
-from octavo.server import chat, chat_batch, completions, messages, ollama, ollama_models, operations, tokens
-from octavo.server.errors import ApiError, as_api_error, error_response
+from octavo.server import anthropic, chat, chat_batch, completions, ollama, ollama_models, operations, tokens
+from octavo.server.api_errors import ApiError, as_api_error, error_response
 from octavo.server.middleware import CutRootPath, RequireKey, TellRequestId
 from octavo.server.openapi import describe, documentation
 from octavo.server.room import LogprobRoom
@@ -33,8 +33,8 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/completions", completions.create_completion),
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
     ("POST", "/v1/chat/completions/batch", chat_batch.create_chat_batch),
-    ("POST", "/v1/messages", messages.create_message),
-    ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+    ("POST", "/v1/messages", anthropic.create_message),
+    ("POST", "/v1/messages/count_tokens", anthropic.count_tokens),
     ("POST", "/api/chat", ollama.chat),
     ("POST", "/api/generate", ollama.generate),
     ("GET", "/api/tags", ollama_models.tags),

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class AppReply:
     """headers: names in small letters."""
 
     status: int
@@ -18,7 +18,7 @@ class Reply:
     body: bytes
 
 
-async def post_json(app: ASGIApp, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+async def post_json(app: ASGIApp, path: str, body: bytes, headers: Mapping[str, str]) -> AppReply:
     """POST a body of JSON; the whole answer. Being cancelled ends the call as a client does that goes away."""
     is_sent = False
     start: Message = {}
@@ -41,7 +41,7 @@ async def post_json(app: ASGIApp, path: str, body: bytes, headers: Mapping[str, 
     await app(_scope(path, {"content-type": "application/json", **headers}), receive, send)
     assert start, "an application answers every call"
     told = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in start["headers"]}
-    return Reply(start["status"], told, b"".join(pieces))
+    return AppReply(start["status"], told, b"".join(pieces))
 
 
 def _scope(path: str, headers: Mapping[str, str]) -> Scope:

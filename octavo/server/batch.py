@@ -17,8 +17,8 @@ import msgspec
 from starlette.types import ASGIApp
 
 from octavo.errors import EngineDeadError
-from octavo.server.asgi_call import Reply, post_json
-from octavo.server.batch_files import BatchInput, ErrorPart, Place, ResponsePart, Result, Results, custom_id_of
+from octavo.server.asgi_call import AppReply, post_json
+from octavo.server.batch_files import BatchInput, ErrorPart, LineResult, Place, ResponsePart, Results, custom_id_of
 from octavo.server.serving import REQUEST_ID_HEADER
 from octavo.shown import shown
 
@@ -75,9 +75,9 @@ async def _answer_in_turn(
         told(num_tokens(result))
 
 
-async def answer(app: ASGIApp, line: bytes, number: int) -> Result:
+async def answer(app: ASGIApp, line: bytes, number: int) -> LineResult:
     call_id = uuid.uuid4().hex
-    result = Result(id=f"batch_req_{call_id}", custom_id=custom_id_of(line), response=None, error=None)
+    result = LineResult(id=f"batch_req_{call_id}", custom_id=custom_id_of(line), response=None, error=None)
     try:
         call = parse_line(line)
     except ValueError as refusal:
@@ -114,7 +114,7 @@ def parse_line(line: bytes) -> BatchLine:
     return call
 
 
-async def _post(app: ASGIApp, call: BatchLine, call_id: str) -> Reply:
+async def _post(app: ASGIApp, call: BatchLine, call_id: str) -> AppReply:
     """The answer, after as many tries as a full queue asks for."""
     while True:
         reply = await post_json(app, call.url, bytes(call.body), {REQUEST_ID_HEADER: call_id})
@@ -127,7 +127,7 @@ async def _post(app: ASGIApp, call: BatchLine, call_id: str) -> Reply:
         await asyncio.sleep(float(retry_after))
 
 
-def num_tokens(result: Result) -> int:
+def num_tokens(result: LineResult) -> int:
     """That the call made, as its answer says."""
     if result.response is None or result.response.status_code != 200:
         return 0

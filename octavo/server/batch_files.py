@@ -49,7 +49,7 @@ class ErrorPart(msgspec.Struct, kw_only=True):
     line: int
 
 
-class Result(msgspec.Struct, kw_only=True):
+class LineResult(msgspec.Struct, kw_only=True):
     """One line of the output."""
 
     id: str
@@ -176,7 +176,7 @@ class BatchOutput:
     ) -> None:
         self._file.close()
 
-    def append(self, result: Result) -> None:
+    def append(self, result: LineResult) -> None:
         """One line, handed to the system before this returns; all of it or, on a full disk, nothing."""
         line = memoryview(msgspec.json.encode(result) + b"\n")
         num_written = 0
@@ -190,7 +190,7 @@ class BatchOutput:
         self._size += len(line)
         self._note(result)
 
-    def _note(self, result: Result) -> None:
+    def _note(self, result: LineResult) -> None:
         if result.key is not None:
             self.done.add(result.key)
         self.num_failures += result.is_failure
@@ -213,9 +213,9 @@ class BatchOutput:
             self._size += len(line)
         reader.detach()
 
-    def _read(self, number: int, line: bytes, asked: BatchInput) -> Result:
+    def _read(self, number: int, line: bytes, asked: BatchInput) -> LineResult:
         try:
-            result = msgspec.json.decode(line, type=Result)
+            result = msgspec.json.decode(line, type=LineResult)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise self._foreign(number) from None
         if result.custom_id is not None and result.custom_id not in asked.places:
@@ -247,7 +247,7 @@ class BatchStream:
     ) -> None:
         sys.stdout.flush()
 
-    def append(self, result: Result) -> None:
+    def append(self, result: LineResult) -> None:
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
         sys.stdout.flush()
         self.num_failures += result.is_failure

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 
-from octavo.server.errors import ApiError
+from octavo.server.api_errors import ApiError
 from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT, instead_of
 from octavo.shown import shown, suggestion
 

@@ -21,8 +21,8 @@ import msgspec
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from octavo.server.api_errors import JSON, ApiError
 from octavo.server.connections import Connections
-from octavo.server.errors import JSON, ApiError
 
 #: RFC 9110 wants 8000 at least
 MAX_TARGET_SIZE = 8192

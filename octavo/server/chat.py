@@ -7,8 +7,8 @@ from starlette.responses import Response
 
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
+from octavo.server.api_errors import ApiError
 from octavo.server.chunks import ChatChunks, OpenAIEvents
-from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
 from octavo.server.json_pieces import LazyList
 from octavo.server.large_answers import answer

@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from octavo.errors import OctavoError
 from octavo.outputs import RequestOutput
+from octavo.server.api_errors import ApiError, as_api_error
 from octavo.server.chat import chat_params, choice, continued_text, encode_chat, names_limit, number_of_alternatives
-from octavo.server.errors import ApiError, as_api_error
 from octavo.server.generation import complete
 from octavo.server.large_answers import answer
 from octavo.server.openai_calls import Call, answer_size, check_pairs, make_call, total_usage

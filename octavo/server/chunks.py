@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
-from octavo.server.errors import ApiError
+from octavo.server.api_errors import ApiError
 from octavo.server.generation import raise_failure
 from octavo.server.json_pieces import json_pieces
 from octavo.server.logprobs import TextPlace, chat_logprobs, completion_logprobs

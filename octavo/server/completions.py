@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
+from octavo.server.api_errors import ApiError
 from octavo.server.chunks import CompletionChunks, OpenAIEvents
-from octavo.server.errors import ApiError
 from octavo.server.generation import complete, stream
 from octavo.server.large_answers import answer
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs

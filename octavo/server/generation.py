@@ -12,11 +12,11 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
-from octavo.engine.client import EngineClient
+from octavo.engine.engine_client import EngineClient
 from octavo.errors import InvalidRequestError
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
-from octavo.server.errors import ApiError
+from octavo.server.api_errors import ApiError
 
 #: prompts of a call that become engine requests without a pause
 _STARTED_AT_ONCE = 16

@@ -8,7 +8,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from octavo.server.errors import JSON
+from octavo.server.api_errors import JSON
 from octavo.server.json_pieces import json_pieces
 from octavo.server.serving import Serving
 

@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.server.errors import ApiError, error_response
+from octavo.server.api_errors import ApiError, error_response
 from octavo.server.serving import REQUEST_ID_HEADER, is_request_id
 
 #: what a load balancer asks

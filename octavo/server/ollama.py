@@ -18,10 +18,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.client import ModelInfo
+from octavo.engine.engine_client import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.server.errors import JSON, ApiError
+from octavo.server.api_errors import JSON, ApiError
 from octavo.server.generation import Generation, complete, ended_by_server, raise_failure, stream
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.sampling_params import SamplingParams
-from octavo.server.errors import JSON
+from octavo.server.api_errors import JSON
 from octavo.server.ollama import served_name
 from octavo.server.ollama_protocol import OllamaShowRequest
 from octavo.server.serving import Serving, installed_version

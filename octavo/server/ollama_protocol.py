@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.server.errors import ApiError
+from octavo.server.api_errors import ApiError
 from octavo.server.protocol import ModelRequest, Number
 from octavo.shown import shown
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from octavo.engine.client import ModelInfo
+from octavo.engine.engine_client import ModelInfo
 from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.server.errors import ApiError
+from octavo.server.api_errors import ApiError
 from octavo.server.generation import Generation
 from octavo.server.logprobs import TextPlace
 from octavo.server.protocol import GenerationRequest

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.server import ollama_protocol, protocol, responses
-from octavo.server.errors import JSON
+from octavo.server.api_errors import JSON
 from octavo.server.field_meanings import meaning
 from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT
 from octavo.server.serving import Serving, installed_version

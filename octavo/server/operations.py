@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.processes.transport import pack_params
-from octavo.server.errors import JSON, ApiError
+from octavo.server.api_errors import JSON, ApiError
 from octavo.server.page import CONTENT_TYPE, content_security_policy, page
 from octavo.server.responses import ModelCard, ModelList
 from octavo.server.serving import Serving, installed_version, json_response

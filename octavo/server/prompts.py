@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from octavo.engine.client import ModelInfo
-from octavo.server.errors import ApiError
+from octavo.engine.engine_client import ModelInfo
+from octavo.server.api_errors import ApiError
 from octavo.server.protocol import GenerationRequest
 from octavo.server.room import Lane, lane_for
 from octavo.server.serving import Serving

@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
-from octavo.server.errors import ApiError, as_api_error
+from octavo.server.api_errors import ApiError, as_api_error
 from octavo.server.protocol import GenerationRequest
 from octavo.server.settings import ServerSettings
 from octavo.shown import shown

@@ -18,10 +18,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.client import EngineClient
+from octavo.engine.engine_client import EngineClient
 from octavo.outputs import RequestOutput
+from octavo.server.api_errors import JSON, ApiError
 from octavo.server.bodies import read_struct
-from octavo.server.errors import JSON, ApiError
 from octavo.server.protocol import ModelRequest
 from octavo.server.room import Lanes, LogprobRoom
 from octavo.server.settings import ServerSettings

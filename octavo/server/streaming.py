@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from octavo.outputs import RequestOutput
-from octavo.server.errors import ApiError, as_api_error, error_response
+from octavo.server.api_errors import ApiError, as_api_error, error_response
 from octavo.server.room import Lanes
 
 #: what a log shows of a request whose client went away; nobody receives it

@@ -6,7 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server.errors import JSON, ApiError
+from octavo.server.api_errors import JSON, ApiError
 from octavo.server.large_answers import answer
 from octavo.server.prompts import Conversation, encode_conversation, encode_texts
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest

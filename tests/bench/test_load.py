@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from octavo.bench.client import Target
-from octavo.bench.datasets import Ask, long_prompts
-from octavo.bench.load import RampUp, Sending, Share, arrivals, shares
+from octavo.bench.datasets import BenchRequest, long_prompts
+from octavo.bench.http_client import Target
+from octavo.bench.load import LoadShare, RampUp, Sending, arrivals, shares
 from octavo.bench.load_processes import processes_for
 from octavo.bench.online import Form, Server, Timing
 from octavo.errors import ConfigError, OctavoError
@@ -19,8 +19,8 @@ from tests.bench.fake_server import FakeServer
 FORM = Form("openai", "/v1/completions", "m", ignore_eos=True)
 
 
-def asks(num_asks: int, output_len: int = 3) -> list[Ask]:
-    return [Ask((index, 1, 2), output_len, 1, 3) for index in range(num_asks)]
+def requests(num_requests: int, output_len: int = 3) -> list[BenchRequest]:
+    return [BenchRequest((index, 1, 2), output_len, 1, 3) for index in range(num_requests)]
 
 
 def test_arrivals_have_their_rate_and_their_burstiness() -> None:
@@ -58,7 +58,7 @@ def test_a_ramp_that_cannot_be_is_refused(start: float, end: float) -> None:
 
 def test_a_load_is_dealt_without_loss() -> None:
     sendings = tuple(Sending(index, 0.0, b"", 0) for index in range(7))
-    whole = Share(Target("http://x", {}), sendings, max_concurrency=5, long_prompts=sendings[:1], long_every=1.0)
+    whole = LoadShare(Target("http://x", {}), sendings, max_concurrency=5, long_prompts=sendings[:1], long_every=1.0)
     parts = shares(whole, 3)
     assert sorted(one.index for part in parts for one in part.sendings) == list(range(7))
     assert [part.max_concurrency for part in parts] == [2, 2, 1]
@@ -77,7 +77,7 @@ def test_never_more_at_once_than_allowed(num_procs: int) -> None:
         server = Server(Target(fake.url, {}), FORM)
         ended: list[int] = []
         timing = Timing(max_concurrency=4, num_procs=num_procs)
-        outcome = server.measure(asks(24), timing, ended.append)
+        outcome = server.measure(requests(24), timing, ended.append)
         assert fake.most_open == 4
     assert sorted(answer.index for answer in outcome.completed) == list(range(24))
     assert sorted(prompt[0] for prompt in fake.prompts()) == list(range(24))
@@ -90,7 +90,7 @@ def test_never_more_at_once_than_allowed(num_procs: int) -> None:
 def test_requests_go_out_at_their_times_whatever_the_server_does() -> None:
     with FakeServer(first_s=0.5) as fake:
         server = Server(Target(fake.url, {}), FORM)
-        outcome = server.measure(asks(20), Timing(request_rate=40.0, num_procs=1), lambda _: None)
+        outcome = server.measure(requests(20), Timing(request_rate=40.0, num_procs=1), lambda _: None)
     starts = [answer.start - outcome.sent.begin for answer in sorted(outcome.completed, key=lambda one: one.index)]
     due = arrivals([40.0] * 20, 1.0, 0)
     assert all(-0.01 <= start - at < 0.3 for start, at in zip(starts, due, strict=True))
@@ -100,7 +100,7 @@ def test_long_prompts_go_beside_and_are_told_apart() -> None:
     with FakeServer(gap_s=0.05) as fake:
         server = Server(Target(fake.url, {}), FORM)
         timing = Timing(max_concurrency=1, long_every=0.1, num_procs=1)
-        outcome = server.measure(asks(2, output_len=8), timing, lambda _: None, long_prompts(2, 50, seed=3))
+        outcome = server.measure(requests(2, output_len=8), timing, lambda _: None, long_prompts(2, 50, seed=3))
     assert len(outcome.completed) == 2
     lens = [len(prompt) for prompt in fake.prompts()]
     assert lens.count(3) == 2
@@ -112,7 +112,7 @@ def test_long_prompts_go_on_while_any_process_has_requests() -> None:
     with FakeServer(gap_s=0.1) as fake:
         server = Server(Target(fake.url, {}), FORM)
         timing = Timing(max_concurrency=2, long_every=0.2, num_procs=2)
-        uneven = [Ask((0, 1, 2), 1, 1, 3), Ask((1, 1, 2), 16, 1, 3)]  # one for each process
+        uneven = [BenchRequest((0, 1, 2), 1, 1, 3), BenchRequest((1, 1, 2), 16, 1, 3)]  # one for each process
         outcome = server.measure(uneven, timing, lambda _: None, long_prompts(2, 50, seed=3))
     assert len(outcome.completed) == 2
     assert len(outcome.sent.long_answers) >= 4
@@ -125,7 +125,7 @@ def test_a_client_process_that_dies_is_an_error() -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return exit, (3,)
 
-    share = Share(Poison("http://127.0.0.1:9", {}), (Sending(0, 0.0, b"", 0),))
+    share = LoadShare(Poison("http://127.0.0.1:9", {}), (Sending(0, 0.0, b"", 0),))
     begin = time.monotonic()
     with pytest.raises(OctavoError, match="ended with exit code 3"):
         run_load(share, 2, lambda _: None)

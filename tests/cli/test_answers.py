@@ -4,13 +4,13 @@ import io
 import json
 
 from octavo.cli.answers import Answer, JsonLines, LiveText, Sample, gather
-from octavo.cli.asks import Ask
+from octavo.cli.run_requests import RunRequest
 from octavo.outputs import CompletionOutput, FinishReason, RequestOutput
 from octavo.sampling_params import SamplingParams
 
 
-def ask(prompt: str, n: int = 1) -> Ask:
-    return Ask(prompt, {"prompt": prompt}, SamplingParams(n=n))
+def ask(prompt: str, n: int = 1) -> RunRequest:
+    return RunRequest(prompt, {"prompt": prompt}, SamplingParams(n=n))
 
 
 def output(index: int, *texts: tuple[int, str, FinishReason | None], finished: bool = False) -> RequestOutput:
@@ -24,7 +24,7 @@ def output(index: int, *texts: tuple[int, str, FinishReason | None], finished: b
 
 def test_the_second_answer_waits_for_the_first() -> None:
     file = io.StringIO()
-    text = LiveText(file, num_asks=2)
+    text = LiveText(file, num_requests=2)
     stream = [
         output(1, (0, "two", None)),
         output(0, (0, "on", None)),
@@ -45,7 +45,7 @@ def test_the_second_answer_waits_for_the_first() -> None:
 
 def test_one_prompt_is_answered_without_a_title() -> None:
     file = io.StringIO()
-    text = LiveText(file, num_asks=1)
+    text = LiveText(file, num_requests=1)
     for index, answer in gather([ask("Hi")], [output(0, (0, "Ho\n", "stop"), finished=True)]):
         text.update(index, answer)
     assert file.getvalue() == "Ho\n"
@@ -53,7 +53,7 @@ def test_one_prompt_is_answered_without_a_title() -> None:
 
 def test_samples_are_numbered_and_shown_in_order() -> None:
     file = io.StringIO()
-    text = LiveText(file, num_asks=1)
+    text = LiveText(file, num_requests=1)
     stream = [
         output(0, (1, "b", None), (0, "a", None)),
         output(0, (1, "b", "stop")),

@@ -132,7 +132,7 @@ def test_a_rate_that_ramps_up_is_one_run(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_chats_are_asked_in_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "asks.jsonl"
+    path = tmp_path / "requests.jsonl"
     path.write_text('{"prompt": "Hi", "output_tokens": 3}\n{"prompt": "Ho"}\n', encoding="utf-8")
     flags = ("--backend", "openai-chat", "--dataset-name", "custom", "--dataset-path", str(path))
     with FakeServer(first_s=0.05) as fake:
@@ -170,7 +170,9 @@ def test_long_prompts_beside_the_requests(tmp_path: Path, capsys: pytest.Capture
 def test_the_stall_shape_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     from octavo.cli import bench_serve_dataset as shapes
 
-    monkeypatch.setattr(shapes, "stall_asks", lambda vocab_size: shapes.random_asks(6, 4, 2, vocab_size=vocab_size))
+    monkeypatch.setattr(
+        shapes, "stall_requests", lambda vocab_size: shapes.random_requests(6, 4, 2, vocab_size=vocab_size)
+    )
     monkeypatch.setattr(shapes, "STALL_RATE", 20.0)
     monkeypatch.setattr(shapes, "STALL_EVERY", 0.1)
     with FakeServer() as fake:

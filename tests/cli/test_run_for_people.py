@@ -13,9 +13,9 @@ from typing import Any, cast
 import pytest
 
 from octavo.cli import run as run_command
-from octavo.cli.asks import AskReader
 from octavo.cli.main import main, parser_of
 from octavo.cli.run import ONE_SHOT_MAX_TOKENS, RAW_MAX_TOKENS, _engine_options, _reader
+from octavo.cli.run_requests import AskReader
 from octavo.cli.sampling_flags import for_people
 from octavo.llm import LLM
 from octavo.sampling_params import SamplingParams

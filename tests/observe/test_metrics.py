@@ -31,7 +31,7 @@ from octavo.observe.events import (
     StepDone,
     Waits,
 )
-from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.metrics import EngineMetrics
 from octavo.scheduler.updates import NO_TOKEN
 from octavo.testing.simulate import Simulator, make_request
 
@@ -41,7 +41,7 @@ STARTED = EngineStarted(time=0.0, num_blocks=100, block_size=4, block_bytes=2**2
 class Scrape:
     """What a Prometheus would have read."""
 
-    def __init__(self, recorder: MetricsRecorder) -> None:
+    def __init__(self, recorder: EngineMetrics) -> None:
         self.values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
         self.kinds: dict[str, str] = {}
         for family in text_string_to_metric_families(recorder.exposition().decode()):
@@ -61,10 +61,10 @@ class Scrape:
         return self(f"{name}_sum") / self(f"{name}_count")
 
 
-def follow(*events: Event) -> tuple[EventLog, MetricsRecorder]:
+def follow(*events: Event) -> tuple[EventLog, EngineMetrics]:
     log = EventLog(0)  # keeps nothing, and is heard all the same
     log.write(STARTED)
-    recorder = MetricsRecorder(log, model_name="m")
+    recorder = EngineMetrics(log, model_name="m")
     write(log, *events)
     return log, recorder
 
@@ -219,7 +219,7 @@ def test_labels_are_escaped() -> None:
     log = EventLog(0)
     log.write(replace(STARTED, cache_options=(("cache_dtype", "auto"),)))
     name = 'C:\\models\n"best"'
-    text = MetricsRecorder(log, model_name=name).exposition().decode()
+    text = EngineMetrics(log, model_name=name).exposition().decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
     labels = families["vllm:cache_config_info"].samples[0].labels
     assert labels["model_name"] == name
@@ -248,7 +248,7 @@ def test_256_sequences_cost_little_and_a_scrape_stops_no_step() -> None:
 def test_the_scheduler_writes_down_whom_it_refuses_and_whose_logits_were_broken() -> None:
     simulator = Simulator(num_blocks=8, block_size=4)
     simulator.events.write(STARTED)
-    recorder = MetricsRecorder(simulator.events, model_name="m")
+    recorder = EngineMetrics(simulator.events, model_name="m")
     with pytest.raises(InvalidRequestError):
         simulator.add(make_request("long", [1] * 60))
     simulator.add(make_request("broken", [1, 2, 3]))
@@ -264,7 +264,7 @@ def test_the_scheduler_writes_down_whom_it_refuses_and_whose_logits_were_broken(
 def test_an_engine_that_ran(is_overlapped: bool) -> None:
     """Counts are those of the outputs; times add up. The same prompt twice is found in the prefix cache."""
     llm = LLM("smollm2", max_model_len=128, max_num_seqs=4, num_threads=1, async_scheduling=is_overlapped)
-    recorder = MetricsRecorder(llm.events, model_name="m")
+    recorder = EngineMetrics(llm.events, model_name="m")
     params = SamplingParams(temperature=0, max_tokens=6, n=1)
     prompt = "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen,"
     outputs = [llm.generate(prompt, params, use_tqdm=False)[0] for _ in range(2)]

@@ -1,7 +1,7 @@
 """The line for the server's log: rates of the interval, and silence while nothing happens."""
 
 from octavo.observe.events import Arrived, EngineStarted, EventLog, Finished, FirstToken, PrefixHit, Sampled, Started
-from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.metrics import EngineMetrics
 from octavo.observe.summary import IntervalSummary
 
 
@@ -9,7 +9,7 @@ def test_rates_are_of_the_interval_and_of_an_idle_one_nothing_is_said() -> None:
     now = 100.0
     log = EventLog(0)
     log.write(EngineStarted(0.0, num_blocks=10, block_size=4, block_bytes=1, num_groups=1, max_model_len=40))
-    summary = IntervalSummary(MetricsRecorder(log, model_name="m"), lambda: now)
+    summary = IntervalSummary(EngineMetrics(log, model_name="m"), lambda: now)
     assert summary.line() is None
     for event in (
         Arrived(100.0, "a", 20, 1),

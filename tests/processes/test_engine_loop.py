@@ -16,11 +16,11 @@ from octavo import LLM, EngineBusyError, EngineDeadError, InvalidRequestError, R
 from octavo.child import Channel, Note
 from octavo.config import AdmissionConfig
 from octavo.engine.assemble import build_engine, engine_config
-from octavo.engine.client import EngineClient
+from octavo.engine.engine_client import EngineClient
 from octavo.outputs import RequestOutput
-from octavo.processes.client import ProcessClient
 from octavo.processes.engine_loop import EngineLoop
 from octavo.processes.engine_task import EngineTask
+from octavo.processes.process_client import ProcessClient
 
 OPTIONS: dict[str, Any] = {"num_threads": 1, "max_model_len": 256, "max_num_seqs": 8, "num_gpu_blocks_override": 128}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)

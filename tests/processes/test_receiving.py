@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from octavo.processes.client import ProcessClient
+from octavo.processes.process_client import ProcessClient
 from octavo.processes.transport import StepNews, encode, engine_socket
 
 

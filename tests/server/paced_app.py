@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import uvicorn
 
-from octavo.engine.client import ModelInfo
+from octavo.engine.engine_client import ModelInfo
 from octavo.engine.input import InputProcessor, RequestLimits
 from octavo.engine.logprob_rows import LogprobRows, pack_rows
 from octavo.messages import LogprobRow

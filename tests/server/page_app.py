@@ -30,7 +30,7 @@ from octavo.observe.events import (
     Scheduled,
     Started,
 )
-from octavo.observe.metrics import MetricsRecorder
+from octavo.observe.metrics import EngineMetrics
 from octavo.server.middleware import RequireKey
 from octavo.server.page import CONTENT_TYPE, content_security_policy, page
 
@@ -54,7 +54,7 @@ class FakeServer:
     def __post_init__(self) -> None:
         self.log = EventLog(0)
         self.log.write(EngineStarted(0.0, 1000, 16, 1, 1, 4096))
-        self.metrics = MetricsRecorder(self.log, model_name="smollm2")
+        self.metrics = EngineMetrics(self.log, model_name="smollm2")
         self._num_requests = 0
 
     def app(self) -> FastAPI:

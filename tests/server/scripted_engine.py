@@ -11,8 +11,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineStats
+from octavo.engine.engine_client import ModelInfo
 from octavo.engine.input import InputProcessor, Prompt, RequestLimits
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from octavo.request import Request

@@ -40,7 +40,7 @@ class StepIndex:
         return torch.from_numpy(self._tables[group])[rows, self.positions // block_size].long()
 
 
-class KVCache:
+class KVPool:
     """The pool's bytes, seen as keys and values [num_blocks, layer, K or V, B, K heads, D]."""
 
     def __init__(self, layout: KVLayout, pool: NDArray[np.uint8]) -> None:
@@ -72,7 +72,7 @@ def rotate(x_TXD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
-def paged_attention(q: torch.Tensor, layer: AttentionLayer, cache: KVCache, step: StepIndex) -> torch.Tensor:
+def paged_attention(q: torch.Tensor, layer: AttentionLayer, cache: KVPool, step: StepIndex) -> torch.Tensor:
     """[T, Q * D] -> [T, Q * D]."""
     q_TQD = q.reshape(len(q), layer.num_heads, layer.head_dim)
     out_TQD = torch.empty_like(q_TQD)
@@ -81,7 +81,7 @@ def paged_attention(q: torch.Tensor, layer: AttentionLayer, cache: KVCache, step
     return out_TQD.flatten(-2)
 
 
-def _attend(q_TQD: torch.Tensor, layer: AttentionLayer, cache: KVCache, step: StepIndex, sequence: int) -> torch.Tensor:
+def _attend(q_TQD: torch.Tensor, layer: AttentionLayer, cache: KVPool, step: StepIndex, sequence: int) -> torch.Tensor:
     """One sequence: scores, mask, softmax, weighted values."""
     seq_len, num_tokens = step.seq_lens[sequence], len(q_TQD)
     positions_T = torch.arange(seq_len - num_tokens, seq_len)

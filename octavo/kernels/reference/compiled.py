@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.kernels.ops import FloatArray, IntArray, KVLayout, Model, SamplingBatch, StepBatch, StepLimits
-from octavo.kernels.reference.attention import KVCache, StepIndex
+from octavo.kernels.reference.attention import KVPool, StepIndex
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.reference.sampling import processed_logits, sample
@@ -22,7 +22,7 @@ class ReferenceModel:
         self._model = model
         self._limits = limits
         self._blocks = pool.reshape(kv.num_blocks, kv.block_bytes)
-        self._ops = ReferenceOps(KVCache(kv, pool))
+        self._ops = ReferenceOps(KVPool(kv, pool))
         self._hidden: tuple[torch.Tensor, ...] | None = None
 
     @torch.inference_mode()

@@ -37,7 +37,7 @@ PLAIN: dict[str, Callable[..., torch.Tensor]] = {
 class ReferenceOps(Ops):
     """`step` is the step being computed; the owner sets it."""
 
-    def __init__(self, cache: attention.KVCache) -> None:
+    def __init__(self, cache: attention.KVPool) -> None:
         self.step: attention.StepIndex
         self._cache = cache
         self._weights = WeightCache()

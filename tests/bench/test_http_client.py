@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from octavo.bench.answer import Answer
-from octavo.bench.client import Client, Target
-from octavo.bench.datasets import Ask
+from octavo.bench.datasets import BenchRequest
+from octavo.bench.http_client import Client, Target
 from octavo.bench.online import Form, Server
 from octavo.errors import ConfigError
 from tests.bench.fake_server import FakeServer
@@ -21,7 +21,7 @@ def ask_in_turn(
 ) -> list[Answer]:
     target = Target(fake.url, {"X-Mine": "yes"}, timeout_s)
     form = Form("openai", "/v1/completions", "m", ignore_eos=True)
-    request = target.request("POST", form.endpoint, form.body(Ask((1, 2, 3), 4)))
+    request = target.request("POST", form.endpoint, form.body(BenchRequest((1, 2, 3), 4)))
 
     async def run() -> list[Answer]:
         client = Client(target)
@@ -158,6 +158,6 @@ def test_a_header_cannot_break_out(name: str, value: str) -> None:
 def test_a_server_may_start_late() -> None:
     with FakeServer(fault="refuse", fault_every=1000) as fake:  # the first request is refused, the second is not
         server = Server(Target(fake.url, {}), Form("openai", "/v1/completions", "m", ignore_eos=True))
-        server.wait_until_ready(Ask((1, 2, 3), 4), timeout_s=20)
-        server.warm_up(Ask((1, 2, 3), 4), 2)
+        server.wait_until_ready(BenchRequest((1, 2, 3), 4), timeout_s=20)
+        server.warm_up(BenchRequest((1, 2, 3), 4), 2)
     assert fake.prompts() == [[3, 2, 1]] * 4

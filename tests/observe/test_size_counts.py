@@ -6,15 +6,15 @@ import pytest
 
 from octavo.errors import ConfigError
 from octavo.observe.catalog import HISTOGRAMS, bounds
-from octavo.observe.histogram import Histogram, TokenGaps
+from octavo.observe.size_counts import SizeCounts, TokenGaps
 
 
-def buckets(histogram: Histogram) -> dict[str, int]:
+def buckets(histogram: SizeCounts) -> dict[str, int]:
     return {label[0][1]: number for label, number in histogram.cumulative()}
 
 
 def test_a_value_at_a_bound_belongs_to_it() -> None:
-    histogram = Histogram([1, 2.5])
+    histogram = SizeCounts([1, 2.5])
     for value in (0.5, 1, 1.1, 2.5, 2.6):
         histogram.observe(value)
     histogram.observe(100, 3)
@@ -26,7 +26,7 @@ def test_a_value_at_a_bound_belongs_to_it() -> None:
 def test_gaps_are_those_of_every_sequence(seed: int) -> None:
     """Sequences come, pause, come back, and end, with and without a token in the step in which they do."""
     draw = random.Random(seed)
-    histogram = Histogram([])
+    histogram = SizeCounts([])
     gaps = TokenGaps(histogram)
     last: dict[int, float] = {}
     expected: list[float] = []
@@ -49,7 +49,7 @@ def test_gaps_are_those_of_every_sequence(seed: int) -> None:
 
 
 def test_gaps_forget_sequences_that_ended() -> None:
-    gaps = TokenGaps(Histogram([]))
+    gaps = TokenGaps(SizeCounts([]))
     for step in range(1000):
         gaps.ended(step)
         gaps.step((step, step + 1), float(step))

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from octavo.cli.asks import AskReader, Message
+from octavo.cli.run_requests import Message, RequestReader
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
 
-RAW = AskReader(None, SamplingParams())
+RAW = RequestReader(None, SamplingParams())
 
 
 def encode(messages: Sequence[Message]) -> list[int]:
@@ -16,7 +16,7 @@ def encode(messages: Sequence[Message]) -> list[int]:
     return list("|".join(f"{one['role']}:{one['content']}" for one in messages).encode())
 
 
-CHAT = AskReader(encode, SamplingParams())
+CHAT = RequestReader(encode, SamplingParams())
 
 
 def decoded(prompt: object) -> str:
@@ -29,15 +29,15 @@ def test_text_goes_through_the_template_or_as_it_is() -> None:
 
 
 def test_a_system_message_comes_first_unless_there_is_one() -> None:
-    reader = AskReader(encode, SamplingParams(), system="Be brief.")
+    reader = RequestReader(encode, SamplingParams(), system="Be brief.")
     assert decoded(reader.from_text("Hi", 0).prompt) == "system:Be brief.|user:Hi"
     own = [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hi"}]
     assert decoded(reader.from_messages(own, 0).prompt) == "system:Rhyme.|user:Hi"
 
 
 def test_lines_of_text() -> None:
-    asks = RAW.from_lines(["one\n", "\n", "  two \n", "{not json\n"], "prompts.txt")
-    assert [ask.prompt for ask in asks] == ["one", "two", "{not json"]
+    requests = RAW.from_lines(["one\n", "\n", "  two \n", "{not json\n"], "prompts.txt")
+    assert [request.prompt for request in requests] == ["one", "two", "{not json"]
 
 
 def test_lines_of_json() -> None:
@@ -46,13 +46,13 @@ def test_lines_of_json() -> None:
         '{"messages": [{"role": "user", "content": "two"}], "max_tokens": 3}',
         '{"prompt_token_ids": [1, 2]}',
     ]
-    asks = CHAT.from_lines(lines, "prompts.jsonl")
-    assert decoded(asks[0].prompt) == "user:one"
-    assert asks[0].sampling_params.temperature == 0.5
-    assert asks[1].sampling_params.max_tokens == 3
-    assert asks[2].prompt == [1, 2]
-    assert [ask.title for ask in asks] == ["one", "two", "token ids"]
-    assert asks[0].given == {"prompt": "one"}
+    requests = CHAT.from_lines(lines, "prompts.jsonl")
+    assert decoded(requests[0].prompt) == "user:one"
+    assert requests[0].sampling_params.temperature == 0.5
+    assert requests[1].sampling_params.max_tokens == 3
+    assert requests[2].prompt == [1, 2]
+    assert [request.title for request in requests] == ["one", "two", "token ids"]
+    assert requests[0].given == {"prompt": "one"}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_line_that_the_template_refuses_is_named(line: str, message: str) -> N
         return [1]
 
     with pytest.raises(InvalidRequestError, match=message):
-        AskReader(refuse, SamplingParams()).from_lines(['{"prompt": "fine"}', line], "pipe")
+        RequestReader(refuse, SamplingParams()).from_lines(['{"prompt": "fine"}', line], "pipe")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_was_meant_as_json_is_not_answered_as_text(text: str, problem: str)
 
 @pytest.mark.parametrize("text", ["[1, 2, 3] goes on how?", '"Hi," she said.', "42", "{a} is a set", "true", "{}?"])
 def test_a_text_may_look_a_little_like_json(text: str) -> None:
-    assert [ask.prompt for ask in RAW.from_lines([text], "asked")] == [text]
+    assert [request.prompt for request in RAW.from_lines([text], "asked")] == [text]
 
 
 def test_a_file_named_jsonl_is_jsonl() -> None:
@@ -133,19 +133,19 @@ def test_a_file_named_jsonl_is_jsonl() -> None:
 
 def test_lines_may_end_as_they_do_elsewhere() -> None:
     lines = ['{"prompt": "a\u2028b"}\r\n', "\r\n", '{"prompt": "c"}\r\n', "\n"]
-    assert [ask.prompt for ask in RAW.from_lines(lines, "asked")] == ["a\u2028b", "c"]
+    assert [request.prompt for request in RAW.from_lines(lines, "asked")] == ["a\u2028b", "c"]
 
 
 def test_equal_prompts_have_seeds_of_their_own_and_the_same_ones_again() -> None:
-    reader = AskReader(None, SamplingParams(), seed=7)
-    assert [ask.sampling_params.seed for ask in reader.from_texts(["a", "a", "a"])] == [7, 8, 9]
+    reader = RequestReader(None, SamplingParams(), seed=7)
+    assert [request.sampling_params.seed for request in reader.from_texts(["a", "a", "a"])] == [7, 8, 9]
     lines = ['{"prompt": "a"}', '{"prompt": "a", "seed": 1}']
-    assert [ask.sampling_params.seed for ask in reader.from_lines(lines, "asked")] == [7, 1]
-    last = AskReader(None, SamplingParams(), seed=2**63 - 1)
-    assert [ask.sampling_params.seed for ask in last.from_texts(["a", "a"])] == [2**63 - 1, 0]
+    assert [request.sampling_params.seed for request in reader.from_lines(lines, "asked")] == [7, 1]
+    last = RequestReader(None, SamplingParams(), seed=2**63 - 1)
+    assert [request.sampling_params.seed for request in last.from_texts(["a", "a"])] == [2**63 - 1, 0]
 
 
 def test_a_message_without_content_has_a_title() -> None:
-    reader = AskReader(lambda messages: [1], SamplingParams())
-    (ask,) = reader.from_lines(['{"messages": [{"role": "assistant", "tool_calls": []}]}'], "asked")
-    assert ask.title == "None"
+    reader = RequestReader(lambda messages: [1], SamplingParams())
+    (request,) = reader.from_lines(['{"messages": [{"role": "assistant", "tool_calls": []}]}'], "asked")
+    assert request.title == "None"

@@ -21,8 +21,8 @@ from typing import NoReturn
 import msgspec
 import zmq
 
-from octavo.engine.client import ModelInfo
 from octavo.engine.core import EngineStats
+from octavo.engine.engine_client import ModelInfo
 from octavo.engine.input import InputProcessor, Prompt, RequestLimits
 from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
 from octavo.observe.logging import LOGGER
@@ -34,12 +34,12 @@ from octavo.processes.transport import (
     READ_SIZE,
     Abort,
     AbortById,
-    Ask,
     Down,
     FinishSequence,
     GivenUp,
     HasRead,
     Hello,
+    Question,
     Refusal,
     Reply,
     StepNews,
@@ -244,7 +244,7 @@ class ProcessClient:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
-            self._send(Ask(number, about))
+            self._send(Question(number, about))
             return await answer
         finally:
             self._answers.pop(number, None)

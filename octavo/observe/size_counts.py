@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 
-class Histogram:
+class SizeCounts:
     """Observations by bucket: bucket i holds those up to bounds[i], the last one all others."""
 
     __slots__ = ("_labels", "bounds", "counts", "total")
@@ -38,7 +38,7 @@ class TokenGaps:
     looked at one by one.
     """
 
-    def __init__(self, histogram: Histogram) -> None:
+    def __init__(self, histogram: SizeCounts) -> None:
         self._histogram = histogram
         self._last: tuple[int, ...] = ()  # who got a token in the last step that gave any
         self._members: set[int] = set()  # the same

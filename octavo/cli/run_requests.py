@@ -24,7 +24,7 @@ EncodeChat = Callable[[Sequence[Message]], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RunRequest:
     """One request to be. `given` is what the user wrote, to be repeated in JSONL output."""
 
     prompt: str | Sequence[int]
@@ -40,12 +40,12 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class AskReader:
-    """Turns what the user wrote into asks.
+class RequestReader:
+    """Turns what the user wrote into requests.
 
     encode_chat: the model's chat template; None where prompts are completed as they are.
-    sampling_params: for every ask, changed by what a JSONL line says. system: put before every prompt.
-    seed: of the first ask; the next ones have the numbers after it, so that equal prompts get different answers. None:
+    sampling_params: for every request, changed by what a JSONL line says. system: put before every prompt.
+    seed: of the first request; the next ones have the numbers after it, for different answers to equal prompts. None:
     the engine draws them.
     """
 
@@ -54,17 +54,17 @@ class AskReader:
     system: str | None = None
     seed: int | None = None
 
-    def from_texts(self, texts: Sequence[str]) -> list[Ask]:
-        return [self._ask({"prompt": text}, "", {}, index) for index, text in enumerate(texts)]
+    def from_texts(self, texts: Sequence[str]) -> list[RunRequest]:
+        return [self._request({"prompt": text}, "", {}, index) for index, text in enumerate(texts)]
 
-    def from_messages(self, messages: list[Message], turn: int) -> Ask:
-        return self._ask({"messages": messages}, "", {}, turn)
+    def from_messages(self, messages: list[Message], turn: int) -> RunRequest:
+        return self._request({"messages": messages}, "", {}, turn)
 
-    def from_text(self, text: str, turn: int) -> Ask:
-        return self._ask({"prompt": text}, "", {}, turn)
+    def from_text(self, text: str, turn: int) -> RunRequest:
+        return self._request({"prompt": text}, "", {}, turn)
 
-    def from_lines(self, lines: Iterable[str], source: str) -> list[Ask]:
-        """One ask a line; empty lines are left out. JSONL if any line is a JSON object: then all are."""
+    def from_lines(self, lines: Iterable[str], source: str) -> list[RunRequest]:
+        """One request a line; empty lines are left out. JSONL if any line is a JSON object: then all are."""
         numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
         if not numbered:
             raise InvalidRequestError(f"{source} holds no prompt, allowed is one a line, as text or as a JSON object")
@@ -73,23 +73,23 @@ class AskReader:
             return self.from_texts([line for _, line in numbered])
         return [self._from_row(row, f"{source}, line {number}: ", i) for i, (number, row) in enumerate(rows)]
 
-    def _from_row(self, row: dict[str, Any], where: str, index: int) -> Ask:
+    def _from_row(self, row: dict[str, Any], where: str, index: int) -> RunRequest:
         given = {key: row.pop(key) for key in PROMPT_KEYS if key in row}
         for key in row:
             if key not in FLAGS:
                 raise InvalidRequestError(f"{where}unknown key {key!r}; {suggestion(key, [*PROMPT_KEYS, *FLAGS])}")
         if len(given) != 1:
             raise InvalidRequestError(f"{where}allowed is an object with exactly one of {', '.join(PROMPT_KEYS)}")
-        return self._ask(given, where, row, index)
+        return self._request(given, where, row, index)
 
-    def _ask(self, given: dict[str, Any], where: str, options: dict[str, Any], index: int) -> Ask:
+    def _request(self, given: dict[str, Any], where: str, options: dict[str, Any], index: int) -> RunRequest:
         params = self._params(options, where, index)
         if "prompt_token_ids" in given:
-            return Ask(_token_ids(given["prompt_token_ids"], where), given, params)
+            return RunRequest(_token_ids(given["prompt_token_ids"], where), given, params)
         if "prompt" in given and not isinstance(given["prompt"], str):
             raise InvalidRequestError(f"{where}prompt is {given['prompt']!r}, allowed is a string")
         if "messages" not in given and self.encode_chat is None:
-            return Ask(given["prompt"], given, params)
+            return RunRequest(given["prompt"], given, params)
         if self.encode_chat is None:
             raise InvalidRequestError(
                 f"{where}messages need a chat template; this model has none, or --raw was given: use prompt"
@@ -100,7 +100,7 @@ class AskReader:
         if self.system is not None and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
         try:
-            return Ask(self.encode_chat(messages), given, params)
+            return RunRequest(self.encode_chat(messages), given, params)
         except InvalidRequestError as refusal:
             raise InvalidRequestError(f"{where}{refusal}") from None
 

@@ -1,8 +1,8 @@
-"""The recorder: follows the event log and sums it up into a report. It knows nothing else of the engine.
+"""Tally: follows the event log and sums it up into a report. It knows nothing else of the engine.
 
-recorder = Recorder(llm.events)
+tally = Tally(llm.events)
 ...
-for label, text in recorder.report().lines():
+for label, text in tally.report().lines():
     print(label, text)
 """
 
@@ -46,7 +46,7 @@ class _Totals:
     first_token_times: dict[str, float] = field(default_factory=dict)
 
 
-class Recorder:
+class Tally:
     """Follows a log, the past it still holds and then every new event; makes reports of the whole."""
 
     def __init__(self, log: EventLog) -> None:

@@ -1,4 +1,4 @@
-"""The recorder and its report against logs written by hand, where every figure can be counted on paper."""
+"""The tally and its report against logs written by hand, where every figure can be counted on paper."""
 
 import pytest
 
@@ -18,8 +18,8 @@ from octavo.observe.events import (
     Scheduled,
     StepDone,
 )
-from octavo.observe.recorder import Recorder
 from octavo.observe.report import Report
+from octavo.observe.tally import Tally
 
 STARTED = EngineStarted(time=0.0, num_blocks=100, block_size=4, block_bytes=2**20, num_groups=1, max_model_len=40)
 
@@ -32,7 +32,7 @@ def log_of(*events: Event) -> EventLog:
 
 
 def report_of(*events: Event) -> Report:
-    return Recorder(log_of(*events)).report()
+    return Tally(log_of(*events)).report()
 
 
 def scheduled(step: int, *grants: tuple[int, int, int]) -> Scheduled:
@@ -156,6 +156,6 @@ def test_a_preempted_sequence_starts_again_from_nothing() -> None:
 
 def test_a_recorder_follows_what_comes_after_it() -> None:
     log = log_of()
-    recorder = Recorder(log)
+    tally = Tally(log)
     log.write(Arrived(1.0, "a", 4, 1))
-    assert recorder.report().num_requests == 1
+    assert tally.report().num_requests == 1
