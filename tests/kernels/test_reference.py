@@ -265,4 +265,4 @@ def test_backend_is_importable_without_torch() -> None:
         "sys.path_importer_cache.clear(); print(b.why_not())"
     )
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install torch" in done.stdout
+    assert "pip install 'octavo[reference]'" in done.stdout

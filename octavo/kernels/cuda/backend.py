@@ -38,10 +38,11 @@ class TritonBackend:
         if self.gpu.capability < OLDEST_CAPABILITY:
             have, need = (".".join(map(str, pair)) for pair in (self.gpu.capability, OLDEST_CAPABILITY))
             return f"{self.gpu.name} has compute capability {have}; {need} or more is needed"
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed; run pip install triton"
+        missing = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"{' and '.join(missing)} not installed: pip install 'octavo[gpu]'"
         if not _torch_has_cuda():
-            return "torch is missing or built without CUDA; install the CUDA build of torch"
+            return "torch is built without CUDA: pip install --force-reinstall -i https://pypi.org/simple torch"
         return None
 
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> TritonModel:
@@ -83,8 +84,6 @@ def _prepare_triton() -> None:
 
 
 def _torch_has_cuda() -> bool:
-    try:
-        import torch
-    except ImportError:
-        return False
+    import torch
+
     return torch.version.cuda is not None

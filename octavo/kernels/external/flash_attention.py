@@ -37,7 +37,7 @@ class FlashAttention:
     def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
         major, minor = gpu.capability
         reasons = {
-            "its package is not installed: pip install flash-attn-4": _is_missing(),
+            "its package is not installed: pip install 'octavo[flash-attn]'": _is_missing(),
             f"it runs on compute capability 9 and 10, and this GPU has {major}.{minor}": major not in CAPABILITIES,
             "it computes with 16 bits, not in float32": dtype == "float32",
             f"it takes heads of 64 and 128, not of {layer.head_dim}": layer.head_dim not in HEAD_DIMS,

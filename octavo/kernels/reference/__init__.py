@@ -21,7 +21,7 @@ class ReferenceBackend:
 
     def why_not(self) -> str | None:
         if find_spec("torch") is None:
-            return "the reference backend computes with torch, which is not installed; `pip install torch` adds it"
+            return "the reference backend computes with torch, which is not installed: pip install 'octavo[reference]'"
         return None
 
     def compile(self, model: Model, kv: KVLayout, pool: NDArray[np.uint8], limits: StepLimits) -> CompiledModel:

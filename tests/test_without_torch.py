@@ -1,0 +1,131 @@
+"""Octavo without torch or any extra, as `pip install octavo` leaves it: the CPU path works, all else names its extra.
+
+A `sitecustomize` on the path of the programs that run here hides the extras' packages, as if they were not installed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.server.live import API, live
+
+HIDE = """
+import sys
+from importlib.machinery import PathFinder
+
+HIDDEN = {"torch", "triton", "transformers", "gguf", "accelerate", "flash_attn", "matplotlib"}
+HIDDEN |= {"opentelemetry.sdk", "opentelemetry.exporter"}  # fastapi wants the rest
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name in HIDDEN else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+GENERATE = """
+from octavo import LLM, SamplingParams
+with LLM("smollm2", max_model_len=256) as llm:
+    params = SamplingParams(temperature=0, max_tokens=4, logprobs=2)
+    output = llm.chat([{"role": "user", "content": "Hi"}], params, use_tqdm=False)[0].outputs[0]
+    assert len(output.token_ids) == 4 and len(output.logprobs) == 4
+"""
+OCTAVO = "import sys; from octavo.cli.main import main; sys.exit(main())"
+#: the same command on a machine whose driver shows a GPU
+ON_A_GPU = f"""
+from octavo.kernels.cuda import driver
+driver.first_gpu = lambda *device: driver.GPU("NVIDIA H100", (9, 0), 80 << 30, 132)
+{OCTAVO}
+"""
+BENCH = ("bench", "throughput", "--model", "smollm2", "--num-prompts", "1")
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a program's path begins with."""
+    folder = tmp_path_factory.mktemp("hidden")
+    (folder / "sitecustomize.py").write_text(HIDE)
+    return folder
+
+
+def run(hidden: Path, code: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(hidden), *sys.path])}
+    return subprocess.run([sys.executable, "-c", code, *argv], env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_extras_are_hidden(hidden: Path) -> None:
+    from importlib.util import find_spec
+
+    assert find_spec("torch") is not None
+    done = run(hidden, "from importlib.util import find_spec; assert find_spec('torch') is None; import torch.nn")
+    assert "No module named 'torch'" in done.stderr
+
+
+def test_llm_answers(hidden: Path) -> None:
+    done = run(hidden, GENERATE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_run_answers(hidden: Path) -> None:
+    done = run(hidden, OCTAVO, "run", "smollm2", "Hi", "--max-tokens", "4", "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_a_server_answers(hidden: Path, tmp_path: Path) -> None:
+    with live(tmp_path, API, path=(hidden,)) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        body = json.dumps({"model": "smollm2", "prompt": "Paper is", "max_tokens": 4})
+        connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        answer = json.loads(connection.getresponse().read())
+        assert answer["usage"]["completion_tokens"] == 4
+        connection.close()
+
+
+def test_the_doctor_is_content_and_names_the_extra(hidden: Path) -> None:
+    done = run(hidden, OCTAVO, "doctor")
+    assert done.returncode == 0, done.stderr
+    assert "cpu        works" in done.stdout
+    assert "the reference backend computes with torch, which is not installed: pip install 'octavo[reference]'" in (
+        done.stdout
+    )
+
+
+def test_a_gpu_without_torch_is_told_and_the_cpu_taken(hidden: Path) -> None:
+    missing = "torch and triton not installed: pip install 'octavo[gpu]'"
+    assert missing in run(hidden, ON_A_GPU, "doctor").stdout
+    done = run(hidden, ON_A_GPU, "run", "smollm2", "Hi", "--max-tokens", "1", "--backend", "triton")
+    assert done.returncode != 0
+    assert missing in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (("run", "smollm2", "Hi", "--backend", "reference"), "pip install 'octavo[reference]'"),
+        ((*BENCH, "--backend", "hf"), "pip install 'octavo[bench]'"),
+        (("run", "smollm2", "Hi", "--otlp-traces-endpoint", "http://localhost:4318"), "pip install 'octavo[otel]'"),
+        (("bench", "serve", "--num-prompts", "1", "--plot", "x.png"), "pip install 'octavo[plot]'"),
+    ],
+)
+def test_what_needs_an_extra_says_how_to_get_it(argv: tuple[str, ...], command: str, hidden: Path) -> None:
+    done = run(hidden, OCTAVO, *argv)
+    assert done.returncode == 2, done.stderr
+    assert command in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_package_itself_requires_no_tensor_library() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert not [one for one in project["dependencies"] if one.startswith(("torch", "triton", "transformers"))]
+    assert {"gpu", "reference", "bench", "test", "dev", "otel", "plot", "flash-attn"} == set(
+        project["optional-dependencies"]
+    )
