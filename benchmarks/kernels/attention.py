@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.kernels.cpu.backend import CpuBackend
-from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, LinearWeight, Ops, StepBatch, StepLimits, Tensor
-from octavo.kernels.tensor import from_array
+from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
 from octavo.observe.machine import num_cores
+from octavo.testing.made_parameters import linear, parameter
 
 LAYERS = 8
 BLOCK_SIZE = 16
@@ -42,14 +42,14 @@ class AttentionOnly:
 
     def forward(self, ops: Ops) -> tuple[Tensor]:
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
-        table = from_array(np.random.default_rng(0).standard_normal((64, width), np.float32))
+        table = parameter(np.random.default_rng(0).standard_normal((64, width), np.float32))
         for index in range(LAYERS):
             layer = AttentionLayer(0, index, self.heads, self.kv_heads, self.head_dim, self.head_dim**-0.5)
             out = ops.paged_attention(ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer), layer)
         return (out,)
 
     def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
-        return ops.linear(hidden, LinearWeight((from_array(np.zeros((32, hidden.width), np.float32)),)))
+        return ops.linear(hidden, linear(np.zeros((32, hidden.width), np.float32)))
 
 
 def make_batch(num_seqs: int, computed: int, new: int, num_blocks: int) -> StepBatch:

@@ -26,6 +26,7 @@ from octavo.kernels.triton.attention.kv_pool import LayerPool
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.attention.prefill_attention import prefill_attention
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
+from octavo.testing.made_parameters import parameter
 
 CUDA = torch.device("cuda")
 BF16 = torch.bfloat16
@@ -80,7 +81,7 @@ def make_pool(layout: KVLayout, layer: AttentionLayer) -> LayerPool:
 def make_layer(num_heads: int, kv_heads: int, dim: int) -> AttentionLayer:
     angle = np.outer(np.arange(MAX_LEN), 1e6 ** -(np.arange(dim // 2) / (dim // 2)))
     table = RotaryTable(np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
-    ones = np.ones(dim, np.float32)
+    ones = parameter(np.ones(dim, np.float32))
     return AttentionLayer(
         group=0, index_in_group=0, num_heads=num_heads, num_kv_heads=kv_heads, head_dim=dim, scale=dim**-0.5,
         q_norm=ones, k_norm=ones, rotary=table,

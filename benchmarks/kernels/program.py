@@ -17,17 +17,17 @@ from octavo.kernels.cpu.backend import CpuBackend
 from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.ops import (
     AttentionLayer,
-    FloatArray,
     KVLayout,
-    LinearWeight,
     Ops,
     RotaryTable,
     StepBatch,
     StepLimits,
     Tensor,
 )
+from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.tensor import DType, HostTensor, from_array, num_bytes
 from octavo.observe.machine import num_cores
+from octavo.testing.made_parameters import linear, parameter
 
 LAYERS, HIDDEN, FF, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 30, 576, 1536, 9, 3, 64, 49152
 BLOCK_SIZE, MAX_LEN = 16, 2048
@@ -53,8 +53,8 @@ def random_weight(rng: np.random.Generator, dtype: DType, rows: int, cols: int) 
     return HostTensor(dtype, (rows, cols), blocks.reshape(-1))
 
 
-def random_norm(rng: np.random.Generator) -> FloatArray:
-    return 1 + 0.1 * rng.standard_normal(HIDDEN, np.float32)
+def random_norm(rng: np.random.Generator) -> Parameter:
+    return parameter(1 + np.float32(0.1) * rng.standard_normal(HIDDEN, np.float32))
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Decoder:
     def forward(self, ops: Ops) -> tuple[Tensor]:
         angles = np.outer(np.arange(MAX_LEN), 1e5 ** (-np.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))).astype(np.float32)
         rotary = RotaryTable(np.cos(angles), np.sin(angles))
-        residual = ops.embedding(random_weight(self.rng, "Q8_0", VOCAB, HIDDEN), "input_ids")
+        residual = ops.embedding(parameter(random_weight(self.rng, "Q8_0", VOCAB, HIDDEN)), "input_ids")
         x = ops.rms_norm(residual, random_norm(self.rng), 1e-5)
         for index in range(LAYERS):
             layer = AttentionLayer(0, index, HEADS, KV_HEADS, HEAD_DIM, HEAD_DIM**-0.5, rotary=rotary)
@@ -82,10 +82,10 @@ class Decoder:
 
     def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
         dtype: DType = "F32" if self.dtype == "F32" else "Q8_0"
-        return ops.linear(hidden, LinearWeight((random_weight(self.rng, dtype, VOCAB, HIDDEN),)))
+        return ops.linear(hidden, linear(random_weight(self.rng, dtype, VOCAB, HIDDEN)))
 
-    def _weight(self, rows: int, cols: int) -> LinearWeight:
-        return LinearWeight((random_weight(self.rng, self.dtype, rows, cols),))
+    def _weight(self, rows: int, cols: int) -> Linear:
+        return linear(random_weight(self.rng, self.dtype, rows, cols))
 
 
 def make_batch(num_seqs: int, computed: int, new: int) -> StepBatch:

@@ -33,7 +33,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.tensor import HostTensor
+from octavo.kernels.parameters import Linear, Parameter
 
 Tensor = Any  # a backend's own value: torch tensor, or a slot of a recorded program
 Consumed = Any  # a Tensor that is dead after the call: results may be written over it
@@ -64,23 +64,6 @@ class RotaryTable:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LinearWeight:
-    """y = x W^T + bias. `parts` are stacked along the output: a packed QKV is three parts, which may
-    differ in dtype. Each part is [out_i, in]; bias, if any, is [sum of out_i] float32."""
-
-    parts: tuple[HostTensor, ...]
-    bias: FloatArray | None = None
-
-    @property
-    def in_features(self) -> int:
-        return self.parts[0].cols
-
-    @property
-    def out_features(self) -> int:
-        return sum(part.rows for part in self.parts)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class AttentionLayer:
     """All that is fixed about one layer's attention.
 
@@ -98,8 +81,8 @@ class AttentionLayer:
     scale: float
     window: int | None = None
     softcap: float | None = None
-    q_norm: FloatArray | None = None
-    k_norm: FloatArray | None = None
+    q_norm: Parameter | None = None
+    k_norm: Parameter | None = None
     norm_eps: float = 1e-6
     rotary: RotaryTable | None = None
 
@@ -182,34 +165,35 @@ class Ops:
         raise NotImplementedError
 
     @op(error=2e-6)
-    def embedding(self, table: HostTensor, index: Index, *, offset: int = 0, scale: float = 1.0) -> Tensor:
-        """table[index + offset] * scale -> [T, table.cols]. Any dtype of table."""
-        return Result(table.cols)
+    def embedding(self, table: Parameter, index: Index, *, offset: int = 0, scale: float = 1.0) -> Tensor:
+        """table[index + offset] * scale -> [T, columns of the table]."""
+        return Result(table.shape[1])
 
     @op(error=2e-5)
-    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
         """[T, in] -> [T, out]. Block-quantised parts: the backend may round x to int8 per 32 columns, an
         error of at most max|x_block| / 254 an element before the product."""
         assert x.width == weight.in_features, f"linear of {weight.in_features} columns on a tensor of {x.width}"
-        assert all(part.cols == weight.in_features for part in weight.parts), "parts read the same columns"
-        assert weight.bias is None or weight.bias.shape == (weight.out_features,), "a bias is added to each column"
+        assert all(part.shape[1] == weight.in_features for part in weight.parts), "parts read the same columns"
+        biased = [bias.shape for bias in weight.biases]
+        assert biased in ([], [part.shape[:1] for part in weight.parts]), "a bias is added to each column of its part"
         return Result(weight.out_features)
 
     @op(error=5e-6)
-    def rms_norm(self, x: Tensor, weight: FloatArray, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Parameter, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
         assert weight.shape == (x.width,), f"weights {weight.shape} of a norm of {x.width} columns"
         return Result(x.width)
 
     @op(error=5e-6)
-    def add_rms_norm(self, x: Consumed, residual: Consumed, weight: FloatArray, eps: float) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(self, x: Consumed, residual: Consumed, weight: Parameter, eps: float) -> tuple[Tensor, Tensor]:
         """s = x + residual; returns (rms_norm(s), s)."""
         assert x.width == residual.width, f"add_rms_norm of widths {x.width} and {residual.width}"
         assert weight.shape == (x.width,), f"weights {weight.shape} of a norm of {x.width} columns"
         return over(x), over(residual)
 
     @op(error=2e-5)
-    def layer_norm(self, x: Tensor, weight: FloatArray, bias: FloatArray | None, eps: float) -> Tensor:
+    def layer_norm(self, x: Tensor, weight: Parameter, bias: Parameter | None, eps: float) -> Tensor:
         """(x - mean) / sqrt(var + eps) * weight + bias, over the last dimension."""
         assert weight.shape == (x.width,), f"weights {weight.shape} of a norm of {x.width} columns"
         assert bias is None or bias.shape == weight.shape, f"a bias {bias.shape} beside weights {weight.shape}"

@@ -12,7 +12,8 @@ The data is usually a view into a memory-mapped file: read-only, and paid for wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, get_args
 
@@ -92,6 +93,29 @@ class RandomTensor(HostTensor):
     @classmethod
     def undrawn(cls, dtype: DType, shape: tuple[int, ...], seed: int, std: float) -> RandomTensor:
         return cls(dtype, shape, np.broadcast_to(np.zeros(1, np.uint8), num_bytes(dtype, shape)), seed, std)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor that can be had: what it is, and how to read it."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    read: Callable[[], HostTensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return num_bytes(self.dtype, self.shape)
+
+    def then(self, change: Callable[[HostTensor], HostTensor]) -> StoredTensor:
+        """The same tensor, changed when read; the change keeps the shape, and the dtype where it is dense."""
+        read = self.read
+        return replace(self, read=lambda: change(read()))
+
+
+def at_hand(tensor: HostTensor) -> StoredTensor:
+    """A tensor that needs no reading: a view into a mapped file."""
+    return StoredTensor(tensor.dtype, tensor.shape, lambda: tensor)
 
 
 def num_bytes(dtype: DType, shape: tuple[int, ...]) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.kernels.ops import AttentionLayer, LinearWeight, Ops, Tensor
+from octavo.kernels.ops import AttentionLayer, Ops, Tensor
+from octavo.kernels.parameters import Linear
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelfAttention:
-    qkv: LinearWeight  # [(Q + 2K) * D, H]
-    out: LinearWeight  # [H, Q * D]
+    qkv: Linear  # [(Q + 2K) * D, H]
+    out: Linear  # [H, Q * D]
     layer: AttentionLayer
 
     def attend(self, ops: Ops, x: Tensor) -> Tensor:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.kernels.ops import LinearWeight, Ops, Tensor
-from octavo.kernels.tensor import HostTensor
+from octavo.kernels.ops import Ops, Tensor
+from octavo.kernels.parameters import Linear, Parameter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
     """tokens[input_id] * scale, through the projection, plus positions[position + position_offset]."""
 
-    tokens: HostTensor  # [V, H]
+    tokens: Parameter  # [V, H]
     scale: float = 1.0
-    positions: HostTensor | None = None
+    positions: Parameter | None = None
     position_offset: int = 0
-    projection: LinearWeight | None = None  # to the stream's width, where tokens are narrower
+    projection: Linear | None = None  # to the stream's width, where tokens are narrower
 
     def __call__(self, ops: Ops) -> Tensor:
         x = ops.embedding(self.tokens, "input_ids", scale=self.scale)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from octavo.kernels.ops import Activation, LinearWeight, Ops, Tensor
+from octavo.kernels.ops import Activation, Ops, Tensor
+from octavo.kernels.parameters import Linear
 
 
 class MLP(Protocol):
@@ -17,8 +18,8 @@ class MLP(Protocol):
 class GatedMLP:
     """down(act(gate(x)) * up(x)), gate and up packed into one product."""
 
-    gate_up: LinearWeight  # [2F, H], gate first
-    down: LinearWeight  # [H, F]
+    gate_up: Linear  # [2F, H], gate first
+    down: Linear  # [H, F]
     activation: Activation
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
@@ -30,8 +31,8 @@ class GatedMLP:
 class PlainMLP:
     """down(act(up(x)))."""
 
-    up: LinearWeight  # [F, H]
-    down: LinearWeight  # [H, F]
+    up: Linear  # [F, H]
+    down: Linear  # [H, F]
     activation: Activation
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from octavo.kernels.ops import FloatArray, Ops, Tensor
+from octavo.kernels.ops import Ops, Tensor
+from octavo.kernels.parameters import Parameter
 
 
 class Norm(Protocol):
@@ -20,7 +21,7 @@ class Norm(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RMSNorm:
-    weight: FloatArray  # [H]
+    weight: Parameter  # [H]
     eps: float
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
@@ -32,8 +33,8 @@ class RMSNorm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerNorm:
-    weight: FloatArray  # [H]
-    bias: FloatArray | None
+    weight: Parameter  # [H]
+    bias: Parameter | None
     eps: float
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:

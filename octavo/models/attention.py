@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.kernels.ops import AttentionLayer, FloatArray, RotaryTable
+from octavo.kernels.ops import AttentionLayer, RotaryTable
+from octavo.kernels.parameters import Parameter
 from octavo.layers.rotary import RotarySetting, rotary_table
 from octavo.models.architecture import Architecture, RopeConfig
 
@@ -22,7 +23,7 @@ class AttentionSpecs:
         self._max_model_len = max_model_len
         self._tables: dict[int, RotaryTable] = {}  # by the RopeConfig's identity: it holds a dict and has no hash
 
-    def layer(self, index: int, q_norm: FloatArray | None = None, k_norm: FloatArray | None = None) -> AttentionLayer:
+    def layer(self, index: int, q_norm: Parameter | None = None, k_norm: Parameter | None = None) -> AttentionLayer:
         a = self._architecture
         group, index_in_group = self._slots[index]
         window = a.windows[index] if a.windows else None

@@ -7,13 +7,13 @@ causal-language-model classes, every linear weight as [out, in]. (Hugging Face's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
-from octavo.kernels.tensor import DType, HostTensor, num_bytes
+from octavo.kernels.tensor import DType, HostTensor, StoredTensor
 from octavo.models.architecture import Architecture
 from octavo.models.gguf import GGUFFile
 from octavo.shown import shown
@@ -32,29 +32,6 @@ IRRELEVANT_ENDINGS = (
     ".attn.masked_bias",
     "position_ids",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor that can be had: what it is, and how to read it."""
-
-    dtype: DType
-    shape: Shape
-    read: Callable[[], HostTensor]
-
-    @property
-    def num_bytes(self) -> int:
-        return num_bytes(self.dtype, self.shape)
-
-    def then(self, change: Callable[[HostTensor], HostTensor]) -> StoredTensor:
-        """The same tensor, changed when read; the change keeps the shape, and the dtype where it is dense."""
-        read = self.read
-        return replace(self, read=lambda: change(read()))
-
-
-def at_hand(tensor: HostTensor) -> StoredTensor:
-    """A tensor that needs no reading: a view into a mapped file."""
-    return StoredTensor(tensor.dtype, tensor.shape, lambda: tensor)
 
 
 class LazyTensors(Mapping[str, HostTensor]):
@@ -114,11 +91,11 @@ class Checkpoint:
     def with_tensors(self, stored: Mapping[str, StoredTensor]) -> Checkpoint:
         return replace(self, stored=stored, taken=set())
 
-    def take(self, name: str, shape: Shape) -> HostTensor:
-        """The tensor of that name and shape. Raises ModelLoadError if there is none."""
+    def take(self, name: str, shape: Shape) -> StoredTensor:
+        """The tensor of that name and shape, not read yet. Raises ModelLoadError if there is none."""
         self._expect(name, shape)
         self.taken.add(name)
-        return self.stored[name].read()
+        return self.stored[name]
 
     def check(self, required: Mapping[str, Shape]) -> None:
         """Raise ModelLoadError unless every tensor of the table is there in its shape; reads no data."""

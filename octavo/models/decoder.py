@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from octavo.kernels.ops import LinearWeight, Ops, Tensor
+from octavo.kernels.ops import Ops, Tensor
+from octavo.kernels.parameters import Linear
 from octavo.layers.attention import SelfAttention
 from octavo.layers.embedding import Embedding
 from octavo.layers.mlp import MLP
@@ -74,9 +75,9 @@ class Decoder:
     embedding: Embedding
     layers: tuple[Layer, ...]
     norm: Norm | None
-    head: LinearWeight  # [V, H]
+    head: Linear  # [V, H]
     logits_softcap: float | None = None
-    projection: LinearWeight | None = None
+    projection: Linear | None = None
 
     def forward(self, ops: Ops) -> tuple[Tensor, Tensor]:
         pending, residual = None, self.embedding(ops)

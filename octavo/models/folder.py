@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import ModelLoadError
-from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor
-from octavo.models.checkpoint import Checkpoint, StoredTensor, at_hand
+from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor, StoredTensor, at_hand
+from octavo.models.checkpoint import Checkpoint
 from octavo.models.config_file import ConfigFile
 from octavo.models.config_json import architecture_from_config
 from octavo.models.json_file import read_json, read_optional_json

@@ -8,11 +8,10 @@ and logits instead. Windows, ropes, caps and the score's scale are values of the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import sqrt
 
-import numpy as np
-
-from octavo.kernels.ops import FloatArray
+from octavo.kernels.parameters import Parameter
 from octavo.layers.attention import SelfAttention
 from octavo.layers.embedding import Embedding
 from octavo.layers.mlp import GatedMLP
@@ -22,6 +21,7 @@ from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs
 from octavo.models.decoder import Decoder, DecoderLayer
 from octavo.models.weights import TensorTable, Weights
+from octavo.quantization.dense import Dense
 
 
 def gemma2_tensors(a: Architecture) -> TensorTable:
@@ -37,7 +37,7 @@ def gemma3_tensors(a: Architecture) -> TensorTable:
 
 
 def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    embedding = Embedding(weights.tensor("model.embed_tokens.weight"), scale=sqrt(a.hidden_size))
+    embedding = Embedding(weights.parameter("model.embed_tokens.weight"), scale=sqrt(a.hidden_size))
     return Decoder(
         embedding=embedding,
         layers=tuple(_layer(a, weights.under(f"model.layers.{i}"), specs, i) for i in range(a.num_layers)),
@@ -69,5 +69,5 @@ def _norm(a: Architecture, weights: Weights, name: str) -> RMSNorm:
     return RMSNorm(_plus_one(weights, name), a.norm_eps)
 
 
-def _plus_one(weights: Weights, name: str) -> FloatArray:
-    return weights.vector(f"{name}.weight") + np.float32(1)
+def _plus_one(weights: Weights, name: str) -> Parameter:
+    return replace(weights.parameter(f"{name}.weight"), scheme=Dense(added=1.0))

@@ -41,7 +41,9 @@ def tensors(a: Architecture) -> TensorTable:
 
 
 def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    embedding = Embedding(weights.tensor("transformer.wte.weight"), positions=weights.tensor("transformer.wpe.weight"))
+    embedding = Embedding(
+        weights.parameter("transformer.wte.weight"), positions=weights.parameter("transformer.wpe.weight")
+    )
     return Decoder(
         embedding=embedding,
         layers=tuple(_layer(a, weights.under(f"transformer.h.{i}"), specs, i) for i in range(a.num_layers)),

@@ -71,7 +71,7 @@ def build(
 
     def layer(index: int) -> DecoderLayer:
         w = weights.under(f"model.layers.{index}")
-        q_norm, k_norm = (w.optional_vector(f"self_attn.{x}_norm.weight") for x in "qk")
+        q_norm, k_norm = (w.optional(f"self_attn.{x}_norm.weight") for x in "qk")
         return DecoderLayer(
             attention_norm=w.rms_norm("input_layernorm", a.norm_eps),
             attention=SelfAttention(
@@ -81,7 +81,7 @@ def build(
             mlp=GatedMLP(w.linear(*gate_up), w.linear("mlp.down_proj"), a.activation),
         )
 
-    embedding = Embedding(weights.tensor("model.embed_tokens.weight"))
+    embedding = Embedding(weights.parameter("model.embed_tokens.weight"))
     return Decoder(
         embedding=embedding,
         layers=tuple(layer(i) for i in range(a.num_layers)),

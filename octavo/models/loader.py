@@ -17,8 +17,8 @@ from pathlib import Path
 from octavo.config import ModelConfig
 from octavo.errors import ConfigError, ModelLoadError, OutOfMemoryError
 from octavo.kernels.reference.dequantize import convert as convert_in_numpy
-from octavo.kernels.tensor import DType, HostTensor, num_bytes
-from octavo.models.checkpoint import Checkpoint, StoredTensor, TokenizerSource, at_hand
+from octavo.kernels.tensor import DType, HostTensor, StoredTensor, at_hand, num_bytes
+from octavo.models.checkpoint import Checkpoint, TokenizerSource
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
 from octavo.models.gguf_config import architecture_from_gguf

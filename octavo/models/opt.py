@@ -69,8 +69,8 @@ def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
     w = weights.under("model.decoder")
     has_projections = w.lists("project_in.weight")
     embedding = Embedding(
-        w.tensor("embed_tokens.weight"),
-        positions=w.tensor("embed_positions.weight"),
+        w.parameter("embed_tokens.weight"),
+        positions=w.parameter("embed_positions.weight"),
         position_offset=POSITION_OFFSET,
         projection=w.linear("project_in") if has_projections else None,
     )

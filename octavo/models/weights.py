@@ -15,25 +15,24 @@ from typing import Protocol
 
 import numpy as np
 
-from octavo.kernels.ops import FloatArray, LinearWeight
-from octavo.kernels.reference.dequantize import dequantize
-from octavo.kernels.tensor import HostTensor
+from octavo.kernels.parameters import Linear, Parameter, Shape
+from octavo.kernels.tensor import StoredTensor, at_hand, from_array
 from octavo.layers.norm import LayerNorm, RMSNorm
+from octavo.quantization.registry import DENSE, scheme_of
 
-Shape = tuple[int, ...]
 TensorTable = dict[str, Shape]
 
 
 class TensorSource(Protocol):
     """What a model needs of a checkpoint."""
 
-    def take(self, name: str, shape: Shape) -> HostTensor:
-        """The tensor of that name. Raises ModelLoadError if it is missing or shaped otherwise."""
+    def take(self, name: str, shape: Shape) -> StoredTensor:
+        """The tensor of that name, not read yet. Raises ModelLoadError if it is missing or shaped otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The tensors under one prefix."""
+    """The parameters under one prefix."""
 
     source: TensorSource
     table: Mapping[str, Shape]
@@ -45,39 +44,36 @@ class Weights:
     def lists(self, name: str) -> bool:
         return self.prefix + name in self.table
 
-    def tensor(self, name: str) -> HostTensor:
+    def parameter(self, name: str) -> Parameter:
         full = self.prefix + name
         assert full in self.table, f"{full} is not in the family's table of tensors"
-        return self.source.take(full, self.table[full])
+        shape = self.table[full]
+        stored = self.source.take(full, shape)
+        return Parameter(full, shape, scheme_of(stored.dtype), (stored,))
 
-    def vector(self, name: str) -> FloatArray:
-        """A norm weight or a bias, in float32."""
-        return dequantize(self.tensor(name))
+    def optional(self, name: str) -> Parameter | None:
+        return self.parameter(name) if self.lists(name) else None
 
     def rms_norm(self, name: str, eps: float) -> RMSNorm:
-        return RMSNorm(self.vector(f"{name}.weight"), eps)
+        return RMSNorm(self.parameter(f"{name}.weight"), eps)
 
     def layer_norm(self, name: str, eps: float, size: int) -> LayerNorm:
         """Of that many columns. Where the table lists no weight, it is one."""
-        weight = self.optional_vector(f"{name}.weight")
-        return LayerNorm(
-            np.ones(size, np.float32) if weight is None else weight, self.optional_vector(f"{name}.bias"), eps
-        )
+        weight = self.optional(f"{name}.weight")
+        if weight is None:
+            ones = at_hand(from_array(np.ones(size, np.float32)))
+            weight = Parameter(f"{self.prefix}{name}.weight", ones.shape, DENSE, (ones,))
+        return LayerNorm(weight, self.optional(f"{name}.bias"), eps)
 
-    def optional_vector(self, name: str) -> FloatArray | None:
-        return self.vector(name) if self.lists(name) else None
-
-    def linear(self, *names: str) -> LinearWeight:
-        """One weight of the parts `name.weight`, stacked, with their biases where the table lists them."""
-        biases = [self.vector(f"{name}.bias") for name in names if self.lists(f"{name}.bias")]
+    def linear(self, *names: str) -> Linear:
+        """The weights `name.weight`, stacked, with their biases where the table lists them."""
+        biases = tuple(self.parameter(f"{name}.bias") for name in names if self.lists(f"{name}.bias"))
         assert len(biases) in (0, len(names)), f"some of {names} have a bias and some have none"
-        parts = tuple(self.tensor(f"{name}.weight") for name in names)
-        return LinearWeight(parts, np.concatenate(biases) if biases else None)
+        return Linear(tuple(self.parameter(f"{name}.weight") for name in names), biases)
 
-    def head(self, name: str, embedding: HostTensor) -> LinearWeight:
-        """The output projection. Where the table lists none it is the embedding itself, the same object, so that
-        a backend holds it once."""
-        return self.linear(name) if self.lists(f"{name}.weight") else LinearWeight((embedding,))
+    def head(self, name: str, embedding: Parameter) -> Linear:
+        """The output projection. Where the table lists none it is the embedding itself, which a backend holds once."""
+        return self.linear(name) if self.lists(f"{name}.weight") else Linear((embedding,))
 
 
 def with_biases(table: TensorTable, *names: str) -> TensorTable:

@@ -9,6 +9,7 @@ import torch
 
 from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, RotaryTable, StepBatch
 from octavo.kernels.triton.attention.kv_pool import LayerPool
+from octavo.testing.made_parameters import parameter
 from tests.gpu.device import DEVICE
 
 KV_DTYPE: dict[torch.dtype, KVDType] = {
@@ -103,7 +104,7 @@ def make_batch(
     lens = [cached + new for cached, new in seqs]
     num_blocks = 1 + sum(-(-n // block_size) for n in lens)
     layout = KVLayout(num_blocks, block_size, 2, num_kv_heads, head_dim, KV_DTYPE[dtype])
-    weights = rng.uniform(0.5, 1.5, (2, head_dim)).astype(np.float32)
+    weights = [parameter(row) for row in rng.uniform(0.5, 1.5, (2, head_dim)).astype(np.float32)]
     layer = AttentionLayer(
         group=0, index_in_group=1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
         scale=head_dim**-0.5, window=window, softcap=softcap,

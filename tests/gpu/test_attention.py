@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from octavo.kernels.reference.dequantize import values
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
 
 from octavo.kernels.cuda.driver import GPU  # isort: skip
@@ -66,8 +67,9 @@ def transformed_heads(batch: PagedBatch) -> tuple[torch.Tensor, torch.Tensor, to
     layer = batch.layer
     q, k, v = (x.float().clone() for x in batch.split_qkv())
     if layer.q_norm is not None and layer.k_norm is not None:
-        q = q * (q.square().mean(-1, keepdim=True) + layer.norm_eps).rsqrt() * torch.as_tensor(layer.q_norm).to(q)
-        k = k * (k.square().mean(-1, keepdim=True) + layer.norm_eps).rsqrt() * torch.as_tensor(layer.k_norm).to(k)
+        q_norm, k_norm = (torch.as_tensor(values(norm)).to(q) for norm in (layer.q_norm, layer.k_norm))
+        q = q * (q.square().mean(-1, keepdim=True) + layer.norm_eps).rsqrt() * q_norm
+        k = k * (k.square().mean(-1, keepdim=True) + layer.norm_eps).rsqrt() * k_norm
     if layer.rotary is not None:
         half = layer.rotary.rotary_dim // 2
         cos = torch.as_tensor(layer.rotary.cos).to(q)[batch.positions][:, None]

@@ -14,15 +14,16 @@ from itertools import pairwise
 import numpy as np
 
 from octavo.kernels.ops import Backend, FloatArray, IntArray, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
-from octavo.kernels.tensor import HostTensor, from_array
+from octavo.kernels.parameters import Parameter
+from octavo.testing.made_parameters import parameter
 
 NUM_ROWS = 97  # of the lookup table
 MAX_SEQS = 8
 MAX_TOKENS = 1024
 
 
-def random_table(width: int, seed: int = 0) -> HostTensor:
-    return from_array(np.random.default_rng(seed).standard_normal((NUM_ROWS, width), np.float32))
+def random_table(width: int, seed: int = 0) -> Parameter:
+    return parameter(np.random.default_rng(seed).standard_normal((NUM_ROWS, width), np.float32))
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def test_a_long_context_split_among_threads_gives_the_same_bits() -> None:
 def test_a_nan_stays_in_its_own_sequence() -> None:
     case = Case(4, 2, 32)
     table = random_table(8 * 32)
-    table.row_data.view(np.float32)[3] = np.nan
+    table.dense().row_data.view(np.float32)[3] = np.nan
     layer = case.layer()
     harness = Harness(
         CpuBackend(2),

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.ops import AttentionLayer, LinearWeight
+from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.parameters import Linear
 from octavo.kernels.program.fuse import Fusions, Recording, fuse
 from octavo.kernels.program.recorder import Recorder
-from octavo.kernels.tensor import from_array
+from octavo.testing.made_parameters import linear, parameter
 
 WIDTH = 8
-NORM = np.ones(WIDTH, np.float32)
+NORM = parameter(np.ones(WIDTH, np.float32))
 LAYER = AttentionLayer(0, 0, num_heads=1, num_kv_heads=1, head_dim=WIDTH, scale=1.0)
 EVERYTHING = Fusions(attention=True, residual=True, takes_norm=lambda *shape: True, takes_gate=lambda *shape: True)
 
 
-def weight(rows: int, cols: int = WIDTH, *, has_bias: bool = False) -> LinearWeight:
-    return LinearWeight(
-        (from_array(np.zeros((rows, cols), np.float32)),), np.zeros(rows, np.float32) if has_bias else None
-    )
+def weight(rows: int, cols: int = WIDTH, *, has_bias: bool = False) -> Linear:
+    return linear(np.zeros((rows, cols), np.float32), bias=np.zeros(rows, np.float32) if has_bias else None)
 
 
 def layer(*, has_bias: bool = False) -> Recording:

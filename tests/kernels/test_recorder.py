@@ -6,24 +6,25 @@ import numpy as np
 import pytest
 
 from octavo.kernels.cpu.backend import CpuBackend
-from octavo.kernels.ops import AttentionLayer, LinearWeight, Ops, Tensor
+from octavo.kernels.ops import AttentionLayer, Ops, Tensor
+from octavo.kernels.parameters import Linear
 from octavo.kernels.program.buffers import share_buffers
 from octavo.kernels.program.recorder import Recorder
 from octavo.kernels.reference import ReferenceBackend
-from octavo.kernels.tensor import from_array
+from octavo.testing.made_parameters import linear, parameter
 from tests.kernels.step_harness import Pool, random_table, run_once
 
 WIDTH = 24
 
 
-def random_linear(rng: np.random.Generator, rows: int, cols: int) -> LinearWeight:
-    return LinearWeight((from_array(rng.standard_normal((rows, cols), np.float32) * np.float32(cols**-0.5)),))
+def random_linear(rng: np.random.Generator, rows: int, cols: int) -> Linear:
+    return linear(rng.standard_normal((rows, cols), np.float32) * np.float32(cols**-0.5))
 
 
 def random_program(seed: int, ops: Ops) -> Tensor:
     """A residual stream and a handful of live tensors, combined at random, none used after its death."""
     rng = np.random.default_rng(seed)
-    weight = rng.standard_normal(WIDTH, np.float32)
+    weight = parameter(rng.standard_normal(WIDTH, np.float32))
     layer = AttentionLayer(0, 0, 3, 1, 8, 0.3)
     live = [ops.embedding(random_table(WIDTH, seed), "input_ids")]
     for _ in range(30):
@@ -63,7 +64,7 @@ def test_random_programs_compute_what_the_reference_does(seed: int) -> None:
 
 
 def decoder_block(ops: Ops, x: Tensor, residual: Tensor, layer: AttentionLayer) -> tuple[Tensor, Tensor]:
-    rng, weight = np.random.default_rng(0), np.ones(WIDTH, np.float32)
+    rng, weight = np.random.default_rng(0), parameter(np.ones(WIDTH, np.float32))
     q = ops.rotary_kv_write(ops.linear(x, random_linear(rng, 40, WIDTH)), layer)
     x = ops.linear(ops.paged_attention(q, layer), random_linear(rng, WIDTH, WIDTH))
     x, residual = ops.add_rms_norm(x, residual, weight, 1e-5)
@@ -76,7 +77,7 @@ def test_buffers_do_not_grow_with_depth() -> None:
     for num_layers in (1, 12):
         recorder = Recorder()
         residual = recorder.embedding(random_table(WIDTH), "input_ids")
-        x = recorder.rms_norm(residual, np.ones(WIDTH, np.float32), 1e-5)
+        x = recorder.rms_norm(residual, parameter(np.ones(WIDTH, np.float32)), 1e-5)
         for index in range(num_layers):
             x, residual = decoder_block(recorder, x, residual, AttentionLayer(0, index, 3, 1, 8, 0.3))
         widths.append(sorted(share_buffers(recorder.instructions, (), (x, residual)).widths))
@@ -89,7 +90,7 @@ def test_reading_a_consumed_tensor_is_refused() -> None:
     x = recorder.embedding(random_table(WIDTH), "input_ids")
     recorder.activation(x, "relu")
     with pytest.raises(AssertionError, match="rms_norm reads a tensor that an earlier op consumed"):
-        recorder.rms_norm(x, np.ones(WIDTH, np.float32), 1e-5)
+        recorder.rms_norm(x, parameter(np.ones(WIDTH, np.float32)), 1e-5)
 
 
 def test_widths_that_do_not_fit_are_refused_when_recorded() -> None:

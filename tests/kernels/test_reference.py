@@ -22,7 +22,6 @@ from octavo.kernels.ops import (
     FloatArray,
     KVDType,
     KVLayout,
-    LinearWeight,
     Ops,
     RotaryTable,
     StepBatch,
@@ -30,7 +29,7 @@ from octavo.kernels.ops import (
     Tensor,
 )
 from octavo.kernels.reference import ReferenceBackend
-from octavo.kernels.tensor import from_array
+from octavo.testing.made_parameters import linear, parameter
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 6, 2, 8, 4, 40
 LAYER = AttentionLayer(
@@ -89,7 +88,7 @@ def random(*shape: int, seed: int = 0) -> FloatArray:
 
 def of(x: FloatArray, op: Callable[[Ops, Tensor], Tensor]) -> FloatArray:
     """The op applied to x [T, width]."""
-    return Bench().run(lambda ops: op(ops, ops.embedding(from_array(x), "input_ids")), [(0, 0, len(x))])
+    return Bench().run(lambda ops: op(ops, ops.embedding(parameter(x), "input_ids")), [(0, 0, len(x))])
 
 
 def close(a: NDArray[Any], b: Any, tolerance: float = 1e-5) -> None:
@@ -98,27 +97,27 @@ def close(a: NDArray[Any], b: Any, tolerance: float = 1e-5) -> None:
 
 def test_embedding_offsets_and_scales() -> None:
     table = random(12, 5)
-    result = Bench().run(lambda ops: ops.embedding(from_array(table), "positions", offset=2, scale=3.0), [(0, 4, 7)])
+    result = Bench().run(lambda ops: ops.embedding(parameter(table), "positions", offset=2, scale=3.0), [(0, 4, 7)])
     close(result, table[6:9] * 3)
 
 
 def test_linear_stacks_parts_of_different_types_and_adds_the_bias() -> None:
     x, a, b, bias = random(3, 8), random(4, 8, seed=1), random(2, 8, seed=2).astype(np.float16), random(6, seed=3)
-    result = of(x, lambda ops, x: ops.linear(x, LinearWeight((from_array(a), from_array(b)), bias)))
+    result = of(x, lambda ops, x: ops.linear(x, linear(a, b, bias=bias)))
     close(result, x @ np.concatenate([a, b.astype(np.float32)]).T + bias)
 
 
 def test_norms() -> None:
     x, weight, bias = random(4, 16) * 5, random(16, seed=1), random(16, seed=2)
     t, w = torch.from_numpy(x), torch.from_numpy(weight)
-    close(of(x, lambda ops, x: ops.rms_norm(x, weight, 1e-3)), F.rms_norm(t, (16,), w, 1e-3))
+    close(of(x, lambda ops, x: ops.rms_norm(x, parameter(weight), 1e-3)), F.rms_norm(t, (16,), w, 1e-3))
     close(
-        of(x, lambda ops, x: ops.layer_norm(x, weight, bias, 1e-3)),
+        of(x, lambda ops, x: ops.layer_norm(x, parameter(weight), parameter(bias), 1e-3)),
         F.layer_norm(t, (16,), w, torch.from_numpy(bias), 1e-3),
     )
-    close(of(x, lambda ops, x: ops.layer_norm(x, weight, None, 1e-3)), F.layer_norm(t, (16,), w, None, 1e-3))
-    close(of(x, lambda ops, x: ops.add_rms_norm(x, x, weight, 1e-3)[0]), F.rms_norm(2 * t, (16,), w, 1e-3))
-    close(of(x, lambda ops, x: ops.add_rms_norm(x, x, weight, 1e-3)[1]), 2 * x)
+    close(of(x, lambda ops, x: ops.layer_norm(x, parameter(weight), None, 1e-3)), F.layer_norm(t, (16,), w, None, 1e-3))
+    close(of(x, lambda ops, x: ops.add_rms_norm(x, x, parameter(weight), 1e-3)[0]), F.rms_norm(2 * t, (16,), w, 1e-3))
+    close(of(x, lambda ops, x: ops.add_rms_norm(x, x, parameter(weight), 1e-3)[1]), 2 * x)
 
 
 def test_activations() -> None:
@@ -141,7 +140,7 @@ def attention_over(
     bench: Bench, layer: AttentionLayer, qkv: FloatArray, spans: list[tuple[int, int, int]]
 ) -> FloatArray:
     def expression(ops: Ops) -> Tensor:
-        return ops.paged_attention(ops.rotary_kv_write(ops.embedding(from_array(qkv), "input_ids"), layer), layer)
+        return ops.paged_attention(ops.rotary_kv_write(ops.embedding(parameter(qkv), "input_ids"), layer), layer)
 
     return bench.run(expression, spans)
 
@@ -216,7 +215,7 @@ def test_queries_and_keys_are_normed_then_rotated_and_values_neither() -> None:
     angles = random(20, 3)
     rotary = RotaryTable(np.cos(angles) * np.float32(1.5), np.sin(angles) * np.float32(1.5))
     q_norm, k_norm = random(HEAD_DIM, seed=1), random(HEAD_DIM, seed=2)
-    layer = replace(LAYER, rotary=rotary, q_norm=q_norm, k_norm=k_norm, norm_eps=1e-2)
+    layer = replace(LAYER, rotary=rotary, q_norm=parameter(q_norm), k_norm=parameter(k_norm), norm_eps=1e-2)
     qkv = random(9, WIDTH, seed=3)
 
     def prepare(x: torch.Tensor, norm: FloatArray) -> torch.Tensor:
@@ -235,7 +234,7 @@ def test_queries_and_keys_are_normed_then_rotated_and_values_neither() -> None:
 
 def test_copied_blocks_continue_as_their_originals() -> None:
     bench, qkv = Bench(), random(7, WIDTH)
-    compiled = bench.compile(lambda ops: ops.embedding(from_array(qkv), "input_ids"))
+    compiled = bench.compile(lambda ops: ops.embedding(parameter(qkv), "input_ids"))
     attention_over(bench, LAYER, qkv[:6], [(0, 0, 6)])
     compiled.copy_blocks(bench.tables[0][0, :2], bench.tables[0][2, :2])
     close(attention_over(bench, LAYER, qkv[6:], [(2, 6, 7)]), attention_oracle(qkv, LAYER)[6:])
@@ -245,7 +244,7 @@ def test_copies_happen_in_order() -> None:
     bench = Bench()
     blocks = bench.pool.reshape(NUM_BLOCKS, -1)
     blocks[:4] = np.arange(4, dtype=np.uint8)[:, None]
-    compiled = bench.compile(lambda ops: ops.embedding(from_array(random(2, 2)), "input_ids"))
+    compiled = bench.compile(lambda ops: ops.embedding(parameter(random(2, 2)), "input_ids"))
     compiled.copy_blocks(np.array([1, 2, 1], np.int32), np.array([2, 3, 1], np.int32))
     assert blocks[:4, 0].tolist() == [0, 1, 1, 1]
 
@@ -253,7 +252,7 @@ def test_copies_happen_in_order() -> None:
 def test_logits_are_of_the_tokens_asked_for() -> None:
     x = random(6, 4)
     bench = Bench()
-    compiled = bench.compile(lambda ops: ops.embedding(from_array(x), "input_ids"))
+    compiled = bench.compile(lambda ops: ops.embedding(parameter(x), "input_ids"))
     compiled.forward(bench.step([(0, 0, 6)]))
     close(compiled.logits(np.array([5, 0, 5], np.int32)), x[[5, 0, 5]])
 

@@ -10,9 +10,11 @@ import pytest
 from scipy import special
 
 from octavo.kernels.cpu.backend import CpuBackend
-from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, LinearWeight, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Ops, RotaryTable, Tensor
+from octavo.kernels.parameters import Parameter
 from octavo.kernels.reference import ReferenceBackend
-from octavo.kernels.tensor import HostTensor, from_array
+from octavo.kernels.tensor import HostTensor
+from octavo.testing.made_parameters import linear, parameter
 from tests.kernels.step_harness import NUM_ROWS, Pool, random_table, run_once
 
 WIDTHS = [1, 7, 16, 576, 1003]
@@ -33,7 +35,7 @@ def compare(function: Callable[[Ops], Tensor], width: int, pool: Pool | None = N
 @pytest.mark.parametrize("width", WIDTHS)
 def test_norms(width: int) -> None:
     table, other = random_table(width), random_table(width, seed=2)
-    weight, bias = array(width), array(width, seed=3)
+    weight, bias = parameter(array(width)), parameter(array(width, seed=3))
     compare(lambda ops: ops.rms_norm(ops.embedding(table, "input_ids"), weight, 1e-5), width, rtol=5e-6)
     for given in (bias, None):
         compare(
@@ -66,8 +68,8 @@ EXACT: dict[Activation, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def values_table(values: FloatArray) -> HostTensor:
-    return from_array(np.resize(values.astype(np.float32), (NUM_ROWS, len(values))))
+def values_table(values: FloatArray) -> Parameter:
+    return parameter(np.resize(values.astype(np.float32), (NUM_ROWS, len(values))))
 
 
 @pytest.mark.parametrize("kind", get_args(Activation))
@@ -109,7 +111,7 @@ def test_special_values_pass_through() -> None:
 def test_embedding_of_tokens_and_positions() -> None:
     table = random_table(40)
     compare(lambda ops: ops.embedding(table, "input_ids", scale=3.5), 40)
-    positions = from_array(array(200, 40))
+    positions = parameter(array(200, 40))
     compare(lambda ops: ops.add(ops.embedding(table, "input_ids"), ops.embedding(positions, "positions", offset=2)), 40)
 
 
@@ -121,11 +123,11 @@ def test_embedding_of_a_quantised_table() -> None:
         (NUM_ROWS, 64),
         np.concatenate([scales, rng.integers(0, 256, (NUM_ROWS, 2, 32), np.uint8)], axis=-1).reshape(-1),
     )
-    compare(lambda ops: ops.embedding(table, "input_ids"), 64, rtol=0)
+    compare(lambda ops: ops.embedding(parameter(table), "input_ids"), 64, rtol=0)
 
 
 def test_an_unknown_token_is_an_error_not_a_wild_read() -> None:
-    table = from_array(array(NUM_ROWS - 1, 8))
+    table = parameter(array(NUM_ROWS - 1, 8))
     with pytest.raises(AssertionError, match=f"embedding row {NUM_ROWS - 1} of a table of {NUM_ROWS - 1}"):
         run_once(CpuBackend(1), lambda ops: ops.embedding(table, "input_ids"), 8, NUM_ROWS)
 
@@ -135,8 +137,8 @@ def test_rotation_and_head_norms(head_dim: int, rotary_dim: int, norms: bool) ->
     angles = np.outer(np.arange(768), 0.5 ** np.arange(rotary_dim // 2)).astype(np.float32)
     layer = AttentionLayer(
         *(0, 0, 6, 2, head_dim, 1.0),
-        q_norm=array(head_dim) if norms else None,
-        k_norm=array(head_dim, seed=2) if norms else None,
+        q_norm=parameter(array(head_dim)) if norms else None,
+        k_norm=parameter(array(head_dim, seed=2)) if norms else None,
         rotary=RotaryTable(np.cos(angles), np.sin(angles)),
     )
     table = random_table(10 * head_dim)
@@ -146,6 +148,6 @@ def test_rotation_and_head_norms(head_dim: int, rotary_dim: int, norms: bool) ->
 
 def test_linear_joins_parts_of_several_types() -> None:
     parts = [array(5, 64), array(9, 64, seed=2), array(4, 64, seed=3).astype(np.float16), array(3, 64, seed=4)]
-    weight = LinearWeight(tuple(from_array(part) for part in parts), array(21, seed=5))
+    weight = linear(*parts, bias=array(21, seed=5))
     table = random_table(64)
     compare(lambda ops: ops.linear(ops.embedding(table, "input_ids"), weight), 21, rtol=2e-5)

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 
 from octavo.kernels.program.recorder import Recorder
-from octavo.kernels.tensor import DType, HostTensor, num_bytes
+from octavo.kernels.tensor import DType, HostTensor, StoredTensor, at_hand, num_bytes
 
 
 class SymbolicOps(Recorder):
@@ -42,9 +42,9 @@ class BlankTensors:
         self._dtype = dtype
         self.taken: dict[str, tuple[int, ...]] = {}
 
-    def take(self, name: str, shape: tuple[int, ...]) -> HostTensor:
+    def take(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         assert name not in self.taken, f"{name} is taken once and shared"
         self.taken[name] = shape
         if len(shape) == 1:
-            return HostTensor("F32", shape, np.zeros(num_bytes("F32", shape), np.uint8))
-        return HostTensor(self._dtype, shape, np.broadcast_to(np.uint8(0), (num_bytes(self._dtype, shape),)))
+            return at_hand(HostTensor("F32", shape, np.zeros(num_bytes("F32", shape), np.uint8)))
+        return at_hand(HostTensor(self._dtype, shape, np.broadcast_to(np.uint8(0), (num_bytes(self._dtype, shape),))))

@@ -40,7 +40,7 @@ def tiny(tmp_path: Path) -> Checkpoint:
 
 def test_a_llama_file_has_every_tensor_of_the_family(tiny: Checkpoint) -> None:
     for name, shape in required_tensors(tiny.architecture).items():
-        assert tiny.take(name, shape).shape == shape
+        assert tiny.take(name, shape).read().shape == shape
     assert tiny.leftovers() == []
     assert tiny.num_bytes == 4 * sum(array.size for array in tiny_llama_tensors().values())
     assert tiny.dtype_label == "F32"
@@ -180,7 +180,7 @@ def test_an_unknown_tensor_is_left_over(tmp_path: Path) -> None:
     tensors = tiny_llama_tensors() | {"blk.0.surprise.weight": np.ones(4, np.float32)}
     checkpoint = open_file(write_gguf(tmp_path / "f.gguf", "llama", TINY_LLAMA, tensors))
     for name, shape in required_tensors(checkpoint.architecture).items():
-        checkpoint.take(name, shape)
+        checkpoint.take(name, shape).read()
     assert checkpoint.leftovers() == ["blk.0.surprise.weight"]
 
 
@@ -197,7 +197,7 @@ def test_changed_bytes_never_do_more_than_raise(tmp_path: Path, changes: list[tu
     with suppress(ModelLoadError):
         checkpoint = open_file(path)
         for name, shape in required_tensors(checkpoint.architecture).items():
-            checkpoint.take(name, shape)
+            checkpoint.take(name, shape).read()
 
 
 SMOLLM2 = Architecture(
@@ -243,7 +243,7 @@ def test_packaged_models(name: str, architecture: Architecture) -> None:
     checkpoint = open_checkpoint(ModelConfig(model=name))
     assert checkpoint.architecture == architecture
     for tensor, shape in required_tensors(architecture).items():
-        checkpoint.take(tensor, shape)
+        checkpoint.take(tensor, shape).read()
     assert checkpoint.leftovers() == []
 
 
@@ -266,4 +266,4 @@ def test_a_value_too_large_for_float16_is_named(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "large.gguf", "llama", TINY_LLAMA, tensors)
     checkpoint = open_checkpoint(ModelConfig(model=str(path), dtype="float16"))
     with pytest.raises(ModelLoadError, match=r"'model.norm.weight': 1e\+06 does not fit float16.*another dtype"):
-        checkpoint.take("model.norm.weight", (32,))
+        checkpoint.take("model.norm.weight", (32,)).read()

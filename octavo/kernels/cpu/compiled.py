@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from octavo.kernels.cpu import library
 from octavo.kernels.cpu.emit import Emitter, slots
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
 from octavo.kernels.cpu.sampling import processed_logits, sample
+from octavo.kernels.cpu.weights import CpuWeights
 from octavo.kernels.ops import (
     AttentionLayer,
     FloatArray,
@@ -62,7 +63,7 @@ class CpuModel:
         self._activation_bytes = activation_bytes
         self._pool = pool
         self._block_bytes = kv.block_bytes
-        self._borrowed: list[Any] = []
+        self._weights = CpuWeights()
         self._programs: list[tuple[int, list[str]]] = []  # and the op of each instruction
         self._logits = np.empty(0, np.float32)
         layout = library.KVPool(
@@ -95,10 +96,9 @@ class CpuModel:
         widths = np.array(plan.widths, np.int32)
         add = getattr(self._library, f"octavo_model_{which}_program")
         program = add(self._handle, address(widths), len(widths))
-        emitter = Emitter(self._library, self._threads, program, plan, self._activation_bytes)
+        emitter = Emitter(self._library, self._threads, program, plan, self._weights, self._activation_bytes)
         for instruction in instructions:
             emitter.emit(instruction)
-        self._borrowed += emitter.borrowed
         self._programs.append((program, emitter.ops))
         return plan
 

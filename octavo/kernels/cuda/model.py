@@ -101,7 +101,7 @@ class TritonModel:
         products = [i.arguments["weight"].parts for i in forward.instructions if i.op == "linear"]
         #: what a step's tokens are padded to where products are a library's
         self.row_counts = cheap_row_counts(
-            [self._weights.matrix(*parts) for parts in products], limits.max_num_tokens, shared
+            [self._weights.packed(*parts) for parts in products], limits.max_num_tokens, shared
         )
         self._weights.forget_host()
         self.staging = Staging(device)

@@ -12,11 +12,11 @@ from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight
+from octavo.kernels.ops import Activation, AttentionLayer, Index
+from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.buffers import share_buffers
 from octavo.kernels.program.fuse import Recording
 from octavo.kernels.program.recorder import Instruction, Value
-from octavo.kernels.tensor import HostTensor
 from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
@@ -95,8 +95,8 @@ class Program:
 
     # One method an op: its arguments, and the weights among them uploaded, to a launch
 
-    def _embedding(self, table: HostTensor, index: Index, offset: int, scale: float) -> Launch:
-        table_VH, chained = self._around.weights.matrix(table), self._around.gpu.chains
+    def _embedding(self, table: Parameter, index: Index, offset: int, scale: float) -> Launch:
+        table_VH, chained = self._around.weights.packed(table), self._around.gpu.chains
 
         def launch(step: DeviceStep, out: torch.Tensor) -> None:
             embedding(table_VH, getattr(step, index), out, offset=offset, scale=scale, chained=chained)
@@ -105,14 +105,14 @@ class Program:
 
     def _linear(
         self,
-        weight: LinearWeight,
+        weight: Linear,
         gate: Activation | None = None,
-        norm_weight: FloatArray | None = None,
+        norm_weight: Parameter | None = None,
         eps: float = 1e-6,
     ) -> Launch:
         weights, chained = self._around.weights, self._around.gpu.chains
-        matrix = weights.matrix(*weight.parts)
-        bias = None if weight.bias is None else weights.vector(weight.bias, weights.dtype)
+        matrix = weights.packed(*weight.parts)
+        bias = weights.packed(*weight.biases) if weight.biases else None
         norm_H = None if norm_weight is None else weights.vector(norm_weight)
         tiles = self._tiles(matrix, gate)
 
@@ -136,10 +136,10 @@ class Program:
 
         return launch
 
-    def _linear_add_rms_norm(self, weight: LinearWeight, norm_weight: FloatArray, eps: float) -> Launch:
+    def _linear_add_rms_norm(self, weight: Linear, norm_weight: Parameter, eps: float) -> Launch:
         """The outputs: the normed sum, and the sum in the residual's own memory."""
         around = self._around
-        matrix, norm_H = around.weights.matrix(*weight.parts), around.weights.vector(norm_weight)
+        matrix, norm_H = around.weights.packed(*weight.parts), around.weights.vector(norm_weight)
         tiles, room, chained = self._tiles(matrix), self._parts, around.gpu.chains
 
         def launch(
@@ -168,16 +168,16 @@ class Program:
 
         return TileLinear(matrix, gate)
 
-    def _rms_norm(self, weight: FloatArray, eps: float) -> Launch:
+    def _rms_norm(self, weight: Parameter, eps: float) -> Launch:
         weight_H, chained = self._around.weights.vector(weight), self._around.gpu.chains
         return lambda step, x, out: norm.rms_norm(x, weight_H, eps, out, chained=chained)
 
-    def _add_rms_norm(self, weight: FloatArray, eps: float) -> Launch:
+    def _add_rms_norm(self, weight: Parameter, eps: float) -> Launch:
         """The outputs are the inputs' own memory: the normed sum over x, the sum over the residual."""
         weight_H, chained = self._around.weights.vector(weight), self._around.gpu.chains
         return lambda step, x, residual, out, total: norm.add_rms_norm(x, residual, weight_H, eps, out, chained=chained)
 
-    def _layer_norm(self, weight: FloatArray, bias: FloatArray | None, eps: float) -> Launch:
+    def _layer_norm(self, weight: Parameter, bias: Parameter | None, eps: float) -> Launch:
         weights, chained = self._around.weights, self._around.gpu.chains
         weight_H, bias_H = weights.vector(weight), None if bias is None else weights.vector(bias)
         return lambda step, x, out: norm.layer_norm(x, weight_H, bias_H, eps, out, chained=chained)

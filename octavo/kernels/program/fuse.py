@@ -98,7 +98,7 @@ def _attention(first: Instruction, second: Instruction) -> list[Instruction] | N
 
 
 def _residual(first: Instruction, second: Instruction) -> list[Instruction] | None:
-    if first.op != "linear" or first.arguments["weight"].bias is not None:
+    if first.op != "linear" or first.arguments["weight"].biases:
         return None
     product = first.outputs[0]
     if second.op == "add":
@@ -112,7 +112,7 @@ def _residual(first: Instruction, second: Instruction) -> list[Instruction] | No
 
 
 def _parts(first: Instruction, second: Instruction) -> list[Instruction] | None:
-    if (first.op, second.op) != ("linear", "add_rms_norm") or first.arguments["weight"].bias is not None:
+    if (first.op, second.op) != ("linear", "add_rms_norm") or first.arguments["weight"].biases:
         return None
     if second.inputs[0] is not first.outputs[0]:
         return None

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.parameters import Parameter
 from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor, num_bytes
 
 FloatArray = NDArray[np.float32]
@@ -46,11 +47,16 @@ def dequantize(tensor: HostTensor) -> FloatArray:
         return _widen(tensor).reshape(tensor.shape)
     block_len, _ = BLOCK_FORMATS[tensor.dtype]
     blocks = tensor.data.view(_RECORDS[tensor.dtype])
-    values = np.empty((len(blocks), block_len), np.float32)
+    decoded = np.empty((len(blocks), block_len), np.float32)
     step = _CHUNK_ELEMENTS // block_len
     for start in range(0, len(blocks), step):
-        _DECODERS[tensor.dtype](blocks[start : start + step], values[start : start + step])
-    return values.reshape(tensor.shape)
+        _DECODERS[tensor.dtype](blocks[start : start + step], decoded[start : start + step])
+    return decoded.reshape(tensor.shape)
+
+
+def values(parameter: Parameter) -> FloatArray:
+    """A parameter's numbers, read now."""
+    return dequantize(parameter.dense())
 
 
 def convert(tensor: HostTensor, dtype: DType) -> HostTensor:

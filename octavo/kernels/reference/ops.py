@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Index, LinearWeight, Op, Ops
+from octavo.kernels.ops import Activation, AttentionLayer, Index, Op, Ops
+from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.reference import attention
-from octavo.kernels.reference.weights import WeightCache
-from octavo.kernels.tensor import HostTensor
+from octavo.kernels.reference.weights import ReferenceWeights
 
 ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -40,32 +40,32 @@ class ReferenceOps(Ops):
     def __init__(self, cache: attention.KVPool) -> None:
         self.step: attention.StepIndex
         self._cache = cache
-        self._weights = WeightCache()
+        self._weights = ReferenceWeights()
 
     def apply(self, op: Op, inputs: tuple[torch.Tensor, ...], arguments: dict[str, Any]) -> Any:
         compute = PLAIN.get(op.name) or getattr(self, f"_{op.name}")
         return compute(*inputs, **arguments)
 
-    def _embedding(self, table: HostTensor, index: Index, offset: int, scale: float) -> torch.Tensor:
+    def _embedding(self, table: Parameter, index: Index, offset: int, scale: float) -> torch.Tensor:
         ids = self.step.input_ids if index == "input_ids" else self.step.positions
         return self._weights.tensor(table)[ids + offset] * scale
 
-    def _linear(self, x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
+    def _linear(self, x: torch.Tensor, weight: Linear) -> torch.Tensor:
         y = torch.cat([x @ self._weights.tensor(part).T for part in weight.parts], dim=-1)
-        return y if weight.bias is None else y + self._weights.array(weight.bias)
+        return y + torch.cat([self._weights.tensor(bias) for bias in weight.biases]) if weight.biases else y
 
-    def _rms_norm(self, x: torch.Tensor, weight: FloatArray, eps: float) -> torch.Tensor:
-        return rms_norm(x, self._weights.array(weight), eps)
+    def _rms_norm(self, x: torch.Tensor, weight: Parameter, eps: float) -> torch.Tensor:
+        return rms_norm(x, self._weights.tensor(weight), eps)
 
     def _add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: FloatArray, eps: float
+        self, x: torch.Tensor, residual: torch.Tensor, weight: Parameter, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         total = x + residual
         return self._rms_norm(total, weight, eps), total
 
-    def _layer_norm(self, x: torch.Tensor, weight: FloatArray, bias: FloatArray | None, eps: float) -> torch.Tensor:
-        bias_H = None if bias is None else self._weights.array(bias)
-        return F.layer_norm(x, x.shape[-1:], self._weights.array(weight), bias_H, eps)
+    def _layer_norm(self, x: torch.Tensor, weight: Parameter, bias: Parameter | None, eps: float) -> torch.Tensor:
+        bias_H = None if bias is None else self._weights.tensor(bias)
+        return F.layer_norm(x, x.shape[-1:], self._weights.tensor(weight), bias_H, eps)
 
     def _gated_activation(self, gate_up: torch.Tensor, kind: Activation) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
@@ -75,12 +75,11 @@ class ReferenceOps(Ops):
         heads_TXD = qkv.reshape(len(qkv), -1, layer.head_dim)
         q, k, v = heads_TXD.tensor_split([layer.num_heads, layer.num_heads + layer.num_kv_heads], dim=1)
         if layer.q_norm is not None:
-            q = rms_norm(q, self._weights.array(layer.q_norm), layer.norm_eps)
+            q = rms_norm(q, self._weights.tensor(layer.q_norm), layer.norm_eps)
         if layer.k_norm is not None:
-            k = rms_norm(k, self._weights.array(layer.k_norm), layer.norm_eps)
+            k = rms_norm(k, self._weights.tensor(layer.k_norm), layer.norm_eps)
         if layer.rotary is not None:
-            cos = self._weights.array(layer.rotary.cos)[self.step.positions]
-            sin = self._weights.array(layer.rotary.sin)[self.step.positions]
+            cos, sin = (table[self.step.positions] for table in self._weights.rotary(layer.rotary))
             q, k = attention.rotate(q, cos, sin), attention.rotate(k, cos, sin)
         self._cache.write(self.step, layer, k, v)
         return q.flatten(-2)

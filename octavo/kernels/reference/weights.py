@@ -1,31 +1,31 @@
-"""Weights as float32 torch tensors, each dequantised once."""
+"""A model's weights as float32 torch tensors, each dequantised once."""
 
 from __future__ import annotations
 
 import torch
 
-from octavo.kernels.ops import FloatArray
-from octavo.kernels.reference.dequantize import dequantize
-from octavo.kernels.tensor import HostTensor
+from octavo.kernels.ops import FloatArray, RotaryTable
+from octavo.kernels.parameters import Parameter
+from octavo.kernels.reference.dequantize import values
 
 
-class WeightCache:
-    """Torch's view of the model's host data, by identity: a tensor that two places share is held once."""
+class ReferenceWeights:
+    """`parameters`: by their names, so that one which two layers share is held once."""
 
     def __init__(self) -> None:
-        # The key's object is kept with its value: an id is only unique while its object lives.
-        self._held: dict[int, tuple[HostTensor | FloatArray, torch.Tensor]] = {}
+        self.parameters: dict[str, torch.Tensor] = {}
+        self._angles: dict[RotaryTable, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def tensor(self, tensor: HostTensor) -> torch.Tensor:
-        """Float32, shaped as the tensor is."""
-        if id(tensor) not in self._held:
-            self._held[id(tensor)] = (tensor, _as_torch(dequantize(tensor)))
-        return self._held[id(tensor)][1]
+    def tensor(self, parameter: Parameter) -> torch.Tensor:
+        if parameter.name not in self.parameters:
+            self.parameters[parameter.name] = _as_torch(values(parameter))
+        return self.parameters[parameter.name]
 
-    def array(self, array: FloatArray) -> torch.Tensor:
-        if id(array) not in self._held:
-            self._held[id(array)] = (array, _as_torch(array))
-        return self._held[id(array)][1]
+    def rotary(self, table: RotaryTable) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines."""
+        if table not in self._angles:
+            self._angles[table] = (_as_torch(table.cos), _as_torch(table.sin))
+        return self._angles[table]
 
 
 def _as_torch(array: FloatArray) -> torch.Tensor:

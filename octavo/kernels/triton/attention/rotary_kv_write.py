@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.reference.dequantize import values
 from octavo.kernels.triton.attention.kv_pool import LayerPool
 from octavo.kernels.triton.chain import wait_for_previous
 
@@ -39,11 +40,12 @@ class HeadTransform:
         def upload(array: object) -> torch.Tensor:
             return torch.zeros(1, device=device) if array is None else torch.as_tensor(array, device=device)
 
+        norms = [None if norm is None else values(norm) for norm in (layer.q_norm, layer.k_norm)]
         table = layer.rotary
         assert (layer.q_norm is None) == (layer.k_norm is None), "query and key heads are normed together or not at all"
         return cls(
-            upload(layer.q_norm),
-            upload(layer.k_norm),
+            upload(norms[0]),
+            upload(norms[1]),
             upload(table.cos if table else None),
             upload(table.sin if table else None),
             table.rotary_dim if table else 0,

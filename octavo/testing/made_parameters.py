@@ -1,0 +1,29 @@
+"""Parameters of numbers that a test or a benchmark has made, each under a name of its own."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+from numpy.typing import NDArray
+
+from octavo.kernels.parameters import Linear, Parameter
+from octavo.kernels.tensor import HostTensor, at_hand, from_array
+from octavo.quantization.registry import scheme_of
+
+_numbers = count()
+
+
+def parameter(made: HostTensor | NDArray[Any]) -> Parameter:
+    """A matrix or a vector; an array is float32 or float16."""
+    tensor = made if isinstance(made, HostTensor) else from_array(made)
+    return Parameter(f"made.{next(_numbers)}", tensor.shape, scheme_of(tensor.dtype), (at_hand(tensor),))
+
+
+def linear(*parts: HostTensor | NDArray[Any], bias: NDArray[Any] | None = None) -> Linear:
+    """The parts stacked; `bias` is for all of them together."""
+    made = tuple(parameter(part) for part in parts)
+    if bias is None:
+        return Linear(made)
+    ends = [sum(part.shape[0] for part in made[: i + 1]) for i in range(len(made))]
+    return Linear(made, tuple(parameter(bias[end - part.shape[0] : end]) for part, end in zip(made, ends, strict=True)))
