@@ -97,7 +97,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
         else:
             shape, worker = _load_on_host(config, checkpoint, backend)
     warn_of_leftovers(checkpoint)
-    tokenizer = None if config.model.skip_tokenizer_init else open_tokenizer(config.model, checkpoint.tokenizer_source)
+    tokenizer = open_tokenizer(config.model, lambda: checkpoint.tokenizer_source)
     _record_start(config, shape, events, clock)
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(

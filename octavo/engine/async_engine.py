@@ -16,17 +16,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from octavo.engine.assemble import build_engine, engine_config
-from octavo.engine.calls import id_list, missing_attribute, refuse_unknown
+from octavo.engine.calls import id_list, missing_attribute
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
-from octavo.engine.engine_client import ModelInfo
-from octavo.engine.input import Prompt
+from octavo.engine.engine_client import EngineClient, GenerateCall, ModelInfo
 from octavo.engine.llm_engine import LLMEngine
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
 from octavo.request import Request
-from octavo.sampling_params import SamplingParams
 from octavo.text.tokenizer import Tokenizer
 
 Item = RequestOutput | BaseException
@@ -50,10 +48,7 @@ class _Listener:
         return True
 
 
-_GENERATE = ("prompt", "sampling_params", "request_id", "priority", "cache_salt", "trace_headers")
-
-
-class AsyncLLM:
+class AsyncLLM(EngineClient):
     """An engine for asyncio programs. Takes the same options as LLM. Coroutines of several event loops may use it."""
 
     def __init__(self, model: str, **options: Any) -> None:
@@ -73,27 +68,13 @@ class AsyncLLM:
         """An AsyncLLM of these options, as vLLM spells it."""
         return cls(**vars(engine_args))
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        sampling_params: SamplingParams | None = None,
-        request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        trace_headers: Mapping[str, str] | None = None,
-        **others: Any,
-    ) -> AsyncIterator[RequestOutput]:
-        """Yield the request's outputs as they come; the last one has finished=True. Leaving the loop early, or
-        being cancelled, aborts the request and frees its blocks. others: vLLM's arguments, where they ask for
-        nothing. Raises InvalidRequestError, EngineDeadError."""
-        if others:
-            refuse_unknown("generate", others, _GENERATE)
-        request_id = request_id if request_id is not None else f"async-{next(self._counter)}"
-        params = sampling_params if sampling_params is not None else self._engine.default_sampling_params
-        request = await asyncio.to_thread(self._engine.make_request, request_id, prompt, params, priority, cache_salt)
+    async def outputs_of(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
+        request_id = call.request_id if call.request_id is not None else f"async-{next(self._counter)}"
+        params = call.sampling_params if call.sampling_params is not None else self._engine.default_sampling_params
+        asked = (request_id, call.prompt, params, call.priority, call.cache_salt)
+        request = await asyncio.to_thread(self._engine.make_request, *asked)
         listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
-        self._send(lambda engine: self._add(engine, request, listener, trace_headers))
+        self._send(lambda engine: self._add(engine, request, listener, call.trace_headers))
         finished = False
         try:
             while not finished:

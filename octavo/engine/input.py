@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 import random
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,6 +203,12 @@ def _check_id(request_id: object) -> None:
     if not isinstance(request_id, str) or not request_id:
         raise InvalidRequestError(f"request_id is {shown(request_id)}, allowed is a text of at least one character")
     _check_characters("request_id", request_id)
+
+
+def check_unused(request_id: str, live: Container[str]) -> None:
+    """live: the ids of requests that have not ended."""
+    if request_id in live:
+        raise InvalidRequestError(f"request_id {request_id!r} is in use, allowed is one of its own")
 
 
 def _check_characters(name: str, text: str) -> None:

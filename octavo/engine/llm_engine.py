@@ -6,12 +6,13 @@ prompt -> input.py -> Request -> core.py (schedule, execute, update) -> output.p
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from octavo.engine.core import EngineCore, EngineStats
 from octavo.engine.engine_client import ModelInfo
-from octavo.engine.input import InputProcessor, Prompt, RequestLimits
+from octavo.engine.input import InputProcessor, Prompt, RequestLimits, check_unused
 from octavo.engine.output import OutputProcessor
-from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.errors import EngineDeadError
 from octavo.observe.events import EventLog
 from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
@@ -60,8 +61,7 @@ class LLMEngine:
     def add_request(self, request: Request) -> None:
         """Queue a request. Raises InvalidRequestError if it can never be served, or its id is in use."""
         core = self._alive()
-        if request.request_id in self._live:
-            raise InvalidRequestError(f"request_id {request.request_id!r} is in use, allowed is one of its own")
+        check_unused(request.request_id, self._live)
         core.add_request(request)
         self._outputs.add(request)
         self._live.add(request.request_id)
@@ -100,15 +100,7 @@ class LLMEngine:
 
     @property
     def model_info(self) -> ModelInfo:
-        limits = self.limits
-        return ModelInfo(
-            max_model_len=limits.max_model_len,
-            vocab_size=limits.vocab_size,
-            max_num_seqs=limits.max_num_seqs,
-            max_logprobs=limits.max_logprobs,
-            default_sampling_params=self.default_sampling_params,
-            card=self.card,
-        )
+        return ModelInfo(**asdict(self.limits), default_sampling_params=self.default_sampling_params, card=self.card)
 
     def stats(self) -> EngineStats:
         return self._alive().stats()

@@ -15,9 +15,10 @@ import zmq
 
 from octavo.child import Channel, Note, begin, telling_failures
 from octavo.engine.assemble import build_engine
+from octavo.engine.input import check_unused
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.logprob_rows import pack_rows
-from octavo.errors import EngineBusyError, InvalidRequestError, OctavoError
+from octavo.errors import EngineBusyError, OctavoError
 from octavo.observe.events import Refused
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.observe.metrics import EngineMetrics
@@ -215,8 +216,7 @@ class EngineLoop:
         try:
             self._probation.check(message)
             request = unpack_request(message)
-            if message.request_id in self._live:
-                raise InvalidRequestError(f"request_id {message.request_id!r} is in use, allowed is one of its own")
+            check_unused(message.request_id, self._live)
             self._admission.check(request)
             tracer = self._engine.tracer
             if tracer is not None and message.trace_headers is not None:
@@ -328,16 +328,8 @@ class EngineLoop:
         self._probation.ended(live.request)
 
     def _welcome(self) -> Welcome:
-        limits, info = self._engine.limits, self._engine.model_info
-        return Welcome(
-            max_model_len=limits.max_model_len,
-            vocab_size=limits.vocab_size,
-            max_num_seqs=limits.max_num_seqs,
-            max_logprobs=limits.max_logprobs,
-            eos_token_ids=list(limits.eos_token_ids),
-            default_sampling_params=pack_params(info.default_sampling_params),
-            card=info.card,
-        )
+        info = self._engine.model_info
+        return Welcome(self._engine.limits, pack_params(info.default_sampling_params), info.card)
 
     def _log(self, summary: IntervalSummary) -> None:
         now = time.monotonic()

@@ -16,14 +16,15 @@ import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sized
+from dataclasses import asdict
 from typing import NoReturn
 
 import msgspec
 import zmq
 
 from octavo.engine.core import EngineStats
-from octavo.engine.engine_client import ModelInfo
-from octavo.engine.input import InputProcessor, Prompt, RequestLimits
+from octavo.engine.engine_client import EngineClient, GenerateCall, ModelInfo
+from octavo.engine.input import InputProcessor, Prompt, check_unused
 from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
@@ -54,7 +55,6 @@ from octavo.processes.transport import (
     unpack_params,
 )
 from octavo.request import Request
-from octavo.sampling_params import SamplingParams
 from octavo.scheduler.updates import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ MAX_INLINE_BAD_WORDS = 256
 RECEIVE_S = 0.005
 
 
-class ProcessClient:
+class ProcessClient(EngineClient):
     """Owner of this front end's end of the socket and of its streams. All calls from one event loop's thread."""
 
     def __init__(self, tokenizer: Tokenizer | None, index: int, seed: int, *, logs_requests: bool = False) -> None:
@@ -92,26 +92,17 @@ class ProcessClient:
 
     # EngineClient
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        sampling_params: SamplingParams | None = None,
-        request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        trace_headers: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[RequestOutput]:
+    async def outputs_of(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         arrival_time = time.monotonic()
         inputs = self._check_open()
-        name = request_id if request_id is not None else f"{self.identity}-{next(self._numbers)}"
-        params = sampling_params if sampling_params is not None else self.model_info.default_sampling_params
-        job = (name, prompt, params, arrival_time, priority, cache_salt)
-        if _is_long(prompt) or sum(map(len, params.bad_words or ())) > MAX_INLINE_BAD_WORDS:
+        name = call.request_id if call.request_id is not None else f"{self.identity}-{next(self._numbers)}"
+        params = call.sampling_params if call.sampling_params is not None else self.model_info.default_sampling_params
+        job = (name, call.prompt, params, arrival_time, call.priority, call.cache_salt)
+        if _is_long(call.prompt) or sum(map(len, params.bad_words or ())) > MAX_INLINE_BAD_WORDS:
             request = await asyncio.to_thread(inputs.process, *job)
         else:
             request = inputs.process(*job)
-        stream = self._open(request, None if trace_headers is None else dict(trace_headers))
+        stream = self._open(request, None if call.trace_headers is None else dict(call.trace_headers))
         try:
             while (output := stream.take()) is None or not output.finished:
                 if output is None:
@@ -216,8 +207,7 @@ class ProcessClient:
 
     def _open(self, request: Request, trace_headers: dict[str, str] | None) -> ClientStream:
         self._check_open()  # it may have gone down while the prompt was tokenised
-        if request.request_id in self._keys:
-            raise InvalidRequestError(f"request_id {request.request_id!r} is in use, allowed is one of its own")
+        check_unused(request.request_id, self._keys)
         stream = ClientStream(next(self._numbers), request, self._tokenizer)
         self._streams[stream.key] = stream
         self._keys[request.request_id] = stream.key
@@ -302,23 +292,10 @@ class ProcessClient:
                 self._take_given_up(keys)
 
     def _take_welcome(self, welcome: Welcome) -> None:
-        limits = RequestLimits(
-            max_model_len=welcome.max_model_len,
-            max_num_seqs=welcome.max_num_seqs,
-            max_logprobs=welcome.max_logprobs,
-            vocab_size=welcome.vocab_size,
-            eos_token_ids=tuple(welcome.eos_token_ids),
-        )
-        if self._inputs is None or self._inputs.limits != limits:
-            self._inputs = InputProcessor(self._tokenizer, limits, self._seed)
-        self._info = ModelInfo(
-            max_model_len=welcome.max_model_len,
-            vocab_size=welcome.vocab_size,
-            max_num_seqs=welcome.max_num_seqs,
-            max_logprobs=welcome.max_logprobs,
-            default_sampling_params=unpack_params(welcome.default_sampling_params),
-            card=welcome.card,
-        )
+        if self._inputs is None or self._inputs.limits != welcome.limits:
+            self._inputs = InputProcessor(self._tokenizer, welcome.limits, self._seed)
+        params = unpack_params(welcome.default_sampling_params)
+        self._info = ModelInfo(**asdict(welcome.limits), default_sampling_params=params, card=welcome.card)
         self._welcomed.set()
 
     def _take_given_up(self, keys: list[int]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from octavo.engine.input import RequestLimits
 from octavo.engine.logprob_rows import PackedRows
 from octavo.messages import LogprobRow
 from octavo.outputs import FinishReason
@@ -92,11 +93,7 @@ class HasRead(msgspec.Struct, array_like=True, tag=6):
 class Welcome(msgspec.Struct, array_like=True, tag=16):
     """What was loaded."""
 
-    max_model_len: int
-    vocab_size: int
-    max_num_seqs: int
-    max_logprobs: int
-    eos_token_ids: list[int]
+    limits: RequestLimits
     default_sampling_params: dict[str, Any]
     card: list[tuple[str, str]]
 

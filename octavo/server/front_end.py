@@ -23,7 +23,6 @@ import uvicorn
 import uvloop
 
 from octavo.child import Channel, Note, begin, telling_failures
-from octavo.config import ModelConfig
 from octavo.models.loader import tokenizer_source
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.processes.front_end_task import FrontEndTask
@@ -52,7 +51,7 @@ def main() -> None:
     with telling_failures(channel):
         module, function = task.app.split(":")
         make_app = getattr(import_module(module), function)
-        tokenizer = _open_tokenizer(task.model)
+        tokenizer = open_tokenizer(task.model, partial(tokenizer_source, task.model))
         if tokenizer is not None and tokenizer.chat_templates:
             template_processes().warm()
         gc.collect()
@@ -174,7 +173,3 @@ def _raise_descriptor_limit() -> None:
 def _max_num_idle(wanted: int) -> int:
     """Half of the descriptors are left to requests that are answered."""
     return min(wanted, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
-
-
-def _open_tokenizer(config: ModelConfig) -> Tokenizer | None:
-    return None if config.skip_tokenizer_init else open_tokenizer(config, tokenizer_source(config))

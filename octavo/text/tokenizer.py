@@ -6,7 +6,7 @@ The work is done by the `tokenizers` library; this is the one door to it. A Toke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -207,13 +207,11 @@ def _no_panic() -> Iterator[None]:
         raise TokenizerError(f"the tokenizer's library failed on this text: {cut(str(error))}") from error
 
 
-def open_tokenizer(config: ModelConfig, source: TokenizerSource | None) -> Tokenizer | None:
-    """The model's tokenizer, from `source`, or the one that the configuration names instead; None with
-    skip_tokenizer_init."""
+def open_tokenizer(config: ModelConfig, own: Callable[[], TokenizerSource | None]) -> Tokenizer | None:
+    """The model's own tokenizer, or the one that the configuration names instead; None with skip_tokenizer_init."""
     if config.skip_tokenizer_init:
         return None
-    if config.tokenizer is not None:
-        source = locate_tokenizer(config.tokenizer)
+    source = own() if config.tokenizer is None else locate_tokenizer(config.tokenizer)
     if source is None:
         raise TokenizerError(
             f"{config.model} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "

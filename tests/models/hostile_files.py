@@ -81,7 +81,7 @@ def _use(folder: Path, changed: str) -> None:
 
 
 def _use_text(config: ModelConfig) -> None:
-    tokenizer = open_tokenizer(config, tokenizer_source(config))
+    tokenizer = open_tokenizer(config, lambda: tokenizer_source(config))
     assert tokenizer is not None
     with suppress(InvalidRequestError, TokenizerError):  # of a decoder that is not known, a template that refuses
         ids = tokenizer.encode("a bc <s> é 漢\n")

@@ -305,7 +305,7 @@ def test_opening_a_model_imports_nothing_heavy() -> None:
     program = (
         "import sys; from octavo.config import ModelConfig; from octavo.models.loader import open_checkpoint;"
         "from octavo.text.tokenizer import open_tokenizer; config = ModelConfig(model='smollm2');"
-        "open_tokenizer(config, open_checkpoint(config).tokenizer_source);"
+        "open_tokenizer(config, lambda: open_checkpoint(config).tokenizer_source);"
         "print([name for name in ('torch', 'transformers', 'huggingface_hub', 'jinja2') if name in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

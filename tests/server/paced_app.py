@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from functools import lru_cache
 
 import uvicorn
@@ -39,14 +40,7 @@ class PacedEngine(ScriptedEngine):
 
     @property
     def model_info(self) -> ModelInfo:
-        return ModelInfo(
-            max_model_len=LIMITS.max_model_len,
-            vocab_size=LIMITS.vocab_size,
-            max_num_seqs=LIMITS.max_num_seqs,
-            max_logprobs=LIMITS.max_logprobs,
-            default_sampling_params=SamplingParams(),
-            card=[],
-        )
+        return ModelInfo(**asdict(LIMITS), default_sampling_params=SamplingParams(), card=[])
 
     async def _say(self, request: Request) -> AsyncIterator[RequestOutput]:
         num_tokens = request.max_output_tokens

@@ -6,14 +6,14 @@ import asyncio
 import copy
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastapi import FastAPI
 
 from octavo.engine.core import EngineStats
-from octavo.engine.engine_client import ModelInfo
-from octavo.engine.input import InputProcessor, Prompt, RequestLimits
+from octavo.engine.engine_client import EngineClient, GenerateCall, ModelInfo
+from octavo.engine.input import InputProcessor, RequestLimits
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
@@ -28,12 +28,14 @@ PART = 7365  # b"\xe3\x81", a part of a character
 LIMITS = RequestLimits(max_model_len=128, max_num_seqs=4, max_logprobs=5, vocab_size=49152, eos_token_ids=(2,))
 
 
-class ScriptedEngine:
+class ScriptedEngine(EngineClient):
     """Says WORDS to everyone. fault: raised before word number `fault_at`. first_pause: before the first word or the
     fault; pause: before every other.
 
     live: requests that were begun and not ended, so 0 after everyone has left.
     """
+
+    is_alive = True
 
     def __init__(
         self, *, fault: Exception | None = None, fault_at: int = 0, first_pause: float = 0.0, pause: float = 0.0
@@ -41,35 +43,20 @@ class ScriptedEngine:
         self.fault, self.fault_at, self.first_pause, self.pause = fault, fault_at, first_pause, pause
         self.tokenizer: Tokenizer | None = packaged("smollm2")
         self.inputs = InputProcessor(self.tokenizer, LIMITS, seed=0)
-        self.is_alive = True
         self.live = 0
         self.requests: list[Request] = []
         self.salts: list[str | None] = []
 
     @property
     def model_info(self) -> ModelInfo:
-        return ModelInfo(
-            max_model_len=LIMITS.max_model_len,
-            vocab_size=LIMITS.vocab_size,
-            max_num_seqs=LIMITS.max_num_seqs,
-            max_logprobs=LIMITS.max_logprobs,
-            default_sampling_params=SamplingParams(temperature=0.5),
-            card=[],
-        )
+        return ModelInfo(**asdict(LIMITS), default_sampling_params=SamplingParams(temperature=0.5), card=[])
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        sampling_params: SamplingParams | None = None,
-        request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        trace_headers: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[RequestOutput]:
-        assert sampling_params is not None
-        assert request_id is not None
-        request = self.inputs.process(request_id, prompt, sampling_params, 0.0, priority, cache_salt)
+    async def outputs_of(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
+        assert call.sampling_params is not None
+        assert call.request_id is not None
+        request = self.inputs.process(
+            call.request_id, call.prompt, call.sampling_params, 0.0, call.priority, call.cache_salt
+        )
         self.requests.append(request)
         self.salts.append(request.cache_salt)
         self.live += 1

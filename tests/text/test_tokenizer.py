@@ -140,7 +140,7 @@ def test_templates_are_chosen_by_name_and_by_need() -> None:
 
 def open_with(**options: Any) -> Tokenizer | None:
     config = ModelConfig(**options)
-    return open_tokenizer(config, open_checkpoint(config).tokenizer_source)
+    return open_tokenizer(config, lambda: open_checkpoint(config).tokenizer_source)
 
 
 def test_the_configuration_may_replace_tokenizer_and_template(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from octavo.text.tokenizer import open_tokenizer
 @cache
 def packaged(name: str) -> OctavoTokenizer:
     config = ModelConfig(model=name)
-    tokenizer = open_tokenizer(config, open_checkpoint(config).tokenizer_source)
+    tokenizer = open_tokenizer(config, lambda: open_checkpoint(config).tokenizer_source)
     assert tokenizer is not None
     return tokenizer
 
