@@ -3,7 +3,7 @@
     python -m benchmarks.kernels.gpu_sampling
 
 peaked: logits like a language model's, a few tokens holding most of the mass. flat: unit normal, where top_p 0.9
-keeps about a hundred thousand tokens: the slow path of `sampling.py`.
+keeps about a hundred thousand tokens: the slow path of `draw.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import numpy as np
 import torch
 
 from benchmarks.kernels.gpu_timing import graph_time_us, print_machine
-from octavo.kernels.triton.sampling.draw import DeviceSamplingBatch, SamplingWorkspace, sample
+from octavo.kernels.triton.sampling.draw import sample
+from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
+from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.kernels.triton.sampling.logits_scan import LogitsScan
 from octavo.kernels.triton.sampling.logprobs import top_logprobs
+from octavo.sampling.columns import FloatArray, SamplingBatch
 
 VOCAB = 151936
 CUDA = torch.device("cuda")
@@ -27,24 +30,23 @@ def device_batch(
 ) -> DeviceSamplingBatch:
     rng = np.random.default_rng(0)
 
-    def put(values: object, dtype: type = np.int32) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values, dtype), device=CUDA)
+    def floats(value: float) -> FloatArray:
+        return np.full(num, value, np.float32)
 
-    def floats(value: float) -> torch.Tensor:
-        return put([value] * num, np.float32)
-
-    no_offsets = put([0] * (num + 1))
+    no_ids, no_offsets = np.zeros(1, np.int32), np.zeros(num + 1, np.int32)
     penalty = 0.1 if history else 0.0
-    return DeviceSamplingBatch(
-        logits_rows=put(range(num)), temperature=floats(temperature), top_p=floats(top_p), top_k=put([top_k] * num),
-        min_p=floats(min_p), presence_penalty=floats(penalty), frequency_penalty=floats(penalty),
-        repetition_penalty=floats(1 + penalty), seeds=put(rng.integers(0, 1 << 62, num), np.int64),
-        sample_indices=put([0] * num), positions=put(rng.integers(0, 1000, num)),
-        history=put(rng.integers(0, VOCAB, max(1, num * history))),
-        history_offsets=put(np.arange(num + 1) * history), prompt_lens=put([history // 2] * num),
-        allowed=put([0]), allowed_offsets=no_offsets, banned=put([0]), banned_offsets=no_offsets,
-        bias_ids=put([0]), bias_values=floats(0), bias_offsets=no_offsets,
+    tokens = rng.integers(0, VOCAB, num * history)
+    batch = SamplingBatch(
+        logits_rows=np.arange(num, dtype=np.int32), temperature=floats(temperature), top_p=floats(top_p),
+        top_k=np.full(num, top_k, np.int32), min_p=floats(min_p), presence_penalty=floats(penalty),
+        frequency_penalty=floats(penalty), repetition_penalty=floats(1 + penalty),
+        seeds=rng.integers(0, 1 << 62, num, dtype=np.uint64), sample_indices=np.zeros(num, np.int32),
+        positions=rng.integers(0, 1000, num).astype(np.int32), history=tokens.astype(np.int32),
+        history_offsets=(np.arange(num + 1) * history).astype(np.int32),
+        prompt_lens=np.full(num, history // 2, np.int32), allowed=no_ids, allowed_offsets=no_offsets, banned=no_ids,
+        banned_offsets=no_offsets, bias_ids=no_ids, bias_values=floats(0), bias_offsets=no_offsets,
     )  # fmt: skip
+    return DeviceSamplingBatch.of(batch, lambda arrays: [torch.as_tensor(one, device=CUDA) for one in arrays])
 
 
 def logits_of(kind: str, num: int, dtype: torch.dtype) -> torch.Tensor:

@@ -3,7 +3,14 @@
 
 #include <new>
 
-// Both return 0, or 1 where there was no memory: no exception crosses into Python.
+// The pointers of SamplingBatch in its order, a line each: type and name.
+extern "C" const char* octavo_sampling_columns() {
+#define OCTAVO_LINE(type, name) #type " " #name "\n"
+  return OCTAVO_SAMPLING_COLUMNS(OCTAVO_LINE);
+#undef OCTAVO_LINE
+}
+
+// The others return 0, or 1 where there was no memory: no exception crosses into Python.
 
 extern "C" int octavo_sample(octavo::ThreadPool* pool, const float* logits, int64_t vocab_size,
                              const octavo::SamplingBatch* batch, int64_t num_entries, int32_t* tokens) {

@@ -6,30 +6,35 @@
 
 namespace octavo {
 
-// Columns of octavo/kernels/ops.py: SamplingBatch, in its order. Entry i of a ragged column owns the values
-// offsets[i] .. offsets[i + 1] - 1.
+// The columns of octavo/sampling/columns.py, which says what they mean, in any order: Python asks for it. Entry i of a
+// ragged column owns the values offsets[i] .. offsets[i + 1] - 1.
+#define OCTAVO_SAMPLING_COLUMNS(COLUMN) \
+  COLUMN(int32_t, logits_rows)          \
+  COLUMN(int32_t, positions)            \
+  COLUMN(uint64_t, seeds)               \
+  COLUMN(int32_t, sample_indices)       \
+  COLUMN(int32_t, prompt_lens)          \
+  COLUMN(float, temperature)            \
+  COLUMN(float, top_p)                  \
+  COLUMN(int32_t, top_k)                \
+  COLUMN(float, min_p)                  \
+  COLUMN(float, presence_penalty)       \
+  COLUMN(float, frequency_penalty)      \
+  COLUMN(float, repetition_penalty)     \
+  COLUMN(int32_t, history)              \
+  COLUMN(int32_t, history_offsets)      \
+  COLUMN(int32_t, allowed)              \
+  COLUMN(int32_t, allowed_offsets)      \
+  COLUMN(int32_t, banned)               \
+  COLUMN(int32_t, banned_offsets)       \
+  COLUMN(int32_t, bias_ids)             \
+  COLUMN(float, bias_values)            \
+  COLUMN(int32_t, bias_offsets)
+
 struct SamplingBatch {
-  const int32_t* logits_rows;
-  const float* temperature;
-  const float* top_p;
-  const int32_t* top_k;
-  const float* min_p;
-  const float* presence_penalty;
-  const float* frequency_penalty;
-  const float* repetition_penalty;
-  const uint64_t* seeds;
-  const int32_t* sample_indices;
-  const int32_t* positions;
-  const int32_t* history;
-  const int32_t* history_offsets;
-  const int32_t* prompt_lens;
-  const int32_t* allowed;
-  const int32_t* allowed_offsets;
-  const int32_t* banned;
-  const int32_t* banned_offsets;
-  const int32_t* bias_ids;
-  const float* bias_values;
-  const int32_t* bias_offsets;
+#define OCTAVO_POINTER(type, name) const type* name;
+  OCTAVO_SAMPLING_COLUMNS(OCTAVO_POINTER)
+#undef OCTAVO_POINTER
 };
 
 constexpr int32_t kNoToken = -1;       // NaN in the row, or nothing left to draw

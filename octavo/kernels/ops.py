@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.kernels.parameters import Linear, Parameter
+from octavo.sampling.columns import SamplingBatch
 
 Tensor = Any  # a backend's own value: torch tensor, or a slot of a recorded program
 Consumed = Any  # a Tensor that is dead after the call: results may be written over it
@@ -285,40 +286,6 @@ class StepBatch:
     seq_lens: IntArray  # [S], tokens of the sequence once this step is done
     rows: IntArray  # [S]
     block_tables: tuple[IntArray, ...]  # G of [max_rows, max_blocks]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SamplingBatch:
-    """What to do with N drawn tokens, one entry each. Arrays are columns; ragged data is CSR: the values of
-    entry i are `values[offsets[i]:offsets[i+1]]`, offsets being [N + 1] int32.
-
-    Order of work, as in vLLM: allowed tokens, banned tokens, bias, penalties; temperature 0 takes the
-    argmax; otherwise divide by temperature, then min_p, top_k, top_p, then draw.
-    The draw: u = uniform(seed, sample_index, position), counter-based (see `kernels/reference/sampling.py`);
-    the token is the first in id order whose cumulative kept probability exceeds u.
-    """
-
-    logits_rows: IntArray  # [N] which row of logits to read; forks of one prompt share a row
-    temperature: FloatArray
-    top_p: FloatArray
-    top_k: IntArray  # 0 keeps all
-    min_p: FloatArray
-    presence_penalty: FloatArray
-    frequency_penalty: FloatArray
-    repetition_penalty: FloatArray
-    seeds: NDArray[np.uint64]  # [N]
-    sample_indices: IntArray  # [N]
-    positions: IntArray  # [N] the position the new token will have
-    history: IntArray  # CSR values: prompt then output tokens; only for entries with a penalty
-    history_offsets: IntArray
-    prompt_lens: IntArray  # [N] how many of an entry's history tokens are prompt
-    allowed: IntArray  # CSR; an empty run allows every token
-    allowed_offsets: IntArray
-    banned: IntArray  # CSR
-    banned_offsets: IntArray
-    bias_ids: IntArray  # CSR
-    bias_values: FloatArray
-    bias_offsets: IntArray
 
 
 class CompiledModel(Protocol):

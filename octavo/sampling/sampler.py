@@ -17,30 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import IntArray, SamplingBatch
 from octavo.messages import ForkRow, NewRow
+from octavo.sampling.columns import COLUMNS, FILTERS, NUMBERS, PARAMETERS, RAGGED, IntArray, SamplingBatch
 from octavo.sampling.special_needs import SpecialNeeds, special_needs
 
 NO_LOGPROBS = -2  # -1 is the whole vocabulary
-
-_PARAMETERS: dict[str, type[np.generic]] = {
-    "temperature": np.float32,
-    "top_p": np.float32,
-    "top_k": np.int32,
-    "min_p": np.float32,
-    "presence_penalty": np.float32,
-    "frequency_penalty": np.float32,
-    "repetition_penalty": np.float32,
-}
-_IDENTITY: dict[str, type[np.generic]] = {"seeds": np.uint64, "sample_indices": np.int32, "prompt_lens": np.int32}
-#: ragged columns: element type, and the column of their offsets
-_RAGGED: dict[str, tuple[type[np.generic], str]] = {
-    "history": (np.int32, "history_offsets"),
-    "allowed": (np.int32, "allowed_offsets"),
-    "banned": (np.int32, "banned_offsets"),
-    "bias_ids": (np.int32, "bias_offsets"),
-    "bias_values": (np.float32, "bias_offsets"),
-}
+_OF_A_STEP = ("logits_rows", "positions")  # the other numbers stay the same while a sequence is in its row
 
 
 class Sampler:
@@ -48,30 +30,31 @@ class Sampler:
 
     def __init__(self, max_num_seqs: int) -> None:
         self._columns: dict[str, NDArray[Any]] = {
-            name: np.zeros(max_num_seqs, dtype) for name, dtype in (_PARAMETERS | _IDENTITY).items()
+            name: np.zeros(max_num_seqs, dtype) for name, dtype in NUMBERS.items() if name not in _OF_A_STEP
         }
         self._num_logprobs: IntArray = np.full(max_num_seqs, NO_LOGPROBS, np.int32)
         self._scored_ids: dict[int, tuple[int, ...]] = {}  # row -> the ids whose log-probabilities it asks for
+        self._has_filters = np.zeros(max_num_seqs, np.bool_)
         self._is_special = np.zeros(max_num_seqs, np.bool_)
         self._special: dict[int, SpecialNeeds] = {}
         self._zero_offsets: IntArray = np.zeros(max_num_seqs + 1, np.int32)
 
     def enter(self, new: NewRow) -> None:
         """A sequence enters a row; what the row held before is forgotten."""
-        row = new.row
-        for name in _PARAMETERS:
-            self._columns[name][row] = getattr(new.sampling_params, name)
+        row, params = new.row, new.sampling_params
+        for name in PARAMETERS:
+            self._columns[name][row] = getattr(params, name)
         self._columns["seeds"][row] = new.seed % 2**64
         self._columns["sample_indices"][row] = new.sample_index
         self._columns["prompt_lens"][row] = new.num_prompt_tokens
-        params = new.sampling_params
+        self._has_filters[row] = any(getattr(params, name) != neutral for name, neutral in FILTERS.items())
         self._num_logprobs[row] = (params.logprobs or 0) if params.reports_logprobs else NO_LOGPROBS
         self._scored_ids[row] = tuple(params.logprob_token_ids or ())
         self._set_special(row, special_needs(new))
 
     def fork(self, fork: ForkRow) -> None:
         """A sequence enters a row with its parent's parameters and seed, but random numbers of its own."""
-        for column in (*self._columns.values(), self._num_logprobs):
+        for column in (*self._columns.values(), self._num_logprobs, self._has_filters):
             column[fork.row] = column[fork.parent_row]
         self._columns["sample_indices"][fork.row] = fork.sample_index
         self._scored_ids[fork.row] = self._scored_ids[fork.parent_row]
@@ -89,6 +72,10 @@ class Sampler:
         """The numbers of these rows, by the names that SamplingBatch gives them."""
         return {name: column.take(rows) for name, column in self._columns.items()}
 
+    def has_filters(self, rows: IntArray) -> bool:
+        """Whether top_k and the like may cut tokens away in some of these rows."""
+        return bool(self._has_filters.take(rows).any())
+
     def has_special(self, rows: IntArray) -> bool:
         """Whether numbers alone do not say what some of these rows want: their logits are edited."""
         return bool(self._is_special.take(rows).any())
@@ -105,9 +92,9 @@ class Sampler:
             for j in np.flatnonzero(self._is_special.take(rows)).tolist()
         }
         ragged: dict[str, NDArray[Any]] = {}
-        for name, (dtype, offsets_name) in _RAGGED.items():
+        for name, offsets in RAGGED.items():
             runs = {j: entry[name] for j, entry in special.items() if name in entry}
-            ragged[name], ragged[offsets_name] = self._join(runs, dtype, len(rows))
+            ragged[name], ragged[offsets] = self._join(runs, COLUMNS[name], len(rows))
         return SamplingBatch(logits_rows=logits_rows, positions=positions, **self.columns(rows), **ragged)
 
     def _set_special(self, row: int, needs: SpecialNeeds | None) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import FloatArray, IntArray
 from octavo.messages import NewRow
+from octavo.sampling.columns import FloatArray, IntArray
 
 Runs = dict[str, NDArray[np.int32] | NDArray[np.float32]]  # a SamplingBatch's ragged column -> one entry's values
 

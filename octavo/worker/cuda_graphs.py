@@ -24,7 +24,7 @@ from octavo.kernels.cuda.step import DECODES, DeviceStep, StepKind
 from octavo.kernels.ops import IntArray, StepBatch
 from octavo.kernels.triton.linear.row_counts import padded_tokens
 from octavo.kernels.triton.rows import advance_rows, gather_rows
-from octavo.kernels.triton.sampling.draw import DeviceSamplingBatch
+from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.worker.device_rows import DeviceRows
 
 #: draw without filters, draw with them, or leave the logits to be edited first
@@ -67,8 +67,9 @@ class DecodeSteps:
 
     def _launch(self, size: int, variant: Variant) -> torch.Tensor:
         model, buffers = self._model, self._buffers
-        step, draw, rows = buffers.step(size, self._rows.block_tables), buffers.draw(size), self._rows.step_rows[:size]
-        gather_rows(rows, self._rows.records, step, draw, chained=model.chained)
+        step, draw = buffers.step(size, self._rows.block_tables), buffers.draw.part(0, size)
+        rows = self._rows.step_rows[:size]
+        gather_rows(rows, self._rows.records, step, draw.entries, chained=model.chained)
         logits = model.decode(step)
         if variant != "logits":
             tokens = buffers.tokens[:size]
@@ -172,33 +173,19 @@ class _Buffers:
     """What a decode step is gathered into, for the largest one; smaller ones use the front."""
 
     batch: dict[str, torch.Tensor]
-    columns: dict[str, torch.Tensor]
+    draw: DeviceSamplingBatch
     tokens: torch.Tensor
 
     @classmethod
     def allocate(cls, max_num_seqs: int, device: torch.device) -> _Buffers:
-        def zeros(dtype: torch.dtype = torch.int32, size: int = max_num_seqs) -> torch.Tensor:
-            return torch.zeros(size, dtype=dtype, device=device)
+        def zeros() -> torch.Tensor:
+            return torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
 
-        order = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
         batch = {name: zeros() for name in ("input_ids", "positions", "seq_lens", "rows")}
-        columns = {name: zeros() for name in ("top_k", "sample_indices", "positions", "prompt_lens")}
-        floats = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-        columns |= {name: zeros(torch.float32) for name in floats}
-        columns |= {name: zeros(size=1) for name in ("history", "allowed", "banned", "bias_ids")}
-        columns |= {
-            f"{name}_offsets": zeros(size=max_num_seqs + 1) for name in ("history", "allowed", "banned", "bias")
-        }
-        columns |= {"bias_values": zeros(torch.float32, 1), "seeds": zeros(torch.int64), "logits_rows": order}
-        return cls(batch | {"query_start_loc": order}, columns, zeros())
+        batch["query_start_loc"] = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
+        return cls(batch, DeviceSamplingBatch.zeros(max_num_seqs, device), zeros())
 
     def step(self, size: int, block_tables: tuple[torch.Tensor, ...]) -> DeviceStep:
         parts: dict[str, Any] = {name: buffer[:size] for name, buffer in self.batch.items()}
         parts["query_start_loc"] = self.batch["query_start_loc"][: size + 1]
         return DeviceStep(**parts, block_tables=block_tables, kind=DECODES)
-
-    def draw(self, size: int) -> DeviceSamplingBatch:
-        whole = {name for name, column in self.columns.items() if name.endswith("_offsets") or len(column) == 1}
-        return DeviceSamplingBatch(
-            **{name: column if name in whole else column[:size] for name, column in self.columns.items()}
-        )

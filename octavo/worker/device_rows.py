@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from octavo.kernels.cuda.staging import Staging
 from octavo.kernels.ops import IntArray
-from octavo.kernels.triton.rows import RECORD, RECORD_WIDTH, advance_rows
+from octavo.kernels.triton.rows import LENGTH, TOKEN, advance_rows
 from octavo.messages import BlockWrite, ForkRow
+from octavo.sampling.columns import ENTRY_WIDTH, entries_of
 from octavo.sampling.sampler import Sampler
 from octavo.worker.request_states import RequestStates
 
@@ -34,7 +35,7 @@ class DeviceRows:
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
-        self.records = zeros(self._num_rows, RECORD_WIDTH)
+        self.records = zeros(self._num_rows, ENTRY_WIDTH)
         self.step_rows = zeros(self._num_rows)
         self._tables = zeros(len(states.block_tables), self._num_rows, self._num_blocks)
         self.block_tables = tuple(self._tables)
@@ -97,7 +98,7 @@ class DeviceRows:
     def copy_tokens(self, rows: IntArray, to: torch.Tensor, places: NDArray[np.int64]) -> None:
         """to[places[i]] = the last token of rows[i]."""
         device_rows, device_places = self._staging.upload([rows, places])
-        to.index_copy_(0, device_places, self.records[:, 0].index_select(0, device_rows))
+        to.index_copy_(0, device_places, self.records[:, TOKEN].index_select(0, device_rows))
 
     def _put_blocks(self, places: torch.Tensor, values: torch.Tensor) -> None:
         self._tables.view(-1).index_copy_(0, places, values)
@@ -117,19 +118,7 @@ class DeviceRows:
         return [np.concatenate(places), np.concatenate(values)]
 
     def _records_of(self, rows: IntArray) -> IntArray:
-        states, columns = self._states, self._sampler.columns(rows)
-        num_tokens = states.num_tokens[rows]
-        seeds = columns["seeds"]
-        by_name: dict[str, NDArray[Any]] = {
-            "token": states.token_ids[rows, num_tokens - 1],
-            "length": num_tokens,
-            "seed": seeds.astype(np.uint32).view(np.int32),
-            "seed_high": (seeds >> np.uint64(32)).astype(np.uint32).view(np.int32),
-            "sample_index": columns["sample_indices"],
-            "top_k": columns["top_k"],
-        }
-        by_name |= {name: columns[name].view(np.int32) for name in ("temperature", "top_p", "min_p")}
-        records = np.zeros((len(rows), RECORD_WIDTH), np.int32)
-        for column, name in enumerate(RECORD):
-            records[:, column] = by_name[name]
+        num_tokens = self._states.num_tokens[rows]
+        records = entries_of(self._sampler.columns(rows), len(rows))
+        records[:, TOKEN], records[:, LENGTH] = self._states.token_ids[rows, num_tokens - 1], num_tokens
         return records

@@ -189,9 +189,7 @@ class DeviceRunner(ModelRunner):
     def _variant(self, rows: IntArray) -> Variant:
         if self._sampler.has_special(rows):
             return "logits"
-        columns = self._sampler.columns(rows)
-        has_filters = (columns["top_p"] < 1) | (columns["top_k"] > 0) | (columns["min_p"] > 0)
-        return "filtered" if has_filters.any() else "plain"
+        return "filtered" if self._sampler.has_filters(rows) else "plain"
 
     # Steps of any kind
 

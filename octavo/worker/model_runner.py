@@ -13,8 +13,8 @@ from octavo.config import LogprobsMode
 from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.ops import CompiledModel, IntArray, Logits, StepBatch, StepLimits
 from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
-from octavo.sampling.logprobs import logprob_rows, with_scored_ids
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
+from octavo.worker.logprob_rows import logprob_rows, with_scored_ids
 from octavo.worker.request_states import RequestStates
 from octavo.worker.warm_up import warm_up_plans
 

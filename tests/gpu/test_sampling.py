@@ -6,8 +6,6 @@ difference is allowed only where the specification itself changes within that di
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 
 from tests.gpu.device import DEVICE, ON_GPU
 
-from octavo.kernels.ops import SamplingBatch  # isort: skip
+from octavo.sampling.columns import SamplingBatch  # isort: skip
 from octavo.kernels.reference.logprobs import top_logprobs as reference_logprobs  # isort: skip
 from octavo.kernels.reference.random import uniform  # isort: skip
 from octavo.kernels.reference.sampling import (  # isort: skip
@@ -26,7 +24,9 @@ from octavo.kernels.reference.sampling import (  # isort: skip
 from octavo.kernels.triton.sampling.logits_scan import LogitsScan  # isort: skip
 from octavo.kernels.triton.sampling.logprobs import top_logprobs  # isort: skip
 from octavo.kernels.triton.sampling.processed_logits import processed_logits  # isort: skip
-from octavo.kernels.triton.sampling.draw import DeviceSamplingBatch, SamplingWorkspace, sample  # isort: skip
+from octavo.kernels.triton.sampling.draw import sample  # isort: skip
+from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace  # isort: skip
+from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch  # isort: skip
 
 VOCAB = 151936 if ON_GPU else 9000
 NUM = 64 if ON_GPU else 4
@@ -70,12 +70,10 @@ def make_batch(num: int = NUM, **columns: object) -> SamplingBatch:
 
 
 def to_device(batch: SamplingBatch) -> DeviceSamplingBatch:
-    columns = {}
-    for field in fields(SamplingBatch):
-        array = getattr(batch, field.name)
-        array = array.view(np.int64) if array.dtype == np.uint64 else array
-        columns[field.name] = torch.as_tensor(array if len(array) else np.zeros(1, array.dtype), device=DEVICE)
-    return DeviceSamplingBatch(**columns)
+    return DeviceSamplingBatch.of(
+        batch,
+        lambda arrays: [torch.as_tensor(one if len(one) else np.zeros(1, one.dtype), device=DEVICE) for one in arrays],
+    )
 
 
 def draw(logits: torch.Tensor, batch: SamplingBatch) -> NDArray[np.int32]:

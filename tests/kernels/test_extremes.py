@@ -11,9 +11,10 @@ import pytest
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu import sampling as cpu
 from octavo.kernels.cpu.backend import CpuBackend
-from octavo.kernels.ops import CompiledModel, FloatArray, IntArray, SamplingBatch
+from octavo.kernels.ops import CompiledModel, FloatArray, IntArray
 from octavo.kernels.reference import logprobs as reference_logprobs
 from octavo.kernels.reference import sampling as reference
+from octavo.sampling.columns import SamplingBatch
 from tests.kernels.extreme_batches import check_tokens, extreme_batch, extreme_rows
 from tests.kernels.step_harness import Harness, random_table
 from tests.kernels.test_sampling import make_batch

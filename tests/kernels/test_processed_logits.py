@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from octavo.kernels.cpu.backend import CpuBackend
-from octavo.kernels.ops import CompiledModel, FloatArray, SamplingBatch
+from octavo.kernels.ops import CompiledModel, FloatArray
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.sampling import processed_logits, sample
+from octavo.sampling.columns import SamplingBatch
 from tests.kernels.extreme_batches import extreme_batch, extreme_rows
 from tests.kernels.step_harness import Harness, random_table
 from tests.kernels.test_sampling import make_batch, random_batch

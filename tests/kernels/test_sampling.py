@@ -19,9 +19,10 @@ from scipy import stats
 from octavo import env
 from octavo.kernels.build.toolchain import FLAGS, SANITIZER_FLAGS
 from octavo.kernels.cpu import sampling as cpu
-from octavo.kernels.ops import FloatArray, IntArray, SamplingBatch
+from octavo.kernels.ops import FloatArray, IntArray
 from octavo.kernels.reference import sampling as reference
 from octavo.kernels.reference.random import uniform
+from octavo.sampling.columns import SamplingBatch
 
 CSRC = Path(__file__).parents[2] / "csrc"
 SOURCES = [CSRC / "cpu" / "sampling.cpp", CSRC / "cpu" / "thread_pool.cpp", CSRC / "bindings" / "sampling.cpp"]

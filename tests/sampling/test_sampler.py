@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo.kernels.ops import IntArray, SamplingBatch
+from octavo.kernels.ops import IntArray
 from octavo.kernels.reference.sampling import sample
 from octavo.messages import ForkRow, NewRow
+from octavo.sampling.columns import SamplingBatch
 from octavo.sampling.sampler import NO_LOGPROBS, Sampler
 from octavo.sampling_params import SamplingParams
 

@@ -22,12 +22,12 @@ from octavo.kernels.ops import (
     KVDType,
     KVLayout,
     Model,
-    SamplingBatch,
     StepBatch,
     StepLimits,
 )
 from octavo.kernels.program.buffers import BufferPlan, share_buffers
 from octavo.kernels.program.recorder import Instruction, Recorder, Value
+from octavo.sampling.columns import SamplingBatch
 
 #: the C++ enums' order
 KV_DTYPES: tuple[KVDType, ...] = get_args(KVDType)

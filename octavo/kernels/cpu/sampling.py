@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from functools import cache
 
 import numpy as np
 
 from octavo.errors import OutOfMemoryError
-from octavo.kernels.ops import FloatArray, IntArray, SamplingBatch
+from octavo.kernels.ops import FloatArray, IntArray
+from octavo.sampling.columns import COLUMNS, SamplingBatch
 
-#: the C struct's pointers, in its order, and the element type each points to
-_COLUMNS: dict[str, type[np.generic]] = {
-    "logits_rows": np.int32,
-    "temperature": np.float32,
-    "top_p": np.float32,
-    "top_k": np.int32,
-    "min_p": np.float32,
-    "presence_penalty": np.float32,
-    "frequency_penalty": np.float32,
-    "repetition_penalty": np.float32,
-    "seeds": np.uint64,
-    "sample_indices": np.int32,
-    "positions": np.int32,
-    "history": np.int32,
-    "history_offsets": np.int32,
-    "prompt_lens": np.int32,
-    "allowed": np.int32,
-    "allowed_offsets": np.int32,
-    "banned": np.int32,
-    "banned_offsets": np.int32,
-    "bias_ids": np.int32,
-    "bias_values": np.float32,
-    "bias_offsets": np.int32,
-}
-_Pointers = ctypes.c_void_p * len(_COLUMNS)
+_TYPES: dict[str, type[np.generic]] = {"int32_t": np.int32, "uint64_t": np.uint64, "float": np.float32}
 
 
 def sample(library: ctypes.CDLL, pool: ctypes.c_void_p, logits: FloatArray, batch: SamplingBatch) -> IntArray:
     """`CompiledModel.sample`, by the threads of a pool."""
     tokens = np.empty(len(batch.logits_rows), np.int32)
-    _call(library.octavo_sample, pool, logits, batch, tokens)
+    _call(library, "octavo_sample", pool, logits, batch, tokens)
     return tokens
 
 
@@ -50,12 +27,17 @@ def processed_logits(
     """`CompiledModel.processed_logits`, by the threads of a pool."""
     num_entries = len(batch.logits_rows)
     processed, results = np.empty((num_entries, logits.shape[1]), np.float32), np.empty(num_entries, np.int32)
-    _call(library.octavo_processed_logits, pool, logits, batch, processed, results)
+    _call(library, "octavo_processed_logits", pool, logits, batch, processed, results)
     return processed
 
 
 def _call(
-    function: Any, pool: ctypes.c_void_p, logits: FloatArray, batch: SamplingBatch, *out: np.ndarray[Any, Any]
+    library: ctypes.CDLL,
+    name: str,
+    pool: ctypes.c_void_p,
+    logits: FloatArray,
+    batch: SamplingBatch,
+    *out: FloatArray | IntArray,
 ) -> None:
     """Call one of the library's two. The last of `out` is what became of each entry."""
     num_rows, vocab_size = logits.shape
@@ -64,9 +46,9 @@ def _call(
         f"entries read rows of logits that are not among the {num_rows} given"
     )
     logits = np.ascontiguousarray(logits, np.float32)
-    columns = [np.ascontiguousarray(getattr(batch, name), dtype) for name, dtype in _COLUMNS.items()]
-    pointers = _Pointers(*(column.ctypes.data for column in columns))
-    code = function(
+    columns = [np.ascontiguousarray(getattr(batch, column), dtype) for column, dtype in _struct(library)]
+    pointers = (ctypes.c_void_p * len(columns))(*(column.ctypes.data for column in columns))
+    code = getattr(library, name)(
         *(pool, _address(logits), ctypes.c_int64(vocab_size), pointers, ctypes.c_int64(num_entries)),
         *map(_address, out),
     )
@@ -77,5 +59,17 @@ def _call(
     )
 
 
-def _address(array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
+@cache
+def _struct(library: ctypes.CDLL) -> tuple[tuple[str, type[np.generic]], ...]:
+    """The C struct's pointers, in its order, as the library itself states them, and what each points to."""
+    library.octavo_sampling_columns.restype = ctypes.c_char_p
+    stated = [line.split() for line in library.octavo_sampling_columns().decode().splitlines()]
+    columns = {name: _TYPES[kind] for kind, name in stated}
+    assert columns == COLUMNS, (
+        f"csrc/cpu/sampling.h and sampling/columns.py differ in {columns.items() ^ COLUMNS.items()}"
+    )
+    return tuple(columns.items())
+
+
+def _address(array: FloatArray | IntArray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)

@@ -20,7 +20,6 @@ of decodes alone on tensors that are on the device already, waits for nothing, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -40,7 +39,6 @@ from octavo.kernels.ops import (
     KVDType,
     KVLayout,
     Model,
-    SamplingBatch,
     StepBatch,
     StepLimits,
 )
@@ -51,8 +49,11 @@ from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling
 from octavo.kernels.triton.sampling import logprobs
-from octavo.kernels.triton.sampling.draw import DeviceSamplingBatch, SamplingWorkspace, sample
+from octavo.kernels.triton.sampling.draw import sample
+from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
+from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.kernels.triton.sampling.processed_logits import processed_logits
+from octavo.sampling.columns import SamplingBatch
 
 VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
@@ -184,34 +185,27 @@ class TritonModel:
 
     def launch_sample(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         """`sample` without waiting: the tokens [N] int32 on the device."""
-        num_entries = len(batch.logits_rows)
-        has_edits = any(len(run) > 0 for run in (batch.history, batch.allowed, batch.banned, batch.bias_ids))
-        has_filters = bool(((batch.top_p < 1) | (batch.top_k > 0) | (batch.min_p > 0)).any())
-        columns = self._upload_columns(batch)
+        num_entries, has_edits, has_filters = len(batch.logits_rows), batch.has_edits, batch.has_filters
+        entries = DeviceSamplingBatch.of(batch, self.staging.upload)
         tokens = torch.empty(num_entries, dtype=torch.int32, device=self.device)
         size = MAX_EDITED_ROWS if has_edits else num_entries
         for start in range(0, num_entries, size):
             end = min(start + size, num_entries)
-            part = _entries_of(columns, start, end)
+            part = entries.part(start, end)
             self.draw(logits, part, tokens[start:end], has_edits=has_edits, has_filters=has_filters)
         return tokens
 
     def processed_logits(self, logits: torch.Tensor, batch: SamplingBatch, drawn: IntArray) -> torch.Tensor:
         num_entries = len(batch.logits_rows)
-        columns = self._upload_columns(batch)
+        entries = DeviceSamplingBatch.of(batch, self.staging.upload)
         (tokens,) = self.staging.upload([np.asarray(drawn, np.int32)])
         processed = torch.empty((num_entries, logits.shape[1]), dtype=torch.float32, device=self.device)
         for start in range(0, num_entries, MAX_EDITED_ROWS):
             end = min(start + MAX_EDITED_ROWS, num_entries)
-            part = _entries_of(columns, start, end)
+            part = entries.part(start, end)
             out = processed[start:end]
             processed_logits(logits, part, tokens[start:end], out, self._editing, chained=self.chained)
         return processed
-
-    def _upload_columns(self, batch: SamplingBatch) -> dict[str, torch.Tensor]:
-        names = [field.name for field in fields(DeviceSamplingBatch)]
-        uploaded = self.staging.upload([getattr(batch, name) for name in names])
-        return dict(zip(names, uploaded, strict=True))
 
     def top_logprobs(
         self, logits: torch.Tensor, tokens: IntArray, k: int, *, as_logits: bool = False
@@ -327,14 +321,3 @@ def _room_for_parts(instructions: Sequence[Instruction], max_num_seqs: int, devi
     widths = [i.outputs[0].width for i in instructions if i.op == "add_rms_norm"]
     num_rows = min(max_num_seqs, TILED_ROWS[-1])
     return torch.empty(MAX_SPLIT * num_rows * max(widths, default=0), dtype=torch.float32, device=device)
-
-
-def _entries_of(columns: dict[str, torch.Tensor], start: int, end: int) -> DeviceSamplingBatch:
-    return DeviceSamplingBatch(**{name: _rows_of(name, column, start, end) for name, column in columns.items()})
-
-
-def _rows_of(name: str, column: torch.Tensor, start: int, end: int) -> torch.Tensor:
-    """Entries start .. end-1 of a sampling column; ragged values stay whole, their offsets point into them."""
-    if name in ("history", "allowed", "banned", "bias_ids", "bias_values"):
-        return column
-    return column[start : end + 1] if name.endswith("_offsets") else column[start:end]

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import FloatArray, IntArray, KVLayout, Model, SamplingBatch, StepBatch, StepLimits
+from octavo.kernels.ops import FloatArray, IntArray, KVLayout, Model, StepBatch, StepLimits
 from octavo.kernels.reference.attention import KVPool, StepIndex
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.reference.sampling import processed_logits, sample
+from octavo.sampling.columns import SamplingBatch
 
 
 class ReferenceModel:

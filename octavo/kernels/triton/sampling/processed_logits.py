@@ -1,6 +1,6 @@
 """What tokens are drawn from: the op `processed_logits`, semantics of `kernels/reference/sampling.py`.
 
-    edit, scan   as a draw does (`sampling.py`)
+    edit, scan   as a draw does (`draw.py`)
     process      one program an entry: where its filters cut, by the bisection over the whole row that a draw falls back
                  on; then its logits over the temperature, -inf where nothing is kept
 
@@ -15,16 +15,16 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.triton.chain import wait_for_previous
-from octavo.kernels.triton.sampling.draw import (
-    FINITE_KEY,
+from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace, edit_and_scan, load_row
+from octavo.kernels.triton.sampling.entries import (
+    IS_EDITED,
+    LOGITS_ROW,
+    TEMPERATURE,
     DeviceSamplingBatch,
-    SamplingWorkspace,
-    cut_of_row,
-    distance,
-    edit_and_scan,
-    entry_has_edits,
-    load_row,
+    load_float,
+    load_int,
 )
+from octavo.kernels.triton.sampling.filters import FINITE_KEY, can_cut, cut_of_row, distance, load_filters
 from octavo.kernels.triton.sampling.logits_scan import CHUNK, score_of
 
 
@@ -38,10 +38,10 @@ def processed_logits(
     chained: bool = False,
 ) -> None:
     """logits [M, V] and the tokens drawn [N] -> processed [N, V] float32. workspace: one with room for edits."""
-    b, chunks = batch, triton.cdiv(logits.shape[1], CHUNK)
-    source, runs = edit_and_scan(logits, batch, workspace, has_edits=True, chained=chained)
+    chunks = triton.cdiv(logits.shape[1], CHUNK)
+    source = edit_and_scan(logits, batch, workspace, has_edits=True, chained=chained)
     _process_kernel[(len(processed),)](
-        *source, *runs, b.temperature, b.top_p, b.top_k, b.min_p, workspace.scan.chunk_max, chunks,
+        *source, workspace.scan.chunk_max, chunks,
         drawn, processed, processed.stride(0), TILE=8192, CHUNKS=triton.next_power_of_2(chunks), FINITE=FINITE_KEY,
         CHAINED=chained, launch_pdl=chained, num_warps=16,
     )  # fmt: skip
@@ -49,19 +49,16 @@ def processed_logits(
 
 @triton.jit
 def _process_kernel(
-    logits, logits_rows, stride, edited, edited_stride, vocab,
-    history_offsets, allowed_offsets, banned_offsets, bias_offsets,
-    temperatures, top_ps, top_ks, min_ps, chunk_max, num_chunks, drawn, processed, processed_stride,
+    logits, entries, stride, edited, edited_stride, vocab,
+    chunk_max, num_chunks, drawn, processed, processed_stride,
     TILE: tl.constexpr, CHUNKS: tl.constexpr, FINITE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
-    is_edited = entry_has_edits(i, history_offsets, allowed_offsets, banned_offsets, bias_offsets)
-    row = tl.load(logits_rows + i).to(tl.int64)
-    temperature = tl.load(temperatures + i)
-    top_p = tl.load(top_ps + i)
-    top_k = tl.load(top_ks + i)
-    min_p = tl.load(min_ps + i)
+    is_edited = load_int(entries, i, IS_EDITED) != 0
+    row = load_int(entries, i, LOGITS_ROW).to(tl.int64)
+    temperature = load_float(entries, i, TEMPERATURE)
+    filters = load_filters(entries, i)
     chunk = tl.arange(0, CHUNKS)
     best = tl.max(tl.load(chunk_max + i * num_chunks + chunk, mask=chunk < num_chunks, other=-float("inf")), 0)
     where = (logits, row, stride, edited, edited_stride, i, is_edited, vocab, temperature, best)
@@ -70,8 +67,8 @@ def _process_kernel(
     pivot = tl.where(temperature == 0.0, 0x7FFFFFFF, FINITE + 1)
     num_tied = tl.full([], 0, tl.int32)
     token = tl.load(drawn + i)
-    if (temperature != 0.0) & ((top_p < 1.0) | ((top_k > 0) & (top_k < vocab)) | (min_p > 0.0)):
-        pivot, num_tied = cut_of_row(where, top_p, top_k, min_p, FINITE, TILE, True)
+    if (temperature != 0.0) & can_cut(filters, vocab):
+        pivot, num_tied = cut_of_row(where, filters, FINITE, TILE, True)
     out = processed + i.to(tl.int64) * processed_stride
     tied_before = tl.full([], 0, tl.int32)
     for start in range(0, vocab, TILE):

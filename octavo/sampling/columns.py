@@ -1,0 +1,121 @@
+"""The columns that tokens are drawn by, each declared once; whatever carries them follows from here.
+
+    number   one value an entry      a parameter of the request, who draws, or where
+    ragged   any number an entry     values end to end, and the offsets [N + 1] that part them
+
+A column that has the name of a field of SamplingParams is that parameter. From here follow the rows of `sampler.py`,
+the pointers that C++ is given, and the entries that a device keeps:
+
+    entry    logits row | position | seed (2) | sample index | ... | temperature | top_p | ...    32 bits each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.sampling_params import SamplingParams
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+SeedArray = NDArray[np.uint64]
+_DTYPES: dict[str, type[np.generic]] = {"IntArray": np.int32, "FloatArray": np.float32, "SeedArray": np.uint64}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SamplingBatch:
+    """What to do with N drawn tokens, one entry each. Numbers are [N]; the values of a ragged column's entry i are
+    `values[offsets[i]:offsets[i+1]]`.
+
+    Order of work, as in vLLM: allowed tokens, banned tokens, bias, penalties; temperature 0 takes the
+    argmax; otherwise divide by temperature, then min_p, top_k, top_p, then draw.
+    The draw: u = uniform(seed, sample_index, position), counter-based (see `kernels/reference/sampling.py`);
+    the token is the first in id order whose cumulative kept probability exceeds u.
+    """
+
+    logits_rows: IntArray  # which row of logits to read; forks of one prompt share a row
+    positions: IntArray  # the position the new token will have
+    seeds: SeedArray
+    sample_indices: IntArray
+    prompt_lens: IntArray  # how many of an entry's history tokens are prompt
+    temperature: FloatArray
+    top_p: FloatArray
+    top_k: IntArray
+    min_p: FloatArray
+    presence_penalty: FloatArray
+    frequency_penalty: FloatArray
+    repetition_penalty: FloatArray
+    history: IntArray  # prompt then output tokens; only for entries with a penalty
+    history_offsets: IntArray
+    allowed: IntArray  # an empty run allows every token
+    allowed_offsets: IntArray
+    banned: IntArray
+    banned_offsets: IntArray
+    bias_ids: IntArray
+    bias_values: FloatArray
+    bias_offsets: IntArray
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether any entry's logits are edited."""
+        return any(len(getattr(self, name)) > 0 for name in RAGGED)
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether any entry's filters may cut tokens away."""
+        return any(bool((getattr(self, name) != neutral).any()) for name, neutral in FILTERS.items())
+
+
+#: columns of values, and the column of their offsets
+RAGGED = {
+    "history": "history_offsets",
+    "allowed": "allowed_offsets",
+    "banned": "banned_offsets",
+    "bias_ids": "bias_offsets",
+    "bias_values": "bias_offsets",
+}
+_DEFAULTS = {one.name: one.default for one in fields(SamplingParams)}
+
+#: every column's element type
+COLUMNS = {one.name: _DTYPES[str(one.type)] for one in fields(SamplingBatch)}
+NUMBERS = {name: dtype for name, dtype in COLUMNS.items() if name not in {*RAGGED, *RAGGED.values()}}
+PARAMETERS = tuple(name for name in NUMBERS if name in _DEFAULTS)
+#: those that cut tokens away, with the value that leaves all
+FILTERS = {name: _DEFAULTS[name] for name in ("top_p", "top_k", "min_p")}
+
+#: 32-bit words of an entry: room for more numbers than there are
+ENTRY_WIDTH = 16
+
+
+def _words() -> dict[str, int]:
+    words, width = {}, 0
+    for name, dtype in NUMBERS.items():
+        words[name] = width
+        width += np.dtype(dtype).itemsize // 4
+    assert width < ENTRY_WIDTH, f"an entry of {width + 1} words does not fit into {ENTRY_WIDTH}"
+    return {**words, "is_edited": width}
+
+
+#: a number's first word in an entry, and the word that is 1 where logits are edited
+WORDS = _words()
+
+
+def entries_of(numbers: Mapping[str, NDArray[Any]], num_entries: int) -> IntArray:
+    """Numbers as entries [N, ENTRY_WIDTH], each by its bits; 0 for what is not given."""
+    entries = np.zeros((num_entries, ENTRY_WIDTH), np.int32)
+    for name, column in numbers.items():
+        words = np.ascontiguousarray(column, NUMBERS[name]).view(np.int32).reshape(num_entries, -1)
+        entries[:, WORDS[name] : WORDS[name] + words.shape[1]] = words
+    return entries
+
+
+def batch_entries(batch: SamplingBatch) -> IntArray:
+    """A batch's numbers as entries, those marked whose logits are edited."""
+    entries = entries_of({name: getattr(batch, name) for name in NUMBERS}, len(batch.logits_rows))
+    for name in RAGGED.values() if batch.has_edits else ():
+        entries[:, WORDS["is_edited"]] |= np.diff(getattr(batch, name)) > 0
+    return entries
