@@ -32,7 +32,7 @@ def launch() -> None:
     x, y = torch.randn(2, 16, 1024, dtype=torch.bfloat16)
     before = x.clone()
     norm.rms_norm(x, torch.ones(1024), 1e-6, y, chained=True)
-    elementwise.add(x, y, x, chained=True)
+    elementwise.elementwise("add", x, y, x, chained=True)
     elementwise.gated_activation(x, "silu", y[:, :512], chained=True)
     linear = TileLinear(torch.zeros(6144, 1024, dtype=torch.bfloat16), "silu")
     tile = linear.tile_for(16)
@@ -45,7 +45,7 @@ def launch_for_real() -> None:
     """As far as that goes without a GPU."""
     x = torch.ones(16, 1024)
     with suppress(Exception):
-        elementwise.add(x, x, x, chained=True)
+        elementwise.elementwise("add", x, x, x, chained=True)
     launched.append(x)
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
+from tests.kernels.elementwise_cases import CASES, Case
 
 from octavo.kernels.ops import Activation  # isort: skip
 from octavo.kernels.triton.elementwise import elementwise, norm  # isort: skip
@@ -52,16 +53,14 @@ class TestRows:
             elementwise.gated_activation(gate_up, kind, out, chained=chained)
             assert relative_error(out, expected * up) < TOLERANCE[dtype], kind
 
-    def test_pointwise(self, shape: tuple[int, int], dtype: torch.dtype, chained: bool) -> None:
-        x, y = random(*shape, dtype=dtype), random(*shape, dtype=dtype)
-        out = torch.empty_like(x)
-        for kind, expected in activations(x.float()).items():
-            elementwise.activation(x, kind, out, chained=chained)
-            assert relative_error(out, expected) < TOLERANCE[dtype], kind
-        elementwise.softcap(x, 0.7, out, chained=chained)
-        assert relative_error(out, 0.7 * torch.tanh(x.float() / 0.7)) < TOLERANCE[dtype]
-        elementwise.add(x, y, out, chained=chained)
-        assert relative_error(out, x.float() + y.float()) < TOLERANCE[dtype]
+    @pytest.mark.parametrize("case", CASES, ids=str)
+    def test_elementwise_ops(self, shape: tuple[int, int], dtype: torch.dtype, chained: bool, case: Case) -> None:
+        inputs = [random(*shape, dtype=dtype) for _ in case.op.inputs]
+        out, values = torch.empty_like(inputs[0]), case.arguments.values()
+        numbers, words = [v for v in values if not isinstance(v, str)], [v for v in values if isinstance(v, str)]
+        elementwise.elementwise(case.name, *inputs, out, numbers=numbers, word="".join(words), chained=chained)
+        expected = torch.from_numpy(case.expected(*(x.float().cpu().numpy() for x in inputs)))
+        assert relative_error(out.cpu(), expected) < TOLERANCE[dtype]
 
 
 def activations(x: torch.Tensor) -> dict[Activation, torch.Tensor]:

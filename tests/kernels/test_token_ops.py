@@ -7,14 +7,14 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from scipy import special
 
 from octavo.kernels.cpu.backend import CpuBackend
-from octavo.kernels.ops import Activation, AttentionLayer, FloatArray, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import OPS, Activation, AttentionLayer, FloatArray, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.reference import ReferenceBackend
 from octavo.kernels.tensor import HostTensor
 from octavo.testing.made_parameters import linear, parameter
+from tests.kernels.elementwise_cases import CASES, Case
 from tests.kernels.step_harness import NUM_ROWS, Pool, random_table, run_once
 
 WIDTHS = [1, 7, 16, 576, 1003]
@@ -36,10 +36,14 @@ def compare(function: Callable[[Ops], Tensor], width: int, pool: Pool | None = N
 def test_norms(width: int) -> None:
     table, other = random_table(width), random_table(width, seed=2)
     weight, bias = parameter(array(width)), parameter(array(width, seed=3))
-    compare(lambda ops: ops.rms_norm(ops.embedding(table, "input_ids"), weight, 1e-5), width, rtol=5e-6)
+    compare(
+        lambda ops: ops.rms_norm(ops.embedding(table, "input_ids"), weight, 1e-5), width, rtol=OPS["rms_norm"].error
+    )
     for given in (bias, None):
         compare(
-            lambda ops, b=given: ops.layer_norm(ops.embedding(table, "input_ids"), weight, b, 0.1), width, rtol=2e-5
+            lambda ops, b=given: ops.layer_norm(ops.embedding(table, "input_ids"), weight, b, 0.1),
+            width,
+            rtol=OPS["layer_norm"].error,
         )
 
     def add_rms_norm(ops: Ops) -> Tensor:
@@ -48,36 +52,44 @@ def test_norms(width: int) -> None:
         normed, total = ops.add_rms_norm(x, residual, weight, 1e-5)
         return ops.add(normed, total)
 
-    compare(add_rms_norm, width, rtol=5e-6)
+    compare(add_rms_norm, width, rtol=OPS["add_rms_norm"].error)
+
+
+def test_every_elementwise_op_has_a_case() -> None:
+    assert {case.name for case in CASES} == {op.name for op in OPS.values() if op.is_elementwise}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_elementwise_ops(case: Case) -> None:
+    for width in WIDTHS:
+        tables = [random_table(width, seed) for seed in range(len(case.op.inputs))]
+
+        def function(ops: Ops, tables: list[Parameter] = tables) -> Tensor:
+            return case.call(ops, *(ops.embedding(table, "input_ids") for table in tables))
+
+        compare(function, width, rtol=case.op.error)
+        ours = run_once(CpuBackend(1), function, width, NUM_ROWS)
+        rows = (table.packed().data.view(np.float32).reshape(table.shape) for table in tables)
+        np.testing.assert_allclose(ours, case.expected(*rows), rtol=case.op.error, atol=case.op.error)
 
 
 @pytest.mark.parametrize("kind", get_args(Activation))
-def test_activations(kind: Activation) -> None:
+def test_gated_activations(kind: Activation) -> None:
     for width in WIDTHS:
-        table = random_table(width)
-        compare(lambda ops, t=table: ops.activation(ops.embedding(t, "input_ids"), kind), width)
         gate_up = random_table(2 * width)
         compare(lambda ops, t=gate_up: ops.gated_activation(ops.embedding(t, "input_ids"), kind), width)
-
-
-EXACT: dict[Activation, Callable[[np.ndarray], np.ndarray]] = {
-    "silu": lambda x: x * special.expit(x),
-    "gelu": lambda x: x * special.ndtr(x),
-    "gelu_tanh": lambda x: x * special.expit(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)),
-    "relu": lambda x: np.maximum(x, 0),
-}
 
 
 def values_table(values: FloatArray) -> Parameter:
     return parameter(np.resize(values.astype(np.float32), (NUM_ROWS, len(values))))
 
 
-@pytest.mark.parametrize("kind", get_args(Activation))
-def test_activations_are_accurate_to_a_few_units_in_the_last_place(kind: Activation) -> None:
+@pytest.mark.parametrize("case", [case for case in CASES if case.name == "activation"], ids=str)
+def test_activations_are_accurate_to_a_few_units_in_the_last_place(case: Case) -> None:
     x = np.concatenate([np.linspace(-12, 12, 4001), np.geomspace(1e-20, 1, 500), -np.geomspace(1e-20, 1, 500)])
     table = values_table(x)
-    ours = run_once(CpuBackend(1), lambda ops: ops.activation(ops.embedding(table, "input_ids"), kind), len(x), 1)
-    exact = EXACT[kind](x.astype(np.float32).astype(np.float64))
+    ours = run_once(CpuBackend(1), lambda ops: case.call(ops, ops.embedding(table, "input_ids")), len(x), 1)
+    exact = case.expected(x.astype(np.float32))
     # An exponent's rounding grows with it: exp(-x^2 / 2) at x = -12 carries 72 times its argument's error.
     error = np.abs(ours[0] - exact) / np.maximum(np.abs(exact), 1e-30)
     assert error[np.abs(x) < 4].max() < 2e-6
@@ -143,11 +155,16 @@ def test_rotation_and_head_norms(head_dim: int, rotary_dim: int, norms: bool) ->
     )
     table = random_table(10 * head_dim)
     pool = Pool(num_kv_heads=2, head_dim=head_dim)
-    compare(lambda ops: ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer), 6 * head_dim, pool, rtol=5e-6)
+    compare(
+        lambda ops: ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer),
+        6 * head_dim,
+        pool,
+        rtol=OPS["rotary_kv_write"].error,
+    )
 
 
 def test_linear_joins_parts_of_several_types() -> None:
     parts = [array(5, 64), array(9, 64, seed=2), array(4, 64, seed=3).astype(np.float16), array(3, 64, seed=4)]
     weight = linear(*parts, bias=array(21, seed=5))
     table = random_table(64)
-    compare(lambda ops: ops.linear(ops.embedding(table, "input_ids"), weight), 21, rtol=2e-5)
+    compare(lambda ops: ops.linear(ops.embedding(table, "input_ids"), weight), 21, rtol=OPS["linear"].error)

@@ -12,7 +12,7 @@ from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.ops import Activation, AttentionLayer, Index
+from octavo.kernels.ops import OPS, Activation, AttentionLayer, Index
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.buffers import share_buffers
 from octavo.kernels.program.fuse import Recording
@@ -90,10 +90,22 @@ class Program:
         return buffer[: num_rows * value.width].view(num_rows, value.width)
 
     def _bind(self, instruction: Instruction) -> tuple[Launch, tuple[Value, ...]]:
-        launch = getattr(self, f"_{instruction.op}")(**instruction.arguments)
+        op, arguments = instruction.op, instruction.arguments
+        is_elementwise = op in OPS and OPS[op].is_elementwise
+        launch = self._elementwise(op, arguments) if is_elementwise else getattr(self, f"_{op}")(**arguments)
         return launch, (*instruction.inputs, *instruction.outputs)
 
-    # One method an op: its arguments, and the weights among them uploaded, to a launch
+    def _elementwise(self, op: str, arguments: dict[str, float | str]) -> Launch:
+        numbers = [value for value in arguments.values() if not isinstance(value, str)]
+        word = "".join(value for value in arguments.values() if isinstance(value, str))
+        chained = self._around.gpu.chains
+
+        def launch(step: DeviceStep, *tensors: torch.Tensor) -> None:
+            elementwise.elementwise(op, *tensors, numbers=numbers, word=word, chained=chained)
+
+        return launch
+
+    # One method for each other op: its arguments, and the weights among them uploaded, to a launch
 
     def _embedding(self, table: Parameter, index: Index, offset: int, scale: float) -> Launch:
         table_VH, chained = self._around.weights.packed(table), self._around.gpu.chains
@@ -182,17 +194,8 @@ class Program:
         weight_H, bias_H = weights.vector(weight), None if bias is None else weights.vector(bias)
         return lambda step, x, out: norm.layer_norm(x, weight_H, bias_H, eps, out, chained=chained)
 
-    def _add(self) -> Launch:
-        return lambda step, x, y, out: elementwise.add(x, y, out, chained=self._around.gpu.chains)
-
-    def _activation(self, kind: Activation) -> Launch:
-        return lambda step, x, out: elementwise.activation(x, kind, out, chained=self._around.gpu.chains)
-
     def _gated_activation(self, kind: Activation) -> Launch:
         return lambda step, x, out: elementwise.gated_activation(x, kind, out, chained=self._around.gpu.chains)
-
-    def _softcap(self, cap: float) -> Launch:
-        return lambda step, x, out: elementwise.softcap(x, cap, out, chained=self._around.gpu.chains)
 
     def _rotary_kv_write(self, layer: AttentionLayer) -> Launch:
         transform, chained, memory = self._transform(layer), self._around.gpu.chains, self._around.memory

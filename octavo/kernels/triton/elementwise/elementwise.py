@@ -1,6 +1,8 @@
-"""Activations, gated activations, softcap and add: read once, compute in float32, write once."""
+"""Element-wise ops, and gated activations: read once, compute in float32, write once."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -12,19 +14,19 @@ from octavo.kernels.triton.chain import wait_for_previous
 _TILE = 1024
 
 
-def activation(x: torch.Tensor, kind: Activation, out: torch.Tensor, *, chained: bool = False) -> None:
-    """out = act(x), any contiguous shape. `out` may be x."""
-    _elementwise(x, x, out, kind, 0.0, chained)
-
-
-def softcap(x: torch.Tensor, cap: float, out: torch.Tensor, *, chained: bool = False) -> None:
-    """out = cap * tanh(x / cap), any contiguous shape. `out` may be x."""
-    _elementwise(x, x, out, "softcap", cap, chained)
-
-
-def add(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, *, chained: bool = False) -> None:
-    """out = x + y, any contiguous shape. `out` may be x or y."""
-    _elementwise(x, y, out, "add", 0.0, chained)
+def elementwise(
+    op: str, *tensors: torch.Tensor, numbers: Sequence[float] = (), word: str = "", chained: bool = False
+) -> None:
+    """The op of that name: its one or two inputs, then the result, which may be an input; all of one contiguous shape.
+    numbers, word: its parameters, at most two and one."""
+    assert all(tensor.is_contiguous() for tensor in tensors), "element-wise kernels walk flat memory"
+    x, y, out = tensors[0], tensors[-2], tensors[-1]
+    first, second = (*numbers, 0.0, 0.0)[:2]
+    _elementwise_kernel[(triton.cdiv(x.numel(), _TILE),)](
+        x, y, out, first, second, x.numel(),
+        OP=op, WORD=word, NUM_INPUTS=len(tensors) - 1,
+        TILE=_TILE, CHAINED=chained, launch_pdl=chained, num_warps=4,
+    )  # fmt: skip
 
 
 def gated_activation(gate_up: torch.Tensor, kind: Activation, out: torch.Tensor, *, chained: bool = False) -> None:
@@ -34,15 +36,6 @@ def gated_activation(gate_up: torch.Tensor, kind: Activation, out: torch.Tensor,
         gate_up, out, width, gate_up.stride(0), out.stride(0),
         KIND=kind, TILE=_TILE, CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
-
-
-def _elementwise(
-    x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, kind: str, constant: float, chained: bool
-) -> None:
-    assert all(t.is_contiguous() for t in (x, y, out)), "element-wise kernels walk flat memory"
-    _elementwise_kernel[(triton.cdiv(x.numel(), _TILE),)](
-        x, y, out, constant, x.numel(), KIND=kind, TILE=_TILE, CHAINED=chained, launch_pdl=chained, num_warps=4
-    )
 
 
 @triton.jit
@@ -71,20 +64,31 @@ def activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
+def _result(x, y, first, second, OP: tl.constexpr, WORD: tl.constexpr):
+    """The op named OP, on float32; a new op is a case here."""
+    if OP == "add":
+        return x + y
+    elif OP == "softcap":
+        return first * tanh(x / first)
+    else:
+        tl.static_assert(OP == "activation")
+        return activate(x, WORD)
+
+
+@triton.jit
 def _elementwise_kernel(
-    x_ptr, y_ptr, out_ptr, constant, size, KIND: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr
-):
+    x_ptr, y_ptr, out_ptr, first, second, size,
+    OP: tl.constexpr, WORD: tl.constexpr, NUM_INPUTS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
     wait_for_previous(CHAINED)
     at = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     mask = at < size
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    if KIND == "add":
-        y = x + tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    elif KIND == "softcap":
-        y = constant * tanh(x / constant)
-    else:
-        y = activate(x, KIND)
-    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
+    y = x
+    if NUM_INPUTS == 2:
+        y = tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    result = _result(x, y, first, second, OP, WORD)
+    tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
