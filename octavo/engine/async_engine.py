@@ -68,7 +68,7 @@ class AsyncLLM(EngineClient):
         """An AsyncLLM of these options, as vLLM spells it."""
         return cls(**vars(engine_args))
 
-    async def outputs_of(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
+    async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         request_id = call.request_id if call.request_id is not None else f"async-{next(self._counter)}"
         params = call.sampling_params if call.sampling_params is not None else self._engine.default_sampling_params
         asked = (request_id, call.prompt, params, call.priority, call.cache_salt)

@@ -66,9 +66,9 @@ class EngineClient(Protocol):
         """
         if others:
             refuse_unknown("generate", others, [field.name for field in fields(GenerateCall)])
-        return self.outputs_of(GenerateCall(prompt, sampling_params, request_id, priority, cache_salt, trace_headers))
+        return self._outputs(GenerateCall(prompt, sampling_params, request_id, priority, cache_salt, trace_headers))
 
-    def outputs_of(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
+    def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         """What `generate` returns; nothing is checked or begun before the first output is asked for."""
         ...
 

@@ -92,7 +92,7 @@ class ProcessClient(EngineClient):
 
     # EngineClient
 
-    async def outputs_of(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
+    async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         arrival_time = time.monotonic()
         inputs = self._check_open()
         name = call.request_id if call.request_id is not None else f"{self.identity}-{next(self._numbers)}"

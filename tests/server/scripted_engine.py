@@ -51,7 +51,7 @@ class ScriptedEngine(EngineClient):
     def model_info(self) -> ModelInfo:
         return ModelInfo(**asdict(LIMITS), default_sampling_params=SamplingParams(temperature=0.5), card=[])
 
-    async def outputs_of(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
+    async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         assert call.sampling_params is not None
         assert call.request_id is not None
         request = self.inputs.process(
