@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from octavo.config import BackendConfig
-from octavo.kernels.ops import Backend
+from octavo.kernels.device import Device
 from octavo.kernels.registry import HOST_BACKENDS
 
 TinyFolder = Callable[..., Path]
@@ -56,8 +56,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None
 
 
 @pytest.fixture(params=list(HOST_BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Backend:
-    chosen = HOST_BACKENDS[request.param](BackendConfig())
+def backend(request: pytest.FixtureRequest) -> Device:
+    chosen = HOST_BACKENDS[request.param](BackendConfig(), 0)
     if (reason := chosen.why_not()) is not None:
         pytest.skip(reason)
     return chosen

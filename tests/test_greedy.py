@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from octavo import LLM, RequestOutput, SamplingParams
-from octavo.kernels.ops import Backend
+from octavo.kernels.device import Device
 from octavo.observe.events import EngineStarted, Preempted
 from octavo.testing.tiny_models import TINY
 from tests.conftest import TinyFolder
@@ -49,7 +49,7 @@ def oracle(folder: Path, seed: int) -> list[tuple[list[int], np.ndarray[Any, Any
     return answers
 
 
-def engine(folder: Path, backend: Backend, **options: Any) -> LLM:
+def engine(folder: Path, backend: Device, **options: Any) -> LLM:
     return LLM(
         str(folder),
         dtype="float32",
@@ -73,7 +73,7 @@ def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
 
 @pytest.mark.parametrize("block_size", SETTINGS)
 @pytest.mark.parametrize("name", TINY)
-def test_tokens_equal_transformers(name: str, block_size: int, backend: Backend, tiny_folder: TinyFolder) -> None:
+def test_tokens_equal_transformers(name: str, block_size: int, backend: Device, tiny_folder: TinyFolder) -> None:
     folder, seed = tiny_folder(name), block_size
     expected = [answer for answer, _ in oracle(folder, seed)]
     options = {"block_size": block_size, "max_num_batched_tokens": SETTINGS[block_size]}
@@ -92,7 +92,7 @@ def test_tokens_equal_transformers(name: str, block_size: int, backend: Backend,
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2"])
-def test_logprobs_equal_transformers(name: str, backend: Backend, tiny_folder: TinyFolder) -> None:
+def test_logprobs_equal_transformers(name: str, backend: Device, tiny_folder: TinyFolder) -> None:
     folder = tiny_folder(name)
     params = GREEDY.replace(logprobs=4, prompt_logprobs=3)
     with engine(folder, backend, max_num_batched_tokens=11) as llm:

@@ -42,7 +42,7 @@ OCTAVO = "import sys; from octavo.cli.main import main; sys.exit(main())"
 #: the same command on a machine whose driver shows a GPU
 ON_A_GPU = f"""
 from octavo.kernels.cuda import driver
-driver.first_gpu = lambda *device: driver.GPU("NVIDIA H100", (9, 0), 80 << 30, 132)
+driver.find_gpu = lambda *device: driver.GPU("NVIDIA H100", (9, 0), 80 << 30, 132)
 {OCTAVO}
 """
 BENCH = ("bench", "throughput", "--model", "smollm2", "--num-prompts", "1")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from octavo.kernels.cpu.backend import CpuBackend
+from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
 from octavo.observe.machine import num_cores
 from octavo.testing.made_parameters import linear, parameter
@@ -83,10 +83,10 @@ def measure(
     heads, kv_heads, head_dim = shape
     num_seqs, computed, new = step
     num_blocks = 1 + num_seqs * -(-(computed + new) // BLOCK_SIZE)
-    kv = KVLayout(num_blocks, BLOCK_SIZE, LAYERS, kv_heads, head_dim, kv_dtype)
-    pool = np.zeros(num_blocks * kv.block_bytes, np.uint8)
+    kv = KVLayout(0, BLOCK_SIZE, LAYERS, kv_heads, head_dim, kv_dtype)
     limits = StepLimits(num_seqs * new, num_seqs, computed + new, 32)
-    model = CpuBackend(threads).compile(AttentionOnly(heads, kv_heads, head_dim), kv, pool, limits)
+    model = CpuDevice(threads).load(AttentionOnly(heads, kv_heads, head_dim), kv, limits, "float32").bind(num_blocks)
+    model.pool.fill(0)
     batch = make_batch(num_seqs, computed, new, num_blocks)
     calls = max(1, 200 // (LAYERS * (1 + num_seqs * new // 64)))
     seconds = []

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from octavo.kernels.cpu.backend import CpuBackend
 from octavo.kernels.cpu.compiled import CpuModel
+from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.ops import (
     AttentionLayer,
     KVLayout,
@@ -128,10 +128,10 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=10)
     arguments = parser.parse_args()
     num_blocks = 1 + 64 * 20
-    kv = KVLayout(num_blocks, BLOCK_SIZE, LAYERS, KV_HEADS, HEAD_DIM, arguments.kv_dtype)
-    pool = np.zeros(num_blocks * kv.block_bytes, np.uint8)
+    kv = KVLayout(0, BLOCK_SIZE, LAYERS, KV_HEADS, HEAD_DIM, arguments.kv_dtype)
     limits = StepLimits(512, 64, MAX_LEN, VOCAB)
-    model = CpuBackend(arguments.threads).compile(Decoder(arguments.dtype), kv, pool, limits)
+    model = CpuDevice(arguments.threads).load(Decoder(arguments.dtype), kv, limits, "float32").bind(num_blocks)
+    model.pool.fill(0)
     print(f"{model.packed_bytes / 1e6:.0f} MB of packed weights, {model.activation_bytes / 1e6:.0f} MB of activations")
     for name in STEPS:
         measure(model, name, arguments.repeat)

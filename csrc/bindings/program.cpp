@@ -114,6 +114,11 @@ ThreadPool* octavo_pool_new(int num_threads) {
 void octavo_pool_free(ThreadPool* pool) { delete pool; }
 
 CompiledModel* octavo_model_new(ThreadPool* pool, const KVPool* kv) { return new CompiledModel(*pool, *kv); }
+// Gives a model its KV pool, without which no step can run.
+void octavo_model_bind(CompiledModel* model, uint8_t* pool, int64_t num_blocks) {
+  model->state.kv.data = pool;
+  model->state.kv.num_blocks = num_blocks;
+}
 void octavo_model_free(CompiledModel* model) { delete model; }
 
 Program* octavo_model_forward_program(CompiledModel* model, const int32_t* widths, int64_t num_buffers) {

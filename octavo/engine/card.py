@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from octavo.kernels.ops import KVLayout, StepLimits
-from octavo.models.checkpoint import Checkpoint
+from collections.abc import Sequence
+
 from octavo.models.context_len import context_len
 from octavo.observe.logging import LOGGER
 from octavo.shown import shown_names
+from octavo.worker.task import WorkerShape
 
 
-def start_up_card(
-    checkpoint: Checkpoint,
-    backend: str,
-    layout: KVLayout,
-    limits: StepLimits,
-    seconds: float,
-    *,
-    device: str | None = None,
-) -> list[tuple[str, str]]:
-    """(label, text) lines. device: where the model computes, if not on the host."""
-    architecture = checkpoint.architecture
+def start_up_card(shape: WorkerShape, seconds: float) -> list[tuple[str, str]]:
+    """(label, text) lines."""
+    architecture, layout, limits = shape.architecture, shape.layout, shape.limits
     num_tokens = (layout.num_blocks - 1) * layout.block_size
     context = f"{limits.max_model_len:,} tokens"
     if limits.max_model_len < context_len(architecture):
         context += f" of the model's {context_len(architecture):,}"
     lines = [
-        ("model", f"{checkpoint.label} ({architecture.family}, {architecture.num_layers} layers)"),
-        ("weights", f"{_size(checkpoint.num_bytes)} as {checkpoint.dtype_label}"),
+        ("model", f"{shape.label} ({architecture.family}, {architecture.num_layers} layers)"),
+        ("weights", f"{_size(shape.weight_bytes)} as {shape.weight_dtypes}"),
         (
             "KV cache",
             f"{layout.num_blocks - 1:,} blocks of {layout.block_size} tokens, "
@@ -35,20 +28,20 @@ def start_up_card(
         ("holds", f"{num_tokens:,} tokens in one cache group, {limits.max_num_seqs} sequences at once"),
         ("context", context),
         ("step", f"up to {limits.max_num_tokens:,} tokens"),
-        ("backend", backend),
+        ("backend", shape.backend),
         ("ready in", f"{seconds:.2f} s"),
     ]
-    if device is not None:
-        lines.insert(-1, ("device", device))
+    if shape.device is not None:
+        lines.insert(-1, ("device", shape.device))
     return lines
 
 
-def warn_of_leftovers(checkpoint: Checkpoint) -> None:
+def warn_of_leftovers(label: str, unused: Sequence[str]) -> None:
     """Once a model is built: tensors that it had no place for are a sign that it is not what its configuration says."""
-    if unused := checkpoint.leftovers():
+    if unused:
         LOGGER.warning(
             "%s: %d tensors are not used, the model's configuration has no place for them: %s",
-            *(checkpoint.label, len(unused), shown_names(unused)),
+            *(label, len(unused), shown_names(unused)),
         )
 
 

@@ -1,8 +1,7 @@
-"""Executors with one worker in this very process.
+"""The executor with one worker in this very process.
 
-InlineExecutor      a step is a function call: done when `submit` returns
-LaunchingExecutor   a step is launched on a device: `submit` returns, the device goes on
-ThreadedExecutor    a step runs on a thread of its own while the caller goes on; kernels hold no Python lock
+as it is     `submit` begins the step: a host has done it then, a device goes on by itself
+on_thread    a host's steps run on a thread of their own while the caller goes on; kernels hold no Python lock
 """
 
 from __future__ import annotations
@@ -11,18 +10,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from octavo.messages import PendingStep, StepPlan, StepResult
+from octavo.worker.task import WorkerShape
 
 
-class StepRunner(Protocol):
+class StepWorker(Protocol):
     """What an executor needs of a worker."""
 
-    def execute(self, plan: StepPlan) -> StepResult: ...
-
-    def close(self) -> None: ...
-
-
-class StepLauncher(Protocol):
-    """What an executor needs of a worker whose device computes by itself."""
+    shape: WorkerShape
 
     def begin(self, plan: StepPlan) -> PendingStep: ...
 
@@ -30,53 +24,34 @@ class StepLauncher(Protocol):
 
 
 class InlineExecutor:
-    def __init__(self, worker: StepRunner) -> None:
-        self._worker: StepRunner | None = worker
+    def __init__(self, worker: StepWorker, *, on_thread: bool = False) -> None:
+        self._worker: StepWorker | None = worker
+        self._begin = worker.begin
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-worker") if on_thread else None
+
+    @property
+    def shape(self) -> WorkerShape:
+        assert self._worker is not None, "a closed executor has no worker"
+        return self._worker.shape
 
     def submit(self, plan: StepPlan) -> PendingStep:
         assert self._worker is not None, "a closed executor runs no step"
-        done: Future[StepResult] = Future()
+        if self._thread is not None:
+            return self._thread.submit(self._run, plan)
         try:
-            done.set_result(self._worker.execute(plan))
-        except Exception as fault:
-            done.set_exception(fault)
-        return done
-
-    def close(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
-
-
-class LaunchingExecutor:
-    """Kernels run in the order they are launched, so nothing waits here."""
-
-    def __init__(self, worker: StepLauncher) -> None:
-        self._worker: StepLauncher | None = worker
-
-    def submit(self, plan: StepPlan) -> PendingStep:
-        assert self._worker is not None, "a closed executor runs no step"
-        try:
-            return self._worker.begin(plan)
+            return self._begin(plan)
         except Exception as fault:
             failed: Future[StepResult] = Future()
             failed.set_exception(fault)
             return failed
 
     def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
         if self._worker is not None:
             self._worker.close()
+            del self._begin
             self._worker = None
 
-
-class ThreadedExecutor:
-    def __init__(self, worker: StepRunner) -> None:
-        self._worker = worker
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="octavo-worker")
-
-    def submit(self, plan: StepPlan) -> PendingStep:
-        return self._thread.submit(self._worker.execute, plan)
-
-    def close(self) -> None:
-        self._thread.shutdown()
-        self._worker.close()
+    def _run(self, plan: StepPlan) -> StepResult:
+        return self._begin(plan).result()

@@ -338,15 +338,3 @@ class StepLimits:
     max_num_seqs: int
     max_model_len: int
     vocab_size: int
-
-
-class Backend(Protocol):
-    """An implementation family. `registry.py` lists them, best first."""
-
-    name: str
-
-    def why_not(self) -> str | None:
-        """None if it can run here, else the reason and the cure, in one sentence."""
-
-    def compile(self, model: Model, kv: KVLayout, pool: NDArray[np.uint8], limits: StepLimits) -> CompiledModel:
-        """Bind a model to this backend; `pool` is the KV pool, [num_blocks * block_bytes] uint8."""

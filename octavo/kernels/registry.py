@@ -8,76 +8,78 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 from octavo.config import BackendConfig
 from octavo.errors import BackendUnavailableError, ConfigError
-from octavo.kernels.ops import Backend
+from octavo.kernels.device import Device, KernelCompiler
 from octavo.kernels.tensor import DType, HostTensor
 
 Convert = Callable[[HostTensor, DType], HostTensor]
-
-if TYPE_CHECKING:
-    from octavo.kernels.cuda.backend import TritonBackend
-
-
-def _triton(config: BackendConfig) -> TritonBackend:
-    from octavo.kernels.cuda.backend import TritonBackend
-
-    return TritonBackend(config.attention_backend)
+#: from the options and the worker's rank, of which each has a device of its own where there are several
+MakeDevice = Callable[[BackendConfig, int], Device]
 
 
-def _cpu(config: BackendConfig) -> Backend:
-    from octavo.kernels.cpu.backend import CpuBackend
+def _triton(config: BackendConfig, rank: int = 0) -> Device:
+    from octavo.kernels.cuda.device import CudaDevice
 
-    return CpuBackend(config.num_threads, config.activation_dtype)
+    return CudaDevice(config.attention_backend, rank)
 
 
-def _reference(config: BackendConfig) -> Backend:
-    from octavo.kernels.reference import ReferenceBackend
+def _cpu(config: BackendConfig, rank: int = 0) -> Device:
+    from octavo.kernels.cpu.device import CpuDevice
 
-    return ReferenceBackend()
+    return CpuDevice(config.num_threads, config.activation_dtype)
+
+
+def _reference(config: BackendConfig, rank: int = 0) -> Device:
+    from octavo.kernels.reference.device import ReferenceDevice
+
+    return ReferenceDevice()
 
 
 #: those that compute in the host's memory, best first
-HOST_BACKENDS: dict[str, Callable[[BackendConfig], Backend]] = {"cpu": _cpu, "reference": _reference}
-BACKENDS: dict[str, Callable[[BackendConfig], Backend | TritonBackend]] = {"triton": _triton, **HOST_BACKENDS}
+HOST_BACKENDS: dict[str, MakeDevice] = {"cpu": _cpu, "reference": _reference}
+BACKENDS: dict[str, MakeDevice] = {"triton": _triton, **HOST_BACKENDS}
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The backend chosen, and why it, in words for the start-up card."""
+    """The device chosen, and why it, in words for the start-up card."""
 
-    backend: Backend | TritonBackend
+    device: Device
     why: str
 
 
-def select(config: BackendConfig) -> Selection:
-    """The backend asked for, or for "auto" the first that can run."""
-    selection = _first_that_runs(config) if config.backend == "auto" else _asked(config)
-    if config.attention_backend != "triton" and selection.backend.name != "triton":
+def select(config: BackendConfig, rank: int = 0) -> Selection:
+    """The device asked for, or for "auto" the first that can run."""
+    selection = _first_that_runs(config, rank) if config.backend == "auto" else _asked(config, rank)
+    if config.attention_backend != "triton" and selection.device.name != "triton":
         raise ConfigError(
             f"attention_backend is {config.attention_backend!r}, a choice for GPUs, but the backend is "
-            f"{selection.backend.name!r} ({selection.why}): leave attention_backend at 'triton'"
+            f"{selection.device.name!r} ({selection.why}): leave attention_backend at 'triton'"
         )
     return selection
 
 
-def _asked(config: BackendConfig) -> Selection:
-    if config.backend not in BACKENDS:
-        raise ConfigError(f"backend is {config.backend!r}, allowed are 'auto', {', '.join(map(repr, BACKENDS))}")
-    backend = BACKENDS[config.backend](config)
-    if (reason := backend.why_not()) is not None:
+def compile_ahead(config: BackendConfig, rank: int, settings: object) -> KernelCompiler | None:
+    """Start to compile what the device that will most likely be chosen needs: before `select`, which takes longer."""
+    name = next(iter(BACKENDS)) if config.backend == "auto" else config.backend
+    return BACKENDS[name](config, rank).compile_ahead(settings)
+
+
+def _asked(config: BackendConfig, rank: int) -> Selection:
+    device = BACKENDS[config.backend](config, rank)
+    if (reason := device.why_not()) is not None:
         raise BackendUnavailableError(f"backend {config.backend!r} cannot run here: {reason}")
-    return Selection(backend, f"{config.backend}, as asked")
+    return Selection(device, f"{config.backend}, as asked")
 
 
-def _first_that_runs(config: BackendConfig) -> Selection:
+def _first_that_runs(config: BackendConfig, rank: int) -> Selection:
     reasons: list[str] = []
     for name, make in BACKENDS.items():
-        backend = make(config)
-        if (reason := backend.why_not()) is None:
-            return Selection(backend, "; ".join([f"{name}, the fastest that runs here", *reasons]))
+        device = make(config, rank)
+        if (reason := device.why_not()) is None:
+            return Selection(device, "; ".join([f"{name}, the fastest that runs here", *reasons]))
         reasons.append(f"{name} cannot: {reason}")
     raise BackendUnavailableError("no backend can run here; " + "; ".join(reasons))
 
@@ -101,4 +103,4 @@ def converter(config: BackendConfig) -> Convert:
 
 def describe() -> list[tuple[str, str | None]]:
     """Every backend, best first, with the reason why it cannot run here, or None: for `octavo doctor`."""
-    return [(name, make(BackendConfig()).why_not()) for name, make in BACKENDS.items()]
+    return [(name, make(BackendConfig(), 0).why_not()) for name, make in BACKENDS.items()]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from octavo.kernels.ops import Backend, FloatArray, KVDType, KVLayout, StepBatch, StepLimits
+from octavo.kernels.device import Device
+from octavo.kernels.ops import FloatArray, KVDType, KVLayout, StepBatch, StepLimits
 from octavo.models.architecture import Architecture
 from octavo.models.attention import LayerSlot
 from octavo.models.registry import build_model
@@ -47,13 +48,13 @@ class Driver:
     """Owns a pool, the block tables over it and the compiled model."""
 
     def __init__(
-        self, backend: Backend, architecture: Architecture, source: TensorSource, setting: DriverSetting
+        self, device: Device, architecture: Architecture, source: TensorSource, setting: DriverSetting
     ) -> None:
         slots = setting.slots or [(0, i) for i in range(architecture.num_layers)]
         num_groups = 1 + max(group for group, _ in slots)
         table_len = -(-setting.max_model_len // setting.block_size)
         layout = KVLayout(
-            num_blocks=1 + setting.max_num_seqs * table_len * num_groups,
+            num_blocks=0,  # bound below
             block_size=setting.block_size,
             layers_per_group=1 + max(index for _, index in slots),
             num_kv_heads=architecture.num_kv_heads,
@@ -67,12 +68,14 @@ class Driver:
             vocab_size=architecture.vocab_size,
         )
         self._block_size = setting.block_size
-        self.pool = np.full(layout.num_blocks * layout.block_bytes, NAN_BYTE, np.uint8)
+        num_blocks = 1 + setting.max_num_seqs * table_len * num_groups
         model = build_model(architecture, source, slots, setting.max_model_len)
-        self.compiled = backend.compile(model, layout, self.pool, limits)
+        self.compiled = device.load(model, layout, limits, "float32").bind(num_blocks)
+        self.pool = self.compiled.pool
+        self.pool.fill(NAN_BYTE)
         self._windows = _group_windows(architecture, slots, num_groups)
         self._tables = tuple(np.zeros((setting.max_num_seqs, table_len), np.int32) for _ in range(num_groups))
-        self._free = np.random.default_rng(setting.seed).permutation(np.arange(1, layout.num_blocks)).tolist()
+        self._free = np.random.default_rng(setting.seed).permutation(np.arange(1, num_blocks)).tolist()
         self._rows = [_Row(i) for i in range(setting.max_num_seqs)]
 
     def step(self, work: dict[int, Sequence[int]]) -> dict[int, FloatArray]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from octavo.cache.block import NULL_BLOCK
 from octavo.cache.groups import CacheGroup
-from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
+from octavo.messages import BlockWrite, DoneStep, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 
 VOCAB_SIZE = 1000
 _MASK = (1 << 64) - 1
@@ -69,6 +69,9 @@ class FakeExecutor:
         self._max_num_seqs = max_num_seqs
         self._slots: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
         self.rows: dict[int, _Row] = {}
+
+    def begin(self, plan: StepPlan) -> DoneStep:
+        return DoneStep(self.execute(plan))
 
     def execute(self, plan: StepPlan) -> StepResult:
         for row in plan.freed_rows:

@@ -1,4 +1,4 @@
-"""The model runner of a device with memory of its own: a step is launched, and its tokens are fetched later.
+"""The runner of a device with memory of its own: a step is launched, and its tokens are fetched later.
 
     begin 1 | begin 2 ............... | begin 3 ...              host
             | result 1 (waits)        | result 2 (waits)
@@ -25,18 +25,17 @@ import torch
 
 from octavo.config import LogprobsMode
 from octavo.errors import EngineDeadError, OutOfMemoryError
-from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.cuda.graph_memory import GraphMemory
 from octavo.kernels.cuda.model import TritonModel
+from octavo.kernels.device import KernelCompiler
 from octavo.kernels.ops import IntArray, StepBatch, StepLimits
 from octavo.kernels.triton.linear.row_counts import padded_size
-from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
-from octavo.sampling.sampler import NO_LOGPROBS, Sampler
+from octavo.messages import DoneStep, LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, Variant
 from octavo.worker.device_rows import DeviceRows
 from octavo.worker.drawn_tokens import DrawnTokens, Fetch
-from octavo.worker.model_runner import DoneStep, Draws, ModelRunner
-from octavo.worker.request_states import RequestStates
+from octavo.worker.live_rows import Draws, LiveRows
+from octavo.worker.logprob_reporter import LogprobReporter
 from octavo.worker.warm_up import warm_up_plans
 
 
@@ -59,24 +58,24 @@ class _Launched:
         return StepResult(self.plan.step_id, tokens.tolist(), self.logprobs, self.prompt_logprobs)
 
 
-class DeviceRunner(ModelRunner):
-    """Owner of the rows on both sides, the sampler's columns and the model."""
+class DeviceRunner:
+    """Owner of the rows on both sides and the bound model."""
 
     def __init__(
         self,
         model: TritonModel,
-        states: RequestStates,
-        sampler: Sampler,
+        rows: LiveRows,
         max_num_seqs: int,
-        *,
         logprobs_mode: LogprobsMode,
+        *,
         captures_graphs: bool = True,
     ) -> None:
-        super().__init__(model, states, sampler, max_num_seqs, logprobs_mode=logprobs_mode)
+        self._model = model
+        self._live, self._states, self._sampler = rows, rows.states, rows.sampler
         self._logprobs_mode = logprobs_mode
-        self._device_model = model
-        self._rows = DeviceRows(states, sampler, model.staging, model.device)
-        memory = GraphMemory() if captures_graphs and model.device.type == "cuda" else None
+        self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)
+        self._rows = DeviceRows(rows.states, rows.sampler, model.staging, model.device)
+        memory = GraphMemory(model.device) if captures_graphs and model.device.type == "cuda" else None
         self._decodes = DecodeSteps(model, self._rows, max_num_seqs, memory)
         self._chunks = ChunkSteps(model, self._rows, max_num_seqs, memory)
         self._drawn = DrawnTokens(max_num_seqs, model.device)
@@ -87,9 +86,6 @@ class DeviceRunner(ModelRunner):
         self._last_rows: list[int] = []
         self._last_array: IntArray = np.zeros(0, np.int32)
         self._last_variant: Variant = "plain"
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        return self.begin(plan).result()
 
     def begin(self, plan: StepPlan) -> PendingStep:
         """Launch a step and come back. Raises OutOfMemoryError, and EngineDeadError where the GPU is lost."""
@@ -106,17 +102,17 @@ class DeviceRunner(ModelRunner):
             raise
 
     def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
-        """With a compiler, once before: by a runner whose steps only have their kernels compiled, and draw nothing."""
+        """Run a step of every kind before there are any that somebody waits for. With a compiler, once before: by a
+        runner whose steps only have their kernels compiled, and draw nothing."""
         if compiler is not None:
             rehearsing = DeviceRunner(
-                *(self._device_model, self._states, self._sampler, self._max_num_seqs),
-                logprobs_mode=self._logprobs_mode,
-                captures_graphs=False,
+                self._model, self._live, self._max_num_seqs, self._logprobs_mode, captures_graphs=False
             )
             with compiler.rehearsal():
                 for plan in warm_up_plans(limits, times=1):
-                    rehearsing.execute(plan)
-        super().warm_up(limits, compiler)
+                    rehearsing.begin(plan).result()
+        for plan in warm_up_plans(limits):
+            self.begin(plan).result()
         if compiler is not None:
             compiler.remember()
 
@@ -124,7 +120,7 @@ class DeviceRunner(ModelRunner):
         """Give the device's memory back now: the parts of a model know each other, so it would stay until Python next
         looked for such circles, and torch would keep it even then."""
         self._launched.clear()
-        del self._model, self._device_model, self._rows, self._decodes, self._chunks, self._drawn
+        del self._model, self._logprobs, self._rows, self._decodes, self._chunks, self._drawn
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -156,7 +152,7 @@ class DeviceRunner(ModelRunner):
             self._settle_oldest()
 
     def _apply(self, plan: StepPlan) -> None:
-        super()._apply(plan)
+        self._live.apply(plan, self._model)
         for write in plan.block_writes:
             self._rows.write_blocks(write)
         for fork in plan.fork_rows:
@@ -176,7 +172,7 @@ class DeviceRunner(ModelRunner):
             self._last_variant = self._variant(self._last_array)
         rows, variant = self._last_array, self._last_variant
         positions = self._states.num_tokens[rows]
-        size = padded_size(len(rows), self._max_num_seqs, self._device_model.row_counts)
+        size = padded_size(len(rows), self._max_num_seqs, self._model.row_counts)
         self._rows.flush(rows, size)
         logits = self._decodes.run(size, variant)
         entries = np.arange(len(rows), dtype=np.int32)
@@ -201,12 +197,12 @@ class DeviceRunner(ModelRunner):
             wanted = draws.last_tokens[:0] if plan.prompt_logprobs else draws.last_tokens
             logits = self._chunks.run(batch, wanted, self._completion(batch))
         else:
-            self._device_model.forward(batch, self._completion(batch))
-        prompt_logprobs = {entry: self._prompt_logprobs(batch, entry) for entry in plan.prompt_logprobs}
+            self._model.forward(batch, self._completion(batch))
+        prompt_logprobs = {entry: self._logprobs.of_prompt(batch, entry) for entry in plan.prompt_logprobs}
         if not plan.sample_rows:
             return DoneStep(StepResult(plan.step_id, [], {}, prompt_logprobs))
         if logits is None:
-            logits = self._device_model.logits(draws.last_tokens)
+            logits = self._model.logits(draws.last_tokens)
         self._rows.flush_records(draws.rows)
         tokens = self._draw(logits, draws.rows, draws.logits_rows, draws.positions)
         launched = self._launch(plan, draws.rows, draws.positions, tokens, logits, draws.logits_rows)
@@ -229,7 +225,7 @@ class DeviceRunner(ModelRunner):
         if self._sampler.has_special(rows):
             self._settle_all()
         sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids)
-        tokens = self._device_model.launch_sample(logits, sampling)
+        tokens = self._model.launch_sample(logits, sampling)
         self._rows.advance(rows, tokens)
         return tokens
 
@@ -247,8 +243,8 @@ class DeviceRunner(ModelRunner):
         self._num_unknown[rows] += 1
         step = _Launched(self, plan, rows, positions, self._tenant[rows], self._drawn.send(tokens))
         self._launched.append(step)
-        if (self._sampler.num_logprobs(rows) != NO_LOGPROBS).any():
-            step.logprobs = self._logprobs(rows, positions, logits, logits_rows, self.settle(step))
+        if self._logprobs.is_asked(rows):
+            step.logprobs = self._logprobs.of_drawn(rows, positions, logits, logits_rows, self.settle(step))
         return step
 
 

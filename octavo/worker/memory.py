@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from octavo.config import CacheConfig
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.ops import KVLayout
-
-DEFAULT_KV_CACHE_BYTES = 4 << 30
-DEFAULT_KV_CACHE_SHARE = 0.25  # of the memory that is free once the weights are mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +24,19 @@ def plan_kv_cache(
     max_num_seqs: int,
     max_model_len: int,
     is_len_asked: bool,
-    device_bytes: int | None = None,
+    free_bytes: int,
 ) -> KVBudget:
     """Choose the number of blocks, at most what max_num_seqs sequences could ever fill.
 
     A context the user asked for must fit, else OutOfMemoryError with the numbers; the model's own limit is
-    lowered to what fits, which the start-up card shows. `layout.num_blocks` is ignored. device_bytes: what a device
-    with memory of its own has left for KV blocks; None: they are the host's.
+    lowered to what fits, which the start-up card shows. `layout.num_blocks` is ignored. free_bytes: what the
+    device has left for KV blocks, which kv_cache_memory_bytes overrides.
     """
     blocks_per_sequence = num_groups * -(-max_model_len // layout.block_size)
     if config.num_gpu_blocks_override is not None:
         num_blocks = config.num_gpu_blocks_override
     else:
-        num_bytes = config.kv_cache_memory_bytes or (_default_bytes() if device_bytes is None else device_bytes)
+        num_bytes = config.kv_cache_memory_bytes or free_bytes
         num_blocks = min(num_bytes // layout.block_bytes, max_num_seqs * blocks_per_sequence + 1)
     usable = num_blocks - 1
     if usable < num_groups:
@@ -59,19 +55,3 @@ def plan_kv_cache(
             f"{(blocks_per_sequence + 1) * layout.block_bytes} or more"
         )
     return KVBudget(num_blocks, fitting_len)
-
-
-def free_memory() -> int:
-    """Bytes this machine can still give without swapping."""
-    try:
-        with open("/proc/meminfo") as meminfo:
-            for line in meminfo:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux: the whole memory is the best known bound
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _default_bytes() -> int:
-    return min(DEFAULT_KV_CACHE_BYTES, int(free_memory() * DEFAULT_KV_CACHE_SHARE))

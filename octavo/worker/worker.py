@@ -1,66 +1,146 @@
-"""The worker: weights, KV pool and rows of one device. It sees plans, never requests, queues or pools of blocks."""
+"""The worker: weights, KV pool and rows of one device. It sees plans, never requests, queues or pools of blocks.
+
+WorkerTask -> checkpoint, device -> model loaded -> KV cache sized, bound -> warmed up -> steps, from `begin` on
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from typing import Any
 
-from octavo.config import LogprobsMode
-from octavo.kernels.cuda.compile_ahead import KernelCompiler
-from octavo.kernels.ops import Backend, KVLayout, Model, StepLimits
-from octavo.messages import PendingStep, StepPlan, StepResult
+from octavo.cache.groups import CacheGroup, layers_per_group, make_groups
+from octavo.kernels.device import Device, KernelCompiler, Loaded, StepSizes
+from octavo.kernels.ops import KVDType, KVLayout, StepLimits
+from octavo.kernels.registry import Selection, compile_ahead, converter, select
+from octavo.models.architecture import Architecture
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.context_len import allowed_model_len
+from octavo.models.loader import open_checkpoint
+from octavo.models.registry import build_model
 from octavo.sampling.sampler import Sampler
-from octavo.worker.kv_storage import allocate_pool
-from octavo.worker.model_runner import ModelRunner
+from octavo.worker.host_runner import HostRunner
+from octavo.worker.live_rows import LiveRows
+from octavo.worker.memory import plan_kv_cache
 from octavo.worker.request_states import RequestStates
+from octavo.worker.task import WorkerShape, WorkerTask
 
-if TYPE_CHECKING:
-    from octavo.kernels.cuda.model import TritonModel
+SERVER_TOKEN_BUDGET = 8192  # vLLM's for servers: every stream waits for the longest step
 
 
 class Worker:
-    """Runs steps. Made for the host's memory, or for a device's."""
+    """Builds itself, in whichever process it lives. shape: what it found. begin: one StepPlan in; a device goes on with
+    the step by itself, a host has done it when this returns."""
 
-    def __init__(self, runner: ModelRunner) -> None:
-        self._runner = runner
-
-    @classmethod
-    def on_host(
-        cls,
-        backend: Backend,
-        model: Model,
-        kv: KVLayout,
-        limits: StepLimits,
-        num_groups: int,
-        logprobs_mode: LogprobsMode,
-    ) -> Worker:
-        compiled = backend.compile(model, kv, allocate_pool(kv), limits)
-        states = RequestStates(limits.max_num_seqs, limits.max_model_len, kv.block_size, num_groups)
-        sampler, seqs = Sampler(limits.max_num_seqs), limits.max_num_seqs
-        return cls(ModelRunner(compiled, states, sampler, seqs, logprobs_mode=logprobs_mode))
-
-    @classmethod
-    def on_device(
-        cls, loaded: TritonModel, kv: KVLayout, limits: StepLimits, num_groups: int, logprobs_mode: LogprobsMode
-    ) -> Worker:
-        from octavo.worker.device_runner import DeviceRunner  # it imports torch, which a host's worker never does
-
-        states = RequestStates(limits.max_num_seqs, limits.max_model_len, kv.block_size, num_groups)
-        loaded.bind_pool(kv.num_blocks)
-        sampler, seqs = Sampler(limits.max_num_seqs), limits.max_num_seqs
-        return cls(DeviceRunner(loaded, states, sampler, seqs, logprobs_mode=logprobs_mode))
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run a step and wait for its end."""
-        return self._runner.execute(plan)
-
-    def begin(self, plan: StepPlan) -> PendingStep:
-        """Begin a step: a device goes on with it by itself, a host has done it when this returns."""
-        return self._runner.begin(plan)
-
-    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
-        """Run a step of every kind before there are any that somebody waits for. compiler: for what they need."""
-        self._runner.warm_up(limits, compiler)
+    def __init__(self, task: WorkerTask) -> None:
+        compiler = compile_ahead(task.backend, task.rank, task) if task.serves else None
+        with nullcontext() if compiler is None else closing(compiler):
+            self._build(task, compiler)
 
     def close(self) -> None:
         """Give the memory back. Nothing runs afterwards."""
         self._runner.close()
+
+    def _build(self, task: WorkerTask, compiler: KernelCompiler | None) -> None:
+        selection = select(task.backend, task.rank)
+        device = selection.device
+        convert = converter(task.backend)
+        checkpoint = open_checkpoint(task.model, convert, draws_on_device=device.draws_weights)
+        architecture = checkpoint.architecture
+        dtypes = device.dtypes(task.model.dtype, task.cache.kv_cache_dtype, checkpoint.dtypes[0])
+        groups = make_groups(architecture.windows or (None,) * architecture.num_layers)
+        layout = _layout(architecture, groups, task.cache.block_size, dtypes.kv)
+        limits = _limits(architecture, task, device.default_sizes())
+        model = build_model(architecture, checkpoint, _layer_slots(groups), limits.max_model_len)
+        loaded = device.load(model, layout, limits, dtypes.compute)
+        layout, limits = _fitted(task, loaded, layout, len(groups), limits)
+        self.shape = _shape(checkpoint, selection, groups, layout, limits, device.label(dtypes.compute))
+        self._runner = _runner(task, device, loaded.bind(layout.num_blocks), self.shape)
+        self.begin = self._runner.begin  # itself: no hop between the executor and the runner
+        if task.serves:
+            self._runner.warm_up(limits, compiler)
+
+
+def _layout(architecture: Architecture, groups: tuple[CacheGroup, ...], block_size: int, dtype: KVDType) -> KVLayout:
+    return KVLayout(
+        num_blocks=0,  # not known before the weights are loaded
+        block_size=block_size,
+        layers_per_group=layers_per_group(groups),
+        num_kv_heads=architecture.num_kv_heads,
+        head_dim=architecture.head_dim,
+        dtype=dtype,
+    )
+
+
+def _limits(architecture: Architecture, task: WorkerTask, default: StepSizes) -> StepLimits:
+    sizes = task.scheduler
+    model_len = allowed_model_len(architecture, task.model.max_model_len)
+    default_tokens = default.max_num_batched_tokens
+    if task.serves:
+        default_tokens = min(default_tokens, SERVER_TOKEN_BUDGET)
+    num_tokens = sizes.max_num_batched_tokens or default_tokens
+    return StepLimits(
+        max_num_tokens=num_tokens if sizes.enable_chunked_prefill else max(num_tokens, model_len),
+        max_num_seqs=sizes.max_num_seqs or default.max_num_seqs,
+        max_model_len=model_len,
+        vocab_size=architecture.vocab_size,
+    )
+
+
+def _layer_slots(groups: tuple[CacheGroup, ...]) -> list[tuple[int, int]]:
+    """For each layer, its group and its place there."""
+    slots = {layer: (g, place) for g, group in enumerate(groups) for place, layer in enumerate(group.layers)}
+    return [slots[layer] for layer in range(len(slots))]
+
+
+def _fitted(
+    task: WorkerTask, loaded: Loaded, layout: KVLayout, num_groups: int, limits: StepLimits
+) -> tuple[KVLayout, StepLimits]:
+    """These sizes with the blocks that there is room for now that the weights are there."""
+    budget = plan_kv_cache(
+        task.cache,
+        layout,
+        num_groups,
+        limits.max_num_seqs,
+        limits.max_model_len,
+        task.model.max_model_len is not None,
+        loaded.free_bytes(task.cache.gpu_memory_utilization),
+    )
+    return replace(layout, num_blocks=budget.num_blocks), replace(limits, max_model_len=budget.max_model_len)
+
+
+def _shape(
+    checkpoint: Checkpoint,
+    selection: Selection,
+    groups: tuple[CacheGroup, ...],
+    layout: KVLayout,
+    limits: StepLimits,
+    device: str | None,
+) -> WorkerShape:
+    return WorkerShape(
+        groups=groups,
+        layout=layout,
+        limits=limits,
+        is_asynchronous=selection.device.is_asynchronous,
+        label=checkpoint.label,
+        architecture=checkpoint.architecture,
+        weight_bytes=checkpoint.num_bytes,
+        weight_dtypes=checkpoint.dtype_label,
+        leftovers=checkpoint.leftovers(),
+        tokenizer_source=checkpoint.tokenizer_source,
+        sampling_defaults=checkpoint.sampling_defaults,
+        backend=selection.why,
+        device=device,
+    )
+
+
+def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape) -> Any:
+    """model: bound to its KV pool."""
+    limits = shape.limits
+    states = RequestStates(limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups))
+    rows = LiveRows(states, Sampler(limits.max_num_seqs))
+    if not device.is_asynchronous:
+        return HostRunner(model, rows, limits.max_num_seqs, task.logprobs_mode)
+    from octavo.worker.device_runner import DeviceRunner  # imports torch, which a host's worker never does
+
+    return DeviceRunner(model, rows, limits.max_num_seqs, task.logprobs_mode)

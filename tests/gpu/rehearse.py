@@ -13,7 +13,6 @@ import torch
 import triton
 from triton.runtime import driver
 
-from octavo.kernels.cuda import compile_ahead
 from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.cuda.compile_process import OfflineDriver
 from octavo.kernels.cuda.driver import GPU
@@ -50,9 +49,9 @@ def launch_for_real() -> None:
 
 
 def main() -> None:
-    compile_ahead.first_gpu = lambda: GPU("none", (9, 0), 1 << 34, 132)
+    gpu = GPU("none", (9, 0), 1 << 34, 132)
     driver.set_active(WithoutGPU(90))
-    compiler = KernelCompiler.for_first_start("settings")
+    compiler = KernelCompiler.for_first_start(gpu, "settings")
     assert compiler is not None, "nothing is compiled yet"
     elsewhere = threading.Thread(target=launch_for_real)
     with compiler.rehearsal():
@@ -63,8 +62,8 @@ def main() -> None:
     assert launched
     compiler.remember()
     compiler.close()
-    assert KernelCompiler.for_first_start("settings") is None, "all is compiled"
-    other = KernelCompiler.for_first_start("other settings")
+    assert KernelCompiler.for_first_start(gpu, "settings") is None, "all is compiled"
+    other = KernelCompiler.for_first_start(gpu, "other settings")
     assert other is not None
     other._process.kill()
     other._process.wait()

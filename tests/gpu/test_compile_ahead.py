@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from octavo.kernels.cuda import compile_ahead
 from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.cuda.driver import GPU
 from tests.gpu.device import ON_GPU
@@ -69,6 +68,5 @@ def test_a_compiling_process_that_fails_costs_time_alone(tmp_path: Path) -> None
     assert (tmp_path / "compiled" / "mark").exists()
 
 
-def test_there_is_none_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile_ahead, "first_gpu", lambda: None)
-    assert KernelCompiler.for_first_start("settings") is None
+def test_there_is_none_without_a_gpu() -> None:
+    assert KernelCompiler.for_first_start(None, "settings") is None

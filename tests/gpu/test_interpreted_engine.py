@@ -14,7 +14,7 @@ if ON_GPU:
     pytest.skip("test_engine.py asks the same of the GPU", allow_module_level=True)
 
 from octavo import LLM, SamplingParams
-from octavo.kernels.cuda.backend import TritonBackend
+from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.model import TritonModel
 from tests.conftest import TinyFolder
@@ -25,10 +25,10 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokeni
 
 @pytest.fixture
 def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TritonBackend, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
-    monkeypatch.setattr(TritonBackend, "why_not", lambda self: None)
-    monkeypatch.setattr(TritonBackend, "device", "cpu")
-    monkeypatch.setattr(TritonModel, "bytes_for_blocks", lambda self, utilization: 1 << 20)
+    monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
+    monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
+    monkeypatch.setattr(CudaDevice, "device", "cpu")
+    monkeypatch.setattr(TritonModel, "free_bytes", lambda self, utilization: 1 << 20)
 
 
 def engine(folder: object, backend: str, **options: object) -> LLM:

@@ -13,7 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from octavo.kernels.ops import Backend, FloatArray, IntArray, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
+from octavo.kernels.device import Device
+from octavo.kernels.ops import FloatArray, IntArray, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.testing.made_parameters import parameter
 
@@ -56,7 +57,7 @@ class Harness:
 
     def __init__(
         self,
-        backend: Backend,
+        device: Device,
         function: Callable[[Ops], Tensor],
         width: int,
         pool: Pool | None = None,
@@ -64,13 +65,13 @@ class Harness:
     ) -> None:
         pool = pool or Pool()
         table_len = -(-pool.max_len // pool.block_size)
-        layout = KVLayout(
-            1 + MAX_SEQS * table_len, pool.block_size, pool.num_layers, pool.num_kv_heads, pool.head_dim, pool.dtype
-        )
-        self.pool = np.full(layout.num_blocks * layout.block_bytes, 0xFF, np.uint8)
+        layout = KVLayout(0, pool.block_size, pool.num_layers, pool.num_kv_heads, pool.head_dim, pool.dtype)
         limits = StepLimits(MAX_TOKENS, MAX_SEQS, pool.max_len, width)
-        self.compiled = backend.compile(FunctionModel(function), layout, self.pool, limits)
-        order = np.random.default_rng(7).permutation(np.arange(1, layout.num_blocks, dtype=np.int32))
+        num_blocks = 1 + MAX_SEQS * table_len
+        self.compiled = device.load(FunctionModel(function), layout, limits, "float32").bind(num_blocks)
+        self.pool = self.compiled.pool
+        self.pool.fill(0xFF)
+        order = np.random.default_rng(7).permutation(np.arange(1, num_blocks, dtype=np.int32))
         self._blocks = order.reshape(MAX_SEQS, table_len)
         self._block_size = pool.block_size
         self._window = window
@@ -116,7 +117,7 @@ class Harness:
 
 
 def run_once(
-    backend: Backend, function: Callable[[Ops], Tensor], width: int, num_tokens: int, pool: Pool | None = None
+    device: Device, function: Callable[[Ops], Tensor], width: int, num_tokens: int, pool: Pool | None = None
 ) -> FloatArray:
     """One step of one new sequence whose token ids count up."""
-    return Harness(backend, function, width, pool).step([(0, [i % NUM_ROWS for i in range(num_tokens)])])[0]
+    return Harness(device, function, width, pool).step([(0, [i % NUM_ROWS for i in range(num_tokens)])])[0]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from octavo.kernels.cpu.backend import CpuBackend
-from octavo.kernels.ops import AttentionLayer, Backend, FloatArray, KVDType, Ops, RotaryTable, Tensor
-from octavo.kernels.reference import ReferenceBackend
+from octavo.kernels.cpu.device import CpuDevice
+from octavo.kernels.device import Device
+from octavo.kernels.ops import AttentionLayer, FloatArray, KVDType, Ops, RotaryTable, Tensor
+from octavo.kernels.reference.device import ReferenceDevice
 from tests.kernels.step_harness import MAX_SEQS, NUM_ROWS, Harness, Pool, random_table
 
 
@@ -39,7 +40,7 @@ class Case:
         layer = self.layer()
         return lambda ops: ops.paged_attention(ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer), layer)
 
-    def harness(self, backend: Backend) -> Harness:
+    def harness(self, backend: Device) -> Harness:
         pool = Pool(block_size=self.block_size, num_kv_heads=self.kv_heads, head_dim=self.head_dim, dtype=self.dtype)
         return Harness(backend, self.function(), self.heads * self.head_dim, pool, self.window)
 
@@ -84,7 +85,7 @@ def test_agrees_with_the_reference_on_ragged_steps(name: str) -> None:
         [(3, 150), (4, 1), (0, 1), (1, 1), (5, 1)],
         [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1)],
     ]
-    cpu, reference = case.harness(CpuBackend(2)), case.harness(ReferenceBackend())
+    cpu, reference = case.harness(CpuDevice(2)), case.harness(ReferenceDevice())
     for index, lens in enumerate(steps):
         work = [(row, tokens(10 * index + row, count)) for row, count in lens]
         for ours, theirs in zip(cpu.step(work), reference.step(work), strict=True):
@@ -94,7 +95,7 @@ def test_agrees_with_the_reference_on_ragged_steps(name: str) -> None:
 def run_in_chunks(case: Case, lens: list[int], seed: int, max_chunk: int, num_threads: int) -> list[FloatArray]:
     """Each row's outputs, its tokens cut into random chunks and the rows mixed at random."""
     rng = np.random.default_rng(seed)
-    harness = case.harness(CpuBackend(num_threads))
+    harness = case.harness(CpuDevice(num_threads))
     todo = [tokens(row, count) for row, count in enumerate(lens)]
     out: list[list[FloatArray]] = [[] for _ in lens]
     while any(todo):
@@ -127,7 +128,7 @@ def test_a_long_context_split_among_threads_gives_the_same_bits() -> None:
     case = CASES["smollm2"]
     results = []
     for num_threads in (1, 2, 5):
-        harness = case.harness(CpuBackend(num_threads))
+        harness = case.harness(CpuDevice(num_threads))
         harness.step([(0, tokens(0, 700))])
         results.append(harness.step([(0, tokens(1, 1)), (1, tokens(2, 2))])[0])
     assert np.array_equal(results[0], results[1])
@@ -140,7 +141,7 @@ def test_a_nan_stays_in_its_own_sequence() -> None:
     table.dense().row_data.view(np.float32)[3] = np.nan
     layer = case.layer()
     harness = Harness(
-        CpuBackend(2),
+        CpuDevice(2),
         lambda ops: ops.paged_attention(ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer), layer),
         4 * 32,
         Pool(num_kv_heads=2, head_dim=32),
@@ -152,7 +153,7 @@ def test_a_nan_stays_in_its_own_sequence() -> None:
 
 def test_copied_blocks_hold_the_same_keys_and_values() -> None:
     case = Case(4, 2, 32, dtype="float16")
-    harness = case.harness(CpuBackend(2))
+    harness = case.harness(CpuDevice(2))
     harness.step([(0, tokens(0, 20))])
     harness.fork(0, MAX_SEQS - 1)
     ours, copy = harness.step([(0, [5]), (MAX_SEQS - 1, [5])])
@@ -160,7 +161,7 @@ def test_copied_blocks_hold_the_same_keys_and_values() -> None:
 
 
 def test_a_token_without_a_block_is_an_error_not_a_wild_write() -> None:
-    harness = CASES["mha"].harness(CpuBackend(1))
+    harness = CASES["mha"].harness(CpuDevice(1))
     harness._blocks[2] = 0
     with pytest.raises(AssertionError, match="position 0 of row 2 is to be written to block 0 of 1"):
         harness.step([(2, [1, 2, 3])])

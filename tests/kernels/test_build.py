@@ -17,7 +17,7 @@ from octavo import env
 from octavo.errors import BackendUnavailableError, ConfigError, KernelBuildError
 from octavo.kernels.build import build, kept_files
 from octavo.kernels.build.toolchain import Toolchain, find_toolchain
-from octavo.kernels.cpu.backend import CpuBackend
+from octavo.kernels.cpu.device import CpuDevice
 
 HEADER = "#pragma once\ninline int answer() { return 42; }\n"
 ANSWER = '#include "answer.h"\nextern "C" int octavo_answer() { return answer(); }\n'
@@ -112,11 +112,11 @@ def test_no_compiler(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_compiler_that_is_not_there_or_does_not_work(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -O1")
-    reason = CpuBackend().why_not()
+    reason = CpuDevice().why_not()
     assert reason is not None
     assert "CXX is 'no-such-compiler -O1'" in reason
     monkeypatch.setenv("CXX", "false")
-    reason = CpuBackend().why_not()
+    reason = CpuDevice().why_not()
     assert reason is not None
     assert "refused the CPU kernels" in reason
 

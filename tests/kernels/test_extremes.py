@@ -10,7 +10,7 @@ import pytest
 
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu import sampling as cpu
-from octavo.kernels.cpu.backend import CpuBackend
+from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.ops import CompiledModel, FloatArray, IntArray
 from octavo.kernels.reference import logprobs as reference_logprobs
 from octavo.kernels.reference import sampling as reference
@@ -66,7 +66,7 @@ def test_a_batch_that_no_door_let_in_is_told(kernel: Sample, wrong: dict[str, ob
 @pytest.fixture(scope="module")
 def model() -> CompiledModel:
     table = random_table(8)
-    return Harness(CpuBackend(2), lambda ops: ops.embedding(table, "input_ids"), 8).compiled
+    return Harness(CpuDevice(2), lambda ops: ops.embedding(table, "input_ids"), 8).compiled
 
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from octavo.kernels.cpu.backend import CpuBackend
+from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.reference.logprobs import top_logprobs
 from tests.kernels.step_harness import Harness, random_table
 
@@ -20,7 +20,7 @@ def test_agrees_with_the_reference(vocab_size: int, k: int, ties: bool) -> None:
     tokens = rng.integers(0, vocab_size, 9, np.int32)
     tokens[0] = logits[0].argmax()
     table = random_table(8)
-    model = Harness(CpuBackend(2), lambda ops: ops.embedding(table, "input_ids"), 8).compiled
+    model = Harness(CpuDevice(2), lambda ops: ops.embedding(table, "input_ids"), 8).compiled
     for ours, theirs in zip(model.top_logprobs(logits, tokens, k), top_logprobs(logits, tokens, k), strict=True):
         if ours.dtype == np.float32:
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-5)
@@ -33,6 +33,6 @@ def test_equals_of_a_large_best_share_the_mass(best: float) -> None:
     """Beside such a number the logarithm of what they share is nothing in float32."""
     logits = np.full((1, 153), best, np.float32)
     table = random_table(8)
-    model = Harness(CpuBackend(2), lambda ops: ops.embedding(table, "input_ids"), 8).compiled
+    model = Harness(CpuDevice(2), lambda ops: ops.embedding(table, "input_ids"), 8).compiled
     for top in (model.top_logprobs, top_logprobs):
         np.testing.assert_allclose(top(logits, np.array([7], np.int32), 20)[1], -np.log(153), rtol=1e-6)

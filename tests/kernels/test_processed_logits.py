@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.kernels.cpu.backend import CpuBackend
+from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.ops import CompiledModel, FloatArray
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.sampling import processed_logits, sample
@@ -23,7 +23,7 @@ Process = Callable[[FloatArray, SamplingBatch], FloatArray]
 @pytest.fixture(scope="module")
 def model() -> CompiledModel:
     table = random_table(8)
-    return Harness(CpuBackend(2), lambda ops: ops.embedding(table, "input_ids"), 8).compiled
+    return Harness(CpuDevice(2), lambda ops: ops.embedding(table, "input_ids"), 8).compiled
 
 
 @pytest.fixture(params=["spec", "cpu"])

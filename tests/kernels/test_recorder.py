@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from octavo.kernels.cpu.backend import CpuBackend
+from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.ops import AttentionLayer, Ops, Tensor
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.buffers import share_buffers
 from octavo.kernels.program.recorder import Recorder
-from octavo.kernels.reference import ReferenceBackend
+from octavo.kernels.reference.device import ReferenceDevice
 from octavo.testing.made_parameters import linear, parameter
 from tests.kernels.step_harness import Pool, random_table, run_once
 
@@ -58,7 +58,7 @@ def random_program(seed: int, ops: Ops) -> Tensor:
 def test_random_programs_compute_what_the_reference_does(seed: int) -> None:
     results = [
         run_once(backend, lambda ops: random_program(seed, ops), WIDTH, 33, Pool(num_kv_heads=1, head_dim=8))
-        for backend in (CpuBackend(2), ReferenceBackend())
+        for backend in (CpuDevice(2), ReferenceDevice())
     ]
     np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-4)
 

@@ -28,7 +28,7 @@ from octavo.kernels.ops import (
     StepLimits,
     Tensor,
 )
-from octavo.kernels.reference import ReferenceBackend
+from octavo.kernels.reference.compiled import ReferenceModel
 from octavo.testing.made_parameters import linear, parameter
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 6, 2, 8, 4, 40
@@ -61,7 +61,7 @@ class Bench:
         self.tables = tuple(order[g * 12 : (g + 1) * 12].reshape(3, 4).copy() for g in range(num_groups))
 
     def compile(self, expression: Callable[[Ops], Tensor]) -> Any:
-        return ReferenceBackend().compile(OneOp(expression), self.layout, self.pool, StepLimits(64, 8, 64, 16))
+        return ReferenceModel(OneOp(expression), self.layout, self.pool, StepLimits(64, 8, 64, 16))
 
     def step(self, spans: list[tuple[int, int, int]]) -> StepBatch:
         """spans: (row, first position, end position)."""
@@ -259,7 +259,7 @@ def test_logits_are_of_the_tokens_asked_for() -> None:
 
 def test_backend_is_importable_without_torch() -> None:
     code = (
-        "import sys; from octavo.kernels.reference import ReferenceBackend; b = ReferenceBackend(); "
+        "import sys; from octavo.kernels.reference.device import ReferenceDevice; b = ReferenceDevice(); "
         "assert b.why_not() is None; assert 'torch' not in sys.modules; sys.path.clear(); "
         "sys.path_importer_cache.clear(); print(b.why_not())"
     )

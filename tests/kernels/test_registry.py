@@ -9,7 +9,7 @@ from octavo.config import BackendConfig
 from octavo.errors import BackendUnavailableError, ConfigError
 from octavo.kernels import registry
 from octavo.kernels.build import build
-from octavo.kernels.cuda.backend import TritonBackend
+from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.tensor import from_array
 
@@ -18,18 +18,18 @@ NO_GPU = "this machine has no NVIDIA GPU, or its driver is not installed"
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TritonBackend, "gpu", None)
+    monkeypatch.setattr(CudaDevice, "gpu", None)
 
 
 def test_an_old_gpu_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TritonBackend, "gpu", GPU("Tesla V100", (7, 0), 16 << 30, 80))
+    monkeypatch.setattr(CudaDevice, "gpu", GPU("Tesla V100", (7, 0), 16 << 30, 80))
     with pytest.raises(BackendUnavailableError, match=r"Tesla V100 has compute capability 7\.0; 8\.0 or more"):
         registry.select(BackendConfig(backend="triton"))
 
 
 def test_auto_takes_the_first_that_runs() -> None:
     selection = registry.select(BackendConfig())
-    assert selection.backend.name == "cpu"
+    assert selection.device.name == "cpu"
     assert selection.why == f"cpu, the fastest that runs here; triton cannot: {NO_GPU}"
     assert registry.describe() == [("triton", NO_GPU), ("cpu", None), ("reference", None)]
 
@@ -37,7 +37,7 @@ def test_auto_takes_the_first_that_runs() -> None:
 def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "why_not", lambda: "no compiler")
     selection = registry.select(BackendConfig())
-    assert selection.backend.name == "reference"
+    assert selection.device.name == "reference"
     assert "cpu cannot: no compiler" in selection.why
     assert registry.describe()[1] == ("cpu", "no compiler")
     with pytest.raises(BackendUnavailableError, match="backend 'cpu' cannot run here: no compiler"):
@@ -46,9 +46,9 @@ def test_auto_falls_back_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_backend_asked_for_is_taken() -> None:
     selection = registry.select(BackendConfig(backend="reference"))
-    assert selection.backend.name == "reference"
+    assert selection.device.name == "reference"
     assert selection.why == "reference, as asked"
-    threads = registry.select(BackendConfig(backend="cpu", num_threads=3)).backend
+    threads = registry.select(BackendConfig(backend="cpu", num_threads=3)).device
     assert threads.num_threads == 3
 
 

@@ -8,10 +8,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from octavo.kernels.cpu.backend import CpuBackend
+from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.ops import OPS, Activation, AttentionLayer, FloatArray, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Parameter
-from octavo.kernels.reference import ReferenceBackend
+from octavo.kernels.reference.device import ReferenceDevice
 from octavo.kernels.tensor import HostTensor
 from octavo.testing.made_parameters import linear, parameter
 from tests.kernels.elementwise_cases import CASES, Case
@@ -27,8 +27,8 @@ def array(*shape: int, seed: int = 1) -> FloatArray:
 
 def compare(function: Callable[[Ops], Tensor], width: int, pool: Pool | None = None, rtol: float = 2e-6) -> None:
     for num_tokens in NUM_TOKENS:
-        ours = run_once(CpuBackend(2), function, width, num_tokens, pool)
-        theirs = run_once(ReferenceBackend(), function, width, num_tokens, pool)
+        ours = run_once(CpuDevice(2), function, width, num_tokens, pool)
+        theirs = run_once(ReferenceDevice(), function, width, num_tokens, pool)
         np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=rtol)
 
 
@@ -68,7 +68,7 @@ def test_elementwise_ops(case: Case) -> None:
             return case.call(ops, *(ops.embedding(table, "input_ids") for table in tables))
 
         compare(function, width, rtol=case.op.error)
-        ours = run_once(CpuBackend(1), function, width, NUM_ROWS)
+        ours = run_once(CpuDevice(1), function, width, NUM_ROWS)
         rows = (table.packed().data.view(np.float32).reshape(table.shape) for table in tables)
         np.testing.assert_allclose(ours, case.expected(*rows), rtol=case.op.error, atol=case.op.error)
 
@@ -88,7 +88,7 @@ def values_table(values: FloatArray) -> Parameter:
 def test_activations_are_accurate_to_a_few_units_in_the_last_place(case: Case) -> None:
     x = np.concatenate([np.linspace(-12, 12, 4001), np.geomspace(1e-20, 1, 500), -np.geomspace(1e-20, 1, 500)])
     table = values_table(x)
-    ours = run_once(CpuBackend(1), lambda ops: case.call(ops, ops.embedding(table, "input_ids")), len(x), 1)
+    ours = run_once(CpuDevice(1), lambda ops: case.call(ops, ops.embedding(table, "input_ids")), len(x), 1)
     exact = case.expected(x.astype(np.float32))
     # An exponent's rounding grows with it: exp(-x^2 / 2) at x = -12 carries 72 times its argument's error.
     error = np.abs(ours[0] - exact) / np.maximum(np.abs(exact), 1e-30)
@@ -99,7 +99,7 @@ def test_activations_are_accurate_to_a_few_units_in_the_last_place(case: Case) -
 def test_softcap_is_accurate() -> None:
     x = np.concatenate([np.linspace(-300, 300, 2001), np.geomspace(1e-20, 30, 1000)])
     table = values_table(x)
-    ours = run_once(CpuBackend(1), lambda ops: ops.softcap(ops.embedding(table, "input_ids"), 30.0), len(x), 1)
+    ours = run_once(CpuDevice(1), lambda ops: ops.softcap(ops.embedding(table, "input_ids"), 30.0), len(x), 1)
     exact = 30 * np.tanh(x.astype(np.float32).astype(np.float64) / 30)
     np.testing.assert_allclose(ours[0], exact, rtol=1e-6)
 
@@ -108,15 +108,13 @@ def test_special_values_pass_through() -> None:
     x = np.array([np.nan, np.inf, -np.inf, 100.0, -100.0, 0.0], np.float32)
     table = values_table(x)
     for kind in get_args(Activation):
-        ours = run_once(CpuBackend(1), lambda ops, k=kind: ops.activation(ops.embedding(table, "input_ids"), k), 6, 1)[
-            0
-        ]
+        ours = run_once(CpuDevice(1), lambda ops, k=kind: ops.activation(ops.embedding(table, "input_ids"), k), 6, 1)[0]
         assert np.isnan(ours[0]), f"{kind} loses a NaN"
         assert ours[1] == np.inf
         assert ours[3] == 100.0
         assert abs(ours[4]) < 1e-30
         assert ours[5] == 0.0
-    capped = run_once(CpuBackend(1), lambda ops: ops.softcap(ops.embedding(table, "input_ids"), 2.0), 6, 1)[0]
+    capped = run_once(CpuDevice(1), lambda ops: ops.softcap(ops.embedding(table, "input_ids"), 2.0), 6, 1)[0]
     np.testing.assert_array_equal(capped, [np.nan, 2, -2, 2, -2, 0])
 
 
@@ -141,7 +139,7 @@ def test_embedding_of_a_quantised_table() -> None:
 def test_an_unknown_token_is_an_error_not_a_wild_read() -> None:
     table = parameter(array(NUM_ROWS - 1, 8))
     with pytest.raises(AssertionError, match=f"embedding row {NUM_ROWS - 1} of a table of {NUM_ROWS - 1}"):
-        run_once(CpuBackend(1), lambda ops: ops.embedding(table, "input_ids"), 8, NUM_ROWS)
+        run_once(CpuDevice(1), lambda ops: ops.embedding(table, "input_ids"), 8, NUM_ROWS)
 
 
 @pytest.mark.parametrize(("head_dim", "rotary_dim", "norms"), [(64, 64, False), (16, 8, True), (10, 10, True)])

@@ -95,7 +95,7 @@ def _use_text(config: ModelConfig) -> None:
 
 @cache
 def _backend() -> str:
-    return "reference" if HOST_BACKENDS["cpu"](BackendConfig()).why_not() else "cpu"
+    return "reference" if HOST_BACKENDS["cpu"](BackendConfig(), 0).why_not() else "cpu"
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from octavo.cache.groups import make_groups
 from octavo.config import ModelConfig
-from octavo.kernels.ops import Backend, FloatArray
+from octavo.kernels.device import Device
+from octavo.kernels.ops import FloatArray
 from octavo.models.architecture import Architecture
 from octavo.models.attention import LayerSlot
 from octavo.models.loader import open_checkpoint
@@ -81,7 +82,7 @@ def random_prompts(lens: Sequence[int], seed: int = 0) -> list[list[int]]:
 
 @pytest.mark.parametrize("seed", SETTINGS)
 @pytest.mark.parametrize("name", TINY)
-def test_logits_and_tokens_equal_transformers(name: str, seed: int, backend: Backend, tiny_folder: TinyFolder) -> None:
+def test_logits_and_tokens_equal_transformers(name: str, seed: int, backend: Device, tiny_folder: TinyFolder) -> None:
     folder = tiny_folder(name, seed)
     checkpoint = open_checkpoint(ModelConfig(model=str(folder)))
     block_size, max_chunk, slots = SETTINGS[seed]
@@ -93,7 +94,7 @@ def test_logits_and_tokens_equal_transformers(name: str, seed: int, backend: Bac
 
 @pytest.mark.parametrize(("name", "dtype"), [("llama", "bfloat16"), ("gpt2", "float16"), ("gemma3", "bfloat16")])
 def test_half_precision_weights_are_computed_on_exactly(
-    name: str, dtype: str, backend: Backend, tiny_folder: TinyFolder
+    name: str, dtype: str, backend: Device, tiny_folder: TinyFolder
 ) -> None:
     folder = tiny_folder(name, 0, dtype)
     checkpoint = open_checkpoint(ModelConfig(model=str(folder)))
@@ -101,16 +102,14 @@ def test_half_precision_weights_are_computed_on_exactly(
     assert_same_as_transformers(folder, driver, random_prompts(PROMPT_LENS))
 
 
-def test_longrope_uses_the_short_factors_where_no_request_can_be_long(
-    backend: Backend, tiny_folder: TinyFolder
-) -> None:
+def test_longrope_uses_the_short_factors_where_no_request_can_be_long(backend: Device, tiny_folder: TinyFolder) -> None:
     folder = tiny_folder("phi3-longrope")
     checkpoint = open_checkpoint(ModelConfig(model=str(folder)))
     driver = Driver(backend, checkpoint.architecture, checkpoint, DriverSetting(max_model_len=16, block_size=8))
     assert_same_as_transformers(folder, driver, random_prompts((1, 3, 4)))
 
 
-def test_a_sequence_does_not_feel_its_batch(backend: Backend, tiny_folder: TinyFolder) -> None:
+def test_a_sequence_does_not_feel_its_batch(backend: Device, tiny_folder: TinyFolder) -> None:
     checkpoint = open_checkpoint(ModelConfig(model=str(tiny_folder("llama"))))
     driver = Driver(backend, checkpoint.architecture, checkpoint, DriverSetting(block_size=8))
     prompts = random_prompts((5, 30, 12, 8, 40))
@@ -133,7 +132,7 @@ def test_the_table_names_every_tensor_of_the_folder(name: str, tiny_folder: Tiny
 
 @pytest.mark.parametrize("is_saved_later", [False, True])
 def test_the_text_part_of_a_model_that_sees(
-    is_saved_later: bool, backend: Backend, tmp_path: Path, one_torch_thread: None, caplog: pytest.LogCaptureFixture
+    is_saved_later: bool, backend: Device, tmp_path: Path, one_torch_thread: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its names as Google published them, and as transformers has them since 4.52."""
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

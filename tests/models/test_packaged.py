@@ -17,7 +17,7 @@ import pytest
 from octavo.config import ModelConfig
 from octavo.errors import ModelLoadError
 from octavo.kernels.ops import FloatArray
-from octavo.kernels.reference import ReferenceBackend
+from octavo.kernels.reference.device import ReferenceDevice
 from octavo.models.loader import open_checkpoint
 from octavo.testing.drive import Driver, DriverSetting
 
@@ -37,7 +37,7 @@ def reference_driver(name: str) -> Driver:
     except ModelLoadError as error:
         pytest.skip(str(error))
     setting = DriverSetting(max_model_len=256, max_num_tokens=512)
-    return Driver(ReferenceBackend(), checkpoint.architecture, checkpoint, setting)
+    return Driver(ReferenceDevice(), checkpoint.architecture, checkpoint, setting)
 
 
 def run_in_pieces(driver: Driver, sequences: list[list[int]]) -> list[FloatArray]:

@@ -6,15 +6,16 @@ import pytest
 
 from octavo.config import CacheConfig
 from octavo.errors import ConfigError, OutOfMemoryError
+from octavo.kernels.host import bytes_for_blocks, free_memory
 from octavo.kernels.ops import KVLayout
-from octavo.worker.memory import free_memory, plan_kv_cache
+from octavo.worker.memory import plan_kv_cache
 
 LAYOUT = KVLayout(num_blocks=0, block_size=16, layers_per_group=2, num_kv_heads=2, head_dim=8, dtype="float32")
 BLOCK = LAYOUT.block_bytes
 
 
 def plan(config: CacheConfig, max_model_len: int = 160, is_len_asked: bool = True, num_groups: int = 1):
-    return plan_kv_cache(config, LAYOUT, num_groups, 4, max_model_len, is_len_asked)
+    return plan_kv_cache(config, LAYOUT, num_groups, 4, max_model_len, is_len_asked, bytes_for_blocks())
 
 
 def test_block_bytes_count_keys_and_values_of_every_layer() -> None:
@@ -59,9 +60,9 @@ def test_free_memory_is_a_plausible_number() -> None:
 
 def test_a_device_gives_what_it_has_left() -> None:
     config = CacheConfig()
-    assert plan_kv_cache(config, LAYOUT, 1, 4, 160, True, device_bytes=21 * BLOCK + 5).num_blocks == 21
+    assert plan_kv_cache(config, LAYOUT, 1, 4, 160, True, free_bytes=21 * BLOCK + 5).num_blocks == 21
     asked = CacheConfig(kv_cache_memory_bytes=15 * BLOCK)
-    assert plan_kv_cache(asked, LAYOUT, 1, 4, 160, True, device_bytes=21 * BLOCK).num_blocks == 15
+    assert plan_kv_cache(asked, LAYOUT, 1, 4, 160, True, free_bytes=21 * BLOCK).num_blocks == 15
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.01])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ from octavo.kernels.cpu.emit import Emitter, slots
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
 from octavo.kernels.cpu.sampling import processed_logits, sample
 from octavo.kernels.cpu.weights import CpuWeights
+from octavo.kernels.host import allocate_pool, bytes_for_blocks
 from octavo.kernels.ops import (
     AttentionLayer,
     FloatArray,
@@ -43,8 +44,8 @@ class OpTime:
 
 
 class CpuModel:
-    """Implements `octavo.kernels.ops.CompiledModel`. Owns its C++ model, packed weights and activations; the
-    KV pool belongs to the caller and is kept alive here."""
+    """Implements `octavo.kernels.device.Loaded` and, once it is bound, `octavo.kernels.ops.CompiledModel`. Owns its C++
+    model, packed weights, activations and the KV pool."""
 
     def __init__(
         self,
@@ -52,22 +53,20 @@ class CpuModel:
         threads: ThreadPool,
         model: Model,
         kv: KVLayout,
-        pool: NDArray[np.uint8],
         limits: StepLimits,
         activation_bytes: int,
     ) -> None:
-        assert pool.nbytes == kv.num_blocks * kv.block_bytes, "the pool holds num_blocks blocks"
         self._library = loaded
         self._threads = threads
         self._limits = limits
         self._activation_bytes = activation_bytes
-        self._pool = pool
-        self._block_bytes = kv.block_bytes
+        self._kv = kv
+        self.pool: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._weights = CpuWeights()
         self._programs: list[tuple[int, list[str]]] = []  # and the op of each instruction
         self._logits = np.empty(0, np.float32)
         layout = library.KVPool(
-            *(address(pool), kv.num_blocks, kv.block_size, kv.layers_per_group, kv.num_kv_heads, kv.head_dim),
+            *(None, 0, kv.block_size, kv.layers_per_group, kv.num_kv_heads, kv.head_dim),
             KV_DTYPES.index(kv.dtype),
         )
         self._handle = c_void_p(loaded.octavo_model_new(threads.handle, byref(layout)))
@@ -114,6 +113,15 @@ class CpuModel:
             assert layer.rotary is None or len(layer.rotary.cos) >= self._limits.max_model_len, (
                 f"rotary angles end at {len(layer.rotary.cos)}, sequences at {self._limits.max_model_len}"
             )
+
+    def free_bytes(self, utilization: float) -> int:
+        return bytes_for_blocks()
+
+    def bind(self, num_blocks: int) -> CpuModel:
+        self._kv = replace(self._kv, num_blocks=num_blocks)
+        self.pool = allocate_pool(self._kv)
+        self._library.octavo_model_bind(self._handle, address(self.pool), num_blocks)
+        return self
 
     @property
     def packed_bytes(self) -> int:
@@ -169,7 +177,7 @@ class CpuModel:
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
         assert len(source) == len(target), "one target block a source block"
-        last_block = self._pool.nbytes // self._block_bytes - 1
+        last_block = self._kv.num_blocks - 1
         for block_id in (*source.tolist(), *target.tolist()):
             assert 0 <= block_id <= last_block, f"block {block_id} of a pool whose last is {last_block}"
         self._library.octavo_model_copy_blocks(self._handle, int32_address(source), int32_address(target), len(source))

@@ -82,6 +82,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "octavo_pool_new": (_POINTER, (c_int,)),
     "octavo_pool_free": (None, (_POINTER,)),
     "octavo_model_new": (_POINTER, (_POINTER, POINTER(KVPool))),
+    "octavo_model_bind": (None, (_POINTER, _POINTER, c_int64)),
     "octavo_model_free": (None, (_POINTER,)),
     "octavo_model_forward_program": (_POINTER, (_POINTER, _POINTER, c_int64)),
     "octavo_model_head_program": (_POINTER, (_POINTER, _POINTER, c_int64)),

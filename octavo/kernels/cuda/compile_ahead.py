@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo import env
-from octavo.kernels.cuda.driver import GPU, first_gpu
+from octavo.kernels.cuda.driver import GPU
 
 _PENDING = object()  # in a kernel's place: somebody compiles it
 PATIENCE_S = 120.0  # for kernels that are still being compiled: what is missing then is compiled where it is needed
@@ -37,10 +37,9 @@ class KernelCompiler:
     """The compiling process, as the engine sees it. Nothing depends on it but time."""
 
     @classmethod
-    def for_first_start(cls, settings: object) -> KernelCompiler | None:
+    def for_first_start(cls, gpu: GPU | None, settings: object) -> KernelCompiler | None:
         """None where there is nothing to compile for, or a start with these settings has compiled all. settings: what
         the choice of kernels depends on; equal ones have equal `repr`s."""
-        gpu = first_gpu()
         versions = [_version(package) for package in ("octavo", "triton", "torch")]
         if gpu is None or not versions[1]:
             return None

@@ -1,4 +1,4 @@
-"""What the CUDA driver says of the first GPU, asked without torch: a machine without one must not pay for it."""
+"""What the CUDA driver says of a GPU, asked without torch: a machine without one must not pay for it."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def has_hopper_kernels(capability: tuple[int, int]) -> bool:
     return capability[0] == _HOPPER and importlib.util.find_spec("triton.experimental.gluon") is not None
 
 
-def first_gpu() -> GPU | None:
-    """The first GPU that CUDA_VISIBLE_DEVICES shows, or None: no driver, or nothing to drive."""
+def find_gpu(index: int) -> GPU | None:
+    """The GPU of that index among those that CUDA_VISIBLE_DEVICES shows, or None: no driver, or no such GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
     device, count = ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value <= index:
         return None
-    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceGet(ctypes.byref(device), index)
     name, size = ctypes.create_string_buffer(256), ctypes.c_size_t()
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)

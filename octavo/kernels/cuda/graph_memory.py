@@ -12,16 +12,16 @@ Launched = TypeVar("Launched")
 
 
 @cache
-def _capture_stream() -> torch.cuda.Stream:
-    """One for all engines of a process: cuBLAS keeps a workspace of 32 MiB for every stream that it has seen."""
-    return torch.cuda.Stream()
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One a GPU for all engines of a process: cuBLAS keeps a workspace of 32 MiB for every stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 class GraphMemory:
     """What graphs are captured with that never run at once: a stream, and one pool for what they allocate."""
 
-    def __init__(self) -> None:
-        self._stream = _capture_stream()
+    def __init__(self, device: torch.device) -> None:
+        self._stream = _capture_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, launch: Callable[[], Launched]) -> tuple[torch.cuda.CUDAGraph, Launched]:

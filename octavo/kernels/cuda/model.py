@@ -62,8 +62,8 @@ MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row
 
 
 class TritonModel:
-    """Implements `octavo.kernels.ops.CompiledModel`, its logits being a device tensor. Owner of all device memory but
-    the runner's rows. Uploads the weights when made; `bind_pool` gives it its KV blocks."""
+    """Implements `octavo.kernels.device.Loaded` and, once it is bound, `octavo.kernels.ops.CompiledModel`, its logits
+    being a device tensor. Owner of all device memory but the runner's rows."""
 
     def __init__(
         self,
@@ -111,8 +111,7 @@ class TritonModel:
         self._hidden: list[torch.Tensor] = []
         self._pool = torch.empty(0, dtype=torch.uint8, device=device)
 
-    def bind_pool(self, num_blocks: int) -> None:
-        """Allocate the KV pool. Steps can run from here on. Raises OutOfMemoryError."""
+    def bind(self, num_blocks: int) -> TritonModel:
         num_bytes = num_blocks * self._kv.block_bytes
         try:
             self._pool = torch.zeros(num_bytes, dtype=torch.uint8, device=self.device)
@@ -124,8 +123,9 @@ class TritonModel:
                 "or lower num_gpu_blocks_override or gpu_memory_utilization, whichever chose this size"
             ) from error
         self._memory.bind(self._pool)
+        return self
 
-    def bytes_for_blocks(self, utilization: float) -> int:
+    def free_bytes(self, utilization: float) -> int:
         """What is left of that share of the whole GPU's memory, others' use of it counted, too."""
         free, total = torch.cuda.mem_get_info(self.device)
         return max(0, min(free, int(total * utilization) - (total - free)))

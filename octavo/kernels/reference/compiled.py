@@ -15,12 +15,12 @@ from octavo.sampling.columns import SamplingBatch
 
 
 class ReferenceModel:
-    """Implements `octavo.kernels.ops.CompiledModel`. Owns nothing but the last step's hidden states; the pool
-    belongs to the caller."""
+    """Implements `octavo.kernels.ops.CompiledModel`. Owns the KV pool and the last step's hidden states."""
 
     def __init__(self, model: Model, kv: KVLayout, pool: NDArray[np.uint8], limits: StepLimits) -> None:
         assert pool.nbytes == kv.num_blocks * kv.block_bytes, "the pool holds num_blocks blocks"
         self._model = model
+        self.pool = pool
         self._limits = limits
         self._blocks = pool.reshape(kv.num_blocks, kv.block_bytes)
         self._ops = ReferenceOps(KVPool(kv, pool))

@@ -122,7 +122,7 @@ def _measure(matrices: Sequence[torch.Tensor], counts: Sequence[int], scratch: t
 
     for count in counts:  # kernels are loaded when they are first used
         multiply(count)
-    memory = GraphMemory()
+    memory = GraphMemory(scratch.device)
     graphs = [memory.capture(partial(multiply, count))[0] for count in counts]
     turns = [[_timed(graph) for graph in graphs] for _ in range(_TURNS)]
     torch.cuda.synchronize()

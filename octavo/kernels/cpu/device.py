@@ -1,0 +1,42 @@
+"""CpuDevice: C++ kernels for whatever vectors this processor has."""
+
+from __future__ import annotations
+
+from octavo.config import ActivationDType
+from octavo.kernels.build import build
+from octavo.kernels.cpu import library
+from octavo.kernels.cpu.compiled import CpuModel
+from octavo.kernels.device import StepSizes
+from octavo.kernels.host import HOST_SIZES, host_dtypes
+from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.observe.machine import num_cores
+
+
+class CpuDevice:
+    """Implements `octavo.kernels.device.Device`. num_threads None: every core this process may use. activation_dtype:
+    what products with block-quantised weights round activations to."""
+
+    name = "cpu"
+    is_asynchronous = draws_weights = False
+    dtypes = staticmethod(host_dtypes)
+
+    def __init__(self, num_threads: int | None = None, activation_dtype: ActivationDType = "int8") -> None:
+        self.num_threads = num_threads or num_cores()
+        self._activation_bytes = 2 if activation_dtype == "int16" else 1
+
+    def why_not(self) -> str | None:
+        return build.why_not()
+
+    def default_sizes(self) -> StepSizes:
+        return HOST_SIZES
+
+    def label(self, dtype: KVDType) -> None:
+        return None
+
+    def compile_ahead(self, settings: object) -> None:
+        return None
+
+    def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> CpuModel:
+        loaded = library.load()
+        threads = library.ThreadPool(loaded, self.num_threads)
+        return CpuModel(loaded, threads, model, kv, limits, self._activation_bytes)

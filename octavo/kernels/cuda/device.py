@@ -1,0 +1,131 @@
+"""CudaDevice: an NVIDIA GPU, from Ampere on. Importing this file imports neither torch nor triton."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from contextlib import suppress
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from octavo.config import AttentionBackendOption, DTypeOption, KVCacheDType
+from octavo.errors import ConfigError, OutOfMemoryError, UnsupportedModelError
+from octavo.kernels.cuda.compile_ahead import KernelCompiler
+from octavo.kernels.cuda.driver import GPU, find_gpu
+from octavo.kernels.device import DTypes, StepSizes
+from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+
+if TYPE_CHECKING:
+    from octavo.kernels.cuda.model import TritonModel
+
+OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix units
+_LARGE_GPU_BYTES = 70 << 30
+_LARGE, _SMALL = StepSizes(16384, 1024), StepSizes(8192, 256)
+
+
+class CudaDevice:
+    """Implements `octavo.kernels.device.Device`. index: which GPU, among those that CUDA_VISIBLE_DEVICES shows."""
+
+    name = "triton"
+    is_asynchronous = draws_weights = True
+
+    def __init__(self, attention: AttentionBackendOption = "triton", index: int = 0) -> None:
+        self._attention = attention
+        self.index = index
+
+    @property
+    def device(self) -> str:
+        """torch's name for it."""
+        return f"cuda:{self.index}"
+
+    @cached_property
+    def gpu(self) -> GPU | None:
+        return find_gpu(self.index)
+
+    def why_not(self) -> str | None:
+        if self.gpu is None and self.index:
+            return f"this machine shows no GPU of index {self.index}; GPUs count from 0"
+        if self.gpu is None:
+            return "this machine has no NVIDIA GPU, or its driver is not installed"
+        if self.gpu.capability < OLDEST_CAPABILITY:
+            have, need = (".".join(map(str, pair)) for pair in (self.gpu.capability, OLDEST_CAPABILITY))
+            return f"{self.gpu.name} has compute capability {have}; {need} or more is needed"
+        missing = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
+        if missing:
+            return f"{' and '.join(missing)} not installed: pip install 'octavo[gpu]'"
+        if not _torch_has_cuda():
+            return "torch is built without CUDA: pip install --force-reinstall -i https://pypi.org/simple torch"
+        return None
+
+    def default_sizes(self) -> StepSizes:
+        return _LARGE if self._found.num_bytes >= _LARGE_GPU_BYTES else _SMALL
+
+    def dtypes(self, asked: DTypeOption, kv_asked: KVCacheDType, stored: str) -> DTypes:
+        """Computes in the type asked for, else in the file's if it has 16 bits, else in bfloat16. KV blocks have the
+        same type: attention multiplies the two."""
+        dtype = asked if asked != "auto" else "float16" if stored == "F16" else "bfloat16"
+        if kv_asked not in ("auto", dtype):
+            raise ConfigError(
+                f"kv_cache_dtype is {kv_asked} and the model computes in {dtype}; on a GPU they must be the "
+                f"same: set dtype={kv_asked!r}, or leave kv_cache_dtype at 'auto'"
+            )
+        return DTypes(dtype, dtype)
+
+    def label(self, dtype: KVDType) -> str:
+        return f"{self._found.name}, {self._found.num_bytes / (1 << 30):.1f} GiB, computing in {dtype}"
+
+    def compile_ahead(self, settings: object) -> KernelCompiler | None:
+        return KernelCompiler.for_first_start(self.gpu, settings)
+
+    def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> TritonModel:
+        import torch
+
+        from octavo.kernels.cuda.model import TritonModel
+        from octavo.kernels.triton.attention.kv_pool import BOX_TOKENS
+
+        if kv.head_dim * kv.element_bytes % 16:
+            raise UnsupportedModelError(
+                f"heads of {kv.head_dim} elements in {dtype} take {kv.head_dim * kv.element_bytes} bytes; on a "
+                "GPU they must take a multiple of 16: set dtype='float32', or backend='cpu'"
+            )
+        if kv.block_size < BOX_TOKENS:
+            raise ConfigError(
+                f"block_size is {kv.block_size}, too small for a GPU, which reads {BOX_TOKENS} tokens at once: set 16, "
+                "32, 64 or 128"
+            )
+        gpu = self._found
+        threading.Thread(target=_prepare_triton, daemon=True).start()
+        device = torch.device(self.device)
+        if self.index:
+            torch.cuda.set_device(device)
+        try:
+            return TritonModel(model, kv, limits, dtype, device, gpu, self._attention)
+        except torch.cuda.OutOfMemoryError as error:
+            free, total = torch.cuda.mem_get_info(device)
+            raise OutOfMemoryError(
+                f"{gpu.name} has no room for the weights in {dtype} and the activations of "
+                f"{limits.max_num_tokens} tokens: {free:,} of {total:,} bytes were left; lower max_num_batched_tokens "
+                f"or max_num_seqs (now {limits.max_num_seqs}), or take a smaller model"
+            ) from error
+
+    @property
+    def _found(self) -> GPU:
+        assert self.gpu is not None, "a device that cannot be used is not asked"
+        return self.gpu
+
+
+def _prepare_triton() -> None:
+    """What Triton does once a process, half a second, when it first looks for a kernel: read all of itself for its
+    cache's keys, and find the driver. Beside the weights nobody waits for it."""
+    with suppress(Exception):  # whoever launches a kernel will say what is wrong
+        from triton.runtime import driver
+        from triton.runtime.cache import triton_key
+
+        triton_key()
+        assert driver.active
+
+
+def _torch_has_cuda() -> bool:
+    import torch
+
+    return torch.version.cuda is not None

@@ -1,0 +1,61 @@
+"""ReferenceDevice: every op in plain torch, run as soon as it is called.
+
+It is the executable specification: written to be read and believed, not to be fast. Other devices are tested against
+it. torch is imported when a model is loaded, not with this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from octavo.kernels.device import StepSizes
+from octavo.kernels.host import HOST_SIZES, allocate_pool, bytes_for_blocks, host_dtypes
+from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+
+if TYPE_CHECKING:
+    from octavo.kernels.reference.compiled import ReferenceModel
+
+
+class ReferenceDevice:
+    """Implements `octavo.kernels.device.Device`."""
+
+    name = "reference"
+    is_asynchronous = draws_weights = False
+    dtypes = staticmethod(host_dtypes)
+
+    def why_not(self) -> str | None:
+        if find_spec("torch") is None:
+            return "the reference backend computes with torch, which is not installed: pip install 'octavo[reference]'"
+        return None
+
+    def default_sizes(self) -> StepSizes:
+        return HOST_SIZES
+
+    def label(self, dtype: KVDType) -> None:
+        return None
+
+    def compile_ahead(self, settings: object) -> None:
+        return None
+
+    def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> ReferenceLoaded:
+        return ReferenceLoaded(model, kv, limits)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceLoaded:
+    """Implements `octavo.kernels.device.Loaded`: the weights stay where the model's file is mapped."""
+
+    model: Model
+    kv: KVLayout
+    limits: StepLimits
+
+    def free_bytes(self, utilization: float) -> int:
+        return bytes_for_blocks()
+
+    def bind(self, num_blocks: int) -> ReferenceModel:
+        from octavo.kernels.reference.compiled import ReferenceModel
+
+        kv = replace(self.kv, num_blocks=num_blocks)
+        return ReferenceModel(self.model, kv, allocate_pool(kv), self.limits)

@@ -1,0 +1,52 @@
+"""The runner of a device that computes in the host's memory: a step is done when `begin` returns.
+
+plan -> rows updated -> batch gathered -> forward -> logits of the rows that sample -> tokens -> rows
+"""
+
+from __future__ import annotations
+
+from octavo.config import LogprobsMode
+from octavo.kernels.device import KernelCompiler
+from octavo.kernels.ops import CompiledModel, StepBatch, StepLimits
+from octavo.messages import DoneStep, LogprobRow, StepPlan, StepResult
+from octavo.worker.live_rows import Draws, LiveRows
+from octavo.worker.logprob_reporter import LogprobReporter
+
+
+class HostRunner:
+    """Owner of the rows and the bound model."""
+
+    def __init__(self, model: CompiledModel, rows: LiveRows, max_num_seqs: int, logprobs_mode: LogprobsMode) -> None:
+        self._model = model
+        self._rows = rows
+        self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)
+
+    def begin(self, plan: StepPlan) -> DoneStep:
+        self._rows.apply(plan, self._model)
+        return DoneStep(self._compute(plan) if plan.rows else StepResult(plan.step_id, []))
+
+    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
+        """Nothing: kernels were built before they were loaded, and the first step is like any other."""
+
+    def close(self) -> None:
+        """Let go of the model, whose weights and KV blocks go with it."""
+        del self._model, self._logprobs
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        batch = self._rows.states.gather(plan)
+        self._model.forward(batch)
+        prompt_logprobs = {entry: self._logprobs.of_prompt(batch, entry) for entry in plan.prompt_logprobs}
+        if not plan.sample_rows:
+            return StepResult(plan.step_id, [], {}, prompt_logprobs)
+        token_ids, logprobs = self._sample(plan, batch)
+        return StepResult(plan.step_id, token_ids, logprobs, prompt_logprobs)
+
+    def _sample(self, plan: StepPlan, batch: StepBatch) -> tuple[list[int], dict[int, LogprobRow]]:
+        """Draw a token for every sampling row and append it there."""
+        draws, states = Draws.of(plan, batch), self._rows.states
+        logits = self._model.logits(draws.last_tokens)
+        sampling = self._rows.sampler.prepare(draws.rows, draws.logits_rows, draws.positions, states.token_ids)
+        token_ids = self._model.sample(logits, sampling)
+        states.append(draws.rows, draws.positions, token_ids)
+        logprobs = self._logprobs.of_drawn(draws.rows, draws.positions, logits, draws.logits_rows, token_ids)
+        return token_ids.tolist(), logprobs

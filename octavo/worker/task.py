@@ -1,0 +1,65 @@
+"""What a worker is made from, and what it says of itself once it is made. Both cross processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.cache.groups import CacheGroup
+from octavo.config import BackendConfig, CacheConfig, EngineConfig, LogprobsMode, ModelConfig, SchedulerConfig
+from octavo.kernels.ops import KVLayout, StepLimits
+from octavo.models.architecture import Architecture
+from octavo.models.checkpoint import TokenizerSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTask:
+    """Its sections of the config, and which of how many workers it is. serves: for users who wait for every token.
+    Steps are then small where the options leave their size to the device, and kernels are compiled before the first."""
+
+    model: ModelConfig
+    cache: CacheConfig
+    scheduler: SchedulerConfig
+    backend: BackendConfig
+    logprobs_mode: LogprobsMode
+    rank: int = 0
+    world_size: int = 1
+    serves: bool = False
+
+    @classmethod
+    def of(cls, config: EngineConfig, *, rank: int = 0, world_size: int = 1, serves: bool = False) -> WorkerTask:
+        return cls(
+            model=config.model,
+            cache=config.cache,
+            scheduler=config.scheduler,
+            backend=config.backend,
+            logprobs_mode=config.observe.logprobs_mode,
+            rank=rank,
+            world_size=world_size,
+            serves=serves,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerShape:
+    """The sizes that scheduler, cache and worker share, and what the engine needs to know of model and device.
+
+    is_asynchronous: its steps run on while the host does other work. label: what to call the checkpoint.
+    weight_bytes, weight_dtypes: what the checkpoint stores. leftovers: its tensors that the model has no place for.
+    backend: which, and why. device: where the model computes, where the backend does not say it.
+    """
+
+    groups: tuple[CacheGroup, ...]
+    layout: KVLayout
+    limits: StepLimits
+    is_asynchronous: bool
+    label: str
+    architecture: Architecture
+    weight_bytes: int
+    weight_dtypes: str
+    leftovers: list[str]
+    tokenizer_source: TokenizerSource | None
+    sampling_defaults: Mapping[str, Any]
+    backend: str
+    device: str | None
