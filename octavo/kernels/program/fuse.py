@@ -5,10 +5,10 @@
     linear, add                        ->  linear with residual            ┘
     linear, add_rms_norm               ->  linear_add_rms_norm               more: its parts are summed by the norm
     linear, gated_activation           ->  linear with gate                  where a product's tiling takes it
-    rms_norm, linear                   ->  linear with norm                  very few: a program holds whole rows
+    rms_norm, linear                   ->  linear with norm                  very few: a kernel holds whole rows
 
-A llama's layer of nine instructions becomes five. Buffers are shared out after this, so that a fused instruction
-never finds its result in a buffer that it still reads.
+A Llama layer of nine instructions becomes five. A device says in `Fusions` what its kernels do in one launch. Buffers
+are shared out after this, so that a fused instruction never finds its result in a buffer that it still reads.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def fuse(recording: Recording, fusions: Fusions) -> Recording:
 
 
 def _with_own_queries(recording: Recording) -> Recording:
-    """Rotated queries get memory of their own: here many programs work on a row, and one may still be reading what
-    another would write over."""
+    """Rotated queries get memory of their own: where many threads work on a row, one may still be reading what another
+    would write over."""
     moved: dict[Value, Value] = {}
     instructions = []
     for instruction in recording.instructions:
