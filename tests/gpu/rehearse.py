@@ -16,6 +16,7 @@ from triton.runtime import driver
 from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.cuda.compile_process import OfflineDriver
 from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.rehearsal import _kernel_caches
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.linear.tile_linear import TileLinear
 
@@ -40,12 +41,18 @@ def launch() -> None:
     assert torch.equal(x, before), "nothing runs"
 
 
-def launch_for_real() -> None:
+def launch_for_real(dtype: torch.dtype) -> None:
     """As far as that goes without a GPU."""
-    x = torch.ones(16, 1024)
+    x, y = torch.ones(2, 16, 1024, dtype=dtype)
     with suppress(Exception):
-        elementwise.elementwise("add", x, x, x, chained=True)
+        elementwise.elementwise("add", x, y, x, chained=True)
     launched.append(x)
+
+
+def launch_one() -> None:
+    """Of a kernel that no other launch here needs."""
+    x, y = torch.ones(2, 16, 1024)
+    norm.rms_norm(x, torch.ones(1024), 1e-6, y, chained=True)
 
 
 def main() -> None:
@@ -53,13 +60,21 @@ def main() -> None:
     driver.set_active(WithoutGPU(90))
     compiler = KernelCompiler.for_first_start(gpu, "settings")
     assert compiler is not None, "nothing is compiled yet"
-    elsewhere = threading.Thread(target=launch_for_real)
+    with suppress(Exception):  # it is compiled, and cannot run
+        launch_one()
+    elsewhere = [threading.Thread(target=launch_for_real, args=(dtype,)) for dtype in (torch.float32, torch.bfloat16)]
     with compiler.rehearsal():
-        elsewhere.start()
+        launch_one()
         launch()
-        assert not launched, "others' launches wait"
-    elsewhere.join()
-    assert launched
+        for thread in elsewhere:
+            thread.start()
+        launch()
+        assert not launched, "others' launches wait, of a kernel that is known and of one that is not"
+    for thread in elsewhere:
+        thread.join()
+    assert len(launched) == 2
+    (caches,) = norm._rms_norm_kernel.device_caches.values()
+    assert len(caches[0]) == 1, "what was compiled before is there again, and nothing else"
     compiler.remember()
     compiler.close()
     assert KernelCompiler.for_first_start(gpu, "settings") is None, "all is compiled"
@@ -74,6 +89,8 @@ def main() -> None:
     def told(*, src: object, cache_hit: bool, **about: object) -> None:
         print(src.name, "found" if cache_hit else "compiled", flush=True)  # type: ignore[attr-defined]
 
+    for caches in _kernel_caches():
+        caches.clear()
     triton.knobs.compilation.listener = told
     run = triton.runtime.JITFunction.run
     triton.runtime.JITFunction.run = lambda *args, warmup, **kwargs: run(*args, warmup=True, **kwargs)

@@ -18,18 +18,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from octavo import env
 from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.rehearsal import rehearsing
 
-_PENDING = object()  # in a kernel's place: somebody compiles it
 PATIENCE_S = 120.0  # for kernels that are still being compiled: what is missing then is compiled where it is needed
 
 
@@ -63,28 +61,12 @@ class KernelCompiler:
     def rehearsal(self) -> Iterator[None]:
         """Within, this thread's launches of Triton's launch nothing, and others' wait; when it ends, what they need is
         compiled."""
-        from triton import knobs
-        from triton.runtime import JITFunction
-
-        run, hook = JITFunction.run, knobs.runtime.jit_cache_hook
-        thread, is_over = threading.get_ident(), threading.Event()
-        pending: list[tuple[dict[str, object], str]] = []
-
-        def run_nothing(kernel: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-            if threading.get_ident() == thread:
-                return run(kernel, *args, grid=grid, warmup=True, **kwargs)
-            is_over.wait()
-            return run(kernel, *args, grid=grid, warmup=warmup, **kwargs)
-
-        JITFunction.run, knobs.runtime.jit_cache_hook = run_nothing, partial(self._send, pending)
-        try:
+        with rehearsing(self._send):
             yield
-        finally:
-            JITFunction.run, knobs.runtime.jit_cache_hook = run, hook
-            for kernels, key in pending:
-                del kernels[key]
-            is_over.set()
-        self._wait()
+        with suppress(OSError):
+            self._input.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE_S)
 
     def remember(self) -> None:
         """All that was needed has been compiled: later starts need not look ahead."""
@@ -105,25 +87,10 @@ class KernelCompiler:
         assert self._process.stdin is not None, "it was opened as a pipe"
         return self._process.stdin
 
-    def _send(
-        self, pending: list[tuple[dict[str, object], str]], *, fn: Any, compile: dict[str, Any], **about: Any
-    ) -> bool:
-        """Triton's hook for a kernel that it would compile; True: it need not. It asks no second time for one that it
-        finds among a function's kernels, so something is put there, and noted in `pending`."""
-        kernels, key = fn.jit_function.device_caches[compile["device"]][0], compile["key"]
-        kernels[key] = _PENDING
-        pending.append((kernels, key))
-        line = json.dumps({"module": fn.module, "name": fn.name, "data": compile["specialization_data"]})
+    def _send(self, kernel: dict[str, str]) -> None:
         with suppress(OSError):  # it has ended
-            self._input.write(line + "\n")
+            self._input.write(json.dumps(kernel) + "\n")
             self._input.flush()
-        return True
-
-    def _wait(self) -> None:
-        with suppress(OSError):
-            self._input.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(PATIENCE_S)
 
 
 def _version(package: str) -> str:
