@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
+from octavo.kernels.ops import AttentionLayer, Head, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
 from octavo.observe.machine import num_cores
 from octavo.testing.made_parameters import linear, parameter
 
@@ -36,15 +36,20 @@ STEPS = {
 class AttentionOnly:
     """A model of nothing but attention layers: queries, keys and values are looked up, not computed."""
 
-    heads: int
+    num_heads: int
     kv_heads: int
     head_dim: int
+    inputs = ("input_ids",)
 
-    def forward(self, ops: Ops) -> tuple[Tensor]:
-        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+    @property
+    def heads(self) -> dict[str, Head]:
+        return {"logits": self.logits}
+
+    def body(self, ops: Ops) -> tuple[Tensor]:
+        width = (self.num_heads + 2 * self.kv_heads) * self.head_dim
         table = parameter(np.random.default_rng(0).standard_normal((64, width), np.float32))
         for index in range(LAYERS):
-            layer = AttentionLayer(0, index, self.heads, self.kv_heads, self.head_dim, self.head_dim**-0.5)
+            layer = AttentionLayer(0, index, self.num_heads, self.kv_heads, self.head_dim, self.head_dim**-0.5)
             out = ops.paged_attention(ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer), layer)
         return (out,)
 

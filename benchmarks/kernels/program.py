@@ -17,6 +17,7 @@ from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.ops import (
     AttentionLayer,
+    Head,
     KVLayout,
     Ops,
     RotaryTable,
@@ -63,8 +64,13 @@ class Decoder:
 
     dtype: DType
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    inputs = ("input_ids",)
 
-    def forward(self, ops: Ops) -> tuple[Tensor]:
+    @property
+    def heads(self) -> dict[str, Head]:
+        return {"logits": self.logits}
+
+    def body(self, ops: Ops) -> tuple[Tensor]:
         angles = np.outer(np.arange(MAX_LEN), 1e5 ** (-np.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))).astype(np.float32)
         rotary = RotaryTable(np.cos(angles), np.sin(angles))
         residual = ops.embedding(parameter(random_weight(self.rng, "Q8_0", VOCAB, HIDDEN)), "input_ids")

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,6 +36,11 @@ class DTypes:
 
 class Loaded(Protocol):
     """A model whose weights are on a device."""
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """What the device holds of each parameter, by the checkpoint's names. The values are the device's own: tensors,
+        views of a packed matrix, or a place in one."""
 
     def free_bytes(self, utilization: float) -> int:
         """The memory that is left for KV blocks. utilization: the share of the device's memory that may be used,

@@ -318,16 +318,23 @@ class CompiledModel(Protocol):
         """Copy whole blocks of the pool, in order."""
 
 
+#: The rest of the pass, for some of the tokens: their hidden states, [N, width] each -> [N, columns of the head].
+Head = Callable[..., Tensor]  # (ops, *hidden); hidden states are dead afterwards
+
+
 class Model(Protocol):
-    """What a backend needs of a model: two functions over Ops."""
+    """What a backend needs of a model: functions over Ops, and what a step gives them."""
 
-    def forward(self, ops: Ops) -> tuple[Tensor, ...]:
-        """input_ids, positions -> hidden states, one or more [T, width]: what the pass has once its tokens need one
-        another no more."""
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What comes in beside positions: ("input_ids",)."""
 
-    def logits(self, ops: Ops, *hidden: Tensor) -> Tensor:
-        """The rest of the pass, for some of the tokens: their hidden states, [N, width] each -> [N, V]. The arguments
-        are dead afterwards."""
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """What comes out, by name: "logits" [N, V]."""
+
+    def body(self, ops: Ops) -> tuple[Tensor, ...]:
+        """The part in which tokens read one another -> hidden states, one or more [T, width]."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ Each addition is fused with the norm that follows it, which is why the stream tr
 layer's output, not yet added, and the sum so far.
 
 After the last layer has attended, no token needs another any more, and of a prompt only the last token's logits are
-wanted. So `forward` ends there, and `logits` goes the rest of the way with the tokens that it is asked for.
+wanted. So `body` ends there, and a head goes the rest of the way with the tokens that it is asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from octavo.kernels.ops import Ops, Tensor
+from octavo.kernels.ops import Head, Ops, Tensor
 from octavo.kernels.parameters import Linear
 from octavo.layers.attention import SelfAttention
 from octavo.layers.embedding import Embedding
@@ -79,14 +79,22 @@ class Decoder:
     logits_softcap: float | None = None
     projection: Linear | None = None
 
-    def forward(self, ops: Ops) -> tuple[Tensor, Tensor]:
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("input_ids",)
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        return {"logits": self._logits}
+
+    def body(self, ops: Ops) -> tuple[Tensor, Tensor]:
         pending, residual = None, self.embedding(ops)
         *layers, last = self.layers
         for layer in layers:
             pending, residual = layer.finish(ops, *layer.attend(ops, pending, residual))
         return last.attend(ops, pending, residual)
 
-    def logits(self, ops: Ops, attended: Tensor, residual: Tensor) -> Tensor:
+    def _logits(self, ops: Ops, attended: Tensor, residual: Tensor) -> Tensor:
         hidden = self._hidden(ops, *self.layers[-1].finish(ops, attended, residual))
         if self.projection is not None:
             hidden = ops.linear(hidden, self.projection)

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from octavo.kernels.device import Device
-from octavo.kernels.ops import FloatArray, IntArray, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
+from octavo.kernels.ops import FloatArray, Head, IntArray, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.testing.made_parameters import parameter
 
@@ -32,8 +32,13 @@ class FunctionModel:
     """A model whose forward pass is one function and whose logits are what it returned."""
 
     function: Callable[[Ops], Tensor]
+    inputs = ("input_ids",)
 
-    def forward(self, ops: Ops) -> tuple[Tensor]:
+    @property
+    def heads(self) -> dict[str, Head]:
+        return {"logits": self.logits}
+
+    def body(self, ops: Ops) -> tuple[Tensor]:
         return (self.function(ops),)
 
     def logits(self, ops: Ops, hidden: Tensor) -> Tensor:

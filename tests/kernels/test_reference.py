@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from octavo.kernels.ops import (
     AttentionLayer,
     FloatArray,
+    Head,
     KVDType,
     KVLayout,
     Ops,
@@ -29,6 +30,7 @@ from octavo.kernels.ops import (
     Tensor,
 )
 from octavo.kernels.reference.compiled import ReferenceModel
+from octavo.kernels.reference.weights import ReferenceWeights
 from octavo.testing.made_parameters import linear, parameter
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 6, 2, 8, 4, 40
@@ -42,8 +44,13 @@ class OneOp:
     """A model that is one expression over ops."""
 
     expression: Callable[[Ops], Tensor]
+    inputs = ("input_ids",)
 
-    def forward(self, ops: Ops) -> tuple[Tensor]:
+    @property
+    def heads(self) -> dict[str, Head]:
+        return {"logits": self.logits}
+
+    def body(self, ops: Ops) -> tuple[Tensor]:
         return (self.expression(ops),)
 
     def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
@@ -61,7 +68,7 @@ class Bench:
         self.tables = tuple(order[g * 12 : (g + 1) * 12].reshape(3, 4).copy() for g in range(num_groups))
 
     def compile(self, expression: Callable[[Ops], Tensor]) -> Any:
-        return ReferenceModel(OneOp(expression), self.layout, self.pool, StepLimits(64, 8, 64, 16))
+        return ReferenceModel(OneOp(expression), self.layout, self.pool, StepLimits(64, 8, 64, 16), ReferenceWeights())
 
     def step(self, spans: list[tuple[int, int, int]]) -> StepBatch:
         """spans: (row, first position, end position)."""

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 
 from octavo.kernels.program.recorder import Recorder
-from octavo.kernels.tensor import DType, HostTensor, StoredTensor, at_hand, num_bytes
+from octavo.kernels.tensor import DType, HostTensor, StoredTensor, at_hand, from_array, num_bytes
 
 
 class SymbolicOps(Recorder):
@@ -48,3 +48,22 @@ class BlankTensors:
         if len(shape) == 1:
             return at_hand(HostTensor("F32", shape, np.zeros(num_bytes("F32", shape), np.uint8)))
         return at_hand(HostTensor(self._dtype, shape, np.broadcast_to(np.uint8(0), (num_bytes(self._dtype, shape),))))
+
+
+class DrawnTensors:
+    """A checkpoint of random numbers, the same for a name each time; matrices in `dtype`, vectors in float32."""
+
+    def __init__(self, dtype: DType = "F32") -> None:
+        self._dtype = dtype
+
+    def take(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        return at_hand(self.read(name, shape))
+
+    def read(self, name: str, shape: tuple[int, ...]) -> HostTensor:
+        rng = np.random.default_rng(list(name.encode()))
+        if self._dtype == "F32" or len(shape) == 1:
+            return from_array(rng.standard_normal(shape, np.float32))
+        assert self._dtype == "Q8_0", "a block is a scale and 32 bytes"
+        blocks = rng.integers(0, 256, (num_bytes(self._dtype, shape) // 34, 34), np.uint8)
+        blocks[:, :2] = np.array([0.01], np.float16).view(np.uint8)
+        return HostTensor(self._dtype, shape, blocks.reshape(-1))

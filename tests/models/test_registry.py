@@ -35,11 +35,11 @@ def test_builder_takes_exactly_the_tensors_of_the_table(family: str, is_tied: bo
 @families
 def test_forward_respects_the_contract_of_ops(family: str) -> None:
     model, ops, architecture = build(family), SymbolicOps(), ARCHITECTURES[family]
-    attended, residual = model.forward(ops)
+    attended, residual = model.body(ops)
     assert attended.width == architecture.num_heads * architecture.head_dim
     assert residual.width == architecture.hidden_size
     assert ops.written == ops.read == SLOTS
-    logits = model.logits(ops, attended, residual)
+    logits = model.heads["logits"](ops, attended, residual)
     assert logits.width == LLAMA.vocab_size
     assert ops.read == SLOTS, "no attention after the cut"
 
@@ -47,9 +47,9 @@ def test_forward_respects_the_contract_of_ops(family: str) -> None:
 @families
 def test_two_projections_a_half_layer_and_no_more(family: str) -> None:
     model, ops = build(family), SymbolicOps()
-    hidden = model.forward(ops)
+    hidden = model.body(ops)
     assert ops.counts["linear"] == 4 * NUM_LAYERS - 3, "what follows the last attention is for logits alone"
-    model.logits(ops, *hidden)
+    model.heads["logits"](ops, *hidden)
     assert ops.counts["linear"] == 4 * NUM_LAYERS + 1, "and the head"
 
 
@@ -102,5 +102,5 @@ def test_variants_of_opt_keep_to_their_table_and_to_the_contract_of_ops(
     source, ops = BlankTensors(), SymbolicOps()
     model = build_model(opt, source, SLOTS, max_model_len=64)
     assert source.taken == required_tensors(opt)
-    assert model.logits(ops, *model.forward(ops)).width == opt.vocab_size
+    assert model.heads["logits"](ops, *model.body(ops)).width == opt.vocab_size
     assert ops.counts["layer_norm"] == 2 * NUM_LAYERS + extra.get("has_final_norm", True)

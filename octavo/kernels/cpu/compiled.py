@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
@@ -14,7 +16,7 @@ from octavo.kernels.cpu import library
 from octavo.kernels.cpu.emit import Emitter, slots
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
 from octavo.kernels.cpu.sampling import processed_logits, sample
-from octavo.kernels.cpu.weights import CpuWeights
+from octavo.kernels.cpu.weights import CpuWeights, PackedRows
 from octavo.kernels.host import allocate_pool, bytes_for_blocks
 from octavo.kernels.ops import (
     AttentionLayer,
@@ -27,7 +29,8 @@ from octavo.kernels.ops import (
     StepLimits,
 )
 from octavo.kernels.program.buffers import BufferPlan, share_buffers
-from octavo.kernels.program.recorder import Instruction, Recorder, Value
+from octavo.kernels.program.recorder import Recording, record_model
+from octavo.kernels.tensor import HostTensor
 from octavo.sampling.columns import SamplingBatch
 
 #: the C++ enums' order
@@ -71,41 +74,33 @@ class CpuModel:
         )
         self._handle = c_void_p(loaded.octavo_model_new(threads.handle, byref(layout)))
 
-        recorder = Recorder()
-        hidden = model.forward(recorder)
-        self._check_layers(recorder.instructions, kv)
-        plan = self._add_program("forward", recorder.instructions, (), hidden)
-        hidden_slots = slots(plan, hidden)
+        body, heads = record_model(model)
+        self._check_layers(body.layers, kv)
+        plan = self._add_program("forward", body)
+        hidden_slots = slots(plan, body.kept)
         self._activation_floats = sum(plan.widths)
 
-        recorder = Recorder()
-        head_inputs = tuple(recorder.new_value(value.width) for value in hidden)
-        logits = model.logits(recorder, *head_inputs)
+        head = heads["logits"]
+        (logits,) = head.kept
         assert logits.width == logits.stride == limits.vocab_size, f"the model has {logits.width} logits a token"
-        plan = self._add_program("head", recorder.instructions, head_inputs, (logits,))
-        (logits_slot,) = slots(plan, (logits,))
+        plan = self._add_program("head", head)
+        (logits_slot,) = slots(plan, head.kept)
         self._logits_floats = plan.widths[logits_slot.buffer]
-        input_slots = slots(plan, head_inputs)
-        loaded.octavo_model_join(self._handle, hidden_slots, input_slots, len(hidden), logits_slot)
+        loaded.octavo_model_join(self._handle, hidden_slots, slots(plan, head.given), len(head.given), logits_slot)
 
-    def _add_program(
-        self, which: str, instructions: list[Instruction], given: tuple[Value, ...], kept: tuple[Value, ...]
-    ) -> BufferPlan:
-        plan = share_buffers(instructions, given, kept)
+    def _add_program(self, which: str, recording: Recording) -> BufferPlan:
+        plan = share_buffers(recording.instructions, recording.given, recording.kept)
         widths = np.array(plan.widths, np.int32)
         add = getattr(self._library, f"octavo_model_{which}_program")
         program = add(self._handle, address(widths), len(widths))
         emitter = Emitter(self._library, self._threads, program, plan, self._weights, self._activation_bytes)
-        for instruction in instructions:
+        for instruction in recording.instructions:
             emitter.emit(instruction)
         self._programs.append((program, emitter.ops))
         return plan
 
-    def _check_layers(self, instructions: list[Instruction], kv: KVLayout) -> None:
-        for instruction in instructions:
-            layer: AttentionLayer | None = instruction.arguments.get("layer")
-            if layer is None:
-                continue
+    def _check_layers(self, layers: list[AttentionLayer], kv: KVLayout) -> None:
+        for layer in layers:
             assert (layer.num_kv_heads, layer.head_dim) == (kv.num_kv_heads, kv.head_dim), (
                 f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in a pool of {kv}"
             )
@@ -122,6 +117,10 @@ class CpuModel:
         self.pool = allocate_pool(self._kv)
         self._library.octavo_model_bind(self._handle, address(self.pool), num_blocks)
         return self
+
+    @property
+    def parameters(self) -> Mapping[str, HostTensor | PackedRows]:
+        return MappingProxyType(self._weights.parameters)
 
     @property
     def packed_bytes(self) -> int:

@@ -20,6 +20,7 @@ of decodes alone on tensors that are on the device already, waits for nothing, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -42,8 +43,8 @@ from octavo.kernels.ops import (
     StepBatch,
     StepLimits,
 )
-from octavo.kernels.program.fuse import Fusions, Recording, fuse
-from octavo.kernels.program.recorder import Instruction, Recorder
+from octavo.kernels.program.fuse import Fusions, fuse
+from octavo.kernels.program.recorder import Instruction, Recording, record, record_model
 from octavo.kernels.triton.attention.kv_pool import TORCH_DTYPE
 from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
@@ -78,15 +79,9 @@ class TritonModel:
         self.device, self.chained, self.limits = device, gpu.chains, limits
         self._kv = kv
         self._block_size = kv.block_size
-        recorder = Recorder()
-        hidden = model.forward(recorder)
-        forward = Recording(list(recorder.instructions), hidden)
-        whole = Recording(recorder.instructions, (model.logits(recorder, *hidden),))
-        recorder = Recorder()
-        head_inputs = tuple(recorder.new_value(value.width) for value in hidden)
-        head = Recording(recorder.instructions, (model.logits(recorder, *head_inputs),), head_inputs)
-
-        layers = [i.arguments["layer"] for i in whole.instructions if i.op == "paged_attention"]
+        body, heads = record_model(model)
+        whole = record(lambda ops: model.heads["logits"](ops, *model.body(ops)))
+        layers = body.layers
         self._check_layers(layers)
         self._weights = DeviceWeights(device, TORCH_DTYPE[dtype])
         self._memory = AttentionMemory(layers, kv, limits, gpu, device)
@@ -95,16 +90,17 @@ class TritonModel:
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32"
         parts = _room_for_parts(whole.instructions, limits.max_num_seqs, device) if tiled else None
         seqs = limits.max_num_seqs
-        self._chunks = self._program(forward, Fusions(), limits.max_num_tokens)
+        self._chunks = self._program(body, Fusions(), limits.max_num_tokens)
         self._decodes = self._programs_by_rows(whole, parts)
-        self._heads = self._programs_by_rows(head, parts)
+        self._heads = self._programs_by_rows(heads["logits"], parts)
         shared = self._share_memory()
-        products = [i.arguments["weight"].parts for i in forward.instructions if i.op == "linear"]
+        products = [i.arguments["weight"].parts for i in body.instructions if i.op == "linear"]
         #: what a step's tokens are padded to where products are a library's
         self.row_counts = cheap_row_counts(
             [self._weights.packed(*parts) for parts in products], limits.max_num_tokens, shared
         )
         self._weights.forget_host()
+        self.parameters = MappingProxyType(self._weights.parameters)
         self.staging = Staging(device)
         self._sampling = SamplingWorkspace.allocate(seqs, limits.vocab_size, device, edits=False)
         self._editing = SamplingWorkspace.allocate(min(seqs, MAX_EDITED_ROWS), limits.vocab_size, device, edits=True)

@@ -15,8 +15,7 @@ from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import OPS, Activation, AttentionLayer, Index
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.buffers import share_buffers
-from octavo.kernels.program.fuse import Recording
-from octavo.kernels.program.recorder import Instruction, Value
+from octavo.kernels.program.recorder import Instruction, Recording, Value
 from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm

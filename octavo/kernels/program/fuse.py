@@ -14,22 +14,13 @@ are shared out after this, so that a fused instruction never finds its result in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from octavo.kernels.program.recorder import Instruction, Value
+from octavo.kernels.program.recorder import Instruction, Recording, Value
 
 #: two neighbours, of which only the second reads the first's result -> what takes their place, or None
 Rule = Callable[[Instruction, Instruction], list[Instruction] | None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Recording:
-    """Instructions in order; `given` are filled before the first, `kept` are read after the last."""
-
-    instructions: Sequence[Instruction]
-    kept: tuple[Value, ...]
-    given: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,12 @@ C++ for the whole step, or a launch each on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.kernels.ops import Op, Ops, Result
+from octavo.kernels.ops import AttentionLayer, Model, Op, Ops, Result, Tensor
+from octavo.kernels.parameters import Linear, Parameter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +33,30 @@ class Instruction:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """Instructions in order; `given` are filled before the first, `kept` are read after the last."""
+
+    instructions: Sequence[Instruction]
+    kept: tuple[Value, ...]
+    given: tuple[Value, ...] = ()
+
+    @property
+    def layers(self) -> list[AttentionLayer]:
+        return [each.arguments["layer"] for each in self.instructions if each.op == "paged_attention"]
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Every parameter that an instruction reads; one that several read comes as often."""
+        for instruction in self.instructions:
+            for argument in instruction.arguments.values():
+                if isinstance(argument, Parameter):
+                    yield argument
+                elif isinstance(argument, Linear):
+                    yield from (*argument.parts, *argument.biases)
+                elif isinstance(argument, AttentionLayer):
+                    yield from (norm for norm in (argument.q_norm, argument.k_norm) if norm is not None)
 
 
 class Recorder(Ops):
@@ -59,3 +85,19 @@ class Recorder(Ops):
         if result.within is None:
             return self.new_value(result.width)
         return Value(result.width, result.within.storage, result.within.stride)
+
+
+def record(function: Callable[..., Tensor | tuple[Tensor, ...]], *widths: int) -> Recording:
+    """What a body or a head does with tensors of these widths."""
+    recorder = Recorder()
+    given = tuple(map(recorder.new_value, widths))
+    kept = function(recorder, *given)
+    return Recording(recorder.instructions, kept if isinstance(kept, tuple) else (kept,), given)
+
+
+def record_model(model: Model) -> tuple[Recording, dict[str, Recording]]:
+    """The body, and each head by name."""
+    assert model.inputs == ("input_ids",), f"steps bring token ids, and this model takes {model.inputs}"
+    body = record(model.body)
+    widths = [value.width for value in body.kept]
+    return body, {name: record(head, *widths) for name, head in model.heads.items()}

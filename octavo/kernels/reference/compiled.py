@@ -11,19 +11,22 @@ from octavo.kernels.reference.attention import KVPool, StepIndex
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.ops import ReferenceOps
 from octavo.kernels.reference.sampling import processed_logits, sample
+from octavo.kernels.reference.weights import ReferenceWeights
 from octavo.sampling.columns import SamplingBatch
 
 
 class ReferenceModel:
     """Implements `octavo.kernels.ops.CompiledModel`. Owns the KV pool and the last step's hidden states."""
 
-    def __init__(self, model: Model, kv: KVLayout, pool: NDArray[np.uint8], limits: StepLimits) -> None:
+    def __init__(
+        self, model: Model, kv: KVLayout, pool: NDArray[np.uint8], limits: StepLimits, weights: ReferenceWeights
+    ) -> None:
         assert pool.nbytes == kv.num_blocks * kv.block_bytes, "the pool holds num_blocks blocks"
-        self._model = model
         self.pool = pool
         self._limits = limits
         self._blocks = pool.reshape(kv.num_blocks, kv.block_bytes)
-        self._ops = ReferenceOps(KVPool(kv, pool))
+        self._ops = ReferenceOps(KVPool(kv, pool), weights)
+        self._body, self._heads = model.body, model.heads
         self._hidden: tuple[torch.Tensor, ...] | None = None
 
     @torch.inference_mode()
@@ -31,13 +34,13 @@ class ReferenceModel:
         assert len(batch.input_ids) <= self._limits.max_num_tokens, "a step holds max_num_tokens tokens at most"
         assert len(batch.seq_lens) <= self._limits.max_num_seqs, "a step holds max_num_seqs sequences at most"
         self._ops.step = StepIndex(batch)
-        self._hidden = self._model.forward(self._ops)
+        self._hidden = self._body(self._ops)
 
     @torch.inference_mode()
     def logits(self, token_indices: IntArray) -> FloatArray:
         assert self._hidden is not None, "logits follow a forward"
         rows = torch.from_numpy(token_indices).long()
-        logits: FloatArray = self._model.logits(self._ops, *(hidden[rows] for hidden in self._hidden)).numpy()
+        logits: FloatArray = self._heads["logits"](self._ops, *(hidden[rows] for hidden in self._hidden)).numpy()
         return logits
 
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:

@@ -6,16 +6,22 @@ it. torch is imported when a model is loaded, not with this file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from octavo.kernels.device import StepSizes
 from octavo.kernels.host import HOST_SIZES, allocate_pool, bytes_for_blocks, host_dtypes
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.kernels.program.recorder import record_model
 
 if TYPE_CHECKING:
+    import torch
+
     from octavo.kernels.reference.compiled import ReferenceModel
+    from octavo.kernels.reference.weights import ReferenceWeights
 
 
 class ReferenceDevice:
@@ -40,16 +46,25 @@ class ReferenceDevice:
         return None
 
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> ReferenceLoaded:
-        return ReferenceLoaded(model, kv, limits)
+        from octavo.kernels.reference.weights import ReferenceWeights
+
+        body, heads = record_model(model)
+        read = (parameter for recording in (body, *heads.values()) for parameter in recording.parameters())
+        return ReferenceLoaded(model, kv, limits, ReferenceWeights(read))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReferenceLoaded:
-    """Implements `octavo.kernels.device.Loaded`: the weights stay where the model's file is mapped."""
+    """Implements `octavo.kernels.device.Loaded`."""
 
     model: Model
     kv: KVLayout
     limits: StepLimits
+    weights: ReferenceWeights
+
+    @property
+    def parameters(self) -> Mapping[str, torch.Tensor]:
+        return MappingProxyType(self.weights.parameters)
 
     def free_bytes(self, utilization: float) -> int:
         return bytes_for_blocks()
@@ -58,4 +73,4 @@ class ReferenceLoaded:
         from octavo.kernels.reference.compiled import ReferenceModel
 
         kv = replace(self.kv, num_blocks=num_blocks)
-        return ReferenceModel(self.model, kv, allocate_pool(kv), self.limits)
+        return ReferenceModel(self.model, kv, allocate_pool(kv), self.limits, self.weights)

@@ -37,10 +37,10 @@ PLAIN: dict[str, Callable[..., torch.Tensor]] = {
 class ReferenceOps(Ops):
     """`step` is the step being computed; the owner sets it."""
 
-    def __init__(self, cache: attention.KVPool) -> None:
+    def __init__(self, cache: attention.KVPool, weights: ReferenceWeights) -> None:
         self.step: attention.StepIndex
         self._cache = cache
-        self._weights = ReferenceWeights()
+        self._weights = weights
 
     def apply(self, op: Op, inputs: tuple[torch.Tensor, ...], arguments: dict[str, Any]) -> Any:
         compute = PLAIN.get(op.name) or getattr(self, f"_{op.name}")

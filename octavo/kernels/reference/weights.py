@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from octavo.kernels.ops import FloatArray, RotaryTable
@@ -12,9 +14,11 @@ from octavo.kernels.reference.dequantize import values
 class ReferenceWeights:
     """`parameters`: by their names, so that one which two layers share is held once."""
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Iterable[Parameter] = ()) -> None:
         self.parameters: dict[str, torch.Tensor] = {}
         self._angles: dict[RotaryTable, tuple[torch.Tensor, torch.Tensor]] = {}
+        for parameter in parameters:
+            self.tensor(parameter)
 
     def tensor(self, parameter: Parameter) -> torch.Tensor:
         if parameter.name not in self.parameters:
