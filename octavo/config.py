@@ -170,6 +170,7 @@ class BackendConfig:
         spellings={"auto": "triton", "TRITON_ATTN": "triton"},
         not_yet=dict.fromkeys(("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "CPU_ATTN", "XFORMERS"), _FEW_BACKENDS),
     )
+    enforce_eager: bool = knob(False, "launch a GPU's kernels one by one, without CUDA graphs")
     num_threads: int | None = knob(None, "threads of the cpu backend; default: the cores this process may use")
     activation_dtype: ActivationDType = knob(
         "int8",

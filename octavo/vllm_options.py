@@ -61,7 +61,7 @@ def _idle(reason: str) -> NotHere:
 _ONE_DEVICE = "a model runs on one device; start a server for each device and share requests among them"
 _NO_LORA = "adapters cannot be loaded; merge the adapter into the weights first"
 _NO_MEDIA = "models read text only"
-_NO_COMPILER = "nothing is compiled by torch, and graphs are captured when they are first needed"
+_NO_COMPILER = "nothing is compiled by torch; graphs are captured when first needed, with enforce_eager never"
 _NO_SPECULATION = "each step makes one token a sequence"
 _NO_TRANSFER = "KV blocks stay where they were computed"
 _NO_OFFLOAD = "weights and KV blocks stay in one memory; a quantised GGUF file or a smaller max_model_len needs less"
@@ -183,7 +183,6 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     "use_v2_block_manager": _idle("there is one block manager"),
     "disable_cascade_attn": _idle("there is no cascade attention"),
     # steps
-    "enforce_eager": _idle(_NO_COMPILER),
     "compilation_config": _idle(_NO_COMPILER),
     "optimization_level": _idle(_NO_COMPILER),
     "cudagraph_capture_sizes": _idle(_NO_COMPILER),

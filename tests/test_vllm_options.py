@@ -16,7 +16,7 @@ ASKS_FOR_NOTHING = {
     "quantization": None,
     "enable_lora": False,
     "trust_remote_code": True,
-    "enforce_eager": True,
+    "multi_step_stream_outputs": True,
     "swap_space": 4,
     "disable_custom_all_reduce": True,
     "hf_overrides": {},

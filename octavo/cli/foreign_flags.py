@@ -2,7 +2,7 @@
 
 The table is `octavo/vllm_options.py`; here is how its names look on a command line.
 
-    --tensor-parallel-size 1, -tp=1, --enforce-eager, --no-enable-lora, -O3, --compilation-config.level 3
+    --tensor-parallel-size 1, -tp=1, --trust-remote-code, --no-enable-lora, -O3, --compilation-config.level 3
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SWITCH_PREFIXES = ("enable_", "disable_", "use_", "allow_", "exclude_", "fully_
 #: further ones that take no value; all others take one
 _SWITCHES = frozenset(
     (
-        *("trust_remote_code", "enforce_eager", "headless", "calculate_kv_scales", "worker_use_ray", "mm_encoder_only"),
+        *("trust_remote_code", "headless", "calculate_kv_scales", "worker_use_ray", "mm_encoder_only"),
         *("ray_workers_use_nsight", "data_parallel_hybrid_lb", "data_parallel_external_lb", "language_model_only"),
         *("kv_sharing_fast_prefill", "skip_mm_profiling", "interleave_mm_strings", "multi_step_stream_outputs"),
         *("return_sampling_mask", "scheduler_reserve_full_isl", "log_error_stack", "tokens_only", "grpc"),

@@ -143,4 +143,5 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape) ->
         return HostRunner(model, rows, limits.max_num_seqs, task.logprobs_mode)
     from octavo.worker.device_runner import DeviceRunner  # imports torch, which a host's worker never does
 
-    return DeviceRunner(model, rows, limits.max_num_seqs, task.logprobs_mode)
+    captures_graphs = not task.backend.enforce_eager
+    return DeviceRunner(model, rows, limits.max_num_seqs, task.logprobs_mode, captures_graphs=captures_graphs)

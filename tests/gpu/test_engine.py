@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 
 from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
 from octavo.errors import EngineDeadError, OutOfMemoryError  # noqa: E402
+from octavo.kernels.cuda.graph_memory import GraphMemory  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
 from octavo.testing.tiny_models import TINY  # noqa: E402
 from octavo.worker.cuda_graphs import ChunkSteps  # noqa: E402
@@ -183,3 +184,15 @@ def test_steps_with_chunks_as_graphs_give_the_same_tokens(tiny_folder: TinyFolde
         monkeypatch.setattr(ChunkSteps, "takes", lambda self, batch: False)
         answers.append(tokens(llm.generate(prompts, GREEDY, use_tqdm=False)))
     assert answers[1:] == answers[:-1]
+
+
+def test_enforce_eager_captures_no_graphs_and_gives_the_same_tokens(
+    tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [list(range(3, 3 + length)) for length in (1, 60, 17)]
+    with engine(tiny_folder("qwen3"), enable_prefix_caching=False) as llm:
+        expected = tokens(llm.generate(prompts, GREEDY, use_tqdm=False))
+    monkeypatch.setattr(GraphMemory, "capture", lambda *given: pytest.fail("a graph is captured"))
+    with engine(tiny_folder("qwen3"), enable_prefix_caching=False, enforce_eager=True) as llm:
+        for _ in range(2):
+            assert tokens(llm.generate(prompts, GREEDY, use_tqdm=False)) == expected
