@@ -27,20 +27,11 @@ from octavo.cli.bench_serve_output import Bar, Results, add_result_flags, say, t
 from octavo.cli.flags import number, whole_number
 from octavo.cli.overwriting import check_not_read
 from octavo.cli.parser import CommandParser
+from octavo.cli.sampling_flags import add_sampling_flag
 from octavo.errors import ConfigError
+from octavo.sampling_params import parameters_that
 
-#: fields of a request, under the names that OpenAI and vLLM give them
-_SAMPLING: dict[str, tuple[Any, str]] = {
-    "temperature": (number, "0 takes the best token"),
-    "top_p": (number, "keep the smallest set of tokens with this probability mass"),
-    "top_k": (whole_number, "keep this many best tokens"),
-    "min_p": (number, "keep tokens at least this share as likely as the best"),
-    "presence_penalty": (number, "-2 to 2"),
-    "frequency_penalty": (number, "-2 to 2"),
-    "repetition_penalty": (number, "above 1 makes repeats less likely"),
-    "logprobs": (whole_number, "ask for so many log-probabilities a token"),
-}
-_UNSET = argparse.SUPPRESS
+_SAMPLING = ("temperature", *parameters_that("filters"), *parameters_that("edits"), "logprobs")
 
 COMMON = (
     *("--base-url", "--host", "--port", "--api-key", "--model", "--backend", "--dataset-name", "--num-prompts"),
@@ -54,9 +45,8 @@ def add_arguments(parser: CommandParser) -> None:
     add_dataset_flags(parser)
     _add_load_flags(parser.add_argument_group("load"))
     sampling = parser.add_argument_group("sampling", "default: what the server does by itself")
-    for name, (convert, text) in _SAMPLING.items():
-        flag = "--" + name.replace("_", "-")
-        sampling.add_argument(flag, type=convert, metavar="X", default=_UNSET, help=text)
+    for name in _SAMPLING:
+        add_sampling_flag(sampling, name)
     sampling.add_argument(
         "--ignore-eos",
         action=argparse.BooleanOptionalAction,
@@ -193,7 +183,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--extra-body is no JSON: {error}: {args.extra_body}") from None
     if not isinstance(extra, dict):
-        raise ConfigError(f'--extra-body is {args.extra_body}, allowed is a JSON object such as {{"top_k": 5}}')
+        raise ConfigError(f'--extra-body is {args.extra_body}, allowed is a JSON object such as {{"seed": 5}}')
     if extra.get("stream") is False:
         raise ConfigError("--extra-body has stream false, but times are taken of streams; drop it")
     n = extra.get("n", 1)

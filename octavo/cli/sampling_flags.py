@@ -4,53 +4,38 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import Any
 
 from octavo.cli.flags import json_value, number, whole_number
 from octavo.errors import InvalidRequestError
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import SamplingParams, defaults_for, parameters_that
 
-Flag = TypeVar("Flag")
-
-_NUMBERS: dict[str, tuple[Any, str]] = {
-    "n": (whole_number, "answers to sample for each prompt; they share the prompt's KV blocks"),
-    "temperature": (number, "0 takes the best token, higher is more daring"),
-    "top_p": (number, "keep the smallest set of tokens with this probability mass"),
-    "top_k": (whole_number, "keep this many best tokens; 0 keeps all"),
-    "min_p": (number, "keep tokens at least this share as likely as the best"),
-    "max_tokens": (whole_number, "most tokens to generate"),
-    "min_tokens": (whole_number, "generate at least this many tokens before an end token may come"),
-    "seed": (whole_number, "draw the same tokens again, whatever else is in the batch"),
-    "presence_penalty": (number, "subtracted once from the logit of every token generated before, -2 to 2"),
-    "frequency_penalty": (number, "subtracted as often as the token was generated before, -2 to 2"),
-    "repetition_penalty": (number, "makes tokens of prompt and answer less likely if above 1"),
-    "truncate_prompt_tokens": (whole_number, "keep only the last so many prompt tokens; -1: what the model can take"),
+#: how a parameter of each type is given
+_KINDS: dict[str, dict[str, Any]] = {
+    "float": {"type": number, "metavar": "X"},
+    "int": {"type": whole_number, "metavar": "N"},
+    "int | None": {"type": whole_number, "metavar": "N"},
+    "bool": {"action": argparse.BooleanOptionalAction},
+    "bool | None": {"action": argparse.BooleanOptionalAction},
+    "str | Iterable[str] | None": {"type": str, "metavar": "TEXT", "action": "append"},
+    "Iterable[str] | None": {"type": str, "metavar": "TEXT", "action": "append"},
+    "Iterable[int] | None": {"type": whole_number, "metavar": "ID", "action": "append"},
+    "Mapping[int, float] | None": {"type": json_value, "metavar": "JSON"},
 }
-_LISTS: dict[str, tuple[Any, str]] = {
-    "stop": (str, "a string that ends an answer; may be given several times"),
-    "stop_token_ids": (whole_number, "a token id that ends an answer; may be given several times"),
-    "bad_words": (str, "a string that may not be generated; may be given several times"),
-    "allowed_token_ids": (whole_number, "the only token ids that may be drawn; given several times"),
-}
-_SWITCHES = {
-    "ignore_eos": "go on past the model's end token",
-    "skip_special_tokens": "leave special tokens out of the text",
-    "include_stop_str_in_output": "keep the stop string in the text",
-    "skip_reading_prefix_cache": "compute the whole prompt, even if its blocks are cached",
-}
-_JSON = {"logit_bias": 'what to add to tokens\' logits: {"token id": number}'}
 
 #: what `run` decides itself or has nowhere to show
 NOT_FLAGS = frozenset(
     {"output_kind", "detokenize", "logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs"}
 )
 
-FLAGS = (*_NUMBERS, *_LISTS, *_SWITCHES, *_JSON)
+_DECLARED = {one.name: one for one in fields(SamplingParams)}
+FLAGS = tuple(name for name in _DECLARED if name not in NOT_FLAGS)
 
 
 #: for who reads answers, where a model's makers recommend nothing: likely words, and not always the same
-FOR_PEOPLE = {"temperature": 0.7, "top_p": 0.95, "min_p": 0.05}
-RECOMMENDED = ("temperature", "top_p", "top_k", "min_p")
+FOR_PEOPLE = defaults_for("people")
+RECOMMENDED = ("temperature", *parameters_that("filters"))
 
 
 def for_people(params: SamplingParams) -> SamplingParams:
@@ -79,18 +64,18 @@ def add_sampling_flags(
     group = parser.add_argument_group(
         "sampling", f"default: what the model's generation_config.json says, else {chosen} and a fresh seed"
     )
-    unset = argparse.SUPPRESS
-    for name, (convert, text) in _without(_NUMBERS, exclude).items():
-        text = f"{text} (default: {max_tokens})" if name == "max_tokens" else text
-        metavar = "X" if convert is number else "N"
-        group.add_argument(_flag(name), type=convert, metavar=metavar, default=unset, help=text)
-    for name, (convert, text) in _without(_LISTS, exclude).items():
-        metavar = "TEXT" if convert is str else "ID"
-        group.add_argument(_flag(name), type=convert, metavar=metavar, action="append", default=unset, help=text)
-    for name, text in _without(_SWITCHES, exclude).items():
-        group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, default=unset, help=text)
-    for name, text in _without(_JSON, exclude).items():
-        group.add_argument(_flag(name), type=json_value, metavar="JSON", default=unset, help=text)
+    for name in FLAGS:
+        if name not in exclude:
+            add_sampling_flag(group, name, f" (default: {max_tokens})" if name == "max_tokens" else "")
+
+
+def add_sampling_flag(group: argparse._ArgumentGroup, name: str, more: str = "") -> None:
+    """The flag of one parameter, which is absent unless it is given. more: what its help ends with."""
+    declared = _DECLARED[name]
+    kind, meaning = _KINDS[str(declared.type)], declared.metadata["meaning"].removesuffix(".")
+    several = "; may be given several times" if kind.get("action") == "append" else ""
+    text = f"{meaning[0].lower()}{meaning[1:]}{several}{more}"
+    group.add_argument("--" + name.replace("_", "-"), **kind, default=argparse.SUPPRESS, help=text)
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -108,11 +93,3 @@ def overlay(params: SamplingParams, options: dict[str, Any], where: str = "") ->
         return params.replace(**options)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{where}{error}") from None
-
-
-def _without(flags: dict[str, Flag], exclude: frozenset[str]) -> dict[str, Flag]:
-    return {name: flag for name, flag in flags.items() if name not in exclude}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

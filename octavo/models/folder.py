@@ -25,17 +25,9 @@ from octavo.models.regular_file import is_there
 from octavo.models.sampling_defaults import checked_defaults
 from octavo.models.weight_files import read_folder
 from octavo.observe.logging import LOGGER
+from octavo.sampling_params import known_to
 from octavo.shown import shown
 
-#: generation_config.json's keys under SamplingParams' names
-_SAMPLING = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "max_new_tokens": "max_tokens",
-}
 _OUTER_PREFIX = {"gpt2": "transformer."}
 _EMBEDDING = {"gpt2": "transformer.wte.weight", "opt": "model.decoder.embed_tokens.weight"}
 #: Of a model that also sees, in both orders that transformers has saved them in.
@@ -75,7 +67,7 @@ def open_config(folder: Path, label: str) -> Checkpoint:
         architecture=architecture_from_config(folder / "config.json", config, generation),
         stored={},
         tokenizer_source=folder,
-        sampling_defaults=checked_defaults(generation.path, generation.values, _SAMPLING),
+        sampling_defaults=checked_defaults(generation.path, generation.values, known_to("transformers")),
     )
 
 

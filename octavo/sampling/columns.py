@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import SamplingParams, parameters_that
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
@@ -78,14 +78,12 @@ RAGGED = {
     "bias_ids": "bias_offsets",
     "bias_values": "bias_offsets",
 }
-_DEFAULTS = {one.name: one.default for one in fields(SamplingParams)}
-
 #: every column's element type
 COLUMNS = {one.name: _DTYPES[str(one.type)] for one in fields(SamplingBatch)}
 NUMBERS = {name: dtype for name, dtype in COLUMNS.items() if name not in {*RAGGED, *RAGGED.values()}}
-PARAMETERS = tuple(name for name in NUMBERS if name in _DEFAULTS)
+PARAMETERS = tuple(one.name for one in fields(SamplingParams) if one.name in NUMBERS)
 #: those that cut tokens away, with the value that leaves all
-FILTERS = {name: _DEFAULTS[name] for name in ("top_p", "top_k", "min_p")}
+FILTERS = parameters_that("filters")
 
 #: 32-bit words of an entry: room for more numbers than there are
 ENTRY_WIDTH = 16

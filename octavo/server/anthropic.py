@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from octavo.engine.engine_client import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import SamplingParams, known_to
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import Generation, complete, ended_by_server, raise_failure, stream
 from octavo.server.openai_calls import trace_headers
@@ -120,10 +120,8 @@ def _params(asked: MessagesRequest, num_prompt: int, serving: Serving) -> Sampli
             info.default_sampling_params,
             serving.settings,
             max_tokens=asked.max_tokens,
-            temperature=asked.temperature,
-            top_p=asked.top_p,
-            top_k=asked.top_k,
             stop=asked.stop_sequences,
+            **{ours: getattr(asked, theirs) for theirs, ours in known_to("anthropic").items()},
         )
     except ApiError as error:
         error.message = error.message.replace("stop ", "stop_sequences ", 1) if error.param == "stop" else error.message

@@ -1,12 +1,15 @@
 """What each field of a request means, in a sentence: /docs and /openapi.json tell it.
 
-A name means the same wherever it stands, but for those that are told with their struct in front. A test holds this list
-against the structs.
+A sampling parameter's declaration says it, unless it means something else in a request. A name means the same wherever
+it stands, but for those that are told with their struct in front. A test holds this list against the structs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
+
+from octavo.sampling_params import SamplingParams, known_to
 
 MEANINGS: Mapping[str, str] = {
     # every call
@@ -27,35 +30,15 @@ MEANINGS: Mapping[str, str] = {
     "truncate_prompt_tokens": "Keep only so many tokens of the prompt; -1: as many as leave room for max_tokens.",
     "truncation_side": "Where the prompt is cut: left keeps its end, right its beginning.",
     "echo": "Begin the answer with the prompt, in a chat with the message that it continues.",
-    # how tokens are chosen
-    "n": "How many answers to each prompt; they share its memory.",
-    "temperature": "0 takes the likeliest token; larger values flatten the choice.",
-    "top_p": "Choose among the fewest tokens that have this much of the probability.",
-    "top_k": "Choose among so many of the likeliest tokens; 0 or -1: all.",
-    "min_p": "Choose among tokens at least this many times as likely as the likeliest.",
-    "presence_penalty": "Taken from the score of every token that was generated, -2 to 2.",
-    "frequency_penalty": "Taken from a token's score as often as it was generated, -2 to 2.",
-    "repetition_penalty": "Above 1, tokens of the prompt and the answer become less likely.",
-    "seed": "The same seed draws the same tokens.",
-    "logit_bias": "Token id to what is added to its score, -100 to 100.",
-    "allowed_token_ids": "No other token may be drawn.",
-    "bad_words": "Texts that may not be generated.",
     # when an answer ends
-    "max_tokens": "Most tokens to generate; the answer ends before if the model's context is full.",
     "max_completion_tokens": "Another name of max_tokens.",
-    "min_tokens": "No end before so many tokens.",
-    "stop": "Texts that end an answer.",
     "stop_sequences": "Texts that end an answer.",
-    "stop_token_ids": "Tokens that end an answer.",
-    "include_stop_str_in_output": "Show the text or the token that ended the answer.",
-    "ignore_eos": "Go on past the model's own end token.",
     # what is told
     "logprobs": "So many alternatives with each token's log-probability; -1: all, where the server allows it.",
     "ConversationRequest.logprobs": "Tell each token's log-probability.",
     "top_logprobs": "So many tokens with each log-probability, the token itself counted and first; -1: all.",
     "prompt_logprobs": "The same for the prompt's tokens; not in a stream.",
     "logprob_token_ids": "Tokens to tell the log-probabilities of, in place of the likeliest; with logprobs.",
-    "skip_special_tokens": "Leave special tokens out of the text.",
     "return_token_ids": "Tell the ids of the answer's tokens and of the prompt's.",
     "return_tokens_as_token_ids": "Write tokens in logprobs as token_id:7.",
     "return_token_strs": "Tell each token as the vocabulary writes it.",
@@ -85,7 +68,6 @@ MEANINGS: Mapping[str, str] = {
     "name": "What model was called once.",
     "verbose": "Changes nothing.",
     "num_predict": "Most tokens to generate; -1 and -2: what the context leaves.",
-    "repeat_penalty": "Above 1, tokens of the prompt and the answer become less likely.",
     "repeat_last_n": "0 turns the repeat penalty off; other values change nothing, it looks at all tokens.",
     **dict.fromkeys(
         ("format", "think", "tools", "suffix", "images", "template", "context", "truncate", "shift"),
@@ -104,9 +86,13 @@ MEANINGS: Mapping[str, str] = {
 }
 
 
+_DECLARED = {one.name: str(one.metadata["meaning"]) for one in fields(SamplingParams)}
+_OF_PARAMETERS = _DECLARED | {theirs: _DECLARED[ours] for theirs, ours in known_to("ollama").items()}
+
+
 def meaning(kind: type, field: str) -> str | None:
     """Of a struct's field: told for the struct, for one that it inherits from, or for the name."""
     for owner in kind.__mro__:
         if (told := MEANINGS.get(f"{owner.__name__}.{field}")) is not None:
             return told
-    return MEANINGS.get(field)
+    return MEANINGS.get(field) or _OF_PARAMETERS.get(field)

@@ -10,7 +10,6 @@ One JSON object a line, or one in all with "stream": false.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from starlette.responses import Response
 
 from octavo.engine.engine_client import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import SamplingParams, defaults_for, known_to
 from octavo.server.api_errors import JSON, ApiError
 from octavo.server.generation import Generation, complete, ended_by_server, raise_failure, stream
 from octavo.server.ollama_protocol import (
@@ -40,8 +39,6 @@ from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelle
 from octavo.shown import shown
 
 LINES = "application/x-ndjson"
-#: Ollama's own sampling, where the model's makers recommend nothing
-DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -128,30 +125,28 @@ def _params(options: OllamaOptions, num_prompt: int, serving: Serving, field: st
         raise ApiError(400, f"options.num_predict is {most}, allowed is 1 or more, and -1 for what the context leaves")
     wanted = most if most is not None and most > 0 else None
     room = room_for_output(num_prompt, None, info, (field, "num_predict"))
+    known = known_to("ollama")
+    given = {ours: getattr(options, theirs) for theirs, ours in known.items()}
+    if options.repeat_last_n == 0:
+        given["repetition_penalty"] = 1.0
     try:
         return checked_params(
             _with_ollamas_defaults(info),
             serving.settings,
             max_tokens=room if wanted is None else min(wanted, room),
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            seed=options.seed,
-            stop=options.stop,
-            repetition_penalty=1.0 if options.repeat_last_n == 0 else options.repeat_penalty,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
+            **given,
         )
     except ApiError as error:
-        error.message = f"options.{error.message}".replace("options.repetition_penalty", "options.repeat_penalty")
+        ours, rest = error.message.partition(" ")[::2]
+        error.message = f"options.{next((name for name in known if known[name] == ours), ours)} {rest}"
         raise
 
 
 def _with_ollamas_defaults(info: ModelInfo) -> SamplingParams:
     neutral, recommended = SamplingParams(), info.default_sampling_params
+    defaults = defaults_for("ollama").items()
     return recommended.replace(
-        **{name: value for name, value in DEFAULTS.items() if getattr(recommended, name) == getattr(neutral, name)}
+        **{name: value for name, value in defaults if getattr(recommended, name) == getattr(neutral, name)}
     )
 
 

@@ -9,20 +9,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import SamplingParams, known_to
 from octavo.server.api_errors import JSON
 from octavo.server.ollama import served_name
 from octavo.server.ollama_protocol import OllamaShowRequest
 from octavo.server.serving import Serving, installed_version
-
-#: SamplingParams' fields by the names of Ollama's parameters
-_PARAMETERS = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repetition_penalty": "repeat_penalty",
-}
 
 
 async def tags(request: Request, serving: Serving) -> Response:
@@ -85,7 +76,7 @@ def _parameters(defaults: SamplingParams) -> str:
     neutral = SamplingParams()
     lines = [
         f"{theirs} {getattr(defaults, ours)}"
-        for ours, theirs in _PARAMETERS.items()
+        for theirs, ours in known_to("ollama").items()
         if getattr(defaults, ours) != getattr(neutral, ours)
     ]
     return "\n".join(lines)

@@ -10,27 +10,20 @@ from typing import Any
 
 import msgspec
 
+from octavo.sampling_params import known_to
 from octavo.server.api_errors import ApiError
-from octavo.server.protocol import ModelRequest, Number
+from octavo.server.protocol import ModelRequest, Number, takes_sampling
 from octavo.shown import shown
 
 
+@takes_sampling(known_to("ollama"))
 class OllamaOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """How to sample. num_predict: most tokens; -1 and -2: what the context leaves. repeat_penalty looks at all
     tokens, the prompt's too; repeat_last_n: 0 turns it off, and no other value changes anything. num_ctx and the
     others below it say what the server was started with, so they change nothing."""
 
     num_predict: int | None = None
-    temperature: Number | None = None
-    top_k: int | None = None
-    top_p: Number | None = None
-    min_p: Number | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    repeat_penalty: Number | None = None
     repeat_last_n: int | None = None
-    presence_penalty: Number | None = None
-    frequency_penalty: Number | None = None
     typical_p: Number | None = None
     tfs_z: Number | None = None
     mirostat: int | None = None

@@ -6,12 +6,17 @@ use for are in fields_not_here.py, so that they are accepted or refused by name 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import msgspec
 
+from octavo.sampling_params import SamplingParams, known_to
+
 Number = int | float
 Content = str | list[dict[str, Any]]
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -29,30 +34,53 @@ class ModelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
 
 
-class GenerationRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
-    """What completions and chat completions share. Sampling parameters are SamplingParams' fields."""
+#: SamplingParams' types in JSON; the other fields a request says in its own way, or not at all
+_IN_JSON: Mapping[str, Any] = {
+    "int": int,
+    "int | None": int,
+    "float": Number,
+    "bool": bool,
+    "str | Iterable[str] | None": str | list[str],
+    "Iterable[str] | None": list[str],
+    "Iterable[int] | None": list[int],
+}
+_IN_ITS_OWN_WAY = ("max_tokens", "logprobs", "prompt_logprobs", "logprob_token_ids", "truncate_prompt_tokens")
+_OF_PYTHON = ("detokenize", "flat_logprobs")
+#: fields that mean the same in requests and in SamplingParams
+SAME = {
+    one.name: one.name
+    for one in fields(SamplingParams)
+    if one.type in _IN_JSON and one.name not in {*_IN_ITS_OWN_WAY, *_OF_PYTHON}
+}
 
-    n: int | None = None
-    temperature: Number | None = None
-    top_p: Number | None = None
-    top_k: int | None = None
-    min_p: Number | None = None
-    presence_penalty: Number | None = None
-    frequency_penalty: Number | None = None
-    repetition_penalty: Number | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
+
+def takes_sampling(names: Mapping[str, str]) -> Callable[[type[S]], type[S]]:
+    """A struct with sampling parameters among its fields. names: as the struct has them -> as SamplingParams has."""
+    types: dict[str, Any] = {one.name: _IN_JSON.get(str(one.type)) for one in fields(SamplingParams)}
+    made = [(theirs, types[ours] | None, None) for theirs, ours in names.items()]
+
+    def decorate(kind: type[S]) -> type[S]:
+        whole: Any = msgspec.defstruct(
+            *(kind.__name__, made),
+            bases=(kind,),
+            module=kind.__module__,
+            namespace={"__doc__": kind.__doc__},
+            kw_only=True,
+            forbid_unknown_fields=True,
+        )
+        return whole  # type: ignore[no-any-return]
+
+    return decorate
+
+
+@takes_sampling(SAME)
+class GenerationRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
+    """What completions and chat completions share beside sampling parameters of the same meaning."""
+
     max_tokens: int | None = None
-    min_tokens: int | None = None
     logit_bias: dict[str, Number] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
     prompt_logprobs: int | None = None
     logprob_token_ids: list[int] | None = None
-    skip_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: str | None = None
     stream: bool | None = None
@@ -113,15 +141,13 @@ class CountTokensRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True)
     system: Content | None = None
 
 
+@takes_sampling(known_to("anthropic"))
 class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/messages."""
 
     max_tokens: int
     stop_sequences: list[str] | None = None
     stream: bool | None = None
-    temperature: Number | None = None
-    top_p: Number | None = None
-    top_k: int | None = None
 
 
 class TokenizeRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):

@@ -8,31 +8,9 @@ from typing import Any
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
 from octavo.server.api_errors import ApiError, as_api_error
-from octavo.server.protocol import GenerationRequest
+from octavo.server.protocol import SAME, GenerationRequest
 from octavo.server.settings import ServerSettings
 from octavo.shown import shown
-
-#: fields that mean the same in requests and in SamplingParams
-_SAME = (
-    "n",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "seed",
-    "stop",
-    "stop_token_ids",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "min_tokens",
-    "allowed_token_ids",
-    "logprob_token_ids",
-    "bad_words",
-    "skip_special_tokens",
-)
 
 _MAX_BIASES = 4096
 _MAX_IDS = 4096  # in a list of them; each is checked by itself
@@ -42,7 +20,7 @@ def sampling_params(
     request: GenerationRequest, defaults: SamplingParams, settings: ServerSettings, **more: Any
 ) -> SamplingParams:
     """more: the fields that each route reads in its own way, None for the default."""
-    given = {name: getattr(request, name) for name in _SAME}
+    given = {name: getattr(request, name) for name in SAME}
     given["logprob_token_ids"] = request.logprob_token_ids or None  # [] asks for nothing
     if request.logit_bias is not None:
         given["logit_bias"] = _logit_bias(request.logit_bias)

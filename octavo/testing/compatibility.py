@@ -16,7 +16,6 @@ from typing import Any
 from octavo import AsyncLLM, SamplingParams, vllm_options
 from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.llm import LLM
-from octavo.sampling_params import MAX_REPETITION_PENALTY, MAX_TEMPERATURE, MIN_REPETITION_PENALTY
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT, instead_of
 from octavo.server.protocol import (
@@ -52,9 +51,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "shutdown_timeout": "what has not ended by then is told so",
     },
     "parameters": {
-        "temperature": f"to {MAX_TEMPERATURE:g} at most",
-        "repetition_penalty": f"{MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g}",
-        "n": "samples of one request share its prompt's blocks",
+        one.name: one.metadata["differs"] for one in fields(SamplingParams) if one.metadata["differs"] is not None
     },
     "routes": {
         "/load": "counts requests without a flag",

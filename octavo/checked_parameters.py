@@ -1,0 +1,125 @@
+"""Parameters of a request: declared once, with what they mean and may be, and checked when one is given.
+
+    min_p: float = parameter(0.0, "Choose among ...", low=0.0, high=1.0, does="filters", known_as={"ollama": "min_p"})
+
+Whoever lists parameters reads the declarations: the bodies that a server takes and their schema, the flags of the
+command line, what a model's files recommend, the columns that tokens are drawn by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, field
+from numbers import Integral, Real
+from typing import Any, Literal
+
+from octavo.errors import InvalidRequestError
+from octavo.shown import shown
+
+MAX_WHOLE = 2**63 - 1  # what processes tell each other in 64 bits
+MIN_MAGNITUDE = 1e-37
+#: who else has a parameter, under a name of their own
+Other = Literal["transformers", "gguf", "ollama", "anthropic"]
+
+
+def parameter(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float = MAX_WHOLE,
+    open_low: bool = False,
+    does: Literal["filters", "edits"] | None = None,
+    known_as: Mapping[Other, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    differs: str | None = None,
+) -> Any:
+    """A field of SamplingParams.
+
+    meaning: a sentence, for /docs and --help. low, high: of a number; open_low: low itself is not allowed.
+    does: cuts tokens away (filters) or changes their logits (edits); either does nothing at its default.
+    known_as: its names elsewhere. defaults: other ones, where vLLM's is not taken. differs: how from vLLM's.
+    """
+    return field(
+        default=default,
+        metadata={
+            "meaning": meaning, "low": low, "high": high, "open_low": open_low, "does": does,
+            "known_as": known_as or {}, "defaults": defaults or {}, "differs": differs,
+        },
+    )  # fmt: skip
+
+
+def checked(declared: Field[Any], value: object) -> Any:
+    """A value as its parameter may have it: numbers between its bounds, and switches. Raises InvalidRequestError."""
+    kind, bounds = str(declared.type), declared.metadata
+    if kind.startswith("bool"):
+        if not isinstance(value, bool) and not (value is None and "None" in kind):
+            allowed = "True, False and None" if "None" in kind else "True and False"
+            raise InvalidRequestError(f"{declared.name} is {shown(value)}, allowed are {allowed}")
+    elif bounds["low"] is None or (value is None and "None" in kind):
+        return value
+    elif kind == "float":
+        return checked_number(declared.name, value, bounds["low"], bounds["high"], bounds["open_low"])
+    else:
+        return checked_whole(declared.name, value, bounds["low"], bounds["high"])
+    return value
+
+
+def checked_whole(name: str, value: object, low: int, high: float = MAX_WHOLE) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a whole number")
+    found = int(value)
+    if found < low or found > high:
+        bounds = f"{low} or more" if high == MAX_WHOLE and found < low else f"{low} to {high}"
+        raise InvalidRequestError(f"{name} is {shown(found)}, allowed is {bounds}")
+    return found
+
+
+def checked_number(name: str, value: object, low: float, high: float, open_low: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a number")
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond every float
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
+    if math.isnan(number):
+        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a number")
+    if number < low or number > high or (open_low and number == low):
+        left = "above" if open_low else "from"
+        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is {left} {low:g} to {high:g}")
+    if 0.0 < abs(number) < MIN_MAGNITUDE:
+        raise InvalidRequestError(
+            f"{name} is {value}, allowed are 0 and magnitudes from {MIN_MAGNITUDE:g}: sampling is in float32"
+        )
+    return number
+
+
+def checked_strings(name: str, values: object) -> tuple[str, ...]:
+    if values is None:
+        return ()
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
+        raise InvalidRequestError(f"{name} is {shown(values)}, allowed is a list of strings")
+    strings = tuple(values)
+    if any(not isinstance(value, str) or not value for value in strings):
+        raise InvalidRequestError(f"{name} is {shown(list(strings))}, allowed are strings of at least one character")
+    return strings
+
+
+def checked_token_ids(name: str, values: object) -> tuple[int, ...]:
+    if values is None:
+        return ()
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
+        raise InvalidRequestError(f"{name} is {shown(values)}, allowed is a list of token ids")
+    return tuple(checked_whole(f"a token id of {name}", value, 0) for value in values)
+
+
+def checked_bias(values: object) -> dict[int, float]:
+    if not isinstance(values, Mapping):
+        raise InvalidRequestError(f"logit_bias is {shown(values)}, allowed is a mapping of token id to number")
+    bias: dict[int, float] = {}
+    for key, value in values.items():
+        is_number = isinstance(key, str) and key.isdecimal() and len(key) < 20  # JSON has no other keys than strings
+        token_id = checked_whole("a token id of logit_bias", int(key) if is_number else key, 0)
+        bias[token_id] = checked_number(f"logit_bias[{token_id}]", value, -100.0, 100.0)
+    return bias
