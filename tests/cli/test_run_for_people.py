@@ -15,7 +15,7 @@ import pytest
 from octavo.cli import run as run_command
 from octavo.cli.main import main, parser_of
 from octavo.cli.run import ONE_SHOT_MAX_TOKENS, RAW_MAX_TOKENS, _engine_options, _reader
-from octavo.cli.run_requests import AskReader
+from octavo.cli.run_requests import RequestReader
 from octavo.cli.sampling_flags import for_people
 from octavo.llm import LLM
 from octavo.sampling_params import SamplingParams
@@ -23,7 +23,7 @@ from octavo.sampling_params import SamplingParams
 
 def reader(
     *argv: str, recommended: SamplingParams | None = None, is_chat: bool = False, template: bool = True
-) -> AskReader:
+) -> RequestReader:
     """Of a model that recommends so, and was asked for by these words."""
     tokenizer = SimpleNamespace(chat_template="..." if template else None, encode_chat=lambda messages: [1])
     llm = SimpleNamespace(

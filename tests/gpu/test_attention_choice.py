@@ -47,7 +47,7 @@ def test_what_was_asked_for_and_cannot_serve_says_all_its_reasons() -> None:
     with pytest.raises(ConfigError) as caught:
         choose(replace(LAYER, window=8), "float32", KV, AMPERE, "flash_attn_4")
     assert str(caught.value).startswith("attention_backend is 'flash_attn_4', which cannot serve this model here: its ")
-    for reason in ("pip install flash-attn-4", "this GPU has 8.0", "not in float32", "a window", "'triton'"):
+    for reason in ("pip install 'octavo[flash-attn]'", "this GPU has 8.0", "not in float32", "a window", "'triton'"):
         assert reason in str(caught.value)
 
 
