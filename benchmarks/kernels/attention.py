@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.ops import AttentionLayer, Head, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
+from octavo.kernels.ops import AttentionLayer, Head, KVDType, KVGroup, KVLayout, Ops, StepBatch, StepLimits, Tensor
 from octavo.observe.machine import num_cores
 from octavo.testing.made_parameters import linear, parameter
 
@@ -88,7 +88,7 @@ def measure(
     heads, kv_heads, head_dim = shape
     num_seqs, computed, new = step
     num_blocks = 1 + num_seqs * -(-(computed + new) // BLOCK_SIZE)
-    kv = KVLayout(0, BLOCK_SIZE, LAYERS, kv_heads, head_dim, kv_dtype)
+    kv = KVLayout(0, BLOCK_SIZE, (KVGroup(LAYERS, kv_heads, head_dim),), kv_dtype)
     limits = StepLimits(num_seqs * new, num_seqs, computed + new, 32)
     model = CpuDevice(threads).load(AttentionOnly(heads, kv_heads, head_dim), kv, limits, "float32").bind(num_blocks)
     model.pool.fill(0)
@@ -108,7 +108,7 @@ def measure(
     best, median = min(seconds), float(np.median(seconds))
     pairs = num_seqs * sum(computed + i + 1 for i in range(new))
     flops = 4 * heads * head_dim * pairs
-    bytes_read = num_seqs * (computed + new) * kv.layer_bytes / BLOCK_SIZE
+    bytes_read = num_seqs * (computed + new) * kv.layer_bytes(kv.groups[0]) / BLOCK_SIZE
     print(
         f"{name:22} {median * 1e6:9.1f} us a layer (best {best * 1e6:9.1f})   "
         f"{flops / best / 1e9:6.1f} GFLOP/s   {bytes_read / best / 1e9:6.1f} GB/s"

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
-from octavo.kernels.ops import AttentionLayer, KVLayout, RotaryTable
+from octavo.kernels.ops import AttentionLayer, KVGroup, KVLayout, RotaryTable
 from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention, join_parts
 from octavo.kernels.triton.attention.hopper_decode import HopperDecode
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill
@@ -49,7 +49,7 @@ class Case:
 
 def make_case(lens: list[int], query_lens: list[int], num_heads: int, kv_heads: int, dim: int, copies: int) -> Case:
     blocks = [-(-n // BLOCK) for n in lens]
-    layout = KVLayout(1 + copies * sum(blocks), BLOCK, 1, kv_heads, dim, "bfloat16")
+    layout = KVLayout(1 + copies * sum(blocks), BLOCK, (KVGroup(1, kv_heads, dim),), "bfloat16")
     layer = make_layer(num_heads, kv_heads, dim)
     ids = np.random.default_rng(0).permutation(layout.num_blocks - 1).astype(np.int32) + 1
     tables = []

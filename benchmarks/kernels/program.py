@@ -18,6 +18,7 @@ from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.ops import (
     AttentionLayer,
     Head,
+    KVGroup,
     KVLayout,
     Ops,
     RotaryTable,
@@ -134,7 +135,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=10)
     arguments = parser.parse_args()
     num_blocks = 1 + 64 * 20
-    kv = KVLayout(0, BLOCK_SIZE, LAYERS, KV_HEADS, HEAD_DIM, arguments.kv_dtype)
+    kv = KVLayout(0, BLOCK_SIZE, (KVGroup(LAYERS, KV_HEADS, HEAD_DIM),), arguments.kv_dtype)
     limits = StepLimits(512, 64, MAX_LEN, VOCAB)
     model = CpuDevice(arguments.threads).load(Decoder(arguments.dtype), kv, limits, "float32").bind(num_blocks)
     model.pool.fill(0)

@@ -148,7 +148,7 @@ int octavo_model_logits(CompiledModel* model, const int32_t* token_indices, int6
 
 void octavo_model_copy_blocks(CompiledModel* model, const int32_t* source, const int32_t* target, int64_t count) {
   const KVPool& kv = model->state.kv;
-  const int64_t bytes = kv.block_bytes();
+  const int64_t bytes = kv.block_bytes;
   for (int64_t i = 0; i < count; ++i) std::memcpy(kv.data + target[i] * bytes, kv.data + source[i] * bytes, bytes);
 }
 

@@ -80,8 +80,8 @@ struct Plan {
 class Attention {
  public:
   Attention(const LayerSpec& spec, const KVPool& kv, const StepView& step, Rows q, Rows out)
-      : spec_(spec), kv_(kv), step_(step), q_(q), out_(out), D_(spec.head_dim),
-        heads_per_group_(spec.num_heads / spec.num_kv_heads) {}
+      : spec_(spec), kv_(kv), cache_(kv, spec), step_(step), q_(q), out_(out),
+        D_(spec.head_dim), heads_per_group_(spec.num_heads / spec.num_kv_heads) {}
 
   void run(ThreadPool& pool, AttentionScratch& scratch) const;
 
@@ -111,6 +111,7 @@ class Attention {
 
   const LayerSpec& spec_;
   const KVPool& kv_;
+  const LayerCache cache_;
   const StepView& step_;
   const Rows q_, out_;
   const int64_t D_, heads_per_group_;
@@ -236,16 +237,16 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
   const int32_t* table = step_.block_table(spec_.group, tile.seq) + start / size;
 
   if (tile.num_queries == 1) {  // a decode waits for memory, a larger tile computes for long on what it loads
-    for (int64_t b = first_block; b < end_block; ++b) prefetch(kv_.keys(table[b], spec_.layer, tile.kv_head));
-    for (int64_t b = first_block; b < end_block; ++b) prefetch(kv_.values(table[b], spec_.layer, tile.kv_head));
+    for (int64_t b = first_block; b < end_block; ++b) prefetch(cache_.keys(table[b], tile.kv_head));
+    for (int64_t b = first_block; b < end_block; ++b) prefetch(cache_.values(table[b], tile.kv_head));
   }
   const Element *values[kMaxBlocks], *keys[kPartition / W];
   int64_t num_vectors = 0;
   float* converted = work.converted;
-  for (int64_t b = first_block; b < end_block; ++b, converted += 2 * kv_.head_elements()) {
-    const Element* block_keys = elements<Element>(kv_.keys(table[b], spec_.layer, tile.kv_head), converted);
+  for (int64_t b = first_block; b < end_block; ++b, converted += 2 * cache_.head_elements) {
+    const Element* block_keys = elements<Element>(cache_.keys(table[b], tile.kv_head), converted);
     for (int64_t t = 0; t < size; t += W) keys[num_vectors++] = block_keys + t;
-    values[b] = elements<Element>(kv_.values(table[b], spec_.layer, tile.kv_head), converted + kv_.head_elements());
+    values[b] = elements<Element>(cache_.values(table[b], tile.kv_head), converted + cache_.head_elements);
   }
   attention_scores<W, Element>(work.q, work.rows, D_, keys, num_vectors, size, work.scores + first_block * size,
                                kPartition);
@@ -260,8 +261,7 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
 
 // Blocks lie anywhere, so the processor cannot guess the next one.
 void Attention::prefetch(const uint8_t* head) const {
-  const int64_t bytes = kv_.head_elements() * kv_.element_bytes();
-  for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(head + offset, 0, 2);
+  for (int64_t offset = 0; offset < cache_.head_bytes; offset += 64) __builtin_prefetch(head + offset, 0, 2);
 }
 
 template <class Element>
@@ -276,8 +276,8 @@ const Element* Attention::elements(const uint8_t* head, float* converted) const 
 const float* Attention::as_float(const uint8_t* head, float* converted) const {
   const auto* halves = reinterpret_cast<const uint16_t*>(head);
   switch (kv_.type) {
-    case KVType::bfloat16: from_bfloat16(halves, kv_.head_elements(), converted); return converted;
-    case KVType::float16: from_float16(halves, kv_.head_elements(), converted); return converted;
+    case KVType::bfloat16: from_bfloat16(halves, cache_.head_elements, converted); return converted;
+    case KVType::float16: from_float16(halves, cache_.head_elements, converted); return converted;
     case KVType::float32: break;
   }
   return reinterpret_cast<const float*>(head);

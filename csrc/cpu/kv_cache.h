@@ -17,27 +17,15 @@ struct KVPool {
   uint8_t* data;
   int64_t num_blocks;
   int64_t block_size;
-  int64_t layers_per_group;
-  int64_t num_kv_heads;
-  int64_t head_dim;
+  int64_t block_bytes;  // room for the layers of whichever cache group owns the block
   KVType type;
 
   int64_t element_bytes() const { return type == KVType::float32 ? 4 : 2; }
-  int64_t head_elements() const { return block_size * head_dim; }
-  int64_t layer_bytes() const { return 2 * num_kv_heads * head_elements() * element_bytes(); }
-  int64_t block_bytes() const { return layers_per_group * layer_bytes(); }
-
-  uint8_t* keys(int64_t block, int64_t layer, int64_t head) const {
-    return data + block * block_bytes() + layer * layer_bytes() + head * head_elements() * element_bytes();
-  }
-  uint8_t* values(int64_t block, int64_t layer, int64_t head) const {
-    return keys(block, layer, num_kv_heads + head);
-  }
 };
 
 // All that is fixed about one layer's attention; see AttentionLayer in octavo/kernels/ops.py.
 struct LayerSpec {
-  int64_t group, layer;  // cache group, and the layer's index in it
+  int64_t group, offset;  // cache group, and where in its blocks the layer lies, in bytes
   int64_t num_heads, num_kv_heads, head_dim;
   float scale;
   int64_t window;       // tokens a token sees, itself included; 0: all before it
@@ -48,6 +36,22 @@ struct LayerSpec {
   const float* cos;  // [max_len, rotary_dim / 2]; null: no rotation
   const float* sin;
   int64_t rotary_dim;
+};
+
+// One layer's keys and values in all blocks. Cache groups may differ in heads and their size.
+struct LayerCache {
+  LayerCache(const KVPool& pool, const LayerSpec& spec)
+      : head_elements(pool.block_size * spec.head_dim), head_bytes(head_elements * pool.element_bytes()),
+        data_(pool.data + spec.offset), block_bytes_(pool.block_bytes), num_kv_heads_(spec.num_kv_heads) {}
+
+  uint8_t* keys(int64_t block, int64_t head) const { return data_ + block * block_bytes_ + head * head_bytes; }
+  uint8_t* values(int64_t block, int64_t head) const { return keys(block, num_kv_heads_ + head); }
+
+  const int64_t head_elements, head_bytes;
+
+ private:
+  uint8_t* data_;
+  int64_t block_bytes_, num_kv_heads_;
 };
 
 // What an op may know of the step: ragged token ranges and where each sequence's blocks are.

@@ -24,11 +24,10 @@ void write_slot(const float* k, const float* v, int64_t head_dim, int64_t block_
   for (int64_t d = 0; d < head_dim; ++d) values[slot * head_dim + d] = convert(v[d]);
 }
 
-void write_head(const KVPool& kv, const float* k, const float* v, int64_t block, int64_t layer, int64_t head,
+void write_head(const KVPool& kv, const float* k, const float* v, int64_t head_dim, uint8_t* keys, uint8_t* values,
                 int64_t slot) {
-  uint8_t *keys = kv.keys(block, layer, head), *values = kv.values(block, layer, head);
   const auto write = [&](auto* key, auto* value, const auto& convert) {
-    write_slot(k, v, kv.head_dim, kv.block_size, slot, key, value, convert);
+    write_slot(k, v, head_dim, kv.block_size, slot, key, value, convert);
   };
   switch (kv.type) {
     case KVType::float32:
@@ -44,6 +43,7 @@ void write_head(const KVPool& kv, const float* k, const float* v, int64_t block,
 
 void rotary_kv_write(ThreadPool& pool, const LayerSpec& spec, const KVPool& kv, const StepView& step, Rows qkv) {
   const int64_t D = spec.head_dim, num_rotated = spec.num_heads + spec.num_kv_heads;
+  const LayerCache cache(kv, spec);
   for_each_token(pool, step.num_tokens, 2 * qkv.width, [&](int64_t t) {
     float* token = qkv[t];
     const int64_t position = step.positions[t], half = spec.rotary_dim / 2;
@@ -56,7 +56,7 @@ void rotary_kv_write(ThreadPool& pool, const LayerSpec& spec, const KVPool& kv, 
     const int64_t block = step.block_table(spec.group, step.token_seqs[t])[position / kv.block_size];
     for (int64_t head = 0; head < spec.num_kv_heads; ++head) {
       const float *k = token + (spec.num_heads + head) * D, *v = k + spec.num_kv_heads * D;
-      write_head(kv, k, v, block, spec.layer, head, position % kv.block_size);
+      write_head(kv, k, v, D, cache.keys(block, head), cache.values(block, head), position % kv.block_size);
     }
   });
 }

@@ -2,7 +2,7 @@
 
 A full-attention layer needs every block of a sequence; a sliding-window layer only the last few. Each group
 has a block table of its own, and since every group holds equally many layers, a block of the pool can serve
-any group:
+any group. Layers whose keys and values differ in shape are never in one group.
 
     Gemma 3 270M      layers  0 1 2 | 3 4 6 | 7 8 9 | 10 12 13 | 14 15 16      window 512: five groups of 3
     15 sliding, 3 full        5 11 17                                          full:       one group of 3
@@ -13,7 +13,7 @@ is the largest whose padding stays under a twelfth of the pool.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 _MOST_PADDING = 1 / 12
@@ -41,24 +41,18 @@ class CacheGroup:
         return min(whole, -(-(visible_len - 1) // block_size) + 1)
 
 
-def make_groups(windows: Sequence[int | None]) -> tuple[CacheGroup, ...]:
-    """Per-layer windows (None: full attention) to groups, full attention last."""
-    layers_by_window: dict[int | None, list[int]] = {}
-    for layer, window in enumerate(windows):
-        layers_by_window.setdefault(window, []).append(layer)
-    assert layers_by_window, "a model has at least one layer"
-    size = _layers_per_group([len(layers) for layers in layers_by_window.values()])
-    ordered = sorted(layers_by_window.items(), key=lambda item: (item[0] is None, item[0]))
+def make_groups(windows: Sequence[int | None], shapes: Sequence[Hashable] | None = None) -> tuple[CacheGroup, ...]:
+    """Per-layer windows (None: full attention) to groups, full attention last. shapes: of the layers' keys and values,
+    if they differ; a group's are alike."""
+    kinds = list(zip(windows, shapes or [None] * len(windows), strict=True))
+    assert kinds, "a model has at least one layer"
+    layers = {kind: [layer for layer, its in enumerate(kinds) if its == kind] for kind in dict.fromkeys(kinds)}
+    size = _layers_per_group([len(alike) for alike in layers.values()])
     return tuple(
-        CacheGroup(tuple(layers[start : start + size]), window)
-        for window, layers in ordered
-        for start in range(0, len(layers), size)
+        CacheGroup(tuple(layers[kind][start : start + size]), kind[0])
+        for kind in sorted(layers, key=lambda kind: (kind[0] is None, kind[0] or 0))
+        for start in range(0, len(layers[kind]), size)
     )
-
-
-def layers_per_group(groups: Sequence[CacheGroup]) -> int:
-    """Layers a block of the pool must have room for."""
-    return max(len(group.layers) for group in groups)
 
 
 def _layers_per_group(counts: list[int]) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from octavo.kernels.device import Device
-from octavo.kernels.ops import FloatArray, KVDType, KVLayout, StepBatch, StepLimits
+from octavo.kernels.ops import FloatArray, KVDType, KVGroup, KVLayout, StepBatch, StepLimits
 from octavo.models.architecture import Architecture
 from octavo.models.attention import LayerSlot
 from octavo.models.registry import build_model
@@ -53,12 +53,11 @@ class Driver:
         slots = setting.slots or [(0, i) for i in range(architecture.num_layers)]
         num_groups = 1 + max(group for group, _ in slots)
         table_len = -(-setting.max_model_len // setting.block_size)
+        num_layers = 1 + max(index for _, index in slots)
         layout = KVLayout(
             num_blocks=0,  # bound below
             block_size=setting.block_size,
-            layers_per_group=1 + max(index for _, index in slots),
-            num_kv_heads=architecture.num_kv_heads,
-            head_dim=architecture.head_dim,
+            groups=(KVGroup(num_layers, architecture.num_kv_heads, architecture.head_dim),) * num_groups,
             dtype=setting.kv_dtype,
         )
         limits = StepLimits(

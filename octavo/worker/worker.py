@@ -9,9 +9,9 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from octavo.cache.groups import CacheGroup, layers_per_group, make_groups
+from octavo.cache.groups import CacheGroup, make_groups
 from octavo.kernels.device import Device, KernelCompiler, Loaded, StepSizes
-from octavo.kernels.ops import KVDType, KVLayout, StepLimits
+from octavo.kernels.ops import KVDType, KVGroup, KVLayout, StepLimits
 from octavo.kernels.registry import Selection, compile_ahead, converter, select
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
@@ -65,9 +65,7 @@ def _layout(architecture: Architecture, groups: tuple[CacheGroup, ...], block_si
     return KVLayout(
         num_blocks=0,  # not known before the weights are loaded
         block_size=block_size,
-        layers_per_group=layers_per_group(groups),
-        num_kv_heads=architecture.num_kv_heads,
-        head_dim=architecture.head_dim,
+        groups=tuple(KVGroup(len(group.layers), architecture.num_kv_heads, architecture.head_dim) for group in groups),
         dtype=dtype,
     )
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.cache.groups import CacheGroup, layers_per_group, make_groups
+from octavo.cache.groups import CacheGroup, make_groups
 
 
 def shapes(groups):
@@ -30,13 +30,19 @@ def test_half_and_half_are_two_groups():
 def test_little_padding_is_better_than_many_groups():
     """Gemma 3 1B: 22 sliding, 4 full. Groups of 4 leave 2 of 28 places empty; groups of 2 would be 13."""
     groups = make_groups(([512] * 5 + [None]) * 4 + [512] * 2)
-    assert layers_per_group(groups) == 4
+    assert max(len(group.layers) for group in groups) == 4
     assert shapes(groups) == [(512, 4)] * 5 + [(512, 2), (None, 4)]
 
 
 def test_three_kinds_of_layers():
     groups = make_groups([128, 1024, None] * 4)
     assert shapes(groups) == [(128, 4), (1024, 4), (None, 4)]
+
+
+def test_layers_of_different_shapes_are_in_different_groups():
+    shapes_of_layers = [(2, 64), (1, 128), (2, 64), (1, 128)]
+    assert make_groups([None] * 4, shapes_of_layers) == (CacheGroup((0, 2)), CacheGroup((1, 3)))
+    assert make_groups([8, None] * 2, shapes_of_layers) == (CacheGroup((0, 2), 8), CacheGroup((1, 3)))
 
 
 def test_the_window_rule():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, RotaryTable, StepBatch
+from octavo.kernels.ops import AttentionLayer, KVDType, KVGroup, KVLayout, RotaryTable, StepBatch
 from octavo.kernels.triton.attention.kv_pool import LayerPool
 from octavo.testing.made_parameters import parameter
 from tests.gpu.device import DEVICE
@@ -39,7 +40,11 @@ class PagedBatch:
         """As the host has it."""
         parts = (self.positions, self.positions, self.query_start_loc, self.seq_lens, self.rows, self.block_table)
         *arrays, table = (part.cpu().numpy() for part in parts)
-        return StepBatch(*arrays, (table,))
+        return StepBatch(*arrays, self.block_tables(table))
+
+    def block_tables(self, table: Any) -> tuple[Any, ...]:
+        """The layer's group's, and nothing that is looked at for those before it."""
+        return (table,) * (self.layer.group + 1)
 
     def cells(self, s: int) -> torch.Tensor:
         """[tokens, K, D] element offsets of sequence s's keys in the layer's pool."""
@@ -97,16 +102,18 @@ def make_batch(
     has_norm: bool = False,
     rotary_dim: int | None = None,
     seed: int = 0,
+    beside: tuple[KVGroup, ...] = (),
 ) -> PagedBatch:
-    """A step in which sequence i has seqs[i] = (tokens cached, tokens new)."""
+    """A step in which sequence i has seqs[i] = (tokens cached, tokens new). beside: cache groups before the layer's."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     lens = [cached + new for cached, new in seqs]
     num_blocks = 1 + sum(-(-n // block_size) for n in lens)
-    layout = KVLayout(num_blocks, block_size, 2, num_kv_heads, head_dim, KV_DTYPE[dtype])
+    groups = (*beside, KVGroup(2, num_kv_heads, head_dim))
+    layout = KVLayout(num_blocks, block_size, groups, KV_DTYPE[dtype])
     weights = [parameter(row) for row in rng.uniform(0.5, 1.5, (2, head_dim)).astype(np.float32)]
     layer = AttentionLayer(
-        group=0, index_in_group=1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
+        group=len(beside), index_in_group=1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
         scale=head_dim**-0.5, window=window, softcap=softcap,
         q_norm=weights[0] if has_norm else None, k_norm=weights[1] if has_norm else None,
         rotary=rotary_table(rotary_dim, max(lens)) if rotary_dim else None,

@@ -12,7 +12,7 @@ from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_erro
 
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda.step import DeviceStep, StepKind  # isort: skip
-from octavo.kernels.ops import StepLimits  # isort: skip
+from octavo.kernels.ops import KVGroup, StepLimits  # isort: skip
 from octavo.kernels.triton.attention.hopper_attention import HopperAttention  # isort: skip
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill  # isort: skip
 from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip
@@ -37,9 +37,8 @@ def run(
     memory.bind(batch.raw_pool.view(torch.uint8))
     # with a lone chunk, the kernel for long ones must take short ones, too
     kind = replace(StepKind.of(batch.step()), has_long_chunks=True)
-    step = DeviceStep(
-        batch.positions, batch.positions, batch.query_start_loc, batch.seq_lens, batch.rows, (batch.block_table,), kind
-    )
+    tables = batch.block_tables(batch.block_table)
+    step = DeviceStep(batch.positions, batch.positions, batch.query_start_loc, batch.seq_lens, batch.rows, tables, kind)
     triton = TritonAttention(memory)
     backend = HopperAttention(memory) if hopper else triton
     transform = HeadTransform.of(layer, DEVICE)
@@ -115,6 +114,13 @@ def test_window_and_softcap() -> None:
 
 def test_windowed_fused_decode() -> None:
     check(make_batch(DECODES, dtype=torch.float32, window=64, softcap=2.0, head_dim=32, rotary_dim=32), fused=True)
+
+
+@pytest.mark.parametrize("beside", [KVGroup(2, 5, 64), KVGroup(5, 1, 32)])
+def test_blocks_shared_with_a_group_of_other_heads(beside: KVGroup) -> None:
+    """One that takes more of a block than this layer's, in rows of another length, and one that takes less."""
+    check(make_batch(SMALL_MIX, dtype=torch.float32, head_dim=96, rotary_dim=64, beside=(beside,)))
+    check(make_batch(DECODES, dtype=torch.float32, head_dim=96, rotary_dim=64, beside=(beside,)), fused=True)
 
 
 def test_padding_writes_nothing() -> None:

@@ -14,7 +14,18 @@ from itertools import pairwise
 import numpy as np
 
 from octavo.kernels.device import Device
-from octavo.kernels.ops import FloatArray, Head, IntArray, KVDType, KVLayout, Ops, StepBatch, StepLimits, Tensor
+from octavo.kernels.ops import (
+    FloatArray,
+    Head,
+    IntArray,
+    KVDType,
+    KVGroup,
+    KVLayout,
+    Ops,
+    StepBatch,
+    StepLimits,
+    Tensor,
+)
 from octavo.kernels.parameters import Parameter
 from octavo.testing.made_parameters import parameter
 
@@ -47,7 +58,7 @@ class FunctionModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The KV pool's shape, of one cache group."""
+    """The KV pool's shape, of one cache group. `beside`: those that there are beside it."""
 
     block_size: int = 16
     num_layers: int = 1
@@ -55,6 +66,7 @@ class Pool:
     head_dim: int = 8
     dtype: KVDType = "float32"
     max_len: int = 768
+    beside: tuple[KVGroup, ...] = ()
 
 
 class Harness:
@@ -70,14 +82,15 @@ class Harness:
     ) -> None:
         pool = pool or Pool()
         table_len = -(-pool.max_len // pool.block_size)
-        layout = KVLayout(0, pool.block_size, pool.num_layers, pool.num_kv_heads, pool.head_dim, pool.dtype)
+        groups = (KVGroup(pool.num_layers, pool.num_kv_heads, pool.head_dim), *pool.beside)
+        layout = KVLayout(0, pool.block_size, groups, pool.dtype)
         limits = StepLimits(MAX_TOKENS, MAX_SEQS, pool.max_len, width)
-        num_blocks = 1 + MAX_SEQS * table_len
+        num_blocks = 1 + MAX_SEQS * len(groups) * table_len
         self.compiled = device.load(FunctionModel(function), layout, limits, "float32").bind(num_blocks)
         self.pool = self.compiled.pool
         self.pool.fill(0xFF)
         order = np.random.default_rng(7).permutation(np.arange(1, num_blocks, dtype=np.int32))
-        self._blocks = order.reshape(MAX_SEQS, table_len)
+        self._blocks = order.reshape(MAX_SEQS, len(groups), table_len)
         self._block_size = pool.block_size
         self._window = window
         self._lens = [0] * MAX_SEQS
@@ -97,7 +110,7 @@ class Harness:
                 query_start_loc=starts,
                 seq_lens=computed + lens,
                 rows=np.array(rows, np.int32),
-                block_tables=(self._tables(rows, computed, lens),),
+                block_tables=self._tables(rows, computed, lens),
             )
         )
         for row, tokens in work:
@@ -108,17 +121,17 @@ class Harness:
     def fork(self, row: int, target: int) -> None:
         """A copy of a row in another, its blocks copied."""
         used = -(-self._lens[row] // self._block_size)
-        self.compiled.copy_blocks(self._blocks[row, :used].copy(), self._blocks[target, :used].copy())
+        self.compiled.copy_blocks(self._blocks[row, :, :used].ravel(), self._blocks[target, :, :used].ravel())
         self._lens[target] = self._lens[row]
 
-    def _tables(self, rows: Sequence[int], computed: IntArray, lens: IntArray) -> IntArray:
+    def _tables(self, rows: Sequence[int], computed: IntArray, lens: IntArray) -> tuple[IntArray, ...]:
         """Null wherever the step has no business: past each sequence's end, and wholly before its window."""
         tables = np.zeros_like(self._blocks)
         for row, start, count in zip(rows, computed.tolist(), lens.tolist(), strict=True):
             first = 0 if self._window is None else max(0, start - self._window + 1) // self._block_size
             end = -(-(start + count) // self._block_size)
-            tables[row, first:end] = self._blocks[row, first:end]
-        return tables
+            tables[row, :, first:end] = self._blocks[row, :, first:end]
+        return tuple(np.ascontiguousarray(tables[:, group]) for group in range(tables.shape[1]))
 
 
 def run_once(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import Device
-from octavo.kernels.ops import AttentionLayer, FloatArray, KVDType, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import AttentionLayer, FloatArray, KVDType, KVGroup, Ops, RotaryTable, Tensor
+from octavo.kernels.parameters import Linear
 from octavo.kernels.reference.device import ReferenceDevice
 from tests.kernels.step_harness import MAX_SEQS, NUM_ROWS, Harness, Pool, random_table
 
@@ -133,6 +134,30 @@ def test_a_long_context_split_among_threads_gives_the_same_bits() -> None:
         results.append(harness.step([(0, tokens(1, 1)), (1, tokens(2, 2))])[0])
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cache_groups_may_differ_in_heads_and_their_size(dtype: KVDType) -> None:
+    """Two layers of 2 heads of 32, and one of 3 of 72 whose rows do not divide theirs: one pool has room for either."""
+    small, large = Case(4, 2, 32, dtype=dtype), Case(6, 3, 72, dtype=dtype)
+    layers = [small.layer(), replace(small.layer(), index_in_group=1), replace(large.layer(), group=1)]
+    tables = [random_table((layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim) for layer in layers]
+    weights = [Linear((random_table(layer.num_heads * layer.head_dim),)) for layer in layers]
+
+    def function(ops: Ops) -> Tensor:
+        total = None
+        for layer, table, weight in zip(layers, tables, weights, strict=True):
+            qkv = ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer)
+            attended = ops.linear(ops.paged_attention(qkv, layer), weight)
+            total = attended if total is None else ops.add(total, attended)
+        return total
+
+    pool = Pool(num_layers=2, num_kv_heads=2, head_dim=32, dtype=dtype, beside=(KVGroup(1, 3, 72),))
+    cpu, reference = (Harness(device, function, NUM_ROWS, pool) for device in (CpuDevice(2), ReferenceDevice()))
+    for index, lens in enumerate([[(0, 40), (1, 17)], [(1, 1), (0, 3)], [(0, 1), (1, 1)]]):
+        work = [(row, tokens(10 * index + row, count)) for row, count in lens]
+        for ours, theirs in zip(cpu.step(work), reference.step(work), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=50 * TOLERANCE[dtype])
 
 
 def test_a_nan_stays_in_its_own_sequence() -> None:

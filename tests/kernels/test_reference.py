@@ -22,6 +22,7 @@ from octavo.kernels.ops import (
     FloatArray,
     Head,
     KVDType,
+    KVGroup,
     KVLayout,
     Ops,
     RotaryTable,
@@ -62,7 +63,9 @@ class Bench:
     table of the step's inputs makes any activations."""
 
     def __init__(self, *, num_groups: int = 1, layers_per_group: int = 1, dtype: KVDType = "float32") -> None:
-        self.layout = KVLayout(NUM_BLOCKS, BLOCK_SIZE, layers_per_group, KV_HEADS, HEAD_DIM, dtype)
+        self.layout = KVLayout(
+            NUM_BLOCKS, BLOCK_SIZE, (KVGroup(layers_per_group, KV_HEADS, HEAD_DIM),) * num_groups, dtype
+        )
         self.pool = np.full(NUM_BLOCKS * self.layout.block_bytes, 0xFF, np.uint8)
         order = np.random.default_rng(0).permutation(np.arange(1, NUM_BLOCKS)).astype(np.int32)
         self.tables = tuple(order[g * 12 : (g + 1) * 12].reshape(3, 4).copy() for g in range(num_groups))

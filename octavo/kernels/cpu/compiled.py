@@ -69,13 +69,13 @@ class CpuModel:
         self._programs: list[tuple[int, list[str]]] = []  # and the op of each instruction
         self._logits = np.empty(0, np.float32)
         layout = library.KVPool(
-            *(None, 0, kv.block_size, kv.layers_per_group, kv.num_kv_heads, kv.head_dim),
+            *(None, 0, kv.block_size, kv.block_bytes),
             KV_DTYPES.index(kv.dtype),
         )
         self._handle = c_void_p(loaded.octavo_model_new(threads.handle, byref(layout)))
 
         body, heads = record_model(model)
-        self._check_layers(body.layers, kv)
+        self._check_layers(body.layers)
         plan = self._add_program("forward", body)
         hidden_slots = slots(plan, body.kept)
         self._activation_floats = sum(plan.widths)
@@ -93,18 +93,15 @@ class CpuModel:
         widths = np.array(plan.widths, np.int32)
         add = getattr(self._library, f"octavo_model_{which}_program")
         program = add(self._handle, address(widths), len(widths))
-        emitter = Emitter(self._library, self._threads, program, plan, self._weights, self._activation_bytes)
+        emitter = Emitter(self._library, self._threads, program, plan, self._kv, self._weights, self._activation_bytes)
         for instruction in recording.instructions:
             emitter.emit(instruction)
         self._programs.append((program, emitter.ops))
         return plan
 
-    def _check_layers(self, layers: list[AttentionLayer], kv: KVLayout) -> None:
+    def _check_layers(self, layers: list[AttentionLayer]) -> None:
         for layer in layers:
-            assert (layer.num_kv_heads, layer.head_dim) == (kv.num_kv_heads, kv.head_dim), (
-                f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in a pool of {kv}"
-            )
-            assert layer.index_in_group < kv.layers_per_group, "the layer has no place in the pool's blocks"
+            self._kv.check(layer)
             assert layer.rotary is None or len(layer.rotary.cos) >= self._limits.max_model_len, (
                 f"rotary angles end at {len(layer.rotary.cos)}, sequences at {self._limits.max_model_len}"
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 from octavo.kernels.cpu.library import Argument, Arguments, LayerSpec, Slot, ThreadPool, address, check
 from octavo.kernels.cpu.weights import CpuWeights
-from octavo.kernels.ops import OPS, WORDS, AttentionLayer
+from octavo.kernels.ops import OPS, WORDS, AttentionLayer, KVLayout
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.buffers import BufferPlan
 from octavo.kernels.program.recorder import Instruction, Value
@@ -35,6 +35,7 @@ class Emitter:
         pool: ThreadPool,
         program: int,
         plan: BufferPlan,
+        kv: KVLayout,
         weights: CpuWeights,
         activation_bytes: int,
     ) -> None:
@@ -43,6 +44,7 @@ class Emitter:
         self._pool = pool
         self._program = program
         self._plan = plan
+        self._kv = kv
         self._weights = weights
         self._activation_bytes = activation_bytes
 
@@ -93,7 +95,7 @@ class Emitter:
         rotary = layer.rotary
         angles = (None, None) if rotary is None else map(self._weights.borrow, (rotary.cos, rotary.sin))
         return LayerSpec(
-            *(layer.group, layer.index_in_group, layer.num_heads, layer.num_kv_heads, layer.head_dim),
+            *(layer.group, self._kv.layer_offset(layer), layer.num_heads, layer.num_kv_heads, layer.head_dim),
             *(layer.scale, layer.window or 0, layer.softcap or 0.0),
             *(self._vector(layer.q_norm), self._vector(layer.k_norm), layer.norm_eps),
             *(*angles, rotary.rotary_dim if rotary else 0),

@@ -25,9 +25,7 @@ class KVPool(Structure):
         ("data", c_void_p),
         ("num_blocks", c_int64),
         ("block_size", c_int64),
-        ("layers_per_group", c_int64),
-        ("num_kv_heads", c_int64),
-        ("head_dim", c_int64),
+        ("block_bytes", c_int64),
         ("type", c_int32),
     )
 
@@ -51,7 +49,7 @@ class StepView(Structure):
 class LayerSpec(Structure):
     _fields_ = (
         ("group", c_int64),
-        ("layer", c_int64),
+        ("offset", c_int64),
         ("num_heads", c_int64),
         ("num_kv_heads", c_int64),
         ("head_dim", c_int64),

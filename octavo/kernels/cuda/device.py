@@ -83,11 +83,12 @@ class CudaDevice:
         from octavo.kernels.cuda.model import TritonModel
         from octavo.kernels.triton.attention.kv_pool import BOX_TOKENS
 
-        if kv.head_dim * kv.element_bytes % 16:
-            raise UnsupportedModelError(
-                f"heads of {kv.head_dim} elements in {dtype} take {kv.head_dim * kv.element_bytes} bytes; on a "
-                "GPU they must take a multiple of 16: set dtype='float32', or backend='cpu'"
-            )
+        for dim in {group.head_dim for group in kv.groups}:
+            if dim * kv.element_bytes % 16:
+                raise UnsupportedModelError(
+                    f"heads of {dim} elements in {dtype} take {dim * kv.element_bytes} bytes; on a GPU they must take "
+                    "a multiple of 16: set dtype='float32', or backend='cpu'"
+                )
         if kv.block_size < BOX_TOKENS:
             raise ConfigError(
                 f"block_size is {kv.block_size}, too small for a GPU, which reads {BOX_TOKENS} tokens at once: set 16, "

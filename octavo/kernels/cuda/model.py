@@ -34,7 +34,6 @@ from octavo.kernels.cuda.staging import Staging
 from octavo.kernels.cuda.step import DeviceStep, StepKind
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import (
-    AttentionLayer,
     FloatArray,
     IntArray,
     KVDType,
@@ -82,7 +81,8 @@ class TritonModel:
         body, heads = record_model(model)
         whole = record(lambda ops: model.heads["logits"](ops, *model.body(ops)))
         layers = body.layers
-        self._check_layers(layers)
+        for layer in layers:
+            kv.check(layer)
         self._weights = DeviceWeights(device, TORCH_DTYPE[dtype])
         self._memory = AttentionMemory(layers, kv, limits, gpu, device)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
@@ -281,13 +281,6 @@ class TritonModel:
         for one in programs:
             one.place(memory)
         return memory
-
-    def _check_layers(self, layers: list[AttentionLayer]) -> None:
-        for layer in layers:
-            assert (layer.num_kv_heads, layer.head_dim) == (self._kv.num_kv_heads, self._kv.head_dim), (
-                f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in a pool of {self._kv}"
-            )
-            assert layer.index_in_group < self._kv.layers_per_group, "the layer has no place in the pool's blocks"
 
 
 def _first_for(num_rows: int, programs: Sequence[Program]) -> Program:

@@ -41,19 +41,19 @@ class StepIndex:
 
 
 class KVPool:
-    """The pool's bytes, seen as keys and values [num_blocks, layer, K or V, B, K heads, D]."""
+    """The pool's bytes, a layer's seen as keys and values [num_blocks, K or V, B, K heads, D]."""
 
     def __init__(self, layout: KVLayout, pool: NDArray[np.uint8]) -> None:
-        shape = (layout.layers_per_group, 2, layout.block_size, layout.num_kv_heads, layout.head_dim)
         self.block_size = layout.block_size
-        self._pool = torch.from_numpy(pool).view(TORCH_DTYPES[layout.dtype]).view(layout.num_blocks, *shape)
+        self._layout = layout
+        self._blocks = torch.from_numpy(pool).view(layout.num_blocks, layout.block_bytes)
 
     def write(self, step: StepIndex, layer: AttentionLayer, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> None:
         blocks = step.token_blocks(layer.group, self.block_size)
         assert bool((blocks != 0).all()), "a live token is never written to the null block"
-        slots = step.positions % self.block_size
+        slots, cells = step.positions % self.block_size, self._cells(layer)
         for which, values in enumerate((k_TKD, v_TKD)):
-            self._pool[blocks, layer.index_in_group, which, slots] = values.to(self._pool.dtype)
+            cells[blocks, which, slots] = values.to(cells.dtype)
 
     def read(self, step: StepIndex, layer: AttentionLayer, sequence: int, first: int, end: int) -> list[torch.Tensor]:
         """Keys and values, each [L, K, D] float32, of positions first .. end - 1."""
@@ -61,7 +61,15 @@ class KVPool:
         positions = torch.arange(first, end)
         blocks, slots = table[positions // self.block_size], positions % self.block_size
         assert bool((blocks != 0).all()), "positions inside the window have blocks"
-        return [self._pool[blocks, layer.index_in_group, which, slots].float() for which in (0, 1)]
+        cells = self._cells(layer)
+        return [cells[blocks, which, slots].float() for which in (0, 1)]
+
+    def _cells(self, layer: AttentionLayer) -> torch.Tensor:
+        self._layout.check(layer)
+        start, group = self._layout.layer_offset(layer), self._layout.groups[layer.group]
+        bytes_of_layer = self._blocks[:, start : start + self._layout.layer_bytes(group)]
+        shape = (2, self.block_size, group.num_kv_heads, group.head_dim)
+        return bytes_of_layer.view(TORCH_DTYPES[self._layout.dtype]).unflatten(1, shape)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def rotate(x_TXD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -40,18 +40,12 @@ class LayerPool:
 
     @classmethod
     def of(cls, pool: torch.Tensor, layout: KVLayout, layer: AttentionLayer) -> LayerPool:
-        """`pool` is 1-D uint8, as `Backend.compile` receives it but on the device."""
-        return cls.of_index(pool, layout, layer.index_in_group)
-
-    @classmethod
-    def of_index(cls, pool: torch.Tensor, layout: KVLayout, index_in_group: int) -> LayerPool:
-        """The view that serves the layer of this index in every group."""
+        """`pool`: the whole one, 1-D uint8."""
         elements = pool.view(TORCH_DTYPE[layout.dtype])
-        size = elements.element_size()
-        start = index_in_group * layout.layer_bytes // size
-        dim = layout.head_dim
+        size, dim = elements.element_size(), layer.head_dim
+        start = layout.layer_offset(layer) // size
         rows = TensorDescriptor(elements, [elements.numel() // dim, dim], [dim, 1], [BOX_TOKENS, padded_dim(dim)])
         return cls(
-            elements[start:], layout.block_bytes // size, layout.layer_bytes // size // 2, layout.block_size,
-            rows, start // dim,
+            elements[start:], layout.block_bytes // size, layer.num_kv_heads * layout.block_size * dim,
+            layout.block_size, rows, start // dim,
         )  # fmt: skip
