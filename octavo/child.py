@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from octavo import errors
 from octavo.errors import OctavoError
 
 #: what the terminal and process supervisors send to a whole group; the parent alone decides what follows
@@ -195,3 +196,11 @@ def _end_with_parent(run_directory: str) -> None:
     os.read(0, 1)
     shutil.rmtree(run_directory, ignore_errors=True)
     os._exit(1)
+
+
+def as_error(failure: Note | None, otherwise: str) -> OctavoError:
+    """What a child said of its end, as the error that it was there."""
+    if failure is None:
+        return errors.EngineDeadError(otherwise)
+    kind = getattr(errors, failure.error, OctavoError)
+    return kind(failure.text) if issubclass(kind, OctavoError) else OctavoError(failure.text)

@@ -7,19 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from octavo.observe.logging import LOGGER
 from octavo.observe.metrics import EngineMetrics
 
+INTERVAL_S = 10.0
 _COUNTERS = ("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "num_preemptions")
 
 
 class IntervalSummary:
-    """Compares a metrics's counters with what they were at the last line."""
+    """Compares the metrics' counters with what they were at the last line."""
 
     def __init__(self, metrics: EngineMetrics, clock: Callable[[], float]) -> None:
         self._metrics = metrics
         self._clock = clock
         self._time = clock()
         self._counts = self._read()
+
+    @property
+    def seconds_left(self) -> float:
+        """Until `log` should be called though nothing happens."""
+        return max(0.0, self._time + INTERVAL_S - self._clock())
+
+    def log(self) -> None:
+        """If it is time."""
+        if self._clock() >= self._time + INTERVAL_S and (line := self.line()) is not None:
+            LOGGER.info(line)
 
     def line(self) -> str | None:
         """Of the time since the last call. None if nothing happened in it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 import zmq
@@ -17,19 +17,19 @@ from octavo.child import Channel, Note, begin, telling_failures
 from octavo.engine.assemble import build_engine
 from octavo.engine.input import check_unused
 from octavo.engine.llm_engine import LLMEngine
-from octavo.engine.logprob_rows import pack_rows
 from octavo.errors import EngineBusyError, OctavoError
 from octavo.observe.events import Refused
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.observe.metrics import EngineMetrics
 from octavo.observe.summary import IntervalSummary
 from octavo.processes.admission import AdmissionControl
-from octavo.processes.engine_task import EngineTask
 from octavo.processes.heartbeat import Heartbeat
+from octavo.processes.live_request import Live, is_plain, sequence_news
 from octavo.processes.outbox import Outbox
 from octavo.processes.probation import Probation
 from octavo.processes.questions import Questions
 from octavo.processes.step_record import StepRecord
+from octavo.processes.tasks import EngineTask
 from octavo.processes.transport import (
     Abort,
     AbortById,
@@ -40,7 +40,6 @@ from octavo.processes.transport import (
     Question,
     Refusal,
     Reply,
-    SequenceNews,
     StepNews,
     Up,
     Welcome,
@@ -50,10 +49,8 @@ from octavo.processes.transport import (
     pack_params,
     unpack_request,
 )
-from octavo.request import Request
 from octavo.scheduler.updates import SequenceUpdate
 
-LOG_INTERVAL_S = 10.0
 #: messages that are taken before the next step, however many come
 _MAX_TAKEN = 1000
 
@@ -76,18 +73,6 @@ def main() -> None:
         loop.close()
 
 
-@dataclass(slots=True, eq=False)
-class _Live:
-    """A request that has not ended, and whose it is."""
-
-    front_end: bytes
-    key: int
-    request: Request
-    fingerprint: str
-    num_announced: int = 0  # of its sequences, those that its front end knows of
-    num_finished: int = 0
-
-
 class EngineLoop:
     """Owner of the engine and of its end of the socket."""
 
@@ -98,12 +83,11 @@ class EngineLoop:
         self.heartbeat = Heartbeat(channel, task.hang_timeout_s, time.monotonic)
         self._metrics = EngineMetrics(engine.events, model_name=task.model_name)
         self._summary = IntervalSummary(self._metrics, time.monotonic) if task.logs_stats else None
-        self._next_line = time.monotonic() + LOG_INTERVAL_S
         self._admission = AdmissionControl(task.admission, self._core, engine.limits.max_num_seqs, time.monotonic)
         self._record = StepRecord(task.step_record, engine.events)
         self._probation = Probation(task.num_deaths, time.monotonic)
-        self._live: dict[str, _Live] = {}
-        self._of_front_end: dict[bytes, dict[int, _Live]] = {}
+        self._live: dict[str, Live] = {}
+        self._of_front_end: dict[bytes, dict[int, Live]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = engine_socket(self._context, task.address)
         self._outbox = Outbox(self._socket, self._forget)
@@ -133,7 +117,7 @@ class EngineLoop:
                 if not self._core.has_unfinished:
                     self._record.rest()
             if self._summary is not None:
-                self._log(self._summary)
+                self._summary.log()
 
     def close(self) -> None:
         self._socket.close()
@@ -160,12 +144,8 @@ class EngineLoop:
 
     def _patience_ms(self) -> int | None:
         """Until something is to be said though nothing came; None: for ever."""
-        waits = [] if self._summary is None else [max(0.0, self._next_line - time.monotonic())]
-        waits += [
-            seconds
-            for part in (self.heartbeat, self._outbox, self._questions)
-            if (seconds := part.seconds_left) is not None
-        ]
+        parts = (self.heartbeat, self._outbox, self._questions, self._summary)
+        waits = [part.seconds_left for part in parts if part is not None and part.seconds_left is not None]
         return 1 + int(1000 * min(waits)) if waits else None
 
     def _obey_parent(self) -> bool:
@@ -228,7 +208,7 @@ class EngineLoop:
         except OctavoError as refusal:
             self._send(front_end, Refusal(message.key, "invalid", str(refusal)))
         else:
-            live = _Live(front_end, message.key, request, message.fingerprint)
+            live = Live(front_end, message.key, request, message.fingerprint)
             self._live[message.request_id] = live
             self._of_front_end.setdefault(front_end, {})[message.key] = live
             self._record.expect(message.request_id, message.fingerprint)
@@ -242,7 +222,7 @@ class EngineLoop:
         for held in self._probation.take_held_by_id(request_id):
             self._send(held.front_end, Refusal(held.message.key, "aborted"))
 
-    def _abort(self, live: _Live) -> None:
+    def _abort(self, live: Live) -> None:
         self._core.abort(live.request.request_id)
         self._drop(live)
 
@@ -282,37 +262,20 @@ class EngineLoop:
             message = messages.get(live.front_end)
             if message is None:
                 message = messages[live.front_end] = StepNews(now, [], [], [], [])
-            if _is_plain(update, live):
+            if is_plain(update, live):
                 message.keys.append(live.key)
                 message.indices.append(sequence.index)
                 message.token_ids.append(update.token_ids[0])
             else:
-                message.others.append(self._news(update, live))
+                message.others.append(sequence_news(update, live))
+                if sequence.finish_reason is not None:
+                    self._count_end(live)
         for front_end, message in messages.items():
             if not any(message.indices):
                 message.indices.clear()
             self._send(front_end, message)
 
-    def _news(self, update: SequenceUpdate, live: _Live) -> SequenceNews:
-        sequence, request = update.sequence, live.request
-        live.num_announced = len(request.sequences)
-        if sequence.finish_reason is not None:
-            self._count_end(live)
-        return SequenceNews(
-            key=live.key,
-            index=sequence.index,
-            token_ids=update.token_ids,
-            num_sequences=live.num_announced,
-            finish_reason=sequence.finish_reason,
-            stop_reason=sequence.stop_reason,
-            logprobs=update.logprobs,
-            prompt_logprobs=pack_rows(update.prompt_logprobs),
-            num_cached_tokens=request.num_cached_tokens,
-            num_preemptions=request.num_preemptions,
-            first_scheduled_time=request.first_scheduled_time,
-        )
-
-    def _count_end(self, live: _Live) -> None:
+    def _count_end(self, live: Live) -> None:
         """A sequence ended. Its request has ended when all those have that came to be: they all do at once."""
         live.num_finished += 1
         if live.num_finished == len(live.request.sequences):
@@ -321,7 +284,7 @@ class EngineLoop:
             if self._probation.clear(live.fingerprint):
                 self._channel.offer(Note("cleared", text=live.fingerprint))
 
-    def _drop(self, live: _Live) -> None:
+    def _drop(self, live: Live) -> None:
         del self._live[live.request.request_id]
         self._of_front_end[live.front_end].pop(live.key, None)
         self._record.drop(live.request.request_id)
@@ -330,22 +293,3 @@ class EngineLoop:
     def _welcome(self) -> Welcome:
         info = self._engine.model_info
         return Welcome(self._engine.limits, pack_params(info.default_sampling_params), info.card)
-
-    def _log(self, summary: IntervalSummary) -> None:
-        now = time.monotonic()
-        if now >= self._next_line:
-            self._next_line = now + LOG_INTERVAL_S
-            if (line := summary.line()) is not None:
-                LOGGER.info(line)
-
-
-def _is_plain(update: SequenceUpdate, live: _Live) -> bool:
-    """One token and nothing else, of a request whose sequences its front end knows."""
-    sequence = update.sequence
-    return (
-        sequence.finish_reason is None
-        and update.logprobs is None
-        and len(update.token_ids) == 1
-        and not update.prompt_logprobs
-        and live.num_announced == len(sequence.request.sequences)
-    )

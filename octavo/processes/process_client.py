@@ -4,7 +4,7 @@
         ▲                         │
         └── wake ── stream ◀── StepNews ── tokens to text
 
-A message wakes the event loop once; every sequence in it grows by its tokens' text at once, since a stop string in it
+Every sequence in a message grows by its tokens' text at once, since a stop string in it
 must reach the engine, but an output is made only when its reader comes for it. A reader that lags finds the tokens of
 several steps in one DELTA.
 """
@@ -17,10 +17,8 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sized
 from dataclasses import asdict
-from typing import NoReturn
 
 import msgspec
-import zmq
 
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_client import EngineClient, GenerateCall, ModelInfo
@@ -29,27 +27,22 @@ from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
 from octavo.processes.client_stream import ClientStream
-from octavo.processes.engine_task import front_end_identity
+from octavo.processes.engine_link import EngineLink
 from octavo.processes.probation import refusal
+from octavo.processes.tasks import front_end_identity
 from octavo.processes.transport import (
-    READ_SIZE,
     Abort,
     AbortById,
     Down,
     FinishSequence,
     GivenUp,
-    HasRead,
     Hello,
     Question,
     Refusal,
     Reply,
     StepNews,
-    Up,
     Welcome,
-    decode_down,
-    encode,
     fingerprint_of,
-    front_end_socket,
     pack_params,
     pack_request,
     unpack_params,
@@ -62,8 +55,6 @@ from octavo.text.tokenizer import Tokenizer
 MAX_INLINE_SIZE = 4096
 #: characters of bad words, which are tokenised one by one; else as above
 MAX_INLINE_BAD_WORDS = 256
-#: seconds of the event loop that the engine's news may take at a time
-RECEIVE_S = 0.005
 
 
 class ProcessClient(EngineClient):
@@ -76,19 +67,17 @@ class ProcessClient(EngineClient):
         self._tokenizer = tokenizer
         self._seed = seed
         self._logs_requests = logs_requests
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
+        self._link = EngineLink(self.identity, self._take)
+        self._send = self._link.send
         self._inputs: InputProcessor | None = None
         self._info: ModelInfo | None = None
         self._streams: dict[int, ClientStream] = {}
         self._keys: dict[str, int] = {}
         self._answers: dict[int, asyncio.Future[bytes]] = {}
         self._numbers = itertools.count()
-        self._num_read = 0  # bytes that the engine has not been told of
         self._why_down = "it is starting"
         self._welcomed = asyncio.Event()
         self._is_draining = False
-        self._goes_on = False  # with receiving, in the event loop's next turn
 
     # EngineClient
 
@@ -129,7 +118,7 @@ class ProcessClient(EngineClient):
     @property
     def model_info(self) -> ModelInfo:
         if self._info is None:
-            self._refuse()
+            raise self._death()
         return self._info
 
     @property
@@ -147,19 +136,13 @@ class ProcessClient(EngineClient):
     def connect(self, address: str) -> None:
         """An engine listens there."""
         self.disconnect("it is starting")
-        self._num_read = 0
-        self._socket = front_end_socket(self._context, address, self.identity.encode())
-        asyncio.get_running_loop().add_reader(int(self._socket.FD), self._receive)
-        self._send(Hello())
+        self._link.connect(address)
 
     def disconnect(self, why: str, guilty: frozenset[str] = frozenset()) -> None:
         """The engine is gone; so are its requests. guilty: fingerprints of those that it died at once too often."""
         self._why_down = why
         self._welcomed.clear()
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(int(self._socket.FD))
-            self._socket.close()
-            self._socket = None
+        self._link.disconnect()
         for stream in list(self._streams.values()):
             self._end(stream)
             is_guilty = bool(guilty) and fingerprint_of(stream.request) in guilty
@@ -188,7 +171,7 @@ class ProcessClient(EngineClient):
 
     def close(self) -> None:
         self.disconnect("this front end is ending")
-        self._context.term()
+        self._link.close()
 
     # Streams
 
@@ -196,11 +179,8 @@ class ProcessClient(EngineClient):
         if self._is_draining:
             raise EngineDeadError("the server is shutting down and takes no new requests")
         if self._inputs is None or not self._welcomed.is_set():
-            self._refuse()
+            raise self._death()
         return self._inputs
-
-    def _refuse(self) -> NoReturn:
-        raise self._death()
 
     def _death(self) -> EngineDeadError:
         return EngineDeadError(f"the engine is down: {self._why_down}")
@@ -229,7 +209,7 @@ class ProcessClient(EngineClient):
 
     async def _ask(self, about: str) -> bytes:
         if not self._welcomed.is_set():
-            self._refuse()
+            raise self._death()
         number = next(self._numbers)
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
@@ -239,43 +219,7 @@ class ProcessClient(EngineClient):
         finally:
             self._answers.pop(number, None)
 
-    # The socket
-
-    def _send(self, message: Up) -> None:
-        """Never waits. To an engine that is gone, nothing: whoever needs an answer is told by `disconnect`."""
-        if self._socket is None:
-            return
-        self._socket.send(encode(message), zmq.NOBLOCK)
-        # The descriptor tells of changes only, and sending may swallow one.
-        if int(self._socket.EVENTS) & zmq.POLLIN:
-            asyncio.get_running_loop().call_soon(self._receive)
-
-    def _receive(self) -> None:
-        """Everything that has come; after a while, the others in turn first, so that no request's news hold them up."""
-        if self._goes_on:
-            return
-        until = time.monotonic() + RECEIVE_S
-        while self._socket is not None:
-            if time.monotonic() > until:
-                self._goes_on = True
-                asyncio.get_running_loop().call_soon(self._go_on)
-                return
-            try:
-                payload = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._num_read += len(payload)
-            if self._num_read >= READ_SIZE:
-                self._send(HasRead(self._num_read))
-                self._num_read = 0
-            try:
-                self._take(decode_down(payload))
-            except Exception:  # whoever else has news in the socket must not wait for it for ever
-                LOGGER.exception("a message of the engine was not understood")
-
-    def _go_on(self) -> None:
-        self._goes_on = False
-        self._receive()
+    # What the engine says
 
     def _take(self, message: Down) -> None:
         match message:

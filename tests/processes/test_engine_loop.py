@@ -19,8 +19,8 @@ from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.engine_client import EngineClient
 from octavo.outputs import RequestOutput
 from octavo.processes.engine_loop import EngineLoop
-from octavo.processes.engine_task import EngineTask
 from octavo.processes.process_client import ProcessClient
+from octavo.processes.tasks import EngineTask
 
 OPTIONS: dict[str, Any] = {"num_threads": 1, "max_model_len": 256, "max_num_seqs": 8, "num_gpu_blocks_override": 128}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
@@ -249,8 +249,8 @@ def test_an_id_in_use_at_another_front_end_is_refused(served: Served, offline: L
 
 def test_a_message_that_is_none_harms_nobody(ask: Callable[..., Any]) -> None:
     async def spoil(client: ProcessClient) -> list[RequestOutput]:
-        assert client._socket is not None
-        client._socket.send(b"\xc1 nonsense")
+        assert client._link._socket is not None
+        client._link._socket.send(b"\xc1 nonsense")
         return await collect(client, GREEDY)
 
     assert ask(spoil)[-1].finished

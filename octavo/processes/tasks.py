@@ -1,14 +1,15 @@
-"""What the engine's process is told when it starts, and how front ends are named there.
+"""What the engine's process and front ends are told when they start, and how front ends are named at the engine.
 
-By itself, so that the parent, which starts that process, imports nothing that the process does.
+By itself, so that the parent, which starts those processes, imports nothing that they do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from octavo.config import AdmissionConfig, EngineConfig
+from octavo.config import AdmissionConfig, EngineConfig, ModelConfig, ServerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,23 @@ class EngineTask:
     run_directory: str
     step_record: str
     num_deaths: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontEndTask:
+    """
+    listening_fd: the socket that all front ends share. app, settings: "module:function" that makes the ASGI app of
+    (client, settings). seed: of the random numbers of requests that bring none.
+    """
+
+    index: int
+    seed: int
+    model: ModelConfig
+    server: ServerConfig
+    app: str
+    settings: Any
+    listening_fd: int
+    run_directory: str
 
 
 def front_end_identity(index: int, process_id: int) -> str:

@@ -1,0 +1,108 @@
+"""A front end as its parent keeps it: one process after another, each started, heard, missed and seen off.
+
+ends     its own requests end; it is started anew
+hangs    nothing is heard of it for --front-end-hang-timeout seconds; it is killed, and the same follows
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from octavo.child import Child, Note, as_error
+from octavo.observe.logging import LOGGER
+from octavo.processes.engine_keeper import EngineKeeper
+from octavo.processes.household import GRACE_S, Household
+from octavo.processes.restarts import Restarts
+from octavo.processes.tasks import FrontEndTask
+from octavo.processes.watchdog import Watchdog
+
+
+class FrontEndKeeper:
+    """Owner of one front end's process.
+
+    make_task: of a number that no other process has. first_ready: follows when it serves for the first time. give_up:
+    ends the server, for it does not stay up. was_told_to_end: follows when it has ended as it was told.
+    """
+
+    def __init__(
+        self,
+        house: Household,
+        index: int,
+        engine: EngineKeeper,
+        make_task: Callable[[int], FrontEndTask],
+        *,
+        first_ready: Callable[[], None],
+        give_up: Callable[[], None],
+        was_told_to_end: Callable[[], None],
+    ) -> None:
+        self._house = house
+        self._index = index
+        self._engine = engine
+        self._make_task = make_task
+        self._first_ready, self._give_up, self._was_told_to_end = first_ready, give_up, was_told_to_end
+        self.child: Child | None = None  # None between two of them
+        self.watchdog = Watchdog()
+        self.has_ever_served = False
+        self._restarts = Restarts()
+        self._failure: Note | None = None
+
+    def start(self) -> None:
+        task = self._make_task(next(self._house.counter))
+        child = Child(f"front end {self._index}", "octavo.server.front_end:main", task, [task.listening_fd])
+        self.child, self.watchdog = child, Watchdog()
+        self._house.listen(child.channel, partial(self._hear, child))
+        if self._engine.address is not None:
+            child.channel.send(Note("engine_up", text=self._engine.address))
+
+    def end_if_it_hangs(self) -> None:
+        """It lives and says nothing."""
+        if not self.watchdog.is_over(time.monotonic()):
+            return
+        assert self.child is not None, "only a process that was heard of is missed"
+        LOGGER.error(
+            "front end %d hangs: nothing was heard of it for %g s; process %d is killed. If it only needs longer, "
+            "raise --front-end-hang-timeout",
+            *(self._index, self.watchdog.patience_s, self.child.process.pid),
+        )
+        self.watchdog.rest()
+        self.child.kill()
+
+    def tell(self, note: Note) -> None:
+        if self.child is not None:
+            self.child.channel.send(note)
+
+    def _hear(self, child: Child) -> None:
+        for note in child.channel.receive():
+            if note.kind == "ready":
+                self._restarts.serves(time.monotonic())
+                if not self.has_ever_served:
+                    self.has_ever_served = True
+                    self._first_ready()
+            elif note.kind == "alive":
+                self.watchdog.heard(time.monotonic(), note.seconds)
+            elif note.kind == "failed":
+                self._failure = note
+        if not child.channel.is_open:
+            self._house.leave(child.channel)
+            self._is_gone(child, child.reap(GRACE_S))
+
+    def _is_gone(self, child: Child, how: str) -> None:
+        index, restarts = self._index, self._restarts
+        self.child = None
+        self.watchdog.rest()
+        self._engine.front_end_gone(index, child.process.pid)
+        if self._house.is_stopping:
+            self._was_told_to_end()
+            return
+        failure, self._failure = self._failure, None
+        if not self.has_ever_served:
+            raise as_error(failure, f"front end {index} ended with {how} before it could serve")
+        delay = restarts.next_delay(time.monotonic(), is_excused=restarts.has_served)
+        if delay is None:
+            LOGGER.error("front end %d ended with %s; it does not stay up, so the server ends", index, how)
+            self._give_up()
+            return
+        LOGGER.error("front end %d ended with %s; starting it again in %g s", index, how, delay)
+        self._house.later(delay, self._house.unless_stopping(self.start))
