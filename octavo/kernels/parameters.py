@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from octavo.kernels.shard import REPLICATED, Shard
 from octavo.kernels.tensor import HostTensor, StoredTensor
 
 Shape = tuple[int, ...]
@@ -24,6 +25,9 @@ class Scheme(Protocol):
     @property
     def name(self) -> str: ...
 
+    def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
+        """What a checkpoint has for a parameter of that name and shape, as `packed` and `dense` take it."""
+
     def packed(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
         """The exact numbers in any format of `kernels/tensor.py`, the smallest that there is."""
 
@@ -34,12 +38,13 @@ class Scheme(Protocol):
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameter:
     """shape: of the numbers, whatever the shapes of the tensors that store them. sources: those tensors, in the order
-    that the scheme wants them in."""
+    that the scheme wants them in. shard: how ranks share it."""
 
     name: str
     shape: Shape
     scheme: Scheme
     sources: tuple[StoredTensor, ...]
+    shard: Shard = REPLICATED
 
     def packed(self) -> HostTensor:
         return self.scheme.packed(self.sources)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.kernels.ops import Activation
+from octavo.kernels.parameters import Scheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Architecture:
     windows: per layer, the sliding window in tokens, or None for full attention.
     rope, local_rope: rotation of full-attention and of sliding layers (the same unless a family differs);
     None: positions are not rotated. num_position_embeddings: learned positions (GPT-2, OPT), else 0.
+    scheme: how the layers' matrices are stored, where it is not told by each tensor's own type.
     eos_token_ids: from generation_config.json where there is one, else config.json or GGUF.
     """
 
@@ -57,6 +59,7 @@ class Architecture:
     attention_softcap: float | None = None
     logits_softcap: float | None = None
     num_position_embeddings: int = 0
+    scheme: Scheme | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)  # a family's own values, documented in its file

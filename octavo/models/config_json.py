@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import UnsupportedModelError
+from octavo.kernels.parameters import Scheme
 from octavo.models.architecture import Architecture
 from octavo.models.config_file import ConfigFile
 from octavo.models.consistency import checked, known_tokens
 from octavo.models.rope_json import local_rope_config, rope_config
+from octavo.quantization.registry import SCHEMES
 from octavo.shown import shown
 
 _MOST_LAYERS = 1 << 12
@@ -25,21 +27,25 @@ _MOST_LAYERS = 1 << 12
 def architecture_from_config(path: Path, values: dict[str, Any], generation: ConfigFile | None = None) -> Architecture:
     """`values` is the file's content. generation: that of generation_config.json, whose token ids come first."""
     config = ConfigFile(path, values)
-    _refuse_quantised(config)
+    scheme = _scheme(config)
     name, read = _family(config)
-    found = read(config)
+    found: dict[str, Any] = {"scheme": scheme, **read(config)}
     return checked(path, Architecture(family=name, **_ends(config, generation, found["vocab_size"]), **found))
 
 
-def _refuse_quantised(config: ConfigFile) -> None:
+def _scheme(config: ConfigFile) -> Scheme | None:
+    """Where the file says nothing of one, each tensor's own type tells how it is stored."""
     for key in ("quantization_config", "compression_config"):
-        scheme = config.values.get(key)
-        if scheme is not None:
-            method = scheme.get("quant_method", scheme) if isinstance(scheme, dict) else scheme
+        described = config.values.get(key)
+        method = described.get("quant_method", described) if isinstance(described, dict) else described
+        if isinstance(method, str) and isinstance(described, dict) and method in SCHEMES:
+            return SCHEMES[method](described)
+        if described is not None:
             raise UnsupportedModelError(
                 f"{config.path}: {config.within}{key} asks for {shown(method)}; Octavo reads unquantised safetensors, "
                 "and quantised weights as GGUF files: use the model's GGUF version"
             )
+    return None
 
 
 def _family(config: ConfigFile) -> FamilyReader:
@@ -145,14 +151,16 @@ def _gemma2(config: ConfigFile) -> dict[str, Any]:
 
 def _gemma3(config: ConfigFile) -> dict[str, Any]:
     """Where the model also sees, its text part is an object of its own, which leaves out what is as in the class."""
+    scheme = _scheme(config)
     if config.has("text_config"):
         part = config.inside("text_config")
         ties = {key: config.values[key] for key in ("tie_word_embeddings",) if config.has(key)}
         config = ConfigFile(config.path, {**_GEMMA3_TEXT, **ties, **part.values}, part.within)
-        _refuse_quantised(config)
+        scheme = _scheme(config) or scheme
     config.refuse("use_bidirectional_attention", False)
     pattern = config.size("sliding_window_pattern", 6)
     return _gemma(config) | {
+        "scheme": scheme,
         "rope": rope_config(config, default_theta=1_000_000.0, layer_type="full_attention"),
         "local_rope": local_rope_config(config),
         "windows": _windows(config, lambda layer: (layer + 1) % pattern != 0),

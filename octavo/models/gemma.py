@@ -12,7 +12,6 @@ from dataclasses import replace
 from math import sqrt
 
 from octavo.kernels.parameters import Parameter
-from octavo.layers.attention import SelfAttention
 from octavo.layers.embedding import Embedding
 from octavo.layers.mlp import GatedMLP
 from octavo.layers.norm import RMSNorm
@@ -37,7 +36,7 @@ def gemma3_tensors(a: Architecture) -> TensorTable:
 
 
 def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    embedding = Embedding(weights.parameter("model.embed_tokens.weight"), scale=sqrt(a.hidden_size))
+    embedding = Embedding(weights.embedding("model.embed_tokens"), scale=sqrt(a.hidden_size))
     return Decoder(
         embedding=embedding,
         layers=tuple(_layer(a, weights.under(f"model.layers.{i}"), specs, i) for i in range(a.num_layers)),
@@ -53,14 +52,10 @@ def _layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int)
     k_norm = _plus_one(weights, "self_attn.k_norm") if has_head_norms else None
     return DecoderLayer(
         attention_norm=_norm(a, weights, "input_layernorm"),
-        attention=SelfAttention(
-            qkv=weights.linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            out=weights.linear("self_attn.o_proj"),
-            layer=specs.layer(index, q_norm, k_norm),
-        ),
+        attention=weights.attention(specs.layer(index, q_norm, k_norm), "self_attn.o_proj", *llama.QKV),
         attention_output_norm=_norm(a, weights, "post_attention_layernorm"),
         mlp_norm=_norm(a, weights, "pre_feedforward_layernorm"),
-        mlp=GatedMLP(weights.linear("mlp.gate_proj", "mlp.up_proj"), weights.linear("mlp.down_proj"), a.activation),
+        mlp=GatedMLP(weights.column(*llama.GATE_UP, num_segments=2), weights.row("mlp.down_proj"), a.activation),
         mlp_output_norm=_norm(a, weights, "post_feedforward_layernorm"),
     )
 

@@ -6,7 +6,6 @@ Its projections are listed [out, in] like everyone's; a reader of Hugging Face's
 
 from __future__ import annotations
 
-from octavo.layers.attention import SelfAttention
 from octavo.layers.embedding import Embedding
 from octavo.layers.mlp import PlainMLP
 from octavo.models.architecture import Architecture
@@ -41,9 +40,7 @@ def tensors(a: Architecture) -> TensorTable:
 
 
 def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
-    embedding = Embedding(
-        weights.parameter("transformer.wte.weight"), positions=weights.parameter("transformer.wpe.weight")
-    )
+    embedding = Embedding(weights.embedding("transformer.wte"), positions=weights.parameter("transformer.wpe.weight"))
     return Decoder(
         embedding=embedding,
         layers=tuple(_layer(a, weights.under(f"transformer.h.{i}"), specs, i) for i in range(a.num_layers)),
@@ -55,7 +52,7 @@ def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
 def _layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer:
     return DecoderLayer(
         attention_norm=weights.layer_norm("ln_1", a.norm_eps, a.hidden_size),
-        attention=SelfAttention(weights.linear("attn.c_attn"), weights.linear("attn.c_proj"), specs.layer(index)),
+        attention=weights.attention(specs.layer(index), "attn.c_proj", "attn.c_attn"),
         mlp_norm=weights.layer_norm("ln_2", a.norm_eps, a.hidden_size),
-        mlp=PlainMLP(weights.linear("mlp.c_fc"), weights.linear("mlp.c_proj"), a.activation),
+        mlp=PlainMLP(weights.column("mlp.c_fc"), weights.row("mlp.c_proj"), a.activation),
     )

@@ -7,7 +7,6 @@ they add tensors to this table, or pack them.
 
 from __future__ import annotations
 
-from octavo.layers.attention import SelfAttention
 from octavo.layers.embedding import Embedding
 from octavo.layers.mlp import GatedMLP
 from octavo.models.architecture import Architecture
@@ -74,14 +73,12 @@ def build(
         q_norm, k_norm = (w.optional(f"self_attn.{x}_norm.weight") for x in "qk")
         return DecoderLayer(
             attention_norm=w.rms_norm("input_layernorm", a.norm_eps),
-            attention=SelfAttention(
-                qkv=w.linear(*qkv), out=w.linear("self_attn.o_proj"), layer=specs.layer(index, q_norm, k_norm)
-            ),
+            attention=w.attention(specs.layer(index, q_norm, k_norm), "self_attn.o_proj", *qkv),
             mlp_norm=w.rms_norm("post_attention_layernorm", a.norm_eps),
-            mlp=GatedMLP(w.linear(*gate_up), w.linear("mlp.down_proj"), a.activation),
+            mlp=GatedMLP(w.column(*gate_up, num_segments=2), w.row("mlp.down_proj"), a.activation),
         )
 
-    embedding = Embedding(weights.parameter("model.embed_tokens.weight"))
+    embedding = Embedding(weights.embedding("model.embed_tokens"))
     return Decoder(
         embedding=embedding,
         layers=tuple(layer(i) for i in range(a.num_layers)),

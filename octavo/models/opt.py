@@ -20,6 +20,7 @@ from octavo.layers.attention import SelfAttention
 from octavo.layers.embedding import Embedding
 from octavo.layers.mlp import MLP, PlainMLP
 from octavo.layers.norm import LayerNorm
+from octavo.models import llama
 from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs
 from octavo.models.decoder import Decoder, DecoderLayer
@@ -69,10 +70,10 @@ def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
     w = weights.under("model.decoder")
     has_projections = w.lists("project_in.weight")
     embedding = Embedding(
-        w.parameter("embed_tokens.weight"),
+        w.embedding("embed_tokens"),
         positions=w.parameter("embed_positions.weight"),
         position_offset=POSITION_OFFSET,
-        projection=w.linear("project_in") if has_projections else None,
+        projection=w.replicated("project_in") if has_projections else None,
     )
     norms_before = a.extra.get("do_layer_norm_before", True)
     layer = _layer_normed_before if norms_before else _layer_normed_after
@@ -80,7 +81,7 @@ def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
         embedding=embedding,
         layers=tuple(layer(a, w.under(f"layers.{i}"), specs, i) for i in range(a.num_layers)),
         norm=w.layer_norm("final_layer_norm", a.norm_eps, a.hidden_size) if _has_final_norm(a) else None,
-        projection=w.linear("project_out") if has_projections else None,
+        projection=w.replicated("project_out") if has_projections else None,
         head=weights.head("lm_head", embedding.tokens),
     )
 
@@ -127,12 +128,8 @@ def _layer_normed_after(a: Architecture, w: Weights, specs: AttentionSpecs, inde
 
 
 def _attention(w: Weights, specs: AttentionSpecs, index: int) -> SelfAttention:
-    return SelfAttention(
-        qkv=w.linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        out=w.linear("self_attn.out_proj"),
-        layer=specs.layer(index),
-    )
+    return w.attention(specs.layer(index), "self_attn.out_proj", *llama.QKV)
 
 
 def _mlp(a: Architecture, w: Weights) -> MLP:
-    return PlainMLP(w.linear("fc1"), w.linear("fc2"), a.activation)
+    return PlainMLP(w.column("fc1"), w.row("fc2"), a.activation)

@@ -15,6 +15,7 @@ from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs, LayerSlot
 from octavo.models.decoder import Decoder
 from octavo.models.weights import TensorSource, TensorTable, Weights
+from octavo.quantization.registry import stored_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,9 @@ FAMILIES: dict[str, Family] = {
 
 def required_tensors(architecture: Architecture) -> TensorTable:
     """Name and shape of every tensor the model needs; reads no weights."""
-    return _family(architecture).tensors(architecture)
+    table = _family(architecture).tensors(architecture)
+    stored = (stored_tensors(architecture.scheme, *entry) or dict([entry]) for entry in table.items())
+    return {name: shape for tensors in stored for name, shape in tensors.items()}
 
 
 def build_model(
@@ -55,7 +58,7 @@ def build_model(
             f"{learned} tokens; allowed is {learned} or less"
         )
     family = _family(architecture)
-    weights = Weights(source, family.tensors(architecture))
+    weights = Weights(source, family.tensors(architecture), architecture.scheme)
     return family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len))
 
 

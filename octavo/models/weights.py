@@ -15,10 +15,13 @@ from typing import Protocol
 
 import numpy as np
 
-from octavo.kernels.parameters import Linear, Parameter, Shape
+from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.parameters import Linear, Parameter, Scheme, Shape
+from octavo.kernels.shard import REPLICATED, Shard
 from octavo.kernels.tensor import StoredTensor, at_hand, from_array
+from octavo.layers.attention import SelfAttention
 from octavo.layers.norm import LayerNorm, RMSNorm
-from octavo.quantization.registry import DENSE, scheme_of
+from octavo.quantization.registry import DENSE, scheme_of, stored_tensors
 
 TensorTable = dict[str, Shape]
 
@@ -36,6 +39,7 @@ class Weights:
 
     source: TensorSource
     table: Mapping[str, Shape]
+    scheme: Scheme | None = None  # of the layers' matrices, where it is not each tensor's own
     prefix: str = ""
 
     def under(self, prefix: str) -> Weights:
@@ -44,12 +48,16 @@ class Weights:
     def lists(self, name: str) -> bool:
         return self.prefix + name in self.table
 
-    def parameter(self, name: str) -> Parameter:
+    def parameter(self, name: str, shard: Shard = REPLICATED) -> Parameter:
         full = self.prefix + name
         assert full in self.table, f"{full} is not in the family's table of tensors"
         shape = self.table[full]
-        stored = self.source.take(full, shape)
-        return Parameter(full, shape, scheme_of(stored.dtype), (stored,))
+        stored = stored_tensors(self.scheme, full, shape)
+        if self.scheme is not None and stored is not None:
+            sources = tuple(self.source.take(*tensor) for tensor in stored.items())
+            return Parameter(full, shape, self.scheme, sources, shard)
+        tensor = self.source.take(full, shape)
+        return Parameter(full, shape, scheme_of(tensor.dtype), (tensor,), shard)
 
     def optional(self, name: str) -> Parameter | None:
         return self.parameter(name) if self.lists(name) else None
@@ -65,15 +73,44 @@ class Weights:
             weight = Parameter(f"{self.prefix}{name}.weight", ones.shape, DENSE, (ones,))
         return LayerNorm(weight, self.optional(f"{name}.bias"), eps)
 
-    def linear(self, *names: str) -> Linear:
-        """The weights `name.weight`, stacked, with their biases where the table lists them."""
-        biases = tuple(self.parameter(f"{name}.bias") for name in names if self.lists(f"{name}.bias"))
-        assert len(biases) in (0, len(names)), f"some of {names} have a bias and some have none"
-        return Linear(tuple(self.parameter(f"{name}.weight") for name in names), biases)
+    def embedding(self, name: str) -> Parameter:
+        """A table whose entries ranks share."""
+        return self.parameter(f"{name}.weight", Shard.columns(self._shape(name)[0]))
 
     def head(self, name: str, embedding: Parameter) -> Linear:
         """The output projection. Where the table lists none it is the embedding itself, which a backend holds once."""
-        return self.linear(name) if self.lists(f"{name}.weight") else Linear((embedding,))
+        return self.column(name) if self.lists(f"{name}.weight") else Linear((embedding,))
+
+    def attention(self, layer: AttentionLayer, out: str, *qkv: str) -> SelfAttention:
+        """qkv: the projections' names, or one of a matrix that holds all three."""
+        queries, keys = layer.num_heads, layer.num_kv_heads
+        held = [(queries, keys, keys)] if len(qkv) == 1 else [(queries,), (keys,), (keys,)]
+        shards = [Shard.heads(queries, *segments) for segments in held]
+        return SelfAttention(self._linear(dict(zip(qkv, shards, strict=True))), self.row(out, queries), layer)
+
+    def column(self, *names: str, num_segments: int = 1) -> Linear:
+        """Of outputs that ranks share. num_segments: how many kinds there are of them, in all the matrices together."""
+        each = num_segments // len(names) or 1
+        return self._linear({name: Shard.columns(self._shape(name)[0], each) for name in names})
+
+    def row(self, name: str, units: int | None = None) -> Linear:
+        """Of inputs that ranks share, in so many units."""
+        return self._linear({name: Shard.rows(units or self._shape(name)[1])})
+
+    def replicated(self, name: str) -> Linear:
+        return self._linear({name: REPLICATED})
+
+    def _linear(self, shards: Mapping[str, Shard]) -> Linear:
+        """The weights `name.weight`, stacked, with their biases where the table lists them."""
+        biased = {name: shard for name, shard in shards.items() if self.lists(f"{name}.bias")}
+        assert len(biased) in (0, len(shards)), f"some of {list(shards)} have a bias and some have none"
+        return Linear(
+            tuple(self.parameter(f"{name}.weight", shard) for name, shard in shards.items()),
+            tuple(self.parameter(f"{name}.bias", shard.of_outputs) for name, shard in biased.items()),
+        )
+
+    def _shape(self, name: str) -> Shape:
+        return self.table[f"{self.prefix}{name}.weight"]
 
 
 def with_biases(table: TensorTable, *names: str) -> TensorTable:

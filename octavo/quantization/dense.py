@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from octavo.kernels.parameters import Shape
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import HostTensor, StoredTensor, from_array
 
@@ -16,6 +17,9 @@ class Dense:
 
     added: float = 0.0
     name: str = "dense"
+
+    def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
+        return {name: shape}
 
     def packed(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
         return self.dense(sources)

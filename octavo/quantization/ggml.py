@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octavo.kernels.parameters import Shape
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import HostTensor, StoredTensor, from_array
 
@@ -11,6 +12,9 @@ from octavo.kernels.tensor import HostTensor, StoredTensor, from_array
 @dataclass(frozen=True, slots=True)
 class GGMLBlocks:
     name: str = "ggml"
+
+    def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
+        return {name: shape}
 
     def packed(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
         (source,) = sources

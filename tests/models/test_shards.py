@@ -1,0 +1,124 @@
+"""Each parameter's shard rule: what two ranks have of it makes the whole, and makes the whole layer's result."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from octavo.kernels.ops import FloatArray
+from octavo.kernels.parameters import Linear, Parameter
+from octavo.kernels.program.recorder import Recording, record_model
+from octavo.kernels.reference.dequantize import values
+from octavo.kernels.shard import Shard
+from octavo.models.registry import build_model, required_tensors
+from tests.models.architectures import ARCHITECTURES, SLOTS
+from tests.models.symbolic import DrawnTensors
+
+families = pytest.mark.parametrize("family", ARCHITECTURES)
+RANKS = 2
+
+#: by the last words of a name, the first that fits; what is not here is replicated
+RULES = {
+    ("embed_tokens.weight", "wte.weight", "lm_head.weight"): "column",
+    ("q_proj.weight", "k_proj.weight", "v_proj.weight", "qkv_proj.weight", "c_attn.weight"): "heads",
+    ("q_proj.bias", "k_proj.bias", "v_proj.bias", "c_attn.bias"): "heads",
+    ("gate_proj.weight", "up_proj.weight", "c_fc.weight", "c_fc.bias", "fc1.weight", "fc1.bias"): "column",
+    ("o_proj.weight", "out_proj.weight", "c_proj.weight", "down_proj.weight", "fc2.weight"): "row",
+}
+
+
+def recordings(family: str) -> list[Recording]:
+    body, heads = record_model(build_model(ARCHITECTURES[family], DrawnTensors(), SLOTS, max_model_len=64))
+    return [body, *heads.values()]
+
+
+def parameters(family: str) -> dict[str, Parameter]:
+    return {each.name: each for recording in recordings(family) for each in recording.parameters()}
+
+
+def index(shard: Shard, shape: tuple[int, ...], rank: int) -> tuple[slice | list[int], ...]:
+    dimension, slices = shard.slices(shape, rank, RANKS)
+    places = [place for each in slices for place in range(each.start, each.stop)]
+    return (*([slice(None)] * dimension), places)
+
+
+def part(parameter: Parameter, rank: int) -> FloatArray:
+    return values(parameter)[index(parameter.shard, parameter.shape, rank)]
+
+
+@families
+def test_every_parameter_has_its_rule(family: str) -> None:
+    found = parameters(family)
+    assert set(found) >= set(required_tensors(ARCHITECTURES[family]))
+    for name, parameter in found.items():
+        rules = (rule for endings, rule in RULES.items() if name.endswith(tuple(endings)))
+        assert parameter.shard.kind == next(rules, "replicated"), name
+
+
+@families
+def test_two_ranks_parts_make_the_whole(family: str) -> None:
+    for name, parameter in parameters(family).items():
+        whole, times = np.zeros(parameter.shape, np.float32), np.zeros(parameter.shape, int)
+        for rank in range(RANKS):
+            whole[index(parameter.shard, parameter.shape, rank)] = part(parameter, rank)
+            times[index(parameter.shard, parameter.shape, rank)] += 1
+        assert np.array_equal(whole, values(parameter)), name
+        assert (times == (RANKS if parameter.shard.kind == "replicated" else 1)).all(), name
+
+
+@families
+def test_two_ranks_compute_what_one_does(family: str) -> None:
+    """Each layer's halves: outputs by a column rule are the inputs that the row rule after it reads."""
+    a = ARCHITECTURES[family]
+    instructions = [each for recording in recordings(family) for each in recording.instructions]
+    linears = [each.arguments["weight"] for each in instructions if each.op == "linear"]
+    pairs = [(first, second) for first, second in pairwise(linears) if rule(second) == "row"]
+    x = np.random.default_rng(0).standard_normal((3, a.hidden_size))
+    for first, second in pairs:
+        width = second.in_features
+        kept = slice(0, width) if rule(first) == "heads" else slice(None)  # queries; keys and values are cached
+        whole = halve(x @ stacked(first).T, width, kept) @ stacked(second).T
+        ranks = [
+            halve(x @ stacked(first, rank).T, width // RANKS, slice(0, width // RANKS) if kept.stop else kept)
+            @ stacked(second, rank).T
+            for rank in range(RANKS)
+        ]
+        np.testing.assert_allclose(sum(ranks), whole, rtol=1e-6, atol=1e-6)
+    assert len(pairs) == 2 * a.num_layers
+
+
+def rule(linear: Linear) -> str:
+    (kind,) = {part.shard.kind for part in linear.parts}
+    return kind
+
+
+def stacked(linear: Linear, rank: int | None = None) -> np.ndarray:
+    parts = [values(each) if rank is None else part(each, rank) for each in linear.parts]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def halve(x: np.ndarray, width: int, kept: slice) -> np.ndarray:
+    """The columns kept; of a gate and its values, their product."""
+    x = x[:, kept]
+    return x[:, :width] * x[:, width:] if x.shape[1] == 2 * width else x
+
+
+def test_ranks_that_share_a_key_head_each_have_it() -> None:
+    shard = Shard.heads(8, 2)
+    assert [shard.slices((2 * 16, 64), rank, 4)[1] for rank in range(4)] == [
+        (slice(0, 16),), (slice(0, 16),), (slice(16, 32),), (slice(16, 32),)
+    ]  # fmt: skip
+
+
+def test_scales_are_shared_as_their_matrix_is() -> None:
+    rows, columns = Shard.rows(256), Shard.columns(64, 2)
+    assert rows.slices((512, 256 // 32), 1, 2) == (1, (slice(4, 8),)), "a scale for 32 columns"
+    assert columns.slices((64, 1), 1, 2) == (0, (slice(16, 32), slice(48, 64))), "a scale for a row"
+    with pytest.raises(AssertionError, match="no border"):
+        rows.slices((512, 1), 0, 2)
+
+
+def test_experts_are_shared_whole() -> None:
+    assert Shard("experts", 8, (8,)).slices((8, 32, 16), 1, 2) == (0, (slice(4, 8),))
