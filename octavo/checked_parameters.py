@@ -1,6 +1,6 @@
 """Parameters of a request: declared once, with what they mean and may be, and checked when one is given.
 
-    min_p: float = parameter(0.0, "Choose among ...", low=0.0, high=1.0, does="filters", known_as={"ollama": "min_p"})
+    sharpness: float = parameter(1.0, "Above 1, likely tokens become likelier.", low=0.0, high=9.0, does="edits")
 
 Whoever lists parameters reads the declarations: the bodies that a server takes and their schema, the flags of the
 command line, what a model's files recommend, the columns that tokens are drawn by.

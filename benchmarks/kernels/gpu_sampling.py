@@ -9,6 +9,7 @@ keeps about a hundred thousand tokens: the slow path of `draw.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,34 +20,29 @@ from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.kernels.triton.sampling.logits_scan import LogitsScan
 from octavo.kernels.triton.sampling.logprobs import top_logprobs
-from octavo.sampling.columns import FloatArray, SamplingBatch
+from octavo.sampling.columns import COLUMNS, NUMBERS, RAGGED, SamplingBatch
+from octavo.sampling_params import SamplingParams, parameters_that
 
 VOCAB = 151936
 CUDA = torch.device("cuda")
 
 
-def device_batch(
-    num: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, history: int = 0
-) -> DeviceSamplingBatch:
+def device_batch(num: int, history: int = 0, **given: float) -> DeviceSamplingBatch:
     rng = np.random.default_rng(0)
-
-    def floats(value: float) -> FloatArray:
-        return np.full(num, value, np.float32)
-
-    no_ids, no_offsets = np.zeros(1, np.int32), np.zeros(num + 1, np.int32)
-    penalty = 0.1 if history else 0.0
-    tokens = rng.integers(0, VOCAB, num * history)
-    batch = SamplingBatch(
-        logits_rows=np.arange(num, dtype=np.int32), temperature=floats(temperature), top_p=floats(top_p),
-        top_k=np.full(num, top_k, np.int32), min_p=floats(min_p), presence_penalty=floats(penalty),
-        frequency_penalty=floats(penalty), repetition_penalty=floats(1 + penalty),
-        seeds=rng.integers(0, 1 << 62, num, dtype=np.uint64), sample_indices=np.zeros(num, np.int32),
-        positions=rng.integers(0, 1000, num).astype(np.int32), history=tokens.astype(np.int32),
-        history_offsets=(np.arange(num + 1) * history).astype(np.int32),
-        prompt_lens=np.full(num, history // 2, np.int32), allowed=no_ids, allowed_offsets=no_offsets, banned=no_ids,
-        banned_offsets=no_offsets, bias_ids=no_ids, bias_values=floats(0), bias_offsets=no_offsets,
-    )  # fmt: skip
-    return DeviceSamplingBatch.of(batch, lambda arrays: [torch.as_tensor(one, device=CUDA) for one in arrays])
+    given |= dict.fromkeys(parameters_that("edits"), 0.9) if history else {}
+    neutral = SamplingParams()
+    columns: dict[str, Any] = {
+        name: np.full(num, given.get(name, getattr(neutral, name, 0)), dtype) for name, dtype in NUMBERS.items()
+    }
+    columns |= {"logits_rows": np.arange(num, dtype=np.int32), "prompt_lens": np.full(num, history // 2, np.int32)}
+    columns |= {"seeds": rng.integers(0, 1 << 62, num, dtype=np.uint64), "positions": rng.integers(0, 1000, num)}
+    columns |= {name: np.zeros(1, COLUMNS[name]) for name in RAGGED}
+    columns |= dict.fromkeys(RAGGED.values(), np.zeros(num + 1, np.int32))
+    columns["history"] = rng.integers(0, VOCAB, max(1, num * history)).astype(np.int32)
+    columns["history_offsets"] = (np.arange(num + 1) * history).astype(np.int32)
+    return DeviceSamplingBatch.of(
+        SamplingBatch(**columns), lambda arrays: [torch.as_tensor(one, device=CUDA) for one in arrays]
+    )
 
 
 def logits_of(kind: str, num: int, dtype: torch.dtype) -> torch.Tensor:
@@ -61,7 +57,7 @@ def time_us(num: int, dtype: torch.dtype, kind: str, columns: dict[str, float]) 
     batch = device_batch(num, **columns)  # type: ignore[arg-type]
     workspace = SamplingWorkspace.allocate(num, VOCAB, CUDA, edits="history" in columns)
     tokens = torch.empty(num, dtype=torch.int32, device=CUDA)
-    has_filters = any(name in columns for name in ("top_k", "top_p", "min_p"))
+    has_filters = any(name in columns for name in parameters_that("filters"))
 
     def call(logits: torch.Tensor) -> Callable[[], None]:
         return lambda: sample(

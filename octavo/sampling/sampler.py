@@ -4,7 +4,7 @@ A sequence's parameters are written once, into the columns of its permanent row:
 
     column         row 0   row 1   row 2 ...
     temperature      1.0     0.0     0.7         a step's gather is one `take` per column
-    top_p            1.0     1.0     0.9
+    seeds              7       8       7
     ...
     is_special        no      no     yes         only these rows are visited one by one,
                                       └─> SpecialNeeds: penalties, bias, allowed, bad words, min_tokens
@@ -73,7 +73,7 @@ class Sampler:
         return {name: column.take(rows) for name, column in self._columns.items()}
 
     def has_filters(self, rows: IntArray) -> bool:
-        """Whether top_k and the like may cut tokens away in some of these rows."""
+        """Whether filters may cut tokens away in some of these rows."""
         return bool(self._has_filters.take(rows).any())
 
     def has_special(self, rows: IntArray) -> bool:

@@ -93,6 +93,6 @@ def speaks_ollama(path: str) -> bool:
 
 
 def _field_named_first(message: str) -> str | None:
-    """Messages about a field open with its name: "top_p is 1.5, allowed is ..."."""
+    """Messages about a field open with its name: "seed is 1.5, allowed is ..."."""
     name, _, rest = message.partition(" ")
     return name if rest.startswith(("is ", "holds ")) and name.split("[")[0].isidentifier() else None

@@ -14,7 +14,7 @@ from itertools import count
 
 from octavo.kernels.ops import StepLimits
 from octavo.messages import NewRow, StepPlan
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import SamplingParams, parameters_that
 
 #: every small size that is captured by itself, and where kernels change with the number of sequences
 _NUM_DECODES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -32,8 +32,8 @@ _CHUNKS = (
     ([64] * 8, 120),
 )
 _PLAIN, _FILTERED = SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_p=0.9)
-_EDITED = SamplingParams(temperature=1.0, presence_penalty=0.5, logprobs=1)
-_BOTH = SamplingParams(temperature=1.0, presence_penalty=0.5, top_p=0.9)
+_BOTH = _FILTERED.replace(**dict.fromkeys(parameters_that("edits"), 0.5))
+_EDITED = _BOTH.replace(**parameters_that("filters"), logprobs=1)
 
 
 def warm_up_plans(limits: StepLimits, times: int = 2) -> Iterator[StepPlan]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from tests.gpu.device import DEVICE, ON_GPU
 
-from octavo.sampling.columns import SamplingBatch  # isort: skip
+from octavo.sampling.columns import NUMBERS, SamplingBatch  # isort: skip
+from octavo.sampling_params import SamplingParams  # isort: skip
 from octavo.kernels.reference.logprobs import top_logprobs as reference_logprobs  # isort: skip
 from octavo.kernels.reference.random import uniform  # isort: skip
 from octavo.kernels.reference.sampling import (  # isort: skip
@@ -35,15 +36,6 @@ NUM = 64 if ON_GPU else 4
 def make_batch(num: int = NUM, **columns: object) -> SamplingBatch:
     """Entries that differ in seed and position only, but for the columns given: a value for all, or one each."""
     rng = np.random.default_rng(num)
-    floats = {
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "min_p": 0.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "repetition_penalty": 1.0,
-    }
-    ints = {"top_k": 0, "sample_indices": 0, "prompt_lens": 0}
     runs = {
         "history": np.int32,
         "allowed": np.int32,
@@ -56,10 +48,10 @@ def make_batch(num: int = NUM, **columns: object) -> SamplingBatch:
         "positions": rng.integers(0, 1 << 30, num).astype(np.int32),
         "seeds": rng.integers(0, 1 << 64, num, dtype=np.uint64),
     }
-    for name, default in floats.items():
-        made[name] = np.broadcast_to(np.float32(columns.pop(name, default)), num).copy()
-    for name, number in ints.items():
-        made[name] = np.broadcast_to(np.int32(columns.pop(name, number)), num).copy()
+    for name, dtype in NUMBERS.items():
+        if name not in made:
+            value = columns.pop(name, getattr(SamplingParams(), name, 0))
+            made[name] = np.broadcast_to(np.asarray(value, dtype), num).copy()
     for name, dtype in runs.items():
         lists = columns.pop(name, [[]] * num)
         made[name] = np.concatenate([np.asarray(run, dtype) for run in lists])

@@ -22,7 +22,8 @@ from octavo.kernels.cpu import sampling as cpu
 from octavo.kernels.ops import FloatArray, IntArray
 from octavo.kernels.reference import sampling as reference
 from octavo.kernels.reference.random import uniform
-from octavo.sampling.columns import SamplingBatch
+from octavo.sampling.columns import NUMBERS, SamplingBatch
+from octavo.sampling_params import SamplingParams
 
 CSRC = Path(__file__).parents[2] / "csrc"
 SOURCES = [CSRC / "cpu" / "sampling.cpp", CSRC / "cpu" / "thread_pool.cpp", CSRC / "bindings" / "sampling.cpp"]
@@ -72,24 +73,12 @@ def kernel(request: pytest.FixtureRequest, build: Callable[[str], Sample]) -> Sa
 def make_batch(num_entries: int, **given: Any) -> SamplingBatch:
     """Neutral parameters but for those given: a scalar or an array for a column, one list per entry (or one list
     for all) for ragged ones. Positions count up, so that every entry draws its own random number."""
-    columns: dict[str, tuple[float, type]] = {
-        "logits_rows": (0, np.int32),
-        "temperature": (1, np.float32),
-        "top_p": (1, np.float32),
-        "top_k": (0, np.int32),
-        "min_p": (0, np.float32),
-        "presence_penalty": (0, np.float32),
-        "frequency_penalty": (0, np.float32),
-        "repetition_penalty": (1, np.float32),
-        "seeds": (1234, np.uint64),
-        "sample_indices": (0, np.int32),
-        "prompt_lens": (0, np.int32),
-    }
-    arrays: dict[str, Any] = {
-        name: np.ascontiguousarray(np.broadcast_to(np.asarray(given.pop(name, value), dtype), num_entries))
-        for name, (value, dtype) in columns.items()
-    }
-    arrays["positions"] = np.asarray(given.pop("positions", np.arange(num_entries)), np.int32)
+    neutral = SamplingParams()
+    given.setdefault("positions", np.arange(num_entries))
+    arrays: dict[str, Any] = {}
+    for name, dtype in NUMBERS.items():
+        value = given.pop(name, 1234 if name == "seeds" else getattr(neutral, name, 0))
+        arrays[name] = np.ascontiguousarray(np.broadcast_to(np.asarray(value, dtype), num_entries))
     for name, dtype in {"history": int, "allowed": int, "banned": int, "bias_ids": int, "bias_values": float}.items():
         runs = given.pop(name, [])
         runs = runs if runs and isinstance(runs[0], (list, np.ndarray)) else [runs] * num_entries

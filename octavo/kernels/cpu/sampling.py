@@ -46,7 +46,7 @@ def _call(
         f"entries read rows of logits that are not among the {num_rows} given"
     )
     logits = np.ascontiguousarray(logits, np.float32)
-    columns = [np.ascontiguousarray(getattr(batch, column), dtype) for column, dtype in _struct(library)]
+    columns = [np.ascontiguousarray(getattr(batch, column), dtype) for column, dtype in struct_columns(library)]
     pointers = (ctypes.c_void_p * len(columns))(*(column.ctypes.data for column in columns))
     code = getattr(library, name)(
         *(pool, _address(logits), ctypes.c_int64(vocab_size), pointers, ctypes.c_int64(num_entries)),
@@ -60,7 +60,7 @@ def _call(
 
 
 @cache
-def _struct(library: ctypes.CDLL) -> tuple[tuple[str, type[np.generic]], ...]:
+def struct_columns(library: ctypes.CDLL) -> tuple[tuple[str, type[np.generic]], ...]:
     """The C struct's pointers, in its order, as the library itself states them, and what each points to."""
     library.octavo_sampling_columns.restype = ctypes.c_char_p
     stated = [line.split() for line in library.octavo_sampling_columns().decode().splitlines()]

@@ -59,8 +59,7 @@ def sample(
     """tokens [N] int32 = one draw per entry from logits [M, V], float32, bfloat16 or float16; -1 where a row holds NaN
     or no token is left.
 
-    has_edits, has_filters: whether any entry of the batch may have edits, or top_k, top_p or min_p; False saves
-    kernels.
+    has_edits, has_filters: whether any entry of the batch may have edits, or filters; False saves kernels.
     """
     num_entries, chunks = len(tokens), triton.cdiv(logits.shape[1], CHUNK)
     scan = workspace.scan

@@ -4,7 +4,7 @@
     process      one program an entry: where its filters cut, by the bisection over the whole row that a draw falls back
                  on; then its logits over the temperature, -inf where nothing is kept
 
-A draw cuts by other sums where the best segments hold all that is kept, so a token within about 1e-6 of top_p's
+A draw cuts by other sums where the best segments hold all that is kept, so a token within about 1e-6 of a
 boundary may be drawn and cut here. What was drawn is kept, whatever the sums say.
 """
 
