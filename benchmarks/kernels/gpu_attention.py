@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
+from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import AttentionLayer, KVGroup, KVLayout, RotaryTable
 from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention, join_parts
 from octavo.kernels.triton.attention.hopper_decode import HopperDecode
@@ -96,7 +97,7 @@ def decode_us(
     qkv = torch.randn(len(lens), (num_heads + 2 * kv_heads) * dim, device=CUDA, dtype=BF16)
     out = torch.empty(len(lens), num_heads * dim, device=CUDA, dtype=BF16)
     workspace = DecodeWorkspace.allocate(len(lens), [case.layer], CUDA)
-    transform = HeadTransform.of(case.layer, CUDA)
+    transform = HeadTransform.of(case.layer, DeviceWeights(CUDA, BF16))
 
     def call(table: torch.Tensor) -> None:
         step, start = (qkv, out, case.layer, case.pool, case.plan, workspace), case.step["query_start_loc"]

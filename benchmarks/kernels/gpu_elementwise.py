@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.kernels.gpu_attention import make_case
 from benchmarks.kernels.gpu_timing import Call, graph_time_us, print_machine
+from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.elementwise.embedding import embedding
@@ -22,7 +23,7 @@ def measure(rows: int) -> list[float]:
     table = torch.randn(151936, 1024, device="cuda", dtype=torch.bfloat16)
     index = torch.randint(151936, (rows,), device="cuda", dtype=torch.int32)
     case = make_case([rows + 1], [rows], 16, 8, 128, 1)
-    transform = HeadTransform.of(case.layer, torch.device("cuda"))
+    transform = HeadTransform.of(case.layer, DeviceWeights(torch.device("cuda"), torch.bfloat16))
     qkv = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
     q = torch.empty(rows, 2048, device="cuda", dtype=torch.bfloat16)
     calls: list[Call] = [

@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.kernels.gpu_attention import CUDA, Case, make_case, make_pool
 from benchmarks.kernels.gpu_timing import Call, graph_time_us, print_machine
+from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention
 from octavo.kernels.triton.attention.plan import make_plan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
@@ -56,7 +57,7 @@ class Step:
         self.pools = [self.case.pool]
         for _ in range(shape.layers - 1):
             self.pools.append(make_pool(self.case.layout, self.case.layer))
-        self.transform = HeadTransform.of(self.case.layer, CUDA)
+        self.transform = HeadTransform.of(self.case.layer, DeviceWeights(CUDA, torch.bfloat16))
         self.workspace = DecodeWorkspace.allocate(batch, [self.case.layer], CUDA)
         width = (shape.heads + 2 * shape.kv_heads) * shape.dim
         self.weights = [

@@ -17,6 +17,7 @@ from octavo.kernels.triton.attention.hopper_attention import HopperAttention  # 
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill  # isort: skip
 from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan, target_partition  # isort: skip
+from octavo.kernels.cuda.weights import DeviceWeights  # isort: skip
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write  # isort: skip
 from octavo.kernels.triton.attention.triton_attention import TritonAttention  # isort: skip
 from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
@@ -41,7 +42,7 @@ def run(
     step = DeviceStep(batch.positions, batch.positions, batch.query_start_loc, batch.seq_lens, batch.rows, tables, kind)
     triton = TritonAttention(memory)
     backend = HopperAttention(memory) if hopper else triton
-    transform = HeadTransform.of(layer, DEVICE)
+    transform = HeadTransform.of(layer, DeviceWeights(DEVICE, torch.float32))
     q = torch.empty(num_tokens, layer.num_heads * layer.head_dim, device=DEVICE, dtype=batch.qkv.dtype)
     out = torch.full_like(q, torch.nan)
     triton.plan(step)
@@ -143,7 +144,7 @@ def test_padding_writes_nothing() -> None:
     qkv = torch.full((3, batch.qkv.shape[1]), 7.0, device=DEVICE)
     q = torch.empty(3, batch.layer.num_heads * batch.layer.head_dim, device=DEVICE)
     rotary_kv_write(
-        qkv, q, batch.layer, batch.pool, HeadTransform.of(batch.layer, DEVICE),
+        qkv, q, batch.layer, batch.pool, HeadTransform.of(batch.layer, DeviceWeights(DEVICE, torch.float32)),
         slots=plan.slots[num_tokens:], positions=positions[num_tokens:],
     )  # fmt: skip
     assert torch.equal(batch.raw_pool.nan_to_num(), pool_before.nan_to_num())

@@ -5,30 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from octavo.kernels.ops import KVLayout, StepLimits
-from octavo.models.registry import build_model
+from octavo.kernels.tensor import DType
 from tests.gpu.device import DEVICE
-from tests.models.architectures import ARCHITECTURES, SLOTS
+from tests.models.architectures import ARCHITECTURES
 from tests.models.symbolic import DrawnTensors
-from tests.models.test_parameters import expected
+from tests.models.test_parameters import expected, loading
 
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda.model import TritonModel  # isort: skip
 
 
-def load(family: str) -> TritonModel:
-    a = ARCHITECTURES[family]
-    model = build_model(a, DrawnTensors(), SLOTS, max_model_len=64)
-    kv = KVLayout(0, 16, 2, a.num_kv_heads, a.head_dim, "float32")
-    return TritonModel(
-        model, kv, StepLimits(32, 4, 64, a.vocab_size), "float32", DEVICE, GPU("a GPU", (8, 0), 1 << 34, 1), "triton"
-    )
+def load(family: str, dtype: DType = "F32") -> TritonModel:
+    gpu = GPU("a GPU", (8, 0), 1 << 34, 1)
+    return TritonModel(*loading(family, DrawnTensors(dtype)), "float32", DEVICE, gpu, "triton")
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
-def test_every_name_is_found_with_its_numbers(family: str) -> None:
-    found = load(family).parameters
-    for name, values in expected(family, "F32").items():
+@pytest.mark.parametrize("dtype", ["F32", "Q8_0"])
+def test_every_name_is_found_with_its_numbers(family: str, dtype: DType) -> None:
+    found = load(family, dtype).parameters
+    for name, values in expected(family, dtype).items():
         assert torch.equal(found[name].cpu(), torch.from_numpy(values)), name
 
 

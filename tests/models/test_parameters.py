@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.cpu.weights import PackedRows
 from octavo.kernels.device import Device
-from octavo.kernels.ops import FloatArray, KVLayout, StepLimits
+from octavo.kernels.ops import FloatArray, KVGroup, KVLayout, Model, StepLimits
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.reference.device import ReferenceDevice
-from octavo.kernels.tensor import DType, HostTensor
+from octavo.kernels.tensor import DType, HostTensor, StoredTensor
 from octavo.models.registry import build_model, required_tensors
+from octavo.models.weights import TensorSource
 from tests.models.architectures import ARCHITECTURES, SLOTS
 from tests.models.symbolic import DrawnTensors
 
@@ -23,11 +25,15 @@ families = pytest.mark.parametrize("family", ARCHITECTURES)
 dtypes = pytest.mark.parametrize("dtype", ["F32", "Q8_0"])
 
 
-def load(device: Device, family: str, dtype: DType) -> Mapping[str, Any]:
+def loading(family: str, source: TensorSource) -> tuple[Model, KVLayout, StepLimits]:
     a = ARCHITECTURES[family]
-    model = build_model(a, DrawnTensors(dtype), SLOTS, max_model_len=64)
-    kv = KVLayout(0, 16, 2, a.num_kv_heads, a.head_dim, "float32")
-    return device.load(model, kv, StepLimits(32, 4, 64, a.vocab_size), "float32").parameters
+    groups = tuple(KVGroup(num_layers, a.num_kv_heads, a.head_dim) for num_layers in (2, 1))
+    model = build_model(a, source, SLOTS, max_model_len=64)
+    return model, KVLayout(0, 16, groups, "float32"), StepLimits(32, 4, 64, a.vocab_size)
+
+
+def load(device: Device, family: str, dtype: DType) -> Mapping[str, Any]:
+    return device.load(*loading(family, DrawnTensors(dtype)), "float32").parameters
 
 
 def expected(family: str, dtype: DType) -> dict[str, FloatArray]:
@@ -69,3 +75,25 @@ def test_what_is_found_cannot_be_replaced() -> None:
     found = load(ReferenceDevice(), "llama", "F32")
     with pytest.raises(TypeError):
         found["model.norm.weight"] = found["lm_head.weight"]  # type: ignore[index]
+
+
+def test_a_matrix_is_let_go_once_it_is_packed() -> None:
+    """Weights that are made as they are read, converted ones say, are never all there at once."""
+    alive, most = dict[int, str](), 0
+
+    class Tensors(DrawnTensors):
+        def take(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+            return StoredTensor("F32", shape, lambda: self.read(name, shape))
+
+        def read(self, name: str, shape: tuple[int, ...]) -> HostTensor:
+            nonlocal most
+            tensor = super().read(name, shape)
+            alive[id(tensor)] = name
+            weakref.finalize(tensor.data.base, alive.pop, id(tensor))
+            most = max(most, sum("_proj" in name for name in alive.values()))
+            return tensor
+
+    loaded = CpuDevice(1).load(*loading("llama", Tensors()), "float32")
+    assert most == 3, "queries, keys and values"
+    assert not any("_proj" in name for name in alive.values())
+    assert "model.layers.2.mlp.down_proj.weight" in loaded.parameters

@@ -197,7 +197,8 @@ class Program:
         return lambda step, x, out: elementwise.gated_activation(x, kind, out, chained=self._around.gpu.chains)
 
     def _rotary_kv_write(self, layer: AttentionLayer) -> Launch:
-        transform, chained, memory = self._transform(layer), self._around.gpu.chains, self._around.memory
+        transform = HeadTransform.of(layer, self._around.weights)
+        chained, memory = self._around.gpu.chains, self._around.memory
         plan, pools = memory.plan_of(layer), memory.pools
 
         def launch(step: DeviceStep, qkv: torch.Tensor, q: torch.Tensor) -> None:
@@ -220,23 +221,7 @@ class Program:
         return launch
 
     def _attention(self, layer: AttentionLayer) -> Launch:
-        return self._around.attention.decode(layer, self._transform(layer))
-
-    def _transform(self, layer: AttentionLayer) -> HeadTransform:
-        """A layer's head norms and angles; layers with one rotary table share its upload."""
-        assert (layer.q_norm is None) == (layer.k_norm is None), "query and key heads are normed together or not at all"
-        weights = self._around.weights
-        nothing = torch.zeros(1, device=weights.device)
-        cos, sin = (nothing, nothing) if layer.rotary is None else weights.rotary(layer.rotary)
-        return HeadTransform(
-            q_norm=nothing if layer.q_norm is None else weights.vector(layer.q_norm),
-            k_norm=nothing if layer.k_norm is None else weights.vector(layer.k_norm),
-            cos=cos,
-            sin=sin,
-            rotary_dim=0 if layer.rotary is None else layer.rotary.rotary_dim,
-            has_norm=layer.q_norm is not None,
-            eps=layer.norm_eps,
-        )
+        return self._around.attention.decode(layer, HeadTransform.of(layer, self._around.weights))
 
 
 def _library_linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None) -> None:

@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.reference.dequantize import values
 from octavo.kernels.triton.attention.kv_pool import LayerPool
 from octavo.kernels.triton.chain import wait_for_previous
 
@@ -34,23 +34,19 @@ class HeadTransform:
     eps: float
 
     @classmethod
-    def of(cls, layer: AttentionLayer, device: torch.device) -> HeadTransform:
-        """Upload a layer's norms and angles. Layers with one rotary table should share one transform's angles."""
-
-        def upload(array: object) -> torch.Tensor:
-            return torch.zeros(1, device=device) if array is None else torch.as_tensor(array, device=device)
-
-        norms = [None if norm is None else values(norm) for norm in (layer.q_norm, layer.k_norm)]
-        table = layer.rotary
+    def of(cls, layer: AttentionLayer, weights: DeviceWeights) -> HeadTransform:
+        """A layer's norms and angles; layers with one rotary table share its upload."""
         assert (layer.q_norm is None) == (layer.k_norm is None), "query and key heads are normed together or not at all"
+        nothing = torch.zeros(1, device=weights.device)
+        cos, sin = (nothing, nothing) if layer.rotary is None else weights.rotary(layer.rotary)
         return cls(
-            upload(norms[0]),
-            upload(norms[1]),
-            upload(table.cos if table else None),
-            upload(table.sin if table else None),
-            table.rotary_dim if table else 0,
-            layer.q_norm is not None,
-            layer.norm_eps,
+            q_norm=nothing if layer.q_norm is None else weights.vector(layer.q_norm),
+            k_norm=nothing if layer.k_norm is None else weights.vector(layer.k_norm),
+            cos=cos,
+            sin=sin,
+            rotary_dim=0 if layer.rotary is None else layer.rotary.rotary_dim,
+            has_norm=layer.q_norm is not None,
+            eps=layer.norm_eps,
         )
 
     @classmethod
