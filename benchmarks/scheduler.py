@@ -26,7 +26,7 @@ BLOCK_SIZE = 16
 
 def instant_result(plan: StepPlan) -> StepResult:
     """A worker that takes no time and always draws the same token."""
-    return StepResult(plan.step_id, [7] * len(plan.sample_rows))
+    return StepResult(plan.step_id, [7] * len(plan.num_draws))
 
 
 def measure(num_seqs: int, num_steps: int, groups: tuple[CacheGroup, ...], event_log_size: int) -> tuple[float, float]:

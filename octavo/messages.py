@@ -8,6 +8,7 @@ it gets its row; the tokens sampled afterwards are the worker's own and never tr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 from octavo.sampling_params import SamplingParams
@@ -49,12 +50,14 @@ class BlockWrite:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step, decided. Applied in this order: freed, new, writes, forks, copies, compute, sample.
+    """One step, decided. Applied in this order: freed, new, writes, forks, copies, compute, draw.
 
-    Entry i of rows, num_computed_tokens and num_scheduled_tokens is one sequence of the step: compute its
-    tokens num_computed_tokens[i] .. + num_scheduled_tokens[i] - 1. Entry j of sample_rows is one token to
-    draw, from the logits after the last scheduled token of entry sample_sources[j]: its own, or, for a
-    fork, its parent's. prompt_logprobs lists entries i whose prompt positions want log-probabilities.
+    Entry i of `rows` and of the columns after it is one sequence of the step: compute its num_scheduled_tokens[i]
+    tokens from position num_computed_tokens[i] on, make logits of the last num_logits[i] of them, and draw a token from
+    each of the last num_draws[i] rows of logits. A chunk in the middle of a prompt draws none, a decode draws one.
+    Fork f is entry len(rows) + f of num_draws alone: it draws from its parent's logits.
+    spec_token_ids: by entry, guesses at its next tokens, which are the last ones it computes; one that has n of them
+    draws n + 1. prompt_logprobs: entries whose prompt positions want log-probabilities.
     """
 
     step_id: int
@@ -66,8 +69,9 @@ class StepPlan:
     rows: list[int] = field(default_factory=list)
     num_computed_tokens: list[int] = field(default_factory=list)
     num_scheduled_tokens: list[int] = field(default_factory=list)
-    sample_rows: list[int] = field(default_factory=list)
-    sample_sources: list[int] = field(default_factory=list)
+    num_logits: list[int] = field(default_factory=list)
+    num_draws: list[int] = field(default_factory=list)
+    spec_token_ids: dict[int, list[int]] = field(default_factory=dict)
     prompt_logprobs: list[int] = field(default_factory=list)
 
     @property
@@ -89,14 +93,28 @@ class LogprobRow:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step produced. sampled_token_ids[j] belongs to plan.sample_rows[j]; -1 means that entry's
-    logits were NaN or left no token to draw. logprobs: j -> row, where asked for. prompt_logprobs:
-    entry i -> one row per scheduled token, for the prompt token that follows it."""
+    """What a step produced: for each entry of plan.num_draws a run, the tokens that its row has kept.
+
+    Run i is sampled_token_ids[offsets[i] : offsets[i + 1]]; no offsets: each run is one token, as in a step of decodes.
+    A run is as long as it is: longer than one where guesses were right or tokens are forced, empty where nothing was
+    drawn, or where the row had got other tokens than the plan was made for. -1 ends a run where the logits were NaN or
+    left no token to draw.
+    logprobs: by run, a row for each token that was drawn, where asked for. prompt_logprobs: by entry, a row for each
+    scheduled token, of the prompt token that follows it.
+    """
 
     step_id: int
     sampled_token_ids: list[int]
-    logprobs: dict[int, LogprobRow] = field(default_factory=dict)
+    offsets: list[int] = field(default_factory=list)
+    logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> list[list[int]]:
+        token_ids, offsets = self.sampled_token_ids, self.offsets
+        if not offsets:
+            return [[token_id] for token_id in token_ids]
+        return [token_ids[start:end] for start, end in pairwise(offsets)]
 
 
 class PendingStep(Protocol):

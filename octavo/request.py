@@ -37,6 +37,8 @@ class Sequence:
     num_computed_tokens: how many of them have keys and values in the cache. A sequence whose every token
     but the last is computed is decoding; there is no other notion of phase.
     num_pending: tokens that steps in flight are drawing: their positions are planned before they are known.
+    spec_token_ids: guesses at its next tokens. The step that computes them keeps as many as it draws itself, and one
+    more; until then nobody knows where the sequence goes on, so it sits out.
     expected_len: how many tokens, prompt and output, it was expected to end with when it last started.
     row: its permanent row in the worker while running, else -1.
     """
@@ -47,6 +49,7 @@ class Sequence:
     token_ids: list[int]
     num_computed_tokens: int = 0
     num_pending: int = 0
+    spec_token_ids: list[int] = field(default_factory=list)
     expected_len: int = 0
     state: SequenceState = SequenceState.WAITING
     row: int = -1

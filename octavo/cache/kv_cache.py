@@ -113,13 +113,13 @@ class KVCache:
         tables = self.tables[sequence.sequence_id]
         start = sequence.num_computed_tokens
         self._give_back_behind_window(tables, sequence)
-        num_new = -(-(start + num_tokens) // self.block_size) - tables.num_blocks
+        num_new = max(0, -(-(start + num_tokens) // self.block_size) - tables.num_blocks)
         shared = self._shared_groups(tables, start)
         if num_new * len(self.groups) + len(shared) > self.pool.num_available:
             return False
         for group in shared:
             self._copy_on_write(tables, sequence, group, start // self.block_size)
-        if num_new > 0:
+        if num_new:
             for group, table in enumerate(tables.block_ids):
                 fresh = self.pool.take(num_new)
                 self._write(sequence, group, len(table), fresh)
@@ -127,6 +127,22 @@ class KVCache:
                 self._journal.given(sequence.sequence_id, group, fresh)
         tables.room = tables.num_blocks * self.block_size
         self._publish(tables, sequence, start + num_tokens)
+        return True
+
+    def rewind(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Count no more than `num_tokens` tokens as computed: beyond them, other tokens came than were computed. Blocks
+        there stay the sequence's own, to be written again; it must ask before it does. False: a window has passed what
+        it would read from there."""
+        if sequence.num_computed_tokens <= num_tokens:
+            return True
+        sequence.num_computed_tokens = num_tokens
+        tables, size = self.tables[sequence.sequence_id], self.block_size
+        for group, first in zip(self.groups, tables.first_visible, strict=True):
+            if first > group.first_visible_block(num_tokens, size):
+                return False
+        tables.room = min(tables.room, num_tokens)
+        tables.num_published = min(tables.num_published, num_tokens // size)
+        tables.num_found = min(tables.num_found, tables.num_published)
         return True
 
     def fork(self, parent: Sequence, child: Sequence) -> None:

@@ -78,16 +78,31 @@ class SequenceText:
     def extend(self, update: SequenceUpdate) -> str | None:
         if self.finish_reason is not None:
             return None
-        if update.logprobs is not None and self._logprobs is not None:
-            add_row(self._logprobs, update.logprobs, self._tokenizer)
-            self._cumulative_logprob = (self._cumulative_logprob or 0.0) + update.logprobs.logprobs[0]
-        self._token_ids += update.token_ids
-        stop = self._grow_text(update.token_ids, update.sequence.finish_reason)
+        num_before, token_ids = len(self._token_ids), update.token_ids
+        if len(token_ids) > 1 and self._stops:
+            stop = self._grow_by_token(token_ids, update.sequence.finish_reason)
+        else:
+            self._token_ids += token_ids
+            stop = self._grow_text(token_ids, update.sequence.finish_reason)
+        if update.logprobs and self._logprobs is not None:
+            for row in update.logprobs[: len(self._token_ids) - num_before]:
+                add_row(self._logprobs, row, self._tokenizer)
+                self._cumulative_logprob = (self._cumulative_logprob or 0.0) + row.logprobs[0]
         if stop is not None:
             self.finish_reason, self._stop_reason = "stop", stop
         else:
             self.end_with(update.sequence)
         return stop
+
+    def _grow_by_token(self, token_ids: list[int], finish_reason: FinishReason | None) -> str | None:
+        """Add the new tokens up to the one that completes a stop string, as if they had come one by one."""
+        last = len(token_ids) - 1
+        for index, token_id in enumerate(token_ids):
+            self._token_ids.append(token_id)
+            stop = self._grow_text([token_id], finish_reason if index == last else None)
+            if stop is not None:
+                return stop
+        return None
 
     def _grow_text(self, shown: list[int], finish_reason: FinishReason | None) -> str | None:
         """Add the new tokens' text; cut at the first stop string. A stop token's own text is left out unless

@@ -27,7 +27,7 @@ def is_plain(update: SequenceUpdate, live: Live) -> bool:
     sequence = update.sequence
     return (
         sequence.finish_reason is None
-        and update.logprobs is None
+        and not update.logprobs
         and len(update.token_ids) == 1
         and not update.prompt_logprobs
         and live.num_announced == len(sequence.request.sequences)

@@ -110,7 +110,7 @@ class SequenceNews(msgspec.Struct, array_like=True):
     num_sequences: int
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-    logprobs: LogprobRow | None = None
+    logprobs: list[LogprobRow] = []
     prompt_logprobs: list[PackedRows] = []
     num_cached_tokens: int = 0
     num_preemptions: int = 0

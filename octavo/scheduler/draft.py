@@ -10,10 +10,11 @@ from octavo.request import Sequence, SequenceId
 
 @dataclass(slots=True, eq=False)
 class PlanDraft:
-    """Entry i of the first columns is one sequence of the step; entry j of the sample columns one draw.
+    """The columns of a plan (messages.py), and who is behind them.
 
-    granted, sampled: the sequences behind rows and sample_rows. granted_ids: of the first, once they are written
-    down. num_preempted: sequences that found no blocks while this plan was made; num_gave_way: those that lost their
+    granted: the sequences behind rows; with those that fork, all `drawing`. granted_ids: of the first, once they are
+    written down. outdated: those of them that have got other tokens than this plan was made for: it brings them
+    nothing. num_preempted: sequences that found no blocks while this plan was made; num_gave_way: those that lost their
     place to a better one. growth, joining_growth: tokens that the running, and those who join them, are expected to
     still take; the first is known once somebody asked to start.
     """
@@ -22,29 +23,33 @@ class PlanDraft:
     rows: list[int] = field(default_factory=list)
     num_computed_tokens: list[int] = field(default_factory=list)
     num_scheduled_tokens: list[int] = field(default_factory=list)
-    sampled: list[Sequence] = field(default_factory=list)
-    sample_rows: list[int] = field(default_factory=list)
-    sample_sources: list[int] = field(default_factory=list)
+    num_logits: list[int] = field(default_factory=list)
+    num_draws: list[int] = field(default_factory=list)
+    spec_token_ids: dict[int, list[int]] = field(default_factory=dict)
     new_rows: list[NewRow] = field(default_factory=list)
     fork_rows: list[ForkRow] = field(default_factory=list)
     joining: list[Sequence] = field(default_factory=list)
+    forked: list[Sequence] = field(default_factory=list)
+    outdated: set[Sequence] = field(default_factory=set)
     granted_ids: tuple[SequenceId, ...] = ()
     num_preempted: int = 0
     num_gave_way: int = 0
     growth: int | None = None
     joining_growth: int = 0
 
-    def grant(self, sequence: Sequence, num_tokens: int, is_last: bool) -> None:
-        """Compute `num_tokens` more of a sequence; if its last known token is among them, draw the next one."""
-        row = sequence.row
-        if is_last:
-            self.sampled.append(sequence)
-            self.sample_rows.append(row)
-            self.sample_sources.append(len(self.rows))
+    @property
+    def drawing(self) -> list[Sequence]:
+        """The sequences behind num_draws."""
+        return self.granted + self.forked if self.forked else self.granted
+
+    def grant(self, sequence: Sequence, num_tokens: int, num_logits: int) -> None:
+        """Compute `num_tokens` more of a sequence, and draw from the last `num_logits` of them, if it wants tokens."""
         self.granted.append(sequence)
-        self.rows.append(row)
+        self.rows.append(sequence.row)
         self.num_computed_tokens.append(sequence.num_computed_tokens)
         self.num_scheduled_tokens.append(num_tokens)
+        self.num_logits.append(num_logits)
+        self.num_draws.append(num_logits if sequence.request.max_output_tokens else 0)
 
     def enter(self, sequence: Sequence) -> None:
         """A sequence takes its row with all its tokens so far."""
@@ -66,10 +71,9 @@ class PlanDraft:
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """A child takes its row as a copy of its parent's, and draws from the parent's logits."""
         self.joining.append(child)
+        self.forked.append(child)
         self.fork_rows.append(ForkRow(child.row, parent.row, child.index))
-        self.sampled.append(child)
-        self.sample_rows.append(child.row)
-        self.sample_sources.append(self.rows.index(parent.row))
+        self.num_draws.append(self.num_draws[self.rows.index(parent.row)])
 
     def seal(
         self,
@@ -91,7 +95,8 @@ class PlanDraft:
             rows=self.rows,
             num_computed_tokens=self.num_computed_tokens,
             num_scheduled_tokens=self.num_scheduled_tokens,
-            sample_rows=self.sample_rows,
-            sample_sources=self.sample_sources,
+            num_logits=self.num_logits,
+            num_draws=self.num_draws,
+            spec_token_ids=self.spec_token_ids,
             prompt_logprobs=prompt_logprobs,
         )

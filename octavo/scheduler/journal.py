@@ -66,10 +66,10 @@ class SchedulerJournal:
             self._events.write(Scheduled(self._clock(), plan.step_id, *columns, num_waiting, num_free_blocks))
 
     def sampled(self, draft: PlanDraft, result: StepResult, updates: Collection[SequenceUpdate]) -> None:
-        """Mostly everyone in the step drew a token that counts; then the ids are those of its Scheduled."""
+        """Mostly everyone in the step got one token that counts; then the ids are those of its Scheduled."""
         if not self._events.is_on:
             return
-        everyone_drew = len(updates) == len(draft.granted) and draft.sampled == draft.granted
+        everyone_drew = len(updates) == len(result.sampled_token_ids) == len(draft.granted) and not result.offsets
         if everyone_drew and draft.granted_ids and NO_TOKEN not in result.sampled_token_ids:
             ids, num_tokens = draft.granted_ids, len(draft.granted_ids)
         else:

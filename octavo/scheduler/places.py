@@ -92,6 +92,7 @@ class Places:
         self._cache.free(sequence, "preempted")
         self._stand_up(sequence)
         sequence.num_computed_tokens = sequence.num_pending = 0  # a token being drawn will be drawn again, the same
+        sequence.spec_token_ids = []
         sequence.state = SequenceState.WAITING
         sequence.request.num_preemptions += 1
         self.waiting.add(sequence)

@@ -7,8 +7,8 @@ reported    ─ b c                so far; the next chunk may recompute from any
 
 from __future__ import annotations
 
-from octavo.messages import LogprobRow
-from octavo.request import Request, RequestId, Sequence
+from octavo.messages import LogprobRow, StepResult
+from octavo.request import Request, RequestId, Sequence, SequenceState
 from octavo.scheduler.draft import PlanDraft
 
 
@@ -41,7 +41,15 @@ class PromptLogprobs:
             and draft.num_computed_tokens[entry] < sequence.request.num_prompt_tokens - 1
         ]
 
-    def take_fresh(self, sequence: Sequence, start: int, rows: list[LogprobRow]) -> list[LogprobRow]:
+    def take_fresh(self, draft: PlanDraft, result: StepResult) -> dict[Sequence, list[LogprobRow]]:
+        """What a step brought those who still run."""
+        return {
+            sequence: self._fresh(sequence, draft.num_computed_tokens[entry], rows)
+            for entry, rows in result.prompt_logprobs.items()
+            if (sequence := draft.granted[entry]).state is SequenceState.RUNNING
+        }
+
+    def _fresh(self, sequence: Sequence, start: int, rows: list[LogprobRow]) -> list[LogprobRow]:
         """Of the rows of positions `start` onwards, those not reported before."""
         request = sequence.request
         num_reported, num_owed = self._num_reported[request.request_id], request.num_prompt_tokens - 1

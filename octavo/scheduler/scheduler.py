@@ -22,7 +22,7 @@ from collections.abc import Callable
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
-from octavo.messages import LogprobRow, StepPlan, StepResult
+from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
@@ -35,7 +35,7 @@ from octavo.scheduler.places import Places
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
 from octavo.scheduler.quarantine import Quarantine
 from octavo.scheduler.starting import Starting
-from octavo.scheduler.updates import NO_TOKEN, NO_TOKEN_ENDING, Ending, SequenceUpdate, find_ending, is_full
+from octavo.scheduler.updates import SequenceUpdate, is_full, keep_run, num_left_to_draw, num_right
 
 
 class Scheduler:
@@ -140,30 +140,40 @@ class Scheduler:
         if self._places.forking:
             for parent, child in self._places.fork():
                 draft.fork(parent, child)
+                child.num_pending = draft.num_draws[-1]
         return self._seal(draft)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
         """Add what a step drew, and end the sequences that are done."""
         draft = self._in_flight.pop(plan.step_id)
-        prompt_rows = self._fresh_prompt_logprobs(plan, draft, result) if result.prompt_logprobs else {}
-        logprobs, updates, has_ended = result.logprobs, [], False
-        for index, (sequence, token_id) in enumerate(zip(draft.sampled, result.sampled_token_ids, strict=True)):
-            if sequence.state is not SequenceState.RUNNING:
-                continue  # ended or preempted meanwhile
-            sequence.num_pending -= 1
-            end = self._append(sequence, token_id)
+        prompt_rows = self._prompt_logprobs.take_fresh(draft, result) if result.prompt_logprobs else {}
+        outdated, logprobs, max_len = draft.outdated, result.logprobs, self._max_model_len
+        running, updates, has_left = SequenceState.RUNNING, [], False
+        runs = zip(draft.drawing, draft.num_draws, result.runs, strict=True)
+        for index, (sequence, num_draws, run) in enumerate(runs):
+            if sequence.state is not running or (outdated and sequence in outdated):
+                continue  # ended or preempted meanwhile, or went on from elsewhere
+            sequence.num_pending -= num_draws
+            is_as_planned = len(run) == num_draws < 2
+            is_first = sequence.index == 0 and len(sequence.token_ids) == len(sequence.request.prompt_token_ids)
+            end = keep_run(sequence, run, max_len)
+            if is_first and run:
+                self._journal.first_token(sequence)
+            if not is_as_planned:
+                guesses = plan.spec_token_ids.get(index, [])
+                self._go_on_from_kept(sequence, len(guesses) - num_right(guesses, run), has_ended=end is not None)
+                has_left = True
             if end is not None:
                 self._finish(sequence, *end)
-                has_ended = True
+                has_left = True
             rows = prompt_rows.pop(sequence, []) if prompt_rows else []
-            if token_id == NO_TOKEN:
-                updates.append(SequenceUpdate(sequence, [], None, rows))
-            else:
-                updates.append(SequenceUpdate(sequence, [token_id], logprobs.get(index), rows))
-        updates += [SequenceUpdate(sequence, [], None, rows) for sequence, rows in prompt_rows.items()]
+            if run or rows or end is not None:
+                of_run = logprobs[index][: len(run)] if index in logprobs else []
+                updates.append(SequenceUpdate(sequence, run, of_run, rows))
+        updates += [SequenceUpdate(sequence, [], [], rows) for sequence, rows in prompt_rows.items()]
         if self._quarantine:
             self._quarantine.clear(plan, draft.granted)
-        if has_ended:
+        if has_left:
             self._places.drop_ended()
         self._journal.sampled(draft, result, updates)
         return updates
@@ -172,7 +182,7 @@ class Scheduler:
         """The worker could not carry a step out. Who was in it, or in a step planned after it, is computed anew,
         each alone, until it is known whose fault it was; who was alone already ends with it."""
         drafts, self._in_flight = self._in_flight.values(), {}
-        involved = dict.fromkeys(sequence for draft in drafts for sequence in draft.granted + draft.sampled)
+        involved = dict.fromkeys(sequence for draft in drafts for sequence in draft.drawing)
         suspects = [sequence for sequence in involved if sequence.state is SequenceState.RUNNING]
         updates = []
         for sequence in suspects:
@@ -180,7 +190,7 @@ class Scheduler:
                 self._places.preempt(sequence)
             else:
                 self._finish(sequence, "error", reason)
-                updates.append(SequenceUpdate(sequence, [], None, []))
+                updates.append(SequenceUpdate(sequence, [], [], []))
         self._places.drop_ended()
         self._cache.forget()  # what is cached may build on what was never computed
         return updates
@@ -219,16 +229,37 @@ class Scheduler:
         budget = self._budget
         num_computed = sequence.num_computed_tokens
         num_pending = sequence.num_pending
-        num_wanted = len(sequence.token_ids) + num_pending - num_computed
-        if num_pending and is_full(sequence, num_computed + num_wanted, self._max_model_len):
+        num_known = len(sequence.token_ids) + num_pending - num_computed
+        if num_pending and is_full(sequence, num_computed + num_known, self._max_model_len):
             return True  # the token being drawn is its last
-        num_tokens = 1 if num_wanted == 1 else budget.share(num_wanted)
+        if num_pending and sequence.spec_token_ids:
+            return True  # nobody knows yet where it goes on
+        num_tokens = 1 if num_known == 1 else budget.share(num_known)
+        if num_tokens == 0:
+            return True  # nothing but its prompt was wanted
         has_room = num_computed + num_tokens <= self._cache.tables[sequence.sequence_id].room
         if not has_room and not self._make_room(sequence, num_tokens, draft):
             return False
+        num_logits = 1 if num_tokens == num_known else 0
+        if num_logits and sequence.spec_token_ids:
+            num_spec = self._speculate(sequence, num_tokens, draft)
+            num_tokens, num_logits = num_tokens + num_spec, 1 + num_spec
         budget.left -= num_tokens
-        draft.grant(sequence, num_tokens, is_last=num_tokens == num_wanted)
+        draft.grant(sequence, num_tokens, num_logits)
         return True
+
+    def _speculate(self, sequence: Sequence, num_known: int, draft: PlanDraft) -> int:
+        """How many of its guesses a sequence computes behind its known tokens: what its end, the budget and free blocks
+        allow. Nobody is preempted for a guess."""
+        num_left = num_left_to_draw(sequence, self._max_model_len)
+        num_spec = min(len(sequence.spec_token_ids), num_left - 1)
+        num_spec = self._budget.share(num_known + num_spec) - num_known
+        if num_spec and not self._cache.grow(sequence, num_known + num_spec):
+            num_spec = 0
+        sequence.spec_token_ids = sequence.spec_token_ids[:num_spec]
+        if num_spec:
+            draft.spec_token_ids[len(draft.rows)] = sequence.spec_token_ids
+        return num_spec
 
     def _run_suspect(self, draft: PlanDraft) -> None:
         """Nobody else computes in this step, so that a fault in it is one sequence's; others may have to make
@@ -256,8 +287,10 @@ class Scheduler:
 
     def _advance(self, draft: PlanDraft) -> None:
         """Count the step as computed; plans are carried out in order, so later plans may build on it."""
-        for sequence, num_tokens in zip(draft.granted, draft.num_scheduled_tokens, strict=True):
+        columns = draft.granted, draft.num_scheduled_tokens, draft.num_draws
+        for sequence, num_tokens, num_draws in zip(*columns, strict=True):
             sequence.num_computed_tokens += num_tokens
+            sequence.num_pending += num_draws
 
     def _seal(self, draft: PlanDraft) -> StepPlan:
         """The draft as a plan; whoever joined takes their place among the running."""
@@ -272,30 +305,23 @@ class Scheduler:
             prompt_logprobs=self._prompt_logprobs.entries(draft) if self._prompt_logprobs else [],
         )
         self._in_flight[plan.step_id] = draft
-        for sequence in draft.sampled:
-            sequence.num_pending += 1
         self._journal.scheduled(plan, draft, len(places.waiting), self._cache.num_available_blocks)
         return plan
 
     # Parts of update
 
-    def _append(self, sequence: Sequence, token_id: int) -> Ending | None:
-        """A sequence's new token, and whether it is the last. A token that is none spoils nothing but its owner."""
-        if token_id == NO_TOKEN:
-            return NO_TOKEN_ENDING
-        sequence.token_ids.append(token_id)
-        if sequence.index == 0 and sequence.num_output_tokens == 1:
-            self._journal.first_token(sequence)
-        return find_ending(sequence, self._max_model_len)
-
-    def _fresh_prompt_logprobs(
-        self, plan: StepPlan, draft: PlanDraft, result: StepResult
-    ) -> dict[Sequence, list[LogprobRow]]:
-        return {
-            sequence: self._prompt_logprobs.take_fresh(sequence, plan.num_computed_tokens[entry], rows)
-            for entry, rows in result.prompt_logprobs.items()
-            if (sequence := draft.granted[entry]).state is SequenceState.RUNNING
-        }
+    def _go_on_from_kept(self, sequence: Sequence, num_wrong: int, has_ended: bool) -> None:
+        """A sequence got more or fewer tokens than planned: it goes on from what it has kept, and what is in flight for
+        it brings it nothing. num_wrong: guesses that were computed in vain. One that would go on from where a window
+        has passed starts anew."""
+        sequence.spec_token_ids = []
+        if sequence.num_pending:
+            sequence.num_pending = 0
+            for later in self._in_flight.values():
+                later.outdated.add(sequence)
+        num_computed = min(sequence.num_computed_tokens - num_wrong, sequence.num_tokens - 1)
+        if not self._cache.rewind(sequence, num_computed) and not has_ended:
+            self._places.preempt(sequence)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None) -> None:
         has_request_ended = self._places.end(sequence, reason, stop_reason)

@@ -128,4 +128,4 @@ class Starting:
         self._budget.left -= num_tokens
         draft.joining_growth += self._growth.of(sequence) + sequence.num_tokens - match.num_tokens - num_tokens
         draft.enter(sequence)
-        draft.grant(sequence, num_tokens, is_last=match.num_tokens + num_tokens == sequence.num_tokens)
+        draft.grant(sequence, num_tokens, num_logits=int(match.num_tokens + num_tokens == sequence.num_tokens))

@@ -27,13 +27,40 @@ NO_TOKEN_ENDING: Ending = (
 class SequenceUpdate(NamedTuple):
     """What one step brought one sequence; whether it ended is written on the sequence.
 
-    logprobs: of the new token. prompt_logprobs: of the next prompt tokens, each position once.
+    token_ids: those it has kept. logprobs: of these, where asked for. prompt_logprobs: of the next prompt tokens, each
+    position once.
     """
 
     sequence: Sequence
     token_ids: list[int]
-    logprobs: LogprobRow | None
+    logprobs: list[LogprobRow]
     prompt_logprobs: list[LogprobRow]
+
+
+def keep_run(sequence: Sequence, run: list[int], max_model_len: int) -> Ending | None:
+    """Append a run's tokens, up to one that ends the sequence: what follows that is dropped from the run."""
+    token_ids = sequence.token_ids
+    num_before = len(token_ids)
+    for token_id in run:
+        if token_id == NO_TOKEN:
+            ending: Ending | None = NO_TOKEN_ENDING
+        else:
+            token_ids.append(token_id)
+            ending = find_ending(sequence, max_model_len)
+        if ending is not None:
+            del run[len(token_ids) - num_before :]
+            return ending
+    if not run and sequence.num_computed_tokens == len(token_ids) and is_full(sequence, len(token_ids), max_model_len):
+        return "length", None  # nothing but its prompt was to be computed
+    return None
+
+
+def num_right(guesses: list[int], run: list[int]) -> int:
+    """How many of the guesses at a run's tokens were right, from the first on."""
+    for place, (guess, token_id) in enumerate(zip(guesses, run, strict=False)):
+        if guess != token_id:
+            return place
+    return min(len(guesses), len(run))
 
 
 def find_ending(sequence: Sequence, max_model_len: int) -> Ending | None:
@@ -54,3 +81,9 @@ def is_full(sequence: Sequence, num_tokens: int, max_model_len: int) -> bool:
     """Whether a sequence of so many tokens may have no more."""
     request = sequence.request
     return num_tokens - len(request.prompt_token_ids) >= request.max_output_tokens or num_tokens >= max_model_len
+
+
+def num_left_to_draw(sequence: Sequence, max_model_len: int) -> int:
+    """How many more tokens a sequence may have."""
+    request, num_tokens = sequence.request, len(sequence.token_ids)
+    return min(request.num_prompt_tokens + request.max_output_tokens, max_model_len) - num_tokens

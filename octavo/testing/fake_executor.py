@@ -10,16 +10,19 @@ written shows up as content that is not the reader's own. Every rule of a plan i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Listlike
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from octavo.cache.block import NULL_BLOCK
 from octavo.cache.groups import CacheGroup
 from octavo.messages import BlockWrite, DoneStep, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
+from octavo.scheduler.updates import num_right
 
 VOCAB_SIZE = 1000
 _MASK = (1 << 64) - 1
-_EMPTY_PREFIX = 0x9E3779B97F4A7C15
+EMPTY_PREFIX = 0x9E3779B97F4A7C15
 
 
 def extend_prefix(prefix_hash: int, token_id: int) -> int:
@@ -33,7 +36,7 @@ def next_token(prefix_hash: int, seed: int, sample_index: int) -> int:
 
 def generate_alone(prompt: Listlike[int], num_tokens: int, seed: int, sample_index: int) -> list[int]:
     """What a sequence gets without any batching: the truth every plan is measured by."""
-    prefix_hash = _EMPTY_PREFIX
+    prefix_hash = EMPTY_PREFIX
     for token_id in prompt:
         prefix_hash = extend_prefix(prefix_hash, token_id)
     drawn = []
@@ -45,29 +48,49 @@ def generate_alone(prompt: Listlike[int], num_tokens: int, seed: int, sample_ind
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """What the worker holds of one sequence. prefix_hashes[p]: of tokens 0 .. p, the content it expects."""
+    """What the worker holds of one sequence. prefix_hashes[p]: of tokens 0 .. p, the content it expects.
+    is_ahead: its last run was not one token, so a step may have been planned for other tokens than it has."""
 
     seed: int
     sample_index: int
+    wants_logprobs: bool
     tables: list[list[int]]
     token_ids: list[int] = field(default_factory=list)
     prefix_hashes: list[int] = field(default_factory=list)
     num_computed: int | None = None  # None: has not run yet
+    is_ahead: bool = False
 
     def append(self, token_id: int) -> None:
-        before = self.prefix_hashes[-1] if self.prefix_hashes else _EMPTY_PREFIX
+        before = self.prefix_hashes[-1] if self.prefix_hashes else EMPTY_PREFIX
         self.token_ids.append(token_id)
         self.prefix_hashes.append(extend_prefix(before, token_id))
 
+    def cut(self, num_tokens: int) -> None:
+        del self.token_ids[num_tokens:], self.prefix_hashes[num_tokens:]
+
+    def next_token(self, num_tokens: int) -> int:
+        """What is drawn after its first `num_tokens` tokens."""
+        return next_token(self.prefix_hashes[num_tokens - 1], self.seed, self.sample_index)
+
 
 class FakeExecutor:
-    """One worker's rows, tables and slots."""
+    """One worker's rows, tables and slots. run_len: how many tokens a draw brings its row, 1 if not given: none, or
+    more, as if they were forced. They are always those that would have been drawn."""
 
-    def __init__(self, *, num_blocks: int, block_size: int, groups: Listlike[CacheGroup], max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        groups: Listlike[CacheGroup],
+        max_num_seqs: int,
+        run_len: Callable[[], int] | None = None,
+    ) -> None:
         self._block_size = block_size
         self._groups = tuple(groups)
         self._max_num_seqs = max_num_seqs
-        self._slots: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self._run_len = run_len
+        self.slots: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
         self.rows: dict[int, _Row] = {}
 
     def begin(self, plan: StepPlan) -> DoneStep:
@@ -85,9 +108,17 @@ class FakeExecutor:
         for source, target in plan.copies:
             assert NULL_BLOCK not in (source, target), f"copy {source} -> {target} touches the null block"
             assert source != target, f"block {source} is copied onto itself"
-            self._slots[target] = list(self._slots[source])
-        self._compute(plan)
-        return StepResult(plan.step_id, self._sample(plan), prompt_logprobs=self._prompt_logprobs(plan))
+            self.slots[target] = list(self.slots[source])
+        outdated = self._outdated(plan)
+        self._compute(plan, outdated)
+        runs = self._draw(plan, outdated)
+        return StepResult(
+            plan.step_id,
+            [token_id for run in runs for token_id in run],
+            [] if all(len(run) == 1 for run in runs) else [0, *accumulate(map(len, runs))],
+            self._logprobs(plan, runs),
+            self._prompt_logprobs(plan),
+        )
 
     def close(self) -> None:
         self.rows.clear()
@@ -95,7 +126,8 @@ class FakeExecutor:
     def _enter(self, new: NewRow) -> None:
         assert 0 <= new.row < self._max_num_seqs, f"row {new.row} does not exist"
         assert new.row not in self.rows, f"row {new.row} is taken"
-        row = _Row(new.seed, new.sample_index, [[] for _ in self._groups])
+        wants_logprobs = new.sampling_params.logprobs is not None
+        row = _Row(new.seed, new.sample_index, wants_logprobs, [[] for _ in self._groups])
         for token_id in new.token_ids:
             row.append(token_id)
         self.rows[new.row] = row
@@ -106,7 +138,7 @@ class FakeExecutor:
         if row.num_computed is None and not table:
             table.extend([0] * write.start)  # behind the window: never read
         assert write.start <= len(table), f"row {write.row} got blocks from {write.start} on, its table ends before"
-        assert all(0 < block_id < len(self._slots) for block_id in write.block_ids), "a block that does not exist"
+        assert all(0 < block_id < len(self.slots) for block_id in write.block_ids), "a block that does not exist"
         table[write.start : write.start + len(write.block_ids)] = write.block_ids
 
     def _fork(self, fork: ForkRow) -> None:
@@ -115,27 +147,48 @@ class FakeExecutor:
         self.rows[fork.row] = _Row(
             parent.seed,
             fork.sample_index,
+            parent.wants_logprobs,
             [list(table) for table in parent.tables],
             list(parent.token_ids),
             list(parent.prefix_hashes),
         )
 
-    def _compute(self, plan: StepPlan) -> None:
+    def _outdated(self, plan: StepPlan) -> set[int]:
+        """Entries that were planned for other tokens than their rows have got meanwhile: they draw nothing. Guesses of
+        the others stand behind their rows' tokens for this step."""
+        outdated = set()
+        for entry, row_id in enumerate(plan.rows):
+            row, guesses = self.rows[row_id], plan.spec_token_ids.get(entry, [])
+            end = plan.num_computed_tokens[entry] + plan.num_scheduled_tokens[entry]
+            if row.is_ahead and plan.num_draws[entry] and end - len(guesses) != len(row.token_ids):
+                outdated.add(entry)
+            row.is_ahead = False
+            for token_id in guesses:
+                row.append(token_id)
+        return outdated
+
+    def _compute(self, plan: StepPlan, outdated: set[int]) -> None:
         """All writes of a step come before its reads, as they do in each layer."""
         assert len(set(plan.rows)) == len(plan.rows), "a row appears twice in a step"
         shared_with = self._holders()
         written: set[tuple[int, int]] = set()
-        entries = list(zip(plan.rows, plan.num_computed_tokens, plan.num_scheduled_tokens, strict=True))
-        for row_id, start, count in entries:
+        columns = plan.rows, plan.num_computed_tokens, plan.num_scheduled_tokens
+        entries = list(enumerate(zip(*columns, strict=True)))
+        for entry, (row_id, start, count) in entries:
             row = self.rows[row_id]
             assert count > 0, f"row {row_id} was granted no token"
-            assert row.num_computed in (None, start), f"row {row_id} goes on at {start}, not at {row.num_computed}"
-            assert start + count <= len(row.token_ids), f"row {row_id} computes tokens that are not known"
+            if entry not in outdated:
+                assert row.num_computed in (None, start), f"row {row_id} goes on at {start}, not at {row.num_computed}"
+                assert start + count <= len(row.token_ids), f"row {row_id} computes tokens that are not known"
             for position in range(start, start + count):
                 self._write_slots(row_id, row, position, shared_with, written)
-        for row_id, start, count in entries:
-            self.rows[row_id].num_computed = start + count
-            self._read(row_id, start, start + count)
+        for entry, (row_id, start, count) in entries:
+            row = self.rows[row_id]
+            row.num_computed = start + count
+            if entry in outdated:
+                row.num_computed = min(row.num_computed, len(row.token_ids) - 1)
+            else:
+                self._read(row_id, start, start + count)
         for fork in plan.fork_rows:
             self.rows[fork.row].num_computed = self.rows[fork.parent_row].num_computed
 
@@ -164,7 +217,8 @@ class FakeExecutor:
             assert not others, f"row {row_id} writes into block {block_id}, which rows {others} share"
             assert (block_id, offset) not in written, f"two rows write slot {offset} of block {block_id}"
             written.add((block_id, offset))
-            self._slots[block_id][offset] = row.prefix_hashes[position]
+            is_known = position < len(row.prefix_hashes)
+            self.slots[block_id][offset] = row.prefix_hashes[position] if is_known else None
 
     def _read(self, row_id: int, start: int, end: int) -> None:
         row = self.rows[row_id]
@@ -172,24 +226,63 @@ class FakeExecutor:
             first = 0 if group.window is None else max(0, start - group.window + 1)
             for position in range(first, end):
                 index, offset = divmod(position, self._block_size)
-                content = self._slots[table[index]][offset]
+                content = self.slots[table[index]][offset]
                 assert content == row.prefix_hashes[position], (
                     f"row {row_id} reads position {position} in block {table[index]}: not its own content"
                 )
 
-    def _sample(self, plan: StepPlan) -> list[int]:
-        parents = {fork.row: fork.parent_row for fork in plan.fork_rows}
-        assert len(set(plan.sample_rows)) == len(plan.sample_rows), "a row draws twice in a step"
-        drawn = []
-        for row_id, source in zip(plan.sample_rows, plan.sample_sources, strict=True):
-            source_row = plan.rows[source]
-            assert source_row == parents.get(row_id, row_id), f"row {row_id} draws from row {source_row}"
+    def _draw(self, plan: StepPlan, outdated: set[int]) -> list[list[int]]:
+        forks = [fork.row for fork in plan.fork_rows]
+        runs = []
+        for entry, (row_id, num_draws) in enumerate(zip(plan.rows + forks, plan.num_draws, strict=True)):
+            row, guesses = self.rows[row_id], plan.spec_token_ids.get(entry, [])
+            num_tokens = len(row.token_ids) - len(guesses)
+            drawn: list[int] = []
+            if num_draws and entry not in outdated:
+                assert num_draws == 1 + len(guesses), f"row {row_id} draws {num_draws} after {len(guesses)} guesses"
+                assert row.num_computed == len(row.token_ids), f"row {row_id} draws before its last token is computed"
+                assert entry >= len(plan.rows) or plan.num_logits[entry] == num_draws, (
+                    f"row {row_id} draws from nothing"
+                )
+                drawn = self._run(row, num_tokens, guesses)
+            row.cut(num_tokens)
+            for token_id in drawn:
+                row.append(token_id)
+            if num_draws:
+                row.is_ahead = len(drawn) != 1
+                num_wrong = len(guesses) - num_right(guesses, drawn)
+                row.num_computed = min((row.num_computed or 0) - num_wrong, len(row.token_ids) - 1)
+            runs.append(drawn)
+        return runs
+
+    def _run(self, row: _Row, num_tokens: int, guesses: list[int]) -> list[int]:
+        """What is drawn after a row's tokens: as many as were guessed right, and the next; then what is forced."""
+        run = [row.next_token(num_tokens)]
+        for place, guess in enumerate(guesses):
+            if run[-1] != guess:
+                break
+            run.append(row.next_token(num_tokens + place + 1))
+        if self._run_len is None:
+            return run
+        run_len = self._run_len()
+        row.cut(num_tokens)
+        for token_id in run:
+            row.append(token_id)
+        while len(run) < run_len:
+            run.append(row.next_token(len(row.token_ids)))
+            row.append(run[-1])
+        return run if run_len else []
+
+    def _logprobs(self, plan: StepPlan, runs: list[list[int]]) -> dict[int, list[LogprobRow]]:
+        """The log-probability of a token stands for its place: minus its position."""
+        rows: dict[int, list[LogprobRow]] = {}
+        row_ids = plan.rows + [fork.row for fork in plan.fork_rows]
+        for entry, (row_id, run) in enumerate(zip(row_ids, runs, strict=True)):
             row = self.rows[row_id]
-            assert row.num_computed == len(row.token_ids), f"row {row_id} draws before its last token is computed"
-            drawn.append(next_token(row.prefix_hashes[-1], row.seed, row.sample_index))
-        for row_id, token_id in zip(plan.sample_rows, drawn, strict=True):
-            self.rows[row_id].append(token_id)
-        return drawn
+            if run and row.wants_logprobs:
+                first = len(row.token_ids) - len(run)
+                rows[entry] = [LogprobRow([token_id], [-float(first + i)], 1) for i, token_id in enumerate(run)]
+        return rows
 
     def _prompt_logprobs(self, plan: StepPlan) -> dict[int, list[LogprobRow]]:
         """The log-probability of a token stands for its place: minus its position."""

@@ -10,7 +10,7 @@ For trying a policy at any scale and for tests; with `checks`, every step must l
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Listlike
 from dataclasses import dataclass, replace
 
@@ -52,6 +52,7 @@ class Simulator:
         enable_prefix_caching: bool = True,
         event_log_size: int = 100_000,
         checks: bool = False,
+        run_len: Callable[[], int] | None = None,
     ) -> None:
         config = config or SchedulerConfig()
         groups = make_groups(windows)
@@ -79,6 +80,7 @@ class Simulator:
             block_size=block_size,
             groups=groups,
             max_num_seqs=config.max_num_seqs or DEFAULT_NUM_SEQS,
+            run_len=run_len,
         )
         self._checks = checks
 

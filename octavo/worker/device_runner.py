@@ -34,14 +34,16 @@ from octavo.messages import DoneStep, LogprobRow, PendingStep, StepPlan, StepRes
 from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, Variant
 from octavo.worker.device_rows import DeviceRows
 from octavo.worker.drawn_tokens import DrawnTokens, Fetch
-from octavo.worker.live_rows import Draws, LiveRows
+from octavo.worker.draws import Draws, keep_draws
+from octavo.worker.live_rows import LiveRows
 from octavo.worker.logprob_reporter import LogprobReporter
 from octavo.worker.warm_up import warm_up_plans
 
 
 @dataclass(slots=True, eq=False)
 class _Launched:
-    """A step whose tokens are not on the host yet, or were fetched before their turn."""
+    """A step whose tokens are not on the host yet, or were fetched before their turn. draws: those of a step of any
+    kind; None: one for each row, of a step of decodes. logprobs: by draw."""
 
     runner: DeviceRunner
     plan: StepPlan
@@ -49,13 +51,18 @@ class _Launched:
     positions: IntArray
     tenants: IntArray  # who had the rows when the step was launched
     fetch: Fetch
+    draws: Draws | None = None
     logprobs: dict[int, LogprobRow] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
     token_ids: IntArray | None = None
 
     def result(self) -> StepResult:
         tokens = self.runner.settle(self)
-        return StepResult(self.plan.step_id, tokens.tolist(), self.logprobs, self.prompt_logprobs)
+        if self.draws is None:
+            rows = {draw: [row] for draw, row in self.logprobs.items()}
+            return StepResult(self.plan.step_id, tokens.tolist(), logprobs=rows)
+        all_kept = np.ones(len(tokens), np.bool_)
+        return self.draws.result(self.plan.step_id, tokens, all_kept, self.logprobs, self.prompt_logprobs)
 
 
 class DeviceRunner:
@@ -190,23 +197,26 @@ class DeviceRunner:
     # Steps of any kind
 
     def _begin_any(self, plan: StepPlan) -> PendingStep:
+        if plan.spec_token_ids:
+            self._settle_all()  # what is kept of the guesses must be known before anything builds on it
         batch = self._states.gather(plan)
         draws, logits = Draws.of(plan, batch), None
         if self._chunks.takes(batch):
             # prompt tokens' logits take the same memory, and come first
-            wanted = draws.last_tokens[:0] if plan.prompt_logprobs else draws.last_tokens
+            wanted = draws.wanted[:0] if plan.prompt_logprobs or plan.spec_token_ids else draws.wanted
             logits = self._chunks.run(batch, wanted, self._completion(batch))
         else:
             self._model.forward(batch, self._completion(batch))
         prompt_logprobs = {entry: self._logprobs.of_prompt(batch, entry) for entry in plan.prompt_logprobs}
-        if not plan.sample_rows:
-            return DoneStep(StepResult(plan.step_id, [], {}, prompt_logprobs))
+        if plan.spec_token_ids or not len(draws):
+            self._rows.touch(draws.rows.tolist())  # they go on from what is kept of their tokens on the host
+            return DoneStep(keep_draws(plan, draws, self._model, self._live, self._logprobs, prompt_logprobs))
         if logits is None:
-            logits = self._model.logits(draws.last_tokens)
+            logits = self._model.logits(draws.wanted)
         self._rows.flush_records(draws.rows)
         tokens = self._draw(logits, draws.rows, draws.logits_rows, draws.positions)
         launched = self._launch(plan, draws.rows, draws.positions, tokens, logits, draws.logits_rows)
-        launched.prompt_logprobs = prompt_logprobs
+        launched.draws, launched.prompt_logprobs = draws, prompt_logprobs
         return launched
 
     def _completion(self, batch: StepBatch) -> Callable[[torch.Tensor], None] | None:
@@ -257,8 +267,5 @@ def _raise_if_lost(error: RuntimeError) -> None:
 def _is_decode(plan: StepPlan) -> bool:
     """Every sequence of the step computes one token and draws the next."""
     return (
-        len(plan.rows) == plan.num_tokens
-        and plan.sample_rows == plan.rows
-        and not plan.fork_rows
-        and not plan.prompt_logprobs
+        len(plan.rows) == plan.num_tokens and plan.num_draws == plan.num_scheduled_tokens and not plan.prompt_logprobs
     )

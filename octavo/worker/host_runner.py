@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from octavo.config import LogprobsMode
 from octavo.kernels.device import KernelCompiler
-from octavo.kernels.ops import CompiledModel, StepBatch, StepLimits
-from octavo.messages import DoneStep, LogprobRow, StepPlan, StepResult
-from octavo.worker.live_rows import Draws, LiveRows
+from octavo.kernels.ops import CompiledModel, StepLimits
+from octavo.messages import DoneStep, StepPlan, StepResult
+from octavo.worker.draws import Draws, keep_draws
+from octavo.worker.live_rows import LiveRows
 from octavo.worker.logprob_reporter import LogprobReporter
 
 
@@ -36,17 +37,4 @@ class HostRunner:
         batch = self._rows.states.gather(plan)
         self._model.forward(batch)
         prompt_logprobs = {entry: self._logprobs.of_prompt(batch, entry) for entry in plan.prompt_logprobs}
-        if not plan.sample_rows:
-            return StepResult(plan.step_id, [], {}, prompt_logprobs)
-        token_ids, logprobs = self._sample(plan, batch)
-        return StepResult(plan.step_id, token_ids, logprobs, prompt_logprobs)
-
-    def _sample(self, plan: StepPlan, batch: StepBatch) -> tuple[list[int], dict[int, LogprobRow]]:
-        """Draw a token for every sampling row and append it there."""
-        draws, states = Draws.of(plan, batch), self._rows.states
-        logits = self._model.logits(draws.last_tokens)
-        sampling = self._rows.sampler.prepare(draws.rows, draws.logits_rows, draws.positions, states.token_ids)
-        token_ids = self._model.sample(logits, sampling)
-        states.append(draws.rows, draws.positions, token_ids)
-        logprobs = self._logprobs.of_drawn(draws.rows, draws.positions, logits, draws.logits_rows, token_ids)
-        return token_ids.tolist(), logprobs
+        return keep_draws(plan, Draws.of(plan, batch), self._model, self._rows, self._logprobs, prompt_logprobs)

@@ -5,34 +5,12 @@ A plan's changes are applied here, whatever device computes the step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from octavo.kernels.ops import CompiledModel, IntArray, StepBatch
+from octavo.kernels.ops import CompiledModel
 from octavo.messages import StepPlan
 from octavo.sampling.sampler import Sampler
 from octavo.worker.request_states import RequestStates
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Draws:
-    """The tokens a step draws, N of them. last_tokens [M]: the step's tokens whose logits are wanted."""
-
-    rows: IntArray
-    positions: IntArray  # that the new tokens will have
-    logits_rows: IntArray  # which of the M rows of logits each is drawn from
-    last_tokens: IntArray
-
-    @classmethod
-    def of(cls, plan: StepPlan, batch: StepBatch) -> Draws:
-        sources = np.array(plan.sample_sources, np.int32)
-        last_tokens = batch.query_start_loc[sources + 1] - 1
-        logits_rows = np.arange(len(sources), dtype=np.int32)
-        if plan.fork_rows:  # forks of one prompt share its row of logits
-            last_tokens, inverse = np.unique(last_tokens, return_inverse=True)
-            logits_rows = inverse.astype(np.int32)
-        return cls(np.array(plan.sample_rows, np.int32), batch.seq_lens[sources], logits_rows, last_tokens)
 
 
 class LiveRows:

@@ -30,7 +30,7 @@ class LogprobReporter:
     def of_drawn(
         self, rows: IntArray, positions: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray
     ) -> dict[int, LogprobRow]:
-        """By entry, for those that asked. The tokens before those drawn are on the host."""
+        """By draw, for those that asked. The tokens before those drawn are on the host."""
         ks = self._rows.sampler.num_logprobs(rows)
         wanted = np.flatnonzero(ks != NO_LOGPROBS)
         # processed logits are float32 and take memory of their own
@@ -65,7 +65,7 @@ class LogprobReporter:
     def _reported_logits(
         self, rows: IntArray, positions: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray
     ) -> Logits:
-        """One row an entry: the model's, or what its token was drawn from."""
+        """One row a draw: the model's, or what its token was drawn from."""
         if not self._reports_processed:
             return logits[logits_rows]
         sampling = self._rows.sampler.prepare(rows, logits_rows, positions, self._rows.states.token_ids)

@@ -66,6 +66,9 @@ class RequestStates:
         rows = np.array(plan.rows, np.int32)
         starts = np.array(plan.num_computed_tokens, np.int32)
         counts = np.array(plan.num_scheduled_tokens, np.int32)
+        for entry, guesses in plan.spec_token_ids.items():
+            end = starts[entry] + counts[entry]
+            self.token_ids[rows[entry], end - len(guesses) : end] = guesses  # behind its tokens, until it gets others
         query_start_loc = np.zeros(len(rows) + 1, np.int32)
         np.cumsum(counts, out=query_start_loc[1:])
         if query_start_loc[-1] == len(rows):  # one token each: the decode-only step

@@ -74,6 +74,6 @@ def _plan(step_id: int, in_use: int, lengths: list[int], params: SamplingParams)
         rows=rows,
         num_computed_tokens=[len(ids) - length for ids, length in zip(tokens, lengths, strict=True)],
         num_scheduled_tokens=lengths,
-        sample_rows=rows,
-        sample_sources=rows,
+        num_logits=[1] * len(rows),
+        num_draws=[1] * len(rows),
     )

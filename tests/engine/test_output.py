@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Encoder
 
 from octavo.engine.output import RequestText
+from octavo.messages import LogprobRow
+from octavo.outputs import CompletionOutput, FinishReason
 from octavo.request import Request, Sequence, SequenceId
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.scheduler.updates import SequenceUpdate
@@ -46,7 +50,7 @@ def answer(tokenizer: Tokenizer, prompt: list[int], ids: list[int], params: Samp
     text = ""
     for number, token_id in enumerate(ids):
         sequence.finish_reason = "length" if number == len(ids) - 1 else None
-        stop = made.extend(SequenceUpdate(sequence, [token_id], None, []), 0.0)
+        stop = made.extend(SequenceUpdate(sequence, [token_id], [], []), 0.0)
         output = made.output(0.0)
         if output is not None and output.outputs:
             text += output.outputs[0].text
@@ -83,3 +87,36 @@ def test_a_begin_token_that_is_not_shown_is_no_text(prompt: list[int]) -> None:
     params = SamplingParams(output_kind=RequestOutputKind.DELTA)
     assert answer(tokenizer, prompt, [word, word], params) == "ab ab"
     assert answer(tokenizer, [word], [word, word], params) == " ab ab"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    ids=st.lists(st.integers(0, 275), min_size=1, max_size=30),
+    cuts=st.sets(st.integers(1, 29)),
+    stop=st.one_of(st.none(), st.text("ab h", min_size=1, max_size=2)),
+    min_tokens=st.integers(0, 6),
+    reason=st.sampled_from(["stop", "length"]),
+)
+def test_tokens_that_come_together_read_as_if_they_had_come_one_by_one(
+    ids: list[int], cuts: set[int], stop: str | None, min_tokens: int, reason: FinishReason
+) -> None:
+    def read(runs: list[list[int]]) -> CompletionOutput:
+        params = SamplingParams(stop=stop, logprobs=0, min_tokens=min_tokens, output_kind=RequestOutputKind.CUMULATIVE)
+        request = Request("0", [0], params, seed=0, arrival_time=0.0, max_output_tokens=99)
+        sequence = Sequence(SequenceId(0), request, 0, [0])
+        request.sequences.append(sequence)
+        made = RequestText(request, KINDS["byte-level"])
+        for number, run in enumerate(runs, 1):
+            sequence.finish_reason = reason if number == len(runs) else None
+            rows = [LogprobRow([token_id], [-0.5], 1) for token_id in run]
+            if made.extend(SequenceUpdate(sequence, run, rows, []), 0.0) is not None:
+                break
+        output = made.output(0.0)
+        assert output is not None
+        return output.outputs[0]
+
+    places = sorted({0, len(ids), *(cut for cut in cuts if cut < len(ids))})
+    together = read([ids[start:end] for start, end in pairwise(places)])
+    assert together == read([[token_id] for token_id in ids])
+    assert together.logprobs is not None
+    assert len(together.logprobs) == len(together.token_ids)

@@ -54,14 +54,14 @@ def make_request(name: str, **params: Any) -> Request:
 
 
 def update(request: Request, token_id: int, index: int = 0, logprobs: LogprobRow | None = None) -> SequenceUpdate:
-    return SequenceUpdate(request.sequences[index], [token_id], logprobs, [])
+    return SequenceUpdate(request.sequences[index], [token_id], [] if logprobs is None else [logprobs], [])
 
 
 BREAKS: dict[str, Callable[[Request], SequenceUpdate]] = {
     "text": lambda request: update(request, 5),
     "a logprob's name": lambda request: update(request, 1, logprobs=LogprobRow([1, 5], [-1.0, -2.0], 1)),
     "a row that is none": lambda request: update(request, 1, logprobs=LogprobRow([], [], 0)),
-    "a prompt's logprobs": lambda request: SequenceUpdate(request.sequences[0], [], None, [LogprobRow([5], [-1.0], 1)]),
+    "a prompt's logprobs": lambda request: SequenceUpdate(request.sequences[0], [], [], [LogprobRow([5], [-1.0], 1)]),
 }
 
 

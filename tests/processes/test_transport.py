@@ -91,7 +91,7 @@ def test_every_sampling_field_crosses() -> None:
 
 def test_a_step_s_news_cross() -> None:
     row = LogprobRow([4, 5, 9], [-0.25, -1.5, -7.0], 1, [12])
-    first = SequenceNews(1, 0, [4], 2, None, None, row, pack_rows([row]), 16, 1, 3.5)
+    first = SequenceNews(1, 0, [4], 2, None, None, [row], pack_rows([row]), 16, 1, 3.5)
     last = SequenceNews(1, 1, [], 2, "stop", "the end")
     news = StepNews(1.5, [1, 2], [0, 1], [7, 8], [first, last])
     assert decode_down(encode(news)) == news

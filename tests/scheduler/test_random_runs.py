@@ -7,6 +7,7 @@ and each sequence must draw exactly what it would have drawn alone.
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from dataclasses import replace
 
@@ -14,12 +15,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from octavo.cache.block import Root, chain_hash
 from octavo.cache.invariants import check
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.observe.events import Preempted, Scheduled, Started
-from octavo.request import Request, Sequence
-from octavo.testing.fake_executor import VOCAB_SIZE, generate_alone
+from octavo.request import Request, Sequence, SequenceState
+from octavo.testing.fake_executor import EMPTY_PREFIX, VOCAB_SIZE, extend_prefix, generate_alone
 from octavo.testing.simulate import Simulator, make_request
 
 MAX_MODEL_LEN = 300
@@ -47,6 +49,7 @@ class RandomRun(RuleBasedStateMachine):
         max_bypasses=st.sampled_from([0, 1, 4]),
         has_prefix_cache=st.booleans(),
         conservativeness=st.sampled_from([0, 0, 0.5, 1]),
+        run_lens=st.sampled_from([[1], [1], [0, 1, 1, 3], [1, 2, 9], [0, 1]]),
     )
     def build(
         self,
@@ -61,7 +64,10 @@ class RandomRun(RuleBasedStateMachine):
         max_bypasses,
         has_prefix_cache,
         conservativeness,
+        run_lens,
     ):
+        dice = random.Random(0)
+        self.run_lens = run_lens
         self.policy, self.max_bypasses = policy, max_bypasses
         self.simulator = Simulator(
             num_blocks=num_blocks,
@@ -79,6 +85,7 @@ class RandomRun(RuleBasedStateMachine):
             max_model_len=MAX_MODEL_LEN,
             enable_prefix_caching=has_prefix_cache,
             checks=True,
+            run_len=None if run_lens == [1] else lambda: dice.choice(run_lens),
         )
         self.requests: list[Request] = []
         self.cut_short: set[Sequence] = set()
@@ -121,12 +128,34 @@ class RandomRun(RuleBasedStateMachine):
     def step(self, num_steps):
         for _ in range(num_steps):
             self.simulator.step()
+        self.check_cached_content()
+
+    @precondition(lambda self: self.simulator.scheduler.num_running)
+    @rule(
+        num_steps=st.integers(1, 8), num_guesses=st.integers(1, 20), num_right=st.integers(0, 20), ahead=st.booleans()
+    )
+    def guess(self, num_steps, num_guesses, num_right, ahead):
+        """Somebody guesses the next tokens of all who decode, the first of them right."""
+        for _ in range(num_steps):
+            for sequence in self.simulator.scheduler.sequences:
+                num_drawn, request = sequence.num_output_tokens, sequence.request
+                if sequence.state is SequenceState.RUNNING and num_drawn:
+                    num_tokens = num_drawn + num_guesses
+                    truth = generate_alone(request.prompt_token_ids, num_tokens, request.seed, sequence.index)
+                    wrong = [(token_id + 1) % VOCAB_SIZE for token_id in truth[num_drawn + num_right :]]
+                    sequence.spec_token_ids = truth[num_drawn : num_drawn + num_right] + wrong
+            if ahead:
+                self.simulator.step_overlapped(2)
+            else:
+                self.simulator.step()
+        self.check_cached_content()
 
     @precondition(lambda self: self.requests)
     @rule(num_steps=st.integers(2, 30), data=st.data(), aborts=st.booleans())
     def overlap(self, num_steps, data, aborts):
         """Each step is planned and begun before the one before it is known."""
         self.simulator.step_overlapped(num_steps)
+        self.check_cached_content()
         if aborts:
             plan = self.simulator.plan()
             result = self.simulator.executor.execute(plan)
@@ -153,9 +182,10 @@ class RandomRun(RuleBasedStateMachine):
     def fail(self, num_ahead):
         """A step in which the worker keeps its tables but computes nothing, and maybe one planned after it."""
         plans = [self.simulator.plan() for _ in range(1 + num_ahead)]
-        nothing = {"rows": [], "num_computed_tokens": [], "num_scheduled_tokens": [], "prompt_logprobs": []}
+        columns = "rows", "num_computed_tokens", "num_scheduled_tokens", "num_logits", "prompt_logprobs"
+        nothing = {name: [] for name in columns} | {"spec_token_ids": {}}
         for plan in plans:
-            self.simulator.executor.execute(replace(plan, sample_rows=[], sample_sources=[], **nothing))
+            self.simulator.executor.execute(replace(plan, num_draws=[0] * len(plan.fork_rows), **nothing))
         updates = self.simulator.scheduler.fail("a kernel fell over")
         self.simulator.num_steps += 1
         self.has_failed = True
@@ -177,7 +207,8 @@ class RandomRun(RuleBasedStateMachine):
         self.simulator.run(max_steps=self.simulator.num_steps + 5_000)
         self.check_tokens()
         self.check_prompt_logprobs()
-        if not self.has_failed:  # who was in a failed step goes before everyone, at anyone's cost
+        self.check_cached_content()
+        if not self.has_failed and 0 not in self.run_lens:  # who was in a failed step, or must start anew, goes first
             self.check_nobody_starts_where_somebody_no_worse_is_preempted()
             if self.policy == "fcfs":
                 self.check_nobody_was_passed_too_often()
@@ -198,6 +229,24 @@ class RandomRun(RuleBasedStateMachine):
                 if sequence in self.cut_short:
                     expected = expected[: sequence.num_output_tokens]
                 assert sequence.output_token_ids == expected
+
+    def check_cached_content(self):
+        """Whatever the prefix tree names holds the keys and values of those very tokens, to the last slot."""
+        cache, slots = self.simulator.cache, self.simulator.executor.slots
+        size = cache.block_size
+        contents = {}
+        for request in self.requests:
+            for sequence in request.sequences:
+                content, prefix = Root.of(request).hash(), EMPTY_PREFIX
+                for start in range(0, sequence.num_tokens - size + 1, size):
+                    tokens, prefixes = sequence.token_ids[start : start + size], []
+                    for token_id in tokens:
+                        prefix = extend_prefix(prefix, token_id)
+                        prefixes.append(prefix)
+                    content = chain_hash(content, tokens)
+                    contents[content] = prefixes
+        for block_id, node in cache.tree.nodes.items():
+            assert slots[block_id] == contents[node.content]
 
     def check_prompt_logprobs(self):
         reported = defaultdict(list)

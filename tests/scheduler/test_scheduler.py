@@ -32,7 +32,7 @@ class TestBudget:
         plans = [simulator.step() for _ in range(5)]
         assert [plan.num_scheduled_tokens for plan in plans] == [[40], [40], [20], [1], [1]]
         assert [plan.num_computed_tokens for plan in plans] == [[0], [40], [80], [100], [101]]
-        assert [plan.sample_rows for plan in plans] == [[], [], [0], [0], [0]], "a chunk in the middle draws nothing"
+        assert [plan.num_draws for plan in plans] == [[0], [0], [1], [1], [1]], "a chunk in the middle draws nothing"
         assert_as_if_alone(request)
 
     def test_decodes_go_first_and_a_prompt_gets_what_they_leave(self):
@@ -131,8 +131,7 @@ class TestForks:
         plan = simulator.step()
         assert plan.num_scheduled_tokens == [40]
         assert plan.fork_rows == [ForkRow(1, 0, 1), ForkRow(2, 0, 2)]
-        assert plan.sample_rows == [0, 1, 2]
-        assert plan.sample_sources == [0, 0, 0]
+        assert plan.num_draws == [1, 1, 1]
         assert simulator.cache.pool.num_owned == 3
         copying = simulator.step()
         assert len(copying.copies) == 2, "the last, partly filled block, for all but its last owner"

@@ -27,8 +27,8 @@ def prefill(**changes):
         "rows": [0],
         "num_computed_tokens": [0],
         "num_scheduled_tokens": [6],
-        "sample_rows": [0],
-        "sample_sources": [0],
+        "num_logits": [1],
+        "num_draws": [1],
     }
     return StepPlan(**{**plan, **changes})
 
@@ -39,8 +39,8 @@ def decode(*rows, position=6, **changes):
         "rows": list(rows),
         "num_computed_tokens": [position] * len(rows),
         "num_scheduled_tokens": [1] * len(rows),
-        "sample_rows": list(rows),
-        "sample_sources": list(range(len(rows))),
+        "num_logits": [1] * len(rows),
+        "num_draws": [1] * len(rows),
     }
     return StepPlan(**{**plan, **changes})
 
@@ -53,27 +53,27 @@ def test_right_plans_draw_what_a_lone_sequence_draws():
 
 def test_a_fork_draws_its_own_token():
     executor = executor_of()
-    plan = prefill(fork_rows=[ForkRow(1, 0, 1)], sample_rows=[0, 1], sample_sources=[0, 0])
+    plan = prefill(fork_rows=[ForkRow(1, 0, 1)], num_draws=[1, 1])
     drawn = executor.execute(plan).sampled_token_ids
     assert drawn == [generate_alone(PROMPT, 1, 0, 0)[0], generate_alone(PROMPT, 1, 0, 1)[0]]
 
 
 def test_a_missing_copy_is_caught():
     executor = executor_of()
-    executor.execute(prefill(fork_rows=[ForkRow(1, 0, 1)]))
+    executor.execute(prefill(fork_rows=[ForkRow(1, 0, 1)], num_draws=[1, 0]))
     with pytest.raises(AssertionError, match="share"):
         executor.execute(decode(0))
 
 
 def test_a_copy_makes_it_right():
     executor = executor_of()
-    executor.execute(prefill(fork_rows=[ForkRow(1, 0, 1)], sample_rows=[0, 1], sample_sources=[0, 0]))
+    executor.execute(prefill(fork_rows=[ForkRow(1, 0, 1)], num_draws=[1, 1]))
     executor.execute(decode(0, 1, block_writes=[BlockWrite(0, 0, 1, [3])], copies=[(2, 3)]))
 
 
 def test_a_table_entry_without_its_copy_is_caught():
     executor = executor_of()
-    executor.execute(prefill(fork_rows=[ForkRow(1, 0, 1)]))
+    executor.execute(prefill(fork_rows=[ForkRow(1, 0, 1)], num_draws=[1, 0]))
     with pytest.raises(AssertionError, match="not its own content"):
         executor.execute(decode(0, block_writes=[BlockWrite(0, 0, 1, [3])]))
 
@@ -88,7 +88,6 @@ def test_a_wrong_share_is_caught():
         rows=[1],
         num_computed_tokens=[4],
         num_scheduled_tokens=[2],
-        sample_rows=[1],
     )
     with pytest.raises(AssertionError, match="not its own content"):
         executor.execute(plan)
@@ -108,7 +107,7 @@ def test_a_wrong_share_is_caught():
         ({"num_scheduled_tokens": [7]}, "not known"),
         ({"num_scheduled_tokens": [5]}, "before its last token"),
         ({"num_scheduled_tokens": [0]}, "no token"),
-        ({"sample_rows": [0, 0], "sample_sources": [0, 0]}, "draws twice"),
+        ({"num_logits": [0]}, "draws from nothing"),
     ],
 )
 def test_broken_plans_are_caught(changes, message):

@@ -1,0 +1,132 @@
+"""The tokens that a step draws, as its plan says, and the runs that come of them.
+
+num_draws      1      3      0      1, of a fork of the first        a chunk in the middle draws none
+computes       a      b x y  c ..                                    x, y: guesses at what follows b
+logits         a      b x y
+draws          p      x z q         r                                from a, b, x, y, a
+keeps          p      x z           r                                z is not the y that was guessed: q is void
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.kernels.ops import CompiledModel, IntArray, StepBatch
+from octavo.messages import LogprobRow, StepPlan, StepResult
+from octavo.worker.live_rows import LiveRows
+from octavo.worker.logprob_reporter import LogprobReporter
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """N draws of a step, in the order of its runs."""
+
+    rows: IntArray
+    positions: IntArray  # that the new tokens will have
+    logits_rows: IntArray  # which of the M rows of logits each is drawn from
+    wanted: IntArray  # [M] the step's tokens whose logits are wanted
+    counts: IntArray  # how many draws each run has
+    is_plain: bool = False  # one draw a run, each from its own row of logits
+
+    @classmethod
+    def of(cls, plan: StepPlan, batch: StepBatch) -> Draws:
+        counts, rows, seq_lens = np.array(plan.num_draws, np.int32), batch.rows, batch.seq_lens
+        if len(counts) == len(rows) == plan.num_draws.count(1):
+            logits_rows = np.arange(len(rows), dtype=np.int32)
+            return cls(rows, seq_lens, logits_rows, batch.query_start_loc[1:] - 1, counts, is_plain=True)
+        num_logits = np.array(plan.num_logits, np.int32)
+        logits_ends = np.cumsum(num_logits, dtype=np.int32)
+        if plan.fork_rows:  # they draw from their parents' rows of logits
+            parents = [plan.rows.index(fork.parent_row) for fork in plan.fork_rows]
+            rows = np.append(rows, np.array([fork.row for fork in plan.fork_rows], np.int32))
+            seq_lens, logits_ends = np.append(seq_lens, seq_lens[parents]), np.append(logits_ends, logits_ends[parents])
+        return cls(
+            rows=np.repeat(rows, counts),
+            positions=_last_before(seq_lens + 1, counts),
+            logits_rows=_last_before(logits_ends, counts),
+            wanted=_last_before(batch.query_start_loc[1:], num_logits),
+            counts=counts,
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tiles(self, size: int) -> Iterator[tuple[int, Draws]]:
+        """`size` draws at a time, each lot with the logits that it wants: there is no room for more at once."""
+        if 0 < len(self) <= size:
+            yield 0, self
+            return
+        for start in range(0, len(self), size):
+            some = slice(start, start + size)
+            wanted, logits_rows = np.unique(self.wanted[self.logits_rows[some]], return_inverse=True)
+            counts = np.ones(len(logits_rows), np.int32)
+            yield start, Draws(self.rows[some], self.positions[some], logits_rows.astype(np.int32), wanted, counts)
+
+    def kept(self, plan: StepPlan, token_ids: IntArray, num_tokens: IntArray) -> NDArray[np.bool_]:
+        """Which of the drawn tokens their rows keep: in a run those up to the first that was not guessed, this one too;
+        and none where a row has got other tokens than the plan was made for. num_tokens: of every row, so far."""
+        kept: NDArray[np.bool_] = self.positions == num_tokens[self.rows]
+        if plan.spec_token_ids:
+            ends = np.cumsum(self.counts)
+            for entry, guesses in plan.spec_token_ids.items():
+                first, end = ends[entry] - self.counts[entry], ends[entry]
+                right = np.logical_and.accumulate(token_ids[first : end - 1] == guesses)
+                kept[first + 1 : end] = kept[first] & right
+        return kept
+
+    def result(
+        self,
+        step_id: int,
+        token_ids: IntArray,
+        kept: NDArray[np.bool_],
+        logprobs: dict[int, LogprobRow],
+        prompt_logprobs: dict[int, list[LogprobRow]],
+    ) -> StepResult:
+        """The tokens that are kept, as runs. logprobs: by draw."""
+        offsets: list[int] = []
+        if not (self.is_plain and kept.all()):
+            ends = np.append(0, np.cumsum(self.counts))
+            offsets = np.append(0, np.cumsum(kept))[ends].tolist()
+        of_runs: dict[int, list[LogprobRow]] = {}
+        if logprobs:
+            runs = np.repeat(np.arange(len(self.counts)), self.counts).tolist()
+            for draw, row in logprobs.items():
+                if kept[draw]:
+                    of_runs.setdefault(runs[draw], []).append(row)
+        return StepResult(step_id, token_ids[kept].tolist(), offsets, of_runs, prompt_logprobs)
+
+
+def keep_draws(
+    plan: StepPlan,
+    draws: Draws,
+    model: CompiledModel,
+    live: LiveRows,
+    reporter: LogprobReporter,
+    prompt_logprobs: dict[int, list[LogprobRow]],
+) -> StepResult:
+    """Draw after a forward pass, and append to the rows what they keep."""
+    states = live.states
+    lots, logprobs = [np.zeros(0, np.int32)], {}
+    for start, tile in draws.tiles(len(states.num_tokens)):
+        logits = model.logits(tile.wanted)
+        sampling = live.sampler.prepare(tile.rows, tile.logits_rows, tile.positions, states.token_ids)
+        drawn = model.sample(logits, sampling)
+        found = reporter.of_drawn(tile.rows, tile.positions, logits, tile.logits_rows, drawn)
+        lots.append(drawn)
+        logprobs.update({start + draw: row for draw, row in found.items()})
+    token_ids = np.concatenate(lots)
+    kept = draws.kept(plan, token_ids, states.num_tokens)
+    states.append(draws.rows[kept], draws.positions[kept], token_ids[kept])
+    return draws.result(plan.step_id, token_ids, kept, logprobs, prompt_logprobs)
+
+
+def _last_before(ends: IntArray, counts: IntArray) -> IntArray:
+    """For each end, the counts[i] numbers before it: 5 and 9 with counts 1 and 3 -> 4, 6, 7, 8."""
+    if counts.max(initial=0) < 2:
+        return ends[counts > 0] - 1
+    shifts = ends - np.cumsum(counts, dtype=np.int32)
+    return np.repeat(shifts, counts) + np.arange(counts.sum(), dtype=np.int32)
