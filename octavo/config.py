@@ -171,6 +171,10 @@ class BackendConfig:
         not_yet=dict.fromkeys(("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "CPU_ATTN", "XFORMERS"), _FEW_BACKENDS),
     )
     enforce_eager: bool = knob(False, "launch a GPU's kernels one by one, without CUDA graphs")
+    trace_ops: bool = knob(
+        False,
+        "run the model's Python in every step, op by op, and write each op's name, shapes and norm; for debugging",
+    )
     num_threads: int | None = knob(None, "threads of the cpu backend; default: the cores this process may use")
     activation_dtype: ActivationDType = knob(
         "int8",

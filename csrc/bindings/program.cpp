@@ -72,21 +72,19 @@ struct CompiledModel {
     }
   }
 
-  void run_forward(const StepView& step) {
+  // All but the instructions.
+  void begin_forward(const StepView& step) {
     bind_step(step);
     check_blocks();
-    ThreadPool::Session session(state.pool);
     forward->reserve(step.num_tokens);
-    forward->run(0, forward->size(), step.num_tokens);
   }
 
-  void run_head(const int32_t* token_indices, int64_t count, float* out) {
+  void begin_head(const int32_t* token_indices, int64_t count, float* out) {
     for (int64_t i = 0; i < count; ++i) {
       if (token_indices[i] >= 0 && token_indices[i] < state.step.num_tokens) continue;
       throw std::out_of_range("logits of token " + std::to_string(token_indices[i]) + " of a step of " +
                               std::to_string(state.step.num_tokens));
     }
-    ThreadPool::Session session(state.pool);
     head->bind(head_output.buffer, out);
     head->reserve(count);
     for (size_t each = 0; each < hidden.size(); ++each) {
@@ -95,7 +93,6 @@ struct CompiledModel {
         std::memcpy(target[i], source[token_indices[i]], size_t(source.width) * sizeof(float));
       }
     }
-    head->run(0, head->size(), count);
   }
 };
 
@@ -139,12 +136,35 @@ void octavo_model_join(
 }
 
 int octavo_model_forward(CompiledModel* model, const StepView* step) {
-  return guarded([&] { model->run_forward(*step); });
+  return guarded([&] {
+    ThreadPool::Session session(model->state.pool);
+    model->begin_forward(*step);
+    model->forward->run(0, model->forward->size(), step->num_tokens);
+  });
 }
 
 int octavo_model_logits(CompiledModel* model, const int32_t* token_indices, int64_t count, float* out) {
-  return guarded([&] { model->run_head(token_indices, count, out); });
+  return guarded([&] {
+    ThreadPool::Session session(model->state.pool);
+    model->begin_head(token_indices, count, out);
+    model->head->run(0, model->head->size(), count);
+  });
 }
+
+// The same without their instructions, which the caller then runs.
+int octavo_model_begin_forward(CompiledModel* model, const StepView* step) {
+  return guarded([&] { model->begin_forward(*step); });
+}
+
+int octavo_model_begin_logits(CompiledModel* model, const int32_t* token_indices, int64_t count, float* out) {
+  return guarded([&] { model->begin_head(token_indices, count, out); });
+}
+
+int octavo_program_run(Program* program, int64_t first, int64_t last, int64_t num_tokens) {
+  return guarded([&] { program->run(first, last, num_tokens); });
+}
+
+float* octavo_program_data(const Program* program, Slot slot) { return program->rows(slot).data; }
 
 void octavo_model_copy_blocks(CompiledModel* model, const int32_t* source, const int32_t* target, int64_t count) {
   const KVPool& kv = model->state.kv;

@@ -22,19 +22,19 @@ MakeDevice = Callable[[BackendConfig, int], Device]
 def _triton(config: BackendConfig, rank: int = 0) -> Device:
     from octavo.kernels.cuda.device import CudaDevice
 
-    return CudaDevice(config.attention_backend, rank)
+    return CudaDevice(config.attention_backend, rank, traces_ops=config.trace_ops)
 
 
 def _cpu(config: BackendConfig, rank: int = 0) -> Device:
     from octavo.kernels.cpu.device import CpuDevice
 
-    return CpuDevice(config.num_threads, config.activation_dtype)
+    return CpuDevice(config.num_threads, config.activation_dtype, traces_ops=config.trace_ops)
 
 
 def _reference(config: BackendConfig, rank: int = 0) -> Device:
     from octavo.kernels.reference.device import ReferenceDevice
 
-    return ReferenceDevice()
+    return ReferenceDevice(traces_ops=config.trace_ops)
 
 
 #: those that compute in the host's memory, best first

@@ -74,7 +74,7 @@ OURS: dict[str, frozenset[str]] = {
     "options": frozenset(
         {
             *("backend", "num_threads", "activation_dtype", "event_log_size", "check_invariants", "max_bypasses"),
-            "schedule_conservativeness",
+            *("schedule_conservativeness", "trace_ops"),
         }
     ),
     "flags": frozenset(

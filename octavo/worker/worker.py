@@ -33,7 +33,7 @@ class Worker:
     the step by itself, a host has done it when this returns."""
 
     def __init__(self, task: WorkerTask) -> None:
-        compiler = compile_ahead(task.backend, task.rank, task) if task.serves else None
+        compiler = compile_ahead(task.backend, task.rank, task) if task.serves and not task.backend.trace_ops else None
         with nullcontext() if compiler is None else closing(compiler):
             self._build(task, compiler)
 
@@ -57,7 +57,7 @@ class Worker:
         self.shape = _shape(checkpoint, selection, groups, layout, limits, device.label(dtypes.compute))
         self._runner = _runner(task, device, loaded.bind(layout.num_blocks), self.shape)
         self.begin = self._runner.begin  # itself: no hop between the executor and the runner
-        if task.serves:
+        if task.serves and not task.backend.trace_ops:
             self._runner.warm_up(limits, compiler)
 
 
@@ -141,5 +141,5 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape) ->
         return HostRunner(model, rows, limits.max_num_seqs, task.logprobs_mode)
     from octavo.worker.device_runner import DeviceRunner  # imports torch, which a host's worker never does
 
-    captures_graphs = not task.backend.enforce_eager
+    captures_graphs = not (task.backend.enforce_eager or task.backend.trace_ops)
     return DeviceRunner(model, rows, limits.max_num_seqs, task.logprobs_mode, captures_graphs=captures_graphs)

@@ -70,3 +70,16 @@ def test_it_tells_the_hosts_logprobs(tiny_folder: TinyFolder) -> None:
         assert [one.rank for one in device.values()] == [one.rank for one in host.values()]
         expected = [one.logprob for one in host.values()]
         assert [one.logprob for one in device.values()] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.usefixtures("_interpreted")
+def test_op_by_op_it_gives_the_hosts_tokens(tiny_folder: TinyFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    for backend, options in (("reference", {}), ("triton", {"trace_ops": True})):
+        with engine(tiny_folder("qwen3"), backend, **options) as llm:
+            (output,) = llm.generate([[3, 4, 5]], GREEDY)
+        rows.append(output.outputs[0].token_ids)
+    assert rows[0] == rows[1]
+    ops = [line.split()[0] for line in capfd.readouterr().err.splitlines() if " -> " in line]
+    assert ops[:4] == ["embedding", "rms_norm", "linear", "rotary_kv_write"]
+    assert ops.count("embedding") == 3

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.kernels.cpu import library
-from octavo.kernels.cpu.emit import Emitter, slots
+from octavo.kernels.cpu.emit import slots
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
+from octavo.kernels.cpu.program import CpuProgram
 from octavo.kernels.cpu.sampling import processed_logits, sample
 from octavo.kernels.cpu.weights import CpuWeights, PackedRows
 from octavo.kernels.host import allocate_pool, bytes_for_blocks
@@ -28,8 +29,8 @@ from octavo.kernels.ops import (
     StepBatch,
     StepLimits,
 )
-from octavo.kernels.program.buffers import BufferPlan, share_buffers
-from octavo.kernels.program.recorder import Recording, record_model
+from octavo.kernels.program.op_by_op import See
+from octavo.kernels.program.recorder import record_model
 from octavo.kernels.tensor import HostTensor
 from octavo.sampling.columns import SamplingBatch
 
@@ -58,15 +59,15 @@ class CpuModel:
         kv: KVLayout,
         limits: StepLimits,
         activation_bytes: int,
+        see: See | None,
     ) -> None:
         self._library = loaded
         self._threads = threads
         self._limits = limits
-        self._activation_bytes = activation_bytes
+        self._is_traced = see is not None
         self._kv = kv
         self.pool: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._weights = CpuWeights()
-        self._programs: list[tuple[int, list[str]]] = []  # and the op of each instruction
         self._logits = np.empty(0, np.float32)
         layout = library.KVPool(
             *(None, 0, kv.block_size, kv.block_bytes),
@@ -75,29 +76,18 @@ class CpuModel:
         self._handle = c_void_p(loaded.octavo_model_new(threads.handle, byref(layout)))
 
         body, heads = record_model(model)
-        self._check_layers(body.layers)
-        plan = self._add_program("forward", body)
-        hidden_slots = slots(plan, body.kept)
-        self._activation_floats = sum(plan.widths)
-
         head = heads["logits"]
+        self._check_layers(body.layers)
         (logits,) = head.kept
         assert logits.width == logits.stride == limits.vocab_size, f"the model has {logits.width} logits a token"
-        plan = self._add_program("head", head)
-        (logits_slot,) = slots(plan, head.kept)
-        self._logits_floats = plan.widths[logits_slot.buffer]
-        loaded.octavo_model_join(self._handle, hidden_slots, slots(plan, head.given), len(head.given), logits_slot)
-
-    def _add_program(self, which: str, recording: Recording) -> BufferPlan:
-        plan = share_buffers(recording.instructions, recording.given, recording.kept)
-        widths = np.array(plan.widths, np.int32)
-        add = getattr(self._library, f"octavo_model_{which}_program")
-        program = add(self._handle, address(widths), len(widths))
-        emitter = Emitter(self._library, self._threads, program, plan, self._kv, self._weights, self._activation_bytes)
-        for instruction in recording.instructions:
-            emitter.emit(instruction)
-        self._programs.append((program, emitter.ops))
-        return plan
+        given = (kv, self._weights, activation_bytes, see)
+        self._forward = CpuProgram(loaded, threads, self._handle, "forward", body, *given)
+        self._head = CpuProgram(loaded, threads, self._handle, "head", head, *given)
+        self._activation_floats = sum(self._forward.plan.widths)
+        (logits_slot,) = slots(self._head.plan, head.kept)
+        self._logits_floats = self._head.plan.widths[logits_slot.buffer]
+        hidden, head_inputs = slots(self._forward.plan, body.kept), slots(self._head.plan, head.given)
+        loaded.octavo_model_join(self._handle, hidden, head_inputs, len(hidden), logits_slot)
 
     def _check_layers(self, layers: list[AttentionLayer]) -> None:
         for layer in layers:
@@ -139,15 +129,20 @@ class CpuModel:
             (c_void_p * num_groups)(*(int32_address(table) for table in batch.block_tables)),
             (c_int64 * num_groups)(*(table.shape[1] for table in batch.block_tables)),
         )
-        check(self._library, self._library.octavo_model_forward(self._handle, byref(step)), "running a step")
+        run = self._library.octavo_model_begin_forward if self._is_traced else self._library.octavo_model_forward
+        check(self._library, run(self._handle, byref(step)), "running a step")
+        if self._is_traced:
+            self._forward.run_op_by_op(num_tokens)
 
     def logits(self, token_indices: IntArray) -> FloatArray:
         count, vocab_size = len(token_indices), self._limits.vocab_size
         if self._logits.size < count * self._logits_floats:
             self._logits = np.empty(count * self._logits_floats, np.float32)
         indices = int32_address(token_indices)
-        code = self._library.octavo_model_logits(self._handle, indices, count, address(self._logits))
-        check(self._library, code, "computing logits")
+        run = self._library.octavo_model_begin_logits if self._is_traced else self._library.octavo_model_logits
+        check(self._library, run(self._handle, indices, count, address(self._logits)), "computing logits")
+        if self._is_traced:
+            self._head.run_op_by_op(count)
         return self._logits[: count * vocab_size].reshape(count, vocab_size)
 
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
@@ -185,12 +180,9 @@ class CpuModel:
     def op_times(self) -> list[OpTime]:
         """Time spent by kind of op while measuring, dearest first."""
         total: dict[str, OpTime] = {}
-        for program, ops in self._programs:
-            seconds, calls = (ctypes.c_double * len(ops))(), (c_int64 * len(ops))()
-            self._library.octavo_program_times(program, seconds, calls)
-            for op, more_calls, more_seconds in zip(ops, calls, seconds, strict=True):
-                before = total.get(op, OpTime(op, 0, 0.0))
-                total[op] = OpTime(op, before.calls + more_calls, before.seconds + more_seconds)
+        for op, calls, seconds in self._forward.times() + self._head.times():
+            before = total.get(op, OpTime(op, 0, 0.0))
+            total[op] = OpTime(op, before.calls + calls, before.seconds + seconds)
         return sorted((time for time in total.values() if time.calls), key=lambda time: -time.seconds)
 
     def __del__(self) -> None:

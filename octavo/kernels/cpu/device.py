@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from octavo.config import ActivationDType
 from octavo.kernels.build import build
 from octavo.kernels.cpu import library
@@ -9,19 +11,23 @@ from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.device import StepSizes
 from octavo.kernels.host import HOST_SIZES, host_dtypes
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.kernels.program.op_by_op import printer
 from octavo.observe.machine import num_cores
 
 
 class CpuDevice:
     """Implements `octavo.kernels.device.Device`. num_threads None: every core this process may use. activation_dtype:
-    what products with block-quantised weights round activations to."""
+    what products with block-quantised weights round activations to. traces_ops: see `kernels/program/op_by_op.py`."""
 
     name = "cpu"
     is_asynchronous = draws_weights = False
     dtypes = staticmethod(host_dtypes)
 
-    def __init__(self, num_threads: int | None = None, activation_dtype: ActivationDType = "int8") -> None:
+    def __init__(
+        self, num_threads: int | None = None, activation_dtype: ActivationDType = "int8", *, traces_ops: bool = False
+    ) -> None:
         self.num_threads = num_threads or num_cores()
+        self._see = printer(lambda x: float(np.linalg.norm(x))) if traces_ops else None
         self._activation_bytes = 2 if activation_dtype == "int16" else 1
 
     def why_not(self) -> str | None:
@@ -39,4 +45,4 @@ class CpuDevice:
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> CpuModel:
         loaded = library.load()
         threads = library.ThreadPool(loaded, self.num_threads)
-        return CpuModel(loaded, threads, model, kv, limits, self._activation_bytes)
+        return CpuModel(loaded, threads, model, kv, limits, self._activation_bytes, self._see)

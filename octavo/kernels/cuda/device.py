@@ -14,6 +14,7 @@ from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.cuda.driver import GPU, find_gpu
 from octavo.kernels.device import DTypes, StepSizes
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.kernels.program.op_by_op import printer
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda.model import TritonModel
@@ -29,8 +30,11 @@ class CudaDevice:
     name = "triton"
     is_asynchronous = draws_weights = True
 
-    def __init__(self, attention: AttentionBackendOption = "triton", index: int = 0) -> None:
+    def __init__(
+        self, attention: AttentionBackendOption = "triton", index: int = 0, *, traces_ops: bool = False
+    ) -> None:
         self._attention = attention
+        self._see = printer(lambda x: float(x.float().norm())) if traces_ops else None
         self.index = index
 
     @property
@@ -100,7 +104,7 @@ class CudaDevice:
         if self.index:
             torch.cuda.set_device(device)
         try:
-            return TritonModel(model, kv, limits, dtype, device, gpu, self._attention)
+            return TritonModel(model, kv, limits, dtype, device, gpu, self._attention, self._see)
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
             raise OutOfMemoryError(

@@ -43,6 +43,7 @@ from octavo.kernels.ops import (
     StepLimits,
 )
 from octavo.kernels.program.fuse import Fusions, fuse
+from octavo.kernels.program.op_by_op import See
 from octavo.kernels.program.recorder import Instruction, Recording, record, record_model
 from octavo.kernels.triton.attention.kv_pool import TORCH_DTYPE
 from octavo.kernels.triton.attention.memory import AttentionMemory
@@ -74,6 +75,7 @@ class TritonModel:
         device: torch.device,
         gpu: GPU,
         attention: AttentionBackendOption,
+        see: See | None = None,
     ) -> None:
         self.device, self.chained, self.limits = device, gpu.chains, limits
         self._kv = kv
@@ -86,7 +88,7 @@ class TritonModel:
         self._weights = DeviceWeights(device, TORCH_DTYPE[dtype])
         self._memory = AttentionMemory(layers, kv, limits, gpu, device)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
-        self._around = Surroundings(self._weights, gpu, self._memory, self._attention)
+        self._around = Surroundings(self._weights, gpu, self._memory, self._attention, see)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32"
         parts = _room_for_parts(whole.instructions, limits.max_num_seqs, device) if tiled else None
         seqs = limits.max_num_seqs
@@ -254,6 +256,8 @@ class TritonModel:
     def _programs_by_rows(self, recording: Recording, parts: torch.Tensor | None) -> list[Program]:
         """Of a row a sequence, by ascending number of rows; the first is taken that they fit in."""
         seqs, tiled = self.limits.max_num_seqs, parts is not None
+        if self._around.see is not None:  # ops that the model calls, none of which are joined
+            return [self._program(recording, Fusions(), seqs)]
         programs = []
         for rows in VECTOR_ROWS[:1] if tiled else VECTOR_ROWS:
             is_vector = _takes_vectors(rows)

@@ -15,6 +15,7 @@ from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import OPS, Activation, AttentionLayer, Index
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.buffers import share_buffers
+from octavo.kernels.program.op_by_op import OpByOp, See
 from octavo.kernels.program.recorder import Instruction, Recording, Value
 from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
@@ -34,6 +35,7 @@ class Surroundings:
     gpu: GPU
     memory: AttentionMemory
     attention: ModelAttention
+    see: See | None  # None: programs run as a whole
 
 
 Launch = Callable[..., None]  # (step, its tensors in the instruction's order)
@@ -50,6 +52,7 @@ class Program:
         self._plan = share_buffers(recording.instructions, recording.given, recording.kept)
         self._calls = [self._bind(instruction) for instruction in recording.instructions]
         self._kept, self._given = recording.kept, recording.given
+        self._traced = None if surroundings.see is None else (recording, surroundings.see)
         self.max_rows = max_rows
         self._buffers: list[torch.Tensor] = []
 
@@ -72,9 +75,22 @@ class Program:
     def run(self, step: DeviceStep | None, num_rows: int) -> list[torch.Tensor]:
         """Launch everything; returns what was kept, [num_rows, width] each, good until the memory is used again."""
         assert num_rows <= self.max_rows, f"{num_rows} rows in buffers for {self.max_rows}"
+        if self._traced is not None:
+            self._run_op_by_op(*self._traced, step, num_rows)
+            return self.kept(num_rows)
         for launch, values in self._calls:
             launch(step, *(self._view(value, num_rows) for value in values))
         return self.kept(num_rows)
+
+    def _run_op_by_op(self, recording: Recording, see: See, step: DeviceStep | None, num_rows: int) -> None:
+        def view(value: Value) -> torch.Tensor:
+            return self._view(value, num_rows)
+
+        def run(index: int) -> None:
+            launch, values = self._calls[index]
+            launch(step, *map(view, values))
+
+        recording.run_again(OpByOp(recording.instructions, run, view, see), map(view, recording.given))
 
     def kept(self, num_rows: int) -> list[torch.Tensor]:
         """What the last run of so many rows returned."""

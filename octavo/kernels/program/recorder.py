@@ -7,7 +7,7 @@ C++ for the whole step, or a launch each on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,11 +37,18 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """Instructions in order; `given` are filled before the first, `kept` are read after the last."""
+    """Instructions in order; `given` are filled before the first, `kept` are read after the last. function: the body or
+    head that called them."""
 
     instructions: Sequence[Instruction]
     kept: tuple[Value, ...]
     given: tuple[Value, ...] = ()
+    function: Callable[..., Any] | None = None
+
+    def run_again(self, ops: Ops, given: Iterable[Tensor]) -> None:
+        """The function, on other ops."""
+        assert self.function is not None, "instructions that were written by hand have no function"
+        self.function(ops, *given)
 
     @property
     def layers(self) -> list[AttentionLayer]:
@@ -92,7 +99,7 @@ def record(function: Callable[..., Tensor | tuple[Tensor, ...]], *widths: int) -
     recorder = Recorder()
     given = tuple(map(recorder.new_value, widths))
     kept = function(recorder, *given)
-    return Recording(recorder.instructions, kept if isinstance(kept, tuple) else (kept,), given)
+    return Recording(recorder.instructions, kept if isinstance(kept, tuple) else (kept,), given, function)
 
 
 def record_model(model: Model) -> tuple[Recording, dict[str, Recording]]:

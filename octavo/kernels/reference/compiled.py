@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.kernels.ops import FloatArray, IntArray, KVLayout, Model, StepBatch, StepLimits
+from octavo.kernels.program.op_by_op import See
 from octavo.kernels.reference.attention import KVPool, StepIndex
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.ops import ReferenceOps
@@ -19,13 +20,19 @@ class ReferenceModel:
     """Implements `octavo.kernels.ops.CompiledModel`. Owns the KV pool and the last step's hidden states."""
 
     def __init__(
-        self, model: Model, kv: KVLayout, pool: NDArray[np.uint8], limits: StepLimits, weights: ReferenceWeights
+        self,
+        model: Model,
+        kv: KVLayout,
+        pool: NDArray[np.uint8],
+        limits: StepLimits,
+        weights: ReferenceWeights,
+        see: See | None = None,
     ) -> None:
         assert pool.nbytes == kv.num_blocks * kv.block_bytes, "the pool holds num_blocks blocks"
         self.pool = pool
         self._limits = limits
         self._blocks = pool.reshape(kv.num_blocks, kv.block_bytes)
-        self._ops = ReferenceOps(KVPool(kv, pool), weights)
+        self._ops = ReferenceOps(KVPool(kv, pool), weights, see)
         self._body, self._heads = model.body, model.heads
         self._hidden: tuple[torch.Tensor, ...] | None = None
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from octavo.kernels.device import StepSizes
 from octavo.kernels.host import HOST_SIZES, allocate_pool, bytes_for_blocks, host_dtypes
 from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.kernels.program.op_by_op import See, printer
 from octavo.kernels.program.recorder import record_model
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class ReferenceDevice:
     name = "reference"
     is_asynchronous = draws_weights = False
     dtypes = staticmethod(host_dtypes)
+
+    def __init__(self, *, traces_ops: bool = False) -> None:
+        self._see = printer(lambda x: float(x.norm())) if traces_ops else None
 
     def why_not(self) -> str | None:
         if find_spec("torch") is None:
@@ -50,7 +54,7 @@ class ReferenceDevice:
 
         body, heads = record_model(model)
         read = (parameter for recording in (body, *heads.values()) for parameter in recording.parameters())
-        return ReferenceLoaded(model, kv, limits, ReferenceWeights(read))
+        return ReferenceLoaded(model, kv, limits, ReferenceWeights(read), self._see)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +65,7 @@ class ReferenceLoaded:
     kv: KVLayout
     limits: StepLimits
     weights: ReferenceWeights
+    see: See | None = None
 
     @property
     def parameters(self) -> Mapping[str, torch.Tensor]:
@@ -73,4 +78,4 @@ class ReferenceLoaded:
         from octavo.kernels.reference.compiled import ReferenceModel
 
         kv = replace(self.kv, num_blocks=num_blocks)
-        return ReferenceModel(self.model, kv, allocate_pool(kv), self.limits, self.weights)
+        return ReferenceModel(self.model, kv, allocate_pool(kv), self.limits, self.weights, self.see)

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from octavo.kernels.ops import Activation, AttentionLayer, Index, Op, Ops
 from octavo.kernels.parameters import Linear, Parameter
+from octavo.kernels.program.op_by_op import See
 from octavo.kernels.reference import attention
 from octavo.kernels.reference.weights import ReferenceWeights
 
@@ -37,14 +38,18 @@ PLAIN: dict[str, Callable[..., torch.Tensor]] = {
 class ReferenceOps(Ops):
     """`step` is the step being computed; the owner sets it."""
 
-    def __init__(self, cache: attention.KVPool, weights: ReferenceWeights) -> None:
+    def __init__(self, cache: attention.KVPool, weights: ReferenceWeights, see: See | None = None) -> None:
         self.step: attention.StepIndex
         self._cache = cache
         self._weights = weights
+        self._see = see
 
     def apply(self, op: Op, inputs: tuple[torch.Tensor, ...], arguments: dict[str, Any]) -> Any:
         compute = PLAIN.get(op.name) or getattr(self, f"_{op.name}")
-        return compute(*inputs, **arguments)
+        result = compute(*inputs, **arguments)
+        if self._see is not None:
+            self._see(op.name, arguments, inputs, result if isinstance(result, tuple) else (result,))
+        return result
 
     def _embedding(self, table: Parameter, index: Index, offset: int, scale: float) -> torch.Tensor:
         ids = self.step.input_ids if index == "input_ids" else self.step.positions
