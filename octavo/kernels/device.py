@@ -40,7 +40,7 @@ class Loaded(Protocol):
     @property
     def parameters(self) -> Mapping[str, Any]:
         """What the device holds of each parameter, by the checkpoint's names. The values are the device's own: tensors,
-        views of a packed matrix, or a place in one."""
+        views of a stacked matrix, or a place in one."""
 
     def free_bytes(self, utilization: float) -> int:
         """The memory that is left for KV blocks. utilization: the share of the device's memory that may be used,

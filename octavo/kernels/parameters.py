@@ -26,9 +26,9 @@ class Scheme(Protocol):
     def name(self) -> str: ...
 
     def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
-        """What a checkpoint has for a parameter of that name and shape, as `packed` and `dense` take it."""
+        """What a checkpoint has for a parameter of that name and shape, as `compact` and `dense` take it."""
 
-    def packed(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
+    def compact(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
         """The exact numbers in any format of `kernels/tensor.py`, the smallest that there is."""
 
     def dense(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
@@ -46,8 +46,8 @@ class Parameter:
     sources: tuple[StoredTensor, ...]
     shard: Shard = REPLICATED
 
-    def packed(self) -> HostTensor:
-        return self.scheme.packed(self.sources)
+    def compact(self) -> HostTensor:
+        return self.scheme.compact(self.sources)
 
     def dense(self) -> HostTensor:
         return self.scheme.dense(self.sources)
@@ -55,7 +55,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """y = x W^T + bias. `parts` are stacked along the output: a packed QKV is three parts, which may differ in scheme
+    """y = x W^T + bias. `parts` are stacked along the output: a stacked QKV is three parts, which may differ in scheme
     and dtype. Each part is [out_i, in]; biases, if any, one [out_i] a part."""
 
     parts: tuple[Parameter, ...]

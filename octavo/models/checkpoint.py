@@ -7,13 +7,13 @@ causal-language-model classes, every linear weight as [out, in]. (Hugging Face's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
-from octavo.kernels.tensor import DType, HostTensor, StoredTensor
+from octavo.kernels.tensor import DType, StoredTensor
 from octavo.models.architecture import Architecture
 from octavo.models.gguf import GGUFFile
 from octavo.shown import shown
@@ -34,25 +34,6 @@ IRRELEVANT_ENDINGS = (
 )
 
 
-class LazyTensors(Mapping[str, HostTensor]):
-    """Name to tensor; a tensor is read when it is asked for, and not kept."""
-
-    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
-        self.stored = stored
-
-    def __getitem__(self, name: str) -> HostTensor:
-        return self.stored[name].read()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.stored)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """label: what to call it in messages, its path or name. sampling_defaults: values that the model's makers
@@ -66,10 +47,6 @@ class Checkpoint:
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     unreadable: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def tensors(self) -> LazyTensors:
-        return LazyTensors(self.stored)
 
     @property
     def num_bytes(self) -> int:

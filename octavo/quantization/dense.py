@@ -21,7 +21,7 @@ class Dense:
     def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
         return {name: shape}
 
-    def packed(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
+    def compact(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
         return self.dense(sources)
 
     def dense(self, sources: tuple[StoredTensor, ...]) -> HostTensor:

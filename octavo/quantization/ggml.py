@@ -16,9 +16,9 @@ class GGMLBlocks:
     def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
         return {name: shape}
 
-    def packed(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
+    def compact(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
         (source,) = sources
         return source.read()
 
     def dense(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
-        return from_array(dequantize(self.packed(sources)))
+        return from_array(dequantize(self.compact(sources)))

@@ -1,4 +1,4 @@
-"""What is on the device is found by the checkpoint's names, packed matrices' parts as views of them."""
+"""What is on the device is found by the checkpoint's names, and parts of a stacked matrix are views of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_name_is_found_with_its_numbers(family: str, dtype: DType) -> None
         assert torch.equal(found[name].cpu(), torch.from_numpy(values)), name
 
 
-def test_parts_of_a_packed_matrix_are_views_of_it() -> None:
+def test_parts_of_a_stacked_matrix_are_views_of_it() -> None:
     found = load("llama").parameters
     parts = [found[f"model.layers.0.self_attn.{x}_proj.weight"] for x in "qkv"]
     assert len({part.untyped_storage().data_ptr() for part in parts}) == 1

@@ -74,7 +74,7 @@ def test_rotary_rows_are_put_back_in_order(tmp_path: Path, quantised: str | None
     tensors["blk.0.attn_output.bias"] = tensors["blk.0.attn_q.bias"] = np.zeros(32, np.float32)
     checkpoint = open_gguf(write_gguf(tmp_path / "f.gguf", "llama", TINY_LLAMA, tensors), "f.gguf")
     for projection, values in expected.items():
-        read = dequantize(checkpoint.tensors[f"model.layers.0.self_attn.{projection}.weight"])
+        read = dequantize(checkpoint.stored[f"model.layers.0.self_attn.{projection}.weight"].read())
         np.testing.assert_allclose(read, values, atol=0.02 if quantised else 0)
 
 
@@ -82,7 +82,7 @@ def test_rotary_biases_are_put_back_in_order(tmp_path: Path) -> None:
     bias = np.arange(32, dtype=np.float32)
     tensors = tiny_llama_tensors() | {"blk.0.attn_q.bias": interleave(bias, 4)}
     checkpoint = open_gguf(write_gguf(tmp_path / "f.gguf", "llama", TINY_LLAMA, tensors), "f.gguf")
-    assert np.array_equal(dequantize(checkpoint.tensors["model.layers.0.self_attn.q_proj.bias"]), bias)
+    assert np.array_equal(dequantize(checkpoint.stored["model.layers.0.self_attn.q_proj.bias"].read()), bias)
 
 
 def test_long_context_divisors_become_longrope(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_long_context_divisors_become_longrope(tmp_path: Path) -> None:
             "attention_factor": 1.0,
         }
     )
-    assert "rope_freqs.weight" not in checkpoint.tensors
+    assert "rope_freqs.weight" not in checkpoint.stored
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_packaged_models(name: str, architecture: Architecture) -> None:
 
 def test_gemma_norms_are_what_was_trained() -> None:
     """GGUF holds w + 1. What was trained lies around zero and is a bfloat16."""
-    norm = open_checkpoint(ModelConfig(model="gemma3-270m")).tensors["model.layers.0.self_attn.q_norm.weight"]
+    norm = open_checkpoint(ModelConfig(model="gemma3-270m")).stored["model.layers.0.self_attn.q_norm.weight"].read()
     values = dequantize(norm)
     assert not np.any(values.view(np.uint32) & 0xFFFF), "the lower half of a float32 that was a bfloat16 is zero"
 
@@ -258,7 +258,7 @@ def test_a_dtype_converts_every_tensor_when_it_is_read(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "f.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
     checkpoint = open_checkpoint(ModelConfig(model=str(path), dtype="bfloat16"))
     assert checkpoint.dtype_label == "BF16"
-    assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {"BF16"}
+    assert {tensor.read().dtype for tensor in checkpoint.stored.values()} == {"BF16"}
 
 
 def test_a_value_too_large_for_float16_is_named(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_folder_holds_exactly_what_its_family_needs(name: str, tmp_path: Path)
 def test_gpt2_projections_are_turned_to_out_by_in(tmp_path: Path) -> None:
     checkpoint = open_model(make_tiny_model("gpt2", tmp_path), dtype="bfloat16")
     saved = load_file(tmp_path / "model.safetensors")["transformer.h.0.mlp.c_fc.weight"]
-    values = dequantize(checkpoint.tensors["transformer.h.0.mlp.c_fc.weight"])
+    values = dequantize(checkpoint.stored["transformer.h.0.mlp.c_fc.weight"].read())
     assert values.shape == (192, 48)
     assert np.array_equal(values, saved.T.bfloat16().float().numpy())
 
@@ -60,7 +60,7 @@ def test_names_without_their_outer_prefix_get_it(llama_folder: Path, tmp_path: P
     saved = load_file(llama_folder / "model.safetensors")
     save_file({name.removeprefix("model."): tensor for name, tensor in saved.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((llama_folder / "config.json").read_bytes())
-    assert set(open_model(tmp_path).tensors) == set(open_model(llama_folder).tensors)
+    assert set(open_model(tmp_path).stored) == set(open_model(llama_folder).stored)
 
 
 def test_generation_config_sets_ends_and_sampling_defaults(llama_folder: Path) -> None:
@@ -155,12 +155,14 @@ def test_dummy_weights_need_only_a_config(llama_folder: Path, tmp_path: Path) ->
     second = open_model(tmp_path, load_format="dummy", seed=1, dtype="float32")
     other = open_model(tmp_path, load_format="dummy", seed=2)
     name = "model.layers.1.mlp.down_proj.weight"
-    assert set(first.tensors) == set(required_tensors(first.architecture))
+    assert set(first.stored) == set(required_tensors(first.architecture))
     assert first.dtype_label == "F32"
-    assert np.array_equal(first.tensors[name].data, second.tensors[name].data)
-    assert not np.array_equal(first.tensors[name].data, other.tensors[name].data)
-    assert not np.array_equal(first.tensors[name].data, first.tensors["model.layers.0.mlp.down_proj.weight"].data)
-    assert dequantize(first.tensors["model.norm.weight"]).tolist() == [1.0] * 48
+    assert np.array_equal(first.stored[name].read().data, second.stored[name].read().data)
+    assert not np.array_equal(first.stored[name].read().data, other.stored[name].read().data)
+    assert not np.array_equal(
+        first.stored[name].read().data, first.stored["model.layers.0.mlp.down_proj.weight"].read().data
+    )
+    assert dequantize(first.stored["model.norm.weight"].read()).tolist() == [1.0] * 48
 
 
 def test_dummy_weights_that_no_machine_has_room_for(llama_folder: Path, tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_dummy_weights_of_a_gguf_file(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
     checkpoint = open_model(path, load_format="dummy")
     assert checkpoint.dtype_label == "BF16"
-    assert checkpoint.tensors["model.layers.0.self_attn.k_proj.weight"].shape == (16, 32)
+    assert checkpoint.stored["model.layers.0.self_attn.k_proj.weight"].read().shape == (16, 32)
 
 
 def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.cpu.weights import PackedRows
 from octavo.kernels.device import Device
-from octavo.kernels.ops import FloatArray, KVGroup, KVLayout, Model, StepLimits
+from octavo.kernels.ops import FloatArray, KVGroup, KVLayout, Model, StepBatch, StepLimits
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.kernels.tensor import DType, HostTensor, StoredTensor
@@ -97,3 +97,14 @@ def test_a_matrix_is_let_go_once_it_is_packed() -> None:
     assert most == 3, "queries, keys and values"
     assert not any("_proj" in name for name in alive.values())
     assert "model.layers.2.mlp.down_proj.weight" in loaded.parameters
+
+
+def test_a_parameter_written_to_is_what_the_model_computes_with() -> None:
+    loaded = ReferenceDevice().load(*loading("phi3", DrawnTensors()), "float32")
+    tables = tuple(np.full((4, 4), block_id, np.int32) for block_id in (1, 2))
+    tokens, one = np.array([3], np.int32), np.ones(1, np.int32)
+    model = loaded.bind(3)
+    model.forward(StepBatch(tokens, one - 1, np.array([0, 1], np.int32), one, one - 1, tables))
+    assert model.logits(one - 1).any()
+    loaded.parameters["lm_head.weight"].zero_()
+    assert not model.logits(one - 1).any()

@@ -71,7 +71,7 @@ def test_quantised_weights_pass_through_untouched() -> None:
     architecture = replace(LLAMA, intermediate_size=128)
     source = BlankTensors("Q4_1")
     model = build_model(architecture, source, SLOTS, max_model_len=64)
-    dtypes = {part.packed().dtype for layer in model.layers for part in layer.attention.qkv.parts}
+    dtypes = {part.compact().dtype for layer in model.layers for part in layer.attention.qkv.parts}
     assert dtypes == {"Q4_1"}
 
 

@@ -33,7 +33,7 @@ class RowScaled:
     def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
         return {name: shape, f"{name}_scale": shape[:1]}
 
-    def packed(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
+    def compact(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
         return self.dense(sources)
 
     def dense(self, sources: tuple[StoredTensor, ...]) -> HostTensor:

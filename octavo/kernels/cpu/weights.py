@@ -77,4 +77,4 @@ class CpuWeights:
     def _read(self, parameter: Parameter) -> HostTensor:
         """An embedding table that is also the head is here already."""
         held = self.parameters.get(parameter.name)
-        return held if isinstance(held, HostTensor) else parameter.packed()
+        return held if isinstance(held, HostTensor) else parameter.compact()

@@ -99,7 +99,7 @@ class TritonModel:
         products = [i.arguments["weight"].parts for i in body.instructions if i.op == "linear"]
         #: what a step's tokens are padded to where products are a library's
         self.row_counts = cheap_row_counts(
-            [self._weights.packed(*parts) for parts in products], limits.max_num_tokens, shared
+            [self._weights.stacked(*parts) for parts in products], limits.max_num_tokens, shared
         )
         self._weights.forget_host()
         self.parameters = MappingProxyType(self._weights.parameters)

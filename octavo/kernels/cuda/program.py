@@ -123,7 +123,7 @@ class Program:
     # One method for each other op: its arguments, and the weights among them uploaded, to a launch
 
     def _embedding(self, table: Parameter, index: Index, offset: int, scale: float) -> Launch:
-        table_VH, chained = self._around.weights.packed(table), self._around.gpu.chains
+        table_VH, chained = self._around.weights.stacked(table), self._around.gpu.chains
 
         def launch(step: DeviceStep, out: torch.Tensor) -> None:
             embedding(table_VH, getattr(step, index), out, offset=offset, scale=scale, chained=chained)
@@ -138,8 +138,8 @@ class Program:
         eps: float = 1e-6,
     ) -> Launch:
         weights, chained = self._around.weights, self._around.gpu.chains
-        matrix = weights.packed(*weight.parts)
-        bias = weights.packed(*weight.biases) if weight.biases else None
+        matrix = weights.stacked(*weight.parts)
+        bias = weights.stacked(*weight.biases) if weight.biases else None
         norm_H = None if norm_weight is None else weights.vector(norm_weight)
         tiles = self._tiles(matrix, gate)
 
@@ -166,7 +166,7 @@ class Program:
     def _linear_add_rms_norm(self, weight: Linear, norm_weight: Parameter, eps: float) -> Launch:
         """The outputs: the normed sum, and the sum in the residual's own memory."""
         around = self._around
-        matrix, norm_H = around.weights.packed(*weight.parts), around.weights.vector(norm_weight)
+        matrix, norm_H = around.weights.stacked(*weight.parts), around.weights.vector(norm_weight)
         tiles, room, chained = self._tiles(matrix), self._parts, around.gpu.chains
 
         def launch(

@@ -20,19 +20,19 @@ _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class DeviceWeights:
-    """`parameters`: what is on the device, by name; the parts of a packed matrix are views of it. `dtype` is that of
+    """`parameters`: what is on the device, by name; the parts of a stacked matrix are views of it. `dtype` is that of
     matrices and biases; norms and rotary angles are float32."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
         self.parameters: dict[str, torch.Tensor] = {}
-        self._packed: dict[tuple[str, ...], torch.Tensor] = {}
+        self._stacks: dict[tuple[str, ...], torch.Tensor] = {}
         self._angles: dict[RotaryTable, tuple[torch.Tensor, torch.Tensor]] = {}
         self._pinned = [torch.empty(_PIECE, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
         self._copied: list[torch.cuda.Event | None] = [None, None]
 
-    def packed(self, *parts: Parameter) -> torch.Tensor:
+    def stacked(self, *parts: Parameter) -> torch.Tensor:
         """Matrices or biases, one below the other. Which belong together is the same wherever they are asked for."""
         return self._upload(parts, self.dtype)
 
@@ -49,14 +49,14 @@ class DeviceWeights:
 
     def _upload(self, parts: tuple[Parameter, ...], dtype: torch.dtype) -> torch.Tensor:
         names = tuple(part.name for part in parts)
-        if names not in self._packed:
+        if names not in self._stacks:
             rows = [part.shape[0] for part in parts]
             whole = torch.empty((sum(rows), *parts[0].shape[1:]), dtype=dtype, device=self.device)
             for part, view in zip(parts, whole.split(rows), strict=True):
                 self._fill(view, part.dense())
                 self.parameters[part.name] = view
-            self._packed[names] = whole
-        return self._packed[names]
+            self._stacks[names] = whole
+        return self._stacks[names]
 
     def forget_host(self) -> None:
         """Let go of the host's tensors and of the upload buffers: everything is uploaded."""
