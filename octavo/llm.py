@@ -151,12 +151,14 @@ class LLM:
             continue_final_message=continue_final_message,
             tools=tools,
         )
-        prompts = [self._tokenizer().encode_chat(one, **options) for one in conversation_list(messages)]
+        prompts = [self.get_tokenizer().encode_chat(one, **options) for one in conversation_list(messages)]
         return self.generate(prompts, sampling_params, use_tqdm, priority=priority)
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises TokenizerError after skip_tokenizer_init=True."""
-        return self._tokenizer()
+        if self._engine.tokenizer is None:
+            raise TokenizerError("there is no tokenizer: the engine was made with skip_tokenizer_init=True")
+        return self._engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation config recommends, vLLM's defaults elsewhere. Yours to change."""
@@ -224,8 +226,3 @@ class LLM:
                     raise
                 raise InvalidRequestError(f"prompts[{index}]: {refusal}") from None
         return requests
-
-    def _tokenizer(self) -> Tokenizer:
-        if self._engine.tokenizer is None:
-            raise TokenizerError("there is no tokenizer: the engine was made with skip_tokenizer_init=True")
-        return self._engine.tokenizer

@@ -43,6 +43,20 @@ class _Foreign:
         return not (self.is_negated or self.name in _SWITCHES or self.name.startswith(_SWITCH_PREFIXES))
 
 
+def with_dashes(argv: Sequence[str]) -> list[str]:
+    """Every flag with dashes in its name, as vLLM's users may write underscores; up to `--`."""
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    return [*map(_one_with_dashes, argv[:end]), *argv[end:]]
+
+
+def _one_with_dashes(word: str) -> str:
+    """--max_model_len=a_b is --max-model-len=a_b, --compilation_config.a_b is --compilation-config.a_b."""
+    if not word.startswith("--"):
+        return word
+    end = min((place for place in (word.find("="), word.find(".")) if place >= 0), default=len(word))
+    return word[:end].replace("_", "-") + word[end:]
+
+
 def without_foreign_flags(argv: Sequence[str], is_own: Callable[[str], bool], note: Callable[[str], None]) -> list[str]:
     """The words that are left. Raises ConfigError for a flag of vLLM's that asks for something."""
     kept: list[str] = []

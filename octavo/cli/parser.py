@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from octavo.cli import flags_file
-from octavo.cli.foreign_flags import without_foreign_flags
+from octavo.cli.foreign_flags import with_dashes, without_foreign_flags
 from octavo.errors import ConfigError
 
 #: a command with no more flags than these shows them all
@@ -72,7 +72,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Raises ConfigError for what cannot be understood."""
-        words = _spelled(argv)
+        words = with_dashes(argv)
         args = self._parse(words)
         if getattr(args, "config", None) is not None:
             args = self._parse([*self._words_of_file(args, words), *words])
@@ -217,20 +217,6 @@ def help_word(argv: Sequence[str]) -> str | None:
         if word.startswith("--help="):
             return word.removeprefix("--help=")
     return None
-
-
-def _spelled(argv: Sequence[str]) -> list[str]:
-    """Every flag with dashes in its name, as vLLM's users may write underscores; up to `--`."""
-    end = list(argv).index("--") if "--" in argv else len(argv)
-    return [*map(_with_dashes, argv[:end]), *argv[end:]]
-
-
-def _with_dashes(word: str) -> str:
-    """--max_model_len=a_b is --max-model-len=a_b, --compilation_config.a_b is --compilation-config.a_b."""
-    if not word.startswith("--"):
-        return word
-    end = min((place for place in (word.find("="), word.find(".")) if place >= 0), default=len(word))
-    return word[:end].replace("_", "-") + word[end:]
 
 
 def _is_model_here(word: str) -> bool:

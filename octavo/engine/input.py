@@ -57,8 +57,7 @@ class InputProcessor:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Request:
-        """Raises InvalidRequestError if the request cannot be served. cache_salt: as in a prompt dict, which may
-        name it instead."""
+        """Raises InvalidRequestError. cache_salt: as in a prompt dict, which may name it instead."""
         _check_id(request_id)
         _check_priority(priority)
         if not isinstance(params, SamplingParams):
@@ -69,9 +68,8 @@ class InputProcessor:
         token_ids = self._truncate(token_ids, params.truncate_prompt_tokens)
         self._check_prompt(token_ids)
         self._check_params(params)
-        limits = self.limits
-        room = limits.max_model_len - len(token_ids)
-        ends = frozenset(() if params.ignore_eos else limits.eos_token_ids)
+        room = self.limits.max_model_len - len(token_ids)
+        ends = frozenset(() if params.ignore_eos else self.limits.eos_token_ids)
         stops = ends | frozenset(params.stop_token_ids or ())
         bad_word_ids = self._bad_words(tuple(params.bad_words or ()))
         self._check_drawable(params, stops, bad_word_ids)

@@ -81,7 +81,13 @@ class EngineMetrics:
         self._seconds: Counter[str] = self._counters["step_seconds"]
         self._step_tokens = self._histograms["iteration_tokens_total"]
         self._num_step_tokens = 0  # since the last step's end
-        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+        self._handlers = self._handler_of_each()
+        for event in log:
+            self.record(event)
+        log.listen(self.record)
+
+    def _handler_of_each(self) -> dict[type[Event], Callable[[Any], None]]:
+        return {
             Arrived: self._arrived,
             Refused: self._refused,
             Waits: self._waits,
@@ -95,9 +101,6 @@ class EngineMetrics:
             Sampled: self._sampled,
             StepDone: self._step_done,
         }
-        for event in log:
-            self.record(event)
-        log.listen(self.record)
 
     def record(self, event: Event) -> None:
         handler = self._handlers.get(type(event))

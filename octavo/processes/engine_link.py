@@ -13,7 +13,7 @@ from collections.abc import Callable
 import zmq
 
 from octavo.observe.logging import LOGGER
-from octavo.processes.transport import READ_SIZE, Down, HasRead, Hello, Up, decode_down, encode, front_end_socket
+from octavo.processes.transport import READ_SIZE, Down, HasRead, Hello, Up, decode_down, encode
 
 #: seconds of the event loop that the engine's news may take at a time
 RECEIVE_S = 0.005
@@ -33,7 +33,7 @@ class EngineLink:
     def connect(self, address: str) -> None:
         """An engine listens there."""
         self._num_read = 0
-        self._socket = front_end_socket(self._context, address, self._identity.encode())
+        self._socket = _front_end_socket(self._context, address, self._identity.encode())
         asyncio.get_running_loop().add_reader(int(self._socket.FD), self._receive)
         self.send(Hello())
 
@@ -82,3 +82,14 @@ class EngineLink:
     def _go_on(self) -> None:
         self._goes_on = False
         self._receive()
+
+
+def _front_end_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> zmq.Socket[bytes]:
+    """Nothing it sends waits or is lost while the engine lives."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IDENTITY, identity)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.connect(address)
+    return socket

@@ -45,9 +45,9 @@ from octavo.processes.transport import (
     fingerprint_of,
     pack_params,
     pack_request,
-    unpack_params,
 )
 from octavo.request import Request
+from octavo.sampling_params import SamplingParams
 from octavo.scheduler.updates import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
@@ -238,7 +238,7 @@ class ProcessClient(EngineClient):
     def _take_welcome(self, welcome: Welcome) -> None:
         if self._inputs is None or self._inputs.limits != welcome.limits:
             self._inputs = InputProcessor(self._tokenizer, welcome.limits, self._seed)
-        params = unpack_params(welcome.default_sampling_params)
+        params = SamplingParams(**welcome.default_sampling_params)
         self._info = ModelInfo(**asdict(welcome.limits), default_sampling_params=params, card=welcome.card)
         self._welcomed.set()
 

@@ -191,7 +191,7 @@ def unpack_request(message: AddRequest) -> Request:
     return Request(
         request_id=message.request_id,
         prompt_token_ids=message.prompt_token_ids,
-        sampling_params=unpack_params(message.sampling_params),
+        sampling_params=SamplingParams(**message.sampling_params),
         seed=message.seed,
         arrival_time=message.arrival_time,
         max_output_tokens=message.max_output_tokens,
@@ -219,10 +219,6 @@ def pack_params(params: SamplingParams) -> dict[str, Any]:
     return {name: value for name, default in _DEFAULTS.items() if (value := getattr(params, name)) != default}
 
 
-def unpack_params(given: dict[str, Any]) -> SamplingParams:
-    return SamplingParams(**given)
-
-
 def engine_socket(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
     """The engine's end."""
     socket = context.socket(zmq.ROUTER)
@@ -231,15 +227,4 @@ def engine_socket(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.
     socket.setsockopt(zmq.SNDHWM, MAX_UNREAD)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.bind(address)
-    return socket
-
-
-def front_end_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> zmq.Socket[bytes]:
-    """A front end's end. Nothing it sends waits or is lost while the engine lives."""
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.IDENTITY, identity)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.connect(address)
     return socket

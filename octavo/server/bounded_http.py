@@ -99,9 +99,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         if len(self.url) + len(url) > MAX_TARGET_SIZE:
-            self._refuse(
-                ApiError(414, f"the request's target has more than {MAX_TARGET_SIZE} bytes, allowed are these")
-            )
+            told = f"the request's target has more than {MAX_TARGET_SIZE} bytes, allowed are these"
+            self._refuse(ApiError(414, told))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -110,13 +109,11 @@ class BoundedHttp(HttpToolsProtocol):
         if self._size > self._limits.h11_max_incomplete_event_size:
             self._refuse(self._too_large())
         if self._num_lines > (allowed := self._limits.h11_max_header_count):
-            self._refuse(
-                ApiError(
-                    431,
-                    f"the request has more than {allowed} headers, allowed are these: send fewer, or start the server "
-                    "with a larger --h11-max-header-count",
-                )
+            told = (
+                f"the request has more than {allowed} headers, allowed are these: send fewer, or start the server "
+                "with a larger --h11-max-header-count"
             )
+            self._refuse(ApiError(431, told))
         if self._phase == "head":  # a trailer comes too late to be one of the headers that were looked at
             super().on_header(name, value)
 

@@ -11,11 +11,10 @@ from octavo.server.api_errors import ApiError
 from octavo.server.chunks import ChatChunks, OpenAIEvents
 from octavo.server.generation import complete, stream
 from octavo.server.json_pieces import LazyList
-from octavo.server.large_answers import answer
+from octavo.server.large_answers import answer, answer_size
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai_calls import (
     Call,
-    answer_size,
     check_logprob_token_ids,
     check_num_logprobs,
     check_pairs,

@@ -14,8 +14,8 @@ from octavo.outputs import RequestOutput
 from octavo.server.api_errors import ApiError, as_api_error
 from octavo.server.chat import chat_params, choice, continued_text, encode_chat, names_limit, number_of_alternatives
 from octavo.server.generation import complete
-from octavo.server.large_answers import answer
-from octavo.server.openai_calls import Call, answer_size, check_pairs, make_call, total_usage
+from octavo.server.large_answers import answer, answer_size
+from octavo.server.openai_calls import Call, check_pairs, make_call, total_usage
 from octavo.server.protocol import BatchChatCompletionRequest, ChatCompletionRequest
 from octavo.server.responses import ChatCompletionResponse
 from octavo.server.serving import Serving

@@ -8,8 +8,10 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from octavo.outputs import RequestOutput
 from octavo.server.api_errors import JSON
 from octavo.server.json_pieces import json_pieces
+from octavo.server.openai_calls import Call
 from octavo.server.serving import Serving
 
 #: tokens, log-probabilities or sixteenths of characters; to tell of fewer takes a millisecond or two
@@ -23,6 +25,15 @@ async def answer(
     if size <= SMALL_ANSWER:
         return Response(b"".join(json_pieces(make())), headers=headers, media_type=JSON)
     return _Pieces(await serving.lanes.run("answers", lambda: list(json_pieces(make()))), headers)
+
+
+def answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:
+    """How much there is to tell of; see SMALL_ANSWER. echo: what is told again, with each sample."""
+    texts = len(echo) * call.params.n + sum(len(one.text) for output in outputs for one in output.outputs)
+    ids = 0
+    if call.has_token_ids:
+        ids = sum(len(o.prompt_token_ids) + sum(len(one.token_ids) for one in o.outputs) for o in outputs)
+    return call.num_logprobs + texts // 16 + ids
 
 
 class _Pieces(Response):

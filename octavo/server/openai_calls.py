@@ -91,10 +91,9 @@ def make_call(
     """kind: what the id begins with. names_limit: max_tokens is the request's own."""
     num_logprobs = _check_size(asked, serving, prompts, params, names_limit)
     call_id = f"{kind}-{request_id(request, asked.request_id)}"
-    options, is_forced = asked.stream_options, serving.settings.enable_force_include_usage
+    is_forced, options = serving.settings.enable_force_include_usage, asked.stream_options
     has_usage = is_forced or bool(options and options.include_usage)
     tokenizer = serving.client.get_tokenizer()
-    as_token_ids = asked.return_tokens_as_token_ids
     return Call(
         id=call_id,
         model=asked.model or "",
@@ -108,17 +107,21 @@ def make_call(
             trace_headers=trace_headers(request),
         ),
         num_top=num_top,
-        token_text=_named_by_id if tokenizer is None else tokenizer.token_texts.__getitem__,
+        token_text="token_id:{}".format if tokenizer is None else tokenizer.token_texts.__getitem__,
         token_bytes=None if tokenizer is None else tokenizer.token_bytes,
         text_stream=None if tokenizer is None else tokenizer.stream,
-        as_token_ids=serving.settings.return_tokens_as_token_ids if as_token_ids is None else as_token_ids,
-        has_token_ids=tokenizer is None if asked.return_token_ids is None else asked.return_token_ids,
+        as_token_ids=_given(asked.return_tokens_as_token_ids, serving.settings.return_tokens_as_token_ids),
+        has_token_ids=_given(asked.return_token_ids, tokenizer is None),
         has_usage=has_usage,
         has_usage_always=has_usage and (is_forced or bool(options and options.continuous_usage_stats)),
         has_metrics=serving.settings.enable_per_request_metrics and len(prompts) == params.n == 1,
         stream_interval=_bounded("stream_interval", asked.stream_interval, 1, 1, _MAX_STREAM_INTERVAL),
         num_logprobs=num_logprobs,
     )
+
+
+def _given(asked: bool | None, otherwise: bool) -> bool:
+    return otherwise if asked is None else asked
 
 
 def _check_size(
@@ -153,19 +156,6 @@ def _check_repeated(num_prompts: int, params: SamplingParams) -> None:
             "all: send several requests",
             param="prompt",
         )
-
-
-def answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:
-    """How much there is to tell of; see large_answers.py. echo: what is told again, with each sample."""
-    texts = len(echo) * call.params.n + sum(len(one.text) for output in outputs for one in output.outputs)
-    ids = 0
-    if call.has_token_ids:
-        ids = sum(len(o.prompt_token_ids) + sum(len(one.token_ids) for one in o.outputs) for o in outputs)
-    return call.num_logprobs + texts // 16 + ids
-
-
-def _named_by_id(token_id: int) -> str:
-    return f"token_id:{token_id}"
 
 
 def check_pairs(asked: GenerationRequest) -> None:

@@ -145,25 +145,11 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
             digest = _digest(source_dir, toolchain, isa, _with_includes(source_dir, source))
             objects[source] = objects_dir / f"{source.stem}-{digest}.o"
         missing = [source for source, output in objects.items() if not kept_files.is_whole(output)]
-        workers = num_cores()
-        estimate = 2 + round(SECONDS_PER_SOURCE * len(missing) / workers)
+        estimate = 2 + round(SECONDS_PER_SOURCE * len(missing) / num_cores())
         print(f"octavo: building CPU kernels, about {estimate} s, once", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=kernels_dir, prefix=kept_files.BUILDING) as work:
-            includes = (f"-I{source_dir / 'include'}", f"-I{source_dir}")
-
-            def compile_one(source: Path) -> None:
-                output = Path(work) / objects[source].name
-                command = [*toolchain.command, *toolchain.flags, *includes, "-c", str(source), "-o", str(output)]
-                compilers.run(command, work)
-                kept_files.put(output, objects[source])
-
             compilers = Compilers()
-            with ThreadPoolExecutor(workers) as pool:
-                try:
-                    list(pool.map(compile_one, missing))
-                except BaseException:  # a refusal, or Ctrl-C
-                    compilers.end()
-                    raise
+            _compile(compilers, toolchain, source_dir, {source: objects[source] for source in missing}, Path(work))
             library = Path(work) / "library" / LIBRARY_NAME
             library.parent.mkdir()
             command = [*toolchain.command, *toolchain.flags, "-shared", *map(str, objects.values())]
@@ -172,6 +158,26 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
             if target.parent.exists():  # a broken one
                 target.parent.rename(Path(work) / "broken")
             library.parent.rename(target.parent)
+
+
+def _compile(
+    compilers: Compilers, toolchain: Toolchain, source_dir: Path, objects: dict[Path, Path], work: Path
+) -> None:
+    """Each source to its object, as many at a time as there are cores."""
+    includes = (f"-I{source_dir / 'include'}", f"-I{source_dir}")
+
+    def compile_one(source: Path) -> None:
+        output = work / objects[source].name
+        command = [*toolchain.command, *toolchain.flags, *includes, "-c", str(source), "-o", str(output)]
+        compilers.run(command, str(work))
+        kept_files.put(output, objects[source])
+
+    with ThreadPoolExecutor(num_cores()) as pool:
+        try:
+            list(pool.map(compile_one, objects))
+        except BaseException:  # a refusal, or Ctrl-C
+            compilers.end()
+            raise
 
 
 @contextmanager
