@@ -54,79 +54,44 @@ class SamplingParams:
     """
 
     n: int = parameter(
-        1,
-        "How many answers to each prompt; they share its memory.",
-        low=1,
-        high=MAX_N,
+        1, "How many answers to each prompt; they share its memory.", low=1, high=MAX_N,
         differs="samples of one request share its prompt's blocks",
-    )
+    )  # fmt: skip
     presence_penalty: float = parameter(
-        0.0,
-        "Taken from the score of every token that was generated, -2 to 2.",
-        low=-2.0,
-        high=2.0,
-        does="edits",
+        0.0, "Taken from the score of every token that was generated, -2 to 2.", low=-2.0, high=2.0, does="edits",
         known_as={"ollama": "presence_penalty"},
-    )
+    )  # fmt: skip
     frequency_penalty: float = parameter(
-        0.0,
-        "Taken from a token's score as often as it was generated, -2 to 2.",
-        low=-2.0,
-        high=2.0,
-        does="edits",
+        0.0, "Taken from a token's score as often as it was generated, -2 to 2.", low=-2.0, high=2.0, does="edits",
         known_as={"ollama": "frequency_penalty"},
-    )
+    )  # fmt: skip
     repetition_penalty: float = parameter(
-        1.0,
-        "Above 1, tokens of the prompt and the answer become less likely.",
-        low=MIN_REPETITION_PENALTY,
-        high=MAX_REPETITION_PENALTY,
-        does="edits",
+        1.0, "Above 1, tokens of the prompt and the answer become less likely.", low=MIN_REPETITION_PENALTY,
+        high=MAX_REPETITION_PENALTY, does="edits",
         known_as={"transformers": "repetition_penalty", "gguf": "penalty_repeat", "ollama": "repeat_penalty"},
         differs=f"{MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g}",
-    )
+    )  # fmt: skip
     temperature: float = parameter(
-        1.0,
-        "0 takes the likeliest token; larger values flatten the choice.",
-        low=0.0,
-        high=MAX_TEMPERATURE,
-        known_as={
-            "transformers": "temperature",
-            "gguf": "temp",
-            "ollama": "temperature",
-            "anthropic": "temperature",
-        },
-        defaults={"people": 0.7, "ollama": 0.8},
-        differs=f"to {MAX_TEMPERATURE:g} at most",
-    )
+        1.0, "0 takes the likeliest token; larger values flatten the choice.", low=0.0, high=MAX_TEMPERATURE,
+        known_as={"transformers": "temperature", "gguf": "temp", "ollama": "temperature", "anthropic": "temperature"},
+        defaults={"people": 0.7, "ollama": 0.8}, differs=f"to {MAX_TEMPERATURE:g} at most",
+    )  # fmt: skip
     top_p: float = parameter(
-        1.0,
-        "Choose among the fewest tokens that have this much of the probability.",
-        low=0.0,
-        high=1.0,
-        open_low=True,
-        does="filters",
+        1.0, "Choose among the fewest tokens that have this much of the probability.", low=0.0, high=1.0,
+        open_low=True, does="filters",
         known_as={"transformers": "top_p", "gguf": "top_p", "ollama": "top_p", "anthropic": "top_p"},
         defaults={"people": 0.95, "ollama": 0.9},
-    )
+    )  # fmt: skip
     top_k: int = parameter(
-        0,
-        "Choose among so many of the likeliest tokens; 0 or -1: all.",
-        low=-1,
-        high=MAX_TOP_K,
-        does="filters",
+        0, "Choose among so many of the likeliest tokens; 0 or -1: all.", low=-1, high=MAX_TOP_K, does="filters",
         known_as={"transformers": "top_k", "gguf": "top_k", "ollama": "top_k", "anthropic": "top_k"},
         defaults={"ollama": 40},
-    )
+    )  # fmt: skip
     min_p: float = parameter(
-        0.0,
-        "Choose among tokens at least this many times as likely as the likeliest.",
-        low=0.0,
-        high=1.0,
+        0.0, "Choose among tokens at least this many times as likely as the likeliest.", low=0.0, high=1.0,
         does="filters",
-        known_as={"transformers": "min_p", "gguf": "min_p", "ollama": "min_p"},
-        defaults={"people": 0.05},
-    )
+        known_as={"transformers": "min_p", "gguf": "min_p", "ollama": "min_p"}, defaults={"people": 0.05},
+    )  # fmt: skip
     seed: int | None = parameter(
         None,
         "The same seed draws the same tokens, whatever else is in the batch.",
