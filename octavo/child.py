@@ -171,7 +171,8 @@ class Child:
 
 
 def begin() -> tuple[Any, Channel]:
-    """In the child: its task, which has a `run_directory`, and its channel. From here on it ends with its parent."""
+    """In the child: its task and its channel. From here on it ends with its parent, and so does the task's
+    `run_directory`, if it has one."""
     for number in _PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS_SIGNALS)
@@ -191,10 +192,11 @@ def _read_exactly(size: int) -> bytes:
     return data
 
 
-def _end_with_parent(run_directory: str) -> None:
+def _end_with_parent(run_directory: str | None) -> None:
     """The parent never writes again: what ends this read is the parent's end, and then it cleans nothing up."""
     os.read(0, 1)
-    shutil.rmtree(run_directory, ignore_errors=True)
+    if run_directory is not None:
+        shutil.rmtree(run_directory, ignore_errors=True)
     os._exit(1)
 
 

@@ -7,6 +7,7 @@ metadata; a field exists only if something reads it. Types are checked for all o
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +24,7 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 BackendOption = Literal["auto", "triton", "cpu", "reference"]
 ActivationDType = Literal["int8", "int16"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
+ExecutorBackend = Literal["mp"]
 AttentionBackendOption = Literal["triton", "flash_attn_4"]
 
 
@@ -32,6 +34,7 @@ _MAX_COUNT = 2**31 - 1  # kernels count in int32
 _SHORT_DTYPES = {"half": "float16", "float": "float32"}
 _NO_KV_QUANTISATION = NotHere("KV blocks hold 'float32', 'bfloat16' or 'float16', and 'auto' follows the weights")
 _MAPPED = NotHere("'auto' maps .safetensors and .gguf files, which is all there is to load from")
+_ONE_MACHINE = NotHere("workers are processes on this machine: 'mp'")
 _FEW_BACKENDS = NotHere("a GPU's attention is 'triton', or 'flash_attn_4' for long chunks where its package is")
 
 
@@ -161,7 +164,7 @@ class SchedulerConfig:
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendConfig:
-    """Which kernels compute."""
+    """Which kernels compute, and where."""
 
     backend: BackendOption = knob("auto", "auto takes the fastest that works here; reference is the executable spec")
     attention_backend: AttentionBackendOption = knob(
@@ -169,6 +172,16 @@ class BackendConfig:
         "a GPU's attention for chunks of 2048 tokens and more; flash_attn_4 needs its package, Hopper or Blackwell",
         spellings={"auto": "triton", "TRITON_ATTN": "triton"},
         not_yet=dict.fromkeys(("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "CPU_ATTN", "XFORMERS"), _FEW_BACKENDS),
+    )
+    device: str = knob(
+        "auto",
+        "which GPU, by its place among those that CUDA_VISIBLE_DEVICES shows: cuda:1 is the second; auto: the first",
+    )
+    distributed_executor_backend: ExecutorBackend | None = knob(
+        None,
+        "mp: the model runs in a process of its own; default (also uni): in the engine's",
+        spellings={"uni": None},
+        not_yet=dict.fromkeys(("ray", "external_launcher"), _ONE_MACHINE),
     )
     enforce_eager: bool = knob(False, "launch a GPU's kernels one by one, without CUDA graphs")
     trace_ops: bool = knob(
@@ -184,6 +197,15 @@ class BackendConfig:
 
     def __post_init__(self) -> None:
         _at_least("num_threads", self.num_threads, 1, 2**16)
+        if self.device != "auto" and not re.fullmatch(r"cuda(:[0-9]{1,3})?", self.device):
+            raise ConfigError(
+                f"device is {self.device!r}, allowed are 'auto' and a GPU by its number: 'cuda:0', 'cuda:1'; "
+                "backend='cpu' computes on the CPU"
+            )
+
+    @property
+    def device_index(self) -> int:
+        return int(self.device.partition(":")[2] or 0)
 
 
 @checked

@@ -6,6 +6,7 @@ at once.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +19,11 @@ from octavo.config import BackendConfig
 from octavo.kernels.device import Device
 from octavo.kernels.registry import HOST_BACKENDS
 
+# The same tests with the model in a process of its own: OCTAVO_EXECUTOR=mp pytest. What a test patches does not reach
+# that process: such tests ask for the fixture `inline_executor`.
+EXECUTOR = os.environ.get("OCTAVO_EXECUTOR")
+BackendConfig.__init__.__wrapped__.__kwdefaults__["distributed_executor_backend"] = EXECUTOR  # type: ignore[attr-defined]
+
 TinyFolder = Callable[..., Path]
 
 TESTS = Path(__file__).parent
@@ -26,6 +32,7 @@ SLOW = {
     "bench": "http_client load offline plot report",
     "cli": "bench doctor hostile_flags interrupts run run_batch",
     "engine": "async overlap",
+    "executor": "processes",
     "kernels": "attention build dequantize extremes matmul processed_logits random recorder reference registry "
     "sampling token_ops top_logprobs",
     "layers": "rotary",
@@ -107,3 +114,9 @@ def backend(request: pytest.FixtureRequest) -> Device:
     if (reason := chosen.why_not()) is not None:
         pytest.skip(reason)
     return chosen
+
+
+@pytest.fixture
+def inline_executor() -> None:
+    if EXECUTOR is not None:
+        pytest.skip("patches what runs in the engine's own process")

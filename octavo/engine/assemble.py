@@ -25,7 +25,6 @@ from octavo.shown import suggestion
 from octavo.text.tokenizer import Tokenizer, check_chat_template, open_tokenizer
 from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, why_not
 from octavo.worker.task import WorkerShape, WorkerTask
-from octavo.worker.worker import Worker
 
 Clock = Callable[[], float]
 
@@ -63,11 +62,39 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
     begin = clock()
     events = EventLog(config.observe.event_log_size)
     tracer = _tracer(config, events, clock)
-    executor, is_overlapped = _executor(config, serves)
+    executor = _executor(config, serves)
+    try:
+        shape = executor.shape
+        warn_of_leftovers(shape.label, shape.leftovers)
+        tokenizer = open_tokenizer(config.model, lambda: shape.tokenizer_source)
+        _record_start(config, shape, events, clock)
+        return LLMEngine(
+            core=_core(config, executor, events, clock),
+            inputs=_inputs(config, shape, tokenizer),
+            tokenizer=tokenizer,
+            events=events,
+            clock=clock,
+            tracer=tracer,
+            default_sampling_params=SamplingParams(**shape.sampling_defaults),
+            card=start_up_card(shape, clock() - begin),
+        )
+    except BaseException:
+        executor.close()
+        raise
+
+
+def _executor(config: EngineConfig, serves: bool) -> Executor:
+    task = WorkerTask.of(config, serves=serves)
+    if config.backend.distributed_executor_backend is None:
+        return InlineExecutor.of(task)
+    from octavo.executor.processes import ProcessExecutor
+
+    return ProcessExecutor(task)
+
+
+def _core(config: EngineConfig, executor: Executor, events: EventLog, clock: Clock) -> EngineCore:
+    """The next step is planned while one runs: if the options do not say, on a device that computes by itself."""
     shape = executor.shape
-    warn_of_leftovers(shape.label, shape.leftovers)
-    tokenizer = open_tokenizer(config.model, lambda: shape.tokenizer_source)
-    _record_start(config, shape, events, clock)
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
         replace(config.scheduler, max_num_seqs=shape.limits.max_num_seqs),
@@ -77,33 +104,9 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
         events=events,
         clock=clock,
     )
-    core = (OverlappedCore if is_overlapped else EngineCore)(
-        scheduler,
-        cache,
-        executor,
-        events,
-        clock,
-        check_invariants=config.observe.check_invariants,
-    )
-    return LLMEngine(
-        core=core,
-        inputs=_inputs(config, shape, tokenizer),
-        tokenizer=tokenizer,
-        events=events,
-        clock=clock,
-        tracer=tracer,
-        default_sampling_params=SamplingParams(**shape.sampling_defaults),
-        card=start_up_card(shape, clock() - begin),
-    )
-
-
-def _executor(config: EngineConfig, serves: bool) -> tuple[Executor, bool]:
-    """The workers, and whether the next step is planned while one runs: on a device by default, which computes by
-    itself. A host's kernels need a thread for it."""
-    worker = Worker(WorkerTask.of(config, serves=serves))
-    is_asynchronous, asked = worker.shape.is_asynchronous, config.scheduler.async_scheduling
-    is_overlapped = is_asynchronous if asked is None else asked
-    return InlineExecutor(worker, on_thread=is_overlapped and not is_asynchronous), is_overlapped
+    asked = config.scheduler.async_scheduling
+    kind = OverlappedCore if (shape.is_asynchronous if asked is None else asked) else EngineCore
+    return kind(scheduler, cache, executor, events, clock, check_invariants=config.observe.check_invariants)
 
 
 def _record_start(config: EngineConfig, shape: WorkerShape, events: EventLog, clock: Clock) -> None:

@@ -10,7 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from octavo.messages import PendingStep, StepPlan, StepResult
-from octavo.worker.task import WorkerShape
+from octavo.worker.task import WorkerShape, WorkerTask
+from octavo.worker.worker import Worker
 
 
 class StepWorker(Protocol):
@@ -24,6 +25,11 @@ class StepWorker(Protocol):
 
 
 class InlineExecutor:
+    @classmethod
+    def of(cls, task: WorkerTask) -> InlineExecutor:
+        worker = Worker(task)
+        return cls(worker, on_thread=task.scheduler.async_scheduling is True and not worker.shape.is_asynchronous)
+
     def __init__(self, worker: StepWorker, *, on_thread: bool = False) -> None:
         self._worker: StepWorker | None = worker
         self._begin = worker.begin

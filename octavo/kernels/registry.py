@@ -22,7 +22,7 @@ MakeDevice = Callable[[BackendConfig, int], Device]
 def _triton(config: BackendConfig, rank: int = 0) -> Device:
     from octavo.kernels.cuda.device import CudaDevice
 
-    return CudaDevice(config.attention_backend, rank, traces_ops=config.trace_ops)
+    return CudaDevice(config.attention_backend, config.device_index + rank, traces_ops=config.trace_ops)
 
 
 def _cpu(config: BackendConfig, rank: int = 0) -> Device:
@@ -53,11 +53,14 @@ class Selection:
 def select(config: BackendConfig, rank: int = 0) -> Selection:
     """The device asked for, or for "auto" the first that can run."""
     selection = _first_that_runs(config, rank) if config.backend == "auto" else _asked(config, rank)
-    if config.attention_backend != "triton" and selection.device.name != "triton":
-        raise ConfigError(
-            f"attention_backend is {config.attention_backend!r}, a choice for GPUs, but the backend is "
-            f"{selection.device.name!r} ({selection.why}): leave attention_backend at 'triton'"
-        )
+    if selection.device.name == "triton":
+        return selection
+    for option, default in (("attention_backend", "triton"), ("device", "auto")):
+        if (asked := getattr(config, option)) != default:
+            raise ConfigError(
+                f"{option} is {asked!r}, a choice for GPUs, but the backend is "
+                f"{selection.device.name!r} ({selection.why}): leave {option} at {default!r}"
+            )
     return selection
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from octavo.config import ContentFormat, ModelConfig
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.models.checkpoint import TokenizerSource
+from octavo.models.gguf_parts import read_gguf_model
 from octavo.models.loader import locate_tokenizer
 from octavo.shown import cut, shown
 from octavo.text.detokenizer import Detokenizer, TextStream, TokenTexts
@@ -238,7 +239,9 @@ def named_tokenizer(name: str) -> Tokenizer:
 
 
 def _read(source: TokenizerSource) -> TokenizerParts:
-    return tokenizer_from_folder(source) if isinstance(source, Path) else tokenizer_from_gguf(source)
+    if isinstance(source, Path):
+        return tokenizer_from_gguf(read_gguf_model(source)) if source.is_file() else tokenizer_from_folder(source)
+    return tokenizer_from_gguf(source)
 
 
 def _template_text(template: str) -> str:

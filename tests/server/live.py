@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import EXECUTOR
+
 CODE = """
 import sys
 from octavo.config import AdmissionConfig, ServerConfig
@@ -25,7 +27,8 @@ from octavo.server.settings import ServerSettings
 from octavo.processes.supervisor import ServeOptions, Supervisor
 log_to_stderr("server")
 sys.exit(Supervisor(ServeOptions(
-    engine=engine_config(model="smollm2", num_threads=1, max_model_len=2048, num_gpu_blocks_override=512),
+    engine=engine_config(model="smollm2", num_threads=1, max_model_len=2048, num_gpu_blocks_override=512,
+                         distributed_executor_backend={executor!r}),
     admission=AdmissionConfig(), server=ServerConfig(host="127.0.0.1", port=0, **{server!r}),
     settings={settings}, model_name="smollm2", app="{app}",
 )).run())
@@ -45,7 +48,7 @@ class LiveServer:
         self.directory = directory
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CODE.format(server=server, app=app[0], settings=app[1])],
+            [sys.executable, "-c", CODE.format(server=server, executor=EXECUTOR, app=app[0], settings=app[1])],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "TMPDIR": str(directory), "PYTHONPATH": os.pathsep.join([*map(str, path), *sys.path])},

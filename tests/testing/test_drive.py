@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import FloatArray, IntArray, KVLayout, Model, StepBatch, StepLimits
+from octavo.kernels.ops import FloatArray, IntArray, KVDType, KVLayout, Model, StepBatch, StepLimits
 from octavo.testing.drive import Driver, DriverSetting, greedy
 from tests.models.architectures import ARCHITECTURES, SLOTS
 from tests.models.symbolic import BlankTensors
@@ -19,7 +18,7 @@ WINDOW, BLOCK_SIZE, MAX_SEQS = 8, 4, 3
 
 @dataclass
 class Recorder:
-    """A backend that keeps the batches, with copies of their tables; the best token is always (last id + 1)."""
+    """A device that keeps the batches, with copies of their tables; the best token is always (last id + 1)."""
 
     name: str = "recorder"
     batches: list[StepBatch] = field(default_factory=list)
@@ -30,8 +29,13 @@ class Recorder:
     def why_not(self) -> str | None:
         return None
 
-    def compile(self, model: Model, kv: KVLayout, pool: NDArray[np.uint8], limits: StepLimits) -> Any:
-        self.layout, self.pool = kv, pool
+    def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Recorder:
+        self.layout = kv
+        return self
+
+    def bind(self, num_blocks: int) -> Recorder:
+        assert self.layout is not None
+        self.pool = np.zeros(num_blocks * self.layout.block_bytes, np.uint8)
         return self
 
     def forward(self, batch: StepBatch) -> None:
