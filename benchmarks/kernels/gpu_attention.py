@@ -20,10 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import AttentionLayer, KVGroup, KVLayout, RotaryTable
-from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace, decode_attention, join_parts
+from octavo.kernels.triton.attention.decode_attention import decode_attention
 from octavo.kernels.triton.attention.hopper_decode import HopperDecode
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill
 from octavo.kernels.triton.attention.kv_pool import LayerPool
+from octavo.kernels.triton.attention.partial_results import DecodeWorkspace, join_parts
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.attention.prefill_attention import prefill_attention
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform

@@ -313,6 +313,9 @@ class StepBatch:
 
     Sequence s of the step lives in permanent row `rows[s]`; its block table for group g is
     `block_tables[g][rows[s]]` ([max_rows, max_blocks] int32), so nothing is gathered.
+
+    decode_threshold: sequences with so many new tokens at most are decodes, a token and what may follow it; longer ones
+    are chunks. 1, 2, 4, 8 or 16; a hint, which changes no result.
     """
 
     input_ids: IntArray  # [T]
@@ -321,6 +324,7 @@ class StepBatch:
     seq_lens: IntArray  # [S], tokens of the sequence once this step is done
     rows: IntArray  # [S]
     block_tables: tuple[IntArray, ...]  # G of [max_rows, max_blocks]
+    decode_threshold: int = 1
 
 
 class CompiledModel(Protocol):

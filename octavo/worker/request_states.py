@@ -84,4 +84,5 @@ class RequestStates:
             seq_lens=starts + counts,
             rows=rows,
             block_tables=self.block_tables,
+            decode_threshold=plan.decode_threshold,
         )

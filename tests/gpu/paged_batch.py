@@ -36,11 +36,11 @@ class PagedBatch:
     rows: torch.Tensor
     block_table: torch.Tensor
 
-    def step(self) -> StepBatch:
+    def step(self, decode_threshold: int = 1) -> StepBatch:
         """As the host has it."""
         parts = (self.positions, self.positions, self.query_start_loc, self.seq_lens, self.rows, self.block_table)
         *arrays, table = (part.cpu().numpy() for part in parts)
-        return StepBatch(*arrays, self.block_tables(table))
+        return StepBatch(*arrays, self.block_tables(table), decode_threshold)
 
     def block_tables(self, table: Any) -> tuple[Any, ...]:
         """The layer's group's, and nothing that is looked at for those before it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -28,7 +29,7 @@ needs_hopper = pytest.mark.skipif(not ON_HOPPER, reason="needs a Hopper GPU")
 
 
 def run(
-    batch: PagedBatch, *, fused: bool = False, chained: bool = False, hopper: bool = False
+    batch: PagedBatch, *, fused: bool = False, chained: bool = False, hopper: bool = False, threshold: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the op's kernels: the queries after norm and rotation (empty if fused), and the output."""
     layer = batch.layer
@@ -37,7 +38,7 @@ def run(
     memory = AttentionMemory([layer], batch.layout, StepLimits(num_tokens, num_seqs, 1 << 15, 1), gpu, DEVICE)
     memory.bind(batch.raw_pool.view(torch.uint8))
     # with a lone chunk, the kernel for long ones must take short ones, too
-    kind = replace(StepKind.of(batch.step()), has_long_chunks=True)
+    kind = replace(StepKind.of(batch.step(threshold)), has_long_chunks=True)
     tables = batch.block_tables(batch.block_table)
     step = DeviceStep(batch.positions, batch.positions, batch.query_start_loc, batch.seq_lens, batch.rows, tables, kind)
     triton = TritonAttention(memory)
@@ -80,7 +81,7 @@ def transformed_heads(batch: PagedBatch) -> tuple[torch.Tensor, torch.Tensor, to
     return q, k, v
 
 
-def check(batch: PagedBatch, **how: bool) -> None:
+def check(batch: PagedBatch, **how: int) -> None:
     expected_q, expected_k, expected_v = transformed_heads(batch)
     tolerance = TOLERANCE[batch.qkv.dtype]
     q, out = run(batch, **how)
@@ -122,6 +123,61 @@ def test_blocks_shared_with_a_group_of_other_heads(beside: KVGroup) -> None:
     """One that takes more of a block than this layer's, in rows of another length, and one that takes less."""
     check(make_batch(SMALL_MIX, dtype=torch.float32, head_dim=96, rotary_dim=64, beside=(beside,)))
     check(make_batch(DECODES, dtype=torch.float32, head_dim=96, rotary_dim=64, beside=(beside,)), fused=True)
+
+
+#: decodes of up to 16 new tokens, around a block's end, among chunks and sequences of several items
+FEW_NEW = [(300, 1), (0, 16), (290, 3), (15, 2), (40, 17), (63, 16), (250, 5), (0, 1), (17, 40), (64, 13), (700, 9)]
+
+
+@pytest.mark.parametrize("threshold", [2, 8, 16])
+def test_decodes_of_several_new_tokens(threshold: int) -> None:
+    check(make_batch(FEW_NEW, dtype=torch.float32, has_norm=True, rotary_dim=64), threshold=threshold)
+
+
+@pytest.mark.parametrize("window", [1, 20, 100])
+def test_decodes_of_several_new_tokens_with_a_window_and_a_cap(window: int) -> None:
+    batch = make_batch(FEW_NEW, dtype=torch.float32, window=window, softcap=2.0, rotary_dim=32, block_size=32)
+    check(batch, threshold=16)
+
+
+@pytest.mark.parametrize("num_heads", [2, 24, 71])
+def test_decodes_of_several_new_tokens_of_many_heads(num_heads: int) -> None:
+    """24 heads of 16 tokens are more rows than a program takes at once, 71 of 2."""
+    batch = make_batch(FEW_NEW[1:4], dtype=torch.float32, num_heads=num_heads, num_kv_heads=1, head_dim=32)
+    check(batch, threshold=16)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_decodes_of_several_new_tokens(seed: int) -> None:
+    rng = random.Random(seed)
+    seqs = [(rng.choice([0, 1, 47, 48, 255, 500]) + rng.randrange(3), rng.randrange(1, 17)) for _ in range(5)]
+    check(make_batch(seqs, dtype=torch.float32, window=rng.choice([None, 70]), seed=seed), threshold=16)
+
+
+def test_the_threshold_says_which_sequences_are_decodes() -> None:
+    batch = make_batch([(0, 16), (5, 17), (600, 1), (30, 4)], dtype=torch.float32)
+    for threshold, is_decode in ((1, [0, 0, 1, 0]), (4, [0, 0, 1, 1]), (16, [1, 0, 1, 1])):
+        plan = AttentionPlan.allocate(4, len(batch.positions), DEVICE)
+        make_plan(
+            plan, positions=batch.positions, block_size=16, query_start_loc=batch.query_start_loc, rows=batch.rows,
+            seq_lens=batch.seq_lens, block_table=batch.block_table, decode_threshold=threshold,
+        )  # fmt: skip
+        assert (plan.item_ranges[:, 1] > 0).tolist() == [bool(one) for one in is_decode]
+        assert plan.totals[1] == 4 - sum(is_decode)
+        kind = StepKind.of(batch.step(threshold))
+        assert (kind.has_decodes, kind.has_chunks, kind.decode_threshold) == (True, True, threshold)
+
+
+def test_partial_results_of_several_new_tokens_have_room() -> None:
+    """Sequences as many as there may be, each long: fewer parts, so that they fit where one token's would."""
+    batch = make_batch([(2000, 16)] * 3, dtype=torch.float32, num_heads=1, num_kv_heads=1, head_dim=16)
+    plan = AttentionPlan.allocate(3, len(batch.positions), DEVICE)
+    make_plan(
+        plan, positions=batch.positions, block_size=16, query_start_loc=batch.query_start_loc, rows=batch.rows,
+        seq_lens=batch.seq_lens, block_table=batch.block_table, decode_threshold=16,
+    )  # fmt: skip
+    assert plan.item_ranges[:, 1].tolist() == [2, 2, 2]
+    check(batch, threshold=16)
 
 
 def test_padding_writes_nothing() -> None:
@@ -246,6 +302,20 @@ def test_fused_decode_shapes(dtype: torch.dtype, head_dim: int, group: int, chai
         BIG_DECODES, num_heads=2 * group, head_dim=head_dim, dtype=dtype, has_norm=True, rotary_dim=head_dim
     )
     check(batch, fused=True, chained=chained)
+
+
+@needs_gpu
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("threshold", [2, 4, 8, 16])
+def test_decodes_of_several_new_tokens_on_a_gpu(
+    threshold: int, group: int, head_dim: int, dtype: torch.dtype, window: int | None
+) -> None:
+    seqs = [*FEW_NEW, (9000, 16), (20000, 4), (4097, 11), (2047, 2), (511, 600)]
+    batch = make_batch(seqs, num_heads=2 * group, head_dim=head_dim, dtype=dtype, window=window, rotary_dim=head_dim)
+    check(batch, threshold=threshold, chained=ON_HOPPER and group == 2, hopper=ON_HOPPER and group == 4)
 
 
 @needs_gpu

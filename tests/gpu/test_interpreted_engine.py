@@ -6,6 +6,8 @@ what they are on a GPU, and the tokens must be the host's engine's.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.gpu.device import ON_GPU
@@ -17,6 +19,7 @@ from octavo import LLM, SamplingParams
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.model import TritonModel
+from octavo.worker.request_states import RequestStates
 from tests.conftest import TinyFolder
 
 PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9)]
@@ -39,8 +42,14 @@ def engine(folder: object, backend: str, **options: object) -> LLM:
 
 
 @pytest.mark.usefixtures("_interpreted")
-@pytest.mark.parametrize("name", ["qwen3"])
-def test_it_gives_the_hosts_tokens(name: str, tiny_folder: TinyFolder) -> None:
+@pytest.mark.parametrize(("name", "decode_threshold"), [("qwen3", 1), ("qwen3", 16)])
+def test_it_gives_the_hosts_tokens(
+    name: str, decode_threshold: int, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gather = RequestStates.gather
+    monkeypatch.setattr(
+        RequestStates, "gather", lambda *given: replace(gather(*given), decode_threshold=decode_threshold)
+    )
     folder = tiny_folder(name)
     params = [GREEDY, GREEDY.replace(n=2), GREEDY]
     with engine(folder, "reference") as host:

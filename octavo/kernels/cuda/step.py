@@ -15,6 +15,9 @@ from octavo.kernels.ops import StepBatch
 LONG_SEQUENCE = 384
 
 
+DECODE_THRESHOLDS = (1, 2, 4, 8, 16)  # each has kernels of its own
+
+
 @dataclass(frozen=True, slots=True)
 class StepKind:
     """What decides which kernels a step launches: a captured graph is good for steps of one kind."""
@@ -22,12 +25,15 @@ class StepKind:
     has_decodes: bool
     has_chunks: bool
     has_long_chunks: bool = False  # a chunk's sequence has LONG_SEQUENCE tokens or more
+    decode_threshold: int = 1  # new tokens of a sequence that decodes, at most
 
     @classmethod
     def of(cls, batch: StepBatch) -> StepKind:
-        is_chunk = np.diff(batch.query_start_loc) > 1
+        threshold = batch.decode_threshold
+        assert threshold in DECODE_THRESHOLDS, f"a decode_threshold of {threshold}"
+        is_chunk = np.diff(batch.query_start_loc) > threshold
         is_long = batch.seq_lens[is_chunk] >= LONG_SEQUENCE
-        return cls(not is_chunk.all(), bool(is_chunk.any()), bool(is_long.any()))
+        return cls(not is_chunk.all(), bool(is_chunk.any()), bool(is_long.any()), threshold)
 
 
 #: a step of decodes alone

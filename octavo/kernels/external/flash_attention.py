@@ -57,7 +57,7 @@ class FlashAttention:
         """How many new tokens each sequence has, 0 for those to leave alone."""
         if step.max_chunk >= MIN_CHUNK:
             counts = step.query_start_loc.diff()
-            self._num_queries = torch.where(counts > 1, counts, 0)
+            self._num_queries = torch.where(counts > step.kind.decode_threshold, counts, 0)
 
     def decode(
         self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch

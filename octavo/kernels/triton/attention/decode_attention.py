@@ -1,4 +1,4 @@
-"""Attention of one new token a sequence, through block tables: the decode half of `paged_attention`.
+"""Attention of one new token a sequence, or a few, through block tables: the decode half of `paged_attention`.
 
 Reading keys and values is all the cost, so each is read once, by whoever holds all query heads that share
 it, and the reads of a ragged batch are cut into equal items (see `plan.py`):
@@ -12,6 +12,9 @@ it, and the reads of a ragged batch are cut into equal items (see `plan.py`):
 Fused, the kernel takes packed q, k, v as the projection made them: it norms and rotates its query, and the
 item that holds the new token writes its key and value to the cache. No other item reads them there.
 
+Of several new tokens (up to `decode_threshold`), a program takes all queries of a kv head, or as many as fit its tile;
+each sees the keys up to its own. Such steps are not fused.
+
 Keys come through the tensor copy engine in boxes of 16 tokens, a block or a part of one; the last, partly filled box by
 ordinary masked loads, since what lies in free slots may be anything. Two warps a program: reductions across more cost
 more than they bring, and four programs a multiprocessor keep enough reads in flight.
@@ -23,43 +26,21 @@ Shape letters: S sequences, Q query heads, K kv heads, D head dimension, G = Q /
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.kv_pool import BOX_TOKENS, LayerPool, padded_dim
-from octavo.kernels.triton.attention.plan import MAX_PARTITIONS, AttentionPlan
+from octavo.kernels.triton.attention.partial_results import DecodeWorkspace, join_parts
+from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
 from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
 
 NUM_WARPS = 2
 PROGRAMS_PER_MULTIPROCESSOR = 4
-JOIN_PARTS = 4  # partial results a turn: most sequences have no more
+MAX_TILE_BYTES = 16 << 10  # of query rows that a program takes at once, if there are several new tokens
 LOG2_E = 1.4426950408889634
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DecodeWorkspace:
-    """Partial results on their way to the join; layers share it, since they run one after another."""
-
-    values: torch.Tensor  # max items of [Q, D] float32, flat
-    max_sum: torch.Tensor  # max items of [Q, 2] float32, flat
-    counter: torch.Tensor  # [1] int32: work fetched; zero between launches
-
-    @classmethod
-    def allocate(cls, max_num_seqs: int, layers: Sequence[AttentionLayer], device: torch.device) -> DecodeWorkspace:
-        max_items = max_num_seqs * MAX_PARTITIONS
-        heads = max((layer.num_heads for layer in layers), default=0)
-        width = max((layer.num_heads * layer.head_dim for layer in layers), default=0)
-        return cls(
-            torch.empty(max_items * width, dtype=torch.float32, device=device),
-            torch.empty(max_items * heads * 2, dtype=torch.float32, device=device),
-            torch.zeros(1, dtype=torch.int32, device=device),
-        )
 
 
 def decode_attention(
@@ -74,16 +55,22 @@ def decode_attention(
     block_table: torch.Tensor,
     num_multiprocessors: int,
     transform: HeadTransform | None = None,
+    queries: int = 1,
     chained: bool = False,
 ) -> None:
-    """Write the rows of `out` [T, Q * D] that belong to sequences with one new token.
+    """Write the rows of `out` [T, Q * D] that belong to sequences that decode. queries: their new tokens at most, the
+    plan's `decode_threshold`.
 
     Without `transform`, q is [T, Q * D] and the cache is up to date. With it, q is [T, (Q + 2K) * D] straight from
     the projection, and the cache receives the new keys and values. `chained`: the previous kernel made q, and
     the plan was finished before that one.
     """
+    assert queries == 1 or transform is None, "with several new tokens, the cache is written before"
     group = layer.num_heads // layer.num_kv_heads
     dim_pad = padded_dim(layer.head_dim)
+    max_rows = MAX_TILE_BYTES // (dim_pad * q.element_size())
+    tile_queries = max(1, min(queries, max_rows // group))  # at once
+    rows = max(16, triton.next_power_of_2(group * tile_queries))
     parts = transform if transform is not None else HeadTransform.none(q)
     _decode_kernel[(num_multiprocessors * PROGRAMS_PER_MULTIPROCESSOR,)](
         q, out, pool.data, pool.rows, pool.layer_row, block_table,
@@ -91,30 +78,15 @@ def decode_attention(
         parts.q_norm, parts.k_norm, parts.cos, parts.sin,
         layer.scale * LOG2_E, layer.softcap or 0.0, parts.eps,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
-        KV_HEADS=layer.num_kv_heads, GROUP=group, ROWS=max(16, triton.next_power_of_2(group)),
+        KV_HEADS=layer.num_kv_heads, GROUP=group, ROWS=rows,
         D=layer.head_dim, D_PAD=dim_pad, ROTARY=parts.rotary_dim, HAS_NORM=parts.has_norm,
         BLOCK_SIZE=pool.block_size, BLOCK_ROWS=pool.block_stride // layer.head_dim, BOX=BOX_TOKENS,
         SOFTCAP=layer.softcap is not None, FUSED=transform is not None,
-        CHAINED=chained, launch_pdl=chained, num_warps=NUM_WARPS, num_stages=2,
+        QUERIES=queries, TILE_QUERIES=tile_queries, WINDOW=(layer.window or 0) if queries > 1 else 0,
+        CHAINED=chained, launch_pdl=chained, num_warps=NUM_WARPS if queries == 1 else max(NUM_WARPS, rows // 16),
+        num_stages=2,
     )  # fmt: skip
-    join_parts(out, layer, plan, workspace, query_start_loc, chained=chained)
-
-
-def join_parts(
-    out: torch.Tensor,
-    layer: AttentionLayer,
-    plan: AttentionPlan,
-    workspace: DecodeWorkspace,
-    query_start_loc: torch.Tensor,
-    *,
-    chained: bool,
-) -> None:
-    """The results of sequences of several items, from their partial ones; ends what attended to the items."""
-    _join_kernel[(len(query_start_loc) - 1, layer.num_heads)](
-        out, plan.item_ranges, query_start_loc, workspace.counter, workspace.values, workspace.max_sum, out.stride(0),
-        Q_HEADS=layer.num_heads, D=layer.head_dim, D_PAD=padded_dim(layer.head_dim), PARTS=JOIN_PARTS,
-        CHAINED=chained, launch_pdl=chained, num_warps=1,
-    )  # fmt: skip
+    join_parts(out, layer, plan, workspace, query_start_loc, queries=queries, chained=chained)
 
 
 @triton.jit(do_not_specialize=["table_stride"])
@@ -127,12 +99,15 @@ def _decode_kernel(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, ROTARY: tl.constexpr, HAS_NORM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BOX: tl.constexpr, SOFTCAP: tl.constexpr,
-    FUSED: tl.constexpr, CHAINED: tl.constexpr,
+    FUSED: tl.constexpr, QUERIES: tl.constexpr, TILE_QUERIES: tl.constexpr, WINDOW: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
-    g = tl.arange(0, ROWS)
+    r = tl.arange(0, ROWS)
+    g = r if QUERIES == 1 else r % GROUP
     d = tl.arange(0, D_PAD)
-    num_work = tl.load(totals) * KV_HEADS
-    if CHAINED:  # noqa: SIM102 (a compile-time condition around a run-time one)
+    TILES: tl.constexpr = (QUERIES + TILE_QUERIES - 1) // TILE_QUERIES
+    num_work = tl.load(totals) * KV_HEADS * TILES
+    if CHAINED and QUERIES == 1:  # noqa: SIM102 (a compile-time condition around a run-time one)
         if tl.program_id(0) < num_work:
             _prefetch(
                 items, tl.program_id(0), block_table, pool, table_stride, block_stride, value_offset,
@@ -142,7 +117,7 @@ def _decode_kernel(
     work = tl.atomic_add(counter, 1, sem="relaxed")
     while work < num_work:
         next_work = tl.atomic_add(counter, 1, sem="relaxed")  # on its way while this one is computed
-        item = work // KV_HEADS
+        item = work // (KV_HEADS * TILES)
         kv_head = work % KV_HEADS
         record = items + item * 8
         table = block_table + tl.load(record).to(tl.int64) * table_stride
@@ -153,7 +128,15 @@ def _decode_kernel(
         num_items = tl.load(record + 5)
         head_pool = pool + kv_head * BLOCK_SIZE * D
 
-        q_mask = (g < GROUP)[:, None] & (d < D)[None, :]
+        num_rows = GROUP
+        if QUERIES > 1:
+            first_query = work // KV_HEADS % TILES * TILE_QUERIES
+            num_queries = tl.load(record + 7)
+            num_rows = tl.minimum(num_queries - first_query, TILE_QUERIES) * GROUP
+            query = first_query + r // GROUP
+            token = (token + query)[:, None]
+            position = (position + 1 - num_queries + query)[:, None]
+        q_mask = (r < num_rows)[:, None] & (d < D)[None, :]
         q_row = q_ptr + token * q_stride
         q_off = (kv_head * GROUP + g)[:, None] * D
         m = tl.full([ROWS], -float("inf"), tl.float32)
@@ -183,32 +166,44 @@ def _decode_kernel(
             q = tl.load(q_row + q_off + d[None, :], mask=q_mask, other=0.0)
 
         full_end = end // BOX * BOX
+        row_begin = begin
+        row_full_end = full_end
+        row_end = end
+        if QUERIES > 1:  # a row sees as far as its own token
+            if WINDOW:
+                row_begin = tl.maximum(begin, position + 1 - WINDOW)
+            row_full_end = tl.minimum(full_end, position + 1)
+            row_end = tl.minimum(end, position + 1)
         m, l, acc = _whole_boxes(
-            q, m, l, acc, begin, full_end, table, pool_rows, layer_row + kv_head * BLOCK_SIZE, scale_log2, softcap,
-            KV_HEADS * BLOCK_SIZE, BLOCK_SIZE, BLOCK_ROWS, BOX, SOFTCAP,
+            q, m, l, acc, begin, full_end, row_begin, row_full_end, table, pool_rows,
+            layer_row + kv_head * BLOCK_SIZE, scale_log2, softcap,
+            KV_HEADS * BLOCK_SIZE, BLOCK_SIZE, BLOCK_ROWS, BOX, SOFTCAP, QUERIES > 1,
         )  # fmt: skip
         if end > full_end:
             m, l, acc = _last_box(
-                q, m, l, acc, begin, full_end, end, table, head_pool, block_stride, value_offset, scale_log2, softcap,
-                D, D_PAD, BLOCK_SIZE, BOX, SOFTCAP,
+                q, m, l, acc, full_end, end, row_begin, row_end, table, head_pool, block_stride, value_offset,
+                scale_log2, softcap, D, D_PAD, BLOCK_SIZE, BOX, SOFTCAP, QUERIES > 1,
             )  # fmt: skip
 
         if num_items == 1:
             to = out_ptr + token * out_stride + q_off + d[None, :]
             tl.store(to, (acc / l[:, None]).to(out_ptr.dtype.element_ty), mask=q_mask)
         else:
-            head = tl.load(record + 6).to(tl.int64) * (KV_HEADS * GROUP) + kv_head * GROUP + g
+            part = tl.load(record + 6).to(tl.int64)
+            if QUERIES > 1:
+                part = part * QUERIES + query
+            head = part * (KV_HEADS * GROUP) + kv_head * GROUP + g
             tl.store(part_values + head[:, None] * D + d[None, :], acc, mask=q_mask)
-            tl.store(part_max_sum + head * 2, m, mask=g < GROUP)
-            tl.store(part_max_sum + head * 2 + 1, l, mask=g < GROUP)
+            tl.store(part_max_sum + head * 2, m, mask=r < num_rows)
+            tl.store(part_max_sum + head * 2 + 1, l, mask=r < num_rows)
         work = next_work
 
 
 @triton.jit
 def _whole_boxes(
-    q, m, l, acc, begin, end, table, pool_rows, row, scale_log2, softcap,
+    q, m, l, acc, begin, end, row_begin, row_end, table, pool_rows, row, scale_log2, softcap,
     VALUE_ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BOX: tl.constexpr,
-    SOFTCAP: tl.constexpr,
+    SOFTCAP: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     """Fold the boxes that end by `end` into the softmax, four a turn. Past the last, it is read again and masked."""
     t = tl.arange(0, BOX)
@@ -226,16 +221,17 @@ def _whole_boxes(
         v1 = pool_rows.load([row1 + VALUE_ROWS, 0])
         v2 = pool_rows.load([row2 + VALUE_ROWS, 0])
         v3 = pool_rows.load([row3 + VALUE_ROWS, 0])
-        s0 = _score_box(q, k0, start + t, begin, end, scale_log2, softcap, SOFTCAP)
-        s1 = _score_box(q, k1, start + BOX + t, begin, end, scale_log2, softcap, SOFTCAP)
-        s2 = _score_box(q, k2, start + 2 * BOX + t, begin, end, scale_log2, softcap, SOFTCAP)
-        s3 = _score_box(q, k3, start + 3 * BOX + t, begin, end, scale_log2, softcap, SOFTCAP)
+        s0 = _score_box(q, k0, start + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
+        s1 = _score_box(q, k1, start + BOX + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
+        s2 = _score_box(q, k2, start + 2 * BOX + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
+        s3 = _score_box(q, k3, start + 3 * BOX + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
         m_new = tl.maximum(m, tl.max(tl.maximum(tl.maximum(s0, s1), tl.maximum(s2, s3)), 1))
-        alpha = tl.exp2(m - m_new)
-        p0 = tl.exp2(s0 - m_new[:, None])
-        p1 = tl.exp2(s1 - m_new[:, None])
-        p2 = tl.exp2(s2 - m_new[:, None])
-        p3 = tl.exp2(s3 - m_new[:, None])
+        base = finite(m_new) if BY_ROW else m_new
+        alpha = tl.exp2(m - base)
+        p0 = tl.exp2(s0 - base[:, None])
+        p1 = tl.exp2(s1 - base[:, None])
+        p2 = tl.exp2(s2 - base[:, None])
+        p3 = tl.exp2(s3 - base[:, None])
         l = l * alpha + tl.sum((p0 + p1) + (p2 + p3), 1)
         acc = tl.dot(p0.to(v0.dtype), v0, acc * alpha[:, None], input_precision="ieee")
         acc = tl.dot(p1.to(v0.dtype), v1, acc, input_precision="ieee")
@@ -253,8 +249,9 @@ def _row_of(table, t, BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr):
 
 @triton.jit
 def _last_box(
-    q, m, l, acc, begin, start, end, table, head_pool, block_stride, value_offset, scale_log2, softcap,
+    q, m, l, acc, start, end, row_begin, row_end, table, head_pool, block_stride, value_offset, scale_log2, softcap,
     D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr, BOX: tl.constexpr, SOFTCAP: tl.constexpr,
+    BY_ROW: tl.constexpr,
 ):  # fmt: skip
     """Fold the partly filled box that begins at `start` into the softmax."""
     t = tl.arange(0, BOX)
@@ -264,18 +261,27 @@ def _last_box(
     mask = (start + t < end)[:, None] & (d < D)[None, :]
     k = tl.load(cell, mask=mask, other=0.0)
     v = tl.load(cell + value_offset, mask=mask, other=0.0)
-    scores = _score_box(q, k, start + t, begin, end, scale_log2, softcap, SOFTCAP)
+    scores = _score_box(q, k, start + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
     m_new = tl.maximum(m, tl.max(scores, 1))
-    p = tl.exp2(scores - m_new[:, None])
-    alpha = tl.exp2(m - m_new)
+    base = finite(m_new) if BY_ROW else m_new
+    p = tl.exp2(scores - base[:, None])
+    alpha = tl.exp2(m - base)
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
     return m_new, l * alpha + tl.sum(p, 1), acc
 
 
 @triton.jit
-def _score_box(q, k, t, begin, end, scale_log2, softcap, SOFTCAP: tl.constexpr):
+def _score_box(q, k, t, begin, end, scale_log2, softcap, SOFTCAP: tl.constexpr, BY_ROW: tl.constexpr):
+    """begin, end: the tokens that are seen, of all rows or, [ROWS, 1], of each."""
     scores = cap_scores(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, softcap, SOFTCAP)
-    return tl.where(((t >= begin) & (t < end))[None, :], scores, -float("inf"))
+    seen = (t[None, :] >= begin) & (t[None, :] < end) if BY_ROW else ((t >= begin) & (t < end))[None, :]
+    return tl.where(seen, scores, -float("inf"))
+
+
+@triton.jit
+def finite(m):
+    """What to subtract from scores whose largest so far is m: of a row that has seen nothing yet, it is -inf."""
+    return tl.where(m == -float("inf"), 0.0, m)
 
 
 @triton.jit
@@ -287,42 +293,6 @@ def cap_scores(scores, softcap, SOFTCAP: tl.constexpr):
         magnitude = (1 - e) / (1 + e) * c
         scores = tl.where(scores < 0, -magnitude, magnitude)
     return scores
-
-
-@triton.jit
-def _join_kernel(
-    out_ptr, item_ranges, query_start_loc, counter, part_values, part_max_sum, out_stride,
-    Q_HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, PARTS: tl.constexpr, CHAINED: tl.constexpr,
-):  # fmt: skip
-    """One program a sequence and query head."""
-    s = tl.program_id(0)
-    head = tl.program_id(1)
-    first = tl.load(item_ranges + s * 2).to(tl.int64)
-    num_items = tl.load(item_ranges + s * 2 + 1)
-    token = tl.load(query_start_loc + s).to(tl.int64)
-    wait_for_previous(CHAINED)
-    if (s == 0) & (head == 0):
-        tl.store(counter, 0)
-    if num_items > 1:
-        part = tl.arange(0, PARTS)
-        d = tl.arange(0, D_PAD)
-        m = tl.full([], -float("inf"), tl.float32)
-        l = tl.full([], 0.0, tl.float32)
-        acc = tl.zeros([D_PAD], tl.float32)
-        for start in range(0, num_items, PARTS):
-            live = start + part < num_items
-            at = (first + start + part) * Q_HEADS + head
-            part_max = tl.load(part_max_sum + at * 2, mask=live, other=-float("inf"))
-            part_sum = tl.load(part_max_sum + at * 2 + 1, mask=live, other=0.0)
-            mask = live[:, None] & (d < D)[None, :]
-            values = tl.load(part_values + at[:, None] * D + d[None, :], mask=mask, other=0.0)
-            m_new = tl.maximum(m, tl.max(part_max, 0))
-            alpha = tl.exp2(m - m_new)
-            weight = tl.exp2(part_max - m_new)
-            acc = acc * alpha + tl.sum(values * weight[:, None], 0)
-            l = l * alpha + tl.sum(part_sum * weight, 0)
-            m = m_new
-        tl.store(out_ptr + token * out_stride + head * D + d, (acc / l).to(out_ptr.dtype.element_ty), mask=d < D)
 
 
 @triton.jit

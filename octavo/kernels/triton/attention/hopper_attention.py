@@ -9,8 +9,8 @@ import torch
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout
-from octavo.kernels.triton.attention.decode_attention import join_parts
 from octavo.kernels.triton.attention.memory import AttentionMemory
+from octavo.kernels.triton.attention.partial_results import join_parts
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 HEAD_DIMS = (64, 128)
@@ -18,7 +18,8 @@ MAX_GROUP = 16  # query heads of a kv head
 
 
 class HopperAttention:
-    """Implements `octavo.kernels.attention.AttentionBackend`. Chunks of short sequences are left to others."""
+    """Implements `octavo.kernels.attention.AttentionBackend`. Left to others: chunks of short sequences, and
+    decodes of several new tokens."""
 
     longest_captured: ClassVar[int | None] = None
 
@@ -51,6 +52,8 @@ class HopperAttention:
         pools, workspace, chained = memory.pools, memory.workspace, memory.gpu.chains
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+            if step.kind.decode_threshold > 1:
+                return otherwise(step, q, out)
             table = step.block_tables[layer.group]
             attend(q, out, layer, pools[layer], plan, workspace, table, transform, chained=chained)
             join_parts(out, layer, plan, workspace, step.query_start_loc, chained=chained)

@@ -30,7 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_wait
 
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.decode_attention import LOG2_E, DecodeWorkspace
+from octavo.kernels.triton.attention.decode_attention import LOG2_E
 from octavo.kernels.triton.attention.hopper import (
     PoolBoxes,
     barrier,
@@ -41,6 +41,7 @@ from octavo.kernels.triton.attention.hopper import (
     write_record,
 )
 from octavo.kernels.triton.attention.kv_pool import BOX_TOKENS, LayerPool
+from octavo.kernels.triton.attention.partial_results import DecodeWorkspace
 from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
 from octavo.kernels.triton.chain import wait_for_previous

@@ -9,8 +9,8 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.ops import AttentionLayer, KVLayout, StepLimits
-from octavo.kernels.triton.attention.decode_attention import DecodeWorkspace
 from octavo.kernels.triton.attention.kv_pool import LayerPool
+from octavo.kernels.triton.attention.partial_results import DecodeWorkspace
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
 
 
@@ -46,5 +46,6 @@ class AttentionMemory:
                 block_table=step.block_tables[group],
                 block_size=self._kv.block_size,
                 window=window,
+                decode_threshold=step.kind.decode_threshold,
                 chained=self.gpu.chains,
             )

@@ -9,17 +9,18 @@ over would cost a start and a partial result for little work. The target depends
 most there are `MAX_PARTITIONS` parts, which bounds the partial results. Longer items are listed first, so that the
 programs get done at about the same time.
 
-An item names the sequence whose block table is read and a range of its tokens; which query rows it serves is
-a property of the item's sequence today (its one new token), and can become a list of rows beside it: the
-attention kernel packs the rows of an item into one tile, and joins partial results by query row.
+An item names the sequence whose block table is read and a range of its tokens. It serves all new tokens of its
+sequence: one, or up to the step's `decode_threshold`, whose queries the attention kernel packs into a tile. Partial
+results then take as many times the room, so there may be fewer parts.
 
-Sequences with several new tokens get tiles of `PREFILL_TILE` queries instead, the last (longest) first.
+Sequences with more new tokens get tiles of `PREFILL_TILE` queries instead, the last (longest) first.
 
 Tensors of a plan, all int32 on the device:
     totals        [2]              decode items, prefill tiles
-    items         [max_items, 8]   a record of 32 bytes, seven of its eight numbers used: the sequence's row of the
-                                   block table, its new token's index in the step and position, the item's first
-                                   token and its end, the sequence's number of items, the item's part
+    items         [max_items, 8]   a record of eight numbers: the sequence's row of the block table, its first new
+                                   token's index in the step, its last one's position, the item's first token and its
+                                   end, the sequence's number of items, the item's part, and if the threshold is over
+                                   1 the sequence's number of new tokens
     item_ranges   [S, 2]           a sequence's first part, number of parts: where its partial results lie
     tiles         [max_tiles, 8]   a record again, five of eight used: the first query's index in the step, the
                                    sequence's queries from there on, the first's position, the sequence's length,
@@ -86,16 +87,19 @@ def make_plan(
     block_table: torch.Tensor,
     block_size: int,
     window: int | None = None,
+    decode_threshold: int = 1,
     chained: bool = False,
 ) -> None:
     """Fill `plan` for the step. A sequence of length 0 is padding: it gets no items and no slots; tokens past the last
     sequence's are padding, too, and their slots are -1."""
     num_seqs = len(seq_lens)
+    room = len(plan.items) // (num_seqs * decode_threshold)  # each partial result is of one query row
     _plan_kernel[(num_seqs,)](
         plan.totals, plan.items, plan.item_ranges, plan.tiles, plan.slots,
         query_start_loc, seq_lens, positions, rows, block_table, block_table.stride(0), num_seqs, len(positions),
         WINDOW=window or 0, BLOCK_SIZE=block_size, SEQS=next(size for size in _SEQS if num_seqs <= size),
         TARGET=target_partition(num_seqs), MAX_PARTITIONS=MAX_PARTITIONS, TILE=PREFILL_TILE,
+        THRESHOLD=decode_threshold, MOST_PARTS=min(MAX_PARTITIONS, 1 << (room.bit_length() - 1)),
         CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
@@ -105,7 +109,8 @@ def _plan_kernel(
     totals, items, item_ranges, tiles, slots,
     query_start_loc, seq_lens, positions, rows, block_table, table_stride, num_seqs, num_tokens,
     WINDOW: tl.constexpr, BLOCK_SIZE: tl.constexpr, SEQS: tl.constexpr,
-    TARGET: tl.constexpr, MAX_PARTITIONS: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
+    TARGET: tl.constexpr, MAX_PARTITIONS: tl.constexpr, TILE: tl.constexpr, THRESHOLD: tl.constexpr,
+    MOST_PARTS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One program a sequence: it counts the items before its own, then writes its own."""
     s = tl.program_id(0)
@@ -117,12 +122,13 @@ def _plan_kernel(
     all_queries = tl.load(query_start_loc + all_s + 1, mask=live, other=0) - tl.load(
         query_start_loc + all_s, mask=live, other=0
     )
-    all_begin = tl.maximum(all_len - WINDOW, 0) // _STEP * _STEP if WINDOW else all_len * 0
-    num_parts = tl.minimum(tl.maximum((all_len - all_begin + TARGET // 2) // TARGET, 1), MAX_PARTITIONS)
+    all_seen = all_len if THRESHOLD == 1 else all_len - all_queries + 1  # up to the first new token
+    all_begin = tl.maximum(all_seen - WINDOW, 0) // _STEP * _STEP if WINDOW else all_len * 0
+    num_parts = tl.minimum(tl.maximum((all_len - all_begin + TARGET // 2) // TARGET, 1), MOST_PARTS)
     all_part = tl.maximum(tl.cdiv(tl.cdiv(all_len - all_begin, num_parts), _STEP), 1) * _STEP
-    decodes = (all_queries == 1) & (all_len > 0)
+    decodes = (all_queries <= THRESHOLD if THRESHOLD > 1 else all_queries == 1) & (all_len > 0)
     all_items = tl.where(decodes, tl.cdiv(all_len - all_begin, all_part), 0)
-    all_tiles = tl.where((all_queries > 1) & (all_len > 0), tl.cdiv(all_queries, TILE), 0)
+    all_tiles = tl.where((all_queries > THRESHOLD) & (all_len > 0), tl.cdiv(all_queries, TILE), 0)
 
     me = all_s == s
     seq_len = tl.sum(tl.where(me, all_len, 0))
@@ -151,10 +157,13 @@ def _plan_kernel(
     tl.store(item, table_row, mask=mine)
     tl.store(item + 1, token_start, mask=mine)
     tl.store(item + 2, seq_len - 1, mask=mine)
-    tl.store(item + 3, tl.maximum(begin, seq_len - WINDOW) if WINDOW else begin, mask=mine)
+    seen = seq_len if THRESHOLD == 1 else seq_len - (token_end - token_start) + 1
+    tl.store(item + 3, tl.maximum(begin, seen - WINDOW) if WINDOW else begin, mask=mine)
     tl.store(item + 4, tl.minimum(begin + part, seq_len), mask=mine)
     tl.store(item + 5, num_items, mask=mine)
     tl.store(item + 6, part_start + j, mask=mine)
+    if THRESHOLD > 1:
+        tl.store(item + 7, token_end - token_start, mask=mine)
 
     chunk = tl.arange(0, 256)
     if s == 0:

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.decode_attention import LOG2_E, cap_scores
+from octavo.kernels.triton.attention.decode_attention import LOG2_E, cap_scores, finite
 from octavo.kernels.triton.attention.kv_pool import LayerPool, padded_dim
 from octavo.kernels.triton.attention.plan import PREFILL_TILE, AttentionPlan
 from octavo.kernels.triton.chain import wait_for_previous
@@ -151,8 +151,7 @@ def _walk(
                 seen = seen & (t[None, :] > position[:, None] - WINDOW)
             scores = tl.where(seen, scores, -float("inf"))
         m_new = tl.maximum(m, tl.max(scores, 1))
-        # a row that has seen nothing yet has m = -inf; keep its exponents finite
-        base = tl.where(m_new == -float("inf"), 0.0, m_new) if MASKED else m_new
+        base = finite(m_new) if MASKED else m_new
         p = tl.exp2(scores - base[:, None])
         alpha = tl.exp2(m - base)
         l = l * alpha + tl.sum(p, 1)

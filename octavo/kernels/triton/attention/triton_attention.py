@@ -42,7 +42,7 @@ class TritonAttention:
             decode_attention(
                 q, out, layer, pools[layer], plan, workspace, query_start_loc=step.query_start_loc,
                 block_table=step.block_tables[layer.group], num_multiprocessors=number, transform=transform,
-                chained=chained,
+                queries=step.kind.decode_threshold, chained=chained,
             )  # fmt: skip
 
         return launch
