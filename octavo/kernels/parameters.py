@@ -62,6 +62,12 @@ class Linear:
     biases: tuple[Parameter, ...] = ()
 
     @property
+    def name(self) -> str:
+        """model.layers.3.mlp.down_proj, or model.layers.3.self_attn.q_proj+k_proj+v_proj."""
+        whole, *others = (part.name.removesuffix(".weight") for part in self.parts)
+        return "+".join([whole, *(name.rsplit(".", 1)[-1] for name in others)])
+
+    @property
     def in_features(self) -> int:
         return self.parts[0].shape[1]
 

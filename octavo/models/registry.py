@@ -15,7 +15,7 @@ from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs, LayerSlot
 from octavo.models.decoder import Decoder
 from octavo.models.weights import TensorSource, TensorTable, Weights
-from octavo.quantization.registry import stored_tensors
+from octavo.quantization.registry import is_in_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,10 @@ FAMILIES: dict[str, Family] = {
 def required_tensors(architecture: Architecture) -> TensorTable:
     """Name and shape of every tensor the model needs; reads no weights."""
     table = _family(architecture).tensors(architecture)
-    stored = (stored_tensors(architecture.scheme, *entry) or dict([entry]) for entry in table.items())
+    scheme = architecture.scheme
+    if scheme is None:
+        return table
+    stored = (scheme.tensors(*entry) if is_in_layer(*entry) else dict([entry]) for entry in table.items())
     return {name: shape for tensors in stored for name, shape in tensors.items()}
 
 

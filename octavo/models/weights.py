@@ -21,7 +21,7 @@ from octavo.kernels.shard import REPLICATED, Shard
 from octavo.kernels.tensor import StoredTensor, at_hand, from_array
 from octavo.layers.attention import SelfAttention
 from octavo.layers.norm import LayerNorm, RMSNorm
-from octavo.quantization.registry import DENSE, scheme_of, stored_tensors
+from octavo.quantization.registry import DENSE, is_in_layer, scheme_of
 
 TensorTable = dict[str, Shape]
 
@@ -52,12 +52,10 @@ class Weights:
         full = self.prefix + name
         assert full in self.table, f"{full} is not in the family's table of tensors"
         shape = self.table[full]
-        stored = stored_tensors(self.scheme, full, shape)
-        if self.scheme is not None and stored is not None:
-            sources = tuple(self.source.take(*tensor) for tensor in stored.items())
-            return Parameter(full, shape, self.scheme, sources, shard)
-        tensor = self.source.take(full, shape)
-        return Parameter(full, shape, scheme_of(tensor.dtype), (tensor,), shard)
+        scheme = self.scheme if is_in_layer(full, shape) else None
+        stored = {full: shape} if scheme is None else scheme.tensors(full, shape)
+        sources = tuple(self.source.take(*tensor) for tensor in stored.items())
+        return Parameter(full, shape, scheme or scheme_of(sources[0].dtype), sources, shard)
 
     def optional(self, name: str) -> Parameter | None:
         return self.parameter(name) if self.lists(name) else None

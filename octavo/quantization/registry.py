@@ -25,7 +25,6 @@ def scheme_of(dtype: DType) -> Scheme:
     return DENSE if dtype in DENSE_DTYPES else GGML_BLOCKS
 
 
-def stored_tensors(scheme: Scheme | None, name: str, shape: Shape) -> dict[str, Shape] | None:
-    """What a checkpoint has in place of a tensor that the scheme applies to; None where it does not."""
-    is_layer_matrix = len(shape) == 2 and re.search(r"\.\d+\.", name) is not None
-    return scheme.tensors(name, shape) if scheme is not None and is_layer_matrix else None
+def is_in_layer(name: str, shape: Shape) -> bool:
+    """Whether a parameter is one of the matrices that a quantization_config is about."""
+    return len(shape) == 2 and re.search(r"\.\d+\.", name) is not None

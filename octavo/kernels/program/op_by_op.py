@@ -54,10 +54,7 @@ def printer(norm: Callable[[Tensor], float]) -> See:
 
 def _name(argument: object) -> str:
     """What a parameter is called, if it is called something."""
-    if isinstance(argument, Linear):
-        whole, *others = (part.name.removesuffix(".weight") for part in argument.parts)
-        return "+".join([whole, *(name.rsplit(".", 1)[-1] for name in others)])
-    if isinstance(argument, Parameter):
+    if isinstance(argument, Linear | Parameter):
         return argument.name
     if isinstance(argument, AttentionLayer):
         return f"group {argument.group} layer {argument.index_in_group}"
