@@ -15,7 +15,6 @@ The loop around it is schedule, execute, update. All bookkeeping of a step is do
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
@@ -28,6 +27,7 @@ from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
 from octavo.scheduler.admission import check_request
 from octavo.scheduler.budget import TokenBudget
+from octavo.scheduler.continuing import Continuing
 from octavo.scheduler.draft import PlanDraft
 from octavo.scheduler.growth import Growth
 from octavo.scheduler.journal import SchedulerJournal
@@ -35,7 +35,7 @@ from octavo.scheduler.places import Places
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
 from octavo.scheduler.quarantine import Quarantine
 from octavo.scheduler.starting import Starting
-from octavo.scheduler.updates import SequenceUpdate, is_full, keep_run, num_left_to_draw, num_right
+from octavo.scheduler.updates import SequenceUpdate, keep_run, num_right
 
 
 class Scheduler:
@@ -59,8 +59,12 @@ class Scheduler:
         self._growth = Growth(config.schedule_conservativeness)
         self._prompt_logprobs = PromptLogprobs()
         self._starting = Starting(self._places, cache, self._budget, self._growth, self._prompt_logprobs)
+        self._continuing = Continuing(
+            *(self._places, cache, self._budget, self._starting),
+            max_model_len=max_model_len,
+            has_priorities=config.scheduling_policy == "priority",
+        )
         self._quarantine = Quarantine()
-        self._has_priorities = config.scheduling_policy == "priority"
         self._in_flight: dict[int, PlanDraft] = {}
         self._num_steps = 0
 
@@ -134,7 +138,7 @@ class Scheduler:
         if self._quarantine:
             self._run_suspect(draft)
         else:
-            self._continue_running(draft)
+            self._continuing.continue_running(draft)
             self._starting.start_waiting(draft)
         self._advance(draft)
         if self._places.forking:
@@ -197,93 +201,19 @@ class Scheduler:
 
     # Parts of schedule, in order
 
-    def _continue_running(self, draft: PlanDraft) -> None:
-        index = 0
-        if self._has_priorities:
-            for better in self._places.waiting.line():
-                priority = better.request.priority
-                if not self._is_worse_running(priority):
-                    break
-                index = self._continue_from(index, draft, priority)
-                if draft.num_preempted or not self._budget.left:
-                    break
-                if self._is_worse_running(priority):
-                    self._starting.start_in_place_of_worse(better, draft)
-        self._continue_from(index, draft)
-
-    def _continue_from(self, index: int, draft: PlanDraft, priority: float = math.inf) -> int:
-        """Grant running sequences their tokens, from this one on, as long as none has a worse priority -> the next."""
-        running, budget = self._places.running, self._budget
-        while index < len(running) and budget.left and running[index].request.priority <= priority:
-            if not self._continue(running[index], draft):
-                break
-            index += 1
-        return index
-
-    def _is_worse_running(self, priority: int) -> bool:
-        running = self._places.running
-        return bool(running) and running[-1].request.priority > priority
-
-    def _continue(self, sequence: Sequence, draft: PlanDraft) -> bool:
-        """Grant a running sequence its next tokens, if it has any. False: it was preempted."""
-        budget = self._budget
-        num_computed = sequence.num_computed_tokens
-        num_pending = sequence.num_pending
-        num_known = len(sequence.token_ids) + num_pending - num_computed
-        if num_pending and is_full(sequence, num_computed + num_known, self._max_model_len):
-            return True  # the token being drawn is its last
-        if num_pending and sequence.spec_token_ids:
-            return True  # nobody knows yet where it goes on
-        num_tokens = 1 if num_known == 1 else budget.share(num_known)
-        if num_tokens == 0:
-            return True  # nothing but its prompt was wanted
-        has_room = num_computed + num_tokens <= self._cache.tables[sequence.sequence_id].room
-        if not has_room and not self._make_room(sequence, num_tokens, draft):
-            return False
-        num_logits = 1 if num_tokens == num_known else 0
-        if num_logits and sequence.spec_token_ids:
-            num_spec = self._speculate(sequence, num_tokens, draft)
-            num_tokens, num_logits = num_tokens + num_spec, 1 + num_spec
-        budget.left -= num_tokens
-        draft.grant(sequence, num_tokens, num_logits)
-        return True
-
-    def _speculate(self, sequence: Sequence, num_known: int, draft: PlanDraft) -> int:
-        """How many of its guesses a sequence computes behind its known tokens: what its end, the budget and free blocks
-        allow. Nobody is preempted for a guess."""
-        num_left = num_left_to_draw(sequence, self._max_model_len)
-        num_spec = min(len(sequence.spec_token_ids), num_left - 1)
-        num_spec = self._budget.share(num_known + num_spec) - num_known
-        if num_spec and not self._cache.grow(sequence, num_known + num_spec):
-            num_spec = 0
-        sequence.spec_token_ids = sequence.spec_token_ids[:num_spec]
-        if num_spec:
-            draft.spec_token_ids[len(draft.rows)] = sequence.spec_token_ids
-        return num_spec
-
     def _run_suspect(self, draft: PlanDraft) -> None:
         """Nobody else computes in this step, so that a fault in it is one sequence's; others may have to make
         room for it."""
         suspect, places = self._quarantine.first, self._places
         assert suspect is not None, "somebody is suspected"
         if suspect.state is SequenceState.RUNNING:
-            self._continue(suspect, draft)
+            self._continuing.continue_one(suspect, draft)
         else:
             while not self._starting.try_start(suspect, draft, is_alone=True):
                 assert places.running, f"sequence {suspect.sequence_id} was admitted but does not fit an empty engine"
                 places.preempt_worst()
         for sequence in places.waiting.take_unexplained():
             places.explain(sequence, "turn", "a step failed, and those who were in it run alone first")
-
-    def _make_room(self, sequence: Sequence, num_tokens: int, draft: PlanDraft) -> bool:
-        """Blocks for a running sequence, at the cost of the worst ones. False: that was the sequence itself."""
-        while not self._cache.grow(sequence, num_tokens):
-            victim = self._places.preempt_worst()
-            draft.num_preempted += 1
-            draft.growth = None
-            if victim is sequence:
-                return False
-        return True
 
     def _advance(self, draft: PlanDraft) -> None:
         """Count the step as computed; plans are carried out in order, so later plans may build on it."""

@@ -27,6 +27,7 @@ from octavo.worker.cuda_graphs import ChunkSteps  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402
 from tests.engine import test_overlap as overlap  # noqa: E402
 from tests.test_greedy import GREEDY, MAX_MODEL_LEN, oracle, prompts_of, tokens  # noqa: E402
+from tests.worker import test_draws as draws  # noqa: E402
 
 BLOCK_SIZE = 16
 #: root mean square of log-probabilities' errors in bfloat16, which has 8 bits: scores here are about 10
@@ -46,6 +47,17 @@ def engine(folder: Path, **options: Any) -> LLM:
 
 def samples(outputs: list[RequestOutput]) -> list[list[list[int]]]:
     return [[sequence.token_ids for sequence in output.outputs] for output in outputs]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_guesses_change_no_answer(name: str, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(tiny_folder(name), max_num_seqs=6, block_size=BLOCK_SIZE) as llm:
+        plain = draws.generate(llm)
+        computed = draws.guess_next_tokens(monkeypatch, plain)
+        guessed = draws.generate(llm)
+        assert llm.stats().num_used_blocks == 0
+    assert max(computed) > 8
+    assert samples(guessed) == samples(plain)
 
 
 @pytest.mark.parametrize("name", TINY)

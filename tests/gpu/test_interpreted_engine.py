@@ -21,6 +21,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.model import TritonModel
 from octavo.worker.request_states import RequestStates
 from tests.conftest import TinyFolder
+from tests.worker.guessing import guess_next_tokens
 
 PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9)]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokenize=False)
@@ -79,6 +80,21 @@ def test_it_tells_the_hosts_logprobs(tiny_folder: TinyFolder) -> None:
         assert [one.rank for one in device.values()] == [one.rank for one in host.values()]
         expected = [one.logprob for one in host.values()]
         assert [one.logprob for one in device.values()] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.usefixtures("_interpreted")
+def test_guesses_change_no_answer(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = [GREEDY.replace(max_tokens=8), GREEDY.replace(n=2, temperature=1.0, seed=3, max_tokens=6, logprobs=0)]
+    with engine(tiny_folder("qwen3"), "reference") as host:
+        expected = host.generate([[3, 4], [5]], params)
+    computed = guess_next_tokens(monkeypatch, expected)
+    with engine(tiny_folder("qwen3"), "triton") as device:
+        outputs = device.generate([[3, 4], [5]], params)
+    got, wanted = ([[one.token_ids for one in output.outputs] for output in made] for made in (outputs, expected))
+    assert got == wanted
+    assert max(computed) > 2
+    for one in outputs[1].outputs:
+        assert [next(iter(row)) for row in one.logprobs] == one.token_ids
 
 
 @pytest.mark.usefixtures("_interpreted")
