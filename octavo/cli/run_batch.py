@@ -22,23 +22,12 @@ from octavo.cli.run import warn_if_slow
 from octavo.engine.progress import Progress
 from octavo.errors import ConfigError
 from octavo.server.batch_files import STANDARD_STREAM, BatchInput, BatchOutput, BatchStream, Results
-from octavo.server.settings import ServerSettings
+from octavo.server.settings import LIMITS, ServerSettings
 
 _NOT_FLAGS = frozenset({"model"})  # required here
 
 #: settings of the server that a batch's calls can meet
-_SETTINGS = (
-    "trust_request_chat_template",
-    "return_tokens_as_token_ids",
-    "max_body_bytes",
-    "max_body_values",
-    "max_prompts_per_request",
-    "max_choices_per_request",
-    "max_logprobs_per_request",
-    "max_messages_per_request",
-    "max_stop_strings",
-    "max_stop_string_len",
-)
+_SETTINGS = ("trust_request_chat_template", "return_tokens_as_token_ids", *LIMITS)
 
 
 COMMON = (

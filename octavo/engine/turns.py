@@ -6,20 +6,23 @@
 
 So requests of all threads are in the same steps, and no thread waits for another one to read: a stream that is read
 slowly, or not at all, holds nobody up. Only the thread that has the turn touches the engine.
+
+Python raises KeyboardInterrupt between any two bytecodes of the main thread. A step that has begun is ended first: in
+the middle of one the scheduler would have planned what nobody computes, and the engine would not be sound any more.
 """
 
 from __future__ import annotations
 
 import itertools
+import signal
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TypeVar
+from types import FrameType
+from typing import Any, TypeVar
 
 from octavo.engine.llm_engine import LLMEngine
-from octavo.engine.step_guard import Uninterrupted
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.outputs import RequestOutput
 from octavo.request import Request
@@ -27,6 +30,7 @@ from octavo.sampling_params import RequestOutputKind
 
 Answer = TypeVar("Answer")
 Command = Callable[[LLMEngine], None]
+_Waiter = tuple[threading.Condition, Callable[[], bool]]  # a thread that sleeps: its bell, whether it has its due
 
 
 class OutputStream(Iterator[RequestOutput]):
@@ -96,12 +100,38 @@ class _Inbox:
         return left
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiter:
-    """A thread that sleeps. is_ready: whether it has what it waits for."""
+class _StepGuard:
+    """Minds Ctrl-C until the end of its block: the first one in a step comes when that has ended, the second at once.
+    Does nothing on other threads, which are never interrupted, and where a program has a handler of its own."""
 
-    bell: threading.Condition
-    is_ready: Callable[[], bool]
+    def __init__(self) -> None:
+        self._before: Any = None
+        self._is_in_step = self._is_pressed = False
+
+    def __enter__(self) -> _StepGuard:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def run(self, turn: Callable[[bool], None], steps: bool) -> None:
+        self._is_in_step = True
+        try:
+            turn(steps)
+        finally:
+            self._is_in_step = False
+        if self._is_pressed:
+            self._is_pressed = False
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._is_pressed or not self._is_in_step:
+            raise KeyboardInterrupt
+        self._is_pressed = True
 
 
 class EngineTurns:
@@ -184,10 +214,9 @@ class EngineTurns:
                 "only close() may be called there"
             )
         try:
-            with Uninterrupted() as step:
+            with _StepGuard() as guard:
                 while not self._sleep_or_hold(is_ready, me):
-                    with step:
-                        self._turn(steps)
+                    guard.run(self._turn, steps)
         finally:
             self._let_go(me)
 
@@ -198,8 +227,8 @@ class EngineTurns:
             try:
                 while not is_ready() and self._holder not in (None, me):
                     if key not in self._waiters:
-                        self._waiters[key] = _Waiter(threading.Condition(self._lock), is_ready)
-                    self._waiters[key].bell.wait()
+                        self._waiters[key] = (threading.Condition(self._lock), is_ready)
+                    self._waiters[key][0].wait()
             finally:
                 self._waiters.pop(key, None)
             if is_ready():
@@ -216,12 +245,10 @@ class EngineTurns:
                 self._wake(needs_holder=True)
 
     def _wake(self, needs_holder: bool) -> None:
-        for waiter in self._waiters.values():
-            if waiter.is_ready():
-                waiter.bell.notify()
-            elif needs_holder:
-                waiter.bell.notify()
-                needs_holder = False
+        for bell, is_ready in self._waiters.values():
+            if (is_due := is_ready()) or needs_holder:
+                bell.notify()
+                needs_holder &= is_due
 
     def _turn(self, steps: bool) -> None:
         """Commands and, for who waits for outputs, a step. A fault of the engine is the end of it, for everyone."""

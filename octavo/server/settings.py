@@ -6,7 +6,7 @@ Flags are made from these fields, as from `octavo/config.py`: `max_body_bytes` i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from octavo.checked_fields import checked, knob
@@ -84,16 +84,7 @@ class ServerSettings:
             )
         if not 0 <= self.sse_keep_alive_interval < math.inf:
             raise ConfigError(f"sse_keep_alive_interval is {self.sse_keep_alive_interval}, allowed is 0 or more")
-        for name in (
-            "max_body_bytes",
-            "max_body_values",
-            "max_prompts_per_request",
-            "max_choices_per_request",
-            "max_logprobs_per_request",
-            "max_messages_per_request",
-            "max_stop_strings",
-            "max_stop_string_len",
-        ):
+        for name in LIMITS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, allowed is 1 or more")
 
@@ -103,6 +94,10 @@ class ServerSettings:
         if not keys and otherwise is not None:
             keys = (otherwise,)
         return replace(self, api_key=keys, api_key_file=None)
+
+
+#: of one request
+LIMITS = tuple(one.name for one in fields(ServerSettings) if one.name.startswith("max_"))
 
 
 def _read_keys(path: str) -> list[str]:

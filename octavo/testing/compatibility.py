@@ -24,7 +24,7 @@ from octavo.server.protocol import (
     MessagesRequest,
     TokenizeRequest,
 )
-from octavo.server.settings import ServerSettings
+from octavo.server.settings import LIMITS, ServerSettings
 from octavo.vllm_options import NotHere
 
 SAME = "the same"
@@ -81,10 +81,8 @@ OURS: dict[str, frozenset[str]] = {
     ),
     "flags": frozenset(
         {
-            *("queue_timeout", "engine_hang_timeout", "front_end_hang_timeout", "api_key_file", "max_body_bytes"),
-            *("max_body_values", "max_prompts_per_request", "max_choices_per_request", "max_logprobs_per_request"),
-            *("max_messages_per_request", "max_stop_strings", "max_stop_string_len", "timeout_request_head"),
-            *("timeout_request_body", "max_idle_connections"),
+            *("queue_timeout", "engine_hang_timeout", "front_end_hang_timeout", "api_key_file", "timeout_request_head"),
+            *("timeout_request_body", "max_idle_connections", *LIMITS),
         }
     ),
     "parameters": frozenset({"truncate_prompt_tokens"}),
