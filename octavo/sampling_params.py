@@ -114,7 +114,9 @@ class SamplingParams:
     skip_special_tokens: bool = parameter(True, "Leave special tokens out of the text.")
     include_stop_str_in_output: bool = parameter(False, "Show the text or the token that ended the answer.")
     output_kind: RequestOutputKind = parameter(RequestOutputKind.CUMULATIVE, "What each RequestOutput holds.")
-    logit_bias: Mapping[int, float] | None = parameter(None, "Token id to what is added to its score, -100 to 100.")
+    logit_bias: Mapping[int, float] | None = parameter(
+        None, 'What is added to tokens\' scores, -100 to 100, by token id: {"42": -1.5}.'
+    )
     allowed_token_ids: Iterable[int] | None = parameter(None, "No other token may be drawn.")
     bad_words: Iterable[str] | None = parameter(None, "Texts that may not be generated.")
     truncate_prompt_tokens: int | None = parameter(
