@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.ops import AttentionLayer, Head, KVDType, KVGroup, KVLayout, Ops, StepBatch, StepLimits, Tensor
+from octavo.kernels.device import StepBatch, StepLimits
+from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
+from octavo.kernels.ops import AttentionLayer, Head, Ops, Tensor
 from octavo.observe.machine import num_cores
 from octavo.testing.made_parameters import linear, parameter
 

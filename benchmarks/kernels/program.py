@@ -15,17 +15,9 @@ import numpy as np
 
 from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.ops import (
-    AttentionLayer,
-    Head,
-    KVGroup,
-    KVLayout,
-    Ops,
-    RotaryTable,
-    StepBatch,
-    StepLimits,
-    Tensor,
-)
+from octavo.kernels.device import StepBatch, StepLimits
+from octavo.kernels.kv_layout import KVGroup, KVLayout
+from octavo.kernels.ops import AttentionLayer, Head, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.tensor import DType, HostTensor, from_array, num_bytes
 from octavo.observe.machine import num_cores

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from octavo.config import AttentionBackendOption
 from octavo.errors import ConfigError
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout, Tensor
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import AttentionLayer, Tensor
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep

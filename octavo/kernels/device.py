@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from octavo.config import DTypeOption, KVCacheDType
-from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import FloatArray, IntArray, Model
+from octavo.sampling.columns import SamplingBatch
+
+Logits = Any  # [N, V], a backend's own: a FloatArray on the host, a tensor on a device
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,66 @@ class DTypes:
 
     compute: KVDType
     kv: KVDType
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The most a step may hold; backends size their buffers by it."""
+
+    max_num_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepBatch:
+    """One step's batch tensors.
+
+    Sequence s of the step lives in permanent row `rows[s]`; its block table for group g is
+    `block_tables[g][rows[s]]` ([max_rows, max_blocks] int32), so nothing is gathered.
+
+    decode_threshold: sequences with so many new tokens at most are decodes, a token and what may follow it; longer ones
+    are chunks. 1, 2, 4, 8 or 16; a hint, which changes no result.
+    """
+
+    input_ids: IntArray  # [T]
+    positions: IntArray  # [T]
+    query_start_loc: IntArray  # [S + 1]
+    seq_lens: IntArray  # [S], tokens of the sequence once this step is done
+    rows: IntArray  # [S]
+    block_tables: tuple[IntArray, ...]  # G of [max_rows, max_blocks]
+    decode_threshold: int = 1
+
+
+class CompiledModel(Protocol):
+    """A model bound to a backend, a KV pool and step limits. One owner: the model runner."""
+
+    def forward(self, batch: StepBatch) -> None:
+        """Run the step as far as its tokens need one another; what each has then stays inside until the next
+        forward."""
+
+    def logits(self, token_indices: IntArray) -> Logits:
+        """Logits [N, V] for N tokens of the last forward, by their index in the step; N is at most max_num_seqs.
+        Valid until the next call, of which there may be any number."""
+
+    def sample(self, logits: Logits, batch: SamplingBatch) -> IntArray:
+        """Draw N tokens -> [N] int32. `logits` is not changed. An entry whose logits are NaN, or whose every
+        token is banned, gets -1: that request fails, the others do not."""
+
+    def processed_logits(self, logits: Logits, batch: SamplingBatch, drawn: IntArray) -> Logits:
+        """What `sample` drew these tokens from, as logits [N, V] float32: edited, over the temperature if there is one,
+        -inf where a token cannot be drawn, which is never one of `drawn`. `logits` is not changed. Rows of entries that
+        drew none (-1) mean nothing."""
+
+    def top_logprobs(
+        self, logits: Logits, tokens: IntArray, k: int, *, as_logits: bool = False
+    ) -> tuple[IntArray, FloatArray, IntArray]:
+        """Log-softmax of logits [N, V], or as_logits the logits: for each row the chosen token's then the k best
+        tokens': ids [N, k+1], logprobs [N, k+1], ranks of the chosen tokens [N] (1 = best)."""
+
+    def copy_blocks(self, source: IntArray, target: IntArray) -> None:
+        """Copy whole blocks of the pool, in order."""
 
 
 class Loaded(Protocol):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from octavo.config import DTypeOption, KVCacheDType
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.device import DTypes, StepSizes
-from octavo.kernels.ops import KVDType, KVLayout
+from octavo.kernels.kv_layout import KVDType, KVLayout
 
 #: at 512 tokens a step prefill runs at full speed, and decodes wait well under a second
 HOST_SIZES = StepSizes(max_num_batched_tokens=512, max_num_seqs=256)

@@ -28,22 +28,18 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from math import lcm
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from octavo.kernels.parameters import Linear, Parameter
-from octavo.sampling.columns import SamplingBatch
 
 Tensor = Any  # a backend's own value: torch tensor, or a slot of a recorded program
 Consumed = Any  # a Tensor that is dead after the call: results may be written over it
-Logits = Any  # [N, V], a backend's own: a FloatArray on the host, a tensor on a device
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Index = Literal["input_ids", "positions"]
-KVDType = Literal["float32", "bfloat16", "float16"]
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
@@ -69,7 +65,7 @@ class RotaryTable:
 class AttentionLayer:
     """All that is fixed about one layer's attention.
 
-    group, index_in_group: where its keys and values live (see `KVLayout`).
+    group, index_in_group: where its keys and values live (see `kv_layout.py`).
     scale multiplies q·k. window w: a token at position p sees positions p-w+1 .. p; None sees all.
     softcap c: scores become c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D] applied per head
     before the rotation. rotary None: no rotation.
@@ -242,121 +238,6 @@ class Ops:
         return over(x)
 
 
-@dataclass(frozen=True, slots=True)
-class KVElement:
-    """How a type of KV cache stores keys and values. scale_bytes: beside each head's key, and value, of a token."""
-
-    num_bytes: int
-    scale_bytes: int = 0
-
-
-KV_ELEMENTS: dict[KVDType, KVElement] = {"float32": KVElement(4), "bfloat16": KVElement(2), "float16": KVElement(2)}
-
-
-@dataclass(frozen=True, slots=True)
-class KVGroup:
-    """What a block holds where a cache group owns it: keys and values of so many layers, all of one shape."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-
-
-@dataclass(frozen=True, slots=True)
-class KVLayout:
-    """The KV pool's shape. One pool of `num_blocks` equal blocks serves all cache groups: a block holds
-    `block_size` tokens of K and V for the layers of whichever group owns it, and has room for the largest group.
-
-        pool: num_blocks x [ layer 0: K V scales | layer 1: K V scales | ... ]      one contiguous run of bytes a block
-
-    The order of elements inside a layer's K and V is the backend's own; copying a block copies its bytes.
-    Block 0 is the null block: never written for a live token, never read.
-    """
-
-    num_blocks: int
-    block_size: int
-    groups: tuple[KVGroup, ...]
-    dtype: KVDType
-
-    @property
-    def element_bytes(self) -> int:
-        return KV_ELEMENTS[self.dtype].num_bytes
-
-    def layer_bytes(self, group: KVGroup) -> int:
-        element = KV_ELEMENTS[self.dtype]
-        head_bytes = group.head_dim * element.num_bytes + element.scale_bytes
-        return 2 * group.num_kv_heads * self.block_size * head_bytes
-
-    def layer_offset(self, layer: AttentionLayer) -> int:
-        """Where in a block of its group a layer begins, in bytes."""
-        return layer.index_in_group * self.layer_bytes(self.groups[layer.group])
-
-    @property
-    def block_bytes(self) -> int:
-        """A multiple of every group's row, one token's key of one head, so that a pool is a matrix of any group's."""
-        largest = max(group.num_layers * self.layer_bytes(group) for group in self.groups)
-        row = lcm(*(group.head_dim * self.element_bytes for group in self.groups))
-        return -(-largest // row) * row
-
-    def check(self, layer: AttentionLayer) -> None:
-        """That a layer has its place in the blocks of its group."""
-        group = self.groups[layer.group]
-        assert (layer.num_kv_heads, layer.head_dim) == (group.num_kv_heads, group.head_dim), (
-            f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in blocks for {group}"
-        )
-        assert layer.index_in_group < group.num_layers, "the layer has no place in the pool's blocks"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepBatch:
-    """One step's batch tensors.
-
-    Sequence s of the step lives in permanent row `rows[s]`; its block table for group g is
-    `block_tables[g][rows[s]]` ([max_rows, max_blocks] int32), so nothing is gathered.
-
-    decode_threshold: sequences with so many new tokens at most are decodes, a token and what may follow it; longer ones
-    are chunks. 1, 2, 4, 8 or 16; a hint, which changes no result.
-    """
-
-    input_ids: IntArray  # [T]
-    positions: IntArray  # [T]
-    query_start_loc: IntArray  # [S + 1]
-    seq_lens: IntArray  # [S], tokens of the sequence once this step is done
-    rows: IntArray  # [S]
-    block_tables: tuple[IntArray, ...]  # G of [max_rows, max_blocks]
-    decode_threshold: int = 1
-
-
-class CompiledModel(Protocol):
-    """A model bound to a backend, a KV pool and step limits. One owner: the model runner."""
-
-    def forward(self, batch: StepBatch) -> None:
-        """Run the step as far as its tokens need one another; what each has then stays inside until the next
-        forward."""
-
-    def logits(self, token_indices: IntArray) -> Logits:
-        """Logits [N, V] for N tokens of the last forward, by their index in the step; N is at most max_num_seqs.
-        Valid until the next call, of which there may be any number."""
-
-    def sample(self, logits: Logits, batch: SamplingBatch) -> IntArray:
-        """Draw N tokens -> [N] int32. `logits` is not changed. An entry whose logits are NaN, or whose every
-        token is banned, gets -1: that request fails, the others do not."""
-
-    def processed_logits(self, logits: Logits, batch: SamplingBatch, drawn: IntArray) -> Logits:
-        """What `sample` drew these tokens from, as logits [N, V] float32: edited, over the temperature if there is one,
-        -inf where a token cannot be drawn, which is never one of `drawn`. `logits` is not changed. Rows of entries that
-        drew none (-1) mean nothing."""
-
-    def top_logprobs(
-        self, logits: Logits, tokens: IntArray, k: int, *, as_logits: bool = False
-    ) -> tuple[IntArray, FloatArray, IntArray]:
-        """Log-softmax of logits [N, V], or as_logits the logits: for each row the chosen token's then the k best
-        tokens': ids [N, k+1], logprobs [N, k+1], ranks of the chosen tokens [N] (1 = best)."""
-
-    def copy_blocks(self, source: IntArray, target: IntArray) -> None:
-        """Copy whole blocks of the pool, in order."""
-
-
 #: The rest of the pass, for some of the tokens: their hidden states, [N, width] each -> [N, columns of the head].
 Head = Callable[..., Tensor]  # (ops, *hidden); hidden states are dead afterwards
 
@@ -374,13 +255,3 @@ class Model(Protocol):
 
     def body(self, ops: Ops) -> tuple[Tensor, ...]:
         """The part in which tokens read one another -> hidden states, one or more [T, width]."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepLimits:
-    """The most a step may hold; backends size their buffers by it."""
-
-    max_num_tokens: int
-    max_num_seqs: int
-    max_model_len: int
-    vocab_size: int

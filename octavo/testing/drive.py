@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from octavo.kernels.device import Device
-from octavo.kernels.ops import FloatArray, KVDType, KVGroup, KVLayout, StepBatch, StepLimits
+from octavo.kernels.device import Device, StepBatch, StepLimits
+from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
+from octavo.kernels.ops import FloatArray
 from octavo.models.architecture import Architecture
 from octavo.models.attention import LayerSlot
 from octavo.models.registry import build_model

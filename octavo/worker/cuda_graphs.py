@@ -21,7 +21,8 @@ import torch
 from octavo.kernels.cuda.graph_memory import GraphMemory
 from octavo.kernels.cuda.model import TritonModel
 from octavo.kernels.cuda.step import DECODES, DeviceStep, StepKind
-from octavo.kernels.ops import IntArray, StepBatch
+from octavo.kernels.device import StepBatch
+from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_tokens
 from octavo.kernels.triton.rows import advance_rows, gather_rows
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch

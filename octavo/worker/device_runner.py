@@ -27,8 +27,8 @@ from octavo.config import LogprobsMode
 from octavo.errors import EngineDeadError, OutOfMemoryError
 from octavo.kernels.cuda.graph_memory import GraphMemory
 from octavo.kernels.cuda.model import TritonModel
-from octavo.kernels.device import KernelCompiler
-from octavo.kernels.ops import IntArray, StepBatch, StepLimits
+from octavo.kernels.device import KernelCompiler, StepBatch, StepLimits
+from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_size
 from octavo.messages import DoneStep, LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, Variant

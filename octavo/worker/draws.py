@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import CompiledModel, IntArray, StepBatch
+from octavo.kernels.device import CompiledModel, StepBatch
+from octavo.kernels.ops import IntArray
 from octavo.messages import LogprobRow, StepPlan, StepResult
 from octavo.worker.live_rows import LiveRows
 from octavo.worker.logprob_reporter import LogprobReporter

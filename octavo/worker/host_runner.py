@@ -6,8 +6,7 @@ plan -> rows updated -> batch gathered -> forward -> logits of the rows that sam
 from __future__ import annotations
 
 from octavo.config import LogprobsMode
-from octavo.kernels.device import KernelCompiler
-from octavo.kernels.ops import CompiledModel, StepLimits
+from octavo.kernels.device import CompiledModel, KernelCompiler, StepLimits
 from octavo.messages import DoneStep, StepPlan, StepResult
 from octavo.worker.draws import Draws, keep_draws
 from octavo.worker.live_rows import LiveRows

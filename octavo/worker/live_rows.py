@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.ops import CompiledModel
+from octavo.kernels.device import CompiledModel
 from octavo.messages import StepPlan
 from octavo.sampling.sampler import Sampler
 from octavo.worker.request_states import RequestStates

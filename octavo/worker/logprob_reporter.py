@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from octavo.config import LogprobsMode
-from octavo.kernels.ops import CompiledModel, IntArray, Logits, StepBatch
+from octavo.kernels.device import CompiledModel, Logits, StepBatch
+from octavo.kernels.ops import IntArray
 from octavo.messages import LogprobRow
 from octavo.sampling.sampler import NO_LOGPROBS
 from octavo.worker.live_rows import LiveRows

@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import CompiledModel, IntArray, Logits
+from octavo.kernels.device import CompiledModel, Logits
+from octavo.kernels.ops import IntArray
 from octavo.messages import LogprobRow
 
 

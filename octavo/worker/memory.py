@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from octavo.config import CacheConfig
 from octavo.errors import OutOfMemoryError
-from octavo.kernels.ops import KVLayout
+from octavo.kernels.kv_layout import KVLayout
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.ops import IntArray, StepBatch
+from octavo.kernels.device import StepBatch
+from octavo.kernels.ops import IntArray
 from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
 
 

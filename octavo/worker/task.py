@@ -8,7 +8,8 @@ from typing import Any
 
 from octavo.cache.groups import CacheGroup
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, LogprobsMode, ModelConfig, SchedulerConfig
-from octavo.kernels.ops import KVLayout, StepLimits
+from octavo.kernels.device import StepLimits
+from octavo.kernels.kv_layout import KVLayout
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import TokenizerSource
 

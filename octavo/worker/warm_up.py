@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from octavo.kernels.ops import StepLimits
+from octavo.kernels.device import StepLimits
 from octavo.messages import NewRow, StepPlan
 from octavo.sampling_params import SamplingParams, parameters_that
 

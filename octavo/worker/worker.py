@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from octavo.cache.groups import CacheGroup, make_groups
-from octavo.kernels.device import Device, KernelCompiler, Loaded, StepSizes
-from octavo.kernels.ops import KVDType, KVGroup, KVLayout, StepLimits
+from octavo.kernels.device import Device, KernelCompiler, Loaded, StepLimits, StepSizes
+from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.registry import Selection, compile_ahead, converter, select
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from octavo.kernels.ops import AttentionLayer, KVDType, KVGroup, KVLayout, RotaryTable, StepBatch
+from octavo.kernels.device import StepBatch
+from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
+from octavo.kernels.ops import AttentionLayer, RotaryTable
 from octavo.kernels.triton.attention.kv_pool import LayerPool
 from octavo.testing.made_parameters import parameter
 from tests.gpu.device import DEVICE

@@ -13,7 +13,8 @@ from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_erro
 
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda.step import DeviceStep, StepKind  # isort: skip
-from octavo.kernels.ops import KVGroup, StepLimits  # isort: skip
+from octavo.kernels.device import StepLimits  # isort: skip
+from octavo.kernels.kv_layout import KVGroup  # isort: skip
 from octavo.kernels.triton.attention.hopper_attention import HopperAttention  # isort: skip
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill  # isort: skip
 from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip

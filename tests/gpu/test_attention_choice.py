@@ -13,7 +13,7 @@ from octavo.kernels import attention  # isort: skip
 from octavo.kernels.attention import ModelAttention, choose  # isort: skip
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.external import flash_attention  # isort: skip
-from octavo.kernels.ops import StepLimits  # isort: skip
+from octavo.kernels.device import StepLimits  # isort: skip
 from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip
 from tests.gpu.paged_batch import make_batch  # isort: skip
 

@@ -13,19 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from octavo.kernels.device import Device
-from octavo.kernels.ops import (
-    FloatArray,
-    Head,
-    IntArray,
-    KVDType,
-    KVGroup,
-    KVLayout,
-    Ops,
-    StepBatch,
-    StepLimits,
-    Tensor,
-)
+from octavo.kernels.device import Device, StepBatch, StepLimits
+from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
+from octavo.kernels.ops import FloatArray, Head, IntArray, Ops, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.testing.made_parameters import parameter
 

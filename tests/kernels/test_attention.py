@@ -10,7 +10,8 @@ import pytest
 
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import Device
-from octavo.kernels.ops import AttentionLayer, FloatArray, KVDType, KVGroup, Ops, RotaryTable, Tensor
+from octavo.kernels.kv_layout import KVDType, KVGroup
+from octavo.kernels.ops import AttentionLayer, FloatArray, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Linear
 from octavo.kernels.reference.device import ReferenceDevice
 from tests.kernels.step_harness import MAX_SEQS, NUM_ROWS, Harness, Pool, random_table

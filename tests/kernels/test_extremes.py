@@ -11,7 +11,8 @@ import pytest
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu import sampling as cpu
 from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.ops import CompiledModel, FloatArray, IntArray
+from octavo.kernels.device import CompiledModel
+from octavo.kernels.ops import FloatArray, IntArray
 from octavo.kernels.reference import logprobs as reference_logprobs
 from octavo.kernels.reference import sampling as reference
 from octavo.sampling.columns import SamplingBatch

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from octavo.kernels.cpu.device import CpuDevice
-from octavo.kernels.ops import CompiledModel, FloatArray
+from octavo.kernels.device import CompiledModel
+from octavo.kernels.ops import FloatArray
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.sampling import processed_logits, sample
 from octavo.sampling.columns import SamplingBatch

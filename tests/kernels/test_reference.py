@@ -17,19 +17,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import (
-    AttentionLayer,
-    FloatArray,
-    Head,
-    KVDType,
-    KVGroup,
-    KVLayout,
-    Ops,
-    RotaryTable,
-    StepBatch,
-    StepLimits,
-    Tensor,
-)
+from octavo.kernels.device import StepBatch, StepLimits
+from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
+from octavo.kernels.ops import AttentionLayer, FloatArray, Head, Ops, RotaryTable, Tensor
 from octavo.kernels.reference.compiled import ReferenceModel
 from octavo.kernels.reference.weights import ReferenceWeights
 from octavo.testing.made_parameters import linear, parameter

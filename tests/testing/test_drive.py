@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import FloatArray, IntArray, KVDType, KVLayout, Model, StepBatch, StepLimits
+from octavo.kernels.device import StepBatch, StepLimits
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import FloatArray, IntArray, Model
 from octavo.testing.drive import Driver, DriverSetting, greedy
 from tests.models.architectures import ARCHITECTURES, SLOTS
 from tests.models.symbolic import BlankTensors

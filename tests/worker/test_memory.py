@@ -7,7 +7,7 @@ import pytest
 from octavo.config import CacheConfig
 from octavo.errors import ConfigError, OutOfMemoryError
 from octavo.kernels.host import bytes_for_blocks, free_memory
-from octavo.kernels.ops import KVGroup, KVLayout
+from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.worker.memory import plan_kv_cache
 
 LAYOUT = KVLayout(num_blocks=0, block_size=16, groups=(KVGroup(2, 2, 8),), dtype="float32")

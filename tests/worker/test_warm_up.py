@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.kernels.ops import StepLimits
+from octavo.kernels.device import StepLimits
 from octavo.worker.warm_up import warm_up_plans
 
 LIMITS = [

@@ -18,17 +18,10 @@ from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
 from octavo.kernels.cpu.program import CpuProgram
 from octavo.kernels.cpu.sampling import processed_logits, sample
 from octavo.kernels.cpu.weights import CpuWeights, PackedRows
+from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.host import allocate_pool, bytes_for_blocks
-from octavo.kernels.ops import (
-    AttentionLayer,
-    FloatArray,
-    IntArray,
-    KVDType,
-    KVLayout,
-    Model,
-    StepBatch,
-    StepLimits,
-)
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import AttentionLayer, FloatArray, IntArray, Model
 from octavo.kernels.program.op_by_op import See
 from octavo.kernels.program.recorder import record_model
 from octavo.kernels.tensor import HostTensor
@@ -48,8 +41,8 @@ class OpTime:
 
 
 class CpuModel:
-    """Implements `octavo.kernels.device.Loaded` and, once it is bound, `octavo.kernels.ops.CompiledModel`. Owns its C++
-    model, packed weights, activations and the KV pool."""
+    """Implements `Loaded` of `octavo/kernels/device.py` and, once it is bound, `CompiledModel`. Owns its C++ model,
+    packed weights, activations and the KV pool."""
 
     def __init__(
         self,

@@ -8,9 +8,10 @@ from octavo.config import ActivationDType
 from octavo.kernels.build import build
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.compiled import CpuModel
-from octavo.kernels.device import StepSizes
+from octavo.kernels.device import StepLimits, StepSizes
 from octavo.kernels.host import HOST_SIZES, host_dtypes
-from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import Model
 from octavo.kernels.program.op_by_op import printer
 from octavo.observe.machine import num_cores
 

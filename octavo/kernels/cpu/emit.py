@@ -13,7 +13,8 @@ from typing import Any
 
 from octavo.kernels.cpu.library import Argument, Arguments, LayerSpec, Slot, ThreadPool, address, check
 from octavo.kernels.cpu.weights import CpuWeights
-from octavo.kernels.ops import OPS, WORDS, AttentionLayer, KVLayout
+from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.ops import OPS, WORDS, AttentionLayer
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.buffers import BufferPlan
 from octavo.kernels.program.recorder import Instruction, Value

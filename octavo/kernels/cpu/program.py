@@ -11,7 +11,8 @@ import numpy as np
 from octavo.kernels.cpu.emit import Emitter, slots
 from octavo.kernels.cpu.library import ThreadPool, address, check
 from octavo.kernels.cpu.weights import CpuWeights
-from octavo.kernels.ops import FloatArray, KVLayout
+from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.ops import FloatArray
 from octavo.kernels.program.buffers import share_buffers
 from octavo.kernels.program.op_by_op import OpByOp, See
 from octavo.kernels.program.recorder import Recording, Value

@@ -12,8 +12,9 @@ from octavo.config import AttentionBackendOption, DTypeOption, KVCacheDType
 from octavo.errors import ConfigError, OutOfMemoryError, UnsupportedModelError
 from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.cuda.driver import GPU, find_gpu
-from octavo.kernels.device import DTypes, StepSizes
-from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.kernels.device import DTypes, StepLimits, StepSizes
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import Model
 from octavo.kernels.program.op_by_op import printer
 
 if TYPE_CHECKING:

@@ -33,15 +33,9 @@ from octavo.kernels.cuda.program import Program, Surroundings
 from octavo.kernels.cuda.staging import Staging
 from octavo.kernels.cuda.step import DeviceStep, StepKind
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.ops import (
-    FloatArray,
-    IntArray,
-    KVDType,
-    KVLayout,
-    Model,
-    StepBatch,
-    StepLimits,
-)
+from octavo.kernels.device import StepBatch, StepLimits
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import FloatArray, IntArray, Model
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.op_by_op import See
 from octavo.kernels.program.recorder import Instruction, Recording, record, record_model
@@ -63,8 +57,8 @@ MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row
 
 
 class TritonModel:
-    """Implements `octavo.kernels.device.Loaded` and, once it is bound, `octavo.kernels.ops.CompiledModel`, its logits
-    being a device tensor. Owner of all device memory but the runner's rows."""
+    """Implements `Loaded` of `octavo/kernels/device.py` and, once it is bound, `CompiledModel`, its logits being a
+    device tensor. Owner of all device memory but the runner's rows."""
 
     def __init__(
         self,

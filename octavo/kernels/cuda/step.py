@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from octavo.kernels.ops import StepBatch
+from octavo.kernels.device import StepBatch
 
 #: Tokens of a sequence from which `hopper_prefill.py` is faster than `prefill_attention.py`: 50 chunks of 160 tokens
 #: take it 106 us and the other 78, one of 512 takes 17 and 20, 28 of 550 188 and 195 (16 heads of 128, H100).

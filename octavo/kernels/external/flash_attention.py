@@ -17,7 +17,8 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
-from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.kv_pool import LayerPool
 from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform

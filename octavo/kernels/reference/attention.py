@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import AttentionLayer, KVLayout, StepBatch
+from octavo.kernels.device import StepBatch
+from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.ops import AttentionLayer
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from octavo.kernels.ops import FloatArray, IntArray, KVLayout, Model, StepBatch, StepLimits
+from octavo.kernels.device import StepBatch, StepLimits
+from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.ops import FloatArray, IntArray, Model
 from octavo.kernels.program.op_by_op import See
 from octavo.kernels.reference.attention import KVPool, StepIndex
 from octavo.kernels.reference.logprobs import top_logprobs
@@ -17,7 +19,7 @@ from octavo.sampling.columns import SamplingBatch
 
 
 class ReferenceModel:
-    """Implements `octavo.kernels.ops.CompiledModel`. Owns the KV pool and the last step's hidden states."""
+    """Implements `octavo.kernels.device.CompiledModel`. Owns the KV pool and the last step's hidden states."""
 
     def __init__(
         self,

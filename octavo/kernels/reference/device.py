@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from octavo.kernels.device import StepSizes
+from octavo.kernels.device import StepLimits, StepSizes
 from octavo.kernels.host import HOST_SIZES, allocate_pool, bytes_for_blocks, host_dtypes
-from octavo.kernels.ops import KVDType, KVLayout, Model, StepLimits
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import Model
 from octavo.kernels.program.op_by_op import See, printer
 from octavo.kernels.program.recorder import record_model
 

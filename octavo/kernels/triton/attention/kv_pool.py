@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from octavo.kernels.ops import AttentionLayer, KVLayout
+from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.ops import AttentionLayer
 
 TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -8,7 +8,9 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import DeviceStep
-from octavo.kernels.ops import AttentionLayer, KVLayout, StepLimits
+from octavo.kernels.device import StepLimits
+from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.kv_pool import LayerPool
 from octavo.kernels.triton.attention.partial_results import DecodeWorkspace
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan

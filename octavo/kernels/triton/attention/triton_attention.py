@@ -8,7 +8,8 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
-from octavo.kernels.ops import AttentionLayer, KVDType, KVLayout
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import decode_attention
 from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.plan import PREFILL_TILE

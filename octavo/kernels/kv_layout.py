@@ -1,0 +1,76 @@
+"""KVLayout: how a pool of equal blocks holds the keys and values of cache groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import lcm
+from typing import Literal
+
+from octavo.kernels.ops import AttentionLayer
+
+KVDType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class KVElement:
+    """How a type of KV cache stores keys and values. scale_bytes: beside each head's key, and value, of a token."""
+
+    num_bytes: int
+    scale_bytes: int = 0
+
+
+KV_ELEMENTS: dict[KVDType, KVElement] = {"float32": KVElement(4), "bfloat16": KVElement(2), "float16": KVElement(2)}
+
+
+@dataclass(frozen=True, slots=True)
+class KVGroup:
+    """What a block holds where a cache group owns it: keys and values of so many layers, all of one shape."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """The KV pool's shape. One pool of `num_blocks` equal blocks serves all cache groups: a block holds
+    `block_size` tokens of K and V for the layers of whichever group owns it, and has room for the largest group.
+
+        pool: num_blocks x [ layer 0: K V scales | layer 1: K V scales | ... ]      one contiguous run of bytes a block
+
+    The order of elements inside a layer's K and V is the backend's own; copying a block copies its bytes.
+    Block 0 is the null block: never written for a live token, never read.
+    """
+
+    num_blocks: int
+    block_size: int
+    groups: tuple[KVGroup, ...]
+    dtype: KVDType
+
+    @property
+    def element_bytes(self) -> int:
+        return KV_ELEMENTS[self.dtype].num_bytes
+
+    def layer_bytes(self, group: KVGroup) -> int:
+        element = KV_ELEMENTS[self.dtype]
+        head_bytes = group.head_dim * element.num_bytes + element.scale_bytes
+        return 2 * group.num_kv_heads * self.block_size * head_bytes
+
+    def layer_offset(self, layer: AttentionLayer) -> int:
+        """Where in a block of its group a layer begins, in bytes."""
+        return layer.index_in_group * self.layer_bytes(self.groups[layer.group])
+
+    @property
+    def block_bytes(self) -> int:
+        """A multiple of every group's row, one token's key of one head, so that a pool is a matrix of any group's."""
+        largest = max(group.num_layers * self.layer_bytes(group) for group in self.groups)
+        row = lcm(*(group.head_dim * self.element_bytes for group in self.groups))
+        return -(-largest // row) * row
+
+    def check(self, layer: AttentionLayer) -> None:
+        """That a layer has its place in the blocks of its group."""
+        group = self.groups[layer.group]
+        assert (layer.num_kv_heads, layer.head_dim) == (group.num_kv_heads, group.head_dim), (
+            f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in blocks for {group}"
+        )
+        assert layer.index_in_group < group.num_layers, "the layer has no place in the pool's blocks"
