@@ -128,7 +128,7 @@ def _gaps(llm: LLM, num_seqs: int) -> None:
     _run(llm, work)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         _run(llm, work)
-    kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in profile.events() if event.device_type.name == "CUDA"]
     busy_until, gaps = 0.0, []
     for event in sorted(kernels, key=lambda event: event.time_range.start):
         if event.name == "_gather_kernel":

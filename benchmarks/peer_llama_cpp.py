@@ -75,7 +75,7 @@ def measure(model: object, prompt_lens: list[int], num_new: int) -> float:
     return seconds
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
 def be_quiet(level: int, text: bytes, data: ctypes.c_void_p) -> None:
     pass
 

@@ -19,7 +19,7 @@ from octavo import (
     SamplingParams,
 )
 from octavo.observe.events import BlockCopied, Finished, Forked, StepDone
-from octavo.observe.metric_values import Counter, Histogram
+from octavo.observe.metric_values import Counter, Gauge, Histogram
 from tests.conftest import TinyFolder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
@@ -320,7 +320,10 @@ def test_the_prefix_cache_can_be_reset(llm: LLM) -> None:
 def test_metrics_are_values(llm: LLM) -> None:
     def count(name: str) -> float:
         (found,) = (metric for metric in llm.get_metrics() if metric.name == f"vllm:{name}")
-        return found.count if isinstance(found, Histogram) else found.value
+        if isinstance(found, Histogram):
+            return found.count
+        assert isinstance(found, Counter | Gauge)
+        return found.value
 
     before = count("generation_tokens"), count("e2e_request_latency_seconds")
     llm.generate(PROMPTS, GREEDY)
@@ -330,6 +333,7 @@ def test_metrics_are_values(llm: LLM) -> None:
     assert isinstance(success, Counter)
     assert success.labels["model_name"] == "smollm2"
     (ttft,) = (one for one in llm.get_metrics() if one.name == "vllm:time_to_first_token_seconds")
+    assert isinstance(ttft, Histogram)
     assert ttft.buckets["+Inf"] == ttft.count
 
 

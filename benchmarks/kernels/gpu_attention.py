@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,7 +166,7 @@ def decode_table() -> None:
 
     print("\ndecode, group 2, us (TB/s): hopper_decode | decode_attention")
     rng = np.random.default_rng(1)
-    ragged = {
+    ragged: dict[str, Any] = {
         "145 of 100..1800": rng.integers(100, 1800, 145),
         **{f"{batch} of {context}": [context] * batch for batch, context in ((1, 1024), (8, 1024), (32, 4096))},
         "32 of 1..2048": rng.integers(1, 2049, 32),

@@ -168,11 +168,10 @@ def test_long_prompts_beside_the_requests(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_the_stall_shape_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    from octavo.bench.datasets import random_requests
     from octavo.cli import bench_serve_dataset as shapes
 
-    monkeypatch.setattr(
-        shapes, "stall_requests", lambda vocab_size: shapes.random_requests(6, 4, 2, vocab_size=vocab_size)
-    )
+    monkeypatch.setattr(shapes, "stall_requests", lambda vocab_size: random_requests(6, 4, 2, vocab_size=vocab_size))
     monkeypatch.setattr(shapes, "STALL_RATE", 20.0)
     monkeypatch.setattr(shapes, "STALL_EVERY", 0.1)
     with FakeServer() as fake:

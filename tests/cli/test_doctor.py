@@ -1,6 +1,7 @@
 """The doctor's findings: facts of this machine, and a cure beside each problem."""
 
 import json
+from importlib import metadata
 
 import pytest
 
@@ -35,14 +36,14 @@ def test_no_backend_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_a_package_out_of_range_names_the_cure(
     installed: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(findings.metadata, "requires", lambda name: ["numpy>=1.26", 'pytest; extra == "test"'])
-    monkeypatch.setattr(findings.metadata, "version", lambda name: installed)
+    monkeypatch.setattr(metadata, "requires", lambda name: ["numpy>=1.26", 'pytest; extra == "test"'])
+    monkeypatch.setattr(metadata, "version", lambda name: installed)
     *_, package = findings.python_findings()
     assert package == Finding("numpy", installed, problem)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings.metadata, "requires", lambda name: ["no-such-package>=1"])
+    monkeypatch.setattr(metadata, "requires", lambda name: ["no-such-package>=1"])
     *_, package = findings.python_findings()
     assert package.value == "missing"
     assert package.problem == "octavo needs no-such-package>=1; run pip install 'no-such-package>=1'"

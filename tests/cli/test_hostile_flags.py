@@ -52,7 +52,7 @@ def nothing_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr("octavo.llm.LLM.__init__", load)
     monkeypatch.setattr("octavo.engine.async_engine.AsyncLLM.__init__", load)
-    monkeypatch.setattr(serve.Supervisor, "run", stop)
+    monkeypatch.setattr("octavo.cli.serve.Supervisor.run", stop)
     monkeypatch.setattr(serve, "log_to_stderr", lambda name: None)
     monkeypatch.setattr("octavo.models.hub._ask", stop)
     monkeypatch.setattr("octavo.bench.startup.start_once", stop)

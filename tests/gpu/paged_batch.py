@@ -41,8 +41,8 @@ class PagedBatch:
     def step(self, decode_threshold: int = 1) -> StepBatch:
         """As the host has it."""
         parts = (self.positions, self.positions, self.query_start_loc, self.seq_lens, self.rows, self.block_table)
-        *arrays, table = (part.cpu().numpy() for part in parts)
-        return StepBatch(*arrays, self.block_tables(table), decode_threshold)
+        tokens, positions, starts, seq_lens, rows, table = (part.cpu().numpy() for part in parts)
+        return StepBatch(tokens, positions, starts, seq_lens, rows, self.block_tables(table), decode_threshold)
 
     def block_tables(self, table: Any) -> tuple[Any, ...]:
         """The layer's group's, and nothing that is looked at for those before it."""

@@ -6,6 +6,8 @@ difference is allowed only where the specification itself changes within that di
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ VOCAB = 151936 if ON_GPU else 9000
 NUM = 64 if ON_GPU else 4
 
 
-def make_batch(num: int = NUM, **columns: object) -> SamplingBatch:
+def make_batch(num: int = NUM, **columns: Any) -> SamplingBatch:
     """Entries that differ in seed and position only, but for the columns given: a value for all, or one each."""
     rng = np.random.default_rng(num)
     runs = {

@@ -6,8 +6,8 @@ import numpy as np
 
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear
-from octavo.kernels.program.fuse import Fusions, Recording, fuse
-from octavo.kernels.program.recorder import Recorder
+from octavo.kernels.program.fuse import Fusions, fuse
+from octavo.kernels.program.recorder import Recorder, Recording
 from octavo.testing.made_parameters import linear, parameter
 
 WIDTH = 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -48,7 +50,7 @@ def test_a_backend_asked_for_is_taken() -> None:
     selection = registry.select(BackendConfig(backend="reference"))
     assert selection.device.name == "reference"
     assert selection.why == "reference, as asked"
-    threads = registry.select(BackendConfig(backend="cpu", num_threads=3)).device
+    threads: Any = registry.select(BackendConfig(backend="cpu", num_threads=3)).device
     assert threads.num_threads == 3
 
 

@@ -69,7 +69,7 @@ def test_elementwise_ops(case: Case) -> None:
 
         compare(function, width, rtol=case.op.error)
         ours = run_once(CpuDevice(1), function, width, NUM_ROWS)
-        rows = (table.packed().data.view(np.float32).reshape(table.shape) for table in tables)
+        rows = (table.compact().data.view(np.float32).reshape(table.shape) for table in tables)
         np.testing.assert_allclose(ours, case.expected(*rows), rtol=case.op.error, atol=case.op.error)
 
 

@@ -55,6 +55,7 @@ def test_matrices_left_to_a_device_take_no_memory_here() -> None:
     stored = dummy_tensors(LLAMA, required, "BF16", 0, on_device=True)
     matrix, again = stored["a.weight"].read(), stored["a.weight"].read()
     assert isinstance(matrix, RandomTensor)
+    assert isinstance(again, RandomTensor)
     assert matrix.data.strides == (0,)
     assert (matrix.seed, matrix.std) == (again.seed, again.std)
     assert not isinstance(stored["norm.weight"].read(), RandomTensor)

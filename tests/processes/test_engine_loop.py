@@ -271,7 +271,7 @@ def test_a_fault_in_one_text_ends_no_other(ask: Callable[..., Any]) -> None:
         good = asyncio.create_task(collect(client, GREEDY))
         bad = asyncio.create_task(collect(client, ENDLESS))
         await asyncio.sleep(0.05)
-        sequence = list(client._streams.values())[-1].text._sequences[0]
+        sequence: Any = list(client._streams.values())[-1].text._sequences[0]
         sequence.extend = lambda update: 1 / 0
         last = (await bad)[-1].outputs[0]
         assert last.finish_reason == "error"

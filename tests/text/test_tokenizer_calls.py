@@ -70,7 +70,8 @@ def test_the_vocabulary_is_theirs(ours: Tokenizer, theirs: Any) -> None:
     assert len(ours) == len(theirs) == ours.vocab_size
     ids = [5, 9, 1, 10]
     assert ours.convert_ids_to_tokens(ids) == theirs.convert_ids_to_tokens(ids)
-    assert ours.convert_ids_to_tokens(np.array(ids)) == theirs.convert_ids_to_tokens(ids)
+    as_array: Any = np.array(ids)
+    assert ours.convert_ids_to_tokens(as_array) == theirs.convert_ids_to_tokens(ids)
     assert ours.convert_ids_to_tokens(9) == theirs.convert_ids_to_tokens(9) == "ca"
     assert ours.convert_tokens_to_ids("ca") == theirs.convert_tokens_to_ids("ca") == 9
     assert ours.convert_tokens_to_ids(["ca", "<s>"]) == theirs.convert_tokens_to_ids(["ca", "<s>"])
