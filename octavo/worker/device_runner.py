@@ -96,6 +96,8 @@ class DeviceRunner:
 
     def begin(self, plan: StepPlan) -> PendingStep:
         """Launch a step and come back. Raises OutOfMemoryError, and EngineDeadError where the GPU is lost."""
+        if self._model.device.index:  # a thread begins with the first GPU, and any thread may turn the engine
+            torch.cuda.set_device(self._model.device)
         try:
             return self._begin(plan)
         except torch.cuda.OutOfMemoryError as error:

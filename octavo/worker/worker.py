@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from octavo.cache.groups import CacheGroup, make_groups
 from octavo.kernels.device import Device, KernelCompiler, Loaded, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.registry import Selection, compile_ahead, converter, select
+from octavo.messages import PendingStep, StepPlan
 from octavo.models.architecture import Architecture
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.context_len import allowed_model_len
@@ -26,6 +27,17 @@ from octavo.worker.request_states import RequestStates
 from octavo.worker.task import WorkerShape, WorkerTask
 
 SERVER_TOKEN_BUDGET = 8192  # vLLM's for servers: every stream waits for the longest step
+
+
+class Runner(Protocol):
+    """Applies plans to rows and has the bound model compute them."""
+
+    def begin(self, plan: StepPlan) -> PendingStep: ...
+
+    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
+        """Run a step of every kind that would take longer the first time. compiler: for the kernels that they need."""
+
+    def close(self) -> None: ...
 
 
 class Worker:
@@ -132,7 +144,7 @@ def _shape(
     )
 
 
-def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape) -> Any:
+def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape) -> Runner:
     """model: bound to its KV pool."""
     limits = shape.limits
     states = RequestStates(limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups))

@@ -28,7 +28,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokeni
 
 
 @pytest.fixture
-def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
     monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
     monkeypatch.setattr(CudaDevice, "device", "cpu")

@@ -102,7 +102,7 @@ class CudaDevice:
         gpu = self._found
         threading.Thread(target=_prepare_triton, daemon=True).start()
         device = torch.device(self.device)
-        if self.index:
+        if device.index:
             torch.cuda.set_device(device)
         try:
             return TritonModel(model, kv, limits, dtype, device, gpu, self._attention, self._see)

@@ -1,7 +1,8 @@
 """Faults for the engine: what Python runs first in the processes of a server whose path begins with this folder.
 
-The engine dies, as of a fault in a kernel, at each step that starts a sequence whose prompt holds DEADLY; and it gives
-a front end that does not read up after a few messages, where it would after twenty thousand.
+The process that computes, the engine's or its worker's, dies, as of a fault in a kernel, at each step that starts a
+sequence whose prompt holds DEADLY; and the engine gives a front end that does not read up after a few messages, where
+it would after twenty thousand.
 """
 
 import sys
@@ -9,7 +10,7 @@ import sys
 #: a token id that no test's prompt holds by chance
 DEADLY = 31337
 
-if sys.orig_argv[-1] == "octavo: engine":
+if sys.orig_argv[-1] in ("octavo: engine", "octavo: worker 0"):
     import os
     import signal
 
