@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from octavo.engine.logprob_rows import LogprobRows, PackedRows
+from octavo.engine.lazy_logprobs import LogprobRows, PackedLogprobs
 from octavo.engine.sequence_text import Rows, SequenceText, add_row, no_rows
 from octavo.observe.logging import LOGGER
 from octavo.outputs import (
@@ -96,7 +96,7 @@ class RequestText:
     No method raises. `fault` says what went wrong, once something has: the request's sequences have all ended then."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None, *, is_lazy: bool = False) -> None:
-        """is_lazy: log-probabilities are named as they are read (logprob_rows.py), since others wait meanwhile."""
+        """is_lazy: log-probabilities are named as they are read (lazy_logprobs.py), since others wait meanwhile."""
         params = request.sampling_params
         self.request_id = request.request_id
         self.fault: str | None = None
@@ -140,7 +140,7 @@ class RequestText:
             self._fail(fault)
             return None
 
-    def extend_prompt(self, packed: list[PackedRows]) -> None:
+    def extend_prompt(self, packed: list[PackedLogprobs]) -> None:
         """Take log-probabilities of the prompt as the engine's process packs them; of a lazy request's only."""
         if isinstance(self._prompt_logprobs, LogprobRows):
             self._prompt_logprobs.extend(packed)

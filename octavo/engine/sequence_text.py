@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from octavo.engine.logprob_rows import LogprobRows, named, ranks
+from octavo.engine.lazy_logprobs import LogprobRows, named, ranks
 from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput, FinishReason, FlatLogprobs, TokenLogprobs
 from octavo.request import Request, Sequence

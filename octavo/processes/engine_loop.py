@@ -22,12 +22,12 @@ from octavo.observe.events import Refused
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.observe.metrics import EngineMetrics
 from octavo.observe.summary import IntervalSummary
-from octavo.processes.admission import AdmissionControl
 from octavo.processes.heartbeat import Heartbeat
 from octavo.processes.live_request import Live, is_plain, sequence_news
 from octavo.processes.outbox import Outbox
 from octavo.processes.probation import Probation
 from octavo.processes.questions import Questions
+from octavo.processes.queue_bounds import AdmissionControl
 from octavo.processes.step_record import StepRecord
 from octavo.processes.tasks import EngineTask
 from octavo.processes.transport import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.engine.logprob_rows import pack_rows
+from octavo.engine.lazy_logprobs import pack_rows
 from octavo.processes.transport import SequenceNews
 from octavo.request import Request
 from octavo.scheduler.updates import SequenceUpdate

@@ -20,7 +20,7 @@ import msgspec
 import zmq
 
 from octavo.engine.input import RequestLimits
-from octavo.engine.logprob_rows import PackedRows
+from octavo.engine.lazy_logprobs import PackedLogprobs
 from octavo.messages import LogprobRow
 from octavo.outputs import FinishReason
 from octavo.request import Request
@@ -111,7 +111,7 @@ class SequenceNews(msgspec.Struct, array_like=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     logprobs: list[LogprobRow] = []
-    prompt_logprobs: list[PackedRows] = []
+    prompt_logprobs: list[PackedLogprobs] = []
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     first_scheduled_time: float | None = None

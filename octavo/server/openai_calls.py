@@ -91,8 +91,7 @@ def make_call(
     """kind: what the id begins with. names_limit: max_tokens is the request's own."""
     num_logprobs = _check_size(asked, serving, prompts, params, names_limit)
     call_id = f"{kind}-{request_id(request, asked.request_id)}"
-    is_forced, options = serving.settings.enable_force_include_usage, asked.stream_options
-    has_usage = is_forced or bool(options and options.include_usage)
+    options, is_forced = asked.stream_options, serving.settings.enable_force_include_usage
     tokenizer = serving.client.get_tokenizer()
     return Call(
         id=call_id,
@@ -112,8 +111,8 @@ def make_call(
         text_stream=None if tokenizer is None else tokenizer.stream,
         as_token_ids=_given(asked.return_tokens_as_token_ids, serving.settings.return_tokens_as_token_ids),
         has_token_ids=_given(asked.return_token_ids, tokenizer is None),
-        has_usage=has_usage,
-        has_usage_always=has_usage and (is_forced or bool(options and options.continuous_usage_stats)),
+        has_usage=is_forced or bool(options and options.include_usage),
+        has_usage_always=is_forced or bool(options and options.include_usage and options.continuous_usage_stats),
         has_metrics=serving.settings.enable_per_request_metrics and len(prompts) == params.n == 1,
         stream_interval=_bounded("stream_interval", asked.stream_interval, 1, 1, _MAX_STREAM_INTERVAL),
         num_logprobs=num_logprobs,

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from octavo import SamplingParams
-from octavo.engine.logprob_rows import pack_rows
+from octavo.engine.lazy_logprobs import pack_rows
 from octavo.messages import LogprobRow
 from octavo.processes.transport import (
     AddRequest,

@@ -19,7 +19,7 @@ import uvicorn
 
 from octavo.engine.engine_client import ModelInfo
 from octavo.engine.input import InputProcessor, RequestLimits
-from octavo.engine.logprob_rows import LogprobRows, pack_rows
+from octavo.engine.lazy_logprobs import LogprobRows, pack_rows
 from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.request import Request

@@ -23,16 +23,16 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[LogprobRow]).decode
 
 
-class PackedRows(msgspec.Struct, array_like=True):
+class PackedLogprobs(msgspec.Struct, array_like=True):
     """Rows as the engine's process packs them."""
 
     num_rows: int
     rows: msgspec.Raw
 
 
-def pack_rows(rows: Sequence[LogprobRow]) -> list[PackedRows]:
+def pack_rows(rows: Sequence[LogprobRow]) -> list[PackedLogprobs]:
     pieces = (rows[start : start + _ROWS_A_PIECE] for start in range(0, len(rows), _ROWS_A_PIECE))
-    return [PackedRows(len(piece), msgspec.Raw(_encode(piece))) for piece in pieces]
+    return [PackedLogprobs(len(piece), msgspec.Raw(_encode(piece))) for piece in pieces]
 
 
 class LogprobRows(Sequence["TokenLogprobs | None"]):
@@ -40,14 +40,14 @@ class LogprobRows(Sequence["TokenLogprobs | None"]):
 
     def __init__(self, texts: Mapping[int, str] | None) -> None:
         self._texts = texts
-        self._pieces: list[LogprobRow | PackedRows | None] = []
+        self._pieces: list[LogprobRow | PackedLogprobs | None] = []
         self._len = 0
 
     def append(self, row: LogprobRow | None) -> None:
         self._pieces.append(row)
         self._len += 1
 
-    def extend(self, packed: Sequence[PackedRows]) -> None:
+    def extend(self, packed: Sequence[PackedLogprobs]) -> None:
         self._pieces += packed
         self._len += sum(piece.num_rows for piece in packed)
 
@@ -64,7 +64,7 @@ class LogprobRows(Sequence["TokenLogprobs | None"]):
         for piece in self._pieces:
             if piece is None:
                 yield None
-            elif isinstance(piece, PackedRows):
+            elif isinstance(piece, PackedLogprobs):
                 for row in _decode(piece.rows):
                     yield named(row, self._texts)
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.engine.logprob_rows import LogprobRows, named, pack_rows
+from octavo.engine.lazy_logprobs import LogprobRows, named, pack_rows
 from octavo.messages import LogprobRow
 from octavo.text.detokenizer import TokenTexts
 
