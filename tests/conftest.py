@@ -30,7 +30,7 @@ TESTS = Path(__file__).parent
 SLOW = {
     "": "docs examples extreme_params greedy imports llm logprobs_modes random_walk real_models threads without_torch",
     "bench": "http_client load offline plot report",
-    "cli": "bench doctor hostile_flags interrupts run run_batch",
+    "cli": "bench debugging doctor hostile_flags interrupts run run_batch",
     "engine": "async overlap",
     "executor": "processes",
     "kernels": "attention build dequantize extremes matmul processed_logits random recorder reference registry "
@@ -41,6 +41,8 @@ SLOW = {
     "observe": "metrics tracing",
     "text": "chat_template detokenizer folder_tokenizer gguf_tokenizer sentencepiece_merges template_process "
     "text_bounds tokenizer tokenizer_calls",
+    "quantization": "schemes",
+    "sampling": "columns",
     "scheduler": "random_runs",
 }
 #: marker -> the folders and files whose tests have it. What `-m "not slow"` leaves out is not even imported.

@@ -1,0 +1,53 @@
+"""docs/debugging.md holds: a debugger stops in a layer for a real request, and a traced step tells of every op."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+REQUEST = ("-m", "octavo", "run", "smollm2", "Hi", "--max-tokens", "1", "--temperature", "0")
+LINE = re.compile(r"^(\w+) +(\S.*?)? +(?:\[[\d, ]+\] )*-> (?:\[[\d, ]+\] *)+norm [\d.e+ -]+$", re.MULTILINE)
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *argv]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, cwd=ROOT)
+
+
+def pages_breakpoint() -> str:
+    """As the page has it, in pdb's words."""
+    found = re.search(r'-c "(break [^"]+)"', (ROOT / "docs/debugging.md").read_text(encoding="utf-8"))
+    assert found is not None
+    return found[1]
+
+
+def test_the_breakpoint_is_where_the_gate_is_multiplied() -> None:
+    place = re.fullmatch(r"break (\S+):(\d+), .*", pages_breakpoint())
+    assert place is not None
+    assert "ops.gated_activation" in (ROOT / place[1]).read_text(encoding="utf-8").splitlines()[int(place[2]) - 1]
+
+
+@pytest.mark.parametrize(
+    "flags", [("--backend", "reference"), ("--backend", "cpu", "--trace-ops")], ids=["reference", "cpu"]
+)
+def test_a_breakpoint_in_a_layer_stops_for_a_request(flags: tuple[str, ...]) -> None:
+    seen = ("p tuple(x.shape)", "p self.gate_up.parts[0].name", "where", "quit")
+    commands = [word for one in (pages_breakpoint(), "continue", *seen) for word in ("-c", one)]
+    shown = run("-m", "pdb", *commands, *REQUEST, *flags).stdout
+    assert "(31, 576)" in shown
+    assert "'model.layers.0.mlp.gate_proj.weight'" in shown
+    assert re.search(r"engine/core\.py.*worker/.*layers/mlp\.py", shown, re.DOTALL)
+
+
+def test_a_traced_step_has_a_line_for_every_op() -> None:
+    plain, traced = run(*REQUEST, "--backend", "cpu"), run(*REQUEST, "--backend", "cpu", "--trace-ops")
+    assert traced.stdout == plain.stdout
+    ops = [name for name, _ in LINE.findall(traced.stderr)]
+    assert ops[:3] == ["embedding", "rms_norm", "linear"]
+    assert ops.count("paged_attention") == 30
+    assert "model.layers.29.mlp.down_proj" in traced.stderr
