@@ -37,7 +37,7 @@ SLOW = {
     "sampling token_ops top_logprobs",
     "layers": "rotary",
     "models": "context_len families gguf gguf_checkpoint gguf_names gguf_parts hostile_files loader packaged "
-    "safetensors weight_files",
+    "parameters safetensors weight_files",
     "observe": "metrics tracing",
     "text": "chat_template detokenizer folder_tokenizer gguf_tokenizer sentencepiece_merges template_process "
     "text_bounds tokenizer tokenizer_calls",
@@ -81,6 +81,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in markers_of(item.path):
             item.add_marker(marker)
+        if "one_torch_thread" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
