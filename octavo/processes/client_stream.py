@@ -66,7 +66,7 @@ class ClientStream:
         sequence = sequences[news.index]
         sequence.finish_reason, sequence.stop_reason = news.finish_reason, news.stop_reason
         self.text.extend_prompt(news.prompt_logprobs)
-        return SequenceUpdate(sequence, news.token_ids, news.logprobs, [])
+        return SequenceUpdate(sequence, news.token_ids, news.logprobs)
 
     def _rouse(self) -> None:
         waiter = self._waiter

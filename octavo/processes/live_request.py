@@ -45,7 +45,7 @@ def sequence_news(update: SequenceUpdate, live: Live) -> SequenceNews:
         num_sequences=live.num_announced,
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
-        logprobs=update.logprobs,
+        logprobs=list(update.logprobs),
         prompt_logprobs=pack_rows(update.prompt_logprobs),
         num_cached_tokens=request.num_cached_tokens,
         num_preemptions=request.num_preemptions,

@@ -265,7 +265,7 @@ class ProcessClient(EngineClient):
         indices: Iterable[int] = news.indices or itertools.repeat(0, len(news.keys))
         for key, index, token_id in zip(news.keys, indices, news.token_ids, strict=True):
             if (stream := streams.get(key)) is not None:
-                self._grow(stream, SequenceUpdate(stream.sequences[index], [token_id], [], []), news.time)
+                self._grow(stream, SequenceUpdate(stream.sequences[index], [token_id]), news.time)
 
     def _grow(self, stream: ClientStream, update: SequenceUpdate, now: float) -> None:
         """Add to a stream's text. What goes wrong there is this stream's alone."""

@@ -170,11 +170,11 @@ class Scheduler:
             if end is not None:
                 self._finish(sequence, *end)
                 has_left = True
-            rows = prompt_rows.pop(sequence, []) if prompt_rows else []
+            rows = prompt_rows.pop(sequence, ()) if prompt_rows else ()
             if run or rows or end is not None:
-                of_run = logprobs[index][: len(run)] if index in logprobs else []
+                of_run = logprobs[index][: len(run)] if index in logprobs else ()
                 updates.append(SequenceUpdate(sequence, run, of_run, rows))
-        updates += [SequenceUpdate(sequence, [], [], rows) for sequence, rows in prompt_rows.items()]
+        updates += [SequenceUpdate(sequence, [], (), rows) for sequence, rows in prompt_rows.items()]
         if self._quarantine:
             self._quarantine.clear(plan, draft.granted)
         if has_left:
@@ -194,7 +194,7 @@ class Scheduler:
                 self._places.preempt(sequence)
             else:
                 self._finish(sequence, "error", reason)
-                updates.append(SequenceUpdate(sequence, [], [], []))
+                updates.append(SequenceUpdate(sequence, []))
         self._places.drop_ended()
         self._cache.forget()  # what is cached may build on what was never computed
         return updates

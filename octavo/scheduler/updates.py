@@ -6,6 +6,7 @@ Stop strings need text and are found by the output side, which calls `Scheduler.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Listlike
 from typing import NamedTuple
 
 from octavo.messages import LogprobRow
@@ -33,8 +34,8 @@ class SequenceUpdate(NamedTuple):
 
     sequence: Sequence
     token_ids: list[int]
-    logprobs: list[LogprobRow]
-    prompt_logprobs: list[LogprobRow]
+    logprobs: Listlike[LogprobRow] = ()
+    prompt_logprobs: Listlike[LogprobRow] = ()
 
 
 def keep_run(sequence: Sequence, run: list[int], max_model_len: int) -> Ending | None:
