@@ -1,7 +1,7 @@
 """Octavo: an LLM inference and serving engine that one person can read.
 
-The public face. Names are loaded when first used, so that `import octavo` is instant and what is not
-used (a backend, a server) is never imported.
+The public names. Each is loaded when it is first used: `import octavo` is instant, and an unused backend or server is
+never imported.
 """
 
 from importlib import import_module
@@ -33,30 +33,20 @@ if TYPE_CHECKING:
     from octavo.sampling_params import RequestOutputKind as RequestOutputKind
     from octavo.sampling_params import SamplingParams as SamplingParams
 
-_HOME_OF = {
-    "LLM": "octavo.llm",
-    "AsyncLLM": "octavo.engine.async_engine",
-    "SamplingParams": "octavo.sampling_params",
-    "RequestOutputKind": "octavo.sampling_params",
-    "RequestOutput": "octavo.outputs",
-    "CompletionOutput": "octavo.outputs",
-    "FlatLogprobs": "octavo.outputs",
-    "Logprob": "octavo.outputs",
-    "EngineConfig": "octavo.config",
-    "EngineArgs": "octavo.engine.engine_args",
-    "OctavoError": "octavo.errors",
-    "ConfigError": "octavo.errors",
-    "InvalidRequestError": "octavo.errors",
-    "ModelLoadError": "octavo.errors",
-    "UnsupportedModelError": "octavo.errors",
-    "TokenizerError": "octavo.errors",
-    "BackendUnavailableError": "octavo.errors",
-    "KernelBuildError": "octavo.errors",
-    "OutOfMemoryError": "octavo.errors",
-    "EngineBusyError": "octavo.errors",
-    "EngineDeadError": "octavo.errors",
-    "ServerError": "octavo.errors",
+_NAMES_IN = {
+    "octavo.llm": ("LLM",),
+    "octavo.engine.async_engine": ("AsyncLLM",),
+    "octavo.sampling_params": ("SamplingParams", "RequestOutputKind"),
+    "octavo.outputs": ("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),
+    "octavo.config": ("EngineConfig",),
+    "octavo.engine.engine_args": ("EngineArgs",),
+    "octavo.errors": (
+        *("OctavoError", "ConfigError", "InvalidRequestError", "ModelLoadError", "UnsupportedModelError"),
+        *("TokenizerError", "BackendUnavailableError", "KernelBuildError", "OutOfMemoryError"),
+        *("EngineBusyError", "EngineDeadError", "ServerError"),
+    ),
 }
+_HOME_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
 
 __all__ = ["__version__", *_HOME_OF]
 

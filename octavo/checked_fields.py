@@ -34,11 +34,7 @@ _NOT_THAT = object()  # the value is none of this kind
 
 
 def knob(
-    default: Any,
-    why: str,
-    *,
-    spellings: Mapping[Any, Any] | None = None,
-    not_yet: Mapping[str, NotHere] | None = None,
+    default: Any, why: str, *, spellings: Mapping[Any, Any] | None = None, not_yet: Mapping[str, NotHere] | None = None
 ) -> Any:
     """A field with its default and its one-line explanation, which is also its --help. spellings: other ways to write
     a value. not_yet: values that vLLM has, and what there is instead."""

@@ -27,7 +27,7 @@ from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import ConfigError, InvalidRequestError, TokenizerError
 from octavo.observe.events import EventLog
-from octavo.observe.metric_values import Metric
+from octavo.observe.exposition import Metric
 from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
 from octavo.request import Request

@@ -19,7 +19,7 @@ from octavo import (
     SamplingParams,
 )
 from octavo.observe.events import BlockCopied, Finished, Forked, StepDone
-from octavo.observe.metric_values import Counter, Gauge, Histogram
+from octavo.observe.exposition import Counter, Gauge, Histogram
 from tests.conftest import TinyFolder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)

@@ -8,9 +8,15 @@ from __future__ import annotations
 import argparse
 
 from octavo.bench.report import machine
-from octavo.cli.bench_flags import check_counts, vocab_size, write_json
-from octavo.cli.flags import add_engine_flags, engine_options, whole_number
-from octavo.cli.overwriting import check_not_read
+from octavo.cli.flags import (
+    add_engine_flags,
+    check_counts,
+    check_not_read,
+    engine_options,
+    vocab_size,
+    whole_number,
+    write_json,
+)
 from octavo.cli.parser import CommandParser
 
 COMMON = (
@@ -39,7 +45,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_not_read("--output-json", args.output_json, {"--model": args.model})
-    from octavo.bench.latency import Batch, summary
+    from octavo.bench.offline import Batch, summary
     from octavo.llm import LLM
 
     check_counts(args, "input_len", "output_len", "batch_size", "n", "num_iters")

@@ -21,11 +21,9 @@ from octavo.bench.http_client import DEFAULT_TIMEOUT_S, Target
 from octavo.bench.load import RampUp, RampUpStrategy
 from octavo.bench.online import ENDPOINTS, Backend, Form, Server, Timing, first_model
 from octavo.bench.online_report import METRICS, Metric, details, parse_goodput, summary, warnings
-from octavo.cli.bench_flags import check_counts
 from octavo.cli.bench_serve_dataset import Dataset, add_dataset_flags, check_dataset_flags, open_dataset
 from octavo.cli.bench_serve_output import Bar, Results, add_result_flags, say, table
-from octavo.cli.flags import number, whole_number
-from octavo.cli.overwriting import check_not_read
+from octavo.cli.flags import check_counts, check_not_read, number, whole_number
 from octavo.cli.parser import CommandParser
 from octavo.cli.sampling_flags import add_sampling_flag
 from octavo.errors import ConfigError

@@ -23,8 +23,7 @@ from octavo.bench.datasets import (
 )
 from octavo.bench.load import RampUp
 from octavo.bench.workloads import NAMED
-from octavo.cli.bench_flags import check_counts
-from octavo.cli.flags import number, whole_number
+from octavo.cli.flags import check_counts, number, whole_number
 from octavo.errors import ConfigError, OctavoError
 
 if TYPE_CHECKING:

@@ -10,9 +10,7 @@ import argparse
 import statistics
 
 from octavo.bench.report import machine
-from octavo.cli.bench_flags import check_counts, write_json
-from octavo.cli.flags import add_engine_flags, engine_options, whole_number
-from octavo.cli.overwriting import check_not_read
+from octavo.cli.flags import add_engine_flags, check_counts, check_not_read, engine_options, whole_number, write_json
 from octavo.cli.parser import CommandParser
 
 COMMON = ("--model", "--num-iters-cold", "--num-iters-warm", "--output-json", "--load-format", "--backend")

@@ -14,9 +14,16 @@ from typing import get_args
 
 from octavo.bench.report import Measurement, machine, ratio_line
 from octavo.bench.workloads import NAMED, DatasetName, Work, ragged16, random_workload
-from octavo.cli.bench_flags import check_counts, vocab_size, write_json
-from octavo.cli.flags import add_engine_flags, engine_options, number, whole_number
-from octavo.cli.overwriting import check_not_read
+from octavo.cli.flags import (
+    add_engine_flags,
+    check_counts,
+    check_not_read,
+    engine_options,
+    number,
+    vocab_size,
+    whole_number,
+    write_json,
+)
 from octavo.cli.parser import CommandParser
 from octavo.errors import ConfigError
 

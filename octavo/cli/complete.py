@@ -10,11 +10,11 @@ import argparse
 import sys
 from typing import Any
 
+from octavo.cli.conversation import typed_messages
 from octavo.cli.parser import CommandParser
 from octavo.cli.piped_text import with_piped_text
 from octavo.cli.remote_answers import REMOTE_COMMON, Remote, add_remote_flags
 from octavo.cli.run import RAW_MAX_TOKENS
-from octavo.cli.typed_messages import typed_messages
 from octavo.errors import ServerError
 
 COMMON = REMOTE_COMMON

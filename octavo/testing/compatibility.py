@@ -18,12 +18,7 @@ from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.llm import LLM
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT, instead_of
-from octavo.server.protocol import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    MessagesRequest,
-    TokenizeRequest,
-)
+from octavo.server.protocol import ChatCompletionRequest, CompletionRequest, MessagesRequest, TokenizeRequest
 from octavo.server.settings import LIMITS, ServerSettings
 from octavo.vllm_options import NotHere
 
@@ -66,9 +61,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "messages": "text only",
         "chat_template": "only where the server trusts them",
     },
-    "methods": {
-        "chat": "also takes a text or one message",
-    },
+    "methods": {"chat": "also takes a text or one message"},
 }
 
 #: what vLLM does not have

@@ -5,8 +5,8 @@ from importlib import metadata
 
 import pytest
 
-from octavo.cli import doctor, findings
-from octavo.cli.findings import Finding
+from octavo.cli import doctor
+from octavo.cli.doctor import Finding
 from octavo.cli.main import main
 
 
@@ -38,12 +38,12 @@ def test_a_package_out_of_range_names_the_cure(
 ) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: ["numpy>=1.26", 'pytest; extra == "test"'])
     monkeypatch.setattr(metadata, "version", lambda name: installed)
-    *_, package = findings.python_findings()
+    *_, package = doctor.python_findings()
     assert package == Finding("numpy", installed, problem)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda name: ["no-such-package>=1"])
-    *_, package = findings.python_findings()
+    *_, package = doctor.python_findings()
     assert package.value == "missing"
     assert package.problem == "octavo needs no-such-package>=1; run pip install 'no-such-package>=1'"

