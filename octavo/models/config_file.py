@@ -1,18 +1,21 @@
-"""Typed access to one JSON file that comes with a model: what a key holds, or an error that says what is wrong.
+"""A model's JSON files: reading them, typed access to their keys, and sampling defaults.
 
-A file is not trusted: a value is of its type and in its range before anything is done with it, and no value is
-ever a key, a length or an operand before that.
+A file is not trusted: each value is checked for type and range before it is used as a key, a length or an operand.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.errors import InvalidRequestError, ModelLoadError, UnsupportedModelError
 from octavo.kernels.ops import Activation
-from octavo.shown import shown
+from octavo.models.regular_file import is_there, read_regular
+from octavo.sampling_params import SamplingParams
+from octavo.shown import cut, shown
 
 LARGEST_SIZE = 1 << 31
 LARGEST_NUMBER = 1e30  # float32 holds its square root's inverse, and nothing a model needs is near it
@@ -144,3 +147,50 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return -LARGEST_NUMBER <= value <= LARGEST_NUMBER and isfinite(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return parse_json_object(read_regular(path), str(path))
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Empty if there is no such file."""
+    return read_json(path) if is_there(path) else {}
+
+
+def parse_json_object(content: bytes, label: str) -> dict[str, Any]:
+    """label: what to call the text in messages. A key may come twice only with the same value."""
+    try:
+        value = json.loads(content, object_pairs_hook=_without_contradictions)
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{label} is not valid JSON ({error}); download it again") from None
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{label} holds no JSON object; download it again")
+    return value
+
+
+def _without_contradictions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        for name, value in pairs:
+            if value != entries[name]:
+                raise ValueError(f"key {shown(name)} appears twice, with two values")
+    return entries
+
+
+def checked_defaults(path: Path, values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """names: the file's keys -> SamplingParams' fields. A null counts as left out."""
+    defaults: dict[str, Any] = {}
+    for key, name in names.items():
+        value = values.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ModelLoadError(f"{path}: {key} is {shown(value)}; allowed: a number")
+        try:
+            checked: dict[str, Any] = {name: value}
+            SamplingParams(**checked)
+        except (InvalidRequestError, OverflowError) as error:
+            raise ModelLoadError(f"{path}: {key} cannot be a default: {cut(str(error))}; correct the file") from None
+        defaults[name] = value
+    return defaults

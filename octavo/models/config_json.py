@@ -14,9 +14,8 @@ from typing import Any
 
 from octavo.errors import UnsupportedModelError
 from octavo.kernels.parameters import Scheme
-from octavo.models.architecture import Architecture
+from octavo.models.architecture import Architecture, checked, known_tokens
 from octavo.models.config_file import ConfigFile
-from octavo.models.consistency import checked, known_tokens
 from octavo.models.rope_json import local_rope_config, rope_config
 from octavo.quantization.registry import SCHEMES
 from octavo.shown import shown

@@ -19,10 +19,7 @@ from typing import Protocol
 
 from octavo.kernels.ops import Head, Ops, Tensor
 from octavo.kernels.parameters import Linear
-from octavo.layers.attention import SelfAttention
-from octavo.layers.embedding import Embedding
-from octavo.layers.mlp import MLP
-from octavo.layers.norm import Norm
+from octavo.layers.blocks import MLP, Embedding, Norm, SelfAttention
 
 
 class Layer(Protocol):

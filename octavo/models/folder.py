@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 from octavo.errors import ModelLoadError
 from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor, StoredTensor, at_hand
 from octavo.models.checkpoint import Checkpoint
-from octavo.models.config_file import ConfigFile
+from octavo.models.config_file import ConfigFile, checked_defaults, read_json, read_optional_json
 from octavo.models.config_json import architecture_from_config
-from octavo.models.json_file import read_json, read_optional_json
 from octavo.models.regular_file import is_there
-from octavo.models.sampling_defaults import checked_defaults
 from octavo.models.weight_files import read_folder
 from octavo.observe.logging import LOGGER
 from octavo.sampling_params import known_to

@@ -12,9 +12,7 @@ from dataclasses import replace
 from math import sqrt
 
 from octavo.kernels.parameters import Parameter
-from octavo.layers.embedding import Embedding
-from octavo.layers.mlp import GatedMLP
-from octavo.layers.norm import RMSNorm
+from octavo.layers.blocks import Embedding, GatedMLP, RMSNorm
 from octavo.models import llama
 from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs

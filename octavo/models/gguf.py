@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.tensor import DType, HostTensor, num_bytes
 from octavo.models.gguf_types import SCALAR_TYPES, TENSOR_TYPES, UNSUPPORTED_TENSOR_TYPES
-from octavo.models.mapped_file import map_file
+from octavo.models.regular_file import map_file
 from octavo.shown import shown
 
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9

@@ -14,8 +14,7 @@ import numpy as np
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import HostTensor
-from octavo.models.architecture import Architecture, RopeConfig
-from octavo.models.consistency import checked, known_tokens
+from octavo.models.architecture import Architecture, RopeConfig, checked, known_tokens
 from octavo.models.gguf import GGUFFile, StringArray
 from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.rope_json import LARGEST_FACTOR, SMALLEST_FACTOR

@@ -7,9 +7,8 @@ from math import inf, isfinite
 from typing import Any
 
 from octavo.errors import ModelLoadError
-from octavo.models.config_file import LARGEST_NUMBER, LARGEST_SIZE
+from octavo.models.config_file import LARGEST_NUMBER, LARGEST_SIZE, checked_defaults
 from octavo.models.gguf import GGUFFile
-from octavo.models.sampling_defaults import checked_defaults
 from octavo.sampling_params import SamplingParams, known_to
 from octavo.shown import shown
 

@@ -6,8 +6,7 @@ Its projections are listed [out, in] like everyone's; a reader of Hugging Face's
 
 from __future__ import annotations
 
-from octavo.layers.embedding import Embedding
-from octavo.layers.mlp import PlainMLP
+from octavo.layers.blocks import Embedding, PlainMLP
 from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs
 from octavo.models.decoder import Decoder, DecoderLayer

@@ -7,8 +7,7 @@ they add tensors to this table, or pack them.
 
 from __future__ import annotations
 
-from octavo.layers.embedding import Embedding
-from octavo.layers.mlp import GatedMLP
+from octavo.layers.blocks import Embedding, GatedMLP
 from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs
 from octavo.models.decoder import Decoder, DecoderLayer
@@ -86,3 +85,32 @@ def build(
         head=weights.head("lm_head", embedding.tokens),
         logits_softcap=a.logits_softcap,
     )
+
+
+def qwen2_tensors(a: Architecture) -> TensorTable:
+    names = [f"model.layers.{i}.{projection}" for i in range(a.num_layers) for projection in QKV]
+    return with_biases(tensors(a), *names)
+
+
+def qwen3_tensors(a: Architecture) -> TensorTable:
+    return tensors(a) | head_norms(a)
+
+
+def phi3_tensors(a: Architecture) -> TensorTable:
+    table = outer_tensors(a)
+    q, kv, hidden, inner = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.hidden_size, a.intermediate_size
+    for i in range(a.num_layers):
+        layer: TensorTable = {
+            "input_layernorm.weight": (hidden,),
+            "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
+            "self_attn.o_proj.weight": (hidden, q),
+            "post_attention_layernorm.weight": (hidden,),
+            "mlp.gate_up_proj.weight": (2 * inner, hidden),
+            "mlp.down_proj.weight": (hidden, inner),
+        }
+        table |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return table
+
+
+def build_phi3(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+    return build(a, weights, specs, qkv=("self_attn.qkv_proj",), gate_up=("mlp.gate_up_proj",))

@@ -16,10 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo.kernels.ops import Ops, Tensor
-from octavo.layers.attention import SelfAttention
-from octavo.layers.embedding import Embedding
-from octavo.layers.mlp import MLP, PlainMLP
-from octavo.layers.norm import LayerNorm
+from octavo.layers.blocks import MLP, Embedding, LayerNorm, PlainMLP, SelfAttention
 from octavo.models import llama
 from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs

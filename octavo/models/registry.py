@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from octavo.errors import ConfigError, UnsupportedModelError
-from octavo.models import gemma, gpt2, llama, opt, phi, qwen
+from octavo.models import gemma, gpt2, llama, opt
 from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs, LayerSlot
 from octavo.models.decoder import Decoder
@@ -27,9 +27,9 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "llama": Family(llama.tensors, llama.build),
     "mistral": Family(llama.tensors, llama.build),
-    "qwen2": Family(qwen.qwen2_tensors, llama.build),
-    "qwen3": Family(qwen.qwen3_tensors, llama.build),
-    "phi3": Family(phi.tensors, phi.build),
+    "qwen2": Family(llama.qwen2_tensors, llama.build),
+    "qwen3": Family(llama.qwen3_tensors, llama.build),
+    "phi3": Family(llama.phi3_tensors, llama.build_phi3),
     "gemma2": Family(gemma.gemma2_tensors, gemma.build),
     "gemma3": Family(gemma.gemma3_tensors, gemma.build),
     "gpt2": Family(gpt2.tensors, gpt2.build),

@@ -6,10 +6,14 @@ whose blobs were deleted): each is refused by name before anything is read.
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from octavo.errors import ModelLoadError
 
@@ -68,3 +72,15 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def map_file(path: Path) -> NDArray[np.uint8]:
+    """The whole file as a read-only view; the mapping lives as long as any view of it."""
+    try:
+        with open_regular(path) as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise ModelLoadError(f"{path} is empty: download or copy it again") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be mapped: {error.strerror}") from None
+    return np.frombuffer(mapping, np.uint8)

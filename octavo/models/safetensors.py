@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 from octavo.errors import ModelLoadError
 from octavo.kernels.tensor import DType, HostTensor
 from octavo.models.checkpoint import IRRELEVANT_ENDINGS
-from octavo.models.mapped_file import map_file
+from octavo.models.regular_file import map_file
 from octavo.shown import shown
 
 _DTYPES: dict[str, DType] = {"F32": "F32", "F16": "F16", "BF16": "BF16"}

@@ -20,8 +20,7 @@ from pathlib import Path
 from octavo.errors import ModelLoadError
 from octavo.kernels.tensor import HostTensor
 from octavo.models.checkpoint import IRRELEVANT_ENDINGS
-from octavo.models.config_file import ConfigFile
-from octavo.models.json_file import read_json
+from octavo.models.config_file import ConfigFile, read_json
 from octavo.models.regular_file import is_there
 from octavo.models.safetensors import SafetensorsFile, read_safetensors
 from octavo.observe.logging import LOGGER

@@ -19,8 +19,7 @@ from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear, Parameter, Scheme, Shape
 from octavo.kernels.shard import REPLICATED, Shard
 from octavo.kernels.tensor import StoredTensor, at_hand, from_array
-from octavo.layers.attention import SelfAttention
-from octavo.layers.norm import LayerNorm, RMSNorm
+from octavo.layers.blocks import LayerNorm, RMSNorm, SelfAttention
 from octavo.quantization.registry import DENSE, is_in_layer, scheme_of
 
 TensorTable = dict[str, Shape]

@@ -1,7 +1,7 @@
 """The reader of tokenizer.model, in which SentencePiece keeps a vocabulary: a protocol buffer.
 
     ModelProto       1 pieces (one each) | 2 trainer | 3 normalizer
-    SentencePiece    1 text | 2 score, float32 | 3 kind: gguf_vocabulary.py names them
+    SentencePiece    1 text | 2 score, float32 | 3 kind: see NORMAL and the others below
     TrainerSpec      3 model: 1 unigram, 2 byte-pair encoding | 35 byte fallback | 40 to 43 ids of unk, bos, eos, pad
     NormalizerSpec   2 precompiled character map | 3 space before a text | 4 spaces taken out
 
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from octavo.errors import TokenizerError
 from octavo.models.regular_file import read_regular
-from octavo.text.gguf_vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 
+#: what a token is for: SentencePiece's kinds of pieces, and GGUF's tokenizer.ggml.token_type; 5 is unused
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 _MAX_PIECES = 1 << 22
 _UNIGRAM, _BPE = 1, 2
 _LAST_KIND = 6

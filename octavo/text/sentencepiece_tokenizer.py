@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from octavo.text.gguf_vocabulary import BYTE, NORMAL, USER_DEFINED
 from octavo.text.sentencepiece_merges import cached_merge_pairs
+from octavo.text.sentencepiece_model import BYTE, NORMAL, USER_DEFINED
 
 SpacePrefix = Literal["always", "first", "never"]
 

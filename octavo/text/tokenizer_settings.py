@@ -18,8 +18,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from octavo.models.config_file import ConfigFile
-from octavo.models.json_file import read_optional_json
+from octavo.models.config_file import ConfigFile, read_optional_json
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")

@@ -41,7 +41,7 @@ def test_a_breakpoint_in_a_layer_stops_for_a_request(flags: tuple[str, ...]) -> 
     shown = run("-m", "pdb", *commands, *REQUEST, *flags).stdout
     assert "(31, 576)" in shown
     assert "'model.layers.0.mlp.gate_proj.weight'" in shown
-    assert re.search(r"engine/core\.py.*worker/.*layers/mlp\.py", shown, re.DOTALL)
+    assert re.search(r"engine/core\.py.*worker/.*layers/blocks\.py", shown, re.DOTALL)
 
 
 def test_a_traced_step_has_a_line_for_every_op() -> None:

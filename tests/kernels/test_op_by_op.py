@@ -9,7 +9,7 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from octavo.kernels.ops import Ops, Tensor
-from octavo.layers.mlp import GatedMLP
+from octavo.layers.blocks import GatedMLP
 from tests.conftest import TinyFolder
 
 PROMPT = [5, 6, 7]
@@ -47,7 +47,7 @@ def test_every_op_of_every_step_is_told(
 def test_the_models_code_sees_each_steps_values(
     backend: str, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a debugger would stop, in layers/mlp.py, are the step's tokens and what was computed for them."""
+    """Where a debugger would stop, in layers/blocks.py, are the step's tokens and what was computed for them."""
     seen, call = [], GatedMLP.__call__
 
     def stop(self: GatedMLP, ops: Ops, x: Tensor) -> Tensor:

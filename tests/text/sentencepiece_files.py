@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-#: as Llama 2: a piece and its score; kinds as in gguf_vocabulary.py
+#: as Llama 2: a piece and its score; kinds as in sentencepiece_model.py
 BYTES = [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
 LLAMA = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *BYTES]
 WORDS = [("▁a", -1.0, 1), ("ab", -2.0, 1), ("▁ab", -3.0, 1), ("▁", -4.0, 1), ("a", -5.0, 1), ("b", -6.0, 1)]

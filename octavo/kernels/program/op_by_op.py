@@ -1,6 +1,6 @@
 """A recorded program run op by op, while the model's own Python calls the ops: for whoever looks for a fault.
 
-    layers/mlp.py:  ops.gated_activation(x, "silu")  ->  the program's next instruction runs; one line tells of it
+    layers/blocks.py:  ops.gated_activation(x, "silu")  ->  the program's next instruction runs; one line tells of it
 
 With `trace_ops` every step runs so. The kernels and the buffers are the program's, but a debugger stops in the model's
 code for a real request, the values there are arrays, and standard error has a line for each op:

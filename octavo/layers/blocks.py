@@ -1,0 +1,109 @@
+"""The blocks that decoders are built from: embedding, norms, self-attention and MLPs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from octavo.kernels.ops import Activation, AttentionLayer, Ops, Tensor
+from octavo.kernels.parameters import Linear, Parameter
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """tokens[input_id] * scale, through the projection, plus positions[position + position_offset]."""
+
+    tokens: Parameter  # [V, H]
+    scale: float = 1.0
+    positions: Parameter | None = None
+    position_offset: int = 0
+    projection: Linear | None = None  # to the stream's width, where tokens are narrower
+
+    def __call__(self, ops: Ops) -> Tensor:
+        x = ops.embedding(self.tokens, "input_ids", scale=self.scale)
+        if self.projection is not None:
+            x = ops.linear(x, self.projection)
+        if self.positions is None:
+            return x
+        return ops.add(x, ops.embedding(self.positions, "positions", offset=self.position_offset))
+
+
+class Norm(Protocol):
+    """What a decoder layer needs of a normalisation."""
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        """norm(x); x lives on."""
+
+    def add(self, ops: Ops, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """s = x + residual; returns (norm(s), s). The arguments are dead afterwards."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RMSNorm:
+    weight: Parameter  # [H]
+    eps: float
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+    def add(self, ops: Ops, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.add_rms_norm(x, residual, self.weight, self.eps)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerNorm:
+    weight: Parameter  # [H]
+    bias: Parameter | None
+    eps: float
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, ops: Ops, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        total = ops.add(x, residual)
+        return ops.layer_norm(total, self.weight, self.bias, self.eps), total
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SelfAttention:
+    qkv: Linear  # [(Q + 2K) * D, H]
+    out: Linear  # [H, Q * D]
+    layer: AttentionLayer
+
+    def attend(self, ops: Ops, x: Tensor) -> Tensor:
+        """[T, H] -> [T, Q * D], not projected back yet."""
+        return ops.paged_attention(ops.rotary_kv_write(ops.linear(x, self.qkv), self.layer), self.layer)
+
+    def project(self, ops: Ops, attended: Tensor) -> Tensor:
+        """[T, Q * D] -> [T, H]."""
+        return ops.linear(attended, self.out)
+
+
+class MLP(Protocol):
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        """[T, H] -> [T, H]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GatedMLP:
+    """down(act(gate(x)) * up(x)), gate and up packed into one product."""
+
+    gate_up: Linear  # [2F, H], gate first
+    down: Linear  # [H, F]
+    activation: Activation
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        gated = ops.gated_activation(ops.linear(x, self.gate_up), self.activation)
+        return ops.linear(gated, self.down)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainMLP:
+    """down(act(up(x)))."""
+
+    up: Linear  # [F, H]
+    down: Linear  # [H, F]
+    activation: Activation
+
+    def __call__(self, ops: Ops, x: Tensor) -> Tensor:
+        return ops.linear(ops.activation(ops.linear(x, self.up), self.activation), self.down)
