@@ -14,12 +14,12 @@ from functools import partial
 from octavo.child import Child, Note, as_error
 from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.observe.logging import LOGGER
+from octavo.processes.heartbeat import Watchdog
 from octavo.processes.household import GRACE_S, Household
+from octavo.processes.probation import Suspects
 from octavo.processes.restarts import Restarts
 from octavo.processes.step_record import who_was_computed
-from octavo.processes.suspects import Suspects
 from octavo.processes.tasks import EngineTask, front_end_identity
-from octavo.processes.watchdog import Watchdog
 
 
 class EngineKeeper:

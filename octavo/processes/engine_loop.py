@@ -24,9 +24,8 @@ from octavo.observe.metrics import EngineMetrics
 from octavo.observe.summary import IntervalSummary
 from octavo.processes.heartbeat import Heartbeat
 from octavo.processes.live_request import Live, is_plain, sequence_news
-from octavo.processes.outbox import Outbox
+from octavo.processes.outbox import Outbox, Questions
 from octavo.processes.probation import Probation
-from octavo.processes.questions import Questions
 from octavo.processes.queue_bounds import AdmissionControl
 from octavo.processes.step_record import StepRecord
 from octavo.processes.tasks import EngineTask

@@ -13,10 +13,10 @@ from functools import partial
 from octavo.child import Child, Note, as_error
 from octavo.observe.logging import LOGGER
 from octavo.processes.engine_keeper import EngineKeeper
+from octavo.processes.heartbeat import Watchdog
 from octavo.processes.household import GRACE_S, Household
 from octavo.processes.restarts import Restarts
 from octavo.processes.tasks import FrontEndTask
-from octavo.processes.watchdog import Watchdog
 
 
 class FrontEndKeeper:

@@ -1,28 +1,29 @@
-"""A process's word to its parent that its loop turns, so that one that hangs can be told from one that works.
+"""Heartbeats of child processes, and the parent's watchdog that finds one that hangs.
 
     loop turns      alive ── at most INTERVAL_S ──▶ alive ──▶ alive       with work or without
-    a step hangs    alive ──▶ nothing: the parent ends the process when the last word's patience is over
+    a step hangs    alive ──▶ silence: the parent ends the process when the patience of the last heartbeat is over
 
-That is the engine's; a front end's event loop says it at every interval, and nothing it does takes long. Only the
-loop itself says it. A thread of its own would go on saying it while the loop waits for a GPU kernel that
-never returns, or for a lock that nobody gives back.
+Only the loop itself sends heartbeats. A separate thread would go on sending them while the loop waits for a GPU kernel
+that never returns, or for a deadlocked lock. A front end's event loop sends one at every interval: none of its work
+takes long.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from octavo.child import Channel, Note
 
 INTERVAL_S = 5.0
-#: a cold GPU compiles kernels in its first steps, of prompts, of single tokens and of graphs: a minute is common
+#: a cold GPU compiles kernels in its first steps (prefill, decode, graph capture): a minute is common
 NUM_COMPILING_STEPS = 8
 COMPILING_S = 600.0
 
 
 class Heartbeat:
-    """timeout_s: seconds of silence that the parent may take for a hang; 0: it is told nothing."""
+    """timeout_s: seconds of silence after which the parent assumes a hang; 0: no heartbeats."""
 
     def __init__(self, channel: Channel, timeout_s: float, clock: Callable[[], float]) -> None:
         self._channel = channel
@@ -34,31 +35,66 @@ class Heartbeat:
 
     @property
     def patience_s(self) -> float:
-        """How long the next word may take at most."""
+        """The longest time to the next heartbeat."""
         if self._timeout_s and self._num_steps < NUM_COMPILING_STEPS:
             return max(self._timeout_s, COMPILING_S)
         return self._timeout_s
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the loop should turn again though nothing happens. None: as late as it likes."""
+        """Seconds until the loop must turn again even if nothing happens. None: no limit."""
         return max(0.0, self._next_at - self._clock()) if self._timeout_s else None
 
     def turn(self) -> None:
-        """The loop turns."""
+        """The loop turns: send a heartbeat if one is due."""
         if self._timeout_s and (now := self._clock()) >= self._next_at:
             self._next_at = now + self._interval_s
             self._channel.offer(Note("alive", seconds=self.patience_s))
 
     def step_done(self) -> None:
-        """A step came back. The one that ends the time of compiling is told at once: patience is shorter now."""
+        """Count a step. After the last compiling step, send a heartbeat at once: patience is shorter now."""
         self._num_steps += 1
         if self._num_steps == NUM_COMPILING_STEPS:
             self._next_at = 0.0
 
 
 async def beat(channel: Channel, timeout_s: float) -> None:
-    """A front end's, for ever."""
+    """Send a front end's heartbeats forever."""
     while timeout_s:
         channel.offer(Note("alive", seconds=timeout_s))
         await asyncio.sleep(min(INTERVAL_S, timeout_s / 4))
+
+
+#: a watcher that checks this many seconds late was itself stopped (a paused terminal job or virtual machine)
+OVERSLEPT_S = 1.0
+
+
+class Watchdog:
+    """Tells whether one process hangs. All times must come from the same clock."""
+
+    def __init__(self) -> None:
+        self.patience_s = 0.0
+        self._due = math.inf
+        self._rests = False
+
+    def heard(self, now: float, patience_s: float) -> None:
+        """patience_s: the longest time until the next heartbeat; 0: no limit."""
+        if self._rests:
+            return  # sent before the process was told to end, or killed
+        self.patience_s = patience_s
+        self._due = now + patience_s if patience_s else math.inf
+
+    def rest(self) -> None:
+        """The process is ending: expect no more heartbeats."""
+        self._rests = True
+        self._due = math.inf
+
+    def seconds_left(self, now: float) -> float:
+        """Seconds until the next heartbeat is due; infinite if none is."""
+        return max(0.0, self._due - now)
+
+    def is_over(self, now: float) -> bool:
+        """Whether it hangs. A late check proves nothing: the wait starts again."""
+        if now - self._due > OVERSLEPT_S:
+            self._due = now + self.patience_s
+        return now >= self._due

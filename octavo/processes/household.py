@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from octavo.child import Channel
-from octavo.processes.watchdog import Watchdog
+from octavo.processes.heartbeat import Watchdog
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: seconds that a child may take to end once it has said so, or was told to

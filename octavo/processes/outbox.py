@@ -1,23 +1,26 @@
-"""What the engine sends to front ends, and what becomes of one that does not read.
+"""What the engine sends to front ends: messages, and answers to their questions.
 
 reads           each message at once
-does not        MAX_UNREAD messages or MAX_UNREAD_SIZE bytes wait (transport.py); at the next one its requests are given
-                up: nobody knows whether it will ever read, and they hold blocks
-reads again     what waited, then which of its requests and questions have ended without a word: their clients are
-                told, and none waits for ever
+does not        MAX_UNREAD messages or MAX_UNREAD_SIZE bytes wait (transport.py); at the next message its requests are
+                aborted: it may never read again, and they hold KV blocks
+reads again     the waiting messages, then the list of its requests and questions that were dropped: their clients get
+                an error, and none waits forever
+
+Questions are answered at most once per INTERVAL_S. Writing all metrics takes more than a millisecond, so all who asked
+within an interval share one answer, and frequent questions do not slow generation down.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import zmq
 
 from octavo.observe.logging import LOGGER
 from octavo.processes.transport import MAX_UNREAD_SIZE, Down, GivenUp, Refusal, Reply, StepNews, encode
 
-#: how often somebody who did not read is tried again
+#: seconds between retries of a front end that did not read
 RETRY_S = 0.1
 
 
@@ -33,7 +36,7 @@ class Outbox:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until `retry` should be called though nothing happens. None: as late as it likes."""
+        """Seconds until `retry` must be called even if nothing happens. None: no limit."""
         return RETRY_S if self._untold else None
 
     def send(self, front_end: bytes, message: Down) -> None:
@@ -52,11 +55,11 @@ class Outbox:
             self._forget(front_end)
 
     def was_read(self, front_end: bytes, num_bytes: int) -> None:
-        """A front end has read so much more."""
+        """A front end has read num_bytes more."""
         self._unread_size[front_end] = max(0, self._unread_size.get(front_end, 0) - num_bytes)
 
     def retry(self) -> None:
-        """Tell those who did not read, if they do now, what they missed."""
+        """Send front ends that read again the keys of what they missed."""
         if not self._untold or (now := time.monotonic()) < self._retry_at:
             return
         self._retry_at = now + RETRY_S
@@ -74,7 +77,7 @@ class Outbox:
         self._untold.pop(front_end, None)
 
     def _give_up(self, front_end: bytes, message: Down) -> None:
-        """This message is lost, and so is whatever would come after it."""
+        """Drop this message and all later ones."""
         if front_end not in self._untold:
             LOGGER.warning("front end %s does not read: its requests are aborted", front_end.decode())
         untold = self._untold.setdefault(front_end, set())
@@ -84,3 +87,46 @@ class Outbox:
             case Refusal(key) | Reply(key):
                 untold.add(key)
         untold.update(self._forget(front_end))
+
+
+#: seconds between two answers; the first question after a quiet time is answered at once
+INTERVAL_S = 0.05
+
+
+class Questions:
+    """answers: topic -> its answer's function. send: takes a front end, the question's number, the answer."""
+
+    def __init__(
+        self,
+        answers: Mapping[str, Callable[[], bytes]],
+        send: Callable[[bytes, int, bytes], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._answers = answers
+        self._send = send
+        self._clock = clock
+        self._asked: dict[str, list[tuple[bytes, int]]] = {}
+        self._next_at = 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until `answer` must be called even if nothing happens. None: no limit."""
+        return max(0.0, self._next_at - self._clock()) if self._asked else None
+
+    def ask(self, front_end: bytes, number: int, about: str) -> None:
+        self._asked.setdefault(about, []).append((front_end, number))
+
+    def answer(self) -> None:
+        """Answer all waiting questions, if the interval is over."""
+        if not self._asked or (now := self._clock()) < self._next_at:
+            return
+        self._next_at = now + INTERVAL_S
+        asked, self._asked = self._asked, {}
+        for about, askers in asked.items():
+            text = self._answers[about]()
+            for front_end, number in askers:
+                self._send(front_end, number, text)
+
+    def front_end_gone(self, front_end: bytes) -> None:
+        asked = {about: [one for one in askers if one[0] != front_end] for about, askers in self._asked.items()}
+        self._asked = {about: askers for about, askers in asked.items() if askers}

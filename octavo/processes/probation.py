@@ -1,17 +1,21 @@
-"""What an engine does with requests that were being computed when an engine before it died.
+"""Requests that were being computed when an engine died: the parent remembers them, and the next engine tests them.
 
-    once     it may have been anybody's doing: those who come again are let in one at a time, each when the one before
-             has ended, or has been computed for a while and is excused. So a second death accuses one of them, not all
+    once     any of them may be the cause: the next engine runs them one at a time, each after the one before it has
+             ended or has run long enough to be excused. So a second death accuses one of them, not all
     twice    refused: nobody is served by an engine that dies a third time
 
-A request is known by its fingerprint, what it asks: a client that sends it again sends the same one. Who ends without
-an engine's death is cleared.
+engine 1 dies at a b c     a b c 1          engine 2 runs them one at a time
+engine 2 dies at b d       a c d 1, b 2     b's client gets an error, and engine 3 refuses b
+engine 3 ends a            c d 1, b 2       after MEMORY_S all are forgotten
+
+A request is known by its fingerprint, a hash of its content: a client that sends it again sends the same one. A request
+that ends while the engine lives is cleared.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from octavo.errors import InvalidRequestError
@@ -111,3 +115,31 @@ class Probation:
         has_token = any(sequence.num_output_tokens for sequence in self._tried.sequences)
         enough = min(ALONE_S, ALL_S / max(1, len(self._num_deaths))) if has_token else ALONE_S
         return self._clock() - begin < enough
+
+
+#: fingerprints remembered at most; the oldest are forgotten
+_MAX_KNOWN = 4096
+
+
+class Suspects:
+    """The parent's count of deaths per fingerprint. All times must come from the same clock."""
+
+    def __init__(self) -> None:
+        self._deaths: dict[str, tuple[int, float]] = {}  # the latest accused is last
+
+    def accuse(self, fingerprints: Iterable[str], now: float) -> list[str]:
+        """Record that an engine died in a step of these -> those that have reached MAX_DEATHS."""
+        for fingerprint in fingerprints:
+            num_deaths, at = self._deaths.pop(fingerprint, (0, now))
+            self._deaths[fingerprint] = (1 if now - at > MEMORY_S else num_deaths + 1), now
+        while len(self._deaths) > _MAX_KNOWN:
+            del self._deaths[next(iter(self._deaths))]
+        return [one for one in fingerprints if self._deaths.get(one, (0, now))[0] >= MAX_DEATHS]
+
+    def clear(self, fingerprint: str) -> None:
+        """The request finished."""
+        self._deaths.pop(fingerprint, None)
+
+    def num_deaths(self, now: float) -> dict[str, int]:
+        """The counts to hand to the next engine."""
+        return {one: count for one, (count, at) in self._deaths.items() if now - at <= MEMORY_S}

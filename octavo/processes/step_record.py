@@ -1,7 +1,7 @@
-"""Who was in the step that an engine died in: written before each step, read by the parent when the engine is gone.
+"""Records which requests each step computes, so that the parent knows which ones an engine died at.
 
     engine    Scheduled ──▶ fingerprints of the step's requests, and of the step's before it ──▶ a file in the run
-    parent    the engine is gone ──▶ `who_was_computed` of that file ──▶ octavo/processes/suspects.py      directory
+    parent    the engine is gone ──▶ `who_was_computed` of that file ──▶ octavo/processes/probation.py      directory
 
 What was written into a file stays there however its writer ends. With steps prepared ahead, a step is written down
 while the one before it still runs, hence two of them. Only a change is written: hundreds of sequences that decode side
@@ -21,7 +21,7 @@ _LINE_LEN = 33
 
 
 class StepRecord:
-    """Owner of the file. Follows the log, and is told which request has which fingerprint."""
+    """Owns the file and follows the event log. `expect` gives it each request's fingerprint."""
 
     def __init__(self, path: str, events: EventLog) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -43,12 +43,12 @@ class StepRecord:
         self._fingerprints[request_id] = fingerprint
 
     def drop(self, request_id: str) -> None:
-        """It has ended, or whatever happens is not its doing."""
+        """It has ended, or cannot be the cause of a death."""
         self._fingerprints.pop(request_id, None)
         self._is_stale = True
 
     def rest(self) -> None:
-        """Nothing is computed any more: whatever happens now is nobody's doing."""
+        """Nothing is computed any more: no request can be the cause of a death now."""
         self._steps = (), ()
         self._write([])
 
@@ -84,7 +84,7 @@ class StepRecord:
 
 
 def who_was_computed(path: str) -> list[str]:
-    """The fingerprints in a record, which is used up by that. Empty: nobody was, or there is none."""
+    """Read a record and delete it -> its fingerprints; empty if nothing was computed or there is no record."""
     try:
         with open(path, encoding="ascii") as file:
             lines = file.read().splitlines()

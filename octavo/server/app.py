@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from octavo.engine.engine_client import EngineClient
 from octavo.errors import ConfigError
-from octavo.server import anthropic, chat, chat_batch, completions, ollama, ollama_models, operations, tokens
+from octavo.server import anthropic, chat, completions, ollama, ollama_models, operations, tokens
 from octavo.server.api_errors import ApiError, as_api_error, error_response
 from octavo.server.middleware import CutRootPath, RequireKey, TellRequestId
 from octavo.server.openapi import describe, documentation
@@ -32,7 +32,7 @@ Endpoint = Callable[[Request, Serving], Awaitable[Response]]
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/completions", completions.create_completion),
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
-    ("POST", "/v1/chat/completions/batch", chat_batch.create_chat_batch),
+    ("POST", "/v1/chat/completions/batch", chat.create_chat_batch),
     ("POST", "/v1/messages", anthropic.create_message),
     ("POST", "/v1/messages/count_tokens", anthropic.count_tokens),
     ("POST", "/api/chat", ollama.chat),

@@ -2,22 +2,22 @@
 
 line ──▶ POST to the application ──▶ result          max_inflight of them at a time
 
-What a call gets here is what it would have got over HTTP, refusals included. A line that is no call gets an error for a
-result. Only the engine's end ends a batch, and that is no result: the line is answered when the batch is run again.
+A call gets the same answer as over HTTP, refusals included. A line that is not a valid call gets an error as its
+result. Only the engine's end stops a batch; unanswered lines are answered when the batch runs again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Scope
 
 from octavo.errors import EngineDeadError
-from octavo.server.asgi_call import AppReply, post_json
 from octavo.server.batch_files import BatchInput, ErrorPart, LineResult, Place, ResponsePart, Results, custom_id_of
 from octavo.server.serving import REQUEST_ID_HEADER
 from octavo.shown import shown
@@ -133,3 +133,55 @@ def num_tokens(result: LineResult) -> int:
         return 0
     usage = msgspec.json.decode(result.response.body, type=_Counted).usage
     return 0 if usage is None else usage.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class AppReply:
+    """headers: names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def post_json(app: ASGIApp, path: str, body: bytes, headers: Mapping[str, str]) -> AppReply:
+    """POST a JSON body to the application, without a socket. Cancelling this acts like a client that disconnects."""
+    is_sent = False
+    start: Message = {}
+    pieces: list[bytes] = []
+
+    async def receive() -> Message:
+        nonlocal is_sent
+        if is_sent:
+            await asyncio.Event().wait()  # never disconnect
+        is_sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Message) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start":
+            start = message
+        else:
+            pieces.append(message.get("body", b""))
+
+    await app(_scope(path, {"content-type": "application/json", **headers}), receive, send)
+    assert start, "an application answers every call"
+    told = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in start["headers"]}
+    return AppReply(start["status"], told, b"".join(pieces))
+
+
+def _scope(path: str, headers: Mapping[str, str]) -> Scope:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
+        "client": None,
+        "server": None,
+    }

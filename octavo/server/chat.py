@@ -1,20 +1,25 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions, and vLLM's /v1/chat/completions/batch: many conversations in one call, one choice each.
+
+{"messages": [[conversation 0], [conversation 1], ...], ...}  ──▶  {"choices": [answer 0, answer 1, ...]}
+"""
 
 from __future__ import annotations
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.errors import OctavoError
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.server.api_errors import ApiError
+from octavo.server.api_errors import ApiError, as_api_error
 from octavo.server.chunks import ChatChunks, OpenAIEvents
 from octavo.server.generation import complete, stream
 from octavo.server.json_pieces import LazyList
-from octavo.server.large_answers import answer, answer_size
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai_calls import (
     Call,
+    answer_size,
     check_logprob_token_ids,
     check_num_logprobs,
     check_pairs,
@@ -22,10 +27,10 @@ from octavo.server.openai_calls import (
     total_usage,
 )
 from octavo.server.prompts import cut, encode_conversation, room_for_output
-from octavo.server.protocol import ChatCompletionRequest, ConversationRequest
+from octavo.server.protocol import BatchChatCompletionRequest, ChatCompletionRequest, ConversationRequest
 from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
 from octavo.server.sampling import sampling_params
-from octavo.server.serving import Serving
+from octavo.server.serving import Serving, answer
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 
 
@@ -67,12 +72,12 @@ async def encode_chat(request: Request, asked: ChatCompletionRequest, serving: S
 
 
 def names_limit(asked: ConversationRequest) -> bool:
-    """Whether the request itself says how long an answer may get."""
+    """Whether the request itself limits the answer's length."""
     return asked.max_tokens is not None or asked.max_completion_tokens is not None
 
 
 def number_of_alternatives(asked: ChatCompletionRequest) -> int | None:
-    """Alternatives to tell of each token; -1 for all that come with it; None for no logprobs."""
+    """Alternatives to report per token; -1 for all that the engine returns; None for no logprobs."""
     if asked.top_logprobs and not asked.logprobs:  # 0 asks for none
         raise ApiError(
             400,
@@ -88,7 +93,7 @@ def number_of_alternatives(asked: ChatCompletionRequest) -> int | None:
 def chat_params(
     asked: ChatCompletionRequest, prompt: list[int], num_top: int | None, serving: Serving
 ) -> SamplingParams:
-    """An answer may take what the context leaves, whatever more is asked for."""
+    """The answer is limited to what the context leaves, even if more is requested."""
     name, wanted = _wanted(asked)
     info = serving.client.model_info
     room = room_for_output(len(prompt), wanted, info, ("messages", name))
@@ -108,7 +113,7 @@ def chat_params(
 
 
 def _wanted(asked: ChatCompletionRequest) -> tuple[str, int | None]:
-    """-> what the request calls its limit, and the limit."""
+    """-> the name of the field that limits the answer, and the limit."""
     if None not in (asked.max_tokens, asked.max_completion_tokens) and asked.max_tokens != asked.max_completion_tokens:
         raise ApiError(
             400,
@@ -160,4 +165,79 @@ def choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
         finish_reason=completion.finish_reason,
         stop_reason=completion.stop_reason,
         token_ids=completion.token_ids if call.has_token_ids else None,
+    )
+
+
+async def create_chat_batch(request: Request, serving: Serving) -> Response:
+    """Answer many conversations, one choice each."""
+    asked = await serving.read(request, BatchChatCompletionRequest)
+    _check_batch(asked, serving.settings.max_prompts_per_request)
+    chats = _chats(asked)
+    num_top = number_of_alternatives(chats[0])
+    prompts = [await _encoded(request, place, chat, serving) for place, chat in enumerate(chats)]
+    shortest = min(prompts, key=len)  # the engine gives each no more than its own prompt leaves
+    params = chat_params(chats[0], shortest, num_top, serving)
+    call = make_call(
+        request,
+        asked,
+        serving,
+        kind="chatcmpl",
+        prompts=prompts,
+        params=params,
+        num_top=num_top,
+        names_limit=names_limit(asked),
+    )
+    headers = serving.id_headers(call.known_as)
+    async with cancelled_on_disconnect(request.receive):
+        with await serving.logprob_room.take(call.num_logprobs) as share:
+            outputs = await complete(serving.client, call.generation)
+            size = answer_size(call, outputs, "")
+            return share.until_sent(await answer(serving, size, lambda: _batch_response(call, chats, outputs), headers))
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def _check_batch(asked: BatchChatCompletionRequest, most: int) -> None:
+    check_pairs(asked)
+    for name, only in (("stream", None), ("n", 1), ("prompt_logprobs", None)):
+        value = getattr(asked, name)
+        if value is not None and value is not False and value != only:
+            allowed = "leaving it out" if only is None else f"{only}, as each conversation has one answer"
+            raise ApiError(400, f"{name} is {value}, allowed for a batch is {allowed}", param=name)
+    if not 1 <= len(asked.messages) <= most:
+        raise ApiError(
+            400,
+            f"messages holds {len(asked.messages)} conversations, allowed are 1 to {most}: send several requests, or "
+            "start the server with a larger --max-prompts-per-request",
+            param="messages",
+        )
+
+
+def _chats(asked: BatchChatCompletionRequest) -> list[ChatCompletionRequest]:
+    """One request per conversation."""
+    fields = {name: value for name, value in msgspec.structs.asdict(asked).items() if name != "messages"}
+    return [ChatCompletionRequest(**fields, messages=messages) for messages in asked.messages]
+
+
+async def _encoded(request: Request, place: int, chat: ChatCompletionRequest, serving: Serving) -> list[int]:
+    """Raises ApiError that names the conversation at fault."""
+    try:
+        prompt = await encode_chat(request, chat, serving)
+        chat_params(chat, prompt, number_of_alternatives(chat), serving)
+    except (ApiError, OctavoError) as fault:
+        error = as_api_error(fault)
+        error.message = f"conversation {place}: {error.message}"
+        raise error from None
+    return prompt
+
+
+def _batch_response(
+    call: Call, chats: list[ChatCompletionRequest], outputs: list[RequestOutput]
+) -> ChatCompletionResponse:
+    choices = []
+    for place, (chat, output) in enumerate(zip(chats, outputs, strict=True)):
+        told = choice(call, output.outputs[0], continued_text(chat) if chat.echo else "")
+        told.index = place
+        choices.append(told)
+    return ChatCompletionResponse(
+        id=call.id, created=call.created, model=call.model, choices=choices, usage=total_usage(outputs)
     )

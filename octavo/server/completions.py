@@ -13,10 +13,10 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.api_errors import ApiError
 from octavo.server.chunks import CompletionChunks, OpenAIEvents
 from octavo.server.generation import complete, stream
-from octavo.server.large_answers import answer, answer_size
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
 from octavo.server.openai_calls import (
     Call,
+    answer_size,
     check_logprob_token_ids,
     check_num_logprobs,
     check_pairs,
@@ -28,7 +28,7 @@ from octavo.server.protocol import CompletionRequest
 from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse, request_times
 from octavo.server.room import lane_for
 from octavo.server.sampling import sampling_params
-from octavo.server.serving import Serving
+from octavo.server.serving import Serving, answer
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 from octavo.text.tokenizer import LONG_TEXT
 

@@ -221,6 +221,15 @@ def total_usage(outputs: list[RequestOutput]) -> Usage:
     )
 
 
+def answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:
+    """The size of an answer, in the units of serving.SMALL_ANSWER. echo: text that is repeated with each sample."""
+    texts = len(echo) * call.params.n + sum(len(one.text) for output in outputs for one in output.outputs)
+    ids = 0
+    if call.has_token_ids:
+        ids = sum(len(o.prompt_token_ids) + sum(len(one.token_ids) for one in o.outputs) for o in outputs)
+    return call.num_logprobs + texts // 16 + ids
+
+
 def _bounded(name: str, value: int | None, default: int, low: int, high: int) -> int:
     if value is None:
         return default

@@ -1,6 +1,17 @@
-"""What is asked about the server itself: which model, how it is, how busy; and the page at /."""
+"""Routes about the server itself (its models, health, load, metrics) and the page at `/`, from page.html.
+
+The page is sent with a content security policy that allows only its own script and style, by hash: whatever a model
+writes into it, the browser loads nothing and connects only to this server.
+"""
 
 from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from functools import cache
+from importlib.resources import files
 
 import msgspec
 from starlette.requests import Request
@@ -8,21 +19,22 @@ from starlette.responses import Response
 
 from octavo.processes.transport import pack_params
 from octavo.server.api_errors import JSON, ApiError
-from octavo.server.page import CONTENT_TYPE, content_security_policy, page
 from octavo.server.responses import ModelCard, ModelList
 from octavo.server.serving import Serving, installed_version, json_response
 from octavo.shown import shown
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = "text/html; charset=utf-8"
+_NO_ROOT = b'<meta name="root-path" content="">'
 
 
 async def list_models(request: Request, serving: Serving) -> Response:
-    """The names that the model is served by."""
+    """GET /v1/models: the served names of the model."""
     return json_response(ModelList(data=[_card(name, serving) for name in serving.settings.served_model_name]))
 
 
 async def get_model(request: Request, serving: Serving) -> Response:
-    """One of them."""
+    """GET /v1/models/NAME."""
     name = request.path_params["model"]
     if name not in serving.settings.served_model_name:
         raise ApiError(
@@ -44,7 +56,7 @@ def _card(name: str, serving: Serving) -> ModelCard:
 
 
 async def health(request: Request, serving: Serving) -> Response:
-    """200 while requests are served, 503 while they would be turned away; for load balancers, so without a body."""
+    """200 while requests are served, 503 while they are refused; without a body, for load balancers."""
     return Response(status_code=200 if serving.client.is_alive else 503)
 
 
@@ -54,7 +66,7 @@ async def version(request: Request, serving: Serving) -> Response:
 
 
 async def load(request: Request, serving: Serving) -> Response:
-    """server_load: requests in the engine, running or waiting, whichever front end they came by."""
+    """server_load: running and waiting requests in the engine, of all front ends."""
     stats = await serving.client.stats()
     return Response(msgspec.json.encode({"server_load": stats.num_running + stats.num_waiting}), media_type=JSON)
 
@@ -65,7 +77,7 @@ async def metrics(request: Request, serving: Serving) -> Response:
 
 
 async def home(request: Request, serving: Serving) -> Response:
-    """A page to try the model and see what its engine does."""
+    """The page to try the model and watch its engine."""
     headers = {
         "content-type": CONTENT_TYPE,
         "content-security-policy": content_security_policy(),
@@ -73,3 +85,35 @@ async def home(request: Request, serving: Serving) -> Response:
         "referrer-policy": "no-referrer",
     }
     return Response(page(serving.settings.root_path), headers=headers)
+
+
+@cache
+def page(root_path: str = "") -> bytes:
+    """The page as sent. root_path: the prefix of the server's paths as browsers see them."""
+    text = files("octavo.server").joinpath("page.html").read_bytes()
+    assert text.count(_NO_ROOT) == 1, "page.html has one place for the root path"
+    return text.replace(_NO_ROOT, f'<meta name="root-path" content="{html.escape(root_path)}">'.encode())
+
+
+@cache
+def content_security_policy() -> str:
+    """The page's Content-Security-Policy header."""
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {_hash_of('script')}",
+            f"style-src {_hash_of('style')}",
+            "img-src data:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+
+
+def _hash_of(tag: str) -> str:
+    """The CSP hash of the page's only element with this tag."""
+    texts = re.findall(rf"<{tag}>(.*?)</{tag}>".encode(), page(), re.DOTALL)
+    assert len(texts) == 1, f"page.html has {len(texts)} {tag} elements; the policy is made for one"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(texts[0]).digest()).decode()}'"

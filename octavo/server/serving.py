@@ -1,4 +1,4 @@
-"""Serving: what every route needs, handed to each: the engine, the settings, the names of the model and of the call.
+"""Serving: what every route needs: the engine, the settings, request ids, and how answers are sent.
 
 X-Request-Id of the request ──┐
 request_id in its body ───────┴──▶ the call's id ──▶ id of the answer, X-Request-Id where the server is asked to tell it
@@ -10,18 +10,20 @@ import asyncio
 import importlib.metadata
 import re
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from octavo.engine.engine_client import EngineClient
 from octavo.outputs import RequestOutput
 from octavo.server.api_errors import JSON, ApiError
 from octavo.server.bodies import read_struct
+from octavo.server.json_pieces import json_pieces
 from octavo.server.protocol import ModelRequest
 from octavo.server.room import Lanes, LogprobRoom
 from octavo.server.settings import ServerSettings
@@ -30,6 +32,8 @@ from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 
 REQUEST_ID_HEADER = "x-request-id"
+#: tokens, log-probabilities and sixteenths of characters; an answer of fewer is encoded in a millisecond or two
+SMALL_ANSWER = 2048
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T", bound=ModelRequest)
@@ -111,8 +115,37 @@ def json_response(body: msgspec.Struct, headers: Mapping[str, str] | None = None
 
 
 def installed_version() -> str:
-    """Of the package: the public face, which knows it too, is on the floor beside this one."""
+    """The package's version. octavo/__init__.py has it too, but may not be imported from here."""
     try:
         return importlib.metadata.version("octavo")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+async def answer(
+    serving: Serving, size: int, make: Callable[[], msgspec.Struct], headers: Mapping[str, str] | None = None
+) -> Response:
+    """The response with what `make` returns: if large, made on a thread and sent in pieces, so that the event loop
+    stays free. size: about, in the units of SMALL_ANSWER."""
+    if size <= SMALL_ANSWER:
+        return Response(b"".join(json_pieces(make())), headers=headers, media_type=JSON)
+    return _Pieces(await serving.lanes.run("answers", lambda: list(json_pieces(make()))), headers)
+
+
+class _Pieces(Response):
+    """A response of known length whose body is sent piece by piece, as fast as the client reads it."""
+
+    def __init__(self, pieces: list[bytes], headers: Mapping[str, str] | None) -> None:
+        self._pieces = pieces
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        length = sum(map(len, pieces))
+        self.init_headers({**(headers or {}), "content-type": JSON, "content-length": str(length)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        pieces, self._pieces = self._pieces, []
+        pieces.reverse()
+        while pieces:
+            await send({"type": "http.response.body", "body": pieces.pop(), "more_body": bool(pieces)})

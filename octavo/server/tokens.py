@@ -7,11 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.server.api_errors import JSON, ApiError
-from octavo.server.large_answers import answer
 from octavo.server.prompts import Conversation, encode_conversation, encode_texts
 from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
 from octavo.server.responses import DetokenizeResponse, TokenizeResponse
-from octavo.server.serving import Serving
+from octavo.server.serving import Serving, answer
 from octavo.text.tokenizer import Tokenizer
 
 _OF_CONVERSATIONS = (

@@ -6,8 +6,7 @@ import pytest
 import zmq
 
 from octavo.processes import outbox as outbox_module
-from octavo.processes.outbox import Outbox
-from octavo.processes.questions import INTERVAL_S, Questions
+from octavo.processes.outbox import INTERVAL_S, Outbox, Questions
 from octavo.processes.transport import Down, GivenUp, Refusal, Reply, SequenceNews, StepNews, decode_down
 
 

@@ -32,7 +32,7 @@ from octavo.observe.events import (
 )
 from octavo.observe.metrics import EngineMetrics
 from octavo.server.middleware import RequireKey
-from octavo.server.page import CONTENT_TYPE, content_security_policy, page
+from octavo.server.operations import CONTENT_TYPE, content_security_policy, page
 
 
 @dataclass

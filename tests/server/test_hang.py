@@ -12,7 +12,7 @@ import pytest
 
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
-from octavo.processes.watchdog import OVERSLEPT_S, Watchdog
+from octavo.processes.heartbeat import OVERSLEPT_S, Watchdog
 from tests.server.live import LiveServer, Stream, live_and_clean, read_answer, until
 
 TIMEOUT_S = 2.0

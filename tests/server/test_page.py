@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from octavo.server.page import content_security_policy, page
+from octavo.server.operations import content_security_policy, page
 from tests.server.browser import CHROMEDRIVER, CHROMIUM, ENTER, ESCAPE, Browser, wait_for
 from tests.server.page_app import FakeServer, serving
 
