@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from octavo import env
 from octavo.errors import BackendUnavailableError, ConfigError, KernelBuildError
 from octavo.kernels.build import build, kept_files
+from octavo.kernels.build.compilers import Compilers
 from octavo.kernels.build.toolchain import Toolchain, find_toolchain
 from octavo.kernels.cpu.device import CpuDevice
 
@@ -259,3 +261,26 @@ def test_a_cache_that_can_only_be_read_is_read(sources: Path, monkeypatch: pytes
     monkeypatch.setattr(build, "build", lambda *_: pytest.fail("it was built"))
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("a folder was made"))
     assert load_again().octavo_answer() == 42
+
+
+def test_nobody_waits_for_what_an_ended_compiler_started(tmp_path: Path) -> None:
+    """g++ starts another program for each stage of its work, which holds the pipes when g++ itself is killed."""
+    compilers = Compilers()
+    command = ["sh", "-c", 'touch "$0"; sleep 30; true', str(tmp_path / "begun")]
+    refusals: list[KernelBuildError] = []
+
+    def build_one() -> None:
+        try:
+            compilers.run(command, str(tmp_path))
+        except KernelBuildError as error:
+            refusals.append(error)
+
+    thread = threading.Thread(target=build_one)
+    thread.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)  # the shell sleeps by now
+    compilers.end()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert "ended" in str(refusals[0])

@@ -147,7 +147,9 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
         missing = [source for source, output in objects.items() if not kept_files.is_whole(output)]
         estimate = 2 + round(SECONDS_PER_SOURCE * len(missing) / num_cores())
         print(f"octavo: building CPU kernels, about {estimate} s, once", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(dir=kernels_dir, prefix=kept_files.BUILDING) as work:
+        building = kept_files.BUILDING
+        # What an ended compiler started may still write there: what cannot be removed now is abandoned.
+        with tempfile.TemporaryDirectory(dir=kernels_dir, prefix=building, ignore_cleanup_errors=True) as work:
             compilers = Compilers()
             _compile(compilers, toolchain, source_dir, {source: objects[source] for source in missing}, Path(work))
             library = Path(work) / "library" / LIBRARY_NAME

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
@@ -10,13 +11,13 @@ import subprocess
 from octavo.errors import KernelBuildError
 
 _ERROR_TAIL_LINES = 20
+_GLANCE_S = 0.1  # between looks at whether all is over
 
 
 class Compilers:
     """Those that run, so that nobody has to wait for them after one has refused, or after Ctrl-C."""
 
     def __init__(self) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
         self._is_over = False
 
     def run(self, command: list[str], work: str) -> None:
@@ -36,8 +37,6 @@ class Compilers:
 
     def end(self) -> None:
         self._is_over = True
-        for process in list(self._running):
-            process.kill()
 
     def _wait_for(self, command: list[str], surroundings: dict[str, str]) -> tuple[int, str]:
         """-> exit code, and what it said."""
@@ -47,9 +46,9 @@ class Compilers:
         with subprocess.Popen(
             command, stdout=pipe, stderr=pipe, text=True, errors="replace", env=surroundings
         ) as process:
-            self._running.add(process)
-            if self._is_over:  # meanwhile, and whoever ended them did not see this one
-                process.kill()
-            out, errors = process.communicate()
-            self._running.discard(process)
-        return process.returncode, (errors or out).strip()
+            while not self._is_over:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    out, errors = process.communicate(timeout=_GLANCE_S)
+                    return process.returncode, (errors or out).strip()
+            process.kill()  # what it started may hold the pipes for a while: nobody reads them to their end
+        return 1, "ended"
