@@ -1,9 +1,8 @@
-"""One streamed answer as a client sees it: when each piece of text came, and how many tokens there were in all.
+"""One streamed answer as the client sees it: the time of each piece of text, and the number of tokens.
 
 bytes of the body --> events, cut at blank lines --> pieces with their times; the last event has the usage
 
-This runs for every chunk of every stream of a measurement, so an event is decoded once, into only the fields
-that are read; what is not asked for is skipped, not built.
+This runs for every chunk of every stream, so an event is decoded once, and only into the fields that are read.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-MAX_ERROR_LEN = 300  # characters of a server's complaint that are kept
+MAX_ERROR_LEN = 300  # characters of an error message that are kept
 
 
 class _Delta(msgspec.Struct):
@@ -52,11 +51,11 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 @dataclass(slots=True)
 class Answer:
-    """What is kept of one request. Times are seconds of this host's monotonic clock, which all processes share.
+    """The measurements of one request. Times are seconds of this host's monotonic clock, which all processes share.
 
-    gaps: seconds between two pieces of one choice. A piece is an event with text: one token, or several where
-    the server joined them. num_output_tokens: of the usage, else the number of pieces (has_usage is False).
-    num_cached_tokens: how much of the prompt the server had computed before, if it tells.
+    gaps: seconds between two pieces of one choice. A piece is an event with text: one token, or several if the server
+    joined them. num_output_tokens: from the usage, or the number of pieces without one (has_usage is False).
+    num_cached_tokens: prompt tokens from the server's prefix cache, if reported.
     """
 
     index: int
@@ -93,7 +92,7 @@ class AnswerReader:
         self._has_finished = False  # a choice gave its finish reason
 
     def feed(self, body: bytes, now: float) -> None:
-        """Some bytes of the body, which came at `now`. Events may be cut anywhere."""
+        """Some bytes of the body, received at `now`. Events may be split anywhere."""
         data = self._rest + body if self._rest else body
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
@@ -106,12 +105,12 @@ class AnswerReader:
                 self._is_done = True
 
     def end(self, num_prompt_tokens: int) -> None:
-        """The body is over. `num_prompt_tokens` is what is known of the prompt if the server told no usage."""
+        """The body has ended. num_prompt_tokens: the prompt's length, if the server sent no usage."""
         answer = self.answer
         if not answer.error and not self._is_done and not self._has_finished:
             answer.error = "the stream ended before the answer did"
         if not answer.error and answer.num_pieces == 0:
-            # Every token was a special one, or half a character: the end is all that there was to see.
+            # All tokens were special or incomplete characters: only the end was visible.
             answer.first = answer.last
         if not answer.has_usage:
             answer.num_prompt_tokens = num_prompt_tokens
@@ -156,8 +155,8 @@ class AnswerReader:
 
 
 def _text(choice: _Choice) -> str | None:
-    """The piece in this event; None where it brings no token: a chat's opening event, or a bare finish reason.
-    An empty text of a completion counts while it goes on: a token that is no whole character yet."""
+    """The piece in this event; None without a token, as in a chat's first event or with only a finish reason. An empty
+    text before the end of a completion is a piece: a token that completes no character yet."""
     delta = choice.delta
     if delta is None:
         return choice.text if choice.text or (choice.text is not None and choice.finish_reason is None) else None
@@ -165,7 +164,7 @@ def _text(choice: _Choice) -> str | None:
 
 
 def _payload(event: bytes) -> bytes:
-    """Of an event that does not begin with its data: comments, event names and ids may come before it."""
+    """The data of an event that begins with a comment, an event name or an id."""
     return b"".join(line[5:] for line in event.split(b"\n") if line.startswith(b"data:"))
 
 

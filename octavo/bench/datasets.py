@@ -1,12 +1,12 @@
-"""What a server is asked in a measurement: drawn at random, of a fixed shape, or read from a file.
+"""The requests of a server benchmark: random, of a fixed shape, or read from a file.
 
-random                 lengths around a mean, token ids from a seed, a prefix that all share
-single .. longctx      workloads.py's, whose every number is fixed
-stall                  steady short chats, for measuring what long prompts beside them do (load.py sends those)
+random                 lengths around a mean, token ids from a seed, a shared prefix
+single .. longctx      the fixed workloads of workloads.py
+stall                  steady short chats, to measure the effect of long prompts (which load.py adds)
 sharegpt, custom       conversations of ShareGPT's file; lines of JSON
 
-Prompts of token ids have exactly as many tokens as they say, whatever the server's tokenizer; those of files are
-text, and the server's usage tells how long they were.
+Prompts of token ids have an exact length, whatever the server's tokenizer. Prompts from files are text; the server's
+usage reports their length.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from typing import Any
 from octavo.bench.workloads import NAMED, Work
 from octavo.errors import ConfigError
 
-#: below this number every vocabulary in use has ordinary tokens; ids are drawn there unless more is known
+#: ids are drawn below this unless the vocabulary is known; all common vocabularies have ordinary tokens there
 SAFE_VOCAB_SIZE = 30_000
 STALL_NUM_PROMPTS, STALL_INPUT_LEN, STALL_OUTPUT_LEN = 240, 128, 128
-#: what ShareGPT is pruned to, by vLLM's rule: answers and prompts that are too short or too long say little
+#: limits by which ShareGPT is pruned, as in vLLM
 SHAREGPT_MIN_LEN, SHAREGPT_MAX_PROMPT_LEN, SHAREGPT_MAX_TOTAL_LEN = 4, 1024, 2048
 
-CUSTOM_OUTPUT_LEN = 256  # of a line that says none
+CUSTOM_OUTPUT_LEN = 256  # for a line without output_tokens
 
 Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRequest:
-    """One request. num_prompt_tokens: 0 where only the server can tell."""
+    """One request. num_prompt_tokens: 0 if only the server knows."""
 
     prompt: str | tuple[int, ...]
     output_len: int
@@ -53,7 +53,7 @@ def random_requests(
     vocab_size: int = SAFE_VOCAB_SIZE,
     seed: int = 0,
 ) -> list[BenchRequest]:
-    """Lengths uniform from (1 - range_ratio) to (1 + range_ratio) times the mean, after a prefix that all share."""
+    """Lengths uniform from (1 - range_ratio) to (1 + range_ratio) times the mean, after a shared prefix."""
     if not 0.0 <= range_ratio < 1.0:
         raise ConfigError(f"--random-range-ratio is {range_ratio}, allowed is 0 to below 1")
     rng = random.Random(seed)
@@ -66,7 +66,7 @@ def random_requests(
 
 
 def named_requests(name: str, vocab_size: int | None = None) -> list[BenchRequest]:
-    """A workload of workloads.py. A vocabulary smaller than the one it was made for has its ids folded in."""
+    """A workload of workloads.py, with its ids folded into a smaller vocabulary if needed."""
     return [_of_work(work, vocab_size) for work in NAMED[name]()]
 
 
@@ -77,14 +77,14 @@ def stall_requests(vocab_size: int = SAFE_VOCAB_SIZE) -> list[BenchRequest]:
 def long_prompts(
     num_prompts: int, input_len: int, vocab_size: int = SAFE_VOCAB_SIZE, seed: int = 0
 ) -> list[BenchRequest]:
-    """Prompts that no prefix cache knows, for one token each: prefill and nothing else."""
+    """Prompts that are in no prefix cache, for one token each: only prefill."""
     return random_requests(num_prompts, input_len, 1, vocab_size=vocab_size, seed=seed + 1_000_003)
 
 
 def custom_requests(
     path: str, num_prompts: int, output_len: int | None, seed: int, shuffle: bool = True
 ) -> list[BenchRequest]:
-    """Lines of {"prompt": text or token ids, "output_tokens": N}; output_len goes before a line's own number."""
+    """Lines of {"prompt": text or token ids, "output_tokens": N}; output_len overrides a line's own number."""
     requests = []
     for number, line in enumerate(_read(path).splitlines(), 1):
         if line.strip():
@@ -95,8 +95,8 @@ def custom_requests(
 def sharegpt_requests(
     path: str, num_prompts: int, output_len: int | None, seed: int, encode: Encode | None, shuffle: bool = True
 ) -> list[BenchRequest]:
-    """The first two turns of each conversation: what was asked, and how long the answer was. The answer's length
-    needs a tokenizer (`encode`), or is `output_len`."""
+    """The first two turns of each conversation: the question, and the answer's length, measured with `encode` or given
+    as `output_len`."""
     if encode is None and output_len is None:
         raise ConfigError(
             "--dataset-name sharegpt takes the length of each answer from a tokenizer: give --tokenizer, "
@@ -124,7 +124,7 @@ def sharegpt_requests(
 
 
 def shifted(requests: list[BenchRequest], by: int, vocab_size: int | None) -> list[BenchRequest]:
-    """The same lengths with other tokens, for another run against a server whose prefix cache knows these."""
+    """The same lengths with other tokens, for another run on a server whose prefix cache holds these."""
     end = vocab_size or max((max(one.prompt) for one in requests if isinstance(one.prompt, tuple)), default=0) + 1
     first = end // 10
     return [
@@ -134,7 +134,7 @@ def shifted(requests: list[BenchRequest], by: int, vocab_size: int | None) -> li
 
 
 def as_text(requests: list[BenchRequest], decode: Callable[[tuple[int, ...]], str]) -> list[BenchRequest]:
-    """Token ids as text, for servers that take only text. It may be cut into other tokens there."""
+    """Token ids as text, for servers that take only text. The server may tokenise it differently."""
     return [one if isinstance(one.prompt, str) else replace(one, prompt=decode(one.prompt)) for one in requests]
 
 
@@ -147,7 +147,7 @@ def _around(rng: random.Random, mean: int, ratio: float) -> int:
 
 
 def _ids(rng: random.Random, vocab_size: int) -> Callable[[int], tuple[int, ...]]:
-    """The lowest tenth of the vocabulary is left out: special tokens live there."""
+    """Skips the lowest tenth of the vocabulary, where special tokens are."""
     ids = range(vocab_size // 10, vocab_size)
     return lambda length: tuple(rng.choices(ids, k=length))
 
@@ -184,11 +184,11 @@ def _of_line(line: str, where: str, output_len: int | None) -> BenchRequest:
 
 
 def _of_pair(prompt: Any, answer: Any, output_len: int | None, encode: Encode | None) -> BenchRequest | None:
-    """None for a pair that is pruned. Without a tokenizer nothing is known to prune by but emptiness."""
+    """None for a pair that is pruned. Without a tokenizer, only empty prompts are."""
     if not isinstance(prompt, str) or not isinstance(answer, str) or not prompt:
         return None
     if encode is None:
-        assert output_len is not None, "one of the two is checked before"
+        assert output_len is not None, "checked by the caller"
         return BenchRequest(prompt, output_len)
     prompt_len = len(encode(prompt))
     answer_len = len(encode(answer)) if output_len is None else output_len
@@ -198,7 +198,7 @@ def _of_pair(prompt: Any, answer: Any, output_len: int | None, encode: Encode | 
 
 
 def _choose(requests: list[BenchRequest], path: str, num_prompts: int, seed: int, shuffle: bool) -> list[BenchRequest]:
-    """Exactly as many as were wanted; too few are taken again from the front, as vLLM does."""
+    """Exactly num_prompts requests; too few repeat from the front, as in vLLM."""
     if not requests:
         raise ConfigError(f"--dataset-path {path} holds no prompt that can be used; look into the file")
     if shuffle:

@@ -1,8 +1,8 @@
-"""An HTTP client that gets out of the way: thousands of streams in one process, a few microseconds a chunk.
+"""An HTTP client with little overhead: thousands of streams in one process, a few microseconds per chunk.
 
-A Connection is one socket and a parser in C (httptools); it has one request at a time and is used again for the
-next, as a browser would. The loop hands it bytes, it hands them to the reader of the body: there is no task
-switch, no queue and no copy between the socket and the reader. A task wakes up once a request, at its end.
+A Connection is one socket with a C parser (httptools). It carries one request at a time and is kept for the next. Bytes
+go from the event loop straight to the reader of the body: no task switch, no queue, no copy. A task wakes up once per
+request, at its end.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from octavo.bench.answer import MAX_ERROR_LEN, Answer, AnswerReader
 from octavo.errors import ConfigError
 
 OnBody = Callable[[bytes, float], None]
-#: vLLM's: the last of many requests that are sent at once may wait for hours
+#: as in vLLM: the last of many simultaneous requests may wait for hours
 DEFAULT_TIMEOUT_S = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go, what each of them carries in its head, and how many seconds an answer may take in all."""
+    """The server's URL, the headers of every request, and the timeout of a whole answer."""
 
     base_url: str
     headers: Mapping[str, str]
@@ -60,7 +60,7 @@ class Target:
     @property
     def address(self) -> tuple[str, int]:
         parts = urlsplit(self.base_url)
-        assert parts.hostname is not None, "a Target is checked when it is made"
+        assert parts.hostname is not None, "checked in __post_init__"
         return parts.hostname, parts.port or (443 if self.is_tls else 80)
 
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
@@ -79,7 +79,7 @@ class Target:
 
 
 class Client:
-    """Connections to one target, kept for the next request. Used by one event loop."""
+    """A pool of connections to one target, for one event loop."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -88,8 +88,8 @@ class Client:
         self._addresses: list[str] = []
 
     async def send(self, request: bytes, on_body: OnBody) -> int:
-        """Send one request, hand its body's bytes to `on_body`, return the status. Raises OSError, TimeoutError where
-        the whole took longer than the target's timeout."""
+        """Send one request, pass its body to `on_body`, return the status. Raises OSError, and TimeoutError after the
+        target's timeout."""
         allowed = self.target.timeout_s
         try:
             async with asyncio.timeout(allowed if math.isfinite(allowed) else None) as limit:
@@ -97,7 +97,7 @@ class Client:
         except TimeoutError:
             if limit.expired():
                 raise TimeoutError(f"no whole answer within {allowed:g} s, see --request-timeout") from None
-            raise  # the network's own
+            raise  # raised by the network
 
     async def _send(self, request: bytes, on_body: OnBody) -> int:
         while self._idle:
@@ -106,19 +106,19 @@ class Client:
                 try:
                     return await self._exchange(connection, request, on_body)
                 except ConnectionError:
-                    # The server closed it just now, for having been idle. Once it has answered, it is a failure.
+                    # The server closed the idle connection just now: try again. After the first byte it is an error.
                     if connection.has_answered:
                         raise
         return await self._exchange(await self._connect(), request, on_body)
 
     async def resolve(self) -> None:
-        """Look the host's name up, once and before any time is taken."""
+        """Look up the host name once, before the timing begins."""
         host, port = self.target.address
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self._addresses = [str(one[4][0]) for one in found]
 
     async def stream(self, request: bytes, answer: Answer, num_prompt_tokens: int, keep_text: bool = False) -> None:
-        """Fill in `answer`; what goes wrong is written there."""
+        """Send a request and fill in `answer`, including any error."""
         reader = AnswerReader(answer, keep_text)
         status = 0
         refused = bytearray()
@@ -138,7 +138,7 @@ class Client:
         reader.end(num_prompt_tokens)
 
     async def get_json(self, path: str) -> Any:
-        """The JSON at `path`. Raises OSError if it cannot be had."""
+        """The JSON at `path`. Raises OSError."""
         body = bytearray()
         status = await self.send(self.target.request("GET", path), lambda data, now: body.extend(data))
         if status != 200:
@@ -153,7 +153,7 @@ class Client:
             connection.close()
 
     async def _connect(self) -> Connection:
-        """To the first address that answers; those before it, such as ::1 for localhost, are not tried again."""
+        """Connect to the first address that answers; drop those that do not, such as ::1 for localhost."""
         if not self._addresses:
             await self.resolve()
         for address in self._addresses[:-1]:
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
 
     async def exchange(self, request: bytes, on_body: OnBody) -> int:
         assert self._done is None, "one request at a time"
-        assert self._transport is not None, "a connection is used once it is made"
+        assert self._transport is not None, "used only after connection_made"
         self._parser = httptools.HttpResponseParser(self)
         self._on_body = on_body
         self._ends_with_connection = self.has_answered = False
@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
             self._ends_with_connection = False
 
     def on_message_begin(self) -> None:
-        self._ends_with_connection = True  # unless a header says how long the body is
+        self._ends_with_connection = True  # unless a header gives the body's length
 
     def on_body(self, body: bytes) -> None:
         if self._on_body is not None:

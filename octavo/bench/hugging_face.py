@@ -1,8 +1,4 @@
-"""The comparison: transformers' generate on the same requests, in static batches.
-
-A batch takes as long as its longest request, padding included; that is how generate works and what
-continuous batching avoids.
-"""
+"""The baseline: transformers' generate on the same requests, in static batches, each as slow as its longest request."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from octavo.errors import BackendUnavailableError, ModelLoadError
 
 
 class HuggingFaceModel:
-    """A model in transformers, from a folder, a hub id or a .gguf file (whose weights it makes dense)."""
+    """A transformers model from a folder, a hub id or a .gguf file (dequantised at load)."""
 
     def __init__(self, model: str | Path, dtype: str) -> None:
         try:
@@ -40,7 +36,7 @@ class HuggingFaceModel:
             raise ModelLoadError(f"transformers cannot load {model}: {error}") from error
 
     def measure(self, workload: Sequence[Work], max_batch_size: int, temperature: float) -> Measurement:
-        """Requests in the order they come, `max_batch_size` sequences at a time."""
+        """Run the requests in order, `max_batch_size` sequences at a time."""
         rows = [work for work in workload for _ in range(work.n)]
         self._generate(rows[:1], 2, temperature)
         begin = time.perf_counter()

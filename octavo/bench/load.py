@@ -1,11 +1,11 @@
-"""Load on a server: requests sent at their times, or as fast as others end, by one process or by several.
+"""Load on a server: requests sent on schedule, or as earlier ones end, from one process or several.
 
 request 0   |--send----first--piece--piece-----last--|
 request 1      |--send--------first--piece--last--|            arrivals: gamma-distributed gaps, or all at once
-long prompt         |--send----------------first--|            beside them, every so often, if asked for
+long prompt         |--send----------------first--|            in addition, at intervals, if requested
 
-Several processes share the requests like cards, each with its part of max_concurrency, and begin at one moment of
-the monotonic clock, which is the same for all processes of a host.
+Several processes deal the requests out in turn, each with its part of max_concurrency, and begin at the same moment
+of the host's monotonic clock.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OnProgress = Callable[[int], None]  # how many more requests have ended
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """One request, ready to go. at: seconds after the beginning."""
+    """One encoded request. at: seconds after the start."""
 
     index: int
     at: float
@@ -40,8 +40,8 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class LoadShare:
-    """What one process sends. long_prompts go one every `long_every` seconds while other requests, of any process, are
-    unfinished."""
+    """The requests of one process. One of long_prompts is sent every `long_every` seconds until the requests of all
+    processes have ended."""
 
     target: Target
     sendings: tuple[Sending, ...]
@@ -53,7 +53,7 @@ class LoadShare:
 
 @dataclass(slots=True)
 class Sent:
-    """What came back. cpu: busy seconds of the client process; near to `seconds` it was the bottleneck."""
+    """The answers. cpu: CPU seconds of the client process; close to `seconds`, the client was the bottleneck."""
 
     answers: list[Answer] = field(default_factory=list)
     long_answers: list[Answer] = field(default_factory=list)
@@ -68,8 +68,8 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class RampUp:
-    """A rate that grows over a run from one to another, requests a second: by the same amount with each request
-    (linear), or by the same factor (exponential)."""
+    """A rate in requests per second that grows over a run: by the same amount with each request (linear), or by the
+    same factor (exponential)."""
 
     strategy: RampUpStrategy
     start_rps: float
@@ -87,7 +87,7 @@ class RampUp:
             )
 
     def rates(self, num_requests: int) -> list[float]:
-        """Of each request, the first at the one end and the last at the other."""
+        """The rate at each request, from start_rps to end_rps."""
         shares = [index / max(1, num_requests - 1) for index in range(num_requests)]
         if self.strategy == "linear":
             return [self.start_rps + (self.end_rps - self.start_rps) * share for share in shares]
@@ -95,20 +95,20 @@ class RampUp:
 
 
 def arrivals(rates: Sequence[float], burstiness: float, seed: int) -> list[float]:
-    """Seconds at which requests are sent, a rate each: at once where it is infinite, else a gamma-distributed gap of
-    mean 1 / rate before the next; burstiness 1 is a Poisson process, less comes in bursts, more comes evenly."""
+    """The send times in seconds, from each request's rate: no gap if it is infinite, else a gamma-distributed gap of
+    mean 1 / rate before the next. Burstiness 1 is a Poisson process, less gives bursts, more an even pace."""
     rng = random.Random(seed)
     at, times = 0.0, []
     for rate in rates:
         times.append(at)
         at += 0.0 if math.isinf(rate) else rng.gammavariate(burstiness, 1.0 / (rate * burstiness))
-    # Scaled, so that a short run has exactly the rate it was asked for, as vLLM does.
+    # Scaled, as in vLLM, so that even a short run has exactly the requested rate.
     stretch = sum(1.0 / rate for rate in rates) / at if at else 1.0
     return [one * stretch for one in times]
 
 
 def shares(whole: LoadShare, num_procs: int) -> list[LoadShare]:
-    """The whole, dealt like cards; the first process also sends the long prompts."""
+    """The load dealt out in turn; the first process also sends the long prompts."""
     limit = whole.max_concurrency
     dealt = []
     for rank in range(num_procs):
@@ -124,14 +124,14 @@ class Company(Protocol):
     """The processes that share a load."""
 
     def leave(self) -> None:
-        """This one's requests have ended."""
+        """Report that this process's requests have ended."""
 
     def is_gone(self) -> bool:
-        """Whether everybody's have."""
+        """Whether those of all processes have."""
 
 
 class Alone:
-    """The company of a process that has none."""
+    """The company of a single process."""
 
     def leave(self) -> None:
         pass
@@ -143,11 +143,11 @@ class Alone:
 def run_share(
     share: LoadShare, begin_at: Callable[[], float], on_progress: OnProgress, company: Company | None = None
 ) -> Sent:
-    """Send it all from this process and wait for every answer. `begin_at` gives the moment to begin, once ready."""
+    """Send all requests and wait for the answers. `begin_at` is called when ready and returns the start time."""
     allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         gc.collect()
-        gc.freeze()  # prompts and bodies are not looked through again while times are taken
+        gc.freeze()  # no garbage collection over prompts and bodies while timing
         try:
             return runner.run(_drive(share, begin_at, on_progress, company or Alone()))
         finally:
@@ -155,7 +155,7 @@ def run_share(
 
 
 def allow_many_files() -> None:
-    """A socket is a file, and many systems allow only 1024 unless asked."""
+    """Raise the limit of open files: every socket is one, and the default is often 1024."""
     if sys.platform != "win32":
         import resource
 
@@ -210,7 +210,7 @@ async def _drive(share: LoadShare, begin_at: Callable[[], float], on_progress: O
 
 
 async def _send_long_prompts(share: LoadShare, client: Client, begin: float, answers: list[Answer]) -> None:
-    """One each `long_every` seconds, the first after that long, until cancelled; the list goes round if it ends."""
+    """Send one every `long_every` seconds until cancelled; the list repeats if it ends."""
     async with asyncio.TaskGroup() as group:
         for number in range(sys.maxsize if share.long_prompts else 0):
             await _sleep_until(begin + (number + 1) * share.long_every)

@@ -1,4 +1,4 @@
-"""A load in this process, or dealt to several so that the client is not what is measured.
+"""A load from this process, or from several so that the client is not the bottleneck.
 
 parent --share--> child    "ready"    child <--moment to begin-- parent    child --counts, then what came back--> parent
 """
@@ -18,16 +18,16 @@ from octavo.observe.machine import num_cores
 
 STREAMS_A_PROCESS = 400
 REPORT_EVERY_S = 0.2
-HEAD_START_S = 0.05  # from the word to begin until it begins, for every process to have heard it
+HEAD_START_S = 0.05  # time for the start message to reach every process
 
 
 def processes_for(num_streams: int) -> int:
-    """One for every 400 streams, but never more than half of the cores: the server may live here too."""
+    """One per 400 streams, up to half of the cores: the server may run on this machine too."""
     return max(1, min(-(-num_streams // STREAMS_A_PROCESS), num_cores() // 2))
 
 
 def run_load(share: LoadShare, num_procs: int, on_progress: OnProgress) -> Sent:
-    """Everything that came back, in no particular order of requests. `cpu` is the busiest process's."""
+    """All answers, in any order. `cpu` is that of the busiest process."""
     if num_procs == 1:
         return run_share(share, time.monotonic, on_progress)
     context = multiprocessing.get_context("spawn")
@@ -52,8 +52,8 @@ def run_load(share: LoadShare, num_procs: int, on_progress: OnProgress) -> Sent:
 
 
 def _start(child: BaseProcess) -> None:
-    """Ctrl-C reaches a terminal's whole group. The parent ends its children then, and they need not say anything."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))  # which the child inherits
+    """Start a child that ignores Ctrl-C: the parent ends its children."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))  # inherited by the child
     try:
         child.start()
     finally:
@@ -97,7 +97,7 @@ def _joined(parts: list[Sent]) -> Sent:
 
 
 class _Others:
-    """The company of a process that shares a load. num_left: how many processes still have requests."""
+    """The company of one of several processes. num_left: processes that still have requests."""
 
     def __init__(self, num_left: Synchronized[int]) -> None:
         self._num_left = num_left
@@ -111,7 +111,7 @@ class _Others:
 
 
 def _child(pipe: Connection, share: LoadShare, num_left: Synchronized[int]) -> None:
-    """In a process of its own, which ends in silence when the parent is gone."""
+    """The child's main function; ends silently if the parent is gone."""
     counted = _Counted(pipe)
 
     def begin_at() -> float:
@@ -126,7 +126,7 @@ def _child(pipe: Connection, share: LoadShare, num_left: Synchronized[int]) -> N
 
 
 class _Counted:
-    """Tells the parent how many requests have ended, not more often than it can show."""
+    """Reports the number of ended requests to the parent, at most every REPORT_EVERY_S."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe

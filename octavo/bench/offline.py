@@ -18,10 +18,10 @@ WARM_UP_LEN = 2
 
 
 def measure_octavo(llm: LLM, workload: Sequence[Work], temperature: float, name: str = "octavo") -> Measurement:
-    """Every request generates exactly its length: end tokens are ignored, and nothing is detokenised."""
+    """Throughput of a workload. Every request generates exactly its length; nothing is detokenised."""
     prompts = [work.prompt_token_ids for work in workload]
     params = [_params(work, temperature) for work in workload]
-    backwards = prompts[0][::-1]  # the prefix tree must not know the workload's own prompts
+    backwards = prompts[0][::-1]  # the workload's prompts must not enter the prefix tree
     llm.generate(backwards, params[0].replace(n=1, max_tokens=WARM_UP_LEN), use_tqdm=False)
     begin = time.perf_counter()
     outputs = llm.generate(prompts, params)
@@ -49,7 +49,7 @@ PERCENTAGES = (10, 25, 50, 75, 90, 99)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What is timed: batch_size prompts of input_len tokens, n samples of output_len tokens from each."""
+    """A timed batch: batch_size prompts of input_len tokens, with n samples of output_len tokens each."""
 
     input_len: int
     output_len: int
@@ -57,8 +57,8 @@ class Batch:
     n: int
 
     def latencies(self, llm: LLM, vocab_size: int, num_warm_up: int, num_iters: int) -> Iterator[float]:
-        """Seconds of each iteration after the warm-up. Every iteration has prompts of its own, so that none is
-        found in the prefix tree."""
+        """Seconds of each iteration after the warm-up. Every iteration has new prompts, so that none hits the prefix
+        tree."""
         params = SamplingParams(n=self.n, temperature=1.0, ignore_eos=True, max_tokens=self.output_len)
         params = params.replace(detokenize=False)
         for iteration in range(num_warm_up + num_iters):

@@ -1,4 +1,4 @@
-"""Measuring a server over HTTP, any that speaks OpenAI's API: what it is asked, and in which words."""
+"""Measures any server with OpenAI's API over HTTP: the requests, their format and their timing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RETRY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a BenchRequest is written. options: fields that every request carries besides its own."""
+    """How a BenchRequest is encoded. options: extra fields for every request."""
 
     backend: Backend
     endpoint: str
@@ -53,8 +53,8 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When requests go out. long_every: seconds between the long prompts beside them, inf for none.
-    num_procs: None takes as many client processes as the streams need. ramp_up: in place of one request_rate."""
+    """When requests are sent. long_every: seconds between additional long prompts, inf for none. num_procs: None
+    chooses the number of client processes. ramp_up: replaces request_rate."""
 
     request_rate: float = math.inf
     ramp_up: RampUp | None = None
@@ -71,13 +71,13 @@ class Timing:
 
     @property
     def pace(self) -> str:
-        """How fast requests go out, in words."""
+        """The request rate in words."""
         if self.ramp_up is not None:
             return f"{self.ramp_up.start_rps:g} to {self.ramp_up.end_rps:g} requests/s, {self.ramp_up.strategy}"
         return f"{self.request_rate:g} requests/s" if math.isfinite(self.request_rate) else "all at once"
 
     def rates(self, num_requests: int) -> list[float]:
-        """Of each request."""
+        """The rate at each request."""
         return [self.request_rate] * num_requests if self.ramp_up is None else self.ramp_up.rates(num_requests)
 
     def processes(self, num_prompts: int) -> int:
@@ -87,7 +87,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server and how it is spoken to."""
+    """A server and its request format."""
 
     target: Target
     form: Form
@@ -110,11 +110,11 @@ class Server:
             keep_text=keep_text,
         )
         sent = run_load(share, timing.processes(len(requests)), on_progress)
-        asked_n = self.form.options.get("n")  # goes before the request's own, as it does in the body
+        asked_n = self.form.options.get("n")  # overrides the request's own, as in the body
         return Outcome(sent, {index: asked_n or one.n for index, one in enumerate(requests)}, len(long_requests))
 
     def wait_until_ready(self, request: BenchRequest, timeout_s: float) -> None:
-        """Try one request, again and again for `timeout_s`; raises OctavoError with what was wrong with the last."""
+        """Retry one request for `timeout_s`; raise OctavoError with the last error."""
         give_up_at = time.monotonic() + timeout_s
         while error := self._try(request, 1)[0].error:
             if time.monotonic() + RETRY_S > give_up_at:
@@ -124,13 +124,13 @@ class Server:
             time.sleep(RETRY_S)
 
     def warm_up(self, request: BenchRequest, num_requests: int) -> None:
-        """Requests that are not counted, one after another."""
+        """Send uncounted requests one after another."""
         failed = [answer for answer in self._try(request, num_requests) if answer.error]
         if failed:
             raise OctavoError(f"a warm-up request failed: {failed[0].error}")
 
     def _try(self, request: BenchRequest, num_requests: int) -> list[Answer]:
-        """The prompt goes backwards: the prefix cache must not know what will be measured."""
+        """Send the prompt reversed, so that the measured prompts are not in the prefix cache."""
         backwards = BenchRequest(request.prompt[::-1], min(request.output_len, 8), 1, request.num_prompt_tokens)
         sending = self._sendings([backwards], [0.0])[0]
 
@@ -153,7 +153,7 @@ class Server:
 
 
 def first_model(target: Target) -> str:
-    """The first name in /v1/models. Raises ConfigError if there is none to be had."""
+    """The first name in /v1/models. Raises ConfigError if there is none."""
 
     async def ask() -> Any:
         client = Client(target)

@@ -1,10 +1,10 @@
-"""What a load on a server came to: vLLM's keys for programs, a table for people.
+"""The results of a load on a server, under vLLM's keys.
 
 TTFT    from sending to the first piece of text          E2EL   from sending to the end
 TPOT    (E2EL - TTFT) / (tokens of a sequence - 1)       ITL    between two pieces of one sequence
 
-A server may join several tokens into one piece when its reader lags, so ITL counts the gaps between pieces, as the
-reader sees them, while TPOT counts the tokens of the server's usage.
+A server may join several tokens into one piece when its reader lags. So ITL measures gaps between pieces, as the reader
+sees them, and TPOT uses the token count of the server's usage.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ MAX_ERRORS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One load, measured. num_sequences: how many each request sampled, by its index; num_long_prompts: how many
-    different long prompts there were to send beside them."""
+    """One measured load. num_sequences: request index -> sequences sampled; num_long_prompts: the number of different
+    long prompts."""
 
     sent: Sent
     num_sequences: Mapping[int, int]
@@ -51,7 +51,7 @@ class Outcome:
         return Counter(answer.error for answer in self.sent.answers if answer.error)
 
     def times_ms(self, metric: Metric, answers: Sequence[Answer] | None = None) -> list[float]:
-        """One number a request, or a gap for ITL; of those requests that have it: TPOT needs two tokens."""
+        """One number per request, or per gap for ITL. TPOT skips requests with fewer than two tokens."""
         answers = self.completed if answers is None else answers
         if metric == "itl":
             return [1000 * gap for answer in answers for gap in answer.gaps]
@@ -64,7 +64,7 @@ class Outcome:
         return float(np.percentile(times, percentage)) if times else None
 
     def num_good(self, limits_ms: Mapping[str, float]) -> int:
-        """Completed requests that kept every limit. One token has no TPOT to break."""
+        """Completed requests within every limit. A single token has no TPOT to check."""
         return sum(self._is_good(answer, limits_ms) for answer in self.completed)
 
     def _is_good(self, answer: Answer, limits_ms: Mapping[str, float]) -> bool:
@@ -79,7 +79,7 @@ class Outcome:
 def summary(
     outcome: Outcome, metrics: Sequence[Metric], percentages: Sequence[float], goodput_ms: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Under vLLM's keys. A metric that no request has is null."""
+    """The result under vLLM's keys. A metric without values is null."""
     done = outcome.completed
     seconds = outcome.sent.seconds
     num_in = sum(answer.num_prompt_tokens for answer in done)
@@ -97,7 +97,7 @@ def summary(
         "request_goodput": outcome.num_good(goodput_ms) / seconds if goodput_ms else None,
         "output_throughput": num_out / seconds,
         "total_token_throughput": (num_in + num_out) / seconds,
-        "max_output_tokens_per_s": peak_tokens if seconds >= 1 else None,  # there was no whole second
+        "max_output_tokens_per_s": peak_tokens if seconds >= 1 else None,  # the run was shorter than one second
         "max_concurrent_requests": peak_requests,
         "client_cpu_share": outcome.sent.cpu / seconds,
         "without_usage": sum(not answer.has_usage for answer in done),
@@ -110,7 +110,7 @@ def summary(
 
 
 def _long_prefill(outcome: Outcome, percentages: Sequence[float]) -> dict[str, Any]:
-    """The long prompts beside the requests. Those still unanswered when the last request ended were cut off."""
+    """The additional long prompts. Those without an answer when the last request ended were cut off."""
     answers = outcome.sent.long_answers
     failed = sum(bool(answer.error) for answer in answers)
     times = [1000 * answer.ttft for answer in answers if answer.last and not answer.error]
@@ -138,8 +138,8 @@ def details(outcome: Outcome) -> dict[str, Any]:
 
 
 def peaks(outcome: Outcome) -> tuple[float, int]:
-    """Most output tokens in any one second, and most requests at once. A request's tokens are spread evenly over
-    its pieces, since pieces do not say how many they hold; the gaps of n sequences lie beside one another."""
+    """Peak output tokens in any one second, and peak concurrent requests. A request's tokens are spread evenly over its
+    pieces, whose token counts are unknown; the gaps of its n sequences overlap."""
     done = outcome.completed
     if not done:
         return 0.0, 0
@@ -179,7 +179,7 @@ def percent_key(percentage: float) -> str:
 
 
 def warnings(result: Mapping[str, Any], errors: Counter[str]) -> list[str]:
-    """What a reader of these numbers must know before believing them."""
+    """Caveats about a result."""
     lines = [f"{count} x {error}" for error, count in errors.most_common(MAX_ERRORS_SHOWN)]
     if len(errors) > MAX_ERRORS_SHOWN:
         lines.append(f"and {len(errors) - MAX_ERRORS_SHOWN} other errors")

@@ -1,8 +1,8 @@
-"""Latency against load as a picture: one SVG, written by hand, that needs nothing but a browser.
+"""Latency against load as a plot: one hand-written SVG that needs only a browser.
 
-ms |            * p99          x: requests a second that were answered, so an overloaded server shows as a
-   |          .-               line that turns upwards; each point is marked with the rate that was asked for
-   |  *--*--*-   * p50         y: from zero up; logarithmic where the largest is far above the smallest
+ms |            * p99          x: answered requests per second, so an overloaded server shows as a line that
+   |          .-               turns upwards; each point is marked with its requested rate
+   |  *--*--*-   * p50         y: from zero up; logarithmic if the largest value is far above the smallest
    +---------------- requests/s
 """
 
@@ -49,7 +49,7 @@ th { color: var(--soft); font-weight: 500; }
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One load: the rate asked for, what was reached, and (metric, percentage) -> ms, None where there is none."""
+    """One load: requested and reached rates, and (metric, percentage) -> ms or None."""
 
     offered: float
     requests_per_s: float
@@ -62,7 +62,7 @@ class Point:
 
 
 def render(points: Sequence[Point], title: str, is_page: bool) -> str:
-    """The picture by itself, or a page with the numbers below it."""
+    """The SVG, or an HTML page with the numbers below it."""
     picture = _svg(points, title)
     if not is_page:
         return picture
@@ -73,7 +73,7 @@ def render(points: Sequence[Point], title: str, is_page: bool) -> str:
 
 
 def cells(points: Sequence[Point]) -> list[list[str]]:
-    """The numbers behind the picture, a row a point, below a row of headings."""
+    """A row of headings, then the numbers of each point."""
     columns = [(metric, percentage) for metric in TITLES for percentage in (50, 99)]
     head = ["asked for", "requests/s", "output tokens/s", *(f"{metric.upper()} p{p}" for metric, p in columns)]
     rows = [head]
@@ -86,7 +86,7 @@ def cells(points: Sequence[Point]) -> list[list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Values of one axis to pixels."""
+    """Maps the values of one axis to pixels."""
 
     low: float
     high: float
@@ -112,7 +112,7 @@ class Scale:
 
 
 def scale_for(values: Sequence[float], start: float, end: float, may_be_log: bool) -> Scale:
-    """From zero to a round number above the largest value; or by factors, from a round number below the smallest."""
+    """From zero to a round number above the largest value; or logarithmic, from a round number below the smallest."""
     largest = max(values, default=1.0) or 1.0
     smallest = min((value for value in values if value > 0), default=largest)
     if may_be_log and largest / smallest > LOG_FROM and min(values) > 0:
@@ -128,7 +128,7 @@ def _round_step(rough: float) -> float:
 
 
 def _round_down(value: float) -> float:
-    """1, 2 or 5 times a power of ten, at or below; of a negative value minus the one at or above."""
+    """1, 2 or 5 times a power of ten, at most `value`. For -x: minus the smallest such number from x up."""
     size = abs(value)
     power = 10.0 ** math.floor(math.log10(size))
     steps = (1, 2, 5, 10)
@@ -165,7 +165,7 @@ def _panel(points: Sequence[Point], metric: str, top: float) -> str:
 
 
 def series(points: Sequence[Point], metric: str, percentage: int) -> list[tuple[Point, float]]:
-    """The points of one line, those that have a value."""
+    """The points of one line that have a value."""
     return [(point, value) for point in points if (value := point.times_ms[metric, percentage]) is not None]
 
 
@@ -202,7 +202,7 @@ def _line(line: Sequence[tuple[Point, float]], percentage: int, across: Scale, u
 
 
 def _labels(lines: Mapping[int, Sequence[tuple[Point, float]]], across: Scale, up: Scale) -> list[str]:
-    """Each line's name at its right end; the lower one gives way where both end in one place."""
+    """Each line's name at its right end; the lower one moves down if they overlap."""
     parts = []
     lowest = -math.inf
     for percentage, line in sorted(lines.items(), reverse=True):

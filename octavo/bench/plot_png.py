@@ -1,7 +1,4 @@
-"""The picture of plot.py as a PNG, for places that show neither HTML nor SVG.
-
-matplotlib draws it, which is the extra `plot` and imported only here.
-"""
+"""The plot of plot.py as a PNG, drawn by matplotlib, which is the extra `plot` and imported only here."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DOTS_PER_INCH = 200
-TOP = 80  # the picture's title, and below it the upper panel's
-#: the SVG's colours on paper
+TOP = 80  # space for the title and the upper panel's title
+#: the SVG's colours on a light background
 _INK, _SOFT, _GRID = "#1d2330", "#667085", "#e3e7ee"
 _COLOURS = {50: "#2563c9", 99: "#c2571a"}
 
 
 def check_png(path: str) -> None:
-    """Raise ConfigError where no PNG can be drawn, before anything is measured for one."""
+    """Raise ConfigError if matplotlib is missing, before anything is measured."""
     if find_spec("matplotlib") is None:
         raise ConfigError(
             f"--plot {path}: a .png needs matplotlib, which is not installed: pip install 'octavo[plot]', "
@@ -33,7 +30,7 @@ def check_png(path: str) -> None:
 
 
 def render_png(points: Sequence[Point], title: str) -> bytes:
-    """Two panels above one another, as large on a screen as the SVG."""
+    """Two stacked panels, of the SVG's size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / 96, HEIGHT / 96), dpi=DOTS_PER_INCH)
@@ -83,5 +80,5 @@ def _panel(axes: Axes, points: Sequence[Point], metric: str) -> None:
 
 
 def _plain(title: str) -> str:
-    """matplotlib would read what stands between dollars as a formula."""
+    """Escape dollars, between which matplotlib would read a formula."""
     return title.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What a measurement says: lines for people, JSON under vLLM's keys for programs."""
+"""A measurement as a line for people and as JSON under vLLM's keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Measurement:
 
     @property
     def output_rate(self) -> float:
-        """Generated tokens a second, the time of prefill included."""
+        """Generated tokens per second, prefill time included."""
         return self.num_output_tokens / self.seconds
 
     def line(self) -> str:
@@ -54,7 +54,7 @@ def ratio_line(ours: Measurement, theirs: Measurement) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Where a number was measured; without it a number says nothing."""
+    """The machine and versions of a measurement."""
     return {
         "octavo": __version__,
         "python": platform.python_version(),

@@ -1,7 +1,7 @@
-"""How long a fresh process takes until it can answer: the engine ready, the first token there.
+"""Start-up time of a fresh process: until the engine is ready, and until the first token.
 
 cold    with an empty kernel cache: everything is built
-warm    with the kernels that the last run left
+warm    with the kernels of the last run
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from octavo.errors import OctavoError
 
-#: run in the fresh process; the options are its argument, the result its last line
+#: runs in the fresh process; its argument is the options, its last line the result
 _SCRIPT = """
 import json, sys, time
 begin = time.perf_counter()
@@ -32,8 +32,8 @@ print(json.dumps({"import": imported - begin, "ready": ready - begin, "first_tok
 
 
 def start_once(options: Mapping[str, Any], is_cold: bool) -> dict[str, float]:
-    """Seconds from the first line of Python to: octavo imported, engine ready, first token. "process" is the
-    whole process, interpreter and exit included. Raises OctavoError with what the process said if it fails."""
+    """Seconds from the first line of Python to: octavo imported, engine ready, first token. "process" is the whole
+    process, with interpreter start and exit. Raises OctavoError with the process's last line if it fails."""
     with tempfile.TemporaryDirectory() as empty:
         environment = os.environ | ({"OCTAVO_CACHE_DIR": empty, "TRITON_CACHE_DIR": empty} if is_cold else {})
         begin = time.perf_counter()

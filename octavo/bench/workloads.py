@@ -1,4 +1,4 @@
-"""What engines are measured on: token ids drawn from a seed, so that every engine computes the same requests."""
+"""Benchmark workloads: token ids drawn from a seed, so that every engine gets the same requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 DatasetName = Literal["random", "ragged16", "single", "mixed", "chat", "prefill", "fanout", "longctx"]
 
-#: prompt lengths of one round of ragged16: short and long ones mixed, as a server would see them
+#: prompt lengths of one round of ragged16: short and long mixed, as on a server
 RAGGED16_LENS = (16, 24, 32, 48, 64, 64, 80, 96, 96, 112, 128, 144, 160, 192, 224, 256)
 
 
@@ -35,13 +35,13 @@ def random_workload(
 
 
 def ragged16(num_prompts: int, output_len: int, *, n: int = 1, vocab_size: int, seed: int = 0) -> list[Work]:
-    """Prompts of sixteen lengths, round after round."""
+    """Prompts of sixteen lengths in turn."""
     lens = (RAGGED16_LENS[index % len(RAGGED16_LENS)] for index in range(num_prompts))
     return _draw(lens, output_len, n, vocab_size, seed)
 
 
 def single() -> list[Work]:
-    """One stream: what a user waits for."""
+    """One stream: the latency of a single user."""
     return _uniform(1, 512, 256, seed=3)
 
 
@@ -60,7 +60,7 @@ def chat() -> list[Work]:
 
 
 def prefill() -> list[Work]:
-    """Long prompts and nothing else."""
+    """Long prompts, one output token each."""
     return _uniform(24, 8192, 1, seed=2)
 
 
@@ -70,11 +70,11 @@ def fanout() -> list[Work]:
 
 
 def longctx() -> list[Work]:
-    """Few sequences, each with much to read."""
+    """Few sequences with long contexts."""
     return _uniform(16, 16000, 128, seed=5)
 
 
-#: workloads whose every number is fixed, so that engines and days can be compared
+#: fully fixed workloads, so that results are comparable across engines and over time
 NAMED: dict[str, Callable[[], list[Work]]] = {
     "single": single,
     "mixed": mixed,
@@ -83,7 +83,7 @@ NAMED: dict[str, Callable[[], list[Work]]] = {
     "fanout": fanout,
     "longctx": longctx,
 }
-_NAMED_TOKEN_RANGE = (1000, 100_000)  # in every large vocabulary, clear of its special tokens
+_NAMED_TOKEN_RANGE = (1000, 100_000)  # ordinary tokens in every large vocabulary
 
 
 def _uniform(num_prompts: int, input_len: int, output_len: int, *, n: int = 1, seed: int) -> list[Work]:
@@ -92,7 +92,7 @@ def _uniform(num_prompts: int, input_len: int, output_len: int, *, n: int = 1, s
 
 
 def _named(rng: random.Random, input_len: int, n: int, draw_output_len: Callable[[], int]) -> Work:
-    """The prompt's tokens are drawn before the output's length."""
+    """Draw the prompt first, then the output length."""
     prompt = tuple(rng.randrange(*_NAMED_TOKEN_RANGE) for _ in range(input_len))
     return Work(prompt, n, draw_output_len())
 
@@ -103,7 +103,7 @@ def _log_normal(rng: random.Random, mean: float, sigma: float, longest: int) -> 
 
 
 def _draw(lens: Iterable[int], output_len: int, n: int, vocab_size: int, seed: int) -> list[Work]:
-    """The lowest tenth of the vocabulary is left out: special tokens live there."""
+    """Skips the lowest tenth of the vocabulary, where special tokens are."""
     rng = random.Random(seed)
     first = vocab_size // 10
     return [Work(tuple(rng.randrange(first, vocab_size) for _ in range(length)), n, output_len) for length in lens]

@@ -1,7 +1,7 @@
-"""Answers as they come: gathered by prompt, shown or written in the order of the prompts.
+"""Streamed answers, gathered by prompt and printed or written in the order of the prompts.
 
-The first prompt without a finished answer is shown live; what the others have said meanwhile waits until
-their turn. So any number of answers can be read, piped or compared as if they had been made one by one.
+The first unfinished answer is shown live; the text of later ones waits for its turn. The output reads as if the prompts
+had been answered one by one.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Answer:
 
 
 def gather(requests: list[RunRequest], outputs: Iterable[RequestOutput]) -> Iterator[tuple[int, Answer]]:
-    """Follow a stream of DELTA or FINAL_ONLY outputs; yields a prompt's index and its answer at every change."""
+    """Follow a stream of DELTA or FINAL_ONLY outputs; yield a prompt's index and answer whenever the answer changes."""
     answers = [Answer(request, [Sample() for _ in range(request.sampling_params.n)]) for request in requests]
     for output in outputs:
         index = int(output.request_id.rpartition("-")[2])
@@ -88,7 +88,7 @@ def gather(requests: list[RunRequest], outputs: Iterable[RequestOutput]) -> Iter
 
 
 class Shown(Protocol):
-    """Where text is shown."""
+    """A stream that text is written to."""
 
     def write(self, text: str, /) -> Any: ...
 
@@ -96,7 +96,7 @@ class Shown(Protocol):
 
 
 class LiveText:
-    """Writes answers as text, in order, each as early as its turn allows."""
+    """Writes answers as text, in order, each piece as early as the order allows."""
 
     def __init__(self, file: Shown, num_requests: int) -> None:
         self._file = file
@@ -104,7 +104,7 @@ class LiveText:
         self._waiting: dict[int, Answer] = {}
         self._turn = 0
         self._sample = 0
-        self._num_shown = 0  # pieces of the sample whose turn it is
+        self._num_shown = 0  # pieces already written of the current sample
         self._is_begun = False
 
     def update(self, index: int, answer: Answer) -> None:
@@ -115,7 +115,7 @@ class LiveText:
         self._file.flush()
 
     def _show(self, answer: Answer) -> bool:
-        """Write what is new of the answer whose turn it is; True when all of it is written."""
+        """Write the new part of the current answer; True once the answer is complete."""
         if not self._is_begun:
             self._is_begun = True
             self._write_title(answer)
@@ -157,14 +157,14 @@ class JsonLines:
 
 
 def cut_at(num_tokens: int, max_tokens: int | None) -> str:
-    """Why an answer that ends with "length" ends, and what to do about it."""
+    """Why an answer ended with "length", and what to change."""
     if max_tokens is not None and num_tokens >= max_tokens:
         return f"cut at {num_tokens:,} tokens; --max-tokens allows more"
     return f"cut after {num_tokens:,} tokens, where the context is full; --max-model-len may make it longer"
 
 
 class Cuts:
-    """Answers that did not come to their end: said on standard error, since nothing in the text shows it."""
+    """Reports truncated answers on standard error: the text itself does not show it."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[int, int], str] = {}

@@ -30,10 +30,10 @@ def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(default="smollm2")
     counts = {
         "input-len": (32, "prompt tokens"),
-        "output-len": (128, "new tokens a sequence"),
-        "batch-size": (8, "prompts at once"),
+        "output-len": (128, "new tokens per sequence"),
+        "batch-size": (8, "prompts per batch"),
         "n": (1, "sequences sampled from each prompt"),
-        "num-iters-warmup": (10, "iterations before any is counted"),
+        "num-iters-warmup": (10, "warm-up iterations, not counted"),
         "num-iters": (30, "iterations"),
     }
     for name, (default, text) in counts.items():

@@ -1,4 +1,4 @@
-"""octavo bench serve: what a server's users wait for, and how many it can serve, under vLLM's flag names.
+"""octavo bench serve: latency and throughput of a server under load, under vLLM's flag names.
 
 octavo bench serve --dataset-name random --random-input-len 512 --random-output-len 128 --request-rate 4
 octavo bench serve --dataset-name chat --request-rate 1,2,4,8,inf --plot latency.html
@@ -42,13 +42,13 @@ def add_arguments(parser: CommandParser) -> None:
     _add_server_flags(parser.add_argument_group("server"))
     add_dataset_flags(parser)
     _add_load_flags(parser.add_argument_group("load"))
-    sampling = parser.add_argument_group("sampling", "default: what the server does by itself")
+    sampling = parser.add_argument_group("sampling", "default: the server's own defaults")
     for name in _SAMPLING:
         add_sampling_flag(sampling, name)
     sampling.add_argument(
         "--ignore-eos",
         action=argparse.BooleanOptionalAction,
-        help="go on past the end token; default: yes, but not for sharegpt and custom",
+        help="generate past the end token; default: yes, except for sharegpt and custom",
     )
     add_result_flags(parser)
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What can be said of numbers alone, before anything is drawn or sent."""
+    """Checks that need only the flags, before any prompt is drawn or sent."""
     check_counts(args, "num_prompts", "max_concurrency", "num_client_procs")
     check_counts(args, "num_warmups", least=0)
     check_dataset_flags(args)
@@ -104,57 +104,59 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
         default="openai",
         help="openai, vllm: completions of token ids or text; openai-chat: chats of text (default: openai)",
     )
-    group.add_argument("--base-url", metavar="URL", help="http(s)://HOST[:PORT][/PREFIX]; goes before host and port")
+    group.add_argument("--base-url", metavar="URL", help="http(s)://HOST[:PORT][/PREFIX]; overrides host and port")
     group.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1)")
     group.add_argument("--port", type=whole_number, default=8000, metavar="N", help="(default: 8000)")
-    group.add_argument("--endpoint", metavar="PATH", help="default: /v1/completions, or of chats /v1/chat/completions")
+    group.add_argument("--endpoint", metavar="PATH", help="default: /v1/completions, or /v1/chat/completions for chats")
     group.add_argument("--api-key", metavar="KEY", help="sent as a bearer token; also OPENAI_API_KEY")
-    group.add_argument("--header", nargs="+", default=[], metavar="NAME=VALUE", help="further headers")
-    group.add_argument("--extra-body", metavar="JSON", help="further fields of every request")
+    group.add_argument("--header", nargs="+", default=[], metavar="NAME=VALUE", help="extra headers")
+    group.add_argument("--extra-body", metavar="JSON", help="extra fields for every request")
     group.add_argument(
         "--request-timeout",
         type=number,
         default=DEFAULT_TIMEOUT_S,
         metavar="S",
-        help="a request that is not answered in full by then is cut off and has failed; inf: never (default: 6 hours)",
+        help="cut off requests that take longer and count them as failed; inf: never (default: 6 hours)",
     )
     group.add_argument(
         "--ready-check-timeout-sec",
         type=number,
         default=0.0,
         metavar="S",
-        help="wait so long for a server that does not answer yet (default: 0, one try)",
+        help="time to wait for the server to answer (default: 0, one try)",
     )
 
 
 def _add_load_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--request-rate", metavar="X[,X...]", help="requests a second, inf: all at once; several are run in turn (inf)"
+        "--request-rate",
+        metavar="X[,X...]",
+        help="requests per second, inf: all at once; several run in turn (inf)",
     )
     group.add_argument(
         "--ramp-up-strategy",
         choices=get_args(RampUpStrategy),
-        help="in place of --request-rate one that grows over the run: by equal amounts a request, or by equal factors",
+        help="in place of --request-rate: grow the rate by an equal amount, or an equal factor, per request",
     )
-    group.add_argument("--ramp-up-start-rps", type=number, metavar="X", help="requests a second it begins with")
-    group.add_argument("--ramp-up-end-rps", type=number, metavar="X", help="requests a second it ends with")
-    burstiness = "1: a Poisson process; less comes in bursts, more comes evenly (default: 1)"
+    group.add_argument("--ramp-up-start-rps", type=number, metavar="X", help="first rate, in requests per second")
+    group.add_argument("--ramp-up-end-rps", type=number, metavar="X", help="last rate, in requests per second")
+    burstiness = "1: a Poisson process; below 1: bursts; above 1: more even (default: 1)"
     group.add_argument("--burstiness", type=number, default=1.0, metavar="X", help=burstiness)
-    group.add_argument("--max-concurrency", type=whole_number, metavar="N", help="most requests at once")
-    group.add_argument("--num-warmups", type=whole_number, default=0, metavar="N", help="requests before (default: 0)")
+    group.add_argument("--max-concurrency", type=whole_number, metavar="N", help="limit of concurrent requests")
+    group.add_argument("--num-warmups", type=whole_number, default=0, metavar="N", help="warm-up requests (default: 0)")
     group.add_argument(
         "--num-client-procs",
         type=whole_number,
         metavar="N",
-        help="processes that send; default: one for every 400 streams, at most half of the cores",
+        help="client processes; default: one per 400 streams, at most half of the cores",
     )
     group.add_argument(
         "--long-prefill-every",
         type=number,
         metavar="S",
-        help="beside the requests send a long prompt every so many seconds; they are reported by themselves",
+        help="also send a long prompt every S seconds, reported separately",
     )
-    group.add_argument("--long-prefill-len", type=whole_number, metavar="N", help="tokens of those prompts (8192)")
+    group.add_argument("--long-prefill-len", type=whole_number, metavar="N", help="tokens per long prompt (8192)")
 
 
 def _target(args: argparse.Namespace) -> Target:
@@ -171,7 +173,7 @@ def _target(args: argparse.Namespace) -> Target:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Fields that every request carries besides its own: the sampling flags, and --extra-body over them."""
+    """Fields common to all requests: the sampling flags, overridden by --extra-body."""
     given = vars(args)
     options = {name: given[name] for name in _SAMPLING if name in given}
     if args.extra_body is None:
@@ -227,7 +229,7 @@ def _percentages(args: argparse.Namespace) -> list[float]:
 
 
 def _asked(args: argparse.Namespace, server: Server, timing: Timing, requests: list[BenchRequest]) -> dict[str, Any]:
-    """What was measured, under vLLM's keys; an infinite rate is the word inf, since JSON has no such number."""
+    """The parameters of a run under vLLM's keys. An infinite rate is the word inf: JSON has no such number."""
     return {
         "endpoint_type": args.backend,
         "backend": args.backend,
@@ -246,5 +248,5 @@ def _asked(args: argparse.Namespace, server: Server, timing: Timing, requests: l
 
 
 def _ramp_up_keys(ramp_up: RampUp | None) -> dict[str, Any]:
-    """vLLM has them only where there is one."""
+    """vLLM writes these keys only for a ramp-up."""
     return {} if ramp_up is None else {f"ramp_up_{name}": value for name, value in asdict(ramp_up).items()}

@@ -1,4 +1,4 @@
-"""The requests that `octavo bench serve` sends, from its flags: which shape, how many, how often."""
+"""The requests that `octavo bench serve` sends, built from its flags: shape, number and rate."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ FILES = ("sharegpt", "custom")
 DATASETS = ("random", *FIXED, *FILES)
 DEFAULT_NUM_PROMPTS, DEFAULT_INPUT_LEN, DEFAULT_OUTPUT_LEN, DEFAULT_LONG_LEN = 1000, 1024, 128, 8192
 STALL_RATE, STALL_EVERY = 8.0, 1.0
-LEAST_LONG_PROMPTS, MOST_LONG_PROMPTS = 64, 256  # then the first is sent again, and a warning says so
+LEAST_LONG_PROMPTS, MOST_LONG_PROMPTS = 64, 256  # beyond these, prompts repeat, and a warning says so
 
-#: flag: the datasets it goes with
+#: flag -> the datasets it applies to
 _GOES_WITH = {
     "num_prompts": ("random", *FILES),
     "dataset_path": FILES,
@@ -54,8 +54,8 @@ _GOES_WITH = {
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The requests of each request rate. is_drawn: with lengths of their own and other tokens at each rate; what is
-    read from a file is the same each time. ramp_up: the one run's rate grows, and `rates` says nothing of it."""
+    """The requests of each request rate. is_drawn: drawn anew, with fixed lengths, for each rate; requests from a file
+    are the same every time. ramp_up: the rate of the only run, in place of `rates`."""
 
     rates: tuple[float, ...]
     ramp_up: RampUp | None
@@ -71,32 +71,32 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         "--dataset-name",
         choices=DATASETS,
         default="random",
-        help="random: lengths around a mean; single to longctx: fixed in every number; stall: 240 short chats, 8 a "
-        "second, and beside them a prompt of 8192 tokens every second; sharegpt, custom: of --dataset-path",
+        help="random: lengths around a mean; single to longctx: fully fixed workloads; stall: 240 short chats, 8 per "
+        "second, plus a prompt of 8192 tokens every second; sharegpt, custom: read from --dataset-path",
     )
-    group.add_argument("--dataset-path", metavar="FILE", help="ShareGPT's JSON, or lines of JSON with a prompt each")
+    group.add_argument("--dataset-path", metavar="FILE", help="ShareGPT's JSON, or JSONL with one prompt a line")
     counts = {
         "num-prompts": "requests (1000)",
         "input-len": "the same as --random-input-len",
         "output-len": "the same as --random-output-len, --sharegpt-output-len or --custom-output-len",
         "random-input-len": "prompt tokens (1024)",
         "random-output-len": "new tokens (128)",
-        "random-prefix-len": "tokens before them that all prompts share (0)",
-        "sharegpt-output-len": "new tokens; default: as many as the answer in the file has",
+        "random-prefix-len": "tokens of a prefix that all prompts share (0)",
+        "sharegpt-output-len": "new tokens; default: the length of the answer in the file",
         "custom-output-len": "new tokens; default: the line's output_tokens, else 256",
-        "vocab-size": "ids of drawn prompts are below it; default: of --tokenizer, else 30000, which is safe",
+        "vocab-size": "drawn token ids are below it; default: that of --tokenizer, else 30000, which is safe",
     }
     for name, text in counts.items():
         group.add_argument(f"--{name}", type=whole_number, metavar="N", help=text)
     ratio = "lengths are from (1 - X) to (1 + X) times the mean (0)"
     group.add_argument("--random-range-ratio", type=number, metavar="X", help=ratio)
     group.add_argument(
-        "--disable-shuffle", action="store_true", default=None, help="take a file's prompts in its order"
+        "--disable-shuffle", action="store_true", default=None, help="keep the order of the file's prompts"
     )
     group.add_argument(
         "--tokenizer",
         metavar="NAME",
-        help="folder, GGUF file or hub id; only sharegpt's lengths and drawn prompts as text need one",
+        help="folder, GGUF file or hub id; needed only for sharegpt's lengths and for drawn prompts as text",
     )
     group.add_argument(
         "--seed", type=whole_number, default=0, metavar="N", help="draws prompts and arrivals (default: 0)"
@@ -104,7 +104,7 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_dataset_flags(args: argparse.Namespace) -> None:
-    """Refuse what the dataset has no use for; bring --input-len and --output-len to their longer names."""
+    """Refuse flags that the dataset does not use; copy --input-len and --output-len to their longer names."""
     name = args.dataset_name
     for flag, datasets in _GOES_WITH.items():
         if getattr(args, flag) is not None and name not in datasets:
@@ -133,7 +133,7 @@ def open_dataset(args: argparse.Namespace) -> Dataset:
     ramp_up, every = _ramp_up(args), _long_every(args)
     rates = _rates(args)
 
-    @cache  # the first is drawn before the server is known to be there
+    @cache  # the first set is drawn before the server is known to answer
     def draw(point: int) -> list[BenchRequest]:
         return _written(args, _draw(args, vocab_size, tokenizer, point), tokenizer)
 
@@ -152,7 +152,7 @@ def open_dataset(args: argparse.Namespace) -> Dataset:
 
 
 def _written(args: argparse.Namespace, requests: list[BenchRequest], tokenizer: Tokenizer | None) -> list[BenchRequest]:
-    """As text where the backend takes only text."""
+    """The requests, as text if the backend takes only text."""
     if args.backend != "openai-chat" or all(isinstance(request.prompt, str) for request in requests):
         return requests
     if tokenizer is None:
@@ -189,7 +189,7 @@ def _draw(
 
 
 def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
-    """--tokenizer; where one is needed and not named, the model's own, if it can be found here by its name."""
+    """--tokenizer; if one is needed and not given, the model's own, if this machine has it under that name."""
     is_needed = (args.dataset_name == "sharegpt" and args.sharegpt_output_len is None) or (
         args.backend == "openai-chat" and args.dataset_name not in FILES
     )
@@ -233,8 +233,8 @@ def _long_every(args: argparse.Namespace) -> float:
 
 
 def _num_long(seconds: float, every: float) -> int:
-    """Enough for the time that requests arrive in, and as long again for a server that falls behind; for a minute
-    where they arrive at once."""
+    """Enough for twice the time over which requests arrive, in case the server falls behind; for one minute if all
+    arrive at once."""
     return max(LEAST_LONG_PROMPTS, min(MOST_LONG_PROMPTS, math.ceil((2 * seconds or 60.0) / every)))
 
 

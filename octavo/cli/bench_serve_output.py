@@ -1,4 +1,4 @@
-"""What `octavo bench serve` shows and keeps: a bar while it runs, a table, JSON under vLLM's keys, a picture."""
+"""Output of `octavo bench serve`: a progress bar, a table, JSON under vLLM's keys, a plot."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
 
 
 class Bar:
-    """Requests done, on standard error, and only where that is a terminal."""
+    """A progress bar of finished requests, on standard error if that is a terminal."""
 
     def __init__(self, num_requests: int, pace: str, is_disabled: bool) -> None:
         self._num_requests = num_requests
@@ -78,7 +78,7 @@ class Bar:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
             columns = (TextColumn(self._title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            # Four times a second: drawing takes the loop's time.
+            # Four times per second: drawing takes time from the event loop.
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
             self._bar.start()
             self._row = self._bar.add_task("", total=self._num_requests)
@@ -100,7 +100,7 @@ def say(line: str) -> None:
 
 
 def table(result: Mapping[str, Any], pace: str) -> str:
-    """One result for people; what was not measured is left out."""
+    """One result as a table; values that were not measured are left out."""
     lines = [f" {pace} ".center(58, "=")]
     for key, (name, form) in _TOTALS.items():
         if result.get(key) is not None and (key != "total_cached_tokens" or result[key]):
@@ -124,7 +124,7 @@ def _latency_lines(result: Mapping[str, Any], metric: str, title: str) -> list[s
 
 
 class Results:
-    """Collects one result a rate. Places are checked before anything is measured."""
+    """Collects one result per rate. Output paths are checked before anything is measured."""
 
     def __init__(self, args: argparse.Namespace, rates: tuple[float, ...]) -> None:
         self._args = args

@@ -19,9 +19,9 @@ _NOT_FLAGS = frozenset({"model"})
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(default="smollm2")
-    help_cold = "starts with an empty kernel cache (default: 1)"
+    help_cold = "runs with an empty kernel cache (default: 1)"
     parser.add_argument("--num-iters-cold", type=whole_number, default=1, metavar="N", help=help_cold)
-    help_warm = "starts with kernels built (default: 5)"
+    help_warm = "runs with kernels already built (default: 5)"
     parser.add_argument("--num-iters-warm", type=whole_number, default=5, metavar="N", help=help_warm)
     parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
     add_engine_flags(parser, _NOT_FLAGS)

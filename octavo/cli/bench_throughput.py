@@ -1,4 +1,4 @@
-"""octavo bench throughput: requests a second and tokens a second of a workload, under vLLM's flag names.
+"""octavo bench throughput: requests per second and tokens per second of a workload, under vLLM's flag names.
 
 octavo bench throughput --model smollm2 --dataset-name ragged16 --num-prompts 64
 octavo bench throughput --model smollm2 --input-len 512 --output-len 1 --num-prompts 8
@@ -30,7 +30,7 @@ from octavo.errors import ConfigError
 BACKENDS = ("octavo", "triton", "cpu", "reference", "hf")
 DEFAULT_INPUT_LEN = 128
 
-# --backend names engines here, and --seed is the workload's.
+# Here --backend names engines and --seed is the workload's.
 COMMON = (
     *("--model", "--dataset-name", "--num-prompts", "--input-len", "--output-len", "--n", "--temperature", "--backend"),
     *("--output-json", "--load-format", "--max-num-seqs", "--max-num-batched-tokens"),
@@ -38,10 +38,10 @@ COMMON = (
 _NOT_FLAGS = frozenset({"model", "backend", "seed"})
 
 _DATASETS = (
-    "shape of the requests; single, mixed, chat, prefill, fanout and longctx are fixed in every number, and "
-    "--num-prompts, --output-len, --n and --seed do not go with them"
+    "shape of the requests; single, mixed, chat, prefill, fanout and longctx are fully fixed: --num-prompts, "
+    "--output-len, --n and --seed do not apply"
 )
-#: not the named workloads' business, and what they are otherwise
+#: flags that named workloads do not take, and their defaults
 _SHAPE = {"num_prompts": 16, "output_len": 128, "n": 1, "seed": 0}
 
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settle_shape(args: argparse.Namespace) -> None:
-    """Fill in what was left out; refuse what a named workload has fixed."""
+    """Fill in defaults; refuse flags that a named workload fixes."""
     for name, default in _SHAPE.items():
         given = getattr(args, name)
         if args.dataset_name in NAMED and given is not None:

@@ -1,6 +1,6 @@
 """Chat with the model of a running server. Ctrl-C stops an answer, not the program.
 
-octavo chat                            a conversation with what is served here
+octavo chat                            a conversation with the local server
 octavo chat -q "Why is the sky blue?"  one answer
 octavo chat --url https://example.org/v1 --model-name NAME --api-key KEY --system-prompt "Be brief."
 """

@@ -1,6 +1,6 @@
-"""Complete prompts, as they are, with the model of a running server. Ctrl-C stops a completion, not the program.
+"""Complete raw prompts with the model of a running server. Ctrl-C stops the completion, not the program.
 
-octavo complete                                        a prompt a line
+octavo complete                                        one prompt per line
 octavo complete -q "Once upon a time" --max-tokens 50  one completion
 """
 

@@ -16,21 +16,21 @@ from octavo.cli.piped_text import check_text
 from octavo.cli.run_requests import Message
 from octavo.errors import InvalidRequestError, OctavoError
 
-#: between two lines of a paste; nobody types a line so fast
+#: longest gap between two pasted lines; nobody types a line so fast
 _PASTE_GAP_S = 0.03
 
 
 def typed_messages(welcome: str) -> Iterator[str]:
-    """Without their line ends. Ctrl-C only drops the line."""
+    """Messages as typed or pasted until Ctrl-D, or one per line from a pipe. Ctrl-C only drops the line."""
     with suppress(ImportError):
-        import readline  # noqa: F401  # editing and history of lines, where Python has it
+        import readline  # noqa: F401  # line editing and history, if this Python has it
     if not sys.stdin.isatty():
         yield from _piped_lines()
         return
     print(f"\n{welcome}", file=sys.stderr)
     while True:
         try:
-            print(file=sys.stderr, flush=True)  # not in the prompt, which readline draws again and again
+            print(file=sys.stderr, flush=True)  # outside the prompt, which readline redraws
             yield check_text("the message", _pasted_or_typed(input("> ")))
         except EOFError:
             print()
@@ -74,13 +74,13 @@ HELP = """  /reset   forget what was said
   Ctrl-C   stop the answer
 Anything else is a message, also if it begins with /. What is pasted is one message, however many lines it has."""
 
-#: shows the answer to a conversation as it comes; returns what was shown, also of an answer that was stopped
+#: streams the answer to a conversation; returns the text shown, even if the answer was stopped
 Say = Callable[[list[Message]], str]
 
 
 class Conversation:
-    """refusals: what `say` may raise without ending the chat, where somebody is there to read it. first: messages that
-    are not forgotten, such as a system prompt. what: is to be typed."""
+    """refusals: errors of `say` that do not end a chat on a terminal. first: messages that /reset keeps, such as a
+    system prompt. what: what the user types."""
 
     def __init__(
         self, say: Say, refusals: tuple[type[OctavoError], ...], first: tuple[Message, ...] = (), what: str = "message"

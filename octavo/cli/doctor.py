@@ -23,7 +23,7 @@ from octavo.observe import machine
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line. `problem` is None where all is well, else the reason and its cure."""
+    """One line. `problem` is None, or the reason and the fix."""
 
     name: str
     value: str
@@ -41,7 +41,7 @@ def machine_findings() -> Iterator[Finding]:
 
 
 def python_findings() -> Iterator[Finding]:
-    """Octavo's own requirements against what is installed."""
+    """Octavo's requirements against the installed packages."""
     from packaging.requirements import Requirement
 
     yield Finding("python", platform.python_version())
@@ -67,7 +67,7 @@ def _package(name: str, wanted: str, is_allowed: Callable[..., bool]) -> Finding
 
 
 def compiler_findings() -> Iterator[Finding]:
-    """Only the cpu backend needs one, and only until its kernels are in the cache."""
+    """Only the cpu backend needs a compiler, and only until its kernels are cached."""
     from octavo import env
     from octavo.kernels.build.build import LIBRARY_NAME
     from octavo.kernels.build.toolchain import find_toolchain
@@ -113,7 +113,7 @@ def _distribution(name: str) -> str:
         return re.sub("[-_.]+", "-", name)
 
 
-# Backends come before the compiler: looking at them may fill the kernel cache.
+# Backends come before the compiler: checking them may fill the kernel cache.
 SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "machine": machine_findings,
     "python": python_findings,

@@ -1,11 +1,11 @@
-"""What a shell starts, as `octavo` or `python -m octavo`: the command line, and how a process of it ends.
+"""The entry point of `octavo` and `python -m octavo`: runs a command and ends the process cleanly.
 
-    before a command works     nothing is open: Ctrl-C leaves at once
-    while it works             Ctrl-C is a KeyboardInterrupt, which main.py ends in order
-    after it                   threads and libraries say goodbye: Ctrl-C leaves at once
+    before a command runs      nothing is open: Ctrl-C exits at once
+    while it runs              Ctrl-C is a KeyboardInterrupt, which main.py handles
+    after it                   threads and libraries shut down: Ctrl-C exits at once
 
-No moment shows a traceback, and 130 is what a shell expects of Ctrl-C. SIGTERM keeps the system's meaning: the end. A
-server catches both in its supervisor.
+Ctrl-C never shows a traceback; shells expect exit code 130 for it. SIGTERM keeps its default action. A server's
+supervisor handles both.
 """
 
 import os
@@ -17,7 +17,7 @@ from octavo.cli.interrupts import INTERRUPTED, end_the_line, leave
 
 
 def main() -> int:
-    # Where the shell has it ignored, as for a command in the background, it stays ignored.
+    # If the shell ignores it, as for a background command, it stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, frame: leave())
     sys.unraisablehook = _unraisable
@@ -31,31 +31,31 @@ def main() -> int:
 
 
 def _unraisable(unraisable: Any) -> None:
-    """A Ctrl-C inside a callback or a destructor goes nowhere by itself."""
+    """A KeyboardInterrupt raised inside a callback or a destructor does not propagate."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         leave()
     sys.__unraisablehook__(unraisable)
 
 
 def _open_closed_streams() -> None:
-    """A stream that the shell closed (`<&-`) is None in Python: it reads as empty, what is written is for nobody."""
+    """A stream that the shell closed (`<&-`) is None in Python: open it on the null device instead."""
     if sys.stdin is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  # open for the life of the process
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(errors="backslashreplace")  # a terminal of few characters shows the others by their numbers
+        reconfigure(errors="backslashreplace")  # characters that the terminal cannot encode are shown as escapes
 
 
 def _flushed(code: int) -> int:
-    """What is still buffered goes out now, where a reader that left is no traceback."""
+    """Flush buffered output here, so that a closed pipe gives no traceback."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        # It must not be tried again when Python closes the stream.
+        # Python must not flush again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return code or 141

@@ -57,20 +57,20 @@ def config_fields() -> dict[str, tuple[Field[Any], Any]]:
 
 
 def add_section_flags(group: argparse._ArgumentGroup, section: type[Any]) -> None:
-    """A flag for every field of a section that is no engine's."""
+    """A flag for every field of a section outside the engine's config."""
     hints = get_type_hints(section)
     for field in fields(section):
         add_flag(group, field.name, hints[field.name], _help_of(field))
 
 
 def section_options(args: argparse.Namespace, section: type[Any]) -> dict[str, Any]:
-    """What was given on the command line, as keywords for the section."""
+    """The options of a section that were given on the command line, as keyword arguments."""
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
     return {field.name: given[field.name] for field in fields(section) if field.name in given}
 
 
 def add_engine_flags(parser: argparse.ArgumentParser, exclude: frozenset[str]) -> None:
-    """A flag for every option, but for those whose names mean something else to this command."""
+    """A flag for every engine option, except names that mean something else in this command."""
     for section in get_type_hints(EngineConfig).values():
         about = f"{section.__doc__} Sizes may be written 32k (thousands) or 4G (of 1024)."
         group = parser.add_argument_group(section.__name__, about)
@@ -86,13 +86,13 @@ def _help_of(field: Field[Any]) -> str:
 
 
 def engine_options(args: argparse.Namespace, exclude: frozenset[str]) -> dict[str, Any]:
-    """What was given on the command line, as keywords for LLM."""
+    """The engine options given on the command line, as keyword arguments of LLM."""
     given = vars(args)
     return {name: given[name] for name in config_fields() if name in given and name not in exclude}
 
 
 def add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, text: str) -> None:
-    """One flag of the type that `hint` says."""
+    """One flag, of the type `hint`."""
     flag = "--" + name.replace("_", "-")
     kinds = [kind for kind in _kinds(hint) if kind is not NoneType]
     text = text.replace("%", "%%")
@@ -115,7 +115,7 @@ def _metavar(kind: Any) -> str:
 
 
 def check_counts(args: argparse.Namespace, *names: str, least: int = 1) -> None:
-    """Raise ConfigError for a count below `least`; None is one that was left out."""
+    """Raise ConfigError for a count below `least`; None means the flag was left out."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < least:
@@ -123,7 +123,7 @@ def check_counts(args: argparse.Namespace, *names: str, least: int = 1) -> None:
 
 
 def vocab_size(args: argparse.Namespace) -> int:
-    """Of --model, read from its configuration: random prompts are drawn from it."""
+    """The vocabulary size of --model, from its configuration; random prompts are drawn from it."""
     from octavo.models.loader import open_checkpoint
 
     model = ModelConfig(model=args.model, load_format=getattr(args, "load_format", "auto"))
@@ -139,20 +139,20 @@ def write_json(path: str, result: dict[str, Any]) -> None:
 
 
 def check_not_read(flag: str, path: str | None, read: Mapping[str, str | None]) -> None:
-    """Raises ConfigError if `flag` names a file that the command reads, by whatever name or link. read: what the
-    sources are called -> their paths, - for standard input; a folder stands for what is in it."""
+    """Raise ConfigError if `flag` names a file that the command reads, under any name or link. read: source name ->
+    path, - for standard input; a folder stands for the files in it."""
     if path is None or not os.path.exists(path):
         return
     written = os.stat(path)
     if not os.path.isfile(path):
-        return  # a terminal, a pipe or /dev/null holds nothing that could be lost
+        return  # a terminal, a pipe or /dev/null: nothing can be lost
     for name, source in read.items():
         if source is not None and any(os.path.samestat(written, one) for one in _files(source)):
             raise ConfigError(f"{flag} {path} is the file that {name} reads, and would destroy it: name another file")
 
 
 def _files(source: str) -> Iterator[os.stat_result]:
-    with contextlib.suppress(OSError, ValueError):  # what is not there or has no file is not overwritten
+    with contextlib.suppress(OSError, ValueError):  # a missing file cannot be overwritten
         if source == "-":
             yield os.fstat(sys.stdin.fileno())
         elif os.path.isdir(source):

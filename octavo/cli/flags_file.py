@@ -3,7 +3,7 @@
 model: smollm2                       a key is a flag's name, with dashes or underscores, or `model`
 max-model-len: 4k                    the command line wins over the file, the file over the defaults
 served-model-name: [small, smol]     a list is a flag given with several values
-enable-prefix-caching: false         true is the flag, false its --no- form; null is not given
+enable-prefix-caching: false         true is the flag, false its --no- form; null leaves it out
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _NOT_KEYS = ("config", "help", "debug")
 
 
 def words_of(path: str, action_of: ActionOf, is_given: Callable[[argparse.Action], bool]) -> list[str]:
-    """The file as words of a command line, but for flags that the command line gives itself. Keys that are no flags
-    become words too: whoever reads them knows what to say of them. Raises ConfigError."""
+    """The file as command-line words, without flags that the command line also gives. Unknown keys become words too:
+    the parser reports them. Raises ConfigError."""
     words: list[str] = []
     for key, value in _read(path).items():
         name = str(key).replace("_", "-")
@@ -73,7 +73,7 @@ def _read(path: str) -> dict[Any, Any]:
 
 
 def _check_twins(path: str, node: Any) -> None:
-    """YAML takes the last of two values of one key; neither can be told to be meant."""
+    """Refuse repeated keys: YAML would silently take the last."""
     seen: set[str] = set()
     for key, _ in node.value if node is not None and node.id == "mapping" else ():
         name = str(key.value).replace("_", "-")

@@ -1,6 +1,6 @@
-"""vLLM's flags that Octavo lacks: those that ask for nothing are dropped with a note, the rest are refused.
+"""vLLM's flags that Octavo lacks: no-ops are dropped with a note, the rest are refused.
 
-The table is `octavo/vllm_options.py`; here is how its names look on a command line.
+The table is `octavo/vllm_options.py`; this file parses its names on a command line:
 
     --tensor-parallel-size 1, -tp=1, --trust-remote-code, --no-enable-lora, -O3, --compilation-config.level 3
 """
@@ -17,7 +17,7 @@ from octavo.vllm_options import ENGINE_OPTIONS, FLAG_ALIASES, SERVER_FLAGS, SERV
 
 _TABLE = ENGINE_OPTIONS | SERVER_ONLY | SERVER_FLAGS
 _SWITCH_PREFIXES = ("enable_", "disable_", "use_", "allow_", "exclude_", "fully_", "guided_decoding_disable_")
-#: further ones that take no value; all others take one
+#: other flags without a value; all remaining ones take one
 _SWITCHES = frozenset(
     (
         *("trust_remote_code", "headless", "calculate_kv_scales", "worker_use_ray", "mm_encoder_only"),
@@ -31,7 +31,7 @@ _SHORT = re.compile(r"-(?P<name>O|[a-z]{1,3})(?P<value>[=0-9].*)?")
 
 @dataclass(frozen=True, slots=True)
 class _Foreign:
-    """flag: as it was written. value: what stands in the same word, if anything does."""
+    """flag: as written. value: the value in the same word, if any."""
 
     flag: str
     name: str
@@ -44,7 +44,7 @@ class _Foreign:
 
 
 def with_dashes(argv: Sequence[str]) -> list[str]:
-    """Every flag with dashes in its name, as vLLM's users may write underscores; up to `--`."""
+    """Underscores in flag names become dashes, up to `--`."""
     end = list(argv).index("--") if "--" in argv else len(argv)
     return [*map(_one_with_dashes, argv[:end]), *argv[end:]]
 
@@ -58,7 +58,7 @@ def _one_with_dashes(word: str) -> str:
 
 
 def without_foreign_flags(argv: Sequence[str], is_own: Callable[[str], bool], note: Callable[[str], None]) -> list[str]:
-    """The words that are left. Raises ConfigError for a flag of vLLM's that asks for something."""
+    """The remaining words. Raises ConfigError for a vLLM flag whose value would have an effect."""
     kept: list[str] = []
     words = iter(argv)
     for word in words:
@@ -78,16 +78,16 @@ def without_foreign_flags(argv: Sequence[str], is_own: Callable[[str], bool], no
 
 
 def _judged(foreign: _Foreign, entry: NotHere, value: str) -> str:
-    """What to say of a flag that asks for nothing. Raises ConfigError for one that asks for something."""
-    told = value if value.isprintable() and len(value) <= 80 else shown(value)
-    given = f"{foreign.flag} {told}" if foreign.takes_value else foreign.flag
+    """The note for a flag without effect. Raises ConfigError if its value would have one."""
+    text = value if value.isprintable() and len(value) <= 80 else shown(value)
+    given = f"{foreign.flag} {text}" if foreign.takes_value else foreign.flag
     if not entry.text_asks_for_nothing(value):
         raise ConfigError(f"{given} is not supported yet: {entry.instead}")
     return f"{given} changes nothing here" + (f": {entry.instead}" if entry.is_idle else "")
 
 
 def _foreign(word: str, is_own: Callable[[str], bool]) -> _Foreign | None:
-    """What a word is, if it is a flag of vLLM's that Octavo lacks."""
+    """The vLLM flag in a word, or None if it is none or Octavo has it."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         name = flag.partition(".")[0].removeprefix("--").rstrip("+").replace("-", "_")

@@ -1,4 +1,4 @@
-"""What Ctrl-C does: KeyboardInterrupt while a command works, where that can be borne; elsewhere the end, at once."""
+"""Ctrl-C: KeyboardInterrupt while a command runs, if that is safe; otherwise the process exits at once."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ _IMPORTING = "<frozen importlib._bootstrap>"
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt meanwhile."""
+    """Ctrl-C raises KeyboardInterrupt inside this context."""
     with _handling(_raise_or_leave):
         yield
 
 
 @contextlib.contextmanager
 def asyncios_ctrl_c() -> Iterator[None]:
-    """asyncio ends its tasks in order at a Ctrl-C, but only where it finds Python's own handler."""
+    """asyncio cancels its tasks in order on Ctrl-C, but only with Python's own handler installed."""
     with _handling(signal.default_int_handler):
         yield
 
 
 def is_interrupt(error: BaseException | None) -> bool:
-    """Whether it is a Ctrl-C, or what some library made of one."""
+    """Whether an error is a Ctrl-C, or was caused by one."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def leave() -> NoReturn:
-    """At once, as Ctrl-C asks."""
+    """Exit at once."""
     end_the_line()
     os._exit(INTERRUPTED)
 
 
 def end_the_line() -> None:
-    """A terminal shows ^C where it is typed; the shell's prompt belongs below."""
+    """Move the shell's prompt below the ^C that the terminal shows."""
     if os.isatty(2):
         os.write(2, b"\n")
 
 
 def _raise_or_leave(number: int, frame: FrameType | None) -> None:
-    """A library that is just being imported may crash on an exception from nowhere, and has nothing to put away."""
+    """Exit during an import: libraries may crash if it is interrupted, and there is nothing to clean up."""
     while frame is not None:
         if frame.f_code.co_filename == _IMPORTING:
             leave()
@@ -58,7 +58,7 @@ def _raise_or_leave(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Unless the shell has Ctrl-C ignored, as for a command in the background."""
+    """Install a handler, unless the shell ignores Ctrl-C, as for a background command."""
     before = signal.getsignal(signal.SIGINT)
     if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield

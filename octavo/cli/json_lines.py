@@ -1,6 +1,6 @@
-"""Lines of a file of prompts, told apart: texts, JSON objects, and what looks like JSON but is something else.
+"""Lines of a file of prompts: plain text or JSON objects.
 
-A line that was meant as JSON must not be answered as if it were a text, so whatever could be either is refused.
+A broken JSON line must not be answered as if it were text, so ambiguous lines are refused.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _CURE = 'a text that looks so goes into {"prompt": "..."}'
 
 
 def objects_of(numbered: Sequence[tuple[int, str]], source: str) -> list[tuple[int, dict[str, Any]]] | None:
-    """Each line's number and object; None if they are texts. Raises InvalidRequestError for what is neither, or a call
-    of OpenAI's batch format."""
+    """Each line's number and object; None if the lines are texts. Raises InvalidRequestError for anything else, such
+    as OpenAI's batch format."""
     rows = [(number, _value_of(line)) for number, line in numbered]
     if not isinstance(rows[0][1], dict):
         _check_document(numbered, source)
@@ -50,7 +50,7 @@ def objects_of(numbered: Sequence[tuple[int, str]], source: str) -> list[tuple[i
 
 
 def _check_texts(numbered: Sequence[tuple[int, str]], source: str) -> None:
-    """No line is an object. One that begins and ends like one was to be one."""
+    """No line is a JSON object. Refuse a line that begins and ends like one."""
     for number, line in numbered:
         if line.startswith(('{"', "{'")) and line.endswith(("}", "},")):
             problem = _value_of(line)
@@ -58,7 +58,7 @@ def _check_texts(numbered: Sequence[tuple[int, str]], source: str) -> None:
 
 
 def _check_document(numbered: Sequence[tuple[int, str]], source: str) -> None:
-    """Lines may be one JSON value together, an object or a list of objects."""
+    """Refuse a file that is one JSON value: an object, or a list of objects."""
     if numbered[0][1][0] not in "[{":
         return
     whole = _value_of("\n".join(line for _, line in numbered))
@@ -69,7 +69,7 @@ def _check_document(numbered: Sequence[tuple[int, str]], source: str) -> None:
 
 
 def _value_of(line: str) -> Any:
-    """The JSON value, or the ValueError that says why it is none."""
+    """The JSON value, or the ValueError that says what is wrong."""
     try:
         return json.loads(line, object_pairs_hook=_without_twins, parse_constant=_no_constant)
     except ValueError as error:

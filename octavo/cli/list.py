@@ -1,6 +1,6 @@
 """List the models on this machine, with their sizes: packaged, from the hub, and in a folder.
 
-octavo list                     the last being this one
+octavo list                     the folder is the current one
 octavo list /data/models
 """
 
@@ -25,7 +25,7 @@ _PART = re.compile(r"-(?P<number>\d{5})-of-\d{5}\.gguf$")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """name: what `octavo run` takes. num_bytes: on the disk; None if it is not here. note: what else to know."""
+    """name: as `octavo run` takes it. num_bytes: size on disk; None if not installed. note: a remark."""
 
     name: str
     num_bytes: int | None
@@ -49,7 +49,7 @@ def _distribution_size(name: str) -> int:
 
 
 def hub_models() -> Iterator[Found]:
-    """What the hub library has kept, under its names."""
+    """Models in the hub library's cache."""
     try:
         import huggingface_hub
     except ImportError:
@@ -66,7 +66,7 @@ def hub_models() -> Iterator[Found]:
 
 
 def models_in(folder: Path) -> Iterator[Found]:
-    """The folder itself, the folders in it and the GGUF files in it, where they are models."""
+    """The models among a folder, its subfolders and its GGUF files."""
     try:
         inside = sorted(folder.iterdir())
     except OSError as error:

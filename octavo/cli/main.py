@@ -1,8 +1,8 @@
-"""octavo: the command line. One file a command, and only the command that is asked for is imported.
+"""octavo: the command line. One file per command; only the requested command is imported.
 
 A command is a module with `add_arguments(parser)` and `run(args) -> exit code`; its docstring heads its help, and
-COMMON are the flags that `--help` shows. Exit codes: 0 done, 1 done with a bad result, 2 refused (one line says why),
-130 stopped by Ctrl-C, 141 the reader of the output left.
+COMMON lists the flags that `--help` shows. Exit codes: 0 done, 1 done with a bad result, 2 refused (with one line on
+why), 130 stopped by Ctrl-C, 141 the reader of the output closed the pipe.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ COMMANDS = {
     "help": "this; with a command's name, that command's",
 }
 _DONE, _REFUSED = 0, 2
-_READER_LEFT = 141  # what a shell says of SIGPIPE
+_READER_LEFT = 141  # a shell's exit code for SIGPIPE
 
 
 class Command(Protocol):
-    """What a command's module offers."""
+    """The interface of a command's module."""
 
     __doc__: str | None
 
@@ -57,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interruptible():
             return _run(argv)
     except BaseException as error:
-        # What a library makes of a Ctrl-C may be any exception.
+        # A library may turn Ctrl-C into any exception.
         if is_interrupt(error):
             return INTERRUPTED
         if isinstance(error, BrokenPipeError):
-            # The reader went away; what is still buffered must not raise again when Python closes stdout.
+            # The pipe is closed; buffered output must not raise again when Python closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _READER_LEFT
         if is_debugged or not isinstance(error, (OctavoError, OSError)):
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(error: BaseException) -> str:
-    """One line to read and nothing else, whatever was typed: no line ends, terminal codes or halves of characters. Only
-    a compiler says its part in lines."""
+    """The message on one line, whatever was typed: line ends, terminal codes and lone surrogates are escaped. Only
+    compiler output keeps its lines."""
     kept = "\n" if isinstance(error, BackendUnavailableError) else ""
     return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in str(error))
 

@@ -1,10 +1,10 @@
-"""The parser of every command: argparse, with what people expect of a command line.
+"""The parser of every command: argparse, with a few conveniences.
 
-    octavo serve --model smollm2 --max_model_len 4k       underscores are dashes, the model has a place or a flag
-    octavo serve smollm2 --prot 80                        one line: there is no flag --prot; did you mean --port?
-    octavo serve --help, --help=all, --help=cache         what is common, everything, what has to do with a word
+    octavo serve --model smollm2 --max_model_len 4k       underscores are dashes; the model is a word or a flag
+    octavo serve smollm2 --prot 80                        error: there is no flag --prot; did you mean --port?
+    octavo serve --help, --help=all, --help=cache         common flags, all flags, flags that match a word
 
-It raises ConfigError where argparse would print its usage and leave.
+It raises ConfigError where argparse would print its usage and exit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from octavo.cli import flags_file
 from octavo.cli.foreign_flags import with_dashes, without_foreign_flags
 from octavo.errors import ConfigError
 
-#: a command with no more flags than these shows them all
+#: a command with at most this many flags shows them all
 _FEW_FLAGS = 16
 
 
@@ -71,7 +71,7 @@ class CommandParser(argparse.ArgumentParser):
         self.usage = f"{self.prog} {model}{' [PROMPT ...]' if takes_prompts else ''} [options]"
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Raises ConfigError for what cannot be understood."""
+        """Parse the words. Raises ConfigError."""
         words = with_dashes(argv)
         args = self._parse(words)
         if getattr(args, "config", None) is not None:
@@ -83,19 +83,19 @@ class CommandParser(argparse.ArgumentParser):
         return args
 
     def _parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        if self.action_of("--max-model-len") is not None:  # it has an engine's flags
+        if self.action_of("--max-model-len") is not None:  # the command has engine flags
             argv = without_foreign_flags(argv, self.has_flag, self._notes.add)
         for word, following in itertools.pairwise(argv):
             action = self.action_of(word)
             if following == "--" and action is not None and action.nargs is None:
-                self.error(f"argument {word}: expected one argument, got --")  # argparse would take nothing for it
+                self.error(f"argument {word}: expected one argument, got --")  # argparse would accept an empty value
         args, unknown = self.parse_known_intermixed_args(argv)
         for word in unknown:
             self.error(self._no_such_flag(word) if word.startswith("-") else f"{word!r} is too much")
         return args
 
     def _words_of_file(self, args: argparse.Namespace, argv: Sequence[str]) -> list[str]:
-        """What the file of --config says besides the command line. What is wrong in it names the file."""
+        """Words from the --config file for flags not on the command line. Errors name the file."""
         given = {id(self.action_of(word.partition("=")[0])) for word in argv}
         if args.words:
             given.add(id(self.action_of("--model")))
@@ -140,7 +140,7 @@ class CommandParser(argparse.ArgumentParser):
     # Help
 
     def help_for(self, word: str) -> str:
-        """word: "" for what is common, "all", or one that a group's title, a flag or its help holds."""
+        """word: "" for common flags, "all", or a word to find in group titles, flags and their help."""
         flags = [action for action in self._actions if action.option_strings]
         if word == "all" or (not word and (not self._common or len(flags) <= _FEW_FLAGS)):
             return self._page(self._groups_with(lambda group, action: True), "")
@@ -185,7 +185,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _in_short(action: argparse.Action) -> argparse.Action:
-    """With the first clause of its help, and its default."""
+    """A copy with only the first clause of its help, and its default."""
     text, bracket, default = str(action.help).rpartition(" (default: ")
     short = copy.copy(action)
     short.help = (text or default).partition("; ")[0] + (bracket + default if text else "")
@@ -193,7 +193,7 @@ def _in_short(action: argparse.Action) -> argparse.Action:
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Fills what ends in a full stop, leaves examples as they are written, and gives flags room."""
+    """Wraps paragraphs that end in a full stop, leaves examples as written, and widens the flag column."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(110, _num_columns()))
@@ -208,7 +208,7 @@ def _num_columns() -> int:
 
 
 def help_word(argv: Sequence[str]) -> str | None:
-    """What `--help` asks for: "" by itself, X of `--help=X`; None if it is not there."""
+    """The word that `--help` asks for: "" if alone, X for `--help=X`; None without the flag."""
     for word in argv:
         if word == "--":
             return None
@@ -220,7 +220,7 @@ def help_word(argv: Sequence[str]) -> str | None:
 
 
 def _is_model_here(word: str) -> bool:
-    """Whether a word names a model that is on this machine, so that it can hardly be meant as a prompt."""
+    """Whether a word names a model on this machine, and so is unlikely to be a prompt."""
     from octavo.models.packaged import PACKAGED_MODELS
 
     is_file = word.endswith(".gguf") and os.path.isfile(word)

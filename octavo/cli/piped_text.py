@@ -10,12 +10,12 @@ import sys
 
 from octavo.errors import InvalidRequestError
 
-#: seconds of silence after which somebody may wonder what is waited for
+#: seconds without input after which to print what we wait for
 _PATIENCE_S = 1.0
 
 
 def with_piped_text(prompts: list[str]) -> list[str]:
-    """Each prompt with what comes through a pipe or from a redirected file. On a terminal nothing does."""
+    """Each prompt followed by the text from a pipe or a redirected file, if there is any."""
     for number, prompt in enumerate(prompts, 1):
         check_text(f"prompt {number}", prompt)
     text = _piped_text()
@@ -23,7 +23,7 @@ def with_piped_text(prompts: list[str]) -> list[str]:
 
 
 def check_text(name: str, text: str) -> str:
-    """Raises InvalidRequestError for bytes that are no text, which Python hides in lone surrogates."""
+    """Raise InvalidRequestError for undecodable bytes, which Python keeps as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -32,7 +32,7 @@ def check_text(name: str, text: str) -> str:
 
 
 def read_standard_input() -> str:
-    """All of it, without what some editors put before the first character. Raises InvalidRequestError for no text."""
+    """All of standard input, without a byte order mark. Raises InvalidRequestError if it is not text."""
     try:
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
@@ -48,10 +48,10 @@ def _piped_text() -> str:
 
 
 def _tell_what_is_waited_for() -> None:
-    """A pipe that nobody writes to and nobody closes would otherwise look like a program that hangs."""
+    """Say so if an open pipe stays silent: it would look like a hang."""
     try:
         is_ready = bool(select.select([sys.stdin.fileno()], [], [], _PATIENCE_S)[0])
     except (OSError, ValueError):
-        return  # a stream without a descriptor, or a system that cannot tell
+        return  # no descriptor, or select cannot poll it
     if not is_ready:
         print("octavo: reading standard input, a pipe, up to its end; `< /dev/null` goes without", file=sys.stderr)

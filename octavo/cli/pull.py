@@ -1,4 +1,4 @@
-"""Download a model from the Hugging Face hub, so that it is there when it is wanted. Only the files that are needed.
+"""Download a model from the Hugging Face hub: only the files that Octavo needs.
 
 octavo pull Qwen/Qwen3-0.6B
 octavo pull unsloth/Qwen3-0.6B-GGUF:Qwen3-0.6B-Q8_0.gguf  one file

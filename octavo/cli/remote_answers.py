@@ -1,6 +1,6 @@
-"""What `octavo chat` and `octavo complete` share: which server and model, and an answer shown as it comes.
+"""Shared by `octavo chat` and `octavo complete`: choosing server and model, and streaming an answer.
 
-On a terminal, a dim line after each answer says how long it took; what a model says can move no cursor.
+On a terminal, a dim line after each answer gives its speed; control characters in answers are escaped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from octavo.cli.terminal_text import TerminalText
 
 DEFAULT_URL = "http://localhost:8000/v1"
 
-# One answer is shown, as it comes; and what is no field of the API cannot be asked for.
+# Only one answer is streamed, and the API has no skip_reading_prefix_cache.
 _NOT_FLAGS = frozenset({"n", "skip_reading_prefix_cache"})
 
 REMOTE_COMMON = (
@@ -43,8 +43,8 @@ def add_remote_flags(parser: CommandParser, quick: str, *, max_tokens: str) -> N
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A model of a server, and how to sample from it. A seed among the options is the first answer's; the next have
-    the numbers after it."""
+    """A server's model and its sampling options. A seed among them is for the first answer; later answers count up
+    from it."""
 
     api: ServerApi
     model: str
@@ -53,7 +53,7 @@ class Remote:
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> Remote:
-        """Asks the server what it serves, so that one who is not there is noticed before anything is typed."""
+        """Ask the server for its models first, so that a missing server is noticed before the user types."""
         api = ServerApi(args.url, args.api_key if args.api_key is not None else env.openai_api_key())
         served = api.models()
         model = args.model_name or str(served[0]["id"])
@@ -61,7 +61,7 @@ class Remote:
         return cls(api, model, {**_for_people(recommended, args.verbose), **sampling_options(args)})
 
     def show(self, path: str, fields: dict[str, Any], text_of: Callable[[dict[str, Any]], str | None]) -> str:
-        """Print the answer as it comes; Ctrl-C ends it. text_of: a choice's new text. Returns what was said."""
+        """Stream the answer; Ctrl-C stops it. text_of: a choice's new text. Returns the text shown."""
         body = {"model": self.model, "stream_options": {"include_usage": True}, **self.options, **fields}
         turn = next(self.turns)
         if "seed" in body:
@@ -87,7 +87,7 @@ class Remote:
 
 
 def _for_people(recommended: object, is_told: bool) -> dict[str, Any]:
-    """What to ask an Octavo server for, which tells what a model's makers recommend. Others know best by themselves."""
+    """Sampling options for an Octavo server whose model comes without recommendations; other servers keep theirs."""
     if not isinstance(recommended, dict) or any(name in recommended for name in RECOMMENDED):
         return {}
     seed = fresh_seed()
@@ -97,7 +97,7 @@ def _for_people(recommended: object, is_told: bool) -> dict[str, Any]:
 
 
 class _Timing:
-    """How one answer came."""
+    """Times and token count of one answer."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
@@ -132,6 +132,6 @@ class _Timing:
 
 
 def _print_dim(text: str) -> None:
-    from rich.console import Console  # 60 ms to import, so only where it shows
+    from rich.console import Console  # 60 ms to import, so only when used
 
     Console(stderr=True, highlight=False, markup=False).print(text, style="dim")

@@ -31,26 +31,26 @@ if TYPE_CHECKING:
     from octavo.engine.progress import Progress
     from octavo.llm import LLM
 
-ONE_SHOT_MAX_TOKENS = 1024  # nobody sits there to stop it
-RAW_MAX_TOKENS = 128  # a base model does not stop by itself
+ONE_SHOT_MAX_TOKENS = 1024  # nobody is there to press Ctrl-C
+RAW_MAX_TOKENS = 128  # a base model rarely stops
 
 COMMON = (
     *("-i", "-o", "--system", "--raw", "--temperature", "--top-p", "--max-tokens", "--seed", "--n", "--stop"),
     *("--max-model-len", "--backend", "--report", "-v"),
 )
-# --model is the first word; --seed is the requests' own, which also fixes what n samples draw.
+# --model is the first word; --seed seeds the requests, including their n samples.
 _NOT_FLAGS = frozenset({"model", "seed", "skip_tokenizer_init"})
 
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(takes_prompts=True)
-    parser.add_argument("-i", "--input", metavar="FILE", help="prompts, one a line, as text or JSONL; - is a pipe")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write answers as JSONL, in the order of prompts")
     parser.add_argument(
-        "--raw", "--no-chat", action="store_true", help="complete prompts as they are, without chat template"
+        "-i", "--input", metavar="FILE", help="prompts, one per line, as text or JSONL; -: standard input"
     )
+    parser.add_argument("-o", "--output", metavar="FILE", help="write answers as JSONL, in the order of prompts")
+    parser.add_argument("--raw", "--no-chat", action="store_true", help="complete raw prompts, without chat template")
     parser.add_argument("--system", metavar="TEXT", help="a system message before every prompt or chat")
-    parser.add_argument("--report", action="store_true", help="show afterwards what the run did with time and memory")
+    parser.add_argument("--report", action="store_true", help="print a report of time and memory afterwards")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the start-up card and the seed")
     limits = f"{ONE_SHOT_MAX_TOKENS:,}, {RAW_MAX_TOKENS} without chat template, in a chat what the model can take"
     add_sampling_flags(parser, max_tokens=limits)
@@ -65,17 +65,17 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequestError("--output and --raw need prompts, got none: give them as arguments or with --input")
     source = None if is_chat or args.prompt else args.input or "-"
     check_not_read("--output", args.output, {"--input": args.input, "the prompt": source or "-", "MODEL": args.model})
-    overlay(SamplingParams(max_tokens=None), sampling_options(args))  # refused before anything is read or loaded
+    overlay(SamplingParams(max_tokens=None), sampling_options(args))  # check before anything is read or loaded
     prompts = with_piped_text(args.prompt) if args.prompt else []
     lines = None if source is None else _read_lines(source)
     if lines is not None:
         RequestReader(lambda messages: [], SamplingParams(max_tokens=None)).from_lines(lines, _name_of(source))
 
-    from octavo.llm import LLM  # after everything that can be refused without it
+    from octavo.llm import LLM  # imported after all checks that do not need it
     from octavo.text.template_process import template_processes
 
     if not args.raw:
-        template_processes().warm()  # it starts while the model loads
+        template_processes().warm()  # starts while the model loads
     num_requests = len(prompts) if lines is None else len(lines)
     with LLM(args.model, **_engine_options(args, is_alone=is_chat or num_requests == 1)) as llm:
         if args.verbose or args.report or is_chat:
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _engine_options(args: argparse.Namespace, is_alone: bool) -> dict[str, Any]:
-    """is_alone: one stream at a time, for which the CPU has precision to spare: a step waits for memory."""
+    """is_alone: one stream at a time. Its steps wait for memory, so int16 activations cost the CPU little."""
     options = engine_options(args, _NOT_FLAGS)
     if is_alone and sampling_options(args).get("n", 1) == 1:
         options.setdefault("activation_dtype", "int16")
@@ -126,7 +126,7 @@ def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> RequestReader:
 
 
 def _show(llm: LLM, requests: list[RunRequest]) -> None:
-    """Answers as text on standard output, as they come."""
+    """Stream answers as text to standard output."""
     text, cuts = LiveText(TerminalText(sys.stdout), len(requests)), Cuts()
     for index, answer in gather(requests, _stream(llm, requests)):
         text.update(index, answer)
@@ -191,12 +191,12 @@ def _destination(path: str) -> Iterator[TextIO]:
 
 
 def warn_if_slow(backend: str) -> None:
-    """Nobody asked for the reference backend: what it stands in for should work, and is many times faster."""
+    """Warn about a reference backend that was not requested: it is many times slower."""
     if backend.startswith("reference"):
         print(f"octavo: backend {backend}", file=sys.stderr)
 
 
 def _print_table(title: str, lines: list[tuple[str, str]]) -> None:
-    """Label and text, aligned; on standard error, so that answers can be piped."""
+    """Aligned labels and texts, on standard error so that answers can be piped."""
     width = max(len(label) for label, _ in lines)
     print(f"\n{title}", *(f"  {label:<{width}}  {text}" for label, text in lines), sep="\n", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Answer a file of calls in OpenAI's batch format, without a server.
 
-Run it again after anything that ended it: what has a result is not done twice.
+After an interruption run it again: lines that have a result are skipped.
 
 octavo run-batch -i in.jsonl -o out.jsonl --model smollm2
 octavo run-batch -i in.jsonl -o out.jsonl --model Qwen/Qwen3-0.6B --served-model-name gpt-4o --max-num-seqs 256
@@ -25,7 +25,7 @@ from octavo.server.settings import LIMITS, ServerSettings
 
 _NOT_FLAGS = frozenset({"model"})  # required here
 
-#: settings of the server that a batch's calls can meet
+#: server settings that apply to batch calls
 _SETTINGS = ("trust_request_chat_template", "return_tokens_as_token_ids", *LIMITS)
 
 
@@ -38,18 +38,18 @@ COMMON = (
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model()
     parser.add_argument(
-        "-i", "--input-file", required=True, metavar="FILE", help="calls, one a line; -: standard input"
+        "-i", "--input-file", required=True, metavar="FILE", help="calls, one per line; -: standard input"
     )
     parser.add_argument(
         "-o",
         "--output-file",
         required=True,
         metavar="FILE",
-        help="results, one a line, appended to; -: standard output",
+        help="results are appended, one per line; -: standard output",
     )
-    help_names = "names that calls may give the model; default: what --model says"
+    help_names = "model names that calls may use; default: that of --model"
     parser.add_argument("--served-model-name", nargs="+", metavar="NAME", help=help_names)
-    help_inflight = "most calls in the engine at a time, running or waiting; default: twice --max-num-seqs"
+    help_inflight = "maximum number of calls in the engine, running or waiting; default: twice --max-num-seqs"
     parser.add_argument("--max-inflight", type=whole_number, metavar="N", help=help_inflight)
     group = parser.add_argument_group("limits of a call, as in octavo serve")
     hints, fields = get_type_hints(ServerSettings), ServerSettings.__dataclass_fields__
@@ -87,7 +87,7 @@ def _results(args: argparse.Namespace, asked: BatchInput) -> Results:
 
 
 def _answer(args: argparse.Namespace, settings: ServerSettings, asked: BatchInput, results: Results) -> None:
-    from octavo.engine.async_engine import AsyncLLM  # after everything that can be refused without it
+    from octavo.engine.async_engine import AsyncLLM  # imported after all checks that do not need it
     from octavo.server.app import create_app
     from octavo.server.batch import run_batch
 

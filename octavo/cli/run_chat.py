@@ -1,7 +1,4 @@
-"""`octavo run` on a terminal: a chat with the engine in this process.
-
-Ctrl-C stops the answer, not the program; what was said so far is remembered.
-"""
+"""`octavo run` on a terminal: a chat with the engine in this process. Ctrl-C stops the answer, which is kept."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ class Interrupt:
 
 
 def chat(llm: LLM, reader: RequestReader) -> None:
-    """A model without a chat template completes each line by itself."""
+    """Chat on the terminal. A model without a chat template completes each line separately."""
 
     turns = itertools.count()
     is_raw = reader.encode_chat is None
@@ -61,7 +58,7 @@ def chat(llm: LLM, reader: RequestReader) -> None:
 
 @contextmanager
 def _ctrl_c() -> Iterator[Interrupt]:
-    """Note the first Ctrl-C, so that no step is torn in the middle; the second one stops the program."""
+    """Record the first Ctrl-C, so that no step is interrupted; the second one stops the program."""
     interrupt = Interrupt()
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
-"""What `octavo run` is asked: prompts from the command line, a file or a pipe, ready for the engine.
+"""The requests of `octavo run`: prompts from the command line, a file or a pipe.
 
-A file holds one prompt a line, or one JSON object a line (JSONL):
+A file holds one prompt per line, or one JSON object per line (JSONL):
 
     {"prompt": "Once upon"}
     {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0.5, "max_tokens": 20}
@@ -25,7 +25,7 @@ EncodeChat = Callable[[Sequence[Message]], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """One request to be. `given` is what the user wrote, to be repeated in JSONL output."""
+    """One request. `given` is what the user wrote, repeated in JSONL output."""
 
     prompt: str | Sequence[int]
     given: dict[str, Any]
@@ -33,7 +33,7 @@ class RunRequest:
 
     @property
     def title(self) -> str:
-        """One line to recognise it by."""
+        """One line that identifies it."""
         if "messages" in self.given:
             return " ".join(str(self.given["messages"][-1].get("content")).split())
         return " ".join(str(self.given.get("prompt", "token ids")).split())
@@ -41,12 +41,11 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True)
 class RequestReader:
-    """Turns what the user wrote into requests.
+    """Turns user input into requests.
 
-    encode_chat: the model's chat template; None where prompts are completed as they are.
-    sampling_params: for every request, changed by what a JSONL line says. system: put before every prompt.
-    seed: of the first request; the next ones have the numbers after it, for different answers to equal prompts. None:
-    the engine draws them.
+    encode_chat: the model's chat template; None to complete raw prompts. sampling_params: for every request, overridden
+    by its JSONL line. system: a message before every prompt. seed: of the first request; later ones count up from it,
+    so that equal prompts get different answers. None: the engine draws seeds.
     """
 
     encode_chat: EncodeChat | None
@@ -64,7 +63,7 @@ class RequestReader:
         return self._request({"prompt": text}, "", {}, turn)
 
     def from_lines(self, lines: Iterable[str], source: str) -> list[RunRequest]:
-        """One request a line; empty lines are left out. JSONL if any line is a JSON object: then all are."""
+        """One request per line; empty lines are skipped. If any line is a JSON object, all must be."""
         numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
         if not numbered:
             raise InvalidRequestError(f"{source} holds no prompt, allowed is one a line, as text or as a JSON object")

@@ -11,7 +11,7 @@ from octavo.cli.flags import json_value, number, whole_number
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams, defaults_for, parameters_that
 
-#: how a parameter of each type is given
+#: parameter type -> argparse options
 _KINDS: dict[str, dict[str, Any]] = {
     "float": {"type": number, "metavar": "X"},
     "int": {"type": whole_number, "metavar": "N"},
@@ -24,7 +24,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "Mapping[int, float] | None": {"type": json_value, "metavar": "JSON"},
 }
 
-#: what `run` decides itself or has nowhere to show
+#: parameters that `run` sets itself or cannot show
 NOT_FLAGS = frozenset(
     {"output_kind", "detokenize", "logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs"}
 )
@@ -33,13 +33,13 @@ _DECLARED = {one.name: one for one in fields(SamplingParams)}
 FLAGS = tuple(name for name in _DECLARED if name not in NOT_FLAGS)
 
 
-#: for who reads answers, where a model's makers recommend nothing: likely words, and not always the same
+#: defaults for answers that people read, if the model's makers recommend none: likely words, with some variety
 FOR_PEOPLE = defaults_for("people")
 RECOMMENDED = ("temperature", *parameters_that("filters"))
 
 
 def for_people(params: SamplingParams) -> SamplingParams:
-    """A model's defaults as `run` and `chat` take them. What its makers recommend of randomness is left as it is."""
+    """A model's defaults for `run` and `chat`. Sampling values that its makers recommend are kept."""
     neutral = SamplingParams()
     if any(getattr(params, name) != getattr(neutral, name) for name in RECOMMENDED):
         return params
@@ -47,19 +47,19 @@ def for_people(params: SamplingParams) -> SamplingParams:
 
 
 def fresh_seed() -> int:
-    """Another one each time, short enough to be typed."""
+    """A random seed, short enough to type."""
     return secrets.randbits(31)
 
 
 def seed_of(first: int, index: int) -> int:
-    """Of the answer so many after the first: equal prompts get different answers, and the same ones again."""
+    """The seed of the index-th answer: equal prompts get different answers, reproducibly."""
     return first if index == 0 else (first + index) % 2**63
 
 
 def add_sampling_flags(
     parser: argparse.ArgumentParser, exclude: frozenset[str] = frozenset(), *, max_tokens: str
 ) -> None:
-    """A flag for every field, but for those that this command has no use for. max_tokens: its default, in words."""
+    """A flag for every parameter not excluded. max_tokens: its default, in words."""
     chosen = ", ".join(f"{name} {value:g}" for name, value in FOR_PEOPLE.items())
     group = parser.add_argument_group(
         "sampling", f"default: what the model's generation_config.json says, else {chosen} and a fresh seed"
@@ -70,7 +70,7 @@ def add_sampling_flags(
 
 
 def add_sampling_flag(group: argparse._ArgumentGroup, name: str, more: str = "") -> None:
-    """The flag of one parameter, which is absent unless it is given. more: what its help ends with."""
+    """The flag of one parameter; absent from the arguments unless given. more: the end of its help."""
     declared = _DECLARED[name]
     kind, meaning = _KINDS[str(declared.type)], declared.metadata["meaning"].removesuffix(".")
     several = "; may be given several times" if kind.get("action") == "append" else ""
@@ -79,13 +79,13 @@ def add_sampling_flag(group: argparse._ArgumentGroup, name: str, more: str = "")
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What was given on the command line, as fields of SamplingParams."""
+    """The sampling flags that were given, as fields of SamplingParams."""
     given = vars(args)
     return {name: given[name] for name in FLAGS if name in given}
 
 
 def overlay(params: SamplingParams, options: dict[str, Any], where: str = "") -> SamplingParams:
-    """`params` with some fields changed; an unknown field or a bad value names its place."""
+    """`params` with some fields changed. Errors begin with `where`."""
     unknown = sorted(set(options) - set(FLAGS))
     if unknown:
         raise InvalidRequestError(f"{where}unknown field {unknown[0]!r}, allowed are {', '.join(sorted(FLAGS))}")

@@ -1,6 +1,6 @@
-"""A running server as `octavo chat` and `octavo complete` see it: OpenAI's API over plain HTTP, answers as they come.
+"""The client of `octavo chat` and `octavo complete`: OpenAI's API over HTTP, with streamed answers.
 
-One connection a call, closed when its reader leaves, by which the server knows that nobody wants the rest.
+One connection per call. Closing it tells the server to stop generating.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 from octavo.errors import ConfigError, ServerError
 
 CONNECT_TIMEOUT_S = 10.0
-#: of an answer that is not in OpenAI's form, enough to recognise what answered
+#: characters quoted of an answer that is not in OpenAI's format
 _SHOWN_LEN = 200
 _MAX_ERROR_BYTES = 2**16
 
 
 class ServerApi:
-    """url: with the API's prefix, as OpenAI's clients want it: http://localhost:8000/v1."""
+    """url: includes the API's prefix, as for OpenAI's clients: http://localhost:8000/v1."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
         parts = urlsplit(url)
@@ -42,7 +42,7 @@ class ServerApi:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
     def models(self) -> list[dict[str, Any]]:
-        """What is served: at least one model, each with its id."""
+        """The served models: at least one, each with its id."""
         with closing(self._connect()) as connection, self._ask(connection, "GET", "/models", None) as answer:
             body = _json(self._read(answer))
         found = body.get("data") if isinstance(body, dict) else None
@@ -51,7 +51,7 @@ class ServerApi:
         return found
 
     def events(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """A streamed answer's chunks. Leaving the loop ends the answer at the server, too."""
+        """The chunks of a streamed answer. Leaving the loop also stops the server's generation."""
         asked = {**body, "stream": True}
         with closing(self._connect()) as connection, self._ask(connection, "POST", path, asked) as answer:
             kind = answer.getheader("Content-Type", "")
@@ -69,7 +69,7 @@ class ServerApi:
         raise ServerError("the server closed the connection in the middle of the answer; its log may say why")
 
     def _connect(self) -> http.client.HTTPConnection:
-        """An answer may wait as long as it must (Ctrl-C leaves), a connection may not."""
+        """Connecting has a timeout; an answer has none (Ctrl-C stops it)."""
         assert self._host is not None, "the address was checked"
         connection: http.client.HTTPConnection
         if self._is_secure:
@@ -90,7 +90,7 @@ class ServerApi:
     def _ask(
         self, connection: http.client.HTTPConnection, method: str, path: str, body: dict[str, Any] | None
     ) -> http.client.HTTPResponse:
-        """The answer's head; raises ServerError if it is a refusal."""
+        """The response, with its headers read. Raises ServerError for an error status."""
         content = None if body is None else json.dumps(body).encode()
         try:
             connection.request(method, self._prefix + path, content, self._headers)
@@ -108,7 +108,7 @@ class ServerApi:
         raise ServerError(f"the server answered {answer.status}: {told}{cure.get(answer.status, '')}")
 
     def _data(self, answer: http.client.HTTPResponse) -> Iterator[bytes]:
-        """What each event carries; comments and other fields are none."""
+        """The data of each event; comments and other fields are skipped."""
         try:
             for line in answer:
                 if line.startswith(b"data:"):
@@ -132,7 +132,7 @@ class ServerApi:
 
 
 def _json(text: bytes) -> Any:
-    """None for what is no JSON."""
+    """The parsed value, or None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -140,7 +140,7 @@ def _json(text: bytes) -> Any:
 
 
 def _message(body: Any) -> str | None:
-    """Of an error in OpenAI's form."""
+    """The message of an error in OpenAI's format."""
     error = body.get("error") if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     return message if isinstance(message, str) else None

@@ -1,10 +1,10 @@
-"""Answers on a terminal, as they come: no word is cut at its edge, and nothing in an answer can act on it.
+"""Streamed answers on a terminal: words wrap at its edge, and control characters are escaped.
 
     The quick brown f|              a word is shown as it grows;
-    The quick brown   |             where it no longer fits it is taken back
-    fox               |             and goes on in the next line
+    The quick brown   |             when it no longer fits, it is erased
+    fox               |             and moves to the next line
 
-Through a pipe, text goes as it is. Lines of code between ``` are left to the terminal, so that they can be copied.
+Text to a pipe is unchanged. Code between ``` is not wrapped, so that it can be copied.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import unicodedata
 from collections.abc import Callable
 from typing import TextIO
 
-# Control characters but for tab and line end: they could move a terminal's cursor, or rename its window.
+# Control characters except tab and line end: they could move the cursor or rename the window.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _TAB_SIZE = 8
 _FENCE = "```"
 
 
 def visible(text: str) -> str:
-    """Control characters shown as what they are."""
+    """Text with control characters escaped."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def width_of(char: str) -> int:
-    """Cells of a terminal that a character takes."""
+    """Terminal cells that a character occupies."""
     if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 class TerminalText:
-    """Where an answer is written to, a terminal or not."""
+    """Writes an answer to a terminal or another stream."""
 
     def __init__(self, file: TextIO, num_columns: Callable[[], int] | None = None) -> None:
         self._file = file
@@ -50,7 +50,7 @@ class TerminalText:
             return
         text = visible(text)
         if self._can_wrap:
-            columns = max(2, self._num_columns())  # asked each time: windows change
+            columns = max(2, self._num_columns())  # read each time: the window may be resized
             text = "".join(self._placed(char, columns) for char in text)
         self._file.write(text)
 
@@ -59,7 +59,7 @@ class TerminalText:
 
     def _start_line(self) -> None:
         self._column = 0
-        self._word, self._word_width = "", 0  # what was shown since the last place where a line may end
+        self._word, self._word_width = "", 0  # text since the last possible line break
         self._line_start = ""
 
     def _placed(self, char: str, columns: int) -> str:
@@ -71,7 +71,7 @@ class TerminalText:
         if len(self._line_start) < len(_FENCE):
             self._line_start = (self._line_start + char).lstrip()
         width = _TAB_SIZE - self._column % _TAB_SIZE if char == "\t" else width_of(char)
-        # The last column stays free: there a cursor is between two lines, and terminals disagree which.
+        # The last column stays free: terminals disagree on where the cursor is after it.
         fits = self._column + width < columns
         if char.isspace() and not (self._is_code or fits):
             return self._broken("")
@@ -80,13 +80,13 @@ class TerminalText:
             before = self._broken(self._word)
         self._column += width
         if self._column > columns:
-            self._column = width  # longer than a line: the terminal goes on below
+            self._column = width  # longer than a line: the terminal wraps it
         is_end = char.isspace() or width == 2  # wide scripts have no spaces between words
         self._word, self._word_width = ("", 0) if is_end else (self._word + char, self._word_width + width)
         return before + char
 
     def _broken(self, word: str) -> str:
-        """Take back the word that was begun, and begin it on the next line."""
+        """Erase the current word and start it on the next line."""
         back = f"\x1b[{self._word_width}D\x1b[K" if word and self._word_width else ""
         self._column = self._word_width if word else 0
         if not word:

@@ -1,9 +1,9 @@
-"""Who holds which KV block, replayed from the event log: the allocator's books, seen from outside.
+"""Which sequence holds which KV block, replayed from the event log.
 
     held[sequence]         { 7: 0, 8: 16, 12: 32 }     block id -> position of its first slot
     num_tokens[sequence]   37                          16 + 16 + 5: block 12 is partly filled
 
-A block that several sequences hold is shared: it exists once, however many read it.
+A block that several sequences hold is shared: it exists once.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from octavo.observe.events import (
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """One moment. A used block belongs to at least one sequence; its slots may not all be filled."""
+    """One moment. A used block belongs to at least one sequence; some of its slots may be empty."""
 
     num_sequences: int = 0
     num_used_blocks: int = 0
     num_filled_slots: int = 0
     num_shared_blocks: int = 0
-    num_table_entries: int = 0  # blocks that would be used if nothing were shared
+    num_table_entries: int = 0  # blocks in use if nothing were shared
 
 
 class BlockUse:
@@ -48,7 +48,7 @@ class BlockUse:
 
     @singledispatchmethod
     def follow(self, event: Event) -> None:
-        """Events that move no block change nothing."""
+        """Other events move no blocks."""
 
     @follow.register
     def _(self, event: EngineStarted) -> None:
@@ -56,7 +56,7 @@ class BlockUse:
 
     @follow.register
     def _(self, event: PrefixHit) -> None:
-        """Found blocks are full, so their order does not matter: position 0 serves for all."""
+        """Blocks from the prefix tree are full, so position 0 works for all of them."""
         self._held.setdefault(event.sequence_id, {}).update(dict.fromkeys(event.block_ids, 0))
         self._found[event.sequence_id] = self._num_tokens[event.sequence_id] = event.num_tokens
 
@@ -98,7 +98,7 @@ class BlockUse:
         self._num_tokens.update({sequence_id: computed + granted for sequence_id, computed, granted in rows})
 
     def occupancy(self, sequence_ids: Iterable[int] | None = None) -> Occupancy:
-        """Of all sequences, or of some."""
+        """The occupancy of all sequences, or of the given ones."""
         asked = self._held if sequence_ids is None else [one for one in sequence_ids if one in self._held]
         owners: Counter[int] = Counter()
         filled: dict[int, int] = {}

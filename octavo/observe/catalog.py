@@ -1,7 +1,7 @@
-"""Every metric there is: its name, its kind and what it means. Names, kinds and labels are vLLM's.
+"""All metrics: name, kind and meaning. Names, kinds and labels are vLLM's.
 
-A metric `x` is exported twice with the same value, as `octavo:x` and as `vllm:x`, so that dashboards and alerts made
-for vLLM go on working. docs/observability.md explains them; a test compares it with this list.
+A metric `x` is exported twice with the same value, as `octavo:x` and as `vllm:x`, so that dashboards and alerts for
+vLLM keep working. docs/observability.md explains them; a test compares it with this list.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TTFT_BOUNDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
     *(20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
 )
-# vLLM begins at 10 ms, where a small model on a GPU has long said ten tokens
+# vLLM begins at 10 ms, in which a small model on a GPU generates ten tokens
 _TOKEN_BOUNDS = (
     *(0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1),
     *(0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
@@ -79,7 +79,7 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...] | None]] = {
 
 
 def bounds(max_model_len: int, custom: Mapping[str, Sequence[float]] | None = None) -> dict[str, tuple[float, ...]]:
-    """Of every histogram. custom: other bounds for some. Raises ConfigError for names and bounds that cannot be."""
+    """The bucket bounds of every histogram. custom: overrides. Raises ConfigError for unknown names or bad bounds."""
     chosen = {name: own if own is not None else _counts_up_to(max_model_len) for name, (_, own) in HISTOGRAMS.items()}
     for name, values in (custom or {}).items():
         chosen[_known(name)] = _rising(name, values)

@@ -1,6 +1,6 @@
-"""Everything that happened, as frozen records in one log.
+"""The event log: one frozen record for everything that happens in the engine.
 
-Metrics, reports, golden tests and the visualiser read this log and nothing else of the engine.
+Metrics, reports, golden tests and the visualiser read only this log.
 `time` is seconds of the engine's monotonic clock; `step` counts steps from 1.
 """
 
@@ -18,8 +18,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EngineStarted(Event):
-    """The sizes that everything after is measured in. num_blocks: what sequences can hold, the null block excluded.
-    cache_options: the KV cache's other options by vLLM's names, as text."""
+    """The engine's sizes. num_blocks: without the null block. cache_options: the KV cache's other options by vLLM's
+    names, as text."""
 
     num_blocks: int
     block_size: int
@@ -34,8 +34,8 @@ class EngineStarted(Event):
 class Arrived(Event):
     """A request entered the waiting queue.
 
-    arrival_time: when it reached the first process of ours, on the same clock; None: with this event.
-    max_tokens: what each of its sequences may generate at most.
+    arrival_time: when it reached our first process, on the same clock; None: with this event.
+    max_tokens: the limit for each of its sequences.
     """
 
     request_id: str
@@ -49,7 +49,7 @@ class Arrived(Event):
 
 @dataclass(frozen=True, slots=True)
 class Refused(Event):
-    """A request was turned away at the door; `why` is a word: invalid, queue_full, ..."""
+    """A request was rejected on arrival; `why` is a word: invalid, queue_full, ..."""
 
     request_id: str
     why: str
@@ -65,7 +65,7 @@ class Waits(Event):
 
 @dataclass(frozen=True, slots=True)
 class Started(Event):
-    """A sequence got a row: for the first time, or again after a preemption."""
+    """A sequence got a row, for the first time or after a preemption."""
 
     sequence_id: int
     request_id: str
@@ -95,7 +95,7 @@ class BlocksGiven(Event):
 
 @dataclass(frozen=True, slots=True)
 class PrefixHit(Event):
-    """A sequence found so many of its tokens in the prefix tree."""
+    """A sequence found num_tokens of its tokens in the prefix tree."""
 
     sequence_id: int
     num_tokens: int
@@ -104,7 +104,7 @@ class PrefixHit(Event):
 
 @dataclass(frozen=True, slots=True)
 class BlocksPublished(Event):
-    """Full blocks of a sequence can now be found in the prefix tree, each the parent of the next.
+    """Full blocks of a sequence entered the prefix tree, each the parent of the next.
 
     parent: the block before the first one, 0 at the start of a sequence or behind its window.
     """
@@ -136,7 +136,7 @@ class BlockCopied(Event):
 
 @dataclass(frozen=True, slots=True)
 class BlocksFreed(Event):
-    """A sequence let go of these blocks; `why` is finished, preempted, aborted, error or window."""
+    """A sequence released these blocks; `why` is finished, preempted, aborted, error or window."""
 
     sequence_id: int
     group: int
@@ -146,7 +146,7 @@ class BlocksFreed(Event):
 
 @dataclass(frozen=True, slots=True)
 class BlockEvicted(Event):
-    """A cached block lost its content to make room."""
+    """A cached block was evicted to make room."""
 
     block_id: int
 
@@ -162,9 +162,9 @@ class Preempted(Event):
 
 @dataclass(frozen=True, slots=True)
 class Sampled(Event):
-    """Which sequences a step gave new tokens; those that ended with them have their Finished before.
+    """The sequences that got new tokens in a step. Finished events of sequences that ended come before this.
 
-    num_tokens: of all of them, more than there are ids where a sequence got several.
+    num_tokens: the total, larger than the number of ids if a sequence got several.
     """
 
     step: int
@@ -190,7 +190,7 @@ class Finished(Event):
 
 @dataclass(frozen=True, slots=True)
 class StepDone(Event):
-    """A step's cost: seconds in schedule, execute and update, and what it held."""
+    """A step's cost: seconds in schedule, execute and update, and the size of its batch."""
 
     step: int
     schedule_s: float
@@ -201,11 +201,10 @@ class StepDone(Event):
 
 
 class EventLog:
-    """A bounded log. One writer (the engine's thread), any readers; listeners are called in order, as events are
-    written.
+    """A bounded log with one writer (the engine's thread) and any number of readers. Each write calls the listeners.
 
-    is_on: somebody keeps or hears events; writers ask before they build one.
-    started: the engine's sizes, kept however small the log is: whoever comes late needs them.
+    is_on: events are kept or listened to; writers check it before they build one.
+    started: the engine's sizes, kept for late readers even when the log has dropped the event.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -231,7 +230,7 @@ class EventLog:
         while True:
             try:
                 return iter(tuple(self._events))
-            except RuntimeError:  # the writer came in between
+            except RuntimeError:  # written to meanwhile
                 continue
 
     def __len__(self) -> int:

@@ -15,12 +15,12 @@ from typing import Literal
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Labels = tuple[tuple[str, str], ...]
-Sample = tuple[str, Labels, float]  # suffix of the name, labels beside those that all have, value
+Sample = tuple[str, Labels, float]  # suffix of the name, labels other than the common ones, value
 
 
 @dataclass(frozen=True, slots=True)
 class MetricFamily:
-    """One metric: `name` lacks its namespace, and a counter's lacks _total."""
+    """One metric. `name` is without namespace, and without a counter's _total."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
@@ -29,7 +29,7 @@ class MetricFamily:
 
 
 class TextWriter:
-    """Writes families; labels: those that every sample has."""
+    """Writes families. labels: those of every sample."""
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         self._labels: Labels = tuple(labels.items())
@@ -76,21 +76,21 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Counter(Metric):
-    """What only grows."""
+    """A value that only grows."""
 
     value: float
 
 
 @dataclass(frozen=True, slots=True)
 class Gauge(Metric):
-    """What is so at the moment."""
+    """A momentary value."""
 
     value: float
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram(Metric):
-    """Observations. buckets: upper bound, as text -> how many were at most that."""
+    """Observations. buckets: upper bound as text -> observations up to it."""
 
     count: int
     sum: float
@@ -98,7 +98,7 @@ class Histogram(Metric):
 
 
 def metric_values(namespace: str, labels: Mapping[str, str], families: Iterable[MetricFamily]) -> list[Metric]:
-    """labels: those that every metric has."""
+    """All metrics as Python values. labels: those of every metric."""
     return [metric for family in families for metric in _of_family(f"{namespace}:{family.name}", labels, family)]
 
 

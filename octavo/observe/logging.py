@@ -1,4 +1,4 @@
-"""What a server says while it runs: lines on standard error, each with the time and the process it comes from.
+"""The server's log: lines on standard error with the time and the name of the process.
 
 12:04:31 engine      prompt 812.0 tok/s, generation 3,204.5 tok/s, running 64, waiting 3, KV 41.2%
 12:04:40 front end 0 WARNING  ...
@@ -13,7 +13,7 @@ LOGGER = logging.getLogger("octavo")
 
 
 def log_to_stderr(process: str) -> None:
-    """Send this process's lines to standard error. process: who speaks, in a word or two."""
+    """Log to standard error. process: this process's name in the log, a word or two."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines(process))
     LOGGER.handlers[:] = [handler]
@@ -22,7 +22,7 @@ def log_to_stderr(process: str) -> None:
 
 
 class _Lines(logging.Formatter):
-    """Levels are named from warnings on: most lines are not more than news."""
+    """Names the level only from WARNING up."""
 
     def __init__(self, process: str) -> None:
         super().__init__("%(asctime)s %(process_name)s %(level)s%(message)s", "%H:%M:%S")

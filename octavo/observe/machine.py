@@ -1,4 +1,4 @@
-"""What this machine is: a number without its machine says nothing, and a backend may need what is not here."""
+"""This machine's processor, memory and GPUs, for benchmark results and `octavo doctor`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 
-# What kernels make use of, in the words of /proc/cpuinfo: x86 first, then Arm.
+# Features that kernels use, as named in /proc/cpuinfo: x86 first, then Arm.
 _FEATURES = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8"),
     *("asimd", "asimddp", "fphp", "i8mm", "bf16", "sve", "sve2"),
@@ -20,18 +20,18 @@ def cpu_name() -> str:
 
 
 def cpu_features() -> list[str]:
-    """Instruction sets that this processor has and kernels could use; empty where the system does not say."""
+    """Instruction sets of this processor that kernels can use; empty if the system does not list them."""
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     return [feature for feature in _FEATURES if feature in flags]
 
 
 def num_cores() -> int:
-    """Cores this process may run on, which a container or taskset may have made fewer than there are."""
+    """Cores that this process may use; a container or taskset may limit them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> tuple[int, int]:
-    """Bytes in the machine, and bytes that are free without swapping."""
+    """Total bytes, and bytes available without swapping."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/proc/meminfo", encoding="ascii") as meminfo:
@@ -54,7 +54,7 @@ def gpus() -> list[str]:
 
 
 def _cpuinfo(key: str) -> str:
-    """The first processor's value."""
+    """The first value of a key in /proc/cpuinfo."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as cpuinfo:
             return next((line.partition(":")[2].strip() for line in cpuinfo if line.startswith(key)), "")

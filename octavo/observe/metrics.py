@@ -1,11 +1,10 @@
-"""Prometheus metrics, all of them derived from the event log; nothing in the engine counts anything for them.
+"""Prometheus metrics, all derived from the event log.
 
     metrics = EngineMetrics(engine.events, model_name="smollm2")
     ...
-    metrics.exposition()      the text that /metrics answers with
+    metrics.exposition()      the text of /metrics
 
-Events come on the engine's thread, a few dozen a step, so counting is plain Python numbers; text is made of them when
-somebody asks.
+The engine's thread writes a few dozen events per step, so counters are plain Python numbers; text is built on request.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from octavo.observe.exposition import Labels, Metric, MetricFamily, Sample, Text
 from octavo.observe.lives import RequestLife, RequestLives
 from octavo.observe.size_counts import SizeCounts, TokenGaps
 
-#: what exists from the start, so that a rate over it is 0 and not missing
+#: labels that exist from the start, so that their rates are 0 instead of missing
 _FIRST_LABELS: dict[str, tuple[str, ...]] = {
     "prompt_tokens_by_source": ("local_compute", "local_cache_hit"),
     "request_success": ("stop", "length", "abort", "error"),
@@ -47,10 +46,7 @@ _WAIT_REASONS = ("seats", "blocks", "budget", "turn")
 
 
 class EngineMetrics:
-    """Follows a log, the past it still holds and then every new event.
-
-    histogram_buckets: other upper bounds for some histograms.
-    """
+    """Follows a log: the events it still holds, then every new one. histogram_buckets: custom upper bounds."""
 
     def __init__(
         self,
@@ -74,7 +70,7 @@ class EngineMetrics:
         self._lives = RequestLives()
         self._running: set[int] = set()
         self._num_waiting = 0
-        self._why: dict[str, str] = {}  # waiting request -> what for
+        self._why: dict[str, str] = {}  # waiting request -> reason
         self._num_free_blocks = self._sizes.num_blocks
         self._generated = self._counters["generation_tokens"]
         self._seconds: Counter[str] = self._counters["step_seconds"]
@@ -107,14 +103,14 @@ class EngineMetrics:
             handler(event)
 
     def exposition(self) -> bytes:
-        """Everything as Prometheus text. Any thread may ask."""
+        """All metrics as Prometheus text, from any thread."""
         return "".join([self._writer.write(space, self.families(space)) for space in NAMESPACES]).encode()
 
     def values(self, namespace: str = "vllm") -> list[Metric]:
-        """Everything as Python values."""
+        """All metrics as Python values."""
         return metric_values(namespace, self._labels, self.families(namespace))
 
-    # What a summary needs without parsing text
+    # For the summary line
 
     @property
     def num_running(self) -> int:
@@ -126,14 +122,14 @@ class EngineMetrics:
 
     @property
     def kv_cache_usage(self) -> float:
-        """As the last step was planned; nobody running holds nothing."""
+        """At the last planned step; 0 if no sequence runs."""
         return 1 - self._num_free_blocks / self._sizes.num_blocks if self._running else 0.0
 
     def count(self, name: str) -> float:
-        """A counter, all its labels together."""
+        """A counter, summed over its labels."""
         return self._counters[name].total()
 
-    # What each event changes
+    # Event handlers
 
     def _arrived(self, event: Arrived) -> None:
         self._lives.follow(event)
@@ -230,14 +226,14 @@ class EngineMetrics:
         seconds["update"] += event.update_s
 
     def _observe(self, name: str, value: float | None) -> None:
-        """What a request ended before is not observed."""
+        """Observe a value; None, for a phase that the request did not reach, is skipped."""
         if value is not None:
             self._histograms[name].observe(value)
 
-    # What is written
+    # Output
 
     def families(self, namespace: str) -> Iterator[MetricFamily]:
-        """Everything as of now; the two namespaces differ only in what they call reasons to wait."""
+        """All metrics now. The namespaces differ only in their names of reasons to wait."""
         yield from self._gauges(namespace)
         for name, (meaning, label_names) in COUNTERS.items():
             label = "".join(label_names)
@@ -260,8 +256,8 @@ class EngineMetrics:
             yield MetricFamily(name, "gauge", meaning, samples[name])
 
     def _waiting_by_reason(self, namespace: str) -> dict[str, int]:
-        """vLLM knows two reasons: capacity, which is all of ours, and deferred, which we have no cause for. Who was
-        not yet passed over by a step, or was preempted, waits for its turn."""
+        """vLLM has two reasons: capacity, which covers all of ours, and deferred, which we never have. One that no step
+        has passed over yet, or that was preempted, waits for its turn."""
         num_waiting = self._num_waiting
         if namespace == "vllm":
             return {"capacity": num_waiting, "deferred": 0}
@@ -278,7 +274,7 @@ def _histogram_samples(histogram: SizeCounts) -> list[Sample]:
 
 
 def _cache_info(sizes: EngineStarted) -> Labels:
-    """vLLM's names: the options, and the sizes that the engine came to."""
+    """The cache options and the engine's actual sizes, by vLLM's names."""
     facts: dict[str, object] = {
         **dict(sizes.cache_options),
         "block_size": sizes.block_size,

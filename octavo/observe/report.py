@@ -1,9 +1,4 @@
-"""The report: what a run did with time and memory, computed from the event log and nothing else.
-
-tally = Tally(llm.events)      follows the log from here on
-...
-for label, text in tally.report().lines(): print(label, text)
-"""
+"""The report of a run's time and memory, which tally.py computes from the event log."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ from octavo.observe.block_use import Occupancy
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """One request's sequences and the blocks they hold together."""
+    """The blocks that the sequences of one request hold."""
 
     request_id: str
     num_sequences: int
@@ -29,7 +24,7 @@ class Sharing:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Counts of one run. Memory figures are of the step that held most blocks, `waste` of all steps together."""
+    """Counts of one run. Memory figures are from the step with the most blocks; `waste` covers all steps."""
 
     num_requests: int
     num_sequences: int

@@ -1,7 +1,7 @@
-"""Counts by size, and the gaps between tokens counted a step at a time.
+"""Histogram counts, and inter-token gaps counted once per step.
 
-prometheus_client's own Histogram takes a lock and a bucket search for every observation. At 256 sequences a step
-that is most of a millisecond; here all sequences whose gap is the same, nearly always all of them, cost one search.
+prometheus_client's Histogram takes a lock and a bucket search per observation: most of a millisecond for 256 sequences.
+Here all sequences with the same gap, nearly always all of a step, cost one search.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import accumulate
 
 
 class SizeCounts:
-    """Observations by bucket: bucket i holds those up to bounds[i], the last one all others."""
+    """Observations by bucket: bucket i counts those up to bounds[i], the last one the rest."""
 
     __slots__ = ("_labels", "bounds", "counts", "total")
 
@@ -27,27 +27,27 @@ class SizeCounts:
         self.total += value * times
 
     def cumulative(self) -> list[tuple[tuple[tuple[str, str]], int]]:
-        """(the label of an upper bound, observations up to it), as Prometheus wants buckets."""
+        """(label of an upper bound, observations up to it), as Prometheus expects."""
         return list(zip(self._labels, accumulate(list(self.counts)), strict=True))
 
 
 class TokenGaps:
     """The time between two tokens of a sequence, for all sequences of a step at once.
 
-    Whoever got a token in this step and in the last one has the gap of the two steps. Only those who come and go are
-    looked at one by one.
+    Sequences with a token in both this step and the last share one gap. Only those that come or go are handled one by
+    one.
     """
 
     def __init__(self, histogram: SizeCounts) -> None:
         self._histogram = histogram
-        self._last: tuple[int, ...] = ()  # who got a token in the last step that gave any
-        self._members: set[int] = set()  # the same
+        self._last: tuple[int, ...] = ()  # sequences of the last step with tokens
+        self._members: set[int] = set()  # the same, as a set
         self._time = 0.0  # of that step
         self._times: dict[int, float] = {}  # absent sequence -> its last token
         self._ended: set[int] = set()
 
     def step(self, sampled_ids: tuple[int, ...], time: float) -> None:
-        """These sequences got tokens now."""
+        """Count a step in which these sequences got tokens."""
         if not sampled_ids:
             return
         if sampled_ids == self._last:
@@ -57,7 +57,7 @@ class TokenGaps:
         self._time = time
 
     def ended(self, sequence_id: int) -> None:
-        """It will get no token after those of the step that is being counted."""
+        """The sequence gets no tokens after the step being counted."""
         self._ended.add(sequence_id)
 
     def _change(self, sampled_ids: tuple[int, ...], time: float) -> None:
@@ -68,11 +68,11 @@ class TokenGaps:
             self._histogram.observe(time - self._time, num_staying)
         for sequence_id in now - before:
             since = self._times.pop(sequence_id, None)
-            if since is not None:  # None: its first token, which has no gap
+            if since is not None:  # None: its first token, without a gap
                 self._histogram.observe(time - since)
         for sequence_id in leaving - self._ended:
             self._times[sequence_id] = self._time
-        for sequence_id in self._ended - now:  # it will not come again
+        for sequence_id in self._ended - now:  # ended for good
             self._times.pop(sequence_id, None)
         self._ended &= now
         self._last, self._members = sampled_ids, now

@@ -1,4 +1,4 @@
-"""One line an interval for the server's log: what the engine did since the last one.
+"""A log line every ten seconds: the engine's throughput since the last one.
 
 prompt 812.0 tok/s, generation 3,204.5 tok/s, running 64, waiting 3, KV 41.2%, prefix hits 37.5%
 """
@@ -15,7 +15,7 @@ _COUNTERS = ("prompt_tokens", "generation_tokens", "prefix_cache_queries", "pref
 
 
 class IntervalSummary:
-    """Compares the metrics' counters with what they were at the last line."""
+    """Compares the counters with those of the last line."""
 
     def __init__(self, metrics: EngineMetrics, clock: Callable[[], float]) -> None:
         self._metrics = metrics
@@ -25,16 +25,16 @@ class IntervalSummary:
 
     @property
     def seconds_left(self) -> float:
-        """Until `log` should be called though nothing happens."""
+        """Seconds until `log` is due."""
         return max(0.0, self._time + INTERVAL_S - self._clock())
 
     def log(self) -> None:
-        """If it is time."""
+        """Log a line if the interval is over."""
         if self._clock() >= self._time + INTERVAL_S and (line := self.line()) is not None:
             LOGGER.info(line)
 
     def line(self) -> str | None:
-        """Of the time since the last call. None if nothing happened in it."""
+        """The line for the time since the last call; None if nothing happened."""
         now, counts = self._clock(), self._read()
         seconds = max(now - self._time, 1e-9)
         since = {name: counts[name] - self._counts[name] for name in _COUNTERS}

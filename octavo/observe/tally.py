@@ -1,14 +1,12 @@
-"""Tally: follows the event log and sums it up into a report. It knows nothing else of the engine.
+"""Tally: sums up the event log into a report.
 
-tally = Tally(llm.events)
+tally = Tally(llm.events)      follows the log from here on
 ...
-for label, text in tally.report().lines():
-    print(label, text)
+for label, text in tally.report().lines(): print(label, text)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
@@ -47,7 +45,7 @@ class _Totals:
 
 
 class Tally:
-    """Follows a log, the past it still holds and then every new event; makes reports of the whole."""
+    """Follows a log: the events it still holds, then every new one."""
 
     def __init__(self, log: EventLog) -> None:
         self._sizes: EngineStarted | None = None
@@ -56,12 +54,9 @@ class Tally:
         self._groups: dict[str, set[int]] = {}  # request -> its sequences, once it has forked
         self._peak = Occupancy()
         self._sharing: Sharing | None = None
-        self._record_all(log)
-        log.listen(self.record)
-
-    def _record_all(self, events: Iterable[Event]) -> None:
-        for event in events:
+        for event in log:
             self.record(event)
+        log.listen(self.record)
 
     def record(self, event: Event) -> None:
         self._use.follow(event)
@@ -69,7 +64,7 @@ class Tally:
 
     @singledispatchmethod
     def _count(self, event: Event) -> None:
-        """Events that no figure needs are passed over."""
+        """Other events are ignored."""
 
     @_count.register
     def _(self, event: EngineStarted) -> None:
@@ -117,7 +112,7 @@ class Tally:
 
     @_count.register
     def _(self, event: Scheduled) -> None:
-        """A step is about to run: its blocks are given, so this is the moment to look at memory."""
+        """Measure memory: a step is about to run, and its blocks are allocated."""
         now = self._use.occupancy()
         self._totals.num_held_slots += now.num_used_blocks * self._block_size()
         self._totals.num_filled_slots += now.num_filled_slots
@@ -127,7 +122,7 @@ class Tally:
             self._look_at_group(request_id, sequence_ids)
 
     def _look_at_group(self, request_id: str, sequence_ids: set[int]) -> None:
-        """Keep the request that saved most, as it was when it held most."""
+        """Keep the request that saved the most blocks, at its largest."""
         now = self._use.occupancy(sequence_ids)
         seen = Sharing(request_id, now.num_sequences, now.num_used_blocks, now.num_shared_blocks, now.num_table_entries)
         best = self._sharing

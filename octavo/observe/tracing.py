@@ -1,13 +1,12 @@
-"""OpenTelemetry traces: one span a request, told from the event log when the request has ended.
+"""OpenTelemetry traces: one span per request, built from the event log when the request ends.
 
     llm_request  |──────────────────────────────────────|     from arrival to end, with the numbers as attributes
       queue      |────────|
       prefill             |─────────|
       decode                        |───────────────────|
 
-Names of attributes are those of OpenTelemetry's GenAI conventions and of vLLM. The library is an extra,
-`pip install octavo[otel]`, imported only when traces are asked for. Spans are sent by a thread of the library's; the
-engine's thread only makes them, once a request.
+Attribute names follow OpenTelemetry's GenAI conventions and vLLM. The library is an extra, `pip install octavo[otel]`,
+imported only if traces are on. Its own thread sends spans; the engine's thread creates one set per request.
 """
 
 from __future__ import annotations
@@ -28,17 +27,15 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 INSTRUMENTATION = "octavo"
-#: seconds that the last spans may take to be sent, once the engine closes
+#: seconds to send the last spans when the engine closes
 CLOSE_S = 1.5
-#: headers of W3C trace context, which a client sends to have our span inside its own
+#: headers of the W3C trace context, with which a client makes our span a child of its own
 TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class RequestTracer:
-    """Follows a log and makes a span of every request that ends.
-
-    clock: the one that events are timed with. Whoever makes a tracer closes it, which sends what is left.
-    """
+    """Follows a log and creates a span for every request that ends. clock: the events' clock. Call `close` to send the
+    remaining spans."""
 
     def __init__(
         self, log: EventLog, exporter: SpanExporter, *, model_name: str, clock: Callable[[], float] = time.monotonic
@@ -48,7 +45,7 @@ class RequestTracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before: what is given to `create` would go before them
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence; arguments of `create` would override them
         is_named = "service.name" in OTELResourceDetector().detect().attributes
         resource = Resource.create({} if is_named else {"service.name": INSTRUMENTATION})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -63,8 +60,8 @@ class RequestTracer:
         log.listen(self.follow)
 
     def link(self, request_id: str, headers: Mapping[str, str]) -> None:
-        """The request came with these trace headers (see TRACE_HEADERS), so its span belongs inside its client's.
-        To be said right before the request is handed to the engine."""
+        """Make the request's span a child of its client's, by the client's TRACE_HEADERS. Call it right before the
+        request goes to the engine."""
         self._parents[request_id] = self._propagator.extract(headers)
 
     def follow(self, event: Event) -> None:
@@ -75,14 +72,14 @@ class RequestTracer:
             self._parents.pop(event.request_id, None)
 
     def close(self) -> None:
-        """Send what has not been sent, and stop. A collector that does not answer is not waited for: the library would
-        try again and again, for up to 30 s."""
+        """Send the remaining spans and stop. Wait CLOSE_S at most: the library would retry a silent collector for up to
+        30 s."""
         closing = threading.Thread(target=self._provider.shutdown, name="octavo-close-traces", daemon=True)
         closing.start()
         closing.join(CLOSE_S)
         if closing.is_alive():
             LOGGER.warning("traces: the collector did not take the last spans in %g s, they are dropped", CLOSE_S)
-            self._exporter.shutdown()  # ends the pause between two tries
+            self._exporter.shutdown()  # ends the pause between two retries
 
     def _tell(self, life: RequestLife) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
@@ -105,7 +102,7 @@ class RequestTracer:
         span.end(self._at(life.end))
 
     def _attributes(self, life: RequestLife) -> dict[str, Any]:
-        """What is not known, because the request ended before, is left out."""
+        """The span's attributes, without those of phases that the request did not reach."""
         attributes = {
             "gen_ai.operation.name": "text_completion",
             "gen_ai.response.model": self._model_name,
@@ -136,8 +133,7 @@ class RequestTracer:
 def open_tracer(
     endpoint: str, log: EventLog, *, model_name: str, clock: Callable[[], float] = time.monotonic
 ) -> RequestTracer:
-    """A tracer that sends to a collector, with OTLP over HTTP. Raises ConfigError without the extra, or for an
-    endpoint that is no URL."""
+    """A tracer that sends OTLP over HTTP to a collector. Raises ConfigError for a bad URL or without the extra."""
     if not endpoint.startswith(("http://", "https://")):
         raise ConfigError(
             f"otlp_traces_endpoint is {endpoint!r}, allowed is an http or https URL such as "
