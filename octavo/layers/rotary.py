@@ -1,16 +1,16 @@
-"""Rotary tables: base frequencies, how each scaling bends them, and the cosines and sines that result.
+"""Rotary tables: base frequencies, how each scaling changes them, and the cosines and sines that result.
 
 Pair i of a head turns by `position * inv_freq[i]`, inv_freq falling from 1 towards 1/theta. Long-context
 scalings slow the slow pairs down, so that positions beyond those trained on turn by angles seen in training:
 
     linear      every pair slowed by `factor`
-    dynamic     theta raised, by as much as the length asks for (NTK-aware)
+    dynamic     theta raised to suit the length (NTK-aware)
     llama3      fast pairs kept, slow pairs slowed, a ramp between
     yarn        the same with the ramp set in rotations, and attention sharpened (Peng et al. 2023)
     longrope    a factor of its own for each pair, found by search (Ding et al. 2024)
 
-`dynamic` and `longrope` depend on the length of the text. Keys already cached cannot be turned again, so the
-length that counts is the longest the model may see here, `max_len`, and one table serves every request.
+`dynamic` and `longrope` depend on the length of the text. Cached keys cannot be rotated again, so the
+length used is the longest allowed here, `max_len`, and one table serves every request.
 """
 
 from __future__ import annotations

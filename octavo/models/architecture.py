@@ -1,8 +1,8 @@
 """Architecture: any checkpoint's configuration in one normal form.
 
 Hugging Face's config.json and GGUF's metadata name the same things in dozens of ways. The loader turns both
-into this record; from here on nothing knows where a model came from. What a family does differently is a
-value here where a value can say it, and code in its file under models/ where it cannot.
+into this record, and later code does not depend on the file. A family's differences are values here where
+possible, and code in its file under models/ otherwise.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Architecture:
     windows: per layer, the sliding window in tokens, or None for full attention.
     rope, local_rope: rotation of full-attention and of sliding layers (the same unless a family differs);
     None: positions are not rotated. num_position_embeddings: learned positions (GPT-2, OPT), else 0.
-    scheme: how the layers' matrices are stored, where it is not told by each tensor's own type.
+    scheme: how the layers' matrices are stored, unless each tensor's own type decides.
     eos_token_ids: from generation_config.json where there is one, else config.json or GGUF.
     """
 
@@ -71,7 +71,7 @@ class Architecture:
 
 
 def checked(path: Path, architecture: Architecture) -> Architecture:
-    """The architecture itself. Raises ModelLoadError, naming the file, for one that no model can have."""
+    """The architecture, unchanged. Raises ModelLoadError with the path if its numbers contradict each other."""
     problem = _problem(architecture)
     if problem is not None:
         raise ModelLoadError(f"{path}: {problem}; download or convert the model again")
@@ -79,8 +79,8 @@ def checked(path: Path, architecture: Architecture) -> Architecture:
 
 
 def known_tokens(token_ids: Sequence[int], vocab_size: int, where: str) -> tuple[int, ...]:
-    """Those that the model can draw. A file may name others (a token that was added to the tokenizer and not to the
-    model): they can end nothing, so they are left out with a warning. where: file and key."""
+    """The ids inside the vocabulary. Others (tokens added to the tokenizer, not to the model) are never sampled, so
+    they are dropped with a warning. where: file and key."""
     unknown = [token_id for token_id in token_ids if token_id >= vocab_size]
     if unknown:
         LOGGER.warning(

@@ -14,10 +14,10 @@ LayerSlot = tuple[int, int]
 
 
 class AttentionSpecs:
-    """Makes each layer's AttentionLayer; layers with the same rope share one table."""
+    """Builds each layer's AttentionLayer; layers with the same rope share one table."""
 
     def __init__(self, architecture: Architecture, slots: Sequence[LayerSlot], max_model_len: int) -> None:
-        assert len(slots) == architecture.num_layers, "every layer has its place in the cache"
+        assert len(slots) == architecture.num_layers, "each layer needs a cache slot"
         self._architecture = architecture
         self._slots = slots
         self._max_model_len = max_model_len

@@ -1,4 +1,4 @@
-"""Checkpoint: an opened model. Its configuration is read, its tensors are known by name but not yet touched.
+"""Checkpoint: an opened model. Its configuration is read; its tensors are found but not loaded.
 
 Tensors go by canonical names and layouts, whatever file they come from: those of Hugging Face's
 causal-language-model classes, every linear weight as [out, in]. (Hugging Face's own GPT-2 files store
@@ -19,10 +19,10 @@ from octavo.models.gguf import GGUFFile
 from octavo.shown import shown
 
 Shape = tuple[int, ...]
-#: Where a tokenizer is made from: a folder of tokenizer.json and its companions, or a GGUF file's metadata.
+#: The source of a tokenizer: a folder with tokenizer.json and related files, or a GGUF file's metadata.
 TokenizerSource = Path | GGUFFile
 
-#: Buffers that some exporters save and no model needs; one of these left over is no sign of trouble.
+#: Buffers that some exporters save and no model needs; left over, they are no fault.
 IRRELEVANT_ENDINGS = (
     "rotary_emb.inv_freq",
     "rotary_emb.original_inv_freq",
@@ -36,9 +36,9 @@ IRRELEVANT_ENDINGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """label: what to call it in messages, its path or name. sampling_defaults: values that the model's makers
-    recommend, under SamplingParams' names. taken: which tensors `take` has given out. unreadable: tensors of types
-    that Octavo does not read, and what is to be said where one is needed."""
+    """label: its path or name, for messages. sampling_defaults: what the model's makers recommend, under
+    SamplingParams' names. taken: the tensors that `take` has returned. unreadable: tensors of unsupported types, and
+    the error if one is needed."""
 
     label: str
     architecture: Architecture
@@ -75,7 +75,7 @@ class Checkpoint:
         return self.stored[name]
 
     def check(self, required: Mapping[str, Shape]) -> None:
-        """Raise ModelLoadError unless every tensor of the table is there in its shape; reads no data."""
+        """Raise ModelLoadError unless every tensor of the table exists in its shape; reads no data."""
         missing = [name for name in required if name not in self.stored and name not in self.unreadable]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -87,7 +87,7 @@ class Checkpoint:
             self._expect(name, shape)
 
     def leftovers(self) -> list[str]:
-        """Tensors that nobody took: a sign that the model is not what its configuration says."""
+        """Tensors that were never taken: a sign that the configuration does not match the model."""
         known = self.taken | ({"lm_head.weight"} if self.architecture.tie_word_embeddings else set())
         names = (*self.stored, *self.unreadable)
         return [name for name in names if name not in known and not name.endswith(IRRELEVANT_ENDINGS)]

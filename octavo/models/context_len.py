@@ -1,13 +1,13 @@
-"""How many tokens a model can take: what its configuration states, and what its rope scaling makes of it.
+"""A model's context length: the configured length, adjusted for rope scaling.
 
-Model cards say to add a scaling and to leave `max_position_embeddings` as it was, at the length trained on:
+Model cards say to add a scaling and to keep `max_position_embeddings` at the trained length:
 
     yarn             original_max_position_embeddings, times the factor
     linear, dynamic  the stated length, times the factor; or the original one, where that is stated beside it
-    llama3, longrope the stated length, which already counts the scaling in
-    Gemma 3          the stated length: only its full-attention layers are scaled, and that is counted in, too
+    llama3, longrope the stated length, which already includes the scaling
+    Gemma 3          the stated length: only its full-attention layers are scaled, and it includes that too
 
-So vLLM derives it, but for the original length beside a linear scaling, which it does not look at.
+vLLM derives it the same way, but ignores the original length beside a linear scaling.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def context_len(architecture: Architecture) -> int:
 
 
 def allowed_model_len(architecture: Architecture, asked: int | None) -> int:
-    """max_model_len as it was asked for, else what the model can take."""
+    """The requested max_model_len, or else the model's context length."""
     derived = context_len(architecture)
     if asked is None or asked <= derived:
         return asked or derived

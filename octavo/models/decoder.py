@@ -5,11 +5,11 @@
                   r += [norm] mlp(norm r)
     logits = head(norm r)
 
-Each addition is fused with the norm that follows it, which is why the stream travels as a pair: the last
-layer's output, not yet added, and the sum so far.
+Each addition is fused with the norm that follows it, so the stream is passed as a pair: the last layer's output, not
+yet added, and the sum so far.
 
-After the last layer has attended, no token needs another any more, and of a prompt only the last token's logits are
-wanted. So `body` ends there, and a head goes the rest of the way with the tokens that it is asked for.
+After the last layer's attention, tokens no longer depend on each other, and a prompt needs only its last token's
+logits. So `body` ends there, and a head computes the rest for the requested tokens only.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from octavo.layers.blocks import MLP, Embedding, Norm, SelfAttention
 
 
 class Layer(Protocol):
-    """One layer in two parts: what lies between two of them is (output not yet added, or None; the sum so far)."""
+    """One layer in two parts. Layers pass on (output not yet added, or None; the sum so far)."""
 
     @property
     def attention(self) -> SelfAttention: ...
 
     def attend(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The first part, where tokens look at others: what attention gave [T, Q * D], and the sum so far."""
+        """The first part, through attention: its output [T, Q * D], and the sum so far."""
 
     def finish(self, ops: Ops, attended: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The rest, each token by itself."""
+        """The rest, for each token separately."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderLayer:
-    """Norms a copy of the stream before each half."""
+    """Applies a norm to a copy of the stream before each half."""
 
     attention_norm: Norm
     attention: SelfAttention
@@ -66,7 +66,7 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoder:
-    """A whole model; implements `octavo.kernels.ops.Model`. projection: to the head's width, where that is not the
+    """A whole model; implements `octavo.kernels.ops.Model`. projection: to the head's width, if it is not the
     stream's."""
 
     embedding: Embedding
@@ -99,7 +99,7 @@ class Decoder:
         return logits if self.logits_softcap is None else ops.softcap(logits, self.logits_softcap)
 
     def _hidden(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> Tensor:
-        """What the last layer left, added and normed."""
+        """The last layer's output, added and normed."""
         if pending is None:
             return residual if self.norm is None else self.norm(ops, residual)
         return ops.add(pending, residual) if self.norm is None else self.norm.add(ops, pending, residual)[0]

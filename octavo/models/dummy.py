@@ -1,12 +1,10 @@
-"""Random weights for a model of which only the configuration is there: for speed tests, plans and studies.
+"""Random weights for a model without a checkpoint: for benchmarks, plans and studies.
 
-Weights are drawn so that activations stay of size one from layer to layer: a matrix has standard deviation
-1/sqrt(columns), 0.02 at most; norm weights are one as the family counts it, biases zero. Each tensor is drawn
-from its own generator, seeded by the model's seed and its name: any tensor can be made alone, in any order, and
-always comes out the same. A backend with memory of its own draws matrices there, with a generator of its own and
-so other numbers, the same in every run. On the host an 8B model's sixteen gigabytes should
-not take minutes of random numbers, so a large tensor repeats one drawn run of 2^20 elements, each time turned
-by a different amount.
+Activations stay near size one from layer to layer: a matrix has standard deviation 1/sqrt(columns), at most 0.02; norm
+weights are one (as the family stores it), biases zero. Each tensor has its own generator, seeded by the model's seed
+and its name, so its values do not depend on the order. A backend with its own memory draws matrices there, with
+other numbers that are the same in every run. On the host, drawing an 8B model's sixteen gigabytes would take minutes,
+so a large tensor repeats one run of 2^20 elements, each time rotated by a different amount.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ _LARGEST_STD = 0.02
 def dummy_tensors(
     architecture: Architecture, required: Mapping[str, Shape], dtype: DType, seed: int, *, on_device: bool = False
 ) -> dict[str, StoredTensor]:
-    """Every tensor of the table; each is made when it is read. on_device: matrices are left for the backend to draw."""
+    """Every tensor of the table; each is drawn when it is read. on_device: the backend draws the matrices."""
 
     def read(name: str, shape: Shape) -> HostTensor:
         if on_device and len(shape) > 1:
@@ -66,7 +64,7 @@ def _tensor_seed(seed: int, name: str) -> int:
 
 
 def _repeated(run: HostTensor, size: int, generator: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """The run's bytes until `size` is full, each repeat begun at another element."""
+    """The run's bytes, repeated up to `size`; each repeat starts at another element."""
     _, element_bytes = BLOCK_FORMATS[run.dtype]
     doubled = np.concatenate([run.data, run.data])
     data = np.empty(size, np.uint8)

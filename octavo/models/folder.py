@@ -1,8 +1,7 @@
 """A Hugging Face folder as a Checkpoint: config.json, generation_config.json and safetensors.
 
-Exporters differ in ways that are evened out here: a model saved without its language-model head leaves the outer
-prefix off its names, a model that also sees puts its text part under a name of its own, and GPT-2 stores its
-projections as [in, out].
+Exporters differ, and this file evens that out: a model saved without its LM head omits the outer prefix of its names, a
+vision model puts its text part under another prefix, and GPT-2 stores its projections as [in, out].
 """
 
 from __future__ import annotations
@@ -28,9 +27,12 @@ from octavo.shown import shown
 
 _OUTER_PREFIX = {"gpt2": "transformer."}
 _EMBEDDING = {"gpt2": "transformer.wte.weight", "opt": "model.decoder.embed_tokens.weight"}
-#: Of a model that also sees, in both orders that transformers has saved them in.
-_TEXT_PART = (("language_model.lm_head.", "lm_head."), ("language_model.model.", "model."))
-_TEXT_PART_LATER = (("model.language_model.", "model."),)
+#: A vision model's text part, under the prefixes of both of transformers' formats.
+_TEXT_PART = {
+    "language_model.lm_head.": "lm_head.",
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+}
 _IMAGE_PART = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _TRANSPOSED_IN_GPT2 = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _COMPARED_BYTES = 1 << 24
@@ -70,7 +72,7 @@ def open_config(folder: Path, label: str) -> Checkpoint:
 
 
 def _hint(folder: Path) -> str:
-    """What a folder without configuration may be instead."""
+    """What a folder without config.json may be instead."""
     snapshots = sorted(folder.glob("snapshots/*/config.json"))
     if snapshots:
         return f"; the folder is a hub cache, the model is in {snapshots[-1].parent}"
@@ -95,13 +97,12 @@ def _look_for_adapter(folder: Path) -> None:
 
 
 def _text_part(named: Mapping[str, T]) -> dict[str, T]:
-    """Without what reads images, and under the names that the text part has by itself."""
-    changes = (*_TEXT_PART, *_TEXT_PART_LATER)
+    """Drop the vision part, and rename the text part's tensors as in a text-only model."""
     result = {}
     for name, value in named.items():
         if name.startswith(_IMAGE_PART):
             continue
-        before, after = next((change for change in changes if name.startswith(change[0])), ("", ""))
+        before, after = next((change for change in _TEXT_PART.items() if name.startswith(change[0])), ("", ""))
         result[after + name.removeprefix(before)] = value
     return result
 
@@ -113,7 +114,7 @@ def _with_outer_prefix(named: dict[str, T], prefix: str) -> dict[str, T]:
 
 
 def _warn_of_own_head(folder: Path, tensors: Mapping[str, HostTensor], embedding_name: str) -> None:
-    """The configuration decides, as it does in vLLM; a head that differs may yet be the one that was trained."""
+    """The configuration decides, as in vLLM, although an LM head that differs may be the trained one."""
     head, embedding = tensors.get("lm_head.weight"), tensors.get(embedding_name)
     if head is None or embedding is None or _are_equal(head, embedding):
         return
@@ -148,7 +149,7 @@ def _transposed(tensor: HostTensor) -> HostTensor:
 
 
 def saved_dtype(folder: Path) -> str:
-    """The dtype that config.json says its weights have, under either of its names."""
+    """The weights' dtype in config.json, under either of its keys."""
     config = ConfigFile(folder / "config.json", read_json(folder / "config.json"))
     key = "dtype" if config.has("dtype") else "torch_dtype"
     return config.text(key, "bfloat16").removeprefix("torch.")

@@ -1,7 +1,7 @@
 """Gemma 2 and Gemma 3, text only.
 
 What differs from Llama: embeddings are scaled by sqrt(hidden size); norm weights are stored as w and used as
-1 + w; the output of each half of a layer is normed before it joins the stream; the MLP's gate is a gelu.
+1 + w; the output of each half of a layer is normed before it is added; the MLP's gate is a gelu.
 Gemma 3 norms each head's queries and keys and gives sliding layers a rope of their own; Gemma 2 caps scores
 and logits instead. Windows, ropes, caps and the score's scale are values of the Architecture.
 """

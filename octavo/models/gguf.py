@@ -6,9 +6,9 @@
     padding to `general.alignment` (32 unless the file says otherwise)
     data       each tensor at its offset from here
 
-Versions 2 and 3, little-endian. A file is not trusted: every length is held against the bytes that are left
-before anything is allocated, and whatever is wrong raises ModelLoadError with the file and the key or tensor.
-String arrays (a vocabulary has hundreds of thousands of entries) are only walked over; they decode when asked.
+Versions 2 and 3, little-endian. A file is not trusted: every length is checked against the remaining bytes
+before anything is allocated, and any fault raises ModelLoadError with the path and the key or tensor.
+String arrays (a vocabulary has hundreds of thousands of entries) are skipped, and decoded on demand.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class StringArray:
         return iter(self.tolist())
 
     def index(self, text: str) -> int | None:
-        """Where the text comes first; None if nowhere. Quick for short answers: nothing is decoded."""
+        """The text's first index, or None. Nothing is decoded."""
         raw, unpack, encoded = bytes(self.raw), struct.Struct("<Q").unpack_from, text.encode()
         needle = struct.pack("<Q", len(encoded)) + encoded
         found, position = raw.find(needle), 0
         for index in range(self._count):
-            if found < position:  # what was found was inside another string
+            if found < position:  # the match was inside another string
                 found = raw.find(needle, position)
             if found < 0:
                 return None
@@ -99,7 +99,7 @@ def read_gguf(path: Path) -> GGUFFile:
 
 
 class _Cursor:
-    """A position in the file, and what is being read there, for the error message."""
+    """A position in the file, and the name of what is read there, for error messages."""
 
     def __init__(self, data: NDArray[np.uint8], path: Path) -> None:
         self.data = data
@@ -260,7 +260,7 @@ def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
 
 
 def _map_tensors(cursor: _Cursor, infos: list[_TensorInfo], alignment: int) -> dict[str, HostTensor]:
-    """Views of the data section, checked: aligned, inside the file, apart from each other, named once."""
+    """Checked views of the data section: aligned, inside the file, disjoint, with unique names."""
     data_start = -(-cursor.position // alignment) * alignment
     data_size = len(cursor.view) - data_start
     end_of_last = 0

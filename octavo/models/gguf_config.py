@@ -20,7 +20,7 @@ from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.rope_json import LARGEST_FACTOR, SMALLEST_FACTOR
 from octavo.shown import shown
 
-#: Tokens with which chat models end their turn; many files leave it to the reader to know them.
+#: Tokens that end a chat model's turn; many files do not name them.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 _FACTORS = {"least": SMALLEST_FACTOR, "most": LARGEST_FACTOR}
 _CONTROL = 3  # of tokenizer.ggml.token_type
@@ -28,7 +28,7 @@ _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def architecture_from_gguf(file: GGUFFile) -> Architecture:
-    """The model's configuration. The file's tensors are looked at where they say more than the metadata."""
+    """The model's configuration, from the metadata and, where they say more, the tensors."""
     config = GGUFMetadata(file)
     if config.architecture not in FAMILIES:
         raise UnsupportedModelError(
@@ -42,7 +42,7 @@ def architecture_from_gguf(file: GGUFFile) -> Architecture:
 
 
 def _common(config: GGUFMetadata) -> dict[str, Any]:
-    """What all families say in the same way."""
+    """The values that all families share."""
     hidden_size, num_heads = config.size("embedding_length"), config.size("attention.head_count")
     head_dim = _head_dim(config)
     if config.size("attention.value_length", head_dim) != head_dim:
@@ -75,7 +75,7 @@ def _head_dim(config: GGUFMetadata) -> int:
 
 
 def _num_layers(config: GGUFMetadata) -> int:
-    """Every layer has a tensor, so the file says how many there can be at most."""
+    """At most the number of tensors, since every layer has one."""
     return config.size("block_count", largest=max(1, len(config.file.tensors)))
 
 
@@ -88,7 +88,7 @@ def _vocab_size(config: GGUFMetadata) -> int:
 
 
 def _eos_token_ids(config: GGUFMetadata) -> tuple[int, ...]:
-    """Those that the file names, and for a chat model those that end its turn."""
+    """The end tokens that the file names and, for a chat model, those that end its turn."""
     ids: list[int | None] = [token_id for key in _EOS_KEYS for token_id in _known(config, key)]
     metadata = config.file.metadata
     tokens, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
@@ -151,7 +151,7 @@ def _gemma3(config: GGUFMetadata) -> dict[str, Any]:
 
 
 def _global_layers(config: GGUFMetadata, num_layers: int) -> list[bool]:
-    """Which layers see everything: every sixth, unless the file says otherwise."""
+    """Which layers have full attention: every sixth, unless the file says otherwise."""
     pattern = config.file.metadata.get(f"{config.architecture}.attention.sliding_window_pattern", 6)
     if isinstance(pattern, int):
         return [(index + 1) % pattern == 0 if pattern > 0 else True for index in range(num_layers)]
@@ -208,12 +208,7 @@ def _rope_scaling(config: GGUFMetadata) -> dict[str, Any] | None:
     trained_len = config.size("rope.scaling.original_context_length", config.size("context_length"))
     if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:
         long, short = tensors["rope_factors_long.weight"], tensors["rope_factors_short.weight"]
-        return _longrope(
-            config,
-            long,
-            short,
-            config.optional_number("rope.scaling.attn_factor", **_FACTORS),
-        )
+        return _longrope(config, long, short, config.optional_number("rope.scaling.attn_factor", **_FACTORS))
     if "rope_freqs.weight" in tensors:
         return _longrope(config, tensors["rope_freqs.weight"], tensors["rope_freqs.weight"], 1.0)
     if kind == "none":

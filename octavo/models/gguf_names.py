@@ -1,8 +1,8 @@
-"""GGUF tensor names and layouts, brought to the canonical ones.
+"""Converts GGUF tensor names and layouts to the canonical ones.
 
 Canonical is what Hugging Face's model files use: `model.layers.0.self_attn.q_proj.weight`, norms as the
-checkpoint trained them, rotary pairs half a head apart. A linear weight is always [out, in]. What GGUF
-stores differently is undone when a tensor is read:
+checkpoint trained them, rotary pairs half a head apart. A linear weight is always [out, in]. GGUF's
+differences are undone when a tensor is read:
 
     llama    Q and K rows are interleaved, pair by pair, for ggml's rotary: rows are put back in order
     gemma    norm weights have 1 added: 1 is taken off
@@ -68,7 +68,7 @@ NAMES: dict[str, dict[str, str]] = {
     "phi3": _LLAMA_NAMES | _PHI3_NAMES,
     "gpt2": _GPT2_NAMES,
 }
-#: Rotary factors: they went into the Architecture.
+#: Rotary factors, which are values of the Architecture.
 _READ_AS_CONFIG = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")
 _NAME = re.compile(r"(?P<stem>.+)\.(?P<kind>weight|bias)")
 _LAYER = re.compile(r"(?<=^blk\.)\d+(?=\.)")
@@ -92,7 +92,7 @@ def canonical_name(gguf_architecture: str, name: str) -> str | None:
 def layout_change(
     gguf_architecture: str, name: str, architecture: Architecture
 ) -> Callable[[HostTensor], HostTensor] | None:
-    """What to do with a tensor of this canonical name when it is read; None for nothing."""
+    """The conversion of a tensor of this canonical name when it is read, or None."""
     if gguf_architecture == "llama" and ".self_attn.q_proj." in name:
         return lambda tensor: restore_rotary_rows(tensor, architecture.num_heads)
     if gguf_architecture == "llama" and ".self_attn.k_proj." in name:
@@ -113,6 +113,6 @@ def restore_rotary_rows(tensor: HostTensor, num_heads: int) -> HostTensor:
 
 
 def take_one_off(tensor: HostTensor) -> HostTensor:
-    """In the tensor's own type, if that is one that holds any number."""
+    """In the tensor's own type, if it is dense."""
     shifted = from_array(dequantize(tensor) - np.float32(1))
     return convert(shifted, tensor.dtype) if tensor.is_dense else shifted

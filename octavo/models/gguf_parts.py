@@ -4,7 +4,7 @@
     model-00002-of-00003.gguf   more tensors                               split.count 3, split.no 1
     model-00003-of-00003.gguf                                              split.count 3, split.no 2
 
-Any part names the whole. A file that was joined again has a split.count of 0 or 1, and is whole by itself.
+Any part may name the model. A file that was joined again has a split.count of 0 or 1, and is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_PARTS = 10_000
 
 
 def read_gguf_model(path: Path) -> GGUFFile:
-    """The whole model that this file is, or is a part of."""
+    """The model that this file holds, or is a part of."""
     file = read_gguf(path)
     count = _split_number(file, "count", 0)
     if count < 2:
@@ -41,7 +41,7 @@ def read_gguf_model(path: Path) -> GGUFFile:
 
 
 def part_names(name: str) -> list[str]:
-    """The names of all parts of a model of which one has this name; of one that is whole, its own."""
+    """The names of all parts of this file's model; for a single file, its own name."""
     match = _PART.fullmatch(name)
     count = int(match["count"]) if match else 0
     if match is None or not 1 <= int(match["number"]) <= count <= _MAX_PARTS:
@@ -50,7 +50,7 @@ def part_names(name: str) -> list[str]:
 
 
 def first_parts(names: Iterable[str]) -> list[str]:
-    """One name a model, in order."""
+    """One name per model, in order."""
     return list(dict.fromkeys(part_names(name)[0] for name in names))
 
 

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: only the files that are needed, kept in the hub library's own cache."""
+"""Downloads models from the Hugging Face hub: only the needed files, into the hub library's own cache."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def download_model(name: str, revision: str | None) -> Path:
 
 
 def _download_gguf(name: str, repo: str, file: str, revision: str | None) -> Path:
-    """The file with all that it is a part of; they come to lie side by side."""
+    """Download all parts of the file, side by side."""
     hub, parts = _hub(name), part_names(file)
     paths = _ask(name, lambda: [hub.hf_hub_download(repo, part, revision=revision) for part in parts])
     return Path(paths[0])

@@ -32,7 +32,7 @@ from octavo.observe.logging import LOGGER
 from octavo.observe.machine import memory
 from octavo.shown import shown
 
-#: llama.cpp's name for the part of a model that reads images, a file of its own.
+#: llama.cpp's name for a model's vision part, a separate file.
 _IMAGE_PART = "mmproj"
 
 Convert = Callable[[HostTensor, DType], HostTensor]
@@ -44,7 +44,7 @@ def open_checkpoint(
     config: ModelConfig, convert: Convert = convert_in_numpy, *, draws_on_device: bool = False
 ) -> Checkpoint:
     """Find a model, read its configuration, check that every tensor it needs is there; no tensor is read.
-    `convert` changes dtypes when tensors are. draws_on_device: dummy matrices are left for the backend to draw."""
+    `convert` changes dtypes when tensors are. draws_on_device: the backend draws dummy matrices."""
     path = _locate(config)
     if config.load_format == "dummy":
         return _open_dummy(path, config, draws_on_device)
@@ -54,7 +54,7 @@ def open_checkpoint(
 
 
 def tokenizer_source(config: ModelConfig) -> TokenizerSource:
-    """Where the model's own tokenizer is made from, by itself: neither configuration nor weights are looked at."""
+    """The source of the model's own tokenizer; reads neither configuration nor weights."""
     path = _locate(config)
     return read_gguf_model(path) if path.is_file() else path
 
@@ -107,7 +107,7 @@ def _find(config: ModelConfig) -> Path:
 
 
 def _existing(name: str) -> Path | None:
-    """The file or folder of that name; None where there is none. Of neither kind is a pipe, which nobody could map."""
+    """The file or folder of that name, or None. A pipe or device is an error, since it cannot be mapped."""
     try:
         path = Path(name).expanduser()
         kind = path.stat().st_mode
@@ -163,7 +163,7 @@ def _open_dummy(path: Path, config: ModelConfig, draws_on_device: bool) -> Check
 
 
 def _check_room(path: Path, needed: int) -> None:
-    """Of a configuration alone nobody has seen that its weights fit anywhere."""
+    """A configuration without weights may describe a model that fits no machine."""
     there, _ = memory()
     if needed > there:
         raise OutOfMemoryError(

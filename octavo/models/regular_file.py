@@ -1,7 +1,7 @@
-"""Files that come with a model, opened as what they must be: regular files of a size that can be.
+"""Opens a model's files, read or mapped: only regular files of a plausible size.
 
-Opening a pipe waits for whoever writes to it, a device never ends, and a link may lead nowhere (a hub cache
-whose blobs were deleted): each is refused by name before anything is read.
+Opening a pipe waits for a writer, a device never ends, and a link may be broken (a hub cache whose blobs were
+deleted): each is refused with its path before anything is read.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ LARGEST_TEXT_BYTES = 1 << 28
 
 
 def is_there(path: Path) -> bool:
-    """Whether the folder has an entry of that name, of whatever kind: what is there must be readable."""
+    """Whether an entry of that name exists, of any kind: an existing one must be readable."""
     return os.path.lexists(path)
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """The file, open for reading. Raises ModelLoadError for what is none, without waiting for it."""
+    """The file, open for reading. Raises ModelLoadError for anything but a regular file, without blocking."""
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
         if kind != stat.S_IFREG:
@@ -46,7 +46,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path) -> bytes:
-    """The whole of a configuration, tokenizer, template or index."""
+    """The content of a configuration, tokenizer, template or index."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > LARGEST_TEXT_BYTES:

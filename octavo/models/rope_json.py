@@ -4,8 +4,8 @@
     rope_parameters                                 both in one object
     rope_parameters {"full_attention": {...}, ...}  one object a kind of layer (Gemma 3)
 
-Each kind of scaling has numbers that it cannot do without and numbers that it may have. What comes out holds
-those alone, each of its type and in its range, so that nothing behind this file needs to look again.
+Each kind of scaling has required and optional numbers. The result holds only those, checked for type and range, so
+that later code need not check again.
 """
 
 from __future__ import annotations

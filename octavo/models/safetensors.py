@@ -2,9 +2,8 @@
 
     header length u64 | header: {"name": {"dtype": "BF16", "shape": [..], "data_offsets": [begin, end]}, ...} | data
 
-A file is not trusted: whatever does not fit the bytes there are raises ModelLoadError naming file and tensor. A
-tensor of a type that Octavo does not read is no fault by itself: exporters save counters and masks that no model
-needs. It is set aside, and an error only where a model asks for it.
+A file is not trusted: a header that does not fit the data raises ModelLoadError with path and tensor. A tensor of an
+unsupported type is an error only if a model needs it: exporters save counters and masks that no model uses.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _MAX_DIMS = 8
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsFile:
-    """unreadable: name -> what is to be said where a model needs that tensor."""
+    """unreadable: name -> the error if a model needs that tensor."""
 
     tensors: dict[str, HostTensor]
     unreadable: dict[str, str]
@@ -78,7 +77,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _span(path: Path, name: str, entry: Any, num_bytes: int) -> tuple[int, int]:
-    """Where a tensor's bytes begin and end, once everything about it is seen to be right."""
+    """Where a tensor's bytes begin and end, after all checks of its entry."""
     where = f"{path}: tensor {shown(name)}"
     if not isinstance(entry, dict):
         raise ModelLoadError(f"{where} is not described by an object; download the file again")

@@ -5,9 +5,8 @@
     *-0000I-of-0000N.safetensors     parts without an index, if all N are there
     one file of any other name       the whole model
 
-People save a model over another and leave files behind. An index counts only if all its files are there, and
-a model.safetensors that is newer than they are counts more. Wherever there was a choice, a warning says what was
-taken, why, and what was not.
+A model saved over another leaves files behind. An index counts only if all its files exist, and a newer
+model.safetensors takes precedence. A warning reports each choice: the files read, why, and those not read.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from octavo.shown import shown, shown_names
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
-#: In formats of their makers' own; a copy of the model beside the one that is read.
+#: Copies of the model in its makers' own formats.
 _OTHER_FORMATS = ("consolidated*.safetensors", "adapter_model*.safetensors")
 _LONGEST_NAME = 255
 _PICKLED = ("*.bin", "*.pth", "*.pt", "*.ckpt")
@@ -37,7 +36,7 @@ _PICKLED = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """files: names inside the folder. listed: tensor -> file, of an index. why: in place of what else was there."""
+    """files: names inside the folder. listed: an index's tensor -> file. why: the reason for this choice."""
 
     files: tuple[str, ...]
     why: str
@@ -127,7 +126,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _joined(folder: Path, choice: _Choice, files: Mapping[str, SafetensorsFile]) -> SafetensorsFile:
-    """The tensors of all files. Of one that is in two, the index says which."""
+    """The tensors of all files. For a tensor in two files, the index decides."""
     for name, shard in choice.listed.items():
         file = files[shard]
         if name not in file.tensors and name not in file.unreadable and not name.endswith(IRRELEVANT_ENDINGS):

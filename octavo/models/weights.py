@@ -1,8 +1,8 @@
 """Weights: a checkpoint seen through its family's table of tensors.
 
-A family states once which tensors it needs and with which shapes. Everything else reads that table: the
-loader to name what is missing or misshapen, `octavo plan` to price a model, and the family's own builder,
-which asks by name and gets a bias or a head norm exactly where the table lists one.
+A family states once which tensors it needs, with their shapes. The loader uses the table to report missing or
+misshapen tensors, `octavo plan` to compute a model's size, and the family's builder to find tensors by name: it
+gets a bias or a head norm exactly where the table lists one.
 
 Names are those of Hugging Face's causal-language-model classes, whatever file the tensors come from.
 """
@@ -26,7 +26,7 @@ TensorTable = dict[str, Shape]
 
 
 class TensorSource(Protocol):
-    """What a model needs of a checkpoint."""
+    """The part of a checkpoint that a model uses."""
 
     def take(self, name: str, shape: Shape) -> StoredTensor:
         """The tensor of that name, not read yet. Raises ModelLoadError if it is missing or shaped otherwise."""
@@ -63,7 +63,7 @@ class Weights:
         return RMSNorm(self.parameter(f"{name}.weight"), eps)
 
     def layer_norm(self, name: str, eps: float, size: int) -> LayerNorm:
-        """Of that many columns. Where the table lists no weight, it is one."""
+        """size: the number of columns. Where the table lists no weight, the weight is one."""
         weight = self.optional(f"{name}.weight")
         if weight is None:
             ones = at_hand(from_array(np.ones(size, np.float32)))
@@ -71,11 +71,11 @@ class Weights:
         return LayerNorm(weight, self.optional(f"{name}.bias"), eps)
 
     def embedding(self, name: str) -> Parameter:
-        """A table whose entries ranks share."""
+        """A table whose entries are split over ranks."""
         return self.parameter(f"{name}.weight", Shard.columns(self._shape(name)[0]))
 
     def head(self, name: str, embedding: Parameter) -> Linear:
-        """The output projection. Where the table lists none it is the embedding itself, which a backend holds once."""
+        """The LM head. Where the table lists none, it is the embedding, which a backend stores once."""
         return self.column(name) if self.lists(f"{name}.weight") else Linear((embedding,))
 
     def attention(self, layer: AttentionLayer, out: str, *qkv: str) -> SelfAttention:
@@ -86,12 +86,12 @@ class Weights:
         return SelfAttention(self._linear(dict(zip(qkv, shards, strict=True))), self.row(out, queries), layer)
 
     def column(self, *names: str, num_segments: int = 1) -> Linear:
-        """Of outputs that ranks share. num_segments: how many kinds there are of them, in all the matrices together."""
+        """With outputs split over ranks. num_segments: the number of segments of all matrices together."""
         each = num_segments // len(names) or 1
         return self._linear({name: Shard.columns(self._shape(name)[0], each) for name in names})
 
     def row(self, name: str, units: int | None = None) -> Linear:
-        """Of inputs that ranks share, in so many units."""
+        """With inputs split over ranks, in that many units."""
         return self._linear({name: Shard.rows(units or self._shape(name)[1])})
 
     def replicated(self, name: str) -> Linear:
@@ -111,7 +111,6 @@ class Weights:
 
 
 def with_biases(table: TensorTable, *names: str) -> TensorTable:
-    """The table with a bias for each named weight, as long as the weight has rows; for every weight, if none is
-    named."""
+    """Add a bias, as long as the weight has rows, for each named weight; for every weight if none is named."""
     chosen = names or tuple(name.removesuffix(".weight") for name in table)
     return table | {f"{name}.bias": table[f"{name}.weight"][:1] for name in chosen}

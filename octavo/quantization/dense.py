@@ -1,4 +1,4 @@
-"""Numbers as they are: float32, float16 or bfloat16."""
+"""Dense storage: float32, float16 or bfloat16."""
 
 from __future__ import annotations
 

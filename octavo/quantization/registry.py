@@ -1,7 +1,7 @@
 """Which schemes Octavo knows, and which one a parameter is stored by.
 
-A tensor by itself is dense or ggml's blocks, whatever its file says. Where a config.json names another way to store the
-matrices inside a model's layers, its line is in `SCHEMES`.
+A tensor's own type says whether it is dense or ggml's blocks. `SCHEMES` lists the other ways to store the matrices of a
+model's layers that a config.json may name.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SCHEMES: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {}
 
 
 def scheme_of(dtype: DType) -> Scheme:
-    """Of a tensor by itself."""
+    """The scheme of a single tensor, by its type."""
     return DENSE if dtype in DENSE_DTYPES else GGML_BLOCKS
 
 
 def is_in_layer(name: str, shape: Shape) -> bool:
-    """Whether a parameter is one of the matrices that a quantization_config is about."""
+    """Whether a parameter is one of the matrices that a quantization_config describes."""
     return len(shape) == 2 and re.search(r"\.\d+\.", name) is not None

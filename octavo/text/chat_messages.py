@@ -1,12 +1,12 @@
-"""Messages as people send them, brought into the form that a chat template reads.
+"""Converts a request's messages to the form that its chat template expects.
 
-role developer           system, where the template does not know it
-content as parts         one text, a line a part; or parts, where the template goes through them
-content as one text      the same, or the one part of it
-no content               "", or none where the template asks for it; only the assistant may say nothing
+role developer           "system", if the template does not know the role
+content as parts         one text, a line per part; or parts, if the template iterates over them
+content as one text      unchanged, or as a single part
+no content               "", or None if the template tests for it; only the assistant may omit it
 "" beside a tool call    the same: clients send either
-arguments as JSON text   an object, as in the answers of other servers; or text, where the template prints it
-fields that are null     left out, since templates ask whether a key is there
+arguments as JSON text   parsed to an object; or left as text, if the template prints them
+null fields              dropped, since templates test whether a key exists
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Content = str | list[dict[str, str]] | None
 def messages_for_template(
     facts: TemplateFacts, messages: Sequence[Message], content_format: ContentFormat
 ) -> list[dict[str, Any]]:
-    """Raises InvalidRequestError for what is no message."""
+    """Raises InvalidRequestError for an invalid message."""
     plain = [_message(facts, f"messages[{index}]", one, content_format) for index, one in _numbered(messages)]
     if not plain:
         raise InvalidRequestError("messages is empty; a conversation needs a message")
@@ -35,7 +35,7 @@ def messages_for_template(
 
 
 def append_text(message: dict[str, Any], text: str) -> None:
-    """Make the message's content end in this text."""
+    """Append a text to the message's content."""
     content = message["content"]
     if isinstance(content, list) and content:
         content[-1] = {**content[-1], "text": content[-1]["text"] + text}
@@ -111,7 +111,7 @@ def _text_of(where: str, part: object) -> str:
 
 
 def _tool_call(call: Any, wants_text: bool) -> Any:
-    """With its arguments as the template wants them. A call may be its function alone, without what is around it."""
+    """Convert the arguments to the form that the template expects. A call may be a bare function object."""
     if not isinstance(call, Mapping):
         return call
     if isinstance(call.get("function"), Mapping):
@@ -125,7 +125,7 @@ def _tool_call(call: Any, wants_text: bool) -> Any:
 
 
 def _read_arguments(text: str) -> Any:
-    """What a model once wrote need not be JSON, nor an object: then it stays as it is."""
+    """Arguments that are not a JSON object stay text: a model may have written them."""
     try:
         arguments = json.loads(text or "{}")
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""Chat templates: a list of messages to the text a model was trained to see.
+"""Chat templates: renders a list of messages as the text that a model was trained on.
 
-A template is a Jinja program that comes with the model, so it runs in a sandbox. It expects the surroundings
-that Hugging Face gives it: blocks trimmed, `raise_exception`, `strftime_now`, `tojson` that leaves Unicode
-alone, loop controls, and a `generation` block that marks the model's own words, which is plain text here.
+A template is a Jinja program that comes with the model, so it runs in a sandbox. It expects Hugging Face's
+environment: trimmed blocks, `raise_exception`, `strftime_now`, a `tojson` that keeps Unicode, loop controls, and
+a `generation` block around the assistant's text, which is plain text here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.text.chat_messages import Message, append_text, messages_for_template
 from octavo.text.template_facts import TemplateFacts, template_facts
 
-_END_MARK = "<|end of the message to continue|> "  # put after it, and cut off with all that follows
+_END_MARK = "<|end of the message to continue|> "  # appended to the content, then cut off with all text after it
 
 
 def render(
@@ -37,8 +37,8 @@ def render(
     variables: Mapping[str, Any],
     content_format: ContentFormat = "auto",
 ) -> str:
-    """The text of a conversation. With continue_final_message it ends where the last message's content does.
-    content_format: how the template gets messages' contents, as texts or as parts (openai); auto: as it reads them."""
+    """Render a conversation. With continue_final_message the text ends where the last message's content ends.
+    content_format: whether contents are passed as texts or as parts (openai); auto: as the template reads them."""
     if content_format not in get_args(ContentFormat):
         raise InvalidRequestError(
             f"chat_template_content_format is {content_format!r}, allowed are {', '.join(get_args(ContentFormat))}"
@@ -62,19 +62,19 @@ def render(
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # a template is a foreign program: it may fail in any way
+    except Exception as error:  # a template is an untrusted program and may raise anything
         raise InvalidRequestError(f"the model's chat template refuses these messages: {error}") from error
     return _cut_at_mark(text) if continue_final_message else text
 
 
 def check(template: str) -> None:
-    """Raises TokenizerError if it is no Jinja template."""
+    """Raises TokenizerError unless the text is a Jinja template."""
     _compile(template)
 
 
 def _cut_at_mark(text: str) -> str:
-    """The text up to the end of the last message, where it is printed last. The mark ends in a space: where that
-    is gone the template trims what it prints, so white space before the mark would not have been printed either."""
+    """Cut the text where the last message's content ends. The mark ends in a space: if the template trimmed it,
+    it would also have trimmed white space before the mark."""
     at = text.rfind(_END_MARK.rstrip())
     if at < 0:
         raise InvalidRequestError(
@@ -91,7 +91,7 @@ def _compile(template: str) -> jinja2.Template:
         return _environment().from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise TokenizerError(f"the chat template is broken at line {error.lineno}: {error.message}") from error
-    except (SyntaxError, RecursionError, MemoryError, OverflowError) as error:  # of Python's own compiler
+    except (SyntaxError, RecursionError, MemoryError, OverflowError) as error:  # from Python's compiler
         raise TokenizerError(
             f"the chat template nests too deeply for Python ({type(error).__name__}); use a flatter one"
         ) from error
@@ -117,7 +117,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _GenerationBlock(Extension):
-    """{% generation %} ... {% endgeneration %} prints what is inside."""
+    """{% generation %} ... {% endgeneration %} renders its body."""
 
     tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
 

@@ -1,22 +1,22 @@
-"""Token ids to text, one at a time, losing nothing.
+"""Incremental detokenization: token ids to text, one token at a time.
 
-A token is not a piece of text: a character may be spread over several tokens, and some are never completed.
-A stream holds back what later tokens may still change and gives out the rest, so that the pieces joined are
-what decoding all ids at once gives, for any ids. Each push costs one look-up and its own few bytes.
+A character may span several tokens, and some characters are never completed. A stream holds back text that later
+tokens may still change. Its joined pieces equal the text of decoding all ids at once, for any ids. A push costs one
+look-up and work on the token's own bytes.
 
     byte-level     tokens are bytes
-    byte fallback  tokens are text, but for <0x00> .. <0xFF>, which are bytes
+    byte fallback  tokens are text, except <0x00> .. <0xFF>, which are bytes
 
-Bytes go through a UTF-8 decoder that remembers a character's start; one that is never completed shows as U+FFFD.
-(The `tokenizers` library reads a run of byte tokens otherwise: all of it is text, or none. A character would then wait
-for the run's end, and one wrong byte would unmake those before it, which may be in a prompt. Hence all text is made
-here, also where ids are decoded at once.)
+A UTF-8 decoder keeps the start of an incomplete character; one that is never completed becomes U+FFFD.
+(The `tokenizers` library decodes a run of byte tokens as a whole or not at all. A character would wait for the end of
+the run, and one invalid byte would change the characters before it, which may be in the prompt. So this file decodes
+complete sequences too.)
 
-An answer goes on where its prompt ends: a stream that is made with a prompt has read it, so that the text of a prompt
-and of its answer is the text of both together, wherever the cut is. This is why an answer may begin with a space,
-which a decoder cuts off the front of a text only, or with a character whose first bytes are the prompt's.
+An answer continues its prompt: a stream that is given the prompt has read it, so the texts of prompt and answer join to
+the text of both together, wherever they are split. So an answer may begin with a space, which a decoder strips only at
+the start of a text, or with a character whose first bytes belong to the prompt.
 
-Nothing is put between two tokens, so special ones that are shown stand side by side, as they were written.
+Nothing is inserted between tokens, so special tokens that are shown stand side by side.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from octavo.errors import TokenizerError
 
 
 class TextStream(Protocol):
-    """One sequence's text. After `finish` the stream is used up."""
+    """One sequence's text. Do not use the stream after `finish`."""
 
     def push(self, token_id: int) -> str:
-        """The text that this token settles, often "" or more than its own."""
+        """The text that this token completes: often "", sometimes more than its own."""
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text still held back."""
 
     def copy(self) -> TextStream:
-        """One that goes on from the same place."""
+        """A copy that continues from the same state."""
 
 
 class Detokenizer:
-    """Makes streams for one tokenizer; the streams share what it learns about tokens."""
+    """Creates streams for one tokenizer; they share its table of tokens."""
 
     def __init__(self, encoder: Tokenizer) -> None:
         decoder = encoder.decoder
@@ -65,7 +65,7 @@ class Detokenizer:
         return stream
 
     def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text without a last character of which only a part is there: that belongs to what comes next."""
+        """The text without an incomplete last character, which later tokens complete."""
         push = self.stream(skip_special_tokens).push
         return "".join([push(token_id) for token_id in token_ids])
 
@@ -74,31 +74,31 @@ class Detokenizer:
         return "".join([stream.push(token_id) for token_id in token_ids]) + stream.finish()
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token, special or not, adds in the middle of a text."""
+        """The bytes that a token, special or not, adds in the middle of a text."""
         contribution = self._tables[False][token_id]
         return contribution.encode() if isinstance(contribution, str) else contribution or b""
 
 
 class _Vocabulary:
-    """Token by id, and which are special, asked of the library once each."""
+    """Tokens by id, and which of them are special."""
 
     def __init__(self, encoder: Tokenizer) -> None:
         self._encoder = encoder
         self._special = {token_id for token_id, token in encoder.get_added_tokens_decoder().items() if token.special}
 
     def token(self, token_id: int, skip_special_tokens: bool) -> str | None:
-        """None for a token without text: special and skipped, or an id past the vocabulary."""
+        """None for a skipped special token and for an id outside the vocabulary."""
         if skip_special_tokens and token_id in self._special:
             return None
         return self._encoder.id_to_token(token_id)
 
 
-#: what a token adds in the middle of a text: bytes, characters, or None for nothing at all
+#: what a token adds in the middle of a text: bytes, characters, or None for nothing
 _Contribution = bytes | str | None
 
 
 class _TokenTable(dict[int, _Contribution]):
-    """What a token contributes to the text, made when it is first met."""
+    """Each token's contribution to the text, computed on first use."""
 
     def __init__(
         self, vocabulary: _Vocabulary, skip_special_tokens: bool, make: Callable[[str], _Contribution]
@@ -132,7 +132,7 @@ def _rules(spec: dict[str, Any] | None) -> _TextRules | _ByteLevelRules:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE writes bytes as printable characters: itself where it is one, else from U+0100 on."""
+    """Byte-level BPE writes each byte as a printable character: its own, or one from U+0100 up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -160,8 +160,8 @@ class _ByteLevelRules:
 
 @dataclass(frozen=True, slots=True)
 class _TextRules:
-    """A text decoder: characters to replace in each token, whether byte tokens are joined, what is cut off the
-    front. drop_first: the first token loses its space marks altogether (Metaspace)."""
+    """A text decoder: replacements in each token, byte fallback, and characters stripped from the start of a text.
+    drop_first: the first token loses all its space marks (Metaspace)."""
 
     replacements: tuple[tuple[str, str], ...] = ()
     byte_fallback: bool = False
@@ -171,7 +171,7 @@ class _TextRules:
 
     @classmethod
     def parse(cls, steps: list[dict[str, Any]]) -> _TextRules | None:
-        """None for a decoder that is not of this kind."""
+        """None for other decoders."""
         pattern = "".join(_STEP_LETTERS.get(step["type"], "?") for step in steps)
         if not re.fullmatch(r"R*B?(FS?)?|M", pattern) or not pattern:
             return None
@@ -189,7 +189,7 @@ class _TextRules:
         return bytes((int(match[1], 16),)) if match else self._replaced(token)
 
     def first_text(self, token: str) -> str:
-        """What a token reads as at the very front, before the strip."""
+        """A token's text at the start of a text, before stripping."""
         return self._replaced(token.replace(self.drop_first, "") if self.drop_first else token)
 
     def _replaced(self, token: str) -> str:
@@ -199,7 +199,7 @@ class _TextRules:
 
 
 _STEP_LETTERS = {"Replace": "R", "ByteFallback": "B", "Fuse": "F", "Strip": "S", "Metaspace": "M"}
-_LONGEST_START = 3  # bytes of a character that is not whole
+_LONGEST_START = 3  # bytes of an incomplete character
 
 
 class _Stream:
@@ -211,7 +211,7 @@ class _Stream:
         self._drops_first = bool(rules.drop_first)
 
     def read_prompt(self, token_ids: Sequence[int]) -> None:
-        """Be where pushing all of these leads. What they read as is not asked, so the front and the end are enough."""
+        """Reach the state that pushing all tokens would. Their text is not needed: the first and last suffice."""
         num_read = 0
         while num_read < len(token_ids) and not self._has_begun:
             self.push(token_ids[num_read])
@@ -220,11 +220,11 @@ class _Stream:
 
     @property
     def _has_begun(self) -> bool:
-        """Whether the text is past what is cut off its front."""
+        """Whether the text is past its stripped start."""
         return not self._strip_left and not self._drops_first
 
     def _read_end(self, token_ids: Sequence[int], first: int) -> None:
-        """Go on behind the last character that is whole: it ends before the last three bytes, or with a text."""
+        """Continue after the last complete character, which ends before the last three bytes or with a text token."""
         end: list[int] = []
         num_bytes = 0
         for index in range(len(token_ids) - 1, first - 1, -1):
@@ -262,7 +262,7 @@ class _Stream:
         return self._strip(self._decoder.decode(b"", final=True))
 
     def _strip(self, text: str) -> str:
-        """Cut the text's very beginning, however it is spread over pieces."""
+        """Strip the start of the text, however the pieces split it."""
         while self._strip_left and text:
             if text[0] != self._rules.strip:
                 self._strip_left = 0
@@ -273,7 +273,7 @@ class _Stream:
 
 
 class TokenTexts(dict[int, str]):
-    """Token id -> what it reads as on its own, made when it is first asked for. Never larger than the vocabulary."""
+    """Token id -> its own text, computed on first use. Never larger than the vocabulary."""
 
     def __init__(self, make: Callable[[int], str]) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 """The tokenizer in a Hugging Face folder.
 
-tokenizer.json            the whole of it, as the `tokenizers` library saves it; or
+tokenizer.json            the whole tokenizer, as the `tokenizers` library saves it; or
 vocab.json, merges.txt    the older form of byte-level BPE (OPT, GPT-2, Qwen); or
 tokenizer.model           SentencePiece's own file (Llama 2, Mistral, Gemma)
-tokenizer_config.json     and others: what is special, added, put around a text; see tokenizer_settings.py
+tokenizer_config.json     and others: special, added, begin and end tokens; see tokenizer_settings.py
 chat_template.jinja       the chat template, in newer folders; additional_chat_templates/*.jinja are more
 """
 
@@ -33,7 +33,7 @@ from octavo.text.text_cuts import cut_of_kind, cutter, text_normalizer
 from octavo.text.tokenizer_parts import TokenizerParts, collector_off, naming, set_ends
 from octavo.text.tokenizer_settings import TokenizerSettings, read_settings
 
-#: what every tokenizer must stand
+#: encoded and decoded once with every tokenizer
 _PROBE = "a\u00e9\u6f22 1\n"
 #: rules by the names of transformers' classes, which config.json's model_type does not always give away
 _CUTS_BY_CLASS = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2"}
@@ -44,16 +44,16 @@ def tokenizer_from_folder(folder: Path) -> TokenizerParts:
     with naming(f"{folder}: the tokenizer's files are broken", "download them again"):
         encoder, own_roles = _read_encoder(folder, settings)
         roles = {**own_roles, **settings.roles}
-        encoder.no_truncation()  # a saved limit would cut prompts without a word
+        encoder.no_truncation()  # a saved limit would silently truncate prompts
         encoder.no_padding()
         _add_missing_tokens(encoder, settings, roles.values())
         _apply_ends(encoder, settings, roles, is_sentencepiece=bool(own_roles))
-        encoder.decode(encoder.encode(_PROBE).ids)  # what panics does so now, not with the first request
+        encoder.decode(encoder.encode(_PROBE).ids)  # panics here rather than in the first request
     return TokenizerParts(encoder, roles, _chat_templates(folder, settings))
 
 
 def _read_encoder(folder: Path, settings: TokenizerSettings) -> tuple[Tokenizer, dict[str, str]]:
-    """-> the encoder, and the tokens of roles that its own file names."""
+    """The encoder, and the role tokens that its own file names."""
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     if is_there(whole):
         encoder = Tokenizer.from_str(read_text(whole))
@@ -86,7 +86,7 @@ def _byte_level(model: models.BPE, settings: TokenizerSettings) -> Tokenizer:
         )
     name = name or "gpt-2"
     pre_tokenizer = cutter(name)
-    assert pre_tokenizer is not None, "the rules that kinds of models have are known"
+    assert pre_tokenizer is not None, "cut_of_kind returns known rules"
     if settings.adds_prefix_space and name == "gpt-2":
         pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     encoder.pre_tokenizer = pre_tokenizer
@@ -115,7 +115,7 @@ def _sentencepiece(model: SentencePieceModel, settings: TokenizerSettings) -> To
 
 
 def _apply_prefix_space(encoder: Tokenizer, adds: bool | None) -> None:
-    """Whether a space is put before a text, where the settings say otherwise than tokenizer.json."""
+    """Apply add_prefix_space where the settings override tokenizer.json."""
     if adds is None:
         return
     parts = {name: _state(getattr(encoder, name)) for name in ("normalizer", "pre_tokenizer", "decoder")}
@@ -132,7 +132,7 @@ def _state(part: Any) -> Any:
 
 
 def _with_prefix_space(state: Any, adds: bool) -> Any:
-    """The same part of a tokenizer, putting a space before a text or not, if it is one that may."""
+    """The same component, set to prepend a space or not, if it can."""
     if not isinstance(state, dict):
         return state
     for steps in ("normalizers", "pretokenizers", "decoders"):
@@ -149,7 +149,7 @@ def _with_prefix_space(state: Any, adds: bool) -> Any:
 
 
 def _add_missing_tokens(encoder: Tokenizer, settings: TokenizerSettings, roles: Iterable[str]) -> None:
-    """Tokens that the settings list and the encoder does not have; each must get the id it is listed with."""
+    """Add tokens that the settings list and the encoder lacks; each must get its listed id."""
     known_ids = set(encoder.get_added_tokens_decoder())
     for token_id, token in sorted(settings.added.items()):
         if token_id in known_ids:
@@ -174,8 +174,8 @@ def _made_special(token: AddedToken) -> AddedToken:
 def _apply_ends(
     encoder: Tokenizer, settings: TokenizerSettings, roles: dict[str, str], *, is_sentencepiece: bool
 ) -> None:
-    """tokenizer.json says how texts begin and end; add_bos_token and add_eos_token, where given, overrule it. A
-    tokenizer.model says nothing: where the settings do not either, a text begins with the begin token."""
+    """add_bos_token and add_eos_token override tokenizer.json. With a tokenizer.model and no setting, a text starts
+    with the begin token."""
     ids = encoder.encode("").ids
     wanted: dict[str, str | None] = {}
     differs = False

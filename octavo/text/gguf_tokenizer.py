@@ -99,7 +99,7 @@ def _mark_special(tokenizer: Tokenizer, vocabulary: GGUFVocabulary) -> None:
 
 
 def _add_ends(tokenizer: Tokenizer, vocabulary: GGUFVocabulary) -> None:
-    """The begin and end tokens that this model wants around a text."""
+    """Add the begin and end tokens that the model expects around a text."""
     adds_bos = vocabulary.flag("add_bos_token", vocabulary.kind == "llama" or vocabulary.cut in WHOLE_WORDS_FIRST)
     bos = vocabulary.token("bos") if adds_bos else None
     eos = vocabulary.token("eos") if vocabulary.flag("add_eos_token", False) else None
@@ -125,7 +125,7 @@ class GGUFVocabulary:
         return dict(zip(self.tokens, range(len(self.tokens)), strict=True))
 
     def _cut(self) -> str:
-        """The name of the rule by which text is cut into words; files of early 2024 lack it, or say "default"."""
+        """The name of the rule that splits text into words; files of early 2024 lack it, or say "default"."""
         name = str(self._metadata.get("tokenizer.ggml.pre", _NO_CUT))
         if name != _NO_CUT:
             return name
@@ -142,7 +142,7 @@ class GGUFVocabulary:
         return chosen or "gpt-2"
 
     def swallows_space_after(self, token: str) -> bool:
-        """Whether white space after this special token belongs to it, as Phi-3's own tokenizer has it."""
+        """Whether this special token absorbs the white space after it, as in Phi-3's own tokenizer."""
         return self._is_phi3 and token not in ("<unk>", "<s>", "<|endoftext|>")
 
     def merges(self) -> list[tuple[str, str]]:
@@ -192,7 +192,7 @@ class GGUFVocabulary:
         return value
 
     def _numbers(self, key: str, default: int) -> NDArray[Any]:
-        """One number a token."""
+        """One number per token."""
         value = self._metadata.get(f"tokenizer.ggml.{key}")
         if value is None:
             return np.full(len(self.tokens), default)

@@ -1,4 +1,4 @@
-"""The reader of tokenizer.model, in which SentencePiece keeps a vocabulary: a protocol buffer.
+"""Reader of SentencePiece's tokenizer.model: a vocabulary in a protocol buffer.
 
     ModelProto       1 pieces (one each) | 2 trainer | 3 normalizer
     SentencePiece    1 text | 2 score, float32 | 3 kind: see NORMAL and the others below
@@ -6,8 +6,8 @@
     NormalizerSpec   2 precompiled character map | 3 space before a text | 4 spaces taken out
 
 Each field is a number and a wire type in one varint, then its value: a varint (0), eight bytes (1), a length and so
-many bytes (2), or four bytes (5). A file is not trusted: every length is held against the bytes that are left, and
-whatever is wrong raises TokenizerError with the file.
+many bytes (2), or four bytes (5). A file is not trusted: every length is checked against the remaining bytes, and any
+fault raises TokenizerError with the path.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 _MAX_PIECES = 1 << 22
 _UNIGRAM, _BPE = 1, 2
 _LAST_KIND = 6
-#: what the specifications' fields hold where a file leaves them out
+#: each role's field number, and its id where the file omits it
 _IDS = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentencePieceModel:
-    """tokens, scores, types: by id. roles: unk, bos, eos, pad, those that there are.
-    raw: the whole file."""
+    """tokens, scores, types: by id. roles: those of unk, bos, eos and pad that exist. raw: the whole file."""
 
     kind: Literal["unigram", "bpe"]
     tokens: list[str]

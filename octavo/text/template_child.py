@@ -1,9 +1,9 @@
-"""The process in which chat templates run: one conversation after the other, until its parent is gone.
+"""The child process that renders chat templates, one conversation at a time, until its parent exits.
 
-    stdin    size, then marshal of (what, arguments)          what: render, or compile, which only looks for mistakes
+    stdin    size, then marshal of (what, arguments)          what: render, or compile, which only checks the syntax
     stdout   size, kind of answer, then text in UTF-8         kind: 0 the text; 1 the request's fault; 2 the template's
 
-The system itself ends it when a template takes too much time of the processor, wherever that hangs.
+A timer of the operating system ends the process when a template uses too much CPU time, wherever it hangs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from octavo.errors import InvalidRequestError, OctavoError
 from octavo.shown import cut
 from octavo.text.chat_template import check, render
 
-#: of the whole process, in which an interpreter takes some tens of megabytes
+#: for the whole process; the interpreter alone takes tens of megabytes
 MAX_MEMORY_BYTES = 2**30
-#: characters of the text that a template makes
+#: characters of rendered text
 MAX_TEXT_LEN = 2**25
 TEXT, REFUSED, BROKEN = 0, 1, 2
 _MAX_MESSAGE_LEN = 1000
@@ -53,12 +53,12 @@ def _answer(job: bytes) -> tuple[int, bytes]:
         return kind, _told(str(error))
     except MemoryError:
         return REFUSED, b"the chat template needs more than a gigabyte for this conversation; use another template"
-    except BaseException as error:  # a template is a foreign program: it may fail in any way, and in the compiler
+    except BaseException as error:  # an untrusted program may raise anything, in the compiler too
         return BROKEN, _told(f"the chat template cannot be run: {type(error).__name__}: {error}")
 
 
 def _told(message: str) -> bytes:
-    """What a template says of its own may be long."""
+    """A template's own message may be long."""
     return cut(message, _MAX_MESSAGE_LEN).encode("utf-8", "replace")
 
 

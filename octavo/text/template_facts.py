@@ -1,8 +1,8 @@
-"""What a chat template reads of a message, found in its syntax tree.
+"""How a chat template reads a message's fields, found in its syntax tree.
 
-Templates agree on less than it seems. Some go through a message's content part by part, most want one text; some ask
-whether it is none; few know the role `developer`; a tool call's arguments are an object to one and text to another.
-Whoever hands a conversation over brings it into the form that the template was written for: chat_messages.py.
+Templates differ. Some iterate over a message's content parts, most expect one text; some test whether it is None; few
+know the role `developer`; some expect a tool call's arguments as an object, others as text. chat_messages.py converts a
+conversation to the form that its template expects.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeGuard
 
 from jinja2 import nodes
 
-#: filters that leave what they are given what it is
+#: filters that keep the kind of their input
 _SAME = frozenset({"default", "d", "list", "reverse", "selectattr", "rejectattr", "trim", "safe", "string"})
 _OF_PARTS = frozenset({"map", "selectattr", "rejectattr", "groupby"})
 _OF_TEXT = frozenset({"trim", "safe", "string", "e", "escape", "indent", "default", "d", "length", "count"})
@@ -21,9 +21,9 @@ _OF_TEXT = frozenset({"trim", "safe", "string", "e", "escape", "indent", "defaul
 
 @dataclass(frozen=True, slots=True)
 class TemplateFacts:
-    """reads_parts: goes through the parts of a content. asks_for_text: asks first whether it is one text.
-    asks_for_none: asks whether there is no content. knows_developer: names that role.
-    wants_argument_text: prints a tool call's arguments as they are, so they must be text."""
+    """reads_parts: iterates over content parts. asks_for_text: tests whether content is a string.
+    asks_for_none: tests whether content is None. knows_developer: names that role.
+    wants_argument_text: prints a tool call's arguments unchanged, so they must be text."""
 
     reads_parts: bool
     asks_for_text: bool
@@ -44,7 +44,7 @@ def template_facts(tree: nodes.Template) -> TemplateFacts:
 
 
 class _Field:
-    """One field of a message, and every variable that it is handed on in."""
+    """One field of a message, and every variable that holds it."""
 
     def __init__(self, tree: nodes.Template, name: str) -> None:
         self._name = name
@@ -99,7 +99,7 @@ class _Field:
         )
 
     def is_gone_through(self, tree: nodes.Template) -> bool:
-        """Whether the template reads what is inside of it, one by one."""
+        """Whether the template iterates over the field or indexes it."""
         return (
             any(self.holds(loop.iter) for loop in tree.find_all(nodes.For))
             or any(node.name in _OF_PARTS and self.holds(node.node) for node in tree.find_all(nodes.Filter))
@@ -107,7 +107,7 @@ class _Field:
         )
 
     def is_taken_apart(self, tree: nodes.Template) -> bool:
-        """Whether it is more to the template than a text that it prints."""
+        """Whether the template does more with the field than print it as text."""
         return (
             any(self.holds(loop.iter) for loop in tree.find_all(nodes.For))
             or any(node.name not in _OF_TEXT and self.holds(node.node) for node in tree.find_all(nodes.Filter))
@@ -117,7 +117,7 @@ class _Field:
 
 
 def _assigned(tree: nodes.Template) -> Iterator[tuple[str, nodes.Node]]:
-    """Each variable, with what it is set to."""
+    """Each variable and the value assigned to it."""
     for node in tree.find_all(nodes.Assign):
         if isinstance(node.target, nodes.Name):
             yield node.target.name, node.node
@@ -126,7 +126,7 @@ def _assigned(tree: nodes.Template) -> Iterator[tuple[str, nodes.Node]]:
 
 
 def _passed(tree: nodes.Template, macros: dict[str, nodes.Macro]) -> Iterator[tuple[str, nodes.Node]]:
-    """Each parameter of a macro, with what is passed as it."""
+    """Each parameter of a macro and the value passed for it."""
     for call in tree.find_all(nodes.Call):
         macro = macros.get(call.node.name) if isinstance(call.node, nodes.Name) else None
         if macro is None:

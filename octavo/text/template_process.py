@@ -1,10 +1,10 @@
-"""Chat templates, run in processes of their own: one that never ends, or takes all memory, ends its process only.
+"""Runs chat templates in child processes: an endless or memory-hungry one ends only its own process.
 
     apply_chat_template ──▶ TemplateProcesses ──▶ an idle process, or a new one ──▶ text
-                                                     └── took too much: it is gone, and the request gets an error
+                                                     └── over a limit: it is killed, and the request gets an error
 
-A process is started when it is first needed, about as fast as this one would import the template library, and kept.
-An honest template costs the way there and back, a fraction of a millisecond.
+A process starts on first use, about as fast as importing the template library here, and is kept.
+The round trip of a normal template takes a fraction of a millisecond.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from typing import Any, NoReturn
 from octavo.errors import InvalidRequestError, TokenizerError
 from octavo.shown import shown
 
-#: what a template may take, which is a program from elsewhere and may never end: seconds of a processor (the longest
-#: conversations take a tenth of it), and seconds by the clock, on a machine that is busy
+#: limits of one rendering, since a template may never end: CPU seconds (the longest conversations take a tenth), and
+#: wall-clock seconds, for a busy machine
 MAX_CPU_S = 1.0
 MAX_WALL_S = 20.0
-#: processes that are kept while nobody needs them
+#: the number of idle processes kept
 _MAX_IDLE = 2
-#: a process that was given more is not kept, for the memory that it has grown to
+#: bytes; a process is not kept after a larger job, since its memory has grown
 _LARGE_JOB = 2**22
 _PIPE_BYTES = 2**16
 
@@ -42,32 +42,32 @@ _CODE = "import sys; sys.path[:] = {path!r}; from octavo.text.template_child imp
 
 @lru_cache(maxsize=1)
 def template_processes() -> TemplateProcesses:
-    """This process's own."""
+    """This process's only instance."""
     processes = TemplateProcesses()
     atexit.register(processes.close)
     return processes
 
 
 class TemplateProcesses:
-    """Owner of the processes. Any thread may call; as many run at a time as threads do."""
+    """Owns the child processes. Any thread may call; each call has a process of its own."""
 
     def __init__(self, max_cpu_s: float = MAX_CPU_S) -> None:
-        """max_cpu_s: seconds of a processor that one conversation may take."""
+        """max_cpu_s: CPU seconds per conversation."""
         self._max_cpu_s = max_cpu_s
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._owner = os.getpid()
 
     def render(self, **arguments: Any) -> str:
-        """chat_template.render, elsewhere. Raises InvalidRequestError and TokenizerError."""
+        """chat_template.render in a child process. Raises InvalidRequestError and TokenizerError."""
         return self._do("render", arguments)
 
     def check(self, template: str) -> None:
-        """Raises TokenizerError if it is no template."""
+        """Raises TokenizerError unless the text is a template."""
         self._do("compile", {"template": template})
 
     def warm(self) -> None:
-        """Start a process, if there is none, for who will soon need it."""
+        """Start a process ahead of the first request, unless one is idle."""
         if not self._idle:
             self._put(_Process(self._max_cpu_s), is_kept=True)
 
@@ -81,16 +81,19 @@ class TemplateProcesses:
         job = _packed((what, arguments))
         process = self._take()
         try:
-            answer = process.ask(job)
+            kind, answer = process.ask(job)
         except BaseException:
             process.kill()
             raise
         self._put(process, is_kept=len(job) < _LARGE_JOB)
-        return answer.text()
+        text = answer.decode("utf-8", "surrogatepass")
+        if kind:
+            raise InvalidRequestError(text) if kind == 1 else TokenizerError(text)
+        return text
 
     def _take(self) -> _Process:
         with self._lock:
-            if self._owner != os.getpid():  # a fork: the pipes are the other process's
+            if self._owner != os.getpid():  # after a fork: the pipes belong to the parent
                 self._idle, self._owner = [], os.getpid()
             while self._idle:
                 process = self._idle.pop()
@@ -106,20 +109,8 @@ class TemplateProcesses:
         process.close()
 
 
-class _Answer:
-    def __init__(self, kind: int, text: bytes) -> None:
-        self._kind = kind
-        self._text = text
-
-    def text(self) -> str:
-        text = self._text.decode("utf-8", "surrogatepass")
-        if self._kind == 0:
-            return text
-        raise InvalidRequestError(text) if self._kind == 1 else TokenizerError(text)
-
-
 class _Process:
-    """One process, asked by one thread at a time."""
+    """One child process, used by one thread at a time."""
 
     def __init__(self, max_cpu_s: float) -> None:
         self._max_cpu_s = max_cpu_s
@@ -128,7 +119,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # the terminal's signals are not for it
+            start_new_session=True,  # keeps the terminal's signals away from it
         )
         self._pipes = [pipe for pipe in (self._process.stdin, self._process.stdout) if pipe is not None]
         self._to, self._from = (pipe.fileno() for pipe in self._pipes)
@@ -137,18 +128,18 @@ class _Process:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, job: bytes) -> _Answer:
-        """Raises InvalidRequestError if the process does not survive it."""
+    def ask(self, job: bytes) -> tuple[int, bytes]:
+        """Raises InvalidRequestError if the process dies."""
         until = time.monotonic() + MAX_WALL_S
         try:
             self._write(struct.pack("!Q", len(job)) + job, until)
             size, kind = struct.unpack("!QB", self._read(9, until))
-            return _Answer(kind, self._read(size, until))
+            return kind, self._read(size, until)
         except (EOFError, BrokenPipeError):
             self._raise_end()
 
     def close(self) -> None:
-        """It ends at the end of its input."""
+        """The process exits when its input is closed."""
         for pipe in self._pipes:
             pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -186,7 +177,7 @@ class _Process:
             raise _took_too_long(f"{MAX_WALL_S:g} s")
 
     def _raise_end(self) -> NoReturn:
-        """Say what ended it."""
+        """Raise the error that says why the process ended."""
         code = self._process.wait()
         if code == -signal.SIGPROF:
             raise _took_too_long(f"{self._max_cpu_s:g} s of a processor")
@@ -208,7 +199,7 @@ def _took_too_long(time_taken: str) -> InvalidRequestError:
 def _packed(job: Any) -> bytes:
     try:
         return marshal.dumps(job)
-    except ValueError:  # something that is no plain value, or nests too deeply
+    except ValueError:  # a value that is not plain, or is nested too deeply
         try:
             return marshal.dumps(_plain(job))
         except InvalidRequestError:
@@ -220,7 +211,7 @@ def _packed(job: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """The same of plain types."""
+    """The value in plain Python types."""
     if value is None or isinstance(value, (bool, bytes)):
         return value
     for kind in (str, int, float):
@@ -236,5 +227,5 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_key(key: Any) -> Any:
-    """A tuple stays one, for a list is no key."""
+    """Tuples stay tuples, since a list cannot be a key."""
     return tuple(map(_plain_key, key)) if isinstance(key, (tuple, frozenset)) else _plain(key)

@@ -1,8 +1,7 @@
-"""How few tokens a text can have, told from its bytes: so that what can never fit is refused before it is tokenised.
+"""A lower bound of a text's token count, from its bytes: a prompt that cannot fit is refused before it is tokenised.
 
-A token stands for so many bytes at most, so a text has at least bytes / longest token of them. That is true where it
-is known what the tokenizer loses on the way: bytes that are no token, white space beside special ones, what Unicode's
-normal forms shrink. For any other tokenizer nothing is said.
+A text has at least bytes / longest token tokens. This holds where it is known what the tokenizer drops: bytes without
+a token, white space beside special tokens, bytes saved by Unicode normal forms. Other tokenizers have no bound.
 """
 
 from __future__ import annotations
@@ -15,27 +14,27 @@ from tokenizers import Tokenizer
 
 from octavo.text.detokenizer import byte_alphabet
 
-#: what a normaliser may do to a text's bytes: it makes them fewer by this factor at most. The forms that compose
-#: make one character of four at most, and compatible ones make one byte of four.
+#: the largest factor by which each normaliser shrinks a text in bytes. Composing forms merge up to four characters into
+#: one, and compatibility forms turn up to four bytes into one.
 _SHRINKS = {"Prepend": 1, "NFC": 4, "NFD": 4, "NFKC": 8, "NFKD": 8, "Lowercase": 3, "ByteLevel": 1}
-#: those that make no character of others
+#: normalisers that merge no characters
 _KEEPS_BYTES = frozenset({"Prepend", "ByteLevel"})
-#: pre-tokenizers that cut, and drop nothing but white space
+#: pre-tokenizers that split text and drop nothing but white space
 _CUTS = frozenset({"ByteLevel", "Metaspace", "Digits", "Split", "Punctuation", "UnicodeScripts"})
 _CUTS_AT_SPACE = frozenset({"Whitespace", "WhitespaceSplit", "BertPreTokenizer"})
 
 
 @dataclass(frozen=True, slots=True)
 class TextBounds:
-    """bytes_per_token: no token stands for more bytes of a text. keeps_space: white space makes tokens, too.
-    lost: bytes that make none."""
+    """bytes_per_token: the most bytes that a token covers. keeps_space: white space becomes tokens, too.
+    lost: bytes that become none."""
 
     bytes_per_token: int
     keeps_space: bool
     lost: bytes = b""
 
     def fewest_tokens(self, text: str) -> int:
-        """So many tokens the text has at least."""
+        """A lower bound of the text's token count."""
         if not self.keeps_space:
             text = "".join(text.split())
         data = text.encode("utf-8", "surrogatepass").translate(None, self.lost)
@@ -43,7 +42,7 @@ class TextBounds:
 
 
 def text_bounds(encoder: Tokenizer) -> TextBounds | None:
-    """None for a tokenizer that may lose some of a text."""
+    """None for a tokenizer that may drop parts of a text."""
     normalizers = _parts(encoder.normalizer, "normalizers")
     cuts = _parts(encoder.pre_tokenizer, "pretokenizers")
     lost = _lost_bytes(encoder, normalizers, cuts)
@@ -70,8 +69,8 @@ def text_bounds(encoder: Tokenizer) -> TextBounds | None:
 
 
 def _longest_token(encoder: Tokenizer) -> int:
-    """In bytes, as the vocabulary writes it, which is never shorter than what it stands for; 0 if ids have gaps, so
-    that not all tokens can be gone through. One by one, since a whole vocabulary at once keeps the interpreter."""
+    """In bytes, as the vocabulary writes it, which is never shorter than the text it covers; 0 if ids have gaps, since
+    some tokens are then unknown. One by one: reading the whole vocabulary at once would hold the GIL."""
     longest = 0
     for token_id in range(encoder.get_vocab_size()):
         token = encoder.id_to_token(token_id)
@@ -82,7 +81,7 @@ def _longest_token(encoder: Tokenizer) -> int:
 
 
 def _parts(part: Any, of_sequence: str) -> list[dict[str, Any]]:
-    """A normaliser or pre-tokenizer as the steps that it is made of."""
+    """A normaliser or pre-tokenizer as a list of its steps."""
     if part is None:
         return []
     spec = json.loads(part.__getstate__())
@@ -90,7 +89,7 @@ def _parts(part: Any, of_sequence: str) -> list[dict[str, Any]]:
 
 
 def _replace_shrink(part: dict[str, Any]) -> int:
-    """0 for one whose effect on a text's length is not known."""
+    """0 if the effect on a text's length is unknown."""
     old, new = part["pattern"].get("String"), part["content"]
     if not old or not new:
         return 0
@@ -98,8 +97,8 @@ def _replace_shrink(part: dict[str, Any]) -> int:
 
 
 def _lost_bytes(encoder: Tokenizer, normalizers: list[dict[str, Any]], cuts: list[dict[str, Any]]) -> bytes | None:
-    """The bytes without a token of their own, of which nothing is left; None if any number of them, or of characters,
-    can become one unknown token, or nothing."""
+    """The bytes without a token of their own, which are dropped; None if any number of bytes or characters can become
+    one unknown token, or nothing."""
     if any(part["type"] == "ByteLevel" for part in (*normalizers, *cuts)):
         return bytes(byte for one, byte in byte_alphabet().items() if encoder.token_to_id(one) is None)
     falls_back = getattr(encoder.model, "byte_fallback", False)

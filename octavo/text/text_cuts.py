@@ -1,7 +1,7 @@
-"""How byte-level tokenizers cut text into words before they merge anything, by GGUF's names for it.
+"""How byte-level tokenizers split text into words before merging, by GGUF's names for the rules.
 
-GGUF does not store the rule, only a name (`tokenizer.ggml.pre`) for what the model's own tokenizer does. Where there is
-no name, and in folders of vocab.json and merges.txt, the kind of model says which rule it is.
+GGUF stores only the rule's name (`tokenizer.ggml.pre`). Without a name, and in folders of vocab.json and merges.txt,
+the kind of model decides.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _BY_CASE_WITH_ENDINGS = (
 )
 _LINE_ENDS_APART = rf"{_CONTRACTIONS}|{_NO_WORD}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-# DeepSeek's tokenizers cut in several passes, each within what the ones before it left.
-_CASED_LETTERS = r"[\p{Lu}\p{Ll}\p{Lt}&&[^\x{1D400}-\x{1D7FF}]]"  # but for mathematical ones
+# DeepSeek's tokenizers split in several passes, each within the pieces of the pass before.
+_CASED_LETTERS = r"[\p{Lu}\p{Ll}\p{Lt}&&[^\x{1D400}-\x{1D7FF}]]"  # except mathematical ones
 _EAST_ASIAN = r"[\x{4E00}-\x{9FA5}\x{0800}-\x{4E00}\x{AC00}-\x{D7FF}]+"
 _DEEPSEEK_LLM = (
     r"[\r\n]",
@@ -55,7 +55,7 @@ _LLAMA3_CUTS = (
 _ONE_DIGIT_CUTS = (
     *("qwen2", "deepseek-r1-qwen", "megrez", "kormo", "f2llmv2", "stablelm2", "hunyuan", "solar-open", "grok-2"),
 )
-#: Other expressions, each applied within what the ones before it left.
+#: Other expressions, each applied within the pieces of the one before.
 _REGEX_CUTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*_LLAMA3_CUTS, "dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), (_THREE_DIGITS,)),
     **dict.fromkeys(_ONE_DIGIT_CUTS, (_ONE_DIGIT,)),
@@ -66,33 +66,18 @@ _REGEX_CUTS: dict[str, tuple[str, ...]] = {
     "deepseek-llm": _DEEPSEEK_LLM,
     "deepseek-coder": _DEEPSEEK_CODER,
 }
-#: Tokenizers that take a word that is in the vocabulary as it is, whatever the merges say. They add a begin token too.
+#: Tokenizers that use a whole word from the vocabulary, whatever the merges say. They add a begin token too.
 WHOLE_WORDS_FIRST = frozenset((*_LLAMA3_CUTS, "tekken"))
 
 #: By the kind of model, as config.json's model_type and GGUF's general.architecture name it.
 _CUTS_BY_KIND = {
-    "gpt2": "gpt-2",
-    "gpt_neo": "gpt-2",
-    "gptj": "gpt-2",
-    "gpt_neox": "gpt-2",
-    "gptneox": "gpt-2",
-    "opt": "gpt-2",
-    "phi": "gpt-2",
-    "phi2": "gpt-2",
-    "qwen2": "qwen2",
-    "qwen2_moe": "qwen2",
-    "qwen2moe": "qwen2",
-    "qwen2_vl": "qwen2",
-    "qwen3": "qwen2",
-    "qwen3_moe": "qwen2",
-    "qwen3moe": "qwen2",
-    "starcoder": "starcoder",
-    "starcoder2": "starcoder",
-    "command-r": "command-r",
-    "cohere": "command-r",
+    **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "gpt_neox", "gptneox", "opt", "phi", "phi2"), "gpt-2"),
+    **dict.fromkeys(("qwen2", "qwen2_moe", "qwen2moe", "qwen2_vl", "qwen3", "qwen3_moe", "qwen3moe"), "qwen2"),
+    **dict.fromkeys(("starcoder", "starcoder2"), "starcoder"),
+    **dict.fromkeys(("command-r", "cohere"), "command-r"),
     "stablelm": "stablelm2",
 }
-_LLAMA3_VOCABULARY = 128_000  # tokens; models of the Llama kind that have fewer say nothing of their rule
+_LLAMA3_VOCABULARY = 128_000  # tokens; the rule of smaller vocabularies of the Llama kind is unknown
 
 
 def known_cuts() -> list[str]:
@@ -100,14 +85,14 @@ def known_cuts() -> list[str]:
 
 
 def cut_of_kind(kind: str, vocab_size: int) -> str | None:
-    """The rule of a kind of model; None where its tokenizers have different ones."""
+    """The rule of a kind of model; None where its tokenizers differ."""
     if kind in ("llama", "mistral") and vocab_size >= _LLAMA3_VOCABULARY:
         return "tekken" if kind == "mistral" else "llama-bpe"
     return _CUTS_BY_KIND.get(kind)
 
 
 def cutter(name: str) -> pre_tokenizers.PreTokenizer | None:
-    """The rule of that name, ending in bytes; None if there is none."""
+    """The pre-tokenizer of that name, ending in bytes; None if it is unknown."""
     by_gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if name in _GPT2_CUTS:
@@ -121,5 +106,5 @@ def cutter(name: str) -> pre_tokenizers.PreTokenizer | None:
 
 
 def text_normalizer(name: str) -> normalizers.Normalizer | None:
-    """What happens to a text before it is cut."""
+    """The normaliser that runs before the split."""
     return normalizers.NFC() if name == "qwen2" else None

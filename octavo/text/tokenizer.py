@@ -1,7 +1,7 @@
 """Tokenizer: text to token ids and back, and conversations to prompts.
 
-The work is done by the `tokenizers` library; this is the one door to it. A Tokenizer is made from a folder
-(folder_tokenizer.py) or from a GGUF file (gguf_tokenizer.py), and never changes afterwards.
+It wraps the `tokenizers` library. A Tokenizer is created from a folder (folder_tokenizer.py) or a GGUF file
+(gguf_tokenizer.py) and never changes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Tokenizer(TransformersCalls):
         self.eos_token_id = self._role_id("eos_token")
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; with add_special_tokens also the begin and end tokens that the model wants around a text."""
+        """Token ids; with add_special_tokens also the begin and end tokens that the model expects."""
         if not isinstance(text, str):
             raise InvalidRequestError(f"prompt is {text!r}, allowed is a string")
         try:
@@ -57,7 +57,7 @@ class Tokenizer(TransformersCalls):
                 if len(text) <= LONG_TEXT:
                     return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
                 (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-                return encoding.ids  # a list of its own, and maybe a long one
+                return encoding.ids  # a new list already, maybe a long one
         except TypeError:  # the library takes any string that can be written as UTF-8
             at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InvalidRequestError(
@@ -74,38 +74,30 @@ class Tokenizer(TransformersCalls):
             raise InvalidRequestError(f"token ids must be whole numbers from 0 up: {error}") from None
 
     def fewest_tokens(self, text: str) -> int:
-        """A number of tokens that the text has at least, in a small part of the time that encoding takes; 0 where
-        nothing can be said."""
+        """A lower bound of the text's token count, much faster than encoding; 0 if none is known."""
         return 0 if self._bounds is None else self._bounds.fewest_tokens(text)
 
     def settled_text(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """`decode` without a last character of which only a part is there: the stream of what comes next brings it."""
+        """`decode` without an incomplete last character, which the stream of the next tokens returns."""
         return self._detokenizer.settled_text(token_ids, skip_special_tokens)
 
     def stream(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> TextStream:
-        """Decode token by token, going on where the prompt ends: `settled_text` of the prompt and the pieces joined
-        are `decode` of all."""
+        """Decode token by token after the prompt: its `settled_text` and the pieces join to `decode` of all tokens."""
         return self._detokenizer.stream(skip_special_tokens, prompt_token_ids)
 
     def token_to_str(self, token_id: int) -> str:
-        """What one token, special or not, reads as in the middle of a text: a space before a word is kept."""
+        """The text of one token, special or not, in the middle of a text: a space before a word is kept."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The same in UTF-8, where a token may be a part of a character; those of a text's tokens make the text."""
+        """The same in UTF-8: a token may be part of a character, and the bytes of a text's tokens join to the text."""
         return self._detokenizer.token_bytes(token_id)
 
     def config(self) -> dict[str, Any]:
-        """What a tokenizer_config.json would say of this one."""
+        """This tokenizer as the content of a tokenizer_config.json."""
+        names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
         added = {
-            str(token_id): {
-                "content": token.content,
-                "lstrip": token.lstrip,
-                "normalized": token.normalized,
-                "rstrip": token.rstrip,
-                "single_word": token.single_word,
-                "special": token.special,
-            }
+            str(token_id): {name: getattr(token, name) for name in names}
             for token_id, token in self._encoder.get_added_tokens_decoder().items()
         }
         return {
@@ -117,7 +109,7 @@ class Tokenizer(TransformersCalls):
 
     @property
     def chat_template(self) -> str | None:
-        """The one that is used unless another is asked for."""
+        """The default template."""
         return self._chat_templates.get("default")
 
     @property
@@ -134,9 +126,8 @@ class Tokenizer(TransformersCalls):
         chat_template_content_format: ContentFormat | None = None,
         **variables: Any,
     ) -> str:
-        """A conversation as the prompt the model was trained on. chat_template: one of the model's templates by
-        name, Jinja text, or a file with it; chat_template_content_format: in place of the engine's option of that
-        name; variables go to the template."""
+        """Render a conversation as a prompt. chat_template: the name of one of the model's templates, Jinja text, or a
+        file; chat_template_content_format: overrides the engine's option; variables go to the template."""
         for name in ("tokenize", "return_dict", "return_tensors"):
             if variables.pop(name, None):
                 raise InvalidRequestError(f"{name} is set, but this makes text: encode_chat gives token ids")
@@ -154,8 +145,8 @@ class Tokenizer(TransformersCalls):
         return self.encode(self.apply_chat_template(messages, **options), add_special_tokens=False)
 
     def bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """The token sequences that spell these words: as the start of a text and after a space. The second only
-        counts if the space is part of its first token, else it is the first with a space before it."""
+        """The token sequences that spell these words, at the start of a text and after a space. The second counts only
+        if its first token includes the space; otherwise it is the first one after a separate space."""
         spellings: dict[tuple[int, ...], None] = {}
         for word in words:
             bare = tuple(self.encode(word.lstrip(), add_special_tokens=False))
@@ -168,7 +159,7 @@ class Tokenizer(TransformersCalls):
 
     @cached_property
     def token_texts(self) -> TokenTexts:
-        """token_to_str of every token, each looked up once."""
+        """token_to_str of every token, cached."""
         return TokenTexts(self.token_to_str)
 
     @cached_property
@@ -199,7 +190,7 @@ class Tokenizer(TransformersCalls):
 
 @contextmanager
 def _no_panic() -> Iterator[None]:
-    """For one request's text: its failure is its own."""
+    """Turn the library's panic into an error of this request."""
     try:
         yield
     except BaseException as error:
@@ -223,7 +214,7 @@ def open_tokenizer(config: ModelConfig, own: Callable[[], TokenizerSource | None
 
 
 def check_chat_template(template: str) -> None:
-    """What the option of that name gives, before anything is loaded. Raises TokenizerError."""
+    """Check the option `chat_template` before anything is loaded. Raises TokenizerError."""
     text = _template_text(template)
     template_processes().check(text)
     if "messages" not in text:
@@ -234,7 +225,7 @@ def check_chat_template(template: str) -> None:
 
 
 def named_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer by itself, without its model: a folder, a GGUF file, a packaged model or a hub id."""
+    """A tokenizer without its model: a folder, a GGUF file, a packaged model or a hub id."""
     return Tokenizer(_read(locate_tokenizer(name)))
 
 
@@ -245,7 +236,7 @@ def _read(source: TokenizerSource) -> TokenizerParts:
 
 
 def _template_text(template: str) -> str:
-    """A template is given as text or as a file's path; text has braces, or line ends, and paths have neither."""
+    """Read a template given as text or as a path: text has braces or line ends, and paths have neither."""
     if "{" in template or "\n" in template:
         return template
     try:

@@ -1,4 +1,4 @@
-"""What programs written for transformers' tokenizers call, in the terms of ours.
+"""The methods of transformers' tokenizers, built on ours.
 
 tokenizer("A text")             {"input_ids": [...], "attention_mask": [1, ...]}
 tokenizer(["A", "B"], padding=True, truncation=True, max_length=8)
@@ -17,7 +17,7 @@ from octavo.errors import InvalidRequestError
 
 
 class Encoded(dict[str, Any]):
-    """Token ids and the mask of those that are no padding; a list each, or a list of lists for a list of texts."""
+    """Token ids and attention mask: a list each, or a list of lists for a list of texts."""
 
     @property
     def input_ids(self) -> Any:
@@ -29,7 +29,7 @@ class Encoded(dict[str, Any]):
 
 
 class TransformersCalls:
-    """Beside a tokenizer's own methods, those that transformers' have."""
+    """Adds transformers' methods to a tokenizer."""
 
     _encoder: Encoder
     _special_tokens: Mapping[str, str]
@@ -75,7 +75,7 @@ class TransformersCalls:
         return int(self._encoder.get_vocab_size(with_added_tokens=True))
 
     def __bool__(self) -> bool:
-        return True  # without words it is a tokenizer still
+        return True  # also with an empty vocabulary
 
     def get_vocab(self) -> dict[str, int]:
         """Every token, added ones too -> its id."""
@@ -104,7 +104,7 @@ class TransformersCalls:
         return [self._token(token_id) for token_id in token_ids]
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The ids of tokens as the vocabulary writes them; None for what it does not have."""
+        """The ids of tokens as the vocabulary writes them; None for unknown tokens."""
         if isinstance(tokens, str):
             return self._encoder.token_to_id(tokens)
         return [self._encoder.token_to_id(token) for token in _texts(tokens)]

@@ -1,7 +1,7 @@
-"""What a Tokenizer is put together from, whichever files it comes from.
+"""The parts of a Tokenizer, whichever files it comes from.
 
-The `tokenizers` library has no error class of its own: a broken file is an Exception of any kind, and where its Rust
-code panics a PanicException, which is no Exception at all and would end a process that guards itself against errors.
+The `tokenizers` library has no error class of its own: a broken file raises any kind of Exception, and a panic in its
+Rust code raises PanicException, which is not an Exception and escapes ordinary error handling.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def set_ends(encoder: Tokenizer, bos: str | None, eos: str | None) -> None:
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """No garbage collection inside: walking hundreds of thousands of new tuples takes longer than making them."""
+    """Pause garbage collection: scanning hundreds of thousands of new tuples takes longer than creating them."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -50,7 +50,7 @@ def collector_off() -> Iterator[None]:
 
 @contextmanager
 def naming(problem: str, cure: str) -> Iterator[None]:
-    """problem: what is wrong if the work inside fails, and with which file. cure: what to do then."""
+    """Turn any failure inside into a TokenizerError. problem: the fault and its file. cure: what to change."""
     try:
         yield
     except OctavoError:

@@ -1,12 +1,12 @@
-"""What the files beside a folder's vocabulary say of its tokenizer, checked.
+"""Checked tokenizer settings from the JSON files beside a folder's vocabulary.
 
 tokenizer_config.json     which tokens begin and end a text, and whether they are added; special and added tokens
 special_tokens_map.json   the same tokens, in older folders
 added_tokens.json         added tokens by text, in older folders
 chat_template.json        the chat template, in older folders
-config.json               what kind of model it is, for vocabularies that do not say how text is cut
+config.json               the kind of model, for vocabularies that do not say how text is split
 
-A file is not trusted: what is of another type than it should be raises ModelLoadError with file, key and value.
+A file is not trusted: a value of the wrong type raises ModelLoadError with file, key and value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerSettings:
     """roles: tokens by bos_token and so on. more_special: special tokens without a role. added: the id that each token
-    should have. adds_bos and the like: None where nothing is said. model_type, tokenizer_class: "" where unknown."""
+    should have. adds_bos and the like: None where not stated. model_type, tokenizer_class: "" where unknown."""
 
     path: Path
     roles: Mapping[str, str]
@@ -62,7 +62,7 @@ def read_settings(folder: Path) -> TokenizerSettings:
 
 
 def _file(folder: Path, name: str) -> ConfigFile:
-    """An object without keys where there is no such file."""
+    """Empty if there is no such file."""
     return ConfigFile(folder / name, read_optional_json(folder / name))
 
 

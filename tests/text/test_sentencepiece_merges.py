@@ -15,8 +15,8 @@ from tokenizers import models
 
 from octavo.models.gguf import read_gguf
 from octavo.models.packaged import locate_packaged_model
-from octavo.text import sentencepiece_merges
-from octavo.text.sentencepiece_merges import cached_merge_pairs, merge_pairs
+from octavo.text import sentencepiece_tokenizer
+from octavo.text.sentencepiece_tokenizer import cached_merge_pairs, merge_pairs
 from tests.text import tokenizers
 
 
@@ -92,7 +92,7 @@ def test_pairs_are_remembered_and_a_broken_memory_is_no_harm(tmp_path: Path, mon
     assert first.tolist() == [[0, 1], [2, 0]]
     (kept,) = tmp_path.iterdir()
 
-    monkeypatch.setattr(sentencepiece_merges, "merge_pairs", lambda *_: pytest.fail("the pairs were kept"))
+    monkeypatch.setattr(sentencepiece_tokenizer, "merge_pairs", lambda *_: pytest.fail("the pairs were kept"))
     assert cached_merge_pairs(*arguments).tolist() == first.tolist()
     monkeypatch.undo()
 
