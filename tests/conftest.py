@@ -92,7 +92,9 @@ def one_torch_thread() -> Iterator[None]:
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # for workers in processes of their own
+        yield
     torch.set_num_threads(before)
 
 
