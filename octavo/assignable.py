@@ -1,8 +1,8 @@
-"""A frozen dataclass that names what is misspelt, and whose fields may be assigned as if it were made anew.
+"""Makes a frozen dataclass assignable, with checks, and lets its errors name misspelt fields.
 
-vLLM's SamplingParams can be changed after they are made, and people do. Assignment checks and normalises the one field;
-what fields say together is checked when the object is used, so that several may be changed in any order. To type
-checkers the class stays frozen: `replace` is the other way.
+vLLM's SamplingParams are mutable, and users change them. Assignment checks and normalises one field. Combinations are
+checked when the object is used, so that several fields may change in any order. Type checkers still see a frozen class;
+there `replace` is the way.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Made = TypeVar("Made")
 
 
 def assignable(not_here: Mapping[str, NotHere], alone: Mapping[str, Any]) -> Callable[[type[Made]], type[Made]]:
-    """not_here: names of vLLM's that the class lacks. alone: fields to check another one with, such that no value of
-    that one disagrees with them."""
+    """not_here: vLLM's names that the class lacks. alone: values of other fields to check one field with, compatible
+    with all of its values."""
 
     def decorate(kind: type[Made]) -> type[Made]:
         whole: Any = kind

@@ -1,12 +1,12 @@
-"""Options as people write them: each field of a config section checked against its annotation, in this one place.
+"""Checks and normalises each field of a config section against its annotation.
 
     @checked
     @dataclass(frozen=True, slots=True, kw_only=True)
     class CacheConfig:
         enable_prefix_caching: bool = knob(True, "...")     "no" is refused: allowed are True and False
 
-A knob may bring other spellings of its values, and names of values that are not there yet. None means the default
-wherever it is no value of its own. What fields say together is checked by each section itself, afterwards.
+A knob may have other spellings of its values, and names of values that are not supported yet. None means the default
+unless None is a value. Each section then checks combinations of fields itself.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from octavo.vllm_options import NotHere
 
 Section = TypeVar("Section")
 
-# As vLLM reads them: a small letter counts in thousands, a capital one in 1024s.
+# As in vLLM: a lower-case suffix is a power of 1000, an upper-case one a power of 1024.
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_MAX_INT = 2**63 - 1  # what files, kernels and messages between processes can hold
-_NOT_THAT = object()  # the value is none of this kind
+_MAX_INT = 2**63 - 1  # the range of files, kernels and messages between processes
+_NOT_THAT = object()  # the value is not of this kind
 
 
 def knob(
     default: Any, why: str, *, spellings: Mapping[Any, Any] | None = None, not_yet: Mapping[str, NotHere] | None = None
 ) -> Any:
-    """A field with its default and its one-line explanation, which is also its --help. spellings: other ways to write
-    a value. not_yet: values that vLLM has, and what there is instead."""
+    """A field with its default and its --help text. spellings: other ways to write a value. not_yet: values of vLLM's
+    that are not supported, and the alternatives."""
     return field(default=default, metadata={"help": why, "spellings": spellings or {}, "not_yet": not_yet or {}})
 
 
 def checked(section: type[Section]) -> type[Section]:
-    """A dataclass of keywords whose values are checked, and brought to one spelling, when one is made."""
+    """Class decorator: check and normalise the keyword arguments of a dataclass."""
     whole: Any = section
     make: Callable[..., None] = whole.__init__
 
@@ -69,7 +69,7 @@ def whole_number(text: str) -> int | None:
 
 
 def spelled(field: Field[Any], value: object) -> object:
-    """The value that another spelling stands for, else the value itself."""
+    """The value that a spelling stands for, or the value itself."""
     if type(value).__module__ == "torch":  # its dtypes
         value = str(value).rpartition(".")[2]
     for other, meaning in field.metadata.get("spellings", {}).items():
@@ -80,7 +80,7 @@ def spelled(field: Field[Any], value: object) -> object:
 
 @cache
 def _rules(section: Any) -> dict[str, tuple[Field[Any], tuple[Any, ...]]]:
-    """name -> the field, and the kinds of value it takes."""
+    """Field name -> the field and its allowed kinds."""
     hints = get_type_hints(section)
     return {field.name: (field, _kinds(hints[field.name])) for field in fields(section)}
 
@@ -105,7 +105,7 @@ def _value(field: Field[Any], kinds: tuple[Any, ...], given: object) -> Any:
 
 
 def _take(kind: Any, value: object) -> Any:
-    """The value as one of this kind, or _NOT_THAT."""
+    """The value converted to this kind, or _NOT_THAT."""
     origin = get_origin(kind)
     if kind in _READERS:
         return _READERS[kind](value)
@@ -162,7 +162,7 @@ _READERS: dict[Any, Callable[[object], Any]] = {
 
 
 def _allowed(kind: Any) -> list[str]:
-    """Words for the values of a kind."""
+    """The allowed values of a kind, for error messages."""
     words = {
         bool: ["True", "False"],
         int: ["a whole number (16, '4k', '1.5G')"],

@@ -1,9 +1,9 @@
-"""Parameters of a request: declared once, with what they mean and may be, and checked when one is given.
+"""Sampling parameters of a request: declared once, with meaning and bounds, and checked when given.
 
     sharpness: float = parameter(1.0, "Above 1, likely tokens become likelier.", low=0.0, high=9.0, does="edits")
 
-Whoever lists parameters reads the declarations: the bodies that a server takes and their schema, the flags of the
-command line, what a model's files recommend, the columns that tokens are drawn by.
+All lists of parameters come from these declarations: request bodies and their schema, command-line flags, a model's
+recommended values, the sampler's columns.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Literal
 from octavo.errors import InvalidRequestError
 from octavo.shown import shown
 
-MAX_WHOLE = 2**63 - 1  # what processes tell each other in 64 bits
+MAX_WHOLE = 2**63 - 1  # messages between processes use 64 bits
 MIN_MAGNITUDE = 1e-37
-#: who else has a parameter, under a name of their own
+#: other systems that have a parameter under another name
 Other = Literal["transformers", "gguf", "ollama", "anthropic"]
 
 
@@ -37,9 +37,9 @@ def parameter(
 ) -> Any:
     """A field of SamplingParams.
 
-    meaning: a sentence, for /docs and --help. low, high: of a number; open_low: low itself is not allowed.
-    does: cuts tokens away (filters) or changes their logits (edits); either does nothing at its default.
-    known_as: its names elsewhere. defaults: other ones, where vLLM's is not taken. differs: how from vLLM's.
+    meaning: a sentence for /docs and --help. low, high: bounds of a number; open_low: low itself is not allowed.
+    does: removes tokens (filters) or changes their logits (edits); no effect at the default.
+    known_as: names in other systems. defaults: other defaults than vLLM's. differs: the difference from vLLM's.
     """
     return field(
         default=default,
@@ -51,7 +51,7 @@ def parameter(
 
 
 def checked(declared: Field[Any], value: object) -> Any:
-    """A value as its parameter may have it: numbers between its bounds, and switches. Raises InvalidRequestError."""
+    """The value, checked: numbers against their bounds, and booleans. Raises InvalidRequestError."""
     kind, bounds = str(declared.type), declared.metadata
     if kind.startswith("bool"):
         if not isinstance(value, bool) and not (value is None and "None" in kind):
@@ -81,7 +81,7 @@ def checked_number(name: str, value: object, low: float, high: float, open_low: 
         raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a number")
     try:
         number = float(value)
-    except OverflowError:  # a whole number beyond every float
+    except OverflowError:  # an integer too large for a float
         number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     if math.isnan(number):
         raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a number")
@@ -119,7 +119,7 @@ def checked_bias(values: object) -> dict[int, float]:
         raise InvalidRequestError(f"logit_bias is {shown(values)}, allowed is a mapping of token id to number")
     bias: dict[int, float] = {}
     for key, value in values.items():
-        is_number = isinstance(key, str) and key.isdecimal() and len(key) < 20  # JSON has no other keys than strings
+        is_number = isinstance(key, str) and key.isdecimal() and len(key) < 20  # JSON keys are strings
         token_id = checked_whole("a token id of logit_bias", int(key) if is_number else key, 0)
         bias[token_id] = checked_number(f"logit_bias[{token_id}]", value, -100.0, 100.0)
     return bias

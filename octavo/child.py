@@ -1,11 +1,11 @@
-"""A child process of the server: how it is started, how it and its parent talk, and why it never outlives it.
+"""A child process of the server: how it starts, how it talks to its parent, and why it never outlives it.
 
     parent                                      child
-      stdin pipe ── what to do, pickled ──▶       begin()
-          "      ── open while the parent lives;  at its end the child exits, whatever it is doing
-      channel   ◀──── notes, either way ────▶     a socket pair; its end tells the parent that the child is gone
+      stdin pipe ── the task, pickled ──▶         begin()
+          "      ── open while the parent lives;  at end of file the child exits at once
+      channel   ◀──── notes, either way ────▶     a socket pair; end of file tells the parent that the child is gone
 
-Nothing here depends on the operating system's ways of following a process: an end of file is seen at once, everywhere.
+This needs no process-tracking feature of the operating system: end of file works everywhere.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ import msgspec
 from octavo import errors
 from octavo.errors import OctavoError
 
-#: what the terminal and process supervisors send to a whole group; the parent alone decides what follows
+#: signals that terminals and supervisors send to a whole group; only the parent handles them
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Note(msgspec.Struct, omit_defaults=True):
     """One line on a channel.
 
-    ready: a child serves (from the engine: with its start-up card). failed: it cannot start; text is the message and
+    ready: the child serves (from the engine: with its start-up card). failed: it cannot start; text is the message and
         error the class from errors.py.
-    alive: its loop turns, and will say so again within so many seconds (heartbeat.py); ready says that too.
-    cleared: from the engine: a request that an engine before it died at has been computed; text is its fingerprint.
-    engine_up, engine_down: to a front end: where the engine listens; why it does not, and the fingerprints of requests
-        that it died at too often.
-    front_end_gone: to the engine: whose requests nobody waits for.
-    drain: to a front end: take no new requests, let those running go on for so many seconds, end. stop: end now.
+    alive: the child's loop runs and sends the next note within `seconds` (heartbeat.py); ready implies it.
+    cleared: from the engine: a request that an earlier engine died on has been computed; text is its fingerprint.
+    engine_up, engine_down: to a front end: the engine's address; or why it is down, and the fingerprints of requests
+        that it died on too often.
+    front_end_gone: to the engine: the front end whose requests to abort.
+    drain: to a front end: take no new requests, let running ones finish within `seconds`, exit. stop: exit now.
     """
 
     kind: Literal["ready", "failed", "alive", "cleared", "engine_up", "engine_down", "front_end_gone", "drain", "stop"]
@@ -57,7 +57,7 @@ class Note(msgspec.Struct, omit_defaults=True):
 
 @contextlib.contextmanager
 def telling_failures(channel: Channel) -> Iterator[None]:
-    """An error inside ends the process, and its parent is told why. One of ours needs no traceback."""
+    """On an error, tell the parent and exit. Octavo's own errors print no traceback."""
     try:
         yield
     except OctavoError as error:
@@ -70,7 +70,7 @@ def telling_failures(channel: Channel) -> Iterator[None]:
 
 
 class Channel:
-    """One end of a socket pair that carries notes, one JSON object a line. Never blocks to receive."""
+    """One end of a socket pair that carries notes, one JSON object per line. Receiving never blocks."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
@@ -83,7 +83,7 @@ class Channel:
         return self._end.fileno()
 
     def send(self, note: Note) -> None:
-        """The other end may be gone: its own end of file says so, to whoever receives."""
+        """Send a note. If the other end is gone, is_open becomes False."""
         self._end.setblocking(True)
         try:
             self._end.sendall(msgspec.json.encode(note) + b"\n")
@@ -93,14 +93,14 @@ class Channel:
             self._end.setblocking(False)
 
     def offer(self, note: Note) -> None:
-        """Send a short note if it need not wait for the other end to read; else drop it."""
+        """Send a short note if that does not block; otherwise drop it."""
         look = select.poll()
         look.register(self._end, select.POLLOUT)
         if look.poll(0):
             self.send(note)
 
     def receive(self) -> list[Note]:
-        """Every whole note that has come. After the other end is gone: is_open is False."""
+        """All complete notes received. If the other end is gone, is_open becomes False."""
         while True:
             try:
                 chunk = self._end.recv(65536)
@@ -123,12 +123,12 @@ class Child:
     """A running child, as its parent sees it."""
 
     def __init__(self, name: str, target: str, task: Any, inherited: Sequence[int] = ()) -> None:
-        """target: "module:function", which calls `begin` first. task: what `begin` returns there. inherited: file
-        descriptors that it gets under the same numbers."""
+        """target: "module:function", which calls `begin` first. task: returned by `begin`. inherited: file descriptors,
+        kept under the same numbers."""
         self.name = name
         ours, theirs = socket.socketpair()
         module, function = target.split(":")
-        # The child imports from where this process does, whatever directory either was started in.
+        # The child imports from the same places as this process.
         code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import {function}; {function}()"
         with theirs:
             old = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)  # until the child ignores them
@@ -149,13 +149,13 @@ class Child:
             self.process.stdin.write(struct.pack("!Q", len(payload)) + payload)
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it ended already, which the channel will say
+            pass  # it has exited; the channel's end of file shows it
 
     def kill(self) -> None:
         self.process.kill()
 
     def reap(self, patience: float) -> str:
-        """Collect a child whose channel has ended -> how it ended. It is killed if it lingers."""
+        """Wait for a child whose channel has ended, kill it after `patience` seconds, and say how it ended."""
         try:
             code = self.process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -171,8 +171,8 @@ class Child:
 
 
 def begin() -> tuple[Any, Channel]:
-    """In the child: its task and its channel. From here on it ends with its parent, and so does the task's
-    `run_directory`, if it has one."""
+    """In the child: its task and its channel. From here on the child exits with its parent and removes the task's
+    `run_directory`, if any."""
     for number in _PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS_SIGNALS)
@@ -187,13 +187,13 @@ def _read_exactly(size: int) -> bytes:
     while len(data) < size:
         chunk = os.read(0, size - len(data))
         if not chunk:
-            os._exit(1)  # the parent is gone before it could say what to do
+            os._exit(1)  # the parent died before it sent the task
         data += chunk
     return data
 
 
 def _end_with_parent(run_directory: str | None) -> None:
-    """The parent never writes again: what ends this read is the parent's end, and then it cleans nothing up."""
+    """The parent never writes again, so this read returns when the parent dies, without cleaning up."""
     os.read(0, 1)
     if run_directory is not None:
         shutil.rmtree(run_directory, ignore_errors=True)
@@ -201,7 +201,7 @@ def _end_with_parent(run_directory: str | None) -> None:
 
 
 def as_error(failure: Note | None, otherwise: str) -> OctavoError:
-    """What a child said of its end, as the error that it was there."""
+    """A child's `failed` note as the exception that it reported."""
     if failure is None:
         return errors.EngineDeadError(otherwise)
     kind = getattr(errors, failure.error, OctavoError)

@@ -1,7 +1,6 @@
-"""Every knob, on one page. Each component receives its own section, never the whole.
+"""All configuration options. Each component receives its own section, never the whole.
 
-Flags are made from these fields: `max_num_seqs` is `--max-num-seqs`. A field's help is the comment of its
-metadata; a field exists only if something reads it. Types are checked for all of them by `checked_fields.py`.
+Flags are made from these fields: `max_num_seqs` is `--max-num-seqs`. `checked_fields.py` checks their types.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _FEW_BACKENDS = NotHere("a GPU's attention is 'triton', or 'flash_attn_4' for lo
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Which weights, read how."""
+    """The model's weights and how to load them."""
 
     model: str = knob("smollm2", "a Hugging Face folder or hub id, a .gguf file, or a packaged model's name")
     tokenizer: str | None = knob(None, "a folder or hub id to take the tokenizer from; default: the model's own")
@@ -62,7 +61,7 @@ class ModelConfig:
     )
     load_format: LoadFormat = knob(
         "auto",
-        "auto goes by what is there; dummy makes random weights from config.json",
+        "auto detects the format; dummy creates random weights from config.json",
         not_yet=dict.fromkeys(
             (
                 *("pt", "npcache", "bitsandbytes", "mistral", "tensorizer", "sharded_state", "runai_streamer"),
@@ -76,7 +75,7 @@ class ModelConfig:
         "most tokens of prompt and output together; default (also auto, -1): the model's own limit, or what fits",
         spellings={"auto": None, -1: None, "-1": None},
     )
-    seed: int = knob(0, "seeds dummy weights and the random numbers of requests that bring no seed")
+    seed: int = knob(0, "seed of dummy weights and of requests without their own seed")
 
     def __post_init__(self) -> None:
         _at_least("max_model_len", self.max_model_len, 1, _MAX_COUNT)
@@ -87,7 +86,7 @@ class ModelConfig:
 class CacheConfig:
     """The KV block pool."""
 
-    block_size: int = knob(16, "token slots of a block")
+    block_size: int = knob(16, "token slots per block")
     kv_cache_memory_bytes: int | None = knob(
         None,
         "bytes for KV blocks; default: a quarter of free memory, 4 GiB at most; on a GPU see gpu_memory_utilization",
@@ -96,7 +95,7 @@ class CacheConfig:
         0.92, "share of the GPU's memory, from 0 to 1, for weights, activations and KV blocks together"
     )
     num_gpu_blocks_override: int | None = knob(
-        None, "exactly so many blocks, whatever the memory; for tests and studies"
+        None, "the exact number of blocks, whatever the memory; for tests and studies"
     )
     kv_cache_dtype: KVCacheDType = knob(
         "auto",
@@ -110,7 +109,7 @@ class CacheConfig:
             _NO_KV_QUANTISATION,
         ),
     )
-    enable_prefix_caching: bool = knob(True, "keep full blocks of finished sequences and find them again by content")
+    enable_prefix_caching: bool = knob(True, "keep full blocks of finished sequences and reuse them for equal prefixes")
 
     def __post_init__(self) -> None:
         if self.block_size not in (8, 16, 32, 64, 128):
@@ -126,18 +125,18 @@ class CacheConfig:
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Who runs in a step."""
+    """Which sequences run in a step."""
 
     max_num_batched_tokens: int | None = knob(
         None, "the token budget of a step; default: 512 on a CPU, 8192 on a GPU, from 70 GiB on 16384 but for servers"
     )
     max_num_seqs: int | None = knob(
-        None, "most sequences running at once; default: 256, or 1024 on a GPU of 70 GiB or more"
+        None, "maximum number of running sequences; default: 256, or 1024 on a GPU of 70 GiB or more"
     )
     enable_chunked_prefill: bool = knob(
         True, "cut prompts to fit the budget; off: a prompt is computed in one step, which may take all of the context"
     )
-    long_prefill_token_threshold: int = knob(0, "most prompt tokens one sequence gets in a step; 0: no such limit")
+    long_prefill_token_threshold: int = knob(0, "maximum prompt tokens per sequence in a step; 0: no limit")
     scheduling_policy: SchedulingPolicy = knob(
         "fcfs", "fcfs: first come; priority: lowest number first, at the cost of running ones, then first come"
     )
@@ -146,8 +145,8 @@ class SchedulerConfig:
         "free blocks kept for running sequences to grow into before another starts: this times what they are expected "
         "to want; 0: keep only what started prompts still need, and preempt when blocks run out",
     )
-    async_scheduling: bool | None = knob(None, "plan the next step while this one runs; default: on a GPU")
-    max_bypasses: int = knob(32, "how many later requests may start before one that does not fit; then it is next")
+    async_scheduling: bool | None = knob(None, "schedule the next step while this one runs; default: on a GPU")
+    max_bypasses: int = knob(32, "how many later requests may start before one that does not fit yet")
 
     def __post_init__(self) -> None:
         _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1, _MAX_COUNT)
@@ -211,10 +210,10 @@ class BackendConfig:
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObserveConfig:
-    """What is written down."""
+    """Events, traces and checks."""
 
     event_log_size: int = knob(65536, "events kept in memory, the oldest dropped first; 0 keeps none")
-    max_logprobs: int = knob(20, "most alternatives a request may ask for; -1 allows the whole vocabulary")
+    max_logprobs: int = knob(20, "maximum logprobs that a request may ask for; -1: the whole vocabulary")
     logprobs_mode: LogprobsMode = knob(
         "raw_logprobs",
         "what logprobs are: log-probabilities of the model's own logits (raw), or of what tokens are drawn from "
@@ -223,7 +222,7 @@ class ObserveConfig:
     otlp_traces_endpoint: str | None = knob(
         None, "URL that traces of requests are sent to, as OTLP over HTTP; needs the extra otel; default: no traces"
     )
-    check_invariants: bool = knob(False, "prove the cache's books after every step; slow, for tests")
+    check_invariants: bool = knob(False, "check the cache's invariants after every step; slow, for tests")
 
     def __post_init__(self) -> None:
         _at_least("event_log_size", self.event_log_size, 0)
@@ -233,7 +232,7 @@ class ObserveConfig:
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionConfig:
-    """Whom a server's engine lets wait."""
+    """Limits of a server's waiting queue."""
 
     max_num_queued_reqs: int | None = knob(
         None, "most requests waiting for a seat or blocks; more are turned away with 503; default: no limit"
@@ -250,7 +249,7 @@ class AdmissionConfig:
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """Where a server listens, in how many processes, and how it stops."""
+    """A server's address, processes, limits and shutdown."""
 
     host: str | None = knob(None, "address to listen on; default: every IPv4 interface (127.0.0.1: this machine only)")
     port: int = knob(8000, "port to listen on; 0: any that is free")
@@ -267,15 +266,15 @@ class ServerConfig:
         65,
         "seconds that a connection may be idle; longer than a proxy's or client's own limit, or they use closed ones",
     )
-    timeout_request_head: int = knob(30, "seconds that a request's headers may take to come")
+    timeout_request_head: int = knob(30, "seconds for a request's headers to arrive")
     timeout_request_body: int = knob(
-        300, "seconds that a request's body may take to come, and that a client may read nothing of its answer"
+        300, "seconds for a request's body to arrive, and that a client may leave its answer unread"
     )
     max_idle_connections: int = knob(
         1024, "most connections of a front end without a whole request; the one idle for the longest makes room"
     )
-    h11_max_incomplete_event_size: int = knob(65536, "most bytes of a request's headers, and of what trails a body")
-    h11_max_header_count: int = knob(256, "most headers of a request")
+    h11_max_incomplete_event_size: int = knob(65536, "maximum bytes of a request's headers, and of a body's trailers")
+    h11_max_header_count: int = knob(256, "maximum number of headers of a request")
     shutdown_timeout: int = knob(
         0, "seconds that running requests may go on after SIGTERM or Ctrl-C; 0: end them at once"
     )
@@ -287,8 +286,8 @@ class ServerConfig:
     front_end_hang_timeout: float = knob(
         60.0, "seconds without a sign of life after which a front end is killed and started again; 0: never"
     )
-    enable_log_requests: bool = knob(False, "a line for every request: its id, its size, how it is sampled")
-    disable_log_stats: bool = knob(False, "no line every ten seconds on what the engine did")
+    enable_log_requests: bool = knob(False, "log a line for every request: its id, its size, its sampling parameters")
+    disable_log_stats: bool = knob(False, "do not log the engine's throughput every ten seconds")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -319,7 +318,7 @@ class ServerConfig:
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """All sections together; only the engine's builder sees it."""
+    """All engine sections together; only engine/assemble.py reads it."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)

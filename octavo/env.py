@@ -1,17 +1,17 @@
-"""The environment variables that Octavo reads, all of them.
+"""All environment variables that Octavo reads.
 
     OCTAVO_CACHE_DIR   where built kernels, joined model files and derived tables are kept; default
                        ~/.cache/octavo, or octavo-UID in the temporary folder where that cannot be written
-    OCTAVO_CPU_ISA     native (default): all this CPU has; avx2: any CPU with AVX2; generic: any CPU of its kind
+    OCTAVO_CPU_ISA     native (default): this CPU; avx2: any CPU with AVX2; generic: any CPU of this architecture
     OCTAVO_SANITIZE    set: kernels are built with AddressSanitizer and UBSan, for tests (`make sanitize`)
     OCTAVO_DEBUG       set: the command line shows the traceback of an error, as --debug does
-    OCTAVO_API_KEY     the key that requests to `octavo serve` must bring, where neither --api-key nor --api-key-file
-                       gives others; VLLM_API_KEY is read too, for who comes from there relies on it
+    OCTAVO_API_KEY     the key that requests to `octavo serve` must send, unless --api-key or --api-key-file gives
+                       others; VLLM_API_KEY works too, as in vLLM
     OPENAI_API_KEY     the key that `octavo chat` and `octavo complete` send, unless --api-key gives another
-    OCTAVO_ALLOW_LONG_MAX_MODEL_LEN  1: max_model_len may be above what the model was made for
+    OCTAVO_ALLOW_LONG_MAX_MODEL_LEN  1: max_model_len may exceed the model's own limit
     CXX                the C++ compiler; default: the first of g++, clang++ and c++ on the PATH
 
-Read when asked for, not when imported, so that a test or a notebook may set them.
+Read at each call, not at import, so that a test or a notebook can set them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ CpuIsa = Literal["native", "avx2", "generic"]
 
 
 def preferred_cache_dir() -> Path:
-    """Where the cache folder should be; it may not be there, or not be writable."""
+    """The configured cache folder; it may not exist or not be writable."""
     try:
         return Path(os.environ.get("OCTAVO_CACHE_DIR") or "~/.cache/octavo").expanduser()
-    except RuntimeError:  # there is no home
+    except RuntimeError:  # no home directory
         return temporary_cache_dir()
 
 
 def cache_dir() -> Path:
-    """The cache folder, made if it is not there. One that was asked for is taken or refused; where the default's cannot
-    be written (a read-only home), the temporary one."""
+    """The cache folder, created if needed. Falls back to the temporary one if the default is not writable, but never
+    from one that was set."""
     path, is_asked = preferred_cache_dir(), bool(os.environ.get("OCTAVO_CACHE_DIR"))
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -51,8 +51,8 @@ def cache_dir() -> Path:
 
 
 def temporary_cache_dir() -> Path:
-    """A folder of this user's alone in the system's temporary folder, made if it is not there. What lies in it is
-    loaded as code, so one that others may write to is refused."""
+    """A private folder in the system's temporary folder, created if needed. Its files are loaded as code, so a folder
+    that others can write to is refused."""
     try:
         path = Path(tempfile.gettempdir()) / f"octavo-{os.getuid()}"
         path.mkdir(mode=0o700, exist_ok=True)
@@ -93,7 +93,7 @@ def openai_api_key() -> str | None:
 
 
 def server_api_key() -> str | None:
-    """Set and empty is refused: a secret that did not arrive must not leave a server open."""
+    """An empty variable is refused: a missing secret must not leave a server open."""
     for name in ("OCTAVO_API_KEY", "VLLM_API_KEY"):
         if name in os.environ:
             key = os.environ[name].strip()

@@ -1,17 +1,17 @@
-"""What Octavo raises. Every message says what was wrong, what is allowed and what to change.
+"""Octavo's exceptions. Every message says what was wrong, what is allowed and what to change.
 
 OctavoError
 ├── ConfigError (ValueError)          an engine option that cannot work
-├── InvalidRequestError (ValueError)  one request that cannot be served; the engine lives on
+├── InvalidRequestError (ValueError)  one request that cannot be served; others are not affected
 ├── ModelLoadError                    a checkpoint that is missing, broken or not supported
 │   └── UnsupportedModelError         a well-formed checkpoint of a family Octavo does not know
 ├── TokenizerError                    a tokenizer or chat template that is missing or broken
 ├── BackendUnavailableError           kernels that cannot run here, and why
 │   └── KernelBuildError              the compiler refused; carries its output
 ├── OutOfMemoryError (MemoryError)    what did not fit, and the smallest change that does
-├── EngineBusyError                   too many requests wait; says when to come again
-├── EngineDeadError                   the engine stopped; later calls say why
-└── ServerError                       a server elsewhere that is not there, or refused; carries its words
+├── EngineBusyError                   too many requests wait; says when to retry
+├── EngineDeadError                   the engine stopped; later calls raise it too
+└── ServerError                       another server cannot be reached or refused; carries its message
 """
 
 
@@ -24,7 +24,7 @@ class ConfigError(OctavoError, ValueError):
 
 
 class InvalidRequestError(OctavoError, ValueError):
-    """One request that cannot be served. Other requests are not touched."""
+    """One request that cannot be served. Other requests are not affected."""
 
 
 class ModelLoadError(OctavoError):
@@ -40,7 +40,7 @@ class TokenizerError(OctavoError):
 
 
 class BackendUnavailableError(OctavoError):
-    """A kernel backend that cannot run on this machine; the message holds the reason and its cure."""
+    """A kernel backend that cannot run on this machine; the message gives the reason and the fix."""
 
 
 class KernelBuildError(BackendUnavailableError):
@@ -52,8 +52,7 @@ class OutOfMemoryError(OctavoError, MemoryError):
 
 
 class EngineBusyError(OctavoError):
-    """A request that was turned away because too many wait, or that waited too long. Nothing is wrong with it:
-    it may be sent again after `retry_after_s` seconds."""
+    """A request rejected because too many wait, or because it waited too long; retry after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -61,8 +60,8 @@ class EngineBusyError(OctavoError):
 
 
 class EngineDeadError(OctavoError):
-    """The engine stopped because of an internal fault; the message holds the first cause."""
+    """The engine stopped because of an internal error; the message holds its first cause."""
 
 
 class ServerError(OctavoError):
-    """A server that a client of ours cannot reach, or that answered with an error; the message holds its words."""
+    """A server that our client cannot reach, or that answered with an error; the message quotes it."""

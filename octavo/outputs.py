@@ -1,4 +1,4 @@
-"""What a request gives back: vLLM's names and meanings."""
+"""The outputs of a request, with vLLM's names and meanings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(slots=True)
 class Logprob:
-    """One token's log-probability under the raw logits, or what logprobs_mode says. rank 1 is the most likely token."""
+    """One token's log-probability, by default under the raw logits (see logprobs_mode). rank 1: the most likely."""
 
     logprob: float
     rank: int | None = None
@@ -23,14 +23,13 @@ TokenLogprobs = dict[int, Logprob]
 
 @dataclass(slots=True)
 class FlatLogprobs(MutableSequence[TokenLogprobs]):
-    """Log-probabilities of many positions in six lists, where a list of dicts would have an object for every token.
+    """Log-probabilities of many positions in six lists, without an object per token.
 
         start_indices  0        3     4          position i has the tokens start_indices[i] .. end_indices[i] - 1
         end_indices    3        4     7
         token_ids      7 12 3 | 5   | 9 1 2      and logprobs, ranks and decoded_tokens beside them
 
-    It reads as a list: an index makes a position's dict anew, a slice is another FlatLogprobs. It grows at its end
-    only.
+    It reads as a list: an index builds the position's dict, a slice is another FlatLogprobs. It only grows at its end.
     """
 
     start_indices: list[int] = field(default_factory=list)
@@ -41,7 +40,7 @@ class FlatLogprobs(MutableSequence[TokenLogprobs]):
     decoded_tokens: list[str | None] = field(default_factory=list)
 
     def append(self, one: TokenLogprobs | None) -> None:
-        """A position; None, the first one of a prompt, has no tokens."""
+        """Add a position; None, for the first one of a prompt, has no tokens."""
         values = (one or {}).values()
         columns = [value.logprob for value in values], [value.rank for value in values]
         self.append_fast(list(one or {}), *columns, [value.decoded_token for value in values])
@@ -53,7 +52,7 @@ class FlatLogprobs(MutableSequence[TokenLogprobs]):
         ranks: Iterable[int | None],
         decoded_tokens: Iterable[str | None],
     ) -> None:
-        """A position by its columns."""
+        """Add a position from columns."""
         self.start_indices.append(len(self.token_ids))
         self.token_ids += token_ids
         self.logprobs += logprobs
@@ -109,16 +108,16 @@ class CompletionOutput:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
 
-    lora_request = None  # vLLM's name for what is not there
+    lora_request = None  # vLLM's name for a missing feature
 
     def finished(self) -> bool:
-        """A call, as in vLLM."""
+        """A method, as in vLLM."""
         return self.finish_reason is not None
 
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """When things happened, in seconds of the engine's monotonic clock; None until they do."""
+    """Times in seconds of the engine's monotonic clock; None until they happen."""
 
     arrival_time: float
     first_scheduled_time: float | None = None
@@ -129,10 +128,10 @@ class RequestMetrics:
 
 @dataclass(slots=True, repr=False)
 class RequestOutput:
-    """One request's results, in the shape that `SamplingParams.output_kind` asks for.
+    """One request's results, in the form chosen by `SamplingParams.output_kind`.
 
-    prompt_logprobs: one entry a prompt token, the first None. num_cached_tokens: prompt tokens whose KV
-    came from the prefix cache.
+    prompt_logprobs: one entry per prompt token, the first None. num_cached_tokens: prompt tokens from the prefix
+    cache.
     """
 
     request_id: str
@@ -144,7 +143,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
 
-    # vLLM's names for what is not there
+    # vLLM's names for missing features
     lora_request = None
     encoder_prompt = None
     encoder_prompt_token_ids = None

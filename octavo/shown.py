@@ -1,4 +1,4 @@
-"""What messages quote: values and names as they were given, short however large or deep they are."""
+"""Values and names as messages quote them: short, however large or deep they are."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from itertools import islice
 from typing import Any
 
 _MOST_CHARACTERS = 100
-_MOST_BITS = 80  # of an integer that is written out
+_MOST_BITS = 80  # longer integers are not written out
 
 
 class _Short(reprlib.Repr):
     def repr_int(self, number: int, level: int) -> str:
-        """Python refuses to write the longest, and nobody reads them."""
+        """Python refuses to format very long integers."""
         bits = number.bit_length()
         return str(number) if bits <= _MOST_BITS else f"a number of {bits} bits"
 
     def repr_dict(self, values: dict[Any, Any], level: int) -> str:
-        """In their own order, and no further than they are shown: reprlib would sort them all."""
+        """The first items in their own order: reprlib would sort all of them."""
         if level <= 0:
             return "{...}" if values else "{}"
         pieces = [
@@ -36,23 +36,23 @@ _SHORT.maxlevel = 3
 
 
 def shown(value: Any) -> str:
-    """A value in Python's notation, cut where it gets long."""
+    """A value in Python's notation, truncated."""
     return cut(_SHORT.repr(value), _MOST_CHARACTERS)
 
 
 def shown_names(names: Sequence[str], most: int = 3) -> str:
-    """The first few of many names, and how many more there are."""
+    """The first few names, and the number of the rest."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(_SHORT.repr(name).strip("'\"") for name in names[:most]) + more
 
 
 def cut(text: str, most: int = 200) -> str:
-    """Words of somebody else's, or the beginning of them."""
+    """A text, truncated to `most` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Of an unknown name: what was probably meant, or all that there is."""
+    """For an unknown name: the closest known one, or all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(name[:64], names, 1)
     return f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(names)}"

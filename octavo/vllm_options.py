@@ -1,8 +1,8 @@
-"""What vLLM's users type and Octavo has no option for: one table, name by name.
+"""Tables of vLLM's options that Octavo lacks.
 
-Each entry says which values ask for nothing, and so are accepted, and in one sentence what there is instead of the
-rest. Python calls, the command line and the page on compatibility read the same table; what Octavo does have is in
-config.py, sampling_params.py and the server's settings, and never here.
+Each entry lists the values that have no effect, which are accepted, and gives the alternative to the rest. Python
+calls, the command line and docs/compatibility.md read the same tables. Options that Octavo has are in config.py,
+sampling_params.py and the server's settings, never here.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True, slots=True)
 class NotHere:
-    """instead: what to do in its place, as the end of a sentence. nothing: values that ask for nothing, besides None,
-    False and what is empty. is_idle: no value changes anything here."""
+    """instead: the alternative, as the end of a sentence. nothing: values without effect, besides None, False and empty
+    ones. is_idle: no value has an effect."""
 
     instead: str
     nothing: tuple[Any, ...] = ()
     is_idle: bool = False
 
     def asks_for_nothing(self, value: object) -> bool:
-        """Whether this value may be taken as if it had not been given."""
+        """Whether the value may be ignored."""
         if self.is_idle or value is None or value is False:
             return True
         if isinstance(value, str | bytes | Collection) and not value:
@@ -35,7 +35,7 @@ class NotHere:
         return any(type(value) is type(known) and value == known for known in self.nothing)
 
     def text_asks_for_nothing(self, text: str) -> bool:
-        """The same for a value as the command line has it: 1, true, none, {}, float."""
+        """The same for a value from the command line: 1, true, none, {}, float."""
         try:
             value = json.loads({"None": "null", "none": "null"}.get(text, text.lower()))
         except (ValueError, RecursionError):
@@ -43,12 +43,12 @@ class NotHere:
         return self.asks_for_nothing(value) or self.asks_for_nothing(text)
 
     def refusal(self, name: str, value: object) -> str:
-        """What to tell who asked for something."""
+        """The error message for a value that would have an effect."""
         return f"{name}={shown(value)} is not supported yet: {self.instead}"
 
 
 def why_not(table: Mapping[str, NotHere], given: Mapping[Any, Any]) -> str | None:
-    """The first of these names that the table knows and whose value asks for something, as a refusal."""
+    """The refusal of the first name in the table whose value would have an effect, or None."""
     for name, value in given.items():
         entry = table.get(name)
         if entry is not None and not entry.asks_for_nothing(value):
@@ -212,7 +212,7 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     "aggregate_engine_logging": _idle("there is one engine"),
 }
 
-#: options that are a server's there, and have no use for LLM and AsyncLLM here
+#: options of vLLM's engine that here are a server's only
 SERVER_ONLY: dict[str, NotHere] = {
     "disable_log_stats": _idle("only a server writes such lines"),
     "disable_log_requests": _idle("requests are logged only where a server is told to"),
@@ -266,7 +266,7 @@ FLAG_ALIASES: dict[str, str] = {
 
 _NO_BEAMS = "there is no beam search yet; sample with n, and keep the output with the best cumulative_logprob"
 
-#: fields of vLLM's SamplingParams, today's and former ones, that have no field in sampling_params.py
+#: current and former fields of vLLM's SamplingParams that sampling_params.py lacks
 SAMPLING_FIELDS: dict[str, NotHere] = {
     "best_of": NotHere("sample n sequences, and keep the output with the best cumulative_logprob", (1,)),
     **_each(NotHere(_NO_BEAMS), "use_beam_search", "early_stopping"),
@@ -286,7 +286,7 @@ SAMPLING_FIELDS: dict[str, NotHere] = {
     "skip_clone": _idle("a request always keeps parameters of its own"),
 }
 
-#: keyword arguments of vLLM's generate and chat that ours lack
+#: keyword arguments of vLLM's generate and chat that Octavo lacks
 CALL_ARGUMENTS: dict[str, NotHere] = {
     **_each(NotHere(_NO_LORA), "lora_request", "prompt_adapter_request"),
     "tokenization_kwargs": NotHere("tokenise with get_tokenizer().encode, and pass the token ids"),
@@ -297,7 +297,7 @@ CALL_ARGUMENTS: dict[str, NotHere] = {
     "kv_hints": NotHere("the prefix cache keeps what was used last"),
 }
 
-#: keys of vLLM's prompt dicts that ours lack
+#: keys of vLLM's prompt dicts that Octavo lacks
 PROMPT_KEYS: dict[str, NotHere] = {
     **_each(NotHere(_NO_MEDIA), "multi_modal_data", "multi_modal_uuids", "mm_processor_kwargs"),
     "prompt_embeds": NotHere("prompts are text or token ids"),
@@ -306,7 +306,7 @@ PROMPT_KEYS: dict[str, NotHere] = {
     "decoder_prompt": NotHere("models have a decoder only; give its text as 'prompt'"),
 }
 
-#: methods and attributes of vLLM's LLM and AsyncLLM that ours lack
+#: methods and attributes of vLLM's LLM and AsyncLLM that Octavo lacks
 METHODS: dict[str, str] = {
     "beam_search": _NO_BEAMS,
     **_each(_NO_POOLING, "encode", "embed", "score", "classify", "reward", "get_supported_tasks"),

@@ -101,7 +101,7 @@ def one_torch_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None) -> TinyFolder:
     """name of TINY, seed, dtype -> folder."""
-    from octavo.testing.tiny_models import make_tiny_model
+    from tests.tiny_models import make_tiny_model
 
     made: dict[tuple[str, int, str], Path] = {}
 

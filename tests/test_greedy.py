@@ -16,8 +16,8 @@ import transformers
 from octavo import LLM, RequestOutput, SamplingParams
 from octavo.kernels.device import Device
 from octavo.observe.events import EngineStarted, Preempted
-from octavo.testing.tiny_models import TINY
 from tests.conftest import TinyFolder
+from tests.tiny_models import TINY
 
 NEW_TOKENS = 14
 MAX_MODEL_LEN = 96

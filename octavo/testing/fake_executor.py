@@ -1,11 +1,11 @@
-"""A fake executor: consumes StepPlans as a worker would, with hashes in place of keys and values.
+"""A fake executor: runs StepPlans like a worker, with hashes in place of keys and values.
 
     slot content of position p  =  hash of the sequence's tokens 0 .. p
     next token                  =  a function of that hash, the seed and the sample index
 
-So a token depends on everything before it, and on nothing else: batching, chunks, prefix hits, forks and
-preemption must not change a single one. A block shared wrongly, a copy forgotten, a slot read before it is
-written shows up as content that is not the reader's own. Every rule of a plan is an assertion.
+A token depends only on all tokens before it, so batching, chunks, prefix hits, forks and preemption must not change
+any. A wrongly shared block, a missing copy or a read of an unwritten slot shows up as wrong content. Every rule of a
+plan is an assertion.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ class FakeExecutor:
         )
 
     def _outdated(self, plan: StepPlan) -> set[int]:
-        """Entries that were planned for other tokens than their rows have got meanwhile: they draw nothing. Guesses of
-        the others stand behind their rows' tokens for this step."""
+        """Entries whose rows got other tokens since they were planned; they draw nothing. Other entries' guesses are
+        appended to their rows for this step."""
         outdated = set()
         for entry, row_id in enumerate(plan.rows):
             row, guesses = self.rows[row_id], plan.spec_token_ids.get(entry, [])
@@ -193,7 +193,7 @@ class FakeExecutor:
             self.rows[fork.row].num_computed = self.rows[fork.parent_row].num_computed
 
     def _holders(self) -> dict[int, set[int]]:
-        """Block -> rows that computed something in it before this step."""
+        """Block -> rows with computed tokens in it before this step."""
         holders: dict[int, set[int]] = {}
         for row_id, row in self.rows.items():
             if row.num_computed is None:
@@ -256,7 +256,7 @@ class FakeExecutor:
         return runs
 
     def _run(self, row: _Row, num_tokens: int, guesses: list[int]) -> list[int]:
-        """What is drawn after a row's tokens: as many as were guessed right, and the next; then what is forced."""
+        """The tokens drawn for a row: the correctly guessed ones and the next, then forced ones."""
         run = [row.next_token(num_tokens)]
         for place, guess in enumerate(guesses):
             if run[-1] != guess:
@@ -274,7 +274,7 @@ class FakeExecutor:
         return run if run_len else []
 
     def _logprobs(self, plan: StepPlan, runs: list[list[int]]) -> dict[int, list[LogprobRow]]:
-        """The log-probability of a token stands for its place: minus its position."""
+        """A token's log-probability is minus its position."""
         rows: dict[int, list[LogprobRow]] = {}
         row_ids = plan.rows + [fork.row for fork in plan.fork_rows]
         for entry, (row_id, run) in enumerate(zip(row_ids, runs, strict=True)):
@@ -285,7 +285,7 @@ class FakeExecutor:
         return rows
 
     def _prompt_logprobs(self, plan: StepPlan) -> dict[int, list[LogprobRow]]:
-        """The log-probability of a token stands for its place: minus its position."""
+        """A token's log-probability is minus its position."""
         rows = {}
         for entry in plan.prompt_logprobs:
             start, row = plan.num_computed_tokens[entry], self.rows[plan.rows[entry]]

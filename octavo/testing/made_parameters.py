@@ -1,4 +1,4 @@
-"""Parameters of numbers that a test or a benchmark has made, each under a name of its own."""
+"""Wraps arrays of a test or a benchmark as parameters with unique names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A packed weight and the threads that multiply by it, by themselves: for kernel tests and benchmarks.
+"""A packed weight and the threads that multiply by it, without a model: for kernel tests and benchmarks.
 
 The C interface is csrc/bindings/matmul.cpp; models reach the same kernels through a compiled program.
 """
@@ -19,7 +19,7 @@ FloatArray = NDArray[np.float32]
 
 
 class KernelThreads:
-    """A thread pool of the library's. Freed by `close`."""
+    """A thread pool of the library, freed by `close`."""
 
     def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
         self.library = library
@@ -46,7 +46,7 @@ class KernelThreads:
 
 
 class PackedMatrix:
-    """A weight as the kernels hold it; the tensor is not needed afterwards."""
+    """A weight in the kernels' packed format; the tensor can be freed afterwards."""
 
     def __init__(self, threads: KernelThreads, weight: HostTensor, activation_bytes: int = 1) -> None:
         self.library = threads.library
@@ -67,7 +67,7 @@ class PackedMatrix:
         return int(_function(self.library, "octavo_packed_bytes", c_int64)(self.handle))
 
     def scratch(self, num_tokens: int) -> NDArray[np.uint8]:
-        """What `multiply` needs to work in."""
+        """Scratch memory for `multiply`."""
         size = int(_function(self.library, "octavo_scratch_bytes", c_int64)(self.handle, c_int64(num_tokens)))
         raw = np.empty(size + 64, np.uint8)
         start = -raw.ctypes.data % 64
@@ -103,7 +103,7 @@ def dequantize_row(library: ctypes.CDLL, dtype: DType, row: NDArray[np.uint8], c
 
 
 def _function(library: ctypes.CDLL, name: str, result: type[c_void_p] | type[c_int64]) -> ctypes._NamedFuncPointer:
-    """A function of the library's that returns something: ctypes takes every result for an int."""
+    """A library function with its result type: ctypes assumes int."""
     function = getattr(library, name)
     function.restype = result
     return function  # type: ignore[no-any-return]

@@ -1,10 +1,10 @@
-"""A simulator: scheduler and cache as in the engine, a fake executor for the model, steps for seconds.
+"""A simulator: the engine's scheduler and cache, a fake executor, and steps in place of seconds.
 
     simulator = Simulator(num_blocks=40, config=SchedulerConfig(max_num_seqs=4))
     simulator.run([Arrival(0, make_request("a", prompt)), Arrival(5, make_request("b", other, n=3))])
-    simulator.events            what happened, and when: an event's time is the number of steps done
+    simulator.events            an event's time is the number of steps done
 
-For trying a policy at any scale and for tests; with `checks`, every step must leave the books balanced.
+For tests and for trying policies at any scale; `checks` verifies the cache's invariants after every step.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ DEFAULT_NUM_SEQS = 256
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request that comes once `step` steps are done."""
+    """A request that arrives after `step` steps."""
 
     step: int
     request: Request
 
 
 class Simulator:
-    """An engine without a model. updates: what each step brought, all steps together."""
+    """An engine without a model. updates: those of all steps so far."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Simulator:
             self.take(*held)
 
     def run(self, arrivals: Iterable[Arrival] = (), *, max_steps: int = 10_000) -> None:
-        """Step until nothing is left to come or to do. More than `max_steps` steps is a failure."""
+        """Step until all requests have arrived and ended; fail after `max_steps` steps."""
         coming = deque(sorted(arrivals, key=lambda arrival: arrival.step))
         while coming or self.scheduler.has_unfinished:
             while coming and coming[0].step <= self.num_steps:
@@ -148,7 +148,7 @@ def make_request(
     max_tokens: int = 16,
     **params: int | list[int] | bool,
 ) -> Request:
-    """A request as the engine's input side makes it; `params` are those of SamplingParams."""
+    """A request as the engine's input side builds it; `params` are those of SamplingParams."""
     sampling_params = SamplingParams(max_tokens=max_tokens, **params)  # type: ignore[arg-type]
     end_ids = frozenset() if sampling_params.ignore_eos else frozenset(eos_token_ids)
     return Request(

@@ -22,11 +22,11 @@ from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
 from octavo.errors import EngineDeadError, OutOfMemoryError  # noqa: E402
 from octavo.kernels.cuda.graph_memory import GraphMemory  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
-from octavo.testing.tiny_models import TINY  # noqa: E402
 from octavo.worker.cuda_graphs import ChunkSteps  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402
 from tests.engine import test_overlap as overlap  # noqa: E402
 from tests.test_greedy import GREEDY, MAX_MODEL_LEN, oracle, prompts_of, tokens  # noqa: E402
+from tests.tiny_models import TINY  # noqa: E402
 from tests.worker import test_draws as draws  # noqa: E402
 
 BLOCK_SIZE = 16

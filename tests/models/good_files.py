@@ -16,9 +16,9 @@ from tokenizers import Tokenizer as Encoder
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from octavo.models.registry import required_tensors
-from octavo.testing.tiny_models import make_tiny_model
 from tests.models.architectures import ARCHITECTURES
 from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
+from tests.tiny_models import make_tiny_model
 
 GENERATION = {
     "bos_token_id": 1,

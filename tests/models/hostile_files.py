@@ -32,7 +32,6 @@ from octavo.llm import LLM
 from octavo.models.gguf_config import FAMILIES as GGUF_FAMILIES
 from octavo.models.loader import tokenizer_source
 from octavo.observe.logging import LOGGER
-from octavo.testing.tiny_models import TINY
 from octavo.text.tokenizer import open_tokenizer
 from tests.models.gguf_mutations import mutated_gguf
 from tests.models.good_files import (
@@ -45,6 +44,7 @@ from tests.models.good_files import (
     sharded,
 )
 from tests.models.mutations import mutated_bytes, mutated_json
+from tests.tiny_models import TINY
 
 FilesOf = Callable[[str], dict[str, bytes]]  # name of a tiny model -> its files
 Target = Callable[[random.Random, Path, FilesOf], str]

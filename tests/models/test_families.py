@@ -25,9 +25,9 @@ from octavo.models.architecture import Architecture
 from octavo.models.attention import LayerSlot
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import required_tensors
-from octavo.testing.drive import Driver, DriverSetting, greedy
-from octavo.testing.tiny_models import GEMMA, TINY
 from tests.conftest import TinyFolder
+from tests.models.drive import Driver, DriverSetting, greedy
+from tests.tiny_models import GEMMA, TINY
 
 NEW_TOKENS = 12
 #: Lengths around block sizes and windows; longrope's long factors start beyond 16 tokens.

@@ -21,8 +21,8 @@ from octavo.models import hub, packaged
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import locate_tokenizer, open_checkpoint
 from octavo.models.registry import required_tensors
-from octavo.testing.tiny_models import TINY, make_tiny_model
 from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
+from tests.tiny_models import TINY, make_tiny_model
 
 
 def open_model(model: Path | str, **options: Any) -> Checkpoint:

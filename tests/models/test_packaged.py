@@ -19,7 +19,7 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.ops import FloatArray
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.models.loader import open_checkpoint
-from octavo.testing.drive import Driver, DriverSetting
+from tests.models.drive import Driver, DriverSetting
 
 HERE = Path(__file__).parent
 CONTINUATIONS: dict[str, Any] = json.loads((HERE.parent / "data" / "greedy_reference.json").read_text())

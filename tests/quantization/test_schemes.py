@@ -18,8 +18,8 @@ from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import HostTensor, StoredTensor, from_array
 from octavo.models.loader import open_checkpoint
 from octavo.quantization.registry import SCHEMES
-from octavo.testing.drive import Driver, DriverSetting
 from tests.conftest import TinyFolder
+from tests.models.drive import Driver, DriverSetting
 
 PROMPT = {0: [3, 5, 8, 13]}
 

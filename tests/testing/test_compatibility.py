@@ -10,8 +10,8 @@ from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.fields_not_here import INSTEAD, NEUTRAL
 from octavo.server.settings import ServerSettings
-from octavo.testing import compatibility
-from octavo.testing.compatibility import DIFFERENT, OURS, ROUTES_NOT_HERE
+from tests import compatibility_page as compatibility
+from tests.compatibility_page import DIFFERENT, OURS, ROUTES_NOT_HERE
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 
@@ -26,9 +26,7 @@ THERE = {
 
 
 def test_the_page_is_what_the_code_says() -> None:
-    assert PAGE.read_text() == compatibility.page(), (
-        "run python -m octavo.testing.compatibility > docs/compatibility.md"
-    )
+    assert PAGE.read_text() == compatibility.page(), "run python -m tests.compatibility_page > docs/compatibility.md"
 
 
 @pytest.mark.parametrize("kind", THERE)

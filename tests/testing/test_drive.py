@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import FloatArray, IntArray, Model
-from octavo.testing.drive import Driver, DriverSetting, greedy
 from tests.models.architectures import ARCHITECTURES, SLOTS
+from tests.models.drive import Driver, DriverSetting, greedy
 from tests.models.symbolic import BlankTensors
 
 WINDOW, BLOCK_SIZE, MAX_SEQS = 8, 4, 3

@@ -1,8 +1,8 @@
-"""Drives a CompiledModel without scheduler, cache or engine: hand it tokens, get logits.
+"""Drives a CompiledModel without scheduler, cache or engine: tokens in, logits out.
 
-The allocator is the most trivial that can still catch mistakes: blocks come from a shuffled list, so that no
-table is in order; a group whose layers all slide gives back blocks that fell out of the window, as the engine
-does; and the pool starts as NaN, so that reading a slot nobody wrote shows in the logits.
+The simple block allocator still catches mistakes. Blocks come from a shuffled list, so no block table is in order. A
+group of sliding-window layers frees blocks behind the window, as the engine does. The pool starts as NaN, so reading an
+unwritten slot shows in the logits.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from octavo.models.attention import LayerSlot
 from octavo.models.registry import build_model
 from octavo.models.weights import TensorSource
 
-NAN_BYTE = 0xFF  # a run of these is a NaN in float32, bfloat16 and float16
+NAN_BYTE = 0xFF  # repeated, it is a NaN in float32, bfloat16 and float16
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriverSetting:
-    """What the driver builds around a model. slots: one cache group for all layers, if not given."""
+    """The sizes of a driver. slots: by default one cache group for all layers."""
 
     block_size: int = 16
     max_model_len: int = 256
@@ -79,7 +79,7 @@ class Driver:
         self._rows = [_Row(i) for i in range(setting.max_num_seqs)]
 
     def step(self, work: dict[int, Sequence[int]]) -> dict[int, FloatArray]:
-        """Append tokens to rows, in the order given; returns, for each row, the logits after each of them."""
+        """Append tokens to rows; return each row's logits after each of its tokens."""
         for row, tokens in work.items():
             self._make_room(self._rows[row], len(tokens))
         starts = np.cumsum([0, *(len(tokens) for tokens in work.values())], dtype=np.int32)
@@ -102,14 +102,14 @@ class Driver:
         return {row: logits[start:end] for row, start, end in zip(work, starts[:-1], starts[1:], strict=True)}
 
     def free(self, row: int) -> None:
-        """Forget a row's sequence; its blocks go to whoever comes next."""
+        """Remove a row's sequence and free its blocks."""
         self._free.extend(self._rows[row].held.values())
         self._rows[row] = _Row(row)
         for table in self._tables:
             table[row] = 0
 
     def _logits(self, num_tokens: int) -> FloatArray:
-        """A backend gives logits for max_num_seqs tokens at a time."""
+        """A backend computes logits of max_num_seqs tokens at a time."""
         size = len(self._rows)
         indices = np.arange(num_tokens, dtype=np.int32)
         return np.concatenate([self.compiled.logits(indices[i : i + size]).copy() for i in range(0, num_tokens, size)])

@@ -1,10 +1,8 @@
 """Tiny random models as Hugging Face folders, one for each thing a family may do differently.
 
-transformers, the oracle, makes them: a config small enough that a test is over in a blink, yet with windows,
-head groupings and rope settings that matter at the lengths tests use. Weights are drawn wide, so that greedy
-choices are clear-cut and a token-for-token comparison means something.
-
-Only tests import this: transformers is slow to import.
+transformers builds them and is the oracle. They are small, but their windows, head groups and rope settings matter at
+test lengths. Weights have a large variance, so that greedy choices are clear. Only tests import this: transformers is
+slow to import.
 """
 
 from __future__ import annotations
@@ -121,11 +119,11 @@ def make_tiny_model(name: str, folder: Path, *, seed: int = 0, dtype: str = "flo
     model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms and biases: around what they start from
+            if parameter.ndim == 1:  # norms and biases: near their initial values
                 parameter += 0.2 * torch.randn_like(parameter)
             else:
                 parameter.normal_(std=std)
-        # A token whose own embedding dominates the stream predicts itself for ever: sqrt(hidden) must not make it so.
+        # Undo the sqrt(hidden) scale: a token whose embedding dominates the stream would predict itself for ever.
         if "Gemma" in config_class:
             model.get_input_embeddings().weight *= config.hidden_size**-0.5
     model.to(getattr(torch, dtype)).save_pretrained(folder)

@@ -1,10 +1,10 @@
-"""docs/compatibility.md: for all that vLLM's users type, whether it is here and how. Made from the code itself.
+"""Writes docs/compatibility.md: which of vLLM's options, parameters, routes and methods Octavo has.
 
-    python -m octavo.testing.compatibility > docs/compatibility.md
+    python -m tests.compatibility_page > docs/compatibility.md
 
-What is here is read off the options, the parameters, the routes and the structs of requests; what is not, off
-`octavo/vllm_options.py`, whose sentences users get as errors. Only two things are told here: what differs although it
-has vLLM's name, and what vLLM does not have. A test makes the page anew and compares.
+Supported names come from the options, parameters, routes and request structs; missing ones from
+`octavo/vllm_options.py`, whose sentences are also the error messages. This file adds only what differs from vLLM under
+the same name, and what vLLM lacks. A test regenerates the page and compares.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from octavo.vllm_options import NotHere
 SAME = "the same"
 OWN = "Octavo's own"
 
-#: what has vLLM's name and not quite its meaning
+#: vLLM's names with another meaning or default
 DIFFERENT: dict[str, dict[str, str]] = {
     "options": {
         "model": "names of packaged models and .gguf files, too",
@@ -64,7 +64,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
     "methods": {"chat": "also takes a text or one message"},
 }
 
-#: what vLLM does not have
+#: names that vLLM lacks
 OURS: dict[str, frozenset[str]] = {
     "options": frozenset(
         {
@@ -142,7 +142,7 @@ def _default(option: Field[Any]) -> str:
 
 
 def _methods() -> list[str]:
-    """Of LLM first, then what AsyncLLM has beside."""
+    """The methods of LLM, then further ones of AsyncLLM."""
     return list(dict.fromkeys(name for one in (LLM, AsyncLLM) for name in vars(one) if not name.startswith("_")))
 
 
@@ -182,7 +182,7 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 _HEAD = """# What vLLM's users know, and what of it is here
 
-Made by `python -m octavo.testing.compatibility` from the code itself; a test keeps it true. The names compared are
+Made by `python -m tests.compatibility_page` from the code itself; a test keeps it true. The names compared are
 those of vLLM 0.33. "The same" is name, meaning and default, as far as its documentation tells and our tests go.
 What is not here is refused by name with what is said below, unless its value asks for nothing. `None` always does.
 """
