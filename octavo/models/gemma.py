@@ -18,7 +18,7 @@ from octavo.models.architecture import Architecture
 from octavo.models.attention import AttentionSpecs
 from octavo.models.decoder import Decoder, DecoderLayer
 from octavo.models.weights import TensorTable, Weights
-from octavo.quantization.dense import Dense
+from octavo.quantization.registry import Dense
 
 
 def gemma2_tensors(a: Architecture) -> TensorTable:

@@ -26,10 +26,7 @@ def is_hub_name(name: str) -> bool:
 
 def download_model(name: str, revision: str | None) -> Path:
     """A folder with configuration and safetensors, or a GGUF file where the repository has one and no safetensors."""
-    match = _NAME.fullmatch(name)
-    assert match, f"{name!r} was to be checked with is_hub_name"
-    repo, file = match["repo"], match["file"]
-    hub = _hub(name)
+    (repo, file), hub = _parsed(name), _hub(name)
     if file:
         return _download_gguf(name, repo, file, revision)
     patterns = ["*.safetensors", *_SMALL_FILES]
@@ -53,12 +50,15 @@ def _download_gguf(name: str, repo: str, file: str, revision: str | None) -> Pat
 
 def download_config(name: str, revision: str | None) -> Path:
     """A folder with everything but the weights: for dummy weights, or for another model's tokenizer."""
+    (repo, _), hub = _parsed(name), _hub(name)
+    return Path(_ask(name, lambda: hub.snapshot_download(repo, revision=revision, allow_patterns=_SMALL_FILES)))
+
+
+def _parsed(name: str) -> tuple[str, str | None]:
+    """The repository, and the file where one is named."""
     match = _NAME.fullmatch(name)
-    assert match, f"{name!r} was to be checked with is_hub_name"
-    hub = _hub(name)
-    return Path(
-        _ask(name, lambda: hub.snapshot_download(match["repo"], revision=revision, allow_patterns=_SMALL_FILES))
-    )
+    assert match, f"{name!r} must be checked with is_hub_name first"
+    return match["repo"], match["file"]
 
 
 def _hub(name: str) -> Any:

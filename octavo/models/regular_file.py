@@ -31,7 +31,7 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
         if kind != stat.S_IFREG:
-            raise ModelLoadError(f"{path} is {_KINDS.get(kind, 'no regular file')}; a file is wanted there")
+            raise ModelLoadError(f"{path} is {_KINDS.get(kind, 'no regular file')}; allowed is a regular file")
         return path.open("rb")
     except FileNotFoundError:
         if path.is_symlink():

@@ -8,12 +8,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from octavo.kernels.parameters import Scheme, Shape
-from octavo.kernels.tensor import DENSE_DTYPES, DType
-from octavo.quantization.dense import Dense
-from octavo.quantization.ggml import GGMLBlocks
+from octavo.kernels.reference.dequantize import dequantize
+from octavo.kernels.tensor import DENSE_DTYPES, DType, HostTensor, StoredTensor, from_array
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """float32, float16, bfloat16. added: what the model adds to the stored numbers, as the 1 of Gemma's norms."""
+
+    added: float = 0.0
+    name: str = "dense"
+
+    def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
+        return {name: shape}
+
+    def compact(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
+        return self.dense(sources)
+
+    def dense(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
+        (tensor,) = (source.read() for source in sources)
+        return from_array(dequantize(tensor) + np.float32(self.added)) if self.added else tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GGMLBlocks:
+    """32 or 256 numbers as small integers and a few scales, all in one tensor; see `kernels/tensor.py`."""
+
+    name: str = "ggml"
+
+    def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
+        return {name: shape}
+
+    def compact(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
+        (source,) = sources
+        return source.read()
+
+    def dense(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
+        return from_array(dequantize(self.compact(sources)))
+
 
 DENSE, GGML_BLOCKS = Dense(), GGMLBlocks()
 #: quant_method -> the scheme that a quantization_config describes

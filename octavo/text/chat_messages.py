@@ -30,7 +30,7 @@ def messages_for_template(
     """Raises InvalidRequestError for an invalid message."""
     plain = [_message(facts, f"messages[{index}]", one, content_format) for index, one in _numbered(messages)]
     if not plain:
-        raise InvalidRequestError("messages is empty; a conversation needs a message")
+        raise InvalidRequestError("messages is empty; send at least one message")
     return plain
 
 
@@ -92,7 +92,7 @@ def _check_may_be_silent(where: str, message: Message) -> None:
         raise InvalidRequestError(f"{where} has neither 'content' nor 'tool_calls'")
     if message["role"] != "assistant":
         raise InvalidRequestError(
-            f"{where}.content is None, allowed is text or parts: only an assistant may say nothing"
+            f"{where}.content is None, allowed is text or parts: only an assistant message may have no content"
         )
 
 

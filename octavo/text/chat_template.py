@@ -55,10 +55,10 @@ def render(
     try:
         text = program.render(**{**variables, "messages": plain, "add_generation_prompt": add_generation_prompt})
     except SecurityError as error:
-        raise TokenizerError(f"the chat template does something it may not: {error}") from error
+        raise TokenizerError(f"the chat template does something that its sandbox forbids: {error}") from error
     except RecursionError as error:
         raise InvalidRequestError(
-            "the chat template, or what it prints, is nested too deeply; use another template"
+            "the chat template, or its output, is nested too deeply; use another template"
         ) from error
     except MemoryError:
         raise

@@ -54,8 +54,9 @@ class Detokenizer:
         decoder = encoder.decoder
         spec = None if decoder is None else json.loads(decoder.__getstate__())
         self._rules = _rules(spec)
-        vocabulary = _Vocabulary(encoder)
-        self._tables = {skip: _TokenTable(vocabulary, skip, self._rules.contribution) for skip in (False, True)}
+        special = frozenset(i for i, token in encoder.get_added_tokens_decoder().items() if token.special)
+        skipped = {False: frozenset[int](), True: special}
+        self._tables = {skip: _TokenTable(encoder, ids, self._rules.contribution) for skip, ids in skipped.items()}
 
     def stream(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> TextStream:
         table = self._tables[skip_special_tokens]
@@ -79,37 +80,22 @@ class Detokenizer:
         return contribution.encode() if isinstance(contribution, str) else contribution or b""
 
 
-class _Vocabulary:
-    """Tokens by id, and which of them are special."""
-
-    def __init__(self, encoder: Tokenizer) -> None:
-        self._encoder = encoder
-        self._special = {token_id for token_id, token in encoder.get_added_tokens_decoder().items() if token.special}
-
-    def token(self, token_id: int, skip_special_tokens: bool) -> str | None:
-        """None for a skipped special token and for an id outside the vocabulary."""
-        if skip_special_tokens and token_id in self._special:
-            return None
-        return self._encoder.id_to_token(token_id)
-
-
 #: what a token adds in the middle of a text: bytes, characters, or None for nothing
 _Contribution = bytes | str | None
 
 
 class _TokenTable(dict[int, _Contribution]):
-    """Each token's contribution to the text, computed on first use."""
+    """Each token's contribution to the text, computed on first use. skipped: ids of tokens that add none."""
 
-    def __init__(
-        self, vocabulary: _Vocabulary, skip_special_tokens: bool, make: Callable[[str], _Contribution]
-    ) -> None:
+    def __init__(self, encoder: Tokenizer, skipped: frozenset[int], make: Callable[[str], _Contribution]) -> None:
         super().__init__()
-        self._vocabulary = vocabulary
-        self._skip_special_tokens = skip_special_tokens
+        self._encoder = encoder
+        self._skipped = skipped
         self._make = make
 
     def token(self, token_id: int) -> str | None:
-        return self._vocabulary.token(token_id, self._skip_special_tokens)
+        """None for a skipped token and for an id outside the vocabulary."""
+        return None if token_id in self._skipped else self._encoder.id_to_token(token_id)
 
     def __missing__(self, token_id: int) -> _Contribution:
         token = self.token(token_id)

@@ -80,8 +80,8 @@ def _byte_level(model: models.BPE, settings: TokenizerSettings) -> Tokenizer:
     name = name or cut_of_kind(kind, encoder.get_vocab_size())
     if name is None:
         LOGGER.warning(
-            "%s does not say how its tokenizer cuts text, and what it is for says nothing either (model_type %r, "
-            "tokenizer_class %r); taken for GPT-2's, which may be wrong: a tokenizer.json would say",
+            "%s does not say how its tokenizer cuts text, nor does its kind of model (model_type %r, "
+            "tokenizer_class %r); taken for GPT-2's, which may be wrong: add a tokenizer.json",
             *(settings.path.parent, kind, settings.tokenizer_class),
         )
     name = name or "gpt-2"

@@ -50,14 +50,14 @@ def _answer(job: bytes) -> tuple[int, bytes]:
         return TEXT, _carry_out(*marshal.loads(job)).encode("utf-8", "surrogatepass")
     except OctavoError as error:
         kind = REFUSED if isinstance(error, InvalidRequestError) else BROKEN
-        return kind, _told(str(error))
+        return kind, _cut_message(str(error))
     except MemoryError:
         return REFUSED, b"the chat template needs more than a gigabyte for this conversation; use another template"
     except BaseException as error:  # an untrusted program may raise anything, in the compiler too
-        return BROKEN, _told(f"the chat template cannot be run: {type(error).__name__}: {error}")
+        return BROKEN, _cut_message(f"the chat template cannot be run: {type(error).__name__}: {error}")
 
 
-def _told(message: str) -> bytes:
+def _cut_message(message: str) -> bytes:
     """A template's own message may be long."""
     return cut(message, _MAX_MESSAGE_LEN).encode("utf-8", "replace")
 
@@ -69,8 +69,8 @@ def _carry_out(what: str, arguments: dict[str, Any]) -> str:
     text = render(**arguments)
     if len(text) > MAX_TEXT_LEN:
         raise InvalidRequestError(
-            f"the chat template makes {len(text)} characters of these messages, allowed are {MAX_TEXT_LEN}; send "
-            "fewer, or use another template"
+            f"the chat template renders these messages to {len(text)} characters, allowed are {MAX_TEXT_LEN}; "
+            "send fewer messages, or use another template"
         )
     return text
 

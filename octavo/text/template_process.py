@@ -180,9 +180,9 @@ class _Process:
         """Raise the error that says why the process ended."""
         code = self._process.wait()
         if code == -signal.SIGPROF:
-            raise _took_too_long(f"{self._max_cpu_s:g} s of a processor")
+            raise _took_too_long(f"{self._max_cpu_s:g} s of CPU time")
         if code == -signal.SIGKILL:
-            raise InvalidRequestError("the chat template was killed by the system, maybe for its memory")
+            raise InvalidRequestError("the chat template was killed by the system, probably for its use of memory")
         raise InvalidRequestError(
             f"the chat template ended the process that it runs in (code {code}), as templates do that nest too deeply; "
             "use another template"
@@ -191,7 +191,7 @@ class _Process:
 
 def _took_too_long(time_taken: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"the chat template did not end within {time_taken}, which is all that it may take for one conversation; use "
+        f"the chat template did not end within {time_taken}, the limit for one conversation; use "
         "another template, or send less"
     )
 

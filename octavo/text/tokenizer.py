@@ -206,7 +206,7 @@ def open_tokenizer(config: ModelConfig, own: Callable[[], TokenizerSource | None
     source = own() if config.tokenizer is None else locate_tokenizer(config.tokenizer)
     if source is None:
         raise TokenizerError(
-            f"{config.model} brings no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
+            f"{config.model} has no tokenizer; pass tokenizer= a folder with a tokenizer.json, "
             "or set skip_tokenizer_init and send token ids"
         )
     override = None if config.chat_template is None else _template_text(config.chat_template)

@@ -93,7 +93,7 @@ def test_a_nasty_template_ends_with_an_error_of_ours(processes: TemplateProcesse
 
 
 def test_what_takes_too_long_says_so(processes: TemplateProcesses) -> None:
-    with pytest.raises(InvalidRequestError, match=r"did not end within 0\.1 s of a processor"):
+    with pytest.raises(InvalidRequestError, match=r"did not end within 0\.1 s of CPU time"):
         render(processes, NASTY["a long loop"])
 
 
