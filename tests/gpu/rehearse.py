@@ -19,6 +19,9 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.rehearsal import _kernel_caches
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.linear.tile_linear import TileLinear
+from octavo.kernels.triton.sampling.draw import sample
+from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
+from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 
 launched: list[torch.Tensor] = []
 
@@ -38,7 +41,16 @@ def launch() -> None:
     tile = linear.tile_for(16)
     assert tile is not None, "the product that this was written for has a tile"
     linear.run(x, torch.empty(16, 3072, dtype=torch.bfloat16), tile=tile, chained=True)
+    draw()
     assert torch.equal(x, before), "nothing runs"
+
+
+def draw() -> None:
+    """With filters, of some rows."""
+    batch = DeviceSamplingBatch.zeros(8, torch.device("cpu"))
+    workspace = SamplingWorkspace.allocate(8, 1000, torch.device("cpu"), edits=False)
+    logits, tokens = torch.zeros(8, 1000), torch.zeros(8, dtype=torch.int32)
+    sample(logits, batch, tokens, workspace, has_edits=False, has_filters=True, chained=True)
 
 
 def launch_for_real(dtype: torch.dtype) -> None:

@@ -38,7 +38,10 @@ except ChildProcessError:
     sys.exit(0)
 sys.exit("a child is left")
 """
-KERNELS = ["_rms_norm_kernel", "_elementwise_kernel", "_gated_kernel", "_tile_kernel"]
+KERNELS = [
+    *("_rms_norm_kernel", "_elementwise_kernel", "_gated_kernel", "_tile_kernel"),
+    *("_scan_kernel", "_draw_kernel", "_search_kernel"),
+]
 
 
 @pytest.mark.skipif(ON_GPU, reason="the engine's tests ask the same of the GPU's own driver")

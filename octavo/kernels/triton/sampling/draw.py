@@ -33,6 +33,7 @@ from octavo.kernels.triton.sampling.entries import (
     load_float,
     load_int,
     load_seed,
+    with_constants,
 )
 from octavo.kernels.triton.sampling.filters import (
     FINITE_KEY,
@@ -222,7 +223,7 @@ def _draw_below(where, pivot, num_tied, u, TILE: tl.constexpr, EDITS: tl.constex
     return token
 
 
-@triton.jit
+@with_constants
 def _uniform(entries, i):
     """u in [0, 1) for entry i, see `kernels/reference/random.py`."""
     position = load_int(entries, i, POSITION).to(tl.uint32, bitcast=True)

@@ -21,6 +21,7 @@ from octavo.kernels.triton.sampling.entries import (
     DeviceSamplingBatch,
     load_float,
     load_int,
+    with_constants,
 )
 from octavo.kernels.triton.sampling.logits_scan import CHUNK, SEGMENT, LogitsScan, scan_chunk
 from octavo.sampling.columns import WORDS
@@ -148,7 +149,7 @@ def _edit_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@with_constants
 def _penalise(entries, i, row, counts, history, begin, end, TILE: tl.constexpr):
     """Count the history's tokens, then whoever takes a token's count away penalises that token: once each.
 

@@ -51,17 +51,26 @@ class DeviceSamplingBatch:
         return DeviceSamplingBatch(self.entries[start:end], {**self.runs, **cut})
 
 
-@triton.jit
+def with_constants(function: Any) -> Any:
+    """Let kernels that call this function depend on the constants that it reads. Triton leaves them out of the hash of
+    a kernel that is hashed before the function is: another process, hashing in another order, would not find it, and
+    after a change of a constant a stale kernel would be found."""
+    jitted = triton.jit(function)
+    assert getattr(jitted, "cache_key", "") is not None, "reading the key makes it; interpreted functions have none"
+    return jitted
+
+
+@with_constants
 def load_int(entries, i, WORD: tl.constexpr):
     return tl.load(entries + i * _WIDTH + WORD)
 
 
-@triton.jit
+@with_constants
 def load_float(entries, i, WORD: tl.constexpr):
     return tl.load(entries + i * _WIDTH + WORD).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@with_constants
 def load_seed(entries, i):
     low = load_int(entries, i, SEED).to(tl.int64) & 0xFFFFFFFF
     high = tl.load(entries + i * _WIDTH + SEED + 1).to(tl.int64) << 32

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.triton.sampling.edited_rows import load_row
-from octavo.kernels.triton.sampling.entries import load_float, load_int
+from octavo.kernels.triton.sampling.entries import load_float, load_int, with_constants
 from octavo.kernels.triton.sampling.logits_scan import score_of
 from octavo.sampling.columns import WORDS
 
@@ -22,7 +22,7 @@ MIN_P = tl.constexpr(WORDS["min_p"])
 FINITE_KEY = 0x7F7FFFFF
 
 
-@triton.jit
+@with_constants
 def load_filters(entries, i):
     """Entry i's, as the functions here take them."""
     return load_float(entries, i, TOP_P), load_int(entries, i, TOP_K), load_float(entries, i, MIN_P)
