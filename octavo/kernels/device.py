@@ -1,10 +1,10 @@
 """Device: where a model computes, in three steps from a model to one that runs.
 
-    device.load(model, ...)  ->  Loaded          the weights are there, but no KV blocks
-    loaded.free_bytes(...)   ->  how much memory is left for blocks
+    device.load(model, ...)  ->  Loaded          weights on the device, no KV blocks yet
+    loaded.free_bytes(...)   ->  bytes left for KV blocks
     loaded.bind(num_blocks)  ->  CompiledModel   steps can run
 
-`registry.py` lists the devices. What the engine needs to know of one it asks here, whatever device it is.
+`registry.py` lists the devices. The engine asks every device through this interface.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class StepBatch:
     Sequence s of the step lives in permanent row `rows[s]`; its block table for group g is
     `block_tables[g][rows[s]]` ([max_rows, max_blocks] int32), so nothing is gathered.
 
-    decode_threshold: sequences with so many new tokens at most are decodes, a token and what may follow it; longer ones
-    are chunks. 1, 2, 4, 8 or 16; a hint, which changes no result.
+    decode_threshold: a sequence with at most this many new tokens is a decode; a longer one is a chunk.
+    1, 2, 4, 8 or 16. A hint: it changes no result.
     """
 
     input_ids: IntArray  # [T]
@@ -72,27 +72,26 @@ class CompiledModel(Protocol):
     """A model bound to a backend, a KV pool and step limits. One owner: the model runner."""
 
     def forward(self, batch: StepBatch) -> None:
-        """Run the step as far as its tokens need one another; what each has then stays inside until the next
-        forward."""
+        """Run the step up to the last layer's attention. The hidden states stay inside until the next forward."""
 
     def logits(self, token_indices: IntArray) -> Logits:
         """Logits [N, V] for N tokens of the last forward, by their index in the step; N is at most max_num_seqs.
-        Valid until the next call, of which there may be any number."""
+        Valid until the next call; it may be called any number of times."""
 
     def sample(self, logits: Logits, batch: SamplingBatch) -> IntArray:
-        """Draw N tokens -> [N] int32. `logits` is not changed. An entry whose logits are NaN, or whose every
-        token is banned, gets -1: that request fails, the others do not."""
+        """Draw N tokens -> [N] int32. `logits` is not changed. An entry gets -1 if its logits are NaN or all
+        its tokens are banned: that request alone fails."""
 
     def processed_logits(self, logits: Logits, batch: SamplingBatch, drawn: IntArray) -> Logits:
-        """What `sample` drew these tokens from, as logits [N, V] float32: edited, over the temperature if there is one,
-        -inf where a token cannot be drawn, which is never one of `drawn`. `logits` is not changed. Rows of entries that
-        drew none (-1) mean nothing."""
+        """The logits [N, V] float32 that `sample` drew from: edited, divided by the temperature if there is one, and
+        -inf where a token cannot be drawn. A token of `drawn` is never -inf. `logits` is not changed. Rows of entries
+        that drew none (-1) mean nothing."""
 
     def top_logprobs(
         self, logits: Logits, tokens: IntArray, k: int, *, as_logits: bool = False
     ) -> tuple[IntArray, FloatArray, IntArray]:
-        """Log-softmax of logits [N, V], or as_logits the logits: for each row the chosen token's then the k best
-        tokens': ids [N, k+1], logprobs [N, k+1], ranks of the chosen tokens [N] (1 = best)."""
+        """Log-softmax of logits [N, V], or the logits themselves if as_logits. Each row has the chosen token, then the
+        k best: ids [N, k+1], logprobs [N, k+1], ranks of the chosen tokens [N] (1 = best)."""
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
         """Copy whole blocks of the pool, in order."""
@@ -103,12 +102,11 @@ class Loaded(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """What the device holds of each parameter, by the checkpoint's names. The values are the device's own: tensors,
-        views of a stacked matrix, or a place in one."""
+        """Each parameter as the device holds it, by the checkpoint's names: a tensor, a view of a stacked matrix, or a
+        position in one."""
 
     def free_bytes(self, utilization: float) -> int:
-        """The memory that is left for KV blocks. utilization: the share of the device's memory that may be used,
-        where the device has memory of its own."""
+        """Memory left for KV blocks. utilization: the share of a device's own memory that may be used."""
 
     def bind(self, num_blocks: int) -> Any:
         """Allocate the KV pool -> the CompiledModel. Raises OutOfMemoryError."""
@@ -118,17 +116,17 @@ class KernelCompiler(Protocol):
     """Compiles kernels before the first step needs them."""
 
     def rehearsal(self) -> AbstractContextManager[None]:
-        """Steps within it compile their kernels and compute nothing."""
+        """Inside this context steps compile their kernels and compute nothing."""
 
     def remember(self) -> None:
-        """Everything is compiled: later starts need no compiler."""
+        """Record that everything is compiled, so that later starts need no compiler."""
 
     def close(self) -> None:
         """Stop compiling."""
 
 
 class Device(Protocol):
-    """is_asynchronous: a step runs on while the host does other work, and its tokens are fetched later.
+    """is_asynchronous: a step runs while the host does other work, and its tokens are fetched later.
     draws_weights: random weights (load_format=dummy) are drawn on the device."""
 
     name: str
@@ -136,7 +134,7 @@ class Device(Protocol):
     draws_weights: bool
 
     def why_not(self) -> str | None:
-        """None if it can be used here, else the reason and the cure, in one sentence."""
+        """None if the device can be used here, else the reason and the fix, in one sentence."""
 
     def default_sizes(self) -> StepSizes: ...
 
@@ -147,9 +145,9 @@ class Device(Protocol):
         """For the start-up card; None where the backend's name says it all."""
 
     def compile_ahead(self, settings: object) -> KernelCompiler | None:
-        """Start to compile kernels, if there are any to compile: before `why_not`, which takes longer. settings: what
-        decides which kernels are needed; equal settings have equal `repr`s."""
+        """Start compiling kernels, if there are any. Call it before `why_not`, which takes longer. settings: they
+        decide which kernels are needed; equal settings have equal `repr`s."""
 
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Loaded:
-        """Put the weights on the device, and all that steps within the limits need but the KV pool, whose size is not
-        known yet (kv.num_blocks is 0). Raises OutOfMemoryError, ConfigError and UnsupportedModelError."""
+        """Load the weights and allocate all buffers for steps within the limits, except the KV pool, whose size is
+        not known yet (kv.num_blocks is 0). Raises OutOfMemoryError, ConfigError and UnsupportedModelError."""

@@ -17,12 +17,12 @@ HOST_SIZES = StepSizes(max_num_batched_tokens=512, max_num_seqs=256)
 #: KV blocks take the type of dense weights; block-quantised weights get float16
 _KV_DTYPE_OF_FILE: dict[str, KVDType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _MOST_KV_BYTES = 4 << 30
-_KV_SHARE = 0.25  # of the memory that is free once the weights are there
+_KV_SHARE = 0.25  # of the memory that is free once the weights are loaded
 _ALIGNMENT = 64  # a cache line, and the widest vector
 
 
 def host_dtypes(asked: DTypeOption, kv_asked: KVCacheDType, stored: str) -> DTypes:
-    """Activations are float32. KV blocks take the type asked for, else that of the weights."""
+    """Activations are float32. KV blocks take the requested type, else that of the weights."""
     if kv_asked != "auto":
         return DTypes("float32", kv_asked)
     return DTypes("float32", asked if asked != "auto" else _KV_DTYPE_OF_FILE.get(stored, "float16"))
@@ -41,7 +41,7 @@ def free_memory() -> int:
 
 
 def bytes_for_blocks() -> int:
-    """What KV blocks take by default: other programs need memory, too."""
+    """Default size of the KV pool; it leaves memory for other programs."""
     return min(_MOST_KV_BYTES, int(free_memory() * _KV_SHARE))
 
 

@@ -13,7 +13,7 @@ KVDType = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, slots=True)
 class KVElement:
-    """How a type of KV cache stores keys and values. scale_bytes: beside each head's key, and value, of a token."""
+    """How a type of KV cache stores keys and values. scale_bytes: stored with each head's key and value of a token."""
 
     num_bytes: int
     scale_bytes: int = 0
@@ -24,7 +24,7 @@ KV_ELEMENTS: dict[KVDType, KVElement] = {"float32": KVElement(4), "bfloat16": KV
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
-    """What a block holds where a cache group owns it: keys and values of so many layers, all of one shape."""
+    """The contents of a cache group's block: keys and values of num_layers layers of one shape."""
 
     num_layers: int
     num_kv_heads: int
@@ -68,7 +68,7 @@ class KVLayout:
         return -(-largest // row) * row
 
     def check(self, layer: AttentionLayer) -> None:
-        """That a layer has its place in the blocks of its group."""
+        """Assert that a layer fits in its group's blocks."""
         group = self.groups[layer.group]
         assert (layer.num_kv_heads, layer.head_dim) == (group.num_kv_heads, group.head_dim), (
             f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in blocks for {group}"

@@ -44,7 +44,7 @@ class DeviceRows:
         self._step: tuple[IntArray, int] = (np.zeros(0, np.int32), 0)
 
     def touch(self, rows: list[int]) -> None:
-        """What these rows hold was changed on the host."""
+        """Mark rows that the host changed."""
         self._is_stale[rows] = True
 
     def write_blocks(self, write: BlockWrite) -> None:
@@ -56,7 +56,7 @@ class DeviceRows:
         self._writes += [(group, fork.row, 0, self._num_blocks) for group in range(len(self.block_tables))]
 
     def flush(self, rows: IntArray, size: int) -> None:
-        """Make the device true for a step of these rows, padded to `size`."""
+        """Upload all changes for a step of these rows, padded to `size`."""
         arrays: list[NDArray[Any]] = []
         if self._writes:
             arrays += self._table_changes()
@@ -80,12 +80,12 @@ class DeviceRows:
             self._step = (rows, size)
 
     def flush_blocks(self) -> None:
-        """Make the block tables true, for a step whose batch the host has gathered."""
+        """Upload block-table changes, for a step whose batch the host gathered."""
         if self._writes:
             self._put_blocks(*self._staging.upload(self._table_changes()))
 
     def flush_records(self, rows: IntArray) -> None:
-        """Make these rows' records true, for a step whose batch the host has gathered."""
+        """Upload these rows' changed records, for a step whose batch the host gathered."""
         stale = rows[self._is_stale[rows]]
         if len(stale):
             self._put_records(stale, *self._staging.upload([stale.astype(np.int64), self._records_of(stale)]))
@@ -109,7 +109,7 @@ class DeviceRows:
         self._is_stale[rows] = False
 
     def _table_changes(self) -> list[NDArray[Any]]:
-        """Where in the tables, and what: a place written twice gets what it holds last both times."""
+        """Indices and values to write. An index written twice gets its final value both times."""
         places, values = [], []
         for group, row, start, end in self._writes:
             first = (group * self._num_rows + row) * self._num_blocks

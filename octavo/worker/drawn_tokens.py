@@ -1,7 +1,7 @@
 """Drawn tokens on their way from a device to the host, several steps at once.
 
-device   tokens of step 2 | step 3 ...            each step's copy follows its draw, in stream order
-pinned   [ slot a: step 1 ][ slot b: step 2 ]     a slot is taken again once its step was waited for
+device   tokens of step 2 | step 3 ...            each step's device-to-host copy follows its draw in stream order
+pinned   [ slot a: step 1 ][ slot b: step 2 ]     a slot is reused once its step has been waited for
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from octavo.kernels.ops import IntArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fetch:
-    """One step's tokens under way."""
+    """One step's tokens in flight."""
 
     slot: torch.Tensor
     num_tokens: int
@@ -23,7 +23,7 @@ class Fetch:
 
 
 class DrawnTokens:
-    """Owner of the slots: as many as there are steps under way."""
+    """Owns the slots, one per step in flight."""
 
     def __init__(self, max_num_seqs: int, device: torch.device) -> None:
         self._max_num_seqs = max_num_seqs
@@ -31,7 +31,7 @@ class DrawnTokens:
         self._free: list[torch.Tensor] = []
 
     def send(self, tokens: torch.Tensor) -> Fetch:
-        """Copy tokens [N] int32 after what was launched before. They may change once later work is launched."""
+        """Copy tokens [N] int32 in stream order. Work launched later may overwrite them."""
         slot = self._free.pop() if self._free else self._new_slot()
         slot[: len(tokens)].copy_(tokens, non_blocking=True)
         copied = None
@@ -41,7 +41,7 @@ class DrawnTokens:
         return Fetch(slot, len(tokens), copied)
 
     def wait(self, fetch: Fetch) -> IntArray:
-        """The tokens, once: the slot is taken again."""
+        """Return the tokens and free the slot; call it once per fetch."""
         if fetch.copied is not None:
             fetch.copied.synchronize()
         token_ids: IntArray = fetch.slot[: fetch.num_tokens].numpy().copy()

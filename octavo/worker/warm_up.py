@@ -1,10 +1,10 @@
-"""Plans that a server runs before it says that it is ready, so that nobody's first token waits for a compiler.
+"""Plans that a server runs before it says that it is ready, so that no request waits for a compiler.
 
-A GPU's kernels are compiled when a step first needs them, 40 s for all of them on a new machine, and found again in a
-cache by later processes; a step's CUDA graph is captured when it is first or next seen. These plans are steps of all
-kinds: chunks, short and long, alone and beside decodes, and decodes of one row to as many as run at once.
+A GPU's kernels are compiled when a step first needs them, 40 s for all of them on a new machine; later processes find
+them in a cache. A step's CUDA graph is captured the first or second time its size is seen. These plans cover all kinds
+of steps: short and long chunks, alone and with decodes, and decode batches from one row to max_num_seqs.
 
-Nobody is in the rows: their block tables are all the null block, which may be written to and is never read.
+The rows hold no request: their block tables hold only the null block, which may be written and is never read.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from octavo.kernels.device import StepLimits
 from octavo.messages import NewRow, StepPlan
 from octavo.sampling_params import SamplingParams, parameters_that
 
-#: every small size that is captured by itself, and where kernels change with the number of sequences
+#: every small size with its own graph, and the sizes at which kernels change
 _NUM_DECODES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-#: tokens of each chunk, and decodes beside them
+#: tokens of each chunk, and the number of decodes in the same step
 _CHUNKS = (
     ([16], 0),
     ([1, 16], 0),
@@ -37,8 +37,8 @@ _EDITED = _BOTH.replace(**parameters_that("filters"), logprobs=1)
 
 
 def warm_up_plans(limits: StepLimits, times: int = 2) -> Iterator[StepPlan]:
-    """In the order to run them, each kind so many times: the second time at the latest its graph is captured. The last
-    leaves no row in use. Steps that the limits do not allow are left out."""
+    """Plans in the order to run them, each kind `times` times: its graph is captured by the second run. The last plan
+    frees all rows. Steps beyond the limits are left out."""
     ids = count()
     in_use = 0
     for lengths, params in _steps(limits):
@@ -49,7 +49,7 @@ def warm_up_plans(limits: StepLimits, times: int = 2) -> Iterator[StepPlan]:
 
 
 def _steps(limits: StepLimits) -> Iterator[tuple[list[int], SamplingParams]]:
-    """Tokens that each sequence of a step computes, 1 for a decode, and how all are drawn."""
+    """The number of tokens each sequence computes in a step (1 for a decode), and the step's sampling parameters."""
     for chunks, num_decodes in _CHUNKS:
         lengths = [min(length, limits.max_model_len - 1) for length in chunks] + [1] * num_decodes
         if sum(lengths) <= limits.max_num_tokens and len(lengths) <= limits.max_num_seqs:

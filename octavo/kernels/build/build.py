@@ -39,12 +39,12 @@ SECONDS_PER_SOURCE = 1.5  # of one core, on average
 
 
 def load() -> ctypes.CDLL:
-    """The kernels, built first if need be. Raises BackendUnavailableError or its KernelBuildError."""
+    """Load the kernels, building them first if needed. Raises BackendUnavailableError or its KernelBuildError."""
     return _load(env.cpu_isa(), env.preferred_cache_dir(), env.cxx(), env.sanitizes_kernels())
 
 
 def why_not() -> str | None:
-    """None if the kernels load here, else the reason and the cure. Builds them if they are not built yet."""
+    """None if the kernels load here, else the reason and the fix. Builds them if they are not built yet."""
     try:
         load()
     except BackendUnavailableError as error:
@@ -64,7 +64,7 @@ def _load(isa: env.CpuIsa, cache_dir: Path, cxx: str | None, sanitizes: bool) ->
             path = _build_in_temporary_folder(source_dir, toolchain, isa, name, f"{cache_dir}: {error.strerror}")
     try:
         return ctypes.CDLL(str(path))
-    except OSError as error:  # a file system that runs nothing, say
+    except OSError as error:  # for example, a file system mounted noexec
         raise KernelBuildError(
             f"the CPU kernels are built, but cannot be loaded: {error}; set OCTAVO_CACHE_DIR to a folder that "
             "programs may be run from"
@@ -116,7 +116,7 @@ def _source_files(source_dir: Path) -> list[Path]:
 
 
 def _with_includes(source_dir: Path, source: Path) -> list[Path]:
-    """The file and all of ours that it includes, directly or not."""
+    """The file and all project headers that it includes, directly or indirectly."""
     found: dict[Path, None] = {}
     queue = [source]
     while queue:
@@ -131,7 +131,7 @@ def _with_includes(source_dir: Path, source: Path) -> list[Path]:
 
 
 def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path) -> None:
-    """Compile and link into `target`'s directory. Of several processes one builds, the others wait for it. OSError if
+    """Compile and link into `target`'s directory. One process builds; others wait for it. Raises OSError if
     nothing can be written there."""
     kernels_dir = target.parent.parent
     with _lock(target.parent):
@@ -177,7 +177,7 @@ def _compile(
     with ThreadPoolExecutor(num_cores()) as pool:
         try:
             list(pool.map(compile_one, objects))
-        except BaseException:  # a refusal, or Ctrl-C
+        except BaseException:  # a compiler's error, or Ctrl-C
             compilers.end()
             raise
 

@@ -3,8 +3,8 @@
     octavo_kernels.so          a file
     octavo_kernels.so.sha256   its seal: the hash of what was written
 
-A power cut, a full disk or a copy that broke off leaves files that are empty or short. Mapping such a library ends the
-process with SIGBUS, so a file without a seal that fits is not there: it is made anew.
+A power cut, a full disk or an interrupted copy leaves empty or truncated files. Mapping such a library ends the process
+with SIGBUS, so a file without a matching seal counts as missing and is built again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-BUILDING = "building-"  # what names of folders begin with while something is made in them
+BUILDING = "building-"  # prefix of folders that a build is working in
 _ABANDONED_S = 3600.0  # no build takes as long
 
 
@@ -24,7 +24,7 @@ def seal(path: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the file is what was once sealed. About a millisecond for two MiB."""
+    """Whether the file matches its seal. About a millisecond for two MiB."""
     try:
         return _seal_of(path).read_text() == _hash(path)
     except (OSError, UnicodeDecodeError):
@@ -32,14 +32,14 @@ def is_whole(path: Path) -> bool:
 
 
 def put(made: Path, target: Path) -> None:
-    """Seal a file and move it to its place, on the same file system. Whoever finds it there finds all of it."""
+    """Seal a file and move it to its place, on the same file system. A reader never sees part of it."""
     seal(made)
     _seal_of(made).replace(_seal_of(target))
     made.replace(target)
 
 
 def remove_abandoned(directory: Path) -> None:
-    """Folders of builds that were killed; none that may still be at work."""
+    """Remove the folders of killed builds, but none that may still be running."""
     for path in directory.glob(f"{BUILDING}*"):
         with suppress(OSError):  # another process removes it too
             if time.time() - path.stat().st_mtime > _ABANDONED_S:

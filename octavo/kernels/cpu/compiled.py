@@ -33,7 +33,7 @@ KV_DTYPES: tuple[KVDType, ...] = get_args(KVDType)
 
 @dataclass(frozen=True, slots=True)
 class OpTime:
-    """What one kind of op has cost since measuring began."""
+    """Time spent in one kind of op since measuring began."""
 
     op: str
     calls: int
@@ -171,7 +171,7 @@ class CpuModel:
         self._library.octavo_model_measure(self._handle, int(on))
 
     def op_times(self) -> list[OpTime]:
-        """Time spent by kind of op while measuring, dearest first."""
+        """Time per kind of op while measuring, slowest first."""
         total: dict[str, OpTime] = {}
         for op, calls, seconds in self._forward.times() + self._head.times():
             before = total.get(op, OpTime(op, 0, 0.0))

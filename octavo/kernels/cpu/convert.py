@@ -31,5 +31,5 @@ def convert(tensor: HostTensor, dtype: DType) -> HostTensor:
     )
     library.check(loaded, code, f"converting a {tensor.dtype} tensor to {dtype}")
     if dtype == "F16" and np.isinf(data.view(np.float16)).any():
-        return reference_convert(tensor, dtype)  # tells what overflowed from what was infinite before
+        return reference_convert(tensor, dtype)  # tells overflow apart from values that were infinite before
     return HostTensor(dtype, tensor.shape, data)

@@ -1,7 +1,7 @@
 """Hands a recorded program to C++, one call an instruction.
 
-Weights are packed here, while their file's pages are at hand; small arrays (norms, biases, angles) and
-embedding tables are borrowed, and `CpuWeights` keeps them alive.
+Weights are packed here, while their file's pages are in memory. Small arrays (norms, biases, angles) and embedding
+tables are borrowed; `CpuWeights` keeps them alive.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from octavo.kernels.tensor import DTYPES
 
 
 def slots(plan: BufferPlan, values: Sequence[Value]) -> Array[Slot]:
-    """Where values lie in a program whose buffers were shared out so."""
+    """The slots of values under a buffer plan."""
     places = [Slot(plan.buffer_of[value.storage], value.width, value.stride) for value in values]
     return (Slot * len(places))(*places)
 
 
 class Emitter:
-    """Appends instructions to one C++ program. ops: the op that each of the program's instructions is of."""
+    """Appends instructions to one C++ program. ops: the op name of each instruction."""
 
     def __init__(
         self,

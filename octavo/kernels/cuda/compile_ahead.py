@@ -5,9 +5,9 @@
     compiling process        imports ............ | forks: [ compile a ][ compile c ]   ends
                                                            [ compile b ......... ]          in Triton's cache
 
-On a new machine kernels take most of a server's start, if they are compiled one after another. Threads would not do:
-half of the compiler is Python. Once a start with the same settings has compiled all it needs, which a file in the cache
-folder says, later ones skip this.
+Compiled one after another, kernels take most of a server's first start on a machine. Threads would not help: half of
+the compiler is Python. A file in the cache folder records that a start with the same settings has compiled everything;
+later starts then skip this.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from octavo import env
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.rehearsal import rehearsing
 
-PATIENCE_S = 120.0  # for kernels that are still being compiled: what is missing then is compiled where it is needed
+PATIENCE_S = 120.0  # how long to wait for kernels; those still missing are compiled when first needed
 
 
 class KernelCompiler:
-    """The compiling process, as the engine sees it. Nothing depends on it but time."""
+    """The engine's handle on the compiling process. Failures cost only time."""
 
     @classmethod
     def for_first_start(cls, gpu: GPU | None, settings: object) -> KernelCompiler | None:
-        """None where there is nothing to compile for, or a start with these settings has compiled all. settings: what
-        the choice of kernels depends on; equal ones have equal `repr`s."""
+        """None if there is no GPU, or a start with these settings has compiled everything. settings: they decide
+        which kernels are needed; equal settings have equal `repr`s."""
         versions = [_version(package) for package in ("octavo", "triton", "torch")]
         if gpu is None or not versions[1]:
             return None
@@ -52,15 +52,15 @@ class KernelCompiler:
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, str(10 * gpu.capability[0] + gpu.capability[1])],
             stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # what fails there is compiled here again, and its error told here
+            stderr=subprocess.DEVNULL,  # a kernel that fails there is compiled here again, and reports its error here
             text=True,
             start_new_session=True,  # one group with its children
         )
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """Within, this thread's launches of Triton's launch nothing, and others' wait; when it ends, what they need is
-        compiled."""
+        """Inside this context this thread's Triton launches do nothing, and other threads' launches wait. When it
+        ends, their kernels are compiled."""
         with rehearsing(self._send):
             yield
         with suppress(OSError):
@@ -69,7 +69,7 @@ class KernelCompiler:
             self._process.wait(PATIENCE_S)
 
     def remember(self) -> None:
-        """All that was needed has been compiled: later starts need not look ahead."""
+        """Record that everything is compiled, so that later starts skip this."""
         with suppress(OSError):
             self._mark.parent.mkdir(exist_ok=True)
             self._mark.touch()

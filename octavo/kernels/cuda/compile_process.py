@@ -1,10 +1,10 @@
 """The process that `compile_ahead.py` starts: compiles what it is told into Triton's cache, a child for each kernel.
 
     argument   the GPU's compute capability, 90
-    stdin      {"module": ..., "name": ..., "data": ...}     a line a kernel, data being Triton's own description
+    stdin      {"module": ..., "name": ..., "data": ...}     one line per kernel; data is Triton's own description
 
-It ends when its input has ended and its children have. Nothing here touches a GPU, and there is one thread: a child
-starts with everything imported.
+It ends after its input and its children have ended. Nothing here touches a GPU. There is only one thread, so a forked
+child starts with everything imported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from octavo.observe.machine import num_cores
 
 
 class OfflineDriver:
-    """What Triton's compiler asks of a driver: which GPU to compile for."""
+    """Tells Triton's compiler which GPU to compile for."""
 
     def __init__(self, capability: int) -> None:
         self._target = GPUTarget("cuda", capability, 32)
@@ -48,12 +48,12 @@ def main() -> None:
 
 
 def prepare(capability: int) -> None:
-    """All that would be the same for every child."""
+    """Do once what every child needs."""
     if has_hopper_kernels(divmod(capability, 10)):
         for name in ("attention.hopper_decode", "attention.hopper_prefill", "linear.tile_linear"):
             importlib.import_module(f"octavo.kernels.triton.{name}")
     driver.set_active(OfflineDriver(capability))
-    with suppress(Exception):  # the engine will say what is wrong
+    with suppress(Exception):  # the engine will report the error
         triton_key()
         make_backend(driver.active.get_current_target()).hash()
         nvidia.CudaUtils()
@@ -63,12 +63,12 @@ def compile_kernel(line: str) -> None:
     job = json.loads(line)
     kernel = getattr(importlib.import_module(job["module"]), job["name"])
     compiled = kernel.preload(job["data"])
-    if hasattr(nvidia, "make_launcher"):  # up to 3.6 what launches a kernel is C for its arguments, and compiled, too
+    if hasattr(nvidia, "make_launcher"):  # up to 3.6 a kernel's launcher is C code, compiled too
         nvidia.CudaLauncher(compiled.src, compiled.metadata)
 
 
 def in_children(work: Callable[[str], None], lines: Iterable[str], most: int) -> None:
-    """Each line in a child of its own, so many at a time. A child that fails is none of the others' business."""
+    """Run each line in its own child process, at most `most` at a time. A failed child does not affect the others."""
     running = 0
     for line in lines:
         if running == most:

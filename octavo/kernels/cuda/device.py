@@ -26,7 +26,7 @@ _LARGE, _SMALL = StepSizes(16384, 1024), StepSizes(8192, 256)
 
 
 class CudaDevice:
-    """Implements `octavo.kernels.device.Device`. index: which GPU, among those that CUDA_VISIBLE_DEVICES shows."""
+    """Implements `octavo.kernels.device.Device`. index: the GPU's index among those in CUDA_VISIBLE_DEVICES."""
 
     name = "triton"
     is_asynchronous = draws_weights = True
@@ -66,8 +66,8 @@ class CudaDevice:
         return _LARGE if self._found.num_bytes >= _LARGE_GPU_BYTES else _SMALL
 
     def dtypes(self, asked: DTypeOption, kv_asked: KVCacheDType, stored: str) -> DTypes:
-        """Computes in the type asked for, else in the file's if it has 16 bits, else in bfloat16. KV blocks have the
-        same type: attention multiplies the two."""
+        """Compute in the requested type, else in the file's if it has 16 bits, else in bfloat16. KV blocks have the
+        same type, because attention multiplies the two."""
         dtype = asked if asked != "auto" else "float16" if stored == "F16" else "bfloat16"
         if kv_asked not in ("auto", dtype):
             raise ConfigError(
@@ -121,9 +121,9 @@ class CudaDevice:
 
 
 def _prepare_triton() -> None:
-    """What Triton does once a process, half a second, when it first looks for a kernel: read all of itself for its
-    cache's keys, and find the driver. Beside the weights nobody waits for it."""
-    with suppress(Exception):  # whoever launches a kernel will say what is wrong
+    """Do Triton's first-use work, half a second per process, while the weights load: hash its own sources for cache
+    keys, and find the driver."""
+    with suppress(Exception):  # the first launch will report the error
         from triton.runtime import driver
         from triton.runtime.cache import triton_key
 

@@ -28,12 +28,12 @@ class GPU:
 
 
 def has_hopper_kernels(capability: tuple[int, int]) -> bool:
-    """Whether attention and small products have kernels of their own: a Hopper, and this Triton has Gluon."""
+    """Whether attention and small matmuls have Hopper kernels here: the GPU is a Hopper and Triton has Gluon."""
     return capability[0] == _HOPPER and importlib.util.find_spec("triton.experimental.gluon") is not None
 
 
 def find_gpu(index: int) -> GPU | None:
-    """The GPU of that index among those that CUDA_VISIBLE_DEVICES shows, or None: no driver, or no such GPU."""
+    """The GPU of this index among those in CUDA_VISIBLE_DEVICES; None without a driver or such a GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

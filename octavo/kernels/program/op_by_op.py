@@ -1,6 +1,6 @@
 """A recorded program run op by op, while the model's own Python calls the ops: for whoever looks for a fault.
 
-    layers/blocks.py:  ops.gated_activation(x, "silu")  ->  the program's next instruction runs; one line tells of it
+    layers/blocks.py:  ops.gated_activation(x, "silu")  ->  the program's next instruction runs; one line reports it
 
 With `trace_ops` every step runs so. The kernels and the buffers are the program's, but a debugger stops in the model's
 code for a real request, the values there are arrays, and standard error has a line for each op:
@@ -18,12 +18,12 @@ from octavo.kernels.ops import AttentionLayer, Op, Ops, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import Instruction, Value
 
-#: is told of an op that ran: its name, parameters, inputs and outputs
+#: called after each op with its name, parameters, inputs and outputs
 See = Callable[[str, Mapping[str, Any], Sequence[Tensor], Sequence[Tensor]], None]
 
 
 class OpByOp(Ops):
-    """Runs one instruction a call. run: the instruction of that index. view: a value's memory, as an array."""
+    """Runs one instruction per call. run: runs the instruction of an index. view: a value's memory as an array."""
 
     def __init__(
         self, instructions: Sequence[Instruction], run: Callable[[int], None], view: Callable[[Value], Tensor], see: See
@@ -41,7 +41,7 @@ class OpByOp(Ops):
 
 
 def printer(norm: Callable[[Tensor], float]) -> See:
-    """Writes a line for each op. norm: of an array of the backend's."""
+    """Prints a line for each op. norm: computes the norm of a backend's array."""
 
     def see(op: str, arguments: Mapping[str, Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         names = " ".join(filter(None, map(_name, arguments.values())))
@@ -53,7 +53,7 @@ def printer(norm: Callable[[Tensor], float]) -> See:
 
 
 def _name(argument: object) -> str:
-    """What a parameter is called, if it is called something."""
+    """The argument's name, or an empty string."""
     if isinstance(argument, Linear | Parameter):
         return argument.name
     if isinstance(argument, AttentionLayer):

@@ -1,8 +1,7 @@
 """Recorder: an `Ops` that writes down what a model's forward pass calls.
 
-Its tensors are `Value`s: a width and the storage they live in. Nothing is computed. The list of
-instructions it leaves is what `buffers.py` shares memory out for, and what a backend turns into calls: one into
-C++ for the whole step, or a launch each on a GPU.
+Its tensors are `Value`s: a width and the storage they live in. Nothing is computed. `buffers.py` assigns memory to the
+recorded instructions, and a backend turns them into calls: one into C++ for the whole step, or one launch each on GPUs.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Recording:
         return [each.arguments["layer"] for each in self.instructions if each.op == "paged_attention"]
 
     def parameters(self) -> Iterator[Parameter]:
-        """Every parameter that an instruction reads; one that several read comes as often."""
+        """Every parameter that an instruction reads, once per reader."""
         for instruction in self.instructions:
             for argument in instruction.arguments.values():
                 if isinstance(argument, Parameter):
@@ -67,7 +66,7 @@ class Recording:
 
 
 class Recorder(Ops):
-    """Writes instructions down. Refuses tensors of the wrong width, and those that an earlier op consumed."""
+    """Records instructions. Rejects tensors of the wrong width and tensors that an earlier op consumed."""
 
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
@@ -95,7 +94,7 @@ class Recorder(Ops):
 
 
 def record(function: Callable[..., Tensor | tuple[Tensor, ...]], *widths: int) -> Recording:
-    """What a body or a head does with tensors of these widths."""
+    """Record a body or a head on tensors of these widths."""
     recorder = Recorder()
     given = tuple(map(recorder.new_value, widths))
     kept = function(recorder, *given)
