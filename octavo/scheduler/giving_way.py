@@ -17,7 +17,7 @@ from octavo.cache.block import BlockId
 from octavo.cache.kv_cache import KVCache
 from octavo.cache.prefix_tree import PrefixMatch
 from octavo.request import Sequence
-from octavo.scheduler.seats import num_seats
+from octavo.scheduler.roster import num_seats
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Listlike
 
 from octavo.request import Request, Sequence
-from octavo.scheduler.seats import num_seats
+from octavo.scheduler.roster import num_seats
 
 _MEMORY = 64  # sequences: an end this long ago weighs a third of the last one
 

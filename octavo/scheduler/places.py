@@ -17,10 +17,8 @@ from octavo.config import SchedulerConfig
 from octavo.outputs import FinishReason
 from octavo.request import Request, Sequence, SequenceState
 from octavo.scheduler.journal import SchedulerJournal
-from octavo.scheduler.policy import RANKS
-from octavo.scheduler.queues import WaitingQueue, WaitReason
-from octavo.scheduler.roster import Roster
-from octavo.scheduler.seats import Seats, num_seats
+from octavo.scheduler.queues import RANKS, WaitingQueue, WaitReason
+from octavo.scheduler.roster import Roster, Seats, num_seats
 
 _WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished", "abort": "aborted", "error": "error"}
 

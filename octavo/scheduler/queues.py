@@ -6,6 +6,10 @@
      2    1    0    0       once `a` was passed max_bypasses times, nobody starts until `a` has
 
 So a large request is not overtaken for ever, and a small one need not wait for a large one's blocks.
+
+A policy is a rank: the lowest goes first, the highest is preempted. Sequence ids are given in order of arrival, a
+request's samples side by side, so an id alone is "first come". Ranks never change while a sequence lives, so the best
+one always makes progress: any other can be preempted for it, and none for a worse one.
 """
 
 from __future__ import annotations
@@ -16,9 +20,21 @@ from typing import Literal
 
 from octavo.config import SchedulingPolicy
 from octavo.request import Sequence, SequenceId, SequenceState
-from octavo.scheduler.policy import RANKS, Rank
 
 WaitReason = Literal["budget", "seats", "blocks", "turn"]
+Rank = tuple[int, ...]
+
+
+def first_come(sequence: Sequence) -> Rank:
+    return (sequence.sequence_id,)
+
+
+def by_priority(sequence: Sequence) -> Rank:
+    """Lowest priority number first, then first come."""
+    return (sequence.request.priority, sequence.sequence_id)
+
+
+RANKS: dict[SchedulingPolicy, Callable[[Sequence], Rank]] = {"fcfs": first_come, "priority": by_priority}
 
 
 class WaitingQueue:

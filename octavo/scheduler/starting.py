@@ -18,7 +18,7 @@ from octavo.scheduler.giving_way import Lack, who_gives_way
 from octavo.scheduler.growth import Growth
 from octavo.scheduler.places import Places
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
-from octavo.scheduler.seats import num_seats
+from octavo.scheduler.roster import num_seats
 
 
 class Starting:
