@@ -73,7 +73,6 @@ class StepPlan:
     num_draws: list[int] = field(default_factory=list)
     spec_token_ids: dict[int, list[int]] = field(default_factory=dict)
     prompt_logprobs: list[int] = field(default_factory=list)
-    decode_threshold: int = 1  # see StepBatch
 
     @property
     def num_tokens(self) -> int:

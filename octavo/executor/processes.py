@@ -106,7 +106,7 @@ class _Remote:
             self.child = Child(name, target, process_task, inherited=(theirs.fileno(),))
 
     def send(self, message: StepPlan | int) -> None:
-        """A worker that is gone is told of by `receive`, to whoever waits for it."""
+        """Raises EngineDeadError once the worker is gone."""
         self._talk(lambda: self.connection.send(message))
 
     def receive(self) -> Any:

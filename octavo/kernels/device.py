@@ -1,7 +1,7 @@
 """Device: where a model computes, in three steps from a model to one that runs.
 
     device.load(model, ...)  ->  Loaded          weights on the device, no KV blocks yet
-    loaded.free_bytes(...)   ->  bytes left for KV blocks
+    device.free_bytes(...)   ->  bytes left for KV blocks: before `load` on a host, after it on a GPU
     loaded.bind(num_blocks)  ->  CompiledModel   steps can run
 
 `registry.py` lists the devices. The engine asks every device through this interface.
@@ -48,6 +48,10 @@ class StepLimits:
     vocab_size: int
 
 
+#: what a `decode_threshold` may be: each has kernels of its own
+DECODE_THRESHOLDS = (1, 2, 4, 8, 16)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StepBatch:
     """One step's batch tensors.
@@ -56,7 +60,7 @@ class StepBatch:
     `block_tables[g][rows[s]]` ([max_rows, max_blocks] int32), so nothing is gathered.
 
     decode_threshold: a sequence with at most this many new tokens is a decode; a longer one is a chunk.
-    1, 2, 4, 8 or 16. A hint: it changes no result.
+    One of DECODE_THRESHOLDS. A hint: it changes no result.
     """
 
     input_ids: IntArray  # [T]
@@ -69,7 +73,7 @@ class StepBatch:
 
 
 class CompiledModel(Protocol):
-    """A model bound to a backend, a KV pool and step limits. One owner: the model runner."""
+    """A model bound to a backend, a KV pool and step limits. One owner: the runner."""
 
     def forward(self, batch: StepBatch) -> None:
         """Run the step up to the last layer's attention. The hidden states stay inside until the next forward."""
@@ -105,9 +109,6 @@ class Loaded(Protocol):
         """Each parameter as the device holds it, by the checkpoint's names: a tensor, a view of a stacked matrix, or a
         position in one."""
 
-    def free_bytes(self, utilization: float) -> int:
-        """Memory left for KV blocks. utilization: the share of a device's own memory that may be used."""
-
     def bind(self, num_blocks: int) -> Any:
         """Allocate the KV pool -> the CompiledModel. Raises OutOfMemoryError."""
 
@@ -127,11 +128,14 @@ class KernelCompiler(Protocol):
 
 class Device(Protocol):
     """is_asynchronous: a step runs while the host does other work, and its tokens are fetched later.
-    draws_weights: random weights (load_format=dummy) are drawn on the device."""
+    draws_weights: random weights (load_format=dummy) are drawn on the device. sizes_cache_last: KV blocks get what the
+    weights leave, so their number is known after `load`; else before it, and the model is built for the context that
+    they hold."""
 
     name: str
     is_asynchronous: bool
     draws_weights: bool
+    sizes_cache_last: bool
 
     def why_not(self) -> str | None:
         """None if the device can be used here, else the reason and the fix, in one sentence."""
@@ -148,6 +152,9 @@ class Device(Protocol):
         """Start compiling kernels, if there are any. Call it before `why_not`, which takes longer. settings: they
         decide which kernels are needed; equal settings have equal `repr`s."""
 
+    def free_bytes(self, utilization: float) -> int:
+        """Memory left for KV blocks. utilization: the share of a device's own memory that may be used."""
+
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Loaded:
-        """Load the weights and allocate all buffers for steps within the limits, except the KV pool, whose size is
-        not known yet (kv.num_blocks is 0). Raises OutOfMemoryError, ConfigError and UnsupportedModelError."""
+        """Load the weights and allocate all buffers for steps within the limits, except the KV pool, whose size may
+        not be known yet (kv.num_blocks is ignored). Raises OutOfMemoryError, ConfigError and UnsupportedModelError."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,13 +9,14 @@ from octavo.config import DTypeOption, KVCacheDType
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.device import DTypes, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.observe.machine import memory
 
 #: at 512 tokens a step prefill runs at full speed, and decodes wait well under a second
 HOST_SIZES = StepSizes(max_num_batched_tokens=512, max_num_seqs=256)
 #: KV blocks take the type of dense weights; block-quantised weights get float16
 _KV_DTYPE_OF_FILE: dict[str, KVDType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _MOST_KV_BYTES = 4 << 30
-_KV_SHARE = 0.25  # of the memory that is free once the weights are loaded
+_KV_SHARE = 0.25  # of the memory that is free before the weights are loaded
 _ALIGNMENT = 64  # a cache line, and the widest vector
 
 
@@ -28,21 +27,10 @@ def host_dtypes(asked: DTypeOption, kv_asked: KVCacheDType, stored: str) -> DTyp
     return DTypes("float32", asked if asked != "auto" else _KV_DTYPE_OF_FILE.get(stored, "float16"))
 
 
-def free_memory() -> int:
-    """Bytes this machine can still give without swapping."""
-    try:
-        with open("/proc/meminfo") as meminfo:
-            for line in meminfo:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux: the whole memory is the best known bound
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def bytes_for_blocks() -> int:
-    """Default size of the KV pool; it leaves memory for other programs."""
-    return min(_MOST_KV_BYTES, int(free_memory() * _KV_SHARE))
+def host_free_bytes(utilization: float) -> int:
+    """Default size of the KV pool; it leaves memory for the weights and for other programs."""
+    _total, available = memory()
+    return min(_MOST_KV_BYTES, int(available * _KV_SHARE))
 
 
 def allocate_pool(layout: KVLayout) -> NDArray[np.uint8]:

@@ -20,7 +20,6 @@ class KVBudget:
 def plan_kv_cache(
     config: CacheConfig,
     layout: KVLayout,
-    num_groups: int,
     max_num_seqs: int,
     max_model_len: int,
     is_len_asked: bool,
@@ -32,6 +31,7 @@ def plan_kv_cache(
     lowered to what fits, which the start-up card shows. `layout.num_blocks` is ignored. free_bytes: what the
     device has left for KV blocks, which kv_cache_memory_bytes overrides.
     """
+    num_groups = len(layout.groups)
     blocks_per_sequence = num_groups * -(-max_model_len // layout.block_size)
     if config.num_gpu_blocks_override is not None:
         num_blocks = config.num_gpu_blocks_override
@@ -42,7 +42,7 @@ def plan_kv_cache(
     if usable < num_groups:
         raise OutOfMemoryError(
             f"the KV cache holds {max(usable, 0)} blocks of {layout.block_bytes} bytes, needed are at least "
-            f"{num_groups}; set kv_cache_memory_bytes to {(num_groups + 1) * layout.block_bytes} or more"
+            f"{num_groups}; set {_size_of(config, layout, num_groups + 1)} or more"
         )
     if usable >= blocks_per_sequence:
         return KVBudget(num_blocks, max_model_len)
@@ -51,7 +51,13 @@ def plan_kv_cache(
         raise OutOfMemoryError(
             f"one sequence of max_model_len={max_model_len} tokens needs {blocks_per_sequence} KV blocks "
             f"({blocks_per_sequence * layout.block_bytes:,} bytes), the cache holds {usable}; set max_model_len to "
-            f"{fitting_len} or less, or kv_cache_memory_bytes to "
-            f"{(blocks_per_sequence + 1) * layout.block_bytes} or more"
+            f"{fitting_len} or less, or {_size_of(config, layout, blocks_per_sequence + 1)} or more"
         )
     return KVBudget(num_blocks, fitting_len)
+
+
+def _size_of(config: CacheConfig, layout: KVLayout, num_blocks: int) -> str:
+    """The option that decides the cache's size, and its value for so many blocks."""
+    if config.num_gpu_blocks_override is not None:
+        return f"num_gpu_blocks_override to {num_blocks}"
+    return f"kv_cache_memory_bytes to {num_blocks * layout.block_bytes}"

@@ -6,14 +6,14 @@
      2    prompt ... sampled ...          204        7  8 31 30 ...
 
 A plan carries only what changed; sampled tokens are appended here and never travel down again.
-Owner: the model runner. Columns are numpy arrays so that a step's batch is a few gathers.
+Owner: the runner. Columns are numpy arrays so that a step's batch is a few gathers.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.device import StepBatch
+from octavo.kernels.device import DECODE_THRESHOLDS, StepBatch
 from octavo.kernels.ops import IntArray
 from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
 
@@ -85,5 +85,11 @@ class RequestStates:
             seq_lens=starts + counts,
             rows=rows,
             block_tables=self.block_tables,
-            decode_threshold=plan.decode_threshold,
+            decode_threshold=_threshold(plan) if plan.spec_token_ids else 1,
         )
+
+
+def _threshold(plan: StepPlan) -> int:
+    """So that sequences with guesses are decodes, where kernels take so many new tokens of one."""
+    longest = 1 + max(map(len, plan.spec_token_ids.values()))
+    return next((threshold for threshold in DECODE_THRESHOLDS if longest <= threshold), 1)

@@ -28,6 +28,11 @@ class WorkerTask:
     world_size: int = 1
     serves: bool = False
 
+    @property
+    def warms_up(self) -> bool:
+        """Whether kernels are compiled, and run once, before the first request."""
+        return self.serves and not self.backend.trace_ops
+
     @classmethod
     def of(cls, config: EngineConfig, *, rank: int = 0, world_size: int = 1, serves: bool = False) -> WorkerTask:
         return cls(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from octavo.cache.groups import CacheGroup, make_groups
-from octavo.kernels.device import Device, KernelCompiler, Loaded, StepLimits, StepSizes
+from octavo.kernels.device import Device, KernelCompiler, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.registry import Selection, compile_ahead, converter, select
 from octavo.messages import PendingStep, StepPlan
@@ -45,7 +45,7 @@ class Worker:
     the step by itself, a host has done it when this returns."""
 
     def __init__(self, task: WorkerTask) -> None:
-        compiler = compile_ahead(task.backend, task.rank, task) if task.serves and not task.backend.trace_ops else None
+        compiler = compile_ahead(task.backend, task.rank, task) if task.warms_up else None
         with nullcontext() if compiler is None else closing(compiler):
             self._build(task, compiler)
 
@@ -63,19 +63,22 @@ class Worker:
         groups = make_groups(architecture.windows or (None,) * architecture.num_layers)
         layout = _layout(architecture, groups, task.cache.block_size, dtypes.kv)
         limits = _limits(architecture, task, device.default_sizes())
+        if not device.sizes_cache_last:
+            layout, limits = _fitted(task, device, layout, limits)
         model = build_model(architecture, checkpoint, _layer_slots(groups), limits.max_model_len)
         loaded = device.load(model, layout, limits, dtypes.compute)
-        layout, limits = _fitted(task, loaded, layout, len(groups), limits)
+        if device.sizes_cache_last:
+            layout, limits = _fitted(task, device, layout, limits)
         self.shape = _shape(checkpoint, selection, groups, layout, limits, device.label(dtypes.compute))
         self._runner = _runner(task, device, loaded.bind(layout.num_blocks), self.shape)
         self.begin = self._runner.begin  # itself: no hop between the executor and the runner
-        if task.serves and not task.backend.trace_ops:
+        if task.warms_up:
             self._runner.warm_up(limits, compiler)
 
 
 def _layout(architecture: Architecture, groups: tuple[CacheGroup, ...], block_size: int, dtype: KVDType) -> KVLayout:
     return KVLayout(
-        num_blocks=0,  # not known before the weights are loaded
+        num_blocks=0,  # not known yet
         block_size=block_size,
         groups=tuple(KVGroup(len(group.layers), architecture.num_kv_heads, architecture.head_dim) for group in groups),
         dtype=dtype,
@@ -103,18 +106,15 @@ def _layer_slots(groups: tuple[CacheGroup, ...]) -> list[tuple[int, int]]:
     return [slots[layer] for layer in range(len(slots))]
 
 
-def _fitted(
-    task: WorkerTask, loaded: Loaded, layout: KVLayout, num_groups: int, limits: StepLimits
-) -> tuple[KVLayout, StepLimits]:
-    """These sizes with the blocks that there is room for now that the weights are there."""
+def _fitted(task: WorkerTask, device: Device, layout: KVLayout, limits: StepLimits) -> tuple[KVLayout, StepLimits]:
+    """These sizes with the blocks that there is room for."""
     budget = plan_kv_cache(
         task.cache,
         layout,
-        num_groups,
         limits.max_num_seqs,
         limits.max_model_len,
         task.model.max_model_len is not None,
-        loaded.free_bytes(task.cache.gpu_memory_utilization),
+        device.free_bytes(task.cache.gpu_memory_utilization),
     )
     return replace(layout, num_blocks=budget.num_blocks), replace(limits, max_model_len=budget.max_model_len)
 

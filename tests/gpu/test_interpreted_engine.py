@@ -18,7 +18,6 @@ if ON_GPU:
 from octavo import LLM, SamplingParams
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda.model import TritonModel
 from octavo.worker.request_states import RequestStates
 from tests.conftest import TinyFolder
 from tests.worker.guessing import guess_next_tokens
@@ -32,7 +31,7 @@ def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
     monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
     monkeypatch.setattr(CudaDevice, "device", "cpu")
-    monkeypatch.setattr(TritonModel, "free_bytes", lambda self, utilization: 1 << 20)
+    monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, utilization: 1 << 20)
 
 
 def engine(folder: object, backend: str, **options: object) -> LLM:

@@ -46,6 +46,7 @@ def test_each_run_draws_from_the_last_of_its_rows_of_logits() -> None:
 def test_guesses_stand_behind_their_rows_tokens() -> None:
     batch = states_of().gather(PLAN)
     assert batch.input_ids[1:5].tolist() == [0, 31, 32, 33]
+    assert batch.decode_threshold == 4, "a token and three guesses are a decode, where kernels take them"
 
 
 def test_many_draws_are_made_a_few_at_a_time() -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from octavo.config import CacheConfig
 from octavo.errors import ConfigError, OutOfMemoryError
-from octavo.kernels.host import bytes_for_blocks, free_memory
+from octavo.kernels.host import host_free_bytes
 from octavo.kernels.kv_layout import KVGroup, KVLayout
+from octavo.observe.machine import memory
 from octavo.worker.memory import plan_kv_cache
 
 LAYOUT = KVLayout(num_blocks=0, block_size=16, groups=(KVGroup(2, 2, 8),), dtype="float32")
@@ -15,7 +16,8 @@ BLOCK = LAYOUT.block_bytes
 
 
 def plan(config: CacheConfig, max_model_len: int = 160, is_len_asked: bool = True, num_groups: int = 1):
-    return plan_kv_cache(config, LAYOUT, num_groups, 4, max_model_len, is_len_asked, bytes_for_blocks())
+    layout = replace(LAYOUT, groups=LAYOUT.groups * num_groups)
+    return plan_kv_cache(config, layout, 4, max_model_len, is_len_asked, host_free_bytes(1.0))
 
 
 def test_block_bytes_count_keys_and_values_of_every_layer() -> None:
@@ -54,15 +56,22 @@ def test_a_cache_without_a_block_a_group_is_refused() -> None:
         plan(CacheConfig(kv_cache_memory_bytes=BLOCK), num_groups=3)
 
 
+def test_the_cure_is_the_option_that_decides() -> None:
+    with pytest.raises(OutOfMemoryError, match="or num_gpu_blocks_override to 11 or more"):
+        plan(CacheConfig(num_gpu_blocks_override=5, kv_cache_memory_bytes=100 * BLOCK))
+    with pytest.raises(OutOfMemoryError, match="set num_gpu_blocks_override to 4 or more"):
+        plan(CacheConfig(num_gpu_blocks_override=2), num_groups=3)
+
+
 def test_free_memory_is_a_plausible_number() -> None:
-    assert 1 << 26 < free_memory() < 1 << 50
+    assert 1 << 26 < memory()[1] < 1 << 50
 
 
 def test_a_device_gives_what_it_has_left() -> None:
     config = CacheConfig()
-    assert plan_kv_cache(config, LAYOUT, 1, 4, 160, True, free_bytes=21 * BLOCK + 5).num_blocks == 21
+    assert plan_kv_cache(config, LAYOUT, 4, 160, True, free_bytes=21 * BLOCK + 5).num_blocks == 21
     asked = CacheConfig(kv_cache_memory_bytes=15 * BLOCK)
-    assert plan_kv_cache(asked, LAYOUT, 1, 4, 160, True, free_bytes=21 * BLOCK).num_blocks == 15
+    assert plan_kv_cache(asked, LAYOUT, 4, 160, True, free_bytes=21 * BLOCK).num_blocks == 15
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.01])

@@ -19,7 +19,7 @@ from octavo.kernels.cpu.program import CpuProgram
 from octavo.kernels.cpu.sampling import processed_logits, sample
 from octavo.kernels.cpu.weights import CpuWeights, PackedRows
 from octavo.kernels.device import StepBatch, StepLimits
-from octavo.kernels.host import allocate_pool, bytes_for_blocks
+from octavo.kernels.host import allocate_pool
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer, FloatArray, IntArray, Model
 from octavo.kernels.program.op_by_op import See
@@ -88,9 +88,6 @@ class CpuModel:
             assert layer.rotary is None or len(layer.rotary.cos) >= self._limits.max_model_len, (
                 f"rotary angles end at {len(layer.rotary.cos)}, sequences at {self._limits.max_model_len}"
             )
-
-    def free_bytes(self, utilization: float) -> int:
-        return bytes_for_blocks()
 
     def bind(self, num_blocks: int) -> CpuModel:
         self._kv = replace(self._kv, num_blocks=num_blocks)

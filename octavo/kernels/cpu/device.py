@@ -9,7 +9,7 @@ from octavo.kernels.build import build
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.device import StepLimits, StepSizes
-from octavo.kernels.host import HOST_SIZES, host_dtypes
+from octavo.kernels.host import HOST_SIZES, host_dtypes, host_free_bytes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import Model
 from octavo.kernels.program.op_by_op import printer
@@ -21,8 +21,9 @@ class CpuDevice:
     what products with block-quantised weights round activations to. traces_ops: see `kernels/program/op_by_op.py`."""
 
     name = "cpu"
-    is_asynchronous = draws_weights = False
+    is_asynchronous = draws_weights = sizes_cache_last = False
     dtypes = staticmethod(host_dtypes)
+    free_bytes = staticmethod(host_free_bytes)
 
     def __init__(
         self, num_threads: int | None = None, activation_dtype: ActivationDType = "int8", *, traces_ops: bool = False

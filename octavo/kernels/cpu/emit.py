@@ -83,24 +83,26 @@ class Emitter:
         if kind in WORDS:
             return [Argument(whole=WORDS[kind].index(value))]
         if isinstance(value, AttentionLayer):
-            spec = self._layer(value)
-            self._weights.borrowed.append(spec)
-            return [Argument(address=addressof(spec))]
+            return [Argument(address=addressof(self._spec(value)))]
         if value is not None and len(value.shape) == 2:
             table = self._weights.table(value)
             whole = (DTYPES.index(table.dtype), address(table.data), table.rows, table.row_bytes)
             return [Argument(whole=each) for each in whole]
         return [Argument(address=self._vector(value))]
 
-    def _layer(self, layer: AttentionLayer) -> LayerSpec:
+    def _spec(self, layer: AttentionLayer) -> LayerSpec:
+        """The layer's, of which each op of its attention is handed the same."""
+        if (made := self._weights.specs.get(layer)) is not None:
+            return made
         rotary = layer.rotary
         angles = (None, None) if rotary is None else map(self._weights.borrow, (rotary.cos, rotary.sin))
-        return LayerSpec(
+        spec = self._weights.specs[layer] = LayerSpec(
             *(layer.group, self._kv.layer_offset(layer), layer.num_heads, layer.num_kv_heads, layer.head_dim),
             *(layer.scale, layer.window or 0, layer.softcap or 0.0),
             *(self._vector(layer.q_norm), self._vector(layer.k_norm), layer.norm_eps),
             *(*angles, rotary.rotary_dim if rotary else 0),
         )
+        return spec
 
     def _vector(self, parameter: Parameter | None) -> int | None:
         return None if parameter is None else self._weights.vector(parameter)

@@ -130,15 +130,13 @@ def check(library: ctypes.CDLL, code: int, doing: str) -> None:
     raise kinds.get(code, AssertionError)(message)
 
 
-def address(array: NDArray[Any] | None) -> int | None:
+def address(array: NDArray[Any]) -> int:
     """Where a contiguous array's elements are; the caller keeps the array."""
-    if array is None:
-        return None
     assert array.flags.c_contiguous, "the kernels read contiguous arrays"
     return int(array.__array_interface__["data"][0])
 
 
-def int32_address(array: NDArray[np.int32]) -> int | None:
+def int32_address(array: NDArray[np.int32]) -> int:
     assert array.dtype == np.int32, f"the kernels read int32, got {array.dtype}"
     return address(array)
 

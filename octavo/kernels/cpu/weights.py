@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.cpu.library import address
+from octavo.kernels.cpu.library import LayerSpec, address
+from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.reference.dequantize import values
 from octavo.kernels.tensor import DType, HostTensor, from_array, num_bytes
@@ -38,7 +39,8 @@ class PackedRows:
 class CpuWeights:
     def __init__(self) -> None:
         self.parameters: dict[str, HostTensor | PackedRows] = {}
-        self.borrowed: list[Any] = []
+        self.specs: dict[AttentionLayer, LayerSpec] = {}
+        self._borrowed: list[NDArray[Any]] = []
 
     def table(self, parameter: Parameter) -> HostTensor:
         """In its own format, and here to stay."""
@@ -50,16 +52,17 @@ class CpuWeights:
         """The address of the parts joined, float32; None if there are none."""
         if not parts:
             return None
-        joined = np.concatenate([values(part) for part in parts])
+        read = [values(part) for part in parts]
+        joined = read[0] if len(read) == 1 else np.concatenate(read)
         first = 0
         for part in parts:
             self.parameters[part.name] = from_array(joined[first : first + part.shape[0]])
             first += part.shape[0]
         return self.borrow(joined)
 
-    def borrow(self, array: NDArray[Any]) -> int | None:
+    def borrow(self, array: NDArray[Any]) -> int:
         """The array's address, as contiguous float32, valid as long as this object."""
-        self.borrowed.append(held := np.ascontiguousarray(array, np.float32))
+        self._borrowed.append(held := np.ascontiguousarray(array, np.float32))
         return address(held)
 
     def matrices(self, linear: Linear) -> Iterator[HostTensor]:

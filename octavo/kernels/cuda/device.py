@@ -29,7 +29,7 @@ class CudaDevice:
     """Implements `octavo.kernels.device.Device`. index: the GPU's index among those in CUDA_VISIBLE_DEVICES."""
 
     name = "triton"
-    is_asynchronous = draws_weights = True
+    is_asynchronous = draws_weights = sizes_cache_last = True
 
     def __init__(
         self, attention: AttentionBackendOption = "triton", index: int = 0, *, traces_ops: bool = False
@@ -49,7 +49,9 @@ class CudaDevice:
 
     def why_not(self) -> str | None:
         if self.gpu is None and self.index:
-            return f"this machine shows no GPU of index {self.index}; GPUs count from 0"
+            shown = " and ".join(f"'cuda:{index}'" for index in range(self.index) if find_gpu(index))
+            if shown:
+                return f"device is {self.device!r}, and this process sees {shown} only: set device to one of these"
         if self.gpu is None:
             return "this machine has no NVIDIA GPU, or its driver is not installed"
         if self.gpu.capability < OLDEST_CAPABILITY:
@@ -81,6 +83,13 @@ class CudaDevice:
 
     def compile_ahead(self, settings: object) -> KernelCompiler | None:
         return KernelCompiler.for_first_start(self.gpu, settings)
+
+    def free_bytes(self, utilization: float) -> int:
+        """What is left of that share of the whole GPU's memory, others' use of it counted, too."""
+        import torch
+
+        free, total = torch.cuda.mem_get_info(self.device)
+        return max(0, min(free, int(total * utilization) - (total - free)))
 
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> TritonModel:
         import torch

@@ -117,11 +117,6 @@ class TritonModel:
         self._memory.bind(self._pool)
         return self
 
-    def free_bytes(self, utilization: float) -> int:
-        """What is left of that share of the whole GPU's memory, others' use of it counted, too."""
-        free, total = torch.cuda.mem_get_info(self.device)
-        return max(0, min(free, int(total * utilization) - (total - free)))
-
     # CompiledModel: steps from the host
 
     def forward(self, batch: StepBatch, complete: Callable[[torch.Tensor], None] | None = None) -> None:

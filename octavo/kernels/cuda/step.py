@@ -8,14 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from octavo.kernels.device import StepBatch
+from octavo.kernels.device import DECODE_THRESHOLDS, StepBatch
 
 #: Tokens of a sequence from which `hopper_prefill.py` is faster than `prefill_attention.py`: 50 chunks of 160 tokens
 #: take it 106 us and the other 78, one of 512 takes 17 and 20, 28 of 550 188 and 195 (16 heads of 128, H100).
 LONG_SEQUENCE = 384
-
-
-DECODE_THRESHOLDS = (1, 2, 4, 8, 16)  # each has kernels of its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from octavo.kernels.device import StepLimits, StepSizes
-from octavo.kernels.host import HOST_SIZES, allocate_pool, bytes_for_blocks, host_dtypes
+from octavo.kernels.host import HOST_SIZES, allocate_pool, host_dtypes, host_free_bytes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import Model
 from octavo.kernels.program.op_by_op import See, printer
@@ -30,8 +30,9 @@ class ReferenceDevice:
     """Implements `octavo.kernels.device.Device`."""
 
     name = "reference"
-    is_asynchronous = draws_weights = False
+    is_asynchronous = draws_weights = sizes_cache_last = False
     dtypes = staticmethod(host_dtypes)
+    free_bytes = staticmethod(host_free_bytes)
 
     def __init__(self, *, traces_ops: bool = False) -> None:
         self._see = printer(lambda x: float(x.norm())) if traces_ops else None
@@ -71,9 +72,6 @@ class ReferenceLoaded:
     @property
     def parameters(self) -> Mapping[str, torch.Tensor]:
         return MappingProxyType(self.weights.parameters)
-
-    def free_bytes(self, utilization: float) -> int:
-        return bytes_for_blocks()
 
     def bind(self, num_blocks: int) -> ReferenceModel:
         from octavo.kernels.reference.compiled import ReferenceModel

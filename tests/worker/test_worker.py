@@ -1,0 +1,28 @@
+"""A worker builds itself: in which order, and for which sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.engine.assemble import engine_config
+from octavo.models.registry import build_model
+from octavo.worker.task import WorkerTask
+from octavo.worker.worker import Worker
+from tests.conftest import TinyFolder
+
+
+def test_a_hosts_model_is_built_for_the_context_that_its_cache_holds(
+    tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rope scalings that depend on the length turn by it, and angles end there."""
+    lengths = []
+
+    def building(*given: object) -> object:
+        lengths.append(given[-1])
+        return build_model(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("octavo.worker.worker.build_model", building)
+    config = engine_config(model=str(tiny_folder("llama")), backend="cpu", num_gpu_blocks_override=5)
+    worker = Worker(WorkerTask.of(config))
+    worker.close()
+    assert lengths == [worker.shape.limits.max_model_len] == [4 * config.cache.block_size]
