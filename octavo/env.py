@@ -7,7 +7,7 @@
     OCTAVO_DEBUG       set: the command line shows the traceback of an error, as --debug does
     OCTAVO_API_KEY     the key that requests to `octavo serve` must send, unless --api-key or --api-key-file gives
                        others; VLLM_API_KEY works too, as in vLLM
-    OPENAI_API_KEY     the key that `octavo chat` and `octavo complete` send, unless --api-key gives another
+    OPENAI_API_KEY     the key that `octavo chat`, `complete` and `bench serve` send, unless --api-key gives another
     OCTAVO_ALLOW_LONG_MAX_MODEL_LEN  1: max_model_len may exceed the model's own limit
     CXX                the C++ compiler; default: the first of g++, clang++ and c++ on the PATH
 

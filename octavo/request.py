@@ -100,3 +100,14 @@ class Request:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What the engine can serve."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_logprobs: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]

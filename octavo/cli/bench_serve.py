@@ -26,6 +26,7 @@ from octavo.cli.bench_serve_output import Bar, Results, add_result_flags, say, t
 from octavo.cli.flags import check_counts, check_not_read, number, whole_number
 from octavo.cli.parser import CommandParser
 from octavo.cli.sampling_flags import add_sampling_flag
+from octavo.env import openai_api_key
 from octavo.errors import ConfigError
 from octavo.sampling_params import parameters_that
 
@@ -161,7 +162,7 @@ def _add_load_flags(group: argparse._ArgumentGroup) -> None:
 
 def _target(args: argparse.Namespace) -> Target:
     headers = {}
-    key = args.api_key or os.environ.get("OPENAI_API_KEY")
+    key = args.api_key or openai_api_key()
     if key:
         headers["Authorization"] = f"Bearer {key}"
     for header in args.header:

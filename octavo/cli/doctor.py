@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from typing import Any
 
 from octavo import __version__
 from octavo.cli.parser import CommandParser
@@ -41,7 +42,7 @@ def machine_findings() -> Iterator[Finding]:
 
 
 def python_findings() -> Iterator[Finding]:
-    """Octavo's requirements against the installed packages."""
+    """Octavo's requirements, and those of a GPU that are there, against the installed packages."""
     from packaging.requirements import Requirement
 
     yield Finding("python", platform.python_version())
@@ -52,8 +53,15 @@ def python_findings() -> Iterator[Finding]:
         yield Finding("packages", "unknown", "octavo is not installed, only on the path; run pip install -e .")
         return
     for requirement in map(Requirement, requirements):
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        wanted_for = [
+            extra for extra in ("", "gpu") if requirement.marker is None or _is_for(requirement.marker, extra)
+        ]
+        if "" in wanted_for or (wanted_for and find_spec(requirement.name) is not None):
             yield _package(requirement.name, str(requirement.specifier), requirement.specifier.contains)
+
+
+def _is_for(marker: Any, extra: str) -> bool:
+    return bool(marker.evaluate({"extra": extra}))
 
 
 def _package(name: str, wanted: str, is_allowed: Callable[..., bool]) -> Finding:

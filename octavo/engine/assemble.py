@@ -11,7 +11,7 @@ from octavo.cache.kv_cache import KVCache
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
 from octavo.engine.card import start_up_card, warn_of_leftovers
 from octavo.engine.core import EngineCore
-from octavo.engine.input import InputProcessor, RequestLimits
+from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.overlap import OverlappedCore
 from octavo.errors import ConfigError
@@ -19,6 +19,7 @@ from octavo.executor.inline import InlineExecutor
 from octavo.executor.interface import Executor
 from octavo.observe.events import EngineStarted, EventLog
 from octavo.observe.tracing import RequestTracer, open_tracer
+from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 from octavo.shown import suggestion

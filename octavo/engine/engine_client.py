@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from octavo.engine.calls import refuse_unknown
 from octavo.engine.core import EngineStats
-from octavo.engine.input import Prompt, RequestLimits
+from octavo.engine.input import Prompt
 from octavo.outputs import RequestOutput
+from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.text.tokenizer import Tokenizer
 

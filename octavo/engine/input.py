@@ -9,13 +9,12 @@ import operator
 import random
 from array import array
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from octavo.errors import InvalidRequestError
-from octavo.request import Request
+from octavo.request import Request, RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.shown import shown, suggestion
 from octavo.text.tokenizer import Tokenizer
@@ -26,17 +25,6 @@ from octavo.vllm_options import why_not
 Prompt = str | Sequence[int] | Mapping[str, object]
 
 PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestLimits:
-    """What the engine can serve."""
-
-    max_model_len: int
-    max_num_seqs: int
-    max_logprobs: int
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
 
 
 class InputProcessor:

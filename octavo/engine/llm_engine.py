@@ -10,13 +10,13 @@ from dataclasses import asdict
 
 from octavo.engine.core import EngineCore, EngineStats
 from octavo.engine.engine_client import ModelInfo
-from octavo.engine.input import InputProcessor, Prompt, RequestLimits, check_unused
+from octavo.engine.input import InputProcessor, Prompt, check_unused
 from octavo.engine.output import OutputProcessor
 from octavo.errors import EngineDeadError
 from octavo.observe.events import EventLog
 from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
-from octavo.request import Request
+from octavo.request import Request, RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.text.tokenizer import Tokenizer
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.kernels.parameters import Shape
 from octavo.kernels.tensor import DType, StoredTensor
 from octavo.models.architecture import Architecture
 from octavo.models.gguf import GGUFFile
 from octavo.shown import shown
 
-Shape = tuple[int, ...]
 #: The source of a tokenizer: a folder with tokenizer.json and related files, or a GGUF file's metadata.
 TokenizerSource = Path | GGUFFile
 

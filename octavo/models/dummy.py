@@ -15,10 +15,10 @@ from math import prod
 
 import numpy as np
 
+from octavo.kernels.parameters import Shape
 from octavo.kernels.reference.dequantize import convert
 from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor, RandomTensor, StoredTensor, from_array, num_bytes
 from octavo.models.architecture import Architecture
-from octavo.models.checkpoint import Shape
 
 _RUN_LEN = 1 << 20
 _LARGEST_STD = 0.02

@@ -1,8 +1,8 @@
 """Weights: a checkpoint seen through its family's table of tensors.
 
 A family states once which tensors it needs, with their shapes. The loader uses the table to report missing or
-misshapen tensors, `octavo plan` to compute a model's size, and the family's builder to find tensors by name: it
-gets a bias or a head norm exactly where the table lists one.
+misshapen tensors, and the family's builder to find tensors by name: it gets a bias or a head norm exactly where the
+table lists one.
 
 Names are those of Hugging Face's causal-language-model classes, whatever file the tensors come from.
 """

@@ -19,11 +19,10 @@ from typing import Any
 import msgspec
 import zmq
 
-from octavo.engine.input import RequestLimits
 from octavo.engine.lazy_logprobs import PackedLogprobs
 from octavo.messages import LogprobRow
 from octavo.outputs import FinishReason
-from octavo.request import Request
+from octavo.request import Request, RequestLimits
 from octavo.sampling_params import SamplingParams
 
 #: messages that may wait for a front end that does not read; then its requests are given up

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 
-from octavo.server.api_errors import ApiError
+from octavo.server.api_errors import ApiError, speaks_ollama
 from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT, instead_of
 from octavo.shown import shown, suggestion
 
@@ -60,7 +60,7 @@ def parse(body: bytes, kind: type[T]) -> T:
 def _is_told_without_type(request: Request) -> bool:
     """Ollama's way, with curl: no header says JSON. A page of another origin could send such a request without being
     asked whether it may; browsers tell where it comes from."""
-    return request.scope["path"].startswith("/api/") and "origin" not in request.headers
+    return speaks_ollama(request.scope["path"]) and "origin" not in request.headers
 
 
 async def _read(request: Request, max_body_bytes: int, max_body_values: int) -> bytes:

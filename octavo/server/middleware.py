@@ -7,7 +7,8 @@ Whoever calls must bring a key:
                 and send it again by themselves with whatever the page asks of this server
 
 What a browser sends by itself, another site's page could make it send. It gains nothing: it cannot read the answers,
-and whatever makes tokens is a POST of application/json, which no page may send to a foreign server unasked.
+and whatever makes tokens is a POST that, where it has an Origin as a page's has, must be application/json: no page may
+send that to a foreign server unasked.
 
 A server may be shown under a path of a proxy's, whether the proxy cuts that path or leaves it:
 

@@ -17,13 +17,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.observe import exposition
 from octavo.processes.transport import pack_params
 from octavo.server.api_errors import JSON, ApiError
 from octavo.server.responses import ModelCard, ModelList
 from octavo.server.serving import Serving, installed_version, json_response
 from octavo.shown import shown
 
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONTENT_TYPE = "text/html; charset=utf-8"
 _NO_ROOT = b'<meta name="root-path" content="">'
 
@@ -73,7 +73,7 @@ async def load(request: Request, serving: Serving) -> Response:
 
 async def metrics(request: Request, serving: Serving) -> Response:
     """The engine's metrics, for Prometheus."""
-    return Response(await serving.client.metrics(), headers={"content-type": METRICS_TYPE})
+    return Response(await serving.client.metrics(), headers={"content-type": exposition.CONTENT_TYPE})
 
 
 async def home(request: Request, serving: Serving) -> Response:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from octavo.engine.input import InputProcessor, RequestLimits
+from octavo.engine.input import InputProcessor
 from octavo.errors import InvalidRequestError
+from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
 
 LIMITS = RequestLimits(max_model_len=32, max_num_seqs=8, max_logprobs=5, vocab_size=100, eos_token_ids=(2, 7))

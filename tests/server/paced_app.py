@@ -18,11 +18,11 @@ from functools import lru_cache
 import uvicorn
 
 from octavo.engine.engine_client import ModelInfo
-from octavo.engine.input import InputProcessor, RequestLimits
+from octavo.engine.input import InputProcessor
 from octavo.engine.lazy_logprobs import LogprobRows, pack_rows
 from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.request import Request
+from octavo.request import Request, RequestLimits
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings

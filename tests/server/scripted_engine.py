@@ -13,9 +13,9 @@ from fastapi import FastAPI
 
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_client import EngineClient, GenerateCall, ModelInfo
-from octavo.engine.input import InputProcessor, RequestLimits
+from octavo.engine.input import InputProcessor
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
-from octavo.request import Request
+from octavo.request import Request, RequestLimits
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings

@@ -7,8 +7,9 @@ import random
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from octavo.engine.input import InputProcessor, RequestLimits
+from octavo.engine.input import InputProcessor
 from octavo.errors import InvalidRequestError
+from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.text.text_bounds import text_bounds
 from tests.text.tokenizers import byte_fallback, byte_level, metaspace, packaged
