@@ -209,12 +209,14 @@ def parameters_that(does: str) -> dict[str, Any]:
     return {one.name: one.default for one in fields(SamplingParams) if one.metadata["does"] == does}
 
 
+@cache
 def known_to(other: Other) -> dict[str, str]:
     """Another's names, each with ours."""
     known = {one.metadata["known_as"].get(other): one.name for one in fields(SamplingParams)}
     return {theirs: ours for theirs, ours in known.items() if theirs is not None}
 
 
+@cache
 def defaults_for(whom: str) -> dict[str, Any]:
     """What is taken in place of vLLM's defaults where a model's makers recommend nothing."""
     return {

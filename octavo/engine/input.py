@@ -194,7 +194,9 @@ def _check_id(request_id: object) -> None:
 def check_unused(request_id: str, live: Container[str]) -> None:
     """live: the ids of requests that have not ended."""
     if request_id in live:
-        raise InvalidRequestError(f"request_id {request_id!r} is in use, allowed is one of its own")
+        raise InvalidRequestError(
+            f"request_id {request_id!r} is in use, allowed is one of its own: choose another or wait for its end"
+        )
 
 
 def _check_characters(name: str, text: str) -> None:

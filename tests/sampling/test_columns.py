@@ -12,6 +12,7 @@ import pytest
 
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.sampling import struct_columns
+from octavo.kernels.reference.sampling import processed_logits
 from octavo.sampling.columns import (
     COLUMNS,
     ENTRY_WIDTH,
@@ -20,7 +21,6 @@ from octavo.sampling.columns import (
     PARAMETERS,
     RAGGED,
     WORDS,
-    SamplingBatch,
     batch_entries,
 )
 from octavo.sampling_params import SamplingParams, parameters_that
@@ -102,4 +102,6 @@ def test_filters_and_edits_do_nothing_at_their_defaults() -> None:
     params = SamplingParams(**FILTERS, **parameters_that("edits"))
     assert params == SamplingParams()
     assert not params.has_penalties
-    assert isinstance(make_batch(1), SamplingBatch)
+    batch = make_batch(1, history=[[3, 5]], prompt_lens=1)
+    row = np.random.default_rng(0).normal(0.0, 1.5, 24).astype(np.float32)
+    assert np.array_equal(processed_logits(row[None], batch), row[None])
