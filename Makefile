@@ -32,10 +32,10 @@ demo: $(VENV)/.demo-ready
 	  "Invent a name for a bookshop that only sells very small books, and say in one sentence why it fits." < /dev/null
 
 # With the share of octavo/ that the tests run in their own process: what only child processes run (servers, front ends,
-# commands) and kernels on a GPU do not count. slipcover takes 5 to 10 % of a test's time; tracing takes 25 to 75 % before
-# Python 3.12.
+# commands) and kernels on a GPU do not count. Tracing would take 25 to 75 % of the time before Python 3.12. slipcover
+# takes less; it must not take its probes out again as it goes, which fails a test now and then while threads import.
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m slipcover --source octavo --json --out .coverage.json --fail-under $(FLOOR) -m pytest; status=$$?; \
+	$(BIN)/python -m slipcover --threshold 1000000000 --source octavo --json --out .coverage.json --fail-under $(FLOOR) -m pytest; status=$$?; \
 	  $(BIN)/python -c 'import json; print("coverage: %.1f %% of lines" % json.load(open(".coverage.json"))["summary"]["percent_covered"])'; \
 	  exit $$status
 
