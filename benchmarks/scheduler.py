@@ -12,7 +12,7 @@ import argparse
 import time
 from statistics import median
 
-from octavo.cache.groups import CacheGroup, make_groups
+from octavo.cache.blocks import CacheGroup, make_groups
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.messages import StepPlan, StepResult

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from octavo.cache.block import NULL_BLOCK, BlockId, Root, chain_hash
-from octavo.cache.block_table import BlockTables
+from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, Root, chain_hash
 from octavo.cache.kv_cache import KVCache
 from octavo.request import Sequence
 

@@ -16,12 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Listlike
 
-from octavo.cache.block import NULL_BLOCK, BlockId, Root
-from octavo.cache.block_pool import BlockPool
-from octavo.cache.block_table import BlockTables
-from octavo.cache.groups import CacheGroup
+from octavo.cache.block_pool import BlockPool, PrefixMatch, PrefixTree
+from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, CacheGroup, Root
 from octavo.cache.journal import CacheJournal
-from octavo.cache.prefix_tree import PrefixMatch, PrefixTree
 from octavo.messages import BlockWrite
 from octavo.observe.events import EventLog
 from octavo.request import Sequence, SequenceId
@@ -44,6 +41,7 @@ class KVCache:
         self.groups = tuple(groups)
         self.enable_prefix_caching = enable_prefix_caching
         self.tree = PrefixTree()
+        self._events = events
         self._journal = CacheJournal(events, clock)
         self.pool = BlockPool(num_blocks, self.tree, on_evict=self._journal.evicted)
         self.tables: dict[SequenceId, BlockTables] = {}
@@ -106,7 +104,8 @@ class KVCache:
                 self.pool.share(block_id)
             if match.num_tokens:
                 self._write(sequence, index, first, found[first:])
-        self._journal.found(sequence.sequence_id, match)
+        if self._events.is_on and match.num_tokens:
+            self._journal.found(sequence.sequence_id, match)
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make room for the next `num_tokens` tokens. False: not enough blocks, and none were taken."""
@@ -124,7 +123,8 @@ class KVCache:
                 fresh = self.pool.take(num_new)
                 self._write(sequence, group, len(table), fresh)
                 table.extend(fresh)
-                self._journal.given(sequence.sequence_id, group, fresh)
+                if self._events.is_on:
+                    self._journal.given(sequence.sequence_id, group, fresh)
         tables.room = tables.num_blocks * self.block_size
         self._publish(tables, sequence, start + num_tokens)
         return True
@@ -153,7 +153,8 @@ class KVCache:
                 if block_id != NULL_BLOCK:
                     self.pool.share(block_id)
         self.tables[child.sequence_id] = tables.fork(room=parent.num_computed_tokens)
-        self._journal.forked(parent, child, tables)
+        if self._events.is_on:
+            self._journal.forked(parent, child, tables)
 
     def free(self, sequence: Sequence, why: str) -> None:
         """Let go of all blocks, last first. Preempted: the sequence comes back. Error: content not trusted."""
@@ -161,10 +162,11 @@ class KVCache:
         if tables is None:
             return
         if why == "error":
-            self._unpublish(tables)
+            self.pool.unpublish(tables)
         else:
             self._publish(tables, sequence, sequence.num_computed_tokens)
-        self._journal.freed(sequence.sequence_id, tables, why)
+        if self._events.is_on and tables.num_blocks:
+            self._journal.freed(sequence.sequence_id, tables, why)
         for entries in zip(*(reversed(table) for table in tables.block_ids), strict=True):
             for block_id in entries:
                 if block_id != NULL_BLOCK:
@@ -175,9 +177,7 @@ class KVCache:
 
     def forget(self) -> None:
         """Empty the prefix tree. Blocks in use stay with their owners and are entered anew as these grow."""
-        for block_id in list(self.tree.nodes):
-            self.tree.remove(block_id)
-        self.pool.forget_cached()
+        self.pool.forget()
         for tables in self.tables.values():
             tables.num_found = tables.num_published = 0
 
@@ -211,7 +211,8 @@ class KVCache:
         tables.block_ids[group][index] = target
         self._copies.append((source, target))
         self._write(sequence, group, index, [target])
-        self._journal.copied(sequence.sequence_id, source, target)
+        if self._events.is_on:
+            self._journal.copied(sequence.sequence_id, source, target)
 
     def _give_back_behind_window(self, tables: BlockTables, sequence: Sequence) -> None:
         for group, shape in enumerate(self.groups):
@@ -227,7 +228,8 @@ class KVCache:
             tables.first_visible[group] = first
             for block_id in reversed(passed):
                 self.pool.release(block_id)
-            self._journal.passed(sequence.sequence_id, group, passed)
+            if self._events.is_on:
+                self._journal.passed(sequence.sequence_id, group, passed)
 
     def _publish(self, tables: BlockTables, sequence: Sequence, num_computed: int) -> None:
         """Enter the blocks that are full once `num_computed` tokens are computed into the prefix tree; one whose
@@ -236,17 +238,8 @@ class KVCache:
         if num_full > first and self.enable_prefix_caching:
             tables.extend_hashes(sequence.token_ids, num_full, self.block_size)
             self.tree.publish(tables, num_full)
-            self._journal.published(sequence.sequence_id, tables, first)
-
-    def _unpublish(self, tables: BlockTables) -> None:
-        """Take back what this sequence published and nobody else holds or continues."""
-        for table in tables.block_ids:
-            for index in range(tables.num_published - 1, tables.num_found - 1, -1):
-                block_id = table[index]
-                if block_id in self.tree:
-                    if self.pool.ref_counts[block_id] > 1 or not self.tree.is_leaf(block_id):
-                        break
-                    self.tree.remove(block_id)
+            if self._events.is_on:
+                self._journal.published(sequence.sequence_id, tables, first)
 
     def _write(self, sequence: Sequence, group: int, start: int, block_ids: list[BlockId]) -> None:
         self._writes.append(BlockWrite(sequence.row, group, start, [*block_ids]))

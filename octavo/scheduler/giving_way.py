@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Sequence as Listlike
 from dataclasses import dataclass
 
-from octavo.cache.block import BlockId
+from octavo.cache.block_pool import PrefixMatch
+from octavo.cache.blocks import BlockId
 from octavo.cache.kv_cache import KVCache
-from octavo.cache.prefix_tree import PrefixMatch
 from octavo.request import Sequence
 from octavo.scheduler.roster import num_seats
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.kv_cache import KVCache
-from octavo.cache.prefix_tree import PrefixMatch
 from octavo.config import SchedulerConfig
 from octavo.outputs import FinishReason
 from octavo.request import Request, Sequence, SequenceState

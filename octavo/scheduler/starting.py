@@ -9,8 +9,8 @@ what worse ones have: they give way (giving_way.py).
 
 from __future__ import annotations
 
+from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.kv_cache import KVCache
-from octavo.cache.prefix_tree import PrefixMatch
 from octavo.request import Sequence
 from octavo.scheduler.budget import TokenBudget
 from octavo.scheduler.draft import PlanDraft

@@ -15,8 +15,7 @@ from collections.abc import Sequence as Listlike
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from octavo.cache.block import NULL_BLOCK
-from octavo.cache.groups import CacheGroup
+from octavo.cache.blocks import NULL_BLOCK, CacheGroup
 from octavo.messages import BlockWrite, DoneStep, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.scheduler.updates import num_right
 

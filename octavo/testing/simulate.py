@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Listlike
 from dataclasses import dataclass, replace
 
-from octavo.cache.groups import make_groups
+from octavo.cache.blocks import make_groups
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.cache.groups import CacheGroup
+from octavo.cache.blocks import CacheGroup
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, LogprobsMode, ModelConfig, SchedulerConfig
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KVLayout

@@ -9,7 +9,7 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
-from octavo.cache.groups import CacheGroup, make_groups
+from octavo.cache.blocks import CacheGroup, make_groups
 from octavo.kernels.device import Device, KernelCompiler, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.registry import Selection, compile_ahead, converter, select

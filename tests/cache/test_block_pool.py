@@ -1,11 +1,13 @@
-"""Blocks move between free, cached and owned; eviction is oldest first."""
+"""Blocks move between free, cached and owned, and are found by content; eviction is oldest first."""
 
 import pytest
 
-from octavo.cache.block import Root
-from octavo.cache.block_pool import BlockPool
-from octavo.cache.block_table import BlockTables
-from octavo.cache.prefix_tree import PrefixTree
+from octavo.cache.block_pool import BlockPool, PrefixTree
+from octavo.cache.blocks import NULL_BLOCK, BlockTables, CacheGroup, Root, chain_hash
+
+FULL = CacheGroup((0,))
+SLIDING = CacheGroup((1,), window=5)  # of blocks of 4 tokens: a token sees at most two blocks
+BLOCK_SIZE = 4
 
 
 @pytest.fixture
@@ -85,3 +87,126 @@ def test_releasing_too_often_is_caught(pool):
     pool.release(block_id)
     with pytest.raises(AssertionError, match="released more often"):
         pool.release(block_id)
+
+
+# By content, only after the same parents, only under the same root
+
+
+def tables_of(token_ids, *block_ids, salt=None, root=None):
+    """Tables of one group each whose full blocks hold these tokens."""
+    tables = BlockTables.empty((root or Root(salt)).hash(), len(block_ids))
+    for table, ids in zip(tables.block_ids, block_ids, strict=True):
+        table.extend(ids)
+    tables.extend_hashes(token_ids, len(token_ids) // BLOCK_SIZE, BLOCK_SIZE)
+    return tables
+
+
+def find(tree, token_ids, *groups, salt=None, root=None):
+    return tree.match(tables_of(token_ids, salt=salt, root=root).hashes[1:], groups, BLOCK_SIZE)
+
+
+def test_a_hash_names_the_whole_past():
+    root = Root().hash()
+    assert chain_hash(root, [1, 2]) == chain_hash(root, [1, 2])
+    assert chain_hash(root, [1, 2]) != chain_hash(root, [2, 1])
+    assert chain_hash(chain_hash(root, [1]), [5]) != chain_hash(chain_hash(root, [2]), [5])
+
+
+def test_the_longest_common_run_of_blocks_is_found():
+    tree = PrefixTree()
+    tree.publish(tables_of(range(12), [7, 8, 9]), 3)
+    assert find(tree, [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0], FULL).block_ids == [[7, 8]]
+    assert find(tree, list(range(16)), FULL).num_tokens == 12
+    assert find(tree, [9, 9, 9, 9], FULL).num_tokens == 0
+
+
+def test_salts_are_worlds_apart():
+    tree = PrefixTree()
+    tree.publish(tables_of(range(8), [1, 2], salt="mine"), 2)
+    assert find(tree, list(range(8)), FULL, salt="mine").num_tokens == 8
+    assert find(tree, list(range(8)), FULL, salt="yours").num_tokens == 0
+    assert find(tree, list(range(8)), FULL).num_tokens == 0
+    assert Root("").hash() != Root().hash()
+
+
+ROOTS = [Root(), Root("a"), Root(adapter="a"), Root(media=b"a"), Root("a", "a"), Root("a", None, b"a"), Root("none;")]
+
+
+def test_whatever_a_root_is_made_of_parts_the_blocks_under_it():
+    assert len({root.hash() for root in ROOTS}) == len(ROOTS)
+    tree = PrefixTree()
+    for block_id, root in enumerate(ROOTS, 1):
+        assert find(tree, [1, 2, 3, 4], FULL, root=root).num_tokens == 0, "other roots' blocks are not found"
+        tree.publish(tables_of([1, 2, 3, 4], [block_id], root=root), 1)
+    found = [find(tree, [1, 2, 3, 4], FULL, root=root).block_ids for root in ROOTS]
+    assert found == [[[block_id]] for block_id, _ in enumerate(ROOTS, 1)]
+
+
+def test_a_roots_hash_is_the_same_in_every_process():
+    assert Root("tenant").hash().hex() == "d419b76fdf837365b963ccaec82090c6"
+    assert Root().hash().hex() == "7f41dc5f55912d4fdd2b6de69dda3464"
+
+
+def test_equal_blocks_are_both_kept_and_either_serves():
+    tree = PrefixTree()
+    tree.publish(tables_of(range(4), [1]), 1)
+    tree.publish(tables_of(range(4), [2]), 1)
+    assert find(tree, list(range(4)), FULL).block_ids == [[1]]
+    tree.remove(1)
+    assert find(tree, list(range(4)), FULL).block_ids == [[2]]
+    tree.remove(2)
+    assert find(tree, list(range(4)), FULL).num_tokens == 0
+
+
+def test_a_leaf_is_a_block_that_nothing_continues():
+    tree = PrefixTree()
+    tree.publish(tables_of(range(8), [1, 2]), 2)
+    assert not tree.is_leaf(1)
+    assert tree.is_leaf(2)
+    tree.remove(2)
+    assert tree.is_leaf(1)
+
+
+def test_a_sliding_group_needs_only_its_last_window():
+    tree = PrefixTree()
+    tree.publish(tables_of(range(16), [1, 2, 3, 4], [11, 12, 13, 14]), 4)
+    tree.remove(11)
+    tree.remove(12)
+    match = find(tree, list(range(16)), FULL, SLIDING)
+    assert match.num_tokens == 16
+    assert match.block_ids == [[1, 2, 3, 4], [NULL_BLOCK, NULL_BLOCK, NULL_BLOCK, 14]], "position 16 sees 12 .. 16"
+
+
+def test_a_gap_in_the_window_shortens_the_match_for_every_group():
+    tree = PrefixTree()
+    tree.publish(tables_of(range(16), [1, 2, 3, 4], [11, 12, 13, 14]), 4)
+    tree.remove(14)
+    assert find(tree, list(range(16)), FULL, SLIDING).block_ids == [[1, 2, 3], [NULL_BLOCK, NULL_BLOCK, 13]]
+    tree.remove(2)
+    assert find(tree, list(range(16)), FULL, SLIDING).block_ids == [[1], [11]], "full attention needs every block"
+    tree.remove(11)
+    assert find(tree, list(range(16)), FULL, SLIDING).num_tokens == 0
+
+
+def test_wide_windows_need_several_blocks_in_a_row():
+    wide = CacheGroup((0,), window=8)  # position 16 sees 9 .. 16: blocks 2 and 3
+    tree = PrefixTree()
+    tree.publish(tables_of(range(16), [1, 2, 3, 4]), 4)
+    assert find(tree, list(range(16)), wide).block_ids == [[NULL_BLOCK, NULL_BLOCK, 3, 4]]
+    tree.remove(3)
+    assert find(tree, list(range(16)), wide).block_ids == [[1, 2]]
+
+
+def test_a_group_is_asked_again_when_another_shortens_the_match():
+    """Blocks:            0  1  2  3
+    narrow group, window 5   ─  ─  ─  x      four blocks would do
+    wide group, window 8     x  x  ─  ─      needs two in a row, so at most two blocks
+    """
+    narrow, wide = CacheGroup((0,), window=5), CacheGroup((1,), window=8)
+    tree = PrefixTree()
+    tree.publish(tables_of(range(16), [1, 2, 3, 4], [11, 12, 13, 14]), 4)
+    for block_id in (1, 3, 13, 2):
+        tree.remove(block_id)
+    assert find(tree, list(range(16)), narrow, wide).num_tokens == 0, "narrow has only its fourth block"
+    tree.publish(tables_of(range(8), [5, 6], [15, 16]), 2)
+    assert find(tree, list(range(16)), narrow, wide).block_ids == [[NULL_BLOCK, 6], [11, 12]]

@@ -2,8 +2,7 @@
 
 import pytest
 
-from octavo.cache.block import NULL_BLOCK
-from octavo.cache.groups import make_groups
+from octavo.cache.blocks import NULL_BLOCK, make_groups
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.messages import BlockWrite

@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.cache.groups import make_groups
+from octavo.cache.blocks import make_groups
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore

@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from octavo.cache.groups import make_groups
+from octavo.cache.blocks import make_groups
 from octavo.config import ModelConfig
 from octavo.kernels.device import Device
 from octavo.kernels.ops import FloatArray

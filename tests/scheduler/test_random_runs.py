@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from octavo.cache.block import Root, chain_hash
+from octavo.cache.blocks import Root, chain_hash
 from octavo.cache.invariants import check
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError

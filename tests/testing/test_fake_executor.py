@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.cache.groups import make_groups
+from octavo.cache.blocks import make_groups
 from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
 from octavo.sampling_params import SamplingParams
 from octavo.testing.fake_executor import FakeExecutor, generate_alone

@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.cache.groups import CacheGroup, make_groups
+from octavo.cache.blocks import CacheGroup, make_groups
 
 
 def shapes(groups):
