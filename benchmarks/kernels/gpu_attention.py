@@ -25,8 +25,7 @@ from octavo.kernels.ops import AttentionLayer, RotaryTable
 from octavo.kernels.triton.attention.decode_attention import decode_attention
 from octavo.kernels.triton.attention.hopper_decode import HopperDecode
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill
-from octavo.kernels.triton.attention.kv_pool import LayerPool
-from octavo.kernels.triton.attention.partial_results import DecodeWorkspace, join_parts
+from octavo.kernels.triton.attention.memory import DecodeWorkspace, LayerPool, join_parts
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.attention.prefill_attention import prefill_attention
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform

@@ -12,7 +12,7 @@ from benchmarks.kernels.gpu_timing import Call, graph_time_us, print_machine
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
-from octavo.kernels.triton.elementwise.embedding import embedding
+from octavo.kernels.triton.elementwise.elementwise import embedding
 
 
 def measure(rows: int) -> list[float]:

@@ -22,12 +22,11 @@ from benchmarks.kernels.gpu_attention import CUDA, Case, make_case, make_pool
 from benchmarks.kernels.gpu_timing import Call, graph_time_us, print_machine
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.triton.attention.decode_attention import decode_attention
-from octavo.kernels.triton.attention.partial_results import DecodeWorkspace
+from octavo.kernels.triton.attention.memory import DecodeWorkspace
 from octavo.kernels.triton.attention.plan import make_plan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 from octavo.kernels.triton.elementwise import norm
-from octavo.kernels.triton.elementwise.elementwise import gated_activation
-from octavo.kernels.triton.elementwise.embedding import embedding
+from octavo.kernels.triton.elementwise.elementwise import embedding, gated_activation
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, skinny_linear
 from octavo.kernels.triton.linear.tile_linear import MAX_SPLIT, TileLinear
 

@@ -1,44 +1,103 @@
-"""Parameters: what a model has learned, under the names that its checkpoint gives them.
+"""Parameters: the tensors a model has learned, under their names in its checkpoint, and how ranks share them.
 
-    Parameter   model.layers.3.mlp.down_proj.weight: its tensors in the file, and the scheme they are stored by
+    Parameter   model.layers.3.mlp.down_proj.weight: its tensors in the file, and the scheme that stores them
     Linear      y = x W^T + bias: one matrix, or several stacked, each with its own name
+    Shard       column       each rank has some rows of [out, in], and so some of a layer's outputs
+                row          each rank has some columns, and so some of its inputs; the ranks' products are added up
+                heads        rows, as whole attention heads; a rank has the KV heads that its query heads read
+                experts      each rank has some experts of a stack
+                replicated   every rank has the whole parameter
 
-Ops take these as arguments, so a backend knows each weight by its name. Nothing is read until a backend asks for the
-numbers, and no parameter keeps what was read.
+Ops take parameters as arguments, so a backend knows each weight by its name. Nothing is read until a backend asks for
+the numbers, and no parameter keeps the numbers it has read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from octavo.kernels.shard import REPLICATED, Shard
 from octavo.kernels.tensor import HostTensor, StoredTensor
 
 Shape = tuple[int, ...]
+ShardKind = Literal["column", "row", "heads", "experts", "replicated"]
 
 
 class Scheme(Protocol):
-    """How a parameter's numbers are stored. A backend that multiplies a scheme's own format looks at `name`; all
-    others take the numbers as one of these."""
+    """How a parameter's numbers are stored. A backend that multiplies a scheme's own format looks at `name`; all other
+    backends use `compact` or `dense`."""
 
     @property
     def name(self) -> str: ...
 
     def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
-        """What a checkpoint has for a parameter of that name and shape, as `compact` and `dense` take it."""
+        """The tensors of a checkpoint that store this parameter, in the order that `compact` and `dense` take."""
 
     def compact(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
-        """The exact numbers in any format of `kernels/tensor.py`, the smallest that there is."""
+        """The exact numbers, in the smallest format of `kernels/tensor.py` that holds them."""
 
     def dense(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
         """The exact numbers in a dense format."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The shared dimension consists of segments (two for Phi's matrix of gate and up), each of a number of units: rows,
+    columns, heads or experts. Ranks share every segment in the way they share `units`."""
+
+    kind: ShardKind = "replicated"
+    units: int = 1
+    segments: tuple[int, ...] = (1,)
+
+    @classmethod
+    def columns(cls, size: int, num_segments: int = 1) -> Shard:
+        """`size` outputs in all."""
+        return cls("column", size // num_segments, (size // num_segments,) * num_segments)
+
+    @classmethod
+    def rows(cls, units: int) -> Shard:
+        """Inputs in that many units."""
+        return cls("row", units, (units,))
+
+    @classmethod
+    def heads(cls, num_heads: int, *segments: int) -> Shard:
+        """segments: the number of heads of each kind, in their order in the matrix."""
+        return cls("heads", num_heads, segments)
+
+    @property
+    def of_outputs(self) -> Shard:
+        """How ranks share a tensor with one entry per output: a bias."""
+        return REPLICATED if self.kind == "row" else self
+
+    def slices(self, shape: tuple[int, ...], rank: int, num_ranks: int) -> tuple[int, tuple[slice, ...]]:
+        """The shared dimension and the rank's slices of it. shape: of the parameter, or of a tensor that belongs to it,
+        such as scales for its rows or for blocks of its columns."""
+        dimension = len(shape) - 1 if self.kind == "row" else 0
+        if self.kind == "replicated":
+            return dimension, (slice(0, shape[0]),)
+        begin, end = rank * self.units // num_ranks, (rank + 1) * self.units // num_ranks
+        slices, start = [], 0
+        for segment in self.segments:
+            first, last = start + begin * segment // self.units, start + -(-end * segment // self.units)
+            slices.append(slice(self._place(first, shape[dimension]), self._place(last, shape[dimension])))
+            start += segment
+        return dimension, tuple(slices)
+
+    def _place(self, unit: int, length: int) -> int:
+        total = sum(self.segments)
+        assert unit * length % total == 0, (
+            f"{total} units in {length} entries: entry {unit * length / total} is no boundary"
+        )
+        return unit * length // total
+
+
+REPLICATED = Shard()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameter:
-    """shape: of the numbers, whatever the shapes of the tensors that store them. sources: those tensors, in the order
-    that the scheme wants them in. shard: how ranks share it."""
+    """shape: of the numbers; the stored tensors may have other shapes. sources: the stored tensors, in the scheme's
+    order."""
 
     name: str
     shape: Shape
@@ -55,8 +114,8 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """y = x W^T + bias. `parts` are stacked along the output: a stacked QKV is three parts, which may differ in scheme
-    and dtype. Each part is [out_i, in]; biases, if any, one [out_i] a part."""
+    """y = x W^T + bias. `parts`, each [out_i, in], are stacked along the output. A stacked QKV has three parts, which
+    may differ in scheme and dtype. Biases, if any: one [out_i] for each part."""
 
     parts: tuple[Parameter, ...]
     biases: tuple[Parameter, ...] = ()

@@ -16,8 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.parameters import Linear, Parameter, Scheme, Shape
-from octavo.kernels.shard import REPLICATED, Shard
+from octavo.kernels.parameters import REPLICATED, Linear, Parameter, Scheme, Shape, Shard
 from octavo.kernels.tensor import StoredTensor, at_hand, from_array
 from octavo.layers.blocks import LayerNorm, RMSNorm, SelfAttention
 from octavo.quantization.registry import DENSE, is_in_layer, scheme_of

@@ -18,9 +18,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from octavo.kernels.cuda.graph_memory import GraphMemory
 from octavo.kernels.cuda.model import TritonModel
-from octavo.kernels.cuda.step import DECODES, DeviceStep, StepKind
+from octavo.kernels.cuda.step import DECODES, DeviceStep, GraphMemory, StepKind
 from octavo.kernels.device import StepBatch
 from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_tokens

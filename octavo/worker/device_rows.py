@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from octavo.kernels.cuda.staging import Staging
+from octavo.kernels.cuda.step import Staging
 from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.rows import LENGTH, TOKEN, advance_rows
 from octavo.messages import BlockWrite, ForkRow

@@ -25,8 +25,8 @@ import torch
 
 from octavo.config import LogprobsMode
 from octavo.errors import EngineDeadError, OutOfMemoryError
-from octavo.kernels.cuda.graph_memory import GraphMemory
 from octavo.kernels.cuda.model import TritonModel
+from octavo.kernels.cuda.step import GraphMemory
 from octavo.kernels.device import KernelCompiler, StepBatch, StepLimits
 from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_size

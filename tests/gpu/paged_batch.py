@@ -11,7 +11,7 @@ import torch
 from octavo.kernels.device import StepBatch
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.ops import AttentionLayer, RotaryTable
-from octavo.kernels.triton.attention.kv_pool import LayerPool
+from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.testing.made_parameters import parameter
 from tests.gpu.device import DEVICE
 

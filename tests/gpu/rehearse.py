@@ -13,10 +13,9 @@ import torch
 import triton
 from triton.runtime import driver
 
-from octavo.kernels.cuda.compile_ahead import KernelCompiler
+from octavo.kernels.cuda.compile_ahead import KernelCompiler, _kernel_caches
 from octavo.kernels.cuda.compile_process import OfflineDriver
 from octavo.kernels.cuda.driver import GPU
-from octavo.kernels.cuda.rehearsal import _kernel_caches
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.linear.tile_linear import TileLinear
 from octavo.kernels.triton.sampling.draw import sample

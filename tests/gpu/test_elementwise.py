@@ -11,7 +11,7 @@ from tests.kernels.elementwise_cases import CASES, Case
 
 from octavo.kernels.ops import Activation  # isort: skip
 from octavo.kernels.triton.elementwise import elementwise, norm  # isort: skip
-from octavo.kernels.triton.elementwise.embedding import embedding  # isort: skip
+from octavo.kernels.triton.elementwise.elementwise import embedding  # isort: skip
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16] if ON_GPU else [torch.float32]
 SHAPES = [(1, 1024), (5, 96), (257, 4096), (3, 2880)] if ON_GPU else [(2, 96)]

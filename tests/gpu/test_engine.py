@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 
 from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
 from octavo.errors import EngineDeadError, OutOfMemoryError  # noqa: E402
-from octavo.kernels.cuda.graph_memory import GraphMemory  # noqa: E402
+from octavo.kernels.cuda.step import GraphMemory  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
 from octavo.worker.cuda_graphs import ChunkSteps  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402

@@ -10,7 +10,7 @@ from tests.gpu.device import DEVICE, ON_GPU
 
 from octavo.kernels.reference.logprobs import top_logprobs as reference_logprobs  # isort: skip
 from octavo.kernels.reference.sampling import sample as reference_sample  # isort: skip
-from octavo.kernels.triton.elementwise.embedding import embedding  # isort: skip
+from octavo.kernels.triton.elementwise.elementwise import embedding  # isort: skip
 from octavo.kernels.triton.sampling.logits_scan import LogitsScan  # isort: skip
 from octavo.kernels.triton.sampling.logprobs import top_logprobs  # isort: skip
 from tests.gpu.test_sampling import draw, processed  # isort: skip

@@ -26,7 +26,7 @@ from octavo.kernels.reference.sampling import (  # isort: skip
 )
 from octavo.kernels.triton.sampling.logits_scan import LogitsScan  # isort: skip
 from octavo.kernels.triton.sampling.logprobs import top_logprobs  # isort: skip
-from octavo.kernels.triton.sampling.processed_logits import processed_logits  # isort: skip
+from octavo.kernels.triton.sampling.logprobs import processed_logits  # isort: skip
 from octavo.kernels.triton.sampling.draw import sample  # isort: skip
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace  # isort: skip
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch  # isort: skip

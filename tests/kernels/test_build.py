@@ -17,8 +17,7 @@ import pytest
 from octavo import env
 from octavo.errors import BackendUnavailableError, ConfigError, KernelBuildError
 from octavo.kernels.build import build, kept_files
-from octavo.kernels.build.compilers import Compilers
-from octavo.kernels.build.toolchain import Toolchain, find_toolchain
+from octavo.kernels.build.toolchain import Compilers, Toolchain, find_toolchain
 from octavo.kernels.cpu.device import CpuDevice
 
 HEADER = "#pragma once\ninline int answer() { return 42; }\n"

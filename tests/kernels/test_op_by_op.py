@@ -1,4 +1,4 @@
-"""Steps run op by op: the same tokens, a line an op, and the model's own Python with arrays in it."""
+"""Steps run op by op: the same tokens, a line for each op, and arrays in the model's own Python."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def generate(folder: object, backend: str, **options: bool) -> list[int]:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_every_op_of_every_step_is_told(
+def test_every_op_of_every_step_is_reported(
     backend: str, tiny_folder: TinyFolder, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tiny_folder("llama")
@@ -38,7 +38,7 @@ def test_every_op_of_every_step_is_told(
     ops = [line["op"] for line in lines if line]
     first = ["embedding", "rms_norm", "linear", "rotary_kv_write", "paged_attention", "linear", "add_rms_norm"]
     assert ops[:7] == first
-    assert ops.count("embedding") == len(plain), "one a step"
+    assert ops.count("embedding") == len(plain), "one per step"
     down = next(line for line in lines if line and line["names"].endswith("mlp.down_proj"))
     assert down["inputs"].startswith("[3, "), "the prompt's three tokens"
 
@@ -47,7 +47,7 @@ def test_every_op_of_every_step_is_told(
 def test_the_models_code_sees_each_steps_values(
     backend: str, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a debugger would stop, in layers/blocks.py, are the step's tokens and what was computed for them."""
+    """In layers/blocks.py, where a debugger would stop, a tensor has the step's tokens and real values."""
     seen, call = [], GatedMLP.__call__
 
     def stop(self: GatedMLP, ops: Ops, x: Tensor) -> Tensor:
@@ -58,7 +58,6 @@ def test_the_models_code_sees_each_steps_values(
     monkeypatch.setattr(GatedMLP, "__call__", stop)
     generate(tiny_folder("llama"), backend, trace_ops=True)
     num_layers = len(seen) // 3
-    prompt = [(3, True)] * (num_layers - 1) + [
-        (1, True)
-    ]  # the last layer's is left to the token whose logits are asked for
+    # the last layer's MLP runs only for the token whose logits are needed
+    prompt = [(3, True)] * (num_layers - 1) + [(1, True)]
     assert seen == prompt + [(1, True)] * 2 * num_layers

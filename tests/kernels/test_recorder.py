@@ -8,8 +8,7 @@ import pytest
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.ops import AttentionLayer, Ops, Tensor
 from octavo.kernels.parameters import Linear
-from octavo.kernels.program.buffers import share_buffers
-from octavo.kernels.program.recorder import Recorder
+from octavo.kernels.program.recorder import Recorder, share_buffers
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.testing.made_parameters import linear, parameter
 from tests.kernels.step_harness import Pool, random_table, run_once

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from octavo.kernels.ops import FloatArray
-from octavo.kernels.parameters import Linear, Parameter
+from octavo.kernels.parameters import Linear, Parameter, Shard
 from octavo.kernels.program.recorder import Recording, record_model
 from octavo.kernels.reference.dequantize import values
-from octavo.kernels.shard import Shard
 from octavo.models.registry import build_model, required_tensors
 from tests.models.architectures import ARCHITECTURES, SLOTS
 from tests.models.symbolic import DrawnTensors
@@ -116,7 +115,7 @@ def test_scales_are_shared_as_their_matrix_is() -> None:
     rows, columns = Shard.rows(256), Shard.columns(64, 2)
     assert rows.slices((512, 256 // 32), 1, 2) == (1, (slice(4, 8),)), "a scale for 32 columns"
     assert columns.slices((64, 1), 1, 2) == (0, (slice(16, 32), slice(48, 64))), "a scale for a row"
-    with pytest.raises(AssertionError, match="no border"):
+    with pytest.raises(AssertionError, match="no boundary"):
         rows.slices((512, 1), 0, 2)
 
 

@@ -30,8 +30,7 @@ from pathlib import Path
 from octavo import env
 from octavo.errors import BackendUnavailableError, ConfigError, KernelBuildError
 from octavo.kernels.build import kept_files
-from octavo.kernels.build.compilers import Compilers
-from octavo.kernels.build.toolchain import Toolchain, cpu_identity, find_toolchain
+from octavo.kernels.build.toolchain import Compilers, Toolchain, cpu_identity, find_toolchain
 from octavo.observe.machine import num_cores
 
 LIBRARY_NAME = "octavo_kernels.so"

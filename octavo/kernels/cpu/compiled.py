@@ -22,8 +22,7 @@ from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.host import allocate_pool
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer, FloatArray, IntArray, Model
-from octavo.kernels.program.op_by_op import See
-from octavo.kernels.program.recorder import record_model
+from octavo.kernels.program.recorder import See, record_model
 from octavo.kernels.tensor import HostTensor
 from octavo.sampling.columns import SamplingBatch
 

@@ -12,13 +12,13 @@ from octavo.kernels.device import StepLimits, StepSizes
 from octavo.kernels.host import HOST_SIZES, host_dtypes, host_free_bytes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import Model
-from octavo.kernels.program.op_by_op import printer
+from octavo.kernels.program.recorder import printer
 from octavo.observe.machine import num_cores
 
 
 class CpuDevice:
     """Implements `octavo.kernels.device.Device`. num_threads None: every core this process may use. activation_dtype:
-    what products with block-quantised weights round activations to. traces_ops: see `kernels/program/op_by_op.py`."""
+    what products with block-quantised weights round activations to. traces_ops: see `kernels/program/recorder.py`."""
 
     name = "cpu"
     is_asynchronous = draws_weights = sizes_cache_last = False

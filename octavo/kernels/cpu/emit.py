@@ -16,8 +16,7 @@ from octavo.kernels.cpu.weights import CpuWeights
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ops import OPS, WORDS, AttentionLayer
 from octavo.kernels.parameters import Linear, Parameter
-from octavo.kernels.program.buffers import BufferPlan
-from octavo.kernels.program.recorder import Instruction, Value
+from octavo.kernels.program.recorder import BufferPlan, Instruction, Value
 from octavo.kernels.tensor import DTYPES
 
 

@@ -13,9 +13,7 @@ from octavo.kernels.cpu.library import ThreadPool, address, check
 from octavo.kernels.cpu.weights import CpuWeights
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ops import FloatArray
-from octavo.kernels.program.buffers import share_buffers
-from octavo.kernels.program.op_by_op import OpByOp, See
-from octavo.kernels.program.recorder import Recording, Value
+from octavo.kernels.program.recorder import OpByOp, Recording, See, Value, share_buffers
 
 
 class CpuProgram:

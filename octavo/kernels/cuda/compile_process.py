@@ -1,10 +1,10 @@
-"""The process that `compile_ahead.py` starts: compiles what it is told into Triton's cache, a child for each kernel.
+"""The process that `compile_ahead.py` starts: compiles the kernels it reads into Triton's cache, a child each.
 
     argument   the GPU's compute capability, 90
     stdin      {"module": ..., "name": ..., "data": ...}     one line per kernel; data is Triton's own description
 
-It ends after its input and its children have ended. Nothing here touches a GPU. There is only one thread, so a forked
-child starts with everything imported.
+It exits once its input and its children have ended. Nothing here touches a GPU. The process has only one thread, so
+that it may fork; a child starts with everything imported.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from octavo.kernels.cuda.driver import GPU, find_gpu
 from octavo.kernels.device import DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import Model
-from octavo.kernels.program.op_by_op import printer
+from octavo.kernels.program.recorder import printer
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda.model import TritonModel
@@ -95,7 +95,7 @@ class CudaDevice:
         import torch
 
         from octavo.kernels.cuda.model import TritonModel
-        from octavo.kernels.triton.attention.kv_pool import BOX_TOKENS
+        from octavo.kernels.triton.attention.memory import BOX_TOKENS
 
         for dim in {group.head_dim for group in kv.groups}:
             if dim * kv.element_bytes % 16:

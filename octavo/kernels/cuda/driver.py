@@ -1,4 +1,4 @@
-"""What the CUDA driver says of a GPU, asked without torch: a machine without one must not pay for it."""
+"""A GPU as its CUDA driver describes it. torch is not imported: a machine without a GPU must not pay for it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class GPU:
 
     @property
     def chains(self) -> bool:
-        """Programmatic dependent launch: a kernel may be resident before the one that it depends on has ended."""
+        """Programmatic dependent launch: a kernel may become resident before its predecessor has ended."""
         return self.capability >= _CHAINING
 
 
 def has_hopper_kernels(capability: tuple[int, int]) -> bool:
-    """Whether attention and small matmuls have Hopper kernels here: the GPU is a Hopper and Triton has Gluon."""
+    """Whether the Hopper kernels for attention and small matmuls can run: on a Hopper GPU, with Triton's Gluon."""
     return capability[0] == _HOPPER and importlib.util.find_spec("triton.experimental.gluon") is not None
 
 

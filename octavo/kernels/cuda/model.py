@@ -30,24 +30,21 @@ from octavo.errors import OutOfMemoryError
 from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.program import Program, Surroundings
-from octavo.kernels.cuda.staging import Staging
-from octavo.kernels.cuda.step import DeviceStep, StepKind
+from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import FloatArray, IntArray, Model
 from octavo.kernels.program.fuse import Fusions, fuse
-from octavo.kernels.program.op_by_op import See
-from octavo.kernels.program.recorder import Instruction, Recording, record, record_model
-from octavo.kernels.triton.attention.kv_pool import TORCH_DTYPE
-from octavo.kernels.triton.attention.memory import AttentionMemory
+from octavo.kernels.program.recorder import Instruction, Recording, See, record, record_model
+from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling
 from octavo.kernels.triton.sampling import logprobs
 from octavo.kernels.triton.sampling.draw import sample
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
-from octavo.kernels.triton.sampling.processed_logits import processed_logits
+from octavo.kernels.triton.sampling.logprobs import processed_logits
 from octavo.sampling.columns import SamplingBatch
 
 VECTOR_ROWS = (1, 2, 4)

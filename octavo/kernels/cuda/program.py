@@ -14,13 +14,11 @@ from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import OPS, Activation, AttentionLayer, Index
 from octavo.kernels.parameters import Linear, Parameter
-from octavo.kernels.program.buffers import share_buffers
-from octavo.kernels.program.op_by_op import OpByOp, See
-from octavo.kernels.program.recorder import Instruction, Recording, Value
+from octavo.kernels.program.recorder import Instruction, OpByOp, Recording, See, Value, share_buffers
 from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
-from octavo.kernels.triton.elementwise.embedding import embedding
+from octavo.kernels.triton.elementwise.elementwise import embedding
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, skinny_linear
 
 if TYPE_CHECKING:

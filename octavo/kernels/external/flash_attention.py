@@ -19,8 +19,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.kv_pool import LayerPool
-from octavo.kernels.triton.attention.memory import AttentionMemory
+from octavo.kernels.triton.attention.memory import AttentionMemory, LayerPool
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 MIN_CHUNK = 2048  # a step whose longest chunk is shorter is faster in Octavo's own kernels

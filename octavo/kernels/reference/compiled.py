@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ops import FloatArray, IntArray, Model
-from octavo.kernels.program.op_by_op import See
+from octavo.kernels.program.recorder import See
 from octavo.kernels.reference.attention import KVPool, StepIndex
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.ops import ReferenceOps

@@ -16,8 +16,7 @@ from octavo.kernels.device import StepLimits, StepSizes
 from octavo.kernels.host import HOST_SIZES, allocate_pool, host_dtypes, host_free_bytes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import Model
-from octavo.kernels.program.op_by_op import See, printer
-from octavo.kernels.program.recorder import record_model
+from octavo.kernels.program.recorder import See, printer, record_model
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from octavo.kernels.ops import Activation, AttentionLayer, Index, Op, Ops
 from octavo.kernels.parameters import Linear, Parameter
-from octavo.kernels.program.op_by_op import See
+from octavo.kernels.program.recorder import See
 from octavo.kernels.reference import attention
 from octavo.kernels.reference.weights import ReferenceWeights
 

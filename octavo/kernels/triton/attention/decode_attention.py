@@ -31,8 +31,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.kv_pool import BOX_TOKENS, LayerPool, padded_dim
-from octavo.kernels.triton.attention.partial_results import DecodeWorkspace, join_parts
+from octavo.kernels.triton.attention.memory import BOX_TOKENS, DecodeWorkspace, LayerPool, join_parts, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
 from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous

@@ -14,7 +14,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from octavo.kernels.triton.attention.kv_pool import LayerPool
+from octavo.kernels.triton.attention.memory import LayerPool
 
 # their names until Triton 3.6, which are gone from 3.9
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier

@@ -10,8 +10,7 @@ from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.memory import AttentionMemory
-from octavo.kernels.triton.attention.partial_results import join_parts
+from octavo.kernels.triton.attention.memory import AttentionMemory, join_parts
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 HEAD_DIMS = (64, 128)

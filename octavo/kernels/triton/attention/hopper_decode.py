@@ -40,8 +40,7 @@ from octavo.kernels.triton.attention.hopper import (
     read_record,
     write_record,
 )
-from octavo.kernels.triton.attention.kv_pool import BOX_TOKENS, LayerPool
-from octavo.kernels.triton.attention.partial_results import DecodeWorkspace
+from octavo.kernels.triton.attention.memory import BOX_TOKENS, DecodeWorkspace, LayerPool
 from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
 from octavo.kernels.triton.chain import wait_for_previous

@@ -42,7 +42,7 @@ from octavo.kernels.triton.attention.hopper import (
     read_record,
     write_record,
 )
-from octavo.kernels.triton.attention.kv_pool import LayerPool
+from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.attention.plan import PREFILL_TILE, AttentionPlan
 
 KV_TILE = gl.constexpr(128)

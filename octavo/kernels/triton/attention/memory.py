@@ -1,23 +1,87 @@
-"""What the attention backends of one model share on its GPU: plans, the KV pool, and room for partial results."""
+"""What the attention kernels of one model share on a GPU: plans, the KV pool, and partial results with their join.
+
+The pool of `KVLayout` seen as elements of the cache dtype:
+
+    block b = [ layer 0 | layer 1 | ... ]         layer = [ K | V ]         K, V = [kv head, token in block, D]
+
+so one head's keys of one block are a single run of block_size * D elements. A sequence that is attended to in several
+items leaves a partial result for each, and `join_parts` combines them. Shape letters as in `decode_attention.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.kv_pool import LayerPool
-from octavo.kernels.triton.attention.partial_results import DecodeWorkspace
-from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
+from octavo.kernels.triton.attention.plan import MAX_PARTITIONS, AttentionPlan, make_plan
+from octavo.kernels.triton.chain import wait_for_previous
+
+TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BOX_TOKENS = 16  # tokens of a block that the tensor copy engine reads at once: the fewest that the matrix units take
+JOIN_PARTS = 4  # partial results joined per turn: most sequences have no more
+
+
+def padded_dim(head_dim: int) -> int:
+    """The width of a tile that holds a head: a power of two that the matrix units take."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerPool:
+    """One layer's view of the pool. Strides and offsets count elements."""
+
+    data: torch.Tensor  # 1-D, starts at the layer's K in block 0
+    block_stride: int
+    value_offset: int  # from a key to its value
+    block_size: int
+    rows: TensorDescriptor  # the whole pool as [rows, D], read in boxes of BOX_TOKENS
+    layer_row: int  # the layer's first row in block 0
+
+    @classmethod
+    def of(cls, pool: torch.Tensor, layout: KVLayout, layer: AttentionLayer) -> LayerPool:
+        """`pool`: the whole KV pool, 1-D uint8."""
+        elements = pool.view(TORCH_DTYPE[layout.dtype])
+        size, dim = elements.element_size(), layer.head_dim
+        start = layout.layer_offset(layer) // size
+        rows = TensorDescriptor(elements, [elements.numel() // dim, dim], [dim, 1], [BOX_TOKENS, padded_dim(dim)])
+        return cls(
+            elements[start:], layout.block_bytes // size, layer.num_kv_heads * layout.block_size * dim,
+            layout.block_size, rows, start // dim,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeWorkspace:
+    """Partial results before the join. Layers share it, because they run one after another."""
+
+    values: torch.Tensor  # max items of [Q, D] float32, flat
+    max_sum: torch.Tensor  # max items of [Q, 2] float32, flat
+    counter: torch.Tensor  # [1] int32: items fetched so far; zero between launches
+
+    @classmethod
+    def allocate(cls, max_num_seqs: int, layers: Sequence[AttentionLayer], device: torch.device) -> DecodeWorkspace:
+        max_items = max_num_seqs * MAX_PARTITIONS
+        heads = max((layer.num_heads for layer in layers), default=0)
+        width = max((layer.num_heads * layer.head_dim for layer in layers), default=0)
+        return cls(
+            torch.empty(max_items * width, dtype=torch.float32, device=device),
+            torch.empty(max_items * heads * 2, dtype=torch.float32, device=device),
+            torch.zeros(1, dtype=torch.int32, device=device),
+        )
 
 
 class AttentionMemory:
-    """Made with the model; `bind` brings the pool. Layers that share block table and window share a plan."""
+    """Layers that share block table and window share a plan. The pool arrives with `bind`."""
 
     def __init__(
         self, layers: Sequence[AttentionLayer], kv: KVLayout, limits: StepLimits, gpu: GPU, device: torch.device
@@ -31,7 +95,7 @@ class AttentionMemory:
         self._plans = {key: AttentionPlan.allocate(seqs, tokens, device) for key in keys}
 
     def bind(self, pool: torch.Tensor) -> None:
-        """`pool`: the whole KV pool, uint8."""
+        """pool: the whole KV pool, 1-D uint8."""
         self.pools.update({layer: LayerPool.of(pool, self._kv, layer) for layer in self._layers})
 
     def plan_of(self, layer: AttentionLayer) -> AttentionPlan:
@@ -51,3 +115,64 @@ class AttentionMemory:
                 decode_threshold=step.kind.decode_threshold,
                 chained=self.gpu.chains,
             )
+
+
+def join_parts(
+    out: torch.Tensor,
+    layer: AttentionLayer,
+    plan: AttentionPlan,
+    workspace: DecodeWorkspace,
+    query_start_loc: torch.Tensor,
+    *,
+    queries: int = 1,
+    chained: bool,
+) -> None:
+    """Combine the partial results of sequences with several items, and reset the workspace's counter."""
+    _join_kernel[(len(query_start_loc) - 1, layer.num_heads, queries)](
+        out, plan.item_ranges, query_start_loc, workspace.counter, workspace.values, workspace.max_sum, out.stride(0),
+        Q_HEADS=layer.num_heads, D=layer.head_dim, D_PAD=padded_dim(layer.head_dim), PARTS=JOIN_PARTS,
+        QUERIES=queries, CHAINED=chained, launch_pdl=chained, num_warps=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _join_kernel(
+    out_ptr, item_ranges, query_start_loc, counter, part_values, part_max_sum, out_stride,
+    Q_HEADS: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, PARTS: tl.constexpr, QUERIES: tl.constexpr,
+    CHAINED: tl.constexpr,
+):  # fmt: skip
+    """One program per sequence, query head and new token."""
+    s = tl.program_id(0)
+    head = tl.program_id(1)
+    first = tl.load(item_ranges + s * 2).to(tl.int64)
+    num_items = tl.load(item_ranges + s * 2 + 1)
+    token = tl.load(query_start_loc + s).to(tl.int64)
+    if QUERIES > 1:
+        query = tl.program_id(2)
+        token += query
+        num_items = tl.where(token < tl.load(query_start_loc + s + 1), num_items, 0)
+    wait_for_previous(CHAINED)
+    if (s == 0) & (head == 0):
+        tl.store(counter, 0)
+    if num_items > 1:
+        part = tl.arange(0, PARTS)
+        d = tl.arange(0, D_PAD)
+        m = tl.full([], -float("inf"), tl.float32)
+        l = tl.full([], 0.0, tl.float32)
+        acc = tl.zeros([D_PAD], tl.float32)
+        for start in range(0, num_items, PARTS):
+            live = start + part < num_items
+            at = (first + start + part) * Q_HEADS + head
+            if QUERIES > 1:
+                at = ((first + start + part) * QUERIES + query) * Q_HEADS + head
+            part_max = tl.load(part_max_sum + at * 2, mask=live, other=-float("inf"))
+            part_sum = tl.load(part_max_sum + at * 2 + 1, mask=live, other=0.0)
+            mask = live[:, None] & (d < D)[None, :]
+            values = tl.load(part_values + at[:, None] * D + d[None, :], mask=mask, other=0.0)
+            m_new = tl.maximum(m, tl.max(part_max, 0))
+            alpha = tl.exp2(m - m_new)
+            weight = tl.exp2(part_max - m_new)
+            acc = acc * alpha + tl.sum(values * weight[:, None], 0)
+            l = l * alpha + tl.sum(part_sum * weight, 0)
+            m = m_new
+        tl.store(out_ptr + token * out_stride + head * D + d, (acc / l).to(out_ptr.dtype.element_ty), mask=d < D)

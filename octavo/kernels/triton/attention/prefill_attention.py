@@ -20,7 +20,7 @@ import triton.language as tl
 
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import LOG2_E, cap_scores, finite
-from octavo.kernels.triton.attention.kv_pool import LayerPool, padded_dim
+from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
 from octavo.kernels.triton.attention.plan import PREFILL_TILE, AttentionPlan
 from octavo.kernels.triton.chain import wait_for_previous
 

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.kv_pool import LayerPool
+from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.chain import wait_for_previous
 
 

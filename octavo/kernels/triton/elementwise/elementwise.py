@@ -1,4 +1,4 @@
-"""Element-wise ops, and gated activations: read once, compute in float32, write once."""
+"""Element-wise ops, gated activations and embeddings: read once, compute in float32, write once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _TILE = 1024
 def elementwise(
     op: str, *tensors: torch.Tensor, numbers: Sequence[float] = (), word: str = "", chained: bool = False
 ) -> None:
-    """The op of that name: its one or two inputs, then the result, which may be an input; all of one contiguous shape.
-    numbers, word: its parameters, at most two and one."""
+    """The op of that name. tensors: its one or two inputs and its result, which may be an input, all contiguous and of
+    one shape. numbers, word: its parameters, at most two numbers and one word."""
     assert all(tensor.is_contiguous() for tensor in tensors), "element-wise kernels walk flat memory"
     x, y, out = tensors[0], tensors[-2], tensors[-1]
     first, second = (*numbers, 0.0, 0.0)[:2]
@@ -30,7 +30,7 @@ def elementwise(
 
 
 def gated_activation(gate_up: torch.Tensor, kind: Activation, out: torch.Tensor, *, chained: bool = False) -> None:
-    """[T, 2F] -> out [T, F]: act(gate) * up, gate being the first half of the columns."""
+    """[T, 2F] -> out [T, F]: act(gate) * up; gate is the first half of the columns."""
     width = out.shape[1]
     _gated_kernel[(len(out), triton.cdiv(width, _TILE))](
         gate_up, out, width, gate_up.stride(0), out.stride(0),
@@ -38,9 +38,27 @@ def gated_activation(gate_up: torch.Tensor, kind: Activation, out: torch.Tensor,
     )  # fmt: skip
 
 
+def embedding(
+    table: torch.Tensor,
+    index: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    offset: int = 0,
+    scale: float = 1.0,
+    chained: bool = False,
+) -> None:
+    """out [T, width] = table[index + offset] * scale. The dtypes of table and `out` may differ. An index of -1 reads as
+    0: it is a failed draw, found after the next step was launched, and that step's result for it is dropped."""
+    width = table.shape[1]
+    _embedding_kernel[(len(index), triton.cdiv(width, _TILE))](
+        table, index, out, offset, scale, width, table.stride(0), out.stride(0),
+        TILE=_TILE, CHAINED=chained, launch_pdl=chained, num_warps=4,
+    )  # fmt: skip
+
+
 @triton.jit
 def tanh(x):
-    """By exp of a negative number, so that nothing overflows; small arguments keep their digits."""
+    """Uses exp of a negative number only, so nothing overflows; small arguments keep their digits."""
     magnitude = tl.abs(x)
     e = tl.exp(-2 * magnitude)
     large = (1 - e) / (1 + e)
@@ -65,7 +83,7 @@ def activate(x, KIND: tl.constexpr):
 
 @triton.jit
 def _result(x, y, first, second, OP: tl.constexpr, WORD: tl.constexpr):
-    """The op named OP, on float32; a new op is a case here."""
+    """The op named OP, on float32; a new op gets a case here."""
     if OP == "add":
         return x + y
     elif OP == "softcap":
@@ -102,3 +120,15 @@ def _gated_kernel(
     gate = tl.load(gate_up + row * in_stride + col, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * in_stride + width + col, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + row * out_stride + col, (activate(gate, KIND) * up).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _embedding_kernel(
+    table, index, out, offset, scale, width, table_stride, out_stride, TILE: tl.constexpr, CHAINED: tl.constexpr
+):
+    wait_for_previous(CHAINED)
+    token = tl.program_id(0).to(tl.int64)
+    col = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    row = (tl.maximum(tl.load(index + token), 0) + offset).to(tl.int64)
+    x = tl.load(table + row * table_stride + col, mask=col < width, other=0.0).to(tl.float32)
+    tl.store(out + token * out_stride + col, (x * scale).to(out.dtype.element_ty), mask=col < width)

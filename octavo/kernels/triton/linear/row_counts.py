@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from octavo.env import cache_dir
-from octavo.kernels.cuda.graph_memory import GraphMemory
+from octavo.kernels.cuda.step import GraphMemory
 
 MOST = 8192
 _CANDIDATES = (*range(16, 1024, 16), *range(1024, 2048, 64), *range(2048, 4096, 256), *range(4096, MOST + 1, 1024))
