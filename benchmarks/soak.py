@@ -53,7 +53,7 @@ def main() -> None:
     results = _run(engine, rng, args.num_requests)
     seconds = time.perf_counter() - begin
     assert len(results) == args.num_requests, f"{len(results)} of {args.num_requests} requests were answered"
-    stats = engine.stats()
+    stats = engine.core.stats()
     assert (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0), f"something is left: {stats}"
     num_same, num_close = _repeat_alone(engine, results, rng)
     reasons = Counter(reason for _, _, _, why in results.values() for reason in why)

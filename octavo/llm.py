@@ -1,22 +1,22 @@
-"""LLM: load a model and generate, offline. vLLM's names; plus `stream`, which hands tokens out as they come."""
+"""LLM: load a model and generate offline, with vLLM's names; `stream` also yields outputs as tokens come."""
 
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from octavo.config import ContentFormat
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.calls import (
     Message,
     conversation_list,
+    listed,
+    listed_or_one,
     missing_attribute,
-    params_list,
-    priority_list,
-    prompt_list,
     refuse_unknown,
     template_options,
 )
@@ -32,17 +32,14 @@ from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
+from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Priority = int | Sequence[int] | None
+Value = TypeVar("Value")
 
-_GENERATE = ("prompts", "sampling_params", "use_tqdm", "priority")
-_STREAM = ("prompts", "sampling_params", "priority")
-_CHAT = (
-    *("messages", "sampling_params", "use_tqdm", "priority", "chat_template", "chat_template_content_format"),
-    *("add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs"),
-)
+_PROMPTS = "allowed are text, token ids, a dict with 'prompt' or 'prompt_token_ids', and a list of these"
 
 
 class LLM:
@@ -50,16 +47,17 @@ class LLM:
 
     model: a Hugging Face folder or hub id, a .gguf file, or a packaged model's name ("smollm2").
     options: any field of the sections in `octavo/config.py`, by name: dtype, max_model_len, max_num_seqs,
-        kv_cache_memory_bytes, backend, ... Those of vLLM that ask for nothing (tensor_parallel_size=1) are accepted.
+        kv_cache_memory_bytes, backend, ... vLLM's other options are accepted if they ask for nothing
+        (tensor_parallel_size=1).
     Raises ConfigError, ModelLoadError, OutOfMemoryError, BackendUnavailableError.
 
     Safe to use from several threads: their requests run together in one batch, each call gets its own outputs, and a
-    stream that is read slowly, or dropped, holds up nobody. A call inside a stream's loop is a call like any other.
-    After `close`, whoever waits gets EngineDeadError.
+    stream that is read slowly, or dropped, delays no other. Calls inside a stream's loop are allowed. After `close`,
+    calls that wait raise EngineDeadError.
     """
 
     def __init__(self, model: str, *, disable_log_stats: bool | None = True, **options: Any) -> None:
-        """disable_log_stats: False keeps what `get_metrics` tells, which costs a few percent of short steps."""
+        """disable_log_stats: False collects metrics for `get_metrics`; short steps get a few percent slower."""
         disable_log_stats = True if disable_log_stats is None else disable_log_stats
         if not isinstance(disable_log_stats, bool):
             raise ConfigError(f"disable_log_stats is {disable_log_stats!r}, allowed are True and False")
@@ -73,7 +71,7 @@ class LLM:
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> LLM:
-        """An LLM of these options, as vLLM spells it."""
+        """An LLM with these options; vLLM's way to make one."""
         return cls(**vars(engine_args))
 
     def generate(
@@ -88,21 +86,22 @@ class LLM:
         """Complete every prompt; outputs come in the order of the prompts.
 
         prompts: text, token ids, or a dict (`prompt` or `prompt_token_ids`, `cache_salt`); one or several.
-        sampling_params: one for all, one a prompt, or None for the model's defaults.
-        use_tqdm: show a progress bar where standard error is a terminal; or a maker of bars, such as tqdm.
-        priority: one for all or one a prompt, lower first. others: vLLM's arguments, where they ask for nothing.
+        sampling_params: one for all, one per prompt, or None for the model's defaults.
+        use_tqdm: whether to show a progress bar if standard error is a terminal; or what makes a bar, such as tqdm.
+        priority: one for all or one per prompt, lower first. others: vLLM's arguments, at values that ask for nothing.
         Raises InvalidRequestError before anything runs if any prompt cannot be served.
         """
         if others:
-            refuse_unknown("generate", others, _GENERATE)
-        listed = prompt_list(prompts)
-        requests = self._make(listed, sampling_params, priority, RequestOutputKind.FINAL_ONLY)
+            refuse_unknown(LLM.generate, others)
+        requests = self._make(prompts, sampling_params, priority, RequestOutputKind.FINAL_ONLY)
         done: dict[str, RequestOutput] = {}
         stream = OutputStream(self._turns, requests)
-        with closing(stream), Progress(len(listed), self._engine.stats, use_tqdm) as progress:
+        bar = None if use_tqdm is False else Progress(len(requests), lambda: self._engine.core.stats(), use_tqdm)
+        with closing(stream), bar or nullcontext():
             for output in stream:
-                progress.update(output)
                 done[output.request_id] = output
+                if bar is not None:
+                    bar.update(output)
         return [done[request.request_id] for request in requests]
 
     def stream(
@@ -115,14 +114,14 @@ class LLM:
     ) -> Iterator[RequestOutput]:
         """Complete every prompt, yielding a RequestOutput whenever a request has new tokens.
 
-        output_kind of the parameters says what each holds. `request_id` ends in the prompt's index: that of
-        prompts[3] is "<call>-3". Prompts are checked now and queued when the first output is asked for; leaving
-        the loop early aborts what still runs. Several streams may be read in turns, or by threads. Who reads more
-        slowly than tokens come sees the newest of CUMULATIVE outputs, and every DELTA.
+        The parameters' output_kind chooses what each output holds. `request_id` ends in the prompt's index: that of
+        prompts[3] is "<call>-3". Prompts are checked now and queued when the first output is asked for; leaving the
+        loop early aborts the requests that still run. Several streams may be read in turns, or by threads. A reader
+        slower than the engine gets only the newest CUMULATIVE output, but every DELTA output.
         """
         if others:
-            refuse_unknown("stream", others, _STREAM)
-        return OutputStream(self._turns, self._make(prompt_list(prompts), sampling_params, priority, None))
+            refuse_unknown(LLM.stream, others)
+        return OutputStream(self._turns, self._make(prompts, sampling_params, priority, None))
 
     def chat(
         self,
@@ -140,9 +139,9 @@ class LLM:
         **others: Any,
     ) -> list[RequestOutput]:
         """Answer one conversation, or each of several, through the model's chat template. A text, or one message, is
-        a conversation too. chat_template_content_format: in place of the option of that name, for this call."""
+        a conversation too. chat_template_content_format: overrides the engine's option for this call."""
         if others:
-            refuse_unknown("chat", others, _CHAT)
+            refuse_unknown(LLM.chat, others)
         options = template_options(
             chat_template_kwargs,
             chat_template=chat_template,
@@ -161,7 +160,7 @@ class LLM:
         return self._engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What the model's generation config recommends, vLLM's defaults elsewhere. Yours to change."""
+        """What the model's generation config recommends, else vLLM's defaults. A copy, which you may change."""
         return self._engine.default_sampling_params.clone()
 
     def reset_prefix_cache(self) -> bool:
@@ -169,8 +168,8 @@ class LLM:
         return self._turns.ask(lambda engine: engine.core.reset_prefix_cache())
 
     def get_metrics(self) -> list[Metric]:
-        """Every metric as of now: Counter, Gauge and Histogram, named as vLLM's (`vllm:...`). As there, the LLM has to
-        be made with disable_log_stats=False."""
+        """The current value of every metric: Counter, Gauge and Histogram, with vLLM's names (`vllm:...`). As in vLLM,
+        the LLM must be made with disable_log_stats=False."""
         metrics = self._metrics
         if metrics is None:
             raise ConfigError(
@@ -189,10 +188,10 @@ class LLM:
         return self._engine.card
 
     def stats(self) -> EngineStats:
-        return self._turns.ask(lambda engine: engine.stats())
+        return self._turns.ask(lambda engine: engine.core.stats())
 
     def close(self) -> None:
-        """Give back memory and threads, from any thread. Calls that wait, and later ones, raise EngineDeadError."""
+        """Free memory and threads. Any thread may call it. Calls that wait, and later ones, raise EngineDeadError."""
         self._turns.close()
 
     def __enter__(self) -> LLM:
@@ -210,19 +209,73 @@ class LLM:
         raise missing_attribute(self, name)
 
     def _make(
-        self, prompts: list[Prompt], params: object, priority: object, output_kind: RequestOutputKind | None
+        self, prompts: object, params: object, priority: object, output_kind: RequestOutputKind | None
     ) -> list[Request]:
         """Check every prompt, so that a bad one stops the call before anything runs."""
+        many = _prompt_list(prompts)
         call = next(self._counter)
-        params_each = params_list(params, len(prompts), self.get_default_sampling_params)
-        priorities = priority_list(priority, len(prompts))
+        params_each = _params_list(params, len(many), self.get_default_sampling_params)
+        priorities = _priority_list(priority, len(many))
         requests = []
-        for index, (prompt, one, level) in enumerate(zip(prompts, params_each, priorities, strict=True)):
+        for index, (prompt, one, level) in enumerate(zip(many, params_each, priorities, strict=True)):
             try:
                 chosen = one if output_kind is None else one.replace(output_kind=output_kind)
                 requests.append(self._engine.make_request(f"{call}-{index}", prompt, chosen, level))
             except InvalidRequestError as refusal:
-                if len(prompts) == 1:
+                if len(many) == 1:
                     raise
                 raise InvalidRequestError(f"prompts[{index}]: {refusal}") from None
         return requests
+
+
+def _prompt_list(prompts: object) -> list[Prompt]:
+    """One prompt or many: text, a dict and a list of ints are one."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if prompts is None or isinstance(prompts, bytes | bytearray) or not isinstance(prompts, Iterable):
+        raise InvalidRequestError(f"prompts is {shown(prompts)}, {_PROMPTS}")
+    many: list[Any] = prompts if isinstance(prompts, list) else listed("prompts", prompts)
+    return [many] if many and _is_whole(many[0]) else many
+
+
+def _params_list(params: object, count: int, default: Callable[[], SamplingParams]) -> list[SamplingParams]:
+    """One for all, one each, or None for the model's defaults."""
+    if params is None:
+        return [default()] * count
+    many = [params] * count if isinstance(params, SamplingParams | str | bytes | Mapping) else listed_or_one(params)
+    if len(many) == 1 and not isinstance(params, Sequence):
+        many = many * count
+    for one in many:
+        if not isinstance(one, SamplingParams):
+            raise InvalidRequestError(
+                f"sampling_params is {shown(one)}, allowed are a SamplingParams, a list of one each, and None"
+            )
+    return _one_each("sampling_params", many, count)
+
+
+def _priority_list(priority: object, count: int) -> list[int]:
+    """One for all, one each, or None for 0."""
+    if priority is None:
+        return [0] * count
+    is_one = isinstance(priority, str | bytes) or _is_whole(priority)
+    many: list[Any] = [priority] * count if is_one else listed_or_one(priority)
+    for one in many:
+        if not _is_whole(one):
+            raise InvalidRequestError(f"priority is {shown(one)}, allowed are a whole number, and a list of one each")
+    return _one_each("priority", [operator.index(one) for one in many], count)
+
+
+def _one_each(name: str, values: list[Value], count: int) -> list[Value]:
+    if len(values) != count:
+        raise InvalidRequestError(
+            f"{name} holds {len(values)} values for {count} prompts, allowed are one, or one each"
+        )
+    return values
+
+
+def _is_whole(value: object) -> bool:
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return not isinstance(value, bool)

@@ -408,7 +408,7 @@ def test_a_fault_in_one_output_ends_that_request_alone(llm: LLM, monkeypatch: py
     def break_names(*_: object) -> None:
         raise ZeroDivisionError("no name")
 
-    monkeypatch.setattr("octavo.engine.sequence_text.named", break_names)
+    monkeypatch.setattr("octavo.engine.lazy_logprobs.named", break_names)
     outputs = llm.generate(PROMPTS, [GREEDY, GREEDY.replace(logprobs=3), GREEDY], use_tqdm=False)
     reasons = [output.outputs[0].finish_reason for output in outputs]
     assert reasons == ["length", "error", "length"]

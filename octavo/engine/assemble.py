@@ -1,15 +1,14 @@
-"""From options to a running engine: the one place where all rooms meet, each given its own section."""
+"""From options to a running engine and its start-up card. Each room gets only its own section of the options."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from octavo.cache.kv_cache import KVCache
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
-from octavo.engine.card import start_up_card, warn_of_leftovers
 from octavo.engine.core import EngineCore
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
@@ -17,12 +16,14 @@ from octavo.engine.overlap import OverlappedCore
 from octavo.errors import ConfigError
 from octavo.executor.inline import InlineExecutor
 from octavo.executor.interface import Executor
+from octavo.models.context_len import context_len
 from octavo.observe.events import EngineStarted, EventLog
+from octavo.observe.logging import LOGGER
 from octavo.observe.tracing import RequestTracer, open_tracer
 from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
-from octavo.shown import suggestion
+from octavo.shown import shown_names, suggestion
 from octavo.text.tokenizer import Tokenizer, check_chat_template, open_tokenizer
 from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, why_not
 from octavo.worker.task import WorkerShape, WorkerTask
@@ -41,8 +42,8 @@ _VLLM_OPTIONS = ENGINE_OPTIONS | SERVER_ONLY
 
 
 def engine_config(**options: Any) -> EngineConfig:
-    """Sort options into sections by field name. Raises ConfigError for a name no section has, unless it is one of
-    vLLM's and asks for nothing; and TokenizerError for a chat template that is none, before a model loads."""
+    """Sort options into sections by field name. Raises ConfigError for an unknown name, unless it is one of vLLM's and
+    asks for nothing, and TokenizerError for a broken chat template, before a model loads."""
     sections = {}
     for section_name, section in _SECTIONS.items():
         names = {field.name for field in fields(section)} & set(options)
@@ -59,7 +60,7 @@ def engine_config(**options: Any) -> EngineConfig:
 
 
 def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves: bool = False) -> LLMEngine:
-    """Have the workers made, and connect an engine to them. serves: as in a WorkerTask."""
+    """Start the workers and connect an engine to them. serves: as in a WorkerTask."""
     begin = clock()
     events = EventLog(config.observe.event_log_size)
     tracer = _tracer(config, events, clock)
@@ -94,7 +95,7 @@ def _executor(config: EngineConfig, serves: bool) -> Executor:
 
 
 def _core(config: EngineConfig, executor: Executor, events: EventLog, clock: Clock) -> EngineCore:
-    """The next step is planned while one runs: if the options do not say, on a device that computes by itself."""
+    """async_scheduling, by default on for devices that compute asynchronously, plans a step while another runs."""
     shape = executor.shape
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
@@ -127,7 +128,7 @@ def _record_start(config: EngineConfig, shape: WorkerShape, events: EventLog, cl
 
 
 def _cache_options(config: CacheConfig, shape: WorkerShape) -> tuple[tuple[str, str], ...]:
-    """As vLLM's metrics name and write them."""
+    """The cache's options, named and written as in vLLM's metrics."""
     options = {
         "cache_dtype": shape.layout.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
         "gpu_memory_utilization": config.gpu_memory_utilization,
@@ -166,3 +167,45 @@ def _inputs(config: EngineConfig, shape: WorkerShape, tokenizer: Tokenizer | Non
         eos_token_ids=shape.architecture.eos_token_ids,
     )
     return InputProcessor(tokenizer, request_limits, config.model.seed)
+
+
+def start_up_card(shape: WorkerShape, seconds: float) -> list[tuple[str, str]]:
+    """What runs, where and why, as (label, text) lines."""
+    architecture, layout, limits = shape.architecture, shape.layout, shape.limits
+    num_tokens = (layout.num_blocks - 1) * layout.block_size
+    context = f"{limits.max_model_len:,} tokens"
+    if limits.max_model_len < context_len(architecture):
+        context += f" of the model's {context_len(architecture):,}"
+    lines = [
+        ("model", f"{shape.label} ({architecture.family}, {architecture.num_layers} layers)"),
+        ("weights", f"{_size(shape.weight_bytes)} as {shape.weight_dtypes}"),
+        (
+            "KV cache",
+            f"{layout.num_blocks - 1:,} blocks of {layout.block_size} tokens, "
+            f"{_size(layout.num_blocks * layout.block_bytes)} as {layout.dtype}",
+        ),
+        ("holds", f"{num_tokens:,} tokens in one cache group, {limits.max_num_seqs} sequences at once"),
+        ("context", context),
+        ("step", f"up to {limits.max_num_tokens:,} tokens"),
+        ("backend", shape.backend),
+        ("ready in", f"{seconds:.2f} s"),
+    ]
+    if shape.device is not None:
+        lines.insert(-1, ("device", shape.device))
+    return lines
+
+
+def warn_of_leftovers(label: str, unused: Sequence[str]) -> None:
+    """Warn of tensors that the model did not use: its configuration may describe another model."""
+    if unused:
+        LOGGER.warning(
+            "%s: %d tensors are not used, the model's configuration has no place for them: %s",
+            *(label, len(unused), shown_names(unused)),
+        )
+
+
+def _size(num_bytes: int) -> str:
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:,.1f} {unit}"
+    return f"{num_bytes} bytes"

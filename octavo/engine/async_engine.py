@@ -1,4 +1,4 @@
-"""AsyncLLM: many coroutines, one engine. A thread of its own turns the engine; it sleeps while idle.
+"""AsyncLLM: many coroutines, one engine, which runs on a separate thread. The thread sleeps while idle.
 
 coroutine --commands--> engine thread: step() ... --outputs, by call_soon_threadsafe--> coroutine's queue
 """
@@ -12,15 +12,14 @@ import itertools
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.calls import id_list, missing_attribute
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
-from octavo.engine.engine_client import EngineClient, GenerateCall, ModelInfo
-from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine, ModelInfo
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
@@ -34,13 +33,13 @@ Answer = TypeVar("Answer")
 
 @dataclass(slots=True)
 class _Listener:
-    """Where one request's outputs go."""
+    """Where to put one request's outputs."""
 
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Item]
 
     def put(self, item: Item) -> bool:
-        """False if nobody will read it: the reader's event loop is closed."""
+        """False if the reader's event loop is closed, so nobody will read it."""
         try:
             self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
         except RuntimeError:
@@ -53,19 +52,23 @@ class AsyncLLM(EngineClient):
 
     def __init__(self, model: str, **options: Any) -> None:
         self._engine = build_engine(engine_config(model=model, **options))
-        self._model_info = self._engine.model_info
+        self._model_info = ModelInfo(
+            **asdict(self._engine.limits),
+            default_sampling_params=self._engine.default_sampling_params,
+            card=self._engine.card,
+        )
         self._metrics = EngineMetrics(self._engine.events, model_name=str(model))
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._counter = itertools.count()
         self._fault: BaseException | None = None
-        self._fault_lock = threading.Lock()  # no command is queued after the thread has seen its last one
+        self._fault_lock = threading.Lock()  # so that no command is queued after the thread has taken its last one
         self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
         self._thread.start()
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> AsyncLLM:
-        """An AsyncLLM of these options, as vLLM spells it."""
+        """An AsyncLLM with these options; vLLM's way to make one."""
         return cls(**vars(engine_args))
 
     async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
@@ -114,13 +117,13 @@ class AsyncLLM(EngineClient):
         return self._fault is None
 
     async def stats(self) -> EngineStats:
-        return await self._ask(lambda engine: engine.stats())
+        return await self._ask(lambda engine: engine.core.stats())
 
     async def metrics(self) -> bytes:
         return await self._ask(lambda engine: self._metrics.exposition())
 
     def shutdown(self) -> None:
-        """Stop the thread and give everything back. Running requests raise EngineDeadError."""
+        """Stop the thread and free everything. Running requests raise EngineDeadError."""
         if self._thread.is_alive():
             self._commands.put(None)
             self._thread.join()
@@ -129,7 +132,7 @@ class AsyncLLM(EngineClient):
         raise missing_attribute(self, name)
 
     async def _ask(self, question: Callable[[LLMEngine], Answer]) -> Answer:
-        """Have the engine's thread answer, between two steps."""
+        """Have the engine's thread answer between two steps."""
         answer: concurrent.futures.Future[Answer] = concurrent.futures.Future()
 
         def reply(engine: LLMEngine) -> None:
@@ -161,13 +164,13 @@ class AsyncLLM(EngineClient):
             self._listeners[request.request_id] = listener
 
     def _abort(self, engine: LLMEngine, request_id: str, listener: _Listener) -> None:
-        """Abort for a reader that left; a later request of the same id is not its business."""
+        """Abort for a reader that left, but not a later request with the same id."""
         if self._listeners.get(request_id) is listener:
             del self._listeners[request_id]
             engine.abort_request(request_id)
 
     def _run(self) -> None:
-        """The engine thread: obey commands, step while there is work, sleep on the queue when there is none."""
+        """The engine thread: run commands, step while there is work, else sleep on the queue."""
         try:
             while self._obey():
                 for output in self._engine.step():
@@ -177,7 +180,7 @@ class AsyncLLM(EngineClient):
             self._end(fault)
 
     def _end(self, fault: BaseException) -> None:
-        """Close the engine and tell everyone who waits, those whose requests were still queued included."""
+        """Close the engine and tell all who wait, also those whose requests are still queued."""
         with self._fault_lock:
             self._fault = fault
         self._engine.close()

@@ -1,56 +1,42 @@
-"""What a call of the Python API is given, brought to one form: lists of prompts, parameters, priorities, conversations.
+"""What a call of the Python API was given: checked, and in one form.
 
-People pass one thing or many, lists and generators, None for the default. What cannot be meant is an
-InvalidRequestError that says what is allowed, never an error of Python's own.
+Callers pass one value or many, lists or generators, None for the default. A value without a meaning raises
+InvalidRequestError, which says what is allowed; Python's own errors never reach the caller.
 """
 
 from __future__ import annotations
 
-import operator
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from octavo.engine.input import Prompt
 from octavo.errors import InvalidRequestError
-from octavo.sampling_params import SamplingParams
 from octavo.shown import shown, suggestion
 from octavo.vllm_options import CALL_ARGUMENTS, METHODS, why_not
 
 Message = Mapping[str, Any]
-Value = TypeVar("Value")
 
-_PROMPTS = "allowed are text, token ids, a dict with 'prompt' or 'prompt_token_ids', and a list of these"
 _MESSAGES = "allowed are a list of dicts with 'role' and 'content', and a list of such lists"
 
 
-def prompt_list(prompts: object) -> list[Prompt]:
-    """One prompt or many: text, a dict and a list of ints are one."""
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if prompts is None or isinstance(prompts, bytes | bytearray) or not isinstance(prompts, Iterable):
-        raise InvalidRequestError(f"prompts is {shown(prompts)}, {_PROMPTS}")
-    listed = _listed("prompts", prompts)
-    return [listed] if listed and _is_whole(listed[0]) else listed
-
-
 def conversation_list(messages: object) -> list[Sequence[Message]]:
-    """One conversation or many: a text is one message of the user's, a dict is one message."""
+    """One conversation or many: a text is one user message, a dict is one message."""
     if isinstance(messages, str):
         messages = {"role": "user", "content": messages}
     if isinstance(messages, Mapping):
         messages = [messages]
     if messages is None or isinstance(messages, bytes | bytearray) or not isinstance(messages, Iterable):
         raise InvalidRequestError(f"messages is {shown(messages)}, {_MESSAGES}")
-    listed = _listed("messages", messages)
-    if not listed:
+    many = listed("messages", messages)
+    if not many:
         raise InvalidRequestError(f"messages is empty, {_MESSAGES}")
-    if isinstance(listed[0], Mapping):
-        return [listed]
-    return [_conversation(index, one) for index, one in enumerate(listed)]
+    if isinstance(many[0], Mapping):
+        return [many]
+    return [_conversation(index, one) for index, one in enumerate(many)]
 
 
 def template_options(variables: object, **options: object) -> dict[str, Any]:
-    """What a chat template is rendered with. variables: chat_template_kwargs, which win."""
+    """A chat template's arguments. variables: chat_template_kwargs, which override options."""
     variables = {} if variables is None else variables
     if not isinstance(variables, Mapping) or any(not isinstance(name, str) for name in variables):
         raise InvalidRequestError(f"chat_template_kwargs is {shown(variables)}, allowed is a dict of names and values")
@@ -66,52 +52,26 @@ def template_options(variables: object, **options: object) -> dict[str, Any]:
     return options
 
 
-def params_list(params: object, count: int, default: Callable[[], SamplingParams]) -> list[SamplingParams]:
-    """One for all, one each, or None for the model's defaults."""
-    if params is None:
-        return [default()] * count
-    many = [params] * count if isinstance(params, SamplingParams | str | bytes | Mapping) else _listed_or_one(params)
-    if len(many) == 1 and not isinstance(params, Sequence):
-        many = many * count
-    for one in many:
-        if not isinstance(one, SamplingParams):
-            raise InvalidRequestError(
-                f"sampling_params is {shown(one)}, allowed are a SamplingParams, a list of one each, and None"
-            )
-    return _one_each("sampling_params", many, count)
-
-
-def priority_list(priority: object, count: int) -> list[int]:
-    """One for all, one each, or None for 0."""
-    if priority is None:
-        return [0] * count
-    is_one = isinstance(priority, str | bytes) or _is_whole(priority)
-    many: list[Any] = [priority] * count if is_one else _listed_or_one(priority)
-    for one in many:
-        if not _is_whole(one):
-            raise InvalidRequestError(f"priority is {shown(one)}, allowed are a whole number, and a list of one each")
-    return _one_each("priority", [operator.index(one) for one in many], count)
-
-
 def id_list(request_ids: object) -> list[str]:
     """One request id or several."""
-    many = [request_ids] if isinstance(request_ids, str) else _listed_or_one(request_ids)
+    many = [request_ids] if isinstance(request_ids, str) else listed_or_one(request_ids)
     for one in many:
         if not isinstance(one, str):
             raise InvalidRequestError(f"request_id is {shown(one)}, allowed are a text and a list of texts")
     return many
 
 
-def refuse_unknown(call: str, given: Mapping[str, object], known: Iterable[str]) -> None:
-    """Arguments by names that a call does not have: vLLM's may ask for nothing, others are misspelt."""
+def refuse_unknown(method: Callable[..., Any], given: Mapping[str, object]) -> None:
+    """Refuse arguments that a method does not have, except vLLM's at values that ask for nothing."""
     if (refusal := why_not(CALL_ARGUMENTS, given)) is not None:
         raise InvalidRequestError(refusal)
     for name in given.keys() - CALL_ARGUMENTS.keys():
-        raise InvalidRequestError(f"{call} has no argument {shown(name)}; {suggestion(name, known)}")
+        known = inspect.signature(method).parameters.keys() - {"self", "others"}
+        raise InvalidRequestError(f"{method.__name__} has no argument {shown(name)}; {suggestion(name, known)}")
 
 
 def missing_attribute(owner: object, name: str) -> AttributeError:
-    """What to raise for an attribute that is not there."""
+    """The error for an attribute that does not exist."""
     kind = type(owner).__name__
     if name in METHODS:
         return AttributeError(f"{kind}.{name} is not supported yet: {METHODS[name]}", name=name, obj=owner)
@@ -121,32 +81,16 @@ def missing_attribute(owner: object, name: str) -> AttributeError:
 def _conversation(index: int, messages: object) -> Sequence[Message]:
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise InvalidRequestError(f"messages[{index}] is {shown(messages)}, {_MESSAGES}")
-    return _listed(f"messages[{index}]", messages)
+    return listed(f"messages[{index}]", messages)
 
 
-def _listed(name: str, values: Iterable[Any]) -> list[Any]:
-    """All of them. A generator is the caller's own program, and may fail in any way."""
+def listed(name: str, values: Iterable[Any]) -> list[Any]:
+    """All values as a list. A generator is the caller's code and may raise anything."""
     try:
         return list(values)
     except TypeError as error:  # such as an array without dimensions
         raise InvalidRequestError(f"{name} is {shown(values)}, which cannot be listed: {error}") from None
 
 
-def _listed_or_one(values: object) -> list[Any]:
-    return _listed("a list", values) if isinstance(values, Iterable) else [values]
-
-
-def _one_each(name: str, values: list[Value], count: int) -> list[Value]:
-    if len(values) != count:
-        raise InvalidRequestError(
-            f"{name} holds {len(values)} values for {count} prompts, allowed are one, or one each"
-        )
-    return values
-
-
-def _is_whole(value: object) -> bool:
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return not isinstance(value, bool)
+def listed_or_one(values: object) -> list[Any]:
+    return listed("a list", values) if isinstance(values, Iterable) else [values]

@@ -1,4 +1,4 @@
-"""The engine is one sentence: schedule, execute, update."""
+"""EngineCore: the engine without text. A step is one sentence: schedule, execute, update."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from octavo.scheduler.updates import SequenceUpdate
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A moment's numbers. Blocks exclude the null block."""
+    """The engine's numbers at one moment. Blocks exclude the null block."""
 
     num_running: int
     num_waiting: int
@@ -58,11 +58,11 @@ class EngineCore:
         self._scheduler.abort(request_id)
 
     def finish_sequence(self, sequence_id: SequenceId, stop: str) -> bool:
-        """A stop string ended it, as only the output side can see. False: it had ended already."""
+        """End a sequence whose text has a stop string. False: it had ended already."""
         return self._scheduler.finish_sequence(sequence_id, "stop", stop)
 
     def fail_request(self, request_id: str, reason: str) -> None:
-        """Its output could not be made, as only the output side can see. One that has ended stays as it is."""
+        """End a request whose output could not be made. If it has ended, nothing changes."""
         self._scheduler.end_request(request_id, "error", reason)
 
     @property
@@ -78,16 +78,16 @@ class EngineCore:
         return self._scheduler.has_unfinished
 
     def step(self) -> list[SequenceUpdate]:
-        """One turn -> what changed. After a step that the workers cannot carry out, those in it run alone until the
-        one whose fault it was is found; it ends with the fault as its stop_reason, and no other does. Raises
-        EngineDeadError where the device itself is lost."""
+        """Run one step -> what changed. If the workers fail at it, its requests run alone until the one at fault is
+        found and ends with the fault as its stop_reason; the others go on. Raises EngineDeadError if the device is
+        lost."""
         begin = self._clock()
         plan = self._scheduler.schedule()
         scheduled = self._clock()
         try:
             result = self._executor.submit(plan).result()
         except EngineDeadError:
-            raise  # no later step can be carried out either
+            raise  # the workers are lost: no later step can run either
         except Exception as fault:
             return self._scheduler.fail(f"{type(fault).__name__}: {fault}")
         return self._update(plan, result, begin, scheduled)
@@ -102,7 +102,7 @@ class EngineCore:
         )
 
     def reset_prefix_cache(self) -> bool:
-        """Forget all cached blocks; sequences keep theirs. True: as in vLLM, where it may fail."""
+        """Forget all cached blocks; sequences keep theirs. Always True; vLLM's may fail."""
         self._cache.forget()
         return True
 
@@ -110,7 +110,7 @@ class EngineCore:
         self._executor.close()
 
     def _update(self, plan: StepPlan, result: StepResult, begin: float, scheduled: float) -> list[SequenceUpdate]:
-        """Add what a step drew, and write down what the step cost."""
+        """Give a step's tokens to the scheduler, and log the step's times."""
         executed = self._clock()
         updates = self._scheduler.update(plan, result)
         if self._check_invariants:

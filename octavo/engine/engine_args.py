@@ -1,4 +1,4 @@
-"""EngineArgs: an engine's options as an object, as vLLM's users pass them: made, changed, and turned into an engine."""
+"""EngineArgs: an engine's options as one object, as in vLLM."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _Options: Any = make_dataclass(
 
 
 class EngineArgs(_Options):  # type: ignore[misc]
-    """Options of LLM and AsyncLLM under their names, checked when made and when the engine is.
+    """The options of LLM and AsyncLLM by name, checked when this object is made and again when an engine is.
 
-    model and options: as LLM takes them; what is not given has its default, and can be read and set as an attribute.
-    `vars(args)`, and `dataclasses.asdict(args)`, are keywords for LLM.
+    model, options: as for LLM; the others have their defaults. Each is an attribute to read and set. `vars(args)` and
+    `dataclasses.asdict(args)` are keywords for LLM.
     """
 
     def __init__(self, model: str = "smollm2", **options: Any) -> None:

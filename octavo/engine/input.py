@@ -1,7 +1,4 @@
-"""From what a user passes to a Request: tokenise, check every limit, say what is wrong.
-
-Everything that can be wrong with a request is found here, before the engine has seen it.
-"""
+"""From a user's prompt and parameters to a Request: tokenise, and check every limit before the engine sees it."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
 
 
 class InputProcessor:
-    """Stateless but for the random seeds it hands to requests that bring none. Safe to call from any thread."""
+    """Its only state is the seeds that it draws for requests without one. Any thread may call it."""
 
     def __init__(self, tokenizer: Tokenizer | None, limits: RequestLimits, seed: int) -> None:
         self._tokenizer = tokenizer
@@ -50,7 +47,7 @@ class InputProcessor:
         _check_priority(priority)
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"sampling_params is {shown(params)}, allowed is a SamplingParams")
-        params = params.clone()  # whatever becomes of the user's
+        params = params.clone()  # the user may change the original later
         text, token_ids, own_salt = self._read(prompt, is_cut=params.truncate_prompt_tokens is not None)
         cache_salt = _one_salt(cache_salt, own_salt)
         token_ids = self._truncate(token_ids, params.truncate_prompt_tokens)
@@ -77,7 +74,7 @@ class InputProcessor:
         )
 
     def _read(self, prompt: Prompt, is_cut: bool) -> tuple[str | None, array[int], object]:
-        """-> text if there was one, token ids, cache salt. is_cut: a prompt of any length will fit."""
+        """-> text if any, token ids, cache salt. is_cut: the prompt will be truncated, so any length fits."""
         cache_salt: object = None
         if isinstance(prompt, Mapping):
             prompt, cache_salt = _unwrap(prompt)
@@ -90,7 +87,7 @@ class InputProcessor:
         return prompt, array("q", self._tokenizer.encode(prompt)), cache_salt
 
     def _check_text(self, tokenizer: Tokenizer, text: str) -> None:
-        """Refuse a text by its bytes, if its tokens can only be too many: they would take long to make."""
+        """Refuse a text that must have too many tokens before it is tokenised, which would take long."""
         most = self.limits.max_model_len - 1
         if len(text) > most and (fewest := tokenizer.fewest_tokens(text)) > most:
             raise InvalidRequestError(
@@ -100,7 +97,7 @@ class InputProcessor:
             )
 
     def _truncate(self, token_ids: array[int], keep: int | None) -> array[int]:
-        """The last `keep` tokens; -1 keeps what leaves room for one new token."""
+        """The last `keep` tokens; -1 keeps as many as leave room for one new token."""
         if keep is None:
             return token_ids
         most = self.limits.max_model_len - 1
@@ -150,7 +147,7 @@ class InputProcessor:
     def _check_drawable(
         self, params: SamplingParams, stops: frozenset[int], bad_word_ids: tuple[tuple[int, ...], ...]
     ) -> None:
-        """Some token can be drawn first. Longer bad words ban tokens as they come; that is seen when it happens."""
+        """Check that at least one token can be drawn first. Longer bad words ban tokens only later."""
         banned = {word[0] for word in bad_word_ids if len(word) == 1}
         allowed = set(params.allowed_token_ids or ()) or range(self.limits.vocab_size)
         if params.min_tokens:
@@ -176,7 +173,7 @@ class InputProcessor:
     def _bad_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         if not words:
             return ()
-        if self._last_bad_words[0] == words:  # those of a call's prompts are the same
+        if self._last_bad_words[0] == words:  # all prompts of a call have the same ones
             return self._last_bad_words[1]
         assert self._tokenizer is not None, "bad words were refused without a tokenizer"
         bad_words = self._tokenizer.bad_word_ids(words)
@@ -192,7 +189,7 @@ def _check_id(request_id: object) -> None:
 
 
 def check_unused(request_id: str, live: Container[str]) -> None:
-    """live: the ids of requests that have not ended."""
+    """live: the ids of unfinished requests."""
     if request_id in live:
         raise InvalidRequestError(
             f"request_id {request_id!r} is in use, allowed is one of its own: choose another or wait for its end"
@@ -231,7 +228,7 @@ def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], object]:
 
 
 def _one_salt(of_call: object, of_prompt: object) -> str | None:
-    """The salt, wherever it was given."""
+    """The salt, from whichever place has it."""
     for salt in (of_call, of_prompt):
         if salt is not None and (not isinstance(salt, str) or not salt):
             raise InvalidRequestError(f"cache_salt is {shown(salt)}, allowed is a string of at least one character")

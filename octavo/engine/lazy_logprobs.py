@@ -1,8 +1,8 @@
-"""Log-probabilities that become Python objects only as they are read, and are small until then.
+"""A request's log-probabilities as a list of rows. LogprobRows builds Python objects only as they are read.
 
-A position's alternatives are twenty objects or more, and a request may ask for them at a hundred thousand positions. A
-front end keeps what the engine sent, and whoever reads it, on a thread of its own if it is much, makes the objects one
-row at a time.
+The alternatives of one position are twenty objects or more, and a request may ask for them at a hundred thousand
+positions. So a front end keeps the engine's packed rows, and its reader builds the objects row by row, on a separate
+thread if there are many.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import overload
 import msgspec
 
 from octavo.messages import LogprobRow
-from octavo.outputs import Logprob, TokenLogprobs
+from octavo.outputs import FlatLogprobs, Logprob, TokenLogprobs
+from octavo.text.tokenizer import Tokenizer
 
-#: rows packed together; to unpack them takes a millisecond or two, with twenty alternatives each
+#: rows packed together; with twenty alternatives each, unpacking them takes one or two milliseconds
 _ROWS_A_PIECE = 256
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -24,7 +25,7 @@ _decode = msgspec.msgpack.Decoder(list[LogprobRow]).decode
 
 
 class PackedLogprobs(msgspec.Struct, array_like=True):
-    """Rows as the engine's process packs them."""
+    """Rows, packed by the engine's process."""
 
     num_rows: int
     rows: msgspec.Raw
@@ -36,7 +37,7 @@ def pack_rows(rows: Sequence[LogprobRow]) -> list[PackedLogprobs]:
 
 
 class LogprobRows(Sequence["TokenLogprobs | None"]):
-    """One entry a token, None for a prompt's first. Reads like a list, and a slice of it is one."""
+    """One entry per token, None for the first of a prompt. Reads like a list; a slice of it is a list."""
 
     def __init__(self, texts: Mapping[int, str] | None) -> None:
         self._texts = texts
@@ -52,7 +53,7 @@ class LogprobRows(Sequence["TokenLogprobs | None"]):
         self._len += sum(piece.num_rows for piece in packed)
 
     def copy(self) -> LogprobRows:
-        """As it is now; what comes later is not in it."""
+        """A copy that later rows are not added to."""
         made = LogprobRows(self._texts)
         made._pieces, made._len = list(self._pieces), self._len
         return made
@@ -90,14 +91,35 @@ class LogprobRows(Sequence["TokenLogprobs | None"]):
 
 
 def ranks(row: LogprobRow) -> list[int]:
-    """Of each of its tokens. The best alternatives' are their order, 1 = best."""
+    """The rank of each token in the row. The best alternatives are in order, 1 = best."""
     return [row.rank, *range(1, len(row.token_ids) - len(row.asked_ranks)), *row.asked_ranks]
 
 
 def named(row: LogprobRow, texts: Mapping[int, str] | None) -> TokenLogprobs:
-    """Logprobs by token id, the chosen token first."""
+    """Log-probabilities by token id, the chosen token first."""
     found: TokenLogprobs = {}
     for token_id, logprob, rank in zip(row.token_ids, row.logprobs, ranks(row), strict=True):
         if token_id not in found:
             found[token_id] = Logprob(logprob, rank, None if texts is None else texts[token_id])
     return found
+
+
+#: dicts, columns, or rows that are read lazily
+Rows = list[TokenLogprobs | None] | FlatLogprobs | LogprobRows
+
+
+def no_rows(is_lazy: bool, is_flat: bool, tokenizer: Tokenizer | None) -> Rows:
+    if is_lazy:
+        return LogprobRows(None if tokenizer is None else tokenizer.token_texts)
+    return FlatLogprobs() if is_flat else []
+
+
+def add_row(rows: Rows, row: LogprobRow, tokenizer: Tokenizer | None) -> None:
+    texts = None if tokenizer is None else tokenizer.token_texts
+    if isinstance(rows, LogprobRows):
+        rows.append(row)
+    elif isinstance(rows, FlatLogprobs):
+        decoded = [None if texts is None else texts[token_id] for token_id in row.token_ids]
+        rows.append_fast(row.token_ids, row.logprobs, ranks(row), decoded)
+    else:
+        rows.append(named(row, texts))

@@ -1,28 +1,36 @@
-"""LLMEngine: the step loop with text on both ends. `LLM` and `AsyncLLM` are two ways to turn it.
+"""LLMEngine: the step loop with text at both ends, and EngineClient: what a server's routes know of an engine.
 
 prompt -> input.py -> Request -> core.py (schedule, execute, update) -> output.py -> RequestOutput
+
+`LLM` and `AsyncLLM` are two ways to run the loop. Routes are written and tested against EngineClient; its two
+implementations give the same tokens for the same seeds:
+
+    routes ──▶ EngineClient ◀── AsyncLLM          the engine on a thread of this process
+                            ◀── ProcessClient     the engine in its own process
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
+from octavo.engine.calls import refuse_unknown
 from octavo.engine.core import EngineCore, EngineStats
-from octavo.engine.engine_client import ModelInfo
 from octavo.engine.input import InputProcessor, Prompt, check_unused
-from octavo.engine.output import OutputProcessor
+from octavo.engine.output import RequestText
 from octavo.errors import EngineDeadError
 from octavo.observe.events import EventLog
 from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
-from octavo.request import Request, RequestLimits
+from octavo.request import Request, RequestLimits, SequenceId
 from octavo.sampling_params import SamplingParams
+from octavo.scheduler.updates import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
 
 class LLMEngine:
-    """Owner of one running engine. Not thread-safe, but for `make_request`."""
+    """Owner of one running engine. Only `make_request` is thread-safe."""
 
     def __init__(
         self,
@@ -43,6 +51,7 @@ class LLMEngine:
         self._live: set[str] = set()
         self.tokenizer = tokenizer
         self.events = events
+        self.limits = inputs.limits
         self.default_sampling_params = default_sampling_params
         self.card = card
         self.tracer = tracer
@@ -55,21 +64,21 @@ class LLMEngine:
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Request:
-        """Tokenise and check. Touches no engine state, so any thread may call it."""
+        """Tokenise and check. Any thread may call it: it does not touch the engine's state."""
         return self._inputs.process(request_id, prompt, sampling_params, self._clock(), priority, cache_salt)
 
     def add_request(self, request: Request) -> None:
         """Queue a request. Raises InvalidRequestError if it can never be served, or its id is in use."""
-        core = self._alive()
+        core = self.core
         check_unused(request.request_id, self._live)
         core.add_request(request)
         self._outputs.add(request)
         self._live.add(request.request_id)
 
     def abort_request(self, request_id: str) -> None:
-        """End a request now; the next step() returns its last output. Unknown ids are finished ones."""
+        """End a request now; the next step() returns its last output. An unknown id is taken for a finished request."""
         if request_id in self._live:
-            self._alive().abort(request_id)
+            self.core.abort(request_id)
             self._pending += self._outputs.abort(request_id, self._clock())
 
     @property
@@ -77,14 +86,14 @@ class LLMEngine:
         return self._core is not None and (bool(self._pending) or self._core.has_unfinished)
 
     def step(self) -> list[RequestOutput]:
-        """One turn of the engine -> outputs of the requests that changed."""
-        core = self._alive()
+        """Run one step -> outputs of the requests that changed."""
+        core = self.core
         updates = core.step() if core.has_unfinished else []
         done = self._outputs.process(updates, self._clock())
-        for found in done.stops:
-            core.finish_sequence(found.sequence_id, found.stop)
-        for failed in done.faults:
-            core.fail_request(failed.request_id, failed.reason)
+        for sequence_id, stop in done.stops:
+            core.finish_sequence(sequence_id, stop)
+        for request_id, reason in done.faults:
+            core.fail_request(request_id, reason)
         outputs, self._pending = self._pending + done.outputs, []
         self._live -= {output.request_id for output in outputs if output.finished}
         return outputs
@@ -92,28 +101,151 @@ class LLMEngine:
     @property
     def core(self) -> EngineCore:
         """The engine without text, for a process that leaves text to others."""
-        return self._alive()
-
-    @property
-    def limits(self) -> RequestLimits:
-        return self._inputs.limits
-
-    @property
-    def model_info(self) -> ModelInfo:
-        return ModelInfo(**asdict(self.limits), default_sampling_params=self.default_sampling_params, card=self.card)
-
-    def stats(self) -> EngineStats:
-        return self._alive().stats()
+        if self._core is None:
+            raise EngineDeadError("this engine was closed; make a new one")
+        return self._core
 
     def close(self) -> None:
-        """Give back memory and threads. Requests still running end without a last output."""
+        """Free memory and threads. Requests that still run end without a last output."""
         if self._core is not None:
             self._core.close()
             self._core = None
             if self.tracer is not None:
                 self.tracer.close()
 
-    def _alive(self) -> EngineCore:
-        if self._core is None:
-            raise EngineDeadError("this engine was closed; make a new one")
-        return self._core
+
+class StopFound(NamedTuple):
+    """A stop string ended this sequence; the scheduler must be told."""
+
+    sequence_id: SequenceId
+    stop: str
+
+
+class RequestFault(NamedTuple):
+    """This request's output could not be made, so it has ended; the scheduler must be told."""
+
+    request_id: str
+    reason: str
+
+
+class Processed(NamedTuple):
+    """The results of one step's updates: outputs in order of first change, and what the scheduler cannot know."""
+
+    outputs: list[RequestOutput]
+    stops: list[StopFound]
+    faults: list[RequestFault]
+
+
+class OutputProcessor:
+    """Owner of every live request's text. A fault while one request's output is made ends that request alone, with
+    finish_reason "error"."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._requests: dict[str, RequestText] = {}
+
+    def add(self, request: Request) -> None:
+        self._requests[request.request_id] = RequestText(request, self._tokenizer)
+
+    def abort(self, request_id: str, now: float) -> list[RequestOutput]:
+        """The last output of a request that the scheduler was told to end; none if it has had one."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return []
+        request.abort()
+        output = request.output(now)
+        return [] if output is None else [output]
+
+    def process(self, updates: Iterable[SequenceUpdate], now: float) -> Processed:
+        touched: dict[str, RequestText] = {}
+        done = Processed([], [], [])
+        for update in updates:
+            request = self._requests.get(update.sequence.request.request_id)
+            if request is None:
+                continue  # it ended earlier in this step
+            stop = request.extend(update, now)
+            if stop is not None:
+                done.stops.append(StopFound(update.sequence.sequence_id, stop))
+            touched[request.request_id] = request
+        for request_id, request in touched.items():
+            output = request.output(now)
+            if request.fault is not None:
+                done.faults.append(RequestFault(request_id, request.fault))
+            if request.finished:
+                del self._requests[request_id]
+            if output is not None:
+                done.outputs.append(output)
+        return done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo(RequestLimits):
+    """What a client may ask about the loaded model.
+
+    default_sampling_params: from the checkpoint's generation config. card: the start-up card.
+    """
+
+    default_sampling_params: SamplingParams
+    card: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """The arguments of `generate`. sampling_params None: the model's defaults. request_id None: one is made up."""
+
+    prompt: Prompt
+    sampling_params: SamplingParams | None
+    request_id: str | None
+    priority: int
+    cache_salt: str | None
+    trace_headers: Mapping[str, str] | None
+
+
+class EngineClient(Protocol):
+    """An engine, as the coroutines of one event loop see it."""
+
+    def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        **others: Any,
+    ) -> AsyncIterator[RequestOutput]:
+        """The request's outputs as they come; the last one has finished=True. Leaving the loop early, or being
+        cancelled, aborts the request and frees its blocks. cache_salt: share cached blocks only with requests of the
+        same salt. others: vLLM's arguments, at values that ask for nothing.
+
+        Raises InvalidRequestError (the user's fault), EngineBusyError (too many wait; it says when to try again) and
+        EngineDeadError (the engine is down, or went down).
+        """
+        if others:
+            refuse_unknown(EngineClient.generate, others)
+        return self._outputs(GenerateCall(prompt, sampling_params, request_id, priority, cache_salt, trace_headers))
+
+    def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
+        """Implements `generate`; nothing is checked or begun before the first output is asked for."""
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """End a request; its last output has finish_reason "abort". An unknown id is taken for a finished request."""
+        ...
+
+    def get_tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def model_info(self) -> ModelInfo: ...
+
+    @property
+    def is_alive(self) -> bool:
+        """False while no engine can serve requests: it is down, restarting or shutting down."""
+        ...
+
+    async def stats(self) -> EngineStats: ...
+
+    async def metrics(self) -> bytes:
+        """The engine's metrics, as Prometheus reads them."""
+        ...

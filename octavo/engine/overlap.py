@@ -1,12 +1,12 @@
-"""The same sentence as core.py, with the next step prepared while this one runs.
+"""EngineCore with overlapped steps: the next step is planned while this one runs.
 
     plain        schedule 1 | execute 1 ........ | update 1 | schedule 2 | execute 2 ........ | update 2
     overlapped   schedule 1 | execute 1 ........ execute 2 ........ execute 3 ........
                             schedule 2 | update 1 | schedule 3 | update 2 | ...
 
 The scheduler plans the position of a token before it is known; the worker fills it in from its own rows. A
-sequence that turns out to have ended has computed one token too many, which is dropped. Tokens are the same as
-the plain engine's, and a test says so.
+sequence that turns out to have ended has computed one token too many, which is dropped. Tokens equal those of
+EngineCore; tests compare them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from octavo.scheduler.updates import SequenceUpdate
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A step that the workers have, and when its making began and ended."""
+    """A step that was submitted to the workers, and when its planning began and ended."""
 
     plan: StepPlan
     pending: PendingStep
@@ -31,8 +31,8 @@ class _Begun:
 
 
 class OverlappedCore(EngineCore):
-    """An EngineCore whose executor always has the next step. Its executor must run steps while this thread goes
-    on, in the order they are submitted."""
+    """An EngineCore that keeps one step submitted ahead. Its executor must run steps asynchronously, in the order in
+    which they are submitted."""
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         super().__init__(*parts, **options)
@@ -43,7 +43,7 @@ class OverlappedCore(EngineCore):
         return self._held is not None or super().has_unfinished
 
     def step(self) -> list[SequenceUpdate]:
-        """Begin the next step, then take the result of the one before it."""
+        """Submit the next step, then take the result of the one before it."""
         held, self._held = self._held, self._begin()
         if held is None:
             return []
@@ -61,7 +61,7 @@ class OverlappedCore(EngineCore):
         super().close()
 
     def _begin(self) -> _Begun | None:
-        """Plan and submit. A plan that computes nothing only brings news of rows, and is not waited for."""
+        """Plan and submit a step. A plan that computes nothing only updates the workers' rows: nobody awaits it."""
         begin = self._clock()
         plan = self._scheduler.schedule()
         scheduled = self._clock()
@@ -72,7 +72,7 @@ class OverlappedCore(EngineCore):
         return None
 
     def _fail(self, fault: Exception) -> list[SequenceUpdate]:
-        """The step begun meanwhile builds on the one that failed: it ends with it."""
+        """The step that was submitted since depends on the one that failed, so it ends too."""
         if self._held is not None:
             self._wait_out(self._held.pending)
             self._held = None
@@ -80,7 +80,7 @@ class OverlappedCore(EngineCore):
 
     @staticmethod
     def _wait_out(pending: PendingStep) -> None:
-        """Let a step end whose result, or fault, nobody wants any more."""
+        """Wait for a step, and drop its result or fault."""
         try:
             pending.result()
         except Exception:

@@ -1,4 +1,4 @@
-"""A progress bar: requests done, tokens a second, and the share of KV blocks in use where somebody tells it."""
+"""A progress bar: finished requests, tokens per second, and the share of KV blocks in use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ REFRESH_SECONDS = 0.2
 
 
 class Progress:
-    """Drawn on standard error, and only where that is a terminal; costs nothing otherwise.
+    """Drawn on standard error, if that is a terminal; otherwise it costs nothing.
 
-    is_shown: or a maker of bars to use instead, wherever it draws: tqdm, or what takes its `total` and `desc`."""
+    stats: None leaves out the KV blocks. is_shown: or a function that makes the bar to use instead: tqdm, or one that
+    takes its `total` and `desc`."""
 
     def __init__(
         self, num_requests: int, stats: Callable[[], EngineStats] | None, is_shown: bool | Callable[..., Any]
@@ -43,11 +44,11 @@ class Progress:
         return self
 
     def update(self, output: RequestOutput) -> None:
-        """A request is done."""
+        """A request has finished."""
         self.advance(sum(len(completion.token_ids) for completion in output.outputs))
 
     def advance(self, num_tokens: int) -> None:
-        """A request is done, which made so many tokens."""
+        """A request has finished, with this many new tokens."""
         if self._foreign is not None:
             self._foreign.update(1)
         if self._bar is None:

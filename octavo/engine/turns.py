@@ -1,14 +1,14 @@
-"""EngineTurns: many threads, one engine. Who waits for outputs turns it, for all who wait.
+"""EngineTurns: many threads, one engine. One of the threads that wait for outputs runs it, for all of them.
 
-    thread A   next ──▶ has the turn: commands, step, outputs to everyone's streams; again, until A has news
-    thread B   next ──▶ sleeps until its stream has an output, or the turn is free and B has to take it
-    thread C   ask  ──▶ leaves a command, which whoever has the turn runs between two steps
+    thread A   next ──▶ has the turn: runs commands and a step, puts outputs into all streams; repeats until A has news
+    thread B   next ──▶ sleeps until its stream has an output, or until the turn is free and B must take it
+    thread C   ask  ──▶ queues a command, which the thread with the turn runs between two steps
 
-So requests of all threads are in the same steps, and no thread waits for another one to read: a stream that is read
-slowly, or not at all, holds nobody up. Only the thread that has the turn touches the engine.
+So requests of all threads share the steps, and a stream that is read slowly, or not at all, delays no other. Only the
+thread that has the turn touches the engine.
 
-Python raises KeyboardInterrupt between any two bytecodes of the main thread. A step that has begun is ended first: in
-the middle of one the scheduler would have planned what nobody computes, and the engine would not be sound any more.
+Python may raise KeyboardInterrupt between any two bytecodes of the main thread. A step that has begun is finished
+first: otherwise the scheduler's plan would never be computed, and its state would be wrong.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from octavo.sampling_params import RequestOutputKind
 
 Answer = TypeVar("Answer")
 Command = Callable[[LLMEngine], None]
-_Waiter = tuple[threading.Condition, Callable[[], bool]]  # a thread that sleeps: its bell, whether it has its due
+_Waiter = tuple[threading.Condition, Callable[[], bool]]  # a sleeping thread: what wakes it, and whether it may go on
 
 
 class OutputStream(Iterator[RequestOutput]):
-    """The outputs of one call's requests, which are queued when the first one is asked for.
+    """The outputs of one call's requests, which are queued when the first output is asked for.
 
-    Any thread may read it, several at once too. Of a request whose outputs are cumulative only the newest waits to be
-    read. `close`, or being dropped, aborts what still runs.
+    Several threads may read it. Of cumulative outputs, only a request's newest is kept until it is read. `close`, or
+    dropping the stream, aborts the requests that still run.
     """
 
     def __init__(self, turns: EngineTurns, requests: Sequence[Request]) -> None:
@@ -48,18 +48,17 @@ class OutputStream(Iterator[RequestOutput]):
         return self._turns.next(self._inbox)
 
     def close(self) -> None:
-        """Read no further. A thread that waits for an output is told that there is none."""
+        """Stop reading. A thread that waits for an output gets StopIteration."""
         self._turns.leave(self._inbox)
 
     def __del__(self) -> None:
-        # The collector may come at any moment, in a step too: so this only leaves word.
+        # The garbage collector may call this at any moment, even in a step: so it only queues the abort.
         if self._inbox.waits_for:
             self._turns.abort_later(self._inbox.waits_for)
 
 
 class _Inbox:
-    """Where a stream's outputs wait to be read. The engine's side knows the inbox and not the stream, which can so be
-    dropped."""
+    """A stream's unread outputs. The engine refers to the inbox, not to the stream, so the stream can be dropped."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._requests = requests
@@ -69,7 +68,7 @@ class _Inbox:
         self.waits_for: set[str] = set()  # requests whose last output has not been read
 
     def begin(self) -> Sequence[Request]:
-        """The requests to queue; none if that was done. Whoever finds it begun finds all that it waits for."""
+        """The requests to queue; none if that was done. Once `is_begun`, `waits_for` is complete."""
         if self.is_begun:
             return ()
         self.waits_for.update(request.request_id for request in self._requests)
@@ -78,7 +77,7 @@ class _Inbox:
 
     @property
     def has_news(self) -> bool:
-        """An output to read, or nothing to wait for."""
+        """There is an output to read, or none to wait for."""
         return bool(self._unread) or not self.waits_for
 
     def put(self, output: RequestOutput, kind: RequestOutputKind) -> None:
@@ -94,15 +93,15 @@ class _Inbox:
         return output
 
     def end(self) -> set[str]:
-        """Wait for nothing any more -> what was waited for."""
+        """Wait for no more outputs -> the requests that were waited for."""
         left, self.waits_for, self.is_begun = self.waits_for, set(), True
         self._unread.clear()
         return left
 
 
 class _StepGuard:
-    """Minds Ctrl-C until the end of its block: the first one in a step comes when that has ended, the second at once.
-    Does nothing on other threads, which are never interrupted, and where a program has a handler of its own."""
+    """Delays Ctrl-C inside its block: the first one in a step takes effect after the step, the second at once. Does
+    nothing on other threads, which Python never interrupts, or if the program has its own handler."""
 
     def __init__(self) -> None:
         self._before: Any = None
@@ -139,12 +138,12 @@ class EngineTurns:
 
     def __init__(self, engine: LLMEngine) -> None:
         self._engine = engine
-        self._lock = threading.RLock()  # of all that follows; never held in a step. A signal handler may come again
+        self._lock = threading.RLock()  # guards the rest; not held in a step. Reentrant for signal handlers
         self._holder: int | None = None  # the thread that has the turn
-        self._waiters: dict[object, _Waiter] = {}  # in the order they came
+        self._waiters: dict[object, _Waiter] = {}  # in order of arrival
         self._inboxes: dict[str, tuple[_Inbox, RequestOutputKind]] = {}  # request id -> where to put its outputs
         self._commands: deque[Command] = deque()
-        self._left: deque[set[str]] = deque()  # requests that nobody reads any more
+        self._left: deque[set[str]] = deque()  # requests to abort: nobody reads them
         self._end: EngineDeadError | None = None
         self._is_closing = False
 
@@ -166,7 +165,7 @@ class EngineTurns:
                     raise self._dead()
 
     def ask(self, question: Callable[[LLMEngine], Answer]) -> Answer:
-        """What the engine says between two steps."""
+        """Have the engine answer between two steps."""
         answer: Future[Answer] = Future()
 
         def reply(engine: LLMEngine) -> None:
@@ -187,13 +186,13 @@ class EngineTurns:
             self._wake(needs_holder=False)
 
     def abort_later(self, request_ids: set[str]) -> None:
-        """Before the next step. Takes no lock, so that the garbage collector may call it at any moment."""
+        """Abort before the next step. Takes no lock, so the garbage collector may call it at any moment."""
         self._left.append(request_ids)
 
     def close(self) -> None:
-        """Give back memory and threads, after the step that runs. Whoever waits gets EngineDeadError."""
+        """Free memory and threads after the current step. Threads that wait get EngineDeadError."""
         self._is_closing = True
-        if self._holder != threading.get_ident():  # else a signal came in a step, which will end with it
+        if self._holder != threading.get_ident():  # else a signal handler calls: the next turn closes
             self._until(lambda: self._end is not None, steps=False)
 
     def _queue(self, engine: LLMEngine, inbox: _Inbox) -> None:
@@ -206,7 +205,7 @@ class EngineTurns:
             self._inboxes[request.request_id] = (inbox, request.sampling_params.output_kind)
 
     def _until(self, is_ready: Callable[[], bool], *, steps: bool) -> None:
-        """Return when it is, turning the engine meanwhile if no other thread does."""
+        """Return when it is ready; meanwhile run the engine, unless another thread does."""
         me = threading.get_ident()
         if self._holder == me:
             raise InvalidRequestError(
@@ -221,7 +220,7 @@ class EngineTurns:
             self._let_go(me)
 
     def _sleep_or_hold(self, is_ready: Callable[[], bool], me: int) -> bool:
-        """Whether it is ready; if not, this thread has the turn now."""
+        """True: it is ready. False: this thread has the turn now."""
         key = object()
         with self._lock:
             try:
@@ -237,7 +236,7 @@ class EngineTurns:
             return False
 
     def _let_go(self, me: int) -> None:
-        """Leave the turn to who needs it. A thread that was woken for it and was interrupted passes it on."""
+        """Pass the turn on. A thread that was woken to take it, but was interrupted, passes it on too."""
         with self._lock:
             if self._holder == me:
                 self._holder = None
@@ -245,13 +244,14 @@ class EngineTurns:
                 self._wake(needs_holder=True)
 
     def _wake(self, needs_holder: bool) -> None:
+        """Wake all threads that are ready. needs_holder: also one that is not, to take the turn."""
         for bell, is_ready in self._waiters.values():
             if (is_due := is_ready()) or needs_holder:
                 bell.notify()
                 needs_holder &= is_due
 
     def _turn(self, steps: bool) -> None:
-        """Commands and, for who waits for outputs, a step. A fault of the engine is the end of it, for everyone."""
+        """Run commands and, if steps, a step. A fault of the engine ends it for all threads."""
         try:
             self._obey()
             outputs = self._engine.step() if steps and self._end is None else []
@@ -278,7 +278,7 @@ class EngineTurns:
             for output in outputs:
                 inbox, kind = self._inboxes.get(output.request_id, (None, None))
                 if inbox is None or kind is None:
-                    continue  # nobody reads it: this is the abort's echo
+                    continue  # it was aborted; nobody reads this
                 inbox.put(output, kind)
                 if output.finished:
                     del self._inboxes[output.request_id]
@@ -294,8 +294,8 @@ class EngineTurns:
         self._engine.close()
 
     def _dead(self) -> EngineDeadError:
-        """A new one each time: every thread has its own traceback."""
-        assert self._end is not None, "the engine lives"
+        """A new error each time, since each thread adds its own traceback."""
+        assert self._end is not None, "the engine is alive"
         error = EngineDeadError(str(self._end))
         error.__cause__ = self._end.__cause__
         return error

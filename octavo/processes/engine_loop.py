@@ -290,5 +290,5 @@ class EngineLoop:
         self._probation.ended(live.request)
 
     def _welcome(self) -> Welcome:
-        info = self._engine.model_info
-        return Welcome(self._engine.limits, pack_params(info.default_sampling_params), info.card)
+        engine = self._engine
+        return Welcome(engine.limits, pack_params(engine.default_sampling_params), engine.card)

@@ -21,8 +21,8 @@ from dataclasses import asdict
 import msgspec
 
 from octavo.engine.core import EngineStats
-from octavo.engine.engine_client import EngineClient, GenerateCall, ModelInfo
 from octavo.engine.input import InputProcessor, Prompt, check_unused
+from octavo.engine.llm_engine import EngineClient, GenerateCall, ModelInfo
 from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput

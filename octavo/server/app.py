@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from octavo.engine.engine_client import EngineClient
+from octavo.engine.llm_engine import EngineClient
 from octavo.errors import ConfigError
 from octavo.server import anthropic, chat, completions, ollama, ollama_models, operations, tokens
 from octavo.server.api_errors import ApiError, as_api_error, error_response

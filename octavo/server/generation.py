@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
-from octavo.engine.engine_client import EngineClient
+from octavo.engine.llm_engine import EngineClient
 from octavo.errors import InvalidRequestError
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from octavo.engine.engine_client import ModelInfo
+from octavo.engine.llm_engine import ModelInfo
 from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from octavo.engine.engine_client import ModelInfo
+from octavo.engine.llm_engine import ModelInfo
 from octavo.server.api_errors import ApiError
 from octavo.server.protocol import GenerationRequest
 from octavo.server.room import Lane, lane_for

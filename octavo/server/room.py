@@ -27,7 +27,7 @@ from typing import Literal, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from octavo.engine.engine_client import ModelInfo
+from octavo.engine.llm_engine import ModelInfo
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.api_errors import ApiError

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from octavo.engine.engine_client import EngineClient
+from octavo.engine.llm_engine import EngineClient
 from octavo.outputs import RequestOutput
 from octavo.server.api_errors import JSON, ApiError
 from octavo.server.bodies import read_struct

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from octavo import AsyncLLM, EngineArgs, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
-from octavo.engine.engine_client import EngineClient
+from octavo.engine.llm_engine import EngineClient
 
 PROMPTS = ["The capital of France is", "One, two, three,", "Once upon a time", "Water boils at"]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from octavo.engine.output import OutputProcessor, RequestText
+from octavo.engine.llm_engine import OutputProcessor
+from octavo.engine.output import RequestText
 from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput
 from octavo.request import Request, Sequence, SequenceId

@@ -16,7 +16,7 @@ from octavo import LLM, EngineBusyError, EngineDeadError, InvalidRequestError, R
 from octavo.child import Channel, Note
 from octavo.config import AdmissionConfig
 from octavo.engine.assemble import build_engine, engine_config
-from octavo.engine.engine_client import EngineClient
+from octavo.engine.llm_engine import EngineClient
 from octavo.outputs import RequestOutput
 from octavo.processes.engine_loop import EngineLoop
 from octavo.processes.process_client import ProcessClient

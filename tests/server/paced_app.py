@@ -17,9 +17,9 @@ from functools import lru_cache
 
 import uvicorn
 
-from octavo.engine.engine_client import ModelInfo
 from octavo.engine.input import InputProcessor
 from octavo.engine.lazy_logprobs import LogprobRows, pack_rows
+from octavo.engine.llm_engine import ModelInfo
 from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.request import Request, RequestLimits

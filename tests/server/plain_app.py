@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from octavo.engine.engine_client import EngineClient
+from octavo.engine.llm_engine import EngineClient
 from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 

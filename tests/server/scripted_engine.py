@@ -12,8 +12,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from octavo.engine.core import EngineStats
-from octavo.engine.engine_client import EngineClient, GenerateCall, ModelInfo
 from octavo.engine.input import InputProcessor
+from octavo.engine.llm_engine import EngineClient, GenerateCall, ModelInfo
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from octavo.request import Request, RequestLimits
 from octavo.sampling_params import RequestOutputKind, SamplingParams
