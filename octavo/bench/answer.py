@@ -7,11 +7,14 @@ This runs for every chunk of every stream, so an event is decoded once, and only
 
 from __future__ import annotations
 
+import time
 from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+
+from octavo.bench.http_client import Client
 
 MAX_ERROR_LEN = 300  # characters of an error message that are kept
 
@@ -152,6 +155,29 @@ class AnswerReader:
         self._last_by_choice[choice] = now
         if self._texts is not None:
             self._texts.append(text)
+
+
+async def stream(
+    client: Client, request: bytes, answer: Answer, num_prompt_tokens: int, keep_text: bool = False
+) -> None:
+    """Send a request and fill in `answer`, including any error."""
+    reader = AnswerReader(answer, keep_text)
+    status = 0
+    refused = bytearray()
+
+    def on_body(body: bytes, now: float) -> None:
+        reader.feed(body, now)
+        if answer.num_pieces == 0 and len(refused) < MAX_ERROR_LEN:
+            refused.extend(body)
+
+    answer.start = time.monotonic()
+    try:
+        status = await client.send(request, on_body)
+    except OSError as error:
+        answer.error = answer.error or f"{type(error).__name__}: {error}"
+    if status >= 300:
+        answer.error = f"HTTP {status}: {_shown(bytes(refused))}"
+    reader.end(num_prompt_tokens)
 
 
 def _text(choice: _Choice) -> str | None:

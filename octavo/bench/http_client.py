@@ -8,19 +8,16 @@ request, at its end.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
 
-from octavo.bench.answer import MAX_ERROR_LEN, Answer, AnswerReader
 from octavo.errors import ConfigError
 
 OnBody = Callable[[bytes, float], None]
@@ -116,37 +113,6 @@ class Client:
         host, port = self.target.address
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self._addresses = [str(one[4][0]) for one in found]
-
-    async def stream(self, request: bytes, answer: Answer, num_prompt_tokens: int, keep_text: bool = False) -> None:
-        """Send a request and fill in `answer`, including any error."""
-        reader = AnswerReader(answer, keep_text)
-        status = 0
-        refused = bytearray()
-
-        def on_body(body: bytes, now: float) -> None:
-            reader.feed(body, now)
-            if answer.num_pieces == 0 and len(refused) < MAX_ERROR_LEN:
-                refused.extend(body)
-
-        answer.start = time.monotonic()
-        try:
-            status = await self.send(request, on_body)
-        except OSError as error:
-            answer.error = answer.error or f"{type(error).__name__}: {error}"
-        if status >= 300:
-            answer.error = f"HTTP {status}: {refused.decode('utf-8', 'replace')[:MAX_ERROR_LEN]}"
-        reader.end(num_prompt_tokens)
-
-    async def get_json(self, path: str) -> Any:
-        """The JSON at `path`. Raises OSError."""
-        body = bytearray()
-        status = await self.send(self.target.request("GET", path), lambda data, now: body.extend(data))
-        if status != 200:
-            raise OSError(f"HTTP {status}: {body.decode('utf-8', 'replace')[:MAX_ERROR_LEN]}")
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise OSError(f"{path} is no JSON: {error}") from None
 
     def close(self) -> None:
         for connection in self._idle:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from octavo.bench.answer import Answer
+from octavo.bench.answer import Answer, stream
 from octavo.bench.http_client import Client, Target
 from octavo.errors import ConfigError
 
@@ -184,7 +184,7 @@ async def _drive(share: LoadShare, begin_at: Callable[[], float], on_progress: O
         if turn is not None:
             await turn.acquire()
         try:
-            await client.stream(sending.request, answer, sending.num_prompt_tokens, share.keep_text)
+            await stream(client, sending.request, answer, sending.num_prompt_tokens, share.keep_text)
         finally:
             if turn is not None:
                 turn.release()
@@ -217,7 +217,7 @@ async def _send_long_prompts(share: LoadShare, client: Client, begin: float, ans
             sending = share.long_prompts[number % len(share.long_prompts)]
             answer = Answer(number)
             answers.append(answer)
-            group.create_task(client.stream(sending.request, answer, sending.num_prompt_tokens))
+            group.create_task(stream(client, sending.request, answer, sending.num_prompt_tokens))
 
 
 async def _sleep_until(moment: float) -> None:

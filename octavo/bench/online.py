@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from octavo.bench.answer import Answer
+from octavo.bench.answer import MAX_ERROR_LEN, Answer, stream
 from octavo.bench.datasets import BenchRequest
 from octavo.bench.http_client import Client, Target
 from octavo.bench.load import LoadShare, OnProgress, RampUp, Sending, arrivals
@@ -138,7 +138,7 @@ class Server:
             client = Client(self.target)
             answers = [Answer(index) for index in range(num_requests)]
             for answer in answers:
-                await client.stream(sending.request, answer, sending.num_prompt_tokens)
+                await stream(client, sending.request, answer, sending.num_prompt_tokens)
             client.close()
             return answers
 
@@ -155,16 +155,21 @@ class Server:
 def first_model(target: Target) -> str:
     """The first name in /v1/models. Raises ConfigError if there is none."""
 
-    async def ask() -> Any:
+    body = bytearray()
+
+    async def ask() -> int:
         client = Client(target)
         try:
-            return await client.get_json("/v1/models")
+            return await client.send(target.request("GET", "/v1/models"), lambda data, now: body.extend(data))
         finally:
             client.close()
 
     try:
-        return str(asyncio.run(ask())["data"][0]["id"])
-    except (OSError, KeyError, IndexError, TypeError) as error:
+        status = asyncio.run(ask())
+        if status != 200:
+            raise OSError(f"HTTP {status}: {body.decode('utf-8', 'replace')[:MAX_ERROR_LEN]}")
+        return str(msgspec.json.decode(body)["data"][0]["id"])
+    except (OSError, msgspec.DecodeError, RecursionError, KeyError, IndexError, TypeError) as error:
         raise ConfigError(
             f"{target.base_url}/v1/models names no model ({type(error).__name__}: {error}): is the server running? "
             "Start one with octavo serve MODEL, give --host and --port of another, or name its model with --model"

@@ -6,57 +6,77 @@ octavo bench latency --model smollm2 --input-len 32 --output-len 128 --batch-siz
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from octavo.bench.report import machine
+from octavo.bench.workloads import random_workload
 from octavo.cli.flags import (
+    add_counts,
     add_engine_flags,
     check_counts,
     check_not_read,
     engine_options,
     vocab_size,
-    whole_number,
     write_json,
 )
 from octavo.cli.parser import CommandParser
+from octavo.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from octavo.llm import LLM
 
 COMMON = (
     *("--model", "--input-len", "--output-len", "--batch-size", "--n", "--num-iters-warmup", "--num-iters"),
     *("--output-json", "--load-format", "--backend"),
 )
+PERCENTAGES = (10, 25, 50, 75, 90, 99)
 _NOT_FLAGS = frozenset({"model"})
+_COUNTS = {
+    "input-len": (32, "prompt tokens"),
+    "output-len": (128, "new tokens per sequence"),
+    "batch-size": (8, "prompts per batch"),
+    "n": (1, "sequences sampled from each prompt"),
+    "num-iters-warmup": (10, "warm-up iterations, not counted"),
+    "num-iters": (30, "iterations"),
+}
 
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(default="smollm2")
-    counts = {
-        "input-len": (32, "prompt tokens"),
-        "output-len": (128, "new tokens per sequence"),
-        "batch-size": (8, "prompts per batch"),
-        "n": (1, "sequences sampled from each prompt"),
-        "num-iters-warmup": (10, "warm-up iterations, not counted"),
-        "num-iters": (30, "iterations"),
-    }
-    for name, (default, text) in counts.items():
-        help_text = f"{text} (default: {default})"
-        parser.add_argument(f"--{name}", type=whole_number, default=default, metavar="N", help=help_text)
+    add_counts(parser, _COUNTS)
     parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
     add_engine_flags(parser, _NOT_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
     check_not_read("--output-json", args.output_json, {"--model": args.model})
-    from octavo.bench.offline import Batch, summary
+    import numpy as np
+
     from octavo.llm import LLM
 
     check_counts(args, "input_len", "output_len", "batch_size", "n", "num_iters")
     check_counts(args, "num_iters_warmup", least=0)
-    batch = Batch(input_len=args.input_len, output_len=args.output_len, batch_size=args.batch_size, n=args.n)
     num_tokens = vocab_size(args)
     with LLM(args.model, **engine_options(args, _NOT_FLAGS)) as llm:
-        result = summary(list(batch.latencies(llm, num_tokens, args.num_iters_warmup, args.num_iters)))
-    print(f"average: {result['avg_latency']:.4f} s")
-    for percentage, seconds in result["percentiles"].items():
+        latencies = list(_latencies(llm, args, num_tokens))
+    average = float(np.mean(latencies))
+    percentiles = {str(p): float(np.percentile(latencies, p)) for p in PERCENTAGES}
+    print(f"average: {average:.4f} s")
+    for percentage, seconds in percentiles.items():
         print(f"{percentage:>2}% percentile: {seconds:.4f} s")
     if args.output_json:
-        write_json(args.output_json, {"machine": machine(), **result})
+        result = {"avg_latency": average, "latencies": latencies, "percentiles": percentiles}  # vLLM's keys
+        write_json(args.output_json, result)
     return 0
+
+
+def _latencies(llm: LLM, args: argparse.Namespace, num_tokens: int) -> Iterator[float]:
+    """Seconds of each iteration after the warm-up. Each has new prompts, so that none is in the prefix cache."""
+    params = SamplingParams(n=args.n, temperature=1.0, ignore_eos=True, max_tokens=args.output_len, detokenize=False)
+    for iteration in range(args.num_iters_warmup + args.num_iters):
+        work = random_workload(args.batch_size, args.input_len, 1, vocab_size=num_tokens, seed=iteration)
+        begin = time.perf_counter()
+        llm.generate([one.prompt_token_ids for one in work], params, use_tqdm=False)
+        if iteration >= args.num_iters_warmup:
+            yield time.perf_counter() - begin

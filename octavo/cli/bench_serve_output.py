@@ -14,7 +14,7 @@ from typing import Any
 from octavo.bench.online_report import NAMES, Outcome
 from octavo.bench.plot import Point, cells, render
 from octavo.bench.plot_png import check_png, render_png
-from octavo.bench.report import machine
+from octavo.cli.flags import machine_facts
 from octavo.errors import ConfigError
 
 PICTURES = (".html", ".svg", ".png")
@@ -166,7 +166,7 @@ class Results:
         }
         self._points.append(Point(rate, result["request_throughput"], result["output_throughput"], times))
         if self._is_saved:
-            date = {"date": self._stamp, "machine": machine()}
+            date = {"date": self._stamp, "machine": machine_facts()}
             self._write(self._path(asked), {**date, **asked, **self._metadata, **result, **more})
 
     def finish(self) -> int:

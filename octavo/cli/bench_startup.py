@@ -1,5 +1,8 @@
 """octavo bench startup: seconds from a fresh process to a ready engine and its first token.
 
+cold    with an empty kernel cache: everything is built
+warm    with the kernels of the last run
+
 octavo bench startup --model smollm2
 octavo bench startup --model FOLDER --load-format dummy --num-iters-cold 0
 """
@@ -7,30 +10,47 @@ octavo bench startup --model FOLDER --load-format dummy --num-iters-cold 0
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
 
-from octavo.bench.report import machine
-from octavo.cli.flags import add_engine_flags, check_counts, check_not_read, engine_options, whole_number, write_json
+from octavo.cli.flags import add_counts, add_engine_flags, check_counts, check_not_read, engine_options, write_json
 from octavo.cli.parser import CommandParser
+from octavo.errors import OctavoError
 
 COMMON = ("--model", "--num-iters-cold", "--num-iters-warm", "--output-json", "--load-format", "--backend")
 _NOT_FLAGS = frozenset({"model"})
 
+#: for the fresh process, which gets the options as its argument and prints the result last
+_SCRIPT = """
+import json, sys, time
+begin = time.perf_counter()
+from octavo import LLM, SamplingParams
+imported = time.perf_counter()
+with LLM(**json.loads(sys.argv[1])) as llm:
+    ready = time.perf_counter()
+    llm.generate([[1, 2, 3]], SamplingParams(max_tokens=1), use_tqdm=False)
+    answered = time.perf_counter()
+print(json.dumps({"import": imported - begin, "ready": ready - begin, "first_token": answered - begin}))
+"""
+
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(default="smollm2")
-    help_cold = "runs with an empty kernel cache (default: 1)"
-    parser.add_argument("--num-iters-cold", type=whole_number, default=1, metavar="N", help=help_cold)
-    help_warm = "runs with kernels already built (default: 5)"
-    parser.add_argument("--num-iters-warm", type=whole_number, default=5, metavar="N", help=help_warm)
+    cold, warm = (1, "runs with an empty kernel cache"), (5, "runs with kernels already built")
+    add_counts(parser, {"num-iters-cold": cold, "num-iters-warm": warm})
     parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
     add_engine_flags(parser, _NOT_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
     check_not_read("--output-json", args.output_json, {"--model": args.model})
-    from octavo.bench.startup import start_once
-
     check_counts(args, "num_iters_cold", "num_iters_warm", least=0)
     options = {"model": args.model, **engine_options(args, _NOT_FLAGS)}
     runs = {
@@ -46,5 +66,21 @@ def run(args: argparse.Namespace) -> int:
                 f"{medians['first_token']:>13.2f}{medians['process']:>10.2f}"
             )
     if args.output_json:
-        write_json(args.output_json, {"machine": machine(), **runs})
+        write_json(args.output_json, runs)
     return 0
+
+
+def start_once(options: Mapping[str, Any], is_cold: bool) -> dict[str, float]:
+    """Seconds from the first line of Python to: octavo imported, engine ready, first token. "process" is the whole
+    process, with interpreter start and exit. Raises OctavoError with the process's last line if it fails."""
+    with tempfile.TemporaryDirectory() as empty:
+        environment = os.environ | ({"OCTAVO_CACHE_DIR": empty, "TRITON_CACHE_DIR": empty} if is_cold else {})
+        begin = time.perf_counter()
+        command = [sys.executable, "-c", _SCRIPT, json.dumps(options)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        seconds = time.perf_counter() - begin
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}, with no message"]
+        raise OctavoError(f"the engine did not start: {lines[-1]}")
+    times: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return times | {"process": seconds}

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from octavo.bench.report import Measurement, machine, ratio_line
 from octavo.bench.workloads import NAMED, DatasetName, Work, ragged16, random_workload
 from octavo.cli.flags import (
+    add_counts,
     add_engine_flags,
     check_counts,
     check_not_read,
     engine_options,
     number,
     vocab_size,
-    whole_number,
     write_json,
 )
 from octavo.cli.parser import CommandParser
 from octavo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from octavo.bench.offline import Measurement
 
 BACKENDS = ("octavo", "triton", "cpu", "reference", "hf")
 DEFAULT_INPUT_LEN = 128
@@ -41,6 +43,14 @@ _DATASETS = (
     "shape of the requests; single, mixed, chat, prefill, fanout and longctx are fully fixed: --num-prompts, "
     "--output-len, --n and --seed do not apply"
 )
+_COUNTS = {
+    "num-prompts": (None, "requests (16)"),
+    "input-len": (None, "prompt tokens, for random (128)"),
+    "output-len": (None, "new tokens per sequence (128)"),
+    "n": (None, "sequences sampled from each prompt (1)"),
+    "seed": (None, "draws the prompts (0)"),
+    "hf-max-batch-size": (16, "sequences in a batch of hf"),
+}
 #: flags that named workloads do not take, and their defaults
 _SHAPE = {"num_prompts": 16, "output_len": 128, "n": 1, "seed": 0}
 
@@ -56,13 +66,8 @@ def add_arguments(parser: CommandParser) -> None:
         "Several are measured one after another and compared",
     )
     parser.add_argument("--dataset-name", choices=get_args(DatasetName), default="random", help=_DATASETS)
-    parser.add_argument("--num-prompts", type=whole_number, metavar="N", help="requests (16)")
-    parser.add_argument("--input-len", type=whole_number, metavar="N", help="prompt tokens, for random (128)")
-    parser.add_argument("--output-len", type=whole_number, metavar="N", help="new tokens a sequence (128)")
-    parser.add_argument("--n", type=whole_number, metavar="N", help="sequences sampled from each prompt (1)")
+    add_counts(parser, _COUNTS)
     parser.add_argument("--temperature", type=number, default=0.0, metavar="X", help="0 takes the best token")
-    parser.add_argument("--seed", type=whole_number, metavar="N", help="draws the prompts (0)")
-    parser.add_argument("--hf-max-batch-size", type=whole_number, default=16, metavar="N", help="rows of an hf batch")
     parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
     add_engine_flags(parser, _NOT_FLAGS)
 
@@ -76,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     _settle_shape(args)
     check_counts(args, "num_prompts", "input_len", "output_len", "n", "hf_max_batch_size")
     workload = _workload(args)
+    from octavo.bench.offline import ratio_line
+
     measurements = []
     for backend in sorted(set(args.backend), key=BACKENDS.index):
         measured = _measure_hf(args, workload) if backend == "hf" else _measure_octavo(args, backend, workload)
@@ -121,7 +128,7 @@ def _measure_octavo(args: argparse.Namespace, backend: str, workload: list[Work]
 
 
 def _measure_hf(args: argparse.Namespace, workload: list[Work]) -> Measurement:
-    from octavo.bench.hugging_face import HuggingFaceModel
+    from octavo.bench.offline import HuggingFaceModel
     from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
 
     model = locate_packaged_model(args.model) if args.model in PACKAGED_MODELS else args.model
@@ -133,7 +140,6 @@ def _write_json(args: argparse.Namespace, measurements: list[Measurement]) -> No
     names = ("model", "dataset_name", "num_prompts", "input_len", "output_len", "n", "temperature", "seed")
     result = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
         "workload": {name: getattr(args, name) for name in names},
         "results": [one.record() for one in measurements],
     }

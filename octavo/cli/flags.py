@@ -11,15 +11,17 @@ import contextlib
 import json
 import math
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from octavo import checked_fields
+from octavo import __version__, checked_fields
 from octavo.config import EngineConfig, ModelConfig
 from octavo.errors import ConfigError
+from octavo.observe import machine
 
 
 def whole_number(text: str) -> int:
@@ -114,6 +116,13 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
+def add_counts(group: argparse._ActionsContainer, counts: Mapping[str, tuple[int | None, str]]) -> None:
+    """Flags of whole numbers: name -> default and help. Help names a default that the code fills in."""
+    for name, (default, text) in counts.items():
+        shown = text if default is None else f"{text} (default: {default})"
+        group.add_argument(f"--{name}", type=whole_number, default=default, metavar="N", help=shown)
+
+
 def check_counts(args: argparse.Namespace, *names: str, least: int = 1) -> None:
     """Raise ConfigError for a count below `least`; None means the flag was left out."""
     for name in names:
@@ -130,10 +139,18 @@ def vocab_size(args: argparse.Namespace) -> int:
     return open_checkpoint(model).architecture.vocab_size
 
 
+def machine_facts() -> dict[str, Any]:
+    """The machine and the versions behind a measurement."""
+    python = platform.python_version()
+    cpu = {"cpu": machine.cpu_name(), "features": machine.cpu_features(), "cores": machine.num_cores()}
+    return {"octavo": __version__, "python": python, **cpu}
+
+
 def write_json(path: str, result: dict[str, Any]) -> None:
+    """Write a benchmark's result, with the machine that it was measured on."""
     try:
         with open(path, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2)
+            json.dump({"machine": machine_facts(), **result}, file, indent=2)
     except OSError as error:
         raise ConfigError(f"--output-json {path} cannot be written: {error}") from None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octavo.bench.answer import Answer
+from octavo.bench.answer import Answer, stream
 from octavo.bench.datasets import BenchRequest
 from octavo.bench.http_client import Client, Target
 from octavo.bench.online import Form, Server
@@ -27,7 +27,7 @@ def ask_in_turn(
         client = Client(target)
         answers = [Answer(index) for index in range(num_requests)]
         for answer in answers:
-            await client.stream(request, answer, 3, keep_text=True)
+            await stream(client, request, answer, 3, keep_text=True)
             if pause is not None:
                 pause()
         client.close()
@@ -124,7 +124,7 @@ def test_something_else_than_http_is_a_failed_answer() -> None:
         server = await asyncio.start_server(greet, "127.0.0.1", 0)
         target = Target(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", {})
         answer = Answer(0)
-        await Client(target).stream(target.request("POST", "/", b"{}"), answer, 0)
+        await stream(Client(target), target.request("POST", "/", b"{}"), answer, 0)
         server.close()
         return answer
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from octavo.cli.flags import add_engine_flags, config_fields, engine_options, whole_number
+from octavo.cli.flags import add_engine_flags, config_fields, engine_options, machine_facts, whole_number
 from octavo.cli.sampling_flags import FLAGS, NOT_FLAGS, add_sampling_flags, overlay, sampling_options
 from octavo.config import CacheConfig, SchedulerConfig
 from octavo.errors import InvalidRequestError
@@ -82,3 +82,9 @@ def test_a_bad_value_names_its_place() -> None:
         overlay(SamplingParams(), {"temperature": -1.0}, "here: ")
     with pytest.raises(InvalidRequestError, match=r"^here: unknown field 'temprature', allowed are .*temperature"):
         overlay(SamplingParams(), {"temprature": 1.0}, "here: ")
+
+
+def test_a_number_names_its_machine() -> None:
+    facts = machine_facts()
+    assert facts["cpu"]
+    assert facts["cores"] >= 1
