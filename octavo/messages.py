@@ -8,7 +8,6 @@ it gets its row; the tokens sampled afterwards are the worker's own and never tr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Protocol
 
 from octavo.sampling_params import SamplingParams
@@ -108,13 +107,6 @@ class StepResult:
     offsets: list[int] = field(default_factory=list)
     logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
-
-    @property
-    def runs(self) -> list[list[int]]:
-        token_ids, offsets = self.sampled_token_ids, self.offsets
-        if not offsets:
-            return [[token_id] for token_id in token_ids]
-        return [token_ids[start:end] for start, end in pairwise(offsets)]
 
 
 class PendingStep(Protocol):

@@ -39,7 +39,8 @@ class Sequence:
     num_pending: tokens that steps in flight are drawing: their positions are planned before they are known.
     spec_token_ids: guesses at its next tokens. The step that computes them keeps as many as it draws itself, and one
     more; until then nobody knows where the sequence goes on, so it sits out.
-    expected_len: how many tokens, prompt and output, it was expected to end with when it last started.
+    max_len: the most tokens, prompt and output, that it may have.
+    expected_len: how many it was expected to end with when it last started.
     row: its permanent row in the worker while running, else -1.
     """
 
@@ -50,6 +51,7 @@ class Sequence:
     num_computed_tokens: int = 0
     num_pending: int = 0
     spec_token_ids: list[int] = field(default_factory=list)
+    max_len: int = 0
     expected_len: int = 0
     state: SequenceState = SequenceState.WAITING
     row: int = -1

@@ -13,7 +13,7 @@ from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog, StepDone
 from octavo.request import Request, SequenceId
 from octavo.scheduler.scheduler import Scheduler
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
 from octavo.request import Request, RequestLimits, SequenceId
 from octavo.sampling_params import SamplingParams
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
 

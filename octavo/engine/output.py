@@ -13,7 +13,7 @@ from octavo.observe.logging import LOGGER
 from octavo.outputs import CompletionOutput, FinishReason, RequestMetrics, RequestOutput
 from octavo.request import Request, Sequence
 from octavo.sampling_params import RequestOutputKind
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 from octavo.text.detokenizer import TextStream
 from octavo.text.tokenizer import Tokenizer
 

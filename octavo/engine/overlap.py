@@ -17,7 +17,7 @@ from typing import Any
 from octavo.engine.core import EngineCore
 from octavo.errors import EngineDeadError
 from octavo.messages import PendingStep, StepPlan, StepResult
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from octavo.errors import OctavoError
 from octavo.outputs import RequestOutput
 from octavo.processes.transport import SequenceNews
 from octavo.request import Request, Sequence, SequenceId
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
 

@@ -48,7 +48,7 @@ from octavo.processes.transport import (
     pack_params,
     unpack_request,
 )
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 
 #: messages that are taken before the next step, however many come
 _MAX_TAKEN = 1000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from octavo.engine.lazy_logprobs import pack_rows
 from octavo.processes.transport import SequenceNews
 from octavo.request import Request
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 
 
 @dataclass(slots=True, eq=False)

@@ -48,7 +48,7 @@ from octavo.processes.transport import (
 )
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
 #: longer prompts are checked and tokenised on a thread, so that other streams go on meanwhile

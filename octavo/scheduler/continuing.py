@@ -1,9 +1,14 @@
-"""Continuing: what the running compute in a step, the best of them first.
+"""Continuing: what the running sequences compute in a step, and the token budget that all sequences share.
 
-    known     tokens that are not computed yet: one for a decode, many for a prompt that came in chunks
-    guesses   behind them, where somebody has made some (Sequence.spec_token_ids)
+    max_num_batched_tokens = 8    │ d │ d │ d │ p p p p p │          three decodes, then 5 of a prompt's tokens
 
-Who finds no block for its known tokens preempts the worst of the running, itself if need be, never a better one.
+There are no phases: a sequence wants to compute the tokens that it has not computed yet.
+
+    known     one for a decode, many for a prompt that is computed in chunks
+    guesses   behind them, if Sequence.spec_token_ids has any
+
+A sequence that finds no block for its known tokens preempts the worst of the running, never a better one; it may be
+the worst itself.
 """
 
 from __future__ import annotations
@@ -11,50 +16,50 @@ from __future__ import annotations
 import math
 
 from octavo.cache.kv_cache import KVCache
+from octavo.config import SchedulerConfig
+from octavo.errors import ConfigError
 from octavo.request import Sequence
-from octavo.scheduler.budget import TokenBudget
-from octavo.scheduler.draft import PlanDraft
 from octavo.scheduler.places import Places
-from octavo.scheduler.starting import Starting
-from octavo.scheduler.updates import is_full, num_left_to_draw
+from octavo.scheduler.step import PlanDraft
+
+
+class TokenBudget:
+    """size: the tokens of a step. left: those of this step that no sequence has yet."""
+
+    def __init__(self, config: SchedulerConfig, size: int) -> None:
+        threshold = config.long_prefill_token_threshold
+        if threshold and not config.enable_chunked_prefill:
+            raise ConfigError(
+                f"long_prefill_token_threshold is {threshold} and enable_chunked_prefill is off, but a threshold cuts "
+                "prompts into chunks: set the threshold to 0 or turn chunked prefill on"
+            )
+        self.size = size
+        self.left = size
+        self.longest_share = min(threshold, size) if threshold else size
+        self.may_cut_prompts = config.enable_chunked_prefill
+
+    def share(self, num_wanted: int) -> int:
+        """How many of the tokens that it wants a running sequence gets."""
+        return min(num_wanted, self.left, self.longest_share)
+
+    def first_share(self, num_wanted: int, is_resuming: bool) -> int:
+        """The same for a starting sequence. Without chunked prefill a prompt is computed whole or not at all; but a
+        preempted sequence may always be cut, or it could outgrow the budget for ever."""
+        share = self.share(num_wanted)
+        if share < num_wanted and not (self.may_cut_prompts or is_resuming):
+            return 0
+        return share
 
 
 class Continuing:
-    """Owner of nothing: it asks the others what there is."""
+    """Grants running sequences their tokens, the best first."""
 
-    def __init__(
-        self,
-        places: Places,
-        cache: KVCache,
-        budget: TokenBudget,
-        starting: Starting,
-        *,
-        max_model_len: int,
-        has_priorities: bool,
-    ) -> None:
+    def __init__(self, places: Places, cache: KVCache, budget: TokenBudget) -> None:
         self._places = places
         self._cache = cache
         self._budget = budget
-        self._starting = starting
-        self._max_model_len = max_model_len
-        self._has_priorities = has_priorities
 
-    def continue_running(self, draft: PlanDraft) -> None:
-        """Grant all running sequences their tokens, but for those that give way to better ones which wait."""
-        index = 0
-        if self._has_priorities:
-            for better in self._places.waiting.line():
-                priority = better.request.priority
-                if not self._is_worse_running(priority):
-                    break
-                index = self._continue_from(index, draft, priority)
-                if draft.num_preempted or not self._budget.left:
-                    break
-                if self._is_worse_running(priority):
-                    self._starting.start_in_place_of_worse(better, draft)
-        self._continue_from(index, draft)
-
-    def _continue_from(self, index: int, draft: PlanDraft, priority: float = math.inf) -> int:
+    def continue_from(self, index: int, draft: PlanDraft, priority: float = math.inf) -> int:
         """Grant running sequences their tokens, from this one on, as long as none has a worse priority -> the next."""
         running, budget = self._places.running, self._budget
         while index < len(running) and budget.left and running[index].request.priority <= priority:
@@ -63,23 +68,18 @@ class Continuing:
             index += 1
         return index
 
-    def _is_worse_running(self, priority: int) -> bool:
-        running = self._places.running
-        return bool(running) and running[-1].request.priority > priority
-
     def continue_one(self, sequence: Sequence, draft: PlanDraft) -> bool:
         """Grant a running sequence its next tokens, if it has any. False: it was preempted."""
         budget = self._budget
         num_computed = sequence.num_computed_tokens
         num_pending = sequence.num_pending
-        num_known = len(sequence.token_ids) + num_pending - num_computed
-        if num_pending and is_full(sequence, num_computed + num_known, self._max_model_len):
-            return True  # the token being drawn is its last
-        if num_pending and sequence.spec_token_ids:
-            return True  # nobody knows yet where it goes on
+        num_planned = len(sequence.token_ids) + num_pending
+        if num_pending and (num_planned >= sequence.max_len or sequence.spec_token_ids):
+            return True  # the token being drawn is its last, or nobody knows yet where it goes on
+        num_known = num_planned - num_computed
         num_tokens = 1 if num_known == 1 else budget.share(num_known)
         if num_tokens == 0:
-            return True  # nothing but its prompt was wanted
+            return True  # only its prompt was wanted
         has_room = num_computed + num_tokens <= self._cache.tables[sequence.sequence_id].room
         if not has_room and not self._make_room(sequence, num_tokens, draft):
             return False
@@ -92,9 +92,9 @@ class Continuing:
         return True
 
     def _speculate(self, sequence: Sequence, num_known: int, draft: PlanDraft) -> int:
-        """How many of its guesses a sequence computes behind its known tokens: what its end, the budget and free blocks
-        allow. Nobody is preempted for a guess."""
-        num_left = num_left_to_draw(sequence, self._max_model_len)
+        """How many of its guesses a sequence computes behind its known tokens: as many as its length, the budget and
+        the free blocks allow. No sequence is preempted for a guess."""
+        num_left = sequence.max_len - len(sequence.token_ids)
         num_spec = min(len(sequence.spec_token_ids), num_left - 1)
         num_spec = self._budget.share(num_known + num_spec) - num_known
         if num_spec and not self._cache.grow(sequence, num_known + num_spec):

@@ -1,10 +1,10 @@
-"""Giving way: which running sequences are preempted so that a request of a better priority need not wait for them.
+"""Giving way: running sequences are preempted so that a request of a better priority need not wait for them.
 
     running   a0  b0  c2  d2  e3      waiting   f1, which needs two seats:  e and d give way, c goes on
                                                 g2                          waits: nobody is worse but e
 
-Only a worse priority gives way, not who merely came later. It is the worst who do, as few as it takes, and nobody does
-if all of them together would not be enough; so no one is preempted in vain, or comes back before the better one runs.
+Only a worse priority gives way, not who merely came later. The worst give way, as few as it takes, and none of them if
+all together would not be enough; so no one is preempted in vain, or comes back before the better one runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.blocks import BlockId
 from octavo.cache.kv_cache import KVCache
 from octavo.request import Sequence
-from octavo.scheduler.roster import num_seats
+from octavo.scheduler.continuing import Continuing, TokenBudget
+from octavo.scheduler.places import Places, num_seats
+from octavo.scheduler.starting import Starting
+from octavo.scheduler.step import PlanDraft
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,65 @@ class Lack:
     growth: int
 
 
-def who_gives_way(lack: Lack, worse: Listlike[Sequence], cache: KVCache, match: PrefixMatch) -> list[Sequence] | None:
-    """The last of `worse`, the worst first, that a sequence which has found `match` needs to leave. None: not even all
+class GivingWay:
+    """Used with priorities only, and while somebody waits."""
+
+    def __init__(
+        self, places: Places, cache: KVCache, budget: TokenBudget, starting: Starting, continuing: Continuing
+    ) -> None:
+        self._places = places
+        self._cache = cache
+        self._budget = budget
+        self._starting = starting
+        self._continuing = continuing
+
+    def start_better(self, draft: PlanDraft) -> int:
+        """Start waiting sequences before worse running ones get their tokens -> how many of the running have theirs."""
+        index = 0
+        for better in self._places.waiting.line():
+            priority = better.request.priority
+            if not self._is_worse_running(priority):
+                break
+            index = self._continuing.continue_from(index, draft, priority)
+            if draft.num_preempted or not self._budget.left:
+                break
+            if self._is_worse_running(priority):
+                self._start_in_place_of_worse(better, draft)
+        return index
+
+    def _is_worse_running(self, priority: int) -> bool:
+        running = self._places.running
+        return bool(running) and running[-1].request.priority > priority
+
+    def _start_in_place_of_worse(self, sequence: Sequence, draft: PlanDraft) -> None:
+        """Start a waiting sequence, at the cost of running ones of a worse priority if need be; or leave it waiting."""
+        cache, places, starting = self._cache, self._places, self._starting
+        match, num_tokens = starting.first_step(sequence)
+        if num_tokens == 0:
+            return
+        starting.growth.guess_len(sequence)
+        worse = [one for one in places.running if one.request.priority > sequence.request.priority]
+        others = places.running[: len(places.running) - len(worse)]
+        growth = starting.growth.of_all(others, [one for one in places.forking if one in others]) + draft.joining_growth
+        num_blocks = cache.num_blocks_to_start(sequence, match, self._budget.longest_share)
+        lack = Lack(
+            seats=num_seats(sequence) - places.seats.num_free,
+            blocks=num_blocks - cache.num_available_blocks,
+            growth=cache.num_blocks_to_grow(growth + starting.growth.of(sequence)) if others or draft.joining else 0,
+        )
+        leaving = _who_gives_way(lack, worse, cache, match)
+        if leaving is None:
+            return
+        for one in leaving:
+            worst = places.preempt_worst()
+            assert worst is one, "the worst of the running go first"
+            draft.num_gave_way += 1
+            draft.growth = None
+        starting.start(sequence, match, num_tokens, draft)
+
+
+def _who_gives_way(lack: Lack, worse: Listlike[Sequence], cache: KVCache, match: PrefixMatch) -> list[Sequence] | None:
+    """The last of `worse`, the worst first, that must leave for a sequence that has found `match`. None: not even all
     of them would be enough."""
     if lack.seats <= 0 and lack.blocks <= 0 and lack.blocks + lack.growth <= 0:
         return []
@@ -50,7 +110,7 @@ def who_gives_way(lack: Lack, worse: Listlike[Sequence], cache: KVCache, match: 
 
 
 class _Held:
-    """Counts the blocks that nobody would have any more, but for those that the starting sequence has found."""
+    """Counts the blocks that would be free, except those that the starting sequence has found."""
 
     def __init__(self, cache: KVCache, match: PrefixMatch) -> None:
         self._cache = cache

@@ -1,7 +1,7 @@
-"""Quarantine: finding out whose fault a failed step was.
+"""Quarantine: finds the sequence at which a step failed.
 
-A step is carried out for many sequences at once, and a fault in it names none of them. So each of them runs
-alone until it has got past the place where the step failed:
+A step is carried out for many sequences at once, and its fault names none of them. So each of them runs alone until it
+has got past the place where the step failed:
 
     step of a b c d fails  ─▶  a alone, fine  ─▶  b alone, fails: b ends with the fault  ─▶  c alone ...
                                all who are cleared run together again
@@ -12,42 +12,55 @@ A fault that only shows in company clears everyone and comes back; whoever is ac
 from __future__ import annotations
 
 from octavo.messages import StepPlan
-from octavo.request import Sequence, SequenceId
+from octavo.request import Sequence, SequenceId, SequenceState
+from octavo.scheduler.continuing import Continuing
+from octavo.scheduler.places import Places
+from octavo.scheduler.starting import Starting
+from octavo.scheduler.step import PlanDraft
 
 MAX_ACCUSATIONS = 2
 
 
 class Quarantine:
-    """Owner of who is suspected, and up to which token. Empty, as nearly always: everyone runs together."""
+    """suspects: the sequences that run alone, the first one now, and the number of tokens that each must get past.
+    accused: how often each that lives was in a step that failed. Both are nearly always empty."""
 
-    def __init__(self) -> None:
-        self._suspects: dict[Sequence, int] = {}
-        self._num_accusations: dict[SequenceId, int] = {}
+    def __init__(self, places: Places, continuing: Continuing, starting: Starting) -> None:
+        self._places = places
+        self._continuing = continuing
+        self._starting = starting
+        self.suspects: dict[Sequence, int] = {}
+        self.accused: dict[SequenceId, int] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._suspects)
-
-    @property
-    def first(self) -> Sequence | None:
-        """Whoever runs alone now."""
-        return next(iter(self._suspects), None)
+    def run_suspect(self, draft: PlanDraft) -> None:
+        """Only the first suspect computes in this step, so that a fault in it is that sequence's. Others may have to
+        make room for it."""
+        suspect, places = next(iter(self.suspects)), self._places
+        if suspect.state is SequenceState.RUNNING:
+            self._continuing.continue_one(suspect, draft)
+        else:
+            while not self._starting.try_start(suspect, draft, is_alone=True):
+                assert places.running, f"sequence {suspect.sequence_id} was admitted but does not fit an empty engine"
+                places.preempt_worst()
+        for sequence in places.waiting.take_unexplained():
+            places.explain(sequence, "turn", "a step failed, and those who were in it run alone first")
 
     def accuse(self, sequence: Sequence) -> bool:
         """A sequence was in a step that failed. False: once too often."""
-        num_accusations = self._num_accusations.get(sequence.sequence_id, 0) + 1
+        num_accusations = self.accused.get(sequence.sequence_id, 0) + 1
         if num_accusations > MAX_ACCUSATIONS:
             return False
-        self._num_accusations[sequence.sequence_id] = num_accusations
-        self._suspects[sequence] = sequence.num_computed_tokens
+        self.accused[sequence.sequence_id] = num_accusations
+        self.suspects[sequence] = sequence.num_computed_tokens
         return True
 
     def clear(self, plan: StepPlan, granted: list[Sequence]) -> None:
-        """A step was carried out: whoever got past the place of the fault is innocent of it."""
+        """A step was carried out: it clears those that got past the place of the fault."""
         for sequence, start, count in zip(granted, plan.num_computed_tokens, plan.num_scheduled_tokens, strict=True):
-            if sequence in self._suspects and start + count >= self._suspects[sequence]:
-                del self._suspects[sequence]
+            if sequence in self.suspects and start + count >= self.suspects[sequence]:
+                del self.suspects[sequence]
 
     def drop(self, sequence: Sequence) -> None:
         """A sequence ended."""
-        self._suspects.pop(sequence, None)
-        self._num_accusations.pop(sequence.sequence_id, None)
+        self.suspects.pop(sequence, None)
+        self.accused.pop(sequence.sequence_id, None)

@@ -1,4 +1,4 @@
-"""The waiting queue: who starts next, who may go before, and why everyone else waits.
+"""The waiting queue: who starts next, who may pass it, and why everyone else waits.
 
     head                    ranked: preempted sequences before fresh ones of equal standing
      │
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from octavo.config import SchedulingPolicy
-from octavo.request import Sequence, SequenceId, SequenceState
+from octavo.request import Sequence, SequenceId
 
 WaitReason = Literal["budget", "seats", "blocks", "turn"]
 Rank = tuple[int, ...]
@@ -38,38 +38,36 @@ RANKS: dict[SchedulingPolicy, Callable[[Sequence], Rank]] = {"fcfs": first_come,
 
 
 class WaitingQueue:
-    """Owner of the order of waiting sequences; a fresh request waits as its sequence 0."""
+    """queue: waiting sequences, the first to start first; a fresh request waits as its sequence 0."""
 
     def __init__(self, policy: SchedulingPolicy, max_bypasses: int) -> None:
         self._rank = _resumed_first(policy)
         self._max_bypasses = max_bypasses
-        self._queue: list[Sequence] = []
+        self.queue: list[Sequence] = []
         self._num_passes: dict[SequenceId, int] = {}
         self._reasons: dict[SequenceId, WaitReason] = {}
-        self._unexplained: list[Sequence] = []
-
-    def __len__(self) -> int:
-        return len(self._queue)
+        self._unexplained: dict[SequenceId, Sequence] = {}
 
     def add(self, sequence: Sequence) -> None:
-        insort(self._queue, sequence, key=self._rank)
+        insort(self.queue, sequence, key=self._rank)
         self._num_passes[sequence.sequence_id] = 0
-        self._unexplained.append(sequence)
+        self._unexplained[sequence.sequence_id] = sequence
 
     def remove(self, sequence: Sequence) -> None:
-        index = bisect_left(self._queue, self._rank(sequence), key=self._rank)
-        assert self._queue[index] is sequence, f"sequence {sequence.sequence_id} is not waiting"
-        del self._queue[index]
+        index = bisect_left(self.queue, self._rank(sequence), key=self._rank)
+        assert self.queue[index] is sequence, f"sequence {sequence.sequence_id} is not waiting"
+        del self.queue[index]
         del self._num_passes[sequence.sequence_id]
         self._reasons.pop(sequence.sequence_id, None)
+        self._unexplained.pop(sequence.sequence_id, None)
 
     def line(self) -> Iterator[Sequence]:
-        """Whoever may start now, best first; the caller starts (and removes) the one just seen, or leaves it.
+        """Sequences that may start now, best first; the caller starts (and removes) the last one it got, or leaves it.
 
-        Nobody is passed more than max_bypasses times, and nobody looks past more than so many who stay: a long
-        queue costs no more than a short one.
+        None is passed more than max_bypasses times, and no more than so many that stay are looked past: a long queue
+        costs no more than a short one.
         """
-        queue, staying = self._queue, 0
+        queue, staying = self.queue, 0
         while staying < len(queue):
             passed = queue[:staying]
             if staying > self._max_bypasses or any(self._is_out_of_patience(sequence) for sequence in passed):
@@ -89,16 +87,13 @@ class WaitingQueue:
         """Note why a sequence waits; True if that is news."""
         is_news = self._reasons.get(sequence.sequence_id) != reason
         self._reasons[sequence.sequence_id] = reason
+        self._unexplained.pop(sequence.sequence_id, None)
         return is_news
 
     def take_unexplained(self) -> list[Sequence]:
-        """Sequences that joined since the last call, still wait, and of which nobody has said why."""
-        joined, self._unexplained = self._unexplained, []
-        return [
-            sequence
-            for sequence in joined
-            if sequence.state is SequenceState.WAITING and sequence.sequence_id not in self._reasons
-        ]
+        """Sequences that joined since the last call and wait without a reason."""
+        joined, self._unexplained = self._unexplained, {}
+        return list(joined.values())
 
 
 def _resumed_first(policy: SchedulingPolicy) -> Callable[[Sequence], Rank]:

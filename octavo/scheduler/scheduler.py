@@ -25,17 +25,12 @@ from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
-from octavo.scheduler.admission import check_request
-from octavo.scheduler.budget import TokenBudget
-from octavo.scheduler.continuing import Continuing
-from octavo.scheduler.draft import PlanDraft
-from octavo.scheduler.growth import Growth
-from octavo.scheduler.journal import SchedulerJournal
+from octavo.scheduler.continuing import Continuing, TokenBudget
+from octavo.scheduler.giving_way import GivingWay
 from octavo.scheduler.places import Places
-from octavo.scheduler.prompt_logprobs import PromptLogprobs
 from octavo.scheduler.quarantine import Quarantine
-from octavo.scheduler.starting import Starting
-from octavo.scheduler.updates import SequenceUpdate, keep_run, num_right
+from octavo.scheduler.starting import Growth, Starting
+from octavo.scheduler.step import PlanDraft, PromptLogprobs, SequenceUpdate, keep_run, num_right, runs_of
 
 
 class Scheduler:
@@ -53,18 +48,17 @@ class Scheduler:
     ) -> None:
         self._cache = cache
         self._max_model_len = max_model_len
-        self._journal = SchedulerJournal(events, clock)
-        self._places = Places(config, cache, self._journal, clock)
+        self._has_priorities = config.scheduling_policy == "priority"
+        self._events = events
+        self._places = Places(config, cache, events, clock)
+        self._journal = self._places.journal
         self._budget = TokenBudget(config, max_num_batched_tokens)
         self._growth = Growth(config.schedule_conservativeness)
         self._prompt_logprobs = PromptLogprobs()
         self._starting = Starting(self._places, cache, self._budget, self._growth, self._prompt_logprobs)
-        self._continuing = Continuing(
-            *(self._places, cache, self._budget, self._starting),
-            max_model_len=max_model_len,
-            has_priorities=config.scheduling_policy == "priority",
-        )
-        self._quarantine = Quarantine()
+        self._continuing = Continuing(self._places, cache, self._budget)
+        self._giving_way = GivingWay(self._places, cache, self._budget, self._starting, self._continuing)
+        self._quarantine = Quarantine(self._places, self._continuing, self._starting)
         self._in_flight: dict[int, PlanDraft] = {}
         self._num_steps = 0
 
@@ -72,18 +66,14 @@ class Scheduler:
 
     def add_request(self, request: Request) -> None:
         """Let a request wait for its turn. Refuses, with InvalidRequestError, one that could never finish."""
+        max_len = min(request.num_prompt_tokens + request.max_output_tokens, self._max_model_len)
         try:
-            check_request(
-                request,
-                cache=self._cache,
-                budget=self._budget,
-                max_num_seqs=self._places.seats.max_num_seqs,
-                max_len=self._max_model_len,
-            )
+            self._starting.check(request, max_len, self._max_model_len)
         except InvalidRequestError:
-            self._journal.refused(request, "invalid")
+            if self._events.is_on:
+                self._journal.refused(request, "invalid")
             raise
-        self._places.enter(request)
+        self._places.enter(request, max_len)
         self._prompt_logprobs.add(request)
 
     def abort(self, request_id: RequestId) -> bool:
@@ -122,7 +112,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._places.waiting)
+        return len(self._places.waiting.queue)
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -134,12 +124,15 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Plan a step: running sequences go on, waiting ones start, samples fork where a prompt is complete."""
         draft = PlanDraft()
-        self._budget.refill()
-        if self._quarantine:
-            self._run_suspect(draft)
+        waiting = self._places.waiting
+        self._budget.left = self._budget.size
+        if self._quarantine.suspects:
+            self._quarantine.run_suspect(draft)
         else:
-            self._continuing.continue_running(draft)
-            self._starting.start_waiting(draft)
+            num_continued = self._giving_way.start_better(draft) if self._has_priorities and waiting.queue else 0
+            self._continuing.continue_from(num_continued, draft)
+            if waiting.queue:
+                self._starting.start_waiting(draft)
         self._advance(draft)
         if self._places.forking:
             for parent, child in self._places.fork():
@@ -151,17 +144,17 @@ class Scheduler:
         """Add what a step drew, and end the sequences that are done."""
         draft = self._in_flight.pop(plan.step_id)
         prompt_rows = self._prompt_logprobs.take_fresh(draft, result) if result.prompt_logprobs else {}
-        outdated, logprobs, max_len = draft.outdated, result.logprobs, self._max_model_len
+        outdated, logprobs, logs_events = draft.outdated, result.logprobs, self._events.is_on
         running, updates, has_left = SequenceState.RUNNING, [], False
-        runs = zip(draft.drawing, draft.num_draws, result.runs, strict=True)
+        runs = zip(draft.drawing, draft.num_draws, runs_of(result), strict=True)
         for index, (sequence, num_draws, run) in enumerate(runs):
             if sequence.state is not running or (outdated and sequence in outdated):
                 continue  # ended or preempted meanwhile, or went on from elsewhere
             sequence.num_pending -= num_draws
             is_as_planned = len(run) == num_draws < 2
             is_first = sequence.index == 0 and len(sequence.token_ids) == len(sequence.request.prompt_token_ids)
-            end = keep_run(sequence, run, max_len)
-            if is_first and run:
+            end = keep_run(sequence, run)
+            if is_first and run and logs_events:
                 self._journal.first_token(sequence)
             if not is_as_planned:
                 guesses = plan.spec_token_ids.get(index, [])
@@ -175,11 +168,12 @@ class Scheduler:
                 of_run = logprobs[index][: len(run)] if index in logprobs else ()
                 updates.append(SequenceUpdate(sequence, run, of_run, rows))
         updates += [SequenceUpdate(sequence, [], (), rows) for sequence, rows in prompt_rows.items()]
-        if self._quarantine:
+        if self._quarantine.suspects:
             self._quarantine.clear(plan, draft.granted)
         if has_left:
             self._places.drop_ended()
-        self._journal.sampled(draft, result, updates)
+        if logs_events:
+            self._journal.sampled(draft, result, updates)
         return updates
 
     def fail(self, reason: str) -> list[SequenceUpdate]:
@@ -201,20 +195,6 @@ class Scheduler:
 
     # Parts of schedule, in order
 
-    def _run_suspect(self, draft: PlanDraft) -> None:
-        """Nobody else computes in this step, so that a fault in it is one sequence's; others may have to make
-        room for it."""
-        suspect, places = self._quarantine.first, self._places
-        assert suspect is not None, "somebody is suspected"
-        if suspect.state is SequenceState.RUNNING:
-            self._continuing.continue_one(suspect, draft)
-        else:
-            while not self._starting.try_start(suspect, draft, is_alone=True):
-                assert places.running, f"sequence {suspect.sequence_id} was admitted but does not fit an empty engine"
-                places.preempt_worst()
-        for sequence in places.waiting.take_unexplained():
-            places.explain(sequence, "turn", "a step failed, and those who were in it run alone first")
-
     def _advance(self, draft: PlanDraft) -> None:
         """Count the step as computed; plans are carried out in order, so later plans may build on it."""
         columns = draft.granted, draft.num_scheduled_tokens, draft.num_draws
@@ -224,18 +204,20 @@ class Scheduler:
 
     def _seal(self, draft: PlanDraft) -> StepPlan:
         """The draft as a plan; whoever joined takes their place among the running."""
-        places = self._places
+        seats = self._places.seats
         if draft.joining:
-            places.join(draft.joining)
+            self._places.join(draft.joining)
         self._num_steps += 1
         plan = draft.seal(
             step_id=self._num_steps,
-            freed_rows=places.seats.take_vacated(),
+            freed_rows=seats.vacated,
             block_changes=self._cache.take_changes(),
-            prompt_logprobs=self._prompt_logprobs.entries(draft) if self._prompt_logprobs else [],
+            prompt_logprobs=self._prompt_logprobs.entries(draft) if self._prompt_logprobs.num_reported else [],
         )
+        seats.vacated = []
         self._in_flight[plan.step_id] = draft
-        self._journal.scheduled(plan, draft, len(places.waiting), self._cache.num_available_blocks)
+        if self._events.is_on:
+            self._journal.scheduled(plan, draft, self.num_waiting, self._cache.num_available_blocks)
         return plan
 
     # Parts of update
@@ -257,6 +239,7 @@ class Scheduler:
         has_request_ended = self._places.end(sequence, reason, stop_reason)
         if reason in ("stop", "length"):
             self._growth.ended(sequence)
-        self._quarantine.drop(sequence)
+        if self._quarantine.accused:
+            self._quarantine.drop(sequence)
         if has_request_ended:
             self._prompt_logprobs.drop(sequence.request)

@@ -1,28 +1,89 @@
-"""Starting: which of the waiting run from this step on.
+"""Starting: which requests can run at all, and which of the waiting run from this step on.
 
     seats    one for each sample of the request         budget   a share of the step's tokens
-    blocks   for all its tokens, and for those that it and the running will still draw (growth.py)
+    blocks   for all its tokens, and for those that it and the running will still draw: their growth
 
-Whoever lacks any of these waits, and the event log says what it was. A request of a better priority need not lack
-what worse ones have: they give way (giving_way.py).
+Whoever lacks any of these waits, and the event log says what it was.
+
+    pool   │ a a a a │ b b │ c c c │ . . . . . . . . │
+                                     a a b b c c c     expected growth, less what ends before: the rest may be taken
+
+Whoever starts on blocks that others are about to grow into starts too early: one of them is preempted, and computed
+twice. A sequence that only its length can end grows to max_tokens. Any other is expected to get as long as the recent
+ones did, and to end any moment once it is longer; until the first have ended no growth is expected. A guess that is
+too low costs a preemption, one that is too high an idle block, never an answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Listlike
+
 from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.kv_cache import KVCache
-from octavo.request import Sequence
-from octavo.scheduler.budget import TokenBudget
-from octavo.scheduler.draft import PlanDraft
-from octavo.scheduler.giving_way import Lack, who_gives_way
-from octavo.scheduler.growth import Growth
-from octavo.scheduler.places import Places
-from octavo.scheduler.prompt_logprobs import PromptLogprobs
-from octavo.scheduler.roster import num_seats
+from octavo.errors import InvalidRequestError
+from octavo.request import Request, Sequence
+from octavo.scheduler.continuing import TokenBudget
+from octavo.scheduler.places import Places, num_seats
+from octavo.scheduler.step import PlanDraft, PromptLogprobs
+
+_MEMORY = 64  # sequences: one that ended so long ago weighs a third of the last one
+
+
+class Growth:
+    """Owner of the guess. conservativeness: a factor on what is expected; 0: start on whatever is free."""
+
+    def __init__(self, conservativeness: float) -> None:
+        self._conservativeness = conservativeness
+        self._mean_output_len = 0.0
+        self._num_ended = 0
+
+    def guess_len(self, sequence: Sequence) -> None:
+        """Note on a starting sequence how many tokens it is expected to end with."""
+        request, params = sequence.request, sequence.request.sampling_params
+        output_len = request.max_output_tokens
+        if request.stop_token_ids or params.stop:
+            output_len = min(output_len, max(params.min_tokens, round(self._mean_output_len)))
+        sequence.expected_len = request.num_prompt_tokens + output_len
+
+    def of(self, sequence: Sequence) -> int:
+        """Tokens that a sequence, and the samples that will fork from it, are expected to still take."""
+        return self._scaled(num_seats(sequence) * (sequence.expected_len - sequence.num_tokens))
+
+    def of_all(self, running: Listlike[Sequence], forking: Listlike[Sequence]) -> int:
+        """Tokens that all running sequences together will have more than now, when they have most: all gain one a step,
+        once their prompts are computed, and one that ends gives back what it alone has. forking: those of them whose
+        samples are still to come."""
+        lives = [(one.expected_len - len(one.token_ids), _own_len(one)) for one in running]
+        for one in forking:
+            lives += [(one.expected_len - one.num_tokens, 0)] * (num_seats(one) - 1)
+        lives = sorted((life for life in lives if life[0] > 0), reverse=True)
+        given_back = sum(own for _, own in lives)
+        most = 0
+        for num_left, (steps, own) in enumerate(lives, 1):
+            given_back -= own
+            most = max(most, num_left * steps - given_back)
+        num_to_compute = sum(max(0, len(one.token_ids) - one.num_computed_tokens - 1) for one in running)
+        return self._scaled(most) + num_to_compute
+
+    def ended(self, sequence: Sequence) -> None:
+        """Learn from one that ended by itself. The first ones count alike, later ones fade."""
+        self._num_ended += 1
+        step = 1 / min(self._num_ended, _MEMORY)
+        self._mean_output_len += (sequence.num_output_tokens - self._mean_output_len) * step
+
+    def _scaled(self, num_tokens: int) -> int:
+        return round(self._conservativeness * max(0, num_tokens))
+
+
+def _own_len(sequence: Sequence) -> int:
+    """Tokens whose blocks nobody else is known to hold."""
+    request = sequence.request
+    num_shared = request.num_cached_tokens if request.sampling_params.n == 1 else request.num_prompt_tokens
+    return len(sequence.token_ids) - num_shared
 
 
 class Starting:
-    """Owner of nothing: it asks the others what there is."""
+    """Starts sequences if everything they need is free."""
 
     def __init__(
         self, places: Places, cache: KVCache, budget: TokenBudget, growth: Growth, prompt_logprobs: PromptLogprobs
@@ -30,8 +91,44 @@ class Starting:
         self._places = places
         self._cache = cache
         self._budget = budget
-        self._growth = growth
         self._prompt_logprobs = prompt_logprobs
+        self.growth = growth
+
+    def check(self, request: Request, max_len: int, max_model_len: int) -> None:
+        """Raise InvalidRequestError unless the request can finish on this engine. One sequence alone must fit; n of
+        them may take turns. max_len: the most tokens each of them may have."""
+        name, num_prompt, n = f"request {request.request_id!r}", request.num_prompt_tokens, request.sampling_params.n
+        budget, max_num_seqs = self._budget, self._places.seats.max_num_seqs
+        if num_prompt == 0:
+            raise InvalidRequestError(f"{name} has an empty prompt, allowed is one token or more")
+        if num_prompt >= max_model_len:
+            raise InvalidRequestError(
+                f"{name} has {num_prompt} prompt tokens, allowed are {max_model_len - 1}, one less than max_model_len: "
+                "shorten the prompt, set truncate_prompt_tokens, or raise max_model_len"
+            )
+        if request.max_output_tokens < 1:
+            raise InvalidRequestError(f"{name} has max_output_tokens {request.max_output_tokens}, allowed is 1 or more")
+        if n > max_num_seqs:
+            raise InvalidRequestError(
+                f"{name} has n={n}, allowed is up to max_num_seqs={max_num_seqs}: lower n or raise max_num_seqs"
+            )
+        if not budget.may_cut_prompts and num_prompt > budget.size:
+            raise InvalidRequestError(
+                f"{name} has {num_prompt} prompt tokens, but without chunked prefill a prompt must fit one step of "
+                f"{budget.size} tokens: raise max_num_batched_tokens or set enable_chunked_prefill=True"
+            )
+        self._check_blocks(request, name, max_len - 1)  # the last token is never read back
+
+    def _check_blocks(self, request: Request, name: str, num_tokens: int) -> None:
+        cache = self._cache
+        num_needed, num_blocks = cache.max_blocks(num_tokens, self._budget.longest_share), cache.pool.num_blocks - 1
+        if num_needed > num_blocks:
+            smaller_steps = "lower max_num_batched_tokens, " if cache.max_blocks(num_tokens, 1) <= num_blocks else ""
+            raise InvalidRequestError(
+                f"{name} needs {num_needed} KV blocks for {request.num_prompt_tokens} prompt and up to "
+                f"{request.max_output_tokens} output tokens, the pool has {num_blocks}: lower max_tokens, shorten the "
+                f"prompt, {smaller_steps}or raise kv_cache_memory_bytes"
+            )
 
     def start_waiting(self, draft: PlanDraft) -> None:
         """Whoever fits. Not in a step that preempted: whoever started now would be the next to be preempted."""
@@ -50,13 +147,13 @@ class Starting:
                 places.explain(sequence, "turn", "an earlier request starts first")
 
     def try_start(self, sequence: Sequence, draft: PlanDraft, *, is_alone: bool = False) -> bool:
-        """Start a waiting sequence if seats, budget and blocks allow; else say what does not. is_alone: no blocks are
-        kept free for anybody's growth."""
+        """Start a waiting sequence if seats, budget and blocks allow; else explain which do not. is_alone: keep no
+        blocks free for growth."""
         cache, budget, places = self._cache, self._budget, self._places
         if num_seats(sequence) > places.seats.num_free:
             places.explain(sequence, "seats", f"needs {num_seats(sequence)}, {places.seats.num_free} are free")
             return False
-        match, num_tokens = self._first_step(sequence)
+        match, num_tokens = self.first_step(sequence)
         if num_tokens == 0:
             num_wanted = sequence.num_tokens - match.num_tokens
             places.explain(sequence, "budget", f"wants {num_wanted} tokens, the step has {budget.left} left")
@@ -65,67 +162,41 @@ class Starting:
         if num_blocks > cache.num_available_blocks:
             places.explain(sequence, "blocks", f"needs {num_blocks}, {cache.num_available_blocks} are available")
             return False
-        self._growth.guess_len(sequence)
+        self.growth.guess_len(sequence)
         num_kept = 0 if is_alone else self._num_blocks_kept(sequence, draft)
         if num_blocks + num_kept > cache.num_available_blocks:
             lacking = f"needs {num_blocks} and {num_kept} for its growth and that of those who run"
             places.explain(sequence, "blocks", f"{lacking}, {cache.num_available_blocks} are available")
             return False
-        self._start(sequence, match, num_tokens, draft)
+        self.start(sequence, match, num_tokens, draft)
         return True
 
-    def start_in_place_of_worse(self, sequence: Sequence, draft: PlanDraft) -> None:
-        """Start a waiting sequence, at the cost of running ones of a worse priority if need be; or leave it waiting."""
-        cache, places = self._cache, self._places
-        worse = [one for one in places.running if one.request.priority > sequence.request.priority]
-        match, num_tokens = self._first_step(sequence)
-        if num_tokens == 0:
-            return
-        self._growth.guess_len(sequence)
-        others = places.running[: len(places.running) - len(worse)]
-        growth = self._growth.of_all(others, [one for one in places.forking if one in others]) + draft.joining_growth
-        num_blocks = cache.num_blocks_to_start(sequence, match, self._budget.longest_share)
-        lack = Lack(
-            seats=num_seats(sequence) - places.seats.num_free,
-            blocks=num_blocks - cache.num_available_blocks,
-            growth=cache.num_blocks_to_grow(growth + self._growth.of(sequence)) if others or draft.joining else 0,
-        )
-        leaving = who_gives_way(lack, worse, cache, match)
-        if leaving is None:
-            return
-        for one in leaving:
-            worst = places.preempt_worst()
-            assert worst is one, "the worst of the running go first"
-            draft.num_gave_way += 1
-            draft.growth = None
-        self._start(sequence, match, num_tokens, draft)
-
-    def _first_step(self, sequence: Sequence) -> tuple[PrefixMatch, int]:
-        """What the prefix tree has of a waiting sequence, and how many tokens it would compute in this step."""
+    def first_step(self, sequence: Sequence) -> tuple[PrefixMatch, int]:
+        """What a waiting sequence finds in the prefix tree, and how many tokens it would compute in this step."""
         match = self._cache.find_prefix(sequence, self._num_readable(sequence))
         num_wanted = sequence.num_tokens - match.num_tokens
         return match, self._budget.first_share(num_wanted, is_resuming=sequence.request.num_preemptions > 0)
+
+    def start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int, draft: PlanDraft) -> None:
+        self._places.start(sequence, match, num_tokens)
+        self._budget.left -= num_tokens
+        draft.joining_growth += self.growth.of(sequence) + sequence.num_tokens - match.num_tokens - num_tokens
+        draft.enter(sequence)
+        draft.grant(sequence, num_tokens, num_logits=int(match.num_tokens + num_tokens == sequence.num_tokens))
 
     def _num_readable(self, sequence: Sequence) -> int:
         """How many leading tokens may come from the prefix tree. One is always left, to draw from; and prompt
         log-probabilities not reported yet need their positions computed."""
         if sequence.request.sampling_params.skip_reading_prefix_cache:
             return 0
-        num_reported = self._prompt_logprobs.num_reported(sequence)
+        num_reported = self._prompt_logprobs.num_reported_of(sequence)
         return sequence.num_tokens - 1 if num_reported is None else num_reported
 
     def _num_blocks_kept(self, sequence: Sequence, draft: PlanDraft) -> int:
-        """Blocks that stay free when a sequence starts beside others; where there are none it may always."""
+        """Blocks that stay free when a sequence starts beside others; one that starts alone needs to keep none."""
         places = self._places
         if draft.growth is None:
-            draft.growth = self._growth.of_all(places.running, places.forking)
+            draft.growth = self.growth.of_all(places.running, places.forking)
         if not (places.running or draft.joining):
             return 0
-        return self._cache.num_blocks_to_grow(draft.growth + draft.joining_growth + self._growth.of(sequence))
-
-    def _start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int, draft: PlanDraft) -> None:
-        self._places.start(sequence, match, num_tokens)
-        self._budget.left -= num_tokens
-        draft.joining_growth += self._growth.of(sequence) + sequence.num_tokens - match.num_tokens - num_tokens
-        draft.enter(sequence)
-        draft.grant(sequence, num_tokens, num_logits=int(match.num_tokens + num_tokens == sequence.num_tokens))
+        return self._cache.num_blocks_to_grow(draft.growth + draft.joining_growth + self.growth.of(sequence))

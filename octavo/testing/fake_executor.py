@@ -17,7 +17,7 @@ from itertools import accumulate
 
 from octavo.cache.blocks import NULL_BLOCK, CacheGroup
 from octavo.messages import BlockWrite, DoneStep, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
-from octavo.scheduler.updates import num_right
+from octavo.scheduler.step import num_right
 
 VOCAB_SIZE = 1000
 _MASK = (1 << 64) - 1

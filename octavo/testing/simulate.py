@@ -23,7 +23,7 @@ from octavo.observe.events import EventLog
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 from octavo.testing.fake_executor import FakeExecutor
 
 DEFAULT_BUDGET = 512

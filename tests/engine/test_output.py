@@ -15,7 +15,7 @@ from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput, FinishReason
 from octavo.request import Request, Sequence, SequenceId
 from octavo.sampling_params import RequestOutputKind, SamplingParams
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.tokenizer_parts import TokenizerParts
 from tests.text import tokenizers

@@ -13,7 +13,7 @@ from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput
 from octavo.request import Request, Sequence, SequenceId
 from octavo.sampling_params import RequestOutputKind, SamplingParams
-from octavo.scheduler.updates import SequenceUpdate
+from octavo.scheduler.step import SequenceUpdate
 from octavo.text.detokenizer import TextStream, TokenTexts
 
 

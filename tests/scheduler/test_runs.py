@@ -4,7 +4,7 @@ import pytest
 
 from octavo.messages import StepResult
 from octavo.observe.events import Sampled
-from octavo.scheduler.updates import num_right
+from octavo.scheduler.step import num_right, runs_of
 from octavo.testing.fake_executor import VOCAB_SIZE, generate_alone
 from octavo.testing.simulate import make_request
 from tests.scheduler.simulators import prompt_of, seen, simulator_of
@@ -36,11 +36,11 @@ def num_generated(simulator):
 
 class TestResults:
     def test_runs_are_cut_at_their_offsets(self):
-        assert StepResult(1, [5, 6, 7, 8], [0, 1, 1, 4]).runs == [[5], [], [6, 7, 8]]
+        assert runs_of(StepResult(1, [5, 6, 7, 8], [0, 1, 1, 4])) == [[5], [], [6, 7, 8]]
 
     def test_without_offsets_each_run_is_one_token(self):
-        assert StepResult(1, [5, 6]).runs == [[5], [6]]
-        assert StepResult(1, []).runs == []
+        assert runs_of(StepResult(1, [5, 6])) == [[5], [6]]
+        assert runs_of(StepResult(1, [])) == []
 
     def test_right_guesses_are_counted_from_the_first(self):
         assert num_right([1, 2, 3], [1, 2, 9, 3]) == 2
@@ -153,7 +153,7 @@ class TestGuesses:
         result = simulator.executor.execute(plan)
         simulator.scheduler.fail("a kernel fell over")
         assert request.sequences[0].spec_token_ids == []
-        assert result.runs[0] == alone(request)[2:7]
+        assert runs_of(result)[0] == alone(request)[2:7]
         simulator.num_steps += 1
         simulator.run()
         assert [one.sequences[0].output_token_ids for one in (request, better)] == [alone(request), alone(better)]
@@ -235,7 +235,7 @@ class TestLengths:
         simulator = simulator_of(max_num_batched_tokens=budget)
         request, other = make_request("a", prompt_of(22)), make_request("b", prompt_of(22, start=500), max_tokens=3)
         simulator.add(request, other)
-        request.max_output_tokens = 0
+        request.max_output_tokens, request.sequences[0].max_len = 0, 22
         if is_ahead:
             simulator.step_overlapped(6)
         simulator.run()

@@ -10,6 +10,7 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.messages import ForkRow, LogprobRow, StepPlan
 from octavo.outputs import RequestOutput
+from octavo.scheduler.step import runs_of
 from octavo.worker.draws import Draws
 from octavo.worker.request_states import RequestStates
 from tests.conftest import TinyFolder
@@ -66,9 +67,9 @@ def test_guesses_are_kept_up_to_the_first_that_is_wrong(drawn: list[int], kept: 
     draws, token_ids = Draws.of(PLAN, states.gather(PLAN)), np.array([8, *drawn, 6, 7], np.int32)
     rows = {draw: LogprobRow([int(token_id)], [-1.0], 1) for draw, token_id in enumerate(token_ids)}
     result = draws.result(1, token_ids, draws.kept(PLAN, token_ids, states.num_tokens), rows, {})
-    assert result.runs == [[8], drawn[:kept], [], [6], [], [7]]
+    assert runs_of(result) == [[8], drawn[:kept], [], [6], [], [7]]
     assert {run: [row.token_ids[0] for row in rows] for run, rows in result.logprobs.items()} == {
-        run: tokens for run, tokens in enumerate(result.runs) if tokens
+        run: tokens for run, tokens in enumerate(runs_of(result)) if tokens
     }
 
 
@@ -77,7 +78,7 @@ def test_a_row_that_has_got_other_tokens_keeps_nothing() -> None:
     draws, token_ids = Draws.of(PLAN, states.gather(PLAN)), np.array([8, 31, 32, 33, 9, 6, 7], np.int32)
     states.num_tokens[[5, 1]] += 2
     kept = draws.kept(PLAN, token_ids, states.num_tokens)
-    assert draws.result(1, token_ids, kept, {}, {}).runs == [[], [], [], [6], [], [7]]
+    assert runs_of(draws.result(1, token_ids, kept, {}, {})) == [[], [], [], [6], [], [7]]
 
 
 PROMPTS = [np.random.default_rng(length).integers(3, 160, length).tolist() for length in (1, 9, 17, 33)]

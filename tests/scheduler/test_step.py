@@ -2,8 +2,7 @@
 
 import pytest
 
-from octavo.request import Sequence
-from octavo.scheduler.updates import find_ending
+from octavo.scheduler.step import find_ending
 from octavo.testing.simulate import Simulator, make_request
 
 END, STOP = 2, 50
@@ -11,7 +10,10 @@ END, STOP = 2, 50
 
 def ending(output, max_model_len=100, **params):
     request = make_request("a", [1, 1, 1], eos_token_ids=[END], **params)
-    return find_ending(Sequence(0, request, 0, [1, 1, 1, *output]), max_model_len)
+    Simulator(max_model_len=max_model_len).add(request)
+    (sequence,) = request.sequences
+    sequence.token_ids += output
+    return find_ending(sequence)
 
 
 def test_an_ordinary_token_ends_nothing():

@@ -1,0 +1,230 @@
+"""One step as the scheduler sees it: the plan being written, and what its result brings each sequence.
+
+A plan carries rows, never sequences; so its draft is kept until the result comes, to say whose rows they were.
+
+A sequence ends, in this order, with a token that could not be drawn (an error), with a stop token once min_tokens are
+out, or at its length. Stop strings need text: the output side finds them, and calls `Scheduler.finish_sequence`.
+
+Each position of a prompt reports its log-probability once, whatever is cut, preempted or recomputed:
+
+    prompt      a b c d e f          position i yields the log-probability of token i+1
+    reported    ─ b c                so far; the next chunk may recompute from any position up to here,
+                                     and rows already reported are dropped
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Listlike
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
+from octavo.outputs import FinishReason
+from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
+
+NO_TOKEN = -1  # what a step returns where the logits were NaN or every token was banned
+
+#: why a sequence ended, and the token or the fault that ended it
+Ending = tuple[FinishReason, int | str | None]
+
+NO_TOKEN_ENDING: Ending = (
+    "error",
+    "no token could be drawn: the logits were NaN or every token was banned "
+    "(check allowed_token_ids, bad_words and logit_bias, or the model's weights)",
+)
+
+
+@dataclass(slots=True, eq=False)
+class PlanDraft:
+    """The columns of a StepPlan, and the sequences behind them.
+
+    granted: the sequences behind rows; with the forked ones they are `drawing`. granted_ids: their ids, once the event
+    log has them. outdated: those that have got other tokens since the plan was made; its result brings them nothing.
+    num_preempted: sequences that found no blocks for this plan. num_gave_way: those that lost their place to a better
+    one. growth, joining_growth: tokens that the running sequences, and those that join them, are expected to take; the
+    first is None until a sequence asks to start.
+    """
+
+    granted: list[Sequence] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    num_computed_tokens: list[int] = field(default_factory=list)
+    num_scheduled_tokens: list[int] = field(default_factory=list)
+    num_logits: list[int] = field(default_factory=list)
+    num_draws: list[int] = field(default_factory=list)
+    spec_token_ids: dict[int, list[int]] = field(default_factory=dict)
+    new_rows: list[NewRow] = field(default_factory=list)
+    fork_rows: list[ForkRow] = field(default_factory=list)
+    joining: list[Sequence] = field(default_factory=list)
+    forked: list[Sequence] = field(default_factory=list)
+    outdated: set[Sequence] = field(default_factory=set)
+    granted_ids: tuple[SequenceId, ...] = ()
+    num_preempted: int = 0
+    num_gave_way: int = 0
+    growth: int | None = None
+    joining_growth: int = 0
+
+    @property
+    def drawing(self) -> list[Sequence]:
+        """The sequences behind num_draws."""
+        return self.granted + self.forked if self.forked else self.granted
+
+    def grant(self, sequence: Sequence, num_tokens: int, num_logits: int) -> None:
+        """Compute `num_tokens` more of a sequence, and draw from the last `num_logits` of them, if it wants tokens."""
+        self.granted.append(sequence)
+        self.rows.append(sequence.row)
+        self.num_computed_tokens.append(sequence.num_computed_tokens)
+        self.num_scheduled_tokens.append(num_tokens)
+        self.num_logits.append(num_logits)
+        self.num_draws.append(num_logits if sequence.request.max_output_tokens else 0)
+
+    def enter(self, sequence: Sequence) -> None:
+        """A sequence takes its row with all its tokens so far."""
+        request = sequence.request
+        self.joining.append(sequence)
+        self.new_rows.append(
+            NewRow(
+                row=sequence.row,
+                token_ids=list(sequence.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                sampling_params=request.sampling_params,
+                seed=request.seed,
+                sample_index=sequence.index,
+                stop_token_ids=request.stop_token_ids,
+                bad_word_ids=request.bad_word_ids,
+            )
+        )
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """A child takes its row as a copy of its parent's, and draws from the parent's logits."""
+        self.joining.append(child)
+        self.forked.append(child)
+        self.fork_rows.append(ForkRow(child.row, parent.row, child.index))
+        self.num_draws.append(self.num_draws[self.rows.index(parent.row)])
+
+    def seal(
+        self,
+        *,
+        step_id: int,
+        freed_rows: list[int],
+        block_changes: tuple[list[BlockWrite], list[tuple[int, int]]],
+        prompt_logprobs: list[int],
+    ) -> StepPlan:
+        block_writes, copies = block_changes
+        return StepPlan(
+            step_id=step_id,
+            freed_rows=freed_rows,
+            new_rows=self.new_rows,
+            block_writes=block_writes,
+            fork_rows=self.fork_rows,
+            copies=copies,
+            rows=self.rows,
+            num_computed_tokens=self.num_computed_tokens,
+            num_scheduled_tokens=self.num_scheduled_tokens,
+            num_logits=self.num_logits,
+            num_draws=self.num_draws,
+            spec_token_ids=self.spec_token_ids,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+
+class SequenceUpdate(NamedTuple):
+    """What one step brought one sequence; whether it ended is written on the sequence.
+
+    token_ids: those it has kept. logprobs: their log-probabilities, if it asked for them. prompt_logprobs: those of the
+    next prompt tokens.
+    """
+
+    sequence: Sequence
+    token_ids: list[int]
+    logprobs: Listlike[LogprobRow] = ()
+    prompt_logprobs: Listlike[LogprobRow] = ()
+
+
+def runs_of(result: StepResult) -> list[list[int]]:
+    token_ids, offsets = result.sampled_token_ids, result.offsets
+    if not offsets:
+        return [[token_id] for token_id in token_ids]
+    return [token_ids[start:end] for start, end in pairwise(offsets)]
+
+
+def keep_run(sequence: Sequence, run: list[int]) -> Ending | None:
+    """Append a run's tokens up to one that ends the sequence; those after it are deleted from the run."""
+    token_ids = sequence.token_ids
+    num_before = len(token_ids)
+    for token_id in run:
+        if token_id == NO_TOKEN:
+            ending: Ending | None = NO_TOKEN_ENDING
+        else:
+            token_ids.append(token_id)
+            ending = find_ending(sequence)
+        if ending is not None:
+            del run[len(token_ids) - num_before :]
+            return ending
+    if not run and sequence.num_computed_tokens == len(token_ids) >= sequence.max_len:
+        return "length", None  # only its prompt was to be computed
+    return None
+
+
+def num_right(guesses: list[int], run: list[int]) -> int:
+    """How many of the guesses at a run's tokens were right, from the first on."""
+    pairs = enumerate(zip(guesses, run, strict=False))
+    return next((place for place, (guess, token_id) in pairs if guess != token_id), min(len(guesses), len(run)))
+
+
+def find_ending(sequence: Sequence) -> Ending | None:
+    """How the sequence ends with its last token, or None. A stop names its token, unless it is the model's own."""
+    request = sequence.request
+    token_id = sequence.token_ids[-1]
+    if token_id in request.stop_token_ids and sequence.num_output_tokens >= request.sampling_params.min_tokens:
+        is_end = token_id in request.eos_token_ids and not request.sampling_params.ignore_eos
+        return "stop", None if is_end else token_id
+    if len(sequence.token_ids) >= sequence.max_len:
+        return "length", None
+    return None
+
+
+class PromptLogprobs:
+    """num_reported: how many positions each request that is owed prompt log-probabilities has got; mostly empty."""
+
+    def __init__(self) -> None:
+        self.num_reported: dict[RequestId, int] = {}
+
+    def add(self, request: Request) -> None:
+        if request.sampling_params.prompt_logprobs is not None and request.num_prompt_tokens > 1:
+            self.num_reported[request.request_id] = 0
+
+    def drop(self, request: Request) -> None:
+        self.num_reported.pop(request.request_id, None)
+
+    def num_reported_of(self, sequence: Sequence) -> int | None:
+        """None: this sequence is owed none."""
+        return self.num_reported.get(sequence.request.request_id) if sequence.index == 0 else None
+
+    def entries(self, draft: PlanDraft) -> list[int]:
+        """Entries of a step whose prompt positions want log-probabilities."""
+        return [
+            entry
+            for entry, sequence in enumerate(draft.granted)
+            if self.num_reported_of(sequence) is not None
+            and draft.num_computed_tokens[entry] < sequence.request.num_prompt_tokens - 1
+        ]
+
+    def take_fresh(self, draft: PlanDraft, result: StepResult) -> dict[Sequence, list[LogprobRow]]:
+        """The new rows of the sequences that still run."""
+        return {
+            sequence: self._fresh(sequence.request, draft.num_computed_tokens[entry], rows)
+            for entry, rows in result.prompt_logprobs.items()
+            if (sequence := draft.granted[entry]).state is SequenceState.RUNNING
+        }
+
+    def _fresh(self, request: Request, start: int, rows: list[LogprobRow]) -> list[LogprobRow]:
+        """The rows, which begin at position `start`, that were not reported before."""
+        num_reported, num_owed = self.num_reported[request.request_id], request.num_prompt_tokens - 1
+        assert start <= num_reported, f"prompt positions {num_reported} to {start - 1} of a request were skipped"
+        fresh = rows[num_reported - start : num_owed - start]
+        if num_reported + len(fresh) == num_owed:
+            self.drop(request)
+        else:
+            self.num_reported[request.request_id] = num_reported + len(fresh)
+        return fresh
