@@ -36,7 +36,7 @@ SLOW = {
     "kernels": "attention build dequantize extremes matmul processed_logits random recorder reference registry "
     "sampling token_ops top_logprobs",
     "layers": "rotary",
-    "models": "context_len families gguf gguf_checkpoint gguf_names gguf_parts hostile_files loader packaged "
+    "models": "architecture families gguf gguf_checkpoint gguf_names gguf_parts hostile_files loader packaged "
     "parameters safetensors weight_files",
     "observe": "metrics tracing",
     "text": "chat_template detokenizer folder_tokenizer gguf_tokenizer sentencepiece_merges template_process "

@@ -16,7 +16,7 @@ from octavo.engine.overlap import OverlappedCore
 from octavo.errors import ConfigError
 from octavo.executor.inline import InlineExecutor
 from octavo.executor.interface import Executor
-from octavo.models.context_len import context_len
+from octavo.models.architecture import context_len
 from octavo.observe.events import EngineStarted, EventLog
 from octavo.observe.logging import LOGGER
 from octavo.observe.tracing import RequestTracer, open_tracer

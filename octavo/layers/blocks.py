@@ -1,4 +1,4 @@
-"""The blocks that decoders are built from: embedding, norms, self-attention and MLPs."""
+"""The building blocks of decoders: embedding, norms, self-attention and MLPs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Embedding:
     scale: float = 1.0
     positions: Parameter | None = None
     position_offset: int = 0
-    projection: Linear | None = None  # to the stream's width, where tokens are narrower
+    projection: Linear | None = None  # to the stream's width, if tokens are narrower
 
     def __call__(self, ops: Ops) -> Tensor:
         x = ops.embedding(self.tokens, "input_ids", scale=self.scale)
@@ -32,10 +32,10 @@ class Norm(Protocol):
     """What a decoder layer needs of a normalisation."""
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
-        """norm(x); x lives on."""
+        """norm(x); x stays valid."""
 
     def add(self, ops: Ops, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """s = x + residual; returns (norm(s), s). The arguments are dead afterwards."""
+        """s = x + residual; returns (norm(s), s). The arguments must not be used again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ class SelfAttention:
     layer: AttentionLayer
 
     def attend(self, ops: Ops, x: Tensor) -> Tensor:
-        """[T, H] -> [T, Q * D], not projected back yet."""
+        """[T, H] -> [T, Q * D], before the output projection."""
         return ops.paged_attention(ops.rotary_kv_write(ops.linear(x, self.qkv), self.layer), self.layer)
 
     def project(self, ops: Ops, attended: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class MLP(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GatedMLP:
-    """down(act(gate(x)) * up(x)), gate and up packed into one product."""
+    """down(act(gate(x)) * up(x)); gate and up are one product."""
 
     gate_up: Linear  # [2F, H], gate first
     down: Linear  # [H, F]

@@ -1,16 +1,16 @@
-"""Rotary tables: base frequencies, how each scaling changes them, and the cosines and sines that result.
+"""Rotary tables: base frequencies, how each scaling changes them, and the resulting cosines and sines.
 
-Pair i of a head turns by `position * inv_freq[i]`, inv_freq falling from 1 towards 1/theta. Long-context
-scalings slow the slow pairs down, so that positions beyond those trained on turn by angles seen in training:
+Pair i of a head turns by `position * inv_freq[i]`; inv_freq falls from 1 towards 1/theta. Long-context scalings
+slow the slow pairs down, so that positions beyond the trained ones turn by angles seen in training:
 
     linear      every pair slowed by `factor`
     dynamic     theta raised to suit the length (NTK-aware)
     llama3      fast pairs kept, slow pairs slowed, a ramp between
-    yarn        the same with the ramp set in rotations, and attention sharpened (Peng et al. 2023)
-    longrope    a factor of its own for each pair, found by search (Ding et al. 2024)
+    yarn        the same, with the ramp given in rotations, and attention sharpened (Peng et al. 2023)
+    longrope    one factor for each pair, found by search (Ding et al. 2024)
 
-`dynamic` and `longrope` depend on the length of the text. Cached keys cannot be rotated again, so the
-length used is the longest allowed here, `max_len`, and one table serves every request.
+`dynamic` and `longrope` depend on the length of the text. Cached keys cannot be rotated again, so the longest
+allowed length, `max_len`, is used, and one table serves every request.
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ Frequencies = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotarySetting:
-    """What a table is made from. `scaling` is in Hugging Face's words; None is plain rope.
-
-    trained_len is the model's stated context, max_position_embeddings.
-    """
+    """scaling: Hugging Face's dict; None is plain rope. trained_len: the model's max_position_embeddings."""
 
     theta: float
     rotary_dim: int
@@ -58,7 +55,7 @@ class RotarySetting:
 
     @property
     def original_len(self) -> float:
-        """The context before it was stretched."""
+        """The context length before the stretch."""
         return self.number("original_max_position_embeddings", float(self.trained_len))
 
     @property
@@ -67,7 +64,7 @@ class RotarySetting:
 
 
 def rotary_table(setting: RotarySetting, max_len: int) -> RotaryTable:
-    """Cosines and sines for positions 0 .. max_len - 1, the scaling's attention factor multiplied in."""
+    """Cosines and sines for positions 0 .. max_len - 1, times the scaling's attention factor."""
     if setting.rope_type not in SCALINGS:
         raise UnsupportedModelError(
             f"rope_scaling has type {setting.rope_type!r}; Octavo knows {', '.join(sorted(SCALINGS))}"
@@ -75,10 +72,10 @@ def rotary_table(setting: RotarySetting, max_len: int) -> RotaryTable:
     if setting.rotary_dim < 2 or setting.rotary_dim % 2:
         raise ModelLoadError(
             f"the model rotates {setting.rotary_dim} dimensions of a head; they turn in pairs, so it must be an even "
-            "number from 2 up: check head_dim and partial_rotary_factor"
+            "number, 2 or more: check head_dim and partial_rotary_factor"
         )
     frequencies, attention_factor = SCALINGS[setting.rope_type](setting, max_len)
-    # Rounded to float32 before and after the product, because that is the arithmetic models were trained with.
+    # Rounded to float32 before and after the product: models were trained with this arithmetic.
     inv_freq = frequencies.astype(np.float32)
     angles = np.arange(max_len, dtype=np.float32)[:, None] * inv_freq[None, :]
     factor = np.float32(attention_factor)
@@ -121,7 +118,7 @@ def _yarn(setting: RotarySetting, max_len: int) -> tuple[Frequencies, float]:
 
 
 def _yarn_ramp(setting: RotarySetting) -> tuple[float, float]:
-    """Pairs between which the slowing grows: those that make beta_fast and beta_slow turns in the original context."""
+    """The pairs at which the ramp begins and ends: they make beta_fast and beta_slow turns in the original context."""
 
     def pair_of(turns: float) -> float:
         wavelength = setting.original_len / (turns * 2 * math.pi)

@@ -1,4 +1,4 @@
-"""Architecture: any checkpoint's configuration in one normal form.
+"""Architecture: any checkpoint's configuration in one normal form, and the context length that follows from it.
 
 Hugging Face's config.json and GGUF's metadata name the same things in dozens of ways. The loader turns both
 into this record, and later code does not depend on the file. A family's differences are values here where
@@ -12,11 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import ModelLoadError
+from octavo.env import allows_long_max_model_len
+from octavo.errors import ConfigError, ModelLoadError
 from octavo.kernels.ops import Activation
 from octavo.kernels.parameters import Scheme
 from octavo.observe.logging import LOGGER
 from octavo.shown import shown_names
+
+#: kinds of rope scaling that multiply the stated length
+_LENGTHENING = ("yarn", "linear", "dynamic")
+_LARGEST_LEN = 1 << 31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +42,9 @@ class Architecture:
     """One decoder-only model.
 
     windows: per layer, the sliding window in tokens, or None for full attention.
-    rope, local_rope: rotation of full-attention and of sliding layers (the same unless a family differs);
-    None: positions are not rotated. num_position_embeddings: learned positions (GPT-2, OPT), else 0.
-    scheme: how the layers' matrices are stored, unless each tensor's own type decides.
+    rope: None if positions are not rotated. local_rope: of sliding layers, if it differs from rope.
+    num_position_embeddings: learned positions (GPT-2, OPT), else 0.
+    scheme: how the layers' matrices are stored; None: by each tensor's own type.
     eos_token_ids: from generation_config.json where there is one, else config.json or GGUF.
     """
 
@@ -71,7 +76,7 @@ class Architecture:
 
 
 def checked(path: Path, architecture: Architecture) -> Architecture:
-    """The architecture, unchanged. Raises ModelLoadError with the path if its numbers contradict each other."""
+    """The same architecture. Raises ModelLoadError with the path if its numbers contradict each other."""
     problem = _problem(architecture)
     if problem is not None:
         raise ModelLoadError(f"{path}: {problem}; download or convert the model again")
@@ -79,8 +84,8 @@ def checked(path: Path, architecture: Architecture) -> Architecture:
 
 
 def known_tokens(token_ids: Sequence[int], vocab_size: int, where: str) -> tuple[int, ...]:
-    """The ids inside the vocabulary. Others (tokens added to the tokenizer, not to the model) are never sampled, so
-    they are dropped with a warning. where: file and key."""
+    """The ids inside the vocabulary. Ids of tokens that were added only to the tokenizer are never sampled; they are
+    dropped with a warning. where: file and key."""
     unknown = [token_id for token_id in token_ids if token_id >= vocab_size]
     if unknown:
         LOGGER.warning(
@@ -90,11 +95,54 @@ def known_tokens(token_ids: Sequence[int], vocab_size: int, where: str) -> tuple
     return tuple(token_id for token_id in token_ids if token_id < vocab_size)
 
 
+def context_len(architecture: Architecture) -> int:
+    """The most tokens of prompt and output together: the stated length, adjusted for rope scaling.
+
+    Model cards say to add a scaling and to keep `max_position_embeddings` at the trained length:
+
+        yarn             original_max_position_embeddings, times the factor
+        linear, dynamic  the stated length, times the factor; or the original length, if it is stated too
+        llama3, longrope the stated length, which already includes the scaling
+        Gemma 3          the stated length: it includes the scaling of the full-attention layers
+
+    vLLM derives it the same way, but ignores the original length beside a linear scaling.
+    """
+    stated = architecture.max_position_embeddings
+    scaling = (architecture.rope.scaling if architecture.rope is not None else None) or {}
+    if scaling.get("rope_type") not in _LENGTHENING or architecture.local_rope is not None:
+        return stated
+    trained = int(scaling.get("original_max_position_embeddings", stated))
+    factor = float(scaling.get("factor", stated / trained))
+    return min(max(1, int(trained * factor)), _LARGEST_LEN)
+
+
+def allowed_model_len(architecture: Architecture, asked: int | None) -> int:
+    """The requested max_model_len, or else the model's context length."""
+    derived = context_len(architecture)
+    if asked is None or asked <= derived:
+        return asked or derived
+    learned = architecture.num_position_embeddings
+    known = f"max_position_embeddings is {architecture.max_position_embeddings}"
+    if architecture.rope is not None and architecture.rope.scaling is not None:
+        known += f", its rope scaling {architecture.rope.scaling['rope_type']}"
+    if not allows_long_max_model_len() or learned:
+        advice = "" if learned else "; to go beyond at your own risk, set OCTAVO_ALLOW_LONG_MAX_MODEL_LEN=1"
+        raise ConfigError(
+            f"max_model_len is {asked}, allowed is up to {derived}, the positions this model was made for "
+            f"({known}){advice}"
+        )
+    LOGGER.warning(
+        "max_model_len is %d, beyond the %d positions this model was made for (%s): its answers may get worse there",
+        *(asked, derived, known),
+    )
+    return asked
+
+
 def _problem(a: Architecture) -> str | None:
     if a.num_heads % a.num_kv_heads:
         return f"{a.num_heads} attention heads do not share {a.num_kv_heads} key/value heads evenly"
     if a.num_position_embeddings and a.num_heads * a.head_dim != a.hidden_size:
-        return f"{a.hidden_size} columns do not part into {a.num_heads} attention heads"
+        return f"{a.hidden_size} columns do not divide into {a.num_heads} attention heads"
     if a.num_position_embeddings and a.num_kv_heads != a.num_heads:
         return (
             f"a {a.family} model has a key/value head for each of {a.num_heads} attention heads, not {a.num_kv_heads}"
@@ -117,11 +165,11 @@ def _rope_problem(a: Architecture, rope: RopeConfig) -> str | None:
     scaling = rope.scaling or {}
     rope_type = scaling.get("rope_type", "default")
     if rope_type == "dynamic" and rotary_dim < 4:
-        return f"dynamic rope scaling is of no use for {rotary_dim} rotated dimensions; allowed are 4 or more"
+        return f"dynamic rope scaling cannot change {rotary_dim} rotated dimensions; allowed are 4 or more"
     if rope_type == "llama3" and not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
         return (
             f"llama3 rope scaling has low_freq_factor {scaling['low_freq_factor']:g} and high_freq_factor "
-            f"{scaling['high_freq_factor']:g}; allowed is a lower low one"
+            f"{scaling['high_freq_factor']:g}; low_freq_factor must be the lower one"
         )
     if rope_type in ("longrope", "su"):
         for key in ("short_factor", "long_factor"):

@@ -1,7 +1,7 @@
 """Checkpoint: an opened model. Its configuration is read; its tensors are found but not loaded.
 
-Tensors go by canonical names and layouts, whatever file they come from: those of Hugging Face's
-causal-language-model classes, every linear weight as [out, in]. (Hugging Face's own GPT-2 files store
+Tensors have canonical names and layouts, whatever file they come from: those of Hugging Face's
+causal-language-model classes, with every linear weight as [out, in]. (Hugging Face's own GPT-2 files store
 [in, out]; they are transposed when read.)
 """
 
@@ -22,7 +22,7 @@ from octavo.shown import shown
 #: The source of a tokenizer: a folder with tokenizer.json and related files, or a GGUF file's metadata.
 TokenizerSource = Path | GGUFFile
 
-#: Buffers that some exporters save and no model needs; left over, they are no fault.
+#: buffers that some exporters save and no model needs: as leftovers they are harmless
 IRRELEVANT_ENDINGS = (
     "rotary_emb.inv_freq",
     "rotary_emb.original_inv_freq",
@@ -36,9 +36,9 @@ IRRELEVANT_ENDINGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """label: its path or name, for messages. sampling_defaults: what the model's makers recommend, under
-    SamplingParams' names. taken: the tensors that `take` has returned. unreadable: tensors of unsupported types, and
-    the error if one is needed."""
+    """label: its path or name, for messages. sampling_defaults: the model makers' recommendations, under
+    SamplingParams' names. taken: tensors that `take` has returned. unreadable: tensors of unsupported types, with
+    the error to raise if one is needed."""
 
     label: str
     architecture: Architecture

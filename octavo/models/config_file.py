@@ -1,6 +1,6 @@
-"""A model's JSON files: reading them, typed access to their keys, and sampling defaults.
+"""A model's JSON files: reading, typed access to keys, and sampling defaults.
 
-A file is not trusted: each value is checked for type and range before it is used as a key, a length or an operand.
+A file is not trusted: each value's type and range are checked before it is used as a key, a length or an operand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.shown import cut, shown
 
 LARGEST_SIZE = 1 << 31
-LARGEST_NUMBER = 1e30  # float32 holds its square root's inverse, and nothing a model needs is near it
+LARGEST_NUMBER = 1e30  # far above any number a model needs; float32 still holds 1 / sqrt of it
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -33,7 +33,7 @@ _REQUIRED: Any = object()
 
 
 class ConfigFile:
-    """A null counts as left out. within: where the values stand in the file, "rope_scaling." for an object's."""
+    """A null counts as a missing key. within: the prefix of nested keys, such as "rope_scaling."."""
 
     def __init__(self, path: Path, values: dict[str, Any], within: str = "") -> None:
         self.path = path
@@ -44,7 +44,7 @@ class ConfigFile:
         return self.values.get(key) is not None
 
     def size(self, key: str, default: Any = _REQUIRED, largest: int = LARGEST_SIZE, smallest: int = 1) -> int:
-        """A whole number from 1 up."""
+        """A whole number, by default from 1 up."""
         value = self._get(key, default)
         if type(value) is not int or not smallest <= value <= largest:
             raise self.wrong(key, f"{smallest} to {largest}")
@@ -70,7 +70,7 @@ class ConfigFile:
         return float(value)
 
     def optional_number(self, key: str, default: float | None = None, *, above: float = -inf) -> float | None:
-        """Here a null means none, and only a key left out the default."""
+        """Here a null means None; only a missing key gets the default."""
         value = self.values.get(key, default)
         return None if value is None else self.number(key, default, above=above)
 
@@ -97,14 +97,14 @@ class ConfigFile:
         return [float(item) for item in value]
 
     def items(self, key: str) -> list[Any]:
-        """A list of anything; empty where it is left out."""
+        """A list of anything; empty if the key is missing."""
         value = self._get(key, [])
         if not isinstance(value, list):
             raise self.wrong(key, "a list")
         return value
 
     def inside(self, key: str) -> ConfigFile:
-        """The object under a key; an empty one where it is left out."""
+        """The object under a key; empty if the key is missing."""
         value = self._get(key, {})
         if not isinstance(value, dict):
             raise self.wrong(key, "an object")
@@ -125,7 +125,7 @@ class ConfigFile:
         return tuple(dict.fromkeys(token_id for token_id in ids if token_id >= 0))
 
     def refuse(self, key: str, *allowed: Any) -> None:
-        """Raise unless the key is left out or has one of these values."""
+        """Raise unless the key is missing or has one of these values."""
         value = self.values.get(key)
         if value is not None and value not in allowed:
             raise self.wrong(key, ", ".join(repr(choice) for choice in allowed) or "none", UnsupportedModelError)
@@ -143,7 +143,7 @@ class ConfigFile:
 
 
 def _is_number(value: Any) -> bool:
-    """Numbers beyond float64 are whole ones: they are compared, not converted."""
+    """Whole numbers beyond float64's range are compared, not converted."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return -LARGEST_NUMBER <= value <= LARGEST_NUMBER and isfinite(value)
@@ -159,7 +159,7 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json_object(content: bytes, label: str) -> dict[str, Any]:
-    """label: what to call the text in messages. A key may come twice only with the same value."""
+    """label: names the text in messages. A key may appear twice only with the same value."""
     try:
         value = json.loads(content, object_pairs_hook=_without_contradictions)
     except (ValueError, RecursionError) as error:
@@ -179,7 +179,7 @@ def _without_contradictions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def checked_defaults(path: Path, values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """names: the file's keys -> SamplingParams' fields. A null counts as left out."""
+    """names: the file's keys -> SamplingParams' fields. A null counts as a missing key."""
     defaults: dict[str, Any] = {}
     for key, name in names.items():
         value = values.get(key)

@@ -1,8 +1,8 @@
 """Hugging Face's config.json to Architecture.
 
-Each family has one function that reads the keys it has of its own; what all spell alike is read once. A key
-that would change what the model computes and is not implemented is an error that names it; keys that only
-matter in training (dropout, initialisation) are not looked at. Both spellings of rotary settings are read:
+Each family has one function that reads its own keys; keys that all families share are read once. A key that
+would change the model's computation and is not implemented raises an error that names it; keys that only
+matter in training (dropout, initialisation) are ignored. Both spellings of rotary settings are read:
 rope_theta with rope_scaling, and the newer rope_parameters.
 """
 
@@ -24,7 +24,7 @@ _MOST_LAYERS = 1 << 12
 
 
 def architecture_from_config(path: Path, values: dict[str, Any], generation: ConfigFile | None = None) -> Architecture:
-    """`values` is the file's content. generation: that of generation_config.json, whose token ids come first."""
+    """values: the file's content. generation: generation_config.json, whose token ids take precedence."""
     config = ConfigFile(path, values)
     scheme = _scheme(config)
     name, read = _family(config)
@@ -33,7 +33,7 @@ def architecture_from_config(path: Path, values: dict[str, Any], generation: Con
 
 
 def _scheme(config: ConfigFile) -> Scheme | None:
-    """Where the file says nothing of one, each tensor's own type tells how it is stored."""
+    """None if the file names no scheme: each tensor's own type then says how it is stored."""
     for key in ("quantization_config", "compression_config"):
         described = config.values.get(key)
         method = described.get("quant_method", described) if isinstance(described, dict) else described
@@ -48,7 +48,7 @@ def _scheme(config: ConfigFile) -> Scheme | None:
 
 
 def _family(config: ConfigFile) -> FamilyReader:
-    """By the first class that is known; by model_type where no class is named."""
+    """By the first known class, or by model_type if the file names no class."""
     classes = config.items("architectures")
     known = [FAMILIES[name] for name in classes if isinstance(name, str) and name in FAMILIES]
     found = f"architectures is {shown(classes)}"
@@ -62,7 +62,7 @@ def _family(config: ConfigFile) -> FamilyReader:
 
 
 def _ends(config: ConfigFile, generation: ConfigFile | None, vocab_size: int) -> dict[str, Any]:
-    """A model of several parts may name its tokens in the part that reads text."""
+    """A multimodal model may name its tokens in the configuration of its text part."""
     places = [config, *([config.inside("text_config")] if config.has("text_config") else [])]
     if generation is not None:
         places.insert(0, generation)
@@ -76,7 +76,7 @@ def _ends(config: ConfigFile, generation: ConfigFile | None, vocab_size: int) ->
 
 
 def _llama_like(config: ConfigFile, *, ties_by_default: bool = False, default_eps: float = 1e-6) -> dict[str, Any]:
-    """Keys that Llama and its descendants spell alike."""
+    """The keys that Llama and its descendants share."""
     hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
     return {
         "vocab_size": config.size("vocab_size"),
@@ -110,7 +110,7 @@ def _mistral(config: ConfigFile) -> dict[str, Any]:
 
 
 def _qwen(config: ConfigFile) -> dict[str, Any]:
-    """Qwen 2's own biases are in its table of tensors; Qwen 3 may have them on all four projections."""
+    """Qwen 2's biases are in its table of tensors; Qwen 3 may have biases on all four projections."""
     slides = config.flag("use_sliding_window", False)
     first_window = config.size("max_window_layers", 0, smallest=0)
     return _llama_like(config) | {
@@ -149,7 +149,7 @@ def _gemma2(config: ConfigFile) -> dict[str, Any]:
 
 
 def _gemma3(config: ConfigFile) -> dict[str, Any]:
-    """Where the model also sees, its text part is an object of its own, which leaves out what is as in the class."""
+    """A model that also takes images has its text part in a nested object, which omits the class's defaults."""
     scheme = _scheme(config)
     if config.has("text_config"):
         part = config.inside("text_config")
@@ -168,7 +168,7 @@ def _gemma3(config: ConfigFile) -> dict[str, Any]:
     }
 
 
-#: What Gemma 3's text part is unless its configuration says otherwise; published ones leave much of it out.
+#: defaults of Gemma 3's text part: published configurations omit many of them
 _GEMMA3_TEXT = {
     "vocab_size": 262_208,
     "hidden_size": 2304,
@@ -246,13 +246,13 @@ FAMILIES: dict[str, FamilyReader] = {
     "GPT2LMHeadModel": ("gpt2", _gpt2),
     "OPTForCausalLM": ("opt", _opt),
 }
-#: For a config.json that names no class.
+#: for a config.json that names no class
 MODEL_TYPES: dict[str, FamilyReader] = {name: (name, read) for name, read in FAMILIES.values()}
 MODEL_TYPES["gemma3_text"] = MODEL_TYPES["gemma3"]
 
 
 def _windows(config: ConfigFile, slides: Callable[[int], bool]) -> tuple[int | None, ...]:
-    """Each layer's window: layer_types decides where it is given, else the family's rule."""
+    """Each layer's window: by layer_types if the file has it, else by the family's rule."""
     window, num_layers = config.optional_size("sliding_window"), config.size("num_hidden_layers", largest=_MOST_LAYERS)
     if window is None:
         return ()

@@ -1,4 +1,4 @@
-"""The decoder that all families share: a residual stream that each layer reads, normed, and adds to.
+"""The decoder that all families share: a residual stream; each layer norms it, computes, and adds to it.
 
     tokens -> embedding -> r
     each layer:   r += [norm] attention(norm r)        the bracketed norms: Gemma only
@@ -10,16 +10,24 @@ yet added, and the sum so far.
 
 After the last layer's attention, tokens no longer depend on each other, and a prompt needs only its last token's
 logits. So `body` ends there, and a head computes the rest for the requested tokens only.
+
+`AttentionSpecs` builds the AttentionLayer of each layer from an Architecture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from octavo.kernels.ops import Head, Ops, Tensor
-from octavo.kernels.parameters import Linear
+from octavo.kernels.ops import AttentionLayer, Head, Ops, RotaryTable, Tensor
+from octavo.kernels.parameters import Linear, Parameter
 from octavo.layers.blocks import MLP, Embedding, Norm, SelfAttention
+from octavo.layers.rotary import RotarySetting, rotary_table
+from octavo.models.architecture import Architecture, RopeConfig
+
+#: (cache group, index in the group): where a layer's keys and values live
+LayerSlot = tuple[int, int]
 
 
 class Layer(Protocol):
@@ -66,8 +74,8 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoder:
-    """A whole model; implements `octavo.kernels.ops.Model`. projection: to the head's width, if it is not the
-    stream's."""
+    """A whole model; implements `octavo.kernels.ops.Model`. projection: to the LM head's width, if the stream has
+    another."""
 
     embedding: Embedding
     layers: tuple[Layer, ...]
@@ -103,3 +111,48 @@ class Decoder:
         if pending is None:
             return residual if self.norm is None else self.norm(ops, residual)
         return ops.add(pending, residual) if self.norm is None else self.norm.add(ops, pending, residual)[0]
+
+
+class AttentionSpecs:
+    """Layers with the same rope share one table."""
+
+    def __init__(self, architecture: Architecture, slots: Sequence[LayerSlot], max_model_len: int) -> None:
+        assert len(slots) == architecture.num_layers, "each layer needs a cache slot"
+        self._architecture = architecture
+        self._slots = slots
+        self._max_model_len = max_model_len
+        self._tables: dict[int, RotaryTable] = {}  # by the RopeConfig's identity: it holds a dict and has no hash
+
+    def layer(self, index: int, q_norm: Parameter | None = None, k_norm: Parameter | None = None) -> AttentionLayer:
+        a = self._architecture
+        group, index_in_group = self._slots[index]
+        window = a.windows[index] if a.windows else None
+        return AttentionLayer(
+            group=group,
+            index_in_group=index_in_group,
+            num_heads=a.num_heads,
+            num_kv_heads=a.num_kv_heads,
+            head_dim=a.head_dim,
+            scale=a.head_dim**-0.5 if a.attention_scale is None else a.attention_scale,
+            window=window,
+            softcap=a.attention_softcap,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            norm_eps=a.norm_eps,
+            rotary=self._rotary(a.rope if window is None or a.local_rope is None else a.local_rope),
+        )
+
+    def _rotary(self, rope: RopeConfig | None) -> RotaryTable | None:
+        if rope is None:
+            return None
+        if id(rope) not in self._tables:
+            self._tables[id(rope)] = rotary_table(
+                RotarySetting(
+                    theta=rope.theta,
+                    rotary_dim=round(self._architecture.head_dim * rope.partial_rotary_factor),
+                    trained_len=self._architecture.max_position_embeddings,
+                    scaling=rope.scaling,
+                ),
+                self._max_model_len,
+            )
+        return self._tables[id(rope)]

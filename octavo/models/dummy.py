@@ -2,9 +2,9 @@
 
 Activations stay near size one from layer to layer: a matrix has standard deviation 1/sqrt(columns), at most 0.02; norm
 weights are one (as the family stores it), biases zero. Each tensor has its own generator, seeded by the model's seed
-and its name, so its values do not depend on the order. A backend with its own memory draws matrices there, with
-other numbers that are the same in every run. On the host, drawing an 8B model's sixteen gigabytes would take minutes,
-so a large tensor repeats one run of 2^20 elements, each time rotated by a different amount.
+and the tensor's name, so the order of drawing does not matter. A backend with its own memory draws matrices there; the
+numbers differ from the host's, but are the same in every run. On the host, drawing an 8B model's sixteen gigabytes
+would take minutes, so a large tensor repeats one run of 2^20 elements, each time rotated by a different amount.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LARGEST_STD = 0.02
 def dummy_tensors(
     architecture: Architecture, required: Mapping[str, Shape], dtype: DType, seed: int, *, on_device: bool = False
 ) -> dict[str, StoredTensor]:
-    """Every tensor of the table; each is drawn when it is read. on_device: the backend draws the matrices."""
+    """Every tensor of the table, drawn when it is read. on_device: the backend draws the matrices."""
 
     def read(name: str, shape: Shape) -> HostTensor:
         if on_device and len(shape) > 1:
@@ -64,7 +64,7 @@ def _tensor_seed(seed: int, name: str) -> int:
 
 
 def _repeated(run: HostTensor, size: int, generator: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """The run's bytes, repeated up to `size`; each repeat starts at another element."""
+    """The run's bytes, repeated up to `size` bytes; each repeat starts at a random element."""
     _, element_bytes = BLOCK_FORMATS[run.dtype]
     doubled = np.concatenate([run.data, run.data])
     data = np.empty(size, np.uint8)

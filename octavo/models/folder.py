@@ -1,7 +1,7 @@
 """A Hugging Face folder as a Checkpoint: config.json, generation_config.json and safetensors.
 
-Exporters differ, and this file evens that out: a model saved without its LM head omits the outer prefix of its names, a
-vision model puts its text part under another prefix, and GPT-2 stores its projections as [in, out].
+Exporters differ, and this file hides the differences: a model saved without its LM head omits the outer prefix of its
+names, a vision model puts its text part under another prefix, and GPT-2 stores its projections as [in, out].
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from octavo.shown import shown
 
 _OUTER_PREFIX = {"gpt2": "transformer."}
 _EMBEDDING = {"gpt2": "transformer.wte.weight", "opt": "model.decoder.embed_tokens.weight"}
-#: A vision model's text part, under the prefixes of both of transformers' formats.
+#: prefixes of a vision model's text part, in both of transformers' formats
 _TEXT_PART = {
     "language_model.lm_head.": "lm_head.",
     "language_model.model.": "model.",
@@ -72,7 +72,7 @@ def open_config(folder: Path, label: str) -> Checkpoint:
 
 
 def _hint(folder: Path) -> str:
-    """What a folder without config.json may be instead."""
+    """For a folder without config.json: what it seems to be."""
     snapshots = sorted(folder.glob("snapshots/*/config.json"))
     if snapshots:
         return f"; the folder is a hub cache, the model is in {snapshots[-1].parent}"
@@ -114,12 +114,12 @@ def _with_outer_prefix(named: dict[str, T], prefix: str) -> dict[str, T]:
 
 
 def _warn_of_own_head(folder: Path, tensors: Mapping[str, HostTensor], embedding_name: str) -> None:
-    """The configuration decides, as in vLLM, although an LM head that differs may be the trained one."""
+    """The configuration decides, as in vLLM, even if the file's own LM head differs and may be the trained one."""
     head, embedding = tensors.get("lm_head.weight"), tensors.get(embedding_name)
     if head is None or embedding is None or _are_equal(head, embedding):
         return
     LOGGER.warning(
-        "%s: tie_word_embeddings is true, so %s is also the output head; the file's own lm_head.weight, which differs, "
+        "%s: tie_word_embeddings is true, so %s is also the LM head; the file's own lm_head.weight, which differs, "
         "is not used (to use it, set tie_word_embeddings to false)",
         *(folder / "config.json", embedding_name),
     )

@@ -1,7 +1,7 @@
 """GGUF metadata to Architecture.
 
-Keys are `general.*`, `tokenizer.*` and `{architecture}.*`. What GGUF leaves out because llama.cpp has it in
-its code (Gemma's window pattern and local rope, which models are which size) is filled in here.
+Keys are `general.*`, `tokenizer.*` and `{architecture}.*`. llama.cpp has some values in its code, so GGUF leaves them
+out (Gemma's window pattern and local rope, special values of one model size); they are filled in here.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import HostTensor
 from octavo.models.architecture import Architecture, RopeConfig, checked, known_tokens
-from octavo.models.gguf import GGUFFile, StringArray
+from octavo.models.gguf import GGUFFile
 from octavo.models.gguf_metadata import GGUFMetadata
+from octavo.models.gguf_values import StringArray
 from octavo.models.rope_json import LARGEST_FACTOR, SMALLEST_FACTOR
 from octavo.shown import shown
 
-#: Tokens that end a chat model's turn; many files do not name them.
+#: tokens that end a chat model's turn; many files do not name them
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 _FACTORS = {"least": SMALLEST_FACTOR, "most": LARGEST_FACTOR}
 _CONTROL = 3  # of tokenizer.ggml.token_type
@@ -28,7 +29,7 @@ _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def architecture_from_gguf(file: GGUFFile) -> Architecture:
-    """The model's configuration, from the metadata and, where they say more, the tensors."""
+    """The model's configuration, from the metadata and, for what it lacks, the tensors."""
     config = GGUFMetadata(file)
     if config.architecture not in FAMILIES:
         raise UnsupportedModelError(
@@ -44,14 +45,14 @@ def architecture_from_gguf(file: GGUFFile) -> Architecture:
 def _common(config: GGUFMetadata) -> dict[str, Any]:
     """The values that all families share."""
     hidden_size, num_heads = config.size("embedding_length"), config.size("attention.head_count")
-    head_dim = _head_dim(config)
+    head_dim = config.head_dim
     if config.size("attention.value_length", head_dim) != head_dim:
         raise UnsupportedModelError(f"{config.file.path}: keys and values of different lengths are not supported")
     return {
         "family": config.architecture,
-        "vocab_size": _vocab_size(config),
+        "vocab_size": config.vocab_size,
         "hidden_size": hidden_size,
-        "num_layers": _num_layers(config),
+        "num_layers": config.num_layers,
         "num_heads": num_heads,
         "num_kv_heads": config.size("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
@@ -69,26 +70,8 @@ def _common(config: GGUFMetadata) -> dict[str, Any]:
     }
 
 
-def _head_dim(config: GGUFMetadata) -> int:
-    even_share = config.size("embedding_length") // config.size("attention.head_count")
-    return config.size("attention.key_length", max(1, even_share))
-
-
-def _num_layers(config: GGUFMetadata) -> int:
-    """At most the number of tensors, since every layer has one."""
-    return config.size("block_count", largest=max(1, len(config.file.tensors)))
-
-
-def _vocab_size(config: GGUFMetadata) -> int:
-    """The embedding's rows: some files pad them past the tokenizer's vocabulary."""
-    embedding = config.file.tensors.get("token_embd.weight")
-    if embedding is None:
-        raise ModelLoadError(f"{config.file.path}: tensor 'token_embd.weight' is missing; convert the model again")
-    return embedding.rows
-
-
 def _eos_token_ids(config: GGUFMetadata) -> tuple[int, ...]:
-    """The end tokens that the file names and, for a chat model, those that end its turn."""
+    """The end tokens that the file names and, for a chat model, those that end a turn."""
     ids: list[int | None] = [token_id for key in _EOS_KEYS for token_id in _known(config, key)]
     metadata = config.file.metadata
     tokens, types = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
@@ -102,14 +85,14 @@ def _eos_token_ids(config: GGUFMetadata) -> tuple[int, ...]:
 def _known(config: GGUFMetadata, key: str) -> tuple[int, ...]:
     token_id = config.token_id(key)
     where = f"{config.file.path}: metadata key 'tokenizer.ggml.{key}'"
-    return () if token_id is None else known_tokens((token_id,), _vocab_size(config), where)
+    return () if token_id is None else known_tokens((token_id,), config.vocab_size, where)
 
 
 def _llama(config: GGUFMetadata) -> dict[str, Any]:
     tensors = config.file.tensors
     return {
         "rope": _rope(config),
-        "windows": _every_layer(config, config.optional_size("attention.sliding_window")),
+        "windows": _same_windows(config),
         "attention_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in tensors,
     }
@@ -121,33 +104,34 @@ def _qwen(config: GGUFMetadata) -> dict[str, Any]:
 
 def _gemma2(config: GGUFMetadata) -> dict[str, Any]:
     """Every other layer slides, the first one included."""
-    num_layers, window = _num_layers(config), config.size("attention.sliding_window", 4096)
-    scale = _head_dim(config) ** -0.5
-    if num_layers == 46:  # as in Gemma 3
-        scale = (config.size("embedding_length") / config.size("attention.head_count")) ** -0.5
+    window = config.size("attention.sliding_window", 4096)
     return {
         "activation": "gelu_tanh",
         "rope": _rope(config),
-        "windows": tuple(window if layer % 2 == 0 else None for layer in range(num_layers)),
-        "attention_scale": config.number("attention.scale", scale),
+        "windows": tuple(window if layer % 2 == 0 else None for layer in range(config.num_layers)),
+        "attention_scale": _gemma_scale(config),
         "attention_softcap": config.number("attn_logit_softcapping", 50.0, above=0),
         "logits_softcap": config.number("final_logit_softcapping", 30.0, above=0),
     }
 
 
 def _gemma3(config: GGUFMetadata) -> dict[str, Any]:
-    num_layers, window = _num_layers(config), config.optional_size("attention.sliding_window")
-    scale = _head_dim(config) ** -0.5
-    if num_layers == 62:  # the 27B model scales by its hidden size; GGUF does not say so
-        scale = (config.size("embedding_length") / config.size("attention.head_count")) ** -0.5
-    is_global = _global_layers(config, num_layers)
+    window = config.optional_size("attention.sliding_window")
+    is_global = _global_layers(config, config.num_layers)
     return {
         "activation": "gelu_tanh",
         "rope": _rope(config, default_theta=1_000_000.0),
         "local_rope": RopeConfig(theta=config.number("rope.freq_base_swa", 10_000.0)),
         "windows": tuple(None if full else window for full in is_global) if window else (),
-        "attention_scale": config.number("attention.scale", scale),
+        "attention_scale": _gemma_scale(config),
     }
+
+
+def _gemma_scale(config: GGUFMetadata) -> float:
+    """The 27B models scale by the hidden size per head; GGUF does not say so."""
+    is_27b = (config.architecture, config.num_layers) in (("gemma2", 46), ("gemma3", 62))
+    head_dim = config.size("embedding_length") / config.size("attention.head_count") if is_27b else config.head_dim
+    return config.number("attention.scale", head_dim**-0.5)
 
 
 def _global_layers(config: GGUFMetadata, num_layers: int) -> list[bool]:
@@ -164,18 +148,13 @@ def _global_layers(config: GGUFMetadata, num_layers: int) -> list[bool]:
 
 
 def _phi3(config: GGUFMetadata) -> dict[str, Any]:
-    window = config.optional_size("attention.sliding_window")
-    return {"rope": _rope(config), "windows": _every_layer(config, window)}
+    return {"rope": _rope(config), "windows": _same_windows(config)}
 
 
 def _gpt2(config: GGUFMetadata) -> dict[str, Any]:
-    return {
-        "activation": "gelu_tanh",
-        "rope": None,
-        "num_position_embeddings": config.size("context_length"),
-        "attention_bias": True,
-        "mlp_bias": True,
-    }
+    biases = {"attention_bias": True, "mlp_bias": True}
+    length = config.size("context_length")
+    return {"activation": "gelu_tanh", "rope": None, "num_position_embeddings": length, **biases}
 
 
 FAMILIES: dict[str, Callable[[GGUFMetadata], dict[str, Any]]] = {
@@ -189,12 +168,13 @@ FAMILIES: dict[str, Callable[[GGUFMetadata], dict[str, Any]]] = {
 }
 
 
-def _every_layer(config: GGUFMetadata, window: int | None) -> tuple[int | None, ...]:
-    return (window,) * _num_layers(config) if window else ()
+def _same_windows(config: GGUFMetadata) -> tuple[int | None, ...]:
+    window = config.optional_size("attention.sliding_window")
+    return (window,) * config.num_layers if window else ()
 
 
 def _rope(config: GGUFMetadata, default_theta: float = 10_000.0) -> RopeConfig:
-    head_dim = _head_dim(config)
+    head_dim = config.head_dim
     return RopeConfig(
         theta=config.number("rope.freq_base", default_theta),
         partial_rotary_factor=config.size("rope.dimension_count", head_dim) / head_dim,
@@ -203,7 +183,7 @@ def _rope(config: GGUFMetadata, default_theta: float = 10_000.0) -> RopeConfig:
 
 
 def _rope_scaling(config: GGUFMetadata) -> dict[str, Any] | None:
-    """In Hugging Face's words. GGUF stores llama3 and longrope scaling as one divisor a frequency, in tensors."""
+    """In Hugging Face's words. GGUF stores llama3 and longrope scaling in tensors, as one divisor per frequency."""
     tensors, kind = config.file.tensors, config.text("rope.scaling.type", "none")
     trained_len = config.size("rope.scaling.original_context_length", config.size("context_length"))
     if "rope_factors_long.weight" in tensors and "rope_factors_short.weight" in tensors:

@@ -1,4 +1,4 @@
-"""Typed access to a GGUF file's metadata: what a key holds, or an error that names file, key and what is allowed."""
+"""Typed access to a GGUF file's metadata: a key's value, or an error with file, key, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REQUIRED: Any = object()
 
 
 class GGUFMetadata:
-    """Where a method takes a `key`, it is without the architecture's prefix."""
+    """A method's `key` is without the architecture's prefix."""
 
     def __init__(self, file: GGUFFile) -> None:
         self.file = file
@@ -52,6 +52,24 @@ class GGUFMetadata:
             raise self.wrong(full_key, value, f"a number {low}, up to {most:g}")
         return value
 
+    @property
+    def head_dim(self) -> int:
+        even_share = self.size("embedding_length") // self.size("attention.head_count")
+        return self.size("attention.key_length", max(1, even_share))
+
+    @property
+    def num_layers(self) -> int:
+        """At most the number of tensors, since every layer has one."""
+        return self.size("block_count", largest=max(1, len(self.file.tensors)))
+
+    @property
+    def vocab_size(self) -> int:
+        """The embedding's rows: some files pad them past the tokenizer's vocabulary."""
+        embedding = self.file.tensors.get("token_embd.weight")
+        if embedding is None:
+            raise ModelLoadError(f"{self.file.path}: tensor 'token_embd.weight' is missing; convert the model again")
+        return embedding.rows
+
     def sampling_defaults(self) -> dict[str, Any]:
         """What the file recommends, under SamplingParams' names."""
         found = {key: self._number(key) for key in _SAMPLING if key in self.file.metadata}
@@ -68,7 +86,7 @@ class GGUFMetadata:
         return self.number(key, **bounds) if self.has(key) else None
 
     def token_id(self, key: str) -> int | None:
-        """Some files say -1, or the same without its sign, for none."""
+        """None where the file has -1, or -1 as an unsigned number."""
         value = self._get(f"tokenizer.ggml.{key}", int, None)
         return None if value is None or value in _NO_TOKEN or value < 0 else int(value)
 

@@ -1,12 +1,12 @@
 """Converts GGUF tensor names and layouts to the canonical ones.
 
-Canonical is what Hugging Face's model files use: `model.layers.0.self_attn.q_proj.weight`, norms as the
-checkpoint trained them, rotary pairs half a head apart. A linear weight is always [out, in]. GGUF's
-differences are undone when a tensor is read:
+Canonical means as in Hugging Face's model files: `model.layers.0.self_attn.q_proj.weight`, norms as trained,
+rotary pairs half a head apart. A linear weight is always [out, in]. GGUF's differences are undone when a tensor
+is read:
 
-    llama    Q and K rows are interleaved, pair by pair, for ggml's rotary: rows are put back in order
-    gemma    norm weights have 1 added: 1 is taken off
-    gpt2     already [out, in], which Hugging Face's own files are not (see checkpoint.py)
+    llama    Q and K rows are interleaved, pair by pair, for ggml's rotary: their order is restored
+    gemma    norm weights have 1 added: it is subtracted
+    gpt2     already [out, in], unlike Hugging Face's own files (see checkpoint.py)
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ NAMES: dict[str, dict[str, str]] = {
     "phi3": _LLAMA_NAMES | _PHI3_NAMES,
     "gpt2": _GPT2_NAMES,
 }
-#: Rotary factors, which are values of the Architecture.
+#: rotary factors, which become values of the Architecture
 _READ_AS_CONFIG = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")
 _NAME = re.compile(r"(?P<stem>.+)\.(?P<kind>weight|bias)")
 _LAYER = re.compile(r"(?<=^blk\.)\d+(?=\.)")
 
 
 def canonical_name(gguf_architecture: str, name: str) -> str | None:
-    """The canonical name; the file's own if the table has none (it will show up as left over); None for
+    """The canonical name; the file's own name if the table lacks it (it then counts as a leftover); None for
     tensors that are configuration."""
     if _READ_AS_CONFIG.fullmatch(name):
         return None
@@ -98,7 +98,7 @@ def layout_change(
     if gguf_architecture == "llama" and ".self_attn.k_proj." in name:
         return lambda tensor: restore_rotary_rows(tensor, architecture.num_kv_heads)
     if gguf_architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
-        return take_one_off
+        return subtract_one
     return None
 
 
@@ -112,7 +112,7 @@ def restore_rotary_rows(tensor: HostTensor, num_heads: int) -> HostTensor:
     return HostTensor(tensor.dtype, tensor.shape, take_rows(column, order).data)
 
 
-def take_one_off(tensor: HostTensor) -> HostTensor:
-    """In the tensor's own type, if it is dense."""
+def subtract_one(tensor: HostTensor) -> HostTensor:
+    """In the tensor's own type if that is dense, else in float32."""
     shifted = from_array(dequantize(tensor) - np.float32(1))
     return convert(shifted, tensor.dtype) if tensor.is_dense else shifted

@@ -4,7 +4,7 @@
     model-00002-of-00003.gguf   more tensors                               split.count 3, split.no 1
     model-00003-of-00003.gguf                                              split.count 3, split.no 2
 
-Any part may name the model. A file that was joined again has a split.count of 0 or 1, and is complete.
+Any part can name the model. A file joined from parts has a split.count of 0 or 1, and is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_PARTS = 10_000
 
 
 def read_gguf_model(path: Path) -> GGUFFile:
-    """The model that this file holds, or is a part of."""
+    """The model in this file, or of which this file is a part."""
     file = read_gguf(path)
     count = _split_number(file, "count", 0)
     if count < 2:
@@ -56,9 +56,7 @@ def first_parts(names: Iterable[str]) -> list[str]:
 
 def _read_part(path: Path, of: Path) -> GGUFFile:
     if not path.is_file():
-        raise ModelLoadError(
-            f"{of} is a part of a model of which {path.name} is missing: put all parts into one folder"
-        )
+        raise ModelLoadError(f"{of} is one part of a model, and {path.name} is missing: put all parts into one folder")
     return read_gguf(path)
 
 
@@ -67,7 +65,7 @@ def _check_part(part: GGUFFile, number: int, count: int) -> None:
     if found != (count, number):
         raise ModelLoadError(
             f"{part.path}: split.no is {found[1]} and split.count is {found[0]}, expected are {number} and {count}: it "
-            "is of another model, or was renamed"
+            "belongs to another model, or was renamed"
         )
 
 

@@ -1,16 +1,30 @@
-"""GPT-2: learned positions, LayerNorm, biases everywhere, plain MLP.
+"""GPT-2 and OPT: learned positions, LayerNorm, biases everywhere, plain MLP.
 
-Its projections are listed [out, in] like everyone's; a reader of Hugging Face's files, which store them
-[in, out], transposes them.
+GPT-2's projections are [out, in] here as everywhere; Hugging Face's files store them [in, out], and the reader
+transposes them.
+
+OPT's activation is a relu. Its position table has two rows before position 0's, left over from training;
+`num_position_embeddings` does not count them. OPT-350M differs in the first three values of `Architecture.extra`
+(in brackets their defaults); Galactica differs in the last, and has no biases:
+
+    do_layer_norm_before (True)           False: norm the stream after each half of a layer, not a copy before it
+    has_final_norm (True)                 there is a norm before the LM head
+    word_embed_proj_dim (hidden_size)     width of embedding and LM head; projections connect it to the stream
+    layer_norm_elementwise_affine (True)  norms have weights and biases
 """
 
 from __future__ import annotations
 
-from octavo.layers.blocks import Embedding, PlainMLP
+from dataclasses import dataclass
+
+from octavo.kernels.ops import Ops, Tensor
+from octavo.layers.blocks import MLP, Embedding, LayerNorm, PlainMLP, SelfAttention
+from octavo.models import llama
 from octavo.models.architecture import Architecture
-from octavo.models.attention import AttentionSpecs
-from octavo.models.decoder import Decoder, DecoderLayer
+from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer
 from octavo.models.weights import TensorTable, Weights, with_biases
+
+OPT_POSITION_OFFSET = 2
 
 
 def tensors(a: Architecture) -> TensorTable:
@@ -55,3 +69,111 @@ def _layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int)
         mlp_norm=weights.layer_norm("ln_2", a.norm_eps, a.hidden_size),
         mlp=PlainMLP(weights.column("mlp.c_fc"), weights.row("mlp.c_proj"), a.activation),
     )
+
+
+def opt_tensors(a: Architecture) -> TensorTable:
+    hidden, inner, embedded = a.hidden_size, a.intermediate_size, _opt_embedded_size(a)
+    table: TensorTable = {
+        "model.decoder.embed_tokens.weight": (a.vocab_size, embedded),
+        "model.decoder.embed_positions.weight": (a.num_position_embeddings + OPT_POSITION_OFFSET, hidden),
+    }
+    if embedded != hidden:
+        table["model.decoder.project_in.weight"] = (hidden, embedded)
+        table["model.decoder.project_out.weight"] = (embedded, hidden)
+    if _has_final_norm(a):
+        table |= _opt_norms(a, "model.decoder.final_layer_norm")
+    if not a.tie_word_embeddings:
+        table["lm_head.weight"] = (a.vocab_size, embedded)
+    linear: TensorTable = {
+        "self_attn.q_proj.weight": (hidden, hidden),
+        "self_attn.k_proj.weight": (hidden, hidden),
+        "self_attn.v_proj.weight": (hidden, hidden),
+        "self_attn.out_proj.weight": (hidden, hidden),
+        "fc1.weight": (inner, hidden),
+        "fc2.weight": (hidden, inner),
+    }
+    layer = (with_biases(linear) if a.attention_bias else linear) | _opt_norms(
+        a, "self_attn_layer_norm", "final_layer_norm"
+    )
+    for i in range(a.num_layers):
+        table |= {f"model.decoder.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return table
+
+
+def _opt_embedded_size(a: Architecture) -> int:
+    return int(a.extra.get("word_embed_proj_dim", a.hidden_size))
+
+
+def _opt_norms(a: Architecture, *names: str) -> TensorTable:
+    if not a.extra.get("layer_norm_elementwise_affine", True):
+        return {}
+    return with_biases({f"{name}.weight": (a.hidden_size,) for name in names})
+
+
+def build_opt(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+    w = weights.under("model.decoder")
+    has_projections = w.lists("project_in.weight")
+    embedding = Embedding(
+        w.embedding("embed_tokens"),
+        positions=w.parameter("embed_positions.weight"),
+        position_offset=OPT_POSITION_OFFSET,
+        projection=w.replicated("project_in") if has_projections else None,
+    )
+    norms_before = a.extra.get("do_layer_norm_before", True)
+    layer = _layer_normed_before if norms_before else _layer_normed_after
+    return Decoder(
+        embedding=embedding,
+        layers=tuple(layer(a, w.under(f"layers.{i}"), specs, i) for i in range(a.num_layers)),
+        norm=w.layer_norm("final_layer_norm", a.norm_eps, a.hidden_size) if _has_final_norm(a) else None,
+        projection=w.replicated("project_out") if has_projections else None,
+        head=weights.head("lm_head", embedding.tokens),
+    )
+
+
+def _has_final_norm(a: Architecture) -> bool:
+    return bool(a.extra.get("has_final_norm", True))
+
+
+def _layer_normed_before(a: Architecture, w: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer:
+    return DecoderLayer(
+        attention_norm=w.layer_norm("self_attn_layer_norm", a.norm_eps, a.hidden_size),
+        attention=_attention(w, specs, index),
+        mlp_norm=w.layer_norm("final_layer_norm", a.norm_eps, a.hidden_size),
+        mlp=_mlp(a, w),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerNormedAfter:
+    """r = norm(r + attention(r)); r = norm(r + mlp(r)). Implements `octavo.models.decoder.Layer`."""
+
+    attention: SelfAttention
+    attention_norm: LayerNorm
+    mlp: MLP
+    mlp_norm: LayerNorm
+
+    def attend(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        assert pending is None, "the layer below has added and normed its output"
+        return self.attention.attend(ops, residual), residual
+
+    def finish(self, ops: Ops, attended: Tensor, residual: Tensor) -> tuple[None, Tensor]:
+        normed, _ = self.attention_norm.add(ops, self.attention.project(ops, attended), residual)
+        normed, _ = self.mlp_norm.add(ops, self.mlp(ops, normed), normed)
+        return None, normed
+
+
+def _layer_normed_after(a: Architecture, w: Weights, specs: AttentionSpecs, index: int) -> LayerNormedAfter:
+    return LayerNormedAfter(
+        attention=_attention(w, specs, index),
+        attention_norm=w.layer_norm("self_attn_layer_norm", a.norm_eps, a.hidden_size),
+        mlp=_mlp(a, w),
+        mlp_norm=w.layer_norm("final_layer_norm", a.norm_eps, a.hidden_size),
+    )
+
+
+def _attention(w: Weights, specs: AttentionSpecs, index: int) -> SelfAttention:
+    return w.attention(specs.layer(index), "self_attn.out_proj", *llama.QKV)
+
+
+def _mlp(a: Architecture, w: Weights) -> MLP:
+    return PlainMLP(w.column("fc1"), w.row("fc2"), a.activation)

@@ -10,22 +10,21 @@ from typing import Any, TypeVar
 from octavo.errors import ModelLoadError
 from octavo.models.gguf_parts import first_parts, part_names
 
-#: What a model needs besides its weights: configuration, tokenizer, chat templates.
+#: the files of a model besides its weights: configuration, tokenizer, chat templates
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 _NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(:(?P<file>[\w./-]+\.gguf))?")
-
 _LONGEST_NAME = 255
 
 T = TypeVar("T")
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name could be a hub id, `owner/name`, `name` or `owner/name:file.gguf`."""
+    """Whether a name could be a hub id: `owner/name`, `name` or `owner/name:file.gguf`."""
     return _NAME.fullmatch(name) is not None and not name.startswith(".") and len(name) <= _LONGEST_NAME
 
 
 def download_model(name: str, revision: str | None) -> Path:
-    """A folder with configuration and safetensors, or a GGUF file where the repository has one and no safetensors."""
+    """A folder with configuration and safetensors, or the GGUF file of a repository without safetensors."""
     (repo, file), hub = _parsed(name), _hub(name)
     if file:
         return _download_gguf(name, repo, file, revision)
@@ -42,7 +41,7 @@ def download_model(name: str, revision: str | None) -> Path:
 
 
 def _download_gguf(name: str, repo: str, file: str, revision: str | None) -> Path:
-    """Download all parts of the file, side by side."""
+    """Download all parts of the file into one folder."""
     hub, parts = _hub(name), part_names(file)
     paths = _ask(name, lambda: [hub.hf_hub_download(repo, part, revision=revision) for part in parts])
     return Path(paths[0])
@@ -66,18 +65,18 @@ def _hub(name: str) -> Any:
         import huggingface_hub
     except ImportError:
         raise ModelLoadError(
-            f"{name!r} is neither a file nor a folder here, and to look on the hub needs `pip install huggingface_hub`"
+            f"{name!r} is neither a file nor a folder here, and looking on the hub needs `pip install huggingface_hub`"
         ) from None
     return huggingface_hub
 
 
 def _ask(name: str, request: Callable[[], T]) -> T:
-    """The hub library raises a dozen kinds of errors for names, licences, revisions and networks."""
+    """Turns the dozen kinds of errors that the hub library raises (names, licences, revisions, networks) into one."""
     try:
         return request()
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelLoadError(
-            f"model {name!r} is neither a file, a folder nor a packaged model here, and the hub did not give it: "
+            f"model {name!r} is neither a file, a folder nor a packaged model here, and the hub did not provide it: "
             f"{reason}; check the network, the name, `hf auth login` for gated models, or download it to a folder"
         ) from error

@@ -1,17 +1,25 @@
-"""Llama and the families that are Llama by another name: Mistral, Yi, SmolLM2.
+"""Llama, the families that are Llama by another name (Mistral, Yi, SmolLM2), and those close to it: Qwen, Phi-3, Gemma.
 
 RMSNorm before each half of a layer, rotary positions, grouped keys and values, gated MLP. A sliding window
-(Mistral) and a long-context rope (Llama 3) are values of the Architecture. Qwen and Phi-3 are built here too:
-they add tensors to this table, or pack them.
+(Mistral) and a long-context rope (Llama 3) are values of the Architecture. Qwen adds tensors to Llama's table, and
+Phi-3 packs them.
+
+Gemma 2 and 3, text only, scale embeddings by sqrt(hidden size), store a norm's weight as w and use 1 + w, and norm the
+output of each half of a layer before it is added. Gemma 3 also norms each head's queries and keys. Its windows, ropes,
+caps and attention scale are values of the Architecture.
 """
 
 from __future__ import annotations
 
-from octavo.layers.blocks import Embedding, GatedMLP
+from dataclasses import replace
+from math import sqrt
+
+from octavo.kernels.parameters import Parameter
+from octavo.layers.blocks import Embedding, GatedMLP, RMSNorm
 from octavo.models.architecture import Architecture
-from octavo.models.attention import AttentionSpecs
-from octavo.models.decoder import Decoder, DecoderLayer
+from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer
 from octavo.models.weights import TensorTable, Weights, with_biases
+from octavo.quantization.registry import Dense
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
@@ -114,3 +122,48 @@ def phi3_tensors(a: Architecture) -> TensorTable:
 
 def build_phi3(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
     return build(a, weights, specs, qkv=("self_attn.qkv_proj",), gate_up=("mlp.gate_up_proj",))
+
+
+def gemma2_tensors(a: Architecture) -> TensorTable:
+    table = tensors(a)
+    for i in range(a.num_layers):
+        table[f"model.layers.{i}.pre_feedforward_layernorm.weight"] = (a.hidden_size,)
+        table[f"model.layers.{i}.post_feedforward_layernorm.weight"] = (a.hidden_size,)
+    return table
+
+
+def gemma3_tensors(a: Architecture) -> TensorTable:
+    return gemma2_tensors(a) | head_norms(a)
+
+
+def build_gemma(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+    embedding = Embedding(weights.embedding("model.embed_tokens"), scale=sqrt(a.hidden_size))
+    return Decoder(
+        embedding=embedding,
+        layers=tuple(_gemma_layer(a, weights.under(f"model.layers.{i}"), specs, i) for i in range(a.num_layers)),
+        norm=_gemma_norm(a, weights, "model.norm"),
+        head=weights.head("lm_head", embedding.tokens),
+        logits_softcap=a.logits_softcap,
+    )
+
+
+def _gemma_layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer:
+    has_head_norms = weights.lists("self_attn.q_norm.weight")
+    q_norm = _plus_one(weights, "self_attn.q_norm") if has_head_norms else None
+    k_norm = _plus_one(weights, "self_attn.k_norm") if has_head_norms else None
+    return DecoderLayer(
+        attention_norm=_gemma_norm(a, weights, "input_layernorm"),
+        attention=weights.attention(specs.layer(index, q_norm, k_norm), "self_attn.o_proj", *QKV),
+        attention_output_norm=_gemma_norm(a, weights, "post_attention_layernorm"),
+        mlp_norm=_gemma_norm(a, weights, "pre_feedforward_layernorm"),
+        mlp=GatedMLP(weights.column(*GATE_UP, num_segments=2), weights.row("mlp.down_proj"), a.activation),
+        mlp_output_norm=_gemma_norm(a, weights, "post_feedforward_layernorm"),
+    )
+
+
+def _gemma_norm(a: Architecture, weights: Weights, name: str) -> RMSNorm:
+    return RMSNorm(_plus_one(weights, name), a.norm_eps)
+
+
+def _plus_one(weights: Weights, name: str) -> Parameter:
+    return replace(weights.parameter(f"{name}.weight"), scheme=Dense(added=1.0))

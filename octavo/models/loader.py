@@ -32,7 +32,7 @@ from octavo.observe.logging import LOGGER
 from octavo.observe.machine import memory
 from octavo.shown import shown
 
-#: llama.cpp's name for a model's vision part, a separate file.
+#: prefix of the separate file in which llama.cpp keeps a model's vision part
 _IMAGE_PART = "mmproj"
 
 Convert = Callable[[HostTensor, DType], HostTensor]
@@ -43,8 +43,8 @@ _DTYPES: dict[str, DType] = {"float32": "F32", "bfloat16": "BF16", "float16": "F
 def open_checkpoint(
     config: ModelConfig, convert: Convert = convert_in_numpy, *, draws_on_device: bool = False
 ) -> Checkpoint:
-    """Find a model, read its configuration, check that every tensor it needs is there; no tensor is read.
-    `convert` changes dtypes when tensors are. draws_on_device: the backend draws dummy matrices."""
+    """Find a model, read its configuration, and check that every tensor it needs exists; no tensor is read yet.
+    convert: changes a tensor's dtype when it is read. draws_on_device: the backend draws dummy matrices."""
     path = _locate(config)
     if config.load_format == "dummy":
         return _open_dummy(path, config, draws_on_device)
@@ -54,13 +54,13 @@ def open_checkpoint(
 
 
 def tokenizer_source(config: ModelConfig) -> TokenizerSource:
-    """The source of the model's own tokenizer; reads neither configuration nor weights."""
+    """The source of the model's own tokenizer. Reads neither configuration nor weights."""
     path = _locate(config)
     return read_gguf_model(path) if path.is_file() else path
 
 
 def locate_tokenizer(name: str, revision: str | None = None) -> TokenizerSource:
-    """What `tokenizer=` names: a folder, a GGUF file, a packaged model or a hub id."""
+    """The tokenizer that `tokenizer=` names: a folder, a GGUF file, a packaged model or a hub id."""
     if name in PACKAGED_MODELS:
         return read_gguf_model(locate_packaged_model(name))
     path = _existing(name)
@@ -72,7 +72,7 @@ def locate_tokenizer(name: str, revision: str | None = None) -> TokenizerSource:
 
 
 def _locate(config: ModelConfig) -> Path:
-    """The model's file or folder, as load_format asks for it."""
+    """The model's file or folder, by load_format."""
     path = _find(config)
     if path.is_file() and config.load_format == "safetensors":
         raise ConfigError(f"load_format is safetensors, but model {config.model!r} is the file {path}: name a folder")
@@ -163,17 +163,17 @@ def _open_dummy(path: Path, config: ModelConfig, draws_on_device: bool) -> Check
 
 
 def _check_room(path: Path, needed: int) -> None:
-    """A configuration without weights may describe a model that fits no machine."""
-    there, _ = memory()
-    if needed > there:
+    """A configuration without weights may describe a model too large for any machine."""
+    total, _ = memory()
+    if needed > total:
         raise OutOfMemoryError(
             f"{path}: dummy weights of its configuration take {needed / 2**30:,.1f} GiB, this machine has "
-            f"{there / 2**30:,.1f} GiB; take a smaller configuration, or fewer layers"
+            f"{total / 2**30:,.1f} GiB; take a smaller configuration, or fewer layers"
         )
 
 
 def _converted(checkpoint: Checkpoint, dtype: DType, convert: Convert) -> Checkpoint:
-    """The same checkpoint, every tensor in one dense dtype when it is read."""
+    """The same checkpoint; every tensor is converted to one dense dtype when it is read."""
 
     def one(name: str, tensor: StoredTensor) -> StoredTensor:
         def read() -> HostTensor:

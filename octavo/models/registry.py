@@ -1,7 +1,7 @@
-"""Which families Octavo knows, and how to build one.
+"""The model families that Octavo knows, and how to build one.
 
-A family is two functions: the table of tensors it needs, and the decoder made from them. To add one, write
-its file and its line here.
+A family is two functions: the table of tensors it needs, and the decoder built from them. A new family gets its file
+and a line here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from octavo.errors import ConfigError, UnsupportedModelError
-from octavo.models import gemma, gpt2, llama, opt
+from octavo.models import gpt2, llama
 from octavo.models.architecture import Architecture
-from octavo.models.attention import AttentionSpecs, LayerSlot
-from octavo.models.decoder import Decoder
+from octavo.models.decoder import AttentionSpecs, Decoder, LayerSlot
 from octavo.models.weights import TensorSource, TensorTable, Weights
 from octavo.quantization.registry import is_in_layer
 
@@ -30,10 +29,10 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(llama.qwen2_tensors, llama.build),
     "qwen3": Family(llama.qwen3_tensors, llama.build),
     "phi3": Family(llama.phi3_tensors, llama.build_phi3),
-    "gemma2": Family(gemma.gemma2_tensors, gemma.build),
-    "gemma3": Family(gemma.gemma3_tensors, gemma.build),
+    "gemma2": Family(llama.gemma2_tensors, llama.build_gemma),
+    "gemma3": Family(llama.gemma3_tensors, llama.build_gemma),
     "gpt2": Family(gpt2.tensors, gpt2.build),
-    "opt": Family(opt.tensors, opt.build),
+    "opt": Family(gpt2.opt_tensors, gpt2.build_opt),
 }
 
 

@@ -1,7 +1,7 @@
-"""Opens a model's files, read or mapped: only regular files of a plausible size.
+"""Reads and maps a model's files: only regular files of a plausible size.
 
 Opening a pipe waits for a writer, a device never ends, and a link may be broken (a hub cache whose blobs were
-deleted): each is refused with its path before anything is read.
+deleted). Each of these raises an error with the path before anything is read.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from octavo.errors import ModelLoadError
 
-#: Far above any real configuration, tokenizer or index.
+#: far above any real configuration, tokenizer or index
 LARGEST_TEXT_BYTES = 1 << 28
 
 
 def is_there(path: Path) -> bool:
-    """Whether an entry of that name exists, of any kind: an existing one must be readable."""
+    """Whether an entry of any kind has that name. One that exists must then be readable."""
     return os.path.lexists(path)
 
 
@@ -58,7 +58,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The same as text: UTF-8, with or without a byte order mark."""
+    """`read_regular` as text: UTF-8, with or without a byte order mark."""
     try:
         return read_regular(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:

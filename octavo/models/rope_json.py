@@ -1,8 +1,8 @@
 """Rotary settings of a config.json, in both spellings, to RopeConfig.
 
-    rope_theta, rope_scaling                        a setting and its scaling apart
+    rope_theta, rope_scaling                        the base and its scaling separately
     rope_parameters                                 both in one object
-    rope_parameters {"full_attention": {...}, ...}  one object a kind of layer (Gemma 3)
+    rope_parameters {"full_attention": {...}, ...}  one object for each kind of layer (Gemma 3)
 
 Each kind of scaling has required and optional numbers. The result holds only those, checked for type and range, so
 that later code need not check again.
@@ -18,7 +18,7 @@ from octavo.models.config_file import LARGEST_SIZE, ConfigFile
 from octavo.shown import shown
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
-#: Of factors and other ratios: far outside what any scaling uses, and safe in float32.
+#: bounds of factors and other ratios: far outside any real scaling, and safe in float32
 SMALLEST_FACTOR, LARGEST_FACTOR = 1e-4, 1e6
 _REQUIRED = {
     "linear": ("factor",),
@@ -31,7 +31,7 @@ _LISTS = ("short_factor", "long_factor")
 
 
 def rope_config(config: ConfigFile, default_theta: float = 10_000.0, layer_type: str = "") -> RopeConfig:
-    """layer_type picks one of several settings."""
+    """layer_type: which of several settings to read."""
     given = _given(config, layer_type)
     outside = ConfigFile(config.path, {**config.values, **given.values}, config.within)
     rope_type = _rope_type(given)
@@ -72,7 +72,7 @@ def _scaling(config: ConfigFile, given: ConfigFile, rope_type: str) -> dict[str,
     read = ConfigFile(given.path, values, given.within)
     for key in _REQUIRED.get(rope_type, ()):
         if not read.has(key):
-            read.number(key)  # says that it is missing
+            read.number(key)  # raises the error for a missing key
     scaling: dict[str, Any] = {"rope_type": rope_type}
     if read.has("original_max_position_embeddings"):
         scaling["original_max_position_embeddings"] = _original_len(read)
@@ -86,7 +86,7 @@ def _scaling(config: ConfigFile, given: ConfigFile, rope_type: str) -> dict[str,
 
 
 def _original_len(read: ConfigFile) -> int:
-    """A whole number, also where it is written as 8192.0."""
+    """A whole number; 8192.0 counts as one."""
     number = read.number("original_max_position_embeddings", least=2, most=LARGEST_SIZE)
     if number != int(number):
         raise read.wrong("original_max_position_embeddings", f"2 to {LARGEST_SIZE}")

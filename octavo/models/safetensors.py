@@ -2,8 +2,8 @@
 
     header length u64 | header: {"name": {"dtype": "BF16", "shape": [..], "data_offsets": [begin, end]}, ...} | data
 
-A file is not trusted: a header that does not fit the data raises ModelLoadError with path and tensor. A tensor of an
-unsupported type is an error only if a model needs it: exporters save counters and masks that no model uses.
+A file is not trusted: a header that does not match the data raises ModelLoadError with path and tensor. A tensor of an
+unsupported type is an error only if the model needs it: exporters save counters and masks that no model uses.
 """
 
 from __future__ import annotations

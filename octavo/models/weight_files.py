@@ -1,11 +1,11 @@
-"""Which of a folder's safetensors files are the model, and all the tensors in them.
+"""Which of a folder's safetensors files hold the model, and all tensors in them.
 
-    model.safetensors.index.json     says which tensor is in which file
+    model.safetensors.index.json     lists the file of each tensor
     model.safetensors                the whole model
     *-0000I-of-0000N.safetensors     parts without an index, if all N are there
     one file of any other name       the whole model
 
-A model saved over another leaves files behind. An index counts only if all its files exist, and a newer
+Saving a model over another leaves the other's files behind. An index counts only if all its files exist, and a newer
 model.safetensors takes precedence. A warning reports each choice: the files read, why, and those not read.
 """
 
@@ -28,7 +28,7 @@ from octavo.shown import shown, shown_names
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
-#: Copies of the model in its makers' own formats.
+#: copies of the model in its makers' own formats
 _OTHER_FORMATS = ("consolidated*.safetensors", "adapter_model*.safetensors")
 _LONGEST_NAME = 255
 _PICKLED = ("*.bin", "*.pth", "*.pt", "*.ckpt")
@@ -36,7 +36,7 @@ _PICKLED = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """files: names inside the folder. listed: an index's tensor -> file. why: the reason for this choice."""
+    """files: names inside the folder. listed: the index, tensor -> file. why: the reason for this choice."""
 
     files: tuple[str, ...]
     why: str

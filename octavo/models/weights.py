@@ -1,10 +1,8 @@
-"""Weights: a checkpoint seen through its family's table of tensors.
+"""Weights: a checkpoint's tensors as parameters, by its family's table of names and shapes.
 
-A family states once which tensors it needs, with their shapes. The loader uses the table to report missing or
-misshapen tensors, and the family's builder to find tensors by name: it gets a bias or a head norm exactly where the
-table lists one.
-
-Names are those of Hugging Face's causal-language-model classes, whatever file the tensors come from.
+The loader uses the table to report missing or misshapen tensors. The family's builder finds tensors by name in it, and
+gets a bias or a head norm exactly if the table lists one. Names are those of Hugging Face's causal-language-model
+classes, whatever file the tensors come from.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ class TensorSource(Protocol):
     """The part of a checkpoint that a model uses."""
 
     def take(self, name: str, shape: Shape) -> StoredTensor:
-        """The tensor of that name, not read yet. Raises ModelLoadError if it is missing or shaped otherwise."""
+        """The tensor of that name, not read yet. Raises ModelLoadError if it is missing or has another shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Weights:
 
     source: TensorSource
     table: Mapping[str, Shape]
-    scheme: Scheme | None = None  # of the layers' matrices, where it is not each tensor's own
+    scheme: Scheme | None = None  # of the layers' matrices; None: by each tensor's own type
     prefix: str = ""
 
     def under(self, prefix: str) -> Weights:
@@ -62,7 +60,7 @@ class Weights:
         return RMSNorm(self.parameter(f"{name}.weight"), eps)
 
     def layer_norm(self, name: str, eps: float, size: int) -> LayerNorm:
-        """size: the number of columns. Where the table lists no weight, the weight is one."""
+        """size: the number of columns. If the table lists no weight, the weight is one."""
         weight = self.optional(f"{name}.weight")
         if weight is None:
             ones = at_hand(from_array(np.ones(size, np.float32)))
@@ -70,34 +68,34 @@ class Weights:
         return LayerNorm(weight, self.optional(f"{name}.bias"), eps)
 
     def embedding(self, name: str) -> Parameter:
-        """A table whose entries are split over ranks."""
+        """A table whose rows are split over ranks."""
         return self.parameter(f"{name}.weight", Shard.columns(self._shape(name)[0]))
 
     def head(self, name: str, embedding: Parameter) -> Linear:
-        """The LM head. Where the table lists none, it is the embedding, which a backend stores once."""
+        """The LM head. If the table lists none, it is the embedding, which a backend stores once."""
         return self.column(name) if self.lists(f"{name}.weight") else Linear((embedding,))
 
     def attention(self, layer: AttentionLayer, out: str, *qkv: str) -> SelfAttention:
-        """qkv: the projections' names, or one of a matrix that holds all three."""
+        """qkv: the names of the three projections, or of one matrix that holds all three."""
         queries, keys = layer.num_heads, layer.num_kv_heads
         held = [(queries, keys, keys)] if len(qkv) == 1 else [(queries,), (keys,), (keys,)]
         shards = [Shard.heads(queries, *segments) for segments in held]
         return SelfAttention(self._linear(dict(zip(qkv, shards, strict=True))), self.row(out, queries), layer)
 
     def column(self, *names: str, num_segments: int = 1) -> Linear:
-        """With outputs split over ranks. num_segments: the number of segments of all matrices together."""
+        """Outputs are split over ranks. num_segments: of all matrices together."""
         each = num_segments // len(names) or 1
         return self._linear({name: Shard.columns(self._shape(name)[0], each) for name in names})
 
     def row(self, name: str, units: int | None = None) -> Linear:
-        """With inputs split over ranks, in that many units."""
+        """Inputs are split over ranks, in that many units."""
         return self._linear({name: Shard.rows(units or self._shape(name)[1])})
 
     def replicated(self, name: str) -> Linear:
         return self._linear({name: REPLICATED})
 
     def _linear(self, shards: Mapping[str, Shard]) -> Linear:
-        """The weights `name.weight`, stacked, with their biases where the table lists them."""
+        """The weights `name.weight`, stacked, with their biases if the table lists them."""
         biased = {name: shard for name, shard in shards.items() if self.lists(f"{name}.bias")}
         assert len(biased) in (0, len(shards)), f"some of {list(shards)} have a bias and some have none"
         return Linear(
@@ -110,6 +108,6 @@ class Weights:
 
 
 def with_biases(table: TensorTable, *names: str) -> TensorTable:
-    """Add a bias, as long as the weight has rows, for each named weight; for every weight if none is named."""
+    """Add a bias, one entry per row, for each named weight, or for every weight if none is named."""
     chosen = names or tuple(name.removesuffix(".weight") for name in table)
     return table | {f"{name}.bias": table[f"{name}.weight"][:1] for name in chosen}

@@ -1,7 +1,7 @@
-"""Which schemes Octavo knows, and which one a parameter is stored by.
+"""The schemes that Octavo knows, and which one stores a parameter.
 
-A tensor's own type says whether it is dense or ggml's blocks. `SCHEMES` lists the other ways to store the matrices of a
-model's layers that a config.json may name.
+A tensor's own type says whether it is dense or in ggml's blocks. `SCHEMES` lists the other schemes, which a config.json
+names for the matrices of a model's layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from octavo.kernels.tensor import DENSE_DTYPES, DType, HostTensor, StoredTensor,
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """float32, float16, bfloat16. added: what the model adds to the stored numbers, as the 1 of Gemma's norms."""
+    """float32, float16, bfloat16. added: added to the stored numbers, such as the 1 of Gemma's norms."""
 
     added: float = 0.0
     name: str = "dense"
@@ -38,7 +38,7 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class GGMLBlocks:
-    """32 or 256 numbers as small integers and a few scales, all in one tensor; see `kernels/tensor.py`."""
+    """Blocks of 32 or 256 numbers, as small integers and a few scales, in one tensor; see `kernels/tensor.py`."""
 
     name: str = "ggml"
 
@@ -64,5 +64,5 @@ def scheme_of(dtype: DType) -> Scheme:
 
 
 def is_in_layer(name: str, shape: Shape) -> bool:
-    """Whether a parameter is one of the matrices that a quantization_config describes."""
+    """Whether a quantization_config covers this parameter: a matrix of a layer."""
     return len(shape) == 2 and re.search(r"\.\d+\.", name) is not None

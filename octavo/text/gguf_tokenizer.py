@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from octavo.errors import TokenizerError
-from octavo.models.gguf import GGUFFile, StringArray
+from octavo.models.gguf import GGUFFile
+from octavo.models.gguf_values import StringArray
 from octavo.observe.logging import LOGGER
 from octavo.shown import shown
 from octavo.text.sentencepiece_model import CONTROL, NORMAL, USER_DEFINED

@@ -14,9 +14,8 @@ from octavo.kernels.device import Device, KernelCompiler, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.registry import Selection, compile_ahead, converter, select
 from octavo.messages import PendingStep, StepPlan
-from octavo.models.architecture import Architecture
+from octavo.models.architecture import Architecture, allowed_model_len
 from octavo.models.checkpoint import Checkpoint
-from octavo.models.context_len import allowed_model_len
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
 from octavo.sampling.sampler import Sampler

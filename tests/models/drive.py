@@ -16,7 +16,7 @@ from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.ops import FloatArray
 from octavo.models.architecture import Architecture
-from octavo.models.attention import LayerSlot
+from octavo.models.decoder import LayerSlot
 from octavo.models.registry import build_model
 from octavo.models.weights import TensorSource
 

@@ -239,7 +239,7 @@ def test_what_makes_no_sense_is_named(values: dict[str, Any], message: str) -> N
 
 
 def test_heads_must_fill_a_model_with_learned_positions() -> None:
-    with pytest.raises(ModelLoadError, match="64 columns do not part into 5 attention heads"):
+    with pytest.raises(ModelLoadError, match="64 columns do not divide into 5 attention heads"):
         read("GPT2LMHeadModel", n_head=5)
 
 

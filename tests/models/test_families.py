@@ -22,7 +22,7 @@ from octavo.config import ModelConfig
 from octavo.kernels.device import Device
 from octavo.kernels.ops import FloatArray
 from octavo.models.architecture import Architecture
-from octavo.models.attention import LayerSlot
+from octavo.models.decoder import LayerSlot
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import required_tensors
 from tests.conftest import TinyFolder

@@ -17,7 +17,7 @@ from octavo.kernels.reference.dequantize import dequantize
 from octavo.models.architecture import Architecture, RopeConfig
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.gguf import read_gguf
-from octavo.models.gguf_names import take_one_off
+from octavo.models.gguf_names import subtract_one
 from octavo.models.loader import open_checkpoint, open_gguf
 from octavo.models.registry import required_tensors
 from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
@@ -165,7 +165,7 @@ def test_a_norm_of_any_type_has_its_one_taken_off(tmp_path: Path) -> None:
     norm = np.linspace(0.5, 2, 32, dtype=np.float32)
     for dtype in ("F32", "F16", "Q8_0"):
         path = write_gguf(tmp_path / f"{dtype}.gguf", "llama", TINY_LLAMA, {"output_norm.weight": (norm, dtype)})
-        read = dequantize(take_one_off(read_gguf(path).tensors["output_norm.weight"]))
+        read = dequantize(subtract_one(read_gguf(path).tensors["output_norm.weight"]))
         np.testing.assert_allclose(read, norm - 1, atol=0.01)
 
 

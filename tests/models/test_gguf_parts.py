@@ -88,7 +88,7 @@ def rename(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "spoil", "message"),
     [
-        ({}, lose, f"is a part of a model of which {name_of(2)} is missing: put all parts into one folder"),
+        ({}, lose, f"is one part of a model, and {name_of(2)} is missing: put all parts into one folder"),
         ({"no": 1}, None, f"{name_of(3)}: split.no is 1 and split.count is 3, expected are 2 and 3"),
         ({"count": 4}, None, f"{name_of(3)}: split.no is 2 and split.count is 4, expected are 2 and 3"),
         ({"no": "two"}, None, "'split.no' is 'two'; allowed: whole numbers from 0"),

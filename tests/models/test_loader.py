@@ -93,7 +93,7 @@ def test_a_tied_head_of_its_own_is_not_used_and_named(tmp_path: Path, caplog: py
     saved["lm_head.weight"][-1, -1] += 1
     save_file(saved, folder / "model.safetensors")
     assert "lm_head.weight" not in required_tensors(open_model(folder).architecture)
-    assert "config.json: tie_word_embeddings is true, so model.embed_tokens.weight is also the output" in caplog.text
+    assert "config.json: tie_word_embeddings is true, so model.embed_tokens.weight is also the LM head" in caplog.text
     assert "lm_head.weight, which differs, is not used (to use it, set tie_word_embeddings to false)" in caplog.text
 
 
@@ -299,7 +299,7 @@ def test_what_the_hub_refuses_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> N
             raise OSError("401 Client Error\nmore lines")
 
     monkeypatch.setattr(hub, "_hub", lambda name: Refusing())
-    with pytest.raises(ModelLoadError, match="the hub did not give it: 401 Client Error; check the network, the name"):
+    with pytest.raises(ModelLoadError, match="did not provide it: 401 Client Error; check the network, the name"):
         open_model("owner/secret")
 
 
