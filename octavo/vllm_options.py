@@ -74,7 +74,7 @@ _NO_OFFLOAD = "weights and KV blocks stay in one memory; a quantised GGUF file o
 _NO_POOLING = "models generate text; there are no embeddings, scores or classes"
 _NO_EXPERTS = "there are no models of experts yet"
 _NO_GRAMMAR = "output is not constrained by a grammar; ask for the form in the prompt, or use allowed_token_ids"
-_NO_TOOLS = "the answer's text is handed out as it is; read calls and thoughts from it"
+NO_TOOLS = "the answer's text is handed out as it is; read calls and thoughts from it"
 _FROM_FILE = "weights are computed as the file stores them; use a GGUF file of the quantisation you want"
 _TEXT_CONFIG = "change the checkpoint's config.json instead"
 
@@ -188,7 +188,7 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_each(_idle(_NO_GRAMMAR), "structured_outputs_config", "guided_decoding_backend"),
     **_each(_idle(_NO_GRAMMAR), "guided_decoding_disable_fallback", "guided_decoding_disable_any_whitespace"),
     "guided_decoding_disable_additional_properties": _idle(_NO_GRAMMAR),
-    **_each(NotHere(_NO_TOOLS), "reasoning_parser", "reasoning_parser_plugin"),
+    **_each(NotHere(NO_TOOLS), "reasoning_parser", "reasoning_parser_plugin"),
     **_each(NotHere(_NO_TRANSFER), "kv_transfer_config", "ec_transfer_config"),
     "kv_events_config": NotHere("the events of an LLM tell what each block goes through"),
     "weight_transfer_config": NotHere("weights are read once, from files"),
@@ -223,7 +223,7 @@ SERVER_ONLY: dict[str, NotHere] = {
 #: flags of `vllm serve` alone
 SERVER_FLAGS: dict[str, NotHere] = {
     **_each(NotHere(_NO_LORA), "lora_modules", "prompt_adapters"),
-    **_each(NotHere(_NO_TOOLS), "enable_auto_tool_choice", "tool_call_parser", "tool_parser_plugin", "tool_server"),
+    **_each(NotHere(NO_TOOLS), "enable_auto_tool_choice", "tool_call_parser", "tool_parser_plugin", "tool_server"),
     "exclude_tools_when_tool_choice_none": NotHere("tools are shown to the template whenever they are sent"),
     "response_role": NotHere("answers have the role assistant", ("assistant",)),
     "middleware": NotHere("put a proxy in front"),

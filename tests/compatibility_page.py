@@ -17,7 +17,7 @@ from octavo import AsyncLLM, SamplingParams, vllm_options
 from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.llm import LLM
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
-from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT, instead_of
+from octavo.server.bodies import NEUTRAL, NO_EFFECT, instead_of
 from octavo.server.protocol import ChatCompletionRequest, CompletionRequest, MessagesRequest, TokenizeRequest
 from octavo.server.settings import LIMITS, ServerSettings
 from octavo.vllm_options import NotHere

@@ -15,23 +15,34 @@ from starlette.responses import Response
 from octavo.engine.llm_engine import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams, known_to
-from octavo.server.api_errors import ApiError
-from octavo.server.generation import Generation, complete, ended_by_server, raise_failure, stream
-from octavo.server.openai_calls import trace_headers
-from octavo.server.prompts import PlainConversation, check_messages, encode_conversation, room_for_output
-from octavo.server.protocol import AnthropicMessage, Content, CountTokensRequest, MessagesRequest
+from octavo.server.api_errors import ApiError, bad_field
+from octavo.server.generation import (
+    Generation,
+    checked_params,
+    complete,
+    ended_by_server,
+    raise_failure,
+    stream,
+    trace_headers,
+)
+from octavo.server.prompts import check_messages, encode_conversation, room_for_output
+from octavo.server.protocol import (
+    AnthropicMessage,
+    ChatCompletionRequest,
+    Content,
+    CountTokensRequest,
+    MessagesRequest,
+)
 from octavo.server.responses import AnthropicUsage, CountTokensResponse, MessagesResponse, TextBlock
-from octavo.server.sampling import checked_params
 from octavo.server.serving import Serving, json_response, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
 from octavo.shown import shown
 
 _encode = msgspec.json.Encoder().encode
 
-#: blocks of text that are looked at without a thread; each takes a microsecond
+#: text blocks checked on the event loop; each takes a microsecond
 _FEW_BLOCKS = 1024
-
-#: what a text block may hold beside its text: hints for a cache that here works by itself, and what answers bring
+#: accepted keys of a text block: hints for a cache that needs none here, and a key that answers have
 _NO_EFFECT_IN_BLOCKS = frozenset({"cache_control", "citations"})
 
 
@@ -41,12 +52,8 @@ async def create_message(request: Request, serving: Serving) -> Response:
     prompt = await _prompt(request, asked, serving, serving.client.model_info)
     params = _params(asked, len(prompt), serving)
     known_as = request_id(request, None)
-    generation = Generation(
-        request_id=f"msg_{known_as}",
-        prompts=[prompt],
-        params=params,
-        trace_headers=trace_headers(request),
-    )
+    trace = trace_headers(request)
+    generation = Generation(request_id=f"msg_{known_as}", prompts=[prompt], params=params, trace_headers=trace)
     answer = _Answer(generation, asked, serving.client.model_info.max_model_len)
     headers = {"request-id": generation.request_id} | serving.id_headers(known_as)
     if asked.stream:
@@ -64,7 +71,7 @@ async def count_tokens(request: Request, serving: Serving) -> Response:
 
 
 async def _prompt(request: Request, asked: CountTokensRequest, serving: Serving, fits: ModelInfo | None) -> list[int]:
-    """A last message of the assistant's is the beginning of the answer. fits: the model whose context it must fit."""
+    """A last message by the assistant begins the answer. fits: the model whose context the prompt must fit."""
     contents = [message.content for message in asked.messages]
     num_blocks = sum(len(one) for one in (*contents, asked.system) if isinstance(one, list))
     if num_blocks > _FEW_BLOCKS:
@@ -74,19 +81,19 @@ async def _prompt(request: Request, asked: CountTokensRequest, serving: Serving,
     return await encode_conversation(request, serving, conversation, fits)
 
 
-def _conversation(asked: CountTokensRequest, serving: Serving) -> PlainConversation:
+def _conversation(asked: CountTokensRequest, serving: Serving) -> ChatCompletionRequest:
     messages = [_plain(index, message) for index, message in enumerate(asked.messages)]
     check_messages(messages, serving.settings)
     is_begun = messages[-1]["role"] == "assistant"
     if asked.system is not None:
         messages.insert(0, {"role": "system", "content": _text("system", asked.system)})
-    return PlainConversation(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
+    return ChatCompletionRequest(messages=messages, add_generation_prompt=not is_begun, continue_final_message=is_begun)
 
 
 def _plain(index: int, message: AnthropicMessage) -> dict[str, Any]:
     if message.role not in ("user", "assistant"):
-        raise ApiError(
-            400, f"messages[{index}].role is {shown(message.role)}, allowed are user and assistant; see system"
+        raise bad_field(
+            f"messages[{index}].role", f"is {shown(message.role)}, allowed are user and assistant; see system"
         )
     return {"role": message.role, "content": _text(f"messages[{index}].content", message.content)}
 
@@ -97,24 +104,22 @@ def _text(where: str, content: Content) -> str:
     for index, block in enumerate(content):
         if block.get("type") != "text" or not isinstance(block.get("text"), str):
             kind = shown(block.get("type"))
-            raise ApiError(
-                400, f"{where}[{index}] is a block of type {kind}, allowed are blocks of type 'text' with a text"
-            )
-        more = sorted(set(block) - {"type", "text"} - _NO_EFFECT_IN_BLOCKS)
-        if more:
-            raise ApiError(400, f"{where}[{index}] has the key {shown(more[0])}, allowed are type and text")
+            problem = f"is a block of type {kind}, allowed are blocks of type 'text' with a text"
+            raise bad_field(f"{where}[{index}]", problem)
+        if more := sorted(set(block) - {"type", "text"} - _NO_EFFECT_IN_BLOCKS):
+            raise bad_field(f"{where}[{index}]", f"has the key {shown(more[0])}, allowed are type and text")
     return "\n".join(block["text"] for block in content)
 
 
 def _params(asked: MessagesRequest, num_prompt: int, serving: Serving) -> SamplingParams:
-    """Anthropic's clients must name max_tokens and cannot know the context, so an answer may end with it: its
+    """Anthropic's clients must set max_tokens without knowing the context, so the context may end an answer; its
     stop_reason then says so."""
     info = serving.client.model_info
     room_for_output(num_prompt, None, info, ("messages", "max_tokens"))
     for name in ("temperature", "top_p"):
         value = getattr(asked, name)
         if value is not None and not 0 <= value <= 1:
-            raise ApiError(400, f"{name} is {value}, allowed is 0 to 1", param=name)
+            raise bad_field(name, f"is {value}, allowed is 0 to 1")
     try:
         return checked_params(
             info.default_sampling_params,
@@ -129,7 +134,7 @@ def _params(asked: MessagesRequest, num_prompt: int, serving: Serving) -> Sampli
 
 
 class _Answer:
-    """What an answer says of itself, whole or streamed."""
+    """The fields of a message, whole or streamed."""
 
     def __init__(self, generation: Generation, asked: MessagesRequest, max_model_len: int) -> None:
         self.id = generation.request_id
@@ -140,23 +145,23 @@ class _Answer:
     def whole(self, output: RequestOutput) -> MessagesResponse:
         completion = output.outputs[0]
         num_tokens = len(completion.token_ids)
-        return self.message(
-            output, [TextBlock(text=completion.text)], num_tokens, self.ending(completion, output, num_tokens)
-        )
+        ending = self.ending(completion, output, num_tokens)
+        return self.message(output, [TextBlock(text=completion.text)], num_tokens, *ending)
 
     def message(
         self,
         output: RequestOutput,
         content: list[TextBlock],
-        num_tokens: int,
-        ending: tuple[str | None, str | None],
+        num_tokens: int = 0,
+        stop_reason: str | None = None,
+        stop_sequence: str | None = None,
     ) -> MessagesResponse:
         return MessagesResponse(
             id=self.id,
             model=self.model,
             content=content,
-            stop_reason=ending[0],
-            stop_sequence=ending[1],
+            stop_reason=stop_reason,
+            stop_sequence=stop_sequence,
             usage=counts(output, num_tokens),
         )
 
@@ -183,7 +188,7 @@ def counts(output: RequestOutput, num_tokens: int) -> AnthropicUsage:
 
 
 class MessageEvents:
-    """The events of one streamed message; see streaming.py. Like chunks.py, it writes what stays the same once."""
+    """The events of one streamed message; see streaming.Events. As in chunks.py, constant parts are encoded once."""
 
     _HEAD = (
         b"event: content_block_delta\n"
@@ -218,7 +223,7 @@ class MessageEvents:
 
     def _begin(self, output: RequestOutput) -> bytes:
         self._has_begun = True
-        message = self._answer.message(output, [], 0, (None, None))
+        message = self._answer.message(output, [])
         return (
             _event("message_start", {"message": message})
             + _event("content_block_start", {"index": 0, "content_block": TextBlock(text="")})

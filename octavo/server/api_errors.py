@@ -1,4 +1,4 @@
-"""ApiError: what went wrong with a call, in OpenAI's words, in Anthropic's and in Ollama's."""
+"""ApiError: a call that failed, and the shape that OpenAI's, Anthropic's and Ollama's clients expect of its error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 JSON = "application/json"
 
-#: status -> the type that OpenAI's clients know, and Anthropic's
+#: status -> OpenAI's type of error, Anthropic's
 _TYPES: dict[int, tuple[str, str]] = {
     400: ("invalid_request_error", "invalid_request_error"),
     401: ("authentication_error", "authentication_error"),
@@ -30,7 +30,7 @@ _TYPES: dict[int, tuple[str, str]] = {
 
 
 class ApiError(Exception):
-    """A call that ends with this status. param: the field at fault; code: OpenAI's name for the reason."""
+    """A call that ends with this status. param: the field at fault. code: OpenAI's name for the reason."""
 
     def __init__(
         self,
@@ -49,19 +49,25 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def openai_body(self) -> dict[str, Any]:
-        kind = _TYPES.get(self.status, _TYPES[400 if self.status < 500 else 500])[0]
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message, "type": self._type(0), "param": self.param, "code": self.code}}
 
     def anthropic_body(self) -> dict[str, Any]:
-        kind = _TYPES.get(self.status, _TYPES[400 if self.status < 500 else 500])[1]
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        return {"type": "error", "error": {"type": self._type(1), "message": self.message}}
 
     def ollama_body(self) -> dict[str, Any]:
         return {"error": self.message}
 
+    def _type(self, api: int) -> str:
+        return _TYPES.get(self.status, _TYPES[400 if self.status < 500 else 500])[api]
+
+
+def bad_field(field: str, problem: str, code: str | None = None) -> ApiError:
+    """The refusal of one field, or of a place inside it such as `messages[3].role`, which opens the message."""
+    return ApiError(400, f"{field} {problem}", param=field.partition(".")[0].partition("[")[0], code=code)
+
 
 def as_api_error(error: Exception) -> ApiError:
-    """Whose fault it was, as a status. What nobody foresaw is logged here and told without details."""
+    """The error with its status. An unforeseen one is logged here and reported without details."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, (InvalidRequestError, TokenizerError)):
@@ -79,13 +85,11 @@ def error_response(error: ApiError, path: str) -> Response:
     """The error as the clients of this path expect it."""
     if speaks_ollama(path):
         body = error.ollama_body()
+    elif path == "/v1/messages" or path.startswith("/v1/messages/"):
+        body = error.anthropic_body()
     else:
-        body = error.anthropic_body() if speaks_anthropic(path) else error.openai_body()
+        body = error.openai_body()
     return Response(msgspec.json.encode(body), error.status, error.headers, JSON)
-
-
-def speaks_anthropic(path: str) -> bool:
-    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def speaks_ollama(path: str) -> bool:
@@ -93,6 +97,6 @@ def speaks_ollama(path: str) -> bool:
 
 
 def _field_named_first(message: str) -> str | None:
-    """Messages about a field open with its name: "seed is 1.5, allowed is ..."."""
+    """The engine's messages about a field open with its name: "seed is 1.5, allowed is ..."."""
     name, _, rest = message.partition(" ")
     return name if rest.startswith(("is ", "holds ")) and name.split("[")[0].isidentifier() else None

@@ -12,26 +12,25 @@ from starlette.responses import Response
 from octavo.errors import OctavoError
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.server.api_errors import ApiError, as_api_error
-from octavo.server.chunks import ChatChunks, OpenAIEvents
-from octavo.server.generation import complete, stream
+from octavo.server.api_errors import ApiError, as_api_error, bad_field
+from octavo.server.chunks import ChatChunks, stream_answer
+from octavo.server.generation import stream
 from octavo.server.json_pieces import LazyList
+from octavo.server.logprob_room import check_num_logprobs
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai_calls import (
     Call,
-    answer_size,
-    check_logprob_token_ids,
-    check_num_logprobs,
     check_pairs,
     make_call,
+    names_logprob_tokens,
+    sampling_params,
     total_usage,
+    whole_answer,
 )
 from octavo.server.prompts import cut, encode_conversation, room_for_output
 from octavo.server.protocol import BatchChatCompletionRequest, ChatCompletionRequest, ConversationRequest
 from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
-from octavo.server.sampling import sampling_params
-from octavo.server.serving import Serving, answer
-from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
+from octavo.server.serving import Serving
 
 
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
@@ -41,28 +40,31 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     num_top = number_of_alternatives(asked)
     prompt = await encode_chat(request, asked, serving)
     params = chat_params(asked, prompt, num_top, serving)
-    call = make_call(
+    call = _call(request, asked, serving, [prompt], params, num_top)
+    echo = continued_text(asked) if asked.echo else ""
+    if asked.stream:
+        return stream_answer(serving, call, ChatChunks(call, echo), stream(serving.client, call.generation))
+    return await whole_answer(request, serving, call, lambda outputs: _response(call, asked, outputs[0], echo), echo)
+
+
+def _call(
+    request: Request,
+    asked: ConversationRequest,
+    serving: Serving,
+    prompts: list[list[int]],
+    params: SamplingParams,
+    num_top: int | None,
+) -> Call:
+    return make_call(
         request,
         asked,
         serving,
         kind="chatcmpl",
-        prompts=[prompt],
+        prompts=prompts,
         params=params,
         num_top=num_top,
-        names_limit=names_limit(asked),
+        names_limit=asked.max_tokens is not None or asked.max_completion_tokens is not None,
     )
-    echo = continued_text(asked) if asked.echo else ""
-    headers, room = serving.id_headers(call.known_as), serving.logprob_room
-    if asked.stream:
-        outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
-        return serving.event_stream(outputs, OpenAIEvents(call, ChatChunks(call, echo)), headers)
-    async with cancelled_on_disconnect(request.receive):
-        with await room.take(call.num_logprobs) as share:
-            (output,) = await complete(serving.client, call.generation)
-            size = answer_size(call, [output], echo)
-            made = await answer(serving, size, lambda: _response(call, asked, output, echo), headers)
-            return share.until_sent(made)
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def encode_chat(request: Request, asked: ChatCompletionRequest, serving: Serving) -> list[int]:
@@ -71,21 +73,12 @@ async def encode_chat(request: Request, asked: ChatCompletionRequest, serving: S
     return cut(prompt, asked, _wanted(asked)[1], serving.client.model_info)
 
 
-def names_limit(asked: ConversationRequest) -> bool:
-    """Whether the request itself limits the answer's length."""
-    return asked.max_tokens is not None or asked.max_completion_tokens is not None
-
-
 def number_of_alternatives(asked: ChatCompletionRequest) -> int | None:
     """Alternatives to report per token; -1 for all that the engine returns; None for no logprobs."""
     if asked.top_logprobs and not asked.logprobs:  # 0 asks for none
-        raise ApiError(
-            400,
-            f"top_logprobs is {asked.top_logprobs} and logprobs is not true, allowed is both or neither: "
-            "set logprobs to true",
-            param="top_logprobs",
-        )
-    if check_logprob_token_ids(asked, bool(asked.logprobs)):
+        problem = "and logprobs is not true, allowed is both or neither: set logprobs to true"
+        raise bad_field("top_logprobs", f"is {asked.top_logprobs} {problem}")
+    if names_logprob_tokens(asked, bool(asked.logprobs)):
         return -1
     return (asked.top_logprobs or 0) if asked.logprobs else None
 
@@ -97,12 +90,12 @@ def chat_params(
     name, wanted = _wanted(asked)
     info = serving.client.model_info
     room = room_for_output(len(prompt), wanted, info, ("messages", name))
-    check_num_logprobs(info, top_logprobs=asked.top_logprobs, prompt_logprobs=asked.prompt_logprobs)
+    if asked.top_logprobs is not None or asked.prompt_logprobs is not None:
+        check_num_logprobs(info, top_logprobs=asked.top_logprobs, prompt_logprobs=asked.prompt_logprobs)
     try:
         return sampling_params(
             asked,
-            info.default_sampling_params,
-            serving.settings,
+            serving,
             max_tokens=room if wanted is None else min(wanted, room),
             logprobs=None if asked.logprob_token_ids else num_top,
             prompt_logprobs=asked.prompt_logprobs,
@@ -114,16 +107,17 @@ def chat_params(
 
 def _wanted(asked: ChatCompletionRequest) -> tuple[str, int | None]:
     """-> the name of the field that limits the answer, and the limit."""
-    if None not in (asked.max_tokens, asked.max_completion_tokens) and asked.max_tokens != asked.max_completion_tokens:
+    old, new = asked.max_tokens, asked.max_completion_tokens
+    if new is None:
+        return "max_tokens", old
+    if old not in (None, new):
         raise ApiError(
             400,
-            f"max_tokens is {asked.max_tokens} and max_completion_tokens is {asked.max_completion_tokens}, which are "
-            "two names of one limit: send one of them",
+            f"max_tokens is {old} and max_completion_tokens is {new}, which are two names of one limit: send one of "
+            "them",
             param="max_completion_tokens",
         )
-    if asked.max_completion_tokens is None:
-        return "max_tokens", asked.max_tokens
-    return "max_completion_tokens", asked.max_completion_tokens
+    return "max_completion_tokens", new
 
 
 def continued_text(asked: ChatCompletionRequest) -> str:
@@ -132,11 +126,9 @@ def continued_text(asked: ChatCompletionRequest) -> str:
     if last.get("role") != "assistant":
         return ""
     content = last.get("content") or ""
-    return (
-        content
-        if isinstance(content, str)
-        else "\n".join(part if isinstance(part, str) else part["text"] for part in content)
-    )
+    if isinstance(content, str):
+        return content
+    return "\n".join(part if isinstance(part, str) else part["text"] for part in content)
 
 
 def _response(call: Call, asked: ChatCompletionRequest, output: RequestOutput, echo: str) -> ChatCompletionResponse:
@@ -175,25 +167,10 @@ async def create_chat_batch(request: Request, serving: Serving) -> Response:
     chats = _chats(asked)
     num_top = number_of_alternatives(chats[0])
     prompts = [await _encoded(request, place, chat, serving) for place, chat in enumerate(chats)]
-    shortest = min(prompts, key=len)  # the engine gives each no more than its own prompt leaves
+    shortest = min(prompts, key=len)  # the engine limits each to what its own prompt leaves
     params = chat_params(chats[0], shortest, num_top, serving)
-    call = make_call(
-        request,
-        asked,
-        serving,
-        kind="chatcmpl",
-        prompts=prompts,
-        params=params,
-        num_top=num_top,
-        names_limit=names_limit(asked),
-    )
-    headers = serving.id_headers(call.known_as)
-    async with cancelled_on_disconnect(request.receive):
-        with await serving.logprob_room.take(call.num_logprobs) as share:
-            outputs = await complete(serving.client, call.generation)
-            size = answer_size(call, outputs, "")
-            return share.until_sent(await answer(serving, size, lambda: _batch_response(call, chats, outputs), headers))
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
+    call = _call(request, asked, serving, prompts, params, num_top)
+    return await whole_answer(request, serving, call, lambda outputs: _batch_response(call, chats, outputs))
 
 
 def _check_batch(asked: BatchChatCompletionRequest, most: int) -> None:
@@ -202,14 +179,13 @@ def _check_batch(asked: BatchChatCompletionRequest, most: int) -> None:
         value = getattr(asked, name)
         if value is not None and value is not False and value != only:
             allowed = "leaving it out" if only is None else f"{only}, as each conversation has one answer"
-            raise ApiError(400, f"{name} is {value}, allowed for a batch is {allowed}", param=name)
+            raise bad_field(name, f"is {value}, allowed for a batch is {allowed}")
     if not 1 <= len(asked.messages) <= most:
-        raise ApiError(
-            400,
-            f"messages holds {len(asked.messages)} conversations, allowed are 1 to {most}: send several requests, or "
-            "start the server with a larger --max-prompts-per-request",
-            param="messages",
+        problem = (
+            f"holds {len(asked.messages)} conversations, allowed are 1 to {most}: send several requests, or start the "
+            "server with a larger --max-prompts-per-request"
         )
+        raise bad_field("messages", problem)
 
 
 def _chats(asked: BatchChatCompletionRequest) -> list[ChatCompletionRequest]:
@@ -235,9 +211,9 @@ def _batch_response(
 ) -> ChatCompletionResponse:
     choices = []
     for place, (chat, output) in enumerate(zip(chats, outputs, strict=True)):
-        told = choice(call, output.outputs[0], continued_text(chat) if chat.echo else "")
-        told.index = place
-        choices.append(told)
+        answer = choice(call, output.outputs[0], continued_text(chat) if chat.echo else "")
+        answer.index = place
+        choices.append(answer)
     return ChatCompletionResponse(
         id=call.id, created=call.created, model=call.model, choices=choices, usage=total_usage(outputs)
     )

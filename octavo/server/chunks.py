@@ -1,17 +1,17 @@
 """OpenAI's streamed answers: RequestOutputs as `data: {...}` chunks.
 
-Most chunks differ from the one before in a few characters of text. So all that stays the same is written once a
+Most chunks differ from the one before only in a few characters of text. So the constant parts are encoded once per
 stream, and such a chunk is three pieces of bytes:
 
     data: {"id":"cmpl-1", ... "choices":[{"index":0,"text":   " word"   ,"logprobs":null,"finish_reason":null}]}
     └─────────────────────── head ────────────────────────┘  └─ new ─┘  └───────────────── tail ───────────────┘
 
-Chunks with anything else in them (logprobs, token ids, an end, counts) are encoded as a whole.
+Chunks with anything else in them (logprobs, token ids, a finish reason, usage) are encoded as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -25,8 +25,10 @@ from octavo.server.json_pieces import json_pieces
 from octavo.server.logprobs import TextPlace, chat_logprobs, completion_logprobs
 from octavo.server.openai_calls import Call
 from octavo.server.responses import ChatLogprobs, Usage, request_times, usage
+from octavo.server.serving import Serving
+from octavo.server.streaming import EventStream
 
-#: rows of log-probabilities that the event loop itself tells of; with twenty alternatives each, in some milliseconds
+#: rows of log-probabilities that the event loop encodes itself; with twenty alternatives each, in a few milliseconds
 _FEW_ROWS = 256
 
 DONE = b"data: [DONE]\n\n"
@@ -34,12 +36,18 @@ DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
 
 
+def stream_answer(
+    serving: Serving, call: Call, shape: ChunkShape, outputs: AsyncGenerator[RequestOutput]
+) -> EventStream:
+    if call.num_logprobs:
+        outputs = serving.logprob_room.held(call.num_logprobs, outputs)
+    return serving.event_stream(outputs, OpenAIEvents(call, shape), serving.id_headers(call.known_as))
+
+
 @dataclass(slots=True)
 class Choice:
-    """One sequence of the answer: what was sent of it, and what waits for stream_interval.
-
-    place: the end of the text that logprobs have told of; None for no logprobs.
-    """
+    """One sequence of the answer: what was sent, and what waits for stream_interval. place: the end of the text whose
+    logprobs were sent; None for no logprobs."""
 
     index: int
     head: bytes
@@ -58,17 +66,14 @@ class Choice:
 
 
 class ChunkShape(Protocol):
-    """How completions and chat completions differ.
-
-    before, after: what stands around the text of a plain choice, from its index to its end. nulls: further fields
-    that every choice has, as vLLM's have.
-    """
+    """How completions and chat completions differ. before, after: what stands around a plain choice's text, from its
+    index to its end. nulls: further null fields of every choice, as in vLLM."""
 
     object: str
     before: bytes
     after: bytes
     nulls: Mapping[str, None]
-    always_tells_stop_reason: bool
+    always_has_stop_reason: bool
 
     def fields(self, text: str) -> dict[str, Any]:
         """The part of a choice that holds its text."""
@@ -76,11 +81,11 @@ class ChunkShape(Protocol):
     def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any: ...
 
     def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
-        """Fields of the chunks that come before a prompt's first text."""
+        """Choices to send, a chunk each, before a prompt's first text. "top": fields beside the choices."""
 
 
 class OpenAIEvents:
-    """The events of one stream; see streaming.py."""
+    """The events of one stream; see streaming.Events."""
 
     def __init__(self, call: Call, shape: ChunkShape) -> None:
         self._call = call
@@ -144,12 +149,15 @@ class OpenAIEvents:
         for opening in self._shape.opening(place, choices, output):
             top = opening.pop("top", {})
             body = self._body([opening], self._usage_so_far(place, 0), top)
-            parts += (b"data: ", *json_pieces(body), b"\n\n")  # it may tell of a long prompt
+            if output.prompt_logprobs is None:
+                parts += (b"data: ", _encode(body), b"\n\n")
+            else:
+                parts += (b"data: ", *json_pieces(body), b"\n\n")  # they may be many
 
     def _add(
         self, place: int, choice: Choice, completion: CompletionOutput, output: RequestOutput, parts: list[bytes]
     ) -> None:
-        """A chunk that is more than text, once there is enough for one."""
+        """A chunk with more than text, if enough tokens wait for one."""
         choice.text += completion.text
         choice.token_ids += completion.token_ids
         choice.logprobs += completion.logprobs or []
@@ -161,21 +169,19 @@ class OpenAIEvents:
         fields: dict[str, Any] = {"index": choice.index, **self._shape.fields(text)}
         fields["logprobs"] = None if self._call.num_top is None else self._shape.logprobs(choice, token_ids, rows)
         fields["finish_reason"] = completion.finish_reason
-        if is_end or self._shape.always_tells_stop_reason:
+        if is_end or self._shape.always_has_stop_reason:
             fields["stop_reason"] = completion.stop_reason
         fields |= self._shape.nulls
         fields["token_ids"] = token_ids if self._call.has_token_ids else None
-        parts.append(self._chunk([fields], self._usage_so_far(place, choice.num_tokens)))
+        body = self._body([fields], self._usage_so_far(place, choice.num_tokens), {})
+        parts += (b"data: ", _encode(body), b"\n\n")
 
     def _usage_so_far(self, place: int, num_tokens: int) -> Usage | None:
-        """Of one choice, if every chunk tells it."""
+        """One choice's usage, if every chunk has it."""
         if not self._call.has_usage_always:
             return None
         num_prompt, num_cached = self._prompts[place]
         return usage(num_prompt, num_tokens, num_cached)
-
-    def _chunk(self, choices: list[dict[str, Any]], counts: Usage | None) -> bytes:
-        return b"data: " + _encode(self._body(choices, counts, {})) + b"\n\n"
 
     def _body(self, choices: list[dict[str, Any]], counts: Usage | None, top: dict[str, Any]) -> dict[str, Any]:
         body = {**self._constant, "choices": choices, **top}
@@ -185,13 +191,13 @@ class OpenAIEvents:
 
 
 class CompletionChunks:
-    """Completions. echo: what each prompt reads as, if the answer begins with it."""
+    """Completions. echo: each prompt's text, if the answer begins with it."""
 
     object = "text_completion"
     before = b'"text":'
     after = b',"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}'
     nulls: Mapping[str, None] = MappingProxyType({"prompt_token_ids": None})
-    always_tells_stop_reason = True
+    always_has_stop_reason = True
 
     def __init__(self, call: Call, echo: list[str] | None) -> None:
         self._call = call
@@ -211,30 +217,25 @@ class CompletionChunks:
                 choice.place = self._call.answer_place(output.prompt_token_ids, echo)
         if echo is None and not self._call.has_token_ids:
             return []
-        opening = []
-        for choice in choices:
-            fields: dict[str, Any] = {"index": choice.index, "text": "", "logprobs": None, "finish_reason": None}
-            fields |= {"stop_reason": None, "prompt_token_ids": None, "token_ids": None}
-            if echo is not None:
-                fields["text"] = echo
-                if self._call.num_top is not None and output.prompt_logprobs is not None:
-                    ids = output.prompt_token_ids
-                    told_at = self._call.echo_place(ids, echo)
-                    fields["logprobs"] = completion_logprobs(self._call, ids, output.prompt_logprobs, told_at)
-            if self._call.has_token_ids:
-                fields |= {"prompt_token_ids": output.prompt_token_ids, "token_ids": []}
-            opening.append(fields)
-        return opening
+        nulls = dict.fromkeys(("logprobs", "finish_reason", "stop_reason", "prompt_token_ids", "token_ids"))
+        fields: dict[str, Any] = {"text": echo or "", **nulls}
+        if echo is not None and self._call.num_top is not None and output.prompt_logprobs is not None:
+            ids = output.prompt_token_ids
+            echo_place = self._call.echo_place(ids, echo)
+            fields["logprobs"] = completion_logprobs(self._call, ids, output.prompt_logprobs, echo_place)
+        if self._call.has_token_ids:
+            fields |= {"prompt_token_ids": output.prompt_token_ids, "token_ids": []}
+        return [{"index": choice.index, **fields} for choice in choices]
 
 
 class ChatChunks:
-    """Chat completions. echo: the message that the answer continues, if it is to be told again."""
+    """Chat completions. echo: the text of the message that the answer continues, if the answer repeats it."""
 
     object = "chat.completion.chunk"
     before = b'"delta":{"content":'
     after = b'},"logprobs":null,"finish_reason":null,"token_ids":null}'
     nulls: Mapping[str, None] = MappingProxyType({})
-    always_tells_stop_reason = False
+    always_has_stop_reason = False
 
     def __init__(self, call: Call, echo: str) -> None:
         self._call = call

@@ -10,26 +10,25 @@ from starlette.responses import Response
 
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.server.api_errors import ApiError
-from octavo.server.chunks import CompletionChunks, OpenAIEvents
-from octavo.server.generation import complete, stream
+from octavo.server.api_errors import bad_field
+from octavo.server.chunks import CompletionChunks, stream_answer
+from octavo.server.generation import stream
+from octavo.server.logprob_room import check_num_logprobs
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
 from octavo.server.openai_calls import (
     Call,
-    answer_size,
-    check_logprob_token_ids,
-    check_num_logprobs,
     check_pairs,
     make_call,
+    names_logprob_tokens,
+    sampling_params,
     total_usage,
+    whole_answer,
 )
 from octavo.server.prompts import cut, encode_texts, room_for_output
 from octavo.server.protocol import CompletionRequest
 from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse, request_times
-from octavo.server.room import lane_for
-from octavo.server.sampling import sampling_params
-from octavo.server.serving import Serving, answer
-from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
+from octavo.server.serving import Serving
+from octavo.server.streaming import lane_for
 from octavo.text.tokenizer import LONG_TEXT
 
 DEFAULT_MAX_TOKENS = 16
@@ -58,21 +57,14 @@ async def create_completion(request: Request, serving: Serving) -> Response:
     )
     shown = given if asked.truncate_prompt_tokens is None else prompts
     echo = await _as_texts(shown, asked, serving) if asked.echo else None
-    headers, room = serving.id_headers(call.known_as), serving.logprob_room
     if asked.stream:
-        outputs = room.held(call.num_logprobs, stream(serving.client, call.generation))
+        outputs = stream(serving.client, call.generation)
         if asked.max_tokens == 0:
             outputs = _prompts_alone(outputs)
-        return serving.event_stream(outputs, OpenAIEvents(call, CompletionChunks(call, echo)), headers)
-    async with cancelled_on_disconnect(request.receive):
-        with await room.take(call.num_logprobs) as share:
-            finished = await complete(serving.client, call.generation)
-            if asked.max_tokens == 0:
-                finished = [_prompt_alone(output) for output in finished]
-            size = answer_size(call, finished, "".join(echo or ()))
-            made = await answer(serving, size, lambda: _response(call, asked, finished, echo), headers)
-            return share.until_sent(made)
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return stream_answer(serving, call, CompletionChunks(call, echo), outputs)
+    return await whole_answer(
+        request, serving, call, lambda outputs: _response(call, asked, outputs, echo), "".join(echo or ())
+    )
 
 
 async def _prompts_alone(outputs: AsyncGenerator[RequestOutput]) -> AsyncGenerator[RequestOutput]:
@@ -82,7 +74,7 @@ async def _prompts_alone(outputs: AsyncGenerator[RequestOutput]) -> AsyncGenerat
 
 
 def _prompt_alone(output: RequestOutput) -> RequestOutput:
-    """Without the token that the engine made, for a request that asked for none."""
+    """The output without the engine's one token, for a request with max_tokens 0."""
     for one in output.outputs:
         one.text, one.token_ids, one.stop_reason = "", [], None
         one.logprobs = None if one.logprobs is None else []
@@ -95,19 +87,18 @@ def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise ApiError(400, "prompt is [], allowed are a text, token ids, or a list of either", param="prompt")
+        raise bad_field("prompt", "is [], allowed are a text, token ids, or a list of either")
     kinds = set(map(type, prompt))  # there may be a million
     if len(kinds) > 1:
-        raise ApiError(400, "prompt mixes texts, numbers and lists, allowed are lists of one kind", param="prompt")
+        raise bad_field("prompt", "mixes texts, numbers and lists, allowed are lists of one kind")
     if kinds == {int}:
         return [prompt]  # type: ignore[return-value]
     if len(prompt) > most:
-        raise ApiError(
-            400,
-            f"prompt holds {len(prompt)} prompts, allowed are {most}: send several requests, or start the server with "
-            "a larger --max-prompts-per-request",
-            param="prompt",
+        problem = (
+            f"holds {len(prompt)} prompts, allowed are {most}: send several requests, or start the server with a "
+            "larger --max-prompts-per-request"
         )
+        raise bad_field("prompt", problem)
     return prompt  # type: ignore[return-value]
 
 
@@ -119,45 +110,41 @@ async def _token_ids(request: Request, given: Prompts, asked: CompletionRequest,
 
 
 def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving) -> SamplingParams:
-    """max_tokens 0 with echo only reads the prompt; the engine makes one token, which is not told."""
+    """max_tokens 0 with echo only reads the prompt; the engine generates one token, which is not reported."""
     if asked.max_tokens == 0 and not asked.echo:
-        raise ApiError(400, "max_tokens is 0, allowed is 1 or more, or 0 together with echo", param="max_tokens")
-    if check_logprob_token_ids(asked, asked.logprobs is not None) and asked.max_tokens == 0:
-        raise ApiError(
-            400,
-            "logprob_token_ids is set and max_tokens is 0, allowed is one of them: they come with generated tokens",
-            param="logprob_token_ids",
-        )
+        raise bad_field("max_tokens", "is 0, allowed is 1 or more, or 0 together with echo")
+    names_tokens = names_logprob_tokens(asked, asked.logprobs is not None)
+    if names_tokens and asked.max_tokens == 0:
+        problem = "is set and max_tokens is 0, allowed is one of them: they come with generated tokens"
+        raise bad_field("logprob_token_ids", problem)
     info = serving.client.model_info
     wanted = max(asked.max_tokens, 1) if asked.max_tokens is not None and asked.max_tokens >= 0 else asked.max_tokens
     rooms = [room_for_output(len(prompt), wanted, info, ("prompt", "max_tokens")) for prompt in prompts]
     check_num_logprobs(info, logprobs=asked.logprobs, prompt_logprobs=asked.prompt_logprobs)
     has_prompt_logprobs = asked.echo and asked.logprobs is not None
     if has_prompt_logprobs and asked.prompt_logprobs not in (None, asked.logprobs):
-        raise ApiError(
-            400,
-            f"prompt_logprobs is {asked.prompt_logprobs}, logprobs is {asked.logprobs}: with echo both are one",
-            param="prompt_logprobs",
-        )
+        problem = f"is {asked.prompt_logprobs}, logprobs is {asked.logprobs}: with echo both are one"
+        raise bad_field("prompt_logprobs", problem)
     return sampling_params(
         asked,
-        info.default_sampling_params,
-        serving.settings,
+        serving,
         max_tokens=min(DEFAULT_MAX_TOKENS if wanted is None else wanted, max(rooms)),
-        logprobs=None if asked.logprob_token_ids else asked.logprobs,
+        logprobs=None if names_tokens else asked.logprobs,
         prompt_logprobs=asked.logprobs if has_prompt_logprobs else asked.prompt_logprobs,
     )
 
 
 async def _as_texts(given: Prompts, asked: CompletionRequest, serving: Serving) -> list[str]:
-    """What answers that echo begin with: all tokens of the prompts as text; nothing without a tokenizer, where the
-    answers have their ids."""
+    """The prompts' text, special tokens included, which echoed answers begin with. Empty without a tokenizer: then the
+    answers have the ids."""
     if isinstance(given[0], str):
         return given  # they are of one kind
     tokenizer = serving.client.get_tokenizer()
     if tokenizer is None:
         return [""] * len(given)
-    read = tokenizer.decode if asked.max_tokens == 0 else tokenizer.settled_text  # a character's end is the answer's
+    read = (
+        tokenizer.decode if asked.max_tokens == 0 else tokenizer.settled_text
+    )  # the answer has the rest of a cut character
 
     def decode() -> list[str]:
         return [read(one, False) for one in given]
@@ -169,6 +156,8 @@ async def _as_texts(given: Prompts, asked: CompletionRequest, serving: Serving) 
 def _response(
     call: Call, asked: CompletionRequest, outputs: list[RequestOutput], echo: list[str] | None
 ) -> CompletionResponse:
+    if asked.max_tokens == 0:
+        outputs = list(map(_prompt_alone, outputs))
     choices = [
         _choice(call, asked, place * call.params.n + one.index, output, one, None if echo is None else echo[place])
         for place, output in enumerate(outputs)
@@ -212,13 +201,13 @@ def _logprobs(
         return None
     ids = output.prompt_token_ids
     place = call.answer_place(ids, echo)
-    told = completion_logprobs(call, completion.token_ids, completion.logprobs or (), place)
+    answer = completion_logprobs(call, completion.token_ids, completion.logprobs or (), place)
     if echo is None:
-        return told
+        return answer
     prompt = completion_logprobs(call, ids, output.prompt_logprobs or [], call.echo_place(ids, echo))
     return CompletionLogprobs(
-        text_offset=prompt.text_offset + told.text_offset,
-        token_logprobs=prompt.token_logprobs + told.token_logprobs,
-        tokens=prompt.tokens + told.tokens,
-        top_logprobs=prompt.top_logprobs + told.top_logprobs,
+        text_offset=prompt.text_offset + answer.text_offset,
+        token_logprobs=prompt.token_logprobs + answer.token_logprobs,
+        tokens=prompt.tokens + answer.tokens,
+        top_logprobs=prompt.top_logprobs + answer.top_logprobs,
     )

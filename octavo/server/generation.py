@@ -1,4 +1,4 @@
-"""One call's work for the engine: some prompts, each a request of its own, read as one stream.
+"""One call's work for the engine: its prompts, each an engine request, their sampling, and one stream of outputs.
 
 POST {"prompt": ["a", "b"]} ── id "cmpl-1" ──┬── engine request "cmpl-1-0-5e1f09ab" ──┐
                                              └── engine request "cmpl-1-1-5e1f09ab" ──┴──▶ RequestOutputs, as they come
@@ -11,23 +11,29 @@ import contextlib
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
 
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import InvalidRequestError
+from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
-from octavo.server.api_errors import ApiError
+from octavo.server.api_errors import ApiError, as_api_error, bad_field
+from octavo.server.settings import ServerSettings
 
 #: prompts of a call that become engine requests without a pause
 _STARTED_AT_ONCE = 16
-#: outputs that may wait for a call's reader; then its prompts' streams lag, and lose nothing by it
+#: outputs that may wait for a call's reader; beyond that the streams of its prompts wait, and lose nothing
 _MAX_AHEAD = 64
+_MAX_IDS = 4096  # in a list of token ids; each is checked separately
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """prompts: token ids. trace_headers: those of the call that continue its caller's trace. serial: this call's alone,
-    for several may bring one id: a proxy's for all that it does for one page, or a client's that tries again."""
+    """prompts: token ids. trace_headers: the call's headers that continue its caller's trace. serial: tells calls with
+    the same id apart: a proxy may send one id for all of a page's calls, and a client may retry with its first."""
 
     request_id: str
     prompts: list[list[int]]
@@ -38,17 +44,47 @@ class Generation:
     serial: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def engine_request_id(self, place: int) -> str:
-        """What the engine calls the request of the prompt at this place."""
+        """The engine's id for the prompt at this place."""
         return f"{self.request_id}-{place}-{self.serial}"
 
 
+def trace_headers(request: Request) -> dict[str, str] | None:
+    found = {name: value for name in TRACE_HEADERS if (value := request.headers.get(name)) is not None}
+    return found or None
+
+
+def checked_params(defaults: SamplingParams, settings: ServerSettings, **fields: Any) -> SamplingParams:
+    """The model's recommended defaults, replaced by the fields that are not None. Raises ApiError."""
+    for name in ("stop", "bad_words"):
+        if fields.get(name):
+            _check_strings(name, fields[name], settings)
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        if (num := len(fields.get(name) or ())) > _MAX_IDS:
+            raise bad_field(name, f"holds {num} token ids, allowed are {_MAX_IDS}")
+    try:
+        return defaults.replace(**{name: value for name, value in fields.items() if value is not None})
+    except InvalidRequestError as error:
+        raise as_api_error(error) from None
+
+
+def _check_strings(name: str, value: str | list[str], settings: ServerSettings) -> None:
+    strings = [value] if isinstance(value, str) else value
+    most, longest = settings.max_stop_strings, max(map(len, strings))
+    if len(strings) > most:
+        raise bad_field(name, f"holds {len(strings)} strings, allowed are {most}; --max-stop-strings raises it")
+    if longest > (most := settings.max_stop_string_len):
+        raise bad_field(
+            name, f"holds a string of {longest} characters, allowed are {most}; --max-stop-string-len raises it"
+        )
+
+
 def stream(client: EngineClient, generation: Generation) -> AsyncGenerator[RequestOutput]:
-    """What is new, as it comes. Whoever leaves early ends all of the call's requests."""
+    """New tokens and text as they come. Leaving early ends all of the call's engine requests."""
     return _run(client, generation, RequestOutputKind.DELTA)
 
 
 async def complete(client: EngineClient, generation: Generation) -> list[RequestOutput]:
-    """One finished output a prompt, in the order of the prompts."""
+    """One finished output for each prompt, in order."""
     places = {generation.engine_request_id(place): place for place in range(len(generation.prompts))}
     done: dict[int, RequestOutput] = {}
     async with contextlib.aclosing(_run(client, generation, RequestOutputKind.FINAL_ONLY)) as outputs:
@@ -59,14 +95,14 @@ async def complete(client: EngineClient, generation: Generation) -> list[Request
 
 
 def raise_failure(output: RequestOutput) -> None:
-    """A sequence that the engine gave up on is the server's failure, not an answer."""
+    """A sequence that failed in the engine is a server error, not an answer."""
     for completion in output.outputs:
         if completion.finish_reason == "error":
             raise ApiError(500, f"the engine failed at this request: {completion.stop_reason}", code="engine_failure")
 
 
 def ended_by_server() -> ApiError:
-    """Of an answer that neither its model nor its client ended."""
+    """The error of an answer that neither the model nor the client ended."""
     return ApiError(503, "the request was ended by the server; send it again", code="aborted")
 
 
@@ -90,14 +126,14 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
 
 
 async def _merged(streams: list[AsyncIterator[RequestOutput]]) -> AsyncGenerator[RequestOutput]:
-    """All of them at once. The first that fails ends the others."""
+    """All streams at once. The first that fails ends the others."""
     queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue(_MAX_AHEAD)
     pumps: list[asyncio.Task[None]] = []
     try:
         for place, one in enumerate(streams):
             pumps.append(asyncio.create_task(_pump(place, one, queue)))
             if place % _STARTED_AT_ONCE == _STARTED_AT_ONCE - 1:
-                await asyncio.sleep(0)  # to check a prompt takes its time, and others want theirs
+                await asyncio.sleep(0)  # checking prompts takes time, and other calls must go on
         num_running = len(pumps)
         while num_running:
             item = await queue.get()
@@ -129,7 +165,7 @@ async def _pump(
 
 @contextlib.asynccontextmanager
 async def _closing(outputs: AsyncIterator[RequestOutput]) -> AsyncIterator[None]:
-    """Leaving ends the stream now, not when it is collected."""
+    """Leaving the block ends the stream now, not when it is garbage-collected."""
     try:
         yield
     finally:

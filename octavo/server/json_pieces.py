@@ -1,42 +1,73 @@
-"""Large answers as JSON, a piece at a time.
+"""Whole answers as JSON; large ones in pieces, made on a thread and sent one by one.
 
-An encoder keeps Python's lock until it is done, a third of a second for a hundred megabytes. Here lists and texts that
-are long are cut, and what is between two pieces may be anything: another thread's work, or sending the one before.
+An encoder holds Python's lock until it is done: a third of a second for a hundred megabytes. So long lists and texts
+are cut here, and between two pieces other threads run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from octavo.server.api_errors import JSON
+from octavo.server.streaming import Lanes
 
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 
-#: numbers and short texts a piece; a millisecond or two
-_FEW_PLAIN = 16384
-#: others a piece, if none of them is wide
-_FEW_OTHERS = 16
-#: items that make a list, or an object, wide: it is cut itself
-_WIDE = 32
-#: characters a piece
-_SHORT_TEXT = 2**18
-_SMALL_PIECE = 2**16
+#: tokens, log-probabilities and sixteenths of characters; encoding a smaller answer takes a millisecond or two
+SMALL_ANSWER = 2048
+_FEW_PLAIN = 16384  # numbers and short texts in a piece; a millisecond or two
+_FEW_OTHERS = 16  # other items in a piece, if none is wide
+_WIDE = 32  # items; a longer list or object is wide: it is cut itself
+_SHORT_TEXT = 2**18  # characters in a piece
+_SMALL_PIECE = 2**16  # bytes; smaller pieces are joined
 
 
 class LazyList(Generic[T]):
-    """A list in JSON whose items are made one at a time, and are gone when they are encoded. Read once."""
+    """A JSON list whose items are made, encoded and dropped one at a time. Can be read once."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self.items = items
 
 
+async def answer(
+    lanes: Lanes, size: int, make: Callable[[], msgspec.Struct], headers: Mapping[str, str] | None = None
+) -> Response:
+    """The response with the result of `make`. size: about, in the units of SMALL_ANSWER; a large answer is made on a
+    thread and sent in pieces, so that the event loop stays free."""
+    if size <= SMALL_ANSWER:
+        return Response(b"".join(json_pieces(make())), headers=headers, media_type=JSON)
+    return _Pieces(await lanes.run("answers", lambda: list(json_pieces(make()))), headers)
+
+
+class _Pieces(Response):
+    """A response of known length, sent piece by piece as fast as the client reads."""
+
+    def __init__(self, pieces: list[bytes], headers: Mapping[str, str] | None) -> None:
+        self._pieces = pieces
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        length = sum(map(len, pieces))
+        self.init_headers({**(headers or {}), "content-type": JSON, "content-length": str(length)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        pieces, self._pieces = self._pieces, []
+        pieces.reverse()
+        while pieces:
+            await send({"type": "http.response.body", "body": pieces.pop(), "more_body": bool(pieces)})
+
+
 def json_pieces(value: Any) -> Iterator[bytes]:
-    """What joined is the JSON of a value made of structs, dicts with texts for keys, lists (lazy ones, too) and
-    plain values. Small parts come together."""
+    """Pieces of the JSON of a value made of structs, dicts with string keys, lists, LazyLists and plain values."""
     parts: list[bytes] = []
     size = 0
     for part in _parts(value):
@@ -78,7 +109,7 @@ def _object(items: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
 
 
 def _list(cut: Iterable[list[Any]]) -> Iterator[bytes]:
-    """cut: items to encode at once; what is wide comes alone."""
+    """cut: items to encode together; a wide one comes alone."""
     before = b"["
     for few in cut:
         yield before
@@ -112,7 +143,7 @@ def _cut(values: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _is_plain(values: list[Any]) -> bool:
-    """As lists in answers are of one kind, the first tells of all. Many texts are tokens, which are short."""
+    """The lists of answers hold one kind of item, so the first decides. Many texts are tokens, which are short."""
     first = next((one for one in values if one is not None), None)
     return first is None or isinstance(first, (int, float)) or (isinstance(first, str) and len(values) > _WIDE)
 

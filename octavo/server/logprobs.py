@@ -1,8 +1,8 @@
 """Log-probabilities in the two shapes of OpenAI's API, and in vLLM's for prompts.
 
-JSON has no infinities and no NaN: a token that cannot be drawn has -9999.0, the least that is told, as in vLLM; a logit
-of +inf is told as 9999.0. A token that is a part of a character reads as U+FFFD, so its bytes are told too: as `bytes`
-in chats, and as OpenAI's `bytes:\\xe2` in completions, where alternatives go by what they read as.
+JSON has no infinities and no NaN: a token that cannot be drawn has -9999.0, the lowest value reported, as in vLLM; a
+logit of +inf is 9999.0. A token that is part of a character reads as U+FFFD, so its bytes are reported too: as `bytes`
+in chats, and as OpenAI's `bytes:\\xe2` in completions, where a token's text is the key of an alternative.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from octavo.text.detokenizer import TextStream
 _LOWEST, _INFINITE = -9999.0, 9999.0
 
 
-class Telling(Protocol):
-    """How a call wants logprobs told; an openai_calls.Call is one. token_text: of a token that has no logprob.
-    token_bytes: None without a tokenizer."""
+class LogprobFormat(Protocol):
+    """How a call's logprobs are written; an openai_calls.Call is one. token_text: the text of a token without a
+    logprob. token_bytes: None without a tokenizer."""
 
     @property
     def num_top(self) -> int | None: ...
@@ -43,8 +43,8 @@ class Telling(Protocol):
 
 
 class TextPlace:
-    """Where in a choice's text its next token begins. A token that the text does not show, or a character's part,
-    takes no room in it; without a stream every token has its own."""
+    """Where in a choice's text its next token begins. A hidden token or a part of a character adds no text. Without a
+    stream every token adds its own."""
 
     def __init__(self, stream: TextStream | None, offset: int = 0) -> None:
         self._stream = stream
@@ -58,9 +58,9 @@ class TextPlace:
 
 
 def completion_logprobs(
-    call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs | None], place: TextPlace
+    call: LogprobFormat, token_ids: Sequence[int], rows: Iterable[TokenLogprobs | None], place: TextPlace
 ) -> CompletionLogprobs:
-    """place: moves on to what comes next. rows: None for a prompt's first token."""
+    """place: moves past these tokens. rows: None for a prompt's first token."""
     num_top = call.num_top or 0
     tokens: list[str] = []
     offsets: list[int] = []
@@ -76,18 +76,20 @@ def completion_logprobs(
     return CompletionLogprobs(text_offset=offsets, token_logprobs=logprobs, tokens=tokens, top_logprobs=tops)
 
 
-def chat_logprobs(call: Telling, token_ids: Sequence[int], rows: Iterable[TokenLogprobs]) -> Iterator[ChatTokenLogprob]:
+def chat_logprobs(
+    call: LogprobFormat, token_ids: Sequence[int], rows: Iterable[TokenLogprobs]
+) -> Iterator[ChatTokenLogprob]:
     num_top = call.num_top or 0
     for token_id, row in zip(token_ids, rows, strict=True):
         chosen = _top_logprob(call, token_id, row[token_id])
-        best = [_top_logprob(call, one, row[one]) for one in _told_first(row, token_id, num_top)]
+        best = [_top_logprob(call, one, row[one]) for one in _chosen_first(row, token_id, num_top)]
         if num_top >= 0:
             del best[num_top:]
         yield ChatTokenLogprob(token=chosen.token, logprob=chosen.logprob, bytes=chosen.bytes, top_logprobs=best)
 
 
 def prompt_logprobs(rows: Iterable[TokenLogprobs | None]) -> PromptLogprobs:
-    """As a lazy list: a prompt may be long."""
+    """A lazy list, since a prompt may be long."""
     return LazyList(map(_prompt_row, rows))  # type: ignore[return-value]  # a list in JSON
 
 
@@ -100,23 +102,23 @@ def _prompt_row(row: TokenLogprobs | None) -> dict[str, PromptLogprob] | None:
     }
 
 
-def _best(call: Telling, row: TokenLogprobs, chosen: int, num_top: int) -> dict[str, float]:
-    """The chosen token, then the best alternatives. Different tokens may read alike: the first of them is told."""
+def _best(call: LogprobFormat, row: TokenLogprobs, chosen: int, num_top: int) -> dict[str, float]:
+    """The chosen token, then the best alternatives. Of tokens with the same text only the first is reported."""
     best: dict[str, float] = {}
-    for token_id in _told_first(row, chosen, num_top):
+    for token_id in _chosen_first(row, chosen, num_top):
         logprob = row[token_id]
         best.setdefault(_legacy_token(call, token_id, logprob), _finite(logprob.logprob))
     return best
 
 
-def _told_first(row: TokenLogprobs, chosen: int, num_top: int) -> list[int]:
-    """The chosen token, as in vLLM, then the others of the num_top best; -1: of all."""
+def _chosen_first(row: TokenLogprobs, chosen: int, num_top: int) -> list[int]:
+    """The chosen token, as in vLLM, then the num_top best others; -1: all others."""
     ranked = sorted(row, key=lambda token_id: row[token_id].rank or 0)
     best = ranked if num_top < 0 else ranked[:num_top]
     return [chosen, *(token_id for token_id in best if token_id != chosen)]
 
 
-def _top_logprob(call: Telling, token_id: int, logprob: Logprob) -> TopLogprob:
+def _top_logprob(call: LogprobFormat, token_id: int, logprob: Logprob) -> TopLogprob:
     return TopLogprob(
         token=_token(token_id, logprob, call.as_token_ids),
         logprob=_finite(logprob.logprob),
@@ -124,7 +126,7 @@ def _top_logprob(call: Telling, token_id: int, logprob: Logprob) -> TopLogprob:
     )
 
 
-def _legacy_token(call: Telling, token_id: int, logprob: Logprob) -> str:
+def _legacy_token(call: LogprobFormat, token_id: int, logprob: Logprob) -> str:
     token = _token(token_id, logprob, call.as_token_ids)
     if "\ufffd" not in token or call.token_bytes is None:
         return token

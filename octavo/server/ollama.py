@@ -1,16 +1,16 @@
-"""POST /api/chat and /api/generate, for Ollama's clients: the same engine behind other names.
+"""POST /api/chat and /api/generate, for Ollama's clients: the same engine under other names.
 
     {"model": "smollm2", "created_at": "...", "message": {"role": "assistant", "content": " word"}, "done": false}
     ...
     {"model": "smollm2", ..., "done": true, "done_reason": "stop", "eval_count": 12, "eval_duration": 48000000, ...}
 
-One JSON object a line, or one in all with "stream": false.
+One JSON object per line, or one in all with "stream": false.
 """
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,20 +20,25 @@ from starlette.responses import Response
 from octavo.engine.llm_engine import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams, defaults_for, known_to
-from octavo.server.api_errors import JSON, ApiError
-from octavo.server.generation import Generation, complete, ended_by_server, raise_failure, stream
+from octavo.server.api_errors import JSON, ApiError, bad_field
+from octavo.server.generation import (
+    Generation,
+    checked_params,
+    complete,
+    ended_by_server,
+    raise_failure,
+    stream,
+    trace_headers,
+)
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
-    OllamaCounts,
     OllamaGenerateRequest,
-    OllamaMessage,
     OllamaOptions,
     OllamaRequest,
     check_supported,
 )
-from octavo.server.openai_calls import trace_headers
-from octavo.server.prompts import PlainConversation, encode_conversation, encode_texts, room_for_output
-from octavo.server.sampling import checked_params
+from octavo.server.prompts import encode_conversation, encode_texts, room_for_output
+from octavo.server.protocol import ChatCompletionRequest
 from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, EventStream, cancelled_on_disconnect
 from octavo.shown import shown
@@ -49,9 +54,9 @@ async def chat(request: Request, serving: Serving) -> Response:
     """Answer a conversation, for Ollama's clients."""
     asked = await _read(request, serving, OllamaChatRequest)
     if not asked.messages:
-        return _loaded(asked, {"message": OllamaMessage(content="")})
+        return _loaded(asked, {"message": _message("")})
     is_begun = asked.messages[-1].get("role") == "assistant"
-    conversation = PlainConversation(
+    conversation = ChatCompletionRequest(
         messages=asked.messages, add_generation_prompt=not is_begun, continue_final_message=is_begun
     )
     prompt = await encode_conversation(request, serving, conversation, serving.client.model_info)
@@ -75,7 +80,7 @@ async def _read(request: Request, serving: Serving, kind: type[T]) -> T:
 
 
 def served_name(asked: str | None, serving: Serving) -> str:
-    """Which of the served names a client means that may write `:latest` behind it. Raises ApiError."""
+    """The served name that a client means, with or without `:latest`. Raises ApiError."""
     names = serving.settings.served_model_name
     for name in names:
         if asked in (name, f"{name}:latest"):
@@ -85,16 +90,16 @@ def served_name(asked: str | None, serving: Serving) -> str:
 
 
 async def _prompt(request: Request, asked: OllamaGenerateRequest, text: str, serving: Serving) -> list[int]:
-    """What a user says, in the model's chat template if it has one."""
+    """The text as a user's message in the model's chat template, if it has one."""
     tokenizer, info = serving.tokenizer("a prompt in text"), serving.client.model_info
     if asked.raw or tokenizer.chat_template is None:
         if asked.system:
             why = "raw is true" if asked.raw else "the model has no chat template"
-            raise ApiError(400, f"system is given, but {why}, so it has no place: write it into the prompt")
+            raise bad_field("system", f"is given, but {why}, so it has no place: write it into the prompt")
         (prompt,) = await encode_texts(request, serving, [text], True, "prompt", info)
         return prompt
     messages = [{"role": "system", "content": asked.system}] if asked.system else []
-    conversation = PlainConversation(messages=[*messages, {"role": "user", "content": text}])
+    conversation = ChatCompletionRequest(messages=[*messages, {"role": "user", "content": text}])
     return await encode_conversation(request, serving, conversation, info)
 
 
@@ -108,10 +113,8 @@ async def _answer(request: Request, serving: Serving, asked: OllamaRequest, prom
     )
     lines, headers = OllamaLines(asked.model or "", is_chat=field == "messages"), serving.id_headers(known_as)
     if asked.stream is not False:
-        outputs = stream(serving.client, generation)
-        return EventStream(
-            outputs, lines, {"content-type": LINES, **headers}, 0, serving.lanes
-        )  # lines have no comments
+        headers["content-type"] = LINES  # these have no comments, so none keeps the stream alive
+        return EventStream(stream(serving.client, generation), lines, headers, 0, serving.lanes)
     async with cancelled_on_disconnect(request.receive):
         (output,) = await complete(serving.client, generation)
         return Response(lines.whole(output), headers=headers, media_type=JSON)
@@ -122,7 +125,7 @@ def _params(options: OllamaOptions, num_prompt: int, serving: Serving, field: st
     info = serving.client.model_info
     most = options.num_predict
     if (most is not None and most < -2) or most == 0:
-        raise ApiError(400, f"options.num_predict is {most}, allowed is 1 or more, and -1 for what the context leaves")
+        raise bad_field("options.num_predict", f"is {most}, allowed is 1 or more, and -1 for what the context leaves")
     wanted = most if most is not None and most > 0 else None
     room = room_for_output(num_prompt, None, info, (field, "num_predict"))
     known = known_to("ollama")
@@ -150,20 +153,26 @@ def _with_ollamas_defaults(info: ModelInfo) -> SamplingParams:
     )
 
 
-def _loaded(asked: OllamaRequest, said: dict[str, Any]) -> Response:
-    """The answer to a call that only asks for the model."""
-    body = {"model": asked.model, "created_at": now(), **said, "done": True, "done_reason": "load"}
+def _loaded(asked: OllamaRequest, answer: dict[str, Any]) -> Response:
+    """The answer to a call that only loads the model."""
+    body = {"model": asked.model, "created_at": timestamp(), **answer, "done": True, "done_reason": "load"}
     is_stream = asked.stream is not False
     return Response(_encode(body) + (b"\n" if is_stream else b""), media_type=LINES if is_stream else JSON)
 
 
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+def timestamp(seconds: float | None = None) -> str:
+    """seconds: since 1970; None for now."""
+    moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def _message(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 @dataclass(slots=True)
 class OllamaLines:
-    """The lines of one streamed answer; see streaming.py."""
+    """The lines of one streamed answer; see streaming.Events."""
 
     model: str
     is_chat: bool
@@ -195,34 +204,28 @@ class OllamaLines:
         return self._line(completion.text, self._end(completion, output)).rstrip(b"\n")
 
     def _line(self, text: str, more: dict[str, Any]) -> bytes:
-        said = {"message": OllamaMessage(content=text)} if self.is_chat else {"response": text}
-        return _encode({"model": self.model, "created_at": now(), **said, **more}) + b"\n"
+        said = {"message": _message(text)} if self.is_chat else {"response": text}
+        return _encode({"model": self.model, "created_at": timestamp(), **said, **more}) + b"\n"
 
     def _end(self, completion: CompletionOutput, output: RequestOutput) -> dict[str, Any]:
         if completion.finish_reason not in ("stop", "length"):
             raise ended_by_server()
-        counts = OllamaCounts(
-            done_reason=completion.finish_reason,
-            prompt_eval_count=len(output.prompt_token_ids),
-            eval_count=self.num_tokens,
-            **_durations(output),
-        )
-        return {"done": True, **msgspec.structs.asdict(counts)}
-
-
-def _durations(output: RequestOutput) -> dict[str, int]:
-    """In nanoseconds; 0 of what never came."""
-    times = output.metrics
-    assert times is not None, "finished outputs have their times"
-    begin, end = times.arrival_time, times.finished_time
-    started, spoke = times.first_scheduled_time, times.first_token_time
-    return {
-        "total_duration": _ns(begin, end),
-        "load_duration": _ns(begin, started),
-        "prompt_eval_duration": _ns(started, spoke),
-        "eval_duration": _ns(spoke, end),
-    }
+        times = output.metrics
+        assert times is not None, "finished outputs have their times"
+        begin, end = times.arrival_time, times.finished_time
+        first_step, first_token = times.first_scheduled_time, times.first_token_time
+        return {
+            "done": True,
+            "done_reason": completion.finish_reason,
+            "total_duration": _ns(begin, end),
+            "load_duration": _ns(begin, first_step),
+            "prompt_eval_count": len(output.prompt_token_ids),
+            "prompt_eval_duration": _ns(first_step, first_token),
+            "eval_count": self.num_tokens,
+            "eval_duration": _ns(first_token, end),
+        }
 
 
 def _ns(begin: float | None, end: float | None) -> int:
+    """In nanoseconds; 0 if either moment never came."""
     return 0 if begin is None or end is None else round((end - begin) * 1e9)

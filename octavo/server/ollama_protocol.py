@@ -1,7 +1,6 @@
-"""What Ollama's clients say and hear: one struct a request, one an answer.
+"""What Ollama's clients send: a struct for each route, with Ollama's field names.
 
-Their field names are Ollama's. What it has and this engine has not is listed here by name, so that it is refused by
-name and never ignored.
+Fields that Ollama has and this engine lacks are listed here, so that each is refused by name and never ignored.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from typing import Any
 import msgspec
 
 from octavo.sampling_params import known_to
-from octavo.server.api_errors import ApiError
+from octavo.server.api_errors import bad_field
 from octavo.server.protocol import ModelRequest, Number, takes_sampling
 from octavo.shown import shown
 
 
 @takes_sampling(known_to("ollama"))
 class OllamaOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How to sample. num_predict: most tokens; -1 and -2: what the context leaves. repeat_penalty looks at all
-    tokens, the prompt's too; repeat_last_n: 0 turns it off, and no other value changes anything. num_ctx and the
-    others below it say what the server was started with, so they change nothing."""
+    """How to sample. num_predict: most tokens; -1 and -2: what the context leaves. repeat_penalty covers all tokens,
+    the prompt's too; repeat_last_n 0 turns it off, and other values change nothing. num_ctx and the fields below it
+    are set when the server starts, so they change nothing."""
 
     num_predict: int | None = None
     repeat_last_n: int | None = None
@@ -48,7 +47,7 @@ class OllamaOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class OllamaRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
-    """What both calls share. stream: true unless it is false. keep_alive: the model stays whatever it says."""
+    """What both calls share. stream: true if left out. keep_alive: has no effect, the model stays loaded."""
 
     stream: bool | None = None
     options: OllamaOptions | None = None
@@ -62,15 +61,15 @@ class OllamaRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
 
 
 class OllamaChatRequest(OllamaRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /api/chat. No messages: the model is asked to be there, and is."""
+    """POST /api/chat. Without messages it asks only to load the model."""
 
     messages: list[dict[str, Any]] | None = None
     tools: list[Any] | None = None
 
 
 class OllamaGenerateRequest(OllamaRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /api/generate. The prompt is what a user says, unless raw is true or the model has no chat template; no
-    prompt: as no messages."""
+    """POST /api/generate. The prompt is a user's message, unless raw is true or the model has no chat template.
+    Without a prompt it asks only to load the model."""
 
     prompt: str | None = None
     system: str | None = None
@@ -85,7 +84,7 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True, forbid_unknown_fields=T
 
 
 class OllamaShowRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """POST /api/show. name: what model was called once. verbose: changes nothing."""
+    """POST /api/show. name: the former name of `model`. verbose: no effect."""
 
     model: str | None = None
     name: str | None = None
@@ -95,57 +94,27 @@ class OllamaShowRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     options: dict[str, Any] | None = None
 
 
-#: field -> values that ask for nothing; the others are what this engine does not do
+#: field that this engine lacks -> values that ask for nothing
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "format": ("",),
-    "think": (False,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "truncate": (False,),
-    "shift": (False,),
-    "tools": ([],),
-    "suffix": ("",),
-    "images": ([],),
-    "template": ("",),
-    "context": ([],),
-    "width": (0,),
-    "height": (0,),
-    "steps": (0,),
-    "typical_p": (1, 0),
-    "tfs_z": (1, 0),
-    "mirostat": (0,),
+    **dict.fromkeys(("format", "suffix", "template"), ("",)),
+    **dict.fromkeys(("think", "logprobs", "truncate", "shift"), (False,)),
+    **dict.fromkeys(("top_logprobs", "width", "height", "steps", "mirostat"), (0,)),
+    **dict.fromkeys(("tools", "images", "context"), ([],)),
+    **dict.fromkeys(("typical_p", "tfs_z"), (1, 0)),
     "penalize_newline": (True,),
 }
 
 
-class OllamaMessage(msgspec.Struct, kw_only=True):
-    role: str = "assistant"
-    content: str
-
-
-class OllamaCounts(msgspec.Struct, kw_only=True):
-    """Of a finished answer. Durations are in nanoseconds; load_duration: from its arrival to its first step."""
-
-    done_reason: str
-    total_duration: int
-    load_duration: int
-    prompt_eval_count: int
-    prompt_eval_duration: int
-    eval_count: int
-    eval_duration: int
-
-
 def check_supported(asked: OllamaRequest) -> None:
-    """Raises ApiError for the first field that asks for what is not here."""
+    """Raises ApiError for the first field that asks for something this engine lacks."""
     for part, prefix in ((asked, ""), (asked.options, "options.")):
         for name in () if part is None else part.__struct_fields__:
             value = getattr(part, name)
             if name not in _NEUTRAL or value is None or any(value == one for one in _NEUTRAL[name]):
                 continue
             instead = " or ".join(["leaving it out", *map(shown, _NEUTRAL[name])])
-            raise ApiError(
-                400, f"{prefix}{name} is {shown(value)}, which this engine does not support; allowed is {instead}"
-            )
+            problem = f"is {shown(value)}, which this engine does not support; allowed is {instead}"
+            raise bad_field(prefix + name, problem)
     for index, message in enumerate(getattr(asked, "messages", None) or ()):
         if message.get("images"):
-            raise ApiError(400, f"messages[{index}].images is given, but the model reads text: leave it out")
+            raise bad_field(f"messages[{index}].images", "is given, but the model reads text: leave it out")

@@ -1,38 +1,41 @@
-"""What completions and chat completions have in common: an id, checks that pair fields, the engine's work."""
+"""What completions and chat completions share: checks of fields that depend on each other, a Call, and its answer."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 from starlette.requests import Request
+from starlette.responses import Response
 
-from octavo.engine.llm_engine import ModelInfo
-from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.server.api_errors import ApiError
-from octavo.server.generation import Generation
+from octavo.server.api_errors import ApiError, bad_field
+from octavo.server.generation import Generation, checked_params, complete, trace_headers
+from octavo.server.json_pieces import answer
+from octavo.server.logprob_room import count_logprobs
 from octavo.server.logprobs import TextPlace
-from octavo.server.protocol import GenerationRequest
+from octavo.server.protocol import SAME, GenerationRequest
 from octavo.server.responses import Usage, usage
-from octavo.server.room import check_logprobs, count_logprobs
 from octavo.server.serving import Serving, request_id
+from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
+from octavo.shown import shown
 from octavo.text.detokenizer import TextStream
 
 _MAX_STREAM_INTERVAL = 2**16
 _MAX_PRIORITY = 2**31
-#: token ids and characters that go with each prompt, of all prompts together
-_MAX_REPEATED = 2**18
+_MAX_BIASES = 4096
+_MAX_REPEATED = 2**18  # token ids and characters that are sent with each prompt, in all prompts together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of OpenAI's API, checked. num_top: alternatives a logprob comes with; None for no logprobs.
-    token_text: how a token without a logprob reads. token_bytes, text_stream: None without a tokenizer;
-    text_stream: a tokenizer's `stream`. has_token_ids: unless the request says otherwise, where there is no text to
-    tell. has_usage_always: in every chunk of a stream. num_logprobs: how many its answer may hold."""
+    """One checked call of OpenAI's API. num_top: alternatives to each logprob; None for no logprobs. token_text: the
+    text of a token without a logprob. token_bytes, text_stream: the tokenizer's, None without one. has_usage_always:
+    in every chunk of a stream. num_logprobs: how many the answer may hold."""
 
     id: str
     model: str
@@ -60,7 +63,7 @@ class Call:
         return self.generation.params
 
     def answer_place(self, prompt_token_ids: Sequence[int], echo: str | None) -> TextPlace:
-        """Where the answer's tokens begin in the text that is told, behind the prompt's."""
+        """Where the answer's tokens begin in the reported text, behind the prompt's."""
         skips = self.params.skip_special_tokens
         stream = None if self.text_stream is None else self.text_stream(skips, prompt_token_ids)
         return TextPlace(stream, len(echo or ""))
@@ -88,10 +91,11 @@ def make_call(
     num_top: int | None,
     names_limit: bool,
 ) -> Call:
-    """kind: what the id begins with. names_limit: max_tokens is the request's own."""
+    """kind: the first part of the id. names_limit: the request itself sets max_tokens."""
     num_logprobs = _check_size(asked, serving, prompts, params, names_limit)
     call_id = f"{kind}-{request_id(request, asked.request_id)}"
-    options, is_forced = asked.stream_options, serving.settings.enable_force_include_usage
+    options, settings = asked.stream_options, serving.settings
+    is_forced = settings.enable_force_include_usage
     tokenizer = serving.client.get_tokenizer()
     return Call(
         id=call_id,
@@ -109,11 +113,11 @@ def make_call(
         token_text="token_id:{}".format if tokenizer is None else tokenizer.token_texts.__getitem__,
         token_bytes=None if tokenizer is None else tokenizer.token_bytes,
         text_stream=None if tokenizer is None else tokenizer.stream,
-        as_token_ids=_given(asked.return_tokens_as_token_ids, serving.settings.return_tokens_as_token_ids),
+        as_token_ids=_given(asked.return_tokens_as_token_ids, settings.return_tokens_as_token_ids),
         has_token_ids=_given(asked.return_token_ids, tokenizer is None),
         has_usage=is_forced or bool(options and options.include_usage),
         has_usage_always=is_forced or bool(options and options.include_usage and options.continuous_usage_stats),
-        has_metrics=serving.settings.enable_per_request_metrics and len(prompts) == params.n == 1,
+        has_metrics=settings.enable_per_request_metrics and len(prompts) == params.n == 1,
         stream_interval=_bounded("stream_interval", asked.stream_interval, 1, 1, _MAX_STREAM_INTERVAL),
         num_logprobs=num_logprobs,
     )
@@ -123,10 +127,18 @@ def _given(asked: bool | None, otherwise: bool) -> bool:
     return otherwise if asked is None else asked
 
 
+def _bounded(name: str, value: int | None, default: int, low: int, high: int) -> int:
+    if value is None:
+        return default
+    if not low <= value <= high:
+        raise bad_field(name, f"is {value}, allowed is {low} to {high}")
+    return value
+
+
 def _check_size(
     asked: GenerationRequest, serving: Serving, prompts: list[list[int]], params: SamplingParams, names_limit: bool
 ) -> int:
-    """-> log-probabilities that the answer may hold. Refuses more than one request may take of a front end."""
+    """-> log-probabilities that the answer may hold. Refuses a request that is too large for one front end."""
     settings = serving.settings
     if (num := len(prompts) * params.n) > settings.max_choices_per_request:
         raise ApiError(
@@ -136,81 +148,100 @@ def _check_size(
             "--max-choices-per-request",
             param="n",
         )
-    _check_repeated(len(prompts), params)
-    info = serving.client.model_info
-    num_logprobs = count_logprobs(prompts, params, info, names_limit=names_limit, is_streamed=bool(asked.stream))
-    check_logprobs(num_logprobs, settings.max_logprobs_per_request)
-    return num_logprobs
+    if len(prompts) > 1:
+        _check_repeated(len(prompts), params)
+    if params.logprobs is None and params.prompt_logprobs is None and not params.logprob_token_ids:
+        return 0
+    return count_logprobs(
+        prompts,
+        params,
+        serving.client.model_info,
+        names_limit=names_limit,
+        is_streamed=bool(asked.stream),
+        allowed=settings.max_logprobs_per_request,
+    )
 
 
 def _check_repeated(num_prompts: int, params: SamplingParams) -> None:
-    """Each prompt is an engine request of its own, with all of these."""
+    """Each prompt is an engine request and carries all of these."""
     num = sum(len(tuple(ids or ())) for ids in (params.stop_token_ids, params.allowed_token_ids, params.logit_bias))
     num += sum(map(len, params.bad_words or ()))
-    if num_prompts > 1 and num_prompts * num > _MAX_REPEATED:
-        raise ApiError(
-            400,
-            f"the request has {num_prompts} prompts, and {num} token ids and characters in stop_token_ids, "
-            f"allowed_token_ids, logit_bias and bad_words, which go with each of them; allowed are {_MAX_REPEATED} in "
-            "all: send several requests",
-            param="prompt",
+    if num_prompts * num > _MAX_REPEATED:
+        problem = (
+            f"holds {num_prompts} prompts, and {num} token ids and characters are in stop_token_ids, "
+            "allowed_token_ids, logit_bias and bad_words, which go with each of them; allowed are "
+            f"{_MAX_REPEATED} in all: send several requests"
         )
+        raise bad_field("prompt", problem)
 
 
 def check_pairs(asked: GenerationRequest) -> None:
-    """Fields that mean nothing without another, or not together."""
+    """Fields that need another field, or exclude it."""
     if not asked.stream:
         for name in ("stream_options", "stream_interval"):
             if getattr(asked, name) is not None:
-                raise ApiError(
-                    400, f"{name} is set and stream is not, allowed is both or neither: set stream to true", param=name
-                )
+                raise bad_field(name, "is set and stream is not, allowed is both or neither: set stream to true")
     elif asked.stream_options is not None and asked.stream_options.include_obfuscation:
-        raise ApiError(
-            400,
-            "stream_options.include_obfuscation is true, which this engine does not support: leave it out",
-            param="stream_options",
-            code="unsupported_parameter",
-        )
+        problem = "is true, which this engine does not support: leave it out"
+        raise bad_field("stream_options.include_obfuscation", problem, "unsupported_parameter")
     elif asked.prompt_logprobs is not None:
-        raise ApiError(
-            400,
-            f"prompt_logprobs is {asked.prompt_logprobs} and stream is true, allowed is one of them: they come with "
-            "the whole answer",
-            param="prompt_logprobs",
+        raise bad_field(
+            "prompt_logprobs",
+            f"is {asked.prompt_logprobs} and stream is true, allowed is one of them: they come with the whole answer",
         )
     if asked.cache_salt == "":
-        raise ApiError(400, "cache_salt is '', allowed are strings of at least one character", param="cache_salt")
+        raise bad_field("cache_salt", "is '', allowed are strings of at least one character")
 
 
-def check_num_logprobs(info: ModelInfo, **counts: int | None) -> None:
-    """Alternatives that may be asked for, by the name of the field that asks; -1 asks for all."""
-    most = info.vocab_size if info.max_logprobs == -1 else min(info.max_logprobs, info.vocab_size)
-    for name, count in counts.items():
-        if count is not None and not (0 <= count <= most or (count == -1 and most == info.vocab_size)):
-            also = ", and -1 for all" if most == info.vocab_size else ""
-            raise ApiError(
-                400,
-                f"{name} is {count}, allowed is 0 to {most}{also}: change it, or start the server with another "
-                "--max-logprobs, where -1 allows the whole vocabulary",
-                param=name,
-            )
-
-
-def check_logprob_token_ids(asked: GenerationRequest, has_logprobs: bool) -> bool:
-    """-> whether the request names the tokens that come with each logprob, in place of the likeliest."""
+def names_logprob_tokens(asked: GenerationRequest, has_logprobs: bool) -> bool:
+    """Whether the request names the tokens to report with each logprob, in place of the most likely."""
     if asked.logprob_token_ids and not has_logprobs:
-        raise ApiError(
-            400,
-            "logprob_token_ids is set and logprobs is not, allowed is both or neither: set logprobs",
-            param="logprob_token_ids",
-        )
+        raise bad_field("logprob_token_ids", "is set and logprobs is not, allowed is both or neither: set logprobs")
     return bool(asked.logprob_token_ids)
 
 
-def trace_headers(request: Request) -> dict[str, str] | None:
-    found = {name: value for name in TRACE_HEADERS if (value := request.headers.get(name)) is not None}
-    return found or None
+def sampling_params(asked: GenerationRequest, serving: Serving, **more: Any) -> SamplingParams:
+    """The request's fields over the model's defaults. more: the fields that each route reads in its own way."""
+    given = {name: getattr(asked, name) for name in SAME}
+    given["logprob_token_ids"] = asked.logprob_token_ids or None  # [] asks for nothing
+    if asked.logit_bias is not None:
+        given["logit_bias"] = _logit_bias(asked.logit_bias)
+    return checked_params(serving.client.model_info.default_sampling_params, serving.settings, **given, **more)
+
+
+def _logit_bias(bias: Mapping[str, int | float]) -> dict[int, float]:
+    if len(bias) > _MAX_BIASES:
+        raise bad_field("logit_bias", f"holds {len(bias)} tokens, allowed are {_MAX_BIASES}")
+    for key in bias:
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+            raise bad_field("logit_bias", f"has the key {shown(key)}, allowed are token ids")
+    return {int(key): value for key, value in bias.items()}
+
+
+async def whole_answer(
+    request: Request,
+    serving: Serving,
+    call: Call,
+    make: Callable[[list[RequestOutput]], msgspec.Struct],
+    echo: str = "",
+) -> Response:
+    """The response that `make` builds of all finished outputs. echo: text repeated with each sample."""
+    async with cancelled_on_disconnect(request.receive):
+        with await serving.logprob_room.take(call.num_logprobs) as share:
+            outputs = await complete(serving.client, call.generation)
+            size = _answer_size(call, outputs, echo)
+            headers = serving.id_headers(call.known_as)
+            return share.until_sent(await answer(serving.lanes, size, lambda: make(outputs), headers))
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def _answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:
+    """In the units of json_pieces.SMALL_ANSWER."""
+    texts = len(echo) * call.params.n + sum(len(one.text) for output in outputs for one in output.outputs)
+    ids = 0
+    if call.has_token_ids:
+        ids = sum(len(o.prompt_token_ids) + sum(len(one.token_ids) for one in o.outputs) for o in outputs)
+    return call.num_logprobs + texts // 16 + ids
 
 
 def total_usage(outputs: list[RequestOutput]) -> Usage:
@@ -219,20 +250,3 @@ def total_usage(outputs: list[RequestOutput]) -> Usage:
         sum(len(one.token_ids) for output in outputs for one in output.outputs),
         sum(output.num_cached_tokens for output in outputs),
     )
-
-
-def answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:
-    """The size of an answer, in the units of serving.SMALL_ANSWER. echo: text that is repeated with each sample."""
-    texts = len(echo) * call.params.n + sum(len(one.text) for output in outputs for one in output.outputs)
-    ids = 0
-    if call.has_token_ids:
-        ids = sum(len(o.prompt_token_ids) + sum(len(one.token_ids) for one in o.outputs) for o in outputs)
-    return call.num_logprobs + texts // 16 + ids
-
-
-def _bounded(name: str, value: int | None, default: int, low: int, high: int) -> int:
-    if value is None:
-        return default
-    if not low <= value <= high:
-        raise ApiError(400, f"{name} is {value}, allowed is {low} to {high}", param=name)
-    return value

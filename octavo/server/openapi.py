@@ -6,7 +6,6 @@ The page is plain text in HTML: nothing is loaded from anywhere, nothing runs.
 from __future__ import annotations
 
 import html
-from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
@@ -18,11 +17,10 @@ from starlette.responses import Response
 
 from octavo.server import ollama_protocol, protocol, responses
 from octavo.server.api_errors import JSON
+from octavo.server.bodies import NEUTRAL, NO_EFFECT
 from octavo.server.field_meanings import meaning
-from octavo.server.fields_not_here import NEUTRAL, NO_EFFECT
-from octavo.server.serving import Serving, installed_version
-
-Endpoint = Callable[[Request, Serving], Awaitable[Response]]
+from octavo.server.operations import installed_version
+from octavo.server.serving import Endpoint, Serving
 
 _TEXT = {"type": "string"}
 _DESCRIPTION = (

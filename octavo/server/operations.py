@@ -1,7 +1,7 @@
-"""Routes about the server itself (its models, health, load, metrics) and the page at `/`, from page.html.
+"""Routes about the server (models, health, load, metrics; Ollama's tags, ps, show), and the page at `/`, page.html.
 
-The page is sent with a content security policy that allows only its own script and style, by hash: whatever a model
-writes into it, the browser loads nothing and connects only to this server.
+The page's content security policy allows only its own script and style, by hash: whatever a model writes into the page,
+the browser loads nothing and connects only to this server.
 """
 
 from __future__ import annotations
@@ -9,32 +9,42 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import importlib.metadata
 import re
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.observe import exposition
 from octavo.processes.transport import pack_params
-from octavo.server.api_errors import JSON, ApiError
+from octavo.sampling_params import SamplingParams, known_to
+from octavo.server.api_errors import ApiError
+from octavo.server.ollama import served_name, timestamp
+from octavo.server.ollama_protocol import OllamaShowRequest
 from octavo.server.responses import ModelCard, ModelList
-from octavo.server.serving import Serving, installed_version, json_response
+from octavo.server.serving import Serving, json_response
 from octavo.shown import shown
 
 CONTENT_TYPE = "text/html; charset=utf-8"
 _NO_ROOT = b'<meta name="root-path" content="">'
+#: a front end does not know the model's file or its type
+_OLLAMA_DETAILS = {
+    **dict.fromkeys(("parent_model", "format", "family"), ""),
+    "families": [],
+    **dict.fromkeys(("parameter_size", "quantization_level"), ""),
+}
 
 
 async def list_models(request: Request, serving: Serving) -> Response:
-    """GET /v1/models: the served names of the model."""
+    """The names that the model is served by."""
     return json_response(ModelList(data=[_card(name, serving) for name in serving.settings.served_model_name]))
 
 
 async def get_model(request: Request, serving: Serving) -> Response:
-    """GET /v1/models/NAME."""
+    """One served name of the model."""
     name = request.path_params["model"]
     if name not in serving.settings.served_model_name:
         raise ApiError(
@@ -62,18 +72,72 @@ async def health(request: Request, serving: Serving) -> Response:
 
 async def version(request: Request, serving: Serving) -> Response:
     """The version of Octavo."""
-    return Response(msgspec.json.encode({"version": installed_version()}), media_type=JSON)
+    return json_response({"version": installed_version()})
+
+
+def installed_version() -> str:
+    """The package's version. octavo/__init__.py has it too, but may not be imported from here."""
+    try:
+        return importlib.metadata.version("octavo")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 async def load(request: Request, serving: Serving) -> Response:
-    """server_load: running and waiting requests in the engine, of all front ends."""
+    """server_load: running and waiting requests of all front ends."""
     stats = await serving.client.stats()
-    return Response(msgspec.json.encode({"server_load": stats.num_running + stats.num_waiting}), media_type=JSON)
+    return json_response({"server_load": stats.num_running + stats.num_waiting})
 
 
 async def metrics(request: Request, serving: Serving) -> Response:
     """The engine's metrics, for Prometheus."""
     return Response(await serving.client.metrics(), headers={"content-type": exposition.CONTENT_TYPE})
+
+
+async def ollama_tags(request: Request, serving: Serving) -> Response:
+    """The served models, for Ollama's clients."""
+    return json_response({"models": [_ollama_model(name, serving) for name in serving.settings.served_model_name]})
+
+
+async def ollama_running(request: Request, serving: Serving) -> Response:
+    """The same models: they stay loaded while the server runs."""
+    more = {"expires_at": "0001-01-01T00:00:00Z", "context_length": serving.client.model_info.max_model_len}
+    names = serving.settings.served_model_name
+    return json_response({"models": [_ollama_model(name, serving) | more for name in names]})
+
+
+async def ollama_show(request: Request, serving: Serving) -> Response:
+    """One model's chat template, context and abilities, for Ollama's clients."""
+    asked = await serving.read_body(request, OllamaShowRequest)
+    name = served_name(asked.model or asked.name, serving)
+    info, tokenizer = serving.client.model_info, serving.client.get_tokenizer()
+    neutral, defaults = SamplingParams(), info.default_sampling_params
+    recommended = [
+        f"{theirs} {getattr(defaults, ours)}"
+        for theirs, ours in known_to("ollama").items()
+        if getattr(defaults, ours) != getattr(neutral, ours)
+    ]
+    return json_response(
+        {
+            "modelfile": f"FROM {name}",
+            "parameters": "\n".join(recommended),
+            "template": "" if tokenizer is None else tokenizer.chat_templates.get("default", ""),
+            "details": _OLLAMA_DETAILS,
+            "model_info": {
+                "general.architecture": "octavo",  # clients look for the keys below under this prefix
+                "octavo.context_length": info.max_model_len,
+                "octavo.vocab_size": info.vocab_size,
+            },
+            "capabilities": ["completion"],
+            "modified_at": timestamp(serving.created),
+        }
+    )
+
+
+def _ollama_model(name: str, serving: Serving) -> dict[str, Any]:
+    tagged = name if ":" in name else f"{name}:latest"
+    common = {"name": tagged, "model": tagged, "modified_at": timestamp(serving.created)}
+    return {**common, "size": 0, "digest": "", "details": _OLLAMA_DETAILS}
 
 
 async def home(request: Request, serving: Serving) -> Response:
@@ -98,22 +162,14 @@ def page(root_path: str = "") -> bytes:
 @cache
 def content_security_policy() -> str:
     """The page's Content-Security-Policy header."""
-    return "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src {_hash_of('script')}",
-            f"style-src {_hash_of('style')}",
-            "img-src data:",
-            "connect-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        )
+    return (
+        f"default-src 'none'; script-src {_hash_of('script')}; style-src {_hash_of('style')}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
 def _hash_of(tag: str) -> str:
     """The CSP hash of the page's only element with this tag."""
     texts = re.findall(rf"<{tag}>(.*?)</{tag}>".encode(), page(), re.DOTALL)
-    assert len(texts) == 1, f"page.html has {len(texts)} {tag} elements; the policy is made for one"
+    assert len(texts) == 1, f"page.html has {len(texts)} {tag} elements; the policy needs one"
     return f"'sha256-{base64.b64encode(hashlib.sha256(texts[0]).digest()).decode()}'"

@@ -1,7 +1,7 @@
-"""What requests may say: one struct a route, one field a parameter. Their schema is the one at /openapi.json.
+"""The bodies of requests: a struct for each route, a field for each parameter. /openapi.json is made from them.
 
-A field that is null or left out is the same: the model's default. Fields that others know and this engine has no
-use for are in fields_not_here.py, so that they are accepted or refused by name and never ignored.
+A field that is null or left out has the model's default. Fields that this engine lacks are in bodies.py, so that each
+is accepted or refused by name and never ignored.
 """
 
 from __future__ import annotations

@@ -1,39 +1,45 @@
-"""Serving: what every route needs: the engine, the settings, request ids, and how answers are sent.
+"""Serving: what every route shares: the engine, the settings, and how a call is read.
+
+bytes ──▶ number of values ──▶ struct ──▶ route ──▶ response, or an error in the words of the path's API
+                                 └─ refused by msgspec ──▶ bodies.py: read without its neutral fields, or explained
 
 X-Request-Id of the request ──┐
-request_id in its body ───────┴──▶ the call's id ──▶ id of the answer, X-Request-Id where the server is asked to tell it
+request_id in its body ───────┴──▶ the call's id ──▶ id of the answer, and X-Request-Id if the server is set to send it
+
+Decoding time grows with the number of values, not bytes, and blocks the event loop: a million empty lists are three
+megabytes and a fifth of a second; a text of three megabytes takes a millisecond. So values are counted first. A list,
+an object or a key takes as long as about ten numbers, and counts as ten.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import re
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from octavo.engine.llm_engine import EngineClient
 from octavo.outputs import RequestOutput
-from octavo.server.api_errors import JSON, ApiError
-from octavo.server.bodies import read_struct
-from octavo.server.json_pieces import json_pieces
+from octavo.server.api_errors import JSON, ApiError, as_api_error, bad_field, error_response, speaks_ollama
+from octavo.server.bodies import explain
+from octavo.server.logprob_room import LogprobRoom
 from octavo.server.protocol import ModelRequest
-from octavo.server.room import Lanes, LogprobRoom
 from octavo.server.settings import ServerSettings
-from octavo.server.streaming import Events, EventStream
+from octavo.server.streaming import CLIENT_CLOSED_REQUEST, Events, EventStream, Lanes
 from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 
 REQUEST_ID_HEADER = "x-request-id"
-#: tokens, log-probabilities and sixteenths of characters; an answer of fewer is encoded in a millisecond or two
-SMALL_ANSWER = 2048
+
+_LARGE_BODY = 2**17  # bytes; decoding a smaller body takes a few milliseconds
+_PIECE = 2**16
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T", bound=ModelRequest)
@@ -41,8 +47,8 @@ T = TypeVar("T", bound=ModelRequest)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """created: when the server started, in seconds since 1970. lanes: where what takes long is done. logprob_room: what
-    answers that are being made may hold. body_turn: of large bodies to be read."""
+    """created: when the server started, in seconds since 1970. lanes: threads for long work. logprob_room: limits the
+    log-probabilities held by all answers together. body_turn: held while a large body is decoded."""
 
     client: EngineClient
     settings: ServerSettings
@@ -52,7 +58,7 @@ class Serving:
     body_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def read(self, request: Request, kind: type[T]) -> T:
-        """The request's body, checked for shape, with the name of a model that is served."""
+        """The request's body, checked for shape and for the name of a served model."""
         asked = await self.read_body(request, kind)
         names = self.settings.served_model_name
         if asked.model is None:
@@ -67,10 +73,16 @@ class Serving:
         return asked
 
     async def read_body(self, request: Request, kind: type[S]) -> S:
-        """The request's body, checked for shape alone."""
-        return await read_struct(
-            request, kind, self.settings.max_body_bytes, self.settings.max_body_values, self.body_turn
-        )
+        """The request's body, checked for shape alone. Each turn of the event loop decodes one large body at most.
+        Raises ApiError, ClientDisconnect."""
+        body = await _read(request, self.settings)
+        if len(body) <= _LARGE_BODY:
+            return parse(body, kind)
+        async with self.body_turn:
+            try:
+                return parse(body, kind)
+            finally:
+                await asyncio.sleep(0)
 
     def event_stream(
         self, outputs: AsyncGenerator[RequestOutput], events: Events, headers: Mapping[str, str]
@@ -78,7 +90,7 @@ class Serving:
         return EventStream(outputs, events, headers, self.settings.sse_keep_alive_interval, self.lanes)
 
     def id_headers(self, known_as: str) -> dict[str, str]:
-        """known_as: what request_id gave the call."""
+        """known_as: the call's id, from request_id()."""
         return {REQUEST_ID_HEADER: known_as} if self.settings.enable_request_id_headers else {}
 
     def tokenizer(self, purpose: str) -> Tokenizer:
@@ -92,17 +104,30 @@ class Serving:
         return tokenizer
 
 
+Endpoint = Callable[[Request, Serving], Awaitable[Response]]
+
+
+def route(endpoint: Endpoint, serving: Serving) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint as FastAPI calls it; every exception becomes a response."""
+
+    async def call(request: Request) -> Response:
+        try:
+            return await endpoint(request, serving)
+        except ClientDisconnect:  # while it was still sending
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except Exception as error:
+            return error_response(as_api_error(error), request.scope["path"])
+
+    return call
+
+
 def request_id(request: Request, asked: str | None) -> str:
-    """The request's own, its header's, or a new one."""
+    """The id in the body, in the header, or a new one."""
     given = asked if asked is not None else request.headers.get(REQUEST_ID_HEADER)
     if given is None:
         return uuid.uuid4().hex
     if not is_request_id(given):
-        raise ApiError(
-            400,
-            f"request_id is {shown(given)}, allowed are 1 to 128 visible ASCII characters",
-            param="request_id",
-        )
+        raise bad_field("request_id", f"is {shown(given)}, allowed are 1 to 128 visible ASCII characters")
     return given
 
 
@@ -110,42 +135,89 @@ def is_request_id(given: str) -> bool:
     return re.fullmatch(r"[\x21-\x7e]{1,128}", given) is not None
 
 
-def json_response(body: msgspec.Struct, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(body: object, headers: Mapping[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(body), headers=headers, media_type=JSON)
 
 
-def installed_version() -> str:
-    """The package's version. octavo/__init__.py has it too, but may not be imported from here."""
+def parse(body: bytes, kind: type[S]) -> S:
     try:
-        return importlib.metadata.version("octavo")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):  # a ValidationError is a DecodeError
+        return explain(body, kind)
 
 
-async def answer(
-    serving: Serving, size: int, make: Callable[[], msgspec.Struct], headers: Mapping[str, str] | None = None
-) -> Response:
-    """The response with what `make` returns: if large, made on a thread and sent in pieces, so that the event loop
-    stays free. size: about, in the units of SMALL_ANSWER."""
-    if size <= SMALL_ANSWER:
-        return Response(b"".join(json_pieces(make())), headers=headers, media_type=JSON)
-    return _Pieces(await serving.lanes.run("answers", lambda: list(json_pieces(make()))), headers)
+async def _read(request: Request, settings: ServerSettings) -> bytes:
+    """The body, if it is JSON and not too large. Nothing past the limit is kept."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    if not is_json and not _may_omit_type(request):
+        raise ApiError(415, f"content-type is {kind!r}, allowed is application/json: send the header with the request")
+    most = settings.max_body_bytes
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and len(length) < 20 and int(length) > most:
+        raise _too_large(f"{int(length)} bytes", most)
+    chunks: list[bytes] = []
+    num_bytes, values = 0, ValueCount()
+    async for chunk in request.stream():
+        num_bytes += len(chunk)
+        if num_bytes > most:
+            raise _too_large(f"more than {most} bytes", most)
+        chunks.append(chunk)
+        values.add(chunk)
+    if num_values := await values.is_above(settings.max_body_values, chunks):
+        raise ApiError(
+            413,
+            f"the request's body holds {num_values} values or more (a list, an object and a key count as ten), allowed "
+            f"are {settings.max_body_values}: send several requests, or start the server with a larger "
+            "--max-body-values",
+            code="request_too_large",
+        )
+    return b"".join(chunks)
 
 
-class _Pieces(Response):
-    """A response of known length whose body is sent piece by piece, as fast as the client reads it."""
+def _may_omit_type(request: Request) -> bool:
+    """Ollama's users call it with curl and no JSON header. A page of another origin could send such a request without
+    the browser asking the server first, but then the browser adds an Origin."""
+    return speaks_ollama(request.scope["path"]) and "origin" not in request.headers
 
-    def __init__(self, pieces: list[bytes], headers: Mapping[str, str] | None) -> None:
-        self._pieces = pieces
-        self.status_code = 200
-        self.background = None
-        self.body = b""
-        length = sum(map(len, pieces))
-        self.init_headers({**(headers or {}), "content-type": JSON, "content-length": str(length)})
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        pieces, self._pieces = self._pieces, []
-        pieces.reverse()
-        while pieces:
-            await send({"type": "http.response.body", "body": pieces.pop(), "more_body": bool(pieces)})
+def _too_large(size: str, max_body_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the request's body has {size}, allowed are {max_body_bytes}: send less, or start the server with a larger "
+        "--max-body-bytes",
+        code="request_too_large",
+        headers={"Connection": "close"},  # the rest of the body is not read, so nothing can follow it
+    )
+
+
+class ValueCount:
+    """Counts a body's values while it arrives: first an upper bound, which takes characters inside texts for values."""
+
+    def __init__(self) -> None:
+        self._most = 1
+
+    def add(self, chunk: bytes) -> None:
+        self._most += _count(chunk)
+
+    async def is_above(self, limit: int, chunks: Sequence[bytes]) -> int:
+        """-> how many values were counted once they exceed the limit; else 0. chunks: the body."""
+        if self._most <= limit:
+            return 0
+        count, rest, is_text = 1, b"", False
+        for chunk in chunks:
+            for start in range(0, len(chunk), _PIECE):
+                piece = rest + chunk[start : start + _PIECE]
+                num_at_end = len(piece) - len(piece.rstrip(b"\\"))
+                rest = piece[-1:] if num_at_end % 2 else b""
+                parts = _ESCAPED.sub(b"", piece.removesuffix(rest)).split(b'"')
+                count += _count(b"".join(parts[int(is_text) :: 2]))
+                is_text ^= len(parts) % 2 == 0
+                if count > limit:
+                    return count
+                await asyncio.sleep(0)  # a piece takes a millisecond
+        return 0
+
+
+def _count(outside: bytes) -> int:
+    return outside.count(b",") + 10 * (outside.count(b"[") + outside.count(b"{") + outside.count(b":"))

@@ -1,53 +1,85 @@
-"""Server-sent events, and noticing that nobody listens any more.
+"""How a front end serves many clients from one event loop: streams, threads for long work, clients that leave.
 
-An EventStream is a bare ASGI response: every output of the engine becomes one write, with as little Python between
-as there can be. Its status is decided by the engine's first output, so that a refused request gets its 400; but where
-the server keeps streams alive, a long wait begins the answer before there is one.
+An EventStream is a bare ASGI response: each output of the engine becomes one write, with as little Python between as
+possible. The engine's first output decides its status, so that a refused request gets its 400. Where the server keeps
+streams alive, a long wait begins the answer earlier.
+
+Long work runs in lanes, each with threads and a queue of its own, so that a small request never waits behind a large
+one and all streams go on. What runs there releases the interpreter or yields often: a thread alone would not free the
+event loop.
+
+    short       up to 64 thousand characters, two at a time
+    long        up to a million
+    huge        more: one at a time, since it takes a hundred bytes of memory a byte, and seconds
+    templates   chat templates sent with requests: foreign programs, which run up to their time limit
+    answers     large answers and lists, in Python: one at a time, since such threads take turns with the event loop
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from octavo.outputs import RequestOutput
 from octavo.server.api_errors import ApiError, as_api_error, error_response
-from octavo.server.room import Lanes
 
-#: what a log shows of a request whose client went away; nobody receives it
+#: the status that a log shows for a request whose client left; no client receives it
 CLIENT_CLOSED_REQUEST = 499
 #: a comment, which readers of events skip
 KEEP_ALIVE = b": waiting for the next token\n\n"
-
-#: bytes of an event that are sent at a time
-_MAX_WRITE = 2**18
+_MAX_WRITE = 2**18  # bytes of an event sent at a time
 _HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+
+T = TypeVar("T")
+Lane = Literal["short", "long", "huge", "templates", "answers"]
+_NUM_THREADS: dict[Lane, int] = {"short": 2, "long": 2, "huge": 1, "templates": 1, "answers": 1}
+
+
+class Lanes:
+    """A front end's threads for its requests. All calls come from the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._executors: dict[Lane, ThreadPoolExecutor] = {}
+
+    async def run(self, lane: Lane, work: Callable[[], T]) -> T:
+        """If the caller is cancelled before the work has begun, it never begins."""
+        if lane not in self._executors:
+            self._executors[lane] = ThreadPoolExecutor(_NUM_THREADS[lane], thread_name_prefix=f"octavo-{lane}")
+        return await asyncio.get_running_loop().run_in_executor(self._executors[lane], work)
+
+
+def lane_for(size: int) -> Lane:
+    """size: characters, or things that take as long each."""
+    if size <= 64 * 1024:
+        return "short"
+    return "long" if size <= 2**20 else "huge"
 
 
 class Events(Protocol):
     """One stream's events, as bytes to send."""
 
     def output(self, output: RequestOutput) -> bytes:
-        """Of what is new; b"" if there is nothing to tell yet. Raises ApiError if the engine gave up."""
+        """The events of one output; b"" for none yet. Raises ApiError if the engine failed at the request."""
 
     def is_large(self, output: RequestOutput) -> bool:
-        """Whether to tell of it takes more than a few milliseconds."""
+        """Whether encoding this output takes more than a few milliseconds."""
 
     def end(self) -> bytes:
-        """After the last output."""
+        """The events after the last output."""
 
     def error(self, error: ApiError) -> bytes:
-        """In place of all that was to come."""
+        """The events that end a failed stream."""
 
 
 class EventStream(Response):
-    """Outputs as events, until they end, fail, or the client has gone: then the engine stops making them."""
+    """Outputs as events until they end, fail or the client leaves, which ends the engine's work too."""
 
     def __init__(
         self,
@@ -57,8 +89,8 @@ class EventStream(Response):
         keep_alive_s: float,
         lanes: Lanes,
     ) -> None:
-        """keep_alive_s: after so many seconds without an event, send a comment; 0: never. lanes: where events of much
-        are made."""
+        """keep_alive_s: seconds without an event after which a comment is sent; 0: never. lanes: encode large
+        outputs."""
         self._lanes = lanes
         self._outputs = outputs
         self._events = events
@@ -116,7 +148,7 @@ class _Body:
 
     @contextlib.asynccontextmanager
     async def kept_alive(self, interval_s: float) -> AsyncIterator[None]:
-        """Inside, proxies see that the stream lives, also while its request waits for its turn."""
+        """Send comments inside, so that proxies keep the stream open, also while its request is queued."""
         if interval_s == 0:
             yield
             return
@@ -136,7 +168,7 @@ class _Body:
 
 @contextlib.asynccontextmanager
 async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
-    """What is inside ends at once, quietly, if the client goes away. The request's body must have been read."""
+    """Leave the block at once and quietly if the client leaves. The request's body must have been read before."""
     task = asyncio.current_task()
     assert task is not None, "requests are served by tasks"
     is_inside = True
@@ -146,7 +178,7 @@ async def cancelled_on_disconnect(receive: Receive) -> AsyncIterator[None]:
         nonlocal has_cancelled
         while (await receive())["type"] != "http.disconnect":
             pass
-        if is_inside:  # a response that was sent reads as a disconnect, too
+        if is_inside:  # a response that was sent reads as a disconnect too
             has_cancelled = True
             task.cancel()
 

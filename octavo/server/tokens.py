@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server.api_errors import JSON, ApiError
-from octavo.server.prompts import Conversation, encode_conversation, encode_texts
-from octavo.server.protocol import DetokenizeRequest, TokenizeRequest
+from octavo.server.api_errors import bad_field
+from octavo.server.json_pieces import answer
+from octavo.server.prompts import encode_conversation, encode_texts
+from octavo.server.protocol import ChatCompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo.server.responses import DetokenizeResponse, TokenizeResponse
-from octavo.server.serving import Serving, answer
+from octavo.server.serving import Serving, json_response
 from octavo.text.tokenizer import Tokenizer
 
 _OF_CONVERSATIONS = (
-    "add_generation_prompt",
-    "continue_final_message",
-    "chat_template",
-    "chat_template_kwargs",
-    "documents",
+    *("add_generation_prompt", "continue_final_message"),
+    *("chat_template", "chat_template_kwargs", "documents"),
 )
 
 
@@ -29,32 +26,27 @@ async def tokenize(request: Request, serving: Serving) -> Response:
     tokens = await _tokens(request, asked, serving)
 
     def make() -> TokenizeResponse:
-        return TokenizeResponse(
-            count=len(tokens),
-            max_model_len=serving.client.model_info.max_model_len,
-            tokens=tokens,
-            token_strs=_token_strs(tokens, tokenizer) if asked.return_token_strs else None,
-        )
+        names = [one or "" for one in tokenizer.convert_ids_to_tokens(tokens)] if asked.return_token_strs else None
+        max_model_len = serving.client.model_info.max_model_len
+        return TokenizeResponse(count=len(tokens), max_model_len=max_model_len, tokens=tokens, token_strs=names)
 
-    return await answer(serving, len(tokens), make)
-
-
-def _token_strs(tokens: list[int], tokenizer: Tokenizer) -> list[str]:
-    return [one or "" for one in tokenizer.convert_ids_to_tokens(tokens)]
+    return await answer(serving.lanes, len(tokens), make)
 
 
 async def _tokens(request: Request, asked: TokenizeRequest, serving: Serving) -> list[int]:
     if (asked.prompt is None) == (asked.messages is None):
-        raise ApiError(400, "the request has both or neither of prompt and messages, allowed is one", param="prompt")
-    if asked.prompt is None:
-        conversation: Conversation = asked  # type: ignore[assignment]  # it has messages
-        return await encode_conversation(request, serving, conversation, None)
-    for name in _OF_CONVERSATIONS:
-        if getattr(asked, name) is not None:
-            raise ApiError(400, f"{name} is set, but the request has a prompt: it goes with messages", param=name)
-    (tokens,) = await encode_texts(
-        request, serving, [asked.prompt], asked.add_special_tokens is not False, "prompt", None
-    )
+        raise bad_field("prompt", "and messages are both given or both missing, allowed is one of them")
+    template_fields = {name: getattr(asked, name) for name in _OF_CONVERSATIONS}
+    if asked.messages is not None:
+        special = asked.add_special_tokens
+        chat = ChatCompletionRequest(messages=asked.messages, add_special_tokens=special, **template_fields)
+        return await encode_conversation(request, serving, chat, None)
+    assert asked.prompt is not None, "one of the two is given"
+    for name, value in template_fields.items():
+        if value is not None:
+            raise bad_field(name, "is set, but the request has a prompt: it goes with messages")
+    adds_special = asked.add_special_tokens is not False
+    (tokens,) = await encode_texts(request, serving, [asked.prompt], adds_special, "prompt", None)
     return tokens
 
 
@@ -62,19 +54,19 @@ async def detokenize(request: Request, serving: Serving) -> Response:
     """Token ids to text."""
     asked = await serving.read(request, DetokenizeRequest)
     tokenizer = serving.tokenizer("detokenize")
-    return await answer(serving, len(asked.tokens), lambda: _text(asked.tokens, tokenizer, serving))
+    return await answer(serving.lanes, len(asked.tokens), lambda: _text(asked.tokens, tokenizer, serving))
 
 
 def _text(tokens: list[int], tokenizer: Tokenizer, serving: Serving) -> DetokenizeResponse:
     most = serving.client.model_info.vocab_size - 1
     for token_id in tokens:
         if not 0 <= token_id <= most:
-            raise ApiError(400, f"tokens holds {token_id}, allowed are 0 to {most}", param="tokens")
+            raise bad_field("tokens", f"holds {token_id}, allowed are 0 to {most}")
     return DetokenizeResponse(prompt=tokenizer.decode(tokens, skip_special_tokens=False))
 
 
 async def tokenizer_info(request: Request, serving: Serving) -> Response:
     """The tokenizer as a tokenizer_config.json describes it, the chat template included."""
-    told = serving.tokenizer("tokenizer_info").config()
-    told["model_max_length"] = serving.client.model_info.max_model_len
-    return Response(msgspec.json.encode(told), media_type=JSON)
+    config = serving.tokenizer("tokenizer_info").config()
+    config["model_max_length"] = serving.client.model_info.max_model_len
+    return json_response(config)

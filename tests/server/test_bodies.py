@@ -13,7 +13,11 @@ ANTHROPIC = {"model": "tiny", "max_tokens": 8, "messages": [{"role": "user", "co
 
 REFUSED_CHATS = {
     "unknown": ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
-    "tools": ({"tools": [{"type": "function"}]}, "tools", r"allowed is leaving it out or \[\]: shown to no model yet"),
+    "tools": (
+        {"tools": [{"type": "function"}]},
+        "tools",
+        r"allowed is leaving it out or \[\]: no model is shown tools",
+    ),
     "json": ({"response_format": {"type": "json_object"}}, "response_format", 'or {"type":"text"}'),
     "beam": ({"use_beam_search": True}, "use_beam_search", "allowed is leaving it out or false: there is no beam"),
     "true-is-not-1": ({"best_of": True}, "best_of", "allowed is"),

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from octavo.server.fields_not_here import NEUTRAL
+from octavo.server.bodies import NEUTRAL
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
     OllamaGenerateRequest,

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from msgspec import UNSET, UnsetType
 
-from octavo.server import bodies
-from octavo.server.bodies import ValueCount, parse
+from octavo.server import serving
 from octavo.server.json_pieces import LazyList, json_pieces
-from octavo.server.room import LogprobRoom
+from octavo.server.logprob_room import LogprobRoom
+from octavo.server.serving import ValueCount, parse
 from octavo.shown import shown
 from tests.server.scripted_engine import ScriptedEngine, app_of, call, post
 
@@ -206,7 +206,7 @@ def test_large_bodies_are_read_one_in_each_turn_of_the_loop(monkeypatch: pytest.
         calls = (call(app, "POST", "/detokenize", data, {"content-type": "application/json"}) for _ in range(20))
         await asyncio.gather(*calls, turns())
 
-    monkeypatch.setattr(bodies, "parse", noted)
+    monkeypatch.setattr(serving, "parse", noted)
     asyncio.run(asyncio.wait_for(all_at_once(), 30))
     assert story.count("body") == 20
     assert all(pair != ("body", "body") for pair in itertools.pairwise(story))

@@ -14,8 +14,8 @@ import pytest
 import schemathesis
 
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
+from octavo.server.bodies import NO_EFFECT
 from octavo.server.field_meanings import MEANINGS, meaning
-from octavo.server.fields_not_here import NO_EFFECT
 from octavo.server.openapi import request_structs
 from octavo.server.protocol import ChatCompletionRequest, CompletionRequest
 from octavo.server.settings import ServerSettings

@@ -8,7 +8,7 @@ import pytest
 from octavo import LLM, AsyncLLM, SamplingParams
 from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
-from octavo.server.fields_not_here import INSTEAD, NEUTRAL
+from octavo.server.bodies import INSTEAD, NEUTRAL
 from octavo.server.settings import ServerSettings
 from tests import compatibility_page as compatibility
 from tests.compatibility_page import DIFFERENT, OURS, ROUTES_NOT_HERE

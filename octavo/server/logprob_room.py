@@ -1,28 +1,16 @@
-"""What the requests of a front end share: threads for what takes long, and room for log-probabilities.
+"""Limits on log-probabilities: how many alternatives, how many in an answer, how many in a front end at a time.
 
-    short       up to 64 thousand characters, two at a time
-    long        up to a million
-    huge        more: one at a time, since it takes a hundred bytes of memory a byte and seconds
-    templates   chat templates that requests bring: foreign programs, which may take as long as they are let
-    answers     large answers and lists, in Python: one at a time, since such threads take turns with the loop
-
-Each of these lanes has threads and a queue of its own, so who comes with little never waits behind who comes with much,
-and the streams of everyone else go on. What runs there lets go of the interpreter, or is made of small pieces: a thread
-alone would not free the loop.
-
-A log-probability is a hundred bytes of JSON and as much of memory, and a body of a few megabytes can ask for a billion.
-So what one answer would hold is counted at the door; and what all answers that are being made hold together is bounded
-too: who asks for many waits until there is room, who asks for few never does.
+A log-probability is a hundred bytes of JSON and as much memory, and a body of a few megabytes can ask for a billion.
+So what an answer could hold is counted before the engine starts, and answers with many wait until earlier ones have
+left room. Answers with few never wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Literal, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -30,45 +18,38 @@ from starlette.types import Receive, Scope, Send
 from octavo.engine.llm_engine import ModelInfo
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
-from octavo.server.api_errors import ApiError
+from octavo.server.api_errors import ApiError, bad_field
 
-T = TypeVar("T")
-
-Lane = Literal["short", "long", "huge", "templates", "answers"]
-
-_NUM_THREADS: dict[Lane, int] = {"short": 2, "long": 2, "huge": 1, "templates": 1, "answers": 1}
-
-#: tokens that a sequence is taken to have where its request names no max_tokens
+#: the length assumed of a sequence whose request sets no max_tokens
 _USUAL_MAX_TOKENS = 16384
-#: requests that hold fewer never wait
+#: answers with fewer never wait
 _FEW = 2**14
 
 
-class Lanes:
-    """Owner of a front end's threads for its requests. All calls from the event loop's thread."""
-
-    def __init__(self) -> None:
-        self._executors: dict[Lane, ThreadPoolExecutor] = {}
-
-    async def run(self, lane: Lane, work: Callable[[], T]) -> T:
-        """Work that has not begun when its caller is cancelled never does."""
-        if lane not in self._executors:
-            self._executors[lane] = ThreadPoolExecutor(_NUM_THREADS[lane], thread_name_prefix=f"octavo-{lane}")
-        return await asyncio.get_running_loop().run_in_executor(self._executors[lane], work)
-
-
-def lane_for(size: int) -> Lane:
-    """size: characters, or things of which each takes as long."""
-    if size <= 64 * 1024:
-        return "short"
-    return "long" if size <= 2**20 else "huge"
+def check_num_logprobs(info: ModelInfo, **counts: int | None) -> None:
+    """How many alternatives a request may ask for, by the name of the field; -1 asks for all."""
+    most = info.vocab_size if info.max_logprobs == -1 else min(info.max_logprobs, info.vocab_size)
+    for name, count in counts.items():
+        if count is not None and not (0 <= count <= most or (count == -1 and most == info.vocab_size)):
+            also = ", and -1 for all" if most == info.vocab_size else ""
+            raise bad_field(
+                name,
+                f"is {count}, allowed is 0 to {most}{also}: change it, or start the server with another "
+                "--max-logprobs, where -1 allows the whole vocabulary",
+            )
 
 
 def count_logprobs(
-    prompts: Sequence[Sequence[int]], params: SamplingParams, info: ModelInfo, *, names_limit: bool, is_streamed: bool
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    info: ModelInfo,
+    *,
+    names_limit: bool,
+    is_streamed: bool,
+    allowed: int,
 ) -> int:
-    """Log-probabilities that the answer holds at most. names_limit: max_tokens is the request's own. A stream holds
-    those of its prompts only; the others are sent as they come."""
+    """The most log-probabilities that the answer could hold; raises ApiError if that exceeds `allowed`. names_limit:
+    the request itself sets max_tokens. A stream holds only its prompts'; the others are sent at once."""
 
     def width(num_top: int | None) -> int:
         return 0 if num_top is None else 1 + (info.vocab_size if num_top < 0 else num_top)
@@ -79,23 +60,21 @@ def count_logprobs(
     of_output = 0 if is_streamed else len(prompts) * params.n * num_new * asked
     keep = params.truncate_prompt_tokens
     num_prompt = sum(len(one) if keep is None or keep < 0 else min(len(one), keep) for one in prompts)
-    return num_prompt * width(params.prompt_logprobs) + of_output
-
-
-def check_logprobs(num: int, most: int) -> None:
-    if num > most:
+    num = num_prompt * width(params.prompt_logprobs) + of_output
+    if num > allowed:
         raise ApiError(
             400,
             f"the answer could hold {num} log-probabilities (tokens x (alternatives + 1), of all prompts and samples), "
-            f"allowed are {most}: ask for fewer alternatives or tokens (max_tokens, n), send the prompts in several "
+            f"allowed are {allowed}: ask for fewer alternatives or tokens (max_tokens, n), send the prompts in several "
             "requests, set stream, or start the server with a larger --max-logprobs-per-request",
             param="logprobs",
             code="too_many_logprobs",
         )
+    return num
 
 
 class LogprobRoom:
-    """Owner of a front end's room for log-probabilities: first come, first served."""
+    """A front end's room for log-probabilities; first come, first served."""
 
     def __init__(self, size: int) -> None:
         self._left = size
@@ -116,7 +95,7 @@ class LogprobRoom:
         return Share(self, num)
 
     def held(self, num: int, outputs: AsyncGenerator[RequestOutput]) -> AsyncGenerator[RequestOutput]:
-        """The same outputs, with room for so many while they come."""
+        """The same outputs, holding room for `num` log-probabilities until they end."""
         return outputs if num <= _FEW else self._held(num, outputs)
 
     async def _held(self, num: int, outputs: AsyncGenerator[RequestOutput]) -> AsyncGenerator[RequestOutput]:
@@ -130,7 +109,7 @@ class LogprobRoom:
         self._let_in()
 
     def _leave(self, num: int, turn: asyncio.Future[None]) -> None:
-        """Its task was cancelled, which cancels the turn, too, unless that had come."""
+        """Its task was cancelled, which cancels the turn too, unless it had already come."""
         if turn.done() and not turn.cancelled():
             self._left += num
         else:
@@ -145,8 +124,8 @@ class LogprobRoom:
 
 
 class Share:
-    """What one request has taken. It is given back at the end of a `with` block, or, if an answer was made there, when
-    that is sent."""
+    """The room that one request has taken. The end of a `with` block gives it back, or, if a response was made there,
+    the end of sending it."""
 
     def __init__(self, room: LogprobRoom, num: int) -> None:
         self._room = room
@@ -173,7 +152,7 @@ class Share:
 
 
 class _Holding(Response):
-    """A response that takes room until it is sent, or cannot be."""
+    """A response that holds room until it is sent or fails."""
 
     def __init__(self, response: Response, share: Share) -> None:
         self._response = response
