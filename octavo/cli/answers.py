@@ -158,9 +158,10 @@ class JsonLines:
 
 def cut_at(num_tokens: int, max_tokens: int | None) -> str:
     """Why an answer ended with "length", and what to change."""
+    tokens = f"{num_tokens:,} token{'' if num_tokens == 1 else 's'}"
     if max_tokens is not None and num_tokens >= max_tokens:
-        return f"cut at {num_tokens:,} tokens; --max-tokens allows more"
-    return f"cut after {num_tokens:,} tokens, where the context is full; --max-model-len may make it longer"
+        return f"cut at {tokens}; --max-tokens allows more"
+    return f"cut after {tokens}, where the context is full; --max-model-len may make it longer"
 
 
 class Cuts:

@@ -10,11 +10,10 @@ import argparse
 import sys
 from typing import Any
 
-from octavo.cli.conversation import typed_messages
+from octavo.cli.chat import REMOTE_COMMON, Remote, add_remote_flags
 from octavo.cli.parser import CommandParser
-from octavo.cli.piped_text import with_piped_text
-from octavo.cli.remote_answers import REMOTE_COMMON, Remote, add_remote_flags
 from octavo.cli.run import RAW_MAX_TOKENS
+from octavo.cli.standard_input import typed_messages, with_piped_text
 from octavo.errors import ServerError
 
 COMMON = REMOTE_COMMON

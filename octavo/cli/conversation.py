@@ -1,72 +1,29 @@
-"""The conversation of every chat on the command line: read a message, show the answer, remember both.
+"""Chats on the command line: read a message, show the answer, remember both.
 
 message ──▶ command, or ──▶ say(messages so far and this one) ──▶ shown as it comes, and remembered
 
-The caller supplies `say`: an engine in this process (`octavo run`) or a server (`octavo chat`).
+`say` asks the engine in this process (`octavo run`) or a server (`octavo chat`).
 """
 
 from __future__ import annotations
 
-import select
+import itertools
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
 
-from octavo.cli.piped_text import check_text
-from octavo.cli.run_requests import Message
-from octavo.errors import InvalidRequestError, OctavoError
+from octavo.cli.answers import Answer, Cuts, Sample
+from octavo.cli.run_requests import Message, RequestReader
+from octavo.cli.standard_input import typed_messages
+from octavo.cli.terminal_text import TerminalText
+from octavo.errors import InvalidRequestError, OctavoError, TokenizerError
 
-#: longest gap between two pasted lines; nobody types a line so fast
-_PASTE_GAP_S = 0.03
-
-
-def typed_messages(welcome: str) -> Iterator[str]:
-    """Messages as typed or pasted until Ctrl-D, or one per line from a pipe. Ctrl-C only drops the line."""
-    with suppress(ImportError):
-        import readline  # noqa: F401  # line editing and history, if this Python has it
-    if not sys.stdin.isatty():
-        yield from _piped_lines()
-        return
-    print(f"\n{welcome}", file=sys.stderr)
-    while True:
-        try:
-            print(file=sys.stderr, flush=True)  # outside the prompt, which readline redraws
-            yield check_text("the message", _pasted_or_typed(input("> ")))
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print("\n(Ctrl-D or /exit leaves)", end="", file=sys.stderr)
-        except (InvalidRequestError, UnicodeDecodeError) as error:
-            print(f"octavo: {error}; it is not sent", file=sys.stderr)
-
-
-def _piped_lines() -> Iterator[str]:
-    try:
-        for number, line in enumerate(sys.stdin, 1):
-            yield check_text(f"standard input, line {number}", line.rstrip("\r\n").removeprefix("\ufeff"))
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"standard input is not text: {error}") from None
-
-
-def _pasted_or_typed(first: str) -> str:
-    """One message. A terminal with bracketed paste hands readline all pasted lines at once; elsewhere, lines that
-    arrive together were pasted, and are one message too."""
-    lines = [first]
-    while _is_more_there():
-        try:
-            lines.append(input())
-        except EOFError:
-            break
-    return "\n".join(lines)
-
-
-def _is_more_there() -> bool:
-    try:
-        return bool(select.select([sys.stdin.fileno()], [], [], _PASTE_GAP_S)[0])
-    except (OSError, ValueError):
-        return False
-
+if TYPE_CHECKING:
+    from octavo.llm import LLM
 
 HELP = """  /reset   forget what was said
   /exit    leave; so does Ctrl-D
@@ -113,3 +70,48 @@ class Conversation:
             print(f"octavo: {error}\nThat message is forgotten; /reset forgets those before it, too.", file=sys.stderr)
             return
         self._messages += [turn, {"role": "assistant", "content": said}]
+
+
+def chat(llm: LLM, reader: RequestReader) -> None:
+    """Chat with the engine in this process. Ctrl-C stops the answer, which is kept. A model without a chat template
+    completes each line separately."""
+    turns = itertools.count()
+    is_raw = reader.encode_chat is None
+
+    def say(messages: list[Message]) -> str:
+        turn = next(turns)
+        request = reader.from_text(messages[-1]["content"], turn) if is_raw else reader.from_messages(messages, turn)
+        answer = Answer(request, [Sample()])
+        shown = TerminalText(sys.stdout)
+        with _ctrl_c() as pressed:
+            for output in llm.stream([request.prompt], request.sampling_params.replace(n=1)):
+                answer.extend(output)
+                shown.write("".join(completion.text for completion in output.outputs))
+                shown.flush()
+                if pressed.is_set():
+                    break  # leaving the loop aborts the request
+        print()
+        cuts = Cuts()
+        cuts.note(0, answer)
+        cuts.tell(1)
+        return answer.samples[0].text
+
+    what = "text to be continued" if is_raw else "message"
+    Conversation(say, (InvalidRequestError, TokenizerError), what=what).run()
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C, so that no step is interrupted; the second one stops the program."""
+    pressed = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -20,8 +20,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from octavo.cli import flags_file
-from octavo.cli.foreign_flags import with_dashes, without_foreign_flags
+from octavo.cli.words import with_dashes, without_foreign_flags, words_of_file
 from octavo.errors import ConfigError
 
 #: a command with at most this many flags shows them all
@@ -99,7 +98,7 @@ class CommandParser(argparse.ArgumentParser):
         given = {id(self.action_of(word.partition("=")[0])) for word in argv}
         if args.words:
             given.add(id(self.action_of("--model")))
-        words = flags_file.words_of(args.config, self.action_of, lambda action: id(action) in given)
+        words = words_of_file(args.config, self.action_of, lambda action: id(action) in given)
         try:
             self._parse(words)
         except ConfigError as error:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from octavo.cli.answers import Cuts, JsonLines, LiveText, gather
 from octavo.cli.flags import add_engine_flags, check_not_read, engine_options
 from octavo.cli.parser import CommandParser
-from octavo.cli.piped_text import read_standard_input, with_piped_text
 from octavo.cli.run_requests import RequestReader, RunRequest
 from octavo.cli.sampling_flags import add_sampling_flags, for_people, fresh_seed, overlay, sampling_options
+from octavo.cli.standard_input import read_standard_input, with_piped_text
 from octavo.cli.terminal_text import TerminalText
 from octavo.errors import InvalidRequestError
 from octavo.observe.tally import Tally
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         tally = Tally(llm.events) if args.report else None
         reader = _reader(llm, args, is_chat)
         if is_chat:
-            from octavo.cli.run_chat import chat
+            from octavo.cli.conversation import chat
 
             chat(llm, reader)
         else:

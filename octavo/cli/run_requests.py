@@ -5,19 +5,27 @@ A file holds one prompt per line, or one JSON object per line (JSONL):
     {"prompt": "Once upon"}
     {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0.5, "max_tokens": 20}
     {"prompt_token_ids": [1, 2, 3]}
+
+A broken JSON line must not be answered as if it were text, so ambiguous lines are refused.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.cli.json_lines import PROMPT_KEYS, objects_of
 from octavo.cli.sampling_flags import FLAGS, overlay, seed_of
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
-from octavo.shown import suggestion
+from octavo.shown import cut, suggestion
+
+PROMPT_KEYS = ("prompt", "messages", "prompt_token_ids")
+#: of a line in OpenAI's batch format
+_BATCH_KEYS = frozenset({"custom_id", "method", "url", "body"})
+_JSONL_ENDINGS = (".jsonl", ".ndjson")
+_CURE = 'a text that looks so goes into {"prompt": "..."}'
 
 Message = Mapping[str, Any]
 EncodeChat = Callable[[Sequence[Message]], Sequence[int]]
@@ -67,7 +75,7 @@ class RequestReader:
         numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
         if not numbered:
             raise InvalidRequestError(f"{source} holds no prompt, allowed is one a line, as text or as a JSON object")
-        rows = objects_of(numbered, source)
+        rows = _objects_of(numbered, source)
         if rows is None:
             return self.from_texts([line for _, line in numbered])
         return [self._from_row(row, f"{source}, line {number}: ", i) for i, (number, row) in enumerate(rows)]
@@ -114,3 +122,75 @@ def _token_ids(value: object, where: str) -> Sequence[int]:
     if not isinstance(value, list) or any(type(one) is not int for one in value):
         raise InvalidRequestError(f"{where}prompt_token_ids is {value!r}, allowed is a list of whole numbers")
     return value
+
+
+def _objects_of(numbered: Sequence[tuple[int, str]], source: str) -> list[tuple[int, dict[str, Any]]] | None:
+    """Each line's number and object; None if the lines are texts. Raises InvalidRequestError for anything else, such
+    as OpenAI's batch format."""
+    rows = [(number, _value_of(line)) for number, line in numbered]
+    if not isinstance(rows[0][1], dict):
+        _check_document(numbered, source)
+    first = next((number for number, row in rows if isinstance(row, dict)), None)
+    if first is None and not source.endswith(_JSONL_ENDINGS):
+        _check_texts(numbered, source)
+        return None
+    objects = []
+    for (number, row), (_, line) in zip(rows, numbered, strict=True):
+        where = f"{source}, line {number}: "
+        if isinstance(row, ValueError):
+            other = f"; line {first} is" if first is not None else ""
+            raise InvalidRequestError(f"{where}not valid JSON: {row}: {cut(line, 60)}{other}; {_CURE}")
+        if not isinstance(row, dict):
+            raise InvalidRequestError(
+                f"{where}{cut(line, 60)} is no object, allowed is one with exactly one of {', '.join(PROMPT_KEYS)}"
+            )
+        if _BATCH_KEYS & row.keys() and not set(PROMPT_KEYS) & row.keys():
+            key = min(_BATCH_KEYS & row.keys())
+            raise InvalidRequestError(
+                f"{where}the key {key!r} is of a call in OpenAI's batch format: "
+                "`octavo run-batch -i INPUT -o OUTPUT` answers those"
+            )
+        objects.append((number, row))
+    return objects
+
+
+def _check_texts(numbered: Sequence[tuple[int, str]], source: str) -> None:
+    """No line is a JSON object. Refuse a line that begins and ends like one."""
+    for number, line in numbered:
+        if line.startswith(('{"', "{'")) and line.endswith(("}", "},")):
+            problem = _value_of(line)
+            raise InvalidRequestError(f"{source}, line {number}: not valid JSON: {problem}: {cut(line, 60)}; {_CURE}")
+
+
+def _check_document(numbered: Sequence[tuple[int, str]], source: str) -> None:
+    """Refuse a file that is one JSON value: an object, or a list of objects."""
+    if numbered[0][1][0] not in "[{":
+        return
+    whole = _value_of("\n".join(line for _, line in numbered))
+    if isinstance(whole, dict) or (isinstance(whole, list) and any(isinstance(one, dict) for one in whole)):
+        raise InvalidRequestError(
+            f"{source} is one JSON {'object' if isinstance(whole, dict) else 'list'}, allowed is an object a line"
+        )
+
+
+def _value_of(line: str) -> Any:
+    """The JSON value, or the ValueError that says what is wrong."""
+    try:
+        return json.loads(line, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+    except ValueError as error:
+        return error
+    except RecursionError:
+        return ValueError("nested too deeply")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twin = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twin!r} comes twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from octavo.cli import run_batch, serve
-from octavo.cli.foreign_flags import _SWITCHES, _TABLE
 from octavo.cli.main import main, parser_of
 from octavo.cli.parser import CommandParser
+from octavo.cli.words import _SWITCHES, _TABLE
 from octavo.errors import ConfigError
 
 

@@ -240,4 +240,4 @@ def test_a_piped_text_joins_the_message_and_words_with_a_slash_are_sent(
 def test_a_cut_answer_says_so_through_a_pipe_too(ask: Ask) -> None:
     code, _, told = ask("chat", "-q", "Hi", "--max-tokens", "2")
     assert code == 0
-    assert told == "octavo: the answer was cut at the most tokens it may have; --max-tokens may allow more\n"
+    assert told == "octavo: the answer was cut at the token limit; --max-tokens may raise it\n"

@@ -14,7 +14,7 @@ import time
 import pytest
 
 CODE = """
-from octavo.cli.conversation import typed_messages
+from octavo.cli.standard_input import typed_messages
 for message in typed_messages("welcome"):
     print("GOT", repr(message), flush=True)
 print("LEFT", flush=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from octavo.cli.piped_text import read_standard_input, with_piped_text
+from octavo.cli.standard_input import read_standard_input, with_piped_text
 from octavo.errors import InvalidRequestError
 from tests.cli.test_run import Terminal
 
@@ -53,7 +53,7 @@ def test_bytes_that_are_no_text_are_refused(pipe: Pipe) -> None:
 def test_a_silent_pipe_is_said_to_be_waited_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("octavo.cli.piped_text._PATIENCE_S", 0.05)
+    monkeypatch.setattr("octavo.cli.standard_input._PATIENCE_S", 0.05)
     end, other = os.pipe()
     monkeypatch.setattr(sys, "stdin", os.fdopen(end, encoding="utf-8"))
 
