@@ -24,7 +24,7 @@ All tables of a sequence are equally long; entry i of each holds tokens i*block_
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from collections.abc import Sequence as Listlike
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -117,6 +117,11 @@ def _layers_per_group(counts: list[int]) -> int:
         if num_places - num_layers <= _MOST_PADDING * num_places:
             return size
     return 1
+
+
+def live(tables: Iterable[list[BlockId]]) -> list[BlockId]:
+    """Every block in these tables, without null blocks."""
+    return [block_id for table in tables for block_id in table if block_id != NULL_BLOCK]
 
 
 @dataclass(slots=True, eq=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, Root, chain_hash
+from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, Root, chain_hash, live
 from octavo.cache.kv_cache import KVCache
 from octavo.request import Sequence
 
@@ -32,13 +32,7 @@ def check(cache: KVCache, sequences: Iterable[Sequence]) -> None:
 
 def _check_pool(cache: KVCache) -> None:
     pool = cache.pool
-    held = Counter(
-        block_id
-        for tables in cache.tables.values()
-        for table in tables.block_ids
-        for block_id in table
-        if block_id != NULL_BLOCK
-    )
+    held = Counter(block_id for tables in cache.tables.values() for block_id in live(tables.block_ids))
     free, cached = set(pool.free), set(pool.cached)
     assert len(free) == len(pool.free), "a block is in the free list twice"
     assert not free & cached, f"blocks are both free and cached: {free & cached}"

@@ -17,10 +17,18 @@ from collections.abc import Callable
 from collections.abc import Sequence as Listlike
 
 from octavo.cache.block_pool import BlockPool, PrefixMatch, PrefixTree
-from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, CacheGroup, Root
-from octavo.cache.journal import CacheJournal
+from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, CacheGroup, Root, live
 from octavo.messages import BlockWrite
-from octavo.observe.events import EventLog
+from octavo.observe.events import (
+    BlockCopied,
+    BlockEvicted,
+    BlocksFreed,
+    BlocksGiven,
+    BlocksPublished,
+    EventLog,
+    Forked,
+    PrefixHit,
+)
 from octavo.request import Sequence, SequenceId
 
 
@@ -42,8 +50,8 @@ class KVCache:
         self.enable_prefix_caching = enable_prefix_caching
         self.tree = PrefixTree()
         self._events = events
-        self._journal = CacheJournal(events, clock)
-        self.pool = BlockPool(num_blocks, self.tree, on_evict=self._journal.evicted)
+        self._clock = clock
+        self.pool = BlockPool(num_blocks, self.tree, on_evict=self._log_evicted)
         self.tables: dict[SequenceId, BlockTables] = {}
         self._writes: list[BlockWrite] = []
         self._copies: list[tuple[int, int]] = []
@@ -78,15 +86,6 @@ class KVCache:
         shared = sum(1 for table in match.block_ids for block_id in table if ref_counts[block_id])
         return self.max_blocks(sequence.num_tokens, chunk_len) - shared
 
-    def num_blocks_of(self, sequence: Sequence) -> int:
-        """Entries of its tables, those behind a window included."""
-        return self.tables[sequence.sequence_id].num_blocks * len(self.groups)
-
-    def blocks_of(self, sequence: Sequence) -> list[BlockId]:
-        """Every block in its tables."""
-        tables = self.tables[sequence.sequence_id].block_ids
-        return [block_id for table in tables for block_id in table if block_id != NULL_BLOCK]
-
     # What happens to a sequence
 
     def start(self, sequence: Sequence, match: PrefixMatch) -> None:
@@ -105,7 +104,8 @@ class KVCache:
             if match.num_tokens:
                 self._write(sequence, index, first, found[first:])
         if self._events.is_on and match.num_tokens:
-            self._journal.found(sequence.sequence_id, match)
+            block_ids = tuple(live(match.block_ids))
+            self._events.write(PrefixHit(self._clock(), sequence.sequence_id, match.num_tokens, block_ids))
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make room for the next `num_tokens` tokens. False: not enough blocks, and none were taken."""
@@ -124,7 +124,7 @@ class KVCache:
                 self._write(sequence, group, len(table), fresh)
                 table.extend(fresh)
                 if self._events.is_on:
-                    self._journal.given(sequence.sequence_id, group, fresh)
+                    self._events.write(BlocksGiven(self._clock(), sequence.sequence_id, group, tuple(fresh)))
         tables.room = tables.num_blocks * self.block_size
         self._publish(tables, sequence, start + num_tokens)
         return True
@@ -148,13 +148,13 @@ class KVCache:
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """The child's tables become copies of the parent's. Both must ask before they write again."""
         tables = self.tables[parent.sequence_id]
-        for table in tables.block_ids:
-            for block_id in table:
-                if block_id != NULL_BLOCK:
-                    self.pool.share(block_id)
+        shared = live(tables.block_ids)
+        for block_id in shared:
+            self.pool.share(block_id)
         self.tables[child.sequence_id] = tables.fork(room=parent.num_computed_tokens)
         if self._events.is_on:
-            self._journal.forked(parent, child, tables)
+            ids = parent.sequence_id, child.sequence_id, child.request.request_id
+            self._events.write(Forked(self._clock(), *ids, len(shared)))
 
     def free(self, sequence: Sequence, why: str) -> None:
         """Let go of all blocks, last first. Preempted: the sequence comes back. Error: content not trusted."""
@@ -165,8 +165,9 @@ class KVCache:
             self.pool.unpublish(tables)
         else:
             self._publish(tables, sequence, sequence.num_computed_tokens)
-        if self._events.is_on and tables.num_blocks:
-            self._journal.freed(sequence.sequence_id, tables, why)
+        if tables.num_blocks:
+            for group, first in enumerate(tables.first_visible):
+                self._log_freed(sequence, group, tables.block_ids[group][first:], why)
         for entries in zip(*(reversed(table) for table in tables.block_ids), strict=True):
             for block_id in entries:
                 if block_id != NULL_BLOCK:
@@ -212,7 +213,7 @@ class KVCache:
         self._copies.append((source, target))
         self._write(sequence, group, index, [target])
         if self._events.is_on:
-            self._journal.copied(sequence.sequence_id, source, target)
+            self._events.write(BlockCopied(self._clock(), sequence.sequence_id, source, target))
 
     def _give_back_behind_window(self, tables: BlockTables, sequence: Sequence) -> None:
         for group, shape in enumerate(self.groups):
@@ -228,8 +229,7 @@ class KVCache:
             tables.first_visible[group] = first
             for block_id in reversed(passed):
                 self.pool.release(block_id)
-            if self._events.is_on:
-                self._journal.passed(sequence.sequence_id, group, passed)
+            self._log_freed(sequence, group, passed, "window")
 
     def _publish(self, tables: BlockTables, sequence: Sequence, num_computed: int) -> None:
         """Enter the blocks that are full once `num_computed` tokens are computed into the prefix tree; one whose
@@ -239,7 +239,18 @@ class KVCache:
             tables.extend_hashes(sequence.token_ids, num_full, self.block_size)
             self.tree.publish(tables, num_full)
             if self._events.is_on:
-                self._journal.published(sequence.sequence_id, tables, first)
+                for group, table in enumerate(tables.block_ids):
+                    parent = table[first - 1] if first else NULL_BLOCK
+                    ids = sequence.sequence_id, group, parent, tuple(table[first:num_full])
+                    self._events.write(BlocksPublished(self._clock(), *ids))
 
     def _write(self, sequence: Sequence, group: int, start: int, block_ids: list[BlockId]) -> None:
         self._writes.append(BlockWrite(sequence.row, group, start, [*block_ids]))
+
+    def _log_freed(self, sequence: Sequence, group: int, block_ids: list[BlockId], why: str) -> None:
+        if self._events.is_on:
+            self._events.write(BlocksFreed(self._clock(), sequence.sequence_id, group, tuple(block_ids), why))
+
+    def _log_evicted(self, block_id: BlockId) -> None:
+        if self._events.is_on:
+            self._events.write(BlockEvicted(self._clock(), block_id))

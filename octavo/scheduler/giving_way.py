@@ -14,11 +14,12 @@ from collections.abc import Sequence as Listlike
 from dataclasses import dataclass
 
 from octavo.cache.block_pool import PrefixMatch
-from octavo.cache.blocks import BlockId
+from octavo.cache.blocks import BlockId, live
 from octavo.cache.kv_cache import KVCache
 from octavo.request import Sequence
 from octavo.scheduler.continuing import Continuing, TokenBudget
-from octavo.scheduler.places import Places, num_seats
+from octavo.scheduler.places import Places
+from octavo.scheduler.roster import num_seats
 from octavo.scheduler.starting import Starting
 from octavo.scheduler.step import PlanDraft
 
@@ -95,7 +96,8 @@ def _who_gives_way(lack: Lack, worse: Listlike[Sequence], cache: KVCache, match:
     of them would be enough."""
     if lack.seats <= 0 and lack.blocks <= 0 and lack.blocks + lack.growth <= 0:
         return []
-    if sum(map(num_seats, worse)) < lack.seats or sum(map(cache.num_blocks_of, worse)) < lack.blocks + lack.growth:
+    num_held = sum(cache.tables[one.sequence_id].num_blocks * len(cache.groups) for one in worse)  # at most
+    if sum(map(num_seats, worse)) < lack.seats or num_held < lack.blocks + lack.growth:
         return None
     held = _Held(cache, match)
     num_leaving = num_left = 0
@@ -119,7 +121,7 @@ class _Held:
         self.num_freed = 0
 
     def let_go(self, sequence: Sequence) -> None:
-        for block_id in self._cache.blocks_of(sequence):
+        for block_id in live(self._cache.tables[sequence.sequence_id].block_ids):
             self._num_let_go[block_id] += 1
             is_last = self._num_let_go[block_id] == self._cache.pool.ref_counts[block_id]
             self.num_freed += is_last and block_id not in self._found

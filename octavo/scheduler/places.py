@@ -4,124 +4,35 @@
        ▲                 │ ▲ │
        └────preempt──────┘ └─┘ fork
 
-The scheduler decides who moves. Ids are given at arrival, those of a request's samples side by side, although all but
-the first sample only exist once the prompt is computed. So ids order by arrival, then by sample:
-
-    request "a", n=3   ->   0 1 2        request "b", n=1   ->   3
+The scheduler decides who moves. The event log is told of each move here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
-from octavo.errors import InvalidRequestError
-from octavo.observe.events import EventLog
+from octavo.messages import StepPlan, StepResult
+from octavo.observe.events import (
+    Arrived,
+    EventLog,
+    Finished,
+    FirstToken,
+    Preempted,
+    Refused,
+    Sampled,
+    Scheduled,
+    Started,
+    Waits,
+)
 from octavo.outputs import FinishReason
-from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
-from octavo.scheduler.journal import SchedulerJournal
-from octavo.scheduler.queues import RANKS, WaitingQueue, WaitReason
+from octavo.request import Request, Sequence, SequenceState
+from octavo.scheduler.roster import RANKS, Roster, Seats, WaitingQueue, WaitReason, num_seats
+from octavo.scheduler.step import NO_TOKEN, NO_TOKEN_ENDING, PlanDraft, SequenceUpdate
 
 _WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished", "abort": "aborted", "error": "error"}
-
-
-class Roster:
-    """Owner of ids, and of the requests and sequences that have arrived and not ended."""
-
-    def __init__(self) -> None:
-        self.sequences: dict[SequenceId, Sequence] = {}
-        self.requests: dict[RequestId, Request] = {}
-        self._num_open: dict[RequestId, int] = {}
-        self._next_sequence_id = 0
-
-    def enter(self, request: Request, max_len: int) -> Sequence:
-        """A request arrives; its sequence 0 stands for all of it."""
-        name = request.request_id
-        if name in self.requests:
-            raise InvalidRequestError(f"request id {name!r} is in use: choose another or wait for its end")
-        assert not request.sequences, f"request {name!r} brings sequences; they are made here"
-        sequence_id = SequenceId(self._next_sequence_id)
-        sequence = Sequence(sequence_id, request, 0, list(request.prompt_token_ids), max_len=max_len)
-        self._next_sequence_id += request.sampling_params.n
-        self.requests[name] = request
-        self._num_open[name] = request.sampling_params.n
-        self._add(sequence)
-        return sequence
-
-    def fork(self, parent: Sequence) -> Sequence:
-        """The next sample of a request; it runs, and has computed what its parent has."""
-        index = len(parent.request.sequences)
-        child = Sequence(
-            sequence_id=SequenceId(parent.sequence_id + index),
-            request=parent.request,
-            index=index,
-            token_ids=list(parent.token_ids),
-            num_computed_tokens=parent.num_computed_tokens,
-            max_len=parent.max_len,
-            expected_len=parent.expected_len,
-            state=SequenceState.RUNNING,
-        )
-        self._add(child)
-        return child
-
-    def leave(self, sequence: Sequence) -> bool:
-        """A sequence ended, and with sequence 0 the samples that have not forked. True: so did its request."""
-        name = sequence.request.request_id
-        del self.sequences[sequence.sequence_id]
-        self._num_open[name] -= num_seats(sequence)
-        if self._num_open[name]:
-            return False
-        del self._num_open[name], self.requests[name]
-        return True
-
-    def _add(self, sequence: Sequence) -> None:
-        sequence.request.sequences.append(sequence)
-        self.sequences[sequence.sequence_id] = sequence
-
-
-class Seats:
-    """The worker's permanent rows, 0 .. max_num_seqs-1.
-
-    A request with n=4 needs four seats from its start, although three stay empty until its prompt is computed: they are
-    reserved, but it is still open which rows they will be. vacated: rows left since the last plan.
-    """
-
-    def __init__(self, max_num_seqs: int) -> None:
-        self.max_num_seqs = max_num_seqs
-        self.vacated: list[int] = []
-        self._empty = list(range(max_num_seqs - 1, -1, -1))
-        self._num_reserved = 0
-
-    @property
-    def num_free(self) -> int:
-        """Neither taken nor reserved."""
-        return len(self._empty) - self._num_reserved
-
-    def take(self, sequence: Sequence) -> None:
-        """Seat a sequence, and reserve for the forks it will have."""
-        assert self.num_free >= num_seats(sequence), f"sequence {sequence.sequence_id} has no seat"
-        sequence.row = self._empty.pop()
-        self._num_reserved += num_seats(sequence) - 1
-
-    def take_reserved(self, fork: Sequence) -> None:
-        assert self._num_reserved, f"no seat was reserved for sequence {fork.sequence_id}"
-        self._num_reserved -= 1
-        fork.row = self._empty.pop()
-
-    def leave(self, sequence: Sequence) -> None:
-        """Give back a sequence's seat and those reserved for its forks."""
-        self._empty.append(sequence.row)
-        self.vacated.append(sequence.row)
-        self._num_reserved -= num_seats(sequence) - 1
-        sequence.row = -1
-
-
-def num_seats(sequence: Sequence) -> int:
-    """A sequence's own seat, and those of the forks its request still lacks."""
-    request = sequence.request
-    return 1 + request.sampling_params.n - len(request.sequences)
 
 
 class Places:
@@ -226,3 +137,64 @@ class Places:
         self.seats.leave(sequence)
         if sequence in self.forking:
             self.forking.remove(sequence)
+
+
+class SchedulerJournal:
+    """Callers ask `events.is_on` first."""
+
+    def __init__(self, events: EventLog, clock: Callable[[], float]) -> None:
+        self._events = events
+        self._clock = clock
+
+    def arrived(self, request: Request) -> None:
+        params = request.sampling_params
+        self._events.write(
+            Arrived(
+                time=self._clock(),
+                request_id=request.request_id,
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_sequences=params.n,
+                arrival_time=request.arrival_time,
+                max_tokens=request.max_output_tokens,
+                temperature=params.temperature,
+                top_p=params.top_p,
+            )
+        )
+
+    def refused(self, request: Request, why: str) -> None:
+        self._events.write(Refused(self._clock(), request.request_id, why))
+
+    def waits(self, sequence: Sequence, why: str) -> None:
+        self._events.write(Waits(self._clock(), sequence.request.request_id, why))
+
+    def started(self, sequence: Sequence) -> None:
+        request_id = sequence.request.request_id
+        self._events.write(Started(self._clock(), sequence.sequence_id, request_id, sequence.row))
+
+    def scheduled(self, plan: StepPlan, draft: PlanDraft, num_waiting: int, num_free_blocks: int) -> None:
+        draft.granted_ids = tuple([sequence.sequence_id for sequence in draft.granted])
+        columns = draft.granted_ids, tuple(plan.num_computed_tokens), tuple(plan.num_scheduled_tokens)
+        self._events.write(Scheduled(self._clock(), plan.step_id, *columns, num_waiting, num_free_blocks))
+
+    def sampled(self, draft: PlanDraft, result: StepResult, updates: Collection[SequenceUpdate]) -> None:
+        """Mostly everyone in the step got one token that counts; then the ids are those of its Scheduled."""
+        everyone_drew = len(updates) == len(result.sampled_token_ids) == len(draft.granted) and not result.offsets
+        if everyone_drew and draft.granted_ids and NO_TOKEN not in result.sampled_token_ids:
+            ids, num_tokens = draft.granted_ids, len(draft.granted_ids)
+        else:
+            ids = tuple([sequence.sequence_id for sequence, token_ids, *_ in updates if token_ids])
+            num_tokens = sum([len(token_ids) for _, token_ids, *_ in updates])
+        if ids:
+            self._events.write(Sampled(self._clock(), result.step_id, ids, num_tokens))
+
+    def preempted(self, sequence: Sequence) -> None:
+        ids = sequence.sequence_id, sequence.request.request_id
+        self._events.write(Preempted(self._clock(), *ids, sequence.num_computed_tokens))
+
+    def first_token(self, sequence: Sequence) -> None:
+        self._events.write(FirstToken(self._clock(), sequence.request.request_id))
+
+    def finished(self, sequence: Sequence, reason: FinishReason) -> None:
+        ids = sequence.sequence_id, sequence.request.request_id
+        is_corrupted = (reason, sequence.stop_reason) == NO_TOKEN_ENDING
+        self._events.write(Finished(self._clock(), *ids, reason, sequence.num_output_tokens, is_corrupted))

@@ -23,7 +23,8 @@ from octavo.cache.kv_cache import KVCache
 from octavo.errors import InvalidRequestError
 from octavo.request import Request, Sequence
 from octavo.scheduler.continuing import TokenBudget
-from octavo.scheduler.places import Places, num_seats
+from octavo.scheduler.places import Places
+from octavo.scheduler.roster import num_seats
 from octavo.scheduler.step import PlanDraft, PromptLogprobs
 
 _MEMORY = 64  # sequences: one that ended so long ago weighs a third of the last one

@@ -36,7 +36,7 @@ USERS = {
         "octavo/observe/events.py": "OpenTelemetry has an attribute for it",
         "octavo/observe/lives.py": "the same",
         "octavo/observe/tracing.py": "the same",
-        "octavo/scheduler/journal.py": "the same",
+        "octavo/scheduler/places.py": "the same",
         "octavo/server/anthropic.py": "Anthropic allows other values",
         "octavo/worker/warm_up.py": "warms up with one that filters",
     },

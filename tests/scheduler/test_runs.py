@@ -71,7 +71,7 @@ class TestGuesses:
         (sequence,) = request.sequences
         guess(sequence, 1, 25)
         simulator.step()
-        assert simulator.cache.num_blocks_of(sequence) == 3, "20 + 1 + 26 tokens"
+        assert simulator.cache.tables[sequence.sequence_id].num_blocks == 3, "20 + 1 + 26 tokens"
         for _ in range(12):
             assert simulator.step().block_writes == [], "what it has is enough"
         simulator.run()
