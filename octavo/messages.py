@@ -124,3 +124,13 @@ class DoneStep:
 
     def result(self) -> StepResult:
         return self.done
+
+
+@dataclass(frozen=True, slots=True)
+class FailedStep:
+    """A PendingStep that went wrong as it began."""
+
+    fault: Exception
+
+    def result(self) -> StepResult:
+        raise self.fault

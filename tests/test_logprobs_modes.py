@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 
 from octavo import LLM, SamplingParams
 from octavo.outputs import RequestOutput
-from octavo.worker import logprob_reporter
+from octavo.worker import logprobs
 from tests.conftest import TinyFolder
 
 MODES = ["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
@@ -28,7 +28,7 @@ def told(
     request: pytest.FixtureRequest, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, list[RequestOutput]]:
     """What an engine of each mode says to the same requests; two of its three rows are scored at once."""
-    monkeypatch.setattr(logprob_reporter, "LOGPROB_TILE", 2)
+    monkeypatch.setattr(logprobs, "LOGPROB_TILE", 2)
     answers = {}
     for mode in MODES:
         with engine(tiny_folder, request.param, mode) as llm:

@@ -14,8 +14,7 @@ from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.overlap import OverlappedCore
 from octavo.errors import ConfigError
-from octavo.executor.inline import InlineExecutor
-from octavo.executor.interface import Executor
+from octavo.executor.executor import Executor, executor_here
 from octavo.models.architecture import context_len
 from octavo.observe.events import EngineStarted, EventLog
 from octavo.observe.logging import LOGGER
@@ -88,7 +87,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
 def _executor(config: EngineConfig, serves: bool) -> Executor:
     task = WorkerTask.of(config, serves=serves)
     if config.backend.distributed_executor_backend is None:
-        return InlineExecutor.of(task)
+        return executor_here(task)
     from octavo.executor.processes import ProcessExecutor
 
     return ProcessExecutor(task)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.errors import EngineDeadError
-from octavo.executor.interface import Executor
+from octavo.executor.executor import Executor
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog, StepDone
 from octavo.request import Request, SequenceId

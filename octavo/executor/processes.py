@@ -25,7 +25,7 @@ from typing import Any
 
 from octavo.child import Child, begin
 from octavo.errors import EngineDeadError, OctavoError
-from octavo.executor.inline import InlineExecutor
+from octavo.executor.executor import Executor, executor_here
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.models.gguf import GGUFFile
 from octavo.observe.logging import LOGGER
@@ -135,7 +135,7 @@ def main() -> None:
     LOGGER.addHandler(_SendingHandler(connection))
     LOGGER.propagate = False
     try:
-        executor = InlineExecutor.of(task.worker)
+        executor = executor_here(task.worker)
     except Exception as error:
         connection.send(_portable(error))
         sys.exit(1)
@@ -146,7 +146,7 @@ def main() -> None:
         executor.close()
 
 
-def _serve(executor: InlineExecutor, connection: Connection) -> None:
+def _serve(executor: Executor, connection: Connection) -> None:
     """Until the parent closes its end, or is gone. Nothing is sent that the parent does not wait for: both ends would
     block if they sent at once."""
     begun: deque[tuple[int, PendingStep]] = deque()

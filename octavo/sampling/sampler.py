@@ -60,6 +60,10 @@ class Sampler:
         self._scored_ids[fork.row] = self._scored_ids[fork.parent_row]
         self._set_special(fork.row, self._special.get(fork.parent_row))
 
+    def reports_logprobs(self, rows: IntArray) -> bool:
+        """Whether any of these rows reports log-probabilities with its tokens."""
+        return bool((self._num_logprobs.take(rows) != NO_LOGPROBS).any())
+
     def num_logprobs(self, rows: IntArray) -> IntArray:
         """How many best tokens each row reports with a drawn one: -1 is all, NO_LOGPROBS is no report."""
         return self._num_logprobs.take(rows)

@@ -92,7 +92,7 @@ class FakeExecutor:
         self.slots: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
         self.rows: dict[int, _Row] = {}
 
-    def begin(self, plan: StepPlan) -> DoneStep:
+    def submit(self, plan: StepPlan) -> DoneStep:
         return DoneStep(self.execute(plan))
 
     def execute(self, plan: StepPlan) -> StepResult:

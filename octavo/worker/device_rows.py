@@ -1,11 +1,11 @@
-"""The rows of `request_states.py` and `sampler.py` mirrored on a device: what its decode steps start from.
+"""The rows of `rows.py` and `sampler.py` mirrored on a device, where decode steps read them.
 
-    host     token_ids, num_tokens, block tables, sampling columns      always true
-                 |  only what changed, in one copy a step
-    device   records [rows, 16], block tables [groups, rows, blocks]    true for the rows of a step, once flushed
+    host     token_ids, num_tokens, block tables, sampling columns      always current
+                 |  only changes, in one copy a step
+    device   records [rows, 16], block tables [groups, rows, blocks]    current for a step's rows once they are flushed
 
-Whatever draws a token appends it on the device, and the host appends it too when it comes back. A row is stale from
-the moment a sequence enters it until it is first flushed. Owner: the device runner.
+A step appends its tokens on the device; the host appends them when they are fetched. A row is stale from the moment a
+sequence enters it until it is first flushed. Owner: the device runner.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from octavo.kernels.triton.rows import LENGTH, TOKEN, advance_rows
 from octavo.messages import BlockWrite, ForkRow
 from octavo.sampling.columns import ENTRY_WIDTH, entries_of
 from octavo.sampling.sampler import Sampler
-from octavo.worker.request_states import RequestStates
+from octavo.worker.rows import RequestStates
 
 
 class DeviceRows:

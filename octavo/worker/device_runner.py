@@ -1,68 +1,41 @@
-"""The runner of a device with memory of its own: a step is launched, and its tokens are fetched later.
+"""DeviceRunner: launches steps on a device with memory of its own, and fetches their tokens later.
 
-    begin 1 | begin 2 ............... | begin 3 ...              host
-            | result 1 (waits)        | result 2 (waits)
-    [ step 1 .......... ][ step 2 .......... ][ step 3 ...       device
+    submit 1 | submit 2 .............. | submit 3 ...             host
+             | result 1 (waits)        | result 2 (waits)
+    [ step 1 .......... ][ step 2 .......... ][ step 3 ...        device
 
-Rows on the device are always true: whatever draws a token puts it there, and the next step takes it from there. The
-host's copy follows when a step's result is fetched, in order. Only what must see tokens on the host waits for it:
-penalties and the like, which look at a sequence's history, and log-probabilities.
+Rows on the device are always current: a step appends the tokens it draws there, and the next step reads them there.
+The host's rows follow when a step's tokens are fetched, in order. Only two things wait for tokens on the host:
+penalties and other edits of logits, which read a sequence's history, and log-probabilities.
 
-Steps of decodes alone, which are nearly all, start from the device's rows and are one launch. Steps with chunks, forks
-or prompt log-probabilities go through a batch gathered on the host; tokens it does not know yet are filled in there.
-All that they do up to their logits is one launch, too, unless it is large.
+Most steps are decodes only. They start from the device's rows and are one launch. Steps with chunks, forks or prompt
+log-probabilities use a batch gathered on the host; tokens that the host does not have yet are filled in on the device.
+Up to their logits they are one launch too, unless they are large.
 """
 
 from __future__ import annotations
 
 import gc
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from octavo.config import LogprobsMode
-from octavo.errors import EngineDeadError, OutOfMemoryError
+from octavo.errors import OutOfMemoryError
 from octavo.kernels.cuda.model import TritonModel
 from octavo.kernels.cuda.step import GraphMemory
 from octavo.kernels.device import KernelCompiler, StepBatch, StepLimits
 from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_size
-from octavo.messages import DoneStep, LogprobRow, PendingStep, StepPlan, StepResult
+from octavo.messages import DoneStep, FailedStep, PendingStep, StepPlan, StepResult
 from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, Variant
 from octavo.worker.device_rows import DeviceRows
-from octavo.worker.drawn_tokens import DrawnTokens, Fetch
-from octavo.worker.draws import Draws, keep_draws
-from octavo.worker.live_rows import LiveRows
-from octavo.worker.logprob_reporter import LogprobReporter
+from octavo.worker.launched_steps import LaunchedStep, LaunchedSteps, fault_of
+from octavo.worker.logprobs import LogprobReporter
+from octavo.worker.rows import LiveRows
+from octavo.worker.runner import Draws, keep_draws
 from octavo.worker.warm_up import warm_up_plans
-
-
-@dataclass(slots=True, eq=False)
-class _Launched:
-    """A step whose tokens are not on the host yet, or were fetched before their turn. draws: those of a step of any
-    kind; None: one for each row, of a step of decodes. logprobs: by draw."""
-
-    runner: DeviceRunner
-    plan: StepPlan
-    rows: IntArray
-    positions: IntArray
-    tenants: IntArray  # who had the rows when the step was launched
-    fetch: Fetch
-    draws: Draws | None = None
-    logprobs: dict[int, LogprobRow] = field(default_factory=dict)
-    prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
-    token_ids: IntArray | None = None
-
-    def result(self) -> StepResult:
-        tokens = self.runner.settle(self)
-        if self.draws is None:
-            rows = {draw: [row] for draw, row in self.logprobs.items()}
-            return StepResult(self.plan.step_id, tokens.tolist(), logprobs=rows)
-        all_kept = np.ones(len(tokens), np.bool_)
-        return self.draws.result(self.plan.step_id, tokens, all_kept, self.logprobs, self.prompt_logprobs)
 
 
 class DeviceRunner:
@@ -85,80 +58,51 @@ class DeviceRunner:
         memory = GraphMemory(model.device) if captures_graphs and model.device.type == "cuda" else None
         self._decodes = DecodeSteps(model, self._rows, max_num_seqs, memory)
         self._chunks = ChunkSteps(model, self._rows, max_num_seqs, memory)
-        self._drawn = DrawnTokens(max_num_seqs, model.device)
+        self._launched = LaunchedSteps(rows.states, max_num_seqs, model.device)
         self._max_num_seqs = max_num_seqs
-        self._launched: deque[_Launched] = deque()
-        self._num_unknown: IntArray = np.zeros(max_num_seqs, np.int32)  # tokens of a row still to be fetched
-        self._tenant: IntArray = np.zeros(max_num_seqs, np.int32)  # counts who has been in a row
         self._last_rows: list[int] = []
         self._last_array: IntArray = np.zeros(0, np.int32)
         self._last_variant: Variant = "plain"
 
-    def begin(self, plan: StepPlan) -> PendingStep:
-        """Launch a step and come back. Raises OutOfMemoryError, and EngineDeadError where the GPU is lost."""
-        if self._model.device.index:  # a thread begins with the first GPU, and any thread may turn the engine
-            torch.cuda.set_device(self._model.device)
+    def submit(self, plan: StepPlan) -> PendingStep:
+        """Launch a step. Its result raises OutOfMemoryError, EngineDeadError if the GPU is lost, or any other fault."""
         try:
             return self._begin(plan)
         except torch.cuda.OutOfMemoryError as error:
-            raise OutOfMemoryError(
-                f"a step of {plan.num_tokens} tokens and {len(plan.rows)} sequences found no memory on the GPU for "
-                "what it needs beside weights and KV blocks; lower gpu_memory_utilization, or logprobs where requests "
-                f"ask for the whole vocabulary ({error})"
-            ) from error
-        except RuntimeError as error:
-            _raise_if_lost(error)
-            raise
+            return FailedStep(_out_of_memory(plan, error))
+        except Exception as error:
+            return FailedStep(fault_of(error))
 
     def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
-        """Run a step of every kind before there are any that somebody waits for. With a compiler, once before: by a
-        runner whose steps only have their kernels compiled, and draw nothing."""
+        """Run a step of every kind before the first request. With a compiler, a rehearsal comes first: another runner's
+        steps have their kernels compiled, and draw nothing."""
         if compiler is not None:
             rehearsing = DeviceRunner(
                 self._model, self._live, self._max_num_seqs, self._logprobs_mode, captures_graphs=False
             )
             with compiler.rehearsal():
                 for plan in warm_up_plans(limits, times=1):
-                    rehearsing.begin(plan).result()
+                    rehearsing.submit(plan).result()
         for plan in warm_up_plans(limits):
-            self.begin(plan).result()
+            self.submit(plan).result()
         if compiler is not None:
             compiler.remember()
 
     def close(self) -> None:
-        """Give the device's memory back now: the parts of a model know each other, so it would stay until Python next
-        looked for such circles, and torch would keep it even then."""
-        self._launched.clear()
-        del self._model, self._logprobs, self._rows, self._decodes, self._chunks, self._drawn
+        """Free the device's memory now. The parts of a model refer to each other, so it would stay until Python next
+        collected cycles, and torch would cache it even then."""
+        self._launched.close()
+        del self._model, self._logprobs, self._rows, self._decodes, self._chunks, self._launched
         gc.collect()
         torch.cuda.empty_cache()
 
     def _begin(self, plan: StepPlan) -> PendingStep:
+        if self._model.device.index:  # a thread starts on the first GPU, and any thread may run the engine's steps
+            torch.cuda.set_device(self._model.device)
         self._apply(plan)
         if not plan.rows:
             return DoneStep(StepResult(plan.step_id, []))
         return self._begin_decodes(plan) if _is_decode(plan) else self._begin_any(plan)
-
-    def settle(self, step: _Launched) -> IntArray:
-        """A step's tokens, brought to the host with those of all steps before it."""
-        try:
-            while step.token_ids is None:
-                self._settle_oldest()
-        except RuntimeError as error:
-            _raise_if_lost(error)
-            raise
-        return step.token_ids
-
-    def _settle_oldest(self) -> None:
-        step = self._launched.popleft()
-        step.token_ids = self._drawn.wait(step.fetch)
-        same = self._tenant[step.rows] == step.tenants
-        self._states.fill(step.rows[same], step.positions[same], step.token_ids[same])
-        self._num_unknown[step.rows[same]] -= 1
-
-    def _settle_all(self) -> None:
-        while self._launched:
-            self._settle_oldest()
 
     def _apply(self, plan: StepPlan) -> None:
         self._live.apply(plan, self._model)
@@ -169,9 +113,8 @@ class DeviceRunner:
         entered = [new.row for new in plan.new_rows] + [fork.row for fork in plan.fork_rows]
         if entered:
             self._rows.touch(entered)
-            self._tenant[entered] += 1
-            self._num_unknown[entered] = 0
-            self._last_rows = []  # the same rows may want something else now
+            self._launched.enter(entered)
+            self._last_rows = []  # the same rows may have other sampling parameters now
 
     # Steps of decodes alone
 
@@ -196,22 +139,22 @@ class DeviceRunner:
             return "logits"
         return "filtered" if self._sampler.has_filters(rows) else "plain"
 
-    # Steps of any kind
+    # Steps of every other kind
 
     def _begin_any(self, plan: StepPlan) -> PendingStep:
         if plan.spec_token_ids:
-            self._settle_all()  # what is kept of the guesses must be known before anything builds on it
+            self._launched.fetch_all()  # which guesses are kept must be known before the next step builds on them
         batch = self._states.gather(plan)
         draws, logits = Draws.of(plan, batch), None
         if self._chunks.takes(batch):
-            # prompt tokens' logits take the same memory, and come first
+            # prompt tokens' logits use the same memory, and are computed first
             wanted = draws.wanted[:0] if plan.prompt_logprobs or plan.spec_token_ids else draws.wanted
             logits = self._chunks.run(batch, wanted, self._completion(batch))
         else:
             self._model.forward(batch, self._completion(batch))
         prompt_logprobs = {entry: self._logprobs.of_prompt(batch, entry) for entry in plan.prompt_logprobs}
         if plan.spec_token_ids or not len(draws):
-            self._rows.touch(draws.rows.tolist())  # they go on from what is kept of their tokens on the host
+            self._rows.touch(draws.rows.tolist())  # the host decides which of their tokens are kept
             return DoneStep(keep_draws(plan, draws, self._model, self._live, self._logprobs, prompt_logprobs))
         if logits is None:
             logits = self._model.logits(draws.wanted)
@@ -222,20 +165,20 @@ class DeviceRunner:
         return launched
 
     def _completion(self, batch: StepBatch) -> Callable[[torch.Tensor], None] | None:
-        """What puts the tokens that only the device knows into a step's input_ids."""
-        unknown = np.flatnonzero(self._num_unknown[batch.rows])
+        """A function that fills tokens that only the device has into a step's input_ids; None if there are none."""
+        unknown = self._launched.unknown(batch.rows)
         if not len(unknown):
             return None
         places = (batch.query_start_loc[unknown + 1] - 1).astype(np.int64)
         rows = batch.rows[unknown]
         return lambda input_ids: self._rows.copy_tokens(rows, input_ids, places)
 
-    # Both
+    # Steps of both kinds
 
     def _draw(self, logits: torch.Tensor, rows: IntArray, logits_rows: IntArray, positions: IntArray) -> torch.Tensor:
-        """Draw by the host's columns, whatever they hold, and put the tokens into the device's rows."""
+        """Draw with the host's sampling columns, and append the tokens to the device's rows."""
         if self._sampler.has_special(rows):
-            self._settle_all()
+            self._launched.fetch_all()
         sampling = self._sampler.prepare(rows, logits_rows, positions, self._states.token_ids)
         tokens = self._model.launch_sample(logits, sampling)
         self._rows.advance(rows, tokens)
@@ -249,21 +192,22 @@ class DeviceRunner:
         tokens: torch.Tensor,
         logits: torch.Tensor,
         logits_rows: IntArray,
-    ) -> _Launched:
-        """Send the tokens on their way. Who wants log-probabilities waits here: the next step takes the logits."""
-        self._states.reserve(rows, positions)
-        self._num_unknown[rows] += 1
-        step = _Launched(self, plan, rows, positions, self._tenant[rows], self._drawn.send(tokens))
-        self._launched.append(step)
-        if self._logprobs.is_asked(rows):
-            step.logprobs = self._logprobs.of_drawn(rows, positions, logits, logits_rows, self.settle(step))
+    ) -> LaunchedStep:
+        """Start copying the tokens to the host. Log-probabilities wait here: the next step overwrites the logits."""
+        step = self._launched.add(plan, rows, positions, tokens)
+        if self._sampler.reports_logprobs(rows):
+            step.logprobs = self._logprobs.of_drawn(rows, positions, logits, logits_rows, self._launched.fetch(step))
         return step
 
 
-def _raise_if_lost(error: RuntimeError) -> None:
-    """After an error of CUDA itself, every later call of this process fails with it."""
-    if "CUDA error" in str(error):
-        raise EngineDeadError(f"the GPU cannot be used by this process any more: {error}") from error
+def _out_of_memory(plan: StepPlan, error: Exception) -> OutOfMemoryError:
+    fault = OutOfMemoryError(
+        f"a step of {plan.num_tokens} tokens and {len(plan.rows)} sequences found no memory on the GPU for "
+        "what it needs beside weights and KV blocks; lower gpu_memory_utilization, or logprobs where requests "
+        f"ask for the whole vocabulary ({error})"
+    )
+    fault.__cause__ = error
+    return fault
 
 
 def _is_decode(plan: StepPlan) -> bool:

@@ -1,13 +1,14 @@
-"""The worker: weights, KV pool and rows of one device. It sees plans, never requests, queues or pools of blocks.
+"""The worker: weights, KV pool and rows of one device. It sees plans, never requests, queues or block pools.
 
-WorkerTask -> checkpoint, device -> model loaded -> KV cache sized, bound -> warmed up -> steps, from `begin` on
+WorkerTask -> checkpoint, device -> model loaded -> KV cache sized, bound -> warmed up -> steps: `submit`
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from octavo.cache.blocks import CacheGroup, make_groups
 from octavo.kernels.device import Device, KernelCompiler, StepLimits, StepSizes
@@ -19,38 +20,33 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
 from octavo.sampling.sampler import Sampler
-from octavo.worker.host_runner import HostRunner
-from octavo.worker.live_rows import LiveRows
 from octavo.worker.memory import plan_kv_cache
-from octavo.worker.request_states import RequestStates
+from octavo.worker.rows import LiveRows, RequestStates
+from octavo.worker.runner import HostRunner, Runner
 from octavo.worker.task import WorkerShape, WorkerTask
 
 SERVER_TOKEN_BUDGET = 8192  # vLLM's for servers: every stream waits for the longest step
 
 
-class Runner(Protocol):
-    """Applies plans to rows and has the bound model compute them."""
-
-    def begin(self, plan: StepPlan) -> PendingStep: ...
-
-    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
-        """Run a step of every kind that would take longer the first time. compiler: for the kernels that they need."""
-
-    def close(self) -> None: ...
-
-
 class Worker:
-    """Builds itself, in whichever process it lives. shape: what it found. begin: one StepPlan in; a device goes on with
-    the step by itself, a host has done it when this returns."""
+    """Builds itself, in whichever process it runs, and is then an Executor. shape: what it found. submit: its runner's
+    own method. A host has finished the step when it returns; a device runs it asynchronously."""
+
+    shape: WorkerShape
+    submit: Callable[[StepPlan], PendingStep]
 
     def __init__(self, task: WorkerTask) -> None:
+        self._runner: Runner | None = None
         compiler = compile_ahead(task.backend, task.rank, task) if task.warms_up else None
         with nullcontext() if compiler is None else closing(compiler):
             self._build(task, compiler)
 
     def close(self) -> None:
-        """Give the memory back. Nothing runs afterwards."""
-        self._runner.close()
+        """Free its memory. No step can be submitted afterwards."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            del self.submit
+            runner.close()
 
     def _build(self, task: WorkerTask, compiler: KernelCompiler | None) -> None:
         selection = select(task.backend, task.rank)
@@ -70,7 +66,7 @@ class Worker:
             layout, limits = _fitted(task, device, layout, limits)
         self.shape = _shape(checkpoint, selection, groups, layout, limits, device.label(dtypes.compute))
         self._runner = _runner(task, device, loaded.bind(layout.num_blocks), self.shape)
-        self.begin = self._runner.begin  # itself: no hop between the executor and the runner
+        self.submit = self._runner.submit
         if task.warms_up:
             self._runner.warm_up(limits, compiler)
 
@@ -100,13 +96,13 @@ def _limits(architecture: Architecture, task: WorkerTask, default: StepSizes) ->
 
 
 def _layer_slots(groups: tuple[CacheGroup, ...]) -> list[tuple[int, int]]:
-    """For each layer, its group and its place there."""
+    """For each layer, its group and its place in the group."""
     slots = {layer: (g, place) for g, group in enumerate(groups) for place, layer in enumerate(group.layers)}
     return [slots[layer] for layer in range(len(slots))]
 
 
 def _fitted(task: WorkerTask, device: Device, layout: KVLayout, limits: StepLimits) -> tuple[KVLayout, StepLimits]:
-    """These sizes with the blocks that there is room for."""
+    """The sizes with as many blocks as fit, and the context length that these allow."""
     budget = plan_kv_cache(
         task.cache,
         layout,
@@ -150,7 +146,7 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape) ->
     rows = LiveRows(states, Sampler(limits.max_num_seqs))
     if not device.is_asynchronous:
         return HostRunner(model, rows, limits.max_num_seqs, task.logprobs_mode)
-    from octavo.worker.device_runner import DeviceRunner  # imports torch, which a host's worker never does
+    from octavo.worker.device_runner import DeviceRunner  # imports torch, which a host's worker does not need
 
     captures_graphs = not (task.backend.enforce_eager or task.backend.trace_ops)
     return DeviceRunner(model, rows, limits.max_num_seqs, task.logprobs_mode, captures_graphs=captures_graphs)

@@ -8,7 +8,7 @@ from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.overlap import OverlappedCore
 from octavo.errors import EngineDeadError
-from octavo.executor.inline import InlineExecutor
+from octavo.executor.executor import ThreadExecutor
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog, StepDone
 from octavo.request import Request
@@ -48,7 +48,7 @@ def make_core(
         SchedulerConfig(max_num_seqs=8), cache, max_model_len=128, max_num_batched_tokens=64, **options
     )
     worker = FaultyExecutor(bad_steps, windows)
-    executor = InlineExecutor(worker, on_thread=is_overlapped)
+    executor = ThreadExecutor(worker) if is_overlapped else worker
     kind = OverlappedCore if is_overlapped else EngineCore
     return kind(scheduler, cache, executor, check_invariants=True, **options)
 

@@ -27,7 +27,7 @@ from tests.conftest import TinyFolder  # noqa: E402
 from tests.engine import test_overlap as overlap  # noqa: E402
 from tests.test_greedy import GREEDY, MAX_MODEL_LEN, oracle, prompts_of, tokens  # noqa: E402
 from tests.tiny_models import TINY  # noqa: E402
-from tests.worker import test_draws as draws  # noqa: E402
+from tests.worker import test_runner as draws  # noqa: E402
 
 BLOCK_SIZE = 16
 #: root mean square of log-probabilities' errors in bfloat16, which has 8 bits: scores here are about 10

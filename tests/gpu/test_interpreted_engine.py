@@ -18,7 +18,7 @@ if ON_GPU:
 from octavo import LLM, SamplingParams
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
-from octavo.worker.request_states import RequestStates
+from octavo.worker.rows import RequestStates
 from tests.conftest import TinyFolder
 from tests.worker.guessing import guess_next_tokens
 

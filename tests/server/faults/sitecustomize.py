@@ -14,16 +14,16 @@ if sys.orig_argv[-1] in ("octavo: engine", "octavo: worker 0"):
     import os
     import signal
 
-    from octavo.executor.inline import InlineExecutor
     from octavo.messages import PendingStep, StepPlan
     from octavo.processes import transport
+    from octavo.worker.runner import HostRunner
 
     transport.MAX_UNREAD = 20
-    _submit = InlineExecutor.submit
+    _submit = HostRunner.submit
 
-    def _submit_or_die(self: InlineExecutor, plan: StepPlan) -> PendingStep:
+    def _submit_or_die(self: HostRunner, plan: StepPlan) -> PendingStep:
         if any(DEADLY in new.token_ids for new in plan.new_rows):
             os.kill(os.getpid(), signal.SIGSEGV)
         return _submit(self, plan)
 
-    InlineExecutor.submit = _submit_or_die  # type: ignore[method-assign]
+    HostRunner.submit = _submit_or_die  # type: ignore[method-assign]

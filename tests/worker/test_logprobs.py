@@ -10,7 +10,7 @@ import numpy as np
 from octavo.kernels.ops import FloatArray, IntArray
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.messages import LogprobRow
-from octavo.worker.logprob_rows import logprob_rows
+from octavo.worker.logprobs import logprob_rows
 
 LOGITS = np.log(np.array([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1], [0.2, 0.3, 0.5], [0.5, 0.2, 0.3]], np.float32))
 

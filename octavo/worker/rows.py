@@ -5,17 +5,18 @@
      1    (free)
      2    prompt ... sampled ...          204        7  8 31 30 ...
 
-A plan carries only what changed; sampled tokens are appended here and never travel down again.
-Owner: the runner. Columns are numpy arrays so that a step's batch is a few gathers.
+A plan carries only what changed. Sampled tokens are appended here, and no later plan repeats them. Columns are numpy
+arrays, so that a step's batch is a few gathers. The sampling parameters of the same rows are in `sampling/sampler.py`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.device import DECODE_THRESHOLDS, StepBatch
+from octavo.kernels.device import DECODE_THRESHOLDS, CompiledModel, StepBatch
 from octavo.kernels.ops import IntArray
 from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
+from octavo.sampling.sampler import Sampler
 
 
 class RequestStates:
@@ -54,12 +55,12 @@ class RequestStates:
         self.num_tokens[rows] = positions + 1
 
     def reserve(self, rows: IntArray, positions: IntArray) -> None:
-        """A token of each row is being drawn; `fill` brings it later."""
+        """A token of each row is being drawn; `fill` writes it later."""
         self.num_tokens[rows] = positions + 1
 
     def fill(self, rows: IntArray, positions: IntArray, token_ids: IntArray) -> None:
-        """The tokens of places that were reserved. A failed draw (-1) is nobody's token, but its sequence may be in a
-        step already, whose kernels take what stands here for an id: 0 harms nobody."""
+        """Write the tokens of reserved places. A failed draw (-1) writes 0, a harmless id: its sequence may be in the
+        next step already, whose kernels read it."""
         self.token_ids[rows, positions] = np.maximum(token_ids, 0)
 
     def gather(self, plan: StepPlan) -> StepBatch:
@@ -69,7 +70,8 @@ class RequestStates:
         counts = np.array(plan.num_scheduled_tokens, np.int32)
         for entry, guesses in plan.spec_token_ids.items():
             end = starts[entry] + counts[entry]
-            self.token_ids[rows[entry], end - len(guesses) : end] = guesses  # behind its tokens, until it gets others
+            # after its tokens, until others overwrite them
+            self.token_ids[rows[entry], end - len(guesses) : end] = guesses
         query_start_loc = np.zeros(len(rows) + 1, np.int32)
         np.cumsum(counts, out=query_start_loc[1:])
         if query_start_loc[-1] == len(rows):  # one token each: the decode-only step
@@ -89,7 +91,36 @@ class RequestStates:
         )
 
 
+class LiveRows:
+    """Both halves of the rows: tokens and blocks, and sampling parameters. num_prompt_logprobs: row -> the number that
+    its request asks for, if it asks."""
+
+    def __init__(self, states: RequestStates, sampler: Sampler) -> None:
+        self.states = states
+        self.sampler = sampler
+        self.num_prompt_logprobs: dict[int, int] = {}
+
+    def apply(self, plan: StepPlan, model: CompiledModel) -> None:
+        """Apply a plan's changes to the rows and the model's blocks, in the order that `StepPlan` states."""
+        for row in plan.freed_rows:
+            self.num_prompt_logprobs.pop(row, None)
+        for new in plan.new_rows:
+            self.states.enter(new)
+            self.sampler.enter(new)
+            if new.sampling_params.prompt_logprobs is not None:
+                self.num_prompt_logprobs[new.row] = new.sampling_params.prompt_logprobs
+        for write in plan.block_writes:
+            self.states.write_blocks(write)
+        for fork in plan.fork_rows:
+            self.states.fork(fork)
+            self.sampler.fork(fork)
+        if plan.copies:
+            pairs = np.array(plan.copies, np.int32)
+            model.copy_blocks(np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
+
+
 def _threshold(plan: StepPlan) -> int:
-    """So that sequences with guesses are decodes, where kernels take so many new tokens of one."""
+    """The smallest decode threshold that covers the step's guesses, so that sequences with guesses count as decodes;
+    1 if kernels take none that large."""
     longest = 1 + max(map(len, plan.spec_token_ids.values()))
     return next((threshold for threshold in DECODE_THRESHOLDS if longest <= threshold), 1)

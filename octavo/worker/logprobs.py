@@ -1,16 +1,19 @@
-"""Log-probabilities for those who ask: of drawn tokens and of prompts, in the mode that the engine runs in."""
+"""Log-probabilities of drawn tokens and of prompts, for requests that ask, in the engine's `logprobs_mode`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
+from numpy.typing import NDArray
 
 from octavo.config import LogprobsMode
 from octavo.kernels.device import CompiledModel, Logits, StepBatch
 from octavo.kernels.ops import IntArray
 from octavo.messages import LogprobRow
 from octavo.sampling.sampler import NO_LOGPROBS
-from octavo.worker.live_rows import LiveRows
-from octavo.worker.logprob_rows import logprob_rows, with_scored_ids
+from octavo.worker.rows import LiveRows
 
 LOGPROB_TILE = 64  # rows of logits held at once at most, so that long prompts need no [T, V] array
 
@@ -25,16 +28,13 @@ class LogprobReporter:
         self._reports_logits = mode in ("raw_logits", "processed_logits")
         self._reports_processed = mode in ("processed_logprobs", "processed_logits")
 
-    def is_asked(self, rows: IntArray) -> bool:
-        return bool((self._rows.sampler.num_logprobs(rows) != NO_LOGPROBS).any())
-
     def of_drawn(
         self, rows: IntArray, positions: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray
     ) -> dict[int, LogprobRow]:
-        """By draw, for those that asked. The tokens before those drawn are on the host."""
+        """By draw, for those that asked. The rows' earlier tokens must be on the host."""
         ks = self._rows.sampler.num_logprobs(rows)
         wanted = np.flatnonzero(ks != NO_LOGPROBS)
-        # processed logits are float32 and take memory of their own
+        # processed logits are a float32 copy
         size = self._tile if self._reports_processed else max(1, len(wanted))
         found: dict[int, LogprobRow] = {}
         for start in range(0, len(wanted), size):
@@ -42,13 +42,13 @@ class LogprobReporter:
             own = self._reported_logits(rows[some], positions[some], logits, logits_rows[some], token_ids[some])
             scored_ids, as_logits = self._rows.sampler.scored_ids(rows[some]), self._reports_logits
             reported = logprob_rows(self._model, own, token_ids[some], ks[some], as_logits=as_logits)
-            reported = with_scored_ids(self._model, own, reported, scored_ids, self._tile, as_logits=as_logits)
+            reported = _with_scored_ids(self._model, own, reported, scored_ids, self._tile, as_logits=as_logits)
             found.update(zip(some.tolist(), reported, strict=True))
         return found
 
     def of_prompt(self, batch: StepBatch, entry: int) -> list[LogprobRow]:
-        """For each scheduled prompt token that another prompt token follows: that token's log-probabilities.
-        They are raw in every mode: nothing of a prompt is drawn."""
+        """For each scheduled prompt token before the last one, the next prompt token's log-probabilities. They are raw
+        in every mode: prompt tokens are not drawn."""
         row = batch.rows[entry]
         states = self._rows.states
         begin, end = batch.query_start_loc[entry], batch.query_start_loc[entry + 1]
@@ -66,8 +66,59 @@ class LogprobReporter:
     def _reported_logits(
         self, rows: IntArray, positions: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray
     ) -> Logits:
-        """One row a draw: the model's, or what its token was drawn from."""
+        """One row a draw: the model's logits, or the processed ones that its token was drawn from."""
         if not self._reports_processed:
             return logits[logits_rows]
         sampling = self._rows.sampler.prepare(rows, logits_rows, positions, self._rows.states.token_ids)
         return self._model.processed_logits(logits, sampling, token_ids)
+
+
+def logprob_rows(
+    model: CompiledModel, logits: Logits, tokens: IntArray, counts: NDArray[np.integer], *, as_logits: bool
+) -> list[LogprobRow]:
+    """One row per position: the token chosen there, then the counts[i] best; -1 is the whole vocabulary.
+
+    logits: [N, V]; tokens, counts: [N]. A position without a token (-1: the draw failed) has an empty row of rank 0.
+    as_logits: logits in place of log-probabilities. Positions with the same count share one call, so that a request
+    for the whole vocabulary does not slow down the others.
+    """
+    rows = [LogprobRow([], [], 0)] * len(tokens)
+    vocab_size = logits.shape[1]
+    for count in np.unique(counts).tolist():
+        positions = np.flatnonzero((counts == count) & (tokens >= 0))
+        if not len(positions):
+            continue
+        chosen = logits if len(positions) == len(tokens) else logits[positions]
+        k = vocab_size if count == -1 else count
+        ids, logprobs, ranks = model.top_logprobs(chosen, tokens[positions], k, as_logits=as_logits)
+        for i, *row in zip(positions.tolist(), ids.tolist(), logprobs.tolist(), ranks.tolist(), strict=True):
+            rows[i] = LogprobRow(*row)
+    return rows
+
+
+def _with_scored_ids(
+    model: CompiledModel,
+    logits: Logits,
+    rows: list[LogprobRow],
+    scored_ids: Sequence[tuple[int, ...]],
+    tile: int,
+    *,
+    as_logits: bool,
+) -> list[LogprobRow]:
+    """The rows, each with the log-probabilities of its scored ids appended; `tile` ids are scored at once."""
+    longer = list(rows)
+    for i, ids in enumerate(scored_ids):
+        if not ids or not rows[i].token_ids:
+            continue
+        logprobs: list[float] = []
+        ranks: list[int] = []
+        for start in range(0, len(ids), tile):
+            some = np.array(ids[start : start + tile], np.int32)
+            _, found, found_ranks = model.top_logprobs(logits[np.full(len(some), i)], some, 0, as_logits=as_logits)
+            logprobs += found[:, 0].tolist()
+            ranks += found_ranks.tolist()
+        row = rows[i]
+        longer[i] = replace(
+            row, token_ids=[*row.token_ids, *ids], logprobs=[*row.logprobs, *logprobs], asked_ranks=ranks
+        )
+    return longer

@@ -11,8 +11,8 @@ from octavo import LLM, SamplingParams
 from octavo.messages import ForkRow, LogprobRow, StepPlan
 from octavo.outputs import RequestOutput
 from octavo.scheduler.step import runs_of
-from octavo.worker.draws import Draws
-from octavo.worker.request_states import RequestStates
+from octavo.worker.rows import RequestStates
+from octavo.worker.runner import Draws
 from tests.conftest import TinyFolder
 from tests.worker.guessing import guess_next_tokens
 

@@ -1,25 +1,72 @@
-"""The tokens that a step draws, as its plan says, and the runs that come of them.
+"""Runners: apply a step's plan to the rows, compute it, draw its tokens, and keep those that are right.
 
-num_draws      1      3      0      1, of a fork of the first        a chunk in the middle draws none
-computes       a      b x y  c ..                                    x, y: guesses at what follows b
-logits         a      b x y
-draws          p      x z q         r                                from a, b, x, y, a
-keeps          p      x z           r                                z is not the y that was guessed: q is void
+    plan -> rows updated -> batch gathered -> forward -> logits of the rows that sample -> tokens -> rows
+
+    num_draws      1      3      0      1, of a fork of the first        a chunk inside a prompt draws none
+    computes       a      b x y  c ..                                    x, y: guesses at what follows b
+    logits         a      b x y
+    draws          p      x z q         r                                from a, b, x, y, a
+    keeps          p      x z           r                                the guess y was wrong, so q is dropped
+
+HostRunner is for devices that compute in the host's memory; `device_runner.py` is for those with memory of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.device import CompiledModel, StepBatch
+from octavo.config import LogprobsMode
+from octavo.kernels.device import CompiledModel, KernelCompiler, StepBatch, StepLimits
 from octavo.kernels.ops import IntArray
-from octavo.messages import LogprobRow, StepPlan, StepResult
-from octavo.worker.live_rows import LiveRows
-from octavo.worker.logprob_reporter import LogprobReporter
+from octavo.messages import DoneStep, FailedStep, LogprobRow, PendingStep, StepPlan, StepResult
+from octavo.worker.logprobs import LogprobReporter
+from octavo.worker.rows import LiveRows
+
+
+class Runner(Protocol):
+    """Runs the steps of one worker."""
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        """Begin a step. A fault of the step is raised by `result`."""
+
+    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
+        """Run a step of every kind that would take longer the first time. compiler: for the kernels that they need."""
+
+    def close(self) -> None: ...
+
+
+class HostRunner:
+    """Owner of the rows and the bound model. A step is done when `submit` returns."""
+
+    def __init__(self, model: CompiledModel, rows: LiveRows, max_num_seqs: int, logprobs_mode: LogprobsMode) -> None:
+        self._model = model
+        self._rows = rows
+        self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        try:
+            self._rows.apply(plan, self._model)
+            return DoneStep(self._compute(plan) if plan.rows else StepResult(plan.step_id, []))
+        except Exception as fault:
+            return FailedStep(fault)
+
+    def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
+        """Do nothing: kernels were built before they were loaded, and the first step takes no longer than others."""
+
+    def close(self) -> None:
+        """Free the model with its weights and KV blocks."""
+        del self._model, self._logprobs
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        batch = self._rows.states.gather(plan)
+        self._model.forward(batch)
+        prompt_logprobs = {entry: self._logprobs.of_prompt(batch, entry) for entry in plan.prompt_logprobs}
+        return keep_draws(plan, Draws.of(plan, batch), self._model, self._rows, self._logprobs, prompt_logprobs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,9 +75,9 @@ class Draws:
 
     rows: IntArray
     positions: IntArray  # that the new tokens will have
-    logits_rows: IntArray  # which of the M rows of logits each is drawn from
-    wanted: IntArray  # [M] the step's tokens whose logits are wanted
-    counts: IntArray  # how many draws each run has
+    logits_rows: IntArray  # which of the M rows of logits each draw reads
+    wanted: IntArray  # [M] the step's tokens whose logits are needed
+    counts: IntArray  # the number of draws in each run
     is_plain: bool = False  # one draw a run, each from its own row of logits
 
     @classmethod
@@ -57,7 +104,7 @@ class Draws:
         return len(self.rows)
 
     def tiles(self, size: int) -> Iterator[tuple[int, Draws]]:
-        """`size` draws at a time, each lot with the logits that it wants: there is no room for more at once."""
+        """`size` draws at a time, each tile with the logits it needs: there is no room for more at once."""
         if 0 < len(self) <= size:
             yield 0, self
             return
@@ -68,8 +115,8 @@ class Draws:
             yield start, Draws(self.rows[some], self.positions[some], logits_rows.astype(np.int32), wanted, counts)
 
     def kept(self, plan: StepPlan, token_ids: IntArray, num_tokens: IntArray) -> NDArray[np.bool_]:
-        """Which of the drawn tokens their rows keep: in a run those up to the first that was not guessed, this one too;
-        and none where a row has got other tokens than the plan was made for. num_tokens: of every row, so far."""
+        """Which drawn tokens their rows keep: of a run those up to and including the first that was not guessed, and
+        none if the row has other tokens than the plan was made for. num_tokens: of every row, so far."""
         kept: NDArray[np.bool_] = self.positions == num_tokens[self.rows]
         if plan.spec_token_ids:
             ends = np.cumsum(self.counts)
@@ -110,16 +157,17 @@ def keep_draws(
     prompt_logprobs: dict[int, list[LogprobRow]],
 ) -> StepResult:
     """Draw after a forward pass, and append to the rows what they keep."""
-    states = live.states
-    lots, logprobs = [np.zeros(0, np.int32)], {}
+    states, sampler = live.states, live.sampler
+    tiles, logprobs = [np.zeros(0, np.int32)], {}
     for start, tile in draws.tiles(len(states.num_tokens)):
         logits = model.logits(tile.wanted)
-        sampling = live.sampler.prepare(tile.rows, tile.logits_rows, tile.positions, states.token_ids)
+        sampling = sampler.prepare(tile.rows, tile.logits_rows, tile.positions, states.token_ids)
         drawn = model.sample(logits, sampling)
-        found = reporter.of_drawn(tile.rows, tile.positions, logits, tile.logits_rows, drawn)
-        lots.append(drawn)
-        logprobs.update({start + draw: row for draw, row in found.items()})
-    token_ids = np.concatenate(lots)
+        tiles.append(drawn)
+        if sampler.reports_logprobs(tile.rows):
+            found = reporter.of_drawn(tile.rows, tile.positions, logits, tile.logits_rows, drawn)
+            logprobs.update({start + draw: row for draw, row in found.items()})
+    token_ids = np.concatenate(tiles)
     kept = draws.kept(plan, token_ids, states.num_tokens)
     states.append(draws.rows[kept], draws.positions[kept], token_ids[kept])
     return draws.result(plan.step_id, token_ids, kept, logprobs, prompt_logprobs)

@@ -4,7 +4,7 @@ import numpy as np
 
 from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
 from octavo.sampling_params import SamplingParams
-from octavo.worker.request_states import RequestStates
+from octavo.worker.rows import RequestStates
 
 
 def states_with(*prompts: list[int]) -> RequestStates:

@@ -1,0 +1,59 @@
+"""Executor: runs plans on the workers and returns their results.
+
+Worker             one worker in this process: `octavo/worker/worker.py` has an executor's methods itself
+ThreadExecutor     the same, with its steps on a thread of their own
+ProcessExecutor    workers in child processes, see `processes.py`
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from octavo.messages import PendingStep, StepPlan, StepResult
+from octavo.worker.task import WorkerShape, WorkerTask
+from octavo.worker.worker import Worker
+
+
+class Executor(Protocol):
+    """Runs plans in the order they are submitted. shape: what its workers found when they were built."""
+
+    @property
+    def shape(self) -> WorkerShape: ...
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        """Begin a step. It may be done when this returns, or run on while the caller does other work. A fault of the
+        step is raised by `result`."""
+
+    def close(self) -> None:
+        """Free everything. No step can be submitted afterwards."""
+
+
+class ThreadExecutor:
+    """Runs a host's steps on a thread while the caller goes on: kernels do not hold Python's lock."""
+
+    def __init__(self, worker: Executor) -> None:
+        self._worker = worker
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-worker")
+
+    @property
+    def shape(self) -> WorkerShape:
+        return self._worker.shape
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        return self._thread.submit(self._run, plan)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._worker.close()
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        return self._worker.submit(plan).result()
+
+
+def executor_here(task: WorkerTask) -> Executor:
+    """One worker in this process. It gets a thread if steps overlap and its device does not run them asynchronously."""
+    worker = Worker(task)
+    if task.scheduler.async_scheduling is True and not worker.shape.is_asynchronous:
+        return ThreadExecutor(worker)
+    return worker

@@ -1,0 +1,140 @@
+"""Steps that were launched on a device, and the copies that bring their tokens to the host.
+
+    device   tokens of step 2 | step 3 ...            each step's device-to-host copy follows its draw in stream order
+    pinned   [ slot a: step 1 ][ slot b: step 2 ]     a slot is reused once its step's tokens have been read
+
+A step's tokens enter the host's rows when they are fetched, in the order of the steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from octavo.errors import EngineDeadError
+from octavo.kernels.ops import IntArray
+from octavo.messages import LogprobRow, StepPlan, StepResult
+from octavo.worker.rows import RequestStates
+from octavo.worker.runner import Draws
+
+
+@dataclass(slots=True, eq=False)
+class LaunchedStep:
+    """A PendingStep. draws: None for a step of decodes, which draws one token a row. logprobs: by draw. tenants: the
+    rows' counts of tenants when the step was launched. token_ids: None until they are fetched."""
+
+    steps: LaunchedSteps
+    plan: StepPlan
+    rows: IntArray
+    positions: IntArray
+    tenants: IntArray
+    fetch: _Fetch
+    draws: Draws | None = None
+    logprobs: dict[int, LogprobRow] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
+    token_ids: IntArray | None = None
+
+    def result(self) -> StepResult:
+        tokens = self.steps.fetch(self)
+        if self.draws is None:
+            rows = {draw: [row] for draw, row in self.logprobs.items()}
+            return StepResult(self.plan.step_id, tokens.tolist(), logprobs=rows)
+        all_kept = np.ones(len(tokens), np.bool_)
+        return self.draws.result(self.plan.step_id, tokens, all_kept, self.logprobs, self.prompt_logprobs)
+
+
+class LaunchedSteps:
+    """Owner of the pinned slots, and of the steps whose tokens are not on the host yet."""
+
+    def __init__(self, states: RequestStates, max_num_seqs: int, device: torch.device) -> None:
+        self._states = states
+        self._is_gpu = device.type == "cuda"
+        self._steps: deque[LaunchedStep] = deque()
+        self._free_slots: list[torch.Tensor] = []
+        self._max_num_seqs = max_num_seqs
+        self._num_unknown: IntArray = np.zeros(max_num_seqs, np.int32)  # tokens of a row that are not on the host
+        self._tenant: IntArray = np.zeros(max_num_seqs, np.int32)  # how many sequences have been in a row
+
+    def enter(self, rows: list[int]) -> None:
+        """New sequences have entered these rows."""
+        self._tenant[rows] += 1
+        self._num_unknown[rows] = 0
+
+    def add(self, plan: StepPlan, rows: IntArray, positions: IntArray, tokens: torch.Tensor) -> LaunchedStep:
+        """A step that draws tokens [N] int32 for rows [N]. Their copy is queued in stream order, so work launched later
+        may overwrite them."""
+        self._states.reserve(rows, positions)
+        self._num_unknown[rows] += 1
+        step = LaunchedStep(self, plan, rows, positions, self._tenant[rows], self._send(tokens))
+        self._steps.append(step)
+        return step
+
+    def unknown(self, rows: IntArray) -> NDArray[np.intp]:
+        """The indices of those rows whose last token is not on the host."""
+        return np.flatnonzero(self._num_unknown[rows])
+
+    def fetch(self, step: LaunchedStep) -> IntArray:
+        """A step's tokens. Those of all steps before it are fetched first."""
+        try:
+            while step.token_ids is None:
+                self._fetch_oldest()
+        except RuntimeError as error:
+            if (fault := fault_of(error)) is not error:
+                raise fault from error
+            raise
+        return step.token_ids
+
+    def fetch_all(self) -> None:
+        while self._steps:
+            self._fetch_oldest()
+
+    def close(self) -> None:
+        self._steps.clear()
+
+    def _fetch_oldest(self) -> None:
+        step = self._steps.popleft()
+        step.token_ids = self._wait(step.fetch)
+        same = self._tenant[step.rows] == step.tenants
+        self._states.fill(step.rows[same], step.positions[same], step.token_ids[same])
+        self._num_unknown[step.rows[same]] -= 1
+
+    def _send(self, tokens: torch.Tensor) -> _Fetch:
+        slot = self._free_slots.pop() if self._free_slots else self._new_slot()
+        slot[: len(tokens)].copy_(tokens, non_blocking=True)
+        copied = None
+        if self._is_gpu:
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        return _Fetch(slot, len(tokens), copied)
+
+    def _wait(self, fetch: _Fetch) -> IntArray:
+        if fetch.copied is not None:
+            fetch.copied.synchronize()
+        token_ids: IntArray = fetch.slot[: fetch.num_tokens].numpy().copy()
+        self._free_slots.append(fetch.slot)
+        return token_ids
+
+    def _new_slot(self) -> torch.Tensor:
+        return torch.zeros(self._max_num_seqs, dtype=torch.int32, pin_memory=self._is_gpu)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fetch:
+    """One step's tokens in flight."""
+
+    slot: torch.Tensor
+    num_tokens: int
+    copied: torch.cuda.Event | None  # None: the device is the host itself
+
+
+def fault_of(error: Exception) -> Exception:
+    """The error; an EngineDeadError in place of an error of CUDA itself, with which every later call would fail."""
+    if not isinstance(error, RuntimeError) or "CUDA error" not in str(error):
+        return error
+    lost = EngineDeadError(f"the GPU cannot be used by this process any more: {error}")
+    lost.__cause__ = error
+    return lost
