@@ -1,7 +1,7 @@
-"""The engine as its parent keeps it: one process after another, each started, heard, missed and seen off.
+"""Keeps an engine running: starts its process, watches it, and restarts it when it ends or hangs.
 
-ends     its requests fail, /health says 503; it is started anew, a few times, each after a longer wait
-hangs    nothing is heard of it for --engine-hang-timeout seconds; it is killed, and the same follows
+ends     its requests fail and /health returns 503; it is restarted a few times, each time after a longer wait
+hangs    it sends nothing for --engine-hang-timeout seconds; it is killed, then as above
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ from octavo.child import Child, Note, as_error
 from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.observe.logging import LOGGER
 from octavo.processes.heartbeat import Watchdog
-from octavo.processes.household import GRACE_S, Household
-from octavo.processes.probation import Suspects
-from octavo.processes.restarts import Restarts
-from octavo.processes.step_record import who_was_computed
-from octavo.processes.tasks import EngineTask, front_end_identity
+from octavo.processes.household import GRACE_S, EngineTask, Household, Restarts, front_end_identity
+from octavo.processes.probation import Suspects, who_was_computed
 
 
 class EngineKeeper:
-    """Owner of the engine's process. tell: says a note to all front ends. give_up: ends the server, for the engine does
-    not stay up. was_told_to_end: follows when it has ended as it was told."""
+    """Owner of the engine's process. tell: sends a note to all front ends. give_up: ends the server, since the engine
+    does not stay up. was_told_to_end: called when it has exited as it was told."""
 
     def __init__(
         self,
@@ -50,15 +47,15 @@ class EngineKeeper:
             run_directory=house.run_directory,
         )
         self.child: Child | None = None
-        self.address: str | None = None  # of an engine that serves
+        self.address: str | None = None  # None unless the engine serves
         self.watchdog = Watchdog()
         self._num_starts = 0
         self._has_served = False
         self._restarts = Restarts()
-        self._step_record = ""  # the file in which the engine says whom it computes
+        self._step_record = ""  # the file in which the engine records its steps' requests
         self._suspects = Suspects()
-        self._died_at_work = False  # whether the engine that is ending computed something
-        self._hang: str | None = None  # why the engine that is ending was killed
+        self._died_at_work = False  # whether the engine died while it computed requests
+        self._hang: str | None = None  # why the engine was killed, if it was
         self._failure: Note | None = None
 
     def start(self) -> None:
@@ -75,10 +72,10 @@ class EngineKeeper:
         self._house.listen(self.child.channel, partial(self._hear, self.child, task.address))
 
     def end_if_it_hangs(self) -> None:
-        """It lives and says nothing. Its requests end now: a process may take a while to die in a driver."""
+        """Kill an engine that hangs. Its requests end now: a process may take long to die in a driver."""
         if not self.watchdog.is_over(time.monotonic()):
             return
-        assert self.child is not None, "there is an engine as long as one is waited for"
+        assert self.child is not None, "a watchdog runs only while there is an engine"
         silence = f"nothing was heard of it for {self.watchdog.patience_s:g} s"
         LOGGER.error(
             "the engine hangs: %s; process %d is killed. If it only needs longer, raise --engine-hang-timeout",
@@ -91,7 +88,7 @@ class EngineKeeper:
         self.child.kill()
 
     def front_end_gone(self, index: int, process_id: int) -> None:
-        """Nobody waits for its requests any more."""
+        """Have the engine abort the requests of a front end that ended."""
         if self.child is not None and self.address is not None:
             self.child.channel.send(Note("front_end_gone", text=front_end_identity(index, process_id)))
 
@@ -101,7 +98,7 @@ class EngineKeeper:
         if engine is None:
             self._was_told_to_end()
         elif self.address is None:
-            engine.kill()  # it loads, and listens to nobody
+            engine.kill()  # it is loading and reads no notes
         else:
             engine.channel.send(Note("stop"))
             self._house.later(GRACE_S, engine.kill)
@@ -132,7 +129,7 @@ class EngineKeeper:
         self._tell(Note("engine_up", text=address))
 
     def _find_guilty(self) -> list[str]:
-        """The requests that it is once too often now that an engine died at."""
+        """The fingerprints of requests that too many engines have died at, this one included."""
         died_at = who_was_computed(self._step_record)
         self._died_at_work |= bool(died_at)
         guilty = self._suspects.accuse(died_at, time.monotonic())
@@ -141,7 +138,7 @@ class EngineKeeper:
         return guilty
 
     def _is_gone(self, how: str) -> None:
-        """It ended by itself, or was told to."""
+        """The engine's process has ended: restart it, give up, or finish stopping."""
         self.child = self.address = None
         self.watchdog.rest()
         failure, self._failure = self._failure, None

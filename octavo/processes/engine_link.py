@@ -1,7 +1,7 @@
-"""A front end's end of the socket to the engine's process. Neither sending nor receiving ever waits.
+"""A front end's link to the engine's process: the socket, and each request's stream from it to its reader.
 
-A message wakes the event loop once. However much there is to receive, after a few milliseconds the others of the loop
-have their turn.
+Neither sending nor receiving ever blocks. A message wakes the event loop once; after a few milliseconds of receiving,
+the loop's other tasks run first.
 """
 
 from __future__ import annotations
@@ -12,26 +12,32 @@ from collections.abc import Callable
 
 import zmq
 
+from octavo.engine.output import RequestText
+from octavo.errors import OctavoError
 from octavo.observe.logging import LOGGER
-from octavo.processes.transport import READ_SIZE, Down, HasRead, Hello, Up, decode_down, encode
+from octavo.outputs import RequestOutput
+from octavo.processes.transport import READ_SIZE, Down, HasRead, Hello, SequenceNews, Up, decode_down, encode
+from octavo.request import Request, Sequence, SequenceId
+from octavo.scheduler.step import SequenceUpdate
+from octavo.text.tokenizer import Tokenizer
 
-#: seconds of the event loop that the engine's news may take at a time
+#: seconds that receiving may take from the event loop at a time
 RECEIVE_S = 0.005
 
 
 class EngineLink:
-    """Owner of the socket. take: what is done with each message that comes."""
+    """Owner of the socket. take: called with each message."""
 
     def __init__(self, identity: str, take: Callable[[Down], None]) -> None:
         self._identity = identity
         self._take = take
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
-        self._num_read = 0  # bytes that the engine has not been told of
-        self._goes_on = False  # with receiving, in the event loop's next turn
+        self._num_read = 0  # bytes that the engine does not know to be read
+        self._goes_on = False  # `_go_on` is scheduled, to receive more
 
     def connect(self, address: str) -> None:
-        """An engine listens there."""
+        """Connect to an engine that listens there."""
         self._num_read = 0
         self._socket = _front_end_socket(self._context, address, self._identity.encode())
         asyncio.get_running_loop().add_reader(int(self._socket.FD), self._receive)
@@ -48,16 +54,16 @@ class EngineLink:
         self._context.term()
 
     def send(self, message: Up) -> None:
-        """Never waits. To an engine that is gone, nothing: whoever needs an answer is told by `disconnect`."""
+        """Never waits. Without an engine it does nothing: who needs an answer gets an error from `disconnect`."""
         if self._socket is None:
             return
         self._socket.send(encode(message), zmq.NOBLOCK)
-        # The descriptor tells of changes only, and sending may swallow one.
+        # The descriptor signals changes only, and sending may consume one.
         if int(self._socket.EVENTS) & zmq.POLLIN:
             asyncio.get_running_loop().call_soon(self._receive)
 
     def _receive(self) -> None:
-        """Everything that has come; after a while, the others of the loop first."""
+        """Take all messages that have come; after RECEIVE_S let the loop run others first."""
         if self._goes_on:
             return
         until = time.monotonic() + RECEIVE_S
@@ -76,7 +82,7 @@ class EngineLink:
                 self._num_read = 0
             try:
                 self._take(decode_down(payload))
-            except Exception:  # whoever else has news in the socket must not wait for it for ever
+            except Exception:  # other streams' messages in the socket must still be read
                 LOGGER.exception("a message of the engine was not understood")
 
     def _go_on(self) -> None:
@@ -85,7 +91,7 @@ class EngineLink:
 
 
 def _front_end_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> zmq.Socket[bytes]:
-    """Nothing it sends waits or is lost while the engine lives."""
+    """A socket whose messages neither wait nor get lost while the engine lives."""
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IDENTITY, identity)
@@ -93,3 +99,63 @@ def _front_end_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, ide
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.connect(address)
     return socket
+
+
+class ClientStream:
+    """One request in a front end. It mirrors the engine's Request and Sequences, so text is made by the same code as in
+    one process (output.py). One reader, in the event loop that also feeds it."""
+
+    __slots__ = ("_fault", "_has_news", "_time", "_waiter", "key", "request", "sequences", "text")
+
+    def __init__(self, key: int, request: Request, tokenizer: Tokenizer | None) -> None:
+        self.key = key
+        self.request = request
+        self.sequences = request.sequences  # added as the engine reports them
+        self.text = RequestText(request, tokenizer, is_lazy=True)
+        self._has_news = False
+        self._time = 0.0
+        self._fault: OctavoError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def take(self) -> RequestOutput | None:
+        """The next output, if anything is new. Raises the fault that ended the stream once all outputs are read."""
+        if self._has_news:
+            self._has_news = False
+            return self.text.output(self._time)
+        if self._fault is not None:
+            raise self._fault
+        return None
+
+    async def wait(self) -> None:
+        if not self._has_news and self._fault is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def wake(self, now: float) -> None:
+        self._has_news = True
+        self._time = now
+        self._rouse()
+
+    def fail(self, fault: OctavoError) -> None:
+        self._fault = fault
+        self._rouse()
+
+    def mirror(self, news: SequenceNews) -> SequenceUpdate:
+        """Apply the engine's news to the mirrored request and sequences."""
+        request, sequences = self.request, self.sequences
+        while len(sequences) < news.num_sequences:
+            sequences.append(Sequence(SequenceId(-1), request, len(sequences), []))
+        request.num_cached_tokens = news.num_cached_tokens
+        request.num_preemptions = news.num_preemptions
+        request.first_scheduled_time = news.first_scheduled_time
+        sequence = sequences[news.index]
+        sequence.finish_reason, sequence.stop_reason = news.finish_reason, news.stop_reason
+        self.text.extend_prompt(news.prompt_logprobs)
+        return SequenceUpdate(sequence, news.token_ids, news.logprobs)
+
+    def _rouse(self) -> None:
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)

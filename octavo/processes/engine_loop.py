@@ -1,7 +1,7 @@
-"""The engine's process: schedule, execute, update, and one message a step to every front end that it concerns.
+"""The engine's process: it runs steps, and after each sends one message to every front end concerned.
 
-It neither reads nor writes text: prompts come as tokens and go as tokens. It sleeps on its sockets while nothing runs,
-looks at them between two steps while something does, and ends with its parent.
+Prompts and outputs are tokens here, never text. The process reads its sockets between steps, sleeps on them while no
+request runs, and exits with its parent.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.observe.metrics import EngineMetrics
 from octavo.observe.summary import IntervalSummary
 from octavo.processes.heartbeat import Heartbeat
-from octavo.processes.live_request import Live, is_plain, sequence_news
-from octavo.processes.outbox import Outbox, Questions
-from octavo.processes.probation import Probation
+from octavo.processes.household import EngineTask
+from octavo.processes.outbox import Live, Outbox, Questions, is_plain, sequence_news
+from octavo.processes.probation import Probation, StepRecord
 from octavo.processes.queue_bounds import AdmissionControl
-from octavo.processes.step_record import StepRecord
-from octavo.processes.tasks import EngineTask
 from octavo.processes.transport import (
     Abort,
     AbortById,
@@ -50,12 +48,12 @@ from octavo.processes.transport import (
 )
 from octavo.scheduler.step import SequenceUpdate
 
-#: messages that are taken before the next step, however many come
+#: the most messages taken before the next step
 _MAX_TAKEN = 1000
 
 
 def main() -> None:
-    """The process. It says `ready`, or `failed` and why."""
+    """Run the process. It sends `ready`, or `failed` and why."""
     task, channel = begin()
     log_to_stderr("engine")
     with telling_failures(channel):
@@ -64,7 +62,7 @@ def main() -> None:
         engine = build_engine(config, serves=True)
         loop = EngineLoop(task, engine, channel)
     gc.collect()
-    gc.freeze()  # what was loaded stays; the collector need not look at it again and again
+    gc.freeze()  # the garbage collector need not scan what was loaded
     channel.send(Note("ready", card=engine.card, seconds=loop.heartbeat.patience_s))
     try:
         loop.run()
@@ -101,7 +99,7 @@ class EngineLoop:
         self._poller.register(channel.fileno(), zmq.POLLIN)
 
     def run(self) -> None:
-        """Until the parent says stop."""
+        """Run until the parent says stop."""
         while self._listen():
             self.heartbeat.turn()
             self._outbox.retry()
@@ -127,7 +125,7 @@ class EngineLoop:
     # What comes in
 
     def _listen(self) -> bool:
-        """Take everything that has come; wait for something if there is nothing else to do. False: stop."""
+        """Take all messages that have come; wait for one if there is nothing else to do. False: stop."""
         is_busy = self._core.has_unfinished or self._probation.has_next
         ready = dict(self._poller.poll(0 if is_busy else self._patience_ms()))
         if self._channel.fileno() in ready and not self._obey_parent():
@@ -142,7 +140,7 @@ class EngineLoop:
         return True
 
     def _patience_ms(self) -> int | None:
-        """Until something is to be said though nothing came; None: for ever."""
+        """Milliseconds until something must be sent even if nothing comes; None: no limit."""
         parts = (self.heartbeat, self._outbox, self._questions, self._summary)
         waits = [part.seconds_left for part in parts if part is not None and part.seconds_left is not None]
         return 1 + int(1000 * min(waits)) if waits else None
@@ -191,7 +189,7 @@ class EngineLoop:
                 self._send(front_end, self._welcome())
 
     def _add(self, front_end: bytes, message: AddRequest) -> None:
-        """Queue a request, or refuse it to whoever sent it."""
+        """Queue a request, or send its front end a refusal."""
         try:
             self._probation.check(message)
             request = unpack_request(message)
@@ -226,7 +224,7 @@ class EngineLoop:
         self._drop(live)
 
     def _forget(self, front_end: bytes) -> list[int]:
-        """A front end is gone, or does not read: nobody waits for its requests -> their keys."""
+        """Abort all requests of a front end that is gone, or does not read -> their keys."""
         keys = [held.message.key for held in self._probation.take_held(front_end)]
         for live in list(self._of_front_end.get(front_end, {}).values()):
             self._abort(live)
@@ -250,7 +248,7 @@ class EngineLoop:
     # What goes out
 
     def _tell(self, updates: list[SequenceUpdate]) -> None:
-        """One message a front end, of all that a step brought its requests."""
+        """Send each front end one message with a step's news of its requests."""
         now = time.monotonic()
         messages: dict[bytes, StepNews] = {}
         for update in updates:
@@ -275,7 +273,7 @@ class EngineLoop:
             self._send(front_end, message)
 
     def _count_end(self, live: Live) -> None:
-        """A sequence ended. Its request has ended when all those have that came to be: they all do at once."""
+        """Count an ended sequence. Its request has ended with the last of its sequences."""
         live.num_finished += 1
         if live.num_finished == len(live.request.sequences):
             self._drop(live)

@@ -1,7 +1,7 @@
-"""A front end as its parent keeps it: one process after another, each started, heard, missed and seen off.
+"""Keeps a front end running: starts its process, watches it, and restarts it when it ends or hangs.
 
-ends     its own requests end; it is started anew
-hangs    nothing is heard of it for --front-end-hang-timeout seconds; it is killed, and the same follows
+ends     its own requests end; it is restarted
+hangs    it sends nothing for --front-end-hang-timeout seconds; it is killed, then as above
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ from octavo.child import Child, Note, as_error
 from octavo.observe.logging import LOGGER
 from octavo.processes.engine_keeper import EngineKeeper
 from octavo.processes.heartbeat import Watchdog
-from octavo.processes.household import GRACE_S, Household
-from octavo.processes.restarts import Restarts
-from octavo.processes.tasks import FrontEndTask
+from octavo.processes.household import GRACE_S, FrontEndTask, Household, Restarts
 
 
 class FrontEndKeeper:
     """Owner of one front end's process.
 
-    make_task: of a number that no other process has. first_ready: follows when it serves for the first time. give_up:
-    ends the server, for it does not stay up. was_told_to_end: follows when it has ended as it was told.
+    make_task: takes a number that no other process has. first_ready: called when it first serves. give_up: ends the
+    server, since the front end does not stay up. was_told_to_end: called when it has exited as it was told.
     """
 
     def __init__(
@@ -42,7 +40,7 @@ class FrontEndKeeper:
         self._engine = engine
         self._make_task = make_task
         self._first_ready, self._give_up, self._was_told_to_end = first_ready, give_up, was_told_to_end
-        self.child: Child | None = None  # None between two of them
+        self.child: Child | None = None  # None between two processes
         self.watchdog = Watchdog()
         self.has_ever_served = False
         self._restarts = Restarts()
@@ -57,10 +55,10 @@ class FrontEndKeeper:
             child.channel.send(Note("engine_up", text=self._engine.address))
 
     def end_if_it_hangs(self) -> None:
-        """It lives and says nothing."""
+        """Kill a front end that hangs."""
         if not self.watchdog.is_over(time.monotonic()):
             return
-        assert self.child is not None, "only a process that was heard of is missed"
+        assert self.child is not None, "a watchdog runs only while there is a process"
         LOGGER.error(
             "front end %d hangs: nothing was heard of it for %g s; process %d is killed. If it only needs longer, "
             "raise --front-end-hang-timeout",

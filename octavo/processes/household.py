@@ -1,6 +1,9 @@
-"""What a parent of processes waits for, all in one place: their notes, signals and moments; and where they meet.
+"""The parent of processes: the tasks it hands to them, all that it waits for, and when it restarts one.
 
-Signals are bytes to read, so that whoever waits for many things waits for them too; they interrupt nothing.
+ends after    -        1 s      1 s      ...                  serves for STABLE_S: counted from the start again
+waits         0.5 s    1 s      2 s      4 s      8 s      then None: give up
+
+An end that a request may have caused is not counted; it only makes the next wait longer.
 """
 
 from __future__ import annotations
@@ -15,22 +18,25 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from octavo.child import Channel
+from octavo.config import AdmissionConfig, EngineConfig, ModelConfig, ServerConfig
 from octavo.processes.heartbeat import Watchdog
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: seconds that a child may take to end once it has said so, or was told to
+#: seconds that a child may take to exit once it has closed its channel, or was told to exit
 GRACE_S = 5.0
-#: what a Unix socket's path may have, on every system
+#: the longest path of a Unix socket that every system allows
 _MAX_PATH_LEN = 100
 
 
 class Household:
-    """Owner of the selector, the timers and the run directory: the folder in which the processes meet, with their
-    sockets and what the engine writes down for those after it."""
+    """Owner of the selector, the timers and the run directory, which holds the processes' sockets and what an engine
+    records for the next one."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -40,7 +46,7 @@ class Household:
         self.is_stopping = False
 
     def listen(self, end: Channel | socket.socket, take: Callable[[], None]) -> None:
-        """Call whenever there is something to read."""
+        """Call `take` whenever there is something to read."""
         self._selector.register(end, selectors.EVENT_READ, take)
 
     def leave(self, end: Channel) -> None:
@@ -53,7 +59,7 @@ class Household:
         return lambda: None if self.is_stopping else work()
 
     def wait(self, watchdogs: Iterable[Watchdog]) -> None:
-        """Until something comes or a moment has; whoever it concerns has been called then, but for watchdogs."""
+        """Wait for something to read, and call who listens; return when a timer or a watchdog is due, too."""
         now = time.monotonic()
         due = max(0.0, self._timers[0][0] - now) if self._timers else math.inf
         patience = min(due, *(watchdog.seconds_left(now) for watchdog in watchdogs))
@@ -70,7 +76,7 @@ class Household:
 
 
 def make_run_directory() -> str:
-    """Private, and short enough for a socket in it."""
+    """A private folder, with a path short enough for a socket in it."""
     path = tempfile.mkdtemp(prefix="octavo-")
     if len(path) > _MAX_PATH_LEN - len("/engine-999999"):
         os.rmdir(path)
@@ -80,7 +86,8 @@ def make_run_directory() -> str:
 
 @contextmanager
 def hearing_signals() -> Iterator[socket.socket]:
-    """A socket on which each signal is a byte, its number. Others than SIGNALS may come: pass over them."""
+    """A socket from which each signal is read as one byte, its number; it interrupts nothing. Signals that are not in
+    SIGNALS may come: ignore them."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         for end in (ours, theirs):
@@ -93,3 +100,77 @@ def hearing_signals() -> Iterator[socket.socket]:
             for number, handler in old_handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(old_fd)
+
+
+MAX_TRIES = 5
+FIRST_DELAY_S = 0.5
+#: seconds; a process that served this long was sound when it started
+STABLE_S = 60.0
+
+
+class Restarts:
+    """Counts how often one process ended. All times must come from the same clock."""
+
+    def __init__(self) -> None:
+        self.num_tries = 0
+        self._num_excused = 0
+        self._served_since: float | None = None
+
+    def serves(self, now: float) -> None:
+        self._served_since = now
+
+    @property
+    def has_served(self) -> bool:
+        """Whether it has served since its last start."""
+        return self._served_since is not None
+
+    def next_delay(self, now: float, *, is_excused: bool = False) -> float | None:
+        """The process ended -> seconds to wait before the next start; None: give up. is_excused: something else may be
+        the cause."""
+        if self._served_since is not None and now - self._served_since >= STABLE_S:
+            self.num_tries = self._num_excused = 0
+        self._served_since = None
+        if is_excused:
+            self._num_excused += 1
+        elif self.num_tries == MAX_TRIES:
+            return None
+        else:
+            self.num_tries += 1
+        return FIRST_DELAY_S * 2.0 ** (min(self.num_tries + self._num_excused, MAX_TRIES) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTask:
+    """address: the ZMQ endpoint that the engine opens. logs_stats: log a summary every few seconds. hang_timeout_s:
+    seconds of silence after which the parent assumes a hang; 0: never. step_record: the file in which it records the
+    requests of its steps. num_deaths: fingerprint -> the number of engines that died at that request."""
+
+    config: EngineConfig
+    admission: AdmissionConfig
+    address: str
+    model_name: str
+    logs_stats: bool
+    hang_timeout_s: float
+    run_directory: str
+    step_record: str
+    num_deaths: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontEndTask:
+    """listening_fd: the socket that all front ends share. app: "module:function", which makes the ASGI app from
+    (client, settings). seed: for the seeds of requests that have none."""
+
+    index: int
+    seed: int
+    model: ModelConfig
+    server: ServerConfig
+    app: str
+    settings: Any
+    listening_fd: int
+    run_directory: str
+
+
+def front_end_identity(index: int, process_id: int) -> str:
+    """A front end's name on the engine's socket. A restarted one has a new name."""
+    return f"front-end-{index}-{process_id}"

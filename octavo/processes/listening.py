@@ -1,4 +1,4 @@
-"""The socket a server listens on: opened once, inherited by every front end, so that all share its connections."""
+"""The socket that a server listens on, opened once and inherited by all front ends, which share its connections."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import stat
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
 
-#: vLLM's default too: a server in a container is meant to be reached from outside
+#: as in vLLM: a server in a container must be reachable from outside
 EVERY_INTERFACE = "0.0.0.0"
 
 
 def open_socket(config: ServerConfig) -> socket.socket:
-    """Bound, and not listening yet: until a front end does, connections are refused. Raises ConfigError."""
+    """A bound socket that does not listen: connections are refused until a front end listens. Raises ConfigError."""
     _check_certificates(config)
     if config.uds is not None:
         return _open_unix(config.uds)
@@ -38,7 +38,7 @@ def open_socket(config: ServerConfig) -> socket.socket:
 
 
 def _check_certificates(config: ServerConfig) -> None:
-    """Front ends read them too late to refuse them in one line."""
+    """Check the files now: front ends would read them too late for a one-line error."""
     if config.ssl_certfile is None:
         return
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -84,7 +84,7 @@ def close_socket(opened: socket.socket, config: ServerConfig) -> None:
 
 
 def url_of(opened: socket.socket, config: ServerConfig) -> str:
-    """Where to point a client."""
+    """The URL for clients."""
     scheme = "http" if config.ssl_certfile is None else "https"
     if config.uds is not None:
         return f"{scheme}+unix://{config.uds}"

@@ -1,4 +1,4 @@
-"""What the engine sends to front ends: messages, and answers to their questions.
+"""What the engine sends to front ends: news of their requests, and answers to their questions.
 
 reads           each message at once
 does not        MAX_UNREAD messages or MAX_UNREAD_SIZE bytes wait (transport.py); at the next message its requests are
@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import zmq
 
+from octavo.engine.lazy_logprobs import pack_rows
 from octavo.observe.logging import LOGGER
-from octavo.processes.transport import MAX_UNREAD_SIZE, Down, GivenUp, Refusal, Reply, StepNews, encode
+from octavo.processes.transport import MAX_UNREAD_SIZE, Down, GivenUp, Refusal, Reply, SequenceNews, StepNews, encode
+from octavo.request import Request
+from octavo.scheduler.step import SequenceUpdate
 
 #: seconds between retries of a front end that did not read
 RETRY_S = 0.1
@@ -130,3 +134,46 @@ class Questions:
     def front_end_gone(self, front_end: bytes) -> None:
         asked = {about: [one for one in askers if one[0] != front_end] for about, askers in self._asked.items()}
         self._asked = {about: askers for about, askers in asked.items() if askers}
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """An unfinished request in the engine's process. key: its number at its front end."""
+
+    front_end: bytes
+    key: int
+    request: Request
+    fingerprint: str
+    num_announced: int = 0  # the number of its sequences that the front end knows
+    num_finished: int = 0
+
+
+def is_plain(update: SequenceUpdate, live: Live) -> bool:
+    """Whether the update is one token and nothing else, and the front end knows all of the request's sequences."""
+    sequence = update.sequence
+    return (
+        sequence.finish_reason is None
+        and not update.logprobs
+        and len(update.token_ids) == 1
+        and not update.prompt_logprobs
+        and live.num_announced == len(sequence.request.sequences)
+    )
+
+
+def sequence_news(update: SequenceUpdate, live: Live) -> SequenceNews:
+    """The news of an update that is not plain. The front end then knows all of the request's sequences."""
+    sequence, request = update.sequence, live.request
+    live.num_announced = len(request.sequences)
+    return SequenceNews(
+        key=live.key,
+        index=sequence.index,
+        token_ids=update.token_ids,
+        num_sequences=live.num_announced,
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
+        logprobs=list(update.logprobs),
+        prompt_logprobs=pack_rows(update.prompt_logprobs),
+        num_cached_tokens=request.num_cached_tokens,
+        num_preemptions=request.num_preemptions,
+        first_scheduled_time=request.first_scheduled_time,
+    )

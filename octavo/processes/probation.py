@@ -1,39 +1,45 @@
-"""Requests that were being computed when an engine died: the parent remembers them, and the next engine tests them.
+"""Requests that were being computed when an engine died: recorded, remembered by the parent, tested by the next engine.
 
-    once     any of them may be the cause: the next engine runs them one at a time, each after the one before it has
-             ended or has run long enough to be excused. So a second death accuses one of them, not all
-    twice    refused: nobody is served by an engine that dies a third time
+    engine    Scheduled ──▶ StepRecord: fingerprints of this step's requests and the previous one's ──▶ a file
+    parent    the engine has ended ──▶ `who_was_computed` reads the file ──▶ Suspects ──▶ Probation in the next engine
+
+After one death, the next engine runs them one at a time, each after the one before has ended or has run long enough to
+be excused, so a second death accuses only one. After two, the request is refused.
 
 engine 1 dies at a b c     a b c 1          engine 2 runs them one at a time
 engine 2 dies at b d       a c d 1, b 2     b's client gets an error, and engine 3 refuses b
 engine 3 ends a            c d 1, b 2       after MEMORY_S all are forgotten
 
-A request is known by its fingerprint, a hash of its content: a client that sends it again sends the same one. A request
-that ends while the engine lives is cleared.
+A request is known by its fingerprint, a hash of its content. One that ends while the engine lives is cleared. With
+overlapped steps, a step is recorded while the one before it still runs, hence both are in the file. Only changes are
+written: while the same sequences decode together, a step costs one comparison.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from octavo.errors import InvalidRequestError
+from octavo.observe.events import Event, EventLog, Finished, Forked, Scheduled, Started
 from octavo.processes.transport import AddRequest
 from octavo.request import Request
 
 #: deaths after which a request is refused
 MAX_DEATHS = 2
-#: how long they are remembered
+#: seconds that deaths are remembered
 MEMORY_S = 600.0
-#: seconds after which one that is computed makes room for the next one, though it has not ended
+#: seconds after which a running request is excused and the next one may start
 ALONE_S = 1.0
-#: about so many seconds all of them take; of many, one that has got a token makes room sooner
+#: seconds for all of them, roughly; if there are many, one that has a token is excused sooner
 ALL_S = 5.0
 
 
 def refusal() -> InvalidRequestError:
-    """What the client of a request is told that two engines died at."""
+    """The error for a request that two engines died at."""
     return InvalidRequestError(
         f"the engine died {MAX_DEATHS} times while it computed this request, so it is not tried again: change its "
         f"prompt or sampling parameters, or come again in {MEMORY_S / 60:.0f} minutes; the server's log says how the "
@@ -43,14 +49,14 @@ def refusal() -> InvalidRequestError:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A request that waits for its turn, and whose it is."""
+    """A request that waits for its turn, and its front end."""
 
     front_end: bytes
     message: AddRequest
 
 
 class Probation:
-    """num_deaths: fingerprint -> how many engines died at it lately."""
+    """Runs suspects one at a time. num_deaths: fingerprint -> the number of engines that recently died at it."""
 
     def __init__(self, num_deaths: Mapping[str, int], clock: Callable[[], float]) -> None:
         self._num_deaths = dict(num_deaths)
@@ -59,12 +65,12 @@ class Probation:
         self._tried: Request | None = None
 
     def check(self, message: AddRequest) -> None:
-        """Raises InvalidRequestError where a third engine would die."""
+        """Raises InvalidRequestError if a third engine could die at it."""
         if self._num_deaths.get(message.fingerprint, 0) >= MAX_DEATHS:
             raise refusal()
 
     def holds(self, front_end: bytes, message: AddRequest) -> bool:
-        """Whether it has to wait until another one has been tried."""
+        """Whether it must wait until another one has been tried; then it is kept here."""
         if message.fingerprint not in self._num_deaths or not (self._held or self._is_trying()):
             return False
         self._held.append(Held(front_end, message))
@@ -72,31 +78,31 @@ class Probation:
 
     @property
     def has_next(self) -> bool:
-        """Whether it is somebody's turn."""
+        """Whether a held request may start."""
         return bool(self._held) and not self._is_trying()
 
     def take_next(self) -> Held | None:
-        """Whose turn it is."""
+        """The held request that may start, if any."""
         return self._held.popleft() if self.has_next else None
 
     def tries(self, message: AddRequest, request: Request) -> Request | None:
-        """A request was let in -> the one that is excused for that: the next death is not its doing."""
+        """A suspect was queued -> the one tried before it, which is excused: it is not blamed for the next death."""
         if message.fingerprint not in self._num_deaths:
             return None
         excused, self._tried = self._tried, request
         return excused
 
     def ended(self, request: Request) -> None:
-        """A request has ended, however."""
+        """A request has ended, in whatever way."""
         if request is self._tried:
             self._tried = None
 
     def clear(self, fingerprint: str) -> bool:
-        """It was computed to its end. True: it had been suspected."""
+        """A request finished. True: it had been a suspect."""
         return self._num_deaths.pop(fingerprint, None) is not None
 
     def take_held(self, front_end: bytes, key: int | None = None) -> list[Held]:
-        """Those of a front end that it wants no more: one of them, or all."""
+        """Remove held requests of a front end: the one with this key, or all."""
         gone = [one for one in self._held if one.front_end == front_end and key in (None, one.message.key)]
         self._held = deque(one for one in self._held if one not in gone)
         return gone
@@ -117,7 +123,7 @@ class Probation:
         return self._clock() - begin < enough
 
 
-#: fingerprints remembered at most; the oldest are forgotten
+#: the most fingerprints remembered; the oldest are forgotten
 _MAX_KNOWN = 4096
 
 
@@ -143,3 +149,81 @@ class Suspects:
     def num_deaths(self, now: float) -> dict[str, int]:
         """The counts to hand to the next engine."""
         return {one: count for one, (count, at) in self._deaths.items() if now - at <= MEMORY_S}
+
+
+#: characters of a fingerprint (transport.py), and a line's end
+_LINE_LEN = 33
+
+
+class StepRecord:
+    """Owns the file and follows the event log. `expect` gives it each request's fingerprint."""
+
+    def __init__(self, path: str, events: EventLog) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._fingerprints: dict[str, str] = {}
+        self._requests: dict[int, str] = {}  # of running sequences
+        self._steps: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
+        self._is_stale = False
+        self._num_written = 0
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            Started: self._joined,
+            Forked: self._joined,
+            Finished: self._finished,
+            Scheduled: self._scheduled,
+        }
+        events.listen(self._follow)
+
+    def expect(self, request_id: str, fingerprint: str) -> None:
+        """A request is queued in the engine."""
+        self._fingerprints[request_id] = fingerprint
+
+    def drop(self, request_id: str) -> None:
+        """It has ended, or cannot be the cause of a death."""
+        self._fingerprints.pop(request_id, None)
+        self._is_stale = True
+
+    def rest(self) -> None:
+        """The engine is idle: no request can cause a death now."""
+        self._steps = (), ()
+        self._write([])
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _follow(self, event: Event) -> None:
+        if (handler := self._handlers.get(type(event))) is not None:
+            handler(event)
+
+    def _joined(self, event: Started | Forked) -> None:
+        self._requests[event.sequence_id] = event.request_id
+
+    def _finished(self, event: Finished) -> None:
+        self._requests.pop(event.sequence_id, None)
+
+    def _scheduled(self, event: Scheduled) -> None:
+        steps = self._steps[1], event.sequence_ids
+        if steps != self._steps or self._is_stale:
+            self._steps, self._is_stale = steps, False
+            names = dict.fromkeys(self._requests.get(one, "") for step in steps for one in step)
+            known = self._fingerprints
+            self._write(list({known[name]: None for name in names if name in known}))
+
+    def _write(self, fingerprints: list[str]) -> None:
+        if not fingerprints and not self._num_written:
+            return
+        lines = "".join([f"{fingerprint}\n" for fingerprint in fingerprints]).encode()
+        if len(fingerprints) < self._num_written:
+            os.ftruncate(self._file, len(lines))
+        os.pwrite(self._file, lines, 0)
+        self._num_written = len(fingerprints)
+
+
+def who_was_computed(path: str) -> list[str]:
+    """Read a record and delete it -> its fingerprints; empty if nothing was computed or there is no record."""
+    try:
+        with open(path, encoding="ascii") as file:
+            lines = file.read().splitlines()
+        os.unlink(path)
+    except OSError:
+        return []
+    return [line for line in lines if len(line) == _LINE_LEN - 1]

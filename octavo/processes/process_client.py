@@ -1,12 +1,11 @@
 """ProcessClient: a front end's side of an engine in another process.
 
-    generate() ──AddRequest──▶ engine                          one message a step, for all streams of this front end
+    generate() ──AddRequest──▶ engine                          one message per step for all streams of a front end
         ▲                         │
         └── wake ── stream ◀── StepNews ── tokens to text
 
-Every sequence in a message grows by its tokens' text at once, since a stop string in it
-must reach the engine, but an output is made only when its reader comes for it. A reader that lags finds the tokens of
-several steps in one DELTA.
+Tokens become text as soon as they come, since the engine must know of a stop string in it. An output is made only when
+its reader asks for it, so a slow reader gets the tokens of several steps in one DELTA output.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ from octavo.engine.llm_engine import EngineClient, GenerateCall, ModelInfo
 from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
-from octavo.processes.client_stream import ClientStream
-from octavo.processes.engine_link import EngineLink
+from octavo.processes.engine_link import ClientStream, EngineLink
+from octavo.processes.household import front_end_identity
 from octavo.processes.probation import refusal
-from octavo.processes.tasks import front_end_identity
 from octavo.processes.transport import (
     Abort,
     AbortById,
@@ -51,18 +49,18 @@ from octavo.sampling_params import SamplingParams
 from octavo.scheduler.step import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
-#: longer prompts are checked and tokenised on a thread, so that other streams go on meanwhile
+#: characters or tokens; longer prompts are checked and tokenised on a thread, so that other streams go on
 MAX_INLINE_SIZE = 4096
-#: characters of bad words, which are tokenised one by one; else as above
+#: characters of bad words, which are tokenised one by one; likewise
 MAX_INLINE_BAD_WORDS = 256
 
 
 class ProcessClient(EngineClient):
-    """Owner of this front end's end of the socket and of its streams. All calls from one event loop's thread."""
+    """Owner of this front end's end of the socket and of its streams. All calls must come from one event loop."""
 
     def __init__(self, tokenizer: Tokenizer | None, index: int, seed: int, *, logs_requests: bool = False) -> None:
-        """index: the front end's number. seed: of the random numbers of requests that bring none. logs_requests: a
-        line for each, which holds nothing of what it says."""
+        """index: the front end's number. seed: for the seeds of requests that have none. logs_requests: log a line per
+        request, without its content."""
         self.identity = front_end_identity(index, os.getpid())
         self._tokenizer = tokenizer
         self._seed = seed
@@ -134,12 +132,12 @@ class ProcessClient(EngineClient):
     # For the front end
 
     def connect(self, address: str) -> None:
-        """An engine listens there."""
+        """Connect to an engine that listens there."""
         self.disconnect("it is starting")
         self._link.connect(address)
 
     def disconnect(self, why: str, guilty: frozenset[str] = frozenset()) -> None:
-        """The engine is gone; so are its requests. guilty: fingerprints of those that it died at once too often."""
+        """The engine is gone: fail its requests. guilty: fingerprints of requests that too many engines died at."""
         self._why_down = why
         self._welcomed.clear()
         self._link.disconnect()
@@ -157,7 +155,7 @@ class ProcessClient(EngineClient):
         await self._welcomed.wait()
 
     def drain(self) -> None:
-        """Take no new requests; those that run go on."""
+        """Take no new requests; running ones go on."""
         self._is_draining = True
 
     @property
@@ -186,7 +184,7 @@ class ProcessClient(EngineClient):
         return EngineDeadError(f"the engine is down: {self._why_down}")
 
     def _open(self, request: Request, trace_headers: dict[str, str] | None) -> ClientStream:
-        self._check_open()  # it may have gone down while the prompt was tokenised
+        self._check_open()  # the engine may have gone down meanwhile
         check_unused(request.request_id, self._keys)
         stream = ClientStream(next(self._numbers), request, self._tokenizer)
         self._streams[stream.key] = stream
@@ -198,7 +196,7 @@ class ProcessClient(EngineClient):
         return stream
 
     def _end(self, stream: ClientStream) -> None:
-        """Nothing more will come, or will be read."""
+        """Forget a stream that gets no more news, or is read no more."""
         del self._streams[stream.key]
         del self._keys[stream.request.request_id]
 
@@ -219,7 +217,7 @@ class ProcessClient(EngineClient):
         finally:
             self._answers.pop(number, None)
 
-    # What the engine says
+    # Messages from the engine
 
     def _take(self, message: Down) -> None:
         match message:
@@ -243,7 +241,7 @@ class ProcessClient(EngineClient):
         self._welcomed.set()
 
     def _take_given_up(self, keys: list[int]) -> None:
-        """This process did not read for so long that the engine could not keep its news."""
+        """The engine dropped requests because this process did not read for too long."""
         LOGGER.warning("did not read for a while: the engine has given up %d requests", len(keys))
         fault = EngineDeadError(
             "the engine ended this request, for the process that serves it was stopped or too busy to read its answer"
@@ -259,7 +257,7 @@ class ProcessClient(EngineClient):
 
     def _take_news(self, news: StepNews) -> None:
         streams = self._streams
-        for one in news.others:  # first: they tell of sequences that the columns name
+        for one in news.others:  # first: they announce sequences that the columns name
             if (stream := streams.get(one.key)) is not None:
                 self._grow(stream, stream.mirror(one), news.time)
         indices: Iterable[int] = news.indices or itertools.repeat(0, len(news.keys))
@@ -268,7 +266,7 @@ class ProcessClient(EngineClient):
                 self._grow(stream, SequenceUpdate(stream.sequences[index], [token_id]), news.time)
 
     def _grow(self, stream: ClientStream, update: SequenceUpdate, now: float) -> None:
-        """Add to a stream's text. What goes wrong there is this stream's alone."""
+        """Add to a stream's text. A fault there ends only this stream."""
         stop = stream.text.extend(update, now)
         if stream.text.fault is not None:
             self._send(Abort(stream.key))
@@ -281,7 +279,7 @@ class ProcessClient(EngineClient):
     def _take_refusal(self, refusal: Refusal) -> None:
         stream = self._streams.get(refusal.key)
         if stream is None:
-            return  # its reader left before
+            return  # its reader has left
         if refusal.why == "aborted":
             self._abort(stream)
             return

@@ -1,7 +1,7 @@
-"""Who may wait in a server's engine, and for how long.
+"""Limits how many requests may wait in a server's engine, and for how long.
 
-A queue without an end serves nobody: those at its end have left by the time it is their turn. So a server may bound how
-many wait and how long, and tells those it turns away when to come again.
+An unbounded queue serves nobody: clients at its end have left before their turn. So a server may bound the number and
+the time of waiting requests, and tells refused clients when to try again.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from octavo.engine.core import EngineCore
 from octavo.errors import EngineBusyError
 from octavo.request import Request
 
-#: what Retry-After may say, whatever the rate of requests was
+#: seconds; the range of Retry-After
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
-_RATE_WINDOW = 64  # ends of requests that the rate is taken from
+_RATE_WINDOW = 64  # finished requests from which the rate is computed
 
 
 class AdmissionControl:
-    """Counts who waits. Owned by the engine's loop."""
+    """Counts waiting requests. Owned by the engine's loop."""
 
     def __init__(
         self, config: AdmissionConfig, core: EngineCore, max_num_seqs: int, clock: Callable[[], float]
@@ -34,7 +34,7 @@ class AdmissionControl:
         self._ends: deque[float] = deque(maxlen=_RATE_WINDOW)
 
     def check(self, request: Request) -> None:
-        """Raises EngineBusyError if too many wait already."""
+        """Raises EngineBusyError if too many requests wait already."""
         limit = self._config.max_num_queued_reqs
         if limit is not None and (num_queued := self._num_queued()) >= limit and not self._can_start_now():
             raise EngineBusyError(
@@ -46,7 +46,7 @@ class AdmissionControl:
             self._unscheduled.append(request)
 
     def step_done(self) -> None:
-        """Those who wait now had a chance to start, and found no room."""
+        """Requests that still wait had a chance to start, and found no room."""
         self._is_queue_standing = self._core.num_waiting > 0
 
     def request_ended(self) -> None:
@@ -70,18 +70,18 @@ class AdmissionControl:
         return expired
 
     def _num_queued(self) -> int:
-        """Those who arrived since the last step are no queue if they find seats in the next one."""
+        """Requests that arrived since the last step do not count if the next one has seats for them."""
         num_waiting = self._core.num_waiting
         if self._is_queue_standing:
             return num_waiting
         return max(0, num_waiting - (self._max_num_seqs - self._core.num_running))
 
     def _can_start_now(self) -> bool:
-        """With no queue allowed at all, a free seat is still one to sit down on."""
+        """Whether a seat is free, which a request may take even if no queue is allowed."""
         return not self._is_queue_standing and self._core.num_running + self._core.num_waiting < self._max_num_seqs
 
     def _retry_after_s(self, num_queued: int) -> float:
-        """When so many will have ended, at the rate at which requests ended lately."""
+        """The time until num_queued requests have finished, at the recent rate."""
         if len(self._ends) < 2:
             return MIN_RETRY_S
         rate = (len(self._ends) - 1) / max(self._ends[-1] - self._ends[0], 1e-3)

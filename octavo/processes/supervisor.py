@@ -1,17 +1,15 @@
-"""The supervisor: parent of one engine process and of the front ends, and the only one who starts and ends them.
+"""The supervisor: parent of the engine's process and of the front ends, which it alone starts and ends.
 
     octavo serve ─── supervisor ──┬── engine        scheduler, cache, model
-                                  ├── front end 0   HTTP, text, tokens ┐ share one listening socket, and speak with
-                                  └── front end 1   ...                ┘ the engine through a Unix socket
+                                  ├── front end 0   HTTP, text, tokens ┐ share one listening socket, and talk to the
+                                  └── front end 1   ...                ┘ engine through a Unix socket
 
-    engine ends        its requests fail, /health says 503; it is started anew, a few times, each after a longer wait
-    engine hangs       nothing is heard of it for --engine-hang-timeout seconds; it is killed, and the same follows
-    front end ends     its own requests end; it is started anew
-    front end hangs    nothing is heard of it for --front-end-hang-timeout seconds; it is killed, and the same follows
-    SIGTERM, Ctrl-C    no new requests; those that run have --shutdown-timeout seconds; a second signal ends all at once
-    supervisor ends    even by kill -9: every child sees its pipe end, and exits
+    engine             see engine_keeper.py
+    front end          see front_end_keeper.py
+    SIGTERM, Ctrl-C    no new requests; running ones have --shutdown-timeout seconds; a second signal ends all at once
+    supervisor ends    even by kill -9: every child sees the end of its pipe, and exits
 
-It holds no model, tokenizer or request, and does nothing but wait; so there is little in it that could go wrong.
+It holds no model, tokenizer or request, and does nothing but wait, so little in it can go wrong.
 """
 
 from __future__ import annotations
@@ -26,14 +24,13 @@ from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.observe.logging import LOGGER
 from octavo.processes.engine_keeper import EngineKeeper
 from octavo.processes.front_end_keeper import FrontEndKeeper
-from octavo.processes.household import GRACE_S, SIGNALS, Household, hearing_signals
+from octavo.processes.household import GRACE_S, SIGNALS, FrontEndTask, Household, hearing_signals
 from octavo.processes.listening import close_socket, open_socket, url_of
-from octavo.processes.tasks import FrontEndTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
-    """All that was asked of a server. app: "module:function" that makes the ASGI app of (client, settings)."""
+    """A server's options. app: "module:function", which makes the ASGI app from (client, settings)."""
 
     engine: EngineConfig
     admission: AdmissionConfig
@@ -52,7 +49,7 @@ class Supervisor:
         self._exit_code: int | None = None
 
     def run(self) -> int:
-        """Serve until told to stop -> exit code. Raises what kept the server from starting."""
+        """Serve until told to stop -> exit code. Raises an error that kept the server from starting."""
         options = self._options
         self._listening = open_socket(options.server)
         self._house = house = Household()
@@ -84,7 +81,7 @@ class Supervisor:
             self._end_everything()
 
     def _turn(self) -> None:
-        """Wait for what happens next, and see to it."""
+        """Wait for the next thing to happen, and handle it."""
         self._house.wait([keeper.watchdog for keeper in self._keepers])
         for keeper in self._keepers:
             keeper.end_if_it_hangs()
@@ -94,7 +91,7 @@ class Supervisor:
         options = self._options
         return FrontEndTask(
             index=index,
-            # The first front end draws the seeds that an offline engine would; no two draw the same.
+            # The first front end draws the same seeds as an offline engine; no two front ends draw the same.
             seed=options.engine.model.seed + ((index if num_starts < len(self._front_ends) else num_starts) << 64),
             model=options.engine.model,
             server=options.server,
@@ -128,7 +125,7 @@ class Supervisor:
             if number not in SIGNALS:
                 continue
             if not self._has_listened:
-                self._exit_code = 128 + number  # there is nobody to be told, and nothing to be waited for
+                self._exit_code = 128 + number  # no client to tell, and nothing to wait for
                 return
             if self._house.is_stopping:
                 LOGGER.info("a second signal: everything ends now")
@@ -144,7 +141,7 @@ class Supervisor:
     def _begin_stop(self, seconds: float, exit_code: int) -> None:
         self._house.is_stopping = True
         for front_end in self._front_ends:
-            front_end.watchdog.rest()  # each has its time to end
+            front_end.watchdog.rest()  # each has its own time limit now
         self._exit_code_then = exit_code
         self._tell_front_ends(Note("drain", seconds=seconds))
         for child in self._living_front_ends:

@@ -1,13 +1,13 @@
-"""What front ends and the engine process say to each other: MessagePack over ZMQ, through a Unix socket.
+"""The messages between front ends and the engine's process: MessagePack over ZMQ, through a Unix socket.
 
     front end 0  DEALER ─┐                         up:    AddRequest, Abort, AbortById, FinishSequence, ...
     front end 1  DEALER ─┼── ROUTER  engine        down:  StepNews, once a step; Refusal, Reply, Welcome, GivenUp
     front end 2  DEALER ─┘
 
-A request is a whole number here, its key, chosen by its front end; a sequence is a key and its index. What a step
-brought a front end is one message of columns, since nearly every sequence gets one token and nothing else.
+A request is named by its key, a number that its front end chooses; a sequence by the key and its index. A step's news
+for a front end is one message of columns, since nearly every sequence gets one token and nothing else.
 
-Times are of the monotonic clock, which all processes of a machine share.
+Times are from the monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from octavo.outputs import FinishReason
 from octavo.request import Request, RequestLimits
 from octavo.sampling_params import SamplingParams
 
-#: messages that may wait for a front end that does not read; then its requests are given up
+#: messages that may wait for a front end that does not read; beyond, its requests are given up
 MAX_UNREAD = 20_000
-#: or bytes; one message may go beyond. It says whenever it has read so many
+#: bytes, likewise; one message may exceed it
 MAX_UNREAD_SIZE = 256 * 2**20
+#: bytes after which a front end reports what it has read
 READ_SIZE = 2**20
 
 
 class Hello(msgspec.Struct, array_like=True, tag=0):
-    """A front end is there, and wants to be told of the model."""
+    """A front end has connected, and asks for a Welcome."""
 
 
 class AddRequest(msgspec.Struct, array_like=True, tag=1):
-    """A request, checked and tokenised. sampling_params: the fields that are not the default. fingerprint: the same
-    for everyone who asks the same of the same prompt."""
+    """A request, checked and tokenised. sampling_params: the fields that differ from the default. fingerprint: the same
+    for equal prompts with equal parameters."""
 
     key: int
     request_id: str
@@ -57,19 +58,19 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2):
-    """Nobody reads this request any more."""
+    """End a request that nobody reads any more."""
 
     key: int
 
 
 class AbortById(msgspec.Struct, array_like=True, tag=3):
-    """End a request of whichever front end."""
+    """End a request of any front end."""
 
     request_id: str
 
 
 class FinishSequence(msgspec.Struct, array_like=True, tag=4):
-    """Its text holds a stop string."""
+    """End a sequence whose text has a stop string."""
 
     key: int
     index: int
@@ -77,20 +78,20 @@ class FinishSequence(msgspec.Struct, array_like=True, tag=4):
 
 
 class Question(msgspec.Struct, array_like=True, tag=5):
-    """A question that a Reply of the same number answers. about: stats or metrics."""
+    """A question; the Reply has the same number. about: stats or metrics."""
 
     number: int
     about: str
 
 
 class HasRead(msgspec.Struct, array_like=True, tag=6):
-    """So many bytes since the last time."""
+    """The number of bytes read since the last HasRead."""
 
     num_bytes: int
 
 
 class Welcome(msgspec.Struct, array_like=True, tag=16):
-    """What was loaded."""
+    """Describes the loaded model."""
 
     limits: RequestLimits
     default_sampling_params: dict[str, Any]
@@ -98,9 +99,9 @@ class Welcome(msgspec.Struct, array_like=True, tag=16):
 
 
 class SequenceNews(msgspec.Struct, array_like=True):
-    """More than one plain token for a sequence: its request's first news, log-probabilities, its end.
+    """News of a sequence that is more than one plain token: the first news of its request, log-probabilities, its end.
 
-    num_sequences: how many of the request's sequences exist. What follows is its request's, up to now.
+    num_sequences: the number of the request's sequences so far. prompt_logprobs and the fields below are the request's.
     """
 
     key: int
@@ -117,8 +118,8 @@ class SequenceNews(msgspec.Struct, array_like=True):
 
 
 class StepNews(msgspec.Struct, array_like=True, tag=17):
-    """What a step brought the sequences of one front end. keys, indices and token_ids are columns: one token for
-    sequence indices[i] of request keys[i]; no indices: all are 0. others: the sequences with more to say."""
+    """A step's news for one front end. keys, indices and token_ids are columns: one token for sequence indices[i] of
+    request keys[i]; if indices is empty, all are 0. others: sequences with more news than one token."""
 
     time: float
     keys: list[int]
@@ -128,7 +129,7 @@ class StepNews(msgspec.Struct, array_like=True, tag=17):
 
 
 class Refusal(msgspec.Struct, array_like=True, tag=18):
-    """A request that ended without a step's doing. why: invalid (the user's fault), busy, or aborted."""
+    """A request has ended outside of a step. why: invalid (the user's fault), busy, or aborted."""
 
     key: int
     why: str
@@ -144,7 +145,7 @@ class Reply(msgspec.Struct, array_like=True, tag=19):
 
 
 class GivenUp(msgspec.Struct, array_like=True, tag=20):
-    """The front end did not read, and these requests and questions have ended without its being told how."""
+    """These requests and questions were dropped because the front end did not read."""
 
     keys: list[int]
 
@@ -178,7 +179,7 @@ def pack_request(key: int, request: Request, trace_headers: dict[str, str] | Non
 
 
 def fingerprint_of(request: Request) -> str:
-    """What a request asks, in 32 characters."""
+    """A hash of a request's prompt and parameters, in 32 characters."""
     return _fingerprint(request.prompt_token_ids, pack_params(request.sampling_params))
 
 
@@ -202,7 +203,7 @@ def unpack_request(message: AddRequest) -> Request:
     )
 
 
-#: what only the side that makes text reads
+#: parameters that only the front end, which makes the text, reads
 _TEXT_ONLY = frozenset(
     {"stop", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "output_kind", "flat_logprobs"}
 )
@@ -214,15 +215,15 @@ _DEFAULTS = {
 
 
 def pack_params(params: SamplingParams) -> dict[str, Any]:
-    """The fields that are not the default, but for those that only concern text."""
+    """The fields that differ from the default, without those that concern only text."""
     return {name: value for name, default in _DEFAULTS.items() if (value := getattr(params, name)) != default}
 
 
 def engine_socket(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
-    """The engine's end."""
+    """The engine's end of the socket."""
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a message for nobody is an error, not nothing
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a message to a front end that is gone is an error
     socket.setsockopt(zmq.SNDHWM, MAX_UNREAD)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.bind(address)

@@ -26,8 +26,8 @@ from octavo.child import Channel, Note, begin, telling_failures
 from octavo.models.loader import tokenizer_source
 from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.processes.heartbeat import beat
+from octavo.processes.household import FrontEndTask
 from octavo.processes.process_client import ProcessClient
-from octavo.processes.tasks import FrontEndTask
 from octavo.server.bounded_http import BoundedHttp
 from octavo.server.connections import Connections
 from octavo.text.template_process import template_processes

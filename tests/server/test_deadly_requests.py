@@ -7,9 +7,18 @@ import pytest
 
 from octavo.errors import InvalidRequestError
 from octavo.observe.events import EventLog, Finished, Forked, Scheduled, Started
-from octavo.processes.probation import ALL_S, ALONE_S, MAX_DEATHS, MEMORY_S, Held, Probation, Suspects
-from octavo.processes.restarts import MAX_TRIES, Restarts
-from octavo.processes.step_record import StepRecord, who_was_computed
+from octavo.processes.household import MAX_TRIES, Restarts
+from octavo.processes.probation import (
+    ALL_S,
+    ALONE_S,
+    MAX_DEATHS,
+    MEMORY_S,
+    Held,
+    Probation,
+    StepRecord,
+    Suspects,
+    who_was_computed,
+)
 from octavo.processes.transport import AddRequest, pack_request
 from octavo.request import Request, Sequence, SequenceId
 from octavo.testing.simulate import make_request

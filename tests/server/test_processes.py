@@ -15,8 +15,8 @@ import pytest
 from octavo.cli import main as cli
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
+from octavo.processes.household import MAX_TRIES, STABLE_S, Restarts
 from octavo.processes.listening import close_socket, open_socket, url_of
-from octavo.processes.restarts import MAX_TRIES, STABLE_S, Restarts
 from tests.server.live import LiveServer, Stream, is_running, live, live_and_clean, read_answer, until
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
