@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from octavo.bench.workloads import random_workload
 from octavo.cli.flags import (
-    add_counts,
     add_engine_flags,
+    add_flags,
     check_counts,
     check_not_read,
     engine_options,
@@ -32,20 +32,20 @@ COMMON = (
 )
 PERCENTAGES = (10, 25, 50, 75, 90, 99)
 _NOT_FLAGS = frozenset({"model"})
-_COUNTS = {
-    "input-len": (32, "prompt tokens"),
-    "output-len": (128, "new tokens per sequence"),
-    "batch-size": (8, "prompts per batch"),
-    "n": (1, "sequences sampled from each prompt"),
-    "num-iters-warmup": (10, "warm-up iterations, not counted"),
-    "num-iters": (30, "iterations"),
+_FLAGS = {
+    "input-len": ("N", 32, "prompt tokens"),
+    "output-len": ("N", 128, "new tokens per sequence"),
+    "batch-size": ("N", 8, "prompts per batch"),
+    "n": ("N", 1, "sequences sampled from each prompt"),
+    "num-iters-warmup": ("N", 10, "warm-up iterations, not counted"),
+    "num-iters": ("N", 30, "iterations"),
+    "output-json": ("FILE", None, "write the result as JSON"),
 }
 
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(default="smollm2")
-    add_counts(parser, _COUNTS)
-    parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
+    add_flags(parser, _FLAGS)
     add_engine_flags(parser, _NOT_FLAGS)
 
 

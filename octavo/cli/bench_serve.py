@@ -23,7 +23,7 @@ from octavo.bench.online import ENDPOINTS, Backend, Form, Server, Timing, first_
 from octavo.bench.online_report import METRICS, Metric, details, parse_goodput, summary, warnings
 from octavo.cli.bench_serve_dataset import Dataset, add_dataset_flags, check_dataset_flags, open_dataset
 from octavo.cli.bench_serve_output import Bar, Results, add_result_flags, say, table
-from octavo.cli.flags import check_counts, check_not_read, number, whole_number
+from octavo.cli.flags import add_flags, check_counts, check_not_read
 from octavo.cli.parser import CommandParser
 from octavo.cli.sampling_flags import add_sampling_flag
 from octavo.env import openai_api_key
@@ -37,12 +37,41 @@ COMMON = (
     *("--random-input-len", "--random-output-len", "--request-rate", "--max-concurrency", "--plot", "--save-result"),
 )
 
+_SERVER_FLAGS = {
+    "base-url": ("URL", None, "http(s)://HOST[:PORT][/PREFIX]; overrides host and port"),
+    "host": ("HOST", "127.0.0.1", "the server's address"),
+    "port": ("N", 8000, "the server's port"),
+    "endpoint": ("PATH", None, "default: /v1/completions, or /v1/chat/completions for chats"),
+    "api-key": ("KEY", None, "sent as a bearer token; also OPENAI_API_KEY"),
+    "extra-body": ("JSON", None, "extra fields for every request"),
+    "request-timeout": ("S", DEFAULT_TIMEOUT_S, "longer requests are cut off and count as failed; inf: never"),
+    "ready-check-timeout-sec": ("S", 0.0, "time to wait for the server to answer; 0: one try"),
+}
+_LOAD_FLAGS = {
+    "request-rate": ("X[,X...]", None, "requests per second, inf: all at once; several run in turn (inf)"),
+    "ramp-up-start-rps": ("X", None, "first rate, in requests per second"),
+    "ramp-up-end-rps": ("X", None, "last rate, in requests per second"),
+    "burstiness": ("X", 1.0, "1: a Poisson process; below 1: bursts; above 1: more even"),
+    "max-concurrency": ("N", None, "limit of concurrent requests"),
+    "num-warmups": ("N", 0, "warm-up requests"),
+    "num-client-procs": ("N", None, "client processes; default: one per 400 streams, at most half of the cores"),
+    "long-prefill-every": ("S", None, "also send a long prompt every S seconds, reported separately"),
+    "long-prefill-len": ("N", None, "tokens per long prompt (8192)"),
+}
+
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model("as the server calls it; default: the first of /v1/models", is_needed=False)
-    _add_server_flags(parser.add_argument_group("server"))
+    server = parser.add_argument_group("server")
+    kinds = "openai, vllm: completions of token ids or text; openai-chat: chats of text (default: openai)"
+    server.add_argument("--backend", choices=get_args(Backend), default="openai", help=kinds)
+    server.add_argument("--header", nargs="+", default=[], metavar="NAME=VALUE", help="extra headers")
+    add_flags(server, _SERVER_FLAGS)
     add_dataset_flags(parser)
-    _add_load_flags(parser.add_argument_group("load"))
+    load = parser.add_argument_group("load")
+    ramp = "in place of --request-rate: grow the rate by an equal amount, or an equal factor, per request"
+    load.add_argument("--ramp-up-strategy", choices=get_args(RampUpStrategy), help=ramp)
+    add_flags(load, _LOAD_FLAGS)
     sampling = parser.add_argument_group("sampling", "default: the server's own defaults")
     for name in _SAMPLING:
         add_sampling_flag(sampling, name)
@@ -96,68 +125,6 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--endpoint is {args.endpoint!r}, allowed is a path that begins with /, such as /v1/completions"
         )
-
-
-def _add_server_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--backend",
-        choices=get_args(Backend),
-        default="openai",
-        help="openai, vllm: completions of token ids or text; openai-chat: chats of text (default: openai)",
-    )
-    group.add_argument("--base-url", metavar="URL", help="http(s)://HOST[:PORT][/PREFIX]; overrides host and port")
-    group.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1)")
-    group.add_argument("--port", type=whole_number, default=8000, metavar="N", help="(default: 8000)")
-    group.add_argument("--endpoint", metavar="PATH", help="default: /v1/completions, or /v1/chat/completions for chats")
-    group.add_argument("--api-key", metavar="KEY", help="sent as a bearer token; also OPENAI_API_KEY")
-    group.add_argument("--header", nargs="+", default=[], metavar="NAME=VALUE", help="extra headers")
-    group.add_argument("--extra-body", metavar="JSON", help="extra fields for every request")
-    group.add_argument(
-        "--request-timeout",
-        type=number,
-        default=DEFAULT_TIMEOUT_S,
-        metavar="S",
-        help="cut off requests that take longer and count them as failed; inf: never (default: 6 hours)",
-    )
-    group.add_argument(
-        "--ready-check-timeout-sec",
-        type=number,
-        default=0.0,
-        metavar="S",
-        help="time to wait for the server to answer (default: 0, one try)",
-    )
-
-
-def _add_load_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--request-rate",
-        metavar="X[,X...]",
-        help="requests per second, inf: all at once; several run in turn (inf)",
-    )
-    group.add_argument(
-        "--ramp-up-strategy",
-        choices=get_args(RampUpStrategy),
-        help="in place of --request-rate: grow the rate by an equal amount, or an equal factor, per request",
-    )
-    group.add_argument("--ramp-up-start-rps", type=number, metavar="X", help="first rate, in requests per second")
-    group.add_argument("--ramp-up-end-rps", type=number, metavar="X", help="last rate, in requests per second")
-    burstiness = "1: a Poisson process; below 1: bursts; above 1: more even (default: 1)"
-    group.add_argument("--burstiness", type=number, default=1.0, metavar="X", help=burstiness)
-    group.add_argument("--max-concurrency", type=whole_number, metavar="N", help="limit of concurrent requests")
-    group.add_argument("--num-warmups", type=whole_number, default=0, metavar="N", help="warm-up requests (default: 0)")
-    group.add_argument(
-        "--num-client-procs",
-        type=whole_number,
-        metavar="N",
-        help="client processes; default: one per 400 streams, at most half of the cores",
-    )
-    group.add_argument(
-        "--long-prefill-every",
-        type=number,
-        metavar="S",
-        help="also send a long prompt every S seconds, reported separately",
-    )
-    group.add_argument("--long-prefill-len", type=whole_number, metavar="N", help="tokens per long prompt (8192)")
 
 
 def _target(args: argparse.Namespace) -> Target:

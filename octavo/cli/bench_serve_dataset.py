@@ -9,21 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from octavo.bench.datasets import (
-    SAFE_VOCAB_SIZE,
-    BenchRequest,
-    as_text,
-    custom_requests,
-    long_prompts,
-    named_requests,
-    random_requests,
-    sharegpt_requests,
-    shifted,
-    stall_requests,
-)
+from octavo.bench import datasets
+from octavo.bench.datasets import SAFE_VOCAB_SIZE, BenchRequest
 from octavo.bench.load import RampUp
 from octavo.bench.workloads import NAMED
-from octavo.cli.flags import check_counts, number, whole_number
+from octavo.cli.flags import add_flags, check_counts
 from octavo.errors import ConfigError, OctavoError
 
 if TYPE_CHECKING:
@@ -34,7 +24,7 @@ FILES = ("sharegpt", "custom")
 DATASETS = ("random", *FIXED, *FILES)
 DEFAULT_NUM_PROMPTS, DEFAULT_INPUT_LEN, DEFAULT_OUTPUT_LEN, DEFAULT_LONG_LEN = 1000, 1024, 128, 8192
 STALL_RATE, STALL_EVERY = 8.0, 1.0
-LEAST_LONG_PROMPTS, MOST_LONG_PROMPTS = 64, 256  # beyond these, prompts repeat, and a warning says so
+LEAST_LONG_PROMPTS, MOST_LONG_PROMPTS = 64, 256  # beyond these, prompts repeat, with a warning
 
 #: flag -> the datasets it applies to
 _GOES_WITH = {
@@ -50,12 +40,27 @@ _GOES_WITH = {
     "custom_output_len": ("custom",),
     "disable_shuffle": FILES,
 }
+_FLAGS = {
+    "dataset-path": ("FILE", None, "ShareGPT's JSON, or JSONL with one prompt per line"),
+    "num-prompts": ("N", None, "requests (1000)"),
+    "input-len": ("N", None, "the same as --random-input-len"),
+    "output-len": ("N", None, "the same as --random-output-len, --sharegpt-output-len or --custom-output-len"),
+    "random-input-len": ("N", None, "prompt tokens (1024)"),
+    "random-output-len": ("N", None, "new tokens (128)"),
+    "random-prefix-len": ("N", None, "tokens of a prefix that all prompts share (0)"),
+    "random-range-ratio": ("X", None, "lengths are from (1 - X) to (1 + X) times the mean (0)"),
+    "sharegpt-output-len": ("N", None, "new tokens; default: the length of the answer in the file"),
+    "custom-output-len": ("N", None, "new tokens; default: the line's output_tokens, else 256"),
+    "vocab-size": ("N", None, "drawn token ids are below it; default: that of --tokenizer, else 30000, which is safe"),
+    "tokenizer": ("NAME", None, "folder, GGUF file or hub id; for sharegpt's lengths and for drawn prompts as text"),
+    "seed": ("N", 0, "draws prompts and arrivals"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The requests of each request rate. is_drawn: drawn anew, with fixed lengths, for each rate; requests from a file
-    are the same every time. ramp_up: the rate of the only run, in place of `rates`."""
+    """The requests of each request rate. is_drawn: each rate has new token ids of fixed lengths; requests from a file
+    are the same for all rates. ramp_up: the rate of the only run, in place of `rates`."""
 
     rates: tuple[float, ...]
     ramp_up: RampUp | None
@@ -74,42 +79,18 @@ def add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         help="random: lengths around a mean; single to longctx: fully fixed workloads; stall: 240 short chats, 8 per "
         "second, plus a prompt of 8192 tokens every second; sharegpt, custom: read from --dataset-path",
     )
-    group.add_argument("--dataset-path", metavar="FILE", help="ShareGPT's JSON, or JSONL with one prompt a line")
-    counts = {
-        "num-prompts": "requests (1000)",
-        "input-len": "the same as --random-input-len",
-        "output-len": "the same as --random-output-len, --sharegpt-output-len or --custom-output-len",
-        "random-input-len": "prompt tokens (1024)",
-        "random-output-len": "new tokens (128)",
-        "random-prefix-len": "tokens of a prefix that all prompts share (0)",
-        "sharegpt-output-len": "new tokens; default: the length of the answer in the file",
-        "custom-output-len": "new tokens; default: the line's output_tokens, else 256",
-        "vocab-size": "drawn token ids are below it; default: that of --tokenizer, else 30000, which is safe",
-    }
-    for name, text in counts.items():
-        group.add_argument(f"--{name}", type=whole_number, metavar="N", help=text)
-    ratio = "lengths are from (1 - X) to (1 + X) times the mean (0)"
-    group.add_argument("--random-range-ratio", type=number, metavar="X", help=ratio)
-    group.add_argument(
-        "--disable-shuffle", action="store_true", default=None, help="keep the order of the file's prompts"
-    )
-    group.add_argument(
-        "--tokenizer",
-        metavar="NAME",
-        help="folder, GGUF file or hub id; needed only for sharegpt's lengths and for drawn prompts as text",
-    )
-    group.add_argument(
-        "--seed", type=whole_number, default=0, metavar="N", help="draws prompts and arrivals (default: 0)"
-    )
+    add_flags(group, _FLAGS)
+    keep = "keep the order of the file's prompts"
+    group.add_argument("--disable-shuffle", action="store_true", default=None, help=keep)
 
 
 def check_dataset_flags(args: argparse.Namespace) -> None:
     """Refuse flags that the dataset does not use; copy --input-len and --output-len to their longer names."""
     name = args.dataset_name
-    for flag, datasets in _GOES_WITH.items():
-        if getattr(args, flag) is not None and name not in datasets:
+    for flag, names in _GOES_WITH.items():
+        if getattr(args, flag) is not None and name not in names:
             raise ConfigError(
-                f"--{flag.replace('_', '-')} does not go with --dataset-name {name}; it goes with {', '.join(datasets)}"
+                f"--{flag.replace('_', '-')} does not go with --dataset-name {name}; it goes with {', '.join(names)}"
             )
     if name in FILES and args.dataset_path is None:
         raise ConfigError(f"--dataset-name {name} needs --dataset-path FILE")
@@ -119,10 +100,10 @@ def check_dataset_flags(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{short} and --{long} are both given: drop one".replace("_", "-"))
         if given is not None:
             setattr(args, long, given)
-    check_counts(args, "random_input_len", "random_output_len", "sharegpt_output_len", "custom_output_len")
+    lens = ("random_input_len", "random_output_len", "sharegpt_output_len", "custom_output_len", "long_prefill_len")
+    check_counts(args, *lens)
     check_counts(args, "random_prefix_len", least=0)
     check_counts(args, "vocab_size", least=100)
-    check_counts(args, "long_prefill_len")
     if args.long_prefill_len is not None and _long_every(args) == math.inf:
         raise ConfigError("--long-prefill-len needs --long-prefill-every SECONDS, or --dataset-name stall")
 
@@ -130,8 +111,7 @@ def check_dataset_flags(args: argparse.Namespace) -> None:
 def open_dataset(args: argparse.Namespace) -> Dataset:
     tokenizer = _tokenizer(args)
     vocab_size = args.vocab_size or (tokenizer.vocab_size if tokenizer is not None else None)
-    ramp_up, every = _ramp_up(args), _long_every(args)
-    rates = _rates(args)
+    ramp_up, every, rates = _ramp_up(args), _long_every(args), _rates(args)
 
     @cache  # the first set is drawn before the server is known to answer
     def draw(point: int) -> list[BenchRequest]:
@@ -142,11 +122,11 @@ def open_dataset(args: argparse.Namespace) -> Dataset:
             return []
         num_prompts = len(draw(point))
         seconds = num_prompts / rates[point] if ramp_up is None else sum(1 / r for r in ramp_up.rates(num_prompts))
-        num_long = _num_long(seconds, every)
+        # Enough for twice that time, in case the server falls behind; for a minute if all requests arrive at once.
+        num_long = max(LEAST_LONG_PROMPTS, min(MOST_LONG_PROMPTS, math.ceil((2 * seconds or 60.0) / every)))
         length = args.long_prefill_len or DEFAULT_LONG_LEN
-        return _written(
-            args, long_prompts(num_long, length, vocab_size or SAFE_VOCAB_SIZE, args.seed + point), tokenizer
-        )
+        drawn = datasets.long_prompts(num_long, length, vocab_size or SAFE_VOCAB_SIZE, args.seed + point)
+        return _written(args, drawn, tokenizer)
 
     return Dataset(rates, ramp_up, draw, draw_long, every, is_drawn=args.dataset_name not in FILES)
 
@@ -160,7 +140,7 @@ def _written(args: argparse.Namespace, requests: list[BenchRequest], tokenizer: 
             f"--backend openai-chat sends text, and --dataset-name {args.dataset_name} draws token ids: "
             "give --tokenizer to write them as text, or use --backend openai"
         )
-    return as_text(requests, tokenizer.decode)
+    return datasets.as_text(requests, tokenizer.decode)
 
 
 def _draw(
@@ -169,7 +149,7 @@ def _draw(
     name, seed = args.dataset_name, args.seed
     num_prompts = args.num_prompts or DEFAULT_NUM_PROMPTS
     if name == "random":
-        return random_requests(
+        return datasets.random_requests(
             num_prompts,
             args.random_input_len or DEFAULT_INPUT_LEN,
             args.random_output_len or DEFAULT_OUTPUT_LEN,
@@ -179,13 +159,16 @@ def _draw(
             seed=seed + point,
         )
     if name in FIXED:
-        fixed = stall_requests(vocab_size or SAFE_VOCAB_SIZE) if name == "stall" else named_requests(name, vocab_size)
-        return shifted(fixed, point, vocab_size) if point else fixed
+        if name == "stall":
+            fixed = datasets.stall_requests(vocab_size or SAFE_VOCAB_SIZE)
+        else:
+            fixed = datasets.named_requests(name, vocab_size)
+        return datasets.shifted(fixed, point, vocab_size) if point else fixed
     shuffle = not args.disable_shuffle
     if name == "custom":
-        return custom_requests(args.dataset_path, num_prompts, args.custom_output_len, seed, shuffle)
+        return datasets.custom_requests(args.dataset_path, num_prompts, args.custom_output_len, seed, shuffle)
     encode = None if tokenizer is None else tokenizer.encode
-    return sharegpt_requests(args.dataset_path, num_prompts, args.sharegpt_output_len, seed, encode, shuffle)
+    return datasets.sharegpt_requests(args.dataset_path, num_prompts, args.sharegpt_output_len, seed, encode, shuffle)
 
 
 def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
@@ -232,22 +215,15 @@ def _long_every(args: argparse.Namespace) -> float:
     return every
 
 
-def _num_long(seconds: float, every: float) -> int:
-    """Enough for twice the time over which requests arrive, in case the server falls behind; for one minute if all
-    arrive at once."""
-    return max(LEAST_LONG_PROMPTS, min(MOST_LONG_PROMPTS, math.ceil((2 * seconds or 60.0) / every)))
-
-
 def _ramp_up(args: argparse.Namespace) -> RampUp | None:
-    ends = {"--ramp-up-start-rps": args.ramp_up_start_rps, "--ramp-up-end-rps": args.ramp_up_end_rps}
-    if args.ramp_up_strategy is None:
-        for flag, rate in ends.items():
-            if rate is not None:
-                raise ConfigError(f"{flag} needs --ramp-up-strategy, which is linear or exponential")
+    strategy = args.ramp_up_strategy
+    for flag, rate in {"start": args.ramp_up_start_rps, "end": args.ramp_up_end_rps}.items():
+        if strategy is None and rate is not None:
+            raise ConfigError(f"--ramp-up-{flag}-rps needs --ramp-up-strategy, which is linear or exponential")
+        if strategy is not None and rate is None:
+            raise ConfigError(f"--ramp-up-strategy {strategy} needs --ramp-up-{flag}-rps, in requests per second")
+    if strategy is None:
         return None
-    for flag, rate in ends.items():
-        if rate is None:
-            raise ConfigError(f"--ramp-up-strategy {args.ramp_up_strategy} needs {flag}, in requests a second")
     if args.request_rate is not None:
-        raise ConfigError(f"--request-rate {args.request_rate} and --ramp-up-strategy both say the rate: drop one")
-    return RampUp(args.ramp_up_strategy, args.ramp_up_start_rps, args.ramp_up_end_rps)
+        raise ConfigError(f"--request-rate {args.request_rate} and --ramp-up-strategy both set the rate: drop one")
+    return RampUp(strategy, args.ramp_up_start_rps, args.ramp_up_end_rps)

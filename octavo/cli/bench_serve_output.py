@@ -14,7 +14,7 @@ from typing import Any
 from octavo.bench.online_report import NAMES, Outcome
 from octavo.bench.plot import Point, cells, render
 from octavo.bench.plot_png import check_png, render_png
-from octavo.cli.flags import machine_facts
+from octavo.cli.flags import add_flags, machine_facts
 from octavo.errors import ConfigError
 
 PICTURES = (".html", ".svg", ".png")
@@ -28,39 +28,37 @@ _TOTALS = {
     "request_throughput": ("Requests/s", ",.2f"),
     "request_goodput": ("Requests/s within limits (goodput)", ",.2f"),
     "output_throughput": ("Output tokens/s", ",.1f"),
-    "max_output_tokens_per_s": ("Output tokens/s, best second", ",.1f"),
+    "max_output_tokens_per_s": ("Output tokens/s, peak second", ",.1f"),
     "total_token_throughput": ("Total tokens/s", ",.1f"),
-    "max_concurrent_requests": ("Requests at once, most", ",d"),
+    "max_concurrent_requests": ("Concurrent requests, peak", ",d"),
     "client_cpu_share": ("Client's share of a core", ".0%"),
+}
+
+
+_FLAGS = {
+    "percentile-metrics": ("NAMES", "ttft,tpot,itl", "of ttft, tpot, itl, e2el"),
+    "metric-percentiles": ("X[,X...]", "99", "such as 50,90,99.9"),
+    "result-dir": ("DIR", None, "default: here"),
+    "result-filename": ("FILE", None, "default: backend, rate, model and date"),
+    "label": ("TEXT", None, "begins the file's name"),
+    "plot": ("FILE", None, "draw latency against load; .html, .svg, or .png, which needs the extra plot"),
+}
+_SWITCHES = {
+    "save-result": "write the result as JSON",
+    "save-detailed": "with every request's times, lengths and text",
+    "append-result": "add a line to the file instead of a new file",
+    "disable-tqdm": "no progress bar",
 }
 
 
 def add_result_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
-    group.add_argument(
-        "--goodput",
-        nargs="+",
-        default=[],
-        metavar="METRIC:MS",
-        help="count requests within limits, such as ttft:200 tpot:50 e2el:5000",
-    )
-    group.add_argument(
-        "--percentile-metrics",
-        default="ttft,tpot,itl",
-        metavar="NAMES",
-        help="of ttft, tpot, itl, e2el (ttft,tpot,itl)",
-    )
-    group.add_argument("--metric-percentiles", default="99", metavar="X[,X...]", help="such as 50,90,99.9 (99)")
-    group.add_argument("--save-result", action="store_true", help="write the result as JSON")
-    group.add_argument("--save-detailed", action="store_true", help="with every request's times, lengths and text")
-    group.add_argument("--append-result", action="store_true", help="add a line to the file instead of a new file")
-    group.add_argument("--result-dir", metavar="DIR", help="default: here")
-    group.add_argument("--result-filename", metavar="FILE", help="default: backend, rate, model and date")
+    goodput = "count requests within limits, such as ttft:200 tpot:50 e2el:5000"
+    group.add_argument("--goodput", nargs="+", default=[], metavar="METRIC:MS", help=goodput)
     group.add_argument("--metadata", nargs="*", default=[], metavar="KEY=VALUE", help="further facts for the result")
-    group.add_argument("--label", metavar="TEXT", help="begins the file's name")
-    plot = "draw latency against load; .html, .svg, or .png, which needs the extra plot"
-    group.add_argument("--plot", metavar="FILE", help=plot)
-    group.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
+    add_flags(group, _FLAGS)
+    for name, text in _SWITCHES.items():
+        group.add_argument(f"--{name}", action="store_true", help=text)
 
 
 class Bar:
@@ -151,7 +149,7 @@ class Results:
             )
         for folder in (Path(args.result_dir or "."), Path(args.plot or ".").parent):
             if not folder.is_dir():
-                raise ConfigError(f"{folder} is no folder: results cannot be kept there; make it first")
+                raise ConfigError(f"{folder} is no folder: results cannot be written there; create it first")
 
     def add(
         self, asked: Mapping[str, Any], result: Mapping[str, Any], more: Mapping[str, Any], outcome: Outcome

@@ -20,12 +20,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from octavo.cli.flags import add_counts, add_engine_flags, check_counts, check_not_read, engine_options, write_json
+from octavo.cli.flags import add_engine_flags, add_flags, check_counts, check_not_read, engine_options, write_json
 from octavo.cli.parser import CommandParser
 from octavo.errors import OctavoError
 
 COMMON = ("--model", "--num-iters-cold", "--num-iters-warm", "--output-json", "--load-format", "--backend")
 _NOT_FLAGS = frozenset({"model"})
+_FLAGS = {
+    "num-iters-cold": ("N", 1, "runs with an empty kernel cache"),
+    "num-iters-warm": ("N", 5, "runs with kernels already built"),
+    "output-json": ("FILE", None, "write the result as JSON"),
+}
 
 #: for the fresh process, which gets the options as its argument and prints the result last
 _SCRIPT = """
@@ -43,9 +48,7 @@ print(json.dumps({"import": imported - begin, "ready": ready - begin, "first_tok
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(default="smollm2")
-    cold, warm = (1, "runs with an empty kernel cache"), (5, "runs with kernels already built")
-    add_counts(parser, {"num-iters-cold": cold, "num-iters-warm": warm})
-    parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
+    add_flags(parser, _FLAGS)
     add_engine_flags(parser, _NOT_FLAGS)
 
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, get_args
 
 from octavo.bench.workloads import NAMED, DatasetName, Work, ragged16, random_workload
 from octavo.cli.flags import (
-    add_counts,
     add_engine_flags,
+    add_flags,
     check_counts,
     check_not_read,
     engine_options,
-    number,
     vocab_size,
     write_json,
 )
@@ -43,13 +42,15 @@ _DATASETS = (
     "shape of the requests; single, mixed, chat, prefill, fanout and longctx are fully fixed: --num-prompts, "
     "--output-len, --n and --seed do not apply"
 )
-_COUNTS = {
-    "num-prompts": (None, "requests (16)"),
-    "input-len": (None, "prompt tokens, for random (128)"),
-    "output-len": (None, "new tokens per sequence (128)"),
-    "n": (None, "sequences sampled from each prompt (1)"),
-    "seed": (None, "draws the prompts (0)"),
-    "hf-max-batch-size": (16, "sequences in a batch of hf"),
+_FLAGS = {
+    "num-prompts": ("N", None, "requests (16)"),
+    "input-len": ("N", None, "prompt tokens, for random (128)"),
+    "output-len": ("N", None, "new tokens per sequence (128)"),
+    "n": ("N", None, "sequences sampled from each prompt (1)"),
+    "seed": ("N", None, "draws the prompts (0)"),
+    "temperature": ("X", 0.0, "0 takes the best token"),
+    "hf-max-batch-size": ("N", 16, "sequences in a batch of hf"),
+    "output-json": ("FILE", None, "write the result as JSON"),
 }
 #: flags that named workloads do not take, and their defaults
 _SHAPE = {"num_prompts": 16, "output_len": 128, "n": 1, "seed": 0}
@@ -66,9 +67,7 @@ def add_arguments(parser: CommandParser) -> None:
         "Several are measured one after another and compared",
     )
     parser.add_argument("--dataset-name", choices=get_args(DatasetName), default="random", help=_DATASETS)
-    add_counts(parser, _COUNTS)
-    parser.add_argument("--temperature", type=number, default=0.0, metavar="X", help="0 takes the best token")
-    parser.add_argument("--output-json", metavar="FILE", help="write the result as JSON")
+    add_flags(parser, _FLAGS)
     add_engine_flags(parser, _NOT_FLAGS)
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -116,11 +116,15 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
-def add_counts(group: argparse._ActionsContainer, counts: Mapping[str, tuple[int | None, str]]) -> None:
-    """Flags of whole numbers: name -> default and help. Help names a default that the code fills in."""
-    for name, (default, text) in counts.items():
-        shown = text if default is None else f"{text} (default: {default})"
-        group.add_argument(f"--{name}", type=whole_number, default=default, metavar="N", help=shown)
+def add_flags(group: argparse._ActionsContainer, table: Mapping[str, tuple[str, Any, str]]) -> None:
+    """Flags that take one value: name -> metavar, default, help. N is a whole number, X a number, S seconds, any other
+    metavar a text. Without a default here, the help names the one that the command fills in."""
+    kinds: dict[str, Callable[[str], Any]] = {"N": whole_number, "X": number, "S": number}
+    for name, (metavar, default, text) in table.items():
+        form = "g" if isinstance(default, float) else ""
+        shown = text if default is None else f"{text} (default: {default:{form}})"
+        kind = kinds.get(metavar, str)
+        group.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=shown)
 
 
 def check_counts(args: argparse.Namespace, *names: str, least: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,8 @@ def test_the_stall_shape_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     from octavo.bench.datasets import random_requests
     from octavo.cli import bench_serve_dataset as shapes
 
-    monkeypatch.setattr(shapes, "stall_requests", lambda vocab_size: random_requests(6, 4, 2, vocab_size=vocab_size))
+    few = functools.partial(random_requests, 6, 4, 2)
+    monkeypatch.setattr("octavo.bench.datasets.stall_requests", lambda vocab_size: few(vocab_size=vocab_size))
     monkeypatch.setattr(shapes, "STALL_RATE", 20.0)
     monkeypatch.setattr(shapes, "STALL_EVERY", 0.1)
     with FakeServer() as fake:
@@ -211,7 +213,7 @@ def test_one_request_that_hangs_does_not_hang_the_rest(capsys: pytest.CaptureFix
         (("--request-rate", "1,x"), "--request-rate is '1,x'"),
         (("--ramp-up-start-rps", "1"), "--ramp-up-start-rps needs --ramp-up-strategy, which is linear or exponential"),
         ((*LINEAR, "--ramp-up-start-rps", "1"), "--ramp-up-strategy linear needs --ramp-up-end-rps"),
-        ((*RAMP, "--request-rate", "3"), "--request-rate 3 and --ramp-up-strategy both say the rate: drop one"),
+        ((*RAMP, "--request-rate", "3"), "--request-rate 3 and --ramp-up-strategy both set the rate: drop one"),
         ((*RAMP, "--plot", "x.svg"), "--plot draws latency against steady rates"),
         ((*RAMP, "--ramp-up-start-rps", "9"), "--ramp-up-start-rps is 9, allowed is up to --ramp-up-end-rps"),
         ((*RAMP, "--ramp-up-start-rps", "0"), "--ramp-up-start-rps is 0, allowed are numbers above 0"),

@@ -45,7 +45,7 @@ def test_every_op_of_every_step_is_reported(
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_the_models_code_sees_each_steps_values(
-    backend: str, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+    backend: str, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch, inline_executor: None
 ) -> None:
     """In layers/blocks.py, where a debugger would stop, a tensor has the step's tokens and real values."""
     seen, call = [], GatedMLP.__call__
