@@ -1,4 +1,4 @@
-"""Sampling parameters of a request: declared once, with meaning and bounds, and checked when given.
+"""Sampling parameters of a request: declared once, with meaning and bounds, and checked when given or assigned.
 
     sharpness: float = parameter(1.0, "Above 1, likely tokens become likelier.", low=0.0, high=9.0, does="edits")
 
@@ -9,13 +9,17 @@ recommended values, the sampler's columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import Field, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, field, fields
+from functools import wraps
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from octavo.errors import InvalidRequestError
-from octavo.shown import shown
+from octavo.shown import shown, suggestion
+from octavo.vllm_options import NotHere, why_not
+
+Made = TypeVar("Made")
 
 MAX_WHOLE = 2**63 - 1  # messages between processes use 64 bits
 MIN_MAGNITUDE = 1e-37
@@ -123,3 +127,45 @@ def checked_bias(values: object) -> dict[int, float]:
         token_id = checked_whole("a token id of logit_bias", int(key) if is_number else key, 0)
         bias[token_id] = checked_number(f"logit_bias[{token_id}]", value, -100.0, 100.0)
     return bias
+
+
+def assignable(not_here: Mapping[str, NotHere], alone: Mapping[str, Any]) -> Callable[[type[Made]], type[Made]]:
+    """Class decorator: make a frozen dataclass assignable, with checks, and let its errors name misspelt fields.
+
+    vLLM's SamplingParams are mutable, and users change them. Assignment checks and normalises one field. Combinations
+    are checked when the object is used, so that several fields may change in any order. Type checkers still see a
+    frozen class; there `replace` is the way. not_here: vLLM's names that the class lacks. alone: values of other fields
+    to check one field with, compatible with all of its values.
+    """
+
+    def decorate(kind: type[Made]) -> type[Made]:
+        whole: Any = kind
+        names = {field.name for field in fields(whole)}
+        make: Callable[..., None] = whole.__init__
+
+        def refuse_unknown(given: Mapping[str, Any]) -> None:
+            if (refusal := why_not(not_here, given)) is not None:
+                raise InvalidRequestError(refusal)
+            for name in given.keys() - names - not_here.keys():
+                raise InvalidRequestError(f"{kind.__name__} has no field {name!r}; {suggestion(name, names)}")
+
+        @wraps(make)
+        def init(self: Made, *unnamed: Any, **given: Any) -> None:
+            if unnamed:
+                raise InvalidRequestError(f"{kind.__name__} takes fields by name, such as temperature=0.7")
+            if not given.keys() <= names:
+                refuse_unknown(given)
+                given = {name: value for name, value in given.items() if name in names}
+            make(self, **given)
+
+        def assign(self: Made, name: str, value: Any) -> None:
+            if name in names:
+                object.__setattr__(self, name, getattr(kind(**{**alone, name: value}), name))
+            else:
+                refuse_unknown({name: value})
+
+        whole.__init__ = init
+        whole.__setattr__ = assign
+        return kind
+
+    return decorate

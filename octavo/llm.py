@@ -219,7 +219,7 @@ class LLM:
         requests = []
         for index, (prompt, one, level) in enumerate(zip(many, params_each, priorities, strict=True)):
             try:
-                chosen = one if output_kind is None else one.replace(output_kind=output_kind)
+                chosen = one if output_kind is None else one.clone(output_kind)
                 requests.append(self._engine.make_request(f"{call}-{index}", prompt, chosen, level))
             except InvalidRequestError as refusal:
                 if len(many) == 1:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from functools import cache
 from typing import Any
 
-from octavo.assignable import assignable
 from octavo.checked_parameters import (
     Other,
+    assignable,
     checked,
     checked_bias,
     checked_strings,
@@ -93,17 +94,14 @@ class SamplingParams:
         known_as={"transformers": "min_p", "gguf": "min_p", "ollama": "min_p"}, defaults={"people": 0.05},
     )  # fmt: skip
     seed: int | None = parameter(
-        None,
-        "The same seed draws the same tokens, whatever else is in the batch.",
-        low=-(2**63),
-        known_as={"ollama": "seed"},
+        None, "The same seed draws the same tokens, whatever the batch.", low=-(2**63), known_as={"ollama": "seed"}
     )
     stop: str | Iterable[str] | None = parameter(None, "Texts that end an answer.", known_as={"ollama": "stop"})
     stop_token_ids: Iterable[int] | None = parameter(None, "Tokens that end an answer.")
     ignore_eos: bool = parameter(False, "Go on past the model's own end token.")
     max_tokens: int | None = parameter(
         16,
-        "Most tokens to generate; the answer ends before if the model's context is full.",
+        "Most tokens to generate, if the context has room.",
         low=1,
         known_as={"transformers": "max_new_tokens"},
     )
@@ -149,12 +147,8 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"output_kind is {shown(self.output_kind)}, allowed are the members of RequestOutputKind"
             )
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequestError(
-                f"min_tokens is {self.min_tokens}, allowed is 0 to max_tokens, which is {self.max_tokens}: "
-                "lower the one or raise the other"
-            )
         self._normalise_collections()
+        self._check_combinations()
 
     def _normalise_collections(self) -> None:
         self._set("stop", checked_strings("stop", [self.stop] if isinstance(self.stop, str) else self.stop))
@@ -166,6 +160,13 @@ class SamplingParams:
             self._set_ids("logprob_token_ids", MAX_LOGPROB_TOKEN_IDS, "logprobs=-1 reports the whole vocabulary")
         if self.logit_bias is not None:
             self._set("logit_bias", checked_bias(self.logit_bias))
+
+    def _check_combinations(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens is {self.min_tokens}, allowed is 0 to max_tokens, which is {self.max_tokens}: "
+                "lower the one or raise the other"
+            )
         if self.stop and not self.detokenize:
             raise InvalidRequestError(
                 "stop strings need detokenize=True, got detokenize=False: use stop_token_ids, or drop one of the two"
@@ -178,7 +179,7 @@ class SamplingParams:
         self._set(name, ids)
 
     def _set(self, name: str, value: object) -> None:
-        """The one place a frozen field is written: its own construction."""
+        """Write a checked field."""
         object.__setattr__(self, name, value)
 
     @property
@@ -198,9 +199,16 @@ class SamplingParams:
         """A copy with some fields changed, checked again."""
         return replace(self, **changes)
 
-    def clone(self) -> SamplingParams:
-        """A copy of its own, checked again."""
-        return replace(self)
+    def clone(self, output_kind: RequestOutputKind | None = None) -> SamplingParams:
+        """A copy of its own, of another kind of output if given. Fields were checked when they were assigned; only
+        their combinations are checked here, and logit_bias, which may have changed in place."""
+        clone = copy.copy(self)
+        if output_kind is not None:
+            clone._set("output_kind", output_kind)
+        clone._check_combinations()
+        if clone.logit_bias is not None:
+            clone._set("logit_bias", checked_bias(clone.logit_bias))
+        return clone
 
 
 @cache

@@ -124,7 +124,7 @@ class EngineCore:
                     schedule_s=scheduled - begin,
                     execute_s=executed - scheduled,
                     update_s=now - executed,
-                    num_tokens=plan.num_tokens,
+                    num_tokens=sum(plan.num_scheduled_tokens),
                     num_seqs=len(plan.rows),
                 )
             )

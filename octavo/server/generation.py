@@ -107,7 +107,7 @@ def ended_by_server() -> ApiError:
 
 
 async def _run(client: EngineClient, generation: Generation, kind: RequestOutputKind) -> AsyncGenerator[RequestOutput]:
-    params = generation.params.replace(output_kind=kind)
+    params = generation.params.clone(kind)
     streams = [
         client.generate(
             prompt,
