@@ -1,4 +1,4 @@
-// The extern "C" face of cpu/sampling.h, called by octavo/kernels/cpu/sampling.py.
+// The extern "C" face of cpu/sampling.h, called by octavo/kernels/cpu/library.py.
 #include "cpu/sampling.h"
 
 #include <new>
@@ -10,7 +10,7 @@ extern "C" const char* octavo_sampling_columns() {
 #undef OCTAVO_LINE
 }
 
-// The others return 0, or 1 where there was no memory: no exception crosses into Python.
+// The others return 0, or 1 if memory ran out: no exception crosses into Python.
 
 extern "C" int octavo_sample(octavo::ThreadPool* pool, const float* logits, int64_t vocab_size,
                              const octavo::SamplingBatch* batch, int64_t num_entries, int32_t* tokens) {

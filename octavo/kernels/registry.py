@@ -94,7 +94,7 @@ def converter(config: BackendConfig) -> Convert:
     @cache
     def chosen() -> Convert:
         if _cpu(config).why_not() is None:
-            from octavo.kernels.cpu.convert import convert
+            from octavo.kernels.cpu.weights import convert
 
             return convert
         from octavo.kernels.reference.dequantize import convert as reference_convert

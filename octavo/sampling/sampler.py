@@ -1,4 +1,4 @@
-"""From a step's entries to the SamplingBatch that a backend draws from.
+"""Sampler: keeps every row's sampling parameters, and gathers a step's SamplingBatch from them.
 
 A sequence's parameters are written once, into the columns of its permanent row:
 
@@ -6,41 +6,47 @@ A sequence's parameters are written once, into the columns of its permanent row:
     temperature      1.0     0.0     0.7         a step's gather is one `take` per column
     seeds              7       8       7
     ...
-    is_special        no      no     yes         only these rows are visited one by one,
+    is_special        no      no     yes         only these rows are visited one by one
                                       └─> SpecialNeeds: penalties, bias, allowed, bad words, min_tokens
+
+Special needs do not fit into one number per parameter. Penalties read the sequence's tokens; allowed tokens, bias and
+bans are lists. Bans change with the output: a bad word bans its last token only directly after its other tokens, and
+min_tokens bans the stop tokens until the output is long enough.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from octavo.messages import ForkRow, NewRow
-from octavo.sampling.columns import COLUMNS, FILTERS, NUMBERS, PARAMETERS, RAGGED, IntArray, SamplingBatch
-from octavo.sampling.special_needs import SpecialNeeds, special_needs
+from octavo.sampling.columns import COLUMNS, FILTERS, NUMBERS, PARAMETERS, RAGGED, FloatArray, IntArray, SamplingBatch
 
 NO_LOGPROBS = -2  # -1 is the whole vocabulary
 _OF_A_STEP = ("logits_rows", "positions")  # the other numbers stay the same while a sequence is in its row
 
+_Runs = dict[str, NDArray[np.int32] | NDArray[np.float32]]  # a SamplingBatch's ragged column -> one entry's values
+
 
 class Sampler:
-    """Knows how every live row wants its tokens chosen. Owner: the worker."""
+    """The sampling parameters of all rows. Owner: the worker."""
 
     def __init__(self, max_num_seqs: int) -> None:
         self._columns: dict[str, NDArray[Any]] = {
             name: np.zeros(max_num_seqs, dtype) for name, dtype in NUMBERS.items() if name not in _OF_A_STEP
         }
         self._num_logprobs: IntArray = np.full(max_num_seqs, NO_LOGPROBS, np.int32)
-        self._scored_ids: dict[int, tuple[int, ...]] = {}  # row -> the ids whose log-probabilities it asks for
+        self._scored_ids: dict[int, tuple[int, ...]] = {}  # row -> ids whose log-probabilities it asks for
         self._has_filters = np.zeros(max_num_seqs, np.bool_)
         self._is_special = np.zeros(max_num_seqs, np.bool_)
         self._special: dict[int, SpecialNeeds] = {}
         self._zero_offsets: IntArray = np.zeros(max_num_seqs + 1, np.int32)
 
     def enter(self, new: NewRow) -> None:
-        """A sequence enters a row; what the row held before is forgotten."""
+        """A sequence enters a row and replaces whatever was there."""
         row, params = new.row, new.sampling_params
         for name in PARAMETERS:
             self._columns[name][row] = getattr(params, name)
@@ -50,7 +56,7 @@ class Sampler:
         self._has_filters[row] = any(getattr(params, name) != neutral for name, neutral in FILTERS.items())
         self._num_logprobs[row] = (params.logprobs or 0) if params.reports_logprobs else NO_LOGPROBS
         self._scored_ids[row] = tuple(params.logprob_token_ids or ())
-        self._set_special(row, special_needs(new))
+        self._set_special(row, _special_needs(new))
 
     def fork(self, fork: ForkRow) -> None:
         """A sequence enters a row with its parent's parameters and seed, but random numbers of its own."""
@@ -65,31 +71,31 @@ class Sampler:
         return bool((self._num_logprobs.take(rows) != NO_LOGPROBS).any())
 
     def num_logprobs(self, rows: IntArray) -> IntArray:
-        """How many best tokens each row reports with a drawn one: -1 is all, NO_LOGPROBS is no report."""
+        """How many best tokens each row reports with a drawn one: -1 is the whole vocabulary, NO_LOGPROBS no report."""
         return self._num_logprobs.take(rows)
 
     def scored_ids(self, rows: IntArray) -> list[tuple[int, ...]]:
-        """Which ids each row reports besides."""
+        """The ids whose log-probabilities each row reports as well."""
         return [self._scored_ids[row] for row in rows.tolist()]
 
     def columns(self, rows: IntArray) -> dict[str, NDArray[Any]]:
-        """The numbers of these rows, by the names that SamplingBatch gives them."""
+        """The numbers of these rows, by their names in SamplingBatch."""
         return {name: column.take(rows) for name, column in self._columns.items()}
 
     def has_filters(self, rows: IntArray) -> bool:
-        """Whether filters may cut tokens away in some of these rows."""
+        """Whether any of these rows has filters, which cut tokens away."""
         return bool(self._has_filters.take(rows).any())
 
     def has_special(self, rows: IntArray) -> bool:
-        """Whether numbers alone do not say what some of these rows want: their logits are edited."""
+        """Whether any of these rows has special needs: its logits are edited before the draw."""
         return bool(self._is_special.take(rows).any())
 
     def prepare(self, rows: IntArray, logits_rows: IntArray, positions: IntArray, token_ids: IntArray) -> SamplingBatch:
         """The batch that draws one token for each of N entries.
 
-        Entry j draws for the sequence in rows[j], from row logits_rows[j] of the logits, the token that will have
-        position positions[j]: the sequence's tokens so far are token_ids[rows[j], :positions[j]].
-        token_ids is [max_num_seqs, max_model_len]; the other three are [N].
+        Entry j draws the token at positions[j] of the sequence in rows[j], from row logits_rows[j] of the logits. The
+        sequence's tokens so far are token_ids[rows[j], :positions[j]]. token_ids: [max_num_seqs, max_model_len]; the
+        others: [N].
         """
         special = {
             j: self._special[rows[j]].runs(token_ids[rows[j], : positions[j]])
@@ -118,3 +124,63 @@ class Sampler:
         for j, run in runs.items():
             lens[j + 1] = len(run)
         return np.concatenate(list(runs.values())), np.cumsum(lens, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpecialNeeds:
+    """The ragged part of one sequence's sampling parameters; its forks share it."""
+
+    has_penalties: bool
+    allowed: IntArray
+    bias_ids: IntArray
+    bias_values: FloatArray
+    always_banned: IntArray  # bad words of one token
+    bad_words: tuple[tuple[int, ...], ...]  # the longer ones
+    stop_token_ids: IntArray
+    min_tokens: int
+    num_prompt_tokens: int
+
+    def runs(self, token_ids: IntArray) -> _Runs:
+        """This sequence's values for the ragged columns. token_ids: all its tokens so far."""
+        runs: _Runs = {}
+        if self.has_penalties:
+            runs["history"] = token_ids
+        if len(self.allowed):
+            runs["allowed"] = self.allowed
+        if len(self.bias_ids):
+            runs["bias_ids"], runs["bias_values"] = self.bias_ids, self.bias_values
+        banned = self._banned(token_ids[self.num_prompt_tokens :])
+        if len(banned):
+            runs["banned"] = banned
+        return runs
+
+    def _banned(self, output: IntArray) -> IntArray:
+        banned = self.always_banned
+        if len(output) < self.min_tokens:
+            banned = np.concatenate((banned, self.stop_token_ids))
+        completing = [word[-1] for word in self.bad_words if _ends_with(output, word[:-1])]
+        return np.concatenate((banned, np.array(completing, np.int32))) if completing else banned
+
+
+def _special_needs(new: NewRow) -> SpecialNeeds | None:
+    """None for a plain row: columns of numbers describe it in full."""
+    params = new.sampling_params
+    bias = params.logit_bias or {}
+    min_tokens = params.min_tokens if new.stop_token_ids else 0
+    if not (params.has_penalties or params.allowed_token_ids or bias or new.bad_word_ids or min_tokens):
+        return None
+    return SpecialNeeds(
+        has_penalties=params.has_penalties,
+        allowed=np.array(params.allowed_token_ids or (), np.int32),
+        bias_ids=np.array(list(bias.keys()), np.int32),
+        bias_values=np.array(list(bias.values()), np.float32),
+        always_banned=np.array([word[0] for word in new.bad_word_ids if len(word) == 1], np.int32),
+        bad_words=tuple(word for word in new.bad_word_ids if len(word) > 1),
+        stop_token_ids=np.array(sorted(new.stop_token_ids), np.int32),
+        min_tokens=min_tokens,
+        num_prompt_tokens=new.num_prompt_tokens,
+    )
+
+
+def _ends_with(output: IntArray, tail: tuple[int, ...]) -> bool:
+    return len(tail) <= len(output) and tuple(output[len(output) - len(tail) :].tolist()) == tail

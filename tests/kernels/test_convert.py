@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from octavo.kernels.cpu.convert import convert
+from octavo.kernels.cpu.weights import convert
 from octavo.kernels.reference.dequantize import convert as reference_convert
 from octavo.kernels.tensor import DENSE_DTYPES, DTYPES, DType, HostTensor, from_array, num_bytes
 

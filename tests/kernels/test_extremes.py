@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from octavo.kernels.cpu import library
-from octavo.kernels.cpu import sampling as cpu
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import CompiledModel
 from octavo.kernels.ops import FloatArray, IntArray
@@ -28,7 +27,7 @@ VOCAB_SIZES = [1, 5, 128, 129, 700]
 def kernel() -> Sample:
     loaded = library.load()
     threads = library.ThreadPool(loaded, 2)
-    return lambda logits, batch: cpu.sample(loaded, threads.handle, logits, batch)
+    return lambda logits, batch: library.sample(loaded, threads.handle, logits, batch)
 
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)

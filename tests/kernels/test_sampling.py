@@ -18,7 +18,7 @@ from scipy import stats
 
 from octavo import env
 from octavo.kernels.build.toolchain import FLAGS, SANITIZER_FLAGS
-from octavo.kernels.cpu import sampling as cpu
+from octavo.kernels.cpu import library as cpu
 from octavo.kernels.ops import FloatArray, IntArray
 from octavo.kernels.reference import sampling as reference
 from octavo.kernels.reference.random import uniform

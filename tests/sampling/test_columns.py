@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from octavo.kernels.cpu import library
-from octavo.kernels.cpu.sampling import struct_columns
+from octavo.kernels.cpu.library import struct_columns
 from octavo.kernels.reference.sampling import processed_logits
 from octavo.sampling.columns import (
     COLUMNS,

@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.kernels.cpu import library
-from octavo.kernels.cpu.emit import slots
-from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
-from octavo.kernels.cpu.program import CpuProgram
-from octavo.kernels.cpu.sampling import processed_logits, sample
+from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address, processed_logits, sample
+from octavo.kernels.cpu.program import CpuProgram, slots
 from octavo.kernels.cpu.weights import CpuWeights, PackedRows
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.host import allocate_pool
@@ -41,7 +39,7 @@ class OpTime:
 
 class CpuModel:
     """Implements `Loaded` of `octavo/kernels/device.py` and, once it is bound, `CompiledModel`. Owns its C++ model,
-    packed weights, activations and the KV pool."""
+    packed weights, activations and KV pool."""
 
     def __init__(
         self,
@@ -167,7 +165,7 @@ class CpuModel:
         self._library.octavo_model_measure(self._handle, int(on))
 
     def op_times(self) -> list[OpTime]:
-        """Time per kind of op while measuring, slowest first."""
+        """Time per kind of op since measuring began, slowest first."""
         total: dict[str, OpTime] = {}
         for op, calls, seconds in self._forward.times() + self._head.times():
             before = total.get(op, OpTime(op, 0, 0.0))

@@ -1,10 +1,10 @@
-"""The C interface of csrc/bindings/program.cpp, as ctypes sees it: structs, signatures, errors."""
+"""The C interface of csrc/bindings/ in ctypes: structs, signatures, errors, and the calls that draw tokens."""
 
 from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, Structure, Union, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from octavo.errors import OctavoError, OutOfMemoryError, UnsupportedModelError
 from octavo.kernels.build import build
+from octavo.kernels.ops import FloatArray, IntArray
+from octavo.sampling.columns import COLUMNS, SamplingBatch
 
 
 class Slot(Structure):
-    """Where a tensor lies: a buffer, its columns, the floats from one row to the next."""
+    """A tensor's place: its buffer, the number of columns, and the floats from one row to the next."""
 
     _fields_ = (("buffer", c_int32), ("width", c_int32), ("stride", c_int32))
 
@@ -66,7 +68,7 @@ class LayerSpec(Structure):
 
 
 class Argument(Union):
-    """A parameter of an op: a number, or the address of what it is."""
+    """A parameter of an op: a number or an address."""
 
     _fields_ = (("whole", c_int64), ("real", c_float), ("address", c_void_p))
 
@@ -74,7 +76,7 @@ class Argument(Union):
 Arguments = Argument * 8
 
 
-_POINTER = c_void_p  # an object of the library's, or an array
+_POINTER = c_void_p  # an object of the library, or an array
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "octavo_last_error": (c_char_p, ()),
     "octavo_pool_new": (_POINTER, (c_int,)),
@@ -105,10 +107,14 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (_POINTER, _POINTER, c_int32, _POINTER, c_int64, c_int64, c_int32, _POINTER, Slot, Slot, c_int64),
     ),
     "octavo_program_times": (None, (_POINTER, POINTER(c_double), POINTER(c_int64))),
+    "octavo_sampling_columns": (c_char_p, ()),
+    "octavo_sample": (c_int, (_POINTER, _POINTER, c_int64, POINTER(c_void_p), c_int64, _POINTER)),
+    "octavo_processed_logits": (c_int, (_POINTER, _POINTER, c_int64, POINTER(c_void_p), c_int64, _POINTER, _POINTER)),
 }
+_COLUMN_TYPES: dict[str, type[np.generic]] = {"int32_t": np.int32, "uint64_t": np.uint64, "float": np.float32}
 
 
-@lru_cache
+@cache
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
@@ -122,7 +128,7 @@ def load() -> ctypes.CDLL:
 
 
 def check(library: ctypes.CDLL, code: int, doing: str) -> None:
-    """Raise what a non-zero return code of a call means."""
+    """Raise the error that a call's return code stands for; 0 is success."""
     if code == 0:
         return
     message = f"{doing}: {library.octavo_last_error().decode()}"
@@ -131,7 +137,7 @@ def check(library: ctypes.CDLL, code: int, doing: str) -> None:
 
 
 def address(array: NDArray[Any]) -> int:
-    """Where a contiguous array's elements are; the caller keeps the array."""
+    """The address of a contiguous array's first element. The caller must keep the array alive."""
     assert array.flags.c_contiguous, "the kernels read contiguous arrays"
     return int(array.__array_interface__["data"][0])
 
@@ -142,7 +148,7 @@ def int32_address(array: NDArray[np.int32]) -> int:
 
 
 class ThreadPool:
-    """The kernels' threads. Freed with this object."""
+    """The kernels' threads, which end with this object."""
 
     def __init__(self, library: ctypes.CDLL, num_threads: int) -> None:
         self._library = library
@@ -153,3 +159,55 @@ class ThreadPool:
     def __del__(self) -> None:
         if handle := self.__dict__.pop("handle", None):
             self._library.octavo_pool_free(handle)
+
+
+def sample(library: ctypes.CDLL, pool: c_void_p, logits: FloatArray, batch: SamplingBatch) -> IntArray:
+    """`CompiledModel.sample`, on the threads of a pool."""
+    tokens = np.empty(len(batch.logits_rows), np.int32)
+    _draw(library, library.octavo_sample, pool, logits, batch, tokens)
+    return tokens
+
+
+def processed_logits(library: ctypes.CDLL, pool: c_void_p, logits: FloatArray, batch: SamplingBatch) -> FloatArray:
+    """`CompiledModel.processed_logits`, on the threads of a pool."""
+    num_entries = len(batch.logits_rows)
+    processed, results = np.empty((num_entries, logits.shape[1]), np.float32), np.empty(num_entries, np.int32)
+    _draw(library, library.octavo_processed_logits, pool, logits, batch, processed, results)
+    return processed
+
+
+def _draw(
+    library: ctypes.CDLL,
+    function: Any,
+    pool: c_void_p,
+    logits: FloatArray,
+    batch: SamplingBatch,
+    *out: FloatArray | IntArray,
+) -> None:
+    """Call one of the two functions that read a SamplingBatch. The last of `out` is each entry's token, or below -1
+    for an entry that is not valid."""
+    num_rows, vocab_size = logits.shape
+    num_entries = len(batch.logits_rows)
+    assert num_entries == 0 or 0 <= batch.logits_rows.min() <= batch.logits_rows.max() < num_rows, (
+        f"entries read rows of logits that are not among the {num_rows} given"
+    )
+    logits = np.ascontiguousarray(logits, np.float32)
+    columns = [np.ascontiguousarray(getattr(batch, column), dtype) for column, dtype in struct_columns(library)]
+    pointers = (c_void_p * len(columns))(*(column.ctypes.data for column in columns))
+    code = function(pool, address(logits), vocab_size, pointers, num_entries, *map(address, out))
+    if code != 0:
+        raise OutOfMemoryError(f"drawing {num_entries} tokens of {vocab_size} found no memory; lower max_num_seqs")
+    assert num_entries == 0 or out[-1].min() >= -1, (
+        "an entry bans, biases, allows or remembers a token not in the model, or its parameters are not numbers"
+    )
+
+
+@cache
+def struct_columns(library: ctypes.CDLL) -> tuple[tuple[str, type[np.generic]], ...]:
+    """The pointers of the C struct SamplingBatch in its order, as the library lists them, and their element types."""
+    lines = [line.split() for line in library.octavo_sampling_columns().decode().splitlines()]
+    columns = {name: _COLUMN_TYPES[kind] for kind, name in lines}
+    assert columns == COLUMNS, (
+        f"csrc/cpu/sampling.h and sampling/columns.py differ in {columns.items() ^ COLUMNS.items()}"
+    )
+    return tuple(columns.items())

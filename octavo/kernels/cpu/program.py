@@ -1,23 +1,35 @@
-"""CpuProgram: a recording in C++, where it runs as a whole. Here one can time its ops, or run it op by op."""
+"""CpuProgram: a recording handed to C++, which runs it as a whole; here its ops can be timed, or run one by one.
+
+Matrices are packed as their instructions are appended, while their pages of the file are in memory. Small arrays
+(norms, biases, angles) and embedding tables are borrowed; `CpuWeights` keeps them alive.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int64, c_void_p
-from typing import Literal
+from collections.abc import Sequence
+from ctypes import Array, addressof, byref, c_int64, c_void_p
+from typing import Any, Literal
 
 import numpy as np
 
-from octavo.kernels.cpu.emit import Emitter, slots
-from octavo.kernels.cpu.library import ThreadPool, address, check
+from octavo.kernels.cpu.library import Argument, Arguments, LayerSpec, Slot, ThreadPool, address, check
 from octavo.kernels.cpu.weights import CpuWeights
 from octavo.kernels.kv_layout import KVLayout
-from octavo.kernels.ops import FloatArray
-from octavo.kernels.program.recorder import OpByOp, Recording, See, Value, share_buffers
+from octavo.kernels.ops import OPS, WORDS, AttentionLayer, FloatArray
+from octavo.kernels.parameters import Linear, Parameter
+from octavo.kernels.program.recorder import BufferPlan, Instruction, OpByOp, Recording, See, Value, share_buffers
+from octavo.kernels.tensor import DTYPES
+
+
+def slots(plan: BufferPlan, values: Sequence[Value]) -> Array[Slot]:
+    """The slots of values in a buffer plan."""
+    places = [Slot(plan.buffer_of[value.storage], value.width, value.stride) for value in values]
+    return (Slot * len(places))(*places)
 
 
 class CpuProgram:
-    """The C++ model owns the instructions; this knows them by the recording's order."""
+    """The C++ model owns the instructions. They are in the order of the recording, one or more for each of its own."""
 
     def __init__(
         self,
@@ -36,22 +48,22 @@ class CpuProgram:
         self.plan = share_buffers(recording.instructions, recording.given, recording.kept)
         widths = np.array(self.plan.widths, np.int32)
         self._handle = getattr(library, f"octavo_model_{which}_program")(model, address(widths), len(widths))
-        emitter = Emitter(library, threads, self._handle, self.plan, kv, weights, activation_bytes)
-        self._ends = []  # of each recorded instruction, among C++'s
+        emitter = _Emitter(library, threads, self._handle, self.plan, kv, weights, activation_bytes)
+        self._ends = []  # of each recorded instruction, as an index into C++'s
         for instruction in recording.instructions:
             emitter.emit(instruction)
             self._ends.append(len(emitter.ops))
         self._ops = emitter.ops
 
     def times(self) -> list[tuple[str, int, float]]:
-        """Of each instruction in C++: its op, how often it ran, seconds."""
+        """(op, number of calls, seconds) for each instruction in C++."""
         seconds, calls = (ctypes.c_double * len(self._ops))(), (c_int64 * len(self._ops))()
         self._library.octavo_program_times(self._handle, seconds, calls)
         return list(zip(self._ops, calls, seconds, strict=True))
 
     def run_op_by_op(self, num_rows: int) -> None:
-        """Where there is a `see`, after the C++ model began a step of so many rows."""
-        assert self._traced is not None, "a program that nobody sees runs as a whole"
+        """Run a step of `num_rows` rows that the C++ model has begun. Needs `see`, which is shown each op's result."""
+        assert self._traced is not None, "a program without `see` runs as a whole"
         recording, see = self._traced
 
         def run(index: int) -> None:
@@ -65,3 +77,84 @@ class CpuProgram:
             return np.ctypeslib.as_array(data, (num_rows, value.stride))[:, : value.width]
 
         recording.run_again(OpByOp(recording.instructions, run, view, see), map(view, recording.given))
+
+
+class _Emitter:
+    """Appends instructions to one C++ program. ops: the op name of each of its instructions."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        pool: ThreadPool,
+        program: int,
+        plan: BufferPlan,
+        kv: KVLayout,
+        weights: CpuWeights,
+        activation_bytes: int,
+    ) -> None:
+        self.ops: list[str] = []
+        self._library = library
+        self._pool = pool
+        self._program = program
+        self._plan = plan
+        self._kv = kv
+        self._weights = weights
+        self._activation_bytes = activation_bytes
+
+    def emit(self, instruction: Instruction) -> None:
+        places = slots(self._plan, (*instruction.inputs, *instruction.outputs))
+        if instruction.op == "linear":
+            x, out = places
+            return self._linear(x, out, instruction.arguments["weight"])
+        kinds = OPS[instruction.op].kinds
+        given = [each for name, kind in kinds.items() for each in self._arguments(kind, instruction.arguments[name])]
+        self._append("append", instruction.op, instruction.op.encode(), places, len(places), byref(Arguments(*given)))
+
+    def _linear(self, x: Slot, out: Slot, weight: Linear) -> None:
+        bias = self._weights.vector(*weight.biases)
+        first = 0
+        for matrix in self._weights.matrices(weight):
+            part_bias = None if bias is None else bias + 4 * first
+            self._append(
+                *("append_linear", "linear", self._pool.handle, DTYPES.index(matrix.dtype), address(matrix.data)),
+                *(matrix.rows, matrix.cols, self._activation_bytes, part_bias, x, out, first),
+            )
+            first += matrix.rows
+
+    def _append(self, function: str, op: str, *arguments: Any) -> None:
+        code = getattr(self._library, f"octavo_program_{function}")(self._program, *arguments)
+        check(self._library, code, f"compiling {op} for the cpu backend")
+        self.ops.append(op)
+
+    def _arguments(self, kind: str, value: Any) -> list[Argument]:
+        """A parameter of this kind in the form that C++ takes."""
+        if kind == "float":
+            return [Argument(real=value)]
+        if kind == "int":
+            return [Argument(whole=value)]
+        if kind in WORDS:
+            return [Argument(whole=WORDS[kind].index(value))]
+        if isinstance(value, AttentionLayer):
+            return [Argument(address=addressof(self._spec(value)))]
+        if value is not None and len(value.shape) == 2:
+            table = self._weights.table(value)
+            whole = (DTYPES.index(table.dtype), address(table.data), table.rows, table.row_bytes)
+            return [Argument(whole=each) for each in whole]
+        return [Argument(address=self._vector(value))]
+
+    def _spec(self, layer: AttentionLayer) -> LayerSpec:
+        """The layer's spec; all ops of its attention share one."""
+        if (made := self._weights.specs.get(layer)) is not None:
+            return made
+        rotary = layer.rotary
+        angles = (None, None) if rotary is None else map(self._weights.borrow, (rotary.cos, rotary.sin))
+        spec = self._weights.specs[layer] = LayerSpec(
+            *(layer.group, self._kv.layer_offset(layer), layer.num_heads, layer.num_kv_heads, layer.head_dim),
+            *(layer.scale, layer.window or 0, layer.softcap or 0.0),
+            *(self._vector(layer.q_norm), self._vector(layer.k_norm), layer.norm_eps),
+            *(*angles, rotary.rotary_dim if rotary else 0),
+        )
+        return spec
+
+    def _vector(self, parameter: Parameter | None) -> int | None:
+        return None if parameter is None else self._weights.vector(parameter)

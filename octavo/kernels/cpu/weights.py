@@ -1,7 +1,7 @@
-"""A model's weights as the cpu backend holds them, by their names.
+"""A model's weights as the cpu backend holds them, by name, and their conversion to a dense type.
 
-embedding tables, norms, biases, angles   arrays that C++ borrows: views into the file where it has them so
-matrices                                  packed by C++, which keeps a copy; what they were made from is let go
+embedding tables, norms, biases, angles   arrays that C++ borrows, views into the file if it stores them in that form
+matrices                                  packed by C++ into its own copy; the originals are freed
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.kernels.cpu.library import LayerSpec, address
+from octavo.kernels.cpu.library import LayerSpec, ThreadPool, address, check, load
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear, Parameter
+from octavo.kernels.reference.dequantize import convert as reference_convert
 from octavo.kernels.reference.dequantize import values
-from octavo.kernels.tensor import DType, HostTensor, from_array, num_bytes
+from octavo.kernels.tensor import DENSE_DTYPES, DTYPES, DType, HostTensor, from_array, num_bytes
+from octavo.observe.machine import num_cores
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """A parameter inside a packed matrix: its rows there, from `first_row` on. packed_with: the matrix's parts."""
+    """A parameter's place in a packed matrix: its rows start at `first_row`. packed_with: all parts of the matrix."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -32,24 +34,26 @@ class PackedRows:
 
     @property
     def num_bytes(self) -> int:
-        """As the file has them."""
+        """Bytes in the file."""
         return num_bytes(self.dtype, self.shape)
 
 
 class CpuWeights:
+    """Reads parameters one by one as a program is built, and keeps alive what C++ borrows. specs: of each layer."""
+
     def __init__(self) -> None:
         self.parameters: dict[str, HostTensor | PackedRows] = {}
         self.specs: dict[AttentionLayer, LayerSpec] = {}
         self._borrowed: list[NDArray[Any]] = []
 
     def table(self, parameter: Parameter) -> HostTensor:
-        """In its own format, and here to stay."""
+        """The parameter in its own format, kept here."""
         tensor = self._read(parameter)
         self.parameters[parameter.name] = tensor
         return tensor
 
     def vector(self, *parts: Parameter) -> int | None:
-        """The address of the parts joined, float32; None if there are none."""
+        """The address of the joined parts in float32; None if there are no parts."""
         if not parts:
             return None
         read = [values(part) for part in parts]
@@ -61,12 +65,13 @@ class CpuWeights:
         return self.borrow(joined)
 
     def borrow(self, array: NDArray[Any]) -> int:
-        """The array's address, as contiguous float32, valid as long as this object."""
+        """The address of the array as contiguous float32, valid as long as this object."""
         self._borrowed.append(held := np.ascontiguousarray(array, np.float32))
         return address(held)
 
     def matrices(self, linear: Linear) -> Iterator[HostTensor]:
-        """To be packed at once. Neighbouring parts of one type become one matrix: fewer, larger products."""
+        """The matrices of a linear layer, each to be packed before the next is read. Neighbouring parts of one type
+        become one matrix: fewer, larger products."""
         read = [(part.name, self._read(part)) for part in linear.parts]
         for dtype, group in groupby(read, key=lambda named: named[1].dtype):
             names, tensors = zip(*group, strict=True)
@@ -78,6 +83,31 @@ class CpuWeights:
             yield HostTensor(dtype, (rows, linear.in_features), data)
 
     def _read(self, parameter: Parameter) -> HostTensor:
-        """An embedding table that is also the head is here already."""
+        """An embedding table that is also the LM head has been read already."""
         held = self.parameters.get(parameter.name)
         return held if isinstance(held, HostTensor) else parameter.compact()
+
+
+def convert(tensor: HostTensor, dtype: DType) -> HostTensor:
+    """The tensor in a dense dtype, rounded to nearest even, or the tensor itself if it has that dtype. Raises
+    OverflowError if a finite value does not fit float16."""
+    assert dtype in DENSE_DTYPES, f"weights convert to {', '.join(sorted(DENSE_DTYPES))}, not to {dtype}"
+    if tensor.dtype == dtype:
+        return tensor
+    library = load()
+    pool = ThreadPool(library, num_cores())
+    data = np.empty(num_bytes(dtype, tensor.shape), np.uint8)
+    code = library.octavo_convert(
+        pool.handle,
+        DTYPES.index(tensor.dtype),
+        address(tensor.data),
+        tensor.row_bytes,
+        tensor.rows,
+        tensor.cols,
+        DTYPES.index(dtype),
+        address(data),
+    )
+    check(library, code, f"converting a {tensor.dtype} tensor to {dtype}")
+    if dtype == "F16" and np.isinf(data.view(np.float16)).any():
+        return reference_convert(tensor, dtype)  # tells overflow from values that were infinite before
+    return HostTensor(dtype, tensor.shape, data)
