@@ -114,25 +114,19 @@ class LLMEngine:
                 self.tracer.close()
 
 
-class StopFound(NamedTuple):
-    """A stop string ended this sequence; the scheduler must be told."""
-
-    sequence_id: SequenceId
-    stop: str
-
-
 class RequestFault(NamedTuple):
-    """This request's output could not be made, so it has ended; the scheduler must be told."""
+    """This request's output could not be made, so it has ended."""
 
     request_id: str
     reason: str
 
 
 class Processed(NamedTuple):
-    """The results of one step's updates: outputs in order of first change, and what the scheduler cannot know."""
+    """A step's outputs in order of first change, and ends that the scheduler must be told of: by stop strings, by
+    faults."""
 
     outputs: list[RequestOutput]
-    stops: list[StopFound]
+    stops: list[tuple[SequenceId, str]]
     faults: list[RequestFault]
 
 
@@ -165,7 +159,7 @@ class OutputProcessor:
                 continue  # it ended earlier in this step
             stop = request.extend(update, now)
             if stop is not None:
-                done.stops.append(StopFound(update.sequence.sequence_id, stop))
+                done.stops.append((update.sequence.sequence_id, stop))
             touched[request.request_id] = request
         for request_id, request in touched.items():
             output = request.output(now)

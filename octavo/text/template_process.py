@@ -3,8 +3,8 @@
     apply_chat_template ──▶ TemplateProcesses ──▶ an idle process, or a new one ──▶ text
                                                      └── over a limit: it is killed, and the request gets an error
 
-A process starts on first use, about as fast as importing the template library here, and is kept.
-The round trip of a normal template takes a fraction of a millisecond.
+A process starts on first use, about as fast as importing the template library here, and is kept. The round trip of a
+normal template takes a fraction of a millisecond.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MAX_IDLE = 2
 _LARGE_JOB = 2**22
 _PIPE_BYTES = 2**16
 
-_CODE = "import sys; sys.path[:] = {path!r}; from octavo.text.template_child import main; main({max_cpu_s!r})"
+_CODE = "import sys; sys.path[:] = {path!r}; from octavo.text.chat_template import main; main({max_cpu_s!r})"
 
 
 @lru_cache(maxsize=1)
@@ -190,10 +190,8 @@ class _Process:
 
 
 def _took_too_long(time_taken: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"the chat template did not end within {time_taken}, the limit for one conversation; use "
-        "another template, or send less"
-    )
+    why = f"the chat template did not end within {time_taken}, the limit for one conversation"
+    return InvalidRequestError(f"{why}; use another template, or send less")
 
 
 def _packed(job: Any) -> bytes:

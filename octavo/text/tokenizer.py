@@ -1,8 +1,4 @@
-"""Tokenizer: text to token ids and back, and conversations to prompts.
-
-It wraps the `tokenizers` library. A Tokenizer is created from a folder (folder_tokenizer.py) or a GGUF file
-(gguf_tokenizer.py) and never changes.
-"""
+"""Tokenizer: text to token ids and back, and conversations to prompts, by the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -92,20 +88,6 @@ class Tokenizer(TransformersCalls):
     def token_bytes(self, token_id: int) -> bytes:
         """The same in UTF-8: a token may be part of a character, and the bytes of a text's tokens join to the text."""
         return self._detokenizer.token_bytes(token_id)
-
-    def config(self) -> dict[str, Any]:
-        """This tokenizer as the content of a tokenizer_config.json."""
-        names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-        added = {
-            str(token_id): {name: getattr(token, name) for name in names}
-            for token_id, token in self._encoder.get_added_tokens_decoder().items()
-        }
-        return {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **self._special_tokens,
-            "added_tokens_decoder": added,
-            "chat_template": self.chat_template,
-        }
 
     @property
     def chat_template(self) -> str | None:

@@ -33,6 +33,7 @@ class TransformersCalls:
 
     _encoder: Encoder
     _special_tokens: Mapping[str, str]
+    _chat_templates: Mapping[str, str]
     is_fast = True
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -70,6 +71,20 @@ class TransformersCalls:
         if return_tensors == "np":
             return Encoded({name: _matrix(values) for name, values in found.items()})
         return Encoded({name: values[0] if isinstance(text, str) else values for name, values in found.items()})
+
+    def config(self) -> dict[str, Any]:
+        """This tokenizer as the content of a tokenizer_config.json."""
+        names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+        added = {
+            str(token_id): {name: getattr(token, name) for name in names}
+            for token_id, token in self._encoder.get_added_tokens_decoder().items()
+        }
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **self._special_tokens,
+            "added_tokens_decoder": added,
+            "chat_template": self._chat_templates.get("default"),
+        }
 
     def __len__(self) -> int:
         return int(self._encoder.get_vocab_size(with_added_tokens=True))
