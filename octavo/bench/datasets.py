@@ -168,7 +168,7 @@ def _of_line(line: str, where: str, output_len: int | None) -> BenchRequest:
     try:
         entry: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is no JSON: {error}") from None
+        raise ConfigError(f"{where} is not valid JSON: {error}") from None
     prompt = entry.get("prompt") if isinstance(entry, dict) else None
     is_ids = isinstance(prompt, list) and all(type(token) is int and token >= 0 for token in prompt)
     if not prompt or not (isinstance(prompt, str) or is_ids):
@@ -200,7 +200,7 @@ def _of_pair(prompt: Any, answer: Any, output_len: int | None, encode: Encode | 
 def _choose(requests: list[BenchRequest], path: str, num_prompts: int, seed: int, shuffle: bool) -> list[BenchRequest]:
     """Exactly num_prompts requests; too few repeat from the front, as in vLLM."""
     if not requests:
-        raise ConfigError(f"--dataset-path {path} holds no prompt that can be used; look into the file")
+        raise ConfigError(f"--dataset-path {path} has no usable prompt; check the file")
     if shuffle:
         random.Random(seed).shuffle(requests)
     return [requests[index % len(requests)] for index in range(num_prompts)]

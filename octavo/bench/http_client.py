@@ -93,7 +93,7 @@ class Client:
                 return await self._send(request, on_body)
         except TimeoutError:
             if limit.expired():
-                raise TimeoutError(f"no whole answer within {allowed:g} s, see --request-timeout") from None
+                raise TimeoutError(f"no complete answer within {allowed:g} s, see --request-timeout") from None
             raise  # raised by the network
 
     async def _send(self, request: bytes, on_body: OnBody) -> int:

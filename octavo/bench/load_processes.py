@@ -81,7 +81,7 @@ def _receive(pipe: Connection, child: BaseProcess) -> object:
     except EOFError:
         child.join()
         raise OctavoError(
-            f"a client process ended with exit code {child.exitcode} before its requests did; what it said is above"
+            f"a client process ended with exit code {child.exitcode} before its requests; its output is above"
         ) from None
     return got
 

@@ -171,6 +171,6 @@ def first_model(target: Target) -> str:
         return str(msgspec.json.decode(body)["data"][0]["id"])
     except (OSError, msgspec.DecodeError, RecursionError, KeyError, IndexError, TypeError) as error:
         raise ConfigError(
-            f"{target.base_url}/v1/models names no model ({type(error).__name__}: {error}): is the server running? "
+            f"{target.base_url}/v1/models lists no model ({type(error).__name__}: {error}): is the server running? "
             "Start one with octavo serve MODEL, give --host and --port of another, or name its model with --model"
         ) from None

@@ -185,19 +185,19 @@ def warnings(result: Mapping[str, Any], errors: Counter[str]) -> list[str]:
         lines.append(f"and {len(errors) - MAX_ERRORS_SHOWN} other errors")
     if result["client_cpu_share"] > BUSY_CLIENT:
         lines.append(
-            f"the client was busy {result['client_cpu_share']:.0%} of the time, so times are partly its own: "
-            "give --num-client-procs more processes"
+            f"the client was busy {result['client_cpu_share']:.0%} of the time, so the times are partly its own: "
+            "raise --num-client-procs"
         )
     if result["total_cached_tokens"]:
         share = result["total_cached_tokens"] / max(1, result["total_input_tokens"])
         lines.append(
-            f"{share:.0%} of the prompt tokens came from the server's prefix cache; if that was not meant, "
+            f"{share:.0%} of the prompt tokens came from the server's prefix cache; if that is not intended, "
             "draw other prompts with --seed"
         )
     if result["without_usage"]:
         lines.append(
-            f"the server told no usage for {result['without_usage']} requests: their tokens are counted by pieces "
-            "of text, of which each may hold several"
+            f"the server sent no usage for {result['without_usage']} requests: their tokens are counted as pieces "
+            "of text, and a piece may hold several tokens"
         )
     repeated = result.get("long_prefill", {}).get("repeated", 0)
     if repeated:

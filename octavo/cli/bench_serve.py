@@ -61,7 +61,7 @@ _LOAD_FLAGS = {
 
 
 def add_arguments(parser: CommandParser) -> None:
-    parser.takes_model("as the server calls it; default: the first of /v1/models", is_needed=False)
+    parser.takes_model("its name on the server; default: the first of /v1/models", is_needed=False)
     server = parser.add_argument_group("server")
     kinds = "openai, vllm: completions of token ids or text; openai-chat: chats of text (default: openai)"
     server.add_argument("--backend", choices=get_args(Backend), default="openai", help=kinds)
@@ -149,7 +149,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     try:
         extra = json.loads(args.extra_body)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--extra-body is no JSON: {error}: {args.extra_body}") from None
+        raise ConfigError(f"--extra-body is not valid JSON: {error}: {args.extra_body}") from None
     if not isinstance(extra, dict):
         raise ConfigError(f'--extra-body is {args.extra_body}, allowed is a JSON object such as {{"seed": 5}}')
     if extra.get("stream") is False:

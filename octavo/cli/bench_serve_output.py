@@ -40,12 +40,12 @@ _FLAGS = {
     "metric-percentiles": ("X[,X...]", "99", "such as 50,90,99.9"),
     "result-dir": ("DIR", None, "default: here"),
     "result-filename": ("FILE", None, "default: backend, rate, model and date"),
-    "label": ("TEXT", None, "begins the file's name"),
+    "label": ("TEXT", None, "prefix of the file's name"),
     "plot": ("FILE", None, "draw latency against load; .html, .svg, or .png, which needs the extra plot"),
 }
 _SWITCHES = {
     "save-result": "write the result as JSON",
-    "save-detailed": "with every request's times, lengths and text",
+    "save-detailed": "also write each request's times, lengths and text",
     "append-result": "add a line to the file instead of a new file",
     "disable-tqdm": "no progress bar",
 }
@@ -55,7 +55,7 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     goodput = "count requests within limits, such as ttft:200 tpot:50 e2el:5000"
     group.add_argument("--goodput", nargs="+", default=[], metavar="METRIC:MS", help=goodput)
-    group.add_argument("--metadata", nargs="*", default=[], metavar="KEY=VALUE", help="further facts for the result")
+    group.add_argument("--metadata", nargs="*", default=[], metavar="KEY=VALUE", help="extra keys for the result")
     add_flags(group, _FLAGS)
     for name, text in _SWITCHES.items():
         group.add_argument(f"--{name}", action="store_true", help=text)
@@ -149,7 +149,7 @@ class Results:
             )
         for folder in (Path(args.result_dir or "."), Path(args.plot or ".").parent):
             if not folder.is_dir():
-                raise ConfigError(f"{folder} is no folder: results cannot be written there; create it first")
+                raise ConfigError(f"{folder} is not a folder: results cannot be written there; create it first")
 
     def add(
         self, asked: Mapping[str, Any], result: Mapping[str, Any], more: Mapping[str, Any], outcome: Outcome

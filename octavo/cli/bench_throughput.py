@@ -101,9 +101,7 @@ def _settle_shape(args: argparse.Namespace) -> None:
         given = getattr(args, name)
         if args.dataset_name in NAMED and given is not None:
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(
-                f"{flag} does not go with --dataset-name {args.dataset_name}, whose every number is fixed"
-            )
+            raise ConfigError(f"{flag} does not go with --dataset-name {args.dataset_name}, which is fully fixed")
         if args.dataset_name not in NAMED and given is None:
             setattr(args, name, default)
 

@@ -40,7 +40,7 @@ COMMON = (*REMOTE_COMMON, "--system-prompt")
 
 
 def add_arguments(parser: CommandParser) -> None:
-    add_remote_flags(parser, "message", max_tokens="what the server allows")
+    add_remote_flags(parser, "message", max_tokens="the server's limit")
     parser.add_argument("--system-prompt", metavar="TEXT", help="a system message before the conversation")
 
 
@@ -70,10 +70,10 @@ def _new_text(choice: dict[str, Any]) -> str | None:
 def add_remote_flags(parser: CommandParser, quick: str, *, max_tokens: str) -> None:
     """quick: what -q takes."""
     parser.add_argument("--url", default=DEFAULT_URL, help=f"the server's API (default: {DEFAULT_URL})")
-    text = "the model to ask, as the server calls it; default: the first that is served"
+    text = "the model's name on the server; default: the first that is served"
     parser.takes_model(text, flags=("--model-name", "--model"), is_needed=False)
     parser.add_argument("--api-key", metavar="KEY", help="the server's key; default: OPENAI_API_KEY, or none")
-    parser.add_argument("-q", "--quick", metavar=quick.upper(), help=f"answer this one {quick} and leave")
+    parser.add_argument("-q", "--quick", metavar=quick.upper(), help=f"answer this one {quick} and exit")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the seed")
     add_sampling_flags(parser, _NOT_FLAGS, max_tokens=max_tokens)
 
@@ -129,7 +129,7 @@ def _for_people(recommended: object, is_told: bool) -> dict[str, Any]:
         return {}
     seed = fresh_seed()
     if is_told:
-        print(f"octavo: --seed {seed} draws the same answers again", file=sys.stderr)
+        print(f"octavo: --seed {seed} reproduces these answers", file=sys.stderr)
     return {**FOR_PEOPLE, "seed": seed}
 
 

@@ -25,11 +25,11 @@ from octavo.errors import InvalidRequestError, OctavoError, TokenizerError
 if TYPE_CHECKING:
     from octavo.llm import LLM
 
-HELP = """  /reset   forget what was said
+HELP = """  /reset   forget the conversation
   /exit    leave; so does Ctrl-D
   /help    this
   Ctrl-C   stop the answer
-Anything else is a message, also if it begins with /. What is pasted is one message, however many lines it has."""
+Anything else is a message, also if it begins with /. Pasted lines are one message."""
 
 #: streams the answer to a conversation; returns the text shown, even if the answer was stopped
 Say = Callable[[list[Message]], str]
@@ -67,7 +67,7 @@ class Conversation:
         except self._refusals as error:
             if not sys.stdin.isatty():
                 raise
-            print(f"octavo: {error}\nThat message is forgotten; /reset forgets those before it, too.", file=sys.stderr)
+            print(f"octavo: {error}\nThat message was dropped; /reset drops the earlier ones too.", file=sys.stderr)
             return
         self._messages += [turn, {"role": "assistant", "content": said}]
 

@@ -37,7 +37,7 @@ def machine_findings() -> Iterator[Finding]:
     yield Finding("processor", f"{machine.cpu_name()}, {machine.num_cores()} cores usable")
     yield Finding("features", " ".join(machine.cpu_features()) or "unknown")
     yield Finding("memory", f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free")
-    for gpu in machine.gpus() or ["none that the NVIDIA driver knows"]:
+    for gpu in machine.gpus() or ["none found by the NVIDIA driver"]:
         yield Finding("gpu", gpu)
 
 

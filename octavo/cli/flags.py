@@ -169,7 +169,7 @@ def check_not_read(flag: str, path: str | None, read: Mapping[str, str | None]) 
         return  # a terminal, a pipe or /dev/null: nothing can be lost
     for name, source in read.items():
         if source is not None and any(os.path.samestat(written, one) for one in _files(source)):
-            raise ConfigError(f"{flag} {path} is the file that {name} reads, and would destroy it: name another file")
+            raise ConfigError(f"{flag} {path} is the file that {name} reads, so writing would destroy it: name another")
 
 
 def _files(source: str) -> Iterator[os.stat_result]:

@@ -30,9 +30,9 @@ COMMANDS = {
     "list": "the models here: packaged, from the hub, in this folder",
     "pull": "download a model from the Hugging Face hub",
     "doctor": "which backends work here, and why the others do not",
-    "bench throughput": "measure: requests and tokens a second, all requests at once",
+    "bench throughput": "measure: requests and tokens per second of a workload",
     "bench latency": "measure: seconds of one batch",
-    "bench serve": "measure: what a server's users wait for under load",
+    "bench serve": "measure: latency and throughput of a server under load",
     "bench startup": "measure: seconds from a fresh process to the first token",
     "help": "this; with a command's name, that command's",
 }
@@ -125,7 +125,7 @@ def _without_command(argv: list[str]) -> int:
         return _DONE
     given = " ".join(argv[:2] if argv[0] == "bench" else argv[:1])
     if given.startswith("-"):
-        raise ConfigError(f"{given} comes before the command: say `octavo COMMAND {given}`; `octavo --help` lists them")
+        raise ConfigError(f"{given} comes before the command: write `octavo COMMAND {given}`")
     raise ConfigError(f"there is no command {given!r}; {suggestion(given, COMMANDS)}")
 
 

@@ -90,7 +90,7 @@ class CommandParser(argparse.ArgumentParser):
                 self.error(f"argument {word}: expected one argument, got --")  # argparse would accept an empty value
         args, unknown = self.parse_known_intermixed_args(argv)
         for word in unknown:
-            self.error(self._no_such_flag(word) if word.startswith("-") else f"{word!r} is too much")
+            self.error(self._no_such_flag(word) if word.startswith("-") else f"unexpected argument {word!r}")
         return args
 
     def _words_of_file(self, args: argparse.Namespace, argv: Sequence[str]) -> list[str]:
@@ -112,16 +112,16 @@ class CommandParser(argparse.ArgumentParser):
             model, rest = (words[0], words[1:]) if words else (self._default_model, [])
         elif words and (words[0] == named or not self._takes_prompts or _is_model_here(words[0])):
             if words[0] != named:
-                self.error(f"the model is {words[0]!r} by its place and {named!r} by its flag, allowed is one of them")
+                self.error(f"the model is {words[0]!r} as the first word and {named!r} as a flag: give one")
             model, rest = named, words[1:]
         else:
             model, rest = named, words
         if model is None and self._needs_model:
-            self.error("which model? It is the first word, as in `" + self.prog + " smollm2`, or --model's")
+            self.error("no model given: it is the first word, as in `" + self.prog + " smollm2`, or follows --model")
         if model == "":
             self.error("the model is '', allowed are a packaged model's name, a folder, a hub id and a .gguf file")
         if rest and not self._takes_prompts:
-            self.error(f"{rest[0]!r} is too much: the only word is the model, {model!r}")
+            self.error(f"unexpected argument {rest[0]!r}: the only positional argument is the model, {model!r}")
         setattr(args, dest, model)
         args.prompt = rest
 
@@ -156,7 +156,7 @@ class CommandParser(argparse.ArgumentParser):
             )
         )
         if not groups:
-            raise ConfigError(f"no flag of `{self.prog}` has to do with {word!r}; --help=all shows them all")
+            raise ConfigError(f"no flag of `{self.prog}` matches {word!r}; --help=all shows them all")
         return self._page(groups, "", has_head=False)
 
     def _groups_with(self, has: Any) -> list[tuple[str | None, str | None, list[argparse.Action]]]:

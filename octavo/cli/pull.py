@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
 
     if args.model in PACKAGED_MODELS:
-        return _is_here(f"{args.model} comes as a Python package, as {locate_packaged_model(args.model)}")
+        return _is_here(f"{args.model} is a Python package at {locate_packaged_model(args.model)}")
     if os.path.exists(args.model):
         return _is_here(f"{args.model} is a {'folder' if os.path.isdir(args.model) else 'file'} on this machine")
     if not is_hub_name(args.model):

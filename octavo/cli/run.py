@@ -52,7 +52,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system message before every prompt or chat")
     parser.add_argument("--report", action="store_true", help="print a report of time and memory afterwards")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the start-up card and the seed")
-    limits = f"{ONE_SHOT_MAX_TOKENS:,}, {RAW_MAX_TOKENS} without chat template, in a chat what the model can take"
+    limits = f"{ONE_SHOT_MAX_TOKENS:,}, {RAW_MAX_TOKENS} without chat template, in a chat up to the context length"
     add_sampling_flags(parser, max_tokens=limits)
     add_engine_flags(parser, _NOT_FLAGS)
 
@@ -111,7 +111,8 @@ def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> RequestReader:
         raise InvalidRequestError("--system needs a chat template; this model has none, or --raw was given")
     if not uses_chat and not args.raw:
         print(
-            f"octavo: {args.model} has no chat template: it continues texts and answers no questions", file=sys.stderr
+            f"octavo: {args.model} has no chat template: it continues text instead of answering questions",
+            file=sys.stderr,
         )
     most = RAW_MAX_TOKENS if not uses_chat else None if is_chat else ONE_SHOT_MAX_TOKENS
     params = for_people(llm.get_default_sampling_params()).replace(
@@ -120,7 +121,7 @@ def _reader(llm: LLM, args: argparse.Namespace, is_chat: bool) -> RequestReader:
     params = overlay(params, sampling_options(args))
     seed = fresh_seed() if params.seed is None else params.seed
     if args.verbose and not params.is_greedy:
-        print(f"octavo: --seed {seed} draws the same answers again", file=sys.stderr)
+        print(f"octavo: --seed {seed} reproduces these answers", file=sys.stderr)
     encode = tokenizer.encode_chat if uses_chat else None
     return RequestReader(encode, params.replace(seed=None), args.system, seed)
 

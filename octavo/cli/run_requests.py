@@ -25,7 +25,7 @@ PROMPT_KEYS = ("prompt", "messages", "prompt_token_ids")
 #: of a line in OpenAI's batch format
 _BATCH_KEYS = frozenset({"custom_id", "method", "url", "body"})
 _JSONL_ENDINGS = (".jsonl", ".ndjson")
-_CURE = 'a text that looks so goes into {"prompt": "..."}'
+_CURE = 'put such a text into {"prompt": "..."}'
 
 Message = Mapping[str, Any]
 EncodeChat = Callable[[Sequence[Message]], Sequence[int]]
@@ -74,7 +74,7 @@ class RequestReader:
         """One request per line; empty lines are skipped. If any line is a JSON object, all must be."""
         numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
         if not numbered:
-            raise InvalidRequestError(f"{source} holds no prompt, allowed is one a line, as text or as a JSON object")
+            raise InvalidRequestError(f"{source} holds no prompt, allowed is one per line, as text or as a JSON object")
         rows = _objects_of(numbered, source)
         if rows is None:
             return self.from_texts([line for _, line in numbered])
@@ -142,7 +142,7 @@ def _objects_of(numbered: Sequence[tuple[int, str]], source: str) -> list[tuple[
             raise InvalidRequestError(f"{where}not valid JSON: {row}: {cut(line, 60)}{other}; {_CURE}")
         if not isinstance(row, dict):
             raise InvalidRequestError(
-                f"{where}{cut(line, 60)} is no object, allowed is one with exactly one of {', '.join(PROMPT_KEYS)}"
+                f"{where}{cut(line, 60)} is not an object, allowed is one with exactly one of {', '.join(PROMPT_KEYS)}"
             )
         if _BATCH_KEYS & row.keys() and not set(PROMPT_KEYS) & row.keys():
             key = min(_BATCH_KEYS & row.keys())
@@ -169,7 +169,7 @@ def _check_document(numbered: Sequence[tuple[int, str]], source: str) -> None:
     whole = _value_of("\n".join(line for _, line in numbered))
     if isinstance(whole, dict) or (isinstance(whole, list) and any(isinstance(one, dict) for one in whole)):
         raise InvalidRequestError(
-            f"{source} is one JSON {'object' if isinstance(whole, dict) else 'list'}, allowed is an object a line"
+            f"{source} is one JSON {'object' if isinstance(whole, dict) else 'list'}, allowed is one object per line"
         )
 
 
@@ -188,9 +188,9 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twin = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twin!r} comes twice")
+        raise ValueError(f"the key {twin!r} appears twice")
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

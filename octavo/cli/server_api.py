@@ -103,7 +103,7 @@ class ServerApi:
         told = _message(_json(text)) or text.decode(errors="replace")[:_SHOWN_LEN] or answer.reason
         cure = {
             401: "; give the key with --api-key or in OPENAI_API_KEY",
-            404: f"; --url is {self.url}, and OpenAI's API is mostly found under /v1",
+            404: f"; --url is {self.url}, and OpenAI's API is usually under /v1",
         }
         raise ServerError(f"the server answered {answer.status}: {told}{cure.get(answer.status, '')}")
 
@@ -127,7 +127,7 @@ class ServerApi:
 
     def _not_openai(self, got: str) -> ServerError:
         return ServerError(
-            f"what answers at {self.url} does not speak OpenAI's API, it sent {got[:_SHOWN_LEN]}: check --url"
+            f"the server at {self.url} does not speak OpenAI's API, it sent {got[:_SHOWN_LEN]}: check --url"
         )
 
 

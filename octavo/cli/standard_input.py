@@ -70,7 +70,7 @@ def _piped_text() -> str:
         return ""
     # An open pipe that stays silent would look like a hang.
     if _is_ready(_PATIENCE_S) is False:
-        print("octavo: reading standard input, a pipe, up to its end; `< /dev/null` goes without", file=sys.stderr)
+        print("octavo: reading standard input until the pipe closes; `< /dev/null` skips it", file=sys.stderr)
     return read_standard_input().rstrip("\r\n")
 
 

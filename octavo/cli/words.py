@@ -130,7 +130,7 @@ def words_of_file(path: str, action_of: ActionOf, is_given: Callable[[argparse.A
     for key, value in _read(path).items():
         name = str(key).replace("_", "-")
         if name in _NOT_KEYS:
-            raise ConfigError(f"{path}: {key} belongs on the command line, not into the file")
+            raise ConfigError(f"{path}: {key} belongs on the command line, not in the file")
         flag = f"--{name}"
         action = action_of(flag)
         if value is None or (action is not None and is_given(action)):
@@ -168,7 +168,7 @@ def _read(path: str) -> dict[Any, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} cannot be read: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -182,5 +182,5 @@ def _check_twins(path: str, node: Any) -> None:
     for key, _ in node.value if node is not None and node.id == "mapping" else ():
         name = str(key.value).replace("_", "-")
         if name in seen:
-            raise ConfigError(f"--config {path}, line {key.start_mark.line + 1}: {key.value} comes twice")
+            raise ConfigError(f"--config {path}, line {key.start_mark.line + 1}: {key.value} appears twice")
         seen.add(name)

@@ -80,13 +80,13 @@ def test_custom_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "line 1 is no JSON"),
+        ("{", "line 1 is not valid JSON"),
         ('{"text": "a"}', 'line 1 has no "prompt"'),
         ('{"prompt": ["a"]}', 'line 1 has no "prompt"'),
         ('{"prompt": ""}', 'line 1 has no "prompt"'),
         ('{"prompt": "a", "output_tokens": 0}', 'has "output_tokens" 0, allowed is 1 or more'),
         ('{"prompt": "a", "output_tokens": "9"}', "has \"output_tokens\" '9'"),
-        ("", "holds no prompt that can be used"),
+        ("", "has no usable prompt"),
     ],
 )
 def test_custom_lines_that_cannot_be_asked(line: str, problem: str, tmp_path: Path) -> None:

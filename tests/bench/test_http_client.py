@@ -94,7 +94,7 @@ def test_a_request_that_hangs_is_cut_off_and_harms_no_other() -> None:
         assert time.monotonic() - begin < 10
         assert fake.num_connections == 2, "the first one, which was cut off, is not used again"
     assert [bool(answer.error) for answer in answers] == [True, False, True]
-    assert answers[0].error == "TimeoutError: no whole answer within 0.3 s, see --request-timeout"
+    assert answers[0].error == "TimeoutError: no complete answer within 0.3 s, see --request-timeout"
 
 
 def test_a_slow_answer_is_not_cut_off_before_its_time() -> None:

@@ -94,7 +94,7 @@ def test_what_makes_numbers_doubtful_is_said() -> None:
     lines = warnings(summary(outcome, [], [], {}), outcome.errors)
     assert lines[0] == "1 x HTTP 500: no"
     assert "the client was busy 95% of the time" in lines[1]
-    assert "told no usage for 1 requests" in lines[2]
+    assert "sent no usage for 1 requests" in lines[2]
     known = Answer(0, 100.0, 100.1, 100.2, num_prompt_tokens=8, num_cached_tokens=6, has_usage=True)
     outcome = Outcome(Sent([known], [], 100.0, 101.0), {0: 1})
     (line,) = warnings(summary(outcome, [], [], {}), outcome.errors)

@@ -195,7 +195,7 @@ def test_one_request_that_hangs_does_not_hang_the_rest(capsys: pytest.CaptureFix
     with FakeServer(fault="hang", fault_every=5) as fake:  # the model's name, a try, and the fourth of five
         assert bench(fake, *FEW, "--model", "m", "--request-timeout", "0.5", "--ready-check-timeout-sec", "20") == 1
     shown = capsys.readouterr()
-    assert "1 x TimeoutError: no whole answer within 0.5 s, see --request-timeout" in shown.err
+    assert "1 x TimeoutError: no complete answer within 0.5 s, see --request-timeout" in shown.err
     assert "Failed requests                                          1" in shown.out
 
 
@@ -227,12 +227,12 @@ def test_one_request_that_hangs_does_not_hang_the_rest(capsys: pytest.CaptureFix
         (("--extra-body", "[1]"), "--extra-body is [1], allowed is a JSON object"),
         (("--extra-body", '{"stream": false}'), "--extra-body has stream false"),
         (("--extra-body", '{"n": 0}'), "--extra-body has n 0, allowed is 1 or more"),
-        (("--extra-body", "{"), "--extra-body is no JSON"),
+        (("--extra-body", "{"), "--extra-body is not valid JSON"),
         (("--header", "X"), "--header X is not NAME=VALUE"),
         (("--endpoint", "v1"), "--endpoint is 'v1', allowed is a path that begins with /"),
         (("--metadata", "x"), "--metadata x is not KEY=VALUE"),
         (("--plot", "x.gif"), "--plot x.gif: allowed are names that end in .html, .svg, .png"),
-        (("--result-dir", "no/such", "--save-result"), "no/such is no folder"),
+        (("--result-dir", "no/such", "--save-result"), "no/such is not a folder"),
         (("--result-filename", "x"), "need --save-result"),
         (("--request-rate", "1,2", "--result-filename", "x", "--save-result"), "add --append-result"),
         (("--ready-check-timeout-sec", "-1"), "--ready-check-timeout-sec is -1.0, allowed is 0 or more"),

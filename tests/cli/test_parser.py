@@ -35,10 +35,10 @@ def test_the_model_is_a_word_or_a_flag(argv: list[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "refusal"),
     [
-        ([], "which model?"),
+        ([], "no model given"),
         ([""], "the model is ''"),
-        (["m", "--model", "other"], "'m' by its place and 'other' by its flag"),
-        (["m", "more"], "'more' is too much"),
+        (["m", "--model", "other"], "'m' as the first word and 'other' as a flag"),
+        (["m", "more"], "unexpected argument 'more'"),
         (["m", "--max-model-length", "4"], r"no flag --max-model-length; did you mean --max-model-len\?"),
         (["m", "--fst"], r"no flag --fst; did you mean --fast\?"),
         (["m", "--no-fst"], r"did you mean --no-fast\? `"),
@@ -51,7 +51,7 @@ def test_what_cannot_be_meant_is_refused(argv: list[str], refusal: str) -> None:
 
 
 def test_a_model_that_is_here_is_no_prompt() -> None:
-    with pytest.raises(ConfigError, match="'smollm2' by its place and 'm' by its flag"):
+    with pytest.raises(ConfigError, match="'smollm2' as the first word and 'm' as a flag"):
         parser(takes_prompts=True).parse(["smollm2", "Hi", "--model", "m"])
     assert parser(takes_prompts=True).parse(["and/or", "--model", "m"]).prompt == ["and/or"]
 
@@ -154,10 +154,10 @@ def test_a_file_of_flags_is_read_and_the_command_line_wins(tmp_path: Path, capsy
     ("text", "refusal"),
     [
         ("prot: 1", r"no flag --prot; did you mean --port\?"),
-        ("port: 1\nport: 2", "line 2: port comes twice"),
-        ("max-model-len: 1\nmax_model_len: 2", "line 2: max_model_len comes twice"),
+        ("port: 1\nport: 2", "line 2: port appears twice"),
+        ("max-model-len: 1\nmax_model_len: 2", "line 2: max_model_len appears twice"),
         ("- port", "holds a list"),
-        ("port: [", "is no YAML"),
+        ("port: [", "is not valid YAML"),
         ("config: other.yaml", "belongs on the command line"),
         ("quantization: awq", "--quantization awq is not supported yet"),
         ("port:\n  a: 1", "port is '{\"a\": 1}'"),

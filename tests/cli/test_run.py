@@ -86,7 +86,7 @@ def test_a_chat_remembers_until_it_is_reset(
     assert answers[0] == answers[-1] == "The capital of France is Paris."
     assert len(answers) >= 3
     assert "/reset" in err
-    assert "That message is forgotten" in err
+    assert "That message was dropped" in err
     assert next(lines) == "never read"
 
 

@@ -51,7 +51,7 @@ def test_a_fresh_seed_each_start_is_told_and_can_be_given_again(capsys: pytest.C
     seeds = {reader().seed for _ in range(4)}
     assert len(seeds) == 4
     seed = reader("-v").seed
-    assert f"--seed {seed} draws the same answers again" in capsys.readouterr().err
+    assert f"--seed {seed} reproduces these answers" in capsys.readouterr().err
     again = reader("--seed", str(seed), "-v")
     assert again.seed == seed
     assert again.from_text("a", 2).sampling_params.seed == seed + 2  # type: ignore[operator]
@@ -77,7 +77,7 @@ def test_an_answer_has_an_end_as_help_says(
     capsys.readouterr()
     assert main(["run", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "(default: 1,024, 128 without chat template, in a chat what the model can take)" in shown
+    assert "(default: 1,024, 128 without chat template, in a chat up to the context length)" in shown
 
 
 def test_a_base_model_is_told_from_a_chat_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +85,7 @@ def test_a_base_model_is_told_from_a_chat_model(capsys: pytest.CaptureFixture[st
     reader("--raw", template=False)
     assert "no chat template" not in capsys.readouterr().err
     assert reader(template=False).encode_chat is None
-    assert "smollm2 has no chat template: it continues texts" in capsys.readouterr().err
+    assert "smollm2 has no chat template: it continues text" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ def test_an_address_where_nobody_is(url: str, told: str, capsys: pytest.CaptureF
 
 def test_what_is_no_openai_server_is_recognised(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "-q", "Hi", "--url", address, "--api-key", "sesame"]) == 2
-    assert f"--url is {address}, and OpenAI's API is mostly found under /v1" in capsys.readouterr().err
+    assert f"--url is {address}, and OpenAI's API is usually under /v1" in capsys.readouterr().err
 
 
 def test_what_a_model_says_cannot_move_the_cursor() -> None:
@@ -220,7 +220,7 @@ def test_each_turn_has_a_seed_of_its_own_and_the_first_can_be_given_again(
     makers_say_nothing(engine, monkeypatch)
     _, _, told = ask("chat", "-v", typed=iter(["A?", "/reset", "A?", "/exit"]))
     first, second = (one.sampling_params.seed for one in engine.requests)
-    assert f"octavo: --seed {first} draws the same answers again" in told
+    assert f"octavo: --seed {first} reproduces these answers" in told
     assert first is not None
     assert second == first + 1
 

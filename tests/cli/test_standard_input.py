@@ -66,4 +66,4 @@ def test_a_silent_pipe_is_said_to_be_waited_for(
     writer.start()
     assert with_piped_text(["Hi"]) == ["Hi\n\nlate"]
     writer.join()
-    assert "reading standard input, a pipe" in capsys.readouterr().err
+    assert "reading standard input until the pipe closes" in capsys.readouterr().err

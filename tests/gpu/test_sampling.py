@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tests.gpu.device import DEVICE, ON_GPU
 
-from octavo.sampling.columns import NUMBERS, SamplingBatch  # isort: skip
+from octavo.sampling.columns import COLUMNS, NUMBERS, RAGGED, SamplingBatch  # isort: skip
 from octavo.sampling_params import SamplingParams  # isort: skip
 from octavo.kernels.reference.logprobs import top_logprobs as reference_logprobs  # isort: skip
 from octavo.kernels.reference.random import uniform  # isort: skip
@@ -38,13 +38,6 @@ NUM = 64 if ON_GPU else 4
 def make_batch(num: int = NUM, **columns: Any) -> SamplingBatch:
     """Entries that differ in seed and position only, but for the columns given: a value for all, or one each."""
     rng = np.random.default_rng(num)
-    runs = {
-        "history": np.int32,
-        "allowed": np.int32,
-        "banned": np.int32,
-        "bias_ids": np.int32,
-        "bias_values": np.float32,
-    }
     made: dict[str, object] = {
         "logits_rows": np.arange(num, dtype=np.int32),
         "positions": rng.integers(0, 1 << 30, num).astype(np.int32),
@@ -54,11 +47,10 @@ def make_batch(num: int = NUM, **columns: Any) -> SamplingBatch:
         if name not in made:
             value = columns.pop(name, getattr(SamplingParams(), name, 0))
             made[name] = np.broadcast_to(np.asarray(value, dtype), num).copy()
-    for name, dtype in runs.items():
+    for name, offsets in RAGGED.items():
         lists = columns.pop(name, [[]] * num)
-        made[name] = np.concatenate([np.asarray(run, dtype) for run in lists])
-        offsets = np.cumsum([0, *map(len, lists)]).astype(np.int32)
-        made[{"bias_ids": "bias_offsets", "bias_values": "bias_offsets"}.get(name, f"{name}_offsets")] = offsets
+        made[name] = np.concatenate([np.asarray(run, COLUMNS[name]) for run in lists])
+        made[offsets] = np.cumsum([0, *map(len, lists)]).astype(np.int32)
     assert not columns, f"no such columns: {columns}"
     return SamplingBatch(**made)  # type: ignore[arg-type]
 

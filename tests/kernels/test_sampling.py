@@ -22,7 +22,7 @@ from octavo.kernels.cpu import library as cpu
 from octavo.kernels.ops import FloatArray, IntArray
 from octavo.kernels.reference import sampling as reference
 from octavo.kernels.reference.random import uniform
-from octavo.sampling.columns import NUMBERS, SamplingBatch
+from octavo.sampling.columns import COLUMNS, NUMBERS, RAGGED, SamplingBatch
 from octavo.sampling_params import SamplingParams
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -79,13 +79,12 @@ def make_batch(num_entries: int, **given: Any) -> SamplingBatch:
     for name, dtype in NUMBERS.items():
         value = given.pop(name, 1234 if name == "seeds" else getattr(neutral, name, 0))
         arrays[name] = np.ascontiguousarray(np.broadcast_to(np.asarray(value, dtype), num_entries))
-    for name, dtype in {"history": int, "allowed": int, "banned": int, "bias_ids": int, "bias_values": float}.items():
+    for name, offsets in RAGGED.items():
         runs = given.pop(name, [])
         runs = runs if runs and isinstance(runs[0], (list, np.ndarray)) else [runs] * num_entries
         values = [value for run in runs for value in run]
-        arrays[name] = np.array(values, np.int32 if dtype is int else np.float32)
-        offsets = np.cumsum([0, *map(len, runs)]).astype(np.int32)
-        arrays[f"{name.removesuffix('_ids').removesuffix('_values')}_offsets"] = offsets
+        arrays[name] = np.array(values, COLUMNS[name])
+        arrays[offsets] = np.cumsum([0, *map(len, runs)]).astype(np.int32)
     assert not given, f"no such parameter: {given}"
     return SamplingBatch(**arrays)
 
@@ -380,14 +379,13 @@ def test_an_entry_does_not_see_its_batch(kernel: Sample) -> None:
 
 def entry_of(batch: SamplingBatch, i: int) -> SamplingBatch:
     """A batch of entry i alone."""
-    ragged = {"history": "history", "allowed": "allowed", "banned": "banned", "bias_ids": "bias", "bias_values": "bias"}
     columns: dict[str, Any] = {}
     for name in SamplingBatch.__dataclass_fields__:
         values = getattr(batch, name)
-        if name in ragged:
-            offsets = getattr(batch, f"{ragged[name]}_offsets")
+        if name in RAGGED:
+            offsets = getattr(batch, RAGGED[name])
             columns[name] = values[offsets[i] : offsets[i + 1]]
-        elif name.endswith("_offsets"):
+        elif name in RAGGED.values():
             columns[name] = np.array([0, values[i + 1] - values[i]], np.int32)
         else:
             columns[name] = values[i : i + 1]

@@ -98,7 +98,7 @@ def _places(tree: Any) -> Any:
 
 
 def _with_twins(rng: random.Random, text: str) -> str:
-    """Now and then with a key that comes twice."""
+    """Now and then with a key that appears twice."""
     if rng.random() < 0.97 or not text.startswith('{"'):
         return text
     key = text[1 : text.index('"', 2) + 1]
