@@ -34,11 +34,18 @@ _NOT_THAT = object()  # the value is not of this kind
 
 
 def knob(
-    default: Any, why: str, *, spellings: Mapping[Any, Any] | None = None, not_yet: Mapping[str, NotHere] | None = None
+    default: Any,
+    why: str,
+    *,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+    spellings: Mapping[Any, Any] | None = None,
+    not_yet: Mapping[str, NotHere] | None = None,
 ) -> Any:
-    """A field with its default and its --help text. spellings: other ways to write a value. not_yet: values of vLLM's
+    """A field with its default and its --help text. spellings: other ways to write a value. not_yet: values of vLLM
     that are not supported, and the alternatives."""
-    return field(default=default, metadata={"help": why, "spellings": spellings or {}, "not_yet": not_yet or {}})
+    metadata = {"help": why, "range": (at_least, at_most), "spellings": spellings or {}, "not_yet": not_yet or {}}
+    return field(default=default, metadata=metadata)
 
 
 def checked(section: type[Section]) -> type[Section]:
@@ -96,12 +103,22 @@ def _value(field: Field[Any], kinds: tuple[Any, ...], given: object) -> Any:
     for kind in kinds:
         found = _take(kind, value)
         if found is not _NOT_THAT:
-            return found
+            return _within(field, found)
     not_yet = field.metadata.get("not_yet", {})
     if isinstance(value, str) and value in not_yet:
         raise ConfigError(not_yet[value].refusal(field.name, value))
     allowed = _either([text for kind in kinds for text in _allowed(kind)] + _spelling_texts(field))
     raise ConfigError(f"{field.name} is {shown(given)}, {allowed}")
+
+
+def _within(field: Field[Any], value: Any) -> Any:
+    """The value, if it is no number or one within the field's range."""
+    low, high = field.metadata.get("range", (-math.inf, math.inf))
+    if isinstance(value, int | float) and not low <= value <= high:
+        raise ConfigError(
+            f"{field.name} is {value}, allowed is {low} {'or more' if high == math.inf else f'to {high}'}"
+        )
+    return value
 
 
 def _take(kind: Any, value: object) -> Any:

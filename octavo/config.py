@@ -1,6 +1,6 @@
 """All configuration options. Each component receives its own section, never the whole.
 
-Flags are made from these fields: `max_num_seqs` is `--max-num-seqs`. `checked_fields.py` checks their types.
+Each field is also a flag: `max_num_seqs` is `--max-num-seqs`. `checked_fields.py` checks types and ranges.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from octavo.checked_fields import checked
-from octavo.checked_fields import knob as knob
+from octavo.checked_fields import checked, knob
 from octavo.errors import ConfigError
 from octavo.vllm_options import NotHere
 
@@ -26,13 +25,12 @@ LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "proc
 ExecutorBackend = Literal["mp"]
 AttentionBackendOption = Literal["triton", "flash_attn_4"]
 
-
 _MAX_COUNT = 2**31 - 1  # kernels count in int32
 
 #: torch's short names, as vLLM takes them
 _SHORT_DTYPES = {"half": "float16", "float": "float32"}
 _NO_KV_QUANTISATION = NotHere("KV blocks hold 'float32', 'bfloat16' or 'float16', and 'auto' follows the weights")
-_MAPPED = NotHere("'auto' maps .safetensors and .gguf files, which is all there is to load from")
+_MAPPED = NotHere("'auto' maps .safetensors and .gguf files, and there are no other loaders")
 _ONE_MACHINE = NotHere("workers are processes on this machine: 'mp'")
 _FEW_BACKENDS = NotHere("a GPU's attention is 'triton', or 'flash_attn_4' for long chunks where its package is")
 
@@ -45,18 +43,16 @@ class ModelConfig:
     model: str = knob("smollm2", "a Hugging Face folder or hub id, a .gguf file, or a packaged model's name")
     tokenizer: str | None = knob(None, "a folder or hub id to take the tokenizer from; default: the model's own")
     skip_tokenizer_init: bool = knob(False, "load no tokenizer; prompts must be token ids and outputs have no text")
-    chat_template: str | None = knob(
-        None, "a Jinja chat template, as text or as a file's path; default: the model's own"
-    )
+    chat_template: str | None = knob(None, "a Jinja chat template or its file's path; default: the model's own")
     chat_template_content_format: ContentFormat = knob(
         "auto",
-        "how the template gets a message's content: as one text (string) or as a list of parts (openai); auto: as the "
-        "template reads it",
+        "how the template gets a message's content: as one text (string) or as a list of parts (openai); auto: the "
+        "way that the template reads it",
     )
     revision: str | None = knob(None, "branch, tag or commit of a hub model")
     dtype: DTypeOption = knob(
         "auto",
-        "auto computes on the weights as the file stores them, on a GPU in 16 bits; others convert at load",
+        "auto computes with the weights as the file stores them, on a GPU in 16 bits; others convert at load",
         spellings=_SHORT_DTYPES,
     )
     load_format: LoadFormat = knob(
@@ -73,12 +69,11 @@ class ModelConfig:
     max_model_len: int | None = knob(
         None,
         "most tokens of prompt and output together; default (also auto, -1): the model's own limit, or what fits",
+        at_least=1,
+        at_most=_MAX_COUNT,
         spellings={"auto": None, -1: None, "-1": None},
     )
     seed: int = knob(0, "seed of dummy weights and of requests without their own seed")
-
-    def __post_init__(self) -> None:
-        _at_least("max_model_len", self.max_model_len, 1, _MAX_COUNT)
 
 
 @checked
@@ -90,12 +85,13 @@ class CacheConfig:
     kv_cache_memory_bytes: int | None = knob(
         None,
         "bytes for KV blocks; default: a quarter of free memory, 4 GiB at most; on a GPU see gpu_memory_utilization",
+        at_least=1,
     )
     gpu_memory_utilization: float = knob(
         0.92, "share of the GPU's memory, from 0 to 1, for weights, activations and KV blocks together"
     )
     num_gpu_blocks_override: int | None = knob(
-        None, "the exact number of blocks, whatever the memory; for tests and studies"
+        None, "the exact number of blocks, whatever the memory; for tests and studies", at_least=2, at_most=_MAX_COUNT
     )
     kv_cache_dtype: KVCacheDType = knob(
         "auto",
@@ -114,12 +110,8 @@ class CacheConfig:
     def __post_init__(self) -> None:
         if self.block_size not in (8, 16, 32, 64, 128):
             raise ConfigError(f"block_size is {self.block_size}, allowed are 8, 16, 32, 64 and 128")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ConfigError(
-                f"gpu_memory_utilization is {self.gpu_memory_utilization}, allowed is more than 0, and 1 at most"
-            )
-        _at_least("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
-        _at_least("num_gpu_blocks_override", self.num_gpu_blocks_override, 2, _MAX_COUNT)
+        if not 0 < (share := self.gpu_memory_utilization) <= 1:
+            raise ConfigError(f"gpu_memory_utilization is {share}, allowed is more than 0, and 1 at most")
 
 
 @checked
@@ -128,36 +120,32 @@ class SchedulerConfig:
     """Which sequences run in a step."""
 
     max_num_batched_tokens: int | None = knob(
-        None, "the token budget of a step; default: 512 on a CPU, 8192 on a GPU, from 70 GiB on 16384 but for servers"
+        None,
+        "the token budget of a step; default: 512 on a CPU, 8192 on a GPU, 16384 offline on a GPU of 70 GiB or more",
+        at_least=1,
+        at_most=_MAX_COUNT,
     )
     max_num_seqs: int | None = knob(
-        None, "maximum number of running sequences; default: 256, or 1024 on a GPU of 70 GiB or more"
+        None, "most running sequences; default: 256, or 1024 on a GPU of 70 GiB or more", at_least=1, at_most=2**20
     )
     enable_chunked_prefill: bool = knob(
         True, "cut prompts to fit the budget; off: a prompt is computed in one step, which may take all of the context"
     )
-    long_prefill_token_threshold: int = knob(0, "maximum prompt tokens per sequence in a step; 0: no limit")
+    long_prefill_token_threshold: int = knob(0, "most prompt tokens per sequence in a step; 0: no limit", at_least=0)
     scheduling_policy: SchedulingPolicy = knob(
         "fcfs", "fcfs: first come; priority: lowest number first, at the cost of running ones, then first come"
     )
     schedule_conservativeness: float = knob(
         1.0,
-        "free blocks kept for running sequences to grow into before another starts: this times what they are expected "
-        "to want; 0: keep only what started prompts still need, and preempt when blocks run out",
+        "free blocks kept for running sequences to grow into before another starts: this times their expected growth; "
+        "0: keep only what started prompts still need, and preempt when blocks run out",
     )
     async_scheduling: bool | None = knob(None, "schedule the next step while this one runs; default: on a GPU")
-    max_bypasses: int = knob(32, "how many later requests may start before one that does not fit yet")
+    max_bypasses: int = knob(32, "how many later requests may start before one that does not fit yet", at_least=0)
 
     def __post_init__(self) -> None:
-        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1, _MAX_COUNT)
-        _at_least("max_num_seqs", self.max_num_seqs, 1, 2**20)
-        _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
-        _at_least("max_bypasses", self.max_bypasses, 0)
-        if not 0 <= self.schedule_conservativeness < math.inf:
-            raise ConfigError(
-                f"schedule_conservativeness is {self.schedule_conservativeness}, allowed is 0 or more, 1 being what is "
-                "expected"
-            )
+        if not 0 <= (factor := self.schedule_conservativeness) < math.inf:
+            raise ConfigError(f"schedule_conservativeness is {factor}, allowed is 0 or more, 1 for what is expected")
 
 
 @checked
@@ -173,8 +161,7 @@ class BackendConfig:
         not_yet=dict.fromkeys(("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "CPU_ATTN", "XFORMERS"), _FEW_BACKENDS),
     )
     device: str = knob(
-        "auto",
-        "which GPU, by its place among those that CUDA_VISIBLE_DEVICES shows: cuda:1 is the second; auto: the first",
+        "auto", "which GPU of those that CUDA_VISIBLE_DEVICES shows; cuda:1: the second; auto: the first"
     )
     distributed_executor_backend: ExecutorBackend | None = knob(
         None,
@@ -184,10 +171,11 @@ class BackendConfig:
     )
     enforce_eager: bool = knob(False, "launch a GPU's kernels one by one, without CUDA graphs")
     trace_ops: bool = knob(
-        False,
-        "run the model's Python in every step, op by op, and write each op's name, shapes and norm; for debugging",
+        False, "run each step's model in Python, op by op, and write each op's name, shapes and norm; for debugging"
     )
-    num_threads: int | None = knob(None, "threads of the cpu backend; default: the cores this process may use")
+    num_threads: int | None = knob(
+        None, "threads of the cpu backend; default: the cores this process may use", at_least=1, at_most=2**16
+    )
     activation_dtype: ActivationDType = knob(
         "int8",
         "what the cpu backend rounds activations to where weights are block-quantised; int16 answers like float32, at "
@@ -195,7 +183,6 @@ class BackendConfig:
     )
 
     def __post_init__(self) -> None:
-        _at_least("num_threads", self.num_threads, 1, 2**16)
         if self.device != "auto" and not re.fullmatch(r"cuda(:[0-9]{1,3})?", self.device):
             raise ConfigError(
                 f"device is {self.device!r}, allowed are 'auto' and a GPU by its number: 'cuda:0', 'cuda:1'; "
@@ -212,21 +199,17 @@ class BackendConfig:
 class ObserveConfig:
     """Events, traces and checks."""
 
-    event_log_size: int = knob(65536, "events kept in memory, the oldest dropped first; 0 keeps none")
-    max_logprobs: int = knob(20, "maximum logprobs that a request may ask for; -1: the whole vocabulary")
+    event_log_size: int = knob(65536, "events kept in memory, the oldest dropped first; 0 keeps none", at_least=0)
+    max_logprobs: int = knob(20, "most logprobs that a request may ask for; -1: the whole vocabulary", at_least=-1)
     logprobs_mode: LogprobsMode = knob(
         "raw_logprobs",
-        "what logprobs are: log-probabilities of the model's own logits (raw), or of what tokens are drawn from "
-        "(processed); or the logits themselves, of either",
+        "log-probabilities of the model's own logits (raw), or of the distribution that tokens are drawn from "
+        "(processed); or the logits of either",
     )
     otlp_traces_endpoint: str | None = knob(
         None, "URL that traces of requests are sent to, as OTLP over HTTP; needs the extra otel; default: no traces"
     )
     check_invariants: bool = knob(False, "check the cache's invariants after every step; slow, for tests")
-
-    def __post_init__(self) -> None:
-        _at_least("event_log_size", self.event_log_size, 0)
-        _at_least("max_logprobs", self.max_logprobs, -1)
 
 
 @checked
@@ -234,16 +217,14 @@ class ObserveConfig:
 class AdmissionConfig:
     """Limits of a server's waiting queue."""
 
-    max_num_queued_reqs: int | None = knob(
-        None, "most requests waiting for a seat or blocks; more are turned away with 503; default: no limit"
-    )
+    max_num_queued_reqs: int | None = knob(None, "most waiting requests; more get 503; default: no limit", at_least=0)
     queue_timeout: float | None = knob(
-        None, "most seconds a request waits before its first step; then it is turned away with 503; default: no limit"
+        None, "most seconds a request waits before its first step; after them it gets 503; default: no limit"
     )
 
     def __post_init__(self) -> None:
-        _at_least("max_num_queued_reqs", self.max_num_queued_reqs, 0)
-        _above_zero("queue_timeout", self.queue_timeout)
+        if self.queue_timeout is not None and self.queue_timeout <= 0:
+            raise ConfigError(f"queue_timeout is {self.queue_timeout}, allowed is more than 0")
 
 
 @checked
@@ -252,63 +233,45 @@ class ServerConfig:
     """A server's address, processes, limits and shutdown."""
 
     host: str | None = knob(None, "address to listen on; default: every IPv4 interface (127.0.0.1: this machine only)")
-    port: int = knob(8000, "port to listen on; 0: any that is free")
+    port: int = knob(8000, "port to listen on; 0: any that is free", at_least=0, at_most=65535)
     uds: str | None = knob(None, "path of a Unix socket to listen on, in place of host and port")
-    api_server_count: int = knob(
-        1, "front-end processes: they read and write HTTP, text and tokens; one engine serves all"
-    )
+    api_server_count: int = knob(1, "processes for HTTP, text and tokens; one engine serves them all", at_least=1)
     ssl_keyfile: str | None = knob(None, "private key; with ssl_certfile: serve https")
     ssl_certfile: str | None = knob(None, "certificate chain; with ssl_keyfile: serve https")
-    ssl_ca_certs: str | None = knob(
-        None, "authorities whose client certificates are accepted; then every client needs one"
-    )
+    ssl_ca_certs: str | None = knob(None, "authorities whose client certificates are accepted; every client needs one")
     timeout_keep_alive: int = knob(
-        65,
-        "seconds that a connection may be idle; longer than a proxy's or client's own limit, or they use closed ones",
+        65, "seconds a connection may be idle; above proxies' and clients' limits, or they use closed ones", at_least=1
     )
-    timeout_request_head: int = knob(30, "seconds for a request's headers to arrive")
+    timeout_request_head: int = knob(30, "seconds for a request's headers to arrive", at_least=1)
     timeout_request_body: int = knob(
-        300, "seconds for a request's body to arrive, and that a client may leave its answer unread"
+        300, "seconds for a request's body to arrive, and that a client may leave its answer unread", at_least=1
     )
     max_idle_connections: int = knob(
-        1024, "most connections of a front end without a whole request; the one idle for the longest makes room"
+        1024, "most connections of a front end without a whole request; the longest idle one makes room", at_least=1
     )
-    h11_max_incomplete_event_size: int = knob(65536, "maximum bytes of a request's headers, and of a body's trailers")
-    h11_max_header_count: int = knob(256, "maximum number of headers of a request")
+    h11_max_incomplete_event_size: int = knob(65536, "most bytes of a request's headers or trailers", at_least=1024)
+    h11_max_header_count: int = knob(256, "most headers of a request", at_least=1)
     shutdown_timeout: int = knob(
-        0, "seconds that running requests may go on after SIGTERM or Ctrl-C; 0: end them at once"
+        0, "seconds that running requests may go on after SIGTERM or Ctrl-C; 0: end them at once", at_least=0
     )
     engine_hang_timeout: float = knob(
         300.0,
-        "seconds without a sign of life after which the engine is killed and started again; 0: never. Above any honest "
-        "step: a long prompt's may take minutes on a few cores. First steps, which compile kernels, have 600 at least",
+        "seconds without a sign of life after which the engine is killed and restarted; 0: never. Keep it above the "
+        "longest step: minutes for a long prompt on a few cores. First steps compile kernels and get at least 600",
     )
     front_end_hang_timeout: float = knob(
-        60.0, "seconds without a sign of life after which a front end is killed and started again; 0: never"
+        60.0, "seconds without a sign of life after which a front end is killed and restarted; 0: never"
     )
     enable_log_requests: bool = knob(False, "log a line for every request: its id, its size, its sampling parameters")
     disable_log_stats: bool = knob(False, "do not log the engine's throughput every ten seconds")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port is {self.port}, allowed is 0 to 65535")
         if self.uds is not None and self.host is not None:
             raise ConfigError(f"host is {self.host!r} and uds is {self.uds!r}, allowed is one of them")
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ConfigError("https needs both ssl_keyfile and ssl_certfile, got one of them")
         if self.ssl_ca_certs is not None and self.ssl_certfile is None:
             raise ConfigError("ssl_ca_certs is of no use without ssl_keyfile and ssl_certfile: give them, or drop it")
-        _at_least("api_server_count", self.api_server_count, 1)
-        for name in (
-            "timeout_keep_alive",
-            "timeout_request_head",
-            "timeout_request_body",
-            "max_idle_connections",
-            "h11_max_header_count",
-        ):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("h11_max_incomplete_event_size", self.h11_max_incomplete_event_size, 1024)
-        _at_least("shutdown_timeout", self.shutdown_timeout, 0)
         for name in ("engine_hang_timeout", "front_end_hang_timeout"):
             seconds = getattr(self, name)
             if not (seconds == 0 or 1 <= seconds < math.inf):
@@ -325,13 +288,3 @@ class EngineConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
-
-
-def _at_least(name: str, value: int | None, low: int, high: int | None = None) -> None:
-    if value is not None and (value < low or (high is not None and value > high)):
-        raise ConfigError(f"{name} is {value}, allowed is {low} {'or more' if high is None else f'to {high}'}")
-
-
-def _above_zero(name: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise ConfigError(f"{name} is {value}, allowed is more than 0")

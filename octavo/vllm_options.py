@@ -1,7 +1,6 @@
-"""Tables of vLLM's options that Octavo lacks.
+"""Tables of vLLM's options that Octavo lacks, with the values that are accepted and the alternative to the others.
 
-Each entry lists the values that have no effect, which are accepted, and gives the alternative to the rest. Python
-calls, the command line and docs/compatibility.md read the same tables. Options that Octavo has are in config.py,
+Python calls, the command line and docs/compatibility.md read these tables. Options that Octavo has are in config.py,
 sampling_params.py and the server's settings, never here.
 """
 
@@ -19,8 +18,8 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True, slots=True)
 class NotHere:
-    """instead: the alternative, as the end of a sentence. nothing: values without effect, besides None, False and empty
-    ones. is_idle: no value has an effect."""
+    """instead: the alternative, as the end of a sentence. nothing: accepted values, which have no effect, besides None,
+    False and empty ones. is_idle: no value has an effect."""
 
     instead: str
     nothing: tuple[Any, ...] = ()
@@ -56,8 +55,8 @@ def why_not(table: Mapping[str, NotHere], given: Mapping[Any, Any]) -> str | Non
     return None
 
 
-def _idle(reason: str) -> NotHere:
-    return NotHere(reason, is_idle=True)
+def _idle(reason: str, *names: str) -> dict[str, NotHere]:
+    return dict.fromkeys(names, NotHere(reason, is_idle=True))
 
 
 def _each(entry: Entry, *names: str) -> dict[str, Entry]:
@@ -67,15 +66,17 @@ def _each(entry: Entry, *names: str) -> dict[str, Entry]:
 _ONE_DEVICE = "a model runs on one device; start a server for each device and share requests among them"
 _NO_LORA = "adapters cannot be loaded; merge the adapter into the weights first"
 _NO_MEDIA = "models read text only"
-_NO_COMPILER = "nothing is compiled by torch; graphs are captured when first needed, with enforce_eager never"
-_NO_SPECULATION = "each step makes one token a sequence"
+_NO_COMPILER = "torch compiles nothing; graphs are captured when first needed, or never with enforce_eager"
+_NO_SPECULATION = "each step generates one token per sequence"
 _NO_TRANSFER = "KV blocks stay where they were computed"
-_NO_OFFLOAD = "weights and KV blocks stay in one memory; a quantised GGUF file or a smaller max_model_len needs less"
+_NO_OFFLOAD = "weights and KV blocks stay on one device; a quantised GGUF file or a smaller max_model_len needs less"
 _NO_POOLING = "models generate text; there are no embeddings, scores or classes"
 _NO_EXPERTS = "there are no models of experts yet"
 _NO_GRAMMAR = "output is not constrained by a grammar; ask for the form in the prompt, or use allowed_token_ids"
-NO_TOOLS = "the answer's text is handed out as it is; read calls and thoughts from it"
+NO_TOOLS = "the answer's text is returned unparsed; read calls and thoughts from it"
 _FROM_FILE = "weights are computed as the file stores them; use a GGUF file of the quantisation you want"
+_NO_BEAMS = "there is no beam search yet; sample with n, and keep the output with the best cumulative_logprob"
+_PROFILER = "use your own profiler; an LLM's events have the times of each step"
 _TEXT_CONFIG = "change the checkpoint's config.json instead"
 
 #: options of vLLM's LLM, AsyncLLM, EngineArgs and command line that have no field in config.py
@@ -85,186 +86,148 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     "convert": NotHere(_NO_POOLING, ("auto", "none")),
     **_each(NotHere(_NO_POOLING), "pooler_config", "override_pooler_config"),
     "tokenizer_mode": NotHere("the tokenizer is made from the checkpoint's own files", ("auto", "hf", "slow", "fast")),
-    "tokenizer_revision": NotHere("the tokenizer comes from the model's revision; tokenizer= names a folder instead"),
-    **_each(_idle("no code of a checkpoint is executed"), "code_revision", "trust_remote_code"),
-    **_each(NotHere(_TEXT_CONFIG), "hf_config_path", "hf_overrides"),
+    "tokenizer_revision": NotHere("the tokenizer has the model's revision; tokenizer= names another folder"),
+    **_idle("no code of a checkpoint is executed", "code_revision", "trust_remote_code"),
+    **_each(NotHere(_TEXT_CONFIG), "hf_config_path", "hf_overrides", "rope_scaling", "rope_theta"),
     "hf_token": NotHere("set the environment variable HF_TOKEN"),
-    "config_format": NotHere("config.json and GGUF metadata are read", ("auto", "hf")),
-    "model_impl": NotHere("each model is Octavo's own code", ("auto", "vllm")),
+    "config_format": NotHere("the configuration is read from config.json or GGUF metadata", ("auto", "hf")),
+    **_each(NotHere("each model is Octavo's own code", ("auto", "vllm")), "model_impl", "model_class_overrides"),
     "model_weights": NotHere("give the weights' folder or file as model"),
-    "model_class_overrides": NotHere("each model is Octavo's own code"),
-    "rope_scaling": NotHere("put rope_scaling into the checkpoint's config.json"),
-    "rope_theta": NotHere("put rope_theta into the checkpoint's config.json"),
     "quantization": NotHere(_FROM_FILE, ("auto", "gguf")),
     **_each(NotHere(_FROM_FILE), "quantization_config", "quantization_param_path"),
-    "allow_deprecated_quantization": _idle("there is no such quantisation"),
-    "logits_processors": NotHere("use logit_bias, allowed_token_ids and bad_words of SamplingParams"),
-    "logits_processor_pattern": NotHere("use logit_bias, allowed_token_ids and bad_words of SamplingParams"),
+    **_idle("there is no such quantisation", "allow_deprecated_quantization"),
+    **_each(NotHere("use logit_bias, allowed_token_ids or bad_words"), "logits_processors", "logits_processor_pattern"),
     "io_processor_plugin": NotHere("there are no plugins"),
-    "generation_config": NotHere(
-        "the model's own generation_config.json gives the defaults; pass SamplingParams for others", ("auto",)
-    ),
-    "override_generation_config": NotHere("pass SamplingParams with the values you want"),
+    "generation_config": NotHere("the defaults are the model's own; pass SamplingParams with other values", ("auto",)),
+    "override_generation_config": NotHere("pass SamplingParams with other values"),
     "override_attention_dtype": NotHere("attention computes in the model's dtype"),
     "override_neuron_config": NotHere("there is no such device"),
     "enable_prompt_embeds": NotHere("prompts are text or token ids"),
-    "enable_return_routed_experts": NotHere(_NO_EXPERTS),
     "return_sampling_mask": NotHere("ask for logprobs instead"),
-    "enable_sleep_mode": NotHere("close the LLM and make a new one: it starts in about a second"),
+    "enable_sleep_mode": NotHere("close the LLM and create a new one: it starts in about a second"),
     "disable_sliding_window": NotHere("layers with a window keep it; set max_model_len to the window instead"),
-    "spaces_between_special_tokens": _idle("special tokens are written as the tokenizer writes them"),
+    **_idle("special tokens are written as the tokenizer writes them", "spaces_between_special_tokens"),
     # loading
     "download_dir": NotHere("set the environment variable HF_HOME"),
     "ignore_patterns": NotHere("only what is needed is downloaded", ("original/**/*",)),
     "model_loader_extra_config": NotHere("files are mapped, and need no options"),
-    **_each(_idle("files are mapped"), "safetensors_load_strategy", "max_parallel_loading_workers"),
-    "use_tqdm_on_load": _idle("loading shows no bar"),
-    "pt_load_map_location": _idle("there are no .pt files"),
+    **_idle("files are mapped", "safetensors_load_strategy", "max_parallel_loading_workers"),
+    **_idle("loading shows no bar", "use_tqdm_on_load"),
+    **_idle("there are no .pt files", "pt_load_map_location"),
     # many devices
     **_each(NotHere(_ONE_DEVICE, (1,)), "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
     **_each(NotHere(_ONE_DEVICE, (1,)), "data_parallel_size_local", "prefill_context_parallel_size"),
     **_each(NotHere(_ONE_DEVICE, (1,)), "decode_context_parallel_size", "nnodes"),
     **_each(NotHere(_ONE_DEVICE, (0,)), "data_parallel_rank", "data_parallel_start_rank", "node_rank", "ubatch_size"),
-    **_each(_idle("there is one engine, on this machine"), "data_parallel_address", "data_parallel_rpc_port"),
-    **_each(_idle("there is one engine, on this machine"), "master_addr", "master_port"),
+    **_idle(
+        "there is one engine, here", "data_parallel_address", "data_parallel_rpc_port", "master_addr", "master_port"
+    ),
     "data_parallel_backend": NotHere(_ONE_DEVICE, ("mp",)),
     **_each(NotHere(_ONE_DEVICE), "data_parallel_hybrid_lb", "data_parallel_external_lb", "headless", "worker_use_ray"),
     **_each(NotHere(_ONE_DEVICE), "ray_workers_use_nsight", "enable_dbo"),
-    **_each(_idle("a context is on one device"), "dcp_kv_cache_interleave_size", "cp_kv_cache_interleave_size"),
-    "worker_cls": NotHere("the worker is Octavo's own", ("auto",)),
-    "worker_extension_cls": NotHere("the worker is Octavo's own"),
+    **_idle("a context is on one device", "dcp_kv_cache_interleave_size", "cp_kv_cache_interleave_size"),
+    **_each(NotHere("the worker is Octavo's own", ("auto",)), "worker_cls", "worker_extension_cls"),
     "scheduler_cls": NotHere("the scheduler is Octavo's own; scheduling_policy chooses its order"),
-    "disable_custom_all_reduce": _idle("one device has nothing to reduce"),
-    "disable_nccl_for_dp_synchronization": _idle("one device has nothing to synchronise"),
-    **_each(NotHere(_NO_EXPERTS), "enable_expert_parallel", "enable_eplb"),
-    **_each(_idle(_NO_EXPERTS), "all2all_backend", "eplb_config", "expert_placement_strategy"),
+    **_idle("there is one device", "disable_custom_all_reduce", "disable_nccl_for_dp_synchronization"),
+    **_each(NotHere(_NO_EXPERTS), "enable_expert_parallel", "enable_eplb", "enable_return_routed_experts"),
+    **_idle(_NO_EXPERTS, "all2all_backend", "eplb_config", "expert_placement_strategy"),
     "moe_backend": NotHere(_NO_EXPERTS, ("auto",)),
     "num_redundant_experts": NotHere(_NO_EXPERTS, (0,)),
-    **_each(_idle("there is no dual batch"), "dbo_decode_token_threshold", "dbo_prefill_token_threshold"),
+    **_idle("there is no dual batch", "dbo_decode_token_threshold", "dbo_prefill_token_threshold"),
     # memory and cache
-    "swap_space": _idle("a preempted sequence is computed again, not swapped"),
-    **_each(NotHere(_NO_OFFLOAD, (0, 0.0)), "cpu_offload_gb", "kv_offloading_size"),
+    **_idle("a preempted sequence is computed again, not swapped", "swap_space"),
+    **_each(NotHere(_NO_OFFLOAD, (0, 0.0)), "cpu_offload_gb", "kv_offloading_size", "offload_group_size"),
     **_each(NotHere(_NO_OFFLOAD), "cpu_offload_params", "offload_params"),
     "offload_backend": NotHere(_NO_OFFLOAD, ("auto",)),
-    "offload_group_size": NotHere(_NO_OFFLOAD, (0,)),
-    **_each(_idle("nothing is offloaded"), "offload_num_in_group", "offload_prefetch_step", "kv_offloading_backend"),
-    "prefix_caching_hash_algo": _idle("blocks are found by a hash of their content, whatever its name"),
+    **_idle("nothing is offloaded", "offload_num_in_group", "offload_prefetch_step", "kv_offloading_backend"),
+    **_idle("blocks are found by a hash of their content, whatever its name", "prefix_caching_hash_algo"),
     "calculate_kv_scales": NotHere("KV blocks hold plain numbers, which need no scales"),
     "kv_cache_dtype_skip_layers": NotHere("KV blocks of all layers have one type"),
     "kv_sharing_fast_prefill": NotHere("no model of ours shares KV between layers"),
-    **_each(_idle("there are no recurrent models yet"), "mamba_cache_dtype", "mamba_ssm_cache_dtype"),
-    **_each(_idle("there are no recurrent models yet"), "mamba_block_size", "mamba_cache_mode"),
+    **_idle("there are no recurrent models yet", "mamba_cache_dtype", "mamba_ssm_cache_dtype"),
+    **_idle("there are no recurrent models yet", "mamba_block_size", "mamba_cache_mode"),
     "disable_hybrid_kv_cache_manager": NotHere("layers with a window always have a cache group of their own"),
-    "use_v2_block_manager": _idle("there is one block manager"),
-    "disable_cascade_attn": _idle("there is no cascade attention"),
+    **_idle("there is one block manager", "use_v2_block_manager"),
+    **_idle("there is no cascade attention", "disable_cascade_attn"),
     # steps
-    **_each(_idle(_NO_COMPILER), "compilation_config", "optimization_level", "cudagraph_capture_sizes"),
-    **_each(_idle(_NO_COMPILER), "max_cudagraph_capture_size", "max_seq_len_to_capture", "max_context_len_to_capture"),
-    "performance_mode": _idle("there is one mode"),
+    **_idle(_NO_COMPILER, "compilation_config", "optimization_level", "cudagraph_capture_sizes"),
+    **_idle(_NO_COMPILER, "max_cudagraph_capture_size", "max_seq_len_to_capture", "max_context_len_to_capture"),
+    **_idle("there is one mode", "performance_mode"),
     "attention_config": NotHere("attention_backend chooses a GPU's attention"),
     "kernel_config": NotHere("backend chooses the kernels"),
-    "profiler_config": NotHere("use a profiler of your own; the events of an LLM say what each step took"),
+    **_each(NotHere(_PROFILER), "profiler_config", "enable_layerwise_nvtx_tracing"),
     "max_num_active_seqs": NotHere("set max_num_seqs"),
-    "max_num_partial_prefills": _idle("as many prompts are in progress as the token budget has room for"),
-    "max_long_partial_prefills": _idle("as many prompts are in progress as the token budget has room for"),
+    **_idle("the token budget limits the prompts in progress", "max_num_partial_prefills", "max_long_partial_prefills"),
     "long_prefill_token_threshold_adaptive": NotHere("set long_prefill_token_threshold"),
     "prefill_schedule_interval": NotHere("prompts start in any step that has room", (0, 1)),
     "scheduler_delay_factor": NotHere("prompts start in any step that has room", (0, 0.0)),
-    "scheduler_reserve_full_isl": _idle("schedule_conservativeness says what is kept free for what has started"),
+    **_idle("schedule_conservativeness sets how many blocks are kept free", "scheduler_reserve_full_isl"),
     "watermark": NotHere("schedule_conservativeness keeps blocks free", (0, 0.0)),
     "num_scheduler_steps": NotHere("async_scheduling plans ahead", (1,)),
-    "multi_step_stream_outputs": _idle("every step's tokens are handed out"),
-    "num_lookahead_slots": NotHere(_NO_SPECULATION, (0,)),
+    **_idle("every step's tokens are returned", "multi_step_stream_outputs"),
     "preemption_mode": NotHere("a preempted sequence is computed again", ("recompute",)),
-    "disable_async_output_proc": _idle("async_scheduling says whether steps overlap"),
-    "stream_interval": NotHere("every token is handed out as it comes", (1,)),
+    **_idle("async_scheduling sets whether steps overlap", "disable_async_output_proc"),
+    "stream_interval": NotHere("every token is returned as it is generated", (1,)),
     "max_num_queued_tokens": NotHere("set max_num_queued_reqs"),
     # features
     **_each(NotHere(_NO_LORA), "enable_lora", "long_lora_scaling_factors", "default_mm_loras", "enable_lora_bias"),
-    **_each(_idle("adapters cannot be loaded"), "max_loras", "max_lora_rank", "max_cpu_loras", "fully_sharded_loras"),
-    **_each(_idle("adapters cannot be loaded"), "lora_dtype", "lora_extra_vocab_size"),
+    **_idle("adapters cannot be loaded", "max_loras", "max_lora_rank", "max_cpu_loras", "fully_sharded_loras"),
+    **_idle("adapters cannot be loaded", "lora_dtype", "lora_extra_vocab_size"),
     **_each(NotHere(_NO_SPECULATION), "speculative_config", "speculative_model", "spec_method", "spec_model"),
-    **_each(NotHere(_NO_SPECULATION, (0,)), "num_speculative_tokens", "spec_tokens"),
-    **_each(_idle(_NO_GRAMMAR), "structured_outputs_config", "guided_decoding_backend"),
-    **_each(_idle(_NO_GRAMMAR), "guided_decoding_disable_fallback", "guided_decoding_disable_any_whitespace"),
-    "guided_decoding_disable_additional_properties": _idle(_NO_GRAMMAR),
+    **_each(NotHere(_NO_SPECULATION, (0,)), "num_speculative_tokens", "spec_tokens", "num_lookahead_slots"),
+    **_idle(_NO_GRAMMAR, "structured_outputs_config", "guided_decoding_backend", "guided_decoding_disable_fallback"),
+    **_idle(_NO_GRAMMAR, "guided_decoding_disable_any_whitespace", "guided_decoding_disable_additional_properties"),
     **_each(NotHere(NO_TOOLS), "reasoning_parser", "reasoning_parser_plugin"),
     **_each(NotHere(_NO_TRANSFER), "kv_transfer_config", "ec_transfer_config"),
-    "kv_events_config": NotHere("the events of an LLM tell what each block goes through"),
     "weight_transfer_config": NotHere("weights are read once, from files"),
     "additional_config": NotHere("there are no plugins"),
     # images, sound
-    **_each(_idle(_NO_MEDIA), "limit_mm_per_prompt", "language_model_only", "mm_processor_cache_gb"),
-    **_each(_idle(_NO_MEDIA), "mm_processor_cache_type", "mm_shm_cache_max_object_size_mb", "mm_encoder_tp_mode"),
-    **_each(_idle(_NO_MEDIA), "mm_encoder_attn_backend", "disable_mm_preprocessor_cache", "disable_chunked_mm_input"),
-    **_each(_idle(_NO_MEDIA), "skip_mm_profiling", "allowed_local_media_path", "allowed_media_domains"),
+    **_idle(_NO_MEDIA, "limit_mm_per_prompt", "language_model_only", "mm_processor_cache_gb"),
+    **_idle(_NO_MEDIA, "mm_processor_cache_type", "mm_shm_cache_max_object_size_mb", "mm_encoder_tp_mode"),
+    **_idle(_NO_MEDIA, "mm_encoder_attn_backend", "disable_mm_preprocessor_cache", "disable_chunked_mm_input"),
+    **_idle(_NO_MEDIA, "skip_mm_profiling", "allowed_local_media_path", "allowed_media_domains"),
     **_each(NotHere(_NO_MEDIA), "mm_processor_kwargs", "media_io_kwargs", "mm_encoder_only", "enable_mm_embeds"),
     "interleave_mm_strings": NotHere(_NO_MEDIA),
     "video_pruning_rate": NotHere(_NO_MEDIA, (0, 0.0)),
     # observation
-    "collect_detailed_traces": NotHere("otlp_traces_endpoint sends a span a request"),
-    "show_hidden_metrics_for_version": _idle("no metric is hidden"),
-    "kv_cache_metrics": NotHere("the events of an LLM tell what each block goes through"),
-    "kv_cache_metrics_sample": _idle("there are no such metrics"),
+    "collect_detailed_traces": NotHere("otlp_traces_endpoint sends a span per request"),
+    **_idle("no metric is hidden", "show_hidden_metrics_for_version"),
+    **_each(NotHere("an LLM's events follow each block"), "kv_events_config", "kv_cache_metrics"),
+    **_idle("there are no such metrics", "kv_cache_metrics_sample"),
     **_each(NotHere("there are no such metrics"), "cudagraph_metrics", "enable_mfu_metrics"),
-    "enable_layerwise_nvtx_tracing": NotHere("use a profiler of your own"),
-    "enable_logging_iteration_details": NotHere("the events of an LLM say what each step did"),
-    "aggregate_engine_logging": _idle("there is one engine"),
+    "enable_logging_iteration_details": NotHere("an LLM's events describe each step"),
+    **_idle("there is one engine", "aggregate_engine_logging"),
 }
 
 #: options of vLLM's engine that here are a server's only
 SERVER_ONLY: dict[str, NotHere] = {
-    "disable_log_stats": _idle("only a server writes such lines"),
-    "disable_log_requests": _idle("requests are logged only where a server is told to"),
+    **_idle("only a server writes such lines", "disable_log_stats"),
+    **_idle("requests are logged only with enable_log_requests", "disable_log_requests"),
     "enable_log_requests": NotHere("only a server writes such lines: octavo serve --enable-log-requests"),
-    "served_model_name": _idle("only a server answers by a name"),
+    **_idle("only a server has a name for its model", "served_model_name"),
 }
 
 #: flags of `vllm serve` alone
 SERVER_FLAGS: dict[str, NotHere] = {
     **_each(NotHere(_NO_LORA), "lora_modules", "prompt_adapters"),
     **_each(NotHere(NO_TOOLS), "enable_auto_tool_choice", "tool_call_parser", "tool_parser_plugin", "tool_server"),
-    "exclude_tools_when_tool_choice_none": NotHere("tools are shown to the template whenever they are sent"),
+    "exclude_tools_when_tool_choice_none": NotHere("the template gets all tools that are sent"),
     "response_role": NotHere("answers have the role assistant", ("assistant",)),
     "middleware": NotHere("put a proxy in front"),
-    "enable_ssl_refresh": NotHere("start the server again with the new certificate"),
-    "ssl_cert_reqs": NotHere("ssl_ca_certs asks every client for a certificate", (0,)),
-    "uvicorn_log_level": _idle("the log has one level"),
-    "disable_uvicorn_access_log": _idle("there is no access log; enable_log_requests writes a line a request"),
+    "enable_ssl_refresh": NotHere("restart the server with the new certificate"),
+    "ssl_cert_reqs": NotHere("with ssl_ca_certs every client needs a certificate", (0,)),
+    **_idle("the log has one level", "uvicorn_log_level"),
+    **_idle("there is no access log; enable_log_requests writes a line per request", "disable_uvicorn_access_log"),
     "log_config_file": NotHere("the log goes to standard error in one form"),
-    "log_error_stack": _idle("faults of the server are always logged with their stack"),
-    "max_log_len": _idle("prompts are not logged"),
+    **_idle("server errors are always logged with their stack", "log_error_stack"),
+    **_idle("prompts are not logged", "max_log_len"),
     **_each(NotHere("outputs are not logged"), "enable_log_outputs", "enable_log_deltas"),
-    "disable_frontend_multiprocessing": _idle("api_server_count says how many front ends there are"),
-    "enable_server_load_tracking": _idle("/load always tells"),
-    "enable_prompt_tokens_details": _idle("usage always tells how many prompt tokens were cached"),
+    **_idle("api_server_count sets the number of front ends", "disable_frontend_multiprocessing"),
+    **_idle("/load is always served", "enable_server_load_tracking"),
+    **_idle("usage always has the number of cached prompt tokens", "enable_prompt_tokens_details"),
     "tokens_only": NotHere("send token ids as the prompt, and return_token_ids"),
     **_each(NotHere("the server speaks HTTP"), "grpc_port", "grpc"),
 }
-
-#: short names of flags -> the options they stand for
-FLAG_ALIASES: dict[str, str] = {
-    "tp": "tensor_parallel_size",
-    "pp": "pipeline_parallel_size",
-    "dp": "data_parallel_size",
-    "dpl": "data_parallel_size_local",
-    "dpn": "data_parallel_rank",
-    "dpr": "data_parallel_start_rank",
-    "dpa": "data_parallel_address",
-    "dpp": "data_parallel_rpc_port",
-    "dpb": "data_parallel_backend",
-    "dcp": "decode_context_parallel_size",
-    "pcp": "prefill_context_parallel_size",
-    "ep": "enable_expert_parallel",
-    "q": "quantization",
-    "O": "optimization_level",
-    "cc": "compilation_config",
-    "sc": "speculative_config",
-    "n": "nnodes",
-    "r": "node_rank",
-}
-
-_NO_BEAMS = "there is no beam search yet; sample with n, and keep the output with the best cumulative_logprob"
 
 #: current and former fields of vLLM's SamplingParams that sampling_params.py lacks
 SAMPLING_FIELDS: dict[str, NotHere] = {
@@ -275,15 +238,15 @@ SAMPLING_FIELDS: dict[str, NotHere] = {
     **_each(NotHere(_NO_GRAMMAR), "structured_outputs", "guided_decoding"),
     "extra_args": NotHere("there are no plugins to read them"),
     "spaces_between_special_tokens": NotHere("special tokens are written as the tokenizer writes them", (True,)),
-    "stream_interval": NotHere("every token is handed out as it comes", (1,)),
-    "thinking_token_budget": NotHere("thoughts are tokens like others; max_tokens bounds them all"),
-    "repetition_detection": NotHere("use repetition_penalty or frequency_penalty against repetitions"),
+    "stream_interval": NotHere("every token is returned as it is generated", (1,)),
+    "thinking_token_budget": NotHere("max_tokens limits all tokens, thoughts too"),
+    "repetition_detection": NotHere("use repetition_penalty or frequency_penalty"),
     "watermarking": NotHere("output is not marked"),
     "prompt_logprob_token_ids": NotHere("prompt_logprobs gives the most likely tokens"),
-    "prompt_logprob_start": NotHere("prompt_logprobs are of the whole prompt", (0,)),
+    "prompt_logprob_start": NotHere("prompt_logprobs cover the whole prompt", (0,)),
     "routed_experts_prompt_start": NotHere(_NO_EXPERTS, (0,)),
     "trace_decode_token_ids": NotHere("put the tokens into the prompt and ask for prompt_logprobs"),
-    "skip_clone": _idle("a request always keeps parameters of its own"),
+    **_idle("each request always has its own parameters", "skip_clone"),
 }
 
 #: keyword arguments of vLLM's generate and chat that Octavo lacks
@@ -294,37 +257,36 @@ CALL_ARGUMENTS: dict[str, NotHere] = {
     "mm_processor_kwargs": NotHere(_NO_MEDIA),
     "guided_options_request": NotHere(_NO_GRAMMAR),
     "data_parallel_rank": NotHere(_ONE_DEVICE, (0,)),
-    "kv_hints": NotHere("the prefix cache keeps what was used last"),
+    "kv_hints": NotHere("the prefix cache keeps the most recently used blocks"),
 }
 
 #: keys of vLLM's prompt dicts that Octavo lacks
 PROMPT_KEYS: dict[str, NotHere] = {
     **_each(NotHere(_NO_MEDIA), "multi_modal_data", "multi_modal_uuids", "mm_processor_kwargs"),
     "prompt_embeds": NotHere("prompts are text or token ids"),
-    "token_type_ids": NotHere("models generate text, and know no such types"),
+    "token_type_ids": NotHere("generating models have no token types"),
     "encoder_prompt": NotHere("models have a decoder only"),
-    "decoder_prompt": NotHere("models have a decoder only; give its text as 'prompt'"),
+    "decoder_prompt": NotHere("models have a decoder only; pass its text as 'prompt'"),
 }
 
 #: methods and attributes of vLLM's LLM and AsyncLLM that Octavo lacks
 METHODS: dict[str, str] = {
     "beam_search": _NO_BEAMS,
     **_each(_NO_POOLING, "encode", "embed", "score", "classify", "reward", "get_supported_tasks"),
-    **_each("stream hands outputs out as they come, and threads may call at the same time", "enqueue", "enqueue_chat"),
-    "wait_for_completion": "stream hands outputs out as they come, and threads may call at the same time",
-    **_each("close it and make a new one: it starts in about a second", "sleep", "wake_up", "is_sleeping"),
+    **_each("use stream, or call from several threads", "enqueue", "enqueue_chat", "wait_for_completion"),
+    **_each("close it and create a new one: it starts in about a second", "sleep", "wake_up", "is_sleeping"),
     **_each(_ONE_DEVICE, "collective_rpc", "get_world_size", "scale_elastic_ep"),
     "apply_model": "a model is a compiled program, not a torch module",
-    **_each("use a profiler of your own; events say what each step took", "start_profile", "stop_profile"),
+    **_each(_PROFILER, "start_profile", "stop_profile"),
     "reset_mm_cache": _NO_MEDIA,
     **_each(_NO_LORA, "add_lora", "remove_lora", "list_loras", "pin_lora"),
-    "llm_engine": "what it is used for is here: get_tokenizer, get_metrics, stats, events, card",
-    "engine": "what it is used for is here: get_tokenizer, stats, model_info",
-    "model_config": "card and stats tell the sizes",
-    "set_tokenizer": "pass tokenizer= when you make it",
+    "llm_engine": "use get_tokenizer, get_metrics, stats, events or card",
+    "engine": "use get_tokenizer, stats or model_info",
+    "model_config": "card and stats have the sizes",
+    "set_tokenizer": "pass tokenizer= when you create it",
     **_each("weights are read once, from files", "update_weights", "init_weight_transfer_engine"),
     **_each("weights are read once, from files", "start_weight_update", "finish_weight_update", "get_weight_version"),
     **_each("abort what runs, and send it again later", "pause_generation", "resume_generation"),
-    "is_tracing_enabled": "otlp_traces_endpoint says so",
-    "do_log_stats": "stats tells the moment's numbers",
+    "is_tracing_enabled": "see otlp_traces_endpoint",
+    "do_log_stats": "stats has the current numbers",
 }

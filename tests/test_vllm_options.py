@@ -5,11 +5,12 @@ from dataclasses import fields
 import pytest
 
 from octavo import SamplingParams, vllm_options
+from octavo.cli.words import FLAG_ALIASES
 from octavo.config import AdmissionConfig, ServerConfig
 from octavo.engine.assemble import _SECTIONS, engine_config
 from octavo.errors import ConfigError
 from octavo.server.settings import ServerSettings
-from octavo.vllm_options import ENGINE_OPTIONS, FLAG_ALIASES, SAMPLING_FIELDS, SERVER_FLAGS, SERVER_ONLY
+from octavo.vllm_options import ENGINE_OPTIONS, SAMPLING_FIELDS, SERVER_FLAGS, SERVER_ONLY
 
 ASKS_FOR_NOTHING = {
     "tensor_parallel_size": 1,

@@ -24,7 +24,29 @@ from typing import Any
 
 from octavo.errors import ConfigError
 from octavo.shown import shown
-from octavo.vllm_options import ENGINE_OPTIONS, FLAG_ALIASES, SERVER_FLAGS, SERVER_ONLY, NotHere
+from octavo.vllm_options import ENGINE_OPTIONS, SERVER_FLAGS, SERVER_ONLY, NotHere
+
+#: short names of flags -> the options they stand for
+FLAG_ALIASES: dict[str, str] = {
+    "tp": "tensor_parallel_size",
+    "pp": "pipeline_parallel_size",
+    "dp": "data_parallel_size",
+    "dpl": "data_parallel_size_local",
+    "dpn": "data_parallel_rank",
+    "dpr": "data_parallel_start_rank",
+    "dpa": "data_parallel_address",
+    "dpp": "data_parallel_rpc_port",
+    "dpb": "data_parallel_backend",
+    "dcp": "decode_context_parallel_size",
+    "pcp": "prefill_context_parallel_size",
+    "ep": "enable_expert_parallel",
+    "q": "quantization",
+    "O": "optimization_level",
+    "cc": "compilation_config",
+    "sc": "speculative_config",
+    "n": "nnodes",
+    "r": "node_rank",
+}
 
 _TABLE = ENGINE_OPTIONS | SERVER_ONLY | SERVER_FLAGS
 _SWITCH_PREFIXES = ("enable_", "disable_", "use_", "allow_", "exclude_", "fully_", "guided_decoding_disable_")
