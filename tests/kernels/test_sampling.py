@@ -53,6 +53,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sample]:
         subprocess.run(["g++", *flags, *includes, *sources, "-o", str(folder / "sampling.so")], check=True)
         library = ctypes.CDLL(str(folder / "sampling.so"))
         library.start_threads.restype = ctypes.c_void_p
+        cpu.declare(library, cpu.SAMPLING_SIGNATURES)
         return partial(cpu.sample, library, ctypes.c_void_p(library.start_threads(2)))
 
     return build_for

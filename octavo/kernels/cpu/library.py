@@ -77,7 +77,8 @@ Arguments = Argument * 8
 
 
 _POINTER = c_void_p  # an object of the library, or an array
-_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+Signatures = dict[str, tuple[Any, tuple[Any, ...]]]  # function -> result, arguments
+_SIGNATURES: Signatures = {
     "octavo_last_error": (c_char_p, ()),
     "octavo_pool_new": (_POINTER, (c_int,)),
     "octavo_pool_free": (None, (_POINTER,)),
@@ -107,6 +108,9 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (_POINTER, _POINTER, c_int32, _POINTER, c_int64, c_int64, c_int32, _POINTER, Slot, Slot, c_int64),
     ),
     "octavo_program_times": (None, (_POINTER, POINTER(c_double), POINTER(c_int64))),
+}
+#: of csrc/bindings/sampling.cpp
+SAMPLING_SIGNATURES: Signatures = {
     "octavo_sampling_columns": (c_char_p, ()),
     "octavo_sample": (c_int, (_POINTER, _POINTER, c_int64, POINTER(c_void_p), c_int64, _POINTER)),
     "octavo_processed_logits": (c_int, (_POINTER, _POINTER, c_int64, POINTER(c_void_p), c_int64, _POINTER, _POINTER)),
@@ -114,17 +118,22 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 _COLUMN_TYPES: dict[str, type[np.generic]] = {"int32_t": np.int32, "uint64_t": np.uint64, "float": np.float32}
 
 
-@cache
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    for name, (result, arguments) in _SIGNATURES.items():
+def declare(library: ctypes.CDLL, signatures: Signatures) -> None:
+    for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
+
+
+@cache
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    declare(library, _SIGNATURES)
+    declare(library, SAMPLING_SIGNATURES)
     return library
 
 
 def load() -> ctypes.CDLL:
     """The built library with its signatures declared."""
-    return _declare(build.load())
+    return _declared(build.load())
 
 
 def check(library: ctypes.CDLL, code: int, doing: str) -> None:
