@@ -1,6 +1,6 @@
-"""What tests of whole models share, tiny checkpoints and the host's backends; and the markers, applied by file.
+"""Fixtures for tests of whole models (tiny checkpoints, the host's backends), and markers, applied by file.
 
-torch and transformers are imported by the fixtures that need them, so that the tests of everything else start
+torch and transformers are imported by the fixtures that need them, so that all other tests start
 at once.
 """
 
@@ -19,7 +19,7 @@ from octavo.config import BackendConfig
 from octavo.kernels.device import Device
 from octavo.kernels.registry import HOST_BACKENDS
 
-# The same tests with the model in a process of its own: OCTAVO_EXECUTOR=mp pytest. What a test patches does not reach
+# The same tests with the model in a separate process: OCTAVO_EXECUTOR=mp pytest. What a test patches does not reach
 # that process: such tests ask for the fixture `inline_executor`.
 EXECUTOR = os.environ.get("OCTAVO_EXECUTOR")
 BackendConfig.__init__.__wrapped__.__kwdefaults__["distributed_executor_backend"] = EXECUTOR  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def markers_of(path: Path) -> set[str]:
-    """By where a file, or a folder, lies."""
+    """The markers of a file or folder, by its place."""
     return {marker for marker, places in MARKED.items() if any(path.is_relative_to(TESTS / place) for place in places)}
 
 
@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def one_torch_thread() -> Iterator[None]:
-    """For tiny matrices, and for machines with other work: threads would only wait for each other."""
+    """Matrices are tiny and the machine may be busy: threads would only wait for each other."""
     import torch
 
     before = torch.get_num_threads()

@@ -2,8 +2,8 @@
 
     make index        python tests/file_index.py > docs/files.md
 
-The line is the first one of a module's docstring, or the first comment of a C++ file; it must say, by itself, what the
-file is. tests/test_architecture.py checks that, and that docs/files.md is what this program writes.
+The line is the first one of a module's docstring, or the first comment of a C++ file; it must describe the file
+without context. tests/test_architecture.py checks that, and that docs/files.md is what this program writes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ What every source file is, in its own first line. `make index` writes this page;
 
 
 def source_files() -> list[Path]:
-    """Every file that has something in it; an empty __init__.py is only a folder's name tag."""
+    """Every file that is not empty, which some __init__.py are."""
     found = (path for place in PLACES for suffix in SUFFIXES for path in ROOT.glob(f"{place}/**/*{suffix}"))
     files = [path.relative_to(ROOT) for path in found if path.stat().st_size > 0]
     return sorted(files, key=lambda path: (PLACES.index(path.parts[0]), path.parts[1:-1], path.name))
 
 
 def first_line(path: Path) -> str:
-    """What a file says that it is; empty if it says nothing."""
+    """The file's description; empty if it has none."""
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]

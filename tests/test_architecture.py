@@ -1,4 +1,4 @@
-"""The map never lies: docs/files.md is what the files say, and no page or comment names a file that is not there."""
+"""docs/files.md matches the files' first lines, and no page or comment names a missing file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_files_that_are_named_are_there() -> None:
 
 
 def test_floors_are_drawn_as_they_are_checked() -> None:
-    """In pyproject.toml, a room in brackets is a place kept for one."""
+    """In pyproject.toml, a room in brackets is one that may be added."""
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     drawing = page.partition("```\n")[2].partition("```")[0]
     drawn = [re.split(r" {3,}", line)[0] for line in drawing.splitlines()]

@@ -1,4 +1,4 @@
-"""Every option of every section is checked by its type, says what is allowed, and takes vLLM's spellings."""
+"""Every option is checked by its type, its error says what is allowed, and it takes vLLM's spellings."""
 
 from dataclasses import MISSING, fields
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""No two files import each other, not even late or for types only: each can be read, and changed, without the other."""
+"""No two files import each other, not even lazily or for types: each can be read and changed alone."""
 
 import ast
 

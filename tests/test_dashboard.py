@@ -1,4 +1,4 @@
-"""The Grafana dashboard asks only for what is exported, and the page about metrics leaves none out."""
+"""The Grafana dashboard queries only exported metrics, and the page about metrics lists all of them."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def queries(dashboard: dict[str, Any]) -> Iterator[str]:
 
 
 def exported() -> dict[str, set[str]]:
-    """sample name -> its labels, of an engine that has done nothing yet."""
+    """Sample name -> labels, from an idle engine."""
     log = EventLog(0)
     log.write(EngineStarted(0.0, 10, 16, 1, 1, 128))
     text = EngineMetrics(log, model_name="m").exposition().decode()

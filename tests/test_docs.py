@@ -1,4 +1,4 @@
-"""The documentation is true where a machine can tell: links lead somewhere, Python runs, flags and fields exist."""
+"""What a machine can check in the documentation: links resolve, Python runs, flags and fields exist."""
 
 import importlib
 import re
@@ -24,7 +24,7 @@ def name(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What headings can be linked to, in GitHub's spelling."""
+    """The anchors of a page's headings, in GitHub's spelling."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -78,7 +78,7 @@ def command_lines(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if command_lines(page)], ids=name)
 def test_command_lines_in_pages_are_understood(page: Path) -> None:
-    """Up to what they would do: words in capitals stand for what a reader fills in."""
+    """Commands are only parsed; words in capitals are placeholders."""
     from octavo.cli.main import COMMANDS, parser_of
 
     for line in command_lines(page):

@@ -1,4 +1,4 @@
-"""Examples run as they are, and say something."""
+"""The examples run unchanged and print something."""
 
 import subprocess
 import sys

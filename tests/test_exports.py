@@ -1,4 +1,4 @@
-"""The public face is sealed: a name enters or leaves it only together with this list."""
+"""The public names: adding or removing one changes this list."""
 
 import pytest
 

@@ -1,5 +1,4 @@
-"""Any parameters that SamplingParams lets in, in any combination: every request ends by itself, and its neighbours
-never learn of it."""
+"""Any valid SamplingParams in any combination: every request ends, and the others in its batch are not affected."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ NEIGHBOUR = SamplingParams(seed=11, max_tokens=6, logprobs=1, repetition_penalty
 
 
 def draw_params(rng: random.Random) -> SamplingParams | None:
-    """None where the door refuses."""
+    """None if SamplingParams refuses the values."""
     fields = {name: rng.choice(values) for name, values in FIELDS.items() if rng.random() < 0.4}
     for name in ("temperature", "presence_penalty", "frequency_penalty", "repetition_penalty"):
         if name in fields and rng.random() < 0.3:

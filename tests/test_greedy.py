@@ -1,5 +1,5 @@
-"""The whole engine against transformers in float32, family by family: the same greedy tokens, whatever the block
-size, the chunks, the memory and the company; the same log-probabilities to 1e-4.
+"""The whole engine against transformers in float32, family by family: the same greedy tokens for every
+block size, chunking, amount of memory and batch; log-probabilities equal to 1e-4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What may not be imported, and when: start-up time is a promise, and torch alone would spend most of it."""
+"""What may not be imported at start-up, which is to be fast: torch alone would take most of the time."""
 
 import json
 import subprocess

@@ -197,7 +197,7 @@ def test_bias_allowed_and_bad_words_bind(llm: LLM) -> None:
 
 
 def test_all_logprobs_where_the_limit_is_the_vocabulary_and_prompts_whole_without_chunks() -> None:
-    """A limit of as many as there are tokens allows -1 too. Without chunked prefill a step takes any prompt whole."""
+    """A limit of the vocabulary's size allows -1 too. Without chunked prefill a step takes a whole prompt."""
     options = {"max_model_len": 128, "num_threads": 1, "num_gpu_blocks_override": 40}
     with LLM("smollm2", max_logprobs=49152, max_num_batched_tokens=16, enable_chunked_prefill=False, **options) as llm:
         (output,) = llm.generate([[5] * 90], SamplingParams(max_tokens=1, logprobs=-1), use_tqdm=False)
@@ -402,7 +402,7 @@ def test_unknown_options_and_closed_engines_are_named() -> None:
 
 
 def test_a_fault_in_one_output_ends_that_request_alone(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tokens have names that cannot be made; nobody else asks for names."""
+    """Naming the tokens of its logprobs fails; the other requests ask for no logprobs."""
     alone = texts(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
 
     def break_names(*_: object) -> None:
@@ -458,7 +458,7 @@ def test_the_whole_vocabulary_only_where_it_is_allowed(llm: LLM) -> None:
 
 
 def test_a_token_that_cannot_be_drawn_ends_its_request_alone(llm: LLM) -> None:
-    """With log-probabilities, of which such a token has none."""
+    """With log-probabilities, which such a token lacks."""
     (the,) = llm.get_tokenizer().encode(" the", add_special_tokens=False)
     bad = SamplingParams(logprobs=2, allowed_token_ids=[the], bad_words=[" the the"])
     outputs = llm.generate(PROMPTS, [GREEDY, bad, GREEDY], use_tqdm=False)

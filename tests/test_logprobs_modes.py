@@ -1,4 +1,4 @@
-"""What logprobs are in each logprobs_mode, through the whole engine: against logits that the engine itself told raw."""
+"""What logprobs are in each logprobs_mode, through the whole engine: against the raw logits that the engine returns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARAMS = [
 def told(
     request: pytest.FixtureRequest, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, list[RequestOutput]]:
-    """What an engine of each mode says to the same requests; two of its three rows are scored at once."""
+    """Each mode's results for the same requests; two of the three rows are scored at once."""
     monkeypatch.setattr(logprobs, "LOGPROB_TILE", 2)
     answers = {}
     for mode in MODES:
@@ -44,7 +44,7 @@ def engine(tiny_folder: TinyFolder, backend: str, mode: str) -> LLM:
 
 
 def rows_of(answers: list[RequestOutput], request: int, sample: int) -> np.ndarray:
-    """[tokens, V]: what is told of each token of the vocabulary."""
+    """[tokens, V]: the value of each token of the vocabulary."""
     rows = answers[request].outputs[sample].logprobs
     assert rows is not None
     return np.array([[row[token].logprob for token in range(len(row))] for row in rows])
@@ -100,7 +100,7 @@ def test_nothing_of_a_prompt_is_processed(told: dict[str, list[RequestOutput]]) 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_tokens_asked_for_by_id(tiny_folder: TinyFolder, backend: str) -> None:
-    """Where they cannot be drawn, too."""
+    """Also for tokens that cannot be drawn."""
     params = SamplingParams(
         temperature=0.5, allowed_token_ids=[4, 6, 9], logprobs=0, logprob_token_ids=[6, 10], max_tokens=3, seed=1,
         detokenize=False,

@@ -1,4 +1,4 @@
-"""pyproject.toml: what is installed, by pip and by uv."""
+"""What pip and uv install from pyproject.toml."""
 
 from __future__ import annotations
 

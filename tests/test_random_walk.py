@@ -1,5 +1,5 @@
-"""A random walk over the public API: whatever is passed, by however many threads, all that comes is an answer or one
-of Octavo's own exceptions; and the engine is as sound afterwards as before."""
+"""A random walk over the public API, on several threads: every call returns an answer or raises one of Octavo's own
+exceptions, and the engine still works afterwards."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def llm(folder: Path, request: pytest.FixtureRequest) -> Iterator[LLM]:
 
 
 class Thing:
-    """Of no use to anybody."""
+    """A value that no parameter takes."""
 
 
 # ints of every size, floats of every kind, texts with halves of characters, and what else people have at hand
@@ -97,7 +97,7 @@ def check_told(error: OctavoError) -> None:
 
 
 def own_errors(call: Callable[[], Any]) -> Any:
-    """What it gives; None if it raises one of our own exceptions, with a message."""
+    """The call's result; None if it raises one of our own exceptions, with a message."""
     try:
         return call()
     except OctavoError as error:
@@ -288,7 +288,7 @@ def take_step(llm: LLM, step: tuple[Any, ...]) -> None:
 
 
 def in_threads(works: list[Callable[[], None]]) -> list[BaseException]:
-    """Run all at once -> what they raised that is not our own."""
+    """Run all at once -> the exceptions that are not our own."""
     raised: list[BaseException] = []
 
     def run(work: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Real models, end to end: exact greedy text in float32, and quantised compute that loses nothing that matters.
+"""Real models, end to end: exact greedy text in float32, and quantised compute close to it.
 
 tests/data/greedy_reference.json holds what transformers generates in float32 from the same files, dequantised.
 """
@@ -56,7 +56,7 @@ def check_float32_text(name: str, **options: Any) -> None:
 
 
 def perplexity(llm: LLM) -> float:
-    """Of a fixed text, each token given all before it."""
+    """Log-probabilities of a fixed text, each token given all before it."""
     text = llm.get_tokenizer().encode("\n".join(topics[name] for name in sorted(topics)[:8]))[:TEXT_LEN]
     assert len(text) == TEXT_LEN
     (output,) = llm.generate(text, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
@@ -82,7 +82,7 @@ def greedy_answers(llm: LLM, questions: list[str]) -> list[list[int]]:
 
 
 def test_activations_of_16_bits_give_the_answers_of_float32() -> None:
-    """Rounding to 8 bits flips near ties, of which a small model's answers are full."""
+    """Rounding to 8 bits flips near ties, which are common in a small model's answers."""
     questions = (Path(__file__).parent / "data" / "plain_questions.txt").read_text().splitlines()
     with open_model("smollm2", dtype="float32") as llm:
         exact = greedy_answers(llm, questions)

@@ -1,4 +1,4 @@
-"""SamplingParams: every bound from both sides, every message, every spelling that means the same."""
+"""SamplingParams: every bound from both sides, every message, every alternative spelling."""
 
 from __future__ import annotations
 

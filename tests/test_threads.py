@@ -1,4 +1,4 @@
-"""One LLM, several threads: each gets its own outputs, nobody holds up anybody, and an end is an end for all."""
+"""One LLM, several threads: each gets its own outputs without waiting for others, and closing it ends all."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prompt(number: int) -> list[int]:
 
 
 def started(work: Callable[[], Any]) -> Future[Any]:
-    """The work on a thread of its own."""
+    """Run the work on a separate thread."""
     done: Future[Any] = Future()
 
     def run() -> None:
@@ -191,7 +191,7 @@ def test_a_refused_request_leaves_nothing_behind(llm: LLM, monkeypatch: pytest.M
 
 
 def test_a_call_from_within_a_step_is_refused_but_close_is_not(make: Callable[..., LLM]) -> None:
-    """As a signal handler, or a finaliser that the collector runs, would call."""
+    """Calls from a signal handler, or from a finaliser during garbage collection."""
     engine = make()
     refusals: list[Exception] = []
 

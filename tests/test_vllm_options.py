@@ -1,4 +1,4 @@
-"""The table of what vLLM has and Octavo lacks: which values pass, what is said of others, and that it is true."""
+"""The table of vLLM's options that Octavo lacks: which values pass, the errors for others, and that it is correct."""
 
 from dataclasses import fields
 

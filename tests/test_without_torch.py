@@ -1,6 +1,6 @@
-"""Octavo without torch or any extra, as `pip install octavo` leaves it: the CPU path works, all else names its extra.
+"""Octavo without torch or any extra, as `pip install octavo` installs it: the CPU path works, the rest names its extra.
 
-A `sitecustomize` on the path of the programs that run here hides the extras' packages, as if they were not installed.
+A `sitecustomize` on the programs' path hides the extras' packages.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BENCH = ("bench", "throughput", "--model", "smollm2", "--num-prompts", "1")
 
 @pytest.fixture(scope="module")
 def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that a program's path begins with."""
+    """The first folder of a program's path."""
     folder = tmp_path_factory.mktemp("hidden")
     (folder / "sitecustomize.py").write_text(HIDE)
     return folder
@@ -124,7 +124,7 @@ def test_what_needs_an_extra_says_how_to_get_it(argv: tuple[str, ...], command: 
 
 
 def test_quick_tests_need_no_extra(hidden: Path) -> None:
-    """`make quick` installs none: what imports one is marked slow in tests/conftest.py."""
+    """`make quick` installs no extra: tests that import one are marked slow in tests/conftest.py."""
     quick = "import pytest, sys; sys.exit(pytest.main(['--collect-only', '-m', 'not slow and not server and not gpu']))"
     done = run(hidden, quick)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -1,4 +1,4 @@
-"""Tiny random models as Hugging Face folders, one for each thing a family may do differently.
+"""Tiny random models as Hugging Face folders, one for each feature of the model families.
 
 transformers builds them and is the oracle. They are small, but their windows, head groups and rope settings matter at
 test lengths. Weights have a large variance, so that greedy choices are clear. Only tests import this: transformers is

@@ -1,4 +1,4 @@
-"""A small server of OpenAI's streaming API that does as it is told: late, in pieces, broken, refusing."""
+"""A small server of OpenAI's streaming API with scripted delays, pieces, faults and refusals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROLE_EVENT = {"choices": [{"index": 0, "delta": {"role": "assistant", "content":
 
 @dataclass
 class FakeServer:
-    """Runs in a thread of its own. Every request is kept in `seen`, as (path, headers, body).
+    """Runs in a separate thread. Every request is kept in `seen`, as (path, headers, body).
 
     gap_s: seconds between two events; tokens_per_event: how many tokens are joined into one;
     fault: None, or what goes wrong with every `fault_every`-th request.
@@ -68,7 +68,7 @@ class FakeServer:
         writer.close()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """True if the connection goes on."""
+        """True if the connection stays open."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         path = head[0].split()[1]
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}

@@ -1,4 +1,4 @@
-"""One streamed answer: its times, tokens and faults, however the bytes are cut."""
+"""One streamed answer: its times, tokens and faults, however the bytes are split."""
 
 import json
 from typing import Any

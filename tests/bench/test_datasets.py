@@ -1,4 +1,4 @@
-"""What a server is asked: exact lengths, the same for the same seed, and files read or refused."""
+"""A benchmark's requests: exact lengths, the same for the same seed, and files that are read or refused."""
 
 import json
 from pathlib import Path

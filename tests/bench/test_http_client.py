@@ -1,4 +1,4 @@
-"""The client against a server that does as it is told."""
+"""The client against a scripted server."""
 
 import asyncio
 import math

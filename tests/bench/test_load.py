@@ -1,4 +1,4 @@
-"""When requests go out, and that every process sends its part."""
+"""When requests are sent, and that every process sends its share."""
 
 import math
 import statistics

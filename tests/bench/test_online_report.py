@@ -1,4 +1,4 @@
-"""Latencies and rates, computed by hand beside."""
+"""Latencies and rates, against values computed by hand."""
 
 from array import array
 

@@ -1,4 +1,4 @@
-"""The picture: well-formed, to scale, and safe with any title."""
+"""The plot: well-formed, to scale, and safe with any title."""
 
 import math
 import re
@@ -24,7 +24,7 @@ SWEEP = [point(1, 1.0, 20.0, 5.0), point(4, 3.9, 30.0, 7.0), point(math.inf, 6.0
 
 
 def places(picture: str, name: str) -> list[list[tuple[float, float]]]:
-    """The points of each line called `name`, one a panel."""
+    """The points of each line called `name`, one per panel."""
     root = ElementTree.fromstring(picture)
     lines = [one.attrib for one in root.iter() if one.tag.endswith("polyline") and name in one.attrib["class"].split()]
     return [[(float(x), float(y)) for x, y in (xy.split(",") for xy in one["points"].split())] for one in lines]

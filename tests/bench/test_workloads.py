@@ -1,4 +1,4 @@
-"""Workloads: the same requests for every engine, every time."""
+"""Workloads: the same requests for every engine in every run."""
 
 from octavo.bench.workloads import NAMED, RAGGED16_LENS, ragged16, random_workload
 

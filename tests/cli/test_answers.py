@@ -1,4 +1,4 @@
-"""Answers are shown in the order of prompts, whatever order they are made in."""
+"""Answers are shown in the order of the prompts, in whatever order they are generated."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""octavo bench throughput, end to end and small."""
+"""octavo bench throughput, latency and startup, end to end on small workloads."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""octavo bench serve, end to end against a server that does as it is told."""
+"""octavo bench serve, end to end against a scripted server."""
 
 from __future__ import annotations
 

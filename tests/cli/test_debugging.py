@@ -1,4 +1,4 @@
-"""docs/debugging.md holds: a debugger stops in a layer for a real request, and a traced step tells of every op."""
+"""docs/debugging.md is correct: a debugger stops in a layer for a real request, and a traced step reports every op."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def pages_breakpoint() -> str:
-    """As the page has it, in pdb's words."""
+    """The page's session, as commands of pdb."""
     found = re.search(r'-c "(break [^"]+)"', (ROOT / "docs/debugging.md").read_text(encoding="utf-8"))
     assert found is not None
     return found[1]

@@ -1,4 +1,4 @@
-"""The doctor's findings: facts of this machine, and a cure beside each problem."""
+"""The doctor's findings: facts of this machine, and a fix for each problem."""
 
 import json
 from importlib import metadata

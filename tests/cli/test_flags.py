@@ -1,4 +1,4 @@
-"""Flags are the config, spelled for a shell."""
+"""Flags follow from the config."""
 
 import argparse
 from dataclasses import fields

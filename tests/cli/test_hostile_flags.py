@@ -1,4 +1,4 @@
-"""Any flag of any command with any value: done, or refused in one line. Nothing is loaded, sent or served here."""
+"""Any flag of any command with any value runs or is refused in one line. Nothing is loaded, sent or served here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STOPPED = "stopped before anything is done"
 
 @pytest.fixture(autouse=True)
 def nothing_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whatever would load, listen or connect says so instead, after looking at its options."""
+    """Whatever would load, listen or connect raises instead, after checking its options."""
     import octavo.cli.serve as serve
 
     def load(self: object, model: str, **options: Any) -> None:
@@ -66,7 +66,7 @@ def nothing_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def words(name: str, draw: random.Random) -> list[str]:
-    """A command line from the command's own table of flags, and from outside of it."""
+    """A command line of the command's own flags, and of some that it lacks."""
     parser = parser_of(name, import_module(f"octavo.cli.{name.replace(' ', '_').replace('-', '_')}"))  # type: ignore[arg-type]
     flags = [flag for action in parser._actions for flag in action.option_strings if flag != "--debug"]
     found = ["smollm2"] * draw.randint(0, 1)

@@ -1,7 +1,7 @@
-"""Ctrl-C at any moment of any command: exit code 130 and at most a line, never a traceback.
+"""Ctrl-C at any moment of any command: exit code 130 and at most one line, never a traceback.
 
-Moments are counted in imports or in processor time, so that a busy machine changes nothing. A driver stands in for the
-person at the keyboard, in the process itself.
+Moments are counted in imports or in processor time, so that a busy machine changes nothing. A driver in the
+process itself presses the keys.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def test_ctrl_c_is_no_traceback(
 
 @pytest.mark.parametrize(("moment", "argv"), [(1, ANSWER), (80, ANSWER), (250, SERVE), (-0.8, ANSWER)])
 def test_the_prompt_of_the_shell_comes_on_a_line_of_its_own(moment: float, argv: tuple[str, ...]) -> None:
-    """A terminal has shown ^C."""
+    """The terminal has already shown ^C."""
     ours, theirs = os.openpty()
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(moment), *argv],
@@ -128,7 +128,7 @@ def test_the_prompt_of_the_shell_comes_on_a_line_of_its_own(moment: float, argv:
 
 @pytest.mark.parametrize("argv", [("run", "smollm2", "Hi"), SERVE])
 def test_nor_while_kernels_are_built(argv: tuple[str, ...], tmp_path: Path) -> None:
-    """A compiler that takes its time, and a terminal that interrupts the whole group."""
+    """A slow compiler, and a terminal that interrupts the whole process group."""
     compiler = tmp_path / "slow++"
     compiler.write_text('#!/bin/sh\ncase "$*" in *-c*) touch "$SLOW/begun"; sleep 60;; *) exec g++ "$@";; esac\n')
     compiler.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Which models are here, and what is said of those that are not."""
+"""Which models are on this machine, and the messages for those that are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doors of the command line: help, version, refusals, exit codes."""
+"""The command line's entry: help, version, refusals, exit codes."""
 
 import io
 import sys

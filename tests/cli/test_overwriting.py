@@ -1,4 +1,4 @@
-"""What a command reads it does not write over, whatever the two are called."""
+"""A command does not overwrite a file that it reads, under any name."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_what_vllm_has_and_octavo_lacks_is_said(words: list[str], refusal: str) 
 
 
 def test_vllms_flags_are_not_taken_from_a_command_that_has_them() -> None:
-    """The table is of what Octavo lacks; a server's flags are known to a server."""
+    """The table lists only flags that Octavo lacks; `serve` has the server's flags."""
     made = parser_of("serve", serve)
     assert made.parse(["m", "--disable-log-stats", "--served-model-name", "a"]).disable_log_stats is True
     args = parser_of("run-batch", run_batch).parse(["m", "-i", "a", "-o", "b", "--disable-log-stats"])

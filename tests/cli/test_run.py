@@ -17,7 +17,7 @@ GREEDY = ("--temperature", "0", "--max-model-len", "512", "--dtype", "float32")
 
 
 class Terminal(io.StringIO):
-    """A standard input that says it is a terminal."""
+    """A standard input that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -25,7 +25,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def octavo_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
-    """octavo run smollm2 ... -> what it wrote to standard output and error."""
+    """octavo run smollm2 ... -> its standard output and error."""
     monkeypatch.setattr(sys, "stdin", io.StringIO())
 
     def run(*argv: str) -> tuple[str, str]:
@@ -93,7 +93,7 @@ def test_a_chat_remembers_until_it_is_reset(
 def test_ctrl_c_stops_the_answer_and_not_the_chat(
     octavo_run: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interrupt comes while the first answer is being made: the next one is still given."""
+    """The interrupt comes during the first answer; the next message is still answered."""
 
     def lines() -> Iterator[str]:
         signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))

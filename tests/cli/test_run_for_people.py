@@ -1,4 +1,4 @@
-"""What `octavo run` takes for granted: who reads answers wants them varied, bounded, and to know how they ended."""
+"""The defaults of `octavo run`: answers are varied and bounded, and say how they ended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from octavo.sampling_params import SamplingParams
 def reader(
     *argv: str, recommended: SamplingParams | None = None, is_chat: bool = False, template: bool = True
 ) -> RequestReader:
-    """Of a model that recommends so, and was asked for by these words."""
+    """The parameters for a model with these recommendations and a user with these flags."""
     tokenizer = SimpleNamespace(chat_template="..." if template else None, encode_chat=lambda messages: [1])
     llm = SimpleNamespace(
         get_tokenizer=lambda: tokenizer, get_default_sampling_params=lambda: recommended or SamplingParams()

@@ -1,4 +1,4 @@
-"""Prompts from people and files, and what is said about bad ones."""
+"""Prompts from arguments and files, and the errors for bad ones."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ RAW = RequestReader(None, SamplingParams())
 
 
 def encode(messages: Sequence[Message]) -> list[int]:
-    """A template that can be read back: one number a character."""
+    """A template that can be decoded: one number per character."""
     return list("|".join(f"{one['role']}:{one['content']}" for one in messages).encode())
 
 

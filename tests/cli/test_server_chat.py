@@ -1,4 +1,4 @@
-"""octavo chat and octavo complete against a server whose engine says what it is told to."""
+"""octavo chat and octavo complete against a server with a scripted engine."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _next(typed: Iterator[str]) -> str:
 
 
 def asked(engine: ScriptedEngine) -> list[str]:
-    """The prompts that came to the engine, as text."""
+    """The prompts that the engine received, as text."""
     assert engine.tokenizer is not None
     return [engine.tokenizer.decode(list(one.prompt_token_ids), skip_special_tokens=False) for one in engine.requests]
 
@@ -97,7 +97,7 @@ def test_ctrl_c_stops_the_answer_at_the_server_and_not_the_chat(ask: Ask, engine
         os.kill(os.getpid(), signal.SIGINT)
 
     def once_it_answers(number: int, frame: object) -> None:
-        """However long a busy machine takes to begin: its first word comes at once then, the next after the pause."""
+        """On a machine that is slow to begin, the first word comes at once and the next after the pause."""
         signal.signal(signal.SIGALRM, interrupt if engine.live else once_it_answers)
         signal.setitimer(signal.ITIMER_REAL, 0.7 if engine.live else 0.05)
 
@@ -202,7 +202,7 @@ def makers_say_nothing(engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) 
 def test_a_chat_asks_as_people_want_where_the_models_makers_say_nothing(
     ask: Ask, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What they say is the server's default, which the client leaves alone."""
+    """The recommendations are the server's defaults, which the client does not override."""
     assert ask("chat", "-q", "Hi")[0] == 0
     makers_say_nothing(engine, monkeypatch)
     assert ask("chat", "-q", "Hi")[0] == 0

@@ -1,4 +1,4 @@
-"""What comes through a pipe is the rest of a prompt, and is text."""
+"""Piped text is appended to the prompt; bytes that are not text are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers on a terminal, drawn by a terminal of few words."""
+"""Answers on a terminal, drawn by a small terminal emulator."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from octavo.cli.terminal_text import TerminalText, width_of
 
 
 class Screen(io.StringIO):
-    """A terminal that knows characters, line ends, `back n` and `erase to the end`. It is as wide as can be:
-    only what it is told breaks a line."""
+    """A terminal that knows characters, line ends, `back n` and `erase to the end`. It is very wide:
+    only explicit line ends break a line."""
 
     def __init__(self) -> None:
         super().__init__()

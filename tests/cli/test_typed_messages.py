@@ -1,4 +1,4 @@
-"""Typed on a real terminal: what is pasted is one message, whether the terminal brackets it or not."""
+"""Messages on a real terminal: pasted lines are one message, with and without bracketed paste."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ print("LEFT", flush=True)
 
 
 class Typist:
-    """A person at a terminal with the messages' reader on it."""
+    """Types at a terminal on which `typed_messages` reads."""
 
     def __init__(self) -> None:
         self.end, other = pty.openpty()
@@ -35,7 +35,7 @@ class Typist:
         self.decoder = codecs.getincrementaldecoder("utf-8")()  # a character may come in two reads
 
     def until(self, text: str) -> str:
-        """What is shown up to some text."""
+        """The output up to a text."""
         deadline = time.monotonic() + 30
         while text not in self.seen:
             assert time.monotonic() < deadline, f"never saw {text!r}: {self.seen!r}"

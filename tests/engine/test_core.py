@@ -1,4 +1,4 @@
-"""The step survives what happens inside it."""
+"""A step survives faults inside it."""
 
 import pytest
 
@@ -21,7 +21,7 @@ POISON = 666
 
 
 class FaultyExecutor(FakeExecutor):
-    """Carries plans out, but loses the results of some steps, and of all that compute the poisonous token."""
+    """Executes plans, but loses the results of some steps, and of all that compute the poisonous token."""
 
     def __init__(self, bad_steps: set[int], windows: tuple[int | None, ...]) -> None:
         groups = make_groups(windows)

@@ -1,4 +1,4 @@
-"""What may be asked, and what is said to what may not."""
+"""Which requests are accepted, and the errors for the others."""
 
 import pytest
 

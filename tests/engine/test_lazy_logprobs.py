@@ -1,4 +1,4 @@
-"""Log-probabilities that are named as they are read: like a list, and each token's text looked up once."""
+"""Log-probabilities that are decoded when read: like a list, and each token's text is looked up once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer's text, for any tokens after any prompt: the rest of the whole text, cut at the first stop string."""
+"""An answer's text for any tokens after any prompt: the decoded text, cut at the first stop string."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KINDS = {
 
 
 def answer(tokenizer: Tokenizer, prompt: list[int], ids: list[int], params: SamplingParams) -> str:
-    """What is read of it, output by output."""
+    """The text that a reader gets, output by output."""
     request = Request("0", prompt or [0], params, seed=0, arrival_time=0.0, max_output_tokens=len(ids))
     request.prompt_token_ids = prompt
     sequence = Sequence(SequenceId(0), request, 0, list(prompt))

@@ -1,4 +1,4 @@
-"""A fault in one request's output ends that request, and no other: offline, where nobody else would see it."""
+"""A fault in one request's output ends only that request, also offline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from octavo.text.detokenizer import TextStream, TokenTexts
 
 
 class Letters:
-    """A tokenizer that knows the alphabet; some of its tokens break whoever reads them."""
+    """A tokenizer of the alphabet; decoding some of its tokens raises."""
 
     def __init__(self, broken: int = -1) -> None:
         self._broken = broken

@@ -15,7 +15,7 @@ PROMPTS = [np.random.default_rng(length).integers(3, 160, length).tolist() for l
 
 
 def params(index: int) -> SamplingParams:
-    """Greedy and drawn, one sample and several, with penalties, ends by token, by length, never before a while."""
+    """Greedy and drawn, one sample and several, with penalties, stop tokens, length limits and min_tokens."""
     return SamplingParams(
         n=1 + index % 3,
         temperature=(0.0, 1.0)[index % 2],

@@ -28,7 +28,7 @@ ENTER, ESCAPE, TAB = "\ue007", "\ue00c", "\ue004"
 
 
 class Browser:
-    """One driver process, one session, one window."""
+    """One driver process with one session and one window."""
 
     def __init__(self, folder: Path) -> None:
         assert CHROMEDRIVER is not None
@@ -60,16 +60,16 @@ class Browser:
         return self._call("POST", "/execute/sync", {"script": script, "args": list(args)})
 
     def type(self, keys: str) -> None:
-        """Into whatever has the focus, as a keyboard does."""
+        """Type into the focused element, as a keyboard does."""
         strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]})
 
     def until(self, script: str, *args: Any, seconds: float = 20) -> Any:
-        """The script's value once it is true."""
+        """Wait until the script's value is true; returns it."""
         return wait_for(lambda: self.run(script, *args), script, seconds)
 
     def resize(self, width: int, height: int) -> None:
-        """The page itself, not the window around it."""
+        """Set the size of the page, not of the window around it."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._devtools("Emulation.setDeviceMetricsOverride", metrics)
 

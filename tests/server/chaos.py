@@ -2,9 +2,9 @@
 
     python -m tests.server.chaos --streams 500
 
-Readers come back as a careful client would: after a 503, or an error inside a stream, they ask again, and in the end
-have the text that the model gives offline for their seed. When the storm is over every block is free, the processes are
-those that were started, none has more open files than before, and after SIGTERM nothing is left.
+Readers retry as a careful client would, after a 503 or an error inside a stream, and in the end have the text that the
+model generates offline for their seed. Afterwards every block is free, the processes are those that were started, none
+has more open files than before, and after SIGTERM nothing is left.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS = {"read": 10, "leave": 4, "garble": 2, "oversize": 1, "misname": 1}
 
 
 def storm(directory: Path, num_streams: int, seed: int = 0) -> Counter[str]:
-    """How many streams ended in which way. Raises AssertionError if anything was lost, wrong or left."""
+    """The number of streams by how they ended. Raises AssertionError if anything was lost, wrong or left."""
     rng = random.Random(seed)
     kinds = rng.choices(list(KINDS), list(KINDS.values()), k=num_streams)
     asks = [{"prompt": rng.choice(PROMPTS), "seed": rng.randrange(20)} for _ in kinds]
@@ -109,7 +109,7 @@ async def _stream(
 
 
 async def _read(session: aiohttp.ClientSession, body: dict[str, Any], ends: Counter[str]) -> str:
-    """The whole text, however often it takes."""
+    """The whole text, after as many tries as it takes."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
@@ -151,7 +151,7 @@ def _refused(kind: str, body: dict[str, Any]) -> tuple[bytes, tuple[int, ...]]:
 
 
 def _open_files(server: LiveServer) -> list[int]:
-    """Of the front ends: the engine is another one after the storm."""
+    """The front ends' processes; the engine is a new one afterwards."""
     return [len(os.listdir(f"/proc/{pid}/fd")) for name, pid in sorted(server.children().items()) if name != "engine"]
 
 

@@ -1,4 +1,4 @@
-"""A server in processes of its own, as tests drive it: with the plain app, and eyes on every process."""
+"""A server in separate processes for tests: it serves the plain app, and every process is watched."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PATIENCE_S = 60.0  # the machine may be busy
 
 
 class LiveServer:
-    """directory: where its temporary files go, and nothing else's. path: where its processes look for modules first."""
+    """directory: only for its temporary files. path: where its processes look for modules first."""
 
     def __init__(self, directory: Path, app: tuple[str, str] = PLAIN, path: Sequence[Path] = (), **server: Any) -> None:
         self.directory = directory
@@ -85,13 +85,13 @@ class LiveServer:
         return self.process.wait(PATIENCE_S)
 
     def leftovers(self, children: dict[str, int]) -> list[str]:
-        """What a server that has ended should not have left."""
+        """What a server has left behind after its end."""
         found = [f"process {name}" for name, one in children.items() if is_running(one)]
         return found + [f"file {path}" for path in self.directory.iterdir()]
 
 
 class Stream:
-    """One streamed answer, read line by line. front_end: the process that this connection is with."""
+    """One streamed answer, read line by line. front_end: the process at the other end."""
 
     def __init__(self, server: LiveServer, **body: Any) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
@@ -124,7 +124,7 @@ def is_running(process_id: int) -> bool:
 
 
 def until(found: Callable[[], Any], story: Any = None) -> Any:
-    """Wait until something is so -> what it is."""
+    """Wait until a value is true -> the value."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         with contextlib.suppress(ConnectionError, http.client.HTTPException):
@@ -149,7 +149,7 @@ def live(
 
 @contextlib.contextmanager
 def live_and_clean(directory: Path, **server: Any) -> Iterator[LiveServer]:
-    """A server that must end well when it is told to, and leave nothing."""
+    """A server that must exit cleanly when it is stopped, and leave nothing behind."""
     with live(directory, **server) as served:
         yield served
         children = served.children()

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 @contextlib.contextmanager
 def serve(app: FastAPI) -> Iterator[str]:
-    """-> its address, without a slash at the end."""
+    """Yields its address, without a trailing slash."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))

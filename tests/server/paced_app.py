@@ -1,5 +1,5 @@
-"""A server in a process of its own around an engine that says a word every few milliseconds and computes nothing, so
-that whatever keeps a stream waiting is the front end's own work.
+"""A server in a separate process whose engine sends a word every few milliseconds and computes nothing: only the front
+end's own work can delay a stream.
 
 python -m tests.server.paced_app     prints its port
 """

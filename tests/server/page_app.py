@@ -1,7 +1,7 @@
-"""A server as the page sees it: the page itself, a model that says what it is told to, and real metrics.
+"""A server as the page sees it: the page itself, a scripted model, and real metrics.
 
 A question chooses what happens: `say TEXT` streams the text back, `slow` streams without end, `fail STATUS` is
-refused, `break` sends an error in the middle of a stream, `think` reasons before it speaks and is cut short.
+refused, `break` sends an error in the middle of a stream, `think` reasons before it answers and is cut short.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from octavo.server.operations import CONTENT_TYPE, content_security_policy, page
 
 @dataclass
 class FakeServer:
-    """has_template: whether the model answers conversations. root_path: what stands before every path.
-    api_key: what /v1 asks for, if anything. keys: what every route does, as the server's own door does it.
+    """has_template: whether the model answers conversations. root_path: the prefix of every path.
+    api_key: the key that /v1 requires, if any. keys: what every route does, as the server's own door does it.
     bodies: what chats were asked with."""
 
     models: list[str] = field(default_factory=lambda: ["smollm2"])
@@ -153,7 +153,7 @@ def sse(event: dict[str, Any]) -> str:
 
 @contextmanager
 def serving(fake: FakeServer) -> Iterator[FakeServer]:
-    """The server in a thread, on a port of its own."""
+    """The server in a thread, on a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(fake.app(), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

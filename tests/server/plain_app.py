@@ -1,4 +1,4 @@
-"""The least app that an engine client can be tested through: JSON lines, no protocol."""
+"""The smallest app that tests an engine client: JSON lines, without OpenAI's API."""
 
 from __future__ import annotations
 

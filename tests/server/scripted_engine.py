@@ -1,4 +1,4 @@
-"""An engine that says what it is told to and checks requests as the real one does; and an ASGI client for routes."""
+"""A scripted engine that checks requests as the real one does; and an ASGI client for routes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ScriptedEngine(EngineClient):
     """Says WORDS to everyone. fault: raised before word number `fault_at`. first_pause: before the first word or the
     fault; pause: before every other.
 
-    live: requests that were begun and not ended, so 0 after everyone has left.
+    live: requests that have begun but not ended; 0 after all clients have left.
     """
 
     is_alive = True
@@ -139,7 +139,7 @@ class ScriptedEngine(EngineClient):
 
 
 def without_template(engine: ScriptedEngine) -> ScriptedEngine:
-    """The same with a tokenizer of a model that was not made for conversations."""
+    """The same with the tokenizer of a model without a chat template."""
     engine.tokenizer = copy.copy(packaged("smollm2"))
     engine.tokenizer._chat_templates = {}
     return engine
@@ -189,7 +189,7 @@ async def call(
     headers: Mapping[str, str],
     leave_after: int | None = None,
 ) -> Answer:
-    """leave_after: disconnect when so many pieces of the body have come; 0: as soon as the request was sent."""
+    """leave_after: disconnect after that many pieces of the body; 0: as soon as the request was sent."""
     answer, gone, sent = Answer(), asyncio.Event(), False
     if leave_after == 0:
         gone.set()

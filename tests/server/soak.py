@@ -1,9 +1,9 @@
-"""Many requests through a live server: what its processes cost, and whether their memory stays flat.
+"""Many requests through a live server: the CPU time and memory of its processes, and whether memory stays flat.
 
     python -m tests.server.soak --requests 3000 --concurrency 16 --max-tokens 64
 
 Every tenth of the way it prints the resident memory of each process and its share of one core since the last line. At
-the end the memory may not have grown by more than a twentieth since the first third.
+the end the memory may have grown by at most a twentieth since the first third.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may call, how much may be sent, and what the server tells of itself."""
+"""Who may call, how much may be sent, and what the server reveals about itself."""
 
 import base64
 import json
@@ -281,7 +281,7 @@ def test_the_requests_id_is_told_if_asked_for() -> None:
 
 
 def test_every_answer_has_a_request_id_where_it_is_asked_for() -> None:
-    """Refusals and what is behind the key included; and the id is the one that the call is known by."""
+    """Including refusals and routes behind the key; the id is that of the call."""
     app = app_of(enable_request_id_headers=True, api_key=("key",))
     for path in ("/health", "/v1/models", "/nowhere", "/metrics"):
         assert get(app, path, x_request_id="abc").headers["x-request-id"] == "abc", path

@@ -1,4 +1,4 @@
-"""Batches through the routes: what HTTP would have answered, exactly once, whatever ended the run before."""
+"""Batches through the routes: the answers of HTTP, exactly once, however an earlier run ended."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run_bytes(files: tuple[Path, Path]) -> bytes:
 
 
 def _lines_of(content: bytes) -> list[bytes]:
-    """Lines end with a line feed, and not with what else Unicode has."""
+    """Lines end only with a line feed, not with Unicode's other line ends."""
     assert content.endswith(b"\n")
     return content[:-1].split(b"\n")
 
@@ -237,7 +237,7 @@ def test_files_that_cannot_be_used_are_named(files: tuple[Path, Path], tmp_path:
 
 
 def test_a_full_disk_ends_the_batch_with_whole_results(files: tuple[Path, Path]) -> None:
-    """A limit on the size of files stands for the disk: it, too, lets the beginning of a line through."""
+    """A limit on file sizes stands in for a full disk: it, too, lets the beginning of a line through."""
     files[0].write_text("\n".join(line(f"n{i}") for i in range(6)))
     run(files, max_inflight=1)
     whole = files[1].read_bytes().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""What requests may say, and how they are refused: each error names the field, its value and what is allowed."""
+"""Which bodies are accepted, and how others are refused: each error names the field, its value and what is allowed."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What clients without a key may send, hold and leave unread, over raw sockets."""
+"""Limits on what clients without a key may send, hold open and leave unread, over raw sockets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ANSWER_SIZE = 20_000_000
 
 
 class Served:
-    """The app answers with what it read; /large with more than sockets hold; /wait never."""
+    """The app echoes the body; /large answers more than sockets buffer; /wait never answers."""
 
     def __init__(self, listener: socket.socket, limits: ServerConfig, certificate: Path | None = None) -> None:
         self.address = listener.getsockname()
@@ -114,7 +114,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def said(server: Served, *pieces: bytes) -> tuple[int, Any]:
-    """The one answer to what is sent, piece by piece, after which the connection is ended by the server."""
+    """Send the pieces; return the one answer, after which the server closes the connection."""
     with server.connect() as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in pieces:
@@ -224,7 +224,7 @@ def test_an_upgrade_that_nobody_speaks_is_answered_as_plain_http(server: Served)
 
 
 def dribble(connection: socket.socket, begin: bytes, piece: bytes) -> tuple[float, bytes]:
-    """Send a little every now and then -> the seconds until the server had enough, and what it said."""
+    """Send a little every now and then -> the seconds until the server gave up, and its answer."""
     start = time.monotonic()
     connection.sendall(begin)
     connection.settimeout(0.1)

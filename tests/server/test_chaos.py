@@ -1,4 +1,4 @@
-"""Streams read, left and refused at once, an engine killed in the middle: nothing is lost, wrong or left."""
+"""Streams read, left and refused at once, an engine killed in the middle: nothing is lost, wrong or left behind."""
 
 import time
 from pathlib import Path

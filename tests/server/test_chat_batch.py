@@ -1,4 +1,4 @@
-"""Many conversations in one call: each is answered as if it had come by itself."""
+"""Many conversations in one call: each is answered as if it had been sent alone."""
 
 import re
 

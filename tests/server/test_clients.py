@@ -1,4 +1,4 @@
-"""The clients that people use, against a real server and a real model: their answers are the offline engine's."""
+"""Popular client libraries against a real server and a real model: their answers are the offline engine's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = {"max_model_len": 256, "max_num_seqs": 8, "num_threads": 1}
 
 @pytest.fixture(scope="module")
 def offline() -> dict[str, str]:
-    """What LLM says to each prompt, and to the chat."""
+    """LLM's answers to each prompt and to the chat."""
     with LLM(MODEL, **SIZES) as llm:
         texts = {one.prompt or "": one.outputs[0].text for one in llm.generate(PROMPTS, GREEDY, use_tqdm=False)}
         texts["chat"] = llm.chat(CHAT, GREEDY.replace(max_tokens=CHAT_LEN), use_tqdm=False)[0].outputs[0].text
@@ -165,7 +165,7 @@ def test_stop_strings_end_an_answer_and_are_cut(client: openai.OpenAI, offline: 
 
 
 def test_calls_at_once_may_bring_one_id(client: openai.OpenAI, offline: dict[str, str]) -> None:
-    """As those behind a proxy do that marks all calls of one page, and clients that try again."""
+    """As a proxy does that gives all calls of a page one id, and as clients do that retry."""
     known_as = {"X-Request-Id": "a-page"}
     first = client.completions.create(
         model=MODEL,
@@ -276,7 +276,7 @@ def test_leaving_before_a_whole_answer_frees_its_blocks(address: str, engine: As
 
 
 def _until_idle(engine: AsyncLLM) -> None:
-    """Long before 200 tokens would have been made."""
+    """Wait until nothing runs, long before 200 tokens would have been generated."""
     begin = time.monotonic()
     while time.monotonic() - begin < 10:
         stats = asyncio.run(engine.stats())

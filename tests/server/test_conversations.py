@@ -11,7 +11,7 @@ USER = {"role": "user", "content": "Hi"}
 
 
 def prompt_of(*messages: dict[str, Any]) -> str:
-    """What the model reads of them; its template prints every role with a text."""
+    """The model's prompt; its template prints every role with a text."""
     app = app_of()
     tokens = post(app, "/tokenize", {"messages": list(messages)}).json()["tokens"]
     return str(post(app, "/detokenize", {"tokens": tokens}).json()["prompt"])

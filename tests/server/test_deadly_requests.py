@@ -1,4 +1,4 @@
-"""A request that an engine dies at is told so the second time, and then refused; it costs nobody else the server."""
+"""A request that kills the engine gets an error the second time and is then refused; others keep the server."""
 
 from pathlib import Path
 from typing import Any

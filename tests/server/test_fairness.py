@@ -1,8 +1,8 @@
-"""While one client does its worst, everyone else's streams go on and /health answers.
+"""While one client attacks, all other streams continue and /health answers.
 
-The bound is a tenth of a second; on a quiet machine 6 to 43 ms were measured. One with other work may pause a process
-for longer, so what takes too long is tried again, and what such a machine pauses anyway is allowed three times. What
-these tests are against took seconds, every time.
+The bound is a tenth of a second; on a quiet machine 6 to 43 ms were measured. A busy machine may pause a process
+for longer, so a slow result is tried again, and three times that machine's own pauses are allowed. The faults that
+these tests detect took seconds, every time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Front:
             return answer.status, answer.read()
 
     def worst(self, attack: Callable[[], Any]) -> tuple[float, float, Any]:
-        """-> the longest gap of a stream and the slowest /health while the attack goes on, and what that returns."""
+        """The longest gap of a stream and the slowest /health during the attack, and the attack's result."""
         over = threading.Event()
         gaps, healths = [0.0], [0.0]
         started = threading.Event()

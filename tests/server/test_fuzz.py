@@ -1,4 +1,4 @@
-"""Every field of every request, with values that no client should send: an answer or our own refusal, nothing else."""
+"""Every field of every request, with values that no client should send: the server answers or refuses."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ VALUES = (
 
 
 def with_value(body: dict[str, Any], place: tuple[str | int, ...], field: str, value: str) -> bytes:
-    """The body with the field replaced by a piece of JSON."""
+    """The body with the field replaced by a JSON text."""
     made = json.loads(json.dumps(body))
     inside = made
     for step in place:

@@ -1,4 +1,4 @@
-"""A call of many prompts whose reader does not come: what waits for it is bounded."""
+"""A call of many prompts whose client does not read: the waiting output is bounded."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""An engine that lives and does nothing is noticed by its silence and started again; one that works is left alone."""
+"""An engine that hangs is noticed by its silence and restarted; one that works is left alone."""
 
 import math
 import os
@@ -24,7 +24,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="looks at pro
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """Its first steps are over, which have more time."""
+    """The engine's first steps, which have a longer limit, are done."""
     with live_and_clean(tmp_path_factory.mktemp("tmp"), engine_hang_timeout=TIMEOUT_S) as server:
         assert answer(server).startswith(" Paris")
         yield server

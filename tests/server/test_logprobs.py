@@ -1,4 +1,4 @@
-"""Log-probabilities told by tokenizers whose tokens are no texts: spaces, parts of characters, places in the text."""
+"""Log-probabilities of tokenizers whose tokens are not texts: spaces, parts of characters, places in the text."""
 
 from __future__ import annotations
 

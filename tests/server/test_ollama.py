@@ -190,7 +190,7 @@ def test_knocking_at_the_door() -> None:
 
 
 def test_a_body_needs_no_type_unless_a_page_sends_it() -> None:
-    """curl -d says that it is a form, and Ollama's users write no header."""
+    """curl -d sends the content type of a form, and Ollama's users set no header."""
     form = {"content-type": "application/x-www-form-urlencoded"}
     body = {"model": "tiny", "prompt": "Hi", "stream": False}
     assert post(app_of(), "/api/generate", body, **form).status == 200

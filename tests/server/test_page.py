@@ -1,4 +1,4 @@
-"""The page in a real browser: chatting, stopping, failing, the live figures, and what a model must not do to it."""
+"""The page in a real browser: chatting, stopping, failing, the live figures; a model's output cannot harm it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def server(browser: Browser) -> Iterator[FakeServer]:
 
 
 def say(browser: Browser, text: str) -> None:
-    """As a person does."""
+    """Type and send a message, as a user does."""
     browser.run("document.getElementById('prompt').focus()")
     browser.type(text + ENTER)
 
@@ -304,7 +304,7 @@ def test_a_model_without_a_template_continues_texts(browser: Browser) -> None:
 
 @needs_browser
 def test_the_page_finds_its_server_under_a_root_path(browser: Browser) -> None:
-    """Opened with a slash behind it or without."""
+    """The page's address with and without a trailing slash."""
     with serving(FakeServer(root_path="/llm")) as fake:
         browser.open(fake.url + "llm")
         browser.until(READY)
@@ -385,7 +385,7 @@ def test_several_models_can_be_chosen_from(browser: Browser, server: FakeServer)
 @pytest.mark.parametrize("width", [320, 390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_and_can_be_read(browser: Browser, server: FakeServer, width: int, scheme: str) -> None:
-    """Nothing hangs over the side; text on its ground has the contrast that WCAG AA asks for."""
+    """Nothing is wider than the screen; text has the contrast on its background that WCAG AA requires."""
     browser.resize(width, 700)
     browser.prefer(scheme)
     paste(browser, "say " + "long" * 60 + "\n\n```\n" + "x" * 300 + "\n```")
@@ -397,7 +397,7 @@ def test_it_fits_and_can_be_read(browser: Browser, server: FakeServer, width: in
 
 
 def contrast(browser: Browser, selector: str) -> float:
-    """Of an element's text against the first ground behind it that is not transparent."""
+    """The contrast of an element's text with the first opaque background behind it."""
     colours = browser.run(
         """let e = document.querySelector(arguments[0]); const ink = getComputedStyle(e).color;
         while (getComputedStyle(e).backgroundColor === 'rgba(0, 0, 0, 0)') e = e.parentElement;

@@ -1,4 +1,4 @@
-"""Processes of a server: what each one's end does to the others, and that nothing is left when all have ended."""
+"""Processes of a server: how each one's end affects the others, and that nothing is left when all have ended."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def front_end_of_a_connection(server: LiveServer) -> int:
 
 
 def two_front_ends(server: LiveServer) -> tuple[Stream, Stream]:
-    """Streams at one front end and at the other."""
+    """Streams on both front ends."""
     first = Stream(server, **LONG)
     while (second := Stream(server, **LONG)).front_end == first.front_end:
         second.close()

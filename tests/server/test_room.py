@@ -1,4 +1,4 @@
-"""What one request may take of a front end: counted at the door, refused with the number, and given back."""
+"""What one request may use of a front end: counted at admission, refused with the number, and released."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls made at random from our own schema: whatever they hold, the server answers and does not fail."""
+"""Random calls that follow our own schema: the server answers every one and never fails."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_t
 
 @contextmanager
 def serving(*argv: str) -> Iterator[list[str]]:
-    """A server that listens -> its lines."""
+    """Wait until the server listens; returns its lines."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", CODE, "serve", "smollm2", *ENGINE, *argv]
     process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""A front end that is stopped: killed when it stays so, and true to its clients when it goes on."""
+"""A stopped front end is killed if it stays stopped, and keeps its streams if it continues."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Streams: their chunks' exact shape, what happens when the engine fails, and when nobody listens any more."""
+"""Streams: their chunks' exact shape, what happens when the engine fails, and when the client has left."""
 
 import asyncio
 import json
@@ -89,7 +89,7 @@ def test_usage_in_every_chunk_comes_with_usage_alone() -> None:
 
 
 def test_whole_answers_have_vllms_null_fields() -> None:
-    """What its answers hold where a model brings nothing for it."""
+    """Answers have vLLM's fields, null where there is no value here."""
     answer = post(app_of(), "/v1/completions", TEXT).json()
     choice = {"prompt_logprobs", "prompt_token_ids", "token_ids", "stop_reason", "logprobs", "routed_experts"}
     top = {"service_tier", "system_fingerprint", "kv_transfer_params", "ec_transfer_params", "metrics"}
@@ -186,7 +186,7 @@ def test_the_tokens_that_logprobs_are_asked_of_come_with_each() -> None:
 
 
 def test_echoed_token_ids_read_as_all_of_them() -> None:
-    """Special tokens too, so that each token's offset is where its text stands."""
+    """Special tokens too, so that each token's offset is that of its text."""
     body = {"prompt": [1, 2683, 198, 2], "echo": True, "logprobs": 0, "max_tokens": 1}
     (choice,) = post(app_of(), "/v1/completions", body).json()["choices"]
     assert choice["text"].startswith("<|im_start|>")
@@ -304,7 +304,7 @@ def test_leaving_ends_the_engines_work(stream: bool, leave_after: int, prompt: o
 
 
 def test_a_finished_stream_is_not_taken_for_a_client_that_left() -> None:
-    """As uvicorn does, tell of a disconnect when the response is complete: the task must not be cancelled."""
+    """Report a disconnect when the response is complete, as uvicorn does: the task must not be cancelled."""
 
     async def many() -> list[int]:
         app, body = app_of(), json.dumps(TEXT | STREAM).encode()

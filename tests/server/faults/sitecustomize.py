@@ -1,8 +1,8 @@
-"""Faults for the engine: what Python runs first in the processes of a server whose path begins with this folder.
+"""Faults for the engine: Python runs this first in a server's processes if this folder is first on their path.
 
-The process that computes, the engine's or its worker's, dies, as of a fault in a kernel, at each step that starts a
-sequence whose prompt holds DEADLY; and the engine gives a front end that does not read up after a few messages, where
-it would after twenty thousand.
+The process that computes, the engine's or its worker's, dies at each step that starts a sequence whose prompt holds
+DEADLY, as from a fault in a kernel; and the engine gives up a front end that does not read after a few messages
+instead of twenty thousand.
 """
 
 import sys
