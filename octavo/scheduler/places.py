@@ -4,33 +4,21 @@
        ▲                 │ ▲ │
        └────preempt──────┘ └─┘ fork
 
-The scheduler decides who moves. The event log is told of each move here.
+The scheduler decides who moves; each move is written into the event log here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 
 from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
-from octavo.messages import StepPlan, StepResult
-from octavo.observe.events import (
-    Arrived,
-    EventLog,
-    Finished,
-    FirstToken,
-    Preempted,
-    Refused,
-    Sampled,
-    Scheduled,
-    Started,
-    Waits,
-)
+from octavo.observe.events import Arrived, EventLog, Finished, Preempted, Started, Waits
 from octavo.outputs import FinishReason
 from octavo.request import Request, Sequence, SequenceState
 from octavo.scheduler.roster import RANKS, Roster, Seats, WaitingQueue, WaitReason, num_seats
-from octavo.scheduler.step import NO_TOKEN, NO_TOKEN_ENDING, PlanDraft, SequenceUpdate
+from octavo.scheduler.step import NO_TOKEN_ENDING
 
 _WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished", "abort": "aborted", "error": "error"}
 
@@ -45,7 +33,6 @@ class Places:
         self._events = events
         self._clock = clock
         self._rank = RANKS[config.scheduling_policy]
-        self.journal = SchedulerJournal(events, clock)
         self.roster = Roster()
         self.seats = Seats(config.max_num_seqs)
         self.waiting = WaitingQueue(config.scheduling_policy, config.max_bypasses)
@@ -56,7 +43,19 @@ class Places:
         """A request waits for its turn."""
         self.waiting.add(self.roster.enter(request, max_len))
         if self._events.is_on:
-            self.journal.arrived(request)
+            params = request.sampling_params
+            self._events.write(
+                Arrived(
+                    time=self._clock(),
+                    request_id=request.request_id,
+                    num_prompt_tokens=request.num_prompt_tokens,
+                    num_sequences=params.n,
+                    arrival_time=request.arrival_time,
+                    max_tokens=request.max_output_tokens,
+                    temperature=params.temperature,
+                    top_p=params.top_p,
+                )
+            )
 
     def start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int) -> None:
         """From the queue to a seat, with blocks for the tokens that were found and the next `num_tokens`. It is among
@@ -66,7 +65,8 @@ class Places:
         self.seats.take(sequence)
         sequence.state = SequenceState.RUNNING
         if self._events.is_on:
-            self.journal.started(sequence)
+            ids = sequence.sequence_id, request.request_id
+            self._events.write(Started(self._clock(), *ids, sequence.row))
         self._cache.start(sequence, match)
         has_room = self._cache.grow(sequence, num_tokens)
         assert has_room, f"sequence {sequence.sequence_id} was promised blocks that are not there"
@@ -100,7 +100,8 @@ class Places:
     def preempt(self, sequence: Sequence) -> None:
         """Back to the queue without blocks; most of their content will be found again in the prefix tree."""
         if self._events.is_on:
-            self.journal.preempted(sequence)
+            ids = sequence.sequence_id, sequence.request.request_id
+            self._events.write(Preempted(self._clock(), *ids, sequence.num_computed_tokens))
         self._cache.free(sequence, "preempted")
         self._stand_up(sequence)
         sequence.num_computed_tokens = sequence.num_pending = 0  # a token being drawn will be drawn again, the same
@@ -120,7 +121,9 @@ class Places:
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
         if self._events.is_on:
-            self.journal.finished(sequence, reason)
+            ids = sequence.sequence_id, sequence.request.request_id
+            is_corrupted = (reason, stop_reason) == NO_TOKEN_ENDING
+            self._events.write(Finished(self._clock(), *ids, reason, sequence.num_output_tokens, is_corrupted))
         return self.roster.leave(sequence)
 
     def drop_ended(self) -> None:
@@ -130,71 +133,10 @@ class Places:
     def explain(self, sequence: Sequence, reason: WaitReason, detail: str) -> None:
         """Log why a sequence waits, if that is news."""
         if self.waiting.set_reason(sequence, reason) and self._events.is_on:
-            self.journal.waits(sequence, f"{reason}: {detail}")
+            self._events.write(Waits(self._clock(), sequence.request.request_id, f"{reason}: {detail}"))
 
     def _stand_up(self, sequence: Sequence) -> None:
         """Leave the seat, and those reserved for samples to come."""
         self.seats.leave(sequence)
         if sequence in self.forking:
             self.forking.remove(sequence)
-
-
-class SchedulerJournal:
-    """Callers ask `events.is_on` first."""
-
-    def __init__(self, events: EventLog, clock: Callable[[], float]) -> None:
-        self._events = events
-        self._clock = clock
-
-    def arrived(self, request: Request) -> None:
-        params = request.sampling_params
-        self._events.write(
-            Arrived(
-                time=self._clock(),
-                request_id=request.request_id,
-                num_prompt_tokens=request.num_prompt_tokens,
-                num_sequences=params.n,
-                arrival_time=request.arrival_time,
-                max_tokens=request.max_output_tokens,
-                temperature=params.temperature,
-                top_p=params.top_p,
-            )
-        )
-
-    def refused(self, request: Request, why: str) -> None:
-        self._events.write(Refused(self._clock(), request.request_id, why))
-
-    def waits(self, sequence: Sequence, why: str) -> None:
-        self._events.write(Waits(self._clock(), sequence.request.request_id, why))
-
-    def started(self, sequence: Sequence) -> None:
-        request_id = sequence.request.request_id
-        self._events.write(Started(self._clock(), sequence.sequence_id, request_id, sequence.row))
-
-    def scheduled(self, plan: StepPlan, draft: PlanDraft, num_waiting: int, num_free_blocks: int) -> None:
-        draft.granted_ids = tuple([sequence.sequence_id for sequence in draft.granted])
-        columns = draft.granted_ids, tuple(plan.num_computed_tokens), tuple(plan.num_scheduled_tokens)
-        self._events.write(Scheduled(self._clock(), plan.step_id, *columns, num_waiting, num_free_blocks))
-
-    def sampled(self, draft: PlanDraft, result: StepResult, updates: Collection[SequenceUpdate]) -> None:
-        """Mostly everyone in the step got one token that counts; then the ids are those of its Scheduled."""
-        everyone_drew = len(updates) == len(result.sampled_token_ids) == len(draft.granted) and not result.offsets
-        if everyone_drew and draft.granted_ids and NO_TOKEN not in result.sampled_token_ids:
-            ids, num_tokens = draft.granted_ids, len(draft.granted_ids)
-        else:
-            ids = tuple([sequence.sequence_id for sequence, token_ids, *_ in updates if token_ids])
-            num_tokens = sum([len(token_ids) for _, token_ids, *_ in updates])
-        if ids:
-            self._events.write(Sampled(self._clock(), result.step_id, ids, num_tokens))
-
-    def preempted(self, sequence: Sequence) -> None:
-        ids = sequence.sequence_id, sequence.request.request_id
-        self._events.write(Preempted(self._clock(), *ids, sequence.num_computed_tokens))
-
-    def first_token(self, sequence: Sequence) -> None:
-        self._events.write(FirstToken(self._clock(), sequence.request.request_id))
-
-    def finished(self, sequence: Sequence, reason: FinishReason) -> None:
-        ids = sequence.sequence_id, sequence.request.request_id
-        is_corrupted = (reason, sequence.stop_reason) == NO_TOKEN_ENDING
-        self._events.write(Finished(self._clock(), *ids, reason, sequence.num_output_tokens, is_corrupted))

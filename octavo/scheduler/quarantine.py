@@ -11,6 +11,8 @@ A fault that only shows in company clears everyone and comes back; whoever is ac
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from octavo.messages import StepPlan
 from octavo.request import Sequence, SequenceId, SequenceState
 from octavo.scheduler.continuing import Continuing
@@ -45,14 +47,17 @@ class Quarantine:
         for sequence in places.waiting.take_unexplained():
             places.explain(sequence, "turn", "a step failed, and those who were in it run alone first")
 
-    def accuse(self, sequence: Sequence) -> bool:
-        """A sequence was in a step that failed. False: once too often."""
-        num_accusations = self.accused.get(sequence.sequence_id, 0) + 1
-        if num_accusations > MAX_ACCUSATIONS:
-            return False
-        self.accused[sequence.sequence_id] = num_accusations
-        self.suspects[sequence] = sequence.num_computed_tokens
-        return True
+    def accuse(self, involved: Iterable[Sequence]) -> Iterator[Sequence]:
+        """Preempt the sequences of a step that failed -> those at fault: one that was alone, or accused too often."""
+        running = [sequence for sequence in dict.fromkeys(involved) if sequence.state is SequenceState.RUNNING]
+        for sequence in running:
+            num_accusations = self.accused.get(sequence.sequence_id, 0) + 1
+            if len(running) == 1 or num_accusations > MAX_ACCUSATIONS:
+                yield sequence
+                continue
+            self.accused[sequence.sequence_id] = num_accusations
+            self.suspects[sequence] = sequence.num_computed_tokens
+            self._places.preempt(sequence)
 
     def clear(self, plan: StepPlan, granted: list[Sequence]) -> None:
         """A step was carried out: it clears those that got past the place of the fault."""

@@ -4,13 +4,12 @@
                        ▲                  │ ▲  │
                        └─────preempt──────┘ └──┘ fork: the other n-1 samples, once the prompt is computed
 
-Each step has one token budget. Running sequences take from it first, best rank first, then waiting ones
-while budget, seats and blocks last. A running sequence that finds no block preempts the worst running one,
-possibly itself, never a better one; so the best always advances and nobody waits for ever. A request of a better
-priority than running ones does not wait for them: they give way.
+Each step has one token budget. Running sequences take from it first, the best first, then waiting ones while budget,
+seats and blocks last. A sequence is only preempted for a better one; so the best always advances, and none waits for
+ever.
 
-The loop around it is schedule, execute, update. All bookkeeping of a step is done when it is planned, and
-`update` only adds what the worker drew, so that a later step may be planned while this one runs.
+The loop around it is schedule, execute, update. All bookkeeping of a step is done when it is planned, and `update` only
+adds the tokens that the worker drew, so that a later step may be planned while this one runs.
 """
 
 from __future__ import annotations
@@ -22,15 +21,16 @@ from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.messages import StepPlan, StepResult
-from octavo.observe.events import EventLog
+from octavo.observe.events import EventLog, FirstToken, Refused
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
 from octavo.scheduler.continuing import Continuing, TokenBudget
 from octavo.scheduler.giving_way import GivingWay
 from octavo.scheduler.places import Places
+from octavo.scheduler.prompt_logprobs import PromptLogprobs
 from octavo.scheduler.quarantine import Quarantine
 from octavo.scheduler.starting import Growth, Starting
-from octavo.scheduler.step import PlanDraft, PromptLogprobs, SequenceUpdate, keep_run, num_right, runs_of
+from octavo.scheduler.step import PlanDraft, SequenceUpdate, keep_run, num_right, runs_of
 
 
 class Scheduler:
@@ -50,8 +50,8 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._has_priorities = config.scheduling_policy == "priority"
         self._events = events
+        self._clock = clock
         self._places = Places(config, cache, events, clock)
-        self._journal = self._places.journal
         self._budget = TokenBudget(config, max_num_batched_tokens)
         self._growth = Growth(config.schedule_conservativeness)
         self._prompt_logprobs = PromptLogprobs()
@@ -71,10 +71,11 @@ class Scheduler:
             self._starting.check(request, max_len, self._max_model_len)
         except InvalidRequestError:
             if self._events.is_on:
-                self._journal.refused(request, "invalid")
+                self._events.write(Refused(self._clock(), request.request_id, "invalid"))
             raise
         self._places.enter(request, max_len)
-        self._prompt_logprobs.add(request)
+        if request.sampling_params.prompt_logprobs is not None:
+            self._prompt_logprobs.add(request)
 
     def abort(self, request_id: RequestId) -> bool:
         """End all of a request's sequences. False: there is no such request, or it has ended already."""
@@ -91,9 +92,7 @@ class Scheduler:
         self._places.drop_ended()
         return True
 
-    def finish_sequence(
-        self, sequence_id: SequenceId, reason: FinishReason, stop_reason: int | str | None = None
-    ) -> bool:
+    def finish_sequence(self, sequence_id: SequenceId, reason: FinishReason, stop_reason: str | None = None) -> bool:
         """End one sequence for a reason that others found, such as a stop string. False: it has ended already."""
         sequence = self._places.roster.sequences.get(sequence_id)
         if sequence is None:
@@ -133,11 +132,10 @@ class Scheduler:
             self._continuing.continue_from(num_continued, draft)
             if waiting.queue:
                 self._starting.start_waiting(draft)
-        self._advance(draft)
+        draft.advance()
         if self._places.forking:
             for parent, child in self._places.fork():
                 draft.fork(parent, child)
-                child.num_pending = draft.num_draws[-1]
         return self._seal(draft)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
@@ -149,13 +147,13 @@ class Scheduler:
         runs = zip(draft.drawing, draft.num_draws, runs_of(result), strict=True)
         for index, (sequence, num_draws, run) in enumerate(runs):
             if sequence.state is not running or (outdated and sequence in outdated):
-                continue  # ended or preempted meanwhile, or went on from elsewhere
+                continue  # it ended or was preempted meanwhile, or went on from elsewhere
             sequence.num_pending -= num_draws
             is_as_planned = len(run) == num_draws < 2
             is_first = sequence.index == 0 and len(sequence.token_ids) == len(sequence.request.prompt_token_ids)
             end = keep_run(sequence, run)
             if is_first and run and logs_events:
-                self._journal.first_token(sequence)
+                self._events.write(FirstToken(self._clock(), sequence.request.request_id))
             if not is_as_planned:
                 guesses = plan.spec_token_ids.get(index, [])
                 self._go_on_from_kept(sequence, len(guesses) - num_right(guesses, run), has_ended=end is not None)
@@ -173,37 +171,27 @@ class Scheduler:
         if has_left:
             self._places.drop_ended()
         if logs_events:
-            self._journal.sampled(draft, result, updates)
+            sampled = draft.sampled(self._clock(), result, updates)
+            if sampled.sequence_ids:
+                self._events.write(sampled)
         return updates
 
     def fail(self, reason: str) -> list[SequenceUpdate]:
-        """The worker could not carry a step out. Who was in it, or in a step planned after it, is computed anew,
-        each alone, until it is known whose fault it was; who was alone already ends with it."""
+        """The worker could not carry a step out. Each sequence in it, or in a step planned after it, is computed again,
+        alone, until the one at fault is found; one that was alone already ends with the fault."""
         drafts, self._in_flight = self._in_flight.values(), {}
-        involved = dict.fromkeys(sequence for draft in drafts for sequence in draft.drawing)
-        suspects = [sequence for sequence in involved if sequence.state is SequenceState.RUNNING]
         updates = []
-        for sequence in suspects:
-            if len(suspects) > 1 and self._quarantine.accuse(sequence):
-                self._places.preempt(sequence)
-            else:
-                self._finish(sequence, "error", reason)
-                updates.append(SequenceUpdate(sequence, []))
+        for sequence in self._quarantine.accuse(sequence for draft in drafts for sequence in draft.drawing):
+            self._finish(sequence, "error", reason)
+            updates.append(SequenceUpdate(sequence, []))
         self._places.drop_ended()
         self._cache.forget()  # what is cached may build on what was never computed
         return updates
 
-    # Parts of schedule, in order
-
-    def _advance(self, draft: PlanDraft) -> None:
-        """Count the step as computed; plans are carried out in order, so later plans may build on it."""
-        columns = draft.granted, draft.num_scheduled_tokens, draft.num_draws
-        for sequence, num_tokens, num_draws in zip(*columns, strict=True):
-            sequence.num_computed_tokens += num_tokens
-            sequence.num_pending += num_draws
+    # Parts of the step
 
     def _seal(self, draft: PlanDraft) -> StepPlan:
-        """The draft as a plan; whoever joined takes their place among the running."""
+        """The draft as a plan; the sequences that joined take their place among the running."""
         seats = self._places.seats
         if draft.joining:
             self._places.join(draft.joining)
@@ -217,15 +205,14 @@ class Scheduler:
         seats.vacated = []
         self._in_flight[plan.step_id] = draft
         if self._events.is_on:
-            self._journal.scheduled(plan, draft, self.num_waiting, self._cache.num_available_blocks)
+            counts = self.num_waiting, self._cache.num_available_blocks
+            self._events.write(draft.scheduled(self._clock(), plan, *counts))
         return plan
 
-    # Parts of update
-
     def _go_on_from_kept(self, sequence: Sequence, num_wrong: int, has_ended: bool) -> None:
-        """A sequence got more or fewer tokens than planned: it goes on from what it has kept, and what is in flight for
-        it brings it nothing. num_wrong: guesses that were computed in vain. One that would go on from where a window
-        has passed starts anew."""
+        """A sequence got more or fewer tokens than planned: it goes on from those it has kept, and the steps in flight
+        bring it nothing. num_wrong: guesses that were computed in vain. If a window has passed the place where it would
+        go on, it starts again."""
         sequence.spec_token_ids = []
         if sequence.num_pending:
             sequence.num_pending = 0
@@ -241,5 +228,5 @@ class Scheduler:
             self._growth.ended(sequence)
         if self._quarantine.accused:
             self._quarantine.drop(sequence)
-        if has_request_ended:
+        if has_request_ended and self._prompt_logprobs.num_reported:
             self._prompt_logprobs.drop(sequence.request)

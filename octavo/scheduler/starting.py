@@ -24,8 +24,9 @@ from octavo.errors import InvalidRequestError
 from octavo.request import Request, Sequence
 from octavo.scheduler.continuing import TokenBudget
 from octavo.scheduler.places import Places
+from octavo.scheduler.prompt_logprobs import PromptLogprobs
 from octavo.scheduler.roster import num_seats
-from octavo.scheduler.step import PlanDraft, PromptLogprobs
+from octavo.scheduler.step import PlanDraft
 
 _MEMORY = 64  # sequences: one that ended so long ago weighs a third of the last one
 
@@ -190,7 +191,8 @@ class Starting:
         log-probabilities not reported yet need their positions computed."""
         if sequence.request.sampling_params.skip_reading_prefix_cache:
             return 0
-        num_reported = self._prompt_logprobs.num_reported_of(sequence)
+        owed = self._prompt_logprobs
+        num_reported = owed.num_reported_of(sequence) if owed.num_reported else None
         return sequence.num_tokens - 1 if num_reported is None else num_reported
 
     def _num_blocks_kept(self, sequence: Sequence, draft: PlanDraft) -> int:

@@ -4,24 +4,20 @@ A plan carries rows, never sequences; so its draft is kept until the result come
 
 A sequence ends, in this order, with a token that could not be drawn (an error), with a stop token once min_tokens are
 out, or at its length. Stop strings need text: the output side finds them, and calls `Scheduler.finish_sequence`.
-
-Each position of a prompt reports its log-probability once, whatever is cut, preempted or recomputed:
-
-    prompt      a b c d e f          position i yields the log-probability of token i+1
-    reported    ─ b c                so far; the next chunk may recompute from any position up to here,
-                                     and rows already reported are dropped
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Listlike
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
 from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
+from octavo.observe.events import Sampled, Scheduled
 from octavo.outputs import FinishReason
-from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
+from octavo.request import Sequence, SequenceId
 
 NO_TOKEN = -1  # what a step returns where the logits were NaN or every token was banned
 
@@ -100,7 +96,15 @@ class PlanDraft:
         self.joining.append(child)
         self.forked.append(child)
         self.fork_rows.append(ForkRow(child.row, parent.row, child.index))
-        self.num_draws.append(self.num_draws[self.rows.index(parent.row)])
+        child.num_pending = self.num_draws[self.rows.index(parent.row)]
+        self.num_draws.append(child.num_pending)
+
+    def advance(self) -> None:
+        """Count the step as computed; plans are carried out in order, so later plans may build on it."""
+        columns = self.granted, self.num_scheduled_tokens, self.num_draws
+        for sequence, num_tokens, num_draws in zip(*columns, strict=True):
+            sequence.num_computed_tokens += num_tokens
+            sequence.num_pending += num_draws
 
     def seal(
         self,
@@ -126,6 +130,21 @@ class PlanDraft:
             spec_token_ids=self.spec_token_ids,
             prompt_logprobs=prompt_logprobs,
         )
+
+    def scheduled(self, time: float, plan: StepPlan, num_waiting: int, num_free_blocks: int) -> Scheduled:
+        """The event of the plan."""
+        self.granted_ids = tuple([sequence.sequence_id for sequence in self.granted])
+        columns = self.granted_ids, tuple(plan.num_computed_tokens), tuple(plan.num_scheduled_tokens)
+        return Scheduled(time, plan.step_id, *columns, num_waiting, num_free_blocks)
+
+    def sampled(self, time: float, result: StepResult, updates: Collection[SequenceUpdate]) -> Sampled:
+        """The event of the result. Mostly each sequence of the step got one token; then the ids are those of its plan's
+        event."""
+        all_drew = len(updates) == len(result.sampled_token_ids) == len(self.granted) and not result.offsets
+        if all_drew and self.granted_ids and NO_TOKEN not in result.sampled_token_ids:
+            return Sampled(time, result.step_id, self.granted_ids, len(self.granted_ids))
+        ids = tuple([sequence.sequence_id for sequence, token_ids, *_ in updates if token_ids])
+        return Sampled(time, result.step_id, ids, sum([len(token_ids) for _, token_ids, *_ in updates]))
 
 
 class SequenceUpdate(NamedTuple):
@@ -182,49 +201,3 @@ def find_ending(sequence: Sequence) -> Ending | None:
     if len(sequence.token_ids) >= sequence.max_len:
         return "length", None
     return None
-
-
-class PromptLogprobs:
-    """num_reported: how many positions each request that is owed prompt log-probabilities has got; mostly empty."""
-
-    def __init__(self) -> None:
-        self.num_reported: dict[RequestId, int] = {}
-
-    def add(self, request: Request) -> None:
-        if request.sampling_params.prompt_logprobs is not None and request.num_prompt_tokens > 1:
-            self.num_reported[request.request_id] = 0
-
-    def drop(self, request: Request) -> None:
-        self.num_reported.pop(request.request_id, None)
-
-    def num_reported_of(self, sequence: Sequence) -> int | None:
-        """None: this sequence is owed none."""
-        return self.num_reported.get(sequence.request.request_id) if sequence.index == 0 else None
-
-    def entries(self, draft: PlanDraft) -> list[int]:
-        """Entries of a step whose prompt positions want log-probabilities."""
-        return [
-            entry
-            for entry, sequence in enumerate(draft.granted)
-            if self.num_reported_of(sequence) is not None
-            and draft.num_computed_tokens[entry] < sequence.request.num_prompt_tokens - 1
-        ]
-
-    def take_fresh(self, draft: PlanDraft, result: StepResult) -> dict[Sequence, list[LogprobRow]]:
-        """The new rows of the sequences that still run."""
-        return {
-            sequence: self._fresh(sequence.request, draft.num_computed_tokens[entry], rows)
-            for entry, rows in result.prompt_logprobs.items()
-            if (sequence := draft.granted[entry]).state is SequenceState.RUNNING
-        }
-
-    def _fresh(self, request: Request, start: int, rows: list[LogprobRow]) -> list[LogprobRow]:
-        """The rows, which begin at position `start`, that were not reported before."""
-        num_reported, num_owed = self.num_reported[request.request_id], request.num_prompt_tokens - 1
-        assert start <= num_reported, f"prompt positions {num_reported} to {start - 1} of a request were skipped"
-        fresh = rows[num_reported - start : num_owed - start]
-        if num_reported + len(fresh) == num_owed:
-            self.drop(request)
-        else:
-            self.num_reported[request.request_id] = num_reported + len(fresh)
-        return fresh
