@@ -1,10 +1,10 @@
-"""Which kernels attend in a layer of a model on a GPU: the protocol, and one table of those there are, best first.
+"""Attention backends on a GPU: their protocol, the table of all backends, and the choice for each layer of a model.
 
-    table, best first        flash_attn_4 (if asked for) | hopper | triton
-    a layer of the model     those that take it, in this order: a chain
-    a phase of a step        the first of the chain computes it, or leaves it to the next
+    table, best first        flash_attn_4 (only if asked for) | hopper | triton
+    a layer of the model     the backends that take it, in this order: a chain
+    a phase of a step        the first backend of the chain computes it, or leaves it to the next
 
-What is chosen is chosen once, when the model is loaded. A step then calls closures that know all but the step.
+The choice is made once, when the model is loaded. A step then calls closures that need nothing but the step.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 
 
 class AttentionBackend(Protocol):
-    """Kernels that attend in some of a model's layers; made once a model."""
+    """Attention kernels for some of a model's layers; built once per model."""
 
     longest_captured: ClassVar[int | None]
-    """Steps with longer chunks are launched anew each time, since their lengths must be known on the host; None: all
-    may be captured in a graph."""
+    """Steps with longer chunks cannot be captured: their lengths must be known on the host. None: all steps can."""
 
     @staticmethod
     def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
-        """Each reason why a layer of a model that computes in `dtype` is not for it, neither phase; none: it is."""
+        """Every reason why the backend takes neither phase of this layer; empty if it takes one. dtype: the model
+        computes in it."""
 
     def __init__(self, memory: AttentionMemory) -> None: ...
 
     def plan(self, step: DeviceStep) -> None:
-        """What all layers need to know of a step, once before them."""
+        """Prepare what all layers need of a step; called once before them."""
 
     def decode(
         self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch
     ) -> AttentionLaunch:
-        """What computes the sequences that decode. Without `transform`, q is [T, Q * D] and the cache is up to date.
-        With it, q is [T, (Q + 2K) * D] straight from the projection, and the cache receives the new keys and values.
-        `otherwise`: computes what this leaves alone."""
+        """The launch for the decoding sequences. Without `transform`, q is [T, Q * D] and the cache is up to date. With
+        it, q is [T, (Q + 2K) * D] straight from the projection, and the launch writes the new keys and values to the
+        cache. otherwise: the launch for the steps that this backend does not take."""
 
     def prefill(self, layer: AttentionLayer, otherwise: AttentionLaunch) -> AttentionLaunch:
-        """What computes the other sequences, with chunks of new tokens. q is [T, Q * D], the cache up to date."""
+        """The launch for the other sequences, with chunks of new tokens. q is [T, Q * D], the cache up to date."""
 
 
 def _flash_attn_4() -> type[AttentionBackend]:
@@ -69,8 +69,8 @@ def _triton() -> type[AttentionBackend]:
     return TritonAttention
 
 
-#: Best first. The option `attention_backend` names one that must take every layer; "triton" stands for all of Octavo's
-#: own, which it does not have to name.
+#: Best first. If the option `attention_backend` names one, it must take every layer; "triton" stands for all of
+#: Octavo's own backends.
 BACKENDS: dict[str, Callable[[], type[AttentionBackend]]] = {
     "flash_attn_4": _flash_attn_4,
     "hopper": _hopper,
@@ -80,8 +80,8 @@ _ONLY_IF_ASKED = {"flash_attn_4"}
 
 
 def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked: AttentionBackendOption) -> list[str]:
-    """The backends that a layer gets, by name and best first; the last takes whatever there is. Raises ConfigError
-    where the one asked for does not take it."""
+    """The names of a layer's backends, best first; the last takes every step. Raises ConfigError if the requested
+    backend does not take the layer."""
     chain = []
     for name, load in BACKENDS.items():
         if name in _ONLY_IF_ASKED and name != asked:
@@ -98,7 +98,7 @@ def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked:
 
 
 class ModelAttention:
-    """The backends of one model's layers, at work."""
+    """The backends of one model's layers."""
 
     def __init__(
         self,
@@ -121,17 +121,17 @@ class ModelAttention:
             backend.plan(step)
 
     def decode(self, layer: AttentionLayer, transform: HeadTransform | None = None) -> AttentionLaunch:
-        launch: AttentionLaunch = _nobody
+        launch: AttentionLaunch = _unreachable
         for backend in reversed(self._chains[layer]):
             launch = backend.decode(layer, transform, launch)
         return launch
 
     def prefill(self, layer: AttentionLayer) -> AttentionLaunch:
-        launch: AttentionLaunch = _nobody
+        launch: AttentionLaunch = _unreachable
         for backend in reversed(self._chains[layer]):
             launch = backend.prefill(layer, launch)
         return launch
 
 
-def _nobody(step: DeviceStep, q: Tensor, out: Tensor) -> None:
+def _unreachable(step: DeviceStep, q: Tensor, out: Tensor) -> None:
     raise AssertionError("the last backend of a chain leaves nothing to others")

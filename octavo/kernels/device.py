@@ -24,7 +24,7 @@ Logits = Any  # [N, V], a backend's own: a FloatArray on the host, a tensor on a
 
 @dataclass(frozen=True, slots=True)
 class StepSizes:
-    """The sizes of a step where the options leave them to the device."""
+    """The sizes of a step if the options leave them to the device."""
 
     max_num_batched_tokens: int
     max_num_seqs: int
@@ -40,7 +40,7 @@ class DTypes:
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """The most a step may hold; backends size their buffers by it."""
+    """The limits of a step; backends size their buffers by them."""
 
     max_num_tokens: int
     max_num_seqs: int
@@ -48,7 +48,7 @@ class StepLimits:
     vocab_size: int
 
 
-#: what a `decode_threshold` may be: each has kernels of its own
+#: allowed values of `decode_threshold`: each has its own kernels
 DECODE_THRESHOLDS = (1, 2, 4, 8, 16)
 
 
@@ -66,7 +66,7 @@ class StepBatch:
     input_ids: IntArray  # [T]
     positions: IntArray  # [T]
     query_start_loc: IntArray  # [S + 1]
-    seq_lens: IntArray  # [S], tokens of the sequence once this step is done
+    seq_lens: IntArray  # [S], tokens of the sequence after this step
     rows: IntArray  # [S]
     block_tables: tuple[IntArray, ...]  # G of [max_rows, max_blocks]
     decode_threshold: int = 1
@@ -83,19 +83,19 @@ class CompiledModel(Protocol):
         Valid until the next call; it may be called any number of times."""
 
     def sample(self, logits: Logits, batch: SamplingBatch) -> IntArray:
-        """Draw N tokens -> [N] int32. `logits` is not changed. An entry gets -1 if its logits are NaN or all
-        its tokens are banned: that request alone fails."""
+        """Draw N tokens -> [N] int32. `logits` is not changed. An entry gets -1 if its logits have a NaN or all its
+        tokens are banned: only that request fails."""
 
     def processed_logits(self, logits: Logits, batch: SamplingBatch, drawn: IntArray) -> Logits:
         """The logits [N, V] float32 that `sample` drew from: edited, divided by the temperature if there is one, and
         -inf where a token cannot be drawn. A token of `drawn` is never -inf. `logits` is not changed. Rows of entries
-        that drew none (-1) mean nothing."""
+        that drew no token (-1) are undefined."""
 
     def top_logprobs(
         self, logits: Logits, tokens: IntArray, k: int, *, as_logits: bool = False
     ) -> tuple[IntArray, FloatArray, IntArray]:
-        """Log-softmax of logits [N, V], or the logits themselves if as_logits. Each row has the chosen token, then the
-        k best: ids [N, k+1], logprobs [N, k+1], ranks of the chosen tokens [N] (1 = best)."""
+        """Log-softmax of logits [N, V], or with as_logits the logits. Each row has the chosen token, then the k best:
+        ids [N, k+1], logprobs [N, k+1], ranks of the chosen tokens [N] (1 = best)."""
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
         """Copy whole blocks of the pool, in order."""
@@ -106,7 +106,7 @@ class Loaded(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Each parameter as the device holds it, by the checkpoint's names: a tensor, a view of a stacked matrix, or a
+        """Each parameter on the device, by its name in the checkpoint: a tensor, a view of a stacked matrix, or a
         position in one."""
 
     def bind(self, num_blocks: int) -> Any:
@@ -128,9 +128,9 @@ class KernelCompiler(Protocol):
 
 class Device(Protocol):
     """is_asynchronous: a step runs while the host does other work, and its tokens are fetched later.
-    draws_weights: random weights (load_format=dummy) are drawn on the device. sizes_cache_last: KV blocks get what the
-    weights leave, so their number is known after `load`; else before it, and the model is built for the context that
-    they hold."""
+    draws_weights: random weights (load_format=dummy) are drawn on the device. sizes_cache_last: KV blocks get the
+    memory that the weights leave, so their number is known after `load`; otherwise it is known before, and the model
+    is built for the context that the blocks hold."""
 
     name: str
     is_asynchronous: bool
@@ -146,14 +146,14 @@ class Device(Protocol):
         """The types for a model whose file stores `stored`. Raises ConfigError."""
 
     def label(self, dtype: KVDType) -> str | None:
-        """For the start-up card; None where the backend's name says it all."""
+        """The device's line on the start-up card; None if the backend's name is enough."""
 
     def compile_ahead(self, settings: object) -> KernelCompiler | None:
         """Start compiling kernels, if there are any. Call it before `why_not`, which takes longer. settings: they
         decide which kernels are needed; equal settings have equal `repr`s."""
 
     def free_bytes(self, utilization: float) -> int:
-        """Memory left for KV blocks. utilization: the share of a device's own memory that may be used."""
+        """Memory left for KV blocks. utilization: the usable share of a device's own memory."""
 
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Loaded:
         """Load the weights and allocate all buffers for steps within the limits, except the KV pool, whose size may

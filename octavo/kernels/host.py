@@ -1,4 +1,4 @@
-"""What the devices that compute in the host's memory share: default sizes and types, and the KV pool."""
+"""Shared by the devices that compute in the host's memory: default sizes, types, and the KV pool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from octavo.observe.machine import memory
 
 #: at 512 tokens a step prefill runs at full speed, and decodes wait well under a second
 HOST_SIZES = StepSizes(max_num_batched_tokens=512, max_num_seqs=256)
-#: KV blocks take the type of dense weights; block-quantised weights get float16
+#: KV blocks have the type of dense weights, and float16 for block-quantised ones
 _KV_DTYPE_OF_FILE: dict[str, KVDType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _MOST_KV_BYTES = 4 << 30
 _KV_SHARE = 0.25  # of the memory that is free before the weights are loaded

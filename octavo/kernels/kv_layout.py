@@ -13,7 +13,7 @@ KVDType = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, slots=True)
 class KVElement:
-    """How a type of KV cache stores keys and values. scale_bytes: stored with each head's key and value of a token."""
+    """How a KV cache of this type stores keys and values. scale_bytes: per token, for each head's key and value."""
 
     num_bytes: int
     scale_bytes: int = 0
@@ -24,7 +24,7 @@ KV_ELEMENTS: dict[KVDType, KVElement] = {"float32": KVElement(4), "bfloat16": KV
 
 @dataclass(frozen=True, slots=True)
 class KVGroup:
-    """The contents of a cache group's block: keys and values of num_layers layers of one shape."""
+    """The contents of a cache group's blocks: keys and values of num_layers layers of one shape."""
 
     num_layers: int
     num_kv_heads: int
@@ -38,7 +38,7 @@ class KVLayout:
 
         pool: num_blocks x [ layer 0: K V scales | layer 1: K V scales | ... ]      one contiguous run of bytes a block
 
-    The order of elements inside a layer's K and V is the backend's own; copying a block copies its bytes.
+    The backend chooses the order of elements inside a layer's K and V; copying a block copies its bytes.
     Block 0 is the null block: never written for a live token, never read.
     """
 
@@ -62,7 +62,7 @@ class KVLayout:
 
     @property
     def block_bytes(self) -> int:
-        """A multiple of every group's row, one token's key of one head, so that a pool is a matrix of any group's."""
+        """A multiple of every group's row (one token's key of one head): the pool is a matrix of any group's rows."""
         largest = max(group.num_layers * self.layer_bytes(group) for group in self.groups)
         row = lcm(*(group.head_dim * self.element_bytes for group in self.groups))
         return -(-largest // row) * row

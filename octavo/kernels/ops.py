@@ -1,15 +1,15 @@
 """The table of ops: `Ops` declares each once, and all backends follow from it.
 
-A model's forward pass is written once, against `Ops`. What is done with a call is the backend's business, and the
-values passed between calls are opaque to the model:
+A model's forward pass is written once, against `Ops`. Each backend decides what a call does, and the values passed
+between calls are opaque to the model:
 
-    reference   runs it at once in torch: the executable specification
+    reference   runs the call at once in torch: the executable specification
     cpu         records it; the recorded program then runs every step as one call into C++
-    (GPU)       records it, too; a graph of the recorded launches is replayed
+    triton      records it too; a CUDA graph replays the recorded launches
 
-An op's signature says its tensors (`Tensor`, or `Consumed` where they die) and its parameters with their kinds; its
-text says what is computed; its body is the shape rule: what may go in, and whose memory the result takes. From these
-follow the recorder, the sharing of buffers, what C++ is handed and what a GPU launches.
+An op's signature lists its tensors (`Tensor`, or `Consumed` if dead after the call) and its parameters with their
+kinds. Its docstring says what it computes. Its body is the shape rule: the valid inputs, and whose memory the result
+takes. The recorder, the sharing of buffers, C++'s arguments and a GPU's launches all follow from these.
 
 Shape letters, used in every backend:
 
@@ -17,9 +17,9 @@ Shape letters, used in every backend:
     H hidden size             Q query heads               K key/value heads
     D head dimension          V vocabulary                G cache groups
 
-Activations are float32 in the cpu and reference backends whatever the weights' type: results agree
-with the reference to 1e-4 relative error for dense weights; for block-quantised weights the cpu
-backend may quantise activations to int8 per block of 32 (stated in `linear`).
+Activations are float32 in the cpu and reference backends, whatever the weights' type. For dense weights, results agree
+with the reference to 1e-4 relative error. For block-quantised weights the cpu backend may quantise activations to int8
+per block of 32 (see `linear`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 
 from octavo.kernels.parameters import Linear, Parameter
 
-Tensor = Any  # a backend's own value: torch tensor, or a slot of a recorded program
-Consumed = Any  # a Tensor that is dead after the call: results may be written over it
+Tensor = Any  # a backend's own value: a torch tensor, or a value of a recorded program
+Consumed = Any  # a Tensor that is dead after the call: results may overwrite it
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Index = Literal["input_ids", "positions"]
@@ -47,9 +47,9 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RotaryTable:
-    """Rotary angles, made once per rope setting.
+    """Rotary angles, computed once per rope setting.
 
-    cos, sin: [max_len, rotary_dim / 2] float32, any attention scaling already multiplied in.
+    cos, sin: [max_len, rotary_dim / 2] float32, including any attention scaling.
     Pairs are (i, i + rotary_dim/2), the "neox" order; dimensions past rotary_dim pass through.
     """
 
@@ -63,12 +63,11 @@ class RotaryTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionLayer:
-    """All that is fixed about one layer's attention.
+    """The constants of one layer's attention.
 
-    group, index_in_group: where its keys and values live (see `kv_layout.py`).
-    scale multiplies q·k. window w: a token at position p sees positions p-w+1 .. p; None sees all.
-    softcap c: scores become c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D] applied per head
-    before the rotation. rotary None: no rotation.
+    group, index_in_group: the place of its keys and values (see `kv_layout.py`). scale: multiplies q·k.
+    window w: a token at position p sees positions p-w+1 .. p; None sees all. softcap c: scores become
+    c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D], applied per head before the rotation.
     """
 
     group: int
@@ -87,7 +86,7 @@ class AttentionLayer:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A tensor that an op gives: so many columns, in memory of its own or in the first columns of an input's."""
+    """A result of an op: its number of columns, and the input whose first columns it overwrites, or None."""
 
     width: int
     within: Tensor = None
@@ -101,10 +100,9 @@ def over(x: Tensor) -> Result:
 class Op:
     """One op, as `Ops` declares it.
 
-    inputs: its tensors, in order. consumed: those that are dead afterwards. kinds: its parameters, in order, and the
-    annotation of each. error: how far from the reference a backend may be, relative to a result's elements; activations
-    being float32. is_elementwise: each element of the result is made of the inputs' elements at its place.
-    results: the shape rule, of inputs and parameters.
+    inputs: its tensors, in order. consumed: those that are dead afterwards. kinds: its parameters, in order, with their
+    annotations. error: the largest relative difference from the reference with float32 activations. is_elementwise:
+    each element of the result depends only on the inputs' elements at the same place. results: the shape rule.
     """
 
     name: str
@@ -124,13 +122,13 @@ class Op:
 
 #: every op by name, in the order of `Ops`
 OPS: dict[str, Op] = {}
-#: kinds of parameters that are one word of a few -> those words, in the order of their C++ enum
+#: kinds of parameters that are words -> the allowed words, in the order of their C++ enum
 WORDS: dict[str, tuple[str, ...]] = {"Activation": get_args(Activation), "Index": get_args(Index)}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def op(*, error: float, elementwise: bool = False) -> Callable[[_Method], _Method]:
-    """Declare an op by the signature of the method; its body is the shape rule."""
+    """Declare an op by a method: its signature, and as its body the shape rule."""
 
     def declare(rule: _Method) -> _Method:
         parameters = list(inspect.signature(rule).parameters.values())[1:]
@@ -156,8 +154,8 @@ def op(*, error: float, elementwise: bool = False) -> Callable[[_Method], _Metho
 
 
 class Ops:
-    """What a model's forward pass may call. Every value is [T, width] float32 unless said otherwise. A backend's own
-    class says what `apply` does with a call."""
+    """The ops that a model's forward pass may call. Every value is [T, width] float32 unless stated otherwise. A
+    backend's subclass implements `apply`."""
 
     def apply(self, op: Op, inputs: tuple[Tensor, ...], arguments: dict[str, Any]) -> Any:
         raise NotImplementedError
@@ -172,9 +170,9 @@ class Ops:
         """[T, in] -> [T, out]. Block-quantised parts: the backend may round x to int8 per 32 columns, an
         error of at most max|x_block| / 254 an element before the product."""
         assert x.width == weight.in_features, f"linear of {weight.in_features} columns on a tensor of {x.width}"
-        assert all(part.shape[1] == weight.in_features for part in weight.parts), "parts read the same columns"
+        assert all(part.shape[1] == weight.in_features for part in weight.parts), "all parts read the same columns"
         biased = [bias.shape for bias in weight.biases]
-        assert biased in ([], [part.shape[:1] for part in weight.parts]), "a bias is added to each column of its part"
+        assert biased in ([], [part.shape[:1] for part in weight.parts]), "each part has one bias entry per output"
         return Result(weight.out_features)
 
     @op(error=5e-6)
@@ -210,8 +208,8 @@ class Ops:
 
     @op(error=2e-6)
     def gated_activation(self, gate_up: Tensor, kind: Activation) -> Tensor:
-        """[T, 2F] -> [T, F]: act(gate) * up, gate being the first half of the columns."""
-        assert gate_up.width % 2 == 0, f"a gate and its values halve the columns, got {gate_up.width}"
+        """[T, 2F] -> [T, F]: act(gate) * up; gate is the first half of the columns."""
+        assert gate_up.width % 2 == 0, f"gate and up share the columns evenly, got {gate_up.width}"
         return Result(gate_up.width // 2)
 
     @op(error=5e-6)
@@ -220,7 +218,7 @@ class Ops:
         step's slots; return q [T, Q * D]. Mutates the KV cache."""
         heads = layer.num_heads + 2 * layer.num_kv_heads
         assert qkv.width == heads * layer.head_dim, f"q, k and v of {heads} heads in a tensor of {qkv.width} columns"
-        assert layer.rotary is None or layer.rotary.rotary_dim <= layer.head_dim, "what is rotated is part of a head"
+        assert layer.rotary is None or layer.rotary.rotary_dim <= layer.head_dim, "a head has every rotated dimension"
         return Result(layer.num_heads * layer.head_dim, within=qkv)
 
     @op(error=2e-5)
@@ -238,20 +236,21 @@ class Ops:
         return over(x)
 
 
-#: The rest of the pass, for some of the tokens: their hidden states, [N, width] each -> [N, columns of the head].
-Head = Callable[..., Tensor]  # (ops, *hidden); hidden states are dead afterwards
+#: (ops, *hidden) -> [N, columns of the head]: the rest of the pass for N of the tokens. Their hidden states, [N, width]
+#: each, are dead afterwards.
+Head = Callable[..., Tensor]
 
 
 class Model(Protocol):
-    """What a backend needs of a model: functions over Ops, and what a step gives them."""
+    """What a backend needs of a model: functions over Ops, and their inputs from a step."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What comes in beside positions: ("input_ids",)."""
+        """The inputs beside positions: ("input_ids",)."""
 
     @property
     def heads(self) -> Mapping[str, Head]:
-        """What comes out, by name: "logits" [N, V]."""
+        """The outputs, by name: "logits" [N, V]."""
 
     def body(self, ops: Ops) -> tuple[Tensor, ...]:
-        """The part in which tokens read one another -> hidden states, one or more [T, width]."""
+        """The part in which tokens attend to each other -> hidden states, one or more [T, width]."""

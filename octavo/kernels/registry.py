@@ -1,6 +1,6 @@
-"""Which backends there are, best first, and which of them can run here.
+"""The backends, best first, and which of them can run here.
 
-Importing this file imports no backend: torch, or a compiler, is touched only by the backend that needs it.
+Importing this file imports no backend: only the backend that needs torch or a compiler touches it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from octavo.kernels.device import Device, KernelCompiler
 from octavo.kernels.tensor import DType, HostTensor
 
 Convert = Callable[[HostTensor, DType], HostTensor]
-#: from the options and the worker's rank, of which each has a device of its own where there are several
+#: from the options and the worker's rank; each rank has its own device
 MakeDevice = Callable[[BackendConfig, int], Device]
 
 
@@ -37,21 +37,21 @@ def _reference(config: BackendConfig, rank: int = 0) -> Device:
     return ReferenceDevice(traces_ops=config.trace_ops)
 
 
-#: those that compute in the host's memory, best first
+#: backends that compute in the host's memory, best first
 HOST_BACKENDS: dict[str, MakeDevice] = {"cpu": _cpu, "reference": _reference}
 BACKENDS: dict[str, MakeDevice] = {"triton": _triton, **HOST_BACKENDS}
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The device chosen, and why it, in words for the start-up card."""
+    """The chosen device, and the reason, for the start-up card."""
 
     device: Device
     why: str
 
 
 def select(config: BackendConfig, rank: int = 0) -> Selection:
-    """The device asked for, or for "auto" the first that can run."""
+    """The requested device, or for "auto" the first that can run."""
     selection = _first_that_runs(config, rank) if config.backend == "auto" else _asked(config, rank)
     if selection.device.name == "triton":
         return selection
@@ -65,7 +65,8 @@ def select(config: BackendConfig, rank: int = 0) -> Selection:
 
 
 def compile_ahead(config: BackendConfig, rank: int, settings: object) -> KernelCompiler | None:
-    """Start to compile what the device that will most likely be chosen needs: before `select`, which takes longer."""
+    """Start compiling the kernels of the device that will most likely be chosen. Call it before `select`, which takes
+    longer."""
     name = next(iter(BACKENDS)) if config.backend == "auto" else config.backend
     return BACKENDS[name](config, rank).compile_ahead(settings)
 
@@ -88,8 +89,8 @@ def _first_that_runs(config: BackendConfig, rank: int) -> Selection:
 
 
 def converter(config: BackendConfig) -> Convert:
-    """What changes a weight's dtype at load: C++ where the cpu backend runs, else numpy. Chosen when the first weight
-    needs it, since to find out whether C++ runs is to build it."""
+    """Converts a weight's dtype at load: in C++ if the cpu backend runs, else in numpy. Chosen when the first weight
+    needs it, because the check whether C++ runs builds it."""
 
     @cache
     def chosen() -> Convert:
@@ -105,5 +106,5 @@ def converter(config: BackendConfig) -> Convert:
 
 
 def describe() -> list[tuple[str, str | None]]:
-    """Every backend, best first, with the reason why it cannot run here, or None: for `octavo doctor`."""
+    """For `octavo doctor`: every backend, best first, with the reason why it cannot run here, or None."""
     return [(name, make(BackendConfig(), 0).why_not()) for name, make in BACKENDS.items()]

@@ -1,13 +1,13 @@
 """HostTensor: a weight as its file stores it, dense or block-quantised, without copying it.
 
 A tensor is `rows x cols` elements in row-major order; leading dimensions, if any, fold into rows.
-A row is a run of equal blocks, and a row's bytes depend on no other row, so that rows can be
-permuted, cut and joined without touching the numbers inside:
+A row is a run of equal blocks and its bytes depend on no other row, so rows can be permuted, cut
+and joined without touching the numbers inside:
 
     row 0 | block 0 | block 1 | ... | block cols/32-1 |      Q8_0: 34 bytes = fp16 scale + 32 int8
     row 1 | ...
 
-The data is usually a view into a memory-mapped file: read-only, and paid for when touched.
+The data is usually a view into a memory-mapped file: read-only, and read from disk when touched.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 DType = Literal["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 DTYPES: tuple[DType, ...] = get_args(DType)
 
-#: elements in a block, bytes of a block. The layouts are ggml's.
+#: (elements, bytes) of a block. The layouts are ggml's.
 BLOCK_FORMATS: dict[DType, tuple[int, int]] = {
     "F32": (1, 4),
     "F16": (1, 2),
@@ -42,10 +42,10 @@ DENSE_DTYPES: frozenset[DType] = frozenset({"F32", "F16", "BF16"})
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HostTensor:
-    """A named-format tensor over raw bytes.
+    """A tensor over raw bytes.
 
-    `shape` counts elements, slowest dimension first; `data` is a contiguous 1-D uint8 array of exactly
-    `num_bytes(dtype, shape)` bytes. BF16 stays raw because numpy has no such type.
+    shape: in elements, slowest dimension first. data: a contiguous 1-D uint8 array of `num_bytes(dtype, shape)` bytes;
+    numpy has no type for BF16.
     """
 
     dtype: DType
@@ -84,8 +84,8 @@ class HostTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RandomTensor(HostTensor):
-    """A matrix of normal random numbers that nobody has drawn: a backend with memory of its own draws it there.
-    `data` is a stand-in of the right length that takes no memory."""
+    """A matrix of normal random numbers, not drawn yet: a backend with its own memory draws it there. `data` has the
+    right length but takes no memory."""
 
     seed: int = 0
     std: float = 0.0
@@ -97,7 +97,7 @@ class RandomTensor(HostTensor):
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor that can be had: what it is, and how to read it."""
+    """A tensor that is not read yet, and how to read it."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -108,7 +108,7 @@ class StoredTensor:
         return num_bytes(self.dtype, self.shape)
 
     def then(self, change: Callable[[HostTensor], HostTensor]) -> StoredTensor:
-        """The same tensor, changed when read; the change keeps the shape, and the dtype where it is dense."""
+        """The same tensor, changed when it is read. The change keeps the shape, and a dense dtype."""
         read = self.read
         return replace(self, read=lambda: change(read()))
 
@@ -119,7 +119,7 @@ def at_hand(tensor: HostTensor) -> StoredTensor:
 
 
 def num_bytes(dtype: DType, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor. Raises ValueError where the last dimension does not fill whole blocks."""
+    """Bytes of a tensor. Raises ValueError if the last dimension does not fill whole blocks."""
     block_len, block_bytes = BLOCK_FORMATS[dtype]
     cols = shape[-1] if shape else 1
     if cols % block_len:

@@ -3,14 +3,14 @@
     sources + headers + flags + compiler + CPU  --sha256-->  key
     ~/.cache/octavo/kernels/<key>/octavo_kernels.so
 
-The key covers all that the machine code depends on, so a cache directory shared by unlike machines, or kept
-across upgrades, never yields a library that does not fit. A build happens in a directory beside the final
-one and is renamed into place, and what is found there is proved whole (kept_files.py): a broken library is
-built again. With the library in the cache, loading takes a few milliseconds and needs no compiler to run.
-Where the cache cannot be written, or its disk is full, the temporary folder serves.
+The key covers everything that the machine code depends on, so different machines may share a cache directory, and
+an upgrade never loads a stale library. A build runs in a directory beside the final one and is renamed into place.
+A library is checked before it is loaded (kept_files.py), and a broken one is built again. With the library in the
+cache, loading takes a few milliseconds and needs no compiler. If the cache cannot be written, or its disk is full,
+the temporary folder is used.
 
-Object files are kept too, each keyed by its source and the headers that one includes: after a change to one
-kernel the next start compiles that kernel and links.
+Object files are kept too, each keyed by its source and that source's headers: after a change to one kernel, the next
+start compiles that kernel and links.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SECONDS_PER_SOURCE = 1.5  # of one core, on average
 
 
 def load() -> ctypes.CDLL:
-    """Load the kernels, building them first if needed. Raises BackendUnavailableError or its KernelBuildError."""
+    """Load the kernels, and build them first if needed. Raises BackendUnavailableError or its KernelBuildError."""
     return _load(env.cpu_isa(), env.preferred_cache_dir(), env.cxx(), env.sanitizes_kernels())
 
 
@@ -94,7 +94,7 @@ def find_sources() -> Path:
 
 
 def cache_key(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa) -> str:
-    """Names the library: a hash of everything that its machine code depends on."""
+    """The library's key: a hash of everything that its machine code depends on."""
     headers = sorted([*source_dir.glob("cpu/*.h"), *source_dir.glob("include/octavo/*.h")])
     return _digest(source_dir, toolchain, isa, [*_source_files(source_dir), *headers])
 
@@ -130,8 +130,8 @@ def _with_includes(source_dir: Path, source: Path) -> list[Path]:
 
 
 def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path) -> None:
-    """Compile and link into `target`'s directory. One process builds; others wait for it. Raises OSError if
-    nothing can be written there."""
+    """Compile and link into `target`'s directory. One process builds, and others wait for it. Raises OSError if the
+    directory cannot be written."""
     kernels_dir = target.parent.parent
     with _lock(target.parent):
         if kept_files.is_whole(target):
@@ -147,7 +147,7 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
         estimate = 2 + round(SECONDS_PER_SOURCE * len(missing) / num_cores())
         print(f"octavo: building CPU kernels, about {estimate} s, once", file=sys.stderr, flush=True)
         building = kept_files.BUILDING
-        # What an ended compiler started may still write there: what cannot be removed now is abandoned.
+        # The children of a stopped compiler may still write there; files that cannot be removed now are abandoned.
         with tempfile.TemporaryDirectory(dir=kernels_dir, prefix=building, ignore_cleanup_errors=True) as work:
             compilers = Compilers()
             _compile(compilers, toolchain, source_dir, {source: objects[source] for source in missing}, Path(work))
@@ -164,7 +164,7 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
 def _compile(
     compilers: Compilers, toolchain: Toolchain, source_dir: Path, objects: dict[Path, Path], work: Path
 ) -> None:
-    """Each source to its object, as many at a time as there are cores."""
+    """Compile each source to its object, one compiler per core."""
     includes = (f"-I{source_dir / 'include'}", f"-I{source_dir}")
 
     def compile_one(source: Path) -> None:

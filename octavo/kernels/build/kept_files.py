@@ -1,10 +1,10 @@
-"""Files in a cache folder that are proved whole before they are used, and what dead builds left there.
+"""Files in a cache folder, checked before use, and cleaning up after dead builds.
 
     octavo_kernels.so          a file
     octavo_kernels.so.sha256   its seal: the hash of what was written
 
-A power cut, a full disk or an interrupted copy leaves empty or truncated files. Mapping such a library ends the process
-with SIGBUS, so a file without a matching seal counts as missing and is built again.
+A power cut, a full disk or an interrupted copy leaves empty or truncated files. Mapping such a library kills the
+process with SIGBUS, so a file without a matching seal counts as missing and is built again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 BUILDING = "building-"  # prefix of folders that a build is working in
-_ABANDONED_S = 3600.0  # no build takes as long
+_ABANDONED_S = 3600.0  # no build takes this long
 
 
 def seal(path: Path) -> None:
@@ -24,7 +24,7 @@ def seal(path: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the file matches its seal. About a millisecond for two MiB."""
+    """Whether the file matches its seal. Takes about a millisecond for two MiB."""
     try:
         return _seal_of(path).read_text() == _hash(path)
     except (OSError, UnicodeDecodeError):

@@ -26,7 +26,7 @@ _LARGE, _SMALL = StepSizes(16384, 1024), StepSizes(8192, 256)
 
 
 class CudaDevice:
-    """Implements `octavo.kernels.device.Device`. index: the GPU's index among those in CUDA_VISIBLE_DEVICES."""
+    """Implements `octavo.kernels.device.Device`. index: among the GPUs in CUDA_VISIBLE_DEVICES."""
 
     name = "triton"
     is_asynchronous = draws_weights = sizes_cache_last = True
@@ -40,7 +40,7 @@ class CudaDevice:
 
     @property
     def device(self) -> str:
-        """torch's name for it."""
+        """torch's name for the GPU."""
         return f"cuda:{self.index}"
 
     @cached_property
@@ -85,7 +85,7 @@ class CudaDevice:
         return KernelCompiler.for_first_start(self.gpu, settings)
 
     def free_bytes(self, utilization: float) -> int:
-        """What is left of that share of the whole GPU's memory, others' use of it counted, too."""
+        """The part of that share of the GPU's whole memory that neither this process nor others use."""
         import torch
 
         free, total = torch.cuda.mem_get_info(self.device)
@@ -125,13 +125,13 @@ class CudaDevice:
 
     @property
     def _found(self) -> GPU:
-        assert self.gpu is not None, "a device that cannot be used is not asked"
+        assert self.gpu is not None, "only a usable device is asked"
         return self.gpu
 
 
 def _prepare_triton() -> None:
-    """Do Triton's first-use work, half a second per process, while the weights load: hash its own sources for cache
-    keys, and find the driver."""
+    """Do Triton's first-use work, half a second per process, while the weights load: hash its sources for cache keys,
+    and find the driver."""
     with suppress(Exception):  # the first launch will report the error
         from triton.runtime import driver
         from triton.runtime.cache import triton_key

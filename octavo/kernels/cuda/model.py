@@ -1,20 +1,20 @@
 """TritonModel: a model on a GPU, bound to a KV pool there.
 
-The forward pass is recorded once and bound several times, each a program for one kind of step:
+The forward pass is recorded once and bound several times, as a program for each kind of step:
 
-    chunks     any mix of prefill chunks and decodes, until the last layer has attended
-    heads      the rest of the pass, for the rows whose logits are wanted
-    decodes    both, one row a sequence
+    chunks     any mix of prefill chunks and decodes, through the last layer's attention
+    heads      the rest of the pass, for the rows whose logits are needed
+    decodes    both, one row per sequence
 
-Of heads and decodes there are several each, by the number of rows:
+Heads and decodes have several programs each, by the number of rows:
 
-    1          as much fused as the products' tilings take, down to five kernels a layer; elsewhere up to 4
-    up to 256  on Hopper, products in tiles with the gate, their parts summed by the norm after them
-    up to 64   elsewhere, the residual joins the product
+    1          as much fused as the products' tilings allow, down to five kernels a layer; off Hopper also 2 and 4
+    up to 256  on Hopper: products in tiles, with the gate; the next norm sums their parts
+    up to 64   off Hopper: the product adds the residual
     more       cuBLAS products, and kernels between them
 
-`forward`, `logits` and the rest of CompiledModel take a step from the host, whatever it holds. `decode` runs a step
-of decodes alone on tensors that are on the device already, waits for nothing, and can be captured in a CUDA graph.
+`forward`, `logits` and the rest of CompiledModel take any step from the host. `decode` runs a step of decodes alone on
+tensors that are already on the device, waits for nothing, and can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from octavo.config import AttentionBackendOption
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
-from octavo.kernels.cuda.program import Program, Surroundings
+from octavo.kernels.cuda.program import Program, Shared
 from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.device import StepBatch, StepLimits
@@ -49,13 +49,13 @@ from octavo.sampling.columns import SamplingBatch
 
 VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
-TILED_ROWS = (16, 64, 128, 256)  # where products are tiles, of more than one row
-MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a row of float32 and one of counts
+TILED_ROWS = (16, 64, 128, 256)  # row counts above 1 at which products are tiles
+MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a float32 row and a row of counts
 
 
 class TritonModel:
-    """Implements `Loaded` of `octavo/kernels/device.py` and, once it is bound, `CompiledModel`, its logits being a
-    device tensor. Owner of all device memory but the runner's rows."""
+    """Implements `Loaded` of `octavo/kernels/device.py` and, once bound, `CompiledModel`; logits are a device tensor.
+    Owns all device memory except the runner's rows."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class TritonModel:
         self._weights = DeviceWeights(device, TORCH_DTYPE[dtype])
         self._memory = AttentionMemory(layers, kv, limits, gpu, device)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
-        self._around = Surroundings(self._weights, gpu, self._memory, self._attention, see)
+        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32"
         parts = _room_for_parts(whole.instructions, limits.max_num_seqs, device) if tiled else None
         seqs = limits.max_num_seqs
@@ -88,7 +88,7 @@ class TritonModel:
         self._heads = self._programs_by_rows(heads["logits"], parts)
         shared = self._share_memory()
         products = [i.arguments["weight"].parts for i in body.instructions if i.op == "linear"]
-        #: what a step's tokens are padded to where products are a library's
+        #: row counts to which a step's tokens are padded where products are cuBLAS's
         self.row_counts = cheap_row_counts(
             [self._weights.stacked(*parts) for parts in products], limits.max_num_tokens, shared
         )
@@ -107,8 +107,8 @@ class TritonModel:
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(self.device)
             raise OutOfMemoryError(
-                f"the KV pool of {num_blocks} blocks takes {num_bytes:,} bytes, of the GPU's {total:,} {free:,} are "
-                f"free once weights and activations are there; set kv_cache_memory_bytes to {free * 9 // 10} or less, "
+                f"the KV pool of {num_blocks} blocks takes {num_bytes:,} bytes, but {free:,} of the GPU's {total:,} "
+                f"are free beside weights and activations; set kv_cache_memory_bytes to {free * 9 // 10} or less, "
                 "or lower num_gpu_blocks_override or gpu_memory_utilization, whichever chose this size"
             ) from error
         self._memory.bind(self._pool)
@@ -117,7 +117,7 @@ class TritonModel:
     # CompiledModel: steps from the host
 
     def forward(self, batch: StepBatch, complete: Callable[[torch.Tensor], None] | None = None) -> None:
-        """complete: writes what only the device knows into the uploaded input_ids."""
+        """complete: fills in those of the uploaded input_ids that only the device knows."""
         counts = np.diff(batch.query_start_loc)
         num_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
         tables = [np.ascontiguousarray(table[batch.rows, :num_blocks]) for table in batch.block_tables]
@@ -135,18 +135,18 @@ class TritonModel:
         self.run_chunks(step)
 
     def can_capture(self, batch: StepBatch) -> bool:
-        """Whether a step like it may be captured: no kernel of it must be told of lengths on the host."""
+        """Whether such a step may be captured: none of its kernels needs lengths on the host."""
         longest = self._attention.longest_captured
         return longest is None or int(np.diff(batch.query_start_loc).max()) <= longest
 
     def run_chunks(self, step: DeviceStep) -> None:
-        """A step of any kind, whose tensors are on the device already; `logits` then reads its hidden states. Tokens
-        past those of the sequences are padding, and so are sequences of length 0."""
+        """Run a step of any kind whose tensors are already on the device; `logits` then reads its hidden states. Tokens
+        beyond the last sequence's are padding, and so are sequences of length 0."""
         self._attention.plan(step)
         self._hidden = self._chunks.run(step, len(step.input_ids))
 
     def take_hidden(self, num_tokens: int) -> None:
-        """After a replay of a captured `run_chunks` of so many tokens: its hidden states are what `logits` reads."""
+        """Let `logits` read the hidden states of a replayed `run_chunks` of this many tokens."""
         self._hidden = self._chunks.kept(num_tokens)
 
     def logits(self, token_indices: IntArray) -> torch.Tensor:
@@ -154,7 +154,7 @@ class TritonModel:
         return self.logits_at(indices)
 
     def logits_at(self, indices: torch.Tensor) -> torch.Tensor:
-        """`logits`, the N indices being on the device. Always in the same memory for as many."""
+        """`logits` for N indices on the device. The result's memory depends only on N."""
         num_rows = len(indices)
         padded = padded_size(num_rows, self.limits.max_num_seqs, self.row_counts)
         head = _first_for(padded, self._heads)
@@ -204,7 +204,7 @@ class TritonModel:
         return ids.cpu().numpy(), values.cpu().numpy(), ranks.cpu().numpy()
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
-        """In order; a block that is both a source and a later target needs no more than that."""
+        """Copies run in order, so a block may be a source and a later copy's target."""
         blocks = self._pool.view(-1, self._kv.block_bytes)
         for source_id, target_id in zip(source.tolist(), target.tolist(), strict=True):
             blocks[target_id].copy_(blocks[source_id])
@@ -227,7 +227,7 @@ class TritonModel:
         has_edits: bool,
         has_filters: bool,
     ) -> None:
-        """One token an entry into `tokens`."""
+        """Draw one token per entry into `tokens`."""
         workspace = self._editing if has_edits else self._sampling
         chained = self.chained
         sample(logits, batch, tokens, workspace, has_edits=has_edits, has_filters=has_filters, chained=chained)
@@ -237,12 +237,12 @@ class TritonModel:
     def _program(
         self, recording: Recording, fusions: Fusions, max_rows: int, parts: torch.Tensor | None = None
     ) -> Program:
-        return Program(fuse(recording, fusions), self._around, max_rows, parts)
+        return Program(fuse(recording, fusions), self._shared, max_rows, parts)
 
     def _programs_by_rows(self, recording: Recording, parts: torch.Tensor | None) -> list[Program]:
         """Of a row a sequence, by ascending number of rows; the first is taken that they fit in."""
         seqs, tiled = self.limits.max_num_seqs, parts is not None
-        if self._around.see is not None:  # ops that the model calls, none of which are joined
+        if self._shared.see is not None:  # op by op, as the model calls them: nothing is fused
             return [self._program(recording, Fusions(), seqs)]
         programs = []
         for rows in VECTOR_ROWS[:1] if tiled else VECTOR_ROWS:
@@ -260,16 +260,17 @@ class TritonModel:
         return programs
 
     def _share_memory(self) -> torch.Tensor:
-        """Passes never overlap in time and share their activations; heads read what a pass left, and do so, too."""
+        """Passes never overlap in time, so they share their activations. Heads read a pass's result, so they share
+        other memory among themselves."""
         shared = self._place((self._chunks, *self._decodes))
         self._place(self._heads)
         return shared
 
     def _place(self, programs: Sequence[Program]) -> torch.Tensor:
-        size = max(one.num_elements for one in programs)
+        size = max(program.num_elements for program in programs)
         memory = torch.empty(size, dtype=self._weights.dtype, device=self.device)
-        for one in programs:
-            one.place(memory)
+        for program in programs:
+            program.place(memory)
         return memory
 
 
@@ -278,7 +279,7 @@ def _first_for(num_rows: int, programs: Sequence[Program]) -> Program:
 
 
 def _takes_vectors(num_rows: int) -> Callable[[int, int], bool]:
-    """Which products of so many rows have a tiling that takes a norm and a gate."""
+    """Whether a product of this many rows has a tiling that takes a norm and a gate."""
 
     def is_vector(columns: int, depth: int) -> bool:
         tiling = choose_tiling(num_rows, columns, depth)
@@ -288,7 +289,7 @@ def _takes_vectors(num_rows: int) -> Callable[[int, int], bool]:
 
 
 def _takes_gates(num_rows: int) -> Callable[[int, int], bool]:
-    """Which products of so many rows have a tile that takes a gate."""
+    """Whether a product of this many rows has a tile that takes a gate."""
     from octavo.kernels.triton.linear.tile_linear import choose_tile
 
     return lambda columns, depth: choose_tile(num_rows, columns, depth, gated=True) is not None

@@ -1,4 +1,4 @@
-"""A recorded forward pass bound to kernels, weights and buffers: `run` launches it, and allocates nothing."""
+"""A recorded forward pass bound to kernels, weights and buffers. `run` launches it and allocates nothing."""
 
 from __future__ import annotations
 
@@ -19,65 +19,63 @@ from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.elementwise.elementwise import embedding
-from octavo.kernels.triton.linear.skinny_linear import choose_tiling, skinny_linear
+from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.linear.tile_linear import TileLinear
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Surroundings:
+class Shared:
     """What all programs of a model share."""
 
     weights: DeviceWeights
     gpu: GPU
     memory: AttentionMemory
     attention: ModelAttention
-    see: See | None  # None: programs run as a whole
+    see: See | None  # None: a program runs as a whole
 
 
-Launch = Callable[..., None]  # (step, its tensors in the instruction's order)
+Launch = Callable[..., None]  # (step, the instruction's tensors: inputs, then outputs)
 
 
 class Program:
-    """One way through a model. Products are `skinny_linear` or, if there is room for the `parts` that a split product
-    leaves to a norm (float32, flat), tiles where that is faster than cuBLAS."""
+    """One way through a model. parts: room, float32 and flat, for the partial sums that a split product leaves to a
+    norm. With it products are tiles where these beat cuBLAS; otherwise they are `skinny_linear` or cuBLAS."""
 
-    def __init__(
-        self, recording: Recording, surroundings: Surroundings, max_rows: int, parts: torch.Tensor | None = None
-    ) -> None:
-        self._around, self._parts = surroundings, parts
+    def __init__(self, recording: Recording, shared: Shared, max_rows: int, parts: torch.Tensor | None = None) -> None:
+        self._shared, self._parts = shared, parts
+        self._weights, self._chained = shared.weights, shared.gpu.chains
         self._plan = share_buffers(recording.instructions, recording.given, recording.kept)
         self._calls = [self._bind(instruction) for instruction in recording.instructions]
         self._kept, self._given = recording.kept, recording.given
-        self._traced = None if surroundings.see is None else (recording, surroundings.see)
+        self._traced = None if shared.see is None else (recording, shared.see)
         self.max_rows = max_rows
         self._buffers: list[torch.Tensor] = []
 
     @property
     def num_elements(self) -> int:
-        """Of the activations, in the largest step."""
         return sum(map(self._size, self._plan.widths))
 
     def place(self, memory: torch.Tensor) -> None:
-        """Cut the buffers out of `memory`, flat, which programs that never overlap in time may share."""
+        """Cut the buffers out of `memory`, which is flat. Programs that never overlap in time may share it."""
         start = 0
         for width in self._plan.widths:
             self._buffers.append(memory[start : start + width * self.max_rows])
             start += self._size(width)
 
     def _size(self, width: int) -> int:
-        """Elements of a buffer; the next one starts at a multiple of 16 bytes, as TMA wants it."""
+        """Elements of a buffer. The next one starts at a multiple of 16 bytes, as TMA requires."""
         return -(-width * self.max_rows // 8) * 8
 
     def run(self, step: DeviceStep | None, num_rows: int) -> list[torch.Tensor]:
-        """Launch everything; returns what was kept, [num_rows, width] each, good until the memory is used again."""
+        """Launch everything. Returns the kept tensors, [num_rows, width] each, valid until the memory is reused."""
         assert num_rows <= self.max_rows, f"{num_rows} rows in buffers for {self.max_rows}"
         if self._traced is not None:
             self._run_op_by_op(*self._traced, step, num_rows)
-            return self.kept(num_rows)
-        for launch, values in self._calls:
-            launch(step, *(self._view(value, num_rows) for value in values))
+        else:
+            for launch, values in self._calls:
+                launch(step, *(self._view(value, num_rows) for value in values))
         return self.kept(num_rows)
 
     def _run_op_by_op(self, recording: Recording, see: See, step: DeviceStep | None, num_rows: int) -> None:
@@ -91,11 +89,11 @@ class Program:
         recording.run_again(OpByOp(recording.instructions, run, view, see), map(view, recording.given))
 
     def kept(self, num_rows: int) -> list[torch.Tensor]:
-        """What the last run of so many rows returned."""
+        """The result of the last run, which had this many rows."""
         return [self._view(value, num_rows) for value in self._kept]
 
     def given(self, num_rows: int) -> list[torch.Tensor]:
-        """Where the caller puts the inputs of a program that has some."""
+        """The buffers for the program's inputs; the caller fills them."""
         return [self._view(value, num_rows) for value in self._given]
 
     def _view(self, value: Value, num_rows: int) -> torch.Tensor:
@@ -111,17 +109,17 @@ class Program:
     def _elementwise(self, op: str, arguments: dict[str, float | str]) -> Launch:
         numbers = [value for value in arguments.values() if not isinstance(value, str)]
         word = "".join(value for value in arguments.values() if isinstance(value, str))
-        chained = self._around.gpu.chains
+        chained = self._chained
 
         def launch(step: DeviceStep, *tensors: torch.Tensor) -> None:
             elementwise.elementwise(op, *tensors, numbers=numbers, word=word, chained=chained)
 
         return launch
 
-    # One method for each other op: its arguments, and the weights among them uploaded, to a launch
+    # One method for each other op: it uploads the weights among the op's arguments and returns a launch
 
     def _embedding(self, table: Parameter, index: Index, offset: int, scale: float) -> Launch:
-        table_VH, chained = self._around.weights.stacked(table), self._around.gpu.chains
+        table_VH, chained = self._weights.stacked(table), self._chained
 
         def launch(step: DeviceStep, out: torch.Tensor) -> None:
             embedding(table_VH, getattr(step, index), out, offset=offset, scale=scale, chained=chained)
@@ -129,13 +127,9 @@ class Program:
         return launch
 
     def _linear(
-        self,
-        weight: Linear,
-        gate: Activation | None = None,
-        norm_weight: Parameter | None = None,
-        eps: float = 1e-6,
+        self, weight: Linear, gate: Activation | None = None, norm_weight: Parameter | None = None, eps: float = 1e-6
     ) -> Launch:
-        weights, chained = self._around.weights, self._around.gpu.chains
+        weights, chained = self._weights, self._chained
         matrix = weights.stacked(*weight.parts)
         bias = weights.stacked(*weight.biases) if weight.biases else None
         norm_H = None if norm_weight is None else weights.vector(norm_weight)
@@ -150,9 +144,9 @@ class Program:
                 return
             tiling = choose_tiling(len(x), out.shape[1], x.shape[1])
             if tiling is None:
-                assert gate is None, "a gate is fused where a tiling takes it"
-                assert norm_H is None, "a norm is fused where a tiling takes it"
-                _library_linear(x, matrix, out, residual if bias is None else bias)
+                assert gate is None, "a gate is fused only where a tiling takes it"
+                assert norm_H is None, "a norm is fused only where a tiling takes it"
+                library_linear(x, matrix, out, residual if bias is None else bias)
             else:
                 skinny_linear(
                     x, matrix, out, bias=bias, norm_weight=norm_H, eps=eps, residual=residual, gate=gate,
@@ -162,10 +156,9 @@ class Program:
         return launch
 
     def _linear_add_rms_norm(self, weight: Linear, norm_weight: Parameter, eps: float) -> Launch:
-        """The outputs: the normed sum, and the sum in the residual's own memory."""
-        around = self._around
-        matrix, norm_H = around.weights.stacked(*weight.parts), around.weights.vector(norm_weight)
-        tiles, room, chained = self._tiles(matrix), self._parts, around.gpu.chains
+        """Outputs the normed sum, and the sum in the residual's memory."""
+        matrix, norm_H = self._weights.stacked(*weight.parts), self._weights.vector(norm_weight)
+        tiles, room, chained = self._tiles(matrix), self._parts, self._chained
 
         def launch(
             step: DeviceStep, x: torch.Tensor, residual: torch.Tensor, out: torch.Tensor, total: torch.Tensor
@@ -173,7 +166,7 @@ class Program:
             tile = None if tiles is None else tiles.tile_for(len(x), in_parts=True)
             tiling = choose_tiling(len(x), out.shape[1], x.shape[1])
             if tiles is not None and tile is not None:
-                assert room is not None, "where products are tiles there is room for their parts"
+                assert room is not None, "a program with tiles has room for their parts"
                 parts = room[: tile.split * out.numel()].view(tile.split, *out.shape)
                 tiles.run(x, parts, tile=tile, chained=chained)
                 norm.sum_rms_norm(parts, total, norm_H, eps, out, chained=chained)
@@ -181,7 +174,7 @@ class Program:
                 skinny_linear(x, matrix, total, residual=total, tiling=tiling, chained=chained)
                 norm.rms_norm(total, norm_H, eps, out, chained=chained)
             else:
-                _library_linear(x, matrix, out, None)
+                library_linear(x, matrix, out, None)
                 norm.add_rms_norm(out, total, norm_H, eps, out, chained=chained)
 
         return launch
@@ -194,37 +187,35 @@ class Program:
         return TileLinear(matrix, gate)
 
     def _rms_norm(self, weight: Parameter, eps: float) -> Launch:
-        weight_H, chained = self._around.weights.vector(weight), self._around.gpu.chains
+        weight_H, chained = self._weights.vector(weight), self._chained
         return lambda step, x, out: norm.rms_norm(x, weight_H, eps, out, chained=chained)
 
     def _add_rms_norm(self, weight: Parameter, eps: float) -> Launch:
-        """The outputs are the inputs' own memory: the normed sum over x, the sum over the residual."""
-        weight_H, chained = self._around.weights.vector(weight), self._around.gpu.chains
+        """The outputs overwrite the inputs: the normed sum x, the sum the residual."""
+        weight_H, chained = self._weights.vector(weight), self._chained
         return lambda step, x, residual, out, total: norm.add_rms_norm(x, residual, weight_H, eps, out, chained=chained)
 
     def _layer_norm(self, weight: Parameter, bias: Parameter | None, eps: float) -> Launch:
-        weights, chained = self._around.weights, self._around.gpu.chains
-        weight_H, bias_H = weights.vector(weight), None if bias is None else weights.vector(bias)
+        chained, weight_H = self._chained, self._weights.vector(weight)
+        bias_H = None if bias is None else self._weights.vector(bias)
         return lambda step, x, out: norm.layer_norm(x, weight_H, bias_H, eps, out, chained=chained)
 
     def _gated_activation(self, kind: Activation) -> Launch:
-        return lambda step, x, out: elementwise.gated_activation(x, kind, out, chained=self._around.gpu.chains)
+        return lambda step, x, out: elementwise.gated_activation(x, kind, out, chained=self._chained)
 
     def _rotary_kv_write(self, layer: AttentionLayer) -> Launch:
-        transform = HeadTransform.of(layer, self._around.weights)
-        chained, memory = self._around.gpu.chains, self._around.memory
-        plan, pools = memory.plan_of(layer), memory.pools
+        transform, chained = HeadTransform.of(layer, self._weights), self._chained
+        slots, pools = self._shared.memory.plan_of(layer).slots, self._shared.memory.pools
 
         def launch(step: DeviceStep, qkv: torch.Tensor, q: torch.Tensor) -> None:
-            rotary_kv_write(
-                qkv, q, layer, pools[layer], transform, slots=plan.slots, positions=step.positions, chained=chained
-            )
+            pool, positions = pools[layer], step.positions
+            rotary_kv_write(qkv, q, layer, pool, transform, slots=slots, positions=positions, chained=chained)
 
         return launch
 
     def _paged_attention(self, layer: AttentionLayer) -> Launch:
-        """A step with chunks: the sequences that decode by one launch, the others by another."""
-        decode, prefill = self._around.attention.decode(layer), self._around.attention.prefill(layer)
+        """In a step with chunks: one launch for the decoding sequences, another for the chunks."""
+        decode, prefill = self._shared.attention.decode(layer), self._shared.attention.prefill(layer)
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
             if step.kind.has_decodes:
@@ -235,13 +226,4 @@ class Program:
         return launch
 
     def _attention(self, layer: AttentionLayer) -> Launch:
-        return self._around.attention.decode(layer, HeadTransform.of(layer, self._around.weights))
-
-
-def _library_linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None) -> None:
-    if added is None:
-        torch.mm(x, weight.t(), out=out)
-    elif added.data_ptr() == out.data_ptr():
-        out.addmm_(x, weight.t())  # told that they are one tensor, it copies nothing
-    else:
-        torch.addmm(added, x, weight.t(), out=out)
+        return self._shared.attention.decode(layer, HeadTransform.of(layer, self._weights))

@@ -1,8 +1,8 @@
-"""Weights on the device: each uploaded once, in the type that the model computes in.
+"""Weights on the device: each is uploaded once, in the type that the model computes in.
 
-file, mapped ──> pinned, 32 MiB at a time ──> device ──> bfloat16, float16 or float32
-quantised: as dense as its scheme makes it, a tensor at a time
-drawn (load_format=dummy): never on the host at all
+dense       file, mapped ──> pinned, 32 MiB at a time ──> device ──> bfloat16, float16 or float32
+quantised   made dense by its scheme, one tensor at a time, then the same way
+drawn       (load_format=dummy) on the device; never on the host
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class DeviceWeights:
-    """`parameters`: what is on the device, by name; the parts of a stacked matrix are views of it. `dtype` is that of
-    matrices and biases; norms and rotary angles are float32."""
+    """parameters: the uploaded ones, by name; the parts of a stacked matrix are views of it. dtype: of matrices and
+    biases; norms and rotary angles are float32."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
@@ -33,7 +33,7 @@ class DeviceWeights:
         self._copied: list[torch.cuda.Event | None] = [None, None]
 
     def stacked(self, *parts: Parameter) -> torch.Tensor:
-        """Matrices or biases, one below the other. Which belong together is the same wherever they are asked for."""
+        """Matrices or biases, one below the other. Every caller must stack the same parts."""
         return self._upload(parts, self.dtype)
 
     def vector(self, parameter: Parameter) -> torch.Tensor:
@@ -59,7 +59,7 @@ class DeviceWeights:
         return self._stacks[names]
 
     def forget_host(self) -> None:
-        """Let go of the host's tensors and of the upload buffers: everything is uploaded."""
+        """Release the host's tensors and the upload buffers, after the last upload."""
         if self.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
         self._angles.clear()
@@ -80,7 +80,7 @@ class DeviceWeights:
         return raw
 
     def _copy(self, data: NDArray[np.uint8], to: torch.Tensor) -> None:
-        """Two pinned pieces take turns: one is filled while the other is on its way."""
+        """Two pinned pieces take turns: one is filled while the other is copied."""
         for turn, start in enumerate(range(0, data.nbytes, _PIECE)):
             piece = data[start : start + _PIECE]
             pinned = self._pinned[turn % 2]

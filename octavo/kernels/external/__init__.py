@@ -1,1 +1,1 @@
-"""Kernels of other libraries, each behind a reason why it cannot run here; Octavo's own are the way without them."""
+"""Kernels of other libraries. Each reports why it cannot run here, and Octavo's own kernels work without them."""

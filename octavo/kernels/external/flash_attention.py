@@ -1,10 +1,10 @@
-"""FlashAttention-4 for long prefill chunks, where the package `flash-attn-4` is installed and asked for.
+"""FlashAttention-4 for long prefill chunks, if the package `flash-attn-4` is installed and asked for.
 
-It reads the same paged pool through the same block tables; the sequences that decode are left to others, by telling it
-that they have no queries. Its launch costs the host more than its shorter steps cost the device, so only steps with
-long chunks go there.
+It reads the same paged pool through the same block tables. For decoding sequences it is passed zero queries, so that
+it leaves them to other kernels. A launch costs the host more time than a short step takes on the device, so only steps
+with long chunks use it.
 
-FlashAttention-4: the Dao-AILab's flash-attention repository, its CuTe kernels for Hopper and Blackwell.
+FlashAttention-4: the CuTe kernels for Hopper and Blackwell in the Dao-AILab's flash-attention repository.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ CAPABILITIES = (9, 10)
 
 
 class FlashAttention:
-    """Implements `octavo.kernels.attention.AttentionBackend`. The library's forward pass is imported when this is made,
-    which takes seconds."""
+    """Implements `octavo.kernels.attention.AttentionBackend`. Its construction imports the library, which takes
+    seconds."""
 
     longest_captured: ClassVar[int | None] = MIN_CHUNK - 1
 
@@ -54,7 +54,7 @@ class FlashAttention:
         self._num_queries = torch.empty(0, dtype=torch.int32)
 
     def plan(self, step: DeviceStep) -> None:
-        """How many new tokens each sequence has, 0 for those to leave alone."""
+        """Count each sequence's new tokens, 0 for decoding sequences."""
         if step.max_chunk >= MIN_CHUNK:
             counts = step.query_start_loc.diff()
             self._num_queries = torch.where(counts > step.kind.decode_threshold, counts, 0)
@@ -76,7 +76,7 @@ class FlashAttention:
     def _attend(
         self, step: DeviceStep, q: torch.Tensor, out: torch.Tensor, layer: AttentionLayer, pool: LayerPool
     ) -> None:
-        """The block table has a row a sequence of the step, as a step from the host has it."""
+        """The block table must have one row per sequence, as in a step from the host."""
         heads = (len(q), layer.num_heads, layer.head_dim)
         pages = (-(-len(pool.data) // pool.block_stride), pool.block_size, layer.num_kv_heads, layer.head_dim)
         strides = (pool.block_stride, layer.head_dim, pool.block_size * layer.head_dim, 1)

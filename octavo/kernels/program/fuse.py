@@ -1,14 +1,14 @@
-"""Fewer, larger instructions: what a recorded forward pass becomes before it is bound to kernels.
+"""Fuses a recorded forward pass into fewer, larger instructions before it is bound to kernels.
 
-    rotary_kv_write, paged_attention   ->  attention                         a step of decodes alone
+    rotary_kv_write, paged_attention   ->  attention                         in a step of decodes alone
     linear, add_rms_norm               ->  linear with residual, rms_norm  ┐ few rows: reading weights is the cost
     linear, add                        ->  linear with residual            ┘
-    linear, add_rms_norm               ->  linear_add_rms_norm               more: its parts are summed by the norm
-    linear, gated_activation           ->  linear with gate                  where a product's tiling takes it
-    rms_norm, linear                   ->  linear with norm                  very few: a kernel holds whole rows
+    linear, add_rms_norm               ->  linear_add_rms_norm               more rows: the norm sums the parts
+    linear, gated_activation           ->  linear with gate                  if the product's tiling takes it
+    rms_norm, linear                   ->  linear with norm                  very few rows: a kernel holds whole rows
 
-A Llama layer of nine instructions becomes five. A device says in `Fusions` what its kernels do in one launch. Buffers
-are shared out after this, so that a fused instruction never finds its result in a buffer that it still reads.
+A Llama layer of nine instructions becomes five. A device lists in `Fusions` what its kernels do in one launch. Buffers
+are assigned after fusing, so a fused instruction never writes its result to a buffer that it still reads.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from dataclasses import dataclass, replace
 
 from octavo.kernels.program.recorder import Instruction, Recording, Value
 
-#: two neighbours, of which only the second reads the first's result -> what takes their place, or None
+#: two neighbours, where only the second reads the first's result -> their replacement, or None
 Rule = Callable[[Instruction, Instruction], list[Instruction] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Fusions:
-    """What the kernels for one range of row counts do in one launch."""
+    """What a device's kernels for one range of row counts do in one launch."""
 
     attention: bool = False
     residual: bool = False
-    parts: bool = False  # sums of parts of the inputs, one with the norm that adds them up
-    takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # which products
+    parts: bool = False  # a product leaves partial sums, and the next norm adds them up
+    takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # whether such a product does
     takes_gate: Callable[[int, int], bool] = lambda columns, depth: False
 
 
@@ -48,8 +48,8 @@ def fuse(recording: Recording, fusions: Fusions) -> Recording:
 
 
 def _with_own_queries(recording: Recording) -> Recording:
-    """Rotated queries get memory of their own: where many threads work on a row, one may still be reading what another
-    would write over."""
+    """Give rotated queries their own memory: if many threads work on a row, one may still read what another would
+    overwrite."""
     moved: dict[Value, Value] = {}
     instructions = []
     for instruction in recording.instructions:

@@ -1,16 +1,16 @@
-"""Permanent rows on the device: a decode step's batch gathered from them, and the drawn tokens put back.
+"""Permanent rows on the device: gathers a decode step's batch from them, and writes the drawn tokens back.
 
     records [rows, ENTRY_WIDTH] int32     last token | length | seed (2) | ... | temperature | ...
-        |  gather: by the step's rows, -1 being padding
+        |  gather: by the step's rows; -1 is padding
         v
     input_ids, positions, seq_lens; the draw's entries
         ... forward, draw ...
-        |  advance: a token was drawn, the sequence is one longer
+        |  advance: append the drawn token
         v
     records
 
-A record is a row's entry of a draw (`sampling/columns.py`), but that the last token stands in the logits row's place:
-the length is the next token's position. So a step of decodes reads nothing that the host would have to send.
+A record is a row's entry of a draw (`sampling/columns.py`), with the last token in place of the logits row; its
+position field is the sequence's length. So a step of decodes reads nothing from the host.
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
-"""Attention of one new token a sequence, or a few, through block tables: the decode half of `paged_attention`.
+"""Attention for one or a few new tokens per sequence, through block tables: the decode half of `paged_attention`.
 
-Reading keys and values is all the cost, so each is read once, by whoever holds all query heads that share
-it, and the reads of a ragged batch are cut into equal items (see `plan.py`):
+Reading keys and values is all the cost, so each is read once, by a program that has all query heads that share it, and
+the reads of a ragged batch are cut into equal items (see `plan.py`):
 
-    items x kv heads ──fetched by──> persistent programs, one after another as they get done
+    items x kv heads ──fetched by──> persistent programs, one after another
         program: an item's boxes, four at a time ──> online softmax over [query heads of the kv head, D]
-            sequence of one item:   the result
-            of several:             partial (max, sum, weighted values), float32
-    sequences x query heads ───────> join: each sequence's partials, in order
+            sequence with one item:   the result
+            with several:             partial (max, sum, weighted values), float32
+    sequences x query heads ───────> join: each sequence's partial results, in order
 
-Fused, the kernel takes packed q, k, v as the projection made them: it norms and rotates its query, and the
-item that holds the new token writes its key and value to the cache. No other item reads them there.
+Fused, the kernel takes packed q, k, v straight from the projection: it norms and rotates its query, and the item with
+the new token writes that token's key and value to the cache. No other item reads them from there.
 
-Of several new tokens (up to `decode_threshold`), a program takes all queries of a kv head, or as many as fit its tile;
-each sees the keys up to its own. Such steps are not fused.
+For several new tokens (up to `decode_threshold`), a program takes all queries of a kv head, or as many as fit its tile;
+each query sees the keys up to its own. Such steps are not fused.
 
-Keys come through the tensor copy engine in boxes of 16 tokens, a block or a part of one; the last, partly filled box by
-ordinary masked loads, since what lies in free slots may be anything. Two warps a program: reductions across more cost
-more than they bring, and four programs a multiprocessor keep enough reads in flight.
+The tensor copy engine loads keys in boxes of 16 tokens, a block or a part of one. The last, partly filled box takes
+ordinary masked loads, because free slots may hold anything. A program has two warps: reductions across more warps cost
+more than they gain, and four programs per multiprocessor keep enough reads in flight.
 
 Split-KV decoding is from Flash-Decoding (Dao et al., 2023); equal work items from FlashInfer (Ye et al., 2025).
 
@@ -38,7 +38,7 @@ from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
 
 NUM_WARPS = 2
 PROGRAMS_PER_MULTIPROCESSOR = 4
-MAX_TILE_BYTES = 16 << 10  # of query rows that a program takes at once, if there are several new tokens
+MAX_TILE_BYTES = 16 << 10  # query rows that a program takes at once, for several new tokens
 LOG2_E = 1.4426950408889634
 
 
@@ -57,14 +57,10 @@ def decode_attention(
     queries: int = 1,
     chained: bool = False,
 ) -> None:
-    """Write the rows of `out` [T, Q * D] that belong to sequences that decode. queries: their new tokens at most, the
-    plan's `decode_threshold`.
-
-    Without `transform`, q is [T, Q * D] and the cache is up to date. With it, q is [T, (Q + 2K) * D] straight from
-    the projection, and the cache receives the new keys and values. `chained`: the previous kernel made q, and
-    the plan was finished before that one.
-    """
-    assert queries == 1 or transform is None, "with several new tokens, the cache is written before"
+    """Write the rows of `out` [T, Q * D] that belong to decoding sequences. queries: the most new tokens of one, the
+    plan's `decode_threshold`. transform: see `AttentionBackend.decode`. chained: the previous kernel writes q, and the
+    plan was finished before that kernel."""
+    assert queries == 1 or transform is None, "with several new tokens, another kernel writes the cache first"
     group = layer.num_heads // layer.num_kv_heads
     dim_pad = padded_dim(layer.head_dim)
     max_rows = MAX_TILE_BYTES // (dim_pad * q.element_size())
@@ -115,7 +111,7 @@ def _decode_kernel(
     wait_for_previous(CHAINED)
     work = tl.atomic_add(counter, 1, sem="relaxed")
     while work < num_work:
-        next_work = tl.atomic_add(counter, 1, sem="relaxed")  # on its way while this one is computed
+        next_work = tl.atomic_add(counter, 1, sem="relaxed")  # fetched while this one is computed
         item = work // (KV_HEADS * TILES)
         kv_head = work % KV_HEADS
         record = items + item * 8
@@ -271,7 +267,7 @@ def _last_box(
 
 @triton.jit
 def _score_box(q, k, t, begin, end, scale_log2, softcap, SOFTCAP: tl.constexpr, BY_ROW: tl.constexpr):
-    """begin, end: the tokens that are seen, of all rows or, [ROWS, 1], of each."""
+    """begin, end: the visible tokens, for all rows or, as [ROWS, 1], for each."""
     scores = cap_scores(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, softcap, SOFTCAP)
     seen = (t[None, :] >= begin) & (t[None, :] < end) if BY_ROW else ((t >= begin) & (t < end))[None, :]
     return tl.where(seen, scores, -float("inf"))
@@ -279,13 +275,13 @@ def _score_box(q, k, t, begin, end, scale_log2, softcap, SOFTCAP: tl.constexpr, 
 
 @triton.jit
 def finite(m):
-    """What to subtract from scores whose largest so far is m: of a row that has seen nothing yet, it is -inf."""
+    """The number to subtract from scores with maximum m, which is -inf for a row that has seen no key yet."""
     return tl.where(m == -float("inf"), 0.0, m)
 
 
 @triton.jit
 def cap_scores(scores, softcap, SOFTCAP: tl.constexpr):
-    """c * tanh(score / c), where scores, before and after, are times log2(e): they feed exp2."""
+    """c * tanh(score / c); scores include a factor of log2(e), before and after, because they feed exp2."""
     if SOFTCAP:
         c = softcap * 1.4426950408889634
         e = tl.exp2(-2.885390081777927 * tl.abs(scores / c))
@@ -299,7 +295,7 @@ def _prefetch(
     items, work, block_table, pool, table_stride, block_stride, value_offset,
     KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Ask L2 for an item's keys and values, 64 elements at a time, while the projection is still at work."""
+    """Prefetch an item's keys and values to L2, 64 elements at a time, while the projection still runs."""
     record = items + work // KV_HEADS * 8
     table = block_table + tl.load(record).to(tl.int64) * table_stride
     end = tl.load(record + 4)

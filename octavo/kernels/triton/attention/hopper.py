@@ -1,9 +1,9 @@
-"""What the two attention kernels for Hopper share: boxes of the pool, barriers, and records of work.
+"""Shared by the two Hopper attention kernels: boxes of the pool, barriers, and records of work.
 
     loader    fetches a piece of work ──> record of eight numbers ──full──> computers
                                           in shared memory, two of them <──free──
 
-Gluon is the part of Triton that says which warp does what and where a tile lies. Importing this needs one that has it.
+Gluon is the part of Triton that assigns work to warps and places tiles in memory. This file needs a Triton with Gluon.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ load_box = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_glob
 
 
 def boxes(matrix: torch.Tensor, box: list[int]) -> TensorDescriptor:
-    """A matrix of 16-bit elements that the copy engine reads in boxes, for the matrix units."""
+    """A descriptor of a 16-bit matrix that the copy engine reads in boxes, for the matrix units."""
     return _boxes(matrix, list(matrix.shape), list(matrix.stride()), box)
 
 
@@ -32,13 +32,14 @@ def _boxes(base: torch.Tensor, shape: list[int], strides: list[int], box: list[i
 
 
 class PoolBoxes:
-    """Layers' pools in boxes, each described once: doing so costs the host more than a small kernel costs the GPU."""
+    """Descriptors of the layers' pools. Each is made once, because that costs the host more than a small kernel costs
+    the GPU."""
 
     def __init__(self) -> None:
         self._of: dict[LayerPool, TensorDescriptor] = {}
 
     def boxes(self, pool: LayerPool, tokens: int) -> TensorDescriptor:
-        """tokens: of a box, one head's keys or values."""
+        """tokens: those of a box, which has one head's keys or values."""
         if pool not in self._of:
             rows = pool.rows
             self._of[pool] = _boxes(rows.base, list(rows.shape), list(rows.strides), [tokens, rows.shape[1]])
@@ -47,7 +48,7 @@ class PoolBoxes:
 
 @gluon.jit
 def make_barriers(number: gl.constexpr, count: gl.constexpr):
-    """That many barriers, each of which `count` arrivals complete."""
+    """`number` barriers; `count` arrivals complete each."""
     barriers = gl.allocate_shared_memory(gl.int64, [number, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(number):
         mbarrier.init(barriers.index(i), count=count)
@@ -65,7 +66,7 @@ def write_record(record, a0, a1, a2, a3, a4, a5, a6, a7):
 
 @gluon.jit
 def read_record(records, full, turn):
-    """The turn-th record, once it is there, in registers."""
+    """Wait for the turn-th record and load it into registers."""
     mbarrier.wait(full.index(turn % 2), turn // 2 & 1)
     layout: gl.constexpr = gl.BlockedLayout([8], [32], [gl.num_warps()], [0])
     return records.index(turn % 2).load(layout)

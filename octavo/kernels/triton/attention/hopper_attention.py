@@ -1,4 +1,4 @@
-"""HopperAttention: the kernels in Gluon as an attention backend, for the layers and steps where they are faster."""
+"""HopperAttention: the Gluon kernels as an attention backend, for the layers and steps where they are faster."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MAX_GROUP = 16  # query heads of a kv head
 
 
 class HopperAttention:
-    """Implements `octavo.kernels.attention.AttentionBackend`. Left to others: chunks of short sequences, and
-    decodes of several new tokens."""
+    """Implements `octavo.kernels.attention.AttentionBackend`. It leaves chunks of short sequences, and decodes of
+    several new tokens, to other backends."""
 
     longest_captured: ClassVar[int | None] = None
 
@@ -41,7 +41,7 @@ class HopperAttention:
         self._decode, self._prefill = HopperDecode(number), HopperPrefill(number, memory.device)
 
     def plan(self, step: DeviceStep) -> None:
-        """The plain kernels' plan is this one's."""
+        """Nothing to do: these kernels use the plain kernels' plan."""
 
     def decode(
         self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch
@@ -77,14 +77,14 @@ class HopperAttention:
 
 
 def _no_decode(layer: AttentionLayer) -> list[str]:
-    """Why not the kernel for decodes."""
+    """Why the decode kernel does not take the layer."""
     group = layer.num_heads // layer.num_kv_heads
     reasons = _neither(layer)
     return reasons if group <= MAX_GROUP else [*reasons, f"{group} query heads share a kv head, {MAX_GROUP} may"]
 
 
 def _no_prefill(layer: AttentionLayer) -> list[str]:
-    """Why not the kernel for chunks."""
+    """Why the prefill kernel does not take the layer."""
     return _neither(layer) if layer.window is None else [*_neither(layer), "chunks with a window"]
 
 

@@ -1,19 +1,19 @@
-"""Attention of one new token a sequence, on Hopper: the items of `decode_attention.py`, read without a pause.
+"""Attention for one new token per sequence, on Hopper: reads the items of `decode_attention.py` without a pause.
 
-    two persistent programs a multiprocessor:
+    two persistent programs per multiprocessor:
 
-    a loader     item after item, 64 tokens of keys and values a stage ──copy engine──> a ring in shared memory
-    a computer   the item's queries, normed and rotated; then scores, softmax and values of a stage at a time
+    a loader     item after item, 64 tokens of keys and values per stage ──copy engine──> a ring in shared memory
+    a computer   norms and rotates the item's queries; then scores, softmax and values, one stage at a time
 
-Reading is all the cost, and the reads of one program stop where it must first learn what to read next, or work out
-its queries. Here the loader does the former, several stages ahead, and the computer the latter, so that neither shows.
-The cache's old tokens do not depend on the kernel before: chained, the ring fills while that one is still at work.
+Reading is all the cost, and a program stops reading while it looks up what to read next or computes its queries. Here
+the loader looks up, several stages ahead, and the computer computes, so neither delays the reads. The cache's old
+tokens do not depend on the previous kernel: chained, the ring fills while that kernel still runs.
 
 The new token's key and value go from registers to the cache and into the stage that holds its slot. The few queries
-that share a kv head sit in the first of a warpgroup's 64 rows: the matrix units have time to multiply the other rows'
+that share a kv head are the first of a warpgroup's 64 rows: the matrix units have time to multiply the other rows'
 zeros, and the keys need not pass through registers.
 
-It takes 16-bit caches and heads of 64 or 128 without a cap, with a new token's up to 16 queries a kv head.
+It takes 16-bit caches, heads of 64 or 128 without a cap, and up to 16 query heads per kv head.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ BOX = gl.constexpr(BOX_TOKENS)
 QUERIES = gl.constexpr(16)
 ROWS = gl.constexpr(64)  # of a warpgroup's product
 
-# what an item's record says
+# the fields of an item's record
 KV_HEAD = gl.constexpr(0)
 TABLE_ROW = gl.constexpr(1)
 TOKEN = gl.constexpr(2)  # the new token's index in the step
 POSITION = gl.constexpr(3)  # the new token's
 BEGIN = gl.constexpr(4)  # the item's first token
-END = gl.constexpr(5)  # 0: there is no more work
+END = gl.constexpr(5)  # 0: no more work
 NUM_ITEMS = gl.constexpr(6)  # of the sequence
-PART = gl.constexpr(7)  # where its partial result goes
+PART = gl.constexpr(7)  # the place of its partial result
 
 
 class HopperDecode:
-    """The kernel, and what its launches share."""
+    """The kernel, and the state that its launches share."""
 
     def __init__(self, num_multiprocessors: int) -> None:
         self._num_programs = num_multiprocessors * PROGRAMS_PER_MULTIPROCESSOR
@@ -82,7 +82,8 @@ class HopperDecode:
         *,
         chained: bool,
     ) -> None:
-        """The plan's items: results of sequences of one item to `out`, others' to the workspace."""
+        """Compute the plan's items. A sequence with one item gets its result in `out`; others leave partial results in
+        the workspace."""
         dim = layer.head_dim
         heads = transform if transform is not None else HeadTransform.none(q)
         _kernel[(self._num_programs,)](
@@ -136,7 +137,7 @@ def _load(
     work, ring, boxes, block_table, table_stride, block_stride, layer_row, total_rows, totals, items, counter,
     KV_HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, WAIT: gl.constexpr,
 ):  # fmt: skip
-    """Fetch items, the first being the program's own, say in `records` what they are, load their keys and values. The
+    """Fetch items, starting with the program's own, describe them in `records`, and load their keys and values. The
     last record is empty."""
     records, record_full, record_free = work
     k, v, full, free = ring
@@ -169,14 +170,14 @@ def _load(
                 t = first + i * STAGE + b * BOX
                 block = gl.load(table + gl.where(t < item_end, t // BLOCK_SIZE, 0))
                 row = block * block_rows + head_row + t % BLOCK_SIZE
-                row = gl.where(t < item_end, row, total_rows)  # which the pool does not have: zeros
+                row = gl.where(t < item_end, row, total_rows)  # outside the pool: loads zeros
                 to = k.index(stage).slice(b * BOX, BOX)
                 load_box(boxes, [row, 0], full.index(stage), to)
                 to = v.index(stage).slice(b * BOX, BOX)
                 row += KV_HEADS * BLOCK_SIZE
                 load_box(boxes, [row, 0], full.index(stage), to)
             count += 1
-            if i == 0:  # the next item is on its way while the rest of this one is loaded
+            if i == 0:  # look up the next item while the rest of this one loads
                 piece = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
                 table_row, token, position, begin, end, num_items, part = _look_up(piece, items, num_work, KV_HEADS)
         turn += 1
@@ -187,7 +188,7 @@ def _load(
 
 @gluon.jit
 def _look_up(piece, items, num_work, KV_HEADS: gl.constexpr):
-    """A piece's item, as the plan has it; any, where there is no such piece."""
+    """A piece's item in the plan; any item if there is no such piece."""
     record = items + gl.maximum(gl.minimum(piece, num_work - 1), 0) // KV_HEADS * 8
     return (
         gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 3), gl.load(record + 4),

@@ -1,19 +1,19 @@
-"""Attention of a chunk of new tokens a sequence, on Hopper: what `prefill_attention.py` does, closer to the machine.
+"""Attention for chunks of new tokens, on Hopper: what `prefill_attention.py` does, closer to the machine.
 
-    one persistent program a multiprocessor; its warps have roles:
+    one persistent program per multiprocessor; its warps have roles:
 
     two loaders    a tile of queries and its keys, and its values ──copy engine──> shared memory, rings of tiles
-    two computers  64 queries of the tile each, and take turns at the matrix units:
-                       the next keys' scores and the last keys' values, asynchronous
-                       and the softmax of what is there, while the other computes its products
+    two computers  64 queries of the tile each; they take turns at the matrix units:
+                       one runs the next keys' scores and the last keys' values, asynchronously,
+                       while the other computes its softmax
 
-A tile of keys comes block by block through the block table, each block a box that the copy engine lays into its place,
-so paged keys cost what dense ones would. A tile of queries walks its keys backwards: the masked ones, at the diagonal,
-come first, and the long rest needs no mask. Pieces of work are a tile of queries and a head; after its first,
-a program fetches them by a counter.
+A tile of keys is loaded block by block through the block table. Each block is a box that the copy engine puts in its
+place, so paged keys cost no more than dense ones. A tile of queries walks its keys backwards: the masked keys, at the
+diagonal, come first, and the long rest needs no mask. A piece of work is a tile of queries and a head; after its first
+piece, a program fetches pieces by a counter.
 
-Written in Gluon, the part of Triton that says which warp does what and where a tile lies. It takes what most models
-have: 16-bit caches, heads of 64 or 128, no window and no cap; the rest is left to `prefill_attention.py`.
+It takes what most models have: 16-bit caches, heads of 64 or 128, no window and no cap; `prefill_attention.py` takes
+the rest.
 
 Warps with roles, turns, and softmax beside the products are from FlashAttention-3 (Shah et al., 2024).
 """
@@ -48,19 +48,19 @@ from octavo.kernels.triton.attention.plan import PREFILL_TILE, AttentionPlan
 KV_TILE = gl.constexpr(128)
 ROWS = gl.constexpr(PREFILL_TILE // 2)  # queries of a computing warpgroup
 
-# what a piece of work's record says
-NUM_TILES = gl.constexpr(0)  # tiles of keys to walk; 0: there is no more work
-COLUMN = gl.constexpr(1)  # of q and out, where the head begins
+# the fields of a piece of work's record
+NUM_TILES = gl.constexpr(0)  # tiles of keys to walk; 0: no more work
+COLUMN = gl.constexpr(1)  # the head's first column of q and out
 TOKEN = gl.constexpr(2)  # the first query's index in the step
-NUM_QUERIES = gl.constexpr(3)  # of the sequence, from the first one on: the tile's, or more
-POSITION = gl.constexpr(4)  # the first query's
+NUM_QUERIES = gl.constexpr(3)  # the sequence's queries from the first one on: the tile's, or more
+POSITION = gl.constexpr(4)  # the first query's position
 SEQ_LEN = gl.constexpr(5)
 TABLE_ROW = gl.constexpr(6)
-KV_ROW = gl.constexpr(7)  # where the head's keys begin in block 0, in rows of the pool
+KV_ROW = gl.constexpr(7)  # the row of the pool where the head's keys begin in block 0
 
 
 class HopperPrefill:
-    """The kernel, and what its launches share."""
+    """The kernel, and the state that its launches share."""
 
     def __init__(self, num_multiprocessors: int, device: torch.device) -> None:
         self._num_programs = num_multiprocessors
@@ -78,8 +78,8 @@ class HopperPrefill:
         block_table: torch.Tensor,
         chained: bool = False,
     ) -> None:
-        """As `prefill_attention`: write the rows of `out` [T, Q * D] that belong to sequences with several new tokens.
-        q [T, Q * D]; the cache is up to date."""
+        """As `prefill_attention`: write the rows of `out` [T, Q * D] that belong to sequences with chunks. The cache
+        is up to date."""
         dim = layer.head_dim
         _kernel[(self._num_programs,)](
             boxes(q, [ROWS.value, dim]), self._pools.boxes(pool, pool.block_size), out, block_table,
@@ -98,7 +98,7 @@ def _kernel(
     CHAINED: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = q_boxes.dtype
-    # two tiles of queries, each in a half a computing warpgroup; barriers say that something is full, or free again
+    # two tiles of queries, each with one half per computing warpgroup; barriers signal that a place is full or free
     q = gl.allocate_shared_memory(dtype, [2 * 2, ROWS, D], q_boxes.layout)
     k = gl.allocate_shared_memory(dtype, [STAGES, KV_TILE, D], q_boxes.layout)
     v = gl.allocate_shared_memory(dtype, [STAGES, KV_TILE, D], q_boxes.layout)
@@ -132,14 +132,14 @@ def _load_keys(
     work, q, q_boxes, k, k_full, k_free, pool, totals, tiles, counter, layer_row,
     HEADS: gl.constexpr, GROUP: gl.constexpr, CHAINED: gl.constexpr,
 ):  # fmt: skip
-    """Fetch pieces of work, the first being the program's own, say in `records` what they are, load their queries and
+    """Fetch pieces of work, starting with the program's own, describe them in `records`, and load their queries and
     keys. The last record is empty."""
     records, q_full, q_free = work
     pool_boxes, block_table, table_stride, block_rows, total_rows = pool
     dim: gl.constexpr = q.shape[2]
     num_work = gl.load(totals + 1) * HEADS
     turn = 0
-    count = 0  # tiles of keys so far: where in the ring, and how often around it
+    count = 0  # tiles of keys so far: gives the place in the ring and the round
     piece = gl.program_id(0)
     token, num_queries, position, seq_len, table_row = _look_up(piece, tiles, num_work, HEADS)
     if CHAINED:
@@ -162,7 +162,7 @@ def _load_keys(
         table = block_table + table_row.to(gl.int64) * table_stride
         start = (num_tiles - 1) * KV_TILE
         _load_tile(k, k_full, k_free, count, pool_boxes, table, start, seq_len, block_rows, kv_row, total_rows)
-        # the next piece is on its way while the rest of this one is loaded
+        # look up the next piece while the rest of this one loads
         piece = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
         token, num_queries, position, next_len, table_row = _look_up(piece, tiles, num_work, HEADS)
         for i in range(1, num_tiles):
@@ -174,13 +174,13 @@ def _load_keys(
     mbarrier.wait(q_free.index(turn % 2), (turn // 2 & 1) ^ 1)
     write_record(records.index(turn % 2), 0, 0, 0, 0, 0, 0, 0, 0)
     mbarrier.arrive(q_full.index(turn % 2), count=1)
-    if piece == num_work + gl.num_programs(0) - 1:  # every program has fetched for the last time
+    if piece == num_work + gl.num_programs(0) - 1:  # every program has made its last fetch
         gl.store(counter, 0)
 
 
 @gluon.jit
 def _look_up(piece, tiles, num_work, HEADS: gl.constexpr):
-    """A piece's tile, as the plan has it; any, where there is no such piece."""
+    """A piece's tile in the plan; any tile if there is no such piece."""
     record = tiles + gl.minimum(piece, num_work - 1) // HEADS * 8
     return gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 3), gl.load(record + 4)
 
@@ -207,8 +207,8 @@ def _load_values(work, v, v_full, v_free, pool, value_rows):
 
 @gluon.jit
 def _load_tile(ring, full, free, count, boxes, table, start, seq_len, block_rows, first_row, total_rows):
-    """The tokens from `start` on into the ring's next tile, block by block. Past the sequence's end it is told of a row
-    that the pool does not have, for which the copy engine writes zeros."""
+    """Load the tokens from `start` on into the ring's next tile, block by block. Past the sequence's end it asks for a
+    row outside the pool, for which the copy engine writes zeros."""
     stages: gl.constexpr = ring.shape[0]
     block_size: gl.constexpr = boxes.block_shape[0]
     stage = count % stages
@@ -307,7 +307,7 @@ def _compute(work, computing, result, part: gl.constexpr):
 
 @gluon.jit
 def _take_turn(turns, part: gl.constexpr, count):
-    """Wait until the other warpgroup has launched its products of this tile (or the last, for the one that leads)."""
+    """Wait until the other warpgroup has launched its products of this tile (of the last tile, for the leader)."""
     mbarrier.wait(turns.index(part), (count & 1) ^ (1 - part))
 
 
@@ -318,7 +318,7 @@ def _pass_turn(turns, part: gl.constexpr):
 
 @gluon.jit
 def _scores(queries, keys, layout: gl.constexpr):
-    """[ROWS, KV_TILE] products, on their way."""
+    """Start the [ROWS, KV_TILE] products, asynchronously."""
     nothing = gl.zeros([ROWS, KV_TILE], gl.float32, layout)
     return warpgroup_mma(queries, keys.permute((1, 0)), nothing, use_acc=False, is_async=True)
 
@@ -332,8 +332,8 @@ def _mask(scores, start, position, end, layout: gl.constexpr):
 
 @gluon.jit
 def _clear_past(values, length):
-    """Zero the rows from `length` on: what lies in a block's free slots may be anything, and 0 * NaN is NaN. Both
-    computing warpgroups do so, and write the same."""
+    """Zero the rows from `length` on: a block's free slots may hold anything, and 0 * NaN is NaN. Both computing
+    warpgroups do this and write the same zeros."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     row = gl.arange(0, KV_TILE, gl.SliceLayout(1, layout))
     held = values.load(layout)

@@ -1,31 +1,31 @@
-"""The step's attention plan: every sequence's work cut into items of like size, on the device, once a step.
+"""The step's attention plan: each sequence's work cut into items of similar size, on the device, once per step.
 
-    seq_lens         [ 600 | 70 | 20000 ]         target 192: 3, 1 and 32 parts, which is the most there may be
+    seq_lens         [ 600 | 70 | 20000 ]         target 192: 3, 1 and 32 parts; 32 is the maximum
     decode items     s2 0-640, s2 640-1280, ... s2 19840-20000, s0 0-256, s0 256-512, s0 512-600, s1 0-70
 
-The programs of a persistent attention kernel fetch one item after another, so a long sequence beside short ones
-costs what its tokens cost. A sequence is cut into parts of one length, as near to a target as it goes: a piece left
-over would cost a start and a partial result for little work. The target depends on how many sequences there are; at
-most there are `MAX_PARTITIONS` parts, which bounds the partial results. Longer items are listed first, so that the
-programs get done at about the same time.
+The programs of a persistent attention kernel fetch one item after another, so a long sequence beside short ones costs
+only what its tokens cost. A sequence is cut into parts of equal length, as near to a target as possible: a small piece
+left over would cost a start and a partial result for little work. The target depends on the number of sequences.
+`MAX_PARTITIONS` limits the parts of a sequence, and so the partial results. Longer items come first, so that the
+programs finish at about the same time.
 
-An item names the sequence whose block table is read and a range of its tokens. It serves all new tokens of its
+An item names a sequence, whose block table is read, and a range of its tokens. It serves all new tokens of the
 sequence: one, or up to the step's `decode_threshold`, whose queries the attention kernel packs into a tile. Partial
-results then take as many times the room, so there may be fewer parts.
+results then need that many times the room, so fewer parts are allowed.
 
 Sequences with more new tokens get tiles of `PREFILL_TILE` queries instead, the last (longest) first.
 
 Tensors of a plan, all int32 on the device:
     totals        [2]              decode items, prefill tiles
-    items         [max_items, 8]   a record of eight numbers: the sequence's row of the block table, its first new
-                                   token's index in the step, its last one's position, the item's first token and its
-                                   end, the sequence's number of items, the item's part, and if the threshold is over
-                                   1 the sequence's number of new tokens
-    item_ranges   [S, 2]           a sequence's first part, number of parts: where its partial results lie
-    tiles         [max_tiles, 8]   a record again, five of eight used: the first query's index in the step, the
-                                   sequence's queries from there on, the first's position, the sequence's length,
+    items         [max_items, 8]   a record of eight numbers: the sequence's row of the block table, the index in the
+                                   step of its first new token, the position of its last one, the item's first token
+                                   and its end, the sequence's number of items, the item's part, and, for a threshold
+                                   above 1, the sequence's number of new tokens
+    item_ranges   [S, 2]           a sequence's first part and number of parts: the place of its partial results
+    tiles         [max_tiles, 8]   a record, five of eight numbers used: the first query's index in the step, the
+                                   sequence's queries from there on, the first one's position, the sequence's length,
                                    its row of the block table
-    slots         [T]              where each token's key and value go: block id * block size + offset; -1: nowhere
+    slots         [T]              the place of each token's key and value: block id * block size + offset; -1: none
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ import triton.language as tl
 from octavo.kernels.triton.chain import wait_for_previous
 
 MAX_PARTITIONS = 32
-_SEQS = [32 << 3 * i for i in range(8)]  # few sizes: each is compiled when it is first seen, and a user waits for it
+_SEQS = [32 << 3 * i for i in range(8)]  # few sizes: each is compiled at first use, while a user waits
 PREFILL_TILE = 128
 _STEP = tl.constexpr(64)  # a part's length is a multiple of what attention kernels read at once
 
 
 def target_partition(num_seqs: int) -> int:
-    """What an item's length is to be near to. By measurement on an H100, with eight kv heads: few sequences need many
-    items to fill the chip; for many, an item's own cost, its start and its partial result, counts."""
+    """The target length of an item, measured on an H100 with eight kv heads: few sequences need many items to fill the
+    chip; with many sequences, an item's own cost (its start and its partial result) matters."""
     return next((target for most, target in ((32, 192), (64, 384)) if num_seqs <= most), 768)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionPlan:
-    """Device tensors of one plan; one plan serves all layers that share block table and window."""
+    """The device tensors of a plan for all layers that share block table and window."""
 
     totals: torch.Tensor
     items: torch.Tensor
@@ -90,8 +90,8 @@ def make_plan(
     decode_threshold: int = 1,
     chained: bool = False,
 ) -> None:
-    """Fill `plan` for the step. A sequence of length 0 is padding: it gets no items and no slots; tokens past the last
-    sequence's are padding, too, and their slots are -1."""
+    """Fill `plan` for the step. A sequence of length 0 is padding: it gets no items and no slots. Tokens beyond the
+    last sequence's are padding too, with slots of -1."""
     num_seqs = len(seq_lens)
     room = len(plan.items) // (num_seqs * decode_threshold)  # each partial result is of one query row
     _plan_kernel[(num_seqs,)](
@@ -112,7 +112,7 @@ def _plan_kernel(
     TARGET: tl.constexpr, MAX_PARTITIONS: tl.constexpr, TILE: tl.constexpr, THRESHOLD: tl.constexpr,
     MOST_PARTS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """One program a sequence: it counts the items before its own, then writes its own."""
+    """One program per sequence: it counts the items before its own, then writes its own."""
     s = tl.program_id(0)
     wait_for_previous(CHAINED)
 

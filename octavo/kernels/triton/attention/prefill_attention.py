@@ -1,11 +1,11 @@
-"""Attention of a chunk of new tokens a sequence, through block tables: the prefill half of `paged_attention`.
+"""Attention for chunks of new tokens, through block tables: the prefill half of `paged_attention`.
 
     tile of a sequence's queries x one head ──> keys and values of the sequence, tile by tile:
-        wholly visible to every query of the tile      no mask
+        visible to every query of the tile              no mask
         at the diagonal, or near a window's far edge    masked
 
-The new tokens' keys and values are in the cache already, so a chunk after a cached prefix, or after earlier
-chunks, is the same walk over one block table. Tiles are listed longest first by the plan.
+The new tokens' keys and values are already in the cache, so a chunk after a cached prefix, or after earlier chunks, is
+the same walk over one block table. The plan lists the longest tiles first.
 
 FlashAttention: Dao et al., 2022.
 """
@@ -32,7 +32,7 @@ class PrefillTiling:
 
 
 def choose_tiling(dim: int, element_size: int) -> PrefillTiling:
-    """By measurement on an H200; past two bytes or 128 elements, what shared memory holds."""
+    """Measured on an H200; above two bytes or 128 elements, limited by shared memory."""
     return PrefillTiling(64, 3) if dim <= 64 and element_size <= 2 else PrefillTiling(32, 2)
 
 
@@ -47,8 +47,8 @@ def prefill_attention(
     block_table: torch.Tensor,
     chained: bool = False,
 ) -> None:
-    """Write the rows of `out` [T, Q * D] that belong to sequences with several new tokens. q [T, Q * D]; the cache
-    is up to date. max_tiles: at least the plan's number of tiles; T // PREFILL_TILE + S always is."""
+    """Write the rows of `out` [T, Q * D] that belong to sequences with chunks. q [T, Q * D]; the cache is up to date.
+    max_tiles: the plan's number of tiles or more; T // PREFILL_TILE + S is always enough."""
     dim_pad = padded_dim(layer.head_dim)
     tiling = choose_tiling(dim_pad, q.element_size())
     _prefill_kernel[(layer.num_heads, max_tiles)](
@@ -91,7 +91,7 @@ def _prefill_kernel(
     full_begin = 0
     if WINDOW:
         begin = tl.maximum(first_position - WINDOW + 1, 0) // KV_TILE * KV_TILE
-        # the first key that the tile's last query sees too
+        # the first key that the tile's last query also sees
         full_begin = tl.cdiv(tl.maximum(end - WINDOW, 0), KV_TILE) * KV_TILE
     full_end = (first_position + 1) // KV_TILE * KV_TILE
 

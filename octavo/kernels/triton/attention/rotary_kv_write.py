@@ -1,6 +1,6 @@
-"""Norm and rotate query and key heads, write keys and values to the cache: the op `rotary_kv_write`.
+"""Norm and rotate query and key heads, and write keys and values to the cache: the op `rotary_kv_write`.
 
-For steps that hold chunks; a step of decodes alone does the same inside `decode_attention.py`.
+For steps with chunks; a step of decodes alone does the same inside `decode_attention.py`.
 
     qkv [T, (Q + 2K) * D] ──q heads──> norm, rotate ──> q_out [T, Q * D]
                           ──k heads──> norm, rotate ──> pool[slot].K
@@ -23,7 +23,7 @@ from octavo.kernels.triton.chain import wait_for_previous
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadTransform:
-    """What happens to a q or k head between projection and attention. Tensors float32 on the device."""
+    """The changes to a q or k head between projection and attention. Tensors are float32 on the device."""
 
     q_norm: torch.Tensor
     k_norm: torch.Tensor
@@ -35,7 +35,7 @@ class HeadTransform:
 
     @classmethod
     def of(cls, layer: AttentionLayer, weights: DeviceWeights) -> HeadTransform:
-        """A layer's norms and angles; layers with one rotary table share its upload."""
+        """A layer's norms and angles; layers with the same rotary table share its upload."""
         assert (layer.q_norm is None) == (layer.k_norm is None), "query and key heads are normed together or not at all"
         nothing = torch.zeros(1, device=weights.device)
         cos, sin = (nothing, nothing) if layer.rotary is None else weights.rotary(layer.rotary)
@@ -51,7 +51,7 @@ class HeadTransform:
 
     @classmethod
     def none(cls, placeholder: torch.Tensor) -> HeadTransform:
-        """Nothing happens; `placeholder` stands where a kernel wants a pointer it will not follow."""
+        """No change. placeholder: for the kernel's pointers, which it will not follow."""
         return cls(placeholder, placeholder, placeholder, placeholder, 0, False, 0.0)
 
 
@@ -66,8 +66,8 @@ def rotary_kv_write(
     positions: torch.Tensor,
     chained: bool = False,
 ) -> None:
-    """qkv [T, (Q + 2K) * D] -> q_out [T, Q * D] and the cache. `slots` come from the step's plan: a
-    token whose slot is -1 leaves the cache alone."""
+    """qkv [T, (Q + 2K) * D] -> q_out [T, Q * D] and the cache. slots: the step's plan's; a token with slot -1 does not
+    change the cache."""
     heads = layer.num_heads + 2 * layer.num_kv_heads
     heads_tile = min(8, triton.next_power_of_2(heads))
     _rotary_kv_write_kernel[(len(positions), triton.cdiv(heads, heads_tile))](
@@ -88,8 +88,8 @@ def norm_and_rotate(
 ):  # fmt: skip
     """Heads at row + head_offset + d, d [1, D_PAD], as float32. `norm` has one weight per element of d.
 
-    Element i of the first half turns with element i + ROTARY / 2. Both are loaded, the second time from L1: a
-    shuffle of registers would cost more.
+    Element i of the first half turns with element i + ROTARY / 2. Both are loaded, the second time from L1, which costs
+    less than a shuffle of registers.
     """
     x = tl.load(row + head_offset + d, mask=mask, other=0.0).to(tl.float32)
     if HAS_NORM:
@@ -116,7 +116,7 @@ def _rotary_kv_write_kernel(
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEADS_TILE: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     ROTARY: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """One program a token and HEADS_TILE heads; a tile that holds heads of two kinds does both, masked."""
+    """One program per token and HEADS_TILE heads; a tile with heads of two kinds computes both, masked."""
     wait_for_previous(CHAINED)
     token = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * HEADS_TILE

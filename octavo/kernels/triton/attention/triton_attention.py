@@ -1,4 +1,4 @@
-"""TritonAttention: the plain kernels as an attention backend. They take every layer, and run on every GPU."""
+"""TritonAttention: the plain kernels as an attention backend. They take every layer and run on every GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 
 class TritonAttention:
-    """Implements `octavo.kernels.attention.AttentionBackend`. Its plan serves the other backends, too."""
+    """Implements `octavo.kernels.attention.AttentionBackend`. Its plan serves the other backends too."""
 
     longest_captured: ClassVar[int | None] = None
 

@@ -1,13 +1,13 @@
-"""Which numbers of rows a library's products are worth calling with: measured, and steps are padded to them.
+"""The row counts at which a library's products are fast: measured, so that steps can be padded to them.
 
-A library has a few tile shapes and picks one by rule. A layer of a Llama 8B, its four products by cuBLAS on an H100:
+A library has a few tile shapes and picks one by rule. The four products of a Llama 8B layer by cuBLAS on an H100:
 
     rows   256   288   304   352   384   448   512   528   576   640
     us     204   251   229   265   263   448   303   369   411   414
 
-So 430 rows are better padded to 512 than to 448, and 515 to 528 than to 576. A number is kept if its products take
-2 % less time than those of the next that is kept. Measured once for a model's shapes on a machine and kept in the cache
-folder: the same steps are padded alike in every process, and give the same tokens.
+So 430 rows are better padded to 512 than to 448, and 515 to 528 than to 576. A count is kept if its products take 2 %
+less time than those of the next kept count. Counts are measured once for a model's shapes on a machine and stored in
+the cache folder: every process then pads the same steps alike, and gives the same tokens.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from octavo.kernels.cuda.step import GraphMemory
 
 MOST = 8192
 _CANDIDATES = (*range(16, 1024, 16), *range(1024, 2048, 64), *range(2048, 4096, 256), *range(4096, MOST + 1, 1024))
-#: where nothing can be measured
+#: used if nothing can be measured
 UNMEASURED = (*range(64, 1024, 64), *range(1024, 4096, 256), *range(4096, MOST + 1, 1024))
 _GAIN = 0.02
-_COLD_BYTES = 128 << 20  # of weights a turn goes through: more than the second level cache holds
+_COLD_BYTES = 128 << 20  # weights that a turn reads: more than the L2 cache holds
 _TURNS = 4  # through all candidates
-_METHOD = 2  # of measuring: what another has left in the cache folder is not taken
+_METHOD = 2  # version of the measurement: results of others in the cache folder are ignored
 
 
 def cheap_row_counts(matrices: Sequence[torch.Tensor], most: int, scratch: torch.Tensor) -> tuple[int, ...]:
-    """Ascending; the last is `most`, or MOST if that is less. matrices: the weights [out, in] of a forward pass, of
-    which an input and a result of `most` rows fit into `scratch`, of the same type."""
+    """Ascending; the last is `most`, or MOST if that is less. matrices: the weights [out, in] of a forward pass.
+    scratch: of the weights' type, with room for an input and a result of `most` rows."""
     most = min(most, MOST)
     candidates = (*(count for count in _CANDIDATES if count < most), most)
     if not matrices or matrices[0].device.type != "cuda":
@@ -52,8 +52,8 @@ def cheap_row_counts(matrices: Sequence[torch.Tensor], most: int, scratch: torch
 
 
 def padded_size(num_seqs: int, max_num_seqs: int, row_counts: Sequence[int]) -> int:
-    """Of one row a sequence: 1, 2, 3, 4, 8, then in steps of 8 to 256, then the model's row counts; max_num_seqs at
-    most."""
+    """For one row per sequence: 1, 2, 3, 4, 8, then in steps of 8 to 256, then the model's row counts; at most
+    max_num_seqs."""
     if num_seqs <= 4:
         size = num_seqs
     elif num_seqs <= 256:
@@ -64,13 +64,13 @@ def padded_size(num_seqs: int, max_num_seqs: int, row_counts: Sequence[int]) -> 
 
 
 def padded_tokens(num_tokens: int, row_counts: Sequence[int]) -> int:
-    """The first of the ascending row counts that is enough; as it is if there is none."""
+    """The smallest of the ascending row counts that is enough; num_tokens itself if none is."""
     index = bisect_left(row_counts, num_tokens)
     return row_counts[index] if index < len(row_counts) else num_tokens
 
 
 def keep_cheap(counts: Sequence[int], times: Sequence[float]) -> tuple[int, ...]:
-    """Of ascending counts, those that take clearly less than the next that is kept, and the last."""
+    """Of ascending counts, the last, and those that take clearly less time than the next kept one."""
     kept, least = [counts[-1]], times[-1]
     for count, time in zip(reversed(counts[:-1]), reversed(times[:-1]), strict=True):
         if time < least * (1 - _GAIN):
@@ -90,12 +90,12 @@ def _read(path: Path, candidates: Sequence[int]) -> list[float] | None:
         found = json.loads(path.read_text())
         times = [float(found["microseconds"][str(count)]) for count in candidates]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or not whole: it is measured anew
+        return None  # missing or incomplete: measure again
     return times
 
 
 def _write(path: Path, candidates: Sequence[int], times: Sequence[float]) -> None:
-    """For this process's successors, as far as the folder can be written to."""
+    """Store the times for later processes, if the folder can be written."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
@@ -107,8 +107,8 @@ def _write(path: Path, candidates: Sequence[int], times: Sequence[float]) -> Non
 
 
 def _measure(matrices: Sequence[torch.Tensor], counts: Sequence[int], scratch: torch.Tensor) -> list[float]:
-    """Microseconds for a layer or a few, by rows. As graphs: a host that launches one product after another would be
-    what is measured where they are short."""
+    """Microseconds for one or a few layers, by rows. Measured as graphs: for short products, a host that launches one
+    after another would be the limit."""
     some = _some_of_each_shape(matrices)
     most = counts[-1]
     assert scratch.numel() >= most * max(sum(weight.shape) for weight in some), "room for an input and a result"
@@ -120,14 +120,14 @@ def _measure(matrices: Sequence[torch.Tensor], counts: Sequence[int], scratch: t
             x, y = scratch[: count * depth], scratch[most * depth : most * depth + count * columns]
             torch.mm(x.view(count, depth), weight.t(), out=y.view(count, columns))
 
-    for count in counts:  # kernels are loaded when they are first used
+    for count in counts:  # load each kernel, which happens at its first use
         multiply(count)
     memory = GraphMemory(scratch.device)
     graphs = [memory.capture(partial(multiply, count))[0] for count in counts]
     turns = [[_timed(graph) for graph in graphs] for _ in range(_TURNS)]
     torch.cuda.synchronize()
     times = [[begin.elapsed_time(end) * 1e3 for begin, end in turn] for turn in turns]
-    return np.min(times[1:], axis=0).tolist()  # the first brings the clocks up
+    return np.min(times[1:], axis=0).tolist()  # the first turn raises the clocks
 
 
 def _timed(graph: torch.cuda.CUDAGraph) -> tuple[torch.cuda.Event, torch.cuda.Event]:
@@ -139,7 +139,7 @@ def _timed(graph: torch.cuda.CUDAGraph) -> tuple[torch.cuda.Event, torch.cuda.Ev
 
 
 def _some_of_each_shape(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """As many layers' as the cache does not hold, in their order."""
+    """The matrices of the first layers, until they exceed the L2 cache."""
     some: list[torch.Tensor] = []
     num_bytes = 0
     for matrix in matrices:

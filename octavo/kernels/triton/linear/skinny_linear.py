@@ -1,19 +1,18 @@
 """A few rows times a weight, at the speed of reading the weight: the op `linear` for small steps.
 
-With up to a few dozen rows the weight's bytes are all the cost, and a library's tiles, made for thousands of
-rows, leave much of the chip idle. Here a program owns a few output columns:
+With up to a few dozen rows, reading the weight is all the cost, and a library's tiles, made for thousands of rows,
+leave much of the chip idle. Here a program owns a few output columns:
 
-    vector    1 to 4 rows: the columns' weights, whole, in registers before the rows have even arrived;
-              then multiply and add
+    vector    1 to 4 rows: the columns' whole weights are in registers before the rows arrive; then multiply and add
     matrix    up to 64 rows: pipelined along `in`, on the matrix units
 
-The weights do not depend on the previous kernel, so a chained launch reads them (vector) or asks L2 for them
-(matrix) while that kernel is still at work.
+The weights do not depend on the previous kernel, so a chained launch reads them (vector) or prefetches them to L2
+(matrix) while that kernel still runs.
 
-What comes after the product is done on the way out: bias and residual, and in `vector` act(gate) * up, for
-which a program owns gate columns and their up columns. An RMSNorm before it is free in `vector`: its weight
-multiplies x on the way in, and 1 / rms, being one number a row, multiplies the result. In `matrix` both cost
-more than the kernels they replace (docs/log.md).
+The kernel adds bias and residual to the product before it stores it. In `vector` it also computes act(gate) * up; a
+program then owns gate columns and their up columns. An RMSNorm before the product is free in `vector`: its weight
+multiplies x as it is loaded, and 1 / rms, one number per row, multiplies the result. In `matrix` both cost more than
+the kernels they replace (docs/log.md).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from octavo.kernels.triton.elementwise.elementwise import activate
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How one shape is cut. columns: output columns a program; depth: inputs a turn, 0 for all of them (vector)."""
+    """How one shape is cut. columns: output columns per program; depth: inputs per turn, 0 for all at once (vector)."""
 
     columns: int
     depth: int
@@ -55,14 +54,14 @@ def skinny_linear(
     """out = x W^T + bias (+ residual), or with `gate` act(x Wg^T) * (x Wu^T) for W = [Wg; Wu].
 
     norm_weight: x is RMSNormed first. It and `gate` need a vector tiling. residual may be `out` itself; `out` must
-    not be x. tiling: from `choose_tiling`, where None says to call the library instead.
+    not be x. tiling: from `choose_tiling`; where that is None, call `library_linear` instead.
     """
     num_rows, depth = x.shape
     columns = out.shape[1]
     vector = tiling.depth == 0
     assert weight.shape == (columns * (2 if gate else 1), depth), "weight [out, in], twice the rows if gated"
     assert weight.is_contiguous(), "weights are read as long runs"
-    assert vector or (norm_weight is None and gate is None), "a matrix product's norm and gate are their own kernels"
+    assert vector or (norm_weight is None and gate is None), "a matrix tiling takes no norm and no gate"
     _linear_kernel[(triton.cdiv(columns, tiling.columns),)](
         x, weight, out,
         weight if bias is None else bias,
@@ -78,12 +77,12 @@ def skinny_linear(
 
 
 def choose_tiling(num_rows: int, columns: int, depth: int) -> Tiling | None:
-    """The tiling that beat cuBLAS on an H200 for this many rows, or None where none did.
+    """The tiling that beat cuBLAS on an H200 for this many rows, or None.
 
     Measured with cold weights in chained graphs (benchmarks/results/). One row: 1.04 to 5.4 times as fast, most
-    where the output is narrow and cuBLAS leaves the chip idle. To four rows, while a program's weights and rows
-    fit its registers. Past that only small weights, where starting early is worth more than a perfect tile: from
-    16 MB on cuBLAS streams at 4 TB/s and this kernel's matrix path at 3.
+    where the output is narrow and cuBLAS leaves the chip idle. Up to four rows while a program's weights and rows
+    fit its registers. Beyond that only for small weights, where an early start is worth more than a perfect tile: from
+    16 MB on, cuBLAS streams at 4 TB/s and this kernel's matrix path at 3.
     """
     if num_rows <= (4 if depth <= 3072 and columns <= 16384 else 2 if depth <= 4096 else 1):
         return Tiling(max(1, 8192 // triton.next_power_of_2(depth)), 0, 8 if depth > 8192 else 4)
@@ -94,6 +93,16 @@ def choose_tiling(num_rows: int, columns: int, depth: int) -> Tiling | None:
     if num_rows > 16:
         return Tiling(16, 256, 4, 4)
     return Tiling(8, 256, 4, 4) if depth <= 2048 else Tiling(16, 512, 4, 3)
+
+
+def library_linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None) -> None:
+    """out = x W^T (+ added), by cuBLAS."""
+    if added is None:
+        torch.mm(x, weight.t(), out=out)
+    elif added.data_ptr() == out.data_ptr():
+        out.addmm_(x, weight.t())  # in place, so that nothing is copied
+    else:
+        torch.addmm(added, x, weight.t(), out=out)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -1,24 +1,23 @@
 """A few to a few hundred rows times a weight, chained: the op `linear` on Hopper's matrix units.
 
-A library's product is launched when everything before it has drained, and loads its first weights then: 2 to 3 us
-each that a small model, whose products take 3 to 5, cannot spare. Here a program is resident before its
-predecessor has ended and has its weights on the way:
+A library's product starts once all work before it has drained, and only then loads its first weights. That costs 2 to
+3 us each time, too much for a small model whose products take 3 to 5. Here a program is resident before its predecessor
+has ended, and its weights are already loading:
 
     predecessor   ......work......|
-    weights         [ w0 w1 w2 w3 ..........  ring of `weight_stages`  ]      asked for at once, by TMA
-    rows                          wait [ x0 x1 x2 x3 ....  ring of `row_stages` ]
+    weights         [ w0 w1 w2 w3 ..........  ring of stages  ]           requested at once, by TMA
+    rows                          wait [ x0 x1 x2 x3 ....  ring of stages ]
     wgmma                                  x0 w0 | x1 w1 | x2 w2 | x3 w3 | ...    each frees a stage of both rings
     out                                                                   +bias, residual, gate -> stored
 
-A program owns `rows` x `columns` of the result; what limits it is how fast its multiprocessor's copy engine fills
-shared memory, about 50 bytes a ns, so tiles are as square as leaves about one program a multiprocessor. Where the
-output is narrow that is not enough: the inputs are split, too, and each part leaves float32 sums that the next
-kernel, a norm, adds up while it reads them (`sum_rms_norm` in norm.py).
+A program owns `rows` x `columns` of the result. Its limit is how fast the multiprocessor's copy engine fills shared
+memory, about 50 bytes per ns, so tiles are as square as possible with about one program per multiprocessor. For a
+narrow output that is not enough: the inputs are split too, and each part leaves float32 sums that the next kernel, a
+norm, adds up as it reads them (`sum_rms_norm` in norm.py).
 
-The engine writes every row of a box, those that x does not have as zeros. So a box of few rows is lower than the
-tile; below it lies whatever was there, which ends in rows of the result that nobody stores.
-
-In Gluon: Triton's own pipelining has no place for "ask for the weights, then wait for the predecessor".
+The engine writes every row of a box, and zeros for rows that x lacks. A box of few rows is lower than the tile; stale
+data below it ends up in rows of the result that are not stored. This is Gluon, because Triton's own pipelining cannot
+request the weights before it waits for the predecessor.
 """
 
 from __future__ import annotations
@@ -29,11 +28,7 @@ import torch
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    mbarrier,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from octavo.kernels.ops import Activation
@@ -44,31 +39,26 @@ from octavo.kernels.triton.elementwise.elementwise import activate
 MAX_ROWS = 256
 MAX_SPLIT = 2
 _MIN_BOX = 16  # rows
-_DEPTH = 128  # inputs a stage: two of the 128-byte rows that TMA swizzles
+_DEPTH = 128  # inputs per stage: two of the 128-byte rows that TMA swizzles
 _ROWS_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 _WEIGHT_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How one shape is cut. columns: of the result, so twice as many rows of a gated weight. split: parts of the
-    inputs, each with a sum of its own."""
+    """How one shape is cut. columns: of the result; a gated weight has twice as many rows. split: parts of the inputs,
+    each with its own sum."""
 
     rows: int
     columns: int
     num_stages: int
     split: int = 1
 
-    @property
-    def num_warps(self) -> int:
-        return self.rows // 16
-
 
 class TileLinear:
-    """A weight [out, in] times some rows, with its tiles' descriptors, each made once.
+    """x W^T + bias (+ residual) for a weight [out, in], or with `gate` act(x Wg^T) * (x Wu^T) for W = [Wg; Wu].
 
-    x W^T + bias (+ residual), or with `gate` act(x Wg^T) * (x Wu^T) for W = [Wg; Wu]. For TMA the weight is
-    [halves, out / halves, in]: of a gated one a box takes gate columns and their up columns.
+    TMA sees the weight as [halves, out / halves, in]: a box of a gated one has gate columns and their up columns.
     """
 
     def __init__(self, weight: torch.Tensor, gate: Activation | None = None) -> None:
@@ -79,7 +69,7 @@ class TileLinear:
         self._descriptors: dict[int, TensorDescriptor] = {}
 
     def tile_for(self, num_rows: int, *, in_parts: bool = False) -> Tile | None:
-        """in_parts: a norm sums up whatever comes out."""
+        """in_parts: a norm follows, which can add up parts."""
         return choose_tile(num_rows, self.columns, self.depth, gated=self._halves == 2, in_parts=in_parts)
 
     def run(
@@ -92,15 +82,12 @@ class TileLinear:
         tile: Tile,
         chained: bool = False,
     ) -> None:
-        """x [T, in] to out [T, columns]. residual may be `out` itself; `out` must not be x.
-
-        A split tile takes none of the three and leaves its parts in `out` [split, T, columns] float32, for
-        `sum_rms_norm`.
-        """
+        """x [T, in] to out [T, columns]. residual may be `out` itself; `out` must not be x. A split tile takes no bias,
+        residual or gate; it leaves its parts in `out` [split, T, columns] float32, for `sum_rms_norm`."""
         num_rows, gate = len(x), self._gate
         assert x.shape[1] == self.depth, f"{x.shape[1]} columns times a weight of {self.depth}"
         assert out.shape == (*([tile.split] * (tile.split > 1)), num_rows, self.columns), "a split tile leaves parts"
-        assert tile.split == 1 or (bias is None and residual is None and gate is None), "parts are whole sums later"
+        assert tile.split == 1 or (bias is None and residual is None and gate is None), "parts become whole sums later"
         assert gate is None or residual is None, "a gated product has no residual"
         box = [min(tile.rows, max(_MIN_BOX, triton.next_power_of_2(num_rows))), _DEPTH]
         x_desc = TensorDescriptor(x, [num_rows, self.depth], [x.stride(0), 1], box, _ROWS_LAYOUT)
@@ -111,7 +98,7 @@ class TileLinear:
             out.stride(-2) if residual is None else residual.stride(0), out.stride(0),
             ROWS=tile.rows, COLUMNS=tile.columns, STAGES=tile.num_stages, GATE=gate or "",
             HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, CHAINED=chained, launch_pdl=chained,
-            num_warps=tile.num_warps,
+            num_warps=tile.rows // 16,  # each warp has 16 rows
         )  # fmt: skip
 
     def _descriptor(self, columns: int) -> TensorDescriptor:
@@ -123,13 +110,13 @@ class TileLinear:
 
 
 def choose_tile(num_rows: int, columns: int, depth: int, *, gated: bool = False, in_parts: bool = False) -> Tile | None:
-    """The tile that beat cuBLAS on an H100 for this many rows, or None where none did. columns: of the result.
+    """The tile that beat cuBLAS on an H100 for this many rows, or None. columns: of the result.
 
-    Measured with cold weights in chained graphs, the norm after a product in parts included. At 16 rows an 8B's
+    Measured with cold weights in chained graphs, including the norm after a product in parts. At 16 rows an 8B's
     products take 1.02 (gate and up) to 1.34 (o) times as long as reading their weights at 3 TB/s; a 0.6B's, of 4 to 5
-    us each, 1.2 (gate and up) to 3.3 (o) times. Past 64 rows every program reads so much of x that only what splits
-    its inputs, or saves a kernel, is far ahead of cuBLAS: of a 0.6B at 128 rows qkv takes 0.96 of its time, gate and
-    up 0.91, o 0.85, down 0.86, at 256 o 0.88 and down 0.83; of larger models what is chosen here takes 0.85 to 1.0.
+    us each, 1.2 (gate and up) to 3.3 (o) times. Past 64 rows every program reads so much of x that only products with
+    split inputs, or those that save a kernel, clearly beat cuBLAS. A 0.6B takes at 128 rows 0.96 of cuBLAS's time for
+    qkv, 0.91 for gate and up, 0.85 for o, 0.86 for down; at 256 0.88 for o, 0.83 for down. Larger models: 0.85 to 1.0.
     """
     if num_rows > MAX_ROWS or columns < 1024 or depth < 1024 or depth % 8:
         return None
@@ -171,7 +158,7 @@ def _tile_kernel(
     ROWS: gl.constexpr, COLUMNS: gl.constexpr, STAGES: gl.constexpr, GATE: gl.constexpr,
     HAS_BIAS: gl.constexpr, HAS_RESIDUAL: gl.constexpr, CHAINED: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
-    """One tile of one part. `num_turns` stages' worth of inputs."""
+    """One tile of one part, in num_turns stages of inputs."""
     HALVES: gl.constexpr = weight_desc.block_type.shape[0]
     DEPTH: gl.constexpr = x_desc.block_type.shape[1]
     BOX: gl.constexpr = x_desc.block_type.shape[0]
@@ -197,7 +184,7 @@ def _tile_kernel(
     mask = (m < num_rows)[:, None] & (n < columns)[None, :]
     m = m.to(gl.int64)
     y = gl.zeros([ROWS, HALVES * COLUMNS], gl.float32, _accumulator(HALVES * COLUMNS, num_warps))
-    if HAS_RESIDUAL:  # asked for while the rows are on their way
+    if HAS_RESIDUAL:  # loaded while the rows are on their way
         y += gl.load(residual_ptr + m[:, None] * residual_stride + n[None, :], mask, 0.0).to(gl.float32)
     for turn in range(num_turns):
         stage = turn % STAGES
@@ -205,7 +192,7 @@ def _tile_kernel(
         w = ws.index(stage).reshape([HALVES * COLUMNS, DEPTH]).permute((1, 0))
         y = warpgroup_mma(xs.index(stage), w, y, is_async=True)
         y = warpgroup_mma_wait(1, deps=(y,))
-        barrier()  # all warps have the turn before this one behind them: its stage takes what comes next
+        barrier()  # all warps are done with the turn before this one, so its stage may be refilled
         ahead = turn + STAGES - 1
         freed = ahead % STAGES
         wanted = (turn > 0) & (ahead < num_turns)
@@ -224,7 +211,7 @@ def _tile_kernel(
 def _finish(
     y, bias_ptr, n, columns, COLUMNS: gl.constexpr, GATE: gl.constexpr, HAS_BIAS: gl.constexpr, num_warps: gl.constexpr
 ):  # fmt: skip
-    """Bias and gate: [rows, COLUMNS] of [rows, COLUMNS] or, gate columns first, of [rows, 2 COLUMNS]."""
+    """Bias and gate: from [rows, COLUMNS] or, gate columns first, from [rows, 2 COLUMNS], to [rows, COLUMNS]."""
     if GATE != "":
         layout: gl.constexpr = _accumulator(COLUMNS, num_warps)
         y, up = y.reshape([y.shape[0], 2, COLUMNS]).permute((0, 2, 1)).split()
@@ -240,5 +227,4 @@ def _finish(
 
 @gluon.constexpr_function
 def _accumulator(columns: int, num_warps: int) -> gl.NVMMADistributedLayout:
-    """Every warp has 16 rows."""
     return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[num_warps, 1], instr_shape=[16, columns, 16])

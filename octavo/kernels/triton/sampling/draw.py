@@ -1,18 +1,16 @@
 """Draw tokens on the device without sorting the vocabulary: the op `sample`.
 
-Semantics are those of `kernels/reference/sampling.py`, the draw included: the first token in id order whose
-cumulative mass exceeds u * (mass kept), u from counter-based Philox. Sums are float32 within a segment or chunk
-and float64 across, so a token may differ from the reference where u falls within about 1e-6 of a boundary.
+Semantics are those of `kernels/reference/sampling.py`, including the draw: the first token in id order whose cumulative
+mass exceeds u * (mass kept), with u from counter-based Philox. Sums are float32 within a segment or chunk and float64
+across, so a token may differ from the reference if u falls within about 1e-6 of a boundary.
 
-    edit     entries with allowed, banned, biased or penalised tokens: an edited copy of their row
-    scan     every row, once: maxima of segments, sums of chunks (`logits_scan.py`)
-    draw     one program an entry
-               temperature 0     the best segment, then the best token in it
-               no filter         the chunk where u falls, then the token in it
-               filters           the HEAD segments with the largest maxima hold every token above the largest
-                                 maximum left out. If the filters' thresholds lie above that, all is decided
-                                 there, by bisection on 8192 scores in registers
-    search   entries whose filters keep more than that (a flat distribution): bisection over the whole row
+    edit, scan   (`edited_rows.py`)
+    draw         one program per entry
+                   temperature 0     the best segment, then the best token in it
+                   no filter         the chunk in which u falls, then the token in it
+                   filters           bisection on 8192 scores in registers, those of the HEAD segments with the largest
+                                     maxima, if the filters' thresholds lie above the largest maximum left out
+    search       entries whose filters keep more than that (a flat distribution): bisection over the whole row
 """
 
 from __future__ import annotations
@@ -26,14 +24,11 @@ from octavo.kernels.triton.sampling.edited_rows import HEAD, SamplingWorkspace, 
 from octavo.kernels.triton.sampling.entries import (
     IS_EDITED,
     LOGITS_ROW,
-    POSITION,
-    SAMPLE_INDEX,
     TEMPERATURE,
     DeviceSamplingBatch,
     load_float,
     load_int,
-    load_seed,
-    with_constants,
+    uniform,
 )
 from octavo.kernels.triton.sampling.filters import (
     FINITE_KEY,
@@ -57,26 +52,21 @@ def sample(
     has_filters: bool,
     chained: bool = False,
 ) -> None:
-    """tokens [N] int32 = one draw per entry from logits [M, V], float32, bfloat16 or float16; -1 where a row holds NaN
-    or no token is left.
-
-    has_edits, has_filters: whether any entry of the batch may have edits, or filters; False saves kernels.
-    """
-    num_entries, chunks = len(tokens), triton.cdiv(logits.shape[1], CHUNK)
-    scan = workspace.scan
+    """tokens [N] int32 = one draw per entry from logits [M, V], float32, bfloat16 or float16; -1 if a row has a NaN or
+    no token is left. has_edits, has_filters: whether any entry may have edits or filters; False saves kernels."""
+    num_entries, chunks, scan = len(tokens), triton.cdiv(logits.shape[1], CHUNK), workspace.scan
+    chunks_pad = triton.next_power_of_2(chunks)
     source = edit_and_scan(logits, batch, workspace, has_edits=has_edits, chained=chained)
     launch = {"CHAINED": chained, "launch_pdl": chained}
     _draw_kernel[(num_entries,)](
-        *source, scan.segment_max, scan.chunk_max, scan.chunk_sum, chunks, workspace.head,
-        workspace.undecided, tokens, SEGMENT=SEGMENT, CHUNK=CHUNK, HEAD=HEAD,
-        SEGMENTS=triton.next_power_of_2(chunks * (CHUNK // SEGMENT)), CHUNKS=triton.next_power_of_2(chunks),
-        EDITS=has_edits, FILTERS=has_filters, FINITE=FINITE_KEY, **launch, num_warps=8,
+        *source, scan.segment_max, scan.chunk_max, scan.chunk_sum, chunks, workspace.head, workspace.undecided, tokens,
+        SEGMENT=SEGMENT, CHUNK=CHUNK, HEAD=HEAD, SEGMENTS=triton.next_power_of_2(chunks * (CHUNK // SEGMENT)),
+        CHUNKS=chunks_pad, EDITS=has_edits, FILTERS=has_filters, FINITE=FINITE_KEY, **launch, num_warps=8,
     )  # fmt: skip
     if has_filters:
         _search_kernel[(num_entries,)](
             *source, scan.chunk_max, chunks, workspace.undecided, tokens,
-            TILE=8192, CHUNKS=triton.next_power_of_2(chunks), EDITS=has_edits, FINITE=FINITE_KEY, **launch,
-            num_warps=16,
+            TILE=8192, CHUNKS=chunks_pad, EDITS=has_edits, FINITE=FINITE_KEY, **launch, num_warps=16,
         )  # fmt: skip
 
 
@@ -113,12 +103,11 @@ def _draw_kernel(
         sums = tl.load(chunk_sum + i * num_chunks + chunk, mask=live, other=0.0)
         mass = tl.where(top == best, sums, sums * tl.exp(top - best))
         mass = tl.where(top == -float("inf"), 0.0, mass)
-        u = _uniform(entries, i)
+        u = uniform(entries, i)
         if FILTERS & can_cut(filters, vocab):
             token = _draw_from_head(
                 logits, row, stride, edited, edited_stride, i, is_edited, vocab, temperature, best, maxima,
-                tl.sum(mass.to(tl.float64), 0), filters, u, head,
-                SEGMENT, HEAD, SEGMENTS, EDITS, FINITE,
+                tl.sum(mass.to(tl.float64), 0), filters, u, head, SEGMENT, HEAD, SEGMENTS, EDITS, FINITE,
             )  # fmt: skip
             tl.store(tokens + i, token)
             tl.store(undecided + i, (token < 0).to(tl.int32))
@@ -138,7 +127,7 @@ def _draw_from_head(
     total, filters, u, head,
     SEGMENT: tl.constexpr, HEAD: tl.constexpr, SEGMENTS: tl.constexpr, EDITS: tl.constexpr, FINITE: tl.constexpr,
 ):  # fmt: skip
-    """The token, or -1 if the head does not hold all that the filters keep."""
+    """The token, or -1 if the filters keep more than the head holds."""
     segment = tl.arange(0, SEGMENTS)
     _segment_away, key = distance(maxima, best)
     # the farthest cut, to 16 bits, that leaves at most HEAD segments
@@ -180,7 +169,7 @@ def _search_kernel(
     logits, entries, stride, edited, edited_stride, vocab, chunk_max, num_chunks, undecided, tokens,
     TILE: tl.constexpr, CHUNKS: tl.constexpr, EDITS: tl.constexpr, FINITE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Decide an entry by walking its whole row for every step of every bisection."""
+    """Decide an entry by reading its whole row in every step of every bisection."""
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
     if tl.load(undecided + i) != 0:
@@ -191,7 +180,7 @@ def _search_kernel(
         best = tl.max(tl.load(chunk_max + i * num_chunks + chunk, mask=chunk < num_chunks, other=-float("inf")), 0)
         where = (logits, row, stride, edited, edited_stride, i, is_edited, vocab, temperature, best)
         pivot, num_tied = cut_of_row(where, load_filters(entries, i), FINITE, TILE, EDITS)
-        u = _uniform(entries, i)
+        u = uniform(entries, i)
         tl.store(tokens + i, _draw_below(where, pivot, num_tied, u, TILE, EDITS))
 
 
@@ -223,16 +212,6 @@ def _draw_below(where, pivot, num_tied, u, TILE: tl.constexpr, EDITS: tl.constex
     return token
 
 
-@with_constants
-def _uniform(entries, i):
-    """u in [0, 1) for entry i, see `kernels/reference/random.py`."""
-    position = load_int(entries, i, POSITION).to(tl.uint32, bitcast=True)
-    index = load_int(entries, i, SAMPLE_INDEX).to(tl.uint32, bitcast=True)
-    zero = position * 0
-    a, b, _c, _d = tl.philox(load_seed(entries, i), position, index, zero, zero)
-    return ((a >> 5).to(tl.float64) * 67108864.0 + (b >> 6).to(tl.float64)) * 1.1102230246251565e-16
-
-
 @triton.jit
 def _first(condition, index):
     """The lowest index where the condition holds; a large number if nowhere."""
@@ -241,8 +220,8 @@ def _first(condition, index):
 
 @triton.jit
 def _pick(mass, target, index):
-    """In 1-D order, the first place whose cumulative mass exceeds target (the last with any, should rounding leave
-    none), and the mass before it."""
+    """In 1-D order, the first place whose cumulative mass exceeds target (if rounding leaves none, the last with any
+    mass), and the mass before it."""
     mass = mass.to(tl.float64)
     cumulative = tl.cumsum(mass, 0)
     place = _first(cumulative > target, index)

@@ -1,4 +1,4 @@
-"""Rows of logits as their entries want them, edited or not: the kernels that come before whatever is drawn or told.
+"""Each entry's row of logits, edited if needed: the kernels that run before a draw or a report.
 
 edit     entries with allowed, banned, biased or penalised tokens: an edited copy of their row
 scan     every row, once: maxima of segments, sums of chunks (`logits_scan.py`)
@@ -42,8 +42,8 @@ class SamplingWorkspace:
     scan: LogitsScan
     head: torch.Tensor  # [N, HEAD] int32: an entry's head segments, in id order
     undecided: torch.Tensor  # [N] int32: 1 if `search` has to decide
-    edited: torch.Tensor  # [N, V] float32, rows of entries with edits; one element if there are never any
-    counts: torch.Tensor  # [N, V] int32, zero between draws; likewise
+    edited: torch.Tensor  # [N, V] float32, rows of entries with edits; [1, 1] if there are never any
+    counts: torch.Tensor  # the same shape, int32, zero between draws
 
     @classmethod
     def allocate(cls, max_entries: int, vocab_size: int, device: torch.device, *, edits: bool) -> SamplingWorkspace:
@@ -60,8 +60,8 @@ class SamplingWorkspace:
 def edit_and_scan(
     logits: torch.Tensor, batch: DeviceSamplingBatch, workspace: SamplingWorkspace, *, has_edits: bool, chained: bool
 ) -> tuple[Any, ...]:
-    """The kernels that come first, for a draw and for who wants to know what it is from. Returns the arguments by which
-    the kernels after them find an entry's row."""
+    """The first kernels of a draw and of `processed_logits`. Returns the arguments by which later kernels find an
+    entry's row."""
     num_entries, vocab_size = len(batch.entries), logits.shape[1]
     chunks = triton.cdiv(vocab_size, CHUNK)
     runs, scan = batch.runs, workspace.scan
@@ -98,7 +98,7 @@ def load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, mask,
 def _copy_kernel(
     logits, entries, stride, edited, edited_stride, vocab, allowed_offsets, TILE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """The row of an entry with edits, as float32; only its NaNs where just some tokens are allowed."""
+    """Copy the row of an entry with edits, as float32; only its NaNs if just some tokens are allowed."""
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
     if load_int(entries, i, IS_EDITED) != 0:
@@ -117,7 +117,7 @@ def _edit_kernel(
     history, allowed, banned, bias_ids, bias_values, counts,
     TILE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """One program an entry; a barrier between edits that may touch the same token."""
+    """One program per entry, with a barrier between edits that may touch the same token."""
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
     offs = tl.arange(0, TILE)
@@ -151,9 +151,9 @@ def _edit_kernel(
 
 @with_constants
 def _penalise(entries, i, row, counts, history, begin, end, TILE: tl.constexpr):
-    """Count the history's tokens, then whoever takes a token's count away penalises that token: once each.
+    """Count the history's tokens. Then the thread that takes a token's count penalises the token, so that happens once.
 
-    A count is the number of output occurrences, plus SEEN once the token occurs at all.
+    A count is the number of occurrences in the output, plus SEEN if the token occurs at all.
     """
     SEEN: tl.constexpr = 1 << 30
     prompt_len = load_int(entries, i, PROMPT_LEN)
@@ -174,7 +174,7 @@ def _penalise(entries, i, row, counts, history, begin, end, TILE: tl.constexpr):
         count = tl.atomic_xchg(counts + token, 0, mask=mask, sem="relaxed")
         mine = mask & (count != 0)
         count = count & (SEEN - 1)
-        # in float64, rounded once an edit, as the reference does
+        # in float64, rounded once per edit, as the reference does
         x = tl.load(row + token, mask=mine, other=0.0).to(tl.float64)
         x = tl.where(x > 0, x / repetition.to(tl.float64), x * repetition.to(tl.float64)).to(tl.float32)
         lowered = (x.to(tl.float64) - frequency.to(tl.float64) * count) - presence.to(tl.float64)

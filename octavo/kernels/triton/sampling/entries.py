@@ -1,4 +1,4 @@
-"""A batch of draws on the device: its entries, which the kernels read word by word, and its ragged columns."""
+"""A batch of draws on the device: its entries, read word by word in kernels, and its ragged columns."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class DeviceSamplingBatch:
 
 
 def with_constants(function: Any) -> Any:
-    """For a function that reads constants. Triton leaves them out of the hash of a kernel that is hashed before the
-    function is: another process, hashing in another order, would not find what this one compiled."""
+    """Wraps a function that reads constants. Triton omits the constants from a kernel's hash if the kernel is hashed
+    before the function: another process, hashing in another order, would not find what this one compiled."""
     jitted = triton.jit(function)
     getattr(jitted, "cache_key", None)  # reading computes it; interpreted functions have none
     return jitted
@@ -74,3 +74,13 @@ def load_seed(entries, i):
     low = load_int(entries, i, SEED).to(tl.int64) & 0xFFFFFFFF
     high = tl.load(entries + i * _WIDTH + SEED + 1).to(tl.int64) << 32
     return (high | low).to(tl.uint64, bitcast=True)
+
+
+@with_constants
+def uniform(entries, i):
+    """u in [0, 1) for entry i, see `kernels/reference/random.py`."""
+    position = load_int(entries, i, POSITION).to(tl.uint32, bitcast=True)
+    index = load_int(entries, i, SAMPLE_INDEX).to(tl.uint32, bitcast=True)
+    zero = position * 0
+    a, b, _c, _d = tl.philox(load_seed(entries, i), position, index, zero, zero)
+    return ((a >> 5).to(tl.float64) * 67108864.0 + (b >> 6).to(tl.float64)) * 1.1102230246251565e-16

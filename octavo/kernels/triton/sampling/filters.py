@@ -1,7 +1,7 @@
-"""What top_p, top_k and min_p keep of a row, found by bisection: nothing is sorted.
+"""The tokens that top_p, top_k and min_p keep of a row, found by bisection: nothing is sorted.
 
-Bisection is on the bits of -score, a non-negative float, whose order is that of integers: exact, ties included. It runs
-in registers over a row's best segments (`cut_of_head`) or over the whole row, tile by tile (`cut_of_row`).
+Bisection is on the bits of best - score, a non-negative float: its bits order like integers, so the result is exact,
+ties included. It runs in registers over a row's best segments (`cut_of_head`), or over the whole row (`cut_of_row`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ TOP_P = tl.constexpr(WORDS["top_p"])
 TOP_K = tl.constexpr(WORDS["top_k"])
 MIN_P = tl.constexpr(WORDS["min_p"])
 
-#: bits of the largest finite float: distances of what cannot be drawn are past it
+#: bits of the largest finite float: tokens that cannot be drawn have a larger distance
 FINITE_KEY = 0x7F7FFFFF
 
 
 @with_constants
 def load_filters(entries, i):
-    """Entry i's, as the functions here take them."""
+    """Entry i's filters, as the functions here take them."""
     return load_float(entries, i, TOP_P), load_int(entries, i, TOP_K), load_float(entries, i, MIN_P)
 
 
@@ -36,15 +36,15 @@ def can_cut(filters, vocab):
 
 @triton.jit
 def distance(scores, best):
-    """best - score, and its bits: 0 for the best, larger for worse, past FINITE for what cannot be drawn."""
+    """best - score, and its bits: 0 for the best, larger for worse, above FINITE for tokens that cannot be drawn."""
     away = tl.where(scores == best, 0.0, best - scores)
     return away, away.to(tl.int32, bitcast=True)
 
 
 @triton.jit
 def cut_of_head(key, mass, filters, known, total, vocab, FINITE: tl.constexpr):
-    """What the filters leave of the masses of a row's best tokens, and whether they hold all that is kept. Every token
-    with a key below `known` is among them; total: the mass of the whole row."""
+    """The masses of a row's best tokens, 0 where a filter cuts, and whether these hold every token that is kept. They
+    include every token with a key below `known`. total: the mass of the whole row."""
     top_p, top_k, min_p = filters
     limit = _min_p_key(min_p)
     if (top_k > 0) & (top_k < vocab):
@@ -74,7 +74,7 @@ def cut_of_head(key, mass, filters, known, total, vocab, FINITE: tl.constexpr):
 
 @triton.jit
 def cut_of_row(where, filters, FINITE: tl.constexpr, TILE: tl.constexpr, EDITS: tl.constexpr):
-    """What the filters keep of a row: the tokens with keys below a pivot, and the first so many with the pivot's."""
+    """(pivot, num_tied): the filters keep the tokens with keys below the pivot, and the first num_tied with its key."""
     top_p, top_k, min_p = filters
     limit = _min_p_key(min_p)
     if (top_k > 0) & (top_k < where[7]):
@@ -94,7 +94,7 @@ def cut_of_row(where, filters, FINITE: tl.constexpr, TILE: tl.constexpr, EDITS: 
 
 @triton.jit
 def _min_p_key(min_p):
-    """The largest bits of a distance that min_p keeps."""
+    """The largest key that min_p keeps."""
     key = tl.full([], 0x7F7FFFFF, tl.int32)
     if min_p > 0.0:
         key = (0.0 - tl.log(min_p.to(tl.float64)).to(tl.float32)).to(tl.int32, bitcast=True)
@@ -103,8 +103,8 @@ def _min_p_key(min_p):
 
 @triton.jit
 def _pivot_in(key, mass, goal, limit):
-    """The largest pivot up to `limit` for which the mass of the keys below it falls short of the goal: with goal k
-    and masses of 1, the k-th smallest key."""
+    """The largest pivot up to `limit` such that the mass of the keys below it falls short of the goal. With goal k and
+    masses of 1, this is the k-th smallest key."""
     low = tl.full([], 0, tl.int32)
     high = tl.zeros_like(low) + limit
     for _turn in range(31):
@@ -117,7 +117,7 @@ def _pivot_in(key, mass, goal, limit):
 
 @triton.jit
 def _pivot_of_row(where, goal, high_limit, mass_limit, COUNT: tl.constexpr, TILE: tl.constexpr, EDITS: tl.constexpr):
-    """`_pivot_in` over the whole row, where reading it is the cost: three pivots a turn."""
+    """`_pivot_in` over the whole row. Reading it is the cost, so each turn tries three pivots."""
     low = tl.full([], 0, tl.int32)
     high = tl.zeros_like(low) + high_limit
     for _turn in range(17):
@@ -133,7 +133,7 @@ def _pivot_of_row(where, goal, high_limit, mass_limit, COUNT: tl.constexpr, TILE
 
 @triton.jit
 def _narrow(low, high, step, num_short):
-    """The range of pivots left, when the first num_short of three fell short."""
+    """The remaining range of pivots, after the first num_short of three fell short."""
     span = high - low
     new_low = low + tl.minimum(num_short * step, span)
     new_high = tl.where(num_short == 3, high, low + tl.minimum((num_short + 1) * step - 1, span))
@@ -142,7 +142,7 @@ def _narrow(low, high, step, num_short):
 
 @triton.jit
 def _mass_below(where, p, q, r, limit, COUNT: tl.constexpr, TILE: tl.constexpr, EDITS: tl.constexpr):
-    """Mass of the row's tokens with keys up to `limit` and below each of three pivots; their number with COUNT."""
+    """The mass (with COUNT, the number) of the row's tokens with keys up to `limit` and below each of three pivots."""
     a = tl.zeros([TILE], tl.float32)
     b = tl.zeros([TILE], tl.float32)
     c = tl.zeros([TILE], tl.float32)
