@@ -113,3 +113,14 @@ class RequestLimits:
     max_logprobs: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo(RequestLimits):
+    """What a client may ask about the loaded model.
+
+    default_sampling_params: from the checkpoint's generation config. card: the start-up card.
+    """
+
+    default_sampling_params: SamplingParams
+    card: list[tuple[str, str]]

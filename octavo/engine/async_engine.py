@@ -19,11 +19,11 @@ from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.calls import id_list, missing_attribute
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
-from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine, ModelInfo
+from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
-from octavo.request import Request
+from octavo.request import ModelInfo, Request
 from octavo.text.tokenizer import Tokenizer
 
 Item = RequestOutput | BaseException

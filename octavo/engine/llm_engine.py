@@ -2,8 +2,7 @@
 
 prompt -> input.py -> Request -> core.py (schedule, execute, update) -> output.py -> RequestOutput
 
-`LLM` and `AsyncLLM` are two ways to run the loop. Routes are written and tested against EngineClient; its two
-implementations give the same tokens for the same seeds:
+`LLM` and `AsyncLLM` run the loop. Both EngineClients give the same tokens for the same seeds:
 
     routes ──▶ EngineClient ◀── AsyncLLM          the engine on a thread of this process
                             ◀── ProcessClient     the engine in its own process
@@ -23,7 +22,7 @@ from octavo.errors import EngineDeadError
 from octavo.observe.events import EventLog
 from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
-from octavo.request import Request, RequestLimits, SequenceId
+from octavo.request import ModelInfo, Request, SequenceId
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.step import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
@@ -122,8 +121,7 @@ class RequestFault(NamedTuple):
 
 
 class Processed(NamedTuple):
-    """A step's outputs in order of first change, and ends that the scheduler must be told of: by stop strings, by
-    faults."""
+    """A step's outputs, and the ends that the scheduler must be told of: by stop strings and by faults."""
 
     outputs: list[RequestOutput]
     stops: list[tuple[SequenceId, str]]
@@ -172,17 +170,6 @@ class OutputProcessor:
         return done
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo(RequestLimits):
-    """What a client may ask about the loaded model.
-
-    default_sampling_params: from the checkpoint's generation config. card: the start-up card.
-    """
-
-    default_sampling_params: SamplingParams
-    card: list[tuple[str, str]]
-
-
 @dataclass(frozen=True, slots=True)
 class GenerateCall:
     """The arguments of `generate`. sampling_params None: the model's defaults. request_id None: one is made up."""
@@ -222,11 +209,9 @@ class EngineClient(Protocol):
 
     def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         """Implements `generate`; nothing is checked or begun before the first output is asked for."""
-        ...
 
     async def abort(self, request_id: str) -> None:
         """End a request; its last output has finish_reason "abort". An unknown id is taken for a finished request."""
-        ...
 
     def get_tokenizer(self) -> Tokenizer | None: ...
 
@@ -236,10 +221,8 @@ class EngineClient(Protocol):
     @property
     def is_alive(self) -> bool:
         """False while no engine can serve requests: it is down, restarting or shutting down."""
-        ...
 
     async def stats(self) -> EngineStats: ...
 
     async def metrics(self) -> bytes:
         """The engine's metrics, as Prometheus reads them."""
-        ...

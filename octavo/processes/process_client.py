@@ -21,7 +21,7 @@ import msgspec
 
 from octavo.engine.core import EngineStats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
-from octavo.engine.llm_engine import EngineClient, GenerateCall, ModelInfo
+from octavo.engine.llm_engine import EngineClient, GenerateCall
 from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
@@ -44,7 +44,7 @@ from octavo.processes.transport import (
     pack_params,
     pack_request,
 )
-from octavo.request import Request
+from octavo.request import ModelInfo, Request
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.step import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer

@@ -12,8 +12,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.llm_engine import ModelInfo
 from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.request import ModelInfo
 from octavo.sampling_params import SamplingParams, known_to
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.generation import (

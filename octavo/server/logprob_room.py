@@ -15,8 +15,8 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from octavo.engine.llm_engine import ModelInfo
 from octavo.outputs import RequestOutput
+from octavo.request import ModelInfo
 from octavo.sampling_params import SamplingParams
 from octavo.server.api_errors import ApiError, bad_field
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from octavo.engine.llm_engine import ModelInfo
+from octavo.request import ModelInfo
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.protocol import ChatCompletionRequest, GenerationRequest
 from octavo.server.serving import Serving

@@ -1,4 +1,4 @@
-"""An engine behind a socket gives what it gives in process: here it runs on a thread, with a real socket between."""
+"""An engine behind a socket gives the same outputs as in process. It runs on a thread here, behind a real socket."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ PROMPT = "The capital of France is"
 
 
 class Served:
-    """An engine's loop on a thread, and what its parent holds."""
+    """An engine's loop on a thread, and its parent's end of the channel."""
 
     def __init__(
         self,
@@ -283,7 +283,7 @@ def test_a_fault_in_one_text_ends_no_other(ask: Callable[..., Any]) -> None:
 
 
 def test_a_token_that_cannot_be_drawn_ends_its_request_alone(ask: Callable[..., Any], offline: LLM) -> None:
-    """With log-probabilities, of which such a token has none."""
+    """Also with log-probabilities, since such a token has none."""
     (the,) = offline.get_tokenizer().encode(" the", add_special_tokens=False)
     params = SamplingParams(logprobs=2, allowed_token_ids=[the], bad_words=[" the the"])
 

@@ -1,4 +1,4 @@
-"""When the engine's loop says that it turns, and how long it asks its parent to wait for the next word."""
+"""When the engine's loop sends heartbeats, and how long its parent waits for the next one."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""What waits for a front end that does not read is bounded, and it learns what it missed; questions can wait."""
+"""Messages for a front end that does not read are bounded, and it learns what it missed; answers are rate-limited."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from octavo.processes.transport import Down, GivenUp, Refusal, Reply, SequenceNe
 
 
 class Socket:
-    """Takes messages, or raises what it is told to."""
+    """Takes messages, or raises the given error."""
 
     def __init__(self) -> None:
         self.fault: zmq.ZMQError | None = None

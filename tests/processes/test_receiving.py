@@ -1,4 +1,4 @@
-"""However much the engine says, a front end listens to it for a few milliseconds at a time."""
+"""However much the engine sends, a front end receives for only a few milliseconds at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What crosses between processes arrives as it was."""
+"""Messages between processes arrive unchanged."""
 
 from dataclasses import fields
 from typing import Any

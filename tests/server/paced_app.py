@@ -19,10 +19,9 @@ import uvicorn
 
 from octavo.engine.input import InputProcessor
 from octavo.engine.lazy_logprobs import LogprobRows, pack_rows
-from octavo.engine.llm_engine import ModelInfo
 from octavo.messages import LogprobRow
 from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.request import Request, RequestLimits
+from octavo.request import ModelInfo, Request, RequestLimits
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings

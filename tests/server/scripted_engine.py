@@ -13,9 +13,9 @@ from fastapi import FastAPI
 
 from octavo.engine.core import EngineStats
 from octavo.engine.input import InputProcessor
-from octavo.engine.llm_engine import EngineClient, GenerateCall, ModelInfo
+from octavo.engine.llm_engine import EngineClient, GenerateCall
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
-from octavo.request import Request, RequestLimits
+from octavo.request import ModelInfo, Request, RequestLimits
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.app import create_app
 from octavo.server.settings import ServerSettings
