@@ -11,6 +11,7 @@ of the host's monotonic clock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 import random
@@ -18,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from octavo.bench.answer import Answer, stream
 from octavo.bench.http_client import Client, Target
@@ -120,36 +121,21 @@ def shares(whole: LoadShare, num_procs: int) -> list[LoadShare]:
     return dealt
 
 
-class Company(Protocol):
-    """The processes that share a load."""
-
-    def leave(self) -> None:
-        """Report that this process's requests have ended."""
-
-    def is_gone(self) -> bool:
-        """Whether those of all processes have."""
-
-
-class Alone:
-    """The company of a single process."""
-
-    def leave(self) -> None:
-        pass
-
-    def is_gone(self) -> bool:
-        return True
-
-
 def run_share(
-    share: LoadShare, begin_at: Callable[[], float], on_progress: OnProgress, company: Company | None = None
+    share: LoadShare,
+    begin_at: Callable[[], float],
+    on_progress: OnProgress,
+    leave: Callable[[], None] = lambda: None,
+    is_over: Callable[[], bool] = lambda: True,
 ) -> Sent:
-    """Send all requests and wait for the answers. `begin_at` is called when ready and returns the start time."""
+    """Send all requests and wait for the answers. begin_at: called when ready; returns the start time. leave: called
+    when this process's requests have ended. is_over: whether those of all processes have."""
     allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         gc.collect()
         gc.freeze()  # no garbage collection over prompts and bodies while timing
         try:
-            return runner.run(_drive(share, begin_at, on_progress, company or Alone()))
+            return runner.run(_drive(share, begin_at, on_progress, leave, is_over))
         finally:
             gc.unfreeze()
 
@@ -172,22 +158,23 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-async def _drive(share: LoadShare, begin_at: Callable[[], float], on_progress: OnProgress, company: Company) -> Sent:
+async def _drive(
+    share: LoadShare,
+    begin_at: Callable[[], float],
+    on_progress: OnProgress,
+    leave: Callable[[], None],
+    is_over: Callable[[], bool],
+) -> Sent:
     client = Client(share.target)
     await client.resolve()
     sent = Sent()
-    turn = None if share.max_concurrency is None else asyncio.Semaphore(share.max_concurrency)
+    turn = contextlib.nullcontext() if share.max_concurrency is None else asyncio.Semaphore(share.max_concurrency)
 
     async def one(sending: Sending) -> None:
         answer = Answer(sending.index)
         sent.answers.append(answer)
-        if turn is not None:
-            await turn.acquire()
-        try:
+        async with turn:
             await stream(client, sending.request, answer, sending.num_prompt_tokens, share.keep_text)
-        finally:
-            if turn is not None:
-                turn.release()
         on_progress(1)
 
     begin = begin_at()
@@ -200,8 +187,8 @@ async def _drive(share: LoadShare, begin_at: Callable[[], float], on_progress: O
         tasks.append(asyncio.create_task(one(sending)))
     await asyncio.gather(*tasks)
     sent.end, sent.cpu = time.monotonic(), time.process_time() - cpu
-    company.leave()
-    while share.long_prompts and not company.is_gone():
+    leave()
+    while share.long_prompts and not is_over():
         await asyncio.sleep(0.01)
     long_ones.cancel()
     await asyncio.gather(long_ones, return_exceptions=True)

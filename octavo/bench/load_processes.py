@@ -77,13 +77,12 @@ def _collect(children: dict[Connection, BaseProcess], on_progress: OnProgress) -
 
 def _receive(pipe: Connection, child: BaseProcess) -> object:
     try:
-        got: object = pipe.recv()
+        return pipe.recv()
     except EOFError:
         child.join()
         raise OctavoError(
             f"a client process ended with exit code {child.exitcode} before its requests; its output is above"
         ) from None
-    return got
 
 
 def _joined(parts: list[Sent]) -> Sent:
@@ -96,23 +95,21 @@ def _joined(parts: list[Sent]) -> Sent:
     )
 
 
-class _Others:
-    """The company of one of several processes. num_left: processes that still have requests."""
-
-    def __init__(self, num_left: Synchronized[int]) -> None:
-        self._num_left = num_left
-
-    def leave(self) -> None:
-        with self._num_left.get_lock():
-            self._num_left.value -= 1
-
-    def is_gone(self) -> bool:
-        return self._num_left.value == 0
-
-
 def _child(pipe: Connection, share: LoadShare, num_left: Synchronized[int]) -> None:
-    """The child's main function; ends silently if the parent is gone."""
-    counted = _Counted(pipe)
+    """The child's main function; ends silently if the parent is gone. num_left: processes that still have requests."""
+    num_new, reported_at = 0, 0.0
+
+    def count(num_ended: int) -> None:
+        """Report ended requests to the parent, at most every REPORT_EVERY_S."""
+        nonlocal num_new, reported_at
+        num_new += num_ended
+        if time.monotonic() - reported_at > REPORT_EVERY_S:
+            pipe.send(num_new)
+            num_new, reported_at = 0, time.monotonic()
+
+    def leave() -> None:
+        with num_left.get_lock():
+            num_left.value -= 1
 
     def begin_at() -> float:
         pipe.send("ready")
@@ -120,21 +117,6 @@ def _child(pipe: Connection, share: LoadShare, num_left: Synchronized[int]) -> N
         return begin
 
     try:
-        pipe.send(run_share(share, begin_at, counted, _Others(num_left)))
+        pipe.send(run_share(share, begin_at, count, leave, lambda: num_left.value == 0))
     except (EOFError, BrokenPipeError):
         pipe.close()
-
-
-class _Counted:
-    """Reports the number of ended requests to the parent, at most every REPORT_EVERY_S."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-        self._num_new = 0
-        self._told_at = 0.0
-
-    def __call__(self, num_ended: int) -> None:
-        self._num_new += num_ended
-        if time.monotonic() - self._told_at > REPORT_EVERY_S:
-            self._pipe.send(self._num_new)
-            self._num_new, self._told_at = 0, time.monotonic()

@@ -173,11 +173,6 @@ def parse_goodput(limits: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def percent_key(percentage: float) -> str:
-    """99 and 99.9, as in p99 and p99.9."""
-    return f"p{percentage:g}"
-
-
 def warnings(result: Mapping[str, Any], errors: Counter[str]) -> list[str]:
     """Caveats about a result."""
     lines = [f"{count} x {error}" for error, count in errors.most_common(MAX_ERRORS_SHOWN)]
@@ -212,5 +207,5 @@ def _statistics(metric: Metric, times_ms: Sequence[float], percentages: Sequence
         found = dict(zip(found, (float(times.mean()), float(np.median(times)), float(times.std())), strict=True))
     for percentage in percentages:
         value = float(np.percentile(times_ms, percentage)) if times_ms else None
-        found[f"{percent_key(percentage)}_{metric}_ms"] = value
+        found[f"p{percentage:g}_{metric}_ms"] = value
     return found

@@ -22,7 +22,7 @@ from octavo.bench.load import RampUp, RampUpStrategy
 from octavo.bench.online import ENDPOINTS, Backend, Form, Server, Timing, first_model
 from octavo.bench.online_report import METRICS, Metric, details, parse_goodput, summary, warnings
 from octavo.cli.bench_serve_dataset import Dataset, add_dataset_flags, check_dataset_flags, open_dataset
-from octavo.cli.bench_serve_output import Bar, Results, add_result_flags, say, table
+from octavo.cli.bench_serve_output import Results, add_result_flags, progress_bar, say, table
 from octavo.cli.flags import add_flags, check_counts, check_not_read
 from octavo.cli.parser import CommandParser
 from octavo.cli.sampling_flags import add_sampling_flag
@@ -98,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
         if point > 0 and not dataset.is_drawn:
             say("these prompts were sent before: a server with a prefix cache answers them faster now")
         timed = replace(timing, request_rate=rate)
-        with Bar(len(requests), timed.pace, args.disable_tqdm) as bar:
-            outcome = server.measure(requests, timed, bar.advance, dataset.long_requests(point), args.save_detailed)
+        with progress_bar(len(requests), timed.pace, args.disable_tqdm) as advance:
+            outcome = server.measure(requests, timed, advance, dataset.long_requests(point), args.save_detailed)
         result = summary(outcome, metrics, percentages, goodput_ms)
         print(table(result, timed.pace), flush=True)
         for warning in warnings(result, outcome.errors):

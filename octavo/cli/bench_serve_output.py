@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from octavo.bench.online_report import NAMES, Outcome
@@ -61,36 +61,20 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", action="store_true", help=text)
 
 
-class Bar:
-    """A progress bar of finished requests, on standard error if that is a terminal."""
+@contextmanager
+def progress_bar(num_requests: int, pace: str, is_disabled: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of finished requests, on standard error if that is a terminal. Yields the function that advances it."""
+    if is_disabled or not sys.stderr.isatty():
+        yield lambda num_ended: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    def __init__(self, num_requests: int, pace: str, is_disabled: bool) -> None:
-        self._num_requests = num_requests
-        self._title = pace
-        self._bar: Any = None
-        self._is_shown = not is_disabled and sys.stderr.isatty()
-
-    def __enter__(self) -> Bar:
-        if self._is_shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = (TextColumn(self._title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            # Four times per second: drawing takes time from the event loop.
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
-            self._bar.start()
-            self._row = self._bar.add_task("", total=self._num_requests)
-        return self
-
-    def advance(self, num_ended: int) -> None:
-        if self._bar is not None:
-            self._bar.advance(self._row, num_ended)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    columns = (TextColumn(pace), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Four times per second: drawing takes time from the event loop.
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as bar:
+        row = bar.add_task("", total=num_requests)
+        yield lambda num_ended: bar.advance(row, num_ended)
 
 
 def say(line: str) -> None:

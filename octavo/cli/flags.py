@@ -58,11 +58,14 @@ def config_fields() -> dict[str, tuple[Field[Any], Any]]:
     return found
 
 
-def add_section_flags(group: argparse._ArgumentGroup, section: type[Any]) -> None:
-    """A flag for every field of a section outside the engine's config."""
+def add_section_flags(group: argparse._ArgumentGroup, section: type[Any], is_flag: Callable[[str], bool]) -> None:
+    """A flag for every field of a section whose name is one."""
     hints = get_type_hints(section)
     for field in fields(section):
-        add_flag(group, field.name, hints[field.name], _help_of(field))
+        if is_flag(field.name):
+            is_shown = field.default is not None and field.default != () and field.default is not MISSING
+            default = f" (default: {field.default})" if is_shown else ""
+            _add_flag(group, field.name, hints[field.name], field.metadata["help"] + default)
 
 
 def section_options(args: argparse.Namespace, section: type[Any]) -> dict[str, Any]:
@@ -76,15 +79,7 @@ def add_engine_flags(parser: argparse.ArgumentParser, exclude: frozenset[str]) -
     for section in get_type_hints(EngineConfig).values():
         about = f"{section.__doc__} Sizes may be written 32k (thousands) or 4G (of 1024)."
         group = parser.add_argument_group(section.__name__, about)
-        hints = get_type_hints(section)
-        for field in fields(section):
-            if field.name not in exclude:
-                add_flag(group, field.name, hints[field.name], _help_of(field))
-
-
-def _help_of(field: Field[Any]) -> str:
-    is_shown = field.default is not None and field.default != () and field.default is not MISSING
-    return f"{field.metadata['help']} (default: {field.default})" if is_shown else str(field.metadata["help"])
+        add_section_flags(group, section, lambda name: name not in exclude)
 
 
 def engine_options(args: argparse.Namespace, exclude: frozenset[str]) -> dict[str, Any]:
@@ -93,7 +88,7 @@ def engine_options(args: argparse.Namespace, exclude: frozenset[str]) -> dict[st
     return {name: given[name] for name in config_fields() if name in given and name not in exclude}
 
 
-def add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, text: str) -> None:
+def _add_flag(group: argparse._ArgumentGroup, name: str, hint: Any, text: str) -> None:
     """One flag, of the type `hint`."""
     flag = "--" + name.replace("_", "-")
     kinds = [kind for kind in _kinds(hint) if kind is not NoneType]

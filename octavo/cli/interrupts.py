@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -14,18 +14,14 @@ INTERRUPTED = 128 + signal.SIGINT
 _IMPORTING = "<frozen importlib._bootstrap>"
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> AbstractContextManager[None]:
     """Ctrl-C raises KeyboardInterrupt inside this context."""
-    with _handling(_raise_or_leave):
-        yield
+    return _handling(_raise_or_leave)
 
 
-@contextlib.contextmanager
-def asyncios_ctrl_c() -> Iterator[None]:
+def asyncios_ctrl_c() -> AbstractContextManager[None]:
     """asyncio cancels its tasks in order on Ctrl-C, but only with Python's own handler installed."""
-    with _handling(signal.default_int_handler):
-        yield
+    return _handling(signal.default_int_handler)
 
 
 def is_interrupt(error: BaseException | None) -> bool:
@@ -56,7 +52,7 @@ def _raise_or_leave(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-@contextlib.contextmanager
+@contextmanager
 def _handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     """Install a handler, unless the shell ignores Ctrl-C, as for a background command."""
     before = signal.getsignal(signal.SIGINT)

@@ -95,12 +95,8 @@ def _run(argv: list[str]) -> int:
 def parser_of(name: str, command: Command) -> CommandParser:
     parser = CommandParser(name, command.__doc__, getattr(command, "COMMON", ()))
     command.add_arguments(parser)
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        default=env.is_debug(),
-        help="show the traceback of an error; also OCTAVO_DEBUG=1",
-    )
+    text = "show the traceback of an error; also OCTAVO_DEBUG=1"
+    parser.add_argument("--debug", action="store_true", default=env.is_debug(), help=text)
     return parser
 
 

@@ -44,9 +44,8 @@ _NOT_FLAGS = frozenset({"model", "seed", "skip_tokenizer_init"})
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model(takes_prompts=True)
-    parser.add_argument(
-        "-i", "--input", metavar="FILE", help="prompts, one per line, as text or JSONL; -: standard input"
-    )
+    prompts = "prompts, one per line, as text or JSONL; -: standard input"
+    parser.add_argument("-i", "--input", metavar="FILE", help=prompts)
     parser.add_argument("-o", "--output", metavar="FILE", help="write answers as JSONL, in the order of prompts")
     parser.add_argument("--raw", "--no-chat", action="store_true", help="complete raw prompts, without chat template")
     parser.add_argument("--system", metavar="TEXT", help="a system message before every prompt or chat")

@@ -12,14 +12,19 @@ import argparse
 import asyncio
 import sys
 import time
-from typing import get_type_hints
 
-from octavo.cli.flags import add_engine_flags, add_flag, check_not_read, engine_options, whole_number
+from octavo.cli.flags import (
+    add_engine_flags,
+    add_flags,
+    add_section_flags,
+    check_counts,
+    check_not_read,
+    engine_options,
+)
 from octavo.cli.interrupts import asyncios_ctrl_c
 from octavo.cli.parser import CommandParser
 from octavo.cli.run import warn_if_slow
 from octavo.engine.progress import Progress
-from octavo.errors import ConfigError
 from octavo.server.batch_files import STANDARD_STREAM, BatchInput, BatchOutput, BatchStream, Results
 from octavo.server.settings import LIMITS, ServerSettings
 
@@ -37,30 +42,20 @@ COMMON = (
 
 def add_arguments(parser: CommandParser) -> None:
     parser.takes_model()
-    parser.add_argument(
-        "-i", "--input-file", required=True, metavar="FILE", help="calls, one per line; -: standard input"
-    )
-    parser.add_argument(
-        "-o",
-        "--output-file",
-        required=True,
-        metavar="FILE",
-        help="results are appended, one per line; -: standard output",
-    )
+    calls, results = "calls, one per line; -: standard input", "results are appended, one per line; -: standard output"
+    parser.add_argument("-i", "--input-file", required=True, metavar="FILE", help=calls)
+    parser.add_argument("-o", "--output-file", required=True, metavar="FILE", help=results)
     help_names = "model names that calls may use; default: that of --model"
     parser.add_argument("--served-model-name", nargs="+", metavar="NAME", help=help_names)
-    help_inflight = "maximum number of calls in the engine, running or waiting; default: twice --max-num-seqs"
-    parser.add_argument("--max-inflight", type=whole_number, metavar="N", help=help_inflight)
+    inflight = "maximum number of calls in the engine, running or waiting; default: twice --max-num-seqs"
+    add_flags(parser, {"max-inflight": ("N", None, inflight)})
     group = parser.add_argument_group("limits of a call, as in octavo serve")
-    hints, fields = get_type_hints(ServerSettings), ServerSettings.__dataclass_fields__
-    for name in _SETTINGS:
-        add_flag(group, name, hints[name], f"{fields[name].metadata['help']} (default: {fields[name].default})")
+    add_section_flags(group, ServerSettings, _SETTINGS.__contains__)
     add_engine_flags(parser, _NOT_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.max_inflight is not None and args.max_inflight < 1:
-        raise ConfigError(f"--max-inflight is {args.max_inflight}, allowed is 1 or more")
+    check_counts(args, "max_inflight")
     settings = ServerSettings(
         served_model_name=tuple(args.served_model_name or (args.model,)),
         enable_request_id_headers=True,

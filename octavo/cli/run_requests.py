@@ -62,7 +62,7 @@ class RequestReader:
     seed: int | None = None
 
     def from_texts(self, texts: Sequence[str]) -> list[RunRequest]:
-        return [self._request({"prompt": text}, "", {}, index) for index, text in enumerate(texts)]
+        return [self.from_text(text, index) for index, text in enumerate(texts)]
 
     def from_messages(self, messages: list[Message], turn: int) -> RunRequest:
         return self._request({"messages": messages}, "", {}, turn)

@@ -31,7 +31,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; those given here win over it")
     server = parser.add_argument_group("server options")
     for section in (ServerConfig, AdmissionConfig, ServerSettings):
-        add_section_flags(server, section)
+        add_section_flags(server, section, lambda name: True)
     add_engine_flags(parser, _NOT_FLAGS)
 
 
