@@ -32,7 +32,7 @@ BLOCK_SIZE = 16
 
 def new_recorder(num_seqs: int) -> EngineMetrics:
     log = EventLog(0)
-    log.write(EngineStarted(0.0, 100_000, BLOCK_SIZE, 1, 1, 4096))
+    log.start(EngineStarted(0.0, 100_000, BLOCK_SIZE, 1, 1, 4096))
     recorder = EngineMetrics(log, model_name="smollm2")
     for sequence_id in range(num_seqs):
         for event in joining(sequence_id):

@@ -32,7 +32,7 @@ def queries(dashboard: dict[str, Any]) -> Iterator[str]:
 def exported() -> dict[str, set[str]]:
     """Sample name -> labels, from an idle engine."""
     log = EventLog(0)
-    log.write(EngineStarted(0.0, 10, 16, 1, 1, 128))
+    log.start(EngineStarted(0.0, 10, 16, 1, 1, 128))
     text = EngineMetrics(log, model_name="m").exposition().decode()
     return {
         sample.name: set(sample.labels) for family in text_string_to_metric_families(text) for sample in family.samples

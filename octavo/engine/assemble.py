@@ -112,7 +112,7 @@ def _core(config: EngineConfig, executor: Executor, events: EventLog, clock: Clo
 
 def _record_start(config: EngineConfig, shape: WorkerShape, events: EventLog, clock: Clock) -> None:
     layout = shape.layout
-    events.write(
+    events.start(
         EngineStarted(
             time=clock(),
             num_blocks=layout.num_blocks - 1,

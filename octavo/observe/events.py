@@ -201,30 +201,35 @@ class StepDone(Event):
 
 
 class EventLog:
-    """A bounded log with one writer (the engine's thread) and any number of readers. Each write calls the listeners.
+    """A bounded log with one writer (the engine's thread) and any number of readers.
 
-    is_on: events are kept or listened to; writers check it before they build one.
-    started: the engine's sizes, kept for late readers even when the log has dropped the event.
+    is_on: events are kept or listened to; writers check it before they build one. write: appends an event, and calls
+    the listeners if there are any. started: the engine's sizes, kept even when the log has dropped the event.
     """
+
+    write: Callable[[Event], None]
 
     def __init__(self, capacity: int) -> None:
         self._events: deque[Event] = deque(maxlen=capacity)
         self._listeners: list[Callable[[Event], None]] = []
-        self.num_written = 0
         self.started: EngineStarted | None = None
         self.is_on = capacity > 0
+        self.write = self._events.append
 
-    def write(self, event: Event) -> None:
-        self.num_written += 1
-        if type(event) is EngineStarted:
-            self.started = event
-        self._events.append(event)
-        for listener in self._listeners:
-            listener(event)
+    def start(self, event: EngineStarted) -> None:
+        """Write the first event."""
+        self.started = event
+        self.write(event)
 
     def listen(self, listener: Callable[[Event], None]) -> None:
         self._listeners.append(listener)
         self.is_on = True
+        self.write = self._write_to_all
+
+    def _write_to_all(self, event: Event) -> None:
+        self._events.append(event)
+        for listener in self._listeners:
+            listener(event)
 
     def __iter__(self) -> Iterator[Event]:
         while True:

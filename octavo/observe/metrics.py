@@ -13,27 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from octavo.observe import events
 from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS, NAMESPACES, bounds
-from octavo.observe.events import (
-    Arrived,
-    EngineStarted,
-    Event,
-    EventLog,
-    Finished,
-    FirstToken,
-    Forked,
-    Preempted,
-    PrefixHit,
-    Refused,
-    Sampled,
-    Scheduled,
-    Started,
-    StepDone,
-    Waits,
-)
+from octavo.observe.events import Event, EventLog
 from octavo.observe.exposition import Labels, Metric, MetricFamily, Sample, TextWriter, metric_values
-from octavo.observe.lives import RequestLife, RequestLives
-from octavo.observe.size_counts import SizeCounts, TokenGaps
+from octavo.observe.lives import RequestLife, RequestLives, SizeCounts, TokenGaps
 
 #: labels that exist from the start, so that their rates are 0 instead of missing
 _FIRST_LABELS: dict[str, tuple[str, ...]] = {
@@ -69,7 +53,7 @@ class EngineMetrics:
         self._gaps = TokenGaps(self._histograms["inter_token_latency_seconds"])
         self._lives = RequestLives()
         self._running: set[int] = set()
-        self._num_waiting = 0
+        self.num_waiting = 0
         self._why: dict[str, str] = {}  # waiting request -> reason
         self._num_free_blocks = self._sizes.num_blocks
         self._generated = self._counters["generation_tokens"]
@@ -83,18 +67,18 @@ class EngineMetrics:
 
     def _handler_of_each(self) -> dict[type[Event], Callable[[Any], None]]:
         return {
-            Arrived: self._arrived,
-            Refused: self._refused,
-            Waits: self._waits,
-            Started: self._started,
-            PrefixHit: self._prefix_hit,
-            Scheduled: self._scheduled,
-            Forked: self._forked,
-            Preempted: self._preempted,
-            FirstToken: self._first_token,
-            Finished: self._finished,
-            Sampled: self._sampled,
-            StepDone: self._step_done,
+            events.Arrived: self._arrived,
+            events.Refused: self._refused,
+            events.Waits: self._waits,
+            events.Started: self._started,
+            events.PrefixHit: self._prefix_hit,
+            events.Scheduled: self._scheduled,
+            events.Forked: self._forked,
+            events.Preempted: self._preempted,
+            events.FirstToken: self._first_token,
+            events.Finished: self._finished,
+            events.Sampled: self._sampled,
+            events.StepDone: self._step_done,
         }
 
     def record(self, event: Event) -> None:
@@ -117,10 +101,6 @@ class EngineMetrics:
         return len(self._running)
 
     @property
-    def num_waiting(self) -> int:
-        return self._num_waiting
-
-    @property
     def kv_cache_usage(self) -> float:
         """At the last planned step; 0 if no sequence runs."""
         return 1 - self._num_free_blocks / self._sizes.num_blocks if self._running else 0.0
@@ -131,42 +111,42 @@ class EngineMetrics:
 
     # Event handlers
 
-    def _arrived(self, event: Arrived) -> None:
+    def _arrived(self, event: events.Arrived) -> None:
         self._lives.follow(event)
-        self._num_waiting += 1
+        self.num_waiting += 1
 
-    def _refused(self, event: Refused) -> None:
+    def _refused(self, event: events.Refused) -> None:
         self._counters["admission_rejections"][event.why] += 1
 
-    def _waits(self, event: Waits) -> None:
+    def _waits(self, event: events.Waits) -> None:
         self._why[event.request_id] = event.why.partition(":")[0]
 
-    def _started(self, event: Started) -> None:
+    def _started(self, event: events.Started) -> None:
         life = self._lives.follow(event)
         self._running.add(event.sequence_id)
-        self._num_waiting -= 1
+        self.num_waiting -= 1
         self._why.pop(event.request_id, None)
         if life is not None and life.num_preemptions == 0 and self._sizes.enable_prefix_caching:
             self._counters["prefix_cache_queries"][""] += life.num_prompt_tokens
 
-    def _prefix_hit(self, event: PrefixHit) -> None:
+    def _prefix_hit(self, event: events.PrefixHit) -> None:
         if self._lives.follow(event) is not None:
             self._counters["prefix_cache_hits"][""] += event.num_tokens
 
-    def _scheduled(self, event: Scheduled) -> None:
+    def _scheduled(self, event: events.Scheduled) -> None:
         self._num_free_blocks = event.num_free_blocks
 
-    def _forked(self, event: Forked) -> None:
+    def _forked(self, event: events.Forked) -> None:
         self._lives.follow(event)
         self._running.add(event.sequence_id)
 
-    def _preempted(self, event: Preempted) -> None:
+    def _preempted(self, event: events.Preempted) -> None:
         self._lives.follow(event)
         self._running.discard(event.sequence_id)
-        self._num_waiting += 1
+        self.num_waiting += 1
         self._counters["num_preemptions"][""] += 1
 
-    def _first_token(self, event: FirstToken) -> None:
+    def _first_token(self, event: events.FirstToken) -> None:
         life = self._lives.follow(event)
         if life is None:
             return
@@ -178,12 +158,12 @@ class EngineMetrics:
         self._num_step_tokens += life.num_prompt_tokens - num_cached
         self._observe("time_to_first_token_seconds", life.ttft_s)
 
-    def _finished(self, event: Finished) -> None:
+    def _finished(self, event: events.Finished) -> None:
         life = self._lives.follow(event)
         if event.sequence_id in self._running:
             self._running.remove(event.sequence_id)
         else:
-            self._num_waiting -= 1
+            self.num_waiting -= 1
         self._gaps.ended(event.sequence_id)
         self._counters["request_success"][event.reason] += 1
         self._counters["corrupted_requests"][""] += event.is_corrupted
@@ -211,12 +191,12 @@ class EngineMetrics:
         if life.first_token is not None:
             self._observe("request_prefill_kv_computed_tokens", life.num_prompt_tokens - life.num_cached_tokens)
 
-    def _sampled(self, event: Sampled) -> None:
+    def _sampled(self, event: events.Sampled) -> None:
         self._gaps.step(event.sequence_ids, event.time)
         self._generated[""] += event.num_tokens
         self._num_step_tokens += event.num_tokens
 
-    def _step_done(self, event: StepDone) -> None:
+    def _step_done(self, event: events.StepDone) -> None:
         if self._num_step_tokens:
             self._step_tokens.observe(self._num_step_tokens)
             self._num_step_tokens = 0
@@ -258,7 +238,7 @@ class EngineMetrics:
     def _waiting_by_reason(self, namespace: str) -> dict[str, int]:
         """vLLM has two reasons: capacity, which covers all of ours, and deferred, which we never have. One that no step
         has passed over yet, or that was preempted, waits for its turn."""
-        num_waiting = self._num_waiting
+        num_waiting = self.num_waiting
         if namespace == "vllm":
             return {"capacity": num_waiting, "deferred": 0}
         reasons = Counter(list(self._why.values()))
@@ -273,7 +253,7 @@ def _histogram_samples(histogram: SizeCounts) -> list[Sample]:
     return samples
 
 
-def _cache_info(sizes: EngineStarted) -> Labels:
+def _cache_info(sizes: events.EngineStarted) -> Labels:
     """The cache options and the engine's actual sizes, by vLLM's names."""
     facts: dict[str, object] = {
         **dict(sizes.cache_options),

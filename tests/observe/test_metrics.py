@@ -63,7 +63,7 @@ class Scrape:
 
 def follow(*events: Event) -> tuple[EventLog, EngineMetrics]:
     log = EventLog(0)  # keeps nothing, and is heard all the same
-    log.write(STARTED)
+    log.start(STARTED)
     recorder = EngineMetrics(log, model_name="m")
     write(log, *events)
     return log, recorder
@@ -217,7 +217,7 @@ def test_a_resumed_sequence_asks_the_prefix_cache_for_nothing_new() -> None:
 
 def test_labels_are_escaped() -> None:
     log = EventLog(0)
-    log.write(replace(STARTED, cache_options=(("cache_dtype", "auto"),)))
+    log.start(replace(STARTED, cache_options=(("cache_dtype", "auto"),)))
     name = 'C:\\models\n"best"'
     text = EngineMetrics(log, model_name=name).exposition().decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
@@ -247,7 +247,7 @@ def test_256_sequences_cost_little_and_a_scrape_stops_no_step() -> None:
 
 def test_the_scheduler_writes_down_whom_it_refuses_and_whose_logits_were_broken() -> None:
     simulator = Simulator(num_blocks=8, block_size=4)
-    simulator.events.write(STARTED)
+    simulator.events.start(STARTED)
     recorder = EngineMetrics(simulator.events, model_name="m")
     with pytest.raises(InvalidRequestError):
         simulator.add(make_request("long", [1] * 60))

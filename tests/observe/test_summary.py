@@ -10,7 +10,7 @@ from octavo.observe.summary import INTERVAL_S, IntervalSummary
 def test_rates_are_of_the_interval_and_of_an_idle_one_nothing_is_said() -> None:
     now = 100.0
     log = EventLog(0)
-    log.write(EngineStarted(0.0, num_blocks=10, block_size=4, block_bytes=1, num_groups=1, max_model_len=40))
+    log.start(EngineStarted(0.0, num_blocks=10, block_size=4, block_bytes=1, num_groups=1, max_model_len=40))
     summary = IntervalSummary(EngineMetrics(log, model_name="m"), lambda: now)
     assert summary.line() is None
     for event in (
@@ -35,7 +35,7 @@ def test_rates_are_of_the_interval_and_of_an_idle_one_nothing_is_said() -> None:
 def test_a_line_is_logged_once_an_interval(caplog: pytest.LogCaptureFixture) -> None:
     now = 100.0
     log = EventLog(0)
-    log.write(EngineStarted(0.0, num_blocks=10, block_size=4, block_bytes=1, num_groups=1, max_model_len=40))
+    log.start(EngineStarted(0.0, num_blocks=10, block_size=4, block_bytes=1, num_groups=1, max_model_len=40))
     summary = IntervalSummary(EngineMetrics(log, model_name="m"), lambda: now)
     log.write(Arrived(100.0, "a", 20, 1))
     with caplog.at_level("INFO", logger="octavo"):

@@ -3,7 +3,7 @@
 import pytest
 
 from octavo.messages import ForkRow, StepResult
-from octavo.observe.events import FirstToken, Forked, Preempted, PrefixHit, Scheduled, Started
+from octavo.observe.events import Event, FirstToken, Forked, Preempted, PrefixHit, Scheduled, Started
 from octavo.request import SequenceState
 from octavo.testing.fake_executor import generate_alone
 from octavo.testing.simulate import Arrival, make_request
@@ -118,9 +118,11 @@ class TestPlans:
 
     def test_no_event_is_built_when_nobody_keeps_them(self):
         simulator = simulator_of(event_log_size=0)
+        written: list[Event] = []
+        simulator.events.write = written.append
         simulator.add(make_request("a", prompt_of(50), n=2))
         simulator.run()
-        assert simulator.events.num_written == 0
+        assert written == []
 
 
 class TestForks:

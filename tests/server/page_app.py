@@ -53,7 +53,7 @@ class FakeServer:
 
     def __post_init__(self) -> None:
         self.log = EventLog(0)
-        self.log.write(EngineStarted(0.0, 1000, 16, 1, 1, 4096))
+        self.log.start(EngineStarted(0.0, 1000, 16, 1, 1, 4096))
         self.metrics = EngineMetrics(self.log, model_name="smollm2")
         self._num_requests = 0
 

@@ -6,7 +6,7 @@ import pytest
 
 from octavo.errors import ConfigError
 from octavo.observe.catalog import HISTOGRAMS, bounds
-from octavo.observe.size_counts import SizeCounts, TokenGaps
+from octavo.observe.lives import SizeCounts, TokenGaps
 
 
 def buckets(histogram: SizeCounts) -> dict[str, int]:
