@@ -114,23 +114,3 @@ class PendingStep(Protocol):
 
     def result(self) -> StepResult:
         """Wait for the step's end. Raises what went wrong in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class DoneStep:
-    """A PendingStep that is nothing to wait for."""
-
-    done: StepResult
-
-    def result(self) -> StepResult:
-        return self.done
-
-
-@dataclass(frozen=True, slots=True)
-class FailedStep:
-    """A PendingStep that went wrong as it began."""
-
-    fault: Exception
-
-    def result(self) -> StepResult:
-        raise self.fault

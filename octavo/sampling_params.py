@@ -179,7 +179,6 @@ class SamplingParams:
         self._set(name, ids)
 
     def _set(self, name: str, value: object) -> None:
-        """Write a checked field."""
         object.__setattr__(self, name, value)
 
     @property
@@ -188,7 +187,6 @@ class SamplingParams:
 
     @property
     def reports_logprobs(self) -> bool:
-        """Of generated tokens."""
         return self.logprobs is not None or self.logprob_token_ids is not None
 
     @property

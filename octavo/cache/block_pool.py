@@ -34,19 +34,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, CacheGroup, ContentHash
+from octavo.observe.events import BlockEvicted, EventLog
 
 
 class BlockPool:
     """Owner of all reference counts. Block 0 is the null block and never leaves the pool."""
 
-    def __init__(self, num_blocks: int, tree: PrefixTree, on_evict: Callable[[BlockId], None]) -> None:
+    def __init__(self, num_blocks: int, tree: PrefixTree, events: EventLog, clock: Callable[[], float]) -> None:
         assert num_blocks >= 2, f"a pool of {num_blocks} has no block besides the null block"
         self.num_blocks = num_blocks
         self.ref_counts = [0] * num_blocks
         self.free: list[BlockId] = [BlockId(i) for i in range(num_blocks - 1, 0, -1)]
         self.cached: OrderedDict[BlockId, None] = OrderedDict()
         self._tree = tree
-        self._on_evict = on_evict
+        self._events = events
+        self._clock = clock
 
     @property
     def num_available(self) -> int:
@@ -104,7 +106,8 @@ class BlockPool:
         block_id, _ = self.cached.popitem(last=False)
         self._tree.remove(block_id)
         self.free.append(block_id)
-        self._on_evict(block_id)
+        if self._events.is_on:
+            self._events.write(BlockEvicted(self._clock(), block_id))
 
 
 @dataclass(frozen=True, slots=True)

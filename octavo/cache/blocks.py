@@ -167,6 +167,16 @@ class BlockTables:
             room=room,
         )
 
+    def rewind(self, num_tokens: int, groups: Listlike[CacheGroup], block_size: int) -> bool:
+        """Other tokens than these first ones may be written again. False: a window has passed them."""
+        for group, first in zip(groups, self.first_visible, strict=True):
+            if first > group.first_visible_block(num_tokens, block_size):
+                return False
+        self.room = min(self.room, num_tokens)
+        self.num_published = min(self.num_published, num_tokens // block_size)
+        self.num_found = min(self.num_found, self.num_published)
+        return True
+
     def clear(self) -> None:
         """Hold nothing, but keep the hashes: the sequence may come back."""
         for table in self.block_ids:

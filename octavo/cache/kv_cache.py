@@ -1,4 +1,4 @@
-"""KVCache: the one door to block bookkeeping. The scheduler asks here and nowhere else.
+"""KVCache: all that the scheduler asks of block bookkeeping.
 
     start   a sequence gets tables, beginning with what the prefix tree already holds
     grow    room for its next tokens: fresh blocks, and a private copy of a shared block before a write
@@ -8,7 +8,7 @@
 Full blocks are published when the step that fills them is planned, not when it is done: a layer writes all
 keys and values of a step before it reads any, so a sequence may find in a step what another computes in it.
 
-What the worker must know is collected as block writes and copies, and taken with each plan.
+Block writes and copies are collected for the worker, and taken with each plan.
 """
 
 from __future__ import annotations
@@ -19,16 +19,7 @@ from collections.abc import Sequence as Listlike
 from octavo.cache.block_pool import BlockPool, PrefixMatch, PrefixTree
 from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, CacheGroup, Root, live
 from octavo.messages import BlockWrite
-from octavo.observe.events import (
-    BlockCopied,
-    BlockEvicted,
-    BlocksFreed,
-    BlocksGiven,
-    BlocksPublished,
-    EventLog,
-    Forked,
-    PrefixHit,
-)
+from octavo.observe.events import BlockCopied, BlocksFreed, BlocksGiven, BlocksPublished, EventLog, Forked, PrefixHit
 from octavo.request import Sequence, SequenceId
 
 
@@ -51,7 +42,7 @@ class KVCache:
         self.tree = PrefixTree()
         self._events = events
         self._clock = clock
-        self.pool = BlockPool(num_blocks, self.tree, on_evict=self._log_evicted)
+        self.pool = BlockPool(num_blocks, self.tree, events, clock)
         self.tables: dict[SequenceId, BlockTables] = {}
         self._writes: list[BlockWrite] = []
         self._copies: list[tuple[int, int]] = []
@@ -70,8 +61,7 @@ class KVCache:
     def num_blocks_to_grow(self, num_tokens: int) -> int:
         """About how many blocks so many more tokens take, of however many sequences. Groups with a window give back
         what they take."""
-        num_growing = sum(group.window is None for group in self.groups)
-        return num_growing * -(-num_tokens // self.block_size)
+        return sum(group.window is None for group in self.groups) * -(-num_tokens // self.block_size)
 
     def find_prefix(self, sequence: Sequence, max_tokens: int) -> PrefixMatch:
         """The longest cached prefix, whole blocks of at most `max_tokens` tokens."""
@@ -82,9 +72,8 @@ class KVCache:
 
     def num_blocks_to_start(self, sequence: Sequence, match: PrefixMatch, chunk_len: int) -> int:
         """Available blocks that the whole of a sequence takes up, found ones that nobody owns included."""
-        ref_counts = self.pool.ref_counts
-        shared = sum(1 for table in match.block_ids for block_id in table if ref_counts[block_id])
-        return self.max_blocks(sequence.num_tokens, chunk_len) - shared
+        num_shared = sum(self.pool.ref_counts[block_id] > 0 for block_id in live(match.block_ids))
+        return self.max_blocks(sequence.num_tokens, chunk_len) - num_shared
 
     # What happens to a sequence
 
@@ -102,7 +91,7 @@ class KVCache:
             for block_id in found[first:]:
                 self.pool.share(block_id)
             if match.num_tokens:
-                self._write(sequence, index, first, found[first:])
+                self._writes.append(BlockWrite(sequence.row, index, first, [*found[first:]]))
         if self._events.is_on and match.num_tokens:
             block_ids = tuple(live(match.block_ids))
             self._events.write(PrefixHit(self._clock(), sequence.sequence_id, match.num_tokens, block_ids))
@@ -121,7 +110,7 @@ class KVCache:
         if num_new:
             for group, table in enumerate(tables.block_ids):
                 fresh = self.pool.take(num_new)
-                self._write(sequence, group, len(table), fresh)
+                self._writes.append(BlockWrite(sequence.row, group, len(table), [*fresh]))
                 table.extend(fresh)
                 if self._events.is_on:
                     self._events.write(BlocksGiven(self._clock(), sequence.sequence_id, group, tuple(fresh)))
@@ -130,20 +119,13 @@ class KVCache:
         return True
 
     def rewind(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Count no more than `num_tokens` tokens as computed: beyond them, other tokens came than were computed. Blocks
-        there stay the sequence's own, to be written again; it must ask before it does. False: a window has passed what
-        it would read from there."""
+        """Count no more than `num_tokens` tokens as computed: other tokens came than were computed beyond them. Blocks
+        there stay the sequence's own, to be written again; it must ask before it does. False: a window has passed the
+        blocks that it would read from there."""
         if sequence.num_computed_tokens <= num_tokens:
             return True
         sequence.num_computed_tokens = num_tokens
-        tables, size = self.tables[sequence.sequence_id], self.block_size
-        for group, first in zip(self.groups, tables.first_visible, strict=True):
-            if first > group.first_visible_block(num_tokens, size):
-                return False
-        tables.room = min(tables.room, num_tokens)
-        tables.num_published = min(tables.num_published, num_tokens // size)
-        tables.num_found = min(tables.num_found, tables.num_published)
-        return True
+        return self.tables[sequence.sequence_id].rewind(num_tokens, self.groups, self.block_size)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """The child's tables become copies of the parent's. Both must ask before they write again."""
@@ -177,7 +159,7 @@ class KVCache:
             del self.tables[sequence.sequence_id]
 
     def forget(self) -> None:
-        """Empty the prefix tree. Blocks in use stay with their owners and are entered anew as these grow."""
+        """Empty the prefix tree. Blocks in use stay with their owners and are entered again when these grow."""
         self.pool.forget()
         for tables in self.tables.values():
             tables.num_found = tables.num_published = 0
@@ -187,8 +169,6 @@ class KVCache:
         changes = self._writes, self._copies
         self._writes, self._copies = [], []
         return changes
-
-    # Below the doors
 
     def _tables_of(self, sequence: Sequence) -> BlockTables:
         tables = self.tables.get(sequence.sequence_id)
@@ -211,7 +191,7 @@ class KVCache:
         self.pool.release(source)
         tables.block_ids[group][index] = target
         self._copies.append((source, target))
-        self._write(sequence, group, index, [target])
+        self._writes.append(BlockWrite(sequence.row, group, index, [target]))
         if self._events.is_on:
             self._events.write(BlockCopied(self._clock(), sequence.sequence_id, source, target))
 
@@ -232,7 +212,7 @@ class KVCache:
             self._log_freed(sequence, group, passed, "window")
 
     def _publish(self, tables: BlockTables, sequence: Sequence, num_computed: int) -> None:
-        """Enter the blocks that are full once `num_computed` tokens are computed into the prefix tree; one whose
+        """Enter the blocks that are full once `num_computed` tokens are computed into the prefix tree; a block whose
         last token is still being drawn has no name yet."""
         first, num_full = tables.num_published, min(num_computed, sequence.num_tokens) // self.block_size
         if num_full > first and self.enable_prefix_caching:
@@ -244,13 +224,6 @@ class KVCache:
                     ids = sequence.sequence_id, group, parent, tuple(table[first:num_full])
                     self._events.write(BlocksPublished(self._clock(), *ids))
 
-    def _write(self, sequence: Sequence, group: int, start: int, block_ids: list[BlockId]) -> None:
-        self._writes.append(BlockWrite(sequence.row, group, start, [*block_ids]))
-
     def _log_freed(self, sequence: Sequence, group: int, block_ids: list[BlockId], why: str) -> None:
         if self._events.is_on:
             self._events.write(BlocksFreed(self._clock(), sequence.sequence_id, group, tuple(block_ids), why))
-
-    def _log_evicted(self, block_id: BlockId) -> None:
-        if self._events.is_on:
-            self._events.write(BlockEvicted(self._clock(), block_id))

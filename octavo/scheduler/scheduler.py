@@ -188,8 +188,6 @@ class Scheduler:
         self._cache.forget()  # what is cached may build on what was never computed
         return updates
 
-    # Parts of the step
-
     def _seal(self, draft: PlanDraft) -> StepPlan:
         """The draft as a plan; the sequences that joined take their place among the running."""
         seats = self._places.seats

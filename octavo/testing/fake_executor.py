@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from octavo.cache.blocks import NULL_BLOCK, CacheGroup
-from octavo.messages import BlockWrite, DoneStep, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
+from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.scheduler.step import num_right
+from octavo.worker.runner import DoneStep
 
 VOCAB_SIZE = 1000
 _MASK = (1 << 64) - 1

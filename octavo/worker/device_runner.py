@@ -28,13 +28,13 @@ from octavo.kernels.cuda.step import GraphMemory
 from octavo.kernels.device import KernelCompiler, StepBatch, StepLimits
 from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_size
-from octavo.messages import DoneStep, FailedStep, PendingStep, StepPlan, StepResult
+from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, Variant
 from octavo.worker.device_rows import DeviceRows
 from octavo.worker.launched_steps import LaunchedStep, LaunchedSteps, fault_of
 from octavo.worker.logprobs import LogprobReporter
 from octavo.worker.rows import LiveRows
-from octavo.worker.runner import Draws, keep_draws
+from octavo.worker.runner import DoneStep, Draws, FailedStep, keep_draws
 from octavo.worker.warm_up import warm_up_plans
 
 

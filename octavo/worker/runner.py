@@ -23,9 +23,29 @@ from numpy.typing import NDArray
 from octavo.config import LogprobsMode
 from octavo.kernels.device import CompiledModel, KernelCompiler, StepBatch, StepLimits
 from octavo.kernels.ops import IntArray
-from octavo.messages import DoneStep, FailedStep, LogprobRow, PendingStep, StepPlan, StepResult
+from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.worker.logprobs import LogprobReporter
 from octavo.worker.rows import LiveRows
+
+
+@dataclass(frozen=True, slots=True)
+class DoneStep:
+    """A PendingStep whose result is there."""
+
+    done: StepResult
+
+    def result(self) -> StepResult:
+        return self.done
+
+
+@dataclass(frozen=True, slots=True)
+class FailedStep:
+    """A PendingStep that failed as it began."""
+
+    fault: Exception
+
+    def result(self) -> StepResult:
+        raise self.fault
 
 
 class Runner(Protocol):

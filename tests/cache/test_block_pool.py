@@ -4,6 +4,7 @@ import pytest
 
 from octavo.cache.block_pool import BlockPool, PrefixTree
 from octavo.cache.blocks import NULL_BLOCK, BlockTables, CacheGroup, Root, chain_hash
+from octavo.observe.events import BlockEvicted, EventLog
 
 FULL = CacheGroup((0,))
 SLIDING = CacheGroup((1,), window=5)  # of blocks of 4 tokens: a token sees at most two blocks
@@ -22,7 +23,9 @@ def evicted():
 
 @pytest.fixture
 def pool(tree, evicted):
-    return BlockPool(6, tree, evicted.append)  # blocks 1 to 5 beside the null block
+    events = EventLog(0)
+    events.listen(lambda event: isinstance(event, BlockEvicted) and evicted.append(event.block_id))
+    return BlockPool(6, tree, events, clock=float)  # blocks 1 to 5 beside the null block
 
 
 def publish(tree, block_ids, token_ids):
