@@ -54,13 +54,13 @@ async def create_message(request: Request, serving: Serving) -> Response:
     known_as = request_id(request, None)
     trace = trace_headers(request)
     generation = Generation(request_id=f"msg_{known_as}", prompts=[prompt], params=params, trace_headers=trace)
-    answer = _Answer(generation, asked, serving.client.model_info.max_model_len)
+    message = Message(generation.request_id, asked, serving.client.model_info.max_model_len)
     headers = {"request-id": generation.request_id} | serving.id_headers(known_as)
     if asked.stream:
-        return serving.event_stream(stream(serving.client, generation), MessageEvents(answer), headers)
+        return serving.event_stream(stream(serving.client, generation), message, headers)
     async with cancelled_on_disconnect(request.receive):
         (output,) = await complete(serving.client, generation)
-        return json_response(answer.whole(output), headers)
+        return json_response(message.whole(output), headers)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
@@ -133,62 +133,8 @@ def _params(asked: MessagesRequest, num_prompt: int, serving: Serving) -> Sampli
         raise
 
 
-class _Answer:
-    """The fields of a message, whole or streamed."""
-
-    def __init__(self, generation: Generation, asked: MessagesRequest, max_model_len: int) -> None:
-        self.id = generation.request_id
-        self.model = asked.model or ""
-        self._max_tokens = asked.max_tokens
-        self._max_model_len = max_model_len
-
-    def whole(self, output: RequestOutput) -> MessagesResponse:
-        completion = output.outputs[0]
-        num_tokens = len(completion.token_ids)
-        ending = self.ending(completion, output, num_tokens)
-        return self.message(output, [TextBlock(text=completion.text)], num_tokens, *ending)
-
-    def message(
-        self,
-        output: RequestOutput,
-        content: list[TextBlock],
-        num_tokens: int = 0,
-        stop_reason: str | None = None,
-        stop_sequence: str | None = None,
-    ) -> MessagesResponse:
-        return MessagesResponse(
-            id=self.id,
-            model=self.model,
-            content=content,
-            stop_reason=stop_reason,
-            stop_sequence=stop_sequence,
-            usage=counts(output, num_tokens),
-        )
-
-    def ending(
-        self, completion: CompletionOutput, output: RequestOutput, num_tokens: int
-    ) -> tuple[str | None, str | None]:
-        """-> stop_reason, stop_sequence."""
-        if completion.finish_reason == "stop":
-            is_string = isinstance(completion.stop_reason, str)
-            return ("stop_sequence", str(completion.stop_reason)) if is_string else ("end_turn", None)
-        is_full = len(output.prompt_token_ids) + num_tokens >= self._max_model_len
-        if completion.finish_reason == "length":
-            is_context = is_full and num_tokens < self._max_tokens
-            return "model_context_window_exceeded" if is_context else "max_tokens", None
-        raise ended_by_server()
-
-
-def counts(output: RequestOutput, num_tokens: int) -> AnthropicUsage:
-    return AnthropicUsage(
-        input_tokens=len(output.prompt_token_ids) - output.num_cached_tokens,
-        cache_read_input_tokens=output.num_cached_tokens,
-        output_tokens=num_tokens,
-    )
-
-
-class MessageEvents:
-    """The events of one streamed message; see streaming.Events. As in chunks.py, constant parts are encoded once."""
+class Message:
+    """The answer, whole or as streaming.Events. As in chunks.py, constant parts are encoded once."""
 
     _HEAD = (
         b"event: content_block_delta\n"
@@ -196,10 +142,18 @@ class MessageEvents:
     )
     _TAIL = b"}}\n\n"
 
-    def __init__(self, answer: _Answer) -> None:
-        self._answer = answer
+    def __init__(self, message_id: str, asked: MessagesRequest, max_model_len: int) -> None:
+        self._id = message_id
+        self._model = asked.model or ""
+        self._max_tokens = asked.max_tokens
+        self._max_model_len = max_model_len
         self._num_tokens = 0
         self._has_begun = False
+
+    def whole(self, output: RequestOutput) -> MessagesResponse:
+        (completion,) = output.outputs
+        self._num_tokens = len(completion.token_ids)
+        return self._message(output, [TextBlock(text=completion.text)], *self._ending(completion, output))
 
     def output(self, output: RequestOutput) -> bytes:
         raise_failure(output)
@@ -221,20 +175,53 @@ class MessageEvents:
     def error(self, error: ApiError) -> bytes:
         return b"event: error\ndata: " + _encode(error.anthropic_body()) + b"\n\n"
 
+    def _message(
+        self,
+        output: RequestOutput,
+        content: list[TextBlock],
+        stop_reason: str | None = None,
+        stop_sequence: str | None = None,
+    ) -> MessagesResponse:
+        return MessagesResponse(
+            id=self._id,
+            model=self._model,
+            content=content,
+            stop_reason=stop_reason,
+            stop_sequence=stop_sequence,
+            usage=self._usage(output),
+        )
+
+    def _usage(self, output: RequestOutput) -> AnthropicUsage:
+        return AnthropicUsage(
+            input_tokens=len(output.prompt_token_ids) - output.num_cached_tokens,
+            cache_read_input_tokens=output.num_cached_tokens,
+            output_tokens=self._num_tokens,
+        )
+
+    def _ending(self, completion: CompletionOutput, output: RequestOutput) -> tuple[str, str | None]:
+        """-> stop_reason, stop_sequence."""
+        if completion.finish_reason == "stop":
+            is_string = isinstance(completion.stop_reason, str)
+            return ("stop_sequence", str(completion.stop_reason)) if is_string else ("end_turn", None)
+        if completion.finish_reason == "length":
+            is_full = len(output.prompt_token_ids) + self._num_tokens >= self._max_model_len
+            is_context = is_full and self._num_tokens < self._max_tokens
+            return "model_context_window_exceeded" if is_context else "max_tokens", None
+        raise ended_by_server()
+
     def _begin(self, output: RequestOutput) -> bytes:
         self._has_begun = True
-        message = self._answer.message(output, [])
         return (
-            _event("message_start", {"message": message})
+            _event("message_start", {"message": self._message(output, [])})
             + _event("content_block_start", {"index": 0, "content_block": TextBlock(text="")})
             + _event("ping", {})
         )
 
     def _finish(self, completion: CompletionOutput, output: RequestOutput) -> bytes:
-        reason, sequence = self._answer.ending(completion, output, self._num_tokens)
+        reason, sequence = self._ending(completion, output)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         return _event("content_block_stop", {"index": 0}) + _event(
-            "message_delta", {"delta": delta, "usage": counts(output, self._num_tokens)}
+            "message_delta", {"delta": delta, "usage": self._usage(output)}
         )
 
 

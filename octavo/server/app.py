@@ -1,27 +1,48 @@
-"""create_app: the HTTP server as an ASGI application around an engine client.
+"""create_app: the HTTP server as an ASGI application around an engine client: its routes and its middleware.
 
 request ──▶ path ──▶ id ──▶ CORS ──▶ key ──▶ route ──▶ struct ──▶ token ids ──▶ EngineClient ──▶ events or one answer
+
+A server with keys wants one with every call:
+
+    programs    Authorization: Bearer KEY, or x-api-key: KEY
+    browsers    cannot send these when they open a page. They ask for a password, which is the key (HTTP Basic), and
+                send it with all further requests of that page
+
+Another site's page can make a browser send the password too, but gains nothing: it cannot read the answers, and the
+routes that generate tokens are POSTs that, with a page's Origin, must be application/json, which no page may send to
+another server without asking it first.
+
+A proxy may show the server under a path of its own, and cut that path or leave it:
+
+    https://example.org/llm/v1/models ──▶ proxy ──▶ /llm/v1/models or /v1/models ──▶ /v1/models
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
+import hmac
 import time
+import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import ConfigError
 from octavo.server import anthropic, chat, completions, ollama, operations, tokens
 from octavo.server.api_errors import ApiError, error_response
 from octavo.server.logprob_room import LogprobRoom
-from octavo.server.middleware import CutRootPath, RequireKey, TellRequestId
 from octavo.server.openapi import describe, documentation
-from octavo.server.serving import Endpoint, Serving, route
+from octavo.server.serving import REQUEST_ID_HEADER, Endpoint, Serving, is_request_id, route
 from octavo.server.settings import ServerSettings
 from octavo.shown import shown
 
@@ -54,6 +75,12 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
 #: routes that a flag of the server adds
 OPTIONAL_ROUTES: tuple[tuple[str, str, Endpoint], ...] = (("GET", "/tokenizer_info", tokens.tokenizer_info),)
 
+#: paths that load balancers call without a key
+OPEN_PATHS = frozenset({"/health", "/ping"})
+#: pages that people open in a browser; elsewhere the browser's password dialog would cover a page whose call failed
+PAGES = frozenset({"/", "/docs"})
+_HOW = "send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+
 
 def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
     """settings.served_model_name must name the model: an engine client does not know its name."""
@@ -61,9 +88,8 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
         raise ConfigError("served_model_name is empty, allowed is one name or more: pass the model's")
     settings = settings.with_keys()
     options: dict[str, Any] = dict.fromkeys(("docs_url", "redoc_url", "openapi_url"))
-    app = FastAPI(
-        title="Octavo", redirect_slashes=not settings.root_path, **options
-    )  # redirects would lose the root path
+    options["redirect_slashes"] = not settings.root_path  # redirects would lose it
+    app = FastAPI(title="Octavo", **options)
     room = LogprobRoom(2 * settings.max_logprobs_per_request)
     serving = Serving(client=client, settings=settings, created=int(time.time()), logprob_room=room)
     routes = [*ROUTES, *OPTIONAL_ROUTES] if settings.enable_tokenizer_info_endpoint else [*ROUTES]
@@ -99,3 +125,99 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
     }
     message = messages.get(error.status_code, str(error.detail))
     return error_response(ApiError(error.status_code, message, headers=error.headers), path)
+
+
+class TellRequestId:
+    """Middleware that sends the request's id, or a new one, with every response, refusals too. A route that has named
+    the call in another way has already set the header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER)
+        sent_id = given if given is not None and is_request_id(given) else uuid.uuid4().hex
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault(REQUEST_ID_HEADER, sent_id)
+            await send(message)
+
+        if given is None:  # so that the call gets the same id
+            scope = {**scope, "headers": [*scope["headers"], (REQUEST_ID_HEADER.encode(), sent_id.encode())]}
+        await self._app(scope, receive, send_with_id)
+
+
+class CutRootPath:
+    """Middleware that removes the proxy's path, if the proxy left it."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if path == self._root_path or path.startswith(f"{self._root_path}/"):
+            scope = {**scope, "path": path[len(self._root_path) :] or "/"}
+        await self._app(scope, receive, send)
+
+
+class RequireKey:
+    """Middleware that answers 401 to requests without a key. Keys are kept as digests and compared in a time that does
+    not depend on how much of a key was right."""
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+        self._app = app
+        self._digests = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_call = scope["type"] == "http"  # the router refuses websockets
+        if not is_call or _path(scope) in OPEN_PATHS or self._knows_one_of(_keys(Headers(scope=scope))):
+            await self._app(scope, receive, send)
+            return
+        await error_response(_refusal(_path(scope)), scope["path"])(scope, receive, send)
+
+    def _knows_one_of(self, keys: list[str]) -> bool:
+        """Compares all with all, to take the same time whichever is right."""
+        digests = [_digest(key) for key in keys]
+        return sum(hmac.compare_digest(digest, known) for digest in digests for known in self._digests) > 0
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _refusal(path: str) -> ApiError:
+    challenge, how = "Bearer", _HOW
+    if path in PAGES:
+        challenge, how = 'Basic realm="Octavo", charset="UTF-8"', f"{_HOW}, or in a browser as the password of any user"
+    message = f"the request has no valid API key; {how}"
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": challenge})
+
+
+def _keys(headers: Headers) -> list[str]:
+    """All that may be keys: a proxy's own password may be in Authorization, and the key in x-api-key."""
+    kind, _, credentials = headers.get("authorization", "").partition(" ")
+    credentials = credentials.strip()
+    keys = [headers.get("x-api-key")]
+    if kind.lower() == "bearer":
+        keys.append(credentials)
+    elif kind.lower() == "basic":
+        keys.append(_password(credentials))
+    return [key for key in keys if key]
+
+
+def _password(credentials: str) -> str | None:
+    """The password in base64("user:password"); None if it is anything else."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

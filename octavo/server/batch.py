@@ -1,9 +1,9 @@
-"""A batch: many calls from a file, answered by the server's own routes, without a server.
+"""A batch: many calls from a file, answered by the server's own routes without a server.
 
 line ──▶ POST to the application ──▶ result          max_inflight of them at a time
 
 A call gets the same answer as over HTTP, refusals included. A line that is not a valid call gets an error as its
-result. Only the engine's end stops a batch; unanswered lines are answered when the batch runs again.
+result. Only a dead engine stops a batch; the next run answers the remaining lines.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class _Counted(msgspec.Struct):
 
 
 async def run_batch(
-    app: ASGIApp, asked: BatchInput, results: Results, max_inflight: int, told: Callable[[int], None]
+    app: ASGIApp, asked: BatchInput, results: Results, max_inflight: int, note: Callable[[int], None]
 ) -> None:
-    """Answer every line that has no result yet. told: called after each with the tokens it made. Raises
-    EngineDeadError; what was answered before is kept."""
+    """Answer every line that has no result yet. note: called after each with the number of its tokens. Raises
+    EngineDeadError; earlier results are kept."""
     missing = [place for key, place in asked.places.items() if key not in results.done]
     places = iter(missing)
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(max_inflight, len(missing))):
-                group.create_task(_answer_in_turn(app, asked, places, results, told))
+                group.create_task(_answer_in_turn(app, asked, places, results, note))
     except ExceptionGroup as faults:
         raise faults.exceptions[0] from None
 
@@ -66,13 +66,13 @@ async def _answer_in_turn(
     asked: BatchInput,
     places: Iterator[Place],
     results: Results,
-    told: Callable[[int], None],
+    note: Callable[[int], None],
 ) -> None:
-    """Take lines until none is left; the iterator is shared, so that no line is taken twice."""
+    """Take lines until none is left. The tasks share the iterator, so none takes a line twice."""
     for place in places:
         result = await answer(app, asked.read(place), place.number)
         results.append(result)
-        told(num_tokens(result))
+        note(num_tokens(result))
 
 
 async def answer(app: ASGIApp, line: bytes, number: int) -> LineResult:
@@ -93,7 +93,7 @@ async def answer(app: ASGIApp, line: bytes, number: int) -> LineResult:
 
 
 def parse_line(line: bytes) -> BatchLine:
-    """Raises ValueError for what is no call of a batch."""
+    """Raises ValueError for a line that is no call of a batch."""
     try:
         call = msgspec.json.decode(line, type=BatchLine)
         is_streamed = msgspec.json.decode(call.body, type=_Streamed).stream
@@ -115,7 +115,7 @@ def parse_line(line: bytes) -> BatchLine:
 
 
 async def _post(app: ASGIApp, call: BatchLine, call_id: str) -> AppReply:
-    """The answer, after as many tries as a full queue asks for."""
+    """The answer, retried while the queue is full."""
     while True:
         reply = await post_json(app, call.url, bytes(call.body), {REQUEST_ID_HEADER: call_id})
         if reply.status != 503:
@@ -128,7 +128,7 @@ async def _post(app: ASGIApp, call: BatchLine, call_id: str) -> AppReply:
 
 
 def num_tokens(result: LineResult) -> int:
-    """That the call made, as its answer says."""
+    """The number of tokens that the call generated, from its answer."""
     if result.response is None or result.response.status_code != 200:
         return 0
     usage = msgspec.json.decode(result.response.body, type=_Counted).usage
@@ -166,8 +166,8 @@ async def post_json(app: ASGIApp, path: str, body: bytes, headers: Mapping[str, 
 
     await app(_scope(path, {"content-type": "application/json", **headers}), receive, send)
     assert start, "an application answers every call"
-    told = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in start["headers"]}
-    return AppReply(start["status"], told, b"".join(pieces))
+    headers_sent = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in start["headers"]}
+    return AppReply(start["status"], headers_sent, b"".join(pieces))
 
 
 def _scope(path: str, headers: Mapping[str, str]) -> Scope:

@@ -1,11 +1,11 @@
-"""The two files of a batch, in OpenAI's format: lines to answer, and results, one a line, in the order they came.
+"""The two files of a batch, in OpenAI's format: calls, one per line, and their results in the order they end.
 
 in.jsonl   {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {...}}
 out.jsonl  {"id": "batch_req_...", "custom_id": "a", "error": null,
             "response": {"status_code": 200, "request_id": "...", "body": {...}}}
 
-The results are also the memory of what is done. A process may be killed at any moment: what it leaves are whole
-results and at most one that is torn, which is cut off. A line without a custom_id is known by its number.
+The results also record what is done. A process killed at any moment leaves whole results and at most one torn line,
+which the next run cuts off. A line without a custom_id is identified by its number.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import IO, Any
 
 import msgspec
 
 from octavo.errors import InvalidRequestError
 
-#: what a line is known by in both files: its custom_id, or its number if it has none
+#: identifies a line in both files: its custom_id, or its number if it has none
 Key = str | int
 
 #: in place of a file's name: standard input or output
@@ -42,7 +41,7 @@ class ResponsePart(msgspec.Struct, kw_only=True):
 
 
 class ErrorPart(msgspec.Struct, kw_only=True):
-    """Of a line that made no call. line: its number in the input."""
+    """The result of a line that is no valid call. line: its number in the input."""
 
     code: str
     message: str
@@ -70,7 +69,7 @@ class LineResult(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a line stands in the input. number: counted from 1; offset, size: in bytes."""
+    """Where a line is in the input. number: counted from 1; offset, size: in bytes."""
 
     number: int
     offset: int
@@ -82,7 +81,7 @@ class _Named(msgspec.Struct):
 
 
 def custom_id_of(line: bytes) -> str | None:
-    """None if the line has none that can be used."""
+    """None if the line has no usable one."""
     try:
         found = msgspec.json.decode(line, type=_Named).custom_id
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -91,10 +90,10 @@ def custom_id_of(line: bytes) -> str | None:
 
 
 class BatchInput:
-    """The lines to answer. The file is read once for their places, and again when each line's turn comes."""
+    """The lines to answer. The file is read once for their places, and each line again when its turn comes."""
 
     def __init__(self, path: str) -> None:
-        """Raises InvalidRequestError for a file that cannot be read, and for a custom_id that comes twice."""
+        """Raises InvalidRequestError for a file that cannot be read, and for a custom_id that occurs twice."""
         self.path = path
         self._file: IO[bytes]
         try:
@@ -112,9 +111,7 @@ class BatchInput:
     def __enter__(self) -> BatchInput:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def read(self, place: Place) -> bytes:
@@ -140,7 +137,7 @@ class BatchInput:
         return places
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Each line and its offset. What some editors put before the first one is left out."""
+        """Each line and its offset, without the byte order mark that some editors write first."""
         offset = 0
         for line in self._file:
             bom = len(_BOM) if offset == 0 and line.startswith(_BOM) else 0
@@ -149,11 +146,11 @@ class BatchInput:
 
 
 class BatchOutput:
-    """The results so far, and a place for those to come. Only one process at a time may hold it."""
+    """The results so far, and the file for those to come. One process at a time may hold it."""
 
     def __init__(self, path: str, asked: BatchInput) -> None:
-        """Reads what is done, and cuts off a torn last line. Raises InvalidRequestError if the file cannot be
-        written, is held by another process, or holds anything but results of this input."""
+        """Reads the results and cuts off a torn last line. Raises InvalidRequestError if the file cannot be written, is
+        held by another process, or holds anything but results of this input."""
         self.path = path
         self.done: set[Key] = set()
         self.num_failures = 0
@@ -171,13 +168,11 @@ class BatchOutput:
     def __enter__(self) -> BatchOutput:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def append(self, result: LineResult) -> None:
-        """One line, handed to the system before this returns; all of it or, on a full disk, nothing."""
+        """One line, passed to the system before this returns; all of it or, on a full disk, nothing."""
         line = memoryview(msgspec.json.encode(result) + b"\n")
         num_written = 0
         try:
@@ -199,7 +194,9 @@ class BatchOutput:
         if asked.is_same_file(self._file):
             raise InvalidRequestError(f"--input-file and --output-file are both {self.path}, allowed are two files")
         if not self._file.seekable():
-            raise InvalidRequestError(f"--output-file {self.path} is a pipe, allowed is a file: it says what is done")
+            raise InvalidRequestError(
+                f"--output-file {self.path} is a pipe, allowed is a file: it records what is done"
+            )
         _lock(self._file, self.path)
         self._file.seek(0)
         reader = io.BufferedReader(self._file)
@@ -233,7 +230,7 @@ class BatchOutput:
 
 
 class BatchStream:
-    """Results on standard output, where nothing of an earlier run can be read: every line is answered."""
+    """Results on standard output, where no earlier results can be read: every line is answered."""
 
     def __init__(self) -> None:
         self.done: set[Key] = set()
@@ -242,9 +239,7 @@ class BatchStream:
     def __enter__(self) -> BatchStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         sys.stdout.flush()
 
     def append(self, result: LineResult) -> None:
@@ -267,7 +262,7 @@ def _copy_of_standard_input() -> IO[bytes]:
 
 
 def _lock(file: io.FileIO, path: str) -> None:
-    """For as long as the file is open. Where the system has no such locks, nothing is held."""
+    """Lock the file while it is open, if the system has such locks."""
     with contextlib.suppress(ImportError):
         import fcntl
 

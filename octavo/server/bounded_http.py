@@ -1,14 +1,14 @@
-"""uvicorn's HTTP with bounds on what a client may send before anybody looks at it, with a key or without.
+"""uvicorn's HTTP, with limits on what a client may send before a route sees it, with a key or without.
 
     GET /v1/models?... HTTP/1.1     the target      MAX_TARGET_SIZE bytes              414
     Host: ...                       the head        --h11-max-incomplete-event-size    431
     X-Any: ...                      its lines       --h11-max-header-count             431
     { ... }                         the body        --max-body-bytes, by the routes    413
-    X-After: ...                    the trailers    as the head; nobody gets to see them
+    X-After: ...                    the trailers    as the head; they are dropped
     GET ...                         the next ones   MAX_PIPELINED before an answer     the connection ends
 
-The parser hands over whole lines only, so what is counted is also what came and was not handed over. Time and number
-of connections are connections.py's.
+The parser only reports whole lines, so bytes that it still holds are counted too. connections.py limits time and the
+number of connections.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from octavo.server.api_errors import JSON, ApiError
 from octavo.server.connections import Connections
 
-#: RFC 9110 wants 8000 at least
+#: RFC 9110 asks for 8000 at least
 MAX_TARGET_SIZE = 8192
-#: requests that a client may send before it has the answer of an earlier one
+#: requests that a client may send before the first is answered
 MAX_PIPELINED = 64
-#: seconds in which a client that was refused may read why; what it still sends is thrown away
+#: seconds that a refused client has to read the refusal; what it still sends is dropped
 _LINGER_S = 2.0
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. phase: what its client is to send next."""
+    """One connection. phase: what its client sends next."""
 
     def __init__(self, connections: Connections, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
@@ -42,9 +42,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._phase: Literal["next", "head", "body"] = "next"
         self._size = 0  # of whole lines of the head, or of the trailers
         self._num_lines = 0
-        self._num_fed = 0  # bytes since the parser last came forward
-        self._is_new = False  # whether what is fed now holds nothing of an earlier request
-        self._has_progress = False  # whether what is fed now is more than a part of a head, or of trailers
+        self._num_fed = 0  # bytes since the parser last reported something
+        self._is_new = False  # whether the bytes now parsed begin with a new request
+        self._has_progress = False  # whether they are more than part of a head or of trailers
         self._refusal: ApiError | None = None
         self._answering: RequestResponseCycle | None = None  # the last one in the pipeline is `cycle`
 
@@ -76,12 +76,12 @@ class BoundedHttp(HttpToolsProtocol):
             self.parser.feed_data(data)
             self._count_unfinished(len(data))
         except httptools.HttpParserUpgrade:
-            pass  # nothing else is spoken here, so the request is answered as it is
+            pass  # there is no other protocol, so the request is answered as it is
         except httptools.HttpParserError:
             self._refuse_now(self._refusal or ApiError(400, "this is no HTTP request: the server speaks HTTP/1.1"))
 
     def _count_unfinished(self, num_bytes: int) -> None:
-        """What came and was neither a whole line nor body is kept by the parser."""
+        """The parser keeps bytes that are neither a whole line nor body."""
         if self._has_progress or self._phase == "next":
             return
         self._num_fed += num_bytes
@@ -99,8 +99,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         if len(self.url) + len(url) > MAX_TARGET_SIZE:
-            told = f"the request's target has more than {MAX_TARGET_SIZE} bytes, allowed are these"
-            self._refuse(ApiError(414, told))
+            self._refuse(
+                ApiError(414, f"the request's target has more than {MAX_TARGET_SIZE} bytes, allowed are these")
+            )
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -109,18 +110,18 @@ class BoundedHttp(HttpToolsProtocol):
         if self._size > self._limits.h11_max_incomplete_event_size:
             self._refuse(self._too_large())
         if self._num_lines > (allowed := self._limits.h11_max_header_count):
-            told = (
+            message = (
                 f"the request has more than {allowed} headers, allowed are these: send fewer, or start the server "
                 "with a larger --h11-max-header-count"
             )
-            self._refuse(ApiError(431, told))
-        if self._phase == "head":  # a trailer comes too late to be one of the headers that were looked at
+            self._refuse(ApiError(431, message))
+        if self._phase == "head":  # a trailer comes after the headers were checked
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
             self._refuse(ApiError(400, f"more than {MAX_PIPELINED} requests were sent before an answer was read"))
-        super().on_headers_complete()  # which may find that the target is none
+        super().on_headers_complete()  # it may refuse the target
         self._enter("body")
         self._waits.waits(self, self._limits.timeout_request_body)
 
@@ -155,7 +156,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._has_progress = True
 
     def _is_answering(self) -> bool:
-        """Whether a request, this one or one before it, has no whole answer yet."""
+        """Whether this request or an earlier one is not fully answered yet."""
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
     # The end
@@ -166,12 +167,12 @@ class BoundedHttp(HttpToolsProtocol):
             return
         seconds = getattr(self._limits, f"timeout_request_{self._phase}")
         self._refuse_now(
-            ApiError(408, f"the request's {self._phase} was not there after {seconds:g} s, allowed are these")
+            ApiError(408, f"the request's {self._phase} did not arrive within {seconds:g} s, the time allowed")
         )
 
     def end(self) -> None:
         if self.transport.get_write_buffer_size() or not self.transport.can_write_eof():
-            self.transport.abort()  # closing would wait for a client that does not read, or with TLS for its farewell
+            self.transport.abort()  # closing would wait until the client reads, or closes TLS
         else:
             self.transport.close()
 
@@ -191,12 +192,12 @@ class BoundedHttp(HttpToolsProtocol):
         )
 
     def _refuse(self, refusal: ApiError) -> NoReturn:
-        """While the parser runs, which ends with that."""
+        """Called from inside the parser, which this ends."""
         self._refusal = refusal
         raise refusal
 
     def _refuse_now(self, refusal: ApiError) -> None:
-        """Say so, unless an answer is under way, and end the connection; its client may have to read that first."""
+        """Send the refusal, unless an answer is being sent, and end the connection once its client could read it."""
         self._refusal = refusal
         is_answering = self._is_answering()
         is_of_this = self._phase == "body" and not self.pipeline and not self.cycle.response_started
@@ -212,7 +213,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._waits.waits(self, _LINGER_S)
 
     def _leave(self) -> None:
-        """Nobody waits for the answer any more: whoever makes it is told, also where a further request came already."""
+        """Tell the running route that its client is gone, even if a further request has arrived since."""
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True
             self._answering.message_event.set()

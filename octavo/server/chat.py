@@ -14,7 +14,7 @@ from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.chunks import ChatChunks, stream_answer
-from octavo.server.generation import stream
+from octavo.server.generation import sampling_params, stream
 from octavo.server.json_pieces import LazyList
 from octavo.server.logprob_room import check_num_logprobs
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
@@ -23,7 +23,6 @@ from octavo.server.openai_calls import (
     check_pairs,
     make_call,
     names_logprob_tokens,
-    sampling_params,
     total_usage,
     whole_answer,
 )

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -37,7 +36,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def stream_answer(
-    serving: Serving, call: Call, shape: ChunkShape, outputs: AsyncGenerator[RequestOutput]
+    serving: Serving, call: Call, shape: CompletionChunks | ChatChunks, outputs: AsyncGenerator[RequestOutput]
 ) -> EventStream:
     if call.num_logprobs:
         outputs = serving.logprob_room.held(call.num_logprobs, outputs)
@@ -58,36 +57,11 @@ class Choice:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
-    def take(self) -> tuple[str, list[int], list[TokenLogprobs]]:
-        taken = self.text, self.token_ids, self.logprobs
-        self.text, self.token_ids, self.logprobs = "", [], []
-        self.has_sent = True
-        return taken
-
-
-class ChunkShape(Protocol):
-    """How completions and chat completions differ. before, after: what stands around a plain choice's text, from its
-    index to its end. nulls: further null fields of every choice, as in vLLM."""
-
-    object: str
-    before: bytes
-    after: bytes
-    nulls: Mapping[str, None]
-    always_has_stop_reason: bool
-
-    def fields(self, text: str) -> dict[str, Any]:
-        """The part of a choice that holds its text."""
-
-    def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any: ...
-
-    def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
-        """Choices to send, a chunk each, before a prompt's first text. "top": fields beside the choices."""
-
 
 class OpenAIEvents:
     """The events of one stream; see streaming.Events."""
 
-    def __init__(self, call: Call, shape: ChunkShape) -> None:
+    def __init__(self, call: Call, shape: CompletionChunks | ChatChunks) -> None:
         self._call = call
         self._shape = shape
         self._n = call.params.n
@@ -165,7 +139,8 @@ class OpenAIEvents:
         if choice.has_sent and not is_end and len(choice.token_ids) < self._call.stream_interval:
             return
         raise_failure(output)
-        text, token_ids, rows = choice.take()
+        text, token_ids, rows = choice.text, choice.token_ids, choice.logprobs
+        choice.text, choice.token_ids, choice.logprobs, choice.has_sent = "", [], [], True
         fields: dict[str, Any] = {"index": choice.index, **self._shape.fields(text)}
         fields["logprobs"] = None if self._call.num_top is None else self._shape.logprobs(choice, token_ids, rows)
         fields["finish_reason"] = completion.finish_reason
@@ -191,12 +166,14 @@ class OpenAIEvents:
 
 
 class CompletionChunks:
-    """Completions. echo: each prompt's text, if the answer begins with it."""
+    """What chunks of completions have of their own. echo: each prompt's text, if the answer begins with it."""
 
     object = "text_completion"
+    #: what stands around the text of a plain choice, from its index to its end
     before = b'"text":'
     after = b',"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}'
-    nulls: Mapping[str, None] = MappingProxyType({"prompt_token_ids": None})
+    #: further null fields of every choice, as in vLLM
+    nulls: Mapping[str, None] = {"prompt_token_ids": None}
     always_has_stop_reason = True
 
     def __init__(self, call: Call, echo: list[str] | None) -> None:
@@ -211,6 +188,7 @@ class CompletionChunks:
         return completion_logprobs(self._call, token_ids, rows, choice.place)
 
     def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
+        """Choices to send, a chunk each, before a prompt's first text. "top": fields beside the choices."""
         echo = None if self._echo is None else self._echo[place]
         if self._call.num_top is not None:
             for choice in choices:
@@ -229,12 +207,12 @@ class CompletionChunks:
 
 
 class ChatChunks:
-    """Chat completions. echo: the text of the message that the answer continues, if the answer repeats it."""
+    """The same for chats. echo: the text of the message that the answer continues, if the answer repeats it."""
 
     object = "chat.completion.chunk"
     before = b'"delta":{"content":'
     after = b'},"logprobs":null,"finish_reason":null,"token_ids":null}'
-    nulls: Mapping[str, None] = MappingProxyType({})
+    nulls: Mapping[str, None] = {}
     always_has_stop_reason = False
 
     def __init__(self, call: Call, echo: str) -> None:

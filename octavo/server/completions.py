@@ -12,7 +12,7 @@ from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.api_errors import bad_field
 from octavo.server.chunks import CompletionChunks, stream_answer
-from octavo.server.generation import stream
+from octavo.server.generation import sampling_params, stream
 from octavo.server.logprob_room import check_num_logprobs
 from octavo.server.logprobs import completion_logprobs, prompt_logprobs
 from octavo.server.openai_calls import (
@@ -20,7 +20,6 @@ from octavo.server.openai_calls import (
     check_pairs,
     make_call,
     names_logprob_tokens,
-    sampling_params,
     total_usage,
     whole_answer,
 )

@@ -1,13 +1,13 @@
-"""A front end's connections: who waits for a client to go on, and for how long.
+"""A front end's connections: how long each may wait for its client.
 
     connected, answered         idle        --timeout-keep-alive
     a head that is coming       half-open   --timeout-request-head      408
     a body that is coming       half-open   --timeout-request-body      408
-    an answer nobody reads      stalled     --timeout-request-body      it ends
-    an answer being made        as long as it likes: the engine decides
+    an unread answer            stalled     --timeout-request-body      it ends
+    an answer being generated   no limit here: the engine decides
 
-Time is of the whole: one byte every minute buys nothing. Idle and half-open connections are bounded in number too, and
-the one that has been so for the longest makes room, so that a crowd of them keeps nobody out.
+A limit covers the whole head or body: one byte every minute does not extend it. The number of idle and half-open
+connections is limited too: the one that has waited the longest makes room for a new one.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ _SWEEP_S = 1.0
 
 
 class Waiting(Protocol):
-    """A connection, as its time runs out."""
+    """A connection with a deadline."""
 
     def expire(self) -> None:
-        """It has had its time."""
+        """Its time is over."""
 
     def end(self) -> None:
-        """It makes room for another one, or is not read from: at once."""
+        """Close at once: it makes room, or its client does not read."""
 
 
 class Connections:
-    """Owner of deadlines. max_num_idle: at most so many idle and half-open connections."""
+    """The deadlines. max_num_idle: most idle and half-open connections."""
 
     def __init__(self, config: ServerConfig, max_num_idle: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
         self._max_num_idle = max_num_idle
         self._clock = clock
-        self._idle: dict[Waiting, float] = {}  # connection -> deadline; the one that came last is last
+        self._idle: dict[Waiting, float] = {}  # connection -> deadline; the one that has waited longest is first
         self._stalled: dict[Waiting, float] = {}
 
     @property
     def num_idle(self) -> int:
-        """Half-open ones too."""
+        """Half-open ones included."""
         return len(self._idle)
 
     def waits(self, connection: Waiting, seconds: float) -> None:
-        """Its client has so long to go on."""
+        """The client must go on within this time."""
         self._idle.pop(connection, None)
         self._idle[connection] = self._clock() + seconds
         if len(self._idle) > self._max_num_idle:
@@ -57,15 +57,15 @@ class Connections:
             oldest.end()
 
     def works(self, connection: Waiting) -> None:
-        """It is the server's turn."""
+        """The server is at work on it."""
         self._idle.pop(connection, None)
 
     def stalls(self, connection: Waiting) -> None:
-        """Its client does not read."""
+        """The client does not read."""
         self._stalled[connection] = self._clock() + self.config.timeout_request_body
 
     def flows(self, connection: Waiting) -> None:
-        """Its client reads again."""
+        """The client reads again."""
         self._stalled.pop(connection, None)
 
     def lost(self, connection: Waiting) -> None:
@@ -73,14 +73,14 @@ class Connections:
         self._stalled.pop(connection, None)
 
     async def sweep(self) -> None:
-        """For ever. When this process itself was stopped, or too busy to hear its clients, they get that time back."""
+        """Runs forever. Time in which this process was stopped or too busy to read is added to all deadlines."""
         while True:
             due = self._clock() + _SWEEP_S
             await asyncio.sleep(_SWEEP_S)
             self.look(late_s=self._clock() - due)
 
     def look(self, late_s: float = 0.0) -> None:
-        """End whoever had its time. late_s: how long nobody was heard."""
+        """End all connections past their deadline. late_s: how long none could be read."""
         if late_s > _SWEEP_S:
             for deadlines in (self._idle, self._stalled):
                 deadlines.update({connection: deadline + late_s for connection, deadline in deadlines.items()})

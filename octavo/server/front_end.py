@@ -33,16 +33,16 @@ from octavo.server.connections import Connections
 from octavo.text.template_process import template_processes
 from octavo.text.tokenizer import Tokenizer, open_tokenizer
 
-#: seconds that responses may take to be written once their requests have ended
+#: seconds for responses to be written once their requests have ended
 FLUSH_S = 3.0
 MAX_DESCRIPTORS = 65535
 _DRAIN_LOOK_S = 0.02
 
 
 def main() -> None:
-    """The process. It says `ready`, or `failed` and why."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each text on its caller's thread: none waits for another
-    sys.setswitchinterval(0.001)  # a thread that makes a large answer gives way to the event loop so soon
+    """The process. It reports `ready`, or `failed` and why."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each text on its caller's thread, so none waits
+    sys.setswitchinterval(0.001)  # how soon a thread with a large answer yields to the event loop
     task, channel = begin()
     log_to_stderr(f"front end {task.index}")
     _raise_descriptor_limit()
@@ -55,13 +55,13 @@ def main() -> None:
         if tokenizer is not None and tokenizer.chat_templates:
             template_processes().warm()
         gc.collect()
-        gc.freeze()  # what was imported stays; the collector need not look at it again and again
+        gc.freeze()  # imported objects stay; the collector need not visit them
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(FrontEnd(task, channel, tokenizer, make_app).run())
 
 
 class FrontEnd:
-    """Owner of the HTTP server and of the client that its app asks."""
+    """Owner of the HTTP server and of its app's engine client."""
 
     def __init__(
         self, task: FrontEndTask, channel: Channel, tokenizer: Tokenizer | None, make_app: Callable[..., Any]
@@ -74,7 +74,7 @@ class FrontEnd:
         self._draining: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Until the supervisor says that it is enough."""
+        """Runs until the supervisor stops it."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel.fileno(), self._obey)
         stop = asyncio.ensure_future(self._stop.wait())
@@ -133,7 +133,7 @@ class FrontEnd:
             self._stop.set()
 
     async def _drain(self, seconds: float) -> None:
-        """No new requests; those that run may end by themselves for so long, then they are ended."""
+        """Refuse new requests; running ones may finish in this time, then they are ended."""
         self._client.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -142,12 +142,12 @@ class FrontEnd:
         if num_left := self._client.num_streams:
             LOGGER.info("ends %d running requests", num_left)
         self._client.abort_all()
-        await asyncio.sleep(_DRAIN_LOOK_S)  # so that their readers take the last outputs
+        await asyncio.sleep(_DRAIN_LOOK_S)  # their readers take the last outputs
         self._stop.set()
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which leaves signals to the supervisor."""
+    """uvicorn without signal handlers: the supervisor has them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -155,7 +155,7 @@ class _Server(uvicorn.Server):
 
 
 async def _first(wanted: Any, stop: asyncio.Future[Any]) -> bool:
-    """Whether what is wanted came before the stop."""
+    """Whether `wanted` came before the stop."""
     waiting = asyncio.ensure_future(wanted)
     await asyncio.wait((waiting, stop), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
@@ -171,5 +171,5 @@ def _raise_descriptor_limit() -> None:
 
 
 def _max_num_idle(wanted: int) -> int:
-    """Half of the descriptors are left to requests that are answered."""
+    """Half of the descriptors stay free for connections whose requests are being answered."""
     return min(wanted, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))

@@ -21,12 +21,16 @@ from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
+from octavo.server.protocol import SAME, GenerationRequest
+from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
+from octavo.shown import shown
 
 #: prompts of a call that become engine requests without a pause
 _STARTED_AT_ONCE = 16
 #: outputs that may wait for a call's reader; beyond that the streams of its prompts wait, and lose nothing
 _MAX_AHEAD = 64
+_MAX_BIASES = 4096
 _MAX_IDS = 4096  # in a list of token ids; each is checked separately
 
 
@@ -51,6 +55,24 @@ class Generation:
 def trace_headers(request: Request) -> dict[str, str] | None:
     found = {name: value for name in TRACE_HEADERS if (value := request.headers.get(name)) is not None}
     return found or None
+
+
+def sampling_params(asked: GenerationRequest, serving: Serving, **more: Any) -> SamplingParams:
+    """The request's fields over the model's defaults. more: the fields that each route reads in its own way."""
+    given = {name: getattr(asked, name) for name in SAME}
+    given["logprob_token_ids"] = asked.logprob_token_ids or None  # [] asks for nothing
+    if asked.logit_bias is not None:
+        given["logit_bias"] = _logit_bias(asked.logit_bias)
+    return checked_params(serving.client.model_info.default_sampling_params, serving.settings, **given, **more)
+
+
+def _logit_bias(bias: Mapping[str, int | float]) -> dict[int, float]:
+    if len(bias) > _MAX_BIASES:
+        raise bad_field("logit_bias", f"holds {len(bias)} tokens, allowed are {_MAX_BIASES}")
+    for key in bias:
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+            raise bad_field("logit_bias", f"has the key {shown(key)}, allowed are token ids")
+    return {int(key): value for key, value in bias.items()}
 
 
 def checked_params(defaults: SamplingParams, settings: ServerSettings, **fields: Any) -> SamplingParams:

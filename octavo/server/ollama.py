@@ -128,29 +128,24 @@ def _params(options: OllamaOptions, num_prompt: int, serving: Serving, field: st
         raise bad_field("options.num_predict", f"is {most}, allowed is 1 or more, and -1 for what the context leaves")
     wanted = most if most is not None and most > 0 else None
     room = room_for_output(num_prompt, None, info, (field, "num_predict"))
-    known = known_to("ollama")
-    given = {ours: getattr(options, theirs) for theirs, ours in known.items()}
+    given = {ours: getattr(options, theirs) for theirs, ours in known_to("ollama").items()}
     if options.repeat_last_n == 0:
         given["repetition_penalty"] = 1.0
     try:
-        return checked_params(
-            _with_ollamas_defaults(info),
-            serving.settings,
-            max_tokens=room if wanted is None else min(wanted, room),
-            **given,
-        )
+        limit = room if wanted is None else min(wanted, room)
+        return checked_params(_with_ollamas_defaults(info), serving.settings, max_tokens=limit, **given)
     except ApiError as error:
-        ours, rest = error.message.partition(" ")[::2]
-        error.message = f"options.{next((name for name in known if known[name] == ours), ours)} {rest}"
+        named, _, problem = error.message.partition(" ")
+        named = next((theirs for theirs, ours in known_to("ollama").items() if ours == named), named)
+        error.message = f"options.{named} {problem}"
         raise
 
 
 def _with_ollamas_defaults(info: ModelInfo) -> SamplingParams:
+    """Ollama's, where the model's makers recommend nothing."""
     neutral, recommended = SamplingParams(), info.default_sampling_params
-    defaults = defaults_for("ollama").items()
-    return recommended.replace(
-        **{name: value for name, value in defaults if getattr(recommended, name) == getattr(neutral, name)}
-    )
+    unset = [name for name in defaults_for("ollama") if getattr(recommended, name) == getattr(neutral, name)]
+    return recommended.replace(**{name: defaults_for("ollama")[name] for name in unset})
 
 
 def _loaded(asked: OllamaRequest, answer: dict[str, Any]) -> Response:

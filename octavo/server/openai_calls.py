@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -14,20 +13,17 @@ from starlette.responses import Response
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.api_errors import ApiError, bad_field
-from octavo.server.generation import Generation, checked_params, complete, trace_headers
+from octavo.server.generation import Generation, complete, trace_headers
 from octavo.server.json_pieces import answer
 from octavo.server.logprob_room import count_logprobs
 from octavo.server.logprobs import TextPlace
-from octavo.server.protocol import SAME, GenerationRequest
+from octavo.server.protocol import GenerationRequest
 from octavo.server.responses import Usage, usage
 from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
-from octavo.shown import shown
 from octavo.text.detokenizer import TextStream
 
-_MAX_STREAM_INTERVAL = 2**16
-_MAX_PRIORITY = 2**31
-_MAX_BIASES = 4096
+_MAX_STREAM_INTERVAL, _MAX_PRIORITY = 2**16, 2**31
 _MAX_REPEATED = 2**18  # token ids and characters that are sent with each prompt, in all prompts together
 
 
@@ -94,9 +90,8 @@ def make_call(
     """kind: the first part of the id. names_limit: the request itself sets max_tokens."""
     num_logprobs = _check_size(asked, serving, prompts, params, names_limit)
     call_id = f"{kind}-{request_id(request, asked.request_id)}"
-    options, settings = asked.stream_options, serving.settings
+    options, settings, tokenizer = asked.stream_options, serving.settings, serving.client.get_tokenizer()
     is_forced = settings.enable_force_include_usage
-    tokenizer = serving.client.get_tokenizer()
     return Call(
         id=call_id,
         model=asked.model or "",
@@ -198,24 +193,6 @@ def names_logprob_tokens(asked: GenerationRequest, has_logprobs: bool) -> bool:
     if asked.logprob_token_ids and not has_logprobs:
         raise bad_field("logprob_token_ids", "is set and logprobs is not, allowed is both or neither: set logprobs")
     return bool(asked.logprob_token_ids)
-
-
-def sampling_params(asked: GenerationRequest, serving: Serving, **more: Any) -> SamplingParams:
-    """The request's fields over the model's defaults. more: the fields that each route reads in its own way."""
-    given = {name: getattr(asked, name) for name in SAME}
-    given["logprob_token_ids"] = asked.logprob_token_ids or None  # [] asks for nothing
-    if asked.logit_bias is not None:
-        given["logit_bias"] = _logit_bias(asked.logit_bias)
-    return checked_params(serving.client.model_info.default_sampling_params, serving.settings, **given, **more)
-
-
-def _logit_bias(bias: Mapping[str, int | float]) -> dict[int, float]:
-    if len(bias) > _MAX_BIASES:
-        raise bad_field("logit_bias", f"holds {len(bias)} tokens, allowed are {_MAX_BIASES}")
-    for key in bias:
-        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
-            raise bad_field("logit_bias", f"has the key {shown(key)}, allowed are token ids")
-    return {int(key): value for key, value in bias.items()}
 
 
 async def whole_answer(

@@ -1,6 +1,6 @@
-"""The schema at /openapi.json, made from the structs that requests are read into, and the page at /docs.
+"""The schema at /openapi.json, made from the structs of requests and answers, and the page at /docs.
 
-The page is plain text in HTML: nothing is loaded from anywhere, nothing runs.
+The page is plain HTML: it loads nothing and runs nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DESCRIPTION = (
     "Parameters that this engine does not support are accepted with the values that ask for nothing."
 )
 
-#: path -> what is read, what is answered (None: see the docs), and whether it may stream
+#: path -> the request's struct, the answer's (None: see the docs), and whether it may stream
 _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | None, bool]] = {
     "/v1/completions": (protocol.CompletionRequest, responses.CompletionResponse, True),
     "/v1/chat/completions": (protocol.ChatCompletionRequest, responses.ChatCompletionResponse, True),
@@ -44,7 +44,7 @@ _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | Non
     "/detokenize": (protocol.DetokenizeRequest, responses.DetokenizeResponse, False),
 }
 
-#: those that take parameters of NO_EFFECT and NEUTRAL in their schema, too
+#: structs whose schema has the parameters of NO_EFFECT and NEUTRAL too
 _WITH_PARAMETERS_OF_OTHERS = (
     protocol.CompletionRequest,
     protocol.ChatCompletionRequest,
@@ -54,7 +54,7 @@ _WITH_PARAMETERS_OF_OTHERS = (
 
 
 def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
-    """What FastAPI is told of a route."""
+    """FastAPI's arguments for a route."""
     extra: dict[str, Any] = {"responses": {"200": {"description": "OK"}}}
     if path in _BODIES:
         asked, answered, is_streamed = _BODIES[path]
@@ -82,7 +82,7 @@ def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
 
 
 def documentation(app: FastAPI, root_path: str) -> tuple[tuple[str, str, Endpoint], ...]:
-    """The routes that tell of the others."""
+    """The routes that describe the others."""
 
     @cache
     def schema() -> dict[str, Any]:
@@ -103,7 +103,7 @@ def documentation(app: FastAPI, root_path: str) -> tuple[tuple[str, str, Endpoin
 
 
 def request_structs() -> list[type[msgspec.Struct]]:
-    """Those that a body is read into, and those inside them."""
+    """The structs of bodies, and the structs inside them."""
     found = [asked for asked, _, _ in _BODIES.values() if asked is not None]
     return [*found, protocol.StreamOptions, protocol.AnthropicMessage, ollama_protocol.OllamaOptions]
 
@@ -113,7 +113,7 @@ def _reference(kind: type[msgspec.Struct]) -> dict[str, str]:
 
 
 def _schemas() -> dict[str, Any]:
-    """Of all bodies, with the parameters that are accepted in some values only."""
+    """The schemas of all bodies, with the parameters that are accepted in some values only."""
     kinds = {kind for asked, answered, _ in _BODIES.values() for kind in (asked, answered) if kind is not None}
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
@@ -124,8 +124,8 @@ def _schemas() -> dict[str, Any]:
     schemas["AnthropicMessage"]["properties"]["role"] = {"enum": ["user", "assistant"]}
     for asked in request_structs():
         for name, field in schemas[asked.__name__]["properties"].items():
-            if (told := meaning(asked, name)) is not None:
-                field["description"] = told
+            if (description := meaning(asked, name)) is not None:
+                field["description"] = description
     for kind in _WITH_PARAMETERS_OF_OTHERS:
         fields = schemas[kind.__name__]["properties"]
         for name in sorted(NO_EFFECT):
@@ -138,7 +138,7 @@ def _schemas() -> dict[str, Any]:
 
 
 def _messages() -> dict[str, Any]:
-    """What is checked of messages; a chat template may look for more in them."""
+    """The checked part of messages; a chat template may read more."""
     part = {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": _TEXT}}
     content = {"anyOf": [_TEXT, {"type": "array", "items": part}]}
     message = {
@@ -177,7 +177,7 @@ def _fields(operation: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
 
 
 def _row(name: str, field: dict[str, Any], kind: dict[str, Any], schemas: dict[str, Any]) -> str:
-    """A field: its name, its kind, what it means; and those of a struct inside it."""
+    """A field's name, kind and meaning, and the fields of a struct inside it."""
     inner = schemas.get(_struct_in(field))
     rows = [] if inner is None else [_row(one, its, inner, schemas) for one, its in inner["properties"].items()]
     is_required = " (required)" if name in kind.get("required", ()) else ""
@@ -199,7 +199,7 @@ def _kind_of(field: dict[str, Any]) -> str:
 
 
 def _struct_in(field: dict[str, Any]) -> str:
-    """The name of the struct that a field holds, or a list of; \"\" if none."""
+    """The name of the struct in a field, or in its list; \"\" if there is none."""
     if "$ref" in field:
         return str(field["$ref"]).rpartition("/")[2]
     inside = [field.get("items"), *field.get("anyOf", ())]

@@ -20,8 +20,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """include_usage: a last chunk with the token counts; continuous_usage_stats: counts in every chunk, too;
-    include_obfuscation: chunks of random length, which are not made here."""
+    """include_usage: send a last chunk with the token counts. continuous_usage_stats: send them in every chunk too.
+    include_obfuscation: chunks of random length, which are not supported."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -29,12 +29,12 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ModelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What names a model. Without a name it is the one that is served."""
+    """A body that names a model; without a name, the first served one."""
 
     model: str | None = None
 
 
-#: SamplingParams' types in JSON; the other fields a request says in its own way, or not at all
+#: SamplingParams' types -> in JSON; requests have other fields in their own way, or not at all
 _IN_JSON: Mapping[str, Any] = {
     "int": int,
     "int | None": int,
@@ -55,7 +55,7 @@ SAME = {
 
 
 def takes_sampling(names: Mapping[str, str]) -> Callable[[type[S]], type[S]]:
-    """A struct with sampling parameters among its fields. names: as the struct has them -> as SamplingParams has."""
+    """Class decorator: adds fields for sampling parameters. names: the struct's name -> that in SamplingParams."""
     types: dict[str, Any] = {one.name: _IN_JSON.get(str(one.type)) for one in fields(SamplingParams)}
     made = [(theirs, types[ours] | None, None) for theirs, ours in names.items()]
 
@@ -75,7 +75,7 @@ def takes_sampling(names: Mapping[str, str]) -> Callable[[type[S]], type[S]]:
 
 @takes_sampling(SAME)
 class GenerationRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
-    """What completions and chat completions share beside sampling parameters of the same meaning."""
+    """What completions and chat completions share, with the sampling parameters that mean the same."""
 
     max_tokens: int | None = None
     logit_bias: dict[str, Number] | None = None
@@ -128,7 +128,7 @@ class BatchChatCompletionRequest(ConversationRequest, kw_only=True, forbid_unkno
 
 
 class AnthropicMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One turn. A last one of the assistant's is continued."""
+    """One turn. If the last one is the assistant's, the answer continues it."""
 
     role: str
     content: Content

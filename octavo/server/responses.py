@@ -1,6 +1,6 @@
-"""What routes answer: OpenAI's, Anthropic's and vLLM's shapes.
+"""Answers of the routes, in OpenAI's, Anthropic's and vLLM's shapes.
 
-Clients look for fields that this engine never fills. Where vLLM's answers have them as null, so have these.
+Fields that this engine never fills are null here if they are null in vLLM's answers: clients look for them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def usage(num_prompt: int, num_completion: int, num_cached: int) -> Usage:
 
 
 class RequestTimes(msgspec.Struct, kw_only=True):
-    """What one request waited for, in milliseconds. generation_time_ms: from its first token to its last, of which
-    mean_itl_ms is a token's share; tokens_per_second: its tokens over the time since its first step."""
+    """Times of one request. generation_time_ms: from its first token to its last; mean_itl_ms: between two tokens.
+    tokens_per_second: over the time since its first step."""
 
     time_to_first_token_ms: float | None = None
     generation_time_ms: float | None = None
@@ -47,7 +47,7 @@ class RequestTimes(msgspec.Struct, kw_only=True):
 
 
 def request_times(output: RequestOutput, num_tokens: int) -> RequestTimes:
-    """Of a finished request whose one sequence has so many tokens. What never came is null."""
+    """The times of a finished request of one sequence with `num_tokens` tokens. What never happened is null."""
     times = output.metrics
     if times is None:
         return RequestTimes()
@@ -80,7 +80,7 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class CompletionLogprobs(msgspec.Struct, kw_only=True):
-    """text_offset: where in the choice's text each token begins."""
+    """text_offset: where each token begins in the choice's text."""
 
     text_offset: list[int]
     token_logprobs: list[float | None]
@@ -115,7 +115,7 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
 
 
 class TopLogprob(msgspec.Struct, kw_only=True):
-    """bytes: the token's text in UTF-8, or its part of a character; those of an answer's tokens make its text."""
+    """bytes: the token's text in UTF-8, which may be part of a character; joined, they are the answer's text."""
 
     token: str
     logprob: float
@@ -132,7 +132,7 @@ class ChatLogprobs(msgspec.Struct, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
-    """Without tool_calls, which vLLM and OpenAI leave out of a message that has none."""
+    """Without tool_calls, which vLLM and OpenAI leave out if there are none."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -177,7 +177,7 @@ class TextBlock(msgspec.Struct, kw_only=True):
 
 
 class AnthropicUsage(msgspec.Struct, kw_only=True):
-    """input_tokens: those that were computed; cache_read_input_tokens: those that were not."""
+    """input_tokens: computed tokens; cache_read_input_tokens: those from the prefix cache."""
 
     input_tokens: int
     cache_creation_input_tokens: int = 0
@@ -212,7 +212,7 @@ class DetokenizeResponse(msgspec.Struct, kw_only=True):
 
 
 class ModelCard(msgspec.Struct, kw_only=True):
-    """has_chat_template: whether it answers conversations; else it continues texts."""
+    """has_chat_template: whether the model answers conversations; otherwise it continues texts."""
 
     id: str
     object: Literal["model"] = "model"

@@ -1,6 +1,6 @@
-"""ServerSettings: every option of the HTTP server's routes, on one page.
+"""ServerSettings: every option of the HTTP server's routes.
 
-Flags are made from these fields, as from `octavo/config.py`: `max_body_bytes` is `--max-body-bytes`.
+Each field is also a flag, as in `octavo/config.py`: `max_body_bytes` is `--max-body-bytes`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from octavo.errors import ConfigError
 @checked
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """What routes answer, to whom, and how much they read."""
+    """Who may call the routes, how much they read and what they answer."""
 
     served_model_name: tuple[str, ...] = knob(
-        (), "names that requests may call the model by, the first one in answers; default: the name it was loaded by"
+        (), "names of the model in requests, the first one also in answers; default: the name it was loaded by"
     )
     api_key: tuple[str, ...] = knob(
         (),
-        "keys of which requests must bring one, as 'Authorization: Bearer', 'x-api-key' or a browser's password; "
-        "default: that in OCTAVO_API_KEY, or none needed. Other users see a command line: a file or the environment is "
-        "safer",
+        "keys; every request must send one, as 'Authorization: Bearer', 'x-api-key' or a browser's password; default: "
+        "that in OCTAVO_API_KEY, or no key. Other users can see a command line: a file or the environment is safer",
     )
-    api_key_file: str | None = knob(None, "a file of such keys, one a line; read when the server starts")
-    root_path: str = knob("", "the path under which a proxy in front shows the server, /llm; it may be cut or not")
+    api_key_file: str | None = knob(None, "a file of such keys, one per line; read when the server starts")
+    root_path: str = knob(
+        "", "the path under which a proxy shows the server, such as /llm; the proxy may cut it or not"
+    )
     allowed_origins: tuple[str, ...] = knob(
         (), "web pages of these origins may call the server from a browser; * is every page; default: none"
     )
@@ -36,33 +37,33 @@ class ServerSettings:
     allowed_headers: tuple[str, ...] = knob(("*",), "headers those pages may send")
     allow_credentials: bool = knob(False, "whether those pages may send cookies and the like")
     trust_request_chat_template: bool = knob(
-        False, "let requests bring a chat template, which is a program: it runs apart, with a second and a gigabyte"
+        False, "run chat templates sent in requests: programs, which get a process, a second and a gigabyte"
     )
     return_tokens_as_token_ids: bool = knob(
         False, "write tokens in logprobs as 'token_id:7' unless a request says otherwise"
     )
-    enable_request_id_headers: bool = knob(False, "put the request's id on every answer, in the header X-Request-Id")
+    enable_request_id_headers: bool = knob(False, "send the request's id with every answer, in the header X-Request-Id")
     enable_force_include_usage: bool = knob(
-        False, "tell the token counts in every chunk of every stream, as if its request had asked for them"
+        False, "send the token counts in every chunk of every stream, as if its request had asked for them"
     )
     enable_per_request_metrics: bool = knob(
-        False, "tell with each answer what it waited for: time to its first token, in the queue, a token"
+        False, "send times with each answer: to its first token, in the queue, between tokens"
     )
-    enable_tokenizer_info_endpoint: bool = knob(False, "serve /tokenizer_info, which tells the chat template too")
+    enable_tokenizer_info_endpoint: bool = knob(False, "serve /tokenizer_info, which includes the chat template")
     disable_fastapi_docs: bool = knob(False, "serve neither /docs nor /openapi.json")
     sse_keep_alive_interval: float = knob(
         0.0, "seconds without a token after which a stream sends a comment, for proxies that end quiet ones; 0: never"
     )
     max_body_bytes: int = knob(16 * 2**20, "most bytes of a request's body")
     max_body_values: int = knob(
-        1_000_000, "most values in it: a number or a text counts as one, a list, an object and a key as ten"
+        1_000_000, "most values in a body: a number or a text counts as one, a list, an object and a key as ten"
     )
     max_prompts_per_request: int = knob(1024, "most prompts in the list of one completions request")
     max_choices_per_request: int = knob(16384, "most prompts x n of one request")
     max_logprobs_per_request: int = knob(
         2_000_000,
-        "most log-probabilities that one answer may hold: tokens x (alternatives + 1), of all prompts and samples; a "
-        "front end makes answers with twice as many at a time",
+        "most log-probabilities of one answer: tokens x (alternatives + 1), of all prompts and samples; all answers of "
+        "a front end together hold twice as many at a time",
     )
     max_messages_per_request: int = knob(4096, "most messages of one conversation")
     max_stop_strings: int = knob(64, "most strings in a request's stop, and in its bad_words")
@@ -89,14 +90,14 @@ class ServerSettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}, allowed is 1 or more")
 
     def with_keys(self, otherwise: str | None = None) -> ServerSettings:
-        """With the keys of the file too, read now; if there are none of either, with this one."""
+        """The settings with the keys of api_key_file, read now. otherwise: the key if there are none."""
         keys = self.api_key if self.api_key_file is None else (*self.api_key, *_read_keys(self.api_key_file))
         if not keys and otherwise is not None:
             keys = (otherwise,)
         return replace(self, api_key=keys, api_key_file=None)
 
 
-#: of one request
+#: names of the limits of one request
 LIMITS = tuple(one.name for one in fields(ServerSettings) if one.name.startswith("max_"))
 
 

@@ -31,7 +31,7 @@ from octavo.observe.events import (
     Started,
 )
 from octavo.observe.metrics import EngineMetrics
-from octavo.server.middleware import RequireKey
+from octavo.server.app import RequireKey
 from octavo.server.operations import CONTENT_TYPE, content_security_policy, page
 
 

@@ -279,7 +279,7 @@ def test_those_who_dribble_or_do_nothing_or_do_not_read_are_ended() -> None:
         **dict.fromkeys(("idle", "unread"), 200),
     }
     assert "headers" not in parsed(ends["head"][1])[1]["error"]["message"]
-    assert "the request's body was not there after 1 s" in parsed(ends["body"][1])[1]["error"]["message"]
+    assert "the request's body did not arrive within 1 s" in parsed(ends["body"][1])[1]["error"]["message"]
 
 
 def test_a_connection_is_used_again_and_an_answer_may_take_longer_than_any_of_these_times() -> None:
