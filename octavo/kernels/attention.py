@@ -58,7 +58,7 @@ def _flash_attn_4() -> type[AttentionBackend]:
 
 
 def _hopper() -> type[AttentionBackend]:
-    from octavo.kernels.triton.attention.hopper_attention import HopperAttention
+    from octavo.kernels.triton.attention.triton_attention import HopperAttention
 
     return HopperAttention
 

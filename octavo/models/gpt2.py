@@ -22,7 +22,7 @@ from octavo.layers.blocks import MLP, Embedding, LayerNorm, PlainMLP, SelfAttent
 from octavo.models import llama
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer
-from octavo.models.weights import TensorTable, Weights, with_biases
+from octavo.models.weights import TensorTable, Weights, in_layers, with_biases
 
 OPT_POSITION_OFFSET = 2
 
@@ -47,9 +47,7 @@ def tensors(a: Architecture) -> TensorTable:
             "mlp.c_proj.weight": (hidden, inner),
         }
     )
-    for i in range(a.num_layers):
-        table |= {f"transformer.h.{i}.{name}": shape for name, shape in layer.items()}
-    return table
+    return table | in_layers(a, layer, "transformer.h")
 
 
 def build(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
@@ -95,9 +93,7 @@ def opt_tensors(a: Architecture) -> TensorTable:
     layer = (with_biases(linear) if a.attention_bias else linear) | _opt_norms(
         a, "self_attn_layer_norm", "final_layer_norm"
     )
-    for i in range(a.num_layers):
-        table |= {f"model.decoder.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return table
+    return table | in_layers(a, layer, "model.decoder.layers")
 
 
 def _opt_embedded_size(a: Architecture) -> int:
@@ -119,11 +115,9 @@ def build_opt(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decod
         position_offset=OPT_POSITION_OFFSET,
         projection=w.replicated("project_in") if has_projections else None,
     )
-    norms_before = a.extra.get("do_layer_norm_before", True)
-    layer = _layer_normed_before if norms_before else _layer_normed_after
     return Decoder(
         embedding=embedding,
-        layers=tuple(layer(a, w.under(f"layers.{i}"), specs, i) for i in range(a.num_layers)),
+        layers=tuple(_opt_layer(a, w.under(f"layers.{i}"), specs, i) for i in range(a.num_layers)),
         norm=w.layer_norm("final_layer_norm", a.norm_eps, a.hidden_size) if _has_final_norm(a) else None,
         projection=w.replicated("project_out") if has_projections else None,
         head=weights.head("lm_head", embedding.tokens),
@@ -132,15 +126,6 @@ def build_opt(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decod
 
 def _has_final_norm(a: Architecture) -> bool:
     return bool(a.extra.get("has_final_norm", True))
-
-
-def _layer_normed_before(a: Architecture, w: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer:
-    return DecoderLayer(
-        attention_norm=w.layer_norm("self_attn_layer_norm", a.norm_eps, a.hidden_size),
-        attention=_attention(w, specs, index),
-        mlp_norm=w.layer_norm("final_layer_norm", a.norm_eps, a.hidden_size),
-        mlp=_mlp(a, w),
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,18 +147,11 @@ class LayerNormedAfter:
         return None, normed
 
 
-def _layer_normed_after(a: Architecture, w: Weights, specs: AttentionSpecs, index: int) -> LayerNormedAfter:
-    return LayerNormedAfter(
-        attention=_attention(w, specs, index),
+def _opt_layer(a: Architecture, w: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer | LayerNormedAfter:
+    layer = DecoderLayer if a.extra.get("do_layer_norm_before", True) else LayerNormedAfter
+    return layer(
         attention_norm=w.layer_norm("self_attn_layer_norm", a.norm_eps, a.hidden_size),
-        mlp=_mlp(a, w),
+        attention=w.attention(specs.layer(index), "self_attn.out_proj", *llama.QKV),
         mlp_norm=w.layer_norm("final_layer_norm", a.norm_eps, a.hidden_size),
+        mlp=PlainMLP(w.column("fc1"), w.row("fc2"), a.activation),
     )
-
-
-def _attention(w: Weights, specs: AttentionSpecs, index: int) -> SelfAttention:
-    return w.attention(specs.layer(index), "self_attn.out_proj", *llama.QKV)
-
-
-def _mlp(a: Architecture, w: Weights) -> MLP:
-    return PlainMLP(w.column("fc1"), w.row("fc2"), a.activation)

@@ -18,7 +18,7 @@ from octavo.kernels.parameters import Parameter
 from octavo.layers.blocks import Embedding, GatedMLP, RMSNorm
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer
-from octavo.models.weights import TensorTable, Weights, with_biases
+from octavo.models.weights import TensorTable, Weights, in_layers, with_biases
 from octavo.quantization.registry import Dense
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -26,26 +26,23 @@ GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
 
 def tensors(a: Architecture) -> TensorTable:
-    table = outer_tensors(a)
     q, kv, hidden, inner = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.hidden_size, a.intermediate_size
-    for i in range(a.num_layers):
-        layer: TensorTable = {
-            "input_layernorm.weight": (hidden,),
-            "self_attn.q_proj.weight": (q, hidden),
-            "self_attn.k_proj.weight": (kv, hidden),
-            "self_attn.v_proj.weight": (kv, hidden),
-            "self_attn.o_proj.weight": (hidden, q),
-            "post_attention_layernorm.weight": (hidden,),
-            "mlp.gate_proj.weight": (inner, hidden),
-            "mlp.up_proj.weight": (inner, hidden),
-            "mlp.down_proj.weight": (hidden, inner),
-        }
-        if a.attention_bias:
-            layer = with_biases(layer, *QKV, "self_attn.o_proj")
-        if a.mlp_bias:
-            layer = with_biases(layer, *GATE_UP, "mlp.down_proj")
-        table |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return table
+    layer: TensorTable = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (q, hidden),
+        "self_attn.k_proj.weight": (kv, hidden),
+        "self_attn.v_proj.weight": (kv, hidden),
+        "self_attn.o_proj.weight": (hidden, q),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    if a.attention_bias:
+        layer = with_biases(layer, *QKV, "self_attn.o_proj")
+    if a.mlp_bias:
+        layer = with_biases(layer, *GATE_UP, "mlp.down_proj")
+    return outer_tensors(a) | in_layers(a, layer)
 
 
 def outer_tensors(a: Architecture) -> TensorTable:
@@ -61,8 +58,7 @@ def outer_tensors(a: Architecture) -> TensorTable:
 
 def head_norms(a: Architecture) -> TensorTable:
     """The norms of each head's queries and keys, which Qwen 3 and Gemma 3 add."""
-    names = [f"model.layers.{i}.self_attn.{x}_norm.weight" for i in range(a.num_layers) for x in "qk"]
-    return dict.fromkeys(names, (a.head_dim,))
+    return in_layers(a, dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (a.head_dim,)))
 
 
 def build(
@@ -105,19 +101,16 @@ def qwen3_tensors(a: Architecture) -> TensorTable:
 
 
 def phi3_tensors(a: Architecture) -> TensorTable:
-    table = outer_tensors(a)
     q, kv, hidden, inner = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.hidden_size, a.intermediate_size
-    for i in range(a.num_layers):
-        layer: TensorTable = {
-            "input_layernorm.weight": (hidden,),
-            "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
-            "self_attn.o_proj.weight": (hidden, q),
-            "post_attention_layernorm.weight": (hidden,),
-            "mlp.gate_up_proj.weight": (2 * inner, hidden),
-            "mlp.down_proj.weight": (hidden, inner),
-        }
-        table |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return table
+    layer: TensorTable = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
+        "self_attn.o_proj.weight": (hidden, q),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_up_proj.weight": (2 * inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    return outer_tensors(a) | in_layers(a, layer)
 
 
 def build_phi3(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
@@ -125,11 +118,8 @@ def build_phi3(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Deco
 
 
 def gemma2_tensors(a: Architecture) -> TensorTable:
-    table = tensors(a)
-    for i in range(a.num_layers):
-        table[f"model.layers.{i}.pre_feedforward_layernorm.weight"] = (a.hidden_size,)
-        table[f"model.layers.{i}.post_feedforward_layernorm.weight"] = (a.hidden_size,)
-    return table
+    norms = ("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight")
+    return tensors(a) | in_layers(a, dict.fromkeys(norms, (a.hidden_size,)))
 
 
 def gemma3_tensors(a: Architecture) -> TensorTable:
@@ -149,8 +139,7 @@ def build_gemma(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Dec
 
 def _gemma_layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer:
     has_head_norms = weights.lists("self_attn.q_norm.weight")
-    q_norm = _plus_one(weights, "self_attn.q_norm") if has_head_norms else None
-    k_norm = _plus_one(weights, "self_attn.k_norm") if has_head_norms else None
+    q_norm, k_norm = (_plus_one(weights, f"self_attn.{x}_norm") if has_head_norms else None for x in "qk")
     return DecoderLayer(
         attention_norm=_gemma_norm(a, weights, "input_layernorm"),
         attention=weights.attention(specs.layer(index, q_norm, k_norm), "self_attn.o_proj", *QKV),

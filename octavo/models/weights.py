@@ -17,6 +17,7 @@ from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import REPLICATED, Linear, Parameter, Scheme, Shape, Shard
 from octavo.kernels.tensor import StoredTensor, at_hand, from_array
 from octavo.layers.blocks import LayerNorm, RMSNorm, SelfAttention
+from octavo.models.architecture import Architecture
 from octavo.quantization.registry import DENSE, is_in_layer, scheme_of
 
 TensorTable = dict[str, Shape]
@@ -111,3 +112,8 @@ def with_biases(table: TensorTable, *names: str) -> TensorTable:
     """Add a bias, one entry per row, for each named weight, or for every weight if none is named."""
     chosen = names or tuple(name.removesuffix(".weight") for name in table)
     return table | {f"{name}.bias": table[f"{name}.weight"][:1] for name in chosen}
+
+
+def in_layers(a: Architecture, layer: TensorTable, prefix: str = "model.layers") -> TensorTable:
+    """A layer's tensors, for every layer."""
+    return {f"{prefix}.{i}.{name}": shape for i in range(a.num_layers) for name, shape in layer.items()}

@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from octavo.kernels.triton.attention import hopper_attention, hopper_decode, hopper_prefill
+from octavo.kernels.triton.attention import hopper_decode, hopper_prefill, triton_attention
 from octavo.kernels.triton.linear import tile_linear
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -40,7 +40,7 @@ def compile_kernel(
 
 
 def main() -> None:
-    for dim in hopper_attention.HEAD_DIMS:
+    for dim in triton_attention.HOPPER_HEAD_DIMS:
         constants = {"HEADS": 16, "GROUP": 2, "D": dim, "BLOCK_SIZE": 16, "STAGES": 256 // dim, "CHAINED": True}
         known = {"q_boxes": boxes(64, dim), "pool_boxes": boxes(16, dim)}
         compile_kernel(f"prefill-{dim}", hopper_prefill._kernel, constants, known, num_warps=4, maxnreg=168)

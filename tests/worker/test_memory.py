@@ -6,7 +6,7 @@ import pytest
 
 from octavo.config import CacheConfig
 from octavo.errors import ConfigError, OutOfMemoryError
-from octavo.kernels.host import host_free_bytes
+from octavo.kernels.device import host_free_bytes
 from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.observe.machine import memory
 from octavo.worker.memory import plan_kv_cache

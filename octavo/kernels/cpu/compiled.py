@@ -16,8 +16,7 @@ from octavo.kernels.cpu import library
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address, processed_logits, sample
 from octavo.kernels.cpu.program import CpuProgram, slots
 from octavo.kernels.cpu.weights import CpuWeights, PackedRows
-from octavo.kernels.device import StepBatch, StepLimits
-from octavo.kernels.host import allocate_pool
+from octavo.kernels.device import StepBatch, StepLimits, allocate_pool
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer, FloatArray, IntArray, Model
 from octavo.kernels.program.recorder import See, record_model

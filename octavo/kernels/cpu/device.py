@@ -8,8 +8,7 @@ from octavo.config import ActivationDType
 from octavo.kernels.build import build
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.compiled import CpuModel
-from octavo.kernels.device import StepLimits, StepSizes
-from octavo.kernels.host import HOST_SIZES, host_dtypes, host_free_bytes
+from octavo.kernels.device import HOST_SIZES, StepLimits, StepSizes, host_dtypes, host_free_bytes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import Model
 from octavo.kernels.program.recorder import printer

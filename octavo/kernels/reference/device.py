@@ -12,8 +12,7 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from octavo.kernels.device import StepLimits, StepSizes
-from octavo.kernels.host import HOST_SIZES, allocate_pool, host_dtypes, host_free_bytes
+from octavo.kernels.device import HOST_SIZES, StepLimits, StepSizes, allocate_pool, host_dtypes, host_free_bytes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import Model
 from octavo.kernels.program.recorder import See, printer, record_model

@@ -1,4 +1,8 @@
-"""TritonAttention: the plain kernels as an attention backend. They take every layer and run on every GPU."""
+"""Octavo's own kernels as attention backends.
+
+TritonAttention   the plain kernels: they take every layer and run on every GPU
+HopperAttention   the Gluon kernels, for the layers and steps where they are faster
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,18 @@ from typing import ClassVar
 
 import torch
 
-from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import decode_attention
-from octavo.kernels.triton.attention.memory import AttentionMemory
+from octavo.kernels.triton.attention.memory import AttentionMemory, join_parts
 from octavo.kernels.triton.attention.plan import PREFILL_TILE
 from octavo.kernels.triton.attention.prefill_attention import prefill_attention
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
+
+HOPPER_HEAD_DIMS = (64, 128)
+HOPPER_MAX_GROUP = 16  # query heads per kv head
 
 
 class TritonAttention:
@@ -58,3 +65,85 @@ class TritonAttention:
             )  # fmt: skip
 
         return launch
+
+
+class HopperAttention:
+    """Implements `octavo.kernels.attention.AttentionBackend`. It leaves chunks of short sequences, and decodes of
+    several new tokens, to other backends."""
+
+    longest_captured: ClassVar[int | None] = None
+
+    @staticmethod
+    def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
+        reasons = []
+        if not has_hopper_kernels(gpu.capability):
+            reasons.append("it needs a Hopper GPU, and a Triton that has Gluon")
+        if dtype == "float32":
+            reasons.append("it computes with 16 bits, not in float32")
+        return reasons + _no_decode(layer) if _no_prefill(layer) else reasons
+
+    def __init__(self, memory: AttentionMemory) -> None:
+        from octavo.kernels.triton.attention.hopper_decode import HopperDecode
+        from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill
+
+        number = memory.gpu.num_multiprocessors
+        self._memory = memory
+        self._decode, self._prefill = HopperDecode(number), HopperPrefill(number, memory.device)
+
+    def plan(self, step: DeviceStep) -> None:
+        """Nothing to do: these kernels use the plain kernels' plan."""
+
+    def decode(
+        self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch
+    ) -> AttentionLaunch:
+        if _no_decode(layer):
+            return otherwise
+        memory, plan, attend = self._memory, self._memory.plan_of(layer), self._decode.attend
+        pools, workspace, chained = memory.pools, memory.workspace, memory.gpu.chains
+
+        def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+            if step.kind.decode_threshold > 1:
+                return otherwise(step, q, out)
+            table = step.block_tables[layer.group]
+            attend(q, out, layer, pools[layer], plan, workspace, table, transform, chained=chained)
+            join_parts(out, layer, plan, workspace, step.query_start_loc, chained=chained)
+
+        return launch
+
+    def prefill(self, layer: AttentionLayer, otherwise: AttentionLaunch) -> AttentionLaunch:
+        if _no_prefill(layer):
+            return otherwise
+        memory, plan, attend = self._memory, self._memory.plan_of(layer), self._prefill.prefill
+        pools, chained = memory.pools, memory.gpu.chains
+
+        def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+            if step.kind.has_long_chunks:
+                table = step.block_tables[layer.group]
+                attend(q, out, layer, pools[layer], plan, block_table=table, chained=chained)
+            else:
+                otherwise(step, q, out)
+
+        return launch
+
+
+def _no_decode(layer: AttentionLayer) -> list[str]:
+    """Why the decode kernel does not take the layer."""
+    group = layer.num_heads // layer.num_kv_heads
+    too_many = f"{group} query heads share a kv head, {HOPPER_MAX_GROUP} may"
+    return [*_neither(layer), too_many] if group > HOPPER_MAX_GROUP else _neither(layer)
+
+
+def _no_prefill(layer: AttentionLayer) -> list[str]:
+    """Why the prefill kernel does not take the layer."""
+    return _neither(layer) if layer.window is None else [*_neither(layer), "chunks with a window"]
+
+
+def _neither(layer: AttentionLayer) -> list[str]:
+    reasons = []
+    if layer.head_dim not in HOPPER_HEAD_DIMS:
+        reasons.append(f"heads of {layer.head_dim}; it takes {' and '.join(map(str, HOPPER_HEAD_DIMS))}")
+    if layer.softcap is not None:
+        reasons.append("capped scores")
+    if layer.scale <= 0:
+        reasons.append(f"a scale of {layer.scale}; it must be positive")
+    return reasons
