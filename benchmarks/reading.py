@@ -111,7 +111,7 @@ def files_of_chat(model: str) -> Counter[str]:
 
 
 async def stream_chat(app: Any, body: dict[str, Any]) -> None:
-    """One POST to an ASGI application, its stream read to the end."""
+    """POST to an ASGI application and read the whole stream. The server's own `post_json` would count as a file run."""
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     path = "/v1/chat/completions"
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}

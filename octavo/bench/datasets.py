@@ -59,10 +59,11 @@ def random_requests(
     rng = random.Random(seed)
     draw = _ids(rng, vocab_size)
     prefix = draw(prefix_len)
-    return [
-        _of_ids(prefix + draw(_around(rng, input_len, range_ratio)), _around(rng, output_len, range_ratio))
-        for _ in range(num_prompts)
-    ]
+    requests = []
+    for _ in range(num_prompts):
+        ids = prefix + draw(_around(rng, input_len, range_ratio))
+        requests.append(BenchRequest(ids, _around(rng, output_len, range_ratio), 1, len(ids)))
+    return requests
 
 
 def named_requests(name: str, vocab_size: int | None = None) -> list[BenchRequest]:
@@ -127,19 +128,18 @@ def shifted(requests: list[BenchRequest], by: int, vocab_size: int | None) -> li
     """The same lengths with other tokens, for another run on a server whose prefix cache holds these."""
     end = vocab_size or max((max(one.prompt) for one in requests if isinstance(one.prompt, tuple)), default=0) + 1
     first = end // 10
-    return [
-        one if isinstance(one.prompt, str) else replace(one, prompt=_shift(one.prompt, by, first, end))
-        for one in requests
-    ]
+
+    def shift(one: BenchRequest) -> BenchRequest:
+        if isinstance(one.prompt, str):
+            return one
+        return replace(one, prompt=tuple(first + (token - first + by) % (end - first) for token in one.prompt))
+
+    return [shift(one) for one in requests]
 
 
 def as_text(requests: list[BenchRequest], decode: Callable[[tuple[int, ...]], str]) -> list[BenchRequest]:
     """Token ids as text, for servers that take only text. The server may tokenise it differently."""
     return [one if isinstance(one.prompt, str) else replace(one, prompt=decode(one.prompt)) for one in requests]
-
-
-def _shift(prompt: tuple[int, ...], by: int, first: int, end: int) -> tuple[int, ...]:
-    return tuple(first + (token - first + by) % (end - first) for token in prompt)
 
 
 def _around(rng: random.Random, mean: int, ratio: float) -> int:
@@ -150,10 +150,6 @@ def _ids(rng: random.Random, vocab_size: int) -> Callable[[int], tuple[int, ...]
     """Skips the lowest tenth of the vocabulary, where special tokens are."""
     ids = range(vocab_size // 10, vocab_size)
     return lambda length: tuple(rng.choices(ids, k=length))
-
-
-def _of_ids(ids: tuple[int, ...], output_len: int) -> BenchRequest:
-    return BenchRequest(ids, output_len, 1, len(ids))
 
 
 def _of_work(work: Work, vocab_size: int | None) -> BenchRequest:
@@ -176,11 +172,7 @@ def _of_line(line: str, where: str, output_len: int | None) -> BenchRequest:
     length = entry.get("output_tokens", CUSTOM_OUTPUT_LEN) if output_len is None else output_len
     if type(length) is not int or length < 1:
         raise ConfigError(f'{where} has "output_tokens" {length!r}, allowed is 1 or more')
-    return (
-        BenchRequest(tuple(prompt), length, 1, len(prompt))
-        if isinstance(prompt, list)
-        else BenchRequest(prompt, length)
-    )
+    return BenchRequest(tuple(prompt), length, 1, len(prompt)) if is_ids else BenchRequest(prompt, length)
 
 
 def _of_pair(prompt: Any, answer: Any, output_len: int | None, encode: Encode | None) -> BenchRequest | None:

@@ -36,12 +36,13 @@ def render_png(points: Sequence[Point], title: str) -> bytes:
     figure = Figure(figsize=(WIDTH / 96, HEIGHT / 96), dpi=DOTS_PER_INCH)
     edges = {"left": LEFT / WIDTH, "right": 1 - RIGHT / WIDTH, "bottom": BOTTOM / HEIGHT, "top": 1 - TOP / HEIGHT}
     figure.subplots_adjust(**edges, hspace=0.25)
-    figure.suptitle(_plain(title), x=edges["left"], ha="left", color=_INK, fontweight="bold", fontsize=11)
+    plain = title.replace("$", r"\$")  # between dollars, matplotlib would read a formula
+    figure.suptitle(plain, x=edges["left"], ha="left", color=_INK, fontweight="bold", fontsize=11)
     for axes, metric in zip(figure.subplots(len(TITLES)), TITLES, strict=True):
         _panel(axes, points, metric)
-    told: dict[str, Any] = {"color": _SOFT, "fontsize": 9, "ha": "right"}
-    figure.text(edges["right"], 0.955, "at each point: requests/s asked for", **told)
-    figure.text(edges["right"], 0.015, "requests/s answered", **told)
+    style: dict[str, Any] = {"color": _SOFT, "fontsize": 9, "ha": "right"}
+    figure.text(edges["right"], 0.955, "at each point: requests/s asked for", **style)
+    figure.text(edges["right"], 0.015, "requests/s answered", **style)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
@@ -67,18 +68,6 @@ def _panel(axes: Axes, points: Sequence[Point], metric: str) -> None:
         axes.plot(*places, "o-", color=colour, markerfacecolor="white", label=f"p{percentage}", clip_on=False)
         if percentage == 99:
             for point, ms in line:
-                axes.annotate(
-                    point.name,
-                    (point.requests_per_s, ms),
-                    xytext=(0, 6),
-                    textcoords="offset points",
-                    ha="center",
-                    color=_SOFT,
-                    fontsize=8,
-                )
+                place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+                axes.annotate(point.name, (point.requests_per_s, ms), **place, color=_SOFT, fontsize=8)
     axes.legend(loc="upper left", frameon=False, labelcolor=list(_COLOURS.values()), fontsize=9)
-
-
-def _plain(title: str) -> str:
-    """Escape dollars, between which matplotlib would read a formula."""
-    return title.replace("$", r"\$")

@@ -6,10 +6,12 @@ import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 DatasetName = Literal["random", "ragged16", "single", "mixed", "chat", "prefill", "fanout", "longctx"]
 
+_NAMED_TOKEN_RANGE = (1000, 100_000)  # ordinary tokens in every large vocabulary
 #: prompt lengths of one round of ragged16: short and long mixed, as on a server
 RAGGED16_LENS = (16, 24, 32, 48, 64, 64, 80, 96, 96, 112, 128, 144, 160, 192, 224, 256)
 
@@ -40,11 +42,6 @@ def ragged16(num_prompts: int, output_len: int, *, n: int = 1, vocab_size: int, 
     return _draw(lens, output_len, n, vocab_size, seed)
 
 
-def single() -> list[Work]:
-    """One stream: the latency of a single user."""
-    return _uniform(1, 512, 256, seed=3)
-
-
 def mixed() -> list[Work]:
     """256 requests, prompts and outputs uniform in 100 .. 1024: the shape nano-vllm publishes."""
     rng = random.Random(0)
@@ -57,33 +54,6 @@ def chat() -> list[Work]:
     return [
         _named(rng, _log_normal(rng, 161, 1.0, 2048), 1, lambda: _log_normal(rng, 338, 0.8, 1024)) for _ in range(1000)
     ]
-
-
-def prefill() -> list[Work]:
-    """Long prompts, one output token each."""
-    return _uniform(24, 8192, 1, seed=2)
-
-
-def fanout() -> list[Work]:
-    """32 samples of each of eight long prompts: best-of-n, and the rollouts of reinforcement learning."""
-    return _uniform(8, 4096, 256, n=32, seed=4)
-
-
-def longctx() -> list[Work]:
-    """Few sequences with long contexts."""
-    return _uniform(16, 16000, 128, seed=5)
-
-
-#: fully fixed workloads, so that results are comparable across engines and over time
-NAMED: dict[str, Callable[[], list[Work]]] = {
-    "single": single,
-    "mixed": mixed,
-    "chat": chat,
-    "prefill": prefill,
-    "fanout": fanout,
-    "longctx": longctx,
-}
-_NAMED_TOKEN_RANGE = (1000, 100_000)  # ordinary tokens in every large vocabulary
 
 
 def _uniform(num_prompts: int, input_len: int, output_len: int, *, n: int = 1, seed: int) -> list[Work]:
@@ -107,3 +77,14 @@ def _draw(lens: Iterable[int], output_len: int, n: int, vocab_size: int, seed: i
     rng = random.Random(seed)
     first = vocab_size // 10
     return [Work(tuple(rng.randrange(first, vocab_size) for _ in range(length)), n, output_len) for length in lens]
+
+
+#: fully fixed workloads, so that results are comparable across engines and over time
+NAMED: dict[str, Callable[[], list[Work]]] = {
+    "single": partial(_uniform, 1, 512, 256, seed=3),  # the latency of a single user
+    "mixed": mixed,
+    "chat": chat,
+    "prefill": partial(_uniform, 24, 8192, 1, seed=2),  # long prompts, one output token each
+    "fanout": partial(_uniform, 8, 4096, 256, n=32, seed=4),  # best-of-n, and rollouts of reinforcement learning
+    "longctx": partial(_uniform, 16, 16000, 128, seed=5),  # few sequences with long contexts
+}

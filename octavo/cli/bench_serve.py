@@ -18,12 +18,12 @@ from typing import Any, get_args
 
 from octavo.bench.datasets import BenchRequest
 from octavo.bench.http_client import DEFAULT_TIMEOUT_S, Target
-from octavo.bench.load import RampUp, RampUpStrategy
+from octavo.bench.load import RampUpStrategy
 from octavo.bench.online import ENDPOINTS, Backend, Form, Server, Timing, first_model
 from octavo.bench.online_report import METRICS, Metric, details, parse_goodput, summary, warnings
 from octavo.cli.bench_serve_dataset import Dataset, add_dataset_flags, check_dataset_flags, open_dataset
 from octavo.cli.bench_serve_output import Results, add_result_flags, progress_bar, say, table
-from octavo.cli.flags import add_flags, check_counts, check_not_read
+from octavo.cli.flags import add_flags, check_counts, check_not_read, numbers_of
 from octavo.cli.parser import CommandParser
 from octavo.cli.sampling_flags import add_sampling_flag
 from octavo.env import openai_api_key
@@ -75,17 +75,15 @@ def add_arguments(parser: CommandParser) -> None:
     sampling = parser.add_argument_group("sampling", "default: the server's own defaults")
     for name in _SAMPLING:
         add_sampling_flag(sampling, name)
-    sampling.add_argument(
-        "--ignore-eos",
-        action=argparse.BooleanOptionalAction,
-        help="generate past the end token; default: yes, except for sharegpt and custom",
-    )
+    past = "generate past the end token; default: yes, except for sharegpt and custom"
+    sampling.add_argument("--ignore-eos", action=argparse.BooleanOptionalAction, help=past)
     add_result_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    goodput_ms, metrics, percentages = parse_goodput(args.goodput), _metrics(args), _percentages(args)
+    goodput_ms, metrics = parse_goodput(args.goodput), _metrics(args)
+    percentages = numbers_of("--metric-percentiles", args.metric_percentiles, "numbers from 0 to 100", 0, 100)
     target, options = _target(args), _options(args)
     dataset = open_dataset(args)
     timing, results = _timing(args, dataset), Results(args, dataset.rates)
@@ -128,10 +126,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _target(args: argparse.Namespace) -> Target:
-    headers = {}
     key = args.api_key or openai_api_key()
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     for header in args.header:
         name, equals, value = header.partition("=")
         if not equals:
@@ -153,7 +149,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(extra, dict):
         raise ConfigError(f'--extra-body is {args.extra_body}, allowed is a JSON object such as {{"seed": 5}}')
     if extra.get("stream") is False:
-        raise ConfigError("--extra-body has stream false, but times are taken of streams; drop it")
+        raise ConfigError("--extra-body has stream false, but only streams are timed: drop it")
     n = extra.get("n", 1)
     if type(n) is not int or n < 1:
         raise ConfigError(f"--extra-body has n {n!r}, allowed is 1 or more")
@@ -185,19 +181,9 @@ def _metrics(args: argparse.Namespace) -> list[Metric]:
     return [metric for metric in METRICS if metric in text.split(",")]
 
 
-def _percentages(args: argparse.Namespace) -> list[float]:
-    text: str = args.metric_percentiles
-    try:
-        percentages = [float(one) for one in text.split(",")]
-    except ValueError:
-        percentages = [math.nan]
-    if not all(0 <= one <= 100 for one in percentages):
-        raise ConfigError(f"--metric-percentiles is {text!r}, allowed are numbers from 0 to 100, joined by commas")
-    return percentages
-
-
 def _asked(args: argparse.Namespace, server: Server, timing: Timing, requests: list[BenchRequest]) -> dict[str, Any]:
     """The parameters of a run under vLLM's keys. An infinite rate is the word inf: JSON has no such number."""
+    ramp_up = {} if timing.ramp_up is None else asdict(timing.ramp_up)  # vLLM writes these keys only for a ramp-up
     return {
         "endpoint_type": args.backend,
         "backend": args.backend,
@@ -207,14 +193,9 @@ def _asked(args: argparse.Namespace, server: Server, timing: Timing, requests: l
         "dataset_name": args.dataset_name,
         "num_prompts": len(requests),
         "request_rate": "inf" if math.isinf(timing.request_rate) else timing.request_rate,
-        **_ramp_up_keys(timing.ramp_up),
+        **{f"ramp_up_{name}": value for name, value in ramp_up.items()},
         "burstiness": timing.burstiness,
         "max_concurrency": timing.max_concurrency,
         "num_client_procs": timing.processes(len(requests)),
         "seed": timing.seed,
     }
-
-
-def _ramp_up_keys(ramp_up: RampUp | None) -> dict[str, Any]:
-    """vLLM writes these keys only for a ramp-up."""
-    return {} if ramp_up is None else {f"ramp_up_{name}": value for name, value in asdict(ramp_up).items()}

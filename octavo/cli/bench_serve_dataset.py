@@ -13,7 +13,7 @@ from octavo.bench import datasets
 from octavo.bench.datasets import SAFE_VOCAB_SIZE, BenchRequest
 from octavo.bench.load import RampUp
 from octavo.bench.workloads import NAMED
-from octavo.cli.flags import add_flags, check_counts
+from octavo.cli.flags import add_flags, check_counts, numbers_of
 from octavo.errors import ConfigError, OctavoError
 
 if TYPE_CHECKING:
@@ -197,13 +197,7 @@ def _rates(args: argparse.Namespace) -> tuple[float, ...]:
         return (math.inf,)
     if text is None:
         return (STALL_RATE if args.dataset_name == "stall" else math.inf,)
-    try:
-        rates = tuple(float(one) for one in text.split(","))
-    except ValueError:
-        rates = (math.nan,)
-    if not all(rate > 0 for rate in rates):
-        raise ConfigError(f"--request-rate is {text!r}, allowed are numbers above 0 and inf, joined by commas")
-    return rates
+    return tuple(numbers_of("--request-rate", text, "numbers above 0 and inf", math.nextafter(0, 1), math.inf))
 
 
 def _long_every(args: argparse.Namespace) -> float:

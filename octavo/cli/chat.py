@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     remote = Remote.from_flags(args)
 
     def say(messages: list[Message]) -> str:
-        return remote.show("/chat/completions", {"messages": messages}, _new_text)
+        return remote.show(
+            "/chat/completions", {"messages": messages}, lambda choice: (choice.get("delta") or {}).get("content")
+        )
 
     first: tuple[Message, ...] = ()
     if args.system_prompt is not None:
@@ -58,10 +60,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         Conversation(say, (ServerError,), first).run()
     return 0
-
-
-def _new_text(choice: dict[str, Any]) -> str | None:
-    return (choice.get("delta") or {}).get("content")
 
 
 # Asking a server, here and in `octavo complete`

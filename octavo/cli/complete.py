@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from octavo.cli.chat import REMOTE_COMMON, Remote, add_remote_flags
 from octavo.cli.parser import CommandParser
@@ -42,8 +41,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _complete(remote: Remote, prompt: str) -> None:
-    remote.show("/completions", {"prompt": prompt}, _new_text)
-
-
-def _new_text(choice: dict[str, Any]) -> str | None:
-    return choice.get("text")
+    remote.show("/completions", {"prompt": prompt}, lambda choice: choice.get("text"))

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Any
 
 from octavo import __version__
 from octavo.cli.parser import CommandParser
@@ -53,25 +52,20 @@ def python_findings() -> Iterator[Finding]:
         yield Finding("packages", "unknown", "octavo is not installed, only on the path; run pip install -e .")
         return
     for requirement in map(Requirement, requirements):
-        wanted_for = [
-            extra for extra in ("", "gpu") if requirement.marker is None or _is_for(requirement.marker, extra)
-        ]
+        marker = requirement.marker
+        wanted_for = [extra for extra in ("", "gpu") if marker is None or marker.evaluate({"extra": extra})]
         if "" in wanted_for or (wanted_for and find_spec(requirement.name) is not None):
             yield _package(requirement.name, str(requirement.specifier), requirement.specifier.contains)
-
-
-def _is_for(marker: Any, extra: str) -> bool:
-    return bool(marker.evaluate({"extra": extra}))
 
 
 def _package(name: str, wanted: str, is_allowed: Callable[..., bool]) -> Finding:
     try:
         version = metadata.version(name)
+        is_good = is_allowed(version, prereleases=True)
     except metadata.PackageNotFoundError:
-        return Finding(name, "missing", f"octavo needs {name}{wanted}; run pip install '{name}{wanted}'")
-    if not is_allowed(version, prereleases=True):
-        return Finding(name, version, f"octavo needs {name}{wanted}; run pip install '{name}{wanted}'")
-    return Finding(name, version)
+        version, is_good = "missing", False
+    problem = f"octavo needs {name}{wanted}; run pip install '{name}{wanted}'"
+    return Finding(name, version, None if is_good else problem)
 
 
 def compiler_findings() -> Iterator[Finding]:

@@ -138,6 +138,17 @@ def vocab_size(args: argparse.Namespace) -> int:
     return open_checkpoint(model).architecture.vocab_size
 
 
+def numbers_of(flag: str, text: str, allowed: str, low: float, high: float) -> list[float]:
+    """Numbers joined by commas, from `low` to `high`. Raises ConfigError."""
+    try:
+        numbers = [float(one) for one in text.split(",")]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(low <= one <= high for one in numbers):
+        raise ConfigError(f"{flag} is {text!r}, allowed are {allowed}, joined by commas")
+    return numbers
+
+
 def machine_facts() -> dict[str, Any]:
     """The machine and the versions behind a measurement."""
     python = platform.python_version()

@@ -195,15 +195,12 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Wraps paragraphs that end in a full stop, leaves examples as written, and widens the flag column."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=min(110, _num_columns()))
+        columns = shutil.get_terminal_size((110, 24)).columns
+        super().__init__(prog, max_help_position=30, width=min(110, max(60, columns - 1)))
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.strip().split("\n\n")
         return "\n\n".join(textwrap.fill(one, width) if one.endswith(".") else one for one in paragraphs)
-
-
-def _num_columns() -> int:
-    return max(60, shutil.get_terminal_size((110, 24)).columns - 1)
 
 
 def help_word(argv: Sequence[str]) -> str | None:

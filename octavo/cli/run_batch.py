@@ -62,7 +62,11 @@ def run(args: argparse.Namespace) -> int:
         **{name: getattr(args, name) for name in _SETTINGS if hasattr(args, name)},
     )
     check_not_read("--output-file", args.output_file, {"--input-file": args.input_file, "--model": args.model})
-    with BatchInput(args.input_file) as asked, _results(args, asked) as results:
+    is_stream = args.output_file == STANDARD_STREAM
+    with (
+        BatchInput(args.input_file) as asked,
+        BatchStream() if is_stream else BatchOutput(args.output_file, asked) as results,
+    ):
         num_before = len(results.done & asked.places.keys())
         if not asked.places:
             print(f"{args.input_file} holds no line, so there is nothing to answer", file=sys.stderr)
@@ -75,10 +79,6 @@ def run(args: argparse.Namespace) -> int:
         if results.num_failures:
             print(f"{results.num_failures:,} results are errors", file=sys.stderr)
         return 1 if results.num_failures else 0
-
-
-def _results(args: argparse.Namespace, asked: BatchInput) -> Results:
-    return BatchStream() if args.output_file == STANDARD_STREAM else BatchOutput(args.output_file, asked)
 
 
 def _answer(args: argparse.Namespace, settings: ServerSettings, asked: BatchInput, results: Results) -> None:
