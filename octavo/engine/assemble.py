@@ -9,10 +9,9 @@ from typing import Any
 
 from octavo.cache.kv_cache import KVCache
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
-from octavo.engine.core import EngineCore
+from octavo.engine.core import EngineCore, OverlappedCore
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
-from octavo.engine.overlap import OverlappedCore
 from octavo.errors import ConfigError
 from octavo.executor.executor import Executor, executor_here
 from octavo.models.architecture import context_len

@@ -5,8 +5,7 @@ import pytest
 from octavo.cache.blocks import make_groups
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
-from octavo.engine.core import EngineCore
-from octavo.engine.overlap import OverlappedCore
+from octavo.engine.core import EngineCore, OverlappedCore
 from octavo.errors import EngineDeadError
 from octavo.executor.executor import ThreadExecutor
 from octavo.messages import StepPlan, StepResult
