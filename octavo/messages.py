@@ -1,8 +1,8 @@
-"""What crosses between the part that decides and the part that carries: StepPlan down, StepResult up.
+"""The two messages between scheduler and worker: a StepPlan goes down, a StepResult comes up.
 
-Both are plain data: ints, floats, lists of them, and SamplingParams, so that they can cross a process.
-A plan carries what changed, never what the worker already holds: a sequence's tokens are sent once, when
-it gets its row; the tokens sampled afterwards are the worker's own and never travel down.
+Both are plain data: ints, floats, lists of them, and SamplingParams, so that they can be sent to another process.
+A plan carries changes, never what the worker already holds: a sequence's tokens are sent once, when it gets its row.
+The worker keeps the tokens that it samples afterwards, and they are never sent down.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class NewRow:
 
 @dataclass(frozen=True, slots=True)
 class ForkRow:
-    """A sequence enters a row as a copy of another's tokens, block tables and sampling parameters.
-    Applied before the step runs; the fork samples its own next token from the parent's logits."""
+    """A sequence enters a row as a copy of another's tokens, block tables and sampling parameters, before the step
+    runs. The fork samples its own next token from the parent's logits."""
 
     row: int
     parent_row: int
@@ -49,7 +49,7 @@ class BlockWrite:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step, decided. Applied in this order: freed, new, writes, forks, copies, compute, draw.
+    """One step. A worker applies it in this order: freed, new, writes, forks, copies, compute, draw.
 
     Entry i of `rows` and of the columns after it is one sequence of the step: compute its num_scheduled_tokens[i]
     tokens from position num_computed_tokens[i] on, make logits of the last num_logits[i] of them, and draw a token from
@@ -81,8 +81,7 @@ class StepPlan:
 @dataclass(frozen=True, slots=True)
 class LogprobRow:
     """Log-probabilities at one position: the chosen token first, then the best ones, then those asked for by id.
-
-    asked_ranks: of the last."""
+    asked_ranks: the ranks of the last."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -95,11 +94,11 @@ class StepResult:
     """What a step produced: for each entry of plan.num_draws a run, the tokens that its row has kept.
 
     Run i is sampled_token_ids[offsets[i] : offsets[i + 1]]; no offsets: each run is one token, as in a step of decodes.
-    A run is as long as it is: longer than one where guesses were right or tokens are forced, empty where nothing was
-    drawn, or where the row had got other tokens than the plan was made for. -1 ends a run where the logits were NaN or
-    left no token to draw.
-    logprobs: by run, a row for each token that was drawn, where asked for. prompt_logprobs: by entry, a row for each
-    scheduled token, of the prompt token that follows it.
+    A run is longer than one token if guesses were right or tokens were forced. It is empty if nothing was drawn, or if
+    the row had got other tokens than the plan was made for. -1 ends a run if the logits were NaN or left no token to
+    draw.
+    logprobs: by run, a row for each drawn token, if asked for. prompt_logprobs: by entry, a row for each scheduled
+    token: it is about the prompt token after that.
     """
 
     step_id: int

@@ -1,4 +1,4 @@
-"""What the engine remembers: a Request is what a user asked, a Sequence is one stream of tokens being made.
+"""What the engine remembers: a Request is what a user asked for, a Sequence is one stream of generated tokens.
 
     Request "a", n=3
       ├── Sequence 0   prompt | tokens ...      prefills the prompt; the others fork from it
@@ -34,11 +34,11 @@ class Sequence:
     """One stream of tokens.
 
     token_ids: prompt and output together, the engine's only copy.
-    num_computed_tokens: how many of them have keys and values in the cache. A sequence whose every token
-    but the last is computed is decoding; there is no other notion of phase.
+    num_computed_tokens: how many of them have keys and values in the cache. A sequence is decoding if all but its last
+    token are computed; there is no other notion of phase.
     num_pending: tokens that steps in flight are drawing: their positions are planned before they are known.
-    spec_token_ids: guesses at its next tokens. The step that computes them keeps as many as it draws itself, and one
-    more; until then nobody knows where the sequence goes on, so it sits out.
+    spec_token_ids: guesses at its next tokens. The step that computes them keeps those that it draws too, and one more.
+    Until its result is known the sequence waits, as its next position is unknown.
     max_len: the most tokens, prompt and output, that it may have.
     expected_len: how many it was expected to end with when it last started.
     row: its permanent row in the worker while running, else -1.

@@ -45,13 +45,13 @@ class SamplingParams:
     """How one request's tokens are chosen. Fields may be assigned, and are checked then; a request keeps the
     parameters that it was made with.
 
-    A temperature of 0 takes the best token, the lowest id of equals; one below 0.01 is raised to 0.01, below which
-    float32 probabilities lose their meaning. min_p, top_k and top_p cut in this order, each what the one before left;
-    tokens equal to top_k's last stay. repetition_penalty divides positive and multiplies negative logits. A request
-    with a seed draws the same tokens again, whatever it is batched with; -1 is no seed. max_tokens None goes to the
-    model's limit; before min_tokens no end or stop token can be drawn. The last token of a bad word is banned while the
-    tokens before it are the last generated. logprobs and prompt_logprobs are of the model's own logits: no parameter
-    here changes them.
+    A temperature of 0 takes the best token, the lowest id of equals; one below 0.01 is raised to 0.01, as float32
+    probabilities lose their meaning below. min_p, top_k and top_p filter in this order, each the tokens that the one
+    before left; ties with top_k's last token stay. repetition_penalty divides positive logits and multiplies negative
+    ones. A request with a seed draws the same tokens again, whatever it is batched with; -1 is no seed. max_tokens None
+    goes to the model's limit; before min_tokens no end or stop token can be drawn. The last token of a bad word is
+    banned where the generated tokens end with those before it. logprobs and prompt_logprobs are of the model's own
+    logits: no parameter here changes them.
     """
 
     n: int = parameter(

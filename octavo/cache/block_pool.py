@@ -1,4 +1,4 @@
-"""The block pool and its prefix tree: who has each block of KV memory, and which can be found by their content.
+"""The block pool and its prefix tree: which blocks of KV memory are in use, and which can be found by their content.
 
 A block is in exactly one of three states, and moves only along the arrows:
 
@@ -13,8 +13,8 @@ A block is in exactly one of three states, and moves only along the arrows:
     cached   reference count 0, but still in the prefix tree
     owned    reference count 1 or more: in so many tables
 
-A sequence releases its last block first. Whoever holds a block holds its parent too, so a parent is always
-released after its children, and evicting in the order of release evicts leaves before what they grow from.
+A sequence releases its last block first. It holds the parents of its blocks too, so a parent is always released after
+its children. So eviction in the order of release evicts a leaf before its parent.
 
 Blocks of sequences that begin alike lie on one path of the tree; where they differ the path branches. A node is a
 content hash, which holds its parent's, so a dictionary from hash to block is the whole tree:

@@ -46,8 +46,8 @@ _MOST_PADDING = 1 / 12  # of the pool
 class Root:
     """What keys and values depend on beside the tokens: requests share blocks only under the same root.
 
-    salt: the user's word that keeps prefix caches apart. adapter: the name of what changes the weights.
-    media: a digest of what is not text in the prompt.
+    salt: the user's word that keeps prefix caches apart. adapter: the name of an adapter of the weights.
+    media: a digest of the prompt's images and other media.
     """
 
     salt: str | None = None
@@ -59,7 +59,8 @@ class Root:
         return cls(salt=request.cache_salt)
 
     def hash(self) -> ContentHash:
-        """What a sequence's first block is chained to. Each part is led by its length, so no two roots read alike."""
+        """A sequence's first block is chained to this. Each part follows its length, so different roots never hash the
+        same bytes."""
         digest = blake2b(digest_size=_HASH_SIZE, person=b"octavo root")
         for part in (self.salt, self.adapter, self.media):
             value = part.encode() if isinstance(part, str) else part

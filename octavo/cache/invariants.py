@@ -1,4 +1,4 @@
-"""Invariants: proof that the cache's books balance. For tests, and for engines run with check_invariants.
+"""Invariants of the cache, checked after steps by tests and by engines with check_invariants.
 
 every block      is free, cached or owned, and owned exactly as often as tables hold it
 every table      covers its sequence's computed tokens, and is null only behind a window
@@ -17,7 +17,7 @@ from octavo.request import Sequence
 
 
 def check(cache: KVCache, sequences: Iterable[Sequence]) -> None:
-    """AssertionError if anything is out of order. `sequences`: all that have not ended."""
+    """Raise AssertionError if an invariant is broken. `sequences`: all that have not ended."""
     by_id = {sequence.sequence_id: sequence for sequence in sequences}
     stray = cache.tables.keys() - by_id.keys()
     assert not stray, f"tables are kept for sequences that have ended: {sorted(stray)}"

@@ -1,5 +1,5 @@
 """Who runs: requests wait, start, fork, are preempted and end here. No tensors here, only numbers.
 
-scheduler.py is the step: continue the running, start the waiting, fork samples, seal the plan. The other files are
-what it asks; docs/files.md has a line for each.
+Scheduler plans each step: running sequences continue, waiting ones start, samples fork. It asks the other files;
+docs/files.md has a line for each.
 """

@@ -3,8 +3,8 @@
     running   a0  b0  c2  d2  e3      waiting   f1, which needs two seats:  e and d give way, c goes on
                                                 g2                          waits: nobody is worse but e
 
-Only a worse priority gives way, not who merely came later. The worst give way, as few as it takes, and none of them if
-all together would not be enough; so no one is preempted in vain, or comes back before the better one runs.
+Only sequences of a worse priority give way, not those that merely came later. The worst give way, as few as are needed,
+and none if all together would not be enough. So none is preempted in vain, or comes back before the better one runs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from octavo.scheduler.step import PlanDraft
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """What a waiting sequence needs beyond what is free. blocks: to start. growth: blocks for it and for everybody who
-    is no worse to grow into: they need not be free at once, but those who hold them must be worse."""
+    """What a waiting sequence needs beyond what is free. blocks: to start. growth: blocks that it and all sequences
+    that are not worse will grow into; they need not be free yet, but only worse sequences may hold them."""
 
     seats: int
     blocks: int
@@ -35,7 +35,7 @@ class Lack:
 
 
 class GivingWay:
-    """Used with priorities only, and while somebody waits."""
+    """Used with priorities only, and while a request waits."""
 
     def __init__(
         self, places: Places, cache: KVCache, budget: TokenBudget, starting: Starting, continuing: Continuing

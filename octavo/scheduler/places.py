@@ -28,7 +28,7 @@ class Places:
     samples are still to come."""
 
     def __init__(self, config: SchedulerConfig, cache: KVCache, events: EventLog, clock: Callable[[], float]) -> None:
-        assert config.max_num_seqs is not None, "whoever knows the device has chosen a number"
+        assert config.max_num_seqs is not None, "max_num_seqs is chosen when the device is known"
         self._cache = cache
         self._events = events
         self._clock = clock

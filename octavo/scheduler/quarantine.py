@@ -6,7 +6,7 @@ has got past the place where the step failed:
     step of a b c d fails  ─▶  a alone, fine  ─▶  b alone, fails: b ends with the fault  ─▶  c alone ...
                                all who are cleared run together again
 
-A fault that only shows in company clears everyone and comes back; whoever is accused for the third time ends.
+A fault that only shows in a batch clears everyone and comes back; a sequence that is accused a third time ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The roster: which requests and sequences are here, which rows they have, and how they wait for one.
+"""The roster: which requests and sequences are here, which rows they have, and in what order they wait for one.
 
 Ids are given at arrival, those of a request's samples side by side, although all but the first sample only exist once
 the prompt is computed. So ids order by arrival, then by sample:
@@ -124,7 +124,7 @@ class Seats:
 
 
 def num_seats(sequence: Sequence) -> int:
-    """A sequence's own seat, and those of the forks its request still lacks."""
+    """A sequence's own seat, and those of its request's samples that have not forked."""
     request = sequence.request
     return 1 + request.sampling_params.n - len(request.sequences)
 

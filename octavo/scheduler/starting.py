@@ -3,12 +3,12 @@
     seats    one for each sample of the request         budget   a share of the step's tokens
     blocks   for all its tokens, and for those that it and the running will still draw: their growth
 
-Whoever lacks any of these waits, and the event log says what it was.
+A sequence that lacks any of these waits, and the event log has the reason.
 
     pool   │ a a a a │ b b │ c c c │ . . . . . . . . │
                                      a a b b c c c     expected growth, less what ends before: the rest may be taken
 
-Whoever starts on blocks that others are about to grow into starts too early: one of them is preempted, and computed
+A sequence that starts on blocks that others are about to need starts too early: one of them is preempted, and computed
 twice. A sequence that only its length can end grows to max_tokens. Any other is expected to get as long as the recent
 ones did, and to end any moment once it is longer; until the first have ended no growth is expected. A guess that is
 too low costs a preemption, one that is too high an idle block, never an answer.
@@ -52,9 +52,9 @@ class Growth:
         return self._scaled(num_seats(sequence) * (sequence.expected_len - sequence.num_tokens))
 
     def of_all(self, running: Listlike[Sequence], forking: Listlike[Sequence]) -> int:
-        """Tokens that all running sequences together will have more than now, when they have most: all gain one a step,
-        once their prompts are computed, and one that ends gives back what it alone has. forking: those of them whose
-        samples are still to come."""
+        """How many more tokens than now all running sequences will have at their peak. Each gains one a step once its
+        prompt is computed, and gives back what it alone has when it ends. forking: those whose samples have not
+        forked."""
         lives = [(one.expected_len - len(one.token_ids), _own_len(one)) for one in running]
         for one in forking:
             lives += [(one.expected_len - one.num_tokens, 0)] * (num_seats(one) - 1)
@@ -68,7 +68,7 @@ class Growth:
         return self._scaled(most) + num_to_compute
 
     def ended(self, sequence: Sequence) -> None:
-        """Learn from one that ended by itself. The first ones count alike, later ones fade."""
+        """Learn from a sequence that ended with a stop or its length. The first ones count equally, later ones fade."""
         self._num_ended += 1
         step = 1 / min(self._num_ended, _MEMORY)
         self._mean_output_len += (sequence.num_output_tokens - self._mean_output_len) * step
@@ -78,7 +78,7 @@ class Growth:
 
 
 def _own_len(sequence: Sequence) -> int:
-    """Tokens whose blocks nobody else is known to hold."""
+    """Tokens whose blocks no other sequence is known to hold."""
     request = sequence.request
     num_shared = request.num_cached_tokens if request.sampling_params.n == 1 else request.num_prompt_tokens
     return len(sequence.token_ids) - num_shared
@@ -133,7 +133,7 @@ class Starting:
             )
 
     def start_waiting(self, draft: PlanDraft) -> None:
-        """Whoever fits. Not in a step that preempted: whoever started now would be the next to be preempted."""
+        """Start the sequences that fit; none in a step that preempted, as it would be the next to be preempted."""
         places = self._places
         if draft.num_preempted == draft.num_gave_way == 0:
             for sequence in places.waiting.line():

@@ -1,4 +1,4 @@
-"""What happens to a sequence's blocks, one mechanism a test."""
+"""A sequence's blocks as it starts, grows, forks and ends, one mechanism a test."""
 
 import pytest
 
@@ -14,7 +14,7 @@ BLOCK_SIZE = 16
 
 
 class Desk:
-    """A cache, and sequences that go through its doors without a scheduler."""
+    """A cache, and sequences that use it without a scheduler."""
 
     def __init__(self, num_blocks=20, windows=(None,), **options):
         self.events = EventLog(1000)

@@ -1,4 +1,4 @@
-"""What the scheduler's tests share: simulators that check their books, prompts, and what happened."""
+"""The scheduler's tests share these: simulators that check invariants, prompts, and filters of events."""
 
 from octavo.config import SchedulerConfig
 from octavo.testing.simulate import Simulator

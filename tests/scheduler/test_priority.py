@@ -48,7 +48,7 @@ def test_when_all_seats_are_taken_by_worse_ones_the_worst_gives_way_at_once():
     assert_as_if_alone(*worse, better)
 
 
-def test_who_is_as_good_waits_and_so_does_everyone_without_priorities():
+def test_an_equal_one_waits_and_so_does_everyone_without_priorities():
     for options, priorities in (({}, (2, 2)), ({"scheduling_policy": "fcfs"}, (2, 0))):
         simulator = engine(max_num_seqs=1, **options)
         first, second = request("first", priorities[0]), request("second", priorities[1], place=3)
@@ -58,7 +58,7 @@ def test_who_is_as_good_waits_and_so_does_everyone_without_priorities():
 
 
 @pytest.mark.parametrize("n", [2, 3])
-def test_as_many_give_way_as_seats_are_needed_and_samples_by_themselves(n):
+def test_as_many_give_way_as_seats_are_needed_and_samples_separately(n):
     simulator = engine()
     worse = [request(name, 1, place=place) for place, name in enumerate("abc")]
     better = request("now", 0, place=7, n=n, max_tokens=5)
@@ -106,7 +106,7 @@ def test_two_that_come_together_both_start_and_the_better_first():
     assert_as_if_alone(*worse, *both)
 
 
-def test_a_stream_of_better_ones_preempts_no_more_often_than_they_come():
+def test_a_stream_of_better_ones_preempts_at_most_once_each():
     simulator = engine(max_num_seqs=2)
     worse = [request(name, 9, place=place, max_tokens=60) for place, name in enumerate("ab")]
     better = [request(f"now {number}", 0, place=10 + number, max_tokens=4) for number in range(8)]
@@ -133,7 +133,7 @@ def test_the_same_tokens_where_each_step_is_planned_before_the_one_before_it_is_
     assert_as_if_alone(*worse, better)
 
 
-def test_who_gave_way_is_told_why_it_waits():
+def test_one_that_gave_way_has_a_reason_why_it_waits():
     simulator = engine(max_num_seqs=1)
     simulator.run([Arrival(0, request("worse", 1)), Arrival(5, request("now", 0, place=3, max_tokens=4))])
     why = [event.why for event in seen(simulator, Waits) if event.request_id == "worse"]

@@ -1,4 +1,4 @@
-"""Random engines under random load: whatever happens, nobody's tokens change and the books balance.
+"""Random engines under random load: no sequence's tokens change, and the cache's invariants hold.
 
 Hypothesis drives a Simulator step by step: arrivals, aborts between and within steps, steps that fail. The
 fake executor asserts every rule of a plan, `checks` proves the cache's invariants after every half step,
@@ -135,7 +135,7 @@ class RandomRun(RuleBasedStateMachine):
         num_steps=st.integers(1, 8), num_guesses=st.integers(1, 20), num_right=st.integers(0, 20), ahead=st.booleans()
     )
     def guess(self, num_steps, num_guesses, num_right, ahead):
-        """Somebody guesses the next tokens of all who decode, the first of them right."""
+        """Guess the next tokens of all decoding sequences; the first guesses are right."""
         for _ in range(num_steps):
             for sequence in self.simulator.scheduler.sequences:
                 num_drawn, request = sequence.num_output_tokens, sequence.request
@@ -153,7 +153,7 @@ class RandomRun(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule(num_steps=st.integers(2, 30), data=st.data(), aborts=st.booleans())
     def overlap(self, num_steps, data, aborts):
-        """Each step is planned and begun before the one before it is known."""
+        """Each step is planned and begun before the result of the one before it is known."""
         self.simulator.step_overlapped(num_steps)
         self.check_cached_content()
         if aborts:
@@ -208,7 +208,7 @@ class RandomRun(RuleBasedStateMachine):
         self.check_tokens()
         self.check_prompt_logprobs()
         self.check_cached_content()
-        if not self.has_failed and 0 not in self.run_lens:  # who was in a failed step, or must start anew, goes first
+        if not self.has_failed and 0 not in self.run_lens:  # what was in a failed step or starts again goes first
             self.check_nobody_starts_where_somebody_no_worse_is_preempted()
             if self.policy == "fcfs":
                 self.check_nobody_was_passed_too_often()
@@ -231,7 +231,7 @@ class RandomRun(RuleBasedStateMachine):
                 assert sequence.output_token_ids == expected
 
     def check_cached_content(self):
-        """Whatever the prefix tree names holds the keys and values of those very tokens, to the last slot."""
+        """Each block in the prefix tree holds the keys and values of the tokens that name it, to the last slot."""
         cache, slots = self.simulator.cache, self.simulator.executor.slots
         size = cache.block_size
         contents = {}

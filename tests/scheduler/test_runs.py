@@ -1,4 +1,4 @@
-"""A step brings a sequence any number of tokens: none, one, or many. What it keeps is where it goes on."""
+"""A step brings a sequence no token, one, or many; it goes on from those that it keeps."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def alone(request, index=0):
 
 
 def guess(sequence, num_right, num_wrong=0):
-    """So many right guesses at its next tokens, then wrong ones."""
+    """Guess a sequence's next tokens: `num_right` right guesses, then wrong ones."""
     request, num_drawn = sequence.request, sequence.num_output_tokens
     truth = generate_alone(request.prompt_token_ids, num_drawn + num_right + num_wrong, request.seed, sequence.index)
     guesses = truth[num_drawn:]

@@ -1,4 +1,4 @@
-"""One mechanism a test: the budget, chunks, seats, forks, preemption, abort, and what a plan says of each."""
+"""One mechanism a test: the budget, chunks, seats, forks, preemption and abort, and the plan that each leads to."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.scheduler.simulators import prompt_of, seen
 
 
 def simulator_of(**options):
-    """Who starts takes any block, so that there is preemption."""
+    """Sequences start on any free block, so that there is preemption."""
     return simulators.simulator_of(**{"max_num_seqs": 8, "schedule_conservativeness": 0} | options)
 
 
@@ -59,7 +59,7 @@ class TestBudget:
 
 
 class TestPlans:
-    def test_a_sequences_tokens_travel_once(self):
+    def test_a_sequences_tokens_are_sent_once(self):
         simulator = simulator_of()
         simulator.add(make_request("a", prompt_of(20), seed=9, stop_token_ids=[5]))
         first, second = simulator.step(), simulator.step()
@@ -174,7 +174,7 @@ class TestForks:
 
 
 class TestPrefixCache:
-    def test_a_prompt_known_from_before_is_not_computed_again(self):
+    def test_a_cached_prompt_is_not_computed_again(self):
         simulator = simulator_of()
         first, second = make_request("a", prompt_of(70)), make_request("b", [*prompt_of(64), 7, 7])
         simulator.add(first)
@@ -185,7 +185,7 @@ class TestPrefixCache:
         simulator.run()
         assert_as_if_alone(first, second)
 
-    def test_of_a_prompt_wholly_known_the_last_block_is_computed_again(self):
+    def test_the_last_block_of_a_cached_prompt_is_computed_again(self):
         simulator = simulator_of()
         requests = [make_request(name, prompt_of(32)) for name in "ab"]
         simulator.add(*requests)
@@ -201,7 +201,7 @@ class TestPrefixCache:
         simulator.run()
         assert_as_if_alone(*requests)
 
-    def test_another_salt_computes_for_itself(self):
+    def test_another_salt_finds_no_blocks(self):
         simulator = simulator_of()
         simulator.add(make_request("a", prompt_of(40), cache_salt="x"), make_request("b", prompt_of(40)))
         assert simulator.step().num_scheduled_tokens == [40, 40]
@@ -221,7 +221,7 @@ class TestPreemption:
         requests = [make_request(name, prompt_of(40, start), max_tokens=20) for name, start in (("a", 0), ("b", 500))]
         return simulator, requests
 
-    def test_the_last_come_gives_way_and_resumes_from_its_cached_blocks(self):
+    def test_the_latest_sequence_is_preempted_and_resumes_from_its_cached_blocks(self):
         simulator, (first, second) = self.tight()
         simulator.add(first, second)
         simulator.run()
@@ -254,7 +254,7 @@ class TestPreemption:
         assert order == ["a", "b", "b", "fresh"]
         assert_as_if_alone(first, second, fresh)
 
-    def test_samples_are_preempted_and_resumed_by_themselves(self):
+    def test_samples_are_preempted_and_resumed_separately(self):
         simulator = simulator_of(num_blocks=8)
         request = make_request("a", prompt_of(40), n=4, max_tokens=40)
         simulator.add(request)

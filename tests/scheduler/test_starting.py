@@ -21,7 +21,7 @@ def prompts_of_two_blocks(number, **options):
     ("conservativeness", "num_at_once"), [(0, 6), (0.5, 4), (1, 3), (100, 1)], ids=["off", "half", "whole", "far"]
 )
 def test_as_many_start_as_will_fit_when_they_are_long(conservativeness, num_at_once):
-    """12 blocks; a prompt takes 2, a whole sequence 4: six start on what is free, three where nobody outgrows it."""
+    """12 blocks; a prompt takes 2, a whole sequence 4: six could start, but only three finish without preemption."""
     simulator = simulator_of(num_blocks=13, schedule_conservativeness=conservativeness)
     simulator.add(*prompts_of_two_blocks(8, max_tokens=32))
     simulator.step()
@@ -86,13 +86,13 @@ def test_only_groups_without_a_window_grow(windows, num_growing):
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
-def test_a_factor_that_is_none_is_refused(value):
+def test_a_factor_that_is_no_number_is_refused(value):
     with pytest.raises(ConfigError, match=rf"schedule_conservativeness is {value}, allowed is (0 or more|a number)"):
         SchedulerConfig(schedule_conservativeness=value)
 
 
 def test_what_ends_before_makes_room_for_what_grows_later():
-    """The three take 5, 6 and 4 of 13 blocks in the end; but "short" is gone before "long" has grown."""
+    """The three take 5, 6 and 4 of 13 blocks in the end; but "short" ends before "long" has grown."""
     simulator = simulator_of(num_blocks=14)
     short, long = (make_request(n, prompt_of(p, p), max_tokens=m) for n, p, m in (("short", 64, 2), ("long", 32, 64)))
     simulator.add(short, long, make_request("next", prompt_of(32, 400), max_tokens=32))

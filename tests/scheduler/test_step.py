@@ -1,4 +1,4 @@
-"""When a sequence ends, and what it says of why."""
+"""When a sequence ends, and the reason that it gives."""
 
 import pytest
 
