@@ -44,7 +44,7 @@ def cache_dir() -> Path:
     except OSError as error:
         if is_asked:
             raise ConfigError(
-                f"the cache folder {path} cannot be made: {error}; set OCTAVO_CACHE_DIR to one that can"
+                f"the cache folder {path} cannot be created: {error}; set OCTAVO_CACHE_DIR to one that can"
             ) from error
         return temporary_cache_dir()
     return path if is_asked or os.access(path, os.W_OK | os.X_OK) else temporary_cache_dir()
@@ -59,7 +59,7 @@ def temporary_cache_dir() -> Path:
         status = path.lstat()
     except OSError as error:
         raise ConfigError(
-            f"no temporary folder can be made: {error}; set OCTAVO_CACHE_DIR to one to keep files in"
+            f"no temporary folder can be created: {error}; set OCTAVO_CACHE_DIR to a folder for its files"
         ) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise ConfigError(

@@ -39,31 +39,16 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     num_top = number_of_alternatives(asked)
     prompt = await encode_chat(request, asked, serving)
     params = chat_params(asked, prompt, num_top, serving)
-    call = _call(request, asked, serving, [prompt], params, num_top)
+    limited = _names_limit(asked)
+    call = make_call(request, asked, serving, "chatcmpl", [prompt], params, num_top, names_limit=limited)
     echo = continued_text(asked) if asked.echo else ""
     if asked.stream:
         return stream_answer(serving, call, ChatChunks(call, echo), stream(serving.client, call.generation))
     return await whole_answer(request, serving, call, lambda outputs: _response(call, asked, outputs[0], echo), echo)
 
 
-def _call(
-    request: Request,
-    asked: ConversationRequest,
-    serving: Serving,
-    prompts: list[list[int]],
-    params: SamplingParams,
-    num_top: int | None,
-) -> Call:
-    return make_call(
-        request,
-        asked,
-        serving,
-        kind="chatcmpl",
-        prompts=prompts,
-        params=params,
-        num_top=num_top,
-        names_limit=asked.max_tokens is not None or asked.max_completion_tokens is not None,
-    )
+def _names_limit(asked: ConversationRequest) -> bool:
+    return asked.max_tokens is not None or asked.max_completion_tokens is not None
 
 
 async def encode_chat(request: Request, asked: ChatCompletionRequest, serving: Serving) -> list[int]:
@@ -168,7 +153,8 @@ async def create_chat_batch(request: Request, serving: Serving) -> Response:
     prompts = [await _encoded(request, place, chat, serving) for place, chat in enumerate(chats)]
     shortest = min(prompts, key=len)  # the engine limits each to what its own prompt leaves
     params = chat_params(chats[0], shortest, num_top, serving)
-    call = _call(request, asked, serving, prompts, params, num_top)
+    limited = _names_limit(asked)
+    call = make_call(request, asked, serving, "chatcmpl", prompts, params, num_top, names_limit=limited)
     return await whole_answer(request, serving, call, lambda outputs: _batch_response(call, chats, outputs))
 
 

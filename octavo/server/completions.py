@@ -44,16 +44,8 @@ async def create_completion(request: Request, serving: Serving) -> Response:
     most = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     prompts = [cut(prompt, asked, most, serving.client.model_info) for prompt in prompts]
     params = _params(asked, prompts, serving)
-    call = make_call(
-        request,
-        asked,
-        serving,
-        kind="cmpl",
-        prompts=prompts,
-        params=params,
-        num_top=-1 if asked.logprob_token_ids else asked.logprobs,
-        names_limit=True,
-    )
+    num_top = -1 if asked.logprob_token_ids else asked.logprobs
+    call = make_call(request, asked, serving, "cmpl", prompts, params, num_top, names_limit=True)
     shown = given if asked.truncate_prompt_tokens is None else prompts
     echo = await _as_texts(shown, asked, serving) if asked.echo else None
     if asked.stream:
@@ -61,9 +53,8 @@ async def create_completion(request: Request, serving: Serving) -> Response:
         if asked.max_tokens == 0:
             outputs = _prompts_alone(outputs)
         return stream_answer(serving, call, CompletionChunks(call, echo), outputs)
-    return await whole_answer(
-        request, serving, call, lambda outputs: _response(call, asked, outputs, echo), "".join(echo or ())
-    )
+    echoed = "".join(echo or ())
+    return await whole_answer(request, serving, call, lambda outputs: _response(call, asked, outputs, echo), echoed)
 
 
 async def _prompts_alone(outputs: AsyncGenerator[RequestOutput]) -> AsyncGenerator[RequestOutput]:

@@ -80,11 +80,11 @@ def make_call(
     request: Request,
     asked: GenerationRequest,
     serving: Serving,
-    *,
     kind: str,
     prompts: list[list[int]],
     params: SamplingParams,
     num_top: int | None,
+    *,
     names_limit: bool,
 ) -> Call:
     """kind: the first part of the id. names_limit: the request itself sets max_tokens."""
