@@ -52,7 +52,7 @@ class Tree:
             env=os.environ | {"PYTHONPATH": str(folder.resolve())},
         )
         if self._read() != "ready":
-            sys.exit(f"no engine started in {folder}; what it said is above")
+            sys.exit(f"no engine started in {folder}; its output is above")
 
     def seconds(self, lens: list[int], output_len: int) -> float:
         assert self._process.stdin is not None, "it was opened as a pipe"

@@ -36,7 +36,7 @@ MESSAGES = [{"role": "user", "content": "What is an octavo?"}]
 
 @contextmanager
 def files_run() -> Iterator[Counter[str]]:
-    """Files of octavo whose functions are called meanwhile on any thread that `follow_threads` saw begin, with the
+    """Files of octavo whose functions are called in it, on any thread that `follow_threads` saw begin, with the
     number of functions."""
     called.clear()
     sys.setprofile(_note)

@@ -83,7 +83,7 @@ def serving(folder: Path, flags: list[str]) -> Iterator[float]:
     try:
         while not _is_healthy():
             if server.poll() is not None or time.perf_counter() - begin > START_S:
-                raise SystemExit("the server did not become healthy: see what it said above")
+                raise SystemExit("the server did not become healthy: see its output above")
             time.sleep(0.02)
         yield time.perf_counter() - begin
     finally:

@@ -125,7 +125,7 @@ def sharegpt_requests(
 
 
 def shifted(requests: list[BenchRequest], by: int, vocab_size: int | None) -> list[BenchRequest]:
-    """The same lengths with other tokens, for another run on a server whose prefix cache holds these."""
+    """The same lengths with other tokens, for another run on a server that has these in its prefix cache."""
     end = vocab_size or max((max(one.prompt) for one in requests if isinstance(one.prompt, tuple)), default=0) + 1
     first = end // 10
 

@@ -122,7 +122,7 @@ class Remote:
 
 
 def _for_people(recommended: object, is_told: bool) -> dict[str, Any]:
-    """Sampling options for an Octavo server whose model comes without recommendations; other servers keep theirs."""
+    """Sampling options for an Octavo server whose model has no recommendations; other servers keep their own."""
     if not isinstance(recommended, dict) or any(name in recommended for name in RECOMMENDED):
         return {}
     seed = fresh_seed()

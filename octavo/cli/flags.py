@@ -59,7 +59,7 @@ def config_fields() -> dict[str, tuple[Field[Any], Any]]:
 
 
 def add_section_flags(group: argparse._ArgumentGroup, section: type[Any], is_flag: Callable[[str], bool]) -> None:
-    """A flag for every field of a section whose name is one."""
+    """A flag for every field of a section that `is_flag` names."""
     hints = get_type_hints(section)
     for field in fields(section):
         if is_flag(field.name):

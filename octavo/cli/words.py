@@ -120,7 +120,7 @@ def _judged(foreign: _Foreign, entry: NotHere, value: str) -> str:
 
 
 def _foreign(word: str, is_own: Callable[[str], bool]) -> _Foreign | None:
-    """The vLLM flag in a word, or None if it is none or Octavo has it."""
+    """The vLLM flag in a word; None if it is not one, or if Octavo has it."""
     if word.startswith("--"):
         flag, equals, value = word.partition("=")
         name = flag.partition(".")[0].removeprefix("--").rstrip("+").replace("-", "_")
