@@ -1,4 +1,4 @@
-// A PackedMatrix and a ThreadPool by themselves, for tests and benchmarks.
+// A PackedMatrix and a ThreadPool on their own, for tests and benchmarks.
 #include <cstdint>
 #include <memory>
 

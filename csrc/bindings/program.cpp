@@ -42,7 +42,7 @@ struct CompiledModel {
   ModelState state;
   std::unique_ptr<Program> forward, head;
   std::vector<int32_t> token_seqs;
-  std::vector<Slot> hidden, head_inputs;  // what the forward program leaves, and where the head takes it
+  std::vector<Slot> hidden, head_inputs;  // outputs of the forward program, and the inputs they become of the head
   Slot head_output{};
 
   CompiledModel(ThreadPool& pool, const KVPool& kv) : state(pool, kv) {}
@@ -56,7 +56,7 @@ struct CompiledModel {
     state.step.token_seqs = token_seqs.data();
   }
 
-  // Every token of the step is about to be written to the block that its table names.
+  // Every token of the step must have a block of the pool to be written to.
   void check_blocks() const {
     const StepView& step = state.step;
     for (int64_t group = 0; group < step.num_groups; ++group) {
@@ -72,7 +72,7 @@ struct CompiledModel {
     }
   }
 
-  // All but the instructions.
+  // Everything before the instructions.
   void begin_forward(const StepView& step) {
     bind_step(step);
     check_blocks();
@@ -111,7 +111,7 @@ ThreadPool* octavo_pool_new(int num_threads) {
 void octavo_pool_free(ThreadPool* pool) { delete pool; }
 
 CompiledModel* octavo_model_new(ThreadPool* pool, const KVPool* kv) { return new CompiledModel(*pool, *kv); }
-// Gives a model its KV pool, without which no step can run.
+// Gives a model its KV pool, which every step needs.
 void octavo_model_bind(CompiledModel* model, uint8_t* pool, int64_t num_blocks) {
   model->state.kv.data = pool;
   model->state.kv.num_blocks = num_blocks;
@@ -151,7 +151,7 @@ int octavo_model_logits(CompiledModel* model, const int32_t* token_indices, int6
   });
 }
 
-// The same without their instructions, which the caller then runs.
+// The same, but the caller runs the instructions.
 int octavo_model_begin_forward(CompiledModel* model, const StepView* step) {
   return guarded([&] { model->begin_forward(*step); });
 }
@@ -184,7 +184,7 @@ void octavo_model_measure(CompiledModel* model, int measures) {
   model->head->reset_clock();
 }
 
-// One entry an instruction.
+// One entry per instruction.
 void octavo_program_times(const Program* program, double* seconds, int64_t* calls) {
   program->read_clock(seconds, calls);
 }
@@ -203,7 +203,7 @@ int octavo_convert(ThreadPool* pool, DType source, const uint8_t* data, int64_t 
   return guarded([&] { convert_rows(*pool, source, data, row_bytes, rows, cols, target, out); });
 }
 
-// Appends an instruction of the op of that name: its tensors and arguments in the order of its declaration.
+// Appends an instruction. Tensors and arguments are in the order of the op's declaration.
 int octavo_program_append(Program* program, const char* op, const Slot* slots, int64_t num_slots,
                           const Arguments* arguments) {
   return guarded([&] { program->append(op, {slots, size_t(num_slots)}, *arguments); });

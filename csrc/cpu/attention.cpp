@@ -3,11 +3,11 @@
 // A context is cut at absolute positions into partitions of kPartition tokens. Over one partition a query's
 // softmax is exact: all scores, their maximum, the exponentials, the weighted values. Partitions are then
 // joined in order, rescaling by the larger maximum, as in online softmax (Milakov and Gimelshein 2018) and
-// split-KV decoding (Dao et al. 2023). Since cuts depend on positions alone, a query's result is bitwise the
-// same whatever else is in the step, however its prompt was chunked and however many threads there are.
+// split-KV decoding (Dao et al. 2023). Cuts depend on positions alone, so a query's result is bitwise
+// the same for any other queries in the step, any chunking of its prompt and any number of threads.
 //
 //     tile   up to kTileRows rows = some consecutive queries of one sequence x the query heads of one KV head
-//     item   a tile over a span of partitions: what one thread takes at a time
+//     item   a tile over a span of partitions: the unit of work of a thread
 //
 //            partition 0   partition 1   partition 2 | partition 3 ...
 //     tile   [-------------- item 0 ----------------] [--- item 1 ---]     split: partial results, joined after
@@ -33,7 +33,7 @@ struct Tile {
   int64_t first_token, num_queries;  // tokens of the step
   int64_t first_position;           // of the first query
   int64_t partition_begin, partition_end;
-  int64_t partials;  // where its partial results start, or -1: not split
+  int64_t partials;  // index of its first partial result, or -1 if it is not split
 
   int64_t num_partitions() const { return partition_end - partition_begin; }
 };
@@ -45,7 +45,7 @@ struct Item {
 // Attention of a tile's rows over some of their context: weighted values not yet divided by the sum.
 struct Result {
   float* values;  // [rows][head_dim]
-  float* maxima;  // [rows] largest score, -inf where a row saw nothing
+  float* maxima;  // [rows] largest score, -inf if a row attended to nothing
   float* sums;    // [rows] sum of exponentials
 
   Result(float* memory, int64_t rows, int64_t head_dim)
@@ -155,7 +155,7 @@ Plan Attention::plan(int num_threads) const {
   return plan;
 }
 
-// Cuts tiles so long that other threads would wait for them.
+// Splits tiles that are so long that other threads would wait for them.
 void Attention::split(Plan& plan, int num_threads) const {
   int64_t total = 0;
   for (const Tile& tile : plan.tiles) total += tile.num_partitions();
@@ -213,8 +213,8 @@ void Attention::partition(const Tile& tile, int64_t index, const Workspace& work
   }
 }
 
-// A decode reads each key once: 16-bit elements are widened as they are loaded. Larger tiles read them again
-// and again: theirs are widened to float32 first.
+// A decode reads each key once, so 16-bit elements are widened as they are loaded. Larger tiles read each key many
+// times, so theirs are widened to float32 first.
 template <int W>
 void Attention::partition_at_width(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
   if (kv_.type == KVType::float32 || tile.num_queries > 1) {
@@ -236,7 +236,7 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
   const int64_t first_block = begin / size, end_block = (end + size - 1) / size;
   const int32_t* table = step_.block_table(spec_.group, tile.seq) + start / size;
 
-  if (tile.num_queries == 1) {  // a decode waits for memory, a larger tile computes for long on what it loads
+  if (tile.num_queries == 1) {  // a decode waits for memory; a larger tile computes long on each load
     for (int64_t b = first_block; b < end_block; ++b) prefetch(cache_.keys(table[b], tile.kv_head));
     for (int64_t b = first_block; b < end_block; ++b) prefetch(cache_.values(table[b], tile.kv_head));
   }
@@ -259,7 +259,7 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
   weighted_values<W, Element>(work.scores, kPartition, work.rows, values, size, begin, end, D_, result.values);
 }
 
-// Blocks lie anywhere, so the processor cannot guess the next one.
+// Blocks are not adjacent, so the processor cannot predict the next one.
 void Attention::prefetch(const uint8_t* head) const {
   for (int64_t offset = 0; offset < cache_.head_bytes; offset += 64) __builtin_prefetch(head + offset, 0, 2);
 }
@@ -284,7 +284,7 @@ const float* Attention::as_float(const uint8_t* head, float* converted) const {
 }
 
 // Scores to exp(score - maximum), 0 outside [begin, end), over whole vectors that cover [lanes_begin,
-// lanes_end). Scores outside may be garbage: they are replaced, never computed with. Returns the sum.
+// lanes_end). Scores outside may be garbage and are only overwritten. Returns the sum.
 float Attention::softmax_row(float* scores, int64_t lanes_begin, int64_t lanes_end, int64_t begin, int64_t end,
                              float& maximum) const {
   constexpr int W = kWidth;

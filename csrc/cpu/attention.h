@@ -8,7 +8,7 @@
 
 namespace octavo {
 
-// Memory that attention keeps between calls: one working set a thread, and results of split contexts.
+// Memory that attention keeps between calls: a working set per thread, and partial results of split contexts.
 class AttentionScratch {
  public:
   explicit AttentionScratch(int num_threads) : per_thread(num_threads) {}

@@ -5,10 +5,10 @@
 //
 // Elements of K and V are widened as they are loaded.
 //
-// A row r is one query of one head. Each product runs R rows by N vectors at a time, so that what is loaded
-// of K and V serves R rows, and enough sums are under way to hide the latency of a multiply-add. Every element
-// is one chain of multiply-adds in the order of d, or of t, whatever R and N are: a row's result does not
-// depend on which rows it was computed with.
+// A row r is one query of one head. Each product computes R rows by N vectors at a time, so that each load of K or V
+// serves R rows, and enough sums are in flight to hide the latency of a multiply-add. Every element is one chain of
+// multiply-adds in the order of d, or of t, for any R and N: a row's result does not depend on the rows it was
+// computed with.
 #pragma once
 #include <algorithm>
 
@@ -19,13 +19,13 @@ namespace attention {
 
 inline constexpr int kMaxRows = 6;
 
-// Vectors at a time beside R rows: sums, loads and broadcasts together fit 16 registers.
+// Vectors at a time for R rows: sums, loads and broadcasts together fit in 16 registers.
 constexpr int vectors_beside(int rows) { return rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
 
 template <int W, int R, int N>
 using Sums = Floats<W>[R][N];
 
-// sums[r][n] += x[r] * v[n], loading each operand once and holding the fewer of the two.
+// sums[r][n] += x[r] * v[n]. Loads each operand once, and keeps the fewer of the two in registers.
 template <int W, int R, int N, class Element>
 inline void multiply_add(Sums<W, R, N>& sums, const float* x, int64_t x_stride, const Element* const* v,
                          int64_t offset) {
@@ -95,7 +95,7 @@ void attention_scores(const float* q, int64_t num_rows, int64_t head_dim, const 
   });
 }
 
-// Sums of the values of tokens [begin, end) of a run of blocks, weighted: out is [rows, head_dim].
+// Weighted sums of the values of tokens [begin, end) in a run of blocks: out is [rows, head_dim].
 template <int W, class Element>
 void weighted_values(const float* weights, int64_t weight_stride, int64_t num_rows, const Element* const* blocks,
                      int64_t block_size, int64_t begin, int64_t end, int64_t head_dim, float* out) {

@@ -1,6 +1,6 @@
-// The block-quantised formats, one description each, for whoever reads a file's bytes.
+// The block-quantised formats, each described once for all code that reads a file's bytes.
 //
-// Every format of every kind comes down to runs of 32 weights:
+// Every format consists of runs of 32 weights:
 //
 //   weight[i] = (d * scale[i / 16]) * (q[i] - offset) + d_min * min
 //
@@ -24,7 +24,7 @@ struct Run {
   int min;
 };
 
-// One IEEE half to float32, any value, exactly.
+// Converts an IEEE half to float32, exactly for every value.
 float half_to_float(uint16_t half);
 
 inline float read_half(const uint8_t* bytes) {
@@ -33,7 +33,7 @@ inline float read_half(const uint8_t* bytes) {
   return half_to_float(half);
 }
 
-// What the kernels must know of a format at compile time.
+// Compile-time facts about a format.
 //   bits, offset       see above
 //   has_min            d_min * min is not always zero
 //   runs_per_block     8 for the K formats, whose scale and min are per run, d and d_min per block

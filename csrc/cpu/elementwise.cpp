@@ -11,7 +11,7 @@ namespace {
 using Model = ModelState&;
 using Tensors = const Rows*;
 using Given = const Arguments&;
-constexpr int64_t kCost = 8;  // one activated element against one added element
+constexpr int64_t kCost = 8;  // of one activation, in additions
 
 // target[i] = function(lanes, vectors at i ...) for a row of each, `lanes` being their width as a constant.
 template <class Function, class... Sources>
@@ -29,7 +29,7 @@ void map_elements(int64_t cost, const Function& function, Model model, Tensors t
   constexpr bool has_two = std::is_invocable_v<Function, One, Given, Floats<1>, Floats<1>>;
   const Rows x = tensors[0], y = tensors[1], out = tensors[has_two ? 2 : 1];
   for_each_token(model.pool, num_tokens, cost * x.width, [&](int64_t t) {
-    const Arguments here = given;  // which no store can change
+    const Arguments here = given;  // a copy, which the compiler knows no store changes
     if constexpr (has_two) {
       map_row([&](auto lanes, auto a, auto b) { return function(lanes, here, a, b); }, x.width, out[t], x[t], y[t]);
     } else {

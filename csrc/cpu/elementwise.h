@@ -1,4 +1,4 @@
-// Ops that make each element of their result of the inputs' elements at its place, the interface: a table of them.
+// The table of element-wise ops: each element of a result depends on the same element of the inputs.
 #pragma once
 #include <span>
 
@@ -6,7 +6,7 @@
 
 namespace octavo {
 
-// The results may lie over an input.
+// A result may overwrite an input.
 std::span<const NamedKernel> elementwise_kernels();
 
 }  // namespace octavo

@@ -1,4 +1,4 @@
-// Table lookup, straight from the checkpoint's bytes: a quantised table is never expanded.
+// Table lookup directly in the checkpoint's bytes: a quantised table is never expanded.
 #pragma once
 #include "octavo/matmul.h"
 #include "rows.h"

@@ -1,7 +1,7 @@
 // float32 to and from the two 16-bit formats, rounding to nearest even.
 //
-// bfloat16 is the upper half of a float32. float16 goes through the machine's own instructions where the
-// build has them, else through integer arithmetic.
+// bfloat16 is the upper half of a float32. float16 uses the processor's conversion instructions if the
+// build has them, else integer arithmetic.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -91,7 +91,7 @@ inline void from_float16(const uint16_t* source, int64_t count, float* target) {
   for (; i < count; ++i) target[i] = from_float16(source[i]);
 }
 
-// Elements of a KV block, for kernels that are templates over them.
+// Element types of a KV block, for kernel templates.
 struct BFloat16 {
   uint16_t bits;
 };

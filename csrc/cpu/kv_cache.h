@@ -1,10 +1,10 @@
-// Where keys and values lie inside a block of the pool, for this backend.
+// This backend's layout of keys and values in a block of the pool.
 //
 //     layer of a block:  K of head 0 | K of head 1 | ... | V of head 0 | V of head 1 | ...
 //     K of one head:     [head_dim][block_size]    one load holds many tokens' elements of one dimension
 //     V of one head:     [block_size][head_dim]    one load holds many dimensions of one token
 //
-// With K transposed, a vector of scores belongs to as many tokens, and no score needs a horizontal sum.
+// With K transposed, each lane of a vector of scores is another token, and no score needs a horizontal sum.
 #pragma once
 #include <cstdint>
 
@@ -17,15 +17,15 @@ struct KVPool {
   uint8_t* data;
   int64_t num_blocks;
   int64_t block_size;
-  int64_t block_bytes;  // room for the layers of whichever cache group owns the block
+  int64_t block_bytes;  // enough for the layers of any cache group
   KVType type;
 
   int64_t element_bytes() const { return type == KVType::float32 ? 4 : 2; }
 };
 
-// All that is fixed about one layer's attention; see AttentionLayer in octavo/kernels/ops.py.
+// The constants of one layer's attention; see AttentionLayer in octavo/kernels/ops.py.
 struct LayerSpec {
-  int64_t group, offset;  // cache group, and where in its blocks the layer lies, in bytes
+  int64_t group, offset;  // cache group, and the layer's offset in its blocks in bytes
   int64_t num_heads, num_kv_heads, head_dim;
   float scale;
   int64_t window;       // tokens a token sees, itself included; 0: all before it
@@ -38,7 +38,7 @@ struct LayerSpec {
   int64_t rotary_dim;
 };
 
-// One layer's keys and values in all blocks. Cache groups may differ in heads and their size.
+// One layer's keys and values in all blocks. Cache groups may differ in the number and size of heads.
 struct LayerCache {
   LayerCache(const KVPool& pool, const LayerSpec& spec)
       : head_elements(pool.block_size * spec.head_dim), head_bytes(head_elements * pool.element_bytes()),
@@ -54,7 +54,7 @@ struct LayerCache {
   int64_t block_bytes_, num_kv_heads_;
 };
 
-// What an op may know of the step: ragged token ranges and where each sequence's blocks are.
+// An op's view of the step: ragged token ranges and each sequence's blocks.
 struct StepView {
   int64_t num_tokens;
   int64_t num_seqs;

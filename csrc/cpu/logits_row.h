@@ -1,8 +1,8 @@
 // One row of logits, read in blocks of 128 tokens: its best token, its mass, its tokens above a bound.
 //
 //   values     | block 0      | block 1      | block 2      | ...        49k to 262k floats
-//   maximum      one float      one float      one float                 says which blocks a bound lets us skip
-//   mass         one double     one double     one double                says in which block a draw falls
+//   maximum      one float      one float      one float                 shows which blocks a bound lets us skip
+//   mass         one double     one double     one double                shows which block a draw falls into
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -39,7 +39,7 @@ inline void block_weights(const float* values, int64_t count, Scaling scaling, f
     store<kWidth>(weights + i, exp<kWidth>(load<kWidth>(values + i) / scaling.temperature - scaling.best));
 }
 
-// The mass of each block, and in all.
+// The mass of each block, and the total.
 inline double mass(const float* values, int64_t size, Scaling scaling, std::vector<double>& block_mass) {
   block_mass.resize(num_blocks(size));
   double total = 0;
@@ -98,7 +98,7 @@ struct Candidates {
   int64_t size = 0;
 
   void collect(const float* row, int64_t row_size, const std::vector<float>& block_max, float floor) {
-    values.resize(row_size + 1);  // one more: a token that fails the test is written, then written over
+    values.resize(row_size + 1);  // one more: a token that fails the test is written, then overwritten
     ids.resize(row_size + 1);
     size = 0;
     for (int64_t start = 0; start < row_size; start += kBlock) {
@@ -114,10 +114,10 @@ struct Candidates {
 };
 
 // The k-th largest value, 1 <= k <= size. The k-th largest maximum of disjoint runs bounds it from below, because
-// each of k runs holds a value as large; so few values need to be looked at.
+// each of k runs holds a value as large; so few values need to be examined.
 inline float kth_largest(const float* row, int64_t size, int64_t k, const std::vector<float>& block_max,
                          Candidates& scratch) {
-  constexpr int64_t kShortRun = 16;  // where there are fewer blocks than k
+  constexpr int64_t kShortRun = 16;  // used if there are fewer blocks than k
   std::vector<float> maxima;
   if (k <= static_cast<int64_t>(block_max.size())) {
     maxima = block_max;

@@ -14,9 +14,9 @@
 namespace octavo {
 namespace {
 
-// How a row's logits become log-probabilities: less the best, less the logarithm of the mass relative to it (beside
-// a large best the sum of the two would be the best). Where the best is infinite, those like it share all of the mass,
-// and nothing is left for others. A NaN among the logits makes every one a NaN.
+// Turns a row's logits into log-probabilities: subtracts the best, then the logarithm of the mass relative to it (their
+// sum would round to the best where that is large). If the best is infinite, all logits equal to it share the mass, and
+// the others have none. One NaN among the logits makes all log-probabilities NaN.
 struct Normaliser {
   float best;
   float log_mass;
@@ -27,7 +27,7 @@ struct Normaliser {
   }
 };
 
-// The sum is kept in double, because it may have hundreds of thousands of terms.
+// The sum is a double, because it may have hundreds of thousands of terms.
 Normaliser normaliser(const float* logits, int64_t count) {
   float maximum = logits[0];
   bool has_nan = false;
@@ -44,7 +44,7 @@ Normaliser normaliser(const float* logits, int64_t count) {
   return {maximum, float(std::log(total))};
 }
 
-// A NaN is worse than anything, so that there is an order at all.
+// Orders a NaN below every number.
 float key(float logit) { return std::isnan(logit) ? -std::numeric_limits<float>::infinity() : logit; }
 
 void best_tokens(const float* logits, int64_t count, int64_t k, std::vector<int32_t>& order) {

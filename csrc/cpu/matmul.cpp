@@ -1,4 +1,4 @@
-// The one door to packed matrices: makes the matrix class that a weight's format needs.
+// The factory of packed matrices: creates the class for a weight's format.
 #include "octavo/matmul.h"
 
 #include "matmul_dense.h"

@@ -1,7 +1,7 @@
 // Products with dense weights: float32 activations and sums, weights widened as they are loaded.
 //
-// A group is two vectors of rows, stored column by column; a tile is stored column by column too. So for each
-// column a cell loads two vectors, broadcasts a number per token, and makes 2 x n fused multiply-adds whose
+// A group is two vectors of rows, stored column by column; a tile is stored column by column too. For each
+// column a cell loads two vectors, broadcasts one number per token, and does 2 x n fused multiply-adds whose
 // sums never leave the registers.
 #include "matmul_dense.h"
 

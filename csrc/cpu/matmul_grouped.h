@@ -1,4 +1,4 @@
-// What all packed matrices share: rows in groups, tokens in tiles, threads over groups.
+// Shared by all packed matrices: rows in groups, tokens in tiles, threads over groups.
 //
 //               tokens, in tiles of at most Kernel::max_tokens
 //              +----+----+----+-
@@ -6,12 +6,12 @@
 //   in groups  +----+----+----+-       of which each vector lane is one, against all columns of a tile's tokens
 //              |    |    |    |
 //
-// A cell's sums live in registers from the first column to the last, and a lane never meets another. So what
-// a token's output is does not depend on the tile's size, the other tokens or the threads: the order of its
-// additions is always the order of the columns.
+// A cell's sums stay in registers from the first column to the last, and lanes are never added to each other. A token's
+// output is always summed in the order of the columns, so it does not depend on the tile's size, the other tokens or
+// the threads.
 //
-// For few tokens this streams the weights once, in order. For many, all groups pass one batch of tiles after
-// another, the batch sized to stay in the second-level cache meanwhile.
+// For few tokens this streams the weights once, in order. For many, all groups are multiplied with one batch of tiles
+// before the next; a batch is small enough to stay in the second-level cache.
 //
 // A Kernel has:
 //   max_tokens, vectors                       a group is `vectors` vectors of rows
@@ -34,7 +34,7 @@ constexpr int64_t kCacheLine = 64;
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Hidden, because two builds of this library in one process must not share kMultiply.
+// Hidden: two builds of this library in one process must not share kMultiply.
 template <typename Kernel>
 class [[gnu::visibility("hidden")]] GroupedMatrix final : public PackedMatrix {
  public:
@@ -87,9 +87,9 @@ class [[gnu::visibility("hidden")]] GroupedMatrix final : public PackedMatrix {
 
  private:
   static constexpr int64_t kBatchBytes = 128 << 10;
-  static constexpr int64_t kRangeBytes = 16 << 10;  // weights, times tiles, that make a hand-out worth its cost
+  static constexpr int64_t kRangeBytes = 16 << 10;  // weights times tiles in the smallest range worth handing out
 
-  // As few tiles as hold the tokens, of sizes that differ by one at most: small tiles waste loads.
+  // As few tiles as can hold the tokens, with sizes that differ by at most one: small tiles waste loads.
   struct Tile {
     Tile(int64_t index, int64_t num_tokens) {
       const int64_t count = num_tiles(num_tokens), even = num_tokens / count, larger = num_tokens % count;
@@ -110,7 +110,7 @@ class [[gnu::visibility("hidden")]] GroupedMatrix final : public PackedMatrix {
     int rows;
   };
 
-  // Flattened, because a lambda that is not inlined takes its arrays out of the registers.
+  // Flattened: a lambda that is not inlined moves its arrays out of the registers.
   template <int n>
   [[gnu::flatten]] static void multiply_cell(const Cell& cell) {
     simd::F32 sums[n][Kernel::vectors];

@@ -4,18 +4,18 @@
 //
 //   sum over the run of x * w  =  s * ( d * scale * (sum xq * q - offset * sum xq)  +  d_min * min * sum xq )
 //
-// The sum of xq comes with the activations, so the weights' offsets and mins cost one fused operation a run
-// instead of one a column. Both integer sums, and their difference, are exact.
+// The sum of xq comes with the activations, so the weights' offsets and mins cost one fused operation per run
+// instead of one per column. Both integer sums, and their difference, are exact.
 //
-// Activations of 16 bits are two signed bytes, xq = 128 * first + second, and are multiplied like two tokens of one:
-// twice the products, half the tokens a tile. Where memory is what a step waits for they cost next to nothing.
+// 16-bit activations are two signed bytes, xq = 128 * first + second, and are multiplied as if they were two tokens:
+// twice the products, half the tokens per tile. A step that waits for memory hardly notices.
 #pragma once
 #include "matmul_grouped.h"
 #include "pack.h"
 
 namespace octavo {
 
-// Chunk c's bytes, unsigned (or signed, for 8-bit weights on targets that want them so).
+// Chunk c's bytes, unsigned (or signed, for 8-bit weights on targets that need that).
 template <int bits, int c>
 simd::Bytes load_chunk(const uint8_t* vectors) {
   if constexpr (bits == 8) return simd::load_bytes(vectors + c * kVectorBytes);

@@ -1,4 +1,4 @@
-// RMSNorm and LayerNorm, with the residual sum on the way.
+// RMSNorm and LayerNorm, with the residual sum in the same pass.
 #include "norm.h"
 
 #include "vectors.h"

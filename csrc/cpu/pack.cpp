@@ -50,14 +50,14 @@ uint32_t magnitude_bits(float x) {
 
 template <int num_bytes>
 void quantize_run(const float* x, int8_t* bytes, int64_t byte_stride, ActivationRun<num_bytes>& run) {
-  // As integers, so that a NaN is the largest of all.
+  // Compares as integers, so that a NaN is larger than every number.
   uint32_t largest = 0;
   for (int i = 0; i < kRun; ++i) largest = std::max(largest, magnitude_bits(x[i]));
   float max_magnitude;
   std::memcpy(&max_magnitude, &largest, 4);
 
-  // Adding 1.5 * 2^23 leaves the rounded number in the low bits of the sum, and some number where there is a NaN.
-  // Below 2^-100 the inverse would overflow, and no sum of such products is seen in float32 beside any other.
+  // Adding 1.5 * 2^23 leaves the rounded number in the low bits of the sum; a NaN leaves any number.
+  // Below 2^-100 the inverse would overflow, and such products are too small to change a float32 sum.
   constexpr float kSteps = num_bytes == 1 ? 127 : 127 * kSecondByte;
   const float inverse = max_magnitude < 0x1p-100f ? 0.0f : kSteps / max_magnitude;
   constexpr float kRounder = 0x1.8p23f;

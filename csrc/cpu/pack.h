@@ -11,19 +11,19 @@ constexpr int kVectorBytes = simd::kLanes * kColumnsPerLane;
 
 // A run of quantised activations, 32 integers of num_bytes signed bytes, the first byte the higher: of a tile's n
 // tokens there are n times 32 first bytes, n times 32 second bytes if there are any, then n times this.
-constexpr int kSecondByte = 128;  // a first byte counts as so many of the second: which then fit their sign, too
+constexpr int kSecondByte = 128;  // weight of a first byte, in second bytes; leaves room for a sign
 
 template <int num_bytes>
 struct ActivationRun {
   float scale;
-  float sum[num_bytes];          // of the bytes; exact, like the next
+  float sum[num_bytes];          // of the bytes; exact, as half_sum is
   float half_sum[num_bytes][2];  // of the first and last 16
 
   float total() const { return num_bytes == 1 ? sum[0] : kSecondByte * sum[0] + sum[num_bytes - 1]; }
 };
 
 // Rounds 32 numbers to multiples of max|x| / 127, or / (127 * 128) in two bytes; byte b of number i goes to
-// bytes[b * byte_stride + i]. Numbers that are not finite make the scale so too.
+// bytes[b * byte_stride + i]. A number that is not finite makes the scale not finite.
 template <int num_bytes>
 void quantize_run(const float* x, int8_t* bytes, int64_t byte_stride, ActivationRun<num_bytes>& run);
 

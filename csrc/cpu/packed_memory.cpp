@@ -1,4 +1,4 @@
-// Memory for packed weights, in large pages where the system gives them.
+// Memory for packed weights, on large pages if the system provides them.
 #include "packed_memory.h"
 
 #include <sys/mman.h>
@@ -23,7 +23,7 @@ std::shared_ptr<uint8_t> map_chunk(int64_t size) {
   if (base == MAP_FAILED) throw std::bad_alloc();
   auto* start = reinterpret_cast<uint8_t*>(round_up_to(reinterpret_cast<int64_t>(base), kLargePage));
 #if defined(MADV_HUGEPAGE)
-  madvise(start, static_cast<size_t>(size), MADV_HUGEPAGE);  // a refusal costs speed only
+  madvise(start, static_cast<size_t>(size), MADV_HUGEPAGE);  // if refused, only speed is lost
 #endif
   return std::shared_ptr<uint8_t>(start, [base, mapped](uint8_t*) { munmap(base, mapped); });
 }

@@ -2,9 +2,9 @@
 //
 //   chunk  | matrix | matrix | matrix | free ...       kChunkBytes, or one matrix if that is larger
 //
-// A decode step reads every weight once, so on pages of 4 KiB it would spend a tenth of its time on walks of
-// the page table; one matrix by itself is often too small to fill a large page. A chunk lives as long as
-// any of its matrices. What is never written takes no memory.
+// A decode step reads every weight once. On pages of 4 KiB it would spend a tenth of its time walking the page table,
+// and one matrix alone is often too small to fill a large page. A chunk lives as long as any of its matrices. Pages
+// that are never written take no memory.
 #pragma once
 #include <cstdint>
 #include <memory>

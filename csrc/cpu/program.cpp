@@ -1,4 +1,4 @@
-// The loop over a program's instructions, and which kernel an op is.
+// The loop over a program's instructions, and the table from ops to kernels.
 #include "program.h"
 
 #include <chrono>

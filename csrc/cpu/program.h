@@ -2,8 +2,8 @@
 //
 //     recorder (Python, once)  ->  instructions: kernel, slots, arguments  ->  run(step) in a loop over them
 //
-// A slot is where an instruction's tensor lies: a buffer of activations and the row stride within it. Buffers
-// were shared out by the recorder, which knows when each tensor dies.
+// A slot is the place of an instruction's tensor: a buffer of activations and the row stride in it. The recorder, which
+// knows when each tensor dies, has assigned the buffers.
 #pragma once
 #include <array>
 #include <memory>
@@ -22,7 +22,7 @@ struct Slot {
   int32_t buffer, width, stride;
 };
 
-// A parameter of an op, whose kind octavo/kernels/ops.py declares: numbers and words as they are, the rest by address.
+// A parameter of an op, of the kind that octavo/kernels/ops.py declares: a number, a word's index, or an address.
 union Argument {
   int64_t whole;
   float real;
@@ -33,7 +33,7 @@ union Argument {
 };
 using Arguments = std::array<Argument, 8>;
 
-// Floats on a cache line boundary. Growing discards what was there.
+// Floats, aligned to a cache line. Growing discards the contents.
 class AlignedFloats {
  public:
   float* data() const { return data_.get(); }
@@ -47,7 +47,7 @@ class AlignedFloats {
   int64_t capacity_ = 0;
 };
 
-// What all instructions of a model share. One owner: the compiled model; one step at a time.
+// State shared by all instructions of a model. The compiled model owns it and runs one step at a time.
 struct ModelState {
   ThreadPool& pool;
   KVPool kv;
@@ -59,7 +59,7 @@ struct ModelState {
   ModelState(ThreadPool& pool, const KVPool& kv) : pool(pool), kv(kv), attention_scratch(pool.num_threads()) {}
 };
 
-// Runs one op on `num_tokens` rows of its tensors, which are its inputs and then its outputs.
+// Runs one op on `num_tokens` rows of its tensors: first the inputs, then the outputs.
 using Kernel = void (*)(ModelState& model, const Rows* tensors, const Arguments& arguments, int64_t num_tokens);
 
 struct NamedKernel {
@@ -69,25 +69,25 @@ struct NamedKernel {
 
 class Program {
  public:
-  // widths: floats a token of each buffer.
+  // widths: floats per token of each buffer.
   Program(ModelState& state, const int32_t* widths, int64_t num_buffers)
       : state_(state), widths_(widths, widths + num_buffers), buffers_(num_buffers), bound_(num_buffers) {}
 
-  // The kernel of that name, on these tensors.
+  // Appends the kernel of this name on these tensors.
   void append(std::string_view op, std::span<const Slot> slots, const Arguments& arguments);
-  // A product, written to the columns of `out` from `first_column` on. Several parts of one weight are several calls.
+  // Appends a product, written to the columns of `out` from `first_column` on. Each part of a weight is one call.
   void append_linear(std::unique_ptr<PackedMatrix> weight, const float* bias, Slot x, Slot out, int64_t first_column);
 
-  // Lets a buffer be the caller's memory.
+  // Makes a buffer use the caller's memory.
   void bind(int32_t buffer, float* memory) { bound_[buffer] = memory; }
   void reserve(int64_t num_tokens);
   Rows rows(Slot slot) const;
   int64_t size() const { return int64_t(instructions_.size()); }
-  // Instructions first .. last-1.
+  // Runs instructions first .. last-1.
   void run(int64_t first, int64_t last, int64_t num_tokens);
   int64_t packed_bytes() const;
 
-  // What each instruction has cost since the clock was last reset, and how often it ran.
+  // Time and number of calls of each instruction since the clock was last reset.
   void reset_clock();
   void read_clock(double* seconds, int64_t* calls) const;
 

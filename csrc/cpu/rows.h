@@ -15,8 +15,8 @@ struct Rows {
   float* operator[](int64_t token) const { return data + token * stride; }
 };
 
-// Calls body(token) for every token, sharing them out in runs worth a thread's while: `cost` is roughly the
-// number of cheap vector elements a token takes. One token, or few small ones, run on the caller.
+// Calls body(token) for every token, in runs large enough for a thread: `cost` is roughly the number of cheap vector
+// elements per token. One token, or a few small ones, run on the caller.
 template <class Body>
 inline void for_each_token(ThreadPool& pool, int64_t num_tokens, int64_t cost, const Body& body) {
   const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(cost, 1));

@@ -7,11 +7,11 @@
 //       ├─ nothing to filter ──> mass of every block, draw a block, draw a token in it
 //       │
 //       └─ floor = max(min_p's, top_k's) ──> candidates of at least the floor, in id order
-//                  top_p alone: a floor below which not even all tokens together hold 1 - top_p
+//                  top_p alone: a floor below which all tokens together hold less than 1 - top_p
 //              then top_p among the candidates (top_p.h), then draw
 //
-// Whatever numbers come, an entry yields a token of the vocabulary or kNoToken: NaNs are looked for before anything is
-// sorted, and nothing is drawn from no mass. Bias, bans and penalties work on a copy of the row.
+// For any numbers, an entry yields a token of the vocabulary or kNoToken: NaNs are found before anything is sorted, and
+// nothing is drawn from zero mass. Bias, bans and penalties work on a copy of the row.
 #include "sampling.h"
 
 #include <bit>
@@ -37,10 +37,10 @@ bool are_within(Ids ids, int64_t vocab_size) {
   return std::all_of(ids.begin(), ids.end(), [&](int32_t id) { return 0 <= id && id < vocab_size; });
 }
 
-// The smallest float that `accepts`, a test that holds from some value up. Bisects the 2^32 floats in order.
+// The smallest float that passes `accepts`, a test that all larger floats pass too. Bisects the 2^32 floats in order.
 template <class Accepts>
 float lowest(const Accepts& accepts) {
-  const auto float_at = [](uint32_t place) {  // places count floats upwards from -inf
+  const auto float_at = [](uint32_t place) {  // places number the floats upwards from -inf
     return std::bit_cast<float>(place & 0x80000000u ? place ^ 0x80000000u : ~place);
   };
   uint32_t low = 0x007FFFFFu, high = 0xFF800000u;  // -inf, +inf
@@ -67,7 +67,7 @@ class EntrySampler {
     return candidates_.ids[draw(candidates_.values.data(), candidates_.size, u)];
   }
 
-  // What `sample` would draw from, into `processed`. Returns 0, or why there is nothing.
+  // Writes the logits that `sample` would draw from to `processed`. Returns 0, or an entry's code if it has no token.
   int32_t process(const float* row, int64_t vocab_size, const SamplingBatch& batch, int64_t entry, float* processed) {
     if (const int32_t failure = prepare(row, vocab_size, batch, entry)) {
       std::fill_n(processed, vocab_size, std::numeric_limits<float>::quiet_NaN());
@@ -86,7 +86,7 @@ class EntrySampler {
   }
 
  private:
-  // Edits the row, and finds its best token and its scaling. Returns 0, or why nothing can be drawn.
+  // Edits the row, and finds its best token and its scaling. Returns 0, or an entry's code if it has no token.
   int32_t prepare(const float* row, int64_t vocab_size, const SamplingBatch& batch, int64_t entry) {
     row_ = row;
     size_ = vocab_size;
@@ -101,16 +101,16 @@ class EntrySampler {
     scaling_ = {temperature, best_ / temperature};
     shares_infinite_ = scaling_.best == kInfinity;
     if (shares_infinite_) share_among_infinite();
-    return scaling_.best == -kInfinity ? kNoToken : 0;  // even the best is lost to float32
+    return scaling_.best == -kInfinity ? kNoToken : 0;  // even the best underflows to -infinity in float32
   }
 
-  // A logit of the prepared row over the temperature; -infinity where it is too far from the best to be drawn.
+  // A logit of the prepared row divided by the temperature; -infinity if it is too far below the best to be drawn.
   float quotient(float logit) const {
     if (scaling_.score(logit) == -kInfinity) return -kInfinity;
     return shares_infinite_ ? kInfinity : logit / scaling_.temperature;
   }
 
-  // Comparisons that a NaN fails, too.
+  // Comparisons that a NaN fails as well.
   static bool is_valid(const SamplingBatch& batch, int64_t entry) {
     const float temperature = batch.temperature[entry];
     return temperature >= 0.0f && temperature < kInfinity && batch.top_p[entry] >= 0.0f && batch.min_p[entry] <= 1.0f;
@@ -168,7 +168,7 @@ class EntrySampler {
     return static_cast<int32_t>(std::find(row_ + block * kBlock, row_ + size_, best) - row_);
   }
 
-  // The limit of a row whose best logits grow without bound: they alone can be drawn, and are equal.
+  // The limit of a row whose best logits are infinite: only these can be drawn, all equally likely.
   void share_among_infinite() {
     infinite_.resize(size_);
     for (int64_t i = 0; i < size_; ++i) infinite_[i] = row_[i] / scaling_.temperature == kInfinity ? 0.0f : -kInfinity;
@@ -237,11 +237,11 @@ class EntrySampler {
     uint32_t anywhere, in_output;
   };
 
-  const float* row_ = nullptr;  // of the entry at hand, edited if it has to be
+  const float* row_ = nullptr;  // of the current entry, edited if needed
   int64_t size_ = 0;
   float best_ = 0;  // its best logit
   Scaling scaling_{};
-  bool shares_infinite_ = false;  // its best logits are infinite over the temperature, and row_ says 0 of them
+  bool shares_infinite_ = false;  // its best logits are infinite when divided; row_ has 0 for them
   std::vector<float> block_max_;
   std::vector<double> block_mass_;
   Candidates candidates_;

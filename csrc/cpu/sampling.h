@@ -1,4 +1,4 @@
-// Draws tokens: the fast form of octavo/kernels/reference/sampling.py, which says what each step means.
+// Draws tokens, as octavo/kernels/reference/sampling.py defines it, but fast.
 #pragma once
 #include <cstdint>
 
@@ -6,8 +6,8 @@
 
 namespace octavo {
 
-// The columns of octavo/sampling/columns.py, which says what they mean, in any order: Python asks for it. Entry i of a
-// ragged column owns the values offsets[i] .. offsets[i + 1] - 1.
+// The columns that octavo/sampling/columns.py explains. Their order is free: Python asks the library for it. Entry i of
+// a ragged column has the values offsets[i] .. offsets[i + 1] - 1.
 #define OCTAVO_SAMPLING_COLUMNS(COLUMN) \
   COLUMN(int32_t, logits_rows)          \
   COLUMN(int32_t, positions)            \
@@ -38,14 +38,15 @@ struct SamplingBatch {
 };
 
 constexpr int32_t kNoToken = -1;       // NaN in the row, or nothing left to draw
-constexpr int32_t kInvalidEntry = -2;  // a token id outside of the vocabulary, a NaN among the parameters: the caller's mistake
+constexpr int32_t kInvalidEntry = -2;  // caller's error: id outside the vocabulary, NaN parameter
 
 // One token for each entry, from logits [rows, vocab_size]; entries run in parallel and do not affect each other.
 void sample(ThreadPool& pool, const float* logits, int64_t vocab_size, const SamplingBatch& batch, int64_t num_entries,
             int32_t* tokens);
 
-// What each entry's token is drawn from, as logits [num_entries, vocab_size]: edited, over the temperature if there is
-// one, -infinity where a token cannot be drawn. results: 0, or what `sample` gives where it gives no token: NaNs then.
+// The logits that each entry's token is drawn from, [num_entries, vocab_size]: edited, divided by the temperature if it
+// is not 0, -infinity for tokens that cannot be drawn. results: 0, or the code that `sample` returns in place of a
+// token; that row is then NaN.
 void processed_logits(ThreadPool& pool, const float* logits, int64_t vocab_size, const SamplingBatch& batch,
                       int64_t num_entries, float* processed, int32_t* results);
 

@@ -1,6 +1,6 @@
 // The thin layer between the matmul kernels and the processor: one vector width, a dozen operations.
 //
-// The instruction set is the one the compiler is told to target; there is one per build:
+// A build has one instruction set, the compiler's target:
 //
 //   simd_avx512.h    16 lanes   AVX-512 with VNNI
 //   simd_avx2.h       8 lanes   AVX2, FMA, F16C (x86-64-v3); also AVX-512 processors without VNNI
@@ -9,15 +9,15 @@
 // Each defines, in octavo::simd:
 //
 //   kLanes               32-bit lanes of a vector
-//   kQuantizedTileTokens, kDenseTileTokens   tokens whose sums fit the registers
+//   kQuantizedTileTokens, kDenseTileTokens   tokens whose sums fit in the registers
 //   F32, Bytes           vectors of kLanes floats; of 4 * kLanes bytes
-//   Half                 what fp16 numbers are packed as: uint16_t where the conversion is an instruction
+//   Half                 the type that fp16 numbers are packed as: uint16_t if an instruction converts it
 //   kQ8Offset            added to signed bytes when they are packed, for products that need them unsigned
 //   load, store, zero, broadcast, fma, and conversions from narrow numbers to F32
 //   Dot<bits>            sums of products of bytes; four adjacent columns meet in a lane
 //
-// fma is fused wherever the target can: the kernels never leave contraction to the compiler, because two
-// instances of one kernel must round alike.
+// fma is fused if the target has the instruction. The kernels never leave contraction to the compiler, because two
+// instances of one kernel must round the same way.
 #pragma once
 #include <cstdint>
 #include <cstring>

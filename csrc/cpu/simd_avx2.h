@@ -1,4 +1,4 @@
-// The simd.h of AVX2: eight lanes. Included by simd.h only, which says what each name means.
+// simd.h for AVX2: eight lanes. Included only by simd.h, which explains the names.
 #pragma once
 #include <immintrin.h>
 
@@ -41,14 +41,14 @@ inline Bytes broadcast_four(const int8_t* p) {
 }
 inline Bytes bit_or(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
 
-// (each byte shifted right by Shift, left if negative) & mask, for masks that drop what crosses between bytes.
+// (each byte shifted right by Shift, left if negative) & mask, for masks that drop bits from a neighbouring byte.
 template <int Shift>
 inline Bytes shift_and(Bytes v, int mask) {
   const __m256i shifted = Shift >= 0 ? _mm256_srli_epi16(v, Shift < 0 ? 0 : Shift) : _mm256_slli_epi16(v, Shift < 0 ? -Shift : 0);
   return _mm256_and_si256(shifted, _mm256_set1_epi8(static_cast<char>(mask)));
 }
 
-// Hides a sum from the optimiser, which would otherwise put off additions and run out of registers for the terms.
+// Hides a sum from the optimiser, which would otherwise delay additions until the terms do not fit in registers.
 inline __m256i in_order(__m256i sum) {
   asm("" : "+x"(sum));
   return sum;
@@ -56,7 +56,7 @@ inline __m256i in_order(__m256i sum) {
 
 inline __m256i add_pairs(__m256i v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
 
-// Unsigned weights of fewer than 8 bits: products are summed in 16 bits as long as they must fit, which is for
+// Unsigned weights of fewer than 8 bits: products are summed in 16 bits while the sums are sure to fit, for
 // 32767 / (2 * 127 * (2^bits - 1)) additions: 8, 4 and 2. A caller makes at most `capacity` * k additions.
 template <int bits>
 class Dot {

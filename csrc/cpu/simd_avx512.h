@@ -1,4 +1,4 @@
-// The simd.h of AVX-512: sixteen lanes. Included by simd.h only, which says what each name means.
+// simd.h for AVX-512: sixteen lanes. Included only by simd.h, which explains the names.
 #pragma once
 #include <immintrin.h>
 
@@ -41,7 +41,7 @@ inline Bytes broadcast_four(const int8_t* p) {
 }
 inline Bytes bit_or(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
 
-// (each byte shifted right by Shift, left if negative) & mask, for masks that drop what crosses between bytes.
+// (each byte shifted right by Shift, left if negative) & mask, for masks that drop bits from a neighbouring byte.
 template <int Shift>
 inline Bytes shift_and(Bytes v, int mask) {
   const __m512i shifted = Shift >= 0 ? _mm512_srli_epi16(v, Shift < 0 ? 0 : Shift) : _mm512_slli_epi16(v, Shift < 0 ? -Shift : 0);

@@ -1,5 +1,5 @@
-// The simd.h of any other processor: four lanes, written so that compilers use SSE2, NEON and the like well enough.
-// Included by simd.h only, which says what each name means.
+// simd.h for any other processor: four lanes, in a form that compilers turn into reasonable SSE2, NEON and the like.
+// Included only by simd.h, which explains the names.
 #pragma once
 #include <cmath>
 
@@ -73,7 +73,7 @@ inline Bytes shift_and(Bytes v, int mask) {
   }
 }
 
-// Even and odd bytes are multiplied apart, in 16 bits, and summed there as long as they must fit.
+// Even and odd bytes are multiplied separately in 16 bits, and summed there while the sums are sure to fit.
 template <int bits>
 class Dot {
  public:

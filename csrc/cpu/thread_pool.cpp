@@ -1,4 +1,4 @@
-// How a loop is shared without waiting for anybody who is late.
+// Shares a loop among threads without waiting for a thread that is late.
 //
 //   caller                               worker
 //   ------                               ------
@@ -9,8 +9,8 @@
 //   wait until inside == 0
 //
 // All of these are sequentially consistent, so either the caller sees the worker inside and waits, or the
-// worker sees the loop closed and leaves. A worker that sleeps, or that the system has descheduled, is never
-// waited for: the others just take its share.
+// worker sees the loop closed and leaves. Nobody waits for a worker that sleeps or
+// that the system has descheduled: the others take its share.
 #include "octavo/thread_pool.h"
 
 #include <algorithm>
@@ -31,7 +31,7 @@ using Body = std::function<void(int64_t, int64_t, int)>;
 
 constexpr auto kSpinTime = std::chrono::milliseconds(1);
 constexpr int kSpinsPerClockRead = 64;
-constexpr int kSpinsBeforeYield = 2000;  // only reached where there are more threads than cores
+constexpr int kSpinsBeforeYield = 2000;  // reached only if there are more threads than cores
 
 void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -47,9 +47,9 @@ struct ThreadPool::State {
   // The loop; written by the caller while `open` is false and nobody is inside.
   const Body* body = nullptr;
   int64_t grain = 1;
-  std::atomic<int64_t> count{0};  // atomic because workers outside the loop look whether any of it is left
+  std::atomic<int64_t> count{0};  // atomic: workers outside the loop check whether any of it is left
 
-  // Each on a cache line of its own: `open` is polled, the other two are fought for.
+  // Each on its own cache line: `open` is polled, the other two are contended.
   alignas(64) std::atomic<bool> open{false};
   alignas(64) std::atomic<int64_t> next{0};
   alignas(64) std::atomic<int> inside{0};
@@ -66,7 +66,7 @@ struct ThreadPool::State {
 
   int num_threads() const { return static_cast<int>(workers.size()) + 1; }
 
-  // Large ranges first, then smaller and smaller ones: few hand-outs, and an even finish.
+  // Large ranges first, then smaller ones: few hand-outs, and all threads finish at about the same time.
   bool take(int64_t& begin, int64_t& end) {
     const int64_t total = count.load(std::memory_order_relaxed);
     begin = next.load(std::memory_order_relaxed);
@@ -78,8 +78,8 @@ struct ThreadPool::State {
     return true;
   }
 
-  // A body may find no memory. That is kept for the caller, who cannot leave while others are inside; the ranges that
-  // nobody has taken yet are dropped.
+  // A body may throw for lack of memory. The caller gets the exception once all others have left; ranges that
+  // have not been taken are dropped.
   void run_ranges(int thread) {
     try {
       int64_t begin, end;

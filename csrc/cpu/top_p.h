@@ -15,7 +15,7 @@ namespace octavo {
 
 class TopP {
  public:
-  // Takes tokens best first while less than `target` is held, at least one; the others leave `candidates`.
+  // Takes tokens, best first, until they hold `target`, and at least one. The others are removed from `candidates`.
   void keep(logits_row::Candidates& candidates, logits_row::Scaling scaling, double target) {
     weigh_steps(candidates, scaling);
     double held = 0;
@@ -30,7 +30,7 @@ class TopP {
       const int32_t id = candidates.ids[i];
       candidates.values[kept] = value;
       candidates.ids[kept] = id;
-      bool is_taken = steps_[i] < step;  // no branch: half of them may be, in any order
+      bool is_taken = steps_[i] < step;  // no branch: it would be unpredictable
       if (steps_[i] == step) is_taken = rank(scaling.score(value), id) <= last;
       kept += is_taken;
     }
@@ -48,7 +48,7 @@ class TopP {
     bool operator<(const RankedToken& other) const { return rank < other.rank; }
   };
 
-  // Smaller is better. Of non-negative floats, the bits are in order.
+  // Smaller is better. The bits of non-negative floats sort in the same order as the floats.
   static uint64_t rank(float score, int32_t id) {
     return uint64_t{std::bit_cast<uint32_t>(std::fabs(score))} << 32 | static_cast<uint32_t>(id);
   }

@@ -1,9 +1,9 @@
-// Vectors of floats by the compiler's own vector extension: one source for AVX-512, AVX2, SSE and NEON.
+// Vectors of floats in the compiler's vector extension: one source for AVX-512, AVX2, SSE and NEON.
 //
-// Floats<W> is W floats; kWidth is the widest this build has. Kernels that must also serve sizes no vector
-// divides are templates over W and instantiate W = 1. Arithmetic is IEEE (no -ffast-math: NaN must survive);
-// a * b + c contracts to a fused multiply-add wherever the machine has one, at every W alike, which is what
-// lets a result be bitwise the same whichever kernel computed it.
+// Floats<W> is W floats; kWidth is the widest this build has. Kernels for sizes that are no multiple of
+// a vector are templates over W and also instantiate W = 1. Arithmetic is IEEE (no -ffast-math: NaN must survive);
+// a * b + c contracts to a fused multiply-add wherever the processor has one, for every W, so that all kernels
+// compute bitwise the same result.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,14 +1,14 @@
-"""The executor whose workers are child processes, each with its rank: the same messages cross a socket.
+"""ProcessExecutor: runs each worker in a child process, and sends it the same messages over a socket.
 
     this process                                        a worker's process (child.py)
       WorkerTask ───────────────────────────────────▶   Worker(task)
-          ◀──────────────── WorkerShape, or what went wrong, as it was raised there
-      StepPlan ─────────────────────────────────────▶   begin
-      a step's id ──────────────────────────────────▶   result of that step: as a caller of an inline worker waits
+          ◀──────────────── WorkerShape, or the exception that was raised there
+      StepPlan ─────────────────────────────────────▶   submit
+      a step's id ──────────────────────────────────▶   result of that step
           ◀──────────────── StepResult, or the fault of that step
       end of file ──────────────────────────────────▶   close
 
-A worker that ends is seen as an end of file, at once, and ends the engine. What it logs is logged here.
+When a worker dies, its socket reports end of file at once, and the engine ends. Its log records are logged here.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from octavo.models.gguf import GGUFFile
 from octavo.observe.logging import LOGGER
 from octavo.worker.task import WorkerShape, WorkerTask
 
-PATIENCE_S = 10.0  # for a worker that was told to close
+PATIENCE_S = 10.0  # how long a worker may take to close
 
 
 @dataclass(frozen=True, slots=True)
 class _ProcessTask:
-    """descriptor: of the worker's end of the socket."""
+    """descriptor: the file descriptor of the worker's end of the socket."""
 
     worker: WorkerTask
     descriptor: int
@@ -44,10 +44,10 @@ class _ProcessTask:
 
 
 class ProcessExecutor:
-    """Owner of the workers' processes. The results of the first rank are the step's."""
+    """Owner of the workers' processes. A step's result is that of the first rank."""
 
     def __init__(self, task: WorkerTask) -> None:
-        """Raises what a worker could not be made for, as it was raised there."""
+        """Raises the exception of a worker that could not be built."""
         self._remotes: list[_Remote] = []
         try:
             for rank in range(task.world_size):
@@ -86,7 +86,7 @@ class _RemoteStep:
 
 
 def _answer(remotes: list[_Remote]) -> Any:
-    """What the first rank says next, once all have said it. Raises what any of them raised."""
+    """The first rank's next message, once all ranks have sent theirs. Raises the exception of any of them."""
     answers = [remote.receive() for remote in remotes]
     for answer in answers:
         if isinstance(answer, BaseException):
@@ -110,7 +110,7 @@ class _Remote:
         self._talk(lambda: self.connection.send(message))
 
     def receive(self) -> Any:
-        """What the worker says next, which may be an exception. Raises EngineDeadError once it is gone."""
+        """The worker's next message, which may be an exception. Raises EngineDeadError once the worker is gone."""
         while isinstance(said := self._talk(self.connection.recv), logging.LogRecord):
             LOGGER.handle(said)
         return said
@@ -121,7 +121,7 @@ class _Remote:
                 return action()
             except (EOFError, OSError):
                 self._died = f"the process of {self.child.name} ended: {self.child.reap(PATIENCE_S)}"
-            except BaseException:  # Ctrl-C in the middle of a message: what follows it cannot be read any more
+            except BaseException:  # Ctrl-C in the middle of a message: later ones cannot be read
                 self._died = f"the process of {self.child.name} was left in the middle of a message"
                 self.child.kill()
                 raise
@@ -147,8 +147,8 @@ def main() -> None:
 
 
 def _serve(executor: Executor, connection: Connection) -> None:
-    """Until the parent closes its end, or is gone. Nothing is sent that the parent does not wait for: both ends would
-    block if they sent at once."""
+    """Serve until the parent closes its end or is gone. Send only what the parent waits for: if both ends sent at once,
+    both would block."""
     begun: deque[tuple[int, PendingStep]] = deque()
     while True:
         try:
@@ -159,7 +159,7 @@ def _serve(executor: Executor, connection: Connection) -> None:
             begun.append((message.step_id, executor.submit(message)))
             continue
         step_id, step = begun.popleft()
-        while step_id != message:  # nobody waits for a plan that computes nothing
+        while step_id != message:  # the parent does not wait for a plan that computes nothing
             step_id, step = begun.popleft()
         try:
             connection.send(step.result())
@@ -168,13 +168,13 @@ def _serve(executor: Executor, connection: Connection) -> None:
 
 
 def _without_maps(shape: WorkerShape) -> WorkerShape:
-    """A mapped file does not cross processes, its path does."""
+    """The shape with the path of a mapped file in its place: the mapping cannot cross processes."""
     source = shape.tokenizer_source
     return replace(shape, tokenizer_source=source.path) if isinstance(source, GGUFFile) else shape
 
 
 def _portable(fault: Exception) -> Exception:
-    """The fault as it can be raised elsewhere; one that is not ours with where it was raised."""
+    """The fault in a form that can be raised in the parent. One that is not ours gets a note with its traceback."""
     if not isinstance(fault, OctavoError):
         fault.add_note(f"in the worker's process:\n{''.join(traceback.format_exception(fault))}")
     try:
@@ -185,7 +185,7 @@ def _portable(fault: Exception) -> Exception:
 
 
 class _SendingHandler(logging.Handler):
-    """Sends what is logged here to the parent."""
+    """Sends this process's log records to the parent."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()

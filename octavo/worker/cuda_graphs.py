@@ -1,12 +1,12 @@
-"""Steps as graphs: what would be hundreds of launches is one.
+"""CUDA graphs of steps: one launch in place of hundreds.
 
-    decodes alone  gather rows | plan | forward | logits | draw | advance rows    from the device's rows to tokens there
+    decodes only   gather rows | plan | forward | logits | draw | advance rows    from the device's rows to tokens there
     with chunks                  plan | forward | logits                          from a batch gathered on the host
 
-Launching a forward pass kernel by kernel costs the host as much as several thousand tokens cost the GPU, and whoever
-waits for a first token waits for it. A step of a size that has not been seen runs so, compiling what it needs. A decode
-step is captured then; a step with chunks, of which there are more kinds, when it is seen again. Sizes are few: a step
-is padded to the next one. Captured graphs share one pool of memory.
+Launching a forward pass kernel by kernel takes the host as long as several thousand tokens take the GPU, and adds to
+the time to first token. The first step of a size is launched that way, and compiles the kernels it needs. A decode step
+is then captured at once; a step with chunks, of which there are more kinds, when it comes a second time. Steps are
+padded, so there are few sizes. Captured graphs share one memory pool.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from octavo.kernels.triton.rows import advance_rows, gather_rows
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.worker.device_rows import DeviceRows
 
-#: draw without filters, draw with them, or leave the logits to be edited first
+#: draw without filters, draw with them, or stop at the logits, which must be edited first
 Variant = Literal["plain", "filtered", "logits"]
 
 MAX_CHUNK_GRAPHS = 160
@@ -43,14 +43,14 @@ class DecodeSteps:
     """Owner of the decode step's buffers and of the graphs."""
 
     def __init__(self, model: TritonModel, rows: DeviceRows, max_num_seqs: int, memory: GraphMemory | None) -> None:
-        """memory: None where there are no graphs."""
+        """memory: None if there are no graphs."""
         self._model, self._rows, self._memory = model, rows, memory
         self._buffers = _Buffers.allocate(max_num_seqs, model.device)
         self._graphs: dict[tuple[int, Variant], _Captured] = {}
 
     def run(self, size: int, variant: Variant) -> torch.Tensor:
-        """Run the step that the rows are flushed for; returns its logits [size, V]. What it drew is in
-        `tokens`, unless the variant leaves that to the caller."""
+        """Run the step that the rows were flushed for, and return its logits [size, V]. `tokens` returns what it drew,
+        unless the variant is "logits"."""
         captured = self._graphs.get((size, variant))
         if captured is None:
             logits = self._launch(size, variant)
@@ -62,7 +62,7 @@ class DecodeSteps:
         return captured.logits
 
     def tokens(self, num_seqs: int) -> torch.Tensor:
-        """What the last step drew, until the next is launched."""
+        """The tokens that the last step drew. The next launch overwrites them."""
         return self._buffers.tokens[:num_seqs]
 
     def _launch(self, size: int, variant: Variant) -> torch.Tensor:
@@ -82,26 +82,27 @@ class DecodeSteps:
 
 
 class ChunkSteps:
-    """Steps with chunks, up to their logits: owner of their inputs and of the graphs."""
+    """Runs steps with chunks, up to their logits. Owner of their input buffer and of the graphs."""
 
     def __init__(self, model: TritonModel, rows: DeviceRows, max_num_seqs: int, memory: GraphMemory | None) -> None:
         self._model, self._rows, self._memory = model, rows, memory
         self._max_num_seqs = max_num_seqs
-        self._max_num_tokens = model.row_counts[-1]  # larger steps keep the GPU longer than the host launches
+        self._max_num_tokens = model.row_counts[-1]  # a larger one takes the GPU longer than its launches
         size = 2 * self._max_num_tokens + 4 * max_num_seqs + 1
         self._inputs = torch.zeros(size, dtype=torch.int32, device=model.device)
-        #: with where the logits of the wanted tokens are; None: seen once
+        #: each graph with the logits that it writes; None: the key has been seen once
         self._graphs: dict[_ChunkKey, tuple[torch.cuda.CUDAGraph, torch.Tensor | None] | None] = {}
 
     def takes(self, batch: StepBatch) -> bool:
-        """Whether a batch is one of these. Larger ones, and those that cannot be captured, are launched one by one."""
+        """Whether a batch can run here. Large ones, and those that cannot be captured, are not."""
         return len(batch.input_ids) <= self._max_num_tokens and self._model.can_capture(batch)
 
     def run(
         self, batch: StepBatch, wanted: IntArray, complete: Callable[[torch.Tensor], None] | None
     ) -> torch.Tensor | None:
-        """Logits of the wanted tokens, none or as many as sequences at most, by their index in the step: the first rows
-        of what is returned. Afterwards the model has the batch's hidden states, as after its `forward`."""
+        """Run the step, and return the logits of the wanted tokens in its first rows; None if none is wanted. wanted:
+        indices in the step, at most one per sequence. Afterwards the model has the batch's hidden states, as after
+        `forward`."""
         num_tokens = padded_tokens(len(batch.input_ids), self._model.row_counts)
         num_seqs = _padded_seqs(len(batch.rows), self._max_num_seqs)
         key = _ChunkKey(num_tokens, num_seqs, replace(StepKind.of(batch), has_chunks=True), bool(len(wanted)))
@@ -129,7 +130,7 @@ class ChunkSteps:
         return None if indices is None else self._model.logits_at(indices)
 
     def _step(self, key: _ChunkKey) -> tuple[DeviceStep, torch.Tensor | None]:
-        """Where such a step lies in the inputs, and the indices of its wanted tokens: as `_flat_inputs` puts them."""
+        """Views of the input buffer, as `_flat_inputs` lays it out: the step, and the indices of its wanted tokens."""
         num_tokens, num_seqs = key.num_tokens, key.num_seqs
         sizes = [num_tokens, num_tokens, num_seqs + 1, num_seqs, num_seqs, num_seqs]
         input_ids, positions, query_start_loc, seq_lens, rows, wanted = torch.split(self._inputs[: sum(sizes)], sizes)
@@ -138,7 +139,7 @@ class ChunkSteps:
 
 
 class _ChunkKey(NamedTuple):
-    """What one graph is good for. num_tokens, num_seqs: padded."""
+    """The steps that share a graph. num_tokens, num_seqs: padded."""
 
     num_tokens: int
     num_seqs: int
@@ -147,8 +148,8 @@ class _ChunkKey(NamedTuple):
 
 
 def _flat_inputs(batch: StepBatch, wanted: IntArray, num_tokens: int, num_seqs: int) -> IntArray:
-    """A batch's arrays in the order of `DeviceStep`, padded: by tokens of no sequence and sequences of no length. Then
-    the wanted tokens, one a sequence at most; the first token is wanted for nothing."""
+    """A batch's arrays in the order of `DeviceStep`, padded with tokens of no sequence and sequences of length 0, then
+    the wanted tokens, at most one per sequence, padded with the first token."""
     flat = np.zeros(2 * num_tokens + 4 * num_seqs + 1, np.int32)
     tokens, seqs = flat[: 2 * num_tokens].reshape(2, -1), flat[2 * num_tokens :]
     tokens[0, : len(batch.input_ids)] = batch.input_ids
@@ -170,7 +171,7 @@ def _padded_seqs(num_seqs: int, max_num_seqs: int) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Buffers:
-    """What a decode step is gathered into, for the largest one; smaller ones use the front."""
+    """The inputs and tokens of the largest decode step; smaller steps use the front."""
 
     batch: dict[str, torch.Tensor]
     draw: DeviceSamplingBatch

@@ -1,4 +1,4 @@
-"""How many KV blocks there are, and what the numbers say when there are too few."""
+"""Chooses the number of KV blocks, and explains with numbers when there is too little memory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def plan_kv_cache(
 
 
 def _size_of(config: CacheConfig, layout: KVLayout, num_blocks: int) -> str:
-    """The option that decides the cache's size, and its value for so many blocks."""
+    """The option that sets the cache's size, and its value for this number of blocks."""
     if config.num_gpu_blocks_override is not None:
         return f"num_gpu_blocks_override to {num_blocks}"
     return f"kv_cache_memory_bytes to {num_blocks * layout.block_bytes}"

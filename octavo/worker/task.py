@@ -1,4 +1,4 @@
-"""What a worker is made from, and what it says of itself once it is made. Both cross processes."""
+"""WorkerTask, which a worker is built from, and WorkerShape, which it reports. Both cross processes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from octavo.models.checkpoint import TokenizerSource
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerTask:
-    """Its sections of the config, and which of how many workers it is. serves: for users who wait for every token.
-    Steps are then small where the options leave their size to the device, and kernels are compiled before the first."""
+    """A worker's sections of the config, its rank, and the number of workers. serves: for a server, whose users wait
+    for every token. Steps are then small unless the options set their size, and kernels are compiled before the
+    first."""
 
     model: ModelConfig
     cache: CacheConfig
@@ -51,9 +52,9 @@ class WorkerTask:
 class WorkerShape:
     """The sizes that scheduler, cache and worker share, and what the engine needs to know of model and device.
 
-    is_asynchronous: its steps run on while the host does other work. label: what to call the checkpoint.
-    weight_bytes, weight_dtypes: what the checkpoint stores. leftovers: its tensors that the model has no place for.
-    backend: which, and why. device: where the model computes, where the backend does not say it.
+    is_asynchronous: its steps run while the host does other work. label: the checkpoint's name for people.
+    weight_bytes, weight_dtypes: of the checkpoint. leftovers: its tensors that the model does not use.
+    backend: its name, and why it was chosen. device: the model's device, if the backend's name does not say it.
     """
 
     groups: tuple[CacheGroup, ...]

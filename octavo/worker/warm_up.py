@@ -1,8 +1,8 @@
 """Plans that a server runs before it says that it is ready, so that no request waits for a compiler.
 
-A GPU's kernels are compiled when a step first needs them, 40 s for all of them on a new machine; later processes find
-them in a cache. A step's CUDA graph is captured the first or second time its size is seen. These plans cover all kinds
-of steps: short and long chunks, alone and with decodes, and decode batches from one row to max_num_seqs.
+A GPU's kernels are compiled when a step first needs them, which takes 40 s for all of them on a new machine; later
+processes find them in a cache. A step's CUDA graph is captured the first or second time its size is seen. These plans
+cover every kind of step: short and long chunks, alone and with decodes, and decode batches from 1 to max_num_seqs rows.
 
 The rows hold no request: their block tables hold only the null block, which may be written and is never read.
 """
@@ -16,7 +16,7 @@ from octavo.kernels.device import StepLimits
 from octavo.messages import NewRow, StepPlan
 from octavo.sampling_params import SamplingParams, parameters_that
 
-#: every small size with its own graph, and the sizes at which kernels change
+#: each small size that has its own graph, and the sizes at which kernels change
 _NUM_DECODES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 #: tokens of each chunk, and the number of decodes in the same step
 _CHUNKS = (

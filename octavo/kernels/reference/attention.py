@@ -3,8 +3,8 @@
     block table of row r, group g:   [ 7 | 2 | 9 | ...]
     token at position p lives in block table[p // block_size], slot p % block_size
 
-Shape letters as in `octavo.kernels.ops`; L counts the keys and values that a sequence's queries may see, B is
-the block size.
+Shape letters are those of `octavo.kernels.ops`; L is the number of keys and values that a sequence's queries may see,
+B the block size.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class StepIndex:
         self._sequence_of_token = np.repeat(np.arange(len(batch.rows)), np.diff(batch.query_start_loc))
 
     def blocks_of(self, sequence: int, group: int) -> torch.Tensor:
-        """The sequence's block table, as long as it has tokens."""
+        """The sequence's row of the block table. It has an entry for each block of the sequence's tokens."""
         return torch.from_numpy(self._tables[group][self._rows[sequence]]).long()
 
     def token_blocks(self, group: int, block_size: int) -> torch.Tensor:
-        """[T] the block that holds each token of the step."""
+        """[T] each token's block."""
         rows = torch.from_numpy(self._rows[self._sequence_of_token]).long()
         return torch.from_numpy(self._tables[group])[rows, self.positions // block_size].long()
 
 
 class KVPool:
-    """The pool's bytes, a layer's seen as keys and values [num_blocks, K or V, B, K heads, D]."""
+    """The pool's bytes. A layer's part is viewed as [num_blocks, K or V, B, K heads, D]."""
 
     def __init__(self, layout: KVLayout, pool: NDArray[np.uint8]) -> None:
         self.block_size = layout.block_size
@@ -75,7 +75,7 @@ class KVPool:
 
 
 def rotate(x_TXD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn pair (i, i + rotary_dim/2) of every head by its angle; cos, sin: [T, rotary_dim / 2]."""
+    """Rotate each pair (i, i + rotary_dim / 2) of every head by its angle. cos, sin: [T, rotary_dim / 2]."""
     half = cos.shape[-1]
     a, b, rest = x_TXD[..., :half], x_TXD[..., half : 2 * half], x_TXD[..., 2 * half :]
     cos, sin = cos[:, None, :], sin[:, None, :]

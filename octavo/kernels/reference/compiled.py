@@ -1,4 +1,4 @@
-"""A model bound to the reference backend: its forward runs op by op, each time anew."""
+"""ReferenceModel: a model bound to the reference backend, which calls its ops one by one in every step."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor, num_bytes
 FloatArray = NDArray[np.float32]
 Blocks = NDArray[np.void]  # structured: one record a block
 
-_CHUNK_ELEMENTS = 1 << 18  # converted at once: what a core's cache holds
+_CHUNK_ELEMENTS = 1 << 18  # converted at once: they fit in a core's cache
 
 _FIELDS: dict[DType, list[tuple[str, str, int]]] = {
     "Q4_0": [("d", "<f2", 1), ("q", "u1", 16)],
@@ -42,7 +42,7 @@ _RECORDS = {
 
 
 def dequantize(tensor: HostTensor) -> FloatArray:
-    """The elements as float32, shaped as the tensor; a read-only view where the file holds float32 already."""
+    """The elements as float32 in the tensor's shape; a read-only view if the file stores float32."""
     if tensor.is_dense:
         return _widen(tensor).reshape(tensor.shape)
     block_len, _ = BLOCK_FORMATS[tensor.dtype]
@@ -60,8 +60,8 @@ def values(parameter: Parameter) -> FloatArray:
 
 
 def convert(tensor: HostTensor, dtype: DType) -> HostTensor:
-    """The tensor in a dense format, rounded to the nearest, ties to even. Raises OverflowError where a finite
-    value does not fit, which only float16 knows. The tensor itself where there is nothing to do."""
+    """The tensor in a dense format, rounded to nearest even, or the tensor itself if it has that format. Raises
+    OverflowError if a finite value does not fit float16."""
     if tensor.dtype == dtype:
         return tensor
     data = np.empty(num_bytes(dtype, tensor.shape), np.uint8)
@@ -170,7 +170,7 @@ def _scale_and_shift(blocks: Blocks, q: NDArray[np.uint8], out: FloatArray) -> N
 
 
 def _six_bit_scales(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """12 bytes: 4 of scales, 4 of mins, 4 of both's nibbles; the first eight's top bits complete the nibbles."""
+    """12 bytes: 4 of scales, 4 of mins, 4 with a nibble of each. The first eight's top bits complete the nibbles."""
     scale, low, both = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
     scales = np.concatenate([scale & 63, (both & 15) | (scale >> 6 << 4)], axis=-1)
     mins = np.concatenate([low & 63, (both >> 4) | (low >> 6 << 4)], axis=-1)
@@ -178,7 +178,7 @@ def _six_bit_scales(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArr
 
 
 def _q6_k(blocks: Blocks, out: FloatArray) -> None:
-    """Two halves of 128 elements: four runs of 32 from 64 bytes of nibbles and 32 bytes of two-bit tops."""
+    """Two halves of 128 elements: four runs of 32 from 64 bytes of nibbles and 32 bytes of two-bit high parts."""
     nibbles = blocks["q"].reshape(-1, 2, 1, 64)
     low = np.concatenate([nibbles & 15, nibbles >> 4], axis=2).reshape(-1, 2, 4, 32)
     shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]

@@ -1,7 +1,7 @@
 """ReferenceDevice: every op in plain torch, run as soon as it is called.
 
-It is the executable specification: written to be read and believed, not to be fast. Other devices are tested against
-it. torch is imported when a model is loaded, not with this file.
+It is the executable specification, written to be read rather than to be fast. Other devices are tested against it.
+torch is imported when a model is loaded, not with this file.
 """
 
 from __future__ import annotations

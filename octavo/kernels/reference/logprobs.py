@@ -3,8 +3,8 @@
 Tokens are ordered best first, the lower id first among equals; a token's rank is its place in that order,
 from 1. So the k best tokens have ranks 1 .. k, and the greedy choice always has rank 1.
 
-Tokens of +inf share all of the mass. A NaN anywhere in the row makes its log-probabilities NaN; there is an order
-still, in which NaNs count as -inf.
+Tokens of +inf share the whole mass. A NaN anywhere in the row makes all its log-probabilities NaN; to order the tokens,
+NaNs count as -inf.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from octavo.kernels.ops import FloatArray, IntArray
 def top_logprobs(
     logits: FloatArray, tokens: IntArray, k: int, *, as_logits: bool = False
 ) -> tuple[IntArray, FloatArray, IntArray]:
-    """[N, V] logits and the N chosen tokens -> ids [N, k+1] and logprobs [N, k+1], the chosen token's first and
-    then the k best, and the chosen tokens' ranks [N]. as_logits: with the logits themselves."""
+    """[N, V] logits and the N chosen tokens -> ids and logprobs [N, k + 1], the chosen token first and then the k best,
+    and the chosen tokens' ranks [N]. as_logits: logits in place of log-probabilities."""
     num_rows, vocab_size = logits.shape
     assert 0 <= k <= vocab_size, f"{k} best tokens of {vocab_size}"
     ids = np.empty((num_rows, k + 1), np.int32)
@@ -47,7 +47,7 @@ def _logprobs(row: FloatArray, ids: IntArray) -> FloatArray:
     if np.isinf(best):
         among_best = -np.log(np.float32(np.count_nonzero(row == best))) if best > 0 else np.float32(-np.inf)
         return np.where(row[ids] == best, among_best, np.float32(-np.inf))
-    with np.errstate(over="ignore"):  # what lies too far below the best for float32 is at -inf
-        away = row.astype(np.float64) - float(best)  # from the best, beside which the mass's logarithm may be nothing
+    with np.errstate(over="ignore"):  # too far below the best for float32 becomes -inf
+        away = row.astype(np.float64) - float(best)  # the mass's logarithm may be too small to add to the best
         logprobs: FloatArray = (away[ids] - np.log(np.sum(np.exp(away)))).astype(np.float32)
     return logprobs

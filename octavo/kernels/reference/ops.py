@@ -1,7 +1,7 @@
 """Ops in torch: each call computes at once, in float32.
 
-Rows of a step never mix, except through the cache. Their last bits may still depend on the company they run in,
-because torch sums a product in another order for another number of rows.
+Rows of a step never mix, except through the cache. Their last bits may still depend on the other rows, because torch
+sums a product in another order when the number of rows changes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-#: ops of tensors and numbers alone
+#: ops that need only tensors and numbers
 PLAIN: dict[str, Callable[..., torch.Tensor]] = {
     "add": lambda x, y: x + y,
     "activation": lambda x, kind: ACTIVATIONS[kind](x),

@@ -1,12 +1,12 @@
-"""Counter-based random numbers: a draw is a pure function of who draws, with no state to keep or to lose.
+"""Counter-based random numbers: each is a pure function of its seed and counter, without state.
 
     key     = (seed low, seed high)             one request
     counter = (position, sample index, 0, 0)    one token of one of its sequences
         |
     Philox4x32-10  ->  4 words of 32 bits  ->  u in [0, 1), a multiple of 2**-53
 
-So a token's random number depends on nothing but its request's seed, its sequence's index and its position:
-not on the batch it ran in, the step it ran at, or whether its sequence was preempted on the way.
+So a token's random number depends only on its request's seed, its sequence's index and its position: not on the batch,
+the step, or whether its sequence was preempted.
 
 Philox is from Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
@@ -24,11 +24,11 @@ _KEY_STEPS = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
-Words = NDArray[np.uint64]  # each holds one 32-bit word, so that products do not overflow
+Words = NDArray[np.uint64]  # each holds one 32-bit word, so products do not overflow
 
 
 def uniform(seeds: NDArray[np.uint64], sample_indices: IntArray, positions: IntArray) -> NDArray[np.float64]:
-    """One number in [0, 1) per entry, with all 53 bits that a double can hold there."""
+    """One number in [0, 1) per entry, with the 53 bits of a double."""
     low, high = seeds & _LOW, seeds >> _32
     zero = np.zeros_like(low)
     words = philox4x32((_word(positions), _word(sample_indices), zero, zero), (low, high))

@@ -1,11 +1,11 @@
-"""What it means to sample a token: the executable specification, in numpy, one entry at a time.
+"""The executable specification of sampling, in numpy, one entry at a time.
 
-    logits row ── edit ──> logits ── temperature 0 ──> the best token, the lowest id of equals
+    logits row ── edit ──> logits ── temperature 0 ──> the best token; of equals, the lowest id
                  allowed      │
                  banned       └─ / temperature, - best ──> scores (0 is the best token)
                  bias              │
                  penalties         ├─ min_p   scores of at least log(min_p)
-                                   ├─ top_k   scores of at least the k-th best; equals of it are kept
+                                   ├─ top_k   scores of at least the k-th best, ties included
                                    ├─ top_p   best first, lower ids first among equals, until top_p of
                                    │          the mass still kept is reached; the best always stays
                                    └─ draw    the first token in id order whose cumulative mass exceeds
@@ -15,8 +15,8 @@ Scores are float32, so that every implementation compares the same numbers; mass
 in float64. Another implementation may round exp to float32: a token then differs where u falls within
 about 1e-7 of a boundary between two tokens, and nowhere else.
 
-A logit of -inf is a token that cannot be drawn; +inf tokens share all of the mass. A NaN anywhere in the
-row, or no token left to draw, gives -1; so do logits that penalties or the temperature bring below what float32 holds.
+A token of logit -inf cannot be drawn; tokens of +inf share the whole mass. The result is -1 if the row has a NaN or no
+token is left to draw, also when penalties or the temperature push all logits below the range of float32.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def token_weights(logits: FloatArray, batch: SamplingBatch, i: int) -> NDArray[n
 
 
 def processed_logits(logits: FloatArray, batch: SamplingBatch) -> FloatArray:
-    """Of which distribution each entry's token is drawn, as logits [N, V]: over its temperature, -inf where nothing is
-    kept. Where the temperature is 0, the edited ones. Rows of entries that can draw no token mean nothing."""
+    """The logits [N, V] of the distribution that each entry draws from: divided by its temperature, -inf for tokens
+    that are not kept; only edited if the temperature is 0. Rows of entries that can draw no token are undefined."""
     rows = [_processed(edited_logits(logits, batch, i), batch, i) for i in range(len(batch.logits_rows))]
     return np.array(rows, np.float32).reshape(len(rows), logits.shape[1])
 
@@ -84,14 +84,14 @@ def _sample_entry(logits: FloatArray, batch: SamplingBatch, i: int, u: np.float6
     total = cumulative[-1]
     if total == 0.0:
         return -1
-    # u * total may round up to total; the last token with any mass is then the one
+    # u * total may round up to total: then it is the last token with any mass
     token = min(np.searchsorted(cumulative, u * total, side="right"), np.searchsorted(cumulative, total))
     return int(token)
 
 
 def _apply_penalties(row: FloatArray, batch: SamplingBatch, i: int) -> None:
     """Repetition on every distinct token of the history; frequency per output occurrence; presence per distinct
-    output token. In float64, rounded once, so that a fused multiply-add elsewhere changes nothing."""
+    output token. Computed in float64 and rounded once, so that fused multiply-adds elsewhere agree."""
     history = _run(batch.history, batch.history_offsets, i)
     seen = np.unique(history)
     penalty, values = np.float64(batch.repetition_penalty[i]), row[seen].astype(np.float64)
@@ -104,7 +104,7 @@ def _apply_penalties(row: FloatArray, batch: SamplingBatch, i: int) -> None:
 
 
 def _scores(edited: FloatArray, temperature: np.float32) -> FloatArray:
-    """Logits over temperature, relative to the best token's; -inf everywhere if there is no token."""
+    """Logits divided by the temperature, relative to the best token's; all -inf if there is no token."""
     with np.errstate(over="ignore"):
         scaled = edited / temperature
     best = scaled.max()

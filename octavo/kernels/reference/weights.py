@@ -12,7 +12,7 @@ from octavo.kernels.reference.dequantize import values
 
 
 class ReferenceWeights:
-    """`parameters`: by their names, so that one which two layers share is held once."""
+    """parameters: by name, so that one that two layers share is held once."""
 
     def __init__(self, parameters: Iterable[Parameter] = ()) -> None:
         self.parameters: dict[str, torch.Tensor] = {}
@@ -33,5 +33,5 @@ class ReferenceWeights:
 
 
 def _as_torch(array: FloatArray) -> torch.Tensor:
-    # A file mapped read-only has to be copied: torch knows no read-only tensors.
+    # A read-only mapped file must be copied: torch has no read-only tensors.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
