@@ -1,4 +1,4 @@
-"""Compile the Gluon kernels for a Hopper, which takes no GPU: `python -m tests.gpu.compile_hopper`.
+"""Compile the Gluon kernels for a Hopper, without a GPU: `python -m tests.gpu.compile_hopper`.
 
 Prints a line a kernel: its name and the shared memory that a program of it takes. Not a test itself, since a process
 whose kernels are interpreted compiles none.

@@ -1,4 +1,4 @@
-"""Where the kernel tests run: on the GPU if there is one, else on the CPU under Triton's interpreter."""
+"""The kernel tests' device: the GPU if there is one, else the CPU under Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ needs_gpu = pytest.mark.skipif(not ON_GPU, reason="too slow under the interprete
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference over the norm of what was expected; infinite if anything is not a number."""
+    """Norm of the difference over the norm of the expected values; infinite if there is a NaN."""
     difference = (actual.double() - expected.double()).norm() / expected.double().norm()
     return float("inf") if difference.isnan() else float(difference)
 

@@ -53,7 +53,7 @@ def draw() -> None:
 
 
 def launch_for_real(dtype: torch.dtype) -> None:
-    """As far as that goes without a GPU."""
+    """As far as possible without a GPU."""
     x, y = torch.ones(2, 16, 1024, dtype=dtype)
     with suppress(Exception):
         elementwise.elementwise("add", x, y, x, chained=True)
@@ -61,7 +61,7 @@ def launch_for_real(dtype: torch.dtype) -> None:
 
 
 def launch_one() -> None:
-    """Of a kernel that no other launch here needs."""
+    """For a kernel that no other launch here needs."""
     x, y = torch.ones(2, 16, 1024)
     norm.rms_norm(x, torch.ones(1024), 1e-6, y, chained=True)
 

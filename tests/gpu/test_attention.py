@@ -121,7 +121,7 @@ def test_windowed_fused_decode() -> None:
 
 @pytest.mark.parametrize("beside", [KVGroup(2, 5, 64), KVGroup(5, 1, 32)])
 def test_blocks_shared_with_a_group_of_other_heads(beside: KVGroup) -> None:
-    """One that takes more of a block than this layer's, in rows of another length, and one that takes less."""
+    """One group that takes more of a block than this layer's, in rows of another length, and one that takes less."""
     check(make_batch(SMALL_MIX, dtype=torch.float32, head_dim=96, rotary_dim=64, beside=(beside,)))
     check(make_batch(DECODES, dtype=torch.float32, head_dim=96, rotary_dim=64, beside=(beside,)), fused=True)
 
@@ -143,7 +143,7 @@ def test_decodes_of_several_new_tokens_with_a_window_and_a_cap(window: int) -> N
 
 @pytest.mark.parametrize("num_heads", [2, 24, 71])
 def test_decodes_of_several_new_tokens_of_many_heads(num_heads: int) -> None:
-    """24 heads of 16 tokens are more rows than a program takes at once, 71 of 2."""
+    """24 heads of 16 tokens are more rows than a program takes at once; so are 71 heads of 2."""
     batch = make_batch(FEW_NEW[1:4], dtype=torch.float32, num_heads=num_heads, num_kv_heads=1, head_dim=32)
     check(batch, threshold=16)
 
@@ -170,7 +170,7 @@ def test_the_threshold_says_which_sequences_are_decodes() -> None:
 
 
 def test_partial_results_of_several_new_tokens_have_room() -> None:
-    """Sequences as many as there may be, each long: fewer parts, so that they fit where one token's would."""
+    """The most sequences, all long: they get fewer parts, to fit the room for one new token each."""
     batch = make_batch([(2000, 16)] * 3, dtype=torch.float32, num_heads=1, num_kv_heads=1, head_dim=16)
     plan = AttentionPlan.allocate(3, len(batch.positions), DEVICE)
     make_plan(
@@ -182,7 +182,7 @@ def test_partial_results_of_several_new_tokens_have_room() -> None:
 
 
 def test_padding_writes_nothing() -> None:
-    """Tokens of no sequence and sequences of no length, as a step has that is padded to a captured size."""
+    """Tokens without a sequence and empty sequences, as in a step padded to a captured size."""
     batch = make_batch([(3, 5), (30, 1)], dtype=torch.float32)
     pool_before, num_tokens = batch.raw_pool.clone(), len(batch.positions)
 
@@ -237,7 +237,7 @@ def test_mixed_step_shapes(dtype: torch.dtype, head_dim: int, group: int) -> Non
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("group", [1, 2, 7])
 def test_mixed_step_on_hopper(dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> None:
-    """Chunks after contexts of every remainder too, and decodes among them."""
+    """Chunks after contexts of every remainder, mixed with decodes."""
     chunks = [*BIG_MIX, (1000, 64), (1, 2), (126, 3), (127, 130), (3000, 1500), (0, 2), (8192, 300)]
     check(
         make_batch(

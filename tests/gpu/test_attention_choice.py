@@ -1,4 +1,4 @@
-"""Which kernels a layer's attention gets, for GPUs of all kinds: nothing is launched."""
+"""Which attention kernels a layer gets, for all kinds of GPUs; nothing is launched."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_was_asked_for_and_cannot_serve_says_all_its_reasons() -> None:
 
 
 def test_a_phase_goes_to_the_first_that_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a step with a window goes to a Hopper's kernel for decodes, and to the plain one for chunks."""
+    """With a window, decodes go to the Hopper kernel and chunks to the plain one."""
 
     class Decodes:
         longest_captured = 7

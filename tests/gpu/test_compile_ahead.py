@@ -1,4 +1,4 @@
-"""Kernels compiled ahead are those that are launched, and a kernel that cannot be compiled harms no other."""
+"""Kernels compiled ahead are the ones that are launched, and a kernel that fails to compile affects no other."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_what_a_rehearsal_has_compiled_is_found(tmp_path: Path) -> None:
 
 
 def test_each_job_has_a_child_of_its_own_and_none_is_left(tmp_path: Path) -> None:
-    """In a process that has one thread, as the real one has."""
+    """In a process with one thread, like the real one."""
     done = subprocess.run([sys.executable, "-c", JOBS, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c", "d"]

@@ -84,7 +84,7 @@ def test_float32_tokens_equal_transformers(name: str, tiny_folder: TinyFolder) -
     + [(name, "bfloat16") for name in ("llama", "qwen3", "gemma3")],
 )
 def test_logprobs_equal_transformers(name: str, dtype: str, tiny_folder: TinyFolder) -> None:
-    """As far as the tokens are the oracle's own."""
+    """Compared up to the first token that differs from the oracle's."""
     folder = tiny_folder(name)
     with engine(folder, dtype=dtype, max_num_batched_tokens=40) as llm:
         outputs = llm.generate(prompts_of(1), GREEDY.replace(logprobs=4, prompt_logprobs=3), use_tqdm=False)
@@ -143,7 +143,7 @@ def test_a_pool_that_does_not_fit_is_refused_with_the_numbers(tiny_folder: TinyF
 
 
 def test_close_gives_the_memory_back(tiny_folder: TinyFolder) -> None:
-    """Also while somebody still holds the closed engine."""
+    """Even while something still references the closed engine."""
     with engine(tiny_folder("llama")) as llm:
         llm.generate([[3, 4]], GREEDY, use_tqdm=False)
     before = torch.cuda.memory_reserved()
@@ -189,7 +189,7 @@ def test_abort_and_stop(tiny_folder: TinyFolder) -> None:
 
 
 def test_steps_with_chunks_as_graphs_give_the_same_tokens(tiny_folder: TinyFolder, monkeypatch: Any) -> None:
-    """The first time launched, the second captured, the third replayed; then never a graph at all."""
+    """Launched the first time, captured the second, replayed the third; then without any graph."""
     prompts = [list(range(3, 3 + length)) for length in (1, 60, 17, 90)]
     with engine(tiny_folder("qwen3"), dtype="bfloat16", enable_prefix_caching=False) as llm:
         answers = [tokens(llm.generate(prompts, GREEDY, use_tqdm=False)) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Whatever numbers a request brings, its draw is a token of the vocabulary or none, as the specification says."""
+"""For any parameters of a request, its draw is a token of the vocabulary or none, as in the specification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optional library attention against float32 softmax over the same cache, decodes left alone."""
+"""The optional library attention against float32 softmax over the same cache; decodes are not touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Gluon kernels compile for a Hopper with the installed Triton, and fit, where there is no GPU to run them."""
+"""Without a GPU: the Gluon kernels compile for a Hopper with the installed Triton, and fit."""
 
 from __future__ import annotations
 

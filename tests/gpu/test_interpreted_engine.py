@@ -1,4 +1,4 @@
-"""The whole engine with a device's runner and kernels where there is no device: under Triton's interpreter.
+"""The whole engine with a GPU's runner and kernels but no GPU: under Triton's interpreter.
 
 No graphs, no overlap in time; but rows, padding of steps, launched steps and tokens that the host does not know yet are
 what they are on a GPU, and the tokens must be the host's engine's.

@@ -1,4 +1,4 @@
-"""What is on the device is found by the checkpoint's names, and parts of a stacked matrix are views of it."""
+"""The device's parameters have the checkpoint's names, and the parts of a stacked matrix are views of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real model on a GPU gives the text it gives on a CPU, and in bfloat16 the logits that transformers gives."""
+"""A real model gives the same text on a GPU as on a CPU, and in bfloat16 the same logits as transformers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_bfloat16_logits_agree_with_transformers(name: str) -> None:
 
 
 def check_logits(name: str, torch_dtype: Any, device: str, tolerance: float, **options: Any) -> None:
-    """Of every token of the reference texts, given those before it."""
+    """For every token of the reference texts, given the tokens before it."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("gguf", reason="transformers reads GGUF files by it")
     texts = [case["prompt_token_ids"] + case["output_token_ids"] for case in on_cpu.REFERENCE[name]]

@@ -1,4 +1,4 @@
-"""What steps are padded to: which row counts are kept, what is kept of a measurement, and that steps use them."""
+"""Padding of steps: which row counts are kept, what is stored of a measurement, and that steps use them."""
 
 from __future__ import annotations
 

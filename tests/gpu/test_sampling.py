@@ -36,7 +36,7 @@ NUM = 64 if ON_GPU else 4
 
 
 def make_batch(num: int = NUM, **columns: Any) -> SamplingBatch:
-    """Entries that differ in seed and position only, but for the columns given: a value for all, or one each."""
+    """Entries that differ only in seed, position and the given columns: one value for all, or one each."""
     rng = np.random.default_rng(num)
     made: dict[str, object] = {
         "logits_rows": np.arange(num, dtype=np.int32),
@@ -88,7 +88,7 @@ def check(logits: torch.Tensor, batch: SamplingBatch) -> NDArray[np.int32]:
 
 
 def peaked(num: int = NUM, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Like a language model's: a few tokens hold most of the mass."""
+    """Like a language model's logits: a few tokens have most of the mass."""
     torch.manual_seed(1)
     logits = torch.randn(num, VOCAB, device=DEVICE) * 2
     logits.scatter_add_(1, torch.randint(VOCAB, (num, 30), device=DEVICE), torch.rand(num, 30, device=DEVICE) * 16)
@@ -228,7 +228,7 @@ def test_what_was_drawn_is_kept() -> None:
 
 
 def processed(logits: torch.Tensor, batch: SamplingBatch, drawn: NDArray[np.int32]) -> NDArray[np.float32]:
-    """What `drawn` were drawn from."""
+    """The logits that `drawn` were drawn from."""
     num = len(batch.positions)
     workspace = SamplingWorkspace.allocate(num, logits.shape[1], DEVICE, edits=True)
     workspace.edited.fill_(torch.nan)

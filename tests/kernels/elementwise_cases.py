@@ -1,4 +1,4 @@
-"""Each element-wise op with parameters, and its values in float64: what every backend is compared with."""
+"""Each element-wise op with parameters, and its exact values in float64; every backend is compared with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from octavo.kernels.ops import OPS, Op, Ops, Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table. exact: of float64 tensors, an input each."""
+    """One row of the table. exact: takes float64 tensors, one per input."""
 
     name: str
     arguments: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Batches that nobody sends by mistake: every float at the ends of its range, in every combination."""
+"""Extreme batches: every float parameter at the ends of its range, in every combination."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARAMETERS: dict[str, list[float]] = {
 
 
 def extreme_rows(rng: np.random.Generator, num_rows: int, vocab_size: int) -> FloatArray:
-    """Rows of a few extreme values each, or of plausible logits with extremes among them."""
+    """Rows of a few extreme values, or of plausible logits with some extremes."""
     rows = np.empty((num_rows, vocab_size), np.float32)
     for row in rows:
         row[:] = rng.normal(0, 3, vocab_size) if rng.random() < 0.4 else rng.choice(rng.choice(LOGITS, 2), vocab_size)
@@ -60,7 +60,7 @@ def extreme_batch(rng: np.random.Generator, num_entries: int, vocab_size: int) -
 
 
 def check_tokens(tokens: IntArray, expected: IntArray, logits: FloatArray, batch: SamplingBatch) -> None:
-    """Each a token that the specification can draw, or none where it draws none."""
+    """Each is a token that the specification can draw, or none if it draws none."""
     for i, token in enumerate(tokens.tolist()):
         assert -1 <= token < logits.shape[1], f"entry {i}: {token}"
         assert (token == -1) == (expected[i] == -1), f"entry {i}: {token} for {expected[i]}"

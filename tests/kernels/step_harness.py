@@ -30,7 +30,7 @@ def random_table(width: int, seed: int = 0) -> Parameter:
 
 @dataclass(frozen=True)
 class FunctionModel:
-    """A model whose forward pass is one function and whose logits are what it returned."""
+    """A model whose forward pass is one function; its logits are the function's result."""
 
     function: Callable[[Ops], Tensor]
     inputs = ("input_ids",)
@@ -48,7 +48,7 @@ class FunctionModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The KV pool's shape, of one cache group. `beside`: those that there are beside it."""
+    """The KV pool's shape, for one cache group. beside: the other groups."""
 
     block_size: int = 16
     num_layers: int = 1

@@ -1,4 +1,4 @@
-"""Paged attention: the cpu backend against the reference, and against itself cut and batched otherwise."""
+"""Paged attention: the cpu backend against the reference, and against itself with other chunks and batches."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_agrees_with_the_reference_on_ragged_steps(name: str) -> None:
 
 
 def run_in_chunks(case: Case, lens: list[int], seed: int, max_chunk: int, num_threads: int) -> list[FloatArray]:
-    """Each row's outputs, its tokens cut into random chunks and the rows mixed at random."""
+    """Each row's outputs, with its tokens in random chunks and the rows mixed at random."""
     rng = np.random.default_rng(seed)
     harness = case.harness(CpuDevice(num_threads))
     todo = [tokens(row, count) for row, count in enumerate(lens)]
@@ -139,7 +139,7 @@ def test_a_long_context_split_among_threads_gives_the_same_bits() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_cache_groups_may_differ_in_heads_and_their_size(dtype: KVDType) -> None:
-    """Two layers of 2 heads of 32, and one of 3 of 72 whose rows do not divide theirs: one pool has room for either."""
+    """Two layers of 2 heads of 32, and one of 3 heads of 72, whose rows do not divide theirs, in one pool."""
     small, large = Case(4, 2, 32, dtype=dtype), Case(6, 3, 72, dtype=dtype)
     layers = [small.layer(), replace(small.layer(), index_in_group=1), replace(large.layer(), group=1)]
     tables = [random_table((layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim) for layer in layers]

@@ -1,4 +1,4 @@
-"""Building, caching and refusing: with a small library of sources, so that a build takes a second."""
+"""Building, caching and refusing, with a small source tree, so that a build takes a second."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OTHER = 'extern "C" int octavo_other() { return 7; }\n'
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A source tree of two files, found instead of ours; a cache of its own."""
+    """A source tree of two files in place of ours, and a separate cache."""
     root = tmp_path / "csrc"
     (root / "cpu").mkdir(parents=True)
     (root / "bindings").mkdir()
@@ -156,7 +156,7 @@ def test_loading_touches_no_torch() -> None:
 
 
 def build_elsewhere(sources: Path) -> None:
-    """In a process of its own: a library once loaded stays loaded, and mapping a short one is SIGBUS."""
+    """In a separate process: a loaded library stays loaded, and mapping a truncated one is SIGBUS."""
     script = (
         "from pathlib import Path; from octavo.kernels.build import build; "
         f"build.find_sources = lambda: Path({str(sources)!r}); assert build.load().octavo_answer() == 42"
@@ -211,7 +211,7 @@ def test_what_killed_builds_left_is_removed(sources: Path, tmp_path: Path) -> No
 
 @pytest.fixture
 def full_disk(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler that finds no space in the cache folder; and a temporary folder of the test's own."""
+    """A compiler that finds no space in the cache folder, and a temporary folder for the test."""
     compiler = tmp_path / "compiler"
     compiler.write_text(
         f'#!/bin/sh\ncase "$*" in *{tmp_path / "cache"}*)\n'
@@ -263,7 +263,7 @@ def test_a_cache_that_can_only_be_read_is_read(sources: Path, monkeypatch: pytes
 
 
 def test_nobody_waits_for_what_an_ended_compiler_started(tmp_path: Path) -> None:
-    """g++ starts another program for each stage of its work, which holds the pipes when g++ itself is killed."""
+    """g++ starts a child for each stage of its work, and the child holds the pipes when g++ is killed."""
     compilers = Compilers()
     command = ["sh", "-c", 'touch "$0"; sleep 30; true', str(tmp_path / "begun")]
     refusals: list[KernelBuildError] = []

@@ -1,4 +1,4 @@
-"""Whatever numbers a request brings, each of its draws is a token of the vocabulary or none, and its row's alone."""
+"""For any parameters of a request, each draw is a token of the vocabulary or none, and depends only on its own row."""
 
 from __future__ import annotations
 

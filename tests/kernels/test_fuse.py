@@ -1,4 +1,4 @@
-"""A recorded layer in fewer instructions: what is fused, what is left alone, and that no result loses its memory."""
+"""Fusing a recorded layer: what is fused, what is not, and that no result loses its memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def layer(*, has_bias: bool = False) -> Recording:
 
 
 def names(recording: Recording) -> list[str]:
-    """Each op with what was fused into it."""
+    """Each op, with the ops fused into it."""
     return [
         "+".join(
             [

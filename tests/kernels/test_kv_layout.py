@@ -1,4 +1,4 @@
-"""How large a block of the KV pool is, and where a layer lies in it."""
+"""The size of a KV block, and a layer's place in it."""
 
 from __future__ import annotations
 

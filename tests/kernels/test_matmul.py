@@ -1,4 +1,4 @@
-"""Packed matrices by themselves: every dtype, every build, against numpy.
+"""Packed matrices alone: every dtype, every build, against numpy.
 
 What is claimed, and so tested:
 - dequantisation is the gguf package's, bit for bit;
@@ -55,7 +55,7 @@ def pack(threads: KernelThreads, dtype: DType, rows: ByteArray, cols: int, activ
 
 
 def multiply(threads: KernelThreads, matrix: PackedMatrix, x: FloatArray, bias: FloatArray | None = None) -> FloatArray:
-    """Into rows longer than the output, whose ends must stay untouched."""
+    """Into rows longer than the output; their ends must stay unchanged."""
     y = np.full((len(x), matrix.rows + 3), np.nan, np.float32)
     matrix.multiply(threads, x, y, matrix.scratch(len(x)), bias)
     assert np.isnan(y[:, matrix.rows :]).all()
@@ -63,7 +63,7 @@ def multiply(threads: KernelThreads, matrix: PackedMatrix, x: FloatArray, bias: 
 
 
 def random_weights(dtype: DType, rows: int, cols: int, seed: int = 0) -> ByteArray:
-    """Rows as a file holds them. Quantised ones are random bits, scales apart: so every code occurs."""
+    """Rows as in a file. Quantised ones are random bits, except for the scales, so every code occurs."""
     rng = np.random.default_rng(seed)
     if dtype in DENSE_DTYPES:
         values = rng.standard_normal((rows, cols), np.float32)
@@ -185,7 +185,7 @@ def test_numbers_that_are_not_finite_reach_the_output(threads: KernelThreads, dt
 @pytest.mark.parametrize("num_bytes", STEPS)
 @pytest.mark.parametrize("dtype", QUANTIZED_DTYPES)
 def test_extremes_do_not_overflow(threads: KernelThreads, dtype: DType, num_bytes: int) -> None:
-    """All ones in every code, activations all of the largest magnitude."""
+    """Every code is all ones, and every activation has the largest magnitude."""
     rows = np.full_like(random_weights(dtype, 16, 256), 255)
     if dtype == "Q8_0":
         rows[:] = 0x80

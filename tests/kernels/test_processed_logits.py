@@ -1,4 +1,4 @@
-"""What tokens are drawn from, as logits: the spec and the C++ kernel against torch in float64, and one another."""
+"""`processed_logits`: the spec and the C++ kernel against torch in float64, and against each other."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def process(request: pytest.FixtureRequest, model: CompiledModel) -> Process:
 
 
 def by_kernel(model: CompiledModel) -> Process:
-    """The host's kernel draws from exactly what it tells, and needs no help."""
+    """The host's kernel draws from exactly the logits that it reports."""
     return lambda logits, batch: model.processed_logits(logits, batch, np.full(len(batch.positions), -1, np.int32))
 
 
 def edited(row: FloatArray, batch: SamplingBatch, i: int) -> torch.Tensor:
-    """Entry i's logits after all that is done to them before the temperature, token by token."""
+    """Entry i's logits after all edits, before the temperature, token by token."""
 
     def run(values: np.ndarray, offsets: np.ndarray) -> list[float]:
         return values[offsets[i] : offsets[i + 1]].tolist()
@@ -62,7 +62,7 @@ def edited(row: FloatArray, batch: SamplingBatch, i: int) -> torch.Tensor:
 
 
 def filtered(logits: torch.Tensor, batch: SamplingBatch, i: int) -> torch.Tensor:
-    """Over the temperature, and -inf where min_p, top_k or top_p keep nothing."""
+    """Divided by the temperature, and -inf where min_p, top_k or top_p cut."""
     if batch.temperature[i] == 0:
         return logits
     logits = logits / float(batch.temperature[i])
@@ -96,7 +96,7 @@ def test_against_torch(process: Process, vocab_size: int) -> None:
 
 
 def test_log_probabilities_of_it(model: CompiledModel) -> None:
-    """Ranks and the best tokens are the processed ones', and the kept tokens hold all of the mass."""
+    """Ranks and best tokens come from the processed logits, and the kept tokens have all of the mass."""
     rng = np.random.default_rng(1)
     logits = (3 * rng.standard_normal((4, 200))).astype(np.float32)
     batch = random_batch(rng, 40, 4, 200)
@@ -127,7 +127,7 @@ def test_the_kernel_says_what_the_spec_says(model: CompiledModel, spread: float,
 
 @pytest.mark.parametrize("vocab_size", [1, 5, 129, 700])
 def test_any_numbers(model: CompiledModel, process: Process, vocab_size: int) -> None:
-    """Whatever is drawn, by whom, has a place in what it is drawn from."""
+    """Every drawn token, from any backend, is among the processed logits' kept tokens."""
     rng = np.random.default_rng(vocab_size)
     for _ in range(20):
         logits, batch = extreme_rows(rng, 12, vocab_size), extreme_batch(rng, 12, vocab_size)

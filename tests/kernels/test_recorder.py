@@ -1,4 +1,4 @@
-"""The recorder and its buffers: what is shared must never be seen by the program."""
+"""The recorder and its buffers: sharing must not change a program's result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def random_linear(rng: np.random.Generator, rows: int, cols: int) -> Linear:
 
 
 def random_program(seed: int, ops: Ops) -> Tensor:
-    """A residual stream and a handful of live tensors, combined at random, none used after its death."""
+    """A residual stream and a few live tensors, combined at random; none is used after it was consumed."""
     rng = np.random.default_rng(seed)
     weight = parameter(rng.standard_normal(WIDTH, np.float32))
     layer = AttentionLayer(0, 0, 3, 1, 8, 0.3)

@@ -32,7 +32,7 @@ LAYER = AttentionLayer(
 
 @dataclass
 class OneOp:
-    """A model that is one expression over ops."""
+    """A model of one expression over ops."""
 
     expression: Callable[[Ops], Tensor]
     inputs = ("input_ids",)

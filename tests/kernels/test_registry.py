@@ -1,4 +1,4 @@
-"""Which backend is chosen, and what is said about it."""
+"""Which backend is chosen, and the reason that is reported."""
 
 from __future__ import annotations
 

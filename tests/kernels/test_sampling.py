@@ -100,7 +100,7 @@ HISTORY = [3, 3, 5, 7, 5, 5, 9, 3, 11]  # the first four are the prompt
 def expected_probabilities(
     logits: NDArray[np.floating], temperature: float, min_p: float = 0.0, top_k: int = 0, top_p: float = 1.0
 ) -> NDArray[np.float64]:
-    """The textbook: everything in float64, everything sorted."""
+    """By the definition: everything in float64, everything sorted."""
     logits = logits.astype(np.float64) / temperature
     probs = np.exp(logits - logits.max())
     probs /= probs.sum()
@@ -164,7 +164,7 @@ EDITS: list[tuple[dict[str, Any], FloatArray]] = [
 
 
 def assert_follows(drawn: IntArray, probs: NDArray[np.float64]) -> None:
-    """Tokens of no probability never come; the others pass a chi-square test, rare ones counted together."""
+    """Tokens of probability 0 are never drawn; the others pass a chi-square test, with rare ones pooled."""
     counts = np.bincount(drawn, minlength=len(probs))
     assert counts[probs == 0.0].sum() == 0
     expected = probs * len(drawn)
@@ -251,7 +251,7 @@ def test_one_token_always_stays(sample: Sample) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.01, 1.0])
 def test_failures_stay_alone(sample: Sample, temperature: float) -> None:
-    """Rows of NaN, and entries with no token left, get -1; their neighbours what they would get without them."""
+    """Rows with NaN, and entries with no token left, get -1; their neighbours get the same as without them."""
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(8, 300)).astype(np.float32)
     healthy = sample(logits, make_batch(8, logits_rows=np.arange(8), temperature=temperature, top_p=0.9))

@@ -1,4 +1,4 @@
-"""Ops that work on each token by itself: the cpu backend against the reference and against float64."""
+"""Ops that work on each token separately: the cpu backend against the reference and against float64."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_against_a_full_sort(k: int, decimals: int) -> None:
 
 
 def test_infinite_logits() -> None:
-    """Tokens of -inf have a log-probability of -inf and disturb no other."""
+    """Tokens of -inf have a log-probability of -inf and do not affect others."""
     logits = np.array([[0.0, -np.inf, 0.0]], np.float32)
     ids, logprobs, ranks = top_logprobs(logits, np.array([1], np.int32), 2)
     assert ids.tolist() == [[1, 0, 2]]

@@ -1,4 +1,4 @@
-"""One Architecture a family, as a checkpoint reader would make it; sizes tell every dimension apart."""
+"""One Architecture per family, as a checkpoint reader would build it; every dimension has a size of its own."""
 
 from __future__ import annotations
 

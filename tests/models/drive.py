@@ -25,7 +25,7 @@ NAN_BYTE = 0xFF  # repeated, it is a NaN in float32, bfloat16 and float16
 
 @dataclass(frozen=True, kw_only=True)
 class DriverSetting:
-    """The sizes of a driver. slots: by default one cache group for all layers."""
+    """A driver's sizes. slots: by default one cache group for all layers."""
 
     block_size: int = 16
     max_model_len: int = 256

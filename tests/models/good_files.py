@@ -1,4 +1,4 @@
-"""Tiny models' files before anything is done to them: folders, shards, GGUF files of each family, tokenizers."""
+"""Tiny models' files, all valid: folders, shards, GGUF files of each family, tokenizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files as hostile or careless hands leave them, drawn from a seed.
+"""Hostile or damaged files, drawn from a seed.
 
 A JSON document is changed as a tree (a value for another type's, a key gone, twice or misspelt, nests too deep) or
 as bytes (cut, flipped, in another encoding). The same seed always makes the same file.
@@ -67,7 +67,7 @@ def _changed_tree(rng: random.Random, tree: Any) -> Any:
 
 
 def _scaled(rng: random.Random, value: Any) -> Any:
-    """A value of the same type that may still be wrong."""
+    """A value of the same type that may be invalid."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -98,7 +98,7 @@ def _places(tree: Any) -> Any:
 
 
 def _with_twins(rng: random.Random, text: str) -> str:
-    """Now and then with a key that appears twice."""
+    """Sometimes with a duplicate key."""
     if rng.random() < 0.97 or not text.startswith('{"'):
         return text
     key = text[1 : text.index('"', 2) + 1]

@@ -1,4 +1,4 @@
-"""What tests of models need of a backend and of a checkpoint: nothing is computed, and no weight has memory."""
+"""A backend and a checkpoint for tests of models: nothing is computed, and weights take no memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from octavo.kernels.tensor import DType, HostTensor, StoredTensor, at_hand, from
 
 
 class SymbolicOps(Recorder):
-    """A recorder, which checks each call, and what it recorded in words."""
+    """A recorder, which checks each call, and its recording as text."""
 
     @property
     def calls(self) -> list[str]:
@@ -36,7 +36,7 @@ class SymbolicOps(Recorder):
 
 
 class BlankTensors:
-    """A checkpoint that has every tensor, all zeros and none in memory: one byte stands for them all."""
+    """A checkpoint with every tensor, all zeros; they share one byte of memory."""
 
     def __init__(self, dtype: DType = "F32") -> None:
         self._dtype = dtype

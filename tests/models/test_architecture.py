@@ -1,4 +1,4 @@
-"""How long a text a model can take: for each form of rope scaling what vLLM derives, from both kinds of files."""
+"""A model's context length: for each form of rope scaling as in vLLM, from both kinds of files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dummy weights: the same each time, sane in size, and made fast."""
+"""Dummy weights: reproducible, of sensible size, and drawn fast."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def one_group(a: Architecture) -> list[LayerSlot]:
 
 
 def groups_by_window(a: Architecture) -> list[LayerSlot]:
-    """As the engine does it, so that sliding layers give blocks back."""
+    """As in the engine, so that sliding layers free blocks."""
     slots = {
         layer: (group_id, index)
         for group_id, group in enumerate(make_groups(a.windows or (None,) * a.num_layers))
@@ -134,7 +134,7 @@ def test_the_table_names_every_tensor_of_the_folder(name: str, tiny_folder: Tiny
 def test_the_text_part_of_a_model_that_sees(
     is_saved_later: bool, backend: Device, tmp_path: Path, one_torch_thread: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its names as Google published them, and as transformers has them since 4.52."""
+    """Gemma's tensor names as Google published them, and as in transformers since 4.52."""
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.Gemma3Config(
         text_config=GEMMA,

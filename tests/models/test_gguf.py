@@ -1,4 +1,4 @@
-"""The GGUF reader: against the gguf package on good files, and unharmed by bad ones."""
+"""The GGUF reader: against the gguf package on good files, and with clear errors on bad ones."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def open_file(path: Path) -> Checkpoint:
 
 
 def interleave(rows: np.ndarray[Any, Any], num_heads: int) -> np.ndarray[Any, Any]:
-    """What llama.cpp's converter does to Q and K: the halves of each head's rows alternate."""
+    """As llama.cpp's converter does with Q and K: interleave the halves of each head's rows."""
     heads = rows.reshape(num_heads, 2, -1, *rows.shape[1:])
     return heads.swapaxes(1, 2).reshape(rows.shape)
 
@@ -248,7 +248,7 @@ def test_packaged_models(name: str, architecture: Architecture) -> None:
 
 
 def test_gemma_norms_are_what_was_trained() -> None:
-    """GGUF holds w + 1. What was trained lies around zero and is a bfloat16."""
+    """GGUF stores w + 1; the trained w is near zero and a bfloat16."""
     norm = open_checkpoint(ModelConfig(model="gemma3-270m")).stored["model.layers.0.self_attn.q_norm.weight"].read()
     values = dequantize(norm)
     assert not np.any(values.view(np.uint32) & 0xFFFF), "the lower half of a float32 that was a bfloat16 is zero"

@@ -1,4 +1,4 @@
-"""GGUF's tensor names against the gguf package's own table of what comes from where."""
+"""GGUF's tensor names against the gguf package's own table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GGUF models in several files: read as one, from any of them, or refused with what is wrong."""
+"""GGUF models in several files: read as one, from any part, or refused with the reason."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_tokenizer_config_json(case: str, tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_makes_its_library_panic(tmp_path: Path) -> None:
-    """What a panic raises is no Exception: it would end a process that guards itself against errors."""
+    """A panic raises no Exception, so it would end a process that catches errors."""
     tokenizer = json.loads(byte_level_files()["tokenizer.json"])
     tokenizer["post_processor"]["special_tokens"] = {}
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))

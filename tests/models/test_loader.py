@@ -1,4 +1,4 @@
-"""From a name to a checkpoint: which file is opened, what it holds, and what is said when there is none."""
+"""From a name to a checkpoint: which file is opened, its content, and the error if there is none."""
 
 from __future__ import annotations
 

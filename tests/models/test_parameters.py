@@ -1,4 +1,4 @@
-"""What a backend has loaded is found by the names of the checkpoint, for every family."""
+"""A backend's loaded parameters have the checkpoint's names, for every family."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load(device: Device, family: str, dtype: DType) -> Mapping[str, Any]:
 
 
 def expected(family: str, dtype: DType) -> dict[str, FloatArray]:
-    """The file's numbers; a Gemma's norms with the 1 that the family adds to them."""
+    """The file's numbers; for Gemma's norms plus the 1 that the family adds."""
     read = DrawnTensors(dtype).read
     values = {name: dequantize(read(name, shape)) for name, shape in required_tensors(ARCHITECTURES[family]).items()}
     is_one_off = family.startswith("gemma")
@@ -79,7 +79,7 @@ def test_what_is_found_cannot_be_replaced() -> None:
 
 
 def test_a_matrix_is_let_go_once_it_is_packed() -> None:
-    """Weights that are made as they are read, converted ones say, are never all there at once."""
+    """Weights that are computed when read, such as converted ones, are never all in memory at once."""
     alive, most = dict[int, str](), 0
 
     class Tensors(DrawnTensors):

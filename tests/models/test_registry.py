@@ -1,4 +1,4 @@
-"""Every family, built from tensors that are not there and run on ops that compute nothing."""
+"""Every family, built from tensors without memory and run on ops that compute nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The safetensors reader: against the safetensors package on good files, and unharmed by bad ones."""
+"""The safetensors reader: against the safetensors package on good files, and with clear errors on bad ones."""
 
 from __future__ import annotations
 

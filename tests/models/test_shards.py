@@ -1,4 +1,4 @@
-"""Each parameter's shard rule: what two ranks have of it makes the whole, and makes the whole layer's result."""
+"""Each parameter's shard rule: two ranks' parts add up to the whole parameter, and to the layer's whole result."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_two_ranks_parts_make_the_whole(family: str) -> None:
 
 @families
 def test_two_ranks_compute_what_one_does(family: str) -> None:
-    """Each layer's halves: outputs by a column rule are the inputs that the row rule after it reads."""
+    """Each layer's halves: the outputs of a column rule are the inputs of the next row rule."""
     a = ARCHITECTURES[family]
     instructions = [each for recording in recordings(family) for each in recording.instructions]
     linears = [each.arguments["weight"] for each in instructions if each.op == "linear"]
@@ -99,7 +99,7 @@ def stacked(linear: Linear, rank: int | None = None) -> np.ndarray:
 
 
 def halve(x: np.ndarray, width: int, kept: slice) -> np.ndarray:
-    """The columns kept; of a gate and its values, their product."""
+    """The kept columns; for a gate and its values, their product."""
     x = x[:, kept]
     return x[:, :width] * x[:, width:] if x.shape[1] == 2 * width else x
 

@@ -1,4 +1,4 @@
-"""Folders as people have them: which files are the model, and what is said of those that are not."""
+"""Real folders: which files are the model, and the message about the others."""
 
 from __future__ import annotations
 

@@ -174,31 +174,26 @@ class TritonModel:
         tokens = torch.empty(num_entries, dtype=torch.int32, device=self.device)
         size = MAX_EDITED_ROWS if has_edits else num_entries
         for start in range(0, num_entries, size):
-            end = min(start + size, num_entries)
-            part = entries.part(start, end)
-            self.draw(logits, part, tokens[start:end], has_edits=has_edits, has_filters=has_filters)
+            end = start + size
+            self.draw(logits, entries.part(start, end), tokens[start:end], has_edits=has_edits, has_filters=has_filters)
         return tokens
 
     def processed_logits(self, logits: torch.Tensor, batch: SamplingBatch, drawn: IntArray) -> torch.Tensor:
-        num_entries = len(batch.logits_rows)
         entries = DeviceSamplingBatch.of(batch, self.staging.upload)
         (tokens,) = self.staging.upload([np.asarray(drawn, np.int32)])
-        processed = torch.empty((num_entries, logits.shape[1]), dtype=torch.float32, device=self.device)
-        for start in range(0, num_entries, MAX_EDITED_ROWS):
-            end = min(start + MAX_EDITED_ROWS, num_entries)
-            part = entries.part(start, end)
-            out = processed[start:end]
+        processed = torch.empty((len(tokens), logits.shape[1]), dtype=torch.float32, device=self.device)
+        for start in range(0, len(tokens), MAX_EDITED_ROWS):
+            end = start + MAX_EDITED_ROWS
+            part, out = entries.part(start, end), processed[start:end]
             processed_logits(logits, part, tokens[start:end], out, self._editing, chained=self.chained)
         return processed
 
     def top_logprobs(
         self, logits: torch.Tensor, tokens: IntArray, k: int, *, as_logits: bool = False
     ) -> tuple[IntArray, FloatArray, IntArray]:
-        num_rows = len(tokens)
         (chosen,) = self.staging.upload([np.asarray(tokens, np.int32)])
-        ids = torch.empty((num_rows, k + 1), dtype=torch.int32, device=self.device)
-        values = torch.empty((num_rows, k + 1), dtype=torch.float32, device=self.device)
-        ranks = torch.empty(num_rows, dtype=torch.int32, device=self.device)
+        ids = torch.empty((len(tokens), k + 1), dtype=torch.int32, device=self.device)
+        values, ranks = torch.empty_like(ids, dtype=torch.float32), torch.empty_like(chosen)
         scan = self._sampling.scan
         logprobs.top_logprobs(logits, chosen, ids, values, ranks, scan, as_logits=as_logits, chained=self.chained)
         return ids.cpu().numpy(), values.cpu().numpy(), ranks.cpu().numpy()
@@ -240,7 +235,7 @@ class TritonModel:
         return Program(fuse(recording, fusions), self._shared, max_rows, parts)
 
     def _programs_by_rows(self, recording: Recording, parts: torch.Tensor | None) -> list[Program]:
-        """Of a row a sequence, by ascending number of rows; the first is taken that they fit in."""
+        """Programs with one row per sequence, by ascending number of rows; a step takes the first that has room."""
         seqs, tiled = self.limits.max_num_seqs, parts is not None
         if self._shared.see is not None:  # op by op, as the model calls them: nothing is fused
             return [self._program(recording, Fusions(), seqs)]
@@ -253,9 +248,8 @@ class TritonModel:
             fusions = Fusions(attention=True, residual=True, parts=True, takes_gate=_takes_gates(rows))
             programs.append(self._program(recording, fusions, min(seqs, rows), parts))
         if not tiled:
-            programs.append(
-                self._program(recording, Fusions(attention=True, residual=True), min(seqs, MAX_SKINNY_ROWS))
-            )
+            fusions = Fusions(attention=True, residual=True)
+            programs.append(self._program(recording, fusions, min(seqs, MAX_SKINNY_ROWS)))
         programs.append(self._program(recording, Fusions(attention=True), seqs))
         return programs
 

@@ -46,7 +46,7 @@ class DeviceSamplingBatch:
         return cls(entries, dict.fromkeys(_RUNS, offsets))
 
     def part(self, start: int, end: int) -> DeviceSamplingBatch:
-        """Entries start .. end-1. Values stay whole: offsets point into them."""
+        """Entries start .. end-1, or to the last. Values stay whole: offsets point into them."""
         cut = {name: self.runs[name][start : end + 1] for name in RAGGED.values()}
         return DeviceSamplingBatch(self.entries[start:end], {**self.runs, **cut})
 
