@@ -1,11 +1,11 @@
-"""The whole engine on a GPU, random weights: the named workloads in one process, and what ran in them.
+"""The whole engine on a GPU, random weights: the named workloads in one process, and the kernels that ran.
 
     python -m benchmarks.gpu_engine qwen3-0.6b single mixed chat prefill [--repeats 3] [--profile mixed] [--set K=V]
 
 Models are folders of examples/configs. Each workload runs `repeats` times; kernels are compiled and graphs captured in
 the first, so the table shows the first and the best of the others' medians. `--profile` runs one workload again under
-torch's profiler and lists the kernels by their share; `--gaps 256` runs as many sequences and says how long the GPU had
-nothing to do between two of their decode steps.
+torch's profiler and lists the kernels by their share; `--gaps 256` runs as many sequences and prints how long the GPU
+was idle between two of their decode steps.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _row(name: str, work: list[Work], seconds: float) -> str:
 
 
 def _parts(steps: list[StepDone]) -> str:
-    """Milliseconds of a decode step, by part of the sentence; medians of the last run."""
+    """Milliseconds of each part of a decode step; medians of the last run."""
     decodes = [step for step in steps if step.num_tokens == step.num_seqs]
     if not decodes:
         return f"{len(steps)} steps"
@@ -123,7 +123,7 @@ def _profile(llm: LLM, work: list[Work]) -> None:
 
 
 def _gaps(llm: LLM, num_seqs: int) -> None:
-    """Idle time before a decode step's first kernel, by the profiler's clock; of 48 steps, all sequences in each."""
+    """Idle time before a decode step's first kernel, by the profiler's clock, over 48 steps with all sequences."""
     work = [Work(tuple(range(100, 164)), 1, 48) for _ in range(num_seqs)]
     _run(llm, work)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:

@@ -1,9 +1,9 @@
-"""What metrics cost the engine: microseconds a decode step, and milliseconds a scrape.
+"""The cost of metrics: microseconds per decode step, and milliseconds per scrape.
 
     PYTHONPATH=. python benchmarks/metrics.py [--num-seqs 256 1024] [--steps 2000]
 
-`same`: the same sequences get tokens step after step. `changing`: in every step one ends and another joins. Time is
-that of this thread's processor, not the clock's: steadier on a shared machine.
+`same`: the same sequences get tokens step after step. `changing`: in every step one ends and another joins. CPU
+time of this thread is measured, not wall time: steadier on a shared machine.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def step_events(number: int, ids: tuple[int, ...]) -> list[Event]:
 
 
 def step_us(num_seqs: int, num_steps: int, *, is_changing: bool) -> float:
-    """Mean over steps of what the recorder takes for all of a step's events."""
+    """The recorder's mean time for the events of one step."""
     recorder, ids, spent = new_recorder(num_seqs), tuple(range(num_seqs)), 0.0
     for number in range(num_steps):
         events: list[Event] = []

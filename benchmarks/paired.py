@@ -1,10 +1,10 @@
-"""Two trees of Octavo on the same shapes, in turns: what a change costs on a machine whose speed drifts.
+"""Compares the speed of two trees of Octavo in alternating calls, for machines whose speed drifts.
 
     git worktree add ../before COMMIT
     python benchmarks/paired.py ../before . [--model smollm2] [--rounds 9]
 
-Each tree's engine runs in a process of its own with that tree first on its path. Both stay loaded; calls alternate, and
-who goes first alternates too. Printed is each tree's median, and the median of the ratios of each pair.
+Each tree's engine runs in a separate process with that tree first on its path. Both stay loaded; calls alternate, and
+so does the order in a pair. It prints each tree's median, and the median of the pairs' ratios.
 """
 
 from __future__ import annotations

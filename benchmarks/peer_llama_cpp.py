@@ -1,8 +1,8 @@
 """llama.cpp on the shapes of record.py, through llama-cpp-python: the peer's side of a paired measurement.
 
-    python benchmarks/peer_llama_cpp.py MODEL.gguf [CELL ...]     prints one JSON object: cell -> tokens a second
+    python benchmarks/peer_llama_cpp.py MODEL.gguf [CELL ...]     prints one JSON object: cell -> tokens per second
 
-llama-cpp-python is no dependency of Octavo: install it in an environment of its own. Tokens are drawn at random
+llama-cpp-python is not a dependency of Octavo: install it in a separate environment. Tokens are drawn at random
 instead of sampled, which costs llama.cpp nothing; batches go through its own batched decode.
 """
 

@@ -1,4 +1,4 @@
-"""What there is to read: files that a request runs through, lengths of files and functions, circles of imports.
+"""How much code there is to read: files that a request runs, lengths of files and functions, import circles.
 
     python benchmarks/reading.py [--model smollm2] [--names]
 
@@ -59,7 +59,7 @@ def _note(frame: FrameType, event: str, _: Any) -> None:
 
 
 def follow_threads() -> None:
-    """From here on, new threads are watched too."""
+    """Watch new threads too."""
     threading.setprofile(_note)
 
 
@@ -146,7 +146,7 @@ def sources(package: Path = PACKAGE) -> dict[str, ast.Module]:
 
 
 def file_lengths(package: Path = PACKAGE) -> list[tuple[int, str]]:
-    """(lines, file), the longest first; files without a line are only folders' name tags."""
+    """(lines, file), the longest first; without empty files."""
     paths = [path for path in package.rglob("*.py") if path.stat().st_size > 0]
     lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in paths]
     return sorted(
@@ -176,7 +176,7 @@ def percentile(values: Iterable[int], percent: int) -> int:
 
 
 def imports(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
-    """What each module imports of the others: at its head, inside functions and for types alike."""
+    """The modules that each module imports: at its head, inside functions, or for types."""
     return {name: set(_imported(tree, modules)) - {name} for name, tree in modules.items()}
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/record.py [--model smollm2] [--dtype auto] [--with-hf] [--peer NAME=COMMAND ...]
 
-Each cell is one run of `octavo bench throughput` in a process of its own, so that nothing is warm that would not be
-warm for a user. Cells are measured in rounds and the median is kept, because a machine's speed drifts. A peer's
-command is run in the same rounds and prints a JSON object: cell -> tokens a second (see peer_llama_cpp.py).
+Each cell is one run of `octavo bench throughput` in a separate process, which starts as cold as a user's. Cells are
+measured in rounds and the median is kept, because a machine's speed drifts. A peer's command is run in the same rounds
+and prints a JSON object: cell -> tokens per second (see peer_llama_cpp.py).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(flags: list[str], rates: Rates) -> dict[str, Any]:
-    """One round: every cell's rate is added. Returns what the machine is."""
+    """Run one round and add every cell's rate. Returns the machine's description."""
     for cell, (cell_flags, rate) in CELLS.items():
         result = run_once([*flags, *cell_flags])
         rates[cell].append(result["results"][0][rate])
@@ -79,7 +79,7 @@ def run_once(flags: list[str]) -> dict[str, Any]:
 
 
 def write(name: str, machine: dict[str, Any], rates: dict[str, Rates], rounds: int) -> None:
-    """A table for people and, beside it, every run for programs."""
+    """Write a table for people and a JSON file of every run."""
     date, isa = time.strftime("%Y-%m-%d"), cpu_isa()
     rows = [
         f"# {name} on {machine['cpu']}, {machine['cores']} cores, {date}",
@@ -87,7 +87,7 @@ def write(name: str, machine: dict[str, Any], rates: dict[str, Rates], rounds: i
         f"`{'' if isa == 'native' else f'OCTAVO_CPU_ISA={isa} '}python {shlex.join(sys.argv)}`",
         "",
         f"Octavo {machine['octavo']}, kernels built for {isa}, Python {machine['python']}; the machine has "
-        f"{', '.join(machine['features'])}. Tokens a second: the median of {rounds} rounds, "
+        f"{', '.join(machine['features'])}. Tokens per second: the median of {rounds} rounds, "
         "lowest to highest in brackets.",
         "",
         "| engine | " + " | ".join(CELLS) + " |",

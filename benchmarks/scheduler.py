@@ -1,8 +1,8 @@
-"""What a decode step costs the host: schedule() and update(), without a model.
+"""The host's time for a decode step: schedule() and update(), without a model.
 
     python benchmarks/scheduler.py [--num-seqs 256 1024] [--steps 400] [--no-events]
 
-Every sequence decodes one token a step; blocks fill and are taken as in real life, nothing else happens.
+Every sequence decodes one token per step and allocates blocks as usual; nothing else happens.
 The engine's target is under 1 ms for both together at 256 running sequences.
 """
 

@@ -1,11 +1,11 @@
-"""A server under load, from its start to its end: healthy after how long, then one row a load.
+"""A server under load: seconds until it is healthy, then one row per load.
 
     python -m benchmarks.serving examples/configs/qwen3-0.6b --loads inf:800,16:80,16:240,inf:800
     python -m benchmarks.serving examples/configs/qwen3-0.6b --loads "" --serve "--api-server-count 1"
 
-A load is RATE:NUMBER, requests a second (inf: all at once) and how many, as `octavo bench serve` sends them. The first
-ones on a machine compile kernels and capture graphs: say them twice. The weights are random. A folder without a
-tokenizer gets one made for the purpose, a word an id, decoded byte by byte, so that the front ends have text to make.
+A load is RATE:NUMBER, requests per second (inf: all at once) and their number, as `octavo bench serve` sends them. The
+first loads on a machine compile kernels and capture graphs: give them twice. The weights are random. A folder without a
+tokenizer gets one with a word per id, decoded byte by byte, so that the front ends have text to produce.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def make_tokenizer(folder: Path) -> None:
-    """One word of letters for every id, two of three after a space."""
+    """One word of letters for every id; two of three begin with a space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     def word(index: int) -> str:
@@ -76,7 +76,7 @@ def make_tokenizer(folder: Path) -> None:
 
 @contextlib.contextmanager
 def serving(folder: Path, flags: list[str]) -> Iterator[float]:
-    """A server for as long as the block runs; gives the seconds until it was healthy."""
+    """A server while the block runs; yields the seconds until it was healthy."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "octavo", "serve", str(folder), "--load-format", "dummy", "--port", str(PORT)]
     server = subprocess.Popen([*command, *flags])

@@ -1,11 +1,11 @@
-"""A soak: thousands of random requests through one engine whose memory is too small for them, and nothing may be lost.
+"""A soak: thousands of random requests through one engine with too little memory for them, none of which may be lost.
 
     python -m benchmarks.soak FOLDER_OR_MODEL [--num-requests 20000] [--seed 0] [--blocks 300]
 
-Random prompt and output lengths, samples, temperatures, filters, penalties, stops, seeds and aborts; requests arrive a
-few a step. At the end every request has had exactly one last output, every block is free, the books balance, and a
-sample of the seeded requests, run again alone, gives the same tokens in float32, but for draws within rounding of a
-boundary.
+Random prompt and output lengths, samples, temperatures, filters, penalties, stops, seeds and aborts; a few
+requests arrive per step. At the end every request has had exactly one last output, every block is free, the counters
+agree, and a sample of the seeded requests, run again alone, gives the same tokens in float32, except for draws within
+rounding of a boundary.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _ask(rng: random.Random) -> tuple[list[int], SamplingParams]:
 
 
 def _repeat_alone(engine: LLMEngine, results: dict[str, Result], rng: random.Random) -> tuple[int, int]:
-    """Requests that nobody aborted, one after another: how many gave the same tokens, and how many did so up to a draw
-    that fell within rounding of the boundary between two."""
+    """Run requests that were not aborted again, one by one: how many gave the same tokens, and how many did so up to a
+    draw within rounding of the boundary between two tokens."""
     whole = [key for key, (_, _, _, reasons) in results.items() if "abort" not in reasons]
     chosen = rng.sample(whole, min(50, len(whole)))
     num_close = 0
@@ -139,8 +139,8 @@ def _ask_alone(engine: LLMEngine, key: str, prompt: list[int], params: SamplingP
 def _is_close_call(
     engine: LLMEngine, prompt: list[int], params: SamplingParams, one: list[int], other: list[int]
 ) -> bool:
-    """Whether the first token that differs may be a matter of rounding. Greedy: both are as likely. Drawn, which is the
-    first token in id order whose cumulative mass exceeds a random number: next to nothing lies between the two."""
+    """Whether the first token that differs may be a matter of rounding. Greedy: both are as likely. A draw is the
+    first token in id order whose cumulative mass exceeds a random number: almost no mass lies between the two."""
     place = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     low, high = sorted((one[place], other[place]))
     ask = SamplingParams(max_tokens=1, logprobs=-1, detokenize=False, ignore_eos=True)

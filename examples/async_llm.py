@@ -1,4 +1,4 @@
-"""Answer several questions at once from an asyncio program, print each when it is done, and give up on one."""
+"""Answer several questions at once from an asyncio program, print each when it is done, and abort one."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ async def answer(llm: AsyncLLM, question: str) -> None:
 
 
 async def first_words(llm: AsyncLLM) -> None:
-    """Read a story while it is made; leaving the loop ends it and frees its memory."""
+    """Read a story while it is generated; leaving the loop ends it and frees its memory."""
     params = SamplingParams(temperature=0, max_tokens=500)
     async for output in llm.generate("Once upon a time", params, "story"):
         if len(output.outputs[0].token_ids) >= 10:

@@ -1,4 +1,4 @@
-"""Sample one prompt eight times and keep the likeliest answer.
+"""Sample one prompt eight times and keep the most likely answer.
 
 The prompt is computed once. Its full KV blocks are shared by all samples; only the last, partly filled one is
 copied when a sample writes into it. The report at the end counts both.

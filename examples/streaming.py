@@ -1,4 +1,4 @@
-"""Read several answers while they are being made; leave the loop early and the rest is aborted."""
+"""Read several answers while they are generated; leave the loop early and the rest is aborted."""
 
 from octavo import LLM, RequestOutputKind, SamplingParams
 

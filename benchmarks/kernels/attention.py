@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/kernels/attention.py [--threads N] [--heads 9 3 64] [--kv-dtype float32]
 
-Time is that of the process's processors, not the clock's, when --threads is 1: steadier on a shared machine.
+With --threads 1, CPU time is measured instead of wall time: steadier on a shared machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STEPS = {
 
 @dataclass(frozen=True)
 class AttentionOnly:
-    """A model of nothing but attention layers: queries, keys and values are looked up, not computed."""
+    """A model of attention layers only: queries, keys and values are looked up, not computed."""
 
     num_heads: int
     kv_heads: int

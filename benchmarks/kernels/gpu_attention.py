@@ -3,7 +3,7 @@
     python -m benchmarks.kernels.gpu_attention [decode] [prefill]
 
 Decode: 8 kv heads, head dimension 128, bf16, block size 16, norm + rotary + cache write fused in. Bandwidth counts
-the keys and values read, 4 KiB a token; block tables are shuffled and rotate so that no call finds its keys cached.
+the keys and values read, 4 KiB per token; block tables are shuffled and rotate so that no call finds its keys cached.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def prefill_us(
 
 
 def torch_us(batch: int, queries: int, length: int, num_heads: int, kv_heads: int, dim: int, how: SDPBackend) -> float:
-    """torch's attention over dense keys and values: what paging, norm, rotary and cache write are not in."""
+    """torch's attention over dense keys and values, without paging, norm, rotary and cache write."""
     copies = copies_past_cache(batch * length * kv_heads * dim * 4) if queries == 1 else 1
     q = torch.randn(batch, num_heads, queries, dim, device=CUDA, dtype=BF16)
     kv = torch.randn(copies, 2, batch, kv_heads, length, dim, device=CUDA, dtype=BF16)

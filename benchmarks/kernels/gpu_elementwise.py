@@ -1,4 +1,4 @@
-"""Norms, activations, embedding and rotary on a GPU: microseconds a call in a chained graph.
+"""Norms, activations, embedding and rotary on a GPU: microseconds per call in a chained graph.
 
 python -m benchmarks.kernels.gpu_elementwise
 """

@@ -1,8 +1,8 @@
-"""A whole decode step of a dense model with random weights, as one CUDA graph: ms a step and where they go.
+"""A whole decode step of a dense model with random weights, as one CUDA graph: ms per step, by kernel.
 
     python -m benchmarks.kernels.gpu_layers [0.6B] [8B]
 
-Four ways through a layer; attention is two kernels, itself and the join of its partial results:
+Four ways through a layer; attention is two kernels, attention and the join of its partial results:
 
     fused    norm+qkv | rotary+write+attention | o+residual | norm+gate_up+silu | down+residual       to 4 rows
     mixed    norm | qkv | attention | o+residual | norm | gate_up | silu | down+residual              skinny or cuBLAS
@@ -141,7 +141,7 @@ class Step:
         }
 
     def tiled_parts(self, i: int) -> dict[str, Call]:
-        """Where there is no tile, what the library does."""
+        """The library's products, where there is no tile."""
         tiles, parts = self.tiles[i], self.library_parts(i)
         qkv, gate_up = tiles[0].tile_for(self.batch), tiles[2].tile_for(self.batch)
         if qkv is not None:

@@ -1,4 +1,4 @@
-"""Sampling on a GPU: microseconds a step for vocabularies of 151,936, beside a plain softmax in torch.
+"""Sampling on a GPU: microseconds per step for vocabularies of 151,936, beside a plain softmax in torch.
 
     python -m benchmarks.kernels.gpu_sampling
 

@@ -1,4 +1,4 @@
-"""Timing on a GPU: calls captured in one graph, replayed, by device events; and what the card can do at best."""
+"""Timing on a GPU: calls captured in one graph, replayed and timed by device events; and the card's limits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Call = Callable[[], object]
 
 
 def graph_time_us(calls: Sequence[Call], repeats: int = 7) -> float:
-    """Median microseconds a call. Give calls over distinct buffers, several times the L2 in all, to time memory and
-    not the cache."""
+    """Median microseconds per call. Calls over distinct buffers of several times the L2's size time memory instead of
+    the cache."""
     graph = capture(calls)
     inner = max(1, 40 // len(calls))
     times = []
@@ -45,12 +45,12 @@ def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
 
 
 def copies_past_cache(num_bytes: int, most: int = 64) -> int:
-    """How many distinct buffers of this size leave nothing of the first in the cache."""
+    """The number of distinct buffers of this size that evict the first from the cache."""
     return max(2, min(most, -(-300_000_000 // num_bytes)))
 
 
 def print_machine() -> None:
-    """The card, and its two ceilings: moving memory, and multiplying matrices."""
+    """The card's name, memory bandwidth and matrix throughput."""
     big = torch.randn(1 << 31, device="cuda", dtype=torch.bfloat16)
     copy = torch.empty_like(big)
     copy_us = eager_time_us(lambda: copy.copy_(big))
@@ -63,7 +63,7 @@ def print_machine() -> None:
 
 
 def eager_time_us(call: Call) -> float:
-    """Median microseconds of a long call, launched as it is."""
+    """Median microseconds of a long call, launched without a graph."""
     times = []
     for _ in range(9):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -1,12 +1,11 @@
-"""Packed matrices by themselves: one model step's products, for each dtype, number of tokens and instruction set.
+"""Products with packed matrices: those of one model step, for each dtype, number of tokens and instruction set.
 
     python benchmarks/kernels/matmul.py [--isa native avx2] [--dtype Q4_1 F32] [--tokens 1 8 16 64 512] [--threads 2]
 
 The shapes are SmolLM2-135M's: 30 layers, hidden 576, feed-forward 1536, 3 key and value heads of 9, vocabulary 49152,
-whose quantised files keep the embedding in Q8_0. Each layer has weights of its own, so that a step reads them from
-memory as a model does. Every product counts with the fastest of its rounds: on a shared machine, the others measure
-the neighbours.
-The sum leaves out what a prefill leaves out, logits of every token but the last of each sequence.
+whose quantised files keep the embedding in Q8_0. Each layer has its own weights, so that a step reads them from
+memory as a model does. The fastest round of every product counts: on a shared machine, the others measure other
+programs. As in a prefill, the sum has logits only for the last token of each sequence.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ HALVES = {dtype: (208,) if dtype == "Q6_K" else (0, 2) for dtype in DTYPES}
 
 @dataclass
 class Product:
-    """All of a step's products of one name."""
+    """All products of one name in a step."""
 
     name: str
     matrices: list[PackedMatrix]

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/kernels/program.py [--threads N] [--dtype Q4_1] [--kv-dtype float16]
 
-Each line is one kind of step: tokens a second, milliseconds a step, and each op's share of it.
+Each line is one kind of step: tokens per second, milliseconds per step, and each op's share of it.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ class AnswerReader:
         try:
             chunk = _decode(payload)
         except msgspec.MsgspecError as error:
-            answer.error = answer.error or f"an event that cannot be read: {error}: {_shown(payload)}"
+            answer.error = answer.error or f"an unreadable event: {error}: {_shown(payload)}"
             return
         if chunk.error is not None:
             answer.error = answer.error or _shown(msgspec.json.encode(chunk.error))

@@ -1,4 +1,4 @@
-"""Streamed answers, gathered by prompt and printed or written in the order of the prompts.
+"""Streamed answers, collected by prompt and written in the order of the prompts.
 
 The first unfinished answer is shown live; the text of later ones waits for its turn. The output reads as if the prompts
 had been answered one by one.

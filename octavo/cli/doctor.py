@@ -1,4 +1,4 @@
-"""octavo doctor: what this machine has, which backends work here, and why the others do not.
+"""octavo doctor: this machine, the backends that work on it, and why the others do not.
 
 The first run may build the C++ kernels, to find out whether they build. Exit code 1 if no backend works.
 """
@@ -41,7 +41,7 @@ def machine_findings() -> Iterator[Finding]:
 
 
 def python_findings() -> Iterator[Finding]:
-    """Octavo's requirements, and those of a GPU that are there, against the installed packages."""
+    """Octavo's requirements, and those for a GPU that are installed, against the installed versions."""
     from packaging.requirements import Requirement
 
     yield Finding("python", platform.python_version())

@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(error: BaseException) -> str:
-    """The message on one line, whatever was typed: line ends, terminal codes and lone surrogates are escaped. Only
-    compiler output keeps its lines."""
+    """The message on one line: line ends, terminal codes and lone surrogates are escaped. Only compiler output keeps
+    its lines."""
     kept = "\n" if isinstance(error, BackendUnavailableError) else ""
     return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in str(error))
 

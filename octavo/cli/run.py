@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from octavo.engine.progress import Progress
     from octavo.llm import LLM
 
-ONE_SHOT_MAX_TOKENS = 1024  # nobody is there to press Ctrl-C
+ONE_SHOT_MAX_TOKENS = 1024  # no user is there to press Ctrl-C
 RAW_MAX_TOKENS = 128  # a base model rarely stops
 
 COMMON = (

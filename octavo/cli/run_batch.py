@@ -94,19 +94,19 @@ def _answer(args: argparse.Namespace, settings: ServerSettings, asked: BatchInpu
         max_inflight = args.max_inflight or 2 * llm.model_info.max_num_seqs
         with Progress(len(asked.places) - num_before, None, is_shown=True) as progress:
 
-            def told(num_new: int) -> None:
+            def count(num_new: int) -> None:
                 nonlocal num_tokens
                 num_tokens += num_new
                 progress.advance(num_new)
 
             with asyncios_ctrl_c():
-                asyncio.run(run_batch(create_app(llm, settings), asked, results, max_inflight, told))
+                asyncio.run(run_batch(create_app(llm, settings), asked, results, max_inflight, count))
     finally:
         llm.shutdown()
         num_done = len(results.done & asked.places.keys())
         seconds = time.perf_counter() - begin
-        told_tokens = f"{num_tokens:,} tokens in {seconds:.1f} s: {num_tokens / seconds:,.1f} tok/s"
+        speed = f"{num_tokens:,} tokens in {seconds:.1f} s: {num_tokens / seconds:,.1f} tok/s"
         num_left = len(asked.places) - num_done
         how = ", and the same command goes on with them" if isinstance(results, BatchOutput) else ""
         rest = f"; {num_left:,} are left{how}" if num_left else ""
-        print(f"{num_done - num_before:,} lines, {told_tokens}{rest}", file=sys.stderr)
+        print(f"{num_done - num_before:,} lines, {speed}{rest}", file=sys.stderr)

@@ -100,12 +100,12 @@ class ServerApi:
         if answer.status == 200:
             return answer
         text = self._read(answer, _MAX_ERROR_BYTES)
-        told = _message(_json(text)) or text.decode(errors="replace")[:_SHOWN_LEN] or answer.reason
+        message = _message(_json(text)) or text.decode(errors="replace")[:_SHOWN_LEN] or answer.reason
         cure = {
             401: "; give the key with --api-key or in OPENAI_API_KEY",
             404: f"; --url is {self.url}, and OpenAI's API is usually under /v1",
         }
-        raise ServerError(f"the server answered {answer.status}: {told}{cure.get(answer.status, '')}")
+        raise ServerError(f"the server answered {answer.status}: {message}{cure.get(answer.status, '')}")
 
     def _data(self, answer: http.client.HTTPResponse) -> Iterator[bytes]:
         """The data of each event; comments and other fields are skipped."""

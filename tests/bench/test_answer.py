@@ -112,8 +112,8 @@ def test_without_usage_pieces_are_counted() -> None:
         (completion("a"), "the stream ended before the answer did"),
         (b"", "the stream ended before the answer did"),
         (completion("a") + event(error={"message": "out of memory"}) + DONE, '{"message":"out of memory"}'),
-        (b"data: {nonsense\n\n" + DONE, "an event that cannot be read"),
-        (b'data: {"choices": 3}\n\n' + DONE, "an event that cannot be read"),
+        (b"data: {nonsense\n\n" + DONE, "an unreadable event"),
+        (b'data: {"choices": 3}\n\n' + DONE, "an unreadable event"),
     ],
 )
 def test_a_broken_stream_is_a_failure(body: bytes, problem: str) -> None:
