@@ -30,7 +30,6 @@ from octavo.sampling_params import RequestOutputKind
 
 Answer = TypeVar("Answer")
 Command = Callable[[LLMEngine], None]
-_Waiter = tuple[threading.Condition, Callable[[], bool]]  # a sleeping thread: what wakes it, and whether it may go on
 
 
 class OutputStream(Iterator[RequestOutput]):
@@ -140,7 +139,8 @@ class EngineTurns:
         self._engine = engine
         self._lock = threading.RLock()  # guards the rest; not held in a step. Reentrant for signal handlers
         self._holder: int | None = None  # the thread that has the turn
-        self._waiters: dict[object, _Waiter] = {}  # in order of arrival
+        # sleeping threads in order of arrival: what wakes each, and whether it may go on
+        self._waiters: dict[object, tuple[threading.Condition, Callable[[], bool]]] = {}
         self._inboxes: dict[str, tuple[_Inbox, RequestOutputKind]] = {}  # request id -> where to put its outputs
         self._commands: deque[Command] = deque()
         self._left: deque[set[str]] = deque()  # requests to abort: nobody reads them
@@ -202,7 +202,7 @@ class EngineTurns:
             except Exception:
                 self.abort_later(inbox.end())
                 raise
-            self._inboxes[request.request_id] = (inbox, request.sampling_params.output_kind)
+            self._inboxes[request.request_id] = inbox, request.sampling_params.output_kind
 
     def _until(self, is_ready: Callable[[], bool], *, steps: bool) -> None:
         """Return when it is ready; meanwhile run the engine, unless another thread does."""
@@ -276,12 +276,10 @@ class EngineTurns:
     def _deliver(self, outputs: Sequence[RequestOutput]) -> None:
         with self._lock:
             for output in outputs:
-                inbox, kind = self._inboxes.get(output.request_id, (None, None))
-                if inbox is None or kind is None:
-                    continue  # it was aborted; nobody reads this
-                inbox.put(output, kind)
-                if output.finished:
-                    del self._inboxes[output.request_id]
+                if (found := self._inboxes.get(output.request_id)) is not None:  # else it was aborted
+                    found[0].put(output, found[1])
+                    if output.finished:
+                        del self._inboxes[output.request_id]
             self._wake(needs_holder=False)
 
     def _close(self, fault: Exception | None) -> None:
