@@ -23,7 +23,7 @@ BackendOption = Literal["auto", "triton", "cpu", "reference"]
 ActivationDType = Literal["int8", "int16"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 ExecutorBackend = Literal["mp"]
-AttentionBackendOption = Literal["triton", "flash_attn_4"]
+AttentionBackendOption = Literal["auto", "cuda", "hopper", "triton", "flash_attn_4"]
 
 _MAX_COUNT = 2**31 - 1  # kernels count in int32
 
@@ -155,9 +155,10 @@ class BackendConfig:
 
     backend: BackendOption = knob("auto", "auto takes the fastest that works here; reference is the executable spec")
     attention_backend: AttentionBackendOption = knob(
-        "triton",
-        "a GPU's attention for chunks of 2048 tokens and more; flash_attn_4 needs its package, Hopper or Blackwell",
-        spellings={"auto": "triton", "TRITON_ATTN": "triton"},
+        "auto",
+        "a GPU's attention; auto takes the fastest of Octavo's own; flash_attn_4, for chunks of 2048 tokens and more, "
+        "needs its package, Hopper or Blackwell",
+        spellings={"TRITON_ATTN": "triton"},
         not_yet=dict.fromkeys(("FLASH_ATTN", "FLASHINFER", "FLEX_ATTENTION", "CPU_ATTN", "XFORMERS"), _FEW_BACKENDS),
     )
     device: str = knob(

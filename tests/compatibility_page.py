@@ -31,7 +31,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "model": "names of packaged models and .gguf files, too",
         "dtype": "`auto` computes on quantised weights as the file stores them",
         "load_format": "`auto` takes .safetensors and .gguf files",
-        "attention_backend": "names Octavo's own: `triton`, `flash_attn_4`",
+        "attention_backend": "names Octavo's own: `cuda`, `hopper`, `triton`, `flash_attn_4`",
         "device": "a GPU by its number, `cuda:1`; `backend` chooses between GPU and CPU",
         "distributed_executor_backend": "`uni` or `mp`, with one worker",
         "kv_cache_dtype": "no 8-bit types yet",

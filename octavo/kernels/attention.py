@@ -57,6 +57,12 @@ def _flash_attn_4() -> type[AttentionBackend]:
     return FlashAttention
 
 
+def _cuda() -> type[AttentionBackend]:
+    from octavo.kernels.cuda_cpp.attention import CudaAttention
+
+    return CudaAttention
+
+
 def _hopper() -> type[AttentionBackend]:
     from octavo.kernels.triton.attention.triton_attention import HopperAttention
 
@@ -69,10 +75,10 @@ def _triton() -> type[AttentionBackend]:
     return TritonAttention
 
 
-#: Best first. If the option `attention_backend` names one, it must take every layer; "triton" stands for all of
-#: Octavo's own backends.
+#: Best first. If the option `attention_backend` names one, it must take every layer, and those before it are left out.
 BACKENDS: dict[str, Callable[[], type[AttentionBackend]]] = {
     "flash_attn_4": _flash_attn_4,
+    "cuda": _cuda,
     "hopper": _hopper,
     "triton": _triton,
 }
@@ -83,8 +89,9 @@ def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked:
     """The names of a layer's backends, best first; the last takes every step. Raises ConfigError if the requested
     backend does not take the layer."""
     chain = []
+    names = list(BACKENDS)
     for name, load in BACKENDS.items():
-        if name in _ONLY_IF_ASKED and name != asked:
+        if (name in _ONLY_IF_ASKED and name != asked) or (asked in names and names.index(name) < names.index(asked)):
             continue
         reasons = load().why_not(layer, dtype, kv, gpu)
         if not reasons:
@@ -92,7 +99,7 @@ def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked:
         elif name == asked:
             raise ConfigError(
                 f"attention_backend is {asked!r}, which cannot serve this model here: {'; '.join(reasons)}. Set "
-                "attention_backend='triton'"
+                "attention_backend='auto'"
             )
     return chain
 

@@ -55,7 +55,7 @@ def select(config: BackendConfig, rank: int = 0) -> Selection:
     selection = _first_that_runs(config, rank) if config.backend == "auto" else _asked(config, rank)
     if selection.device.name == "triton":
         return selection
-    for option, default in (("attention_backend", "triton"), ("device", "auto")):
+    for option, default in (("attention_backend", "auto"), ("device", "auto")):
         if (asked := getattr(config, option)) != default:
             raise ConfigError(
                 f"{option} is {asked!r}, a choice for GPUs, but the backend is "

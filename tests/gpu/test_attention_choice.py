@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.gpu.device import DEVICE
 from octavo.kernels import attention  # isort: skip
 from octavo.kernels.attention import ModelAttention, choose  # isort: skip
 from octavo.kernels.cuda.driver import GPU  # isort: skip
+from octavo.kernels.cuda_cpp import compile as nvcc  # isort: skip
 from octavo.kernels.external import flash_attention  # isort: skip
 from octavo.kernels.device import StepLimits  # isort: skip
 from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip
@@ -22,19 +24,42 @@ BATCH = make_batch([(0, 2)], head_dim=64)
 LAYER, KV = BATCH.layer, BATCH.layout
 
 
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvcc, "find_nvcc", lambda: None)
+
+
+def test_cuda_kernels_come_first_where_nvcc_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvcc, "find_nvcc", lambda: Path("nvcc"))
+    monkeypatch.setattr(GPU, "is_interpreted", False)
+    assert choose(LAYER, "bfloat16", KV, HOPPER, "auto") == ["cuda", "hopper", "triton"]
+    assert choose(LAYER, "bfloat16", KV, AMPERE, "cuda") == ["cuda", "triton"]
+    assert choose(replace(LAYER, head_dim=80), "bfloat16", KV, HOPPER, "auto") == ["triton"]
+    assert choose(LAYER, "bfloat16", KV, HOPPER, "hopper") == ["hopper", "triton"]
+    assert choose(LAYER, "bfloat16", KV, HOPPER, "triton") == ["triton"]
+
+
+def test_cuda_kernels_say_all_that_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GPU, "is_interpreted", False)
+    with pytest.raises(ConfigError) as caught:
+        choose(replace(LAYER, head_dim=80, num_heads=256), "float32", KV, AMPERE, "cuda")
+    for reason in ("pip install 'octavo[cuda]'", "not in float32", "heads of 80", "128 query heads", "'auto'"):
+        assert reason in str(caught.value)
+
+
 def test_the_best_that_takes_a_layer_comes_first_and_the_plain_kernels_last() -> None:
-    assert choose(LAYER, "bfloat16", KV, HOPPER, "triton") == ["hopper", "triton"]
-    assert choose(LAYER, "bfloat16", KV, AMPERE, "triton") == ["triton"]
-    assert choose(LAYER, "float32", KV, HOPPER, "triton") == ["triton"]
-    assert choose(replace(LAYER, softcap=3.0), "bfloat16", KV, HOPPER, "triton") == ["triton"]
-    assert choose(replace(LAYER, head_dim=96), "float16", KV, HOPPER, "triton") == ["triton"]
+    assert choose(LAYER, "bfloat16", KV, HOPPER, "auto") == ["hopper", "triton"]
+    assert choose(LAYER, "bfloat16", KV, AMPERE, "auto") == ["triton"]
+    assert choose(LAYER, "float32", KV, HOPPER, "auto") == ["triton"]
+    assert choose(replace(LAYER, softcap=3.0), "bfloat16", KV, HOPPER, "auto") == ["triton"]
+    assert choose(replace(LAYER, head_dim=96), "float16", KV, HOPPER, "auto") == ["triton"]
 
 
 def test_one_phase_is_enough_to_take_a_layer() -> None:
     many = replace(LAYER, num_heads=32, num_kv_heads=1)
     for layer in (replace(LAYER, window=8), many):
-        assert choose(layer, "bfloat16", KV, HOPPER, "triton") == ["hopper", "triton"]
-    assert choose(replace(many, window=8), "bfloat16", KV, HOPPER, "triton") == ["triton"]
+        assert choose(layer, "bfloat16", KV, HOPPER, "auto") == ["hopper", "triton"]
+    assert choose(replace(many, window=8), "bfloat16", KV, HOPPER, "auto") == ["triton"]
 
 
 def test_a_library_serves_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +72,7 @@ def test_what_was_asked_for_and_cannot_serve_says_all_its_reasons() -> None:
     with pytest.raises(ConfigError) as caught:
         choose(replace(LAYER, window=8), "float32", KV, AMPERE, "flash_attn_4")
     assert str(caught.value).startswith("attention_backend is 'flash_attn_4', which cannot serve this model here: its ")
-    for reason in ("pip install 'octavo[flash-attn]'", "this GPU has 8.0", "not in float32", "a window", "'triton'"):
+    for reason in ("pip install 'octavo[flash-attn]'", "this GPU has 8.0", "not in float32", "a window", "'auto'"):
         assert reason in str(caught.value)
 
 

@@ -75,5 +75,6 @@ def test_nothing_is_built_for_weights_that_keep_their_dtype(monkeypatch: pytest.
 
 
 def test_an_unknown_attention_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="attention_backend is 'fa9', allowed are 'triton', 'flash_attn_4', 'auto'"):
+    allowed = "'auto', 'cuda', 'hopper', 'triton', 'flash_attn_4'"
+    with pytest.raises(ConfigError, match=f"attention_backend is 'fa9', allowed are {allowed}"):
         BackendConfig(attention_backend="fa9")

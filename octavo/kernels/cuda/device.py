@@ -31,9 +31,7 @@ class CudaDevice:
     name = "triton"
     is_asynchronous = draws_weights = sizes_cache_last = True
 
-    def __init__(
-        self, attention: AttentionBackendOption = "triton", index: int = 0, *, traces_ops: bool = False
-    ) -> None:
+    def __init__(self, attention: AttentionBackendOption = "auto", index: int = 0, *, traces_ops: bool = False) -> None:
         self._attention = attention
         self._see = printer(lambda x: float(x.float().norm())) if traces_ops else None
         self.index = index

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from dataclasses import dataclass
 
 _HOPPER = 9
@@ -20,6 +21,11 @@ class GPU:
     capability: tuple[int, int]
     num_bytes: int
     num_multiprocessors: int
+
+    @property
+    def is_interpreted(self) -> bool:
+        """Whether Triton's interpreter runs the kernels, so that there need not be a GPU."""
+        return os.environ.get("TRITON_INTERPRET") == "1"
 
     @property
     def chains(self) -> bool:

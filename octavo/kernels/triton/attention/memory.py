@@ -86,22 +86,26 @@ class AttentionMemory:
     def __init__(
         self, layers: Sequence[AttentionLayer], kv: KVLayout, limits: StepLimits, gpu: GPU, device: torch.device
     ) -> None:
-        self.gpu, self.device = gpu, device
+        self.gpu, self.device, self.layers, self.kv = gpu, device, layers, kv
+        self.max_num_seqs = limits.max_num_seqs
+        #: whether a step of single decodes needs none of these plans, because another backend attends in all layers
+        self.decodes_are_planned = False
         self.pools: dict[AttentionLayer, LayerPool] = {}
         self.workspace = DecodeWorkspace.allocate(limits.max_num_seqs, layers, device)
-        self._layers, self._kv = layers, kv
         keys = dict.fromkeys((layer.group, layer.window) for layer in layers)
         seqs, tokens = limits.max_num_seqs, limits.max_num_tokens
         self._plans = {key: AttentionPlan.allocate(seqs, tokens, device) for key in keys}
 
     def bind(self, pool: torch.Tensor) -> None:
         """pool: the whole KV pool, 1-D uint8."""
-        self.pools.update({layer: LayerPool.of(pool, self._kv, layer) for layer in self._layers})
+        self.pools.update({layer: LayerPool.of(pool, self.kv, layer) for layer in self.layers})
 
     def plan_of(self, layer: AttentionLayer) -> AttentionPlan:
         return self._plans[layer.group, layer.window]
 
     def make_plans(self, step: DeviceStep) -> None:
+        if self.decodes_are_planned and not step.kind.has_chunks and step.kind.decode_threshold == 1:
+            return
         for (group, window), plan in self._plans.items():
             make_plan(
                 plan,
@@ -110,7 +114,7 @@ class AttentionMemory:
                 positions=step.positions,
                 rows=step.rows,
                 block_table=step.block_tables[group],
-                block_size=self._kv.block_size,
+                block_size=self.kv.block_size,
                 window=window,
                 decode_threshold=step.kind.decode_threshold,
                 chained=self.gpu.chains,

@@ -1,0 +1,405 @@
+// Makes the plan of a step's decode attention (attention_plan.h): one block of threads, once a step, for all layers.
+//
+//   1  order    sort the sequences by the block that they read next; equal blocks mean equal tokens so far
+//   2  share    the longest run of blocks that a group has in common is one unit, if that saves reads; then 1 again,
+//               with the blocks behind it, until no two sequences read on together
+//   3  rest     what is left of a sequence is its own unit: at least its newest block
+//   4  stretches    all units in a row, cut into equal pieces
+//
+// Blocks are shared only as prefixes: if two tables agree at one place they agree at all places before. So the end of a
+// common run is found by bisection.
+
+#include "attention_plan.h"
+#include "ptx.cuh"
+
+#ifndef THREADS
+#define THREADS 1024
+#endif
+#ifndef UNIT_COST
+#define UNIT_COST 32
+#define MEMBER_COST 32
+#define WIDE_COST 20
+#endif
+
+namespace octavo {
+namespace {
+
+constexpr int kThreads = THREADS;
+constexpr int kMaxSequences = 4096;
+constexpr int kUnitCost = UNIT_COST;      // what starting a unit costs, in tokens
+constexpr int kMemberCost = MEMBER_COST;  // and a partial result of a member
+constexpr int kLeastPart = 64;
+constexpr unsigned kAlone = 0x80000000u;  // no block has such a number
+
+// Sums of the threads before, and of all; every thread must call it.
+__device__ int scan(int value, int& total) {
+  __shared__ int sums[kThreads / 32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int sum = value;
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(~0u, sum, step);
+    sum += lane >= step ? other : 0;
+  }
+  if (lane == 31) sums[warp] = sum;
+  __syncthreads();
+  int before = 0, all = 0;
+  for (int i = 0; i < kThreads / 32; ++i) {
+    before += i < warp ? sums[i] : 0;
+    all += sums[i];
+  }
+  __syncthreads();
+  total = all;
+  return before + sum - value;
+}
+
+struct Planner {
+  const PlanStep step;
+  const Plan plan;
+  const int tiles_of_queries;  // sequences that one of the step's makes
+  const int num;               // sequences
+  // In shared memory, of each sequence:
+  uint64_t* keys;
+  int* row;        // of the block table
+  int* num_tokens; // 0: it does not decode
+  int* num_full;   // blocks that are written; its new tokens' may not be
+  int* next;       // first block that no unit has
+  int* run_end;    // of the group that begins at this place of `keys`
+  int* first;      // of the group that this place belongs to
+  int* unit;       // of the group that begins here, or -1
+  int* place;      // of that group's first member
+
+  __device__ Planner(const PlanStep& step, const Plan& plan, uint64_t* memory)
+      : step(step), plan(plan), tiles_of_queries((step.max_queries + step.tile_queries - 1) / step.tile_queries),
+        num(step.num_seqs * tiles_of_queries), keys(memory) {
+    int size = 2;
+    while (size < num) size *= 2;
+    int* at = reinterpret_cast<int*>(keys + size);
+    for (int** array : {&row, &num_tokens, &num_full, &next, &run_end, &first, &unit, &place}) {
+      *array = at;
+      at += num;
+    }
+  }
+
+  __device__ int table(int row, int block) const { return step.block_table[row * step.table_stride + block]; }
+
+  __device__ void read() {
+    for (int v = threadIdx.x; v < num; v += kThreads) {
+      const int s = v / tiles_of_queries, first_query = v % tiles_of_queries * step.tile_queries;
+      const int queries = step.query_start_loc[s + 1] - step.query_start_loc[s];
+      const int length = step.seq_lens[s];
+      const bool decodes = length > 0 && queries > first_query && queries <= step.max_queries;
+      row[v] = step.rows[s];
+      num_tokens[v] = decodes ? length : 0;
+      num_full[v] = decodes ? (length - queries) / step.block_size : 0;
+      next[v] = 0;
+      plan.paths[v].num_units = 0;
+    }
+  }
+
+  // How many of their first blocks two rows have in common, `from` at least and `to` at most.
+  __device__ int common_blocks(int one, int other, int from, int to) const {
+    while (from < to) {
+      const int middle = (from + to + 1) / 2;
+      if (table(one, middle - 1) == table(other, middle - 1)) {
+        from = middle;
+      } else {
+        to = middle - 1;
+      }
+    }
+    return from;
+  }
+};
+
+// Ascending, all threads; `size` a power of two.
+__device__ void sort(uint64_t* keys, int size) {
+  for (int length = 2; length <= size; length *= 2) {
+    for (int step = length / 2; step > 0; step /= 2) {
+      for (int i = threadIdx.x; i < size / 2; i += kThreads) {
+        const int low = 2 * i - (i & (step - 1)), high = low + step;
+        const bool ascends = (low & length) == 0;
+        const uint64_t a = keys[low], b = keys[high];
+        if ((a > b) == ascends) {
+          keys[low] = b;
+          keys[high] = a;
+        }
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// What a box of a unit's tokens costs. By measurement on an H200: 64 rows take 2.2 times as long as a few, since their
+// products take longer than the reads.
+__device__ int box_cost(const PlanStep& step, int members) {
+  const bool is_wide = members > 1 || step.members_in_tile == 1;
+  return kBox + (is_wide && step.fixed_part == 0 ? WIDE_COST * members / step.members_in_tile : 0);
+}
+
+// And what comes on top, once: its queries, its members' partial results and their share of the join.
+__device__ int start_cost(int members) { return kUnitCost + (members > 1 ? members * kMemberCost : 0); }
+
+__device__ int cost(const PlanStep& step, int tokens, int members) {
+  return tokens / kBox * box_cost(step, members) + start_cost(members);
+}
+
+// Whether units for all `members` sequences of a group cost less than one of `tokens` for each.
+__device__ bool pays(const PlanStep& step, int members, int tokens) {
+  const int full = members / step.members_in_tile, rest = members % step.members_in_tile;
+  const int joins = members * kMemberCost;  // of their own units' results, too
+  return full * cost(step, tokens, step.members_in_tile) + (rest > 0 ? cost(step, tokens, rest) : 0) + joins <
+         members * tokens;
+}
+
+// Parts 1 and 2 -> units, and places of members, so far.
+__device__ void share(const Planner& p, int& num_units, int& num_members) {
+  const PlanStep& step = p.step;
+  const int num = p.num;
+  int size = 2;
+  while (size < num) size *= 2;
+  for (int i = threadIdx.x; i < size; i += kThreads) {
+    uint64_t key = ~0ull;
+    if (i < num) {
+      const unsigned block = p.num_full[i] > 0 ? p.table(p.row[i], 0) : kAlone + i;
+      key = (uint64_t(block) << 12) | i;
+    }
+    p.keys[i] = key;
+  }
+  __syncthreads();
+  for (int level = 0, depth = 0; depth < 4 * kSharedLevels; ++depth) {
+    sort(p.keys, size);
+    // Groups: equal keys but for the sequence
+    int found = 0;
+    for (int i = threadIdx.x; i < num; i += kThreads) {
+      found |= i + 1 < num && (p.keys[i] >> 12) == (p.keys[i + 1] >> 12);
+      p.run_end[i] = 1 << 30;
+    }
+    if (!__syncthreads_or(found)) return;
+    for (int i = threadIdx.x; i < num; i += kThreads) {
+      int first = i;  // bisect for the first equal key
+      for (int low = 0; low < first;) {
+        const int middle = (low + first) / 2;
+        if ((p.keys[middle] >> 12) == (p.keys[i] >> 12)) {
+          first = middle;
+        } else {
+          low = middle + 1;
+        }
+      }
+      if (first != i) {
+        const int leader = p.keys[first] & 4095, v = p.keys[i] & 4095;
+        const int most = min(p.num_full[leader], p.num_full[v]);
+        atomicMin(&p.run_end[first], p.common_blocks(p.row[leader], p.row[v], 1, most));
+      }
+      p.first[i] = first;
+    }
+    __syncthreads();
+    // A unit for each tile of a group, if it pays
+    for (int base = 0; base < num; base += kThreads) {
+      const int i = base + threadIdx.x;
+      int count = 0, tiles = 0;
+      if (i < num && p.first[i] == i) {
+        int end = num;  // bisect for the end of the group
+        for (int low = i + 1; low < end;) {
+          const int middle = (low + end) / 2;
+          if (p.first[middle] == i) {
+            low = middle + 1;
+          } else {
+            end = middle;
+          }
+        }
+        count = end - i;
+      }
+      const int v = i < num ? p.keys[i] & 4095 : 0;
+      if (count > 1 && level < kSharedLevels) {
+        tiles = (count + step.members_in_tile - 1) / step.members_in_tile;
+        const int tokens = (p.run_end[i] - p.next[v]) * step.block_size;
+        if (!pays(step, count, tokens)) tiles = 0;
+      }
+      int all_tiles, all_members;
+      const int unit = num_units + scan(tiles, all_tiles);
+      const int members = num_members + scan(tiles > 0 ? count : 0, all_members);
+      for (int tile = 0; tile < tiles; ++tile) {
+        const int done = tile * step.members_in_tile;
+        Unit one = {};
+        one.table_row = p.row[v];
+        one.begin = p.next[v] * step.block_size;
+        one.end = p.run_end[i] * step.block_size;
+        one.num_members = min(count - done, step.members_in_tile);
+        one.members = members + done;
+        one.is_shared = 1;
+        p.plan.units[unit + tile] = one;
+      }
+      if (i < num) {
+        p.unit[i] = tiles > 0 ? unit : -1;
+        p.place[i] = members;
+      }
+      num_units += all_tiles;
+      num_members += all_members;
+    }
+    __syncthreads();
+    // Members' paths, and what they read next. All keys are read before any is written
+    uint64_t new_keys[(kMaxSequences + kThreads - 1) / kThreads];
+    for (int j = 0, i = threadIdx.x; i < num; i += kThreads, ++j) {
+      const int first = p.first[i], v = p.keys[i] & 4095;
+      unsigned block = kAlone + v;
+      if (p.run_end[first] < p.num_full[v]) block = p.table(p.row[v], p.run_end[first]);
+      new_keys[j] = (uint64_t(first) << 44) | (uint64_t(block) << 12) | v;
+      if (p.unit[first] >= 0) {
+        const int rank = i - first;
+        Path& path = p.plan.paths[v];
+        path.unit[path.num_units] = p.unit[first] + rank / step.members_in_tile;
+        path.rank[path.num_units++] = rank % step.members_in_tile;
+      }
+    }
+    __syncthreads();
+    int any_unit = 0;
+    for (int j = 0, i = threadIdx.x; i < num; i += kThreads, ++j) {
+      const int first = p.first[i], v = p.keys[i] & 4095;
+      p.keys[i] = new_keys[j];
+      if (p.unit[first] < 0) continue;
+      p.next[v] = p.run_end[first];
+      any_unit = 1;
+    }
+    if (__syncthreads_or(any_unit)) ++level;
+  }
+}
+
+// Part 3: the rest of each sequence.
+__device__ void own_units(const Planner& p, int& num_units, int& num_members) {
+  const PlanStep& step = p.step;
+  for (int base = 0; base < p.num; base += kThreads) {
+    const int v = base + threadIdx.x;
+    const int tokens = v < p.num ? p.num_tokens[v] : 0;
+    int total;
+    const int before = scan(tokens > 0, total);
+    if (tokens > 0) {
+      Unit rest = {};
+      rest.table_row = p.row[v];
+      rest.begin = p.next[v] * step.block_size;
+      if (step.window > 0) {
+        const int s = v / p.tiles_of_queries;
+        const int queries = step.query_start_loc[s + 1] - step.query_start_loc[s];
+        rest.begin = max(rest.begin, tokens - queries + 1 - step.window) / kBox * kBox;
+      }
+      rest.end = tokens;
+      rest.num_members = 1;
+      rest.members = num_members + before;
+      p.plan.units[num_units + before] = rest;
+      Path& path = p.plan.paths[v];
+      path.unit[path.num_units] = num_units + before;
+      path.rank[path.num_units++] = 0;
+    }
+    num_units += total;
+    num_members += total;
+  }
+}
+
+__device__ int num_boxes(const Unit& unit) { return (unit.end - unit.begin + kBox - 1) / kBox; }
+
+__device__ int last_stretch(const Unit& unit, int stretch) {
+  return (unit.start + (num_boxes(unit) - 1) * unit.box_cost) / stretch;
+}
+
+// Part 4. A box belongs to the stretch that its beginning lies in.
+__device__ void cut(const Planner& p, int num_units) {
+  const PlanStep& step = p.step;
+  Unit* units = p.plan.units;
+  const int fixed = step.fixed_part;  // then each unit begins a stretch
+  int length = 0;                     // of the row of work
+  for (int base = 0; base < num_units; base += kThreads) {
+    const int u = base + threadIdx.x;
+    int room = 0, before = 0;
+    if (u < num_units) {
+      units[u].box_cost = box_cost(step, units[u].num_members);
+      room = num_boxes(units[u]) * units[u].box_cost;
+      before = fixed > 0 ? 0 : start_cost(units[u].num_members);
+      if (fixed > 0) room = (room + fixed - 1) / fixed * fixed;
+    }
+    int total;
+    const int start = length + scan(before + room, total);
+    if (u < num_units) units[u].start = start + before;
+    length += total;
+  }
+  int stretch = (length + step.num_stretches - 1) / step.num_stretches;
+  stretch = fixed > 0 ? fixed : max((stretch + kBox - 1) / kBox * kBox, kLeastPart);
+  const int num_stretches = (length + stretch - 1) / stretch;
+  for (int i = threadIdx.x; i < num_stretches; i += kThreads) p.plan.stretch_units[i] = num_units;
+  if (threadIdx.x == 0) {
+    p.plan.totals[0] = num_units;
+    p.plan.totals[1] = stretch;
+    p.plan.totals[2] = num_stretches;
+  }
+  __syncthreads();
+  int part_rows = 0;
+  for (int base = 0; base < num_units; base += kThreads) {
+    const int u = base + threadIdx.x;
+    int parts = 0, first = 0;
+    if (u < num_units) {
+      first = units[u].start / stretch;
+      parts = last_stretch(units[u], stretch) - first + 1;
+    }
+    int total;
+    const int before = part_rows + scan(u < num_units ? parts * units[u].num_members : 0, total);
+    if (u < num_units) {
+      const int from = u == 0 ? first : max(first, last_stretch(units[u - 1], stretch) + 1);
+      units[u].part_rows = before;
+      units[u].first_stretch = first;
+      units[u].num_parts = parts;
+      for (int i = from; i < first + parts; ++i) p.plan.stretch_units[i] = u;
+    }
+    part_rows += total;
+  }
+}
+
+// What the kernel must know of each sequence, at its place in each of its units.
+__device__ void describe_members(const Planner& p) {
+  const PlanStep& step = p.step;
+  for (int v = threadIdx.x; v < p.num; v += kThreads) {
+    const int length = p.num_tokens[v];
+    if (length == 0) continue;
+    const Path path = p.plan.paths[v];
+    const int s = v / p.tiles_of_queries, first_query = v % p.tiles_of_queries * step.tile_queries;
+    const int token = step.query_start_loc[s], queries = step.query_start_loc[s + 1] - token;
+    Member member = {};
+    member.sequence = v;
+    member.token = token + first_query;
+    member.position = length - queries + first_query;
+    member.num_queries = min(queries - first_query, step.tile_queries);
+    member.newest_block = p.table(p.row[v], (length - 1) / step.block_size);
+    member.num_tokens = length;
+    int places[kSharedLevels + 1];
+#pragma unroll
+    for (int i = 0; i <= kSharedLevels; ++i) {
+      if (i >= path.num_units) continue;
+      const Unit& unit = p.plan.units[path.unit[i]];
+      member.parts[i] = {unit.part_rows + path.rank[i], unit.num_members, unit.num_parts};
+      member.num_parts += unit.num_parts;
+      places[i] = unit.members + path.rank[i];
+    }
+    member.num_units = member.num_parts > 1 ? path.num_units : 0;
+#pragma unroll
+    for (int i = 0; i <= kSharedLevels; ++i) {
+      if (i < path.num_units) p.plan.members[places[i]] = member;
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads) octavo_attention_plan(const PlanStep step, const Plan plan) {
+  extern __shared__ uint64_t memory[];
+  Planner planner(step, plan, memory);
+  wait_for_previous();
+  allow_next();  // which waits for this one before it ends; attention comes after that
+  planner.read();
+  __syncthreads();
+  int num_units = 0, num_members = 0;
+  if (step.shares && planner.num > 1) share(planner, num_units, num_members);
+  __syncthreads();
+  own_units(planner, num_units, num_members);
+  __syncthreads();
+  cut(planner, num_units);
+  __syncthreads();
+  describe_members(planner);
+}
+
+}  // namespace octavo

@@ -1,0 +1,90 @@
+// The plan of a step's decode attention: what is read, for whom, and by which block of threads.
+//
+//   sequences   A: blocks 3 4 5 6 9      B: blocks 3 4 5 6 7      C: blocks 3 4 8
+//   units       [3 4] read for A B C     [5 6] for A B      [9] for A   [7] for B   [8] for C
+//   stretches   all units in a row, cut into pieces of one length: one for each block of threads and kv head
+//
+// The row of work is one kv head's, measured in what a token of one sequence costs; all kv heads have the same units
+// and stretches. A unit's members are sequences, or parts of them where the queries of a sequence's new tokens do not
+// fit one tile; "sequence" below means either.
+#pragma once
+
+#include <stdint.h>
+
+namespace octavo {
+
+constexpr int kBox = 16;         // tokens that are copied and multiplied at once
+constexpr int kTileRows = 64;    // query rows of a unit, at most
+constexpr int kSharedLevels = 4; // shared units on a sequence's way, at most
+
+// Tokens [begin, end) of one row of the block table, and the members that see them all (or up to their own token).
+struct Unit {
+  int table_row;
+  int begin;        // a multiple of kBox
+  int end;
+  int num_members;
+  int members;      // of these, the first's place in Plan::members
+  int part_rows;    // where the first part's first member has its partial result
+  int first_stretch;
+  int num_parts;
+  int start;        // where its tokens begin in the row of work
+  int box_cost;     // what kBox of them take there
+  int is_shared;
+  int unused;
+};
+
+// Where a sequence's partial results of one unit lie: `count` of them, `step` apart.
+struct Parts {
+  int first, step, count;
+};
+
+// A sequence as a member of a unit: all that the kernel must know of it. 96 bytes, copied 16 at a time.
+struct Member {
+  int sequence;
+  int token;         // its first query's index in the step
+  int position;      // and position
+  int num_queries;
+  int newest_block;  // where its last token goes
+  int num_tokens;
+  int num_parts;     // in all units; 1: the result needs no join
+  int num_units;     // 0 if there is no join
+  Parts parts[kSharedLevels + 1];
+  int unused;
+};
+static_assert(sizeof(Member) == 96, "members are copied 16 bytes at a time");
+
+// A sequence's way through the units, while the plan is made.
+struct Path {
+  int num_units;
+  int unit[kSharedLevels + 1];
+  int rank[kSharedLevels + 1];  // which member of the unit it is
+  int unused;
+};
+
+struct Plan {
+  int* totals;      // [4] units, length of a stretch, stretches with work, 0
+  int* stretch_units;  // [stretches] the first unit of each stretch
+  Unit* units;
+  Member* members;  // of one unit after another
+  Path* paths;      // of each sequence
+};
+
+// The step, as the host's launch describes it.
+struct PlanStep {
+  const int* query_start_loc;  // [num_seqs + 1]
+  const int* seq_lens;         // [num_seqs]
+  const int* rows;             // [num_seqs] of the block table
+  const int* block_table;
+  int64_t table_stride;
+  int num_seqs;
+  int max_queries;   // new tokens of a sequence that decodes, at most; others are not planned
+  int tile_queries;  // of these, as many as are in one tile
+  int members_in_tile;
+  int block_size;
+  int window;        // 0: none
+  int num_stretches;     // for each kv head
+  int shares;        // whether units of several sequences are looked for
+  int fixed_part;    // tokens; more than 0: parts of this size, whoever else is in the step
+};
+
+}  // namespace octavo

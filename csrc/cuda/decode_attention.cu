@@ -1,0 +1,673 @@
+// Decode attention over a paged KV cache: a block that several sequences share is read once for all of them.
+//
+// Reading keys and values is all the cost; so every block of threads does nothing but read without a pause:
+//
+//   a grid that stays: one block of threads for each stretch of the plan (attention_plan.h) and kv head, two on a
+//   multiprocessor, of five warps each
+//
+//     1 loader   walks the stretch's pieces of units, says who their members are, and copies:
+//                64 tokens of keys, 64 of values, ... ──> a ring in shared memory
+//     4 computers, of a piece after another:
+//       queries of all members, normed and rotated ──> shared memory ──> registers
+//       a part of the ring's tokens: scores = Q K^T, online softmax, sums += P V; tensor cores, 16 x 16 at a time
+//       at its end: a result, or a partial one; the last of a sequence's parts to be done joins them all
+//
+//   rows of a piece     1..16        17..32              33..64           (members x new tokens x heads of the kv head)
+//   a warp computes     all rows,    half of the rows,   a quarter of the rows,
+//                       1/4 of keys  half of the keys    all keys
+//
+// A copied box is 16 tokens of one head, [slab of 64 dims][token][64 dims], its 16-byte chunks swizzled by the token so
+// that ldmatrix finds each in banks of its own. This is how the copy engine writes it under its 128-byte swizzle.
+//
+// Compile-time parameters come as macros, one build for each kind of layer; what a kind does not have costs nothing.
+// Split-KV decoding is from Flash-Decoding (Dao et al., 2023); one row of equal work from FlashInfer (Ye et al., 2025);
+// reading a shared prefix once from Hydragen (Juravsky et al., 2024) and ChunkAttention (Ye et al., 2024).
+
+#include "attention_plan.h"
+#include "ptx.cuh"
+
+#ifndef HEAD_DIM
+#define HEAD_DIM 128
+#define GROUP 4          // query heads of a kv head
+#define BLOCK_SIZE 16
+#define ELEMENT Bf16
+#define MAX_QUERIES 1    // new tokens of a sequence
+#define HAS_WINDOW 0
+#define HAS_SOFTCAP 0
+#define IS_FUSED 1       // q is the projection's output: norm, rotate, write the new key and value
+#define ROTARY_DIM 128
+#define HAS_NORM 1
+#define IS_CHAINED 1
+#define HAS_COPY_ENGINE 1
+#define RING_ENTRIES 5   // of 64 tokens' keys or values
+#endif
+
+namespace octavo {
+namespace {
+
+using Element = ELEMENT;
+
+constexpr int kDim = HEAD_DIM;
+constexpr int kSlabs = (kDim + 63) / 64;
+constexpr int kPaddedDim = 64 * kSlabs;
+constexpr int kBoxBytes = kBox * kPaddedDim * 2;
+constexpr int kStageBoxes = 4;
+constexpr int kStage = kBox * kStageBoxes;  // tokens
+constexpr int kEntryBytes = kBoxBytes * kStageBoxes;
+constexpr int kEntries = RING_ENTRIES;
+constexpr int kTileQueries = MAX_QUERIES < kTileRows / GROUP ? MAX_QUERIES : kTileRows / GROUP;
+constexpr int kMemberRows = kTileQueries * GROUP;
+constexpr int kTileMembers = kTileRows / kMemberRows;
+constexpr int kComputers = 4;  // warps
+constexpr int kThreads = 32 * (kComputers + 1);
+constexpr int kBlocksPerMultiprocessor = kPaddedDim > 128 ? 1 : 2;
+constexpr float kLowest = -1e30f;
+static_assert(GROUP <= kTileRows, "a token's queries of one kv head must fit a tile");
+static_assert(kDim % 8 == 0 && kDim <= 256, "heads are read 16 bytes at a time");
+
+struct Launch {
+  Plan plan;
+  const Element* q;       // [tokens, ...], q_stride elements from one to the next
+  Element* out;
+  Element* pool;          // the layer's first key in block 0
+  const int* block_table;
+  float* part_values;     // [part row, kv head, member row, kDim]
+  float* part_max_sum;    // [part row, kv head, member row, 2]
+  int* done;              // [sequence, kv head] parts; 0 between launches
+  const float* q_norm;    // [kDim]
+  const float* k_norm;
+  const float* cos;       // [positions, ROTARY_DIM / 2]
+  const float* sin;
+  int64_t q_stride, out_stride, table_stride;
+  int64_t block_stride, value_offset;  // elements
+  int layer_row, block_rows;           // in rows of kDim elements, of the whole pool
+  int num_kv_heads, num_stretches, window;
+  float scale_log2, softcap_log2, eps;
+};
+
+struct Piece {
+  int begin, end;          // tokens; an end of 0: there are no more pieces
+  int num_members;
+  int part_row;            // where the first member's partial result goes
+  bool writes;             // the new token's key and value
+  alignas(16) Member members[kTileMembers];
+};
+
+struct Shared {
+  unsigned char ring[kEntries][kEntryBytes];  // keys and values in turn
+  union {
+    unsigned char q[kTileRows / kBox][kBoxBytes];
+    float sums[kComputers][8][kPaddedDim];
+  };
+  Piece pieces[2];
+  float max_sum[kComputers][16][2];
+  int joins[kTileMembers];
+  uint64_t full[kEntries], free[kEntries], piece_full[2], piece_free[2];
+};
+
+// A walk over the pieces of this block's stretches, the same for all warps.
+struct Walk {
+  const Launch& launch;
+  int stretch, unit, kv_head, stretch_length, num_units;
+  int num_stretches;
+  int4 span, place, cut;  // of the unit: its fields, in order
+
+  __device__ explicit Walk(const Launch& launch) : launch(launch) {
+    kv_head = blockIdx.x % launch.num_kv_heads;
+    stretch = blockIdx.x / launch.num_kv_heads;
+    num_units = launch.plan.totals[0];
+    stretch_length = launch.plan.totals[1];
+    num_stretches = launch.plan.totals[2];
+    unit = stretch < num_stretches ? launch.plan.stretch_units[stretch] : 0;
+    find();
+  }
+
+  // The unit's fields; if the stretch has none of it, the next stretch's first.
+  __device__ void find() {
+    while (stretch < num_stretches) {
+      if (unit < num_units) {
+        const int4* fields = reinterpret_cast<const int4*>(launch.plan.units + unit);
+        span = fields[0];
+        place = fields[1];
+        cut = fields[2];
+        if (place.z <= stretch) return;
+      }
+      stretch += launch.num_stretches;
+      if (stretch < num_stretches) unit = launch.plan.stretch_units[stretch];
+    }
+  }
+
+  __device__ bool has_piece() const { return stretch < num_stretches; }
+  __device__ int begin() const { return first_token(stretch); }
+  __device__ int end() const { return min(span.z, first_token(stretch + 1)); }
+
+  // Of the unit's boxes that begin in this stretch, or after it.
+  __device__ int first_token(int stretch) const {
+    const int start = cut.x, cost = cut.y;
+    return span.y + max(stretch * stretch_length - start + cost - 1, 0) / cost * kBox;
+  }
+
+  __device__ void advance() {
+    ++unit;
+    find();
+  }
+};
+
+__device__ __forceinline__ uint32_t chunk_offset(int token, int chunk) {
+  return (chunk / 8) * (kBox * 128) + token * 128 + ((chunk % 8) ^ (token & 7)) * 16;
+}
+
+__device__ __forceinline__ uint32_t address(const uint64_t& barrier) { return shared_address(&barrier); }
+
+// Tell the computers of the next piece. Its members are on their way when this returns.
+__device__ __forceinline__ void announce(const Launch& launch, Shared& shared, const Walk& walk, int turn) {
+  const int lane = threadIdx.x % 32;
+  Piece& piece = shared.pieces[turn % 2];
+  barrier_wait(address(shared.piece_free[turn % 2]), (turn / 2 & 1) ^ 1);
+  if (!walk.has_piece()) {
+    if (lane == 0) piece.end = 0;
+  } else {
+    const int num_members = walk.span.w;
+    const uint4* from = reinterpret_cast<const uint4*>(launch.plan.members + walk.place.x);
+    const uint32_t to = shared_address(piece.members);
+    for (int i = lane; i < num_members * int(sizeof(Member) / 16); i += 32) copy_16(to + 16 * i, from + i, true);
+    if (lane == 0) {
+      piece.begin = walk.begin();
+      piece.end = walk.end();
+      piece.num_members = num_members;
+      piece.part_row = walk.place.y + (walk.stretch - walk.place.z) * num_members;
+      piece.writes = IS_FUSED && !walk.cut.z && walk.end() == walk.span.z;
+    }
+  }
+  arrive_when_copied(address(shared.piece_full[turn % 2]));
+}
+
+__device__ void load(const Launch& launch, const void* map, Shared& shared) {
+  const int lane = threadIdx.x % 32;
+  int count = 0;  // stages
+  int turn = 0;
+  Walk walk(launch);
+  for (; walk.has_piece(); walk.advance(), ++turn) {
+    announce(launch, shared, walk, turn);
+    const int begin = walk.begin(), end = walk.end();
+    const int num_boxes = (end - begin + kBox - 1) / kBox;
+    const int* table = launch.block_table + walk.span.x * launch.table_stride;
+    int blocks = 0;  // of 32 boxes, a lane each
+    for (int first = 0; first < num_boxes; first += kStageBoxes, ++count) {
+      if (first % 32 == 0) {
+        const int box = min(first + lane, num_boxes - 1);
+        blocks = table[(begin + box * kBox) / BLOCK_SIZE];
+      }
+      const int boxes = min(num_boxes - first, kStageBoxes);
+      for (int kind = 0; kind < 2; ++kind) {  // keys, values
+        const int use = 2 * count + kind;
+        const uint32_t full = address(shared.full[use % kEntries]);
+        barrier_wait(address(shared.free[use % kEntries]), (use / kEntries & 1) ^ 1);
+        const uint32_t entry = shared_address(shared.ring[use % kEntries]);
+#if HAS_COPY_ENGINE
+        const int block = __shfl_sync(~0u, blocks, (first + lane % kStageBoxes) % 32);
+        if (lane == 0) barrier_arrive_expecting(full, boxes * kBoxBytes);
+        __syncwarp();
+        if (lane < boxes) {
+          const int token = begin + (first + lane) * kBox;
+          const int head = walk.kv_head + kind * launch.num_kv_heads;
+          const int row = block * launch.block_rows + launch.layer_row + head * BLOCK_SIZE + token % BLOCK_SIZE;
+          for (int slab = 0; slab < kSlabs; ++slab) {
+            copy_box(entry + lane * kBoxBytes + slab * (kBox * 128), map, slab * 64, row, full);
+          }
+        }
+#else
+        constexpr int kTokenChunks = kPaddedDim / 8;
+        for (int box = 0; box < boxes; ++box) {
+          const int block = __shfl_sync(~0u, blocks, (first + box) % 32);
+          const int start = begin + (first + box) * kBox;
+          const Element* from = launch.pool + block * launch.block_stride + kind * launch.value_offset +
+                                (walk.kv_head * BLOCK_SIZE + start % BLOCK_SIZE) * kDim;
+          for (int i = lane; i < kBox * kTokenChunks; i += 32) {
+            const int token = i / kTokenChunks, chunk = i % kTokenChunks;
+            const bool is_there = start + token < end && chunk * 8 < kDim;
+            copy_16(entry + box * kBoxBytes + chunk_offset(token, chunk),
+                    is_there ? from + token * kDim + chunk * 8 : from, is_there);
+          }
+        }
+        arrive_when_copied(full);
+#endif
+      }
+    }
+  }
+  announce(launch, shared, walk, turn);
+}
+
+constexpr int kChunks = kDim / 8;  // of 16 bytes, in a head
+constexpr int kLanes = kChunks <= 8 ? 8 : kChunks <= 16 ? 16 : 32;
+
+struct Eight {
+  float x[8];
+};
+
+__device__ __forceinline__ Eight eight(const Element* from) {
+  const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  const Element* elements = reinterpret_cast<const Element*>(&raw);
+  Eight to;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) to.x[i] = to_float(elements[i]);
+  return to;
+}
+
+__device__ __forceinline__ Eight eight(const float* from) {
+  const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+  return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+}
+
+__device__ __forceinline__ uint4 packed(const float (&x)[8]) {
+  return {pack<Element>(x[0], x[1]), pack<Element>(x[2], x[3]), pack<Element>(x[4], x[5]), pack<Element>(x[6], x[7])};
+}
+
+// Of the head at `from` the 8 dims from 8 `chunk` on, normed and rotated. The kLanes threads of a head call it together.
+[[maybe_unused]] __device__ __forceinline__ Eight transform(const Launch& launch, const Element* from,
+                                                            const float* norm, int position, int chunk, bool is_there) {
+  Eight own = {}, partner = {}, weight = {}, partner_weight = {}, cos = {}, sin = {};
+  constexpr int kHalf = ROTARY_DIM / 2;
+  const int d = chunk * 8;
+  const bool turns = ROTARY_DIM > 0 && d < ROTARY_DIM, is_low = d < kHalf;
+  const int other = is_low ? d + kHalf : d - kHalf;
+  if (is_there) {
+    own = eight(from + d);
+    if (HAS_NORM) weight = eight(norm + d);
+    if (turns) {
+      const int64_t angle = int64_t(position) * kHalf + (is_low ? d : d - kHalf);
+      partner = eight(from + other);
+      if (HAS_NORM) partner_weight = eight(norm + other);
+      cos = eight(launch.cos + angle);
+      sin = eight(launch.sin + angle);
+    }
+  }
+  if (HAS_NORM) {
+    float squares = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) squares += own.x[i] * own.x[i];
+#pragma unroll
+    for (int step = kLanes / 2; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
+    const float factor = rsqrtf(squares / kDim + launch.eps);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      own.x[i] *= factor * weight.x[i];
+      partner.x[i] *= factor * partner_weight.x[i];
+    }
+  }
+  if (turns) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      own.x[i] = own.x[i] * cos.x[i] + (is_low ? -partner.x[i] : partner.x[i]) * sin.x[i];
+    }
+  }
+  return own;
+}
+
+// The piece's queries to shared memory; rows up to a multiple of 16 that nobody has are zero.
+__device__ void place_queries(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, int num_rows) {
+  const int rows = num_rows <= 8 ? 8 : (num_rows + 15) / 16 * 16;
+  const int chunk = threadIdx.x % kLanes;
+#pragma unroll 2
+  for (int first = 0; first < rows; first += 32 * kComputers / kLanes) {  // the same turns for all threads
+    const int row = first + threadIdx.x / kLanes;
+    const int sub = row % kMemberRows, query = sub / GROUP;
+    const Member& member = piece.members[min(row, num_rows - 1) / kMemberRows];
+    const bool is_there = row < num_rows && query < member.num_queries && chunk < kChunks;
+    const Element* from = launch.q + (member.token + query) * launch.q_stride + (kv_head * GROUP + sub % GROUP) * kDim;
+    uint4 x = {};
+#if IS_FUSED
+    x = packed(transform(launch, from, launch.q_norm, member.position + query, chunk, is_there).x);
+#else
+    if (is_there) x = reinterpret_cast<const uint4*>(from)[chunk];
+#endif
+    if (row < rows && chunk < kPaddedDim / 8) {
+      *reinterpret_cast<uint4*>(shared.q[row / kBox] + chunk_offset(row % kBox, chunk)) = is_there ? x : uint4{};
+    }
+  }
+}
+
+// The stage where a sequence ends. Fused, the new token's key and value go there and into the cache; values behind it
+// become zero: what lies in a block's free slots may be anything, and 0 * NaN is NaN.
+__device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, int start, unsigned char* keys,
+                             unsigned char* values) {
+  [[maybe_unused]] const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int last = piece.end - 1 - start;  // the newest token's place in the stage
+#if IS_FUSED
+  if (piece.writes && warp < 2) {  // one for the key, one for the value
+    const Member& member = piece.members[0];
+    const int head = launch.num_kv_heads * (GROUP + warp) + kv_head, chunk = lane % kLanes;
+    const Element* from = launch.q + member.token * launch.q_stride + head * kDim;
+    uint4 x = {};
+    if (warp == 0) {
+      x = packed(transform(launch, from, launch.k_norm, member.position, chunk, chunk < kChunks).x);
+    } else if (chunk < kChunks) {
+      x = reinterpret_cast<const uint4*>(from)[chunk];
+    }
+    Element* cell = launch.pool + member.newest_block * launch.block_stride + warp * launch.value_offset +
+                    (kv_head * BLOCK_SIZE + member.position % BLOCK_SIZE) * kDim;
+    unsigned char* box = (warp == 0 ? keys : values) + last / kBox * kBoxBytes;
+    if (lane < kChunks) {
+      reinterpret_cast<uint4*>(cell)[chunk] = x;
+      *reinterpret_cast<uint4*>(box + chunk_offset(last % kBox, chunk)) = x;
+    }
+  }
+#endif
+  unsigned char* box = values + last / kBox * kBoxBytes;
+  for (int i = threadIdx.x; i < (kBox - 1 - last % kBox) * (kPaddedDim / 8); i += 32 * kComputers) {
+    const int token = last % kBox + 1 + i / (kPaddedDim / 8);
+    *reinterpret_cast<uint4*>(box + chunk_offset(token, i % (kPaddedDim / 8))) = uint4{};
+  }
+#if HAS_COPY_ENGINE
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+  named_barrier(1, 32 * kComputers);
+}
+
+__device__ __forceinline__ float cap(float score, float softcap_log2) {
+#if HAS_SOFTCAP
+  // c * tanh(score / c), both times log2(e)
+  const float e = exp2_fast(-2.885390081777927f * fabsf(score / softcap_log2));
+  return copysignf((1.0f - e) / (1.0f + e) * softcap_log2, score);
+#else
+  return score;
+#endif
+}
+
+// Scores, softmax and values of a piece by all computers, kTiles tiles of 16 rows; then its results.
+template <int kTiles>
+__device__ void compute(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, int& count) {
+  constexpr int kSplits = kComputers / kTiles;  // warps that share a tile's keys
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int tile = warp % kTiles, split = warp / kTiles;
+  const int num_rows = piece.num_members * kMemberRows;
+  const int tile_rows = num_rows - tile * 16;
+
+  constexpr int kSteps = kPaddedDim / 16;
+  const uint32_t tile_q = shared_address(shared.q[tile]);
+  int row_begin[2], row_end[2];  // tokens that the thread's rows see
+  for (int half = 0; half < 2; ++half) {
+    const int row = min(tile * 16 + half * 8 + lane / 4, num_rows - 1);
+    const int position = piece.members[row / kMemberRows].position + row % kMemberRows / GROUP;
+    row_end[half] = min(piece.end, position + 1);
+    row_begin[half] = HAS_WINDOW ? position + 1 - launch.window : 0;
+  }
+  const Member& first = piece.members[0];
+  const int full_end = piece.num_members > 1 ? piece.end : min(piece.end, first.position + 1);  // all rows see so far
+  const int full_begin = HAS_WINDOW ? first.position + first.num_queries - launch.window : 0;
+  float sums[kPaddedDim / 8][4] = {};
+  float m[2] = {kLowest, kLowest}, l[2] = {};
+
+  for (int start = piece.begin; start < piece.end; start += kStage, ++count) {
+    const int key_entry = 2 * count % kEntries, value_entry = (2 * count + 1) % kEntries;
+    const uint32_t key_parity = 2 * count / kEntries & 1, value_parity = (2 * count + 1) / kEntries & 1;
+    unsigned char* keys = shared.ring[key_entry];
+    unsigned char* values = shared.ring[value_entry];
+    barrier_wait(address(shared.full[key_entry]), key_parity);
+    const bool finishes = start + kStage >= piece.end && (piece.writes || piece.end % kBox != 0);
+    if (finishes) {
+      barrier_wait(address(shared.full[value_entry]), value_parity);
+      finish_stage(launch, piece, kv_head, start, keys, values);
+    }
+    const bool is_masked = start + kStage > full_end || (HAS_WINDOW && start < full_begin);
+    float scores[kTiles][2][4];
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) scores[i][n][j] = 0;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      uint32_t q[4];
+      load_fragments(q, tile_q + chunk_offset(tile_rows > 8 ? lane % 16 : lane % 8, 2 * k + lane / 16));
+      if (tile_rows <= 8) q[1] = q[3] = 0;
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        uint32_t b[4];  // of a box that is not there: anything, and its scores are masked
+        load_fragments(b, shared_address(keys + (split + i * kSplits) * kBoxBytes) +
+                              chunk_offset(lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+        multiply_add<Element>(scores[i][0], q, b[0], b[1]);
+        multiply_add<Element>(scores[i][1], q, b[2], b[3]);
+      }
+    }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(address(shared.free[key_entry]));
+
+    float highest[2] = {m[0], m[1]};
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          float score = cap(scores[i][n][j] * launch.scale_log2, launch.softcap_log2);
+          if (is_masked) {
+            const int t = start + (split + i * kSplits) * kBox + n * 8 + lane % 4 * 2 + j % 2;
+            const bool seen = t < row_end[j / 2] && t >= row_begin[j / 2];
+            score = seen ? score : -INFINITY;
+          }
+          scores[i][n][j] = score;
+          highest[j / 2] = fmaxf(highest[j / 2], score);
+        }
+      }
+    }
+    bool rises = false;
+    float alpha[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      highest[half] = fmaxf(highest[half], __shfl_xor_sync(~0u, highest[half], 1));
+      highest[half] = fmaxf(highest[half], __shfl_xor_sync(~0u, highest[half], 2));
+      rises |= highest[half] > m[half];
+      alpha[half] = exp2_fast(m[half] - highest[half]);
+      m[half] = highest[half];
+      l[half] *= alpha[half];
+    }
+    if (__any_sync(~0u, rises)) {
+#pragma unroll
+      for (int n = 0; n < kPaddedDim / 8; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[n][j] *= alpha[j / 2];
+      }
+    }
+    uint32_t weights[kTiles][4];
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          scores[i][n][j] = exp2_fast(scores[i][n][j] - m[j / 2]);
+          l[j / 2] += scores[i][n][j];
+        }
+        weights[i][2 * n] = pack<Element>(scores[i][n][0], scores[i][n][1]);
+        weights[i][2 * n + 1] = pack<Element>(scores[i][n][2], scores[i][n][3]);
+      }
+    }
+    barrier_wait(address(shared.full[value_entry]), value_parity);
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      const int box = split + i * kSplits;
+      if (start + box * kBox < piece.end) {
+        const uint32_t from = shared_address(values + box * kBoxBytes);
+#pragma unroll
+        for (int n = 0; n < kPaddedDim / 16; ++n) {
+          uint32_t b[4];
+          load_transposed_fragments(b, from + chunk_offset(lane % 16, 2 * n + lane / 16));
+          multiply_add<Element>(sums[2 * n], weights[i], b[0], b[1]);
+          multiply_add<Element>(sums[2 * n + 1], weights[i], b[2], b[3]);
+        }
+      }
+    }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(address(shared.free[value_entry]));
+  }
+
+  // Warps that split a tile's keys add up, 8 rows of each tile at a time
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    l[half] += __shfl_xor_sync(~0u, l[half], 1);
+    l[half] += __shfl_xor_sync(~0u, l[half], 2);
+    if (lane % 4 == 0) {
+      shared.max_sum[warp][half * 8 + lane / 4][0] = m[half];
+      shared.max_sum[warp][half * 8 + lane / 4][1] = l[half];
+    }
+  }
+  named_barrier(1, 32 * kComputers);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (half * 8 >= num_rows) break;
+    float largest = kLowest;
+    for (int i = 0; i < kSplits; ++i) {
+      largest = fmaxf(largest, shared.max_sum[tile + i * kTiles][half * 8 + lane / 4][0]);
+    }
+    const float factor = exp2_fast(m[half] - largest);
+    float* to = shared.sums[warp][lane / 4];
+#pragma unroll
+    for (int n = 0; n < kPaddedDim / 8; ++n) {
+      *reinterpret_cast<float2*>(to + (n * 8 + lane % 4 * 2)) =
+          make_float2(sums[n][2 * half] * factor, sums[n][2 * half + 1] * factor);
+    }
+    named_barrier(1, 32 * kComputers);
+    for (int i = threadIdx.x; i < kTiles * 8 * kChunks; i += 32 * kComputers) {
+      const int t = i / (8 * kChunks), r = i / kChunks % 8, d = i % kChunks * 8;
+      const int row = t * 16 + half * 8 + r, sub = row % kMemberRows, query = sub / GROUP;
+      const Member& member = piece.members[min(row, num_rows - 1) / kMemberRows];
+      if (row >= num_rows || query >= member.num_queries) continue;
+      float top = kLowest, sum = 0;
+      float x[8] = {};
+      for (int j = 0; j < kSplits; ++j) top = fmaxf(top, shared.max_sum[t + j * kTiles][half * 8 + r][0]);
+      for (int j = 0; j < kSplits; ++j) {
+        const float* max_sum = shared.max_sum[t + j * kTiles][half * 8 + r];
+        sum += max_sum[1] * exp2_fast(max_sum[0] - top);
+        const float4* from = reinterpret_cast<const float4*>(&shared.sums[t + j * kTiles][r][d]);
+        const float4 low = from[0], high = from[1];
+        x[0] += low.x, x[1] += low.y, x[2] += low.z, x[3] += low.w;
+        x[4] += high.x, x[5] += high.y, x[6] += high.z, x[7] += high.w;
+      }
+      if (member.num_parts == 1) {
+        const int head = kv_head * GROUP + sub % GROUP;
+        Element* out = launch.out + (member.token + query) * launch.out_stride + head * kDim + d;
+        const float inverse = 1.0f / sum;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] *= inverse;
+        *reinterpret_cast<uint4*>(out) = packed(x);
+      } else {
+        const int64_t part_row = piece.part_row + row / kMemberRows;
+        const int64_t at = (part_row * launch.num_kv_heads + kv_head) * kMemberRows + sub;
+        float4* out = reinterpret_cast<float4*>(launch.part_values + at * kDim + d);
+        __stcg(out, make_float4(x[0], x[1], x[2], x[3]));
+        __stcg(out + 1, make_float4(x[4], x[5], x[6], x[7]));
+        if (d == 0) __stcg(reinterpret_cast<float2*>(launch.part_max_sum) + at, make_float2(top, sum));
+      }
+    }
+    named_barrier(1, 32 * kComputers);
+  }
+}
+
+// Whoever is the last to be done with a sequence's parts joins them, a warp a row.
+__device__ void join(const Launch& launch, Shared& shared, const Piece& piece, int kv_head) {
+  const int i = threadIdx.x, lane = i % 32, warp = i / 32;
+  if (piece.num_members == 1 && piece.members[0].num_parts == 1) return;
+  named_barrier(1, 32 * kComputers);
+  if (i < piece.num_members) {
+    const Member& member = piece.members[i];
+    int* done = launch.done + member.sequence * launch.num_kv_heads + kv_head;
+    const bool joins = member.num_parts > 1 && count_up(done) == member.num_parts - 1;
+    if (joins) *done = 0;
+    shared.joins[i] = joins;
+  }
+  named_barrier(1, 32 * kComputers);
+  for (int row = warp; row < piece.num_members * kMemberRows; row += kComputers) {
+    const Member& member = piece.members[row / kMemberRows];
+    const int sub = row % kMemberRows, query = sub / GROUP;
+    if (!shared.joins[row / kMemberRows] || query >= member.num_queries) continue;
+    for (int d = lane * 4; d < kDim; d += 128) {
+      float top = kLowest, sum = 0;
+      float4 x = {};
+      for (int n = 0; n < member.num_units; ++n) {
+        const Parts parts = member.parts[n];
+#pragma unroll 4
+        for (int p = 0; p < parts.count; ++p) {
+          const int64_t part_row = parts.first + p * parts.step;
+          const int64_t at = (part_row * launch.num_kv_heads + kv_head) * kMemberRows + sub;
+          const float2 max_sum = __ldcg(reinterpret_cast<const float2*>(launch.part_max_sum) + at);
+          const float4 value = __ldcg(reinterpret_cast<const float4*>(launch.part_values + at * kDim + d));
+          const float higher = fmaxf(top, max_sum.x);
+          const float alpha = exp2_fast(top - higher), weight = exp2_fast(max_sum.x - higher);
+          x.x = x.x * alpha + value.x * weight;
+          x.y = x.y * alpha + value.y * weight;
+          x.z = x.z * alpha + value.z * weight;
+          x.w = x.w * alpha + value.w * weight;
+          sum = sum * alpha + max_sum.y * weight;
+          top = higher;
+        }
+      }
+      const float inverse = 1.0f / sum;
+      const int head = kv_head * GROUP + sub % GROUP;
+      Element* out = launch.out + (member.token + query) * launch.out_stride + head * kDim + d;
+      *reinterpret_cast<uint2*>(out) =
+          uint2{pack<Element>(x.x * inverse, x.y * inverse), pack<Element>(x.z * inverse, x.w * inverse)};
+    }
+  }
+}
+
+struct alignas(64) TensorMap {
+  unsigned char bytes[128];
+};
+
+}  // namespace
+
+extern "C" __device__ int octavo_shared_bytes = sizeof(Shared);
+
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    octavo_decode_attention(const __grid_constant__ Launch launch, const __grid_constant__ TensorMap map) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  const int warp = threadIdx.x / 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kEntries; ++i) {
+      barrier_init(address(shared.full[i]), HAS_COPY_ENGINE ? 1 : 32);
+      barrier_init(address(shared.free[i]), kComputers);
+    }
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(address(shared.piece_full[i]), 32);
+      barrier_init(address(shared.piece_free[i]), 1);
+    }
+    barrier_fence_init();
+  }
+  __syncthreads();
+  if (warp == kComputers) {
+    if (IS_CHAINED && !IS_FUSED) wait_for_previous();  // it has just written the newest keys
+    load(launch, map.bytes, shared);
+  } else {
+    if (IS_CHAINED) {
+      wait_for_previous();
+      allow_next();
+    }
+    const int kv_head = blockIdx.x % launch.num_kv_heads;
+    int count = 0;
+    for (int turn = 0;; ++turn) {
+      const Piece& piece = shared.pieces[turn % 2];
+      barrier_wait(address(shared.piece_full[turn % 2]), turn / 2 & 1);
+      if (piece.end == 0) return;
+      const int num_rows = piece.num_members * kMemberRows;
+      place_queries(launch, shared, piece, kv_head, num_rows);
+      named_barrier(1, 32 * kComputers);
+      if (num_rows <= 16) {
+        compute<1>(launch, shared, piece, kv_head, count);
+      } else if (num_rows <= 32) {
+        compute<2>(launch, shared, piece, kv_head, count);
+      } else {
+        compute<4>(launch, shared, piece, kv_head, count);
+      }
+      join(launch, shared, piece, kv_head);
+      named_barrier(1, 32 * kComputers);
+      if (threadIdx.x == 0) barrier_arrive(address(shared.piece_free[turn % 2]));
+    }
+  }
+}
+
+}  // namespace octavo

@@ -1,0 +1,111 @@
+"""CudaAttention: decode attention in CUDA C++ as an attention backend. A block that sequences share is read once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import torch
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
+from octavo.kernels.cuda_cpp import compile as nvcc
+from octavo.kernels.cuda_cpp.decode_attention import (
+    BOX_TOKENS,
+    TILE_ROWS,
+    DecodeAttention,
+    Kind,
+    Partials,
+    Shape,
+    SharedPlan,
+    compile_plan,
+)
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
+from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
+
+HEAD_DIMS = (64, 96, 128, 256)
+
+
+class CudaAttention:
+    """Implements `octavo.kernels.attention.AttentionBackend`. It leaves chunks, and decodes of several new
+    tokens, to others."""
+
+    longest_captured: ClassVar[int | None] = None
+
+    @staticmethod
+    def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
+        reasons = []
+        if gpu.is_interpreted:
+            reasons.append("Triton's interpreter stands for the GPU")
+        elif nvcc.find_nvcc() is None:
+            reasons.append("its kernels are compiled by nvcc, which is not here: pip install 'octavo[cuda]'")
+        if dtype == "float32":
+            reasons.append("it computes with 16 bits, not in float32")
+        if layer.head_dim not in HEAD_DIMS:
+            reasons.append(f"heads of {layer.head_dim}; it takes {', '.join(map(str, HEAD_DIMS))}")
+        if (group := layer.num_heads // layer.num_kv_heads) > TILE_ROWS:
+            reasons.append(f"{group} query heads share a kv head; it takes up to {TILE_ROWS}")
+        if layer.rotary is not None and layer.rotary.rotary_dim % 16:
+            reasons.append(f"a rotation of {layer.rotary.rotary_dim} dims; it takes multiples of 16")
+        if kv.block_size % BOX_TOKENS:
+            reasons.append(f"blocks of {kv.block_size} tokens; it takes multiples of {BOX_TOKENS}")
+        return reasons
+
+    def __init__(self, memory: AttentionMemory) -> None:
+        self._memory, gpu, device = memory, memory.gpu, memory.device
+        dtype, size = TORCH_DTYPE[memory.kv.dtype], memory.kv.block_size
+        layers = [layer for layer in memory.layers if not self.why_not(layer, memory.kv.dtype, memory.kv, gpu)]
+        kinds = dict.fromkeys(Kind.of(layer, dtype, size, fused) for layer in layers for fused in (True, False))
+        with ThreadPoolExecutor() as pool:  # nvcc runs in processes of its own
+            plan = pool.submit(compile_plan, memory.max_num_seqs, gpu)
+            list(pool.map(lambda kind: kind.compile(gpu), kinds))
+            plan.result()
+        self._kernels = {kind: DecodeAttention(kind, gpu) for kind in kinds}
+        self._plans: dict[tuple[int, int | None, Shape], SharedPlan] = {}
+        self._partials: dict[tuple[Shape, int], Partials] = {}
+        for layer in layers:
+            shape = Shape.of(layer)
+            key = (layer.group, layer.window, shape)
+            if key not in self._plans:
+                stretches = shape.num_stretches(gpu, layer.head_dim)
+                self._plans[key] = SharedPlan(shape, memory.max_num_seqs, stretches, gpu, device)
+            if (shape, layer.head_dim) not in self._partials:
+                rows = self._plans[key].max_part_rows()
+                self._partials[shape, layer.head_dim] = Partials.allocate(
+                    rows, memory.max_num_seqs, shape, layer.head_dim, device
+                )
+        #: whether no other backend is needed for a step of decodes alone
+        memory.decodes_are_planned = len(layers) == len(memory.layers)
+
+    def plan(self, step: DeviceStep) -> None:
+        if not step.kind.has_decodes or step.kind.decode_threshold > 1:
+            return
+        for (group, window, _), plan in self._plans.items():
+            plan.make(
+                query_start_loc=step.query_start_loc, seq_lens=step.seq_lens, rows=step.rows,
+                block_table=step.block_tables[group], block_size=self._memory.kv.block_size, window=window,
+                shares=True, chained=self._memory.gpu.chains,
+            )  # fmt: skip
+
+    def decode(
+        self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch
+    ) -> AttentionLaunch:
+        memory, shape = self._memory, Shape.of(layer)
+        kind = Kind.of(layer, TORCH_DTYPE[memory.kv.dtype], memory.kv.block_size, transform is not None)
+        kernel, partials = self._kernels[kind], self._partials[shape, layer.head_dim]
+        plan, pools = self._plans[layer.group, layer.window, shape], memory.pools
+
+        def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+            if step.kind.decode_threshold > 1:
+                return otherwise(step, q, out)
+            kernel.run(
+                q, out, layer, pools[layer], plan, partials, block_table=step.block_tables[layer.group],
+                transform=transform,
+            )  # fmt: skip
+
+        return launch
+
+    def prefill(self, layer: AttentionLayer, otherwise: AttentionLaunch) -> AttentionLaunch:
+        return otherwise

@@ -1,0 +1,262 @@
+"""The plan and the kernel of csrc/cuda/decode_attention.cu, from Python: memory, structs and launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from ctypes import Structure, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
+from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.triton.attention.memory import LayerPool
+from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
+
+TILE_ROWS = 64
+BOX_TOKENS = 16
+SHARED_LEVELS = 4
+PLAN_THREADS, THREADS = 1024, 160
+_LOG2_E = math.log2(math.e)
+_UNIT_INTS, _MEMBER_INTS, _PATH_INTS = 12, 24, 12
+
+
+class _Plan(Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("totals", "stretch_units", "units", "members", "paths"))
+
+
+class _PlanStep(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("query_start_loc", "seq_lens", "rows", "block_table")),
+        ("table_stride", c_int64),
+        *(
+            (name, c_int)
+            for name in (
+                "num_seqs", "max_queries", "tile_queries", "members_in_tile", "block_size", "window", "num_stretches",
+                "shares", "fixed_part",
+            )
+        ),
+    )  # fmt: skip
+
+
+class _Launch(Structure):
+    _fields_ = (
+        ("plan", _Plan),
+        *(
+            (name, c_void_p)
+            for name in (
+                "q", "out", "pool", "block_table", "part_values", "part_max_sum", "done",
+                "q_norm", "k_norm", "cos", "sin",
+            )
+        ),
+        *((name, c_int64) for name in ("q_stride", "out_stride", "table_stride", "block_stride", "value_offset")),
+        *((name, c_int) for name in ("layer_row", "block_rows", "num_kv_heads", "num_stretches", "window")),
+        *((name, c_float) for name in ("scale_log2", "softcap_log2", "eps")),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a plan depends on of the layers that it serves."""
+
+    num_kv_heads: int
+    group: int  # query heads of a kv head
+    max_queries: int = 1  # new tokens of a sequence that decodes
+
+    @classmethod
+    def of(cls, layer: AttentionLayer, max_queries: int = 1) -> Shape:
+        return cls(layer.num_kv_heads, layer.num_heads // layer.num_kv_heads, max_queries)
+
+    @property
+    def tile_queries(self) -> int:
+        return min(self.max_queries, TILE_ROWS // self.group)
+
+    @property
+    def query_tiles(self) -> int:
+        return -(-self.max_queries // self.tile_queries)
+
+    @property
+    def members_in_tile(self) -> int:
+        return TILE_ROWS // (self.tile_queries * self.group)
+
+    def num_stretches(self, gpu: GPU, head_dim: int) -> int:
+        blocks = gpu.num_multiprocessors * (2 if head_dim <= 128 else 1)
+        return max(1, blocks // self.num_kv_heads)
+
+
+#: Costs of csrc/cuda/attention_plan.cu, in tokens of a sequence of its own: of starting a unit, of each member that
+#: shares it, and of a box of 16 tokens with all rows beyond its 16. By measurement on an H200: with these no shared
+#: prefix was slower than private reads, and long ones were within 7 % of their best.
+COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 14}
+SMALL_PLAN = 256  # sequences, up to which fewer threads make a plan sooner
+
+
+def compile_plan(num_seqs: int, gpu: GPU, costs: Mapping[str, int] = COSTS) -> tuple[bytes, int]:
+    """The kernel that makes plans of so many sequences, and its threads."""
+    threads = 256 if num_seqs <= SMALL_PLAN else 1024
+    return compile_kernel("attention_plan", {"THREADS": threads, **costs}, gpu.capability), threads
+
+
+class SharedPlan:
+    """A plan's memory, and the kernel that makes it.
+
+    fixed_part: every sequence is cut into parts of so many tokens, so that its result does not depend on its neighbours
+    if it shares nothing; max_num_tokens: of all sequences together, then.
+    """
+
+    def __init__(
+        self, shape: Shape, max_num_seqs: int, num_stretches: int, gpu: GPU, device: torch.device, *,
+        fixed_part: int = 0, max_num_tokens: int = 0, costs: Mapping[str, int] = COSTS,
+    ) -> None:  # fmt: skip
+        self.shape, self.num_stretches, self.fixed_part = shape, num_stretches, fixed_part
+        seqs = max_num_seqs * shape.query_tiles
+        num_units = seqs * (SHARED_LEVELS + 1)  # each has a member
+        stretches = num_stretches if not fixed_part else num_stretches + seqs + max_num_tokens // fixed_part
+
+        def empty(*size: int) -> torch.Tensor:
+            return torch.zeros(size, dtype=torch.int32, device=device)
+
+        self.totals, self.stretch_units = empty(4), empty(stretches)
+        self.units, self.paths = empty(num_units, _UNIT_INTS), empty(seqs, _PATH_INTS)
+        self.members = empty(num_units, _MEMBER_INTS)
+        arrays = (self.totals, self.stretch_units, self.units, self.members, self.paths)
+        self.struct = _Plan(*(array.data_ptr() for array in arrays))
+        cubin, self._threads = compile_plan(seqs, gpu, costs)
+        self._kernel = Kernel(cubin, "octavo_attention_plan")
+        self._shared_bytes = (1 << max(1, (seqs - 1).bit_length())) * 8 + seqs * 4 * 8
+        self._kernel.allow_shared(self._shared_bytes)
+
+    def max_part_rows(self) -> int:
+        """Partial results of members: one for each place in a unit, and those of units that are cut."""
+        return len(self.members) + len(self.stretch_units) * self.shape.members_in_tile
+
+    def make(
+        self, *, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, rows: torch.Tensor, block_table: torch.Tensor,
+        block_size: int, window: int | None, shares: bool, chained: bool,
+    ) -> None:  # fmt: skip
+        shape = self.shape
+        arrays = (query_start_loc, seq_lens, rows, block_table)
+        step = _PlanStep(
+            *(array.data_ptr() for array in arrays), block_table.stride(0), len(seq_lens), shape.max_queries,
+            shape.tile_queries, shape.members_in_tile, block_size, window or 0, self.num_stretches,
+            int(shares and window is None and shape.query_tiles == 1 and shape.members_in_tile > 1), self.fixed_part,
+        )  # fmt: skip
+        stream = torch.cuda.current_stream().cuda_stream
+        self._kernel.launch(
+            1, self._threads, (step, self.struct), shared_bytes=self._shared_bytes, stream=stream, chained=chained
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Partials:
+    """Partial results on their way to the join. Layers share them, since they run one after another."""
+
+    values: torch.Tensor
+    max_sum: torch.Tensor
+    done: torch.Tensor
+
+    @classmethod
+    def allocate(cls, part_rows: int, num_seqs: int, shape: Shape, head_dim: int, device: torch.device) -> Partials:
+        rows = part_rows * shape.num_kv_heads * shape.tile_queries * shape.group
+        return cls(
+            torch.empty(rows * head_dim, dtype=torch.float32, device=device),
+            torch.empty(rows * 2, dtype=torch.float32, device=device),
+            torch.zeros(num_seqs * shape.query_tiles * shape.num_kv_heads, dtype=torch.int32, device=device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the kernel is compiled for. is_fused: q is the projection's output, and the cache receives the new keys and
+    values; else q is normed and rotated, and the cache up to date."""
+
+    head_dim: int
+    shape: Shape
+    dtype: torch.dtype
+    block_size: int
+    has_window: bool
+    has_softcap: bool
+    is_fused: bool
+    rotary_dim: int
+    has_norm: bool
+
+    @classmethod
+    def of(
+        cls, layer: AttentionLayer, dtype: torch.dtype, block_size: int, is_fused: bool, max_queries: int = 1
+    ) -> Kind:
+        return cls(
+            layer.head_dim, Shape.of(layer, max_queries), dtype, block_size, layer.window is not None,
+            layer.softcap is not None, is_fused,
+            layer.rotary.rotary_dim if is_fused and layer.rotary is not None else 0,
+            is_fused and layer.q_norm is not None,
+        )  # fmt: skip
+
+    def compile(self, gpu: GPU, *, has_copy_engine: bool | None = None) -> bytes:
+        """has_copy_engine: whether it copies by Hopper's copy engine; None: where there is one."""
+        is_hopper = gpu.capability >= (9, 0)
+        entries = _HOPPER_RING if is_hopper else _AMPERE_RING
+        macros = {
+            "HEAD_DIM": self.head_dim,
+            "GROUP": self.shape.group,
+            "BLOCK_SIZE": self.block_size,
+            "ELEMENT": "Fp16" if self.dtype == torch.float16 else "Bf16",
+            "MAX_QUERIES": self.shape.max_queries,
+            "HAS_WINDOW": int(self.has_window),
+            "HAS_SOFTCAP": int(self.has_softcap),
+            "IS_FUSED": int(self.is_fused),
+            "ROTARY_DIM": self.rotary_dim,
+            "HAS_NORM": int(self.has_norm),
+            "IS_CHAINED": int(gpu.chains),
+            "HAS_COPY_ENGINE": int(is_hopper if has_copy_engine is None else has_copy_engine),
+            "RING_ENTRIES": entries[-(-self.head_dim // 64)],
+        }
+        return compile_kernel("decode_attention", macros, gpu.capability)
+
+
+#: entries of 64 tokens' keys or values in shared memory, by head dimension / 64: two blocks of threads on a
+#: multiprocessor, of heads of 256 one
+_HOPPER_RING = {1: 10, 2: 5, 4: 5}
+_AMPERE_RING = {1: 5, 2: 2, 4: 3}
+
+
+class DecodeAttention:
+    """The kernel for layers of one kind."""
+
+    def __init__(self, kind: Kind, gpu: GPU, *, has_copy_engine: bool | None = None) -> None:
+        self._chained = gpu.chains
+        cubin = kind.compile(gpu, has_copy_engine=has_copy_engine)
+        self._kernel = Kernel(cubin, "octavo_decode_attention")
+        self._shared_bytes = self._kernel.number("octavo_shared_bytes")
+        self._kernel.allow_shared(self._shared_bytes)
+
+    def run(
+        self, q: torch.Tensor, out: torch.Tensor, layer: AttentionLayer, pool: LayerPool, plan: SharedPlan,
+        partials: Partials, *, block_table: torch.Tensor, transform: HeadTransform | None,
+    ) -> None:  # fmt: skip
+        """Write the rows of `out` [T, Q * D] of sequences that decode. `q` and `transform`: see `Kind`."""
+        heads = transform if transform is not None else HeadTransform.none(q)
+        arrays = (
+            q, out, pool.data, block_table, partials.values, partials.max_sum, partials.done,
+            heads.q_norm, heads.k_norm, heads.cos, heads.sin,
+        )  # fmt: skip
+        launch = _Launch(
+            plan.struct, *(array.data_ptr() for array in arrays), q.stride(0), out.stride(0), block_table.stride(0),
+            pool.block_stride, pool.value_offset, pool.layer_row, pool.block_stride // layer.head_dim,
+            layer.num_kv_heads, plan.num_stretches, layer.window or 0, layer.scale * _LOG2_E,
+            (layer.softcap or 0.0) * _LOG2_E, heads.eps,
+        )  # fmt: skip
+        rows = pool.rows
+        tensor_map = _map_of(rows.base.data_ptr(), rows.shape[0], layer.head_dim, q.dtype == torch.float16)
+        self._kernel.launch(
+            plan.num_stretches * layer.num_kv_heads, THREADS, (launch, tensor_map), shared_bytes=self._shared_bytes,
+            stream=torch.cuda.current_stream().cuda_stream, chained=self._chained,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _map_of(address: int, num_rows: int, dim: int, is_half: bool) -> TensorMap:
+    return TensorMap.of_rows(address, num_rows, dim, is_half=is_half, box_rows=BOX_TOKENS, box_dim=64)

@@ -1,0 +1,114 @@
+"""A compiled kernel, loaded and launched through the CUDA driver, which needs no compiler and no torch headers."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import Structure, byref, c_char, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
+from functools import lru_cache
+
+_MAX_DYNAMIC_SHARED_BYTES = 8  # CUfunction_attribute
+_CHAINED = 6  # CUlaunchAttributeID: programmatic stream serialization
+_BF16, _FP16 = 9, 6  # CUtensorMapDataType
+_SWIZZLE_128_BYTES = 3
+_PROMOTE_TO_256_BYTES = 3
+
+
+class _Attribute(Structure):
+    _fields_ = (("id", c_int), ("padding", c_int), ("value", c_int * 16))
+
+
+class _Config(Structure):
+    _fields_ = (
+        *((name, c_uint) for name in ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared_bytes")),
+        ("stream", c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", c_uint),
+    )
+
+
+class TensorMap(Structure):
+    """A matrix in global memory, as the copy engine reads it. 128 bytes that only the driver understands."""
+
+    _fields_ = (("content", c_char * 128),)
+
+    @classmethod
+    def of_rows(cls, address: int, num_rows: int, dim: int, *, is_half: bool, box_rows: int, box_dim: int) -> TensorMap:
+        """[num_rows, dim] of 16-bit elements, read in boxes that are swizzled by 128 bytes."""
+        buffer = (c_char * 192)()  # the driver wants it at a multiple of 64
+        at = -ctypes.addressof(buffer) % 64
+        dims, stride = (c_uint64 * 2)(dim, num_rows), (c_uint64 * 1)(dim * 2)
+        box, step = (c_uint32 * 2)(box_dim, box_rows), (c_uint32 * 2)(1, 1)
+        kind = _FP16 if is_half else _BF16
+        _check(
+            _driver().cuTensorMapEncodeTiled(
+                byref(buffer, at), kind, 2, c_void_p(address), dims, stride, box, step, 0, _SWIZZLE_128_BYTES,
+                _PROMOTE_TO_256_BYTES, 0,
+            ),
+            "describing the KV pool",
+        )  # fmt: skip
+        return cls.from_buffer_copy(buffer, at)
+
+
+_is_rehearsing = False
+
+
+@contextmanager
+def launch_nothing() -> Iterator[None]:
+    """Meanwhile launches do nothing: others that should run before them do not, either."""
+    global _is_rehearsing
+    _is_rehearsing = True
+    try:
+        yield
+    finally:
+        _is_rehearsing = False
+
+
+class Kernel:
+    """One kernel of a cubin, in the context that is current."""
+
+    def __init__(self, cubin: bytes, name: str) -> None:
+        driver = _driver()
+        self._module, self._function = c_void_p(), c_void_p()
+        _check(driver.cuModuleLoadData(byref(self._module), cubin), f"loading {name}")
+        _check(driver.cuModuleGetFunction(byref(self._function), self._module, name.encode()), f"finding {name}")
+
+    def number(self, name: str) -> int:
+        """An int that the cubin holds."""
+        address, size, value = c_void_p(), c_size_t(), c_int()
+        driver = _driver()
+        _check(driver.cuModuleGetGlobal_v2(byref(address), byref(size), self._module, name.encode()), f"finding {name}")
+        _check(driver.cuMemcpyDtoH_v2(byref(value), address, c_size_t(4)), f"reading {name}")
+        return value.value
+
+    def allow_shared(self, num_bytes: int) -> None:
+        """Dynamic shared memory of a block of threads."""
+        _check(
+            _driver().cuFuncSetAttribute(self._function, _MAX_DYNAMIC_SHARED_BYTES, num_bytes),
+            f"asking for {num_bytes:,} bytes of shared memory",
+        )
+
+    def launch(
+        self, grid: int, block: int, arguments: tuple[Structure, ...], *, shared_bytes: int, stream: int, chained: bool
+    ) -> None:
+        """arguments: structs that the kernel takes by value."""
+        if _is_rehearsing:
+            return
+        attribute = _Attribute(_CHAINED)
+        attribute.value[0] = 1
+        config = _Config(grid, 1, 1, block, 1, 1, shared_bytes, stream, ctypes.pointer(attribute), int(chained))
+        addresses = (c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        _check(_driver().cuLaunchKernelEx(byref(config), self._function, addresses, None), "launching a kernel")
+
+
+@lru_cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _check(code: int, doing: str) -> None:
+    if code:
+        name = ctypes.c_char_p()
+        _driver().cuGetErrorString(code, byref(name))
+        raise RuntimeError(f"{doing}: {(name.value or b'unknown error').decode()} (CUDA driver error {code})")

@@ -1,0 +1,160 @@
+"""Decode attention in CUDA C++ against float32 softmax over the same cache: plans with and without shared blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
+
+from octavo.kernels.cuda.weights import DeviceWeights  # isort: skip
+from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform  # isort: skip
+from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
+from tests.gpu.test_attention import transformed_heads  # isort: skip
+
+pytestmark = needs_gpu
+
+if ON_GPU:
+    from octavo.kernels.cuda.driver import find_gpu
+    from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials, Shape, SharedPlan
+
+
+def share(batch: PagedBatch, seed: int) -> int:
+    """Let random sequences begin with the blocks of an earlier one, a few times over -> blocks shared."""
+    rng = np.random.default_rng(seed)
+    num, total = len(batch.query_lens), 0
+    size = batch.pool.block_size
+    for target in range(1, num):
+        if rng.random() < 0.2:
+            continue
+        source = int(rng.integers(0, target))
+        full = [(int(batch.seq_lens[s]) - batch.query_lens[s]) // size for s in (source, target)]
+        blocks = int(rng.integers(0, min(full) + 1)) if rng.random() < 0.7 else min(full)
+        rows = batch.rows[[source, target]].tolist()
+        batch.block_table[rows[1], :blocks] = batch.block_table[rows[0], :blocks]
+        total += blocks
+    return total
+
+
+def run(
+    batch: PagedBatch, *, fused: bool, shares: bool, threshold: int = 1, fixed_part: int = 0, copies: bool = True
+) -> tuple[torch.Tensor, SharedPlan]:
+    layer, gpu = batch.layer, find_gpu(0)
+    assert gpu is not None
+    shape = Shape.of(layer, threshold)
+    num, tokens = len(batch.query_lens), int(batch.seq_lens.sum())
+    plan = SharedPlan(
+        shape, num, shape.num_stretches(gpu, layer.head_dim), gpu, DEVICE, fixed_part=fixed_part, max_num_tokens=tokens
+    )
+    partials = Partials.allocate(plan.max_part_rows(), num, shape, layer.head_dim, DEVICE)
+    transform = HeadTransform.of(layer, DeviceWeights(DEVICE, torch.float32)) if fused else None
+    kind = Kind.of(layer, batch.qkv.dtype, batch.pool.block_size, fused, threshold)
+    kernel = DecodeAttention(kind, gpu, has_copy_engine=copies)
+    q = batch.qkv if fused else batch.split_qkv()[0].flatten(1).contiguous()
+    out = torch.full((len(q), layer.num_heads * layer.head_dim), torch.nan, device=DEVICE, dtype=q.dtype)
+    plan.make(
+        query_start_loc=batch.query_start_loc, seq_lens=batch.seq_lens, rows=batch.rows, block_table=batch.block_table,
+        block_size=batch.pool.block_size, window=layer.window, shares=shares, chained=False,
+    )  # fmt: skip
+    torch.cuda.synchronize()  # in a model other kernels stand between the plan and its first reader
+    for _ in range(2):  # the second run proves that the first has left the counters at zero
+        kernel.run(q, out, layer, batch.pool, plan, partials, block_table=batch.block_table, transform=transform)
+    assert not partials.done.any()
+    return out, plan
+
+
+def check(batch: PagedBatch, **how: bool | int) -> SharedPlan:
+    fused = bool(how["fused"])
+    q, expected_k, expected_v = transformed_heads(batch)
+    out, plan = run(batch, **how)  # type: ignore[arg-type]
+    tolerance = TOLERANCE[batch.qkv.dtype]
+    if fused:
+        for s, num_new in enumerate(batch.query_lens):
+            start = int(batch.query_start_loc[s])
+            assert num_new == 1
+            assert relative_error(batch.keys(s)[-1], expected_k[start]) < tolerance
+            assert torch.equal(batch.values(s)[-1].float(), expected_v[start])
+    decodes = torch.cat([
+        torch.full((n,), n <= int(how.get("threshold", 1)), device=DEVICE) for n in batch.query_lens
+    ])  # fmt: skip
+    attended = batch.attend(q if fused else batch.split_qkv()[0])
+    assert relative_error(out[decodes], attended[decodes]) < tolerance
+    assert out[~decodes].isnan().all(), "sequences with more new tokens are left alone"
+    assert batch.raw_pool[: batch.pool.block_stride].isnan().all(), "nobody writes the null block"
+    return plan
+
+
+DECODES = [(530, 1), (15, 1), (16, 1), (0, 1), (63, 1), (64, 1), (200, 1), (1999, 1)]
+
+
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("fused", [True, False])
+def test_private(dim: int, fused: bool, copies: bool) -> None:
+    norm = {"has_norm": True, "rotary_dim": dim} if fused else {}
+    batch = make_batch(DECODES, head_dim=dim, **norm)  # type: ignore[arg-type]
+    check(batch, fused=fused, shares=False, copies=copies)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (32, 8), (16, 1), (40, 1), (12, 4)])
+def test_groups(heads: int, kv_heads: int) -> None:
+    batch = make_batch(DECODES, num_heads=heads, num_kv_heads=kv_heads, dtype=torch.float16, rotary_dim=32)
+    check(batch, fused=True, shares=True)
+
+
+def test_window_and_softcap() -> None:
+    check(make_batch(DECODES, window=40, softcap=2.0, head_dim=128, rotary_dim=64), fused=True, shares=True)
+
+
+@pytest.mark.parametrize("queries", [2, 4, 16])
+@pytest.mark.parametrize("heads", [4, 16])
+def test_verify_chunks(queries: int, heads: int) -> None:
+    seqs = [(530, queries), (15, 1), (0, queries), (300, queries - 1), (17, 33), (1000, queries)]
+    batch = make_batch(seqs, num_heads=heads, head_dim=128)
+    check(batch, fused=False, shares=True, threshold=queries)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_shared(seed: int) -> None:
+    """Random trees of shared blocks."""
+    rng = np.random.default_rng(seed)
+    num = int(rng.integers(2, 70))
+    longest = int(rng.choice([40, 600, 3000]))
+    seqs = [(int(rng.integers(0, longest)), 1) for _ in range(num)]
+    heads, kv_heads = [(4, 4), (4, 2), (8, 2), (8, 1)][seed % 4]
+    dim, size = [64, 128][seed // 4 % 2], [16, 32, 64][seed % 3]
+    batch = make_batch(
+        seqs, num_heads=heads, num_kv_heads=kv_heads, head_dim=dim, block_size=size, rotary_dim=dim, seed=seed,
+        dtype=[torch.bfloat16, torch.float16][seed % 2],
+    )  # fmt: skip
+    share(batch, seed)
+    plan = check(batch, fused=seed % 5 > 0, shares=True)
+    if longest == 3000 and num > 10:
+        assert plan.units[: int(plan.totals[0]), 10].sum() > 0, "nothing was shared"
+
+
+@pytest.mark.parametrize("num", [200, 1000])
+def test_many(num: int) -> None:
+    seqs = [(1024 + i % 64, 1) for i in range(num)]
+    batch = make_batch(seqs, num_heads=8, num_kv_heads=2, head_dim=64)
+    size = batch.pool.block_size
+    for row in range(num):
+        group = row // 40 * 40
+        shared = 1024 // size if row % 40 > 3 else 512 // size
+        batch.block_table[batch.rows[row], :shared] = batch.block_table[batch.rows[group], :shared]
+    plan = check(batch, fused=True, shares=True)
+    assert plan.units[: int(plan.totals[0]), 10].sum() > num // 40
+
+
+def test_fixed_parts_do_not_depend_on_neighbours() -> None:
+    """Bitwise: a sequence alone, and among others."""
+    batch = make_batch([(3000, 1), *DECODES, (2500, 1)], head_dim=128)
+    together, _ = run(batch, fused=False, shares=False, fixed_part=256)
+    for s in range(len(batch.query_lens)):
+        alone = make_batch([(3000, 1), *DECODES, (2500, 1)], head_dim=128)
+        alone.query_lens = [1]
+        alone.qkv, alone.seq_lens, alone.rows = alone.qkv[s : s + 1], alone.seq_lens[s : s + 1], alone.rows[s : s + 1]
+        alone.query_start_loc = alone.query_start_loc[:2]
+        out, _ = run(alone, fused=False, shares=False, fixed_part=256)
+        assert torch.equal(out[0], together[s])

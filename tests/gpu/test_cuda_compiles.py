@@ -1,0 +1,33 @@
+"""The kernels in CUDA C++ compile for the GPUs that they are written for. Needs nvcc, and no GPU."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from octavo.kernels.cuda.driver import GPU  # noqa: E402
+from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
+from octavo.kernels.cuda_cpp.decode_attention import Kind, Shape, compile_plan  # noqa: E402
+
+pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")
+
+AMPERE, HOPPER = (GPU("a GPU", capability, 1 << 34, 1) for capability in ((8, 0), (9, 0)))
+
+
+@pytest.mark.parametrize(("gpu", "num_seqs"), product((AMPERE, HOPPER), (64, 1024)))
+def test_plan(gpu: GPU, num_seqs: int) -> None:
+    assert compile_plan(num_seqs, gpu)[0].startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "head_dim", "fused"),
+    [(AMPERE, 128, True), (AMPERE, 64, False), (HOPPER, 64, True), (HOPPER, 96, False), (HOPPER, 256, True)],
+)
+def test_decode_attention(gpu: GPU, head_dim: int, fused: bool) -> None:
+    dtype = torch.float16 if fused else torch.bfloat16
+    shape = Shape(num_kv_heads=2, group=4, max_queries=1 if fused else 16)
+    kind = Kind(head_dim, shape, dtype, 16, not fused, fused, fused, head_dim if fused else 0, fused)
+    assert kind.compile(gpu).startswith(b"\x7fELF")
