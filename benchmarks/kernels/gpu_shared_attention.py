@@ -8,7 +8,6 @@ Bytes a second count every key and value that a sequence sees once for each sequ
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from benchmarks.kernels.gpu_attention import BF16, CUDA, Case, decode_us, make_c
 from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.cuda.driver import find_gpu
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.cuda_cpp.decode_attention import COSTS, DecodeAttention, Kind, Partials, Shape, SharedPlan
+from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials, Shape, SharedPlan
 from octavo.kernels.triton.attention.hopper_decode import HopperDecode
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
@@ -42,7 +41,6 @@ def shared_us(
     prefix: int = 0,
     rows: int = 0,
     with_plan: bool = False,
-    costs: Mapping[str, int] = COSTS,
 ) -> float:
     """rows sequences in a group have their first `prefix` tokens in common."""
     assert GPU is not None
@@ -54,7 +52,7 @@ def shared_us(
                 table[s, : prefix // 16] = table[s // rows * rows, : prefix // 16]
     layer, shape = case.layer, Shape.of(case.layer)
     num = len(lens)
-    plan = SharedPlan(shape, num, shape.num_stretches(GPU, dim), GPU, CUDA, costs=costs)
+    plan = SharedPlan(shape, num, shape.num_stretches(GPU, dim), GPU, CUDA)
     partials = Partials.allocate(plan.max_part_rows(), num, shape, dim, CUDA)
     transform = HeadTransform.of(layer, DeviceWeights(CUDA, BF16))
     kernel = DecodeAttention(Kind.of(layer, BF16, 16, is_fused=True), GPU)

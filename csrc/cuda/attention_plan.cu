@@ -128,8 +128,7 @@ __device__ void sort(uint64_t* keys, int size) {
   }
 }
 
-// What a box of a unit's tokens costs. By measurement on an H200: 64 rows take 2.2 times as long as a few, since their
-// products take longer than the reads.
+// What a box of a unit's tokens costs: with many rows its products may take longer than its reads (WIDE_COST).
 __device__ int box_cost(const PlanStep& step, int members) {
   const bool is_wide = members > 1 || step.members_in_tile == 1;
   return kBox + (is_wide && step.fixed_part == 0 ? WIDE_COST * members / step.members_in_tile : 0);

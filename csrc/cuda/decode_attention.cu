@@ -12,12 +12,13 @@
 //       a part of the ring's tokens: scores = Q K^T, online softmax, sums += P V; tensor cores, 16 x 16 at a time
 //       at its end: a result, or a partial one; the last of a sequence's parts to be done joins them all
 //
-//   rows of a piece     1..16        17..32              33..64           (members x new tokens x heads of the kv head)
-//   a warp computes     all rows,    half of the rows,   a quarter of the rows,
-//                       1/4 of keys  half of the keys    all keys
+//   rows of a piece     1..16        17..32 on Ampere    more             (members x new tokens x heads of the kv head)
+//   a warp computes     all rows,    half of the rows,   a quarter of the rows, all keys;
+//                       1/4 of keys  half of the keys    on Hopper the four multiply together (wgmma)
 //
-// A copied box is 16 tokens of one head, [slab of 64 dims][token][64 dims], its 16-byte chunks swizzled by the token so
-// that ldmatrix finds each in banks of its own. This is how the copy engine writes it under its 128-byte swizzle.
+// An entry of the ring holds 64 tokens of one head, [slab of 64 dims][token][64 dims], copied in boxes of 16 tokens, a
+// slab at a time. Its 16-byte chunks are swizzled by the token, so that ldmatrix finds each in banks of its own. This is
+// how the copy engine writes it under its 128-byte swizzle, and how wgmma reads it.
 //
 // Compile-time parameters come as macros, one build for each kind of layer; what a kind does not have costs nothing.
 // Split-KV decoding is from Flash-Decoding (Dao et al., 2023); one row of equal work from FlashInfer (Ye et al., 2025);
@@ -50,10 +51,10 @@ using Element = ELEMENT;
 constexpr int kDim = HEAD_DIM;
 constexpr int kSlabs = (kDim + 63) / 64;
 constexpr int kPaddedDim = 64 * kSlabs;
-constexpr int kBoxBytes = kBox * kPaddedDim * 2;
+constexpr int kSlabBytes = 64 * 128;  // of 64 tokens or query rows
 constexpr int kStageBoxes = 4;
 constexpr int kStage = kBox * kStageBoxes;  // tokens
-constexpr int kEntryBytes = kBoxBytes * kStageBoxes;
+constexpr int kEntryBytes = kSlabs * kSlabBytes;
 constexpr int kEntries = RING_ENTRIES;
 constexpr int kTileQueries = MAX_QUERIES < kTileRows / GROUP ? MAX_QUERIES : kTileRows / GROUP;
 constexpr int kMemberRows = kTileQueries * GROUP;
@@ -96,7 +97,7 @@ struct Piece {
 struct Shared {
   unsigned char ring[kEntries][kEntryBytes];  // keys and values in turn
   union {
-    unsigned char q[kTileRows / kBox][kBoxBytes];
+    unsigned char q[kEntryBytes];
     float sums[kComputers][8][kPaddedDim];
   };
   Piece pieces[2];
@@ -153,8 +154,9 @@ struct Walk {
   }
 };
 
+// Where 16 bytes of a token (or a query row) lie in an entry of 64.
 __device__ __forceinline__ uint32_t chunk_offset(int token, int chunk) {
-  return (chunk / 8) * (kBox * 128) + token * 128 + ((chunk % 8) ^ (token & 7)) * 16;
+  return chunk / 8 * kSlabBytes + token * 128 + ((chunk % 8) ^ (token & 7)) * 16;
 }
 
 __device__ __forceinline__ uint32_t address(const uint64_t& barrier) { return shared_address(&barrier); }
@@ -206,14 +208,14 @@ __device__ void load(const Launch& launch, const void* map, Shared& shared) {
         const uint32_t entry = shared_address(shared.ring[use % kEntries]);
 #if HAS_COPY_ENGINE
         const int block = __shfl_sync(~0u, blocks, (first + lane % kStageBoxes) % 32);
-        if (lane == 0) barrier_arrive_expecting(full, boxes * kBoxBytes);
+        if (lane == 0) barrier_arrive_expecting(full, boxes * kSlabs * kBox * 128);
         __syncwarp();
         if (lane < boxes) {
           const int token = begin + (first + lane) * kBox;
           const int head = walk.kv_head + kind * launch.num_kv_heads;
           const int row = block * launch.block_rows + launch.layer_row + head * BLOCK_SIZE + token % BLOCK_SIZE;
           for (int slab = 0; slab < kSlabs; ++slab) {
-            copy_box(entry + lane * kBoxBytes + slab * (kBox * 128), map, slab * 64, row, full);
+            copy_box(entry + slab * kSlabBytes + lane * (kBox * 128), map, slab * 64, row, full);
           }
         }
 #else
@@ -226,7 +228,7 @@ __device__ void load(const Launch& launch, const void* map, Shared& shared) {
           for (int i = lane; i < kBox * kTokenChunks; i += 32) {
             const int token = i / kTokenChunks, chunk = i % kTokenChunks;
             const bool is_there = start + token < end && chunk * 8 < kDim;
-            copy_16(entry + box * kBoxBytes + chunk_offset(token, chunk),
+            copy_16(entry + chunk_offset(box * kBox + token, chunk),
                     is_there ? from + token * kDim + chunk * 8 : from, is_there);
           }
         }
@@ -322,15 +324,15 @@ __device__ void place_queries(const Launch& launch, Shared& shared, const Piece&
     if (is_there) x = reinterpret_cast<const uint4*>(from)[chunk];
 #endif
     if (row < rows && chunk < kPaddedDim / 8) {
-      *reinterpret_cast<uint4*>(shared.q[row / kBox] + chunk_offset(row % kBox, chunk)) = is_there ? x : uint4{};
+      *reinterpret_cast<uint4*>(shared.q + chunk_offset(row, chunk)) = is_there ? x : uint4{};
     }
   }
 }
 
 // The stage where a sequence ends. Fused, the new token's key and value go there and into the cache; values behind it
-// become zero: what lies in a block's free slots may be anything, and 0 * NaN is NaN.
-__device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, int start, unsigned char* keys,
-                             unsigned char* values) {
+// become zero, up to num_read tokens of the stage: what lies there may be anything, and 0 * NaN is NaN.
+__device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, int start, int num_read,
+                             unsigned char* keys, unsigned char* values) {
   [[maybe_unused]] const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int last = piece.end - 1 - start;  // the newest token's place in the stage
 #if IS_FUSED
@@ -346,21 +348,17 @@ __device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_he
     }
     Element* cell = launch.pool + member.newest_block * launch.block_stride + warp * launch.value_offset +
                     (kv_head * BLOCK_SIZE + member.position % BLOCK_SIZE) * kDim;
-    unsigned char* box = (warp == 0 ? keys : values) + last / kBox * kBoxBytes;
     if (lane < kChunks) {
       reinterpret_cast<uint4*>(cell)[chunk] = x;
-      *reinterpret_cast<uint4*>(box + chunk_offset(last % kBox, chunk)) = x;
+      *reinterpret_cast<uint4*>((warp == 0 ? keys : values) + chunk_offset(last, chunk)) = x;
     }
   }
 #endif
-  unsigned char* box = values + last / kBox * kBoxBytes;
-  for (int i = threadIdx.x; i < (kBox - 1 - last % kBox) * (kPaddedDim / 8); i += 32 * kComputers) {
-    const int token = last % kBox + 1 + i / (kPaddedDim / 8);
-    *reinterpret_cast<uint4*>(box + chunk_offset(token, i % (kPaddedDim / 8))) = uint4{};
+  for (int i = threadIdx.x; i < (num_read - 1 - last) * (kPaddedDim / 8); i += 32 * kComputers) {
+    const int token = last + 1 + i / (kPaddedDim / 8);
+    *reinterpret_cast<uint4*>(values + chunk_offset(token, i % (kPaddedDim / 8))) = uint4{};
   }
-#if HAS_COPY_ENGINE
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
+  if (HAS_COPY_ENGINE) async_fence();
   named_barrier(1, 32 * kComputers);
 }
 
@@ -384,7 +382,8 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   const int tile_rows = num_rows - tile * 16;
 
   constexpr int kSteps = kPaddedDim / 16;
-  const uint32_t tile_q = shared_address(shared.q[tile]);
+  constexpr bool kWide = kTiles == 4 && HAS_COPY_ENGINE;  // all four warps multiply together
+  const uint32_t queries = shared_address(shared.q);
   int row_begin[2], row_end[2];  // tokens that the thread's rows see
   for (int half = 0; half < 2; ++half) {
     const int row = min(tile * 16 + half * 8 + lane / 4, num_rows - 1);
@@ -404,33 +403,38 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
     unsigned char* keys = shared.ring[key_entry];
     unsigned char* values = shared.ring[value_entry];
     barrier_wait(address(shared.full[key_entry]), key_parity);
-    const bool finishes = start + kStage >= piece.end && (piece.writes || piece.end % kBox != 0);
+    // The wide product reads whole stages, the others what boxes there are
+    const int num_read = kWide ? kStage : min((piece.end - start + kBox - 1) / kBox * kBox, kStage);
+    const bool finishes = start + kStage >= piece.end && (piece.writes || start + num_read > piece.end);
     if (finishes) {
       barrier_wait(address(shared.full[value_entry]), value_parity);
-      finish_stage(launch, piece, kv_head, start, keys, values);
+      finish_stage(launch, piece, kv_head, start, num_read, keys, values);
     }
     const bool is_masked = start + kStage > full_end || (HAS_WINDOW && start < full_begin);
-    float scores[kTiles][2][4];
+    // Of boxes that are not there scores are anything; they are masked
+    float scores[kTiles * 2][4] = {};
+    if constexpr (kWide) {
+      products_begin();
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) scores[i][n][j] = 0;
+      for (int k = 0; k < kSteps; ++k) {
+        const uint32_t at = k / 4 * kSlabBytes + k % 4 * 32;
+        multiply_add_64<Element>(scores, matrix(queries + at), matrix(shared_address(keys) + at), k > 0);
       }
-    }
+      products_end(scores);
+    } else {
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      uint32_t q[4];
-      load_fragments(q, tile_q + chunk_offset(tile_rows > 8 ? lane % 16 : lane % 8, 2 * k + lane / 16));
-      if (tile_rows <= 8) q[1] = q[3] = 0;
+      for (int k = 0; k < kSteps; ++k) {
+        uint32_t q[4];
+        load_fragments(q, queries + chunk_offset(tile * 16 + (tile_rows > 8 ? lane % 16 : lane % 8), 2 * k + lane / 16));
+        if (tile_rows <= 8) q[1] = q[3] = 0;
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        uint32_t b[4];  // of a box that is not there: anything, and its scores are masked
-        load_fragments(b, shared_address(keys + (split + i * kSplits) * kBoxBytes) +
-                              chunk_offset(lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-        multiply_add<Element>(scores[i][0], q, b[0], b[1]);
-        multiply_add<Element>(scores[i][1], q, b[2], b[3]);
+        for (int i = 0; i < kTiles; ++i) {
+          uint32_t b[4];
+          const int token = (split + i * kSplits) * kBox + lane / 16 * 8 + lane % 8;
+          load_fragments(b, shared_address(keys) + chunk_offset(token, 2 * k + lane / 8 % 2));
+          multiply_add<Element>(scores[2 * i], q, b[0], b[1]);
+          multiply_add<Element>(scores[2 * i + 1], q, b[2], b[3]);
+        }
       }
     }
     __syncwarp();
@@ -438,20 +442,17 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
 
     float highest[2] = {m[0], m[1]};
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
+    for (int n = 0; n < kTiles * 2; ++n) {
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          float score = cap(scores[i][n][j] * launch.scale_log2, launch.softcap_log2);
-          if (is_masked) {
-            const int t = start + (split + i * kSplits) * kBox + n * 8 + lane % 4 * 2 + j % 2;
-            const bool seen = t < row_end[j / 2] && t >= row_begin[j / 2];
-            score = seen ? score : -INFINITY;
-          }
-          scores[i][n][j] = score;
-          highest[j / 2] = fmaxf(highest[j / 2], score);
+      for (int j = 0; j < 4; ++j) {
+        float score = cap(scores[n][j] * launch.scale_log2, launch.softcap_log2);
+        if (is_masked) {
+          const int t = start + (split + n / 2 * kSplits) * kBox + n % 2 * 8 + lane % 4 * 2 + j % 2;
+          const bool seen = t < row_end[j / 2] && t >= row_begin[j / 2];
+          score = seen ? score : -INFINITY;
         }
+        scores[n][j] = score;
+        highest[j / 2] = fmaxf(highest[j / 2], score);
       }
     }
     bool rises = false;
@@ -479,23 +480,36 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          scores[i][n][j] = exp2_fast(scores[i][n][j] - m[j / 2]);
-          l[j / 2] += scores[i][n][j];
+          scores[2 * i + n][j] = exp2_fast(scores[2 * i + n][j] - m[j / 2]);
+          l[j / 2] += scores[2 * i + n][j];
         }
-        weights[i][2 * n] = pack<Element>(scores[i][n][0], scores[i][n][1]);
-        weights[i][2 * n + 1] = pack<Element>(scores[i][n][2], scores[i][n][3]);
+        weights[i][2 * n] = pack<Element>(scores[2 * i + n][0], scores[2 * i + n][1]);
+        weights[i][2 * n + 1] = pack<Element>(scores[2 * i + n][2], scores[2 * i + n][3]);
       }
     }
     barrier_wait(address(shared.full[value_entry]), value_parity);
+    if constexpr (kWide) {
+      products_begin();
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      const int box = split + i * kSplits;
-      if (start + box * kBox < piece.end) {
-        const uint32_t from = shared_address(values + box * kBoxBytes);
+      for (int box = 0; box < kStageBoxes; ++box) {
+#pragma unroll
+        for (int slab = 0; slab < kSlabs; ++slab) {
+          auto& half = *reinterpret_cast<float(*)[8][4]>(&sums[slab * 8]);
+          const uint32_t from = shared_address(values) + slab * kSlabBytes + box * (kBox * 128);
+          multiply_add_64<Element>(half, weights[box], matrix(from));
+        }
+      }
+      products_end(sums);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        const int box = split + i * kSplits;
+        if (start + box * kBox >= piece.end) continue;  // what lies there may be anything
 #pragma unroll
         for (int n = 0; n < kPaddedDim / 16; ++n) {
           uint32_t b[4];
-          load_transposed_fragments(b, from + chunk_offset(lane % 16, 2 * n + lane / 16));
+          const int token = box * kBox + lane % 16;
+          load_transposed_fragments(b, shared_address(values) + chunk_offset(token, 2 * n + lane / 16));
           multiply_add<Element>(sums[2 * n], weights[i], b[0], b[1]);
           multiply_add<Element>(sums[2 * n + 1], weights[i], b[2], b[3]);
         }
@@ -655,10 +669,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
       if (piece.end == 0) return;
       const int num_rows = piece.num_members * kMemberRows;
       place_queries(launch, shared, piece, kv_head, num_rows);
+      if (HAS_COPY_ENGINE) async_fence();
       named_barrier(1, 32 * kComputers);
       if (num_rows <= 16) {
         compute<1>(launch, shared, piece, kv_head, count);
-      } else if (num_rows <= 32) {
+      } else if (num_rows <= 32 && !HAS_COPY_ENGINE) {
         compute<2>(launch, shared, piece, kv_head, count);
       } else {
         compute<4>(launch, shared, piece, kv_head, count);

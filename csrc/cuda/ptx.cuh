@@ -13,6 +13,10 @@ struct Bf16 {
 struct Fp16 {
   uint16_t bits;
 };
+template <typename T>
+constexpr bool is_half = false;
+template <>
+constexpr bool is_half<Fp16> = true;
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -151,6 +155,89 @@ __device__ __forceinline__ void multiply_add<Fp16>(float (&c)[4], const uint32_t
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// Products of four warps together: 64 x 64 x 16, operands in shared memory (wgmma, sm_90a)
+
+// Writes to shared memory by ordinary stores become visible to wgmma, and to the copy engine.
+__device__ __forceinline__ void async_fence() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// A matrix under the 128-byte swizzle: rows of 64 elements, groups of 8 rows 1024 bytes apart. Read with its rows along
+// the product's depth, its further columns are a slab of 64 rows away.
+__device__ __forceinline__ uint64_t matrix(uint32_t address) {
+  constexpr uint64_t kRows = uint64_t(1024 >> 4) << 32, kSlab = uint64_t(8192 >> 4) << 16, kSwizzle = uint64_t(1) << 62;
+  return kSwizzle | kRows | kSlab | (address >> 4 & 0x3fff);
+}
+
+__device__ __forceinline__ void products_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+// All products are done, and `c` may be read.
+template <int kRows>
+__device__ __forceinline__ void products_end(float (&c)[kRows][4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])::"memory");
+  }
+#endif
+}
+
+#define OCTAVO_ROW(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define OCTAVO_SUMS                                                                                                  \
+  OCTAVO_ROW(0), OCTAVO_ROW(1), OCTAVO_ROW(2), OCTAVO_ROW(3), OCTAVO_ROW(4), OCTAVO_ROW(5), OCTAVO_ROW(6), OCTAVO_ROW(7)
+#define OCTAVO_C                                                                                                     \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
+  "%24, %25, %26, %27, %28, %29, %30, %31}"
+
+// c = a b^T, or c += a b^T; a and b have their columns along the product's depth.
+template <typename T>
+__device__ __forceinline__ void multiply_add_64(float (&c)[8][4], uint64_t a, uint64_t b, bool adds) {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (!is_half<T>) {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OCTAVO_C
+        ", %32, %33, p, 1, 1, 0, 0; }"
+        : OCTAVO_SUMS
+        : "l"(a), "l"(b), "r"(int(adds)));
+  } else {
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " OCTAVO_C
+        ", %32, %33, p, 1, 1, 0, 0; }"
+        : OCTAVO_SUMS
+        : "l"(a), "l"(b), "r"(int(adds)));
+  }
+#endif
+}
+
+// c += a b; a in registers, b with its rows along the product's depth.
+template <typename T>
+__device__ __forceinline__ void multiply_add_64(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (!is_half<T>) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OCTAVO_C
+                 ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                 : OCTAVO_SUMS
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  } else {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " OCTAVO_C
+                 ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                 : OCTAVO_SUMS
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  }
+#endif
+}
+
+#undef OCTAVO_ROW
+#undef OCTAVO_SUMS
+#undef OCTAVO_C
 
 // Numbers
 
