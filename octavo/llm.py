@@ -56,7 +56,7 @@ class LLM:
     calls that wait raise EngineDeadError.
     """
 
-    def __init__(self, model: str, *, disable_log_stats: bool | None = True, **options: Any) -> None:
+    def __init__(self, /, model: str, *, disable_log_stats: bool | None = True, **options: Any) -> None:
         """disable_log_stats: False collects metrics for `get_metrics`; short steps get a few percent slower."""
         disable_log_stats = True if disable_log_stats is None else disable_log_stats
         if not isinstance(disable_log_stats, bool):

@@ -394,6 +394,8 @@ def test_engine_args_make_an_engine() -> None:
 def test_unknown_options_and_closed_engines_are_named() -> None:
     with pytest.raises(ConfigError, match="no engine option 'max_num_seq'; did you mean 'max_num_seqs'"):
         LLM("smollm2", max_num_seq=4)
+    with pytest.raises(ConfigError, match="no engine option 'self'"):
+        EngineArgs(**{"self": 1})
     engine = LLM("smollm2", max_num_seqs=1, max_model_len=32)
     engine.close()
     engine.close()

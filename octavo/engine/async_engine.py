@@ -50,7 +50,7 @@ class _Listener:
 class AsyncLLM(EngineClient):
     """An engine for asyncio programs. Takes the same options as LLM. Coroutines of several event loops may use it."""
 
-    def __init__(self, model: str, **options: Any) -> None:
+    def __init__(self, /, model: str, **options: Any) -> None:
         self._engine = build_engine(engine_config(model=model, **options))
         self._model_info = ModelInfo(
             **asdict(self._engine.limits),

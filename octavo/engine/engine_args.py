@@ -32,7 +32,7 @@ class EngineArgs(_Options):  # type: ignore[misc]
     `dataclasses.asdict(args)` are keywords for LLM.
     """
 
-    def __init__(self, model: str = "smollm2", **options: Any) -> None:
+    def __init__(self, /, model: str = "smollm2", **options: Any) -> None:
         engine_config(model=model, **options)
         super().__init__(model=model)
         self.__dict__.update(options)
