@@ -5,6 +5,7 @@ processes find them in a cache. A step's CUDA graph is captured the first or sec
 cover every kind of step: short and long chunks, alone and with decodes, and decode batches from 1 to max_num_seqs rows.
 
 The rows hold no request: their block tables hold only the null block, which may be written and is never read.
+Copying it onto itself warms up the copies of blocks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
+from octavo.cache.blocks import NULL_BLOCK
 from octavo.kernels.device import StepLimits
 from octavo.messages import NewRow, StepPlan
 from octavo.sampling_params import SamplingParams, parameters_that
@@ -71,6 +73,7 @@ def _plan(step_id: int, in_use: int, lengths: list[int], params: SamplingParams)
         step_id,
         freed_rows=list(range(in_use)),
         new_rows=new,
+        copies=[(NULL_BLOCK, NULL_BLOCK)],
         rows=rows,
         num_computed_tokens=[len(ids) - length for ids, length in zip(tokens, lengths, strict=True)],
         num_scheduled_tokens=lengths,

@@ -38,6 +38,7 @@ from octavo.kernels.ops import FloatArray, IntArray, Model
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.recorder import Instruction, Recording, See, record, record_model
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
+from octavo.kernels.triton.block_copies import copy_blocks, in_order
 from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling
 from octavo.kernels.triton.sampling import logprobs
@@ -199,10 +200,10 @@ class TritonModel:
         return ids.cpu().numpy(), values.cpu().numpy(), ranks.cpu().numpy()
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
-        """Copies run in order, so a block may be a source and a later copy's target."""
         blocks = self._pool.view(-1, self._kv.block_bytes)
-        for source_id, target_id in zip(source.tolist(), target.tolist(), strict=True):
-            blocks[target_id].copy_(blocks[source_id])
+        ids = self.staging.upload(in_order(source, target))
+        for sources, targets in zip(ids[::2], ids[1::2], strict=True):
+            copy_blocks(blocks, sources, targets, chained=self.chained)
 
     # Steps of decodes alone, whose tensors are on the device
 
