@@ -98,6 +98,23 @@ def backend_findings() -> Iterator[Finding]:
         yield Finding(name, "works" if why_not is None else "does not work", why_not)
 
 
+def attention_findings() -> Iterator[Finding]:
+    """The GPU's attention kernels, best first, for a layer of a usual shape."""
+    from octavo.kernels.cuda_cpp.compile import find_nvcc
+    from octavo.kernels.inventory import attention_kernels, backends
+
+    if (why_not := backends()["triton"]) is not None:
+        yield Finding("on a GPU", f"not here: {why_not}")
+        return
+    for kernel in attention_kernels():
+        problem = None
+        if kernel.name == "cuda" and find_nvcc() is None:
+            problem = "the Triton and Gluon kernels serve; pip install 'octavo[cuda]' brings nvcc and with it these"
+        yield Finding(
+            kernel.name, "serves" if kernel.runs else kernel.why_not or "serves what those above do not", problem
+        )
+
+
 def model_findings() -> Iterator[Finding]:
     from octavo.models.packaged import PACKAGED_MODELS
 
@@ -120,6 +137,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "machine": machine_findings,
     "python": python_findings,
     "backends": backend_findings,
+    "attention": attention_findings,
     "compiler": compiler_findings,
     "models": model_findings,
 }

@@ -30,6 +30,8 @@ COMMANDS = {
     "list": "the models here: packaged, from the hub, in this folder",
     "pull": "download a model from the Hugging Face hub",
     "doctor": "which backends work here, and why the others do not",
+    "kernels list": "each op's kernels: which run here, and why others do not",
+    "kernels build": "compile the kernels that changed, in parallel",
     "bench throughput": "measure: requests and tokens per second of a workload",
     "bench latency": "measure: seconds of one batch",
     "bench serve": "measure: latency and throughput of a server under load",
@@ -115,11 +117,11 @@ def _without_command(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"octavo {__version__}")
         return _DONE
-    if argv in ([], ["bench"]) or help_word(argv) is not None:
-        chosen = {name: text for name, text in COMMANDS.items() if argv[:1] != ["bench"] or name.startswith("bench ")}
-        print(_overview(chosen))
+    group = argv[0] if argv[:1] and any(name.startswith(f"{argv[0]} ") for name in COMMANDS) else ""
+    if argv in ([], [group]) or help_word(argv) is not None:
+        print(_overview({name: text for name, text in COMMANDS.items() if not group or name.startswith(f"{group} ")}))
         return _DONE
-    given = " ".join(argv[:2] if argv[0] == "bench" else argv[:1])
+    given = " ".join(argv[:2] if group else argv[:1])
     if given.startswith("-"):
         raise ConfigError(f"{given} comes before the command: write `octavo COMMAND {given}`")
     raise ConfigError(f"there is no command {given!r}; {suggestion(given, COMMANDS)}")

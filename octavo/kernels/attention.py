@@ -82,7 +82,7 @@ BACKENDS: dict[str, Callable[[], type[AttentionBackend]]] = {
     "hopper": _hopper,
     "triton": _triton,
 }
-_ONLY_IF_ASKED = {"flash_attn_4"}
+ONLY_IF_ASKED = {"flash_attn_4"}
 
 
 def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked: AttentionBackendOption) -> list[str]:
@@ -91,7 +91,7 @@ def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked:
     chain = []
     names = list(BACKENDS)
     for name, load in BACKENDS.items():
-        if (name in _ONLY_IF_ASKED and name != asked) or (asked in names and names.index(name) < names.index(asked)):
+        if (name in ONLY_IF_ASKED and name != asked) or (asked in names and names.index(name) < names.index(asked)):
             continue
         reasons = load().why_not(layer, dtype, kv, gpu)
         if not reasons:
@@ -116,8 +116,9 @@ class ModelAttention:
         memory: AttentionMemory,
     ) -> None:
         chains = {layer: choose(layer, dtype, kv, memory.gpu, asked) for layer in layers}
-        used = [name for name in BACKENDS if any(name in chain for chain in chains.values())]
-        self._backends = {name: BACKENDS[name]()(memory) for name in used}
+        #: the backends that serve, best first
+        self.names = [name for name in BACKENDS if any(name in chain for chain in chains.values())]
+        self._backends = {name: BACKENDS[name]()(memory) for name in self.names}
         self._chains = {layer: [self._backends[name] for name in chain] for layer, chain in chains.items()}
         limits = [backend.longest_captured for backend in self._backends.values()]
         #: see `AttentionBackend`

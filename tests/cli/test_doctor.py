@@ -8,6 +8,8 @@ import pytest
 from octavo.cli import doctor
 from octavo.cli.doctor import Finding
 from octavo.cli.main import main
+from octavo.kernels import inventory
+from octavo.kernels.inventory import Kernel
 
 
 def test_the_doctor_finds_a_backend_here(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,3 +49,21 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     *_, package = doctor.python_findings()
     assert package.value == "missing"
     assert package.problem == "octavo needs no-such-package>=1; run pip install 'no-such-package>=1'"
+
+
+def test_the_doctor_says_which_attention_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "backends", lambda: {"triton": None})
+    kernels = [Kernel("cuda", False, "there is no nvcc"), Kernel("hopper", True, None), Kernel("triton", False, None)]
+    monkeypatch.setattr(inventory, "attention_kernels", lambda: kernels)
+    monkeypatch.setattr("octavo.kernels.cuda_cpp.compile.find_nvcc", lambda: None)
+    cuda, hopper, triton = doctor.attention_findings()
+    assert cuda.problem == (
+        "the Triton and Gluon kernels serve; pip install 'octavo[cuda]' brings nvcc and with it these"
+    )
+    assert (hopper.value, hopper.problem) == ("serves", None)
+    assert triton.value == "serves what those above do not"
+
+
+def test_the_doctor_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory, "backends", lambda: {"triton": "this machine has no NVIDIA GPU"})
+    assert list(doctor.attention_findings()) == [Finding("on a GPU", "not here: this machine has no NVIDIA GPU")]

@@ -7,6 +7,7 @@ what they are on a GPU, and the tokens must be the host's engine's.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,18 @@ def test_it_gives_the_hosts_tokens(
             got = [[one.token_ids for one in output.outputs] for output in device.generate(PROMPTS, params)]
             assert got == expected
         assert device.stats().num_used_blocks == 0
+
+
+@pytest.mark.usefixtures("_interpreted")
+@pytest.mark.parametrize("nvcc", [None, Path("/bin/nvcc")])
+def test_the_start_up_card_names_the_attention_kernels(
+    nvcc: Path | None, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.kernels.cuda.device.find_nvcc", lambda: nvcc)
+    with engine(tiny_folder("qwen3"), "triton") as device:
+        line = dict(device.card)["device"]
+    assert "; attention by triton" in line
+    assert ("pip install 'octavo[cuda]'" in line) == (nvcc is None)
 
 
 @pytest.mark.usefixtures("_interpreted")

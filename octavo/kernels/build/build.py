@@ -21,7 +21,8 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -55,7 +56,7 @@ def why_not() -> str | None:
 def _load(isa: env.CpuIsa, cache_dir: Path, cxx: str | None, sanitizes: bool) -> ctypes.CDLL:
     source_dir = find_sources()
     toolchain = find_toolchain(isa, cxx, sanitizes=sanitizes)
-    name = Path("kernels", cache_key(source_dir, toolchain, isa), LIBRARY_NAME)
+    name = library_path(source_dir, toolchain, isa)
     if not kept_files.is_whole(path := cache_dir / name):
         try:
             build(source_dir, toolchain, isa, path)
@@ -91,6 +92,11 @@ def find_sources() -> Path:
     raise BackendUnavailableError(
         f"the C++ sources of the cpu backend are in neither {package} nor {package.parent}; reinstall octavo"
     )
+
+
+def library_path(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa) -> Path:
+    """The library's place in a cache folder."""
+    return Path("kernels", cache_key(source_dir, toolchain, isa), LIBRARY_NAME)
 
 
 def cache_key(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa) -> str:
@@ -129,7 +135,29 @@ def _with_includes(source_dir: Path, source: Path) -> list[Path]:
     return sorted(found)
 
 
-def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path) -> None:
+def _objects(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, kernels_dir: Path) -> dict[Path, Path]:
+    """Each source's object file."""
+    return {
+        source: kernels_dir
+        / "objects"
+        / f"{source.stem}-{_digest(source_dir, toolchain, isa, _with_includes(source_dir, source))}.o"
+        for source in _source_files(source_dir)
+    }
+
+
+def stale_sources(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path) -> list[Path]:
+    """What `build` would compile; nothing also if it would only link."""
+    objects = _objects(source_dir, toolchain, isa, target.parent.parent)
+    return [source for source, output in objects.items() if not kept_files.is_whole(output)]
+
+
+#: called with each file that was compiled, then with the library, and the seconds that it took
+Finished = Callable[[Path, float], None]
+
+
+def build(
+    source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path, finished: Finished | None = None
+) -> None:
     """Compile and link into `target`'s directory. One process builds, and others wait for it. Raises OSError if the
     directory cannot be written."""
     kernels_dir = target.parent.parent
@@ -137,41 +165,45 @@ def build(source_dir: Path, toolchain: Toolchain, isa: env.CpuIsa, target: Path)
         if kept_files.is_whole(target):
             return
         kept_files.remove_abandoned(kernels_dir)
-        objects_dir = kernels_dir / "objects"
-        objects_dir.mkdir(exist_ok=True)
-        objects: dict[Path, Path] = {}
-        for source in _source_files(source_dir):
-            digest = _digest(source_dir, toolchain, isa, _with_includes(source_dir, source))
-            objects[source] = objects_dir / f"{source.stem}-{digest}.o"
+        (kernels_dir / "objects").mkdir(exist_ok=True)
+        objects = _objects(source_dir, toolchain, isa, kernels_dir)
         missing = [source for source, output in objects.items() if not kept_files.is_whole(output)]
-        estimate = 2 + round(SECONDS_PER_SOURCE * len(missing) / num_cores())
-        print(f"octavo: building CPU kernels, about {estimate} s, once", file=sys.stderr, flush=True)
+        if finished is None:
+            estimate = 2 + round(SECONDS_PER_SOURCE * len(missing) / num_cores())
+            print(f"octavo: building CPU kernels, about {estimate} s, once", file=sys.stderr, flush=True)
         building = kept_files.BUILDING
         # The children of a stopped compiler may still write there; files that cannot be removed now are abandoned.
         with tempfile.TemporaryDirectory(dir=kernels_dir, prefix=building, ignore_cleanup_errors=True) as work:
             compilers = Compilers()
-            _compile(compilers, toolchain, source_dir, {source: objects[source] for source in missing}, Path(work))
+            stale = {source: objects[source] for source in missing}
+            _compile(compilers, toolchain, source_dir, stale, Path(work), finished)
             library = Path(work) / "library" / LIBRARY_NAME
             library.parent.mkdir()
             command = [*toolchain.command, *toolchain.flags, "-shared", *map(str, objects.values())]
+            begin = time.monotonic()
             compilers.run([*command, "-o", str(library)], work)
             kept_files.seal(library)
             if target.parent.exists():  # a broken one
                 target.parent.rename(Path(work) / "broken")
             library.parent.rename(target.parent)
+        if finished is not None:
+            finished(target, time.monotonic() - begin)
 
 
 def _compile(
-    compilers: Compilers, toolchain: Toolchain, source_dir: Path, objects: dict[Path, Path], work: Path
-) -> None:
+    compilers: Compilers, toolchain: Toolchain, source_dir: Path, objects: dict[Path, Path], work: Path,
+    finished: Finished | None,
+) -> None:  # fmt: skip
     """Compile each source to its object, one compiler per core."""
     includes = (f"-I{source_dir / 'include'}", f"-I{source_dir}")
 
     def compile_one(source: Path) -> None:
-        output = work / objects[source].name
+        output, begin = work / objects[source].name, time.monotonic()
         command = [*toolchain.command, *toolchain.flags, *includes, "-c", str(source), "-o", str(output)]
         compilers.run(command, str(work))
         kept_files.put(output, objects[source])
+        if finished is not None:
+            finished(source, time.monotonic() - begin)
 
     with ThreadPoolExecutor(num_cores()) as pool:
         try:

@@ -12,6 +12,7 @@ from octavo.config import AttentionBackendOption, DTypeOption, KVCacheDType
 from octavo.errors import ConfigError, OutOfMemoryError, UnsupportedModelError
 from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.cuda.driver import GPU, find_gpu
+from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.device import DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import Model
@@ -35,6 +36,7 @@ class CudaDevice:
         self._attention = attention
         self._see = printer(lambda x: float(x.float().norm())) if traces_ops else None
         self.index = index
+        self._attention_names: list[str] = []
 
     @property
     def device(self) -> str:
@@ -77,7 +79,13 @@ class CudaDevice:
         return DTypes(dtype, dtype)
 
     def label(self, dtype: KVDType) -> str:
-        return f"{self._found.name}, {self._found.num_bytes / (1 << 30):.1f} GiB, computing in {dtype}"
+        """Complete once a model is loaded."""
+        text = f"{self._found.name}, {self._found.num_bytes / (1 << 30):.1f} GiB, computing in {dtype}"
+        if self._attention_names:
+            text += f"; attention by {', '.join(self._attention_names)}"
+            if self._attention in ("auto", "cuda") and find_nvcc() is None:
+                text += " (without nvcc; pip install 'octavo[cuda]' adds the CUDA C++ kernels)"
+        return text
 
     def compile_ahead(self, settings: object) -> KernelCompiler | None:
         return KernelCompiler.for_first_start(self.gpu, settings)
@@ -112,7 +120,7 @@ class CudaDevice:
         if device.index:
             torch.cuda.set_device(device)
         try:
-            return TritonModel(model, kv, limits, dtype, device, gpu, self._attention, self._see)
+            loaded = TritonModel(model, kv, limits, dtype, device, gpu, self._attention, self._see)
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
             raise OutOfMemoryError(
@@ -120,6 +128,8 @@ class CudaDevice:
                 f"{limits.max_num_tokens} tokens: {free:,} of {total:,} bytes were left; lower max_num_batched_tokens "
                 f"or max_num_seqs (now {limits.max_num_seqs}), or take a smaller model"
             ) from error
+        self._attention_names = loaded.attention_names
+        return loaded
 
     @property
     def _found(self) -> GPU:

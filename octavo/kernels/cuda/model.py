@@ -80,6 +80,7 @@ class TritonModel:
         self._weights = DeviceWeights(device, TORCH_DTYPE[dtype])
         self._memory = AttentionMemory(layers, kv, limits, gpu, device)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
+        self.attention_names = self._attention.names
         self._shared = Shared(self._weights, gpu, self._memory, self._attention, see)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32"
         parts = _room_for_parts(whole.instructions, limits.max_num_seqs, device) if tiled else None

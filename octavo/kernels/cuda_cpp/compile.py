@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,30 +40,97 @@ def find_nvcc() -> Path | None:
 
 def compile_kernel(name: str, macros: Mapping[str, str | int], capability: tuple[int, int]) -> bytes:
     """The cubin of csrc/cuda/{name}.cu. Raises KernelBuildError."""
+    return Variant(name, tuple(macros.items()), capability).compile()
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A source of csrc/cuda, by name, with its compile-time parameters, for GPUs of one compute capability."""
+
+    name: str
+    macros: tuple[tuple[str, str | int], ...]
+    capability: tuple[int, int]
+
+    def is_built(self) -> bool:
+        return kept_files.is_whole(self._kept(_needed_nvcc()))
+
+    def compile(self) -> bytes:
+        """The cubin. Raises KernelBuildError."""
+        nvcc = _needed_nvcc()
+        kept = self._kept(nvcc)
+        if kept_files.is_whole(kept):
+            return kept.read_bytes()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent, prefix=kept_files.BUILDING) as work:
+            made = Path(work, kept.name)
+            command = [str(nvcc), *self._arguments(), str(self._sources()[0]), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            if done.returncode:
+                raise KernelBuildError(
+                    f"nvcc refused {self._sources()[0]}:\n{' '.join(command)}\n{done.stderr[-4000:]}"
+                )
+            kept_files.put(made, kept)
+        self._remember()
+        return kept.read_bytes()
+
+    def _arguments(self) -> list[str]:
+        major, minor = self.capability
+        target = f"{major}{minor}a" if major >= 9 else f"{major}{minor}"
+        macros = (f"-D{key}={value}" for key, value in self.macros)
+        return [*_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}", *macros]
+
+    def _sources(self) -> list[Path]:
+        """The source, then the headers."""
+        folder = find_sources() / "cuda"
+        return [folder / f"{self.name}.cu", *sorted(folder.glob("*.h")), *sorted(folder.glob("*.cuh"))]
+
+    def _kept(self, nvcc: Path) -> Path:
+        status = nvcc.stat()
+        parts = [*self._arguments(), str(nvcc.resolve()), f"{status.st_size} {status.st_mtime_ns}"]
+        sources = b"".join(path.read_bytes() for path in self._sources())
+        digest = hashlib.sha256("\0".join(parts).encode() + sources).hexdigest()
+        return _cache() / f"{self.name}-{digest[:24]}.cubin"
+
+    def _remember(self) -> None:
+        """For `used_variants`. Nothing depends on it, so a disk that refuses it is no error."""
+        text = json.dumps(asdict(self))
+        path = _cache() / "used" / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+
+def used_variants(capability: tuple[int, int]) -> list[Variant]:
+    """What this machine has compiled for such GPUs, with today's parameters; a source that was never compiled comes
+    with the parameters that it has by itself."""
+    found: dict[str, list[Variant]] = {path.stem: [] for path in sorted((find_sources() / "cuda").glob("*.cu"))}
+    paths = [*(_cache() / "used").glob("*.json")] if _cache().is_dir() else []
+    for path in sorted(paths, key=lambda path: -path.stat().st_mtime):
+        variant = _read(path)
+        if variant is None or variant.capability != capability or variant.name not in found:
+            continue
+        newest = found[variant.name][:1]  # a source whose parameters have changed is not asked for old ones
+        if not newest or dict(newest[0].macros).keys() == dict(variant.macros).keys():
+            found[variant.name].append(variant)
+    return [one for name, some in found.items() for one in some or [Variant(name, (), capability)]]
+
+
+def _read(path: Path) -> Variant | None:
+    try:
+        held = json.loads(path.read_text())
+        macros = tuple((str(key), value) for key, value in held["macros"])
+        major, minor = held["capability"]
+        return Variant(held["name"], macros, (major, minor))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _cache() -> Path:
+    return env.preferred_cache_dir() / "cuda"
+
+
+def _needed_nvcc() -> Path:
     nvcc = find_nvcc()
     if nvcc is None:
         raise KernelBuildError("there is no nvcc to compile CUDA kernels: pip install 'octavo[cuda]'")
-    folder = find_sources() / "cuda"
-    major, minor = capability
-    target = f"{major}{minor}a" if major >= 9 else f"{major}{minor}"
-    arguments = [
-        *_FLAGS,
-        f"-gencode=arch=compute_{target},code=sm_{target}",
-        *(f"-D{key}={value}" for key, value in macros.items()),
-    ]
-    status = nvcc.stat()
-    parts = [*arguments, str(nvcc.resolve()), f"{status.st_size} {status.st_mtime_ns}"]
-    sources = [folder / f"{name}.cu", *sorted(folder.glob("*.h")), *sorted(folder.glob("*.cuh"))]
-    digest = hashlib.sha256("\0".join(parts).encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()
-    kept = env.preferred_cache_dir() / "cuda" / f"{name}-{digest[:24]}.cubin"
-    if kept_files.is_whole(kept):
-        return kept.read_bytes()
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=kept_files.BUILDING) as work:
-        made = Path(work, kept.name)
-        command = [str(nvcc), *arguments, str(sources[0]), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode:
-            raise KernelBuildError(f"nvcc refused {sources[0]}:\n{' '.join(command)}\n{done.stderr[-4000:]}")
-        kept_files.put(made, kept)
-    return kept.read_bytes()
+    return nvcc
