@@ -24,7 +24,8 @@
 namespace octavo {
 namespace {
 
-constexpr int kThreads = THREADS;
+constexpr int kThreads = THREADS;  // a multiple of 32; 1 where tests run this file on a CPU
+constexpr int kWarps = (kThreads + 31) / 32;
 constexpr int kMaxSequences = 4096;
 constexpr int kUnitCost = UNIT_COST;      // what starting a unit costs, in tokens
 constexpr int kMemberCost = MEMBER_COST;  // and a partial result of a member
@@ -33,17 +34,17 @@ constexpr unsigned kAlone = 0x80000000u;  // no block has such a number
 
 // Sums of the threads before, and of all; every thread must call it.
 __device__ int scan(int value, int& total) {
-  __shared__ int sums[kThreads / 32];
+  __shared__ int sums[kWarps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int sum = value;
   for (int step = 1; step < 32; step *= 2) {
     const int other = __shfl_up_sync(~0u, sum, step);
     sum += lane >= step ? other : 0;
   }
-  if (lane == 31) sums[warp] = sum;
+  if (lane == min(kThreads, 32) - 1) sums[warp] = sum;
   __syncthreads();
   int before = 0, all = 0;
-  for (int i = 0; i < kThreads / 32; ++i) {
+  for (int i = 0; i < kWarps; ++i) {
     before += i < warp ? sums[i] : 0;
     all += sums[i];
   }

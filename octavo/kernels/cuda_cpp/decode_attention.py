@@ -118,7 +118,9 @@ class SharedPlan:
         self.shape, self.num_stretches, self.fixed_part = shape, num_stretches, fixed_part
         seqs = max_num_seqs * shape.query_tiles
         num_units = seqs * (SHARED_LEVELS + 1)  # each has a member
-        stretches = num_stretches if not fixed_part else num_stretches + seqs + max_num_tokens // fixed_part
+        stretches = num_stretches
+        if fixed_part:
+            stretches += seqs + max_num_tokens * shape.query_tiles // fixed_part
 
         def empty(*size: int) -> torch.Tensor:
             return torch.zeros(size, dtype=torch.int32, device=device)
