@@ -1,10 +1,10 @@
-// Makes the plan of a step's decode attention (attention_plan.h): one block of threads, once a step, for all layers.
+// Makes the plan of a step's decode attention (attention_plan.h): one thread block, once a step, for all layers.
 //
 //   1  order    sort the sequences by the block that they read next; equal blocks mean equal tokens so far
-//   2  share    the longest run of blocks that a group has in common is one unit, if that saves reads; then 1 again,
-//               with the blocks behind it, until no two sequences read on together
-//   3  rest     what is left of a sequence is its own unit: at least its newest block
-//   4  stretches    all units in a row, cut into equal pieces
+//   2  share    the longest run of blocks that a group has in common becomes one unit, if that saves reads; then repeat
+//               1 with the blocks after it, until no two sequences share their next block
+//   3  rest     the rest of each sequence becomes a unit of its own: at least its newest block
+//   4  stretches    cut the line of work, all units end to end, into equal pieces
 //
 // Blocks are shared only as prefixes: if two tables agree at one place they agree at all places before. So the end of a
 // common run is found by bisection.
@@ -28,11 +28,11 @@ constexpr int kThreads = THREADS;  // a multiple of 32; 1 where tests run this f
 constexpr int kWarps = (kThreads + 31) / 32;
 constexpr int kMaxSequences = 4096;
 constexpr int kUnitCost = UNIT_COST;      // what starting a unit costs, in tokens
-constexpr int kMemberCost = MEMBER_COST;  // and a partial result of a member
+constexpr int kMemberCost = MEMBER_COST;  // what a member's partial result costs
 constexpr int kLeastPart = 64;
-constexpr unsigned kAlone = 0x80000000u;  // no block has such a number
+constexpr unsigned kAlone = 0x80000000u;  // above every block id
 
-// Sums of the threads before, and of all; every thread must call it.
+// Returns the sum over all earlier threads; `total` is the sum over all. Every thread must call it.
 __device__ int scan(int value, int& total) {
   __shared__ int sums[kWarps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -56,18 +56,19 @@ __device__ int scan(int value, int& total) {
 struct Planner {
   const PlanStep step;
   const Plan plan;
-  const int tiles_of_queries;  // sequences that one of the step's makes
-  const int num;               // sequences
-  // In shared memory, of each sequence:
+  const int tiles_of_queries;  // parts that each of the step's sequences is split into
+  const int num;               // sequences, each part counted as one
+  // In shared memory, by sequence:
   uint64_t* keys;
-  int* row;        // of the block table
+  int* row;        // its row in the block table
   int* num_tokens; // 0: it does not decode
-  int* num_full;   // blocks that are written; its new tokens' may not be
-  int* next;       // first block that no unit has
-  int* run_end;    // of the group that begins at this place of `keys`
-  int* first;      // of the group that this place belongs to
-  int* unit;       // of the group that begins here, or -1
-  int* place;      // of that group's first member
+  int* num_full;   // blocks written already; those of its new tokens may not be
+  int* next;       // its first block that is in no unit yet
+  // By index in `keys`:
+  int* run_end;    // the group that begins here: the end of its common blocks
+  int* first;      // where the group of this entry begins
+  int* unit;       // the group that begins here: its first unit, or -1
+  int* place;      // the group that begins here: the index of its first member
 
   __device__ Planner(const PlanStep& step, const Plan& plan, uint64_t* memory)
       : step(step), plan(plan), tiles_of_queries((step.max_queries + step.tile_queries - 1) / step.tile_queries),
@@ -97,7 +98,7 @@ struct Planner {
     }
   }
 
-  // How many of their first blocks two rows have in common, `from` at least and `to` at most.
+  // The number of leading blocks that two rows have in common, known to be between `from` and `to`.
   __device__ int common_blocks(int one, int other, int from, int to) const {
     while (from < to) {
       const int middle = (from + to + 1) / 2;
@@ -111,7 +112,7 @@ struct Planner {
   }
 };
 
-// Ascending, all threads; `size` a power of two.
+// Sorts in ascending order (bitonic). All threads must call it; `size` is a power of two.
 __device__ void sort(uint64_t* keys, int size) {
   for (int length = 2; length <= size; length *= 2) {
     for (int step = length / 2; step > 0; step /= 2) {
@@ -129,28 +130,28 @@ __device__ void sort(uint64_t* keys, int size) {
   }
 }
 
-// What a box of a unit's tokens costs: with many rows its products may take longer than its reads (WIDE_COST).
+// The cost of a box of a unit's tokens: with many rows, the products may take longer than the reads (WIDE_COST).
 __device__ int box_cost(const PlanStep& step, int members) {
   const bool is_wide = members > 1 || step.members_in_tile == 1;
   return kBox + (is_wide && step.fixed_part == 0 ? WIDE_COST * members / step.members_in_tile : 0);
 }
 
-// And what comes on top, once: its queries, its members' partial results and their share of the join.
+// The cost that a unit adds once: its queries, its members' partial results and their share of the join.
 __device__ int start_cost(int members) { return kUnitCost + (members > 1 ? members * kMemberCost : 0); }
 
 __device__ int cost(const PlanStep& step, int tokens, int members) {
   return tokens / kBox * box_cost(step, members) + start_cost(members);
 }
 
-// Whether units for all `members` sequences of a group cost less than one of `tokens` for each.
+// Whether units shared by all `members` sequences of a group cost less than a unit of `tokens` for each of them.
 __device__ bool pays(const PlanStep& step, int members, int tokens) {
   const int full = members / step.members_in_tile, rest = members % step.members_in_tile;
-  const int joins = members * kMemberCost;  // of their own units' results, too
+  const int joins = members * kMemberCost;  // the results of their own units must be joined, too
   return full * cost(step, tokens, step.members_in_tile) + (rest > 0 ? cost(step, tokens, rest) : 0) + joins <
          members * tokens;
 }
 
-// Parts 1 and 2 -> units, and places of members, so far.
+// Parts 1 and 2. Adds to the numbers of units and members so far.
 __device__ void share(const Planner& p, int& num_units, int& num_members) {
   const PlanStep& step = p.step;
   const int num = p.num;
@@ -167,7 +168,7 @@ __device__ void share(const Planner& p, int& num_units, int& num_members) {
   __syncthreads();
   for (int level = 0, depth = 0; depth < 4 * kSharedLevels; ++depth) {
     sort(p.keys, size);
-    // Groups: equal keys but for the sequence
+    // Groups: entries whose keys are equal except for the sequence
     int found = 0;
     for (int i = threadIdx.x; i < num; i += kThreads) {
       found |= i + 1 < num && (p.keys[i] >> 12) == (p.keys[i + 1] >> 12);
@@ -175,7 +176,7 @@ __device__ void share(const Planner& p, int& num_units, int& num_members) {
     }
     if (!__syncthreads_or(found)) return;
     for (int i = threadIdx.x; i < num; i += kThreads) {
-      int first = i;  // bisect for the first equal key
+      int first = i;  // bisect for the group's first entry
       for (int low = 0; low < first;) {
         const int middle = (low + first) / 2;
         if ((p.keys[middle] >> 12) == (p.keys[i] >> 12)) {
@@ -192,7 +193,7 @@ __device__ void share(const Planner& p, int& num_units, int& num_members) {
       p.first[i] = first;
     }
     __syncthreads();
-    // A unit for each tile of a group, if it pays
+    // Add a unit for each tile of a group, if it pays
     for (int base = 0; base < num; base += kThreads) {
       const int i = base + threadIdx.x;
       int count = 0, tiles = 0;
@@ -236,7 +237,7 @@ __device__ void share(const Planner& p, int& num_units, int& num_members) {
       num_members += all_members;
     }
     __syncthreads();
-    // Members' paths, and what they read next. All keys are read before any is written
+    // Extend the members' paths, and find the blocks that they read next. All keys are read before any is written
     uint64_t new_keys[(kMaxSequences + kThreads - 1) / kThreads];
     for (int j = 0, i = threadIdx.x; i < num; i += kThreads, ++j) {
       const int first = p.first[i], v = p.keys[i] & 4095;
@@ -299,12 +300,12 @@ __device__ int last_stretch(const Unit& unit, int stretch) {
   return (unit.start + (num_boxes(unit) - 1) * unit.box_cost) / stretch;
 }
 
-// Part 4. A box belongs to the stretch that its beginning lies in.
+// Part 4. A box belongs to the stretch in which it begins.
 __device__ void cut(const Planner& p, int num_units) {
   const PlanStep& step = p.step;
   Unit* units = p.plan.units;
-  const int fixed = step.fixed_part;  // then each unit begins a stretch
-  int length = 0;                     // of the row of work
+  const int fixed = step.fixed_part;  // if above 0, each unit begins a stretch
+  int length = 0;                     // of the line of work
   for (int base = 0; base < num_units; base += kThreads) {
     const int u = base + threadIdx.x;
     int room = 0, before = 0;
@@ -350,7 +351,7 @@ __device__ void cut(const Planner& p, int num_units) {
   }
 }
 
-// What the kernel must know of each sequence, at its place in each of its units.
+// Writes each sequence's Member at its place in each of its units.
 __device__ void describe_members(const Planner& p) {
   const PlanStep& step = p.step;
   for (int v = threadIdx.x; v < p.num; v += kThreads) {
@@ -389,7 +390,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) octavo_attention_plan(con
   extern __shared__ uint64_t memory[];
   Planner planner(step, plan, memory);
   wait_for_previous();
-  allow_next();  // which waits for this one before it ends; attention comes after that
+  allow_next();  // the next kernel waits for this one before it ends, and attention starts after that
   planner.read();
   __syncthreads();
   int num_units = 0, num_members = 0;

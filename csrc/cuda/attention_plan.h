@@ -1,21 +1,21 @@
-// The plan of a step's decode attention: what is read, for whom, and by which block of threads.
+// The plan of a step's decode attention: which tokens are read, for which sequences, and by which thread block.
 //
 //   sequences   A: blocks 3 4 5 6 9      B: blocks 3 4 5 6 7      C: blocks 3 4 8
 //   units       [3 4] read for A B C     [5 6] for A B      [9] for A   [7] for B   [8] for C
-//   stretches   all units in a row, cut into pieces of one length: one for each block of threads and kv head
+//   stretches   the units end to end ("the line of work"), cut into pieces of equal length, one for each thread block
 //
-// The row of work is one kv head's, measured in what a token of one sequence costs; all kv heads have the same units
-// and stretches. A unit's members are sequences, or parts of them where the queries of a sequence's new tokens do not
-// fit one tile; "sequence" below means either.
+// The line of work is that of one kv head, since all kv heads have the same units and stretches; its unit of length is
+// the cost of one token of one sequence. A unit's members are sequences, or parts of them where the queries of a
+// sequence's new tokens do not fit one tile; "sequence" below means either.
 #pragma once
 
 #include <stdint.h>
 
 namespace octavo {
 
-constexpr int kBox = 16;         // tokens that are copied and multiplied at once
+constexpr int kBox = 16;         // tokens copied and multiplied at once
 constexpr int kTileRows = 64;    // query rows of a unit, at most
-constexpr int kSharedLevels = 4; // shared units on a sequence's way, at most
+constexpr int kSharedLevels = 4; // shared units on a sequence's path, at most
 
 // Tokens [begin, end) of one row of the block table, and the members that see them all (or up to their own token).
 struct Unit {
@@ -23,28 +23,28 @@ struct Unit {
   int begin;        // a multiple of kBox
   int end;
   int num_members;
-  int members;      // of these, the first's place in Plan::members
-  int part_rows;    // where the first part's first member has its partial result
+  int members;      // the first one's index in Plan::members
+  int part_rows;    // the partial result of the first part's first member
   int first_stretch;
   int num_parts;
-  int start;        // where its tokens begin in the row of work
-  int box_cost;     // what kBox of them take there
+  int start;        // where its tokens begin in the line of work
+  int box_cost;     // the length of kBox tokens there
   int is_shared;
   int unused;
 };
 
-// Where a sequence's partial results of one unit lie: `count` of them, `step` apart.
+// Where a sequence's partial results from one unit are: `count` of them, `step` apart.
 struct Parts {
   int first, step, count;
 };
 
-// A sequence as a member of a unit: all that the kernel must know of it. 96 bytes, copied 16 at a time.
+// A sequence as a member of a unit: all that the kernel needs to know about it. 96 bytes, copied 16 at a time.
 struct Member {
   int sequence;
   int token;         // its first query's index in the step
-  int position;      // and position
+  int position;      // its first query's position
   int num_queries;
-  int newest_block;  // where its last token goes
+  int newest_block;  // the block of its last token
   int num_tokens;
   int num_parts;     // in all units; 1: the result needs no join
   int num_units;     // 0 if there is no join
@@ -53,7 +53,7 @@ struct Member {
 };
 static_assert(sizeof(Member) == 96, "members are copied 16 bytes at a time");
 
-// A sequence's way through the units, while the plan is made.
+// A sequence's path through the units, used only while the plan is made.
 struct Path {
   int num_units;
   int unit[kSharedLevels + 1];
@@ -65,8 +65,8 @@ struct Plan {
   int* totals;      // [4] units, length of a stretch, stretches with work, 0
   int* stretch_units;  // [stretches] the first unit of each stretch
   Unit* units;
-  Member* members;  // of one unit after another
-  Path* paths;      // of each sequence
+  Member* members;  // unit by unit
+  Path* paths;      // one for each sequence
 };
 
 // The step, as the host's launch describes it.
@@ -77,14 +77,14 @@ struct PlanStep {
   const int* block_table;
   int64_t table_stride;
   int num_seqs;
-  int max_queries;   // new tokens of a sequence that decodes, at most; others are not planned
-  int tile_queries;  // of these, as many as are in one tile
+  int max_queries;   // new tokens of a sequence that decodes; sequences with more are not planned
+  int tile_queries;  // how many of these fit in one tile
   int members_in_tile;
   int block_size;
   int window;        // 0: none
   int num_stretches;     // for each kv head
-  int shares;        // whether units of several sequences are looked for
-  int fixed_part;    // tokens; more than 0: parts of this size, whoever else is in the step
+  int shares;        // whether to look for units that several sequences share
+  int fixed_part;    // tokens; if above 0, every part has this size, whatever else is in the step
 };
 
 }  // namespace octavo

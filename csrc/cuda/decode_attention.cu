@@ -1,38 +1,38 @@
 // Decode attention over a paged KV cache: a block that several sequences share is read once for all of them.
 //
-// Reading keys and values is all the cost; so every block of threads does nothing but read without a pause:
+// Nearly all the time goes into reading keys and values, so every thread block reads without a pause:
 //
-//   a grid that stays: one block of threads for each stretch of the plan (attention_plan.h) and kv head, two on a
-//   multiprocessor, of five warps each
+//   a persistent grid: one thread block for each stretch of the plan (attention_plan.h) and kv head, two per
+//   multiprocessor (one for heads of more than 128 dims), five warps each
 //
-//     1 loader   walks the stretch's pieces of units, says who their members are, and copies:
+//     1 loader   walks the stretch's pieces of units, publishes the members of each, and copies:
 //                64 tokens of keys, 64 of values, ... ──> a ring in shared memory
-//     4 computers, of a piece after another:
+//     4 computers, one piece after another:
 //       queries of all members, normed and rotated ──> shared memory ──> registers
 //       a part of the ring's tokens: scores = Q K^T, online softmax, sums += P V; tensor cores, 16 x 16 at a time
-//       at its end: a result, or a partial one; the last of a sequence's parts to be done joins them all
+//       at the end of a piece: the result, or a partial one; whoever finishes a sequence's last part joins them all
 //
 //   rows of a piece     1..16        17..32 on Ampere    more             (members x new tokens x heads of the kv head)
 //   a warp computes     all rows,    half of the rows,   a quarter of the rows, all keys;
 //                       1/4 of keys  half of the keys    on Hopper the four multiply together (wgmma)
 //
 // An entry of the ring holds 64 tokens of one head, [slab of 64 dims][token][64 dims], copied in boxes of 16 tokens, a
-// slab at a time. Its 16-byte chunks are swizzled by the token, so that ldmatrix finds each in banks of its own. This is
-// how the copy engine writes it under its 128-byte swizzle, and how wgmma reads it.
+// slab at a time. Its 16-byte chunks are swizzled by the token, so that ldmatrix reads without bank conflicts. The copy
+// engine writes this layout under its 128-byte swizzle, and wgmma reads it.
 //
-// Compile-time parameters come as macros, one build for each kind of layer; what a kind does not have costs nothing.
-// Split-KV decoding is from Flash-Decoding (Dao et al., 2023); one row of equal work from FlashInfer (Ye et al., 2025);
-// reading a shared prefix once from Hydragen (Juravsky et al., 2024) and ChunkAttention (Ye et al., 2024).
+// Compile-time parameters are macros, one build for each kind of layer; features that a kind lacks cost nothing.
+// Split-KV decoding is from Flash-Decoding (Dao et al., 2023); stretches of equal work are from FlashInfer (Ye et al.,
+// 2025); reading a shared prefix once is from Hydragen (Juravsky et al., 2024) and ChunkAttention (Ye et al., 2024).
 
 #include "attention_plan.h"
 #include "ptx.cuh"
 
 #ifndef HEAD_DIM
 #define HEAD_DIM 128
-#define GROUP 4          // query heads of a kv head
+#define GROUP 4          // query heads per kv head
 #define BLOCK_SIZE 16
 #define ELEMENT Bf16
-#define MAX_QUERIES 1    // new tokens of a sequence
+#define MAX_QUERIES 1    // new tokens per sequence, at most
 #define HAS_WINDOW 0
 #define HAS_SOFTCAP 0
 #define IS_FUSED 1       // q is the projection's output: norm, rotate, write the new key and value
@@ -87,10 +87,10 @@ struct Launch {
 };
 
 struct Piece {
-  int begin, end;          // tokens; an end of 0: there are no more pieces
+  int begin, end;          // tokens; end 0: no more pieces
   int num_members;
   int part_row;            // where the first member's partial result goes
-  bool writes;             // the new token's key and value
+  bool writes;             // whether it writes the new token's key and value
   alignas(16) Member members[kTileMembers];
 };
 
@@ -106,12 +106,12 @@ struct Shared {
   uint64_t full[kEntries], free[kEntries], piece_full[2], piece_free[2];
 };
 
-// A walk over the pieces of this block's stretches, the same for all warps.
+// Walks the pieces of this thread block's stretches; every warp's walk is the same.
 struct Walk {
   const Launch& launch;
   int stretch, unit, kv_head, stretch_length, num_units;
   int num_stretches;
-  int4 span, place, cut;  // of the unit: its fields, in order
+  int4 span, place, cut;  // the unit's fields, in order
 
   __device__ explicit Walk(const Launch& launch) : launch(launch) {
     kv_head = blockIdx.x % launch.num_kv_heads;
@@ -123,7 +123,7 @@ struct Walk {
     find();
   }
 
-  // The unit's fields; if the stretch has none of it, the next stretch's first.
+  // Reads the unit's fields; if no part of the unit is in this stretch, those of the next stretch's first unit.
   __device__ void find() {
     while (stretch < num_stretches) {
       if (unit < num_units) {
@@ -142,7 +142,7 @@ struct Walk {
   __device__ int begin() const { return first_token(stretch); }
   __device__ int end() const { return min(span.z, first_token(stretch + 1)); }
 
-  // Of the unit's boxes that begin in this stretch, or after it.
+  // The first token of the first of the unit's boxes that begins in this stretch or after it.
   __device__ int first_token(int stretch) const {
     const int start = cut.x, cost = cut.y;
     return span.y + max(stretch * stretch_length - start + cost - 1, 0) / cost * kBox;
@@ -161,7 +161,7 @@ __device__ __forceinline__ uint32_t chunk_offset(int token, int chunk) {
 
 __device__ __forceinline__ uint32_t address(const uint64_t& barrier) { return shared_address(&barrier); }
 
-// Tell the computers of the next piece. Its members are on their way when this returns.
+// Publishes the next piece to the computers. When this returns, its members are still being copied.
 __device__ __forceinline__ void announce(const Launch& launch, Shared& shared, const Walk& walk, int turn) {
   const int lane = threadIdx.x % 32;
   Piece& piece = shared.pieces[turn % 2];
@@ -265,7 +265,7 @@ __device__ __forceinline__ uint4 packed(const float (&x)[8]) {
   return {pack<Element>(x[0], x[1]), pack<Element>(x[2], x[3]), pack<Element>(x[4], x[5]), pack<Element>(x[6], x[7])};
 }
 
-// Of the head at `from` the 8 dims from 8 `chunk` on, normed and rotated. The kLanes threads of a head call it together.
+// Dims 8 * chunk to 8 * chunk + 7 of the head at `from`, normed and rotated. All kLanes threads of a head must call it.
 [[maybe_unused]] __device__ __forceinline__ Eight transform(const Launch& launch, const Element* from,
                                                             const float* norm, int position, int chunk, bool is_there) {
   Eight own = {}, partner = {}, weight = {}, partner_weight = {}, cos = {}, sin = {};
@@ -306,12 +306,12 @@ __device__ __forceinline__ uint4 packed(const float (&x)[8]) {
   return own;
 }
 
-// The piece's queries to shared memory; rows up to a multiple of 16 that nobody has are zero.
+// Writes the piece's queries to shared memory; rows that pad them to 8, or to a multiple of 16, are zero.
 __device__ void place_queries(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, int num_rows) {
   const int rows = num_rows <= 8 ? 8 : (num_rows + 15) / 16 * 16;
   const int chunk = threadIdx.x % kLanes;
 #pragma unroll 2
-  for (int first = 0; first < rows; first += 32 * kComputers / kLanes) {  // the same turns for all threads
+  for (int first = 0; first < rows; first += 32 * kComputers / kLanes) {  // all threads take the same turns
     const int row = first + threadIdx.x / kLanes;
     const int sub = row % kMemberRows, query = sub / GROUP;
     const Member& member = piece.members[min(row, num_rows - 1) / kMemberRows];
@@ -329,8 +329,8 @@ __device__ void place_queries(const Launch& launch, Shared& shared, const Piece&
   }
 }
 
-// The stage where a sequence ends. Fused, the new token's key and value go there and into the cache; values behind it
-// become zero, up to num_read tokens of the stage: what lies there may be anything, and 0 * NaN is NaN.
+// Finishes the stage in which a sequence ends. If fused, writes the new token's key and value there and to the cache.
+// Zeroes the values after the last token, up to num_read tokens of the stage: they may hold NaN, and 0 * NaN is NaN.
 __device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, int start, int num_read,
                              unsigned char* keys, unsigned char* values) {
   [[maybe_unused]] const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -372,7 +372,7 @@ __device__ __forceinline__ float cap(float score, float softcap_log2) {
 #endif
 }
 
-// Scores, softmax and values of a piece by all computers, kTiles tiles of 16 rows; then its results.
+// Scores, softmax and values of a piece by all computers, kTiles tiles of 16 rows; then writes the results.
 template <int kTiles>
 __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, int& count) {
   constexpr int kSplits = kComputers / kTiles;  // warps that share a tile's keys
@@ -384,7 +384,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   constexpr int kSteps = kPaddedDim / 16;
   constexpr bool kWide = kTiles == 4 && HAS_COPY_ENGINE;  // all four warps multiply together
   const uint32_t queries = shared_address(shared.q);
-  int row_begin[2], row_end[2];  // tokens that the thread's rows see
+  int row_begin[2], row_end[2];  // the tokens that each of the thread's two rows sees
   for (int half = 0; half < 2; ++half) {
     const int row = min(tile * 16 + half * 8 + lane / 4, num_rows - 1);
     const int position = piece.members[row / kMemberRows].position + row % kMemberRows / GROUP;
@@ -392,7 +392,8 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
     row_begin[half] = HAS_WINDOW ? position + 1 - launch.window : 0;
   }
   const Member& first = piece.members[0];
-  const int full_end = piece.num_members > 1 ? piece.end : min(piece.end, first.position + 1);  // all rows see so far
+  // All rows see the tokens from full_begin to full_end
+  const int full_end = piece.num_members > 1 ? piece.end : min(piece.end, first.position + 1);
   const int full_begin = HAS_WINDOW ? first.position + first.num_queries - launch.window : 0;
   float sums[kPaddedDim / 8][4] = {};
   float m[2] = {kLowest, kLowest}, l[2] = {};
@@ -403,7 +404,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
     unsigned char* keys = shared.ring[key_entry];
     unsigned char* values = shared.ring[value_entry];
     barrier_wait(address(shared.full[key_entry]), key_parity);
-    // The wide product reads whole stages, the others what boxes there are
+    // The wide product reads whole stages, the others only boxes with tokens
     const int num_read = kWide ? kStage : min((piece.end - start + kBox - 1) / kBox * kBox, kStage);
     const bool finishes = start + kStage >= piece.end && (piece.writes || start + num_read > piece.end);
     if (finishes) {
@@ -411,7 +412,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
       finish_stage(launch, piece, kv_head, start, num_read, keys, values);
     }
     const bool is_masked = start + kStage > full_end || (HAS_WINDOW && start < full_begin);
-    // Of boxes that are not there scores are anything; they are masked
+    // Scores of boxes without tokens are garbage; they are masked
     float scores[kTiles * 2][4] = {};
     if constexpr (kWide) {
       products_begin();
@@ -504,7 +505,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         const int box = split + i * kSplits;
-        if (start + box * kBox >= piece.end) continue;  // what lies there may be anything
+        if (start + box * kBox >= piece.end) continue;  // its values are garbage
 #pragma unroll
         for (int n = 0; n < kPaddedDim / 16; ++n) {
           uint32_t b[4];
@@ -581,7 +582,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   }
 }
 
-// Whoever is the last to be done with a sequence's parts joins them, a warp a row.
+// The thread block that finishes a sequence's last part joins all of them, one warp per row.
 __device__ void join(const Launch& launch, Shared& shared, const Piece& piece, int kv_head) {
   const int i = threadIdx.x, lane = i % 32, warp = i / 32;
   if (piece.num_members == 1 && piece.members[0].num_parts == 1) return;
@@ -654,7 +655,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   }
   __syncthreads();
   if (warp == kComputers) {
-    if (IS_CHAINED && !IS_FUSED) wait_for_previous();  // it has just written the newest keys
+    if (IS_CHAINED && !IS_FUSED) wait_for_previous();  // which writes the newest keys
     load(launch, map.bytes, shared);
   } else {
     if (IS_CHAINED) {

@@ -1,4 +1,4 @@
-// The instructions that CUDA C++ has no words for, one short function each: copies to shared memory and the barriers
+// PTX instructions that CUDA C++ does not expose, one short function each: copies to shared memory and the barriers
 // that report them, matrix products, and kernels that start before the one they depend on has ended.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace octavo {
 
-// The two types of 16 bits. Kernels compute in float.
+// The two 16-bit types. Kernels compute in float.
 struct Bf16 {
   uint16_t bits;
 };
@@ -36,7 +36,7 @@ __device__ __forceinline__ void allow_next() {
 #endif
 }
 
-// Barriers in shared memory. A phase ends when all expected arrivals, and all expected bytes, have come
+// Barriers in shared memory. A phase ends when all expected arrivals and all expected bytes have come
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -83,12 +83,12 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
   }
 }
 
-// Of the first `num_threads` threads only; `name` 1 to 15
+// A barrier for `num_threads` threads of the block; `name` is 1 to 15
 __device__ __forceinline__ void named_barrier(int name, int num_threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(num_threads) : "memory");
 }
 
-// Adds 1, and returns what was there. Whoever sees the new count sees all that this block wrote before its last barrier.
+// Adds 1 and returns the old count. Whoever sees the new count sees all that this block wrote before its last barrier.
 __device__ __forceinline__ int count_up(int* counter) {
   int before;
   asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
@@ -97,7 +97,7 @@ __device__ __forceinline__ int count_up(int* counter) {
 
 // Copies from global to shared memory
 
-// A box of a tensor that is described by `map`, columns from x and rows from y on; what the tensor has not is zero
+// Copies a box of the tensor that `map` describes, from column x and row y on; parts outside the tensor are zero
 __device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x, int y, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
@@ -108,7 +108,7 @@ __device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x, in
 #endif
 }
 
-// 16 bytes by one thread; zeros unless `is_there`
+// One thread copies 16 bytes; zeros unless `is_there`
 __device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool is_there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0) : "memory");
 }
@@ -165,8 +165,8 @@ __device__ __forceinline__ void async_fence() {
 #endif
 }
 
-// A matrix under the 128-byte swizzle: rows of 64 elements, groups of 8 rows 1024 bytes apart. Read with its rows along
-// the product's depth, its further columns are a slab of 64 rows away.
+// A matrix under the 128-byte swizzle: rows of 64 elements, groups of 8 rows 1024 bytes apart. When its rows are the
+// product's depth (K), the next 64 columns are one slab of 64 rows further on.
 __device__ __forceinline__ uint64_t matrix(uint32_t address) {
   constexpr uint64_t kRows = uint64_t(1024 >> 4) << 32, kSlab = uint64_t(8192 >> 4) << 16, kSwizzle = uint64_t(1) << 62;
   return kSwizzle | kRows | kSlab | (address >> 4 & 0x3fff);
@@ -178,7 +178,7 @@ __device__ __forceinline__ void products_begin() {
 #endif
 }
 
-// All products are done, and `c` may be read.
+// Waits until all products are done; then `c` may be read.
 template <int kRows>
 __device__ __forceinline__ void products_end(float (&c)[kRows][4]) {
 #if __CUDA_ARCH__ >= 900
@@ -197,7 +197,7 @@ __device__ __forceinline__ void products_end(float (&c)[kRows][4]) {
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31}"
 
-// c = a b^T, or c += a b^T; a and b have their columns along the product's depth.
+// c = a b^T, or c += a b^T; the columns of a and b are the product's depth.
 template <typename T>
 __device__ __forceinline__ void multiply_add_64(float (&c)[8][4], uint64_t a, uint64_t b, bool adds) {
 #if __CUDA_ARCH__ >= 900
@@ -217,7 +217,7 @@ __device__ __forceinline__ void multiply_add_64(float (&c)[8][4], uint64_t a, ui
 #endif
 }
 
-// c += a b; a in registers, b with its rows along the product's depth.
+// c += a b; a is in registers, and the rows of b are the product's depth.
 template <typename T>
 __device__ __forceinline__ void multiply_add_64(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
 #if __CUDA_ARCH__ >= 900

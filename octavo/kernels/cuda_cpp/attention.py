@@ -1,4 +1,4 @@
-"""CudaAttention: decode attention in CUDA C++ as an attention backend. A block that sequences share is read once."""
+"""CudaAttention: the attention backend with CUDA C++ kernels for decodes. Reads a block that sequences share once."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ HEAD_DIMS = (64, 96, 128, 256)
 
 
 class CudaAttention:
-    """Implements `octavo.kernels.attention.AttentionBackend`. It leaves chunks, and decodes of several new
-    tokens, to others."""
+    """Implements `octavo.kernels.attention.AttentionBackend`. Leaves prompt chunks, and decodes with several new
+    tokens, to other backends."""
 
     longest_captured: ClassVar[int | None] = None
 
@@ -42,7 +42,7 @@ class CudaAttention:
         elif nvcc.find_nvcc() is None:
             reasons.append("its kernels are compiled by nvcc, which is not here: pip install 'octavo[cuda]'")
         if dtype == "float32":
-            reasons.append("it computes with 16 bits, not in float32")
+            reasons.append("it computes in 16 bits, not in float32")
         if layer.head_dim not in HEAD_DIMS:
             reasons.append(f"heads of {layer.head_dim}; it takes {', '.join(map(str, HEAD_DIMS))}")
         if (group := layer.num_heads // layer.num_kv_heads) > TILE_ROWS:
@@ -58,7 +58,7 @@ class CudaAttention:
         dtype, size = TORCH_DTYPE[memory.kv.dtype], memory.kv.block_size
         layers = [layer for layer in memory.layers if not self.why_not(layer, memory.kv.dtype, memory.kv, gpu)]
         kinds = dict.fromkeys(Kind.of(layer, dtype, size, fused) for layer in layers for fused in (True, False))
-        with ThreadPoolExecutor() as pool:  # nvcc runs in processes of its own
+        with ThreadPoolExecutor() as pool:  # threads suffice: each nvcc is a process
             plan = pool.submit(compile_plan, memory.max_num_seqs, gpu)
             list(pool.map(lambda kind: kind.compile(gpu), kinds))
             plan.result()
@@ -76,7 +76,7 @@ class CudaAttention:
                 self._partials[shape, layer.head_dim] = Partials.allocate(
                     rows, memory.max_num_seqs, shape, layer.head_dim, device
                 )
-        #: whether no other backend is needed for a step of decodes alone
+        #: whether a step with only decodes needs no other backend
         memory.decodes_are_planned = len(layers) == len(memory.layers)
 
     def plan(self, step: DeviceStep) -> None:

@@ -1,8 +1,8 @@
-"""Compiles CUDA C++ kernels with nvcc, once for each source, GPU and set of compile-time parameters.
+"""Compiles CUDA C++ kernels with nvcc, once for each source, GPU type and set of compile-time parameters.
 
     source + headers + macros + GPU + nvcc  --sha256-->  ~/.cache/octavo/cuda/<source>-<key>.cubin
 
-A cubin is machine code for one GPU. It needs no runtime library, and loads in a millisecond.
+A cubin is machine code for one type of GPU. It needs no runtime library and loads in a millisecond.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FLAGS = ("-std=c++17", "-cubin", "-lineinfo")
 
 @lru_cache
 def find_nvcc() -> Path | None:
-    """nvcc on the PATH, of a toolkit, or of NVIDIA's packages from PyPI (`octavo[cuda]`)."""
+    """nvcc from the PATH, from NVIDIA's packages on PyPI (`octavo[cuda]`), or from a CUDA toolkit."""
     if found := shutil.which("nvcc"):
         return Path(found)
     spec = importlib.util.find_spec("nvidia")
@@ -92,7 +92,7 @@ class Variant:
         return _cache() / f"{self.name}-{digest[:24]}.cubin"
 
     def _remember(self) -> None:
-        """For `used_variants`. Nothing depends on it, so a disk that refuses it is no error."""
+        """Record this variant for `used_variants`. Nothing depends on the record, so a disk error is ignored."""
         text = json.dumps(asdict(self))
         path = _cache() / "used" / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
         with suppress(OSError):
@@ -101,15 +101,15 @@ class Variant:
 
 
 def used_variants(capability: tuple[int, int]) -> list[Variant]:
-    """What this machine has compiled for such GPUs, with today's parameters; a source that was never compiled comes
-    with the parameters that it has by itself."""
+    """The variants that this machine has compiled for such GPUs, without those whose set of parameters is outdated. A
+    source that was never compiled comes with its default parameters."""
     found: dict[str, list[Variant]] = {path.stem: [] for path in sorted((find_sources() / "cuda").glob("*.cu"))}
     paths = [*(_cache() / "used").glob("*.json")] if _cache().is_dir() else []
     for path in sorted(paths, key=lambda path: -path.stat().st_mtime):
         variant = _read(path)
         if variant is None or variant.capability != capability or variant.name not in found:
             continue
-        newest = found[variant.name][:1]  # a source whose parameters have changed is not asked for old ones
+        newest = found[variant.name][:1]  # skip variants whose parameters the source no longer has
         if not newest or dict(newest[0].macros).keys() == dict(variant.macros).keys():
             found[variant.name].append(variant)
     return [one for name, some in found.items() for one in some or [Variant(name, (), capability)]]
@@ -132,5 +132,5 @@ def _cache() -> Path:
 def _needed_nvcc() -> Path:
     nvcc = find_nvcc()
     if nvcc is None:
-        raise KernelBuildError("there is no nvcc to compile CUDA kernels: pip install 'octavo[cuda]'")
+        raise KernelBuildError("nvcc, which compiles CUDA kernels, is not installed: pip install 'octavo[cuda]'")
     return nvcc

@@ -1,4 +1,4 @@
-"""The plan and the kernel of csrc/cuda/decode_attention.cu, from Python: memory, structs and launches."""
+"""Allocates, describes and launches the plan and the kernel of csrc/cuda/decode_attention.cu."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class _Launch(Structure):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a plan depends on of the layers that it serves."""
+    """The part of a layer's shape that its plan depends on."""
 
     num_kv_heads: int
-    group: int  # query heads of a kv head
-    max_queries: int = 1  # new tokens of a sequence that decodes
+    group: int  # query heads per kv head
+    max_queries: int = 1  # new tokens per decoding sequence
 
     @classmethod
     def of(cls, layer: AttentionLayer, max_queries: int = 1) -> Shape:
@@ -88,17 +88,18 @@ class Shape:
         return max(1, blocks // self.num_kv_heads)
 
 
-#: Costs of csrc/cuda/attention_plan.cu, in tokens of a sequence of its own: of starting a unit, of each member that
-#: shares it, and of a box of 16 tokens with all rows beyond its 16. By measurement on an H200: with these no shared
-#: prefix was slower than private reads, and long ones were within 3 % of their best. Without the products of four warps
-#: together, all rows took 2 to 2.2 times as long as few.
+#: Costs for csrc/cuda/attention_plan.cu, in tokens of an unshared sequence: to start a unit, for each member that
+#: shares it, and for each box of 16 tokens, on top of those 16, when all rows are in use. Measured on an H200: with
+#: these costs no shared prefix was slower than private reads, and long ones were within 3 % of their best. Without the
+#: four-warp products, a box with all rows took 2 to 2.2 times as long as one with few.
 HOPPER_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 0}
 AMPERE_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 14}
-SMALL_PLAN = 256  # sequences, up to which fewer threads make a plan sooner
+SMALL_PLAN = 256  # sequences; up to this many, fewer threads are faster
 
 
 def compile_plan(num_seqs: int, gpu: GPU, costs: Mapping[str, int] | None = None) -> tuple[bytes, int]:
-    """The kernel that makes plans of so many sequences, and its threads. costs: None: those of the GPU's kind."""
+    """The kernel that plans for up to num_seqs sequences, and its number of threads. costs: by default those measured
+    for this type of GPU."""
     costs = costs or (HOPPER_COSTS if gpu.capability >= (9, 0) else AMPERE_COSTS)
     threads = 256 if num_seqs <= SMALL_PLAN else 1024
     return compile_kernel("attention_plan", {"THREADS": threads, **costs}, gpu.capability), threads
@@ -107,8 +108,8 @@ def compile_plan(num_seqs: int, gpu: GPU, costs: Mapping[str, int] | None = None
 class SharedPlan:
     """A plan's memory, and the kernel that makes it.
 
-    fixed_part: every sequence is cut into parts of so many tokens, so that its result does not depend on its neighbours
-    if it shares nothing; max_num_tokens: of all sequences together, then.
+    fixed_part: cut every sequence into parts of this many tokens; the result of one that shares nothing then does not
+    depend on its batch. max_num_tokens: of all sequences together, needed only with fixed_part.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class SharedPlan:
         self._kernel.allow_shared(self._shared_bytes)
 
     def max_part_rows(self) -> int:
-        """Partial results of members: one for each place in a unit, and those of units that are cut."""
+        """The most partial results: one for each member of a unit, and more for units that are cut."""
         return len(self.members) + len(self.stretch_units) * self.shape.members_in_tile
 
     def make(
@@ -158,7 +159,7 @@ class SharedPlan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Partials:
-    """Partial results on their way to the join. Layers share them, since they run one after another."""
+    """Memory for partial results until they are joined. Layers share it, since they run one after another."""
 
     values: torch.Tensor
     max_sum: torch.Tensor
@@ -176,8 +177,8 @@ class Partials:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What the kernel is compiled for. is_fused: q is the projection's output, and the cache receives the new keys and
-    values; else q is normed and rotated, and the cache up to date."""
+    """What the kernel is compiled for. is_fused: q is the projection's output, and the kernel writes the new keys and
+    values to the cache; otherwise q is already normed and rotated, and the cache up to date."""
 
     head_dim: int
     shape: Shape
@@ -201,7 +202,7 @@ class Kind:
         )  # fmt: skip
 
     def compile(self, gpu: GPU, *, has_copy_engine: bool | None = None) -> bytes:
-        """has_copy_engine: whether it copies by Hopper's copy engine; None: where there is one."""
+        """has_copy_engine: use Hopper's copy engine; by default wherever there is one."""
         is_hopper = gpu.capability >= (9, 0)
         entries = _HOPPER_RING if is_hopper else _AMPERE_RING
         macros = {
@@ -222,8 +223,8 @@ class Kind:
         return compile_kernel("decode_attention", macros, gpu.capability)
 
 
-#: entries of 64 tokens' keys or values in shared memory, by head dimension / 64: two blocks of threads on a
-#: multiprocessor, of heads of 256 one
+#: entries of the ring in shared memory, each the keys or values of 64 tokens, by head dimension / 64; sized for two
+#: thread blocks per multiprocessor, and for one with heads of 256
 _HOPPER_RING = {1: 10, 2: 5, 4: 5}
 _AMPERE_RING = {1: 5, 2: 2, 4: 3}
 
@@ -242,7 +243,7 @@ class DecodeAttention:
         self, q: torch.Tensor, out: torch.Tensor, layer: AttentionLayer, pool: LayerPool, plan: SharedPlan,
         partials: Partials, *, block_table: torch.Tensor, transform: HeadTransform | None,
     ) -> None:  # fmt: skip
-        """Write the rows of `out` [T, Q * D] of sequences that decode. `q` and `transform`: see `Kind`."""
+        """Write those rows of `out` [T, Q * D] that belong to decoding sequences. `q` and `transform`: see `Kind`."""
         heads = transform if transform is not None else HeadTransform.none(q)
         arrays = (
             q, out, pool.data, block_table, partials.values, partials.max_sum, partials.done,

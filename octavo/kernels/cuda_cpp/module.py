@@ -1,4 +1,4 @@
-"""A compiled kernel, loaded and launched through the CUDA driver, which needs no compiler and no torch headers."""
+"""Loads and launches compiled kernels through the CUDA driver, which needs no compiler and no torch headers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class _Config(Structure):
 
 
 class TensorMap(Structure):
-    """A matrix in global memory, as the copy engine reads it. 128 bytes that only the driver understands."""
+    """Describes a matrix in global memory to the copy engine, in 128 bytes that only the driver understands."""
 
     _fields_ = (("content", c_char * 128),)
 
     @classmethod
     def of_rows(cls, address: int, num_rows: int, dim: int, *, is_half: bool, box_rows: int, box_dim: int) -> TensorMap:
         """[num_rows, dim] of 16-bit elements, read in boxes that are swizzled by 128 bytes."""
-        buffer = (c_char * 192)()  # the driver wants it at a multiple of 64
+        buffer = (c_char * 192)()  # with room to align the map to 64 bytes
         at = -ctypes.addressof(buffer) % 64
         dims, stride = (c_uint64 * 2)(dim, num_rows), (c_uint64 * 1)(dim * 2)
         box, step = (c_uint32 * 2)(box_dim, box_rows), (c_uint32 * 2)(1, 1)
@@ -56,7 +56,7 @@ _is_rehearsing = False
 
 @contextmanager
 def launch_nothing() -> Iterator[None]:
-    """Meanwhile launches do nothing: others that should run before them do not, either."""
+    """Make launches do nothing, for rehearsals, in which the kernels that they depend on do not run either."""
     global _is_rehearsing
     _is_rehearsing = True
     try:
@@ -66,7 +66,7 @@ def launch_nothing() -> Iterator[None]:
 
 
 class Kernel:
-    """One kernel of a cubin, in the context that is current."""
+    """One kernel of a cubin, loaded into the current CUDA context."""
 
     def __init__(self, cubin: bytes, name: str) -> None:
         driver = _driver()
@@ -75,7 +75,7 @@ class Kernel:
         _check(driver.cuModuleGetFunction(byref(self._function), self._module, name.encode()), f"finding {name}")
 
     def number(self, name: str) -> int:
-        """An int that the cubin holds."""
+        """The value of an int variable in the cubin."""
         address, size, value = c_void_p(), c_size_t(), c_int()
         driver = _driver()
         _check(driver.cuModuleGetGlobal_v2(byref(address), byref(size), self._module, name.encode()), f"finding {name}")
@@ -83,7 +83,7 @@ class Kernel:
         return value.value
 
     def allow_shared(self, num_bytes: int) -> None:
-        """Dynamic shared memory of a block of threads."""
+        """Allow this much dynamic shared memory per thread block."""
         _check(
             _driver().cuFuncSetAttribute(self._function, _MAX_DYNAMIC_SHARED_BYTES, num_bytes),
             f"asking for {num_bytes:,} bytes of shared memory",

@@ -39,7 +39,7 @@ class FlashAttention:
         reasons = {
             "its package is not installed: pip install 'octavo[flash-attn]'": _is_missing(),
             f"it runs on compute capability 9 and 10, and this GPU has {major}.{minor}": major not in CAPABILITIES,
-            "it computes with 16 bits, not in float32": dtype == "float32",
+            "it computes in 16 bits, not in float32": dtype == "float32",
             f"it takes heads of 64 and 128, not of {layer.head_dim}": layer.head_dim not in HEAD_DIMS,
             "it takes no layers with a window": layer.window is not None,
             "it takes no capped scores": layer.softcap is not None,

@@ -79,7 +79,7 @@ class HopperAttention:
         if not has_hopper_kernels(gpu.capability):
             reasons.append("it needs a Hopper GPU, and a Triton that has Gluon")
         if dtype == "float32":
-            reasons.append("it computes with 16 bits, not in float32")
+            reasons.append("it computes in 16 bits, not in float32")
         return reasons + _no_decode(layer) if _no_prefill(layer) else reasons
 
     def __init__(self, memory: AttentionMemory) -> None:
