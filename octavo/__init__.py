@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from octavo.outputs import RequestOutput as RequestOutput
     from octavo.sampling_params import RequestOutputKind as RequestOutputKind
     from octavo.sampling_params import SamplingParams as SamplingParams
+    from octavo.session import Session as Session
 
 _NAMES_IN = {
     "octavo.llm": ("LLM",),
     "octavo.engine.async_engine": ("AsyncLLM",),
     "octavo.sampling_params": ("SamplingParams", "RequestOutputKind"),
+    "octavo.session": ("Session",),
     "octavo.outputs": ("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),
     "octavo.config": ("EngineConfig",),
     "octavo.engine.engine_args": ("EngineArgs",),

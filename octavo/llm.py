@@ -32,6 +32,7 @@ from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
+from octavo.session import Session
 from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 
@@ -152,6 +153,10 @@ class LLM:
         )
         prompts = [self.get_tokenizer().encode_chat(one, **options) for one in conversation_list(messages)]
         return self.generate(prompts, sampling_params, use_tqdm, priority=priority)
+
+    def session(self, prompt: Prompt, *, cache_salt: str | None = None) -> Session:
+        """A prompt that is continued in branches, which can be forked, extended and pruned; see Session."""
+        return Session(self._engine, self.generate, prompt, cache_salt)
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises TokenizerError after skip_tokenizer_init=True."""

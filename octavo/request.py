@@ -106,13 +106,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What the engine can serve."""
+    """What the engine can serve. enable_prefix_caching: whether a request finds the blocks of earlier ones."""
 
     max_model_len: int
     max_num_seqs: int
     max_logprobs: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    enable_prefix_caching: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,9 @@ OURS: dict[str, frozenset[str]] = {
     "parameters": frozenset({"truncate_prompt_tokens"}),
     "routes": frozenset({"/", "/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/ps", "/api/version"}),
     "fields": frozenset(),
-    "methods": frozenset({"stream", "events", "card", "stats", "close", "is_alive", "model_info", "metrics"}),
+    "methods": frozenset(
+        {"stream", "session", "events", "card", "stats", "close", "is_alive", "model_info", "metrics"}
+    ),
 }
 
 _NO_POOLING = vllm_options.METHODS["embed"]

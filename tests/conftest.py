@@ -28,7 +28,8 @@ TinyFolder = Callable[..., Path]
 
 TESTS = Path(__file__).parent
 SLOW = {
-    "": "docs examples extreme_params greedy imports llm logprobs_modes random_walk real_models threads without_torch",
+    "": "docs examples extreme_params greedy imports llm logprobs_modes random_walk real_models session threads "
+    "without_torch",
     "bench": "http_client load offline plot",
     "cli": "bench debugging doctor hostile_flags interrupts run run_batch",
     "engine": "async overlap",

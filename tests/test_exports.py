@@ -25,6 +25,7 @@ PUBLIC_NAMES = {
     "RequestOutputKind",
     "SamplingParams",
     "ServerError",
+    "Session",
     "TokenizerError",
     "UnsupportedModelError",
     "__version__",

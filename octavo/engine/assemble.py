@@ -163,6 +163,7 @@ def _inputs(config: EngineConfig, shape: WorkerShape, tokenizer: Tokenizer | Non
         max_logprobs=config.observe.max_logprobs,
         vocab_size=shape.limits.vocab_size,
         eos_token_ids=shape.architecture.eos_token_ids,
+        enable_prefix_caching=config.cache.enable_prefix_caching,
     )
     return InputProcessor(tokenizer, request_limits, config.model.seed)
 

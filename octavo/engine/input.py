@@ -73,6 +73,23 @@ class InputProcessor:
             bad_word_ids=bad_word_ids,
         )
 
+    def continuation(self, given: str | Sequence[int]) -> list[int]:
+        """Tokens to append to others: those of a text, without special tokens, or token ids. Raises
+        InvalidRequestError."""
+        if isinstance(given, str):
+            if self._tokenizer is None:
+                raise InvalidRequestError("text is given, but skip_tokenizer_init=True: pass token ids instead")
+            self._check_text(self._tokenizer, given, "the text")
+            token_ids = array("q", self._tokenizer.encode(given, add_special_tokens=False))
+        elif isinstance(given, (bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
+            raise InvalidRequestError(f"text is {shown(given)}, allowed are text and token ids")
+        else:
+            token_ids = _token_ids(given, "the text")
+        if not token_ids:
+            raise InvalidRequestError("the text is empty, allowed is at least one token")
+        self._check_ids("the text", token_ids)
+        return token_ids.tolist()
+
     def _read(self, prompt: Prompt, is_cut: bool) -> tuple[str | None, array[int], object]:
         """-> text if any, token ids, cache salt. is_cut: the prompt will be truncated, so any length fits."""
         cache_salt: object = None
@@ -83,15 +100,15 @@ class InputProcessor:
         if self._tokenizer is None:
             raise InvalidRequestError("the prompt is text, but skip_tokenizer_init=True: pass token ids instead")
         if not is_cut:
-            self._check_text(self._tokenizer, prompt)
+            self._check_text(self._tokenizer, prompt, "the prompt")
         return prompt, array("q", self._tokenizer.encode(prompt)), cache_salt
 
-    def _check_text(self, tokenizer: Tokenizer, text: str) -> None:
+    def _check_text(self, tokenizer: Tokenizer, text: str, name: str) -> None:
         """Refuse a text that must have too many tokens before it is tokenised, which would take long."""
         most = self.limits.max_model_len - 1
         if len(text) > most and (fewest := tokenizer.fewest_tokens(text)) > most:
             raise InvalidRequestError(
-                f"the prompt has {len(text)} characters, which are {fewest} tokens at least, allowed are {most} "
+                f"{name} has {len(text)} characters, which are {fewest} tokens at least, allowed are {most} "
                 f"(max_model_len is {most + 1} and one new token must fit); shorten it, set truncate_prompt_tokens, "
                 "or raise max_model_len"
             )
@@ -240,7 +257,7 @@ def _one_salt(of_call: object, of_prompt: object) -> str | None:
     return of_call or of_prompt  # type: ignore[return-value]
 
 
-def _token_ids(values: object) -> array[int]:
+def _token_ids(values: object, name: str = "the prompt") -> array[int]:
     if isinstance(values, (bytes, bytearray, Mapping)) or not isinstance(values, Iterable):
         raise InvalidRequestError(f"a prompt is {type(values).__name__}, allowed are text, token ids and dicts of them")
     token_ids: list[Any] = []
@@ -249,7 +266,7 @@ def _token_ids(values: object) -> array[int]:
         return array("q", token_ids)  # a prompt may be long: no loop in Python
     except (TypeError, OverflowError):
         wrong = next((one for one in token_ids if not _is_id(one)), values)
-        raise InvalidRequestError(f"the prompt's token ids hold {shown(wrong)}, allowed are whole numbers") from None
+        raise InvalidRequestError(f"{name}'s token ids hold {shown(wrong)}, allowed are whole numbers") from None
 
 
 def _is_id(value: object) -> bool:

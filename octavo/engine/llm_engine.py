@@ -10,7 +10,7 @@ prompt -> input.py -> Request -> core.py (schedule, execute, update) -> output.p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -29,7 +29,7 @@ from octavo.text.tokenizer import Tokenizer
 
 
 class LLMEngine:
-    """Owner of one running engine. Only `make_request` is thread-safe."""
+    """Owner of one running engine. Only `make_request` and `continuation` are thread-safe."""
 
     def __init__(
         self,
@@ -65,6 +65,10 @@ class LLMEngine:
     ) -> Request:
         """Tokenise and check. Any thread may call it: it does not touch the engine's state."""
         return self._inputs.process(request_id, prompt, sampling_params, self._clock(), priority, cache_salt)
+
+    def continuation(self, given: str | Sequence[int]) -> list[int]:
+        """Tokens to append to others, from a text or token ids. Any thread may call it."""
+        return self._inputs.continuation(given)
 
     def add_request(self, request: Request) -> None:
         """Queue a request. Raises InvalidRequestError if it can never be served, or its id is in use."""
