@@ -173,7 +173,7 @@ __device__ __forceinline__ uint64_t matrix(uint32_t address) {
 }
 
 __device__ __forceinline__ void products_begin() {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
 }
@@ -181,7 +181,7 @@ __device__ __forceinline__ void products_begin() {
 // Waits until all products are done; then `c` may be read.
 template <int kRows>
 __device__ __forceinline__ void products_end(float (&c)[kRows][4]) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
@@ -200,7 +200,7 @@ __device__ __forceinline__ void products_end(float (&c)[kRows][4]) {
 // c = a b^T, or c += a b^T; the columns of a and b are the product's depth.
 template <typename T>
 __device__ __forceinline__ void multiply_add_64(float (&c)[8][4], uint64_t a, uint64_t b, bool adds) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH_FEAT_SM90_ALL
   if constexpr (!is_half<T>) {
     asm volatile(
         "{ .reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OCTAVO_C
@@ -220,7 +220,7 @@ __device__ __forceinline__ void multiply_add_64(float (&c)[8][4], uint64_t a, ui
 // c += a b; a is in registers, and the rows of b are the product's depth.
 template <typename T>
 __device__ __forceinline__ void multiply_add_64(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH_FEAT_SM90_ALL
   if constexpr (!is_half<T>) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " OCTAVO_C
                  ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"

@@ -13,6 +13,7 @@ from tests.gpu.device import DEVICE
 from octavo.kernels import attention  # isort: skip
 from octavo.kernels.attention import ModelAttention, choose  # isort: skip
 from octavo.kernels.cuda.driver import GPU  # isort: skip
+from octavo.kernels.cuda_cpp import attention as cuda_attention  # isort: skip
 from octavo.kernels.cuda_cpp import compile as nvcc  # isort: skip
 from octavo.kernels.external import flash_attention  # isort: skip
 from octavo.kernels.device import StepLimits  # isort: skip
@@ -37,6 +38,14 @@ def test_cuda_kernels_come_first_where_nvcc_is(monkeypatch: pytest.MonkeyPatch) 
     assert choose(replace(LAYER, head_dim=80), "bfloat16", KV, HOPPER, "auto") == ["triton"]
     assert choose(LAYER, "bfloat16", KV, HOPPER, "hopper") == ["hopper", "triton"]
     assert choose(LAYER, "bfloat16", KV, HOPPER, "triton") == ["triton"]
+
+
+def test_cuda_kernels_leave_more_sequences_than_they_can_plan_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_attention, "MAX_SEQUENCES", 3)
+    memory = AttentionMemory([LAYER], KV, StepLimits(4, 4, 64, 1), AMPERE, DEVICE)
+    backend = cuda_attention.CudaAttention(memory)
+    assert backend.decode(LAYER, None, otherwise=print) is print  # type: ignore[arg-type]
+    assert not memory.decodes_are_planned
 
 
 def test_cuda_kernels_say_all_that_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,13 @@ torch = pytest.importorskip("torch")
 
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
-from octavo.kernels.cuda_cpp.decode_attention import Kind, Shape, compile_plan  # noqa: E402
+from octavo.kernels.cuda_cpp.decode_attention import Kind, Occupancy, Shape, compile_plan  # noqa: E402
 
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")
 
-AMPERE, HOPPER = (GPU("a GPU", capability, 1 << 34, 1) for capability in ((8, 0), (9, 0)))
+AMPERE, ADA, HOPPER, BLACKWELL, SMALL_BLACKWELL = (
+    GPU("a GPU", capability, 1 << 34, 1) for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
+)
 
 
 @pytest.mark.parametrize(("gpu", "num_seqs"), product((AMPERE, HOPPER), (64, 1024)))
@@ -24,10 +26,23 @@ def test_plan(gpu: GPU, num_seqs: int) -> None:
 
 @pytest.mark.parametrize(
     ("gpu", "head_dim", "fused"),
-    [(AMPERE, 128, True), (AMPERE, 64, False), (HOPPER, 64, True), (HOPPER, 96, False), (HOPPER, 256, True)],
+    [
+        *((AMPERE, 128, True), (AMPERE, 64, False), (ADA, 128, False), (HOPPER, 64, True), (HOPPER, 96, False)),
+        *((HOPPER, 256, True), (BLACKWELL, 128, True), (SMALL_BLACKWELL, 64, True)),
+    ],
 )
 def test_decode_attention(gpu: GPU, head_dim: int, fused: bool) -> None:
     dtype = torch.float16 if fused else torch.bfloat16
     shape = Shape(num_kv_heads=2, group=4, max_queries=1 if fused else 16)
     kind = Kind(head_dim, shape, dtype, 16, not fused, fused, fused, head_dim if fused else 0, fused)
     assert kind.compile(gpu).startswith(b"\x7fELF")
+
+
+def test_rings_fit_into_shared_memory() -> None:
+    wide, narrow = Shape(8, 4), Shape(8, 1)
+    assert Occupancy.of(wide, 128, (9, 0)) == Occupancy(blocks=2, entries=5)
+    assert Occupancy.of(narrow, 64, (9, 0)) == Occupancy(blocks=2, entries=11)
+    assert Occupancy.of(wide, 256, (10, 0)) == Occupancy(blocks=1, entries=5)
+    assert Occupancy.of(wide, 128, (8, 0)) == Occupancy(blocks=2, entries=3)
+    assert Occupancy.of(wide, 128, (8, 9)) == Occupancy(blocks=1, entries=4)
+    assert Occupancy.of(wide, 256, (12, 0)) is None

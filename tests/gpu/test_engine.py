@@ -21,6 +21,8 @@ if not torch.cuda.is_available():
 from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
 from octavo.errors import EngineDeadError, OutOfMemoryError  # noqa: E402
 from octavo.kernels.cuda.step import GraphMemory  # noqa: E402
+from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
+from octavo.kernels.cuda_cpp.decode_attention import SharedPlan  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
 from octavo.worker.cuda_graphs import ChunkSteps  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402
@@ -208,3 +210,51 @@ def test_enforce_eager_captures_no_graphs_and_gives_the_same_tokens(
     with engine(tiny_folder("qwen3"), enable_prefix_caching=False, enforce_eager=True) as llm:
         for _ in range(2):
             assert tokens(llm.generate(prompts, GREEDY, use_tqdm=False)) == expected
+
+
+WIDE_HEADS = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "intermediate_size": 512,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 512,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def test_shared_blocks_are_read_once_and_change_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of prompts that begin alike, against plain kernels, up to the first token that differs."""
+    if find_nvcc() is None:
+        pytest.skip("there is no nvcc")
+    (tmp_path / "config.json").write_text(json.dumps(WIDE_HEADS))
+    rng = np.random.default_rng(0)
+    prefixes = rng.integers(3, 512, (3, 700)).tolist()
+    prompts = [{"prompt_token_ids": prefixes[i % 3] + rng.integers(3, 512, 5 + i).tolist()} for i in range(9)]
+    params = SamplingParams(temperature=0, n=6, max_tokens=20, ignore_eos=True, detokenize=False, logprobs=0)
+    plans: dict[int, Any] = {}
+    make = SharedPlan.make
+
+    def seen(plan: Any, **step: Any) -> None:
+        plans[id(plan)] = plan
+        make(plan, **step)
+
+    monkeypatch.setattr(SharedPlan, "make", seen)
+    answers = {}
+    for backend in ("cuda", "triton"):
+        options = {"dtype": "bfloat16", "load_format": "dummy", "max_num_seqs": 64, "max_model_len": 1024}
+        with engine(tmp_path, attention_backend=backend, num_gpu_blocks_override=3000, **options) as llm:
+            first = llm.generate(prompts[:3], params, use_tqdm=False)  # and they leave prefixes behind
+            answers[backend] = [*first, *llm.generate(prompts, params, use_tqdm=False)]
+            assert llm.stats().num_used_blocks == 0
+    torch.cuda.synchronize()
+    num_shared = sum(int(plan.units[: int(plan.totals[0]), 10].sum()) for plan in plans.values())
+    assert num_shared >= 3, "a unit for each of the prefixes"
+    errors: list[float] = []
+    for ours, theirs in zip(answers["cuda"], answers["triton"], strict=True):
+        for one, other in zip(ours.outputs, theirs.outputs, strict=True):
+            for token, expected, row, truth in zip(
+                one.token_ids, other.token_ids, one.logprobs or [], other.logprobs or [], strict=True
+            ):
+                if token != expected:
+                    break
+                errors.append(row[token].logprob - truth[token].logprob)
+    assert len(errors) > 200
+    assert np.sqrt(np.mean(np.square(errors))) < TOLERANCE["bfloat16"]

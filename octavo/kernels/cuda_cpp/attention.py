@@ -15,6 +15,7 @@ from octavo.kernels.cuda_cpp.decode_attention import (
     TILE_ROWS,
     DecodeAttention,
     Kind,
+    Occupancy,
     Partials,
     Shape,
     SharedPlan,
@@ -26,11 +27,12 @@ from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 HEAD_DIMS = (64, 96, 128, 256)
+MAX_SEQUENCES = 4096  # that the plan sorts in shared memory
 
 
 class CudaAttention:
-    """Implements `octavo.kernels.attention.AttentionBackend`. Leaves prompt chunks, and decodes with several new
-    tokens, to other backends."""
+    """Implements `octavo.kernels.attention.AttentionBackend`. Leaves prompt chunks, decodes with several new tokens,
+    and all steps of an engine with more than MAX_SEQUENCES, to other backends."""
 
     longest_captured: ClassVar[int | None] = None
 
@@ -47,6 +49,8 @@ class CudaAttention:
             reasons.append(f"heads of {layer.head_dim}; it takes {', '.join(map(str, HEAD_DIMS))}")
         if (group := layer.num_heads // layer.num_kv_heads) > TILE_ROWS:
             reasons.append(f"{group} query heads share a kv head; it takes up to {TILE_ROWS}")
+        elif layer.head_dim in HEAD_DIMS and Occupancy.of(Shape.of(layer), layer.head_dim, gpu.capability) is None:
+            reasons.append(f"heads of {layer.head_dim}, for which this GPU has too little shared memory")
         if layer.rotary is not None and layer.rotary.rotary_dim % 16:
             reasons.append(f"a rotation of {layer.rotary.rotary_dim} dims; it takes multiples of 16")
         if kv.block_size % BOX_TOKENS:
@@ -56,6 +60,9 @@ class CudaAttention:
     def __init__(self, memory: AttentionMemory) -> None:
         self._memory, gpu, device = memory, memory.gpu, memory.device
         dtype, size = TORCH_DTYPE[memory.kv.dtype], memory.kv.block_size
+        self._plans: dict[tuple[int, int | None, Shape], SharedPlan] = {}
+        if memory.max_num_seqs > MAX_SEQUENCES:
+            return
         layers = [layer for layer in memory.layers if not self.why_not(layer, memory.kv.dtype, memory.kv, gpu)]
         kinds = dict.fromkeys(Kind.of(layer, dtype, size, fused) for layer in layers for fused in (True, False))
         with ThreadPoolExecutor() as pool:  # threads suffice: each nvcc is a process
@@ -63,7 +70,6 @@ class CudaAttention:
             list(pool.map(lambda kind: kind.compile(gpu), kinds))
             plan.result()
         self._kernels = {kind: DecodeAttention(kind, gpu) for kind in kinds}
-        self._plans: dict[tuple[int, int | None, Shape], SharedPlan] = {}
         self._partials: dict[tuple[Shape, int], Partials] = {}
         for layer in layers:
             shape = Shape.of(layer)
@@ -93,6 +99,8 @@ class CudaAttention:
         self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch
     ) -> AttentionLaunch:
         memory, shape = self._memory, Shape.of(layer)
+        if not self._plans:
+            return otherwise
         kind = Kind.of(layer, TORCH_DTYPE[memory.kv.dtype], memory.kv.block_size, transform is not None)
         kernel, partials = self._kernels[kind], self._partials[shape, layer.head_dim]
         plan, pools = self._plans[layer.group, layer.window, shape], memory.pools

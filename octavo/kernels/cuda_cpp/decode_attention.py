@@ -84,8 +84,35 @@ class Shape:
         return TILE_ROWS // (self.tile_queries * self.group)
 
     def num_stretches(self, gpu: GPU, head_dim: int) -> int:
-        blocks = gpu.num_multiprocessors * (2 if head_dim <= 128 else 1)
-        return max(1, blocks // self.num_kv_heads)
+        occupancy = Occupancy.of(self, head_dim, gpu.capability)
+        assert occupancy is not None, "a layer that does not fit is not planned"
+        return max(1, gpu.num_multiprocessors * occupancy.blocks // self.num_kv_heads)
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How many thread blocks run on a multiprocessor, and how many entries the ring of each has. An entry is the keys
+    or the values of 64 tokens."""
+
+    blocks: int
+    entries: int
+
+    @classmethod
+    def of(cls, shape: Shape, head_dim: int, capability: tuple[int, int]) -> Occupancy | None:
+        """Two thread blocks if their rings are long enough, else one; None if one does not fit."""
+        room = 1024 * next((size for known, size in _SHARED_KIB if known == capability), _NEWER_SHARED_KIB)
+        entry = -(-head_dim // 64) * 64 * 128
+        fixed = entry + 2 * (32 + 4 * _MEMBER_INTS * shape.members_in_tile) + 2048  # queries, members, barriers
+        for blocks, least in ((2, 3), (1, 2)):
+            entries = (room // blocks - fixed) // entry
+            if entries >= least:
+                return cls(blocks, min(entries, 12))
+        return None
+
+
+#: KiB of shared memory that thread blocks can have on a multiprocessor, by compute capability
+_SHARED_KIB = (((8, 0), 162), ((8, 6), 98), ((8, 7), 162), ((8, 9), 98), ((12, 0), 98), ((12, 1), 98))
+_NEWER_SHARED_KIB = 226
 
 
 #: Costs for csrc/cuda/attention_plan.cu, in tokens of an unshared sequence: to start a unit, for each member that
@@ -93,14 +120,14 @@ class Shape:
 #: these costs no shared prefix was slower than private reads, and long ones were within 3 % of their best. Without the
 #: four-warp products, a box with all rows took 2 to 2.2 times as long as one with few.
 HOPPER_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 0}
-AMPERE_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 14}
+OTHER_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 14}
 SMALL_PLAN = 256  # sequences; up to this many, fewer threads are faster
 
 
 def compile_plan(num_seqs: int, gpu: GPU, costs: Mapping[str, int] | None = None) -> tuple[bytes, int]:
     """The kernel that plans for up to num_seqs sequences, and its number of threads. costs: by default those measured
     for this type of GPU."""
-    costs = costs or (HOPPER_COSTS if gpu.capability >= (9, 0) else AMPERE_COSTS)
+    costs = costs or (HOPPER_COSTS if gpu.capability[0] == 9 else OTHER_COSTS)
     threads = 256 if num_seqs <= SMALL_PLAN else 1024
     return compile_kernel("attention_plan", {"THREADS": threads, **costs}, gpu.capability), threads
 
@@ -203,8 +230,9 @@ class Kind:
 
     def compile(self, gpu: GPU, *, has_copy_engine: bool | None = None) -> bytes:
         """has_copy_engine: use Hopper's copy engine; by default wherever there is one."""
-        is_hopper = gpu.capability >= (9, 0)
-        entries = _HOPPER_RING if is_hopper else _AMPERE_RING
+        occupancy = Occupancy.of(self.shape, self.head_dim, gpu.capability)
+        assert occupancy is not None, "a layer that does not fit is not compiled"
+        copies = gpu.capability >= (9, 0) if has_copy_engine is None else has_copy_engine
         macros = {
             "HEAD_DIM": self.head_dim,
             "GROUP": self.shape.group,
@@ -217,16 +245,12 @@ class Kind:
             "ROTARY_DIM": self.rotary_dim,
             "HAS_NORM": int(self.has_norm),
             "IS_CHAINED": int(gpu.chains),
-            "HAS_COPY_ENGINE": int(is_hopper if has_copy_engine is None else has_copy_engine),
-            "RING_ENTRIES": entries[-(-self.head_dim // 64)],
+            "HAS_COPY_ENGINE": int(copies),
+            "HAS_WGMMA": int(copies and gpu.capability[0] == 9),
+            "RING_ENTRIES": occupancy.entries,
+            "BLOCKS_PER_MULTIPROCESSOR": occupancy.blocks,
         }
         return compile_kernel("decode_attention", macros, gpu.capability)
-
-
-#: entries of the ring in shared memory, each the keys or values of 64 tokens, by head dimension / 64; sized for two
-#: thread blocks per multiprocessor, and for one with heads of 256
-_HOPPER_RING = {1: 10, 2: 5, 4: 5}
-_AMPERE_RING = {1: 5, 2: 2, 4: 3}
 
 
 class DecodeAttention:

@@ -13,6 +13,7 @@ _CHAINED = 6  # CUlaunchAttributeID: programmatic stream serialization
 _BF16, _FP16 = 9, 6  # CUtensorMapDataType
 _SWIZZLE_128_BYTES = 3
 _PROMOTE_TO_256_BYTES = 3
+_NO_CONTEXT = 201  # CUresult
 
 
 class _Attribute(Structure):
@@ -70,7 +71,8 @@ class Kernel:
 
     def __init__(self, cubin: bytes, name: str) -> None:
         driver = _driver()
-        self._module, self._function = c_void_p(), c_void_p()
+        self._module, self._function, self._context = c_void_p(), c_void_p(), c_void_p()
+        driver.cuCtxGetCurrent(byref(self._context))
         _check(driver.cuModuleLoadData(byref(self._module), cubin), f"loading {name}")
         _check(driver.cuModuleGetFunction(byref(self._function), self._module, name.encode()), f"finding {name}")
 
@@ -99,7 +101,12 @@ class Kernel:
         attribute.value[0] = 1
         config = _Config(grid, 1, 1, block, 1, 1, shared_bytes, stream, ctypes.pointer(attribute), int(chained))
         addresses = (c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        _check(_driver().cuLaunchKernelEx(byref(config), self._function, addresses, None), "launching a kernel")
+        driver = _driver()
+        code = driver.cuLaunchKernelEx(byref(config), self._function, addresses, None)
+        if code == _NO_CONTEXT:  # this thread has not used the GPU yet
+            driver.cuCtxSetCurrent(self._context)
+            code = driver.cuLaunchKernelEx(byref(config), self._function, addresses, None)
+        _check(code, "launching a kernel")
 
 
 @lru_cache

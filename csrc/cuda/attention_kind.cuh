@@ -1,0 +1,97 @@
+// What decode_attention.cu is compiled for, its launch, and the shared memory of a thread block.
+//
+// Compile-time parameters are macros, one build for each kind of layer; features that a kind lacks cost nothing.
+#pragma once
+
+#include "attention_plan.h"
+#include "ptx.cuh"
+
+#ifndef HEAD_DIM
+#define HEAD_DIM 128
+#define GROUP 4          // query heads per kv head
+#define BLOCK_SIZE 16
+#define ELEMENT Bf16
+#define MAX_QUERIES 1    // new tokens per sequence, at most
+#define HAS_WINDOW 0
+#define HAS_SOFTCAP 0
+#define IS_FUSED 1       // q is the projection's output: norm, rotate, write the new key and value
+#define ROTARY_DIM 128
+#define HAS_NORM 1
+#define IS_CHAINED 1
+#define HAS_COPY_ENGINE 1
+#define HAS_WGMMA 1      // four warps multiply together; needs the copy engine
+#define RING_ENTRIES 5   // of 64 tokens' keys or values
+#define BLOCKS_PER_MULTIPROCESSOR 2
+#endif
+
+namespace octavo {
+namespace {
+
+using Element = ELEMENT;
+
+constexpr int kDim = HEAD_DIM;
+constexpr int kSlabs = (kDim + 63) / 64;
+constexpr int kPaddedDim = 64 * kSlabs;
+constexpr int kSlabBytes = 64 * 128;  // of 64 tokens or query rows
+constexpr int kStageBoxes = 4;
+constexpr int kStage = kBox * kStageBoxes;  // tokens
+constexpr int kEntryBytes = kSlabs * kSlabBytes;
+constexpr int kEntries = RING_ENTRIES;
+constexpr int kTileQueries = MAX_QUERIES < kTileRows / GROUP ? MAX_QUERIES : kTileRows / GROUP;
+constexpr int kMemberRows = kTileQueries * GROUP;
+constexpr int kTileMembers = kTileRows / kMemberRows;
+constexpr int kComputers = 4;  // warps
+constexpr int kThreads = 32 * (kComputers + 1);
+constexpr float kLowest = -1e30f;
+static_assert(GROUP <= kTileRows, "a token's queries of one kv head must fit a tile");
+static_assert(kDim % 8 == 0 && kDim <= 256, "heads are read 16 bytes at a time");
+
+struct Launch {
+  Plan plan;
+  const Element* q;       // [tokens, ...], q_stride elements from one to the next
+  Element* out;
+  Element* pool;          // the layer's first key in block 0
+  const int* block_table;
+  float* part_values;     // [part row, kv head, member row, kDim]
+  float* part_max_sum;    // [part row, kv head, member row, 2]
+  int* done;              // [sequence, kv head] parts; 0 between launches
+  const float* q_norm;    // [kDim]
+  const float* k_norm;
+  const float* cos;       // [positions, ROTARY_DIM / 2]
+  const float* sin;
+  int64_t q_stride, out_stride, table_stride;
+  int64_t block_stride, value_offset;  // elements
+  int layer_row, block_rows;           // in rows of kDim elements, of the whole pool
+  int num_kv_heads, num_stretches, window;
+  float scale_log2, softcap_log2, eps;
+};
+
+struct Piece {
+  int begin, end;          // tokens; end 0: no more pieces
+  int num_members;
+  int part_row;            // where the first member's partial result goes
+  bool writes;             // whether it writes the new token's key and value
+  alignas(16) Member members[kTileMembers];
+};
+
+struct Shared {
+  unsigned char ring[kEntries][kEntryBytes];  // keys and values in turn
+  union {
+    unsigned char q[kEntryBytes];
+    float sums[kComputers][8][kPaddedDim];
+  };
+  Piece pieces[2];
+  float max_sum[kComputers][16][2];
+  int joins[kTileMembers];
+  uint64_t full[kEntries], free[kEntries], piece_full[2], piece_free[2];
+};
+
+// Where 16 bytes of a token (or a query row) lie in an entry of 64.
+__device__ __forceinline__ uint32_t chunk_offset(int token, int chunk) {
+  return chunk / 8 * kSlabBytes + token * 128 + ((chunk % 8) ^ (token & 7)) * 16;
+}
+
+__device__ __forceinline__ uint32_t address(const uint64_t& barrier) { return shared_address(&barrier); }
+
+}  // namespace
+}  // namespace octavo

@@ -1,0 +1,132 @@
+// Queries and new keys of decode_attention.cu: normed, rotated, and put where the products read them.
+#pragma once
+
+#include "attention_kind.cuh"
+
+namespace octavo {
+namespace {
+
+constexpr int kChunks = kDim / 8;  // of 16 bytes, in a head
+constexpr int kLanes = kChunks <= 8 ? 8 : kChunks <= 16 ? 16 : 32;
+
+struct Eight {
+  float x[8];
+};
+
+__device__ __forceinline__ Eight eight(const Element* from) {
+  const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  const Element* elements = reinterpret_cast<const Element*>(&raw);
+  Eight to;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) to.x[i] = to_float(elements[i]);
+  return to;
+}
+
+__device__ __forceinline__ Eight eight(const float* from) {
+  const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+  return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+}
+
+__device__ __forceinline__ uint4 packed(const float (&x)[8]) {
+  return {pack<Element>(x[0], x[1]), pack<Element>(x[2], x[3]), pack<Element>(x[4], x[5]), pack<Element>(x[6], x[7])};
+}
+
+// Dims 8 * chunk to 8 * chunk + 7 of the head at `from`, normed and rotated. All kLanes threads of a head must call it.
+[[maybe_unused]] __device__ __forceinline__ Eight transform(const Launch& launch, const Element* from,
+                                                            const float* norm, int position, int chunk, bool is_there) {
+  Eight own = {}, partner = {}, weight = {}, partner_weight = {}, cos = {}, sin = {};
+  constexpr int kHalf = ROTARY_DIM / 2;
+  const int d = chunk * 8;
+  const bool turns = ROTARY_DIM > 0 && d < ROTARY_DIM, is_low = d < kHalf;
+  const int other = is_low ? d + kHalf : d - kHalf;
+  if (is_there) {
+    own = eight(from + d);
+    if (HAS_NORM) weight = eight(norm + d);
+    if (turns) {
+      const int64_t angle = int64_t(position) * kHalf + (is_low ? d : d - kHalf);
+      partner = eight(from + other);
+      if (HAS_NORM) partner_weight = eight(norm + other);
+      cos = eight(launch.cos + angle);
+      sin = eight(launch.sin + angle);
+    }
+  }
+  if (HAS_NORM) {
+    float squares = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) squares += own.x[i] * own.x[i];
+#pragma unroll
+    for (int step = kLanes / 2; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
+    const float factor = rsqrtf(squares / kDim + launch.eps);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      own.x[i] *= factor * weight.x[i];
+      partner.x[i] *= factor * partner_weight.x[i];
+    }
+  }
+  if (turns) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      own.x[i] = own.x[i] * cos.x[i] + (is_low ? -partner.x[i] : partner.x[i]) * sin.x[i];
+    }
+  }
+  return own;
+}
+
+// Writes the piece's queries to shared memory; rows that pad them to 8, or to a multiple of 16, are zero.
+__device__ void place_queries(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, int num_rows) {
+  const int rows = num_rows <= 8 ? 8 : (num_rows + 15) / 16 * 16;
+  const int chunk = threadIdx.x % kLanes;
+#pragma unroll 2
+  for (int first = 0; first < rows; first += 32 * kComputers / kLanes) {  // all threads take the same turns
+    const int row = first + threadIdx.x / kLanes;
+    const int sub = row % kMemberRows, query = sub / GROUP;
+    const Member& member = piece.members[min(row, num_rows - 1) / kMemberRows];
+    const bool is_there = row < num_rows && query < member.num_queries && chunk < kChunks;
+    const Element* from = launch.q + (member.token + query) * launch.q_stride + (kv_head * GROUP + sub % GROUP) * kDim;
+    uint4 x = {};
+#if IS_FUSED
+    x = packed(transform(launch, from, launch.q_norm, member.position + query, chunk, is_there).x);
+#else
+    if (is_there) x = reinterpret_cast<const uint4*>(from)[chunk];
+#endif
+    if (row < rows && chunk < kPaddedDim / 8) {
+      *reinterpret_cast<uint4*>(shared.q + chunk_offset(row, chunk)) = is_there ? x : uint4{};
+    }
+  }
+}
+
+// Finishes the stage in which a sequence ends. If fused, writes the new token's key and value there and to the cache.
+// Zeroes the values after the last token, up to num_read tokens of the stage: they may hold NaN, and 0 * NaN is NaN.
+__device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, int start, int num_read,
+                             unsigned char* keys, unsigned char* values) {
+  [[maybe_unused]] const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int last = piece.end - 1 - start;  // the newest token's place in the stage
+#if IS_FUSED
+  if (piece.writes && warp < 2) {  // one for the key, one for the value
+    const Member& member = piece.members[0];
+    const int head = launch.num_kv_heads * (GROUP + warp) + kv_head, chunk = lane % kLanes;
+    const Element* from = launch.q + member.token * launch.q_stride + head * kDim;
+    uint4 x = {};
+    if (warp == 0) {
+      x = packed(transform(launch, from, launch.k_norm, member.position, chunk, chunk < kChunks).x);
+    } else if (chunk < kChunks) {
+      x = reinterpret_cast<const uint4*>(from)[chunk];
+    }
+    Element* cell = launch.pool + member.newest_block * launch.block_stride + warp * launch.value_offset +
+                    (kv_head * BLOCK_SIZE + member.position % BLOCK_SIZE) * kDim;
+    if (lane < kChunks) {
+      reinterpret_cast<uint4*>(cell)[chunk] = x;
+      *reinterpret_cast<uint4*>((warp == 0 ? keys : values) + chunk_offset(last, chunk)) = x;
+    }
+  }
+#endif
+  for (int i = threadIdx.x; i < (num_read - 1 - last) * (kPaddedDim / 8); i += 32 * kComputers) {
+    const int token = last + 1 + i / (kPaddedDim / 8);
+    *reinterpret_cast<uint4*>(values + chunk_offset(token, i % (kPaddedDim / 8))) = uint4{};
+  }
+  if (HAS_COPY_ENGINE) async_fence();
+  named_barrier(1, 32 * kComputers);
+}
+
+}  // namespace
+}  // namespace octavo
