@@ -112,7 +112,7 @@ def _value(field: Field[Any], kinds: tuple[Any, ...], given: object) -> Any:
 
 
 def _within(field: Field[Any], value: Any) -> Any:
-    """The value, if it is no number or one within the field's range."""
+    """The value. Raises ConfigError for a number outside the field's range."""
     low, high = field.metadata.get("range", (-math.inf, math.inf))
     if isinstance(value, int | float) and not low <= value <= high:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A child process of the server: how it starts, how it talks to its parent, and why it never outlives it.
+"""A child process of the server: how it starts, talks to its parent, and ends with it.
 
     parent                                      child
       stdin pipe ── the task, pickled ──▶         begin()

@@ -29,7 +29,7 @@ class Embedding:
 
 
 class Norm(Protocol):
-    """What a decoder layer needs of a normalisation."""
+    """The normalisation of a decoder layer."""
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
         """norm(x); x stays valid."""

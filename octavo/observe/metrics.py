@@ -236,8 +236,8 @@ class EngineMetrics:
             yield MetricFamily(name, "gauge", meaning, samples[name])
 
     def _waiting_by_reason(self, namespace: str) -> dict[str, int]:
-        """vLLM has two reasons: capacity, which covers all of ours, and deferred, which we never have. One that no step
-        has passed over yet, or that was preempted, waits for its turn."""
+        """vLLM has two reasons: capacity, which covers all of ours, and deferred, which we never have. A sequence that
+        no step has passed over yet, or that was preempted, waits for its turn."""
         num_waiting = self.num_waiting
         if namespace == "vllm":
             return {"capacity": num_waiting, "deferred": 0}

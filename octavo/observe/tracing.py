@@ -78,7 +78,7 @@ class RequestTracer:
         closing.start()
         closing.join(CLOSE_S)
         if closing.is_alive():
-            LOGGER.warning("traces: the collector did not take the last spans in %g s, they are dropped", CLOSE_S)
+            LOGGER.warning("traces: the collector did not accept the last spans within %g s; they are dropped", CLOSE_S)
             self._exporter.shutdown()  # ends the pause between two retries
 
     def _tell(self, life: RequestLife) -> None:

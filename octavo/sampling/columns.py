@@ -1,10 +1,10 @@
-"""The columns that tokens are drawn by, each declared once; whatever carries them follows from here.
+"""The columns of a sampling batch, each declared once; everything that carries them is derived from this file.
 
-    number   one value an entry      a parameter of the request, who draws, or where
-    ragged   any number an entry     values end to end, and the offsets [N + 1] that part them
+    number   one value per entry           a parameter of the request, its logits row, its position, ...
+    ragged   any number of values each     all values end to end, and the offsets [N + 1] between entries
 
-A column that has the name of a field of SamplingParams is that parameter. From here follow the rows of `sampler.py`,
-the pointers that C++ is given, and the entries that a device keeps:
+A column named like a field of SamplingParams is that parameter. Derived from the columns are the rows of `sampler.py`,
+the pointers passed to C++, and the entries that a device keeps:
 
     entry    logits row | position | seed (2) | sample index | ... | temperature | top_p | ...    32 bits each
 """
@@ -70,7 +70,7 @@ class SamplingBatch:
         return any(bool((getattr(self, name) != neutral).any()) for name, neutral in FILTERS.items())
 
 
-#: columns of values, and the column of their offsets
+#: each column of ragged values, and the column of its offsets
 RAGGED = {
     "history": "history_offsets",
     "allowed": "allowed_offsets",
@@ -82,10 +82,10 @@ RAGGED = {
 COLUMNS = {one.name: _DTYPES[str(one.type)] for one in fields(SamplingBatch)}
 NUMBERS = {name: dtype for name, dtype in COLUMNS.items() if name not in {*RAGGED, *RAGGED.values()}}
 PARAMETERS = tuple(one.name for one in fields(SamplingParams) if one.name in NUMBERS)
-#: those that cut tokens away, with the value that leaves all
+#: the parameters that filter tokens, each with the value that keeps all
 FILTERS = parameters_that("filters")
 
-#: 32-bit words of an entry: room for more numbers than there are
+#: 32-bit words of an entry, with room for more numbers
 ENTRY_WIDTH = 16
 
 
@@ -103,7 +103,7 @@ WORDS = _words()
 
 
 def entries_of(numbers: Mapping[str, NDArray[Any]], num_entries: int) -> IntArray:
-    """Numbers as entries [N, ENTRY_WIDTH], each by its bits; 0 for what is not given."""
+    """The bits of number columns as entries [N, ENTRY_WIDTH]; columns that are not given are 0."""
     entries = np.zeros((num_entries, ENTRY_WIDTH), np.int32)
     for name, column in numbers.items():
         words = np.ascontiguousarray(column, NUMBERS[name]).view(np.int32).reshape(num_entries, -1)
@@ -112,7 +112,7 @@ def entries_of(numbers: Mapping[str, NDArray[Any]], num_entries: int) -> IntArra
 
 
 def batch_entries(batch: SamplingBatch) -> IntArray:
-    """A batch's numbers as entries, those marked whose logits are edited."""
+    """A batch's numbers as entries; is_edited marks those whose logits are edited."""
     entries = entries_of({name: getattr(batch, name) for name in NUMBERS}, len(batch.logits_rows))
     for name in RAGGED.values() if batch.has_edits else ():
         entries[:, WORDS["is_edited"]] |= np.diff(getattr(batch, name)) > 0

@@ -35,7 +35,7 @@ def next_token(prefix_hash: int, seed: int, sample_index: int) -> int:
 
 
 def generate_alone(prompt: Listlike[int], num_tokens: int, seed: int, sample_index: int) -> list[int]:
-    """What a sequence gets without any batching: the truth every plan is measured by."""
+    """The tokens of a sequence that runs without batching. Under any plan it must get the same."""
     prefix_hash = EMPTY_PREFIX
     for token_id in prompt:
         prefix_hash = extend_prefix(prefix_hash, token_id)
@@ -48,8 +48,8 @@ def generate_alone(prompt: Listlike[int], num_tokens: int, seed: int, sample_ind
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """What the worker holds of one sequence. prefix_hashes[p]: of tokens 0 .. p, the content it expects.
-    is_ahead: its last run was not one token, so a step may have been planned for other tokens than it has."""
+    """What the worker holds for one sequence. prefix_hashes[p]: the hash of tokens 0 .. p, expected in slot p.
+    is_ahead: its last draw did not give exactly one token, so the next step may be planned for tokens it lacks."""
 
     seed: int
     sample_index: int
@@ -69,13 +69,13 @@ class _Row:
         del self.token_ids[num_tokens:], self.prefix_hashes[num_tokens:]
 
     def next_token(self, num_tokens: int) -> int:
-        """What is drawn after its first `num_tokens` tokens."""
+        """The token drawn after its first `num_tokens` tokens."""
         return next_token(self.prefix_hashes[num_tokens - 1], self.seed, self.sample_index)
 
 
 class FakeExecutor:
-    """One worker's rows, tables and slots. run_len: how many tokens a draw brings its row, 1 if not given: none, or
-    more, as if they were forced. They are always those that would have been drawn."""
+    """One worker's rows, tables and slots. run_len: how many tokens a draw gives its row, by default 1. It may be none,
+    or several, as if the others were forced; they are always those that would have been drawn."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class FakeExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         for row in plan.freed_rows:
-            assert self.rows.pop(row, None) is not None, f"row {row} was freed but nobody is in it"
+            assert self.rows.pop(row, None) is not None, f"row {row} was freed but is empty"
         for new in plan.new_rows:
             self._enter(new)
         for write in plan.block_writes:
@@ -154,8 +154,8 @@ class FakeExecutor:
         )
 
     def _outdated(self, plan: StepPlan) -> set[int]:
-        """Entries whose rows got other tokens since they were planned; they draw nothing. Other entries' guesses are
-        appended to their rows for this step."""
+        """The entries whose rows have got other tokens than planned; they draw nothing. Appends the guesses of all
+        entries to their rows for this step."""
         outdated = set()
         for entry, row_id in enumerate(plan.rows):
             row, guesses = self.rows[row_id], plan.spec_token_ids.get(entry, [])

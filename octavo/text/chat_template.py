@@ -9,7 +9,7 @@ The child (see template_process.py) renders one conversation at a time, until it
     stdin    size, then marshal of (what, arguments)          what: render, or compile, which only checks the syntax
     stdout   size, kind of answer, then text in UTF-8         kind: 0 the text; 1 the request's fault; 2 the template's
 
-A timer of the operating system ends it when a template uses too much CPU time, wherever it hangs.
+An operating-system timer kills it when a template uses too much CPU time, wherever it hangs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Incremental detokenization: token ids to text, one token at a time.
 
 A character may span several tokens, and some characters are never completed. A stream holds back text that later
-tokens may still change. Its joined pieces equal the text of decoding all ids at once, for any ids. A push costs one
-look-up and work on the token's own bytes.
+tokens may still change. Its joined pieces equal the text of decoding all ids at once, for any ids. The cost of a push
+is one table look-up, plus work on the token's own bytes.
 
     byte-level     tokens are bytes
     byte fallback  tokens are text, except <0x00> .. <0xFF>, which are bytes
@@ -12,9 +12,9 @@ A UTF-8 decoder keeps the start of an incomplete character; one that is never co
 the run, and one invalid byte would change the characters before it, which may be in the prompt. So this file decodes
 complete sequences too.)
 
-An answer continues its prompt: a stream that is given the prompt has read it, so the texts of prompt and answer join to
-the text of both together, wherever they are split. So an answer may begin with a space, which a decoder strips only at
-the start of a text, or with a character whose first bytes belong to the prompt.
+An answer continues its prompt: a stream created with the prompt starts after it, so the texts of prompt and answer join
+to the text of both together, wherever they are split. An answer may therefore begin with a space, which a decoder
+strips only at the start of a text, or with a character whose first bytes belong to the prompt.
 
 Nothing is inserted between tokens, so special tokens that are shown stand side by side.
 """
@@ -197,7 +197,8 @@ class _Stream:
         self._drops_first = bool(rules.drop_first)
 
     def read_prompt(self, token_ids: Sequence[int]) -> None:
-        """Reach the state that pushing all tokens would. Their text is not needed: the first and last suffice."""
+        """Reach the state that pushing all tokens would. Without their text, it is enough to push those at the start,
+        until the text has begun, and those at the end."""
         num_read = 0
         while num_read < len(token_ids) and not self._has_begun:
             self.push(token_ids[num_read])

@@ -35,7 +35,7 @@ from octavo.text.tokenizer_settings import TokenizerSettings, read_settings
 
 #: encoded and decoded once with every tokenizer
 _PROBE = "a\u00e9\u6f22 1\n"
-#: rules by the names of transformers' classes, which config.json's model_type does not always give away
+#: names of splitting rules, by transformers' tokenizer class: config.json's model_type alone does not always tell
 _CUTS_BY_CLASS = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2", "CodeGenTokenizer": "gpt-2"}
 
 
@@ -108,7 +108,7 @@ def _sentencepiece(model: SentencePieceModel, settings: TokenizerSettings) -> To
     adds = model.adds_space_prefix if settings.adds_prefix_space is None else settings.adds_prefix_space
     prefix: SpacePrefix = ("always" if settings.is_legacy else "first") if adds else "never"
     write_spaces(encoder, prefix, model.character_map, removes_extra_spaces=model.removes_extra_spaces)
-    listed = {token.content for token in settings.added.values()}  # with flags of their own
+    listed = {token.content for token in settings.added.values()}  # added later, with their own flags
     unlisted = [[text for text in texts if text not in listed] for texts in (model.control, model.user_defined)]
     mark_tokens(encoder, *unlisted)
     return encoder

@@ -30,9 +30,7 @@ _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 def tokenizer_from_gguf(file: GGUFFile) -> TokenizerParts:
     vocabulary = GGUFVocabulary(file)
-    with naming(
-        f"{file.path}: tokenizer.ggml.tokens make no tokenizer", "pass tokenizer= a folder with a tokenizer.json"
-    ):
+    with naming(f"{file.path}: tokenizer.ggml.tokens are not valid", "pass tokenizer= a folder with a tokenizer.json"):
         with collector_off():
             encoder = _build(vocabulary)
         _mark_special(encoder, vocabulary)
@@ -189,7 +187,7 @@ class GGUFVocabulary:
     def _strings(self, key: str) -> StringArray:
         value = self._metadata.get(f"tokenizer.ggml.{key}")
         if not isinstance(value, StringArray) or not len(value):
-            raise self.broken(key, "is missing or no list of strings")
+            raise self.broken(key, "is missing or not a list of strings")
         return value
 
     def _numbers(self, key: str, default: int) -> NDArray[Any]:

@@ -5,7 +5,7 @@
     TrainerSpec      3 model: 1 unigram, 2 byte-pair encoding | 35 byte fallback | 40 to 43 ids of unk, bos, eos, pad
     NormalizerSpec   2 precompiled character map | 3 space before a text | 4 spaces taken out
 
-Each field is a number and a wire type in one varint, then its value: a varint (0), eight bytes (1), a length and so
+Each field is a number and a wire type in one varint, then its value: a varint (0), eight bytes (1), a length and that
 many bytes (2), or four bytes (5). A file is not trusted: every length is checked against the remaining bytes, and any
 fault raises TokenizerError with the path.
 """
@@ -82,7 +82,7 @@ class _Reader:
             elif number == 3:
                 normalizer |= dict(self._fields(self._message(number, value)))
         if not pieces:
-            self._fail("holds no pieces, so it is no SentencePiece model")
+            self._fail("holds no pieces, so it is not a SentencePiece model")
         tokens = [text for text, _, _ in pieces]
         types = np.array([kind for _, _, kind in pieces], np.int32)
         return SentencePieceModel(
@@ -155,7 +155,7 @@ class _Reader:
             if wire == 2:
                 length, position = self._varint(data, position)
             elif not length:
-                self._fail(f"has a field of wire type {wire}, so it is no SentencePiece model")
+                self._fail(f"has a field of wire type {wire}, so it is not a SentencePiece model")
             if length > size - position:
                 self._fail(f"is cut off: {length} bytes are needed, {size - position} are left")
             raw = data[position : position + length]
@@ -170,7 +170,7 @@ class _Reader:
                 shift += 7
                 position += 1
                 if shift > 63:
-                    self._fail("holds a number of more than 64 bits, so it is no SentencePiece model")
+                    self._fail("holds a number of more than 64 bits, so it is not a SentencePiece model")
         except IndexError:
             self._fail("is cut off inside a number")
         return (value | byte << shift) & (1 << 64) - 1, position + 1

@@ -182,9 +182,9 @@ class _Process:
         if code == -signal.SIGPROF:
             raise _took_too_long(f"{self._max_cpu_s:g} s of CPU time")
         if code == -signal.SIGKILL:
-            raise InvalidRequestError("the chat template was killed by the system, probably for its use of memory")
+            raise InvalidRequestError("the system killed the chat template, probably for using too much memory")
         raise InvalidRequestError(
-            f"the chat template ended the process that it runs in (code {code}), as templates do that nest too deeply; "
+            f"the chat template crashed its process (exit code {code}), probably because it nests too deeply; "
             "use another template"
         )
 
@@ -204,7 +204,7 @@ def _packed(job: Any) -> bytes:
             raise
         except (RecursionError, ValueError):
             raise InvalidRequestError(
-                "the messages or the template's variables are nested too deeply, allowed are some hundred levels"
+                "the messages or the template's variables are nested too deeply, allowed are a few hundred levels"
             ) from None
 
 

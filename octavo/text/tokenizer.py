@@ -53,17 +53,17 @@ class Tokenizer(TransformersCalls):
                 if len(text) <= LONG_TEXT:
                     return list(self._encoder.encode(text, add_special_tokens=add_special_tokens).ids)
                 (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-                return encoding.ids  # a new list already, maybe a long one
+                return encoding.ids  # already a new list, so a long one is not copied again
         except TypeError:  # the library takes any string that can be written as UTF-8
             at = next(index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InvalidRequestError(
-                f"the text holds half of a surrogate pair at character {at}, which is no character; "
+                f"the text holds half of a surrogate pair at character {at}, which is not a character; "
                 "send whole characters"
             ) from None
 
     def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of one token or several; bytes that make no character show as U+FFFD, ids past the vocabulary as
-        nothing."""
+        """The text of one or several tokens. Bytes that form no character become U+FFFD; ids past the vocabulary are
+        dropped."""
         try:
             return self._detokenizer.text([token_ids] if isinstance(token_ids, int) else token_ids, skip_special_tokens)
         except (OverflowError, TypeError) as error:
@@ -86,7 +86,7 @@ class Tokenizer(TransformersCalls):
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The same in UTF-8: a token may be part of a character, and the bytes of a text's tokens join to the text."""
+        """`token_to_str` as bytes. A token may be part of a character; a text's tokens join to its bytes."""
         return self._detokenizer.token_bytes(token_id)
 
     @property
@@ -112,7 +112,7 @@ class Tokenizer(TransformersCalls):
         file; chat_template_content_format: overrides the engine's option; variables go to the template."""
         for name in ("tokenize", "return_dict", "return_tensors"):
             if variables.pop(name, None):
-                raise InvalidRequestError(f"{name} is set, but this makes text: encode_chat gives token ids")
+                raise InvalidRequestError(f"{name} is set, but this returns text; use encode_chat for token ids")
         return template_processes().render(
             template=self._choose_template(chat_template, has_tools=tools is not None),
             messages=messages,
@@ -201,7 +201,7 @@ def check_chat_template(template: str) -> None:
     template_processes().check(text)
     if "messages" not in text:
         raise TokenizerError(
-            f"chat_template is {shown(template)}, which never reads messages, as a chat template does: pass Jinja "
+            f"chat_template is {shown(template)}, which never reads messages, as a chat template must; pass Jinja "
             "text, or a file with it"
         )
 
@@ -223,7 +223,7 @@ def _template_text(template: str) -> str:
         return template
     try:
         return Path(template).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # no such file, no UTF-8, no name of a file
+    except (OSError, ValueError) as error:  # no such file, not UTF-8, or not a file's name
         raise TokenizerError(
             f"chat_template is {shown(template)}, which is neither a template nor a file: {error}; give Jinja text, "
             "the name of one of the model's templates, or a file in UTF-8"

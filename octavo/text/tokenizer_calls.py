@@ -54,7 +54,7 @@ class TransformersCalls:
         """Encode one text or several. padding: to the longest, or "max_length". return_tensors: "np" or None."""
         if return_tensors not in (None, "np"):
             raise InvalidRequestError(
-                f"return_tensors is {return_tensors!r}, allowed are None and 'np'; make other tensors of the lists"
+                f"return_tensors is {return_tensors!r}, allowed are None and 'np'; convert the lists to other tensors"
             )
         texts = [text] if isinstance(text, str) else _texts(text)
         rows = [self.encode(one, add_special_tokens) for one in texts]
@@ -179,7 +179,7 @@ class TransformersCalls:
 
     def _pad_id(self) -> int:
         if self.pad_token_id is None:
-            raise InvalidRequestError("padding is asked for, and the tokenizer has no pad_token: encode without it")
+            raise InvalidRequestError("padding is set, but the tokenizer has no pad_token; encode without padding")
         return self.pad_token_id
 
 
@@ -194,7 +194,7 @@ def _texts(values: object) -> list[str]:
 
 def _length(max_length: object) -> int:
     if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 0:
-        raise InvalidRequestError(f"max_length is {max_length!r}, needed is a whole number to cut or fill up to")
+        raise InvalidRequestError(f"max_length is {max_length!r}, needed is a whole number to truncate or pad to")
     return max_length
 
 

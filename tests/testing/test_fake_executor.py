@@ -98,7 +98,7 @@ def test_a_wrong_share_is_caught():
     [
         ({"new_rows": [enter(7)]}, "does not exist"),
         ({"new_rows": [enter(0), enter(0)]}, "is taken"),
-        ({"freed_rows": [2]}, "nobody is in it"),
+        ({"freed_rows": [2]}, "was freed but is empty"),
         ({"block_writes": [BlockWrite(0, 0, 0, [1])]}, "no block for position 4"),
         ({"block_writes": [BlockWrite(0, 0, 0, [1, 0])]}, "does not exist"),
         ({"block_writes": [BlockWrite(0, 0, 0, [1, 1])]}, "two rows write|not its own"),

@@ -162,10 +162,10 @@ def test_every_rule_loses_nothing(name: str) -> None:
 
 BROKEN: list[tuple[dict[str, Any], str]] = [
     (GPT2 | {"tokens": None}, "tokens is missing"),
-    (GPT2 | {"tokens": [1, 2]}, "tokens is missing or no list of strings"),
+    (GPT2 | {"tokens": [1, 2]}, "tokens is missing or not a list of strings"),
     (GPT2 | {"merges": None}, "merges is missing"),
     (GPT2 | {"merges": ["he"]}, "merges holds entries that are not two tokens"),
-    (GPT2 | {"merges": ["x yz"]}, "tokens make no tokenizer"),
+    (GPT2 | {"merges": ["x yz"]}, "tokens are not valid"),
     (GPT2 | {"token_type": [1]}, "token_type must hold one number for each of 263 tokens"),
     (GPT2 | {"pre": "no-such"}, "pre is 'no-such'; Octavo knows a.x-4.0, chatglm-bpe"),
     (GPT2 | {"bos_token_id": 1000}, "bos_token_id is 1000, allowed are 0 to 262"),

@@ -108,8 +108,8 @@ def test_fields_that_nobody_needs_are_passed_over(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         (b"", "holds no pieces"),
-        (b"IQ== 0\nIg== 1\n", "so it is no SentencePiece model"),  # a tiktoken file, as Llama 3 has it
-        (b"version https://git-lfs.github.com/spec/v1\n", "so it is no SentencePiece model"),
+        (b"IQ== 0\nIg== 1\n", "so it is not a SentencePiece model"),  # a tiktoken file, as Llama 3 has it
+        (b"version https://git-lfs.github.com/spec/v1\n", "so it is not a SentencePiece model"),
         (model_bytes(WORDS)[:40], "is cut off: "),
         (field(1, field(1, "a")) + b"\x0a\xff", "is cut off inside a number"),
         (field(1, field(1, "a")) + b"\x08" + b"\xff" * 11, "a number of more than 64 bits"),

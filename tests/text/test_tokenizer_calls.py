@@ -106,7 +106,7 @@ def test_batches_are_decoded(ours: Tokenizer, theirs: Any) -> None:
         (lambda t: t(TEXTS, return_tensors="np"), "unequal lengths: set padding=True"),
         (lambda t: t.convert_ids_to_tokens(["a"]), "a token id is 'a', allowed is a whole number"),
         (lambda t: t.convert_tokens_to_ids([3]), "text is 3, allowed is a string"),
-        (lambda t: t.apply_chat_template([], tokenize=True), "tokenize is set, but this makes text"),
+        (lambda t: t.apply_chat_template([], tokenize=True), "tokenize is set, but this returns text"),
     ],
 )
 def test_what_cannot_be_is_refused(ours: Tokenizer, call: Any, message: str) -> None:

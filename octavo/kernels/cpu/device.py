@@ -1,4 +1,4 @@
-"""CpuDevice: C++ kernels for whatever vectors this processor has."""
+"""CpuDevice: C++ kernels built for this processor's vector instructions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from octavo.observe.machine import num_cores
 
 class CpuDevice:
     """Implements `octavo.kernels.device.Device`. num_threads None: every core this process may use. activation_dtype:
-    what products with block-quantised weights round activations to. traces_ops: see `kernels/program/recorder.py`."""
+    the type that activations are rounded to in products with block-quantised weights. traces_ops: see
+    `kernels/program/recorder.py`."""
 
     name = "cpu"
     is_asynchronous = draws_weights = sizes_cache_last = False
