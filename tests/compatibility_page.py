@@ -39,21 +39,21 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "kv_cache_memory_bytes": "on a CPU by default a quarter of free memory, 4 GiB at most",
         "max_num_batched_tokens": "512 by default on a CPU",
         "async_scheduling": "by default on GPUs only",
-        "chat_template": "runs in a process of its own, with limits of time and memory",
+        "chat_template": "runs in a separate process, with limits on time and memory",
         "revision": "of hub models",
     },
     "flags": {
-        "api_key": "guards all routes but health checks, takes `x-api-key` too; also `OCTAVO_API_KEY` and a file",
-        "timeout_keep_alive": "65 s, above what clients and proxies keep connections for",
-        "shutdown_timeout": "what has not ended by then is told so",
+        "api_key": "required on all routes but health checks; also in `x-api-key`, `OCTAVO_API_KEY` or a file",
+        "timeout_keep_alive": "65 s, longer than clients and proxies keep connections",
+        "shutdown_timeout": "requests still running then end as `abort`",
     },
     "parameters": {
         one.name: one.metadata["differs"] for one in fields(SamplingParams) if one.metadata["differs"] is not None
     },
     "routes": {
-        "/load": "counts requests without a flag",
-        "/metrics": "vLLM's names, and further ones under `octavo:`",
-        "/health": "503 while the engine starts anew",
+        "/load": "counts requests, and needs no flag",
+        "/metrics": "vLLM's names, and more under `octavo:`",
+        "/health": "503 while the engine restarts",
         "/v1/models": "one model, under its served names",
     },
     "fields": {
@@ -87,8 +87,8 @@ OURS: dict[str, frozenset[str]] = {
 }
 
 _NO_POOLING = vllm_options.METHODS["embed"]
-_NOT_LIVE = "close the engine and start it anew: it takes about a second"
-#: vLLM's routes that are not here -> what instead
+_NOT_LIVE = "close the engine and start a new one: it takes about a second"
+#: vLLM's routes that Octavo lacks -> the alternative
 ROUTES_NOT_HERE: dict[str, str] = {
     "/v1/responses": "use /v1/chat/completions",
     "/v1/embeddings, /pooling, /classify, /score, /rerank": _NO_POOLING,
@@ -97,9 +97,9 @@ ROUTES_NOT_HERE: dict[str, str] = {
     "/invocations": "use /v1/chat/completions",
     "/sleep, /wake_up, /is_sleeping, /pause, /resume": _NOT_LIVE,
     "/init_weight_transfer_engine, /update_weights and their like": _NOT_LIVE,
-    "/reset_prefix_cache": "`LLM.reset_prefix_cache` offline; requests keep apart by `cache_salt`",
-    "/server_info, /collective_rpc": "the start-up card tells what runs",
-    "/start_profile, /stop_profile": "use a profiler of your own; `/metrics` and traces tell times",
+    "/reset_prefix_cache": "`LLM.reset_prefix_cache` offline; `cache_salt` separates requests",
+    "/server_info, /collective_rpc": "the start-up card shows what runs",
+    "/start_profile, /stop_profile": "use your own profiler; `/metrics` and traces report times",
     "/inference/v1/generate": "send token ids as the prompt of /v1/completions, and `return_token_ids`",
     "/abort_requests": "close the connection: the request ends within a step",
 }
@@ -182,11 +182,11 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
-_HEAD = """# What vLLM's users know, and what of it is here
+_HEAD = """# vLLM's names, and which of them Octavo has
 
-Made by `python -m tests.compatibility_page` from the code itself; a test keeps it true. The names compared are
-those of vLLM 0.33. "The same" is name, meaning and default, as far as its documentation tells and our tests go.
-What is not here is refused by name with what is said below, unless its value asks for nothing. `None` always does.
+Generated from the code by `python -m tests.compatibility_page`; a test keeps it up to date. The names are those of
+vLLM 0.33. "The same" means the same name, meaning and default, as far as vLLM's documentation and our tests show.
+Names that Octavo lacks are refused with the texts below, unless their value asks for nothing, as `None` always does.
 """
 
 if __name__ == "__main__":

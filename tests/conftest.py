@@ -19,8 +19,8 @@ from octavo.config import BackendConfig
 from octavo.kernels.device import Device
 from octavo.kernels.registry import HOST_BACKENDS
 
-# The same tests with the model in a separate process: OCTAVO_EXECUTOR=mp pytest. What a test patches does not reach
-# that process: such tests ask for the fixture `inline_executor`.
+# OCTAVO_EXECUTOR=mp pytest runs the same tests with the model in a separate process. A test's patches do not reach that
+# process; tests that patch the worker use the fixture `inline_executor`.
 EXECUTOR = os.environ.get("OCTAVO_EXECUTOR")
 BackendConfig.__init__.__wrapped__.__kwdefaults__["distributed_executor_backend"] = EXECUTOR  # type: ignore[attr-defined]
 
@@ -46,19 +46,19 @@ SLOW = {
     "sampling": "columns",
     "scheduler": "random_runs",
 }
-#: marker -> the folders and files whose tests have it. What `-m "not slow"` leaves out is not even imported.
+#: marker -> the folders and files whose tests have it. Files that `-m "not slow"` leaves out are not even imported.
 MARKED = {
     "gpu": ["gpu"],
     "server": ["server", "processes", "test_dashboard.py", "cli/test_bench_serve.py", "cli/test_server_chat.py"],
     "slow": [f"{folder}/test_{name}.py".lstrip("/") for folder, names in SLOW.items() for name in names.split()],
 }
 
-# The same examples in every run. To look for others: pytest --hypothesis-profile=default
+# Use the same examples in every run. To try others: pytest --hypothesis-profile=default
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
-# A shell without job control has what it starts in the background ignore Ctrl-C, and that is inherited: programs which
-# tests interrupt would not notice.
+# A shell without job control starts background jobs with Ctrl-C ignored, and children inherit that: the programs that
+# tests interrupt would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

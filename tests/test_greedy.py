@@ -24,7 +24,7 @@ MAX_MODEL_LEN = 96
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False)
 #: block size -> token budget of a step
 SETTINGS = {8: 7, 16: 64, 32: 512}
-#: longrope changes its factors at its trained length, and a model is built for max_model_len, so stay beyond it
+#: longrope changes its factors at the trained length, and our model is built for max_model_len, so stay beyond it
 LENS = (17, 18, 24, 33, 48, 64)
 
 

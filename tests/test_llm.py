@@ -151,7 +151,7 @@ def test_samples_share_the_prompt_and_differ(llm: LLM) -> None:
     forks = [event for event in events if isinstance(event, Forked)]
     copies = [event for event in events if isinstance(event, BlockCopied)]
     assert len(forks) == 7
-    assert len(copies) == 7  # the last, partly filled block, once for each sample but the one that keeps it
+    assert len(copies) == 7  # the last, partly filled block, once for each sample except the last owner
     prefilled = [event.num_tokens for event in events if isinstance(event, StepDone)]
     assert sum(prefilled) < len(output.prompt_token_ids) + 8 * 16 + 1
 
@@ -197,7 +197,7 @@ def test_bias_allowed_and_bad_words_bind(llm: LLM) -> None:
 
 
 def test_all_logprobs_where_the_limit_is_the_vocabulary_and_prompts_whole_without_chunks() -> None:
-    """A limit of the vocabulary's size allows -1 too. Without chunked prefill a step takes a whole prompt."""
+    """If max_logprobs is the vocabulary's size, -1 is allowed. Without chunked prefill a step takes a whole prompt."""
     options = {"max_model_len": 128, "num_threads": 1, "num_gpu_blocks_override": 40}
     with LLM("smollm2", max_logprobs=49152, max_num_batched_tokens=16, enable_chunked_prefill=False, **options) as llm:
         (output,) = llm.generate([[5] * 90], SamplingParams(max_tokens=1, logprobs=-1), use_tqdm=False)

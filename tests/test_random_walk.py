@@ -36,7 +36,7 @@ SIZES = {
     "torch_dtype": "float32",
 }
 BASE = {"load_format": "dummy", "num_threads": 1, "max_num_seqs": 8, "num_gpu_blocks_override": 40, "max_logprobs": 5}
-LIMIT = 30.0  # seconds after which a thread is taken for hanging
+LIMIT = 30.0  # seconds after which a thread counts as hung
 
 
 def walk(count: int) -> Callable[[Any], Any]:
@@ -46,7 +46,7 @@ def walk(count: int) -> Callable[[Any], Any]:
         derandomize=True,
         database=None,
         deadline=None,
-        phases=[Phase.generate],  # what failed has ended the engine: there is nothing to make smaller with
+        phases=[Phase.generate],  # a failure ends the engine, so examples cannot be shrunk
         suppress_health_check=checks,
     )
 
@@ -72,7 +72,7 @@ class Thing:
     """A value that no parameter takes."""
 
 
-# ints of every size, floats of every kind, texts with halves of characters, and what else people have at hand
+# ints of every size, floats of every kind, texts with half characters, and other values that users might pass
 numbers = st.one_of(
     st.integers(-3, 40), st.sampled_from([2**31, 2**63, 2**64, -(2**63), 10**400]), st.integers(), st.floats()
 )

@@ -92,7 +92,7 @@ def test_a_stream_that_nobody_reads_holds_up_nobody(llm: LLM) -> None:
     stream = llm.stream(prompt(1), ENDLESS)
     first = next(stream)
     assert len(started(lambda: llm.generate(prompt(2), ENDLESS)).result(LIMIT)) == 1
-    newest = next(stream)  # what came meanwhile is one output
+    newest = next(stream)  # all tokens since the first output, in one
     assert len(newest.outputs[0].token_ids) > len(first.outputs[0].token_ids) + 50
     del stream
     assert llm.stats().num_used_blocks == 0
@@ -217,7 +217,7 @@ def test_a_step_is_not_torn_by_ctrl_c(llm: LLM, monkeypatch: pytest.MonkeyPatch)
     def interrupted() -> Any:
         if len(torn) < 1:
             signal.raise_signal(signal.SIGINT)
-            torn.append(1)  # not reached, were the step torn
+            torn.append(1)  # not reached if the signal interrupts the step
         return step()
 
     with monkeypatch.context() as patch:

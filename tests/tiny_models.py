@@ -123,7 +123,7 @@ def make_tiny_model(name: str, folder: Path, *, seed: int = 0, dtype: str = "flo
                 parameter += 0.2 * torch.randn_like(parameter)
             else:
                 parameter.normal_(std=std)
-        # Undo the sqrt(hidden) scale: a token whose embedding dominates the stream would predict itself for ever.
+        # Undo the sqrt(hidden) scale: a token whose embedding dominates the stream would predict itself forever.
         if "Gemma" in config_class:
             model.get_input_embeddings().weight *= config.hidden_size**-0.5
     model.to(getattr(torch, dtype)).save_pretrained(folder)

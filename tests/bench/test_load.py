@@ -32,7 +32,7 @@ def test_arrivals_have_their_rate_and_their_burstiness() -> None:
         assert times[0] == 0.0
         assert statistics.mean(gaps) == pytest.approx(1 / 50, rel=0.02)
         spread[burstiness] = statistics.stdev(gaps) * 50
-    assert spread[1.0] == pytest.approx(1.0, abs=0.1)  # exponential gaps are as wide as long
+    assert spread[1.0] == pytest.approx(1.0, abs=0.1)  # exponential gaps: deviation equals mean
     assert spread[0.2] == pytest.approx(math.sqrt(5), abs=0.4)
     assert spread[100.0] == pytest.approx(0.1, abs=0.02)
     assert arrivals([2.0] * 5, 1.0, 7) == arrivals([2.0] * 5, 1.0, 7) != arrivals([2.0] * 5, 1.0, 8)
@@ -45,7 +45,7 @@ def test_a_rate_ramps_up_by_amounts_or_by_factors() -> None:
     for strategy in ("linear", "exponential"):
         rates = RampUp(strategy, 10, 100).rates(4000)  # type: ignore[arg-type]
         times = arrivals(rates, 1.0, seed=3)
-        for begin in range(0, 4000, 1000):  # each quarter takes as long as its rates say
+        for begin in range(0, 4000, 1000):  # each quarter takes the time that its rates give
             some = slice(begin, begin + 999)
             assert times[begin + 999] - times[begin] == pytest.approx(sum(1 / rate for rate in rates[some]), rel=0.1)
 
@@ -105,7 +105,7 @@ def test_long_prompts_go_beside_and_are_told_apart() -> None:
     lens = [len(prompt) for prompt in fake.prompts()]
     assert lens.count(3) == 2
     assert lens.count(50) == len(outcome.sent.long_answers) >= 3
-    assert fake.prompts().count(fake.prompts()[lens.index(50)]) >= 2  # two of them go round
+    assert fake.prompts().count(fake.prompts()[lens.index(50)]) >= 2  # the two long prompts alternate
 
 
 def test_long_prompts_go_on_while_any_process_has_requests() -> None:
@@ -121,7 +121,7 @@ def test_long_prompts_go_on_while_any_process_has_requests() -> None:
 def test_a_client_process_that_dies_is_an_error() -> None:
     from octavo.bench.load_processes import run_load
 
-    class Poison(Target):  # a target that cannot be had in the child
+    class Poison(Target):  # a target that cannot be unpickled in the child
         def __reduce__(self) -> tuple[object, ...]:
             return exit, (3,)
 

@@ -28,7 +28,7 @@ def test_totals_and_rates() -> None:
     assert result["request_goodput"] is None
     assert result["client_cpu_share"] == 0.25
     assert result["max_concurrent_requests"] == 2
-    # SLOW's ten tokens lie, two a piece, on 101 to 103 and FAST's on 100.1 to 100.5: its 5, and a third of 10 at 101
+    # SLOW's ten tokens come in pairs from 101 to 103, FAST's from 100.1 to 100.5: 5 of FAST's and a third of SLOW's 10
     assert result["max_output_tokens_per_s"] == pytest.approx(5 + 10 / 3)
 
 

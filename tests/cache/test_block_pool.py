@@ -7,7 +7,7 @@ from octavo.cache.blocks import NULL_BLOCK, BlockTables, CacheGroup, Root, chain
 from octavo.observe.events import BlockEvicted, EventLog
 
 FULL = CacheGroup((0,))
-SLIDING = CacheGroup((1,), window=5)  # of blocks of 4 tokens: a token sees at most two blocks
+SLIDING = CacheGroup((1,), window=5)  # with blocks of 4 tokens, a token sees at most two blocks
 BLOCK_SIZE = 4
 
 
@@ -25,11 +25,11 @@ def evicted():
 def pool(tree, evicted):
     events = EventLog(0)
     events.listen(lambda event: isinstance(event, BlockEvicted) and evicted.append(event.block_id))
-    return BlockPool(6, tree, events, clock=float)  # blocks 1 to 5 beside the null block
+    return BlockPool(6, tree, events, clock=float)  # blocks 1 to 5 and the null block
 
 
 def publish(tree, block_ids, token_ids):
-    """Name blocks of two tokens each."""
+    """Enter blocks of two tokens each into the prefix tree."""
     tables = BlockTables.empty(Root().hash(), 1)
     tables.block_ids[0].extend(block_ids)
     tables.extend_hashes(token_ids, len(block_ids), block_size=2)
@@ -79,7 +79,7 @@ def test_eviction_takes_the_oldest_leaf_first_and_a_parent_after_its_children(po
     old, new = pool.take(2), pool.take(2)
     publish(tree, old, [1, 1, 2, 2])
     publish(tree, new, [3, 3, 4, 4])
-    for block_id in [*reversed(old), *reversed(new)]:  # as sequences let go: last block first
+    for block_id in [*reversed(old), *reversed(new)]:  # as sequences release them: last block first
         pool.release(block_id)
     pool.take(5)
     assert evicted == [old[1], old[0], new[1], new[0]]
@@ -92,11 +92,11 @@ def test_releasing_too_often_is_caught(pool):
         pool.release(block_id)
 
 
-# By content, only after the same parents, only under the same root
+# Blocks are found by content, only after the same parents and under the same root
 
 
 def tables_of(token_ids, *block_ids, salt=None, root=None):
-    """Tables of one group each whose full blocks hold these tokens."""
+    """Tables whose full blocks hold these tokens; one list of block ids per group."""
     tables = BlockTables.empty((root or Root(salt)).hash(), len(block_ids))
     for table, ids in zip(tables.block_ids, block_ids, strict=True):
         table.extend(ids)

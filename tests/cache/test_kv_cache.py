@@ -1,4 +1,4 @@
-"""A sequence's blocks as it starts, grows, forks and ends, one mechanism a test."""
+"""A sequence's blocks as it starts, grows, forks and ends, one mechanism per test."""
 
 import pytest
 

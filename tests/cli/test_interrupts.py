@@ -1,7 +1,7 @@
 """Ctrl-C at any moment of any command: exit code 130 and at most one line, never a traceback.
 
-Moments are counted in imports or in processor time, so that a busy machine changes nothing. A driver in the
-process itself presses the keys.
+Moments are counted in imports or in processor time, so that a busy machine changes nothing. A driver inside the
+process sends the interrupt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-#: presses Ctrl-C at the n-th import, or after -n seconds of processor time, from the first line of ours on
+#: interrupts at the n-th import, or, for a negative n, after -n seconds of processor time; counts from our first line
 DRIVER = """
 import os, signal, sys, threading, time
 
@@ -147,7 +147,7 @@ def test_nor_while_kernels_are_built(argv: tuple[str, ...], tmp_path: Path) -> N
             assert process.wait(60) == 130
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # the compiler of a child that hears no Ctrl-C
+                os.killpg(process.pid, signal.SIGKILL)  # the compiler, whose parent ignores Ctrl-C
     lines = (tmp_path / "said").read_text().splitlines()
     assert [line for line in lines if not line.startswith("octavo: building")] == []
 

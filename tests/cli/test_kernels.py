@@ -79,7 +79,7 @@ echo cubin > "$2"
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two C++ files and two CUDA files in place of ours, a compiler that writes something, a separate cache."""
+    """Two C++ files and two CUDA files instead of ours, a fake compiler, and a separate cache."""
     root = tmp_path / "csrc"
     for name, text in {
         "cpu/one.cpp": 'extern "C" int octavo_one() { return 1; }\n',

@@ -20,7 +20,7 @@ POISON = 666
 
 
 class FaultyExecutor(FakeExecutor):
-    """Executes plans, but loses the results of some steps, and of all that compute the poisonous token."""
+    """Executes plans, but loses the results of some steps, and of every step that computes the poisonous token."""
 
     def __init__(self, bad_steps: set[int], windows: tuple[int | None, ...]) -> None:
         groups = make_groups(windows)

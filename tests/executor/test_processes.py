@@ -1,4 +1,4 @@
-"""Workers in processes of their own: what an inline worker gives, and an end of theirs that nobody waits for."""
+"""Workers in separate processes give an inline worker's results, and the end of one is noticed at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LONG = SamplingParams(max_tokens=1000, ignore_eos=True, detokenize=False)
 
 
 def worker_of(process_id: int) -> int:
-    """The worker's process, of an engine's."""
+    """The process id of an engine's worker."""
     names = {}
     for task in Path(f"/proc/{process_id}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -39,8 +39,8 @@ def worker_of(process_id: int) -> int:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_tokens_equal_an_inline_workers(name: str, tiny_folder: TinyFolder) -> None:
-    """With ends, samples, penalties, log-probabilities, prefix hits and preemption; steps one by one, and planned
-    ahead."""
+    """With stops, samples, penalties, log-probabilities, prefix hits and preemption; both with plain steps and with
+    steps planned ahead."""
     with engine(tiny_folder(name), distributed_executor_backend="uni") as inline:
         expected = answers(inline)
         start = next(event for event in inline.events if isinstance(event, EngineStarted))

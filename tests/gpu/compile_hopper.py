@@ -1,7 +1,7 @@
-"""Compile the Gluon kernels for a Hopper, without a GPU: `python -m tests.gpu.compile_hopper`.
+"""Compile the Gluon kernels for Hopper, without a GPU: `python -m tests.gpu.compile_hopper`.
 
-Prints a line a kernel: its name and the shared memory that a program of it takes. Not a test itself, since a process
-whose kernels are interpreted compiles none.
+Prints each kernel's name and the shared memory that one of its programs takes. Not a test itself, since a process that
+interprets kernels cannot compile any.
 """
 
 from __future__ import annotations

@@ -23,5 +23,5 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float("inf") if difference.isnan() else float(difference)
 
 
-#: what an op may lose: rounding its inputs' products and its output to the activation type
+#: the allowed error of an op, from rounding its inputs' products and its output to the activation type
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}

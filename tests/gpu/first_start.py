@@ -1,7 +1,7 @@
-"""A server's engine on a new machine: `python -m tests.gpu.first_start FOLDER`, with cache folders of its own.
+"""A server's engine on a new machine: `python -m tests.gpu.first_start FOLDER`, with separate cache folders.
 
-Prints JSON: kernels found compiled when they were first run, those compiled then, those compiled for the requests that
-came afterwards, and what these gave.
+Prints JSON: the kernels found compiled when they first ran (found), those compiled only then (compiled), those compiled
+during the requests that followed (late), and the requests' tokens.
 """
 
 from __future__ import annotations

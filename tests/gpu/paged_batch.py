@@ -45,7 +45,7 @@ class PagedBatch:
         return StepBatch(tokens, positions, starts, seq_lens, rows, self.block_tables(table), decode_threshold)
 
     def block_tables(self, table: Any) -> tuple[Any, ...]:
-        """The layer's group's, and nothing that is looked at for those before it."""
+        """The block tables by group: the layer's at its group's index; those before it are never read."""
         return (table,) * (self.layer.group + 1)
 
     def cells(self, s: int) -> torch.Tensor:

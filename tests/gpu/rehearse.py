@@ -1,7 +1,7 @@
-"""Have kernels compiled ahead where there is no GPU: `python -m tests.gpu.rehearse`, with cache folders of its own.
+"""Compile kernels ahead on a machine without a GPU: `python -m tests.gpu.rehearse`, with separate cache folders.
 
-Prints what the compiler says when they are then asked for: a line a kernel, its name and whether it was found. Not a
-test itself, since a process whose kernels are interpreted compiles none.
+Then launches them, and prints each kernel's name and whether it was found or compiled. Not a test itself, since a
+process that interprets kernels cannot compile any.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def launch() -> None:
 
 
 def draw() -> None:
-    """With filters, of some rows."""
+    """Draw with filters for some rows."""
     batch = DeviceSamplingBatch.zeros(8, torch.device("cpu"))
     workspace = SamplingWorkspace.allocate(8, 1000, torch.device("cpu"), edits=False)
     logits, tokens = torch.zeros(8, 1000), torch.zeros(8, dtype=torch.int32)
@@ -53,7 +53,7 @@ def draw() -> None:
 
 
 def launch_for_real(dtype: torch.dtype) -> None:
-    """As far as possible without a GPU."""
+    """Launch outside of a rehearsal, as far as possible without a GPU."""
     x, y = torch.ones(2, 16, 1024, dtype=dtype)
     with suppress(Exception):
         elementwise.elementwise("add", x, y, x, chained=True)
@@ -61,7 +61,7 @@ def launch_for_real(dtype: torch.dtype) -> None:
 
 
 def launch_one() -> None:
-    """For a kernel that no other launch here needs."""
+    """Launch a kernel that no other launch here needs."""
     x, y = torch.ones(2, 16, 1024)
     norm.rms_norm(x, torch.ones(1024), 1e-6, y, chained=True)
 
@@ -71,7 +71,7 @@ def main() -> None:
     driver.set_active(WithoutGPU(90))
     compiler = KernelCompiler.for_first_start(gpu, "settings")
     assert compiler is not None, "nothing is compiled yet"
-    with suppress(Exception):  # it is compiled, and cannot run
+    with suppress(Exception):  # it is compiled but cannot run
         launch_one()
     elsewhere = [threading.Thread(target=launch_for_real, args=(dtype,)) for dtype in (torch.float32, torch.bfloat16)]
     with compiler.rehearsal():

@@ -38,7 +38,7 @@ def run(
     gpu = GPU("here", (9, 0) if chained else (8, 0), 1, PROGRAMS)
     memory = AttentionMemory([layer], batch.layout, StepLimits(num_tokens, num_seqs, 1 << 15, 1), gpu, DEVICE)
     memory.bind(batch.raw_pool.view(torch.uint8))
-    # with a lone chunk, the kernel for long ones must take short ones, too
+    # with a long chunk in the step, the kernel for long chunks must take the short ones, too
     kind = replace(StepKind.of(batch.step(threshold)), has_long_chunks=True)
     tables = batch.block_tables(batch.block_table)
     step = DeviceStep(batch.positions, batch.positions, batch.query_start_loc, batch.seq_lens, batch.rows, tables, kind)
@@ -121,7 +121,7 @@ def test_windowed_fused_decode() -> None:
 
 @pytest.mark.parametrize("beside", [KVGroup(2, 5, 64), KVGroup(5, 1, 32)])
 def test_blocks_shared_with_a_group_of_other_heads(beside: KVGroup) -> None:
-    """One group that takes more of a block than this layer's, in rows of another length, and one that takes less."""
+    """One group that takes more of a block than this layer's, with another head size, and one that takes less."""
     check(make_batch(SMALL_MIX, dtype=torch.float32, head_dim=96, rotary_dim=64, beside=(beside,)))
     check(make_batch(DECODES, dtype=torch.float32, head_dim=96, rotary_dim=64, beside=(beside,)), fused=True)
 
@@ -143,7 +143,7 @@ def test_decodes_of_several_new_tokens_with_a_window_and_a_cap(window: int) -> N
 
 @pytest.mark.parametrize("num_heads", [2, 24, 71])
 def test_decodes_of_several_new_tokens_of_many_heads(num_heads: int) -> None:
-    """24 heads of 16 tokens are more rows than a program takes at once; so are 71 heads of 2."""
+    """24 heads x 16 tokens are more rows than a program takes at once; so are 71 heads x 2 tokens."""
     batch = make_batch(FEW_NEW[1:4], dtype=torch.float32, num_heads=num_heads, num_kv_heads=1, head_dim=32)
     check(batch, threshold=16)
 
@@ -170,7 +170,7 @@ def test_the_threshold_says_which_sequences_are_decodes() -> None:
 
 
 def test_partial_results_of_several_new_tokens_have_room() -> None:
-    """The most sequences, all long: they get fewer parts, to fit the room for one new token each."""
+    """With the most sequences, all long, each gets fewer parts, to fit the memory for one new token each."""
     batch = make_batch([(2000, 16)] * 3, dtype=torch.float32, num_heads=1, num_kv_heads=1, head_dim=16)
     plan = AttentionPlan.allocate(3, len(batch.positions), DEVICE)
     make_plan(

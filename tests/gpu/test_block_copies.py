@@ -1,4 +1,4 @@
-"""Copies of whole blocks, one launch a list, against copies one after another."""
+"""Copies of whole blocks, one launch per list, against copies one after another."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_list_is_cut_where_order_matters(pairs: list[tuple[int, int]], launche
 
 
 def test_the_cache_may_take_back_a_block_that_it_has_copied() -> None:
-    """A step's list may have such chains: its first copy's owner gives way, and its block is the next copy's target."""
+    """This is how chains arise: the first copy's owner is preempted, and its block is the next copy's target."""
     cache = KVCache(num_blocks=5, block_size=16, groups=make_groups((None,)), events=EventLog(0), clock=lambda: 0.0)
     sequences = [Sequence(i, make_request(str(i), [1, 2, 3]), 0, [1, 2, 3], row=i) for i in range(4)]
     first, child, other, its_child = sequences

@@ -15,7 +15,7 @@ from tests.gpu.device import ON_GPU
 
 pytest.importorskip("triton")
 
-#: b fails, and so would whoever is the third at a time
+#: job b fails, and so would any job that runs while two others do
 JOBS = """
 import os, sys, time
 from pathlib import Path

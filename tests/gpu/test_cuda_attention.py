@@ -21,7 +21,7 @@ if ON_GPU:
 
 
 def share(batch: PagedBatch, seed: int) -> int:
-    """Let random sequences begin with the blocks of an earlier one, a few times over -> blocks shared."""
+    """Make random sequences begin with the blocks of an earlier one; returns the number of blocks shared."""
     rng = np.random.default_rng(seed)
     num, total = len(batch.query_lens), 0
     size = batch.pool.block_size
@@ -57,8 +57,8 @@ def run(
         query_start_loc=batch.query_start_loc, seq_lens=batch.seq_lens, rows=batch.rows, block_table=batch.block_table,
         block_size=batch.pool.block_size, window=layer.window, shares=shares, chained=False,
     )  # fmt: skip
-    torch.cuda.synchronize()  # in a model other kernels stand between the plan and its first reader
-    for _ in range(2):  # the second run proves that the first has left the counters at zero
+    torch.cuda.synchronize()  # in a model, other kernels run between the plan and its first reader
+    for _ in range(2):  # the second run proves that the first left the counters at zero
         kernel.run(q, out, layer, batch.pool, plan, partials, block_table=batch.block_table, transform=transform)
     assert not partials.done.any()
     return out, plan

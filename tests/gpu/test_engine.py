@@ -1,5 +1,5 @@
-"""The whole engine on a GPU, against transformers: what `tests/test_greedy.py` asks of the host's backends, and that
-decode steps from graphs draw what steps from the host draw."""
+"""The whole engine on a GPU, against transformers: the checks of `tests/test_greedy.py`, and that decode steps as
+graphs draw the same tokens as steps launched from the host."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_seed_draws_the_same_tokens_in_every_company(tiny_folder: TinyFolder) 
 
 
 def without_logprobs(answers: list[Any]) -> list[Any]:
-    """Tokens, reasons, stops: a step of another size sums in another order, which log-probabilities show."""
+    """Only tokens, reasons and stops: a step of another size sums in another order, so log-probabilities differ."""
     return [[completion[:3] for completion in answer[:-1]] for answer in answers]
 
 

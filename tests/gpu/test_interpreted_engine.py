@@ -1,7 +1,7 @@
 """The whole engine with a GPU's runner and kernels but no GPU: under Triton's interpreter.
 
-No graphs, no overlap in time; but rows, padding of steps, launched steps and tokens that the host does not know yet are
-what they are on a GPU, and the tokens must be the host's engine's.
+There are no graphs and no overlap in time. But rows, padding, launched steps and tokens that the host does not know yet
+work as on a GPU, and the tokens must equal those of the engine on the CPU.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_the_start_up_card_names_the_attention_kernels(
 
 @pytest.mark.usefixtures("_interpreted")
 def test_it_tells_the_hosts_logprobs(tiny_folder: TinyFolder) -> None:
-    """Of what is drawn with a history, of forks, of a prompt, and of tokens asked for by id."""
+    """For draws with a history, for forks, for a prompt, and for tokens asked for by id."""
     params = SamplingParams(
         temperature=0.8, top_k=6, presence_penalty=0.7, seed=5, n=2, max_tokens=2, logprobs=3, prompt_logprobs=1,
         logprob_token_ids=[5, 6], ignore_eos=True, detokenize=False,

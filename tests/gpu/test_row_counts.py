@@ -1,4 +1,4 @@
-"""Padding of steps: which row counts are kept, what is stored of a measurement, and that steps use them."""
+"""Padding of steps: which row counts are kept, what a measurement stores, and that steps use them."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_processed_logits(which: str, dtype: torch.dtype) -> None:
 
 
 def test_what_was_drawn_is_kept() -> None:
-    """Though sums here may put it past top_p's boundary: 500 is far past it, to see that it is."""
+    """The drawn token is kept even if sums here put it past top_p's boundary; token 500 is far past it."""
     logits = flat()
     batch = make_batch(top_p=1e-6)
     drawn = np.array([500] + [-1] * (NUM - 1), np.int32)
@@ -240,7 +240,7 @@ def processed(logits: torch.Tensor, batch: SamplingBatch, drawn: NDArray[np.int3
 
 
 def test_logits_in_place_of_log_probabilities() -> None:
-    """Those that cannot be drawn, too, which are ordered as if they were finite."""
+    """Also for tokens that cannot be drawn: a logit of -inf is ordered like a finite one."""
     logits = peaked()
     logits[1, 3:] = -torch.inf
     tokens = np.full(NUM, 7, np.int32)

@@ -16,7 +16,7 @@ from octavo.kernels.ops import Activation
 from octavo.kernels.triton.elementwise.norm import sum_rms_norm
 from octavo.kernels.triton.linear.tile_linear import Tile, TileLinear
 
-#: in, out: whole tiles; a last tile, and a last turn, in part; fewer turns than stages
+#: in, out: only full tiles; a partial last tile and a partial last turn; fewer turns than stages
 SHAPES = [(1024, 4096), (2048, 1024), (1000, 888), (256, 1152)]
 ROWS = [1, 4, 16, 17, 33, 64, 65, 100, 128, 129, 200, 256]
 TILES = [Tile(64, 32, 7), Tile(64, 64, 3), Tile(128, 32, 2)]

@@ -12,7 +12,7 @@ from octavo.kernels.reference.sampling import edited_logits, token_weights
 from octavo.sampling.columns import SamplingBatch
 from tests.kernels.test_sampling import make_batch
 
-#: a logit may be any of these; NaN is rare, for nothing else matters in its row
+#: a logit may be any of these; NaN is rare, since nothing else matters in its row
 LOGITS = np.array([0, 1, -1, 30, -30, 1e-45, -1e-30, 1e10, -1e10, 3e38, -3e38, np.inf, -np.inf], np.float32)
 PARAMETERS: dict[str, list[float]] = {
     "temperature": [0.0, 1e-37, 0.01, 1.0, 1e6, 1e37],

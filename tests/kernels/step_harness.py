@@ -1,8 +1,8 @@
 """Runs a few ops as if they were a model, on any backend, over steps that a test spells out.
 
 A test writes a function over `Ops`; its result becomes the "logits", so the whole tensor can be read. Tokens
-are looked up in a random table, so any token id is a random row. The pool starts as NaN: reading a slot that
-nobody wrote, or the null block, shows.
+are looked up in a random table, so any token id is a random row. The pool starts as NaN, so that reading an unwritten
+slot or the null block shows.
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ class Harness:
         return [out[a:b] for a, b in pairwise(starts)]
 
     def fork(self, row: int, target: int) -> None:
-        """A copy of a row in another, its blocks copied."""
+        """Copy a row and its blocks to another row."""
         used = -(-self._lens[row] // self._block_size)
         self.compiled.copy_blocks(self._blocks[row, :, :used].ravel(), self._blocks[target, :, :used].ravel())
         self._lens[target] = self._lens[row]
 
     def _tables(self, rows: Sequence[int], computed: IntArray, lens: IntArray) -> tuple[IntArray, ...]:
-        """Null wherever the step has no business: past each sequence's end, and wholly before its window."""
+        """Tables with null blocks where the step must not read: past each sequence's end and before its window."""
         tables = np.zeros_like(self._blocks)
         for row, start, count in zip(rows, computed.tolist(), lens.tolist(), strict=True):
             first = 0 if self._window is None else max(0, start - self._window + 1) // self._block_size

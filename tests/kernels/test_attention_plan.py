@@ -1,7 +1,7 @@
 """The plan of decode attention, made by the GPU's own source on the CPU, over thousands of random steps.
 
-`csrc/cuda/attention_plan.cu` is plain C++ but for thread indices and barriers, which `plan_on_cpu/ptx.cuh` stands for.
-Here one thread makes the plans, in the memory and from the structs that the GPU's launches get.
+`csrc/cuda/attention_plan.cu` is plain C++ except for thread indices and barriers, which `plan_on_cpu/ptx.cuh` replaces.
+Here one thread makes the plans, with the memory and the structs of a GPU's launches.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture
 def made(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """SharedPlan then makes plans here; what each launch was given."""
+    """Makes SharedPlan run here; returns the arguments of each launch."""
     launches: list[Any] = []
 
     class OneThread:
@@ -75,7 +75,7 @@ def made(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @dataclass
 class Step:
-    """Sequences of a step, and what a plan is made for."""
+    """The sequences of a step, and the sizes that its plan depends on."""
 
     query_lens: list[int]
     seq_lens: list[int]

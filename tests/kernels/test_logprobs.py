@@ -30,7 +30,7 @@ def test_agrees_with_the_reference(vocab_size: int, k: int, ties: bool) -> None:
 
 @pytest.mark.parametrize("best", [1e10, 3e38, -3e38])
 def test_equals_of_a_large_best_share_the_mass(best: float) -> None:
-    """Beside such a large number, the logarithm of the mass vanishes in float32."""
+    """Added to so large a number, the logarithm of the mass vanishes in float32."""
     logits = np.full((1, 153), best, np.float32)
     table = random_table(8)
     model = Harness(CpuDevice(2), lambda ops: ops.embedding(table, "input_ids"), 8).compiled

@@ -1,11 +1,11 @@
 """Packed matrices alone: every dtype, every build, against numpy.
 
-What is claimed, and so tested:
+What the kernels promise, and these tests check:
 - dequantisation is the gguf package's, bit for bit;
 - dense products differ from float64 ones by float32 rounding only;
 - quantised products differ by float32 rounding from exact weights times activations rounded to 8 or 15 bits, and so
   from unrounded activations by no more than `Ops.linear` allows, or a 128th of it;
-- a token's output is the same bits whatever the other tokens, their number and the threads.
+- a token's output has the same bits, whatever the other tokens, their number and the number of threads.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ def random_activations(tokens: int, cols: int, seed: int = 1) -> FloatArray:
     return x.astype(np.float32)[:, :cols]
 
 
-#: of the largest magnitude of 32 activations, by the bytes that each is rounded to
+#: steps that the largest magnitude of 32 activations is divided into, by the bytes that each is rounded to
 STEPS = {1: 127, 2: 127 * 128}
 
 
 def rounded_activations(x: FloatArray, num_bytes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """x to steps of each 32 columns; and the doubt, where it depends on a fused multiplication which way a number
-    goes."""
+    """x rounded to the steps of each 32 columns; and the uncertainty where a fused multiplication decides which way a
+    number is rounded."""
     runs = x.reshape(len(x), -1, 32)
     largest = np.abs(runs).max(axis=2, keepdims=True)
     inverse = np.float32(STEPS[num_bytes]) / largest

@@ -115,7 +115,7 @@ def test_log_probabilities_of_it(model: CompiledModel) -> None:
 @pytest.mark.parametrize("decimals", [1, 7])
 @pytest.mark.parametrize("spread", [0.0, 0.1, 5.0])
 def test_the_kernel_says_what_the_spec_says(model: CompiledModel, spread: float, decimals: int) -> None:
-    """Few decimals make many equal logits."""
+    """Rounded to few decimals, many logits are equal."""
     rng = np.random.default_rng(decimals)
     for vocab_size in (1, 17, 129, 3000):
         logits = (rng.normal(size=(4, vocab_size)) * spread).round(decimals).astype(np.float32)

@@ -49,8 +49,8 @@ class OneOp:
 
 
 class Bench:
-    """A pool of poisoned blocks, and sequences in shuffled ones. Token i of a step has input id i, so that a
-    table of the step's inputs makes any activations."""
+    """A pool of poisoned blocks, and sequences in shuffled ones. Token i of a step has input id i, so a table of the
+    step's inputs can give it any activations."""
 
     def __init__(self, *, num_groups: int = 1, layers_per_group: int = 1, dtype: KVDType = "float32") -> None:
         self.layout = KVLayout(

@@ -72,8 +72,8 @@ def kernel(request: pytest.FixtureRequest, build: Callable[[str], Sample]) -> Sa
 
 
 def make_batch(num_entries: int, **given: Any) -> SamplingBatch:
-    """Neutral parameters but for those given: a scalar or an array for a column, one list per entry (or one list
-    for all) for ragged ones. Positions count up, so that every entry draws its own random number."""
+    """A batch with neutral parameters except those given: a scalar or an array for a column of numbers; one list per
+    entry, or one list for all, for a ragged one. Positions count up, so each entry draws its own random number."""
     neutral = SamplingParams()
     given.setdefault("positions", np.arange(num_entries))
     arrays: dict[str, Any] = {}
@@ -194,7 +194,7 @@ def test_edits_by_distribution(sample: Sample, params: dict[str, Any], row: Floa
 
 
 def test_edits_come_in_order(sample: Sample) -> None:
-    """A ban beats a bias and an allowance; a bias counts before the repetition penalty, which divides it too."""
+    """A ban overrides a bias and an allowance; a bias is added before the repetition penalty, which divides it too."""
     params = {"allowed": [1, 2, 3], "banned": [2], "bias_ids": [2, 3, 9], "bias_values": [100.0, 4.0, 100.0]}
     params |= {"history": [3], "prompt_lens": 1, "repetition_penalty": 2.0}
     row = np.full(VOCAB_SIZE, -np.inf, np.float32)
@@ -213,7 +213,7 @@ def test_neighbours_are_independent(sample: Sample, vary: str) -> None:
 
 
 def test_tokens_spell_the_random_number(sample: Sample) -> None:
-    """Among 2^14 equal tokens the one drawn is u's first 14 bits."""
+    """Of 2^14 equal tokens, the one drawn is given by u's first 14 bits."""
     rng = np.random.default_rng(1)
     seeds = rng.integers(0, 2**64, 300, dtype=np.uint64)
     indices, positions = rng.integers(0, 2**31 - 1, (2, 300)).astype(np.int32)
@@ -344,7 +344,7 @@ def random_batch(rng: np.random.Generator, num_entries: int, num_rows: int, voca
 def test_kernel_draws_the_spec_s_tokens(
     kernel: Sample, seed: int, vocab_size: int, spread: float, decimals: int
 ) -> None:
-    """Few decimals make many equal logits."""
+    """Rounded to few decimals, many logits are equal."""
     rng = np.random.default_rng(seed)
     logits = (rng.normal(size=(4, vocab_size)) * spread).round(decimals).astype(np.float32)
     before = logits.copy()

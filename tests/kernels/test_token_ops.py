@@ -47,7 +47,7 @@ def test_norms(width: int) -> None:
         )
 
     def add_rms_norm(ops: Ops) -> Tensor:
-        """Both results count: the sum is added to the norm."""
+        """Both results are checked, by adding the sum to the norm."""
         x, residual = ops.embedding(table, "input_ids"), ops.embedding(other, "input_ids")
         normed, total = ops.add_rms_norm(x, residual, weight, 1e-5)
         return ops.add(normed, total)

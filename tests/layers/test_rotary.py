@@ -33,7 +33,7 @@ LLAMA3 = {
 
 
 def expected(scaling: dict[str, Any], max_len: int, *, theta: float, partial: float = 1.0) -> RotaryTable:
-    """The table that transformers' frequencies make."""
+    """The table that transformers' frequencies give."""
     config = LlamaConfig(
         hidden_size=2 * HEAD_DIM,
         num_attention_heads=2,

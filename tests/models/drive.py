@@ -130,7 +130,7 @@ class Driver:
 def greedy(
     driver: Driver, prompts: Sequence[Sequence[int]], max_tokens: int, *, max_chunk: int | None = None, seed: int = 0
 ) -> tuple[list[list[int]], list[FloatArray]]:
-    """Continue all prompts at once, each whole, or cut into chunks of random length up to max_chunk.
+    """Continue all prompts at once, each in one piece or in chunks of random length up to max_chunk.
 
     Returns each prompt's new tokens, and the logits after each of its tokens, prompt and new, but the last.
     """

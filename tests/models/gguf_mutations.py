@@ -1,6 +1,6 @@
 """GGUF files with a key, a tensor or some bytes changed, drawn from a seed.
 
-The header is taken apart without the package's reader or ours, so that a change may be one that neither would write.
+The header is parsed without the package's reader or ours, so that changes can be ones that neither would write.
 """
 
 from __future__ import annotations

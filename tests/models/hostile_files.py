@@ -1,8 +1,8 @@
-"""Fuzz targets: one a file that comes with a model. Each makes a good model's files, changes one of them as a seed
-says, and uses the model to the end: opened, built, one step run, a text encoded and decoded.
+"""Fuzz targets, one for each file that comes with a model. Each creates a valid model's files, changes one of them by a
+seed, and uses the model: opens and builds it, runs a step, encodes and decodes a text.
 
-What may come of it is an answer or an error of ours that names the file. The suite runs some hundred seeds a target
-(test_hostile_files.py); for longer:
+The result must be an answer, or one of Octavo's errors that names the file. The suite runs a few hundred seeds per
+target (test_hostile_files.py); to run more:
 
     python -m tests.models.hostile_files TARGET NUM_SEEDS [FIRST_SEED]
 """
@@ -51,7 +51,7 @@ Target = Callable[[random.Random, Path, FilesOf], str]
 
 
 def run_seed(target: str, seed: int, folder: Path, files_of: FilesOf) -> str:
-    """ "ok", or the error of ours. Raises whatever else the file does, and AssertionError for a nameless error."""
+    """ "ok", or Octavo's error. Raises any other exception, and AssertionError if the error does not name the file."""
     rng = random.Random(zlib.crc32(target.encode()) + seed)
     folder.mkdir(parents=True, exist_ok=True)
     changed = TARGETS[target](rng, folder, files_of)

@@ -1,7 +1,7 @@
 """Hostile or damaged files, drawn from a seed.
 
-A JSON document is changed as a tree (a value for another type's, a key gone, twice or misspelt, nests too deep) or
-as bytes (cut, flipped, in another encoding). The same seed always makes the same file.
+A JSON document is changed as a tree (a value of another type; a key missing, duplicated or misspelt; nesting too deep)
+or as bytes (cut, flipped, in another encoding). The same seed always gives the same file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 from copy import deepcopy
 from typing import Any
 
-#: Values that some reader once took for a name, a size, a number or an object.
+#: Values that some reader once accepted as a name, a size, a number or an object.
 HOSTILE: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**400),
     *(0.0, -0.5, 1e-320, 1e308, float("nan"), float("inf"), float("-inf")),
@@ -30,7 +30,7 @@ def mutated_json(rng: random.Random, document: Any) -> bytes:
 
 
 def mutated_bytes(rng: random.Random, content: bytes) -> bytes:
-    """The bytes, cut, flipped, or in an encoding that nobody asked for."""
+    """The bytes, cut, flipped, or in an unexpected encoding."""
     kind = rng.randrange(6)
     if kind == 0:
         return content[: rng.randrange(len(content) + 1)]
@@ -83,7 +83,7 @@ def _scaled(rng: random.Random, value: Any) -> Any:
 
 
 def _hostile(rng: random.Random) -> Any:
-    return deepcopy(rng.choice(HOSTILE))  # what is put into a document may be changed there
+    return deepcopy(rng.choice(HOSTILE))  # copied, since later changes to the document may modify it
 
 
 def _places(tree: Any) -> Any:
@@ -98,7 +98,7 @@ def _places(tree: Any) -> Any:
 
 
 def _with_twins(rng: random.Random, text: str) -> str:
-    """Sometimes with a duplicate key."""
+    """The text, sometimes with a duplicate key."""
     if rng.random() < 0.97 or not text.startswith('{"'):
         return text
     key = text[1 : text.index('"', 2) + 1]

@@ -30,7 +30,7 @@ class SymbolicOps(Recorder):
         return self._layers("paged_attention")
 
     def _layers(self, op: str) -> list[tuple[int, int]]:
-        """Cache group and index in it, of every layer that the op was called for."""
+        """The cache group, and the index in it, of every layer that the op was called for."""
         layers = [i.arguments["layer"] for i in self.instructions if i.op == op]
         return [(layer.group, layer.index_in_group) for layer in layers]
 

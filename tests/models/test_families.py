@@ -1,8 +1,8 @@
 """Every family on every backend against transformers in float32: the same logits and the same greedy tokens.
 
 The prompts are ragged and run as one batch, cut into chunks, through block tables in shuffled order. The oracle
-reads each prompt with its continuation at once; that its best token at every place is the next one of ours is,
-by induction, that it would have generated the same.
+reads each prompt with our continuation at once. If its best token at every position is our next token, it would, by
+induction, have generated the same.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def test_every_family_that_is_read_has_its_names() -> None:
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_each_tensor_a_family_needs_is_found_under_its_gguf_name(kind: str) -> None:
-    is_tied = kind.startswith("gemma")  # always, so that GGUF has no name for an output of its own
+    is_tied = kind.startswith("gemma")  # always tied, so GGUF has no name for a separate LM head
     architecture = replace(ARCHITECTURES[kind], tie_word_embeddings=is_tied, num_layers=12, windows=())
     code = next(code for code, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     table = gguf.get_tensor_name_map(code, architecture.num_layers)

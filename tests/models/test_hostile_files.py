@@ -1,7 +1,7 @@
-"""Files that come with a model, broken: an answer, or an error of ours that names file and key; nothing else.
+"""Broken model files give an answer, or one of Octavo's errors that names file and key; nothing else.
 
-Seeds change files at random (hostile_files.py). The cases by name are those that once ended in an error of Python's, of
-numpy's, or in none at all.
+Seeds change files at random (hostile_files.py). The named cases once raised an error from Python or numpy, or none at
+all.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The reference backend on the packaged models against transformers on the same weights.
 
-This is what makes it a reference: other backends are compared with it. The expected tokens are followed rather
-than generated, since a big model in eager torch is slow: if each is the best after those before it, greedy
-decoding finds them.
+Other backends are compared with it, so it must be right itself. The expected tokens are given as input rather than
+generated, since a big model in eager torch is slow: if each token is the best after those before it, greedy decoding
+generates them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def reference_driver(name: str) -> Driver:
 
 
 def run_in_pieces(driver: Driver, sequences: list[list[int]]) -> list[FloatArray]:
-    """Logits after every token of known sequences, run together in three steps, each cut at random places."""
+    """The logits after every token of known sequences, run together in three steps, each sequence cut at random."""
     rng = np.random.default_rng(0)
     cuts = [sorted(rng.choice(np.arange(1, len(tokens)), size=2, replace=False)) for tokens in sequences]
     pieces = [np.split(np.array(tokens), cut) for tokens, cut in zip(sequences, cuts, strict=True)]

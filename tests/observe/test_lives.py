@@ -1,4 +1,4 @@
-"""Buckets as Prometheus counts them, and token gaps against a book that looks at every sequence by itself."""
+"""Buckets as Prometheus counts them, and token gaps against a record of every sequence separately."""
 
 import random
 
@@ -24,7 +24,7 @@ def test_a_value_at_a_bound_belongs_to_it() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_gaps_are_those_of_every_sequence(seed: int) -> None:
-    """Sequences come, pause, come back, and end, with and without a token in the step in which they do."""
+    """Sequences start, pause, resume and end, each with or without a token in that step."""
     draw = random.Random(seed)
     histogram = SizeCounts([])
     gaps = TokenGaps(histogram)
@@ -40,7 +40,7 @@ def test_gaps_are_those_of_every_sequence(seed: int) -> None:
         sampled = tuple(sorted(one for one in live if present < 0.5 or draw.random() < 0.7))
         for one in [one for one in live if draw.random() < 0.05]:
             live.remove(one)
-            gaps.ended(one)  # before the step is counted, as the scheduler writes it
+            gaps.ended(one)  # before the step is counted, in the scheduler's order
         expected += [time - last[one] for one in sampled if one in last]
         last.update(dict.fromkeys(sampled, time))
         gaps.step(sampled, time)

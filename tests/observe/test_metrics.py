@@ -62,7 +62,7 @@ class Scrape:
 
 
 def follow(*events: Event) -> tuple[EventLog, EngineMetrics]:
-    log = EventLog(0)  # keeps nothing, and is heard all the same
+    log = EventLog(0)  # keeps no events, but its listeners get them
     log.start(STARTED)
     recorder = EngineMetrics(log, model_name="m")
     write(log, *events)
@@ -227,7 +227,7 @@ def test_labels_are_escaped() -> None:
 
 
 def test_256_sequences_cost_little_and_a_scrape_stops_no_step() -> None:
-    """Quiet, this takes 7 us a step and 0.5 ms a scrape; the limits allow for a busy machine."""
+    """On a quiet machine this takes 7 us a step and 0.5 ms a scrape; the limits allow for a busy one."""
     log, recorder = follow()
     for one in range(256):
         write(log, Arrived(0.0, str(one), 9, 1), Started(0.0, one, str(one), one), FirstToken(0.1, str(one)))
@@ -287,7 +287,7 @@ def test_an_engine_that_ran(is_overlapped: bool) -> None:
 
 @pytest.mark.parametrize("is_overlapped", [False, True])
 def test_sampled_says_who_got_tokens(is_overlapped: bool) -> None:
-    """Whatever is preempted, forked, chunked or ended in a step: the log has the tokens that updates have."""
+    """Whatever is preempted, forked, chunked or ended in a step, the log has the same tokens as the updates."""
     config = SchedulerConfig(max_num_batched_tokens=8, max_num_seqs=6, schedule_conservativeness=0)
     simulator = Simulator(num_blocks=14, block_size=4, config=config)
     simulator.add(*(make_request(str(i), list(range(i, i + 5 + i)), n=1 + i % 3, max_tokens=5 + i) for i in range(5)))

@@ -25,7 +25,7 @@ from octavo.processes.process_client import ProcessClient
 OPTIONS: dict[str, Any] = {"num_threads": 1, "max_model_len": 256, "max_num_seqs": 8, "num_gpu_blocks_override": 128}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
-INDICES = itertools.count()  # no two front ends have one name
+INDICES = itertools.count()  # each front end has its own name
 PROMPT = "The capital of France is"
 
 
@@ -192,7 +192,7 @@ def test_a_front_end_that_is_gone_holds_no_blocks(served: Served, offline: LLM, 
         outputs = client.generate(PROMPT, ENDLESS)
         await anext(outputs)
 
-        client._send = lambda message: None  # it dies: no abort leaves it any more
+        client._send = lambda message: None  # it dies and can send no abort
 
     ask(start)
     ask(until_idle)

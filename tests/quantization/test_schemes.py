@@ -26,7 +26,7 @@ PROMPT = {0: [3, 5, 8, 13]}
 
 @dataclass(frozen=True)
 class RowScaled:
-    """Each row of a matrix is stored over a scale of its own."""
+    """Each row of a matrix is stored divided by its own scale."""
 
     name: str = "row_scaled"
 

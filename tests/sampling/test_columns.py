@@ -28,9 +28,9 @@ from tests.kernels.test_sampling import make_batch
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [path for folder in ("octavo", "csrc") for path in (ROOT / folder).rglob("*.*") if path.suffix != ".pyc"]
-#: where a parameter stands: declared, typed as a column, and in each backend's arithmetic
+#: the number of files that may name a parameter: its declaration, its column, and each backend's arithmetic
 AT_MOST = 6
-#: who names one beside, and why
+#: other files that name a parameter, and why
 USERS = {
     "top_p": {
         "octavo/observe/events.py": "OpenTelemetry has an attribute for it",
@@ -50,7 +50,7 @@ USERS = {
 
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if name != "temperature"])
 def test_a_parameter_stands_in_six_files(name: str) -> None:
-    """temperature is a word of its own in many a sentence and in the arithmetic of every score."""
+    """Except temperature, which is also a common word in comments and in the arithmetic of every score."""
     word = re.compile(rf"\b{name}\b")
     found = {str(path.relative_to(ROOT)) for path in SOURCES if word.search(path.read_text(encoding="utf-8"))}
     assert len(found - USERS.get(name, {}).keys()) <= AT_MOST, sorted(found)

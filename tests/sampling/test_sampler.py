@@ -1,4 +1,4 @@
-"""The sampler: what rows enter with comes out in the batch, whatever rows a step takes in whatever order."""
+"""The sampler: the parameters that rows enter with are in the batch, whatever rows a step takes in whatever order."""
 
 from __future__ import annotations
 

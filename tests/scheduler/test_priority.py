@@ -1,4 +1,4 @@
-"""A request of a better priority does not wait for worse ones that run: they give way, and come back."""
+"""A request of better priority does not wait for worse ones that run: they are preempted, and resume later."""
 
 import random
 

@@ -180,7 +180,7 @@ class RandomRun(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule(num_ahead=st.integers(0, 1))
     def fail(self, num_ahead):
-        """A step in which the worker keeps its tables but computes nothing, and maybe one planned after it."""
+        """A failed step: the worker updates its tables but computes nothing. Maybe with a step planned after it."""
         plans = [self.simulator.plan() for _ in range(1 + num_ahead)]
         columns = "rows", "num_computed_tokens", "num_scheduled_tokens", "num_logits", "prompt_logprobs"
         nothing = {name: [] for name in columns} | {"spec_token_ids": {}}
@@ -208,7 +208,7 @@ class RandomRun(RuleBasedStateMachine):
         self.check_tokens()
         self.check_prompt_logprobs()
         self.check_cached_content()
-        if not self.has_failed and 0 not in self.run_lens:  # what was in a failed step or starts again goes first
+        if not self.has_failed and 0 not in self.run_lens:  # sequences of a failed step, or that start again, go first
             self.check_nobody_starts_where_somebody_no_worse_is_preempted()
             if self.policy == "fcfs":
                 self.check_nobody_was_passed_too_often()
@@ -231,7 +231,7 @@ class RandomRun(RuleBasedStateMachine):
                 assert sequence.output_token_ids == expected
 
     def check_cached_content(self):
-        """Each block in the prefix tree holds the keys and values of the tokens that name it, to the last slot."""
+        """Every slot of a block in the prefix tree holds the key and value of one of the tokens that name the block."""
         cache, slots = self.simulator.cache, self.simulator.executor.slots
         size = cache.block_size
         contents = {}

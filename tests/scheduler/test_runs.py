@@ -1,4 +1,4 @@
-"""A step brings a sequence no token, one, or many; it goes on from those that it keeps."""
+"""A step gives a sequence no token, one, or many; the sequence continues from those that it keeps."""
 
 import pytest
 

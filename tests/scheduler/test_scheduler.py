@@ -1,4 +1,4 @@
-"""One mechanism a test: the budget, chunks, seats, forks, preemption and abort, and the plan that each leads to."""
+"""One mechanism per test: the budget, chunks, seats, forks, preemption and abort, and the plan that each leads to."""
 
 import pytest
 

@@ -39,7 +39,7 @@ def test_why_one_waits_names_what_is_kept():
 
 
 def test_samples_to_come_grow_too():
-    """Four samples of one prompt of a block share it and take a block each, five in all of seven."""
+    """Four samples of a one-block prompt share its block and take one block each: five of the seven."""
     simulator = simulator_of(num_blocks=8, max_num_batched_tokens=16)
     simulator.add(make_request("a", prompt_of(16, 900), n=4, max_tokens=17), *prompts_of_two_blocks(2, max_tokens=2))
     simulator.run()
@@ -103,7 +103,7 @@ def test_what_ends_before_makes_room_for_what_grows_later():
 
 @pytest.mark.parametrize("conservativeness", [0, 1])
 def test_a_prompt_in_chunks_keeps_the_blocks_of_the_chunks_to_come(conservativeness):
-    """One has taken 1 of its 6 blocks when the other, of 5, asks for some of 8."""
+    """One has taken 1 of its 6 blocks when the other, which needs 5, asks for some; there are 8 in all."""
     options = {"max_num_batched_tokens": 32, "long_prefill_token_threshold": 16}
     simulator = simulator_of(num_blocks=9, schedule_conservativeness=conservativeness, **options)
     simulator.add(make_request("a", prompt_of(96), max_tokens=1), make_request("b", prompt_of(80, 500), max_tokens=1))
@@ -112,7 +112,7 @@ def test_a_prompt_in_chunks_keeps_the_blocks_of_the_chunks_to_come(conservativen
     assert not seen(simulator, Preempted)
 
 
-# What could never finish is refused, in words the user can act on; what can is not
+# A request that could never finish is refused, with a message that the user can act on; others are not
 
 
 def refusal(request, config=None, **options):
@@ -171,7 +171,7 @@ def test_a_request_id_in_use():
 @pytest.mark.parametrize("windows", [(None,), (20,), (20, None), (20, 20, 20, None)])
 @pytest.mark.parametrize("n", [1, 4])
 def test_what_just_fits_finishes(windows, n):
-    """The last token drawn needs no slot: 40 + 25 - 1 tokens in 4 blocks a group, fewer behind a window."""
+    """The last token drawn needs no slot: 40 + 25 - 1 tokens in 4 blocks per group, fewer with a window."""
     request = make_request("a", list(range(40)), max_tokens=25, n=n)
     config = SchedulerConfig(max_num_batched_tokens=16)
     num_blocks = 1 + Simulator(windows=windows).cache.max_blocks(64, chunk_len=16)

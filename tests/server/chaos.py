@@ -1,10 +1,10 @@
-"""A storm over a live server: streams that are read, left and refused at once, and an engine killed in the middle.
+"""A storm of requests: streams that are read, abandoned and refused at once, and an engine killed in the middle.
 
     python -m tests.server.chaos --streams 500
 
-Readers retry as a careful client would, after a 503 or an error inside a stream, and in the end have the text that the
-model generates offline for their seed. Afterwards every block is free, the processes are those that were started, none
-has more open files than before, and after SIGTERM nothing is left.
+Readers retry as a careful client would, after a 503 or an error inside a stream, and in the end get the text that the
+model generates offline for their seed. Afterwards every block is free, only the started processes run, none has more
+open files than before, and after SIGTERM no process or file is left.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS = {"read": 10, "leave": 4, "garble": 2, "oversize": 1, "misname": 1}
 
 
 def storm(directory: Path, num_streams: int, seed: int = 0) -> Counter[str]:
-    """The number of streams by how they ended. Raises AssertionError if anything was lost, wrong or left."""
+    """The number of streams by how they ended. Raises AssertionError if anything was lost, wrong or left behind."""
     rng = random.Random(seed)
     kinds = rng.choices(list(KINDS), list(KINDS.values()), k=num_streams)
     asks = [{"prompt": rng.choice(PROMPTS), "seed": rng.randrange(20)} for _ in kinds]
@@ -44,7 +44,7 @@ def storm(directory: Path, num_streams: int, seed: int = 0) -> Counter[str]:
     with live(directory, API, api_server_count=2) as server:
         asyncio.run(
             _all(server, [("read", ask) for ask in asks[:4]], expected, None)
-        )  # everybody has opened what it opens
+        )  # now every process has opened its files
         before = _open_files(server)
         ends = asyncio.run(_all(server, list(zip(kinds, asks, strict=True)), expected, server.children()["engine"]))
         until(lambda: _metric(server, "octavo:kv_cache_usage_perc") == 0, "blocks are still in use")

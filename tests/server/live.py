@@ -33,9 +33,9 @@ sys.exit(Supervisor(ServeOptions(
     settings={settings}, model_name="smollm2", app="{app}",
 )).run())
 """
-#: where a server finds faults to have
+#: the folder with faults for a server's processes
 FAULTS = Path(__file__).parent / "faults"
-#: what the front ends serve, and its settings: a bare door to the engine, or the API
+#: the app of the front ends, and its settings: the plain one, or the API
 PLAIN = ("tests.server.plain_app:create_app", "None")
 API = ("octavo.server.app:create_app", 'ServerSettings(served_model_name=("smollm2",))')
 PATIENCE_S = 60.0  # the machine may be busy
@@ -85,7 +85,7 @@ class LiveServer:
         return self.process.wait(PATIENCE_S)
 
     def leftovers(self, children: dict[str, int]) -> list[str]:
-        """What a server has left behind after its end."""
+        """The processes and files that a server left behind."""
         found = [f"process {name}" for name, one in children.items() if is_running(one)]
         return found + [f"file {path}" for path in self.directory.iterdir()]
 
@@ -100,7 +100,7 @@ class Stream:
         self._body = json.dumps(body)
 
     def start(self) -> dict[str, Any]:
-        """The first line: the request runs."""
+        """Send the request and return the first line: now the request runs."""
         self.connection.request("POST", "/generate", self._body)
         self._answer = self.connection.getresponse()
         self.status = self._answer.status
@@ -124,7 +124,7 @@ def is_running(process_id: int) -> bool:
 
 
 def until(found: Callable[[], Any], story: Any = None) -> Any:
-    """Wait until a value is true -> the value."""
+    """Wait until a value is true; returns it."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         with contextlib.suppress(ConnectionError, http.client.HTTPException):

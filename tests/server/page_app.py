@@ -38,8 +38,8 @@ from octavo.server.operations import CONTENT_TYPE, content_security_policy, page
 @dataclass
 class FakeServer:
     """has_template: whether the model answers conversations. root_path: the prefix of every path.
-    api_key: the key that /v1 requires, if any. keys: what every route does, as the server's own door does it.
-    bodies: what chats were asked with."""
+    api_key: the key that /v1 requires, if any. keys: those that every route accepts, checked as the real server does.
+    bodies: those of the chat requests received."""
 
     models: list[str] = field(default_factory=lambda: ["smollm2"])
     has_template: bool = True
@@ -47,7 +47,7 @@ class FakeServer:
     api_key: str | None = None
     keys: tuple[str, ...] = ()
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    num_streams_left: int = 0  # by their reader, before their end
+    num_streams_left: int = 0  # streams that their reader left before the end
     token_s: float = 0.0
     url: str = ""
 

@@ -70,7 +70,7 @@ async def _lines(first: Any, outputs: Any) -> Any:
 
 def _line(output: Any) -> str:
     for one in output.outputs:
-        one.logprobs = None if one.logprobs is None else list(one.logprobs)  # they are made as they are read
+        one.logprobs = None if one.logprobs is None else list(one.logprobs)  # they are decoded when read
     line = asdict(output)
     line["prompt_token_ids"] = len(output.prompt_token_ids)
     return json.dumps(line) + "\n"

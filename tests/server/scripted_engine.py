@@ -117,7 +117,7 @@ class ScriptedEngine(EngineClient):
         return None if params.logprobs is None else [self._row(one, params.logprobs) for one in ids]
 
     def _row(self, token_id: int, num_top: int) -> TokenLogprobs:
-        """The chosen token is the second best of the alternatives, its logprob -infinity as a banned one's."""
+        """A row of alternatives. The chosen token is the second best; its logprob is -infinity, like a banned one's."""
         chosen = WORDS[IDS.index(token_id)] if token_id in IDS else f"<{token_id}>"
         row: TokenLogprobs = {token_id: Logprob(float("-inf"), 2, chosen)}
         for rank in range(1, num_top + 1):

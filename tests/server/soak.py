@@ -2,8 +2,8 @@
 
     python -m tests.server.soak --requests 3000 --concurrency 16 --max-tokens 64
 
-Every tenth of the way it prints the resident memory of each process and its share of one core since the last line. At
-the end the memory may have grown by at most a twentieth since the first third.
+After each tenth of the requests it prints the resident memory of each process and its share of one core since the last
+line. At the end the memory may have grown by at most a twentieth since the first third.
 """
 
 from __future__ import annotations

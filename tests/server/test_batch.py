@@ -237,7 +237,7 @@ def test_files_that_cannot_be_used_are_named(files: tuple[Path, Path], tmp_path:
 
 
 def test_a_full_disk_ends_the_batch_with_whole_results(files: tuple[Path, Path]) -> None:
-    """A limit on file sizes stands in for a full disk: it, too, lets the beginning of a line through."""
+    """A limit on file sizes replaces a full disk: like one, it lets the beginning of a line through."""
     files[0].write_text("\n".join(line(f"n{i}") for i in range(6)))
     run(files, max_inflight=1)
     whole = files[1].read_bytes().splitlines(keepends=True)

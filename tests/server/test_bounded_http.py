@@ -122,7 +122,7 @@ def said(server: Served, *pieces: bytes) -> tuple[int, Any]:
                 connection.sendall(piece)
             except (BrokenPipeError, ConnectionResetError):
                 break
-            time.sleep(0.001)  # so that pieces come as such
+            time.sleep(0.001)  # so that the pieces arrive separately
         return parsed(read_all(connection))
 
 

@@ -20,8 +20,8 @@ MODEL = "smollm2"
 PROMPTS = ["The capital of France is", "One, two, three,"]
 CHAT = [{"role": "user", "content": "Name a colour."}]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
-#: shorter than the answer is with any kernels: where it ends by itself, after its first sentence or its second, is a
-#: matter of their last bits
+#: shorter than the answer on any backend: whether it ends after its first sentence or its second depends on the last
+#: bits of their logits
 CHAT_LEN = 5
 SIZES = {"max_model_len": 256, "max_num_seqs": 8, "num_threads": 1}
 
@@ -165,7 +165,7 @@ def test_stop_strings_end_an_answer_and_are_cut(client: openai.OpenAI, offline: 
 
 
 def test_calls_at_once_may_bring_one_id(client: openai.OpenAI, offline: dict[str, str]) -> None:
-    """As a proxy does that gives all calls of a page one id, and as clients do that retry."""
+    """As from a proxy that gives all calls of a page the same id, and from clients that retry."""
     known_as = {"X-Request-Id": "a-page"}
     first = client.completions.create(
         model=MODEL,

@@ -53,7 +53,7 @@ def test_a_request_that_kills_the_engine_is_not_fed_to_a_third_one(tmp_path: Pat
         assert "engine is down" in bystander.rest()[-1]["error"]
         bystander.close()
 
-        # It comes back while the other one that was there is computed too: only the one at fault is accused again.
+        # The deadly request is sent again beside the other one that was in the step: only the one at fault is accused.
         until(server.is_healthy)
         bystander = Stream(server, **LONG)
         bystander.start()

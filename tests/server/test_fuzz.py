@@ -36,7 +36,7 @@ HI = [{"role": "user", "content": "Hi"}]
 TEXT = {"prompt": "Hi", "max_tokens": 2}
 OLLAMA = {"model": "tiny", "stream": False}
 
-#: route, a body that it takes, where in it a struct's fields stand, the struct, whose fields are tried elsewhere
+#: route, a valid body, where in it the struct's fields are, the struct, a base struct whose fields are tried elsewhere
 PLACES: tuple[tuple[str, dict[str, Any], tuple[str | int, ...], type, type | None], ...] = (
     ("/v1/completions", TEXT, (), CompletionRequest, None),
     ("/v1/completions", TEXT | {"stream": True, "stream_options": {}}, ("stream_options",), StreamOptions, None),
@@ -51,7 +51,7 @@ PLACES: tuple[tuple[str, dict[str, Any], tuple[str | int, ...], type, type | Non
     ("/api/generate", OLLAMA | {"prompt": "Hi"}, (), OllamaGenerateRequest, OllamaRequest),
     ("/api/show", {"model": "tiny"}, (), OllamaShowRequest, None),
 )
-#: as JSON, for not all of them are what json.dumps writes
+#: as JSON text, since json.dumps would not write all of them
 VALUES = (
     *("null", "true", "false", "0", "1", "-1", "2", "0.5", "-0.0", "1e308", "-1e308", "1e400", "5e-324"),
     *("2147483648", "9223372036854775807", "9223372036854775808", "-9223372036854775809", "1" + "0" * 400),
@@ -119,7 +119,7 @@ def test_what_others_know_is_taken_or_refused(path: str) -> None:
 def test_fields_together(
     path: str, body: dict[str, Any], place: tuple[str | int, ...], kind: type[msgspec.Struct], tried: type | None
 ) -> None:
-    """Values that pass alone may not pass together: sixty bodies of some fields each, always the same ones."""
+    """Values that are accepted alone may fail together: sixty bodies with a few fields each, the same in every run."""
     draw = random.Random(path)
     bodies = []
     for _ in range(60):

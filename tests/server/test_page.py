@@ -221,7 +221,7 @@ def test_a_key_is_asked_for_and_lives_only_in_this_tab(browser: Browser, server:
 
 @needs_browser
 def test_the_password_that_opened_the_page_opens_the_rest(browser: Browser) -> None:
-    """Also while the address still holds it, which `fetch` would not take."""
+    """Also while the address still contains the password, which `fetch` would refuse."""
     with serving(FakeServer(keys=("sk:1",))) as fake:
         browser.open(fake.url)
         assert browser.run("return document.getElementById('prompt')") is None

@@ -186,12 +186,12 @@ def test_the_tokens_that_logprobs_are_asked_of_come_with_each() -> None:
 
 
 def test_echoed_token_ids_read_as_all_of_them() -> None:
-    """Special tokens too, so that each token's offset is that of its text."""
+    """Special tokens are shown, too, so that each token's offset is that of its text."""
     body = {"prompt": [1, 2683, 198, 2], "echo": True, "logprobs": 0, "max_tokens": 1}
     (choice,) = post(app_of(), "/v1/completions", body).json()["choices"]
     assert choice["text"].startswith("<|im_start|>")
     assert choice["text"].endswith("<|im_end|> one")
-    # the engine here names a prompt's later tokens as it likes; the first is the tokenizer's own
+    # the scripted engine invents the names of a prompt's later tokens; the tokenizer names the first
     assert choice["logprobs"]["tokens"][0] == "<|im_start|>"
 
 

@@ -1,4 +1,4 @@
-"""The page on compatibility is what the code says, and what it says by itself is of things that are there."""
+"""The compatibility page matches the code, and what it adds to the code names only things that exist."""
 
 from dataclasses import fields
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The judge is judged: each kind of wrong plan must be caught."""
+"""The fake executor catches each kind of wrong plan."""
 
 import pytest
 

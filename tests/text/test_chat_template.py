@@ -1,4 +1,4 @@
-"""Chat templates: as transformers renders them, and what is said about messages that cannot be."""
+"""Chat templates render as in transformers; messages that cannot be rendered give clear errors."""
 
 from __future__ import annotations
 

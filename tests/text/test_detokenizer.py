@@ -25,7 +25,7 @@ SPECIAL = {
     "smollm2": ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_end|>"],
     "gemma3-270m": ["<bos>", "<start_of_turn>", "<end_of_turn>", "<eos>", "<end_of_turn>"],
 }
-#: ids of every kind, with those past the vocabulary, and more of the low ones, where the bytes are
+#: ids of every kind, some past the vocabulary, and many low ones, which are the byte tokens
 ANY_IDS = st.lists(st.one_of(st.integers(0, 300), st.integers(0, 270_000)), max_size=40)
 small = pytest.mark.parametrize("kind", SMALL)
 
@@ -36,7 +36,7 @@ def streamed(encoder: Tokenizer, ids: list[int], skip_special_tokens: bool) -> s
 
 
 def decoded(encoder: Tokenizer, ids: list[int], skip_special_tokens: bool) -> str:
-    """All at once: by the library, or where byte tokens make no text, by joining bytes."""
+    """Decode all at once: with the library, or by joining bytes if byte tokens are not valid text."""
     text: str = encoder.decode(ids, skip_special_tokens=skip_special_tokens)
     if "\ufffd" not in text or encoder.token_to_id("<0x00>") is None:
         return text
@@ -85,7 +85,7 @@ def check_cut(detokenizer: Detokenizer, ids: list[int], at: int, skip_special_to
 @settings(max_examples=100, deadline=None)
 @given(text=st.text("ab é€\U0001f44b", max_size=20))
 def test_every_cut_of_a_text(kind: str, text: str) -> None:
-    """Also that a prompt of whole characters is settled, so that its text and the answer's meet there."""
+    """Also checks that a prompt of whole characters is settled: the answer's text starts where the prompt's ends."""
     encoder = SMALL[kind]
     detokenizer = Detokenizer(encoder)
     ids = encoder.encode(text).ids
@@ -122,7 +122,7 @@ def test_every_cut_between_added_tokens_of_any_kind(
     detokenizer = Detokenizer(encoder)
     ids = encoder.encode("".join(words)).ids
     whole = detokenizer.text(ids, skip_special_tokens)
-    shows_special = any(token.special and token.normalized for token in added)  # by a fault of the library
+    shows_special = any(token.special and token.normalized for token in added)  # a bug of the library
     if "\ufffd" not in whole and not shows_special:
         assert whole == encoder.decode(ids, skip_special_tokens=skip_special_tokens)
     for at in range(len(ids) + 1):

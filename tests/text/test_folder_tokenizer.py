@@ -280,7 +280,7 @@ def test_older_files_of_the_wrong_type_are_named(tmp_path: Path) -> None:
 
 
 def spoilt(**parts: Any) -> str:
-    """A tokenizer.json in which the library's own program breaks down: it panics, with what is no Exception."""
+    """A tokenizer.json that makes the library panic: what it raises is not an Exception."""
     return json.dumps(json.loads(tokenizers.byte_level().to_str()) | parts)
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers made from GGUF metadata: what is filled in, and what is said about metadata that makes none."""
+"""Tokenizers from GGUF metadata: which values are filled in, and the errors for invalid metadata."""
 
 from __future__ import annotations
 

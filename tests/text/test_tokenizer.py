@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("name", REFERENCE)
 
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_prompts_become_the_reference_ids(name: str, case: dict[str, Any]) -> None:
-    """The ids that transformers gives, written down once together with what the models answered."""
+    """The ids that transformers gives, recorded once together with the models' answers."""
     tokenizer = tokenizers.packaged(name)
     if case["kind"] == "chat":
         ids = tokenizer.encode_chat([{"role": "user", "content": case["prompt"]}])
@@ -49,7 +49,7 @@ def special_ids(name: str) -> frozenset[int]:
     return frozenset(tokenizers.packaged(name).all_special_ids)
 
 
-#: names of special tokens, which people write too, and what both tokenizers treat in a way of their own
+#: names of special tokens, which users may write too, and texts that both tokenizers treat specially
 NOTABLE = ["<unk>", "<bos>", "<|im_end|>", "<pad>", " ", "  ", "<0x41>", "\u2581"]
 
 
@@ -65,8 +65,8 @@ NOTABLE = ["<unk>", "<bos>", "<|im_end|>", "<pad>", " ", "  ", "<0x41>", "\u2581
     )
 )
 def test_any_text_survives_a_round_trip(name: str, texts: list[str]) -> None:
-    """But for the few bytes that SmolLM2's vocabulary lacks, which are control characters and what planes 4 up begin
-    with; and for the mark that SentencePiece writes spaces as."""
+    """Except for the few bytes that SmolLM2's vocabulary lacks (control characters, and first bytes of planes from 4
+    up) and for the mark that SentencePiece writes instead of a space."""
     tokenizer = tokenizers.packaged(name)
     text = "".join(texts)
     ids = tokenizer.encode(text, add_special_tokens=False)

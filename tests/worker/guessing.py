@@ -1,4 +1,4 @@
-"""Guesses at the next tokens of everyone who decodes, for tests: some right, the others wrong."""
+"""Guesses, for tests, at the next tokens of every decoding sequence: some right, the others wrong."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ WRONG = [11, 12]
 
 
 def guess_next_tokens(monkeypatch: pytest.MonkeyPatch, outputs: list[RequestOutput]) -> list[int]:
-    """Before each step. outputs: what the same requests were answered, in the order of their ids -> how many guesses
-    each step computes, filled while steps are planned."""
+    """Make the scheduler add guesses before each step. outputs: the answers to the same requests. Returns the number of
+    guesses in each step, filled while steps are planned."""
     answers = {
         (tuple(output.prompt_token_ids or ()), one.index): list(one.token_ids)
         for output in outputs

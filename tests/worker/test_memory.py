@@ -1,4 +1,4 @@
-"""The KV cache's size: what is chosen, and what is said when it cannot be."""
+"""The KV cache's size: how it is chosen, and the errors when it does not fit."""
 
 from dataclasses import replace
 

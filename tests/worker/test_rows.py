@@ -47,7 +47,7 @@ def test_a_failed_draw_leaves_its_row_alone() -> None:
 
 
 def test_a_failed_draw_that_was_reserved_leaves_an_id_that_kernels_can_read() -> None:
-    """Its sequence may be in the next step already, and in that step's history of tokens."""
+    """Its sequence may already be in the next step, whose history of tokens then includes the id."""
     states = states_with([10], [20])
     rows, positions = np.array([0, 1]), np.array([1, 1])
     states.reserve(rows, positions)

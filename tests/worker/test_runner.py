@@ -1,4 +1,4 @@
-"""What a plan's draws are on a batch, what is kept of them, and that a model's guesses change no answer."""
+"""A plan's draws in a batch, which of their tokens are kept, and that guesses change no answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server runs before it is ready: plans that any worker can carry out, within its limits, leaving nobody."""
+"""The warm-up steps of a server: plans that any worker can run, within its limits, and that leave no row behind."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.conftest import TinyFolder
 def test_a_hosts_model_is_built_for_the_context_that_its_cache_holds(
     tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rope scalings that depend on the length turn by it, and angles end there."""
+    """Rope scalings that depend on the length use this one, and the rotary tables end there."""
     lengths = []
 
     def building(*given: object) -> object:

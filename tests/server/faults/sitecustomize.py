@@ -1,8 +1,8 @@
-"""Faults for the engine: Python runs this first in a server's processes if this folder is first on their path.
+"""Faults for the engine: Python runs this file first in a server's processes if its folder is first on their path.
 
-The process that computes, the engine's or its worker's, dies at each step that starts a sequence whose prompt holds
-DEADLY, as from a fault in a kernel; and the engine gives up a front end that does not read after a few messages
-instead of twenty thousand.
+The process that computes (the engine or its worker) dies in each step that starts a sequence whose prompt holds DEADLY,
+as if a kernel had crashed. And the engine gives up on a front end that does not read after a few messages instead of
+twenty thousand.
 """
 
 import sys
