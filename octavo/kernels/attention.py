@@ -9,11 +9,12 @@ The choice is made once, when the model is loaded. A step then calls closures th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from octavo.config import AttentionBackendOption
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, KernelBuildError
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer, Tensor
@@ -116,13 +117,27 @@ class ModelAttention:
         memory: AttentionMemory,
     ) -> None:
         chains = {layer: choose(layer, dtype, kv, memory.gpu, asked) for layer in layers}
+        self._backends: dict[str, AttentionBackend] = {}
+        for name in BACKENDS:
+            if any(name in chain for chain in chains.values()):
+                self._build(name, memory, is_asked=name == asked)
         #: the backends that serve, best first
-        self.names = [name for name in BACKENDS if any(name in chain for chain in chains.values())]
-        self._backends = {name: BACKENDS[name]()(memory) for name in self.names}
-        self._chains = {layer: [self._backends[name] for name in chain] for layer, chain in chains.items()}
+        self.names = [*self._backends]
+        self._chains = {
+            layer: [self._backends[name] for name in chain if name in self._backends] for layer, chain in chains.items()
+        }
         limits = [backend.longest_captured for backend in self._backends.values()]
         #: see `AttentionBackend`
         self.longest_captured = min((limit for limit in limits if limit is not None), default=None)
+
+    def _build(self, name: str, memory: AttentionMemory, *, is_asked: bool) -> None:
+        """A backend that cannot be built here is left out, unless the user asked for it."""
+        try:
+            self._backends[name] = BACKENDS[name]()(memory)
+        except KernelBuildError as error:
+            if is_asked:
+                raise
+            print(f"octavo: attention by {name!r} is left out: {error}", file=sys.stderr)
 
     def plan(self, step: DeviceStep) -> None:
         for backend in self._backends.values():

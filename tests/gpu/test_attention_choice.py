@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, KernelBuildError
 from tests.gpu.device import DEVICE
 
 from octavo.kernels import attention  # isort: skip
@@ -46,6 +46,25 @@ def test_cuda_kernels_leave_more_sequences_than_they_can_plan_to_others(monkeypa
     backend = cuda_attention.CudaAttention(memory)
     assert backend.decode(LAYER, None, otherwise=print) is print  # type: ignore[arg-type]
     assert not memory.decodes_are_planned
+
+
+def test_kernels_that_cannot_be_built_are_left_out_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        longest_captured = None
+        why_not = staticmethod(lambda *need: [])
+
+        def __init__(self, memory: AttentionMemory) -> None:
+            raise KernelBuildError("nvcc refused it")
+
+    kept = attention.BACKENDS["triton"]
+    monkeypatch.setattr(attention, "BACKENDS", {"cuda": lambda: Broken, "triton": kept})
+    memory = AttentionMemory([LAYER], KV, StepLimits(4, 4, 64, 1), AMPERE, DEVICE)
+    assert ModelAttention([LAYER], "bfloat16", KV, "auto", memory).names == ["triton"]
+    assert "attention by 'cuda' is left out: nvcc refused it" in capsys.readouterr().err
+    with pytest.raises(KernelBuildError, match="nvcc refused it"):
+        ModelAttention([LAYER], "bfloat16", KV, "cuda", memory)
 
 
 def test_cuda_kernels_say_all_that_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -60,18 +61,34 @@ class Variant:
         kept = self._kept(nvcc)
         if kept_files.is_whole(kept):
             return kept.read_bytes()
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent, prefix=kept_files.BUILDING) as work:
-            made = Path(work, kept.name)
-            command = [str(nvcc), *self._arguments(), str(self._sources()[0]), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-            if done.returncode:
-                raise KernelBuildError(
-                    f"nvcc refused {self._sources()[0]}:\n{' '.join(command)}\n{done.stderr[-4000:]}"
-                )
-            kept_files.put(made, kept)
-        self._remember()
-        return kept.read_bytes()
+        cubin = self._run(nvcc)
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=kept_files.BUILDING) as work:
+                made = Path(work, kept.name)
+                made.write_bytes(cubin)
+                kept_files.put(made, kept)
+            self._remember()
+        except OSError as error:
+            print(
+                f"octavo: CUDA kernels cannot be kept in {kept.parent}: {error.strerror}; they are compiled at every "
+                "start; set OCTAVO_CACHE_DIR to a folder that can be written",
+                file=sys.stderr,
+            )
+        return cubin
+
+    def _run(self, nvcc: Path) -> bytes:
+        source = self._sources()[0]
+        try:
+            with tempfile.TemporaryDirectory() as work:
+                made = Path(work, f"{self.name}.cubin")
+                command = [str(nvcc), *self._arguments(), str(source), "-o", str(made)]
+                done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+                if done.returncode == 0:
+                    return made.read_bytes()
+        except OSError as error:
+            raise KernelBuildError(f"{nvcc} could not compile {source}: {error}") from error
+        raise KernelBuildError(f"{nvcc} refused {source}:\n{' '.join(command)}\n{done.stderr[-4000:]}")
 
     def _arguments(self) -> list[str]:
         major, minor = self.capability

@@ -1,0 +1,82 @@
+"""CUDA kernels are compiled once, by whatever nvcc there is; its failures and the disk's are told, or do no harm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from octavo.errors import KernelBuildError
+from octavo.kernels.cuda_cpp import compile as nvcc
+from octavo.kernels.cuda_cpp.compile import compile_kernel
+
+WORKS = """#!/bin/sh
+echo called >> "$(dirname "$0")/calls"
+for last; do :; done
+printf 'machine code' > "$last"
+"""
+FAILS = """#!/bin/sh
+echo "fatal error: no host compiler" >&2
+exit 1
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OCTAVO_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def install(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = folder / "nvcc"
+    program.write_text(script)
+    program.chmod(0o755)
+    monkeypatch.setattr(nvcc, "find_nvcc", lambda: program)
+    return folder / "calls"
+
+
+def test_a_kernel_is_compiled_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = install(WORKS, tmp_path, monkeypatch)
+    for _ in range(3):
+        assert compile_kernel("attention_plan", {"THREADS": 256}, (9, 0)) == b"machine code"
+    assert calls.read_text().split() == ["called"]
+    compile_kernel("attention_plan", {"THREADS": 1024}, (9, 0))
+    compile_kernel("attention_plan", {"THREADS": 1024}, (8, 0))
+    assert calls.read_text().split() == ["called"] * 3
+
+
+def test_a_broken_file_is_compiled_again(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(WORKS, tmp_path, monkeypatch)
+    compile_kernel("attention_plan", {}, (9, 0))
+    (kept,) = (cache / "cuda").glob("*.cubin")
+    kept.write_bytes(b"mach")
+    assert compile_kernel("attention_plan", {}, (9, 0)) == b"machine code"
+
+
+def test_a_refusal_says_what_the_compiler_said(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(FAILS, tmp_path, monkeypatch)
+    with pytest.raises(KernelBuildError, match=r"(?s)nvcc refused .*attention_plan\.cu.*no host compiler"):
+        compile_kernel("attention_plan", {}, (9, 0))
+
+
+def test_an_nvcc_that_does_not_start_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("not a program", tmp_path, monkeypatch)
+    with pytest.raises(KernelBuildError, match="could not compile"):
+        compile_kernel("attention_plan", {}, (9, 0))
+
+
+def test_without_nvcc_the_extra_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvcc, "find_nvcc", lambda: None)
+    with pytest.raises(KernelBuildError, match=r"pip install 'octavo\[cuda\]'"):
+        compile_kernel("attention_plan", {}, (9, 0))
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache.write_text("a file where the folder should be")
+    calls = install(WORKS, tmp_path, monkeypatch)
+    for _ in range(2):
+        assert compile_kernel("attention_plan", {}, (9, 0)) == b"machine code"
+    assert calls.read_text().split() == ["called"] * 2
+    assert "compiled at every start; set OCTAVO_CACHE_DIR" in capsys.readouterr().err
