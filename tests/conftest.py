@@ -31,11 +31,11 @@ SLOW = {
     "": "docs examples extreme_params greedy imports llm logprobs_modes random_walk real_models session threads "
     "without_torch",
     "bench": "http_client load offline plot",
-    "cli": "bench debugging doctor hostile_flags interrupts run run_batch",
+    "cli": "bench debugging doctor hostile_flags interrupts kernels run run_batch",
     "engine": "async overlap",
     "executor": "processes",
-    "kernels": "attention build dequantize extremes matmul processed_logits random recorder reference registry "
-    "sampling token_ops top_logprobs",
+    "kernels": "attention attention_plan build dequantize extremes matmul processed_logits random recorder reference "
+    "registry sampling token_ops top_logprobs",
     "layers": "rotary",
     "models": "architecture families gguf gguf_checkpoint gguf_names gguf_parts hostile_files loader packaged "
     "parameters safetensors weight_files",
@@ -45,6 +45,7 @@ SLOW = {
     "quantization": "schemes",
     "sampling": "columns",
     "scheduler": "random_runs",
+    "testing": "op_bench op_trials",
 }
 #: marker -> the folders and files whose tests have it. Files that `-m "not slow"` leaves out are not even imported.
 MARKED = {

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
+from octavo.kernels.cuda.timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.ops import AttentionLayer, RotaryTable

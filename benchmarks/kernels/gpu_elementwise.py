@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.kernels.gpu_attention import make_case
-from benchmarks.kernels.gpu_timing import Call, graph_time_us, print_machine
+from octavo.kernels.cuda.timing import Call, graph_time_us, print_machine
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm

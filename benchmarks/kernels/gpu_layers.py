@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 
 from benchmarks.kernels.gpu_attention import CUDA, Case, make_case, make_pool
-from benchmarks.kernels.gpu_timing import Call, graph_time_us, print_machine
+from octavo.kernels.cuda.timing import Call, graph_time_us, print_machine
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.triton.attention.decode_attention import decode_attention
 from octavo.kernels.triton.attention.memory import DecodeWorkspace

@@ -13,7 +13,7 @@ from multiprocessing import get_context
 
 import torch
 
-from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
+from octavo.kernels.cuda.timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.triton.linear.skinny_linear import Tiling, choose_tiling, skinny_linear
 
 #: name -> (in, out); gate_up counts both halves

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.kernels.gpu_timing import graph_time_us, print_machine
+from octavo.kernels.cuda.timing import graph_time_us, print_machine
 from octavo.kernels.triton.sampling.draw import sample
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.kernels.gpu_attention import BF16, CUDA, Case, decode_us, make_case
-from benchmarks.kernels.gpu_timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.cuda.driver import find_gpu
+from octavo.kernels.cuda.timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials, Shape, SharedPlan
 from octavo.kernels.triton.attention.hopper_decode import HopperDecode

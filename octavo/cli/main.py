@@ -32,6 +32,8 @@ COMMANDS = {
     "doctor": "which backends work here, and why the others do not",
     "kernels list": "each op's kernels: which run here, and why others do not",
     "kernels build": "compile the kernels that changed, in parallel",
+    "kernels test": "compare an op's kernels with the reference; run its tests",
+    "kernels bench": "time an op at several shapes, beside the machine's limits",
     "bench throughput": "measure: requests and tokens per second of a workload",
     "bench latency": "measure: seconds of one batch",
     "bench serve": "measure: latency and throughput of a server under load",

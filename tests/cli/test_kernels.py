@@ -1,18 +1,22 @@
-"""`octavo kernels list` and `build`: every kernel has its place, and only what changed is compiled."""
+"""`octavo kernels`: every kernel has its place, only what changed is compiled, and an op's tests are found."""
 
 from __future__ import annotations
 
 import json
 import stat
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from octavo.cli import kernels_test
 from octavo.cli.main import main
 from octavo.kernels import attention, inventory
 from octavo.kernels.build import build
 from octavo.kernels.cuda_cpp import compile as nvcc
 from octavo.kernels.ops import OPS
+from octavo.kernels.reference.ops import PLAIN
 from octavo.kernels.registry import BACKENDS
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +60,8 @@ def test_the_list_says_what_runs(capsys: pytest.CaptureFixture[str], monkeypatch
         (["list", "--head-dim", "0"], "--head-dim is 0, allowed is 1 or more"),
         (["build", "--capability", "hopper"], "--capability is 'hopper', allowed is"),
         (["build", "--capability", "7.5"], "allowed is 8.0 or more"),
+        (["test", "gelu"], "there is no op 'gelu'"),
+        (["bench", "linear", "--backend", "reference"], "invalid choice: 'reference'"),
         (["lst"], "did you mean 'kernels list'?"),
     ],
 )
@@ -68,6 +74,38 @@ def test_the_group_alone_lists_its_commands(capsys: pytest.CaptureFixture[str]) 
     out = shown(capsys)
     assert "kernels build" in out
     assert "bench serve" not in out
+
+
+def test_random_calls_are_compared_and_the_ops_tests_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[list[str]] = []
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda argv, **how: runs.append(argv) or SimpleNamespace(returncode=len(runs) - 1),
+    )
+    out = shown(capsys, "test", "softcap")
+    assert "cpu in float32: largest relative error, allowed 2e-06" in out
+    assert "30.0, 1024 columns" in out
+    assert "tests/kernels/test_token_ops.py::test_elementwise_ops" in runs[0]
+    assert "tests/gpu/test_elementwise.py::TestRows::test_elementwise_ops" in runs[0]
+    shown(capsys, "test", "softcap", code=1)  # a test has failed
+    shown(capsys, "test", "softcap", "--no-pytest")
+    assert len(runs) == 2
+
+
+def test_a_kernel_that_is_wrong_is_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels_test, "_TESTS", Path("/nowhere"))  # as in a wheel
+    monkeypatch.setitem(PLAIN, "softcap", lambda x, cap: x)
+    assert "TOO LARGE" in shown(capsys, "test", "softcap", code=1)
+
+
+def test_every_op_has_tests() -> None:
+    for op in OPS:
+        assert list(kernels_test.tests_of(op)), f"nothing in tests/kernels or tests/gpu uses {op}"
 
 
 FAKE_NVCC = """#!/bin/sh

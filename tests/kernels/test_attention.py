@@ -14,7 +14,7 @@ from octavo.kernels.kv_layout import KVDType, KVGroup
 from octavo.kernels.ops import AttentionLayer, FloatArray, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Linear
 from octavo.kernels.reference.device import ReferenceDevice
-from tests.kernels.step_harness import MAX_SEQS, NUM_ROWS, Harness, Pool, random_table
+from octavo.testing.op_harness import MAX_SEQS, NUM_ROWS, Harness, Pool, random_table
 
 
 @dataclass(frozen=True)

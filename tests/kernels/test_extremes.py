@@ -15,8 +15,8 @@ from octavo.kernels.ops import FloatArray, IntArray
 from octavo.kernels.reference import logprobs as reference_logprobs
 from octavo.kernels.reference import sampling as reference
 from octavo.sampling.columns import SamplingBatch
+from octavo.testing.op_harness import Harness, random_table
 from tests.kernels.extreme_batches import check_tokens, extreme_batch, extreme_rows
-from tests.kernels.step_harness import Harness, random_table
 from tests.kernels.test_sampling import make_batch
 
 Sample = Callable[[FloatArray, SamplingBatch], IntArray]

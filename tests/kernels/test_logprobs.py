@@ -7,7 +7,7 @@ import pytest
 
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.reference.logprobs import top_logprobs
-from tests.kernels.step_harness import Harness, random_table
+from octavo.testing.op_harness import Harness, random_table
 
 
 @pytest.mark.parametrize(("vocab_size", "k"), [(1, 1), (33, 0), (33, 33), (5000, 20), (5000, 5000)])

@@ -14,8 +14,8 @@ from octavo.kernels.ops import FloatArray
 from octavo.kernels.reference.logprobs import top_logprobs
 from octavo.kernels.reference.sampling import processed_logits, sample
 from octavo.sampling.columns import SamplingBatch
+from octavo.testing.op_harness import Harness, random_table
 from tests.kernels.extreme_batches import extreme_batch, extreme_rows
-from tests.kernels.step_harness import Harness, random_table
 from tests.kernels.test_sampling import make_batch, random_batch
 
 Process = Callable[[FloatArray, SamplingBatch], FloatArray]

@@ -11,7 +11,7 @@ from octavo.kernels.parameters import Linear
 from octavo.kernels.program.recorder import Recorder, share_buffers
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.testing.made_parameters import linear, parameter
-from tests.kernels.step_harness import Pool, random_table, run_once
+from octavo.testing.op_harness import Pool, random_table, run_once
 
 WIDTH = 24
 

@@ -14,8 +14,8 @@ from octavo.kernels.parameters import Parameter
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.kernels.tensor import HostTensor
 from octavo.testing.made_parameters import linear, parameter
+from octavo.testing.op_harness import NUM_ROWS, Pool, random_table, run_once
 from tests.kernels.elementwise_cases import CASES, Case
-from tests.kernels.step_harness import NUM_ROWS, Pool, random_table, run_once
 
 WIDTHS = [1, 7, 16, 576, 1003]
 NUM_TOKENS = (1, 3, 150)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
+
+from octavo.kernels.cuda.model import TritonModel
+from octavo.kernels.cuda.step import DeviceStep, StepKind
+from octavo.kernels.device import StepBatch
 
 Call = Callable[[], object]
 
@@ -25,6 +30,14 @@ def graph_time_us(calls: Sequence[Call], repeats: int = 7) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e3 / (inner * len(calls)))
     return statistics.median(times[1:])
+
+
+def step_time_us(model: TritonModel, batch: StepBatch, repeats: int = 7) -> float:
+    """Microseconds of a step up to its hidden states."""
+    arrays = (batch.input_ids, batch.positions, batch.query_start_loc, batch.seq_lens, batch.rows, *batch.block_tables)
+    input_ids, positions, starts, seq_lens, rows, *tables = (torch.from_numpy(one).to(model.device) for one in arrays)
+    step = DeviceStep(input_ids, positions, starts, seq_lens, rows, tuple(tables), StepKind.of(batch))
+    return graph_time_us([lambda: model.run_chunks(step)], repeats)
 
 
 def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
@@ -49,16 +62,23 @@ def copies_past_cache(num_bytes: int, most: int = 64) -> int:
     return max(2, min(most, -(-300_000_000 // num_bytes)))
 
 
-def print_machine() -> None:
-    """The card's name, memory bandwidth and matrix throughput."""
+@cache
+def measured_limits() -> tuple[float, float]:
+    """The card's bytes/s of a long copy, read and written, and FLOP/s of a large product in bfloat16."""
     big = torch.randn(1 << 31, device="cuda", dtype=torch.bfloat16)
     copy = torch.empty_like(big)
     copy_us = eager_time_us(lambda: copy.copy_(big))
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     matmul_us = eager_time_us(lambda: a @ b)
+    return big.nbytes * 2 / copy_us * 1e6, 2 * 8192**3 / matmul_us * 1e6
+
+
+def print_machine() -> None:
+    """The card's name, memory bandwidth and matrix throughput."""
+    copied, multiplied = measured_limits()
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}: copy {big.nbytes * 2 / copy_us / 1e6:.2f} TB/s, "
-        f"bf16 product {2 * 8192**3 / matmul_us / 1e6:.0f} TFLOP/s"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}: copy {copied / 1e12:.2f} TB/s, "
+        f"bf16 product {multiplied / 1e12:.0f} TFLOP/s"
     )
 
 

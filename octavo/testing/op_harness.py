@@ -1,8 +1,8 @@
-"""Runs a few ops as if they were a model, on any backend, over steps that a test spells out.
+"""Runs a few ops as if they were a model, on any backend, over steps that are spelt out.
 
-A test writes a function over `Ops`; its result becomes the "logits", so the whole tensor can be read. Tokens
-are looked up in a random table, so any token id is a random row. The pool starts as NaN, so that reading an unwritten
-slot or the null block shows.
+A test, or `octavo kernels test`, writes a function over `Ops`; its result becomes the "logits", so the whole tensor can
+be read. Tokens are looked up in a random table, so any token id is a random row. The pool starts as NaN, so that
+reading an unwritten slot or the null block shows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,7 @@ class Harness:
         width: int,
         pool: Pool | None = None,
         window: int | None = None,
+        dtype: KVDType = "float32",
     ) -> None:
         pool = pool or Pool()
         table_len = -(-pool.max_len // pool.block_size)
@@ -76,9 +78,10 @@ class Harness:
         layout = KVLayout(0, pool.block_size, groups, pool.dtype)
         limits = StepLimits(MAX_TOKENS, MAX_SEQS, pool.max_len, width)
         num_blocks = 1 + MAX_SEQS * len(groups) * table_len
-        self.compiled = device.load(FunctionModel(function), layout, limits, "float32").bind(num_blocks)
-        self.pool = self.compiled.pool
-        self.pool.fill(0xFF)
+        self.compiled = device.load(FunctionModel(function), layout, limits, dtype).bind(num_blocks)
+        if not device.is_asynchronous:
+            self.pool = self.compiled.pool
+            self.pool.fill(0xFF)
         order = np.random.default_rng(7).permutation(np.arange(1, num_blocks, dtype=np.int32))
         self._blocks = order.reshape(MAX_SEQS, len(groups), table_len)
         self._block_size = pool.block_size
@@ -105,7 +108,9 @@ class Harness:
         )
         for row, tokens in work:
             self._lens[row] += len(tokens)
-        out = self.compiled.logits(np.arange(starts[-1], dtype=np.int32)).copy()
+        indices = np.arange(starts[-1], dtype=np.int32)
+        parts = [indices[first : first + MAX_SEQS] for first in range(0, len(indices), MAX_SEQS)]
+        out = np.concatenate([_on_host(self.compiled.logits(part)) for part in parts])
         return [out[a:b] for a, b in pairwise(starts)]
 
     def fork(self, row: int, target: int) -> None:
@@ -122,6 +127,11 @@ class Harness:
             end = -(-(start + count) // self._block_size)
             tables[row, :, first:end] = self._blocks[row, :, first:end]
         return tuple(np.ascontiguousarray(tables[:, group]) for group in range(tables.shape[1]))
+
+
+def _on_host(logits: Any) -> FloatArray:
+    """A copy; a GPU's tensor is fetched."""
+    return np.array(logits.float().cpu().numpy() if hasattr(logits, "cpu") else logits, np.float32)
 
 
 def run_once(

@@ -1,0 +1,203 @@
+"""Each op with random tensors and parameters, to be run on one backend and on the reference: `octavo kernels test`.
+
+An element-wise op's trials follow from its declaration. Any other op has its own in `_TRIALS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from octavo.kernels.device import Device
+from octavo.kernels.kv_layout import KVDType
+from octavo.kernels.ops import OPS, WORDS, AttentionLayer, FloatArray, Op, Ops, RotaryTable, Tensor
+from octavo.kernels.parameters import Parameter
+from octavo.kernels.reference.device import ReferenceDevice
+from octavo.testing.made_parameters import linear, parameter
+from octavo.testing.op_harness import NUM_ROWS, Harness, Pool, random_table
+
+WIDTHS = (64, 1024)
+_NUMBERS = (0.7, 30.0)
+#: (row, new tokens) of each sequence, step by step: a prompt, then two at once, then decodes beside a chunk
+STEPS = (((0, 150),), ((0, 1), (1, 37)), ((0, 1), (1, 1), (2, 9)), ((0, 1), (1, 1)))
+Function = Callable[[Ops], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One call of an op. function: it, on random tensors. width: its result's."""
+
+    label: str
+    function: Function
+    width: int
+    pool: Pool | None = None
+    window: int | None = None
+
+    def error(self, device: Device, dtype: KVDType = "float32") -> float:
+        """The largest difference from the reference in any element, relative to it and to the typical element."""
+        harness, reference = self._harness(device, dtype), self._harness(ReferenceDevice(), "float32")
+        worst = 0.0
+        for step in STEPS:
+            work = [(row, [(7 * i + row) % NUM_ROWS for i in range(count)]) for row, count in step]
+            for ours, theirs in zip(harness.step(work), reference.step(work), strict=True):
+                worst = max(worst, relative_error(ours, theirs))
+        return worst
+
+    def _harness(self, device: Device, dtype: KVDType) -> Harness:
+        pool = self.pool or Pool(head_dim=64)
+        return Harness(device, self.function, self.width, replace(pool, dtype=dtype), self.window, dtype)
+
+
+def relative_error(ours: FloatArray, theirs: FloatArray) -> float:
+    """Infinite where only one of the two is a number."""
+    if not np.array_equal(np.isnan(ours), np.isnan(theirs)):
+        return float("inf")
+    typical = float(np.sqrt(np.nanmean(np.square(theirs, dtype=np.float64))))
+    error = np.abs(ours.astype(np.float64) - theirs) / (np.abs(theirs) + typical + 1e-30)
+    return float(np.nanmax(error, initial=0.0))
+
+
+def trials(name: str) -> Iterator[Trial]:
+    """Random calls of an op, the same ones each time."""
+    op = OPS[name]
+    if op.is_elementwise:
+        yield from _elementwise(op)
+    else:
+        yield from _TRIALS[name]()
+
+
+Tables = tuple[Parameter, ...]
+
+
+def _call(name: str, tables: Tables, *arguments: Any, **named: Any) -> Function:
+    """The op on a row of each table."""
+    return lambda ops: getattr(ops, name)(*_rows(ops, tables), *arguments, **named)
+
+
+def _rows(ops: Ops, tables: Tables) -> Iterator[Tensor]:
+    return (ops.embedding(table, "input_ids") for table in tables)
+
+
+def _elementwise(op: Op) -> Iterator[Trial]:
+    for given, width in product(elementwise_arguments(op), WIDTHS):
+        tables = tuple(random_table(width, seed) for seed in range(len(op.inputs)))
+        yield Trial(", ".join([*map(str, given.values()), f"{width} columns"]), _call(op.name, tables, **given), width)
+
+
+def elementwise_arguments(op: Op) -> Iterator[dict[str, Any]]:
+    """Each word, and small and large numbers."""
+    choices = [WORDS.get(kind, _NUMBERS if kind == "float" else (1, 3)) for kind in op.kinds.values()]
+    for values in product(*choices):
+        yield dict(zip(op.kinds, values, strict=True))
+
+
+def _array(*shape: int, seed: int = 1) -> FloatArray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def _embedding() -> Iterator[Trial]:
+    for width in WIDTHS:
+        table = parameter(_array(800, width))
+        yield Trial(f"{width} columns", _call("embedding", (), table, "positions", scale=3.5), width)
+
+
+def _linear() -> Iterator[Trial]:
+    for inner, outer in ((64, 96), (1024, 512)):
+        matrix = _array(outer, inner) / np.float32(inner**0.5)
+        for bias in (None, _array(outer, seed=2)):
+            label = f"{inner} -> {outer}{'' if bias is None else ', bias'}"
+            yield Trial(label, _call("linear", (random_table(inner),), linear(matrix, bias=bias)), outer)
+
+
+def _norm(name: str) -> Iterator[Trial]:
+    for width in WIDTHS:
+        weight, tables = parameter(_array(width)), (random_table(width),)
+        if name == "rms_norm":
+            yield Trial(f"{width} columns", _call(name, tables, weight, 1e-5), width)
+            continue
+        for bias in (None, parameter(_array(width, seed=2))):
+            label = f"{width} columns{'' if bias is None else ', bias'}"
+            yield Trial(label, _call(name, tables, weight, bias, 1e-5), width)
+
+
+def _add_rms_norm() -> Iterator[Trial]:
+    for width in WIDTHS:
+        weight, tables = parameter(_array(width)), (random_table(width), random_table(width, seed=3))
+        both = _call("add_rms_norm", tables, weight, 1e-5)
+        yield Trial(f"{width} columns", partial(_added, both), width)
+
+
+def _added(both: Function, ops: Ops) -> Tensor:
+    """Both results count."""
+    return ops.add(*both(ops))
+
+
+def _gated_activation() -> Iterator[Trial]:
+    for kind, width in product(WORDS["Activation"], WIDTHS):
+        call = _call("gated_activation", (random_table(2 * width),), kind)
+        yield Trial(f"{kind}, {width} columns", call, width)
+
+
+def _rotary_kv_write() -> Iterator[Trial]:
+    for heads, kv_heads, dim in _HEADS:
+        for has_norms in (False, True):
+            layer, table = _layer(heads, kv_heads, dim, has_norms=has_norms), random_table((heads + 2 * kv_heads) * dim)
+            label = f"{heads} heads of {dim}, {kv_heads} KV{', norms' if has_norms else ''}"
+            pool = Pool(num_kv_heads=kv_heads, head_dim=dim)
+            write = _call("rotary_kv_write", (table,), layer)
+            yield Trial(label, partial(_write_and_attend, layer, write), heads * dim, pool)
+
+
+def _paged_attention() -> Iterator[Trial]:
+    for heads, kv_heads, dim in _HEADS:
+        for window, softcap in ((None, None), (40, None), (None, 20.0)):
+            layer = _layer(heads, kv_heads, dim, window=window, softcap=softcap)
+            write = _call("rotary_kv_write", (random_table((heads + 2 * kv_heads) * dim),), layer)
+            options = f"{f', window {window}' if window else ''}{f', softcap {softcap:g}' if softcap else ''}"
+            label = f"{heads} heads of {dim}, {kv_heads} KV{options}"
+            pool = Pool(num_kv_heads=kv_heads, head_dim=dim)
+            yield Trial(label, partial(_attend, layer, write), heads * dim, pool, window)
+
+
+def _write_and_attend(layer: AttentionLayer, write: Function, ops: Ops) -> Tensor:
+    """The queries, and what was written as attention reads it."""
+    q = write(ops)
+    return ops.add(ops.paged_attention(q, layer), q)
+
+
+def _attend(layer: AttentionLayer, write: Function, ops: Ops) -> Tensor:
+    return ops.paged_attention(write(ops), layer)
+
+
+_HEADS = ((4, 2, 64), (6, 1, 128))
+
+
+def _layer(
+    heads: int, kv_heads: int, dim: int, *, has_norms: bool = False, window: int | None = None,
+    softcap: float | None = None,
+) -> AttentionLayer:  # fmt: skip
+    angles = np.outer(np.arange(768), 1e4 ** -(np.arange(dim // 2) / (dim // 2))).astype(np.float32)
+    norms = [parameter(1 + _array(dim, seed=seed) / 4) if has_norms else None for seed in (1, 2)]
+    return AttentionLayer(
+        *(0, 0, heads, kv_heads, dim, dim**-0.5, window, softcap),
+        q_norm=norms[0],
+        k_norm=norms[1],
+        rotary=RotaryTable(np.cos(angles), np.sin(angles)),
+    )
+
+
+_TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
+    "embedding": _embedding,
+    "linear": _linear,
+    "rms_norm": partial(_norm, "rms_norm"),
+    "add_rms_norm": _add_rms_norm,
+    "layer_norm": partial(_norm, "layer_norm"),
+    "gated_activation": _gated_activation,
+    "rotary_kv_write": _rotary_kv_write,
+    "paged_attention": _paged_attention,
+}
