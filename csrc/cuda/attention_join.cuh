@@ -44,8 +44,9 @@ __device__ void join(const Launch& launch, Shared& shared, const Piece& piece, i
           top = higher;
         }
       }
-      const float inverse = 1.0f / sum;
       const int head = kv_head * GROUP + sub % GROUP;
+      if (Hooks::kHasSinks) sum += exp2_fast(launch.hooks.sink(head) - top);
+      const float inverse = 1.0f / sum;
       Element* out = launch.out + (member.token + query) * launch.out_stride + head * kDim + d;
       *reinterpret_cast<uint2*>(out) =
           uint2{pack<Element>(x.x * inverse, x.y * inverse), pack<Element>(x.z * inverse, x.w * inverse)};

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention_plan.h"
+#include "hooks.cuh"
 #include "ptx.cuh"
 
 #ifndef HEAD_DIM
@@ -23,11 +24,16 @@
 #define RING_ENTRIES 5   // of 64 tokens' keys or values
 #define BLOCKS_PER_MULTIPROCESSOR 2
 #endif
+#ifndef HOOKS
+#define HOOKS PlainHooks  // hooks.cuh
+#endif
 
 namespace octavo {
 namespace {
 
 using Element = ELEMENT;
+using Hooks = HOOKS;
+using Stored = Hooks::Stored<Element>;
 
 constexpr int kDim = HEAD_DIM;
 constexpr int kSlabs = (kDim + 63) / 64;
@@ -44,13 +50,15 @@ constexpr int kComputers = 4;  // warps
 constexpr int kThreads = 32 * (kComputers + 1);
 constexpr float kLowest = -1e30f;
 static_assert(GROUP <= kTileRows, "a token's queries of one kv head must fit a tile");
+static_assert(!Hooks::kConverts || !HAS_COPY_ENGINE, "the copy engine copies bytes as they are stored");
+static_assert(sizeof(Hooks) <= 32, "the host passes 32 bytes for hooks");
 static_assert(kDim % 8 == 0 && kDim <= 256, "heads are read 16 bytes at a time");
 
 struct Launch {
   Plan plan;
   const Element* q;       // [tokens, ...], q_stride elements from one to the next
   Element* out;
-  Element* pool;          // the layer's first key in block 0
+  Stored* pool;           // the layer's first key in block 0
   const int* block_table;
   float* part_values;     // [part row, kv head, member row, kDim]
   float* part_max_sum;    // [part row, kv head, member row, 2]
@@ -64,6 +72,7 @@ struct Launch {
   int layer_row, block_rows;           // in rows of kDim elements, of the whole pool
   int num_kv_heads, num_stretches, window;
   float scale_log2, softcap_log2, eps;
+  Hooks hooks;
 };
 
 struct Piece {

@@ -77,6 +77,27 @@ __device__ __forceinline__ void announce(const Launch& launch, Shared& shared, c
   arrive_when_copied(address(shared.piece_full[turn % 2]));
 }
 
+// Copies a box whose numbers the cache stores in another form. All reads are issued before the first is converted.
+[[maybe_unused]] __device__ void convert_box(const Launch& launch, unsigned char* entry, const Stored* from, int first,
+                                             int num_tokens, int kv_head, bool is_value) {
+  constexpr int kTokenChunks = kPaddedDim / 8, kTurns = kBox * kTokenChunks / 32;
+  const int lane = threadIdx.x % 32;
+  Hooks::StoredEight stored[kTurns] = {};
+#pragma unroll
+  for (int i = 0; i < kTurns; ++i) {
+    const int token = (i * 32 + lane) / kTokenChunks, chunk = (i * 32 + lane) % kTokenChunks;
+    if (token < num_tokens && chunk * 8 < kDim) {
+      stored[i] = *reinterpret_cast<const Hooks::StoredEight*>(from + token * kDim + chunk * 8);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kTurns; ++i) {
+    const int token = (i * 32 + lane) / kTokenChunks, chunk = (i * 32 + lane) % kTokenChunks;
+    *reinterpret_cast<uint4*>(entry + chunk_offset(first + token, chunk)) =
+        launch.hooks.from_stored<Element>(stored[i], kv_head, is_value);
+  }
+}
+
 __device__ void load(const Launch& launch, const void* map, Shared& shared) {
   const int lane = threadIdx.x % 32;
   int count = 0;  // stages
@@ -116,16 +137,22 @@ __device__ void load(const Launch& launch, const void* map, Shared& shared) {
         for (int box = 0; box < boxes; ++box) {
           const int block = __shfl_sync(~0u, blocks, (first + box) % 32);
           const int start = begin + (first + box) * kBox;
-          const Element* from = launch.pool + block * launch.block_stride + kind * launch.value_offset +
-                                (walk.kv_head * BLOCK_SIZE + start % BLOCK_SIZE) * kDim;
-          for (int i = lane; i < kBox * kTokenChunks; i += 32) {
+          const Stored* from = launch.pool + block * launch.block_stride + kind * launch.value_offset +
+                               (walk.kv_head * BLOCK_SIZE + start % BLOCK_SIZE) * kDim;
+          if (Hooks::kConverts) {
+            convert_box(launch, shared.ring[use % kEntries], from, box * kBox, end - start, walk.kv_head, kind);
+          } else for (int i = lane; i < kBox * kTokenChunks; i += 32) {
             const int token = i / kTokenChunks, chunk = i % kTokenChunks;
             const bool is_there = start + token < end && chunk * 8 < kDim;
             copy_16(entry + chunk_offset(box * kBox + token, chunk),
                     is_there ? from + token * kDim + chunk * 8 : from, is_there);
           }
         }
-        arrive_when_copied(full);
+        if (Hooks::kConverts) {
+          barrier_arrive(full);
+        } else {
+          arrive_when_copied(full);
+        }
 #endif
       }
     }

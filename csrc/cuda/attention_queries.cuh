@@ -9,24 +9,6 @@ namespace {
 constexpr int kChunks = kDim / 8;  // of 16 bytes, in a head
 constexpr int kLanes = kChunks <= 8 ? 8 : kChunks <= 16 ? 16 : 32;
 
-struct Eight {
-  float x[8];
-};
-
-__device__ __forceinline__ Eight eight(const Element* from) {
-  const uint4 raw = *reinterpret_cast<const uint4*>(from);
-  const Element* elements = reinterpret_cast<const Element*>(&raw);
-  Eight to;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) to.x[i] = to_float(elements[i]);
-  return to;
-}
-
-__device__ __forceinline__ Eight eight(const float* from) {
-  const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
-  return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
-}
-
 __device__ __forceinline__ uint4 packed(const float (&x)[8]) {
   return {pack<Element>(x[0], x[1]), pack<Element>(x[2], x[3]), pack<Element>(x[4], x[5]), pack<Element>(x[6], x[7])};
 }
@@ -34,21 +16,15 @@ __device__ __forceinline__ uint4 packed(const float (&x)[8]) {
 // Dims 8 * chunk to 8 * chunk + 7 of the head at `from`, normed and rotated. All kLanes threads of a head must call it.
 [[maybe_unused]] __device__ __forceinline__ Eight transform(const Launch& launch, const Element* from,
                                                             const float* norm, int position, int chunk, bool is_there) {
-  Eight own = {}, partner = {}, weight = {}, partner_weight = {}, cos = {}, sin = {};
-  constexpr int kHalf = ROTARY_DIM / 2;
+  Eight own = {}, weight = {};
+  Hooks::Rotation<Element, ROTARY_DIM, bool(HAS_NORM)> rotation;
   const int d = chunk * 8;
-  const bool turns = ROTARY_DIM > 0 && d < ROTARY_DIM, is_low = d < kHalf;
-  const int other = is_low ? d + kHalf : d - kHalf;
+  const bool turns = ROTARY_DIM > 0 && d < ROTARY_DIM;
   if (is_there) {
     own = eight(from + d);
     if (HAS_NORM) weight = eight(norm + d);
-    if (turns) {
-      const int64_t angle = int64_t(position) * kHalf + (is_low ? d : d - kHalf);
-      partner = eight(from + other);
-      if (HAS_NORM) partner_weight = eight(norm + other);
-      cos = eight(launch.cos + angle);
-      sin = eight(launch.sin + angle);
-    }
+    const int64_t angles = int64_t(position) * (ROTARY_DIM / 2);
+    if (turns) rotation.load(from, norm, launch.cos + angles, launch.sin + angles, d);
   }
   if (HAS_NORM) {
     float squares = 0;
@@ -58,17 +34,10 @@ __device__ __forceinline__ uint4 packed(const float (&x)[8]) {
     for (int step = kLanes / 2; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
     const float factor = rsqrtf(squares / kDim + launch.eps);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      own.x[i] *= factor * weight.x[i];
-      partner.x[i] *= factor * partner_weight.x[i];
-    }
+    for (int i = 0; i < 8; ++i) own.x[i] *= factor * weight.x[i];
+    rotation.scale(factor);
   }
-  if (turns) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      own.x[i] = own.x[i] * cos.x[i] + (is_low ? -partner.x[i] : partner.x[i]) * sin.x[i];
-    }
-  }
+  if (turns) rotation.turn(own, d);
   return own;
 }
 
@@ -112,11 +81,13 @@ __device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_he
     } else if (chunk < kChunks) {
       x = reinterpret_cast<const uint4*>(from)[chunk];
     }
-    Element* cell = launch.pool + member.newest_block * launch.block_stride + warp * launch.value_offset +
-                    (kv_head * BLOCK_SIZE + member.position % BLOCK_SIZE) * kDim;
+    Stored* cell = launch.pool + member.newest_block * launch.block_stride + warp * launch.value_offset +
+                   (kv_head * BLOCK_SIZE + member.position % BLOCK_SIZE) * kDim;
     if (lane < kChunks) {
-      reinterpret_cast<uint4*>(cell)[chunk] = x;
-      *reinterpret_cast<uint4*>((warp == 0 ? keys : values) + chunk_offset(last, chunk)) = x;
+      const auto stored = launch.hooks.to_stored<Element>(x, kv_head, warp == 1);
+      reinterpret_cast<Hooks::StoredEight*>(cell)[chunk] = stored;
+      *reinterpret_cast<uint4*>((warp == 0 ? keys : values) + chunk_offset(last, chunk)) =
+          launch.hooks.from_stored<Element>(stored, kv_head, warp == 1);
     }
   }
 #endif

@@ -55,11 +55,14 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   constexpr bool kWide = kTiles == 4 && HAS_WGMMA;  // all four warps multiply together
   const uint32_t queries = shared_address(shared.q);
   int row_begin[2], row_end[2];  // the tokens that each of the thread's two rows sees
+  [[maybe_unused]] int row_head[2], row_position[2];
   for (int half = 0; half < 2; ++half) {
     const int row = min(tile * 16 + half * 8 + lane / 4, num_rows - 1);
     const int position = piece.members[row / kMemberRows].position + row % kMemberRows / GROUP;
     row_end[half] = min(piece.end, position + 1);
     row_begin[half] = HAS_WINDOW ? position + 1 - launch.window : 0;
+    row_head[half] = kv_head * GROUP + row % kMemberRows % GROUP;
+    row_position[half] = position;
   }
   const Member& first = piece.members[0];
   // All rows see the tokens from full_begin to full_end
@@ -117,8 +120,9 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         float score = cap(scores[n][j] * launch.scale_log2, launch.softcap_log2);
+        const int t = start + (split + n / 2 * kSplits) * kBox + n % 2 * 8 + lane % 4 * 2 + j % 2;
+        if (Hooks::kChangesScores) score = launch.hooks.score(score, row_head[j / 2], row_position[j / 2] - t);
         if (is_masked) {
-          const int t = start + (split + n / 2 * kSplits) * kBox + n % 2 * 8 + lane % 4 * 2 + j % 2;
           const bool seen = t < row_end[j / 2] && t >= row_begin[j / 2];
           score = seen ? score : -INFINITY;
         }
@@ -235,6 +239,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
       if (member.num_parts == 1) {
         const int head = kv_head * GROUP + sub % GROUP;
         Element* out = launch.out + (member.token + query) * launch.out_stride + head * kDim + d;
+        if (Hooks::kHasSinks) sum += exp2_fast(launch.hooks.sink(head) - top);
         const float inverse = 1.0f / sum;
 #pragma unroll
         for (int j = 0; j < 8; ++j) x[j] *= inverse;

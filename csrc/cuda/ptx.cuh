@@ -265,6 +265,25 @@ __device__ __forceinline__ float to_float(Fp16 x) {
   return y;
 }
 
+struct Eight {
+  float x[8];
+};
+
+template <typename Element>
+__device__ __forceinline__ Eight eight(const Element* from) {
+  const uint4 raw = *reinterpret_cast<const uint4*>(from);
+  const Element* elements = reinterpret_cast<const Element*>(&raw);
+  Eight to;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) to.x[i] = to_float(elements[i]);
+  return to;
+}
+
+__device__ __forceinline__ Eight eight(const float* from) {
+  const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+  return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

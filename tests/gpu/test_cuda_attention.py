@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -38,8 +40,10 @@ def share(batch: PagedBatch, seed: int) -> int:
 
 
 def run(
-    batch: PagedBatch, *, fused: bool, shares: bool, threshold: int = 1, fixed_part: int = 0, copies: bool = True
-) -> tuple[torch.Tensor, SharedPlan]:
+    batch: PagedBatch, *, fused: bool, shares: bool, threshold: int = 1, fixed_part: int = 0, copies: bool = True,
+    source: Path | None = None, hooks: tuple[int, ...] = (),
+) -> tuple[torch.Tensor, SharedPlan]:  # fmt: skip
+    """source, hooks: a kernel of one's own, and the addresses that it is given."""
     layer, gpu = batch.layer, find_gpu(0)
     assert gpu is not None
     shape = Shape.of(layer, threshold)
@@ -50,7 +54,7 @@ def run(
     partials = Partials.allocate(plan.max_part_rows(), num, shape, layer.head_dim, DEVICE)
     transform = HeadTransform.of(layer, DeviceWeights(DEVICE, torch.float32)) if fused else None
     kind = Kind.of(layer, batch.qkv.dtype, batch.pool.block_size, fused, threshold)
-    kernel = DecodeAttention(kind, gpu, has_copy_engine=copies)
+    kernel = DecodeAttention(kind, gpu, has_copy_engine=copies, source=source, hooks=hooks)
     q = batch.qkv if fused else batch.split_qkv()[0].flatten(1).contiguous()
     out = torch.full((len(q), layer.num_heads * layer.head_dim), torch.nan, device=DEVICE, dtype=q.dtype)
     plan.make(

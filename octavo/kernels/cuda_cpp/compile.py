@@ -39,18 +39,22 @@ def find_nvcc() -> Path | None:
     return next((path for path in [*candidates, Path("/usr/local/cuda/bin/nvcc")] if path.is_file()), None)
 
 
-def compile_kernel(name: str, macros: Mapping[str, str | int], capability: tuple[int, int]) -> bytes:
-    """The cubin of csrc/cuda/{name}.cu. Raises KernelBuildError."""
-    return Variant(name, tuple(macros.items()), capability).compile()
+def compile_kernel(
+    name: str, macros: Mapping[str, str | int], capability: tuple[int, int], source: Path | None = None
+) -> bytes:
+    """The cubin of csrc/cuda/{name}.cu, or of a source of one's own that includes it. Raises KernelBuildError."""
+    return Variant(name, tuple(macros.items()), capability, str(source) if source else None).compile()
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A source of csrc/cuda, by name, with its compile-time parameters, for GPUs of one compute capability."""
+    """A source of csrc/cuda, by name, with its compile-time parameters, for GPUs of one compute capability. including:
+    the path of a source elsewhere that changes it with hooks, and is compiled instead."""
 
     name: str
     macros: tuple[tuple[str, str | int], ...]
     capability: tuple[int, int]
+    including: str | None = None
 
     def is_built(self) -> bool:
         return kept_files.is_whole(self._kept(_needed_nvcc()))
@@ -68,7 +72,8 @@ class Variant:
                 made = Path(work, kept.name)
                 made.write_bytes(cubin)
                 kept_files.put(made, kept)
-            self._remember()
+            if self.including is None:
+                self._remember()
         except OSError as error:
             print(
                 f"octavo: CUDA kernels cannot be kept in {kept.parent}: {error.strerror}; they are compiled at every "
@@ -82,7 +87,8 @@ class Variant:
         try:
             with tempfile.TemporaryDirectory() as work:
                 made = Path(work, f"{self.name}.cubin")
-                command = [str(nvcc), *self._arguments(), str(source), "-o", str(made)]
+                folder = f"-I{find_sources() / 'cuda'}"
+                command = [str(nvcc), *self._arguments(), folder, str(source), "-o", str(made)]
                 done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
                 if done.returncode == 0:
                     return made.read_bytes()
@@ -97,9 +103,10 @@ class Variant:
         return [*_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}", *macros]
 
     def _sources(self) -> list[Path]:
-        """The source, then the headers."""
+        """The source, then what it may include."""
         folder = find_sources() / "cuda"
-        return [folder / f"{self.name}.cu", *sorted(folder.glob("*.h")), *sorted(folder.glob("*.cuh"))]
+        including = [Path(self.including)] if self.including else []
+        return [*including, folder / f"{self.name}.cu", *sorted(folder.glob("*.h")), *sorted(folder.glob("*.cuh"))]
 
     def _kept(self, nvcc: Path) -> Path:
         status = nvcc.stat()

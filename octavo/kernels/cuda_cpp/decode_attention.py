@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
@@ -56,6 +57,7 @@ class _Launch(Structure):
         *((name, c_int64) for name in ("q_stride", "out_stride", "table_stride", "block_stride", "value_offset")),
         *((name, c_int) for name in ("layer_row", "block_rows", "num_kv_heads", "num_stretches", "window")),
         *((name, c_float) for name in ("scale_log2", "softcap_log2", "eps")),
+        ("hooks", c_void_p * 4),
     )  # fmt: skip
 
 
@@ -228,8 +230,9 @@ class Kind:
             is_fused and layer.q_norm is not None,
         )  # fmt: skip
 
-    def compile(self, gpu: GPU, *, has_copy_engine: bool | None = None) -> bytes:
-        """has_copy_engine: use Hopper's copy engine; by default wherever there is one."""
+    def compile(self, gpu: GPU, *, has_copy_engine: bool | None = None, source: Path | None = None) -> bytes:
+        """has_copy_engine: use Hopper's copy engine; by default wherever there is one. source: a file that includes the
+        kernel and brings hooks of its own (csrc/cuda/hooks.cuh)."""
         occupancy = Occupancy.of(self.shape, self.head_dim, gpu.capability)
         assert occupancy is not None, "a layer that does not fit is not compiled"
         copies = gpu.capability >= (9, 0) if has_copy_engine is None else has_copy_engine
@@ -250,15 +253,19 @@ class Kind:
             "RING_ENTRIES": occupancy.entries,
             "BLOCKS_PER_MULTIPROCESSOR": occupancy.blocks,
         }
-        return compile_kernel("decode_attention", macros, gpu.capability)
+        return compile_kernel("decode_attention", macros, gpu.capability, source)
 
 
 class DecodeAttention:
-    """The kernel for layers of one kind."""
+    """The kernel for layers of one kind. source: see `Kind.compile`; hooks: the addresses that its hooks hold."""
 
-    def __init__(self, kind: Kind, gpu: GPU, *, has_copy_engine: bool | None = None) -> None:
+    def __init__(
+        self, kind: Kind, gpu: GPU, *, has_copy_engine: bool | None = None, source: Path | None = None,
+        hooks: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         self._chained = gpu.chains
-        cubin = kind.compile(gpu, has_copy_engine=has_copy_engine)
+        self._hooks = (c_void_p * 4)(*hooks)
+        cubin = kind.compile(gpu, has_copy_engine=has_copy_engine, source=source)
         self._kernel = Kernel(cubin, "octavo_decode_attention")
         self._shared_bytes = self._kernel.number("octavo_shared_bytes")
         self._kernel.allow_shared(self._shared_bytes)
@@ -277,7 +284,7 @@ class DecodeAttention:
             plan.struct, *(array.data_ptr() for array in arrays), q.stride(0), out.stride(0), block_table.stride(0),
             pool.block_stride, pool.value_offset, pool.layer_row, pool.block_stride // layer.head_dim,
             layer.num_kv_heads, plan.num_stretches, layer.window or 0, layer.scale * _LOG2_E,
-            (layer.softcap or 0.0) * _LOG2_E, heads.eps,
+            (layer.softcap or 0.0) * _LOG2_E, heads.eps, self._hooks,
         )  # fmt: skip
         rows = pool.rows
         tensor_map = _map_of(rows.base.data_ptr(), rows.shape[0], layer.head_dim, q.dtype == torch.float16)

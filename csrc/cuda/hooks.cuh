@@ -1,0 +1,67 @@
+// What a kernel of one's own may change in decode_attention.cu: scores, sinks, the rotation, how the cache stores numbers.
+//
+// It is a struct that derives from PlainHooks, hides what it changes, and is named by the macro HOOKS before the file
+// includes decode_attention.cu (examples/kernels, docs/guides/kernels.md). Its data, 32 bytes at most, come with each
+// launch. A hook that is not hidden costs nothing.
+#pragma once
+
+#include "ptx.cuh"
+
+namespace octavo {
+
+// Dim i turns with dim i + kRotaryDim / 2, as in Llama. A thread has the 8 dims from d on.
+template <typename Element, int kRotaryDim, bool kHasNorm>
+struct RotatedHalves {
+  Eight partner = {}, partner_weight = {}, cos = {}, sin = {};
+
+  // head, norm: of dim 0. cos, sin: of the position's first angle
+  __device__ __forceinline__ void load(const Element* head, const float* norm, const float* cos_row,
+                                       const float* sin_row, int d) {
+    constexpr int kHalf = kRotaryDim / 2;
+    const int other = d < kHalf ? d + kHalf : d - kHalf, angle = d < kHalf ? d : d - kHalf;
+    partner = eight(head + other);
+    if (kHasNorm) partner_weight = eight(norm + other);
+    cos = eight(cos_row + angle);
+    sin = eight(sin_row + angle);
+  }
+
+  // By the head's norm
+  __device__ __forceinline__ void scale(float factor) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) partner.x[i] *= factor * partner_weight.x[i];
+  }
+
+  // own: normed
+  __device__ __forceinline__ void turn(Eight& own, int d) const {
+    const bool is_low = d < kRotaryDim / 2;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      own.x[i] = own.x[i] * cos.x[i] + (is_low ? -partner.x[i] : partner.x[i]) * sin.x[i];
+    }
+  }
+};
+
+struct PlainHooks {
+  // The score, times log2(e), of a query of this head and the key that many tokens before it
+  static constexpr bool kChangesScores = false;
+  __device__ float score(float score, int head, int distance) const { return score; }
+
+  // One more score of the head's softmax, times log2(e), which has no value
+  static constexpr bool kHasSinks = false;
+  __device__ float sink(int head) const { return 0; }
+
+  template <typename Element, int kRotaryDim, bool kHasNorm>
+  using Rotation = RotatedHalves<Element, kRotaryDim, kHasNorm>;
+
+  // How the cache stores numbers. If it converts them, eight at a time, the kernel asks for
+  static constexpr bool kConverts = false;
+  template <typename Element>
+  using Stored = Element;
+  using StoredEight = uint4;
+  template <typename Element>
+  __device__ uint4 from_stored(StoredEight stored, int kv_head, bool is_value) const { return stored; }
+  template <typename Element>
+  __device__ StoredEight to_stored(uint4 x, int kv_head, bool is_value) const { return x; }
+};
+
+}  // namespace octavo
