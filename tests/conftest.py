@@ -95,7 +95,7 @@ def one_torch_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # for workers in processes of their own
+        patch.setenv("OMP_NUM_THREADS", "1")  # for workers in separate processes
         yield
     torch.set_num_threads(before)
 

@@ -20,7 +20,7 @@ HEAD = """\
 # Files
 
 What every source file is, in its own first line. `make index` writes this page; to change a line, change the file.
-[ARCHITECTURE.md](../ARCHITECTURE.md) says how the files belong together.
+[ARCHITECTURE.md](../ARCHITECTURE.md) explains how they fit together.
 """
 
 

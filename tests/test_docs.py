@@ -1,4 +1,4 @@
-"""What a machine can check in the documentation: links resolve, Python runs, flags and fields exist."""
+"""The documentation's links resolve, its Python runs, and its flags and fields exist."""
 
 import importlib
 import re

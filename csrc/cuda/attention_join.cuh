@@ -1,4 +1,4 @@
-// The join of decode_attention.cu: from a sequence's partial results to its result.
+// The join of decode_attention.cu: combines a sequence's partial results into its result.
 #pragma once
 
 #include "attention_kind.cuh"

@@ -1,4 +1,4 @@
-// What decode_attention.cu is compiled for, its launch, and the shared memory of a thread block.
+// The compile-time parameters of decode_attention.cu, its launch arguments, and a thread block's shared memory.
 //
 // Compile-time parameters are macros, one build for each kind of layer; features that a kind lacks cost nothing.
 #pragma once

@@ -108,7 +108,7 @@ __device__ void load(const Launch& launch, const void* map, Shared& shared) {
     const int begin = walk.begin(), end = walk.end();
     const int num_boxes = (end - begin + kBox - 1) / kBox;
     const int* table = launch.block_table + walk.span.x * launch.table_stride;
-    int blocks = 0;  // of 32 boxes, a lane each
+    int blocks = 0;  // the blocks of 32 boxes, one per lane
     for (int first = 0; first < num_boxes; first += kStageBoxes, ++count) {
       if (first % 32 == 0) {
         const int box = min(first + lane, num_boxes - 1);

@@ -1,4 +1,4 @@
-// Queries and new keys of decode_attention.cu: normed, rotated, and put where the products read them.
+// Norms and rotates the queries and new keys of decode_attention.cu, and writes them where the products read them.
 #pragma once
 
 #include "attention_kind.cuh"

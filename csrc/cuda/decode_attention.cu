@@ -2,8 +2,8 @@
 //
 // Nearly all the time goes into reading keys and values, so every thread block reads without a pause:
 //
-//   a persistent grid: one thread block for each stretch of the plan (attention_plan.h) and kv head, two per
-//   multiprocessor (one for heads of more than 128 dims), five warps each
+//   a persistent grid: one thread block for each stretch of the plan (attention_plan.h) and kv head, one or two per
+//   multiprocessor, five warps each
 //
 //     1 loader   walks the stretch's pieces of units, publishes the members of each, and copies:
 //                64 tokens of keys, 64 of values, ... ──> a ring in shared memory
@@ -20,8 +20,8 @@
 // slab at a time. Its 16-byte chunks are swizzled by the token, so that ldmatrix reads without bank conflicts. The copy
 // engine writes this layout under its 128-byte swizzle, and wgmma reads it.
 //
-// The products are here; parameters and memory are in attention_kind.cuh, the loader in attention_load.cuh, what comes
-// before and after the products in attention_queries.cuh and attention_join.cuh.
+// This file has the products; parameters and memory are in attention_kind.cuh, the loader in attention_load.cuh, the
+// queries that go into the products in attention_queries.cuh, and the join after them in attention_join.cuh.
 // Split-KV decoding is from Flash-Decoding (Dao et al., 2023); stretches of equal work are from FlashInfer (Ye et al.,
 // 2025); reading a shared prefix once is from Hydragen (Juravsky et al., 2024) and ChunkAttention (Ye et al., 2024).
 

@@ -89,7 +89,7 @@ class Harness:
         self._lens = [0] * MAX_SEQS
 
     def step(self, work: Sequence[tuple[int, Sequence[int]]]) -> list[FloatArray]:
-        """Append tokens to rows; returns what the function made of each row's tokens."""
+        """Append tokens to rows; returns the function's result for each row's tokens."""
         rows = [row for row, _ in work]
         lens = np.array([len(tokens) for _, tokens in work], np.int32)
         computed = np.array([self._lens[row] for row in rows], np.int32)

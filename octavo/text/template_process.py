@@ -49,7 +49,7 @@ def template_processes() -> TemplateProcesses:
 
 
 class TemplateProcesses:
-    """Owns the child processes. Any thread may call; each call has a process of its own."""
+    """Owns the child processes. Any thread may call; each call gets a process to itself."""
 
     def __init__(self, max_cpu_s: float = MAX_CPU_S) -> None:
         """max_cpu_s: CPU seconds per conversation."""

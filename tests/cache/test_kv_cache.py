@@ -29,7 +29,7 @@ class Desk:
         self.sequences = []
 
     def open(self, tokens, salt=None):
-        """A sequence in a row of its own."""
+        """A sequence in its own row."""
         number = len(self.sequences)
         request = make_request(str(number), list(tokens), cache_salt=salt)
         sequence = Sequence(number, request, 0, list(tokens), row=number)

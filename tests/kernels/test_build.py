@@ -27,7 +27,7 @@ OTHER = 'extern "C" int octavo_other() { return 7; }\n'
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A source tree of two files in place of ours, and a separate cache."""
+    """A source tree of two files instead of ours, and a separate cache."""
     root = tmp_path / "csrc"
     (root / "cpu").mkdir(parents=True)
     (root / "bindings").mkdir()

@@ -1,4 +1,4 @@
-"""One Architecture per family, as a checkpoint reader would build it; every dimension has a size of its own."""
+"""One Architecture per family, as a checkpoint reader would build it; no two dimensions have the same size."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def _gguf_tokenizer(rng: random.Random, folder: Path, files_of: FilesOf) -> str:
     return "tokenizer.ggml"
 
 
-#: The file to change, and which others are beside it.
+#: The file to change, and the other files in the folder.
 _TEXT_SETS = {
     "tokenizer.json": ("tokenizer_config.json",),
     "tokenizer_config.json": ("tokenizer.json", "special_tokens_map.json"),

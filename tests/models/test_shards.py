@@ -18,7 +18,7 @@ from tests.models.symbolic import DrawnTensors
 families = pytest.mark.parametrize("family", ARCHITECTURES)
 RANKS = 2
 
-#: by the last words of a name, the first that fits; what is not here is replicated
+#: the rule by the last words of a name; the first match counts, and names without a match are replicated
 RULES = {
     ("embed_tokens.weight", "wte.weight", "lm_head.weight"): "column",
     ("q_proj.weight", "k_proj.weight", "v_proj.weight", "qkv_proj.weight", "c_attn.weight"): "heads",

@@ -39,7 +39,7 @@ STARTED = EngineStarted(time=0.0, num_blocks=100, block_size=4, block_bytes=2**2
 
 
 class Scrape:
-    """What a Prometheus would have read."""
+    """The values that Prometheus would read."""
 
     def __init__(self, recorder: EngineMetrics) -> None:
         self.values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
@@ -262,7 +262,7 @@ def test_the_scheduler_writes_down_whom_it_refuses_and_whose_logits_were_broken(
 
 @pytest.mark.parametrize("is_overlapped", [False, True])
 def test_an_engine_that_ran(is_overlapped: bool) -> None:
-    """Counts are those of the outputs; times add up. The same prompt twice is found in the prefix cache."""
+    """Counts equal those of the outputs; times add up. A repeated prompt is found in the prefix cache."""
     llm = LLM("smollm2", max_model_len=128, max_num_seqs=4, num_threads=1, async_scheduling=is_overlapped)
     recorder = EngineMetrics(llm.events, model_name="m")
     params = SamplingParams(temperature=0, max_tokens=6, n=1)

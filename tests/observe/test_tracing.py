@@ -124,7 +124,7 @@ def test_a_collector_that_does_not_answer_does_not_delay_the_end(is_listening: b
         collector = stack.enter_context(socket.socket())
         collector.bind(("127.0.0.1", 0))
         if is_listening:
-            collector.listen()  # and nobody accepts
+            collector.listen()  # and never accepts
         url = f"http://127.0.0.1:{collector.getsockname()[1]}/v1/traces"
         command = [sys.executable, "-c", CLOSING, url]
         process = stack.enter_context(

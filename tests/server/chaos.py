@@ -31,7 +31,7 @@ from tests.server.live import API, LiveServer, live, until
 PROMPTS = ("The sea is", "A small book about", "Once upon a time", "Ink and paper", "Three colours:", "In winter")
 MAX_TOKENS = 16
 PATIENCE_S = 300.0
-#: what a stream does, and how often
+#: a stream's behaviour -> its weight
 KINDS = {"read": 10, "leave": 4, "garble": 2, "oversize": 1, "misname": 1}
 
 

@@ -95,7 +95,7 @@ def test_an_engine_that_hangs_is_killed_and_started_again(server: LiveServer) ->
     late.close()
 
 
-# The counting by itself
+# The timeouts alone
 
 
 def test_silence_longer_than_the_patience_is_a_hang() -> None:

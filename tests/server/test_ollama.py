@@ -1,4 +1,4 @@
-"""Ollama's routes: its own client against them, the exact lines, and what is refused by name."""
+"""Ollama's routes: with Ollama's own client, the exact lines, and which fields are refused by name."""
 
 from __future__ import annotations
 

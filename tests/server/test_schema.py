@@ -22,7 +22,7 @@ from octavo.server.settings import ServerSettings
 from tests.server.live_server import serve
 from tests.server.scripted_engine import ScriptedEngine, app_of, get
 
-#: batches of conversations take seconds to make up; their fields are those of one, see test_fuzz.py
+#: batches of conversations take seconds to generate; their fields are those of one conversation, see test_fuzz.py
 APART = frozenset({"/", "/v1/chat/completions/batch"})
 CALLS = [(method, path.replace(":path", "")) for method, path, _ in (*ROUTES, *OPTIONAL_ROUTES) if path not in APART]
 HI = [{"role": "user", "content": "Hi"}]

@@ -87,7 +87,7 @@ def test_a_tool_call_needs_no_content() -> None:
     assert ours("{{ messages[0].tool_calls[0].function.name }}", [message]) == "now"
 
 
-#: each prints a message's parts with a bar behind each; the second refuses what is no list of parts
+#: each prints a message's parts with a bar after each; the second refuses content that is not a list of parts
 IN_PARTS = {
     "loop": "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}|{% endfor %}{% endfor %}",
     "asks": """{% for m in messages %}{% if m.content is string %}{{ m.content }}|{% else %}{% for p in m.content %}

@@ -1,4 +1,4 @@
-"""One merge a piece encodes as all splits would, and as SentencePiece's own rule does."""
+"""One merge per piece encodes as all splits would, and as SentencePiece's own rule does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.text import tokenizers
 
 
 def encode_by_scores(text: str, scores: dict[str, float]) -> list[str]:
-    """SentencePiece's rule: join the two neighbours that make the best piece, the leftmost if several do."""
+    """SentencePiece's rule: join the two neighbours that form the best piece, the leftmost if several do."""
     symbols = list(text)
     while True:
         joined = [left + right for left, right in pairwise(symbols)]

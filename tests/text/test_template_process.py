@@ -1,4 +1,4 @@
-"""Templates in processes of their own: whatever one does ends soon, with an error of ours, and the next one works."""
+"""Templates in separate processes: whatever one does ends soon, with one of Octavo's errors, and the next one works."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 HEAD_DIMS = (64, 96, 128, 256)
-MAX_SEQUENCES = 4096  # that the plan sorts in shared memory
+MAX_SEQUENCES = 4096  # as many as the plan can sort in shared memory
 
 
 class CudaAttention:

@@ -93,7 +93,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """How many thread blocks run on a multiprocessor, and how many entries the ring of each has. An entry is the keys
+    """How many thread blocks run on a multiprocessor, and how many entries each one's ring has. An entry holds the keys
     or the values of 64 tokens."""
 
     blocks: int
@@ -112,7 +112,7 @@ class Occupancy:
         return None
 
 
-#: KiB of shared memory that thread blocks can have on a multiprocessor, by compute capability
+#: KiB of shared memory for thread blocks on a multiprocessor, by compute capability
 _SHARED_KIB = (((8, 0), 162), ((8, 6), 98), ((8, 7), 162), ((8, 9), 98), ((12, 0), 98), ((12, 1), 98))
 _NEWER_SHARED_KIB = 226
 
