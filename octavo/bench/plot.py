@@ -20,7 +20,7 @@ HEIGHT = TITLE_HEIGHT + 2 * PANEL_HEIGHT
 LOG_FROM = 30.0  # times the smallest value
 TITLES = {"ttft": "Time to first token (ms)", "tpot": "Time per output token (ms)"}
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; }
 .octavo { --ink: #1d2330; --soft: #667085; --grid: #e3e7ee; --paper: #ffffff; --a: #2563c9; --b: #c2571a; }
 @media (prefers-color-scheme: dark) {
@@ -64,11 +64,15 @@ class Point:
 def render(points: Sequence[Point], title: str, is_page: bool) -> str:
     """The SVG, or an HTML page with the numbers below it."""
     picture = _svg(points, title)
-    if not is_page:
-        return picture
+    return page(picture, cells(points), title, "Latencies are milliseconds.") if is_page else picture
+
+
+def page(picture: str, rows: Sequence[Sequence[str]], title: str, note: str) -> str:
+    """An HTML page: the picture, a table whose first row is its headings, and a note."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
-        f'<style>{_PAGE_STYLE}</style></head><body class="octavo">\n{picture}\n{_table(points)}\n</body></html>\n'
+        f'<style>{_PAGE_STYLE}</style></head><body class="octavo">\n{picture}\n{_table(rows)}\n<p>{escape(note)}</p>\n'
+        "</body></html>\n"
     )
 
 
@@ -142,7 +146,7 @@ def _svg(points: Sequence[Point], title: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="octavo" role="img" width="{WIDTH}" height="{HEIGHT}" '
         f'viewBox="0 0 {WIDTH} {HEIGHT}"><title>{escape(title)}: latency against load</title>\n'
-        f"<style>{_STYLE}</style>\n"
+        f"<style>{STYLE}</style>\n"
         f'<text x="{LEFT}" y="28" class="title">{escape(title)}</text>\n'
         f'<text x="{WIDTH - RIGHT}" y="28" class="soft" text-anchor="end">at each point: requests/s asked for</text>\n'
         + "\n".join(panels)
@@ -213,7 +217,7 @@ def _labels(lines: Mapping[int, Sequence[tuple[Point, float]]], across: Scale, u
     return parts
 
 
-def _table(points: Sequence[Point]) -> str:
-    head, *rows = ([escape(cell) for cell in row] for row in cells(points))
+def _table(cells_of_rows: Sequence[Sequence[str]]) -> str:
+    head, *rows = ([escape(cell) for cell in row] for row in cells_of_rows)
     lines = ["".join(f"<th>{cell}</th>" for cell in head), *("".join(f"<td>{c}</td>" for c in row) for row in rows)]
-    return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>\n<p>Latencies are milliseconds.</p>"
+    return "<table>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table>"

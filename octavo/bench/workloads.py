@@ -29,6 +29,28 @@ class Work:
         return self.n * self.output_len
 
 
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Log-normal lengths of prompts and outputs: means, spreads (the standard deviations of the logarithms), limits."""
+
+    input_mean: float
+    input_sigma: float
+    longest_input: int
+    output_mean: float
+    output_sigma: float
+    longest_output: int
+
+    def draw(self, rng: random.Random, n: int = 1) -> Work:
+        input_len = _log_normal(rng, self.input_mean, self.input_sigma, self.longest_input)
+        draw_output_len = partial(_log_normal, rng, self.output_mean, self.output_sigma, self.longest_output)
+        return _named(rng, input_len, n, draw_output_len)
+
+
+#: the data sets of the PagedAttention paper (Kwon et al., 2023), by the mean lengths that it gives
+SHAREGPT = Lengths(161, 1.0, 2048, 338, 0.8, 1024)
+ALPACA = Lengths(19, 0.5, 512, 58, 0.8, 512)
+
+
 def random_workload(
     num_prompts: int, input_len: int, output_len: int, *, n: int = 1, vocab_size: int, seed: int = 0
 ) -> list[Work]:
@@ -49,11 +71,9 @@ def mixed() -> list[Work]:
 
 
 def chat() -> list[Work]:
-    """1000 requests, lengths log-normal around the means of ShareGPT in the PagedAttention paper."""
+    """1000 requests of ShareGPT's lengths."""
     rng = random.Random(1)
-    return [
-        _named(rng, _log_normal(rng, 161, 1.0, 2048), 1, lambda: _log_normal(rng, 338, 0.8, 1024)) for _ in range(1000)
-    ]
+    return [SHAREGPT.draw(rng) for _ in range(1000)]
 
 
 def _uniform(num_prompts: int, input_len: int, output_len: int, *, n: int = 1, seed: int) -> list[Work]:

@@ -15,6 +15,7 @@ from octavo.bench.online_report import NAMES, Outcome
 from octavo.bench.plot import Point, cells, render
 from octavo.bench.plot_png import check_png, render_png
 from octavo.cli.flags import add_flags, machine_facts
+from octavo.cli.terminal_text import beside_one_another
 from octavo.errors import ConfigError
 
 PICTURES = (".html", ".svg", ".png")
@@ -153,7 +154,7 @@ class Results:
 
     def finish(self) -> int:
         if len(self._points) > 1:
-            print(_beside_one_another(cells(self._points)), flush=True)
+            print("", *beside_one_another(cells(self._points)), "latencies in ms", sep="\n", flush=True)
         if self._args.plot:
             path = Path(self._args.plot)
             _write(path, self._picture(path.suffix), "w")
@@ -182,12 +183,6 @@ class Results:
         else:
             _write(path, json.dumps(record, indent=None if self._args.save_detailed else 2) + "\n", "w")
         say(f"written to {path}")
-
-
-def _beside_one_another(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(["", *lines, "latencies in ms"])
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -37,6 +37,7 @@ COMMANDS = {
     "bench throughput": "measure: requests and tokens per second of a workload",
     "bench latency": "measure: seconds of one batch",
     "bench serve": "measure: latency and throughput of a server under load",
+    "bench sharing": "measure: what samples of one prompt save by sharing",
     "bench startup": "measure: seconds from a fresh process to the first token",
     "help": "this; with a command's name, that command's",
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 # Control characters except tab and line end: they could move the cursor or rename the window.
@@ -92,3 +92,9 @@ class TerminalText:
         if not word:
             self._word, self._word_width = "", 0
         return f"{back}\n{word}"
+
+
+def beside_one_another(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines, its columns flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

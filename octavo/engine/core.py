@@ -17,6 +17,7 @@ from typing import Any
 
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
+from octavo.cache.sharing import sharing_of
 from octavo.errors import EngineDeadError
 from octavo.executor.executor import Executor
 from octavo.messages import PendingStep, StepPlan, StepResult
@@ -28,17 +29,30 @@ from octavo.scheduler.step import SequenceUpdate
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """The engine's numbers at one moment. Blocks exclude the null block."""
+    """The engine's numbers at one moment. Blocks exclude the null block.
+
+    Unshared: counted once for each sequence that holds a block, as if nothing were shared. kv_bytes_read: keys and
+    values that a decode step of all running sequences reads if it reads shared blocks once; kv_bytes_read_unshared: if
+    it reads them for each sequence.
+    """
 
     num_running: int
     num_waiting: int
     num_blocks: int
     num_used_blocks: int
+    num_unshared_blocks: int = 0
+    kv_bytes_read: int = 0
+    kv_bytes_read_unshared: int = 0
 
     @property
     def kv_cache_usage(self) -> float:
         """Share of blocks in use, 0 to 1."""
         return self.num_used_blocks / self.num_blocks
+
+    @property
+    def sharing_saved(self) -> float:
+        """Share of blocks that sharing saves, 0 to 1."""
+        return 1 - self.num_used_blocks / self.num_unshared_blocks if self.num_unshared_blocks else 0.0
 
 
 class EngineCore:
@@ -103,12 +117,17 @@ class EngineCore:
         return self._update(plan, result, begin, scheduled)
 
     def stats(self) -> EngineStats:
-        pool = self._cache.pool
+        pool, shared = self._cache.pool, sharing_of(self._cache, self._scheduler.sequences)
+        started = self._events.started
+        slot_bytes = started.block_bytes / started.block_size if started else 0.0
         return EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
             num_blocks=pool.num_owned + pool.num_available,
             num_used_blocks=pool.num_owned,
+            num_unshared_blocks=shared.num_unshared_blocks,
+            kv_bytes_read=round(shared.num_slots_read * slot_bytes),
+            kv_bytes_read_unshared=round(shared.num_slots_read_unshared * slot_bytes),
         )
 
     def reset_prefix_cache(self) -> bool:

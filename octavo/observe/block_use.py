@@ -34,6 +34,7 @@ class Occupancy:
     num_filled_slots: int = 0
     num_shared_blocks: int = 0
     num_table_entries: int = 0  # blocks in use if nothing were shared
+    num_table_slots: int = 0  # slots filled if nothing were shared
 
 
 class BlockUse:
@@ -102,16 +103,19 @@ class BlockUse:
         asked = self._held if sequence_ids is None else [one for one in sequence_ids if one in self._held]
         owners: Counter[int] = Counter()
         filled: dict[int, int] = {}
+        num_table_slots = 0
         for sequence_id in asked:
             num_tokens = self._num_tokens.get(sequence_id, 0)
             owners.update(self._held[sequence_id].keys())
             for block_id, position in self._held[sequence_id].items():
                 in_block = min(max(num_tokens - position, 0), self._block_size)
                 filled[block_id] = max(filled.get(block_id, 0), in_block)
+                num_table_slots += in_block
         return Occupancy(
             num_sequences=len(asked),
             num_used_blocks=len(owners),
             num_filled_slots=sum(filled.values()),
             num_shared_blocks=sum(count > 1 for count in owners.values()),
             num_table_entries=owners.total(),
+            num_table_slots=num_table_slots,
         )

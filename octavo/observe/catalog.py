@@ -19,6 +19,7 @@ GAUGES: dict[str, str] = {
     "num_requests_waiting": "Sequences that wait to be computed, new ones and preempted ones.",
     "num_requests_waiting_by_reason": "Sequences that wait, by what they wait for.",
     "kv_cache_usage_perc": "Share of KV blocks that running sequences hold, 0 to 1.",
+    "kv_cache_sharing_saved_perc": "Share of KV blocks that running sequences save by sharing, 0 to 1.",
     "cache_config_info": "The KV cache's sizes and options as labels; the value is always 1.",
 }
 

@@ -56,6 +56,7 @@ class EngineMetrics:
         self.num_waiting = 0
         self._why: dict[str, str] = {}  # waiting request -> reason
         self._num_free_blocks = self._sizes.num_blocks
+        self._num_table_entries = self._num_unshared_blocks = 0  # now, and at the last planned step
         self._generated = self._counters["generation_tokens"]
         self._seconds: Counter[str] = self._counters["step_seconds"]
         self._step_tokens = self._histograms["iteration_tokens_total"]
@@ -72,6 +73,8 @@ class EngineMetrics:
             events.Waits: self._waits,
             events.Started: self._started,
             events.PrefixHit: self._prefix_hit,
+            events.BlocksGiven: self._blocks_given,
+            events.BlocksFreed: self._blocks_freed,
             events.Scheduled: self._scheduled,
             events.Forked: self._forked,
             events.Preempted: self._preempted,
@@ -105,6 +108,12 @@ class EngineMetrics:
         """At the last planned step; 0 if no sequence runs."""
         return 1 - self._num_free_blocks / self._sizes.num_blocks if self._running else 0.0
 
+    @property
+    def sharing_saved(self) -> float:
+        """Share of blocks that sharing saved at the last planned step; 0 if no sequence runs."""
+        num_used = self._sizes.num_blocks - self._num_free_blocks
+        return 1 - num_used / self._num_unshared_blocks if self._running and self._num_unshared_blocks else 0.0
+
     def count(self, name: str) -> float:
         """A counter, summed over its labels."""
         return self._counters[name].total()
@@ -129,14 +138,23 @@ class EngineMetrics:
         if life is not None and life.num_preemptions == 0 and self._sizes.enable_prefix_caching:
             self._counters["prefix_cache_queries"][""] += life.num_prompt_tokens
 
+    def _blocks_given(self, event: events.BlocksGiven) -> None:
+        self._num_table_entries += len(event.block_ids)
+
+    def _blocks_freed(self, event: events.BlocksFreed) -> None:
+        self._num_table_entries -= len(event.block_ids)
+
     def _prefix_hit(self, event: events.PrefixHit) -> None:
+        self._num_table_entries += len(event.block_ids)
         if self._lives.follow(event) is not None:
             self._counters["prefix_cache_hits"][""] += event.num_tokens
 
     def _scheduled(self, event: events.Scheduled) -> None:
         self._num_free_blocks = event.num_free_blocks
+        self._num_unshared_blocks = self._num_table_entries
 
     def _forked(self, event: events.Forked) -> None:
+        self._num_table_entries += event.num_shared_blocks
         self._lives.follow(event)
         self._running.add(event.sequence_id)
 
@@ -230,6 +248,7 @@ class EngineMetrics:
             "num_requests_waiting": [("", (), self.num_waiting)],
             "num_requests_waiting_by_reason": [("", (("reason", why),), number) for why, number in by_reason.items()],
             "kv_cache_usage_perc": [("", (), self.kv_cache_usage)],
+            "kv_cache_sharing_saved_perc": [("", (), self.sharing_saved)],
             "cache_config_info": [("", self._cache_info, 1)],
         }
         for name, meaning in GAUGES.items():

@@ -24,7 +24,11 @@ class Sharing:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Counts of one run. Memory figures are from the step with the most blocks; `waste` covers all steps."""
+    """Counts of one run. Memory figures are from the step with the most blocks; those from `waste` on cover all steps.
+
+    Unshared: counted once for each sequence that holds a block, as if nothing were shared. A kernel that reads shared
+    blocks once reads `read_bytes` of keys and values in a decode step, one that does not reads `read_bytes_unshared`.
+    """
 
     num_requests: int
     num_sequences: int
@@ -41,7 +45,16 @@ class Report:
     block_bytes: int
     contiguous_blocks: int  # max_model_len reserved for each sequence of the peak
     waste: float  # slots held but not filled, share of slots held
+    mean_blocks: float
+    mean_blocks_unshared: float
+    read_bytes: float  # in a decode step, on average
+    read_bytes_unshared: float
     sharing: Sharing | None
+
+    @property
+    def sharing_saved(self) -> float:
+        """Share of blocks that sharing saves, on average over all steps."""
+        return 1 - self.mean_blocks / self.mean_blocks_unshared if self.mean_blocks_unshared else 0.0
 
     def lines(self) -> list[tuple[str, str]]:
         """For people: (label, text)."""
@@ -64,6 +77,8 @@ class Report:
         ]
         if self.sharing is not None:
             lines.append(("shared", _sharing_text(self.sharing)))
+        if self.mean_blocks < self.mean_blocks_unshared:
+            lines += [("saved", self._saved()), ("reads", self._reads())]
         if self.num_prefix_tokens:
             lines.append(("prefix hits", f"{self.num_prefix_tokens:,} prompt tokens were not computed again"))
         if self.num_preemptions:
@@ -76,6 +91,16 @@ class Report:
             f"{self.contiguous_blocks:,} blocks ({self._size(self.contiguous_blocks)}) would have been reserved with "
             f"max_model_len for each sequence, {times:,.0f} times as much"
         )
+
+    def _saved(self) -> str:
+        return (
+            f"sharing saved {self.sharing_saved:.1%} of the blocks: {self.mean_blocks:,.1f} in use over all steps, "
+            f"in place of {self.mean_blocks_unshared:,.1f}"
+        )
+
+    def _reads(self) -> str:
+        once, again = self.read_bytes / 2**20, self.read_bytes_unshared / 2**20
+        return f"a decode step reads {once:,.1f} MiB of KV if it reads shared blocks once, {again:,.1f} MiB if not"
 
     def _size(self, num_blocks: int) -> str:
         return f"{num_blocks * self.block_bytes / 2**20:,.1f} MiB"

@@ -36,8 +36,13 @@ class _Totals:
     num_steps: int = 0
     num_preemptions: int = 0
     num_prefix_tokens: int = 0
-    num_held_slots: int = 0
+    num_used_blocks: int = 0  # this and the next three: summed over steps
+    num_table_entries: int = 0
     num_filled_slots: int = 0
+    num_planned_steps: int = 0
+    num_decode_steps: int = 0
+    num_slots_read: int = 0  # by decodes, each slot once
+    num_slots_read_unshared: int = 0
     first_time: float | None = None
     last_time: float = 0.0
     arrival_times: dict[str, float] = field(default_factory=dict)
@@ -113,13 +118,25 @@ class Tally:
     @_count.register
     def _(self, event: Scheduled) -> None:
         """Measure memory: a step is about to run, and its blocks are allocated."""
-        now = self._use.occupancy()
-        self._totals.num_held_slots += now.num_used_blocks * self._block_size()
-        self._totals.num_filled_slots += now.num_filled_slots
+        now, totals = self._use.occupancy(), self._totals
+        totals.num_planned_steps += 1
+        totals.num_used_blocks += now.num_used_blocks
+        totals.num_table_entries += now.num_table_entries
+        totals.num_filled_slots += now.num_filled_slots
+        self._count_reads(event)
         if now.num_used_blocks > self._peak.num_used_blocks:
             self._peak = now
         for request_id, sequence_ids in self._groups.items():
             self._look_at_group(request_id, sequence_ids)
+
+    def _count_reads(self, event: Scheduled) -> None:
+        """What the step's decodes, the sequences that compute one token, read."""
+        decodes = [one for one, number in zip(event.sequence_ids, event.num_tokens, strict=True) if number == 1]
+        if decodes:
+            read = self._use.occupancy(decodes)
+            self._totals.num_decode_steps += 1
+            self._totals.num_slots_read += read.num_filled_slots
+            self._totals.num_slots_read_unshared += read.num_table_slots
 
     def _look_at_group(self, request_id: str, sequence_ids: set[int]) -> None:
         """Keep the request that saved the most blocks, at its largest."""
@@ -131,14 +148,12 @@ class Tally:
         ):
             self._sharing = seen
 
-    def _block_size(self) -> int:
-        assert self._sizes is not None, "a log begins with EngineStarted; this one has lost its beginning"
-        return self._sizes.block_size
-
     def report(self) -> Report:
         totals, sizes = self._totals, self._sizes
         assert sizes is not None, "a log begins with EngineStarted; this one has lost its beginning"
         ttfts = [time - totals.arrival_times[request_id] for request_id, time in totals.first_token_times.items()]
+        slot_bytes, num_steps = sizes.block_bytes / sizes.block_size, max(totals.num_planned_steps, 1)
+        read_bytes = slot_bytes / max(totals.num_decode_steps, 1)
         blocks_per_sequence = sizes.num_groups * -(-sizes.max_model_len // sizes.block_size)
         return Report(
             num_requests=totals.num_requests,
@@ -155,6 +170,10 @@ class Tally:
             block_size=sizes.block_size,
             block_bytes=sizes.block_bytes,
             contiguous_blocks=self._peak.num_sequences * blocks_per_sequence,
-            waste=1 - totals.num_filled_slots / max(totals.num_held_slots, 1),
+            waste=1 - totals.num_filled_slots / max(totals.num_used_blocks * sizes.block_size, 1),
+            mean_blocks=totals.num_used_blocks / num_steps,
+            mean_blocks_unshared=totals.num_table_entries / num_steps,
+            read_bytes=totals.num_slots_read * read_bytes,
+            read_bytes_unshared=totals.num_slots_read_unshared * read_bytes,
             sharing=self._sharing,
         )

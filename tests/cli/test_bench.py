@@ -62,6 +62,43 @@ def test_startup_is_measured_in_a_fresh_process(tmp_path: Path, capsys: pytest.C
     assert "the engine did not start" in capsys.readouterr().err
 
 
+def test_what_samples_save_is_counted_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, page = tmp_path / "sharing.json", tmp_path / "sharing.html"
+    kept = ("--output-json", str(result), "--plot", str(page))
+    model = ("smollm2", "--input-len", "40", "--output-len", "6", "--num-iters", "1", "--max-model-len", "512")
+    assert main(["bench", "sharing", *model, "--n", "2,1", "--num-prompts", "3", *kept]) == 0
+    found = json.loads(result.read_text())
+    assert [(one["dataset"], one["n"]) for one in found["memory"]] == [
+        *(("ShareGPT", 1), ("ShareGPT", 2), ("Alpaca", 1), ("Alpaca", 2)),
+    ]
+    assert found["memory"][1]["memory_saved_paper"] == 0.162
+    assert [(one["n"], one["shared"]) for one in found["time"]] == [(1, True), (1, False), (2, True), (2, False)]
+    assert all(0 < one["step_s"] < 10 for one in found["time"])
+    shared, apart = (one["kv_bytes_read_per_step"] for one in found["time"][2:])
+    assert 0.5 < shared / apart < 0.7  # two full blocks of the prompt, and up to 13 tokens of each
+    assert page.read_text().startswith("<!doctype html>")
+    assert "the paper's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--n", "0,2"), "--n is '0,2', allowed are whole numbers from 1 to 256"),
+        (("--n", "1.5"), "--n is '1.5', allowed are whole numbers from 1 to 256"),
+        (("--plot", "a.png"), "--plot a.png: allowed are names that end in .html, .svg"),
+        (("--plot", "nowhere/a.svg"), "nowhere is not a folder"),
+        (("--output-len", "3"), "--output-len is 3, allowed is 4 or more"),
+        (("--block-size", "7"), "block_size is 7, allowed are 8, 16"),
+        (("--max-model-len", "512"), "--max-model-len is for a model's engine, and no model is given"),
+    ],
+)
+def test_sharing_that_cannot_be_measured_is_refused(
+    flags: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "sharing", *flags]) == 2
+    assert problem in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("command", "flag"), [("latency", "--num-iters-warmup"), ("startup", "--num-iters-cold")])
 def test_negative_counts_are_refused(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", command, flag, "-1"]) == 2

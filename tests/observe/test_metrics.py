@@ -16,6 +16,8 @@ from octavo.messages import StepResult
 from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS
 from octavo.observe.events import (
     Arrived,
+    BlocksFreed,
+    BlocksGiven,
     EngineStarted,
     Event,
     EventLog,
@@ -160,6 +162,23 @@ def test_gauges_follow_sequences_as_they_move() -> None:
     assert seen("num_requests_waiting_by_reason", reason="blocks") == 0
     assert seen("num_preemptions_total") == 1
     assert seen("request_num_preemptions_sum") == 1
+
+
+def test_the_blocks_that_sharing_saves() -> None:
+    """4 of 100 blocks are in use: two samples hold 2 together and 1 each, and a third request found one of the 2."""
+    log, recorder = follow(
+        Started(2.0, 1, "a", 0),
+        BlocksGiven(2.0, 1, 0, (1, 2)),
+        Forked(2.0, 1, 2, "a", 2),
+        BlocksGiven(3.0, 1, 0, (3,)),
+        BlocksGiven(3.0, 2, 0, (4,)),
+        PrefixHit(3.0, 3, 16, (1,)),
+        scheduled(3.0, 96),
+    )
+    assert Scrape(recorder)("kv_cache_sharing_saved_perc") == pytest.approx(1 - 4 / 7)
+    write(log, BlocksFreed(4.0, 2, 0, (1, 2, 4), "finished"), BlocksFreed(4.0, 3, 0, (1,), "aborted"))
+    write(log, scheduled(4.0, 97))
+    assert Scrape(recorder)("kv_cache_sharing_saved_perc") == 0
 
 
 def test_samples_of_one_request_end_one_by_one_and_the_request_once() -> None:

@@ -106,6 +106,13 @@ def test_samples_share_the_prompt_and_copy_one_block() -> None:
     assert dict(report.lines())["shared"] == (
         "3 samples of one prompt held 4 blocks, 1 shared and 3 owned alone, in place of 6"
     )
+    assert (report.mean_blocks, report.mean_blocks_unshared) == ((2 + 4) / 2, (2 + 6) / 2)
+    assert report.sharing_saved == 1 - 6 / 8
+    # step 2 decodes: 4 slots of block 1 and 3 of each other block, of 256 KiB each; unshared 3 x 7
+    assert (report.read_bytes, report.read_bytes_unshared) == (13 * 2**18, 21 * 2**18)
+    assert dict(report.lines())["reads"] == (
+        "a decode step reads 3.2 MiB of KV if it reads shared blocks once, 5.2 MiB if not"
+    )
 
 
 def test_prefix_hits_are_full_blocks_and_counted() -> None:
