@@ -1,6 +1,6 @@
 """Attention backends on a GPU: their protocol, the table of all backends, and the choice for each layer of a model.
 
-    table, best first        flash_attn_4 (only if asked for) | hopper | triton
+    table, best first        flash_attn_4 (only if asked for) | cuda | hopper | triton
     a layer of the model     the backends that take it, in this order: a chain
     a phase of a step        the first backend of the chain computes it, or leaves it to the next
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 class AttentionBackend(Protocol):
     """Attention kernels for some of a model's layers; built once per model."""
+
+    decodes_alone: bool
+    """Whether fused steps of decodes with one new token each need no other backend's plan."""
 
     longest_captured: ClassVar[int | None]
     """Steps with longer chunks cannot be captured: their lengths must be known on the host. None: all steps can."""
@@ -126,6 +129,7 @@ class ModelAttention:
         self._chains = {
             layer: [self._backends[name] for name in chain if name in self._backends] for layer, chain in chains.items()
         }
+        self._alone = [backend for backend in self._backends.values() if backend.decodes_alone][:1]
         limits = [backend.longest_captured for backend in self._backends.values()]
         #: see `AttentionBackend`
         self.longest_captured = min((limit for limit in limits if limit is not None), default=None)
@@ -139,8 +143,11 @@ class ModelAttention:
                 raise
             print(f"octavo: attention by {name!r} is left out: {error}", file=sys.stderr)
 
-    def plan(self, step: DeviceStep) -> None:
-        for backend in self._backends.values():
+    def plan(self, step: DeviceStep, *, is_fused: bool) -> None:
+        """is_fused: its program attends and writes the cache by one op, so that nothing else reads a plan."""
+        is_plain = not step.kind.has_chunks and step.kind.decode_threshold == 1
+        alone = self._alone if is_fused and is_plain else []
+        for backend in alone or self._backends.values():
             backend.plan(step)
 
     def decode(self, layer: AttentionLayer, transform: HeadTransform | None = None) -> AttentionLaunch:

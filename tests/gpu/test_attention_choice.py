@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from octavo.errors import ConfigError, KernelBuildError
 from tests.gpu.device import DEVICE
@@ -13,6 +15,7 @@ from tests.gpu.device import DEVICE
 from octavo.kernels import attention  # isort: skip
 from octavo.kernels.attention import ModelAttention, choose  # isort: skip
 from octavo.kernels.cuda.driver import GPU  # isort: skip
+from octavo.kernels.cuda.step import DECODES, DeviceStep, StepKind  # isort: skip
 from octavo.kernels.cuda_cpp import attention as cuda_attention  # isort: skip
 from octavo.kernels.cuda_cpp import compile as nvcc  # isort: skip
 from octavo.kernels.external import flash_attention  # isort: skip
@@ -45,7 +48,7 @@ def test_cuda_kernels_leave_more_sequences_than_they_can_plan_to_others(monkeypa
     memory = AttentionMemory([LAYER], KV, StepLimits(4, 4, 64, 1), AMPERE, DEVICE)
     backend = cuda_attention.CudaAttention(memory)
     assert backend.decode(LAYER, None, otherwise=print) is print  # type: ignore[arg-type]
-    assert not memory.decodes_are_planned
+    assert not backend.decodes_alone
 
 
 def test_kernels_that_cannot_be_built_are_left_out_unless_asked_for(
@@ -108,6 +111,7 @@ def test_a_phase_goes_to_the_first_that_computes_it(monkeypatch: pytest.MonkeyPa
     """With a window, decodes go to the Hopper kernel and chunks to the plain one."""
 
     class Decodes:
+        decodes_alone = False
         longest_captured = 7
         plans = 0
         why_not = staticmethod(lambda *need: [])
@@ -133,5 +137,43 @@ def test_a_phase_goes_to_the_first_that_computes_it(monkeypatch: pytest.MonkeyPa
     memory = AttentionMemory([LAYER], KV, StepLimits(4, 4, 64, 1), AMPERE, DEVICE)
     model = ModelAttention([LAYER], "bfloat16", KV, "triton", memory)
     assert (model.decode(LAYER)(None, None, None), model.prefill(LAYER)(None, None, None)) == ("ours", "theirs")  # type: ignore[arg-type, func-returns-value]
-    model.plan(None)  # type: ignore[arg-type]
+    model.plan(step_of(DECODES), is_fused=True)
     assert (Decodes.plans, model.longest_captured) == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_fused", "num_plans"),
+    [
+        (DECODES, True, 0),
+        (DECODES, False, 1),  # another op writes the cache, where the plain plan says
+        (StepKind(has_decodes=True, has_chunks=True), True, 1),
+        (StepKind(has_decodes=True, has_chunks=False, decode_threshold=4), True, 1),
+    ],
+)
+def test_a_backend_that_decodes_alone_spares_the_other_plans(
+    kind: StepKind, is_fused: bool, num_plans: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = {"alone": 0, "other": 0}
+
+    def backend(name: str) -> object:
+        def plan(step: object) -> None:
+            plans[name] += 1
+
+        members = {"decodes_alone": name == "alone", "longest_captured": None, "plan": plan}
+        made = SimpleNamespace(**members)
+
+        def build(memory: AttentionMemory) -> object:
+            return made
+
+        build.why_not = lambda *need: []  # type: ignore[attr-defined]
+        return lambda: build
+
+    monkeypatch.setattr(attention, "BACKENDS", {name: backend(name) for name in plans})
+    memory = AttentionMemory([LAYER], KV, StepLimits(4, 4, 64, 1), AMPERE, DEVICE)
+    ModelAttention([LAYER], "bfloat16", KV, "auto", memory).plan(step_of(kind), is_fused=is_fused)
+    assert plans == {"alone": 1, "other": num_plans}
+
+
+def step_of(kind: StepKind) -> DeviceStep:
+    nothing = torch.empty(0, dtype=torch.int32)
+    return DeviceStep(nothing, nothing, nothing, nothing, nothing, (), kind)

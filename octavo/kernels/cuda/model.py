@@ -144,7 +144,7 @@ class TritonModel:
     def run_chunks(self, step: DeviceStep) -> None:
         """Run a step of any kind whose tensors are already on the device; `logits` then reads its hidden states. Tokens
         beyond the last sequence's are padding, and so are sequences of length 0."""
-        self._attention.plan(step)
+        self._attention.plan(step, is_fused=False)
         self._hidden = self._chunks.run(step, len(step.input_ids))
 
     def take_hidden(self, num_tokens: int) -> None:
@@ -210,7 +210,7 @@ class TritonModel:
 
     def decode(self, step: DeviceStep) -> torch.Tensor:
         """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding."""
-        self._attention.plan(step)
+        self._attention.plan(step, is_fused=self._shared.see is None)
         num_rows = len(step.seq_lens)
         (logits,) = _first_for(num_rows, self._decodes).run(step, num_rows)
         return logits

@@ -61,6 +61,7 @@ class CudaAttention:
         self._memory, gpu, device = memory, memory.gpu, memory.device
         dtype, size = TORCH_DTYPE[memory.kv.dtype], memory.kv.block_size
         self._plans: dict[tuple[int, int | None, Shape], SharedPlan] = {}
+        self.decodes_alone = False
         if memory.max_num_seqs > MAX_SEQUENCES:
             return
         layers = [layer for layer in memory.layers if not self.why_not(layer, memory.kv.dtype, memory.kv, gpu)]
@@ -82,8 +83,7 @@ class CudaAttention:
                 self._partials[shape, layer.head_dim] = Partials.allocate(
                     rows, memory.max_num_seqs, shape, layer.head_dim, device
                 )
-        #: whether a step with only decodes needs no other backend
-        memory.decodes_are_planned = len(layers) == len(memory.layers)
+        self.decodes_alone = len(layers) == len(memory.layers)
 
     def plan(self, step: DeviceStep) -> None:
         if not step.kind.has_decodes or step.kind.decode_threshold > 1:

@@ -31,6 +31,7 @@ class FlashAttention:
     """Implements `octavo.kernels.attention.AttentionBackend`. Its construction imports the library, which takes
     seconds."""
 
+    decodes_alone = False
     longest_captured: ClassVar[int | None] = MIN_CHUNK - 1
 
     @staticmethod

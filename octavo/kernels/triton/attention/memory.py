@@ -88,8 +88,6 @@ class AttentionMemory:
     ) -> None:
         self.gpu, self.device, self.layers, self.kv = gpu, device, layers, kv
         self.max_num_seqs = limits.max_num_seqs
-        #: whether a step of single decodes needs none of these plans, because another backend attends in all layers
-        self.decodes_are_planned = False
         self.pools: dict[AttentionLayer, LayerPool] = {}
         self.workspace = DecodeWorkspace.allocate(limits.max_num_seqs, layers, device)
         keys = dict.fromkeys((layer.group, layer.window) for layer in layers)
@@ -104,8 +102,6 @@ class AttentionMemory:
         return self._plans[layer.group, layer.window]
 
     def make_plans(self, step: DeviceStep) -> None:
-        if self.decodes_are_planned and not step.kind.has_chunks and step.kind.decode_threshold == 1:
-            return
         for (group, window), plan in self._plans.items():
             make_plan(
                 plan,

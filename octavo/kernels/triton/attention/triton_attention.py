@@ -27,6 +27,7 @@ HOPPER_MAX_GROUP = 16  # query heads per kv head
 class TritonAttention:
     """Implements `octavo.kernels.attention.AttentionBackend`. Its plan serves the other backends too."""
 
+    decodes_alone = False
     longest_captured: ClassVar[int | None] = None
 
     @staticmethod
@@ -71,6 +72,7 @@ class HopperAttention:
     """Implements `octavo.kernels.attention.AttentionBackend`. It leaves chunks of short sequences, and decodes of
     several new tokens, to other backends."""
 
+    decodes_alone = False
     longest_captured: ClassVar[int | None] = None
 
     @staticmethod
