@@ -19,7 +19,8 @@ from octavo.llm import LLM
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.bodies import NEUTRAL, NO_EFFECT, instead_of
 from octavo.server.protocol import ChatCompletionRequest, CompletionRequest, MessagesRequest, TokenizeRequest
-from octavo.server.settings import LIMITS, ServerSettings
+from octavo.server.sessions import ROUTES as SESSION_ROUTES
+from octavo.server.settings import LIMITS, SESSION_LIMITS, ServerSettings
 from octavo.vllm_options import NotHere
 
 SAME = "the same"
@@ -75,11 +76,16 @@ OURS: dict[str, frozenset[str]] = {
     "flags": frozenset(
         {
             *("queue_timeout", "engine_hang_timeout", "front_end_hang_timeout", "api_key_file", "timeout_request_head"),
-            *("timeout_request_body", "max_idle_connections", *LIMITS),
+            *("timeout_request_body", "max_idle_connections", *LIMITS, *SESSION_LIMITS, "session_timeout"),
         }
     ),
     "parameters": frozenset({"truncate_prompt_tokens"}),
-    "routes": frozenset({"/", "/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/ps", "/api/version"}),
+    "routes": frozenset(
+        {
+            *("/", "/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/ps", "/api/version"),
+            *(path for _, path, _ in SESSION_ROUTES),
+        }
+    ),
     "fields": frozenset(),
     "methods": frozenset(
         {"stream", "session", "events", "card", "stats", "close", "is_alive", "model_info", "metrics"}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from octavo.engine.calls import listed_or_one
@@ -26,26 +26,28 @@ TokenIds = tuple[int, ...]
 
 
 class Branches:
-    """Owner of a session's tokens. Any thread may call it."""
+    """Owner of a session's tokens. Any thread may call it.
 
-    def __init__(self, token_ids: Iterable[int], limits: RequestLimits) -> None:
+    num_tokens: those of all branches together.
+    """
+
+    def __init__(
+        self, token_ids: Sequence[int], limits: RequestLimits, admit: Callable[[int], None] = lambda num_tokens: None
+    ) -> None:
+        """admit: raises an error if a fork or a text would add too many tokens."""
         if not limits.enable_prefix_caching:
             raise InvalidRequestError(
                 "enable_prefix_caching is False, and without it each step of a session would compute all of its tokens "
                 "again: start the engine with enable_prefix_caching=True, or send whole prompts"
             )
         self._limits = limits
+        self._admit = admit
         self._lock = threading.RLock()  # reentrant for signal handlers
         self._tokens: dict[int, TokenIds] = {0: tuple(token_ids)}
         self._continued: set[int] = set()  # by calls that have not ended
         self._next = 1
+        self.num_tokens = len(token_ids)
         self.is_closed = False
-
-    @property
-    def num_tokens(self) -> int:
-        """Of all branches together."""
-        with self._lock:
-            return sum(map(len, self._tokens.values()))
 
     def tokens(self) -> dict[int, TokenIds]:
         """Those of each branch."""
@@ -63,9 +65,11 @@ class Branches:
                     f"n is {shown(n)}, allowed is 1 to {most}: the branch itself and its copies; a session holds "
                     f"{MAX_N} branches, prune what you need no more"
                 )
-            copies = range(self._next, self._next + count - 1)
+            copies, tokens = range(self._next, self._next + count - 1), self._tokens[number]
+            self._admit(len(copies) * len(tokens))
             self._next += len(copies)
-            self._tokens.update(dict.fromkeys(copies, self._tokens[number]))
+            self.num_tokens += len(copies) * len(tokens)
+            self._tokens.update(dict.fromkeys(copies, tokens))
             return [number, *copies]
 
     def extend(self, token_ids: Sequence[int], branch: int | None) -> None:
@@ -79,11 +83,12 @@ class Branches:
                         f"branch {number} would have {total} tokens, allowed are {most} (max_model_len is {most + 1} "
                         "and one new token must fit); add fewer, name another branch, or raise max_model_len"
                     )
+            self._admit(len(numbers) * len(token_ids))
             self._append(dict.fromkeys(numbers, token_ids))
 
     def prune(self, branch: int) -> None:
         with self._lock:
-            del self._tokens[self._known(branch)]
+            self.num_tokens -= len(self._tokens.pop(self._known(branch)))
 
     @contextmanager
     def continued(self, branches: object) -> Iterator[dict[int, TokenIds]]:
@@ -112,12 +117,13 @@ class Branches:
 
     def close(self) -> None:
         with self._lock:
-            self.is_closed = True
+            self.is_closed, self.num_tokens = True, 0
             self._tokens.clear()
 
     def _append(self, added: Mapping[int, Sequence[int]]) -> None:
         for number, token_ids in added.items():
             self._tokens[number] += tuple(token_ids)
+            self.num_tokens += len(token_ids)
 
     def _all(self) -> list[int]:
         self._check_open()

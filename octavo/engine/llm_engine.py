@@ -187,7 +187,10 @@ class GenerateCall:
 
 
 class EngineClient(Protocol):
-    """An engine, as the coroutines of one event loop see it."""
+    """An engine, as the coroutines of one event loop see it. num_front_ends: how many processes have such a client of
+    the same engine, so that a call may reach any of them."""
+
+    num_front_ends: int = 1
 
     def generate(
         self,

@@ -58,9 +58,18 @@ MAX_INLINE_BAD_WORDS = 256
 class ProcessClient(EngineClient):
     """Owner of this front end's end of the socket and of its streams. All calls must come from one event loop."""
 
-    def __init__(self, tokenizer: Tokenizer | None, index: int, seed: int, *, logs_requests: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        index: int,
+        seed: int,
+        *,
+        logs_requests: bool = False,
+        num_front_ends: int = 1,
+    ) -> None:
         """index: the front end's number. seed: for the seeds of requests that have none. logs_requests: log a line per
         request, without its content."""
+        self.num_front_ends = num_front_ends
         self.identity = front_end_identity(index, os.getpid())
         self._tokenizer = tokenizer
         self._seed = seed

@@ -38,11 +38,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import ConfigError
-from octavo.server import anthropic, chat, completions, ollama, operations, tokens
+from octavo.server import anthropic, chat, completions, ollama, operations, sessions, tokens
 from octavo.server.api_errors import ApiError, error_response
 from octavo.server.logprob_room import LogprobRoom
 from octavo.server.openapi import describe, documentation
 from octavo.server.serving import REQUEST_ID_HEADER, Endpoint, Serving, is_request_id, route
+from octavo.server.session_store import SessionStore
 from octavo.server.settings import ServerSettings
 from octavo.shown import shown
 
@@ -60,6 +61,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/api/version", operations.version),
     ("GET", "/v1/models", operations.list_models),
     ("GET", "/v1/models/{model:path}", operations.get_model),
+    *sessions.ROUTES,
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
     ("GET", "/health", operations.health),
@@ -91,7 +93,8 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
     options["redirect_slashes"] = not settings.root_path  # redirects would lose it
     app = FastAPI(title="Octavo", **options)
     room = LogprobRoom(2 * settings.max_logprobs_per_request)
-    serving = Serving(client=client, settings=settings, created=int(time.time()), logprob_room=room)
+    created, sessions = int(time.time()), SessionStore(settings)
+    serving = Serving(client=client, settings=settings, created=created, logprob_room=room, sessions=sessions)
     routes = [*ROUTES, *OPTIONAL_ROUTES] if settings.enable_tokenizer_info_endpoint else [*ROUTES]
     if not settings.disable_fastapi_docs:
         routes += documentation(app, settings.root_path)

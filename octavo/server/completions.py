@@ -27,6 +27,7 @@ from octavo.server.prompts import cut, encode_texts, room_for_output
 from octavo.server.protocol import CompletionRequest
 from octavo.server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse, request_times
 from octavo.server.serving import Serving
+from octavo.server.session_protocol import SessionGenerateRequest
 from octavo.server.streaming import lane_for
 from octavo.text.tokenizer import LONG_TEXT
 
@@ -43,7 +44,7 @@ async def create_completion(request: Request, serving: Serving) -> Response:
     prompts = await _token_ids(request, given, asked, serving)
     most = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     prompts = [cut(prompt, asked, most, serving.client.model_info) for prompt in prompts]
-    params = _params(asked, prompts, serving)
+    params = completion_params(asked, prompts, serving)
     num_top = -1 if asked.logprob_token_ids else asked.logprobs
     call = make_call(request, asked, serving, "cmpl", prompts, params, num_top, names_limit=True)
     shown = given if asked.truncate_prompt_tokens is None else prompts
@@ -99,7 +100,9 @@ async def _token_ids(request: Request, given: Prompts, asked: CompletionRequest,
     return await encode_texts(request, serving, given, asked.add_special_tokens is not False, "prompt", fits)
 
 
-def _params(asked: CompletionRequest, prompts: list[list[int]], serving: Serving) -> SamplingParams:
+def completion_params(
+    asked: CompletionRequest | SessionGenerateRequest, prompts: list[list[int]], serving: Serving
+) -> SamplingParams:
     """max_tokens 0 with echo only reads the prompt; the engine generates one token, which is not reported."""
     if asked.max_tokens == 0 and not asked.echo:
         raise bad_field("max_tokens", "is 0, allowed is 1 or more, or 0 together with echo")
@@ -148,8 +151,9 @@ def _response(
 ) -> CompletionResponse:
     if asked.max_tokens == 0:
         outputs = list(map(_prompt_alone, outputs))
+    echoes = [None] * len(outputs) if echo is None else echo
     choices = [
-        _choice(call, asked, place * call.params.n + one.index, output, one, None if echo is None else echo[place])
+        completion_choice(call, asked, place * call.params.n + one.index, output, one, echoes[place])
         for place, output in enumerate(outputs)
         for one in output.outputs
     ]
@@ -164,9 +168,9 @@ def _response(
     )
 
 
-def _choice(
+def completion_choice(
     call: Call,
-    asked: CompletionRequest,
+    asked: CompletionRequest | SessionGenerateRequest,
     index: int,
     output: RequestOutput,
     completion: CompletionOutput,

@@ -50,6 +50,26 @@ MEANINGS: Mapping[str, str] = {
     "continuous_usage_stats": "With include_usage: the counts in every chunk.",
     "include_obfuscation": "Chunks of random length; not supported: leave it out.",
     "stream_interval": "Tokens per chunk; the first is sent at once.",
+    # sessions
+    "SessionRequest.prompt": "A text or token ids.",
+    "SessionForkRequest.n": "How many branches to have: the branch itself and its copies.",
+    "branch": "The number of a branch.",
+    "SessionForkRequest.branch": "The branch to copy; left out: 0.",
+    "SessionExtendRequest.branch": "The branch to extend; left out: every branch.",
+    "branches": "Numbers of the branches to continue; left out: every branch.",
+    "text": "What to append, tokenised without special tokens.",
+    "token_ids": "What to append, in place of a text.",
+    "SessionGenerateRequest.n": "1: a branch has one continuation; fork it for several.",
+    "SessionGenerateRequest.seed": "For branch 0; the others count on by their numbers, so that copies differ.",
+    "SessionGenerateRequest.cache_salt": "The session's own: leave it out.",
+    **dict.fromkeys(
+        (
+            *("SessionGenerateRequest.stream", "SessionGenerateRequest.echo", "SessionGenerateRequest.stream_options"),
+            *("SessionGenerateRequest.truncate_prompt_tokens", "SessionGenerateRequest.truncation_side"),
+            *("SessionGenerateRequest.stream_interval", "SessionGenerateRequest.add_special_tokens"),
+        ),
+        "Not supported: leave it out.",
+    ),
     # how a call is handled
     "priority": "Lower goes first, on a server that schedules by priority.",
     "request_id": "The call's id: 1 to 128 visible ASCII characters.",

@@ -68,7 +68,11 @@ class FrontEnd:
     ) -> None:
         self._task = task
         self._channel = channel
-        self._client = ProcessClient(tokenizer, task.index, task.seed, logs_requests=task.server.enable_log_requests)
+        self._client = ProcessClient(
+            *(tokenizer, task.index, task.seed),
+            logs_requests=task.server.enable_log_requests,
+            num_front_ends=task.server.api_server_count,
+        )
         self._make_app = make_app
         self._stop = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None

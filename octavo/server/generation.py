@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 
+from octavo.engine.branches import branch_params
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import InvalidRequestError
 from octavo.observe.tracing import TRACE_HEADERS
@@ -36,7 +37,8 @@ _MAX_IDS = 4096  # in a list of token ids; each is checked separately
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """prompts: token ids. trace_headers: the call's headers that continue its caller's trace. serial: tells calls with
+    """prompts: token ids. trace_headers: the call's headers that continue its caller's trace. branches: of a
+    session, one for each prompt: their seeds differ. serial: tells calls with
     the same id apart: a proxy may send one id for all of a page's calls, and a client may retry with its first."""
 
     request_id: str
@@ -45,6 +47,7 @@ class Generation:
     priority: int = 0
     cache_salt: str | None = None
     trace_headers: Mapping[str, str] | None = None
+    branches: Sequence[int] = ()
     serial: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def engine_request_id(self, place: int) -> str:
@@ -133,7 +136,7 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
     streams = [
         client.generate(
             prompt,
-            params,
+            branch_params(params, generation.branches[place]) if generation.branches else params,
             generation.engine_request_id(place),
             priority=generation.priority,
             cache_salt=generation.cache_salt,

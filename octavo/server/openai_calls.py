@@ -201,11 +201,14 @@ async def whole_answer(
     call: Call,
     make: Callable[[list[RequestOutput]], msgspec.Struct],
     echo: str = "",
+    keep: Callable[[list[RequestOutput]], None] = lambda outputs: None,
 ) -> Response:
-    """The response that `make` builds of all finished outputs. echo: text repeated with each sample."""
+    """The response that `make` builds of all finished outputs. echo: text repeated with each sample. keep: takes the
+    outputs before the response is built, which may take a while."""
     async with cancelled_on_disconnect(request.receive):
         with await serving.logprob_room.take(call.num_logprobs) as share:
             outputs = await complete(serving.client, call.generation)
+            keep(outputs)
             size = _answer_size(call, outputs, echo)
             headers = serving.id_headers(call.known_as)
             return share.until_sent(await answer(serving.lanes, size, lambda: make(outputs), headers))

@@ -6,6 +6,7 @@ The page is plain HTML: it loads nothing and runs nothing.
 from __future__ import annotations
 
 import html
+import re
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.server import ollama_protocol, protocol, responses
+from octavo.server import ollama_protocol, protocol, responses, session_protocol
 from octavo.server.api_errors import JSON
 from octavo.server.bodies import NEUTRAL, NO_EFFECT
 from octavo.server.field_meanings import meaning
@@ -28,7 +29,7 @@ _DESCRIPTION = (
     "Parameters that this engine does not support are accepted with the values that ask for nothing."
 )
 
-#: path -> the request's struct, the answer's (None: see the docs), and whether it may stream
+#: path, or method and path -> the request's struct, the answer's (None: see the docs), and whether it may stream
 _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | None, bool]] = {
     "/v1/completions": (protocol.CompletionRequest, responses.CompletionResponse, True),
     "/v1/chat/completions": (protocol.ChatCompletionRequest, responses.ChatCompletionResponse, True),
@@ -40,6 +41,7 @@ _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | Non
     "/api/show": (ollama_protocol.OllamaShowRequest, None, False),
     "/v1/models": (None, responses.ModelList, False),
     "/v1/models/{model:path}": (None, responses.ModelCard, False),
+    **session_protocol.BODIES,
     "/tokenize": (protocol.TokenizeRequest, responses.TokenizeResponse, False),
     "/detokenize": (protocol.DetokenizeRequest, responses.DetokenizeResponse, False),
 }
@@ -50,14 +52,16 @@ _WITH_PARAMETERS_OF_OTHERS = (
     protocol.ChatCompletionRequest,
     protocol.BatchChatCompletionRequest,
     protocol.MessagesRequest,
+    session_protocol.SessionGenerateRequest,
 )
 
 
 def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
     """FastAPI's arguments for a route."""
     extra: dict[str, Any] = {"responses": {"200": {"description": "OK"}}}
-    if path in _BODIES:
-        asked, answered, is_streamed = _BODIES[path]
+    bodies = _BODIES.get(f"{method} {path}", _BODIES.get(path))
+    if bodies is not None:
+        asked, answered, is_streamed = bodies
         content: dict[str, Any] = {JSON: {"schema": {"type": "object"} if answered is None else _reference(answered)}}
         if is_streamed:
             kind = "application/x-ndjson" if path.startswith("/api/") else "text/event-stream"
@@ -68,8 +72,8 @@ def describe(method: str, path: str, endpoint: Endpoint) -> dict[str, Any]:
         }
         if asked is not None:
             extra["requestBody"] = {"required": True, "content": {JSON: {"schema": _reference(asked)}}}
-        if "{model:path}" in path:
-            extra["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+        names = re.findall(r"{(\w+)", path)
+        extra["parameters"] = [{"name": one, "in": "path", "required": True, "schema": _TEXT} for one in names]
     return {
         "name": endpoint.__name__,
         "operation_id": f"{method.lower()}_{path.strip('/') or 'home'}",

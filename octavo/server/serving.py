@@ -30,6 +30,7 @@ from octavo.server.api_errors import JSON, ApiError, as_api_error, bad_field, er
 from octavo.server.bodies import explain
 from octavo.server.logprob_room import LogprobRoom
 from octavo.server.protocol import ModelRequest
+from octavo.server.session_store import SessionStore
 from octavo.server.settings import ServerSettings
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, Events, EventStream, Lanes
 from octavo.shown import shown
@@ -48,12 +49,14 @@ T = TypeVar("T", bound=ModelRequest)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """created: when the server started, in seconds since 1970. lanes: threads for long work. logprob_room: limits the
-    log-probabilities held by all answers together. body_turn: held while a large body is decoded."""
+    log-probabilities held by all answers together. sessions: those of this front end. body_turn: held while a large
+    body is decoded."""
 
     client: EngineClient
     settings: ServerSettings
     created: int
     logprob_room: LogprobRoom
+    sessions: SessionStore
     lanes: Lanes = field(default_factory=Lanes)
     body_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 

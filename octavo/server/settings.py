@@ -69,6 +69,10 @@ class ServerSettings:
     max_stop_strings: int = knob(64, "most strings in a request's stop, and in its bad_words")
     max_stop_string_len: int = knob(1024, "most characters of each of them")
 
+    max_sessions: int = knob(256, "most sessions that are kept; the routes need a server with one front end")
+    max_session_tokens: int = knob(2**22, "most tokens in the branches of all sessions together")
+    session_timeout: float = knob(600.0, "seconds without a call after which a session is dropped")
+
     def __post_init__(self) -> None:
         if self.root_path and (self.root_path[0] != "/" or self.root_path[-1] == "/"):
             raise ConfigError(
@@ -85,7 +89,9 @@ class ServerSettings:
             )
         if not 0 <= self.sse_keep_alive_interval < math.inf:
             raise ConfigError(f"sse_keep_alive_interval is {self.sse_keep_alive_interval}, allowed is 0 or more")
-        for name in LIMITS:
+        if not 0 < self.session_timeout < math.inf:
+            raise ConfigError(f"session_timeout is {self.session_timeout}, allowed is a number of seconds above 0")
+        for name in (*LIMITS, *SESSION_LIMITS):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, allowed is 1 or more")
 
@@ -97,8 +103,11 @@ class ServerSettings:
         return replace(self, api_key=keys, api_key_file=None)
 
 
+SESSION_LIMITS = ("max_sessions", "max_session_tokens")
 #: names of the limits of one request
-LIMITS = tuple(one.name for one in fields(ServerSettings) if one.name.startswith("max_"))
+LIMITS = tuple(
+    one.name for one in fields(ServerSettings) if one.name.startswith("max_") and one.name not in SESSION_LIMITS
+)
 
 
 def _read_keys(path: str) -> list[str]:

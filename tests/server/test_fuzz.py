@@ -30,6 +30,13 @@ from octavo.server.protocol import (
     StreamOptions,
     TokenizeRequest,
 )
+from octavo.server.session_protocol import (
+    SessionExtendRequest,
+    SessionForkRequest,
+    SessionGenerateRequest,
+    SessionPruneRequest,
+    SessionRequest,
+)
 from tests.server.scripted_engine import Answer, ScriptedEngine, app_of, call
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -49,6 +56,11 @@ PLACES: tuple[tuple[str, dict[str, Any], tuple[str | int, ...], type, type | Non
     ("/api/chat", OLLAMA | {"messages": HI}, (), OllamaChatRequest, None),
     ("/api/chat", OLLAMA | {"messages": HI, "options": {}}, ("options",), OllamaOptions, None),
     ("/api/generate", OLLAMA | {"prompt": "Hi"}, (), OllamaGenerateRequest, OllamaRequest),
+    ("/v1/sessions", {"prompt": "Hi"}, (), SessionRequest, None),
+    ("/v1/sessions/none/fork", {"n": 2}, (), SessionForkRequest, None),
+    ("/v1/sessions/none/extend", {"text": "Hi"}, (), SessionExtendRequest, None),
+    ("/v1/sessions/none/prune", {"branch": 0}, (), SessionPruneRequest, None),
+    ("/v1/sessions/none/generate", {}, (), SessionGenerateRequest, GenerationRequest),
     ("/api/show", {"model": "tiny"}, (), OllamaShowRequest, None),
 )
 #: as JSON text, since json.dumps would not write all of them

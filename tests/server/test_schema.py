@@ -68,6 +68,7 @@ def test_no_call_makes_the_server_fail(schema: Any, method: str, path: str) -> N
         ("/v1/chat/completions/batch", {"messages": [HI, HI], "logprobs": True}),
         ("/v1/messages", {"messages": HI, "max_tokens": 3}),
         ("/v1/messages/count_tokens", {"messages": HI}),
+        ("/v1/sessions", {"prompt": "Hi"}),
         ("/tokenize", {"prompt": "Hi", "return_token_strs": True}),
         ("/detokenize", {"tokens": [5]}),
     ],
