@@ -1,8 +1,8 @@
-// What a kernel of one's own may change in decode_attention.cu: scores, sinks, the rotation, how the cache stores numbers.
+// What your own kernel can change in decode_attention.cu: scores, sinks, the rotation, how the cache stores numbers.
 //
-// It is a struct that derives from PlainHooks, hides what it changes, and is named by the macro HOOKS before the file
-// includes decode_attention.cu (examples/kernels, docs/guides/kernels.md). Its data, 32 bytes at most, come with each
-// launch. A hook that is not hidden costs nothing.
+// Define a struct that derives from PlainHooks and hides the members that it changes, and name it by the macro HOOKS
+// before including decode_attention.cu (examples/kernels, docs/guides/kernels.md). Its data, at most 32 bytes, is passed
+// with each launch. A hook that is not hidden costs nothing.
 #pragma once
 
 #include "ptx.cuh"
@@ -14,7 +14,7 @@ template <typename Element, int kRotaryDim, bool kHasNorm>
 struct RotatedHalves {
   Eight partner = {}, partner_weight = {}, cos = {}, sin = {};
 
-  // head, norm: of dim 0. cos, sin: of the position's first angle
+  // head, norm: at dim 0. cos_row, sin_row: at the position's first angle
   __device__ __forceinline__ void load(const Element* head, const float* norm, const float* cos_row,
                                        const float* sin_row, int d) {
     constexpr int kHalf = kRotaryDim / 2;
@@ -25,13 +25,13 @@ struct RotatedHalves {
     sin = eight(sin_row + angle);
   }
 
-  // By the head's norm
+  // Applies the head's norm
   __device__ __forceinline__ void scale(float factor) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) partner.x[i] *= factor * partner_weight.x[i];
   }
 
-  // own: normed
+  // own: the thread's dims, already normed
   __device__ __forceinline__ void turn(Eight& own, int d) const {
     const bool is_low = d < kRotaryDim / 2;
 #pragma unroll
@@ -42,18 +42,18 @@ struct RotatedHalves {
 };
 
 struct PlainHooks {
-  // The score, times log2(e), of a query of this head and the key that many tokens before it
+  // Changes the score, times log2(e), of a query of this head and the key `distance` tokens before it
   static constexpr bool kChangesScores = false;
   __device__ float score(float score, int head, int distance) const { return score; }
 
-  // One more score of the head's softmax, times log2(e), which has no value
+  // An additional score of the head's softmax, times log2(e), that has no value vector
   static constexpr bool kHasSinks = false;
   __device__ float sink(int head) const { return 0; }
 
   template <typename Element, int kRotaryDim, bool kHasNorm>
   using Rotation = RotatedHalves<Element, kRotaryDim, kHasNorm>;
 
-  // How the cache stores numbers. If it converts them, eight at a time, the kernel asks for
+  // How the cache stores numbers. If the hooks convert them, eight at a time, the kernel asks for
   static constexpr bool kConverts = false;
   template <typename Element>
   using Stored = Element;

@@ -140,7 +140,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compiled(out: str) -> list[str]:
-    """The files in a build's lines of progress."""
+    """The files named in a build's progress lines."""
     return sorted(line.split(" s  ", 1)[1] for line in out.splitlines() if line.startswith("  ["))
 
 
@@ -168,7 +168,7 @@ def test_what_the_machine_has_used_is_built_again(sources: Path, capsys: pytest.
     (sources / "cuda" / "first.cu").write_text("// changed\n")
     out = compiled(shown(capsys, "build", "--capability", "9.0"))
     assert out[2:4] == ["csrc/cuda/first.cu  DIM=128", "csrc/cuda/first.cu  DIM=64"]
-    # A kernel whose parameters have other names now
+    # The kernel's parameters have new names
     nvcc.compile_kernel("first", {"DIM": 64, "HAS_CAP": 0}, (9, 0))
     (sources / "cuda" / "first.cu").write_text("// changed again\n")
     assert compiled(shown(capsys, "build", "--capability", "9.0")) == ["csrc/cuda/first.cu  DIM=64 HAS_CAP=0"]

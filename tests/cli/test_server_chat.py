@@ -97,7 +97,7 @@ def test_ctrl_c_stops_the_answer_at_the_server_and_not_the_chat(ask: Ask, engine
         os.kill(os.getpid(), signal.SIGINT)
 
     def once_it_answers(number: int, frame: object) -> None:
-        """On a machine that is slow to begin, the first word comes at once and the next after the pause."""
+        """Even if the machine is slow to start, the first word comes at once and the next after the pause."""
         signal.signal(signal.SIGALRM, interrupt if engine.live else once_it_answers)
         signal.setitimer(signal.ITIMER_REAL, 0.7 if engine.live else 0.05)
 

@@ -43,7 +43,7 @@ def run(
     batch: PagedBatch, *, fused: bool, shares: bool, threshold: int = 1, fixed_part: int = 0, copies: bool = True,
     source: Path | None = None, hooks: tuple[int, ...] = (),
 ) -> tuple[torch.Tensor, SharedPlan]:  # fmt: skip
-    """source, hooks: a kernel of one's own, and the addresses that it is given."""
+    """source, hooks: a custom kernel, and the addresses passed to it."""
     layer, gpu = batch.layer, find_gpu(0)
     assert gpu is not None
     shape = Shape.of(layer, threshold)

@@ -124,7 +124,7 @@ def without_logprobs(answers: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_steps_launched_ahead_give_the_plain_engines_tokens(name: str, tiny_folder: TinyFolder) -> None:
-    """With ends, samples, penalties, log-probabilities, prefix hits, and preemption."""
+    """With stops, samples, penalties, log-probabilities, prefix hits, and preemption."""
     with engine(tiny_folder(name), max_model_len=96, async_scheduling=False) as plain:
         expected = overlap.answers(plain)
         start = next(event for event in plain.events if isinstance(event, EngineStarted))

@@ -13,7 +13,7 @@ from tests.gpu.device import ON_GPU
 if ON_GPU:
     pytest.skip("the other tests run them here", allow_module_level=True)
 
-PER_MULTIPROCESSOR = 233_472  # bytes of shared memory, of which a program takes 1024 more than it asks for
+PER_MULTIPROCESSOR = 233_472  # bytes of shared memory; a program takes 1024 more than it asks for
 PROGRAMS = {"prefill": 1, "decode": 2, "tile": 1}
 
 

@@ -37,7 +37,7 @@ def test_it_compiles(name: str, capability: tuple[int, int], fused: bool) -> Non
 
 
 def sharing_batch(**how: object) -> PagedBatch:
-    """40 sequences of which most share 1024 tokens; others are ragged. Some of the units have 64 rows."""
+    """40 sequences, most of which share 1024 tokens, and ragged ones. Some of the units have 64 rows."""
     batch = make_batch([(1024 + 3 * i, 1) for i in range(40)] + DECODES, num_heads=16, num_kv_heads=4, **how)  # type: ignore[arg-type]
     blocks = 1024 // batch.pool.block_size
     batch.block_table[batch.rows[1:37].long(), :blocks] = batch.block_table[batch.rows[0].long(), :blocks]
@@ -108,9 +108,9 @@ def test_fp8_cache(dim: int, fused: bool, dtype: torch.dtype) -> None:
     norm = {"has_norm": True, "rotary_dim": dim} if fused else {}
     batch = sharing_batch(head_dim=dim, dtype=dtype, **norm)
     pool, layer = batch.pool, batch.layer
-    scales = torch.linspace(0.01, 0.04, 2 * layer.num_kv_heads, device=DEVICE)  # of keys, then of values
+    scales = torch.linspace(0.01, 0.04, 2 * layer.num_kv_heads, device=DEVICE)  # the keys' scales, then the values'
     place = torch.arange(len(pool.data), device=DEVICE) % pool.block_stride
-    head = (place // (pool.block_size * dim)).clamp(max=len(scales) - 1)  # other layers' last: whatever
+    head = (place // (pool.block_size * dim)).clamp(max=len(scales) - 1)  # any scale will do for other layers
     stored = (pool.data.float() / scales[head]).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
     null_block = stored[: pool.block_stride].clone()
 
@@ -139,7 +139,7 @@ def test_the_bits_of_fp8() -> None:
     ].tolist()
 
     positive = np.sort(exact[numbers & (every < 128)])
-    middle = (positive[:-1] + positive[1:]) / 2  # ties, to the even one
+    middle = (positive[:-1] + positive[1:]) / 2  # ties round to even
     x = np.concatenate([positive, middle, middle * 1.001, middle * 0.999, [1e4]]).astype(np.float32)
     bits = (np.minimum(x, np.float32(448)) * np.float32(2.0**-120)).view(np.uint32)
     got = (bits + 0x7FFFF + (bits >> 20 & 1)) >> 20

@@ -24,7 +24,7 @@ DTYPES: tuple[KVDType, ...] = ("float32", "bfloat16") if ON_GPU else ("float32",
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", OPS)
 def test_trials(op: str, dtype: KVDType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under the interpreter the first of each op's."""
+    """All trials; under the interpreter only the first one of each op."""
     if not ON_GPU:
         monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
         monkeypatch.setattr(CudaDevice, "device", "cpu")
@@ -34,7 +34,7 @@ def test_trials(op: str, dtype: KVDType, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_is_measured(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU nothing is timed, but all is launched."""
+    """Without a GPU nothing is timed, but every call is launched."""
     sizes = Sizes(64, (1, 3), (4, 2, 64), ((2, 17, 1), (1, 0, 5)), "bfloat16", "bfloat16")
     if not ON_GPU:
         sizes = replace(sizes, dtype="float32", kv_dtype="float32")

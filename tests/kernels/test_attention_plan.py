@@ -131,7 +131,7 @@ def share(step: Step, rng: np.random.Generator) -> None:
 
 
 def forget_before_windows(step: Step) -> None:
-    """The null block stands where no query of the step looks."""
+    """The table has the null block wherever no query of the step reads."""
     assert step.window is not None, "a step with a window"
     for row, length, queries in zip(step.rows, step.seq_lens, step.query_lens, strict=True):
         step.table[row, : max(0, length - queries - step.window + 1) // step.block_size] = 0
@@ -167,7 +167,7 @@ def test_random_steps(part: int, library: ctypes.CDLL, made: list[Any]) -> None:
 
 
 def test_a_plan_of_fewer_sequences_in_the_memory_of_more(library: ctypes.CDLL, made: list[Any]) -> None:
-    """A step's plan does not depend on what an earlier one left."""
+    """A step's plan does not depend on what an earlier plan left in memory."""
     shape = Shape(8, 4)
     plan = SharedPlan(shape, 1000, 33, HOPPER, torch.device("cpu"))
     for seed in range(300):
@@ -177,7 +177,7 @@ def test_a_plan_of_fewer_sequences_in_the_memory_of_more(library: ctypes.CDLL, m
 
 
 def test_a_common_prefix_is_read_once(library: ctypes.CDLL, made: list[Any]) -> None:
-    """8 groups of 32 samples over 4096 tokens: two units a group, of 16 members each, and a tail for each sample."""
+    """8 groups of 32 samples over 4096 tokens: two units per group, with 16 members each, and a tail per sample."""
     num, size = 256, 16
     table = np.arange(1, num * 272 + 1, dtype=np.int32).reshape(num, 272)
     for s in range(num):

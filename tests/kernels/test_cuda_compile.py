@@ -1,4 +1,4 @@
-"""CUDA kernels are compiled once, by whatever nvcc there is; its failures and the disk's are told, or do no harm."""
+"""CUDA kernels are compiled once, by any nvcc found; errors of nvcc or the disk are reported, or do no harm."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class PacedEngine(ScriptedEngine):
 
 
 def main() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # this and what follows as in front ends
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # from here on as in front ends
     sys.setswitchinterval(0.001)
     settings = ServerSettings(served_model_name=("tiny",), trust_request_chat_template=True)
     app = create_app(PacedEngine(), settings)

@@ -53,7 +53,7 @@ def test_a_request_that_kills_the_engine_is_not_fed_to_a_third_one(tmp_path: Pat
         assert "engine is down" in bystander.rest()[-1]["error"]
         bystander.close()
 
-        # The deadly request is sent again beside the other one that was in the step: only the one at fault is accused.
+        # The deadly request is sent again together with the bystander: only the one at fault is accused again.
         until(server.is_healthy)
         bystander = Stream(server, **LONG)
         bystander.start()

@@ -42,7 +42,7 @@ def find_nvcc() -> Path | None:
 def compile_kernel(
     name: str, macros: Mapping[str, str | int], capability: tuple[int, int], source: Path | None = None
 ) -> bytes:
-    """The cubin of csrc/cuda/{name}.cu, or of a source of one's own that includes it. Raises KernelBuildError."""
+    """The cubin of csrc/cuda/{name}.cu, or of a custom source that includes it. Raises KernelBuildError."""
     return Variant(name, tuple(macros.items()), capability, str(source) if source else None).compile()
 
 
@@ -103,7 +103,7 @@ class Variant:
         return [*_FLAGS, f"-gencode=arch=compute_{target},code=sm_{target}", *macros]
 
     def _sources(self) -> list[Path]:
-        """The source, then what it may include."""
+        """The source, then the files that it may include."""
         folder = find_sources() / "cuda"
         including = [Path(self.including)] if self.including else []
         return [*including, folder / f"{self.name}.cu", *sorted(folder.glob("*.h")), *sorted(folder.glob("*.cuh"))]

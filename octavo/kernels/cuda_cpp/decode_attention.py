@@ -232,7 +232,7 @@ class Kind:
 
     def compile(self, gpu: GPU, *, has_copy_engine: bool | None = None, source: Path | None = None) -> bytes:
         """has_copy_engine: use Hopper's copy engine; by default wherever there is one. source: a file that includes the
-        kernel and brings hooks of its own (csrc/cuda/hooks.cuh)."""
+        kernel and defines its own hooks (csrc/cuda/hooks.cuh)."""
         occupancy = Occupancy.of(self.shape, self.head_dim, gpu.capability)
         assert occupancy is not None, "a layer that does not fit is not compiled"
         copies = gpu.capability >= (9, 0) if has_copy_engine is None else has_copy_engine
