@@ -84,6 +84,21 @@ def test_branches_go_on_as_fresh_requests_would(llm: LLM, params: SamplingParams
     assert is_tidy(llm)
 
 
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_branches_behind_a_window_go_on_as_fresh_requests_would(tiny_folder: TinyFolder, name: str) -> None:
+    """Blocks behind a sliding window are given back, and found again only if they are still cached."""
+    options = {"skip_tokenizer_init": True, "num_threads": 1, "num_gpu_blocks_override": 200, "check_invariants": True}
+    with LLM(tiny_folder(name), **options) as llm, llm.session(PROMPT) as story:
+        story.fork(2)
+        for number in range(2):
+            story.extend([40 + number], number)
+        story.generate(GREEDY.replace(max_tokens=20))
+        before = {number: one.token_ids for number, one in story.branches.items()}
+        outputs = story.generate(GREEDY)
+        assert all(output.num_cached_tokens == 7 * BLOCK for output in outputs.values())
+        assert token_ids(outputs) == {number: fresh(llm, one, GREEDY) for number, one in before.items()}
+
+
 def test_branches_share_every_full_block_of_what_they_have_in_common(llm: LLM) -> None:
     llm.reset_prefix_cache()
     with llm.session(PROMPT) as story:
