@@ -1,8 +1,8 @@
 // What your own kernel can change in decode_attention.cu: scores, sinks, the rotation, how the cache stores numbers.
 //
 // Define a struct that derives from PlainHooks and hides the members that it changes, and name it by the macro HOOKS
-// before including decode_attention.cu (examples/kernels, docs/guides/kernels.md). Its data, at most 32 bytes, is passed
-// with each launch. A hook that is not hidden costs nothing.
+// before including decode_attention.cu (examples/kernels, docs/guides/kernels.md). Its data, at most 32 bytes, is
+// passed with each launch. A hook that is not hidden costs nothing.
 #pragma once
 
 #include "ptx.cuh"

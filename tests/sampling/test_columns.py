@@ -1,4 +1,4 @@
-"""Columns: each is declared once, and whatever carries them follows."""
+"""Columns: each is declared once, and everything that carries them is derived."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`octavo kernels bench`: every op is measured, and its bytes and products are counted rightly."""
+"""`octavo kernels bench`: every op is measured, and its bytes and products are counted correctly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams: the pieces joined are what decoding everything at once gives, for any ids at all, wherever a prompt ends."""
+"""A stream's joined pieces equal the text of decoding all ids at once, for any ids, wherever a prompt ends."""
 
 from __future__ import annotations
 

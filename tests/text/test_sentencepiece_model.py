@@ -1,4 +1,4 @@
-"""Folders with only SentencePiece's tokenizer.model, and files that are none."""
+"""Folders with only SentencePiece's tokenizer.model, and files that are not SentencePiece models."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_listed_tokens_keep_their_flags(tmp_path: Path) -> None:
 
 
 def test_a_unigram_vocabulary_takes_the_likeliest_pieces(tmp_path: Path) -> None:
-    """'▁ab' costs 3, '▁a' and 'b' 7; a text that spells a byte's piece is text."""
+    """'▁ab' costs 3, '▁a' and 'b' together 7; a text that spells a byte's piece stays text."""
     tokenizer = open_folder(tmp_path, model_bytes(UNIGRAM, kind=1, trainer={35: 1}))
     assert tokens(tokenizer, "ab aab") == ["<s>", "▁ab", "▁a", "ab"]
     assert tokens(tokenizer, "é") == ["<s>", "▁", "<0xC3>", "<0xA9>"]

@@ -46,7 +46,7 @@ ENCODERS = {
     "space": eats_space,
     "lost": loses_bytes,
 }
-#: characters that normal forms shrink most, space, bytes that smollm2 has no token for
+#: characters that normal forms shrink most, a space, and bytes for which smollm2 has no token
 ALPHABET = [
     "a",
     " ",
@@ -77,7 +77,7 @@ def test_no_text_has_fewer_tokens(name: str) -> None:
 @pytest.mark.parametrize(
     "encoder",
     [
-        metaspace(),  # no token for most bytes, and no unknown one: it drops them
+        metaspace(),  # no token for most bytes, and no unknown token: it drops such bytes
         normalised(normalizers.Replace(Regex("a+"), "")),
         normalised(normalizers.StripAccents()),
         Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")),
