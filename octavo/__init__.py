@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from octavo.config import EngineConfig as EngineConfig
     from octavo.engine.async_engine import AsyncLLM as AsyncLLM
+    from octavo.engine.beam_search import BeamSearchOutput as BeamSearchOutput
+    from octavo.engine.beam_search import BeamSearchParams as BeamSearchParams
+    from octavo.engine.beam_search import BeamSearchSequence as BeamSearchSequence
     from octavo.engine.engine_args import EngineArgs as EngineArgs
     from octavo.errors import BackendUnavailableError as BackendUnavailableError
     from octavo.errors import ConfigError as ConfigError
@@ -40,6 +43,7 @@ _NAMES_IN = {
     "octavo.sampling_params": ("SamplingParams", "RequestOutputKind"),
     "octavo.session": ("Session",),
     "octavo.outputs": ("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),
+    "octavo.engine.beam_search": ("BeamSearchParams", "BeamSearchOutput", "BeamSearchSequence"),
     "octavo.config": ("EngineConfig",),
     "octavo.engine.engine_args": ("EngineArgs",),
     "octavo.errors": (

@@ -129,13 +129,15 @@ def checked_bias(values: object) -> dict[int, float]:
     return bias
 
 
-def assignable(not_here: Mapping[str, NotHere], alone: Mapping[str, Any]) -> Callable[[type[Made]], type[Made]]:
+def assignable(
+    not_here: Mapping[str, NotHere], alone: Mapping[str, Any], needs: Mapping[str, Mapping[str, Any]] | None = None
+) -> Callable[[type[Made]], type[Made]]:
     """Class decorator: make a frozen dataclass assignable, with checks, and let its errors name misspelt fields.
 
     vLLM's SamplingParams are mutable, and users change them. Assignment checks and normalises one field. Combinations
     are checked when the object is used, so that several fields may change in any order. Type checkers still see a
     frozen class; there `replace` is the way. not_here: vLLM's names that the class lacks. alone: values of other fields
-    to check one field with, compatible with all of its values.
+    to check one field with, compatible with all of its values. needs: more such values, by the field that needs them.
     """
 
     def decorate(kind: type[Made]) -> type[Made]:
@@ -160,7 +162,8 @@ def assignable(not_here: Mapping[str, NotHere], alone: Mapping[str, Any]) -> Cal
 
         def assign(self: Made, name: str, value: Any) -> None:
             if name in names:
-                object.__setattr__(self, name, getattr(kind(**{**alone, name: value}), name))
+                others = {**alone, **(needs or {}).get(name, {})}
+                object.__setattr__(self, name, getattr(kind(**{**others, name: value}), name))
             else:
                 refuse_unknown({name: value})
 

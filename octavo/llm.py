@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from octavo.config import ContentFormat
 from octavo.engine.assemble import build_engine, engine_config
+from octavo.engine.beam_search import BeamSearchOutput, BeamSearchParams, beam_output, checked_beam_params
 from octavo.engine.calls import (
     Message,
     conversation_list,
@@ -157,6 +158,22 @@ class LLM:
     def session(self, prompt: Prompt, *, cache_salt: str | None = None) -> Session:
         """A prompt that is continued in branches, which can be forked, extended and pruned; see Session."""
         return Session(self._engine, self.generate, prompt, cache_salt)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        params: BeamSearchParams,
+        use_tqdm: bool | Callable[..., Any] = False,
+        *,
+        priority: Priority = None,
+        **others: Any,
+    ) -> list[BeamSearchOutput]:
+        """The beam_width likeliest answers that a beam search finds for each prompt, best first."""
+        if others:
+            refuse_unknown(LLM.beam_search, others)
+        chosen = checked_beam_params(params).sampling_params(self._engine.limits.max_logprobs)
+        outputs = self.generate(prompts, chosen, use_tqdm, priority=priority)
+        return [beam_output(one, params, self._engine.tokenizer) for one in outputs]
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises TokenizerError after skip_tokenizer_init=True."""

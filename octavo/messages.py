@@ -49,7 +49,7 @@ class BlockWrite:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. A worker applies it in this order: freed, new, writes, forks, copies, compute, draw.
+    """One step. A worker applies it in this order: freed, new, beams, writes, forks, copies, compute, draw.
 
     Entry i of `rows` and of the columns after it is one sequence of the step: compute its num_scheduled_tokens[i]
     tokens from position num_computed_tokens[i] on, make logits of the last num_logits[i] of them, and draw a token from
@@ -57,6 +57,11 @@ class StepPlan:
     Fork f is entry len(rows) + f of num_draws alone: it draws from its parent's logits.
     spec_token_ids: by entry, guesses at its next tokens, which are the last ones it computes; one that has n of them
     draws n + 1. prompt_logprobs: entries whose prompt positions want log-probabilities.
+
+    Beams draw nothing: a step brings the best tokens of each, and the next step's plan says which of them go on where.
+    Row beam_rows[i] becomes row beam_parents[i], its own or another, as that was before the step, with the token
+    beam_token_ids[i] behind it. candidates: by entry, how many of the best next tokens are wanted with their
+    log-probabilities; -1 is the whole vocabulary. Their logits are not among num_logits.
     """
 
     step_id: int
@@ -72,6 +77,10 @@ class StepPlan:
     num_draws: list[int] = field(default_factory=list)
     spec_token_ids: dict[int, list[int]] = field(default_factory=dict)
     prompt_logprobs: list[int] = field(default_factory=list)
+    beam_rows: list[int] = field(default_factory=list)
+    beam_parents: list[int] = field(default_factory=list)
+    beam_token_ids: list[int] = field(default_factory=list)
+    candidates: dict[int, int] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -89,6 +98,10 @@ class LogprobRow:
     asked_ranks: list[int] = field(default_factory=list)
 
 
+#: token ids, and their log-probabilities
+Candidates = tuple[list[int], list[float]]
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step produced: for each entry of plan.num_draws a run, the tokens that its row has kept.
@@ -98,7 +111,8 @@ class StepResult:
     the row had got other tokens than the plan was made for. -1 ends a run if the logits were NaN or left no token to
     draw.
     logprobs: by run, a row for each drawn token, if asked for. prompt_logprobs: by entry, a row for each scheduled
-    token: it is about the prompt token after that.
+    token: it is about the prompt token after that. candidates: by entry, the ids and log-probabilities of the best next
+    tokens, best first.
     """
 
     step_id: int
@@ -106,6 +120,7 @@ class StepResult:
     offsets: list[int] = field(default_factory=list)
     logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
+    candidates: dict[int, Candidates] = field(default_factory=dict)
 
 
 class PendingStep(Protocol):

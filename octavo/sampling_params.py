@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from octavo.checked_parameters import (
     Other,
@@ -28,6 +28,7 @@ MAX_LOGPROB_TOKEN_IDS = 128
 MAX_TOP_K = 2**31 - 1  # kernels count in int32
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 1e6  # beyond, every token is as likely as any other
+MAX_LENGTH_PENALTY = 50.0  # beyond, a length to its power leaves float64
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 1e-6, 1e6  # beyond, scores leave float32
 
 
@@ -39,7 +40,16 @@ class RequestOutputKind(Enum):
     FINAL_ONLY = 2  # one output, when the request is done
 
 
-@assignable(SAMPLING_FIELDS, alone={"max_tokens": None})
+#: transformers' values: False ends a search when the best running beam, at its length, is no better than the worst
+#: finished one; "never" when it could not become better at any length
+EarlyStopping = bool | Literal["never"]
+
+
+@assignable(
+    SAMPLING_FIELDS,
+    alone={"max_tokens": None},
+    needs={name: {"use_beam_search": True} for name in ("best_of", "length_penalty", "early_stopping")},
+)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How one request's tokens are chosen. Fields may be assigned, and are checked then; a request keeps the
@@ -51,7 +61,8 @@ class SamplingParams:
     ones. A request with a seed draws the same tokens again, whatever it is batched with; -1 is no seed. max_tokens None
     goes to the model's limit; before min_tokens no end or stop token can be drawn. The last token of a bad word is
     banned where the generated tokens end with those before it. logprobs and prompt_logprobs are of the model's own
-    logits: no parameter here changes them.
+    logits: no parameter here changes them. With use_beam_search nothing is drawn: temperature, filters and seed change
+    nothing, and edits of logits change the beams' log-probabilities.
     """
 
     n: int = parameter(
@@ -127,6 +138,21 @@ class SamplingParams:
         None, "Tokens to tell the log-probabilities of, whatever the likeliest are."
     )
     flat_logprobs: bool = parameter(False, "Report in a FlatLogprobs, which has few objects.")
+    use_beam_search: bool = parameter(
+        False, "Search for the likeliest answers in place of drawing tokens.", differs="beams run inside the engine"
+    )
+    best_of: int | None = parameter(
+        None, "Beams kept at once, of which the n best are returned; left out: n.", low=1, high=MAX_N
+    )
+    length_penalty: float = parameter(
+        1.0, "A beam's log-probability is divided by its length to this power; above 0 favours long answers.",
+        low=-MAX_LENGTH_PENALTY, high=MAX_LENGTH_PENALTY,
+        differs=f"-{MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}; of the answer's length, as in transformers",
+    )  # fmt: skip
+    early_stopping: EarlyStopping = parameter(
+        False,
+        'true: the search ends with the first best_of finished beams; "never": only when none can improve.',
+    )
 
     def __post_init__(self) -> None:
         """Check every field and bring every spelling of a value to one."""
@@ -146,6 +172,10 @@ class SamplingParams:
         if not isinstance(self.output_kind, RequestOutputKind):
             raise InvalidRequestError(
                 f"output_kind is {shown(self.output_kind)}, allowed are the members of RequestOutputKind"
+            )
+        if self.early_stopping is not False and self.early_stopping is not True and self.early_stopping != "never":
+            raise InvalidRequestError(
+                f"early_stopping is {shown(self.early_stopping)}, allowed are True, False and 'never'"
             )
         self._normalise_collections()
         self._check_combinations()
@@ -171,6 +201,26 @@ class SamplingParams:
             raise InvalidRequestError(
                 "stop strings need detokenize=True, got detokenize=False: use stop_token_ids, or drop one of the two"
             )
+        if self.use_beam_search:
+            self._check_beams()
+        elif self.best_of not in (None, self.n) or self.length_penalty != 1.0 or self.early_stopping:
+            name = "best_of" if self.best_of not in (None, self.n) else "length_penalty"
+            name = name if self.length_penalty != 1.0 or name == "best_of" else "early_stopping"
+            raise InvalidRequestError(
+                f"{name} is {shown(getattr(self, name))}, but use_beam_search is False: only a beam search reads it; "
+                "set use_beam_search=True, or leave it out and sample with n"
+            )
+
+    def _check_beams(self) -> None:
+        if self.best_of is not None and self.best_of < self.n:
+            raise InvalidRequestError(
+                f"best_of is {self.best_of}, allowed is n={self.n} or more: the n best of best_of beams are returned"
+            )
+        if self.stop or self.logprob_token_ids:
+            name, instead = ("stop", "use stop_token_ids") if self.stop else ("logprob_token_ids", "use logprobs")
+            raise InvalidRequestError(
+                f"{name} is set and use_beam_search is True, allowed is one of the two: {instead}"
+            )
 
     def _set_ids(self, name: str, most: int, instead: str) -> None:
         ids = checked_token_ids(name, getattr(self, name))
@@ -184,6 +234,11 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of the request that the engine holds at once: samples, or beams."""
+        return self.best_of or self.n
 
     @property
     def reports_logprobs(self) -> bool:

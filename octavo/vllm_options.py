@@ -75,7 +75,6 @@ _NO_EXPERTS = "there are no models of experts yet"
 _NO_GRAMMAR = "output is not constrained by a grammar; ask for the form in the prompt, or use allowed_token_ids"
 NO_TOOLS = "the answer's text is returned unparsed; read calls and thoughts from it"
 _FROM_FILE = "weights are computed as the file stores them; use a GGUF file of the quantisation you want"
-_NO_BEAMS = "there is no beam search yet; sample with n, and keep the output with the best cumulative_logprob"
 _PROFILER = "use your own profiler; an LLM's events have the times of each step"
 _TEXT_CONFIG = "change the checkpoint's config.json instead"
 
@@ -231,9 +230,6 @@ SERVER_FLAGS: dict[str, NotHere] = {
 
 #: current and former fields of vLLM's SamplingParams that sampling_params.py lacks
 SAMPLING_FIELDS: dict[str, NotHere] = {
-    "best_of": NotHere("sample n sequences, and keep the output with the best cumulative_logprob", (1,)),
-    **_each(NotHere(_NO_BEAMS), "use_beam_search", "early_stopping"),
-    "length_penalty": NotHere(_NO_BEAMS, (1, 1.0)),
     "logits_processors": NotHere("use logit_bias, allowed_token_ids and bad_words"),
     **_each(NotHere(_NO_GRAMMAR), "structured_outputs", "guided_decoding"),
     "extra_args": NotHere("there are no plugins to read them"),
@@ -249,6 +245,9 @@ SAMPLING_FIELDS: dict[str, NotHere] = {
     **_idle("each request always has its own parameters", "skip_clone"),
 }
 
+#: fields of vLLM's BeamSearchParams that sampling_params.py lacks
+BEAM_FIELDS = {name: SAMPLING_FIELDS[name] for name in ("structured_outputs", "watermarking")}
+
 #: keyword arguments of vLLM's generate and chat that Octavo lacks
 CALL_ARGUMENTS: dict[str, NotHere] = {
     **_each(NotHere(_NO_LORA), "lora_request", "prompt_adapter_request"),
@@ -257,6 +256,7 @@ CALL_ARGUMENTS: dict[str, NotHere] = {
     "mm_processor_kwargs": NotHere(_NO_MEDIA),
     "guided_options_request": NotHere(_NO_GRAMMAR),
     "data_parallel_rank": NotHere(_ONE_DEVICE, (0,)),
+    **_idle("the beams of all prompts share the engine's steps", "concurrency_limit"),
     "kv_hints": NotHere("the prefix cache keeps the most recently used blocks"),
 }
 
@@ -271,7 +271,6 @@ PROMPT_KEYS: dict[str, NotHere] = {
 
 #: methods and attributes of vLLM's LLM and AsyncLLM that Octavo lacks
 METHODS: dict[str, str] = {
-    "beam_search": _NO_BEAMS,
     **_each(_NO_POOLING, "encode", "embed", "score", "classify", "reward", "get_supported_tasks"),
     **_each("use stream, or call from several threads", "enqueue", "enqueue_chat", "wait_for_completion"),
     **_each("close it and create a new one: it starts in about a second", "sleep", "wake_up", "is_sleeping"),

@@ -7,6 +7,9 @@ import octavo
 PUBLIC_NAMES = {
     "AsyncLLM",
     "BackendUnavailableError",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
     "ConfigError",
     "EngineArgs",

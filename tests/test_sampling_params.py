@@ -141,8 +141,8 @@ def test_refusals_are_value_errors() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="best_of=2 is not supported yet: sample n sequences"):
-        SamplingParams(best_of=2)  # type: ignore[call-arg]
+    with pytest.raises(InvalidRequestError, match="repetition_detection=2 is not supported yet: use"):
+        SamplingParams(repetition_detection=2)  # type: ignore[call-arg]
     with pytest.raises(InvalidRequestError, match="no field 'temprature'; did you mean 'temperature'"):
         SamplingParams(temprature=0)  # type: ignore[call-arg]
     with pytest.raises(InvalidRequestError, match="takes fields by name"):
@@ -195,8 +195,8 @@ def test_assignment_checks_and_normalises_one_field() -> None:
         params.temperature = -1  # type: ignore[misc]
     with pytest.raises(InvalidRequestError, match="has no field 'max_token'; did you mean 'max_tokens'"):
         params.max_token = 5  # type: ignore[attr-defined]
-    with pytest.raises(InvalidRequestError, match="best_of=3 is not supported yet"):
-        params.best_of = 3  # type: ignore[attr-defined]
+    with pytest.raises(InvalidRequestError, match="watermarking=3 is not supported yet"):
+        params.watermarking = 3  # type: ignore[attr-defined]
     assert params == SamplingParams(min_tokens=20, max_tokens=50, stop="end")
 
 

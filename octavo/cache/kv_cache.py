@@ -2,7 +2,7 @@
 
     start   a sequence gets tables, beginning with what the prefix tree already holds
     grow    room for its next tokens: fresh blocks, and a private copy of a shared block before a write
-    fork    a child shares all its parent's blocks; nothing is copied
+    fork    a child shares all its parent's blocks; nothing is copied. `fork_again` is for a child that has blocks
     free    it lets go of everything; full blocks stay findable until evicted
 
 Full blocks are published when the step that fills them is planned, not when it is done: a layer writes all
@@ -13,13 +13,23 @@ Block writes and copies are collected for the worker, and taken with each plan.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Listlike
 
 from octavo.cache.block_pool import BlockPool, PrefixMatch, PrefixTree
 from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, CacheGroup, Root, live
 from octavo.messages import BlockWrite
-from octavo.observe.events import BlockCopied, BlocksFreed, BlocksGiven, BlocksPublished, EventLog, Forked, PrefixHit
+from octavo.observe.events import (
+    BlockCopied,
+    BlocksFreed,
+    BlocksGiven,
+    BlocksPublished,
+    EventLog,
+    Forked,
+    PrefixHit,
+    Unforked,
+)
 from octavo.request import Sequence, SequenceId
 
 
@@ -62,6 +72,20 @@ class KVCache:
         """About how many blocks so many more tokens take, of however many sequences. Groups with a window give back
         what they take."""
         return sum(group.window is None for group in self.groups) * -(-num_tokens // self.block_size)
+
+    def num_blocks_for_next(self, sequences: Listlike[Sequence]) -> int:
+        """Blocks that these sequences take to compute one more token each. Of those that share the block it is written
+        to, all copy it but the last, to which it is left."""
+        num_fresh, num_writers = 0, Counter[BlockId]()
+        for sequence in sequences:
+            tables, position = self.tables[sequence.sequence_id], sequence.num_computed_tokens
+            self._give_back_behind_window(tables, sequence)
+            if position >= tables.num_blocks * self.block_size:
+                num_fresh += len(self.groups)
+            else:
+                num_writers.update(table[position // self.block_size] for table in tables.block_ids)
+        counts = self.pool.ref_counts
+        return num_fresh + sum(min(num, counts[block_id] - 1) for block_id, num in num_writers.items())
 
     def find_prefix(self, sequence: Sequence, max_tokens: int) -> PrefixMatch:
         """The longest cached prefix, whole blocks of at most `max_tokens` tokens."""
@@ -138,6 +162,17 @@ class KVCache:
             ids = parent.sequence_id, child.sequence_id, child.request.request_id
             self._events.write(Forked(self._clock(), *ids, len(shared)))
 
+    def fork_again(self, parent: Sequence, child: Sequence) -> None:
+        """The child lets go of its own blocks and shares its parent's."""
+        self.unfork(child)
+        self.fork(parent, child)
+
+    def unfork(self, child: Sequence) -> None:
+        """A beam is given up, and lets go of its blocks."""
+        self.free(child, "dropped")
+        if self._events.is_on:
+            self._events.write(Unforked(self._clock(), child.sequence_id, child.request.request_id))
+
     def free(self, sequence: Sequence, why: str) -> None:
         """Let go of all blocks, last first. Preempted: the sequence comes back. Error: content not trusted."""
         tables = self.tables.get(sequence.sequence_id)
@@ -157,6 +192,10 @@ class KVCache:
         tables.clear()
         if why != "preempted":
             del self.tables[sequence.sequence_id]
+
+    def drop_hashes(self, sequence: Sequence) -> None:
+        """A sequence that has no blocks comes back with other tokens."""
+        self.tables.pop(sequence.sequence_id, None)
 
     def forget(self) -> None:
         """Empty the prefix tree. Blocks in use stay with their owners and are entered again when these grow."""

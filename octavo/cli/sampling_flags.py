@@ -11,12 +11,19 @@ from octavo.cli.flags import json_value, number, whole_number
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams, defaults_for, parameters_that
 
+
+def _yes_no_or_text(text: str) -> bool | str:
+    """true and false as values; SamplingParams check the rest."""
+    return {"true": True, "false": False}.get(text, text)
+
+
 #: parameter type -> argparse options
 _KINDS: dict[str, dict[str, Any]] = {
     "float": {"type": number, "metavar": "X"},
     "int": {"type": whole_number, "metavar": "N"},
     "int | None": {"type": whole_number, "metavar": "N"},
     "bool": {"action": argparse.BooleanOptionalAction},
+    "EarlyStopping": {"type": _yes_no_or_text, "metavar": "true|false|never"},
     "bool | None": {"action": argparse.BooleanOptionalAction},
     "str | Iterable[str] | None": {"type": str, "metavar": "TEXT", "action": "append"},
     "Iterable[str] | None": {"type": str, "metavar": "TEXT", "action": "append"},

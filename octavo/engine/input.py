@@ -12,7 +12,7 @@ import numpy as np
 
 from octavo.errors import InvalidRequestError
 from octavo.request import Request, RequestLimits
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import SamplingParams, parameters_that
 from octavo.shown import shown, suggestion
 from octavo.text.tokenizer import Tokenizer
 from octavo.vllm_options import PROMPT_KEYS as FOREIGN_KEYS
@@ -57,6 +57,8 @@ class InputProcessor:
         ends = frozenset(() if params.ignore_eos else self.limits.eos_token_ids)
         stops = ends | frozenset(params.stop_token_ids or ())
         bad_word_ids = self._bad_words(tuple(params.bad_words or ()))
+        if params.use_beam_search:
+            params = self._for_beams(params, len(stops))
         self._check_drawable(params, stops, bad_word_ids)
         return Request(
             request_id=request_id,
@@ -136,9 +138,11 @@ class InputProcessor:
 
     def _check_params(self, params: SamplingParams) -> None:
         limits = self.limits
-        if params.n > limits.max_num_seqs:
+        if params.num_sequences > limits.max_num_seqs:
+            name = "best_of" if params.num_sequences > params.n else "n"
             raise InvalidRequestError(
-                f"n is {params.n}, allowed is up to max_num_seqs = {limits.max_num_seqs}; lower n or raise max_num_seqs"
+                f"{name} is {params.num_sequences}, allowed is up to max_num_seqs = {limits.max_num_seqs}; "
+                f"lower {name} or raise max_num_seqs"
             )
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(params, name)
@@ -160,6 +164,18 @@ class InputProcessor:
                 "stop strings and bad_words need a tokenizer, but skip_tokenizer_init=True: "
                 "use stop_token_ids and logit_bias"
             )
+
+    def _for_beams(self, params: SamplingParams, num_stops: int) -> SamplingParams:
+        """Beams are not drawn, so what shapes a draw is left out: only edits change their log-probabilities."""
+        width, num_choices = params.num_sequences, len(set(params.allowed_token_ids or ())) or self.limits.vocab_size
+        if width + num_stops > num_choices:
+            name = "best_of" if params.best_of is not None else "n"
+            what = "allowed_token_ids holds" if params.allowed_token_ids else "the vocabulary has"
+            raise InvalidRequestError(
+                f"{name} is {width}, but {what} {num_choices} tokens and {num_stops} end and stop tokens are set: each "
+                f"beam needs {width} ways to go on; lower {name}, or allow more tokens"
+            )
+        return params.replace(temperature=0.0, **parameters_that("filters"))
 
     def _check_drawable(
         self, params: SamplingParams, stops: frozenset[int], bad_word_ids: tuple[tuple[int, ...], ...]

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from octavo.engine.beam_search import BeamSearchParams, checked_beam_params
 from octavo.engine.calls import refuse_unknown
 from octavo.engine.core import EngineCore, EngineStats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
@@ -23,7 +24,7 @@ from octavo.observe.events import EventLog
 from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
 from octavo.request import ModelInfo, Request, SequenceId
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.scheduler.step import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
@@ -213,6 +214,13 @@ class EngineClient(Protocol):
         if others:
             refuse_unknown(EngineClient.generate, others)
         return self._outputs(GenerateCall(prompt, sampling_params, request_id, priority, cache_salt, trace_headers))
+
+    def beam_search(
+        self, prompt: Prompt, request_id: str, params: BeamSearchParams, **others: Any
+    ) -> AsyncIterator[RequestOutput]:
+        """One output, once the search is over: the beams, best first. others: arguments of `generate`."""
+        chosen = checked_beam_params(params).sampling_params(self.model_info.max_logprobs)
+        return self.generate(prompt, chosen.clone(RequestOutputKind.FINAL_ONLY), request_id, **others)
 
     def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         """Implements `generate`; nothing is checked or begun before the first output is asked for."""

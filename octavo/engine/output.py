@@ -161,6 +161,7 @@ class SequenceText:
         self._cumulative_logprob: float | None = None
         if params.reports_logprobs:
             self._logprobs = self._no_rows()
+        if params.reports_logprobs or params.use_beam_search:
             self._cumulative_logprob = 0.0
         self._handed = _Handed()
         self._stop_reason: int | str | None = None
@@ -196,9 +197,10 @@ class SequenceText:
         else:
             self._token_ids += token_ids
             stop = self._grow_text(token_ids, update.sequence.finish_reason)
-        if update.logprobs and self._logprobs is not None:
+        if update.logprobs and self._cumulative_logprob is not None:
             for row in update.logprobs[: len(self._token_ids) - num_before]:
-                add_row(self._logprobs, row, self._tokenizer)
+                if self._logprobs is not None:
+                    add_row(self._logprobs, row, self._tokenizer)
                 self._cumulative_logprob = (self._cumulative_logprob or 0.0) + row.logprobs[0]
         if stop is not None:
             self.finish_reason, self._stop_reason = "stop", stop

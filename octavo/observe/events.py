@@ -126,6 +126,14 @@ class Forked(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Unforked(Event):
+    """A beam is given up: its place goes to a fork of another beam, or all beams of its request begin again."""
+
+    sequence_id: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class BlockCopied(Event):
     """Copy-on-write: the sequence wrote into a shared block."""
 
@@ -136,7 +144,7 @@ class BlockCopied(Event):
 
 @dataclass(frozen=True, slots=True)
 class BlocksFreed(Event):
-    """A sequence released these blocks; `why` is finished, preempted, aborted, error or window."""
+    """A sequence released these blocks; `why` is finished, preempted, aborted, error, window or dropped."""
 
     sequence_id: int
     group: int

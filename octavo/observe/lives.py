@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from octavo.observe.events import Arrived, Event, Finished, FirstToken, Forked, Preempted, PrefixHit, Started
+from octavo.observe.events import Arrived, Event, Finished, FirstToken, Forked, Preempted, PrefixHit, Started, Unforked
 
 
 @dataclass(slots=True)
@@ -92,6 +92,7 @@ class RequestLives:
         self._handlers: dict[type[Event], Callable[[RequestLife, Any], None]] = {
             Started: self._started,
             Forked: self._forked,
+            Unforked: self._unforked,
             Preempted: self._preempted,
             FirstToken: self._first_token,
             Finished: self._finished,
@@ -140,6 +141,9 @@ class RequestLives:
 
     def _forked(self, life: RequestLife, event: Forked) -> None:
         life.num_live += 1
+
+    def _unforked(self, life: RequestLife, event: Unforked) -> None:
+        life.num_live -= 1
 
     def _preempted(self, life: RequestLife, event: Preempted) -> None:
         life.num_preemptions += 1

@@ -77,6 +77,7 @@ class EngineMetrics:
             events.BlocksFreed: self._blocks_freed,
             events.Scheduled: self._scheduled,
             events.Forked: self._forked,
+            events.Unforked: self._unforked,
             events.Preempted: self._preempted,
             events.FirstToken: self._first_token,
             events.Finished: self._finished,
@@ -157,6 +158,10 @@ class EngineMetrics:
         self._num_table_entries += event.num_shared_blocks
         self._lives.follow(event)
         self._running.add(event.sequence_id)
+
+    def _unforked(self, event: events.Unforked) -> None:
+        self._lives.follow(event)
+        self._running.discard(event.sequence_id)
 
     def _preempted(self, event: events.Preempted) -> None:
         self._lives.follow(event)

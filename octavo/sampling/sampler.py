@@ -66,6 +66,13 @@ class Sampler:
         self._scored_ids[fork.row] = self._scored_ids[fork.parent_row]
         self._set_special(fork.row, self._special.get(fork.parent_row))
 
+    def inherit(self, rows: IntArray, parents: IntArray) -> None:
+        """Rows take their parent rows' parameters: beams of one request, which draw nothing."""
+        for column in (*self._columns.values(), self._num_logprobs, self._has_filters):
+            column[rows] = column[parents]
+        for row, needs in zip(rows.tolist(), [self._special.get(parent) for parent in parents.tolist()], strict=True):
+            self._set_special(row, needs)
+
     def reports_logprobs(self, rows: IntArray) -> bool:
         """Whether any of these rows reports log-probabilities with its tokens."""
         return bool((self._num_logprobs.take(rows) != NO_LOGPROBS).any())

@@ -18,7 +18,8 @@ import math
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.errors import ConfigError
-from octavo.request import Sequence
+from octavo.request import Request, Sequence
+from octavo.scheduler.beams import num_candidates
 from octavo.scheduler.places import Places
 from octavo.scheduler.step import PlanDraft
 
@@ -62,11 +63,43 @@ class Continuing:
     def continue_from(self, index: int, draft: PlanDraft, priority: float = math.inf) -> int:
         """Grant running sequences their tokens, from this one on, as long as none has a worse priority -> the next."""
         running, budget = self._places.running, self._budget
+        searching = self._places.searching
         while index < len(running) and budget.left and running[index].request.priority <= priority:
-            if not self.continue_one(running[index], draft):
+            sequence = running[index]
+            if searching and sequence.request.request_id in searching:
+                if not self.continue_beams(sequence.request, draft):
+                    break
+                index += len(sequence.request.sequences)
+                continue
+            if not self.continue_one(sequence, draft):
                 break
             index += 1
         return index
+
+    def continue_beams(self, request: Request, draft: PlanDraft) -> bool:
+        """Grant each beam of a request its next token, or none of them: they wait for each other. False: they were
+        preempted."""
+        beams, budget, cache = request.sequences, self._budget, self._cache
+        if budget.left < len(beams) or beams[0].num_computed_tokens == beams[0].num_tokens:
+            return True  # the step has no room for all, or nobody knows yet where they go on
+        tables = cache.tables
+        lacking = [one for one in beams if one.num_computed_tokens >= tables[one.sequence_id].room]
+        while cache.num_blocks_for_next(lacking) > cache.num_available_blocks:
+            victim = self._places.preempt_worst()
+            draft.num_preempted += 1
+            draft.growth = None
+            if victim.request is request:
+                return False
+        self._places.seat(lacking)
+        for beam in lacking:
+            has_room = cache.grow(beam, 1)
+            assert has_room, f"beam {beam.sequence_id} was promised blocks that are not there"
+        for beam in beams:
+            draft.grant(beam, 1, num_logits=0)
+        first, num = len(draft.rows) - len(beams), num_candidates(request)
+        draft.candidates.update(dict.fromkeys(range(first, len(draft.rows)), num))
+        budget.left -= len(beams)
+        return True
 
     def continue_one(self, sequence: Sequence, draft: PlanDraft) -> bool:
         """Grant a running sequence its next tokens, if it has any. False: it was preempted."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.blocks import BlockId, live
 from octavo.cache.kv_cache import KVCache
-from octavo.request import Sequence
+from octavo.request import Sequence, SequenceState
 from octavo.scheduler.continuing import Continuing, TokenBudget
 from octavo.scheduler.places import Places
 from octavo.scheduler.roster import num_seats
@@ -84,6 +84,8 @@ class GivingWay:
         if leaving is None:
             return
         for one in leaving:
+            if one.state is not SequenceState.RUNNING:
+                continue  # it left with another beam of its request
             worst = places.preempt_worst()
             assert worst is one, "the worst of the running go first"
             draft.num_gave_way += 1

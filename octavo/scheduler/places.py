@@ -9,14 +9,14 @@ The scheduler decides who moves; each move is written into the event log here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.observe.events import Arrived, EventLog, Finished, Preempted, Started, Waits
 from octavo.outputs import FinishReason
-from octavo.request import Request, Sequence, SequenceState
+from octavo.request import Request, RequestId, Sequence, SequenceState
 from octavo.scheduler.roster import RANKS, Roster, Seats, WaitingQueue, WaitReason, num_seats
 from octavo.scheduler.step import NO_TOKEN_ENDING
 
@@ -25,7 +25,7 @@ _WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished",
 
 class Places:
     """Owner of the queue, the seats and the roster. running: best rank first. forking: those of the running whose
-    samples are still to come."""
+    samples are still to come. searching: requests whose beams have forked."""
 
     def __init__(self, config: SchedulerConfig, cache: KVCache, events: EventLog, clock: Callable[[], float]) -> None:
         assert config.max_num_seqs is not None, "max_num_seqs is chosen when the device is known"
@@ -38,6 +38,7 @@ class Places:
         self.waiting = WaitingQueue(config.scheduling_policy, config.max_bypasses)
         self.running: list[Sequence] = []
         self.forking: list[Sequence] = []
+        self.searching: set[RequestId] = set()
 
     def enter(self, request: Request, max_len: int) -> None:
         """A request waits for its turn."""
@@ -73,18 +74,34 @@ class Places:
         if request.first_scheduled_time is None:
             request.first_scheduled_time = self._clock()
             request.num_cached_tokens = match.num_tokens
-        if num_seats(sequence) > 1:
+        if num_seats(sequence) > 1 or request.sampling_params.use_beam_search:
             self.forking.append(sequence)
 
     def fork(self) -> Iterator[tuple[Sequence, Sequence]]:
         """Where a prompt's last token is computed, the other samples take their seats -> parent and child of each."""
         for parent in [one for one in self.forking if one.num_computed_tokens == one.num_tokens]:
-            self.forking.remove(parent)
-            for _ in range(num_seats(parent) - 1):
-                child = self.roster.fork(parent)
+            if not parent.request.sampling_params.use_beam_search:  # beams fork once their first tokens are chosen
+                yield from [(parent, child) for child in self.fork_one(parent)]
+
+    def fork_one(self, parent: Sequence) -> list[Sequence]:
+        """The other samples, or beams, of a request get its prompt's blocks. Samples take their seats as well, beams
+        once they are planned."""
+        self.forking.remove(parent)
+        is_search = parent.request.sampling_params.use_beam_search
+        if is_search:
+            self.searching.add(parent.request.request_id)
+        children = [self.roster.fork(parent) for _ in range(num_seats(parent) - 1)]
+        for child in children:
+            if not is_search:
                 self.seats.take_reserved(child)
-                self._cache.fork(parent, child)
-                yield parent, child
+            self._cache.fork(parent, child)
+        return children
+
+    def seat(self, beams: Iterable[Sequence]) -> None:
+        """Beams that have forked take their seats."""
+        for beam in beams:
+            if beam.row < 0:
+                self.seats.take_reserved(beam)
 
     def join(self, started: list[Sequence]) -> None:
         """Sequences that started or forked take their place among the running."""
@@ -98,7 +115,10 @@ class Places:
         return worst
 
     def preempt(self, sequence: Sequence) -> None:
-        """Back to the queue without blocks; most of their content will be found again in the prefix tree."""
+        """Back to the queue without blocks; most of their content will be found again in the prefix tree. Beams advance
+        together or not at all, so all of a request's go, and their search begins again from the prompt."""
+        if sequence.request.sampling_params.use_beam_search:
+            sequence = self.unfork(sequence.request)
         if self._events.is_on:
             ids = sequence.sequence_id, sequence.request.request_id
             self._events.write(Preempted(self._clock(), *ids, sequence.num_computed_tokens))
@@ -109,6 +129,29 @@ class Places:
         sequence.state = SequenceState.WAITING
         sequence.request.num_preemptions += 1
         self.waiting.add(sequence)
+
+    def unfork(self, request: Request) -> Sequence:
+        """Drop all beams of a request but the first, and what that has generated -> the first."""
+        first = request.sequences[0]
+        self.searching.discard(request.request_id)
+        for beam in request.sequences:
+            if beam in self.running:
+                self.running.remove(beam)
+        self._cache.free(first, "preempted")
+        self._cache.drop_hashes(first)
+        first.token_ids = list(request.prompt_token_ids)
+        for beam in self.roster.unfork(request):
+            self._cache.unfork(beam)
+            self.seats.reserve_again(beam)
+            beam.state = SequenceState.FINISHED
+        return first
+
+    def drop(self, beam: Sequence) -> None:
+        """One of several beams leaves without an answer."""
+        self._cache.unfork(beam)
+        self.seats.leave(beam)
+        beam.state = SequenceState.FINISHED
+        self.roster.leave(beam)
 
     def end(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None) -> bool:
         """A sequence leaves for good, except from the list of the running. True: its request has ended with it."""
@@ -124,7 +167,10 @@ class Places:
             ids = sequence.sequence_id, sequence.request.request_id
             is_corrupted = (reason, stop_reason) == NO_TOKEN_ENDING
             self._events.write(Finished(self._clock(), *ids, reason, sequence.num_output_tokens, is_corrupted))
-        return self.roster.leave(sequence)
+        has_request_ended = self.roster.leave(sequence)
+        if has_request_ended:
+            self.searching.discard(sequence.request.request_id)
+        return has_request_ended
 
     def drop_ended(self) -> None:
         """Only sequences that run are among the running."""

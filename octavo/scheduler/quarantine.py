@@ -38,21 +38,26 @@ class Quarantine:
         """Only the first suspect computes in this step, so that a fault in it is that sequence's. Others may have to
         make room for it."""
         suspect, places = next(iter(self.suspects)), self._places
-        if suspect.state is SequenceState.RUNNING:
-            self._continuing.continue_one(suspect, draft)
-        else:
+        if suspect.state is not SequenceState.RUNNING:
             while not self._starting.try_start(suspect, draft, is_alone=True):
                 assert places.running, f"sequence {suspect.sequence_id} was admitted but does not fit an empty engine"
                 places.preempt_worst()
+        elif suspect.request.request_id in places.searching:
+            self._continuing.continue_beams(suspect.request, draft)
+        else:
+            self._continuing.continue_one(suspect, draft)
         for sequence in places.waiting.take_unexplained():
             places.explain(sequence, "turn", "a step failed, and those who were in it run alone first")
 
     def accuse(self, involved: Iterable[Sequence]) -> Iterator[Sequence]:
         """Preempt the sequences of a step that failed -> those at fault: one that was alone, or accused too often."""
-        running = [sequence for sequence in dict.fromkeys(involved) if sequence.state is SequenceState.RUNNING]
+        found = dict.fromkeys(map(_who_stands_for, involved))
+        running = [sequence for sequence in found if sequence.state is SequenceState.RUNNING]
         for sequence in running:
             num_accusations = self.accused.get(sequence.sequence_id, 0) + 1
             if len(running) == 1 or num_accusations > MAX_ACCUSATIONS:
+                if sequence.request.request_id in self._places.searching:
+                    self._places.unfork(sequence.request)
                 yield sequence
                 continue
             self.accused[sequence.sequence_id] = num_accusations
@@ -69,3 +74,9 @@ class Quarantine:
         """A sequence ended."""
         self.suspects.pop(sequence, None)
         self.accused.pop(sequence.sequence_id, None)
+
+
+def _who_stands_for(sequence: Sequence) -> Sequence:
+    """Beams fail together: the first for all of its request."""
+    request = sequence.request
+    return request.sequences[0] if request.sampling_params.use_beam_search else sequence

@@ -49,9 +49,9 @@ class Roster:
         assert not request.sequences, f"request {name!r} brings sequences; they are made here"
         sequence_id = SequenceId(self._next_sequence_id)
         sequence = Sequence(sequence_id, request, 0, list(request.prompt_token_ids), max_len=max_len)
-        self._next_sequence_id += request.sampling_params.n
+        self._next_sequence_id += request.sampling_params.num_sequences
         self.requests[name] = request
-        self._num_open[name] = request.sampling_params.n
+        self._num_open[name] = request.sampling_params.num_sequences
         self._add(sequence)
         return sequence
 
@@ -70,6 +70,13 @@ class Roster:
         )
         self._add(child)
         return child
+
+    def unfork(self, request: Request) -> list[Sequence]:
+        """A request is its sequence 0 alone again -> the others, which are gone."""
+        gone, request.sequences[1:] = request.sequences[1:], []
+        for sequence in gone:
+            del self.sequences[sequence.sequence_id]
+        return gone
 
     def leave(self, sequence: Sequence) -> bool:
         """A sequence ended, and with sequence 0 the samples that have not forked. True: so did its request."""
@@ -115,8 +122,20 @@ class Seats:
         self._num_reserved -= 1
         fork.row = self._empty.pop()
 
+    def reserve_again(self, fork: Sequence) -> None:
+        """A fork leaves its seat, which is kept for its request."""
+        if fork.row < 0:
+            return
+        self._empty.append(fork.row)
+        self.vacated.append(fork.row)
+        self._num_reserved += 1
+        fork.row = -1
+
     def leave(self, sequence: Sequence) -> None:
-        """Give back a sequence's seat and those reserved for its forks."""
+        """Give back a sequence's seat and those reserved for its forks. A beam's own may be reserved still."""
+        if sequence.row < 0:
+            self._num_reserved -= 1
+            return
         self._empty.append(sequence.row)
         self.vacated.append(sequence.row)
         self._num_reserved -= num_seats(sequence) - 1
@@ -124,9 +143,9 @@ class Seats:
 
 
 def num_seats(sequence: Sequence) -> int:
-    """A sequence's own seat, and those of its request's samples that have not forked."""
+    """A sequence's own seat, and those of its request's samples or beams that have not forked."""
     request = sequence.request
-    return 1 + request.sampling_params.n - len(request.sequences)
+    return 1 + request.sampling_params.num_sequences - len(request.sequences)
 
 
 def first_come(sequence: Sequence) -> Rank:

@@ -24,6 +24,7 @@ from octavo.messages import StepPlan, StepResult
 from octavo.observe.events import EventLog, FirstToken, Refused
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
+from octavo.scheduler.beams import Beams
 from octavo.scheduler.continuing import Continuing, TokenBudget
 from octavo.scheduler.giving_way import GivingWay
 from octavo.scheduler.places import Places
@@ -56,6 +57,7 @@ class Scheduler:
         self._growth = Growth(config.schedule_conservativeness)
         self._prompt_logprobs = PromptLogprobs()
         self._starting = Starting(self._places, cache, self._budget, self._growth, self._prompt_logprobs)
+        self._beams = Beams(self._places, cache, events, clock)
         self._continuing = Continuing(self._places, cache, self._budget)
         self._giving_way = GivingWay(self._places, cache, self._budget, self._starting, self._continuing)
         self._quarantine = Quarantine(self._places, self._continuing, self._starting)
@@ -132,6 +134,8 @@ class Scheduler:
             self._continuing.continue_from(num_continued, draft)
             if waiting.queue:
                 self._starting.start_waiting(draft)
+        if self._places.forking:
+            self._beams.ask(draft)
         draft.advance()
         if self._places.forking:
             for parent, child in self._places.fork():
@@ -165,6 +169,9 @@ class Scheduler:
             if run or rows or end is not None:
                 of_run = logprobs[index][: len(run)] if index in logprobs else ()
                 updates.append(SequenceUpdate(sequence, run, of_run, rows))
+        if result.candidates:
+            updates += self._beams.choose(draft, result, lambda sequence, ending: self._finish(sequence, *ending))
+            has_left = True
         updates += [SequenceUpdate(sequence, [], (), rows) for sequence, rows in prompt_rows.items()]
         if self._quarantine.suspects:
             self._quarantine.clear(plan, draft.granted)
@@ -193,6 +200,8 @@ class Scheduler:
         seats = self._places.seats
         if draft.joining:
             self._places.join(draft.joining)
+        if self._places.searching:
+            self._beams.announce(draft)
         self._num_steps += 1
         plan = draft.seal(
             step_id=self._num_steps,
@@ -226,5 +235,7 @@ class Scheduler:
             self._growth.ended(sequence)
         if self._quarantine.accused:
             self._quarantine.drop(sequence)
+        if has_request_ended and self._beams.searches:
+            self._beams.searches.pop(sequence.request.request_id, None)
         if has_request_ended and self._prompt_logprobs.num_reported:
             self._prompt_logprobs.drop(sequence.request)

@@ -80,7 +80,7 @@ class Growth:
 def _own_len(sequence: Sequence) -> int:
     """Tokens whose blocks no other sequence is known to hold."""
     request = sequence.request
-    num_shared = request.num_cached_tokens if request.sampling_params.n == 1 else request.num_prompt_tokens
+    num_shared = request.num_cached_tokens if request.sampling_params.num_sequences == 1 else request.num_prompt_tokens
     return len(sequence.token_ids) - num_shared
 
 
@@ -99,7 +99,8 @@ class Starting:
     def check(self, request: Request, max_len: int, max_model_len: int) -> None:
         """Raise InvalidRequestError unless the request can finish on this engine. One sequence alone must fit; n of
         them may take turns. max_len: the most tokens each of them may have."""
-        name, num_prompt, n = f"request {request.request_id!r}", request.num_prompt_tokens, request.sampling_params.n
+        name, num_prompt = f"request {request.request_id!r}", request.num_prompt_tokens
+        n, is_search = request.sampling_params.num_sequences, request.sampling_params.use_beam_search
         budget, max_num_seqs = self._budget, self._places.seats.max_num_seqs
         if num_prompt == 0:
             raise InvalidRequestError(f"{name} has an empty prompt, allowed is one token or more")
@@ -114,6 +115,11 @@ class Starting:
             raise InvalidRequestError(
                 f"{name} has n={n}, allowed is up to max_num_seqs={max_num_seqs}: lower n or raise max_num_seqs"
             )
+        if is_search and n > budget.size:
+            raise InvalidRequestError(
+                f"{name} has {n} beams, but all of them must fit one step of {budget.size} tokens: lower n or best_of, "
+                "or raise max_num_batched_tokens"
+            )
         if not budget.may_cut_prompts and num_prompt > budget.size:
             raise InvalidRequestError(
                 f"{name} has {num_prompt} prompt tokens, but without chunked prefill a prompt must fit one step of "
@@ -124,12 +130,18 @@ class Starting:
     def _check_blocks(self, request: Request, name: str, num_tokens: int) -> None:
         cache = self._cache
         num_needed, num_blocks = cache.max_blocks(num_tokens, self._budget.longest_share), cache.pool.num_blocks - 1
+        params = request.sampling_params
+        if params.use_beam_search:  # beams advance together, so all of them must fit
+            num_shared = request.num_prompt_tokens // cache.block_size * sum(one.window is None for one in cache.groups)
+            own = cache.max_blocks(num_tokens, 1) - num_shared
+            num_needed = max(num_needed, num_shared + params.num_sequences * own)
         if num_needed > num_blocks:
+            beams = f" of each of {params.num_sequences} beams" if params.use_beam_search else ""
             smaller_steps = "lower max_num_batched_tokens, " if cache.max_blocks(num_tokens, 1) <= num_blocks else ""
             raise InvalidRequestError(
                 f"{name} needs {num_needed} KV blocks for {request.num_prompt_tokens} prompt and up to "
-                f"{request.max_output_tokens} output tokens, the pool has {num_blocks}: lower max_tokens, shorten the "
-                f"prompt, {smaller_steps}or raise kv_cache_memory_bytes"
+                f"{request.max_output_tokens} output tokens{beams}, the pool has {num_blocks}: lower max_tokens, "
+                f"shorten the prompt, {smaller_steps}or raise kv_cache_memory_bytes"
             )
 
     def start_waiting(self, draft: PlanDraft) -> None:

@@ -51,6 +51,10 @@ class PlanDraft:
     spec_token_ids: dict[int, list[int]] = field(default_factory=dict)
     new_rows: list[NewRow] = field(default_factory=list)
     fork_rows: list[ForkRow] = field(default_factory=list)
+    beam_rows: list[int] = field(default_factory=list)
+    beam_parents: list[int] = field(default_factory=list)
+    beam_token_ids: list[int] = field(default_factory=list)
+    candidates: dict[int, int] = field(default_factory=dict)
     joining: list[Sequence] = field(default_factory=list)
     forked: list[Sequence] = field(default_factory=list)
     outdated: set[Sequence] = field(default_factory=set)
@@ -129,6 +133,10 @@ class PlanDraft:
             num_draws=self.num_draws,
             spec_token_ids=self.spec_token_ids,
             prompt_logprobs=prompt_logprobs,
+            beam_rows=self.beam_rows,
+            beam_parents=self.beam_parents,
+            beam_token_ids=self.beam_token_ids,
+            candidates=self.candidates,
         )
 
     def scheduled(self, time: float, plan: StepPlan, num_waiting: int, num_free_blocks: int) -> Scheduled:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from octavo.sampling_params import SamplingParams, known_to
+from octavo.sampling_params import EarlyStopping, SamplingParams, known_to
 
 Number = int | float
 Content = str | list[dict[str, Any]]
@@ -40,6 +40,7 @@ _IN_JSON: Mapping[str, Any] = {
     "int | None": int,
     "float": Number,
     "bool": bool,
+    "EarlyStopping": EarlyStopping,
     "str | Iterable[str] | None": str | list[str],
     "Iterable[str] | None": list[str],
     "Iterable[int] | None": list[int],

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from octavo.cache.blocks import NULL_BLOCK, CacheGroup
-from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
+from octavo.messages import BlockWrite, Candidates, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.scheduler.step import num_right
 from octavo.worker.runner import DoneStep
 
@@ -32,6 +32,13 @@ def extend_prefix(prefix_hash: int, token_id: int) -> int:
 
 def next_token(prefix_hash: int, seed: int, sample_index: int) -> int:
     return extend_prefix(extend_prefix(prefix_hash, seed & _MASK), sample_index) % VOCAB_SIZE
+
+
+def best_tokens(prefix_hash: int, count: int) -> tuple[list[int], list[float]]:
+    """The tokens that are likeliest after a prefix, and their log-probabilities."""
+    scored = [(-(extend_prefix(prefix_hash, token_id) % (1 << 40)) / (1 << 37), token_id) for token_id in range(60)]
+    best = sorted(scored, reverse=True)[:count]
+    return [token_id for _, token_id in best], [logprob for logprob, _ in best]
 
 
 def generate_alone(prompt: Listlike[int], num_tokens: int, seed: int, sample_index: int) -> list[int]:
@@ -101,6 +108,7 @@ class FakeExecutor:
             assert self.rows.pop(row, None) is not None, f"row {row} was freed but is empty"
         for new in plan.new_rows:
             self._enter(new)
+        self._continue_beams(plan)
         for write in plan.block_writes:
             self._write_table(write)
         for fork in plan.fork_rows:
@@ -118,6 +126,7 @@ class FakeExecutor:
             [] if all(len(run) == 1 for run in runs) else [0, *accumulate(map(len, runs))],
             self._logprobs(plan, runs),
             self._prompt_logprobs(plan),
+            self._candidates(plan),
         )
 
     def close(self) -> None:
@@ -152,6 +161,17 @@ class FakeExecutor:
             list(parent.token_ids),
             list(parent.prefix_hashes),
         )
+
+    def _continue_beams(self, plan: StepPlan) -> None:
+        columns = plan.beam_rows, plan.beam_parents, plan.beam_token_ids
+        before = {row_id: self.rows[row_id] for row_id in plan.beam_parents}
+        for row_id, parent_id in zip(*columns[:2], strict=True):
+            parent = before[parent_id]
+            assert parent.num_computed == len(parent.token_ids), f"row {parent_id} has tokens that were not computed"
+            tables, own = [list(table) for table in parent.tables], (list(parent.token_ids), list(parent.prefix_hashes))
+            self.rows[row_id] = _Row(parent.seed, 0, parent.wants_logprobs, tables, *own, parent.num_computed)
+        for row_id, token_id in zip(plan.beam_rows, plan.beam_token_ids, strict=True):
+            self.rows[row_id].append(token_id)
 
     def _outdated(self, plan: StepPlan) -> set[int]:
         """The entries whose rows have got other tokens than planned; they draw nothing. Appends the guesses of all
@@ -283,6 +303,10 @@ class FakeExecutor:
                 first = len(row.token_ids) - len(run)
                 rows[entry] = [LogprobRow([token_id], [-float(first + i)], 1) for i, token_id in enumerate(run)]
         return rows
+
+    def _candidates(self, plan: StepPlan) -> dict[int, Candidates]:
+        rows = {entry: self.rows[plan.rows[entry]] for entry in plan.candidates}
+        return {entry: best_tokens(row.prefix_hashes[-1], plan.candidates[entry]) for entry, row in rows.items()}
 
     def _prompt_logprobs(self, plan: StepPlan) -> dict[int, list[LogprobRow]]:
         """A token's log-probability is minus its position."""

@@ -55,6 +55,14 @@ class DeviceRows:
         self._is_stale[fork.row] = True
         self._writes += [(group, fork.row, 0, self._num_blocks) for group in range(len(self.block_tables))]
 
+    def continue_beams(self, rows: list[int], parents: list[int]) -> None:
+        """Beams have a new last token; those that go on from another's row, its block table as well."""
+        self._is_stale[rows] = True
+        for row, parent in zip(rows, parents, strict=True):
+            if row != parent:
+                end = int(self._states.num_tokens[row]) // self._states.block_size + 1
+                self._writes += [(group, row, 0, end) for group in range(len(self.block_tables))]
+
     def flush(self, rows: IntArray, size: int) -> None:
         """Upload all changes for a step of these rows, padded to `size`."""
         arrays: list[NDArray[Any]] = []

@@ -102,6 +102,8 @@ class DeviceRunner:
         self._apply(plan)
         if not plan.rows:
             return DoneStep(StepResult(plan.step_id, []))
+        if plan.candidates and len(plan.rows) == plan.num_tokens == len(plan.candidates) + sum(plan.num_draws):
+            return self._begin_any(plan) if plan.fork_rows or plan.prompt_logprobs else self._begin_beams(plan)
         return self._begin_decodes(plan) if _is_decode(plan) else self._begin_any(plan)
 
     def _apply(self, plan: StepPlan) -> None:
@@ -110,6 +112,9 @@ class DeviceRunner:
             self._rows.write_blocks(write)
         for fork in plan.fork_rows:
             self._rows.fork(fork)
+        if plan.beam_rows:
+            self._rows.continue_beams(plan.beam_rows, plan.beam_parents)
+            self._launched.enter(plan.beam_rows)
         entered = [new.row for new in plan.new_rows] + [fork.row for fork in plan.fork_rows]
         if entered:
             self._rows.touch(entered)
@@ -134,6 +139,24 @@ class DeviceRunner:
             tokens = self._decodes.tokens(len(rows))
         return self._launch(plan, rows, positions, tokens, logits, entries)
 
+    def _begin_beams(self, plan: StepPlan) -> PendingStep:
+        """A step of decodes of which some are beams: these want the best next tokens, the others draw."""
+        rows, counts = np.array(plan.rows, np.int32), np.array(plan.num_draws, np.int32)
+        size = padded_size(len(rows), self._max_num_seqs, self._model.row_counts)
+        self._rows.flush(rows, size)
+        logits = self._decodes.run(size, "logits")
+        entries = np.fromiter(plan.candidates, np.int32, len(plan.candidates))
+        drawing = np.flatnonzero(counts).astype(np.int32)
+        positions = self._states.num_tokens[rows[drawing]]
+        tokens = self._draw(logits, rows[drawing], drawing, positions) if len(drawing) else None
+        candidates = self._logprobs.best_next(plan, entries, logits, entries)
+        if tokens is None:
+            return DoneStep(StepResult(plan.step_id, [], [0] * (len(rows) + 1), candidates=candidates))
+        launched = self._launch(plan, rows[drawing], positions, tokens, logits, drawing)
+        launched.draws = Draws(rows[drawing], positions, drawing, entries, counts)
+        launched.candidates = candidates
+        return launched
+
     def _variant(self, rows: IntArray) -> Variant:
         if self._sampler.has_special(rows):
             return "logits"
@@ -147,21 +170,24 @@ class DeviceRunner:
         batch = self._states.gather(plan)
         draws, logits = Draws.of(plan, batch), None
         if self._chunks.takes(batch):
-            # prompt tokens' logits use the same memory, and are computed first
-            wanted = draws.wanted[:0] if plan.prompt_logprobs or plan.spec_token_ids else draws.wanted
+            # logits of prompt tokens and beams use the same memory, and are computed first
+            is_first = not (plan.prompt_logprobs or plan.spec_token_ids or plan.candidates)
+            wanted = draws.wanted if is_first else draws.wanted[:0]
             logits = self._chunks.run(batch, wanted, self._completion(batch))
         else:
             self._model.forward(batch, self._completion(batch))
         prompt_logprobs = {entry: self._logprobs.of_prompt(batch, entry) for entry in plan.prompt_logprobs}
+        candidates = self._logprobs.candidates(plan, batch) if plan.candidates else {}
         if plan.spec_token_ids or not len(draws):
             self._rows.touch(draws.rows.tolist())  # the host decides which of their tokens are kept
-            return DoneStep(keep_draws(plan, draws, self._model, self._live, self._logprobs, prompt_logprobs))
+            reported = prompt_logprobs, candidates
+            return DoneStep(keep_draws(plan, draws, self._model, self._live, self._logprobs, *reported))
         if logits is None:
             logits = self._model.logits(draws.wanted)
         self._rows.flush_records(draws.rows)
         tokens = self._draw(logits, draws.rows, draws.logits_rows, draws.positions)
         launched = self._launch(plan, draws.rows, draws.positions, tokens, logits, draws.logits_rows)
-        launched.draws, launched.prompt_logprobs = draws, prompt_logprobs
+        launched.draws, launched.prompt_logprobs, launched.candidates = draws, prompt_logprobs, candidates
         return launched
 
     def _completion(self, batch: StepBatch) -> Callable[[torch.Tensor], None] | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import EngineDeadError
 from octavo.kernels.ops import IntArray
-from octavo.messages import LogprobRow, StepPlan, StepResult
+from octavo.messages import Candidates, LogprobRow, StepPlan, StepResult
 from octavo.worker.rows import RequestStates
 from octavo.worker.runner import Draws
 
@@ -36,6 +36,7 @@ class LaunchedStep:
     draws: Draws | None = None
     logprobs: dict[int, LogprobRow] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
+    candidates: dict[int, Candidates] = field(default_factory=dict)
     token_ids: IntArray | None = None
 
     def result(self) -> StepResult:
@@ -44,7 +45,8 @@ class LaunchedStep:
             rows = {draw: [row] for draw, row in self.logprobs.items()}
             return StepResult(self.plan.step_id, tokens.tolist(), logprobs=rows)
         all_kept = np.ones(len(tokens), np.bool_)
-        return self.draws.result(self.plan.step_id, tokens, all_kept, self.logprobs, self.prompt_logprobs)
+        reported = self.logprobs, self.prompt_logprobs, self.candidates
+        return self.draws.result(self.plan.step_id, tokens, all_kept, *reported)
 
 
 class LaunchedSteps:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from octavo.config import LogprobsMode
 from octavo.kernels.device import CompiledModel, Logits, StepBatch
 from octavo.kernels.ops import IntArray
-from octavo.messages import LogprobRow
+from octavo.messages import Candidates, LogprobRow, StepPlan
 from octavo.sampling.sampler import NO_LOGPROBS
 from octavo.worker.rows import LiveRows
 
@@ -63,6 +63,34 @@ class LogprobReporter:
             found += logprob_rows(self._model, logits, following, ks, as_logits=self._reports_logits)
         return found
 
+    def candidates(self, plan: StepPlan, batch: StepBatch) -> dict[int, Candidates]:
+        """By entry, the best next tokens of a step's beams. The rows' tokens must be on the host."""
+        entries = np.fromiter(plan.candidates, np.int32, len(plan.candidates))
+        logits = self._model.logits(batch.query_start_loc[entries + 1] - 1)
+        return self.best_next(plan, entries, logits, np.arange(len(entries), dtype=np.int32))
+
+    def best_next(
+        self, plan: StepPlan, entries: IntArray, logits: Logits, logits_rows: IntArray
+    ) -> dict[int, Candidates]:
+        """By entry, the best tokens under its row of logits, once these are edited as its request asks."""
+        rows = np.array(plan.rows, np.int32)[entries]
+        counts = np.array(list(plan.candidates.values()), np.int32)
+        found: dict[int, Candidates] = {}
+        is_edited = self._rows.sampler.has_special(rows)
+        size = self._tile if is_edited else max(1, len(entries))  # edited logits are a float32 copy
+        for start in range(0, len(entries), size):
+            some = slice(start, start + size)
+            own = _rows_of(logits, logits_rows[some])
+            if is_edited:
+                states = self._rows.states
+                positions = states.num_tokens[rows[some]]
+                sampling = self._rows.sampler.prepare(rows[some], logits_rows[some], positions, states.token_ids)
+                own = self._model.processed_logits(logits, sampling, np.full(len(positions), -1, np.int32))
+            best = logprob_rows(self._model, own, np.zeros(len(own), np.int32), counts[some], as_logits=False)
+            pairs = zip(entries[some].tolist(), best, strict=True)
+            found.update({entry: (row.token_ids[1:], row.logprobs[1:]) for entry, row in pairs})
+        return found
+
     def _reported_logits(
         self, rows: IntArray, positions: IntArray, logits: Logits, logits_rows: IntArray, token_ids: IntArray
     ) -> Logits:
@@ -71,6 +99,12 @@ class LogprobReporter:
             return logits[logits_rows]
         sampling = self._rows.sampler.prepare(rows, logits_rows, positions, self._rows.states.token_ids)
         return self._model.processed_logits(logits, sampling, token_ids)
+
+
+def _rows_of(logits: Logits, rows: IntArray) -> Logits:
+    """These rows of logits; without a copy where they follow each other."""
+    first, end = rows[0], rows[-1] + 1
+    return logits[first:end] if len(rows) == end - first else logits[rows]
 
 
 def logprob_rows(

@@ -23,6 +23,7 @@ class RequestStates:
     """Rows 0 .. max_num_seqs - 1. Shapes: token_ids [rows, max_model_len + 1], tables [rows, max_blocks]."""
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int) -> None:
+        self.block_size = block_size
         max_blocks = -(-max_model_len // block_size) + 1
         self.token_ids: IntArray = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
         self.num_tokens: IntArray = np.zeros(max_num_seqs, np.int32)
@@ -42,6 +43,18 @@ class RequestStates:
         self.token_ids[fork.row, :num_tokens] = self.token_ids[fork.parent_row, :num_tokens]
         for column in (self.num_tokens, self.num_prompt_tokens, *self.block_tables):
             column[fork.row] = column[fork.parent_row]
+
+    def continue_beams(self, rows: IntArray, parents: IntArray, token_ids: IntArray) -> None:
+        """Each row becomes what its parent row was, with one more token. All rows change at once."""
+        is_fork = rows != parents
+        children, copied = rows[is_fork], parents[is_fork]
+        if len(children):
+            longest = self.num_tokens[copied].max()
+            self.token_ids[children, :longest] = self.token_ids[copied, :longest]
+            for column in (self.num_tokens, self.num_prompt_tokens, *self.block_tables):
+                column[children] = column[copied]
+        self.token_ids[rows, self.num_tokens[rows]] = token_ids
+        self.num_tokens[rows] += 1
 
     def write_blocks(self, write: BlockWrite) -> None:
         self.block_tables[write.group][write.row, write.start : write.start + len(write.block_ids)] = write.block_ids
@@ -109,6 +122,11 @@ class LiveRows:
             self.sampler.enter(new)
             if new.sampling_params.prompt_logprobs is not None:
                 self.num_prompt_logprobs[new.row] = new.sampling_params.prompt_logprobs
+        if plan.beam_rows:
+            columns = plan.beam_rows, plan.beam_parents, plan.beam_token_ids
+            rows, parents, token_ids = (np.array(column, np.int32) for column in columns)
+            self.states.continue_beams(rows, parents, token_ids)
+            self.sampler.inherit(rows, parents)
         for write in plan.block_writes:
             self.states.write_blocks(write)
         for fork in plan.fork_rows:

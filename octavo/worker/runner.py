@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from octavo.config import LogprobsMode
 from octavo.kernels.device import CompiledModel, KernelCompiler, StepBatch, StepLimits
 from octavo.kernels.ops import IntArray
-from octavo.messages import LogprobRow, PendingStep, StepPlan, StepResult
+from octavo.messages import Candidates, LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.worker.logprobs import LogprobReporter
 from octavo.worker.rows import LiveRows
 
@@ -86,7 +86,9 @@ class HostRunner:
         batch = self._rows.states.gather(plan)
         self._model.forward(batch)
         prompt_logprobs = {entry: self._logprobs.of_prompt(batch, entry) for entry in plan.prompt_logprobs}
-        return keep_draws(plan, Draws.of(plan, batch), self._model, self._rows, self._logprobs, prompt_logprobs)
+        candidates = self._logprobs.candidates(plan, batch) if plan.candidates else {}
+        draws = Draws.of(plan, batch)
+        return keep_draws(plan, draws, self._model, self._rows, self._logprobs, prompt_logprobs, candidates)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,6 +155,7 @@ class Draws:
         kept: NDArray[np.bool_],
         logprobs: dict[int, LogprobRow],
         prompt_logprobs: dict[int, list[LogprobRow]],
+        candidates: dict[int, Candidates] | None = None,
     ) -> StepResult:
         """The tokens that are kept, as runs. logprobs: by draw."""
         offsets: list[int] = []
@@ -165,7 +168,7 @@ class Draws:
             for draw, row in logprobs.items():
                 if kept[draw]:
                     of_runs.setdefault(runs[draw], []).append(row)
-        return StepResult(step_id, token_ids[kept].tolist(), offsets, of_runs, prompt_logprobs)
+        return StepResult(step_id, token_ids[kept].tolist(), offsets, of_runs, prompt_logprobs, candidates or {})
 
 
 def keep_draws(
@@ -175,6 +178,7 @@ def keep_draws(
     live: LiveRows,
     reporter: LogprobReporter,
     prompt_logprobs: dict[int, list[LogprobRow]],
+    candidates: dict[int, Candidates],
 ) -> StepResult:
     """Draw after a forward pass, and append to the rows what they keep."""
     states, sampler = live.states, live.sampler
@@ -190,7 +194,7 @@ def keep_draws(
     token_ids = np.concatenate(tiles)
     kept = draws.kept(plan, token_ids, states.num_tokens)
     states.append(draws.rows[kept], draws.positions[kept], token_ids[kept])
-    return draws.result(plan.step_id, token_ids, kept, logprobs, prompt_logprobs)
+    return draws.result(plan.step_id, token_ids, kept, logprobs, prompt_logprobs, candidates)
 
 
 def _last_before(ends: IntArray, counts: IntArray) -> IntArray:

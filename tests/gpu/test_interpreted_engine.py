@@ -95,6 +95,23 @@ def test_it_tells_the_hosts_logprobs(tiny_folder: TinyFolder) -> None:
 
 
 @pytest.mark.usefixtures("_interpreted")
+def test_it_finds_the_hosts_beams(tiny_folder: TinyFolder) -> None:
+    """Beside other requests, with edited logits, and in chunks of a prompt."""
+    beams = SamplingParams(use_beam_search=True, n=3, max_tokens=5, logprobs=1, detokenize=False)
+    params = [beams, GREEDY, beams.replace(n=1, best_of=2, logprobs=None, logit_bias={5: -9.0, 8: 2.0})]
+    found = []
+    for backend, options in (("reference", {}), ("triton", {"max_num_batched_tokens": 24})):
+        with engine(tiny_folder("qwen3"), backend, **options) as llm:
+            found.append(llm.generate(PROMPTS, params) + llm.generate(PROMPTS[:1], params[:1]))
+            assert llm.stats().num_used_blocks == 0
+    for host, device in zip(*found, strict=True):
+        assert [one.token_ids for one in device.outputs] == [one.token_ids for one in host.outputs]
+        for one, other in zip(device.outputs, host.outputs, strict=True):
+            if other.cumulative_logprob is not None:
+                assert one.cumulative_logprob == pytest.approx(other.cumulative_logprob, abs=1e-3)
+
+
+@pytest.mark.usefixtures("_interpreted")
 def test_guesses_change_no_answer(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     params = [GREEDY.replace(max_tokens=8), GREEDY.replace(n=2, temperature=1.0, seed=3, max_tokens=6, logprobs=0)]
     with engine(tiny_folder("qwen3"), "reference") as host:

@@ -45,6 +45,7 @@ FIELDS: dict[str, Any] = {
     "truncate_prompt_tokens": 11,
     "skip_reading_prefix_cache": True,
 }
+BEAMS = {"use_beam_search": True, "best_of": 5, "length_penalty": -1.5, "early_stopping": "never"}
 TEXT_ONLY = {
     "stop",
     "detokenize",
@@ -80,12 +81,13 @@ def crossed(params: SamplingParams) -> Request:
 
 
 def test_every_sampling_field_crosses() -> None:
-    assert set(FIELDS) | TEXT_ONLY == {field.name for field in fields(SamplingParams)}, (
+    assert {*FIELDS, *BEAMS} | TEXT_ONLY == {field.name for field in fields(SamplingParams)}, (
         "say here how a new field crosses"
     )
     for name, value in FIELDS.items():
         assert getattr(crossed(SamplingParams(**{name: value})).sampling_params, name) == value
     assert crossed(SamplingParams(**FIELDS)).sampling_params == SamplingParams(**FIELDS)
+    assert crossed(SamplingParams(**BEAMS)).sampling_params == SamplingParams(**BEAMS)
     assert crossed(SamplingParams(stop=["x"])).sampling_params == SamplingParams()
 
 
