@@ -34,6 +34,7 @@ COMMANDS = {
     "kernels build": "compile the kernels that changed, in parallel",
     "kernels test": "compare an op's kernels with the reference; run its tests",
     "kernels bench": "time an op at several shapes, beside the machine's limits",
+    "kernels new": "write a new element-wise op that compiles and passes",
     "bench throughput": "measure: requests and tokens per second of a workload",
     "bench latency": "measure: seconds of one batch",
     "bench serve": "measure: latency and throughput of a server under load",
