@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from octavo.config import ContentFormat
 from octavo.engine.assemble import build_engine, engine_config
@@ -15,9 +14,10 @@ from octavo.engine.beam_search import BeamSearchOutput, BeamSearchParams, beam_o
 from octavo.engine.calls import (
     Message,
     conversation_list,
-    listed,
-    listed_or_one,
     missing_attribute,
+    params_list,
+    priority_list,
+    prompt_list,
     refuse_unknown,
     template_options,
 )
@@ -34,14 +34,10 @@ from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.session import Session
-from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Priority = int | Sequence[int] | None
-Value = TypeVar("Value")
-
-_PROMPTS = "allowed are text, token ids, a dict with 'prompt' or 'prompt_token_ids', and a list of these"
 
 
 class LLM:
@@ -234,10 +230,10 @@ class LLM:
         self, prompts: object, params: object, priority: object, output_kind: RequestOutputKind | None
     ) -> list[Request]:
         """Check every prompt, so that a bad one stops the call before anything runs."""
-        many = _prompt_list(prompts)
+        many = prompt_list(prompts)
         call = next(self._counter)
-        params_each = _params_list(params, len(many), self.get_default_sampling_params)
-        priorities = _priority_list(priority, len(many))
+        params_each = params_list(params, len(many), self.get_default_sampling_params)
+        priorities = priority_list(priority, len(many))
         requests = []
         for index, (prompt, one, level) in enumerate(zip(many, params_each, priorities, strict=True)):
             try:
@@ -248,56 +244,3 @@ class LLM:
                     raise
                 raise InvalidRequestError(f"prompts[{index}]: {refusal}") from None
         return requests
-
-
-def _prompt_list(prompts: object) -> list[Prompt]:
-    """One prompt or many: text, a dict and a list of ints are one."""
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if prompts is None or isinstance(prompts, bytes | bytearray) or not isinstance(prompts, Iterable):
-        raise InvalidRequestError(f"prompts is {shown(prompts)}, {_PROMPTS}")
-    many: list[Any] = prompts if isinstance(prompts, list) else listed("prompts", prompts)
-    return [many] if many and _is_whole(many[0]) else many
-
-
-def _params_list(params: object, count: int, default: Callable[[], SamplingParams]) -> list[SamplingParams]:
-    """One for all, one each, or None for the model's defaults."""
-    if params is None:
-        return [default()] * count
-    many = [params] * count if isinstance(params, SamplingParams | str | bytes | Mapping) else listed_or_one(params)
-    if len(many) == 1 and not isinstance(params, Sequence):
-        many = many * count
-    for one in many:
-        if not isinstance(one, SamplingParams):
-            raise InvalidRequestError(
-                f"sampling_params is {shown(one)}, allowed are a SamplingParams, a list of one each, and None"
-            )
-    return _one_each("sampling_params", many, count)
-
-
-def _priority_list(priority: object, count: int) -> list[int]:
-    """One for all, one each, or None for 0."""
-    if priority is None:
-        return [0] * count
-    is_one = isinstance(priority, str | bytes) or _is_whole(priority)
-    many: list[Any] = [priority] * count if is_one else listed_or_one(priority)
-    for one in many:
-        if not _is_whole(one):
-            raise InvalidRequestError(f"priority is {shown(one)}, allowed are a whole number, and a list of one each")
-    return _one_each("priority", [operator.index(one) for one in many], count)
-
-
-def _one_each(name: str, values: list[Value], count: int) -> list[Value]:
-    if len(values) != count:
-        raise InvalidRequestError(
-            f"{name} holds {len(values)} values for {count} prompts, allowed are one, or one each"
-        )
-    return values
-
-
-def _is_whole(value: object) -> bool:
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return not isinstance(value, bool)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octavo import LLM, AsyncLLM, BeamSearchParams, InvalidRequestError, SamplingParams
 from tests.conftest import TinyFolder
@@ -134,6 +138,38 @@ def test_an_async_engine_searches(tiny_folder: TinyFolder) -> None:
 def test_parameters_are_checked(options: dict[str, Any], error: str) -> None:
     with pytest.raises(InvalidRequestError, match=error):
         SamplingParams(**{"use_beam_search": True, **options})
+
+
+ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just("never"))
+BEAM_FIELDS = ("use_beam_search", "best_of", "length_penalty", "early_stopping", "n", "min_tokens", "max_tokens")
+
+
+@pytest.fixture(scope="module")
+def small(tiny_folder: TinyFolder) -> Iterator[LLM]:
+    with LLM(str(tiny_folder("llama")), **OPTIONS) as llm:
+        yield llm
+
+
+@given(st.dictionaries(st.sampled_from(BEAM_FIELDS), ANYTHING | st.integers(0, 6)))
+@settings(max_examples=150, deadline=None)
+def test_any_value_is_served_or_refused(small: LLM, options: dict[str, Any]) -> None:
+    try:
+        params = SamplingParams(**{"use_beam_search": True, "max_tokens": 3, "detokenize": False, **options})
+        (output,) = small.generate([[5, 6]], params, use_tqdm=False)
+    except InvalidRequestError:
+        return
+    assert len(output.outputs) == params.n
+    assert all(one.finish_reason in ("stop", "length") for one in output.outputs)
+
+
+@given(st.dictionaries(st.sampled_from([one.name for one in fields(BeamSearchParams)]), ANYTHING))
+@settings(max_examples=150, deadline=None)
+def test_any_beam_search_params_are_taken_or_refused(options: dict[str, Any]) -> None:
+    try:
+        params = BeamSearchParams(**{"beam_width": 2, "max_tokens": 3, **options})
+    except InvalidRequestError:
+        return
+    assert params.sampling_params(20).num_sequences == params.beam_width
 
 
 def test_parameters_may_be_assigned() -> None:

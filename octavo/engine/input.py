@@ -21,6 +21,7 @@ from octavo.vllm_options import why_not
 #: text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}, either with an optional "cache_salt"
 Prompt = str | Sequence[int] | Mapping[str, object]
 
+MAX_BEAM_STOPS = 128  # so many more of each beam's best tokens are asked for
 PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
 
 
@@ -167,6 +168,8 @@ class InputProcessor:
 
     def _for_beams(self, params: SamplingParams, num_stops: int) -> SamplingParams:
         """Beams are not drawn, so what shapes a draw is left out: only edits change their log-probabilities."""
+        if num_stops > MAX_BEAM_STOPS:
+            raise InvalidRequestError(f"{num_stops} stop tokens are set, allowed with beams are {MAX_BEAM_STOPS}")
         width, num_choices = params.num_sequences, len(set(params.allowed_token_ids or ())) or self.limits.vocab_size
         if width + num_stops > num_choices:
             name = "best_of" if params.best_of is not None else "n"

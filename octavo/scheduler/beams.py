@@ -38,14 +38,8 @@ class Step(NamedTuple):
     row: LogprobRow
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A beam and one of its next tokens. total: the log-probability of the whole. place: among the beam's best."""
-
-    total: float
-    beam: int
-    token_id: int
-    place: int
+#: minus the log-probability of a whole beam, the beam that goes on, and the place of its next token among its best
+Choice = tuple[float, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,23 +86,21 @@ class BeamSearch:
         return self.score(best_total, length) <= self.finished[-1].score
 
     def best_first(self, candidates: list[Candidates]) -> Iterator[Choice]:
-        return heapq.merge(
-            *(self._choices(beam, *of_beam) for beam, of_beam in enumerate(candidates)), key=lambda one: -one.total
-        )
+        return heapq.merge(*(self._choices(beam, of_beam[1]) for beam, of_beam in enumerate(candidates)))
 
-    def _choices(self, beam: int, token_ids: list[int], logprobs: list[float]) -> Iterator[Choice]:
+    def _choices(self, beam: int, logprobs: list[float]) -> Iterator[Choice]:
         total = self.totals[beam]
-        for place, (token_id, logprob) in enumerate(zip(token_ids, logprobs, strict=True)):
-            yield Choice(total + logprob, beam, token_id, place)
+        return ((-total - logprob, beam, place) for place, logprob in enumerate(logprobs))
 
     def step(self, choice: Choice, candidates: list[Candidates]) -> Step:
         """The beam's last token with the log-probabilities that its request asks for."""
-        ids, logprobs = candidates[choice.beam]
+        _, beam, place = choice
+        ids, logprobs = candidates[beam]
         num = self.params.logprobs or 0
         best = slice(0, len(ids) if num == -1 else num)
-        own = choice.token_id, logprobs[choice.place]
-        row = LogprobRow([own[0], *ids[best]], [own[1], *logprobs[best]], choice.place + 1)
-        return Step(self.lasts[choice.beam], row)
+        return Step(
+            self.lasts[beam], LogprobRow([ids[place], *ids[best]], [logprobs[place], *logprobs[best]], place + 1)
+        )
 
 
 class Beams:
@@ -170,20 +162,21 @@ class Beams:
         if length == 1:
             self._begin(request)
         search = self.searches[request.request_id]
-        running: list[Choice] = []
+        width, is_last, running = params.num_sequences, length == max_len, []
         for rank, choice in enumerate(search.best_first(candidates)):
-            ending = _ending(request, choice.token_id, is_last=length == max_len)
+            minus_total, beam, place = choice
+            ending = _ending(request, candidates[beam][0][place], is_last=is_last)
             if ending is None:
                 running.append(choice)
-            elif rank < search.width:
+            elif rank < width:
                 step = search.step(choice, candidates)
-                search.finish(FinishedBeam(search.score(choice.total, length), step, ending))
-            if rank + 1 >= search.width and (len(running) == search.width or length == max_len):
+                search.finish(FinishedBeam(search.score(-minus_total, length), step, ending))
+            if rank + 1 >= width and (is_last or len(running) == width):
                 break
-        if length == max_len or search.is_over(running[0].total, length, max_len):
+        if is_last or search.is_over(-running[0][0], length, max_len):
             return True
-        assert len(running) >= params.num_sequences, "as many candidates as beams and stop tokens were asked for"
-        self._go_on(request, search, running[: search.width], candidates)
+        assert len(running) == width, "as many candidates as beams and stop tokens were asked for"
+        self._go_on(request, search, running, candidates)
         return False
 
     def _begin(self, request: Request) -> None:
@@ -195,25 +188,26 @@ class Beams:
 
     def _go_on(self, request: Request, search: BeamSearch, running: list[Choice], candidates: list[Candidates]) -> None:
         """Each beam's best choice stays in its place; the others go on in places that none survives in."""
-        beams, placed, others = request.sequences, {}, []
+        beams, others = request.sequences, []
+        placed: dict[int, Choice] = {}
         for choice in running:
-            if choice.beam in placed:
+            if choice[1] in placed:
                 others.append(choice)
             else:
-                placed[choice.beam] = choice
-        empty = [place for place in range(len(beams)) if place not in placed]
+                placed[choice[1]] = choice
+        empty = [place for place in range(len(beams)) if place not in placed] if others else []
         for place, choice in zip(empty, others, strict=True):
-            child, parent = beams[place], beams[choice.beam]
+            child, parent = beams[place], beams[choice[1]]
             if len(search.totals) > 1:  # else it was forked just now
                 self._cache.fork_again(parent, child)
             child.token_ids, child.num_computed_tokens = list(parent.token_ids), parent.num_computed_tokens
             placed[place] = choice
         chosen = [placed[place] for place in range(len(beams))]
         search.lasts = [search.step(choice, candidates) for choice in chosen]
-        search.totals = [choice.total for choice in chosen]
-        search.moves = [(choice.beam, choice.token_id) for choice in chosen]
-        for beam, choice in zip(beams, chosen, strict=True):
-            beam.token_ids.append(choice.token_id)
+        search.totals = [-minus_total for minus_total, _, _ in chosen]
+        search.moves = [(parent, candidates[parent][0][place]) for _, parent, place in chosen]
+        for beam, (_, token_id) in zip(beams, search.moves, strict=True):
+            beam.token_ids.append(token_id)
 
     def _end(self, request: Request, finish: Callable[[Sequence, Ending], None]) -> list[SequenceUpdate]:
         """The n best finished beams become the request's sequences."""

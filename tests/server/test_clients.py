@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import anthropic
 import ollama
@@ -284,3 +285,19 @@ def _until_idle(engine: AsyncLLM) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"the engine never came to rest: {stats}")
+
+
+def test_openais_client_searches(client: openai.OpenAI) -> None:
+    """A stream has the same beams as a whole answer, and they are those of the engine itself."""
+    beams: dict[str, object] = {"use_beam_search": True, "best_of": 3, "length_penalty": 0.5}
+    asked: dict[str, Any] = {"model": MODEL, "prompt": PROMPTS[0], "n": 2, "max_tokens": 6, "extra_body": beams}
+    whole = client.completions.create(**asked)
+    streamed: dict[int, str] = {}
+    for chunk in client.completions.create(**asked, stream=True):
+        for one in chunk.choices:
+            streamed[one.index] = streamed.get(one.index, "") + one.text
+    assert [streamed[one.index] for one in whole.choices] == [one.text for one in whole.choices]
+    params = SamplingParams(use_beam_search=True, n=2, best_of=3, length_penalty=0.5, max_tokens=6)
+    with LLM(MODEL, **SIZES) as llm:
+        (output,) = llm.generate([PROMPTS[0]], params, use_tqdm=False)
+    assert [one.text for one in output.outputs] == [one.text for one in whole.choices]
