@@ -31,7 +31,6 @@ from octavo.server.streaming import EventStream
 _FEW_ROWS = 256
 
 DONE = b"data: [DONE]\n\n"
-
 _encode = msgspec.json.Encoder().encode
 
 
