@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-
+import tests.gpu.device  # noqa: E402, F401  # first: whether Triton interprets is decided when it is imported
 from octavo.errors import BackendUnavailableError  # noqa: E402
 from octavo.kernels.build.build import find_sources  # noqa: E402
 from octavo.kernels.build.toolchain import find_toolchain  # noqa: E402
