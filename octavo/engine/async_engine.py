@@ -99,7 +99,7 @@ class AsyncLLM(EngineClient):
 
     async def check_health(self) -> None:
         """Raises EngineDeadError if the engine has stopped."""
-        await self.stats()
+        await self._ask(lambda engine: None)
 
     async def reset_prefix_cache(self) -> bool:
         """Forget all cached blocks; running requests keep theirs."""

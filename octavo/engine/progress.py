@@ -33,6 +33,7 @@ class Progress:
         self._is_shown = is_shown is True and sys.stderr.isatty()
         self._num_tokens = 0
         self._begin = time.perf_counter()
+        self._usage, self._asked = "", 0.0
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -54,9 +55,11 @@ class Progress:
         if self._bar is None:
             return
         self._num_tokens += num_tokens
-        rate = self._num_tokens / (time.perf_counter() - self._begin)
-        usage = "" if self._stats is None else f", KV {self._stats().kv_cache_usage:.0%}"
-        self._bar.update(self._bar_id, advance=1, detail=f"{rate:,.0f} tok/s{usage}")
+        now = time.perf_counter()
+        if self._stats is not None and now - self._asked >= REFRESH_SECONDS:  # it looks at every block table
+            self._usage, self._asked = f", KV {self._stats().kv_cache_usage:.0%}", now
+        rate = self._num_tokens / (now - self._begin)
+        self._bar.update(self._bar_id, advance=1, detail=f"{rate:,.0f} tok/s{self._usage}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
