@@ -31,6 +31,9 @@ class AttentionBackend(Protocol):
     decodes_alone: bool
     """Whether fused steps of decodes with one new token each need no other backend's plan."""
 
+    decodes_in_parts: ClassVar[bool]
+    """Whether its decodes leave partial results in `AttentionMemory.workspace`."""
+
     longest_captured: ClassVar[int | None]
     """Steps with longer chunks cannot be captured: their lengths must be known on the host. None: all steps can."""
 
@@ -120,6 +123,7 @@ class ModelAttention:
         memory: AttentionMemory,
     ) -> None:
         chains = {layer: choose(layer, dtype, kv, memory.gpu, asked) for layer in layers}
+        self._memory = memory
         self._backends: dict[str, AttentionBackend] = {}
         for name in BACKENDS:
             if any(name in chain for chain in chains.values()):
@@ -151,9 +155,14 @@ class ModelAttention:
             backend.plan(step)
 
     def decode(self, layer: AttentionLayer, transform: HeadTransform | None = None) -> AttentionLaunch:
+        """The backend that takes plain decodes gets its workspace now, so that KV blocks leave room for it."""
         launch: AttentionLaunch = _unreachable
+        in_parts = False
         for backend in reversed(self._chains[layer]):
-            launch = backend.decode(layer, transform, launch)
+            otherwise, launch = launch, backend.decode(layer, transform, launch)
+            in_parts = in_parts if launch is otherwise else backend.decodes_in_parts
+        if in_parts:
+            self._memory.reserve_workspace()
         return launch
 
     def prefill(self, layer: AttentionLayer) -> AttentionLaunch:

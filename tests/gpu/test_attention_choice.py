@@ -111,7 +111,7 @@ def test_a_phase_goes_to_the_first_that_computes_it(monkeypatch: pytest.MonkeyPa
     """With a window, decodes go to the Hopper kernel and chunks to the plain one."""
 
     class Decodes:
-        decodes_alone = False
+        decodes_alone = decodes_in_parts = False
         longest_captured = 7
         plans = 0
         why_not = staticmethod(lambda *need: [])
@@ -177,3 +177,28 @@ def test_a_backend_that_decodes_alone_spares_the_other_plans(
 def step_of(kind: StepKind) -> DeviceStep:
     nothing = torch.empty(0, dtype=torch.int32)
     return DeviceStep(nothing, nothing, nothing, nothing, nothing, (), kind)
+
+
+@pytest.mark.parametrize("decodes_alone", [False, True])
+def test_only_a_backend_that_decodes_in_parts_takes_room_for_them(
+    decodes_alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decodes of several new tokens, which the first backend leaves to the other, get the room when they come."""
+
+    class Alone:
+        decodes_in_parts = False
+        longest_captured = None
+        why_not = staticmethod(lambda *need: [])
+
+        def __init__(self, memory: AttentionMemory) -> None:
+            self.decodes_alone = decodes_alone
+
+        def decode(self, layer: object, transform: object, otherwise: object) -> object:
+            return (lambda *step: None) if decodes_alone else otherwise
+
+    monkeypatch.setattr(attention, "BACKENDS", {"alone": lambda: Alone, "triton": attention.BACKENDS["triton"]})
+    memory = AttentionMemory([LAYER], KV, StepLimits(4, 4, 64, 1), AMPERE, DEVICE)
+    ModelAttention([LAYER], "bfloat16", KV, "auto", memory).decode(LAYER)
+    assert (memory._workspace is None) == decodes_alone
+    assert memory.workspace is memory.workspace
+    assert memory.workspace.values.numel() == 4 * 32 * LAYER.num_heads * LAYER.head_dim

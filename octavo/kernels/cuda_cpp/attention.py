@@ -34,6 +34,7 @@ class CudaAttention:
     """Implements `octavo.kernels.attention.AttentionBackend`. Leaves prompt chunks, decodes with several new tokens,
     and all steps of an engine with more than MAX_SEQUENCES, to other backends."""
 
+    decodes_in_parts: ClassVar[bool] = False  # it has partial results of its own
     longest_captured: ClassVar[int | None] = None
 
     @staticmethod

@@ -89,7 +89,7 @@ class AttentionMemory:
         self.gpu, self.device, self.layers, self.kv = gpu, device, layers, kv
         self.max_num_seqs = limits.max_num_seqs
         self.pools: dict[AttentionLayer, LayerPool] = {}
-        self.workspace = DecodeWorkspace.allocate(limits.max_num_seqs, layers, device)
+        self._workspace: DecodeWorkspace | None = None
         keys = dict.fromkeys((layer.group, layer.window) for layer in layers)
         seqs, tokens = limits.max_num_seqs, limits.max_num_tokens
         self._plans = {key: AttentionPlan.allocate(seqs, tokens, device) for key in keys}
@@ -97,6 +97,16 @@ class AttentionMemory:
     def bind(self, pool: torch.Tensor) -> None:
         """pool: the whole KV pool, 1-D uint8."""
         self.pools.update({layer: LayerPool.of(pool, self.kv, layer) for layer in self.layers})
+
+    @property
+    def workspace(self) -> DecodeWorkspace:
+        """Allocated when it is first needed: hundreds of megabytes that only some backends use."""
+        return self._workspace or self.reserve_workspace()
+
+    def reserve_workspace(self) -> DecodeWorkspace:
+        if self._workspace is None:
+            self._workspace = DecodeWorkspace.allocate(self.max_num_seqs, self.layers, self.device)
+        return self._workspace
 
     def plan_of(self, layer: AttentionLayer) -> AttentionPlan:
         return self._plans[layer.group, layer.window]

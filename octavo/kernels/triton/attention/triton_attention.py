@@ -28,6 +28,7 @@ class TritonAttention:
     """Implements `octavo.kernels.attention.AttentionBackend`. Its plan serves the other backends too."""
 
     decodes_alone = False
+    decodes_in_parts: ClassVar[bool] = True
     longest_captured: ClassVar[int | None] = None
 
     @staticmethod
@@ -44,12 +45,12 @@ class TritonAttention:
         self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch
     ) -> AttentionLaunch:
         memory, plan = self._memory, self._memory.plan_of(layer)
-        pools, workspace, gpu = memory.pools, memory.workspace, memory.gpu
+        pools, gpu = memory.pools, memory.gpu
         number, chained = gpu.num_multiprocessors, gpu.chains
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
             decode_attention(
-                q, out, layer, pools[layer], plan, workspace, query_start_loc=step.query_start_loc,
+                q, out, layer, pools[layer], plan, memory.workspace, query_start_loc=step.query_start_loc,
                 block_table=step.block_tables[layer.group], num_multiprocessors=number, transform=transform,
                 queries=step.kind.decode_threshold, chained=chained,
             )  # fmt: skip
@@ -73,6 +74,7 @@ class HopperAttention:
     several new tokens, to other backends."""
 
     decodes_alone = False
+    decodes_in_parts: ClassVar[bool] = True
     longest_captured: ClassVar[int | None] = None
 
     @staticmethod
@@ -101,12 +103,12 @@ class HopperAttention:
         if _no_decode(layer):
             return otherwise
         memory, plan, attend = self._memory, self._memory.plan_of(layer), self._decode.attend
-        pools, workspace, chained = memory.pools, memory.workspace, memory.gpu.chains
+        pools, chained = memory.pools, memory.gpu.chains
 
         def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
             if step.kind.decode_threshold > 1:
                 return otherwise(step, q, out)
-            table = step.block_tables[layer.group]
+            table, workspace = step.block_tables[layer.group], memory.workspace
             attend(q, out, layer, pools[layer], plan, workspace, table, transform, chained=chained)
             join_parts(out, layer, plan, workspace, step.query_start_loc, chained=chained)
 
