@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from octavo.errors import EngineDeadError as EngineDeadError
     from octavo.errors import InvalidRequestError as InvalidRequestError
     from octavo.errors import KernelBuildError as KernelBuildError
+    from octavo.errors import LogError as LogError
     from octavo.errors import ModelLoadError as ModelLoadError
     from octavo.errors import OctavoError as OctavoError
     from octavo.errors import OutOfMemoryError as OutOfMemoryError
@@ -49,7 +50,7 @@ _NAMES_IN = {
     "octavo.errors": (
         *("OctavoError", "ConfigError", "InvalidRequestError", "ModelLoadError", "UnsupportedModelError"),
         *("TokenizerError", "BackendUnavailableError", "KernelBuildError", "OutOfMemoryError"),
-        *("EngineBusyError", "EngineDeadError", "ServerError"),
+        *("EngineBusyError", "EngineDeadError", "LogError", "ServerError"),
     ),
 }
 _HOME_OF = {name: module for module, names in _NAMES_IN.items() for name in names}

@@ -11,6 +11,7 @@ OctavoError
 ├── OutOfMemoryError (MemoryError)    what did not fit, and the smallest change that does
 ├── EngineBusyError                   too many requests wait; says when to retry
 ├── EngineDeadError                   the engine stopped; later calls raise it too
+├── LogError                          a file of events that is damaged, of a newer format, or no such file
 └── ServerError                       another server cannot be reached or refused; carries its message
 """
 
@@ -61,6 +62,10 @@ class EngineBusyError(OctavoError):
 
 class EngineDeadError(OctavoError):
     """The engine stopped because of an internal error; the message holds its first cause."""
+
+
+class LogError(OctavoError):
+    """A file of events that cannot be read or replayed; names the file and what is wrong with it."""
 
 
 class ServerError(OctavoError):

@@ -18,6 +18,7 @@ PUBLIC_NAMES = {
     "EngineDeadError",
     "InvalidRequestError",
     "KernelBuildError",
+    "LogError",
     "LLM",
     "FlatLogprobs",
     "Logprob",

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, CacheGroup, ContentHash
-from octavo.observe.events import BlockEvicted, EventLog
+from octavo.observe.events import BlockEvicted, BlocksForgotten, EventLog
 
 
 class BlockPool:
@@ -91,9 +91,12 @@ class BlockPool:
         self._tree.clear()
         self.free.extend(self.cached)
         self.cached.clear()
+        if self._events.is_on:
+            self._events.write(BlocksForgotten(self._clock(), None))
 
     def unpublish(self, tables: BlockTables) -> None:
         """Take back what a sequence published and nobody else holds or continues."""
+        removed = []
         for table in tables.block_ids:
             for index in range(tables.num_published - 1, tables.num_found - 1, -1):
                 block_id = table[index]
@@ -101,6 +104,9 @@ class BlockPool:
                     if self.ref_counts[block_id] > 1 or not self._tree.is_leaf(block_id):
                         break
                     self._tree.remove(block_id)
+                    removed.append(block_id)
+        if removed and self._events.is_on:
+            self._events.write(BlocksForgotten(self._clock(), tuple(removed)))
 
     def _evict_oldest(self) -> None:
         block_id, _ = self.cached.popitem(last=False)

@@ -117,8 +117,7 @@ class KVCache:
             if match.num_tokens:
                 self._writes.append(BlockWrite(sequence.row, index, first, [*found[first:]]))
         if self._events.is_on and match.num_tokens:
-            block_ids = tuple(live(match.block_ids))
-            self._events.write(PrefixHit(self._clock(), sequence.sequence_id, match.num_tokens, block_ids))
+            self._events.write(PrefixHit(self._clock(), sequence.sequence_id, match.num_tokens, *_found(match)))
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make room for the next `num_tokens` tokens. False: not enough blocks, and none were taken."""
@@ -226,13 +225,14 @@ class KVCache:
 
     def _copy_on_write(self, tables: BlockTables, sequence: Sequence, group: int, index: int) -> None:
         source = tables.block_ids[group][index]
+        num_sharers = self.pool.ref_counts[source]
         (target,) = self.pool.take(1)
         self.pool.release(source)
         tables.block_ids[group][index] = target
         self._copies.append((source, target))
         self._writes.append(BlockWrite(sequence.row, group, index, [target]))
         if self._events.is_on:
-            self._events.write(BlockCopied(self._clock(), sequence.sequence_id, source, target))
+            self._events.write(BlockCopied(self._clock(), sequence.sequence_id, source, target, num_sharers))
 
     def _give_back_behind_window(self, tables: BlockTables, sequence: Sequence) -> None:
         for group, shape in enumerate(self.groups):
@@ -258,11 +258,18 @@ class KVCache:
             tables.extend_hashes(sequence.token_ids, num_full, self.block_size)
             self.tree.publish(tables, num_full)
             if self._events.is_on:
+                hashes = tuple(tables.hashes[first + 1 : num_full + 1])
                 for group, table in enumerate(tables.block_ids):
                     parent = table[first - 1] if first else NULL_BLOCK
                     ids = sequence.sequence_id, group, parent, tuple(table[first:num_full])
-                    self._events.write(BlocksPublished(self._clock(), *ids))
+                    self._events.write(BlocksPublished(self._clock(), *ids, first, hashes))
 
     def _log_freed(self, sequence: Sequence, group: int, block_ids: list[BlockId], why: str) -> None:
         if self._events.is_on:
             self._events.write(BlocksFreed(self._clock(), sequence.sequence_id, group, tuple(block_ids), why))
+
+
+def _found(match: PrefixMatch) -> tuple[tuple[BlockId, ...], tuple[int, ...]]:
+    """The blocks of a match, and how many of them each group has; the last is empty for one group."""
+    in_groups = [live([table]) for table in match.block_ids]
+    return tuple(live(match.block_ids)), tuple(map(len, in_groups)) if len(in_groups) > 1 else ()

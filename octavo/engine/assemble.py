@@ -104,9 +104,13 @@ def _core(config: EngineConfig, executor: Executor, events: EventLog, clock: Clo
         events=events,
         clock=clock,
     )
-    asked = config.scheduler.async_scheduling
-    kind = OverlappedCore if (shape.is_asynchronous if asked is None else asked) else EngineCore
+    kind = OverlappedCore if _is_overlapped(config, shape) else EngineCore
     return kind(scheduler, cache, executor, events, clock, check_invariants=config.observe.check_invariants)
+
+
+def _is_overlapped(config: EngineConfig, shape: WorkerShape) -> bool:
+    asked = config.scheduler.async_scheduling
+    return shape.is_asynchronous if asked is None else asked
 
 
 def _record_start(config: EngineConfig, shape: WorkerShape, events: EventLog, clock: Clock) -> None:
@@ -121,6 +125,10 @@ def _record_start(config: EngineConfig, shape: WorkerShape, events: EventLog, cl
             max_model_len=shape.limits.max_model_len,
             enable_prefix_caching=config.cache.enable_prefix_caching,
             cache_options=_cache_options(config.cache, shape),
+            windows=tuple([group.window for group in shape.groups]),
+            max_num_seqs=shape.limits.max_num_seqs,
+            max_num_batched_tokens=shape.limits.max_num_tokens,
+            is_overlapped=_is_overlapped(config, shape),
         )
     )
 

@@ -1,25 +1,27 @@
-"""The event log: one frozen record for everything that happens in the engine.
+"""The event log: one frozen record for everything that happens in the engine, with its reason.
 
-Metrics, reports, golden tests and the visualiser read only this log.
+Metrics, reports, the flight recorder, golden tests and the pictures read only this log.
 `time` is seconds of the engine's monotonic clock; `step` counts steps from 1.
+
+No event holds text or tokens, unless a user asked for token ids. A new field goes to the end and has a default, so that
+older files can be read (flight_log.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True, array_like=True, tag=True, gc=False):
     time: float
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStarted(Event):
-    """The engine's sizes. num_blocks: without the null block. cache_options: the KV cache's other options by vLLM's
-    names, as text."""
+class EngineStarted(Event, frozen=True):
+    """The engine's sizes. num_blocks: without the null block. cache_options: others of the KV cache by vLLM's names, as
+    text. windows: of the cache groups; None: full attention. is_overlapped: steps are planned while others run."""
 
     num_blocks: int
     block_size: int
@@ -28,14 +30,19 @@ class EngineStarted(Event):
     max_model_len: int
     enable_prefix_caching: bool = True
     cache_options: tuple[tuple[str, str], ...] = ()
+    windows: tuple[int | None, ...] = (None,)
+    max_num_seqs: int = 0
+    max_num_batched_tokens: int = 0
+    is_overlapped: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived(Event):
+class Arrived(Event, frozen=True):
     """A request entered the waiting queue.
 
     arrival_time: when it reached our first process, on the same clock; None: with this event.
-    max_tokens: the limit for each of its sequences.
+    max_tokens: the limit for each of its sequences. sequence_id: its first sequence; the others have the next ids.
+    num_beams: 0 without beam search. can_stop: a token or text may end it, not only its length. is_fresh: it takes
+    nothing from the prefix tree. has_prompt_logprobs: it takes nothing whose log-probabilities it wants.
     """
 
     request_id: str
@@ -45,35 +52,40 @@ class Arrived(Event):
     max_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
+    sequence_id: int = -1
+    priority: int = 0
+    num_beams: int = 0
+    can_stop: bool = True
+    min_tokens: int = 0
+    is_fresh: bool = False
+    has_prompt_logprobs: bool = False
+    prompt_token_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Refused(Event):
+class Refused(Event, frozen=True):
     """A request was rejected on arrival; `why` is a word: invalid, queue_full, ..."""
 
     request_id: str
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Waits(Event):
+class Waits(Event, frozen=True):
     """Why a request did not start this step, as `word: detail`; written when the reason changes, not every step."""
 
     request_id: str
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Started(Event):
-    """A sequence got a row, for the first time or after a preemption."""
+class Started(Event, frozen=True):
+    """A sequence got a row, for the first time or again. passed: those that stood before it in the queue and wait."""
 
     sequence_id: int
     request_id: str
     row: int
+    passed: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled(Event):
+class Scheduled(Event, frozen=True):
     """One step's grants, as columns: sequence i computes num_tokens[i] tokens from num_computed[i] on."""
 
     step: int
@@ -84,8 +96,7 @@ class Scheduled(Event):
     num_free_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class BlocksGiven(Event):
+class BlocksGiven(Event, frozen=True):
     """A sequence's table grew by these blocks."""
 
     sequence_id: int
@@ -93,30 +104,36 @@ class BlocksGiven(Event):
     block_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixHit(Event):
-    """A sequence found num_tokens of its tokens in the prefix tree."""
+class PrefixHit(Event, frozen=True):
+    """A sequence found num_tokens of its tokens in the prefix tree.
+
+    block_ids: the found blocks, group after group. num_in_group: how many of them each group has; they are the last of
+    num_tokens / block_size table entries, those before are null, behind the group's window. Empty: one group has all.
+    """
 
     sequence_id: int
     num_tokens: int
     block_ids: tuple[int, ...]
+    num_in_group: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BlocksPublished(Event):
-    """Full blocks of a sequence entered the prefix tree, each the parent of the next.
+class BlocksPublished(Event, frozen=True):
+    """Full blocks of a sequence entered the prefix tree, each the parent of the next; some may be in it already.
 
-    parent: the block before the first one, 0 at the start of a sequence or behind its window.
+    parent: the block before the first one, 0 at the start of a sequence or behind its window. first: the place of the
+    first one in the sequence's table. hashes: the blocks' content; equal ones mean equal tokens from the start on. In
+    files they are scrambled with a key of the file's own.
     """
 
     sequence_id: int
     group: int
     parent: int
     block_ids: tuple[int, ...]
+    first: int = 0
+    hashes: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Forked(Event):
+class Forked(Event, frozen=True):
     """A child sequence shares all blocks of its parent."""
 
     parent_id: int
@@ -125,25 +142,23 @@ class Forked(Event):
     num_shared_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Unforked(Event):
+class Unforked(Event, frozen=True):
     """A beam is given up: its place goes to a fork of another beam, or all beams of its request begin again."""
 
     sequence_id: int
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class BlockCopied(Event):
-    """Copy-on-write: the sequence wrote into a shared block."""
+class BlockCopied(Event, frozen=True):
+    """Copy-on-write: the sequence wrote into a shared block. num_sharers: how many sequences held the source."""
 
     sequence_id: int
     source: int
     target: int
+    num_sharers: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class BlocksFreed(Event):
+class BlocksFreed(Event, frozen=True):
     """A sequence released these blocks; `why` is finished, preempted, aborted, error, window or dropped."""
 
     sequence_id: int
@@ -152,52 +167,69 @@ class BlocksFreed(Event):
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class BlockEvicted(Event):
+class BlockEvicted(Event, frozen=True):
     """A cached block was evicted to make room."""
 
     block_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Preempted(Event):
-    """A running sequence gave up its blocks and waits again."""
+class BlocksForgotten(Event, frozen=True):
+    """These blocks left the prefix tree, though nobody needed room: their content is not trusted. None: all did."""
+
+    block_ids: tuple[int, ...] | None
+
+
+class Preempted(Event, frozen=True):
+    """A running sequence gave up its blocks and waits again. Why:
+
+    blocks (none was free for sequence `by`, perhaps itself), priority (`by` is better), fault (a step failed),
+    alone (`by` runs alone after a fault) or rewound (it must compute again what its window has passed). -1: nobody.
+    """
 
     sequence_id: int
     request_id: str
     num_lost_tokens: int
+    why: str = ""
+    by: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled(Event):
+class Sampled(Event, frozen=True):
     """The sequences that got new tokens in a step. Finished events of sequences that ended come before this.
 
-    num_tokens: the total, larger than the number of ids if a sequence got several.
+    num_tokens: the total. run_lens: how many each got; empty: one each. token_ids: all of them, if the log keeps them.
     """
 
     step: int
     sequence_ids: tuple[int, ...]
     num_tokens: int
+    run_lens: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FirstToken(Event):
+class FirstToken(Event, frozen=True):
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finished(Event):
-    """A sequence ended. is_corrupted: no token could be drawn from its logits."""
+class EndAsked(Event, frozen=True):
+    """Not a step ends a sequence, but a client or the output side. sequence_id -1: all of the request's."""
+
+    request_id: str
+    sequence_id: int
+    reason: str
+
+
+class Finished(Event, frozen=True):
+    """A sequence ended. is_corrupted: no token could be drawn from its logits. fault: what went wrong, if anything."""
 
     sequence_id: int
     request_id: str
     reason: str
     num_output_tokens: int
     is_corrupted: bool = False
+    fault: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StepDone(Event):
+class StepDone(Event, frozen=True):
     """A step's cost: seconds in schedule, execute and update, and the size of its batch."""
 
     step: int
@@ -208,20 +240,33 @@ class StepDone(Event):
     num_seqs: int
 
 
+class StepFailed(Event, frozen=True):
+    """The workers could not carry out the steps in flight. Their sequences are preempted, or end."""
+
+    fault: str
+
+
+class EventsLost(Event, frozen=True):
+    """The recorder could not write this many events: the disk was too slow, or a user's name is no valid text."""
+
+    num_events: int
+
+
 class EventLog:
     """A bounded log with one writer (the engine's thread) and any number of readers.
 
-    is_on: events are kept or listened to; writers check it before they build one. write: appends an event, and calls
-    the listeners if there are any. started: the engine's sizes, kept even when the log has dropped the event.
+    is_on: events are kept or listened to; writers check it before they build one. keeps_token_ids: with prompts and
+    answers. write: appends an event, and calls the listeners. started: kept even when the log has dropped the event.
     """
 
     write: Callable[[Event], None]
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, keeps_token_ids: bool = False) -> None:
         self._events: deque[Event] = deque(maxlen=capacity)
         self._listeners: list[Callable[[Event], None]] = []
         self.started: EngineStarted | None = None
         self.is_on = capacity > 0
+        self.keeps_token_ids = keeps_token_ids
         self.write = self._events.append
 
     def start(self, event: EngineStarted) -> None:

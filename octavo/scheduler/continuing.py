@@ -85,7 +85,7 @@ class Continuing:
         tables = cache.tables
         lacking = [one for one in beams if one.num_computed_tokens >= tables[one.sequence_id].room]
         while cache.num_blocks_for_next(lacking) > cache.num_available_blocks:
-            victim = self._places.preempt_worst()
+            victim = self._places.preempt_worst("blocks", beams[0])
             draft.num_preempted += 1
             draft.growth = None
             if victim.request is request:
@@ -140,7 +140,7 @@ class Continuing:
     def _make_room(self, sequence: Sequence, num_tokens: int, draft: PlanDraft) -> bool:
         """Blocks for a running sequence, at the cost of the worst ones. False: that was the sequence itself."""
         while not self._cache.grow(sequence, num_tokens):
-            victim = self._places.preempt_worst()
+            victim = self._places.preempt_worst("blocks", sequence)
             draft.num_preempted += 1
             draft.growth = None
             if victim is sequence:

@@ -86,7 +86,7 @@ class GivingWay:
         for one in leaving:
             if one.state is not SequenceState.RUNNING:
                 continue  # it left with another beam of its request
-            worst = places.preempt_worst()
+            worst = places.preempt_worst("priority", sequence)
             assert worst is one, "the worst of the running go first"
             draft.num_gave_way += 1
             draft.growth = None

@@ -17,7 +17,7 @@ from octavo.config import SchedulerConfig
 from octavo.observe.events import Arrived, EventLog, Finished, Preempted, Started, Waits
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceState
-from octavo.scheduler.roster import RANKS, Roster, Seats, WaitingQueue, WaitReason, num_seats
+from octavo.scheduler.roster import RANKS, PreemptReason, Roster, Seats, WaitingQueue, WaitReason, num_seats
 from octavo.scheduler.step import NO_TOKEN_ENDING
 
 _WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished", "abort": "aborted", "error": "error"}
@@ -42,7 +42,8 @@ class Places:
 
     def enter(self, request: Request, max_len: int) -> None:
         """A request waits for its turn."""
-        self.waiting.add(self.roster.enter(request, max_len))
+        first = self.roster.enter(request, max_len)
+        self.waiting.add(first)
         if self._events.is_on:
             params = request.sampling_params
             self._events.write(
@@ -55,6 +56,14 @@ class Places:
                     max_tokens=request.max_output_tokens,
                     temperature=params.temperature,
                     top_p=params.top_p,
+                    sequence_id=first.sequence_id,
+                    priority=request.priority,
+                    num_beams=params.num_sequences if params.use_beam_search else 0,
+                    can_stop=bool(request.stop_token_ids or params.stop),
+                    min_tokens=params.min_tokens,
+                    is_fresh=bool(params.skip_reading_prefix_cache),
+                    has_prompt_logprobs=params.prompt_logprobs is not None,
+                    prompt_token_ids=tuple(request.prompt_token_ids) if self._events.keeps_token_ids else (),
                 )
             )
 
@@ -62,12 +71,13 @@ class Places:
         """From the queue to a seat, with blocks for the tokens that were found and the next `num_tokens`. It is among
         the running once the plan is sealed (`join`)."""
         request = sequence.request
-        self.waiting.remove(sequence)
+        passed = self.waiting.remove(sequence)
         self.seats.take(sequence)
         sequence.state = SequenceState.RUNNING
         if self._events.is_on:
             ids = sequence.sequence_id, request.request_id
-            self._events.write(Started(self._clock(), *ids, sequence.row))
+            passed_ids = tuple([one.sequence_id for one in passed])
+            self._events.write(Started(self._clock(), *ids, sequence.row, passed_ids))
         self._cache.start(sequence, match)
         has_room = self._cache.grow(sequence, num_tokens)
         assert has_room, f"sequence {sequence.sequence_id} was promised blocks that are not there"
@@ -108,20 +118,21 @@ class Places:
         self.running.extend(started)
         self.running.sort(key=self._rank)
 
-    def preempt_worst(self) -> Sequence:
+    def preempt_worst(self, why: PreemptReason, by: Sequence) -> Sequence:
         """The last of the running waits again."""
         worst = self.running.pop()
-        self.preempt(worst)
+        self.preempt(worst, why, by)
         return worst
 
-    def preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence, why: PreemptReason, by: Sequence | None = None) -> None:
         """Back to the queue without blocks; most of their content will be found again in the prefix tree. Beams advance
         together or not at all, so all of a request's go, and their search begins again from the prompt."""
         if sequence.request.sampling_params.use_beam_search:
             sequence = self.unfork(sequence.request)
         if self._events.is_on:
             ids = sequence.sequence_id, sequence.request.request_id
-            self._events.write(Preempted(self._clock(), *ids, sequence.num_computed_tokens))
+            for_whom = -1 if by is None else by.sequence_id
+            self._events.write(Preempted(self._clock(), *ids, sequence.num_computed_tokens, why, for_whom))
         self._cache.free(sequence, "preempted")
         self._stand_up(sequence)
         sequence.num_computed_tokens = sequence.num_pending = 0  # a token being drawn will be drawn again, the same
@@ -166,7 +177,9 @@ class Places:
         if self._events.is_on:
             ids = sequence.sequence_id, sequence.request.request_id
             is_corrupted = (reason, stop_reason) == NO_TOKEN_ENDING
-            self._events.write(Finished(self._clock(), *ids, reason, sequence.num_output_tokens, is_corrupted))
+            fault = str(stop_reason) if reason == "error" else ""
+            num_tokens = sequence.num_output_tokens
+            self._events.write(Finished(self._clock(), *ids, reason, num_tokens, is_corrupted, fault))
         has_request_ended = self.roster.leave(sequence)
         if has_request_ended:
             self.searching.discard(sequence.request.request_id)

@@ -41,7 +41,7 @@ class Quarantine:
         if suspect.state is not SequenceState.RUNNING:
             while not self._starting.try_start(suspect, draft, is_alone=True):
                 assert places.running, f"sequence {suspect.sequence_id} was admitted but does not fit an empty engine"
-                places.preempt_worst()
+                places.preempt_worst("alone", suspect)
         elif suspect.request.request_id in places.searching:
             self._continuing.continue_beams(suspect.request, draft)
         else:
@@ -62,7 +62,7 @@ class Quarantine:
                 continue
             self.accused[sequence.sequence_id] = num_accusations
             self.suspects[sequence] = sequence.num_computed_tokens
-            self._places.preempt(sequence)
+            self._places.preempt(sequence, "fault")
 
     def clear(self, plan: StepPlan, granted: list[Sequence]) -> None:
         """A step was carried out: it clears those that got past the place of the fault."""

@@ -29,6 +29,7 @@ from octavo.errors import InvalidRequestError
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
 
 WaitReason = Literal["budget", "seats", "blocks", "turn"]
+PreemptReason = Literal["blocks", "priority", "fault", "alone", "rewound"]
 Rank = tuple[int, ...]
 
 
@@ -176,13 +177,15 @@ class WaitingQueue:
         self._num_passes[sequence.sequence_id] = 0
         self._unexplained[sequence.sequence_id] = sequence
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: Sequence) -> list[Sequence]:
+        """A sequence leaves -> those that stand before it."""
         index = bisect_left(self.queue, self._rank(sequence), key=self._rank)
         assert self.queue[index] is sequence, f"sequence {sequence.sequence_id} is not waiting"
         del self.queue[index]
         del self._num_passes[sequence.sequence_id]
         self._reasons.pop(sequence.sequence_id, None)
         self._unexplained.pop(sequence.sequence_id, None)
+        return self.queue[: min(index, self._max_bypasses)]
 
     def line(self) -> Iterator[Sequence]:
         """Sequences that may start now, best first; the caller starts (and removes) the last one it got, or leaves it.

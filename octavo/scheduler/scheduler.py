@@ -21,7 +21,7 @@ from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.messages import StepPlan, StepResult
-from octavo.observe.events import EventLog, FirstToken, Refused
+from octavo.observe.events import EndAsked, EventLog, FirstToken, Refused, StepFailed
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
 from octavo.scheduler.beams import Beams
@@ -88,6 +88,8 @@ class Scheduler:
         request = self._places.roster.requests.get(request_id)
         if request is None:
             return False
+        if self._events.is_on:
+            self._events.write(EndAsked(self._clock(), request_id, -1, reason))
         for sequence in request.sequences:
             if sequence.state is not SequenceState.FINISHED:
                 self._finish(sequence, reason, stop_reason)
@@ -99,6 +101,8 @@ class Scheduler:
         sequence = self._places.roster.sequences.get(sequence_id)
         if sequence is None:
             return False
+        if self._events.is_on:
+            self._events.write(EndAsked(self._clock(), sequence.request.request_id, sequence_id, reason))
         self._finish(sequence, reason, stop_reason)
         self._places.drop_ended()
         return True
@@ -178,7 +182,7 @@ class Scheduler:
         if has_left:
             self._places.drop_ended()
         if logs_events:
-            sampled = draft.sampled(self._clock(), result, updates)
+            sampled = draft.sampled(self._clock(), result, updates, keeps_token_ids=self._events.keeps_token_ids)
             if sampled.sequence_ids:
                 self._events.write(sampled)
         return updates
@@ -186,6 +190,8 @@ class Scheduler:
     def fail(self, reason: str) -> list[SequenceUpdate]:
         """The worker could not carry a step out. Each sequence in it, or in a step planned after it, is computed again,
         alone, until the one at fault is found; one that was alone already ends with the fault."""
+        if self._events.is_on:
+            self._events.write(StepFailed(self._clock(), reason))
         drafts, self._in_flight = self._in_flight.values(), {}
         updates = []
         for sequence in self._quarantine.accuse(sequence for draft in drafts for sequence in draft.drawing):
@@ -227,7 +233,7 @@ class Scheduler:
                 later.outdated.add(sequence)
         num_computed = min(sequence.num_computed_tokens - num_wrong, sequence.num_tokens - 1)
         if not self._cache.rewind(sequence, num_computed) and not has_ended:
-            self._places.preempt(sequence)
+            self._places.preempt(sequence, "rewound")
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop_reason: int | str | None) -> None:
         has_request_ended = self._places.end(sequence, reason, stop_reason)

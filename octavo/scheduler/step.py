@@ -145,14 +145,20 @@ class PlanDraft:
         columns = self.granted_ids, tuple(plan.num_computed_tokens), tuple(plan.num_scheduled_tokens)
         return Scheduled(time, plan.step_id, *columns, num_waiting, num_free_blocks)
 
-    def sampled(self, time: float, result: StepResult, updates: Collection[SequenceUpdate]) -> Sampled:
+    def sampled(
+        self, time: float, result: StepResult, updates: Collection[SequenceUpdate], *, keeps_token_ids: bool
+    ) -> Sampled:
         """The event of the result. Mostly each sequence of the step got one token; then the ids are those of its plan's
         event."""
         all_drew = len(updates) == len(result.sampled_token_ids) == len(self.granted) and not result.offsets
         if all_drew and self.granted_ids and NO_TOKEN not in result.sampled_token_ids:
-            return Sampled(time, result.step_id, self.granted_ids, len(self.granted_ids))
-        ids = tuple([sequence.sequence_id for sequence, token_ids, *_ in updates if token_ids])
-        return Sampled(time, result.step_id, ids, sum([len(token_ids) for _, token_ids, *_ in updates]))
+            tokens = tuple(result.sampled_token_ids) if keeps_token_ids else ()
+            return Sampled(time, result.step_id, self.granted_ids, len(self.granted_ids), (), tokens)
+        runs = [(sequence.sequence_id, token_ids) for sequence, token_ids, *_ in updates if token_ids]
+        lens = tuple([len(token_ids) for _, token_ids in runs])
+        num_tokens, run_lens = sum(lens), () if max(lens, default=1) == 1 else lens
+        tokens = tuple([one for _, token_ids in runs for one in token_ids]) if keeps_token_ids else ()
+        return Sampled(time, result.step_id, tuple([one for one, _ in runs]), num_tokens, run_lens, tokens)
 
 
 class SequenceUpdate(NamedTuple):

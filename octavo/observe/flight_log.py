@@ -1,0 +1,173 @@
+"""Files of events: what the flight recorder writes, and what pictures, explanations and replays read.
+
+    gzip member     header: format, version, configuration, sizes
+    gzip member     an array of events, some hundred of them
+    gzip member     ...                                                  cut off in the middle: the log ends before it
+
+Every member is one msgpack value with a checksum, and is read without those before it; `zcat` shows them all.
+
+    LogWriter(file, header).write(events)
+    header, events = read_log(path)
+
+A reader trusts nothing: whatever it cannot understand is a LogError, and it unpacks one bounded member at a time.
+"""
+
+from __future__ import annotations
+
+import secrets
+import zlib
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from os import PathLike
+from typing import Any, BinaryIO
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from octavo.errors import LogError
+from octavo.observe.events import BlocksPublished, EngineStarted, Event, EventsLost
+from octavo.observe.stored_events import DECODER, Columns
+from octavo.shown import shown
+
+#: of the file; readers refuse others
+FORMAT = 1
+#: of a member, unpacked
+MAX_MEMBER_BYTES = 64 << 20
+
+_FULL_MEMBER_BYTES = 1 << 18  # a writer begins the next member after so many
+_READ_SIZE = 1 << 16
+_HASH_SIZE = 8  # bytes of a scrambled hash
+_GZIP = 16 + zlib.MAX_WBITS  # zlib's sign for gzip's header and checksum around the data
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+class LogHeader(Struct, frozen=True, kw_only=True):
+    """What a log says about itself.
+
+    octavo_log: the format. version: of Octavo. written_at: the wall clock, as seconds of the epoch, when the engine's
+    own was at `clock`. started: the engine's sizes. config: option -> value, by section. is_whole: it begins with the
+    engine; otherwise it has the last events only. has_token_ids: it has prompts and answers, as token ids.
+    """
+
+    octavo_log: int = FORMAT
+    version: str
+    written_at: float
+    clock: float
+    started: EngineStarted
+    config: dict[str, dict[str, Any]] = {}
+    is_whole: bool = True
+    has_token_ids: bool = False
+
+    def wall_time(self, time: float) -> float:
+        """An event's time as seconds of the epoch."""
+        return self.written_at + time - self.clock
+
+
+_HEADER_DECODER = msgspec.msgpack.Decoder(LogHeader)
+
+
+class LogWriter:
+    """Writes into an open file, which it leaves open."""
+
+    def __init__(self, file: BinaryIO, header: LogHeader) -> None:
+        self._file = file
+        self._key = secrets.token_bytes(16)
+        self._put(_ENCODER.encode(header))
+
+    def write(self, events: Iterable[Event]) -> None:
+        """Append these events. All of them are in the file once it is flushed."""
+        member, columns, num_events = bytearray(), Columns(), 0
+        for event in events:
+            if type(event) is BlocksPublished and event.hashes:
+                event = replace(event, hashes=tuple(map(self._scrambled, event.hashes)))
+            before = len(member)
+            try:
+                _ENCODER.encode_into(columns.store(event), member, -1)
+            except (OverflowError, UnicodeEncodeError):  # a user's name or number that msgpack has no way to write
+                del member[before:]
+                _ENCODER.encode_into(EventsLost(event.time, 1), member, -1)
+            num_events += 1
+            if len(member) > _FULL_MEMBER_BYTES:
+                self._put(_array(num_events, member))
+                member, columns, num_events = bytearray(), Columns(), 0
+        if num_events:
+            self._put(_array(num_events, member))
+
+    def _put(self, data: bytes) -> None:
+        packer = zlib.compressobj(level=1, wbits=_GZIP)
+        self._file.write(packer.compress(data) + packer.flush())
+
+    def _scrambled(self, content: bytes) -> bytes:
+        """Equal hashes stay equal in this file, and nobody can find out by them what the tokens are."""
+        return blake2b(content, digest_size=_HASH_SIZE, key=self._key).digest()
+
+
+def _array(num_values: int, encoded: bytearray) -> bytes:
+    """Encoded values as one array of msgpack."""
+    return b"\xdd" + num_values.to_bytes(4, "big") + encoded
+
+
+def read_log(path: str | PathLike[str]) -> tuple[LogHeader, Iterator[Event]]:
+    """A log's header, and its events, read as they are asked for. Raises LogError, at once or at an event, for a file
+    that is no log or is damaged. A last member that was cut off is no damage: its process died."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115  # closed when its last member is read
+    except OSError as error:
+        raise LogError(f"the event log {shown(str(path))} cannot be opened: {error.strerror}") from error
+    return read_open_log(file, str(path))
+
+
+def read_open_log(file: BinaryIO, name: str) -> tuple[LogHeader, Iterator[Event]]:
+    """The same for an open file, which is closed in the end. name: for messages."""
+    members = _members(file, name)
+    try:
+        first = next(members, None)
+        if first is None:
+            raise LogError(f"{shown(name)} is empty, or ends in its header: there is nothing to read")
+        return _header(first, name), _events(members, name)
+    except LogError:
+        file.close()
+        raise
+
+
+def _header(data: bytes, name: str) -> LogHeader:
+    try:
+        header = _HEADER_DECODER.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise LogError(f"{shown(name)} is no event log: {error}") from error
+    if header.octavo_log != FORMAT:
+        raise LogError(
+            f"{shown(name)} is an event log of format {header.octavo_log}, written by Octavo {shown(header.version)}, "
+            f"and this Octavo reads format {FORMAT}: read it with that version"
+        )
+    return header
+
+
+def _events(members: Iterator[bytes], name: str) -> Iterator[Event]:
+    for number, data in enumerate(members, 1):
+        columns = Columns()
+        try:
+            events = [columns.restore(stored) for stored in DECODER.decode(data)]
+        except (msgspec.DecodeError, RecursionError, LogError) as error:
+            raise LogError(f"member {number} of the event log {shown(name)} is damaged: {error}") from error
+        yield from events
+
+
+def _members(file: BinaryIO, name: str) -> Iterator[bytes]:
+    with file:
+        packed = b""
+        while packed := packed or file.read(_READ_SIZE):
+            unpacker, data = zlib.decompressobj(wbits=_GZIP), bytearray()
+            while packed and not unpacker.eof:
+                try:
+                    data += unpacker.decompress(packed, MAX_MEMBER_BYTES + 1 - len(data))
+                except zlib.error as error:
+                    raise LogError(f"{shown(name)} is no event log, or is damaged: {error}") from error
+                if len(data) > MAX_MEMBER_BYTES:
+                    raise LogError(f"{shown(name)} has a part of more than {MAX_MEMBER_BYTES:,} bytes: it is no log")
+                packed = unpacker.unconsumed_tail or (b"" if unpacker.eof else file.read(_READ_SIZE))
+            if not unpacker.eof:
+                return  # its process died here
+            packed = unpacker.unused_data
+            yield bytes(data)

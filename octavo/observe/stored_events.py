@@ -1,0 +1,112 @@
+"""Events as a file stores them: msgpack arrays that begin with the event's name.
+
+A step mostly continues as the one before it promised, so its columns are stored as the difference from that:
+
+    Scheduled   step 7    ids 4 5 6    from 90 31 12    tokens 1 1 1
+    Scheduled   step 8    ids 4 5 6    from 91 32 13    tokens 1 1 1         stored: step 8, three times "as before"
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add, or_, sub
+from typing import Any
+
+import msgspec
+
+from octavo.errors import LogError
+from octavo.observe.events import Event, Sampled, Scheduled
+
+
+class _StoredScheduled(Event, frozen=True, tag="Scheduled"):
+    """sequence_ids, num_tokens: None is as in the step before. num_computed: None if every sequence goes on where it
+    was; else how far from there, or from 0 for one that was not in that step."""
+
+    step: int
+    sequence_ids: tuple[int, ...] | None
+    num_computed: tuple[int, ...] | None
+    num_tokens: tuple[int, ...] | None
+    num_waiting: int
+    num_free_blocks: int
+
+
+class _StoredSampled(Event, frozen=True, tag="Sampled"):
+    """sequence_ids: None is as in the last Scheduled."""
+
+    step: int
+    sequence_ids: tuple[int, ...] | None
+    num_tokens: int
+    run_lens: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+
+
+def _stored_kinds() -> Any:
+    """A list of any stored events, as a type."""
+    stored: dict[Any, Any] = {Scheduled: _StoredScheduled, Sampled: _StoredSampled}
+    kinds = [stored.get(kind, kind) for kind in Event.__subclasses__() if kind not in stored.values()]
+    return list.__class_getitem__(reduce(or_, kinds))
+
+
+DECODER: msgspec.msgpack.Decoder[list[Event]] = msgspec.msgpack.Decoder(_stored_kinds())
+
+
+class Columns:
+    """The columns that the next Scheduled is expected to have; the same for who writes and who reads."""
+
+    def __init__(self) -> None:
+        self._ids: tuple[int, ...] = ()
+        self._num_tokens: tuple[int, ...] = ()
+        self._next: tuple[int, ...] = ()  # where each goes on
+
+    def store(self, event: Event) -> Event:
+        """What to write in place of an event."""
+        if type(event) is Scheduled:
+            expected = self._expected(event.sequence_ids)
+            is_expected, is_same = event.num_computed == expected, event.sequence_ids == self._ids
+            stored = _StoredScheduled(
+                time=event.time,
+                step=event.step,
+                sequence_ids=None if is_same else event.sequence_ids,
+                num_computed=None if is_expected else tuple(map(sub, event.num_computed, expected)),
+                num_tokens=None if event.num_tokens == self._num_tokens else event.num_tokens,
+                num_waiting=event.num_waiting,
+                num_free_blocks=event.num_free_blocks,
+            )
+            self._keep(event)
+            return stored
+        if type(event) is Sampled:
+            ids = None if event.sequence_ids == self._ids else event.sequence_ids
+            return _StoredSampled(event.time, event.step, ids, event.num_tokens, event.run_lens, event.token_ids)
+        return event
+
+    def restore(self, event: Event) -> Event:
+        """The event that was stored so. Raises LogError if its columns differ in length."""
+        if type(event) is _StoredScheduled:
+            return self._restored(event)
+        if type(event) is _StoredSampled:
+            ids = self._ids if event.sequence_ids is None else event.sequence_ids
+            return Sampled(event.time, event.step, ids, event.num_tokens, event.run_lens, event.token_ids)
+        return event
+
+    def _restored(self, event: _StoredScheduled) -> Scheduled:
+        ids = self._ids if event.sequence_ids is None else event.sequence_ids
+        num_tokens = self._num_tokens if event.num_tokens is None else event.num_tokens
+        num_computed = self._expected(ids)
+        if event.num_computed is not None:
+            num_computed = tuple(map(add, event.num_computed, num_computed))
+        if not len(ids) == len(num_tokens) == len(num_computed):
+            raise LogError(f"step {event.step} has columns of different lengths")
+        columns = ids, num_computed, num_tokens
+        whole = Scheduled(event.time, event.step, *columns, event.num_waiting, event.num_free_blocks)
+        self._keep(whole)
+        return whole
+
+    def _expected(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if ids == self._ids:
+            return self._next
+        known = dict(zip(self._ids, self._next, strict=True))
+        return tuple([known.get(one, 0) for one in ids])
+
+    def _keep(self, event: Scheduled) -> None:
+        self._ids, self._num_tokens = event.sequence_ids, event.num_tokens
+        self._next = tuple(map(add, event.num_computed, event.num_tokens))
