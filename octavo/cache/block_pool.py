@@ -147,8 +147,10 @@ class PrefixTree:
         """Enter a sequence's blocks up to `num_blocks`, all full. Blocks are published before a window drops them."""
         for group, table in enumerate(tables.block_ids):
             for index in range(tables.num_published, num_blocks):
-                if table[index] not in self.nodes:  # a fork may have entered the block they share
-                    self._insert(table[index], Node(group, index, tables.hashes[index + 1], tables.hashes[index]))
+                block_id = table[index]
+                is_passed = block_id == NULL_BLOCK  # by the window; asked about again after the tree was emptied
+                if not is_passed and block_id not in self.nodes:  # a fork may have entered the block they share
+                    self._insert(block_id, Node(group, index, tables.hashes[index + 1], tables.hashes[index]))
         tables.num_published = num_blocks
 
     def remove(self, block_id: BlockId) -> None:

@@ -204,6 +204,20 @@ def test_a_hit_in_a_window_shares_only_what_is_still_seen():
     assert desk.table(second, 0)[4:6] == desk.table(first, 0)[4:6]
 
 
+def test_what_a_window_has_passed_is_not_found_after_the_cache_was_emptied():
+    """A sequence's blocks enter the tree again when it grows, but not the null blocks at the start of its table."""
+    desk = Desk(num_blocks=40, windows=(20,))
+    first = desk.start(range(100))
+    desk.decode(first, 100)
+    desk.cache.forget()
+    for token in range(101, 120):
+        desk.decode(first, token)
+    assert NULL_BLOCK in desk.table(first)
+    second = desk.start(range(20))
+    assert second.num_computed_tokens == 20
+    assert NULL_BLOCK not in desk.table(second)
+
+
 def corrupt_count(desk, sequence):
     desk.cache.pool.ref_counts[desk.table(sequence)[0]] += 1
 

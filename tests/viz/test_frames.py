@@ -1,0 +1,85 @@
+"""Frames replayed from events are, at every step, what the engine's own bookkeeping says."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.cache.kv_cache import KVCache
+from octavo.observe.block_use import BlockUse
+from octavo.observe.events import (
+    BlockCopied,
+    BlockEvicted,
+    BlocksForgotten,
+    BlocksFreed,
+    Forked,
+    Preempted,
+    PrefixHit,
+    Unforked,
+)
+from octavo.request import SequenceState
+from octavo.viz.frames import Frame, frames
+from tests.viz.runs import RandomRun
+
+NUM_STEPS = 120
+
+
+def check_memory(frame: Frame, cache: KVCache) -> None:
+    pool = cache.pool
+    assert frame.ref_counts == pool.ref_counts
+    held = {sequence_id: tables.block_ids for sequence_id, tables in cache.tables.items() if tables.num_blocks}
+    assert {sequence_id: tables for sequence_id, tables in frame.tables.items() if any(tables)} == held
+    idle = {block_id for block_id in range(1, pool.num_blocks) if not frame.ref_counts[block_id]}
+    assert {block_id for block_id in idle if block_id in frame.nodes} == set(pool.cached)
+    assert {block_id for block_id in idle if block_id not in frame.nodes} == set(pool.free)
+    assert frame.nodes.keys() == cache.tree.nodes.keys()
+    for block_id, node in cache.tree.nodes.items():
+        mine = frame.nodes[block_id]
+        assert (mine.group, mine.depth, mine.content) == (node.group, node.depth, node.content)
+        is_sure = cache.groups[node.group].window is None or mine.parent
+        assert mine.parent == (node.parent if node.depth and is_sure else b"")
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_frames_are_what_the_engine_says(seed: int) -> None:
+    run, frame = RandomRun(seed), Frame()
+    run.simulator.events.listen(frame.follow)
+    scheduler = run.simulator.scheduler
+    for _ in run.steps(NUM_STEPS):
+        check_memory(frame, run.simulator.cache)
+        sequences = {one.sequence_id: one for one in scheduler.sequences}
+        assert frame.request_of == {name: one.request.request_id for name, one in sequences.items()}
+        running = {name for name, one in sequences.items() if one.state is SequenceState.RUNNING}
+        assert (frame.running, frame.waiting) == (running, sequences.keys() - running)
+        assert len(frame.running) == scheduler.num_running
+        for name in frame.batch:
+            assert frame.num_computed[name] == sequences[name].num_computed_tokens
+    check_memory(frame, run.simulator.cache)
+    assert (frame.tables, frame.running, frame.waiting) == ({}, set(), set())
+
+
+def test_the_runs_have_everything_that_moves_a_block() -> None:
+    seen: set[object] = set()
+    for seed in range(6):
+        run = RandomRun(seed)
+        num_steps = sum(1 for _ in run.steps(NUM_STEPS))
+        steps = [frame.step for frame in frames(run.simulator.events)]
+        assert steps == [*range(1, num_steps + 1), num_steps], "a frame for each step, and one for the end"
+        seen |= {type(event) for event in run.simulator.events}
+        seen |= {event.why for event in run.simulator.events if isinstance(event, BlocksFreed)}
+    kinds = {BlockCopied, BlockEvicted, BlocksForgotten, Forked, Unforked, PrefixHit, Preempted}
+    assert seen >= kinds | {"finished", "preempted", "aborted", "window", "dropped"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_filled_slots_are_those_of_the_report(seed: int) -> None:
+    """BlockUse counts slots its own way; the frames' tables and fills give the same figures."""
+    run, use = RandomRun(seed), BlockUse()
+    run.simulator.events.listen(use.follow)
+    frame = Frame()
+    run.simulator.events.listen(frame.follow)
+    for _ in run.steps(60):
+        filled = {}
+        for block_id, owners in frame.owners().items():
+            filled[block_id] = max(frame.filled(sequence_id, place) for sequence_id, _, place in owners)
+        now = use.occupancy()
+        assert (len(filled), sum(filled.values())) == (now.num_used_blocks, now.num_filled_slots)
