@@ -4,8 +4,9 @@
 
 Models are folders of examples/configs. Each workload runs `repeats` times; kernels are compiled and graphs captured in
 the first, so the table shows the first and the best of the others' medians. `--profile` runs one workload again under
-torch's profiler and lists the kernels by their share; `--gaps 256` runs as many sequences and prints how long the GPU
-was idle between two of their decode steps.
+torch's profiler and lists the kernels by their share; `--beams 4` searches 16 prompts of 256 tokens for 128 more with
+as many beams; `--gaps 256` runs as many sequences and prints how long the GPU was idle between two of their decode
+steps.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def main() -> None:
     )
     if args.profile:
         _profile(llm, NAMED[args.profile]())
+    if args.beams:
+        _beams(llm, args.beams, args.repeats)
     if args.gaps:
         _gaps(llm, args.gaps)
     llm.close()
@@ -63,6 +66,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("workloads", nargs="*", choices=list(NAMED))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", choices=list(NAMED))
+    parser.add_argument("--beams", type=int, metavar="WIDTH")
     parser.add_argument("--gaps", type=int, metavar="SEQUENCES")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an engine option")
     return parser.parse_args()
@@ -120,6 +124,22 @@ def _profile(llm: LLM, work: list[Work]) -> None:
     for row in rows[:24]:
         micros, count = row.self_device_time_total, row.count
         print(f"{micros / 1e3:9.1f} ms {micros / total:6.1%} {count:7} x {micros / count:7.1f} us  {row.key[:90]}")
+
+
+def _beams(llm: LLM, width: int, repeats: int) -> None:
+    prompts = [list(range(100 * index, 100 * index + 256)) for index in range(1, 17)]
+    params = SamplingParams(
+        use_beam_search=True, n=width, temperature=0.0, max_tokens=128, ignore_eos=True, detokenize=False
+    )
+    seconds = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        seconds.append(time.perf_counter() - begin)
+        assert all(len(one.token_ids) == 128 for output in outputs for one in output.outputs), "no beam ends early"
+    num_tokens = len(prompts) * width * 128
+    best = statistics.median(seconds[1:])
+    print(f"beams of width {width}: {best:.3f} s  {num_tokens / best:,.0f} beam tok/s   (first {seconds[0]:.3f} s)")
 
 
 def _gaps(llm: LLM, num_seqs: int) -> None:

@@ -10,7 +10,7 @@ from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
 
 from octavo.kernels.triton.linear.skinny_linear import Tiling, choose_tiling, skinny_linear  # isort: skip
 
-DTYPES = [torch.float16, torch.bfloat16] if ON_GPU else [torch.float32]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32] if ON_GPU else [torch.float32]
 SHAPES = [(1024, 4096), (2048, 1024), (3072, 1024), (896, 151)] if ON_GPU else [(192, 40)]
 
 
@@ -51,6 +51,18 @@ def test_large_weights_are_left_to_the_library() -> None:
     assert choose_tiling(16, 6144, 4096) is None
     assert choose_tiling(128, 1024, 1024) is None
     assert choose_tiling(1, 128256, 4096) is not None
+
+
+@pytest.mark.parametrize("num_bytes", [99 << 10, 163 << 10, 227 << 10])
+@pytest.mark.parametrize("element_size", [2, 4])
+@pytest.mark.parametrize("shape", [(2048, 2048), (3072, 4096), (1024, 1024)])
+def test_stages_fit_in_shared_memory(shape: tuple[int, int], element_size: int, num_bytes: int) -> None:
+    for num_rows in range(5, 65):
+        rows = max(16, 1 << (num_rows - 1).bit_length())
+        tiling = tiling_for(num_rows, shape)
+        stages = tiling.stages_in(num_bytes, rows, element_size)
+        assert 1 <= stages <= tiling.num_stages
+        assert stages * (rows + tiling.columns) * tiling.depth * element_size <= num_bytes
 
 
 def tiling_for(num_rows: int, shape: tuple[int, int]) -> Tiling:

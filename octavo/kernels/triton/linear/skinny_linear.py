@@ -18,6 +18,7 @@ the kernels they replace (docs/log.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -36,6 +37,11 @@ class Tiling:
     depth: int
     num_warps: int
     num_stages: int = 1
+
+    def stages_in(self, num_bytes: int, num_rows: int, element_size: int) -> int:
+        """How many stages of inputs fit in this much shared memory, at most `num_stages`."""
+        stage = (num_rows + self.columns) * self.depth * element_size
+        return max(1, min(self.num_stages, num_bytes // max(1, stage)))
 
 
 def skinny_linear(
@@ -62,17 +68,19 @@ def skinny_linear(
     assert weight.shape == (columns * (2 if gate else 1), depth), "weight [out, in], twice the rows if gated"
     assert weight.is_contiguous(), "weights are read as long runs"
     assert vector or (norm_weight is None and gate is None), "a matrix tiling takes no norm and no gate"
+    rows = num_rows if vector else max(16, triton.next_power_of_2(num_rows))
+    num_stages = tiling.stages_in(_shared_memory(x.device), rows, x.element_size())
     _linear_kernel[(triton.cdiv(columns, tiling.columns),)](
         x, weight, out,
         weight if bias is None else bias,
         weight if norm_weight is None else norm_weight,
         out if residual is None else residual,
         eps, num_rows, columns, x.stride(0), out.stride(0), out.stride(0) if residual is None else residual.stride(0),
-        K=depth, ROWS=num_rows if vector else max(16, triton.next_power_of_2(num_rows)), BN=tiling.columns,
+        K=depth, ROWS=rows, BN=tiling.columns,
         BK=triton.next_power_of_2(depth) if vector else tiling.depth, VECTOR=vector,
         HAS_BIAS=bias is not None, HAS_NORM=norm_weight is not None,
         HAS_RESIDUAL=residual is not None, GATE=gate or "", CHAINED=chained, launch_pdl=chained,
-        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+        num_warps=tiling.num_warps, num_stages=num_stages,
     )  # fmt: skip
 
 
@@ -93,6 +101,14 @@ def choose_tiling(num_rows: int, columns: int, depth: int) -> Tiling | None:
     if num_rows > 16:
         return Tiling(16, 256, 4, 4)
     return Tiling(8, 256, 4, 4) if depth <= 2048 else Tiling(16, 512, 4, 3)
+
+
+@cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a thread block may have; under the interpreter there is no limit."""
+    if device.type != "cuda":
+        return 1 << 30
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
 def library_linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, added: torch.Tensor | None) -> None:
