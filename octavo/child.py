@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -34,6 +34,11 @@ from octavo.errors import OctavoError
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+NoteKind = Literal[
+    "ready", "failed", "alive", "cleared", "suspects", "engine_up", "engine_down", "front_end_gone", "drain", "stop"
+]
+
+
 class Note(msgspec.Struct, omit_defaults=True):
     """One line on a channel.
 
@@ -41,18 +46,21 @@ class Note(msgspec.Struct, omit_defaults=True):
         error the class from errors.py.
     alive: the child's loop runs and sends the next note within `seconds` (heartbeat.py); ready implies it.
     cleared: from the engine: a request that an earlier engine died on has been computed; text is its fingerprint.
-    engine_up, engine_down: to a front end: the engine's address; or why it is down, and the fingerprints of requests
-        that it died on too often.
+    suspects: to an engine: another has died; num_deaths are those of its last requests, by fingerprint.
+    engine_up, engine_down: to a front end: the number of an engine and its address; or why it is down, and the
+        fingerprints of requests that it died on too often.
     front_end_gone: to the engine: the front end whose requests to abort.
     drain: to a front end: take no new requests, let running ones finish within `seconds`, exit. stop: exit now.
     """
 
-    kind: Literal["ready", "failed", "alive", "cleared", "engine_up", "engine_down", "front_end_gone", "drain", "stop"]
+    kind: NoteKind
     text: str = ""
     error: str = ""
     seconds: float = 0.0
     card: list[tuple[str, str]] = []
+    engine: int = 0
     fingerprints: list[str] = []
+    num_deaths: dict[str, int] = {}
 
 
 @contextlib.contextmanager
@@ -122,9 +130,16 @@ class Channel:
 class Child:
     """A running child, as its parent sees it."""
 
-    def __init__(self, name: str, target: str, task: Any, inherited: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        target: str,
+        task: Any,
+        inherited: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """target: "module:function", which calls `begin` first. task: returned by `begin`. inherited: file descriptors,
-        kept under the same numbers."""
+        kept under the same numbers. environment: variables that differ from this process's."""
         self.name = name
         ours, theirs = socket.socketpair()
         module, function = target.split(":")
@@ -136,6 +151,7 @@ class Child:
                 self.process = subprocess.Popen(
                     [sys.executable, "-c", code, f"octavo: {name}"],
                     stdin=subprocess.PIPE,
+                    env={**os.environ, **environment} if environment else None,
                     pass_fds=(theirs.fileno(), *inherited),
                 )
             finally:

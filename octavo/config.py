@@ -164,6 +164,13 @@ class BackendConfig:
     device: str = knob(
         "auto", "which GPU of those that CUDA_VISIBLE_DEVICES shows; cuda:1: the second; auto: the first"
     )
+    data_parallel_size: int = knob(
+        1,
+        "engines with the same model, which share the requests; limits such as max_num_seqs are each one's, and on a "
+        "CPU each has its part of the cores",
+        at_least=1,
+        at_most=1024,
+    )
     distributed_executor_backend: ExecutorBackend | None = knob(
         None,
         "mp: the model runs in a process of its own; default (also uni): in the engine's",
@@ -236,7 +243,7 @@ class ServerConfig:
     host: str | None = knob(None, "address to listen on; default: every IPv4 interface (127.0.0.1: this machine only)")
     port: int = knob(8000, "port to listen on; 0: any that is free", at_least=0, at_most=65535)
     uds: str | None = knob(None, "path of a Unix socket to listen on, in place of host and port")
-    api_server_count: int = knob(1, "processes for HTTP, text and tokens; one engine serves them all", at_least=1)
+    api_server_count: int = knob(1, "processes for HTTP, text and tokens; each talks to every engine", at_least=1)
     ssl_keyfile: str | None = knob(None, "private key; with ssl_certfile: serve https")
     ssl_certfile: str | None = knob(None, "certificate chain; with ssl_keyfile: serve https")
     ssl_ca_certs: str | None = knob(None, "authorities whose client certificates are accepted; every client needs one")

@@ -9,6 +9,7 @@
                        others; VLLM_API_KEY works too, as in vLLM
     OPENAI_API_KEY     the key that `octavo chat`, `complete` and `bench serve` send, unless --api-key gives another
     OCTAVO_ALLOW_LONG_MAX_MODEL_LEN  1: max_model_len may exceed the model's own limit
+    CUDA_VISIBLE_DEVICES  the GPUs that may be used; each of several engines is shown its own
     CXX                the C++ compiler; default: the first of g++, clang++ and c++ on the PATH
 
 Read at each call, not at import, so that a test or a notebook can set them.
@@ -24,6 +25,7 @@ from typing import Literal, get_args
 
 from octavo.errors import ConfigError
 
+CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 CpuIsa = Literal["native", "avx2", "generic"]
 
 
@@ -101,6 +103,11 @@ def server_api_key() -> str | None:
                 raise ConfigError(f"{name} is set and empty, allowed is a key: set it to one, or unset it to need none")
             return key
     return None
+
+
+def cuda_visible_devices() -> list[str]:
+    """The names of the GPUs that may be used; empty if the variable does not limit them."""
+    return [name.strip() for name in os.environ.get(CUDA_VISIBLE_DEVICES, "").split(",") if name.strip()]
 
 
 def cxx() -> str | None:

@@ -10,7 +10,7 @@ The scheduler owns and changes both; everyone else reads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NewType
 
@@ -80,6 +80,7 @@ class Request:
     max_output_tokens: max_tokens cut to what the model's context leaves.
     banned_until_min_tokens: tokens that may not be drawn before min_tokens.
     bad_word_ids: token sequences that may not be completed.
+    data_parallel_rank: of several engines, the one that must compute it; None: any.
     """
 
     request_id: RequestId
@@ -98,6 +99,7 @@ class Request:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     first_scheduled_time: float | None = None
+    data_parallel_rank: int | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -114,6 +116,15 @@ class RequestLimits:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     enable_prefix_caching: bool = True
+
+
+def least_limits(one: RequestLimits, other: RequestLimits) -> RequestLimits:
+    """What two engines with the same model and options can both serve: their memory may differ."""
+    return replace(
+        one,
+        max_model_len=min(one.max_model_len, other.max_model_len),
+        max_num_seqs=min(one.max_num_seqs, other.max_num_seqs),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

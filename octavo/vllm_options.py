@@ -63,7 +63,8 @@ def _each(entry: Entry, *names: str) -> dict[str, Entry]:
     return dict.fromkeys(names, entry)
 
 
-_ONE_DEVICE = "a model runs on one device; start a server for each device and share requests among them"
+_ONE_DEVICE = "a model runs on one device; data_parallel_size starts an engine on each of several"
+_ENGINES_HERE = "all engines of data_parallel_size are started here, behind one address"
 _NO_LORA = "adapters cannot be loaded; merge the adapter into the weights first"
 _NO_MEDIA = "models read text only"
 _NO_COMPILER = "torch compiles nothing; graphs are captured when first needed, or never with enforce_eager"
@@ -114,16 +115,16 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_idle("loading shows no bar", "use_tqdm_on_load"),
     **_idle("there are no .pt files", "pt_load_map_location"),
     # many devices
-    **_each(NotHere(_ONE_DEVICE, (1,)), "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
-    **_each(NotHere(_ONE_DEVICE, (1,)), "data_parallel_size_local", "prefill_context_parallel_size"),
-    **_each(NotHere(_ONE_DEVICE, (1,)), "decode_context_parallel_size", "nnodes"),
-    **_each(NotHere(_ONE_DEVICE, (0,)), "data_parallel_rank", "data_parallel_start_rank", "node_rank", "ubatch_size"),
-    **_idle(
-        "there is one engine, here", "data_parallel_address", "data_parallel_rpc_port", "master_addr", "master_port"
-    ),
-    "data_parallel_backend": NotHere(_ONE_DEVICE, ("mp",)),
-    **_each(NotHere(_ONE_DEVICE), "data_parallel_hybrid_lb", "data_parallel_external_lb", "headless", "worker_use_ray"),
-    **_each(NotHere(_ONE_DEVICE), "ray_workers_use_nsight", "enable_dbo"),
+    **_each(NotHere(_ONE_DEVICE, (1,)), "tensor_parallel_size", "pipeline_parallel_size"),
+    **_each(NotHere(_ONE_DEVICE, (1,)), "prefill_context_parallel_size", "decode_context_parallel_size", "nnodes"),
+    **_each(NotHere(_ONE_DEVICE, (0,)), "node_rank", "ubatch_size"),
+    **_idle("everything runs on this machine", "data_parallel_address", "data_parallel_rpc_port"),
+    **_idle("everything runs on this machine", "master_addr", "master_port"),
+    "data_parallel_size_local": NotHere(_ENGINES_HERE, (1,)),
+    **_each(NotHere(_ENGINES_HERE, (0,)), "data_parallel_rank", "data_parallel_start_rank"),
+    "data_parallel_backend": NotHere(_ENGINES_HERE, ("mp",)),
+    **_each(NotHere(_ENGINES_HERE), "data_parallel_hybrid_lb", "data_parallel_external_lb", "headless"),
+    **_each(NotHere(_ONE_DEVICE), "worker_use_ray", "ray_workers_use_nsight", "enable_dbo"),
     **_idle("a context is on one device", "dcp_kv_cache_interleave_size", "cp_kv_cache_interleave_size"),
     **_each(NotHere("the worker is Octavo's own", ("auto",)), "worker_cls", "worker_extension_cls"),
     "scheduler_cls": NotHere("the scheduler is Octavo's own; scheduling_policy chooses its order"),
@@ -255,7 +256,7 @@ CALL_ARGUMENTS: dict[str, NotHere] = {
     "truncation_kwargs": NotHere("set truncate_prompt_tokens in the SamplingParams"),
     "mm_processor_kwargs": NotHere(_NO_MEDIA),
     "guided_options_request": NotHere(_NO_GRAMMAR),
-    "data_parallel_rank": NotHere(_ONE_DEVICE, (0,)),
+    "data_parallel_rank": NotHere("the prompts of a call are shared among all engines", (0,)),
     **_idle("the beams of all prompts share the engine's steps", "concurrency_limit"),
     "kv_hints": NotHere("the prefix cache keeps the most recently used blocks"),
 }

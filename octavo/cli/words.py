@@ -99,7 +99,7 @@ def without_foreign_flags(argv: Sequence[str], is_own: Callable[[str], bool], no
             return [*kept, word, *words]
         foreign = _foreign(word, is_own)
         if foreign is None:
-            kept.append(word)
+            kept.append(_whole(word, is_own))
             continue
         value = foreign.value
         if value is None:
@@ -108,6 +108,16 @@ def without_foreign_flags(argv: Sequence[str], is_own: Callable[[str], bool], no
             raise ConfigError(f"{foreign.flag} has no value")
         note(_judged(foreign, _TABLE[foreign.name], value))
     return kept
+
+
+def _whole(word: str, is_own: Callable[[str], bool]) -> str:
+    """-dp=2 is --data-parallel-size=2, where the command has that flag."""
+    match = _SHORT.fullmatch(word)
+    if match is None or is_own("--" + match["name"]) or is_own("-" + match["name"]):
+        return word
+    flag = "--" + FLAG_ALIASES.get(match["name"], "").replace("_", "-")
+    value = (match["value"] or "").removeprefix("=")
+    return word if not is_own(flag) else f"{flag}={value}" if value else flag
 
 
 def _judged(foreign: _Foreign, entry: NotHere, value: str) -> str:

@@ -19,7 +19,7 @@ from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.calls import id_list, missing_attribute
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
-from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine
+from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine, check_rank
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
@@ -74,6 +74,7 @@ class AsyncLLM(EngineClient):
     async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         request_id = call.request_id if call.request_id is not None else f"async-{next(self._counter)}"
         params = call.sampling_params if call.sampling_params is not None else self._engine.default_sampling_params
+        check_rank(call.data_parallel_rank, 1)
         asked = (request_id, call.prompt, params, call.priority, call.cache_salt)
         request = await asyncio.to_thread(self._engine.make_request, *asked)
         listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())

@@ -11,8 +11,8 @@ compare them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from octavo.cache.invariants import check
@@ -53,6 +53,11 @@ class EngineStats:
     def sharing_saved(self) -> float:
         """Share of blocks that sharing saves, 0 to 1."""
         return 1 - self.num_used_blocks / self.num_unshared_blocks if self.num_unshared_blocks else 0.0
+
+
+def total_stats(stats: Iterable[EngineStats]) -> EngineStats:
+    """The numbers of several engines together."""
+    return EngineStats(*(sum(column) for column in zip(*map(astuple, stats), strict=True)))
 
 
 class EngineCore:

@@ -19,13 +19,14 @@ from octavo.engine.calls import refuse_unknown
 from octavo.engine.core import EngineCore, EngineStats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
 from octavo.engine.output import RequestText
-from octavo.errors import EngineDeadError
+from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.observe.events import EventLog
 from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
 from octavo.request import ModelInfo, Request, SequenceId
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.scheduler.step import SequenceUpdate
+from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -177,7 +178,8 @@ class OutputProcessor:
 
 @dataclass(frozen=True, slots=True)
 class GenerateCall:
-    """The arguments of `generate`. sampling_params None: the model's defaults. request_id None: one is made up."""
+    """The arguments of `generate`. sampling_params None: the model's defaults. request_id None: one is made up.
+    data_parallel_rank None: any engine."""
 
     prompt: Prompt
     sampling_params: SamplingParams | None
@@ -185,6 +187,14 @@ class GenerateCall:
     priority: int
     cache_salt: str | None
     trace_headers: Mapping[str, str] | None
+    data_parallel_rank: int | None = None
+
+
+def check_rank(rank: object, num_engines: int) -> None:
+    """Check the number of the engine that a request names, if it names one."""
+    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < num_engines):
+        allowed = f"0 to {num_engines - 1}" if num_engines > 1 else "0: there is one engine"
+        raise InvalidRequestError(f"data_parallel_rank is {shown(rank)}, allowed is {allowed}")
 
 
 class EngineClient(Protocol):
@@ -202,18 +212,21 @@ class EngineClient(Protocol):
         priority: int = 0,
         cache_salt: str | None = None,
         trace_headers: Mapping[str, str] | None = None,
+        data_parallel_rank: int | None = None,
         **others: Any,
     ) -> AsyncIterator[RequestOutput]:
         """The request's outputs as they come; the last one has finished=True. Leaving the loop early, or being
         cancelled, aborts the request and frees its blocks. cache_salt: share cached blocks only with requests of the
-        same salt. others: vLLM's arguments, at values that ask for nothing.
+        same salt. data_parallel_rank: of several engines, the one to use. others: vLLM's arguments, at values that ask
+        for nothing.
 
         Raises InvalidRequestError (the user's fault), EngineBusyError (too many wait; it says when to try again) and
         EngineDeadError (the engine is down, or went down).
         """
         if others:
             refuse_unknown(EngineClient.generate, others)
-        return self._outputs(GenerateCall(prompt, sampling_params, request_id, priority, cache_salt, trace_headers))
+        asked = (prompt, sampling_params, request_id, priority, cache_salt, trace_headers, data_parallel_rank)
+        return self._outputs(GenerateCall(*asked))
 
     def beam_search(
         self, prompt: Prompt, request_id: str, params: BeamSearchParams, **others: Any

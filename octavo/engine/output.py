@@ -52,6 +52,11 @@ class RequestText:
                 return False
         return True
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Of its first sequence."""
+        return self._sequences[0].num_tokens
+
     def extend(self, update: SequenceUpdate, now: float) -> str | None:
         """Add one sequence's update -> the stop string that ended it, if one did."""
         try:
@@ -169,6 +174,10 @@ class SequenceText:
 
     def _no_rows(self) -> Rows:
         return no_rows(self._is_lazy, self._params.flat_logprobs, self._tokenizer)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._token_ids)
 
     def has_news(self) -> bool:
         """Whether a DELTA output should mention this sequence."""

@@ -35,6 +35,11 @@ class EngineStarted(Event, frozen=True):
     max_num_batched_tokens: int = 0
     is_overlapped: bool = False
 
+    @property
+    def num_slots(self) -> int:
+        """Tokens that the cache holds at once."""
+        return self.num_blocks * self.block_size // self.num_groups
+
 
 class Arrived(Event, frozen=True):
     """A request entered the waiting queue.

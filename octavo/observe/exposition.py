@@ -7,7 +7,7 @@ text with prometheus_client's own parser.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -60,6 +60,19 @@ class TextWriter:
         start = f"{namespace}:{name}{suffix}{{{pairs}}} "
         self._starts[namespace, name, suffix, labels] = start
         return start
+
+
+def joined(texts: Sequence[bytes]) -> bytes:
+    """The expositions of several engines as one: each metric's samples together, as Prometheus wants them. The engines'
+    labels must differ."""
+    if len(texts) == 1:
+        return texts[0]
+    heads: dict[bytes, list[bytes]] = {}  # HELP and TYPE -> samples
+    for text in texts:
+        for family in text.split(b"# HELP ")[1:]:
+            help_line, type_line, samples = family.split(b"\n", 2)
+            heads.setdefault(b"# HELP %s\n%s\n" % (help_line, type_line), []).append(samples)
+    return b"".join([head + b"".join(samples) for head, samples in heads.items()])
 
 
 def _escaped(text: str) -> str:

@@ -16,6 +16,7 @@ from octavo.engine.output import RequestText
 from octavo.errors import OctavoError
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
+from octavo.processes.router import Ticket
 from octavo.processes.transport import READ_SIZE, Down, HasRead, Hello, SequenceNews, Up, decode_down, encode
 from octavo.request import Request, Sequence, SequenceId
 from octavo.scheduler.step import SequenceUpdate
@@ -28,10 +29,10 @@ RECEIVE_S = 0.005
 class EngineLink:
     """Owner of the socket. take: called with each message."""
 
-    def __init__(self, identity: str, take: Callable[[Down], None]) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], identity: str, take: Callable[[Down], None]) -> None:
+        self._context = context
         self._identity = identity
         self._take = take
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._num_read = 0  # bytes that the engine does not know to be read
         self._goes_on = False  # `_go_on` is scheduled, to receive more
@@ -39,7 +40,7 @@ class EngineLink:
     def connect(self, address: str) -> None:
         """Connect to an engine that listens there."""
         self._num_read = 0
-        self._socket = _front_end_socket(self._context, address, self._identity.encode())
+        self._socket = front_end_socket(self._context, address, self._identity.encode())
         asyncio.get_running_loop().add_reader(int(self._socket.FD), self._receive)
         self.send(Hello())
 
@@ -48,10 +49,6 @@ class EngineLink:
             asyncio.get_running_loop().remove_reader(int(self._socket.FD))
             self._socket.close()
             self._socket = None
-
-    def close(self) -> None:
-        self.disconnect()
-        self._context.term()
 
     def send(self, message: Up) -> None:
         """Never waits. Without an engine it does nothing: who needs an answer gets an error from `disconnect`."""
@@ -90,7 +87,7 @@ class EngineLink:
         self._receive()
 
 
-def _front_end_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> zmq.Socket[bytes]:
+def front_end_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> zmq.Socket[bytes]:
     """A socket whose messages neither wait nor get lost while the engine lives."""
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
@@ -103,12 +100,17 @@ def _front_end_socket(context: zmq.Context[zmq.Socket[bytes]], address: str, ide
 
 class ClientStream:
     """One request in a front end. It mirrors the engine's Request and Sequences, so text is made by the same code as in
-    one process (output.py). One reader, in the event loop that also feeds it."""
+    one process (output.py). One reader, in the event loop that also feeds it. engine: the number of the one that
+    computes it. ticket: the router's, if there is one."""
 
-    __slots__ = ("_fault", "_has_news", "_time", "_waiter", "key", "request", "sequences", "text")
+    __slots__ = ("_fault", "_has_news", "_time", "_waiter", "engine", "key", "request", "sequences", "text", "ticket")
 
-    def __init__(self, key: int, request: Request, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, key: int, request: Request, tokenizer: Tokenizer | None, engine: int, ticket: Ticket | None
+    ) -> None:
         self.key = key
+        self.engine = engine
+        self.ticket = ticket
         self.request = request
         self.sequences = request.sequences  # added as the engine reports them
         self.text = RequestText(request, tokenizer, is_lazy=True)
@@ -142,16 +144,8 @@ class ClientStream:
 
     def mirror(self, news: SequenceNews) -> SequenceUpdate:
         """Apply the engine's news to the mirrored request and sequences."""
-        request, sequences = self.request, self.sequences
-        while len(sequences) < news.num_sequences:
-            sequences.append(Sequence(SequenceId(-1), request, len(sequences), []))
-        request.num_cached_tokens = news.num_cached_tokens
-        request.num_preemptions = news.num_preemptions
-        request.first_scheduled_time = news.first_scheduled_time
-        sequence = sequences[news.index]
-        sequence.finish_reason, sequence.stop_reason = news.finish_reason, news.stop_reason
         self.text.extend_prompt(news.prompt_logprobs)
-        return SequenceUpdate(sequence, news.token_ids, news.logprobs)
+        return mirrored(self.request, news)
 
     def _rouse(self) -> None:
         waiter = self._waiter
@@ -159,3 +153,17 @@ class ClientStream:
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def mirrored(request: Request, news: SequenceNews) -> SequenceUpdate:
+    """Apply an engine's news to a copy of its request in another process. Log-probabilities of the prompt are left
+    out."""
+    sequences = request.sequences
+    while len(sequences) < news.num_sequences:
+        sequences.append(Sequence(SequenceId(-1), request, len(sequences), []))
+    request.num_cached_tokens = news.num_cached_tokens
+    request.num_preemptions = news.num_preemptions
+    request.first_scheduled_time = news.first_scheduled_time
+    sequence = sequences[news.index]
+    sequence.finish_reason, sequence.stop_reason = news.finish_reason, news.stop_reason
+    return SequenceUpdate(sequence, news.token_ids, news.logprobs)

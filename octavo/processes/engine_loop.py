@@ -1,29 +1,27 @@
-"""The engine's process: it runs steps, and after each sends one message to every front end concerned.
+"""The loop of an engine's process: it runs steps, and after each sends one message to every front end concerned.
 
-Prompts and outputs are tokens here, never text. The process reads its sockets between steps, sleeps on them while no
-request runs, and exits with its parent.
+Prompts and outputs are tokens here, never text. The process reads its sockets between steps, and sleeps on them while
+no request runs. engine_process.py starts it.
 """
 
 from __future__ import annotations
 
-import gc
 import time
-from dataclasses import replace
 
 import msgspec
 import zmq
 
-from octavo.child import Channel, Note, begin, telling_failures
-from octavo.engine.assemble import build_engine
+from octavo.child import Channel, Note
 from octavo.engine.input import check_unused
 from octavo.engine.llm_engine import LLMEngine
 from octavo.errors import EngineBusyError, OctavoError
 from octavo.observe.events import Refused
-from octavo.observe.logging import LOGGER, log_to_stderr
+from octavo.observe.logging import LOGGER
 from octavo.observe.metrics import EngineMetrics
 from octavo.observe.summary import IntervalSummary
 from octavo.processes.heartbeat import Heartbeat
 from octavo.processes.household import EngineTask
+from octavo.processes.load_report import LoadReport
 from octavo.processes.outbox import Live, Outbox, Questions, is_plain, sequence_news
 from octavo.processes.probation import Probation, StepRecord
 from octavo.processes.queue_bounds import AdmissionControl
@@ -52,24 +50,6 @@ from octavo.scheduler.step import SequenceUpdate
 _MAX_TAKEN = 1000
 
 
-def main() -> None:
-    """Run the process. It sends `ready`, or `failed` and why."""
-    task, channel = begin()
-    log_to_stderr("engine")
-    with telling_failures(channel):
-        # Front ends make text; an engine without a tokenizer starts sooner.
-        config = replace(task.config, model=replace(task.config.model, skip_tokenizer_init=True))
-        engine = build_engine(config, serves=True)
-        loop = EngineLoop(task, engine, channel)
-    gc.collect()
-    gc.freeze()  # the garbage collector need not scan what was loaded
-    channel.send(Note("ready", card=engine.card, seconds=loop.heartbeat.patience_s))
-    try:
-        loop.run()
-    finally:
-        loop.close()
-
-
 class EngineLoop:
     """Owner of the engine and of its end of the socket."""
 
@@ -78,7 +58,7 @@ class EngineLoop:
         self._core = engine.core
         self._channel = channel
         self.heartbeat = Heartbeat(channel, task.hang_timeout_s, time.monotonic)
-        self._metrics = EngineMetrics(engine.events, model_name=task.model_name)
+        self._metrics = EngineMetrics(engine.events, model_name=task.model_name, engine=str(task.index))
         self._summary = IntervalSummary(self._metrics, time.monotonic) if task.logs_stats else None
         self._admission = AdmissionControl(task.admission, self._core, engine.limits.max_num_seqs, time.monotonic)
         self._record = StepRecord(task.step_record, engine.events)
@@ -89,8 +69,14 @@ class EngineLoop:
         self._socket = engine_socket(self._context, task.address)
         self._outbox = Outbox(self._socket, self._forget)
         self._send = self._outbox.send
+        self._load = LoadReport(self._send, time.monotonic, is_needed=task.num_engines > 1)
         self._questions = Questions(
-            {"metrics": self._metrics.exposition, "stats": lambda: encode(self._core.stats())},
+            {
+                "metrics": self._metrics.exposition,
+                "metric values": lambda: encode(self._metrics.values()),
+                "stats": lambda: encode(self._core.stats()),
+                "reset_prefix_cache": lambda: encode(self._core.reset_prefix_cache()),
+            },
             lambda front_end, number, answer: self._send(front_end, Reply(number, answer)),
             time.monotonic,
         )
@@ -104,6 +90,7 @@ class EngineLoop:
             self.heartbeat.turn()
             self._outbox.retry()
             self._questions.answer()
+            self._load.send_changes()
             while (held := self._probation.take_next()) is not None:
                 self._add(held.front_end, held.message)
             if self._core.has_unfinished:
@@ -141,7 +128,7 @@ class EngineLoop:
 
     def _patience_ms(self) -> int | None:
         """Milliseconds until something must be sent even if nothing comes; None: no limit."""
-        parts = (self.heartbeat, self._outbox, self._questions, self._summary)
+        parts = (self.heartbeat, self._outbox, self._questions, self._summary, self._load)
         waits = [part.seconds_left for part in parts if part is not None and part.seconds_left is not None]
         return 1 + int(1000 * min(waits)) if waits else None
 
@@ -149,10 +136,13 @@ class EngineLoop:
         for note in self._channel.receive():
             if note.kind == "stop":
                 return False
+            if note.kind == "suspects":
+                self._probation.suspect(note.num_deaths)
             if note.kind == "front_end_gone":
-                self._forget(note.text.encode())
-                self._outbox.front_end_gone(note.text.encode())
-                self._questions.front_end_gone(note.text.encode())
+                front_end = note.text.encode()
+                self._forget(front_end)
+                for part in (self._outbox, self._questions, self._load):
+                    part.front_end_gone(front_end)
         return self._channel.is_open
 
     def _take(self, front_end: bytes, payload: bytes) -> None:
@@ -186,6 +176,7 @@ class EngineLoop:
             case HasRead(num_bytes):
                 self._outbox.was_read(front_end, num_bytes)
             case Hello():
+                self._load.front_end_came(front_end)
                 self._send(front_end, self._welcome())
 
     def _add(self, front_end: bytes, message: AddRequest) -> None:
@@ -205,7 +196,8 @@ class EngineLoop:
         except OctavoError as refusal:
             self._send(front_end, Refusal(message.key, "invalid", str(refusal)))
         else:
-            live = Live(front_end, message.key, request, message.fingerprint)
+            live = Live(front_end, message.key, request, message.fingerprint, message.work)
+            self._load.added(front_end, message)
             self._live[message.request_id] = live
             self._of_front_end.setdefault(front_end, {})[message.key] = live
             self._record.expect(message.request_id, message.fingerprint)
@@ -286,7 +278,10 @@ class EngineLoop:
         self._of_front_end[live.front_end].pop(live.key, None)
         self._record.drop(live.request.request_id)
         self._probation.ended(live.request)
+        self._load.ended(live.front_end, live.work)
 
     def _welcome(self) -> Welcome:
         engine = self._engine
-        return Welcome(engine.limits, pack_params(engine.default_sampling_params), engine.card)
+        started = engine.events.started
+        size = started.num_slots if started is not None and started.enable_prefix_caching else 0
+        return Welcome(engine.limits, size, pack_params(engine.default_sampling_params), engine.card)

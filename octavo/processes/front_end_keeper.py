@@ -12,7 +12,7 @@ from functools import partial
 
 from octavo.child import Child, Note, as_error
 from octavo.observe.logging import LOGGER
-from octavo.processes.engine_keeper import EngineKeeper
+from octavo.processes.engine_fleet import EngineFleet
 from octavo.processes.heartbeat import Watchdog
 from octavo.processes.household import GRACE_S, FrontEndTask, Household, Restarts
 
@@ -28,7 +28,7 @@ class FrontEndKeeper:
         self,
         house: Household,
         index: int,
-        engine: EngineKeeper,
+        engines: EngineFleet,
         make_task: Callable[[int], FrontEndTask],
         *,
         first_ready: Callable[[], None],
@@ -37,7 +37,7 @@ class FrontEndKeeper:
     ) -> None:
         self._house = house
         self._index = index
-        self._engine = engine
+        self._engines = engines
         self._make_task = make_task
         self._first_ready, self._give_up, self._was_told_to_end = first_ready, give_up, was_told_to_end
         self.child: Child | None = None  # None between two processes
@@ -51,8 +51,8 @@ class FrontEndKeeper:
         child = Child(f"front end {self._index}", "octavo.server.front_end:main", task, [task.listening_fd])
         self.child, self.watchdog = child, Watchdog()
         self._house.listen(child.channel, partial(self._hear, child))
-        if self._engine.address is not None:
-            child.channel.send(Note("engine_up", text=self._engine.address))
+        for note in self._engines.up_notes:
+            child.channel.send(note)
 
     def end_if_it_hangs(self) -> None:
         """Kill a front end that hangs."""
@@ -90,7 +90,7 @@ class FrontEndKeeper:
         index, restarts = self._index, self._restarts
         self.child = None
         self.watchdog.rest()
-        self._engine.front_end_gone(index, child.process.pid)
+        self._engines.front_end_gone(index, child.process.pid)
         if self._house.is_stopping:
             self._was_told_to_end()
             return

@@ -143,7 +143,8 @@ class Restarts:
 class EngineTask:
     """address: the ZMQ endpoint that the engine opens. logs_stats: log a summary every few seconds. hang_timeout_s:
     seconds of silence after which the parent assumes a hang; 0: never. step_record: the file in which it records the
-    requests of its steps. num_deaths: fingerprint -> the number of engines that died at that request."""
+    requests of its steps. num_deaths: fingerprint -> the number of engines that died at that request. index: its number
+    among num_engines with the same options. serves: as in a WorkerTask."""
 
     config: EngineConfig
     admission: AdmissionConfig
@@ -154,12 +155,20 @@ class EngineTask:
     run_directory: str
     step_record: str
     num_deaths: Mapping[str, int]
+    index: int = 0
+    num_engines: int = 1
+    serves: bool = True
+
+    @property
+    def name(self) -> str:
+        """Of its process."""
+        return "engine" if self.num_engines == 1 else f"engine {self.index}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontEndTask:
     """listening_fd: the socket that all front ends share. app: "module:function", which makes the ASGI app from
-    (client, settings). seed: for the seeds of requests that have none."""
+    (client, settings). seed: for the seeds of requests that have none. num_engines: those that it talks to."""
 
     index: int
     seed: int
@@ -169,6 +178,7 @@ class FrontEndTask:
     settings: Any
     listening_fd: int
     run_directory: str
+    num_engines: int
 
 
 def front_end_identity(index: int, process_id: int) -> str:

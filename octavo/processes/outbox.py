@@ -138,12 +138,13 @@ class Questions:
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """An unfinished request in the engine's process. key: its number at its front end."""
+    """An unfinished request in the engine's process. key: its number at its front end. work: as in its AddRequest."""
 
     front_end: bytes
     key: int
     request: Request
     fingerprint: str
+    work: int = 0
     num_announced: int = 0  # the number of its sequences that the front end knows
     num_finished: int = 0
 

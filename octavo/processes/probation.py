@@ -64,6 +64,10 @@ class Probation:
         self._held: deque[Held] = deque()
         self._tried: Request | None = None
 
+    def suspect(self, num_deaths: Mapping[str, int]) -> None:
+        """Another engine has died."""
+        self._num_deaths.update(num_deaths)
+
     def check(self, message: AddRequest) -> None:
         """Raises InvalidRequestError if a third engine could die at it."""
         if self._num_deaths.get(message.fingerprint, 0) >= MAX_DEATHS:

@@ -1,11 +1,10 @@
-"""ProcessClient: a front end's side of an engine in another process.
+"""ProcessClient: a front end's side of engines in other processes.
 
-    generate() ──AddRequest──▶ engine                          one message per step for all streams of a front end
-        ▲                         │
-        └── wake ── stream ◀── StepNews ── tokens to text
+    generate() ── Request ── router.py ──┬──▶ RemoteEngine 0 ──▶ engine 0
+                                         └──▶ RemoteEngine 1 ──▶ engine 1
 
-Tokens become text as soon as they come, since the engine must know of a stop string in it. An output is made only when
-its reader asks for it, so a slow reader gets the tokens of several steps in one DELTA output.
+A request goes to one engine and stays there. If an engine goes down, its requests fail, and new ones go to the others.
+With one engine nothing is routed.
 """
 
 from __future__ import annotations
@@ -18,35 +17,22 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sized
 from dataclasses import asdict
 
 import msgspec
+import zmq
 
-from octavo.engine.core import EngineStats
+from octavo.engine.core import EngineStats, total_stats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
-from octavo.engine.llm_engine import EngineClient, GenerateCall
-from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
+from octavo.engine.llm_engine import EngineClient, GenerateCall, check_rank
+from octavo.errors import EngineDeadError
+from octavo.observe.exposition import joined
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
-from octavo.processes.engine_link import ClientStream, EngineLink
+from octavo.processes.engine_link import ClientStream
 from octavo.processes.household import front_end_identity
-from octavo.processes.probation import refusal
-from octavo.processes.transport import (
-    Abort,
-    AbortById,
-    Down,
-    FinishSequence,
-    GivenUp,
-    Hello,
-    Question,
-    Refusal,
-    Reply,
-    StepNews,
-    Welcome,
-    fingerprint_of,
-    pack_params,
-    pack_request,
-)
-from octavo.request import ModelInfo, Request
+from octavo.processes.remote_engine import RemoteEngine
+from octavo.processes.router import Piece, Router, Ticket, prompt_pieces
+from octavo.processes.transport import AbortById, Load, Welcome, pack_params
+from octavo.request import ModelInfo, Request, least_limits
 from octavo.sampling_params import SamplingParams
-from octavo.scheduler.step import SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
 #: characters or tokens; longer prompts are checked and tokenised on a thread, so that other streams go on
@@ -56,7 +42,7 @@ MAX_INLINE_BAD_WORDS = 256
 
 
 class ProcessClient(EngineClient):
-    """Owner of this front end's end of the socket and of its streams. All calls must come from one event loop."""
+    """Owner of this front end's view of each engine, and of its router. All calls must come from one event loop."""
 
     def __init__(
         self,
@@ -66,6 +52,7 @@ class ProcessClient(EngineClient):
         *,
         logs_requests: bool = False,
         num_front_ends: int = 1,
+        num_engines: int = 1,
     ) -> None:
         """index: the front end's number. seed: for the seeds of requests that have none. logs_requests: log a line per
         request, without its content."""
@@ -74,15 +61,17 @@ class ProcessClient(EngineClient):
         self._tokenizer = tokenizer
         self._seed = seed
         self._logs_requests = logs_requests
-        self._link = EngineLink(self.identity, self._take)
-        self._send = self._link.send
+        self._numbers = itertools.count()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        names = ["the engine"] if num_engines == 1 else [f"engine {number}" for number in range(num_engines)]
+        self.engines = [
+            RemoteEngine(number, name, (self._context, self.identity), self._numbers, self)
+            for number, name in enumerate(names)
+        ]
+        self._router = Router(num_engines) if num_engines > 1 else None
         self._inputs: InputProcessor | None = None
         self._info: ModelInfo | None = None
-        self._streams: dict[int, ClientStream] = {}
-        self._keys: dict[str, int] = {}
-        self._answers: dict[int, asyncio.Future[bytes]] = {}
-        self._numbers = itertools.count()
-        self._why_down = "it is starting"
+        self._streams: dict[str, ClientStream] = {}  # by request id
         self._welcomed = asyncio.Event()
         self._is_draining = False
 
@@ -90,15 +79,13 @@ class ProcessClient(EngineClient):
 
     async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         arrival_time = time.monotonic()
-        inputs = self._check_open()
-        name = call.request_id if call.request_id is not None else f"{self.identity}-{next(self._numbers)}"
-        params = call.sampling_params if call.sampling_params is not None else self.model_info.default_sampling_params
-        job = (name, call.prompt, params, arrival_time, call.priority, call.cache_salt)
-        if _is_long(call.prompt) or sum(map(len, params.bad_words or ())) > MAX_INLINE_BAD_WORDS:
-            request = await asyncio.to_thread(inputs.process, *job)
+        self._check_open()
+        check_rank(call.data_parallel_rank, len(self.engines))
+        if _is_long(call.prompt) or sum(map(len, _bad_words(call))) > MAX_INLINE_BAD_WORDS:
+            request, pieces = await asyncio.to_thread(self._make_request, call, arrival_time)
         else:
-            request = inputs.process(*job)
-        stream = self._open(request, None if call.trace_headers is None else dict(call.trace_headers))
+            request, pieces = self._make_request(call, arrival_time)
+        stream = self._open(request, pieces, call)
         try:
             while (output := stream.take()) is None or not output.finished:
                 if output is None:
@@ -107,17 +94,14 @@ class ProcessClient(EngineClient):
                     yield output
             yield output
         finally:
-            if stream.key in self._streams:
-                self._end(stream)
-                self._send(Abort(stream.key))
+            self.engines[stream.engine].leave(stream)
 
     async def abort(self, request_id: str) -> None:
-        key = self._keys.get(request_id)
-        if key is None:
-            self._send(AbortById(request_id))
-        else:
-            self._send(Abort(key))
-            self._abort(self._streams[key])
+        if (stream := self._streams.get(request_id)) is not None:
+            self.engines[stream.engine].abort(stream)
+            return
+        for engine in self.engines:
+            engine.send(AbortById(request_id))
 
     def get_tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
@@ -125,7 +109,7 @@ class ProcessClient(EngineClient):
     @property
     def model_info(self) -> ModelInfo:
         if self._info is None:
-            raise self._death()
+            raise self.engines[0].death()
         return self._info
 
     @property
@@ -133,31 +117,25 @@ class ProcessClient(EngineClient):
         return self._welcomed.is_set() and not self._is_draining
 
     async def stats(self) -> EngineStats:
-        return msgspec.msgpack.decode(await self._ask("stats"), type=EngineStats)
+        """The sum over the engines that serve."""
+        answers = await self._ask("stats")
+        return total_stats([msgspec.msgpack.decode(one, type=EngineStats) for one in answers])
 
     async def metrics(self) -> bytes:
-        return await self._ask("metrics")
+        """Those of the engines that serve; each has its own label."""
+        return joined(await self._ask("metrics"))
 
     # For the front end
 
-    def connect(self, address: str) -> None:
+    def connect(self, address: str, engine: int = 0) -> None:
         """Connect to an engine that listens there."""
-        self.disconnect("it is starting")
-        self._link.connect(address)
+        self.engines[engine].connect(address)
+        self._notice_down(engine)
 
-    def disconnect(self, why: str, guilty: frozenset[str] = frozenset()) -> None:
+    def disconnect(self, why: str, guilty: frozenset[str] = frozenset(), engine: int = 0) -> None:
         """The engine is gone: fail its requests. guilty: fingerprints of requests that too many engines died at."""
-        self._why_down = why
-        self._welcomed.clear()
-        self._link.disconnect()
-        for stream in list(self._streams.values()):
-            self._end(stream)
-            is_guilty = bool(guilty) and fingerprint_of(stream.request) in guilty
-            stream.fail(refusal() if is_guilty else self._death())
-        answers, self._answers = self._answers, {}
-        for answer in answers.values():
-            if not answer.done():
-                answer.set_exception(self._death())
+        self.engines[engine].disconnect(why, guilty)
+        self._notice_down(engine)
 
     async def welcomed(self) -> None:
         """Wait until there is an engine to serve requests."""
@@ -173,12 +151,42 @@ class ProcessClient(EngineClient):
 
     def abort_all(self) -> None:
         for stream in list(self._streams.values()):
-            self._send(Abort(stream.key))
-            self._abort(stream)
+            self.engines[stream.engine].abort(stream)
 
     def close(self) -> None:
-        self.disconnect("this front end is ending")
-        self._link.close()
+        for engine in range(len(self.engines)):
+            self.disconnect("this front end is ending", engine=engine)
+        self._context.term()
+
+    # EngineListener
+
+    def welcomed_by(self, engine: RemoteEngine, welcome: Welcome) -> None:
+        limits = welcome.limits
+        if self._inputs is None:
+            self._inputs = InputProcessor(self._tokenizer, limits, self._seed)
+        elif self._router is not None:
+            limits = least_limits(self._inputs.limits, limits)
+        self._inputs.limits = limits
+        params = SamplingParams(**welcome.default_sampling_params)
+        self._info = ModelInfo(**asdict(limits), default_sampling_params=params, card=welcome.card)
+        if self._router is not None:
+            self._router.goes_up(engine.index, welcome.num_cache_tokens)
+        self._welcomed.set()
+
+    def loaded(self, engine: RemoteEngine, load: Load) -> None:
+        assert self._router is not None, "an engine alone sends no Load"
+        self._router.others_work(engine.index, load.work)
+        for pieces in load.prompts:
+            self._router.sees(engine.index, pieces)
+
+    def started(self, ticket: Ticket) -> None:
+        assert self._router is not None, "only a router gives tickets"
+        self._router.started(ticket)
+
+    def ended(self, stream: ClientStream) -> None:
+        del self._streams[stream.request.request_id]
+        if stream.ticket is not None and self._router is not None:
+            self._router.ended(stream.ticket, stream.text.num_output_tokens if stream.text.finished else None)
 
     # Streams
 
@@ -190,115 +198,64 @@ class ProcessClient(EngineClient):
         return self._inputs
 
     def _death(self) -> EngineDeadError:
-        return EngineDeadError(f"the engine is down: {self._why_down}")
+        one = self.engines[0].death()
+        return one if len(self.engines) == 1 else EngineDeadError(f"all engines are down; {one}")
 
-    def _open(self, request: Request, trace_headers: dict[str, str] | None) -> ClientStream:
+    def _make_request(self, call: GenerateCall, arrival_time: float) -> tuple[Request, list[Piece]]:
+        """Any thread may call it."""
+        inputs = self._check_open()
+        name = call.request_id if call.request_id is not None else f"{self.identity}-{next(self._numbers)}"
+        params = call.sampling_params if call.sampling_params is not None else self.model_info.default_sampling_params
+        request = inputs.process(name, call.prompt, params, arrival_time, call.priority, call.cache_salt)
+        request.data_parallel_rank = call.data_parallel_rank
+        return request, prompt_pieces(request) if self._router is not None else []
+
+    def _open(self, request: Request, pieces: list[Piece], call: GenerateCall) -> ClientStream:
         self._check_open()  # the engine may have gone down meanwhile
-        check_unused(request.request_id, self._keys)
-        stream = ClientStream(next(self._numbers), request, self._tokenizer)
-        self._streams[stream.key] = stream
-        self._keys[request.request_id] = stream.key
+        check_unused(request.request_id, self._streams)
+        engine, ticket = self.engines[0], None
+        if self._router is not None:
+            ticket = self._router.choose(pieces, request)
+            if ticket is None:  # the rank that it names is down
+                raise self.engines[request.data_parallel_rank or 0].death()
+            engine = self.engines[ticket.engine]
         if self._logs_requests:
-            asked = ", ".join(f"{name}={value!r}" for name, value in pack_params(request.sampling_params).items())
-            LOGGER.info("request %s: %d tokens; %s", request.request_id, request.num_prompt_tokens, asked or "defaults")
-        self._send(pack_request(stream.key, request, trace_headers))
+            self._log(request, engine.index)
+        headers = None if call.trace_headers is None else dict(call.trace_headers)
+        others = pieces if self.num_front_ends > 1 else []
+        stream = engine.open(request, self._tokenizer, headers, ticket, others)
+        self._streams[request.request_id] = stream
         return stream
 
-    def _end(self, stream: ClientStream) -> None:
-        """Forget a stream that gets no more news, or is read no more."""
-        del self._streams[stream.key]
-        del self._keys[stream.request.request_id]
-
-    def _abort(self, stream: ClientStream) -> None:
-        self._end(stream)
-        stream.text.abort()
-        stream.wake(time.monotonic())
-
-    async def _ask(self, about: str) -> bytes:
-        if not self._welcomed.is_set():
-            raise self._death()
-        number = next(self._numbers)
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._answers[number] = answer
-        try:
-            self._send(Question(number, about))
-            return await answer
-        finally:
-            self._answers.pop(number, None)
-
-    # Messages from the engine
-
-    def _take(self, message: Down) -> None:
-        match message:
-            case StepNews():
-                self._take_news(message)
-            case Refusal():
-                self._take_refusal(message)
-            case Reply(number, answer):
-                if (waiting := self._answers.get(number)) is not None and not waiting.done():
-                    waiting.set_result(answer)
-            case Welcome():
-                self._take_welcome(message)
-            case GivenUp(keys):
-                self._take_given_up(keys)
-
-    def _take_welcome(self, welcome: Welcome) -> None:
-        if self._inputs is None or self._inputs.limits != welcome.limits:
-            self._inputs = InputProcessor(self._tokenizer, welcome.limits, self._seed)
-        params = SamplingParams(**welcome.default_sampling_params)
-        self._info = ModelInfo(**asdict(welcome.limits), default_sampling_params=params, card=welcome.card)
-        self._welcomed.set()
-
-    def _take_given_up(self, keys: list[int]) -> None:
-        """The engine dropped requests because this process did not read for too long."""
-        LOGGER.warning("did not read for a while: the engine has given up %d requests", len(keys))
-        fault = EngineDeadError(
-            "the engine ended this request, for the process that serves it was stopped or too busy to read its answer"
+    def _log(self, request: Request, engine: int) -> None:
+        asked = ", ".join(f"{name}={value!r}" for name, value in pack_params(request.sampling_params).items())
+        place = "" if self._router is None else f", engine {engine}"
+        LOGGER.info(
+            "request %s: %d tokens%s; %s",
+            *(request.request_id, request.num_prompt_tokens, place, asked or "defaults"),
         )
-        for key in keys:
-            if (stream := self._streams.get(key)) is not None:
-                self._end(stream)
-                stream.fail(fault)
-            elif (answer := self._answers.get(key)) is not None and not answer.done():
-                answer.set_exception(fault)
-        if not self._welcomed.is_set():
-            self._send(Hello())
 
-    def _take_news(self, news: StepNews) -> None:
-        streams = self._streams
-        for one in news.others:  # first: they announce sequences that the columns name
-            if (stream := streams.get(one.key)) is not None:
-                self._grow(stream, stream.mirror(one), news.time)
-        indices: Iterable[int] = news.indices or itertools.repeat(0, len(news.keys))
-        for key, index, token_id in zip(news.keys, indices, news.token_ids, strict=True):
-            if (stream := streams.get(key)) is not None:
-                self._grow(stream, SequenceUpdate(stream.sequences[index], [token_id]), news.time)
+    def _notice_down(self, engine: int) -> None:
+        if self._router is not None:
+            self._router.goes_down(engine)
+        if not any(one.is_up for one in self.engines):
+            self._welcomed.clear()
 
-    def _grow(self, stream: ClientStream, update: SequenceUpdate, now: float) -> None:
-        """Add to a stream's text. A fault there ends only this stream."""
-        stop = stream.text.extend(update, now)
-        if stream.text.fault is not None:
-            self._send(Abort(stream.key))
-        elif stop is not None:
-            self._send(FinishSequence(stream.key, update.sequence.index, stop))
-        if stream.text.finished:
-            self._end(stream)
-        stream.wake(now)
-
-    def _take_refusal(self, refusal: Refusal) -> None:
-        stream = self._streams.get(refusal.key)
-        if stream is None:
-            return  # its reader has left
-        if refusal.why == "aborted":
-            self._abort(stream)
-            return
-        self._end(stream)
-        if refusal.why == "busy":
-            stream.fail(EngineBusyError(refusal.text, refusal.retry_after_s))
-        else:
-            stream.fail(InvalidRequestError(refusal.text))
+    async def _ask(self, about: str) -> list[bytes]:
+        """The answers of the engines that serve, of one at least. Raises EngineDeadError."""
+        asked = [engine.ask(about) for engine in self.engines if engine.is_up]
+        if len(asked) < 2:
+            return [await (asked[0] if asked else self.engines[0].ask(about))]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        if found := [one for one in answers if isinstance(one, bytes)]:
+            return found
+        raise self._death()
 
 
 def _is_long(prompt: Prompt) -> bool:
     content = prompt.get("prompt") or prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else prompt
     return isinstance(content, Sized) and len(content) > MAX_INLINE_SIZE
+
+
+def _bad_words(call: GenerateCall) -> Iterable[str]:
+    return (call.sampling_params.bad_words if call.sampling_params is not None else None) or ()

@@ -1,10 +1,10 @@
-"""The supervisor: parent of the engine's process and of the front ends, which it alone starts and ends.
+"""The supervisor: parent of the engines' processes and of the front ends, which it alone starts and ends.
 
-    octavo serve ─── supervisor ──┬── engine        scheduler, cache, model
-                                  ├── front end 0   HTTP, text, tokens ┐ share one listening socket, and talk to the
+    octavo serve ─── supervisor ──┬── engine        scheduler, cache, model; several with --data-parallel-size
+                                  ├── front end 0   HTTP, text, tokens ┐ share one listening socket, and talk to each
                                   └── front end 1   ...                ┘ engine through a Unix socket
 
-    engine             see engine_keeper.py
+    engine             see engine_fleet.py and engine_keeper.py
     front end          see front_end_keeper.py
     SIGTERM, Ctrl-C    no new requests; running ones have --shutdown-timeout seconds; a second signal ends all at once
     supervisor ends    even by kill -9: every child sees the end of its pipe, and exits
@@ -22,6 +22,7 @@ from typing import Any
 from octavo.child import Child, Note
 from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
 from octavo.observe.logging import LOGGER
+from octavo.processes.engine_fleet import EngineFleet, print_card
 from octavo.processes.engine_keeper import EngineKeeper
 from octavo.processes.front_end_keeper import FrontEndKeeper
 from octavo.processes.household import GRACE_S, SIGNALS, FrontEndTask, Household, hearing_signals
@@ -54,15 +55,21 @@ class Supervisor:
         self._listening = open_socket(options.server)
         self._house = house = Household()
         give_up = partial(self._begin_stop, 0.0, exit_code=1)
-        self._engine = EngineKeeper(
-            *(house, options.engine, options.admission, options.server, options.model_name),
+        self._engines = EngineFleet(
+            house,
+            options.engine,
+            admission=options.admission,
+            model_name=options.model_name,
+            logs_stats=not options.server.disable_log_stats,
+            hang_timeout_s=options.server.engine_hang_timeout,
             tell=self._tell_front_ends,
             give_up=give_up,
             was_told_to_end=self._finish_if_all_are_gone,
+            first_ready=lambda card: print_card(card, len(self._engines.keepers)),
         )
         self._front_ends = [
             FrontEndKeeper(
-                *(house, index, self._engine, partial(self._front_end_task, index)),
+                *(house, index, self._engines, partial(self._front_end_task, index)),
                 first_ready=self._front_end_is_ready,
                 give_up=give_up,
                 was_told_to_end=self._front_end_has_ended,
@@ -99,6 +106,7 @@ class Supervisor:
             settings=options.settings,
             listening_fd=self._listening.fileno(),
             run_directory=self._house.run_directory,
+            num_engines=len(self._engines.keepers),
         )
 
     def _front_end_is_ready(self) -> None:
@@ -108,7 +116,7 @@ class Supervisor:
 
     @property
     def _keepers(self) -> list[EngineKeeper | FrontEndKeeper]:
-        return [self._engine, *self._front_ends]
+        return [*self._engines.keepers, *self._front_ends]
 
     @property
     def _living_front_ends(self) -> list[Child]:
@@ -150,15 +158,15 @@ class Supervisor:
 
     def _front_end_has_ended(self) -> None:
         if not self._living_front_ends:
-            self._engine.stop()
+            self._engines.stop()
 
     def _finish_if_all_are_gone(self) -> None:
-        if self._engine.child is None and not self._living_front_ends:
+        if self._engines.are_gone and not self._living_front_ends:
             self._exit_code = self._exit_code_then
 
     def _end_everything(self) -> None:
         """Whatever happened, leave nothing behind."""
-        left = [*self._living_front_ends, *([self._engine.child] if self._engine.child is not None else [])]
+        left = [keeper.child for keeper in self._keepers if keeper.child is not None]
         for child in left:
             child.kill()
         for child in left:

@@ -1,7 +1,7 @@
 """The messages between front ends and the engine's process: MessagePack over ZMQ, through a Unix socket.
 
     front end 0  DEALER ─┐                         up:    AddRequest, Abort, AbortById, FinishSequence, ...
-    front end 1  DEALER ─┼── ROUTER  engine        down:  StepNews, once a step; Refusal, Reply, Welcome, GivenUp
+    front end 1  DEALER ─┼── ROUTER  engine        down:  StepNews, once a step; Refusal, Reply, Welcome, GivenUp, Load
     front end 2  DEALER ─┘
 
 A request is named by its key, a number that its front end chooses; a sequence by the key and its index. A step's news
@@ -13,6 +13,7 @@ Times are from the monotonic clock, which all processes of a machine share.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -22,6 +23,7 @@ import zmq
 from octavo.engine.lazy_logprobs import PackedLogprobs
 from octavo.messages import LogprobRow
 from octavo.outputs import FinishReason
+from octavo.processes.router import Piece
 from octavo.request import Request, RequestLimits
 from octavo.sampling_params import SamplingParams
 
@@ -39,7 +41,7 @@ class Hello(msgspec.Struct, array_like=True, tag=0):
 
 class AddRequest(msgspec.Struct, array_like=True, tag=1):
     """A request, checked and tokenised. sampling_params: the fields that differ from the default. fingerprint: the same
-    for equal prompts with equal parameters."""
+    for equal prompts with equal parameters. work, pieces: what other front ends' routers are told of it (router.py)."""
 
     key: int
     request_id: str
@@ -55,6 +57,8 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
     bad_word_ids: list[list[int]]
     trace_headers: dict[str, str] | None
     fingerprint: str
+    work: int = 0
+    pieces: list[Piece] = []
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2):
@@ -78,7 +82,7 @@ class FinishSequence(msgspec.Struct, array_like=True, tag=4):
 
 
 class Question(msgspec.Struct, array_like=True, tag=5):
-    """A question; the Reply has the same number. about: stats or metrics."""
+    """A question, or something to do; the Reply has the same number. about: one of those of EngineLoop."""
 
     number: int
     about: str
@@ -91,9 +95,10 @@ class HasRead(msgspec.Struct, array_like=True, tag=6):
 
 
 class Welcome(msgspec.Struct, array_like=True, tag=16):
-    """Describes the loaded model."""
+    """Describes the loaded model. num_cache_tokens: prompt tokens that its prefix cache can hold."""
 
     limits: RequestLimits
+    num_cache_tokens: int
     default_sampling_params: dict[str, Any]
     card: list[tuple[str, str]]
 
@@ -150,15 +155,25 @@ class GivenUp(msgspec.Struct, array_like=True, tag=20):
     keys: list[int]
 
 
+class Load(msgspec.Struct, array_like=True, tag=21):
+    """To a front end's router. work: of the unfinished requests of all other front ends. prompts: the pieces of those
+    that have come since the last Load."""
+
+    work: int
+    prompts: list[list[Piece]]
+
+
 Up = Hello | AddRequest | Abort | AbortById | FinishSequence | Question | HasRead
-Down = Welcome | StepNews | Refusal | Reply | GivenUp
+Down = Welcome | StepNews | Refusal | Reply | GivenUp | Load
 
 encode = msgspec.msgpack.Encoder().encode
 decode_up = msgspec.msgpack.Decoder(Up).decode
 decode_down = msgspec.msgpack.Decoder(Down).decode
 
 
-def pack_request(key: int, request: Request, trace_headers: dict[str, str] | None) -> AddRequest:
+def pack_request(
+    key: int, request: Request, trace_headers: dict[str, str] | None = None, work: int = 0, pieces: Sequence[Piece] = ()
+) -> AddRequest:
     params = pack_params(request.sampling_params)
     return AddRequest(
         key=key,
@@ -175,6 +190,8 @@ def pack_request(key: int, request: Request, trace_headers: dict[str, str] | Non
         bad_word_ids=[list(word) for word in request.bad_word_ids],
         trace_headers=trace_headers,
         fingerprint=_fingerprint(request.prompt_token_ids, params),
+        work=work,
+        pieces=list(pieces),
     )
 
 

@@ -21,9 +21,9 @@ from octavo.server.generation import (
     checked_params,
     complete,
     ended_by_server,
+    from_headers,
     raise_failure,
     stream,
-    trace_headers,
 )
 from octavo.server.prompts import check_messages, encode_conversation, room_for_output
 from octavo.server.protocol import (
@@ -52,8 +52,7 @@ async def create_message(request: Request, serving: Serving) -> Response:
     prompt = await _prompt(request, asked, serving, serving.client.model_info)
     params = _params(asked, len(prompt), serving)
     known_as = request_id(request, None)
-    trace = trace_headers(request)
-    generation = Generation(request_id=f"msg_{known_as}", prompts=[prompt], params=params, trace_headers=trace)
+    generation = Generation(request_id=f"msg_{known_as}", prompts=[prompt], params=params, **from_headers(request))
     message = Message(generation.request_id, asked, serving.client.model_info.max_model_len)
     headers = {"request-id": generation.request_id} | serving.id_headers(known_as)
     if asked.stream:

@@ -72,6 +72,7 @@ class FrontEnd:
             *(tokenizer, task.index, task.seed),
             logs_requests=task.server.enable_log_requests,
             num_front_ends=task.server.api_server_count,
+            num_engines=task.num_engines,
         )
         self._make_app = make_app
         self._stop = asyncio.Event()
@@ -126,9 +127,9 @@ class FrontEnd:
         for note in self._channel.receive():
             match note.kind:
                 case "engine_up":
-                    self._client.connect(note.text)
+                    self._client.connect(note.text, note.engine)
                 case "engine_down":
-                    self._client.disconnect(note.text, frozenset(note.fingerprints))
+                    self._client.disconnect(note.text, frozenset(note.fingerprints), note.engine)
                 case "drain":
                     self._draining = asyncio.ensure_future(self._drain(note.seconds))
                 case "stop":

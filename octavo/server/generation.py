@@ -27,6 +27,8 @@ from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
 from octavo.shown import shown
 
+#: vLLM's name of the header that chooses an engine
+RANK_HEADER = "x-data-parallel-rank"
 #: prompts of a call that become engine requests without a pause
 _STARTED_AT_ONCE = 16
 #: outputs that may wait for a call's reader; beyond that the streams of its prompts wait, and lose nothing
@@ -37,9 +39,9 @@ _MAX_IDS = 4096  # in a list of token ids; each is checked separately
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """prompts: token ids. trace_headers: the call's headers that continue its caller's trace. branches: of a
-    session, one for each prompt: their seeds differ. serial: tells calls with
-    the same id apart: a proxy may send one id for all of a page's calls, and a client may retry with its first."""
+    """prompts: token ids. trace_headers: the call's headers that continue its caller's trace. data_parallel_rank: the
+    engine that its caller names. branches: of a session, one for each prompt: their seeds differ. serial: tells calls
+    with the same id apart: a proxy may send one id for all of a page's calls, and a client may retry with its first."""
 
     request_id: str
     prompts: list[list[int]]
@@ -47,6 +49,7 @@ class Generation:
     priority: int = 0
     cache_salt: str | None = None
     trace_headers: Mapping[str, str] | None = None
+    data_parallel_rank: int | None = None
     branches: Sequence[int] = ()
     serial: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
@@ -55,9 +58,13 @@ class Generation:
         return f"{self.request_id}-{place}-{self.serial}"
 
 
-def trace_headers(request: Request) -> dict[str, str] | None:
+def from_headers(request: Request) -> dict[str, Any]:
+    """The fields of a Generation that the call's headers set."""
     found = {name: value for name in TRACE_HEADERS if (value := request.headers.get(name)) is not None}
-    return found or None
+    rank = request.headers.get(RANK_HEADER)
+    if rank is not None and not (rank.isascii() and rank.isdecimal() and len(rank) <= 9):
+        raise ApiError(400, f"the header {RANK_HEADER} is {shown(rank)}, allowed is the number of an engine")
+    return {"trace_headers": found or None, "data_parallel_rank": None if rank is None else int(rank)}
 
 
 def sampling_params(asked: GenerationRequest, serving: Serving, **more: Any) -> SamplingParams:
@@ -141,6 +148,7 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
             priority=generation.priority,
             cache_salt=generation.cache_salt,
             trace_headers=generation.trace_headers,
+            data_parallel_rank=generation.data_parallel_rank,
         )
         for place, prompt in enumerate(generation.prompts)
     ]

@@ -26,9 +26,9 @@ from octavo.server.generation import (
     checked_params,
     complete,
     ended_by_server,
+    from_headers,
     raise_failure,
     stream,
-    trace_headers,
 )
 from octavo.server.ollama_protocol import (
     OllamaChatRequest,
@@ -109,7 +109,7 @@ async def _answer(request: Request, serving: Serving, asked: OllamaRequest, prom
         request_id=f"ollama-{known_as}",
         prompts=[prompt],
         params=_params(asked.options or OllamaOptions(), len(prompt), serving, field),
-        trace_headers=trace_headers(request),
+        **from_headers(request),
     )
     lines, headers = OllamaLines(asked.model or "", is_chat=field == "messages"), serving.id_headers(known_as)
     if asked.stream is not False:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.api_errors import ApiError, bad_field
-from octavo.server.generation import Generation, complete, trace_headers
+from octavo.server.generation import Generation, complete, from_headers
 from octavo.server.json_pieces import answer
 from octavo.server.logprob_room import count_logprobs
 from octavo.server.logprobs import TextPlace
@@ -102,7 +102,7 @@ def make_call(
             params=params,
             priority=_bounded("priority", asked.priority, 0, -_MAX_PRIORITY, _MAX_PRIORITY),
             cache_salt=asked.cache_salt,
-            trace_headers=trace_headers(request),
+            **from_headers(request),
         ),
         num_top=num_top,
         token_text="token_id:{}".format if tokenizer is None else tokenizer.token_texts.__getitem__,

@@ -102,14 +102,18 @@ def _layer_slots(groups: tuple[CacheGroup, ...]) -> list[tuple[int, int]]:
 
 
 def _fitted(task: WorkerTask, device: Device, layout: KVLayout, limits: StepLimits) -> tuple[KVLayout, StepLimits]:
-    """The sizes with as many blocks as fit, and the context length that these allow."""
+    """The sizes with as many blocks as fit, and the context length that these allow. All engines share the host's
+    memory."""
+    free_bytes = device.free_bytes(task.cache.gpu_memory_utilization)
+    if not device.sizes_cache_last:
+        free_bytes //= task.backend.data_parallel_size
     budget = plan_kv_cache(
         task.cache,
         layout,
         limits.max_num_seqs,
         limits.max_model_len,
         task.model.max_model_len is not None,
-        device.free_bytes(task.cache.gpu_memory_utilization),
+        free_bytes,
     )
     return replace(layout, num_blocks=budget.num_blocks), replace(limits, max_model_len=budget.max_model_len)
 

@@ -106,6 +106,15 @@ def test_what_vllm_has_and_octavo_lacks_is_said(words: list[str], refusal: str) 
         parser().parse(["m", *words])
 
 
+@pytest.mark.parametrize("words", [["-dp", "2"], ["-dp=2"], ["-dp2"], ["--data-parallel-size", "2"]])
+def test_vllms_short_flags_are_those_that_octavo_has(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    made = parser(takes_prompts=True)
+    made.add_argument("--data-parallel-size")
+    args = made.parse([*words, "m", "Why?"])
+    assert (args.data_parallel_size, args.prompt) == ("2", ["Why?"])
+    assert capsys.readouterr().err == ""
+
+
 def test_vllms_flags_are_not_taken_from_a_command_that_has_them() -> None:
     """The table lists only flags that Octavo lacks; `serve` has the server's flags."""
     made = parser_of("serve", serve)

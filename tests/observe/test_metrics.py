@@ -33,6 +33,7 @@ from octavo.observe.events import (
     StepDone,
     Waits,
 )
+from octavo.observe.exposition import joined
 from octavo.observe.metrics import EngineMetrics
 from octavo.scheduler.step import NO_TOKEN
 from octavo.testing.simulate import Simulator, make_request
@@ -316,3 +317,25 @@ def test_sampled_says_who_got_tokens(is_overlapped: bool) -> None:
     updated = Counter(u.sequence.sequence_id for u in simulator.updates for _ in u.token_ids)
     assert logged == updated
     assert any(isinstance(event, Preempted) for event in simulator.events), "the pool is small enough to matter"
+
+
+def test_the_metrics_of_several_engines_are_one_text_with_their_labels() -> None:
+    texts = []
+    for engine, reason in enumerate(("stop", "length", "stop")):
+        log = EventLog(0)
+        log.start(STARTED)
+        recorder = EngineMetrics(log, model_name="m", engine=str(engine))
+        write(log, Arrived(1.0, "a", 5, 1), Finished(2.0, 0, "a", reason, 3 + engine))  # type: ignore[arg-type]
+        texts.append(recorder.exposition())
+    text = joined(texts).decode()
+    names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(names) == len(set(names)), "each metric is described once"
+    ends = {
+        (sample.labels["engine"], sample.labels["finished_reason"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "octavo:request_success_total" and sample.value
+    }
+    assert ends == {("0", "stop"): 1, ("1", "length"): 1, ("2", "stop"): 1}
+    assert sum(len(one.splitlines()) for one in texts) - text.count("\n") == 2 * 2 * len(names)
+    assert joined(texts[:1]) == texts[0]

@@ -192,7 +192,7 @@ def test_a_front_end_that_is_gone_holds_no_blocks(served: Served, offline: LLM, 
         outputs = client.generate(PROMPT, ENDLESS)
         await anext(outputs)
 
-        client._send = lambda message: None  # it dies and can send no abort
+        client.engines[0].send = lambda message: None  # type: ignore[method-assign]  # it dies and can send no abort
 
     ask(start)
     ask(until_idle)
@@ -249,8 +249,9 @@ def test_an_id_in_use_at_another_front_end_is_refused(served: Served, offline: L
 
 def test_a_message_that_is_none_harms_nobody(ask: Callable[..., Any]) -> None:
     async def spoil(client: ProcessClient) -> list[RequestOutput]:
-        assert client._link._socket is not None
-        client._link._socket.send(b"\xc1 nonsense")
+        socket = client.engines[0]._link._socket
+        assert socket is not None
+        socket.send(b"\xc1 nonsense")
         return await collect(client, GREEDY)
 
     assert ask(spoil)[-1].finished
@@ -331,7 +332,7 @@ def test_a_full_queue_turns_away_and_a_long_wait_ends(tmp_path: Path, offline: L
                 await task
         text = (await client.metrics()).decode()
         assert 'reason="queue_full"' in text
-        await client.abort(next(iter(client._keys)))
+        await client.abort(next(iter(client._streams)))
         assert (await running)[-1].finished
         assert (await collect(client, GREEDY))[-1].finished
 

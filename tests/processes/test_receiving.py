@@ -27,7 +27,7 @@ def test_reading_much_news_lets_others_have_their_turn(num_messages: int, tmp_pa
             taken += 1
             time.sleep(0.002)
 
-        client._link._take = take  # type: ignore[method-assign, assignment]
+        client.engines[0]._link._take = take  # type: ignore[assignment]
         client.connect(address)
         front_end, _ = await asyncio.to_thread(engine.recv_multipart)
         for _ in range(num_messages):

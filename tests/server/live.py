@@ -28,7 +28,7 @@ from octavo.processes.supervisor import ServeOptions, Supervisor
 log_to_stderr("server")
 sys.exit(Supervisor(ServeOptions(
     engine=engine_config(model="smollm2", num_threads=1, max_model_len=2048, num_gpu_blocks_override=512,
-                         distributed_executor_backend={executor!r}),
+                         distributed_executor_backend={executor!r}, data_parallel_size={engines}),
     admission=AdmissionConfig(), server=ServerConfig(host="127.0.0.1", port=0, **{server!r}),
     settings={settings}, model_name="smollm2", app="{app}",
 )).run())
@@ -42,13 +42,22 @@ PATIENCE_S = 60.0  # the machine may be busy
 
 
 class LiveServer:
-    """directory: only for its temporary files. path: where its processes look for modules first."""
+    """directory: only for its temporary files. path: where its processes look for modules first. engines: their
+    number."""
 
-    def __init__(self, directory: Path, app: tuple[str, str] = PLAIN, path: Sequence[Path] = (), **server: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        app: tuple[str, str] = PLAIN,
+        path: Sequence[Path] = (),
+        engines: int = 1,
+        **server: Any,
+    ) -> None:
+        code = CODE.format(server=server, executor=EXECUTOR, app=app[0], settings=app[1], engines=engines)
         self.directory = directory
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CODE.format(server=server, executor=EXECUTOR, app=app[0], settings=app[1])],
+            [sys.executable, "-c", code],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "TMPDIR": str(directory), "PYTHONPATH": os.pathsep.join([*map(str, path), *sys.path])},
@@ -136,9 +145,9 @@ def until(found: Callable[[], Any], story: Any = None) -> Any:
 
 @contextlib.contextmanager
 def live(
-    directory: Path, app: tuple[str, str] = PLAIN, path: Sequence[Path] = (), **server: Any
+    directory: Path, app: tuple[str, str] = PLAIN, path: Sequence[Path] = (), engines: int = 1, **server: Any
 ) -> Iterator[LiveServer]:
-    served = LiveServer(directory, app, path, **server)
+    served = LiveServer(directory, app, path, engines, **server)
     try:
         yield served
     finally:

@@ -45,7 +45,11 @@ def create_app(client: EngineClient, settings: Any) -> FastAPI:
     async def generate(request: Request) -> Response:
         body = await request.json()
         params = SamplingParams(output_kind=RequestOutputKind.DELTA, **body["params"])
-        outputs = client.generate(body["prompt"], params, body.get("request_id"), cache_salt=body.get("cache_salt"))
+        outputs = client.generate(
+            *(body["prompt"], params, body.get("request_id")),
+            cache_salt=body.get("cache_salt"),
+            data_parallel_rank=body.get("rank"),
+        )
         try:
             first = await anext(outputs)
         except tuple(STATUS) as error:

@@ -46,6 +46,7 @@ class ScriptedEngine(EngineClient):
         self.live = 0
         self.requests: list[Request] = []
         self.salts: list[str | None] = []
+        self.ranks: list[int | None] = []
 
     @property
     def model_info(self) -> ModelInfo:
@@ -59,6 +60,7 @@ class ScriptedEngine(EngineClient):
         )
         self.requests.append(request)
         self.salts.append(request.cache_salt)
+        self.ranks.append(call.data_parallel_rank)
         self.live += 1
         try:
             async for output in self._say(request):

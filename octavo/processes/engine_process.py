@@ -1,0 +1,29 @@
+"""An engine's process: it loads the model, says that it is ready, and runs its loop until its parent ends."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+from octavo.child import Note, begin, telling_failures
+from octavo.engine.assemble import build_engine
+from octavo.observe.logging import log_to_stderr
+from octavo.processes.engine_loop import EngineLoop
+
+
+def main() -> None:
+    """Run the process. It sends `ready`, or `failed` and why."""
+    task, channel = begin()
+    log_to_stderr(task.name)
+    with telling_failures(channel):
+        # Front ends make text; an engine without a tokenizer starts sooner.
+        config = replace(task.config, model=replace(task.config.model, skip_tokenizer_init=True))
+        engine = build_engine(config, serves=task.serves)
+        loop = EngineLoop(task, engine, channel)
+    gc.collect()
+    gc.freeze()  # the garbage collector need not scan what was loaded
+    channel.send(Note("ready", card=engine.card, seconds=loop.heartbeat.patience_s))
+    try:
+        loop.run()
+    finally:
+        loop.close()

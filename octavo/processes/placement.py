@@ -1,0 +1,54 @@
+"""Where each of several engines computes: its GPUs, or its part of the host's cores.
+
+CUDA_VISIBLE_DEVICES=4,5,6,7     engine 0    CUDA_VISIBLE_DEVICES=4
+                                 engine 1    CUDA_VISIBLE_DEVICES=5
+8 cores                          engine 0    4 threads, anywhere
+                                 engine 1    4 threads, anywhere
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count, takewhile
+
+from octavo import env
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError
+from octavo.kernels.cuda.driver import find_gpu
+from octavo.observe.machine import num_cores
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlace:
+    """One engine's options, and the environment variables of its process that differ from its parent's."""
+
+    config: EngineConfig
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def engine_places(config: EngineConfig) -> list[EnginePlace]:
+    """A place for each engine. Raises ConfigError if there are too few GPUs."""
+    backend = config.backend
+    num_engines = backend.data_parallel_size
+    if num_engines == 1:
+        return [EnginePlace(config)]
+    if backend.num_threads is None:
+        backend = replace(backend, num_threads=max(1, num_cores() // num_engines))
+    num_gpus = _num_gpus() if backend.backend in ("auto", "triton") else 0
+    if not num_gpus:
+        return [EnginePlace(replace(config, backend=backend))] * num_engines
+    first = backend.device_index
+    if first + num_engines > num_gpus:
+        raise ConfigError(
+            f"data_parallel_size is {num_engines}, and each engine needs a GPU, but there are "
+            f"{max(num_gpus - first, 0)} from 'cuda:{first}' on: allowed are as many engines as GPUs"
+        )
+    own = replace(config, backend=replace(backend, device="auto" if backend.device == "auto" else "cuda:0"))
+    names = env.cuda_visible_devices() or [str(index) for index in range(num_gpus)]
+    return [EnginePlace(own, {env.CUDA_VISIBLE_DEVICES: name}) for name in names[first : first + num_engines]]
+
+
+def _num_gpus() -> int:
+    """Those that this process sees."""
+    return sum(1 for _ in takewhile(lambda index: find_gpu(index) is not None, count()))
