@@ -45,6 +45,13 @@ class Lengths:
         draw_output_len = partial(_log_normal, rng, self.output_mean, self.output_sigma, self.longest_output)
         return _named(rng, input_len, n, draw_output_len)
 
+    def draw_lens(self, rng: random.Random) -> tuple[int, int]:
+        """Of a prompt and of its answer, without tokens."""
+        return (
+            _log_normal(rng, self.input_mean, self.input_sigma, self.longest_input),
+            _log_normal(rng, self.output_mean, self.output_sigma, self.longest_output),
+        )
+
 
 #: the data sets of the PagedAttention paper (Kwon et al., 2023), by the mean lengths that it gives
 SHAREGPT = Lengths(161, 1.0, 2048, 338, 0.8, 1024)

@@ -38,8 +38,10 @@ COMMANDS = {
     "bench throughput": "measure: requests and tokens per second of a workload",
     "bench latency": "measure: seconds of one batch",
     "bench serve": "measure: latency and throughput of a server under load",
+    "bench cost": "measure: what steps cost, for octavo simulate",
     "bench sharing": "measure: what samples of one prompt save by sharing",
     "bench startup": "measure: seconds from a fresh process to the first token",
+    "simulate": "predict latencies and memory of a load",
     "help": "this; with a command's name, that command's",
 }
 _DONE, _REFUSED = 0, 2

@@ -19,7 +19,7 @@ from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.cache.sharing import sharing_of
 from octavo.errors import EngineDeadError
-from octavo.executor.executor import Executor
+from octavo.executor.executor import StepExecutor
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.observe.events import EventLog, StepDone
 from octavo.request import Request, SequenceId
@@ -67,7 +67,7 @@ class EngineCore:
         self,
         scheduler: Scheduler,
         cache: KVCache,
-        executor: Executor,
+        executor: StepExecutor,
         events: EventLog,
         clock: Callable[[], float],
         *,
@@ -101,6 +101,11 @@ class EngineCore:
     @property
     def num_running(self) -> int:
         return self._scheduler.num_running
+
+    @property
+    def num_used_blocks(self) -> int:
+        """KV blocks that sequences hold, each counted once."""
+        return self._cache.pool.num_owned
 
     @property
     def has_unfinished(self) -> bool:

@@ -15,11 +15,8 @@ from octavo.worker.task import WorkerShape, WorkerTask
 from octavo.worker.worker import Worker
 
 
-class Executor(Protocol):
-    """Runs plans in the order they are submitted. shape: what its workers found when they were built."""
-
-    @property
-    def shape(self) -> WorkerShape: ...
+class StepExecutor(Protocol):
+    """Runs plans in the order they are submitted: all that the engine's core needs."""
 
     def submit(self, plan: StepPlan) -> PendingStep:
         """Begin a step. It may be done when this returns, or run on while the caller does other work. A fault of the
@@ -27,6 +24,13 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free everything. No step can be submitted afterwards."""
+
+
+class Executor(StepExecutor, Protocol):
+    """shape: what its workers found when they were built."""
+
+    @property
+    def shape(self) -> WorkerShape: ...
 
 
 class ThreadExecutor:

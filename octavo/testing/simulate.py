@@ -4,7 +4,8 @@
     simulator.run([Arrival(0, make_request("a", prompt)), Arrival(5, make_request("b", other, n=3))])
     simulator.events            an event's time is the number of steps done
 
-For tests and for trying policies at any scale; `checks` verifies the cache's invariants after every step.
+For tests: `checks` verifies the cache's invariants after every step, and the executor every rule of a plan. What a load
+would cost in seconds is a question for `octavo/simulator/`.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ def nothing_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("octavo.cli.server_api.ServerApi._connect", stop)
     monkeypatch.setattr("octavo.cli.doctor.SECTIONS", {"backends": lambda: iter(())})
     monkeypatch.setattr("octavo.bench.sharing.count_saving", stop)
+    monkeypatch.setattr("octavo.executor.executor.executor_here", stop)
     monkeypatch.setattr("octavo.cli.kernels_build._cpu_work", stop)
     monkeypatch.setattr("octavo.cli.kernels_test._devices", stop)
     monkeypatch.setattr("octavo.cli.kernels_bench._backend", stop)

@@ -64,7 +64,7 @@ def test_help_about_a_word_or_a_group(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words, hint in (
-        (["frobnicate"], "allowed are bench latency, bench serve, "),
+        (["frobnicate"], "allowed are bench cost, bench latency, "),
         (["bench", "serv"], "did you mean 'bench serve'?"),
     ):
         assert cli.main(words) == 2

@@ -1,0 +1,136 @@
+"""A scenario: one engine, one cost and one trace, with all that a simulation needs to run in any process.
+
+Scenario ──run──▶ Result            several scenarios run side by side, in a process for each core
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+
+from octavo.config import CacheConfig, SchedulerConfig
+from octavo.errors import ConfigError
+from octavo.observe.events import EventLog
+from octavo.observe.machine import num_cores
+from octavo.simulator.cost_table import EngineSizes, MeasuredCost, read_cost_table
+from octavo.simulator.drive import Driver
+from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
+from octavo.simulator.generate import TraceRecipe
+from octavo.simulator.recording import recording
+from octavo.simulator.report import Result, result_of
+from octavo.simulator.requests import RequestMaker, never_repeated
+from octavo.simulator.step_cost import StepCost, described_cost
+from octavo.simulator.trace import read_trace
+
+_DEFAULT_SEQS, _DEFAULT_TOKENS = 256, 8192  # vLLM's for a server
+_FEW_REQUESTS = 2_000  # so many in all start no processes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """cost: a file of `octavo bench cost`, or numbers. trace: a file of JSON lines, or a recipe. max_model_len: None:
+    as measured, or what the blocks hold."""
+
+    cost: str
+    trace: str | TraceRecipe
+    cache: CacheConfig
+    scheduler: SchedulerConfig
+    max_model_len: int | None = None
+
+    @property
+    def num_requests(self) -> int:
+        """Of a recipe; a file is taken for a short one."""
+        return self.trace.num_prompts if isinstance(self.trace, TraceRecipe) else 0
+
+    def engine(self, events: EventLog) -> SimulatedEngine:
+        cost, measured = _cost(self.cost)
+        return SimulatedEngine(_sizes(self, measured), self.scheduler, cost, events)
+
+    def run(self, record: str | None = None) -> Result:
+        """record: a file for its events."""
+        engine = self.engine(EventLog(0))
+        if record is None:
+            return self._drive(engine)
+        config = {"cache": asdict(self.cache), "scheduler": asdict(self.scheduler)}
+        with recording(record, engine.events, config):
+            return self._drive(engine)
+
+    def _drive(self, engine: SimulatedEngine) -> Result:
+        trace = self.trace.requests() if isinstance(self.trace, TraceRecipe) else read_trace(self.trace)
+        gc.collect()
+        gc.freeze()  # a trace is large, and nothing of it is garbage
+        try:
+            outcome = Driver(engine, RequestMaker(never_repeated())).run(trace)
+        finally:
+            gc.unfreeze()
+        return result_of(outcome, engine.sizes.num_blocks - 1)
+
+
+def run_all(scenarios: Sequence[Scenario], num_processes: int | None = None, record: str | None = None) -> list[Result]:
+    """In their order. num_processes: None: one for each core that this process may use, if there is much to do.
+    record: a file for the events of a scenario that is the only one."""
+    if num_processes is None:
+        is_much = sum(scenario.num_requests for scenario in scenarios) > _FEW_REQUESTS
+        num_processes = num_cores() if is_much else 1
+    if min(num_processes, len(scenarios)) == 1:
+        return [scenario.run(record) for scenario in scenarios]
+    with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
+        return list(pool.map(Scenario.run, scenarios))
+
+
+def _cost(text: str) -> tuple[StepCost, EngineSizes | None]:
+    if "=" in text and not os.path.exists(text):
+        return described_cost(text), None
+    table = read_cost_table(text)
+    return MeasuredCost(table), table.engine
+
+
+def _sizes(scenario: Scenario, measured: EngineSizes | None) -> SimulatedSizes:
+    cache, scheduler = scenario.cache, scenario.scheduler
+    num_blocks, block_bytes = _blocks(cache, measured)
+    windows = tuple(measured.windows) if measured is not None else (None,)
+    max_model_len = _model_len(scenario, measured, (num_blocks - 1) // len(windows) * cache.block_size)
+    tokens = scheduler.max_num_batched_tokens or (measured.max_num_batched_tokens if measured else _DEFAULT_TOKENS)
+    overlaps = measured.is_asynchronous if measured is not None else True
+    return SimulatedSizes(
+        num_blocks=num_blocks,
+        block_size=cache.block_size,
+        block_bytes=block_bytes,
+        max_model_len=max_model_len,
+        max_num_seqs=scheduler.max_num_seqs or (measured.max_num_seqs if measured else _DEFAULT_SEQS),
+        max_num_batched_tokens=tokens if scheduler.enable_chunked_prefill else max(tokens, max_model_len),
+        is_overlapped=overlaps if scheduler.async_scheduling is None else scheduler.async_scheduling,
+        windows=windows,
+        enable_prefix_caching=cache.enable_prefix_caching,
+    )
+
+
+def _model_len(scenario: Scenario, measured: EngineSizes | None, fitting_len: int) -> int:
+    """As an engine chooses it: what was asked for must fit, and what was measured is lowered to what fits."""
+    if scenario.max_model_len is None:
+        return min(measured.max_model_len, fitting_len) if measured is not None else fitting_len
+    if scenario.max_model_len > fitting_len:
+        raise ConfigError(
+            f"max_model_len is {scenario.max_model_len}, but the KV blocks hold {fitting_len} tokens: lower it, or "
+            "give more blocks"
+        )
+    return scenario.max_model_len
+
+
+def _blocks(cache: CacheConfig, measured: EngineSizes | None) -> tuple[int, int]:
+    """How many, with the null block, and the bytes of one; by default as many tokens as the measured engine held."""
+    size = cache.block_size
+    block_bytes = measured.block_bytes * size // measured.block_size if measured is not None else 0
+    if cache.num_gpu_blocks_override is not None:
+        return cache.num_gpu_blocks_override, block_bytes
+    if measured is None:
+        raise ConfigError(
+            "a described cost says nothing of memory: give the number of KV blocks with num_gpu_blocks_override"
+        )
+    if cache.kv_cache_memory_bytes is not None:
+        return max(2, cache.kv_cache_memory_bytes // block_bytes), block_bytes
+    return max(2, (measured.num_blocks - 1) * measured.block_size // size + 1), block_bytes
