@@ -50,7 +50,10 @@ SLOW = {
 #: marker -> the folders and files whose tests have it. Files that `-m "not slow"` leaves out are not even imported.
 MARKED = {
     "gpu": ["gpu"],
-    "server": ["server", "processes", "test_dashboard.py", "cli/test_bench_serve.py", "cli/test_server_chat.py"],
+    "server": [
+        *("server", "processes", "test_dashboard.py"),
+        *("cli/test_bench_serve.py", "cli/test_server_chat.py", "viz/test_page.py"),
+    ],
     "slow": [f"{folder}/test_{name}.py".lstrip("/") for folder, names in SLOW.items() for name in names.split()],
 }
 

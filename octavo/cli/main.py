@@ -29,6 +29,7 @@ COMMANDS = {
     "complete": "complete prompts with the model of a running server",
     "list": "the models here: packaged, from the hub, in this folder",
     "pull": "download a model from the Hugging Face hub",
+    "viz": "draw a recorded run, or a running server, as a page",
     "doctor": "which backends work here, and why the others do not",
     "kernels list": "each op's kernels: which run here, and why others do not",
     "kernels build": "compile the kernels that changed, in parallel",

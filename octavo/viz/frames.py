@@ -7,8 +7,7 @@
 
     arrived ──▶ waiting ──▶ running ──▶ gone          a block is owned, or else cached if it is a node, or else free
 
-Pictures and the page are made from these frames alone. A log may begin in the middle of a run, if it was a ring that
-forgot its beginning: then a frame knows what happened since, and `is_whole` is False.
+Pictures and the page are made from these frames alone. Events that no engine can have written are a LogError.
 """
 
 from __future__ import annotations
@@ -17,10 +16,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from octavo.errors import LogError
 from octavo.observe import events
 from octavo.observe.events import Event
 
 NULL_BLOCK = 0
+
+
+#: larger engines cannot be drawn
+_MOST = {"num_blocks": 1 << 22, "block_size": 1 << 16, "num_groups": 1 << 10, "max_model_len": 1 << 26}
 
 
 class Node(NamedTuple):
@@ -49,9 +53,10 @@ class Frame:
     not ended. ref_counts: by block id.
     """
 
-    def __init__(self) -> None:
-        self.sizes: events.EngineStarted | None = None
-        self.is_whole = True
+    def __init__(self, sizes: events.EngineStarted) -> None:
+        _check_sizes(sizes)
+        self.sizes = sizes
+        self.block_size = sizes.block_size
         self.step = 0
         self.tables: dict[int, list[list[int]]] = {}
         self.num_computed: dict[int, int] = {}
@@ -59,10 +64,10 @@ class Frame:
         self.request_of: dict[int, str] = {}
         self.waiting: set[int] = set()
         self.running: set[int] = set()
-        self.ref_counts: list[int] = []
+        self.ref_counts = [0] * (sizes.num_blocks + 1)
         self.nodes: dict[int, Node] = {}
+        self._forks: list[tuple[int, int]] = []  # parent and child, since the last step
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
-            events.EngineStarted: self.begin,
             events.Arrived: self._arrived,
             events.Started: self._started,
             events.PrefixHit: self._prefix_hit,
@@ -84,18 +89,6 @@ class Frame:
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
-
-    def begin(self, event: events.EngineStarted) -> None:
-        self.sizes = event
-        self.ref_counts = [0] * (event.num_blocks + 1)
-
-    @property
-    def num_groups(self) -> int:
-        return self.sizes.num_groups if self.sizes else 1
-
-    @property
-    def block_size(self) -> int:
-        return self.sizes.block_size if self.sizes else 1
 
     def owners(self) -> dict[int, list[tuple[int, int, int]]]:
         """Owned block -> (sequence, cache group, place in its table) of each owner."""
@@ -125,21 +118,25 @@ class Frame:
     def _runs(self, sequence_id: int, request_id: str) -> None:
         self.running.add(sequence_id)
         self.request_of[sequence_id] = request_id
-        self.tables.setdefault(sequence_id, [[] for _ in range(self.num_groups)])
+        self.tables.setdefault(sequence_id, [[] for _ in range(self.sizes.num_groups)])
         self.num_computed.setdefault(sequence_id, 0)
 
     def _prefix_hit(self, event: events.PrefixHit) -> None:
-        num_places, start = event.num_tokens // self.block_size, 0
-        for group, number in enumerate(event.num_in_group or (len(event.block_ids),)):
-            found = event.block_ids[start : start + number]
-            self._tables_of(event.sequence_id)[group][:] = [NULL_BLOCK] * (num_places - number) + list(found)
-            start += number
+        num_places, num_in_group = event.num_tokens // self.block_size, event.num_in_group or (len(event.block_ids),)
+        fits = 0 <= num_places <= self.sizes.max_model_len and all(0 <= number <= num_places for number in num_in_group)
+        if not fits or sum(num_in_group) != len(event.block_ids):
+            raise LogError(f"a prefix hit of {event.num_tokens} tokens has {len(event.block_ids)} blocks")
         self._hold(event.block_ids, 1)
+        start = 0
+        for group, number in enumerate(num_in_group):
+            found = event.block_ids[start : start + number]
+            self._table(event.sequence_id, group)[:] = [NULL_BLOCK] * (num_places - number) + list(found)
+            start += number
         self.num_computed[event.sequence_id] = event.num_tokens
 
     def _blocks_given(self, event: events.BlocksGiven) -> None:
-        self._tables_of(event.sequence_id)[event.group].extend(event.block_ids)
         self._hold(event.block_ids, 1)
+        self._table(event.sequence_id, event.group).extend(event.block_ids)
 
     def _forked(self, event: events.Forked) -> None:
         self._runs(event.sequence_id, event.request_id)
@@ -147,6 +144,7 @@ class Frame:
         self.num_computed[event.sequence_id] = self.num_computed.get(event.parent_id, 0)
         for table in self.tables[event.sequence_id]:
             self._hold(table, 1)
+        self._forks.append((event.parent_id, event.sequence_id))
 
     def _unforked(self, event: events.Unforked) -> None:
         self._leaves(event.sequence_id)
@@ -154,12 +152,13 @@ class Frame:
     def _copied(self, event: events.BlockCopied) -> None:
         for table in self._tables_of(event.sequence_id):
             if event.source in table:
-                table[table.index(event.source)] = event.target
                 self._hold((event.source,), -1)
                 self._hold((event.target,), 1)
+                table[table.index(event.source)] = event.target
+                return
 
     def _freed(self, event: events.BlocksFreed) -> None:
-        table = self._tables_of(event.sequence_id)[event.group]
+        table = self._table(event.sequence_id, event.group)
         gone = set(event.block_ids)
         self._hold([block_id for block_id in table if block_id in gone], -1)
         table[:] = [NULL_BLOCK if block_id in gone else block_id for block_id in table]
@@ -168,8 +167,11 @@ class Frame:
 
     def _published(self, event: events.BlocksPublished) -> None:
         parent = self.nodes.get(event.parent)
-        before = parent.content if parent else b""
-        contents = event.hashes or [b"%d" % block_id for block_id in event.block_ids]
+        before, contents = parent.content if parent else b"", event.hashes
+        if len(contents) != len(event.block_ids):
+            raise LogError(f"{len(event.block_ids)} blocks are published with {len(contents)} hashes")
+        self._hold(event.block_ids, 0)
+        self._table(event.sequence_id, event.group)
         for depth, (block_id, content) in enumerate(zip(event.block_ids, contents, strict=True), event.first):
             if block_id != NULL_BLOCK and block_id not in self.nodes:
                 self.nodes[block_id] = Node(event.group, depth, content, before)
@@ -199,30 +201,50 @@ class Frame:
         self.request_of.pop(sequence_id, None)
 
     def _scheduled(self, event: events.Scheduled) -> None:
+        columns = event.sequence_ids, event.num_computed, event.num_tokens
+        if not len(columns[0]) == len(columns[1]) == len(columns[2]):
+            raise LogError(f"step {event.step} has columns of different lengths")
         self.step = event.step
-        self.batch = {
-            sequence_id: Grant(start, number)
-            for sequence_id, start, number in zip(event.sequence_ids, event.num_computed, event.num_tokens, strict=True)
-        }
+        self.batch = {one: Grant(start, number) for one, start, number in zip(*columns, strict=True)}
         for sequence_id, grant in self.batch.items():
             self.num_computed[sequence_id] = grant.start + grant.num_tokens
+        for parent_id, child_id in self._forks:  # samples fork when the step is planned that computes the prompt's end
+            if parent_id in self.batch and child_id not in self.batch and child_id in self.num_computed:
+                self.num_computed[child_id] = self.num_computed[parent_id]
+        self._forks.clear()
 
     def _tables_of(self, sequence_id: int) -> list[list[int]]:
-        return self.tables.setdefault(sequence_id, [[] for _ in range(self.num_groups)])
+        return self.tables.setdefault(sequence_id, [[] for _ in range(self.sizes.num_groups)])
+
+    def _table(self, sequence_id: int, group: int) -> list[int]:
+        if not 0 <= group < self.sizes.num_groups:
+            raise LogError(f"cache group {group} is named, the engine has {self.sizes.num_groups}")
+        return self._tables_of(sequence_id)[group]
 
     def _hold(self, block_ids: Iterable[int], change: int) -> None:
+        """So many owners more of each of these blocks."""
         for block_id in block_ids:
+            if not 0 <= block_id < len(self.ref_counts):
+                raise LogError(f"block {block_id} is named, the engine has {self.sizes.num_blocks}")
             if block_id != NULL_BLOCK:
                 self.ref_counts[block_id] += change
 
 
-def frames(log: Iterable[Event], *, is_whole: bool = True) -> Iterator[Frame]:
+def frames(sizes: events.EngineStarted, log: Iterable[Event]) -> Iterator[Frame]:
     """The one frame, moved on, after each planned step, and once more after the last event."""
-    frame = Frame()
-    frame.is_whole = is_whole
+    frame = Frame(sizes)
     for event in log:
         frame.follow(event)
         if type(event) is events.Scheduled:
             yield frame
     frame.batch = {}
     yield frame
+
+
+def _check_sizes(sizes: events.EngineStarted) -> None:
+    for name, most in _MOST.items():
+        value = getattr(sizes, name)
+        if not 1 <= value <= most:
+            raise LogError(f"the log's engine has a {name} of {value}, allowed is 1 to {most:,}")
+    if len(sizes.windows) != sizes.num_groups:
+        raise LogError(f"the log's engine has {sizes.num_groups} cache groups and {len(sizes.windows)} windows")

@@ -71,8 +71,8 @@ def test_a_trace_is_simulated_and_recorded(tmp_path: Path) -> None:
     assert main(["simulate", *DESCRIBED, "--trace", str(trace), "--record", str(log)]) == 0
     header, events = read_log(log)
     assert header.started.num_blocks == 199
-    *_, last = frames(events)
-    assert last.is_whole
+    *_, last = frames(header.started, events)
+    assert header.is_whole
     assert last.step > 6
 
 

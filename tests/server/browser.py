@@ -64,6 +64,13 @@ class Browser:
         strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]})
 
+    def point(self, x: float, y: float, *, click: bool = False) -> None:
+        """Move the pointer to a place of the page, and click there."""
+        actions: list[dict[str, Any]] = [{"type": "pointerMove", "duration": 0, "x": round(x), "y": round(y)}]
+        if click:
+            actions += [{"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp")]
+        self._call("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": actions}]})
+
     def until(self, script: str, *args: Any, seconds: float = 20) -> Any:
         """Wait until the script's value is true; returns it."""
         return wait_for(lambda: self.run(script, *args), script, seconds)

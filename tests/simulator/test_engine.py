@@ -125,7 +125,8 @@ def test_all_requests_end_and_leave_nothing(overlapped: bool, windows: tuple[int
     assert len(outcome.ttfts) + outcome.num_refused == 24
     assert one.num_used_blocks == 0
     assert not one.core.has_unfinished
-    *_, last = frames(one.events)
+    assert one.events.started is not None
+    *_, last = frames(one.events.started, one.events)
     assert not any(any(table) for table in last.tables.values()) or last.running, "a replay of the log agrees"
     times = [event.time for event in one.events if isinstance(event, StepDone)]
     assert times == sorted(times)

@@ -9,7 +9,8 @@ from dataclasses import replace
 from octavo.cache.blocks import make_groups
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
-from octavo.observe.events import EngineStarted
+from octavo.observe import events
+from octavo.observe.events import EngineStarted, Event
 from octavo.request import SequenceState
 from octavo.testing.fake_executor import VOCAB_SIZE
 from octavo.testing.simulate import Simulator, make_request
@@ -21,11 +22,13 @@ BLOCK_SIZE, MAX_MODEL_LEN = 8, 300
 
 class RandomRun:
     """One engine under random load: samples, beams, preemptions, prefix hits, windows, aborts, failed steps, resets of
-    the prefix cache, runs of several tokens. `steps` yields when a step is planned and its events are written."""
+    the prefix cache. has_runs: a step brings some sequences several tokens, or none. `steps` yields when a step is
+    planned and its events are written."""
 
     def __init__(self, seed: int) -> None:
         self._dice = dice = random.Random(seed)
         windows = WINDOWS[seed % len(WINDOWS)]
+        self.has_runs = seed % 3 == 2
         num_groups = len(make_groups(windows))
         num_blocks = 1 + dice.choice([10, 16, 30]) * num_groups
         max_num_seqs, budget = dice.randint(2, 8), dice.choice([16, 64, 256])
@@ -41,7 +44,7 @@ class RandomRun:
             ),
             max_model_len=MAX_MODEL_LEN,
             enable_prefix_caching=seed % 5 != 4,
-            run_len=(lambda: dice.choice([0, 1, 1, 3])) if seed % 3 == 2 else None,
+            run_len=(lambda: dice.choice([0, 1, 1, 3])) if self.has_runs else None,
         )
         self.started = EngineStarted(
             time=0.0,
@@ -105,3 +108,42 @@ class RandomRun:
         one = self._dice.choice(self.simulator.scheduler.sequences)
         if one.state is SequenceState.RUNNING and not one.request.sampling_params.use_beam_search:
             self.simulator.scheduler.finish_sequence(one.sequence_id, "stop", "END")
+
+
+LARGE = EngineStarted(0.0, 5000, 16, 98304, 1, 8192, max_num_seqs=64, max_num_batched_tokens=512)
+
+
+def large_run(num_steps: int = 2000) -> Iterator[Event]:
+    """64 sequences at once, a pool of 5,000 blocks, so many steps: the events alone, as no engine is quick enough."""
+    free, tables, lens = list(range(5000, 0, -1)), dict[int, list[int]](), dict[int, int]()
+    name = 0
+    for step in range(1, num_steps + 1):
+        time = step * 0.01
+        while len(tables) < 64 and len(free) > 200:
+            name += 1
+            yield events.Arrived(time, f"cmpl-{name:024x}", 200, 1, sequence_id=name, max_tokens=900)
+            yield events.Started(time, name, f"cmpl-{name:024x}", 0)
+            tables[name], lens[name] = [], 0
+        starts, grants = tuple(lens.values()), tuple(200 if lens[one] == 0 else 1 for one in tables)
+        for one, grant in zip(tables, grants, strict=True):
+            num_new = -(-(lens[one] + grant) // 16) - len(tables[one])
+            if num_new:
+                new = tuple(free.pop() for _ in range(num_new))
+                yield events.BlocksGiven(time, one, 0, new)
+                tables[one] += new
+            full = tables[one][lens[one] // 16 : (lens[one] + grant) // 16]
+            if full:
+                parent = tables[one][lens[one] // 16 - 1] if lens[one] >= 16 else 0
+                hashes = tuple((one << 32 | block).to_bytes(8, "big") for block in full)
+                yield events.BlocksPublished(time, one, 0, parent, tuple(full), lens[one] // 16, hashes)
+            lens[one] += grant
+        yield events.Scheduled(time, step, tuple(tables), starts, grants, 0, len(free))
+        yield events.Sampled(time, step, tuple(tables), len(tables))
+        yield events.StepDone(time, step, 0.001, 0.008, 0.001, sum(grants), len(tables))
+        for one in [one for one in tables if lens[one] > 700 + one * 37 % 500]:
+            block_ids = tuple(tables.pop(one))
+            yield events.BlocksFreed(time, one, 0, block_ids, "finished")
+            for block_id in block_ids[: lens[one] // 16]:
+                yield events.BlockEvicted(time, block_id)
+            free += block_ids
+            yield events.Finished(time, one, f"cmpl-{one:024x}", "length", lens.pop(one) - 200)

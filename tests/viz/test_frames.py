@@ -41,7 +41,8 @@ def check_memory(frame: Frame, cache: KVCache) -> None:
 
 @pytest.mark.parametrize("seed", range(16))
 def test_frames_are_what_the_engine_says(seed: int) -> None:
-    run, frame = RandomRun(seed), Frame()
+    run = RandomRun(seed)
+    frame = Frame(run.started)
     run.simulator.events.listen(frame.follow)
     scheduler = run.simulator.scheduler
     for _ in run.steps(NUM_STEPS):
@@ -51,7 +52,7 @@ def test_frames_are_what_the_engine_says(seed: int) -> None:
         running = {name for name, one in sequences.items() if one.state is SequenceState.RUNNING}
         assert (frame.running, frame.waiting) == (running, sequences.keys() - running)
         assert len(frame.running) == scheduler.num_running
-        for name in frame.batch:
+        for name in frame.batch if run.has_runs else frame.running:
             assert frame.num_computed[name] == sequences[name].num_computed_tokens
     check_memory(frame, run.simulator.cache)
     assert (frame.tables, frame.running, frame.waiting) == ({}, set(), set())
@@ -62,7 +63,7 @@ def test_the_runs_have_everything_that_moves_a_block() -> None:
     for seed in range(6):
         run = RandomRun(seed)
         num_steps = sum(1 for _ in run.steps(NUM_STEPS))
-        steps = [frame.step for frame in frames(run.simulator.events)]
+        steps = [frame.step for frame in frames(run.started, run.simulator.events)]
         assert steps == [*range(1, num_steps + 1), num_steps], "a frame for each step, and one for the end"
         seen |= {type(event) for event in run.simulator.events}
         seen |= {event.why for event in run.simulator.events if isinstance(event, BlocksFreed)}
@@ -75,7 +76,7 @@ def test_filled_slots_are_those_of_the_report(seed: int) -> None:
     """BlockUse counts slots its own way; the frames' tables and fills give the same figures."""
     run, use = RandomRun(seed), BlockUse()
     run.simulator.events.listen(use.follow)
-    frame = Frame()
+    frame = Frame(run.started)
     run.simulator.events.listen(frame.follow)
     for _ in run.steps(60):
         filled = {}
