@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import time
 
+from octavo.observe.event_log import EventLog
 from octavo.observe.events import (
     Arrived,
     BlocksGiven,
     BlocksPublished,
     EngineStarted,
     Event,
-    EventLog,
     Finished,
     FirstToken,
     Sampled,

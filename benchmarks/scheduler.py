@@ -16,7 +16,7 @@ from octavo.cache.blocks import CacheGroup, make_groups
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.messages import StepPlan, StepResult
-from octavo.observe.events import EventLog
+from octavo.observe.event_log import EventLog
 from octavo.scheduler.scheduler import Scheduler
 from octavo.testing.simulate import make_request
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.core import EngineCore
 from octavo.executor.executor import executor_here
-from octavo.observe.events import EventLog
+from octavo.observe.event_log import EventLog
 from octavo.request import Request
 from octavo.scheduler.step import SequenceUpdate
 from octavo.simulator.cost_table import CostTable, MeasuredCost, read_cost_table

@@ -208,6 +208,8 @@ class ObserveConfig:
     """Events, traces and checks."""
 
     event_log_size: int = knob(65536, "events kept in memory, the oldest dropped first; 0 keeps none", at_least=0)
+    record: str | None = knob(None, "file to write the engine's event log to, for octavo viz, explain and replay")
+    record_token_ids: bool = knob(False, "the event log has prompts and answers too, as token ids")
     max_logprobs: int = knob(20, "most logprobs that a request may ask for; -1: the whole vocabulary", at_least=-1)
     logprobs_mode: LogprobsMode = knob(
         "raw_logprobs",

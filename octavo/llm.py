@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from os import PathLike, fspath
 from types import TracebackType
 from typing import Any
 
@@ -27,7 +28,7 @@ from octavo.engine.input import Prompt
 from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import ConfigError, InvalidRequestError, TokenizerError
-from octavo.observe.events import EventLog
+from octavo.observe.event_log import EventLog
 from octavo.observe.exposition import Metric
 from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
@@ -207,6 +208,11 @@ class LLM:
 
     def stats(self) -> EngineStats:
         return self._turns.ask(lambda engine: engine.core.stats())
+
+    def save_events(self, path: str | PathLike[str]) -> None:
+        """Write the last events into a file for `octavo viz`, `explain` and `replay`. A log that is there is kept as
+        PATH.before; ConfigError: something else is, or it cannot be written."""
+        self._engine.recorder.save(fspath(path))
 
     def close(self) -> None:
         """Free memory and threads. Any thread may call it. Calls that wait, and later ones, raise EngineDeadError."""

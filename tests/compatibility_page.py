@@ -70,7 +70,7 @@ OURS: dict[str, frozenset[str]] = {
     "options": frozenset(
         {
             *("backend", "num_threads", "activation_dtype", "event_log_size", "check_invariants", "max_bypasses"),
-            *("schedule_conservativeness", "trace_ops"),
+            *("schedule_conservativeness", "trace_ops", "record", "record_token_ids"),
         }
     ),
     "flags": frozenset(
@@ -82,13 +82,13 @@ OURS: dict[str, frozenset[str]] = {
     "parameters": frozenset({"truncate_prompt_tokens"}),
     "routes": frozenset(
         {
-            *("/", "/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/ps", "/api/version"),
+            *("/", "/events", "/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/ps", "/api/version"),
             *(path for _, path, _ in SESSION_ROUTES),
         }
     ),
     "fields": frozenset(),
     "methods": frozenset(
-        {"stream", "session", "events", "card", "stats", "close", "is_alive", "model_info", "metrics"}
+        {"stream", "session", "events", "save_events", "card", "stats", "close", "is_alive", "model_info", "metrics"}
     ),
 }
 

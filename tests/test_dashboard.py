@@ -10,7 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS
-from octavo.observe.events import EngineStarted, EventLog
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import EngineStarted
 from octavo.observe.metrics import EngineMetrics
 from octavo.observe.tracing import RequestTracer
 

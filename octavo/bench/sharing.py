@@ -24,7 +24,8 @@ from octavo.config import SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.llm import LLM
 from octavo.messages import StepResult
-from octavo.observe.events import Event, EventLog, StepDone
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Event, StepDone
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.scheduler.scheduler import Scheduler

@@ -34,7 +34,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, CacheGroup, ContentHash
-from octavo.observe.events import BlockEvicted, BlocksForgotten, EventLog
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import BlockEvicted, BlocksForgotten
 
 
 class BlockPool:

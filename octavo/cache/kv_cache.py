@@ -20,12 +20,12 @@ from collections.abc import Sequence as Listlike
 from octavo.cache.block_pool import BlockPool, PrefixMatch, PrefixTree
 from octavo.cache.blocks import NULL_BLOCK, BlockId, BlockTables, CacheGroup, Root, live
 from octavo.messages import BlockWrite
+from octavo.observe.event_log import EventLog
 from octavo.observe.events import (
     BlockCopied,
     BlocksFreed,
     BlocksGiven,
     BlocksPublished,
-    EventLog,
     Forked,
     PrefixHit,
     Unforked,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from octavo.cache.kv_cache import KVCache
@@ -12,11 +12,14 @@ from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig,
 from octavo.engine.core import EngineCore, OverlappedCore
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
+from octavo.env import cache_dir
 from octavo.errors import ConfigError
 from octavo.executor.executor import Executor, executor_here
 from octavo.models.architecture import context_len
-from octavo.observe.events import EngineStarted, EventLog
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import EngineStarted
 from octavo.observe.logging import LOGGER
+from octavo.observe.recorder import FlightRecorder
 from octavo.observe.tracing import RequestTracer, open_tracer
 from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
@@ -64,7 +67,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
             f"data_parallel_size is {num_engines}, allowed is 1 here: octavo serve starts several engines"
         )
     begin = clock()
-    events = EventLog(config.observe.event_log_size)
+    events = EventLog(config.observe.event_log_size, keeps_token_ids=config.observe.record_token_ids)
     tracer = _tracer(config, events, clock)
     executor = _executor(config, serves)
     try:
@@ -72,6 +75,9 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
         warn_of_leftovers(shape.label, shape.leftovers)
         tokenizer = open_tokenizer(config.model, lambda: shape.tokenizer_source)
         _record_start(config, shape, events, clock)
+        recorder = FlightRecorder(events, asdict(config), clock, cache_dir)
+        if config.observe.record is not None:
+            recorder.record(config.observe.record)
         return LLMEngine(
             core=_core(config, executor, events, clock),
             inputs=_inputs(config, shape, tokenizer),
@@ -79,6 +85,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
             events=events,
             clock=clock,
             tracer=tracer,
+            recorder=recorder,
             default_sampling_params=SamplingParams(**shape.sampling_defaults),
             card=start_up_card(shape, clock() - begin),
         )

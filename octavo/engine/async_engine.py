@@ -20,7 +20,7 @@ from octavo.engine.calls import id_list, missing_attribute
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
 from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine, check_rank
-from octavo.errors import EngineDeadError, OctavoError
+from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
 from octavo.request import ModelInfo, Request
@@ -123,6 +123,11 @@ class AsyncLLM(EngineClient):
     async def metrics(self) -> bytes:
         return await self._ask(lambda engine: self._metrics.exposition())
 
+    async def events(self, engine: int = 0) -> bytes:
+        if engine != 0:
+            raise InvalidRequestError(f"there is no engine {engine}, allowed is 0")
+        return await asyncio.to_thread(self._engine.recorder.dump)
+
     def shutdown(self) -> None:
         """Stop the thread and free everything. Running requests raise EngineDeadError."""
         if self._thread.is_alive():
@@ -150,7 +155,7 @@ class AsyncLLM(EngineClient):
             if self._fault is None:
                 self._commands.put(command)
                 return
-        raise EngineDeadError(f"the engine stopped: {self._fault}") from self._fault
+        raise EngineDeadError(_why_it_ended(self._fault)) from self._fault
 
     def _add(
         self, engine: LLMEngine, request: Request, listener: _Listener, trace_headers: Mapping[str, str] | None
@@ -176,7 +181,7 @@ class AsyncLLM(EngineClient):
             while self._obey():
                 for output in self._engine.step():
                     self._deliver(output)
-            self._end(EngineDeadError("it was shut down"))
+            self._end(EngineDeadError("the engine stopped: it was shut down"))
         except BaseException as fault:
             self._end(fault)
 
@@ -191,7 +196,7 @@ class AsyncLLM(EngineClient):
                 with contextlib.suppress(EngineDeadError):
                     command(self._engine)  # a closed engine refuses, which `_add` passes on
         for listener in self._listeners.values():
-            listener.put(EngineDeadError(f"the engine stopped: {fault}"))
+            listener.put(EngineDeadError(_why_it_ended(fault)))
 
     def _obey(self) -> bool:
         """Run every waiting command; block for one if there is nothing else to do. False: shut down."""
@@ -213,3 +218,7 @@ class AsyncLLM(EngineClient):
             del self._listeners[output.request_id]
         if not is_read:
             self._engine.abort_request(output.request_id)
+
+
+def _why_it_ended(fault: BaseException) -> str:
+    return str(fault) if isinstance(fault, EngineDeadError) else f"the engine stopped: {fault!r}"

@@ -18,10 +18,12 @@ from typing import Any
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.cache.sharing import sharing_of
+from octavo.engine.snapshot import take_snapshot
 from octavo.errors import EngineDeadError
 from octavo.executor.executor import StepExecutor
 from octavo.messages import PendingStep, StepPlan, StepResult
-from octavo.observe.events import EventLog, StepDone
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import StepDone
 from octavo.request import Request, SequenceId
 from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.step import SequenceUpdate
@@ -155,18 +157,12 @@ class EngineCore:
         if self._check_invariants:
             check(self._cache, self._scheduler.sequences)
         if self._events.is_on:
-            now = self._clock()
-            self._events.write(
-                StepDone(
-                    time=now,
-                    step=result.step_id,
-                    schedule_s=scheduled - begin,
-                    execute_s=executed - scheduled,
-                    update_s=now - executed,
-                    num_tokens=sum(plan.num_scheduled_tokens),
-                    num_seqs=len(plan.rows),
-                )
-            )
+            now, step = self._clock(), result.step_id
+            num_tokens, num_seqs = sum(plan.num_scheduled_tokens), len(plan.rows)
+            times = {"schedule_s": scheduled - begin, "execute_s": executed - scheduled, "update_s": now - executed}
+            self._events.write(StepDone(now, step, **times, num_tokens=num_tokens, num_seqs=num_seqs))
+            if self._events.wants_snapshot:
+                self._events.begin_half(take_snapshot(now, self._scheduler, self._cache))
         return updates
 
 

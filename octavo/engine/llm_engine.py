@@ -20,7 +20,8 @@ from octavo.engine.core import EngineCore, EngineStats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
 from octavo.engine.output import RequestText
 from octavo.errors import EngineDeadError, InvalidRequestError
-from octavo.observe.events import EventLog
+from octavo.observe.event_log import EventLog
+from octavo.observe.recorder import FlightRecorder
 from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
 from octavo.request import ModelInfo, Request, SequenceId
@@ -42,6 +43,7 @@ class LLMEngine:
         clock: Callable[[], float],
         default_sampling_params: SamplingParams,
         card: list[tuple[str, str]],
+        recorder: FlightRecorder,
         tracer: RequestTracer | None = None,
     ) -> None:
         self._core: EngineCore | None = core
@@ -55,6 +57,7 @@ class LLMEngine:
         self.limits = inputs.limits
         self.default_sampling_params = default_sampling_params
         self.card = card
+        self.recorder = recorder
         self.tracer = tracer
 
     def make_request(
@@ -91,9 +94,13 @@ class LLMEngine:
         return self._core is not None and (bool(self._pending) or self._core.has_unfinished)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step -> outputs of the requests that changed."""
+        """Run one step -> outputs of the requests that changed. Raises EngineDeadError if no other can run, which names
+        the file with the last events."""
         core = self.core
-        updates = core.step() if core.has_unfinished else []
+        try:
+            updates = core.step() if core.has_unfinished else []
+        except Exception as fault:
+            raise EngineDeadError(self.recorder.explain_fault(fault)) from fault
         done = self._outputs.process(updates, self._clock())
         for sequence_id, stop in done.stops:
             core.finish_sequence(sequence_id, stop)
@@ -115,6 +122,7 @@ class LLMEngine:
         if self._core is not None:
             self._core.close()
             self._core = None
+            self.recorder.close()
             if self.tracer is not None:
                 self.tracer.close()
 
@@ -254,3 +262,7 @@ class EngineClient(Protocol):
 
     async def metrics(self) -> bytes:
         """The engine's metrics, as Prometheus reads them."""
+
+    async def events(self, engine: int = 0) -> bytes:
+        """The last events of one of the engines, as a log (flight_log.py), without token ids. Raises
+        InvalidRequestError: there is no such engine."""

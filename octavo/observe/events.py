@@ -9,9 +9,6 @@ older files can be read (flight_log.py).
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-
 from msgspec import Struct
 
 
@@ -255,46 +252,3 @@ class EventsLost(Event, frozen=True):
     """The recorder could not write this many events: the disk was too slow, or a user's name is no valid text."""
 
     num_events: int
-
-
-class EventLog:
-    """A bounded log with one writer (the engine's thread) and any number of readers.
-
-    is_on: events are kept or listened to; writers check it before they build one. keeps_token_ids: with prompts and
-    answers. write: appends an event, and calls the listeners. started: kept even when the log has dropped the event.
-    """
-
-    write: Callable[[Event], None]
-
-    def __init__(self, capacity: int, *, keeps_token_ids: bool = False) -> None:
-        self._events: deque[Event] = deque(maxlen=capacity)
-        self._listeners: list[Callable[[Event], None]] = []
-        self.started: EngineStarted | None = None
-        self.is_on = capacity > 0
-        self.keeps_token_ids = keeps_token_ids
-        self.write = self._events.append
-
-    def start(self, event: EngineStarted) -> None:
-        """Write the first event."""
-        self.started = event
-        self.write(event)
-
-    def listen(self, listener: Callable[[Event], None]) -> None:
-        self._listeners.append(listener)
-        self.is_on = True
-        self.write = self._write_to_all
-
-    def _write_to_all(self, event: Event) -> None:
-        self._events.append(event)
-        for listener in self._listeners:
-            listener(event)
-
-    def __iter__(self) -> Iterator[Event]:
-        while True:
-            try:
-                return iter(tuple(self._events))
-            except RuntimeError:  # written to meanwhile
-                continue
-
-    def __len__(self) -> int:
-        return len(self._events)

@@ -27,6 +27,7 @@ from msgspec.structs import replace
 
 from octavo.errors import LogError
 from octavo.observe.events import BlocksPublished, EngineStarted, Event, EventsLost
+from octavo.observe.snapshot import Snapshot
 from octavo.observe.stored_events import DECODER, Columns
 from octavo.shown import shown
 
@@ -79,8 +80,7 @@ class LogWriter:
         """Append these events. All of them are in the file once it is flushed."""
         member, columns, num_events = bytearray(), Columns(), 0
         for event in events:
-            if type(event) is BlocksPublished and event.hashes:
-                event = replace(event, hashes=tuple(map(self._scrambled, event.hashes)))
+            event = self._guarded(event)
             before = len(member)
             try:
                 _ENCODER.encode_into(columns.store(event), member, -1)
@@ -97,6 +97,15 @@ class LogWriter:
     def _put(self, data: bytes) -> None:
         packer = zlib.compressobj(level=1, wbits=_GZIP)
         self._file.write(packer.compress(data) + packer.flush())
+
+    def _guarded(self, event: Event) -> Event:
+        """The event with scrambled hashes."""
+        if type(event) is BlocksPublished and event.hashes:
+            return replace(event, hashes=tuple(map(self._scrambled, event.hashes)))
+        if type(event) is Snapshot:
+            nodes = [(*node[:2], *map(self._scrambled, node[2:])) for node in event.tree_nodes]
+            return replace(event, tree_nodes=tuple(nodes))
+        return event
 
     def _scrambled(self, content: bytes) -> bytes:
         """Equal hashes stay equal in this file, and nobody can find out by them what the tokens are."""

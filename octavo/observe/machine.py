@@ -1,7 +1,8 @@
-"""This machine's processor, memory and GPUs, for benchmark results and `octavo doctor`."""
+"""This machine's processor, memory, GPUs and version of Octavo, for benchmark results and `octavo doctor`."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -12,6 +13,14 @@ _FEATURES = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8"),
     *("asimd", "asimddp", "fphp", "i8mm", "bf16", "sve", "sve2"),
 )
+
+
+def installed_version() -> str:
+    """The package's version. octavo/__init__.py has it too, but may not be imported from here."""
+    try:
+        return importlib.metadata.version("octavo")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def cpu_name() -> str:

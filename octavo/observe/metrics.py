@@ -15,7 +15,8 @@ from typing import Any
 
 from octavo.observe import events
 from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS, NAMESPACES, bounds
-from octavo.observe.events import Event, EventLog
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Event
 from octavo.observe.exposition import Labels, Metric, MetricFamily, Sample, TextWriter, metric_values
 from octavo.observe.lives import RequestLife, RequestLives, SizeCounts, TokenGaps
 

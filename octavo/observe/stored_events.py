@@ -16,6 +16,7 @@ import msgspec
 
 from octavo.errors import LogError
 from octavo.observe.events import Event, Sampled, Scheduled
+from octavo.observe.snapshot import Snapshot
 
 
 class _StoredScheduled(Event, frozen=True, tag="Scheduled"):
@@ -43,6 +44,7 @@ class _StoredSampled(Event, frozen=True, tag="Sampled"):
 def _stored_kinds() -> Any:
     """A list of any stored events, as a type."""
     stored: dict[Any, Any] = {Scheduled: _StoredScheduled, Sampled: _StoredSampled}
+    assert Snapshot in Event.__subclasses__(), "events of all files are imported here"
     kinds = [stored.get(kind, kind) for kind in Event.__subclasses__() if kind not in stored.values()]
     return list.__class_getitem__(reduce(or_, kinds))
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
 from octavo.observe.block_use import BlockUse, Occupancy
+from octavo.observe.event_log import EventLog
 from octavo.observe.events import (
     Arrived,
     EngineStarted,
     Event,
-    EventLog,
     Finished,
     FirstToken,
     Forked,

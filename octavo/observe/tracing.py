@@ -18,7 +18,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import ConfigError
-from octavo.observe.events import Event, EventLog, Refused
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Event, Refused
 from octavo.observe.lives import RequestLife, RequestLives
 from octavo.observe.logging import LOGGER
 

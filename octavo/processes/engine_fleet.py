@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from octavo.child import Note
@@ -57,7 +58,8 @@ class EngineFleet:
         )
         self.keepers = [
             EngineKeeper(
-                house, partial(task, index=index, config=place.config), place.environment, self, was_told_to_end
+                *(house, partial(task, index=index, config=_with_own_log(place.config, index)), place.environment),
+                *(self, was_told_to_end),
             )
             for index, place in enumerate(places)
         ]
@@ -137,3 +139,10 @@ def print_card(card: Sequence[tuple[str, str]], num_engines: int) -> None:
         lines.insert(-1, ("engines", f"{num_engines} of these, which share the requests"))
     width = max(len(label) for label, _ in lines)
     print(*(f"  {label:<{width}}  {text}" for label, text in lines), sep="\n", file=sys.stderr, flush=True)
+
+
+def _with_own_log(config: EngineConfig, index: int) -> EngineConfig:
+    """Several engines record into FILE, FILE.1, FILE.2, ..."""
+    if index == 0 or config.observe.record is None:
+        return config
+    return replace(config, observe=replace(config.observe, record=f"{config.observe.record}.{index}"))

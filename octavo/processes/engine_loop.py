@@ -77,6 +77,7 @@ class EngineLoop:
                 "stats": lambda: encode(self._core.stats()),
                 "reset_prefix_cache": lambda: encode(self._core.reset_prefix_cache()),
             },
+            {"events": engine.recorder.dump},
             lambda front_end, number, answer: self._send(front_end, Reply(number, answer)),
             time.monotonic,
         )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from octavo.child import Note, begin, telling_failures
 from octavo.engine.assemble import build_engine
-from octavo.observe.logging import log_to_stderr
+from octavo.observe.logging import LOGGER, log_to_stderr
 from octavo.processes.engine_loop import EngineLoop
 
 
@@ -25,5 +25,8 @@ def main() -> None:
     channel.send(Note("ready", card=engine.card, seconds=loop.heartbeat.patience_s))
     try:
         loop.run()
+    except Exception as fault:
+        LOGGER.error("%s", engine.recorder.explain_fault(fault))
+        raise
     finally:
         loop.close()

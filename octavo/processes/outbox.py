@@ -7,13 +7,15 @@ reads again     the waiting messages, then the list of its requests and question
                 an error, and none waits forever
 
 Questions are answered at most once per INTERVAL_S. Writing all metrics takes more than a millisecond, so all who asked
-within an interval share one answer, and frequent questions do not slow generation down.
+within an interval share one answer, and frequent questions do not slow generation down. A thread makes the answers that
+take much longer, one at a time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import zmq
@@ -98,15 +100,20 @@ INTERVAL_S = 0.05
 
 
 class Questions:
-    """answers: topic -> its answer's function. send: takes a front end, the question's number, the answer."""
+    """answers: topic -> its answer's function. slow: the same for those that a thread makes. send: takes a front end,
+    the question's number, the answer."""
 
     def __init__(
         self,
         answers: Mapping[str, Callable[[], bytes]],
+        slow: Mapping[str, Callable[[], bytes]],
         send: Callable[[bytes, int, bytes], None],
         clock: Callable[[], float],
     ) -> None:
         self._answers = answers
+        self._slow = slow
+        self._worker = ThreadPoolExecutor(1, "octavo-answers")
+        self._made: dict[str, Future[bytes]] = {}  # of slow topics, finished or not
         self._send = send
         self._clock = clock
         self._asked: dict[str, list[tuple[bytes, int]]] = {}
@@ -127,9 +134,18 @@ class Questions:
         self._next_at = now + INTERVAL_S
         asked, self._asked = self._asked, {}
         for about, askers in asked.items():
-            text = self._answers[about]()
+            text = self._slow_answer(about) if about in self._slow else self._answers[about]()
+            if text is None:
+                self._asked[about] = askers
+                continue
             for front_end, number in askers:
                 self._send(front_end, number, text)
+
+    def _slow_answer(self, about: str) -> bytes | None:
+        """None: the thread is not done with it."""
+        if about not in self._made:
+            self._made[about] = self._worker.submit(self._slow[about])
+        return self._made.pop(about).result() if self._made[about].done() else None
 
     def front_end_gone(self, front_end: bytes) -> None:
         asked = {about: [one for one in askers if one[0] != front_end] for about, askers in self._asked.items()}

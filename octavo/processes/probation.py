@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.errors import InvalidRequestError
-from octavo.observe.events import Event, EventLog, Finished, Forked, Scheduled, Started
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Event, Finished, Forked, Scheduled, Started
 from octavo.processes.transport import AddRequest
 from octavo.request import Request
 

@@ -22,7 +22,7 @@ import zmq
 from octavo.engine.core import EngineStats, total_stats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
 from octavo.engine.llm_engine import EngineClient, GenerateCall, check_rank
-from octavo.errors import EngineDeadError
+from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.observe.exposition import joined
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
@@ -124,6 +124,11 @@ class ProcessClient(EngineClient):
     async def metrics(self) -> bytes:
         """Those of the engines that serve; each has its own label."""
         return joined(await self._ask("metrics"))
+
+    async def events(self, engine: int = 0) -> bytes:
+        if not 0 <= engine < len(self.engines):
+            raise InvalidRequestError(f"there is no engine {engine}, allowed are 0 to {len(self.engines) - 1}")
+        return await self.engines[engine].ask("events")
 
     # For the front end
 

@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 from octavo.cache.kv_cache import KVCache
 from octavo.messages import Candidates, LogprobRow, StepResult
-from octavo.observe.events import EventLog, FirstToken
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import FirstToken
 from octavo.request import Request, RequestId, Sequence, SequenceState
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.places import Places

@@ -10,15 +10,19 @@ The scheduler decides who moves; each move is written into the event log here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 from octavo.cache.block_pool import PrefixMatch
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
-from octavo.observe.events import Arrived, EventLog, Finished, Preempted, Started, Waits
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Arrived, Finished, Preempted, Started, Waits
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceState
-from octavo.scheduler.roster import RANKS, PreemptReason, Roster, Seats, WaitingQueue, WaitReason, num_seats
+from octavo.scheduler.roster import RANKS, Roster, Seats, WaitingQueue, WaitReason, num_seats
 from octavo.scheduler.step import NO_TOKEN_ENDING
+
+PreemptReason = Literal["blocks", "priority", "fault", "alone", "rewound"]
 
 _WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished", "abort": "aborted", "error": "error"}
 
@@ -42,36 +46,16 @@ class Places:
 
     def enter(self, request: Request, max_len: int) -> None:
         """A request waits for its turn."""
-        first = self.roster.enter(request, max_len)
-        self.waiting.add(first)
+        self.waiting.add(self.roster.enter(request, max_len))
         if self._events.is_on:
-            params = request.sampling_params
-            self._events.write(
-                Arrived(
-                    time=self._clock(),
-                    request_id=request.request_id,
-                    num_prompt_tokens=request.num_prompt_tokens,
-                    num_sequences=params.n,
-                    arrival_time=request.arrival_time,
-                    max_tokens=request.max_output_tokens,
-                    temperature=params.temperature,
-                    top_p=params.top_p,
-                    sequence_id=first.sequence_id,
-                    priority=request.priority,
-                    num_beams=params.num_sequences if params.use_beam_search else 0,
-                    can_stop=bool(request.stop_token_ids or params.stop),
-                    min_tokens=params.min_tokens,
-                    is_fresh=bool(params.skip_reading_prefix_cache),
-                    has_prompt_logprobs=params.prompt_logprobs is not None,
-                    prompt_token_ids=tuple(request.prompt_token_ids) if self._events.keeps_token_ids else (),
-                )
-            )
+            token_ids = tuple(request.prompt_token_ids) if self._events.keeps_token_ids else ()
+            self._events.write(arrival_of(request, self._clock(), token_ids))
 
     def start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int) -> None:
         """From the queue to a seat, with blocks for the tokens that were found and the next `num_tokens`. It is among
         the running once the plan is sealed (`join`)."""
         request = sequence.request
-        passed = self.waiting.remove(sequence)
+        passed = self.waiting.remove(sequence)  # those who stood before it
         self.seats.take(sequence)
         sequence.state = SequenceState.RUNNING
         if self._events.is_on:
@@ -199,3 +183,26 @@ class Places:
         self.seats.leave(sequence)
         if sequence in self.forking:
             self.forking.remove(sequence)
+
+
+def arrival_of(request: Request, time: float, token_ids: tuple[int, ...] = ()) -> Arrived:
+    """The event of a request that the roster knows."""
+    params = request.sampling_params
+    return Arrived(
+        time=time,
+        request_id=request.request_id,
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_sequences=params.n,
+        arrival_time=request.arrival_time,
+        max_tokens=request.max_output_tokens,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        sequence_id=request.sequences[0].sequence_id,
+        priority=request.priority,
+        num_beams=params.num_sequences if params.use_beam_search else 0,
+        can_stop=bool(request.stop_token_ids or params.stop),
+        min_tokens=params.min_tokens,
+        is_fresh=bool(params.skip_reading_prefix_cache),
+        has_prompt_logprobs=params.prompt_logprobs is not None,
+        prompt_token_ids=token_ids,
+    )

@@ -29,7 +29,6 @@ from octavo.errors import InvalidRequestError
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
 
 WaitReason = Literal["budget", "seats", "blocks", "turn"]
-PreemptReason = Literal["blocks", "priority", "fault", "alone", "rewound"]
 Rank = tuple[int, ...]
 
 
@@ -178,7 +177,6 @@ class WaitingQueue:
         self._unexplained[sequence.sequence_id] = sequence
 
     def remove(self, sequence: Sequence) -> list[Sequence]:
-        """A sequence leaves -> those that stand before it."""
         index = bisect_left(self.queue, self._rank(sequence), key=self._rank)
         assert self.queue[index] is sequence, f"sequence {sequence.sequence_id} is not waiting"
         del self.queue[index]
@@ -211,8 +209,7 @@ class WaitingQueue:
 
     def set_reason(self, sequence: Sequence, reason: WaitReason) -> bool:
         """Note why a sequence waits; True if that is news."""
-        is_news = self._reasons.get(sequence.sequence_id) != reason
-        self._reasons[sequence.sequence_id] = reason
+        is_news, self._reasons[sequence.sequence_id] = self._reasons.get(sequence.sequence_id) != reason, reason
         self._unexplained.pop(sequence.sequence_id, None)
         return is_news
 

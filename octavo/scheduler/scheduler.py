@@ -21,7 +21,8 @@ from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.messages import StepPlan, StepResult
-from octavo.observe.events import EndAsked, EventLog, FirstToken, Refused, StepFailed
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import EndAsked, FirstToken, Refused, StepFailed
 from octavo.outputs import FinishReason
 from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
 from octavo.scheduler.beams import Beams
@@ -118,6 +119,11 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self._places.waiting.queue)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that were planned."""
+        return self._num_steps
 
     @property
     def sequences(self) -> list[Sequence]:

@@ -16,11 +16,11 @@ from fastapi.openapi.utils import get_openapi
 from starlette.requests import Request
 from starlette.responses import Response
 
+from octavo.observe.machine import installed_version
 from octavo.server import ollama_protocol, protocol, responses, session_protocol
 from octavo.server.api_errors import JSON
 from octavo.server.bodies import NEUTRAL, NO_EFFECT
 from octavo.server.field_meanings import meaning
-from octavo.server.operations import installed_version
 from octavo.server.serving import Endpoint, Serving
 
 _TEXT = {"type": "string"}

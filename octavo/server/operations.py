@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import importlib.metadata
 import re
 from functools import cache
 from importlib.resources import files
@@ -19,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo.observe import exposition
+from octavo.observe.machine import installed_version
 from octavo.processes.transport import pack_params
 from octavo.sampling_params import SamplingParams, known_to
 from octavo.server.api_errors import ApiError
@@ -75,14 +75,6 @@ async def version(request: Request, serving: Serving) -> Response:
     return json_response({"version": installed_version()})
 
 
-def installed_version() -> str:
-    """The package's version. octavo/__init__.py has it too, but may not be imported from here."""
-    try:
-        return importlib.metadata.version("octavo")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 async def load(request: Request, serving: Serving) -> Response:
     """server_load: running and waiting requests of all front ends."""
     stats = await serving.client.stats()
@@ -92,6 +84,15 @@ async def load(request: Request, serving: Serving) -> Response:
 async def metrics(request: Request, serving: Serving) -> Response:
     """The engine's metrics, for Prometheus."""
     return Response(await serving.client.metrics(), headers={"content-type": exposition.CONTENT_TYPE})
+
+
+async def events(request: Request, serving: Serving) -> Response:
+    """The last events of the engine, or of that with the number `engine`, as a file for `octavo viz` and `explain`."""
+    asked = request.query_params.get("engine", "0")
+    if not (asked.isascii() and asked.isdecimal() and len(asked) < 6):
+        raise ApiError(400, f"engine is {shown(asked)}, allowed is an engine's number from 0 on", param="engine")
+    headers = {"content-type": "application/gzip", "content-disposition": "attachment; filename=events.olog"}
+    return Response(await serving.client.events(int(asked)), headers=headers)
 
 
 async def ollama_tags(request: Request, serving: Serving) -> Response:

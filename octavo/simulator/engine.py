@@ -22,7 +22,8 @@ from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore, OverlappedCore
 from octavo.messages import StepPlan, StepResult
-from octavo.observe.events import EngineStarted, EventLog
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import EngineStarted
 from octavo.request import Request
 from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.step import SequenceUpdate

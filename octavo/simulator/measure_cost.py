@@ -24,7 +24,7 @@ from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore
 from octavo.executor.executor import Executor
 from octavo.messages import PendingStep, StepPlan
-from octavo.observe.events import EventLog
+from octavo.observe.event_log import EventLog
 from octavo.request import Request, SequenceId
 from octavo.request import Sequence as Stream
 from octavo.sampling_params import SamplingParams

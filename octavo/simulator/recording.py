@@ -9,7 +9,8 @@ from typing import Any
 
 from octavo import __version__
 from octavo.errors import ConfigError
-from octavo.observe.events import Event, EventLog
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Event
 from octavo.observe.flight_log import LogHeader, LogWriter
 
 _FULL = 4096  # events that are written at once

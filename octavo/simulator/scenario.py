@@ -14,7 +14,7 @@ from multiprocessing import get_context
 
 from octavo.config import CacheConfig, SchedulerConfig
 from octavo.errors import ConfigError
-from octavo.observe.events import EventLog
+from octavo.observe.event_log import EventLog
 from octavo.observe.machine import num_cores
 from octavo.simulator.cost_table import EngineSizes, MeasuredCost, read_cost_table
 from octavo.simulator.drive import Driver

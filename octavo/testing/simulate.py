@@ -20,7 +20,7 @@ from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.messages import StepPlan, StepResult
-from octavo.observe.events import EventLog
+from octavo.observe.event_log import EventLog
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler

@@ -4,7 +4,8 @@ import pytest
 
 from octavo.cache.block_pool import BlockPool, PrefixTree
 from octavo.cache.blocks import NULL_BLOCK, BlockTables, CacheGroup, Root, chain_hash
-from octavo.observe.events import BlockEvicted, EventLog
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import BlockEvicted
 
 FULL = CacheGroup((0,))
 SLIDING = CacheGroup((1,), window=5)  # with blocks of 4 tokens, a token sees at most two blocks

@@ -6,7 +6,8 @@ from octavo.cache.blocks import NULL_BLOCK, make_groups
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.messages import BlockWrite
-from octavo.observe.events import BlockCopied, BlockEvicted, BlocksFreed, EventLog, PrefixHit
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import BlockCopied, BlockEvicted, BlocksFreed, PrefixHit
 from octavo.request import Sequence
 from octavo.testing.simulate import make_request
 

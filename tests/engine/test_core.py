@@ -9,7 +9,8 @@ from octavo.engine.core import EngineCore, OverlappedCore
 from octavo.errors import EngineDeadError
 from octavo.executor.executor import ThreadExecutor
 from octavo.messages import StepPlan, StepResult
-from octavo.observe.events import EventLog, StepDone
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import StepDone
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler

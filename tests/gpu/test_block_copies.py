@@ -14,7 +14,7 @@ from tests.gpu.device import DEVICE, ON_GPU, needs_gpu
 from octavo.cache.blocks import make_groups  # isort: skip
 from octavo.kernels.cuda.step import Staging  # isort: skip
 from octavo.kernels.triton.block_copies import copy_blocks, in_order  # isort: skip
-from octavo.observe.events import EventLog  # isort: skip
+from octavo.observe.event_log import EventLog  # isort: skip
 
 SIZES = [16, 48, 8192, 8192 + 16, 3 * 16384 + 2064] + ([1 << 21] if ON_GPU else [])
 

@@ -14,13 +14,13 @@ from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.messages import StepResult
 from octavo.observe.catalog import COUNTERS, GAUGES, HISTOGRAMS
+from octavo.observe.event_log import EventLog
 from octavo.observe.events import (
     Arrived,
     BlocksFreed,
     BlocksGiven,
     EngineStarted,
     Event,
-    EventLog,
     Finished,
     FirstToken,
     Forked,

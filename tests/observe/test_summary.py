@@ -2,7 +2,8 @@
 
 import pytest
 
-from octavo.observe.events import Arrived, EngineStarted, EventLog, Finished, FirstToken, PrefixHit, Sampled, Started
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Arrived, EngineStarted, Finished, FirstToken, PrefixHit, Sampled, Started
 from octavo.observe.metrics import EngineMetrics
 from octavo.observe.summary import INTERVAL_S, IntervalSummary
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from octavo.observe.event_log import EventLog
 from octavo.observe.events import (
     Arrived,
     BlockCopied,
@@ -9,7 +10,6 @@ from octavo.observe.events import (
     BlocksGiven,
     EngineStarted,
     Event,
-    EventLog,
     Finished,
     FirstToken,
     Forked,

@@ -16,7 +16,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from octavo.errors import ConfigError
-from octavo.observe.events import Arrived, Event, EventLog, Finished, FirstToken, Forked, Preempted, Started
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Arrived, Event, Finished, FirstToken, Forked, Preempted, Started
 from octavo.observe.tracing import RequestTracer, open_tracer
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -107,7 +108,8 @@ def test_the_environment_says_which_service_it_is(
 
 CLOSING = """
 import sys, time
-from octavo.observe.events import Arrived, EventLog, Finished
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Arrived, Finished
 from octavo.observe.tracing import open_tracer
 log = EventLog(0)
 tracer = open_tracer(sys.argv[1], log, model_name="m")

@@ -1,5 +1,6 @@
 """Messages for a front end that does not read are bounded, and it learns what it missed; answers are rate-limited."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -99,7 +100,7 @@ def test_however_often_somebody_asks_there_is_one_answer_an_interval_and_it_is_f
         num_made += 1
         return b"%d" % num_made
 
-    questions = Questions({"metrics": make}, lambda *answer: sent.append(answer), lambda: now)
+    questions = Questions({"metrics": make}, {}, lambda *answer: sent.append(answer), lambda: now)
     questions.answer()
     assert questions.seconds_left is None
     questions.ask(b"x", 1, "metrics")
@@ -116,3 +117,30 @@ def test_however_often_somebody_asks_there_is_one_answer_an_interval_and_it_is_f
     now += INTERVAL_S
     questions.answer()
     assert sent[1:] == [(b"x", number, b"2") for number in range(2, 50)]
+
+
+def test_a_slow_answer_is_made_meanwhile_and_shared_by_all_who_wait() -> None:
+    begun, may_end, sent = [], threading.Event(), []
+
+    def make() -> bytes:
+        begun.append(True)
+        may_end.wait(10)
+        return b"slow"
+
+    questions = Questions({"quick": lambda: b"quick"}, {"slow": make}, lambda *answer: sent.append(answer), lambda: 0.0)
+    questions.ask(b"x", 1, "slow")
+    questions.answer()
+    for number in (2, 3):
+        questions._next_at = 0.0
+        questions.ask(b"x", number, "slow")
+        questions.ask(b"x", 10 + number, "quick")
+        questions.answer()
+    assert sent == [(b"x", 12, b"quick"), (b"x", 13, b"quick")]
+    assert questions.seconds_left is not None, "it looks again"
+    may_end.set()
+    questions._made["slow"].result(10)
+    questions._next_at = 0.0
+    questions.answer()
+    assert sent[2:] == [(b"x", number, b"slow") for number in (1, 2, 3)]
+    assert len(begun) == 1
+    assert questions.seconds_left is None

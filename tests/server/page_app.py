@@ -20,16 +20,8 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from octavo.observe.events import (
-    Arrived,
-    EngineStarted,
-    EventLog,
-    Finished,
-    FirstToken,
-    Sampled,
-    Scheduled,
-    Started,
-)
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Arrived, EngineStarted, Finished, FirstToken, Sampled, Scheduled, Started
 from octavo.observe.metrics import EngineMetrics
 from octavo.server.app import RequireKey
 from octavo.server.operations import CONTENT_TYPE, content_security_policy, page

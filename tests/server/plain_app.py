@@ -37,6 +37,10 @@ def create_app(client: EngineClient, settings: Any) -> FastAPI:
     async def metrics() -> Response:
         return Response(await client.metrics())
 
+    @app.get("/events")
+    async def events() -> Response:
+        return Response(await client.events())
+
     @app.post("/abort/{request_id}")
     async def abort(request_id: str) -> None:
         await client.abort(request_id)

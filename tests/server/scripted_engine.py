@@ -139,6 +139,9 @@ class ScriptedEngine(EngineClient):
     async def metrics(self) -> bytes:
         return b"octavo:up 1\n"
 
+    async def events(self, engine: int = 0) -> bytes:
+        return b"a log"
+
 
 def without_template(engine: ScriptedEngine) -> ScriptedEngine:
     """The same with the tokenizer of a model without a chat template."""
@@ -219,9 +222,9 @@ async def call(
         "http_version": "1.1",
         "method": method,
         "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
+        "path": path.partition("?")[0],
+        "raw_path": path.partition("?")[0].encode(),
+        "query_string": path.partition("?")[2].encode(),
         "root_path": "",
         "headers": [(key.replace("_", "-").lower().encode(), value.encode()) for key, value in headers.items()],
         "client": ("127.0.0.1", 1),

@@ -20,7 +20,7 @@ MESSAGE = {"max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1/models", "/metrics", "/load", "/version", "/openapi.json", "/docs", "/nowhere"]
+    "path", ["/", "/v1/models", "/metrics", "/events", "/load", "/version", "/openapi.json", "/docs", "/nowhere"]
 )
 def test_every_route_wants_a_key(path: str) -> None:
     app = app_of(api_key=("first", "second"))
@@ -223,6 +223,10 @@ def test_what_the_server_tells_of_itself() -> None:
     app = app_of(engine)
     assert get(app, "/metrics").body == b"octavo:up 1\n"
     assert get(app, "/metrics").headers["content-type"].startswith("text/plain")
+    assert get(app, "/events").body == b"a log"
+    assert get(app, "/events?engine=0").body == b"a log"
+    assert get(app, "/events?engine=one").error["message"] == "engine is 'one', allowed is an engine's number from 0 on"
+    assert get(app, "/events").headers["content-disposition"] == "attachment; filename=events.olog"
     assert get(app, "/load").json() == {"server_load": 2}
     assert get(app, "/version").json()["version"]
     page = get(app, "/")

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from octavo.errors import InvalidRequestError
-from octavo.observe.events import EventLog, Finished, Forked, Scheduled, Started
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Finished, Forked, Scheduled, Started
 from octavo.processes.household import MAX_TRIES, Restarts
 from octavo.processes.probation import (
     ALL_S,

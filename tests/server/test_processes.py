@@ -1,5 +1,6 @@
 """Processes of a server: how each one's end affects the others, and that nothing is left when all have ended."""
 
+import io
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import pytest
 from octavo.cli import main as cli
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
+from octavo.observe.events import Finished
+from octavo.observe.flight_log import read_open_log
 from octavo.processes.household import MAX_TRIES, STABLE_S, Restarts
 from octavo.processes.listening import close_socket, open_socket, url_of
 from tests.server.live import LiveServer, Stream, is_running, live, live_and_clean, read_answer, until
@@ -51,6 +54,9 @@ def test_it_serves(server: LiveServer) -> None:
     assert server.is_healthy()
     assert answer(server).startswith(" Paris")
     assert b"octavo:generation_tokens_total" in server.get("/metrics")[1]
+    header, events = read_open_log(io.BytesIO(server.get("/events")[1]), "events")
+    assert header.started.num_blocks > 0
+    assert any(type(event) is Finished for event in events)
     assert sorted(server.children()) == ["engine", "front end 0", "front end 1"]
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from octavo.config import SchedulerConfig
-from octavo.observe.events import EventLog, Finished, StepDone
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Finished, StepDone
 from octavo.simulator.drive import Driver, Outcome
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
 from octavo.simulator.generate import TraceRecipe
