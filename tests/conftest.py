@@ -31,7 +31,7 @@ SLOW = {
     "": "docs examples extreme_params greedy imports llm logprobs_modes random_walk real_models session threads "
     "without_torch",
     "bench": "http_client load offline plot",
-    "cli": "bench debugging doctor hostile_flags interrupts kernels kernels_new run run_batch",
+    "cli": "bench debugging plan doctor hostile_flags interrupts kernels kernels_new run run_batch",
     "engine": "async overlap",
     "executor": "processes",
     "kernels": "attention attention_plan build dequantize extremes matmul processed_logits random recorder reference "
@@ -44,6 +44,7 @@ SLOW = {
     "text_bounds tokenizer tokenizer_calls",
     "quantization": "schemes",
     "sampling": "columns",
+    "worker": "plan",
     "scheduler": "random_runs",
     "testing": "op_bench op_trials",
 }

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 
 from benchmarks.kernels.gpu_attention import CUDA, Case, make_case, make_pool
+from octavo.kernels.cuda.sizes import MAX_SPLIT
 from octavo.kernels.cuda.timing import Call, graph_time_us, print_machine
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.triton.attention.decode_attention import decode_attention
@@ -28,7 +29,7 @@ from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 from octavo.kernels.triton.elementwise import norm
 from octavo.kernels.triton.elementwise.elementwise import embedding, gated_activation
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, skinny_linear
-from octavo.kernels.triton.linear.tile_linear import MAX_SPLIT, TileLinear
+from octavo.kernels.triton.linear.tile_linear import TileLinear
 
 BF16 = torch.bfloat16
 Way = Literal["fused", "mixed", "tiled", "library"]

@@ -131,7 +131,7 @@ def main() -> None:
     limits = StepLimits(512, 64, MAX_LEN, VOCAB)
     model = CpuDevice(arguments.threads).load(Decoder(arguments.dtype), kv, limits, "float32").bind(num_blocks)
     model.pool.fill(0)
-    print(f"{model.packed_bytes / 1e6:.0f} MB of packed weights, {model.activation_bytes / 1e6:.0f} MB of activations")
+    print(f"{model.packed_bytes / 1e6:.0f} MB of packed weights")
     for name in STEPS:
         measure(model, name, arguments.repeat)
 

@@ -172,6 +172,23 @@ void octavo_model_copy_blocks(CompiledModel* model, const int32_t* source, const
   for (int64_t i = 0; i < count; ++i) std::memcpy(kv.data + target[i] * bytes, kv.data + source[i] * bytes, bytes);
 }
 
+// Bytes of the buffers of activations, and of the scratch memory of products and attention. They grow with the steps.
+void octavo_model_step_bytes(const CompiledModel* model, int64_t* buffers, int64_t* scratch) {
+  *buffers = model->forward->buffer_bytes() + model->head->buffer_bytes();
+  *scratch = model->state.matmul_scratch.bytes() + model->state.attention_scratch.bytes();
+}
+
+// What packing a matrix would take, and its scratch memory for `num_tokens` tokens. 0: there is no kernel for the dtype.
+int octavo_matrix_sizes(int32_t dtype, int64_t rows, int64_t cols, int activation_bytes, int64_t num_tokens,
+                        int64_t* packed, int64_t* scratch) {
+  ThreadPool pool(1);
+  const auto matrix = octavo::pack(pool, static_cast<DType>(dtype), nullptr, rows, cols, activation_bytes);
+  if (!matrix) return 0;
+  *packed = matrix->packed_bytes();
+  *scratch = matrix->scratch_bytes(num_tokens);
+  return 1;
+}
+
 int64_t octavo_model_packed_bytes(const CompiledModel* model) {
   return model->forward->packed_bytes() + model->head->packed_bytes();
 }

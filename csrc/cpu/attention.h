@@ -1,5 +1,6 @@
 // Attention of the step's tokens over their own sequences' blocks: prefill chunks and decodes in one call.
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -12,6 +13,12 @@ namespace octavo {
 class AttentionScratch {
  public:
   explicit AttentionScratch(int num_threads) : per_thread(num_threads) {}
+
+  int64_t bytes() const {
+    size_t floats = partials.capacity();
+    for (const std::vector<float>& each : per_thread) floats += each.capacity();
+    return int64_t(floats * sizeof(float));
+  }
 
   std::vector<std::vector<float>> per_thread;
   std::vector<float> partials;

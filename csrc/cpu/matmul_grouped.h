@@ -44,9 +44,10 @@ class [[gnu::visibility("hidden")]] GroupedMatrix final : public PackedMatrix {
       : num_groups_((rows + group_rows - 1) / group_rows),
         group_bytes_(Kernel::group_bytes(cols)),
         tile_bytes_(Kernel::tile_bytes(cols)),
-        packed_(allocate_packed(num_groups_ * group_bytes_)) {
+        packed_(data ? allocate_packed(num_groups_ * group_bytes_) : nullptr) {
     rows_ = rows;
     cols_ = cols;
+    if (!data) return;
     pool.parallel_for(num_groups_, 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t g = begin; g < end; ++g) {
         Kernel::pack_group(data + g * group_rows * row_bytes, rows_in_group(g), cols, group(g));

@@ -137,6 +137,12 @@ int64_t Program::packed_bytes() const {
   return total;
 }
 
+int64_t Program::buffer_bytes() const {
+  int64_t total = 0;
+  for (const AlignedFloats& buffer : buffers_) total += buffer.bytes();
+  return total;
+}
+
 void Program::reset_clock() {
   for (Instruction& instruction : instructions_) {
     instruction.seconds = 0;

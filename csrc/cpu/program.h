@@ -37,6 +37,7 @@ using Arguments = std::array<Argument, 8>;
 class AlignedFloats {
  public:
   float* data() const { return data_.get(); }
+  int64_t bytes() const { return capacity_ * int64_t(sizeof(float)); }
   void reserve(int64_t count);
 
  private:
@@ -86,6 +87,7 @@ class Program {
   // Runs instructions first .. last-1.
   void run(int64_t first, int64_t last, int64_t num_tokens);
   int64_t packed_bytes() const;
+  int64_t buffer_bytes() const;
 
   // Time and number of calls of each instruction since the clock was last reset.
   void reset_clock();

@@ -1,6 +1,10 @@
 """octavo doctor: this machine, the backends that work on it, and why the others do not.
 
-The first run may build the C++ kernels, to find out whether they build. Exit code 1 if no backend works.
+octavo doctor                               the machine
+octavo doctor smollm2 --max-num-seqs 64     a model's memory, beside its plan
+
+The first run may build the C++ kernels, to find out whether they build. Exit code 1 if no backend works. With a model
+it takes the engine's flags, loads the model and runs steps of every size.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from octavo import __version__
+from octavo.cli.flags import add_engine_flags, engine_options
 from octavo.cli.parser import CommandParser
 from octavo.errors import BackendUnavailableError
 from octavo.observe import machine
@@ -143,11 +148,19 @@ SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
 }
 
 
+COMMON = ("--json", "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--backend")
+_NOT_FLAGS = frozenset({"model"})
+
+
 def add_arguments(parser: CommandParser) -> None:
+    parser.takes_model(is_needed=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_engine_flags(parser, _NOT_FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.model is not None:
+        return _show_memory(args)
     found: dict[str, list[Finding]] = {}
     for section, look in SECTIONS.items():
         found[section] = list(look())
@@ -162,9 +175,25 @@ def run(args: argparse.Namespace) -> int:
     return 0 if works else 1
 
 
+def _show_memory(args: argparse.Namespace) -> int:
+    from octavo.cli.doctor_memory import compare
+    from octavo.cli.memory_table import measured_table
+    from octavo.engine.assemble import engine_config
+    from octavo.worker.task import WorkerTask
+
+    config = engine_config(model=args.model, **engine_options(args, _NOT_FLAGS))
+    compared = compare(WorkerTask.of(config))
+    if args.json:
+        print(json.dumps({"model": args.model, **compared.facts()}, indent=2))
+    else:
+        print(f"{args.model}: memory after steps of every size\n")
+        print("\n".join(measured_table(compared.planned, compared.measured)))
+    return 0
+
+
 def _print_section(section: str, findings: list[Finding]) -> None:
     """Facts aligned, a problem on the line below its fact."""
-    width = max(len(finding.name) for finding in findings)
+    width = max((len(finding.name) for finding in findings), default=0)
     print(f"\n{section}")
     for finding in findings:
         mark = " " if finding.problem is None else "!"

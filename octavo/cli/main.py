@@ -27,6 +27,7 @@ COMMANDS = {
     "run-batch": "answer a file of calls in OpenAI's batch format; resumable",
     "chat": "chat with the model of a running server",
     "complete": "complete prompts with the model of a running server",
+    "plan": "the memory that a model will take, here or on a GPU you name",
     "list": "the models here: packaged, from the hub, in this folder",
     "pull": "download a model from the Hugging Face hub",
     "viz": "draw a recorded run, or a running server, as a page",

@@ -44,6 +44,10 @@ class AttentionBackend(Protocol):
 
     def __init__(self, memory: AttentionMemory) -> None: ...
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its own."""
+
     def plan(self, step: DeviceStep) -> None:
         """Prepare what all layers need of a step; called once before them."""
 
@@ -146,6 +150,11 @@ class ModelAttention:
             if is_asked:
                 raise
             print(f"octavo: attention by {name!r} is left out: {error}", file=sys.stderr)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the backends have beside `AttentionMemory`."""
+        return sum(backend.num_bytes for backend in self._backends.values())
 
     def plan(self, step: DeviceStep, *, is_fused: bool) -> None:
         """is_fused: its program attends and writes the cache by one op, so that nothing else reads a plan."""

@@ -1,6 +1,7 @@
 """Device: where a model computes, in three steps from a model to one that runs.
 
     device.load(model, ...)  ->  Loaded          weights on the device, no KV blocks yet
+    device.ledger(...)       ->  what all of it takes, planned
     device.free_bytes(...)   ->  bytes left for KV blocks: before `load` on a host, after it on a GPU
     loaded.bind(num_blocks)  ->  CompiledModel   steps can run
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +23,9 @@ from numpy.typing import NDArray
 from octavo.config import DTypeOption, KVCacheDType
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ledger import Entry, Ledger, Measured
 from octavo.kernels.ops import FloatArray, IntArray, Model
+from octavo.kernels.program.share import ModelRecording
 from octavo.observe.machine import memory
 from octavo.sampling.columns import SamplingBatch
 
@@ -115,6 +119,9 @@ class Loaded(Protocol):
         """Each parameter on the device, by its name in the checkpoint: a tensor, a view of a stacked matrix, or a
         position in one."""
 
+    def held(self) -> Measured:
+        """Bytes that it has allocated, beside KV blocks."""
+
     def bind(self, num_blocks: int) -> Any:
         """Allocate the KV pool -> the CompiledModel. Raises OutOfMemoryError."""
 
@@ -158,8 +165,17 @@ class Device(Protocol):
         """Start compiling kernels, if there are any. Call it before `why_not`, which takes longer. settings: they
         decide which kernels are needed; equal settings have equal `repr`s."""
 
-    def free_bytes(self, utilization: float) -> int:
+    def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
+        """What `load` and a runner will allocate, beside KV blocks. Needs no device."""
+
+    def planned_bytes(self, ledger: Ledger, utilization: float, memory: int | None) -> int:
+        """`free_bytes` as it will be with this ledger. memory: the device's, if it is not the one here."""
+
+    def free_bytes(self, ledger: Ledger, utilization: float) -> int:
         """Memory left for KV blocks. utilization: the usable share of a device's own memory."""
+
+    def used_bytes(self) -> int | None:
+        """All memory in use on a device with its own; None on the host."""
 
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Loaded:
         """Load the weights and allocate all buffers for steps within the limits, except the KV pool, whose size may
@@ -182,10 +198,29 @@ def host_dtypes(asked: DTypeOption, kv_asked: KVCacheDType, stored: str) -> DTyp
     return DTypes("float32", asked if asked != "auto" else _KV_DTYPE_OF_FILE.get(stored, "float16"))
 
 
-def host_free_bytes(utilization: float) -> int:
+def host_free_bytes(ledger: Ledger, utilization: float) -> int:
     """Default size of the KV pool; it leaves memory for the weights and for other programs."""
-    _total, available = memory()
-    return min(_MOST_KV_BYTES, int(available * _KV_SHARE))
+    return host_planned_bytes(ledger, utilization, None)
+
+
+def host_planned_bytes(ledger: Ledger, utilization: float, available: int | None) -> int:
+    return min(_MOST_KV_BYTES, int((available or memory()[1]) * _KV_SHARE))
+
+
+def host_rows(kv: KVLayout, limits: StepLimits) -> Entry:
+    """The rows of `worker/rows.py`. The system hands out their pages as sequences fill them."""
+    shapes = row_shapes(limits.max_num_seqs, limits.max_model_len, kv.block_size, len(kv.groups))
+    num_bytes = 4 * sum(map(prod, shapes.values()))
+    return Entry("rows", num_bytes, f"tokens and block tables of {limits.max_num_seqs:,} sequences", is_late=True)
+
+
+def row_shapes(max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int) -> dict[str, tuple[int, ...]]:
+    """Of a worker's permanent rows, in 32-bit integers."""
+    num_blocks = -(-max_model_len // block_size) + 1
+    return {
+        "token_ids": (max_num_seqs, max_model_len + 1),
+        "block_tables": (num_groups, max_num_seqs, num_blocks),
+    }
 
 
 def allocate_pool(layout: KVLayout) -> NDArray[np.uint8]:

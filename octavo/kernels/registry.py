@@ -22,7 +22,12 @@ MakeDevice = Callable[[BackendConfig, int], Device]
 def _triton(config: BackendConfig, rank: int = 0) -> Device:
     from octavo.kernels.cuda.device import CudaDevice
 
-    return CudaDevice(config.attention_backend, config.device_index + rank, traces_ops=config.trace_ops)
+    return CudaDevice(
+        config.attention_backend,
+        config.device_index + rank,
+        traces_ops=config.trace_ops,
+        captures=not config.enforce_eager,
+    )
 
 
 def _cpu(config: BackendConfig, rank: int = 0) -> Device:

@@ -53,6 +53,16 @@ def open_checkpoint(
     return checkpoint if config.dtype == "auto" else _converted(checkpoint, _DTYPES[config.dtype], convert)
 
 
+def has_weights(config: ModelConfig) -> bool:
+    """Whether the model's weights are on this machine, as far as names tell."""
+    if config.model in PACKAGED_MODELS:
+        return True
+    path = _existing(config.model)
+    if path is None or path.is_file():
+        return path is not None or not is_hub_name(config.model)
+    return any(any(path.glob(f"*.{ending}")) for ending in ("safetensors", "gguf", "bin", "pt", "pth"))
+
+
 def tokenizer_source(config: ModelConfig) -> TokenizerSource:
     """The source of the model's own tokenizer. Reads neither configuration nor weights."""
     path = _locate(config)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from octavo.kernels.cuda.model import TritonModel
+from octavo.kernels.cuda.sizes import chunk_inputs
 from octavo.kernels.cuda.step import DECODES, DeviceStep, GraphMemory, StepKind
 from octavo.kernels.device import StepBatch
 from octavo.kernels.ops import IntArray
@@ -88,8 +89,8 @@ class ChunkSteps:
         self._model, self._rows, self._memory = model, rows, memory
         self._max_num_seqs = max_num_seqs
         self._max_num_tokens = model.row_counts[-1]  # a larger one takes the GPU longer than its launches
-        size = 2 * self._max_num_tokens + 4 * max_num_seqs + 1
-        self._inputs = torch.zeros(size, dtype=torch.int32, device=model.device)
+        shape = chunk_inputs(self._max_num_tokens, max_num_seqs)
+        self._inputs = torch.zeros(shape, dtype=torch.int32, device=model.device)
         #: each graph with the logits that it writes; None: the key has been seen once
         self._graphs: dict[_ChunkKey, tuple[torch.cuda.CUDAGraph, torch.Tensor | None] | None] = {}
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.kernels.cuda.sizes import device_rows
 from octavo.kernels.cuda.step import Staging
 from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.rows import LENGTH, TOKEN, advance_rows
 from octavo.messages import BlockWrite, ForkRow
-from octavo.sampling.columns import ENTRY_WIDTH, entries_of
+from octavo.sampling.columns import entries_of
 from octavo.sampling.sampler import Sampler
 from octavo.worker.rows import RequestStates
 
@@ -31,17 +32,17 @@ class DeviceRows:
     def __init__(self, states: RequestStates, sampler: Sampler, staging: Staging, device: torch.device) -> None:
         self._states, self._sampler, self._staging = states, sampler, staging
         self._num_rows, self._num_blocks = states.block_tables[0].shape
-
-        def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.int32, device=device)
-
-        self.records = zeros(self._num_rows, ENTRY_WIDTH)
-        self.step_rows = zeros(self._num_rows)
-        self._tables = zeros(len(states.block_tables), self._num_rows, self._num_blocks)
+        shapes = device_rows(len(states.block_tables), self._num_rows, self._num_blocks)
+        zeros = {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
+        self.records, self.step_rows, self._tables = zeros["records"], zeros["step_rows"], zeros["tables"]
         self.block_tables = tuple(self._tables)
         self._is_stale = np.ones(self._num_rows, np.bool_)
         self._writes: list[tuple[int, int, int, int]] = []  # group, row, start, end
         self._step: tuple[IntArray, int] = (np.zeros(0, np.int32), 0)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.records.nbytes + self.step_rows.nbytes + self._tables.nbytes
 
     def touch(self, rows: list[int]) -> None:
         """Mark rows that the host changed."""

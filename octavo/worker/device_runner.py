@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from octavo.config import LogprobsMode
-from octavo.errors import OutOfMemoryError
 from octavo.kernels.cuda.model import TritonModel
 from octavo.kernels.cuda.step import GraphMemory
 from octavo.kernels.device import KernelCompiler, StepBatch, StepLimits
+from octavo.kernels.ledger import Measured
 from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_size
 from octavo.messages import PendingStep, StepPlan, StepResult
@@ -35,6 +35,7 @@ from octavo.worker.launched_steps import LaunchedStep, LaunchedSteps, fault_of
 from octavo.worker.logprobs import LogprobReporter
 from octavo.worker.rows import LiveRows
 from octavo.worker.runner import DoneStep, Draws, FailedStep, keep_draws
+from octavo.worker.step_faults import Explain
 from octavo.worker.warm_up import warm_up_plans
 
 
@@ -49,7 +50,10 @@ class DeviceRunner:
         logprobs_mode: LogprobsMode,
         *,
         captures_graphs: bool = True,
+        explain: Explain | None = None,
     ) -> None:
+        """explain: makes the error of a step that found no memory."""
+        self._explain = explain
         self._model = model
         self._live, self._states, self._sampler = rows, rows.states, rows.sampler
         self._logprobs_mode = logprobs_mode
@@ -69,7 +73,7 @@ class DeviceRunner:
         try:
             return self._begin(plan)
         except torch.cuda.OutOfMemoryError as error:
-            return FailedStep(_out_of_memory(plan, error))
+            return FailedStep(error if self._explain is None else self._explain(plan, error))
         except Exception as error:
             return FailedStep(fault_of(error))
 
@@ -87,6 +91,9 @@ class DeviceRunner:
             self.submit(plan).result()
         if compiler is not None:
             compiler.remember()
+
+    def held(self) -> Measured:
+        return {"rows": self._rows.num_bytes}
 
     def close(self) -> None:
         """Free the device's memory now. The parts of a model refer to each other, so it would stay until Python next
@@ -224,16 +231,6 @@ class DeviceRunner:
         if self._sampler.reports_logprobs(rows):
             step.logprobs = self._logprobs.of_drawn(rows, positions, logits, logits_rows, self._launched.fetch(step))
         return step
-
-
-def _out_of_memory(plan: StepPlan, error: Exception) -> OutOfMemoryError:
-    fault = OutOfMemoryError(
-        f"a step of {plan.num_tokens} tokens and {len(plan.rows)} sequences found no memory on the GPU for "
-        "what it needs beside weights and KV blocks; lower gpu_memory_utilization, or logprobs where requests "
-        f"ask for the whole vocabulary ({error})"
-    )
-    fault.__cause__ = error
-    return fault
 
 
 def _is_decode(plan: StepPlan) -> bool:

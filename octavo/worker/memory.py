@@ -24,12 +24,14 @@ def plan_kv_cache(
     max_model_len: int,
     is_len_asked: bool,
     free_bytes: int,
+    is_rest: bool = False,
 ) -> KVBudget:
     """Choose the number of blocks, at most what max_num_seqs sequences could ever fill.
 
     A context the user asked for must fit, else OutOfMemoryError with the numbers; the model's own limit is
     lowered to what fits, which the start-up card shows. `layout.num_blocks` is ignored. free_bytes: what the
-    device has left for KV blocks, which kv_cache_memory_bytes overrides.
+    device has left for KV blocks, which kv_cache_memory_bytes overrides. is_rest: they are all that there is, so that
+    asking for more is no cure.
     """
     num_groups = len(layout.groups)
     blocks_per_sequence = num_groups * -(-max_model_len // layout.block_size)
@@ -38,20 +40,23 @@ def plan_kv_cache(
     else:
         num_bytes = config.kv_cache_memory_bytes or free_bytes
         num_blocks = min(num_bytes // layout.block_bytes, max_num_seqs * blocks_per_sequence + 1)
+    is_rest = is_rest and config.num_gpu_blocks_override is None and config.kv_cache_memory_bytes is None
     usable = num_blocks - 1
     if usable < num_groups:
+        cure = "" if is_rest else f"; set {_size_of(config, layout, num_groups + 1)} or more"
         raise OutOfMemoryError(
             f"the KV cache holds {max(usable, 0)} blocks of {layout.block_bytes} bytes, needed are at least "
-            f"{num_groups}; set {_size_of(config, layout, num_groups + 1)} or more"
+            f"{num_groups}{cure}"
         )
     if usable >= blocks_per_sequence:
         return KVBudget(num_blocks, max_model_len)
     fitting_len = usable // num_groups * layout.block_size
     if is_len_asked:
+        cure = "" if is_rest else f", or {_size_of(config, layout, blocks_per_sequence + 1)} or more"
         raise OutOfMemoryError(
             f"one sequence of max_model_len={max_model_len} tokens needs {blocks_per_sequence} KV blocks "
             f"({blocks_per_sequence * layout.block_bytes:,} bytes), the cache holds {usable}; set max_model_len to "
-            f"{fitting_len} or less, or {_size_of(config, layout, blocks_per_sequence + 1)} or more"
+            f"{fitting_len} or less{cure}"
         )
     return KVBudget(num_blocks, fitting_len)
 

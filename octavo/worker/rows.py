@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from octavo.kernels.device import DECODE_THRESHOLDS, CompiledModel, StepBatch
+from octavo.kernels.device import DECODE_THRESHOLDS, CompiledModel, StepBatch, row_shapes
 from octavo.kernels.ops import IntArray
 from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
 from octavo.sampling.sampler import Sampler
@@ -24,13 +24,15 @@ class RequestStates:
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int) -> None:
         self.block_size = block_size
-        max_blocks = -(-max_model_len // block_size) + 1
-        self.token_ids: IntArray = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
+        shapes = row_shapes(max_num_seqs, max_model_len, block_size, num_groups)
+        self.token_ids: IntArray = np.zeros(shapes["token_ids"], np.int32)
         self.num_tokens: IntArray = np.zeros(max_num_seqs, np.int32)
         self.num_prompt_tokens: IntArray = np.zeros(max_num_seqs, np.int32)
-        self.block_tables: tuple[IntArray, ...] = tuple(
-            np.zeros((max_num_seqs, max_blocks), np.int32) for _ in range(num_groups)
-        )
+        self.block_tables: tuple[IntArray, ...] = tuple(np.zeros(shapes["block_tables"], np.int32))
+
+    @property
+    def num_bytes(self) -> int:
+        return self.token_ids.nbytes + sum(table.nbytes for table in self.block_tables)
 
     def enter(self, new: NewRow) -> None:
         self.token_ids[new.row, : len(new.token_ids)] = new.token_ids

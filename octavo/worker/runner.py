@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from octavo.config import LogprobsMode
 from octavo.kernels.device import CompiledModel, KernelCompiler, StepBatch, StepLimits
+from octavo.kernels.ledger import Measured
 from octavo.kernels.ops import IntArray
 from octavo.messages import Candidates, LogprobRow, PendingStep, StepPlan, StepResult
 from octavo.worker.logprobs import LogprobReporter
 from octavo.worker.rows import LiveRows
+from octavo.worker.step_faults import Explain
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,25 @@ class Runner(Protocol):
     def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
         """Run a step of every kind that would take longer the first time. compiler: for the kernels that they need."""
 
+    def held(self) -> Measured:
+        """Bytes of the rows, on the device where they are mirrored there."""
+
     def close(self) -> None: ...
 
 
 class HostRunner:
     """Owner of the rows and the bound model. A step is done when `submit` returns."""
 
-    def __init__(self, model: CompiledModel, rows: LiveRows, max_num_seqs: int, logprobs_mode: LogprobsMode) -> None:
+    def __init__(
+        self,
+        model: CompiledModel,
+        rows: LiveRows,
+        max_num_seqs: int,
+        logprobs_mode: LogprobsMode,
+        explain: Explain | None = None,
+    ) -> None:
+        """explain: makes the error of a step that found no memory."""
+        self._explain = explain
         self._model = model
         self._rows = rows
         self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)
@@ -72,11 +86,16 @@ class HostRunner:
         try:
             self._rows.apply(plan, self._model)
             return DoneStep(self._compute(plan) if plan.rows else StepResult(plan.step_id, []))
+        except MemoryError as fault:
+            return FailedStep(fault if self._explain is None else self._explain(plan, fault))
         except Exception as fault:
             return FailedStep(fault)
 
     def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
         """Do nothing: kernels were built before they were loaded, and the first step takes no longer than others."""
+
+    def held(self) -> Measured:
+        return {"rows": self._rows.states.num_bytes}
 
     def close(self) -> None:
         """Free the model with its weights and KV blocks."""

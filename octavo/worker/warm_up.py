@@ -11,12 +11,15 @@ Copying it onto itself warms up the copies of blocks.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 
 from octavo.cache.blocks import NULL_BLOCK
 from octavo.kernels.device import StepLimits
-from octavo.messages import NewRow, StepPlan
+from octavo.messages import BlockWrite, NewRow, StepPlan
 from octavo.sampling_params import SamplingParams, parameters_that
+
+FIRST_BLOCK = NULL_BLOCK + 1
 
 #: each small size that has its own graph, and the sizes at which kernels change
 _NUM_DECODES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -48,6 +51,24 @@ def warm_up_plans(limits: StepLimits, times: int = 2) -> Iterator[StepPlan]:
             yield _plan(next(ids), in_use, lengths, params)
             in_use = len(lengths)
     yield StepPlan(next(ids), freed_rows=list(range(in_use)))
+
+
+def every_size(limits: StepLimits, block_size: int, num_groups: int, times: int = 1) -> Iterator[StepPlan]:
+    """The same plans, and first a step with as many tokens as there may be: afterwards all buffers have their size.
+    Hosts do not write to the null block, so all rows have the first block everywhere."""
+    longest = max(1, min(limits.max_model_len - 1, limits.max_num_tokens))
+    num_whole, rest = divmod(limits.max_num_tokens, longest)
+    lengths = ([longest] * num_whole + [rest] * (rest > 0))[: limits.max_num_seqs]
+    plans = (_plan(0, 0, lengths, _PLAIN), *warm_up_plans(limits, times))
+    in_use = 0
+    for step_id, plan in enumerate(plans):
+        writes = [
+            BlockWrite(new.row, group, 0, [FIRST_BLOCK] * -(-len(new.token_ids) // block_size))
+            for new in plan.new_rows
+            for group in range(num_groups)
+        ]
+        yield replace(plan, step_id=step_id, freed_rows=[*range(in_use)], block_writes=writes)
+        in_use = len(plan.rows)
 
 
 def _steps(limits: StepLimits) -> Iterator[tuple[list[int], SamplingParams]]:

@@ -32,7 +32,7 @@ def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
     monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
     monkeypatch.setattr(CudaDevice, "device", "cpu")
-    monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, utilization: 1 << 20)
+    monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 1 << 20)
 
 
 def engine(folder: object, backend: str, **options: object) -> LLM:

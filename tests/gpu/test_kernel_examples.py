@@ -15,7 +15,8 @@ from tests.gpu.device import DEVICE, TOLERANCE, needs_gpu, relative_error
 
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # isort: skip
-from octavo.kernels.cuda_cpp.decode_attention import Kind, Shape  # isort: skip
+from octavo.kernels.cuda_cpp.decode_attention import Kind  # isort: skip
+from octavo.kernels.cuda_cpp.shape import Shape  # isort: skip
 from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
 from tests.gpu.test_attention import transformed_heads  # isort: skip
 from tests.gpu.test_cuda_attention import DECODES, run  # isort: skip

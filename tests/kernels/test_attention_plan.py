@@ -24,7 +24,8 @@ from octavo.kernels.build.build import find_sources  # noqa: E402
 from octavo.kernels.build.toolchain import find_toolchain  # noqa: E402
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
 from octavo.kernels.cuda_cpp import decode_attention  # noqa: E402
-from octavo.kernels.cuda_cpp.decode_attention import Shape, SharedPlan  # noqa: E402
+from octavo.kernels.cuda_cpp.decode_attention import SharedPlan  # noqa: E402
+from octavo.kernels.cuda_cpp.shape import Shape  # noqa: E402
 
 HERE = Path(__file__).parent / "plan_on_cpu"
 HOPPER = GPU("a GPU", (9, 0), 1 << 34, 132)

@@ -32,7 +32,7 @@ class PackedMatrix {
 };
 
 // data: rows x row_bytes as in the file (see tensor.py). Null if the format is not implemented. activation_bytes:
-// 1 or 2, of the integers that block-quantised formats round x to.
+// 1 or 2, of the integers that block-quantised formats round x to. Without data the result only tells its sizes.
 std::unique_ptr<PackedMatrix> pack(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows, int64_t cols,
                                    int activation_bytes);
 

@@ -18,6 +18,7 @@ from octavo.kernels.cpu.program import CpuProgram, slots
 from octavo.kernels.cpu.weights import CpuWeights, PackedRows
 from octavo.kernels.device import StepBatch, StepLimits, allocate_pool
 from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ledger import Measured
 from octavo.kernels.ops import AttentionLayer, FloatArray, IntArray, Model
 from octavo.kernels.program.recorder import See, record_model
 from octavo.kernels.tensor import HostTensor
@@ -72,7 +73,6 @@ class CpuModel:
         given = (kv, self._weights, activation_bytes, see)
         self._forward = CpuProgram(loaded, threads, self._handle, "forward", body, *given)
         self._head = CpuProgram(loaded, threads, self._handle, "head", head, *given)
-        self._activation_floats = sum(self._forward.plan.widths)
         (logits_slot,) = slots(self._head.plan, head.kept)
         self._logits_floats = self._head.plan.widths[logits_slot.buffer]
         hidden, head_inputs = slots(self._forward.plan, body.kept), slots(self._head.plan, head.given)
@@ -100,10 +100,15 @@ class CpuModel:
         """Bytes of packed weights."""
         return int(self._library.octavo_model_packed_bytes(self._handle))
 
-    @property
-    def activation_bytes(self) -> int:
-        """Bytes of the forward program's buffers in the largest step."""
-        return 4 * self._activation_floats * self._limits.max_num_tokens
+    def held(self) -> Measured:
+        """Activations and workspace grow with the largest step so far."""
+        buffers, scratch = c_int64(), c_int64()
+        self._library.octavo_model_step_bytes(self._handle, byref(buffers), byref(scratch))
+        return {
+            "weights": self.packed_bytes + self._weights.num_bytes,
+            "activations": buffers.value + self._logits.nbytes,
+            "workspace": scratch.value,
+        }
 
     def forward(self, batch: StepBatch) -> None:
         num_tokens, num_seqs, num_groups = len(batch.input_ids), len(batch.seq_lens), len(batch.block_tables)

@@ -8,10 +8,13 @@ from octavo.config import ActivationDType
 from octavo.kernels.build import build
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.compiled import CpuModel
-from octavo.kernels.device import HOST_SIZES, StepLimits, StepSizes, host_dtypes, host_free_bytes
+from octavo.kernels.cpu.ledger import CpuLedger
+from octavo.kernels.device import HOST_SIZES, StepLimits, StepSizes, host_dtypes, host_free_bytes, host_planned_bytes
 from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ledger import Ledger
 from octavo.kernels.ops import Model
 from octavo.kernels.program.recorder import printer
+from octavo.kernels.program.share import ModelRecording
 from octavo.observe.machine import num_cores
 
 
@@ -23,6 +26,7 @@ class CpuDevice:
     name = "cpu"
     is_asynchronous = draws_weights = sizes_cache_last = False
     dtypes = staticmethod(host_dtypes)
+    planned_bytes = staticmethod(host_planned_bytes)
     free_bytes = staticmethod(host_free_bytes)
 
     def __init__(
@@ -43,6 +47,12 @@ class CpuDevice:
 
     def compile_ahead(self, settings: object) -> None:
         return None
+
+    def used_bytes(self) -> None:
+        return None
+
+    def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
+        return CpuLedger(library.load(), self._activation_bytes, self.num_threads).of(model, kv, limits)
 
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> CpuModel:
         loaded = library.load()

@@ -96,6 +96,11 @@ _SIGNATURES: Signatures = {
     "octavo_program_data": (POINTER(c_float), (_POINTER, Slot)),
     "octavo_model_copy_blocks": (None, (_POINTER, _POINTER, _POINTER, c_int64)),
     "octavo_model_packed_bytes": (c_int64, (_POINTER,)),
+    "octavo_model_step_bytes": (None, (_POINTER, POINTER(c_int64), POINTER(c_int64))),
+    "octavo_matrix_sizes": (
+        c_int,
+        (c_int32, c_int64, c_int64, c_int, c_int64, POINTER(c_int64), POINTER(c_int64)),
+    ),
     "octavo_model_measure": (None, (_POINTER, c_int)),
     "octavo_top_logprobs": (
         c_int,

@@ -46,6 +46,13 @@ class CpuWeights:
         self.specs: dict[AttentionLayer, LayerSpec] = {}
         self._borrowed: list[NDArray[Any]] = []
 
+    @property
+    def num_bytes(self) -> int:
+        """Of what C++ borrows, each array once."""
+        held = (each for each in self.parameters.values() if isinstance(each, HostTensor))
+        tables = (table.data for table in held if len(table.shape) > 1)
+        return sum({address(array): array.nbytes for array in (*tables, *self._borrowed)}.values())
+
     def table(self, parameter: Parameter) -> HostTensor:
         """The parameter in its own format, kept here."""
         tensor = self._read(parameter)

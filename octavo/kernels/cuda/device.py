@@ -8,15 +8,18 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from octavo.config import AttentionBackendOption, DTypeOption, KVCacheDType
+from octavo.config import AttentionBackendOption, BackendConfig, DTypeOption, KVCacheDType
 from octavo.errors import ConfigError, OutOfMemoryError, UnsupportedModelError
 from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.cuda.driver import GPU, find_gpu
+from octavo.kernels.cuda.ledger import device_ledger
 from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.device import DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ledger import Ledger, device_budget, size
 from octavo.kernels.ops import Model
 from octavo.kernels.program.recorder import printer
+from octavo.kernels.program.share import ModelRecording
 
 if TYPE_CHECKING:
     from octavo.kernels.cuda.model import TritonModel
@@ -27,16 +30,31 @@ _LARGE, _SMALL = StepSizes(16384, 1024), StepSizes(8192, 256)
 
 
 class CudaDevice:
-    """Implements `octavo.kernels.device.Device`. index: among the GPUs in CUDA_VISIBLE_DEVICES."""
+    """Implements `octavo.kernels.device.Device`. index: among the GPUs in CUDA_VISIBLE_DEVICES. captures: steps as CUDA
+    graphs. described: a GPU to plan for, in place of one that is here."""
 
     name = "triton"
     is_asynchronous = draws_weights = sizes_cache_last = True
 
-    def __init__(self, attention: AttentionBackendOption = "auto", index: int = 0, *, traces_ops: bool = False) -> None:
-        self._attention = attention
+    def __init__(
+        self,
+        attention: AttentionBackendOption = "auto",
+        index: int = 0,
+        *,
+        traces_ops: bool = False,
+        captures: bool = True,
+        described: GPU | None = None,
+    ) -> None:
+        self._attention, self._captures, self._described = attention, captures and not traces_ops, described
         self._see = printer(lambda x: float(x.float().norm())) if traces_ops else None
         self.index = index
         self._attention_names: list[str] = []
+
+    @classmethod
+    def for_plan(cls, config: BackendConfig, gpu: GPU) -> CudaDevice:
+        """A device that plans memory, and does nothing else."""
+        options = {"traces_ops": config.trace_ops, "captures": not config.enforce_eager}
+        return cls(config.attention_backend, **options, described=gpu)
 
     @property
     def device(self) -> str:
@@ -45,7 +63,7 @@ class CudaDevice:
 
     @cached_property
     def gpu(self) -> GPU | None:
-        return find_gpu(self.index)
+        return self._described or find_gpu(self.index)
 
     def why_not(self) -> str | None:
         if self.gpu is None and self.index:
@@ -90,12 +108,27 @@ class CudaDevice:
     def compile_ahead(self, settings: object) -> KernelCompiler | None:
         return KernelCompiler.for_first_start(self.gpu, settings)
 
-    def free_bytes(self, utilization: float) -> int:
+    def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
+        given = (model, kv, limits, dtype, self._found, self._attention)
+        return device_ledger(*given, traced=self._see is not None, captures=self._captures)
+
+    def planned_bytes(self, ledger: Ledger, utilization: float, memory: int | None) -> int:
+        return device_budget(memory or self._found.num_bytes, ledger.early, ledger.late, utilization)
+
+    def free_bytes(self, ledger: Ledger, utilization: float) -> int:
         """The part of that share of the GPU's whole memory that neither this process nor others use."""
         import torch
 
         free, total = torch.cuda.mem_get_info(self.device)
-        return max(0, min(free, int(total * utilization) - (total - free)))
+        return device_budget(total, total - free, ledger.late, utilization)
+
+    def used_bytes(self) -> int | None:
+        import torch
+
+        if not torch.cuda.is_available():  # Triton's interpreter stands for the GPU
+            return None
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free
 
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> TritonModel:
         import torch
@@ -123,11 +156,7 @@ class CudaDevice:
             loaded = TritonModel(model, kv, limits, dtype, device, gpu, self._attention, self._see)
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
-            raise OutOfMemoryError(
-                f"{gpu.name} has no room for the weights in {dtype} and the activations of "
-                f"{limits.max_num_tokens} tokens: {free:,} of {total:,} bytes were left; lower max_num_batched_tokens "
-                f"or max_num_seqs (now {limits.max_num_seqs}), or take a smaller model"
-            ) from error
+            raise OutOfMemoryError(f"{gpu.name} had {size(free)} of {size(total)} left when memory ran out") from error
         self._attention_names = loaded.attention_names
         return loaded
 

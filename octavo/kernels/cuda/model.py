@@ -28,15 +28,18 @@ import torch
 from octavo.config import AttentionBackendOption
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.attention import ModelAttention
+from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.program import Program, Shared
+from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS, TILED_ROWS
 from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ledger import Measured
 from octavo.kernels.ops import FloatArray, IntArray, Model
 from octavo.kernels.program.fuse import Fusions, fuse
-from octavo.kernels.program.recorder import Instruction, Recording, See, record, record_model
+from octavo.kernels.program.recorder import Recording, See, record, record_model
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.block_copies import copy_blocks, in_order
 from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
@@ -50,8 +53,6 @@ from octavo.sampling.columns import SamplingBatch
 
 VECTOR_ROWS = (1, 2, 4)
 MAX_SKINNY_ROWS = 64
-TILED_ROWS = (16, 64, 128, 256)  # row counts above 1 at which products are tiles
-MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a float32 row and a row of counts
 
 
 class TritonModel:
@@ -83,16 +84,20 @@ class TritonModel:
         self.attention_names = self._attention.names
         self._shared = Shared(self._weights, gpu, self._memory, self._attention, see)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32"
-        parts = _room_for_parts(whole.instructions, limits.max_num_seqs, device) if tiled else None
+        shape = sizes.partial_sums(whole.instructions, limits.max_num_seqs)
+        self._parts = torch.empty(shape if tiled else 0, dtype=torch.float32, device=device)
+        parts = self._parts if tiled else None
         seqs = limits.max_num_seqs
         self._chunks = self._program(body, Fusions(), limits.max_num_tokens)
         self._decodes = self._programs_by_rows(whole, parts)
         self._heads = self._programs_by_rows(heads["logits"], parts)
-        shared = self._share_memory()
+        #: passes never overlap in time, so they share their activations. Heads read a pass's result, so they share
+        #: other memory among themselves
+        self._activations = self._place((self._chunks, *self._decodes)), self._place(self._heads)
         products = [i.arguments["weight"].parts for i in body.instructions if i.op == "linear"]
         #: row counts to which a step's tokens are padded where products are cuBLAS's
         self.row_counts = cheap_row_counts(
-            [self._weights.stacked(*parts) for parts in products], limits.max_num_tokens, shared
+            [self._weights.stacked(*parts) for parts in products], limits.max_num_tokens, self._activations[0]
         )
         self._weights.forget_host()
         self.parameters = MappingProxyType(self._weights.parameters)
@@ -101,6 +106,14 @@ class TritonModel:
         self._editing = SamplingWorkspace.allocate(min(seqs, MAX_EDITED_ROWS), limits.vocab_size, device, edits=True)
         self._hidden: list[torch.Tensor] = []
         self._pool = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def held(self) -> Measured:
+        workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
+        return {
+            "weights": self._weights.num_bytes,
+            "activations": sum(memory.nbytes for memory in self._activations),
+            "workspace": self.staging.num_bytes + self._attention.num_bytes + sum(each.nbytes for each in workspace),
+        }
 
     def bind(self, num_blocks: int) -> TritonModel:
         num_bytes = num_blocks * self._kv.block_bytes
@@ -255,13 +268,6 @@ class TritonModel:
         programs.append(self._program(recording, Fusions(attention=True), seqs))
         return programs
 
-    def _share_memory(self) -> torch.Tensor:
-        """Passes never overlap in time, so they share their activations. Heads read a pass's result, so they share
-        other memory among themselves."""
-        shared = self._place((self._chunks, *self._decodes))
-        self._place(self._heads)
-        return shared
-
     def _place(self, programs: Sequence[Program]) -> torch.Tensor:
         size = max(program.num_elements for program in programs)
         memory = torch.empty(size, dtype=self._weights.dtype, device=self.device)
@@ -289,11 +295,3 @@ def _takes_gates(num_rows: int) -> Callable[[int, int], bool]:
     from octavo.kernels.triton.linear.tile_linear import choose_tile
 
     return lambda columns, depth: choose_tile(num_rows, columns, depth, gated=True) is not None
-
-
-def _room_for_parts(instructions: Sequence[Instruction], max_num_seqs: int, device: torch.device) -> torch.Tensor:
-    from octavo.kernels.triton.linear.tile_linear import MAX_SPLIT
-
-    widths = [i.outputs[0].width for i in instructions if i.op == "add_rms_norm"]
-    num_rows = min(max_num_seqs, TILED_ROWS[-1])
-    return torch.empty(MAX_SPLIT * num_rows * max(widths, default=0), dtype=torch.float32, device=device)

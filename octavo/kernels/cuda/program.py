@@ -10,6 +10,7 @@ import torch
 
 from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.sizes import aligned, buffer_elements
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import OPS, Activation, AttentionLayer, Index
@@ -55,18 +56,14 @@ class Program:
 
     @property
     def num_elements(self) -> int:
-        return sum(map(self._size, self._plan.widths))
+        return buffer_elements(self._plan, self.max_rows)
 
     def place(self, memory: torch.Tensor) -> None:
         """Cut the buffers out of `memory`, which is flat. Programs that never overlap in time may share it."""
         start = 0
         for width in self._plan.widths:
             self._buffers.append(memory[start : start + width * self.max_rows])
-            start += self._size(width)
-
-    def _size(self, width: int) -> int:
-        """Elements of a buffer. The next one starts at a multiple of 16 bytes, as TMA requires."""
-        return -(-width * self.max_rows // 8) * 8
+            start += aligned(width * self.max_rows)
 
     def run(self, step: DeviceStep | None, num_rows: int) -> list[torch.Tensor]:
         """Launch everything. Returns the kept tensors, [num_rows, width] each, valid until the memory is reused."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.kernels.cuda.sizes import STAGING_BYTES
 from octavo.kernels.device import DECODE_THRESHOLDS, StepBatch
 
 #: `hopper_prefill.py` beats `prefill_attention.py` for sequences of this many tokens or more. 50 chunks of 160 tokens
@@ -75,10 +76,14 @@ AttentionLaunch = Callable[[DeviceStep, torch.Tensor, torch.Tensor], None]
 class Staging:
     """Owns both rings. Tensors from `upload` are valid for kernels launched before the ring wraps around."""
 
-    def __init__(self, device: torch.device, num_bytes: int = 8 << 20) -> None:
+    def __init__(self, device: torch.device, num_bytes: int = STAGING_BYTES) -> None:
         self._device = device
         self._next = 0
         self._allocate(num_bytes)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._ring.nbytes
 
     def upload(self, arrays: Sequence[NDArray[Any]]) -> list[torch.Tensor]:
         """The arrays on the device, in their shapes; uint64 as int64 bits."""

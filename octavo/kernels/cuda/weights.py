@@ -29,6 +29,7 @@ class DeviceWeights:
         self.parameters: dict[str, torch.Tensor] = {}
         self._stacks: dict[tuple[str, ...], torch.Tensor] = {}
         self._angles: dict[RotaryTable, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._angle_bytes = 0
         self._pinned = [torch.empty(_PIECE, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
         self._copied: list[torch.cuda.Event | None] = [None, None]
 
@@ -45,6 +46,7 @@ class DeviceWeights:
         if table not in self._angles:
             cos, sin = (torch.tensor(array, device=self.device) for array in (table.cos, table.sin))
             self._angles[table] = cos, sin
+            self._angle_bytes += cos.nbytes + sin.nbytes
         return self._angles[table]
 
     def _upload(self, parts: tuple[Parameter, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -57,6 +59,10 @@ class DeviceWeights:
                 self.parameters[part.name] = view
             self._stacks[names] = whole
         return self._stacks[names]
+
+    @property
+    def num_bytes(self) -> int:
+        return self._angle_bytes + sum(whole.nbytes for whole in self._stacks.values())
 
     def forget_host(self) -> None:
         """Release the host's tensors and the upload buffers, after the last upload."""

@@ -9,25 +9,12 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
-from octavo.kernels.cuda_cpp import compile as nvcc
-from octavo.kernels.cuda_cpp.decode_attention import (
-    BOX_TOKENS,
-    TILE_ROWS,
-    DecodeAttention,
-    Kind,
-    Occupancy,
-    Partials,
-    Shape,
-    SharedPlan,
-    compile_plan,
-)
+from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials, SharedPlan, compile_plan
+from octavo.kernels.cuda_cpp.shape import MAX_SEQUENCES, Shape, why_not
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
-
-HEAD_DIMS = (64, 96, 128, 256)
-MAX_SEQUENCES = 4096  # as many as the plan can sort in shared memory
 
 
 class CudaAttention:
@@ -39,29 +26,13 @@ class CudaAttention:
 
     @staticmethod
     def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
-        reasons = []
-        if gpu.is_interpreted:
-            reasons.append("Triton's interpreter stands for the GPU")
-        elif nvcc.find_nvcc() is None:
-            reasons.append("its kernels are compiled by nvcc, which is not here: pip install 'octavo[cuda]'")
-        if dtype == "float32":
-            reasons.append("it computes in 16 bits, not in float32")
-        if layer.head_dim not in HEAD_DIMS:
-            reasons.append(f"heads of {layer.head_dim}; it takes {', '.join(map(str, HEAD_DIMS))}")
-        if (group := layer.num_heads // layer.num_kv_heads) > TILE_ROWS:
-            reasons.append(f"{group} query heads share a kv head; it takes up to {TILE_ROWS}")
-        elif layer.head_dim in HEAD_DIMS and Occupancy.of(Shape.of(layer), layer.head_dim, gpu.capability) is None:
-            reasons.append(f"heads of {layer.head_dim}, for which this GPU has too little shared memory")
-        if layer.rotary is not None and layer.rotary.rotary_dim % 16:
-            reasons.append(f"a rotation of {layer.rotary.rotary_dim} dims; it takes multiples of 16")
-        if kv.block_size % BOX_TOKENS:
-            reasons.append(f"blocks of {kv.block_size} tokens; it takes multiples of {BOX_TOKENS}")
-        return reasons
+        return why_not(layer, dtype, kv, gpu)
 
     def __init__(self, memory: AttentionMemory) -> None:
         self._memory, gpu, device = memory, memory.gpu, memory.device
         dtype, size = TORCH_DTYPE[memory.kv.dtype], memory.kv.block_size
         self._plans: dict[tuple[int, int | None, Shape], SharedPlan] = {}
+        self._partials: dict[tuple[Shape, int], Partials] = {}
         self.decodes_alone = False
         if memory.max_num_seqs > MAX_SEQUENCES:
             return
@@ -72,7 +43,6 @@ class CudaAttention:
             list(pool.map(lambda kind: kind.compile(gpu), kinds))
             plan.result()
         self._kernels = {kind: DecodeAttention(kind, gpu) for kind in kinds}
-        self._partials: dict[tuple[Shape, int], Partials] = {}
         for layer in layers:
             shape = Shape.of(layer)
             key = (layer.group, layer.window, shape)
@@ -85,6 +55,13 @@ class CudaAttention:
                     rows, memory.max_num_seqs, shape, layer.head_dim, device
                 )
         self.decodes_alone = len(layers) == len(memory.layers)
+
+    @property
+    def num_bytes(self) -> int:
+        arrays = [array for plan in self._plans.values() for array in plan.arrays]
+        for part in self._partials.values():
+            arrays += [part.values, part.max_sum, part.done]
+        return sum(array.nbytes for array in arrays)
 
     def plan(self, step: DeviceStep) -> None:
         if not step.kind.has_decodes or step.kind.decode_threshold > 1:

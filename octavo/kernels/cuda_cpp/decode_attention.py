@@ -14,16 +14,20 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
+from octavo.kernels.cuda_cpp.shape import (
+    BOX_TOKENS,
+    Occupancy,
+    Shape,
+    max_part_rows,
+    partial_shapes,
+    plan_shapes,
+)
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
-TILE_ROWS = 64
-BOX_TOKENS = 16
-SHARED_LEVELS = 4
 PLAN_THREADS, THREADS = 1024, 160
 _LOG2_E = math.log2(math.e)
-_UNIT_INTS, _MEMBER_INTS, _PATH_INTS = 12, 24, 12
 
 
 class _Plan(Structure):
@@ -61,62 +65,6 @@ class _Launch(Structure):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The part of a layer's shape that its plan depends on."""
-
-    num_kv_heads: int
-    group: int  # query heads per kv head
-    max_queries: int = 1  # new tokens per decoding sequence
-
-    @classmethod
-    def of(cls, layer: AttentionLayer, max_queries: int = 1) -> Shape:
-        return cls(layer.num_kv_heads, layer.num_heads // layer.num_kv_heads, max_queries)
-
-    @property
-    def tile_queries(self) -> int:
-        return min(self.max_queries, TILE_ROWS // self.group)
-
-    @property
-    def query_tiles(self) -> int:
-        return -(-self.max_queries // self.tile_queries)
-
-    @property
-    def members_in_tile(self) -> int:
-        return TILE_ROWS // (self.tile_queries * self.group)
-
-    def num_stretches(self, gpu: GPU, head_dim: int) -> int:
-        occupancy = Occupancy.of(self, head_dim, gpu.capability)
-        assert occupancy is not None, "a layer that does not fit is not planned"
-        return max(1, gpu.num_multiprocessors * occupancy.blocks // self.num_kv_heads)
-
-
-@dataclass(frozen=True, slots=True)
-class Occupancy:
-    """How many thread blocks run on a multiprocessor, and how many entries each one's ring has. An entry holds the keys
-    or the values of 64 tokens."""
-
-    blocks: int
-    entries: int
-
-    @classmethod
-    def of(cls, shape: Shape, head_dim: int, capability: tuple[int, int]) -> Occupancy | None:
-        """Two thread blocks if their rings are long enough, else one; None if one does not fit."""
-        room = 1024 * next((size for known, size in _SHARED_KIB if known == capability), _NEWER_SHARED_KIB)
-        entry = -(-head_dim // 64) * 64 * 128
-        fixed = entry + 2 * (32 + 4 * _MEMBER_INTS * shape.members_in_tile) + 2048  # queries, members, barriers
-        for blocks, least in ((2, 3), (1, 2)):
-            entries = (room // blocks - fixed) // entry
-            if entries >= least:
-                return cls(blocks, min(entries, 12))
-        return None
-
-
-#: KiB of shared memory for thread blocks on a multiprocessor, by compute capability
-_SHARED_KIB = (((8, 0), 162), ((8, 6), 98), ((8, 7), 162), ((8, 9), 98), ((12, 0), 98), ((12, 1), 98))
-_NEWER_SHARED_KIB = 226
-
-
 #: Costs for csrc/cuda/attention_plan.cu, in tokens of an unshared sequence: to start a unit, for each member that
 #: shares it, and for each box of 16 tokens, on top of those 16, when all rows are in use. Measured on an H200: with
 #: these costs no shared prefix was slower than private reads, and long ones were within 3 % of their best. Without the
@@ -147,19 +95,13 @@ class SharedPlan:
     ) -> None:  # fmt: skip
         self.shape, self.num_stretches, self.fixed_part = shape, num_stretches, fixed_part
         seqs = max_num_seqs * shape.query_tiles
-        num_units = seqs * (SHARED_LEVELS + 1)  # each has a member
         stretches = num_stretches
         if fixed_part:
             stretches += seqs + max_num_tokens * shape.query_tiles // fixed_part
-
-        def empty(*size: int) -> torch.Tensor:
-            return torch.zeros(size, dtype=torch.int32, device=device)
-
-        self.totals, self.stretch_units = empty(4), empty(stretches)
-        self.units, self.paths = empty(num_units, _UNIT_INTS), empty(seqs, _PATH_INTS)
-        self.members = empty(num_units, _MEMBER_INTS)
-        arrays = (self.totals, self.stretch_units, self.units, self.members, self.paths)
-        self.struct = _Plan(*(array.data_ptr() for array in arrays))
+        shapes = plan_shapes(seqs, stretches).values()
+        self.arrays = [torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes]
+        self.totals, self.stretch_units, self.units, self.members, self.paths = self.arrays
+        self.struct = _Plan(*(array.data_ptr() for array in self.arrays))
         cubin, self._threads = compile_plan(seqs, gpu, costs)
         self._kernel = Kernel(cubin, "octavo_attention_plan")
         self._shared_bytes = (1 << max(1, (seqs - 1).bit_length())) * 8 + seqs * 4 * 8
@@ -167,7 +109,7 @@ class SharedPlan:
 
     def max_part_rows(self) -> int:
         """The most partial results: one for each member of a unit, and more for units that are cut."""
-        return len(self.members) + len(self.stretch_units) * self.shape.members_in_tile
+        return max_part_rows(self.shape, len(self.paths), len(self.stretch_units))
 
     def make(
         self, *, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, rows: torch.Tensor, block_table: torch.Tensor,
@@ -196,11 +138,11 @@ class Partials:
 
     @classmethod
     def allocate(cls, part_rows: int, num_seqs: int, shape: Shape, head_dim: int, device: torch.device) -> Partials:
-        rows = part_rows * shape.num_kv_heads * shape.tile_queries * shape.group
+        shapes = partial_shapes(part_rows, num_seqs, shape, head_dim)
         return cls(
-            torch.empty(rows * head_dim, dtype=torch.float32, device=device),
-            torch.empty(rows * 2, dtype=torch.float32, device=device),
-            torch.zeros(num_seqs * shape.query_tiles * shape.num_kv_heads, dtype=torch.int32, device=device),
+            torch.empty(shapes["values"], dtype=torch.float32, device=device),
+            torch.empty(shapes["max_sum"], dtype=torch.float32, device=device),
+            torch.zeros(shapes["done"], dtype=torch.int32, device=device),
         )
 
 

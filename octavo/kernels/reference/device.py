@@ -9,13 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from octavo.kernels.device import HOST_SIZES, StepLimits, StepSizes, allocate_pool, host_dtypes, host_free_bytes
+from octavo.kernels.device import (
+    HOST_SIZES,
+    StepLimits,
+    StepSizes,
+    allocate_pool,
+    host_dtypes,
+    host_free_bytes,
+    host_planned_bytes,
+    host_rows,
+)
 from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ledger import Contents, Entry, Ledger, Measured, row_bytes
 from octavo.kernels.ops import Model
 from octavo.kernels.program.recorder import See, printer, record_model
+from octavo.kernels.program.share import ModelRecording
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +42,7 @@ class ReferenceDevice:
     name = "reference"
     is_asynchronous = draws_weights = sizes_cache_last = False
     dtypes = staticmethod(host_dtypes)
+    planned_bytes = staticmethod(host_planned_bytes)
     free_bytes = staticmethod(host_free_bytes)
 
     def __init__(self, *, traces_ops: bool = False) -> None:
@@ -48,6 +61,24 @@ class ReferenceDevice:
 
     def compile_ahead(self, settings: object) -> None:
         return None
+
+    def used_bytes(self) -> None:
+        return None
+
+    def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
+        """torch allocates activations op by op; what lives at once is what a program would keep in buffers."""
+        contents = Contents.of((model.body, model.head))
+        parts = {part.name: part for linear in contents.linears.values() for part in (*linear.parts, *linear.biases)}
+        held = contents.tables | contents.vectors | parts
+        weights = 4 * sum(prod(part.shape) for part in held.values()) + contents.rotary_bytes(limits.max_model_len)
+        activations = row_bytes(model.body) * limits.max_num_tokens + row_bytes(model.head) * limits.max_num_seqs
+        return Ledger(
+            (
+                Entry("weights", weights, f"{len(held):,} tensors in float32"),
+                Entry("activations", activations, "an estimate"),
+                host_rows(kv, limits),
+            )
+        )
 
     def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> ReferenceLoaded:
         from octavo.kernels.reference.weights import ReferenceWeights
@@ -70,6 +101,9 @@ class ReferenceLoaded:
     @property
     def parameters(self) -> Mapping[str, torch.Tensor]:
         return MappingProxyType(self.weights.parameters)
+
+    def held(self) -> Measured:
+        return {"weights": self.weights.num_bytes}
 
     def bind(self, num_blocks: int) -> ReferenceModel:
         from octavo.kernels.reference.compiled import ReferenceModel

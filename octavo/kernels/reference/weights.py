@@ -20,6 +20,11 @@ class ReferenceWeights:
         for parameter in parameters:
             self.tensor(parameter)
 
+    @property
+    def num_bytes(self) -> int:
+        angles = (each for pair in self._angles.values() for each in pair)
+        return sum(tensor.nbytes for tensor in (*self.parameters.values(), *angles))
+
     def tensor(self, parameter: Parameter) -> torch.Tensor:
         if parameter.name not in self.parameters:
             self.parameters[parameter.name] = _as_torch(values(parameter))

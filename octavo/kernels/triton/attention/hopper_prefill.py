@@ -31,6 +31,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_wait
 
+from octavo.kernels.cuda.sizes import PREFILL_TILE
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import LOG2_E
 from octavo.kernels.triton.attention.hopper import (
@@ -43,7 +44,7 @@ from octavo.kernels.triton.attention.hopper import (
     write_record,
 )
 from octavo.kernels.triton.attention.memory import LayerPool
-from octavo.kernels.triton.attention.plan import PREFILL_TILE, AttentionPlan
+from octavo.kernels.triton.attention.plan import AttentionPlan
 
 KV_TILE = gl.constexpr(128)
 ROWS = gl.constexpr(PREFILL_TILE // 2)  # queries of a computing warpgroup

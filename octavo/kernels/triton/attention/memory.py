@@ -18,12 +18,13 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.plan import MAX_PARTITIONS, AttentionPlan, make_plan
+from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.chain import wait_for_previous
 
 TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,13 +71,11 @@ class DecodeWorkspace:
 
     @classmethod
     def allocate(cls, max_num_seqs: int, layers: Sequence[AttentionLayer], device: torch.device) -> DecodeWorkspace:
-        max_items = max_num_seqs * MAX_PARTITIONS
-        heads = max((layer.num_heads for layer in layers), default=0)
-        width = max((layer.num_heads * layer.head_dim for layer in layers), default=0)
+        shapes = sizes.decode_workspace(max_num_seqs, layers)
         return cls(
-            torch.empty(max_items * width, dtype=torch.float32, device=device),
-            torch.empty(max_items * heads * 2, dtype=torch.float32, device=device),
-            torch.zeros(1, dtype=torch.int32, device=device),
+            torch.empty(shapes["values"], dtype=torch.float32, device=device),
+            torch.empty(shapes["max_sum"], dtype=torch.float32, device=device),
+            torch.zeros(shapes["counter"], dtype=torch.int32, device=device),
         )
 
 
@@ -107,6 +106,15 @@ class AttentionMemory:
         if self._workspace is None:
             self._workspace = DecodeWorkspace.allocate(self.max_num_seqs, self.layers, self.device)
         return self._workspace
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """What is allocated."""
+        room = self._workspace
+        found = [] if room is None else [room.values, room.max_sum, room.counter]
+        for plan in self._plans.values():
+            found += [plan.totals, plan.items, plan.item_ranges, plan.tiles, plan.slots]
+        return found
 
     def plan_of(self, layer: AttentionLayer) -> AttentionPlan:
         return self._plans[layer.group, layer.window]

@@ -36,11 +36,11 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.cuda import sizes
+from octavo.kernels.cuda.sizes import MAX_PARTITIONS, PREFILL_TILE
 from octavo.kernels.triton.chain import wait_for_previous
 
-MAX_PARTITIONS = 32
 _SEQS = [32 << 3 * i for i in range(8)]  # few sizes: each is compiled at first use, while a user waits
-PREFILL_TILE = 128
 _STEP = tl.constexpr(64)  # a part's length is a multiple of what attention kernels read at once
 
 
@@ -64,17 +64,8 @@ class AttentionPlan:
     def allocate(cls, max_num_seqs: int, max_num_tokens: int, device: torch.device) -> AttentionPlan:
         """Room for any step within the limits."""
 
-        def empty(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.int32, device=device)
-
-        max_tiles = max_num_tokens // PREFILL_TILE + max_num_seqs
-        return cls(
-            totals=empty(2),
-            items=empty(max_num_seqs * MAX_PARTITIONS, 8),
-            item_ranges=empty(max_num_seqs, 2),
-            tiles=empty(max_tiles, 8),
-            slots=empty(max_num_tokens),
-        )
+        shapes = sizes.attention_plan(max_num_seqs, max_num_tokens)
+        return cls(**{name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()})
 
 
 def make_plan(

@@ -18,10 +18,11 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.cuda.sizes import PREFILL_TILE
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import LOG2_E, cap_scores, finite
 from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
-from octavo.kernels.triton.attention.plan import PREFILL_TILE, AttentionPlan
+from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.chain import wait_for_previous
 
 

@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
+from octavo.kernels.cuda.sizes import PREFILL_TILE
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import decode_attention
 from octavo.kernels.triton.attention.memory import AttentionMemory, join_parts
-from octavo.kernels.triton.attention.plan import PREFILL_TILE
 from octavo.kernels.triton.attention.prefill_attention import prefill_attention
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
@@ -28,6 +28,7 @@ class TritonAttention:
     """Implements `octavo.kernels.attention.AttentionBackend`. Its plan serves the other backends too."""
 
     decodes_alone = False
+    num_bytes = 0
     decodes_in_parts: ClassVar[bool] = True
     longest_captured: ClassVar[int | None] = None
 
@@ -74,6 +75,7 @@ class HopperAttention:
     several new tokens, to other backends."""
 
     decodes_alone = False
+    num_bytes = 0
     decodes_in_parts: ClassVar[bool] = True
     longest_captured: ClassVar[int | None] = None
 

@@ -31,13 +31,13 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from octavo.kernels.cuda.sizes import MAX_SPLIT
 from octavo.kernels.ops import Activation
 from octavo.kernels.triton.attention.hopper import barrier, load_box
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.elementwise.elementwise import activate
 
 MAX_ROWS = 256
-MAX_SPLIT = 2
 _MIN_BOX = 16  # rows
 _DEPTH = 128  # inputs per stage: two of the 128-byte rows that TMA swizzles
 _ROWS_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)

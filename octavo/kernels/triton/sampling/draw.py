@@ -19,8 +19,9 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.cuda.sizes import CHUNK, HEAD, SEGMENT
 from octavo.kernels.triton.chain import wait_for_previous
-from octavo.kernels.triton.sampling.edited_rows import HEAD, SamplingWorkspace, edit_and_scan, load_row
+from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace, edit_and_scan, load_row
 from octavo.kernels.triton.sampling.entries import (
     IS_EDITED,
     LOGITS_ROW,
@@ -39,7 +40,7 @@ from octavo.kernels.triton.sampling.filters import (
     load_filters,
     tile_of,
 )
-from octavo.kernels.triton.sampling.logits_scan import CHUNK, SEGMENT, score_of
+from octavo.kernels.triton.sampling.logits_scan import score_of
 
 
 def sample(

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.cuda import sizes
+from octavo.kernels.cuda.sizes import CHUNK, SEGMENT
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.sampling.entries import (
     IS_EDITED,
@@ -23,16 +25,13 @@ from octavo.kernels.triton.sampling.entries import (
     load_int,
     with_constants,
 )
-from octavo.kernels.triton.sampling.logits_scan import CHUNK, SEGMENT, LogitsScan, scan_chunk
+from octavo.kernels.triton.sampling.logits_scan import LogitsScan, scan_chunk
 from octavo.sampling.columns import WORDS
 
 PROMPT_LEN = tl.constexpr(WORDS["prompt_lens"])
 PRESENCE_PENALTY = tl.constexpr(WORDS["presence_penalty"])
 FREQUENCY_PENALTY = tl.constexpr(WORDS["frequency_penalty"])
 REPETITION_PENALTY = tl.constexpr(WORDS["repetition_penalty"])
-
-#: segments that a draw looks at first
-HEAD = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,15 +44,21 @@ class SamplingWorkspace:
     edited: torch.Tensor  # [N, V] float32, rows of entries with edits; [1, 1] if there are never any
     counts: torch.Tensor  # the same shape, int32, zero between draws
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        scan = self.scan
+        scores = [scan.segment_max, scan.chunk_max, scan.chunk_sum, scan.chunk_better]
+        return [*scores, self.head, self.undecided, self.edited, self.counts]
+
     @classmethod
     def allocate(cls, max_entries: int, vocab_size: int, device: torch.device, *, edits: bool) -> SamplingWorkspace:
-        edited_shape = (max_entries, vocab_size) if edits else (1, 1)
+        shapes = sizes.sampling_workspace(max_entries, vocab_size, edits=edits)
         return cls(
             LogitsScan.allocate(max_entries, vocab_size, device),
-            torch.empty((max_entries, HEAD), dtype=torch.int32, device=device),
-            torch.empty(max_entries, dtype=torch.int32, device=device),
-            torch.empty(edited_shape, dtype=torch.float32, device=device),
-            torch.zeros(edited_shape, dtype=torch.int32, device=device),
+            torch.empty(shapes["head"], dtype=torch.int32, device=device),
+            torch.empty(shapes["undecided"], dtype=torch.int32, device=device),
+            torch.empty(shapes["edited"], dtype=torch.float32, device=device),
+            torch.zeros(shapes["counts"], dtype=torch.int32, device=device),
         )
 
 

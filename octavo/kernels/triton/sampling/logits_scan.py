@@ -15,8 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-SEGMENT = 128
-CHUNK = 2048
+from octavo.kernels.cuda import sizes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,13 +29,10 @@ class LogitsScan:
 
     @classmethod
     def allocate(cls, max_rows: int, vocab_size: int, device: torch.device) -> LogitsScan:
-        chunks = triton.cdiv(vocab_size, CHUNK)
-
-        def empty(width: int) -> torch.Tensor:
-            return torch.empty((max_rows, width), dtype=torch.float32, device=device)
-
-        better = torch.empty((max_rows, chunks), dtype=torch.int32, device=device)
-        return cls(empty(chunks * (CHUNK // SEGMENT)), empty(chunks), empty(chunks), better)
+        shapes = sizes.logits_scan(max_rows, vocab_size)
+        better = torch.empty(shapes.pop("chunk_better"), dtype=torch.int32, device=device)
+        scores = {name: torch.empty(shape, dtype=torch.float32, device=device) for name, shape in shapes.items()}
+        return cls(**scores, chunk_better=better)
 
 
 @triton.jit

@@ -23,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.cuda.sizes import CHUNK, SEGMENT
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace, edit_and_scan, load_row
 from octavo.kernels.triton.sampling.entries import (
@@ -34,7 +35,7 @@ from octavo.kernels.triton.sampling.entries import (
     load_int,
 )
 from octavo.kernels.triton.sampling.filters import FINITE_KEY, can_cut, cut_of_row, distance, load_filters
-from octavo.kernels.triton.sampling.logits_scan import CHUNK, SEGMENT, LogitsScan, scan_chunk, score_of
+from octavo.kernels.triton.sampling.logits_scan import LogitsScan, scan_chunk, score_of
 
 _LOWEST = -3.4028234663852886e38
 _NAN_FLAG = 1 << 20  # added to a chunk's number of better tokens if the chunk holds a NaN

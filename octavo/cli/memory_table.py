@@ -1,0 +1,73 @@
+"""Tables of memory for people: a plan for each number of GPUs, and an engine's plan beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from octavo.kernels.ledger import COMPONENTS, size
+from octavo.worker.plan import MemoryPlan
+
+_LENGTHS = (1024, 8192, 32768)
+
+
+def plan_table(plans: Sequence[MemoryPlan], context: int | None = None) -> list[str]:
+    """A column for each plan. context: the length of the requests to count."""
+    rows = [["", *(_head(plan) for plan in plans)]]
+    for component in COMPONENTS:
+        if any(plan.ledger.of(component) for plan in plans):
+            rows.append([component, *(size(plan.ledger.of(component)) for plan in plans)])
+    rows += [
+        ["KV blocks", *(size(plan.kv_bytes) for plan in plans)],
+        ["total", *(size(plan.total) for plan in plans)],
+        [],
+        ["KV of a token", *(size(plan.token_bytes) for plan in plans)],
+        [f"KV of a block of {plans[0].sizes.layout.block_size}", *(_block(plan) for plan in plans)],
+        ["number of blocks", *(f"{plan.num_blocks:,}" for plan in plans)],
+        ["longest request", *(f"{_longest(plan):,}" for plan in plans)],
+    ]
+    for length in _lengths(plans, context):
+        rows.append([f"requests of {length:,} at once", *(f"{plan.num_requests(length):,}" for plan in plans)])
+    return aligned(rows)
+
+
+def measured_table(planned: Mapping[str, int], measured: Mapping[str, int]) -> list[str]:
+    """By component: planned, measured, and the difference. The total is of what was measured."""
+    names = [name for name in planned if name in measured and (planned[name] or measured[name])]
+    rows = [["", "planned", "measured", "difference"]]
+    rows += [_compared(name, planned[name], measured[name]) for name in names]
+    rows.append(_compared("total", *(sum(each[name] for name in names) for each in (planned, measured))))
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first cells to the left, others to the right."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    return ["  ".join(map(_padded, row, widths, range(len(row)))).rstrip() for row in rows]
+
+
+def _padded(cell: str, width: int, place: int) -> str:
+    return cell.rjust(width) if place else cell.ljust(width)
+
+
+def _compared(name: str, planned: int, measured: int) -> list[str]:
+    off = f"{(planned - measured) / measured:+.1%}" if measured else "-"
+    return [name, size(planned), size(measured), off]
+
+
+def _head(plan: MemoryPlan) -> str:
+    return "1 device" if plan.num_ranks == 1 else f"each of {plan.num_ranks}"
+
+
+def _block(plan: MemoryPlan) -> str:
+    return size(plan.sizes.layout.block_bytes)
+
+
+def _longest(plan: MemoryPlan) -> int:
+    return plan.sizes.limits.max_model_len if plan.problem is None else 0
+
+
+def _lengths(plans: Sequence[MemoryPlan], context: int | None) -> list[int]:
+    if context is not None:
+        return [context]
+    longest = max(map(_longest, plans))
+    return [*(length for length in _LENGTHS if length < longest), *([longest] if longest else [])]

@@ -1,0 +1,84 @@
+"""What a model takes in the host's memory with the cpu backend, beside KV blocks, before it is loaded.
+
+The kernel library tells what it would pack, so that its layouts are known in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ctypes import CDLL, byref, c_int64
+from itertools import groupby
+from math import prod
+
+from octavo.kernels.device import StepLimits, host_rows
+from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.ledger import Contents, Entry, Ledger, row_bytes
+from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.parameters import Linear
+from octavo.kernels.program.recorder import Recording
+from octavo.kernels.program.share import ModelRecording
+from octavo.kernels.tensor import DTYPES, DType, num_bytes
+
+_PARTITION, _TILE_ROWS = 128, 48  # of csrc/cpu/attention.cpp
+
+
+class CpuLedger:
+    """activation_bytes: see `CpuDevice`."""
+
+    def __init__(self, library: CDLL, activation_bytes: int, num_threads: int) -> None:
+        self._library, self._activation_bytes, self._num_threads = library, activation_bytes, num_threads
+
+    def of(self, model: ModelRecording, kv: KVLayout, limits: StepLimits) -> Ledger:
+        tokens, seqs = limits.max_num_tokens, limits.max_num_seqs
+        contents = Contents.of((model.body, model.head))
+        packed = [self._sizes(linear, 1)[0] for linear in contents.linears.values()]
+        held = [num_bytes(table.sources[0].dtype, table.shape) for table in contents.tables.values()]
+        vectors = [vector.shape for vector in contents.vectors.values()]
+        vectors += [bias.shape for linear in contents.linears.values() for bias in linear.biases]
+        small = 4 * sum(map(prod, vectors)) + contents.rotary_bytes(limits.max_model_len)
+        return Ledger(
+            (
+                Entry("weights", sum(packed), f"{len(packed):,} packed matrices"),
+                Entry("weights", sum(held), "embeddings as in the file"),
+                Entry("weights", small, "norms and angles in float32"),
+                Entry("activations", row_bytes(model.body) * tokens, f"a step of {tokens:,} tokens in float32"),
+                Entry("activations", row_bytes(model.head) * seqs, f"logits of {seqs:,} sequences"),
+                Entry("workspace", self._products(model, limits), "products"),
+                Entry("workspace", self._num_threads * _attention_bytes(model.body.layers), "attention"),
+                host_rows(kv, limits),
+            )
+        )
+
+    def _products(self, model: ModelRecording, limits: StepLimits) -> int:
+        """Of the product that takes most; they run one after another."""
+        rows = ((model.body, limits.max_num_tokens), (model.head, limits.max_num_seqs))
+        return max(self._sizes(linear, count)[1] for part, count in rows for linear in _linears([part]))
+
+    def _sizes(self, linear: Linear, num_tokens: int) -> tuple[int, int]:
+        """Bytes when packed, and of scratch memory for this many tokens."""
+        packed = scratch = 0
+        for dtype, rows in _matrices(linear):
+            each = c_int64(), c_int64()
+            shape = (rows, linear.in_features, self._activation_bytes, num_tokens)
+            if self._library.octavo_matrix_sizes(DTYPES.index(dtype), *shape, *map(byref, each)):
+                packed, scratch = packed + each[0].value, max(scratch, each[1].value)
+        return packed, scratch
+
+
+def _linears(recordings: Iterable[Recording]) -> Iterable[Linear]:
+    return Contents.of(recordings).linears.values()
+
+
+def _matrices(linear: Linear) -> Iterator[tuple[DType, int]]:
+    """The type and the rows of each matrix that `CpuWeights.matrices` makes of a linear layer."""
+    for dtype, parts in groupby(linear.parts, key=lambda part: part.sources[0].dtype):
+        yield dtype, sum(part.shape[0] for part in parts)
+
+
+def _attention_bytes(layers: Iterable[AttentionLayer]) -> int:
+    """A thread's working set for the largest tile."""
+
+    def floats(rows: int, dim: int) -> int:
+        return rows * dim + rows * _PARTITION + 2 * _PARTITION * dim + 2 * rows * (dim + 2)
+
+    return 4 * max((floats(_TILE_ROWS, layer.head_dim) for layer in layers), default=0)

@@ -1,0 +1,119 @@
+"""What a model takes on a GPU beside KV blocks, before it is loaded. Imports neither torch nor triton."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import prod
+
+from octavo.config import AttentionBackendOption
+from octavo.kernels.cuda import sizes
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp import shape as cuda_cpp
+from octavo.kernels.device import StepLimits
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ledger import Contents, Entry, Ledger
+from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.parameters import Shape
+from octavo.kernels.program.fuse import Fusions, fuse
+from octavo.kernels.program.recorder import Recording, share_buffers
+from octavo.kernels.program.share import ModelRecording
+
+#: a context with torch's and cuBLAS's kernels and workspaces, and what torch's allocator rounds up to
+_SYSTEM_BYTES = 640 << 20
+#: a captured launch in all its graphs. An estimate, as is the number of graphs: steps are captured as they come.
+_LAUNCH_BYTES = 1 << 10
+_NUM_GRAPHS = 100
+
+
+def device_ledger(
+    model: ModelRecording,
+    kv: KVLayout,
+    limits: StepLimits,
+    dtype: KVDType,
+    gpu: GPU,
+    attention: AttentionBackendOption,
+    *,
+    traced: bool,
+    captures: bool,
+) -> Ledger:
+    layers = model.body.layers
+    return Ledger(
+        (
+            *_weights(model, limits, kv.element_bytes, dtype),
+            *_activations(model, limits, kv.element_bytes, dtype, traced=traced),
+            *_workspace(model, limits, gpu, dtype),
+            *_attention(layers, kv, limits, dtype, gpu, attention),
+            *_rows(kv, limits),
+            *([_graphs(model)] if captures else []),
+            Entry("system", _SYSTEM_BYTES, "CUDA context, libraries, an estimate"),
+        )
+    )
+
+
+def _weights(model: ModelRecording, limits: StepLimits, element_bytes: int, dtype: KVDType) -> Iterator[Entry]:
+    contents = Contents.of((model.body, model.head))
+    held = {name: prod(table.shape) for name, table in contents.tables.items()}
+    for linear in contents.linears.values():
+        held |= {part.name: prod(part.shape) for part in (*linear.parts, *linear.biases)}
+    yield Entry("weights", element_bytes * sum(held.values()), f"{len(held):,} tensors in {dtype}")
+    vectors = 4 * sum(prod(vector.shape) for vector in contents.vectors.values())
+    yield Entry("weights", vectors + contents.rotary_bytes(limits.max_model_len), "norms and angles in float32")
+
+
+def _activations(
+    model: ModelRecording, limits: StepLimits, element_bytes: int, dtype: KVDType, *, traced: bool
+) -> Iterator[Entry]:
+    """Passes share memory, and heads share other memory; the widest of each are those with the least fused."""
+    fusions = Fusions(attention=not traced)
+    tokens, seqs = limits.max_num_tokens, limits.max_num_seqs
+    passes = max(elements(model.body, Fusions(), tokens), elements(model.whole, fusions, seqs))
+    yield Entry("activations", element_bytes * passes, f"a step of {tokens:,} tokens in {dtype}")
+    heads = elements(model.head, fusions, seqs)
+    yield Entry("activations", element_bytes * heads, f"logits of {seqs:,} sequences")
+
+
+def elements(recording: Recording, fusions: Fusions, max_rows: int) -> int:
+    fused = fuse(recording, fusions)
+    return sizes.buffer_elements(share_buffers(fused.instructions, fused.given, fused.kept), max_rows)
+
+
+def _workspace(model: ModelRecording, limits: StepLimits, gpu: GPU, dtype: KVDType) -> Iterator[Entry]:
+    seqs, vocab = limits.max_num_seqs, limits.vocab_size
+    if gpu.capability[0] == 9 and dtype != "float32":
+        yield _entry("sums of split products", [sizes.partial_sums(model.whole.instructions, seqs)])
+    edited = min(seqs, sizes.MAX_EDITED_ROWS)
+    for entries, edits in ((seqs, False), (edited, True)):
+        scan, rest = sizes.logits_scan(entries, vocab), sizes.sampling_workspace(entries, vocab, edits=edits)
+        yield _entry("edited logits" if edits else "draws", [*scan.values(), *rest.values()])
+    yield Entry("workspace", sizes.STAGING_BYTES, "uploads")
+
+
+def _attention(
+    layers: list[AttentionLayer], kv: KVLayout, limits: StepLimits, dtype: KVDType, gpu: GPU,
+    asked: AttentionBackendOption,
+) -> Iterator[Entry]:  # fmt: skip
+    seqs = limits.max_num_seqs
+    kinds = dict.fromkeys((layer.group, layer.window) for layer in layers)
+    plan = sizes.attention_plan(seqs, limits.max_num_tokens)
+    yield _entry("plans of attention", [*plan.values()] * len(kinds))
+    takes_cuda = asked not in ("hopper", "triton") and seqs <= cuda_cpp.MAX_SEQUENCES
+    ours = [layer for layer in layers if takes_cuda and not cuda_cpp.why_not(layer, dtype, kv, gpu)]
+    if ours:
+        yield _entry("decodes in CUDA C++", cuda_cpp.workspace(ours, seqs, gpu))
+    if len(ours) < len(layers):
+        yield _entry("decodes in Triton", sizes.decode_workspace(seqs, layers).values())
+
+
+def _rows(kv: KVLayout, limits: StepLimits) -> Iterator[Entry]:
+    num_blocks = -(-limits.max_model_len // kv.block_size) + 1
+    shapes = sizes.device_rows(len(kv.groups), limits.max_num_seqs, num_blocks)
+    yield Entry("rows", sizes.num_bytes(shapes.values()), f"{limits.max_num_seqs:,} block tables", is_late=True)
+
+
+def _graphs(model: ModelRecording) -> Entry:
+    launches = len(model.whole.instructions) * _NUM_GRAPHS
+    return Entry("graphs", launches * _LAUNCH_BYTES, f"about {_NUM_GRAPHS} of them, an estimate", is_late=True)
+
+
+def _entry(what: str, shapes: Iterable[Shape]) -> Entry:
+    return Entry("workspace", sizes.num_bytes(shapes), what)

@@ -1,0 +1,91 @@
+"""The sizes of a GPU's buffers beside weights and KV blocks.
+
+Their owners allocate by these functions, and `kernels/cuda/ledger.py` plans by them; so this file imports neither torch
+nor triton.
+
+A shape is that of a tensor of 32-bit elements, unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+
+from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.parameters import Shape
+from octavo.kernels.program.recorder import BufferPlan, Instruction
+from octavo.sampling.columns import ENTRY_WIDTH
+
+Shapes = Mapping[str, Shape]
+
+MAX_PARTITIONS = 32  # parts of a sequence in decode attention by Triton's kernels
+PREFILL_TILE = 128  # queries of a chunk that one tile of attention has
+SEGMENT, CHUNK = 128, 2048  # logits whose maximum is kept, and whose sum is kept
+HEAD = 64  # segments that a draw looks at first
+MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a float32 row and a row of counts
+TILED_ROWS = (16, 64, 128, 256)  # row counts above 1 at which products are tiles
+MAX_SPLIT = 2  # parts of a product's inputs, each with its own sum
+STAGING_BYTES = 8 << 20
+
+
+def num_bytes(shapes: Iterable[Shape]) -> int:
+    return 4 * sum(map(prod, shapes))
+
+
+def buffer_elements(plan: BufferPlan, max_rows: int) -> int:
+    """Elements of a program's buffers."""
+    return sum(aligned(width * max_rows) for width in plan.widths)
+
+
+def aligned(num_elements: int) -> int:
+    """The next buffer starts at a multiple of 16 bytes, as TMA requires."""
+    return -(-num_elements // 8) * 8
+
+
+def partial_sums(instructions: Sequence[Instruction], max_num_seqs: int) -> Shape:
+    """Room for the sums of split products, which the next norm adds up."""
+    widths = [i.outputs[0].width for i in instructions if i.op == "add_rms_norm"]
+    return (MAX_SPLIT * min(max_num_seqs, TILED_ROWS[-1]) * max(widths, default=0),)
+
+
+def attention_plan(max_num_seqs: int, max_num_tokens: int) -> Shapes:
+    return {
+        "totals": (2,),
+        "items": (max_num_seqs * MAX_PARTITIONS, 8),
+        "item_ranges": (max_num_seqs, 2),
+        "tiles": (max_num_tokens // PREFILL_TILE + max_num_seqs, 8),
+        "slots": (max_num_tokens,),
+    }
+
+
+def decode_workspace(max_num_seqs: int, layers: Sequence[AttentionLayer]) -> Shapes:
+    max_items = max_num_seqs * MAX_PARTITIONS
+    heads = max((layer.num_heads for layer in layers), default=0)
+    width = max((layer.num_heads * layer.head_dim for layer in layers), default=0)
+    return {"values": (max_items * width,), "max_sum": (max_items * heads * 2,), "counter": (1,)}
+
+
+def logits_scan(max_rows: int, vocab_size: int) -> dict[str, Shape]:
+    chunks = -(-vocab_size // CHUNK)
+    each = (max_rows, chunks)
+    segments = (max_rows, chunks * (CHUNK // SEGMENT))
+    return {"segment_max": segments, "chunk_max": each, "chunk_sum": each, "chunk_better": each}
+
+
+def sampling_workspace(max_entries: int, vocab_size: int, *, edits: bool) -> Shapes:
+    """Beside its scan of the logits."""
+    edited = (max_entries, vocab_size) if edits else (1, 1)
+    return {"head": (max_entries, HEAD), "undecided": (max_entries,), "edited": edited, "counts": edited}
+
+
+def device_rows(num_groups: int, max_num_seqs: int, num_blocks: int) -> Shapes:
+    """num_blocks: columns of a block table."""
+    return {
+        "records": (max_num_seqs, ENTRY_WIDTH),
+        "step_rows": (max_num_seqs,),
+        "tables": (num_groups, max_num_seqs, num_blocks),
+    }
+
+
+def chunk_inputs(max_num_tokens: int, max_num_seqs: int) -> Shape:
+    return (2 * max_num_tokens + 4 * max_num_seqs + 1,)

@@ -1,0 +1,135 @@
+"""Which layers the kernel of csrc/cuda/decode_attention.cu takes, how it runs on a GPU, and the sizes of its memory.
+
+Plans of memory read this file where there is no GPU, so it imports neither torch nor triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp import compile as nvcc
+from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.ops import AttentionLayer
+
+HEAD_DIMS = (64, 96, 128, 256)
+MAX_SEQUENCES = 4096  # as many as the plan can sort in shared memory
+TILE_ROWS = 64
+BOX_TOKENS = 16
+SHARED_LEVELS = 4
+_UNIT_INTS, _MEMBER_INTS, _PATH_INTS = 12, 24, 12
+
+
+def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
+    """Every reason why the kernel does not take the layer."""
+    reasons = []
+    if gpu.is_interpreted:
+        reasons.append("Triton's interpreter stands for the GPU")
+    elif nvcc.find_nvcc() is None:
+        reasons.append("its kernels are compiled by nvcc, which is not here: pip install 'octavo[cuda]'")
+    if dtype == "float32":
+        reasons.append("it computes in 16 bits, not in float32")
+    if layer.head_dim not in HEAD_DIMS:
+        reasons.append(f"heads of {layer.head_dim}; it takes {', '.join(map(str, HEAD_DIMS))}")
+    if (group := layer.num_heads // layer.num_kv_heads) > TILE_ROWS:
+        reasons.append(f"{group} query heads share a kv head; it takes up to {TILE_ROWS}")
+    elif layer.head_dim in HEAD_DIMS and Occupancy.of(Shape.of(layer), layer.head_dim, gpu.capability) is None:
+        reasons.append(f"heads of {layer.head_dim}, for which this GPU has too little shared memory")
+    if layer.rotary is not None and layer.rotary.rotary_dim % 16:
+        reasons.append(f"a rotation of {layer.rotary.rotary_dim} dims; it takes multiples of 16")
+    if kv.block_size % BOX_TOKENS:
+        reasons.append(f"blocks of {kv.block_size} tokens; it takes multiples of {BOX_TOKENS}")
+    return reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The part of a layer's shape that its plan depends on."""
+
+    num_kv_heads: int
+    group: int  # query heads per kv head
+    max_queries: int = 1  # new tokens per decoding sequence
+
+    @classmethod
+    def of(cls, layer: AttentionLayer, max_queries: int = 1) -> Shape:
+        return cls(layer.num_kv_heads, layer.num_heads // layer.num_kv_heads, max_queries)
+
+    @property
+    def tile_queries(self) -> int:
+        return min(self.max_queries, TILE_ROWS // self.group)
+
+    @property
+    def query_tiles(self) -> int:
+        return -(-self.max_queries // self.tile_queries)
+
+    @property
+    def members_in_tile(self) -> int:
+        return TILE_ROWS // (self.tile_queries * self.group)
+
+    def num_stretches(self, gpu: GPU, head_dim: int) -> int:
+        occupancy = Occupancy.of(self, head_dim, gpu.capability)
+        assert occupancy is not None, "a layer that does not fit is not planned"
+        return max(1, gpu.num_multiprocessors * occupancy.blocks // self.num_kv_heads)
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How many thread blocks run on a multiprocessor, and how many entries each one's ring has. An entry holds the keys
+    or the values of 64 tokens."""
+
+    blocks: int
+    entries: int
+
+    @classmethod
+    def of(cls, shape: Shape, head_dim: int, capability: tuple[int, int]) -> Occupancy | None:
+        """Two thread blocks if their rings are long enough, else one; None if one does not fit."""
+        room = 1024 * next((size for known, size in _SHARED_KIB if known == capability), _NEWER_SHARED_KIB)
+        entry = -(-head_dim // 64) * 64 * 128
+        fixed = entry + 2 * (32 + 4 * _MEMBER_INTS * shape.members_in_tile) + 2048  # queries, members, barriers
+        for blocks, least in ((2, 3), (1, 2)):
+            entries = (room // blocks - fixed) // entry
+            if entries >= least:
+                return cls(blocks, min(entries, 12))
+        return None
+
+
+#: KiB of shared memory for thread blocks on a multiprocessor, by compute capability
+_SHARED_KIB = (((8, 0), 162), ((8, 6), 98), ((8, 7), 162), ((8, 9), 98), ((12, 0), 98), ((12, 1), 98))
+_NEWER_SHARED_KIB = 226
+
+
+def plan_shapes(num_seqs: int, num_stretches: int) -> dict[str, tuple[int, ...]]:
+    """A plan's arrays of 32-bit integers, in the order of the kernel's struct."""
+    num_units = num_seqs * (SHARED_LEVELS + 1)  # each has a member
+    return {
+        "totals": (4,),
+        "stretch_units": (num_stretches,),
+        "units": (num_units, _UNIT_INTS),
+        "members": (num_units, _MEMBER_INTS),
+        "paths": (num_seqs, _PATH_INTS),
+    }
+
+
+def max_part_rows(shape: Shape, num_seqs: int, num_stretches: int) -> int:
+    """The most partial results: one for each member of a unit, and more for units that are cut."""
+    return num_seqs * (SHARED_LEVELS + 1) + num_stretches * shape.members_in_tile
+
+
+def partial_shapes(part_rows: int, num_seqs: int, shape: Shape, head_dim: int) -> dict[str, tuple[int, ...]]:
+    """Partial results, of 32-bit numbers."""
+    rows = part_rows * shape.num_kv_heads * shape.tile_queries * shape.group
+    done = num_seqs * shape.query_tiles * shape.num_kv_heads
+    return {"values": (rows * head_dim,), "max_sum": (rows * 2,), "done": (done,)}
+
+
+def workspace(layers: Sequence[AttentionLayer], max_num_seqs: int, gpu: GPU) -> Iterator[tuple[int, ...]]:
+    """All plans and partial results of a model with these layers."""
+    plans = {(layer.group, layer.window, Shape.of(layer)): layer for layer in layers}
+    parts: dict[tuple[Shape, int], int] = {}
+    for (_, _, shape), layer in plans.items():
+        stretches = shape.num_stretches(gpu, layer.head_dim)
+        yield from plan_shapes(max_num_seqs, stretches).values()
+        parts.setdefault((shape, layer.head_dim), max_part_rows(shape, max_num_seqs, stretches))
+    for (shape, head_dim), rows in parts.items():
+        yield from partial_shapes(rows, max_num_seqs, shape, head_dim).values()

@@ -1,0 +1,235 @@
+"""Plans a worker's memory before anything is loaded: from headers and configuration, for a GPU that need not be here.
+
+    checkpoint -> model -> recorded -> a rank's share -> Device.ledger -> bytes left -> plan_kv_cache -> blocks
+
+It takes the same steps as `worker.py`, through the same functions, so a plan and an engine with the same options agree.
+`smallest_changes` searches the options for the nearest plan that fits; every out-of-memory while loading names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from octavo.errors import ConfigError, OutOfMemoryError
+from octavo.kernels.device import Device
+from octavo.kernels.ledger import COMPONENTS, Ledger, size
+from octavo.kernels.program.share import ModelRecording, can_share
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.loader import has_weights, open_checkpoint
+from octavo.models.registry import build_model
+from octavo.observe.machine import memory
+from octavo.vllm_options import ENGINE_OPTIONS
+from octavo.worker.sizes import WorkerSizes
+from octavo.worker.task import WorkerTask
+
+#: whether an engine takes the option, or refuses it
+RUNS_ON_SEVERAL = "tensor_parallel_size" not in ENGINE_OPTIONS
+_RANKS = (2, 4, 8) if RUNS_ON_SEVERAL else ()
+_UTILIZATIONS = tuple(share / 100 for share in range(50, 99))
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """One rank's memory. sizes: with the blocks that fit. problem: why the engine would not start, or None."""
+
+    num_ranks: int
+    sizes: WorkerSizes
+    ledger: Ledger
+    problem: str | None
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.sizes.layout.num_blocks * self.sizes.layout.block_bytes
+
+    @property
+    def total(self) -> int:
+        return self.ledger.total + self.kv_bytes
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that sequences can have: all but the null block."""
+        return max(0, self.sizes.layout.num_blocks - 1)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values, in all cache groups."""
+        layout = self.sizes.layout
+        return len(layout.groups) * layout.block_bytes // layout.block_size
+
+    def num_requests(self, num_tokens: int) -> int:
+        """How many requests of this length run at once, each with a sequence that shares nothing."""
+        if num_tokens > self.sizes.limits.max_model_len:
+            return 0
+        return min(self.num_blocks // self.sizes.blocks_of(num_tokens), self.sizes.limits.max_num_seqs)
+
+
+class Planner:
+    """Plans one model on one device, for any options. memory: the device's bytes, if they are not those here."""
+
+    def __init__(self, checkpoint: Checkpoint, device: Device, memory: int | None = None) -> None:
+        self._checkpoint, self._device, self._memory = checkpoint, device, memory
+        self._recordings: dict[int, ModelRecording] = {}
+
+    @classmethod
+    def of(cls, task: WorkerTask, device: Device, memory: int | None = None) -> Planner:
+        """Opens the checkpoint. Of a hub model that is not here only the configuration is read."""
+        model = task.model
+        if model.load_format == "auto" and not has_weights(model):
+            model = replace(model, load_format="dummy")
+        return cls(open_checkpoint(model, draws_on_device=True), device, memory)
+
+    @property
+    def label(self) -> str:
+        return self._checkpoint.label
+
+    @property
+    def host_memory(self) -> int | None:
+        """Free bytes of a host; None for a GPU."""
+        return None if self._device.sizes_cache_last else self._memory or memory()[1]
+
+    def can_share(self, num_ranks: int) -> bool:
+        architecture = self._checkpoint.architecture
+        return can_share(architecture.num_heads, architecture.num_kv_heads, num_ranks)
+
+    def plan(self, task: WorkerTask, num_ranks: int = 1) -> MemoryPlan:
+        device, utilization = self._device, task.cache.gpu_memory_utilization
+        sizes = WorkerSizes.of(self._checkpoint, task, device)
+        model = self._recording(sizes, num_ranks)
+        sizes = sizes.shared(model.body.layers)
+        ledger = device.ledger(model, sizes.layout, sizes.limits, sizes.dtypes.compute)
+        try:
+            sizes = sizes.fitted(task, device.planned_bytes(ledger, utilization, self._memory), device.sizes_cache_last)
+        except OutOfMemoryError as error:
+            return MemoryPlan(num_ranks, sizes, ledger, str(error))
+        if not device.sizes_cache_last:
+            ledger = device.ledger(model, sizes.layout, sizes.limits, sizes.dtypes.compute)
+        return MemoryPlan(num_ranks, sizes, ledger, None)
+
+    def starts(self, task: WorkerTask, num_ranks: int) -> bool:
+        """Whether the engine would start on that many GPUs."""
+        is_gpu = self._device.sizes_cache_last
+        return is_gpu and self.can_share(num_ranks) and self.plan(task, num_ranks).problem is None
+
+    def _recording(self, sizes: WorkerSizes, num_ranks: int) -> ModelRecording:
+        """The share of the last rank, which has most where a size does not divide. Rotary tables are made for one
+        position: the ledger counts those of the whole context."""
+        if num_ranks not in self._recordings:
+            if 1 not in self._recordings:
+                model = build_model(self._checkpoint.architecture, self._checkpoint, sizes.layer_slots, 1)
+                self._recordings[1] = ModelRecording.of(model)
+            self._recordings[num_ranks] = self._recordings[1].share(num_ranks - 1, num_ranks)
+        return self._recordings[num_ranks]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An option and the value nearest to the present one with which the plan is good."""
+
+    option: str
+    value: int | float
+
+    def __str__(self) -> str:
+        return f"{self.option}={self.value}"
+
+
+def with_option(task: WorkerTask, option: str, value: int | float) -> WorkerTask:
+    """The same task with another value of an engine option."""
+    for name in ("model", "cache", "scheduler"):
+        section = getattr(task, name)
+        if option in section.__dataclass_fields__:
+            return replace(task, **{name: replace(section, **{option: value})})
+    raise AssertionError(f"{option} is no size")
+
+
+def smallest_changes(
+    planner: Planner, task: WorkerTask, is_good: Callable[[MemoryPlan], bool], num_ranks: int = 1
+) -> Iterator[Change]:
+    """Changes of one option each that make the plan good, each as small as it can be."""
+    limits = planner.plan(task, num_ranks).sizes.limits
+
+    def good(option: str, value: int | float) -> bool:
+        try:
+            return is_good(planner.plan(with_option(task, option, value), num_ranks))
+        except ConfigError:
+            return False
+
+    for option, now, least in (
+        ("max_num_batched_tokens", limits.max_num_tokens, 16),
+        ("max_num_seqs", limits.max_num_seqs, 1),
+        ("max_model_len", limits.max_model_len, 16),
+    ):
+        found = _largest(least, now, lambda value, option=option: good(option, value))  # type: ignore[misc]
+        if found is not None:
+            yield Change(option, found)
+    share = task.cache.gpu_memory_utilization
+    higher = (value for value in _UTILIZATIONS if value > share)
+    if (shared := next((value for value in higher if good("gpu_memory_utilization", value)), None)) is not None:
+        yield Change("gpu_memory_utilization", shared)
+
+
+def _largest(least: int, now: int, is_good: Callable[[int], bool]) -> int | None:
+    """The largest multiple of `least` below `now` that is good, if a smaller value is never worse; None if none is."""
+    low, high = 1, (now - 1) // least
+    if high < 1 or not is_good(least):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if is_good(middle * least) else (low, middle - 1)
+    return low * least
+
+
+def told(plan: MemoryPlan) -> str:
+    """The components and their numbers, in one clause."""
+    parts = [(component, plan.ledger.of(component)) for component in COMPONENTS]
+    listed = ", ".join(f"{component} {size(num_bytes)}" for component, num_bytes in parts if num_bytes)
+    return f"{listed}: {size(plan.ledger.total)} without KV blocks"
+
+
+def advice(planner: Planner, task: WorkerTask, num_ranks: int = 1) -> str:
+    """What the engine needs, and the smallest change of an option with which it starts."""
+    plan = planner.plan(task, num_ranks)
+    if plan.problem is None:
+        option = "gpu_memory_utilization" if planner.host_memory is None else "kv_cache_memory_bytes"
+        cure = f"that fits where nothing else takes memory: end other programs, or set {option} lower"
+        return f"planned are {told(plan)}; {cure}"
+    changes = [*smallest_changes(planner, task, lambda changed: changed.problem is None, num_ranks)]
+    more = next((ranks for ranks in _RANKS if ranks > num_ranks and planner.starts(task, ranks)), None)
+    if more is not None:
+        changes.append(Change("tensor_parallel_size", more))
+    cure = f"set {' or '.join(map(str, changes))}" if changes else "take a smaller model, or more memory"
+    return f"planned are {told(plan)}; {cure}"
+
+
+@contextmanager
+def explained(task: WorkerTask, checkpoint: Checkpoint, device: Device) -> Iterator[None]:
+    """An OutOfMemoryError from inside tells what was planned and what to change as well."""
+    try:
+        yield
+    except OutOfMemoryError as error:
+        try:
+            text = advice(Planner(checkpoint, device), task)
+        except Exception:  # the plan needs memory, too: the first error matters more
+            raise error from None
+        raise OutOfMemoryError(f"{error}; {text}") from error
+
+
+def plan_facts(plan: MemoryPlan) -> dict[str, Any]:
+    """For JSON."""
+    layout, limits = plan.sizes.layout, plan.sizes.limits
+    return {
+        "tensor_parallel_size": plan.num_ranks,
+        "problem": plan.problem,
+        **{component: plan.ledger.of(component) for component in COMPONENTS},
+        "kv_cache": plan.kv_bytes,
+        "total": plan.total,
+        "kv_bytes_per_token": plan.token_bytes,
+        "block_bytes": layout.block_bytes,
+        "block_size": layout.block_size,
+        "num_blocks": plan.num_blocks,
+        "max_model_len": limits.max_model_len,
+        "max_num_seqs": limits.max_num_seqs,
+        "max_num_batched_tokens": limits.max_num_tokens,
+    }

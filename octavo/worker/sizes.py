@@ -1,0 +1,91 @@
+"""The sizes that a worker is built for: from a checkpoint, a task and a device. Workers and memory plans share them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from octavo.cache.blocks import CacheGroup, make_groups
+from octavo.kernels.device import Device, DTypes, StepLimits, StepSizes
+from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
+from octavo.kernels.ops import AttentionLayer
+from octavo.models.architecture import Architecture, allowed_model_len
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.decoder import LayerSlot
+from octavo.worker.memory import plan_kv_cache
+from octavo.worker.task import WorkerTask
+
+SERVER_TOKEN_BUDGET = 8192  # vLLM's for servers: every stream waits for the longest step
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSizes:
+    """layout.num_blocks is 0 until `fitted`; limits.max_model_len is then what the blocks allow."""
+
+    groups: tuple[CacheGroup, ...]
+    layout: KVLayout
+    limits: StepLimits
+    dtypes: DTypes
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, task: WorkerTask, device: Device) -> WorkerSizes:
+        architecture = checkpoint.architecture
+        dtypes = device.dtypes(task.model.dtype, task.cache.kv_cache_dtype, checkpoint.dtypes[0])
+        groups = make_groups(architecture.windows or (None,) * architecture.num_layers)
+        layout = _layout(architecture, groups, task.cache.block_size, dtypes.kv)
+        return cls(groups, layout, _limits(architecture, task, device.default_sizes()), dtypes)
+
+    @property
+    def layer_slots(self) -> list[LayerSlot]:
+        """For each layer, its group and its place in the group."""
+        slots = {layer: (g, place) for g, group in enumerate(self.groups) for place, layer in enumerate(group.layers)}
+        return [slots[layer] for layer in range(len(slots))]
+
+    def fitted(self, task: WorkerTask, free_bytes: int, is_rest: bool) -> WorkerSizes:
+        """With as many blocks as fit, and the context length that these allow. is_rest: the bytes are what a GPU has
+        left, see `plan_kv_cache`; otherwise all engines share a host's memory."""
+        if not is_rest:
+            free_bytes //= task.backend.data_parallel_size
+        limits, is_len_asked = self.limits, task.model.max_model_len is not None
+        given = (task.cache, self.layout, limits.max_num_seqs, limits.max_model_len, is_len_asked, free_bytes)
+        budget = plan_kv_cache(*given, is_rest=is_rest)
+        return replace(
+            self,
+            layout=replace(self.layout, num_blocks=budget.num_blocks),
+            limits=replace(limits, max_model_len=budget.max_model_len),
+        )
+
+    def shared(self, layers: Sequence[AttentionLayer]) -> WorkerSizes:
+        """For a rank with these layers, which may have some of the KV heads only."""
+        heads = [layer.num_kv_heads for layer in layers[:1]]
+        groups = tuple(replace(group, num_kv_heads=number) for group in self.layout.groups for number in heads)
+        return replace(self, layout=replace(self.layout, groups=groups))
+
+    def blocks_of(self, num_tokens: int) -> int:
+        """The most blocks that one sequence of this many tokens holds."""
+        given = (num_tokens, self.limits.max_num_tokens, self.layout.block_size)
+        return sum(group.max_blocks(*given) for group in self.groups)
+
+
+def _layout(architecture: Architecture, groups: tuple[CacheGroup, ...], block_size: int, dtype: KVDType) -> KVLayout:
+    return KVLayout(
+        num_blocks=0,  # not known yet
+        block_size=block_size,
+        groups=tuple(KVGroup(len(group.layers), architecture.num_kv_heads, architecture.head_dim) for group in groups),
+        dtype=dtype,
+    )
+
+
+def _limits(architecture: Architecture, task: WorkerTask, default: StepSizes) -> StepLimits:
+    sizes = task.scheduler
+    model_len = allowed_model_len(architecture, task.model.max_model_len)
+    default_tokens = default.max_num_batched_tokens
+    if task.serves:
+        default_tokens = min(default_tokens, SERVER_TOKEN_BUDGET)
+    num_tokens = sizes.max_num_batched_tokens or default_tokens
+    return StepLimits(
+        max_num_tokens=num_tokens if sizes.enable_chunked_prefill else max(num_tokens, model_len),
+        max_num_seqs=sizes.max_num_seqs or default.max_num_seqs,
+        max_model_len=model_len,
+        vocab_size=architecture.vocab_size,
+    )
