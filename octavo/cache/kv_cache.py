@@ -49,6 +49,7 @@ class KVCache:
         self.block_size = block_size
         self.groups = tuple(groups)
         self.enable_prefix_caching = enable_prefix_caching
+        self._has_windows = any(group.window is not None for group in groups)
         self.tree = PrefixTree()
         self._events = events
         self._clock = clock
@@ -123,9 +124,11 @@ class KVCache:
         """Make room for the next `num_tokens` tokens. False: not enough blocks, and none were taken."""
         tables = self.tables[sequence.sequence_id]
         start = sequence.num_computed_tokens
-        self._give_back_behind_window(tables, sequence)
-        num_new = max(0, -(-(start + num_tokens) // self.block_size) - tables.num_blocks)
-        shared = self._shared_groups(tables, start)
+        if self._has_windows:
+            self._give_back_behind_window(tables, sequence)
+        num_held = tables.num_blocks
+        num_new = max(0, -(-(start + num_tokens) // self.block_size) - num_held)
+        shared = self._shared_groups(tables, start) if start < num_held * self.block_size else []
         if num_new * len(self.groups) + len(shared) > self.pool.num_available:
             return False
         for group in shared:

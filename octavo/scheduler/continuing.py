@@ -14,6 +14,7 @@ the worst itself.
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
@@ -64,7 +65,11 @@ class Continuing:
         """Grant running sequences their tokens, from this one on, as long as none has a worse priority -> the next."""
         running, budget = self._places.running, self._budget
         searching = self._places.searching
+        may_run_on = priority == math.inf and not searching
         while index < len(running) and budget.left and running[index].request.priority <= priority:
+            if may_run_on and (num_decodes := self._decode_from(index, draft)):
+                index += num_decodes
+                continue
             sequence = running[index]
             if searching and sequence.request.request_id in searching:
                 if not self.continue_beams(sequence.request, draft):
@@ -75,6 +80,26 @@ class Continuing:
                 break
             index += 1
         return index
+
+    def _decode_from(self, index: int, draft: PlanDraft) -> int:
+        """Grant the next token to running sequences from this one on, up to one that computes more than its last token,
+        is about to end, has guesses or finds no block -> how many. Mostly these are all."""
+        cache, tables, left = self._cache, self._cache.tables, self._budget.left
+        decodes: list[Sequence] = []
+        for sequence in islice(self._places.running, index, index + left):
+            num_computed, num_pending = sequence.num_computed_tokens, sequence.num_pending
+            num_planned = len(sequence.token_ids) + num_pending
+            if (
+                num_planned - num_computed != 1
+                or num_planned >= sequence.max_len
+                or sequence.spec_token_ids
+                or (num_computed >= tables[sequence.sequence_id].room and not cache.grow(sequence, 1))
+            ):
+                break
+            decodes.append(sequence)
+        self._budget.left = left - len(decodes)
+        draft.grant_decodes(decodes)
+        return len(decodes)
 
     def continue_beams(self, request: Request, draft: PlanDraft) -> bool:
         """Grant each beam of a request its next token, or none of them: they wait for each other. False: they were

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from octavo.messages import StepPlan
 from octavo.request import Sequence, SequenceId, SequenceState
 from octavo.scheduler.continuing import Continuing
 from octavo.scheduler.places import Places
@@ -64,9 +63,10 @@ class Quarantine:
             self.suspects[sequence] = sequence.num_computed_tokens
             self._places.preempt(sequence, "fault")
 
-    def clear(self, plan: StepPlan, granted: list[Sequence]) -> None:
+    def clear(self, draft: PlanDraft) -> None:
         """A step was carried out: it clears those that got past the place of the fault."""
-        for sequence, start, count in zip(granted, plan.num_computed_tokens, plan.num_scheduled_tokens, strict=True):
+        columns = draft.granted, draft.num_computed_tokens, draft.num_scheduled_tokens
+        for sequence, start, count in zip(*columns, strict=True):
             if sequence in self.suspects and start + count >= self.suspects[sequence]:
                 del self.suspects[sequence]
 

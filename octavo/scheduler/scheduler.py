@@ -32,7 +32,7 @@ from octavo.scheduler.places import Places
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
 from octavo.scheduler.quarantine import Quarantine
 from octavo.scheduler.starting import Growth, Starting
-from octavo.scheduler.step import PlanDraft, SequenceUpdate, keep_run, num_right, runs_of
+from octavo.scheduler.step import NO_TOKEN, PlanDraft, SequenceUpdate, keep_run, num_right, runs_of
 
 
 class Scheduler:
@@ -155,6 +155,9 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
         """Add what a step drew, and end the sequences that are done."""
         draft = self._in_flight.pop(plan.step_id)
+        has_more = result.logprobs or result.prompt_logprobs or result.candidates or plan.spec_token_ids
+        if not (result.offsets or has_more):
+            return self._update_plain(draft, result)
         prompt_rows = self._prompt_logprobs.take_fresh(draft, result) if result.prompt_logprobs else {}
         outdated, logprobs, logs_events = draft.outdated, result.logprobs, self._events.is_on
         running, updates, has_left = SequenceState.RUNNING, [], False
@@ -183,11 +186,38 @@ class Scheduler:
             updates += self._beams.choose(draft, result, lambda sequence, ending: self._finish(sequence, *ending))
             has_left = True
         updates += [SequenceUpdate(sequence, [], (), rows) for sequence, rows in prompt_rows.items()]
+        return self._updated(draft, result, updates, has_left=has_left)
+
+    def _update_plain(self, draft: PlanDraft, result: StepResult) -> list[SequenceUpdate]:
+        """The same for a step that drew one token for each sequence, which is most of them, and nothing else."""
+        outdated, logs_events, running = draft.outdated, self._events.is_on, SequenceState.RUNNING
+        updates, has_left = list[SequenceUpdate](), False
+        for sequence, token_id in zip(draft.drawing, result.sampled_token_ids, strict=True):
+            if sequence.state is not running or (outdated and sequence in outdated):
+                continue
+            sequence.num_pending -= 1
+            token_ids, request, run = sequence.token_ids, sequence.request, [token_id]
+            if logs_events and len(token_ids) == len(request.prompt_token_ids) and sequence.index == 0:
+                self._events.write(FirstToken(self._clock(), request.request_id))
+            if token_id in request.stop_token_ids or token_id == NO_TOKEN or len(token_ids) + 1 >= sequence.max_len:
+                end = keep_run(sequence, run)
+                if end is not None:
+                    self._finish(sequence, *end)
+                    has_left = True
+            else:
+                token_ids.append(token_id)
+            updates.append(SequenceUpdate(sequence, run))
+        return self._updated(draft, result, updates, has_left=has_left)
+
+    def _updated(
+        self, draft: PlanDraft, result: StepResult, updates: list[SequenceUpdate], *, has_left: bool
+    ) -> list[SequenceUpdate]:
+        """What follows every step that was carried out."""
         if self._quarantine.suspects:
-            self._quarantine.clear(plan, draft.granted)
+            self._quarantine.clear(draft)
         if has_left:
             self._places.drop_ended()
-        if logs_events:
+        if self._events.is_on:
             sampled = draft.sampled(self._clock(), result, updates, keeps_token_ids=self._events.keeps_token_ids)
             if sampled.sequence_ids:
                 self._events.write(sampled)

@@ -78,6 +78,16 @@ class PlanDraft:
         self.num_logits.append(num_logits)
         self.num_draws.append(num_logits if sequence.request.max_output_tokens else 0)
 
+    def grant_decodes(self, sequences: list[Sequence]) -> None:
+        """Compute the last token of each of these, and draw the next."""
+        ones = [1] * len(sequences)
+        self.granted += sequences
+        self.rows += [sequence.row for sequence in sequences]
+        self.num_computed_tokens += [sequence.num_computed_tokens for sequence in sequences]
+        self.num_scheduled_tokens += ones
+        self.num_logits += ones
+        self.num_draws += ones
+
     def enter(self, sequence: Sequence) -> None:
         """A sequence takes its row with all its tokens so far."""
         request = sequence.request
