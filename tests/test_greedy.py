@@ -34,19 +34,25 @@ def prompts_of(seed: int) -> list[list[int]]:
 
 
 @cache
-def oracle(folder: Path, seed: int) -> list[tuple[list[int], np.ndarray[Any, Any]]]:
-    """Per prompt: greedy tokens, and the log-probabilities [len - 1, V] after every token but the last."""
+def oracle(folder: Path) -> Any:
     auto: Any = transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    answers = []
+    return auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
+@cache
+def logprobs(folder: Path, sequence: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """transformers' log-probabilities [len - 1, V] after every token but the last."""
     with torch.inference_mode():
-        for prompt in prompts_of(seed):
-            tokens = list(prompt)
-            for _ in range(NEW_TOKENS):
-                logits = model(torch.tensor([tokens])).logits[0]
-                tokens.append(int(logits[-1].argmax()))
-            answers.append((tokens[len(prompt) :], logits.log_softmax(-1).numpy()))
-    return answers
+        return oracle(folder)(torch.tensor([sequence[:-1]])).logits[0].log_softmax(-1).numpy()
+
+
+def check_greedy(folder: Path, outputs: list[RequestOutput]) -> None:
+    """If each token is the best after those before it, then transformers would generate them."""
+    for output in outputs:
+        prompt, (answer,) = output.prompt_token_ids, tokens([output])
+        best = logprobs(folder, (*prompt, *answer))[len(prompt) - 1 :].argmax(-1)
+        assert len(answer) == NEW_TOKENS
+        assert answer == best.tolist()
 
 
 def engine(folder: Path, backend: Device, **options: Any) -> LLM:
@@ -75,10 +81,11 @@ def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
 @pytest.mark.parametrize("name", TINY)
 def test_tokens_equal_transformers(name: str, block_size: int, backend: Device, tiny_folder: TinyFolder) -> None:
     folder, seed = tiny_folder(name), block_size
-    expected = [answer for answer, _ in oracle(folder, seed)]
     options = {"block_size": block_size, "max_num_batched_tokens": SETTINGS[block_size]}
     with engine(folder, backend, **options) as llm:
-        assert tokens(llm.generate(prompts_of(seed), GREEDY, use_tqdm=False)) == expected
+        outputs = llm.generate(prompts_of(seed), GREEDY, use_tqdm=False)
+        check_greedy(folder, outputs)
+        expected = tokens(outputs)
         again = llm.generate(prompts_of(seed), GREEDY, use_tqdm=False)  # now from the prefix tree
         assert tokens(again) == expected
         assert all(output.num_cached_tokens > 0 for output in again if len(output.prompt_token_ids) > block_size)
@@ -97,9 +104,11 @@ def test_logprobs_equal_transformers(name: str, backend: Device, tiny_folder: Ti
     params = GREEDY.replace(logprobs=4, prompt_logprobs=3)
     with engine(folder, backend, max_num_batched_tokens=11) as llm:
         outputs = llm.generate(prompts_of(1), params, use_tqdm=False)
-    for output, (_, truth) in zip(outputs, oracle(folder, 1), strict=True):
+    check_greedy(folder, outputs)
+    for output in outputs:
         rows = [*(output.prompt_logprobs or []), *(output.outputs[0].logprobs or [])]
         sequence = output.prompt_token_ids + output.outputs[0].token_ids
+        truth = logprobs(folder, tuple(sequence))
         assert rows[0] is None
         assert len(rows) == len(sequence)
         for position in range(1, len(sequence)):

@@ -7,10 +7,14 @@ import os
 import pytest
 import torch
 
+from tests.gpu.quick_interpreter import quicken
+
 ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported, and when a kernel is defined
 pytest.importorskip("triton")
+if not ON_GPU:
+    quicken()
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
