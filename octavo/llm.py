@@ -154,7 +154,7 @@ class LLM:
 
     def session(self, prompt: Prompt, *, cache_salt: str | None = None) -> Session:
         """A prompt that is continued in branches, which can be forked, extended and pruned; see Session."""
-        return Session(self._engine, self.generate, prompt, cache_salt)
+        return Session(self._engine, self._turns, self._make, prompt, cache_salt)
 
     def beam_search(
         self,

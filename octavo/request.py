@@ -10,6 +10,7 @@ The scheduler owns and changes both; everyone else reads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Listlike
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NewType
@@ -80,6 +81,8 @@ class Request:
     max_output_tokens: max_tokens cut to what the model's context leaves.
     banned_until_min_tokens: tokens that may not be drawn before min_tokens.
     bad_word_ids: token sequences that may not be completed.
+    begun_token_ids: output tokens that it begins with: those of the running request that it forks from. first_len:
+    how many tokens its first sequence begins with.
     data_parallel_rank: of several engines, the one that must compute it; None: any.
     """
 
@@ -95,15 +98,25 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     stop_token_ids: frozenset[int] = frozenset()
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    begun_token_ids: Listlike[int] = ()
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     first_scheduled_time: float | None = None
     data_parallel_rank: int | None = None
+    first_len: int = field(init=False)
 
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
+
+    def __post_init__(self) -> None:
+        self.begin_with(self.begun_token_ids)
+
+    def begin_with(self, token_ids: Listlike[int]) -> None:
+        """Set begun_token_ids, before its sequences are made."""
+        self.begun_token_ids = token_ids
+        self.first_len = len(self.prompt_token_ids) + len(token_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

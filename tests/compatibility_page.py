@@ -89,6 +89,7 @@ OURS: dict[str, frozenset[str]] = {
     "fields": frozenset(),
     "methods": frozenset(
         {"stream", "session", "events", "save_events", "card", "stats", "close", "is_alive", "model_info", "metrics"}
+        | {"snapshot"}
     ),
 }
 

@@ -355,7 +355,7 @@ def test_a_branch_in_use_is_refused_and_a_closed_session_lets_its_calls_end(llm:
     running.start()
     while llm.stats().num_running == 0 and running.is_alive():
         pass
-    refused = [lambda: story.prune(1), lambda: story.extend([5]), story.generate, lambda: story.fork(2, 1)]
+    refused = [lambda: story.extend([5]), story.generate, story.stream, lambda: story.extend([5], 1)]
     for call in refused:
         with pytest.raises(InvalidRequestError, match="branch is 1, which another call continues: wait until it has"):
             call()
@@ -366,13 +366,14 @@ def test_a_branch_in_use_is_refused_and_a_closed_session_lets_its_calls_end(llm:
     assert is_tidy(llm)
 
 
-def test_an_interrupted_call_changes_nothing(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["make_request", "step"])
+def test_an_interrupted_call_changes_nothing(llm: LLM, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with llm.session(PROMPT) as story:
         with monkeypatch.context() as patch:
-            patch.setattr(story, "_generate", interrupt)
+            patch.setattr(llm._engine, name, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 story.generate(GREEDY)
         assert story.branches[0].token_ids == PROMPT

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from octavo.engine.calls import id_list, missing_attribute
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
 from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine, check_rank
+from octavo.engine.output import RequestText
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
@@ -78,7 +79,7 @@ class AsyncLLM(EngineClient):
         asked = (request_id, call.prompt, params, call.priority, call.cache_salt)
         request = await asyncio.to_thread(self._engine.make_request, *asked)
         listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
-        self._send(lambda engine: self._add(engine, request, listener, call.trace_headers))
+        self._send(lambda engine: self._add(engine, request, listener, call))
         finished = False
         try:
             while not finished:
@@ -97,6 +98,9 @@ class AsyncLLM(EngineClient):
         """End a request, or several; the generator of each yields a last output with finish_reason "abort"."""
         for one in id_list(request_id):
             self._send(lambda engine, one=one: engine.abort_request(one))  # type: ignore[misc]
+
+    async def snapshot(self, request_id: str) -> RequestText:
+        return await self._ask(lambda engine: engine.snapshot(request_id))
 
     async def check_health(self) -> None:
         """Raises EngineDeadError if the engine has stopped."""
@@ -144,7 +148,7 @@ class AsyncLLM(EngineClient):
         def reply(engine: LLMEngine) -> None:
             try:
                 answer.set_result(question(engine))
-            except EngineDeadError as refusal:
+            except OctavoError as refusal:
                 answer.set_exception(refusal)
 
         self._send(reply)
@@ -157,13 +161,11 @@ class AsyncLLM(EngineClient):
                 return
         raise EngineDeadError(_why_it_ended(self._fault)) from self._fault
 
-    def _add(
-        self, engine: LLMEngine, request: Request, listener: _Listener, trace_headers: Mapping[str, str] | None
-    ) -> None:
-        if trace_headers is not None and engine.tracer is not None:
-            engine.tracer.link(request.request_id, trace_headers)
+    def _add(self, engine: LLMEngine, request: Request, listener: _Listener, call: GenerateCall) -> None:
+        if call.trace_headers is not None and engine.tracer is not None:
+            engine.tracer.link(request.request_id, call.trace_headers)
         try:
-            engine.add_request(request)
+            engine.add_request(request, call.forks)
         except OctavoError as refusal:
             listener.put(refusal)
         else:

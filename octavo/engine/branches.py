@@ -1,20 +1,21 @@
 """Branches: the tokens of one session, by the branch's number.
 
     fork(3, 0)      1 and 2 begin with the tokens of 0
-    continued(...)  lends branches to a call that generates; other calls are refused them until it has ended
-    keep            appends what the call generated
+    take(...)       lends branches to a call that generates; other calls are refused them until they are given back
+    give_back       appends what the call generated
 
 A branch is its tokens and nothing else. A call sends them as a prompt, and the prefix tree gives each request the
 blocks that hold the tokens it begins with. So branches share blocks, a fork costs nothing, and a session that rests
 keeps no block from other requests.
+
+A branch that is lent may still be forked and pruned, through the call that has it: copies are lent to it, too.
 """
 
 from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from octavo.engine.calls import listed_or_one
 from octavo.errors import InvalidRequestError
@@ -44,7 +45,7 @@ class Branches:
         self._admit = admit
         self._lock = threading.RLock()  # reentrant for signal handlers
         self._tokens: dict[int, TokenIds] = {0: tuple(token_ids)}
-        self._continued: set[int] = set()  # by calls that have not ended
+        self._lent: set[int] = set()  # to calls that have not ended
         self._next = 1
         self.num_tokens = len(token_ids)
         self.is_closed = False
@@ -55,11 +56,12 @@ class Branches:
             self._check_open()
             return dict(self._tokens)
 
-    def fork(self, n: int, branch: int) -> list[int]:
-        """-> the numbers of n branches with the same tokens, the branch itself first."""
+    def fork(self, n: int, branch: int, *, may_be_lent: bool = False) -> list[int]:
+        """-> the numbers of n branches with the same tokens, the branch itself first. Copies of one that is lent are
+        lent, too."""
         with self._lock:
-            number, most = self._known(branch), MAX_N + 1 - len(self._tokens)
-            count = _whole(n)
+            number, most = self._known(branch, may_be_lent), MAX_N + 1 - len(self._tokens)
+            count = whole(n)
             if count is None or not 1 <= count <= most:
                 raise InvalidRequestError(
                     f"n is {shown(n)}, allowed is 1 to {most}: the branch itself and its copies; a session holds "
@@ -70,6 +72,8 @@ class Branches:
             self._next += len(copies)
             self.num_tokens += len(copies) * len(tokens)
             self._tokens.update(dict.fromkeys(copies, tokens))
+            if number in self._lent:
+                self._lent.update(copies)
             return [number, *copies]
 
     def extend(self, token_ids: Sequence[int], branch: int | None) -> None:
@@ -86,14 +90,19 @@ class Branches:
             self._admit(len(numbers) * len(token_ids))
             self._append(dict.fromkeys(numbers, token_ids))
 
-    def prune(self, branch: int) -> None:
+    def prune(self, branch: int, *, may_be_lent: bool = False) -> int:
+        """-> its number."""
         with self._lock:
-            self.num_tokens -= len(self._tokens.pop(self._known(branch)))
+            number = self._known(branch, may_be_lent)
+            self.num_tokens -= len(self._tokens.pop(number))
+            return number
 
-    @contextmanager
-    def continued(self, branches: object) -> Iterator[dict[int, TokenIds]]:
-        """The tokens of branches that this call continues: all of them, one number, or several. Inside, `keep` appends
-        what came of it."""
+    def is_lent(self, branch: int) -> bool:
+        with self._lock:
+            return branch in self._lent
+
+    def take(self, branches: object) -> dict[int, TokenIds]:
+        """Lend branches to a call that continues them: all, one number, or several -> their tokens."""
         with self._lock:
             numbers = self._all() if branches is None else self._several(branches)
             for number in numbers:
@@ -102,17 +111,14 @@ class Branches:
                         f"branch {number} has {most} tokens, as many as max_model_len allows, and cannot go on: prune "
                         "it, name the others in branches, or raise max_model_len"
                     )
-            self._continued.update(numbers)
-            taken = {number: self._tokens[number] for number in numbers}
-        try:
-            yield taken
-        finally:
-            with self._lock:
-                self._continued.difference_update(numbers)
+            self._lent.update(numbers)
+            return {number: self._tokens[number] for number in numbers}
 
-    def keep(self, made: Mapping[int, Sequence[int]]) -> None:
-        """Append the tokens that `continued` branches got. A session that was closed meanwhile has no more branches."""
+    def give_back(self, numbers: Iterable[int], made: Mapping[int, Sequence[int]]) -> None:
+        """End the loan of branches, and append the tokens that they got. One that was pruned, or whose session was
+        closed, gets none."""
         with self._lock:
+            self._lent.difference_update(numbers)
             self._append({number: token_ids for number, token_ids in made.items() if number in self._tokens})
 
     def close(self) -> None:
@@ -139,14 +145,14 @@ class Branches:
             raise InvalidRequestError(f"branches holds {shown(many)}, allowed is each number once")
         return numbers
 
-    def _known(self, branch: object) -> int:
+    def _known(self, branch: object, may_be_lent: bool = False) -> int:
         """The number of a branch that exists and that no other call continues."""
         self._check_open()
-        number = _whole(branch)
+        number = whole(branch)
         if number is None or number not in self._tokens:
             known = shown(list(self._tokens)) if self._tokens else "none, as all were pruned: begin another session"
             raise InvalidRequestError(f"branch is {shown(branch)}, allowed are {known}")
-        if number in self._continued:
+        if number in self._lent and not may_be_lent:
             raise InvalidRequestError(f"branch is {number}, which another call continues: wait until it has ended")
         return number
 
@@ -173,7 +179,7 @@ def check_branch_params(params: SamplingParams) -> None:
         )
 
 
-def _whole(value: object) -> int | None:
+def whole(value: object) -> int | None:
     """The value as a whole number; None if it is none, or a bool."""
     try:
         return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]

@@ -75,13 +75,19 @@ class LLMEngine:
         """Tokens to append to others, from a text or token ids. Any thread may call it."""
         return self._inputs.continuation(given)
 
-    def add_request(self, request: Request) -> None:
-        """Queue a request. Raises InvalidRequestError if it can never be served, or its id is in use."""
+    def add_request(self, request: Request, forks: RequestText | None = None) -> None:
+        """Queue a request. forks: a snapshot whose tokens it begins with. Raises InvalidRequestError if it can never be
+        served, or its id is in use."""
         core = self.core
         check_unused(request.request_id, self._live)
+        text = None if forks is None else forks.fork(request)
         core.add_request(request)
-        self._outputs.add(request)
+        self._outputs.add(request, text)
         self._live.add(request.request_id)
+
+    def snapshot(self, request_id: str) -> RequestText:
+        """A running request as it is now, to fork from. Raises InvalidRequestError if it has ended."""
+        return self._outputs.snapshot(request_id)
 
     def abort_request(self, request_id: str) -> None:
         """End a request now; the next step() returns its last output. An unknown id is taken for a finished request."""
@@ -150,8 +156,14 @@ class OutputProcessor:
         self._tokenizer = tokenizer
         self._requests: dict[str, RequestText] = {}
 
-    def add(self, request: Request) -> None:
-        self._requests[request.request_id] = RequestText(request, self._tokenizer)
+    def add(self, request: Request, text: RequestText | None = None) -> None:
+        """text: what it begins with, if it forks from another."""
+        self._requests[request.request_id] = RequestText(request, self._tokenizer) if text is None else text
+
+    def snapshot(self, request_id: str) -> RequestText:
+        if (text := self._requests.get(request_id)) is None:
+            raise has_ended()
+        return text.snapshot()
 
     def abort(self, request_id: str, now: float) -> list[RequestOutput]:
         """The last output of a request that the scheduler was told to end; none if it has had one."""
@@ -184,6 +196,13 @@ class OutputProcessor:
         return done
 
 
+def has_ended() -> InvalidRequestError:
+    """Says why there is no snapshot."""
+    return InvalidRequestError(
+        "it does not run at this moment: it has not begun, or its last output waits to be read; try again"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateCall:
     """The arguments of `generate`. sampling_params None: the model's defaults. request_id None: one is made up.
@@ -196,6 +215,7 @@ class GenerateCall:
     cache_salt: str | None
     trace_headers: Mapping[str, str] | None
     data_parallel_rank: int | None = None
+    forks: RequestText | None = None
 
 
 def check_rank(rank: object, num_engines: int) -> None:
@@ -221,19 +241,20 @@ class EngineClient(Protocol):
         cache_salt: str | None = None,
         trace_headers: Mapping[str, str] | None = None,
         data_parallel_rank: int | None = None,
+        forks: RequestText | None = None,
         **others: Any,
     ) -> AsyncIterator[RequestOutput]:
         """The request's outputs as they come; the last one has finished=True. Leaving the loop early, or being
         cancelled, aborts the request and frees its blocks. cache_salt: share cached blocks only with requests of the
-        same salt. data_parallel_rank: of several engines, the one to use. others: vLLM's arguments, at values that ask
-        for nothing.
+        same salt. data_parallel_rank: of several engines, the one to use. forks: a `snapshot` of a request with the
+        same prompt, whose tokens this one begins with. others: vLLM's arguments, at values that ask for nothing.
 
         Raises InvalidRequestError (the user's fault), EngineBusyError (too many wait; it says when to try again) and
         EngineDeadError (the engine is down, or went down).
         """
         if others:
             refuse_unknown(EngineClient.generate, others)
-        asked = (prompt, sampling_params, request_id, priority, cache_salt, trace_headers, data_parallel_rank)
+        asked = (prompt, sampling_params, request_id, priority, cache_salt, trace_headers, data_parallel_rank, forks)
         return self._outputs(GenerateCall(*asked))
 
     def beam_search(
@@ -245,6 +266,9 @@ class EngineClient(Protocol):
 
     def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         """Implements `generate`; nothing is checked or begun before the first output is asked for."""
+
+    async def snapshot(self, request_id: str) -> RequestText:
+        """A running request as it is now. Raises InvalidRequestError if it has ended, or cannot be forked."""
 
     async def abort(self, request_id: str) -> None:
         """End a request; its last output has finish_reason "abort". An unknown id is taken for a finished request."""

@@ -6,23 +6,19 @@
 
 So requests of all threads share the steps, and a stream that is read slowly, or not at all, delays no other. Only the
 thread that has the turn touches the engine.
-
-Python may raise KeyboardInterrupt between any two bytecodes of the main thread. A step that has begun is finished
-first: otherwise the scheduler's plan would never be computed, and its state would be wrong.
 """
 
 from __future__ import annotations
 
-import itertools
-import signal
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from types import FrameType
-from typing import Any, TypeVar
+from functools import partial
+from typing import NoReturn, TypeVar
 
+from octavo.engine.inbox import Inbox
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.step_guard import StepGuard
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.outputs import RequestOutput
 from octavo.request import Request
@@ -41,10 +37,19 @@ class OutputStream(Iterator[RequestOutput]):
 
     def __init__(self, turns: EngineTurns, requests: Sequence[Request]) -> None:
         self._turns = turns
-        self._inbox = _Inbox(requests)
+        self._inbox = Inbox(requests)
 
     def __next__(self) -> RequestOutput:
         return self._turns.next(self._inbox)
+
+    def fork(self, parent_id: str, requests: Sequence[Request]) -> None:
+        """Add requests that begin with the tokens of one of the stream's own. Raises InvalidRequestError if that has
+        ended, or cannot be forked."""
+        self._turns.fork(self._inbox, parent_id, requests)
+
+    def abort(self, request_id: str) -> None:
+        """End one of the stream's requests and free its blocks; its last output has finish_reason "abort"."""
+        self._turns.abort(self._inbox, request_id)
 
     def close(self) -> None:
         """Stop reading. A thread that waits for an output gets StopIteration."""
@@ -56,82 +61,6 @@ class OutputStream(Iterator[RequestOutput]):
             self._turns.abort_later(self._inbox.waits_for)
 
 
-class _Inbox:
-    """A stream's unread outputs. The engine refers to the inbox, not to the stream, so the stream can be dropped."""
-
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self._requests = requests
-        self._unread: OrderedDict[object, RequestOutput] = OrderedDict()
-        self._numbers = itertools.count()
-        self.is_begun = False
-        self.waits_for: set[str] = set()  # requests whose last output has not been read
-
-    def begin(self) -> Sequence[Request]:
-        """The requests to queue; none if that was done. Once `is_begun`, `waits_for` is complete."""
-        if self.is_begun:
-            return ()
-        self.waits_for.update(request.request_id for request in self._requests)
-        self.is_begun = True
-        return self._requests
-
-    @property
-    def has_news(self) -> bool:
-        """There is an output to read, or none to wait for."""
-        return bool(self._unread) or not self.waits_for
-
-    def put(self, output: RequestOutput, kind: RequestOutputKind) -> None:
-        key: object = output.request_id if kind is RequestOutputKind.CUMULATIVE else next(self._numbers)
-        self._unread[key] = output
-
-    def take(self) -> RequestOutput | None:
-        if not self._unread:
-            return None
-        _, output = self._unread.popitem(last=False)
-        if output.finished:
-            self.waits_for.discard(output.request_id)
-        return output
-
-    def end(self) -> set[str]:
-        """Wait for no more outputs -> the requests that were waited for."""
-        left, self.waits_for, self.is_begun = self.waits_for, set(), True
-        self._unread.clear()
-        return left
-
-
-class _StepGuard:
-    """Delays Ctrl-C inside its block: the first one in a step takes effect after the step, the second at once. Does
-    nothing on other threads, which Python never interrupts, or if the program has its own handler."""
-
-    def __init__(self) -> None:
-        self._before: Any = None
-        self._is_in_step = self._is_pressed = False
-
-    def __enter__(self) -> _StepGuard:
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def run(self, turn: Callable[[bool], None], steps: bool) -> None:
-        self._is_in_step = True
-        try:
-            turn(steps)
-        finally:
-            self._is_in_step = False
-        if self._is_pressed:
-            self._is_pressed = False
-            raise KeyboardInterrupt
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._is_pressed or not self._is_in_step:
-            raise KeyboardInterrupt
-        self._is_pressed = True
-
-
 class EngineTurns:
     """Owner of an engine that several threads use."""
 
@@ -141,13 +70,13 @@ class EngineTurns:
         self._holder: int | None = None  # the thread that has the turn
         # sleeping threads in order of arrival: what wakes each, and whether it may go on
         self._waiters: dict[object, tuple[threading.Condition, Callable[[], bool]]] = {}
-        self._inboxes: dict[str, tuple[_Inbox, RequestOutputKind]] = {}  # request id -> where to put its outputs
+        self._inboxes: dict[str, tuple[Inbox, RequestOutputKind]] = {}  # request id -> where to put its outputs
         self._commands: deque[Command] = deque()
         self._left: deque[set[str]] = deque()  # requests to abort: nobody reads them
         self._end: EngineDeadError | None = None
         self._is_closing = False
 
-    def next(self, inbox: _Inbox) -> RequestOutput:
+    def next(self, inbox: Inbox) -> RequestOutput:
         """The inbox's next output. Raises StopIteration, InvalidRequestError, EngineDeadError."""
         if not inbox.is_begun:
             self.ask(lambda engine: self._queue(engine, inbox))
@@ -166,21 +95,48 @@ class EngineTurns:
 
     def ask(self, question: Callable[[LLMEngine], Answer]) -> Answer:
         """Have the engine answer between two steps."""
-        answer: Future[Answer] = Future()
+        answers: list[Callable[[], Answer]] = []
 
         def reply(engine: LLMEngine) -> None:
             try:
                 if self._end is not None:
                     raise self._dead()
-                answer.set_result(question(engine))
+                answer = question(engine)
+                answers.append(lambda: answer)
             except Exception as refusal:
-                answer.set_exception(refusal)
+                answers.append(partial(_throw, refusal))
 
         self._commands.append(reply)
-        self._until(answer.done, steps=False)
-        return answer.result()
+        self._until(lambda: bool(answers), steps=False)
+        return answers.pop()()  # popped: an error that refers to itself would keep the caller's streams alive
 
-    def leave(self, inbox: _Inbox) -> None:
+    def fork(self, inbox: Inbox, parent_id: str, requests: Sequence[Request]) -> None:
+        """Add requests that begin as copies of one of the inbox's, between two steps."""
+
+        def fork(engine: LLMEngine) -> None:
+            self._queue(engine, inbox)  # in case nobody has read it yet
+            snapshot = engine.snapshot(parent_id)
+            for request in requests:
+                engine.add_request(request, snapshot)
+                self._inboxes[request.request_id] = inbox, request.sampling_params.output_kind
+                with self._lock:
+                    is_read = inbox.add(request.request_id, parent_id)
+                if not is_read:
+                    self.abort_later({request.request_id})
+                    raise InvalidRequestError("its stream was closed meanwhile, which has ended it")
+
+        self.ask(fork)
+
+    def abort(self, inbox: Inbox, request_id: str) -> None:
+        """End one of the inbox's requests before the next step."""
+
+        def abort(engine: LLMEngine) -> None:
+            self._queue(engine, inbox)
+            engine.abort_request(request_id)
+
+        self.ask(abort)
+
+    def leave(self, inbox: Inbox) -> None:
         with self._lock:
             self.abort_later(inbox.end())
             self._wake(needs_holder=False)
@@ -195,7 +151,7 @@ class EngineTurns:
         if self._holder != threading.get_ident():  # else a signal handler calls: the next turn closes
             self._until(lambda: self._end is not None, steps=False)
 
-    def _queue(self, engine: LLMEngine, inbox: _Inbox) -> None:
+    def _queue(self, engine: LLMEngine, inbox: Inbox) -> None:
         for request in inbox.begin():
             try:
                 engine.add_request(request)
@@ -213,7 +169,7 @@ class EngineTurns:
                 "only close() may be called there"
             )
         try:
-            with _StepGuard() as guard:
+            with StepGuard() as guard:
                 while not self._sleep_or_hold(is_ready, me):
                     guard.run(self._turn, steps)
         finally:
@@ -297,3 +253,10 @@ class EngineTurns:
         error = EngineDeadError(str(self._end))
         error.__cause__ = self._end.__cause__
         return error
+
+
+def _throw(error: Exception) -> NoReturn:
+    try:
+        raise error
+    finally:
+        del error

@@ -45,6 +45,7 @@ class Arrived(Event, frozen=True):
     max_tokens: the limit for each of its sequences. sequence_id: its first sequence; the others have the next ids.
     num_beams: 0 without beam search. can_stop: a token or text may end it, not only its length. is_fresh: it takes
     nothing from the prefix tree. has_prompt_logprobs: it takes nothing whose log-probabilities it wants.
+    num_begun_tokens: output tokens that it begins with, as a copy of a branch that runs.
     """
 
     request_id: str
@@ -61,6 +62,7 @@ class Arrived(Event, frozen=True):
     min_tokens: int = 0
     is_fresh: bool = False
     has_prompt_logprobs: bool = False
+    num_begun_tokens: int = 0
     prompt_token_ids: tuple[int, ...] = ()
 
 

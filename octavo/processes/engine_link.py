@@ -106,14 +106,20 @@ class ClientStream:
     __slots__ = ("_fault", "_has_news", "_time", "_waiter", "engine", "key", "request", "sequences", "text", "ticket")
 
     def __init__(
-        self, key: int, request: Request, tokenizer: Tokenizer | None, engine: int, ticket: Ticket | None
+        self,
+        key: int,
+        request: Request,
+        tokenizer: Tokenizer | None,
+        engine: int,
+        ticket: Ticket | None,
+        forks: RequestText | None = None,
     ) -> None:
         self.key = key
         self.engine = engine
         self.ticket = ticket
         self.request = request
         self.sequences = request.sequences  # added as the engine reports them
-        self.text = RequestText(request, tokenizer, is_lazy=True)
+        self.text = RequestText(request, tokenizer, is_lazy=True) if forks is None else forks.fork(request)
         self._has_news = False
         self._time = 0.0
         self._fault: OctavoError | None = None

@@ -21,7 +21,8 @@ import zmq
 
 from octavo.engine.core import EngineStats, total_stats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
-from octavo.engine.llm_engine import EngineClient, GenerateCall, check_rank
+from octavo.engine.llm_engine import EngineClient, GenerateCall, check_rank, has_ended
+from octavo.engine.output import RequestText
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.observe.exposition import joined
 from octavo.observe.logging import LOGGER
@@ -102,6 +103,13 @@ class ProcessClient(EngineClient):
             return
         for engine in self.engines:
             engine.send(AbortById(request_id))
+
+    async def snapshot(self, request_id: str) -> RequestText:
+        if (stream := self._streams.get(request_id)) is None:
+            raise has_ended()
+        made = stream.text.snapshot()
+        made.engine = stream.engine
+        return made
 
     def get_tokenizer(self) -> Tokenizer | None:
         return self._tokenizer
@@ -212,7 +220,7 @@ class ProcessClient(EngineClient):
         name = call.request_id if call.request_id is not None else f"{self.identity}-{next(self._numbers)}"
         params = call.sampling_params if call.sampling_params is not None else self.model_info.default_sampling_params
         request = inputs.process(name, call.prompt, params, arrival_time, call.priority, call.cache_salt)
-        request.data_parallel_rank = call.data_parallel_rank
+        request.data_parallel_rank = call.data_parallel_rank if call.forks is None else call.forks.engine
         return request, prompt_pieces(request) if self._router is not None else []
 
     def _open(self, request: Request, pieces: list[Piece], call: GenerateCall) -> ClientStream:
@@ -228,7 +236,7 @@ class ProcessClient(EngineClient):
             self._log(request, engine.index)
         headers = None if call.trace_headers is None else dict(call.trace_headers)
         others = pieces if self.num_front_ends > 1 else []
-        stream = engine.open(request, self._tokenizer, headers, ticket, others)
+        stream = engine.open(request, self._tokenizer, headers, ticket, others, call.forks)
         self._streams[request.request_id] = stream
         return stream
 

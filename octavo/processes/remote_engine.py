@@ -17,6 +17,7 @@ from typing import Protocol
 
 import zmq
 
+from octavo.engine.output import RequestText
 from octavo.errors import EngineBusyError, EngineDeadError, InvalidRequestError
 from octavo.observe.logging import LOGGER
 from octavo.processes.engine_link import ClientStream, EngineLink
@@ -107,9 +108,10 @@ class RemoteEngine:
         trace_headers: dict[str, str] | None,
         ticket: Ticket | None = None,
         pieces: Sequence[Piece] = (),
+        forks: RequestText | None = None,
     ) -> ClientStream:
-        """Send a request. pieces: for the routers of other front ends."""
-        stream = ClientStream(next(self._numbers), request, tokenizer, self.index, ticket)
+        """Send a request. pieces: for the routers of other front ends. forks: what it begins with."""
+        stream = ClientStream(next(self._numbers), request, tokenizer, self.index, ticket, forks)
         self.streams[stream.key] = stream
         self.send(pack_request(stream.key, request, trace_headers, 0 if ticket is None else ticket.work, pieces))
         return stream

@@ -59,6 +59,7 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
     fingerprint: str
     work: int = 0
     pieces: list[Piece] = []
+    begun_token_ids: list[int] = []
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2):
@@ -192,6 +193,7 @@ def pack_request(
         fingerprint=_fingerprint(request.prompt_token_ids, params),
         work=work,
         pieces=list(pieces),
+        begun_token_ids=list(request.begun_token_ids),
     )
 
 
@@ -217,6 +219,7 @@ def unpack_request(message: AddRequest) -> Request:
         eos_token_ids=frozenset(message.eos_token_ids),
         stop_token_ids=frozenset(message.stop_token_ids),
         bad_word_ids=tuple(tuple(word) for word in message.bad_word_ids),
+        begun_token_ids=tuple(message.begun_token_ids),
     )
 
 

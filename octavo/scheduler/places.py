@@ -204,5 +204,6 @@ def arrival_of(request: Request, time: float, token_ids: tuple[int, ...] = ()) -
         min_tokens=params.min_tokens,
         is_fresh=bool(params.skip_reading_prefix_cache),
         has_prompt_logprobs=params.prompt_logprobs is not None,
+        num_begun_tokens=len(request.begun_token_ids),
         prompt_token_ids=token_ids,
     )

@@ -48,7 +48,8 @@ class Roster:
             raise InvalidRequestError(f"request id {name!r} is in use: choose another or wait for its end")
         assert not request.sequences, f"request {name!r} brings sequences; they are made here"
         sequence_id = SequenceId(self._next_sequence_id)
-        sequence = Sequence(sequence_id, request, 0, list(request.prompt_token_ids), max_len=max_len)
+        token_ids = [*request.prompt_token_ids, *request.begun_token_ids]
+        sequence = Sequence(sequence_id, request, 0, token_ids, max_len=max_len)
         self._next_sequence_id += request.sampling_params.num_sequences
         self.requests[name] = request
         self._num_open[name] = request.sampling_params.num_sequences

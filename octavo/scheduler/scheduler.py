@@ -167,7 +167,7 @@ class Scheduler:
                 continue  # it ended or was preempted meanwhile, or went on from elsewhere
             sequence.num_pending -= num_draws
             is_as_planned = len(run) == num_draws < 2
-            is_first = sequence.index == 0 and len(sequence.token_ids) == len(sequence.request.prompt_token_ids)
+            is_first = sequence.index == 0 and len(sequence.token_ids) == sequence.request.first_len
             end = keep_run(sequence, run)
             if is_first and run and logs_events:
                 self._events.write(FirstToken(self._clock(), sequence.request.request_id))

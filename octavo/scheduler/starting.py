@@ -189,7 +189,8 @@ class Starting:
         """What a waiting sequence finds in the prefix tree, and how many tokens it would compute in this step."""
         match = self._cache.find_prefix(sequence, self._num_readable(sequence))
         num_wanted = sequence.num_tokens - match.num_tokens
-        return match, self._budget.first_share(num_wanted, is_resuming=sequence.request.num_preemptions > 0)
+        is_resuming = sequence.request.num_preemptions > 0 or bool(sequence.request.begun_token_ids)
+        return match, self._budget.first_share(num_wanted, is_resuming)
 
     def start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int, draft: PlanDraft) -> None:
         self._places.start(sequence, match, num_tokens)

@@ -35,11 +35,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 def stream_answer(
-    serving: Serving, call: Call, shape: CompletionChunks | ChatChunks, outputs: AsyncGenerator[RequestOutput]
+    serving: Serving,
+    call: Call,
+    shape: CompletionChunks | ChatChunks,
+    outputs: AsyncGenerator[RequestOutput],
+    places: Mapping[str, int] | None = None,
 ) -> EventStream:
     if call.num_logprobs:
         outputs = serving.logprob_room.held(call.num_logprobs, outputs)
-    return serving.event_stream(outputs, OpenAIEvents(call, shape), serving.id_headers(call.known_as))
+    return serving.event_stream(outputs, OpenAIEvents(call, shape, places), serving.id_headers(call.known_as))
 
 
 @dataclass(slots=True)
@@ -60,17 +64,19 @@ class Choice:
 class OpenAIEvents:
     """The events of one stream; see streaming.Events."""
 
-    def __init__(self, call: Call, shape: CompletionChunks | ChatChunks) -> None:
+    def __init__(
+        self, call: Call, shape: CompletionChunks | ChatChunks, places: Mapping[str, int] | None = None
+    ) -> None:
+        """places: engine request id -> its place among the choices; it may grow. None: those of the call's prompts."""
         self._call = call
         self._shape = shape
         self._n = call.params.n
-        self._places = {call.generation.engine_request_id(i): i for i in range(len(call.generation.prompts))}
+        if places is None:
+            places = {call.generation.engine_request_id(i): i for i in range(len(call.generation.prompts))}
+        self._places = places
         self._constant = {"id": call.id, "object": shape.object, "created": call.created, "model": call.model}
-        opening = b"data: " + _encode(self._constant)[:-1] + b',"choices":['
-        self._choices = [
-            Choice(index, opening + b'{"index":%d,' % index + shape.before)
-            for index in range(len(self._places) * self._n)
-        ]
+        self._opening = b"data: " + _encode(self._constant)[:-1] + b',"choices":['
+        self._choices: dict[int, Choice] = {}
         self._tail = shape.after + (b'],"usage":null}\n\n' if call.has_usage else b"]}\n\n")
         self._is_plain = (
             call.num_top is None and not call.has_token_ids and not call.has_usage_always and call.stream_interval == 1
@@ -106,7 +112,7 @@ class OpenAIEvents:
             return DONE
         num_prompt = sum(num for num, _ in self._prompts.values())
         num_cached = sum(num for _, num in self._prompts.values())
-        total = usage(num_prompt, sum(choice.num_tokens for choice in self._choices), num_cached)
+        total = usage(num_prompt, sum(choice.num_tokens for choice in self._choices.values()), num_cached)
         top = {}
         if self._call.has_metrics and self._last is not None:
             top["metrics"] = request_times(self._last, total.completion_tokens)
@@ -118,7 +124,11 @@ class OpenAIEvents:
     def _open(self, place: int, output: RequestOutput, parts: list[bytes]) -> None:
         """Begin the choices of one prompt."""
         self._prompts[place] = (len(output.prompt_token_ids), output.num_cached_tokens)
-        choices = self._choices[place * self._n : (place + 1) * self._n]
+        choices = [
+            Choice(index, self._opening + b'{"index":%d,' % index + self._shape.before)
+            for index in range(place * self._n, (place + 1) * self._n)
+        ]
+        self._choices |= {choice.index: choice for choice in choices}
         for opening in self._shape.opening(place, choices, output):
             top = opening.pop("top", {})
             body = self._body([opening], self._usage_so_far(place, 0), top)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 
-from octavo.engine.branches import branch_params
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import InvalidRequestError
 from octavo.observe.tracing import TRACE_HEADERS
@@ -40,8 +39,8 @@ _MAX_IDS = 4096  # in a list of token ids; each is checked separately
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """prompts: token ids. trace_headers: the call's headers that continue its caller's trace. data_parallel_rank: the
-    engine that its caller names. branches: of a session, one for each prompt: their seeds differ. serial: tells calls
-    with the same id apart: a proxy may send one id for all of a page's calls, and a client may retry with its first."""
+    engine that its caller names. serial: tells calls with the same id apart: a proxy may send one id for all of a
+    page's calls, and a client may retry with its first."""
 
     request_id: str
     prompts: list[list[int]]
@@ -50,7 +49,6 @@ class Generation:
     cache_salt: str | None = None
     trace_headers: Mapping[str, str] | None = None
     data_parallel_rank: int | None = None
-    branches: Sequence[int] = ()
     serial: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     def engine_request_id(self, place: int) -> str:
@@ -143,7 +141,7 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
     streams = [
         client.generate(
             prompt,
-            branch_params(params, generation.branches[place]) if generation.branches else params,
+            params,
             generation.engine_request_id(place),
             priority=generation.priority,
             cache_salt=generation.cache_salt,
@@ -152,34 +150,60 @@ async def _run(client: EngineClient, generation: Generation, kind: RequestOutput
         )
         for place, prompt in enumerate(generation.prompts)
     ]
-    outputs: AsyncIterator[RequestOutput] = streams[0] if len(streams) == 1 else _merged(streams)
+    outputs = streams[0] if len(streams) == 1 else MergedStreams().outputs(dict(enumerate(streams)))
     async with _closing(outputs):
         async for output in outputs:
             yield output
 
 
-async def _merged(streams: list[AsyncIterator[RequestOutput]]) -> AsyncGenerator[RequestOutput]:
-    """All streams at once. The first that fails ends the others."""
-    queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue(_MAX_AHEAD)
-    pumps: list[asyncio.Task[None]] = []
-    try:
-        for place, one in enumerate(streams):
-            pumps.append(asyncio.create_task(_pump(place, one, queue)))
-            if place % _STARTED_AT_ONCE == _STARTED_AT_ONCE - 1:
-                await asyncio.sleep(0)  # checking prompts takes time, and other calls must go on
-        num_running = len(pumps)
-        while num_running:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                num_running -= 1
-            else:
-                yield item
-    finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+class MergedStreams:
+    """Several streams at once, to which others may be added while they run. The first that fails ends the others."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue(_MAX_AHEAD)
+        self._pumps: dict[int, asyncio.Task[None]] = {}
+        self._num_running = 0
+
+    async def outputs(self, streams: Mapping[int, AsyncIterator[RequestOutput]]) -> AsyncGenerator[RequestOutput]:
+        """Until all have ended. streams: those to begin with, each with a number of its own."""
+        try:
+            for place, (number, stream) in enumerate(streams.items()):
+                if number not in self._pumps:  # else it was ended before it began
+                    self.add(number, stream)
+                if place % _STARTED_AT_ONCE == _STARTED_AT_ONCE - 1:
+                    await asyncio.sleep(0)  # checking prompts takes time, and other calls must go on
+            while self._num_running:
+                item = await self._queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    self._num_running -= 1
+                else:
+                    yield item
+        finally:
+            for pump in self._pumps.values():
+                pump.cancel()
+            await asyncio.gather(*self._pumps.values(), return_exceptions=True)
+
+    def add(self, number: int, stream: AsyncIterator[RequestOutput]) -> None:
+        self._pumps[number] = asyncio.create_task(_pump(number, stream, self._queue))
+        self._num_running += 1
+
+    async def end(self, number: int, last: RequestOutput) -> None:
+        """End one stream, which frees its blocks. last: its last output, unless it has had one."""
+        pump = self._pumps.get(number)
+        if pump is None:
+            self._num_running += 1
+        elif pump.cancel():
+            await asyncio.gather(pump, return_exceptions=True)
+        else:
+            return
+        self._pumps[number] = asyncio.create_task(_put(self._queue, last, None))
+
+
+async def _put(queue: asyncio.Queue[RequestOutput | Exception | None], *items: RequestOutput | None) -> None:
+    for item in items:
+        await queue.put(item)
 
 
 async def _pump(

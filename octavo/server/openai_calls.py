@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -201,14 +201,13 @@ async def whole_answer(
     call: Call,
     make: Callable[[list[RequestOutput]], msgspec.Struct],
     echo: str = "",
-    keep: Callable[[list[RequestOutput]], None] = lambda outputs: None,
+    run: Callable[[], Awaitable[list[RequestOutput]]] | None = None,
 ) -> Response:
-    """The response that `make` builds of all finished outputs. echo: text repeated with each sample. keep: takes the
-    outputs before the response is built, which may take a while."""
+    """The response that `make` builds of all finished outputs. echo: text repeated with each sample. run: has the
+    engine make the outputs; None: those of the call's prompts."""
     async with cancelled_on_disconnect(request.receive):
         with await serving.logprob_room.take(call.num_logprobs) as share:
-            outputs = await complete(serving.client, call.generation)
-            keep(outputs)
+            outputs = await (complete(serving.client, call.generation) if run is None else run())
             size = _answer_size(call, outputs, echo)
             headers = serving.id_headers(call.known_as)
             return share.until_sent(await answer(serving.lanes, size, lambda: make(outputs), headers))

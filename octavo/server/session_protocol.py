@@ -39,7 +39,7 @@ class SessionPruneRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
 
 class SessionGenerateRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/sessions/{id}/generate: the fields of completions; those about prompts and streams are refused."""
+    """POST /v1/sessions/{id}/generate: the fields of completions; those about prompts are refused."""
 
     branches: list[int] | None = None
     logprobs: int | None = None
@@ -79,5 +79,5 @@ BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | None
     "/v1/sessions/{id}/fork": (SessionForkRequest, SessionResponse, False),
     "/v1/sessions/{id}/extend": (SessionExtendRequest, SessionResponse, False),
     "/v1/sessions/{id}/prune": (SessionPruneRequest, SessionResponse, False),
-    "/v1/sessions/{id}/generate": (SessionGenerateRequest, CompletionResponse, False),
+    "/v1/sessions/{id}/generate": (SessionGenerateRequest, CompletionResponse, True),
 }

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from octavo.engine.branches import Branches
 from octavo.request import RequestLimits
@@ -18,16 +19,29 @@ from octavo.server.api_errors import ApiError
 from octavo.server.settings import ServerSettings
 from octavo.shown import shown
 
+#: announces so many more tokens; raises ApiError if there is no room for them
+Expect = Callable[[int], None]
+
+
+class RunningCall(Protocol):
+    """A call that continues branches, as the routes that fork and prune them meanwhile see it."""
+
+    async def fork(self, n: int, branch: int) -> list[int]: ...
+
+    async def prune(self, branch: int) -> None: ...
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class StoredSession:
-    """used_at: when its last call began or ended. num_calls: those that generate."""
+    """used_at: when its last call began or ended. num_calls: those that generate. calls: the one that each running
+    branch has."""
 
     model: str
     cache_salt: str | None
     branches: Branches
     used_at: float
     num_calls: int = 0
+    calls: dict[int, RunningCall] = field(default_factory=dict)
     id: str = field(default_factory=lambda: f"session-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -74,15 +88,22 @@ class SessionStore:
         del self._sessions[session_id]
 
     @contextmanager
-    def generating(self, session: StoredSession, num_tokens: int) -> Iterator[None]:
-        """A call that may add so many tokens; meanwhile the session is not idle."""
-        self._admit(num_tokens)
-        self._num_expected += num_tokens
+    def generating(self, session: StoredSession, num_tokens: int) -> Iterator[Expect]:
+        """A call that may add so many tokens; meanwhile the session is not idle. -> announces that it may add more."""
+        of_call = 0
+
+        def expect(num_more: int) -> None:
+            nonlocal of_call
+            self._admit(num_more)
+            self._num_expected += num_more
+            of_call += num_more
+
+        expect(num_tokens)
         session.num_calls += 1
         try:
-            yield
+            yield expect
         finally:
-            self._num_expected -= num_tokens
+            self._num_expected -= of_call
             session.num_calls -= 1
             session.used_at = self._clock()
 

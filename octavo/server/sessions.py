@@ -6,8 +6,6 @@ routes need a server with one. A restart of the front end loses its sessions, on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
@@ -15,12 +13,14 @@ from starlette.responses import Response
 
 from octavo.outputs import RequestOutput
 from octavo.server.api_errors import ApiError, bad_field
+from octavo.server.chunks import CompletionChunks, stream_answer
 from octavo.server.completions import completion_choice, completion_params
 from octavo.server.json_pieces import answer
 from octavo.server.openai_calls import Call, check_pairs, make_call, total_usage, whole_answer
 from octavo.server.prompts import encode_texts, room_for_output
 from octavo.server.responses import CompletionResponse, request_times
 from octavo.server.serving import Endpoint, Serving, json_response
+from octavo.server.session_calls import SessionCall, check_count
 from octavo.server.session_protocol import (
     SessionBranch,
     SessionDeleted,
@@ -35,7 +35,6 @@ from octavo.server.session_store import StoredSession
 
 #: fields of completions that a session's generate refuses -> the values that ask for nothing, and the reason
 _NOT_HERE: dict[str, tuple[tuple[object, ...], str]] = {
-    "stream": ((None, False), "sessions do not stream yet: leave it out, or send a branch's tokens to /v1/completions"),
     "n": ((None, 1), "a branch has one continuation: fork it for several"),
     "echo": ((None, False), "GET the session to read its branches"),
     "cache_salt": ((None,), "it is the session's own: set it where the session begins"),
@@ -70,10 +69,12 @@ async def delete_session(request: Request, serving: Serving) -> Response:
 
 
 async def fork_session(request: Request, serving: Serving) -> Response:
-    """Copy a branch: n branches have its tokens, itself first."""
+    """Copy a branch: n branches have its tokens, itself first. Copies of one that runs go on in the same call."""
     asked = await serving.read_body(request, SessionForkRequest)
-    session = _session(request, serving)
-    return await _told(serving, session, forked=session.branches.fork(asked.n, asked.branch or 0))
+    session, branch = _session(request, serving), asked.branch or 0
+    call = session.calls.get(branch)
+    forked = session.branches.fork(asked.n, branch) if call is None else await call.fork(asked.n, branch)
+    return await _told(serving, session, forked=forked)
 
 
 async def extend_session(request: Request, serving: Serving) -> Response:
@@ -91,10 +92,14 @@ async def extend_session(request: Request, serving: Serving) -> Response:
 
 
 async def prune_session(request: Request, serving: Serving) -> Response:
-    """Drop a branch; its number is not used again."""
+    """Drop a branch; its number is not used again. One that runs ends."""
     asked = await serving.read_body(request, SessionPruneRequest)
     session = _session(request, serving)
-    session.branches.prune(asked.branch)
+    call = session.calls.get(asked.branch)
+    if call is None:
+        session.branches.prune(asked.branch)
+    else:
+        await call.prune(asked.branch)
     return await _told(serving, session)
 
 
@@ -106,14 +111,15 @@ async def generate_in_session(request: Request, serving: Serving) -> Response:
             raise bad_field(name, f"is {value!r}, allowed is to leave it out: {why}", "unsupported_parameter")
     check_pairs(asked)
     session = _session(request, serving)
-    with session.branches.continued(asked.branches) as taken:
-        _check_count(len(taken), serving)
-        call = _call(request, serving, asked, session, [*taken], [list(tokens) for tokens in taken.values()])
-        most = len(taken) * (call.params.max_tokens or 0)
-        with serving.sessions.generating(session, most):
-            return await whole_answer(
-                request, serving, call, partial(_response, call, asked), keep=partial(_keep, call, session)
-            )
+    taken = session.branches.take(asked.branches)
+    session.branches.give_back(taken, {})  # until the call begins
+    check_count(len(taken), serving)
+    call = _call(request, serving, asked, session, [list(tokens) for tokens in taken.values()])
+    running = SessionCall(serving, session, call, taken)
+    if asked.stream:
+        return stream_answer(serving, call, CompletionChunks(call, None), running.stream(), running.branches)
+    make = partial(_response, call, running, asked)
+    return await whole_answer(request, serving, call, make, run=running.whole)
 
 
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
@@ -157,39 +163,26 @@ async def _token_ids(
     return given
 
 
-def _check_count(num: int, serving: Serving) -> None:
-    most = serving.settings.max_prompts_per_request
-    if not 1 <= num <= most:
-        raise bad_field(
-            "branches",
-            f"holds {num} branches, allowed are 1 to {most}: send several requests, or start the server with a larger "
-            "--max-prompts-per-request",
-        )
-
-
 def _call(
     request: Request,
     serving: Serving,
     asked: SessionGenerateRequest,
     session: StoredSession,
-    numbers: Sequence[int],
     prompts: list[list[int]],
 ) -> Call:
     asked.cache_salt = session.cache_salt
     params = completion_params(asked, prompts, serving)
     num_top = -1 if asked.logprob_token_ids else asked.logprobs
-    call = make_call(request, asked, serving, "cmpl", prompts, params, num_top, names_limit=True)
-    return replace(call, generation=replace(call.generation, branches=numbers))
+    return make_call(request, asked, serving, "cmpl", prompts, params, num_top, names_limit=True)
 
 
-def _keep(call: Call, session: StoredSession, outputs: list[RequestOutput]) -> None:
-    numbers = call.generation.branches
-    session.branches.keep({number: one.outputs[0].token_ids for number, one in zip(numbers, outputs, strict=True)})
-
-
-def _response(call: Call, asked: SessionGenerateRequest, outputs: list[RequestOutput]) -> CompletionResponse:
-    made = zip(call.generation.branches, outputs, strict=True)
-    choices = [completion_choice(call, asked, number, output, output.outputs[0], None) for number, output in made]
+def _response(
+    call: Call, running: SessionCall, asked: SessionGenerateRequest, outputs: list[RequestOutput]
+) -> CompletionResponse:
+    choices = [
+        completion_choice(call, asked, running.branches[output.request_id], output, output.outputs[0], None)
+        for output in outputs
+    ]
     counts = total_usage(outputs)
     return CompletionResponse(
         id=call.id,

@@ -69,6 +69,7 @@ def crossed(params: SamplingParams) -> Request:
         eos_token_ids=frozenset({2}),
         stop_token_ids=frozenset({2, 5}),
         bad_word_ids=((1,), (2, 3)),
+        begun_token_ids=(7, 8),
     )
     message = decode_up(encode(pack_request(4, request, {"traceparent": "00-1"})))
     assert isinstance(message, AddRequest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +13,8 @@ from fastapi import FastAPI
 
 from octavo.engine.core import EngineStats
 from octavo.engine.input import InputProcessor
-from octavo.engine.llm_engine import EngineClient, GenerateCall
+from octavo.engine.llm_engine import EngineClient, GenerateCall, has_ended
+from octavo.engine.output import RequestText
 from octavo.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from octavo.request import ModelInfo, Request, RequestLimits
 from octavo.sampling_params import RequestOutputKind, SamplingParams
@@ -127,6 +128,9 @@ class ScriptedEngine(EngineClient):
                 row[PART if rank == 1 else rank] = Logprob(-float(rank), rank, "\ufffd" if rank == 1 else f"top{rank}")
         return row
 
+    async def snapshot(self, request_id: str) -> RequestText:
+        raise has_ended()
+
     async def abort(self, request_id: str) -> None:
         raise AssertionError("routes end requests by leaving them")
 
@@ -193,8 +197,10 @@ async def call(
     data: bytes,
     headers: Mapping[str, str],
     leave_after: int | None = None,
+    meanwhile: Callable[[int], Awaitable[None]] | None = None,
 ) -> Answer:
-    """leave_after: disconnect after that many pieces of the body; 0: as soon as the request was sent."""
+    """leave_after: disconnect after that many pieces of the body; 0: as soon as the request was sent. meanwhile: called
+    with the number of pieces after each."""
     answer, gone, sent = Answer(), asyncio.Event(), False
     if leave_after == 0:
         gone.set()
@@ -215,6 +221,8 @@ async def call(
             answer.chunks.append(message["body"])
             if leave_after is not None and len(answer.chunks) >= leave_after:
                 gone.set()
+            if meanwhile is not None:
+                await meanwhile(len(answer.chunks))
 
     scope = {
         "type": "http",

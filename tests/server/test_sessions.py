@@ -88,7 +88,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("extend", {"token_ids": [5], "branch": 1}, "branch is 1, allowed are [0]"),
     ("generate", {"branches": [0, 0]}, "branches holds [0, 0], allowed is each number once"),
     ("generate", {"branches": []}, "branches holds 0 branches, allowed are 1 to 1024"),
-    ("generate", {"stream": True}, "stream is True, allowed is to leave it out: sessions do not stream yet"),
+    ("generate", {"stream": True, "prompt_logprobs": 1}, "prompt_logprobs is 1 and stream is true"),
     ("generate", {"n": 2}, "n is 2, allowed is to leave it out: a branch has one continuation: fork it"),
     ("generate", {"echo": True}, "echo is True"),
     ("generate", {"cache_salt": "a"}, "cache_salt is 'a', allowed is to leave it out: it is the session's own"),
@@ -237,7 +237,7 @@ def test_a_branch_in_use_is_refused_others_are_not_and_leaving_changes_nothing()
         await ask("/fork", n=2)
         first = asyncio.create_task(ask("/generate", branches=[1], max_tokens=3))
         await asyncio.sleep(0.02)
-        for what, body in (("/prune", {"branch": 1}), ("/generate", {}), ("/extend", {"text": "a"})):
+        for what, body in (("/generate", {"stream": True}), ("/generate", {}), ("/extend", {"text": "a"})):
             refused = await ask(what, **body)
             assert refused.status == 400
             assert error(refused) == "branch is 1, which another call continues: wait until it has ended"
