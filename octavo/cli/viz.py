@@ -1,60 +1,149 @@
-"""octavo viz FILE|URL: draw a recorded run, or the last steps of a running server, as one page that loads nothing.
+"""octavo viz FILE|URL: draw a recorded run, or the last steps of a running server.
 
-The page shows memory block by block, the block tables, the schedule, the prefix tree and the numbers of every step.
+As a page that loads nothing: memory block by block, block tables, schedule, prefix tree and numbers of every step.
+Or one of these views as a picture, the run as a trace, a step as text.
 
 octavo run smollm2 "A poem about ink" --n 8 --record run.olog
 octavo viz run.olog                             writes run.html
 octavo viz http://localhost:8000 -o now.html    the last steps of a server
-octavo viz run.olog --steps 100:200             only these steps
+octavo viz run.olog --svg map.svg --step 40     the memory map of a step
+octavo viz run.olog --text                      here, in the terminal
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path, PurePath
 
-from octavo.cli.flags import check_not_read
+from octavo.cli.flags import check_not_read, whole_number
 from octavo.cli.log_source import is_url, open_source
 from octavo.cli.parser import CommandParser
 from octavo.errors import ConfigError, LogError
+from octavo.observe.events import Event, Scheduled
 from octavo.observe.flight_log import LogHeader
+from octavo.viz.block_tables import block_tables
 from octavo.viz.deltas import MAX_STEPS, Deltas, TooManyStepsError, deltas_of
+from octavo.viz.history import History, history_of
+from octavo.viz.memory_map import memory_map
 from octavo.viz.page import render
+from octavo.viz.perfetto import trace
+from octavo.viz.picture import Picture, svg
+from octavo.viz.picture_png import check_png, png
+from octavo.viz.prefix_tree import prefix_tree
+from octavo.viz.schedule import schedule
+from octavo.viz.terminal import text
+
+VIEWS = ("memory", "tables", "schedule", "tree")
 
 
 def add_arguments(parser: CommandParser) -> None:
     parser.usage = "octavo viz FILE|URL [options]"
     parser.add_argument("source", metavar="FILE|URL", help="an event log (--record), or the address of a server")
     parser.add_argument("-o", "--output", metavar="FILE", help="the page; default: beside the log, ending in .html")
-    parser.add_argument("--steps", metavar="FIRST:LAST", help=f"draw only these steps, at most {MAX_STEPS:,}")
+    parser.add_argument("--steps", metavar="FIRST:LAST", help=f"draw only these steps; in a page at most {MAX_STEPS:,}")
     parser.add_argument("--title", metavar="TEXT", help="the page's heading; default: the log's name")
+    parser.add_argument("--svg", metavar="FILE", help="draw a view as SVG, which follows light and dark mode")
+    parser.add_argument("--png", metavar="FILE", help="draw a view as PNG; needs matplotlib")
+    parser.add_argument("--view", choices=VIEWS, default="memory", help="for --svg and --png (default: memory)")
+    parser.add_argument("--step", type=whole_number, metavar="N", help="of a view; default: the one with most blocks")
+    parser.add_argument("--group", type=whole_number, metavar="N", help="cache group of tables and tree")
+    parser.add_argument("--perfetto", metavar="FILE", help="write a trace that ui.perfetto.dev opens")
+    parser.add_argument("--text", action="store_true", help="print a step as text")
     parser.add_argument("--api-key", metavar="KEY", help="the server's key; default: OPENAI_API_KEY, or none")
 
 
 def run(args: argparse.Namespace) -> int:
     first, last = _steps(args.steps)
-    path = args.output or _beside(args.source)
-    check_not_read("--output", path, {"FILE": None if is_url(args.source) else args.source})
+    has_others = args.svg or args.png or args.perfetto or args.text
+    page = args.output or (None if has_others else _beside(args.source))
+    for flag, path in {"--output": page, "--svg": args.svg, "--png": args.png, "--perfetto": args.perfetto}.items():
+        check_not_read(flag, path, {"FILE": None if is_url(args.source) else args.source})
+    if args.png:
+        check_png(args.png)
     header, log = open_source(args.source, args.api_key)
-    try:
-        deltas = deltas_of(header.started, log, first, last)
-    except TooManyStepsError as error:
-        raise LogError(f"{args.source} has {error}: choose some with --steps FIRST:LAST") from None
-    if not deltas.steps:
+    events = [event for event in log if not (type(event) is Scheduled and last is not None and event.step > last)]
+    steps = [event for event in events if type(event) is Scheduled and event.step >= first]
+    if not steps:
         raise LogError(f"{args.source} has no step{' of these' if args.steps else ''}: there is nothing to draw")
-    write(path, render(deltas, args.title or _title(args.source, header)))
-    print(f"octavo: {path} shows {_told(deltas)}: open it in a browser", file=sys.stderr)
+    if page:
+        _write_page(page, args, header, events, first)
+    if has_others:
+        _draw(args, header, events, steps, first)
     return 0
 
 
-def write(path: str, text: str) -> None:
+def _write_page(path: str, args: argparse.Namespace, header: LogHeader, events: list[Event], first: int) -> None:
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        deltas = deltas_of(header.started, events, first)
+    except TooManyStepsError as error:
+        raise LogError(f"{args.source} has {error}: choose some with --steps FIRST:LAST") from None
+    write("--output", path, render(deltas, args.title or _title(args.source, header)))
+    _say(f"{path} shows {_told(deltas)}: open it in a browser")
+
+
+def _draw(args: argparse.Namespace, header: LogHeader, events: list[Event], steps: list[Scheduled], first: int) -> None:
+    """Everything but the page."""
+    if args.perfetto:
+        write("--perfetto", args.perfetto, json.dumps(trace(history_of(header.started, events))))
+        _say(f"{args.perfetto} is a trace: open it at https://ui.perfetto.dev")
+    if not (args.svg or args.png or args.text):
+        return
+    step = _step(args.step, steps)
+    group = _group(args.group, header)
+    is_whole = args.view == "schedule" and args.step is None and not args.text
+    history = history_of(header.started, events, None if is_whole else step)
+    if args.text:
+        sys.stdout.write(text(history, group, shutil.get_terminal_size().columns))
+    picture = _picture_of(args.view, history, group, first) if args.svg or args.png else None
+    if args.svg and picture:
+        write("--svg", args.svg, svg(picture))
+        _say(f"{args.svg} shows the {args.view} view")
+    if args.png and picture:
+        write("--png", args.png, png(picture))
+        _say(f"{args.png} shows the {args.view} view")
+
+
+def _picture_of(view: str, history: History, group: int, first: int) -> Picture:
+    views: dict[str, Callable[[], Picture]] = {
+        "memory": lambda: memory_map(history),
+        "tables": lambda: block_tables(history, group),
+        "schedule": lambda: schedule(history, first),
+        "tree": lambda: prefix_tree(history, group),
+    }
+    return views[view]()
+
+
+def _step(asked: int | None, steps: list[Scheduled]) -> int:
+    if asked is None:
+        return min(steps, key=lambda event: event.num_free_blocks).step
+    if all(event.step != asked for event in steps):
+        raise ConfigError(f"--step is {asked}, allowed are the log's steps, {steps[0].step} to {steps[-1].step}")
+    return asked
+
+
+def _group(asked: int | None, header: LogHeader) -> int:
+    """By default the last group with full attention."""
+    windows, number = header.started.windows, header.started.num_groups
+    if asked is not None and not 0 <= asked < number:
+        raise ConfigError(f"--group is {asked}, allowed is 0 to {number - 1}: the engine has {number} cache groups")
+    return asked if asked is not None else max([0, *(at for at, window in enumerate(windows) if window is None)])
+
+
+def write(flag: str, path: str, content: str | bytes) -> None:
+    try:
+        Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
     except (OSError, ValueError) as error:  # a name may hold what no file's can
-        raise ConfigError(f"--output {path} cannot be written: {error}") from None
+        raise ConfigError(f"{flag} {path} cannot be written: {error}") from None
+
+
+def _say(words: str) -> None:
+    print(f"octavo: {words}", file=sys.stderr)
 
 
 def _steps(text: str | None) -> tuple[int, int | None]:

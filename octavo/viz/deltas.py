@@ -13,6 +13,7 @@ A change is a short list that begins with a letter; `replay.js` carries it out, 
     o sequence group id ...     window passed        q sequence                        no longer in the batch
 
 A page that begins later in the run has its state there as changes, too: z sequence request running tokens [table] ...
+Before them may be y: nothing that was known holds any more.
 
 A sequence of the last batch is promised as many tokens again, right after those. Words, contents and requests are
 numbers: places in the lists beside the changes. "before" is the content before a block, or -1.
@@ -20,6 +21,7 @@ numbers: places in the lists beside the changes. "before" is the content before 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,6 +29,7 @@ from octavo.errors import LogError
 from octavo.observe import events
 from octavo.observe.events import Event
 from octavo.observe.lives import RequestLife, RequestLives
+from octavo.observe.snapshot import Snapshot
 from octavo.viz.frames import Frame
 
 Change = list[Any]
@@ -81,13 +84,13 @@ class Deltas:
     def follow(self, event: Event) -> None:
         if self._begin is None:
             self._begin = event.time
-        life = self._lives.follow(event)
-        if type(event) is events.Arrived and life is not None:
-            self._place_of[event.request_id] = len(self.lives)
-            self.lives.append(life)
         if type(event) is events.Scheduled:
             self._scheduled(event)
             return
+        if type(event) is Snapshot:
+            self._begin_anew(event)
+            return
+        self._follow_life(event)
         if type(event) is events.StepDone:
             self.step_ms[event.step] = (event.schedule_s + event.execute_s + event.update_s) * 1e3
         if type(event) is events.EventsLost:
@@ -100,6 +103,22 @@ class Deltas:
         if change is not None:
             self.changes[-1].append(change)
         self.frame.follow(event)
+
+    def _follow_life(self, event: Event) -> None:
+        life = self._lives.follow(event)
+        if type(event) is events.Arrived and life is not None:
+            self._place_of[event.request_id] = len(self.lives)
+            self.lives.append(life)
+
+    def _begin_anew(self, event: Snapshot) -> None:
+        for arrived in event.requests:
+            self._follow_life(arrived)
+        for name, number in Counter(one.request_id for one in event.sequences).items():
+            if name in self._lives.live:
+                self._lives.live[name].num_live = number
+        self.frame.follow(event)
+        if self._has_begun:
+            self.changes[-1] = [*self.changes[-1], ["y"], *self._whole()]
 
     @property
     def _has_begun(self) -> bool:

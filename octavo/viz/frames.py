@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from octavo.errors import LogError
 from octavo.observe import events
 from octavo.observe.events import Event
+from octavo.observe.snapshot import SequenceState, Snapshot
 
 NULL_BLOCK = 0
 
@@ -82,6 +83,7 @@ class Frame:
             events.Preempted: self._preempted,
             events.Finished: self._finished,
             events.Scheduled: self._scheduled,
+            Snapshot: self._begin_anew,
         }
 
     def follow(self, event: Event) -> None:
@@ -106,6 +108,31 @@ class Frame:
         return min(max(num_tokens, 0), self.block_size)
 
     # One method for each kind of event
+
+    def _begin_anew(self, event: Snapshot) -> None:
+        """A log that has lost its beginning goes on from here."""
+        for known in (self.tables, self.num_computed, self.batch, self.request_of, self.nodes, self._forks):
+            known.clear()
+        self.running, self.waiting = set(), set()
+        self.ref_counts = [0] * len(self.ref_counts)
+        self.step = event.step
+        for one in event.sequences:
+            self._go_on(one)
+        for block_id, node in zip(event.tree_blocks, event.tree_nodes, strict=False):
+            self._hold((block_id,), 0)
+            self._check_group(node[0])
+            self.nodes[block_id] = Node(*node) if node[1] else Node(*node[:3], b"")
+
+    def _go_on(self, one: SequenceState) -> None:
+        self.request_of[one.sequence_id] = one.request_id
+        if one.row < 0 and not any(one.tables):
+            self.waiting.add(one.sequence_id)
+            return
+        self._runs(one.sequence_id, one.request_id)
+        self.num_computed[one.sequence_id] = one.num_computed
+        for group, table in enumerate(one.tables):
+            self._hold(table, 1)
+            self._table(one.sequence_id, group).extend(table)
 
     def _arrived(self, event: events.Arrived) -> None:
         self.request_of[event.sequence_id] = event.request_id
@@ -171,7 +198,7 @@ class Frame:
         if len(contents) != len(event.block_ids):
             raise LogError(f"{len(event.block_ids)} blocks are published with {len(contents)} hashes")
         self._hold(event.block_ids, 0)
-        self._table(event.sequence_id, event.group)
+        self._check_group(event.group)
         for depth, (block_id, content) in enumerate(zip(event.block_ids, contents, strict=True), event.first):
             if block_id != NULL_BLOCK and block_id not in self.nodes:
                 self.nodes[block_id] = Node(event.group, depth, content, before)
@@ -217,9 +244,12 @@ class Frame:
         return self.tables.setdefault(sequence_id, [[] for _ in range(self.sizes.num_groups)])
 
     def _table(self, sequence_id: int, group: int) -> list[int]:
+        self._check_group(group)
+        return self._tables_of(sequence_id)[group]
+
+    def _check_group(self, group: int) -> None:
         if not 0 <= group < self.sizes.num_groups:
             raise LogError(f"cache group {group} is named, the engine has {self.sizes.num_groups}")
-        return self._tables_of(sequence_id)[group]
 
     def _hold(self, block_ids: Iterable[int], change: int) -> None:
         """So many owners more of each of these blocks."""

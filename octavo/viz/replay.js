@@ -77,6 +77,10 @@ class State {
   /* One method for each letter of a change */
 
   a([, request, id]) { this.requestOf.set(id, request); this.waiting.add(id); }
+  y() {
+    for (const known of [this.tables, this.computed, this.batch, this.reached, this.requestOf, this.waiting, this.running, this.nodes]) known.clear();
+    this.refs.fill(0);
+  }
   z([, id, request, isRunning, computed, ...tables]) {
     this.requestOf.set(id, request);
     (isRunning ? this.running : this.waiting).add(id);

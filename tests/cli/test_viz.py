@@ -59,9 +59,29 @@ def test_steps_and_title_can_be_chosen(log: Path, tmp_path: Path) -> None:
     assert "<title>Ten steps &amp; more</title>" in page.read_text()
 
 
+def test_views_trace_and_text_come_instead_of_the_page(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = ["--svg", "a.svg", "--png", "a.png", "--view", "tree", "--perfetto", "a.json", "--text", "--step", "9"]
+    assert main(["viz", str(log), *wanted]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("memory at step 9: ")
+    assert "Prefix tree at step 9" in Path("a.svg").read_text()
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(Path("a.json").read_text())["traceEvents"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png", "a.svg"]
+    assert main(["viz", str(log), "--svg", "b.svg", "--view", "schedule", "--steps", "10:20"]) == 0
+    assert "Schedule of steps 10 to 20" in Path("b.svg").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["LOG", "--text", "--step", "0"], "--step is 0, allowed are the log's steps, 1 to "),
+        (["LOG", "--text", "--group", "3"], "--group is 3, allowed is 0 to 0"),
+        (["LOG", "--svg", "LOG"], "is the file that FILE reads"),
+        (["LOG", "--perfetto", "/nowhere/trace.json"], "--perfetto /nowhere/trace.json cannot be written"),
         (["nowhere.olog"], "cannot be opened"),
         (["LOG", "--steps", "9"], "--steps is '9', allowed is FIRST:LAST"),
         (["LOG", "--steps", "9:3"], "--steps is '9:3', allowed is FIRST:LAST"),

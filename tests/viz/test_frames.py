@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from octavo.cache.kv_cache import KVCache
+from octavo.engine.snapshot import take_snapshot
 from octavo.observe.block_use import BlockUse
 from octavo.observe.events import (
     BlockCopied,
@@ -69,6 +70,25 @@ def test_the_runs_have_everything_that_moves_a_block() -> None:
         seen |= {event.why for event in run.simulator.events if isinstance(event, BlocksFreed)}
     kinds = {BlockCopied, BlockEvicted, BlocksForgotten, Forked, Unforked, PrefixHit, Preempted}
     assert seen >= kinds | {"finished", "preempted", "aborted", "window", "dropped"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_log_that_lost_its_beginning_goes_on_from_a_snapshot(seed: int) -> None:
+    run, frame, is_known = RandomRun(seed), None, False
+    for number, _ in enumerate(run.steps(NUM_STEPS)):
+        simulator = run.simulator
+        if number == 40:
+            frame = Frame(run.started)
+            frame.follow(take_snapshot(0.0, simulator.scheduler, simulator.cache))
+            simulator.events.listen(frame.follow)
+        if frame is not None:
+            check_memory(frame, simulator.cache)
+            sequences = {one.sequence_id: one for one in simulator.scheduler.sequences}
+            assert frame.request_of == {name: one.request.request_id for name, one in sequences.items()}
+            running = {name for name, one in sequences.items() if one.state is SequenceState.RUNNING}
+            assert (frame.running, frame.waiting) == (running, sequences.keys() - running)
+            is_known = True
+    assert is_known
 
 
 @pytest.mark.parametrize("seed", range(4))
