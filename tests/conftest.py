@@ -9,20 +9,32 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+# slipcover tells the workers of pytest-xdist everything but the Makefile's --threshold; before octavo is imported.
+if (coverage := getattr(sys.modules.get("slipcover.pytest_plugin"), "_slipcover_instance", None)) is not None:
+    coverage.d_miss_threshold = 1_000_000_000
+
 from octavo.config import BackendConfig
 from octavo.kernels.device import Device
 from octavo.kernels.registry import HOST_BACKENDS
+from octavo.observe.machine import num_cores
 
 # OCTAVO_EXECUTOR=mp pytest runs the same tests with the model in a separate process. A test's patches do not reach that
 # process; tests that patch the worker use the fixture `inline_executor`.
 EXECUTOR = os.environ.get("OCTAVO_EXECUTOR")
 BackendConfig.__init__.__wrapped__.__kwdefaults__["distributed_executor_backend"] = EXECUTOR  # type: ignore[attr-defined]
+
+# The workers of pytest-xdist share the cores: a thread too many would wait for its core while the others wait for it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    share = max(1, num_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    BackendConfig.__init__.__wrapped__.__kwdefaults__["num_threads"] = share  # type: ignore[attr-defined]
 
 TinyFolder = Callable[..., Path]
 

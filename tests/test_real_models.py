@@ -29,7 +29,7 @@ def open_model(name: str, **options: Any) -> LLM:
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_float32_text_equals_transformers(name: str) -> None:
-    check_float32_text(name)
+    check_float32_text(name, num_threads=2)
 
 
 def check_float32_text(name: str, **options: Any) -> None:
