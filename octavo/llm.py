@@ -206,6 +206,10 @@ class LLM:
         """The start-up card: model, weights, KV blocks, backend and why, as (label, text) lines."""
         return self._engine.card
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of each part of the engine's memory, measured now; docs/memory.md explains the parts."""
+        return self._turns.ask(lambda engine: dict(engine.measure()))
+
     def stats(self) -> EngineStats:
         return self._turns.ask(lambda engine: engine.core.stats())
 

@@ -88,7 +88,19 @@ OURS: dict[str, frozenset[str]] = {
     ),
     "fields": frozenset(),
     "methods": frozenset(
-        {"stream", "session", "events", "save_events", "card", "stats", "close", "is_alive", "model_info", "metrics"}
+        {
+            "stream",
+            "session",
+            "events",
+            "save_events",
+            "card",
+            "memory",
+            "stats",
+            "close",
+            "is_alive",
+            "model_info",
+            "metrics",
+        }
         | {"snapshot"}
     ),
 }

@@ -45,6 +45,7 @@ from octavo.kernels.cuda import driver
 driver.find_gpu = lambda *device: driver.GPU("NVIDIA H100", (9, 0), 80 << 30, 132)
 {OCTAVO}
 """
+CONFIG = Path(__file__).parents[1] / "examples/configs/qwen3-0.6b"
 BENCH = ("bench", "throughput", "--model", "smollm2", "--num-prompts", "1")
 
 
@@ -97,6 +98,12 @@ def test_the_doctor_is_content_and_names_the_extra(hidden: Path) -> None:
     assert "the reference backend computes with torch, which is not installed: pip install 'octavo[reference]'" in (
         done.stdout
     )
+
+
+def test_a_gpus_memory_is_planned_without_torch(hidden: Path) -> None:
+    done = run(hidden, OCTAVO, "plan", str(CONFIG), "--gpu", "h100", "-v")
+    assert done.returncode == 0, done.stderr
+    assert "197 tensors in bfloat16" in done.stdout
 
 
 def test_a_gpu_without_torch_is_told_and_the_cpu_taken(hidden: Path) -> None:

@@ -179,10 +179,9 @@ def _show_memory(args: argparse.Namespace) -> int:
     from octavo.cli.doctor_memory import compare
     from octavo.cli.memory_table import measured_table
     from octavo.engine.assemble import engine_config
-    from octavo.worker.task import WorkerTask
 
     config = engine_config(model=args.model, **engine_options(args, _NOT_FLAGS))
-    compared = compare(WorkerTask.of(config))
+    compared = compare(config)
     if args.json:
         print(json.dumps({"model": args.model, **compared.facts()}, indent=2))
     else:

@@ -31,7 +31,7 @@ def plan_table(plans: Sequence[MemoryPlan], context: int | None = None) -> list[
 
 
 def measured_table(planned: Mapping[str, int], measured: Mapping[str, int]) -> list[str]:
-    """By component: planned, measured, and the difference. The total is of what was measured."""
+    """By component: planned, measured, and by how much that is more. The total is of what was measured."""
     names = [name for name in planned if name in measured and (planned[name] or measured[name])]
     rows = [["", "planned", "measured", "difference"]]
     rows += [_compared(name, planned[name], measured[name]) for name in names]
@@ -50,7 +50,7 @@ def _padded(cell: str, width: int, place: int) -> str:
 
 
 def _compared(name: str, planned: int, measured: int) -> list[str]:
-    off = f"{(planned - measured) / measured:+.1%}" if measured else "-"
+    off = f"{(measured - planned) / planned:+.1%}" if planned else "-"
     return [name, size(planned), size(measured), off]
 
 

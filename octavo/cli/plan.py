@@ -100,6 +100,7 @@ def _gpus(plan: MemoryPlan) -> str:
 def _device(args: argparse.Namespace, backend: BackendConfig, room: int | None) -> tuple[Device, str, int | None]:
     """The device to plan for, in words, and its memory if it is not the one here."""
     from octavo.kernels.cuda.device import CudaDevice
+    from octavo.kernels.cuda.driver import find_gpu
     from octavo.kernels.cuda.known import gpu_of_size, known_gpu
     from octavo.kernels.registry import select
 
@@ -112,8 +113,8 @@ def _device(args: argparse.Namespace, backend: BackendConfig, room: int | None) 
         device: Device = CudaDevice.for_plan(backend, gpu)
         return device, f"{gpu.name}, {size(room or gpu.num_bytes)}", room
     found: Device = select(backend).device
-    if found.sizes_cache_last:
-        return found, f"the GPU here, {found.label('bfloat16')}", None
+    if found.sizes_cache_last and (here := find_gpu(backend.device_index)) is not None:
+        return found, f"the GPU here, {here.name}, {size(here.num_bytes)}", None
     free = room or memory()[1]
     return found, f"{'the CPU here' if room is None else 'a CPU'} ({found.name}), {size(free)} free", free
 

@@ -28,6 +28,7 @@ from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
+    from octavo.config import EngineConfig
     from octavo.engine.progress import Progress
     from octavo.llm import LLM
 
@@ -70,13 +71,15 @@ def run(args: argparse.Namespace) -> int:
     if lines is not None:
         RequestReader(lambda messages: [], SamplingParams(max_tokens=None)).from_lines(lines, _name_of(source))
 
+    from octavo.engine.assemble import engine_config
     from octavo.llm import LLM  # imported after all checks that do not need it
     from octavo.text.template_process import template_processes
 
     if not args.raw:
         template_processes().warm()  # starts while the model loads
     num_requests = len(prompts) if lines is None else len(lines)
-    with LLM(args.model, **_engine_options(args, is_alone=is_chat or num_requests == 1)) as llm:
+    options = _engine_options(args, is_alone=is_chat or num_requests == 1)
+    with LLM(args.model, **options) as llm:
         if args.verbose or args.report or is_chat:
             _print_table("engine", llm.card)
         elif not hasattr(args, "backend"):
@@ -92,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
             _write(llm, requests, args.output) if args.output else _show(llm, requests)
         if tally is not None:
             _print_table("report", tally.report().lines())
+            _print_memory(llm, engine_config(model=args.model, **options))
     return 0
 
 
@@ -194,6 +198,15 @@ def warn_if_slow(backend: str) -> None:
     """Warn about a reference backend that was not requested: it is many times slower."""
     if backend.startswith("reference"):
         print(f"octavo: backend {backend}", file=sys.stderr)
+
+
+def _print_memory(llm: LLM, config: EngineConfig) -> None:
+    """Measured after the run, beside the plan for the largest steps."""
+    from octavo.cli.memory_table import measured_table
+    from octavo.worker.plan import planned
+
+    lines = measured_table(planned(config), llm.memory())
+    print("\nmemory", *(f"  {line}" for line in lines), sep="\n", file=sys.stderr)
 
 
 def _print_table(title: str, lines: list[tuple[str, str]]) -> None:

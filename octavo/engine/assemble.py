@@ -88,6 +88,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
             recorder=recorder,
             default_sampling_params=SamplingParams(**shape.sampling_defaults),
             card=start_up_card(shape, clock() - begin),
+            measure=lambda: _measured(executor),
         )
     except BaseException:
         executor.close()
@@ -211,6 +212,12 @@ def start_up_card(shape: WorkerShape, seconds: float) -> list[tuple[str, str]]:
     if shape.device is not None:
         lines.insert(-1, ("device", shape.device))
     return lines
+
+
+def _measured(executor: Executor) -> dict[str, int]:
+    layout = executor.shape.layout
+    found = {str(component): num_bytes for component, num_bytes in executor.measured().items()}
+    return found | {"KV blocks": layout.num_blocks * layout.block_bytes}
 
 
 def warn_of_leftovers(label: str, unused: Sequence[str]) -> None:

@@ -45,7 +45,9 @@ class LLMEngine:
         card: list[tuple[str, str]],
         recorder: FlightRecorder,
         tracer: RequestTracer | None = None,
+        measure: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
+        """measure: tells the bytes of each part of the engine's memory."""
         self._core: EngineCore | None = core
         self._inputs = inputs
         self._outputs = OutputProcessor(tokenizer)
@@ -59,6 +61,7 @@ class LLMEngine:
         self.card = card
         self.recorder = recorder
         self.tracer = tracer
+        self.measure = measure
 
     def make_request(
         self,

@@ -7,9 +7,11 @@ ProcessExecutor    workers in child processes, see `processes.py`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from octavo.kernels.ledger import Component
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.worker.task import WorkerShape, WorkerTask
 from octavo.worker.worker import Worker
@@ -32,6 +34,9 @@ class Executor(StepExecutor, Protocol):
     @property
     def shape(self) -> WorkerShape: ...
 
+    def measured(self) -> Mapping[Component, int]:
+        """Bytes of each component of the first worker's memory, but the KV blocks."""
+
 
 class ThreadExecutor:
     """Runs a host's steps on a thread while the caller goes on: kernels do not hold Python's lock."""
@@ -46,6 +51,9 @@ class ThreadExecutor:
 
     def submit(self, plan: StepPlan) -> PendingStep:
         return self._thread.submit(self._run, plan)
+
+    def measured(self) -> Mapping[Component, int]:
+        return self._thread.submit(self._worker.measured).result()
 
     def close(self) -> None:
         self._thread.shutdown()

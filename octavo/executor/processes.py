@@ -6,6 +6,7 @@
       StepPlan ─────────────────────────────────────▶   submit
       a step's id ──────────────────────────────────▶   result of that step
           ◀──────────────── StepResult, or the fault of that step
+      "measure" ────────────────────────────────────▶   bytes of each component
       end of file ──────────────────────────────────▶   close
 
 When a worker dies, its socket reports end of file at once, and the engine ends. Its log records are logged here.
@@ -18,7 +19,7 @@ import pickle
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -26,11 +27,13 @@ from typing import Any
 from octavo.child import Child, begin
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.executor.executor import Executor, executor_here
+from octavo.kernels.ledger import Component
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.models.gguf import GGUFFile
 from octavo.observe.logging import LOGGER
 from octavo.worker.task import WorkerShape, WorkerTask
 
+_MEASURE = "measure"  # a message to the workers
 PATIENCE_S = 10.0  # how long a worker may take to close
 
 
@@ -62,6 +65,12 @@ class ProcessExecutor:
         for remote in self._remotes:
             remote.send(plan)
         return _RemoteStep(self._remotes, plan.step_id)
+
+    def measured(self) -> Mapping[Component, int]:
+        for remote in self._remotes:
+            remote.send(_MEASURE)
+        found: Mapping[Component, int] = _answer(self._remotes)
+        return found
 
     def close(self) -> None:
         for remote in self._remotes:
@@ -105,7 +114,7 @@ class _Remote:
             name, target = f"worker {task.rank}", f"{__name__}:main"
             self.child = Child(name, target, process_task, inherited=(theirs.fileno(),))
 
-    def send(self, message: StepPlan | int) -> None:
+    def send(self, message: StepPlan | int | str) -> None:
         """Raises EngineDeadError once the worker is gone."""
         self._talk(lambda: self.connection.send(message))
 
@@ -157,6 +166,9 @@ def _serve(executor: Executor, connection: Connection) -> None:
             return
         if isinstance(message, StepPlan):
             begun.append((message.step_id, executor.submit(message)))
+            continue
+        if message == _MEASURE:
+            connection.send(executor.measured())
             continue
         step_id, step = begun.popleft()
         while step_id != message:  # the parent does not wait for a plan that computes nothing

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from octavo.config import EngineConfig
 from octavo.errors import ConfigError, OutOfMemoryError
 from octavo.kernels.device import Device
 from octavo.kernels.ledger import COMPONENTS, Ledger, size
 from octavo.kernels.program.share import ModelRecording, can_share
+from octavo.kernels.registry import select
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import has_weights, open_checkpoint
 from octavo.models.registry import build_model
@@ -179,6 +181,13 @@ def _largest(least: int, now: int, is_good: Callable[[int], bool]) -> int | None
         middle = (low + high + 1) // 2
         low, high = (middle, high) if is_good(middle * least) else (low, middle - 1)
     return low * least
+
+
+def planned(config: EngineConfig, *, serves: bool = False) -> dict[str, int]:
+    """Bytes by component, KV blocks included, of an engine with these options on the device here."""
+    task = WorkerTask.of(config, serves=serves)
+    plan = Planner.of(task, select(task.backend).device).plan(task)
+    return {component: plan.ledger.of(component) for component in COMPONENTS} | {"KV blocks": plan.kv_bytes}
 
 
 def told(plan: MemoryPlan) -> str:

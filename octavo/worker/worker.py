@@ -37,6 +37,7 @@ class Worker:
         self._runner: Runner | None = None
         self._held: Callable[[], Measured] = dict
         self._used: Callable[[], int | None] = lambda: None
+        self._system = 0  # set when it is first measured
         compiler = compile_ahead(task.backend, task.rank, task) if task.warms_up else None
         with nullcontext() if compiler is None else closing(compiler):
             self._build(task, compiler)
@@ -51,12 +52,14 @@ class Worker:
 
     def measured(self) -> dict[Component, int]:
         """Bytes of each component but the KV blocks, as their owners tell. On a device with its own memory, `system` is
-        what else is in use there, by this process or others."""
+        what else was in use there after the load, by this process or others, and `graphs` what came to it since."""
         assert self._runner is not None, "a closed worker holds nothing"
         found: dict[Component, int] = {**self._held(), **self._runner.held()}
         if (used := self._used()) is not None:
             layout = self.shape.layout
-            found["system"] = used - sum(found.values()) - layout.num_blocks * layout.block_bytes
+            rest = used - sum(found.values()) - layout.num_blocks * layout.block_bytes
+            self._system = self._system or rest
+            found |= {"system": self._system, "graphs": rest - self._system}
         return found
 
     def _build(self, task: WorkerTask, compiler: KernelCompiler | None) -> None:
@@ -69,6 +72,7 @@ class Worker:
         self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute))
         self._runner = _runner(task, device, model, self.shape)
         self.submit = self._runner.submit
+        self.measured()
         if task.warms_up:
             self._runner.warm_up(sizes.limits, compiler)
 

@@ -203,3 +203,16 @@ def test_a_server_whose_worker_dies_starts_its_engine_again(tmp_path: Path, monk
         stream.close()
         until(server.is_healthy)
         assert worker_of(server.children()["engine"]) != worker
+
+
+def test_a_worker_tells_its_memory_from_its_process(tiny_folder: TinyFolder) -> None:
+    """Between steps, and while steps overlap. Which threads attend, and so need room to, is theirs to decide."""
+    found = []
+    sizes = {"skip_tokenizer_init": True, "max_num_seqs": 4, "max_model_len": 64}
+    for options in ({}, {"distributed_executor_backend": "mp"}, {"async_scheduling": True}):
+        with LLM(str(tiny_folder("llama")), **sizes, **options) as llm:
+            llm.generate([[3, 4, 5]], SamplingParams(max_tokens=3, detokenize=False), use_tqdm=False)
+            found.append(llm.memory())
+        assert found[-1].pop("workspace") > 0
+    assert found[0] == found[1] == found[2]
+    assert min(found[0][part] for part in ("weights", "activations", "rows", "KV blocks")) > 0

@@ -12,7 +12,6 @@ import pytest
 from octavo.cli.doctor_memory import compare
 from octavo.cli.memory_table import measured_table
 from octavo.engine.assemble import engine_config
-from octavo.worker.task import WorkerTask
 from tests.gpu.device import ON_GPU
 
 if not ON_GPU:
@@ -27,7 +26,7 @@ EXACT = ("weights", "activations", "workspace", "rows")
 @pytest.mark.parametrize("serves", [False, True])
 def test_a_models_memory_is_as_planned(model: str, serves: bool) -> None:
     config = engine_config(model=str(CONFIGS / model), load_format="dummy")
-    compared = compare(WorkerTask.of(config, serves=serves))
+    compared = compare(config, serves=serves)
     table = measured_table(compared.planned, compared.measured)
     print(f"\n{model}, {'server' if serves else 'offline'}", *table, sep="\n")
     for component in EXACT:

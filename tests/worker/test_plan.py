@@ -47,7 +47,8 @@ def planner_of(model: str, gpu: GPU, **options: object) -> tuple[Planner, Worker
 @pytest.mark.parametrize("name", ["llama", "llama-tied-bias", "gemma3", "phi3", "gpt2", "opt-normed-after"])
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_the_cpu_takes_what_was_planned(name: str, dtype: str, tiny_folder: TinyFolder) -> None:
-    compared = compare(task_of(str(tiny_folder(name)), backend="cpu", dtype=dtype, max_num_batched_tokens=96, **SMALL))
+    options = {"backend": "cpu", "dtype": dtype, "max_num_batched_tokens": 96, **SMALL}
+    compared = compare(engine_config(model=str(tiny_folder(name)), **options))
     for component in ("weights", "activations", "rows", "KV blocks"):
         assert compared.measured[component] == pytest.approx(compared.planned[component], abs=256), component
     room_for_parts = 128 << 10  # partial results of long contexts come on top; they depend on the step
@@ -56,7 +57,8 @@ def test_the_cpu_takes_what_was_planned(name: str, dtype: str, tiny_folder: Tiny
 
 MEASURE = """
 import re
-from octavo.cli.doctor_memory import Planner, Worker, WorkerTask, every_size, select
+from octavo.cli.doctor_memory import Worker, WorkerTask, every_size
+from octavo.worker.plan import Planner, select
 from octavo.engine.assemble import engine_config
 
 def anonymous():
