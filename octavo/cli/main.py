@@ -30,6 +30,7 @@ COMMANDS = {
     "plan": "the memory that a model will take, here or on a GPU you name",
     "list": "the models here: packaged, from the hub, in this folder",
     "pull": "download a model from the Hugging Face hub",
+    "explain": "what happened to a request, from a log or a running server",
     "viz": "draw a recorded run, or a running server, as a page",
     "doctor": "which backends work here, and why the others do not",
     "kernels list": "each op's kernels: which run here, and why others do not",

@@ -18,6 +18,7 @@ import secrets
 import zlib
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import islice
 from os import PathLike
 from typing import Any, BinaryIO
 
@@ -40,6 +41,9 @@ _FULL_MEMBER_BYTES = 1 << 18  # a writer begins the next member after so many
 _READ_SIZE = 1 << 16
 _HASH_SIZE = 8  # bytes of a scrambled hash
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's sign for gzip's header and checksum around the data
+_SLICE_SIZE = 256  # events that are encoded at once
+_SLICE_SIZE_WITH_TOKENS = 4  # a prompt's may take megabytes
+_ARRAY = b"\xdd"  # msgpack's: an array whose length the next four bytes say
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -74,25 +78,21 @@ class LogWriter:
     def __init__(self, file: BinaryIO, header: LogHeader) -> None:
         self._file = file
         self._key = secrets.token_bytes(16)
+        self._slice_size = _SLICE_SIZE_WITH_TOKENS if header.has_token_ids else _SLICE_SIZE
         self._put(_ENCODER.encode(header))
 
     def write(self, events: Iterable[Event]) -> None:
         """Append these events. All of them are in the file once it is flushed."""
-        member, columns, num_events = bytearray(), Columns(), 0
-        for event in events:
-            event = self._guarded(event)
-            before = len(member)
-            try:
-                _ENCODER.encode_into(columns.store(event), member, -1)
-            except (OverflowError, UnicodeEncodeError):  # a user's name or number that msgpack has no way to write
-                del member[before:]
-                _ENCODER.encode_into(EventsLost(event.time, 1), member, -1)
-            num_events += 1
+        member, columns, num_events, coming = bytearray(), Columns(), 0, iter(events)
+        while events_of_slice := list(islice(coming, self._slice_size)):
+            stored = [columns.store(self._guarded(event)) for event in events_of_slice]
+            member += _encoded(stored)
+            num_events += len(stored)
             if len(member) > _FULL_MEMBER_BYTES:
-                self._put(_array(num_events, member))
+                self._put(_ARRAY + num_events.to_bytes(4, "big") + member)
                 member, columns, num_events = bytearray(), Columns(), 0
         if num_events:
-            self._put(_array(num_events, member))
+            self._put(_ARRAY + num_events.to_bytes(4, "big") + member)
 
     def _put(self, data: bytes) -> None:
         packer = zlib.compressobj(level=1, wbits=_GZIP)
@@ -112,9 +112,15 @@ class LogWriter:
         return blake2b(content, digest_size=_HASH_SIZE, key=self._key).digest()
 
 
-def _array(num_values: int, encoded: bytearray) -> bytes:
-    """Encoded values as one array of msgpack."""
-    return b"\xdd" + num_values.to_bytes(4, "big") + encoded
+def _encoded(events: list[Event]) -> bytes:
+    """The events one after the other. One that holds what msgpack has no way to write, such as a name with lone
+    surrogates or a number of more than 64 bits, is a loss."""
+    try:
+        return _ENCODER.encode(events)[1 if len(events) < 16 else 3 :]  # without the array's own beginning
+    except (OverflowError, UnicodeEncodeError):
+        if len(events) == 1:
+            return _ENCODER.encode(EventsLost(events[0].time, 1))
+        return b"".join([_encoded([event]) for event in events])
 
 
 def read_log(path: str | PathLike[str]) -> tuple[LogHeader, Iterator[Event]]:

@@ -178,7 +178,7 @@ class Recording:
         if num_lost:
             events.append(EventsLost(events[-1].time, num_lost))
         if events:
-            self._writer.write(events)
+            self._writer.write(_in_slices(events))
             self._file.flush()
 
 

@@ -109,6 +109,8 @@ def made(draw: random.Random, hint: Any) -> Any:
         return "".join(draw.choices("ab\0é\u4e2d\U0001f600", k=draw.randrange(4)))
     if hint is bytes:
         return draw.randbytes(draw.randrange(20))
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return event_of(draw, hint)
     inner = get_args(hint)
     if get_origin(hint) is tuple:
         count = draw.randrange(4) if inner[-1] is Ellipsis else 0
