@@ -33,7 +33,7 @@ PICTURES = (".html", ".svg")
 _RESULTS = {
     "output-json": ("FILE", None, "write the results as JSON"),
     "plot": ("FILE", None, "draw the latencies of all scenarios; .html or .svg"),
-    "record": ("FILE", None, "write the event log of a single scenario, as a real run writes its own"),
+    "record": ("FILE", None, "write the event log of a single scenario, for octavo viz"),
     "jobs": ("N", None, "scenarios that run at the same time; default: one a core"),
 }
 

@@ -188,28 +188,42 @@ class StepTimer:
         return live(self._cache.tables[stream.sequence_id].block_ids)[0]
 
 
+def decode_cells(timer: StepTimer, max_num_seqs: int) -> list[tuple[int, int]]:
+    """Batch and context: batches of powers of two, and the largest; a line over contexts for each."""
+    cells = [(batch, context) for batch in _powers_to(max_num_seqs) for context in CONTEXTS]
+    return [(batch, context) for batch, context in cells if timer.fits([context] * batch)]
+
+
+def mixed_cells(timer: StepTimer, max_num_tokens: int) -> list[tuple[int, int, int]]:
+    """Chunk, its start, and the decodes beside it."""
+    chunks = sorted({*(one for one in CHUNKS if one < max_num_tokens), max_num_tokens})
+    cells = [(prefill, 0, decodes) for prefill in chunks for decodes in BESIDE]
+    cells += [(prefill, start, 0) for prefill in chunks for start in STARTS]
+    return [
+        (prefill, start, decodes)
+        for prefill, start, decodes in cells
+        if prefill + decodes <= max_num_tokens and timer.fits([start + prefill, *[_BESIDE_CONTEXT] * decodes])
+    ]
+
+
 def measure_decodes(timer: StepTimer, max_num_seqs: int, tell: OnPoint) -> list[DecodePoint]:
-    """Batches of powers of two, and the largest; a line over contexts for each."""
     points = []
-    for batch in _powers_to(max_num_seqs):
-        for context in CONTEXTS:
-            if timer.fits([context] * batch):
-                tell(f"{batch} decodes of {context} tokens")
-                points.append(DecodePoint(batch, context, timer.decode(batch, context)))
+    for batch, context in decode_cells(timer, max_num_seqs):
+        tell(f"{batch} decodes of {context} tokens")
+        points.append(DecodePoint(batch, context, timer.decode(batch, context)))
     return points
 
 
 def measure_mixed(timer: StepTimer, max_num_tokens: int, tell: OnPoint) -> list[MixedPoint]:
-    chunks = sorted({*(one for one in CHUNKS if one < max_num_tokens), max_num_tokens})
-    cells = [(prefill, 0, decodes) for prefill in chunks for decodes in BESIDE]
-    cells += [(prefill, start, 0) for prefill in chunks for start in STARTS]
     points = []
-    for prefill, start, decodes in cells:
-        lens = [start + prefill, *[_BESIDE_CONTEXT] * decodes]
-        if prefill + decodes <= max_num_tokens and timer.fits(lens):
-            tell(f"a chunk of {prefill} from {start} on, beside {decodes} decodes")
-            points.append(MixedPoint(prefill, start, decodes, _BESIDE_CONTEXT, timer.mixed(prefill, start, decodes)))
+    for prefill, start, decodes in mixed_cells(timer, max_num_tokens):
+        tell(f"a chunk of {prefill} from {start} on, beside {decodes} decodes")
+        points.append(mixed_point(prefill, start, decodes, timer.mixed(prefill, start, decodes)))
     return points
+
+
+def mixed_point(prefill: int, start: int, decodes: int, seconds: float) -> MixedPoint:
+    return MixedPoint(prefill, start, decodes, _BESIDE_CONTEXT, seconds)
 
 
 def measure_host() -> tuple[float, float]:
