@@ -28,6 +28,7 @@ MAX_LOGPROB_TOKEN_IDS = 128
 MAX_TOP_K = 2**31 - 1  # kernels count in int32
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 1e6  # beyond, every token is as likely as any other
+MAX_DIVERSITY_PENALTY = 1e6  # beyond, no token is chosen by two groups
 MAX_LENGTH_PENALTY = 50.0  # beyond, a length to its power leaves float64
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 1e-6, 1e6  # beyond, scores leave float32
 
@@ -48,7 +49,11 @@ EarlyStopping = bool | Literal["never"]
 @assignable(
     SAMPLING_FIELDS,
     alone={"max_tokens": None},
-    needs={name: {"use_beam_search": True} for name in ("best_of", "length_penalty", "early_stopping")},
+    needs={
+        **{name: {"use_beam_search": True} for name in ("best_of", "length_penalty", "early_stopping")},
+        "num_beam_groups": {"use_beam_search": True, "diversity_penalty": 1.0},
+        "diversity_penalty": {"use_beam_search": True, "num_beam_groups": 2},
+    },
 )
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -153,6 +158,13 @@ class SamplingParams:
         False,
         'true: the search ends with the first best_of finished beams; "never": only when none can improve.',
     )
+    num_beam_groups: int = parameter(
+        1, "Groups of beams that search one after another, each away from those before it.", low=1, high=MAX_N
+    )
+    diversity_penalty: float = parameter(
+        0.0, "Taken from a token's log-probability as often as beams of earlier groups chose it in the same step.",
+        low=0.0, high=MAX_DIVERSITY_PENALTY,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Check every field and bring every spelling of a value to one."""
@@ -203,15 +215,25 @@ class SamplingParams:
             )
         if self.use_beam_search:
             self._check_beams()
-        elif self.best_of not in (None, self.n) or self.length_penalty != 1.0 or self.early_stopping:
-            name = "best_of" if self.best_of not in (None, self.n) else "length_penalty"
-            name = name if self.length_penalty != 1.0 or name == "best_of" else "early_stopping"
+        elif (name := self._set_for_beams()) is not None:
             raise InvalidRequestError(
                 f"{name} is {shown(getattr(self, name))}, but use_beam_search is False: only a beam search reads it; "
                 "set use_beam_search=True, or leave it out and sample with n"
             )
 
+    def _set_for_beams(self) -> str | None:
+        """The name of a field that only a beam search reads and that has a value for one."""
+        if self.best_of not in (None, self.n):
+            return "best_of"
+        idle = {"length_penalty": 1.0, "early_stopping": False, "num_beam_groups": 1, "diversity_penalty": 0.0}
+        return next((name for name, value in idle.items() if getattr(self, name) != value), None)
+
     def _check_beams(self) -> None:
+        if (self.num_beam_groups > 1) != (self.diversity_penalty > 0.0):
+            raise InvalidRequestError(
+                f"num_beam_groups is {self.num_beam_groups} and diversity_penalty is {self.diversity_penalty:g}, "
+                "allowed are several groups with a penalty above 0, or neither: without it all would find the same"
+            )
         if self.best_of is not None and self.best_of < self.n:
             raise InvalidRequestError(
                 f"best_of is {self.best_of}, allowed is n={self.n} or more: the n best of best_of beams are returned"

@@ -68,6 +68,51 @@ def test_beams_and_scores_are_those_of_transformers(
             assert sum(chosen) == pytest.approx(beam.cum_logprob)
 
 
+def diverse_beams(folder: Any, prompt: list[int], num_groups: int, penalty: float) -> list[tuple[list[int], float]]:
+    """Answers and their scores by the algorithm of Vijayakumar et al. (2016), over all tokens, without ends."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    size = WIDTH // num_groups
+    groups: list[list[tuple[list[int], float]]] = [[([], 0.0)] for _ in range(num_groups)]
+    for _ in range(MAX_TOKENS):
+        chosen: list[int] = []
+        for group, beams in enumerate(groups):
+            ways = []
+            for tokens, total in beams:
+                with torch.no_grad():
+                    scores = model(torch.tensor([prompt + tokens])).logits[0, -1].log_softmax(-1) + total
+                for token_id in chosen:
+                    scores[token_id] -= penalty
+                ways += [([*tokens, token_id], score) for token_id, score in enumerate(scores.tolist())]
+            groups[group] = sorted(ways, key=lambda way: -way[1])[:size]
+            chosen += [tokens[-1] for tokens, _ in groups[group]]
+    found = [(tokens, total / MAX_TOKENS) for group in groups for tokens, total in group]
+    return sorted(found, key=lambda way: -way[1])
+
+
+@pytest.mark.parametrize(("num_groups", "penalty"), [(2, 0.5), (4, 0.3), (4, 5.0)])
+def test_groups_of_beams_are_those_of_the_paper(num_groups: int, penalty: float, tiny_folder: TinyFolder) -> None:
+    params = BeamSearchParams(
+        beam_width=WIDTH, max_tokens=MAX_TOKENS, ignore_eos=True, num_beam_groups=num_groups, diversity_penalty=penalty
+    )
+    with LLM(str(tiny_folder("llama")), **OPTIONS) as llm:
+        plain, outputs = (
+            llm.beam_search(PROMPTS, BeamSearchParams(beam_width=WIDTH, max_tokens=MAX_TOKENS, ignore_eos=True)),
+            llm.beam_search(PROMPTS, params),
+        )
+        assert llm.stats().num_used_blocks == 0
+    for prompt, output, alike in zip(PROMPTS, outputs, plain, strict=True):
+        expected = diverse_beams(tiny_folder("llama"), prompt, num_groups, penalty)
+        assert [beam.tokens for beam in output.sequences] == [prompt + tokens for tokens, _ in expected]
+        first = {beam.tokens[len(prompt)] for beam in output.sequences}
+        assert len(first) >= len({beam.tokens[len(prompt)] for beam in alike.sequences})
+        for beam, (tokens, score) in zip(output.sequences, expected, strict=True):
+            chosen = [row[token_id].logprob for row, token_id in zip(beam.logprobs, tokens, strict=True)]
+            assert sum(chosen) == pytest.approx(beam.cum_logprob)  # the model's own, without penalties
+            assert beam.cum_logprob / MAX_TOKENS >= score - 1e-4
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_beams_and_ordinary_requests_share_steps(asynchronous: bool, tiny_folder: TinyFolder) -> None:
     beams = SamplingParams(
@@ -133,6 +178,14 @@ def test_an_async_engine_searches(tiny_folder: TinyFolder) -> None:
         ({"use_beam_search": False, "length_penalty": 2.0}, r"length_penalty is 2.0, but use_beam_search is False"),
         ({"use_beam_search": False, "best_of": 3}, r"best_of is 3, but use_beam_search is False"),
         ({"use_beam_search": False, "early_stopping": True}, r"early_stopping is True, but use_beam_search is False"),
+        ({"use_beam_search": False, "num_beam_groups": 2}, r"num_beam_groups is 2, but use_beam_search is False"),
+        (
+            {"n": 4, "num_beam_groups": 2},
+            r"num_beam_groups is 2 and diversity_penalty is 0, allowed are several",
+        ),
+        ({"diversity_penalty": 0.5}, r"num_beam_groups is 1 and diversity_penalty is 0.5, allowed are several groups"),
+        ({"diversity_penalty": -0.5}, r"diversity_penalty is -0.5, allowed is from 0 to"),
+        ({"num_beam_groups": 0}, r"num_beam_groups is 0, allowed is 1 to 16384"),
     ],
 )
 def test_parameters_are_checked(options: dict[str, Any], error: str) -> None:
@@ -141,7 +194,10 @@ def test_parameters_are_checked(options: dict[str, Any], error: str) -> None:
 
 
 ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just("never"))
-BEAM_FIELDS = ("use_beam_search", "best_of", "length_penalty", "early_stopping", "n", "min_tokens", "max_tokens")
+BEAM_FIELDS = (
+    *("use_beam_search", "best_of", "length_penalty", "early_stopping", "n", "min_tokens", "max_tokens"),
+    *("num_beam_groups", "diversity_penalty"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +226,14 @@ def test_any_beam_search_params_are_taken_or_refused(options: dict[str, Any]) ->
     except InvalidRequestError:
         return
     assert params.sampling_params(20).num_sequences == params.beam_width
+
+
+def test_groups_have_as_many_beams_each(small: LLM) -> None:
+    params = SamplingParams(
+        use_beam_search=True, n=2, best_of=4, num_beam_groups=3, diversity_penalty=1.0, detokenize=False
+    )
+    with pytest.raises(InvalidRequestError, match="num_beam_groups is 3 and best_of is 4, allowed is a multiple"):
+        small.generate([[5, 6]], params)
 
 
 def test_parameters_may_be_assigned() -> None:

@@ -9,23 +9,36 @@ from typing import Any
 from octavo.checked_parameters import assignable, checked, parameter
 from octavo.errors import InvalidRequestError
 from octavo.outputs import FinishReason, FlatLogprobs, RequestOutput, TokenLogprobs
-from octavo.sampling_params import MAX_LENGTH_PENALTY, MAX_N, MAX_TEMPERATURE, EarlyStopping, SamplingParams
+from octavo.sampling_params import (
+    MAX_DIVERSITY_PENALTY,
+    MAX_LENGTH_PENALTY,
+    MAX_N,
+    MAX_TEMPERATURE,
+    EarlyStopping,
+    SamplingParams,
+    parameters_that,
+)
 from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 from octavo.vllm_options import BEAM_FIELDS
 
+MAX_BEAM_STOPS = 128  # so many more of each beam's best tokens are asked for
 #: the log-probabilities that come without being asked for: of each token and its best alternatives
 _NUM_LOGPROBS_A_BEAM = 2
 
 
-@assignable(BEAM_FIELDS, alone={"beam_width": 1, "max_tokens": 1})
+@assignable(
+    BEAM_FIELDS,
+    alone={"beam_width": 1, "max_tokens": 1},
+    needs={"num_beam_groups": {"diversity_penalty": 1.0}, "diversity_penalty": {"num_beam_groups": 2}},
+)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeamSearchParams:
     """How one prompt's beams are searched. Fields may be assigned, and are checked then.
 
-    temperature changes nothing, as the model's own distribution is searched. stop_token_ids, min_tokens, logprobs and
-    early_stopping are ours. logprobs None: twice beam_width alternatives with each token, if the engine's max_logprobs
-    allows so many.
+    temperature changes nothing, as the model's own distribution is searched. stop_token_ids, min_tokens, logprobs,
+    early_stopping, num_beam_groups and diversity_penalty are ours. logprobs None: twice beam_width alternatives with
+    each token, if the engine's max_logprobs allows so many.
     """
 
     beam_width: int = parameter(None, "Beams kept at once, and returned.", low=1, high=MAX_N)
@@ -37,6 +50,8 @@ class BeamSearchParams:
     skip_special_tokens: bool = parameter(True, "Leave special tokens out of the text.")
     allowed_token_ids: Iterable[int] | None = parameter(None, "No other token may be in a beam.")
     early_stopping: EarlyStopping = parameter(False, "As in SamplingParams.")
+    num_beam_groups: int = parameter(1, "As in SamplingParams.", low=1, high=MAX_N)
+    diversity_penalty: float = parameter(0.0, "As in SamplingParams.", low=0.0, high=MAX_DIVERSITY_PENALTY)
     stop_token_ids: Iterable[int] | None = parameter(None, "Tokens that end a beam.")
     min_tokens: int = parameter(0, "No end before so many tokens.", low=0)
     logprobs: int | None = parameter(None, "As in SamplingParams.", low=-1)
@@ -89,6 +104,27 @@ def checked_beam_params(params: Any) -> BeamSearchParams:
     if not isinstance(params, BeamSearchParams):
         raise InvalidRequestError(f"params is {shown(params)}, allowed is a BeamSearchParams")
     return params
+
+
+def params_for_beams(params: SamplingParams, num_stops: int, vocab_size: int) -> SamplingParams:
+    """Beams are not drawn, so what shapes a draw is left out: only edits change their log-probabilities."""
+    if num_stops > MAX_BEAM_STOPS:
+        raise InvalidRequestError(f"{num_stops} stop tokens are set, allowed with beams are {MAX_BEAM_STOPS}")
+    if params.num_sequences % params.num_beam_groups:
+        name = "n" if params.best_of is None else "best_of"
+        raise InvalidRequestError(
+            f"num_beam_groups is {params.num_beam_groups} and {name} is {params.num_sequences}, allowed is a "
+            "multiple of it, as all groups have as many beams: change one of the two"
+        )
+    width, num_choices = params.num_sequences, len(set(params.allowed_token_ids or ())) or vocab_size
+    if width + num_stops > num_choices:
+        name = "best_of" if params.best_of is not None else "n"
+        what = "allowed_token_ids holds" if params.allowed_token_ids else "the vocabulary has"
+        raise InvalidRequestError(
+            f"{name} is {width}, but {what} {num_choices} tokens and {num_stops} end and stop tokens are set: each "
+            f"beam needs {width} ways to go on; lower {name}, or allow more tokens"
+        )
+    return params.replace(temperature=0.0, **parameters_that("filters"))
 
 
 def beam_output(output: RequestOutput, params: BeamSearchParams, tokenizer: Tokenizer | None) -> BeamSearchOutput:

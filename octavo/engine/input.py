@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from octavo.engine.beam_search import params_for_beams
 from octavo.errors import InvalidRequestError
 from octavo.request import Request, RequestLimits
-from octavo.sampling_params import SamplingParams, parameters_that
+from octavo.sampling_params import SamplingParams
 from octavo.shown import shown, suggestion
 from octavo.text.tokenizer import Tokenizer
 from octavo.vllm_options import PROMPT_KEYS as FOREIGN_KEYS
@@ -21,7 +22,6 @@ from octavo.vllm_options import why_not
 #: text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}, either with an optional "cache_salt"
 Prompt = str | Sequence[int] | Mapping[str, object]
 
-MAX_BEAM_STOPS = 128  # so many more of each beam's best tokens are asked for
 PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
 
 
@@ -59,7 +59,7 @@ class InputProcessor:
         stops = ends | frozenset(params.stop_token_ids or ())
         bad_word_ids = self._bad_words(tuple(params.bad_words or ()))
         if params.use_beam_search:
-            params = self._for_beams(params, len(stops))
+            params = params_for_beams(params, len(stops), self.limits.vocab_size)
         self._check_drawable(params, stops, bad_word_ids)
         return Request(
             request_id=request_id,
@@ -165,20 +165,6 @@ class InputProcessor:
                 "stop strings and bad_words need a tokenizer, but skip_tokenizer_init=True: "
                 "use stop_token_ids and logit_bias"
             )
-
-    def _for_beams(self, params: SamplingParams, num_stops: int) -> SamplingParams:
-        """Beams are not drawn, so what shapes a draw is left out: only edits change their log-probabilities."""
-        if num_stops > MAX_BEAM_STOPS:
-            raise InvalidRequestError(f"{num_stops} stop tokens are set, allowed with beams are {MAX_BEAM_STOPS}")
-        width, num_choices = params.num_sequences, len(set(params.allowed_token_ids or ())) or self.limits.vocab_size
-        if width + num_stops > num_choices:
-            name = "best_of" if params.best_of is not None else "n"
-            what = "allowed_token_ids holds" if params.allowed_token_ids else "the vocabulary has"
-            raise InvalidRequestError(
-                f"{name} is {width}, but {what} {num_choices} tokens and {num_stops} end and stop tokens are set: each "
-                f"beam needs {width} ways to go on; lower {name}, or allow more tokens"
-            )
-        return params.replace(temperature=0.0, **parameters_that("filters"))
 
     def _check_drawable(
         self, params: SamplingParams, stops: frozenset[int], bad_word_ids: tuple[tuple[int, ...], ...]

@@ -45,7 +45,14 @@ FIELDS: dict[str, Any] = {
     "truncate_prompt_tokens": 11,
     "skip_reading_prefix_cache": True,
 }
-BEAMS = {"use_beam_search": True, "best_of": 5, "length_penalty": -1.5, "early_stopping": "never"}
+BEAMS = {
+    "use_beam_search": True,
+    "best_of": 6,
+    "length_penalty": -1.5,
+    "early_stopping": "never",
+    "num_beam_groups": 3,
+    "diversity_penalty": 0.5,
+}
 TEXT_ONLY = {
     "stop",
     "detokenize",

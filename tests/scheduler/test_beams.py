@@ -37,29 +37,40 @@ def searched(
     max_tokens: int = MAX_TOKENS,
     length_penalty: float = 1.0,
     early_stopping: Any = False,
+    num_beam_groups: int = 1,
+    diversity_penalty: float = 0.0,
 ) -> list[list[int]]:
-    """The n best answers, by a search that keeps every beam as a list of tokens."""
-    running: list[tuple[float, list[int]]] = [(0.0, [])]
-    finished: list[tuple[float, list[int]]] = []
+    """The n best answers, by a search that keeps every beam as a list of tokens. Groups search one after another."""
+    size = width // num_beam_groups
+    running: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(num_beam_groups)]
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(num_beam_groups)]
+    over: set[int] = set()
     for length in range(1, max_tokens + 1):
-        ways = []
-        for total, tokens in running:
-            prefix = EMPTY_PREFIX
-            for token_id in prompt + tokens:
-                prefix = extend_prefix(prefix, token_id)
-            for token_id, logprob in zip(*best_tokens(prefix, width + len(STOPS)), strict=True):
-                ways.append((total + logprob, [*tokens, token_id]))
-        ways.sort(key=lambda way: -way[0])
-        ends = [way for way in ways[:width] if way[1][-1] in STOPS or length == max_tokens]
-        finished += [(total / length**length_penalty, tokens) for total, tokens in ends]
-        finished = sorted(finished, key=lambda way: -way[0])[:width]
-        running = [way for way in ways if way[1][-1] not in STOPS][:width]
-        best_len = max_tokens if early_stopping == "never" and length_penalty > 0 else length
-        if len(finished) == width and (
-            early_stopping is True or running[0][0] / best_len**length_penalty <= finished[-1][0]
-        ):
+        chosen: list[int] = []
+        for group in {*range(num_beam_groups)} - over:
+            ways = []
+            for total, tokens in running[group]:
+                prefix = EMPTY_PREFIX
+                for token_id in prompt + tokens:
+                    prefix = extend_prefix(prefix, token_id)
+                for token_id, logprob in zip(*best_tokens(prefix, 3 * width + len(STOPS)), strict=True):
+                    score = total + logprob - diversity_penalty * chosen.count(token_id)
+                    ways.append((score, [*tokens, token_id]))
+            ways.sort(key=lambda way: -way[0])
+            ends = [way for way in ways[:size] if way[1][-1] in STOPS or length == max_tokens]
+            done = finished[group] + [(total / length**length_penalty, tokens) for total, tokens in ends]
+            finished[group] = sorted(done, key=lambda way: -way[0])[:size]
+            running[group] = [way for way in ways if way[1][-1] not in STOPS][:size]
+            chosen += [tokens[-1] for _, tokens in running[group]]
+            best_len = max_tokens if early_stopping == "never" and length_penalty > 0 else length
+            if len(finished[group]) == size and (
+                early_stopping is True or running[group][0][0] / best_len**length_penalty <= finished[group][-1][0]
+            ):
+                over.add(group)
+        if len(over) == num_beam_groups:
             break
-    return [tokens for _, tokens in finished[:n]]
+    best = sorted([way for group in finished for way in group], key=lambda way: -way[0])
+    return [tokens for _, tokens in best[:n]]
 
 
 def answers(simulator: Simulator, request_id: str) -> list[list[int]]:
@@ -77,6 +88,21 @@ def prompt_of(length: int, seed: int) -> list[int]:
 def test_the_answers_are_those_of_a_plain_search(early_stopping: Any, length_penalty: float) -> None:
     params: dict[str, Any] = {"early_stopping": early_stopping, "length_penalty": length_penalty}
     for seed, width in enumerate([1, 2, 3, 5, 8] * 4):
+        simulator = Simulator(checks=True, block_size=4)
+        prompt, n = prompt_of(1 + seed % 9, seed), 1 + seed % width
+        simulator.run([Arrival(0, beam_request("a", prompt, width=width, n=n, **params))])
+        assert answers(simulator, "a") == searched(prompt, width, n, **params)
+        assert simulator.cache.pool.num_owned == 0
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("penalty", [1e-6, 0.4, 3.0, 100.0])
+def test_the_answers_of_groups_are_those_of_a_plain_diverse_search(early_stopping: Any, penalty: float) -> None:
+    for seed, (width, num) in enumerate([(2, 2), (4, 2), (6, 3), (6, 2), (5, 5), (8, 4)] * 2):
+        params: dict[str, Any] = {
+            "early_stopping": early_stopping, "length_penalty": [1.0, 0.0, -0.5][seed % 3], "num_beam_groups": num,
+            "diversity_penalty": penalty,
+        }  # fmt: skip
         simulator = Simulator(checks=True, block_size=4)
         prompt, n = prompt_of(1 + seed % 9, seed), 1 + seed % width
         simulator.run([Arrival(0, beam_request("a", prompt, width=width, n=n, **params))])
@@ -123,8 +149,11 @@ def test_mixed_requests_in_tight_memory_get_their_own_answers(
             if rng.random() < 0.6:
                 width = rng.randrange(1, 5)
                 n = rng.randrange(1, width + 1)
-                request = beam_request(name, prompt, width=width, n=n, priority=priority)
-                expected[name] = searched(prompt, width, n)
+                groups: dict[str, Any] = {}
+                if width > 1 and rng.random() < 0.4:
+                    groups = {"num_beam_groups": width, "diversity_penalty": 0.7}
+                request = beam_request(name, prompt, width=width, n=n, priority=priority, **groups)
+                expected[name] = searched(prompt, width, n, **groups)
             else:
                 request = make_request(name, prompt, n=2, seed=index, max_tokens=9, priority=priority)
                 expected[name] = [generate_alone(prompt, 9, index, sample) for sample in range(2)]
