@@ -137,9 +137,13 @@ class Child:
         task: Any,
         inherited: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        *,
+        is_one_of_many: bool = False,
     ) -> None:
         """target: "module:function", which calls `begin` first. task: returned by `begin`. inherited: file descriptors,
-        kept under the same numbers. environment: variables that differ from this process's."""
+        kept under the same numbers. environment: variables that differ from this process's. is_one_of_many: its
+        standard error is a pipe, which the parent reads, and it has a process group of its own: if it is stopped when
+        its parent dies, the system wakes it, and it ends."""
         self.name = name
         ours, theirs = socket.socketpair()
         module, function = target.split(":")
@@ -151,6 +155,8 @@ class Child:
                 self.process = subprocess.Popen(
                     [sys.executable, "-c", code, f"octavo: {name}"],
                     stdin=subprocess.PIPE,
+                    stderr=subprocess.PIPE if is_one_of_many else None,
+                    process_group=0 if is_one_of_many else None,
                     env={**os.environ, **environment} if environment else None,
                     pass_fds=(theirs.fileno(), *inherited),
                 )

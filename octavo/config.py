@@ -177,6 +177,9 @@ class BackendConfig:
         spellings={"uni": None},
         not_yet=dict.fromkeys(("ray", "external_launcher"), _ONE_MACHINE),
     )
+    tensor_parallel_size: int = knob(
+        1, "ranks that share every layer of the model, each a process with a GPU, or cores, of its own", at_least=1
+    )
     enforce_eager: bool = knob(False, "launch a GPU's kernels one by one, without CUDA graphs")
     trace_ops: bool = knob(
         False, "run each step's model in Python, op by op, and write each op's name, shapes and norm; for debugging"

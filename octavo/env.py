@@ -8,6 +8,10 @@
     OCTAVO_API_KEY     the key that requests to `octavo serve` must send, unless --api-key or --api-key-file gives
                        others; VLLM_API_KEY works too, as in vLLM
     OPENAI_API_KEY     the key that `octavo chat`, `complete` and `bench serve` send, unless --api-key gives another
+    OCTAVO_COLLECTIVE_TIMEOUT  seconds that the ranks of a model wait for each other, and the engine for a step of
+                       theirs, before it ends; default 240. Keep it above the longest step
+    OCTAVO_RANKS_PER_GPU  how many ranks share a GPU; they exchange results through the host, which is slow: for
+                       tests; default 1
     OCTAVO_ALLOW_LONG_MAX_MODEL_LEN  1: max_model_len may exceed the model's own limit
     CUDA_VISIBLE_DEVICES  the GPUs that may be used; each of several engines is shown its own
     CXX                the C++ compiler; default: the first of g++, clang++ and c++ on the PATH
@@ -17,6 +21,7 @@ Read at each call, not at import, so that a test or a notebook can set them.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import tempfile
@@ -27,6 +32,7 @@ from octavo.errors import ConfigError
 
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 CpuIsa = Literal["native", "avx2", "generic"]
+_MOST = 86400.0
 
 
 def preferred_cache_dir() -> Path:
@@ -88,6 +94,27 @@ def is_debug() -> bool:
 
 def allows_long_max_model_len() -> bool:
     return os.environ.get("OCTAVO_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() in ("1", "true")
+
+
+def collective_timeout() -> float:
+    return _number("OCTAVO_COLLECTIVE_TIMEOUT", 240.0, 1.0)
+
+
+def ranks_per_gpu() -> int:
+    return int(_number("OCTAVO_RANKS_PER_GPU", 1, 1))
+
+
+def _number(name: str, default: float, least: float) -> float:
+    text = os.environ.get(name) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number <= _MOST:
+        raise ConfigError(
+            f"{name} is {text!r}, allowed is a number from {least:g} to {_MOST:g}; unset it for {default:g}"
+        )
+    return number
 
 
 def openai_api_key() -> str | None:

@@ -63,7 +63,7 @@ def _each(entry: Entry, *names: str) -> dict[str, Entry]:
     return dict.fromkeys(names, entry)
 
 
-_ONE_DEVICE = "a model runs on one device; data_parallel_size starts an engine on each of several"
+_ONE_DEVICE = "tensor_parallel_size runs a model on several GPUs here, data_parallel_size several engines"
 _ENGINES_HERE = "all engines of data_parallel_size are started here, behind one address"
 _NO_LORA = "adapters cannot be loaded; merge the adapter into the weights first"
 _NO_MEDIA = "models read text only"
@@ -115,7 +115,7 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_idle("loading shows no bar", "use_tqdm_on_load"),
     **_idle("there are no .pt files", "pt_load_map_location"),
     # many devices
-    **_each(NotHere(_ONE_DEVICE, (1,)), "tensor_parallel_size", "pipeline_parallel_size"),
+    **_each(NotHere(_ONE_DEVICE, (1,)), "pipeline_parallel_size"),
     **_each(NotHere(_ONE_DEVICE, (1,)), "prefill_context_parallel_size", "decode_context_parallel_size", "nnodes"),
     **_each(NotHere(_ONE_DEVICE, (0,)), "node_rank", "ubatch_size"),
     **_idle("everything runs on this machine", "data_parallel_address", "data_parallel_rpc_port"),

@@ -22,7 +22,7 @@ if (coverage := getattr(sys.modules.get("slipcover.pytest_plugin"), "_slipcover_
 
 from octavo.config import BackendConfig
 from octavo.kernels.device import Device
-from octavo.kernels.registry import HOST_BACKENDS
+from octavo.kernels.registry import HOST_BACKENDS, ONE_RANK
 from octavo.observe.machine import num_cores
 
 # OCTAVO_EXECUTOR=mp pytest runs the same tests with the model in a separate process. A test's patches do not reach that
@@ -40,6 +40,7 @@ TinyFolder = Callable[..., Path]
 
 TESTS = Path(__file__).parent
 SLOW = {
+    "distributed": "tensor_parallel",
     "": "docs examples extreme_params greedy imports llm logprobs_modes random_walk real_models session threads "
     "without_torch",
     "bench": "http_client load offline plot",
@@ -134,7 +135,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None
 
 @pytest.fixture(params=list(HOST_BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Device:
-    chosen = HOST_BACKENDS[request.param](BackendConfig(), 0)
+    chosen = HOST_BACKENDS[request.param](BackendConfig(), ONE_RANK)
     if (reason := chosen.why_not()) is not None:
         pytest.skip(reason)
     return chosen

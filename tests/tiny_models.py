@@ -110,11 +110,13 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_tiny_model(name: str, folder: Path, *, seed: int = 0, dtype: str = "float32", std: float = 0.3) -> Path:
-    """Write config.json and model.safetensors for TINY[name]; returns the folder."""
+def make_tiny_model(
+    name: str, folder: Path, *, seed: int = 0, dtype: str = "float32", std: float = 0.3, **changes: Any
+) -> Path:
+    """Write config.json and model.safetensors for TINY[name]; returns the folder. changes: of its arguments."""
     torch.manual_seed(seed)
     config_class, arguments = TINY[name]
-    config = getattr(transformers, config_class)(**arguments)
+    config = getattr(transformers, config_class)(**arguments | changes)
     auto: Any = transformers.AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():

@@ -116,6 +116,8 @@ void octavo_model_bind(CompiledModel* model, uint8_t* pool, int64_t num_blocks) 
   model->state.kv.data = pool;
   model->state.kv.num_blocks = num_blocks;
 }
+// Gives a model what adds up its ranks' results.
+void octavo_model_join_ranks(CompiledModel* model, AllReduce all_reduce) { model->state.all_reduce = all_reduce; }
 void octavo_model_free(CompiledModel* model) { delete model; }
 
 Program* octavo_model_forward_program(CompiledModel* model, const int32_t* widths, int64_t num_buffers) {

@@ -23,9 +23,9 @@ using Given = const Arguments&;
 
 void run_embedding(Model model, Tensors tensors, Given given, int64_t num_tokens) {
   const int64_t num_rows = given[2].whole, offset = given[5].whole;
-  const EmbeddingTable table{DType(given[0].whole), given[1].bytes, given[3].whole, offset, given[6].real};
+  const EmbeddingTable table{DType(given[0].whole), given[1].bytes, num_rows, given[3].whole, offset, given[6].real};
   const int32_t* indices = Index(given[4].whole) == Index::input_ids ? model.step.input_ids : model.step.positions;
-  for (int64_t i = 0; i < num_tokens; ++i) {
+  for (int64_t i = 0; i < num_tokens && Outside(given[7].whole) == Outside::error; ++i) {
     const int64_t row = indices[i] + offset;
     if (row >= 0 && row < num_rows) continue;
     throw std::out_of_range("embedding row " + std::to_string(row) + " of a table of " + std::to_string(num_rows));
@@ -41,9 +41,16 @@ void run_linear(Model model, Tensors tensors, Given given, int64_t num_tokens) {
                    model.matmul_scratch.data());
 }
 
+void run_all_reduce(Model model, Tensors tensors, Given, int64_t num_tokens) {
+  if (!model.all_reduce) return;
+  const Rows x = tensors[1];
+  if (model.all_reduce(x.data, num_tokens * x.stride) != 0) throw std::runtime_error("an all-reduce failed");
+}
+
 // Tensors and arguments are in the order of the op's declaration, in octavo/kernels/ops.py.
 constexpr NamedKernel kKernels[] = {
     {"embedding", run_embedding},
+    {"all_reduce", run_all_reduce},
     {"rms_norm", [](Model m, Tensors t, Given g, int64_t n) { rms_norm(m.pool, t[0], g[0].floats, g[1].real, t[1], n); }},
     {"add_rms_norm",
      [](Model m, Tensors t, Given g, int64_t n) {

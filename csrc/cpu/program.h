@@ -48,6 +48,9 @@ class AlignedFloats {
   int64_t capacity_ = 0;
 };
 
+// Adds up an array of floats over all ranks, in place. Not 0: it failed.
+using AllReduce = int (*)(float* data, int64_t count);
+
 // State shared by all instructions of a model. The compiled model owns it and runs one step at a time.
 struct ModelState {
   ThreadPool& pool;
@@ -55,6 +58,7 @@ struct ModelState {
   StepView step{};
   AttentionScratch attention_scratch;
   AlignedFloats matmul_scratch;
+  AllReduce all_reduce = nullptr;  // null: there is one rank
   bool measures = false;
 
   ModelState(ThreadPool& pool, const KVPool& kv) : pool(pool), kv(kv), attention_scratch(pool.num_threads()) {}

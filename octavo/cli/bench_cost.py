@@ -21,7 +21,7 @@ COMMON = (
     *("--model", "--output", "--num-iters", "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len"),
     *("--num-gpu-blocks-override", "--load-format", "--backend"),
 )
-_NOT_FLAGS = frozenset({"model", "distributed_executor_backend", "trace_ops"})
+_NOT_FLAGS = frozenset({"model", "distributed_executor_backend", "tensor_parallel_size", "trace_ops"})
 _FLAGS = {"num-iters": ("N", 4, "the fewest steps that are timed for a point, after two that warm up")}
 
 

@@ -26,7 +26,7 @@ from octavo.kernels.device import Device
 from octavo.kernels.inventory import backends
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.ops import OPS
-from octavo.kernels.registry import BACKENDS, HOST_BACKENDS
+from octavo.kernels.registry import BACKENDS, HOST_BACKENDS, ONE_RANK
 
 _TESTS = Path(__file__).parents[2] / "tests"
 #: words in the names of test files that are an op's, under any name of its kernels
@@ -63,7 +63,7 @@ def _devices() -> Iterator[tuple[Device, KVDType]]:
         if why_not is not None:
             print(f"{name}: {why_not}")
             continue
-        device = BACKENDS[name](BackendConfig(), 0)
+        device = BACKENDS[name](BackendConfig(), ONE_RANK)
         dtypes: tuple[KVDType, ...] = ("float32",) if name in HOST_BACKENDS else ("float32", "bfloat16")
         yield from ((device, dtype) for dtype in dtypes)
 

@@ -97,7 +97,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
 
 def _executor(config: EngineConfig, serves: bool) -> Executor:
     task = WorkerTask.of(config, serves=serves)
-    if config.backend.distributed_executor_backend is None:
+    if config.backend.distributed_executor_backend is None and task.world.size == 1:
         return executor_here(task)
     from octavo.executor.processes import ProcessExecutor
 

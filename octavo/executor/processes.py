@@ -1,6 +1,6 @@
 """ProcessExecutor: runs each worker in a child process, and sends it the same messages over a socket.
 
-    this process                                        a worker's process (child.py)
+    this process                                        a worker's process (rank_process.py)
       WorkerTask ───────────────────────────────────▶   Worker(task)
           ◀──────────────── WorkerShape, or the exception that was raised there
       StepPlan ─────────────────────────────────────▶   submit
@@ -9,41 +9,24 @@
       "measure" ────────────────────────────────────▶   bytes of each component
       end of file ──────────────────────────────────▶   close
 
-When a worker dies, its socket reports end of file at once, and the engine ends. Its log records are logged here.
+A message is packed once, for all ranks. When a worker dies, its socket reports end of file at once, and the engine
+ends: a model with a rank less computes nothing, so the others are killed. Log records of the workers are logged here.
 """
 
 from __future__ import annotations
 
-import logging
-import pickle
-import sys
-import traceback
-from collections import deque
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, Pipe
-from typing import Any
 
-from octavo.child import Child, begin
-from octavo.errors import EngineDeadError, OctavoError
-from octavo.executor.executor import Executor, executor_here
+from octavo import env
+from octavo.distributed.world import Meeting, check_collectives
+from octavo.executor.rank_process import MEASURE
+from octavo.executor.ranks import GRACE_S, Ranks
+from octavo.executor.remote import Remote
 from octavo.kernels.ledger import Component
 from octavo.messages import PendingStep, StepPlan, StepResult
-from octavo.models.gguf import GGUFFile
-from octavo.observe.logging import LOGGER
 from octavo.worker.task import WorkerShape, WorkerTask
-
-_MEASURE = "measure"  # a message to the workers
-PATIENCE_S = 10.0  # how long a worker may take to close
-
-
-@dataclass(frozen=True, slots=True)
-class _ProcessTask:
-    """descriptor: the file descriptor of the worker's end of the socket."""
-
-    worker: WorkerTask
-    descriptor: int
-    run_directory: None = None
 
 
 class ProcessExecutor:
@@ -51,158 +34,54 @@ class ProcessExecutor:
 
     def __init__(self, task: WorkerTask) -> None:
         """Raises the exception of a worker that could not be built."""
-        self._remotes: list[_Remote] = []
+        self._ranks = Ranks()
         try:
-            for rank in range(task.world_size):
-                self._remotes.append(_Remote(replace(task, rank=rank)))
-            self.shape: WorkerShape = _answer(self._remotes)
+            self._start(task)
+            shapes = self._ranks.answers(None)
         except BaseException:
             self.close()
             raise
+        for remote, shape in zip(self._ranks.remotes, shapes, strict=True):
+            remote.device = (shape.device or shape.backend).partition(",")[0]
+        self.shape: WorkerShape = shapes[0]
+        self._limit = env.collective_timeout() + GRACE_S
 
     def submit(self, plan: StepPlan) -> PendingStep:
-        assert self._remotes, "a closed executor runs no step"
-        for remote in self._remotes:
-            remote.send(plan)
-        return _RemoteStep(self._remotes, plan.step_id)
+        assert self._ranks.remotes, "a closed executor runs no step"
+        self._ranks.send(plan)
+        return _RemoteStep(self._ranks, plan.step_id, self._limit)
 
     def measured(self) -> Mapping[Component, int]:
-        for remote in self._remotes:
-            remote.send(_MEASURE)
-        found: Mapping[Component, int] = _answer(self._remotes)
+        """The first rank's: the others have as much, but for sizes that do not divide."""
+        self._ranks.send(MEASURE)
+        found: Mapping[Component, int] = self._ranks.answers(self._limit)[0]
         return found
 
     def close(self) -> None:
-        for remote in self._remotes:
-            remote.connection.close()
-        for remote in self._remotes:
-            remote.child.reap(PATIENCE_S)
-        self._remotes = []
+        self._ranks.close()
+
+    def _start(self, task: WorkerTask) -> None:
+        if task.world.size == 1:
+            self._ranks.add(Remote(task))
+            return
+        check_collectives()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            meeting = Meeting(
+                port=listener.getsockname()[1], listener=listener.fileno(), time_limit=env.collective_timeout()
+            )
+            for rank in range(task.world.size):
+                self._ranks.add(Remote(replace(task, world=replace(task.world, rank=rank), meeting=meeting)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _RemoteStep:
     """A PendingStep."""
 
-    remotes: list[_Remote]
+    ranks: Ranks
     step_id: int
+    limit: float
 
     def result(self) -> StepResult:
-        for remote in self.remotes:
-            remote.send(self.step_id)
-        result: StepResult = _answer(self.remotes)
+        self.ranks.send(self.step_id)
+        result: StepResult = self.ranks.answers(self.limit)[0]
         return result
-
-
-def _answer(remotes: list[_Remote]) -> Any:
-    """The first rank's next message, once all ranks have sent theirs. Raises the exception of any of them."""
-    answers = [remote.receive() for remote in remotes]
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    return answers[0]
-
-
-class _Remote:
-    """One worker, as its parent sees it."""
-
-    def __init__(self, task: WorkerTask) -> None:
-        self.connection, theirs = Pipe()
-        self._died: str | None = None
-        with theirs:
-            process_task = _ProcessTask(task, theirs.fileno())
-            name, target = f"worker {task.rank}", f"{__name__}:main"
-            self.child = Child(name, target, process_task, inherited=(theirs.fileno(),))
-
-    def send(self, message: StepPlan | int | str) -> None:
-        """Raises EngineDeadError once the worker is gone."""
-        self._talk(lambda: self.connection.send(message))
-
-    def receive(self) -> Any:
-        """The worker's next message, which may be an exception. Raises EngineDeadError once the worker is gone."""
-        while isinstance(said := self._talk(self.connection.recv), logging.LogRecord):
-            LOGGER.handle(said)
-        return said
-
-    def _talk(self, action: Callable[[], Any]) -> Any:
-        if self._died is None:
-            try:
-                return action()
-            except (EOFError, OSError):
-                self._died = f"the process of {self.child.name} ended: {self.child.reap(PATIENCE_S)}"
-            except BaseException:  # Ctrl-C in the middle of a message: later ones cannot be read
-                self._died = f"the process of {self.child.name} was left in the middle of a message"
-                self.child.kill()
-                raise
-        raise EngineDeadError(self._died)
-
-
-def main() -> None:
-    """The worker's process."""
-    task, _ = begin()
-    connection = Connection(task.descriptor)
-    LOGGER.addHandler(_SendingHandler(connection))
-    LOGGER.propagate = False
-    try:
-        executor = executor_here(task.worker)
-    except Exception as error:
-        connection.send(_portable(error))
-        sys.exit(1)
-    connection.send(_without_maps(executor.shape))
-    try:
-        _serve(executor, connection)
-    finally:
-        executor.close()
-
-
-def _serve(executor: Executor, connection: Connection) -> None:
-    """Serve until the parent closes its end or is gone. Send only what the parent waits for: if both ends sent at once,
-    both would block."""
-    begun: deque[tuple[int, PendingStep]] = deque()
-    while True:
-        try:
-            message = connection.recv()
-        except (EOFError, OSError):
-            return
-        if isinstance(message, StepPlan):
-            begun.append((message.step_id, executor.submit(message)))
-            continue
-        if message == _MEASURE:
-            connection.send(executor.measured())
-            continue
-        step_id, step = begun.popleft()
-        while step_id != message:  # the parent does not wait for a plan that computes nothing
-            step_id, step = begun.popleft()
-        try:
-            connection.send(step.result())
-        except Exception as fault:
-            connection.send(_portable(fault))
-
-
-def _without_maps(shape: WorkerShape) -> WorkerShape:
-    """The shape with the path of a mapped file in its place: the mapping cannot cross processes."""
-    source = shape.tokenizer_source
-    return replace(shape, tokenizer_source=source.path) if isinstance(source, GGUFFile) else shape
-
-
-def _portable(fault: Exception) -> Exception:
-    """The fault in a form that can be raised in the parent. One that is not ours gets a note with its traceback."""
-    if not isinstance(fault, OctavoError):
-        fault.add_note(f"in the worker's process:\n{''.join(traceback.format_exception(fault))}")
-    try:
-        pickle.loads(pickle.dumps(fault))
-    except Exception:
-        return RuntimeError(f"{type(fault).__name__}: {fault}")
-    return fault
-
-
-class _SendingHandler(logging.Handler):
-    """Sends this process's log records to the parent."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__()
-        self._connection = connection
-
-    def emit(self, record: logging.LogRecord) -> None:
-        record.msg, record.args, record.exc_info = record.getMessage(), None, None
-        self._connection.send(record)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from octavo.kernels.ops import FloatArray, IntArray, Model
 from octavo.kernels.program.share import ModelRecording
 from octavo.observe.machine import memory
 from octavo.sampling.columns import SamplingBatch
+
+if TYPE_CHECKING:
+    from octavo.distributed.collectives import Collectives
 
 Logits = Any  # [N, V], a backend's own: a FloatArray on the host, a tensor on a device
 
@@ -143,12 +146,13 @@ class Device(Protocol):
     """is_asynchronous: a step runs while the host does other work, and its tokens are fetched later.
     draws_weights: random weights (load_format=dummy) are drawn on the device. sizes_cache_last: KV blocks get the
     memory that the weights leave, so their number is known after `load`; otherwise it is known before, and the model
-    is built for the context that the blocks hold."""
+    is built for the context that the blocks hold. num_sharing: ranks that share the device's memory."""
 
     name: str
     is_asynchronous: bool
     draws_weights: bool
     sizes_cache_last: bool
+    num_sharing: int
 
     def why_not(self) -> str | None:
         """None if the device can be used here, else the reason and the fix, in one sentence."""
@@ -174,12 +178,19 @@ class Device(Protocol):
     def free_bytes(self, ledger: Ledger, utilization: float) -> int:
         """Memory left for KV blocks. utilization: the usable share of a device's own memory."""
 
+    @property
+    def collective_device(self) -> str | None:
+        """torch's name for the device on which ranks add up their results; None: on the host."""
+
     def used_bytes(self) -> int | None:
         """All memory in use on a device with its own; None on the host."""
 
-    def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Loaded:
+    def load(
+        self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType, ranks: Collectives | None = None
+    ) -> Loaded:
         """Load the weights and allocate all buffers for steps within the limits, except the KV pool, whose size may
-        not be known yet (kv.num_blocks is ignored). Raises OutOfMemoryError, ConfigError and UnsupportedModelError."""
+        not be known yet (kv.num_blocks is ignored). ranks: of which the model is a part; None: it is whole. Raises
+        OutOfMemoryError, ConfigError and UnsupportedModelError."""
 
 
 #: at 512 tokens per step prefill runs at full speed, and decodes wait well under a second

@@ -40,6 +40,7 @@ Consumed = Any  # a Tensor that is dead after the call: results may overwrite it
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Index = Literal["input_ids", "positions"]
+Outside = Literal["error", "zeros"]
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
@@ -123,7 +124,11 @@ class Op:
 #: every op by name, in the order of `Ops`
 OPS: dict[str, Op] = {}
 #: kinds of parameters that are words -> the allowed words, in the order of their C++ enum
-WORDS: dict[str, tuple[str, ...]] = {"Activation": get_args(Activation), "Index": get_args(Index)}
+WORDS: dict[str, tuple[str, ...]] = {
+    "Activation": get_args(Activation),
+    "Index": get_args(Index),
+    "Outside": get_args(Outside),
+}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -161,8 +166,11 @@ class Ops:
         raise NotImplementedError
 
     @op(error=2e-6)
-    def embedding(self, table: Parameter, index: Index, *, offset: int = 0, scale: float = 1.0) -> Tensor:
-        """table[index + offset] * scale -> [T, columns of the table]."""
+    def embedding(
+        self, table: Parameter, index: Index, *, offset: int = 0, scale: float = 1.0, outside: Outside = "error"
+    ) -> Tensor:
+        """table[index + offset] * scale -> [T, columns of the table]. outside: what an index without a row gives, which
+        other ranks may have."""
         return Result(table.shape[1])
 
     @op(error=2e-5)
@@ -204,6 +212,12 @@ class Ops:
     @op(error=2e-6, elementwise=True)
     def activation(self, x: Consumed, kind: Activation) -> Tensor:
         """silu, gelu, gelu_tanh or relu."""
+        return over(x)
+
+    @op(error=2e-6)
+    def all_reduce(self, x: Consumed) -> Tensor:
+        """The sum of all ranks' x, the same bits on each. Every rank calls it with as many rows."""
+        assert x.width == x.stride, "ranks add up whole rows"
         return over(x)
 
     @op(error=2e-6)

@@ -14,10 +14,10 @@ the numbers, and no parameter keeps the numbers it has read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from octavo.kernels.tensor import HostTensor, StoredTensor
+from octavo.kernels.tensor import Cut, HostTensor, StoredTensor
 
 Shape = tuple[int, ...]
 ShardKind = Literal["column", "row", "heads", "experts", "replicated"]
@@ -50,9 +50,10 @@ class Shard:
     segments: tuple[int, ...] = (1,)
 
     @classmethod
-    def columns(cls, size: int, num_segments: int = 1) -> Shard:
-        """`size` outputs in all."""
-        return cls("column", size // num_segments, (size // num_segments,) * num_segments)
+    def columns(cls, size: int, num_segments: int = 1, granule: int = 1) -> Shard:
+        """`size` outputs in all. granule: as many outputs stay together."""
+        units = size // num_segments // granule
+        return cls("column", units, (units,) * num_segments)
 
     @classmethod
     def rows(cls, units: int) -> Shard:
@@ -68,6 +69,10 @@ class Shard:
     def of_outputs(self) -> Shard:
         """How ranks share a tensor with one entry per output: a bias."""
         return REPLICATED if self.kind == "row" else self
+
+    def cut(self, shape: Shape, rank: int, num_ranks: int) -> Cut:
+        """The rank's part of a tensor of that shape, as in `slices`."""
+        return Cut(shape, *self.slices(shape, rank, num_ranks))
 
     def slices(self, shape: tuple[int, ...], rank: int, num_ranks: int) -> tuple[int, tuple[slice, ...]]:
         """The shared dimension and the rank's slices of it. shape: of the parameter, or of a tensor that belongs to it,
@@ -97,13 +102,22 @@ REPLICATED = Shard()
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameter:
     """shape: of the numbers; the stored tensors may have other shapes. sources: the stored tensors, in the scheme's
-    order."""
+    order. first: where a rank's part begins in the whole parameter, along the shared dimension; None: it is whole."""
 
     name: str
     shape: Shape
     scheme: Scheme
     sources: tuple[StoredTensor, ...]
     shard: Shard = REPLICATED
+    first: int | None = None
+
+    def part(self, rank: int, num_ranks: int) -> Parameter:
+        """The rank's part of the parameter, of which it reads nothing else."""
+        if num_ranks == 1 or self.shard.kind == "replicated":
+            return self
+        cut = self.shard.cut(self.shape, rank, num_ranks)
+        sources = tuple(each.part(self.shard.cut(each.shape, rank, num_ranks)) for each in self.sources)
+        return replace(self, shape=cut.result, sources=sources, first=cut.slices[0].start)
 
     def compact(self) -> HostTensor:
         return self.scheme.compact(self.sources)
@@ -125,6 +139,11 @@ class Linear:
         """model.layers.3.mlp.down_proj, or model.layers.3.self_attn.q_proj+k_proj+v_proj."""
         whole, *others = (part.name.removesuffix(".weight") for part in self.parts)
         return "+".join([whole, *(name.rsplit(".", 1)[-1] for name in others)])
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the products of all ranks are to be added up: each has some of the inputs."""
+        return self.parts[0].shard.kind == "row" and self.parts[0].first is not None
 
     @property
     def in_features(self) -> int:

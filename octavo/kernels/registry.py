@@ -6,40 +6,46 @@ Importing this file imports no backend: only the backend that needs torch or a c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from octavo.config import BackendConfig
+from octavo.distributed.world import World
+from octavo.env import ranks_per_gpu
 from octavo.errors import BackendUnavailableError, ConfigError
 from octavo.kernels.device import Device, KernelCompiler
 from octavo.kernels.tensor import DType, HostTensor
 
 Convert = Callable[[HostTensor, DType], HostTensor]
-#: from the options and the worker's rank; each rank has its own device
-MakeDevice = Callable[[BackendConfig, int], Device]
+#: from the options and the worker's place; each rank has its own device
+MakeDevice = Callable[[BackendConfig, World], Device]
+ONE_RANK = World()
 
 
-def _triton(config: BackendConfig, rank: int = 0) -> Device:
+def _triton(config: BackendConfig, world: World = ONE_RANK) -> Device:
     from octavo.kernels.cuda.device import CudaDevice
 
-    return CudaDevice(
-        config.attention_backend,
-        config.device_index + rank,
-        traces_ops=config.trace_ops,
-        captures=not config.enforce_eager,
-    )
+    sharing = ranks_per_gpu() if world.size > 1 else 1
+    index = config.device_index + world.rank // sharing
+    captures = not config.enforce_eager and sharing == 1
+    return CudaDevice(config.attention_backend, index, sharing, traces_ops=_traces(config, world), captures=captures)
 
 
-def _cpu(config: BackendConfig, rank: int = 0) -> Device:
+def _cpu(config: BackendConfig, world: World = ONE_RANK) -> Device:
     from octavo.kernels.cpu.device import CpuDevice
 
-    return CpuDevice(config.num_threads, config.activation_dtype, traces_ops=config.trace_ops)
+    return CpuDevice(config.num_threads, config.activation_dtype, world.size, traces_ops=_traces(config, world))
 
 
-def _reference(config: BackendConfig, rank: int = 0) -> Device:
+def _reference(config: BackendConfig, world: World = ONE_RANK) -> Device:
     from octavo.kernels.reference.device import ReferenceDevice
 
-    return ReferenceDevice(traces_ops=config.trace_ops)
+    return ReferenceDevice(world.size, traces_ops=_traces(config, world))
+
+
+def _traces(config: BackendConfig, world: World) -> bool:
+    """One rank's ops are as good as another's."""
+    return config.trace_ops and world.rank == 0
 
 
 #: backends that compute in the host's memory, best first
@@ -55,9 +61,11 @@ class Selection:
     why: str
 
 
-def select(config: BackendConfig, rank: int = 0) -> Selection:
-    """The requested device, or for "auto" the first that can run."""
-    selection = _first_that_runs(config, rank) if config.backend == "auto" else _asked(config, rank)
+def select(config: BackendConfig, world: World = ONE_RANK) -> Selection:
+    """The requested device, or for "auto" the first that can run. All ranks get the same backend."""
+    selection = _first_that_runs(config) if config.backend == "auto" else _asked(config)
+    if world.size > 1:
+        selection = replace(selection, device=_of_rank(config, world, selection.device.name))
     if selection.device.name == "triton":
         return selection
     for option, default in (("attention_backend", "auto"), ("device", "auto")):
@@ -69,24 +77,35 @@ def select(config: BackendConfig, rank: int = 0) -> Selection:
     return selection
 
 
-def compile_ahead(config: BackendConfig, rank: int, settings: object) -> KernelCompiler | None:
+def _of_rank(config: BackendConfig, world: World, name: str) -> Device:
+    for rank in range(world.size):
+        device = BACKENDS[name](config, replace(world, rank=rank))
+        if (reason := device.why_not()) is not None:
+            raise ConfigError(
+                f"tensor_parallel_size is {world.size}, but there is no device for rank {rank}: {reason}; allowed here "
+                f"are up to {rank} ranks"
+            )
+    return BACKENDS[name](config, world)
+
+
+def compile_ahead(config: BackendConfig, world: World, settings: object) -> KernelCompiler | None:
     """Start compiling the kernels of the device that will most likely be chosen. Call it before `select`, which takes
     longer."""
     name = next(iter(BACKENDS)) if config.backend == "auto" else config.backend
-    return BACKENDS[name](config, rank).compile_ahead(settings)
+    return BACKENDS[name](config, world).compile_ahead(settings)
 
 
-def _asked(config: BackendConfig, rank: int) -> Selection:
-    device = BACKENDS[config.backend](config, rank)
+def _asked(config: BackendConfig) -> Selection:
+    device = BACKENDS[config.backend](config, ONE_RANK)
     if (reason := device.why_not()) is not None:
         raise BackendUnavailableError(f"backend {config.backend!r} cannot run here: {reason}")
     return Selection(device, f"{config.backend}, as asked")
 
 
-def _first_that_runs(config: BackendConfig, rank: int) -> Selection:
+def _first_that_runs(config: BackendConfig) -> Selection:
     reasons: list[str] = []
     for name, make in BACKENDS.items():
-        device = make(config, rank)
+        device = make(config, ONE_RANK)
         if (reason := device.why_not()) is None:
             return Selection(device, "; ".join([f"{name}, the fastest that runs here", *reasons]))
         reasons.append(f"{name} cannot: {reason}")
@@ -112,4 +131,4 @@ def converter(config: BackendConfig) -> Convert:
 
 def describe() -> list[tuple[str, str | None]]:
     """For `octavo doctor`: every backend, best first, with the reason why it cannot run here, or None."""
-    return [(name, make(BackendConfig(), 0).why_not()) for name, make in BACKENDS.items()]
+    return [(name, make(BackendConfig(), ONE_RANK).why_not()) for name, make in BACKENDS.items()]

@@ -89,28 +89,59 @@ class RandomTensor(HostTensor):
 
     seed: int = 0
     std: float = 0.0
+    cut_from: Cut | None = None  # the part that it is of the matrix that is drawn
 
     @classmethod
-    def undrawn(cls, dtype: DType, shape: tuple[int, ...], seed: int, std: float) -> RandomTensor:
-        return cls(dtype, shape, np.broadcast_to(np.zeros(1, np.uint8), num_bytes(dtype, shape)), seed, std)
+    def undrawn(
+        cls, dtype: DType, shape: tuple[int, ...], seed: int, std: float, cut_from: Cut | None = None
+    ) -> RandomTensor:
+        data = np.broadcast_to(np.zeros(1, np.uint8), num_bytes(dtype, shape))
+        return cls(dtype, shape, data, seed, std, cut_from)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A rank's part of a tensor of `shape`: some runs of entries along one dimension."""
+
+    shape: tuple[int, ...]
+    dimension: int
+    slices: tuple[slice, ...]
+
+    @property
+    def result(self) -> tuple[int, ...]:
+        """The part's shape."""
+        entries = sum(each.stop - each.start for each in self.slices)
+        return (*self.shape[: self.dimension], entries, *self.shape[self.dimension + 1 :])
+
+    @property
+    def transposed(self) -> Cut:
+        """The same part of the transposed matrix."""
+        return Cut(self.shape[::-1], 1 - self.dimension, self.slices)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor that is not read yet, and how to read it."""
+    """A tensor that is not read yet, and how to read it. read_part: reads a part without the rest; None if `read` gives
+    a view, of which any part can be taken."""
 
     dtype: DType
     shape: tuple[int, ...]
     read: Callable[[], HostTensor]
+    read_part: Callable[[Cut], HostTensor] | None = None
 
     @property
     def num_bytes(self) -> int:
         return num_bytes(self.dtype, self.shape)
 
     def then(self, change: Callable[[HostTensor], HostTensor]) -> StoredTensor:
-        """The same tensor, changed when it is read. The change keeps the shape, and a dense dtype."""
-        read = self.read
-        return replace(self, read=lambda: change(read()))
+        """The same tensor, changed when it is read. The change keeps the shape, and a dense dtype; a part of the
+        changed tensor is the changed part."""
+        return replace(self, read=lambda: change(self.read()), read_part=lambda cut: change(self.part(cut).read()))
+
+    def part(self, cut: Cut) -> StoredTensor:
+        """A rank's part of it, not read yet."""
+        read_part = self.read_part or (lambda cut: take_part(self.read(), cut))
+        return StoredTensor(self.dtype, cut.result, lambda: read_part(cut))
 
 
 def at_hand(tensor: HostTensor) -> StoredTensor:
@@ -131,6 +162,28 @@ def from_array(array: NDArray[np.float32] | NDArray[np.float16]) -> HostTensor:
     """Wrap a float32 or float16 array; copies only if it is not contiguous."""
     dtype: DType = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}[array.dtype]  # type: ignore[assignment]
     return HostTensor(dtype, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def cuts_blocks(dtype: DType, cut: Cut) -> bool:
+    """Whether a part of a tensor of this type would end inside a block."""
+    block_len = BLOCK_FORMATS[dtype][0]
+    return cut.dimension == len(cut.shape) - 1 and any(s.start % block_len or s.stop % block_len for s in cut.slices)
+
+
+def take_part(tensor: HostTensor, cut: Cut) -> HostTensor:
+    """A part of a tensor: a view if it is one run of rows, else a copy. Columns are cut between blocks."""
+    assert tensor.shape == cut.shape, f"a part of {cut.shape} from a tensor of {tensor.shape}"
+    if isinstance(tensor, RandomTensor):
+        return RandomTensor.undrawn(tensor.dtype, cut.result, tensor.seed, tensor.std, cut)
+    is_columns = cut.dimension == len(cut.shape) - 1
+    block_len = BLOCK_FORMATS[tensor.dtype][0] if is_columns else 1
+    entry_bytes = num_bytes(tensor.dtype, (block_len, *cut.shape[cut.dimension + 1 :]))
+    runs = tensor.data.reshape(prod(cut.shape[: cut.dimension]), -1)
+    assert not cuts_blocks(tensor.dtype, cut), f"{cut} cuts a block of {block_len} columns"
+    entries = [(each.start // block_len * entry_bytes, each.stop // block_len * entry_bytes) for each in cut.slices]
+    parts = [runs[:, begin:end] for begin, end in entries]
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    return HostTensor(tensor.dtype, cut.result, np.ascontiguousarray(joined).reshape(-1))
 
 
 def take_rows(tensor: HostTensor, order: NDArray[np.int64]) -> HostTensor:

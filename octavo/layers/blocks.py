@@ -20,12 +20,22 @@ class Embedding:
     projection: Linear | None = None  # to the stream's width, if tokens are narrower
 
     def __call__(self, ops: Ops) -> Tensor:
-        x = ops.embedding(self.tokens, "input_ids", scale=self.scale)
+        if self.tokens.first is None:
+            x = ops.embedding(self.tokens, "input_ids", scale=self.scale)
+        else:  # this rank's part of the vocabulary
+            part = ops.embedding(self.tokens, "input_ids", offset=-self.tokens.first, scale=self.scale, outside="zeros")
+            x = ops.all_reduce(part)
         if self.projection is not None:
             x = ops.linear(x, self.projection)
         if self.positions is None:
             return x
         return ops.add(x, ops.embedding(self.positions, "positions", offset=self.position_offset))
+
+
+def product(ops: Ops, x: Tensor, weight: Linear) -> Tensor:
+    """x W^T + bias, of all ranks together."""
+    y = ops.linear(x, weight)
+    return ops.all_reduce(y) if weight.is_partial else y
 
 
 class Norm(Protocol):
@@ -76,7 +86,7 @@ class SelfAttention:
 
     def project(self, ops: Ops, attended: Tensor) -> Tensor:
         """[T, Q * D] -> [T, H]."""
-        return ops.linear(attended, self.out)
+        return product(ops, attended, self.out)
 
 
 class MLP(Protocol):
@@ -94,7 +104,7 @@ class GatedMLP:
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
         gated = ops.gated_activation(ops.linear(x, self.gate_up), self.activation)
-        return ops.linear(gated, self.down)
+        return product(ops, gated, self.down)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,4 +116,4 @@ class PlainMLP:
     activation: Activation
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
-        return ops.linear(ops.activation(ops.linear(x, self.up), self.activation), self.down)
+        return product(ops, ops.activation(ops.linear(x, self.up), self.activation), self.down)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import ModelLoadError
-from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor, StoredTensor, at_hand
+from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor, StoredTensor, at_hand, take_part
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.config_file import ConfigFile, checked_defaults, read_json, read_optional_json
 from octavo.models.config_json import architecture_from_config
@@ -137,7 +137,8 @@ def _are_equal(one: HostTensor, other: HostTensor) -> bool:
 
 def _canonical(family: str, name: str, tensor: HostTensor) -> StoredTensor:
     if family == "gpt2" and name.endswith(_TRANSPOSED_IN_GPT2) and len(tensor.shape) == 2:
-        return StoredTensor(tensor.dtype, tensor.shape[::-1], lambda: _transposed(tensor))
+        flipped = StoredTensor(tensor.dtype, tensor.shape[::-1], lambda: _transposed(tensor))
+        return replace(flipped, read_part=lambda cut: _transposed(take_part(tensor, cut.transposed)))
     return at_hand(tensor)
 
 

@@ -93,19 +93,17 @@ def layout_change(
     gguf_architecture: str, name: str, architecture: Architecture
 ) -> Callable[[HostTensor], HostTensor] | None:
     """The conversion of a tensor of this canonical name when it is read, or None."""
-    if gguf_architecture == "llama" and ".self_attn.q_proj." in name:
-        return lambda tensor: restore_rotary_rows(tensor, architecture.num_heads)
-    if gguf_architecture == "llama" and ".self_attn.k_proj." in name:
-        return lambda tensor: restore_rotary_rows(tensor, architecture.num_kv_heads)
+    if gguf_architecture == "llama" and (".self_attn.q_proj." in name or ".self_attn.k_proj." in name):
+        return lambda tensor: restore_rotary_rows(tensor, architecture.head_dim)
     if gguf_architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
         return subtract_one
     return None
 
 
-def restore_rotary_rows(tensor: HostTensor, num_heads: int) -> HostTensor:
-    """Rows 0, 2, 4, ... of each head become its first half, rows 1, 3, 5, ... its second."""
+def restore_rotary_rows(tensor: HostTensor, head_dim: int) -> HostTensor:
+    """Rows 0, 2, 4, ... of each head become its first half, rows 1, 3, 5, ... its second. Any number of heads."""
     num_rows = tensor.shape[0]
-    order = np.arange(num_rows).reshape(num_heads, -1, 2).transpose(0, 2, 1).reshape(-1)
+    order = np.arange(num_rows).reshape(-1, head_dim // 2, 2).transpose(0, 2, 1).reshape(-1)
     if len(tensor.shape) > 1:
         return take_rows(tensor, order)
     column = HostTensor(tensor.dtype, (num_rows, 1), tensor.data)  # a bias

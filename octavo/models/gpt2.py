@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo.kernels.ops import Ops, Tensor
-from octavo.layers.blocks import MLP, Embedding, LayerNorm, PlainMLP, SelfAttention
+from octavo.layers.blocks import MLP, Embedding, LayerNorm, SelfAttention
 from octavo.models import llama
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer
@@ -65,7 +65,7 @@ def _layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index: int)
         attention_norm=weights.layer_norm("ln_1", a.norm_eps, a.hidden_size),
         attention=weights.attention(specs.layer(index), "attn.c_proj", "attn.c_attn"),
         mlp_norm=weights.layer_norm("ln_2", a.norm_eps, a.hidden_size),
-        mlp=PlainMLP(weights.column("mlp.c_fc"), weights.row("mlp.c_proj"), a.activation),
+        mlp=weights.plain_mlp("mlp.c_fc", "mlp.c_proj", a.activation),
     )
 
 
@@ -153,5 +153,5 @@ def _opt_layer(a: Architecture, w: Weights, specs: AttentionSpecs, index: int) -
         attention_norm=w.layer_norm("self_attn_layer_norm", a.norm_eps, a.hidden_size),
         attention=w.attention(specs.layer(index), "self_attn.out_proj", *llama.QKV),
         mlp_norm=w.layer_norm("final_layer_norm", a.norm_eps, a.hidden_size),
-        mlp=PlainMLP(w.column("fc1"), w.row("fc2"), a.activation),
+        mlp=w.plain_mlp("fc1", "fc2", a.activation),
     )

@@ -15,7 +15,7 @@ from dataclasses import replace
 from math import sqrt
 
 from octavo.kernels.parameters import Parameter
-from octavo.layers.blocks import Embedding, GatedMLP, RMSNorm
+from octavo.layers.blocks import Embedding, RMSNorm
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer
 from octavo.models.weights import TensorTable, Weights, in_layers, with_biases
@@ -78,7 +78,7 @@ def build(
             attention_norm=w.rms_norm("input_layernorm", a.norm_eps),
             attention=w.attention(specs.layer(index, q_norm, k_norm), "self_attn.o_proj", *qkv),
             mlp_norm=w.rms_norm("post_attention_layernorm", a.norm_eps),
-            mlp=GatedMLP(w.column(*gate_up, num_segments=2), w.row("mlp.down_proj"), a.activation),
+            mlp=w.gated_mlp(gate_up, "mlp.down_proj", a.activation),
         )
 
     embedding = Embedding(weights.embedding("model.embed_tokens"))
@@ -145,7 +145,7 @@ def _gemma_layer(a: Architecture, weights: Weights, specs: AttentionSpecs, index
         attention=weights.attention(specs.layer(index, q_norm, k_norm), "self_attn.o_proj", *QKV),
         attention_output_norm=_gemma_norm(a, weights, "post_attention_layernorm"),
         mlp_norm=_gemma_norm(a, weights, "pre_feedforward_layernorm"),
-        mlp=GatedMLP(weights.column(*GATE_UP, num_segments=2), weights.row("mlp.down_proj"), a.activation),
+        mlp=weights.gated_mlp(GATE_UP, "mlp.down_proj", a.activation),
         mlp_output_norm=_gemma_norm(a, weights, "post_feedforward_layernorm"),
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from octavo.config import ModelConfig
 from octavo.errors import ConfigError, ModelLoadError, OutOfMemoryError
 from octavo.kernels.reference.dequantize import convert as convert_in_numpy
-from octavo.kernels.tensor import DType, HostTensor, StoredTensor, at_hand, num_bytes
+from octavo.kernels.tensor import Cut, DType, HostTensor, StoredTensor, at_hand, cuts_blocks, num_bytes, take_part
 from octavo.models.checkpoint import Checkpoint, TokenizerSource
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
@@ -186,12 +186,15 @@ def _converted(checkpoint: Checkpoint, dtype: DType, convert: Convert) -> Checkp
     """The same checkpoint; every tensor is converted to one dense dtype when it is read."""
 
     def one(name: str, tensor: StoredTensor) -> StoredTensor:
-        def read() -> HostTensor:
+        def read(stored: StoredTensor = tensor) -> HostTensor:
             try:
-                return convert(tensor.read(), dtype)
+                return convert(stored.read(), dtype)
             except OverflowError as error:
                 raise ModelLoadError(f"{checkpoint.label}: tensor {name!r}: {error}; choose another dtype") from None
 
-        return StoredTensor(dtype, tensor.shape, read)
+        def read_part(cut: Cut) -> HostTensor:
+            return take_part(read(), cut) if cuts_blocks(tensor.dtype, cut) else read(tensor.part(cut))
+
+        return StoredTensor(dtype, tensor.shape, read, read_part)
 
     return checkpoint.with_tensors({name: one(name, tensor) for name, tensor in checkpoint.stored.items()})

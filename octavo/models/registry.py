@@ -47,9 +47,14 @@ def required_tensors(architecture: Architecture) -> TensorTable:
 
 
 def build_model(
-    architecture: Architecture, source: TensorSource, layer_slots: Sequence[LayerSlot], max_model_len: int
+    architecture: Architecture,
+    source: TensorSource,
+    layer_slots: Sequence[LayerSlot],
+    max_model_len: int,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Decoder:
-    """Bind a checkpoint's tensors to its family's decoder.
+    """Bind a checkpoint's tensors, or a rank's parts of them, to its family's decoder.
 
     layer_slots: for each layer, the cache group and the place in it that hold its keys and values.
     """
@@ -60,7 +65,7 @@ def build_model(
             f"{learned} tokens; allowed is {learned} or less"
         )
     family = _family(architecture)
-    weights = Weights(source, family.tensors(architecture), architecture.scheme)
+    weights = Weights(source, family.tensors(architecture), architecture.scheme, rank, num_ranks)
     return family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len))
 
 

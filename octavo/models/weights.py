@@ -7,17 +7,18 @@ classes, whatever file the tensors come from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.ops import Activation, AttentionLayer
 from octavo.kernels.parameters import REPLICATED, Linear, Parameter, Scheme, Shape, Shard
-from octavo.kernels.tensor import StoredTensor, at_hand, from_array
-from octavo.layers.blocks import LayerNorm, RMSNorm, SelfAttention
+from octavo.kernels.tensor import BLOCK_FORMATS, StoredTensor, at_hand, from_array
+from octavo.layers.blocks import GatedMLP, LayerNorm, PlainMLP, RMSNorm, SelfAttention
 from octavo.models.architecture import Architecture
+from octavo.models.splits import granule, own_heads
 from octavo.quantization.registry import DENSE, is_in_layer, scheme_of
 
 TensorTable = dict[str, Shape]
@@ -32,11 +33,13 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The parameters under one prefix."""
+    """The parameters under one prefix, or a rank's parts of them."""
 
     source: TensorSource
     table: Mapping[str, Shape]
     scheme: Scheme | None = None  # of the layers' matrices; None: by each tensor's own type
+    rank: int = 0
+    num_ranks: int = 1
     prefix: str = ""
 
     def under(self, prefix: str) -> Weights:
@@ -52,7 +55,8 @@ class Weights:
         scheme = self.scheme if is_in_layer(full, shape) else None
         stored = {full: shape} if scheme is None else scheme.tensors(full, shape)
         sources = tuple(self.source.take(*tensor) for tensor in stored.items())
-        return Parameter(full, shape, scheme or scheme_of(sources[0].dtype), sources, shard)
+        whole = Parameter(full, shape, scheme or scheme_of(sources[0].dtype), sources, shard)
+        return whole.part(self.rank, self.num_ranks)
 
     def optional(self, name: str) -> Parameter | None:
         return self.parameter(name) if self.lists(name) else None
@@ -77,20 +81,28 @@ class Weights:
         return self.column(name) if self.lists(f"{name}.weight") else Linear((embedding,))
 
     def attention(self, layer: AttentionLayer, out: str, *qkv: str) -> SelfAttention:
-        """qkv: the names of the three projections, or of one matrix that holds all three."""
+        """qkv: the names of the three projections, or of one matrix that holds all three. layer: of all ranks."""
         queries, keys = layer.num_heads, layer.num_kv_heads
         held = [(queries, keys, keys)] if len(qkv) == 1 else [(queries,), (keys,), (keys,)]
         shards = [Shard.heads(queries, *segments) for segments in held]
-        return SelfAttention(self._linear(dict(zip(qkv, shards, strict=True))), self.row(out, queries), layer)
+        own = own_heads(layer, self.num_ranks, self._block_len(out))
+        return SelfAttention(self._linear(dict(zip(qkv, shards, strict=True))), self.row(out, queries), own)
 
-    def column(self, *names: str, num_segments: int = 1) -> Linear:
-        """Outputs are split over ranks. num_segments: of all matrices together."""
-        each = num_segments // len(names) or 1
-        return self._linear({name: Shard.columns(self._shape(name)[0], each) for name in names})
+    def gated_mlp(self, gate_up: Sequence[str], down: str, activation: Activation) -> GatedMLP:
+        return GatedMLP(self.column(*gate_up, num_segments=2, read_by=down), self.row(down), activation)
+
+    def plain_mlp(self, up: str, down: str, activation: Activation) -> PlainMLP:
+        return PlainMLP(self.column(up, read_by=down), self.row(down), activation)
+
+    def column(self, *names: str, num_segments: int = 1, read_by: str = "") -> Linear:
+        """Outputs are split over ranks. num_segments: of all matrices together. read_by: the matrix whose inputs they
+        become, which is split alike."""
+        each, run = num_segments // len(names) or 1, self._granule(read_by) if read_by else 1
+        return self._linear({name: Shard.columns(self._shape(name)[0], each, run) for name in names})
 
     def row(self, name: str, units: int | None = None) -> Linear:
-        """Inputs are split over ranks, in that many units."""
-        return self._linear({name: Shard.rows(units or self._shape(name)[1])})
+        """Inputs are split over ranks, in that many units; by default between blocks of numbers."""
+        return self._linear({name: Shard.rows(units or self._shape(name)[1] // self._granule(name))})
 
     def replicated(self, name: str) -> Linear:
         return self._linear({name: REPLICATED})
@@ -99,10 +111,22 @@ class Weights:
         """The weights `name.weight`, stacked, with their biases if the table lists them."""
         biased = {name: shard for name, shard in shards.items() if self.lists(f"{name}.bias")}
         assert len(biased) in (0, len(shards)), f"some of {list(shards)} have a bias and some have none"
+        if self.rank:  # the ranks' products are added up, and a bias is added once
+            biased = {name: shard for name, shard in biased.items() if shard.kind != "row"}
         return Linear(
             tuple(self.parameter(f"{name}.weight", shard) for name, shard in shards.items()),
             tuple(self.parameter(f"{name}.bias", shard.of_outputs) for name, shard in biased.items()),
         )
+
+    def _granule(self, name: str) -> int:
+        return granule(self._shape(name)[1], self._block_len(name), self.num_ranks)
+
+    def _block_len(self, name: str) -> int:
+        """How many inputs of a matrix cannot be cut apart."""
+        full = f"{self.prefix}{name}.weight"
+        if self.num_ranks == 1 or self.scheme is not None:
+            return 1
+        return BLOCK_FORMATS[self.source.take(full, self.table[full]).dtype][0]
 
     def _shape(self, name: str) -> Shape:
         return self.table[f"{self.prefix}{name}.weight"]

@@ -1,7 +1,7 @@
 """Where each of several engines computes: its GPUs, or its part of the host's cores.
 
 CUDA_VISIBLE_DEVICES=4,5,6,7     engine 0    CUDA_VISIBLE_DEVICES=4
-                                 engine 1    CUDA_VISIBLE_DEVICES=5
+                                 engine 1    CUDA_VISIBLE_DEVICES=5     two each with tensor_parallel_size=2
 8 cores                          engine 0    4 threads, anywhere
                                  engine 1    4 threads, anywhere
 """
@@ -30,23 +30,26 @@ class EnginePlace:
 def engine_places(config: EngineConfig) -> list[EnginePlace]:
     """A place for each engine. Raises ConfigError if there are too few GPUs."""
     backend = config.backend
-    num_engines = backend.data_parallel_size
+    num_engines, num_ranks = backend.data_parallel_size, backend.tensor_parallel_size
     if num_engines == 1:
         return [EnginePlace(config)]
     if backend.num_threads is None:
-        backend = replace(backend, num_threads=max(1, num_cores() // num_engines))
+        backend = replace(backend, num_threads=max(1, num_cores() // (num_engines * num_ranks)))
     num_gpus = _num_gpus() if backend.backend in ("auto", "triton") else 0
     if not num_gpus:
         return [EnginePlace(replace(config, backend=backend))] * num_engines
     first = backend.device_index
-    if first + num_engines > num_gpus:
+    own_gpus = -(-num_ranks // env.ranks_per_gpu())
+    if first + num_engines * own_gpus > num_gpus:
+        needs, most = ("a GPU", "GPUs") if own_gpus == 1 else (f"{own_gpus} GPUs", f"have {own_gpus} GPUs each")
         raise ConfigError(
-            f"data_parallel_size is {num_engines}, and each engine needs a GPU, but there are "
-            f"{max(num_gpus - first, 0)} from 'cuda:{first}' on: allowed are as many engines as GPUs"
+            f"data_parallel_size is {num_engines}, and each engine needs {needs}, but there are "
+            f"{max(num_gpus - first, 0)} from 'cuda:{first}' on: allowed are as many engines as {most}"
         )
     own = replace(config, backend=replace(backend, device="auto" if backend.device == "auto" else "cuda:0"))
     names = env.cuda_visible_devices() or [str(index) for index in range(num_gpus)]
-    return [EnginePlace(own, {env.CUDA_VISIBLE_DEVICES: name}) for name in names[first : first + num_engines]]
+    starts = range(first, first + num_engines * own_gpus, own_gpus)
+    return [EnginePlace(own, {env.CUDA_VISIBLE_DEVICES: ",".join(names[at : at + own_gpus])}) for at in starts]
 
 
 def _num_gpus() -> int:

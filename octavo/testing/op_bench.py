@@ -22,7 +22,7 @@ from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.ops import OPS, AttentionLayer, Head, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Parameter
-from octavo.kernels.registry import BACKENDS
+from octavo.kernels.registry import BACKENDS, ONE_RANK
 from octavo.observe import machine
 from octavo.testing.made_parameters import linear, parameter
 from octavo.testing.op_trials import elementwise_arguments
@@ -102,7 +102,7 @@ class Row:
 
 
 def measure(op: str, backend: str, sizes: Sizes, limits: Limits) -> Iterator[Row]:
-    device = BACKENDS[backend](BackendConfig(), 0)
+    device = BACKENDS[backend](BackendConfig(), ONE_RANK)
     for case in cases(op, sizes):
         seconds = (_cpu_seconds if backend == "cpu" else _gpu_seconds)(op, case, device, sizes)
         shares = (case.num_bytes / limits.moved / seconds, case.num_flops / limits.multiplied / seconds)
@@ -138,6 +138,8 @@ def _arguments(name: str, sizes: Sizes) -> Sequence[tuple[Any, ...]]:
     width = sizes.width
     if OPS[name].is_elementwise:
         return [tuple(next(elementwise_arguments(OPS[name])).values())] * LAYERS
+    if name == "all_reduce":
+        return [()] * LAYERS
     if name == "gated_activation":
         return [("silu",)] * LAYERS
     if name == "linear":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
 from octavo.kernels.ops import FloatArray, Head, IntArray, Ops, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.testing.made_parameters import parameter
+
+if TYPE_CHECKING:
+    from octavo.distributed.collectives import Collectives
 
 NUM_ROWS = 97  # of the lookup table
 MAX_SEQS = 8
@@ -71,6 +74,7 @@ class Harness:
         pool: Pool | None = None,
         window: int | None = None,
         dtype: KVDType = "float32",
+        ranks: Collectives | None = None,
     ) -> None:
         pool = pool or Pool()
         table_len = -(-pool.max_len // pool.block_size)
@@ -78,7 +82,7 @@ class Harness:
         layout = KVLayout(0, pool.block_size, groups, pool.dtype)
         limits = StepLimits(MAX_TOKENS, MAX_SEQS, pool.max_len, width)
         num_blocks = 1 + MAX_SEQS * len(groups) * table_len
-        self.compiled = device.load(FunctionModel(function), layout, limits, dtype).bind(num_blocks)
+        self.compiled = device.load(FunctionModel(function), layout, limits, dtype, ranks).bind(num_blocks)
         if not device.is_asynchronous:
             self.pool = self.compiled.pool
             self.pool.fill(0xFF)

@@ -106,6 +106,12 @@ def _embedding() -> Iterator[Trial]:
         yield Trial(f"{width} columns", _call("embedding", (), table, "positions", scale=3.5), width)
 
 
+def _all_reduce() -> Iterator[Trial]:
+    """Of one rank."""
+    for width in WIDTHS:
+        yield Trial(f"{width} columns", _call("all_reduce", (random_table(width),)), width)
+
+
 def _linear() -> Iterator[Trial]:
     for inner, outer in ((64, 96), (1024, 512)):
         matrix = _array(outer, inner) / np.float32(inner**0.5)
@@ -193,6 +199,7 @@ def _layer(
 
 _TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "embedding": _embedding,
+    "all_reduce": _all_reduce,
     "linear": _linear,
     "rms_norm": partial(_norm, "rms_norm"),
     "add_rms_norm": _add_rms_norm,

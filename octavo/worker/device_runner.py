@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 
 from octavo.config import LogprobsMode
+from octavo.distributed.collectives import Collectives
 from octavo.kernels.cuda.model import TritonModel
 from octavo.kernels.cuda.step import GraphMemory
 from octavo.kernels.device import KernelCompiler, StepBatch, StepLimits
@@ -48,6 +50,7 @@ class DeviceRunner:
         rows: LiveRows,
         max_num_seqs: int,
         logprobs_mode: LogprobsMode,
+        ranks: Collectives | None = None,
         *,
         captures_graphs: bool = True,
         explain: Explain | None = None,
@@ -56,7 +59,7 @@ class DeviceRunner:
         self._explain = explain
         self._model = model
         self._live, self._states, self._sampler = rows, rows.states, rows.sampler
-        self._logprobs_mode = logprobs_mode
+        self._logprobs_mode, self._ranks = logprobs_mode, ranks
         self._logprobs = LogprobReporter(model, rows, max_num_seqs, logprobs_mode)
         self._rows = DeviceRows(rows.states, rows.sampler, model.staging, model.device)
         memory = GraphMemory(model.device) if captures_graphs and model.device.type == "cuda" else None
@@ -84,7 +87,7 @@ class DeviceRunner:
             rehearsing = DeviceRunner(
                 self._model, self._live, self._max_num_seqs, self._logprobs_mode, captures_graphs=False
             )
-            with compiler.rehearsal():
+            with nullcontext() if self._ranks is None else self._ranks.resting(), compiler.rehearsal():
                 for plan in warm_up_plans(limits, times=1):
                     rehearsing.submit(plan).result()
         for plan in warm_up_plans(limits):

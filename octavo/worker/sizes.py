@@ -12,6 +12,7 @@ from octavo.kernels.ops import AttentionLayer
 from octavo.models.architecture import Architecture, allowed_model_len
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import LayerSlot
+from octavo.models.splits import own_kv_heads
 from octavo.worker.memory import plan_kv_cache
 from octavo.worker.task import WorkerTask
 
@@ -32,7 +33,8 @@ class WorkerSizes:
         architecture = checkpoint.architecture
         dtypes = device.dtypes(task.model.dtype, task.cache.kv_cache_dtype, checkpoint.dtypes[0])
         groups = make_groups(architecture.windows or (None,) * architecture.num_layers)
-        layout = _layout(architecture, groups, task.cache.block_size, dtypes.kv)
+        num_heads = own_kv_heads(architecture.num_heads, architecture.num_kv_heads, task.world.tensor_parallel_size)
+        layout = _layout(num_heads, architecture.head_dim, groups, task.cache.block_size, dtypes.kv)
         return cls(groups, layout, _limits(architecture, task, device.default_sizes()), dtypes)
 
     @property
@@ -67,11 +69,11 @@ class WorkerSizes:
         return sum(group.max_blocks(*given) for group in self.groups)
 
 
-def _layout(architecture: Architecture, groups: tuple[CacheGroup, ...], block_size: int, dtype: KVDType) -> KVLayout:
+def _layout(num_heads: int, head_dim: int, groups: tuple[CacheGroup, ...], block_size: int, dtype: KVDType) -> KVLayout:
     return KVLayout(
         num_blocks=0,  # not known yet
         block_size=block_size,
-        groups=tuple(KVGroup(len(group.layers), architecture.num_kv_heads, architecture.head_dim) for group in groups),
+        groups=tuple(KVGroup(len(group.layers), num_heads, head_dim) for group in groups),
         dtype=dtype,
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.cache.blocks import CacheGroup
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, LogprobsMode, ModelConfig, SchedulerConfig
+from octavo.distributed.world import Meeting, World
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KVLayout
 from octavo.models.architecture import Architecture
@@ -16,7 +17,8 @@ from octavo.models.checkpoint import TokenizerSource
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerTask:
-    """A worker's sections of the config, its rank, and the number of workers. serves: for a server, whose users wait
+    """A worker's sections of the config, and its place among the ranks of its model. meeting: where they meet; None if
+    there is one rank. serves: for a server, whose users wait
     for every token. Steps are then small unless the options set their size, and kernels are compiled before the
     first."""
 
@@ -25,8 +27,8 @@ class WorkerTask:
     scheduler: SchedulerConfig
     backend: BackendConfig
     logprobs_mode: LogprobsMode
-    rank: int = 0
-    world_size: int = 1
+    world: World = field(default_factory=World)
+    meeting: Meeting | None = None
     serves: bool = False
 
     @property
@@ -35,15 +37,14 @@ class WorkerTask:
         return self.serves and not self.backend.trace_ops
 
     @classmethod
-    def of(cls, config: EngineConfig, *, rank: int = 0, world_size: int = 1, serves: bool = False) -> WorkerTask:
+    def of(cls, config: EngineConfig, *, serves: bool = False) -> WorkerTask:
         return cls(
             model=config.model,
             cache=config.cache,
             scheduler=config.scheduler,
             backend=config.backend,
             logprobs_mode=config.observe.logprobs_mode,
-            rank=rank,
-            world_size=world_size,
+            world=World(tensor_parallel_size=config.backend.tensor_parallel_size),
             serves=serves,
         )
 

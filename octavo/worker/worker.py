@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from octavo.kernels.device import Device, KernelCompiler
 from octavo.kernels.ledger import Component, Ledger, Measured
 from octavo.kernels.program.share import ModelRecording
 from octavo.kernels.registry import Selection, compile_ahead, converter, select
+from octavo.kernels.vocabulary_parts import VocabularyPart
 from octavo.messages import PendingStep, StepPlan
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
@@ -24,6 +26,9 @@ from octavo.worker.runner import HostRunner, Runner
 from octavo.worker.sizes import WorkerSizes
 from octavo.worker.step_faults import StepFaults
 from octavo.worker.task import WorkerShape, WorkerTask
+
+if TYPE_CHECKING:
+    from octavo.distributed.collectives import Collectives
 
 
 class Worker:
@@ -38,7 +43,8 @@ class Worker:
         self._held: Callable[[], Measured] = dict
         self._used: Callable[[], int | None] = lambda: None
         self._system = 0  # set when it is first measured
-        compiler = compile_ahead(task.backend, task.rank, task) if task.warms_up else None
+        settings = replace(task, world=replace(task.world, rank=0), meeting=None)  # ranks run the same kernels
+        compiler = compile_ahead(task.backend, task.world, settings) if task.warms_up else None
         with nullcontext() if compiler is None else closing(compiler):
             self._build(task, compiler)
 
@@ -63,32 +69,57 @@ class Worker:
         return found
 
     def _build(self, task: WorkerTask, compiler: KernelCompiler | None) -> None:
-        selection = select(task.backend, task.rank)
+        selection = select(task.backend, task.world)
         device = selection.device
         convert = converter(task.backend)
         checkpoint = open_checkpoint(task.model, convert, draws_on_device=device.draws_weights)
+        sizes = WorkerSizes.of(checkpoint, task, device)
+        ranks = _meet(task, device)
         with explained(task, checkpoint, device):
-            model, sizes = self._load(task, device, checkpoint)
+            model, sizes = self._load(task, device, checkpoint, sizes, ranks)
         self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute))
-        self._runner = _runner(task, device, model, self.shape)
+        self._runner = _runner(task, device, model, self.shape, ranks)
         self.submit = self._runner.submit
         self.measured()
         if task.warms_up:
             self._runner.warm_up(sizes.limits, compiler)
 
-    def _load(self, task: WorkerTask, device: Device, checkpoint: Checkpoint) -> tuple[Any, WorkerSizes]:
+    def _load(
+        self, task: WorkerTask, device: Device, checkpoint: Checkpoint, sizes: WorkerSizes, ranks: Collectives | None
+    ) -> tuple[Any, WorkerSizes]:
         """The model, bound to its KV pool."""
-        sizes, utilization = WorkerSizes.of(checkpoint, task, device), task.cache.gpu_memory_utilization
+        utilization, world = task.cache.gpu_memory_utilization, task.world
         if not device.sizes_cache_last:
-            sizes = sizes.fitted(task, device.free_bytes(Ledger(()), utilization), is_rest=False)
-        model = build_model(checkpoint.architecture, checkpoint, sizes.layer_slots, sizes.limits.max_model_len)
-        loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute)
+            free = _agreed(device.free_bytes(Ledger(()), utilization), device, ranks)
+            sizes = sizes.fitted(task, free, is_rest=False)
+        part = (world.tensor_rank, world.tensor_parallel_size)
+        model = build_model(checkpoint.architecture, checkpoint, sizes.layer_slots, sizes.limits.max_model_len, *part)
+        loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute, ranks)
         if device.sizes_cache_last:
             recording = ModelRecording.of(model)
             ledger = device.ledger(recording, sizes.layout, sizes.limits, sizes.dtypes.compute)
-            sizes = sizes.fitted(task, device.free_bytes(ledger, utilization), is_rest=True)
+            free = _agreed(device.free_bytes(ledger, utilization), device, ranks)
+            sizes = sizes.fitted(task, free, is_rest=True)
         self._held, self._used = loaded.held, device.used_bytes
-        return loaded.bind(sizes.layout.num_blocks), sizes
+        bound = loaded.bind(sizes.layout.num_blocks)
+        if ranks is not None and not device.is_asynchronous:
+            bound = VocabularyPart(bound, sizes.limits.vocab_size, ranks)
+        return bound, sizes
+
+
+def _agreed(free_bytes: int, device: Device, ranks: Collectives | None) -> int:
+    """The memory that every rank has for KV blocks: all have as many."""
+    return free_bytes if ranks is None else ranks.smallest(free_bytes // device.num_sharing)[0]
+
+
+def _meet(task: WorkerTask, device: Device) -> Collectives | None:
+    """Wait for the other ranks, if there are any."""
+    if task.meeting is None:
+        assert task.world.size == 1, "ranks have a place to meet"
+        return None
+    from octavo.distributed.collectives import Collectives  # imports torch
+
+    return Collectives(task.world, task.meeting, device.collective_device)
 
 
 def _shape(
@@ -114,7 +145,7 @@ def _shape(
     )
 
 
-def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape) -> Runner:
+def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ranks: Collectives | None) -> Runner:
     """model: bound to its KV pool."""
     limits = shape.limits
     states = RequestStates(limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups))
@@ -125,6 +156,6 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape) ->
     from octavo.worker.device_runner import DeviceRunner  # imports torch, which a host's worker does not need
 
     captures_graphs = not (task.backend.enforce_eager or task.backend.trace_ops)
-    return DeviceRunner(
-        model, rows, limits.max_num_seqs, task.logprobs_mode, captures_graphs=captures_graphs, explain=explain
-    )
+    captures_graphs = captures_graphs and (ranks is None or ranks.can_capture)
+    given = (model, rows, limits.max_num_seqs, task.logprobs_mode, ranks)
+    return DeviceRunner(*given, captures_graphs=captures_graphs, explain=explain)

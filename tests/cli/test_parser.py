@@ -63,13 +63,18 @@ def test_underscores_are_dashes_in_names_only() -> None:
     assert args.prompt == ["--not_a_flag"]
 
 
+@pytest.mark.parametrize("words", [["-tp", "2"], ["-tp=2"], ["-tp2"], ["--tensor_parallel_size=2"]])
+def test_vllms_short_names_of_our_flags_are_known(words: list[str]) -> None:
+    assert parser_of("serve", serve).parse(["m", *words]).tensor_parallel_size == "2"
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ["--tensor-parallel-size", "1"],
-        ["--tensor_parallel_size=1"],
-        ["-tp", "1"],
-        ["-tp=1"],
+        ["--pipeline-parallel-size", "1"],
+        ["--pipeline_parallel_size=1"],
+        ["-pp", "1"],
+        ["-pp=1"],
         ["-O3"],
         ["-O", "3"],
         ["--multi-step-stream-outputs"],
@@ -93,8 +98,8 @@ def test_what_asks_for_nothing_is_taken_with_a_note(words: list[str], capsys: py
 @pytest.mark.parametrize(
     ("words", "refusal"),
     [
-        (["--tensor-parallel-size", "2"], "--tensor-parallel-size 2 is not supported yet: a model runs on one device"),
-        (["-tp=4"], "-tp 4 is not supported yet"),
+        (["--pipeline-parallel-size", "2"], "--pipeline-parallel-size 2 is not supported yet: tensor_parallel_size"),
+        (["-pp=4"], "-pp 4 is not supported yet"),
         (["--enable-lora"], "--enable-lora is not supported yet: adapters cannot be loaded"),
         (["--quantization", "awq"], "--quantization awq is not supported yet"),
         (["--tool-call-parser", "hermes"], "--tool-call-parser hermes is not supported yet"),
@@ -140,7 +145,7 @@ max_model_len: 4k
 served-model-name: [a, b]
 enable-prefix-caching: false
 enable-log-requests: true
-tensor-parallel-size: 1
+pipeline-parallel-size: 1
 api-key: null
 """
 
@@ -151,7 +156,7 @@ def test_a_file_of_flags_is_read_and_the_command_line_wins(tmp_path: Path, capsy
     assert (args.model, args.port, args.max_model_len) == ("small", "9000", "4k")
     assert (args.served_model_name, args.enable_prefix_caching, args.enable_log_requests) == (["a", "b"], False, True)
     assert not hasattr(args, "api_key")
-    assert "--tensor-parallel-size 1 changes nothing" in capsys.readouterr().err
+    assert "--pipeline-parallel-size 1 changes nothing" in capsys.readouterr().err
     for model in (["big"], ["--model", "big"]):
         words = [*model, "--config", write(tmp_path, FILE), "--port=1", "--served_model_name", "c"]
         args = made.parse([*words, "--enable-prefix-caching"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from octavo.config import EngineConfig
+from octavo.distributed.world import Meeting, World
 from octavo.errors import ConfigError, EngineDeadError, ModelLoadError, OctavoError, OutOfMemoryError
-from octavo.executor.processes import _portable
+from octavo.executor.rank_process import portable
 from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.observe.events import EngineStarted, Preempted
 from octavo.worker.task import WorkerTask
@@ -127,7 +129,11 @@ def test_all_that_crosses_is_plain_data() -> None:
     plan = StepPlan(7, **changes, num_scheduled_tokens=[2], num_draws=[1, 1], spec_token_ids={0: [4]})
     row = LogprobRow([3, 4], [-0.5, -1.0], 1, [2])
     result = StepResult(7, [3, 4], offsets=[0, 2], logprobs={0: [row]}, prompt_logprobs={0: [row]})
-    task = WorkerTask.of(EngineConfig(), rank=1, world_size=2, serves=True)
+    task = replace(
+        WorkerTask.of(EngineConfig(), serves=True),
+        world=World(rank=1, tensor_parallel_size=2),
+        meeting=Meeting(port=1, listener=2, time_limit=3.0),
+    )
     for message in (plan, result, task):
         assert pickle.loads(pickle.dumps(message)) == message
 
@@ -139,11 +145,11 @@ class UnportableError(Exception):
 
 def test_faults_cross_as_they_are_or_by_name() -> None:
     ours, theirs, other = OutOfMemoryError("too much"), FloatingPointError("of a kernel"), UnportableError(1, 2)
-    assert (type(_portable(ours)), str(_portable(ours))) == (OutOfMemoryError, "too much")
-    crossed = pickle.loads(pickle.dumps(_portable(theirs)))
+    assert (type(portable(ours)), str(portable(ours))) == (OutOfMemoryError, "too much")
+    crossed = pickle.loads(pickle.dumps(portable(theirs)))
     assert (type(crossed), str(crossed)) == (FloatingPointError, "of a kernel")
     assert "in the worker's process" in crossed.__notes__[0]
-    assert str(_portable(other)) == "UnportableError: 1 and 2"
+    assert str(portable(other)) == "UnportableError: 1 and 2"
 
 
 PROGRAM = """

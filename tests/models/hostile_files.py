@@ -27,7 +27,7 @@ from typing import Any
 
 from octavo.config import BackendConfig, ModelConfig
 from octavo.errors import InvalidRequestError, OctavoError, TokenizerError
-from octavo.kernels.registry import HOST_BACKENDS
+from octavo.kernels.registry import HOST_BACKENDS, ONE_RANK
 from octavo.llm import LLM
 from octavo.models.gguf_config import FAMILIES as GGUF_FAMILIES
 from octavo.models.loader import tokenizer_source
@@ -95,7 +95,7 @@ def _use_text(config: ModelConfig) -> None:
 
 @cache
 def _backend() -> str:
-    return "reference" if HOST_BACKENDS["cpu"](BackendConfig(), 0).why_not() else "cpu"
+    return "reference" if HOST_BACKENDS["cpu"](BackendConfig(), ONE_RANK).why_not() else "cpu"
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -18,7 +18,7 @@ def test_a_hosts_model_is_built_for_the_context_that_its_cache_holds(
     lengths = []
 
     def building(*given: object) -> object:
-        lengths.append(given[-1])
+        lengths.append(given[3])
         return build_model(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr("octavo.worker.worker.build_model", building)

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from octavo.kernels.cpu import library
+from octavo.kernels.cpu.all_reduce import AllReduce
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address, processed_logits, sample
 from octavo.kernels.cpu.program import CpuProgram, slots
 from octavo.kernels.cpu.weights import CpuWeights, PackedRows
@@ -23,6 +24,9 @@ from octavo.kernels.ops import AttentionLayer, FloatArray, IntArray, Model
 from octavo.kernels.program.recorder import See, record_model
 from octavo.kernels.tensor import HostTensor
 from octavo.sampling.columns import SamplingBatch
+
+if TYPE_CHECKING:
+    from octavo.distributed.collectives import Collectives
 
 #: the C++ enums' order
 KV_DTYPES: tuple[KVDType, ...] = get_args(KVDType)
@@ -50,6 +54,7 @@ class CpuModel:
         limits: StepLimits,
         activation_bytes: int,
         see: See | None,
+        ranks: Collectives | None = None,
     ) -> None:
         self._library = loaded
         self._threads = threads
@@ -65,11 +70,13 @@ class CpuModel:
         )
         self._handle = c_void_p(loaded.octavo_model_new(threads.handle, byref(layout)))
 
+        self._all_reduce = AllReduce(loaded, self._handle, ranks)
         body, heads = record_model(model)
         head = heads["logits"]
         self._check_layers(body.layers)
         (logits,) = head.kept
-        assert logits.width == logits.stride == limits.vocab_size, f"the model has {logits.width} logits a token"
+        assert logits.width == logits.stride, "a row of logits is followed by the next"
+        self._num_logits = logits.width  # a rank's part of the vocabulary
         given = (kv, self._weights, activation_bytes, see)
         self._forward = CpuProgram(loaded, threads, self._handle, "forward", body, *given)
         self._head = CpuProgram(loaded, threads, self._handle, "head", head, *given)
@@ -121,20 +128,20 @@ class CpuModel:
             (c_int64 * num_groups)(*(table.shape[1] for table in batch.block_tables)),
         )
         run = self._library.octavo_model_begin_forward if self._is_traced else self._library.octavo_model_forward
-        check(self._library, run(self._handle, byref(step)), "running a step")
+        self._all_reduce.check(run(self._handle, byref(step)), "running a step")
         if self._is_traced:
             self._forward.run_op_by_op(num_tokens)
 
     def logits(self, token_indices: IntArray) -> FloatArray:
-        count, vocab_size = len(token_indices), self._limits.vocab_size
+        count, width = len(token_indices), self._num_logits
         if self._logits.size < count * self._logits_floats:
             self._logits = np.empty(count * self._logits_floats, np.float32)
         indices = int32_address(token_indices)
         run = self._library.octavo_model_begin_logits if self._is_traced else self._library.octavo_model_logits
-        check(self._library, run(self._handle, indices, count, address(self._logits)), "computing logits")
+        self._all_reduce.check(run(self._handle, indices, count, address(self._logits)), "computing logits")
         if self._is_traced:
             self._head.run_op_by_op(count)
-        return self._logits[: count * vocab_size].reshape(count, vocab_size)
+        return self._logits[: count * width].reshape(count, width)
 
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:
         return sample(self._library, self._threads.handle, logits, batch)

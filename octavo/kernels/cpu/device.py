@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from octavo.config import ActivationDType
@@ -17,22 +19,33 @@ from octavo.kernels.program.recorder import printer
 from octavo.kernels.program.share import ModelRecording
 from octavo.observe.machine import num_cores
 
+if TYPE_CHECKING:
+    from octavo.distributed.collectives import Collectives
+
 
 class CpuDevice:
-    """Implements `octavo.kernels.device.Device`. num_threads None: every core this process may use. activation_dtype:
+    """Implements `octavo.kernels.device.Device`. num_threads None: every core this process may use, shared by the
+    ranks. activation_dtype:
     the type that activations are rounded to in products with block-quantised weights. traces_ops: see
     `kernels/program/recorder.py`."""
 
     name = "cpu"
     is_asynchronous = draws_weights = sizes_cache_last = False
+    collective_device = None
     dtypes = staticmethod(host_dtypes)
     planned_bytes = staticmethod(host_planned_bytes)
     free_bytes = staticmethod(host_free_bytes)
 
     def __init__(
-        self, num_threads: int | None = None, activation_dtype: ActivationDType = "int8", *, traces_ops: bool = False
+        self,
+        num_threads: int | None = None,
+        activation_dtype: ActivationDType = "int8",
+        num_ranks: int = 1,
+        *,
+        traces_ops: bool = False,
     ) -> None:
-        self.num_threads = num_threads or num_cores()
+        self.num_sharing = num_ranks
+        self.num_threads = num_threads or max(1, num_cores() // num_ranks)
         self._see = printer(lambda x: float(np.linalg.norm(x))) if traces_ops else None
         self._activation_bytes = 2 if activation_dtype == "int16" else 1
 
@@ -42,8 +55,8 @@ class CpuDevice:
     def default_sizes(self) -> StepSizes:
         return HOST_SIZES
 
-    def label(self, dtype: KVDType) -> None:
-        return None
+    def label(self, dtype: KVDType) -> str | None:
+        return f"{self.num_threads} threads a rank" if self.num_sharing > 1 else None
 
     def compile_ahead(self, settings: object) -> None:
         return None
@@ -54,7 +67,9 @@ class CpuDevice:
     def ledger(self, model: ModelRecording, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> Ledger:
         return CpuLedger(library.load(), self._activation_bytes, self.num_threads).of(model, kv, limits)
 
-    def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> CpuModel:
+    def load(
+        self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType, ranks: Collectives | None = None
+    ) -> CpuModel:
         loaded = library.load()
         threads = library.ThreadPool(loaded, self.num_threads)
-        return CpuModel(loaded, threads, model, kv, limits, self._activation_bytes, self._see)
+        return CpuModel(loaded, threads, model, kv, limits, self._activation_bytes, self._see, ranks)

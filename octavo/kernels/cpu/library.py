@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, Union, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, Structure, Union, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -76,6 +76,9 @@ class Argument(Union):
 Arguments = Argument * 8
 
 
+#: adds up an array of floats over all ranks; not 0: it failed
+AllReduceCall = CFUNCTYPE(c_int, c_void_p, c_int64)
+
 _POINTER = c_void_p  # an object of the library, or an array
 Signatures = dict[str, tuple[Any, tuple[Any, ...]]]  # function -> result, arguments
 _SIGNATURES: Signatures = {
@@ -84,6 +87,7 @@ _SIGNATURES: Signatures = {
     "octavo_pool_free": (None, (_POINTER,)),
     "octavo_model_new": (_POINTER, (_POINTER, POINTER(KVPool))),
     "octavo_model_bind": (None, (_POINTER, _POINTER, c_int64)),
+    "octavo_model_join_ranks": (None, (_POINTER, AllReduceCall)),
     "octavo_model_free": (None, (_POINTER,)),
     "octavo_model_forward_program": (_POINTER, (_POINTER, _POINTER, c_int64)),
     "octavo_model_head_program": (_POINTER, (_POINTER, _POINTER, c_int64)),

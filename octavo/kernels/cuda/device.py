@@ -22,6 +22,7 @@ from octavo.kernels.program.recorder import printer
 from octavo.kernels.program.share import ModelRecording
 
 if TYPE_CHECKING:
+    from octavo.distributed.collectives import Collectives
     from octavo.kernels.cuda.model import TritonModel
 
 OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix units
@@ -40,12 +41,14 @@ class CudaDevice:
         self,
         attention: AttentionBackendOption = "auto",
         index: int = 0,
+        num_sharing: int = 1,
         *,
         traces_ops: bool = False,
         captures: bool = True,
         described: GPU | None = None,
     ) -> None:
         self._attention, self._captures, self._described = attention, captures and not traces_ops, described
+        self.num_sharing = num_sharing
         self._see = printer(lambda x: float(x.float().norm())) if traces_ops else None
         self.index = index
         self._attention_names: list[str] = []
@@ -60,6 +63,11 @@ class CudaDevice:
     def device(self) -> str:
         """torch's name for the GPU."""
         return f"cuda:{self.index}"
+
+    @property
+    def collective_device(self) -> str | None:
+        """NCCL refuses ranks that share a GPU."""
+        return self.device if self.num_sharing == 1 else None
 
     @cached_property
     def gpu(self) -> GPU | None:
@@ -130,7 +138,9 @@ class CudaDevice:
         free, total = torch.cuda.mem_get_info(self.device)
         return total - free
 
-    def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> TritonModel:
+    def load(
+        self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType, ranks: Collectives | None = None
+    ) -> TritonModel:
         import torch
 
         from octavo.kernels.cuda.model import TritonModel
@@ -153,7 +163,7 @@ class CudaDevice:
         if device.index:
             torch.cuda.set_device(device)
         try:
-            loaded = TritonModel(model, kv, limits, dtype, device, gpu, self._attention, self._see)
+            loaded = TritonModel(model, kv, limits, dtype, device, gpu, self._attention, self._see, ranks)
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
             raise OutOfMemoryError(f"{gpu.name} had {size(free)} of {size(total)} left when memory ran out") from error

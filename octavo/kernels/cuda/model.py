@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from octavo.config import AttentionBackendOption
+from octavo.distributed.collectives import Collectives
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda import sizes
@@ -34,6 +35,7 @@ from octavo.kernels.cuda.program import Program, Shared
 from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS, TILED_ROWS
 from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind
 from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.cuda.whole_logits import WholeLogits
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Measured
@@ -69,6 +71,7 @@ class TritonModel:
         gpu: GPU,
         attention: AttentionBackendOption,
         see: See | None = None,
+        ranks: Collectives | None = None,
     ) -> None:
         self.device, self.chained, self.limits = device, gpu.chains, limits
         self._kv = kv
@@ -82,7 +85,7 @@ class TritonModel:
         self._memory = AttentionMemory(layers, kv, limits, gpu, device)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
         self.attention_names = self._attention.names
-        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see)
+        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, ranks)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32"
         shape = sizes.partial_sums(whole.instructions, limits.max_num_seqs)
         self._parts = torch.empty(shape if tiled else 0, dtype=torch.float32, device=device)
@@ -99,6 +102,9 @@ class TritonModel:
         self.row_counts = cheap_row_counts(
             [self._weights.stacked(*parts) for parts in products], limits.max_num_tokens, self._activations[0]
         )
+        if ranks is not None:  # they were measured, and all ranks must pad a step alike
+            self.row_counts = tuple(ranks.of_first(self.row_counts))
+        self._whole_logits = None if ranks is None else WholeLogits(ranks, limits, TORCH_DTYPE[dtype], device)
         self._weights.forget_host()
         self.parameters = MappingProxyType(self._weights.parameters)
         self.staging = Staging(device)
@@ -176,7 +182,7 @@ class TritonModel:
         for hidden, given in zip(self._hidden, head.given(num_rows), strict=True):
             torch.index_select(hidden, 0, indices, out=given)
         (logits,) = head.run(None, padded)
-        return logits[:num_rows]
+        return self._gathered(logits)[:num_rows]
 
     def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> IntArray:
         drawn: IntArray = self.launch_sample(logits, batch).cpu().numpy()
@@ -226,7 +232,11 @@ class TritonModel:
         self._attention.plan(step, is_fused=self._shared.see is None)
         num_rows = len(step.seq_lens)
         (logits,) = _first_for(num_rows, self._decodes).run(step, num_rows)
-        return logits
+        return self._gathered(logits)
+
+    def _gathered(self, logits: torch.Tensor) -> torch.Tensor:
+        """Those of the whole vocabulary."""
+        return logits if self._whole_logits is None else self._whole_logits.of(logits)
 
     def draw(
         self,

@@ -13,7 +13,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.sizes import aligned, buffer_elements
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.ops import OPS, Activation, AttentionLayer, Index
+from octavo.kernels.ops import OPS, Activation, AttentionLayer, Index, Outside
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import Instruction, OpByOp, Recording, See, Value, share_buffers
 from octavo.kernels.triton.attention.memory import AttentionMemory
@@ -23,6 +23,7 @@ from octavo.kernels.triton.elementwise.elementwise import embedding
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
 if TYPE_CHECKING:
+    from octavo.distributed.collectives import Collectives
     from octavo.kernels.triton.linear.tile_linear import TileLinear
 
 
@@ -35,6 +36,7 @@ class Shared:
     memory: AttentionMemory
     attention: ModelAttention
     see: See | None  # None: a program runs as a whole
+    ranks: Collectives | None = None  # None: the model is whole
 
 
 Launch = Callable[..., None]  # (step, the instruction's tensors: inputs, then outputs)
@@ -115,13 +117,19 @@ class Program:
 
     # One method for each other op: it uploads the weights among the op's arguments and returns a launch
 
-    def _embedding(self, table: Parameter, index: Index, offset: int, scale: float) -> Launch:
+    def _embedding(self, table: Parameter, index: Index, offset: int, scale: float, outside: Outside) -> Launch:
         table_VH, chained = self._weights.stacked(table), self._chained
+        is_part = outside == "zeros"
 
         def launch(step: DeviceStep, out: torch.Tensor) -> None:
-            embedding(table_VH, getattr(step, index), out, offset=offset, scale=scale, chained=chained)
+            ids = getattr(step, index)
+            embedding(table_VH, ids, out, offset=offset, scale=scale, is_part=is_part, chained=chained)
 
         return launch
+
+    def _all_reduce(self) -> Launch:
+        ranks = self._shared.ranks
+        return lambda step, x, out: None if ranks is None else ranks.all_reduce(out)
 
     def _linear(
         self, weight: Linear, gate: Activation | None = None, norm_weight: Parameter | None = None, eps: float = 1e-6

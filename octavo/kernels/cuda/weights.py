@@ -74,7 +74,13 @@ class DeviceWeights:
     def _fill(self, out: torch.Tensor, tensor: HostTensor) -> None:
         if isinstance(tensor, RandomTensor):
             generator = torch.Generator(self.device).manual_seed(tensor.seed)
-            out.normal_(0.0, tensor.std, generator=generator)
+            if (cut := tensor.cut_from) is None:
+                out.normal_(0.0, tensor.std, generator=generator)
+                return
+            whole = torch.empty(cut.shape, dtype=out.dtype, device=self.device)
+            whole.normal_(0.0, tensor.std, generator=generator)
+            parts = [whole.narrow(cut.dimension, each.start, each.stop - each.start) for each in cut.slices]
+            torch.cat(parts, cut.dimension, out=out)
         elif _DENSE[tensor.dtype] == out.dtype:
             self._copy(tensor.data, out.view(-1).view(torch.uint8))
         else:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.distributed.collectives import Collectives
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ops import FloatArray, IntArray, Model
@@ -29,12 +30,13 @@ class ReferenceModel:
         limits: StepLimits,
         weights: ReferenceWeights,
         see: See | None = None,
+        ranks: Collectives | None = None,
     ) -> None:
         assert pool.nbytes == kv.num_blocks * kv.block_bytes, "the pool holds num_blocks blocks"
         self.pool = pool
         self._limits = limits
         self._blocks = pool.reshape(kv.num_blocks, kv.block_bytes)
-        self._ops = ReferenceOps(KVPool(kv, pool), weights, see)
+        self._ops = ReferenceOps(KVPool(kv, pool), weights, see, ranks)
         self._body, self._heads = model.body, model.heads
         self._hidden: tuple[torch.Tensor, ...] | None = None
 

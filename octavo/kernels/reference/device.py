@@ -28,10 +28,12 @@ from octavo.kernels.ledger import Contents, Entry, Ledger, Measured, row_bytes
 from octavo.kernels.ops import Model
 from octavo.kernels.program.recorder import See, printer, record_model
 from octavo.kernels.program.share import ModelRecording
+from octavo.observe.machine import num_cores
 
 if TYPE_CHECKING:
     import torch
 
+    from octavo.distributed.collectives import Collectives
     from octavo.kernels.reference.compiled import ReferenceModel
     from octavo.kernels.reference.weights import ReferenceWeights
 
@@ -41,11 +43,13 @@ class ReferenceDevice:
 
     name = "reference"
     is_asynchronous = draws_weights = sizes_cache_last = False
+    collective_device = None
     dtypes = staticmethod(host_dtypes)
     planned_bytes = staticmethod(host_planned_bytes)
     free_bytes = staticmethod(host_free_bytes)
 
-    def __init__(self, *, traces_ops: bool = False) -> None:
+    def __init__(self, num_ranks: int = 1, *, traces_ops: bool = False) -> None:
+        self.num_sharing = num_ranks
         self._see = printer(lambda x: float(x.norm())) if traces_ops else None
 
     def why_not(self) -> str | None:
@@ -80,12 +84,18 @@ class ReferenceDevice:
             )
         )
 
-    def load(self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType) -> ReferenceLoaded:
+    def load(
+        self, model: Model, kv: KVLayout, limits: StepLimits, dtype: KVDType, ranks: Collectives | None = None
+    ) -> ReferenceLoaded:
         from octavo.kernels.reference.weights import ReferenceWeights
 
+        if self.num_sharing > 1:
+            import torch
+
+            torch.set_num_threads(max(1, num_cores() // self.num_sharing))
         body, heads = record_model(model)
         read = (parameter for recording in (body, *heads.values()) for parameter in recording.parameters())
-        return ReferenceLoaded(model, kv, limits, ReferenceWeights(read), self._see)
+        return ReferenceLoaded(model, kv, limits, ReferenceWeights(read), self._see, ranks)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +107,7 @@ class ReferenceLoaded:
     limits: StepLimits
     weights: ReferenceWeights
     see: See | None = None
+    ranks: Collectives | None = None
 
     @property
     def parameters(self) -> Mapping[str, torch.Tensor]:
@@ -109,4 +120,4 @@ class ReferenceLoaded:
         from octavo.kernels.reference.compiled import ReferenceModel
 
         kv = replace(self.kv, num_blocks=num_blocks)
-        return ReferenceModel(self.model, kv, allocate_pool(kv), self.limits, self.weights, self.see)
+        return ReferenceModel(self.model, kv, allocate_pool(kv), self.limits, self.weights, self.see, self.ranks)

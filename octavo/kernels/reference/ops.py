@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from octavo.kernels.ops import Activation, AttentionLayer, Index, Op, Ops
+from octavo.distributed.collectives import Collectives
+from octavo.kernels.ops import Activation, AttentionLayer, Index, Op, Ops, Outside
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import See
 from octavo.kernels.reference import attention
@@ -38,11 +39,18 @@ PLAIN: dict[str, Callable[..., torch.Tensor]] = {
 class ReferenceOps(Ops):
     """`step` is the step being computed; the owner sets it."""
 
-    def __init__(self, cache: attention.KVPool, weights: ReferenceWeights, see: See | None = None) -> None:
+    def __init__(
+        self,
+        cache: attention.KVPool,
+        weights: ReferenceWeights,
+        see: See | None = None,
+        ranks: Collectives | None = None,
+    ) -> None:
         self.step: attention.StepIndex
         self._cache = cache
         self._weights = weights
         self._see = see
+        self._ranks = ranks
 
     def apply(self, op: Op, inputs: tuple[torch.Tensor, ...], arguments: dict[str, Any]) -> Any:
         compute = PLAIN.get(op.name) or getattr(self, f"_{op.name}")
@@ -51,9 +59,18 @@ class ReferenceOps(Ops):
             self._see(op.name, arguments, inputs, result if isinstance(result, tuple) else (result,))
         return result
 
-    def _embedding(self, table: Parameter, index: Index, offset: int, scale: float) -> torch.Tensor:
-        ids = self.step.input_ids if index == "input_ids" else self.step.positions
-        return self._weights.tensor(table)[ids + offset] * scale
+    def _embedding(self, table: Parameter, index: Index, offset: int, scale: float, outside: Outside) -> torch.Tensor:
+        rows = (self.step.input_ids if index == "input_ids" else self.step.positions) + offset
+        table_VH = self._weights.tensor(table)
+        if outside == "error":
+            return table_VH[rows] * scale
+        is_here = (rows >= 0) & (rows < len(table_VH))
+        return torch.where(is_here[:, None], table_VH[rows.where(is_here, 0)] * scale, 0.0)
+
+    def _all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        if self._ranks is not None:
+            self._ranks.all_reduce(x)
+        return x
 
     def _linear(self, x: torch.Tensor, weight: Linear) -> torch.Tensor:
         y = torch.cat([x @ self._weights.tensor(part).T for part in weight.parts], dim=-1)

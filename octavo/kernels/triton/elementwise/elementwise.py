@@ -45,14 +45,16 @@ def embedding(
     *,
     offset: int = 0,
     scale: float = 1.0,
+    is_part: bool = False,
     chained: bool = False,
 ) -> None:
     """out [T, width] = table[index + offset] * scale. The dtypes of table and `out` may differ. An index of -1 reads as
-    0: it is a failed draw, found after the next step was launched, and that step's result for it is dropped."""
+    0: it is a failed draw, found after the next step was launched, and that step's result for it is dropped. is_part:
+    an index without a row in the table gives zeros."""
     width = table.shape[1]
     _embedding_kernel[(len(index), triton.cdiv(width, _TILE))](
-        table, index, out, offset, scale, width, table.stride(0), out.stride(0),
-        TILE=_TILE, CHAINED=chained, launch_pdl=chained, num_warps=4,
+        table, index, out, offset, scale, width, len(table), table.stride(0), out.stride(0),
+        IS_PART=is_part, TILE=_TILE, CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
 
@@ -124,11 +126,15 @@ def _gated_kernel(
 
 @triton.jit
 def _embedding_kernel(
-    table, index, out, offset, scale, width, table_stride, out_stride, TILE: tl.constexpr, CHAINED: tl.constexpr
-):
+    table, index, out, offset, scale, width, num_rows, table_stride, out_stride,
+    IS_PART: tl.constexpr, TILE: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
     wait_for_previous(CHAINED)
     token = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * TILE + tl.arange(0, TILE)
     row = (tl.maximum(tl.load(index + token), 0) + offset).to(tl.int64)
-    x = tl.load(table + row * table_stride + col, mask=col < width, other=0.0).to(tl.float32)
+    mask = col < width
+    if IS_PART:
+        mask = mask & (row >= 0) & (row < num_rows)
+    x = tl.load(table + row * table_stride + col, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + token * out_stride + col, (x * scale).to(out.dtype.element_ty), mask=col < width)

@@ -1,0 +1,155 @@
+"""Collectives: what the ranks of a model do together, by torch.distributed: gloo on hosts, NCCL between GPUs.
+
+    all_reduce    [1 2] + [3 4]  ->  [4 6] on each rank       a layer's partial products
+    gather        [1 2], [3 4]   ->  [1 2; 3 4] on each       parts of the vocabulary
+    smallest      5, 3           ->  3                        sizes on which ranks must agree
+
+All ranks call the same ones in the same order. One waits for the others for a limited time; after that, or when another
+rank has ended, CollectiveError is raised, and no rank can go on.
+
+The process groups belong to this object: nothing is registered with torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch.distributed import distributed_c10d
+
+from octavo.distributed.world import CollectiveError, Meeting, World
+
+distributed: Any = distributed_c10d  # stubs lack the process groups
+stores: Any = torch.distributed
+HOST = "127.0.0.1"
+Number = TypeVar("Number", bound=np.generic)
+
+
+class Collectives:
+    """rank, size: of the ranks that share every layer. device: of the tensors that are added up, for NCCL; None: gloo,
+    which takes tensors of any device and copies a GPU's. can_capture: a CUDA graph can hold an all-reduce."""
+
+    def __init__(self, world: World, meeting: Meeting, device: str | None = None) -> None:
+        self.rank, self.size = world.tensor_rank, world.tensor_parallel_size
+        self.can_capture = device is not None
+        self._rests = False
+        self._limit = timedelta(seconds=meeting.time_limit)
+        store = self._met(lambda: self._store(world, meeting))
+        self._hosts = self._met(lambda: self._gloo(distributed.PrefixStore("hosts", store)))
+        self._group = self._hosts
+        if device is not None:
+            self._group = self._met(lambda: self._nccl(distributed.PrefixStore("gpus", store), torch.device(device)))
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        """Replace x, contiguous, by the sum of all ranks'."""
+        if self._rests:
+            return
+        options = distributed.AllreduceOptions()
+        options.asyncOp = False
+        near = self._near(x)
+        self._met(lambda: _wait(self._group.allreduce([near], options)))
+        if near is not x:
+            x.copy_(near)
+
+    def all_reduce_floats(self, address: int, count: int) -> None:
+        """`all_reduce` of float32 numbers in the host's memory."""
+        memory = (ctypes.c_float * count).from_address(address)
+        self.all_reduce(torch.frombuffer(memory, dtype=torch.float32))
+
+    def gather_arrays(self, x: NDArray[Number]) -> NDArray[Number]:
+        """`gather` of arrays in the host's memory, which are contiguous."""
+        together = np.empty((self.size, *x.shape), x.dtype)
+        self.gather(torch.from_numpy(x), torch.from_numpy(together))
+        return together
+
+    def gather(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """All ranks' x [...], which have one shape -> out [size, ...]; both contiguous."""
+        if self._rests:
+            return
+        options = distributed.AllgatherOptions()
+        options.asyncOp = False
+        near, near_out = self._near(x), self._near(out)
+        self._met(lambda: _wait(self._group._allgather_base(near_out.view(-1), near.view(-1), options)))
+        if near_out is not out:
+            out.copy_(near_out)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Inside this context collectives do nothing: a rank rehearses alone."""
+        self._rests = True
+        try:
+            yield
+        finally:
+            self._rests = False
+
+    def of_first(self, numbers: Sequence[int]) -> list[int]:
+        """The first rank's numbers; the others may have other ones, and fewer or more."""
+        count = torch.tensor([len(numbers)])
+        self._met(lambda: _wait(self._hosts.broadcast([count])))
+        told = torch.zeros(int(count), dtype=torch.int64)
+        if self.rank == 0:
+            told.copy_(torch.tensor(numbers))
+        self._met(lambda: _wait(self._hosts.broadcast([told])))
+        return [int(number) for number in told]
+
+    def smallest(self, *numbers: int) -> list[int]:
+        """For each number, the smallest of all ranks'."""
+        options = distributed.AllreduceOptions()
+        options.reduceOp = distributed.ReduceOp.MIN
+        told = torch.tensor(numbers, dtype=torch.int64)
+        self._met(lambda: _wait(self._hosts.allreduce([told], options)))
+        return [int(number) for number in told]
+
+    def close(self) -> None:
+        """Leave the others. No collective can be called afterwards."""
+        del self._group, self._hosts
+
+    def _near(self, x: torch.Tensor) -> torch.Tensor:
+        """x where the process group takes it: gloo's is the host."""
+        return x.cpu() if self._group is self._hosts and x.device.type != "cpu" else x
+
+    def _store(self, world: World, meeting: Meeting) -> Any:
+        is_first = world.rank == 0
+        return stores.TCPStore(
+            HOST,
+            meeting.port,
+            world.size,
+            is_master=is_first,
+            timeout=self._limit,
+            master_listen_fd=meeting.listener if is_first else None,
+        )
+
+    def _gloo(self, store: Any) -> Any:
+        options = distributed.ProcessGroupGloo._Options()
+        options._timeout = self._limit
+        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=HOST)]
+        return distributed.ProcessGroupGloo(store, self.rank, self.size, options)
+
+    def _nccl(self, store: Any, device: torch.device) -> Any:
+        options = distributed.ProcessGroupNCCL.Options()
+        options._timeout = self._limit
+        group = distributed.ProcessGroupNCCL(store, self.rank, self.size, options)
+        group.eager_connect_single_device(device)
+        return group
+
+    def _met(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except RuntimeError as error:
+            raise CollectiveError(
+                f"rank {self.rank} of {self.size} could not exchange results with the others, for which it waits "
+                f"{self._limit.total_seconds():g} s: {str(error).splitlines()[0]}"
+            ) from error
+
+
+def _wait(work: Any) -> None:
+    """None: the backend has queued the work where it belongs."""
+    if work is not None:
+        work.wait()

@@ -1,0 +1,104 @@
+"""A worker's process: builds the worker from its task, then runs the steps that its parent sends.
+
+Its log records go to the parent, and so do its exceptions, in a form that can be raised there.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+import traceback
+from collections import deque
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+
+from octavo.child import begin
+from octavo.errors import OctavoError
+from octavo.executor.executor import Executor, executor_here
+from octavo.messages import PendingStep, StepPlan
+from octavo.models.gguf import GGUFFile
+from octavo.observe.logging import LOGGER
+from octavo.worker.task import WorkerShape, WorkerTask
+
+MEASURE = "measure"  # a message: how much memory each component has
+
+
+@dataclass(frozen=True, slots=True)
+class RankTask:
+    """descriptor: the file descriptor of the worker's end of the socket."""
+
+    worker: WorkerTask
+    descriptor: int
+    run_directory: None = None
+
+
+def main() -> None:
+    task, _ = begin()
+    connection = Connection(task.descriptor)
+    LOGGER.addHandler(_SendingHandler(connection))
+    LOGGER.propagate = False
+    try:
+        executor = executor_here(task.worker)
+    except Exception as error:
+        connection.send(portable(error))
+        sys.exit(1)
+    connection.send(_without_maps(executor.shape))
+    try:
+        _serve(executor, connection, is_first=task.worker.world.rank == 0)
+    finally:
+        executor.close()
+
+
+def _serve(executor: Executor, connection: Connection, *, is_first: bool) -> None:
+    """Serve until the parent closes its end or is gone. Send only what the parent waits for: if both ends sent at once,
+    both would block. A rank that is not the first tells that a step is done, and nothing else of it."""
+    begun: deque[tuple[int, PendingStep]] = deque()
+    while True:
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            return
+        if isinstance(message, StepPlan):
+            begun.append((message.step_id, executor.submit(message)))
+            continue
+        if message == MEASURE:
+            connection.send(executor.measured())
+            continue
+        step_id, step = begun.popleft()
+        while step_id != message:  # the parent does not wait for a plan that computes nothing
+            step_id, step = begun.popleft()
+        try:
+            result = step.result()
+            connection.send(result if is_first else step_id)
+        except Exception as fault:
+            connection.send(portable(fault))
+
+
+def _without_maps(shape: WorkerShape) -> WorkerShape:
+    """The shape with the path of a mapped file in its place: the mapping cannot cross processes."""
+    source = shape.tokenizer_source
+    return replace(shape, tokenizer_source=source.path) if isinstance(source, GGUFFile) else shape
+
+
+def portable(fault: Exception) -> Exception:
+    """The fault in a form that can be raised in the parent. One that is not ours gets a note with its traceback."""
+    if not isinstance(fault, OctavoError):
+        fault.add_note(f"in the worker's process:\n{''.join(traceback.format_exception(fault))}")
+    try:
+        pickle.loads(pickle.dumps(fault))
+    except Exception:
+        return RuntimeError(f"{type(fault).__name__}: {fault}")
+    return fault
+
+
+class _SendingHandler(logging.Handler):
+    """Sends this process's log records to the parent."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.msg, record.args, record.exc_info = record.getMessage(), None, None
+        self._connection.send(record)

@@ -1,0 +1,65 @@
+"""How many ranks may share a model, and where its matrices may be cut between them.
+
+attention    whole heads; a KV head that more ranks read than one is on each of them
+MLP          units of the down projection's inputs: its blocks of numbers, or runs of eight where it has none
+vocabulary   anywhere
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from octavo.errors import ConfigError
+from octavo.kernels.ops import AttentionLayer
+
+
+def own_kv_heads(num_heads: int, num_kv_heads: int, num_ranks: int) -> int:
+    """How many KV heads a rank has. Raises ConfigError if the heads do not divide."""
+    if num_ranks not in (sizes := _sizes(num_heads, num_kv_heads)):
+        raise ConfigError(
+            f"tensor_parallel_size is {num_ranks}, but the model has {num_heads} attention heads and {num_kv_heads} "
+            f"key/value heads: allowed are {_shown(sizes)}"
+        )
+    return max(1, num_kv_heads // num_ranks)
+
+
+def own_heads(layer: AttentionLayer, num_ranks: int, block_len: int = 1) -> AttentionLayer:
+    """A rank's heads of a layer. block_len: inputs of the output projection that cannot be cut apart. Raises
+    ConfigError if the heads do not divide."""
+    if num_ranks == 1:
+        return layer
+    heads, keys = layer.num_heads, layer.num_kv_heads
+    own_keys = own_kv_heads(heads, keys, num_ranks)
+    if heads // num_ranks * layer.head_dim % block_len:
+        raise ConfigError(
+            f"tensor_parallel_size is {num_ranks}, but {heads // num_ranks} heads of {layer.head_dim} do not fill the "
+            f"blocks of {block_len} numbers that the output projection is stored in: allowed are "
+            f"{_shown(n for n in _sizes(heads, keys) if heads // n * layer.head_dim % block_len == 0)}"
+        )
+    return replace(layer, num_heads=heads // num_ranks, num_kv_heads=own_keys)
+
+
+def granule(inputs: int, block_len: int, num_ranks: int) -> int:
+    """How many inputs of an MLP's down projection stay together. Raises ConfigError if some ranks would have none."""
+    runs = [run for run in (8, 4, 2, 1) if inputs % run == 0] if block_len == 1 else [block_len]
+    for size in runs:
+        if inputs % (size * num_ranks) == 0:
+            return size
+    if inputs // runs[0] >= num_ranks:
+        return runs[0]
+    raise ConfigError(
+        f"tensor_parallel_size is {num_ranks}, but the model's MLP has {inputs} inputs, which divide in runs of "
+        f"{runs[0]}: allowed are up to {inputs // runs[0]} ranks"
+    )
+
+
+def _sizes(num_heads: int, num_kv_heads: int) -> list[int]:
+    """The numbers of ranks that attention divides into."""
+    return [
+        n for n in range(1, num_heads + 1) if num_heads % n == 0 and (num_kv_heads % n == 0 or n % num_kv_heads == 0)
+    ]
+
+
+def _shown(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,81 @@
+"""A model on several ranks gives one rank's tokens: every family, on the host's backends, for every kind of request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.observe.events import EngineStarted, Preempted
+from tests.distributed.conftest import ModelFor, engine
+from tests.engine.test_overlap import PROMPTS, params
+
+#: every family, and each of its features that ranks share in a way of its own
+FAMILIES = (
+    *("llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"),
+    *("gpt2", "opt", "opt-normed-after", "opt-galactica"),
+)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, detokenize=False)
+
+
+def tokens(llm: LLM) -> list[list[list[int]]]:
+    outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    return [[one.token_ids for one in output.outputs] for output in outputs]
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_one_ranks_tokens(name: str, num_ranks: int, model_for: ModelFor) -> None:
+    folder = model_for(name, num_ranks)
+    with engine(folder, 1) as one:
+        expected = tokens(one)
+    with engine(folder, num_ranks, max_num_batched_tokens=40) as several:
+        assert tokens(several) == expected
+        assert tokens(several) == expected  # now from the prefix tree
+        assert several.stats().num_used_blocks == 0
+
+
+def answers(llm: LLM) -> list[Any]:
+    """Samples, stops, penalties, log-probabilities, prompts' too, and beams."""
+    beams = SamplingParams(use_beam_search=True, n=2, max_tokens=6, logprobs=1, detokenize=False)
+    outputs = llm.generate(PROMPTS * 2, [*map(params, range(11)), beams], use_tqdm=False)
+    found = []
+    for output in outputs:
+        rows = [row for one in output.outputs for row in one.logprobs or ()] + (output.prompt_logprobs or [None])[1:]
+        logprobs = [(token, entry.logprob, entry.rank) for row in rows for token, entry in row.items()]
+        chosen = [(one.token_ids, one.finish_reason, one.stop_reason) for one in output.outputs]
+        found.append((chosen, [(token, rank) for token, _, rank in logprobs], [value for _, value, _ in logprobs]))
+    return found
+
+
+def check(got: list[Any], expected: list[Any]) -> None:
+    for (tokens, ranks, values), (own_tokens, own_ranks, own_values) in zip(got, expected, strict=True):
+        assert (tokens, ranks) == (own_tokens, own_ranks)
+        assert values == pytest.approx(own_values, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_any_request_gets_one_ranks_answer(name: str, model_for: ModelFor) -> None:
+    """Also where blocks are so few that requests are preempted."""
+    folder = model_for(name, 2)
+    with engine(folder, 1) as one:
+        expected = answers(one)
+        start = next(event for event in one.events if isinstance(event, EngineStarted))
+    tight = -(-96 // start.block_size) * start.num_groups + 1
+    for options in ({}, {"num_gpu_blocks_override": tight, "schedule_conservativeness": 0}):
+        with engine(folder, 2, **options) as two:
+            check(answers(two), expected)
+            for _ in two.stream(PROMPTS, GREEDY):  # left early: aborted
+                break
+            check(answers(two), expected)
+            assert two.stats().num_used_blocks == 0
+            assert any(isinstance(event, Preempted) for event in two.events) == bool(options)
+
+
+def test_the_reference_backend_shares_a_model_too(model_for: ModelFor) -> None:
+    folder = model_for("qwen3", 2)
+    with engine(folder, 1) as one:
+        expected = tokens(one)
+    with engine(folder, 2, backend="reference") as two:
+        assert tokens(two) == expected

@@ -1,0 +1,80 @@
+"""ThreadedRanks: the ranks of a model as threads of one process, so that tests start them in no time.
+
+They are the workers of `octavo/worker/worker.py`, and meet through gloo as processes do. Every result of a step must be
+the same on all of them.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from octavo.distributed.collectives import Collectives
+from octavo.distributed.world import Meeting, World
+from octavo.kernels.ledger import Component
+from octavo.messages import StepPlan, StepResult
+from octavo.worker.task import WorkerTask
+from octavo.worker.worker import Worker
+
+T = TypeVar("T")
+
+
+def meeting(time_limit: float = 20.0) -> Meeting:
+    """A place to meet, for one set of ranks."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    return Meeting(port=listener.getsockname()[1], listener=listener.detach(), time_limit=time_limit)
+
+
+def on_all_ranks(num_ranks: int, run: Callable[[Collectives], T]) -> list[T]:
+    """What the function returns on each of some ranks, which are threads."""
+    place = meeting()
+
+    def one(rank: int) -> T:
+        return run(Collectives(World(rank=rank, tensor_parallel_size=num_ranks), place))
+
+    with ThreadPoolExecutor(num_ranks) as threads:
+        return list(threads.map(one, range(num_ranks)))
+
+
+class ThreadedRanks:
+    """Implements `octavo.executor.executor.Executor`."""
+
+    def __init__(self, task: WorkerTask) -> None:
+        place = meeting()
+        ranks = range(task.world.size)
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"rank {rank}") for rank in ranks]
+        tasks = [replace(task, world=replace(task.world, rank=rank), meeting=place) for rank in ranks]
+        built = [thread.submit(Worker, each) for thread, each in zip(self._threads, tasks, strict=True)]
+        self._workers = [each.result() for each in built]
+        self.shape = self._workers[0].shape
+
+    def submit(self, plan: StepPlan) -> _Step:
+        pairs = zip(self._threads, self._workers, strict=True)
+        return _Step([thread.submit(_run, worker, plan) for thread, worker in pairs])
+
+    def measured(self) -> Mapping[Component, int]:
+        return self._workers[0].measured()
+
+    def close(self) -> None:
+        for thread, worker in zip(self._threads, self._workers, strict=True):
+            thread.submit(worker.close).result()
+            thread.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A PendingStep."""
+
+    results: list[Future[StepResult]]
+
+    def result(self) -> StepResult:
+        first, *others = [each.result() for each in self.results]
+        assert all(other == first for other in others), f"ranks differ: {first} and {others}"
+        return first
+
+
+def _run(worker: Worker, plan: StepPlan) -> StepResult:
+    return worker.submit(plan).result()
