@@ -1,6 +1,6 @@
 # Everything one does here, one word each. A virtual environment is made when first needed.
 #
-#   make demo    answer prompts with a packaged model and show what the memory did
+#   make demo    answer prompts with a packaged model, show what the memory did, and draw it as a page
 #   make test    the whole test suite
 #   make quick   the tests that need nothing, in half a minute: no torch, no kernels, no model, no server
 #   make check   lint, format, types, import floors
@@ -30,7 +30,11 @@ demo: $(VENV)/.demo-ready
 	  "Explain what a page of a book is." \
 	  "Name three primary colours." < /dev/null
 	$(BIN)/octavo run smollm2 --report --max-tokens 64 --seed 7 --n 8 --temperature 0.8 --top-p 0.95 \
-	  "Invent a name for a bookshop that only sells very small books, and say in one sentence why it fits." < /dev/null
+	  --record $(VENV)/demo.olog \
+	  "Invent a name for a bookshop that only sells very small books, and say in one sentence why it fits." \
+	  "Which colour has the sea?" < /dev/null
+	@echo
+	$(BIN)/octavo viz $(VENV)/demo.olog -o demo.html --title "Octavo: eight answers to each of two prompts"
 
 # With the share of octavo/ that the tests run in their own process: what only child processes run (servers, front ends,
 # commands) and kernels on a GPU do not count. Tracing would take 25 to 75 % of the time before Python 3.12. slipcover

@@ -82,7 +82,17 @@ OURS: dict[str, frozenset[str]] = {
     "parameters": frozenset({"truncate_prompt_tokens"}),
     "routes": frozenset(
         {
-            *("/", "/events", "/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/ps", "/api/version"),
+            *(
+                "/",
+                "/events",
+                "/memory_map",
+                "/api/chat",
+                "/api/generate",
+                "/api/tags",
+                "/api/show",
+                "/api/ps",
+                "/api/version",
+            ),
             *(path for _, path, _ in SESSION_ROUTES),
         }
     ),
@@ -95,6 +105,7 @@ OURS: dict[str, frozenset[str]] = {
             "save_events",
             "card",
             "memory",
+            "memory_map",
             "stats",
             "close",
             "is_alive",

@@ -21,6 +21,7 @@ from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
 from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine, check_rank
 from octavo.engine.output import RequestText
+from octavo.engine.watched_memory import WatchedMemory
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
 from octavo.observe.metrics import EngineMetrics
 from octavo.outputs import RequestOutput
@@ -59,6 +60,7 @@ class AsyncLLM(EngineClient):
             card=self._engine.card,
         )
         self._metrics = EngineMetrics(self._engine.events, model_name=str(model))
+        self._memory = WatchedMemory(self._engine.core)
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._counter = itertools.count()
@@ -126,6 +128,11 @@ class AsyncLLM(EngineClient):
 
     async def metrics(self) -> bytes:
         return await self._ask(lambda engine: self._metrics.exposition())
+
+    async def memory_map(self, engine: int = 0) -> bytes:
+        if engine != 0:
+            raise InvalidRequestError(f"there is no engine {engine}, allowed is 0")
+        return await self._ask(lambda engine: self._memory.answer())
 
     async def events(self, engine: int = 0) -> bytes:
         if engine != 0:

@@ -17,6 +17,7 @@ from typing import Any
 
 from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
+from octavo.cache.memory_now import MemoryNow, memory_now
 from octavo.cache.sharing import sharing_of
 from octavo.engine.snapshot import take_snapshot
 from octavo.errors import EngineDeadError
@@ -141,6 +142,9 @@ class EngineCore:
             kv_bytes_read=round(shared.num_slots_read * slot_bytes),
             kv_bytes_read_unshared=round(shared.num_slots_read_unshared * slot_bytes),
         )
+
+    def memory_now(self) -> MemoryNow:
+        return memory_now(self._cache, self._scheduler.sequences)
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached blocks; sequences keep theirs. Always True; vLLM's may fail."""

@@ -290,6 +290,9 @@ class EngineClient(Protocol):
     async def metrics(self) -> bytes:
         """The engine's metrics, as Prometheus reads them."""
 
+    async def memory_map(self, engine: int = 0) -> bytes:
+        """What each KV block holds now, as JSON (cache/memory_now.py)."""
+
     async def events(self, engine: int = 0) -> bytes:
         """The last events of one of the engines, as a log (flight_log.py), without token ids. Raises
         InvalidRequestError: there is no such engine."""

@@ -14,6 +14,7 @@ import zmq
 from octavo.child import Channel, Note
 from octavo.engine.input import check_unused
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.watched_memory import WatchedMemory
 from octavo.errors import EngineBusyError, OctavoError
 from octavo.observe.events import Refused
 from octavo.observe.logging import LOGGER
@@ -75,6 +76,7 @@ class EngineLoop:
                 "metrics": self._metrics.exposition,
                 "metric values": lambda: encode(self._metrics.values()),
                 "stats": lambda: encode(self._core.stats()),
+                "memory map": WatchedMemory(self._core).answer,
                 "reset_prefix_cache": lambda: encode(self._core.reset_prefix_cache()),
             },
             {"events": engine.recorder.dump},

@@ -133,10 +133,16 @@ class ProcessClient(EngineClient):
         """Those of the engines that serve; each has its own label."""
         return joined(await self._ask("metrics"))
 
+    async def memory_map(self, engine: int = 0) -> bytes:
+        return await self._engine_at(engine).ask("memory map")
+
     async def events(self, engine: int = 0) -> bytes:
+        return await self._engine_at(engine).ask("events")
+
+    def _engine_at(self, engine: int) -> RemoteEngine:
         if not 0 <= engine < len(self.engines):
             raise InvalidRequestError(f"there is no engine {engine}, allowed are 0 to {len(self.engines) - 1}")
-        return await self.engines[engine].ask("events")
+        return self.engines[engine]
 
     # For the front end
 

@@ -70,6 +70,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/version", operations.version),
     ("GET", "/load", operations.load),
     ("GET", "/metrics", operations.metrics),
+    ("GET", "/memory_map", operations.memory_map),
     ("GET", "/events", operations.events),
     ("GET", "/", operations.home),
     ("HEAD", "/", operations.home),  # Ollama's clients look for a server this way

@@ -88,11 +88,21 @@ async def metrics(request: Request, serving: Serving) -> Response:
 
 async def events(request: Request, serving: Serving) -> Response:
     """The last events of the engine, or of that with the number `engine`, as a file for `octavo viz` and `explain`."""
+    engine = _engine_of(request)
+    headers = {"content-type": "application/gzip", "content-disposition": "attachment; filename=events.olog"}
+    return Response(await serving.client.events(engine), headers=headers)
+
+
+async def memory_map(request: Request, serving: Serving) -> Response:
+    """What each block of KV memory holds now, in the engine or that with the number `engine`: the page draws it."""
+    return Response(await serving.client.memory_map(_engine_of(request)), headers={"content-type": "application/json"})
+
+
+def _engine_of(request: Request) -> int:
     asked = request.query_params.get("engine", "0")
     if not (asked.isascii() and asked.isdecimal() and len(asked) < 6):
         raise ApiError(400, f"engine is {shown(asked)}, allowed is an engine's number from 0 on", param="engine")
-    headers = {"content-type": "application/gzip", "content-disposition": "attachment; filename=events.olog"}
-    return Response(await serving.client.events(int(asked)), headers=headers)
+    return int(asked)
 
 
 async def ollama_tags(request: Request, serving: Serving) -> Response:

@@ -163,7 +163,7 @@ function curve(canvas, values, top, opacity) {
   canvas.width = width * scale;
   canvas.height = height * scale;
   context.scale(scale, scale);
-  const most = top || Math.max(...values) || 1, each = Math.max(1, Math.floor(values.length / width)), x = (i) => (values.length > 1 ? i / (values.length - 1) * width : 0);
+  const highest = Math.max(...values), most = top && highest > .15 ? top : highest || 1, each = Math.max(1, Math.floor(values.length / width)), x = (i) => (values.length > 1 ? i / (values.length - 1) * width : 0);
   context.beginPath();
   context.moveTo(0, height);
   for (let i = 0; i < values.length; i += each) context.lineTo(x(i), height - Math.max(...values.slice(i, i + each)) / most * (height - 3));

@@ -175,6 +175,7 @@ def test_it_is_an_engine_client(engine: AsyncLLM) -> None:
     assert (info.max_model_len, info.max_num_seqs, client.is_alive) == (256, 8, True)
     assert dict(info.card)["model"]
     assert b"octavo:generation_tokens_total" in asyncio.run(client.metrics())
+    assert asyncio.run(client.memory_map()).startswith(b'{"num_blocks":')
 
 
 def test_a_salt_parts_the_caches(engine: AsyncLLM) -> None:

@@ -41,6 +41,15 @@ class FakeServer:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     num_streams_left: int = 0  # streams that their reader left before the end
     token_s: float = 0.0
+    memory: dict[str, Any] = field(
+        default_factory=lambda: {
+            "num_blocks": 1000,
+            "block_size": 16,
+            "sequences": [[3, 40, [[1, 2, 4]]], [5, 37, [[1, 2, 7]]]],
+            "cached": [9],
+            "num_left_out": 0,
+        }
+    )
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -62,6 +71,10 @@ class FakeServer:
         @app.get(f"{self.root_path}/metrics")
         def metrics() -> Response:
             return Response(self.metrics.exposition(), media_type="text/plain; version=0.0.4")
+
+        @app.get(f"{self.root_path}/memory_map")
+        def memory() -> Response:
+            return JSONResponse(self.memory)
 
         @app.get(f"{self.root_path}/v1/models")
         def models(request: Request) -> Response:

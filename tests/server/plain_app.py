@@ -37,6 +37,10 @@ def create_app(client: EngineClient, settings: Any) -> FastAPI:
     async def metrics() -> Response:
         return Response(await client.metrics())
 
+    @app.get("/memory_map")
+    async def memory() -> Response:
+        return Response(await client.memory_map())
+
     @app.get("/events")
     async def events() -> Response:
         return Response(await client.events())

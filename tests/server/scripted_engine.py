@@ -143,6 +143,9 @@ class ScriptedEngine(EngineClient):
     async def metrics(self) -> bytes:
         return b"octavo:up 1\n"
 
+    async def memory_map(self, engine: int = 0) -> bytes:
+        return b'{"num_blocks":8}'
+
     async def events(self, engine: int = 0) -> bytes:
         return b"a log"
 

@@ -20,7 +20,19 @@ MESSAGE = {"max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1/models", "/metrics", "/events", "/load", "/version", "/openapi.json", "/docs", "/nowhere"]
+    "path",
+    [
+        "/",
+        "/v1/models",
+        "/metrics",
+        "/events",
+        "/memory_map",
+        "/load",
+        "/version",
+        "/openapi.json",
+        "/docs",
+        "/nowhere",
+    ],
 )
 def test_every_route_wants_a_key(path: str) -> None:
     app = app_of(api_key=("first", "second"))
@@ -225,6 +237,10 @@ def test_what_the_server_tells_of_itself() -> None:
     assert get(app, "/metrics").headers["content-type"].startswith("text/plain")
     assert get(app, "/events").body == b"a log"
     assert get(app, "/events?engine=0").body == b"a log"
+    assert get(app, "/memory_map?engine=0").body == b'{"num_blocks":8}'
+    assert (
+        get(app, "/memory_map?engine=-1").error["message"] == "engine is '-1', allowed is an engine's number from 0 on"
+    )
     assert get(app, "/events?engine=one").error["message"] == "engine is 'one', allowed is an engine's number from 0 on"
     assert get(app, "/events").headers["content-disposition"] == "attachment; filename=events.olog"
     assert get(app, "/load").json() == {"server_load": 2}

@@ -360,6 +360,23 @@ def test_live_figures_follow_the_engine(browser: Browser, server: FakeServer) ->
 
 
 @needs_browser
+def test_the_memory_map_follows_the_engine(browser: Browser, server: FakeServer) -> None:
+    browser.until("return map.holders?.size === 4")
+    said = "return document.getElementById('map-says').textContent"
+    assert "4 held, 2 of them shared (marked), 1 cached (crossed). 940 more are not drawn." in browser.run(said)
+    edge = browser.run("return document.getElementById('blocks').getBoundingClientRect()")
+    side = browser.run("return map.side")
+    browser.point(edge["left"] + side / 2, edge["top"] + side / 2)
+    browser.until(said + " === 'Block 1: shared by 2 sequences, 16 of 16 slots filled'")
+    browser.point(edge["left"] + 3.5 * side, edge["top"] + side / 2)
+    browser.until(said + " === 'Block 4: held by sequence 3, 8 of 16 slots filled'")
+    server.memory["sequences"] = []
+    browser.until("return map.holders.size === 0")
+    browser.until(said + " === 'Block 4: free'")
+    assert browser.console() == []
+
+
+@needs_browser
 def test_a_server_that_is_gone_is_said(browser: Browser) -> None:
     with serving(FakeServer()) as fake:
         browser.open(fake.url)

@@ -54,6 +54,9 @@ def test_it_serves(server: LiveServer) -> None:
     assert server.is_healthy()
     assert answer(server).startswith(" Paris")
     assert b"octavo:generation_tokens_total" in server.get("/metrics")[1]
+    memory = json.loads(server.get("/memory_map")[1])
+    assert memory["num_blocks"] > 0
+    assert memory["sequences"] == []
     header, events = read_open_log(io.BytesIO(server.get("/events")[1]), "events")
     assert header.started.num_blocks > 0
     assert any(type(event) is Finished for event in events)
