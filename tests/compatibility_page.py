@@ -79,7 +79,7 @@ OURS: dict[str, frozenset[str]] = {
             *("timeout_request_body", "max_idle_connections", *LIMITS, *SESSION_LIMITS, "session_timeout"),
         }
     ),
-    "parameters": frozenset({"truncate_prompt_tokens"}),
+    "parameters": frozenset({"truncate_prompt_tokens", "num_beam_groups", "diversity_penalty"}),
     "routes": frozenset(
         {
             *(

@@ -1,4 +1,4 @@
-"""The memory that sharing saves, against the number of samples, as one SVG beside the paper's figures."""
+"""The memory that sharing saves, against the number of samples or beams, as one SVG beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from octavo.bench.sharing import Saving, table
 HEIGHT, TOP, BOTTOM = 380, 64, 52
 BAR_SHARE = 0.7  # of a group's width that its bars take
 NOTE = (
-    "Memory saved: 1 - blocks held / blocks that n separate requests would hold, averaged over all steps. "
+    "Memory saved: 1 - blocks held / blocks that separate requests would hold, averaged over all steps. "
     "The paper is Kwon et al., SOSP 2023, figure 15, on OPT-13B."
 )
 _MORE_STYLE = """
@@ -42,29 +42,31 @@ def _axis(up: Scale) -> list[str]:
         y = up.at(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="soft" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g} %</text>')
-    below = f'<text class="soft" x="{WIDTH - RIGHT}" y="{HEIGHT - 12}" text-anchor="end">samples of each prompt</text>'
+    below = f'<text class="soft" x="{WIDTH - RIGHT}" y="{HEIGHT - 12}" text-anchor="end">of each prompt</text>'
     return [*parts, below]
 
 
 def _groups(savings: Sequence[Saving], up: Scale) -> list[str]:
-    """A group of bars for each n, a bar for each data set."""
-    counts, names = sorted({one.n for one in savings}), _names(savings)
+    """A group of bars for each number of samples, then of beams; a bar for each data set."""
+    counts, names = sorted({(one.is_search, one.n) for one in savings}), _names(savings)
     width = (WIDTH - LEFT - RIGHT) / len(counts)
     bar = width * BAR_SHARE / len(names)
     parts = []
     for one in savings:
-        left = LEFT + width * (counts.index(one.n) + (1 - BAR_SHARE) / 2) + bar * names.index(one.dataset)
+        place = counts.index((one.is_search, one.n)) + (1 - BAR_SHARE) / 2
+        left = LEFT + width * place + bar * names.index(one.dataset)
         parts += _bar(one, left, bar - 2, up, ("p50", "p99")[names.index(one.dataset) % 2])
+    labels = {(one.is_search, one.n): one.name for one in savings}
     for index, count in enumerate(counts):
         x = LEFT + width * (index + 0.5)
-        parts.append(f'<text class="soft" x="{x:.1f}" y="{up.start + 19}" text-anchor="middle">{count}</text>')
+        parts.append(f'<text class="soft" x="{x:.1f}" y="{up.start + 19}" text-anchor="middle">{labels[count]}</text>')
     return parts
 
 
 def _bar(one: Saving, left: float, width: float, up: Scale, kind: str) -> list[str]:
     value = 100 * one.memory_saved
     top = up.at(value)
-    hint = f"{one.dataset}, {one.n} samples: {value:.1f} %"
+    hint = f"{one.dataset}, {one.name}: {value:.1f} %"
     parts = [
         f'<rect class="{kind}" x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{up.start - top:.1f}">'
         f"<title>{hint}</title></rect>"

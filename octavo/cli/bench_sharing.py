@@ -1,9 +1,9 @@
-"""octavo bench sharing: what samples of one prompt save by sharing its blocks: memory, reads and time.
+"""octavo bench sharing: what samples and beams of one prompt save by sharing its blocks: memory, reads and time.
 
 Memory is counted without a model, beside the PagedAttention paper's figures. With
 a model, the time of a step is measured too, against separate requests.
 
-octavo bench sharing --n 2,4,6 --plot sharing.html
+octavo bench sharing --n 2,4,6 --beam-width 2,4,6 --plot sharing.html
 octavo bench sharing smollm2 --n 1,4,16 --input-len 1000 --output-len 64
 """
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from octavo.bench.sharing import Saving, Timing
 
 COMMON = (
-    *("--model", "--n", "--num-prompts", "--seed", "--block-size", "--input-len", "--output-len", "--num-iters"),
-    *("--output-json", "--plot", "--load-format", "--backend"),
+    *("--model", "--n", "--beam-width", "--num-prompts", "--seed", "--block-size", "--input-len", "--output-len"),
+    *("--num-iters", "--output-json", "--plot", "--load-format", "--backend"),
 )
 PICTURES = (".html", ".svg")
 MOST_SAMPLES = 256
@@ -42,6 +42,7 @@ MOST_SAMPLES = 256
 _NOT_FLAGS = frozenset({"model", "seed", "enable_prefix_caching", "event_log_size"})
 _FLAGS = {
     "n": ("N[,N...]", "1,2,4,6,16,32", "samples of each prompt, one run each"),
+    "beam-width": ("N[,N...]", "2,4,6", "beams of each prompt, one run each; their candidates are made up"),
     "num-prompts": ("N", 100, "prompts of ShareGPT's lengths, and of Alpaca's, to count memory with"),
     "seed": ("N", 0, "draws their lengths"),
     "input-len": ("N", 1000, "prompt tokens, to time the model with"),
@@ -59,7 +60,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    counts, block_size = _check(args)
+    counts, widths, block_size = _check(args)
     from octavo.bench.sharing import DATASETS, count_saving, table
 
     savings = []
@@ -67,26 +68,33 @@ def run(args: argparse.Namespace) -> int:
         rng = random.Random(args.seed)
         workload = [lengths.draw(rng) for _ in range(args.num_prompts)]
         savings += [count_saving(name, workload, n, block_size) for n in counts]
+        savings += [count_saving(name, workload, width, block_size, is_search=True) for width in widths]
+    savings.sort(key=lambda one: one.is_search)
     print(*beside_one_another(table(savings)), sep="\n", flush=True)
     timings = _time(args, counts) if args.model is not None else {}
     _keep(args, savings, timings)
     return 0
 
 
-def _check(args: argparse.Namespace) -> tuple[list[int], int]:
-    """Checks that need only the flags -> the numbers of samples, and the block size."""
+def _check(args: argparse.Namespace) -> tuple[list[int], list[int], int]:
+    """Checks that need only the flags -> the numbers of samples and of beams, and the block size."""
     for flag, path in (("--output-json", args.output_json), ("--plot", args.plot)):
         check_not_read(flag, path, {"--model": args.model})
     check_counts(args, "num_prompts", "input_len", "num_iters")
     check_counts(args, "output_len", least=4)  # a step's time is that between two that decode
-    numbers = numbers_of("--n", args.n, f"whole numbers from 1 to {MOST_SAMPLES}", 1, MOST_SAMPLES)
-    if any(number != int(number) for number in numbers):
-        raise ConfigError(f"--n is {args.n!r}, allowed are whole numbers from 1 to {MOST_SAMPLES}, joined by commas")
+    counts, widths = _whole_numbers("--n", args.n), _whole_numbers("--beam-width", args.beam_width)
     if args.plot and Path(args.plot).suffix not in PICTURES:
         raise ConfigError(f"--plot {args.plot}: allowed are names that end in {', '.join(PICTURES)}")
     if not (folder := Path(args.plot or ".").parent).is_dir():
         raise ConfigError(f"{folder} is not a folder: the plot cannot be written there; create it first")
-    return sorted({int(number) for number in numbers}), _block_size(args)
+    return counts, widths, _block_size(args)
+
+
+def _whole_numbers(flag: str, given: str) -> list[int]:
+    numbers = numbers_of(flag, given, f"whole numbers from 1 to {MOST_SAMPLES}", 1, MOST_SAMPLES)
+    if any(number != int(number) for number in numbers):
+        raise ConfigError(f"{flag} is {given!r}, allowed are whole numbers from 1 to {MOST_SAMPLES}, joined by commas")
+    return sorted({int(number) for number in numbers})
 
 
 def _block_size(args: argparse.Namespace) -> int:

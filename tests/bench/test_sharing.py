@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from octavo.bench.sharing import DATASETS, PAPER, count_saving, step_seconds, table
+from octavo.bench.sharing import DATASETS, PAPER, PAPER_OF_BEAMS, count_saving, step_seconds, table
 from octavo.bench.sharing_plot import render
 from octavo.bench.workloads import Work
 from octavo.errors import ConfigError
@@ -41,12 +41,32 @@ def test_the_papers_figures_are_met() -> None:
             assert 100 * count_saving(dataset, workload, n, 16).memory_saved == pytest.approx(paper, abs=4)
 
 
+def test_beams_come_near_the_papers_figures() -> None:
+    """Their candidates are made up. Of two beams within 4 points, of six more is saved."""
+    for dataset, figures in PAPER_OF_BEAMS.items():
+        rng = random.Random(0)
+        workload = [DATASETS[dataset].draw(rng) for _ in range(16)]
+        two, six = (100 * count_saving(dataset, workload, n, 16, is_search=True).memory_saved for n in figures)
+        assert two == pytest.approx(figures[2], abs=4)
+        assert figures[6] < six < figures[6] + 15
+
+
+def test_one_beam_shares_nothing_and_two_hold_what_they_share_once() -> None:
+    work = [Work(tuple(range(40)), 1, 20)]
+    assert count_saving("Alpaca", work, 1, 16, is_search=True).memory_saved == 0
+    two = count_saving("Alpaca", work, 2, 16, is_search=True)
+    assert two.num_unshared_blocks == count_saving("Alpaca", work * 2, 1, 16).num_unshared_blocks - 3  # before the fork
+    assert two.num_blocks <= count_saving("Alpaca", work, 2, 16).num_blocks
+
+
 def test_a_picture_has_a_bar_for_each_run_and_the_papers_lines() -> None:
     workload = [Work(tuple(range(20)), 1, 8)]
     savings = [count_saving(dataset, workload, n, 16) for dataset in DATASETS for n in (1, 2, 6)]
+    savings += [count_saving(dataset, workload, 2, 16, is_search=True) for dataset in DATASETS]
     picture = render(savings, "a <title>", is_page=False)
-    assert picture.count("<rect") == 6
-    assert picture.count('class="paper"') == 4 + 1  # and the legend's
+    assert picture.count("<rect") == 8
+    assert picture.count('class="paper"') == 6 + 1  # and the legend's
+    assert [picture.count(f">{name}</text>") for name in ("1 sample", "2 samples", "2 beams")] == [1, 1, 1]
     assert "a &lt;title&gt;" in picture
     page = render(savings, "a", is_page=True)
     assert page.startswith("<!doctype html>")

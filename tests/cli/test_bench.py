@@ -66,11 +66,12 @@ def test_what_samples_save_is_counted_and_timed(tmp_path: Path, capsys: pytest.C
     result, page = tmp_path / "sharing.json", tmp_path / "sharing.html"
     kept = ("--output-json", str(result), "--plot", str(page))
     model = ("smollm2", "--input-len", "40", "--output-len", "6", "--num-iters", "1", "--max-model-len", "512")
-    assert main(["bench", "sharing", *model, "--n", "2,1", "--num-prompts", "3", *kept]) == 0
+    assert main(["bench", "sharing", *model, "--n", "2,1", "--beam-width", "3", "--num-prompts", "3", *kept]) == 0
     found = json.loads(result.read_text())
     assert [(one["dataset"], one["n"]) for one in found["memory"]] == [
-        *(("ShareGPT", 1), ("ShareGPT", 2), ("Alpaca", 1), ("Alpaca", 2)),
+        *(("ShareGPT", 1), ("ShareGPT", 2), ("Alpaca", 1), ("Alpaca", 2), ("ShareGPT", 3), ("Alpaca", 3)),
     ]
+    assert [one["beams"] for one in found["memory"]] == [False] * 4 + [True] * 2
     assert found["memory"][1]["memory_saved_paper"] == 0.162
     assert [(one["n"], one["shared"]) for one in found["time"]] == [(1, True), (1, False), (2, True), (2, False)]
     assert all(0 < one["step_s"] < 10 for one in found["time"])
@@ -85,6 +86,7 @@ def test_what_samples_save_is_counted_and_timed(tmp_path: Path, capsys: pytest.C
     [
         (("--n", "0,2"), "--n is '0,2', allowed are whole numbers from 1 to 256"),
         (("--n", "1.5"), "--n is '1.5', allowed are whole numbers from 1 to 256"),
+        (("--beam-width", "2,0"), "--beam-width is '2,0', allowed are whole numbers from 1 to 256"),
         (("--plot", "a.png"), "--plot a.png: allowed are names that end in .html, .svg"),
         (("--plot", "nowhere/a.svg"), "nowhere is not a folder"),
         (("--output-len", "3"), "--output-len is 3, allowed is 4 or more"),
