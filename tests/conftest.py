@@ -34,7 +34,7 @@ BackendConfig.__init__.__wrapped__.__kwdefaults__["distributed_executor_backend"
 if "PYTEST_XDIST_WORKER" in os.environ:
     share = max(1, num_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    BackendConfig.__init__.__wrapped__.__kwdefaults__["num_threads"] = share  # type: ignore[attr-defined]
+    pytest.MonkeyPatch().setattr("octavo.kernels.cpu.device.num_cores", lambda: share)
 
 TinyFolder = Callable[..., Path]
 
