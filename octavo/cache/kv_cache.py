@@ -28,6 +28,7 @@ from octavo.observe.events import (
     BlocksPublished,
     Forked,
     PrefixHit,
+    SoughtInVain,
     Unforked,
 )
 from octavo.request import Sequence, SequenceId
@@ -184,7 +185,9 @@ class KVCache:
             self.pool.unpublish(tables)
         else:
             self._publish(tables, sequence, sequence.num_computed_tokens)
-        if tables.num_blocks:
+        if not tables.num_blocks:
+            self._log_sought(sequence, tables, why)
+        else:
             for group, first in enumerate(tables.first_visible):
                 self._log_freed(sequence, group, tables.block_ids[group][first:], why)
         for entries in zip(*(reversed(table) for table in tables.block_ids), strict=True):
@@ -266,6 +269,11 @@ class KVCache:
                     parent = table[first - 1] if first else NULL_BLOCK
                     ids = sequence.sequence_id, group, parent, tuple(table[first:num_full])
                     self._events.write(BlocksPublished(self._clock(), *ids, first, hashes))
+
+    def _log_sought(self, sequence: Sequence, tables: BlockTables, why: str) -> None:
+        if self._events.is_on and why != "preempted" and len(tables.hashes) > 1:
+            hashes = tuple(tables.hashes[1:])
+            self._events.write(SoughtInVain(self._clock(), sequence.sequence_id, hashes))
 
     def _log_freed(self, sequence: Sequence, group: int, block_ids: list[BlockId], why: str) -> None:
         if self._events.is_on:

@@ -31,6 +31,7 @@ COMMANDS = {
     "list": "the models here: packaged, from the hub, in this folder",
     "pull": "download a model from the Hugging Face hub",
     "explain": "what happened to a request, from a log or a running server",
+    "replay": "decide a recorded run again, without weights",
     "viz": "draw a recorded run, or a running server, as a page",
     "doctor": "which backends work here, and why the others do not",
     "kernels list": "each op's kernels: which run here, and why others do not",

@@ -121,6 +121,13 @@ class PrefixHit(Event, frozen=True):
     num_in_group: tuple[int, ...] = ()
 
 
+class SoughtInVain(Event, frozen=True):
+    """A sequence ended while it waited. It had looked for blocks of this content, from its first on."""
+
+    sequence_id: int
+    hashes: tuple[bytes, ...]
+
+
 class BlocksPublished(Event, frozen=True):
     """Full blocks of a sequence entered the prefix tree, each the parent of the next; some may be in it already.
 

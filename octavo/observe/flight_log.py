@@ -27,7 +27,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from octavo.errors import LogError
-from octavo.observe.events import BlocksPublished, EngineStarted, Event, EventsLost
+from octavo.observe.events import BlocksPublished, EngineStarted, Event, EventsLost, SoughtInVain
 from octavo.observe.snapshot import Snapshot
 from octavo.observe.stored_events import DECODER, Columns
 from octavo.shown import shown
@@ -44,6 +44,7 @@ _GZIP = 16 + zlib.MAX_WBITS  # zlib's sign for gzip's header and checksum around
 _SLICE_SIZE = 256  # events that are encoded at once
 _SLICE_SIZE_WITH_TOKENS = 4  # a prompt's may take megabytes
 _ARRAY = b"\xdd"  # msgpack's: an array whose length the next four bytes say
+_HASHED = (BlocksPublished, SoughtInVain)
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -100,7 +101,7 @@ class LogWriter:
 
     def _guarded(self, event: Event) -> Event:
         """The event with scrambled hashes."""
-        if type(event) is BlocksPublished and event.hashes:
+        if isinstance(event, _HASHED) and event.hashes:
             return replace(event, hashes=tuple(map(self._scrambled, event.hashes)))
         if type(event) is Snapshot:
             nodes = [(*node[:2], *map(self._scrambled, node[2:])) for node in event.tree_nodes]

@@ -1,0 +1,200 @@
+"""Replays a recorded run without weights: the real scheduler and cache, with the log's results in place of a model's.
+
+    Arrived ──▶ add_request       Scheduled ──▶ schedule       StepDone ──▶ update, with as many tokens as were drawn
+    what the scheduler and the cache then write into their own log must be what is in the file
+
+The log has no tokens; replayed_tokens.py makes some that are alike where the recorded ones were.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import msgspec
+
+from octavo.cache.blocks import CacheGroup
+from octavo.cache.kv_cache import KVCache
+from octavo.config import SchedulerConfig
+from octavo.errors import LogError, OctavoError
+from octavo.messages import LogprobRow, StepPlan, StepResult
+from octavo.observe import events
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import Event
+from octavo.observe.flight_log import LogHeader
+from octavo.request import SequenceId
+from octavo.scheduler.scheduler import Scheduler
+from octavo.scheduler.step import NO_TOKEN
+from octavo.shown import cut
+from octavo.simulator.replayed_tokens import ReplayedTokens, tokens_of_log
+
+#: opens the log; a replay reads it twice
+OpenLog = Callable[[], tuple[LogHeader, Iterator[Event]]]
+
+_MOST_BLOCKS, _MOST_TOKENS, _MOST_SEQS = 1 << 24, 1 << 24, 1 << 16
+#: what is not decided by the scheduler or the cache, or is told with times
+_NOT_COMPARED = (
+    *(events.EngineStarted, events.Arrived, events.Refused, events.StepDone, events.EventsLost, events.EndAsked),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """num_steps: those that were decided alike. difference: the first that was not; None: all were alike."""
+
+    num_steps: int
+    num_events: int
+    difference: str | None = None
+
+
+def replay(open_log: OpenLog, config: dict[str, Any] | None = None) -> Replayed:
+    """config: other options of the scheduler than the recorded ones. Raises LogError for a log that cannot be
+    replayed."""
+    header, log = open_log()
+    if not header.is_whole:
+        raise LogError("the log does not begin with its engine: only one written with --record can be replayed")
+    tokens = tokens_of_log(log, header.started.block_size)
+    engine = _ReplayedEngine(header, config or {}, tokens)
+    try:
+        for event in open_log()[1]:
+            engine.follow(event)
+            if engine.difference is not None:
+                break
+    except LogError:
+        raise
+    except (AssertionError, LookupError, TypeError, ValueError, OverflowError, OctavoError) as error:
+        engine.difference = f"the engine stopped: {type(error).__name__}: {error}"
+    return Replayed(engine.num_steps, engine.num_alike, engine.difference)
+
+
+class _ReplayedEngine:
+    def __init__(self, header: LogHeader, config: dict[str, Any], tokens: ReplayedTokens) -> None:
+        sizes, options = header.started, {**header.config.get("scheduler", {}), **config}
+        _check(sizes)
+        own = EventLog(0)
+        self._cache = KVCache(
+            num_blocks=sizes.num_blocks + 1,
+            block_size=sizes.block_size,
+            groups=[CacheGroup((), window) for window in sizes.windows],
+            enable_prefix_caching=sizes.enable_prefix_caching,
+            events=own,
+            clock=lambda: 0.0,
+        )
+        chosen = SchedulerConfig(**{"max_num_seqs": sizes.max_num_seqs, **options})
+        self._scheduler = Scheduler(
+            replace(chosen, max_num_seqs=chosen.max_num_seqs or sizes.max_num_seqs),
+            self._cache,
+            max_model_len=sizes.max_model_len,
+            max_num_batched_tokens=chosen.max_num_batched_tokens or sizes.max_num_batched_tokens,
+            events=own,
+            clock=lambda: 0.0,
+        )
+        self._tokens = tokens
+        self._most_tokens = sizes.max_model_len
+        self._is_overlapped = sizes.is_overlapped
+        self._plans: dict[int, tuple[StepPlan, list[SequenceId]]] = {}
+        self._runs: dict[int, int] = {}  # of the step whose update comes: sequence -> tokens
+        self._has_failed = False
+        self._made: deque[Event] = deque()
+        self._told: deque[Event] = deque()
+        self.num_steps = self.num_alike = 0
+        self.difference: str | None = None
+        own.listen(self._made.append)
+
+    def follow(self, event: Any) -> None:
+        """Do what the recorded engine did, and compare what comes of it."""
+        kind = type(event)
+        if kind is events.Arrived:
+            if not 0 <= event.num_prompt_tokens <= self._most_tokens or not 1 <= event.num_sequences <= _MOST_SEQS:
+                raise LogError(f"a request has {event.num_prompt_tokens:,} tokens and {event.num_sequences:,} samples")
+            self._scheduler.add_request(self._tokens.request(event))
+        elif kind is events.EndAsked:
+            self._end(event)
+        elif kind is events.Scheduled:
+            self._schedule(event)
+        elif kind is events.Sampled:
+            lens = event.run_lens or itertools.repeat(1)
+            self._runs = dict(zip(event.sequence_ids, lens, strict=False))
+            if max(self._runs.values(), default=0) > self._most_tokens:
+                raise LogError(f"step {event.step} has a sequence with more tokens than max_model_len")
+        elif kind is events.StepFailed:
+            self._scheduler.fail(event.fault)
+            self._plans.clear()
+            self._has_failed = True  # it forgets the prefix tree, too
+        elif kind is events.StepDone:
+            self._update(event.step)
+        elif kind is events.BlocksForgotten and event.block_ids is None:
+            if not self._has_failed:
+                self._cache.forget()
+            self._has_failed = False
+        if kind not in _NOT_COMPARED:
+            self._told.append(event)
+        self._compare()
+
+    def _end(self, event: Any) -> None:
+        if event.sequence_id < 0:
+            self._scheduler.end_request(event.request_id, event.reason)
+        else:
+            self._scheduler.finish_sequence(event.sequence_id, event.reason)
+
+    def _schedule(self, event: Any) -> None:
+        plan = self._scheduler.schedule()
+        at_row = {one.row: one.sequence_id for one in self._scheduler.sequences if one.row >= 0}
+        rows = plan.rows + [fork.row for fork in plan.fork_rows]
+        self._plans[plan.step_id] = plan, [at_row[row] for row in rows]
+        if self._is_overlapped and not plan.rows:
+            self._update(plan.step_id)
+
+    def _update(self, step: int) -> None:
+        plan, sequence_ids = self._plans.pop(step)
+        known = {one.sequence_id: one for one in self._scheduler.sequences}
+        runs: list[list[int]] = []
+        for sequence_id, num_draws in zip(sequence_ids, plan.num_draws, strict=True):
+            sequence, num_tokens = known.get(sequence_id), self._runs.get(sequence_id)
+            if not num_draws or sequence is None:
+                runs.append([0] * num_draws)
+            elif num_tokens is None:
+                runs.append([NO_TOKEN] if sequence_id in self._tokens.corrupted else [])
+            else:
+                runs.append(self._tokens.drawn(sequence, num_tokens))
+        flat = [token for run in runs for token in run]
+        rows = {entry: [LogprobRow([0], [0.0], 1)] * plan.num_scheduled_tokens[entry] for entry in plan.prompt_logprobs}
+        offsets = [0, *accumulate(map(len, runs))]
+        self._scheduler.update(plan, StepResult(step, flat, offsets, prompt_logprobs=rows))
+        self._runs = {}
+        self.num_steps += 1
+
+    def _compare(self) -> None:
+        made, told = self._made, self._told
+        while made and told and self.difference is None:
+            if type(made[0]) in _NOT_COMPARED:
+                made.popleft()
+                continue
+            ours, theirs = _essence(made.popleft()), _essence(told.popleft())
+            self.num_alike += 1
+            if ours != theirs:
+                self.difference = f"the log has {cut(str(theirs), 400)}, and the replay has {cut(str(ours), 400)}"
+
+
+def _essence(event: Event) -> Event:
+    """An event without what no replay can know."""
+    event = msgspec.structs.replace(event, time=0.0)
+    if type(event) is events.BlocksPublished or type(event) is events.SoughtInVain:
+        return msgspec.structs.replace(event, hashes=())
+    if type(event) is events.Sampled:
+        return msgspec.structs.replace(event, token_ids=())
+    return msgspec.structs.replace(event, fault="") if type(event) is events.Finished else event
+
+
+def _check(sizes: events.EngineStarted) -> None:
+    """A file may say anything."""
+    limits = {"num_blocks": _MOST_BLOCKS, "max_model_len": _MOST_TOKENS, "block_size": _MOST_TOKENS}
+    for name, most in {**limits, "max_num_seqs": _MOST_SEQS, "max_num_batched_tokens": 1 << 30}.items():
+        if not 1 <= getattr(sizes, name) <= most:
+            raise LogError(f"the log's {name} is {getattr(sizes, name):,}, allowed for a replay are 1 to {most:,}")
+    if not 1 <= len(sizes.windows) <= 1 << 10 or any(window is not None and window < 1 for window in sizes.windows):
+        raise LogError(f"the log's windows are {sizes.windows}, allowed are None and numbers from 1 on")

@@ -1,0 +1,130 @@
+"""Tokens for a replay, from a log that has none: alike where the recorded ones were, as far as blocks tell.
+
+    recorded    block x7f [The capital of ... ]   block 3c9 [ ... ]   and the rest
+    replayed              [0 0 0 ... 0 5]                   [0 ... 0 9]       0 0 0
+
+A block's hash includes all before it, so one token that belongs to the hash is enough. It is in the last slot: a prompt
+may end in a block's middle, and the samples that go on from there differ only behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import count
+
+from octavo.errors import LogError
+from octavo.observe import events
+from octavo.observe.events import Event
+from octavo.request import Request, Sequence
+from octavo.sampling_params import SamplingParams
+
+#: ends a sequence where the recorded one was stopped; no other token is it
+END = 1
+_FIRST_OWN = 2
+
+
+class ReplayedTokens:
+    """corrupted: sequences that ended because nothing could be drawn."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._numbers = count(_FIRST_OWN)
+        self._token_of: dict[bytes, int] = {}
+        self._content: dict[int, bytes] = {}  # block -> what it holds at this moment of the log
+        self._chains: dict[int, dict[int, bytes]] = {}  # sequence -> place of a block -> its content
+        self._before: dict[bytes, bytes] = {}
+        self._stops: dict[int, int] = {}  # sequence -> how many tokens it had drawn when one stopped it
+        self._asked: set[int] = set()  # sequences that were ended from outside
+        self._all_of: set[str] = set()
+        self.corrupted: set[int] = set()
+
+    # Reading the log
+
+    def learn(self, event: Event) -> None:
+        if type(event) is events.Arrived and event.num_beams:
+            raise LogError(f"request {event.request_id!r} is a beam search, and a log has no candidates: no replay")
+        if type(event) is events.BlocksPublished:
+            chain = self._chains.setdefault(event.sequence_id, {})
+            before = self._content.get(event.parent, b"") if event.first else b""
+            for place, (block_id, content) in enumerate(zip(event.block_ids, event.hashes, strict=False), event.first):
+                self._before.setdefault(content, before)
+                self._content[block_id] = chain[place] = before = content
+        elif type(event) is events.PrefixHit and event.block_ids:
+            place = event.num_tokens // self._block_size - 1
+            last = self._content.get(event.block_ids[-1])
+            if last is not None:
+                self._chains.setdefault(event.sequence_id, {})[place] = last
+        elif type(event) is events.SoughtInVain:
+            self._chains.setdefault(event.sequence_id, {}).update(enumerate(event.hashes))
+        elif type(event) is events.EndAsked:
+            self._asked.add(event.sequence_id)
+            if event.sequence_id < 0:
+                self._all_of.add(event.request_id)
+        elif type(event) is events.Finished:
+            if event.is_corrupted:
+                self.corrupted.add(event.sequence_id)
+            elif event.reason == "stop" and event.sequence_id not in self._asked:
+                self._stops[event.sequence_id] = event.num_output_tokens
+
+    # Making what was recorded
+
+    def request(self, event: events.Arrived) -> Request:
+        ids = range(event.sequence_id, event.sequence_id + event.num_sequences)
+        ends = {
+            self._last_token(one, event.num_prompt_tokens + self._stops[one] - 1) for one in ids if one in self._stops
+        }
+        params = SamplingParams(
+            n=event.num_sequences,
+            max_tokens=event.max_tokens or 1,
+            min_tokens=min(event.min_tokens, event.max_tokens),
+            prompt_logprobs=0 if event.has_prompt_logprobs else None,
+            skip_reading_prefix_cache=event.is_fresh,
+        )
+        return Request(
+            request_id=event.request_id,
+            prompt_token_ids=[self._token(event.sequence_id, position) for position in range(event.num_prompt_tokens)],
+            sampling_params=params,
+            seed=0,
+            arrival_time=0.0,
+            max_output_tokens=event.max_tokens,
+            priority=event.priority,
+            stop_token_ids=frozenset(ends or ({END} if event.can_stop else ())),
+        )
+
+    def drawn(self, sequence: Sequence, num_tokens: int) -> list[int]:
+        """The next tokens of a sequence."""
+        name, begin = sequence.sequence_id, sequence.num_tokens
+        end = self._stops.get(name, -1) + sequence.request.num_prompt_tokens
+        return [
+            self._last_token(name, place) if place + 1 == end else self._token(name, place)
+            for place in range(begin, begin + num_tokens)
+        ]
+
+    def _last_token(self, sequence_id: int, position: int) -> int:
+        return self._token(sequence_id, position) or END
+
+    def _token(self, sequence_id: int, position: int) -> int:
+        place, offset = divmod(position, self._block_size)
+        if offset != self._block_size - 1:
+            return 0
+        chain = self._chains.setdefault(sequence_id, {})
+        if place not in chain:
+            self._fill(chain)
+        content = chain.setdefault(place, b"%d of %d" % (place, sequence_id))  # never seen: like no other
+        return self._token_of.setdefault(content, next(self._numbers))
+
+    def _fill(self, chain: dict[int, bytes]) -> None:
+        """A block that was found tells of those before it."""
+        for place in sorted(chain, reverse=True):
+            content = chain[place]
+            while place and (content := self._before.get(content, b"")):
+                place -= 1
+                if chain.setdefault(place, content) != content:
+                    break
+
+
+def tokens_of_log(log: Iterable[Event], block_size: int) -> ReplayedTokens:
+    tokens = ReplayedTokens(max(1, block_size))
+    for event in log:
+        tokens.learn(event)
+    return tokens

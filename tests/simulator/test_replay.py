@@ -1,0 +1,158 @@
+"""A recorded run is decided again in the same way, without a model and without its tokens."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octavo.cache.blocks import make_groups
+from octavo.cache.kv_cache import KVCache
+from octavo.cli import main as cli
+from octavo.config import SchedulerConfig
+from octavo.engine.core import EngineCore, OverlappedCore
+from octavo.errors import LogError
+from octavo.executor.executor import ThreadExecutor
+from octavo.messages import StepPlan, StepResult
+from octavo.observe.event_log import EventLog
+from octavo.observe.events import BlockCopied, EngineStarted, Event, Finished, Preempted, PrefixHit, Waits
+from octavo.observe.flight_log import LogHeader, LogWriter, read_log, read_open_log
+from octavo.scheduler.scheduler import Scheduler
+from octavo.simulator.replay import Replayed, replay
+from octavo.testing.fake_executor import VOCAB_SIZE, FakeExecutor
+from octavo.testing.simulate import make_request
+from tests.observe.test_flight_log import event_of, kinds
+
+OPTIONS = {"scheduling_policy": "priority", "schedule_conservativeness": 0.3, "max_bypasses": 3}
+
+
+class Faulty(FakeExecutor):
+    def __init__(self, bad_steps: set[int], **sizes: object) -> None:
+        super().__init__(**sizes)
+        self._bad_steps = bad_steps
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        result = super().execute(plan)
+        if plan.step_id in self._bad_steps:
+            raise FloatingPointError("a kernel fell over")
+        return result
+
+
+def recorded(seed: int, *, is_overlapped: bool, windows: tuple[int | None, ...] = (None,)) -> tuple[bytes, list[Event]]:
+    """A log of prefixes, samples, priorities, aborts, stops and faults, in little memory."""
+    draw, log, groups = random.Random(seed), EventLog(100_000), make_groups(windows)
+    started = EngineStarted(0.0, 29, 4, 1, len(groups), 128, windows=tuple(group.window for group in groups))
+    log.start(
+        EngineStarted(
+            *(0.0, 29, 4, 1, len(groups), 128),
+            windows=started.windows,
+            max_num_seqs=5,
+            max_num_batched_tokens=24,
+            is_overlapped=is_overlapped,
+        )
+    )
+    cache = KVCache(num_blocks=30, block_size=4, groups=groups, events=log, clock=lambda: 0.0)
+    config = SchedulerConfig(max_num_seqs=5, **OPTIONS)
+    scheduler = Scheduler(config, cache, max_model_len=128, max_num_batched_tokens=24, events=log, clock=lambda: 0.0)
+    worker = Faulty({9, 40}, num_blocks=30, block_size=4, groups=groups, max_num_seqs=5)
+    executor = ThreadExecutor(worker) if is_overlapped else worker
+    core = (OverlappedCore if is_overlapped else EngineCore)(scheduler, cache, executor, log, lambda: 0.0)
+    for step in range(160):
+        if step < 120 and draw.random() < 0.35:
+            prompt = [7] * draw.randrange(1, 30) + [draw.randrange(3) for _ in range(draw.randrange(3))]
+            stops = frozenset(draw.sample(range(VOCAB_SIZE), 60)) if draw.random() < 0.5 else ()
+            params = {"n": draw.choice([1, 1, 3]), "max_tokens": draw.randrange(1, 20)}
+            core.add_request(
+                make_request(str(step), prompt, seed=step, priority=draw.randrange(2), eos_token_ids=stops, **params)
+            )
+        if core.has_unfinished:
+            core.step()
+        if step == 70:
+            core.reset_prefix_cache()
+        if scheduler.sequences and draw.random() < 0.08:
+            one = draw.choice(scheduler.sequences)
+            if draw.random() < 0.5:
+                core.abort(one.request.request_id)
+            elif one.row >= 0:
+                core.finish_sequence(one.sequence_id, "a stop string")
+    while core.has_unfinished:
+        core.step()
+    core.close()
+    assert log.started is not None
+    header = LogHeader(version="1", written_at=0.0, clock=0.0, started=log.started, config={"scheduler": OPTIONS})
+    file = io.BytesIO()
+    LogWriter(file, header).write(log)
+    return file.getvalue(), list(log)
+
+
+def replayed(data: bytes, **options: object) -> Replayed:
+    return replay(lambda: read_open_log(io.BytesIO(data), "a.olog"), options)
+
+
+@pytest.mark.parametrize("is_overlapped", [False, True], ids=["plain", "overlapped"])
+@pytest.mark.parametrize("windows", [(None,), (8, None)], ids=["full", "window"])
+def test_a_run_is_decided_as_it_was(is_overlapped: bool, windows: tuple[int | None, ...]) -> None:
+    seen: set[object] = set()
+    for seed in range(6):
+        data, events = recorded(seed, is_overlapped=is_overlapped, windows=windows)
+        found = replayed(data)
+        assert found.difference is None, f"seed {seed}, after {found.num_events} events: {found.difference}"
+        assert found.num_steps > 100
+        seen |= {type(event) for event in events}
+        seen |= {event.reason for event in events if type(event) is Finished}
+    assert {BlockCopied, Preempted, PrefixHit, Waits, "stop", "length", "abort"} <= seen
+
+
+def test_other_options_decide_otherwise_and_the_first_difference_is_named() -> None:
+    data, _ = recorded(1, is_overlapped=False)
+    found = replayed(data, scheduling_policy="fcfs")
+    assert found.difference is not None
+    assert found.difference.startswith("the log has ")
+    assert ", and the replay has " in found.difference
+
+
+def test_a_log_that_cannot_be_replayed_is_refused() -> None:
+    file = io.BytesIO()
+    started = EngineStarted(0.0, 10**9, 4, 1, 1, 128, max_num_seqs=4, max_num_batched_tokens=8)
+    LogWriter(file, LogHeader(version="1", written_at=0.0, clock=0.0, started=started)).write([started])
+    with pytest.raises(LogError, match="num_blocks is 1,000,000,000, allowed for a replay are 1 to"):
+        replayed(file.getvalue())
+    file = io.BytesIO()
+    LogWriter(file, LogHeader(version="1", written_at=0.0, clock=0.0, started=started, is_whole=False)).write([])
+    with pytest.raises(LogError, match="only one written with --record"):
+        replayed(file.getvalue())
+
+
+def test_events_that_make_no_sense_differ() -> None:
+    started = EngineStarted(0.0, 20, 4, 1, 1, 128, max_num_seqs=4, max_num_batched_tokens=16)
+    header = LogHeader(version="1", written_at=0.0, clock=0.0, started=started)
+    for seed in range(200):
+        draw = random.Random(seed)
+
+        def log(draw: random.Random = draw) -> Iterator[Event]:
+            return iter([event_of(draw, draw.choice(kinds())) for _ in range(20)])
+
+        made = list(log())
+        try:
+            found = replay(lambda made=made: (header, iter(made)))
+        except LogError:
+            continue
+        assert found.num_steps >= 0
+
+
+def test_the_command_says_whether_it_comes_out_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.olog"
+    path.write_bytes(recorded(2, is_overlapped=False)[0])
+    assert cli.main(["replay", str(path)]) == 0
+    assert capsys.readouterr().out.endswith(" events: all decided as they were\n")
+    header, events = read_log(path)
+    with path.open("wb") as file:
+        writer = LogWriter(file, header)
+        writer.write([event for event in events if type(event) is not Preempted])
+    assert cli.main(["replay", str(path)]) == 1
+    assert "and the replay has Preempted(" in capsys.readouterr().out
+    path.write_text("Dear reader")
+    assert cli.main(["replay", str(path)]) == 2
