@@ -38,12 +38,12 @@ from octavo.simulator.measure_cost import (
     StepTimer,
     decode_cells,
     measure_decodes,
-    measure_host,
     measure_mixed,
     mixed_cells,
     mixed_point,
     sizes_of,
 )
+from octavo.simulator.measure_host import measure_host
 from octavo.simulator.report import METRICS, PERCENTAGES, Result, result_of
 from octavo.simulator.requests import RequestMaker, drawn_below, never_repeated
 from octavo.worker.task import WorkerTask
@@ -104,6 +104,7 @@ class CellsInTurn:
 
     def __init__(self, executor: Executor, clock: Clock) -> None:
         self._executor = executor
+        self._clock = clock
         self._timer = StepTimer(executor, Patience(2, 0.05), clock)
         limits = executor.shape.limits
         self._cells: list[tuple[int, ...]] = [*decode_cells(self._timer, limits.max_num_seqs)]
@@ -124,6 +125,7 @@ class CellsInTurn:
         self._taken = {}
         return cost_table(
             self._executor,
+            self._clock,
             [DecodePoint(*cell, seconds) for cell, seconds in found.items() if len(cell) == 2],
             [mixed_point(*cell, seconds) for cell, seconds in found.items() if len(cell) == 3],
         )
@@ -162,12 +164,12 @@ def measure(config: EngineConfig, clock: Clock) -> CostTable:
     with closing(executor_here(WorkerTask.of(config))) as executor:
         limits, timer = executor.shape.limits, StepTimer(executor, Patience(), clock)
         decode = measure_decodes(timer, limits.max_num_seqs, lambda text: None)
-        return cost_table(executor, decode, measure_mixed(timer, limits.max_num_tokens, lambda text: None))
+        return cost_table(executor, clock, decode, measure_mixed(timer, limits.max_num_tokens, lambda text: None))
 
 
-def cost_table(executor: Executor, decode: list[DecodePoint], mixed: list[MixedPoint]) -> CostTable:
+def cost_table(executor: Executor, clock: Clock, decode: list[DecodePoint], mixed: list[MixedPoint]) -> CostTable:
     day, label = time.strftime("%Y-%m-%d"), executor.shape.label
-    return CostTable(label, day, {}, sizes_of(executor), *measure_host(), decode, mixed)
+    return CostTable(label, day, {}, sizes_of(executor), *measure_host(executor, clock), decode, mixed)
 
 
 @contextmanager

@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
         Patience,
         StepTimer,
         measure_decodes,
-        measure_host,
         measure_mixed,
         sizes_of,
     )
+    from octavo.simulator.measure_host import measure_host
     from octavo.worker.task import WorkerTask
 
     _check(args)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
                 f"no step fits {shape.layout.num_blocks - 1} KV blocks and a context of {shape.limits.max_model_len} "
                 "tokens: give more of them, or lower --num-iters"
             )
-        host_step_s, host_seq_s = measure_host()
+        host_step_s, host_seq_s = measure_host(executor)
         machine = {name: str(value) for name, value in machine_facts().items()} | {"backend": shape.backend}
         table = CostTable(
             model=shape.label,

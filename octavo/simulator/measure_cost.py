@@ -7,7 +7,7 @@ blocks does not matter, so no prompt is prefilled first, and nothing is schedule
     with chunks       a chunk of 8, 32, 128 ... tokens, from several positions on, beside 0, 4, 16, 64 ... decodes
 
 A host is timed from a step's submission to its result. A device that runs asynchronously always has a step waiting, so
-the time between two results counts. The scheduler's own time is measured apart, with an executor that does nothing.
+the time between two results counts. `measure_host.py` measures the scheduler's own time.
 """
 
 from __future__ import annotations
@@ -18,21 +18,16 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from octavo.cache.block_pool import PrefixMatch
-from octavo.cache.blocks import NULL_BLOCK, BlockId, live, make_groups
+from octavo.cache.blocks import NULL_BLOCK, BlockId, live
 from octavo.cache.kv_cache import KVCache
-from octavo.config import SchedulerConfig
-from octavo.engine.core import EngineCore
 from octavo.executor.executor import Executor
 from octavo.messages import PendingStep, StepPlan
 from octavo.observe.event_log import EventLog
 from octavo.request import Request, SequenceId
 from octavo.request import Sequence as Stream
 from octavo.sampling_params import SamplingParams
-from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.step import PlanDraft
 from octavo.simulator.cost_table import DecodePoint, EngineSizes, MixedPoint
-from octavo.simulator.engine import VirtualClock, VirtualExecutor
-from octavo.simulator.step_cost import DescribedCost
 
 OnPoint = Callable[[str], None]
 
@@ -42,7 +37,6 @@ STARTS = (1024, 8192)
 BESIDE = (0, 4, 16, 64, 256)  # decodes
 _BESIDE_CONTEXT = 256  # tokens that each of them has
 _WARM_UP = 2  # steps
-_HOST_STEPS, _HOST_SEQS = 60, 256
 _PARAMS = SamplingParams(max_tokens=1_000_000, ignore_eos=True, detokenize=False)
 
 
@@ -224,30 +218,6 @@ def measure_mixed(timer: StepTimer, max_num_tokens: int, tell: OnPoint) -> list[
 
 def mixed_point(prefill: int, start: int, decodes: int, seconds: float) -> MixedPoint:
     return MixedPoint(prefill, start, decodes, _BESIDE_CONTEXT, seconds)
-
-
-def measure_host() -> tuple[float, float]:
-    """Seconds of the scheduler for a step of decodes, and more for each sequence."""
-    one, many = (_host_seconds(num_seqs) for num_seqs in (1, _HOST_SEQS))
-    per_seq = max(0.0, (many - one) / (_HOST_SEQS - 1))
-    return max(0.0, one - per_seq), per_seq
-
-
-def _host_seconds(num_seqs: int) -> float:
-    clock, events = VirtualClock(), EventLog(65_536)
-    cache = KVCache(num_blocks=num_seqs * 16, block_size=16, groups=make_groups([None]), events=events, clock=clock)
-    sizes = {"max_model_len": 256, "max_num_batched_tokens": 64 * num_seqs}
-    scheduler = Scheduler(SchedulerConfig(max_num_seqs=num_seqs), cache, **sizes, events=events, clock=clock)
-    core = EngineCore(scheduler, cache, VirtualExecutor(clock, DescribedCost()), events, clock)
-    for number in range(num_seqs):
-        prompt = [number * 64 + place for place in range(64 - number % 16)]
-        core.add_request(Request(f"{number}", prompt, _PARAMS, 0, 0.0, _HOST_STEPS + 8))
-    taken = []
-    for _ in range(_HOST_STEPS):
-        begin = time.perf_counter()
-        core.step()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
 
 
 def sizes_of(executor: Executor) -> EngineSizes:
