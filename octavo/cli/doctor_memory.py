@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.config import EngineConfig
+from octavo.errors import ConfigError
 from octavo.worker.plan import planned
 from octavo.worker.task import WorkerTask
 from octavo.worker.warm_up import every_size
@@ -25,6 +26,11 @@ class Compared:
 
 def compare(config: EngineConfig, *, serves: bool = False) -> Compared:
     """The worker is built and run in this process. serves: as in a WorkerTask."""
+    if (ranks := config.backend.tensor_parallel_size) > 1:
+        raise ConfigError(
+            f"tensor_parallel_size is {ranks}, and the doctor measures a model in one process: leave it out, or use "
+            "`octavo run MODEL --report`, which tells the first rank's memory"
+        )
     expected = planned(config, serves=serves)
     worker = Worker(WorkerTask.of(config, serves=serves))
     try:

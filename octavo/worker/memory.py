@@ -31,7 +31,7 @@ def plan_kv_cache(
     A context the user asked for must fit, else OutOfMemoryError with the numbers; the model's own limit is
     lowered to what fits, which the start-up card shows. `layout.num_blocks` is ignored. free_bytes: what the
     device has left for KV blocks, which kv_cache_memory_bytes overrides. is_rest: they are all that there is, so that
-    asking for more is no cure.
+    asking for more is no cure, and the plan of all parts names one (`worker/plan.py`).
     """
     num_groups = len(layout.groups)
     blocks_per_sequence = num_groups * -(-max_model_len // layout.block_size)
@@ -52,11 +52,11 @@ def plan_kv_cache(
         return KVBudget(num_blocks, max_model_len)
     fitting_len = usable // num_groups * layout.block_size
     if is_len_asked:
-        cure = "" if is_rest else f", or {_size_of(config, layout, blocks_per_sequence + 1)} or more"
+        larger = _size_of(config, layout, blocks_per_sequence + 1)
+        cure = "" if is_rest else f"; set max_model_len to {fitting_len} or less, or {larger} or more"
         raise OutOfMemoryError(
             f"one sequence of max_model_len={max_model_len} tokens needs {blocks_per_sequence} KV blocks "
-            f"({blocks_per_sequence * layout.block_bytes:,} bytes), the cache holds {usable}; set max_model_len to "
-            f"{fitting_len} or less{cure}"
+            f"({blocks_per_sequence * layout.block_bytes:,} bytes), the cache holds {usable}{cure}"
         )
     return KVBudget(num_blocks, fitting_len)
 

@@ -184,9 +184,9 @@ def _largest(least: int, now: int, is_good: Callable[[int], bool]) -> int | None
 
 
 def planned(config: EngineConfig, *, serves: bool = False) -> dict[str, int]:
-    """Bytes by component, KV blocks included, of an engine with these options on the device here."""
+    """Bytes by component, KV blocks included, of an engine, or of one of its ranks, with these options here."""
     task = WorkerTask.of(config, serves=serves)
-    plan = Planner.of(task, select(task.backend).device).plan(task)
+    plan = Planner.of(task, select(task.backend).device).plan(task, task.world.tensor_parallel_size)
     return {component: plan.ledger.of(component) for component in COMPONENTS} | {"KV blocks": plan.kv_bytes}
 
 
@@ -219,7 +219,7 @@ def explained(task: WorkerTask, checkpoint: Checkpoint, device: Device) -> Itera
         yield
     except OutOfMemoryError as error:
         try:
-            text = advice(Planner(checkpoint, device), task)
+            text = advice(Planner(checkpoint, device), task, task.world.tensor_parallel_size)
         except Exception:  # the plan needs memory, too: the first error matters more
             raise error from None
         raise OutOfMemoryError(f"{error}; {text}") from error

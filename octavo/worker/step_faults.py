@@ -46,7 +46,7 @@ class StepFaults:
         num_bytes = int(float(asked["number"]) * _SCALES[asked["unit"]]) if asked else 256 << 20
         fits = max(self.kv_bytes - 2 * num_bytes, 0)
         cure = Change("kv_cache_memory_bytes", fits) if fits else "gpu_memory_utilization lower"
-        plan = Planner.of(self.task, self.device).plan(self.task)
+        plan = Planner.of(self.task, self.device).plan(self.task, self.task.world.tensor_parallel_size)
         return (
             f"on the GPU for {size(num_bytes)} of log-probabilities, graphs or kernels: planned are {told(plan)}, and "
             f"KV blocks have {size(self.kv_bytes)}; set {cure}, or ask for fewer logprobs"

@@ -110,6 +110,11 @@ def test_the_doctor_compares_a_models_memory_with_its_plan(
     assert [row.split()[0] for row in rows] == ["weights", "activations", "workspace", "rows", "KV", "total"]
 
 
+def test_the_doctor_measures_one_process(tiny_folder: TinyFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(tiny_folder("llama")), "--backend", "cpu", "-tp", "2"]) == 2
+    assert "tensor_parallel_size is 2, and the doctor measures a model in one process" in capsys.readouterr().err
+
+
 def test_a_total_counts_only_what_was_measured() -> None:
     total = measured_table({"weights": 100, "graphs": 50, "rows": 0}, {"weights": 80, "rows": 0})[-1]
     assert total.split() == ["total", "100", "bytes", "80", "bytes", "-20.0%"]

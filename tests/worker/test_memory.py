@@ -79,3 +79,13 @@ def test_a_device_gives_what_it_has_left() -> None:
 def test_a_share_of_memory_is_a_share(share: float) -> None:
     with pytest.raises(ConfigError, match=r"gpu_memory_utilization is .*, allowed is more than 0, and 1 at most"):
         CacheConfig(gpu_memory_utilization=share)
+
+
+def test_where_there_is_no_more_memory_more_is_no_cure() -> None:
+    """The plan of all parts names one."""
+    for max_model_len, free in ((160, 5 * BLOCK), (160, 0)):
+        with pytest.raises(OutOfMemoryError) as caught:
+            plan_kv_cache(CacheConfig(), LAYOUT, 4, max_model_len, True, free, is_rest=True)
+        assert "set " not in str(caught.value)
+    with pytest.raises(OutOfMemoryError, match="set max_model_len to 64 or less, or kv_cache_memory_bytes to"):
+        plan_kv_cache(CacheConfig(kv_cache_memory_bytes=5 * BLOCK), LAYOUT, 4, 160, True, 0, is_rest=True)

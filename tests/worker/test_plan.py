@@ -87,6 +87,13 @@ def test_the_real_models_process_grows_by_what_was_planned() -> None:
     assert measured == pytest.approx(planned, rel=0.02)
 
 
+def test_engines_on_one_host_share_its_memory(tiny_folder: TinyFolder) -> None:
+    whole, half = (task_of(str(tiny_folder("llama")), data_parallel_size=engines) for engines in (1, 2))
+    plans = [Planner.of(task, CpuDevice(), 8 << 20).plan(task) for task in (whole, half)]
+    block_bytes = plans[0].sizes.layout.block_bytes
+    assert [plan.kv_bytes // block_bytes for plan in plans] == [(2 << 20) // block_bytes, (1 << 20) // block_bytes]
+
+
 def test_a_gpus_plan_sizes_the_cache_by_what_is_left() -> None:
     planner, task = planner_of(LLAMA, known_gpu("h100"))
     plan = planner.plan(task)
