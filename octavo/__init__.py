@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from octavo.async_llm import AsyncLLM as AsyncLLM
     from octavo.config import EngineConfig as EngineConfig
-    from octavo.engine.async_engine import AsyncLLM as AsyncLLM
     from octavo.engine.beam_search import BeamSearchOutput as BeamSearchOutput
     from octavo.engine.beam_search import BeamSearchParams as BeamSearchParams
     from octavo.engine.beam_search import BeamSearchSequence as BeamSearchSequence
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _NAMES_IN = {
     "octavo.llm": ("LLM",),
-    "octavo.engine.async_engine": ("AsyncLLM",),
+    "octavo.async_llm": ("AsyncLLM",),
     "octavo.sampling_params": ("SamplingParams", "RequestOutputKind"),
     "octavo.session": ("Session",),
     "octavo.outputs": ("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),

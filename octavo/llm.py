@@ -9,7 +9,7 @@ from os import PathLike, fspath
 from types import TracebackType
 from typing import Any
 
-from octavo.config import ContentFormat
+from octavo.config import ContentFormat, EngineConfig
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.beam_search import BeamSearchOutput, BeamSearchParams, beam_output, checked_beam_params
 from octavo.engine.calls import (
@@ -25,12 +25,14 @@ from octavo.engine.calls import (
 from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
 from octavo.engine.input import Prompt
+from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import ConfigError, InvalidRequestError, TokenizerError
 from octavo.observe.event_log import EventLog
-from octavo.observe.exposition import Metric
+from octavo.observe.exposition import Metric, Metrics
 from octavo.observe.metrics import EngineMetrics
+from octavo.observe.recorder import open_new
 from octavo.outputs import RequestOutput
 from octavo.request import Request
 from octavo.sampling_params import RequestOutputKind, SamplingParams
@@ -60,11 +62,13 @@ class LLM:
         disable_log_stats = True if disable_log_stats is None else disable_log_stats
         if not isinstance(disable_log_stats, bool):
             raise ConfigError(f"disable_log_stats is {disable_log_stats!r}, allowed are True and False")
-        self._engine = build_engine(engine_config(model=model, **options))
-        self._turns = EngineTurns(self._engine)
-        events = self._engine.events
-        keeps_metrics = events.is_on and not disable_log_stats
-        self._metrics = EngineMetrics(events, model_name=str(model)) if keeps_metrics else None
+        config = engine_config(model=model, **options)
+        self._engine = engine = _several(config) if config.backend.data_parallel_size > 1 else build_engine(config)
+        self._turns = EngineTurns(engine)
+        self._metrics: Metrics | None = None
+        if not disable_log_stats:
+            is_kept = engine.records is None and engine.events.is_on
+            self._metrics = EngineMetrics(engine.events, model_name=str(model)) if is_kept else engine.records
         self._model = str(model)
         self._counter = itertools.count()
 
@@ -95,7 +99,7 @@ class LLM:
         requests = self._make(prompts, sampling_params, priority, RequestOutputKind.FINAL_ONLY)
         done: dict[str, RequestOutput] = {}
         stream = OutputStream(self._turns, requests)
-        bar = None if use_tqdm is False else Progress(len(requests), lambda: self._engine.core.stats(), use_tqdm)
+        bar = None if use_tqdm is False else Progress(len(requests), self.stats, use_tqdm)
         with closing(stream), bar or nullcontext():
             for output in stream:
                 done[output.request_id] = output
@@ -198,7 +202,11 @@ class LLM:
 
     @property
     def events(self) -> EventLog:
-        """Everything the engine did, in order."""
+        """Everything the engine did, in order. Raises ConfigError with data_parallel_size: each engine has its own."""
+        if self._engine.records is not None:
+            raise ConfigError(
+                "each of several engines has its own events: save_events and record write them into files"
+            )
         return self._engine.events
 
     @property
@@ -207,7 +215,7 @@ class LLM:
         return self._engine.card
 
     def memory(self) -> dict[str, int]:
-        """Bytes of each part of the engine's memory, measured now; docs/memory.md explains the parts."""
+        """Bytes of each part of the memory of all engines, measured now; docs/memory.md explains the parts."""
         return self._turns.ask(lambda engine: dict(engine.measure()))
 
     def stats(self) -> EngineStats:
@@ -215,8 +223,14 @@ class LLM:
 
     def save_events(self, path: str | PathLike[str]) -> None:
         """Write the last events into a file for `octavo viz`, `explain` and `replay`. A log that is there is kept as
-        PATH.before; ConfigError: something else is, or it cannot be written."""
-        self._engine.recorder.save(fspath(path))
+        PATH.before; ConfigError: something else is, or it cannot be written. Several engines have a file each: PATH,
+        PATH.1, ..."""
+        if self._engine.recorder is not None:
+            self._engine.recorder.save(fspath(path))
+        if (records := self._engine.records) is not None:
+            for number, log in self._turns.ask(lambda engine: records.answers("events")).items():
+                with open_new(f"{fspath(path)}.{number}" if number else fspath(path)) as file:
+                    file.write(log)
 
     def close(self) -> None:
         """Free memory and threads. Any thread may call it. Calls that wait, and later ones, raise EngineDeadError."""
@@ -254,3 +268,10 @@ class LLM:
                     raise
                 raise InvalidRequestError(f"prompts[{index}]: {refusal}") from None
         return requests
+
+
+def _several(config: EngineConfig) -> LLMEngine:
+    """Several engines, in child processes."""
+    from octavo.processes.parallel_engine import build_parallel_engine  # imports what one engine does not need
+
+    return build_parallel_engine(config)

@@ -41,11 +41,11 @@ TinyFolder = Callable[..., Path]
 TESTS = Path(__file__).parent
 SLOW = {
     "distributed": "tensor_parallel",
-    "": "docs examples extreme_params greedy imports llm logprobs_modes random_walk real_models session threads "
-    "without_torch",
+    "": "async_llm docs examples extreme_params greedy imports llm logprobs_modes random_walk real_models session "
+    "threads without_torch",
     "bench": "http_client load offline plot",
     "cli": "bench debugging plan doctor hostile_flags interrupts kernels kernels_new run run_batch",
-    "engine": "async overlap",
+    "engine": "overlap",
     "executor": "processes",
     "kernels": "attention attention_plan build dequantize extremes matmul processed_logits random recorder reference "
     "registry sampling token_ops top_logprobs",

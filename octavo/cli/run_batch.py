@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace, settings: ServerSettings, asked: BatchInput, results: Results) -> None:
-    from octavo.engine.async_engine import AsyncLLM  # imported after all checks that do not need it
+    from octavo.async_llm import AsyncLLM  # imported after all checks that do not need it
     from octavo.server.app import create_app
     from octavo.server.batch import run_batch
 

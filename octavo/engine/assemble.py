@@ -62,10 +62,6 @@ def engine_config(**options: Any) -> EngineConfig:
 
 def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves: bool = False) -> LLMEngine:
     """Start the workers and connect an engine to them. serves: as in a WorkerTask."""
-    if (num_engines := config.backend.data_parallel_size) > 1 and not serves:
-        raise ConfigError(
-            f"data_parallel_size is {num_engines}, allowed is 1 here: octavo serve starts several engines"
-        )
     begin = clock()
     events = EventLog(config.observe.event_log_size, keeps_token_ids=config.observe.record_token_ids)
     tracer = _tracer(config, events, clock)

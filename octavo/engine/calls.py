@@ -67,6 +67,13 @@ def id_list(request_ids: object) -> list[str]:
     return many
 
 
+def check_rank(rank: object, num_engines: int) -> None:
+    """Check the number of the engine that a request names, if it names one."""
+    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < num_engines):
+        allowed = f"0 to {num_engines - 1}" if num_engines > 1 else "0: there is one engine"
+        raise InvalidRequestError(f"data_parallel_rank is {shown(rank)}, allowed is {allowed}")
+
+
 def refuse_unknown(method: Callable[..., Any], given: Mapping[str, object]) -> None:
     """Refuse arguments that a method does not have, except vLLM's at values that ask for nothing."""
     if (refusal := why_not(CALL_ARGUMENTS, given)) is not None:

@@ -36,6 +36,10 @@ def pack_rows(rows: Sequence[LogprobRow]) -> list[PackedLogprobs]:
     return [PackedLogprobs(len(piece), msgspec.Raw(_encode(piece))) for piece in pieces]
 
 
+def unpack_rows(packed: Sequence[PackedLogprobs]) -> list[LogprobRow]:
+    return [row for piece in packed for row in _decode(piece.rows)]
+
+
 class LogprobRows(Sequence["TokenLogprobs | None"]):
     """One entry per token, None for the first of a prompt. Reads like a list; a slice of it is a list."""
 

@@ -16,18 +16,18 @@ from typing import Any, NamedTuple, Protocol
 
 from octavo.engine.beam_search import BeamSearchParams, checked_beam_params
 from octavo.engine.calls import refuse_unknown
-from octavo.engine.core import EngineCore, EngineStats
+from octavo.engine.core import Core, EngineStats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
 from octavo.engine.output import RequestText
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.observe.event_log import EventLog
+from octavo.observe.exposition import EngineRecords
 from octavo.observe.recorder import FlightRecorder
 from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
 from octavo.request import ModelInfo, Request, SequenceId
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.scheduler.step import SequenceUpdate
-from octavo.shown import shown
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -36,19 +36,21 @@ class LLMEngine:
 
     def __init__(
         self,
-        core: EngineCore,
+        core: Core,
         inputs: InputProcessor,
         tokenizer: Tokenizer | None,
         events: EventLog,
         clock: Callable[[], float],
         default_sampling_params: SamplingParams,
         card: list[tuple[str, str]],
-        recorder: FlightRecorder,
+        recorder: FlightRecorder | None,
         tracer: RequestTracer | None = None,
         measure: Callable[[], Mapping[str, int]] = dict,
+        records: EngineRecords | None = None,
     ) -> None:
-        """measure: tells the bytes of each part of the engine's memory."""
-        self._core: EngineCore | None = core
+        """measure: tells the bytes of each part of the engine's memory. records: those of several engines; then there
+        is no recorder here, and no event."""
+        self._core: Core | None = core
         self._inputs = inputs
         self._outputs = OutputProcessor(tokenizer)
         self._clock = clock
@@ -62,6 +64,7 @@ class LLMEngine:
         self.recorder = recorder
         self.tracer = tracer
         self.measure = measure
+        self.records = records
 
     def make_request(
         self,
@@ -109,7 +112,7 @@ class LLMEngine:
         try:
             updates = core.step() if core.has_unfinished else []
         except Exception as fault:
-            raise EngineDeadError(self.recorder.explain_fault(fault)) from fault
+            raise EngineDeadError(self.recorder.explain_fault(fault) if self.recorder else str(fault)) from fault
         done = self._outputs.process(updates, self._clock())
         for sequence_id, stop in done.stops:
             core.finish_sequence(sequence_id, stop)
@@ -120,7 +123,7 @@ class LLMEngine:
         return outputs
 
     @property
-    def core(self) -> EngineCore:
+    def core(self) -> Core:
         """The engine without text, for a process that leaves text to others."""
         if self._core is None:
             raise EngineDeadError("this engine was closed; make a new one")
@@ -131,7 +134,8 @@ class LLMEngine:
         if self._core is not None:
             self._core.close()
             self._core = None
-            self.recorder.close()
+            if self.recorder is not None:
+                self.recorder.close()
             if self.tracer is not None:
                 self.tracer.close()
 
@@ -219,13 +223,6 @@ class GenerateCall:
     trace_headers: Mapping[str, str] | None
     data_parallel_rank: int | None = None
     forks: RequestText | None = None
-
-
-def check_rank(rank: object, num_engines: int) -> None:
-    """Check the number of the engine that a request names, if it names one."""
-    if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < num_engines):
-        allowed = f"0 to {num_engines - 1}" if num_engines > 1 else "0: there is one engine"
-        raise InvalidRequestError(f"data_parallel_rank is {shown(rank)}, allowed is {allowed}")
 
 
 class EngineClient(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Literal, Protocol
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -108,6 +108,20 @@ class Histogram(Metric):
     count: int
     sum: float
     buckets: Mapping[str, int]
+
+
+class Metrics(Protocol):
+    """The metrics of one engine or of several. values: as Python values. exposition: as Prometheus text."""
+
+    def values(self) -> list[Metric]: ...
+    def exposition(self) -> bytes: ...
+
+
+class EngineRecords(Metrics, Protocol):
+    """What several engines record, each by itself. answers: those of the engines that serve, by their numbers, to one
+    of the questions of their loops (processes/engine_loop.py)."""
+
+    def answers(self, about: str) -> dict[int, bytes]: ...
 
 
 def metric_values(namespace: str, labels: Mapping[str, str], families: Iterable[MetricFamily]) -> list[Metric]:

@@ -132,11 +132,17 @@ class EngineFleet:
             LOGGER.error("%s is not started again: it does not stay up. The others go on", keeper.name)
 
 
-def print_card(card: Sequence[tuple[str, str]], num_engines: int) -> None:
-    """Print a server's start-up card on standard error."""
+def with_engines(card: Sequence[tuple[str, str]], num_engines: int) -> list[tuple[str, str]]:
+    """One engine's start-up card for all of them."""
     lines = [*card]
     if num_engines > 1:
         lines.insert(-1, ("engines", f"{num_engines} of these, which share the requests"))
+    return lines
+
+
+def print_card(card: Sequence[tuple[str, str]], num_engines: int) -> None:
+    """Print a server's start-up card on standard error."""
+    lines = with_engines(card, num_engines)
     width = max(len(label) for label, _ in lines)
     print(*(f"  {label:<{width}}  {text}" for label, text in lines), sep="\n", file=sys.stderr, flush=True)
 

@@ -7,8 +7,9 @@ the loop's other tasks run first.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import zmq
 
@@ -24,6 +25,8 @@ from octavo.text.tokenizer import Tokenizer
 
 #: seconds that receiving may take from the event loop at a time
 RECEIVE_S = 0.005
+#: of sequences that nobody looks for by their ids
+_NO_IDS = itertools.repeat(SequenceId(-1))
 
 
 class EngineLink:
@@ -151,7 +154,7 @@ class ClientStream:
     def mirror(self, news: SequenceNews) -> SequenceUpdate:
         """Apply the engine's news to the mirrored request and sequences."""
         self.text.extend_prompt(news.prompt_logprobs)
-        return mirrored(self.request, news)
+        return mirrored(self.request, news, _NO_IDS)
 
     def _rouse(self) -> None:
         waiter = self._waiter
@@ -161,12 +164,12 @@ class ClientStream:
                 waiter.set_result(None)
 
 
-def mirrored(request: Request, news: SequenceNews) -> SequenceUpdate:
-    """Apply an engine's news to a copy of its request in another process. Log-probabilities of the prompt are left
-    out."""
+def mirrored(request: Request, news: SequenceNews, ids: Iterator[SequenceId]) -> SequenceUpdate:
+    """Apply an engine's news to a copy of its request in another process. ids: for sequences that are new there.
+    Log-probabilities of the prompt are left out."""
     sequences = request.sequences
     while len(sequences) < news.num_sequences:
-        sequences.append(Sequence(SequenceId(-1), request, len(sequences), []))
+        sequences.append(Sequence(next(ids), request, len(sequences), []))
     request.num_cached_tokens = news.num_cached_tokens
     request.num_preemptions = news.num_preemptions
     request.first_scheduled_time = news.first_scheduled_time

@@ -6,12 +6,14 @@ no request runs. engine_process.py starts it.
 
 from __future__ import annotations
 
+import pickle
 import time
 
 import msgspec
 import zmq
 
 from octavo.child import Channel, Note
+from octavo.engine.core import EngineCore
 from octavo.engine.input import check_unused
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.watched_memory import WatchedMemory
@@ -56,6 +58,7 @@ class EngineLoop:
 
     def __init__(self, task: EngineTask, engine: LLMEngine, channel: Channel) -> None:
         self._engine = engine
+        assert isinstance(engine.core, EngineCore), "this process has one engine"
         self._core = engine.core
         self._channel = channel
         self.heartbeat = Heartbeat(channel, task.hang_timeout_s, time.monotonic)
@@ -67,14 +70,16 @@ class EngineLoop:
         self._live: dict[str, Live] = {}
         self._of_front_end: dict[bytes, dict[int, Live]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = engine_socket(self._context, task.address)
-        self._outbox = Outbox(self._socket, self._forget)
+        self._socket = engine_socket(self._context, task.address, is_bounded=task.serves)
+        self._outbox = Outbox(self._socket, self._forget, is_bounded=task.serves)
         self._send = self._outbox.send
         self._load = LoadReport(self._send, time.monotonic, is_needed=task.num_engines > 1)
+        assert engine.recorder is not None, "one engine, in its own process, has one"
         self._questions = Questions(
             {
                 "metrics": self._metrics.exposition,
-                "metric values": lambda: encode(self._metrics.values()),
+                "metric values": lambda: pickle.dumps(self._metrics.values()),
+                "memory": lambda: encode(engine.measure()),
                 "stats": lambda: encode(self._core.stats()),
                 "memory map": WatchedMemory(self._core).answer,
                 "reset_prefix_cache": lambda: encode(self._core.reset_prefix_cache()),

@@ -26,7 +26,8 @@ def main() -> None:
     try:
         loop.run()
     except Exception as fault:
-        LOGGER.error("%s", engine.recorder.explain_fault(fault))
+        if engine.recorder is not None:
+            LOGGER.error("%s", engine.recorder.explain_fault(fault))
         raise
     finally:
         loop.close()

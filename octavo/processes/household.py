@@ -58,11 +58,12 @@ class Household:
     def unless_stopping(self, work: Callable[[], None]) -> Callable[[], None]:
         return lambda: None if self.is_stopping else work()
 
-    def wait(self, watchdogs: Iterable[Watchdog]) -> None:
-        """Wait for something to read, and call who listens; return when a timer or a watchdog is due, too."""
+    def wait(self, watchdogs: Iterable[Watchdog], at_most: float = math.inf) -> None:
+        """Wait for something to read, and call who listens; return when a timer or a watchdog is due, too, or after so
+        many seconds."""
         now = time.monotonic()
         due = max(0.0, self._timers[0][0] - now) if self._timers else math.inf
-        patience = min(due, *(watchdog.seconds_left(now) for watchdog in watchdogs))
+        patience = min(at_most, due, *(watchdog.seconds_left(now) for watchdog in watchdogs))
         for key, _ in self._selector.select(None if math.isinf(patience) else patience):
             key.data()
 

@@ -13,6 +13,7 @@ take much longer, one at a time.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,9 +32,13 @@ RETRY_S = 0.1
 
 
 class Outbox:
-    """forget: ends all requests of a front end -> their keys."""
+    """forget: ends all requests of a front end -> their keys. is_bounded: False for an LLM, which may read when it
+    likes: what it has not read are its own outputs."""
 
-    def __init__(self, socket: zmq.Socket[bytes], forget: Callable[[bytes], Iterable[int]]) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], forget: Callable[[bytes], Iterable[int]], *, is_bounded: bool = True
+    ) -> None:
+        self._most_unread = MAX_UNREAD_SIZE if is_bounded else math.inf
         self._socket = socket
         self._forget = forget
         self._untold: dict[bytes, set[int]] = {}
@@ -50,7 +55,7 @@ class Outbox:
         payload = encode(message)
         unread_size = self._unread_size.get(front_end, 0)
         try:
-            if unread_size > MAX_UNREAD_SIZE:
+            if unread_size > self._most_unread:
                 raise zmq.Again
             self._socket.send_multipart((front_end, payload), zmq.NOBLOCK)
             self._unread_size[front_end] = unread_size + len(payload)

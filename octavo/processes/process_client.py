@@ -19,9 +19,10 @@ from dataclasses import asdict
 import msgspec
 import zmq
 
+from octavo.engine.calls import check_rank
 from octavo.engine.core import EngineStats, total_stats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
-from octavo.engine.llm_engine import EngineClient, GenerateCall, check_rank, has_ended
+from octavo.engine.llm_engine import EngineClient, GenerateCall, has_ended
 from octavo.engine.output import RequestText
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.observe.exposition import joined

@@ -105,8 +105,12 @@ class Router:
     def goes_down(self, engine: int) -> None:
         """An engine is gone, and with it what it holds. End its tickets first."""
         self._is_up[engine] = False
-        self._forget(engine, self._holdings[engine].clear())
+        self.forget(engine)
         self._work[engine] = self._others_work[engine] = 0
+
+    def forget(self, engine: int) -> None:
+        """An engine has emptied its prefix cache."""
+        self._drop(engine, self._holdings[engine].clear())
 
     def choose(self, pieces: Sequence[Piece], request: Request) -> Ticket | None:
         """Send a request to the best engine, or to the one that it names. None: no engine serves, or not that one."""
@@ -144,7 +148,7 @@ class Router:
         new, gone = self._holdings[engine].add(pieces)
         for content in new:
             self._holders.setdefault(content, []).append(engine)
-        self._forget(engine, gone)
+        self._drop(engine, gone)
 
     def others_work(self, engine: int, work: int) -> None:
         """The work that others than this router's owner have sent to an engine."""
@@ -172,7 +176,7 @@ class Router:
         holding = self._holdings[engine]
         return next((piece.end for piece in reversed(pieces) if piece.content in holding), 0)
 
-    def _forget(self, engine: int, contents: Iterable[bytes]) -> None:
+    def _drop(self, engine: int, contents: Iterable[bytes]) -> None:
         for content in contents:
             holders = self._holders[content]
             holders.remove(engine)

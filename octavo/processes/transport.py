@@ -239,12 +239,14 @@ def pack_params(params: SamplingParams) -> dict[str, Any]:
     return {name: value for name, default in _DEFAULTS.items() if (value := getattr(params, name)) != default}
 
 
-def engine_socket(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
-    """The engine's end of the socket."""
+def engine_socket(
+    context: zmq.Context[zmq.Socket[bytes]], address: str, *, is_bounded: bool = True
+) -> zmq.Socket[bytes]:
+    """The engine's end of the socket. is_bounded: so many messages may wait for a front end as MAX_UNREAD says."""
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a message to a front end that is gone is an error
-    socket.setsockopt(zmq.SNDHWM, MAX_UNREAD)
+    socket.setsockopt(zmq.SNDHWM, MAX_UNREAD if is_bounded else 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.bind(address)
     return socket

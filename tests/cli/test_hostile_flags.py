@@ -51,7 +51,7 @@ def nothing_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise ConfigError(STOPPED)
 
     monkeypatch.setattr("octavo.llm.LLM.__init__", load)
-    monkeypatch.setattr("octavo.engine.async_engine.AsyncLLM.__init__", load)
+    monkeypatch.setattr("octavo.async_llm.AsyncLLM.__init__", load)
     monkeypatch.setattr("octavo.cli.serve.Supervisor.run", stop)
     monkeypatch.setattr(serve, "log_to_stderr", lambda name: None)
     monkeypatch.setattr("octavo.models.hub._ask", stop)

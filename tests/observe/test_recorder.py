@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,7 +190,8 @@ def test_the_ring_can_be_followed_from_its_beginning(tiny_folder: TinyFolder, mo
     """It always has a snapshot, unless it has everything, and the snapshot is the engine's own state."""
     options = {"skip_tokenizer_init": True, "num_threads": 1, "num_gpu_blocks_override": 30, "max_num_seqs": 4}
     llm = LLM(tiny_folder("llama"), event_log_size=200, **options)
-    core, lengths, seen = llm._engine.core, [], []
+    core: Any = llm._engine.core
+    lengths, seen = [], []
     begin_half = core._events.begin_half
 
     def look(snapshot: Snapshot) -> None:

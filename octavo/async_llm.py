@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from octavo.engine.assemble import build_engine, engine_config
-from octavo.engine.calls import id_list, missing_attribute
-from octavo.engine.core import EngineStats
+from octavo.engine.calls import check_rank, id_list, missing_attribute
+from octavo.engine.core import EngineCore, EngineStats
 from octavo.engine.engine_args import EngineArgs
-from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine, check_rank
+from octavo.engine.llm_engine import EngineClient, GenerateCall, LLMEngine
 from octavo.engine.output import RequestText
 from octavo.engine.watched_memory import WatchedMemory
 from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError
@@ -53,14 +53,21 @@ class AsyncLLM(EngineClient):
     """An engine for asyncio programs. Takes the same options as LLM. Coroutines of several event loops may use it."""
 
     def __init__(self, /, model: str, **options: Any) -> None:
-        self._engine = build_engine(engine_config(model=model, **options))
+        config = engine_config(model=model, **options)
+        self._num_engines = config.backend.data_parallel_size
+        if self._num_engines > 1:
+            from octavo.processes.parallel_engine import build_parallel_engine  # imports what one engine does not need
+
+            self._engine = build_parallel_engine(config)
+        else:
+            self._engine = build_engine(config)
         self._model_info = ModelInfo(
             **asdict(self._engine.limits),
             default_sampling_params=self._engine.default_sampling_params,
             card=self._engine.card,
         )
-        self._metrics = EngineMetrics(self._engine.events, model_name=str(model))
-        self._memory = WatchedMemory(self._engine.core)
+        self._metrics = self._engine.records or EngineMetrics(self._engine.events, model_name=str(model))
+        self._memory = WatchedMemory(self._engine.core) if isinstance(self._engine.core, EngineCore) else None
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._counter = itertools.count()
@@ -77,9 +84,10 @@ class AsyncLLM(EngineClient):
     async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         request_id = call.request_id if call.request_id is not None else f"async-{next(self._counter)}"
         params = call.sampling_params if call.sampling_params is not None else self._engine.default_sampling_params
-        check_rank(call.data_parallel_rank, 1)
+        check_rank(call.data_parallel_rank, self._num_engines)
         asked = (request_id, call.prompt, params, call.priority, call.cache_salt)
         request = await asyncio.to_thread(self._engine.make_request, *asked)
+        request.data_parallel_rank = call.data_parallel_rank
         listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
         self._send(lambda engine: self._add(engine, request, listener, call))
         finished = False
@@ -130,14 +138,29 @@ class AsyncLLM(EngineClient):
         return await self._ask(lambda engine: self._metrics.exposition())
 
     async def memory_map(self, engine: int = 0) -> bytes:
-        if engine != 0:
-            raise InvalidRequestError(f"there is no engine {engine}, allowed is 0")
-        return await self._ask(lambda engine: self._memory.answer())
+        self._check_engine(engine)
+        if (memory := self._memory) is not None:
+            return await self._ask(lambda engine: memory.answer())
+        return await self._answer("memory map", engine)
 
     async def events(self, engine: int = 0) -> bytes:
-        if engine != 0:
-            raise InvalidRequestError(f"there is no engine {engine}, allowed is 0")
-        return await asyncio.to_thread(self._engine.recorder.dump)
+        self._check_engine(engine)
+        if self._engine.recorder is not None:
+            return await asyncio.to_thread(self._engine.recorder.dump)
+        return await self._answer("events", engine)
+
+    def _check_engine(self, engine: int) -> None:
+        if not 0 <= engine < self._num_engines:
+            raise InvalidRequestError(f"there is no engine {engine}, allowed are 0 to {self._num_engines - 1}")
+
+    async def _answer(self, about: str, engine: int) -> bytes:
+        """One of several engines answers."""
+        records = self._engine.records
+        assert records is not None, "several engines have records"
+        answers = await self._ask(lambda _: records.answers(about))
+        if engine not in answers:
+            raise EngineDeadError(f"engine {engine} is down; it is being started again, try later")
+        return answers[engine]
 
     def shutdown(self) -> None:
         """Stop the thread and free everything. Running requests raise EngineDeadError."""
