@@ -31,6 +31,7 @@ from octavo.viz.block_tables import block_tables
 from octavo.viz.deltas import MAX_STEPS, Deltas, TooManyStepsError, deltas_of
 from octavo.viz.history import History, history_of
 from octavo.viz.memory_map import memory_map
+from octavo.viz.numbers import numbers
 from octavo.viz.page import render
 from octavo.viz.perfetto import trace
 from octavo.viz.picture import Picture, svg
@@ -39,7 +40,7 @@ from octavo.viz.prefix_tree import prefix_tree
 from octavo.viz.schedule import schedule
 from octavo.viz.terminal import text
 
-VIEWS = ("memory", "tables", "schedule", "tree")
+VIEWS = ("memory", "tables", "schedule", "tree", "numbers")
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -115,6 +116,7 @@ def _picture_of(view: str, history: History, group: int, first: int) -> Picture:
         "tables": lambda: block_tables(history, group),
         "schedule": lambda: schedule(history, first),
         "tree": lambda: prefix_tree(history, group),
+        "numbers": lambda: numbers(history),
     }
     return views[view]()
 

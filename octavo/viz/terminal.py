@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from string import ascii_letters
 
-from octavo.viz.frames import NULL_BLOCK, Frame
+from octavo.viz.frames import NULL_BLOCK
 from octavo.viz.history import History, Line
 from octavo.viz.memory_map import cells_of, num_shown
+from octavo.viz.numbers import numbers_of
 
 _MOST_LINES = 40
 _SIGNS = {"waiting": "-", "idle": " ", "preempted": "!", "prefill": "#", "again": "+", "decode": "="}
@@ -16,7 +17,8 @@ _LOUD = "!+#-= "  # of several steps in one column, the first of these is shown
 def text(history: History, group: int, num_columns: int) -> str:
     """num_columns: of the terminal."""
     parts = [_memory(history, num_columns), _tables(history, group, num_columns), _schedule(history, num_columns)]
-    return "\n\n".join([*parts, numbers(history.frame)]) + "\n"
+    numbers = ["numbers", *(f"{label:>12}  {told}" for label, told in numbers_of(history.frame))]
+    return "\n\n".join([*parts, "\n".join(numbers)]) + "\n"
 
 
 def _memory(history: History, num_columns: int) -> str:
@@ -66,25 +68,6 @@ def _row(line: Line, num_steps: int, each: int) -> str:
     if line.end is not None:
         signs[-(-line.end[0] // each)] = "|"
     return "".join(signs).rstrip()
-
-
-def numbers(frame: Frame) -> str:
-    """The numbers of a frame, a line each."""
-    cells, size, sizes = cells_of(frame), frame.block_size, frame.sizes
-    held, entries = len(cells), sum(frame.ref_counts)
-    slots = sum(cell.filled for cell in cells.values())
-    holders = sum(any(tables) for tables in frame.tables.values())
-    contiguous = holders * sizes.num_groups * -(-sizes.max_model_len // size)
-    tokens = sum(grant.num_tokens for grant in frame.batch.values())
-    waste = 1 - slots / (held * size) if held else 0.0
-    lines = [
-        ("blocks", f"{held:,} of {sizes.num_blocks:,} in use, {held / sizes.num_blocks:.1%}"),
-        ("waste", f"{waste:.1%} of the slots in them hold no token"),
-        ("contiguous", f"{contiguous:,} blocks, had each sequence reserved max_model_len"),
-        ("sharing", f"saves {1 - held / entries if entries else 0.0:.1%}: {held:,} blocks in place of {entries:,}"),
-        ("step", f"{tokens:,} tokens of {len(frame.batch):,} sequences; {len(frame.waiting):,} wait"),
-    ]
-    return "\n".join(["numbers", *(f"{label:>12}  {told}" for label, told in lines)])
 
 
 def _more(count: int) -> list[str]:

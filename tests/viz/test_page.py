@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from octavo.observe.events import Arrived, EngineStarted, Scheduled, Started
+from octavo.engine.snapshot import take_snapshot
+from octavo.observe.events import Arrived, EngineStarted, Event, Scheduled, Started
 from octavo.viz.deltas import Deltas, deltas_of
 from octavo.viz.frames import Frame
 from octavo.viz.page import render
@@ -121,6 +122,25 @@ def test_a_page_may_begin_later(browser: Browser, tmp_path: Path) -> None:
     browser.open(write(tmp_path, later))
     script = TOLD + "return data.steps.map((step, frame) => JSON.stringify(told(replay.seek(frame))))"
     assert list(map(json.loads, browser.run(script))) == frames[19:40]
+
+
+@needs_browser
+def test_a_page_of_the_last_events_only(browser: Browser, tmp_path: Path) -> None:
+    """A ring that has lost its beginning goes on from a snapshot."""
+    run, events, frames = RandomRun(0), list[Event](), []
+    for number, _ in enumerate(run.steps(50)):
+        if number == 25:
+            events.append(take_snapshot(0.0, run.simulator.scheduler, run.simulator.cache))
+            run.simulator.events.listen(events.append)
+            frame = Frame(run.started)
+            frame.follow(events[0])
+            run.simulator.events.listen(frame.follow)
+        elif number > 25:
+            frames.append(told(frame))
+    browser.open(write(tmp_path, deltas_of(run.started, events)))
+    script = TOLD + "return data.steps.map((step, frame) => JSON.stringify(told(replay.seek(frame))))"
+    assert list(map(json.loads, browser.run(script))) == frames
+    assert browser.console() == []
 
 
 @needs_browser

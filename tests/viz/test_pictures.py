@@ -15,6 +15,7 @@ from octavo.observe.events import Scheduled
 from octavo.viz.block_tables import block_tables
 from octavo.viz.history import History, history_of
 from octavo.viz.memory_map import cells_of, memory_map
+from octavo.viz.numbers import numbers
 from octavo.viz.perfetto import trace
 from octavo.viz.picture import COLOURS, MARGIN, Box, Picture, Stroke, Words, svg
 from octavo.viz.picture_png import png
@@ -28,6 +29,7 @@ VIEWS = {
     "tables": lambda history: block_tables(history, 0),
     "schedule": schedule,
     "tree": lambda history: prefix_tree(history, 0),
+    "numbers": numbers,
 }
 
 
