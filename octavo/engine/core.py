@@ -184,7 +184,7 @@ class EngineCore:
             num_tokens, num_seqs = sum(plan.num_scheduled_tokens), len(plan.rows)
             times = {"schedule_s": scheduled - begin, "execute_s": executed - scheduled, "update_s": now - executed}
             self._events.write(StepDone(now, step, **times, num_tokens=num_tokens, num_seqs=num_seqs))
-            if self._events.wants_snapshot:
+            if len(self._events.newer) >= self._events.half:
                 self._events.begin_half(take_snapshot(now, self._scheduler, self._cache))
         return updates
 

@@ -7,6 +7,7 @@ before            now
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,8 @@ class EventLog:
 
     is_on: events are kept or listened to; writers check it before they build one. keeps_token_ids: with prompts and
     answers. write: appends an event, and calls the listeners. started: kept even when the log has dropped the event.
+    newer: the half that is written now; at a size of `half` it wants `begin_half`. Plain attributes, since every step
+    looks.
     """
 
     write: Callable[[Event], None]
@@ -25,13 +28,14 @@ class EventLog:
     def __init__(self, capacity: int, *, keeps_token_ids: bool = False) -> None:
         self._capacity = capacity
         self._before: deque[Event] = deque()
-        self._now: deque[Event] = deque(maxlen=capacity)
-        self._halves = self._before, self._now
+        self.newer: deque[Event] = deque(maxlen=capacity)
+        self.half = (capacity + 1) // 2 if capacity else sys.maxsize
+        self._halves = self._before, self.newer
         self._listeners: list[Callable[[Event], None]] = []
         self.started: EngineStarted | None = None
         self.is_on = capacity > 0
         self.keeps_token_ids = keeps_token_ids
-        self.write = self._now.append
+        self.write = self.newer.append
 
     def start(self, event: EngineStarted) -> None:
         """Write the first event."""
@@ -43,20 +47,15 @@ class EventLog:
         self.is_on = True
         self.write = self._write_to_all
 
-    @property
-    def wants_snapshot(self) -> bool:
-        """The newer half is full."""
-        return 0 < self._capacity <= 2 * len(self._now)
-
     def begin_half(self, snapshot: Event) -> None:
         """Forget the older half, and begin a new one with the engine's whole state. Listeners know it already."""
-        self._before, self._now = self._now, deque((snapshot,), maxlen=self._capacity)
-        self._halves = self._before, self._now
+        self._before, self.newer = self.newer, deque((snapshot,), maxlen=self._capacity)
+        self._halves = self._before, self.newer
         if not self._listeners:
-            self.write = self._now.append
+            self.write = self.newer.append
 
     def _write_to_all(self, event: Event) -> None:
-        self._now.append(event)
+        self.newer.append(event)
         for listener in self._listeners:
             listener(event)
 

@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 
 
 class AllReduce:
-    """As long as it lives, C++ may call it. ranks: None: the model has one."""
+    """As long as it lives, C++ may call it."""
 
-    def __init__(self, library: ctypes.CDLL, model: ctypes.c_void_p, ranks: Collectives | None) -> None:
+    def __init__(self, library: ctypes.CDLL, model: ctypes.c_void_p, ranks: Collectives) -> None:
         self._library = library
         self._fault: Exception | None = None
-        if ranks is None:
-            return
 
         def add_up(address: int, count: int) -> int:
             try:

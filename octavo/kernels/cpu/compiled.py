@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, get_args
 
@@ -70,7 +71,9 @@ class CpuModel:
         )
         self._handle = c_void_p(loaded.octavo_model_new(threads.handle, byref(layout)))
 
-        self._all_reduce = AllReduce(loaded, self._handle, ranks)
+        self._check: Callable[[int, str], None] = partial(check, loaded)
+        if ranks is not None:
+            self._check = AllReduce(loaded, self._handle, ranks).check
         body, heads = record_model(model)
         head = heads["logits"]
         self._check_layers(body.layers)
@@ -128,7 +131,7 @@ class CpuModel:
             (c_int64 * num_groups)(*(table.shape[1] for table in batch.block_tables)),
         )
         run = self._library.octavo_model_begin_forward if self._is_traced else self._library.octavo_model_forward
-        self._all_reduce.check(run(self._handle, byref(step)), "running a step")
+        self._check(run(self._handle, byref(step)), "running a step")
         if self._is_traced:
             self._forward.run_op_by_op(num_tokens)
 
@@ -138,7 +141,7 @@ class CpuModel:
             self._logits = np.empty(count * self._logits_floats, np.float32)
         indices = int32_address(token_indices)
         run = self._library.octavo_model_begin_logits if self._is_traced else self._library.octavo_model_logits
-        self._all_reduce.check(run(self._handle, indices, count, address(self._logits)), "computing logits")
+        self._check(run(self._handle, indices, count, address(self._logits)), "computing logits")
         if self._is_traced:
             self._head.run_op_by_op(count)
         return self._logits[: count * width].reshape(count, width)
