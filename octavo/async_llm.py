@@ -88,6 +88,7 @@ class AsyncLLM(EngineClient):
         asked = (request_id, call.prompt, params, call.priority, call.cache_salt)
         request = await asyncio.to_thread(self._engine.make_request, *asked)
         request.data_parallel_rank = call.data_parallel_rank
+        request.trace_headers = None if call.trace_headers is None else dict(call.trace_headers)
         listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
         self._send(lambda engine: self._add(engine, request, listener, call))
         finished = False

@@ -83,7 +83,8 @@ class Request:
     bad_word_ids: token sequences that may not be completed.
     begun_token_ids: output tokens that it begins with: those of the running request that it forks from. first_len:
     how many tokens its first sequence begins with.
-    data_parallel_rank: of several engines, the one that must compute it; None: any.
+    data_parallel_rank: of several engines, the one that must compute it; None: any. trace_headers: its caller's trace,
+    for an engine in another process.
     """
 
     request_id: RequestId
@@ -104,6 +105,7 @@ class Request:
     num_preemptions: int = 0
     first_scheduled_time: float | None = None
     data_parallel_rank: int | None = None
+    trace_headers: dict[str, str] | None = None
     first_len: int = field(init=False)
 
     @property

@@ -91,7 +91,7 @@ class ParallelCore:
             return
         sent = _Sent(next(self._numbers), request, ticket)
         self._sent[sent.key] = self._by_id[request.request_id] = sent
-        self._engines.send(ticket.engine, pack_request(sent.key, request))
+        self._engines.send(ticket.engine, pack_request(sent.key, request, request.trace_headers))
 
     def abort(self, request_id: str) -> None:
         self._held = deque(request for request in self._held if request.request_id != request_id)

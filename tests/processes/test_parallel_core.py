@@ -42,6 +42,7 @@ class Engines:
         self.up = set(range(num_engines))
         self.live: list[dict[int, int]] = [{} for _ in self.welcomes]  # key -> tokens so far
         self.news: list[tuple[int, Down | Note]] = []
+        self.headers: list[dict[str, str] | None] = []  # of every request sent
         self.waited = 0
         self.is_closed = False
 
@@ -58,6 +59,7 @@ class Engines:
             case AddRequest():
                 assert message.key not in self.live[engine]
                 self.live[engine][message.key] = 0
+                self.headers.append(message.trace_headers)
             case Abort(key) | FinishSequence(key):
                 self.live[engine].pop(key, None)
             case Question(number):
@@ -164,6 +166,16 @@ def test_a_guilty_request_does_not_begin_anew() -> None:
     engines.die(core._by_id["r0"].ticket.engine, (fingerprint_of(request),))
     assert run(core, engines) == {"r0": ["error"]}
     assert "the engine died 2 times" in str(request.sequences[0].stop_reason)
+
+
+def test_a_caller_s_trace_goes_with_its_request_even_when_it_begins_anew() -> None:
+    core, engines = made()
+    (request,) = requests(1)
+    request.trace_headers = {"traceparent": "00-1-2-01"}
+    core.add_request(request)
+    engines.die(core._by_id["r0"].ticket.engine)
+    assert run(core, engines) == {"r0": WHOLE}
+    assert engines.headers == [request.trace_headers] * 2
 
 
 def test_a_refused_request_ends_with_the_reason() -> None:
