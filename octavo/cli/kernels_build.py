@@ -5,7 +5,8 @@ octavo kernels build --capability 9.0    for such a GPU, which need not be here
 octavo kernels build --dry-run           only list what is stale
 
 An engine does the same when it starts. A kernel that was never used here is
-compiled with its source's own parameters.
+compiled with its source's own parameters. A source of yours that includes one
+(examples/kernels) is compiled too, once it was used, for as long as it is there.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def _cuda_work(asked: str | None) -> Work:
 
 def _named(variant: Variant) -> str:
     macros = " ".join(f"{key}={value}" for key, value in variant.macros)
-    return f"csrc/cuda/{variant.name}.cu  {macros}".rstrip()
+    source = f"csrc/cuda/{variant.name}.cu" if variant.including is None else variant.including
+    return f"{source}  {macros}".rstrip()
 
 
 def _capability(asked: str | None) -> tuple[tuple[int, int] | None, str]:

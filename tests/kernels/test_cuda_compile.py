@@ -8,7 +8,7 @@ import pytest
 
 from octavo.errors import KernelBuildError
 from octavo.kernels.cuda_cpp import compile as nvcc
-from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.compile import compile_kernel, used_variants
 
 WORKS = """#!/bin/sh
 echo called >> "$(dirname "$0")/calls"
@@ -80,3 +80,27 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
         assert compile_kernel("attention_plan", {}, (9, 0)) == b"machine code"
     assert calls.read_text().split() == ["called"] * 2
     assert "compiled at every start; set OCTAVO_CACHE_DIR" in capsys.readouterr().err
+
+
+def test_a_source_that_includes_a_kernel_is_remembered_while_it_is_there(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = install(WORKS, tmp_path, monkeypatch)
+    mine = tmp_path / "mine.cu"
+    mine.write_text("// one\n")
+    monkeypatch.chdir(tmp_path)
+
+    def used() -> list[tuple[str, str | None, bool]]:
+        variants = [one for one in used_variants((9, 0)) if one.name == "attention_plan"]
+        return sorted(((one.name, one.including, one.is_built()) for one in variants), key=str)
+
+    for _ in range(2):
+        compile_kernel("attention_plan", {"THREADS": 64}, (9, 0), Path("mine.cu"))
+        compile_kernel("attention_plan", {"THREADS": 256, "MORE": 1}, (9, 0))
+    plain = ("attention_plan", None, True)
+    assert used() == [("attention_plan", str(mine), True), plain]
+    assert calls.read_text().split() == ["called"] * 2
+    mine.write_text("// two\n")
+    assert used() == [("attention_plan", str(mine), False), plain]
+    mine.unlink()
+    assert used() == [plain]

@@ -43,13 +43,13 @@ def compile_kernel(
     name: str, macros: Mapping[str, str | int], capability: tuple[int, int], source: Path | None = None
 ) -> bytes:
     """The cubin of csrc/cuda/{name}.cu, or of a custom source that includes it. Raises KernelBuildError."""
-    return Variant(name, tuple(macros.items()), capability, str(source) if source else None).compile()
+    return Variant(name, tuple(macros.items()), capability, str(source.resolve()) if source else None).compile()
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A source of csrc/cuda, by name, with its compile-time parameters, for GPUs of one compute capability. including:
-    the path of a source elsewhere that changes it with hooks, and is compiled instead."""
+    the absolute path of a source elsewhere that changes it with hooks, and is compiled instead."""
 
     name: str
     macros: tuple[tuple[str, str | int], ...]
@@ -72,8 +72,7 @@ class Variant:
                 made = Path(work, kept.name)
                 made.write_bytes(cubin)
                 kept_files.put(made, kept)
-            if self.including is None:
-                self._remember()
+            self._remember()
         except OSError as error:
             print(
                 f"octavo: CUDA kernels cannot be kept in {kept.parent}: {error.strerror}; they are compiled at every "
@@ -125,18 +124,22 @@ class Variant:
 
 
 def used_variants(capability: tuple[int, int]) -> list[Variant]:
-    """The variants that this machine has compiled for such GPUs, without those whose set of parameters is outdated. A
-    source that was never compiled comes with its default parameters."""
-    found: dict[str, list[Variant]] = {path.stem: [] for path in sorted((find_sources() / "cuda").glob("*.cu"))}
+    """The variants that this machine has compiled for such GPUs, without those whose set of parameters is outdated, or
+    whose own source is gone. A source that was never compiled comes with its default parameters."""
+    names = sorted(path.stem for path in (find_sources() / "cuda").glob("*.cu"))
+    found: dict[tuple[str, str | None], list[Variant]] = {(name, None): [] for name in names}
     paths = [*(_cache() / "used").glob("*.json")] if _cache().is_dir() else []
     for path in sorted(paths, key=lambda path: -path.stat().st_mtime):
         variant = _read(path)
-        if variant is None or variant.capability != capability or variant.name not in found:
+        if variant is None or variant.capability != capability or variant.name not in names:
             continue
-        newest = found[variant.name][:1]  # skip variants whose parameters the source no longer has
-        if not newest or dict(newest[0].macros).keys() == dict(variant.macros).keys():
-            found[variant.name].append(variant)
-    return [one for name, some in found.items() for one in some or [Variant(name, (), capability)]]
+        if variant.including is not None and not Path(variant.including).is_file():
+            continue
+        alike = found.setdefault((variant.name, variant.including), [])
+        # skip variants whose parameters the source no longer has
+        if not alike or dict(alike[0].macros).keys() == dict(variant.macros).keys():
+            alike.append(variant)
+    return [one for (name, _), some in found.items() for one in some or [Variant(name, (), capability)]]
 
 
 def _read(path: Path) -> Variant | None:
@@ -144,7 +147,8 @@ def _read(path: Path) -> Variant | None:
         held = json.loads(path.read_text())
         macros = tuple((str(key), value) for key, value in held["macros"])
         major, minor = held["capability"]
-        return Variant(held["name"], macros, (major, minor))
+        including = held.get("including")
+        return Variant(held["name"], macros, (major, minor), None if including is None else str(including))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
