@@ -40,15 +40,15 @@ TinyFolder = Callable[..., Path]
 
 TESTS = Path(__file__).parent
 SLOW = {
-    "distributed": "tensor_parallel",
+    "distributed": "tensor_parallel loading",
     "": "async_llm docs examples extreme_params greedy imports llm logprobs_modes random_walk real_models session "
     "threads without_torch",
     "bench": "http_client load offline plot",
     "cli": "bench debugging plan doctor hostile_flags interrupts kernels kernels_new run run_batch",
     "engine": "overlap",
-    "executor": "processes",
-    "kernels": "attention attention_plan build dequantize extremes matmul processed_logits random recorder reference "
-    "registry sampling token_ops top_logprobs",
+    "executor": "processes ranks",
+    "kernels": "all_reduce attention attention_plan build dequantize extremes matmul processed_logits random recorder "
+    "reference registry sampling token_ops top_logprobs vocabulary_parts",
     "layers": "rotary",
     "models": "architecture families gguf gguf_checkpoint gguf_names gguf_parts hostile_files loader packaged "
     "parameters safetensors weight_files",

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import count, takewhile
 
 from octavo import __version__
 from octavo.cli.flags import add_engine_flags, engine_options
@@ -103,6 +104,22 @@ def backend_findings() -> Iterator[Finding]:
         yield Finding(name, "works" if why_not is None else "does not work", why_not)
 
 
+def rank_findings() -> Iterator[Finding]:
+    """What `tensor_parallel_size` may use."""
+    from octavo.distributed.world import check_collectives
+    from octavo.kernels.cuda.driver import find_gpu
+
+    gpus = list(takewhile(lambda index: find_gpu(index) is not None, count()))
+    devices = ", ".join(f"cuda:{index}" for index in gpus) or f"none but the CPU, {machine.num_cores()} cores"
+    yield Finding("devices", devices)
+    try:
+        check_collectives()
+    except BackendUnavailableError as error:
+        yield Finding("exchange", f"not here: {error}")
+    else:
+        yield Finding("exchange", "torch.distributed: NCCL between GPUs, gloo on the CPU")
+
+
 def attention_findings() -> Iterator[Finding]:
     """The GPU's attention kernels, best first, for a layer of a usual shape."""
     from octavo.kernels.cuda_cpp.compile import find_nvcc
@@ -142,6 +159,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "machine": machine_findings,
     "python": python_findings,
     "backends": backend_findings,
+    "ranks": rank_findings,
     "attention": attention_findings,
     "compiler": compiler_findings,
     "models": model_findings,

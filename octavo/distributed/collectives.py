@@ -34,11 +34,13 @@ Number = TypeVar("Number", bound=np.generic)
 
 class Collectives:
     """rank, size: of the ranks that share every layer. device: of the tensors that are added up, for NCCL; None: gloo,
-    which takes tensors of any device and copies a GPU's. can_capture: a CUDA graph can hold an all-reduce."""
+    which takes tensors of any device and copies a GPU's. can_capture: a CUDA graph can hold an all-reduce. link: the
+    library that carries it."""
 
     def __init__(self, world: World, meeting: Meeting, device: str | None = None) -> None:
         self.rank, self.size = world.tensor_rank, world.tensor_parallel_size
         self.can_capture = device is not None
+        self.link = "gloo" if device is None else "NCCL"
         self._rests = False
         self._limit = timedelta(seconds=meeting.time_limit)
         store = self._met(lambda: self._store(world, meeting))

@@ -42,8 +42,10 @@ class ProcessExecutor:
             self.close()
             raise
         for remote, shape in zip(self._ranks.remotes, shapes, strict=True):
-            remote.device = (shape.device or shape.backend).partition(",")[0]
+            remote.place = shape.place
         self.shape: WorkerShape = shapes[0]
+        if len(shapes) > 1:
+            self.shape = replace(self.shape, ranks=tuple(shape.place for shape in shapes))
         self._limit = env.collective_timeout() + GRACE_S
 
     def submit(self, plan: StepPlan) -> PendingStep:

@@ -23,16 +23,16 @@ from octavo.observe.logging import LOGGER
 from octavo.worker.task import WorkerTask
 
 PATIENCE_S = 10.0  # how long a worker may take to close
-_TARGET = "octavo.executor.rank_process:main"
+TARGET = "octavo.executor.rank_process:main"
 _TAIL_BYTES = 2000
 
 
 class Remote:
-    """device: where it computes, once that is known. died: how it ended, or None."""
+    """place: where it computes, once that is known. died: how it ended, or None."""
 
     def __init__(self, task: WorkerTask) -> None:
         self.rank, self._size = task.world.rank, task.world.size
-        self.device = ""
+        self.place = ""
         self.died: str | None = None
         self.connection, theirs = Pipe()
         name, meeting = f"worker {self.rank}", task.meeting
@@ -42,13 +42,13 @@ class Remote:
                 _limit_waits(self.connection, meeting.time_limit)
                 inherited += [meeting.listener] if self.rank == 0 else []
             own = RankTask(task, theirs.fileno())
-            self.child = Child(name, _TARGET, own, inherited, is_one_of_many=meeting is not None)
+            self.child = Child(name, TARGET, own, inherited, is_one_of_many=meeting is not None)
         self._words = _Words(self.child)
 
     @property
     def name(self) -> str:
         """worker 1 (rank 1 of 2, on cuda:1)."""
-        where = f", on {self.device}" if self.device else ""
+        where = f", on {self.place}" if self.place else ""
         return self.child.name if self._size == 1 else f"{self.child.name} (rank {self.rank} of {self._size}{where})"
 
     def send(self, packed: bytes) -> None:

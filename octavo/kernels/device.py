@@ -179,6 +179,10 @@ class Device(Protocol):
         """Memory left for KV blocks. utilization: the usable share of a device's own memory."""
 
     @property
+    def place(self) -> str:
+        """Where it computes, for people: cuda:1."""
+
+    @property
     def collective_device(self) -> str | None:
         """torch's name for the device on which ranks add up their results; None: on the host."""
 

@@ -56,6 +56,8 @@ class WorkerShape:
     is_asynchronous: its steps run while the host does other work. label: the checkpoint's name for people.
     weight_bytes, weight_dtypes: of the checkpoint. leftovers: its tensors that the model does not use.
     backend: its name, and why it was chosen. device: the model's device, if the backend's name does not say it.
+    place: where this worker computes. link: what its rank exchanges results by, if there are others. ranks: the places
+    of all ranks, if there are several.
     """
 
     groups: tuple[CacheGroup, ...]
@@ -71,3 +73,6 @@ class WorkerShape:
     sampling_defaults: Mapping[str, Any]
     backend: str
     device: str | None
+    place: str = ""
+    link: str | None = None
+    ranks: tuple[str, ...] = ()

@@ -77,7 +77,7 @@ class Worker:
         ranks = _meet(task, device)
         with explained(task, checkpoint, device):
             model, sizes = self._load(task, device, checkpoint, sizes, ranks)
-        self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute))
+        self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute), ranks)
         self._runner = _runner(task, device, model, self.shape, ranks)
         self.submit = self._runner.submit
         self.measured()
@@ -127,6 +127,7 @@ def _shape(
     selection: Selection,
     sizes: WorkerSizes,
     device: str | None,
+    ranks: Collectives | None,
 ) -> WorkerShape:
     return WorkerShape(
         groups=sizes.groups,
@@ -142,6 +143,8 @@ def _shape(
         sampling_defaults=checkpoint.sampling_defaults,
         backend=selection.why,
         device=device,
+        place=selection.device.place,
+        link=None if ranks is None else ranks.link,
     )
 
 

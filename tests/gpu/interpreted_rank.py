@@ -16,7 +16,7 @@ def pretend(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CudaDevice, "why_not", lambda self: None)
     patch.setattr(CudaDevice, "device", "cpu")
     patch.setattr(CudaDevice, "collective_device", None)
-    patch.setattr(CudaDevice, "free_bytes", lambda self, utilization: 1 << 20)
+    patch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 1 << 20)
 
 
 def main() -> None:

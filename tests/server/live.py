@@ -28,7 +28,8 @@ from octavo.processes.supervisor import ServeOptions, Supervisor
 log_to_stderr("server")
 sys.exit(Supervisor(ServeOptions(
     engine=engine_config(model="smollm2", num_threads=1, max_model_len=2048, num_gpu_blocks_override=512,
-                         distributed_executor_backend={executor!r}, data_parallel_size={engines}),
+                         distributed_executor_backend={executor!r}, data_parallel_size={engines},
+                         tensor_parallel_size={ranks}),
     admission=AdmissionConfig(), server=ServerConfig(host="127.0.0.1", port=0, **{server!r}),
     settings={settings}, model_name="smollm2", app="{app}",
 )).run())
@@ -42,8 +43,8 @@ PATIENCE_S = 60.0  # the machine may be busy
 
 
 class LiveServer:
-    """directory: only for its temporary files. path: where its processes look for modules first. engines: their
-    number."""
+    """directory: only for its temporary files. path: where its processes look for modules first. engines, ranks:
+    their numbers."""
 
     def __init__(
         self,
@@ -51,9 +52,11 @@ class LiveServer:
         app: tuple[str, str] = PLAIN,
         path: Sequence[Path] = (),
         engines: int = 1,
+        ranks: int = 1,
         **server: Any,
     ) -> None:
-        code = CODE.format(server=server, executor=EXECUTOR, app=app[0], settings=app[1], engines=engines)
+        made_of = {"app": app[0], "settings": app[1], "engines": engines, "ranks": ranks}
+        code = CODE.format(server=server, executor=EXECUTOR, **made_of)
         self.directory = directory
         self.lines: list[str] = []
         self.process = subprocess.Popen(
@@ -145,9 +148,14 @@ def until(found: Callable[[], Any], story: Any = None) -> Any:
 
 @contextlib.contextmanager
 def live(
-    directory: Path, app: tuple[str, str] = PLAIN, path: Sequence[Path] = (), engines: int = 1, **server: Any
+    directory: Path,
+    app: tuple[str, str] = PLAIN,
+    path: Sequence[Path] = (),
+    engines: int = 1,
+    ranks: int = 1,
+    **server: Any,
 ) -> Iterator[LiveServer]:
-    served = LiveServer(directory, app, path, engines, **server)
+    served = LiveServer(directory, app, path, engines, ranks, **server)
     try:
         yield served
     finally:

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 class CpuDevice:
     """Implements `octavo.kernels.device.Device`. num_threads None: every core this process may use, shared by the
-    ranks. activation_dtype:
-    the type that activations are rounded to in products with block-quantised weights. traces_ops: see
-    `kernels/program/recorder.py`."""
+    ranks. activation_dtype: the type that activations are rounded to in products with block-quantised weights.
+    traces_ops: see `kernels/program/recorder.py`."""
 
     name = "cpu"
     is_asynchronous = draws_weights = sizes_cache_last = False
@@ -55,8 +54,12 @@ class CpuDevice:
     def default_sizes(self) -> StepSizes:
         return HOST_SIZES
 
-    def label(self, dtype: KVDType) -> str | None:
-        return f"{self.num_threads} threads a rank" if self.num_sharing > 1 else None
+    @property
+    def place(self) -> str:
+        return f"the CPU ({self.num_threads} thread{'s' if self.num_threads > 1 else ''})"
+
+    def label(self, dtype: KVDType) -> None:
+        return None
 
     def compile_ahead(self, settings: object) -> None:
         return None

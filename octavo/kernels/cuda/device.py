@@ -65,6 +65,10 @@ class CudaDevice:
         return f"cuda:{self.index}"
 
     @property
+    def place(self) -> str:
+        return self.device
+
+    @property
     def collective_device(self) -> str | None:
         """NCCL refuses ranks that share a GPU."""
         return self.device if self.num_sharing == 1 else None

@@ -70,6 +70,9 @@ def _activations(
     yield Entry("activations", element_bytes * passes, f"a step of {tokens:,} tokens in {dtype}")
     heads = elements(model.head, fusions, seqs)
     yield Entry("activations", element_bytes * heads, f"logits of {seqs:,} sequences")
+    own, vocab = model.head.kept[0].width, limits.vocab_size
+    if own < vocab:  # of a rank, which gathers the others'
+        yield Entry("activations", element_bytes * seqs * (own + 2 * vocab), "logits of all ranks")
 
 
 def elements(recording: Recording, fusions: Fusions, max_rows: int) -> int:

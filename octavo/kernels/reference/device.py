@@ -44,6 +44,7 @@ class ReferenceDevice:
     name = "reference"
     is_asynchronous = draws_weights = sizes_cache_last = False
     collective_device = None
+    place = "the CPU"
     dtypes = staticmethod(host_dtypes)
     planned_bytes = staticmethod(host_planned_bytes)
     free_bytes = staticmethod(host_free_bytes)

@@ -1,0 +1,123 @@
+"""Ranks as processes: their answers are one rank's, and one that ends, stops or hangs ends the engine and is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.errors import BackendUnavailableError, ConfigError, EngineDeadError
+from tests.conftest import TinyFolder
+from tests.engine.test_overlap import PROMPTS, answers, engine
+from tests.server.live import Stream, is_running, live_and_clean, until
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
+LONG = GREEDY.replace(max_tokens=60)
+
+
+def workers_of(process_id: int) -> dict[str, int]:
+    """name -> process id, of an engine's workers."""
+    names = {}
+    for task in Path(f"/proc/{process_id}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+            if len(words) > 1 and words[-2].startswith("octavo: worker"):
+                names[words[-2].removeprefix("octavo: ")] = int(child)
+    return names
+
+
+def two_ranks(folder: object) -> LLM:
+    return engine(folder, tensor_parallel_size=2, backend="cpu", num_threads=1)
+
+
+def test_answers_are_one_ranks_until_a_rank_stops(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped rank is found by the time limit, and killed with the others."""
+    monkeypatch.setenv("OCTAVO_COLLECTIVE_TIMEOUT", "2")
+    with engine(tiny_folder("llama"), backend="cpu") as one:
+        expected = [[choice[:3] for choice in output[:-1]] for output in answers(one)]
+    with two_ranks(tiny_folder("llama")) as llm:
+        assert [[choice[:3] for choice in output[:-1]] for output in answers(llm)] == expected
+        exchanging = "2, each with a part of every layer, exchanging by gloo"
+        assert dict(llm.card)["ranks"] == f"{exchanging}: the CPU (1 thread), the CPU (1 thread)"
+        workers = workers_of(os.getpid())
+        assert set(workers) == {"worker 0", "worker 1"}
+        stream = llm.stream(PROMPTS, LONG)
+        next(iter(stream))
+        os.kill(workers["worker 1"], signal.SIGSTOP)
+        begin = time.monotonic()
+        with pytest.raises(EngineDeadError, match=r"worker 1 \(rank 1 of 2, on the CPU.*a signal has stopped it"):
+            list(stream)
+        assert time.monotonic() - begin < 20
+        until(lambda: not any(map(is_running, workers.values())))
+    assert not workers_of(os.getpid())
+
+
+PROGRAM = """
+import os, sys
+from octavo import LLM, SamplingParams
+llm = LLM(sys.argv[1], skip_tokenizer_init=True, max_model_len=96, backend="cpu", tensor_parallel_size=2)
+print("ready", flush=True)
+for _ in llm.stream({"prompt_token_ids": [3, 4, 5]}, SamplingParams(max_tokens=90, ignore_eos=True, detokenize=False)):
+    pass
+input()
+"""
+
+
+def test_a_stopped_rank_does_not_outlive_its_engine(tiny_folder: TinyFolder) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(tiny_folder("llama"))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        workers = workers_of(process.pid)
+        assert len(workers) == 2
+        os.kill(workers["worker 1"], signal.SIGSTOP)
+        until(lambda: " T " in Path(f"/proc/{workers['worker 1']}/stat").read_text())
+        process.kill()
+        process.wait()
+        until(lambda: not any(map(is_running, workers.values())))
+
+
+def test_a_server_starts_again_when_a_rank_dies(tmp_path: Path) -> None:
+    with live_and_clean(tmp_path, ranks=3) as server:
+        workers = workers_of(server.children()["engine"])
+        assert len(workers) == 3
+        stream = Stream(server, prompt="Once", params={"temperature": 0, "max_tokens": 1500, "ignore_eos": True})
+        stream.start()
+        os.kill(workers["worker 2"], signal.SIGKILL)
+        assert "engine is down" in stream.rest()[-1]["error"]
+        server.wait_for_line(r"worker 2 \(rank 2 of 3, on the CPU \(1 thread\)\) ended: signal 9 \(SIGKILL\)")
+        stream.close()
+        until(server.is_healthy)
+        until(lambda: not any(map(is_running, workers.values())))
+        assert len(workers_of(server.children()["engine"])) == 3
+
+
+@pytest.mark.parametrize(("name", "num_ranks", "sizes"), [("llama", 4, "1, 2, 6"), ("gpt2", 3, "1, 2, 4")])
+def test_a_layout_that_does_not_work_names_those_that_do(
+    name: str, num_ranks: int, sizes: str, tiny_folder: TinyFolder
+) -> None:
+    with pytest.raises(ConfigError, match=rf"tensor_parallel_size is {num_ranks}, .*: allowed are {sizes}$"):
+        engine(tiny_folder(name), tensor_parallel_size=num_ranks, backend="cpu")
+    assert not workers_of(os.getpid())
+
+
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.distributed.world.find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'octavo\[distributed\]'"):
+        LLM("smollm2", tensor_parallel_size=3)
+
+
+@pytest.mark.parametrize("text", ["0", "x", "-1", "1e9"])
+def test_a_bad_time_limit_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_COLLECTIVE_TIMEOUT", text)
+    with pytest.raises(ConfigError, match=f"OCTAVO_COLLECTIVE_TIMEOUT is '{text}', allowed is a number from 1"):
+        LLM("smollm2", tensor_parallel_size=3)

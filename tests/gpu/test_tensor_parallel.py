@@ -1,0 +1,82 @@
+"""Several ranks with GPU kernels give one rank's tokens: on GPUs of their own, on one together, and without any.
+
+With NCCL the all-reduces are inside the CUDA graphs. Ranks that share a GPU exchange through the host, so their steps
+are launched kernel by kernel. Under Triton's interpreter each rank's GPU is the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from octavo import LLM, SamplingParams
+from octavo.executor import remote
+from tests.conftest import TinyFolder
+from tests.gpu.device import ON_GPU
+
+PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9)]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, detokenize=False)
+PARAMS = [GREEDY, GREEDY.replace(temperature=0.9, top_k=5, seed=3, n=2), GREEDY]
+
+
+def engine(folder: object, **options: Any) -> LLM:
+    options = {"backend": "triton", "dtype": "float32", "max_num_batched_tokens": 24} | options
+    return LLM(
+        str(folder), skip_tokenizer_init=True, max_model_len=96, max_num_seqs=8, num_gpu_blocks_override=64, **options
+    )
+
+
+def answers(llm: LLM, params: list[SamplingParams] = PARAMS) -> list[list[list[int]]]:
+    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    return [[one.token_ids for one in output.outputs] for output in outputs]
+
+
+def check(folder: object, **options: Any) -> str:
+    """Twice, so that captured steps run, too. Returns the card's line about ranks."""
+    with engine(folder) as one:
+        expected = answers(one)
+    with engine(folder, tensor_parallel_size=2, **options) as two:
+        assert answers(two) == expected
+        assert answers(two) == expected
+        return dict(two.card)["ranks"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2"])
+def test_two_gpus_give_ones_tokens(name: str, eager: bool, tiny_folder: TinyFolder) -> None:
+    card = check(tiny_folder(name), enforce_eager=eager)
+    assert card.endswith("exchanging by NCCL: cuda:0, cuda:1")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_draw_random_weights_as_one_does(tiny_folder: TinyFolder) -> None:
+    """In bfloat16, where sums round: prompts and first tokens only."""
+    first = [each.replace(max_tokens=1) for each in PARAMS]
+    found = []
+    for num_ranks in (1, 2):
+        options = {"load_format": "dummy", "dtype": "bfloat16", "tensor_parallel_size": num_ranks}
+        with engine(tiny_folder("qwen3"), **options) as llm:
+            found.append(answers(llm, first))
+    assert found[0] == found[1]
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_ranks_may_share_a_gpu(name: str, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_RANKS_PER_GPU", "2")
+    card = check(tiny_folder(name))
+    assert card.endswith("exchanging by gloo: cuda:0, cuda:0")
+
+
+@pytest.mark.skipif(ON_GPU, reason="the tests above ask the same of GPUs")
+def test_interpreted_ranks_give_the_hosts_tokens(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "TARGET", "tests.gpu.interpreted_rank:main")
+    folder, params = tiny_folder("qwen3"), GREEDY.replace(max_tokens=2)
+    found = []
+    for options in ({"backend": "reference"}, {"tensor_parallel_size": 2}):
+        with engine(folder, **options) as llm:
+            found.append([one.outputs[0].token_ids for one in llm.generate([[3, 4, 5], [7]], params, use_tqdm=False)])
+    assert found[0] == found[1]
