@@ -42,6 +42,8 @@ class Collectives:
         self.can_capture = device is not None
         self.link = "gloo" if device is None else "NCCL"
         self._rests = False
+        self._sum, self._together = distributed.AllreduceOptions(), distributed.AllgatherOptions()
+        self._sum.asyncOp = self._together.asyncOp = False  # on the caller's stream, which a graph may capture
         self._limit = timedelta(seconds=meeting.time_limit)
         store = self._met(lambda: self._store(world, meeting))
         self._hosts = self._met(lambda: self._gloo(distributed.PrefixStore("hosts", store)))
@@ -53,10 +55,8 @@ class Collectives:
         """Replace x, contiguous, by the sum of all ranks'."""
         if self._rests:
             return
-        options = distributed.AllreduceOptions()
-        options.asyncOp = False
         near = self._near(x)
-        self._met(lambda: _wait(self._group.allreduce([near], options)))
+        self._met(lambda: _wait(self._group.allreduce([near], self._sum)))
         if near is not x:
             x.copy_(near)
 
@@ -75,10 +75,8 @@ class Collectives:
         """All ranks' x [...], which have one shape -> out [size, ...]; both contiguous."""
         if self._rests:
             return
-        options = distributed.AllgatherOptions()
-        options.asyncOp = False
         near, near_out = self._near(x), self._near(out)
-        self._met(lambda: _wait(self._group._allgather_base(near_out.view(-1), near.view(-1), options)))
+        self._met(lambda: _wait(self._group._allgather_base(near_out.view(-1), near.view(-1), self._together)))
         if near_out is not out:
             out.copy_(near_out)
 
@@ -110,7 +108,9 @@ class Collectives:
         return [int(number) for number in told]
 
     def close(self) -> None:
-        """Leave the others. No collective can be called afterwards."""
+        """Leave the others without a word. No collective can be called afterwards."""
+        if self._group is not self._hosts:
+            self._group.abort()
         del self._group, self._hosts
 
     def _near(self, x: torch.Tensor) -> torch.Tensor:

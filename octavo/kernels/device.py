@@ -25,7 +25,7 @@ from octavo.errors import OutOfMemoryError
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Entry, Ledger, Measured
 from octavo.kernels.ops import FloatArray, IntArray, Model
-from octavo.kernels.program.share import ModelRecording
+from octavo.kernels.program.model_recording import ModelRecording
 from octavo.observe.machine import memory
 from octavo.sampling.columns import SamplingBatch
 

@@ -16,7 +16,7 @@ from octavo.kernels.ops import AttentionLayer
 
 def own_kv_heads(num_heads: int, num_kv_heads: int, num_ranks: int) -> int:
     """How many KV heads a rank has. Raises ConfigError if the heads do not divide."""
-    if num_ranks not in (sizes := _sizes(num_heads, num_kv_heads)):
+    if num_ranks not in (sizes := head_splits(num_heads, num_kv_heads)):
         raise ConfigError(
             f"tensor_parallel_size is {num_ranks}, but the model has {num_heads} attention heads and {num_kv_heads} "
             f"key/value heads: allowed are {_shown(sizes)}"
@@ -35,7 +35,7 @@ def own_heads(layer: AttentionLayer, num_ranks: int, block_len: int = 1) -> Atte
         raise ConfigError(
             f"tensor_parallel_size is {num_ranks}, but {heads // num_ranks} heads of {layer.head_dim} do not fill the "
             f"blocks of {block_len} numbers that the output projection is stored in: allowed are "
-            f"{_shown(n for n in _sizes(heads, keys) if heads // n * layer.head_dim % block_len == 0)}"
+            f"{_shown(n for n in head_splits(heads, keys) if heads // n * layer.head_dim % block_len == 0)}"
         )
     return replace(layer, num_heads=heads // num_ranks, num_kv_heads=own_keys)
 
@@ -54,7 +54,7 @@ def granule(inputs: int, block_len: int, num_ranks: int) -> int:
     )
 
 
-def _sizes(num_heads: int, num_kv_heads: int) -> list[int]:
+def head_splits(num_heads: int, num_kv_heads: int) -> list[int]:
     """The numbers of ranks that attention divides into."""
     return [
         n for n in range(1, num_heads + 1) if num_heads % n == 0 and (num_kv_heads % n == 0 or n % num_kv_heads == 0)

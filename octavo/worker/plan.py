@@ -17,11 +17,12 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError, OutOfMemoryError
 from octavo.kernels.device import Device
 from octavo.kernels.ledger import COMPONENTS, Ledger, size
-from octavo.kernels.program.share import ModelRecording, can_share
+from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.registry import select
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import has_weights, open_checkpoint
 from octavo.models.registry import build_model
+from octavo.models.splits import head_splits
 from octavo.observe.machine import memory
 from octavo.vllm_options import ENGINE_OPTIONS
 from octavo.worker.sizes import WorkerSizes
@@ -94,7 +95,7 @@ class Planner:
 
     def can_share(self, num_ranks: int) -> bool:
         architecture = self._checkpoint.architecture
-        return can_share(architecture.num_heads, architecture.num_kv_heads, num_ranks)
+        return num_ranks in head_splits(architecture.num_heads, architecture.num_kv_heads)
 
     def plan(self, task: WorkerTask, num_ranks: int = 1) -> MemoryPlan:
         device, utilization = self._device, task.cache.gpu_memory_utilization
@@ -112,17 +113,20 @@ class Planner:
 
     def starts(self, task: WorkerTask, num_ranks: int) -> bool:
         """Whether the engine would start on that many GPUs."""
-        is_gpu = self._device.sizes_cache_last
-        return is_gpu and self.can_share(num_ranks) and self.plan(task, num_ranks).problem is None
+        if not self._device.sizes_cache_last or not self.can_share(num_ranks):
+            return False
+        try:
+            return self.plan(task, num_ranks).problem is None
+        except ConfigError:  # blocks of numbers that do not divide
+            return False
 
     def _recording(self, sizes: WorkerSizes, num_ranks: int) -> ModelRecording:
         """The share of the last rank, which has most where a size does not divide. Rotary tables are made for one
         position: the ledger counts those of the whole context."""
         if num_ranks not in self._recordings:
-            if 1 not in self._recordings:
-                model = build_model(self._checkpoint.architecture, self._checkpoint, sizes.layer_slots, 1)
-                self._recordings[1] = ModelRecording.of(model)
-            self._recordings[num_ranks] = self._recordings[1].share(num_ranks - 1, num_ranks)
+            checkpoint, last = self._checkpoint, num_ranks - 1
+            model = build_model(checkpoint.architecture, checkpoint, sizes.layer_slots, 1, last, num_ranks)
+            self._recordings[num_ranks] = ModelRecording.of(model)
         return self._recordings[num_ranks]
 
 

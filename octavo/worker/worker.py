@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.kernels.device import Device, KernelCompiler
 from octavo.kernels.ledger import Component, Ledger, Measured
-from octavo.kernels.program.share import ModelRecording
+from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.registry import Selection, compile_ahead, converter, select
 from octavo.kernels.vocabulary_parts import VocabularyPart
 from octavo.messages import PendingStep, StepPlan
@@ -40,6 +40,7 @@ class Worker:
 
     def __init__(self, task: WorkerTask) -> None:
         self._runner: Runner | None = None
+        self._ranks: Collectives | None = None
         self._held: Callable[[], Measured] = dict
         self._used: Callable[[], int | None] = lambda: None
         self._system = 0  # set when it is first measured
@@ -55,6 +56,8 @@ class Worker:
         if runner is not None:
             del self.submit
             runner.close()
+            if self._ranks is not None:
+                self._ranks.close()
 
     def measured(self) -> dict[Component, int]:
         """Bytes of each component but the KV blocks, as their owners tell. On a device with its own memory, `system` is
@@ -74,7 +77,7 @@ class Worker:
         convert = converter(task.backend)
         checkpoint = open_checkpoint(task.model, convert, draws_on_device=device.draws_weights)
         sizes = WorkerSizes.of(checkpoint, task, device)
-        ranks = _meet(task, device)
+        ranks = self._ranks = _meet(task, device)
         with explained(task, checkpoint, device):
             model, sizes = self._load(task, device, checkpoint, sizes, ranks)
         self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute), ranks)

@@ -46,6 +46,14 @@ def test_each_engine_sees_its_own_gpu(
     assert {place.config.backend.device_index for place in places} == {0}
 
 
+def test_each_engine_sees_the_gpus_of_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 5, "3,4,5,6,7")
+    places = engine_places(engine_config(data_parallel_size=2, tensor_parallel_size=2, device="cuda:1"))
+    assert [place.environment for place in places] == [{"CUDA_VISIBLE_DEVICES": names} for names in ("4,5", "6,7")]
+    with pytest.raises(ConfigError, match="each engine needs 2 GPUs, but there are 5 from"):
+        engine_places(engine_config(data_parallel_size=3, tensor_parallel_size=2))
+
+
 def test_too_few_gpus_are_an_error_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 2)
     for size, device, left in ((3, "auto", 2), (2, "cuda:1", 1), (2, "cuda:5", 0)):

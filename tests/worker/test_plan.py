@@ -19,8 +19,6 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.known import known_gpu
 from octavo.kernels.device import StepBatch
 from octavo.kernels.ledger import device_budget, size
-from octavo.kernels.parameters import Shard
-from octavo.kernels.tensor import num_bytes
 from octavo.messages import StepPlan
 from octavo.models.loader import open_checkpoint
 from octavo.worker.plan import Planner, smallest_changes, with_option
@@ -121,21 +119,6 @@ def test_ranks_share_the_model_by_its_rules() -> None:
     assert half.token_bytes * 2 == whole.token_bytes
     assert most.token_bytes * 8 == whole.token_bytes  # eight KV heads: two ranks have the same one
     assert [ranks for ranks in (1, 2, 3, 4, 8, 16, 32) if planner.can_share(ranks)] == [1, 2, 4, 8, 16]
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "phi3", "gpt2"])
-def test_the_shares_of_all_ranks_are_the_whole(name: str, tiny_folder: TinyFolder) -> None:
-    """Each parameter, once, or on each rank if its rule says so."""
-    task = task_of(str(tiny_folder(name)))
-    planner = Planner.of(task, CudaDevice(described=known_gpu("h100")))
-    planner.plan(task)
-    whole = planner._recordings[1]
-    shares = [whole.share(rank, 2) for rank in range(2)]
-    for part in ("body", "head"):
-        for one, *others in zip(*(getattr(each, part).parameters() for each in (whole, *shares)), strict=True):
-            times = 2 if one.shard.kind == "replicated" else 1
-            assert sum(num_bytes("F32", each.shape) for each in others) == times * num_bytes("F32", one.shape), one.name
-    assert Shard.heads(4, 4).slices((4,), 1, 2) == (0, (slice(2, 4),))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from octavo.kernels.device import HOST_SIZES, StepLimits, StepSizes, host_dtypes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Ledger
 from octavo.kernels.ops import Model
+from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import printer
-from octavo.kernels.program.share import ModelRecording
 from octavo.observe.machine import num_cores
 
 if TYPE_CHECKING:

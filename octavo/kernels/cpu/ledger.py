@@ -15,8 +15,8 @@ from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger, row_bytes
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear
+from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import Recording
-from octavo.kernels.program.share import ModelRecording
 from octavo.kernels.tensor import DTYPES, DType, num_bytes
 
 _PARTITION, _TILE_ROWS = 128, 48  # of csrc/cpu/attention.cpp

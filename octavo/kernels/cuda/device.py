@@ -18,8 +18,8 @@ from octavo.kernels.device import DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Ledger, device_budget, size
 from octavo.kernels.ops import Model
+from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import printer
-from octavo.kernels.program.share import ModelRecording
 
 if TYPE_CHECKING:
     from octavo.distributed.collectives import Collectives

@@ -15,8 +15,8 @@ from octavo.kernels.ledger import Contents, Entry, Ledger
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Shape
 from octavo.kernels.program.fuse import Fusions, fuse
+from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import Recording, share_buffers
-from octavo.kernels.program.share import ModelRecording
 
 #: a context with torch's and cuBLAS's kernels and workspaces, and what torch's allocator rounds up to
 _SYSTEM_BYTES = 640 << 20

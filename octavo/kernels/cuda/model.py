@@ -104,7 +104,7 @@ class TritonModel:
         )
         if ranks is not None:  # they were measured, and all ranks must pad a step alike
             self.row_counts = tuple(ranks.of_first(self.row_counts))
-        self._whole_logits = None if ranks is None else WholeLogits(ranks, limits, TORCH_DTYPE[dtype], device)
+        self._whole_logits = WholeLogits(ranks, limits, TORCH_DTYPE[dtype], device)
         self._weights.forget_host()
         self.parameters = MappingProxyType(self._weights.parameters)
         self.staging = Staging(device)
@@ -117,7 +117,7 @@ class TritonModel:
         workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
         return {
             "weights": self._weights.num_bytes,
-            "activations": sum(memory.nbytes for memory in self._activations),
+            "activations": sum(memory.nbytes for memory in (*self._activations, *self._whole_logits.tensors)),
             "workspace": self.staging.num_bytes + self._attention.num_bytes + sum(each.nbytes for each in workspace),
         }
 
@@ -182,7 +182,7 @@ class TritonModel:
         for hidden, given in zip(self._hidden, head.given(num_rows), strict=True):
             torch.index_select(hidden, 0, indices, out=given)
         (logits,) = head.run(None, padded)
-        return self._gathered(logits)[:num_rows]
+        return self._whole_logits.of(logits)[:num_rows]
 
     def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> IntArray:
         drawn: IntArray = self.launch_sample(logits, batch).cpu().numpy()
@@ -232,11 +232,7 @@ class TritonModel:
         self._attention.plan(step, is_fused=self._shared.see is None)
         num_rows = len(step.seq_lens)
         (logits,) = _first_for(num_rows, self._decodes).run(step, num_rows)
-        return self._gathered(logits)
-
-    def _gathered(self, logits: torch.Tensor) -> torch.Tensor:
-        """Those of the whole vocabulary."""
-        return logits if self._whole_logits is None else self._whole_logits.of(logits)
+        return self._whole_logits.of(logits)
 
     def draw(
         self,

@@ -15,8 +15,13 @@ from octavo.kernels.device import StepLimits
 
 
 class WholeLogits:
-    def __init__(self, ranks: Collectives, limits: StepLimits, dtype: torch.dtype, device: torch.device) -> None:
+    """ranks: None: this one has the whole vocabulary. tensors: its memory."""
+
+    def __init__(self, ranks: Collectives | None, limits: StepLimits, dtype: torch.dtype, device: torch.device) -> None:
         self._ranks, self._vocab_size = ranks, limits.vocab_size
+        self.tensors: tuple[torch.Tensor, ...] = ()
+        if ranks is None:
+            return
         self._starts = [rank * limits.vocab_size // ranks.size for rank in range(ranks.size + 1)]
         self._width = max(end - start for start, end in zip(self._starts, self._starts[1:], strict=False))
         rows = limits.max_num_seqs
@@ -24,11 +29,13 @@ class WholeLogits:
         def empty(size: int) -> torch.Tensor:
             return torch.empty(size, dtype=dtype, device=device)
 
-        self._sent, self._together = empty(rows * self._width), empty(ranks.size * rows * self._width)
-        self._whole = empty(rows * limits.vocab_size)
+        numbers = rows * self._width, ranks.size * rows * self._width, rows * limits.vocab_size
+        self.tensors = self._sent, self._together, self._whole = empty(numbers[0]), empty(numbers[1]), empty(numbers[2])
 
     def of(self, own: torch.Tensor) -> torch.Tensor:
         """own [N, this rank's tokens] -> [N, V], valid until the next call."""
+        if self._ranks is None:
+            return own
         rows, width = len(own), self._width
         if own.shape[1] < width:
             sent = self._sent[: rows * width].view(rows, width)

@@ -1,0 +1,22 @@
+"""ModelRecording: a model's recordings in the parts that devices bind. Plans read its shapes and types, no numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.kernels.ops import Model
+from octavo.kernels.program.recorder import Recording, record, record_model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelRecording:
+    """The pass to the hidden states, the rest of it, and both in one."""
+
+    body: Recording
+    head: Recording
+    whole: Recording
+
+    @classmethod
+    def of(cls, model: Model) -> ModelRecording:
+        body, heads = record_model(model)
+        return cls(body, heads["logits"], record(lambda ops: model.heads["logits"](ops, *model.body(ops))))
