@@ -13,6 +13,7 @@ The process groups belong to this object: nothing is registered with torch.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -135,6 +136,7 @@ class Collectives:
         return distributed.ProcessGroupGloo(store, self.rank, self.size, options)
 
     def _nccl(self, store: Any, device: torch.device) -> Any:
+        os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # NVLink multicast, which many machines do not let programs use
         options = distributed.ProcessGroupNCCL.Options()
         options._timeout = self._limit
         group = distributed.ProcessGroupNCCL(store, self.rank, self.size, options)
