@@ -54,7 +54,7 @@ def main() -> None:
     if args.profile:
         _profile(llm, NAMED[args.profile]())
     if args.beams:
-        _beams(llm, args.beams, args.repeats)
+        _beams(llm, args.beams, args.repeats, steps)
     if args.gaps:
         _gaps(llm, args.gaps)
     llm.close()
@@ -126,20 +126,22 @@ def _profile(llm: LLM, work: list[Work]) -> None:
         print(f"{micros / 1e3:9.1f} ms {micros / total:6.1%} {count:7} x {micros / count:7.1f} us  {row.key[:90]}")
 
 
-def _beams(llm: LLM, width: int, repeats: int) -> None:
+def _beams(llm: LLM, width: int, repeats: int, steps: list[StepDone]) -> None:
     prompts = [list(range(100 * index, 100 * index + 256)) for index in range(1, 17)]
     params = SamplingParams(
         use_beam_search=True, n=width, temperature=0.0, max_tokens=128, ignore_eos=True, detokenize=False
     )
     seconds = []
     for _ in range(repeats + 1):
+        steps.clear()
         begin = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
         seconds.append(time.perf_counter() - begin)
         assert all(len(one.token_ids) == 128 for output in outputs for one in output.outputs), "no beam ends early"
     num_tokens = len(prompts) * width * 128
     best = statistics.median(seconds[1:])
-    print(f"beams of width {width}: {best:.3f} s  {num_tokens / best:,.0f} beam tok/s   (first {seconds[0]:.3f} s)")
+    print(f"beams of width {width}: first {seconds[0]:.3f} s, then {best:.3f} s  {num_tokens / best:,.0f} beam tok/s")
+    print(_parts(steps))
 
 
 def _gaps(llm: LLM, num_seqs: int) -> None:

@@ -6,9 +6,81 @@
 namespace octavo {
 namespace {
 
-// The thread block that finishes a sequence's last part joins all of them, one warp per row.
+// A part of one partial result's row: kReads times 16 bytes.
+template <int kReads>
+struct PartialRow {
+  float4 values[kReads];
+  float2 max_sum;
+};
+
+// Joins a row, kLanes lanes with 4 dims each of every 4 * kLanes. Two or four parts are read at once: what a join costs is
+// latency.
+template <int kLanes>
+__device__ void join_row(const Launch& launch, const Member& member, int kv_head, int sub, int lane) {
+  constexpr int kReads = (kDim + 4 * kLanes - 1) / (4 * kLanes), kBatch = kReads == 1 ? 4 : 2;
+  int unit = 0, part = 0;
+  float top = kLowest, sum = 0;
+  float4 x[kReads] = {};
+  for (int first = 0; first < member.num_parts; first += kBatch) {
+    PartialRow<kReads> rows[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i < member.num_parts && part == member.parts[unit].count) ++unit, part = 0;
+      const Parts parts = member.parts[unit];
+      const int64_t part_row = parts.first + min(part++, parts.count - 1) * parts.step;  // past the end: the last again
+      const int64_t at = (part_row * launch.num_kv_heads + kv_head) * kMemberRows + sub;
+      const float4* from = reinterpret_cast<const float4*>(launch.part_values + at * kDim) + lane;
+      rows[i].max_sum = __ldcg(reinterpret_cast<const float2*>(launch.part_max_sum) + at);
+#pragma unroll
+      for (int r = 0; r < kReads; ++r) {
+        if (4 * (r * kLanes + lane) < kDim) rows[i].values[r] = __ldcg(from + r * kLanes);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const float higher = fmaxf(top, rows[i].max_sum.x), alpha = exp2_fast(top - higher);
+      const float weight = first + i < member.num_parts ? exp2_fast(rows[i].max_sum.x - higher) : 0.0f;
+#pragma unroll
+      for (int r = 0; r < kReads; ++r) {
+        x[r].x = x[r].x * alpha + rows[i].values[r].x * weight;
+        x[r].y = x[r].y * alpha + rows[i].values[r].y * weight;
+        x[r].z = x[r].z * alpha + rows[i].values[r].z * weight;
+        x[r].w = x[r].w * alpha + rows[i].values[r].w * weight;
+      }
+      sum = sum * alpha + rows[i].max_sum.y * weight;
+      top = higher;
+    }
+  }
+  const int head = kv_head * GROUP + sub % GROUP;
+  if (Hooks::kHasSinks) sum += exp2_fast(launch.hooks.sink(head) - top);
+  const float inverse = 1.0f / sum;
+  Element* out = launch.out + (member.token + sub / GROUP) * launch.out_stride + head * kDim;
+#pragma unroll
+  for (int r = 0; r < kReads; ++r) {
+    const int d = 4 * (r * kLanes + lane);
+    if (d < kDim) {
+      *reinterpret_cast<uint2*>(out + d) = uint2{pack<Element>(x[r].x * inverse, x[r].y * inverse),
+                                                 pack<Element>(x[r].z * inverse, x[r].w * inverse)};
+    }
+  }
+}
+
+// Joins the rows of those members that shared.joins marks.
+template <int kLanes>
+__device__ void join_rows(const Launch& launch, const Shared& shared, const Piece& piece, int kv_head) {
+  const int i = threadIdx.x;
+  for (int row = i / kLanes; row < piece.num_members * kMemberRows; row += 32 * kComputers / kLanes) {
+    const Member& member = piece.members[row / kMemberRows];
+    const int sub = row % kMemberRows;
+    if (shared.joins[row / kMemberRows] && sub / GROUP < member.num_queries) {
+      join_row<kLanes>(launch, member, kv_head, sub, i % kLanes);
+    }
+  }
+}
+
+// The thread block that finishes a sequence's last part joins all of them.
 __device__ void join(const Launch& launch, Shared& shared, const Piece& piece, int kv_head) {
-  const int i = threadIdx.x, lane = i % 32, warp = i / 32;
+  const int i = threadIdx.x;
   if (piece.num_members == 1 && piece.members[0].num_parts == 1) return;
   named_barrier(1, 32 * kComputers);
   if (i < piece.num_members) {
@@ -19,38 +91,11 @@ __device__ void join(const Launch& launch, Shared& shared, const Piece& piece, i
     shared.joins[i] = joins;
   }
   named_barrier(1, 32 * kComputers);
-  for (int row = warp; row < piece.num_members * kMemberRows; row += kComputers) {
-    const Member& member = piece.members[row / kMemberRows];
-    const int sub = row % kMemberRows, query = sub / GROUP;
-    if (!shared.joins[row / kMemberRows] || query >= member.num_queries) continue;
-    for (int d = lane * 4; d < kDim; d += 128) {
-      float top = kLowest, sum = 0;
-      float4 x = {};
-      for (int n = 0; n < member.num_units; ++n) {
-        const Parts parts = member.parts[n];
-#pragma unroll 4
-        for (int p = 0; p < parts.count; ++p) {
-          const int64_t part_row = parts.first + p * parts.step;
-          const int64_t at = (part_row * launch.num_kv_heads + kv_head) * kMemberRows + sub;
-          const float2 max_sum = __ldcg(reinterpret_cast<const float2*>(launch.part_max_sum) + at);
-          const float4 value = __ldcg(reinterpret_cast<const float4*>(launch.part_values + at * kDim + d));
-          const float higher = fmaxf(top, max_sum.x);
-          const float alpha = exp2_fast(top - higher), weight = exp2_fast(max_sum.x - higher);
-          x.x = x.x * alpha + value.x * weight;
-          x.y = x.y * alpha + value.y * weight;
-          x.z = x.z * alpha + value.z * weight;
-          x.w = x.w * alpha + value.w * weight;
-          sum = sum * alpha + max_sum.y * weight;
-          top = higher;
-        }
-      }
-      const int head = kv_head * GROUP + sub % GROUP;
-      if (Hooks::kHasSinks) sum += exp2_fast(launch.hooks.sink(head) - top);
-      const float inverse = 1.0f / sum;
-      Element* out = launch.out + (member.token + query) * launch.out_stride + head * kDim + d;
-      *reinterpret_cast<uint2*>(out) =
-          uint2{pack<Element>(x.x * inverse, x.y * inverse), pack<Element>(x.z * inverse, x.w * inverse)};
-    }
+  // A sequence alone often has many parts and few rows; members that share have few parts and many rows
+  if (piece.num_members == 1) {
+    join_rows<32>(launch, shared, piece, kv_head);
+  } else {
+    join_rows<8>(launch, shared, piece, kv_head);
   }
 }
 

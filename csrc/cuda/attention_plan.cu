@@ -19,6 +19,8 @@
 #define UNIT_COST 32
 #define MEMBER_COST 32
 #define WIDE_COST 20
+#define UNIT_LENGTH 32
+#define MEMBER_LENGTH 32
 #endif
 
 namespace octavo {
@@ -27,8 +29,10 @@ namespace {
 constexpr int kThreads = THREADS;  // a multiple of 32; 1 where tests run this file on a CPU
 constexpr int kWarps = (kThreads + 31) / 32;
 constexpr int kMaxSequences = 4096;
-constexpr int kUnitCost = UNIT_COST;      // what starting a unit costs, in tokens
-constexpr int kMemberCost = MEMBER_COST;  // what a member's partial result costs
+// What starting a unit costs, and a member's partial result, in tokens: to decide what is shared (cautiously, so that
+// sharing is hardly ever slower), and to balance what is then to do (as measured)
+constexpr int kUnitCost = UNIT_COST, kMemberCost = MEMBER_COST;
+constexpr int kUnitLength = UNIT_LENGTH, kMemberLength = MEMBER_LENGTH;
 constexpr int kLeastPart = 64;
 constexpr unsigned kAlone = 0x80000000u;  // above every block id
 
@@ -136,11 +140,11 @@ __device__ int box_cost(const PlanStep& step, int members) {
   return kBox + (is_wide && step.fixed_part == 0 ? WIDE_COST * members / step.members_in_tile : 0);
 }
 
-// The cost that a unit adds once: its queries, its members' partial results and their share of the join.
-__device__ int start_cost(int members) { return kUnitCost + (members > 1 ? members * kMemberCost : 0); }
+// What a unit adds once to the line of work: its queries, its members' partial results and their share of the join.
+__device__ int start_length(int members) { return kUnitLength + (members > 1 ? members * kMemberLength : 0); }
 
 __device__ int cost(const PlanStep& step, int tokens, int members) {
-  return tokens / kBox * box_cost(step, members) + start_cost(members);
+  return tokens / kBox * box_cost(step, members) + kUnitCost + (members > 1 ? members * kMemberCost : 0);
 }
 
 // Whether units shared by all `members` sequences of a group cost less than a unit of `tokens` for each of them.
@@ -312,7 +316,7 @@ __device__ void cut(const Planner& p, int num_units) {
     if (u < num_units) {
       units[u].box_cost = box_cost(step, units[u].num_members);
       room = num_boxes(units[u]) * units[u].box_cost;
-      before = fixed > 0 ? 0 : start_cost(units[u].num_members);
+      before = fixed > 0 ? 0 : start_length(units[u].num_members);
       if (fixed > 0) room = (room + fixed - 1) / fixed * fixed;
     }
     int total;

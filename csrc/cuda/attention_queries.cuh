@@ -64,31 +64,40 @@ __device__ void place_queries(const Launch& launch, Shared& shared, const Piece&
   }
 }
 
+// This thread's 16 bytes of the new token's key (warp 2, normed and rotated) or value (warp 3), if the piece writes them.
+// Read early, beside the queries: warps 2 and 3 have none of them where up to 4 heads share a kv head.
+__device__ __forceinline__ uint4 newest_chunk(const Launch& launch, const Piece& piece, int kv_head) {
+  uint4 x = {};
+#if IS_FUSED
+  const int kind = int(threadIdx.x / 32) - 2, chunk = threadIdx.x % kLanes;
+  if (!piece.writes || kind < 0) return x;
+  const Member& member = piece.members[0];
+  const int head = launch.num_kv_heads * (GROUP + kind) + kv_head;
+  const Element* from = launch.q + member.token * launch.q_stride + head * kDim;
+  if (kind == 0) {
+    x = packed(transform(launch, from, launch.k_norm, member.position, chunk, chunk < kChunks).x);
+  } else if (chunk < kChunks) {
+    x = reinterpret_cast<const uint4*>(from)[chunk];
+  }
+#endif
+  return x;
+}
+
 // Finishes the stage in which a sequence ends. If fused, writes the new token's key and value there and to the cache.
 // Zeroes the values after the last token, up to num_read tokens of the stage: they may hold NaN, and 0 * NaN is NaN.
-__device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, int start, int num_read,
-                             unsigned char* keys, unsigned char* values) {
-  [[maybe_unused]] const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+__device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_head, uint4 newest, int start,
+                             int num_read, unsigned char* keys, unsigned char* values) {
   const int last = piece.end - 1 - start;  // the newest token's place in the stage
 #if IS_FUSED
-  if (piece.writes && warp < 2) {  // one for the key, one for the value
+  const int lane = threadIdx.x % 32, kind = int(threadIdx.x / 32) - 2;
+  if (piece.writes && kind >= 0 && lane < kChunks) {
     const Member& member = piece.members[0];
-    const int head = launch.num_kv_heads * (GROUP + warp) + kv_head, chunk = lane % kLanes;
-    const Element* from = launch.q + member.token * launch.q_stride + head * kDim;
-    uint4 x = {};
-    if (warp == 0) {
-      x = packed(transform(launch, from, launch.k_norm, member.position, chunk, chunk < kChunks).x);
-    } else if (chunk < kChunks) {
-      x = reinterpret_cast<const uint4*>(from)[chunk];
-    }
-    Stored* cell = launch.pool + member.newest_block * launch.block_stride + warp * launch.value_offset +
+    Stored* cell = launch.pool + member.newest_block * launch.block_stride + kind * launch.value_offset +
                    (kv_head * BLOCK_SIZE + member.position % BLOCK_SIZE) * kDim;
-    if (lane < kChunks) {
-      const auto stored = launch.hooks.to_stored<Element>(x, kv_head, warp == 1);
-      reinterpret_cast<Hooks::StoredEight*>(cell)[chunk] = stored;
-      *reinterpret_cast<uint4*>((warp == 0 ? keys : values) + chunk_offset(last, chunk)) =
-          launch.hooks.from_stored<Element>(stored, kv_head, warp == 1);
-    }
+    const auto stored = launch.hooks.to_stored<Element>(newest, kv_head, kind == 1);
+    reinterpret_cast<Hooks::StoredEight*>(cell)[lane] = stored;
+    *reinterpret_cast<uint4*>((kind == 0 ? keys : values) + chunk_offset(last, lane)) =
+        launch.hooks.from_stored<Element>(stored, kv_head, kind == 1);
   }
 #endif
   for (int i = threadIdx.x; i < (num_read - 1 - last) * (kPaddedDim / 8); i += 32 * kComputers) {

@@ -44,7 +44,8 @@ __device__ __forceinline__ float cap(float score, float softcap_log2) {
 
 // Scores, softmax and values of a piece by all computers, kTiles tiles of 16 rows; then writes the results.
 template <int kTiles>
-__device__ void compute(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, int& count) {
+__device__ void compute(const Launch& launch, Shared& shared, const Piece& piece, int kv_head, uint4 newest,
+                        int& count) {
   constexpr int kSplits = kComputers / kTiles;  // warps that share a tile's keys
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int tile = warp % kTiles, split = warp / kTiles;
@@ -68,6 +69,10 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   // All rows see the tokens from full_begin to full_end
   const int full_end = piece.num_members > 1 ? piece.end : min(piece.end, first.position + 1);
   const int full_begin = HAS_WINDOW ? first.position + first.num_queries - launch.window : 0;
+  // Where nothing but the scale changes a product, it is multiplied within the exponential
+  constexpr bool kScalesEarly = HAS_SOFTCAP || Hooks::kChangesScores;
+  const float scale = kScalesEarly ? 1.0f : launch.scale_log2;
+  const auto token_of = [&](int n, int j) { return (split + n / 2 * kSplits) * kBox + n % 2 * 8 + lane % 4 * 2 + j % 2; };
   float sums[kPaddedDim / 8][4] = {};
   float m[2] = {kLowest, kLowest}, l[2] = {};
 
@@ -82,7 +87,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
     const bool finishes = start + kStage >= piece.end && (piece.writes || start + num_read > piece.end);
     if (finishes) {
       barrier_wait(address(shared.full[value_entry]), value_parity);
-      finish_stage(launch, piece, kv_head, start, num_read, keys, values);
+      finish_stage(launch, piece, kv_head, newest, start, num_read, keys, values);
     }
     const bool is_masked = start + kStage > full_end || (HAS_WINDOW && start < full_begin);
     // Scores of boxes without tokens are garbage; they are masked
@@ -115,30 +120,44 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
     if (lane == 0) barrier_arrive(address(shared.free[key_entry]));
 
     float highest[2] = {m[0], m[1]};
+    if (kScalesEarly) {
+#pragma unroll
+      for (int n = 0; n < kTiles * 2; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          scores[n][j] = cap(scores[n][j] * launch.scale_log2, launch.softcap_log2);
+          if (Hooks::kChangesScores) {
+            const int t = start + token_of(n, j);
+            scores[n][j] = launch.hooks.score(scores[n][j], row_head[j / 2], row_position[j / 2] - t);
+          }
+        }
+      }
+    }
+    if (is_masked) {
+#pragma unroll
+      for (int n = 0; n < kTiles * 2; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int t = start + token_of(n, j);
+          if (t >= row_end[j / 2] || t < row_begin[j / 2]) scores[n][j] = -INFINITY;
+        }
+      }
+    }
 #pragma unroll
     for (int n = 0; n < kTiles * 2; ++n) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        float score = cap(scores[n][j] * launch.scale_log2, launch.softcap_log2);
-        const int t = start + (split + n / 2 * kSplits) * kBox + n % 2 * 8 + lane % 4 * 2 + j % 2;
-        if (Hooks::kChangesScores) score = launch.hooks.score(score, row_head[j / 2], row_position[j / 2] - t);
-        if (is_masked) {
-          const bool seen = t < row_end[j / 2] && t >= row_begin[j / 2];
-          score = seen ? score : -INFINITY;
-        }
-        scores[n][j] = score;
-        highest[j / 2] = fmaxf(highest[j / 2], score);
-      }
+      for (int j = 0; j < 4; ++j) highest[j / 2] = fmaxf(highest[j / 2], scores[n][j]);
     }
     bool rises = false;
-    float alpha[2];
+    float alpha[2], below[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       highest[half] = fmaxf(highest[half], __shfl_xor_sync(~0u, highest[half], 1));
       highest[half] = fmaxf(highest[half], __shfl_xor_sync(~0u, highest[half], 2));
       rises |= highest[half] > m[half];
-      alpha[half] = exp2_fast(m[half] - highest[half]);
+      alpha[half] = exp2_fast((m[half] - highest[half]) * scale);
       m[half] = highest[half];
+      below[half] = -m[half] * scale;
       l[half] *= alpha[half];
     }
     if (__any_sync(~0u, rises)) {
@@ -155,7 +174,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          scores[2 * i + n][j] = exp2_fast(scores[2 * i + n][j] - m[j / 2]);
+          scores[2 * i + n][j] = exp2_fast(scores[2 * i + n][j] * scale + below[j / 2]);
           l[j / 2] += scores[2 * i + n][j];
         }
         weights[i][2 * n] = pack<Element>(scores[2 * i + n][0], scores[2 * i + n][1]);
@@ -197,6 +216,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   // Warps that split a tile's keys add up, 8 rows of each tile at a time
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    m[half] *= scale;
     l[half] += __shfl_xor_sync(~0u, l[half], 1);
     l[half] += __shfl_xor_sync(~0u, l[half], 2);
     if (lane % 4 == 0) {
@@ -297,15 +317,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS_PER_MULTIPROCESSOR
       barrier_wait(address(shared.piece_full[turn % 2]), turn / 2 & 1);
       if (piece.end == 0) return;
       const int num_rows = piece.num_members * kMemberRows;
+      const uint4 newest = newest_chunk(launch, piece, kv_head);
       place_queries(launch, shared, piece, kv_head, num_rows);
       if (HAS_WGMMA) async_fence();
       named_barrier(1, 32 * kComputers);
       if (num_rows <= 16) {
-        compute<1>(launch, shared, piece, kv_head, count);
+        compute<1>(launch, shared, piece, kv_head, newest, count);
       } else if (num_rows <= 32 && !HAS_WGMMA) {
-        compute<2>(launch, shared, piece, kv_head, count);
+        compute<2>(launch, shared, piece, kv_head, newest, count);
       } else {
-        compute<4>(launch, shared, piece, kv_head, count);
+        compute<4>(launch, shared, piece, kv_head, newest, count);
       }
       join(launch, shared, piece, kv_head);
       named_barrier(1, 32 * kComputers);

@@ -65,12 +65,13 @@ class _Launch(Structure):
     )  # fmt: skip
 
 
-#: Costs for csrc/cuda/attention_plan.cu, in tokens of an unshared sequence: to start a unit, for each member that
-#: shares it, and for each box of 16 tokens, on top of those 16, when all rows are in use. Measured on an H200: with
-#: these costs no shared prefix was slower than private reads, and long ones were within 3 % of their best. Without the
-#: four-warp products, a box with all rows took 2 to 2.2 times as long as one with few.
-HOPPER_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 0}
-OTHER_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 14}
+#: For csrc/cuda/attention_plan.cu, in tokens of an unshared sequence. Costs, by which it decides what to share: to
+#: start a unit, for each member that shares it, and for each box of 16 tokens, on top of those 16, when all rows are in
+#: use. Lengths, by which it balances: of a unit's start, and of each member. Measured on an H200: with these costs no
+#: shared prefix was slower than private reads, and with these lengths shared ones took within 15 % of their best time.
+#: Without the four-warp products, a box with all rows took 2 to 2.2 times as long as one with few.
+HOPPER_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 0, "UNIT_LENGTH": 112, "MEMBER_LENGTH": 48}
+OTHER_COSTS = {"UNIT_COST": 64, "MEMBER_COST": 96, "WIDE_COST": 14, "UNIT_LENGTH": 64, "MEMBER_LENGTH": 96}
 SMALL_PLAN = 256  # sequences; up to this many, fewer threads are faster
 
 
