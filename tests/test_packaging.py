@@ -12,9 +12,19 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 def test_the_package_itself_requires_no_tensor_library() -> None:
     project = SETTINGS["project"]
     assert not [one for one in project["dependencies"] if one.startswith(("torch", "triton", "transformers"))]
-    assert {"gpu", "cuda", "reference", "bench", "test", "dev", "otel", "plot", "flash-attn"} == set(
-        project["optional-dependencies"]
-    )
+    assert {
+        "gpu",
+        "cuda",
+        "reference",
+        "bench",
+        "test",
+        "dev",
+        "otel",
+        "plot",
+        "docs",
+        "distributed",
+        "flash-attn",
+    } == set(project["optional-dependencies"])
 
 
 def test_uv_installs_what_make_does() -> None:
