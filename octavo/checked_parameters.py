@@ -54,13 +54,17 @@ def parameter(
     )  # fmt: skip
 
 
+def bad_value(name: str, value: object, allowed: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{name} is {shown(value)}, allowed {allowed}")
+
+
 def checked(declared: Field[Any], value: object) -> Any:
     """The value, checked: numbers against their bounds, and booleans. Raises InvalidRequestError."""
     kind, bounds = str(declared.type), declared.metadata
     if kind.startswith("bool"):
         if not isinstance(value, bool) and not (value is None and "None" in kind):
             allowed = "True, False and None" if "None" in kind else "True and False"
-            raise InvalidRequestError(f"{declared.name} is {shown(value)}, allowed are {allowed}")
+            raise bad_value(declared.name, value, f"are {allowed}")
     elif bounds["low"] is None or (value is None and "None" in kind):
         return value
     elif kind == "float":
@@ -72,26 +76,26 @@ def checked(declared: Field[Any], value: object) -> Any:
 
 def checked_whole(name: str, value: object, low: int, high: float = MAX_WHOLE) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a whole number")
+        raise bad_value(name, value, "is a whole number")
     found = int(value)
     if found < low or found > high:
         bounds = f"{low} or more" if high == MAX_WHOLE and found < low else f"{low} to {high}"
-        raise InvalidRequestError(f"{name} is {shown(found)}, allowed is {bounds}")
+        raise bad_value(name, found, f"is {bounds}")
     return found
 
 
 def checked_number(name: str, value: object, low: float, high: float, open_low: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a number")
+        raise bad_value(name, value, "is a number")
     try:
         number = float(value)
     except OverflowError:  # an integer too large for a float
         number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     if math.isnan(number):
-        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is a number")
+        raise bad_value(name, value, "is a number")
     if number < low or number > high or (open_low and number == low):
         left = "above" if open_low else "from"
-        raise InvalidRequestError(f"{name} is {shown(value)}, allowed is {left} {low:g} to {high:g}")
+        raise bad_value(name, value, f"is {left} {low:g} to {high:g}")
     if 0.0 < abs(number) < MIN_MAGNITUDE:
         raise InvalidRequestError(
             f"{name} is {value}, allowed are 0 and magnitudes from {MIN_MAGNITUDE:g}: sampling is in float32"
@@ -103,10 +107,10 @@ def checked_strings(name: str, values: object) -> tuple[str, ...]:
     if values is None:
         return ()
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
-        raise InvalidRequestError(f"{name} is {shown(values)}, allowed is a list of strings")
+        raise bad_value(name, values, "is a list of strings")
     strings = tuple(values)
     if any(not isinstance(value, str) or not value for value in strings):
-        raise InvalidRequestError(f"{name} is {shown(list(strings))}, allowed are strings of at least one character")
+        raise bad_value(name, list(strings), "are strings of at least one character")
     return strings
 
 
@@ -114,13 +118,21 @@ def checked_token_ids(name: str, values: object) -> tuple[int, ...]:
     if values is None:
         return ()
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
-        raise InvalidRequestError(f"{name} is {shown(values)}, allowed is a list of token ids")
+        raise bad_value(name, values, "is a list of token ids")
     return tuple(checked_whole(f"a token id of {name}", value, 0) for value in values)
+
+
+def checked_some_ids(name: str, values: object, most: int, instead: str) -> tuple[int, ...]:
+    """At least one token id, and at most `most`. instead: how to have them all."""
+    ids = checked_token_ids(name, values)
+    if not 1 <= len(ids) <= most:
+        raise InvalidRequestError(f"{name} holds {len(ids)} ids, allowed are 1 to {most}; {instead}")
+    return ids
 
 
 def checked_bias(values: object) -> dict[int, float]:
     if not isinstance(values, Mapping):
-        raise InvalidRequestError(f"logit_bias is {shown(values)}, allowed is a mapping of token id to number")
+        raise bad_value("logit_bias", values, "is a mapping of token id to number")
     bias: dict[int, float] = {}
     for key, value in values.items():
         is_number = isinstance(key, str) and key.isdecimal() and len(key) < 20  # JSON keys are strings

@@ -1,4 +1,4 @@
-"""All configuration options. Each component receives its own section, never the whole.
+"""All options of an engine, one section for each component; a server's own are in `server_config.py`.
 
 Each field is also a flag: `max_num_seqs` is `--max-num-seqs`. `checked_fields.py` checks types and ranges.
 """
@@ -223,72 +223,6 @@ class ObserveConfig:
         None, "URL that traces of requests are sent to, as OTLP over HTTP; needs the extra otel; default: no traces"
     )
     check_invariants: bool = knob(False, "check the cache's invariants after every step; slow, for tests")
-
-
-@checked
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmissionConfig:
-    """Limits of a server's waiting queue."""
-
-    max_num_queued_reqs: int | None = knob(None, "most waiting requests; more get 503; default: no limit", at_least=0)
-    queue_timeout: float | None = knob(
-        None, "most seconds a request waits before its first step; after them it gets 503; default: no limit"
-    )
-
-    def __post_init__(self) -> None:
-        if self.queue_timeout is not None and self.queue_timeout <= 0:
-            raise ConfigError(f"queue_timeout is {self.queue_timeout}, allowed is more than 0")
-
-
-@checked
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """A server's address, processes, limits and shutdown."""
-
-    host: str | None = knob(None, "address to listen on; default: every IPv4 interface (127.0.0.1: this machine only)")
-    port: int = knob(8000, "port to listen on; 0: any that is free", at_least=0, at_most=65535)
-    uds: str | None = knob(None, "path of a Unix socket to listen on, in place of host and port")
-    api_server_count: int = knob(1, "processes for HTTP, text and tokens; each talks to every engine", at_least=1)
-    ssl_keyfile: str | None = knob(None, "private key; with ssl_certfile: serve https")
-    ssl_certfile: str | None = knob(None, "certificate chain; with ssl_keyfile: serve https")
-    ssl_ca_certs: str | None = knob(None, "authorities whose client certificates are accepted; every client needs one")
-    timeout_keep_alive: int = knob(
-        65, "seconds a connection may be idle; above proxies' and clients' limits, or they use closed ones", at_least=1
-    )
-    timeout_request_head: int = knob(30, "seconds for a request's headers to arrive", at_least=1)
-    timeout_request_body: int = knob(
-        300, "seconds for a request's body to arrive, and that a client may leave its answer unread", at_least=1
-    )
-    max_idle_connections: int = knob(
-        1024, "most connections of a front end without a whole request; the longest idle one makes room", at_least=1
-    )
-    h11_max_incomplete_event_size: int = knob(65536, "most bytes of a request's headers or trailers", at_least=1024)
-    h11_max_header_count: int = knob(256, "most headers of a request", at_least=1)
-    shutdown_timeout: int = knob(
-        0, "seconds that running requests may go on after SIGTERM or Ctrl-C; 0: end them at once", at_least=0
-    )
-    engine_hang_timeout: float = knob(
-        300.0,
-        "seconds without a sign of life after which the engine is killed and restarted; 0: never. Keep it above the "
-        "longest step: minutes for a long prompt on a few cores. First steps compile kernels and get at least 600",
-    )
-    front_end_hang_timeout: float = knob(
-        60.0, "seconds without a sign of life after which a front end is killed and restarted; 0: never"
-    )
-    enable_log_requests: bool = knob(False, "log a line for every request: its id, its size, its sampling parameters")
-    disable_log_stats: bool = knob(False, "do not log the engine's throughput every ten seconds")
-
-    def __post_init__(self) -> None:
-        if self.uds is not None and self.host is not None:
-            raise ConfigError(f"host is {self.host!r} and uds is {self.uds!r}, allowed is one of them")
-        if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
-            raise ConfigError("https needs both ssl_keyfile and ssl_certfile, got one of them")
-        if self.ssl_ca_certs is not None and self.ssl_certfile is None:
-            raise ConfigError("ssl_ca_certs is of no use without ssl_keyfile and ssl_certfile: give them, or drop it")
-        for name in ("engine_hang_timeout", "front_end_hang_timeout"):
-            seconds = getattr(self, name)
-            if not (seconds == 0 or 1 <= seconds < math.inf):
-                raise ConfigError(f"{name} is {seconds}, allowed are 1 or more seconds, and 0 for never")
 
 
 @checked

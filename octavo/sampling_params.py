@@ -12,8 +12,10 @@ from typing import Any, Literal
 from octavo.checked_parameters import (
     Other,
     assignable,
+    bad_value,
     checked,
     checked_bias,
+    checked_some_ids,
     checked_strings,
     checked_token_ids,
     parameter,
@@ -116,10 +118,7 @@ class SamplingParams:
     stop_token_ids: Iterable[int] | None = parameter(None, "Tokens that end an answer.")
     ignore_eos: bool = parameter(False, "Go on past the model's own end token.")
     max_tokens: int | None = parameter(
-        16,
-        "Most tokens to generate, if the context has room.",
-        low=1,
-        known_as={"transformers": "max_new_tokens"},
+        16, "Most tokens to generate, if the context has room.", low=1, known_as={"transformers": "max_new_tokens"}
     )
     min_tokens: int = parameter(0, "No end before so many tokens.", low=0)
     logprobs: int | None = parameter(None, "So many alternatives with each token's log-probability; -1: all.", low=-1)
@@ -155,8 +154,7 @@ class SamplingParams:
         differs=f"-{MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}; of the answer's length, as in transformers",
     )  # fmt: skip
     early_stopping: EarlyStopping = parameter(
-        False,
-        'true: the search ends with the first best_of finished beams; "never": only when none can improve.',
+        False, 'true: the search ends with the first best_of finished beams; "never": only when none can improve.'
     )
     num_beam_groups: int = parameter(
         1, "Groups of beams that search one after another, each away from those before it.", low=1, high=MAX_N
@@ -178,17 +176,11 @@ class SamplingParams:
         if self.seed == -1:
             self._set("seed", None)
         if self.truncate_prompt_tokens == 0:
-            raise InvalidRequestError(
-                "truncate_prompt_tokens is 0, allowed are -1 and 1 or more: a prompt needs a token"
-            )
+            raise bad_value("truncate_prompt_tokens", 0, "are -1 and 1 or more: a prompt needs a token")
         if not isinstance(self.output_kind, RequestOutputKind):
-            raise InvalidRequestError(
-                f"output_kind is {shown(self.output_kind)}, allowed are the members of RequestOutputKind"
-            )
+            raise bad_value("output_kind", self.output_kind, "are the members of RequestOutputKind")
         if self.early_stopping is not False and self.early_stopping is not True and self.early_stopping != "never":
-            raise InvalidRequestError(
-                f"early_stopping is {shown(self.early_stopping)}, allowed are True, False and 'never'"
-            )
+            raise bad_value("early_stopping", self.early_stopping, "are True, False and 'never'")
         self._normalise_collections()
         self._check_combinations()
 
@@ -196,10 +188,12 @@ class SamplingParams:
         self._set("stop", checked_strings("stop", [self.stop] if isinstance(self.stop, str) else self.stop))
         self._set("bad_words", checked_strings("bad_words", self.bad_words))
         self._set("stop_token_ids", checked_token_ids("stop_token_ids", self.stop_token_ids))
-        if self.allowed_token_ids is not None:
-            self._set_ids("allowed_token_ids", MAX_ALLOWED_TOKEN_IDS, "use None to allow every token")
-        if self.logprob_token_ids is not None:
-            self._set_ids("logprob_token_ids", MAX_LOGPROB_TOKEN_IDS, "logprobs=-1 reports the whole vocabulary")
+        for name, most, instead in (
+            ("allowed_token_ids", MAX_ALLOWED_TOKEN_IDS, "use None to allow every token"),
+            ("logprob_token_ids", MAX_LOGPROB_TOKEN_IDS, "logprobs=-1 reports the whole vocabulary"),
+        ):
+            if (ids := getattr(self, name)) is not None:
+                self._set(name, checked_some_ids(name, ids, most, instead))
         if self.logit_bias is not None:
             self._set("logit_bias", checked_bias(self.logit_bias))
 
@@ -243,12 +237,6 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"{name} is set and use_beam_search is True, allowed is one of the two: {instead}"
             )
-
-    def _set_ids(self, name: str, most: int, instead: str) -> None:
-        ids = checked_token_ids(name, getattr(self, name))
-        if not 1 <= len(ids) <= most:
-            raise InvalidRequestError(f"{name} holds {len(ids)} ids, allowed are 1 to {most}; {instead}")
-        self._set(name, ids)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

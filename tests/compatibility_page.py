@@ -14,13 +14,14 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from octavo import AsyncLLM, SamplingParams, vllm_options
-from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
+from octavo.config import EngineConfig
 from octavo.llm import LLM
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.bodies import NEUTRAL, NO_EFFECT, instead_of
 from octavo.server.protocol import ChatCompletionRequest, CompletionRequest, MessagesRequest, TokenizeRequest
 from octavo.server.sessions import ROUTES as SESSION_ROUTES
 from octavo.server.settings import LIMITS, SESSION_LIMITS, ServerSettings
+from octavo.server_config import AdmissionConfig, ServerConfig
 from octavo.vllm_options import NotHere
 
 SAME = "the same"

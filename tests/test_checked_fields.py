@@ -9,17 +9,16 @@ import pytest
 
 from octavo.checked_fields import whole_number
 from octavo.config import (
-    AdmissionConfig,
     BackendConfig,
     CacheConfig,
     EngineConfig,
     ModelConfig,
     ObserveConfig,
     SchedulerConfig,
-    ServerConfig,
 )
 from octavo.errors import ConfigError
 from octavo.server.settings import ServerSettings
+from octavo.server_config import AdmissionConfig, ServerConfig
 
 SECTIONS = [
     ModelConfig,

@@ -6,10 +6,10 @@ import pytest
 
 from octavo import SamplingParams, vllm_options
 from octavo.cli.words import FLAG_ALIASES
-from octavo.config import AdmissionConfig, ServerConfig
 from octavo.engine.assemble import _SECTIONS, engine_config
 from octavo.errors import ConfigError
 from octavo.server.settings import ServerSettings
+from octavo.server_config import AdmissionConfig, ServerConfig
 from octavo.vllm_options import ENGINE_OPTIONS, SAMPLING_FIELDS, SERVER_FLAGS, SERVER_ONLY
 
 ASKS_FOR_NOTHING = {

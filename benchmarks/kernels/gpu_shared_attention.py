@@ -17,7 +17,8 @@ from benchmarks.kernels.gpu_attention import BF16, CUDA, Case, decode_us, make_c
 from octavo.kernels.cuda.driver import find_gpu
 from octavo.kernels.cuda.timing import copies_past_cache, graph_time_us, print_machine
 from octavo.kernels.cuda.weights import DeviceWeights
-from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials, SharedPlan
+from octavo.kernels.cuda_cpp.attention_plan import SharedPlan
+from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials
 from octavo.kernels.cuda_cpp.shape import Shape
 from octavo.kernels.triton.attention.hopper_decode import HopperDecode
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform

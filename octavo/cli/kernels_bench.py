@@ -18,7 +18,7 @@ from octavo.errors import BackendUnavailableError, ConfigError
 from octavo.kernels.inventory import backends, kernels_of
 
 if TYPE_CHECKING:
-    from octavo.testing.op_bench import Case, Sizes
+    from octavo.testing.op_cases import Case, Sizes
 
 MEASURED = ("triton", "cpu")
 
@@ -32,7 +32,8 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: argparse.Namespace) -> int:
     op = known_op(args.op)
     backend = _backend(op, args.backend)
-    from octavo.testing.op_bench import SIZES, limits_of, machine_name, measure
+    from octavo.testing.op_bench import limits_of, machine_name, measure
+    from octavo.testing.op_cases import SIZES
 
     sizes, limits = SIZES[backend], limits_of(backend)
     print(f"{op} on {machine_name(backend)}, backend {backend}, {sizes.dtype}")

@@ -13,11 +13,11 @@ from dataclasses import replace
 from octavo import env
 from octavo.cli.flags import add_engine_flags, add_section_flags, engine_options, section_options
 from octavo.cli.parser import CommandParser
-from octavo.config import AdmissionConfig, ServerConfig
 from octavo.engine.assemble import engine_config
 from octavo.observe.logging import log_to_stderr
 from octavo.processes.supervisor import ServeOptions, Supervisor
 from octavo.server.settings import ServerSettings
+from octavo.server_config import AdmissionConfig, ServerConfig
 
 COMMON = (
     *("--host", "--port", "--api-key-file", "--served-model-name", "--config", "--max-model-len", "--max-num-seqs"),

@@ -1,9 +1,9 @@
-"""From options to a running engine and its start-up card. Each room gets only its own section of the options."""
+"""From options to a running engine. Each room gets only its own section of the options."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -12,19 +12,18 @@ from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig,
 from octavo.engine.core import EngineCore, OverlappedCore
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.start_up_card import start_up_card, warn_of_leftovers
 from octavo.env import cache_dir
 from octavo.errors import ConfigError
 from octavo.executor.executor import Executor, executor_here
-from octavo.models.architecture import context_len
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import EngineStarted
-from octavo.observe.logging import LOGGER
 from octavo.observe.recorder import FlightRecorder
 from octavo.observe.tracing import RequestTracer, open_tracer
 from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
-from octavo.shown import shown_names, suggestion
+from octavo.shown import suggestion
 from octavo.text.tokenizer import Tokenizer, check_chat_template, open_tokenizer
 from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, why_not
 from octavo.worker.task import WorkerShape, WorkerTask
@@ -184,53 +183,7 @@ def _inputs(config: EngineConfig, shape: WorkerShape, tokenizer: Tokenizer | Non
     return InputProcessor(tokenizer, request_limits, config.model.seed)
 
 
-def start_up_card(shape: WorkerShape, seconds: float) -> list[tuple[str, str]]:
-    """What runs, where and why, as (label, text) lines."""
-    architecture, layout, limits = shape.architecture, shape.layout, shape.limits
-    num_tokens = (layout.num_blocks - 1) * layout.block_size
-    context = f"{limits.max_model_len:,} tokens"
-    if limits.max_model_len < context_len(architecture):
-        context += f" of the model's {context_len(architecture):,}"
-    on_each = " on each rank" if shape.ranks else ""
-    lines = [
-        ("model", f"{shape.label} ({architecture.family}, {architecture.num_layers} layers)"),
-        ("weights", f"{_size(shape.weight_bytes)} as {shape.weight_dtypes}"),
-        (
-            "KV cache",
-            f"{layout.num_blocks - 1:,} blocks of {layout.block_size} tokens, "
-            f"{_size(layout.num_blocks * layout.block_bytes)} as {layout.dtype}{on_each}",
-        ),
-        ("holds", f"{num_tokens:,} tokens in one cache group, {limits.max_num_seqs} sequences at once"),
-        ("context", context),
-        ("step", f"up to {limits.max_num_tokens:,} tokens"),
-        ("backend", shape.backend),
-        ("ready in", f"{seconds:.2f} s"),
-    ]
-    if shape.device is not None:
-        lines.insert(-1, ("device", shape.device))
-    if shape.ranks:
-        text = f"{len(shape.ranks)}, each with a part of every layer, exchanging by {shape.link}"
-        lines.insert(-1, ("ranks", f"{text}: {', '.join(shape.ranks)}"))
-    return lines
-
-
 def _measured(executor: Executor) -> dict[str, int]:
     layout = executor.shape.layout
     found = {str(component): num_bytes for component, num_bytes in executor.measured().items()}
     return found | {"KV blocks": layout.num_blocks * layout.block_bytes}
-
-
-def warn_of_leftovers(label: str, unused: Sequence[str]) -> None:
-    """Warn of tensors that the model did not use: its configuration may describe another model."""
-    if unused:
-        LOGGER.warning(
-            "%s: %d tensors are not used, the model's configuration has no place for them: %s",
-            *(label, len(unused), shown_names(unused)),
-        )
-
-
-def _size(num_bytes: int) -> str:
-    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:,.1f} {unit}"
-    return f"{num_bytes} bytes"

@@ -14,12 +14,13 @@ from dataclasses import replace
 from functools import partial
 
 from octavo.child import Note
-from octavo.config import AdmissionConfig, EngineConfig
+from octavo.config import EngineConfig
 from octavo.observe.logging import LOGGER
 from octavo.processes.engine_keeper import EngineKeeper
 from octavo.processes.household import EngineTask, Household
 from octavo.processes.placement import engine_places
 from octavo.processes.probation import Suspects
+from octavo.server_config import AdmissionConfig
 
 
 class EngineFleet:

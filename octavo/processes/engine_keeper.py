@@ -16,7 +16,7 @@ from octavo.child import Child, Note, as_error
 from octavo.observe.logging import LOGGER
 from octavo.processes.heartbeat import Watchdog
 from octavo.processes.household import GRACE_S, EngineTask, Household, Restarts, front_end_identity
-from octavo.processes.probation import who_was_computed
+from octavo.processes.step_record import who_was_computed
 
 
 class Fleet(Protocol):

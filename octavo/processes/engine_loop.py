@@ -26,8 +26,9 @@ from octavo.processes.heartbeat import Heartbeat
 from octavo.processes.household import EngineTask
 from octavo.processes.load_report import LoadReport
 from octavo.processes.outbox import Live, Outbox, Questions, is_plain, sequence_news
-from octavo.processes.probation import Probation, StepRecord
+from octavo.processes.probation import Probation
 from octavo.processes.queue_bounds import AdmissionControl
+from octavo.processes.step_record import StepRecord
 from octavo.processes.transport import (
     Abort,
     AbortById,
@@ -234,8 +235,7 @@ class EngineLoop:
 
     def _turn_away_expired(self) -> None:
         for request, error in self._admission.take_expired():
-            live = self._live.get(request.request_id)
-            if live is not None and live.request is request:
+            if (live := self._live.get(request.request_id)) is not None and live.request is request:
                 self._abort(live)
                 self._record_refusal(request.request_id, "queue_timeout")
                 self._send(live.front_end, Refusal(live.key, "busy", str(error), error.retry_after_s))

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.child import Channel
-from octavo.config import AdmissionConfig, EngineConfig, ModelConfig, ServerConfig
+from octavo.config import EngineConfig, ModelConfig
 from octavo.processes.heartbeat import Watchdog
+from octavo.server_config import AdmissionConfig, ServerConfig
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: seconds that a child may take to exit once it has closed its channel, or was told to exit

@@ -8,8 +8,8 @@ import socket
 import ssl
 import stat
 
-from octavo.config import ServerConfig
 from octavo.errors import ConfigError
+from octavo.server_config import ServerConfig
 
 #: as in vLLM: a server in a container must be reachable from outside
 EVERY_INTERFACE = "0.0.0.0"

@@ -11,13 +11,14 @@ import time
 import zmq
 
 from octavo.child import Note
-from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
+from octavo.config import EngineConfig
 from octavo.errors import EngineDeadError
 from octavo.processes.engine_fleet import EngineFleet
 from octavo.processes.engine_keeper import EngineKeeper
 from octavo.processes.engine_link import front_end_socket
 from octavo.processes.household import GRACE_S, Household, front_end_identity
 from octavo.processes.transport import Down, Hello, Up, Welcome, decode_down, encode
+from octavo.server_config import AdmissionConfig, ServerConfig
 
 #: seconds between looks at processes that start or end
 _LOOK_S = 0.02

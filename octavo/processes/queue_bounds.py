@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from octavo.config import AdmissionConfig
 from octavo.engine.core import EngineCore
 from octavo.errors import EngineBusyError
 from octavo.request import Request
+from octavo.server_config import AdmissionConfig
 
 #: seconds; the range of Retry-After
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0

@@ -20,13 +20,14 @@ from functools import partial
 from typing import Any
 
 from octavo.child import Child, Note
-from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
+from octavo.config import EngineConfig
 from octavo.observe.logging import LOGGER
 from octavo.processes.engine_fleet import EngineFleet, print_card
 from octavo.processes.engine_keeper import EngineKeeper
 from octavo.processes.front_end_keeper import FrontEndKeeper
 from octavo.processes.household import GRACE_S, SIGNALS, FrontEndTask, Household, hearing_signals
 from octavo.processes.listening import close_socket, open_socket, url_of
+from octavo.server_config import AdmissionConfig, ServerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,9 +50,9 @@ class Roster:
         sequence_id = SequenceId(self._next_sequence_id)
         token_ids = [*request.prompt_token_ids, *request.begun_token_ids]
         sequence = Sequence(sequence_id, request, 0, token_ids, max_len=max_len)
-        self._next_sequence_id += request.sampling_params.num_sequences
         self.requests[name] = request
-        self._num_open[name] = request.sampling_params.num_sequences
+        self._num_open[name] = num_sequences = request.sampling_params.num_sequences
+        self._next_sequence_id += num_sequences
         self._add(sequence)
         return sequence
 
@@ -125,21 +125,21 @@ class Seats:
 
     def reserve_again(self, fork: Sequence) -> None:
         """A fork leaves its seat, which is kept for its request."""
-        if fork.row < 0:
-            return
-        self._empty.append(fork.row)
-        self.vacated.append(fork.row)
-        self._num_reserved += 1
-        fork.row = -1
+        if fork.row >= 0:
+            self._vacate(fork)
+            self._num_reserved += 1
 
     def leave(self, sequence: Sequence) -> None:
         """Give back a sequence's seat and those reserved for its forks. A beam's own may be reserved still."""
         if sequence.row < 0:
             self._num_reserved -= 1
             return
+        self._vacate(sequence)
+        self._num_reserved -= num_seats(sequence) - 1
+
+    def _vacate(self, sequence: Sequence) -> None:
         self._empty.append(sequence.row)
         self.vacated.append(sequence.row)
-        self._num_reserved -= num_seats(sequence) - 1
         sequence.row = -1
 
 
@@ -195,7 +195,9 @@ class WaitingQueue:
         queue, staying = self.queue, 0
         while staying < len(queue):
             passed = queue[:staying]
-            if staying > self._max_bypasses or any(self._is_out_of_patience(sequence) for sequence in passed):
+            if staying > self._max_bypasses or any(
+                self._num_passes[one.sequence_id] >= self._max_bypasses for one in passed
+            ):
                 return
             sequence = queue[staying]
             yield sequence
@@ -204,9 +206,6 @@ class WaitingQueue:
             else:
                 for left_behind in passed:
                     self._num_passes[left_behind.sequence_id] += 1
-
-    def _is_out_of_patience(self, sequence: Sequence) -> bool:
-        return self._num_passes[sequence.sequence_id] >= self._max_bypasses
 
     def set_reason(self, sequence: Sequence, reason: WaitReason) -> bool:
         """Note why a sequence waits; True if that is news."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from octavo.config import ServerConfig
+from octavo.server_config import ServerConfig
 
 _SWEEP_S = 1.0
 

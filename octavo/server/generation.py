@@ -32,8 +32,7 @@ RANK_HEADER = "x-data-parallel-rank"
 _STARTED_AT_ONCE = 16
 #: outputs that may wait for a call's reader; beyond that the streams of its prompts wait, and lose nothing
 _MAX_AHEAD = 64
-_MAX_BIASES = 4096
-_MAX_IDS = 4096  # in a list of token ids; each is checked separately
+_MAX_BIASES = _MAX_IDS = 4096  # each is checked separately
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

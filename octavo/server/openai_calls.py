@@ -91,7 +91,7 @@ def make_call(
     num_logprobs = _check_size(asked, serving, prompts, params, names_limit)
     call_id = f"{kind}-{request_id(request, asked.request_id)}"
     options, settings, tokenizer = asked.stream_options, serving.settings, serving.client.get_tokenizer()
-    is_forced = settings.enable_force_include_usage
+    is_forced, has_usage = settings.enable_force_include_usage, bool(options and options.include_usage)
     return Call(
         id=call_id,
         model=asked.model or "",
@@ -110,8 +110,8 @@ def make_call(
         text_stream=None if tokenizer is None else tokenizer.stream,
         as_token_ids=_given(asked.return_tokens_as_token_ids, settings.return_tokens_as_token_ids),
         has_token_ids=_given(asked.return_token_ids, tokenizer is None),
-        has_usage=is_forced or bool(options and options.include_usage),
-        has_usage_always=is_forced or bool(options and options.include_usage and options.continuous_usage_stats),
+        has_usage=is_forced or has_usage,
+        has_usage_always=is_forced or bool(options and has_usage and options.continuous_usage_stats),
         has_metrics=settings.enable_per_request_metrics and len(prompts) == params.n == 1,
         stream_interval=_bounded("stream_interval", asked.stream_interval, 1, 1, _MAX_STREAM_INTERVAL),
         num_logprobs=num_logprobs,

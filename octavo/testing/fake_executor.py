@@ -1,11 +1,10 @@
 """A fake executor: runs StepPlans like a worker, with hashes in place of keys and values.
 
     slot content of position p  =  hash of the sequence's tokens 0 .. p
-    next token                  =  a function of that hash, the seed and the sample index
+    next token                  =  a function of that hash, the seed and the sample index (`fake_tokens.py`)
 
-A token depends only on all tokens before it, so batching, chunks, prefix hits, forks and preemption must not change
-any. A wrongly shared block, a missing copy or a read of an unwritten slot shows up as wrong content. Every rule of a
-plan is an assertion.
+Batching, chunks, prefix hits, forks and preemption must not change any token. A wrongly shared block, a missing copy or
+a read of an unwritten slot shows up as wrong content. Every rule of a plan is an assertion.
 """
 
 from __future__ import annotations
@@ -18,39 +17,8 @@ from itertools import accumulate
 from octavo.cache.blocks import NULL_BLOCK, CacheGroup
 from octavo.messages import BlockWrite, Candidates, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.scheduler.step import num_right
+from octavo.testing.fake_tokens import EMPTY_PREFIX, best_tokens, extend_prefix, next_token
 from octavo.worker.runner import DoneStep
-
-VOCAB_SIZE = 1000
-_MASK = (1 << 64) - 1
-EMPTY_PREFIX = 0x9E3779B97F4A7C15
-
-
-def extend_prefix(prefix_hash: int, token_id: int) -> int:
-    mixed = ((prefix_hash ^ token_id) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & _MASK
-    return mixed ^ (mixed >> 29)
-
-
-def next_token(prefix_hash: int, seed: int, sample_index: int) -> int:
-    return extend_prefix(extend_prefix(prefix_hash, seed & _MASK), sample_index) % VOCAB_SIZE
-
-
-def best_tokens(prefix_hash: int, count: int) -> tuple[list[int], list[float]]:
-    """The tokens that are likeliest after a prefix, and their log-probabilities."""
-    scored = [(-(extend_prefix(prefix_hash, token_id) % (1 << 40)) / (1 << 37), token_id) for token_id in range(60)]
-    best = sorted(scored, reverse=True)[:count]
-    return [token_id for _, token_id in best], [logprob for logprob, _ in best]
-
-
-def generate_alone(prompt: Listlike[int], num_tokens: int, seed: int, sample_index: int) -> list[int]:
-    """The tokens of a sequence that runs without batching. Under any plan it must get the same."""
-    prefix_hash = EMPTY_PREFIX
-    for token_id in prompt:
-        prefix_hash = extend_prefix(prefix_hash, token_id)
-    drawn = []
-    for _ in range(num_tokens):
-        drawn.append(next_token(prefix_hash, seed, sample_index))
-        prefix_hash = extend_prefix(prefix_hash, drawn[-1])
-    return drawn
 
 
 @dataclass(slots=True, eq=False)

@@ -19,7 +19,8 @@ pytestmark = needs_gpu
 
 if ON_GPU:
     from octavo.kernels.cuda.driver import find_gpu
-    from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials, SharedPlan
+    from octavo.kernels.cuda_cpp.attention_plan import SharedPlan
+    from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials
     from octavo.kernels.cuda_cpp.shape import Shape
 
 

@@ -9,8 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
+from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
-from octavo.kernels.cuda_cpp.decode_attention import Kind, compile_plan  # noqa: E402
+from octavo.kernels.cuda_cpp.decode_attention import Kind  # noqa: E402
 from octavo.kernels.cuda_cpp.shape import Occupancy, Shape  # noqa: E402
 
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")

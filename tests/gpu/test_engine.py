@@ -21,8 +21,8 @@ if not torch.cuda.is_available():
 from octavo import LLM, RequestOutput, SamplingParams  # noqa: E402
 from octavo.errors import EngineDeadError, OutOfMemoryError  # noqa: E402
 from octavo.kernels.cuda.step import GraphMemory  # noqa: E402
+from octavo.kernels.cuda_cpp.attention_plan import SharedPlan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
-from octavo.kernels.cuda_cpp.decode_attention import SharedPlan  # noqa: E402
 from octavo.observe.events import EngineStarted, Preempted  # noqa: E402
 from octavo.worker.cuda_graphs import ChunkSteps  # noqa: E402
 from tests.conftest import TinyFolder  # noqa: E402

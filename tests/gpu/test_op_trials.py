@@ -15,7 +15,8 @@ from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.kv_layout import KVDType  # isort: skip
 from octavo.kernels.ops import OPS  # isort: skip
 from octavo.kernels.cuda import timing  # isort: skip
-from octavo.testing.op_bench import Limits, Sizes, measure  # isort: skip
+from octavo.testing.op_bench import Limits, measure  # isort: skip
+from octavo.testing.op_cases import Sizes  # isort: skip
 from octavo.testing.op_trials import trials  # isort: skip
 
 DTYPES: tuple[KVDType, ...] = ("float32", "bfloat16") if ON_GPU else ("float32",)

@@ -23,8 +23,8 @@ from octavo.errors import BackendUnavailableError  # noqa: E402
 from octavo.kernels.build.build import find_sources  # noqa: E402
 from octavo.kernels.build.toolchain import find_toolchain  # noqa: E402
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
-from octavo.kernels.cuda_cpp import decode_attention  # noqa: E402
-from octavo.kernels.cuda_cpp.decode_attention import SharedPlan  # noqa: E402
+from octavo.kernels.cuda_cpp import attention_plan  # noqa: E402
+from octavo.kernels.cuda_cpp.attention_plan import SharedPlan  # noqa: E402
 from octavo.kernels.cuda_cpp.shape import Shape  # noqa: E402
 
 HERE = Path(__file__).parent / "plan_on_cpu"
@@ -49,7 +49,7 @@ def compile_plans(folder: Path, costs: dict[str, int]) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compile_plans(tmp_path_factory.mktemp("plan"), decode_attention.HOPPER_COSTS)
+    return compile_plans(tmp_path_factory.mktemp("plan"), attention_plan.HOPPER_COSTS)
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def made(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             self._function(*arguments)
             launches.append(arguments)
 
-    monkeypatch.setattr(decode_attention, "Kernel", OneThread)
-    monkeypatch.setattr(decode_attention, "compile_plan", lambda *given: (b"", 1))
+    monkeypatch.setattr(attention_plan, "Kernel", OneThread)
+    monkeypatch.setattr(attention_plan, "compile_plan", lambda *given: (b"", 1))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
     return launches
 

@@ -14,13 +14,13 @@ import pytest
 
 from octavo import LLM, EngineBusyError, EngineDeadError, InvalidRequestError, RequestOutputKind, SamplingParams
 from octavo.child import Channel, Note
-from octavo.config import AdmissionConfig
 from octavo.engine.assemble import build_engine, engine_config
 from octavo.engine.llm_engine import EngineClient
 from octavo.outputs import RequestOutput
 from octavo.processes.engine_loop import EngineLoop
 from octavo.processes.household import EngineTask
 from octavo.processes.process_client import ProcessClient
+from octavo.server_config import AdmissionConfig
 
 OPTIONS: dict[str, Any] = {"num_threads": 1, "max_model_len": 256, "max_num_seqs": 8, "num_gpu_blocks_override": 128}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from octavo.observe.events import Arrived, FirstToken, Preempted, Started, Waits
-from octavo.testing.fake_executor import generate_alone
+from octavo.testing.fake_tokens import generate_alone
 from octavo.testing.simulate import Arrival, make_request
 from tests.scheduler.simulators import prompt_of, seen, simulator_of
 

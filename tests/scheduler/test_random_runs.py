@@ -21,7 +21,7 @@ from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.observe.events import Preempted, Scheduled, Started
 from octavo.request import Request, Sequence, SequenceState
-from octavo.testing.fake_executor import EMPTY_PREFIX, VOCAB_SIZE, extend_prefix, generate_alone
+from octavo.testing.fake_tokens import EMPTY_PREFIX, VOCAB_SIZE, extend_prefix, generate_alone
 from octavo.testing.simulate import Simulator, make_request
 
 MAX_MODEL_LEN = 300

@@ -5,7 +5,7 @@ import pytest
 from octavo.messages import StepResult
 from octavo.observe.events import Sampled
 from octavo.scheduler.step import num_right, runs_of
-from octavo.testing.fake_executor import VOCAB_SIZE, generate_alone
+from octavo.testing.fake_tokens import VOCAB_SIZE, generate_alone
 from octavo.testing.simulate import make_request
 from tests.scheduler.simulators import prompt_of, seen, simulator_of
 

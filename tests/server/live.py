@@ -20,7 +20,7 @@ from tests.conftest import EXECUTOR
 
 CODE = """
 import sys
-from octavo.config import AdmissionConfig, ServerConfig
+from octavo.server_config import AdmissionConfig, ServerConfig
 from octavo.engine.assemble import engine_config
 from octavo.observe.logging import log_to_stderr
 from octavo.server.settings import ServerSettings

@@ -21,10 +21,10 @@ import pytest
 import uvicorn
 import uvloop
 
-from octavo.config import ServerConfig
 from octavo.errors import ConfigError
 from octavo.server.bounded_http import MAX_PIPELINED, MAX_TARGET_SIZE, BoundedHttp
 from octavo.server.connections import Connections
+from octavo.server_config import ServerConfig
 from tests.server.live import API, live, until
 
 SIZE, COUNT = 4096, 20

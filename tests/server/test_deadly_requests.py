@@ -16,10 +16,9 @@ from octavo.processes.probation import (
     MEMORY_S,
     Held,
     Probation,
-    StepRecord,
     Suspects,
-    who_was_computed,
 )
+from octavo.processes.step_record import StepRecord, who_was_computed
 from octavo.processes.transport import AddRequest, pack_request
 from octavo.request import Request, Sequence, SequenceId
 from octavo.testing.simulate import make_request

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from octavo.config import ServerConfig
 from octavo.errors import ConfigError
 from octavo.processes.heartbeat import OVERSLEPT_S, Watchdog
+from octavo.server_config import ServerConfig
 from tests.server.live import LiveServer, Stream, live_and_clean, read_answer, until
 
 TIMEOUT_S = 2.0

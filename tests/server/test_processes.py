@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from octavo.cli import main as cli
-from octavo.config import ServerConfig
 from octavo.errors import ConfigError
 from octavo.observe.events import Finished
 from octavo.observe.flight_log import read_open_log
 from octavo.processes.household import MAX_TRIES, STABLE_S, Restarts
 from octavo.processes.listening import close_socket, open_socket, url_of
+from octavo.server_config import ServerConfig
 from tests.server.live import LiveServer, Stream, is_running, live, live_and_clean, read_answer, until
 
 pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")

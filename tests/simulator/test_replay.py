@@ -22,7 +22,8 @@ from octavo.observe.events import BlockCopied, EngineStarted, Event, Finished, P
 from octavo.observe.flight_log import LogHeader, LogWriter, read_log, read_open_log
 from octavo.scheduler.scheduler import Scheduler
 from octavo.simulator.replay import Replayed, replay
-from octavo.testing.fake_executor import VOCAB_SIZE, FakeExecutor
+from octavo.testing.fake_executor import FakeExecutor
+from octavo.testing.fake_tokens import VOCAB_SIZE
 from octavo.testing.simulate import make_request
 from tests.observe.test_flight_log import event_of, kinds
 

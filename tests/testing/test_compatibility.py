@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from octavo import LLM, AsyncLLM, SamplingParams
-from octavo.config import AdmissionConfig, EngineConfig, ServerConfig
+from octavo.config import EngineConfig
 from octavo.server.app import OPTIONAL_ROUTES, ROUTES
 from octavo.server.bodies import INSTEAD, NEUTRAL
 from octavo.server.settings import ServerSettings
+from octavo.server_config import AdmissionConfig, ServerConfig
 from tests import compatibility_page as compatibility
 from tests.compatibility_page import DIFFERENT, OURS, ROUTES_NOT_HERE
 

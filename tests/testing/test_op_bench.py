@@ -6,8 +6,9 @@ import pytest
 
 from octavo.cli.main import main
 from octavo.kernels.ops import OPS
-from octavo.testing import op_bench
-from octavo.testing.op_bench import Limits, Sizes, cases, measure
+from octavo.testing import op_bench, op_cases
+from octavo.testing.op_bench import Limits, measure
+from octavo.testing.op_cases import Sizes, cases
 
 TINY = Sizes(64, (1, 3), (4, 2, 16), ((2, 17, 1), (1, 0, 5)), "float32", "float16", repeats=1)
 
@@ -34,7 +35,7 @@ def test_what_is_counted() -> None:
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(op_bench.SIZES, "cpu", TINY)
+    monkeypatch.setitem(op_cases.SIZES, "cpu", TINY)
     monkeypatch.setattr(op_bench, "limits_of", lambda backend: Limits(1e10, 1e11))
     assert main(["kernels", "bench", "paged_attention", "--backend", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()

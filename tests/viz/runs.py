@@ -12,7 +12,7 @@ from octavo.errors import InvalidRequestError
 from octavo.observe import events
 from octavo.observe.events import EngineStarted, Event
 from octavo.request import SequenceState
-from octavo.testing.fake_executor import VOCAB_SIZE
+from octavo.testing.fake_tokens import VOCAB_SIZE
 from octavo.testing.simulate import Simulator, make_request
 
 WINDOWS: list[tuple[int | None, ...]] = [(None,), (8,), (40, None), (5, 5, 33, 33, None, None)]

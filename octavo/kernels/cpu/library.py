@@ -34,14 +34,8 @@ class KVPool(Structure):
 
 class StepView(Structure):
     _fields_ = (
-        ("num_tokens", c_int64),
-        ("num_seqs", c_int64),
-        ("num_groups", c_int64),
-        ("input_ids", c_void_p),
-        ("positions", c_void_p),
-        ("query_start_loc", c_void_p),
-        ("seq_lens", c_void_p),
-        ("rows", c_void_p),
+        *((name, c_int64) for name in ("num_tokens", "num_seqs", "num_groups")),
+        *((name, c_void_p) for name in ("input_ids", "positions", "query_start_loc", "seq_lens", "rows")),
         ("block_tables", POINTER(c_void_p)),
         ("table_strides", POINTER(c_int64)),
         ("token_seqs", c_void_p),
@@ -50,11 +44,7 @@ class StepView(Structure):
 
 class LayerSpec(Structure):
     _fields_ = (
-        ("group", c_int64),
-        ("offset", c_int64),
-        ("num_heads", c_int64),
-        ("num_kv_heads", c_int64),
-        ("head_dim", c_int64),
+        *((name, c_int64) for name in ("group", "offset", "num_heads", "num_kv_heads", "head_dim")),
         ("scale", c_float),
         ("window", c_int64),
         ("softcap", c_float),

@@ -6,12 +6,7 @@ The forward pass is recorded once and bound several times, as a program for each
     heads      the rest of the pass, for the rows whose logits are needed
     decodes    both, one row per sequence
 
-Heads and decodes have several programs each, by the number of rows:
-
-    1          as much fused as the products' tilings allow, down to five kernels a layer; off Hopper also 2 and 4
-    up to 256  on Hopper: products in tiles, with the gate; the next norm sums their parts
-    up to 64   off Hopper: the product adds the residual
-    more       cuBLAS products, and kernels between them
+Heads and decodes have several programs each, by the number of rows: see `row_programs.py`.
 
 `forward`, `logits` and the rest of CompiledModel take any step from the host. `decode` runs a step of decodes alone on
 tensors that are already on the device, waits for nothing, and can be captured in a CUDA graph.
@@ -32,7 +27,8 @@ from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.program import Program, Shared
-from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS, TILED_ROWS
+from octavo.kernels.cuda.row_programs import first_for, programs_by_rows
+from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS
 from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.cuda.whole_logits import WholeLogits
@@ -41,20 +37,16 @@ from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Measured
 from octavo.kernels.ops import FloatArray, IntArray, Model
 from octavo.kernels.program.fuse import Fusions, fuse
-from octavo.kernels.program.recorder import Recording, See, record, record_model
+from octavo.kernels.program.recorder import See, record, record_model
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.block_copies import copy_blocks, in_order
 from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
-from octavo.kernels.triton.linear.skinny_linear import choose_tiling
 from octavo.kernels.triton.sampling import logprobs
 from octavo.kernels.triton.sampling.draw import sample
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.kernels.triton.sampling.logprobs import processed_logits
 from octavo.sampling.columns import SamplingBatch
-
-VECTOR_ROWS = (1, 2, 4)
-MAX_SKINNY_ROWS = 64
 
 
 class TritonModel:
@@ -91,9 +83,9 @@ class TritonModel:
         self._parts = torch.empty(shape if tiled else 0, dtype=torch.float32, device=device)
         parts = self._parts if tiled else None
         seqs = limits.max_num_seqs
-        self._chunks = self._program(body, Fusions(), limits.max_num_tokens)
-        self._decodes = self._programs_by_rows(whole, parts)
-        self._heads = self._programs_by_rows(heads["logits"], parts)
+        self._chunks = Program(fuse(body, Fusions()), self._shared, limits.max_num_tokens)
+        self._decodes = programs_by_rows(whole, self._shared, seqs, parts)
+        self._heads = programs_by_rows(heads["logits"], self._shared, seqs, parts)
         #: passes never overlap in time, so they share their activations. Heads read a pass's result, so they share
         #: other memory among themselves
         self._activations = self._place((self._chunks, *self._decodes)), self._place(self._heads)
@@ -178,7 +170,7 @@ class TritonModel:
         """`logits` for N indices on the device. The result's memory depends only on N."""
         num_rows = len(indices)
         padded = padded_size(num_rows, self.limits.max_num_seqs, self.row_counts)
-        head = _first_for(padded, self._heads)
+        head = first_for(padded, self._heads)
         for hidden, given in zip(self._hidden, head.given(num_rows), strict=True):
             torch.index_select(hidden, 0, indices, out=given)
         (logits,) = head.run(None, padded)
@@ -233,7 +225,7 @@ class TritonModel:
         """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding."""
         self._attention.plan(step, is_fused=self._shared.see is None)
         num_rows = len(step.seq_lens)
-        (logits,) = _first_for(num_rows, self._decodes).run(step, num_rows)
+        (logits,) = first_for(num_rows, self._decodes).run(step, num_rows)
         return self._whole_logits.of(logits)
 
     def draw(
@@ -250,56 +242,9 @@ class TritonModel:
         chained = self.chained
         sample(logits, batch, tokens, workspace, has_edits=has_edits, has_filters=has_filters, chained=chained)
 
-    # Building
-
-    def _program(
-        self, recording: Recording, fusions: Fusions, max_rows: int, parts: torch.Tensor | None = None
-    ) -> Program:
-        return Program(fuse(recording, fusions), self._shared, max_rows, parts)
-
-    def _programs_by_rows(self, recording: Recording, parts: torch.Tensor | None) -> list[Program]:
-        """Programs with one row per sequence, by ascending number of rows; a step takes the first that has room."""
-        seqs, tiled = self.limits.max_num_seqs, parts is not None
-        if self._shared.see is not None:  # op by op, as the model calls them: nothing is fused
-            return [self._program(recording, Fusions(), seqs)]
-        programs = []
-        for rows in VECTOR_ROWS[:1] if tiled else VECTOR_ROWS:
-            is_vector = _takes_vectors(rows)
-            fusions = Fusions(attention=True, residual=True, takes_norm=is_vector, takes_gate=is_vector)
-            programs.append(self._program(recording, fusions, min(seqs, rows)))
-        for rows in TILED_ROWS if tiled else ():
-            fusions = Fusions(attention=True, residual=True, parts=True, takes_gate=_takes_gates(rows))
-            programs.append(self._program(recording, fusions, min(seqs, rows), parts))
-        if not tiled:
-            fusions = Fusions(attention=True, residual=True)
-            programs.append(self._program(recording, fusions, min(seqs, MAX_SKINNY_ROWS)))
-        programs.append(self._program(recording, Fusions(attention=True), seqs))
-        return programs
-
     def _place(self, programs: Sequence[Program]) -> torch.Tensor:
         size = max(program.num_elements for program in programs)
         memory = torch.empty(size, dtype=self._weights.dtype, device=self.device)
         for program in programs:
             program.place(memory)
         return memory
-
-
-def _first_for(num_rows: int, programs: Sequence[Program]) -> Program:
-    return next(program for program in programs if num_rows <= program.max_rows)
-
-
-def _takes_vectors(num_rows: int) -> Callable[[int, int], bool]:
-    """Whether a product of this many rows has a tiling that takes a norm and a gate."""
-
-    def is_vector(columns: int, depth: int) -> bool:
-        tiling = choose_tiling(num_rows, columns, depth)
-        return tiling is not None and tiling.depth == 0
-
-    return is_vector
-
-
-def _takes_gates(num_rows: int) -> Callable[[int, int], bool]:
-    """Whether a product of this many rows has a tile that takes a gate."""
-    from octavo.kernels.triton.linear.tile_linear import choose_tile
-
-    return lambda columns, depth: choose_tile(num_rows, columns, depth, gated=True) is not None

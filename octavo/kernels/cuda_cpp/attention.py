@@ -9,7 +9,8 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
-from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials, SharedPlan, compile_plan
+from octavo.kernels.cuda_cpp.attention_plan import SharedPlan, compile_plan
+from octavo.kernels.cuda_cpp.decode_attention import DecodeAttention, Kind, Partials
 from octavo.kernels.cuda_cpp.shape import MAX_SEQUENCES, Shape, why_not
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer

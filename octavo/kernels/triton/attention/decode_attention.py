@@ -34,12 +34,12 @@ from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.memory import BOX_TOKENS, DecodeWorkspace, LayerPool, join_parts, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
+from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite
 from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
 
 NUM_WARPS = 2
 PROGRAMS_PER_MULTIPROCESSOR = 4
 MAX_TILE_BYTES = 16 << 10  # query rows that a program takes at once, for several new tokens
-LOG2_E = 1.4426950408889634
 
 
 def decode_attention(
@@ -271,23 +271,6 @@ def _score_box(q, k, t, begin, end, scale_log2, softcap, SOFTCAP: tl.constexpr, 
     scores = cap_scores(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, softcap, SOFTCAP)
     seen = (t[None, :] >= begin) & (t[None, :] < end) if BY_ROW else ((t >= begin) & (t < end))[None, :]
     return tl.where(seen, scores, -float("inf"))
-
-
-@triton.jit
-def finite(m):
-    """The number to subtract from scores with maximum m, which is -inf for a row that has seen no key yet."""
-    return tl.where(m == -float("inf"), 0.0, m)
-
-
-@triton.jit
-def cap_scores(scores, softcap, SOFTCAP: tl.constexpr):
-    """c * tanh(score / c); scores include a factor of log2(e), before and after, because they feed exp2."""
-    if SOFTCAP:
-        c = softcap * 1.4426950408889634
-        e = tl.exp2(-2.885390081777927 * tl.abs(scores / c))
-        magnitude = (1 - e) / (1 + e) * c
-        scores = tl.where(scores < 0, -magnitude, magnitude)
-    return scores
 
 
 @triton.jit

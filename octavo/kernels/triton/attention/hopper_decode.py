@@ -30,7 +30,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_wait
 
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.decode_attention import LOG2_E
 from octavo.kernels.triton.attention.hopper import (
     PoolBoxes,
     barrier,
@@ -43,6 +42,7 @@ from octavo.kernels.triton.attention.hopper import (
 from octavo.kernels.triton.attention.memory import BOX_TOKENS, DecodeWorkspace, LayerPool
 from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
+from octavo.kernels.triton.attention.scores import LOG2_E
 from octavo.kernels.triton.chain import wait_for_previous
 
 PROGRAMS_PER_MULTIPROCESSOR = 2

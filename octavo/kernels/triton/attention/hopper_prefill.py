@@ -33,7 +33,6 @@ from triton.language.extra.cuda import gdc_wait
 
 from octavo.kernels.cuda.sizes import PREFILL_TILE
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.decode_attention import LOG2_E
 from octavo.kernels.triton.attention.hopper import (
     PoolBoxes,
     boxes,
@@ -45,6 +44,7 @@ from octavo.kernels.triton.attention.hopper import (
 )
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.attention.plan import AttentionPlan
+from octavo.kernels.triton.attention.scores import LOG2_E
 
 KV_TILE = gl.constexpr(128)
 ROWS = gl.constexpr(PREFILL_TILE // 2)  # queries of a computing warpgroup

@@ -20,9 +20,9 @@ import triton.language as tl
 
 from octavo.kernels.cuda.sizes import PREFILL_TILE
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.triton.attention.decode_attention import LOG2_E, cap_scores, finite
 from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan
+from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite
 from octavo.kernels.triton.chain import wait_for_previous
 
 

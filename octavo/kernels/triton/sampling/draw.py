@@ -93,8 +93,7 @@ def _draw_kernel(
     if has_nan | (best == -float("inf")):
         tl.store(tokens + i, -1)
     elif temperature == 0.0:
-        first = _first(maxima == best, segment)
-        at = first * SEGMENT + tl.arange(0, SEGMENT)
+        at = _first(maxima == best, segment) * SEGMENT + tl.arange(0, SEGMENT)
         x = load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
         tl.store(tokens + i, _first(x == best, at))
     else:

@@ -1,0 +1,67 @@
+"""The programs of one pass with a row per sequence, by the number of rows; a step takes the first that has room.
+
+1          as much fused as the products' tilings allow, down to five kernels a layer; off Hopper also 2 and 4
+up to 256  on Hopper: products in tiles, with the gate; the next norm sums their parts
+up to 64   off Hopper: the product adds the residual
+more       cuBLAS products, and kernels between them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from octavo.kernels.cuda.program import Program, Shared
+from octavo.kernels.cuda.sizes import TILED_ROWS
+from octavo.kernels.program.fuse import Fusions, fuse
+from octavo.kernels.program.recorder import Recording
+from octavo.kernels.triton.linear.skinny_linear import choose_tiling
+
+VECTOR_ROWS = (1, 2, 4)
+MAX_SKINNY_ROWS = 64
+
+
+def programs_by_rows(
+    recording: Recording, shared: Shared, max_num_seqs: int, parts: torch.Tensor | None
+) -> list[Program]:
+    """By ascending number of rows. parts: see Program; None off Hopper."""
+
+    def program(num_rows: int, fusions: Fusions, room: torch.Tensor | None = None) -> Program:
+        return Program(fuse(recording, fusions), shared, min(num_rows, max_num_seqs), room)
+
+    if shared.see is not None:  # op by op, as the model calls them: nothing is fused
+        return [program(max_num_seqs, Fusions())]
+    programs = []
+    for rows in VECTOR_ROWS if parts is None else VECTOR_ROWS[:1]:
+        takes = _takes_vectors(rows)
+        programs.append(program(rows, Fusions(attention=True, residual=True, takes_norm=takes, takes_gate=takes)))
+    if parts is None:
+        programs.append(program(MAX_SKINNY_ROWS, Fusions(attention=True, residual=True)))
+    else:
+        for rows in TILED_ROWS:
+            fusions = Fusions(attention=True, residual=True, parts=True, takes_gate=_takes_gates(rows))
+            programs.append(program(rows, fusions, parts))
+    programs.append(program(max_num_seqs, Fusions(attention=True)))
+    return programs
+
+
+def first_for(num_rows: int, programs: Sequence[Program]) -> Program:
+    return next(program for program in programs if num_rows <= program.max_rows)
+
+
+def _takes_vectors(num_rows: int) -> Callable[[int, int], bool]:
+    """Whether a product of this many rows has a tiling that takes a norm and a gate."""
+
+    def is_vector(columns: int, depth: int) -> bool:
+        tiling = choose_tiling(num_rows, columns, depth)
+        return tiling is not None and tiling.depth == 0
+
+    return is_vector
+
+
+def _takes_gates(num_rows: int) -> Callable[[int, int], bool]:
+    """Whether a product of this many rows has a tile that takes a gate."""
+    from octavo.kernels.triton.linear.tile_linear import choose_tile
+
+    return lambda columns, depth: choose_tile(num_rows, columns, depth, gated=True) is not None

@@ -1,0 +1,25 @@
+"""Attention scores as all kernels in Triton compute them: in base 2, capped if the layer has a softcap, or -inf."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def finite(m):
+    """The number to subtract from scores with maximum m, which is -inf for a row that has seen no key yet."""
+    return tl.where(m == -float("inf"), 0.0, m)
+
+
+@triton.jit
+def cap_scores(scores, softcap, SOFTCAP: tl.constexpr):
+    """c * tanh(score / c); scores include a factor of log2(e), before and after, because they feed exp2."""
+    if SOFTCAP:
+        c = softcap * 1.4426950408889634
+        e = tl.exp2(-2.885390081777927 * tl.abs(scores / c))
+        magnitude = (1 - e) / (1 + e) * c
+        scores = tl.where(scores < 0, -magnitude, magnitude)
+    return scores

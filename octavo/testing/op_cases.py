@@ -1,0 +1,138 @@
+"""The shapes at which `octavo kernels bench` measures an op, with the work of each: bytes moved and FLOP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from octavo.kernels.kv_layout import KVDType
+from octavo.kernels.ops import OPS, AttentionLayer, Ops, RotaryTable, Tensor
+from octavo.testing.made_parameters import linear, parameter
+from octavo.testing.op_trials import elementwise_arguments
+
+LAYERS = 8
+TABLE_ROWS = 64  # of the tables that inputs are looked up in
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is measured on one kind of machine. steps: of attention, (sequences, cached tokens, new tokens)."""
+
+    width: int
+    tokens: tuple[int, ...]
+    heads: tuple[int, int, int]  # query heads, KV heads, elements of a head
+    steps: tuple[tuple[int, int, int], ...]
+    dtype: KVDType
+    kv_dtype: KVDType
+    repeats: int = 7
+
+
+SIZES = {
+    "cpu": Sizes(
+        *(2048, (1, 16, 256), (32, 8, 64)),
+        *(((1, 1023, 1), (8, 1023, 1), (1, 8191, 1), (1, 0, 512)), "float32", "float16"),
+    ),
+    "triton": Sizes(
+        *(4096, (1, 16, 256, 4096), (32, 8, 128)),
+        *(((1, 1023, 1), (32, 4095, 1), (256, 1023, 1), (1, 65535, 1), (1, 0, 4096)), "bfloat16", "bfloat16"),
+    ),
+}
+
+
+Call = Callable[[Ops, Sequence[Tensor], int], Any]  # (ops, inputs, layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A shape of an op. step: as in `Sizes`. inputs: widths. num_bytes: read and written, num_flops: of one call.
+    beside: what a call does beside it."""
+
+    label: str
+    step: tuple[int, int, int]
+    inputs: tuple[int, ...]
+    call: Call
+    num_bytes: int
+    num_flops: float = 0.0
+    beside: Call | None = None
+
+
+def cases(name: str, sizes: Sizes) -> Iterator[Case]:
+    if name in ("paged_attention", "rotary_kv_write"):
+        yield from _attention(name, sizes)
+        return
+    element = 4 if sizes.dtype == "float32" else 2
+    width = sizes.width
+    in_widths, out_width = _widths(name, width)
+    given = _arguments(name, sizes)
+    for tokens in sizes.tokens:
+        flops, weights = (2.0 * tokens * width * width, width * width) if name == "linear" else (0.0, 0)
+        read = width if name == "embedding" else sum(in_widths)
+        num_bytes = element * (tokens * (read + out_width) + weights)
+        yield Case(f"{tokens} x {width}", (1, 0, tokens), in_widths, partial(_call, name, given), num_bytes, flops)
+
+
+def _widths(name: str, width: int) -> tuple[tuple[int, ...], int]:
+    """Of the inputs, and of all results together."""
+    inputs = {"gated_activation": (2 * width,)}.get(name, (width,) * len(OPS[name].inputs))
+    return inputs, 2 * width if name == "add_rms_norm" else width
+
+
+def _arguments(name: str, sizes: Sizes) -> Sequence[tuple[Any, ...]]:
+    """Of each layer's call."""
+    width = sizes.width
+    if OPS[name].is_elementwise:
+        return [tuple(next(elementwise_arguments(OPS[name])).values())] * LAYERS
+    if name == "all_reduce":
+        return [()] * LAYERS
+    if name == "gated_activation":
+        return [("silu",)] * LAYERS
+    if name == "linear":
+        weight = np.random.default_rng(0).standard_normal((width, width), np.float32)
+        return [(linear(weight),) for _ in range(LAYERS)]
+    if name == "embedding":
+        table = parameter(np.random.default_rng(0).standard_normal((16 * TABLE_ROWS, width), np.float32))
+        return [(table, "input_ids")] * LAYERS
+    ones = parameter(np.ones(width, np.float32))
+    return [(ones, *((None,) if name == "layer_norm" else ()), 1e-5)] * LAYERS
+
+
+def _call(name: str, given: Sequence[tuple[Any, ...]], ops: Ops, inputs: Sequence[Tensor], layer: int) -> Any:
+    return getattr(ops, name)(*inputs, *given[layer])
+
+
+def _attention(name: str, sizes: Sizes) -> Iterator[Case]:
+    heads, kv_heads, dim = sizes.heads
+    angles = np.outer(np.arange(_max_len(sizes)), 1e4 ** -(np.arange(dim // 2) / (dim // 2))).astype(np.float32)
+    rotary = RotaryTable(np.cos(angles), np.sin(angles))
+    layers = [AttentionLayer(0, i, heads, kv_heads, dim, dim**-0.5, rotary=rotary) for i in range(LAYERS)]
+    activation, element = (4 if sizes.dtype == "float32" else 2), 4 if sizes.kv_dtype == "float32" else 2
+    for step in sizes.steps:
+        num_seqs, cached, new = step
+        pairs = num_seqs * sum(cached + i + 1 for i in range(new))
+        tokens, stored = num_seqs * new, num_seqs * (cached + new)
+        label = f"{num_seqs} x {new} new, {cached + new} in all, {heads}/{kv_heads} heads of {dim}"
+        if name == "paged_attention":
+            num_bytes = 2 * kv_heads * dim * element * stored + 2 * activation * heads * dim * tokens
+            yield Case(label, step, (heads * dim,), partial(_attend, layers), num_bytes, 4.0 * heads * dim * pairs)
+        else:
+            num_bytes = tokens * dim * (activation * (2 * heads + 2 * kv_heads) + element * 2 * kv_heads)
+            inputs = (heads * dim, (heads + 2 * kv_heads) * dim)
+            yield Case(label, step, inputs, partial(_write, layers), num_bytes, beside=partial(_attend, layers))
+
+
+def _max_len(sizes: Sizes) -> int:
+    return max(cached + new for _, cached, new in sizes.steps)
+
+
+def _attend(layers: Sequence[AttentionLayer], ops: Ops, inputs: Sequence[Tensor], layer: int) -> Tensor:
+    return ops.paged_attention(inputs[0], layers[layer])
+
+
+def _write(layers: Sequence[AttentionLayer], ops: Ops, inputs: Sequence[Tensor], layer: int) -> Tensor:
+    """Beside attention, for which a GPU's step plans the slots that are written."""
+    ops.rotary_kv_write(inputs[1], layers[layer])
+    return _attend(layers, ops, inputs, layer)
