@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs/guides/pictures"
-PAGES = (ROOT / "README.md", ROOT / "docs/guides/why-fast.md")
+PAGES = (ROOT / "README.md", ROOT / "docs/guides/why-fast.md", ROOT / "docs/guides/new-idea.md")
 _PICTURE = re.compile(r"^!\[[^\]]+\]\(\S*pictures/(\S+\.svg)\)\n", re.MULTILINE)
 _UNDER = re.compile(r"^!\[[^\]]+\]\(\S*pictures/\S+\.svg\)\n\n((?: {4}.*\n)+)", re.MULTILINE)
 _PROGRAMS = {"octavo": ["-m", "octavo"], "python": []}
@@ -42,7 +42,8 @@ def draw(page: Path, folder: Path) -> None:
     """Run a page's commands in a folder, which then has its pictures."""
     for file in PICTURES.glob("*.jsonl"):
         shutil.copy(file, folder)
-    for program, *words in commands_of(page):
+    for program, *given in commands_of(page):
+        words = [word.replace("../../..", str(ROOT)) for word in given]
         done = subprocess.run(
             [sys.executable, *_PROGRAMS[program], *words],
             cwd=folder,

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.guide_pictures import PAGES, PICTURES, commands_of, draw, pictures_of
+from tests.guide_pictures import PAGES, PICTURES, ROOT, commands_of, draw, pictures_of
 
 
 def test_the_pictures_of_the_readme_are_what_their_commands_draw(tmp_path: Path) -> None:
-    page = PAGES[0]
+    page = ROOT / "README.md"
     draw(page, tmp_path)
     assert len(pictures_of(page)) == 2
     for name in pictures_of(page):
