@@ -21,6 +21,12 @@ def test_a_command_stands_under_every_picture(page: Path) -> None:
     assert pictures_of(page) == drawn
 
 
+def test_the_chinese_guide_has_the_same_pictures_and_commands() -> None:
+    english, chinese = ROOT / "docs/guides/why-fast.md", ROOT / "docs/zh/why-fast.md"
+    assert pictures_of(chinese) == pictures_of(english)
+    assert commands_of(chinese) == commands_of(english)
+
+
 def test_every_picture_is_shown() -> None:
     shown = {name for page in PAGES for name in pictures_of(page)}
     assert {picture.name for picture in PICTURES.glob("*.svg")} == shown
