@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from octavo import LLM, SamplingParams
+from octavo.errors import ConfigError
 from octavo.observe.events import EngineStarted, Preempted
 from tests.distributed.conftest import ModelFor, engine
 from tests.engine.test_overlap import PROMPTS, params
@@ -16,7 +17,7 @@ FAMILIES = (
     *("llama", "llama-tied-bias", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"),
     *("gpt2", "opt", "opt-normed-after", "opt-galactica"),
 )
-GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, detokenize=False)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, detokenize=False)
 
 
 def tokens(llm: LLM) -> list[list[list[int]]]:
@@ -34,6 +35,14 @@ def test_every_family_gives_one_ranks_tokens(name: str, num_ranks: int, model_fo
         assert tokens(several) == expected
         assert tokens(several) == expected  # now from the prefix tree
         assert several.stats().num_used_blocks == 0
+
+
+@pytest.mark.parametrize(("name", "num_ranks", "sizes"), [("llama", 4, "1, 2, 6"), ("gpt2", 3, "1, 2, 4")])
+def test_a_layout_that_does_not_work_names_those_that_do(
+    name: str, num_ranks: int, sizes: str, model_for: ModelFor
+) -> None:
+    with pytest.raises(ConfigError, match=rf"tensor_parallel_size is {num_ranks}, .*: allowed are {sizes}$"):
+        engine(model_for(name, 2), num_ranks)
 
 
 def answers(llm: LLM) -> list[Any]:

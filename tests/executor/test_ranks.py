@@ -38,7 +38,7 @@ def two_ranks(folder: object) -> LLM:
 
 def test_answers_are_one_ranks_until_a_rank_stops(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped rank is found by the time limit, and killed with the others."""
-    monkeypatch.setenv("OCTAVO_COLLECTIVE_TIMEOUT", "2")
+    monkeypatch.setenv("OCTAVO_COLLECTIVE_TIMEOUT", "5")  # a busy machine may pause a rank for a second
     with engine(tiny_folder("llama"), backend="cpu") as one:
         expected = [[choice[:3] for choice in output[:-1]] for output in answers(one)]
     with two_ranks(tiny_folder("llama")) as llm:
@@ -53,7 +53,7 @@ def test_answers_are_one_ranks_until_a_rank_stops(tiny_folder: TinyFolder, monke
         begin = time.monotonic()
         with pytest.raises(EngineDeadError, match=r"worker 1 \(rank 1 of 2, on the CPU.*a signal has stopped it"):
             list(stream)
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 60, "the limit is 5 s, not the usual 240"
         until(lambda: not any(map(is_running, workers.values())))
     assert not workers_of(os.getpid())
 
@@ -101,12 +101,9 @@ def test_a_server_starts_again_when_a_rank_dies(tmp_path: Path) -> None:
         assert len(workers_of(server.children()["engine"])) == 3
 
 
-@pytest.mark.parametrize(("name", "num_ranks", "sizes"), [("llama", 4, "1, 2, 6"), ("gpt2", 3, "1, 2, 4")])
-def test_a_layout_that_does_not_work_names_those_that_do(
-    name: str, num_ranks: int, sizes: str, tiny_folder: TinyFolder
-) -> None:
-    with pytest.raises(ConfigError, match=rf"tensor_parallel_size is {num_ranks}, .*: allowed are {sizes}$"):
-        engine(tiny_folder(name), tensor_parallel_size=num_ranks, backend="cpu")
+def test_a_layout_that_does_not_work_leaves_no_rank(tiny_folder: TinyFolder) -> None:
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size is 3, .*: allowed are 1, 2, 4$"):
+        engine(tiny_folder("gpt2"), tensor_parallel_size=3, backend="cpu")
     assert not workers_of(os.getpid())
 
 

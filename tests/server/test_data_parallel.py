@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from octavo import LLM, SamplingParams
 from tests.server.faults.sitecustomize import DEADLY
-from tests.server.live import FAULTS, LiveServer, Stream, live, read_answer, until
+from tests.server.live import FAULTS, PATIENCE_S, LiveServer, Stream, live, read_answer, until
 from tests.server.scripted_engine import ScriptedEngine, app_of, post
 
 needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         for stream in streams:
             assert stream.rest()[-1]["outputs"][0]["finish_reason"] == "length"
             stream.close()
-        assert server.process.wait(20) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         assert server.leftovers(children) == []
 
 

@@ -1,8 +1,8 @@
 """While one client attacks, all other streams continue and /health answers.
 
 The bound is a tenth of a second; on a quiet machine 6 to 43 ms were measured. A busy machine may pause a process
-for longer, so a slow result is tried again, and three times that machine's own pauses are allowed. The faults that
-these tests detect took seconds, every time.
+for longer, so a slow result is tried again, and three times that machine's own pauses are allowed; after a slow result
+they are measured again, for as long as the attack took. The faults that these tests detect took seconds, every time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ WORDS = "the quick brown fox, jumps over; lazy dogs (and 12 cats) again. "
 class Front:
     def __init__(self, port: int) -> None:
         self.port = port
-        self.usual = max(self.worst(lambda: time.sleep(0.5))[:2])
+        self.usual = 0.0
+        self.measure(0.5)
+
+    def measure(self, seconds: float) -> None:
+        """How long the machine itself pauses a stream or /health; under load it may pause them longer than before."""
+        self.usual = max(self.usual, *self.worst(lambda: time.sleep(seconds))[:2])
+
+    @property
+    def allowed(self) -> float:
+        return max(ALLOWED_S, 3 * self.usual)
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -175,13 +184,15 @@ ATTACKS: dict[str, tuple[str, Any, int, bytes]] = {
 def test_others_go_on(front: Front, name: str) -> None:
     path, body, status, told = ATTACKS[name]
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    allowed = max(ALLOWED_S, 3 * front.usual)
-    waits = []
-    while len(waits) < TRIES and not (waits and waits[-1] < allowed):
+    waits: list[float] = []
+    while len(waits) < TRIES and not (waits and waits[-1] < front.allowed):
+        begin = time.monotonic()
         gap, health, (got_status, answer) = front.worst(lambda: front.post(path, data))
         assert got_status == status, answer[:500]
         assert told in answer
         waits.append(max(gap, health))
+        if waits[-1] >= front.allowed:
+            front.measure(time.monotonic() - begin)
     told_waits = f"others waited {[round(1e3 * wait) for wait in waits]} ms"
-    assert min(waits) < allowed, told_waits
+    assert min(waits) < front.allowed, told_waits
     assert max(waits) < max(0.5, 10 * front.usual), told_waits
