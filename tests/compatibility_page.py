@@ -35,7 +35,7 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "load_format": "`auto` takes .safetensors and .gguf files",
         "attention_backend": "names Octavo's own: `cuda`, `hopper`, `triton`, `flash_attn_4`",
         "device": "a GPU by its number, `cuda:1`; `backend` chooses between GPU and CPU",
-        "distributed_executor_backend": "`uni` or `mp`; several ranks are always `mp`",
+        "distributed_executor_backend": "`uni`, `mp` or `ray`; several ranks are `mp` unless `ray` is asked for",
         "kv_cache_dtype": "no 8-bit types yet",
         "block_size": "16 by default everywhere",
         "kv_cache_memory_bytes": "on a CPU by default a quarter of free memory, 4 GiB at most",

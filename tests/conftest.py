@@ -46,7 +46,7 @@ SLOW = {
     "bench": "http_client load offline plot",
     "cli": "bench debugging plan doctor hostile_flags interrupts kernels kernels_new run run_batch",
     "engine": "overlap",
-    "executor": "processes ranks",
+    "executor": "processes ray ranks",
     "kernels": "all_reduce attention attention_plan build dequantize extremes matmul processed_logits random recorder "
     "reference registry sampling token_ops top_logprobs vocabulary_parts",
     "layers": "rotary",
@@ -64,6 +64,7 @@ SLOW = {
 #: marker -> the folders and files whose tests have it. Files that `-m "not slow"` leaves out are not even imported.
 MARKED = {
     "gpu": ["gpu"],
+    "ray": ["executor/test_ray.py"],
     "server": [
         *("server", "processes", "test_dashboard.py"),
         *("cli/test_bench_serve.py", "cli/test_server_chat.py", "viz/test_page.py"),

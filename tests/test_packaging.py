@@ -21,9 +21,10 @@ def test_the_package_itself_requires_no_tensor_library() -> None:
         "dev",
         "otel",
         "plot",
+        "flash-attn",
         "docs",
         "distributed",
-        "flash-attn",
+        "ray",
     } == set(project["optional-dependencies"])
 
 

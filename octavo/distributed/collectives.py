@@ -29,7 +29,6 @@ from octavo.distributed.world import CollectiveError, Meeting, World
 
 distributed: Any = distributed_c10d  # stubs lack the process groups
 stores: Any = torch.distributed
-HOST = "127.0.0.1"
 Number = TypeVar("Number", bound=np.generic)
 
 
@@ -47,7 +46,7 @@ class Collectives:
         self._sum.asyncOp = self._together.asyncOp = False  # on the caller's stream, which a graph may capture
         self._limit = timedelta(seconds=meeting.time_limit)
         store = self._met(lambda: self._store(world, meeting))
-        self._hosts = self._met(lambda: self._gloo(distributed.PrefixStore("hosts", store)))
+        self._hosts = self._met(lambda: self._gloo(distributed.PrefixStore("hosts", store), meeting.own_host))
         self._group = self._hosts
         if device is not None:
             self._group = self._met(lambda: self._nccl(distributed.PrefixStore("gpus", store), torch.device(device)))
@@ -121,7 +120,7 @@ class Collectives:
     def _store(self, world: World, meeting: Meeting) -> Any:
         is_first = world.rank == 0
         return stores.TCPStore(
-            HOST,
+            meeting.host,
             meeting.port,
             world.size,
             is_master=is_first,
@@ -129,10 +128,10 @@ class Collectives:
             master_listen_fd=meeting.listener if is_first else None,
         )
 
-    def _gloo(self, store: Any) -> Any:
+    def _gloo(self, store: Any, host: str) -> Any:
         options = distributed.ProcessGroupGloo._Options()
         options._timeout = self._limit
-        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=HOST)]
+        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]
         return distributed.ProcessGroupGloo(store, self.rank, self.size, options)
 
     def _nccl(self, store: Any, device: torch.device) -> Any:

@@ -3,8 +3,9 @@
     rank            0    1    2    3
     tensor rank     0    1    2    3          ranks that share every layer: tensor_parallel_size of them
 
-Every rank is a process with a device of its own. All run the same steps and meet in collectives (`collectives.py`), so
-each draws the same tokens, and one of them, rank 0, reports them.
+Every rank is a process with a device of its own, on one machine or on several: its local rank is its number among those
+on its machine, which share cores, memory and GPUs. All run the same steps and meet in collectives (`collectives.py`),
+so each draws the same tokens, and one of them, rank 0, reports them.
 """
 
 from __future__ import annotations
@@ -14,11 +15,26 @@ from importlib.util import find_spec
 
 from octavo.errors import BackendUnavailableError, EngineDeadError
 
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRanks:
+    """A rank's number among those on its machine, and how many those are."""
+
+    rank: int
+    size: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     rank: int = 0
     tensor_parallel_size: int = 1
+    here: LocalRanks | None = None  # None: all are on this machine
+
+    @property
+    def local(self) -> LocalRanks:
+        return self.here or LocalRanks(rank=self.rank, size=self.size)
 
     @property
     def size(self) -> int:
@@ -31,16 +47,28 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meeting:
-    """Where the ranks of a model find each other. port: of the first rank's store. listener: the first rank's file
-    descriptor, which listens on that port. time_limit: seconds that a rank waits for the others."""
+    """Where the ranks of a model find each other. host, port: of the first rank's store. listener: the first rank's
+    file descriptor, which listens there. time_limit: seconds that a rank waits for the others. own_host: this rank's
+    address, at which the others reach it."""
 
     port: int
     listener: int
     time_limit: float
+    host: str = LOOPBACK
+    own_host: str = LOOPBACK
 
 
 class CollectiveError(EngineDeadError):
     """A rank waited too long for another, or the other has ended. Its own part of the model can do nothing more."""
+
+
+def check_ray() -> None:
+    """Raise BackendUnavailableError if ranks cannot run on a Ray cluster from here."""
+    if find_spec("ray") is None:
+        raise BackendUnavailableError(
+            "distributed_executor_backend='ray' needs Ray, which is not installed: pip install 'octavo[ray]', here and "
+            "on every machine of the cluster"
+        )
 
 
 def check_collectives() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from octavo.cache.kv_cache import KVCache
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
+from octavo.distributed.world import check_ray
 from octavo.engine.core import EngineCore, OverlappedCore
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
@@ -92,11 +93,19 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
 
 def _executor(config: EngineConfig, serves: bool) -> Executor:
     task = WorkerTask.of(config, serves=serves)
-    if config.backend.distributed_executor_backend is None and task.world.size == 1:
+    asked = config.backend.distributed_executor_backend
+    if asked is None and task.world.size == 1:
         return executor_here(task)
-    from octavo.executor.processes import ProcessExecutor
+    from octavo.executor.rank_executor import RankExecutor
 
-    return ProcessExecutor(task)
+    if asked == "ray":
+        check_ray()
+        from octavo.executor.ray import RayActors
+
+        return RankExecutor(task, RayActors())
+    from octavo.executor.processes import ChildProcesses
+
+    return RankExecutor(task, ChildProcesses())
 
 
 def _core(config: EngineConfig, executor: Executor, events: EventLog, clock: Clock) -> EngineCore:

@@ -2,7 +2,7 @@
 
 Worker             one worker in this process: `octavo/worker/worker.py` has an executor's methods itself
 ThreadExecutor     the same, with its steps on a thread of their own
-ProcessExecutor    workers in child processes, see `processes.py`
+RankExecutor       workers in processes of their own, see `rank_executor.py`
 """
 
 from __future__ import annotations

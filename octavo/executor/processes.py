@@ -1,89 +1,49 @@
-"""ProcessExecutor: runs each worker in a child process, and sends it the same messages over a socket.
-
-    this process                                        a worker's process (rank_process.py)
-      WorkerTask ───────────────────────────────────▶   Worker(task)
-          ◀──────────────── WorkerShape, or the exception that was raised there
-      StepPlan ─────────────────────────────────────▶   submit
-      a step's id ──────────────────────────────────▶   result of that step
-          ◀──────────────── StepResult, or the fault of that step
-      "measure" ────────────────────────────────────▶   bytes of each component
-      end of file ──────────────────────────────────▶   close
-
-A message is packed once, for all ranks. When a worker dies, its socket reports end of file at once, and the engine
-ends: a model with a rank less computes nothing, so the others are killed. Log records of the workers are logged here.
-"""
+"""ChildProcesses: starts the ranks of a model as children of this process, all on this machine."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Pipe
 
 from octavo import env
-from octavo.distributed.world import Meeting, check_collectives
-from octavo.executor.rank_process import MEASURE
-from octavo.executor.ranks import GRACE_S, Ranks
-from octavo.executor.remote import Remote
-from octavo.kernels.ledger import Component
-from octavo.messages import PendingStep, StepPlan, StepResult
-from octavo.worker.task import WorkerShape, WorkerTask
+from octavo.child import Child
+from octavo.distributed.world import LOOPBACK, Meeting, check_collectives
+from octavo.executor.rank_process import RankTask
+from octavo.executor.remote import Remote, limit_waits
+from octavo.worker.task import WorkerTask
+
+TARGET = "octavo.executor.rank_process:main"
 
 
-class ProcessExecutor:
-    """Owner of the workers' processes. A step's result is that of the first rank."""
+class ChildProcesses:
+    """Implements `octavo.executor.rank_executor.Launcher`."""
 
-    def __init__(self, task: WorkerTask) -> None:
-        """Raises the exception of a worker that could not be built."""
-        self._ranks = Ranks()
-        try:
-            self._start(task)
-            shapes = self._ranks.answers(None)
-        except BaseException:
-            self.close()
-            raise
-        for remote, shape in zip(self._ranks.remotes, shapes, strict=True):
-            remote.place = shape.place
-        self.shape: WorkerShape = shapes[0]
-        if len(shapes) > 1:
-            self.shape = replace(self.shape, ranks=tuple(shape.place for shape in shapes))
-        self._limit = env.collective_timeout() + GRACE_S
-
-    def submit(self, plan: StepPlan) -> PendingStep:
-        assert self._ranks.remotes, "a closed executor runs no step"
-        self._ranks.send(plan)
-        return _RemoteStep(self._ranks, plan.step_id, self._limit)
-
-    def measured(self) -> Mapping[Component, int]:
-        """The first rank's: the others have as much, but for sizes that do not divide."""
-        self._ranks.send(MEASURE)
-        found: Mapping[Component, int] = self._ranks.answers(self._limit)[0]
-        return found
-
-    def close(self) -> None:
-        self._ranks.close()
-
-    def _start(self, task: WorkerTask) -> None:
+    def start(self, task: WorkerTask) -> Iterator[Remote]:
         if task.world.size == 1:
-            self._ranks.add(Remote(task))
+            yield _child(task)
             return
         check_collectives()
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_server((LOOPBACK, 0)) as listener:
             meeting = Meeting(
                 port=listener.getsockname()[1], listener=listener.fileno(), time_limit=env.collective_timeout()
             )
             for rank in range(task.world.size):
-                self._ranks.add(Remote(replace(task, world=replace(task.world, rank=rank), meeting=meeting)))
+                yield _child(replace(task, world=replace(task.world, rank=rank), meeting=meeting))
+
+    def close(self) -> None:
+        """Its children have ended."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _RemoteStep:
-    """A PendingStep."""
-
-    ranks: Ranks
-    step_id: int
-    limit: float
-
-    def result(self) -> StepResult:
-        self.ranks.send(self.step_id)
-        result: StepResult = self.ranks.answers(self.limit)[0]
-        return result
+def _child(task: WorkerTask) -> Remote:
+    connection, theirs = Pipe()
+    meeting, rank = task.meeting, task.world.rank
+    with theirs:
+        inherited = [theirs.fileno()]
+        if meeting is not None:
+            limit_waits(connection, meeting.time_limit)
+            inherited += [meeting.listener] if rank == 0 else []
+        own = RankTask(task, theirs.fileno())
+        child = Child(f"worker {rank}", TARGET, own, inherited, is_one_of_many=meeting is not None)
+    return Remote(task.world, connection, child, child.process.stderr)

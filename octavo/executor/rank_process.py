@@ -35,19 +35,26 @@ class RankTask:
 
 def main() -> None:
     task, _ = begin()
-    connection = Connection(task.descriptor)
+    if not run_rank(task.worker, Connection(task.descriptor)):
+        sys.exit(1)
+
+
+def run_rank(task: WorkerTask, connection: Connection) -> bool:
+    """Build the worker, and serve its parent until it closes its end. False: it could not be built, and the parent has
+    the reason."""
     LOGGER.addHandler(_SendingHandler(connection))
     LOGGER.propagate = False
     try:
-        executor = executor_here(task.worker)
+        executor = executor_here(task)
     except Exception as error:
         connection.send(portable(error))
-        sys.exit(1)
+        return False
     connection.send(_without_maps(executor.shape))
     try:
-        _serve(executor, connection, is_first=task.worker.world.rank == 0)
+        _serve(executor, connection, is_first=task.world.rank == 0)
     finally:
         executor.close()
+    return True
 
 
 def _serve(executor: Executor, connection: Connection, *, is_first: bool) -> None:

@@ -66,7 +66,7 @@ class Ranks:
         for remote in self.remotes:
             remote.connection.close()
         for remote in self.remotes:
-            remote.child.reap(PATIENCE_S)
+            remote.process.reap(PATIENCE_S)
         self.remotes, self._by_descriptor = [], {}
 
     def _take(self, remote: Remote, poll: select.poll, answers: dict[int, Any]) -> None:
@@ -109,7 +109,7 @@ class Ranks:
             text = str(fault) if isinstance(fault, OctavoError) else f"{type(fault).__name__}: {fault}"
             return f"{self.remotes[rank].name} failed in a step of all ranks: {text}"
         silent = [remote for remote in self.remotes if remote.rank not in answers]
-        stopped = [remote for remote in silent if remote.is_stopped()]
+        stopped = [remote for remote in silent if remote.process.is_stopped()]
         if not silent:
             return str(next(iter(faults.values())))
         names = " and ".join(remote.name for remote in stopped or silent)
@@ -129,5 +129,5 @@ class Ranks:
         self._died = why
         if len(self.remotes) > 1:
             for remote in self.remotes:
-                remote.child.kill()
+                remote.process.kill()
         return EngineDeadError(why)

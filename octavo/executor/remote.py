@@ -13,43 +13,57 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import IO, Any, Protocol
 
-from octavo.child import Child
+from octavo.distributed.world import World
 from octavo.errors import EngineDeadError
-from octavo.executor.rank_process import RankTask
 from octavo.observe.logging import LOGGER
-from octavo.worker.task import WorkerTask
 
 PATIENCE_S = 10.0  # how long a worker may take to close
-TARGET = "octavo.executor.rank_process:main"
 _TAIL_BYTES = 2000
+
+
+class RankProcess(Protocol):
+    """A worker's process, as those see it who started it."""
+
+    def kill(self) -> None: ...
+
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped it, where that can be known."""
+
+    def reap(self, patience: float) -> str:
+        """Wait for its end, kill it after `patience` seconds, and say how it ended."""
 
 
 class Remote:
     """place: where it computes, once that is known. died: how it ended, or None."""
 
-    def __init__(self, task: WorkerTask) -> None:
-        self.rank, self._size = task.world.rank, task.world.size
-        self.place = ""
+    def __init__(
+        self,
+        world: World,
+        connection: Connection,
+        process: RankProcess,
+        words: IO[bytes] | None = None,
+        node: str = "",
+    ) -> None:
+        """words: its standard error, to be read here. node: its machine, if it is not on this one."""
+        self.rank, self._size, self._node = world.rank, world.size, node
+        self.place = node
         self.died: str | None = None
-        self.connection, theirs = Pipe()
-        name, meeting = f"worker {self.rank}", task.meeting
-        with theirs:
-            inherited = [theirs.fileno()]
-            if meeting is not None:
-                _limit_waits(self.connection, meeting.time_limit)
-                inherited += [meeting.listener] if self.rank == 0 else []
-            own = RankTask(task, theirs.fileno())
-            self.child = Child(name, TARGET, own, inherited, is_one_of_many=meeting is not None)
-        self._words = _Words(self.child)
+        self.connection, self.process = connection, process
+        self._words = _Words(words, f"worker {self.rank}")
 
     @property
     def name(self) -> str:
         """worker 1 (rank 1 of 2, on cuda:1)."""
         where = f", on {self.place}" if self.place else ""
-        return self.child.name if self._size == 1 else f"{self.child.name} (rank {self.rank} of {self._size}{where})"
+        one = f"worker {self.rank}"
+        return one if self._size == 1 and not self._node else f"{one} (rank {self.rank} of {self._size}{where})"
+
+    def found(self, place: str) -> None:
+        """Its worker is built, and computes there."""
+        self.place = f"{place} of {self._node}" if self._node else place
 
     def send(self, packed: bytes) -> None:
         """Send a pickled message. Raises EngineDeadError once the worker is gone."""
@@ -64,46 +78,40 @@ class Remote:
             return None
         return said
 
-    def is_stopped(self) -> bool:
-        """Whether a signal has stopped the process, where the system tells."""
-        with suppress(OSError), open(f"/proc/{self.child.process.pid}/stat", encoding="utf-8") as stat:
-            return stat.read().rpartition(")")[2].split()[0] == "T"
-        return False
-
     def _talk(self, action: Callable[[], Any]) -> Any:
         if self.died is None:
             try:
                 return action()
             except BlockingIOError:
-                self.child.kill()
+                self.process.kill()
                 self.died = f"the process of {self.name} stopped in the middle of a message: {self._ended()}"
             except (EOFError, OSError):
                 self.died = f"the process of {self.name} ended: {self._ended()}"
             except BaseException:  # Ctrl-C in the middle of a message: later ones cannot be read
                 self.died = f"the process of {self.name} was left in the middle of a message"
-                self.child.kill()
+                self.process.kill()
                 raise
         raise EngineDeadError(self.died)
 
     def _ended(self) -> str:
         """How it ended, with its last words."""
-        ended = self.child.reap(PATIENCE_S)
+        ended = self.process.reap(PATIENCE_S)
         words = self._words.last()
         return f"{ended}; its last words: {words}" if words else ended
 
 
 class _Words:
-    """Passes on what a child writes to standard error, and keeps the end of it."""
+    """Passes on what a worker writes to standard error, and keeps the end of it."""
 
-    def __init__(self, child: Child) -> None:
-        self._pipe = child.process.stderr
+    def __init__(self, pipe: IO[bytes] | None, name: str) -> None:
+        self._pipe = pipe
         self._tail = b""
-        self._listener = threading.Thread(target=self._listen, name=f"{child.name}'s words", daemon=True)
+        self._listener = threading.Thread(target=self._listen, name=f"{name}'s words", daemon=True)
         if self._pipe is not None:
             self._listener.start()
 
     def last(self) -> str:
-        """Of a child that has ended."""
+        """Of a worker that has ended."""
         if self._pipe is None:
             return ""
         self._listener.join(1.0)
@@ -111,15 +119,21 @@ class _Words:
 
     def _listen(self) -> None:
         assert self._pipe is not None, "started for a pipe"
-        while words := os.read(self._pipe.fileno(), 65536):
+        while words := self._read(self._pipe.fileno()):
             self._tail = (self._tail + words)[-_TAIL_BYTES:]
             with suppress(OSError, ValueError):  # nobody reads ours any more
                 sys.stderr.write(words.decode(errors="replace"))
                 sys.stderr.flush()
         self._pipe.close()
 
+    def _read(self, descriptor: int) -> bytes:
+        try:
+            return os.read(descriptor, 65536)
+        except OSError:  # a machine that is gone
+            return b""
 
-def _limit_waits(connection: Connection, seconds: float) -> None:
+
+def limit_waits(connection: Connection, seconds: float) -> None:
     """A message that the other end does not take, or does not finish, raises BlockingIOError."""
     limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     with socket.socket(fileno=os.dup(connection.fileno())) as end:

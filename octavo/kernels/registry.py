@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from octavo.config import BackendConfig
-from octavo.distributed.world import World
+from octavo.distributed.world import LocalRanks, World
 from octavo.env import ranks_per_gpu
 from octavo.errors import BackendUnavailableError, ConfigError
 from octavo.kernels.device import Device, KernelCompiler
@@ -26,7 +26,7 @@ def _triton(config: BackendConfig, world: World = ONE_RANK) -> Device:
     from octavo.kernels.cuda.device import CudaDevice
 
     sharing = ranks_per_gpu() if world.size > 1 else 1
-    index = config.device_index + world.rank // sharing
+    index = config.device_index + world.local.rank // sharing
     captures = not config.enforce_eager and sharing == 1
     return CudaDevice(config.attention_backend, index, sharing, traces_ops=_traces(config, world), captures=captures)
 
@@ -34,13 +34,13 @@ def _triton(config: BackendConfig, world: World = ONE_RANK) -> Device:
 def _cpu(config: BackendConfig, world: World = ONE_RANK) -> Device:
     from octavo.kernels.cpu.device import CpuDevice
 
-    return CpuDevice(config.num_threads, config.activation_dtype, world.size, traces_ops=_traces(config, world))
+    return CpuDevice(config.num_threads, config.activation_dtype, world.local.size, traces_ops=_traces(config, world))
 
 
 def _reference(config: BackendConfig, world: World = ONE_RANK) -> Device:
     from octavo.kernels.reference.device import ReferenceDevice
 
-    return ReferenceDevice(world.size, traces_ops=_traces(config, world))
+    return ReferenceDevice(world.local.size, traces_ops=_traces(config, world))
 
 
 def _traces(config: BackendConfig, world: World) -> bool:
@@ -78,8 +78,8 @@ def select(config: BackendConfig, world: World = ONE_RANK) -> Selection:
 
 
 def _of_rank(config: BackendConfig, world: World, name: str) -> Device:
-    for rank in range(world.size):
-        device = BACKENDS[name](config, replace(world, rank=rank))
+    for rank in range(world.local.size):
+        device = BACKENDS[name](config, replace(world, here=LocalRanks(rank=rank, size=world.local.size)))
         if (reason := device.why_not()) is not None:
             raise ConfigError(
                 f"tensor_parallel_size is {world.size}, but there is no device for rank {rank}: {reason}; allowed here "

@@ -44,7 +44,7 @@ class Worker:
         self._held: Callable[[], Measured] = dict
         self._used: Callable[[], int | None] = lambda: None
         self._system = 0  # set when it is first measured
-        settings = replace(task, world=replace(task.world, rank=0), meeting=None)  # ranks run the same kernels
+        settings = replace(task, world=replace(task.world, rank=0, here=None), meeting=None)  # the same kernels
         compiler = compile_ahead(task.backend, task.world, settings) if task.warms_up else None
         with nullcontext() if compiler is None else closing(compiler):
             self._build(task, compiler)

@@ -113,6 +113,18 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         LLM("smollm2", tensor_parallel_size=3)
 
 
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.distributed.world.find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'octavo\[ray\]'"):
+        LLM("smollm2", distributed_executor_backend="ray")
+
+
+@pytest.mark.parametrize(("option", "value"), [("device", "cuda:1"), ("data_parallel_size", 2)])
+def test_what_ray_cannot_do_is_refused_by_both_names(option: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{option} is {value!r}, and distributed_executor_backend is 'ray'"):
+        LLM("smollm2", distributed_executor_backend="ray", **{option: value})
+
+
 @pytest.mark.parametrize("text", ["0", "x", "-1", "1e9"])
 def test_a_bad_time_limit_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCTAVO_COLLECTIVE_TIMEOUT", text)

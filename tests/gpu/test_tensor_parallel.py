@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from octavo import LLM, SamplingParams
-from octavo.executor import remote
+from octavo.executor import processes
 from tests.conftest import TinyFolder
 from tests.gpu.device import ON_GPU
 
@@ -73,7 +73,7 @@ def test_ranks_may_share_a_gpu(name: str, tiny_folder: TinyFolder, monkeypatch: 
 
 @pytest.mark.skipif(ON_GPU, reason="the tests above ask the same of GPUs")
 def test_interpreted_ranks_give_the_hosts_tokens(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "TARGET", "tests.gpu.interpreted_rank:main")
+    monkeypatch.setattr(processes, "TARGET", "tests.gpu.interpreted_rank:main")
     folder, params = tiny_folder("qwen3"), GREEDY.replace(max_tokens=2)
     found = []
     for options in ({"backend": "reference"}, {"tensor_parallel_size": 2}):

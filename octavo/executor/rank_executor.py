@@ -1,0 +1,90 @@
+"""RankExecutor: runs each worker in a process of its own, and sends all of them the same messages over sockets.
+
+    this process                                        a worker's process (rank_process.py)
+      WorkerTask ───────────────────────────────────▶   Worker(task)
+          ◀──────────────── WorkerShape, or the exception that was raised there
+      StepPlan ─────────────────────────────────────▶   submit
+      a step's id ──────────────────────────────────▶   result of that step
+          ◀──────────────── StepResult, or the fault of that step
+      "measure" ────────────────────────────────────▶   bytes of each component
+      end of file ──────────────────────────────────▶   close
+
+A message is packed once, for all ranks. When a worker dies, its socket reports end of file at once, and the engine
+ends: a model with a rank less computes nothing, so the others are killed. Log records of the workers are logged here.
+
+A launcher starts the processes: `processes.py` on this machine, `ray.py` on the machines of a Ray cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from octavo import env
+from octavo.executor.rank_process import MEASURE
+from octavo.executor.ranks import GRACE_S, Ranks
+from octavo.executor.remote import Remote
+from octavo.kernels.ledger import Component
+from octavo.messages import PendingStep, StepPlan, StepResult
+from octavo.worker.task import WorkerShape, WorkerTask
+
+
+class Launcher(Protocol):
+    """Starts the processes of a model's ranks."""
+
+    def start(self, task: WorkerTask) -> Iterator[Remote]:
+        """All ranks, in order, each with its own task."""
+
+    def close(self) -> None:
+        """After the processes have ended, or been killed."""
+
+
+class RankExecutor:
+    """Owner of the workers' processes. A step's result is that of the first rank."""
+
+    def __init__(self, task: WorkerTask, launcher: Launcher) -> None:
+        """Raises the exception of a worker that could not be built."""
+        self._ranks, self._launcher = Ranks(), launcher
+        try:
+            for remote in launcher.start(task):
+                self._ranks.add(remote)
+            shapes = self._ranks.answers(None)
+        except BaseException:
+            self.close()
+            raise
+        for remote, shape in zip(self._ranks.remotes, shapes, strict=True):
+            remote.found(shape.place)
+        self.shape: WorkerShape = shapes[0]
+        if len(shapes) > 1:
+            self.shape = replace(self.shape, ranks=tuple(remote.place for remote in self._ranks.remotes))
+        self._limit = env.collective_timeout() + GRACE_S
+
+    def submit(self, plan: StepPlan) -> PendingStep:
+        assert self._ranks.remotes, "a closed executor runs no step"
+        self._ranks.send(plan)
+        return _RemoteStep(self._ranks, plan.step_id, self._limit)
+
+    def measured(self) -> Mapping[Component, int]:
+        """The first rank's: the others have as much, but for sizes that do not divide."""
+        self._ranks.send(MEASURE)
+        found: Mapping[Component, int] = self._ranks.answers(self._limit)[0]
+        return found
+
+    def close(self) -> None:
+        self._ranks.close()
+        self._launcher.close()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _RemoteStep:
+    """A PendingStep."""
+
+    ranks: Ranks
+    step_id: int
+    limit: float
+
+    def result(self) -> StepResult:
+        self.ranks.send(self.step_id)
+        result: StepResult = self.ranks.answers(self.limit)[0]
+        return result
