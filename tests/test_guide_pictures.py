@@ -21,10 +21,10 @@ def test_a_command_stands_under_every_picture(page: Path) -> None:
     assert pictures_of(page) == drawn
 
 
-def test_the_chinese_guide_has_the_same_pictures_and_commands() -> None:
-    english, chinese = ROOT / "docs/guides/why-fast.md", ROOT / "docs/zh/why-fast.md"
-    assert pictures_of(chinese) == pictures_of(english)
-    assert commands_of(chinese) == commands_of(english)
+def test_chinese_pages_have_the_same_pictures_and_commands() -> None:
+    for english, chinese in (("README.md", "README.zh.md"), ("docs/guides/why-fast.md", "docs/zh/why-fast.md")):
+        assert pictures_of(ROOT / chinese) == pictures_of(ROOT / english)
+        assert commands_of(ROOT / chinese) == commands_of(ROOT / english)
 
 
 def test_every_picture_is_shown() -> None:
