@@ -32,6 +32,7 @@ from octavo.scheduler.step import SequenceUpdate
 from octavo.simulator.cost_table import CostTable, DecodePoint, MeasuredCost, MixedPoint, read_cost_table
 from octavo.simulator.drive import Driver
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
+from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
 from octavo.simulator.measure_cost import (
     Patience,
@@ -142,19 +143,19 @@ def main() -> None:
         if table is None:
             in_turn = CellsInTurn(stack.enter_context(closing(executor_here(WorkerTask.of(config)))), clock)
         first = RequestMaker(drawn_below(args.vocab_size, 1))
-        Driver(RealEngine(core, clock, is_wall), first).run(_WARM_UP.requests())
+        Driver(Fleet([RealEngine(core, clock, is_wall)]), first).run(_WARM_UP.requests())
         print(f"{'rate':>6} {'':>10}" + "".join(f"{f'{one} p{p}':>11}" for one, p in _COLUMNS) + "  out tok/s")
         for number, rate in enumerate(map(float, args.rates.split(","))):
             recipe = _recipe(args, rate, number)
             gc.collect()
             real = RealEngine(core, clock, is_wall, in_turn.measure_next if in_turn else None)
             tokens = RequestMaker(drawn_below(args.vocab_size, number + 2))
-            measured = Driver(real, tokens).run(recipe.requests())
+            measured = Driver(Fleet([real]), tokens).run(recipe.requests())
             costs = in_turn.take_table() if in_turn else table
             assert costs is not None, "it was read or measured"
             sizes = _sizes(costs, config)
             engine = SimulatedEngine(sizes, config.scheduler, MeasuredCost(costs), EventLog(0))
-            simulated = Driver(engine, RequestMaker(never_repeated())).run(recipe.requests())
+            simulated = Driver(Fleet([engine]), RequestMaker(never_repeated())).run(recipe.requests())
             print_row(rate, *(result_of(one, sizes.num_blocks - 1) for one in (measured, simulated)))
             if args.save_cost:
                 costs.write(args.save_cost)

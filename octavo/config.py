@@ -19,6 +19,7 @@ ContentFormat = Literal["auto", "string", "openai"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 SchedulingPolicy = Literal["fcfs", "priority"]
+DataParallelRouting = Literal["prefix", "work", "turns"]
 BackendOption = Literal["auto", "triton", "cpu", "reference"]
 ActivationDType = Literal["int8", "int16"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
@@ -174,6 +175,11 @@ class BackendConfig:
         "CPU each has its part of the cores",
         at_least=1,
         at_most=1024,
+    )
+    data_parallel_routing: DataParallelRouting = knob(
+        "prefix",
+        "which of several engines a request goes to; prefix: the one with the least work once it has the request, of "
+        "whose prompt it may hold a part; work: the one with the least work before; turns: each in turn",
     )
     distributed_executor_backend: ExecutorBackend | None = knob(
         None,

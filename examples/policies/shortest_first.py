@@ -19,6 +19,7 @@ from octavo.request import Sequence
 from octavo.scheduler.roster import RANKS, Rank, first_come
 from octavo.simulator.drive import Driver
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
+from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
 from octavo.simulator.plot import render
 from octavo.simulator.report import HEADINGS, Result, result_of
@@ -53,7 +54,8 @@ def simulate(rank: Callable[[Sequence], Rank], load: TraceRecipe) -> Result:
     before, RANKS["fcfs"] = RANKS["fcfs"], rank
     try:
         engine = SimulatedEngine(SIZES, SchedulerConfig(), described_cost(COST), EventLog(0))
-        return result_of(Driver(engine, RequestMaker(never_repeated())).run(load.requests()), SIZES.num_blocks - 1)
+        outcome = Driver(Fleet([engine]), RequestMaker(never_repeated())).run(load.requests())
+        return result_of(outcome, SIZES.num_blocks - 1)
     finally:
         RANKS["fcfs"] = before
 

@@ -1,9 +1,10 @@
-"""octavo simulate: how an engine would serve a load: the real scheduler and cache, with steps in virtual time.
+"""octavo simulate: how engines would serve a load: the real scheduler and cache, with steps in virtual time.
 
 octavo bench cost smollm2 -o table.json
 octavo simulate --cost table.json --request-rate 2
 octavo simulate --cost table.json --request-rate 2 --compare block_size=16,32 --compare max_num_batched_tokens=512,2048
 octavo simulate --cost step_ms=6,token_us=20,context_ns=40 --num-gpu-blocks-override 20000 --trace trace.jsonl
+octavo simulate --cost table.json --data-parallel-size 100 --compare data_parallel_routing=prefix,work,turns
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ COMMON = (
     *("--cost", "--compare", "--trace", "--dataset-name", "--num-prompts", "--request-rate", "--output-json", "--plot"),
     "--record",
     *("--block-size", "--num-gpu-blocks-override", "--max-num-seqs", "--max-num-batched-tokens"),
-    "--scheduling-policy",
+    *("--scheduling-policy", "--data-parallel-size"),
 )
 PICTURES = (".html", ".svg")
 _RESULTS = {
@@ -51,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
     asked = asked_scenarios(args)
     if args.record is not None and len(asked.scenarios) > 1:
         raise ConfigError(f"--record {args.record} is for one scenario, and --compare asks for {len(asked.scenarios)}")
+    if args.record is not None and (num_engines := asked.scenarios[0].num_engines) > 1:
+        raise ConfigError(
+            f"--record {args.record} is for one engine, and --data-parallel-size asks for {num_engines}: drop one"
+        )
     begin = time.perf_counter()
     results = run_all(asked.scenarios, args.jobs, args.record)
     rows = [[*values, *one.cells()] for values, one in zip(asked.values, results, strict=True)]

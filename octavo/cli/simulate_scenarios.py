@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from octavo.cli.flags import add_flags, add_section_flags, number, section_options, whole_number
-from octavo.config import CacheConfig, ModelConfig, SchedulerConfig
+from octavo.config import BackendConfig, CacheConfig, ModelConfig, SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.shown import shown, suggestion
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_SCENARIOS = 256
 DATASETS = ("sharegpt", "alpaca", "random")
+_OF_ENGINES = ("data_parallel_size", "data_parallel_routing")
 _OF_A_DEVICE = frozenset({"gpu_memory_utilization", "kv_cache_dtype"})
 _RECIPE = {
     "num-prompts": ("N", None, "requests (1000)"),
@@ -60,6 +61,7 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(requests, _RECIPE)
     engine = parser.add_argument_group("engine", "default: as the engine was that the cost table measured")
     add_section_flags(engine, ModelConfig, lambda name: name == "max_model_len")
+    add_section_flags(engine, BackendConfig, lambda name: name in _OF_ENGINES)
     for section in (CacheConfig, SchedulerConfig):
         add_section_flags(engine, section, lambda name: name not in _OF_A_DEVICE)
 
@@ -84,7 +86,8 @@ def _axis(text: str) -> tuple[str, list[str]]:
     name, equals, values = text.partition("=")
     name = name.removeprefix("--").replace("-", "_")
     options = [field.name for section in (CacheConfig, SchedulerConfig) for field in fields(section)]
-    known = [*(one for one in options if one not in _OF_A_DEVICE), *_DRAWS, "max_model_len", "cost", "trace"]
+    known = [one for one in options if one not in _OF_A_DEVICE]
+    known += [*_DRAWS, *_OF_ENGINES, "max_model_len", "cost", "trace"]
     if not equals or name not in known:
         raise ConfigError(f"--compare {shown(text)} is not NAME=VALUE,VALUE of a flag; {suggestion(name, known)}")
     return name, values.split(",")
@@ -95,12 +98,15 @@ def _scenario(args: argparse.Namespace, changed: dict[str, str]) -> Scenario:
     from octavo.simulator.scenario import Scenario
 
     given = argparse.Namespace(**{**vars(args), **{name: _value(name, text) for name, text in changed.items()}})
+    engines = BackendConfig(**section_options(given, BackendConfig))
     return Scenario(
         cost=given.cost,
         trace=_trace(given),
         cache=CacheConfig(**section_options(given, CacheConfig)),
         scheduler=SchedulerConfig(**section_options(given, SchedulerConfig)),
         max_model_len=ModelConfig(**section_options(given, ModelConfig)).max_model_len,
+        num_engines=engines.data_parallel_size,
+        routing=engines.data_parallel_routing,
     )
 
 

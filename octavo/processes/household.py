@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.child import Channel
-from octavo.config import EngineConfig, ModelConfig
+from octavo.config import DataParallelRouting, EngineConfig, ModelConfig
 from octavo.processes.heartbeat import Watchdog
 from octavo.server_config import AdmissionConfig, ServerConfig
 
@@ -170,7 +170,8 @@ class EngineTask:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontEndTask:
     """listening_fd: the socket that all front ends share. app: "module:function", which makes the ASGI app from
-    (client, settings). seed: for the seeds of requests that have none. num_engines: those that it talks to."""
+    (client, settings). seed: for the seeds of requests that have none. num_engines: those that it talks to, and
+    routing: by which it chooses one."""
 
     index: int
     seed: int
@@ -181,6 +182,7 @@ class FrontEndTask:
     listening_fd: int
     run_directory: str
     num_engines: int
+    routing: DataParallelRouting
 
 
 def front_end_identity(index: int, process_id: int) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from octavo.child import Note
+from octavo.config import DataParallelRouting
 from octavo.engine.core import EngineStats, total_stats
 from octavo.engine.lazy_logprobs import unpack_rows
 from octavo.errors import EngineDeadError
@@ -68,9 +69,9 @@ class _Loss:
 class ParallelCore:
     """Owner of the engines and of the router. A Core of engine/core.py, and EngineRecords of observe/exposition.py."""
 
-    def __init__(self, engines: OfflineEngines) -> None:
+    def __init__(self, engines: OfflineEngines, routing: DataParallelRouting = "prefix") -> None:
         self._engines = engines
-        self._router = Router(len(engines.welcomes))
+        self._router = Router(len(engines.welcomes), routing)
         for engine, welcome in enumerate(engines.welcomes):
             self._router.goes_up(engine, welcome.num_cache_tokens)
         self._numbers = itertools.count()

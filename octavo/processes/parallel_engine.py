@@ -23,7 +23,7 @@ def build_parallel_engine(config: EngineConfig) -> LLMEngine:
     tokenizer = open_tokenizer(config.model, partial(tokenizer_source, config.model))
     engines = OfflineEngines(config)
     first, limits = engines.welcomes[0], [welcome.limits for welcome in engines.welcomes]
-    core = ParallelCore(engines)
+    core = ParallelCore(engines, config.backend.data_parallel_routing)
     return LLMEngine(
         core=core,
         inputs=InputProcessor(tokenizer, reduce(least_limits, limits), config.model.seed),

@@ -19,6 +19,7 @@ from dataclasses import asdict
 import msgspec
 import zmq
 
+from octavo.config import DataParallelRouting
 from octavo.engine.calls import check_rank
 from octavo.engine.core import EngineStats, total_stats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
@@ -55,6 +56,7 @@ class ProcessClient(EngineClient):
         logs_requests: bool = False,
         num_front_ends: int = 1,
         num_engines: int = 1,
+        routing: DataParallelRouting = "prefix",
     ) -> None:
         """index: the front end's number. seed: for the seeds of requests that have none. logs_requests: log a line per
         request, without its content."""
@@ -70,7 +72,7 @@ class ProcessClient(EngineClient):
             RemoteEngine(number, name, (self._context, self.identity), self._numbers, self)
             for number, name in enumerate(names)
         ]
-        self._router = Router(num_engines) if num_engines > 1 else None
+        self._router = Router(num_engines, routing) if num_engines > 1 else None
         self._inputs: InputProcessor | None = None
         self._info: ModelInfo | None = None
         self._streams: dict[str, ClientStream] = {}  # by request id

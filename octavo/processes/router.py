@@ -7,7 +7,8 @@
     engine 1   work 400, holds none                                 400 + 1000
 
 So a conversation stays where its beginning is, until that engine has more to do than the beginning saves. Equal engines
-take turns.
+take turns. Two simpler ways, to compare with: `work` asks only which engine has the least work before the request, and
+`turns` asks nothing.
 
 What an engine holds is known from what was sent there: a prompt is cut into pieces, each named by a hash of all
 tokens up to its end, and the engine's latest pieces are remembered, as many as its KV cache has room for. Pieces grow
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from octavo.cache.blocks import Root, chain_hash
+from octavo.config import DataParallelRouting
 from octavo.request import Request
 
 #: prompt tokens that take as long as one generated token; 2 on two CPU cores, 6 on an H100, both with full batches
@@ -83,11 +85,13 @@ class Ticket:
 class Router:
     """Owner of what is known of the engines. One caller, one thread."""
 
-    def __init__(self, num_engines: int) -> None:
+    def __init__(self, num_engines: int, routing: DataParallelRouting = "prefix") -> None:
+        self._routing = routing
         self._work = [0] * num_engines
         self._others_work = [0] * num_engines  # the part of it that others have sent
         self._turns = [0] * num_engines  # when each was last chosen
         self._num_chosen = 0
+        self._last_chosen = num_engines - 1
         self._holdings = [_Holding(0) for _ in range(num_engines)]
         self._holders: dict[bytes, list[int]] = {}
         self._is_up = [False] * num_engines
@@ -116,7 +120,7 @@ class Router:
         """Send a request to the best engine, or to the one that it names. None: no engine serves, or not that one."""
         num_tokens, engine = request.num_prompt_tokens, request.data_parallel_rank
         if engine is None:
-            cached = self._cached_by_candidates(pieces)
+            cached = self._candidates(pieces)
         else:
             cached = {engine: self._num_cached(engine, pieces)} if self._is_up[engine] else {}
         if not cached:
@@ -126,7 +130,7 @@ class Router:
         output_work = DECODE_COST * output_len * request.sampling_params.num_sequences
         ticket = Ticket(engine, max(num_tokens - cached[engine], 1), output_work)
         self._num_chosen += 1
-        self._turns[engine] = self._num_chosen
+        self._turns[engine], self._last_chosen = self._num_chosen, engine
         self.sees(engine, pieces)
         self._change(engine, ticket.work)
         return ticket
@@ -157,6 +161,18 @@ class Router:
 
     def work(self, engine: int) -> int:
         return self._work[engine]
+
+    def _candidates(self, pieces: Sequence[Piece]) -> dict[int, int]:
+        """Engines to choose from -> how many of the prompt's tokens each holds. Empty: none serves."""
+        if self._routing == "prefix":
+            return self._cached_by_candidates(pieces)
+        engine = self._least_loaded() if self._routing == "work" else self._next_in_turn()
+        return {} if engine is None else {engine: self._num_cached(engine, pieces)}
+
+    def _next_in_turn(self) -> int | None:
+        num_engines = len(self._is_up)
+        places = range(self._last_chosen + 1, self._last_chosen + 1 + num_engines)
+        return next((place % num_engines for place in places if self._is_up[place % num_engines]), None)
 
     def _cached_by_candidates(self, pieces: Sequence[Piece]) -> dict[int, int]:
         """Engines that may be best -> how many of the prompt's tokens each holds: the one with the least work, and

@@ -108,6 +108,7 @@ class Supervisor:
             listening_fd=self._listening.fileno(),
             run_directory=self._house.run_directory,
             num_engines=len(self._engines.keepers),
+            routing=options.engine.backend.data_parallel_routing,
         )
 
     def _front_end_is_ready(self) -> None:

@@ -1,10 +1,11 @@
-"""Drives one engine through a trace, and measures it as its clients would.
+"""Drives engines through a trace, and measures them as their clients would.
 
-    trace ──arrivals──▶ engine.add        due when the engine's clock has reached them, which is between two steps
-                        engine.step  ──updates──▶ first tokens, ends; the next turns of conversations
-                        engine.wait_until the next arrival, if nothing runs
+    trace ──arrivals──▶ fleet.add
+                        fleet.begin_steps
+                        fleet.end_step ──updates──▶ first tokens, ends; the next turns of conversations
+                        fleet.wait_until the next arrival, if it comes before a step ends
 
-The engine may be a simulated one, or a real one that runs by the clock on the wall: the same loop drives both, and so
+The engines may be simulated ones, or a real one that runs by the clock on the wall: the same loop drives both, and so
 they can be compared.
 """
 
@@ -14,40 +15,22 @@ import math
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from octavo.errors import InvalidRequestError
-from octavo.request import Request, Sequence, SequenceId, SequenceState
-from octavo.scheduler.step import SequenceUpdate
+from octavo.processes.router import Ticket
+from octavo.request import Sequence, SequenceState
 from octavo.simulator.conversations import Conversations
+from octavo.simulator.fleet import Fleet
 from octavo.simulator.requests import RequestMaker
 from octavo.simulator.trace import TraceRequest
-
-
-class DrivenEngine(Protocol):
-    """now: seconds since the trace began."""
-
-    @property
-    def now(self) -> float: ...
-
-    @property
-    def has_unfinished(self) -> bool: ...
-
-    @property
-    def num_used_blocks(self) -> int: ...
-
-    def add(self, request: Request) -> None: ...
-
-    def step(self) -> list[SequenceUpdate]: ...
-
-    def wait_until(self, time: float) -> None: ...
 
 
 @dataclass(slots=True)
 class Outcome:
     """What a run brought. ttfts, tpots, e2els: seconds, by request in the order of their ends; a request with one token
     has no TPOT. gaps, gap_counts: seconds between two steps that brought tokens, and how many tokens the later one
-    brought. block_seconds: blocks in use, summed over time. num_cut: answers that the context length cut short."""
+    brought. block_seconds: blocks in use, summed over time and engines. peak_blocks: of one engine. num_cut: answers
+    that the context length cut short."""
 
     ttfts: array[float] = field(default_factory=lambda: array("d"))
     tpots: array[float] = field(default_factory=lambda: array("d"))
@@ -75,10 +58,11 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Live:
-    """A request that was sent and has not ended."""
+    """A request that was sent and has not ended. ticket: its router's."""
 
     asked: TraceRequest
     arrival: float
+    ticket: Ticket | None
     first: float = 0.0
     num_ended: int = 0
 
@@ -86,76 +70,74 @@ class _Live:
 class Driver:
     """Owner of the requests of one run."""
 
-    def __init__(self, engine: DrivenEngine, maker: RequestMaker) -> None:
-        self._engine = engine
+    def __init__(self, fleet: Fleet, maker: RequestMaker) -> None:
+        self._fleet = fleet
         self._maker = maker
         self._conversations = Conversations()
         self._live: dict[str, _Live] = {}
-        self._awaiting: dict[SequenceId, _Live] = {}  # by first sequence: those without a token
-        self._last_time: float | None = None  # of a step that brought tokens, if the engine has not rested since
+        self._awaiting: dict[Sequence, _Live] = {}  # by first sequence: those without a token
         self.outcome = Outcome()
 
     def run(self, trace: Iterable[TraceRequest]) -> Outcome:
         """To the last token of the last request."""
-        engine, arrivals = self._engine, _Arrivals(trace)
+        fleet, conversations, arrivals = self._fleet, self._conversations, _Arrivals(trace)
         self.outcome.begin = arrivals.time
         while True:
             self._send_due(arrivals)
-            if engine.has_unfinished:
-                self._step()
-                continue
-            next_time = min(arrivals.time, self._conversations.next_time)
-            if next_time == math.inf:
+            fleet.begin_steps()
+            next_time = min(arrivals.time, conversations.next_time)
+            if next_time < fleet.next_end:
+                fleet.wait_until(next_time)
+            elif fleet.next_end < math.inf:
+                self._end_step()
+            else:
                 return self.outcome
-            engine.wait_until(next_time)
-            self._last_time = None
 
     def _send_due(self, arrivals: _Arrivals) -> None:
-        now = self._engine.now
-        while arrivals.time <= now:
+        fleet = self._fleet
+        while arrivals.time <= fleet.now:
             at = arrivals.time
             asked = arrivals.take()
             if asked.session is None:
                 self._send(asked, at)
             else:
                 self._conversations.arrive(asked, at)
-        while self._conversations.next_time <= now:
+        while self._conversations.next_time <= fleet.now:
             at, asked = self._conversations.take()
             self._send(asked, at)
 
     def _send(self, asked: TraceRequest, at: float) -> None:
         request = self._maker.request(asked, at, self._conversations.history(asked))
         try:
-            self._engine.add(request)
+            ticket = self._fleet.add(request)
         except InvalidRequestError as error:
             self.outcome.num_refused += 1
             self.outcome.refusal = self.outcome.refusal or str(error)
             if asked.session is not None:
-                self._conversations.ended(asked, self._engine.now, request.prompt_token_ids)
+                self._conversations.ended(asked, self._fleet.now, request.prompt_token_ids)
             return
-        live = _Live(asked, at)
-        self._live[request.request_id] = live
-        self._awaiting[request.sequences[0].sequence_id] = live
+        self._live[request.request_id] = self._awaiting[request.sequences[0]] = _Live(asked, at, ticket)
 
-    def _step(self) -> None:
-        engine, outcome = self._engine, self.outcome
-        before = engine.now
-        updates = engine.step()
-        now, num_blocks = engine.now, engine.num_used_blocks
+    def _end_step(self) -> None:
+        outcome = self.outcome
+        updates, seconds, gap, num_blocks = self._fleet.end_step()
         outcome.num_steps += 1
-        outcome.block_seconds += num_blocks * (now - before)
+        outcome.block_seconds += num_blocks * seconds
         outcome.peak_blocks = max(outcome.peak_blocks, num_blocks)
         if not updates:
             return
-        if self._last_time is not None:
-            outcome.gaps.append(now - self._last_time)
+        now = outcome.end = self._fleet.now
+        if gap is not None:
+            outcome.gaps.append(gap)
             outcome.gap_counts.append(len(updates))
-        self._last_time = outcome.end = now
         awaiting, finished = self._awaiting, SequenceState.FINISHED
-        for sequence in [one for one, *_ in updates if one.state is finished or one.sequence_id in awaiting]:
-            live = awaiting.pop(sequence.sequence_id, None)
+        told = [one[0] for one in updates if one[0].state is finished or one[0] in awaiting]
+        for sequence in told:
+            live = awaiting.pop(sequence, None)
             if live is not None:
                 live.first = now
+                if live.ticket is not None:
+                    self._fleet.started(live.ticket)
             if sequence.state is finished:
                 self._ended(sequence, now)
 
@@ -169,6 +151,8 @@ class Driver:
         if live.num_ended < live.asked.n:
             return
         del self._live[request.request_id]
+        if live.ticket is not None:
+            self._fleet.ended(live.ticket, num_tokens)
         outcome.num_prompt_tokens += request.num_prompt_tokens
         outcome.num_cached_tokens += request.num_cached_tokens
         outcome.num_preemptions += request.num_preemptions

@@ -24,8 +24,8 @@ _SHOWN = (("ttft", 50), ("ttft", 99), ("tpot", 50), ("tpot", 99), ("e2el", 50), 
 @dataclass(frozen=True, slots=True)
 class Result:
     """times_ms: (metric, percentage) -> milliseconds; None without a value. kv_use: share of blocks in use, averaged
-    over time. hit_rate: share of prompt tokens that came from the prefix tree. num_cut: answers that the context length
-    cut short. refusal: why the first refused request was."""
+    over time and engines. kv_peak: the largest, of one engine. hit_rate: share of prompt tokens that came from the
+    prefix tree. num_cut: answers that the context length cut short. refusal: why the first refused request was."""
 
     times_ms: dict[tuple[str, int], float | None]
     num_requests: int
@@ -80,8 +80,8 @@ HEADINGS = [
 ]
 
 
-def result_of(outcome: Outcome, num_blocks: int) -> Result:
-    """num_blocks: without the null block."""
+def result_of(outcome: Outcome, num_blocks: int, num_engines: int = 1) -> Result:
+    """num_blocks: of each engine, without the null block."""
     seconds = outcome.seconds
     per_second = 1 / seconds if seconds > 0 else 0.0
     times = {"ttft": outcome.ttfts, "tpot": outcome.tpots, "e2el": outcome.e2els}
@@ -104,7 +104,7 @@ def result_of(outcome: Outcome, num_blocks: int) -> Result:
         num_steps=outcome.num_steps,
         num_preemptions=outcome.num_preemptions,
         hit_rate=outcome.num_cached_tokens / max(1, outcome.num_prompt_tokens),
-        kv_use=outcome.block_seconds * per_second / num_blocks,
+        kv_use=outcome.block_seconds * per_second / num_blocks / num_engines,
         kv_peak=outcome.peak_blocks / num_blocks,
     )
 

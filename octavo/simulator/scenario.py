@@ -1,4 +1,4 @@
-"""A scenario: one engine, one cost and one trace, with all that a simulation needs to run in any process.
+"""A scenario: an engine or several alike, one cost and one trace, with all that a simulation needs in any process.
 
 Scenario ──run──▶ Result            several scenarios run side by side, in a process for each core
 """
@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 
-from octavo.config import CacheConfig, SchedulerConfig
+from octavo.config import CacheConfig, DataParallelRouting, SchedulerConfig
 from octavo.errors import ConfigError
 from octavo.observe.event_log import EventLog
 from octavo.observe.machine import num_cores
+from octavo.processes.router import Router
 from octavo.simulator.cost_table import EngineSizes, MeasuredCost, read_cost_table
 from octavo.simulator.drive import Driver
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
+from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
 from octavo.simulator.recording import recording
 from octavo.simulator.report import Result, result_of
@@ -35,37 +37,52 @@ _FEW_REQUESTS = 2_000  # so many in all start no processes
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """cost: a file of `octavo bench cost`, or numbers. trace: a file of JSON lines, or a recipe. max_model_len: None:
-    as measured, or what the blocks hold."""
+    as measured, or what the blocks hold. num_engines, routing: so many alike, behind a router."""
 
     cost: str
     trace: str | TraceRecipe
     cache: CacheConfig
     scheduler: SchedulerConfig
     max_model_len: int | None = None
+    num_engines: int = 1
+    routing: DataParallelRouting = "prefix"
 
     @property
     def num_requests(self) -> int:
         """Of a recipe; a file is taken for a short one."""
         return self.trace.num_prompts if isinstance(self.trace, TraceRecipe) else 0
 
-    def engine(self, events: EventLog) -> SimulatedEngine:
+    def engines(self) -> list[SimulatedEngine]:
         cost, measured = _cost(self.cost)
-        return SimulatedEngine(_sizes(self, measured), self.scheduler, cost, events)
+        sizes = _sizes(self, measured)
+        return [SimulatedEngine(sizes, self.scheduler, cost, EventLog(0)) for _ in range(self.num_engines)]
 
     def run(self, record: str | None = None) -> Result:
-        """record: a file for its events."""
-        engine = self.engine(EventLog(0))
+        """record: a file for its events, if it has one engine."""
+        engines = self.engines()
         if record is None:
-            return self._drive(engine)
+            return self._drive(engines)
+        assert self.num_engines == 1, "an event log is one engine's"
         config = {"cache": asdict(self.cache), "scheduler": asdict(self.scheduler)}
-        with recording(record, engine.events, config):
-            return self._drive(engine)
+        with recording(record, engines[0].events, config):
+            return self._drive(engines)
 
-    def _drive(self, engine: SimulatedEngine) -> Result:
+    def _drive(self, engines: list[SimulatedEngine]) -> Result:
+        fleet = Fleet(engines, router_of(engines, self.routing) if len(engines) > 1 else None)
         trace = self.trace.requests() if isinstance(self.trace, TraceRecipe) else read_trace(self.trace)
         with _rare_collections():
-            outcome = Driver(engine, RequestMaker(never_repeated())).run(trace)
-        return result_of(outcome, engine.sizes.num_blocks - 1)
+            outcome = Driver(fleet, RequestMaker(never_repeated())).run(trace)
+        return result_of(outcome, engines[0].sizes.num_blocks - 1, len(engines))
+
+
+def router_of(engines: Sequence[SimulatedEngine], routing: DataParallelRouting) -> Router:
+    """A router that knows these engines as up."""
+    router = Router(len(engines), routing)
+    for index, engine in enumerate(engines):
+        started = engine.events.started
+        assert started is not None, "an engine begins with its sizes"
+        router.goes_up(index, started.num_slots if started.enable_prefix_caching else 0)
+    return router
 
 
 def run_all(scenarios: Sequence[Scenario], num_processes: int | None = None, record: str | None = None) -> list[Result]:

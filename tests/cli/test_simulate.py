@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -53,6 +54,17 @@ def test_values_are_compared_in_all_combinations(
     assert "block_size 32, scheduling_policy priority" in page
 
 
+def test_ways_to_route_are_compared(tmp_path: Path) -> None:
+    kept = tmp_path / "result.json"
+    load = [*LOAD, "--num-prompts", "120", "--num-prefixes", "12", "--prefix-len", "320", "--request-rate", "80"]
+    compared = ["-dp", "4", "--compare", "data-parallel-routing=prefix,work,turns", "--output-json", str(kept)]
+    assert main(["simulate", *DESCRIBED, *load, *compared]) == 0
+    prefix, work, turns = json.loads(kept.read_text())["results"]
+    assert [one["completed"] for one in (prefix, work, turns)] == [120] * 3
+    assert prefix["prefix_cache_hit_rate"] > 1.2 * max(work["prefix_cache_hit_rate"], turns["prefix_cache_hit_rate"])
+    assert 0 < prefix["kv_cache_usage"] <= prefix["kv_cache_usage_peak"] <= 1
+
+
 def test_a_smaller_budget_cuts_prompts_into_more_steps(table: str, tmp_path: Path) -> None:
     kept = tmp_path / "result.json"
     compared = ["--compare", "max_num_batched_tokens=32,512", "--compare", "enable_prefix_caching=true,false"]
@@ -96,6 +108,11 @@ def test_refused_requests_are_told_and_change_the_exit_code(capsys: pytest.Captu
         ([*DESCRIBED, "--random-input-len", "5"], "--dataset-name random"),
         ([*DESCRIBED, "--record", "x", "--compare", "n=1,2"], "--record x"),
         ([*DESCRIBED, "--plot", "x.gif"], "x.gif"),
+        ([*DESCRIBED, "--data-parallel-size", "1025"], "data_parallel_size is 1025"),
+        ([*DESCRIBED, "--data-parallel-size", "0"], "data_parallel_size is 0"),
+        ([*DESCRIBED, "--data-parallel-routing", "best"], "best"),
+        ([*DESCRIBED, "--compare", "data_parallel_routing=turns,best"], "data_parallel_routing is 'best'"),
+        ([*DESCRIBED, "--record", "x", "--data-parallel-size", "2"], "--data-parallel-size asks for 2"),
         ([*DESCRIBED, "--max-model-len", "4k"], "hold 3184 tokens"),
         ([*DESCRIBED, "--jobs", "0"], "--jobs is 0"),
     ],
@@ -110,6 +127,7 @@ def test_what_cannot_be_is_refused_in_a_line(
 
 
 VALUES = ("", "0", "1", "7", "-1", "1e9", "nan", "inf", "4k", "9" * 40, "true", "false", "x", "1,2", "a=b", "=", "é")
+ROUTED = ("prefix", "work,turns", "best", "7")
 
 
 def test_any_flags_run_or_are_refused(
@@ -129,6 +147,9 @@ def test_any_flags_run_or_are_refused(
         codes.append(main(["simulate", *words]))
         shown = capsys.readouterr().err.splitlines()
         assert all(line.startswith("octavo: ") for line in shown), (words, shown)
+    for way, size in itertools.product(ROUTED, VALUES):
+        codes.append(main(["simulate", *DESCRIBED, *LOAD, "-dp", size, "--compare", f"data_parallel_routing={way}"]))
+        assert all(line.startswith("octavo: ") for line in capsys.readouterr().err.splitlines()), (way, size)
     assert {0, 2} <= set(codes) <= {0, 1, 2}
 
 

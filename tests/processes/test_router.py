@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo.config import DataParallelRouting
 from octavo.processes import router as room
 from octavo.processes.load_report import INTERVAL_S, LoadReport
 from octavo.processes.router import DECODE_COST, FIRST_OUTPUT_LEN, Router, Ticket, prompt_pieces
@@ -20,8 +21,8 @@ from octavo.testing.simulate import make_request
 CACHE = 100_000
 
 
-def up(num_engines: int, num_cache_tokens: int = CACHE) -> Router:
-    router = Router(num_engines)
+def up(num_engines: int, num_cache_tokens: int = CACHE, routing: DataParallelRouting = "prefix") -> Router:
+    router = Router(num_engines, routing)
     for engine in range(num_engines):
         router.goes_up(engine, num_cache_tokens)
     return router
@@ -70,6 +71,26 @@ def test_a_salt_shares_nothing() -> None:
 
 
 # Where a request goes
+
+
+def test_by_work_alone_a_prompt_leaves_its_beginning_for_an_idler_engine() -> None:
+    router = up(3, routing="work")
+    first = [send(router, asked(tokens(place, 200 + 100 * place))).engine for place in range(3)]
+    assert first == [0, 1, 2]
+    again = send(router, asked(tokens(2, 400)))
+    assert again.engine == 0, "it has the least work, and engine 2 the prompt"
+    assert again.prompt_work == 400
+
+
+def test_in_turn_each_engine_gets_as_many_and_one_that_is_down_none() -> None:
+    router = up(4, routing="turns")
+    router.goes_down(2)
+    sent = [send(router, asked(tokens(0, 50 * place + 50))).engine for place in range(6)]
+    assert sent == [0, 1, 3, 0, 1, 3]
+    assert send(router, asked(tokens(9, 20), rank=1)).engine == 1
+    for engine in (0, 1, 3):
+        router.goes_down(engine)
+    assert router.choose([], asked(tokens(0, 20))) is None
 
 
 def test_prompts_that_share_nothing_are_spread_evenly() -> None:

@@ -9,6 +9,7 @@ from octavo.observe.event_log import EventLog
 from octavo.observe.events import Finished, StepDone
 from octavo.simulator.drive import Driver, Outcome
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
+from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
 from octavo.simulator.report import result_of
 from octavo.simulator.requests import RequestMaker, never_repeated
@@ -37,7 +38,7 @@ def engine(
 
 
 def driven(one: SimulatedEngine, *trace: TraceRequest) -> Outcome:
-    return Driver(one, RequestMaker(never_repeated())).run(trace)
+    return Driver(Fleet([one]), RequestMaker(never_repeated())).run(trace)
 
 
 def asked(arrival: float | None, prompt_len: int, output_len: int, **more: object) -> TraceRequest:

@@ -8,6 +8,7 @@ from octavo.observe.event_log import EventLog
 from octavo.simulator.cost_table import MeasuredCost
 from octavo.simulator.drive import Driver
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
+from octavo.simulator.fleet import Fleet
 from octavo.simulator.generate import TraceRecipe
 from octavo.simulator.requests import RequestMaker, drawn_below, never_repeated
 from tests.conftest import TinyFolder
@@ -34,8 +35,8 @@ def test_a_real_engine_computes_what_a_simulated_one_does(tiny_folder: TinyFolde
     options["max_model_len"] = 128
     config = engine_config(model=str(tiny_folder("llama")), skip_tokenizer_init=True, **options)
     engine = build_engine(config)
-    real = Driver(RealEngine(engine.core, SteppedClock(), is_wall=False), RequestMaker(drawn_below(100, 1)))
-    found = real.run(LOAD.requests())
+    real = RealEngine(engine.core, SteppedClock(), is_wall=False)
+    found = Driver(Fleet([real]), RequestMaker(drawn_below(100, 1))).run(LOAD.requests())
     engine.close()
     sizes = SimulatedSizes(
         num_blocks=65,
@@ -46,7 +47,7 @@ def test_a_real_engine_computes_what_a_simulated_one_does(tiny_folder: TinyFolde
         is_overlapped=False,
     )
     simulated = SimulatedEngine(sizes, config.scheduler, MeasuredCost(made_table()), EventLog(0))
-    expected = Driver(simulated, RequestMaker(never_repeated())).run(LOAD.requests())
+    expected = Driver(Fleet([simulated]), RequestMaker(never_repeated())).run(LOAD.requests())
     for one in ("num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_refused", "num_cut"):
         assert getattr(found, one) == getattr(expected, one), one
     assert found.num_output_tokens == 36
