@@ -18,13 +18,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from itertools import count, takewhile
+from itertools import takewhile
 
 from octavo import __version__
 from octavo.cli.flags import add_engine_flags, engine_options
 from octavo.cli.parser import CommandParser
 from octavo.errors import BackendUnavailableError
 from octavo.observe import machine
+
+MOST_GPUS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def rank_findings() -> Iterator[Finding]:
     from octavo.distributed.world import check_collectives
     from octavo.kernels.cuda.driver import find_gpu
 
-    gpus = list(takewhile(lambda index: find_gpu(index) is not None, count()))
+    gpus = list(takewhile(lambda index: find_gpu(index) is not None, range(MOST_GPUS)))
     devices = ", ".join(f"cuda:{index}" for index in gpus) or f"none but the CPU, {machine.num_cores()} cores"
     yield Finding("devices", devices)
     try:
