@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,7 +13,11 @@ from octavo import LLM
 from octavo.config import EngineConfig
 from octavo.engine import assemble
 from octavo.worker.task import WorkerTask
-from tests.distributed.threaded_ranks import ThreadedRanks
+
+if TYPE_CHECKING:
+    from tests.distributed.threaded_ranks import ThreadedRanks
+
+collect_ignore_glob = [] if find_spec("torch") else ["test_*.py"]  # ranks meet by torch.distributed
 
 ModelFor = Callable[[str, int], Path]
 
@@ -33,6 +38,8 @@ def engine(folder: object, num_ranks: int, **options: Any) -> LLM:
 
 
 def _threaded(config: EngineConfig, serves: bool) -> ThreadedRanks:
+    from tests.distributed.threaded_ranks import ThreadedRanks
+
     return ThreadedRanks(WorkerTask.of(config, serves=serves))
 
 
