@@ -36,6 +36,7 @@ _LAUNCHED_HERE = NotHere("the engine starts its ranks: as processes ('mp') or on
 _NOT_WITH_RAY = (
     ("device", "auto", "Ray chooses the GPUs"),
     ("data_parallel_size", 1, "engines that share requests run on one machine"),
+    ("pipeline_parallel_size", 1, "stages run on one machine"),
 )
 _FEW_BACKENDS = NotHere("a GPU's attention is 'triton', or 'flash_attn_4' for long chunks where its package is")
 
@@ -145,7 +146,7 @@ class SchedulerConfig:
         "free blocks kept for running sequences to grow into before another starts: this times their expected growth; "
         "0: keep only what started prompts still need, and preempt when blocks run out",
     )
-    async_scheduling: bool | None = knob(None, "schedule the next step while this one runs; default: on a GPU")
+    async_scheduling: bool | None = knob(None, "schedule the next step while this one runs; default: on GPUs, stages")
     max_bypasses: int = knob(32, "how many later requests may start before one that does not fit yet", at_least=0)
 
     def __post_init__(self) -> None:
@@ -190,6 +191,9 @@ class BackendConfig:
     )
     tensor_parallel_size: int = knob(
         1, "ranks that share every layer of the model, each a process with a GPU, or cores, of its own", at_least=1
+    )
+    pipeline_parallel_size: int = knob(
+        1, "stages of consecutive layers, each of tensor_parallel_size ranks; on the host only", at_least=1
     )
     enforce_eager: bool = knob(False, "launch a GPU's kernels one by one, without CUDA graphs")
     trace_ops: bool = knob(

@@ -49,7 +49,7 @@ class LLM:
     model: a Hugging Face folder or hub id, a .gguf file, or a packaged model's name ("smollm2").
     options: any field of the sections in `octavo/config.py`, by name: dtype, max_model_len, max_num_seqs,
         kv_cache_memory_bytes, backend, ... vLLM's other options are accepted if they ask for nothing
-        (pipeline_parallel_size=1).
+        (decode_context_parallel_size=1).
     Raises ConfigError, ModelLoadError, OutOfMemoryError, BackendUnavailableError.
 
     Safe to use from several threads: their requests run together in one batch, each call gets its own outputs, and a

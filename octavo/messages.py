@@ -62,6 +62,8 @@ class StepPlan:
     Row beam_rows[i] becomes row beam_parents[i], its own or another, as that was before the step, with the token
     beam_token_ids[i] behind it. candidates: by entry, how many of the best next tokens are wanted with their
     log-probabilities; -1 is the whole vocabulary. Their logits are not among num_logits.
+
+    drawn: for the stages of a pipeline that draw nothing, what the last one has drawn in earlier steps.
     """
 
     step_id: int
@@ -81,6 +83,7 @@ class StepPlan:
     beam_parents: list[int] = field(default_factory=list)
     beam_token_ids: list[int] = field(default_factory=list)
     candidates: dict[int, int] = field(default_factory=dict)
+    drawn: tuple[StepResult, ...] = ()
 
     @property
     def num_tokens(self) -> int:

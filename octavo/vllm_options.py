@@ -115,7 +115,6 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_idle("loading shows no bar", "use_tqdm_on_load"),
     **_idle("there are no .pt files", "pt_load_map_location"),
     # many devices
-    **_each(NotHere(_ONE_DEVICE, (1,)), "pipeline_parallel_size"),
     **_each(NotHere(_ONE_DEVICE, (1,)), "prefill_context_parallel_size", "decode_context_parallel_size", "nnodes"),
     **_each(NotHere(_ONE_DEVICE, (0,)), "node_rank", "ubatch_size"),
     **_idle("everything runs on this machine", "data_parallel_address", "data_parallel_rpc_port"),

@@ -142,7 +142,7 @@ SANE_OPTIONS = st.fixed_dictionaries(
         "chat_template": st.sampled_from([None, "{{ messages }}", "{% broken", "no/such/file", "\0"]),
         "load_format": st.sampled_from(["dummy", "auto", "gguf", "safetensors"]),
         "num_threads": st.sampled_from([1, 2]),
-        "pipeline_parallel_size": st.sampled_from([1, 2]),
+        "decode_context_parallel_size": st.sampled_from([1, 2]),
     },
 )
 

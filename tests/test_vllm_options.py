@@ -13,7 +13,7 @@ from octavo.server_config import AdmissionConfig, ServerConfig
 from octavo.vllm_options import ENGINE_OPTIONS, SAMPLING_FIELDS, SERVER_FLAGS, SERVER_ONLY
 
 ASKS_FOR_NOTHING = {
-    "pipeline_parallel_size": 1,
+    "decode_context_parallel_size": 1,
     "quantization": None,
     "enable_lora": False,
     "trust_remote_code": True,
@@ -28,7 +28,7 @@ ASKS_FOR_NOTHING = {
     "disable_log_stats": True,
 }
 ASKS_FOR_SOMETHING = {
-    "pipeline_parallel_size": 2,
+    "decode_context_parallel_size": 2,
     "quantization": "awq",
     "enable_lora": True,
     "hf_overrides": {"rope_theta": 1.0},
@@ -53,15 +53,15 @@ def test_what_is_not_there_is_refused_by_name_with_what_there_is(name: str) -> N
 
 
 def test_a_true_is_not_the_number_one() -> None:
-    with pytest.raises(ConfigError, match="pipeline_parallel_size=True is not supported yet"):
-        engine_config(pipeline_parallel_size=True)
+    with pytest.raises(ConfigError, match="decode_context_parallel_size=True is not supported yet"):
+        engine_config(decode_context_parallel_size=True)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "passes"),
     [
-        ("pipeline_parallel_size", "1", True),
-        ("pipeline_parallel_size", "2", False),
+        ("decode_context_parallel_size", "1", True),
+        ("decode_context_parallel_size", "2", False),
         ("quantization", "None", True),
         ("enable_lora", "false", True),
         ("data_parallel_backend", "mp", True),

@@ -16,7 +16,7 @@ import numpy as np
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
-from octavo.kernels.ops import AttentionLayer, Head, Ops, Tensor
+from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, Ops, Tensor
 from octavo.observe.machine import num_cores
 from octavo.testing.made_parameters import linear, parameter
 
@@ -41,7 +41,7 @@ class AttentionOnly:
     num_heads: int
     kv_heads: int
     head_dim: int
-    inputs = ("input_ids",)
+    inputs = TOKEN_IDS
 
     @property
     def heads(self) -> dict[str, Head]:

@@ -17,7 +17,7 @@ from octavo.kernels.cpu.compiled import CpuModel
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVGroup, KVLayout
-from octavo.kernels.ops import AttentionLayer, Head, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.tensor import DType, HostTensor, from_array, num_bytes
 from octavo.observe.machine import num_cores
@@ -57,7 +57,7 @@ class Decoder:
 
     dtype: DType
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
-    inputs = ("input_ids",)
+    inputs = TOKEN_IDS
 
     @property
     def heads(self) -> dict[str, Head]:

@@ -43,7 +43,7 @@ struct CompiledModel {
   std::unique_ptr<Program> forward, head;
   std::vector<int32_t> token_seqs;
   std::vector<Slot> hidden, head_inputs;  // outputs of the forward program, and the inputs they become of the head
-  Slot head_output{};
+  Slot head_output{}, taken{};  // taken: by the forward program, from the stage before
 
   CompiledModel(ThreadPool& pool, const KVPool& kv) : state(pool, kv) {}
 
@@ -77,6 +77,11 @@ struct CompiledModel {
     bind_step(step);
     check_blocks();
     forward->reserve(step.num_tokens);
+    if (!step.hidden_states) return;
+    const Rows target = forward->rows(taken);
+    for (int64_t t = 0; t < step.num_tokens; ++t) {
+      std::memcpy(target[t], step.hidden_states + t * target.width, size_t(target.width) * sizeof(float));
+    }
   }
 
   void begin_head(const int32_t* token_indices, int64_t count, float* out) {
@@ -136,6 +141,9 @@ void octavo_model_join(
   model->head_inputs.assign(head_inputs, head_inputs + count);
   model->head_output = head_output;
 }
+
+// Gives a model the place of the hidden states that it takes from the stage before.
+void octavo_model_take_hidden(CompiledModel* model, Slot taken) { model->taken = taken; }
 
 int octavo_model_forward(CompiledModel* model, const StepView* step) {
   return guarded([&] {

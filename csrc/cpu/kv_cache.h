@@ -67,6 +67,7 @@ struct StepView {
   const int32_t* const* block_tables;  // G of [max_rows, table_strides[g]]
   const int64_t* table_strides;        // [G]
   const int32_t* token_seqs;           // [T] the sequence each token belongs to
+  const float* hidden_states;          // [T, H] from the stage before; null: the model takes none
 
   const int32_t* block_table(int64_t group, int64_t seq) const {
     return block_tables[group] + rows[seq] * table_strides[group];

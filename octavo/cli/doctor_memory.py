@@ -26,9 +26,10 @@ class Compared:
 
 def compare(config: EngineConfig, *, serves: bool = False) -> Compared:
     """The worker is built and run in this process. serves: as in a WorkerTask."""
-    if (ranks := config.backend.tensor_parallel_size) > 1:
+    ranks = {name: getattr(config.backend, name) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
+    if (name := max(ranks, key=ranks.__getitem__)) and ranks[name] > 1:
         raise ConfigError(
-            f"tensor_parallel_size is {ranks}, and the doctor measures a model in one process: leave it out, or use "
+            f"{name} is {ranks[name]}, and the doctor measures a model in one process: leave it out, or use "
             "`octavo run MODEL --report`, which tells the first rank's memory"
         )
     expected = planned(config, serves=serves)

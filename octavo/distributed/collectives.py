@@ -2,10 +2,11 @@
 
     all_reduce    [1 2] + [3 4]  ->  [4 6] on each rank       a layer's partial products
     gather        [1 2], [3 4]   ->  [1 2; 3 4] on each       parts of the vocabulary
-    smallest      5, 3           ->  3                        sizes on which ranks must agree
+    smallest      5, 3           ->  3                        sizes on which ranks of all stages must agree
+    send, receive                                             from a stage to the next
 
-All ranks call the same ones in the same order. One waits for the others for a limited time; after that, or when another
-rank has ended, CollectiveError is raised, and no rank can go on.
+All ranks of a stage call the same ones in the same order. One waits for the others for a limited time; after that, or
+when another rank has ended, CollectiveError is raised, and no rank can go on.
 
 The process groups belong to this object: nothing is registered with torch.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -46,7 +48,13 @@ class Collectives:
         self._sum.asyncOp = self._together.asyncOp = False  # on the caller's stream, which a graph may capture
         self._limit = timedelta(seconds=meeting.time_limit)
         store = self._met(lambda: self._store(world, meeting))
-        self._hosts = self._met(lambda: self._gloo(distributed.PrefixStore("hosts", store), meeting.own_host))
+        own = distributed.PrefixStore(f"hosts of stage {world.stage}", store)
+        self._hosts = self._everyone = self._met(lambda: self._gloo(own, self.rank, self.size, meeting.own_host))
+        if world.pipeline_parallel_size > 1:
+            every = distributed.PrefixStore("hosts of all stages", store)
+            self._everyone = self._met(lambda: self._gloo(every, world.rank, world.size, meeting.own_host))
+        self._most_sent = world.pipeline_parallel_size
+        self._sent: deque[tuple[Any, torch.Tensor]] = deque()
         self._group = self._hosts
         if device is not None:
             self._group = self._met(lambda: self._nccl(distributed.PrefixStore("gpus", store), torch.device(device)))
@@ -100,18 +108,31 @@ class Collectives:
         return [int(number) for number in told]
 
     def smallest(self, *numbers: int) -> list[int]:
-        """For each number, the smallest of all ranks'."""
+        """For each number, the smallest of all ranks', of every stage."""
         options = distributed.AllreduceOptions()
         options.reduceOp = distributed.ReduceOp.MIN
         told = torch.tensor(numbers, dtype=torch.int64)
-        self._met(lambda: _wait(self._hosts.allreduce([told], options)))
+        self._met(lambda: _wait(self._everyone.allreduce([told], options)))
         return [int(number) for number in told]
+
+    def send(self, x: NDArray[np.float32], rank: int) -> None:
+        """Give x, contiguous, to a rank of the world, which may take it later: x must stay as it is. Waits for the
+        earliest one given if there are more than the steps in flight."""
+        if len(self._sent) == self._most_sent:
+            self._met(lambda: _wait(self._sent.popleft()[0]))
+        tensor = torch.from_numpy(x)
+        self._sent.append((self._met(lambda: self._everyone.send([tensor], rank, 0)), tensor))
+
+    def receive(self, x: NDArray[np.float32], rank: int) -> None:
+        """Fill x, contiguous, with the next one that a rank of the world gives to this one."""
+        self._met(lambda: _wait(self._everyone.recv([torch.from_numpy(x)], rank, 0)))
 
     def close(self) -> None:
         """Leave the others without a word. No collective can be called afterwards."""
         if self._group is not self._hosts:
             self._group.abort()
-        del self._group, self._hosts
+        self._sent.clear()
+        del self._group, self._hosts, self._everyone
 
     def _near(self, x: torch.Tensor) -> torch.Tensor:
         """x where the process group takes it: gloo's is the host."""
@@ -128,11 +149,11 @@ class Collectives:
             master_listen_fd=meeting.listener if is_first else None,
         )
 
-    def _gloo(self, store: Any, host: str) -> Any:
+    def _gloo(self, store: Any, rank: int, size: int, host: str) -> Any:
         options = distributed.ProcessGroupGloo._Options()
         options._timeout = self._limit
         options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]
-        return distributed.ProcessGroupGloo(store, self.rank, self.size, options)
+        return distributed.ProcessGroupGloo(store, rank, size, options)
 
     def _nccl(self, store: Any, device: torch.device) -> Any:
         os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # NVLink multicast, which many machines do not let programs use

@@ -1,11 +1,13 @@
 """World: the ranks of one model, and which of them a worker is.
 
     rank            0    1    2    3
-    tensor rank     0    1    2    3          ranks that share every layer: tensor_parallel_size of them
+    stage           0    0    1    1          consecutive layers: pipeline_parallel_size stages
+    tensor rank     0    1    0    1          ranks that share every layer of a stage: tensor_parallel_size of them
 
 Every rank is a process with a device of its own, on one machine or on several: its local rank is its number among those
-on its machine, which share cores, memory and GPUs. All run the same steps and meet in collectives (`collectives.py`),
-so each draws the same tokens, and one of them, rank 0, reports them.
+on its machine, which share cores, memory and GPUs. All run the same steps. Those of a stage meet in collectives
+(`collectives.py`), and give their results to the next stage. Those of the last stage draw the same tokens, and the
+first of them, the reporter, tells the engine.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class LocalRanks:
 class World:
     rank: int = 0
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     here: LocalRanks | None = None  # None: all are on this machine
 
     @property
@@ -38,11 +41,24 @@ class World:
 
     @property
     def size(self) -> int:
-        return self.tensor_parallel_size
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @property
     def tensor_rank(self) -> int:
         return self.rank % self.tensor_parallel_size
+
+    @property
+    def stage(self) -> int:
+        return self.rank // self.tensor_parallel_size
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.stage == self.pipeline_parallel_size - 1
+
+    @property
+    def reporter(self) -> int:
+        """The rank whose results count."""
+        return self.size - self.tensor_parallel_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,5 +92,5 @@ def check_collectives() -> None:
     if find_spec("torch") is None:
         raise BackendUnavailableError(
             "several ranks exchange their results with torch.distributed, and torch is not installed: "
-            "pip install 'octavo[distributed]', or leave tensor_parallel_size at 1"
+            "pip install 'octavo[distributed]', or leave tensor_parallel_size and pipeline_parallel_size at 1"
         )

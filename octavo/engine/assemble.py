@@ -110,7 +110,7 @@ def _executor(config: EngineConfig, serves: bool) -> Executor:
 
 def _core(config: EngineConfig, executor: Executor, events: EventLog, clock: Clock) -> EngineCore:
     """async_scheduling, by default on for devices that compute asynchronously, plans a step while another runs."""
-    shape = executor.shape
+    shape, num_stages = executor.shape, _num_stages(config)
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
         replace(config.scheduler, max_num_seqs=shape.limits.max_num_seqs),
@@ -119,14 +119,25 @@ def _core(config: EngineConfig, executor: Executor, events: EventLog, clock: Clo
         max_num_batched_tokens=shape.limits.max_num_tokens,
         events=events,
         clock=clock,
+        num_stages=num_stages,
     )
+    parts, check = (scheduler, cache, executor, events, clock), config.observe.check_invariants
+    if num_stages > 1:
+        from octavo.engine.pipelined import PipelinedCore
+
+        return PipelinedCore(*parts, check_invariants=check, num_stages=num_stages)
     kind = OverlappedCore if _is_overlapped(config, shape) else EngineCore
-    return kind(scheduler, cache, executor, events, clock, check_invariants=config.observe.check_invariants)
+    return kind(*parts, check_invariants=check)
 
 
 def _is_overlapped(config: EngineConfig, shape: WorkerShape) -> bool:
     asked = config.scheduler.async_scheduling
-    return shape.is_asynchronous if asked is None else asked
+    return shape.is_asynchronous or _num_stages(config) > 1 if asked is None else asked
+
+
+def _num_stages(config: EngineConfig) -> int:
+    """Steps in flight. Without async_scheduling there is one, whatever the number of stages."""
+    return 1 if config.scheduler.async_scheduling is False else config.backend.pipeline_parallel_size
 
 
 def _record_start(config: EngineConfig, shape: WorkerShape, events: EventLog, clock: Clock) -> None:
@@ -145,6 +156,7 @@ def _record_start(config: EngineConfig, shape: WorkerShape, events: EventLog, cl
             max_num_seqs=shape.limits.max_num_seqs,
             max_num_batched_tokens=shape.limits.max_num_tokens,
             is_overlapped=_is_overlapped(config, shape),
+            num_stages=_num_stages(config),
         )
     )
 

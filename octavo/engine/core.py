@@ -190,7 +190,7 @@ class EngineCore:
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
+class BegunStep:
     """A step that was submitted to the workers, and when its planning began and ended."""
 
     plan: StepPlan
@@ -205,7 +205,7 @@ class OverlappedCore(EngineCore):
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         super().__init__(*parts, **options)
-        self._held: _Begun | None = None
+        self._held: BegunStep | None = None
 
     @property
     def has_unfinished(self) -> bool:
@@ -229,12 +229,12 @@ class OverlappedCore(EngineCore):
             self._wait_out(self._held.pending)
         super().close()
 
-    def _begin(self) -> _Begun | None:
+    def _begin(self) -> BegunStep | None:
         """Plan and submit a step. A plan that computes nothing only updates the workers' rows: nobody awaits it."""
         begin = self._clock()
         plan = self._scheduler.schedule()
         scheduled = self._clock()
-        begun = _Begun(plan, self._executor.submit(plan), begin, scheduled)
+        begun = BegunStep(plan, self._executor.submit(plan), begin, scheduled)
         if plan.rows:
             return begun
         self._scheduler.update(plan, StepResult(plan.step_id, []))

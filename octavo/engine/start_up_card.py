@@ -35,7 +35,8 @@ def start_up_card(shape: WorkerShape, seconds: float) -> list[tuple[str, str]]:
     if shape.device is not None:
         lines.insert(-1, ("device", shape.device))
     if shape.ranks:
-        text = f"{len(shape.ranks)}, each with a part of every layer, exchanging by {shape.link}"
+        part = "a part of every layer" if shape.num_stages == 1 else f"a part of one of {shape.num_stages} stages"
+        text = f"{len(shape.ranks)}, each with {part}, exchanging by {shape.link}"
         lines.insert(-1, ("ranks", f"{text}: {', '.join(shape.ranks)}"))
     return lines
 

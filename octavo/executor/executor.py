@@ -66,6 +66,7 @@ class ThreadExecutor:
 def executor_here(task: WorkerTask) -> Executor:
     """One worker in this process. It gets a thread if steps overlap and its device does not run them asynchronously."""
     worker = Worker(task)
-    if task.scheduler.async_scheduling is True and not worker.shape.is_asynchronous:
+    overlaps = task.scheduler.async_scheduling is True or task.world.pipeline_parallel_size > 1
+    if overlaps and not worker.shape.is_asynchronous:
         return ThreadExecutor(worker)
     return worker

@@ -41,11 +41,14 @@ class Launcher(Protocol):
 
 
 class RankExecutor:
-    """Owner of the workers' processes. A step's result is that of the first rank."""
+    """Owner of the workers' processes. A step's result is that of the reporter, and other stages learn of it from the
+    next plan."""
 
     def __init__(self, task: WorkerTask, launcher: Launcher) -> None:
         """Raises the exception of a worker that could not be built."""
         self._ranks, self._launcher = Ranks(), launcher
+        self._reporter = task.world.reporter
+        self._drawn: list[StepResult] | None = [] if task.world.pipeline_parallel_size > 1 else None
         try:
             for remote in launcher.start(task):
                 self._ranks.add(remote)
@@ -62,8 +65,11 @@ class RankExecutor:
 
     def submit(self, plan: StepPlan) -> PendingStep:
         assert self._ranks.remotes, "a closed executor runs no step"
+        if self._drawn:
+            plan = replace(plan, drawn=tuple(self._drawn))
+            self._drawn.clear()
         self._ranks.send(plan)
-        return _RemoteStep(self._ranks, plan.step_id, self._limit)
+        return _RemoteStep(self._ranks, plan.step_id, self._limit, self._reporter, self._drawn)
 
     def measured(self) -> Mapping[Component, int]:
         """The first rank's: the others have as much, but for sizes that do not divide."""
@@ -83,8 +89,12 @@ class _RemoteStep:
     ranks: Ranks
     step_id: int
     limit: float
+    reporter: int
+    drawn: list[StepResult] | None  # what other stages have not learned yet
 
     def result(self) -> StepResult:
         self.ranks.send(self.step_id)
-        result: StepResult = self.ranks.answers(self.limit)[0]
+        result: StepResult = self.ranks.answers(self.limit)[self.reporter]
+        if self.drawn is not None:
+            self.drawn.append(StepResult(self.step_id, result.sampled_token_ids, result.offsets))
         return result

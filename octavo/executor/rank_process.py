@@ -51,15 +51,16 @@ def run_rank(task: WorkerTask, connection: Connection) -> bool:
         return False
     connection.send(_without_maps(executor.shape))
     try:
-        _serve(executor, connection, is_first=task.world.rank == 0)
+        world = task.world
+        _serve(executor, connection, reports=world.rank == world.reporter)
     finally:
         executor.close()
     return True
 
 
-def _serve(executor: Executor, connection: Connection, *, is_first: bool) -> None:
+def _serve(executor: Executor, connection: Connection, *, reports: bool) -> None:
     """Serve until the parent closes its end or is gone. Send only what the parent waits for: if both ends sent at once,
-    both would block. A rank that is not the first tells that a step is done, and nothing else of it."""
+    both would block. A rank that does not report tells that a step is done, and nothing else of it."""
     begun: deque[tuple[int, PendingStep]] = deque()
     while True:
         try:
@@ -77,7 +78,7 @@ def _serve(executor: Executor, connection: Connection, *, is_first: bool) -> Non
             step_id, step = begun.popleft()
         try:
             result = step.result()
-            connection.send(result if is_first else step_id)
+            connection.send(result if reports else step_id)
         except Exception as fault:
             connection.send(portable(fault))
 

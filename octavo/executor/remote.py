@@ -49,6 +49,7 @@ class Remote:
     ) -> None:
         """words: its standard error, to be read here. node: its machine, if it is not on this one."""
         self.rank, self._size, self._node = world.rank, world.size, node
+        self._stage = f", stage {world.stage}" if world.pipeline_parallel_size > 1 else ""
         self.place = node
         self.died: str | None = None
         self.connection, self.process = connection, process
@@ -56,10 +57,11 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """worker 1 (rank 1 of 2, on cuda:1)."""
+        """worker 1 (rank 1 of 2, on cuda:1); worker 2 (rank 2 of 4, stage 1, on cpu)."""
         where = f", on {self.place}" if self.place else ""
         one = f"worker {self.rank}"
-        return one if self._size == 1 and not self._node else f"{one} (rank {self.rank} of {self._size}{where})"
+        rank = f"rank {self.rank} of {self._size}{self._stage}{where}"
+        return one if self._size == 1 and not self._node else f"{one} ({rank})"
 
     def found(self, place: str) -> None:
         """Its worker is built, and computes there."""

@@ -74,6 +74,8 @@ class StepBatch:
 
     decode_threshold: a sequence with at most this many new tokens is a decode; a longer one is a chunk.
     One of DECODE_THRESHOLDS. A hint: it changes no result.
+
+    hidden_states: [T, H] from the stage before, for a model that takes them.
     """
 
     input_ids: IntArray  # [T]
@@ -83,6 +85,7 @@ class StepBatch:
     rows: IntArray  # [S]
     block_tables: tuple[IntArray, ...]  # G of [max_rows, max_blocks]
     decode_threshold: int = 1
+    hidden_states: FloatArray | None = None
 
 
 class CompiledModel(Protocol):
@@ -92,7 +95,8 @@ class CompiledModel(Protocol):
         """Run the step up to the last layer's attention. The hidden states stay inside until the next forward."""
 
     def logits(self, token_indices: IntArray) -> Logits:
-        """Logits [N, V] for N tokens of the last forward, by their index in the step; N is at most max_num_seqs.
+        """Logits [N, V], or what else the model's head gives, for N tokens of the last forward, by their index in the
+        step; N is at most max_num_seqs, and max_num_tokens for hidden states.
         Valid until the next call; it may be called any number of times."""
 
     def sample(self, logits: Logits, batch: SamplingBatch) -> IntArray:

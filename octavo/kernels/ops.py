@@ -28,6 +28,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 import numpy as np
@@ -255,16 +256,21 @@ class Ops:
 Head = Callable[..., Tensor]
 
 
+#: the inputs of a model that begins with tokens
+TOKEN_IDS: Mapping[str, int] = MappingProxyType({"input_ids": 1})
+
+
 class Model(Protocol):
     """What a backend needs of a model: functions over Ops, and their inputs from a step."""
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """The inputs beside positions: ("input_ids",)."""
+    def inputs(self) -> Mapping[str, int]:
+        """The inputs beside positions, and their columns: TOKEN_IDS, or {"hidden_states": H} of a later stage."""
 
     @property
     def heads(self) -> Mapping[str, Head]:
-        """The outputs, by name: "logits" [N, V]."""
+        """The output, by name: "logits" [N, V], or "hidden_states" [N, H] for the next stage."""
 
-    def body(self, ops: Ops) -> tuple[Tensor, ...]:
-        """The part in which tokens attend to each other -> hidden states, one or more [T, width]."""
+    def body(self, ops: Ops, *hidden_states: Tensor) -> tuple[Tensor, ...]:
+        """The part in which tokens attend to each other -> hidden states, one or more [T, width]. hidden_states: [T, H]
+        from the stage before, if they are an input."""

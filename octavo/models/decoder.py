@@ -16,11 +16,11 @@ logits. So `body` ends there, and a head computes the rest for the requested tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from octavo.kernels.ops import AttentionLayer, Head, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.layers.blocks import MLP, Embedding, Norm, SelfAttention
 from octavo.layers.rotary import RotarySetting, rotary_table
@@ -74,32 +74,49 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoder:
-    """A whole model; implements `octavo.kernels.ops.Model`. projection: to the LM head's width, if the stream has
-    another."""
+    """A whole model, or a stage of one; implements `octavo.kernels.ops.Model`. embedding None: the hidden states of the
+    stage before come in. head None: the stream goes out, to the next stage. projection: to the LM head's width, if the
+    stream has another."""
 
-    embedding: Embedding
+    embedding: Embedding | None
     layers: tuple[Layer, ...]
     norm: Norm | None
-    head: Linear  # [V, H]
+    head: Linear | None  # [V, H]
     logits_softcap: float | None = None
     projection: Linear | None = None
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("input_ids",)
+    def inputs(self) -> Mapping[str, int]:
+        return TOKEN_IDS if self.embedding else {"hidden_states": self.layers[0].attention.qkv.in_features}
 
     @property
     def heads(self) -> dict[str, Head]:
-        return {"logits": self._logits}
+        return {"hidden_states": self._stream} if self.head is None else {"logits": self._logits}
 
-    def body(self, ops: Ops) -> tuple[Tensor, Tensor]:
-        pending, residual = None, self.embedding(ops)
+    def stage(self, layers: range) -> Decoder:
+        """These layers alone, with what goes before the first layer and after the last one where they have it."""
+        is_first, is_last = layers.start == 0, layers.stop == len(self.layers)
+        return replace(
+            self,
+            embedding=self.embedding if is_first else None,
+            layers=self.layers[layers.start : layers.stop],
+            head=self.head if is_last else None,
+        )
+
+    def body(self, ops: Ops, *hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        (residual,) = hidden_states if self.embedding is None else (self.embedding(ops),)
+        pending = None
         *layers, last = self.layers
         for layer in layers:
             pending, residual = layer.finish(ops, *layer.attend(ops, pending, residual))
         return last.attend(ops, pending, residual)
 
+    def _stream(self, ops: Ops, attended: Tensor, residual: Tensor) -> Tensor:
+        pending, residual = self.layers[-1].finish(ops, attended, residual)
+        return residual if pending is None else ops.add(pending, residual)
+
     def _logits(self, ops: Ops, attended: Tensor, residual: Tensor) -> Tensor:
+        assert self.head is not None, "the last stage has the LM head"
         hidden = self._hidden(ops, *self.layers[-1].finish(ops, attended, residual))
         if self.projection is not None:
             hidden = ops.linear(hidden, self.projection)

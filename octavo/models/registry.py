@@ -53,10 +53,12 @@ def build_model(
     max_model_len: int,
     rank: int = 0,
     num_ranks: int = 1,
+    layers: range | None = None,
 ) -> Decoder:
     """Bind a checkpoint's tensors, or a rank's parts of them, to its family's decoder.
 
-    layer_slots: for each layer, the cache group and the place in it that hold its keys and values.
+    layer_slots: for each layer, the cache group and the place in it that hold its keys and values. layers: those of the
+    rank's stage; None: all. Nothing is read of the others.
     """
     learned = architecture.num_position_embeddings
     if learned and max_model_len > learned:
@@ -66,7 +68,8 @@ def build_model(
         )
     family = _family(architecture)
     weights = Weights(source, family.tensors(architecture), architecture.scheme, rank, num_ranks)
-    return family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len))
+    whole = family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len))
+    return whole if layers is None or len(layers) == architecture.num_layers else whole.stage(layers)
 
 
 def _family(architecture: Architecture) -> Family:

@@ -3,6 +3,7 @@
 attention    whole heads; a KV head that more ranks read than one is on each of them
 MLP          units of the down projection's inputs: its blocks of numbers, or runs of eight where it has none
 vocabulary   anywhere
+stages       consecutive layers; the earlier stages have one more where they do not divide, as the last has the LM head
 """
 
 from __future__ import annotations
@@ -12,6 +13,16 @@ from dataclasses import replace
 
 from octavo.errors import ConfigError
 from octavo.kernels.ops import AttentionLayer
+
+
+def layers_of(num_layers: int, stage: int, num_stages: int) -> range:
+    """A stage's layers. Raises ConfigError if some stages would have none."""
+    if num_stages > num_layers:
+        raise ConfigError(
+            f"pipeline_parallel_size is {num_stages}, but the model has {num_layers} layers, and each stage needs one: "
+            f"allowed are 1 to {num_layers}"
+        )
+    return range(-(-stage * num_layers // num_stages), -(-(stage + 1) * num_layers // num_stages))
 
 
 def own_kv_heads(num_heads: int, num_kv_heads: int, num_ranks: int) -> int:

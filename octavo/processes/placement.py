@@ -30,7 +30,8 @@ class EnginePlace:
 def engine_places(config: EngineConfig) -> list[EnginePlace]:
     """A place for each engine. Raises ConfigError if there are too few GPUs."""
     backend = config.backend
-    num_engines, num_ranks = backend.data_parallel_size, backend.tensor_parallel_size
+    num_engines = backend.data_parallel_size
+    num_ranks = backend.tensor_parallel_size * backend.pipeline_parallel_size
     if num_engines == 1:
         return [EnginePlace(config)]
     if backend.num_threads is None:

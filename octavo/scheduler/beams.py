@@ -81,7 +81,7 @@ class Beams:
         requests: dict[RequestId, Request] = {}
         for entry, candidates in result.candidates.items():
             sequence = draft.granted[entry]
-            if sequence.state is SequenceState.RUNNING:
+            if sequence.state is SequenceState.RUNNING and sequence not in draft.outdated:
                 requests[sequence.request.request_id] = sequence.request
                 of_request.setdefault(sequence.request.request_id, []).append(candidates)
         updates: list[SequenceUpdate] = []

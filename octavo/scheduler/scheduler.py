@@ -28,6 +28,7 @@ from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceSta
 from octavo.scheduler.beams import Beams
 from octavo.scheduler.continuing import Continuing, TokenBudget
 from octavo.scheduler.giving_way import GivingWay
+from octavo.scheduler.micro_batches import MicroBatches
 from octavo.scheduler.places import Places
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
 from octavo.scheduler.quarantine import Quarantine
@@ -47,7 +48,9 @@ class Scheduler:
         max_num_batched_tokens: int,
         events: EventLog,
         clock: Callable[[], float] = time.monotonic,
+        num_stages: int = 1,
     ) -> None:
+        """num_stages: of a pipeline. So many steps are planned before the first one's result comes."""
         self._cache = cache
         self._max_model_len = max_model_len
         self._has_priorities = config.scheduling_policy == "priority"
@@ -60,6 +63,8 @@ class Scheduler:
         self._starting = Starting(self._places, cache, self._budget, self._growth, self._prompt_logprobs)
         self._beams = Beams(self._places, cache, events, clock)
         self._continuing = Continuing(self._places, cache, self._budget)
+        if num_stages > 1:
+            self._continuing = MicroBatches(self._places, cache, self._budget, num_stages)
         self._giving_way = GivingWay(self._places, cache, self._budget, self._starting, self._continuing)
         self._quarantine = Quarantine(self._places, self._continuing, self._starting)
         self._in_flight: dict[int, PlanDraft] = {}
@@ -111,6 +116,11 @@ class Scheduler:
     @property
     def has_unfinished(self) -> bool:
         return bool(self._places.roster.sequences)
+
+    @property
+    def awaits_all(self) -> bool:
+        """Whether no sequence can go on before a step in flight has brought its token."""
+        return not self._places.waiting.queue and all(sequence.num_pending for sequence in self._places.running)
 
     @property
     def num_running(self) -> int:
@@ -242,6 +252,8 @@ class Scheduler:
         seats = self._places.seats
         if draft.joining:
             self._places.join(draft.joining)
+            for earlier in self._in_flight.values():  # what a sequence drew before it was preempted
+                earlier.outdated.update(draft.joining)
         if self._places.searching:
             self._beams.announce(draft)
         self._num_steps += 1

@@ -217,10 +217,8 @@ async def whole_answer(
 def _answer_size(call: Call, outputs: list[RequestOutput], echo: str) -> int:
     """In the units of json_pieces.SMALL_ANSWER."""
     texts = len(echo) * call.params.n + sum(len(one.text) for output in outputs for one in output.outputs)
-    ids = 0
-    if call.has_token_ids:
-        ids = sum(len(o.prompt_token_ids) + sum(len(one.token_ids) for one in o.outputs) for o in outputs)
-    return call.num_logprobs + texts // 16 + ids
+    ids = sum(len(o.prompt_token_ids) + sum(len(one.token_ids) for one in o.outputs) for o in outputs)
+    return call.num_logprobs + texts // 16 + (ids if call.has_token_ids else 0)
 
 
 def total_usage(outputs: list[RequestOutput]) -> Usage:

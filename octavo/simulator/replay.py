@@ -92,6 +92,7 @@ class _ReplayedEngine:
             max_num_batched_tokens=chosen.max_num_batched_tokens or sizes.max_num_batched_tokens,
             events=own,
             clock=lambda: 0.0,
+            num_stages=sizes.num_stages,
         )
         self._tokens = tokens
         self._most_tokens = sizes.max_model_len
@@ -193,7 +194,8 @@ def _essence(event: Event) -> Event:
 def _check(sizes: events.EngineStarted) -> None:
     """A file may say anything."""
     limits = {"num_blocks": _MOST_BLOCKS, "max_model_len": _MOST_TOKENS, "block_size": _MOST_TOKENS}
-    for name, most in {**limits, "max_num_seqs": _MOST_SEQS, "max_num_batched_tokens": 1 << 30}.items():
+    limits |= {"max_num_seqs": _MOST_SEQS, "max_num_batched_tokens": 1 << 30, "num_stages": _MOST_SEQS}
+    for name, most in limits.items():
         if not 1 <= getattr(sizes, name) <= most:
             raise LogError(f"the log's {name} is {getattr(sizes, name):,}, allowed for a replay are 1 to {most:,}")
     if not 1 <= len(sizes.windows) <= 1 << 10 or any(window is not None and window < 1 for window in sizes.windows):

@@ -20,7 +20,7 @@ from octavo.config import BackendConfig
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVGroup, KVLayout
-from octavo.kernels.ops import Head, Ops, Tensor
+from octavo.kernels.ops import TOKEN_IDS, Head, Ops, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.registry import BACKENDS, ONE_RANK
 from octavo.observe import machine
@@ -72,7 +72,7 @@ class _Layers:
     tables: tuple[Parameter, ...]
     call: Call | None
     num_layers: int = LAYERS
-    inputs = ("input_ids",)
+    inputs = TOKEN_IDS
 
     @property
     def heads(self) -> dict[str, Head]:

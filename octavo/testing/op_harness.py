@@ -16,7 +16,7 @@ import numpy as np
 
 from octavo.kernels.device import Device, StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
-from octavo.kernels.ops import FloatArray, Head, IntArray, Ops, Tensor
+from octavo.kernels.ops import TOKEN_IDS, FloatArray, Head, IntArray, Ops, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.testing.made_parameters import parameter
 
@@ -37,7 +37,7 @@ class FunctionModel:
     """A model whose forward pass is one function; its logits are the function's result."""
 
     function: Callable[[Ops], Tensor]
-    inputs = ("input_ids",)
+    inputs = TOKEN_IDS
 
     @property
     def heads(self) -> dict[str, Head]:

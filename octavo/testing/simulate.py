@@ -54,6 +54,7 @@ class Simulator:
         event_log_size: int = 100_000,
         checks: bool = False,
         run_len: Callable[[], int] | None = None,
+        num_stages: int = 1,
     ) -> None:
         config = config or SchedulerConfig()
         groups = make_groups(windows)
@@ -75,6 +76,7 @@ class Simulator:
             max_num_batched_tokens=config.max_num_batched_tokens or DEFAULT_BUDGET,
             events=self.events,
             clock=self._clock,
+            num_stages=num_stages,
         )
         self.executor = FakeExecutor(
             num_blocks=num_blocks,
@@ -84,6 +86,7 @@ class Simulator:
             run_len=run_len,
         )
         self._checks = checks
+        self._num_stages = num_stages
 
     def add(self, *requests: Request) -> None:
         for request in requests:
@@ -120,6 +123,16 @@ class Simulator:
             held = plan, result
         if held is not None:
             self.take(*held)
+
+    def run_pipelined(self) -> None:
+        """Step until all requests have ended, with as many steps in flight as stages."""
+        in_flight: deque[tuple[StepPlan, StepResult]] = deque()
+        while in_flight or self.scheduler.has_unfinished:
+            while len(in_flight) < self._num_stages and self.scheduler.has_unfinished:
+                plan = self.plan()
+                in_flight.append((plan, self.executor.execute(plan)))
+            self.take(*in_flight.popleft())
+            assert self.num_steps <= 10_000, f"{len(self.scheduler.sequences)} sequences after 10,000 steps"
 
     def run(self, arrivals: Iterable[Arrival] = (), *, max_steps: int = 10_000) -> None:
         """Step until all requests have arrived and ended; fail after `max_steps` steps."""

@@ -26,7 +26,8 @@ def trace(history: History) -> dict[str, Any]:
 def _events(history: History) -> Iterator[dict[str, Any]]:
     yield _named("process_name", _ENGINE, 0, "engine")
     yield _named("process_name", _SEQUENCES, 0, "sequences")
-    num_tracks = 2 if history.frame.sizes.is_overlapped else 1
+    sizes = history.frame.sizes
+    num_tracks = max(2 if sizes.is_overlapped else 1, sizes.num_stages)
     for track in range(num_tracks):
         yield _named("thread_name", _ENGINE, 1 + track, "steps")
     begin = min([column.time for column in history.columns[:1]] + [_begin_of(done) for done in history.done.values()])

@@ -74,7 +74,7 @@ class Planner:
 
     def __init__(self, checkpoint: Checkpoint, device: Device, memory: int | None = None) -> None:
         self._checkpoint, self._device, self._memory = checkpoint, device, memory
-        self._recordings: dict[int, ModelRecording] = {}
+        self._recordings: dict[tuple[range, int], ModelRecording] = {}
 
     @classmethod
     def of(cls, task: WorkerTask, device: Device, memory: int | None = None) -> Planner:
@@ -123,11 +123,14 @@ class Planner:
     def _recording(self, sizes: WorkerSizes, num_ranks: int) -> ModelRecording:
         """The share of the last rank, which has most where a size does not divide. Rotary tables are made for one
         position: the ledger counts those of the whole context."""
-        if num_ranks not in self._recordings:
+        own = (sizes.layers, num_ranks)
+        if own not in self._recordings:
             checkpoint, last = self._checkpoint, num_ranks - 1
-            model = build_model(checkpoint.architecture, checkpoint, sizes.layer_slots, 1, last, num_ranks)
-            self._recordings[num_ranks] = ModelRecording.of(model)
-        return self._recordings[num_ranks]
+            model = build_model(
+                checkpoint.architecture, checkpoint, sizes.layer_slots, 1, last, num_ranks, sizes.layers
+            )
+            self._recordings[own] = ModelRecording.of(model)
+        return self._recordings[own]
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,9 @@ class HostRunner:
     def _compute(self, plan: StepPlan) -> StepResult:
         batch = self._rows.states.gather(plan)
         self._model.forward(batch)
+        return self._drawn(plan, batch)
+
+    def _drawn(self, plan: StepPlan, batch: StepBatch) -> StepResult:
         prompt_logprobs = {entry: self._logprobs.of_prompt(batch, entry) for entry in plan.prompt_logprobs}
         candidates = self._logprobs.candidates(plan, batch) if plan.candidates else {}
         draws = Draws.of(plan, batch)
@@ -165,6 +168,15 @@ class Draws:
                 first, end = ends[entry] - self.counts[entry], ends[entry]
                 right = np.logical_and.accumulate(token_ids[first : end - 1] == guesses)
                 kept[first + 1 : end] = kept[first] & right
+        return kept
+
+    def kept_by(self, result: StepResult) -> NDArray[np.bool_]:
+        """The draws whose tokens are in a result: the first ones of each run."""
+        if not result.offsets:
+            return np.ones(len(self), np.bool_)
+        firsts = np.cumsum(self.counts) - self.counts
+        place_in_run = np.arange(len(self)) - np.repeat(firsts, self.counts)
+        kept: NDArray[np.bool_] = place_in_run < np.repeat(np.diff(result.offsets), self.counts)
         return kept
 
     def result(

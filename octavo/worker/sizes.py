@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from octavo.cache.blocks import CacheGroup, make_groups
 from octavo.kernels.device import Device, DTypes, StepLimits, StepSizes
-from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
+from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.ops import AttentionLayer
 from octavo.models.architecture import Architecture, allowed_model_len
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import LayerSlot
-from octavo.models.splits import own_kv_heads
+from octavo.models.splits import layers_of, own_kv_heads
 from octavo.worker.memory import plan_kv_cache
 from octavo.worker.task import WorkerTask
 
@@ -21,9 +21,11 @@ SERVER_TOKEN_BUDGET = 8192  # vLLM's for servers: every stream waits for the lon
 
 @dataclass(frozen=True, slots=True)
 class WorkerSizes:
-    """layout.num_blocks is 0 until `fitted`; limits.max_model_len is then what the blocks allow."""
+    """layout.num_blocks is 0 until `fitted`; limits.max_model_len is then what the blocks allow. layers: of the rank's
+    stage, which alone are in its blocks; groups: of all layers, as their tables are the same on every rank."""
 
     groups: tuple[CacheGroup, ...]
+    layers: range
     layout: KVLayout
     limits: StepLimits
     dtypes: DTypes
@@ -34,13 +36,17 @@ class WorkerSizes:
         dtypes = device.dtypes(task.model.dtype, task.cache.kv_cache_dtype, checkpoint.dtypes[0])
         groups = make_groups(architecture.windows or (None,) * architecture.num_layers)
         num_heads = own_kv_heads(architecture.num_heads, architecture.num_kv_heads, task.world.tensor_parallel_size)
-        layout = _layout(num_heads, architecture.head_dim, groups, task.cache.block_size, dtypes.kv)
-        return cls(groups, layout, _limits(architecture, task, device.default_sizes()), dtypes)
+        layers = layers_of(architecture.num_layers, task.world.stage, task.world.pipeline_parallel_size)
+        kinds = [KVGroup(len(_own(group, layers)), num_heads, architecture.head_dim) for group in groups]
+        layout = KVLayout(0, task.cache.block_size, tuple(kinds), dtypes.kv)  # the number of blocks is not known yet
+        return cls(groups, layers, layout, _limits(architecture, task, device.default_sizes()), dtypes)
 
     @property
     def layer_slots(self) -> list[LayerSlot]:
-        """For each layer, its group and its place in the group."""
-        slots = {layer: (g, place) for g, group in enumerate(self.groups) for place, layer in enumerate(group.layers)}
+        """For each layer, its group and its place in the group; of other stages' layers, that of the first."""
+        slots = {layer: (g, 0) for g, group in enumerate(self.groups) for layer in group.layers}
+        for g, group in enumerate(self.groups):
+            slots |= {layer: (g, place) for place, layer in enumerate(_own(group, self.layers))}
         return [slots[layer] for layer in range(len(slots))]
 
     def fitted(self, task: WorkerTask, free_bytes: int, is_rest: bool) -> WorkerSizes:
@@ -51,10 +57,14 @@ class WorkerSizes:
         limits, is_len_asked = self.limits, task.model.max_model_len is not None
         given = (task.cache, self.layout, limits.max_num_seqs, limits.max_model_len, is_len_asked, free_bytes)
         budget = plan_kv_cache(*given, is_rest=is_rest)
+        return self.agreed(budget.num_blocks, budget.max_model_len)
+
+    def agreed(self, num_blocks: int, max_model_len: int) -> WorkerSizes:
+        """With the sizes that every rank can hold."""
         return replace(
             self,
-            layout=replace(self.layout, num_blocks=budget.num_blocks),
-            limits=replace(limits, max_model_len=budget.max_model_len),
+            layout=replace(self.layout, num_blocks=num_blocks),
+            limits=replace(self.limits, max_model_len=max_model_len),
         )
 
     def shared(self, layers: Sequence[AttentionLayer]) -> WorkerSizes:
@@ -69,13 +79,9 @@ class WorkerSizes:
         return sum(group.max_blocks(*given) for group in self.groups)
 
 
-def _layout(num_heads: int, head_dim: int, groups: tuple[CacheGroup, ...], block_size: int, dtype: KVDType) -> KVLayout:
-    return KVLayout(
-        num_blocks=0,  # not known yet
-        block_size=block_size,
-        groups=tuple(KVGroup(len(group.layers), num_heads, head_dim) for group in groups),
-        dtype=dtype,
-    )
+def _own(group: CacheGroup, layers: range) -> list[int]:
+    """The layers of a group that are among these."""
+    return [layer for layer in group.layers if layer in layers]
 
 
 def _limits(architecture: Architecture, task: WorkerTask, default: StepSizes) -> StepLimits:

@@ -44,7 +44,10 @@ class WorkerTask:
             scheduler=config.scheduler,
             backend=config.backend,
             logprobs_mode=config.observe.logprobs_mode,
-            world=World(tensor_parallel_size=config.backend.tensor_parallel_size),
+            world=World(
+                tensor_parallel_size=config.backend.tensor_parallel_size,
+                pipeline_parallel_size=config.backend.pipeline_parallel_size,
+            ),
             serves=serves,
         )
 
@@ -57,7 +60,7 @@ class WorkerShape:
     weight_bytes, weight_dtypes: of the checkpoint. leftovers: its tensors that the model does not use.
     backend: its name, and why it was chosen. device: the model's device, if the backend's name does not say it.
     place: where this worker computes. link: what its rank exchanges results by, if there are others. ranks: the places
-    of all ranks, if there are several.
+    of all ranks, if there are several. num_stages: of the pipeline that they are.
     """
 
     groups: tuple[CacheGroup, ...]
@@ -76,3 +79,4 @@ class WorkerShape:
     place: str = ""
     link: str | None = None
     ranks: tuple[str, ...] = ()
+    num_stages: int = 1

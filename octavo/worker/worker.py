@@ -80,7 +80,8 @@ class Worker:
         ranks = self._ranks = _meet(task, device)
         with explained(task, checkpoint, device):
             model, sizes = self._load(task, device, checkpoint, sizes, ranks)
-        self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute), ranks)
+        stages = task.world.pipeline_parallel_size
+        self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute), ranks, stages)
         self._runner = _runner(task, device, model, self.shape, ranks)
         self.submit = self._runner.submit
         self.measured()
@@ -95,7 +96,9 @@ class Worker:
         if not device.sizes_cache_last:
             free = _agreed(device.free_bytes(Ledger(()), utilization), device, ranks)
             sizes = sizes.fitted(task, free, is_rest=False)
-        part = (world.tensor_rank, world.tensor_parallel_size)
+            if world.pipeline_parallel_size > 1 and ranks is not None:  # blocks of other stages have other sizes
+                sizes = sizes.agreed(*ranks.smallest(sizes.layout.num_blocks, sizes.limits.max_model_len))
+        part = (world.tensor_rank, world.tensor_parallel_size, sizes.layers)
         model = build_model(checkpoint.architecture, checkpoint, sizes.layer_slots, sizes.limits.max_model_len, *part)
         loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute, ranks)
         if device.sizes_cache_last:
@@ -105,7 +108,7 @@ class Worker:
             sizes = sizes.fitted(task, free, is_rest=True)
         self._held, self._used = loaded.held, device.used_bytes
         bound = loaded.bind(sizes.layout.num_blocks)
-        if ranks is not None and not device.is_asynchronous:
+        if ranks is not None and ranks.size > 1 and not device.is_asynchronous and world.is_last_stage:
             bound = VocabularyPart(bound, sizes.limits.vocab_size, ranks)
         return bound, sizes
 
@@ -131,6 +134,7 @@ def _shape(
     sizes: WorkerSizes,
     device: str | None,
     ranks: Collectives | None,
+    num_stages: int,
 ) -> WorkerShape:
     return WorkerShape(
         groups=sizes.groups,
@@ -148,6 +152,7 @@ def _shape(
         device=device,
         place=selection.device.place,
         link=None if ranks is None else ranks.link,
+        num_stages=num_stages,
     )
 
 
@@ -157,11 +162,18 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ra
     states = RequestStates(limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups))
     rows = LiveRows(states, Sampler(limits.max_num_seqs))
     explain = StepFaults(task, device, shape.layout.num_blocks * shape.layout.block_bytes).explain
+    if ranks is not None and task.world.pipeline_parallel_size > 1:
+        from octavo.worker.stage_runner import StageRunner  # one rank runs without its code
+
+        width = shape.architecture.hidden_size
+        given = (model, rows, limits.max_num_seqs, task.logprobs_mode, explain)
+        return StageRunner(*given, task.world, ranks, width)
     if not device.is_asynchronous:
         return HostRunner(model, rows, limits.max_num_seqs, task.logprobs_mode, explain)
     from octavo.worker.device_runner import DeviceRunner  # imports torch, which a host's worker does not need
 
     captures_graphs = not (task.backend.enforce_eager or task.backend.trace_ops)
     captures_graphs = captures_graphs and (ranks is None or ranks.can_capture)
-    given = (model, rows, limits.max_num_seqs, task.logprobs_mode, ranks)
-    return DeviceRunner(*given, captures_graphs=captures_graphs, explain=explain)
+    return DeviceRunner(
+        *(model, rows, limits.max_num_seqs, task.logprobs_mode, ranks), captures_graphs=captures_graphs, explain=explain
+    )

@@ -65,16 +65,19 @@ def test_underscores_are_dashes_in_names_only() -> None:
 
 @pytest.mark.parametrize("words", [["-tp", "2"], ["-tp=2"], ["-tp2"], ["--tensor_parallel_size=2"]])
 def test_vllms_short_names_of_our_flags_are_known(words: list[str]) -> None:
-    assert parser_of("serve", serve).parse(["m", *words]).tensor_parallel_size == "2"
+    made = parser_of("serve", serve)
+    assert made.parse(["m", *words]).tensor_parallel_size == "2"
+    words = [word.replace("-tp", "-pp").replace("tensor", "pipeline") for word in words]
+    assert made.parse(["m", *words]).pipeline_parallel_size == "2"
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["--pipeline-parallel-size", "1"],
-        ["--pipeline_parallel_size=1"],
-        ["-pp", "1"],
-        ["-pp=1"],
+        ["--decode-context-parallel-size", "1"],
+        ["--decode_context_parallel_size=1"],
+        ["-dcp", "1"],
+        ["-dcp=1"],
         ["-O3"],
         ["-O", "3"],
         ["--multi-step-stream-outputs"],
@@ -98,8 +101,11 @@ def test_what_asks_for_nothing_is_taken_with_a_note(words: list[str], capsys: py
 @pytest.mark.parametrize(
     ("words", "refusal"),
     [
-        (["--pipeline-parallel-size", "2"], "--pipeline-parallel-size 2 is not supported yet: tensor_parallel_size"),
-        (["-pp=4"], "-pp 4 is not supported yet"),
+        (
+            ["--decode-context-parallel-size", "2"],
+            "--decode-context-parallel-size 2 is not supported yet: tensor_parallel_size",
+        ),
+        (["-dcp=4"], "-dcp 4 is not supported yet"),
         (["--enable-lora"], "--enable-lora is not supported yet: adapters cannot be loaded"),
         (["--quantization", "awq"], "--quantization awq is not supported yet"),
         (["--tool-call-parser", "hermes"], "--tool-call-parser hermes is not supported yet"),
@@ -145,7 +151,7 @@ max_model_len: 4k
 served-model-name: [a, b]
 enable-prefix-caching: false
 enable-log-requests: true
-pipeline-parallel-size: 1
+decode-context-parallel-size: 1
 api-key: null
 """
 
@@ -156,7 +162,7 @@ def test_a_file_of_flags_is_read_and_the_command_line_wins(tmp_path: Path, capsy
     assert (args.model, args.port, args.max_model_len) == ("small", "9000", "4k")
     assert (args.served_model_name, args.enable_prefix_caching, args.enable_log_requests) == (["a", "b"], False, True)
     assert not hasattr(args, "api_key")
-    assert "--pipeline-parallel-size 1 changes nothing" in capsys.readouterr().err
+    assert "--decode-context-parallel-size 1 changes nothing" in capsys.readouterr().err
     for model in (["big"], ["--model", "big"]):
         words = [*model, "--config", write(tmp_path, FILE), "--port=1", "--served_model_name", "c"]
         args = made.parse([*words, "--enable-prefix-caching"])

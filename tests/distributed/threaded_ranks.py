@@ -49,11 +49,15 @@ class ThreadedRanks:
         tasks = [replace(task, world=replace(task.world, rank=rank), meeting=place) for rank in ranks]
         built = [thread.submit(Worker, each) for thread, each in zip(self._threads, tasks, strict=True)]
         self._workers = [each.result() for each in built]
+        self._world = task.world
+        self._drawn: list[StepResult] = []
         self.shape = self._workers[0].shape
 
     def submit(self, plan: StepPlan) -> _Step:
+        plan = replace(plan, drawn=tuple(self._drawn))
+        self._drawn.clear()
         pairs = zip(self._threads, self._workers, strict=True)
-        return _Step([thread.submit(_run, worker, plan) for thread, worker in pairs])
+        return _Step([thread.submit(_run, worker, plan) for thread, worker in pairs], self._world.reporter, self._drawn)
 
     def measured(self) -> Mapping[Component, int]:
         return self._workers[0].measured()
@@ -69,10 +73,13 @@ class _Step:
     """A PendingStep."""
 
     results: list[Future[StepResult]]
+    reporter: int
+    drawn: list[StepResult]
 
     def result(self) -> StepResult:
-        first, *others = [each.result() for each in self.results]
-        assert all(other == first for other in others), f"ranks differ: {first} and {others}"
+        first, *others = [each.result() for each in self.results][self.reporter :]
+        assert all(other == first for other in others), f"ranks of the last stage differ: {first} and {others}"
+        self.drawn.append(first)
         return first
 
 

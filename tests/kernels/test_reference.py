@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
-from octavo.kernels.ops import AttentionLayer, FloatArray, Head, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, FloatArray, Head, Ops, RotaryTable, Tensor
 from octavo.kernels.reference.compiled import ReferenceModel
 from octavo.kernels.reference.weights import ReferenceWeights
 from octavo.testing.made_parameters import linear, parameter
@@ -35,7 +35,7 @@ class OneOp:
     """A model of one expression over ops."""
 
     expression: Callable[[Ops], Tensor]
-    inputs = ("input_ids",)
+    inputs = TOKEN_IDS
 
     @property
     def heads(self) -> dict[str, Head]:

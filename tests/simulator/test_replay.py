@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from octavo.cache.kv_cache import KVCache
 from octavo.cli import main as cli
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore, OverlappedCore
+from octavo.engine.pipelined import PipelinedCore
 from octavo.errors import LogError
 from octavo.executor.executor import ThreadExecutor
 from octavo.messages import StepPlan, StepResult
@@ -42,7 +44,9 @@ class Faulty(FakeExecutor):
         return result
 
 
-def recorded(seed: int, *, is_overlapped: bool, windows: tuple[int | None, ...] = (None,)) -> tuple[bytes, list[Event]]:
+def recorded(
+    seed: int, *, is_overlapped: bool, windows: tuple[int | None, ...] = (None,), num_stages: int = 1
+) -> tuple[bytes, list[Event]]:
     """A log of prefixes, samples, priorities, aborts, stops and faults, in little memory."""
     draw, log, groups = random.Random(seed), EventLog(100_000), make_groups(windows)
     started = EngineStarted(0.0, 29, 4, 1, len(groups), 128, windows=tuple(group.window for group in groups))
@@ -53,14 +57,17 @@ def recorded(seed: int, *, is_overlapped: bool, windows: tuple[int | None, ...] 
             max_num_seqs=5,
             max_num_batched_tokens=24,
             is_overlapped=is_overlapped,
+            num_stages=num_stages,
         )
     )
     cache = KVCache(num_blocks=30, block_size=4, groups=groups, events=log, clock=lambda: 0.0)
     config = SchedulerConfig(max_num_seqs=5, **OPTIONS)
-    scheduler = Scheduler(config, cache, max_model_len=128, max_num_batched_tokens=24, events=log, clock=lambda: 0.0)
+    sizes = {"max_model_len": 128, "max_num_batched_tokens": 24, "num_stages": num_stages}
+    scheduler = Scheduler(config, cache, **sizes, events=log, clock=lambda: 0.0)
     worker = Faulty({9, 40}, num_blocks=30, block_size=4, groups=groups, max_num_seqs=5)
     executor = ThreadExecutor(worker) if is_overlapped else worker
-    core = (OverlappedCore if is_overlapped else EngineCore)(scheduler, cache, executor, log, lambda: 0.0)
+    kind = partial(PipelinedCore, num_stages=num_stages) if num_stages > 1 else OverlappedCore
+    core = (kind if is_overlapped else EngineCore)(scheduler, cache, executor, log, lambda: 0.0, check_invariants=True)
     for step in range(160):
         if step < 120 and draw.random() < 0.35:
             prompt = [7] * draw.randrange(1, 30) + [draw.randrange(3) for _ in range(draw.randrange(3))]
@@ -93,12 +100,12 @@ def replayed(data: bytes, **options: object) -> Replayed:
     return replay(lambda: read_open_log(io.BytesIO(data), "a.olog"), options)
 
 
-@pytest.mark.parametrize("is_overlapped", [False, True], ids=["plain", "overlapped"])
+@pytest.mark.parametrize("num_stages", [0, 1, 3], ids=["plain", "overlapped", "pipelined"])
 @pytest.mark.parametrize("windows", [(None,), (8, None)], ids=["full", "window"])
-def test_a_run_is_decided_as_it_was(is_overlapped: bool, windows: tuple[int | None, ...]) -> None:
+def test_a_run_is_decided_as_it_was(num_stages: int, windows: tuple[int | None, ...]) -> None:
     seen: set[object] = set()
     for seed in range(6):
-        data, events = recorded(seed, is_overlapped=is_overlapped, windows=windows)
+        data, events = recorded(seed, is_overlapped=num_stages > 0, windows=windows, num_stages=max(1, num_stages))
         found = replayed(data)
         assert found.difference is None, f"seed {seed}, after {found.num_events} events: {found.difference}"
         assert found.num_steps > 100

@@ -75,8 +75,9 @@ class CpuModel:
         if ranks is not None:
             self._check = AllReduce(loaded, self._handle, ranks).check
         body, heads = record_model(model)
-        head = heads["logits"]
+        (head,) = heads.values()
         self._check_layers(body.layers)
+        self._hidden_width = sum(value.width for value in body.given)  # of the stage before; 0: there is none
         (logits,) = head.kept
         assert logits.width == logits.stride, "a row of logits is followed by the next"
         self._num_logits = logits.width  # a rank's part of the vocabulary
@@ -86,6 +87,9 @@ class CpuModel:
         (logits_slot,) = slots(self._head.plan, head.kept)
         self._logits_floats = self._head.plan.widths[logits_slot.buffer]
         hidden, head_inputs = slots(self._forward.plan, body.kept), slots(self._head.plan, head.given)
+        if body.given:
+            (taken,) = slots(self._forward.plan, body.given)
+            loaded.octavo_model_take_hidden(self._handle, taken)
         loaded.octavo_model_join(self._handle, hidden, head_inputs, len(hidden), logits_slot)
 
     def _check_layers(self, layers: list[AttentionLayer]) -> None:
@@ -130,6 +134,11 @@ class CpuModel:
             (c_void_p * num_groups)(*(int32_address(table) for table in batch.block_tables)),
             (c_int64 * num_groups)(*(table.shape[1] for table in batch.block_tables)),
         )
+        if self._hidden_width:
+            hidden_states = batch.hidden_states
+            assert hidden_states is not None, "each step of a later stage brings hidden states"
+            assert hidden_states.shape == (num_tokens, self._hidden_width), f"hidden states of {hidden_states.shape}"
+            step.hidden_states = address(hidden_states)
         run = self._library.octavo_model_begin_forward if self._is_traced else self._library.octavo_model_forward
         self._check(run(self._handle, byref(step)), "running a step")
         if self._is_traced:

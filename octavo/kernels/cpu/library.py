@@ -39,6 +39,7 @@ class StepView(Structure):
         ("block_tables", POINTER(c_void_p)),
         ("table_strides", POINTER(c_int64)),
         ("token_seqs", c_void_p),
+        ("hidden_states", c_void_p),
     )
 
 
@@ -82,6 +83,7 @@ _SIGNATURES: Signatures = {
     "octavo_model_forward_program": (_POINTER, (_POINTER, _POINTER, c_int64)),
     "octavo_model_head_program": (_POINTER, (_POINTER, _POINTER, c_int64)),
     "octavo_model_join": (None, (_POINTER, POINTER(Slot), POINTER(Slot), c_int64, Slot)),
+    "octavo_model_take_hidden": (None, (_POINTER, Slot)),
     "octavo_model_forward": (c_int, (_POINTER, POINTER(StepView))),
     "octavo_model_logits": (c_int, (_POINTER, _POINTER, c_int64, _POINTER)),
     "octavo_model_begin_forward": (c_int, (_POINTER, POINTER(StepView))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.kernels.ops import Model
+from octavo.kernels.ops import Model, Ops, Tensor
 from octavo.kernels.program.recorder import Recording, record, record_model
 
 
@@ -19,4 +19,9 @@ class ModelRecording:
     @classmethod
     def of(cls, model: Model) -> ModelRecording:
         body, heads = record_model(model)
-        return cls(body, heads["logits"], record(lambda ops: model.heads["logits"](ops, *model.body(ops))))
+        ((name, head),) = heads.items()
+
+        def whole(ops: Ops, *given: Tensor) -> Tensor:
+            return model.heads[name](ops, *model.body(ops, *given))
+
+        return cls(body, head, record(whole, *(value.width for value in body.given)))

@@ -112,8 +112,8 @@ def record(function: Callable[..., Tensor | tuple[Tensor, ...]], *widths: int) -
 
 def record_model(model: Model) -> tuple[Recording, dict[str, Recording]]:
     """The body, and each head by name."""
-    assert model.inputs == ("input_ids",), f"a step has token ids only, and this model takes {model.inputs}"
-    body = record(model.body)
+    assert model.inputs.keys() <= {"input_ids", "hidden_states"}, f"no step has what this model takes: {model.inputs}"
+    body = record(model.body, *(columns for name, columns in model.inputs.items() if name == "hidden_states"))
     widths = [value.width for value in body.kept]
     return body, {name: record(head, *widths) for name, head in model.heads.items()}
 

@@ -37,7 +37,8 @@ class ReferenceModel:
         self._limits = limits
         self._blocks = pool.reshape(kv.num_blocks, kv.block_bytes)
         self._ops = ReferenceOps(KVPool(kv, pool), weights, see, ranks)
-        self._body, self._heads = model.body, model.heads
+        self._body = model.body
+        (self._head,) = model.heads.values()
         self._hidden: tuple[torch.Tensor, ...] | None = None
 
     @torch.inference_mode()
@@ -45,13 +46,14 @@ class ReferenceModel:
         assert len(batch.input_ids) <= self._limits.max_num_tokens, "a step holds max_num_tokens tokens at most"
         assert len(batch.seq_lens) <= self._limits.max_num_seqs, "a step holds max_num_seqs sequences at most"
         self._ops.step = StepIndex(batch)
-        self._hidden = self._body(self._ops)
+        given = () if batch.hidden_states is None else (torch.from_numpy(batch.hidden_states),)
+        self._hidden = self._body(self._ops, *given)
 
     @torch.inference_mode()
     def logits(self, token_indices: IntArray) -> FloatArray:
         assert self._hidden is not None, "logits follow a forward"
         rows = torch.from_numpy(token_indices).long()
-        logits: FloatArray = self._heads["logits"](self._ops, *(hidden[rows] for hidden in self._hidden)).numpy()
+        logits: FloatArray = self._head(self._ops, *(hidden[rows] for hidden in self._hidden)).numpy()
         return logits
 
     def sample(self, logits: FloatArray, batch: SamplingBatch) -> IntArray:

@@ -1,0 +1,156 @@
+"""A model in stages gives one rank's tokens: every family, on the host's backends, for every kind of request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations, pairwise, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octavo import LLM
+from octavo.config import BackendConfig, ModelConfig
+from octavo.distributed.world import World
+from octavo.errors import ConfigError
+from octavo.kernels.program.recorder import record_model
+from octavo.kernels.registry import select
+from octavo.messages import StepResult
+from octavo.models.loader import open_checkpoint
+from octavo.models.registry import build_model, required_tensors
+from octavo.models.splits import layers_of
+from octavo.observe.events import EngineStarted, Preempted, Scheduled
+from octavo.worker.runner import Draws
+from tests.distributed.conftest import engine
+from tests.distributed.test_tensor_parallel import FAMILIES, GREEDY, answers, check, tokens
+from tests.engine.test_overlap import PROMPTS
+
+
+@pytest.fixture(scope="session")
+def of_four_layers(tmp_path_factory: pytest.TempPathFactory, one_torch_thread: None) -> Callable[[str], Path]:
+    """name of TINY -> folder."""
+    from tests.tiny_models import TINY, make_tiny_model
+
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            layers = {"n_layer" if TINY[name][0] == "GPT2Config" else "num_hidden_layers": 4}
+            made[name] = make_tiny_model(name, tmp_path_factory.mktemp("stages") / name, **layers)
+        return made[name]
+
+    return get
+
+
+#: (ranks of a stage, stages): for each family, and for those whose layers or ends differ most
+LAYOUTS = dict.fromkeys(FAMILIES, ((1, 4),))
+LAYOUTS |= dict.fromkeys(("llama-tied-bias", "gpt2", "opt-normed-after"), ((1, 4), (2, 2)))
+LAYOUTS |= dict.fromkeys(("llama", "gemma3"), ((1, 2), (1, 3), (1, 4), (2, 2)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_one_ranks_tokens(name: str, of_four_layers: Callable[[str], Path]) -> None:
+    folder = of_four_layers(name)
+    with engine(folder, 1) as one:
+        expected = tokens(one)
+    for num_ranks, num_stages in LAYOUTS[name]:
+        with engine(folder, num_ranks, num_stages, max_num_batched_tokens=40) as several:
+            assert tokens(several) == expected
+            assert tokens(several) == expected  # now from the prefix tree
+            assert several.stats().num_used_blocks == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_any_request_gets_one_ranks_answer(name: str, of_four_layers: Callable[[str], Path]) -> None:
+    """Also where blocks are so few that requests are preempted."""
+    folder = of_four_layers(name)
+    with engine(folder, 1) as one:
+        expected = answers(one)
+        start = next(event for event in one.events if isinstance(event, EngineStarted))
+    tight = -(-96 // start.block_size) * start.num_groups + 1
+    eager = {"num_gpu_blocks_override": tight, "schedule_conservativeness": 0}
+    layouts: list[tuple[int, int, dict[str, float]]] = [(1, 4, eager), (1, 3, {"max_num_batched_tokens": 20})]
+    for num_ranks, num_stages, options in layouts if name == "llama" else [(2, 2, eager)]:
+        with engine(folder, num_ranks, num_stages, **options) as several:
+            check(answers(several), expected)
+            for _ in several.stream(PROMPTS, GREEDY):  # left early: aborted
+                break
+            check(answers(several), expected)
+            assert several.stats().num_used_blocks == 0
+            assert any(isinstance(event, Preempted) for event in several.events) == (options is eager)
+
+
+def test_the_reference_backend_has_stages_too(of_four_layers: Callable[[str], Path]) -> None:
+    folder = of_four_layers("qwen3")
+    with engine(folder, 1) as one:
+        expected = tokens(one)
+    with engine(folder, 1, 2, backend="reference") as two:
+        assert tokens(two) == expected
+
+
+def test_each_step_has_its_part_of_the_sequences(of_four_layers: Callable[[str], Path]) -> None:
+    """So that every stage has a step. Without async_scheduling one step at a time has them all."""
+    params, prompts = GREEDY.replace(max_tokens=9), [[3, 4, 5 + index] for index in range(8)]
+    found = []
+    for options in ({}, {"async_scheduling": False}):
+        with engine(of_four_layers("llama"), 1, 2, **options) as llm:
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+            found.append([output.outputs[0].token_ids for output in outputs])
+            steps = [event for event in llm.events if isinstance(event, Scheduled)]
+            decodes = [step.sequence_ids for step in steps[1:]]
+            assert {len(ids) for ids in decodes} == ({8} if options else {4})
+            assert all(not {*ids} & {*others} for ids, others in pairwise(decodes)) != bool(options)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("name", "num_stages"), [("llama", 3), ("gemma3", 2), ("llama-tied-bias", 4)])
+def test_a_stage_reads_its_layers_alone(name: str, num_stages: int, of_four_layers: Callable[[str], Path]) -> None:
+    """But for a tied embedding, which the first and the last stage read."""
+    checkpoint = open_checkpoint(ModelConfig(model=str(of_four_layers(name))))
+    a = checkpoint.architecture
+    read: list[set[str]] = []
+    for stage in range(num_stages):
+        layers = layers_of(a.num_layers, stage, num_stages)
+        model = build_model(a, checkpoint, [(0, layer) for layer in range(a.num_layers)], 64, layers=layers)
+        body, heads = record_model(model)
+        read.append({each.name for part in (body, *heads.values()) for each in part.parameters()})
+    ends = {id(read[0]), id(read[-1])}
+    both = {"model.embed_tokens.weight"} if a.tie_word_embeddings else set()
+    assert read[0] & read[-1] == both
+    assert all(not one & other for one, other in combinations(read, 2) if {*map(id, (one, other))} != ends)
+    assert set().union(*read) == set(required_tensors(a))
+
+
+def test_layers_are_shared_evenly_and_the_last_stage_has_no_more_than_others() -> None:
+    for num_layers, num_stages in product(range(1, 40), range(1, 9)):
+        if num_stages > num_layers:
+            continue
+        parts = [layers_of(num_layers, stage, num_stages) for stage in range(num_stages)]
+        assert [layer for part in parts for layer in part] == list(range(num_layers))
+        lens = [len(part) for part in parts]
+        assert max(lens) - min(lens) <= 1
+        assert lens[-1] == min(lens)
+
+
+def test_what_the_last_stage_draws_reaches_only_the_rows_that_it_was_drawn_for() -> None:
+    """Guesses that were wrong, forced tokens and failed draws are kept as the last stage keeps them."""
+    draws = Draws(
+        rows=np.array([4, 4, 4, 1, 2], np.int32), positions=np.array([5, 6, 7, 3, 8], np.int32),
+        logits_rows=np.arange(5, dtype=np.int32), wanted=np.arange(5, dtype=np.int32),
+        counts=np.array([3, 0, 1, 1], np.int32),
+    )  # fmt: skip
+    assert draws.kept_by(StepResult(1, [9, 9, 9], [0, 2, 2, 2, 3])).tolist() == [True, True, False, False, True]
+    assert draws.kept_by(StepResult(1, [9] * 5, [0, 3, 3, 4, 5])).all()
+
+
+def test_layouts_that_do_not_work_name_those_that_do(
+    of_four_layers: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = of_four_layers("llama")
+    with pytest.raises(
+        ConfigError, match=r"pipeline_parallel_size is 5, but the model has 4 layers.*: allowed are 1 to 4$"
+    ):
+        LLM(str(folder), pipeline_parallel_size=5, backend="cpu")
+    monkeypatch.setattr("octavo.kernels.cuda.device.CudaDevice.why_not", lambda device: None)
+    with pytest.raises(ConfigError, match=r"pipeline_parallel_size is 2, which backend 'triton' .* cpu or reference"):
+        select(BackendConfig(backend="triton", pipeline_parallel_size=2), World(pipeline_parallel_size=2))
