@@ -1,8 +1,8 @@
 """octavo explain REQUEST_ID: a request's life in sentences, with times, from a log or a running server.
 
 octavo explain cmpl-8f31 --log run.olog
-octavo explain cmpl-8f31                               a server at http://localhost:8000
-octavo explain cmpl-8f31 --log http://gpu-box:8000     another one
+octavo explain cmpl-8f31                            a server on this machine
+octavo explain cmpl-8f31 --log http://gpu-box:8000  another one
 octavo explain --log run.olog                          which requests it has
 """
 

@@ -1,7 +1,7 @@
 """octavo replay FILE: decide a recorded run again, without weights, and say whether it comes out the same.
 
 octavo run smollm2 "A poem about ink" --n 8 --record run.olog
-octavo replay run.olog             the scheduler and the cache of this version, with the log's results
+octavo replay run.olog    this version's scheduler and cache, the log's results
 
 The exit code is 1 if they decide anything otherwise; the first difference is named.
 """

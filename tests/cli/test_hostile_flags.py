@@ -78,7 +78,8 @@ def words(name: str, draw: random.Random) -> list[str]:
     flags = [flag for action in parser._actions for flag in action.option_strings if flag != "--debug"]
     found = ["smollm2"] * draw.randint(0, 1)
     for _ in range(draw.randint(1, 4)):
-        flag = draw.choice([*flags, draw.choice(flags).replace("-", "_"), "--quantization", "-tp", "--no-such"])
+        misspelt = draw.choice(flags or ["--a-b"]).replace("-", "_")
+        flag = draw.choice([*flags, misspelt, "--quantization", "-tp", "--no-such"])
         value = draw.choice(VALUES)
         found += draw.choice([[flag, value], [f"{flag}={value}"], [flag], [value]])
     return found

@@ -103,7 +103,7 @@ def test_a_worker_that_died_idle_is_noticed_by_the_next_step(tiny_folder: TinyFo
 def test_what_cannot_start_is_told_as_inline(
     options: dict[str, Any], kind: type[OctavoError], tiny_folder: TinyFolder
 ) -> None:
-    options = {"model": str(tiny_folder("llama")), "skip_tokenizer_init": True, **options}
+    options = {"model": str(tiny_folder("llama")), "skip_tokenizer_init": True, "num_threads": 1, **options}
     texts = []
     for backend in ("uni", "mp"):
         with pytest.raises(kind) as caught:

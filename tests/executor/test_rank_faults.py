@@ -23,7 +23,7 @@ class SaidRemote:
         self.connection, self._theirs = Pipe()
         for message in messages:
             self._theirs.send(message)
-        self.child = self
+        self.process = self
         self.was_killed = False
         self._is_stopped = is_stopped
 

@@ -40,6 +40,7 @@ USERS = {
         "octavo/server/anthropic.py": "Anthropic allows other values",
         "octavo/worker/warm_up.py": "warms up with one that filters",
     },
+    "top_k": {"octavo/kernels/vocabulary_parts.py": "ranks exchange as many tokens as it keeps"},
     "frequency_penalty": {"octavo/vllm_options.py": "advice: what to use in place of another parameter"},
     "repetition_penalty": {
         "octavo/vllm_options.py": "the same",
