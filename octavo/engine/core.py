@@ -214,20 +214,22 @@ class OverlappedCore(EngineCore):
     def step(self) -> list[SequenceUpdate]:
         """Submit the next step, then take the result of the one before it."""
         held, self._held = self._held, self._begin()
-        if held is None:
-            return []
-        try:
-            result = held.pending.result()
-        except EngineDeadError:
-            raise  # no later step can be carried out either
-        except Exception as fault:
-            return self._fail(fault)
-        return self._update(held.plan, result, held.begin, held.scheduled)
+        return [] if held is None else self._end(held)
 
     def close(self) -> None:
         if self._held is not None:
             self._wait_out(self._held.pending)
         super().close()
+
+    def _end(self, begun: BegunStep) -> list[SequenceUpdate]:
+        """Take the result of a step that was begun."""
+        try:
+            result = begun.pending.result()
+        except EngineDeadError:
+            raise  # no later step can be carried out either
+        except Exception as fault:
+            return self._fail(fault)
+        return self._update(begun.plan, result, begun.begin, begun.scheduled)
 
     def _begin(self) -> BegunStep | None:
         """Plan and submit a step. A plan that computes nothing only updates the workers' rows: nobody awaits it."""

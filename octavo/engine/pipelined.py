@@ -13,7 +13,6 @@ from collections import deque
 from typing import Any
 
 from octavo.engine.core import BegunStep, OverlappedCore
-from octavo.errors import EngineDeadError
 from octavo.scheduler.step import SequenceUpdate
 
 
@@ -37,14 +36,7 @@ class PipelinedCore(OverlappedCore):
             self._begun.append(begun)
         if not self._begun:
             return []
-        first = self._begun.popleft()
-        try:
-            result = first.pending.result()
-        except EngineDeadError:
-            raise  # no later step can be carried out either
-        except Exception as fault:
-            return self._fail(fault)
-        return self._update(first.plan, result, first.begin, first.scheduled)
+        return self._end(self._begun.popleft())
 
     def close(self) -> None:
         self._drop_begun()

@@ -157,6 +157,12 @@ def _response(
         for place, output in enumerate(outputs)
         for one in output.outputs
     ]
+    return completion_response(call, choices, outputs)
+
+
+def completion_response(
+    call: Call, choices: list[CompletionChoice], outputs: list[RequestOutput]
+) -> CompletionResponse:
     counts = total_usage(outputs)
     return CompletionResponse(
         id=call.id,

@@ -14,11 +14,11 @@ from starlette.responses import Response
 from octavo.outputs import RequestOutput
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.server.chunks import CompletionChunks, stream_answer
-from octavo.server.completions import completion_choice, completion_params
+from octavo.server.completions import completion_choice, completion_params, completion_response
 from octavo.server.json_pieces import answer
-from octavo.server.openai_calls import Call, check_pairs, make_call, total_usage, whole_answer
+from octavo.server.openai_calls import Call, check_pairs, make_call, whole_answer
 from octavo.server.prompts import encode_texts, room_for_output
-from octavo.server.responses import CompletionResponse, request_times
+from octavo.server.responses import CompletionResponse
 from octavo.server.serving import Endpoint, Serving, json_response
 from octavo.server.session_calls import SessionCall, check_count
 from octavo.server.session_protocol import (
@@ -183,15 +183,7 @@ def _response(
         completion_choice(call, asked, running.branches[output.request_id], output, output.outputs[0], None)
         for output in outputs
     ]
-    counts = total_usage(outputs)
-    return CompletionResponse(
-        id=call.id,
-        created=call.created,
-        model=call.model,
-        choices=choices,
-        usage=counts,
-        metrics=request_times(outputs[0], counts.completion_tokens) if call.has_metrics else None,
-    )
+    return completion_response(call, choices, outputs)
 
 
 async def _told(
