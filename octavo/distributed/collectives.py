@@ -157,6 +157,9 @@ class Collectives:
 
     def _nccl(self, store: Any, device: torch.device) -> Any:
         os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # NVLink multicast, which many machines do not let programs use
+        os.environ.setdefault(
+            "TORCH_NCCL_DUMP_ON_TIMEOUT", "0"
+        )  # it would ask the first rank's store, which may have ended
         options = distributed.ProcessGroupNCCL.Options()
         options._timeout = self._limit
         group = distributed.ProcessGroupNCCL(store, self.rank, self.size, options)
