@@ -15,7 +15,7 @@ from typing import Any, get_args
 from octavo.cli.flags import add_flags, check_counts
 from octavo.cli.parser import CommandParser
 from octavo.errors import ConfigError
-from octavo.kernels.inventory import Kernel, attention_kernels, backends, kernels_of
+from octavo.kernels.inventory import BLOCK_MOVES, Kernel, attention_kernels, backends, kernels_of
 from octavo.kernels.kv_layout import KVDType
 from octavo.kernels.ops import OPS
 from octavo.shown import suggestion
@@ -39,15 +39,16 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    ops = {name: kernels_of(name) for name in map(known_op, args.op or OPS)}
+    moves = {name: kernels_of(name) for name in BLOCK_MOVES if name in args.op or not args.op}
+    ops = {name: kernels_of(name) for name in map(known_op, [op for op in args.op or OPS if op not in moves])}
     attention = attention_kernels(**_layer(args)) if "paged_attention" in ops else []
     if args.json:
-        found = {"backends": backends(), "ops": ops, "attention": attention}
+        found = {"backends": backends(), "ops": ops, "block_moves": moves, "attention": attention}
         print(json.dumps(found, indent=2, default=asdict))
         return 0
     _print_backends()
-    for name, kernels in ops.items():
-        print(f"\n{name}  {_first_sentence(OPS[name].results.__doc__)}")
+    for name, kernels in (ops | moves).items():
+        print(f"\n{name}  {BLOCK_MOVES.get(name) or _first_sentence(OPS[name].results.__doc__)}")
         _print_kernels(kernels)
     if attention:
         print(

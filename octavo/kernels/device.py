@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from octavo.config import DTypeOption, KVCacheDType
 from octavo.errors import OutOfMemoryError
+from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Entry, Ledger, Measured
 from octavo.kernels.ops import FloatArray, IntArray, Model
@@ -116,6 +117,9 @@ class CompiledModel(Protocol):
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
         """Copy whole blocks of the pool, in order."""
+
+    def mover(self) -> BlockMover:
+        """What moves blocks between the pool and the host."""
 
 
 class Loaded(Protocol):

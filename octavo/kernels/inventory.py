@@ -36,6 +36,14 @@ _ATTENTION = {
 }
 
 
+#: what moves whole blocks between a KV pool and one buffer; layers do not call it -> what it does
+BLOCK_MOVES = {
+    "gather_blocks": "Packs KV blocks of all layers into one buffer, for another engine.",
+    "scatter_blocks": "Puts the blocks of such a buffer into the KV pool.",
+}
+_HOST_MOVES = {"gather_blocks": r"def read\(.*\n        _wait", "scatter_blocks": r"def write\(.*\n        _wait"}
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One way to run something. runs: it is the one that this machine takes. why_not: None if it could run, else the
@@ -92,15 +100,29 @@ def _missing(backend: str, op: str) -> str | None:
     return None if _place(backend, op) else f"{op} has no kernel there"
 
 
+def _mover(backend: str, move: str) -> str:
+    is_gpu = backend == "triton"
+    file = "triton/packed_blocks.py" if is_gpu else "block_mover.py"
+    pattern = rf"^def {move}\(" if is_gpu else _HOST_MOVES[move]
+    return _found(_KERNELS / file, f"octavo/kernels/{file}", pattern)
+
+
 def _place(backend: str, op: str) -> str:
     """File and line that name the op's kernel; empty if there is none."""
+    if op in BLOCK_MOVES:
+        return _mover(backend, op)
     assert op in OPS, f"{op} is no op"
     for files, pattern in _PLACES[backend]:
         for path, shown in _sources(backend, files):
-            text = path.read_text(encoding="utf-8")
-            if match := re.search(pattern.format(op=op), text, re.MULTILINE):
-                return f"{shown}:{text.count(chr(10), 0, match.start()) + 1}"
+            if place := _found(path, shown, pattern.format(op=op)):
+                return place
     return ""
+
+
+def _found(path: Path, shown: str, pattern: str) -> str:
+    text = path.read_text(encoding="utf-8")
+    match = re.search(pattern, text, re.MULTILINE)
+    return f"{shown}:{text.count(chr(10), 0, match.start()) + 1}" if match else ""
 
 
 def _sources(backend: str, files: str) -> list[tuple[Path, str]]:

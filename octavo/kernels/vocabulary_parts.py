@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.device import CompiledModel, StepBatch
 from octavo.kernels.ops import FloatArray, IntArray
 from octavo.sampling.columns import SamplingBatch
@@ -90,6 +91,9 @@ class VocabularyPart:
 
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
         self._model.copy_blocks(source, target)
+
+    def mover(self) -> BlockMover:
+        return self._model.mover()
 
     def _num_candidates(self, batch: SamplingBatch) -> int:
         """How many of a part's best tokens its draws may choose from; 0: any."""

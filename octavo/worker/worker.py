@@ -10,6 +10,7 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.device import Device, KernelCompiler
 from octavo.kernels.ledger import Component, Ledger, Measured
 from octavo.kernels.program.model_recording import ModelRecording
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 
 class Worker:
     """Builds itself, in whichever process it runs, and is then an Executor. shape: what it found. submit: its runner's
-    own method. A host has finished the step when it returns; a device runs it asynchronously."""
+    own method, and mover its model's. A host has finished the step when it returns; a device runs it asynchronously."""
 
     shape: WorkerShape
     submit: Callable[[StepPlan], PendingStep]
+    mover: Callable[[], BlockMover]
 
     def __init__(self, task: WorkerTask) -> None:
         self._runner: Runner | None = None
@@ -54,7 +56,7 @@ class Worker:
         runner, self._runner = self._runner, None
         self._held = dict
         if runner is not None:
-            del self.submit
+            del self.submit, self.mover
             runner.close()
             if self._ranks is not None:
                 self._ranks.close()
@@ -83,7 +85,7 @@ class Worker:
         stages = task.world.pipeline_parallel_size
         self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute), ranks, stages)
         self._runner = _runner(task, device, model, self.shape, ranks)
-        self.submit = self._runner.submit
+        self.submit, self.mover = self._runner.submit, model.mover
         self.measured()
         if task.warms_up:
             self._runner.warm_up(sizes.limits, compiler)

@@ -18,6 +18,7 @@ from octavo.kernels.cuda_cpp import compile as nvcc
 from octavo.kernels.ops import OPS
 from octavo.kernels.reference.ops import PLAIN
 from octavo.kernels.registry import BACKENDS
+from octavo.testing import move_bench, op_bench
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +38,12 @@ def test_every_op_has_a_kernel_of_each_backend(capsys: pytest.CaptureFixture[str
             file, line = kernel["where"].split(":")
             assert op in (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
             assert kernel["why_not"] == found["backends"][kernel["name"]]
+    assert list(found["block_moves"]) == ["gather_blocks", "scatter_blocks"]
+    for move, kernels in found["block_moves"].items():
+        triton, cpu, _ = kernels
+        file, line = triton["where"].split(":")
+        assert f"def {move}(" in (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+        assert cpu["where"].startswith("octavo/kernels/block_mover.py:")
     for kernel, name in zip(found["attention"], attention.BACKENDS, strict=True):
         assert kernel["name"] == name
         assert (ROOT / kernel["where"]).is_file()
@@ -50,6 +57,16 @@ def test_the_list_says_what_runs(capsys: pytest.CaptureFixture[str], monkeypatch
     assert lines["cpu"].startswith("runs csrc/cpu/elementwise.cpp")
     assert lines["reference"].startswith("works octavo/kernels/reference/ops.py")
     assert "attention" not in out
+
+
+@pytest.mark.parametrize("move", ["gather_blocks", "scatter_blocks"])
+def test_moves_of_blocks_are_listed_and_measured(
+    capsys: pytest.CaptureFixture[str], move: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(op_bench, "limits_of", lambda backend: op_bench.Limits(1e10, 1e11))
+    monkeypatch.setitem(move_bench._SHAPES, "cpu", ((4096, 8),))
+    assert move in shown(capsys, "list", move)
+    assert "8 blocks of 4 KiB" in shown(capsys, "bench", move, "--backend", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.block_mover import HostMover
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.all_reduce import AllReduce
 from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address, processed_logits, sample
@@ -182,6 +183,9 @@ class CpuModel:
         for block_id in (*source.tolist(), *target.tolist()):
             assert 0 <= block_id <= last_block, f"block {block_id} of a pool whose last is {last_block}"
         self._library.octavo_model_copy_blocks(self._handle, int32_address(source), int32_address(target), len(source))
+
+    def mover(self) -> HostMover:
+        return HostMover("cpu", self.pool.reshape(self._kv.num_blocks, self._kv.block_bytes))
 
     def measure(self, on: bool) -> None:
         """Start timing every op from zero, or stop."""

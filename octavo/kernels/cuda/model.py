@@ -25,6 +25,7 @@ from octavo.distributed.collectives import Collectives
 from octavo.errors import OutOfMemoryError
 from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda import sizes
+from octavo.kernels.cuda.block_mover import DeviceMover
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.program import Program, Shared
 from octavo.kernels.cuda.row_programs import first_for, programs_by_rows
@@ -218,6 +219,9 @@ class TritonModel:
         ids = self.staging.upload(in_order(source, target))
         for sources, targets in zip(ids[::2], ids[1::2], strict=True):
             copy_blocks(blocks, sources, targets, chained=self.chained)
+
+    def mover(self) -> DeviceMover:
+        return DeviceMover("triton", self._pool.view(-1, self._kv.block_bytes))
 
     # Steps of decodes alone, whose tensors are on the device
 

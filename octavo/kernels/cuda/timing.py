@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 
 from octavo.kernels.cuda.model import TritonModel
 from octavo.kernels.cuda.step import DeviceStep, StepKind
 from octavo.kernels.device import StepBatch
+from octavo.kernels.triton.packed_blocks import gather_blocks, scatter_blocks
 
 Call = Callable[[], object]
 
@@ -38,6 +39,17 @@ def step_time_us(model: TritonModel, batch: StepBatch, repeats: int = 7) -> floa
     input_ids, positions, starts, seq_lens, rows, *tables = (torch.from_numpy(one).to(model.device) for one in arrays)
     step = DeviceStep(input_ids, positions, starts, seq_lens, rows, tuple(tables), StepKind.of(batch))
     return graph_time_us([lambda: model.run_chunks(step)], repeats)
+
+
+def move_time_us(move: str, block_bytes: int, count: int) -> float:
+    """Microseconds in which so many blocks are gathered from all over a pool (gather_blocks), or scattered there."""
+    num_copies = copies_past_cache(block_bytes * count)
+    blocks = torch.zeros((num_copies * count, block_bytes), dtype=torch.uint8, device="cuda")
+    packed = torch.zeros((num_copies, count, block_bytes), dtype=torch.uint8, device="cuda")
+    ids = torch.randperm(len(blocks), device="cuda").to(torch.int32).view(num_copies, count)
+    if move == "gather_blocks":
+        return graph_time_us([partial(gather_blocks, blocks, ids[one], packed[one]) for one in range(num_copies)])
+    return graph_time_us([partial(scatter_blocks, packed[one], ids[one], blocks) for one in range(num_copies)])
 
 
 def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:

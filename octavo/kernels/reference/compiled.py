@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.distributed.collectives import Collectives
+from octavo.kernels.block_mover import HostMover
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ops import FloatArray, IntArray, Model
@@ -70,3 +71,6 @@ class ReferenceModel:
     def copy_blocks(self, source: IntArray, target: IntArray) -> None:
         for source_id, target_id in zip(source, target, strict=True):
             self._blocks[target_id] = self._blocks[source_id]
+
+    def mover(self) -> HostMover:
+        return HostMover("reference", self._blocks)

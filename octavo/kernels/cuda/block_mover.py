@@ -1,0 +1,95 @@
+"""DeviceMover: reads blocks of a GPU's KV pool into the host's memory, and writes blocks from there.
+
+    steps     [ step 1 ........ ][ step 2 ........ ][ step 3 ...
+                       fence │
+    its own                  [ gather │ copy to the host │ gather │ copy ... ]
+
+It has a stream of its own, which waits for the steps before the fence, so steps go on meanwhile. Blocks are gathered in
+one launch into a small buffer on the GPU and leave it in one copy, as many at a time as the buffer holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from octavo.kernels.block_mover import Bytes, Fence
+from octavo.kernels.triton.packed_blocks import gather_blocks, scatter_blocks
+
+_BUFFER_SIZE = 32 << 20
+
+
+class DeviceMover:
+    """Implements `octavo.kernels.block_mover.BlockMover`. blocks: the pool, [N, block_bytes]. Any thread may move; they
+    take turns."""
+
+    def __init__(self, order: str, blocks: torch.Tensor, buffer_size: int = _BUFFER_SIZE) -> None:
+        self.order = order
+        self.block_bytes = blocks.shape[1]
+        self._blocks = blocks
+        device = blocks.device
+        self._is_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self._is_gpu else None
+        num_blocks = max(1, min(buffer_size // self.block_bytes, len(blocks)))
+        self._buffer = torch.empty((num_blocks, self.block_bytes), dtype=torch.uint8, device=device)
+        self._turn = threading.Lock()
+
+    def fence(self) -> Fence:
+        if not self._is_gpu:
+            return None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._blocks.device))
+        return event
+
+    def read(self, fence: Fence, block_ids: Sequence[int], out: Bytes) -> None:
+        host = torch.from_numpy(out)
+        with self._on_stream(fence):
+            for part, ids in self._parts(block_ids):
+                packed = self._buffer[: len(ids)]
+                gather_blocks(self._blocks, ids, packed)
+                host[part].copy_(packed, non_blocking=True)
+
+    def write(self, fence: Fence, block_ids: Sequence[int], data: Bytes) -> None:
+        host = torch.from_numpy(data)
+        with self._on_stream(fence):
+            for part, ids in self._parts(block_ids):
+                packed = self._buffer[: len(ids)]
+                packed.copy_(host[part], non_blocking=True)
+                scatter_blocks(packed, ids, self._blocks)
+
+    def pin(self, memory: Bytes) -> Callable[[], None]:
+        """Copies of memory that CUDA refuses to pin are only slower."""
+        if not self._is_gpu:
+            return lambda: None
+        runtime, address = torch.cuda.cudart(), memory.ctypes.data
+        if int(runtime.cudaHostRegister(address, memory.nbytes, 0)):
+            return lambda: None
+
+        def undo() -> None:
+            runtime.cudaHostUnregister(address)
+
+        return undo
+
+    def _parts(self, block_ids: Sequence[int]) -> Iterator[tuple[slice, torch.Tensor]]:
+        """As many blocks at a time as the buffer holds: their places, and their ids on the device."""
+        size = len(self._buffer)
+        ids = torch.tensor(list(block_ids), dtype=torch.int32, device=self._blocks.device)
+        for start in range(0, len(ids), size):
+            part = slice(start, min(start + size, len(ids)))
+            yield part, ids[part]
+
+    @contextmanager
+    def _on_stream(self, fence: Fence) -> Iterator[None]:
+        """Inside, work goes to the stream, after the fence; at the end it is done."""
+        with self._turn:
+            if self._stream is None:
+                yield
+                return
+            assert isinstance(fence, torch.cuda.Event), "a fence of this mover"
+            with torch.cuda.device(self._blocks.device), torch.cuda.stream(self._stream):
+                self._stream.wait_event(fence)
+                yield
+                self._stream.synchronize()
