@@ -91,15 +91,39 @@ class Started(Event, frozen=True):
     passed: tuple[int, ...] = ()
 
 
-class Scheduled(Event, frozen=True):
-    """One step's grants, as columns: sequence i computes num_tokens[i] tokens from num_computed[i] on."""
+class Scheduled(Event, frozen=True, eq=False):
+    """One step's grants, as columns: sequence i computes num_tokens[i] tokens from num_computed[i] on.
+
+    While the same sequences decode, steps share one set of columns, so that a step costs the engine little: num_before
+    is where the first of them was, and each sequence has come `ahead` tokens further since.
+    """
 
     step: int
     sequence_ids: tuple[int, ...]
-    num_computed: tuple[int, ...]
+    num_before: tuple[int, ...]
     num_tokens: tuple[int, ...]
     num_waiting: int
     num_free_blocks: int
+    ahead: int = 0
+
+    @property
+    def num_computed(self) -> tuple[int, ...]:
+        ahead = self.ahead
+        return tuple([number + ahead for number in self.num_before]) if ahead else self.num_before
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, however their columns are kept."""
+        return type(other) is Scheduled and self._told() == other._told()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # a struct's own would compare by identity
+
+    def __hash__(self) -> int:
+        return hash(self._told())
+
+    def _told(self) -> tuple[object, ...]:
+        columns = self.sequence_ids, self.num_computed, self.num_tokens
+        return self.time, self.step, *columns, self.num_waiting, self.num_free_blocks
 
 
 class BlocksGiven(Event, frozen=True):

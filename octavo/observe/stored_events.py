@@ -56,28 +56,14 @@ class Columns:
     """The columns that the next Scheduled is expected to have; the same for who writes and who reads."""
 
     def __init__(self) -> None:
-        self._ids: tuple[int, ...] = ()
-        self._num_tokens: tuple[int, ...] = ()
-        self._next: tuple[int, ...] = ()  # where each goes on
+        self._last = Scheduled(0.0, 0, (), (), (), 0, 0)
 
     def store(self, event: Event) -> Event:
         """What to write in place of an event."""
         if type(event) is Scheduled:
-            expected = self._expected(event.sequence_ids)
-            is_expected, is_same = event.num_computed == expected, event.sequence_ids == self._ids
-            stored = _StoredScheduled(
-                time=event.time,
-                step=event.step,
-                sequence_ids=None if is_same else event.sequence_ids,
-                num_computed=None if is_expected else tuple(map(sub, event.num_computed, expected)),
-                num_tokens=None if event.num_tokens == self._num_tokens else event.num_tokens,
-                num_waiting=event.num_waiting,
-                num_free_blocks=event.num_free_blocks,
-            )
-            self._keep(event)
-            return stored
+            return self._stored(event)
         if type(event) is Sampled:
-            ids = None if event.sequence_ids == self._ids else event.sequence_ids
+            ids = None if event.sequence_ids == self._last.sequence_ids else event.sequence_ids
             return _StoredSampled(event.time, event.step, ids, event.num_tokens, event.run_lens, event.token_ids)
         return event
 
@@ -86,29 +72,46 @@ class Columns:
         if type(event) is _StoredScheduled:
             return self._restored(event)
         if type(event) is _StoredSampled:
-            ids = self._ids if event.sequence_ids is None else event.sequence_ids
+            ids = self._last.sequence_ids if event.sequence_ids is None else event.sequence_ids
             return Sampled(event.time, event.step, ids, event.num_tokens, event.run_lens, event.token_ids)
         return event
 
+    def _stored(self, event: Scheduled) -> _StoredScheduled:
+        last, self._last = self._last, event
+        counts = event.num_waiting, event.num_free_blocks
+        if event.num_before is last.num_before and event.ahead == last.ahead + 1:
+            return _StoredScheduled(event.time, event.step, None, None, None, *counts)
+        expected, num_computed = _expected(last, event.sequence_ids), event.num_computed
+        return _StoredScheduled(
+            event.time,
+            event.step,
+            None if event.sequence_ids == last.sequence_ids else event.sequence_ids,
+            None if num_computed == expected else tuple(map(sub, num_computed, expected)),
+            None if event.num_tokens == last.num_tokens else event.num_tokens,
+            *counts,
+        )
+
     def _restored(self, event: _StoredScheduled) -> Scheduled:
-        ids = self._ids if event.sequence_ids is None else event.sequence_ids
-        num_tokens = self._num_tokens if event.num_tokens is None else event.num_tokens
-        num_computed = self._expected(ids)
-        if event.num_computed is not None:
-            num_computed = tuple(map(add, event.num_computed, num_computed))
-        if not len(ids) == len(num_tokens) == len(num_computed):
-            raise LogError(f"step {event.step} has columns of different lengths")
-        columns = ids, num_computed, num_tokens
-        whole = Scheduled(event.time, event.step, *columns, event.num_waiting, event.num_free_blocks)
-        self._keep(whole)
-        return whole
+        last, counts = self._last, (event.num_waiting, event.num_free_blocks)
+        ids = last.sequence_ids if event.sequence_ids is None else event.sequence_ids
+        num_tokens = last.num_tokens if event.num_tokens is None else event.num_tokens
+        columns, ahead = (ids, last.num_before, num_tokens), last.ahead + 1
+        is_shared = ids is last.sequence_ids and num_tokens is last.num_tokens and event.num_computed is None
+        if not is_shared or num_tokens.count(1) != len(num_tokens):
+            num_computed, ahead = _expected(last, ids), 0
+            if event.num_computed is not None:
+                num_computed = tuple(map(add, event.num_computed, num_computed))
+            if not len(ids) == len(num_tokens) == len(num_computed):
+                raise LogError(f"step {event.step} has columns of different lengths")
+            columns = ids, num_computed, num_tokens
+        self._last = Scheduled(event.time, event.step, *columns, *counts, ahead)
+        return self._last
 
-    def _expected(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        if ids == self._ids:
-            return self._next
-        known = dict(zip(self._ids, self._next, strict=True))
-        return tuple([known.get(one, 0) for one in ids])
 
-    def _keep(self, event: Scheduled) -> None:
-        self._ids, self._num_tokens = event.sequence_ids, event.num_tokens
-        self._next = tuple(map(add, event.num_computed, event.num_tokens))
+def _expected(last: Scheduled, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Where these go on after a step: those that were not in it from 0."""
+    goes_on = tuple(map(add, last.num_computed, last.num_tokens))
+    if ids == last.sequence_ids:
+        return goes_on
+    known = dict(zip(last.sequence_ids, goes_on, strict=True))
+    return tuple([known.get(one, 0) for one in ids])

@@ -29,7 +29,8 @@ _WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished",
 
 class Places:
     """Owner of the queue, the seats and the roster. running: best rank first. forking: those of the running whose
-    samples are still to come. searching: requests whose beams have forked."""
+    samples are still to come. searching: requests whose beams have forked. awaiting_first: those that have started and
+    will draw their request's first token."""
 
     def __init__(self, config: SchedulerConfig, cache: KVCache, events: EventLog, clock: Callable[[], float]) -> None:
         assert config.max_num_seqs is not None, "max_num_seqs is chosen when the device is known"
@@ -43,6 +44,7 @@ class Places:
         self.running: list[Sequence] = []
         self.forking: list[Sequence] = []
         self.searching: set[RequestId] = set()
+        self.awaiting_first: set[Sequence] = set()
 
     def enter(self, request: Request, max_len: int) -> None:
         """A request waits for its turn."""
@@ -65,10 +67,13 @@ class Places:
         self._cache.start(sequence, match)
         has_room = self._cache.grow(sequence, num_tokens)
         assert has_room, f"sequence {sequence.sequence_id} was promised blocks that are not there"
+        is_search = request.sampling_params.use_beam_search
+        if sequence.index == 0 and len(sequence.token_ids) == request.first_len and not is_search:
+            self.awaiting_first.add(sequence)
         if request.first_scheduled_time is None:
             request.first_scheduled_time = self._clock()
             request.num_cached_tokens = match.num_tokens
-        if num_seats(sequence) > 1 or request.sampling_params.use_beam_search:
+        if num_seats(sequence) > 1 or is_search:
             self.forking.append(sequence)
 
     def fork(self) -> Iterator[tuple[Sequence, Sequence]]:
@@ -155,6 +160,7 @@ class Places:
             self._stand_up(sequence)
         else:
             self.waiting.remove(sequence)
+        self.awaiting_first.discard(sequence)
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason

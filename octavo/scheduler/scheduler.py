@@ -33,7 +33,15 @@ from octavo.scheduler.places import Places
 from octavo.scheduler.prompt_logprobs import PromptLogprobs
 from octavo.scheduler.quarantine import Quarantine
 from octavo.scheduler.starting import Growth, Starting
-from octavo.scheduler.step import NO_TOKEN, PlanDraft, SequenceUpdate, keep_run, num_right, runs_of
+from octavo.scheduler.step import (
+    NO_TOKEN,
+    PlanDraft,
+    ScheduledEvents,
+    SequenceUpdate,
+    keep_run,
+    num_right,
+    runs_of,
+)
 
 
 class Scheduler:
@@ -68,6 +76,7 @@ class Scheduler:
         self._giving_way = GivingWay(self._places, cache, self._budget, self._starting, self._continuing)
         self._quarantine = Quarantine(self._places, self._continuing, self._starting)
         self._in_flight: dict[int, PlanDraft] = {}
+        self._scheduled_events = ScheduledEvents()
         self._num_steps = 0
 
     # From outside, at any moment
@@ -169,7 +178,7 @@ class Scheduler:
         if not (result.offsets or has_more):
             return self._update_plain(draft, result)
         prompt_rows = self._prompt_logprobs.take_fresh(draft, result) if result.prompt_logprobs else {}
-        outdated, logprobs, logs_events = draft.outdated, result.logprobs, self._events.is_on
+        outdated, logprobs, awaiting = draft.outdated, result.logprobs, self._places.awaiting_first
         running, updates, has_left = SequenceState.RUNNING, [], False
         runs = zip(draft.drawing, draft.num_draws, runs_of(result), strict=True)
         for index, (sequence, num_draws, run) in enumerate(runs):
@@ -177,10 +186,9 @@ class Scheduler:
                 continue  # it ended or was preempted meanwhile, or went on from elsewhere
             sequence.num_pending -= num_draws
             is_as_planned = len(run) == num_draws < 2
-            is_first = sequence.index == 0 and len(sequence.token_ids) == sequence.request.first_len
             end = keep_run(sequence, run)
-            if is_first and run and logs_events:
-                self._events.write(FirstToken(self._clock(), sequence.request.request_id))
+            if run and awaiting and sequence in awaiting:
+                self._log_first(sequence)
             if not is_as_planned:
                 guesses = plan.spec_token_ids.get(index, [])
                 self._go_on_from_kept(sequence, len(guesses) - num_right(guesses, run), has_ended=end is not None)
@@ -200,15 +208,15 @@ class Scheduler:
 
     def _update_plain(self, draft: PlanDraft, result: StepResult) -> list[SequenceUpdate]:
         """The same for a step that drew one token for each sequence, which is most of them, and nothing else."""
-        outdated, logs_events, running = draft.outdated, self._events.is_on, SequenceState.RUNNING
+        outdated, awaiting, running = draft.outdated, self._places.awaiting_first, SequenceState.RUNNING
         updates, has_left = list[SequenceUpdate](), False
         for sequence, token_id in zip(draft.drawing, result.sampled_token_ids, strict=True):
             if sequence.state is not running or (outdated and sequence in outdated):
                 continue
             sequence.num_pending -= 1
             token_ids, request, run = sequence.token_ids, sequence.request, [token_id]
-            if logs_events and len(token_ids) == len(request.prompt_token_ids) and sequence.index == 0:
-                self._events.write(FirstToken(self._clock(), request.request_id))
+            if awaiting and sequence in awaiting and token_id != NO_TOKEN:
+                self._log_first(sequence)
             if token_id in request.stop_token_ids or token_id == NO_TOKEN or len(token_ids) + 1 >= sequence.max_len:
                 end = keep_run(sequence, run)
                 if end is not None:
@@ -228,7 +236,8 @@ class Scheduler:
         if has_left:
             self._places.drop_ended()
         if self._events.is_on:
-            sampled = draft.sampled(self._clock(), result, updates, keeps_token_ids=self._events.keeps_token_ids)
+            options = {"has_left": has_left, "keeps_token_ids": self._events.keeps_token_ids}
+            sampled = draft.sampled(self._clock(), result, updates, **options)
             if sampled.sequence_ids:
                 self._events.write(sampled)
         return updates
@@ -267,8 +276,14 @@ class Scheduler:
         self._in_flight[plan.step_id] = draft
         if self._events.is_on:
             counts = self.num_waiting, self._cache.num_available_blocks
-            self._events.write(draft.scheduled(self._clock(), plan, *counts))
+            self._events.write(self._scheduled_events.event(self._clock(), draft, plan.step_id, *counts))
         return plan
+
+    def _log_first(self, sequence: Sequence) -> None:
+        """A sequence that awaited its request's first token got it."""
+        self._places.awaiting_first.discard(sequence)
+        if self._events.is_on:
+            self._events.write(FirstToken(self._clock(), sequence.request.request_id))
 
     def _go_on_from_kept(self, sequence: Sequence, num_wrong: int, has_ended: bool) -> None:
         """A sequence got more or fewer tokens than planned: it goes on from those it has kept, and the steps in flight

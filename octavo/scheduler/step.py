@@ -17,7 +17,7 @@ from typing import NamedTuple
 from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.observe.events import Sampled, Scheduled
 from octavo.outputs import FinishReason
-from octavo.request import Sequence, SequenceId
+from octavo.request import Sequence
 
 NO_TOKEN = -1  # what a step returns where the logits were NaN or every token was banned
 
@@ -58,7 +58,7 @@ class PlanDraft:
     joining: list[Sequence] = field(default_factory=list)
     forked: list[Sequence] = field(default_factory=list)
     outdated: set[Sequence] = field(default_factory=set)
-    granted_ids: tuple[SequenceId, ...] = ()
+    granted_ids: tuple[int, ...] = ()
     num_preempted: int = 0
     num_gave_way: int = 0
     growth: int | None = None
@@ -149,26 +149,54 @@ class PlanDraft:
             candidates=self.candidates,
         )
 
-    def scheduled(self, time: float, plan: StepPlan, num_waiting: int, num_free_blocks: int) -> Scheduled:
-        """The event of the plan."""
-        self.granted_ids = tuple([sequence.sequence_id for sequence in self.granted])
-        columns = self.granted_ids, tuple(plan.num_computed_tokens), tuple(plan.num_scheduled_tokens)
-        return Scheduled(time, plan.step_id, *columns, num_waiting, num_free_blocks)
-
     def sampled(
-        self, time: float, result: StepResult, updates: Collection[SequenceUpdate], *, keeps_token_ids: bool
+        self,
+        time: float,
+        result: StepResult,
+        updates: Collection[SequenceUpdate],
+        *,
+        has_left: bool,
+        keeps_token_ids: bool,
     ) -> Sampled:
         """The event of the result. Mostly each sequence of the step got one token; then the ids are those of its plan's
-        event."""
-        all_drew = len(updates) == len(result.sampled_token_ids) == len(self.granted) and not result.offsets
-        if all_drew and self.granted_ids and NO_TOKEN not in result.sampled_token_ids:
-            tokens = tuple(result.sampled_token_ids) if keeps_token_ids else ()
+        event. has_left: a sequence ended, so perhaps without a token."""
+        token_ids = result.sampled_token_ids
+        all_drew = len(updates) == len(token_ids) == len(self.granted) and not result.offsets
+        if all_drew and self.granted_ids and not (has_left and NO_TOKEN in token_ids):
+            tokens = tuple(token_ids) if keeps_token_ids else ()
             return Sampled(time, result.step_id, self.granted_ids, len(self.granted_ids), (), tokens)
         runs = [(sequence.sequence_id, token_ids) for sequence, token_ids, *_ in updates if token_ids]
         lens = tuple([len(token_ids) for _, token_ids in runs])
         num_tokens, run_lens = sum(lens), () if max(lens, default=1) == 1 else lens
         tokens = tuple([one for _, token_ids in runs for one in token_ids]) if keeps_token_ids else ()
         return Sampled(time, result.step_id, tuple([one for one, _ in runs]), num_tokens, run_lens, tokens)
+
+
+class ScheduledEvents:
+    """Makes the event of each plan. While the same sequences decode, its columns are the last one's."""
+
+    def __init__(self) -> None:
+        self._granted: list[Sequence] = []
+        self._last = Scheduled(0.0, 0, (), (), (), 0, 0)
+        self._next_sum = -1  # of num_computed, if every sequence goes on where it was
+
+    def event(self, time: float, draft: PlanDraft, step: int, num_waiting: int, num_free_blocks: int) -> Scheduled:
+        """If nobody has joined, each sequence is where it would go on or was set back; so if their sum is right, no one
+        was."""
+        num_computed, num_tokens, last = draft.num_computed_tokens, draft.num_scheduled_tokens, self._last
+        total, num_seqs = sum(num_computed), len(num_computed)
+        is_decode = sum(num_tokens) == num_seqs
+        goes_on = is_decode and total == self._next_sum and step == last.step + 1 and not draft.joining
+        if goes_on and draft.granted == self._granted:
+            columns, ahead = (last.sequence_ids, last.num_before, last.num_tokens), last.ahead + 1
+        else:
+            ids = tuple([sequence.sequence_id for sequence in draft.granted])
+            columns, ahead = (ids, tuple(num_computed), tuple(num_tokens)), 0
+            self._granted = draft.granted
+        self._next_sum = total + num_seqs if is_decode else -1
+        draft.granted_ids = columns[0]
+        self._last = Scheduled(time, step, *columns, num_waiting, num_free_blocks, ahead)
+        return self._last
 
 
 class SequenceUpdate(NamedTuple):

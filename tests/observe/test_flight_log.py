@@ -122,8 +122,9 @@ def event_of(draw: random.Random, kind: type[Event]) -> Event:
     fields = {name: made(draw, hint) for name, hint in get_type_hints(kind).items()}
     if kind is Scheduled:
         num_rows = draw.randrange(4)
-        for name in ("sequence_ids", "num_computed", "num_tokens"):
+        for name in ("sequence_ids", "num_before", "num_tokens"):
             fields[name] = tuple(draw.choices((1, 2, 3, 300), k=num_rows))
+        fields["ahead"] = draw.randrange(3)
     return kind(**fields)
 
 
