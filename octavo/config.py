@@ -195,6 +195,9 @@ class BackendConfig:
     pipeline_parallel_size: int = knob(
         1, "stages of consecutive layers, each of tensor_parallel_size ranks; on the host only", at_least=1
     )
+    disable_custom_all_reduce: bool = knob(
+        False, "ranks on GPUs add up small messages by NCCL, too, and not over peer memory by Octavo's own kernel"
+    )
     enforce_eager: bool = knob(False, "launch a GPU's kernels one by one, without CUDA graphs")
     trace_ops: bool = knob(
         False, "run each step's model in Python, op by op, and write each op's name, shapes and norm; for debugging"

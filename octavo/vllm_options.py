@@ -127,7 +127,7 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_idle("a context is on one device", "dcp_kv_cache_interleave_size", "cp_kv_cache_interleave_size"),
     **_each(NotHere("the worker is Octavo's own", ("auto",)), "worker_cls", "worker_extension_cls"),
     "scheduler_cls": NotHere("the scheduler is Octavo's own; scheduling_policy chooses its order"),
-    **_idle("there is one device", "disable_custom_all_reduce", "disable_nccl_for_dp_synchronization"),
+    **_idle("engines do not wait for each other", "disable_nccl_for_dp_synchronization"),
     **_each(NotHere(_NO_EXPERTS), "enable_expert_parallel", "enable_eplb", "enable_return_routed_experts"),
     **_idle(_NO_EXPERTS, "all2all_backend", "eplb_config", "expert_placement_strategy"),
     "moe_backend": NotHere(_NO_EXPERTS, ("auto",)),

@@ -19,7 +19,6 @@ ASKS_FOR_NOTHING = {
     "trust_remote_code": True,
     "multi_step_stream_outputs": True,
     "swap_space": 4,
-    "disable_custom_all_reduce": True,
     "hf_overrides": {},
     "distributed_executor_backend": "uni",
     "cpu_offload_gb": 0.0,

@@ -95,6 +95,23 @@ __device__ __forceinline__ int count_up(int* counter) {
   return before;
 }
 
+// Memory that several GPUs read and write. Each word is whole, but a reader may see some of a write's words and not yet
+// the others
+
+__device__ __forceinline__ void store_for_all(uint4* to, uint4 x) {
+  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+               : "memory");
+}
+
+__device__ __forceinline__ uint4 load_of_all(const uint4* from) {
+  uint4 x;
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+
 // Copies from global to shared memory
 
 // Copies a box of the tensor that `map` describes, from column x and row y on; parts outside the tensor are zero
@@ -258,6 +275,12 @@ __device__ __forceinline__ uint32_t pack<Fp16>(float low, float high) {
   return packed;
 }
 
+template <>
+__device__ __forceinline__ uint32_t pack<float>(float x, float) {
+  return __float_as_uint(x);
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(Bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
 __device__ __forceinline__ float to_float(Fp16 x) {
   float y;

@@ -2,6 +2,7 @@
 
     all_reduce    [1 2] + [3 4]  ->  [4 6] on each rank       a layer's partial products
     gather        [1 2], [3 4]   ->  [1 2; 3 4] on each       parts of the vocabulary
+    all_to_all    rows for ranks ->  rows from ranks          tokens to the experts that they chose, and back
     smallest      5, 3           ->  3                        sizes on which ranks of all stages must agree
     send, receive                                             from a stage to the next
 
@@ -37,15 +38,18 @@ Number = TypeVar("Number", bound=np.generic)
 class Collectives:
     """rank, size: of the ranks that share every layer. device: of the tensors that are added up, for NCCL; None: gloo,
     which takes tensors of any device and copies a GPU's. can_capture: a CUDA graph can hold an all-reduce. link: the
-    library that carries it."""
+    library that carries it. on_one_machine: all ranks are on this one."""
 
     def __init__(self, world: World, meeting: Meeting, device: str | None = None) -> None:
         self.rank, self.size = world.tensor_rank, world.tensor_parallel_size
         self.can_capture = device is not None
+        self.on_one_machine = world.local.size == world.size
         self.link = "gloo" if device is None else "NCCL"
         self._rests = False
         self._sum, self._together = distributed.AllreduceOptions(), distributed.AllgatherOptions()
-        self._sum.asyncOp = self._together.asyncOp = False  # on the caller's stream, which a graph may capture
+        self._exchanged = distributed.AllToAllOptions()
+        for options in (self._sum, self._together, self._exchanged):
+            options.asyncOp = False  # on the caller's stream, which a graph may capture
         self._limit = timedelta(seconds=meeting.time_limit)
         store = self._met(lambda: self._store(world, meeting))
         own = distributed.PrefixStore(f"hosts of stage {world.stage}", store)
@@ -76,7 +80,9 @@ class Collectives:
     def gather_arrays(self, x: NDArray[Number]) -> NDArray[Number]:
         """`gather` of arrays in the host's memory, which are contiguous."""
         together = np.empty((self.size, *x.shape), x.dtype)
-        self.gather(torch.from_numpy(x), torch.from_numpy(together))
+        if not self._rests:
+            near, near_out = torch.from_numpy(x), torch.from_numpy(together)
+            self._met(lambda: _wait(self._hosts._allgather_base(near_out.view(-1), near.view(-1), self._together)))
         return together
 
     def gather(self, x: torch.Tensor, out: torch.Tensor) -> None:
@@ -87,6 +93,24 @@ class Collectives:
         self._met(lambda: _wait(self._group._allgather_base(near_out.view(-1), near.view(-1), self._together)))
         if near_out is not out:
             out.copy_(near_out)
+
+    def all_to_all(self, rows: torch.Tensor, counts: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+        """Send rows [n, ...], contiguous: the first counts[0] to rank 0, the next counts[1] to rank 1, and so on -> the
+        rows that the ranks have sent to this one, in the order of ranks, and how many each sent. Given what a first
+        call returned, a second one sends every row back to its place."""
+        assert len(counts) == self.size, f"{len(counts)} parts for {self.size} ranks"
+        assert sum(counts) == len(rows), f"{len(rows)} rows in parts of {list(counts)}"
+        if self._rests:
+            return rows, list(counts)
+        sent = self.gather_arrays(np.array(counts, np.int64))[:, self.rank].tolist()
+        near = self._near(rows)
+        received = near.new_empty((sum(sent), *rows.shape[1:]))
+        # as bytes: gloo does not know every type
+        given, taken = (each.flatten().view(torch.uint8) for each in (near, received))
+        row_bytes = rows[:1].nbytes if len(rows) else received[:1].nbytes
+        sizes = [[count * row_bytes for count in each] for each in (sent, counts)]
+        self._met(lambda: _wait(self._group.alltoall_base(taken, given, *sizes, self._exchanged)))
+        return received.to(rows.device), sent
 
     @contextmanager
     def resting(self) -> Iterator[None]:

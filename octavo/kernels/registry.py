@@ -28,7 +28,10 @@ def _triton(config: BackendConfig, world: World = ONE_RANK) -> Device:
     sharing = ranks_per_gpu() if world.size > 1 else 1
     index = config.device_index + world.local.rank // sharing
     captures = not config.enforce_eager and sharing == 1
-    return CudaDevice(config.attention_backend, index, sharing, traces_ops=_traces(config, world), captures=captures)
+    return CudaDevice(
+        config.attention_backend, index, sharing, traces_ops=_traces(config, world), captures=captures,
+        peer_memory=not config.disable_custom_all_reduce,
+    )  # fmt: skip
 
 
 def _cpu(config: BackendConfig, world: World = ONE_RANK) -> Device:

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from octavo.kernels.cuda.driver import GPU  # noqa: E402
+from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
 from octavo.kernels.cuda_cpp.decode_attention import Kind  # noqa: E402
@@ -48,3 +49,11 @@ def test_rings_fit_into_shared_memory() -> None:
     assert Occupancy.of(wide, 128, (8, 0)) == Occupancy(blocks=2, entries=3)
     assert Occupancy.of(wide, 128, (8, 9)) == Occupancy(blocks=1, entries=4)
     assert Occupancy.of(wide, 256, (12, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "ranks", "dtype", "per_thread"),
+    [(AMPERE, 2, "float32", 1), (HOPPER, 2, "bfloat16", 1), (HOPPER, 4, "float16", 2)],
+)
+def test_all_reduce(gpu: GPU, ranks: int, dtype: str, per_thread: int) -> None:
+    assert compile_all_reduce(ranks, getattr(torch, dtype), gpu.capability, per_thread).startswith(b"\x7fELF")

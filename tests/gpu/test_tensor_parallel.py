@@ -48,7 +48,7 @@ def check(folder: object, **options: Any) -> str:
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2"])
 def test_two_gpus_give_ones_tokens(name: str, eager: bool, tiny_folder: TinyFolder) -> None:
     card = check(tiny_folder(name), enforce_eager=eager)
-    assert card.endswith("exchanging by NCCL: cuda:0, cuda:1")
+    assert card.endswith("exchanging by peer memory, and NCCL for large messages: cuda:0, cuda:1")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -95,3 +95,22 @@ def test_a_result_that_is_read_twice_stays() -> None:
     y = ops.linear(x, weight(WIDTH))
     kept = ops.add(ops.linear(x, weight(WIDTH)), y)
     assert "rms_norm" in names(fuse(Recording(ops.instructions, (kept,)), EVERYTHING))
+
+
+def test_a_sum_of_ranks_takes_the_norm_after_it() -> None:
+    """Into the memory of the sum and of the residual, where later instructions read them; not if something else reads
+    the sum, nor if it is the residual."""
+    ops = Recorder()
+    residual, x, other = (ops.new_value(WIDTH) for _ in range(3))
+    y, total = ops.add_rms_norm(ops.all_reduce(ops.linear(x, weight(WIDTH))), residual, NORM, 1e-6)
+    z, rest = ops.add_rms_norm(y, ops.all_reduce(other), NORM, 1e-6)
+    out = ops.add(ops.all_reduce(z), total)
+    recording = Recording(ops.instructions, (out, rest), (residual, x, other))
+    fused = fuse(recording, Fusions(residual=True, parts=True, all_reduce=True))
+    sums = ["linear", "all_reduce_add_rms_norm", "all_reduce", "add_rms_norm", "all_reduce", "add"]
+    assert [i.op for i in fused.instructions] == sums
+    instruction = fused.instructions[1]
+    assert instruction.inputs == (fused.instructions[0].outputs[0], residual)
+    assert instruction.outputs == (y, total)
+    assert [value.storage for value in instruction.inputs] == [value.storage for value in instruction.outputs]
+    assert names(fuse(recording, Fusions())) == names(recording)

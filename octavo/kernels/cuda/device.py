@@ -32,7 +32,7 @@ _LARGE, _SMALL = StepSizes(16384, 1024), StepSizes(8192, 256)
 
 class CudaDevice:
     """Implements `octavo.kernels.device.Device`. index: among the GPUs in CUDA_VISIBLE_DEVICES. captures: steps as CUDA
-    graphs. described: a GPU to plan for, in place of one that is here."""
+    graphs. peer_memory: ranks exchange small messages over it. described: a GPU to plan for, in place of one here."""
 
     name = "triton"
     is_asynchronous = draws_weights = sizes_cache_last = True
@@ -45,10 +45,11 @@ class CudaDevice:
         *,
         traces_ops: bool = False,
         captures: bool = True,
+        peer_memory: bool = True,
         described: GPU | None = None,
     ) -> None:
         self._attention, self._captures, self._described = attention, captures and not traces_ops, described
-        self.num_sharing = num_sharing
+        self.num_sharing, self._peer_memory = num_sharing, peer_memory
         self._see = printer(lambda x: float(x.float().norm())) if traces_ops else None
         self.index = index
         self._attention_names: list[str] = []
@@ -167,7 +168,8 @@ class CudaDevice:
         if device.index:
             torch.cuda.set_device(device)
         try:
-            loaded = TritonModel(model, kv, limits, dtype, device, gpu, self._attention, self._see, ranks)
+            given = (model, kv, limits, dtype, device, gpu, self._attention, self._see, ranks)
+            loaded = TritonModel(*given, peer_memory=self._peer_memory)
         except torch.cuda.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
             raise OutOfMemoryError(f"{gpu.name} had {size(free)} of {size(total)} left when memory ran out") from error

@@ -74,6 +74,9 @@ def _activations(
     own, vocab = model.head.kept[0].width, limits.vocab_size
     if own < vocab:  # of a rank, which gathers the others'
         yield Entry("activations", element_bytes * seqs * (own + 2 * vocab), "logits of all ranks")
+        ranks = round(vocab / own)
+        if 1 < ranks <= sizes.MAX_PEERS:
+            yield _entry("results of other ranks", [sizes.peer_slots(ranks, sizes.PEER_BYTES)])
 
 
 def elements(recording: Recording, fusions: Fusions, max_rows: int) -> int:

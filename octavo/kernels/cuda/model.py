@@ -28,6 +28,7 @@ from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.block_mover import DeviceMover
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.program import Program, Shared
+from octavo.kernels.cuda.rank_sums import RankSums
 from octavo.kernels.cuda.row_programs import first_for, programs_by_rows
 from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS
 from octavo.kernels.cuda.step import DeviceStep, Staging, StepKind
@@ -65,7 +66,10 @@ class TritonModel:
         attention: AttentionBackendOption,
         see: See | None = None,
         ranks: Collectives | None = None,
+        *,
+        peer_memory: bool = True,
     ) -> None:
+        """peer_memory: ranks exchange small messages over it."""
         self.device, self.chained, self.limits = device, gpu.chains, limits
         self._kv = kv
         self._block_size = kv.block_size
@@ -78,13 +82,19 @@ class TritonModel:
         self._memory = AttentionMemory(layers, kv, limits, gpu, device)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
         self.attention_names = self._attention.names
-        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, ranks)
+        self._sums = None
+        if ranks is not None:
+            self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, peer_memory=peer_memory)
+            ranks.link = self._sums.link
+        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, self._sums)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32"
         shape = sizes.partial_sums(whole.instructions, limits.max_num_seqs)
         self._parts = torch.empty(shape if tiled else 0, dtype=torch.float32, device=device)
         parts = self._parts if tiled else None
         seqs = limits.max_num_seqs
-        self._chunks = Program(fuse(body, Fusions()), self._shared, limits.max_num_tokens)
+        self._chunks = Program(
+            fuse(body, Fusions(all_reduce=self._shared.fuses_sums)), self._shared, limits.max_num_tokens
+        )
         self._decodes = programs_by_rows(whole, self._shared, seqs, parts)
         self._heads = programs_by_rows(heads["logits"], self._shared, seqs, parts)
         #: passes never overlap in time, so they share their activations. Heads read a pass's result, so they share
@@ -107,11 +117,15 @@ class TritonModel:
         self._pool = torch.empty(0, dtype=torch.uint8, device=device)
 
     def held(self) -> Measured:
+        peers = 0 if self._sums is None else self._sums.num_bytes
         workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
         return {
             "weights": self._weights.num_bytes,
             "activations": sum(memory.nbytes for memory in (*self._activations, *self._whole_logits.tensors)),
-            "workspace": self.staging.num_bytes + self._attention.num_bytes + sum(each.nbytes for each in workspace),
+            "workspace": peers
+            + self.staging.num_bytes
+            + self._attention.num_bytes
+            + sum(each.nbytes for each in workspace),
         }
 
     def bind(self, num_blocks: int) -> TritonModel:

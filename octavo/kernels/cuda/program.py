@@ -23,7 +23,7 @@ from octavo.kernels.triton.elementwise.elementwise import embedding
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
 if TYPE_CHECKING:
-    from octavo.distributed.collectives import Collectives
+    from octavo.kernels.cuda.rank_sums import RankSums
     from octavo.kernels.triton.linear.tile_linear import TileLinear
 
 
@@ -36,7 +36,12 @@ class Shared:
     memory: AttentionMemory
     attention: ModelAttention
     see: See | None  # None: a program runs as a whole
-    ranks: Collectives | None = None  # None: the model is whole
+    sums: RankSums | None = None  # None: the model is whole
+
+    @property
+    def fuses_sums(self) -> bool:
+        """Whether a sum of all ranks and the norm after it are one instruction."""
+        return self.sums is not None and self.see is None
 
 
 Launch = Callable[..., None]  # (step, the instruction's tensors: inputs, then outputs)
@@ -128,8 +133,15 @@ class Program:
         return launch
 
     def _all_reduce(self) -> Launch:
-        ranks = self._shared.ranks
-        return lambda step, x, out: None if ranks is None else ranks.all_reduce(out)
+        sums = self._shared.sums
+        return lambda step, x, out: None if sums is None else sums.all_reduce(out)
+
+    def _all_reduce_add_rms_norm(self, weight: Parameter, eps: float) -> Launch:
+        """Outputs as those of `_add_rms_norm`."""
+        weight_H, sums = self._weights.vector(weight), self._shared.sums
+        assert sums is not None, "one rank adds nothing up"
+        sums.prepare_norm(len(weight_H))
+        return lambda step, x, residual, out, total: sums.add_rms_norm(out, total, weight_H, eps, out)
 
     def _linear(
         self, weight: Linear, gate: Activation | None = None, norm_weight: Parameter | None = None, eps: float = 1e-6

@@ -9,6 +9,7 @@ more       cuBLAS products, and kernels between them
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -28,6 +29,7 @@ def programs_by_rows(
     """By ascending number of rows. parts: see Program; None off Hopper."""
 
     def program(num_rows: int, fusions: Fusions, room: torch.Tensor | None = None) -> Program:
+        fusions = replace(fusions, all_reduce=shared.fuses_sums)
         return Program(fuse(recording, fusions), shared, min(num_rows, max_num_seqs), room)
 
     if shared.see is not None:  # op by op, as the model calls them: nothing is fused

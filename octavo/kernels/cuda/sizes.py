@@ -26,6 +26,8 @@ MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a flo
 TILED_ROWS = (16, 64, 128, 256)  # row counts above 1 at which products are tiles
 MAX_SPLIT = 2  # parts of a product's inputs, each with its own sum
 STAGING_BYTES = 8 << 20
+MAX_PEERS = 8  # ranks that exchange over peer memory
+PEER_BYTES = 2 << 20  # the largest message that they exchange so
 
 
 def num_bytes(shapes: Iterable[Shape]) -> int:
@@ -76,6 +78,17 @@ def sampling_workspace(max_entries: int, vocab_size: int, *, edits: bool) -> Sha
     """Beside its scan of the logits."""
     edited = (max_entries, vocab_size) if edits else (1, 1)
     return {"head": (max_entries, HEAD), "undecided": (max_entries,), "edited": edited, "counts": edited}
+
+
+def peer_slots(num_ranks: int, most_bytes: int) -> Shape:
+    """A rank's memory for messages of others: for each sender, twice."""
+    return (2 * num_ranks * most_bytes // 4,)
+
+
+def one_shot_bytes(num_ranks: int) -> int:
+    """Up to this size every rank adds up whole messages. That is one trip instead of two, but num_ranks / 2 times the
+    bytes."""
+    return PEER_BYTES if num_ranks == 2 else 256 << 10 if num_ranks <= 4 else 128 << 10
 
 
 def device_rows(num_groups: int, max_num_seqs: int, num_blocks: int) -> Shapes:

@@ -42,8 +42,8 @@ class TensorMap(Structure):
         dims, stride = (c_uint64 * 2)(dim, num_rows), (c_uint64 * 1)(dim * 2)
         box, step = (c_uint32 * 2)(box_dim, box_rows), (c_uint32 * 2)(1, 1)
         kind = _FP16 if is_half else _BF16
-        _check(
-            _driver().cuTensorMapEncodeTiled(
+        check(
+            cuda_driver().cuTensorMapEncodeTiled(
                 byref(buffer, at), kind, 2, c_void_p(address), dims, stride, box, step, 0, _SWIZZLE_128_BYTES,
                 _PROMOTE_TO_256_BYTES, 0,
             ),
@@ -70,24 +70,24 @@ class Kernel:
     """One kernel of a cubin, loaded into the current CUDA context."""
 
     def __init__(self, cubin: bytes, name: str) -> None:
-        driver = _driver()
+        driver = cuda_driver()
         self._module, self._function, self._context = c_void_p(), c_void_p(), c_void_p()
         driver.cuCtxGetCurrent(byref(self._context))
-        _check(driver.cuModuleLoadData(byref(self._module), cubin), f"loading {name}")
-        _check(driver.cuModuleGetFunction(byref(self._function), self._module, name.encode()), f"finding {name}")
+        check(driver.cuModuleLoadData(byref(self._module), cubin), f"loading {name}")
+        check(driver.cuModuleGetFunction(byref(self._function), self._module, name.encode()), f"finding {name}")
 
     def number(self, name: str) -> int:
         """The value of an int variable in the cubin."""
         address, size, value = c_void_p(), c_size_t(), c_int()
-        driver = _driver()
-        _check(driver.cuModuleGetGlobal_v2(byref(address), byref(size), self._module, name.encode()), f"finding {name}")
-        _check(driver.cuMemcpyDtoH_v2(byref(value), address, c_size_t(4)), f"reading {name}")
+        driver = cuda_driver()
+        check(driver.cuModuleGetGlobal_v2(byref(address), byref(size), self._module, name.encode()), f"finding {name}")
+        check(driver.cuMemcpyDtoH_v2(byref(value), address, c_size_t(4)), f"reading {name}")
         return value.value
 
     def allow_shared(self, num_bytes: int) -> None:
         """Allow this much dynamic shared memory per thread block."""
-        _check(
-            _driver().cuFuncSetAttribute(self._function, _MAX_DYNAMIC_SHARED_BYTES, num_bytes),
+        check(
+            cuda_driver().cuFuncSetAttribute(self._function, _MAX_DYNAMIC_SHARED_BYTES, num_bytes),
             f"asking for {num_bytes:,} bytes of shared memory",
         )
 
@@ -101,21 +101,21 @@ class Kernel:
         attribute.value[0] = 1
         config = _Config(grid, 1, 1, block, 1, 1, shared_bytes, stream, ctypes.pointer(attribute), int(chained))
         addresses = (c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        driver = _driver()
+        driver = cuda_driver()
         code = driver.cuLaunchKernelEx(byref(config), self._function, addresses, None)
         if code == _NO_CONTEXT:  # this thread has not used the GPU yet
             driver.cuCtxSetCurrent(self._context)
             code = driver.cuLaunchKernelEx(byref(config), self._function, addresses, None)
-        _check(code, "launching a kernel")
+        check(code, "launching a kernel")
 
 
 @lru_cache
-def _driver() -> ctypes.CDLL:
+def cuda_driver() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
 
 
-def _check(code: int, doing: str) -> None:
+def check(code: int, doing: str) -> None:
     if code:
         name = ctypes.c_char_p()
-        _driver().cuGetErrorString(code, byref(name))
+        cuda_driver().cuGetErrorString(code, byref(name))
         raise RuntimeError(f"{doing}: {(name.value or b'unknown error').decode()} (CUDA driver error {code})")

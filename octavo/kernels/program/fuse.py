@@ -6,6 +6,7 @@
     linear, add_rms_norm               ->  linear_add_rms_norm               more rows: the norm sums the parts
     linear, gated_activation           ->  linear with gate                  if the product's tiling takes it
     rms_norm, linear                   ->  linear with norm                  very few rows: a kernel holds whole rows
+    all_reduce, add_rms_norm           ->  all_reduce_add_rms_norm           between ranks
 
 A Llama layer of nine instructions becomes five. A device lists in `Fusions` what its kernels do in one launch. Buffers
 are assigned after fusing, so a fused instruction never writes its result to a buffer that it still reads.
@@ -29,6 +30,7 @@ class Fusions:
 
     attention: bool = False
     residual: bool = False
+    all_reduce: bool = False
     parts: bool = False  # a product leaves partial sums, and the next norm adds them up
     takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # whether such a product does
     takes_gate: Callable[[int, int], bool] = lambda columns, depth: False
@@ -39,6 +41,8 @@ def fuse(recording: Recording, fusions: Fusions) -> Recording:
     recording = _with_own_queries(recording)
     if fusions.attention:
         recording = _apply(recording, _attention)
+    if fusions.all_reduce:
+        recording = _apply(recording, _all_reduce)
     if fusions.parts:
         recording = _apply(recording, _parts)
     if fusions.residual:
@@ -86,6 +90,13 @@ def _attention(first: Instruction, second: Instruction) -> list[Instruction] | N
     if (first.op, second.op) != ("rotary_kv_write", "paged_attention"):
         return None
     return [Instruction("attention", first.inputs, second.outputs, second.arguments)]
+
+
+def _all_reduce(first: Instruction, second: Instruction) -> list[Instruction] | None:
+    if (first.op, second.op) != ("all_reduce", "add_rms_norm") or second.inputs[0] is not first.outputs[0]:
+        return None
+    inputs = (*first.inputs, second.inputs[1])
+    return [Instruction("all_reduce_add_rms_norm", inputs, second.outputs, second.arguments)]
 
 
 def _residual(first: Instruction, second: Instruction) -> list[Instruction] | None:

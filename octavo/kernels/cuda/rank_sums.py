@@ -1,0 +1,74 @@
+"""RankSums: adds up what ranks have computed on GPUs: small messages over peer memory, large ones by NCCL.
+
+    linear | all_reduce, add_rms_norm | linear       one kernel if the message is small, else NCCL and the norm
+
+A step of few sequences has messages of some kilobytes, whose cost is latency; a chunk of a prompt has megabytes, whose
+cost is bandwidth. All ranks have messages of the same size, so they choose alike.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.distributed.collectives import Collectives
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.sizes import MAX_PEERS, PEER_BYTES, peer_slots
+from octavo.kernels.cuda_cpp.all_reduce import PeerAllReduce
+from octavo.kernels.cuda_cpp.compile import find_nvcc
+from octavo.kernels.cuda_cpp.peer_memory import PeerMemory, PeerMemoryError
+from octavo.kernels.triton.elementwise import norm
+
+
+class RankSums:
+    """link: what carries them, and why not peer memory. num_bytes: of this rank's GPU."""
+
+    def __init__(
+        self, ranks: Collectives, dtype: torch.dtype, gpu: GPU, device: torch.device, *, peer_memory: bool
+    ) -> None:
+        self._ranks, self._chained = ranks, gpu.chains
+        self._peers: PeerAllReduce | None = None
+        self.link, self.num_bytes = ranks.link, 0
+        if not ranks.can_capture:  # on the host, for ranks that share a GPU
+            return
+        reason = None if peer_memory else "disable_custom_all_reduce is set"
+        try:
+            self._peers, self.num_bytes = _meet(ranks, dtype, gpu, device, reason)
+            self.link = f"peer memory, and {ranks.link} for large messages"
+        except PeerMemoryError as why_not:
+            self.link = f"{ranks.link}, not over peer memory: {why_not}"
+
+    def prepare_norm(self, width: int) -> None:
+        """Compile what `add_rms_norm` needs for rows of this width."""
+        if self._peers is not None:
+            self._peers.prepare_norm(width)
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        """Replace x, contiguous, by the sum of all ranks', the same bits on each."""
+        if self._peers is not None and self._peers.takes(x):
+            self._peers.all_reduce(x)
+        else:
+            self._ranks.all_reduce(x)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+    ) -> None:
+        """residual += the sum of all ranks' x; out = rms_norm(residual). `out` may be x, which is overwritten."""
+        if self._peers is not None and self._peers.takes_norm(x):
+            self._peers.add_rms_norm(x, residual, weight, eps, out)
+        else:
+            self.all_reduce(x)
+            norm.add_rms_norm(x, residual, weight, eps, out, chained=self._chained)
+
+
+def _meet(
+    ranks: Collectives, dtype: torch.dtype, gpu: GPU, device: torch.device, reason: str | None
+) -> tuple[PeerAllReduce, int]:
+    """All ranks do it together. Raises PeerMemoryError on all of them, or on none."""
+    if reason is None and ranks.size > MAX_PEERS:
+        reason = f"that is for up to {MAX_PEERS} ranks"
+    if reason is None and find_nvcc() is None:
+        reason = "its kernel is compiled by nvcc, which is not here: pip install 'octavo[cuda]'"
+    if ranks.smallest(int(reason is None))[0] == 0:
+        raise PeerMemoryError(reason or "another rank cannot use it")
+    memory = PeerMemory(ranks, 4 * peer_slots(ranks.size, PEER_BYTES)[0])
+    return PeerAllReduce(memory, ranks.rank, dtype, gpu, device, PEER_BYTES), memory.num_bytes
