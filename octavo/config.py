@@ -193,7 +193,7 @@ class BackendConfig:
         1, "ranks that share every layer of the model, each a process with a GPU, or cores, of its own", at_least=1
     )
     pipeline_parallel_size: int = knob(
-        1, "stages of consecutive layers, each of tensor_parallel_size ranks; on the host only", at_least=1
+        1, "stages of consecutive layers, each of tensor_parallel_size ranks", at_least=1
     )
     disable_custom_all_reduce: bool = knob(
         False, "ranks on GPUs add up small messages by NCCL, too, and not over peer memory by Octavo's own kernel"

@@ -4,10 +4,9 @@
     gather        [1 2], [3 4]   ->  [1 2; 3 4] on each       parts of the vocabulary
     all_to_all    rows for ranks ->  rows from ranks          tokens to the experts that they chose, and back
     smallest      5, 3           ->  3                        sizes on which ranks of all stages must agree
-    send, receive                                             from a stage to the next
 
 All ranks of a stage call the same ones in the same order. One waits for the others for a limited time; after that, or
-when another rank has ended, CollectiveError is raised, and no rank can go on.
+when another rank has ended, CollectiveError is raised, and no rank can go on. Stages have links (`stage_link.py`).
 
 The process groups belong to this object: nothing is registered with torch.
 """
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,21 +26,24 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch.distributed import distributed_c10d
 
+from octavo.distributed.stage_link import GPULink, HostLink, StageLink
 from octavo.distributed.world import CollectiveError, Meeting, World
 
 distributed: Any = distributed_c10d  # stubs lack the process groups
 stores: Any = torch.distributed
 Number = TypeVar("Number", bound=np.generic)
+_WORD_BYTES = 96
 
 
 class Collectives:
     """rank, size: of the ranks that share every layer. device: of the tensors that are added up, for NCCL; None: gloo,
-    which takes tensors of any device and copies a GPU's. can_capture: a CUDA graph can hold an all-reduce. link: the
-    library that carries it. on_one_machine: all ranks are on this one."""
+    which takes tensors of any device and copies a GPU's. can_capture: a CUDA graph can hold what a step of these ranks
+    does together. link: the library that carries it. on_one_machine: all ranks are on this one. stages: to the
+    neighbouring stages; None: there is one."""
 
     def __init__(self, world: World, meeting: Meeting, device: str | None = None) -> None:
         self.rank, self.size = world.tensor_rank, world.tensor_parallel_size
-        self.can_capture = device is not None
+        self.can_capture = device is not None or self.size == 1
         self.on_one_machine = world.local.size == world.size
         self.link = "gloo" if device is None else "NCCL"
         self._rests = False
@@ -54,14 +55,15 @@ class Collectives:
         store = self._met(lambda: self._store(world, meeting))
         own = distributed.PrefixStore(f"hosts of stage {world.stage}", store)
         self._hosts = self._everyone = self._met(lambda: self._gloo(own, self.rank, self.size, meeting.own_host))
+        self._num_everyone = world.size
+        self.stages: StageLink | None = None
         if world.pipeline_parallel_size > 1:
             every = distributed.PrefixStore("hosts of all stages", store)
             self._everyone = self._met(lambda: self._gloo(every, world.rank, world.size, meeting.own_host))
-        self._most_sent = world.pipeline_parallel_size
-        self._sent: deque[tuple[Any, torch.Tensor]] = deque()
+            self.stages = HostLink(world, self._everyone, self._met)
         self._group = self._hosts
         if device is not None:
-            self._group = self._met(lambda: self._nccl(distributed.PrefixStore("gpus", store), torch.device(device)))
+            self._join_gpus(world, store, torch.device(device))
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """Replace x, contiguous, by the sum of all ranks'."""
@@ -122,7 +124,7 @@ class Collectives:
             self._rests = False
 
     def of_first(self, numbers: Sequence[int]) -> list[int]:
-        """The first rank's numbers; the others may have other ones, and fewer or more."""
+        """The numbers of a stage's first rank; the others may have other ones, and fewer or more."""
         count = torch.tensor([len(numbers)])
         self._met(lambda: _wait(self._hosts.broadcast([count])))
         told = torch.zeros(int(count), dtype=torch.int64)
@@ -139,23 +141,22 @@ class Collectives:
         self._met(lambda: _wait(self._everyone.allreduce([told], options)))
         return [int(number) for number in told]
 
-    def send(self, x: NDArray[np.float32], rank: int) -> None:
-        """Give x, contiguous, to a rank of the world, which may take it later: x must stay as it is. Waits for the
-        earliest one given if there are more than the steps in flight."""
-        if len(self._sent) == self._most_sent:
-            self._met(lambda: _wait(self._sent.popleft()[0]))
-        tensor = torch.from_numpy(x)
-        self._sent.append((self._met(lambda: self._everyone.send([tensor], rank, 0)), tensor))
-
-    def receive(self, x: NDArray[np.float32], rank: int) -> None:
-        """Fill x, contiguous, with the next one that a rank of the world gives to this one."""
-        self._met(lambda: _wait(self._everyone.recv([torch.from_numpy(x)], rank, 0)))
+    def words(self, own: str) -> list[str]:
+        """What each rank of the world calls itself, cut to 96 bytes."""
+        told = np.zeros(_WORD_BYTES, np.uint8)
+        packed = np.frombuffer(own.encode()[:_WORD_BYTES], np.uint8)
+        told[: len(packed)] = packed
+        together = torch.zeros(self._num_everyone * _WORD_BYTES, dtype=torch.uint8)
+        self._met(lambda: _wait(self._everyone._allgather_base(together, torch.from_numpy(told), self._together)))
+        rows = together.view(-1, _WORD_BYTES).numpy()
+        return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
 
     def close(self) -> None:
         """Leave the others without a word. No collective can be called afterwards."""
         if self._group is not self._hosts:
             self._group.abort()
-        self._sent.clear()
+        if self.stages is not None:
+            self.stages.close()
         del self._group, self._hosts, self._everyone
 
     def _near(self, x: torch.Tensor) -> torch.Tensor:
@@ -179,11 +180,17 @@ class Collectives:
         options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]
         return distributed.ProcessGroupGloo(store, rank, size, options)
 
-    def _nccl(self, store: Any, device: torch.device) -> Any:
+    def _join_gpus(self, world: World, store: Any, device: torch.device) -> None:
         os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # NVLink multicast, which many machines do not let programs use
-        os.environ.setdefault(
-            "TORCH_NCCL_DUMP_ON_TIMEOUT", "0"
-        )  # it would ask the first rank's store, which may have ended
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")  # it would ask a store that may have ended
+        torch.cuda.set_device(device)
+        if self.size > 1:
+            own = distributed.PrefixStore(f"gpus of stage {world.stage}", store)
+            self._group = self._met(lambda: self._nccl(own, device))
+        if world.pipeline_parallel_size > 1:
+            self.stages = GPULink(world, store, device, self._limit, self._met)
+
+    def _nccl(self, store: Any, device: torch.device) -> Any:
         options = distributed.ProcessGroupNCCL.Options()
         options._timeout = self._limit
         group = distributed.ProcessGroupNCCL(store, self.rank, self.size, options)

@@ -12,10 +12,11 @@ first of them, the reporter, tells the engine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from octavo.errors import BackendUnavailableError, EngineDeadError
+from octavo.errors import BackendUnavailableError, ConfigError, EngineDeadError
 
 LOOPBACK = "127.0.0.1"
 
@@ -42,6 +43,16 @@ class World:
     @property
     def size(self) -> int:
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def sizes(self) -> str:
+        """The options that made it as large as it is, for errors."""
+        tensor, stages = self.tensor_parallel_size, self.pipeline_parallel_size
+        if stages == 1:
+            return f"tensor_parallel_size is {tensor}"
+        if tensor == 1:
+            return f"pipeline_parallel_size is {stages}"
+        return f"tensor_parallel_size {tensor} times pipeline_parallel_size {stages} is {self.size}"
 
     @property
     def tensor_rank(self) -> int:
@@ -76,6 +87,25 @@ class Meeting:
 
 class CollectiveError(EngineDeadError):
     """A rank waited too long for another, or the other has ended. Its own part of the model can do nothing more."""
+
+
+def check_alike(kinds: Sequence[str], world: World) -> None:
+    """Raise ConfigError if the ranks' GPUs differ. kinds: by rank; empty: not a GPU."""
+    ranks: dict[str, list[int]] = {}
+    for rank, kind in enumerate(kinds):
+        ranks.setdefault(kind, []).append(rank)
+    if len(ranks) == 1:
+        return
+    shown = "; ".join(f"{kind}: {_ranks(numbers)}" for kind, numbers in ranks.items())
+    raise ConfigError(
+        f"{world.sizes}, but the GPUs of its ranks differ ({shown}), and all would wait for the slowest and have the "
+        "KV blocks of the smallest: show GPUs of one kind in CUDA_VISIBLE_DEVICES; allowed with these are up to "
+        f"{max(map(len, ranks.values()))} ranks"
+    )
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    return f"rank{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
 
 
 def check_ray() -> None:

@@ -194,6 +194,10 @@ class Device(Protocol):
     def collective_device(self) -> str | None:
         """torch's name for the device on which ranks add up their results; None: on the host."""
 
+    @property
+    def kind(self) -> str:
+        """What the devices of a model's ranks must have alike, for people; empty if there is nothing."""
+
     def used_bytes(self) -> int | None:
         """All memory in use on a device with its own; None on the host."""
 

@@ -27,7 +27,7 @@ def _triton(config: BackendConfig, world: World = ONE_RANK) -> Device:
 
     sharing = ranks_per_gpu() if world.size > 1 else 1
     index = config.device_index + world.local.rank // sharing
-    captures = not config.enforce_eager and sharing == 1
+    captures = not config.enforce_eager and (sharing == 1 or world.tensor_parallel_size == 1)
     return CudaDevice(
         config.attention_backend, index, sharing, traces_ops=_traces(config, world), captures=captures,
         peer_memory=not config.disable_custom_all_reduce,
@@ -67,12 +67,6 @@ class Selection:
 def select(config: BackendConfig, world: World = ONE_RANK) -> Selection:
     """The requested device, or for "auto" the first that can run. All ranks get the same backend."""
     selection = _first_that_runs(config) if config.backend == "auto" else _asked(config)
-    if world.pipeline_parallel_size > 1 and selection.device.name not in HOST_BACKENDS:
-        raise ConfigError(
-            f"pipeline_parallel_size is {world.pipeline_parallel_size}, which backend {selection.device.name!r} "
-            f"({selection.why}) does not run yet: set backend to {' or '.join(HOST_BACKENDS)}, or set "
-            "tensor_parallel_size and leave pipeline_parallel_size at 1"
-        )
     if world.size > 1:
         selection = replace(selection, device=_of_rank(config, world, selection.device.name))
     if selection.device.name == "triton":
@@ -91,16 +85,9 @@ def _of_rank(config: BackendConfig, world: World, name: str) -> Device:
         device = BACKENDS[name](config, replace(world, here=LocalRanks(rank=rank, size=world.local.size)))
         if (reason := device.why_not()) is not None:
             raise ConfigError(
-                f"{_sizes(world)}, but there is no device for rank {rank}: {reason}; allowed here "
-                f"are up to {rank} ranks"
+                f"{world.sizes}, but there is no device for rank {rank}: {reason}; allowed here are up to {rank} ranks"
             )
     return BACKENDS[name](config, world)
-
-
-def _sizes(world: World) -> str:
-    if world.pipeline_parallel_size == 1:
-        return f"tensor_parallel_size is {world.size}"
-    return f"tensor_parallel_size times pipeline_parallel_size is {world.size}"
 
 
 def compile_ahead(config: BackendConfig, world: World, settings: object) -> KernelCompiler | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,9 +85,7 @@ class DeviceRunner:
         """Run a step of every kind before the first request. With a compiler, a rehearsal comes first: another runner's
         steps have their kernels compiled, and draw nothing."""
         if compiler is not None:
-            rehearsing = DeviceRunner(
-                self._model, self._live, self._max_num_seqs, self._logprobs_mode, captures_graphs=False
-            )
+            rehearsing = self._for_rehearsal(self._model, self._live, self._max_num_seqs, self._logprobs_mode)
             with nullcontext() if self._ranks is None else self._ranks.resting(), compiler.rehearsal():
                 for plan in warm_up_plans(limits, times=1):
                     rehearsing.submit(plan).result()
@@ -94,6 +93,9 @@ class DeviceRunner:
             self.submit(plan).result()
         if compiler is not None:
             compiler.remember()
+
+    def _for_rehearsal(self, *given: Any) -> DeviceRunner:
+        return DeviceRunner(*given, captures_graphs=False)
 
     def held(self) -> Measured:
         return {"rows": self._rows.num_bytes}
@@ -110,8 +112,9 @@ class DeviceRunner:
         if self._model.device.index:  # a thread starts on the first GPU, and any thread may run the engine's steps
             torch.cuda.set_device(self._model.device)
         self._apply(plan)
-        if not plan.rows:
-            return DoneStep(StepResult(plan.step_id, []))
+        return self._compute(plan) if plan.rows else DoneStep(StepResult(plan.step_id, []))
+
+    def _compute(self, plan: StepPlan) -> PendingStep:
         if plan.candidates and len(plan.rows) == plan.num_tokens == len(plan.candidates) + sum(plan.num_draws):
             return self._begin_any(plan) if plan.fork_rows or plan.prompt_logprobs else self._begin_beams(plan)
         return self._begin_decodes(plan) if _is_decode(plan) else self._begin_any(plan)

@@ -10,6 +10,7 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from octavo.distributed.world import check_alike
 from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.device import Device, KernelCompiler
 from octavo.kernels.ledger import Component, Ledger, Measured
@@ -46,7 +47,8 @@ class Worker:
         self._held: Callable[[], Measured] = dict
         self._used: Callable[[], int | None] = lambda: None
         self._system = 0  # set when it is first measured
-        settings = replace(task, world=replace(task.world, rank=0, here=None), meeting=None)  # the same kernels
+        first = task.world.stage * task.world.tensor_parallel_size  # the ranks of a stage have the same kernels
+        settings = replace(task, world=replace(task.world, rank=first, here=None), meeting=None)
         compiler = compile_ahead(task.backend, task.world, settings) if task.warms_up else None
         with nullcontext() if compiler is None else closing(compiler):
             self._build(task, compiler)
@@ -96,18 +98,14 @@ class Worker:
         """The model, bound to its KV pool."""
         utilization, world = task.cache.gpu_memory_utilization, task.world
         if not device.sizes_cache_last:
-            free = _agreed(device.free_bytes(Ledger(()), utilization), device, ranks)
-            sizes = sizes.fitted(task, free, is_rest=False)
-            if world.pipeline_parallel_size > 1 and ranks is not None:  # blocks of other stages have other sizes
-                sizes = sizes.agreed(*ranks.smallest(sizes.layout.num_blocks, sizes.limits.max_model_len))
+            sizes = _fitted(task, sizes, device.free_bytes(Ledger(()), utilization), device, ranks)
         part = (world.tensor_rank, world.tensor_parallel_size, sizes.layers)
         model = build_model(checkpoint.architecture, checkpoint, sizes.layer_slots, sizes.limits.max_model_len, *part)
         loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute, ranks)
         if device.sizes_cache_last:
             recording = ModelRecording.of(model)
             ledger = device.ledger(recording, sizes.layout, sizes.limits, sizes.dtypes.compute)
-            free = _agreed(device.free_bytes(ledger, utilization), device, ranks)
-            sizes = sizes.fitted(task, free, is_rest=True)
+            sizes = _fitted(task, sizes, device.free_bytes(ledger, utilization), device, ranks)
         self._held, self._used = loaded.held, device.used_bytes
         bound = loaded.bind(sizes.layout.num_blocks)
         if ranks is not None and ranks.size > 1 and not device.is_asynchronous and world.is_last_stage:
@@ -115,9 +113,18 @@ class Worker:
         return bound, sizes
 
 
-def _agreed(free_bytes: int, device: Device, ranks: Collectives | None) -> int:
-    """The memory that every rank has for KV blocks: all have as many."""
-    return free_bytes if ranks is None else ranks.smallest(free_bytes // device.num_sharing)[0]
+def _fitted(
+    task: WorkerTask, sizes: WorkerSizes, free_bytes: int, device: Device, ranks: Collectives | None
+) -> WorkerSizes:
+    """With the KV blocks that every rank has room for: all have as many."""
+    is_rest = device.sizes_cache_last
+    if ranks is None:
+        return sizes.fitted(task, free_bytes, is_rest)
+    free_bytes //= device.num_sharing
+    if task.world.pipeline_parallel_size == 1:
+        return sizes.fitted(task, ranks.smallest(free_bytes)[0], is_rest)
+    own = sizes.fitted(task, free_bytes, is_rest)  # blocks of other stages have other sizes
+    return own.agreed(*ranks.smallest(own.layout.num_blocks, own.limits.max_model_len))
 
 
 def _meet(task: WorkerTask, device: Device) -> Collectives | None:
@@ -127,7 +134,9 @@ def _meet(task: WorkerTask, device: Device) -> Collectives | None:
         return None
     from octavo.distributed.collectives import Collectives  # imports torch
 
-    return Collectives(task.world, task.meeting, device.collective_device)
+    ranks = Collectives(task.world, task.meeting, device.collective_device)
+    check_alike(ranks.words(device.kind), task.world)
+    return ranks
 
 
 def _shape(
@@ -164,18 +173,20 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ra
     states = RequestStates(limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups))
     rows = LiveRows(states, Sampler(limits.max_num_seqs))
     explain = StepFaults(task, device, shape.layout.num_blocks * shape.layout.block_bytes).explain
-    if ranks is not None and task.world.pipeline_parallel_size > 1:
+    given, link = (model, rows, limits.max_num_seqs, task.logprobs_mode), None if ranks is None else ranks.stages
+    if not device.is_asynchronous:
+        if link is None:
+            return HostRunner(*given, explain)
         from octavo.worker.stage_runner import StageRunner  # one rank runs without its code
 
-        width = shape.architecture.hidden_size
-        given = (model, rows, limits.max_num_seqs, task.logprobs_mode, explain)
-        return StageRunner(*given, task.world, ranks, width)
-    if not device.is_asynchronous:
-        return HostRunner(model, rows, limits.max_num_seqs, task.logprobs_mode, explain)
-    from octavo.worker.device_runner import DeviceRunner  # imports torch, which a host's worker does not need
-
+        return StageRunner(*given, explain, task.world, link, shape.architecture.hidden_size)
     captures_graphs = not (task.backend.enforce_eager or task.backend.trace_ops)
     captures_graphs = captures_graphs and (ranks is None or ranks.can_capture)
-    return DeviceRunner(
-        *(model, rows, limits.max_num_seqs, task.logprobs_mode, ranks), captures_graphs=captures_graphs, explain=explain
-    )
+    options: dict[str, Any] = {"captures_graphs": captures_graphs, "explain": explain}
+    if link is None:
+        from octavo.worker.device_runner import DeviceRunner  # imports torch, which a host's worker does not need
+
+        return DeviceRunner(*given, ranks, **options)
+    from octavo.worker.device_stage_runner import LastStageRunner, PassingRunner
+
+    return (LastStageRunner if task.world.is_last_stage else PassingRunner)(*given, ranks, link=link, **options)

@@ -11,8 +11,9 @@ import pytest
 
 from octavo import LLM
 from octavo.config import BackendConfig, ModelConfig
-from octavo.distributed.world import World
+from octavo.distributed.world import World, check_alike
 from octavo.errors import ConfigError
+from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.program.recorder import record_model
 from octavo.kernels.registry import select
 from octavo.messages import StepResult
@@ -23,6 +24,7 @@ from octavo.observe.events import EngineStarted, Preempted, Scheduled
 from octavo.worker.runner import Draws
 from tests.distributed.conftest import engine
 from tests.distributed.test_tensor_parallel import FAMILIES, GREEDY, answers, check, tokens
+from tests.distributed.threaded_ranks import on_all_ranks
 from tests.engine.test_overlap import PROMPTS
 
 
@@ -151,6 +153,16 @@ def test_layouts_that_do_not_work_name_those_that_do(
         ConfigError, match=r"pipeline_parallel_size is 5, but the model has 4 layers.*: allowed are 1 to 4$"
     ):
         LLM(str(folder), pipeline_parallel_size=5, backend="cpu")
-    monkeypatch.setattr("octavo.kernels.cuda.device.CudaDevice.why_not", lambda device: None)
-    with pytest.raises(ConfigError, match=r"pipeline_parallel_size is 2, which backend 'triton' .* cpu or reference"):
-        select(BackendConfig(backend="triton", pipeline_parallel_size=2), World(pipeline_parallel_size=2))
+    monkeypatch.setattr(CudaDevice, "why_not", lambda device: None if device.index < 3 else "there are 3 GPUs")
+    world = World(tensor_parallel_size=2, pipeline_parallel_size=2)
+    with pytest.raises(
+        ConfigError,
+        match=r"tensor_parallel_size 2 times pipeline_parallel_size 2 is 4, but .* rank 3: there are 3 GPUs; allowed "
+        r"here are up to 3 ranks",
+    ):
+        select(BackendConfig(backend="triton", tensor_parallel_size=2, pipeline_parallel_size=2), world)
+    kinds = on_all_ranks(3, lambda ranks: ranks.words(f"GPU {min(ranks.rank, 1)}, {'ü' * 60}"))
+    assert kinds[0] == kinds[1] == kinds[2]
+    with pytest.raises(ConfigError, match=r"GPU 0, ü+.?: rank 0; GPU 1, ü+.?: ranks 1, 2\).* are up to 2 ranks"):
+        check_alike(kinds[0], World(pipeline_parallel_size=3))
+    check_alike(["A", "A"], World(tensor_parallel_size=2))

@@ -54,10 +54,15 @@ class ThreadedRanks:
         self.shape = self._workers[0].shape
 
     def submit(self, plan: StepPlan) -> _Step:
-        plan = replace(plan, drawn=tuple(self._drawn))
-        self._drawn.clear()
+        plan = self._told(plan)
         pairs = zip(self._threads, self._workers, strict=True)
         return _Step([thread.submit(_run, worker, plan) for thread, worker in pairs], self._world.reporter, self._drawn)
+
+    def _told(self, plan: StepPlan) -> StepPlan:
+        """With what the last stage has drawn since."""
+        plan = replace(plan, drawn=tuple(self._drawn))
+        self._drawn.clear()
+        return plan
 
     def measured(self) -> Mapping[Component, int]:
         return self._workers[0].measured()

@@ -31,6 +31,7 @@ class CpuDevice:
     name = "cpu"
     is_asynchronous = draws_weights = sizes_cache_last = False
     collective_device = None
+    kind = ""
     dtypes = staticmethod(host_dtypes)
     planned_bytes = staticmethod(host_planned_bytes)
     free_bytes = staticmethod(host_free_bytes)

@@ -74,6 +74,10 @@ class CudaDevice:
         """NCCL refuses ranks that share a GPU."""
         return self.device if self.num_sharing == 1 else None
 
+    @property
+    def kind(self) -> str:
+        return f"{self._found.name}, {size(self._found.num_bytes)}"
+
     @cached_property
     def gpu(self) -> GPU | None:
         return self._described or find_gpu(self.index)

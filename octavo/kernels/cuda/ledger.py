@@ -67,11 +67,17 @@ def _activations(
     """Passes share memory, and heads share other memory; the widest of each are those with the least fused."""
     fusions = Fusions(attention=not traced)
     tokens, seqs = limits.max_num_tokens, limits.max_num_seqs
-    passes = max(elements(model.body, Fusions(), tokens), elements(model.whole, fusions, seqs))
+    chunks = model.body if model.gives_logits else model.whole
+    passes = max(elements(chunks, Fusions(), tokens), elements(model.whole, fusions, seqs))
     yield Entry("activations", element_bytes * passes, f"a step of {tokens:,} tokens in {dtype}")
+    own, vocab = model.head.kept[0].width, limits.vocab_size
+    if not model.gives_logits:
+        yield Entry("activations", element_bytes * tokens * own, "hidden states for the next stage")
+        if any(each.op == "all_reduce" for each in model.body.instructions):
+            yield _entry("results of other ranks", [sizes.peer_slots(sizes.MAX_PEERS, sizes.PEER_BYTES)])
+        return
     heads = elements(model.head, fusions, seqs)
     yield Entry("activations", element_bytes * heads, f"logits of {seqs:,} sequences")
-    own, vocab = model.head.kept[0].width, limits.vocab_size
     if own < vocab:  # of a rank, which gathers the others'
         yield Entry("activations", element_bytes * seqs * (own + 2 * vocab), "logits of all ranks")
         ranks = round(vocab / own)
@@ -88,6 +94,8 @@ def _workspace(model: ModelRecording, limits: StepLimits, gpu: GPU, dtype: KVDTy
     seqs, vocab = limits.max_num_seqs, limits.vocab_size
     if gpu.capability[0] == 9 and dtype != "float32":
         yield _entry("sums of split products", [sizes.partial_sums(model.whole.instructions, seqs)])
+    if not model.gives_logits:
+        seqs, vocab = 1, 1
     edited = min(seqs, sizes.MAX_EDITED_ROWS)
     for entries, edits in ((seqs, False), (edited, True)):
         scan, rest = sizes.logits_scan(entries, vocab), sizes.sampling_workspace(entries, vocab, edits=edits)

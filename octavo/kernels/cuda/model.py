@@ -6,7 +6,8 @@ The forward pass is recorded once and bound several times, as a program for each
     heads      the rest of the pass, for the rows whose logits are needed
     decodes    both, one row per sequence
 
-Heads and decodes have several programs each, by the number of rows: see `row_programs.py`.
+Heads and decodes have several programs each, by the number of rows: see `row_programs.py`. A stage of a pipeline that
+passes hidden states on has no heads: its chunks are the whole pass, for every token.
 
 `forward`, `logits` and the rest of CompiledModel take any step from the host. `decode` runs a step of decodes alone on
 tensors that are already on the device, waits for nothing, and can be captured in a CUDA graph.
@@ -39,7 +40,8 @@ from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Measured
 from octavo.kernels.ops import FloatArray, IntArray, Model
 from octavo.kernels.program.fuse import Fusions, fuse
-from octavo.kernels.program.recorder import See, record, record_model
+from octavo.kernels.program.model_recording import ModelRecording
+from octavo.kernels.program.recorder import See
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.block_copies import copy_blocks, in_order
 from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
@@ -73,9 +75,9 @@ class TritonModel:
         self.device, self.chained, self.limits = device, gpu.chains, limits
         self._kv = kv
         self._block_size = kv.block_size
-        body, heads = record_model(model)
-        whole = record(lambda ops: model.heads["logits"](ops, *model.body(ops)))
-        layers = body.layers
+        recording = ModelRecording.of(model)
+        whole, draws = recording.whole, recording.gives_logits
+        layers = whole.layers
         for layer in layers:
             kv.check(layer)
         self._weights = DeviceWeights(device, TORCH_DTYPE[dtype])
@@ -83,7 +85,7 @@ class TritonModel:
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
         self.attention_names = self._attention.names
         self._sums = None
-        if ranks is not None:
+        if ranks is not None and ranks.size > 1:
             self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, peer_memory=peer_memory)
             ranks.link = self._sums.link
         self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, self._sums)
@@ -92,27 +94,31 @@ class TritonModel:
         self._parts = torch.empty(shape if tiled else 0, dtype=torch.float32, device=device)
         parts = self._parts if tiled else None
         seqs = limits.max_num_seqs
-        self._chunks = Program(
-            fuse(body, Fusions(all_reduce=self._shared.fuses_sums)), self._shared, limits.max_num_tokens
-        )
+        chunks = fuse(recording.body if draws else whole, Fusions(all_reduce=self._shared.fuses_sums))
+        self._chunks = Program(chunks, self._shared, limits.max_num_tokens)
         self._decodes = programs_by_rows(whole, self._shared, seqs, parts)
-        self._heads = programs_by_rows(heads["logits"], self._shared, seqs, parts)
+        self._heads = programs_by_rows(recording.head, self._shared, seqs, parts) if draws else []
         #: passes never overlap in time, so they share their activations. Heads read a pass's result, so they share
         #: other memory among themselves
         self._activations = self._place((self._chunks, *self._decodes)), self._place(self._heads)
-        products = [i.arguments["weight"].parts for i in body.instructions if i.op == "linear"]
+        products = [i.arguments["weight"].parts for i in recording.body.instructions if i.op == "linear"]
         #: row counts to which a step's tokens are padded where products are cuBLAS's
         self.row_counts = cheap_row_counts(
             [self._weights.stacked(*parts) for parts in products], limits.max_num_tokens, self._activations[0]
         )
         if ranks is not None:  # they were measured, and all ranks must pad a step alike
             self.row_counts = tuple(ranks.of_first(self.row_counts))
-        self._whole_logits = WholeLogits(ranks, limits, TORCH_DTYPE[dtype], device)
+        self._whole_logits = WholeLogits(ranks if draws else None, limits, TORCH_DTYPE[dtype], device)
+        #: where hidden states stay until the next stage has taken them
+        self.outgoing = torch.empty(
+            (0 if draws else limits.max_num_tokens, whole.kept[0].width), dtype=TORCH_DTYPE[dtype], device=device
+        )
         self._weights.forget_host()
         self.parameters = MappingProxyType(self._weights.parameters)
         self.staging = Staging(device)
-        self._sampling = SamplingWorkspace.allocate(seqs, limits.vocab_size, device, edits=False)
-        self._editing = SamplingWorkspace.allocate(min(seqs, MAX_EDITED_ROWS), limits.vocab_size, device, edits=True)
+        drawing, vocab = (seqs, limits.vocab_size) if draws else (1, 1)
+        self._sampling = SamplingWorkspace.allocate(drawing, vocab, device, edits=False)
+        self._editing = SamplingWorkspace.allocate(min(drawing, MAX_EDITED_ROWS), vocab, device, edits=True)
         self._hidden: list[torch.Tensor] = []
         self._pool = torch.empty(0, dtype=torch.uint8, device=device)
 
@@ -121,7 +127,9 @@ class TritonModel:
         workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
         return {
             "weights": self._weights.num_bytes,
-            "activations": sum(memory.nbytes for memory in (*self._activations, *self._whole_logits.tensors)),
+            "activations": sum(
+                memory.nbytes for memory in (*self._activations, *self._whole_logits.tensors, self.outgoing)
+            ),
             "workspace": peers
             + self.staging.num_bytes
             + self._attention.num_bytes
@@ -237,6 +245,21 @@ class TritonModel:
     def mover(self) -> DeviceMover:
         return DeviceMover("triton", self._pool.view(-1, self._kv.block_bytes))
 
+    # Stages of a pipeline
+
+    def chunk_inputs(self, num_tokens: int) -> list[torch.Tensor]:
+        """Where the next `forward` or `run_chunks` reads its first tokens' hidden states, if it does not embed them."""
+        return self._chunks.given(num_tokens)
+
+    def decode_inputs(self, num_rows: int, size: int) -> list[torch.Tensor]:
+        """The same, of the first rows of a `decode` of that size."""
+        return first_for(size, self._decodes).given(num_rows)
+
+    def hidden_states(self, num_tokens: int) -> torch.Tensor:
+        """Of the last `forward` or `run_chunks`, in a stage that gives them."""
+        (hidden,) = self._hidden
+        return hidden[:num_tokens]
+
     # Steps of decodes alone, whose tensors are on the device
 
     def decode(self, step: DeviceStep) -> torch.Tensor:
@@ -261,7 +284,7 @@ class TritonModel:
         sample(logits, batch, tokens, workspace, has_edits=has_edits, has_filters=has_filters, chained=chained)
 
     def _place(self, programs: Sequence[Program]) -> torch.Tensor:
-        size = max(program.num_elements for program in programs)
+        size = max((program.num_elements for program in programs), default=0)
         memory = torch.empty(size, dtype=self._weights.dtype, device=self.device)
         for program in programs:
             program.place(memory)

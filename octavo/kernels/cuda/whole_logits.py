@@ -18,9 +18,10 @@ class WholeLogits:
     """ranks: None: this one has the whole vocabulary. tensors: its memory."""
 
     def __init__(self, ranks: Collectives | None, limits: StepLimits, dtype: torch.dtype, device: torch.device) -> None:
-        self._ranks, self._vocab_size = ranks, limits.vocab_size
+        self._ranks = ranks if ranks is not None and ranks.size > 1 else None
+        self._vocab_size = limits.vocab_size
         self.tensors: tuple[torch.Tensor, ...] = ()
-        if ranks is None:
+        if ranks is None or self._ranks is None:
             return
         self._starts = [rank * limits.vocab_size // ranks.size for rank in range(ranks.size + 1)]
         self._width = max(end - start for start, end in zip(self._starts, self._starts[1:], strict=False))

@@ -10,11 +10,13 @@ from octavo.kernels.program.recorder import Recording, record, record_model
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelRecording:
-    """The pass to the hidden states, the rest of it, and both in one."""
+    """The pass to the hidden states, the rest of it, and both in one. gives_logits: otherwise the head gives hidden
+    states, of all tokens, to the next stage."""
 
     body: Recording
     head: Recording
     whole: Recording
+    gives_logits: bool = True
 
     @classmethod
     def of(cls, model: Model) -> ModelRecording:
@@ -24,4 +26,4 @@ class ModelRecording:
         def whole(ops: Ops, *given: Tensor) -> Tensor:
             return model.heads[name](ops, *model.body(ops, *given))
 
-        return cls(body, head, record(whole, *(value.width for value in body.given)))
+        return cls(body, head, record(whole, *(value.width for value in body.given)), name == "logits")

@@ -44,6 +44,7 @@ class ReferenceDevice:
     name = "reference"
     is_asynchronous = draws_weights = sizes_cache_last = False
     collective_device = None
+    kind = ""
     place = "the CPU"
     dtypes = staticmethod(host_dtypes)
     planned_bytes = staticmethod(host_planned_bytes)
