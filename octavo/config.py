@@ -20,6 +20,9 @@ LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 DataParallelRouting = Literal["prefix", "work", "turns"]
+QuantizationOption = Literal[
+    "fp8", "int8", "int4", "awq", "bitsandbytes", "compressed-tensors", "gguf", "gptq", "mxfp4"
+]
 BackendOption = Literal["auto", "triton", "cpu", "reference"]
 ActivationDType = Literal["int8", "int16"]
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
@@ -60,6 +63,12 @@ class ModelConfig:
         "auto",
         "auto computes with the weights as the file stores them, on a GPU in 16 bits; others convert at load",
         spellings=_SHORT_DTYPES,
+    )
+    quantization: QuantizationOption | None = knob(
+        None,
+        "fp8, int8, int4: quantise a dense checkpoint's layers as they load; default (also auto): as the checkpoint "
+        "stores them. Another method's name asks that the checkpoint be of that method",
+        spellings={"auto": None, "awq_marlin": "awq", "gptq_marlin": "gptq"},
     )
     load_format: LoadFormat = knob(
         "auto",

@@ -93,7 +93,6 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     "config_format": NotHere("the configuration is read from config.json or GGUF metadata", ("auto", "hf")),
     **_each(NotHere("each model is Octavo's own code", ("auto", "vllm")), "model_impl", "model_class_overrides"),
     "model_weights": NotHere("give the weights' folder or file as model"),
-    "quantization": NotHere(_FROM_FILE, ("auto", "gguf")),
     **_each(NotHere(_FROM_FILE), "quantization_config", "quantization_param_path"),
     **_idle("there is no such quantisation", "allow_deprecated_quantization"),
     **_each(NotHere("use logit_bias, allowed_token_ids or bad_words"), "logits_processors", "logits_processor_pattern"),

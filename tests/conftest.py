@@ -55,7 +55,7 @@ SLOW = {
     "observe": "metrics tracing",
     "text": "chat_template detokenizer folder_tokenizer gguf_tokenizer sentencepiece_merges template_process "
     "text_bounds tokenizer tokenizer_calls",
-    "quantization": "schemes",
+    "quantization": "at_load malformed published schemes",
     "sampling": "columns",
     "worker": "plan",
     "scheduler": "random_runs",

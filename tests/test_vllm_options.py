@@ -28,7 +28,7 @@ ASKS_FOR_NOTHING = {
 }
 ASKS_FOR_SOMETHING = {
     "decode_context_parallel_size": 2,
-    "quantization": "awq",
+    "quantization_config": "awq",
     "enable_lora": True,
     "hf_overrides": {"rope_theta": 1.0},
     "cpu_offload_gb": 4,
@@ -61,7 +61,7 @@ def test_a_true_is_not_the_number_one() -> None:
     [
         ("decode_context_parallel_size", "1", True),
         ("decode_context_parallel_size", "2", False),
-        ("quantization", "None", True),
+        ("quantization_config", "None", True),
         ("enable_lora", "false", True),
         ("data_parallel_backend", "mp", True),
         ("hf_overrides", "{}", True),

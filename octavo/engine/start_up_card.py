@@ -32,6 +32,8 @@ def start_up_card(shape: WorkerShape, seconds: float) -> list[tuple[str, str]]:
         ("backend", shape.backend),
         ("ready in", f"{seconds:.2f} s"),
     ]
+    if shape.quantised:
+        lines.insert(2, ("quantised", shape.quantised))
     if shape.device is not None:
         lines.insert(-1, ("device", shape.device))
     if shape.ranks:

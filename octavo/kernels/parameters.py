@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import Cut, HostTensor, StoredTensor
 
 Shape = tuple[int, ...]
@@ -24,17 +25,29 @@ ShardKind = Literal["column", "row", "heads", "experts", "replicated"]
 
 
 class Scheme(Protocol):
-    """How a parameter's numbers are stored. A backend that multiplies a scheme's own format looks at `name`; all other
-    backends use `compact` or `dense`."""
+    """How a parameter's numbers are stored. A backend that multiplies codes and scales looks at `format` and uses
+    `compact`; all others use `dense`."""
 
     @property
     def name(self) -> str: ...
 
+    @property
+    def format(self) -> ScaledFormat | None:
+        """Of the ScaledTensor that `compact` gives; None: it gives a HostTensor."""
+
     def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
         """The tensors of a checkpoint that store this parameter, in the order that `compact` and `dense` take."""
 
-    def compact(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
-        """The exact numbers, in the smallest format of `kernels/tensor.py` that holds them."""
+    @property
+    def block_len(self) -> int:
+        """How many inputs cannot be cut apart; 1 if the sources' types alone decide it."""
+
+    def part(self, sources: tuple[StoredTensor, ...], cut: Cut) -> tuple[StoredTensor, ...]:
+        """The sources of a rank's part, not read yet. cut: of the parameter. Raises ConfigError if it would cut
+        through numbers that share a scale."""
+
+    def compact(self, sources: tuple[StoredTensor, ...]) -> HostTensor | ScaledTensor:
+        """The exact numbers, in the smallest format of `kernels/tensor.py` or `kernels/scaled.py` that holds them."""
 
     def dense(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
         """The exact numbers in a dense format."""
@@ -116,10 +129,10 @@ class Parameter:
         if num_ranks == 1 or self.shard.kind == "replicated":
             return self
         cut = self.shard.cut(self.shape, rank, num_ranks)
-        sources = tuple(each.part(self.shard.cut(each.shape, rank, num_ranks)) for each in self.sources)
+        sources = self.scheme.part(self.sources, cut)
         return replace(self, shape=cut.result, sources=sources, first=cut.slices[0].start)
 
-    def compact(self) -> HostTensor:
+    def compact(self) -> HostTensor | ScaledTensor:
         return self.scheme.compact(self.sources)
 
     def dense(self) -> HostTensor:

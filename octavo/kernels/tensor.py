@@ -20,8 +20,12 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-DType = Literal["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
-DTYPES: tuple[DType, ...] = get_args(DType)
+NumberDType = Literal["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+#: parts of a quantised matrix, which are no numbers without its scales; see `kernels/scaled.py`
+PartDType = Literal["F8_E4M3", "I8", "U8", "I32", "I64"]
+DType = NumberDType | PartDType
+DTYPES: tuple[NumberDType, ...] = get_args(NumberDType)
+PART_DTYPES: tuple[PartDType, ...] = get_args(PartDType)
 
 #: (elements, bytes) of a block. The layouts are ggml's.
 BLOCK_FORMATS: dict[DType, tuple[int, int]] = {
@@ -36,8 +40,14 @@ BLOCK_FORMATS: dict[DType, tuple[int, int]] = {
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
+    "F8_E4M3": (1, 1),
+    "I8": (1, 1),
+    "U8": (1, 1),
+    "I32": (1, 4),
+    "I64": (1, 8),
 }
 DENSE_DTYPES: frozenset[DType] = frozenset({"F32", "F16", "BF16"})
+BLOCK_DTYPES: frozenset[DType] = frozenset(DTYPES) - DENSE_DTYPES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,12 +132,13 @@ class Cut:
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor that is not read yet, and how to read it. read_part: reads a part without the rest; None if `read` gives
-    a view, of which any part can be taken."""
+    a view, of which any part can be taken. label: its file and name, for messages."""
 
     dtype: DType
     shape: tuple[int, ...]
     read: Callable[[], HostTensor]
     read_part: Callable[[Cut], HostTensor] | None = None
+    label: str = "a tensor"
 
     @property
     def num_bytes(self) -> int:
@@ -141,7 +152,7 @@ class StoredTensor:
     def part(self, cut: Cut) -> StoredTensor:
         """A rank's part of it, not read yet."""
         read_part = self.read_part or (lambda cut: take_part(self.read(), cut))
-        return StoredTensor(self.dtype, cut.result, lambda: read_part(cut))
+        return StoredTensor(self.dtype, cut.result, lambda: read_part(cut), label=self.label)
 
 
 def at_hand(tensor: HostTensor) -> StoredTensor:

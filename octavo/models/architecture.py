@@ -15,8 +15,8 @@ from typing import Any
 from octavo.env import allows_long_max_model_len
 from octavo.errors import ConfigError, ModelLoadError
 from octavo.kernels.ops import Activation
-from octavo.kernels.parameters import Scheme
 from octavo.observe.logging import LOGGER
+from octavo.quantization.described import Quantization
 from octavo.shown import shown_names
 
 #: kinds of rope scaling that multiply the stated length
@@ -44,7 +44,7 @@ class Architecture:
     windows: per layer, the sliding window in tokens, or None for full attention.
     rope: None if positions are not rotated. local_rope: of sliding layers, if it differs from rope.
     num_position_embeddings: learned positions (GPT-2, OPT), else 0.
-    scheme: how the layers' matrices are stored; None: by each tensor's own type.
+    quantization: how the layers' matrices are stored; None: by each tensor's own type.
     eos_token_ids: from generation_config.json where there is one, else config.json or GGUF.
     """
 
@@ -69,7 +69,7 @@ class Architecture:
     attention_softcap: float | None = None
     logits_softcap: float | None = None
     num_position_embeddings: int = 0
-    scheme: Scheme | None = None
+    quantization: Quantization | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)  # a family's own values, documented in its file

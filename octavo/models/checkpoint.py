@@ -14,7 +14,7 @@ from typing import Any
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.parameters import Shape
-from octavo.kernels.tensor import DType, StoredTensor
+from octavo.kernels.tensor import PART_DTYPES, DType, StoredTensor
 from octavo.models.architecture import Architecture
 from octavo.models.gguf import GGUFFile
 from octavo.shown import shown
@@ -61,6 +61,11 @@ class Checkpoint:
         return tuple(sorted(sizes, key=lambda dtype: -sizes[dtype]))
 
     @property
+    def number_dtype(self) -> DType:
+        """The first of these that holds numbers: what a quantised model's other tensors are in."""
+        return next((dtype for dtype in self.dtypes if dtype not in PART_DTYPES), "BF16")
+
+    @property
     def dtype_label(self) -> str:
         """For the start-up card: "Q4_1, Q8_0, F32"."""
         return ", ".join(self.dtypes)
@@ -72,7 +77,7 @@ class Checkpoint:
         """The tensor of that name and shape, not read yet. Raises ModelLoadError if there is none."""
         self._expect(name, shape)
         self.taken.add(name)
-        return self.stored[name]
+        return replace(self.stored[name], label=f"{self.label}: tensor {name!r}")
 
     def check(self, required: Mapping[str, Shape]) -> None:
         """Raise ModelLoadError unless every tensor of the table exists in its shape; reads no data."""
@@ -98,8 +103,15 @@ class Checkpoint:
             raise UnsupportedModelError(self.unreadable[name])
         if found is None:
             raise ModelLoadError(f"{self.label}: tensor {name!r} is missing; download or convert the model again")
-        if found.shape != shape:
+        if not _agree(found.shape, shape):
             raise ModelLoadError(
                 f"{self.label}: tensor {name!r} has shape {shown(list(found.shape))}, "
                 f"but the model's configuration asks for {list(shape)}"
             )
+
+
+def _agree(found: Shape, wanted: Shape) -> bool:
+    """Of a size -1 any will do; a single number may have a dimension or none."""
+    if found == () and wanted == (1,):
+        return True
+    return len(found) == len(wanted) and all(one == size or size == -1 for one, size in zip(found, wanted, strict=True))

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import UnsupportedModelError
-from octavo.kernels.parameters import Scheme
+from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.models.architecture import Architecture, checked, known_tokens
 from octavo.models.config_file import ConfigFile
 from octavo.models.rope_json import local_rope_config, rope_config
+from octavo.quantization.described import Quantization
 from octavo.quantization.registry import SCHEMES
 from octavo.shown import shown
 
@@ -26,23 +26,26 @@ _MOST_LAYERS = 1 << 12
 def architecture_from_config(path: Path, values: dict[str, Any], generation: ConfigFile | None = None) -> Architecture:
     """values: the file's content. generation: generation_config.json, whose token ids take precedence."""
     config = ConfigFile(path, values)
-    scheme = _scheme(config)
+    quantization = _quantization(config)
     name, read = _family(config)
-    found: dict[str, Any] = {"scheme": scheme, **read(config)}
+    found: dict[str, Any] = {"quantization": quantization, **read(config)}
     return checked(path, Architecture(family=name, **_ends(config, generation, found["vocab_size"]), **found))
 
 
-def _scheme(config: ConfigFile) -> Scheme | None:
-    """None if the file names no scheme: each tensor's own type then says how it is stored."""
+def _quantization(config: ConfigFile) -> Quantization | None:
+    """None if the file names no method: each tensor's own type then says how it is stored."""
     for key in ("quantization_config", "compression_config"):
         described = config.values.get(key)
         method = described.get("quant_method", described) if isinstance(described, dict) else described
         if isinstance(method, str) and isinstance(described, dict) and method in SCHEMES:
-            return SCHEMES[method](described)
+            try:
+                return SCHEMES[method](described)
+            except ModelLoadError as error:
+                raise type(error)(f"{config.path}: {config.within}{error}") from None
         if described is not None:
             raise UnsupportedModelError(
-                f"{config.path}: {config.within}{key} asks for {shown(method)}; Octavo reads unquantised safetensors, "
-                "and quantised weights as GGUF files: use the model's GGUF version"
+                f"{config.path}: {config.within}{key} asks for {shown(method)}; Octavo reads {', '.join(SCHEMES)}, "
+                "unquantised safetensors, and GGUF files"
             )
     return None
 
@@ -150,16 +153,16 @@ def _gemma2(config: ConfigFile) -> dict[str, Any]:
 
 def _gemma3(config: ConfigFile) -> dict[str, Any]:
     """A model that also takes images has its text part in a nested object, which omits the class's defaults."""
-    scheme = _scheme(config)
+    quantization = _quantization(config)
     if config.has("text_config"):
         part = config.inside("text_config")
         ties = {key: config.values[key] for key in ("tie_word_embeddings",) if config.has(key)}
         config = ConfigFile(config.path, {**_GEMMA3_TEXT, **ties, **part.values}, part.within)
-        scheme = _scheme(config) or scheme
+        quantization = _quantization(config) or quantization
     config.refuse("use_bidirectional_attention", False)
     pattern = config.size("sliding_window_pattern", 6)
     return _gemma(config) | {
-        "scheme": scheme,
+        "quantization": quantization,
         "rope": rope_config(config, default_theta=1_000_000.0, layer_type="full_attention"),
         "local_rope": local_rope_config(config),
         "windows": _windows(config, lambda layer: (layer + 1) % pattern != 0),

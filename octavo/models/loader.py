@@ -12,12 +12,24 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from octavo.config import ModelConfig
 from octavo.errors import ConfigError, ModelLoadError, OutOfMemoryError
 from octavo.kernels.reference.dequantize import convert as convert_in_numpy
-from octavo.kernels.tensor import Cut, DType, HostTensor, StoredTensor, at_hand, cuts_blocks, num_bytes, take_part
+from octavo.kernels.tensor import (
+    BLOCK_DTYPES,
+    PART_DTYPES,
+    Cut,
+    DType,
+    HostTensor,
+    StoredTensor,
+    at_hand,
+    cuts_blocks,
+    num_bytes,
+    take_part,
+)
 from octavo.models.checkpoint import Checkpoint, TokenizerSource
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
@@ -27,9 +39,10 @@ from octavo.models.gguf_names import canonical_name, layout_change
 from octavo.models.gguf_parts import first_parts, read_gguf_model
 from octavo.models.hub import download_config, download_model, is_hub_name
 from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
-from octavo.models.registry import required_tensors
+from octavo.models.registry import quantised_tensors, required_tensors
 from octavo.observe.logging import LOGGER
 from octavo.observe.machine import memory
+from octavo.quantization.at_load import FORMATS, as_dummy, at_load
 from octavo.shown import shown
 
 #: prefix of the separate file in which llama.cpp keeps a model's vision part
@@ -49,6 +62,7 @@ def open_checkpoint(
     if config.load_format == "dummy":
         return _open_dummy(path, config, draws_on_device)
     checkpoint = open_gguf(path, config.model) if path.is_file() else open_folder(path, config.model)
+    checkpoint = _quantised(checkpoint, config.quantization)
     checkpoint.check(required_tensors(checkpoint.architecture))
     return checkpoint if config.dtype == "auto" else _converted(checkpoint, _DTYPES[config.dtype], convert)
 
@@ -156,6 +170,20 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
     )
 
 
+def _quantised(checkpoint: Checkpoint, asked: str | None) -> Checkpoint:
+    """The same checkpoint, to be quantised as it is read if a dense one is asked to be."""
+    architecture = checkpoint.architecture
+    found = None if architecture.quantization is None else architecture.quantization.method
+    if found is None and any(dtype in BLOCK_DTYPES for dtype in checkpoint.dtypes):
+        found = "gguf"
+    if asked in (None, found):
+        return checkpoint
+    if found is None and asked in FORMATS:
+        return replace(checkpoint, architecture=replace(architecture, quantization=at_load(asked)))
+    allowed = f"it is quantised as {found}: leave the option out" if found else f"it is dense: {', '.join(FORMATS)}"
+    raise ConfigError(f"quantization is {asked!r}, which does not fit {checkpoint.label}; {allowed}")
+
+
 def _open_dummy(path: Path, config: ModelConfig, draws_on_device: bool) -> Checkpoint:
     if path.is_file():
         checkpoint, dtype = open_gguf(path, config.model), "bfloat16"
@@ -165,6 +193,10 @@ def _open_dummy(path: Path, config: ModelConfig, draws_on_device: bool) -> Check
         dtype = config.dtype
     if dtype not in _DTYPES:
         raise ModelLoadError(f"{path}: dtype is {dtype!r}; allowed: {', '.join(_DTYPES)}")
+    checkpoint = replace(checkpoint, stored={})
+    if (stated := checkpoint.architecture.quantization) is not None:
+        checkpoint = replace(checkpoint, architecture=replace(checkpoint.architecture, quantization=as_dummy(stated)))
+    checkpoint = _quantised(checkpoint, config.quantization)
     required = required_tensors(checkpoint.architecture)
     if not draws_on_device:
         _check_room(path, sum(num_bytes(_DTYPES[dtype], shape) for shape in required.values()))
@@ -183,7 +215,9 @@ def _check_room(path: Path, needed: int) -> None:
 
 
 def _converted(checkpoint: Checkpoint, dtype: DType, convert: Convert) -> Checkpoint:
-    """The same checkpoint; every tensor is converted to one dense dtype when it is read."""
+    """The same checkpoint; every tensor is converted to one dense dtype when it is read, but for quantised matrices:
+    kernels multiply these as they are."""
+    quantised = quantised_tensors(checkpoint.architecture)
 
     def one(name: str, tensor: StoredTensor) -> StoredTensor:
         def read(stored: StoredTensor = tensor) -> HostTensor:
@@ -197,4 +231,7 @@ def _converted(checkpoint: Checkpoint, dtype: DType, convert: Convert) -> Checkp
 
         return StoredTensor(dtype, tensor.shape, read, read_part)
 
-    return checkpoint.with_tensors({name: one(name, tensor) for name, tensor in checkpoint.stored.items()})
+    def kept(name: str, tensor: StoredTensor) -> StoredTensor:
+        return tensor if name in quantised or tensor.dtype in PART_DTYPES else one(name, tensor)
+
+    return checkpoint.with_tensors({name: kept(name, tensor) for name, tensor in checkpoint.stored.items()})

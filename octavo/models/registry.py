@@ -13,8 +13,7 @@ from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.models import gpt2, llama
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, LayerSlot
-from octavo.models.weights import TensorSource, TensorTable, Weights
-from octavo.quantization.registry import is_in_layer
+from octavo.models.weights import TensorSource, TensorTable, Weights, scheme_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +38,18 @@ FAMILIES: dict[str, Family] = {
 def required_tensors(architecture: Architecture) -> TensorTable:
     """Name and shape of every tensor the model needs; reads no weights."""
     table = _family(architecture).tensors(architecture)
-    scheme = architecture.scheme
-    if scheme is None:
-        return table
-    stored = (scheme.tensors(*entry) if is_in_layer(*entry) else dict([entry]) for entry in table.items())
-    return {name: shape for tensors in stored for name, shape in tensors.items()}
+    found: TensorTable = {}
+    for name, shape in table.items():
+        scheme = scheme_in(architecture.quantization, name, shape)
+        found |= {name: shape} if scheme is None else scheme.tensors(name, shape)
+    return found
+
+
+def quantised_tensors(architecture: Architecture) -> frozenset[str]:
+    """The tensors that a scheme reads together: codes, scales, zeros."""
+    table = _family(architecture).tensors(architecture)
+    schemes = ((entry, scheme_in(architecture.quantization, *entry)) for entry in table.items())
+    return frozenset(name for entry, scheme in schemes if scheme is not None for name in scheme.tensors(*entry))
 
 
 def build_model(
@@ -67,7 +73,7 @@ def build_model(
             f"{learned} tokens; allowed is {learned} or less"
         )
     family = _family(architecture)
-    weights = Weights(source, family.tensors(architecture), architecture.scheme, rank, num_ranks)
+    weights = Weights(source, family.tensors(architecture), architecture.quantization, rank, num_ranks)
     whole = family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len))
     return whole if layers is None or len(layers) == architecture.num_layers else whole.stage(layers)
 

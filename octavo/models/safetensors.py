@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from octavo.errors import ModelLoadError
-from octavo.kernels.tensor import DType, HostTensor
+from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor
 from octavo.models.checkpoint import IRRELEVANT_ENDINGS
 from octavo.models.regular_file import map_file
 from octavo.shown import shown
 
-_DTYPES: dict[str, DType] = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
-_DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_DTYPES: dict[str, DType] = {
+    **{"F32": "F32", "F16": "F16", "BF16": "BF16"},
+    **{"F8_E4M3": "F8_E4M3", "I8": "I8", "U8": "U8", "I32": "I32", "I64": "I64"},  # parts of quantised matrices
+}
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMS = 8
 
@@ -88,7 +90,8 @@ def _span(path: Path, name: str, entry: Any, num_bytes: int) -> tuple[int, int]:
         raise ModelLoadError(f"{where} has shape {shown(shape)}, allowed are up to {_MAX_DIMS} sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= num_bytes:
         raise ModelLoadError(f"{where} has data_offsets {shown(offsets)}, outside {num_bytes} bytes of data")
-    held, needed = offsets[1] - offsets[0], prod(shape) * _DTYPE_BYTES.get(dtype, 0)
+    held = offsets[1] - offsets[0]
+    needed = prod(shape) * BLOCK_FORMATS[_DTYPES[dtype]][1] if dtype in _DTYPES else 0
     if dtype in _DTYPES and held != needed:
         raise ModelLoadError(
             f"{where} is {dtype} of shape {shown(shape)}, {needed} bytes, but data_offsets {offsets} hold {held}"

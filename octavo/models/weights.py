@@ -19,7 +19,8 @@ from octavo.kernels.tensor import BLOCK_FORMATS, StoredTensor, at_hand, from_arr
 from octavo.layers.blocks import GatedMLP, LayerNorm, PlainMLP, RMSNorm, SelfAttention
 from octavo.models.architecture import Architecture
 from octavo.models.splits import granule, own_heads
-from octavo.quantization.registry import DENSE, is_in_layer, scheme_of
+from octavo.quantization.described import Quantization
+from octavo.quantization.registry import DENSE, scheme_of
 
 TensorTable = dict[str, Shape]
 
@@ -37,7 +38,7 @@ class Weights:
 
     source: TensorSource
     table: Mapping[str, Shape]
-    scheme: Scheme | None = None  # of the layers' matrices; None: by each tensor's own type
+    quantization: Quantization | None = None
     rank: int = 0
     num_ranks: int = 1
     prefix: str = ""
@@ -52,10 +53,10 @@ class Weights:
         full = self.prefix + name
         assert full in self.table, f"{full} is not in the family's table of tensors"
         shape = self.table[full]
-        scheme = self.scheme if is_in_layer(full, shape) else None
+        scheme = scheme_in(self.quantization, full, shape)
         stored = {full: shape} if scheme is None else scheme.tensors(full, shape)
         sources = tuple(self.source.take(*tensor) for tensor in stored.items())
-        whole = Parameter(full, shape, scheme or scheme_of(sources[0].dtype), sources, shard)
+        whole = Parameter(full, shape, scheme or scheme_of(sources[0]), sources, shard)
         return whole.part(self.rank, self.num_ranks)
 
     def optional(self, name: str) -> Parameter | None:
@@ -124,12 +125,19 @@ class Weights:
     def _block_len(self, name: str) -> int:
         """How many inputs of a matrix cannot be cut apart."""
         full = f"{self.prefix}{name}.weight"
-        if self.num_ranks == 1 or self.scheme is not None:
+        if self.num_ranks == 1:
             return 1
+        if (scheme := scheme_in(self.quantization, full, self.table[full])) is not None:
+            return scheme.block_len
         return BLOCK_FORMATS[self.source.take(full, self.table[full]).dtype][0]
 
     def _shape(self, name: str) -> Shape:
         return self.table[f"{self.prefix}{name}.weight"]
+
+
+def scheme_in(quantization: Quantization | None, name: str, shape: Shape) -> Scheme | None:
+    """How a parameter is stored; None: as its tensor's own type says."""
+    return None if quantization is None else quantization.scheme_of(name, shape)
 
 
 def with_biases(table: TensorTable, *names: str) -> TensorTable:

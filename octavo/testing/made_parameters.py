@@ -17,7 +17,8 @@ _numbers = count()
 def parameter(made: HostTensor | NDArray[Any]) -> Parameter:
     """A matrix or a vector; an array is float32 or float16."""
     tensor = made if isinstance(made, HostTensor) else from_array(made)
-    return Parameter(f"made.{next(_numbers)}", tensor.shape, scheme_of(tensor.dtype), (at_hand(tensor),))
+    stored = at_hand(tensor)
+    return Parameter(f"made.{next(_numbers)}", tensor.shape, scheme_of(stored), (stored,))
 
 
 def linear(*parts: HostTensor | NDArray[Any], bias: NDArray[Any] | None = None) -> Linear:

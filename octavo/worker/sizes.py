@@ -33,7 +33,7 @@ class WorkerSizes:
     @classmethod
     def of(cls, checkpoint: Checkpoint, task: WorkerTask, device: Device) -> WorkerSizes:
         architecture = checkpoint.architecture
-        dtypes = device.dtypes(task.model.dtype, task.cache.kv_cache_dtype, checkpoint.dtypes[0])
+        dtypes = device.dtypes(task.model.dtype, task.cache.kv_cache_dtype, checkpoint.number_dtype)
         groups = make_groups(architecture.windows or (None,) * architecture.num_layers)
         num_heads = own_kv_heads(architecture.num_heads, architecture.num_kv_heads, task.world.tensor_parallel_size)
         layers = layers_of(architecture.num_layers, task.world.stage, task.world.pipeline_parallel_size)

@@ -60,7 +60,8 @@ class WorkerShape:
     weight_bytes, weight_dtypes: of the checkpoint. leftovers: its tensors that the model does not use.
     backend: its name, and why it was chosen. device: the model's device, if the backend's name does not say it.
     place: where this worker computes. link: what its rank exchanges results by, if there are others. ranks: the places
-    of all ranks, if there are several. num_stages: of the pipeline that they are.
+    of all ranks, if there are several. num_stages: of the pipeline that they are. quantised: how the device multiplies
+    the quantised matrices, if there are any.
     """
 
     groups: tuple[CacheGroup, ...]
@@ -80,3 +81,4 @@ class WorkerShape:
     link: str | None = None
     ranks: tuple[str, ...] = ()
     num_stages: int = 1
+    quantised: str = ""

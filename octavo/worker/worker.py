@@ -22,6 +22,7 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
 from octavo.sampling.sampler import Sampler
+from octavo.worker.held_as import held_as
 from octavo.worker.plan import explained
 from octavo.worker.rows import LiveRows, RequestStates
 from octavo.worker.runner import HostRunner, Runner
@@ -83,9 +84,9 @@ class Worker:
         sizes = WorkerSizes.of(checkpoint, task, device)
         ranks = self._ranks = _meet(task, device)
         with explained(task, checkpoint, device):
-            model, sizes = self._load(task, device, checkpoint, sizes, ranks)
+            model, sizes, quantised = self._load(task, device, checkpoint, sizes, ranks)
         stages = task.world.pipeline_parallel_size
-        self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute), ranks, stages)
+        self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute), ranks, stages, quantised)
         self._runner = _runner(task, device, model, self.shape, ranks)
         self.submit, self.mover = self._runner.submit, model.mover
         self.measured()
@@ -94,14 +95,15 @@ class Worker:
 
     def _load(
         self, task: WorkerTask, device: Device, checkpoint: Checkpoint, sizes: WorkerSizes, ranks: Collectives | None
-    ) -> tuple[Any, WorkerSizes]:
-        """The model, bound to its KV pool."""
+    ) -> tuple[Any, WorkerSizes, str]:
+        """The model, bound to its KV pool, and how its quantised matrices are multiplied."""
         utilization, world = task.cache.gpu_memory_utilization, task.world
         if not device.sizes_cache_last:
             sizes = _fitted(task, sizes, device.free_bytes(Ledger(()), utilization), device, ranks)
         part = (world.tensor_rank, world.tensor_parallel_size, sizes.layers)
         model = build_model(checkpoint.architecture, checkpoint, sizes.layer_slots, sizes.limits.max_model_len, *part)
         loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute, ranks)
+        quantised = "" if checkpoint.architecture.quantization is None else held_as(model, loaded.parameters)
         if device.sizes_cache_last:
             recording = ModelRecording.of(model)
             ledger = device.ledger(recording, sizes.layout, sizes.limits, sizes.dtypes.compute)
@@ -110,7 +112,7 @@ class Worker:
         bound = loaded.bind(sizes.layout.num_blocks)
         if ranks is not None and ranks.size > 1 and not device.is_asynchronous and world.is_last_stage:
             bound = VocabularyPart(bound, sizes.limits.vocab_size, ranks)
-        return bound, sizes
+        return bound, sizes, quantised
 
 
 def _fitted(
@@ -146,6 +148,7 @@ def _shape(
     device: str | None,
     ranks: Collectives | None,
     num_stages: int,
+    quantised: str,
 ) -> WorkerShape:
     return WorkerShape(
         groups=sizes.groups,
@@ -164,6 +167,7 @@ def _shape(
         place=selection.device.place,
         link=None if ranks is None else ranks.link,
         num_stages=num_stages,
+        quantised=quantised,
     )
 
 

@@ -86,7 +86,7 @@ def test_vllms_short_names_of_our_flags_are_known(words: list[str]) -> None:
         ["--no-enable-lora"],
         ["--compilation-config.level", "3"],
         ["--compilation_config", '{"level": 3}'],
-        ["--quantization", "None"],
+        ["--quantization-config", "None"],
     ],
 )
 def test_what_asks_for_nothing_is_taken_with_a_note(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,9 +107,9 @@ def test_what_asks_for_nothing_is_taken_with_a_note(words: list[str], capsys: py
         ),
         (["-dcp=4"], "-dcp 4 is not supported yet"),
         (["--enable-lora"], "--enable-lora is not supported yet: adapters cannot be loaded"),
-        (["--quantization", "awq"], "--quantization awq is not supported yet"),
+        (["--quantization-config", "awq"], "--quantization-config awq is not supported yet"),
         (["--tool-call-parser", "hermes"], "--tool-call-parser hermes is not supported yet"),
-        (["--quantization"], "--quantization has no value"),
+        (["--quantization-config"], "--quantization-config has no value"),
     ],
 )
 def test_what_vllm_has_and_octavo_lacks_is_said(words: list[str], refusal: str) -> None:
@@ -179,7 +179,7 @@ def test_a_file_of_flags_is_read_and_the_command_line_wins(tmp_path: Path, capsy
         ("- port", "holds a list"),
         ("port: [", "is not valid YAML"),
         ("config: other.yaml", "belongs on the command line"),
-        ("quantization: awq", "--quantization awq is not supported yet"),
+        ("quantization_config: awq", "--quantization-config awq is not supported yet"),
         ("port:\n  a: 1", "port is '{\"a\": 1}'"),
     ],
 )

@@ -111,9 +111,9 @@ def test_a_broken_file_is_an_error_that_names_file_and_tensor(case: str, tmp_pat
 
 
 def test_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
-    read = read_safetensors(write(tmp_path / "f8.safetensors", {"t": entry("F8_E4M3", (16,))}))
+    read = read_safetensors(write(tmp_path / "f8.safetensors", {"t": entry("F8_E5M2", (16,))}))
     assert read.tensors == {}
-    assert "f8.safetensors: tensor 't' has dtype 'F8_E4M3'; Octavo reads F32, F16, BF16" in read.unreadable["t"]
+    assert "f8.safetensors: tensor 't' has dtype 'F8_E5M2'; Octavo reads F32, F16, BF16" in read.unreadable["t"]
 
 
 def test_a_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:

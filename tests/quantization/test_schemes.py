@@ -15,8 +15,9 @@ from octavo.errors import UnsupportedModelError
 from octavo.kernels.device import Device
 from octavo.kernels.parameters import Shape
 from octavo.kernels.reference.dequantize import dequantize
-from octavo.kernels.tensor import HostTensor, StoredTensor, from_array
+from octavo.kernels.tensor import Cut, HostTensor, StoredTensor, from_array
 from octavo.models.loader import open_checkpoint
+from octavo.quantization.described import Everywhere
 from octavo.quantization.registry import SCHEMES
 from tests.conftest import TinyFolder
 from tests.models.drive import Driver, DriverSetting
@@ -29,9 +30,14 @@ class RowScaled:
     """Each row of a matrix is stored divided by its own scale."""
 
     name: str = "row_scaled"
+    format: None = None
+    block_len: int = 1
 
     def tensors(self, name: str, shape: Shape) -> dict[str, Shape]:
         return {name: shape, f"{name}_scale": shape[:1]}
+
+    def part(self, sources: tuple[StoredTensor, ...], cut: Cut) -> tuple[StoredTensor, ...]:
+        raise AssertionError("the model is whole")
 
     def compact(self, sources: tuple[StoredTensor, ...]) -> HostTensor:
         return self.dense(sources)
@@ -57,7 +63,7 @@ def row_scaled(folder: Path, to: Path) -> Path:
 def test_a_model_of_a_new_scheme_runs_on_every_host_backend(
     backend: Device, tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SCHEMES, "row_scaled", lambda described: RowScaled())
+    monkeypatch.setitem(SCHEMES, "row_scaled", lambda described: Everywhere(RowScaled()))
     plain = tiny_folder("llama")
     logits = []
     for folder in (plain, row_scaled(plain, tmp_path / "scaled")):

@@ -10,6 +10,7 @@ from ctypes import CDLL, byref, c_int64
 from itertools import groupby
 from math import prod
 
+from octavo.kernels.cpu.blocks import held_dtype
 from octavo.kernels.device import StepLimits, host_rows
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger, row_bytes
@@ -71,7 +72,7 @@ def _linears(recordings: Iterable[Recording]) -> Iterable[Linear]:
 
 def _matrices(linear: Linear) -> Iterator[tuple[DType, int]]:
     """The type and the rows of each matrix that `CpuWeights.matrices` makes of a linear layer."""
-    for dtype, parts in groupby(linear.parts, key=lambda part: part.sources[0].dtype):
+    for dtype, parts in groupby(linear.parts, key=held_dtype):
         yield dtype, sum(part.shape[0] for part in parts)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.cpu.blocks import in_blocks
 from octavo.kernels.cpu.library import LayerSpec, ThreadPool, address, check, load
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear, Parameter
@@ -92,7 +93,10 @@ class CpuWeights:
     def _read(self, parameter: Parameter) -> HostTensor:
         """An embedding table that is also the LM head has been read already."""
         held = self.parameters.get(parameter.name)
-        return held if isinstance(held, HostTensor) else parameter.compact()
+        if isinstance(held, HostTensor):
+            return held
+        read = parameter.compact()
+        return read if isinstance(read, HostTensor) else in_blocks(read)
 
 
 def convert(tensor: HostTensor, dtype: DType) -> HostTensor:

@@ -1,0 +1,142 @@
+"""GPTQ: codes of 4 or 8 bits in groups of inputs, packed along the inputs.
+
+    qweight   I32 [in * bits / 32, out]
+    qzeros    I32 [in / group, out * bits / 32]       each one less than the zero, but for checkpoint_format gptq_v2
+    scales    [in / group, out]
+    g_idx     I32 [in], the group of each input       out of order with desc_act: sorted by importance
+
+A symmetric checkpoint has zeros too, all in the middle.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.errors import ModelLoadError
+from octavo.kernels.parameters import Scheme, Shape
+from octavo.kernels.scaled import ScaledFormat, ScaledTensor
+from octavo.kernels.tensor import StoredTensor
+from octavo.quantization.described import Described, is_in_layer, is_named, pattern, spellings_of
+from octavo.quantization.packed_words import as_codes, as_groups, as_zeros, code_of, unpacked
+from octavo.quantization.scaled import FLOATS, Held, ScaledScheme, floats, integers
+
+
+@dataclass(frozen=True, slots=True)
+class GPTQ(ScaledScheme):
+    """is_sorted: inputs are sorted by importance. adds_one: to the stored zeros."""
+
+    bits: int
+    is_sorted: bool = False
+    adds_one: bool = True
+    method: str = "gptq"
+
+    @property
+    def block_len(self) -> int:
+        return 32 // self.bits if self.is_sorted else self.format.block[1] or 32 // self.bits
+
+    def held(self, shape: Shape) -> dict[str, Held]:
+        (rows, cols), group, per = shape, self.format.block_of(shape)[1], 32 // self.bits
+        groups = -(-cols // group)
+        follows = (0, group) if self.format.block[1] and not self.is_sorted else None
+        return {
+            "qweight": Held((cols // per, rows), ("I32",), (1, 1), (0, per)),
+            "scales": Held((groups, rows), FLOATS, (1, 1), follows),
+            "qzeros": Held((groups, -(-rows // per)), ("I32",), (1, per), follows),
+            "g_idx": Held((cols,), ("I32",), None, (0, 1)),
+        }
+
+    def read(self, sources: Mapping[str, StoredTensor]) -> ScaledTensor:
+        codes = unpacked(integers(sources["qweight"]), self.bits, 0).T
+        scales = np.ascontiguousarray(floats(sources["scales"]).T)
+        stored = np.ascontiguousarray(unpacked(integers(sources["qzeros"]), self.bits, 1).T)
+        zeros = as_zeros(stored.astype(np.int16) + np.int16(self.adds_one), self.bits)
+        if zeros is not None and not self.format.has_zeros:
+            raise ModelLoadError(
+                f"{sources['qzeros'].label} has zeros out of the middle, but quantization_config.sym is true: set it "
+                "to false"
+            )
+        if zeros is None and self.format.has_zeros:
+            zeros = np.full(scales.shape, 8 if self.bits == 4 else 0, np.int16)
+        given = (self.format, codes.shape, as_codes(codes, self.bits), scales, sources["scales"].dtype, zeros)
+        return ScaledTensor(*given, self._groups(sources["g_idx"], scales.shape[1]))
+
+    def _groups(self, source: StoredTensor, num_groups: int) -> NDArray[np.int32] | None:
+        groups = integers(source)
+        size = self.format.block[1] or len(groups)
+        if self.is_sorted:
+            return as_groups(source, groups, num_groups, size)
+        shifted = groups - groups[:1]  # a rank's part begins at a later group
+        if as_groups(source, shifted, num_groups, size) is not None:
+            raise ModelLoadError(
+                f"{source.label} sorts the inputs, but quantization_config.desc_act is false: set it to true"
+            )
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class GPTQConfig:
+    """modules: the only ones that are quantised, if the file lists any. overrides: (sign, pattern, scheme), the first
+    that matches decides; a minus spares the module."""
+
+    scheme: GPTQ
+    modules: tuple[str, ...]
+    overrides: tuple[tuple[str, re.Pattern[str], GPTQ], ...]
+    has_head: bool
+    method: str = "gptq"
+    kv_cache: str | None = None
+
+    def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
+        if name == "lm_head.weight":
+            return self.scheme if self.has_head else None
+        if not is_in_layer(name, shape) or (self.modules and not is_named(name, self.modules)):
+            return None
+        for sign, matching, scheme in self.overrides:
+            if any(matching.match(spelling) for spelling in spellings_of(name)):
+                return None if sign == "-" else scheme
+        return self.scheme
+
+
+def gptq(config: Mapping[str, Any]) -> GPTQConfig:
+    described = Described(config)
+    described.refuse("is_marlin_format", False)
+    version = described.choice("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
+    modules = _modules(described)
+    scheme = replace(_scheme(described, {}), adds_one=version == "gptq")
+    overrides = tuple(_overrides(described, scheme))
+    return GPTQConfig(scheme, modules, overrides, described.flag("lm_head", False))
+
+
+def _modules(described: Described) -> tuple[str, ...]:
+    """Lists of names, one for each part of a layer."""
+    key = "modules_in_block_to_quantize"
+    blocks = described.get(key)
+    if not isinstance(blocks, list):
+        return described.names(key)
+    flat = [one for block in blocks for one in (block if isinstance(block, list) else [block])]
+    return Described({key: flat}, described.within).names(key)
+
+
+def _scheme(described: Described, changes: Mapping[str, Any]) -> GPTQ:
+    one = Described({**described.values, **changes}, described.within)
+    bits = one.choice("bits", (4, 8))
+    group, is_sorted = one.group_size("group_size"), one.flag("desc_act", False)
+    return GPTQ(ScaledFormat(code_of(bits), (1, group), not one.flag("sym", True)), bits, is_sorted and group > 0)
+
+
+def _overrides(described: Described, scheme: GPTQ) -> list[tuple[str, re.Pattern[str], GPTQ]]:
+    """GPTQModel's `dynamic`: {"+:pattern": {"bits": 8}, "-:pattern": {}}."""
+    if described.get("dynamic") is None:
+        return []
+    dynamic, found = described.inside("dynamic"), []
+    for key, changes in dynamic.values.items():
+        sign, text = (key[0], key[2:]) if key[:2] in ("+:", "-:") else ("+", key)
+        changed = Described({} if changes is None else changes, f"{dynamic.within}[{key!r}]")
+        own = replace(_scheme(described, changed.values), adds_one=scheme.adds_one)
+        found.append((sign, pattern(dynamic, text), own))
+    return found

@@ -1,0 +1,57 @@
+"""A byte for each number: fp8 or int8 codes as they are, and float scales, as fp8 and compressed-tensors store them.
+
+weight             F8_E4M3 or I8 [out, in]
+weight_scale       [1] | [out, 1] | [out / 128, in / 128], rounded up; weight_scale_inv in the files of `fp8`
+weight_zero_point  I8, like the scales, of asymmetric int8
+input_scale        [1], if the activations are static
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from octavo.kernels.parameters import Shape
+from octavo.kernels.scaled import ScaledTensor
+from octavo.kernels.tensor import StoredTensor
+from octavo.quantization.scaled import FLOATS, Held, ScaledScheme, floats, integers, optional_scalar
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBytes(ScaledScheme):
+    """has_input_scale: activations are static."""
+
+    method: str
+    scale_name: str = "weight_scale"
+    has_input_scale: bool = False
+
+    def held(self, shape: Shape) -> dict[str, Held]:
+        rows, cols = self.format.block
+        per = self.format.block_of(shape)
+        scales = (1,) if self.format.block == (0, 0) else self.format.blocks_of(shape)
+        follows = (0, per[0]) if rows else None, (1, per[1]) if cols else None
+        assert not self.format.is_nibbles, "nibbles are packed"
+        tensors = {
+            "weight": Held(shape, ("I8" if self.format.code == "I8" else "F8_E4M3",), (0, 1), (1, 1)),
+            self.scale_name: Held(scales, FLOATS, *follows),
+        }
+        if self.format.has_zeros:
+            tensors["weight_zero_point"] = Held(scales, ("I8",), *follows)
+        if self.has_input_scale:
+            tensors["input_scale"] = Held((1,), FLOATS)
+        return tensors
+
+    def read(self, sources: Mapping[str, StoredTensor]) -> ScaledTensor:
+        codes, scales = sources["weight"], sources[self.scale_name]
+        zeros, blocks = sources.get("weight_zero_point"), self.format.blocks_of(codes.shape)
+        return ScaledTensor(
+            self.format,
+            codes.shape,
+            integers(codes).view(np.uint8),
+            floats(scales).reshape(blocks),
+            scales.dtype,
+            None if zeros is None else integers(zeros).astype(np.int16).reshape(blocks),
+            input_scale=optional_scalar(sources.get("input_scale")),
+        )

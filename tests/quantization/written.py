@@ -1,0 +1,252 @@
+"""Matrices and models in the formats that quantisers publish, written by hand from their descriptions.
+
+Each writer gets a matrix and gives its tensors, by what follows the module's name, and the numbers that they stand for:
+an independent reading of the format, in plain loops and torch, that the schemes are compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, torch.Tensor]
+Writer = Callable[[torch.Tensor, np.random.Generator], tuple[Tensors, torch.Tensor]]
+
+AWQ_NIBBLES = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+@dataclass(frozen=True)
+class Written:
+    config: dict[str, Any]
+    write: Writer
+
+
+def words(codes: torch.Tensor, bits: int, axis: int, order: list[int] | None = None) -> torch.Tensor:
+    """Integers packed into 32 bits along an axis: nibble i holds entry order[i]."""
+    moved = codes.movedim(axis, -1).to(torch.int64)
+    per = 32 // bits
+    groups = moved.unflatten(-1, (-1, per))[..., order or list(range(per))]
+    packed = sum(groups[..., i] << (bits * i) for i in range(per))
+    return packed.to(torch.uint32).view(torch.int32).movedim(-1, axis).contiguous()
+
+
+def fp8(scale_shape: str, *, static: bool = False, block: int = 32, name: str = "weight_scale") -> Writer:
+    def write(w: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+        sizes = {"tensor": w.shape, "channel": (1, w.shape[1]), "block": (block, block)}[scale_shape]
+        count = [-(-w.shape[0] // sizes[0]), -(-w.shape[1] // sizes[1])]
+        scale = torch.tensor(rng.uniform(0.5, 2, count) / 256).bfloat16()
+        spread = scale.float().repeat_interleave(sizes[0], 0).repeat_interleave(sizes[1], 1)[: w.shape[0], : w.shape[1]]
+        codes = (w / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
+        stored = scale.float().reshape(()) if scale_shape == "tensor" else scale
+        tensors = {"weight": codes, name: stored} | ({"input_scale": torch.tensor(0.25)} if static else {})
+        return tensors, codes.float() * spread
+
+    return write
+
+
+def int8(*, asymmetric: bool = False) -> Writer:
+    def write(w: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+        scale = torch.tensor(rng.uniform(0.5, 2, (len(w), 1)) / 64).bfloat16()
+        zeros = torch.tensor(rng.integers(-20, 20, (len(w), 1))) if asymmetric else torch.zeros(len(w), 1)
+        codes = ((w / scale.float()).round() + zeros).clamp(-128, 127).to(torch.int8)
+        tensors = {"weight": codes, "weight_scale": scale}
+        if asymmetric:
+            tensors["weight_zero_point"] = zeros.to(torch.int8)
+        return tensors, (codes.float() - zeros) * scale.float()
+
+    return write
+
+
+def grouped(w: torch.Tensor, rng: np.random.Generator, bits: int, group: int, columns: torch.Tensor, zeros: Any) -> Any:
+    """Codes, zeros and scales [out, groups] of unsigned integers, and the numbers they stand for."""
+    count = w.shape[1] // group
+    scale = torch.tensor(rng.uniform(0.5, 2, (len(w), count)) / (8 if bits == 4 else 100)).half()
+    zero = torch.full((len(w), count), 1 << (bits - 1)) if zeros is None else torch.tensor(zeros((len(w), count)))
+    spread, zero_of = scale.float()[:, columns], zero[:, columns]
+    codes = ((w / spread).round() + zero_of).clamp(0, (1 << bits) - 1).to(torch.int64)
+    return codes, zero, scale, (codes - zero_of).float() * spread
+
+
+def packed(bits: int, group: int, *, asymmetric: bool = False, sort: bool = False) -> Writer:
+    """compressed-tensors' pack-quantized."""
+
+    def write(w: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+        size = w.shape[1] if group < 0 else group
+        columns = torch.arange(w.shape[1]) // size
+        if sort:
+            columns = columns[torch.tensor(rng.permutation(w.shape[1]))]
+        zeros = (lambda shape: rng.integers(0, 1 << bits, shape)) if asymmetric else None
+        codes, zero, scale, numbers = grouped(w, rng, bits, size, columns, zeros)
+        tensors = {"weight_packed": words(codes, bits, 1), "weight_scale": scale, "weight_shape": torch.tensor(w.shape)}
+        if asymmetric:
+            tensors["weight_zero_point"] = words(zero, bits, 0)
+        if sort:
+            tensors["weight_g_idx"] = columns.int()
+        return tensors, numbers
+
+    return write
+
+
+def gptq(bits: int, group: int, *, asymmetric: bool = False, sort: bool = False, adds_one: bool = True) -> Writer:
+    def write(w: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+        size = w.shape[1] if group < 0 else group
+        columns = torch.arange(w.shape[1]) // size
+        if sort:
+            columns = columns[torch.tensor(rng.permutation(w.shape[1]))]
+        zeros = (lambda shape: rng.integers(1, 1 << bits, shape)) if asymmetric else None
+        codes, zero, scale, numbers = grouped(w, rng, bits, size, columns, zeros)
+        return {
+            "qweight": words(codes.T, bits, 0),
+            "qzeros": words(zero.T - int(adds_one), bits, 1),
+            "scales": scale.T.contiguous(),
+            "g_idx": columns.int(),
+        }, numbers
+
+    return write
+
+
+def awq(w: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+    columns = torch.arange(w.shape[1]) // 32
+    codes, zero, scale, numbers = grouped(w, rng, 4, 32, columns, lambda shape: rng.integers(0, 16, shape))
+    return {
+        "qweight": words(codes.T, 4, 1, AWQ_NIBBLES),
+        "qzeros": words(zero.T, 4, 1, AWQ_NIBBLES),
+        "scales": scale.T.contiguous(),
+    }, numbers
+
+
+def nf4(*, nested: bool) -> Writer:
+    def write(w: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+        table = torch.tensor(NF4)
+        runs = w.numel() // 64
+        state: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(w.shape)}
+        tensors: Tensors = {"weight.quant_map": table}
+        if nested:
+            codes, table8 = torch.tensor(rng.integers(64, 256, runs)), torch.linspace(-1, 1, 256)
+            nested_max, offset = torch.rand(-(-runs // 256)) + 0.5, 1.25
+            absmax = table8[codes] * nested_max.repeat_interleave(256)[:runs] + offset
+            tensors |= {"weight.absmax": codes.to(torch.uint8), "weight.nested_absmax": nested_max}
+            tensors |= {"weight.nested_quant_map": table8}
+            state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset}
+        else:
+            absmax = tensors["weight.absmax"] = torch.tensor(rng.uniform(0.5, 1.5, runs)).float()
+        flat = w.reshape(-1, 64) / absmax[:, None]
+        codes = (flat[..., None] - table).abs().argmin(-1)
+        pairs = codes.reshape(-1, 2)
+        tensors["weight"] = (pairs[:, 0] * 16 + pairs[:, 1]).to(torch.uint8)[:, None]
+        text = json.dumps(state).encode()
+        tensors["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(text), dtype=torch.uint8)
+        return tensors, (table[codes] * absmax[:, None]).reshape(w.shape)
+
+    return write
+
+
+def bnb_int8(w: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+    absmax = w.abs().amax(1)
+    codes = (w / absmax[:, None] * 127).round().to(torch.int8)
+    return {"weight": codes, "SCB": absmax}, codes.float() * (absmax * np.float32(1 / 127))[:, None]
+
+
+def mxfp4(w: torch.Tensor, rng: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    exponents = torch.tensor(rng.integers(124, 128, (len(w), w.shape[1] // 32)))
+    scale = (2.0 ** (exponents - 127).double()).float().repeat_interleave(32, 1)
+    codes = ((w / scale)[..., None] - table).abs().argmin(-1)
+    pairs = codes.reshape(len(w), -1, 2)
+    packed_codes = (pairs[..., 0] + 16 * pairs[..., 1]).to(torch.uint8)
+    return {"weight_packed": packed_codes, "weight_scale": exponents.to(torch.uint8)}, table[codes] * scale
+
+
+NF4 = [
+    *[-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334],
+    *[-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224],
+    *[0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0],
+]
+
+
+def ct(form: str, weights: dict[str, Any], **more: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": more.pop("activations", None)}
+    groups = {"config_groups": {"group_0": group}}
+    return {"quant_method": "compressed-tensors", "format": form, "ignore": ["lm_head"], **groups, **more}
+
+
+def _ints(bits: int, group: int, **more: Any) -> dict[str, Any]:
+    strategy = "channel" if group < 0 else "group"
+    return {"num_bits": bits, "type": "int", "strategy": strategy, "group_size": group, **more}
+
+
+FP8 = {"num_bits": 8, "type": "float", "symmetric": True}
+STATIC = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False}
+DYNAMIC = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+_GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+_BNB4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+WRITTEN: dict[str, Written] = {
+    "fp8": Written({"quant_method": "fp8", "activation_scheme": "static"}, fp8("tensor", static=True)),
+    "fp8-blocks": Written(
+        {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": ["lm_head"]},
+        fp8("block", name="weight_scale_inv"),
+    ),
+    "fp8-blocks-128": Written(
+        {"quant_method": "fp8", "weight_block_size": [128, 128]}, fp8("block", block=128, name="weight_scale_inv")
+    ),
+    "ct-fp8-tensor": Written(
+        ct("float-quantized", FP8 | {"strategy": "tensor"}, activations=STATIC), fp8("tensor", static=True)
+    ),
+    "ct-fp8-channel": Written(
+        ct("float-quantized", FP8 | {"strategy": "channel"}, activations=DYNAMIC), fp8("channel")
+    ),
+    "ct-fp8-block": Written(
+        ct("float-quantized", FP8 | {"strategy": "block", "block_structure": [32, 32]}), fp8("block")
+    ),
+    "ct-w8a8": Written(ct("int-quantized", _ints(8, -1), activations=DYNAMIC | {"type": "int"}), int8()),
+    "ct-w8a8-zeros": Written(ct("int-quantized", _ints(8, -1, symmetric=False)), int8(asymmetric=True)),
+    "ct-w4a16": Written(ct("pack-quantized", _ints(4, 32)), packed(4, 32)),
+    "ct-w4a16-channel": Written(ct("pack-quantized", _ints(4, -1)), packed(4, -1)),
+    "ct-w4a16-zeros": Written(ct("pack-quantized", _ints(4, 32, symmetric=False)), packed(4, 32, asymmetric=True)),
+    "ct-w4a16-actorder": Written(ct("pack-quantized", _ints(4, 32, actorder="group")), packed(4, 32, sort=True)),
+    "ct-w8a16": Written(ct("pack-quantized", _ints(8, 64)), packed(8, 64)),
+    "ct-w8a16-zeros": Written(ct("pack-quantized", _ints(8, 64, symmetric=False)), packed(8, 64, asymmetric=True)),
+    "ct-mxfp4": Written(ct("mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "group_size": 32}), mxfp4),
+    "awq": Written({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}, awq),
+    "gptq": Written(_GPTQ, gptq(4, 32)),
+    "gptq-zeros": Written(_GPTQ | {"sym": False}, gptq(4, 32, asymmetric=True)),
+    "gptq-v2": Written(
+        _GPTQ | {"sym": False, "checkpoint_format": "gptq_v2"}, gptq(4, 32, asymmetric=True, adds_one=False)
+    ),
+    "gptq-sorted": Written(_GPTQ | {"desc_act": True, "sym": False}, gptq(4, 32, asymmetric=True, sort=True)),
+    "gptq-8": Written(_GPTQ | {"bits": 8, "group_size": 64}, gptq(8, 64)),
+    "gptq-8-zeros": Written(_GPTQ | {"bits": 8, "sym": False}, gptq(8, 32, asymmetric=True)),
+    "gptq-channel": Written(_GPTQ | {"group_size": -1, "desc_act": True}, gptq(4, -1)),
+    "bnb-nf4": Written(_BNB4, nf4(nested=False)),
+    "bnb-nf4-nested": Written(_BNB4 | {"bnb_4bit_use_double_quant": True}, nf4(nested=True)),
+    "bnb-int8": Written({"quant_method": "bitsandbytes", "load_in_8bit": True}, bnb_int8),
+}
+
+
+def write_model(kind: str, source: Path, quantised: Path, dense: Path) -> None:
+    """A dense model's folder as two: quantised, and dense with the numbers that the quantised one stands for."""
+    written, rng = WRITTEN[kind], np.random.default_rng(zlib.crc32(kind.encode()))
+    tensors = load_file(source / "model.safetensors")
+    codes: Tensors = {}
+    for name, tensor in list(tensors.items()):
+        if "_proj.weight" not in name:
+            codes[name] = tensor
+            continue
+        made, tensors[name] = written.write(tensor, rng)
+        codes |= {name.removesuffix("weight") + suffix: each for suffix, each in made.items()}
+    config = json.loads((source / "config.json").read_text())
+    for folder, changes, stored in (
+        (quantised, {"quantization_config": written.config}, codes),
+        (dense, {}, tensors),
+    ):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        save_file({name: tensor.contiguous() for name, tensor in stored.items()}, folder / "model.safetensors")
