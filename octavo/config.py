@@ -208,6 +208,11 @@ class BackendConfig:
         False, "ranks on GPUs add up small messages by NCCL, too, and not over peer memory by Octavo's own kernel"
     )
     enforce_eager: bool = knob(False, "launch a GPU's kernels one by one, without CUDA graphs")
+    deterministic: bool = knob(
+        False,
+        "a sequence's tokens and log-probabilities do not depend, to the bit, on what else runs, on how its prompt is "
+        "cut, nor on what is cached; on a GPU slower: every kernel adds up in one order (vLLM: VLLM_BATCH_INVARIANT)",
+    )
     trace_ops: bool = knob(
         False, "run each step's model in Python, op by op, and write each op's name, shapes and norm; for debugging"
     )
@@ -225,6 +230,11 @@ class BackendConfig:
             raise ConfigError(
                 f"device is {self.device!r}, allowed are 'auto' and a GPU by its number: 'cuda:0', 'cuda:1'; "
                 "backend='cpu' computes on the CPU"
+            )
+        if self.deterministic and self.attention_backend != "auto":
+            raise ConfigError(
+                f"attention_backend is {self.attention_backend!r}, and deterministic is True, which has its own "
+                "attention: leave attention_backend at 'auto', or set deterministic=False"
             )
         if self.distributed_executor_backend == "ray":
             for name, default, why in _NOT_WITH_RAY:

@@ -72,7 +72,7 @@ OURS: dict[str, frozenset[str]] = {
         {
             *("backend", "num_threads", "activation_dtype", "event_log_size", "check_invariants", "max_bypasses"),
             *("schedule_conservativeness", "trace_ops", "record", "record_token_ids"),
-            "data_parallel_routing",
+            *("data_parallel_routing", "deterministic"),
         }
     ),
     "flags": frozenset(

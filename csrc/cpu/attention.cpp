@@ -317,8 +317,8 @@ void Attention::join(Result part, Result total, int64_t rows) const {
     const Floats<4> factors = exp<4>(Floats<4>{part.maxima[row] - maximum, total.maxima[row] - maximum, 0, 0});
     const float *source = part.values + row * D_, p = factors[0], t = factors[1];
     float* target = total.values + row * D_;
-    for (int64_t d = 0; d < D_; ++d) target[d] = target[d] * t + source[d] * p;
-    total.sums[row] = total.sums[row] * t + part.sums[row] * p;
+    for (int64_t d = 0; d < D_; ++d) target[d] = fused(target[d], t, source[d] * p);
+    total.sums[row] = fused(total.sums[row], t, part.sums[row] * p);
     total.maxima[row] = maximum;
   }
 }

@@ -34,14 +34,14 @@ inline void multiply_add(Sums<W, R, N>& sums, const float* x, int64_t x_stride, 
     for (int r = 0; r < R; ++r) held[r] = broadcast<W>(x[r * x_stride]);
     for (int n = 0; n < N; ++n) {
       const Floats<W> loaded = load<W>(v[n] + offset);
-      for (int r = 0; r < R; ++r) sums[r][n] += held[r] * loaded;
+      for (int r = 0; r < R; ++r) sums[r][n] = fused<W>(held[r], loaded, sums[r][n]);
     }
   } else {
     Floats<W> held[N];
     for (int n = 0; n < N; ++n) held[n] = load<W>(v[n] + offset);
     for (int r = 0; r < R; ++r) {
       const Floats<W> value = broadcast<W>(x[r * x_stride]);
-      for (int n = 0; n < N; ++n) sums[r][n] += value * held[n];
+      for (int n = 0; n < N; ++n) sums[r][n] = fused<W>(value, held[n], sums[r][n]);
     }
   }
 }

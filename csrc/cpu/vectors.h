@@ -1,13 +1,18 @@
 // Vectors of floats in the compiler's vector extension: one source for AVX-512, AVX2, SSE and NEON.
 //
 // Floats<W> is W floats; kWidth is the widest this build has. Kernels for sizes that are no multiple of
-// a vector are templates over W and also instantiate W = 1. Arithmetic is IEEE (no -ffast-math: NaN must survive);
-// a * b + c contracts to a fused multiply-add wherever the processor has one, for every W, so that all kernels
-// compute bitwise the same result.
+// a vector are templates over W and also instantiate W = 1. Arithmetic is IEEE (no -ffast-math: NaN must survive).
+// A compiler mostly contracts a * b + c to a fused multiply-add where the processor has one, but not in every loop. Where
+// two instances of a kernel must give the same bits, they call `fused`.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 namespace octavo {
 
@@ -59,6 +64,32 @@ inline Ints<W> iota() {
   Ints<W> v;
   for (int i = 0; i < W; ++i) v[i] = i;
   return v;
+}
+
+// a * b + c, rounded once wherever the processor can, else twice.
+inline float fused(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+template <int W>
+inline Floats<W> fused(Floats<W> a, Floats<W> b, Floats<W> c) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return (Floats<W>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#endif
+#if defined(__FMA__)
+  if constexpr (W == 8) return (Floats<W>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  if constexpr (W == 4) return (Floats<W>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+  Floats<W> result;
+  for (int i = 0; i < W; ++i) result[i] = fused(a[i], b[i], c[i]);
+  return result;
 }
 
 template <int W>

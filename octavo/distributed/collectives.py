@@ -39,10 +39,12 @@ class Collectives:
     """rank, size: of the ranks that share every layer. device: of the tensors that are added up, for NCCL; None: gloo,
     which takes tensors of any device and copies a GPU's. can_capture: a CUDA graph can hold what a step of these ranks
     does together. link: the library that carries it. on_one_machine: all ranks are on this one. stages: to the
-    neighbouring stages; None: there is one."""
+    neighbouring stages; None: there is one. in_order: sums are made in the order of ranks; libraries choose one by a
+    tensor's size."""
 
-    def __init__(self, world: World, meeting: Meeting, device: str | None = None) -> None:
+    def __init__(self, world: World, meeting: Meeting, device: str | None = None, *, in_order: bool = False) -> None:
         self.rank, self.size = world.tensor_rank, world.tensor_parallel_size
+        self._adds_itself = in_order and self.size > 2  # of two numbers there is one sum
         self.can_capture = device is not None or self.size == 1
         self.on_one_machine = world.local.size == world.size
         self.link = "gloo" if device is None else "NCCL"
@@ -70,9 +72,20 @@ class Collectives:
         if self._rests:
             return
         near = self._near(x)
-        self._met(lambda: _wait(self._group.allreduce([near], self._sum)))
+        if self._adds_itself:
+            self._add_up(near)
+        else:
+            self._met(lambda: _wait(self._group.allreduce([near], self._sum)))
         if near is not x:
             x.copy_(near)
+
+    def _add_up(self, x: torch.Tensor) -> None:
+        parts = torch.empty((self.size, *x.shape), dtype=x.dtype, device=x.device)
+        self.gather(x, parts)
+        total = parts[0].float()
+        for part in parts[1:]:
+            total += part
+        x.copy_(total)
 
     def all_reduce_floats(self, address: int, count: int) -> None:
         """`all_reduce` of float32 numbers in the host's memory."""

@@ -1,6 +1,6 @@
 """Attention backends on a GPU: their protocol, the table of all backends, and the choice for each layer of a model.
 
-    table, best first        flash_attn_4 (only if asked for) | cuda | hopper | triton
+    table, best first        flash_attn_4 (only if asked for) | cuda | hopper | triton | deterministic (if asked for)
     a layer of the model     the backends that take it, in this order: a chain
     a phase of a step        the first backend of the chain computes it, or leaves it to the next
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from octavo.config import AttentionBackendOption
+from octavo.config import AttentionBackendOption, BackendConfig
 from octavo.errors import ConfigError, KernelBuildError
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.kv_layout import KVDType, KVLayout
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
     from octavo.kernels.triton.attention.memory import AttentionMemory
     from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
+
+#: what the options ask for: `attention_backend`, or the one backend of a deterministic engine
+AttentionChoice = AttentionBackendOption | Literal["deterministic"]
+
+
+def attention_choice(config: BackendConfig) -> AttentionChoice:
+    return "deterministic" if config.deterministic else config.attention_backend
 
 
 class AttentionBackend(Protocol):
@@ -86,17 +93,26 @@ def _triton() -> type[AttentionBackend]:
     return TritonAttention
 
 
+def _deterministic() -> type[AttentionBackend]:
+    from octavo.kernels.triton.attention.triton_attention import FixedAttention
+
+    return FixedAttention
+
+
 #: Best first. If the option `attention_backend` names one, it must take every layer, and those before it are left out.
 BACKENDS: dict[str, Callable[[], type[AttentionBackend]]] = {
     "flash_attn_4": _flash_attn_4,
     "cuda": _cuda,
     "hopper": _hopper,
     "triton": _triton,
+    "deterministic": _deterministic,
 }
-ONLY_IF_ASKED = {"flash_attn_4"}
+#: and the option that asks for it
+ONLY_IF_ASKED = {"flash_attn_4": "attention_backend='flash_attn_4'", "deterministic": "deterministic=True"}
+_OPTIONS = {"deterministic": ("deterministic is True", "deterministic=False")}
 
 
-def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked: AttentionBackendOption) -> list[str]:
+def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked: AttentionChoice) -> list[str]:
     """The names of a layer's backends, best first; the last takes every step. Raises ConfigError if the requested
     backend does not take the layer."""
     chain = []
@@ -108,10 +124,8 @@ def choose(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU, asked:
         if not reasons:
             chain.append(name)
         elif name == asked:
-            raise ConfigError(
-                f"attention_backend is {asked!r}, which cannot serve this model here: {'; '.join(reasons)}. Set "
-                "attention_backend='auto'"
-            )
+            option, unset = _OPTIONS.get(name, (f"attention_backend is {name!r}", "attention_backend='auto'"))
+            raise ConfigError(f"{option}, which cannot serve this model here: {'; '.join(reasons)}. Set {unset}")
     return chain
 
 
@@ -123,7 +137,7 @@ class ModelAttention:
         layers: Sequence[AttentionLayer],
         dtype: KVDType,
         kv: KVLayout,
-        asked: AttentionBackendOption,
+        asked: AttentionChoice,
         memory: AttentionMemory,
     ) -> None:
         chains = {layer: choose(layer, dtype, kv, memory.gpu, asked) for layer in layers}

@@ -33,6 +33,7 @@ _ATTENTION = {
     "cuda": "csrc/cuda/decode_attention.cu",
     "hopper": "octavo/kernels/triton/attention/hopper_decode.py",
     "triton": "octavo/kernels/triton/attention/decode_attention.py",
+    "deterministic": "octavo/kernels/triton/attention/fixed_attention.py",
 }
 
 
@@ -87,7 +88,7 @@ def _refusal(name: str, layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu
     assert gpu is not None, "a usable device has a GPU"
     reasons = attention.BACKENDS[name]().why_not(layer, dtype, kv, gpu)
     if not reasons and name in attention.ONLY_IF_ASKED:
-        reasons = [f"runs only if asked: attention_backend={name!r}"]
+        reasons = [f"runs only if asked: {attention.ONLY_IF_ASKED[name]}"]
     return "; ".join(reasons) or None
 
 

@@ -23,13 +23,14 @@ ONE_RANK = World()
 
 
 def _triton(config: BackendConfig, world: World = ONE_RANK) -> Device:
+    from octavo.kernels.attention import attention_choice
     from octavo.kernels.cuda.device import CudaDevice
 
     sharing = ranks_per_gpu() if world.size > 1 else 1
     index = config.device_index + world.local.rank // sharing
     captures = not config.enforce_eager and (sharing == 1 or world.tensor_parallel_size == 1)
     return CudaDevice(
-        config.attention_backend, index, sharing, traces_ops=_traces(config, world), captures=captures,
+        attention_choice(config), index, sharing, traces_ops=_traces(config, world), captures=captures,
         peer_memory=not config.disable_custom_all_reduce,
     )  # fmt: skip
 
@@ -69,6 +70,11 @@ def select(config: BackendConfig, world: World = ONE_RANK) -> Selection:
     selection = _first_that_runs(config) if config.backend == "auto" else _asked(config)
     if world.size > 1:
         selection = replace(selection, device=_of_rank(config, world, selection.device.name))
+    if config.deterministic and selection.device.name == "reference":
+        raise ConfigError(
+            f"deterministic is True, but the backend is 'reference' ({selection.why}), whose products are torch's and "
+            "depend on the number of rows: set backend to 'cpu' or 'triton', or deterministic=False"
+        )
     if selection.device.name == "triton":
         return selection
     for option, default in (("attention_backend", "auto"), ("device", "auto")):

@@ -136,7 +136,7 @@ def _meet(task: WorkerTask, device: Device) -> Collectives | None:
         return None
     from octavo.distributed.collectives import Collectives  # imports torch
 
-    ranks = Collectives(task.world, task.meeting, device.collective_device)
+    ranks = Collectives(task.world, task.meeting, device.collective_device, in_order=task.backend.deterministic)
     check_alike(ranks.words(device.kind), task.world)
     return ranks
 

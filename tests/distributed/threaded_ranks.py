@@ -28,12 +28,12 @@ def meeting(time_limit: float = 20.0) -> Meeting:
     return Meeting(port=listener.getsockname()[1], listener=listener.detach(), time_limit=time_limit)
 
 
-def on_all_ranks(num_ranks: int, run: Callable[[Collectives], T]) -> list[T]:
+def on_all_ranks(num_ranks: int, run: Callable[[Collectives], T], *, in_order: bool = False) -> list[T]:
     """What the function returns on each of some ranks, which are threads."""
     place = meeting()
 
     def one(rank: int) -> T:
-        return run(Collectives(World(rank=rank, tensor_parallel_size=num_ranks), place))
+        return run(Collectives(World(rank=rank, tensor_parallel_size=num_ranks), place, in_order=in_order))
 
     with ThreadPoolExecutor(num_ranks) as threads:
         return list(threads.map(one, range(num_ranks)))

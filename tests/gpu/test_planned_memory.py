@@ -30,6 +30,7 @@ INTERPRETER = GPU("interpreter", (8, 0), 1 << 34, 1)
         {"max_num_seqs": 8, "max_num_batched_tokens": 24},
         {"max_num_seqs": 300, "max_num_batched_tokens": 40},
         {"max_num_seqs": 8, "trace_ops": True},
+        {"max_num_seqs": 8, "max_num_batched_tokens": 24, "deterministic": True},
     ],
 )
 def test_the_ledger_is_what_is_allocated(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from octavo.distributed.collectives import Collectives
 from octavo.kernels.cpu.device import CpuDevice
@@ -50,3 +51,19 @@ def test_the_sums_bits_are_the_same_everywhere() -> None:
         return own.tobytes()
 
     assert len(set(on_all_ranks(3, run))) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_in_order_do_not_depend_on_how_many_there_are(dtype: torch.dtype) -> None:
+    parts = torch.randn((3, 5000), generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = (parts[0].float() + parts[1] + parts[2]).to(dtype)
+
+    def run(ranks: Collectives) -> bool:
+        found = []
+        for count in (1, 48, 5000):
+            x = parts[ranks.rank, :count].clone()
+            ranks.all_reduce(x)
+            found.append(torch.equal(x, expected[:count]))
+        return all(found)
+
+    assert on_all_ranks(3, run, in_order=True) == [True] * 3

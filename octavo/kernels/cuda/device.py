@@ -8,8 +8,9 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from octavo.config import AttentionBackendOption, BackendConfig, DTypeOption, KVCacheDType
+from octavo.config import BackendConfig, DTypeOption, KVCacheDType
 from octavo.errors import ConfigError, OutOfMemoryError, UnsupportedModelError
+from octavo.kernels.attention import AttentionChoice, attention_choice
 from octavo.kernels.cuda.compile_ahead import KernelCompiler
 from octavo.kernels.cuda.driver import GPU, find_gpu
 from octavo.kernels.cuda.ledger import device_ledger
@@ -39,7 +40,7 @@ class CudaDevice:
 
     def __init__(
         self,
-        attention: AttentionBackendOption = "auto",
+        attention: AttentionChoice = "auto",
         index: int = 0,
         num_sharing: int = 1,
         *,
@@ -58,7 +59,7 @@ class CudaDevice:
     def for_plan(cls, config: BackendConfig, gpu: GPU) -> CudaDevice:
         """A device that plans memory, and does nothing else."""
         options = {"traces_ops": config.trace_ops, "captures": not config.enforce_eager}
-        return cls(config.attention_backend, **options, described=gpu)
+        return cls(attention_choice(config), **options, described=gpu)
 
     @property
     def device(self) -> str:

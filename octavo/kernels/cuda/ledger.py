@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import prod
 
-from octavo.config import AttentionBackendOption
+from octavo.kernels.attention import AttentionChoice
 from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import shape as cuda_cpp
@@ -32,17 +32,17 @@ def device_ledger(
     limits: StepLimits,
     dtype: KVDType,
     gpu: GPU,
-    attention: AttentionBackendOption,
+    attention: AttentionChoice,
     *,
     traced: bool,
     captures: bool,
 ) -> Ledger:
-    layers = model.body.layers
+    layers, is_fixed = model.body.layers, attention == "deterministic"
     return Ledger(
         (
             *_weights(model, limits, kv.element_bytes, dtype),
-            *_activations(model, limits, kv.element_bytes, dtype, traced=traced),
-            *_workspace(model, limits, gpu, dtype),
+            *_activations(model, limits, kv.element_bytes, dtype, is_fused=not (traced or is_fixed)),
+            *_workspace(model, limits, gpu, dtype, has_parts=not is_fixed),
             *_attention(layers, kv, limits, dtype, gpu, attention),
             *_rows(kv, limits),
             *([_graphs(model)] if captures else []),
@@ -62,10 +62,10 @@ def _weights(model: ModelRecording, limits: StepLimits, element_bytes: int, dtyp
 
 
 def _activations(
-    model: ModelRecording, limits: StepLimits, element_bytes: int, dtype: KVDType, *, traced: bool
+    model: ModelRecording, limits: StepLimits, element_bytes: int, dtype: KVDType, *, is_fused: bool
 ) -> Iterator[Entry]:
     """Passes share memory, and heads share other memory; the widest of each are those with the least fused."""
-    fusions = Fusions(attention=not traced)
+    fusions = Fusions(attention=is_fused)
     tokens, seqs = limits.max_num_tokens, limits.max_num_seqs
     chunks = model.body if model.gives_logits else model.whole
     passes = max(elements(chunks, Fusions(), tokens), elements(model.whole, fusions, seqs))
@@ -90,9 +90,11 @@ def elements(recording: Recording, fusions: Fusions, max_rows: int) -> int:
     return sizes.buffer_elements(share_buffers(fused.instructions, fused.given, fused.kept), max_rows)
 
 
-def _workspace(model: ModelRecording, limits: StepLimits, gpu: GPU, dtype: KVDType) -> Iterator[Entry]:
+def _workspace(
+    model: ModelRecording, limits: StepLimits, gpu: GPU, dtype: KVDType, *, has_parts: bool
+) -> Iterator[Entry]:
     seqs, vocab = limits.max_num_seqs, limits.vocab_size
-    if gpu.capability[0] == 9 and dtype != "float32":
+    if has_parts and gpu.capability[0] == 9 and dtype != "float32":
         yield _entry("sums of split products", [sizes.partial_sums(model.whole.instructions, seqs)])
     if not model.gives_logits:
         seqs, vocab = 1, 1
@@ -105,12 +107,15 @@ def _workspace(model: ModelRecording, limits: StepLimits, gpu: GPU, dtype: KVDTy
 
 def _attention(
     layers: list[AttentionLayer], kv: KVLayout, limits: StepLimits, dtype: KVDType, gpu: GPU,
-    asked: AttentionBackendOption,
+    asked: AttentionChoice,
 ) -> Iterator[Entry]:  # fmt: skip
     seqs = limits.max_num_seqs
     kinds = dict.fromkeys((layer.group, layer.window) for layer in layers)
     plan = sizes.attention_plan(seqs, limits.max_num_tokens)
     yield _entry("plans of attention", [*plan.values()] * len(kinds))
+    if asked == "deterministic":
+        yield _entry("partial results of attention", sizes.fixed_attention_workspace(layers).values())
+        return
     takes_cuda = asked not in ("hopper", "triton") and seqs <= cuda_cpp.MAX_SEQUENCES
     ours = [layer for layer in layers if takes_cuda and not cuda_cpp.why_not(layer, dtype, kv, gpu)]
     if ours:

@@ -21,10 +21,9 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from octavo.config import AttentionBackendOption
 from octavo.distributed.collectives import Collectives
 from octavo.errors import OutOfMemoryError
-from octavo.kernels.attention import ModelAttention
+from octavo.kernels.attention import AttentionChoice, ModelAttention
 from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.block_mover import DeviceMover
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
@@ -65,7 +64,7 @@ class TritonModel:
         dtype: KVDType,
         device: torch.device,
         gpu: GPU,
-        attention: AttentionBackendOption,
+        attention: AttentionChoice,
         see: See | None = None,
         ranks: Collectives | None = None,
         *,
@@ -84,12 +83,14 @@ class TritonModel:
         self._memory = AttentionMemory(layers, kv, limits, gpu, device)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
         self.attention_names = self._attention.names
+        is_fixed = attention == "deterministic"
         self._sums = None
         if ranks is not None and ranks.size > 1:
-            self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, peer_memory=peer_memory)
+            why_not = "a deterministic engine adds up in one order" if is_fixed else None
+            self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, peer_memory=peer_memory, why_not=why_not)
             ranks.link = self._sums.link
-        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, self._sums)
-        tiled = has_hopper_kernels(gpu.capability) and dtype != "float32"
+        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, self._sums, is_fixed)
+        tiled = has_hopper_kernels(gpu.capability) and dtype != "float32" and not is_fixed
         shape = sizes.partial_sums(whole.instructions, limits.max_num_seqs)
         self._parts = torch.empty(shape if tiled else 0, dtype=torch.float32, device=device)
         parts = self._parts if tiled else None
@@ -104,7 +105,9 @@ class TritonModel:
         products = [i.arguments["weight"].parts for i in recording.body.instructions if i.op == "linear"]
         #: row counts to which a step's tokens are padded where products are cuBLAS's
         self.row_counts = cheap_row_counts(
-            [self._weights.stacked(*parts) for parts in products], limits.max_num_tokens, self._activations[0]
+            [] if is_fixed else [self._weights.stacked(*parts) for parts in products],
+            limits.max_num_tokens,
+            self._activations[0],
         )
         if ranks is not None:  # they were measured, and all ranks must pad a step alike
             self.row_counts = tuple(ranks.of_first(self.row_counts))

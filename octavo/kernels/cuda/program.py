@@ -20,6 +20,7 @@ from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.elementwise.elementwise import embedding
+from octavo.kernels.triton.linear.fixed_linear import fixed_linear
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
 if TYPE_CHECKING:
@@ -37,11 +38,12 @@ class Shared:
     attention: ModelAttention
     see: See | None  # None: a program runs as a whole
     sums: RankSums | None = None  # None: the model is whole
+    is_fixed: bool = False  # all programs launch the same kernels, whose sums do not depend on the number of rows
 
     @property
     def fuses_sums(self) -> bool:
         """Whether a sum of all ranks and the norm after it are one instruction."""
-        return self.sums is not None and self.see is None
+        return self.sums is not None and self.see is None and not self.is_fixed
 
 
 Launch = Callable[..., None]  # (step, the instruction's tensors: inputs, then outputs)
@@ -150,6 +152,9 @@ class Program:
         matrix = weights.stacked(*weight.parts)
         bias = weights.stacked(*weight.biases) if weight.biases else None
         norm_H = None if norm_weight is None else weights.vector(norm_weight)
+        if self._shared.is_fixed:
+            assert gate is None, "nothing is fused in a deterministic engine"
+            return lambda step, x, out: fixed_linear(x, matrix, out, bias=bias, chained=chained)
         tiles = self._tiles(matrix, gate)
 
         def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:

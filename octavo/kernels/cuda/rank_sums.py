@@ -20,22 +20,24 @@ from octavo.kernels.triton.elementwise import norm
 
 
 class RankSums:
-    """link: what carries them, and why not peer memory. num_bytes: of this rank's GPU."""
+    """link: what carries them, and why not peer memory. num_bytes: of this rank's GPU. why_not: another reason to leave
+    peer memory out than that it is not asked for."""
 
     def __init__(
-        self, ranks: Collectives, dtype: torch.dtype, gpu: GPU, device: torch.device, *, peer_memory: bool
-    ) -> None:
+        self, ranks: Collectives, dtype: torch.dtype, gpu: GPU, device: torch.device, *, peer_memory: bool,
+        why_not: str | None = None,
+    ) -> None:  # fmt: skip
         self._ranks, self._chained = ranks, gpu.chains
         self._peers: PeerAllReduce | None = None
         self.link, self.num_bytes = ranks.link, 0
         if not ranks.can_capture:  # on the host, for ranks that share a GPU
             return
-        reason = None if peer_memory else "disable_custom_all_reduce is set"
+        reason = why_not if peer_memory else "disable_custom_all_reduce is set"
         try:
             self._peers, self.num_bytes = _meet(ranks, dtype, gpu, device, reason)
             self.link = f"peer memory, and {ranks.link} for large messages"
-        except PeerMemoryError as why_not:
-            self.link = f"{ranks.link}, not over peer memory: {why_not}"
+        except PeerMemoryError as error:
+            self.link = f"{ranks.link}, not over peer memory: {error}"
 
     def prepare_norm(self, width: int) -> None:
         """Compile what `add_rms_norm` needs for rows of this width."""

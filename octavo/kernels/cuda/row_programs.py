@@ -4,6 +4,8 @@
 up to 256  on Hopper: products in tiles, with the gate; the next norm sums their parts
 up to 64   off Hopper: the product adds the residual
 more       cuBLAS products, and kernels between them
+
+A deterministic engine has one program for any number of rows.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def programs_by_rows(
         fusions = replace(fusions, all_reduce=shared.fuses_sums)
         return Program(fuse(recording, fusions), shared, min(num_rows, max_num_seqs), room)
 
-    if shared.see is not None:  # op by op, as the model calls them: nothing is fused
+    if shared.see is not None or shared.is_fixed:  # op by op, as the model calls them: nothing is fused
         return [program(max_num_seqs, Fusions())]
     programs = []
     for rows in VECTOR_ROWS if parts is None else VECTOR_ROWS[:1]:

@@ -19,6 +19,7 @@ from octavo.sampling.columns import ENTRY_WIDTH
 Shapes = Mapping[str, Shape]
 
 MAX_PARTITIONS = 32  # parts of a sequence in decode attention by Triton's kernels
+FIXED_PART_ROWS = 4096  # rows of partial results, for each kv head, in a deterministic engine's attention
 PREFILL_TILE = 128  # queries of a chunk that one tile of attention has
 SEGMENT, CHUNK = 128, 2048  # logits whose maximum is kept, and whose sum is kept
 HEAD = 64  # segments that a draw looks at first
@@ -65,6 +66,12 @@ def decode_workspace(max_num_seqs: int, layers: Sequence[AttentionLayer]) -> Sha
     heads = max((layer.num_heads for layer in layers), default=0)
     width = max((layer.num_heads * layer.head_dim for layer in layers), default=0)
     return {"values": (max_items * width,), "max_sum": (max_items * heads * 2,), "counter": (1,)}
+
+
+def fixed_attention_workspace(layers: Sequence[AttentionLayer]) -> Shapes:
+    heads = max((layer.num_kv_heads for layer in layers), default=0)
+    width = max((layer.num_kv_heads * layer.head_dim for layer in layers), default=0)
+    return {"values": (FIXED_PART_ROWS * width,), "max_sum": (FIXED_PART_ROWS * heads * 2,)}
 
 
 def logits_scan(max_rows: int, vocab_size: int) -> dict[str, Shape]:

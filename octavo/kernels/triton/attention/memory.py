@@ -86,7 +86,7 @@ class AttentionMemory:
         self, layers: Sequence[AttentionLayer], kv: KVLayout, limits: StepLimits, gpu: GPU, device: torch.device
     ) -> None:
         self.gpu, self.device, self.layers, self.kv = gpu, device, layers, kv
-        self.max_num_seqs = limits.max_num_seqs
+        self.max_num_seqs, self.max_model_len = limits.max_num_seqs, limits.max_model_len
         self.pools: dict[AttentionLayer, LayerPool] = {}
         self._workspace: DecodeWorkspace | None = None
         keys = dict.fromkeys((layer.group, layer.window) for layer in layers)

@@ -2,6 +2,7 @@
 
 TritonAttention   the plain kernels: they take every layer and run on every GPU
 HopperAttention   the Gluon kernels, for the layers and steps where they are faster
+FixedAttention    the kernel of a deterministic engine, for all steps
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import ClassVar
 import torch
 
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
-from octavo.kernels.cuda.sizes import PREFILL_TILE
+from octavo.kernels.cuda.sizes import PREFILL_TILE, fixed_attention_workspace
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import decode_attention
+from octavo.kernels.triton.attention.fixed_attention import ROWS, PartialResults, fixed_attention, num_parts
 from octavo.kernels.triton.attention.memory import AttentionMemory, join_parts
 from octavo.kernels.triton.attention.prefill_attention import prefill_attention
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
@@ -130,6 +132,55 @@ class HopperAttention:
                 otherwise(step, q, out)
 
         return launch
+
+
+class FixedAttention:
+    """Implements `octavo.kernels.attention.AttentionBackend`. One launch serves a step's decodes and chunks."""
+
+    decodes_alone = False
+    decodes_in_parts: ClassVar[bool] = False  # it has partial results of its own
+    longest_captured: ClassVar[int | None] = None
+
+    @staticmethod
+    def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> list[str]:
+        group = layer.num_heads // layer.num_kv_heads
+        return [f"{group} query heads share a kv head; it takes up to {ROWS}"] if group > ROWS else []
+
+    def __init__(self, memory: AttentionMemory) -> None:
+        shapes = fixed_attention_workspace(memory.layers)
+        rooms = {name: torch.empty(shape, dtype=torch.float32, device=memory.device) for name, shape in shapes.items()}
+        self._memory, self._partial = memory, PartialResults(**rooms)
+        self._most_parts = num_parts(memory.max_model_len)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._partial.values.nbytes + self._partial.max_sum.nbytes
+
+    def plan(self, step: DeviceStep) -> None:
+        """For the places of new keys and values; its own kernels need no plan."""
+        self._memory.make_plans(step)
+
+    def decode(
+        self, layer: AttentionLayer, transform: HeadTransform | None, otherwise: AttentionLaunch
+    ) -> AttentionLaunch:
+        assert transform is None, "a deterministic engine writes the cache alike in all steps"
+        attend = self._launch(layer)
+
+        def launch(step: DeviceStep, q: torch.Tensor, out: torch.Tensor) -> None:
+            if not step.kind.has_chunks:
+                attend(step, q, out)
+
+        return launch
+
+    def prefill(self, layer: AttentionLayer, otherwise: AttentionLaunch) -> AttentionLaunch:
+        return self._launch(layer)
+
+    def _launch(self, layer: AttentionLayer) -> AttentionLaunch:
+        pools, chained = self._memory.pools, self._memory.gpu.chains
+        partial, most = self._partial, self._most_parts
+        return lambda step, q, out: fixed_attention(
+            q, out, layer, pools[layer], partial, step, most_parts=most, chained=chained
+        )
 
 
 def _no_decode(layer: AttentionLayer) -> list[str]:

@@ -1,0 +1,71 @@
+"""`deterministic` on a GPU, or under Triton's interpreter: an answer's logits have the same bits in any company."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from octavo import LLM
+from octavo.kernels.cuda.device import CudaDevice
+from octavo.kernels.cuda.driver import GPU
+from tests.company import ALL_LOGITS, ENGINE, Company
+from tests.conftest import TinyFolder
+from tests.gpu.device import ON_GPU, needs_gpu
+
+CONFIGS = Path(__file__).parents[2] / "examples/configs"
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not ON_GPU:
+        monkeypatch.setattr(CudaDevice, "gpu", GPU("interpreter", (8, 0), 1 << 34, 1))
+        monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
+        monkeypatch.setattr(CudaDevice, "device", "cpu")
+        monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 1 << 20)
+
+
+def engine(folder: Path, **options: Any) -> LLM:
+    return LLM(str(folder), backend="triton", deterministic=True, **ENGINE | options)
+
+
+@pytest.mark.skipif(ON_GPU, reason="the tests below ask more of a GPU")
+def test_an_interpreted_answer_does_not_depend_on_its_company(tmp_path: Path) -> None:
+    from tests.tiny_models import make_tiny_model
+
+    make_tiny_model("qwen3", tmp_path, num_hidden_layers=2)
+
+    def make(**more: Any) -> LLM:
+        sizes = {"dtype": "float32", "max_model_len": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 60}
+        return engine(tmp_path, **sizes | more)
+
+    few = Company(length=20, batches=(3,), budgets=(9,), kept=(1,), few_blocks=4, kinds=({},))
+    few.check(make, ALL_LOGITS.replace(logprobs=2, max_tokens=3))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gpt2"])
+def test_an_answer_does_not_depend_on_its_company(name: str, dtype: str, tiny_folder: TinyFolder) -> None:
+    def make(**more: Any) -> LLM:
+        sizes = {"max_model_len": 256, "max_num_seqs": 40, "num_gpu_blocks_override": 600}
+        return engine(tiny_folder(name, 0, dtype), dtype=dtype, **sizes | more)
+
+    Company(length=150, batches=(2, 7, 33), budgets=(7, 64), kept=(0, 3, 5), few_blocks=17).check(make)
+
+
+@needs_gpu
+@pytest.mark.parametrize("model", ["qwen3-0.6b", "llama-3.1-8b"])
+def test_an_answer_of_a_real_shape_does_not_depend_on_its_company(model: str) -> None:
+    """Long enough for parts of a context that different programs compute."""
+    if torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("needs 40 GiB of free GPU memory")
+
+    def make(**more: Any) -> LLM:
+        sizes = {"load_format": "dummy", "max_model_len": 2048, "max_num_seqs": 40, "num_gpu_blocks_override": 4000}
+        return engine(CONFIGS / model, **sizes | more)
+
+    long = Company(length=1500, batches=(7, 33), budgets=(250,), kept=(2,), few_blocks=129)
+    long.check(make, ALL_LOGITS.replace(logprobs=20, max_tokens=4))
