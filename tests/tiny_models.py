@@ -56,6 +56,7 @@ OPT = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -99,6 +100,12 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma2": ("Gemma2Config", GEMMA | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 2.0}),
     "gemma3": ("Gemma3TextConfig", GEMMA),
+    "mixtral": ("MixtralConfig", SIZES | {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 12}),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        SIZES | EXPERTS | {"shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "norm_topk_prob": False},
+    ),
+    "qwen3-moe": ("Qwen3MoeConfig", SIZES | EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
     "gpt2": ("GPT2Config", GPT2),
     "opt": ("OPTConfig", OPT),
     "opt-normed-after": ("OPTConfig", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
@@ -108,6 +115,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "opt-no-final-norm": ("OPTConfig", OPT | {"_remove_final_layer_norm": True}),
 }
+#: those whose attention is another family's: one setting of an engine is enough for them
+WITH_EXPERTS = frozenset(name for name, (_, arguments) in TINY.items() if "num_experts_per_tok" in arguments)
 
 
 def make_tiny_model(

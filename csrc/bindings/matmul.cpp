@@ -41,7 +41,8 @@ int64_t octavo_scratch_bytes(const PackedMatrix* matrix, int64_t num_tokens) { r
 
 void octavo_multiply(ThreadPool* pool, const PackedMatrix* matrix, const float* x, int64_t x_stride,
                      int64_t num_tokens, const float* bias, float* y, int64_t y_stride, void* scratch) {
-  matrix->multiply(*pool, x, x_stride, num_tokens, bias, y, y_stride, scratch);
+  const octavo::Product product{matrix, x, x_stride, num_tokens, bias, y, y_stride, scratch};
+  octavo::multiply(*pool, {&product, 1});
 }
 
 }  // extern "C"

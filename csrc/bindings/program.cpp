@@ -185,7 +185,8 @@ void octavo_model_copy_blocks(CompiledModel* model, const int32_t* source, const
 // Bytes of the buffers of activations, and of the scratch memory of products and attention. They grow with the steps.
 void octavo_model_step_bytes(const CompiledModel* model, int64_t* buffers, int64_t* scratch) {
   *buffers = model->forward->buffer_bytes() + model->head->buffer_bytes();
-  *scratch = model->state.matmul_scratch.bytes() + model->state.attention_scratch.bytes();
+  *scratch = model->state.matmul_scratch.bytes() + model->state.attention_scratch.bytes() +
+             model->state.mixture_scratch.bytes();
 }
 
 // What packing a matrix would take, and its scratch memory for `num_tokens` tokens. 0: there is no kernel for the dtype.
@@ -244,6 +245,32 @@ int octavo_program_append_linear(Program* program, ThreadPool* pool, DType dtype
     if (!weight) throw std::domain_error("no matrix multiplication for this tensor type");
     program->append_linear(std::move(weight), bias, x, out, first_column);
   });
+}
+
+// Null if it fails. The program owns the mixture and copies the spec, except for the arrays that it names.
+Mixture* octavo_program_new_mixture(Program* program, const MixtureSpec* spec) {
+  Mixture* made = nullptr;
+  guarded([&] { made = &program->new_mixture(*spec); });
+  return made;
+}
+
+// Adds rows to one of a mixture's products: see MixtureProduct. Each product's outputs come in order.
+int octavo_mixture_pack(Mixture* mixture, ThreadPool* pool, int32_t product, int64_t expert, DType dtype,
+                        const uint8_t* data, int64_t rows, int64_t cols, int32_t activation_bytes, const float* bias) {
+  return guarded([&] {
+    std::unique_ptr<PackedMatrix> weight = pack(*pool, dtype, data, rows, cols, activation_bytes);
+    if (!weight) throw std::domain_error("no matrix multiplication for this tensor type");
+    mixture->add(octavo::MixtureProduct(product), expert, std::move(weight), bias);
+  });
+}
+
+int octavo_program_append_mixture(Program* program, const Mixture* mixture, Slot x, Slot out) {
+  return guarded([&] { program->append_mixture(*mixture, x, out); });
+}
+
+// Bytes of a mixture's scratch memory beside that of its products' tiles, for `num_tokens` tokens.
+int64_t octavo_mixture_row_bytes(const MixtureSpec* spec, int64_t num_tokens) {
+  return octavo::mixture_row_bytes(*spec, num_tokens);
 }
 
 }  // extern "C"

@@ -1,9 +1,10 @@
 // Element-wise ops: sums, activations, gates. A new one is a line of the table at the end.
 #include "elementwise.h"
 
+#include <cmath>
 #include <type_traits>
 
-#include "vector_math.h"
+#include "activations.h"
 
 namespace octavo {
 namespace {
@@ -12,14 +13,6 @@ using Model = ModelState&;
 using Tensors = const Rows*;
 using Given = const Arguments&;
 constexpr int64_t kCost = 8;  // of one activation, in additions
-
-// target[i] = function(lanes, vectors at i ...) for a row of each, `lanes` being their width as a constant.
-template <class Function, class... Sources>
-inline void map_row(const Function& function, int64_t width, float* target, Sources*... sources) {
-  for_each_vector(width, [&](int64_t i, auto lanes) {
-    store<lanes>(target + i, function(lanes, load<lanes>(sources + i)...));
-  });
-}
 
 // The kernel of a function of vectors: function(lanes, arguments, x), or with (x, y) for two inputs.
 template <class Function>
@@ -45,37 +38,8 @@ constexpr Kernel elementwise(Function) {
   };
 }
 
-constexpr auto silu = [](auto lanes, auto x) { return x / (1.0f + exp<lanes>(-x)); };
-
-// x * Phi(x); on the negative side Phi is erfc itself, so nothing cancels.
-constexpr auto gelu = [](auto lanes, auto x) {
-  const auto half = 0.5f * erfc_positive<lanes>(absolute<lanes>(x) * 0.70710678f);
-  return x * (x < decltype(x){} ? half : 1.0f - half);
-};
-
-// 0.5 x (1 + tanh u) is x / (1 + e^-2u).
-constexpr auto gelu_tanh = [](auto lanes, auto x) {
-  const auto u = 0.79788456f * (x + 0.044715f * x * x * x);
-  return x / (1.0f + exp<lanes>(-2.0f * u));
-};
-
-constexpr auto relu = [](auto, auto x) { return x < decltype(x){} ? decltype(x){} : x; };
-
-// Values agree with octavo/kernels/ops.py: Activation, in order.
-enum class Activation : int64_t { silu, gelu, gelu_tanh, relu };
-
-template <class Visit>
-void with_kind(Argument kind, const Visit& visit) {
-  switch (Activation(kind.whole)) {
-    case Activation::silu: return visit(silu);
-    case Activation::gelu: return visit(gelu);
-    case Activation::gelu_tanh: return visit(gelu_tanh);
-    case Activation::relu: return visit(relu);
-  }
-}
-
 void activation(Model model, Tensors tensors, Given given, int64_t num_tokens) {
-  with_kind(given[0], [&](auto act) {
+  with_kind(Activation(given[0].whole), [&](auto act) {
     const auto function = [=](auto lanes, Given, auto x) { return act(lanes, x); };
     map_elements(kCost, function, model, tensors, given, num_tokens);
   });
@@ -84,11 +48,20 @@ void activation(Model model, Tensors tensors, Given given, int64_t num_tokens) {
 // act(first half of the columns) * second half.
 void gated_activation(Model model, Tensors tensors, Given given, int64_t num_tokens) {
   const Rows gate_up = tensors[0], out = tensors[1];
-  with_kind(given[0], [&](auto act) {
+  with_kind(Activation(given[0].whole), [&](auto act) {
     for_each_token(model.pool, num_tokens, kCost * out.width, [&](int64_t t) {
       const auto function = [=](auto lanes, auto gate, auto up) { return act(lanes, gate) * up; };
       map_row(function, out.width, out[t], gate_up[t], gate_up[t] + out.width);
     });
+  });
+}
+
+// x * sigmoid(gate), with one gate a token.
+void gate_rows(Model model, Tensors tensors, Given, int64_t num_tokens) {
+  const Rows x = tensors[0], gate = tensors[1], out = tensors[2];
+  for_each_token(model.pool, num_tokens, x.width, [&](int64_t t) {
+    const float factor = 1.0f / (1.0f + std::exp(-gate[t][0]));
+    map_row([=](auto, auto values) { return values * factor; }, x.width, out[t], x[t]);
   });
 }
 
@@ -99,6 +72,7 @@ constexpr NamedKernel kKernels[] = {
      })},
     {"activation", activation},
     {"gated_activation", gated_activation},
+    {"gate_rows", gate_rows},
 };
 
 }  // namespace

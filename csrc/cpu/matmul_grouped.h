@@ -59,31 +59,37 @@ class [[gnu::visibility("hidden")]] GroupedMatrix final : public PackedMatrix {
 
   int64_t scratch_bytes(int64_t num_tokens) const override { return num_tiles(num_tokens) * tile_bytes_; }
 
-  void multiply(ThreadPool& pool, const float* x, int64_t x_stride, int64_t num_tokens, const float* bias, float* y,
-                int64_t y_stride, void* scratch) const override {
-    if (num_tokens == 0) return;
-    auto* tiles = static_cast<uint8_t*>(scratch);
-    pool.parallel_for(num_tiles(num_tokens), 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t t = begin; t < end; ++t) {
-        const Tile tile(t, num_tokens);
-        Kernel::pack_tile(x + tile.first * x_stride, x_stride, tile.size, cols_, tiles + t * tile_bytes_);
-      }
-    });
+  int64_t num_tiles(int64_t num_tokens) const override {
+    return (num_tokens + Kernel::max_tokens - 1) / Kernel::max_tokens;
+  }
 
-    const int64_t batch_tiles = std::clamp<int64_t>(kBatchBytes / tile_bytes_, 1, num_tiles(num_tokens));
-    const int64_t num_batches = (num_tiles(num_tokens) + batch_tiles - 1) / batch_tiles;
-    const int64_t grain = std::max<int64_t>(1, kRangeBytes / (group_bytes_ * batch_tiles));
-    pool.parallel_for(num_batches * num_groups_, grain, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i / num_groups_ * batch_tiles, g = i % num_groups_;
-        for (int64_t t = first; t < std::min(first + batch_tiles, num_tiles(num_tokens)); ++t) {
-          const Tile tile(t, num_tokens);
-          const Cell cell{group(g), tiles + t * tile_bytes_, cols_, bias ? bias + g * group_rows : nullptr,
-                          y + tile.first * y_stride + g * group_rows, y_stride, rows_in_group(g)};
-          kMultiply[static_cast<size_t>(tile.size) - 1](cell);
-        }
+  int64_t num_cells(int64_t num_tokens) const override { return num_batches(num_tokens) * num_groups_; }
+
+  int64_t grain(int64_t num_tokens) const override {
+    return std::max<int64_t>(1, kRangeBytes / (group_bytes_ * batch_tiles(num_tokens)));
+  }
+
+  void pack_tiles(const Product& p, int64_t begin, int64_t end) const override {
+    auto* tiles = static_cast<uint8_t*>(p.scratch);
+    for (int64_t t = begin; t < end; ++t) {
+      const Tile tile(t, num_tiles(p.num_tokens), p.num_tokens);
+      Kernel::pack_tile(p.x + tile.first * p.x_stride, p.x_stride, tile.size, cols_, tiles + t * tile_bytes_);
+    }
+  }
+
+  // Cells in the order of batches of tiles, and in each the order of groups.
+  void compute_cells(const Product& p, int64_t begin, int64_t end) const override {
+    const auto* tiles = static_cast<const uint8_t*>(p.scratch);
+    const int64_t batch = batch_tiles(p.num_tokens), count = num_tiles(p.num_tokens);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i / num_groups_ * batch, g = i % num_groups_;
+      for (int64_t t = first; t < std::min(first + batch, count); ++t) {
+        const Tile tile(t, count, p.num_tokens);
+        const Cell cell{group(g), tiles + t * tile_bytes_, cols_, p.bias ? p.bias + g * group_rows : nullptr,
+                        p.y + tile.first * p.y_stride + g * group_rows, p.y_stride, rows_in_group(g)};
+        kMultiply[static_cast<size_t>(tile.size) - 1](cell);
       }
-    });
+    }
   }
 
  private:
@@ -92,8 +98,8 @@ class [[gnu::visibility("hidden")]] GroupedMatrix final : public PackedMatrix {
 
   // As few tiles as can hold the tokens, with sizes that differ by at most one: small tiles waste loads.
   struct Tile {
-    Tile(int64_t index, int64_t num_tokens) {
-      const int64_t count = num_tiles(num_tokens), even = num_tokens / count, larger = num_tokens % count;
+    Tile(int64_t index, int64_t count, int64_t num_tokens) {
+      const int64_t even = num_tokens / count, larger = num_tokens % count;
       first = index * even + std::min(index, larger);
       size = static_cast<int>(even + (index < larger ? 1 : 0));
     }
@@ -137,7 +143,12 @@ class [[gnu::visibility("hidden")]] GroupedMatrix final : public PackedMatrix {
   static constexpr std::array<Multiply, Kernel::max_tokens> kMultiply =
       table(std::make_integer_sequence<int, Kernel::max_tokens>{});
 
-  static int64_t num_tiles(int64_t num_tokens) { return (num_tokens + Kernel::max_tokens - 1) / Kernel::max_tokens; }
+  int64_t batch_tiles(int64_t num_tokens) const {
+    return std::clamp<int64_t>(kBatchBytes / tile_bytes_, 1, std::max<int64_t>(1, num_tiles(num_tokens)));
+  }
+  int64_t num_batches(int64_t num_tokens) const {
+    return (num_tiles(num_tokens) + batch_tiles(num_tokens) - 1) / batch_tiles(num_tokens);
+  }
   int rows_in_group(int64_t g) const { return static_cast<int>(std::min<int64_t>(group_rows, rows_ - g * group_rows)); }
   uint8_t* group(int64_t g) const { return packed_.get() + g * group_bytes_; }
 

@@ -2,8 +2,6 @@
 #include "program.h"
 
 #include <chrono>
-#include <cstdlib>
-#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -37,8 +35,15 @@ void run_linear(Model model, Tensors tensors, Given given, int64_t num_tokens) {
   const PackedMatrix* matrix = given[0].matrix;
   const Rows x = tensors[0], out = tensors[1];
   model.matmul_scratch.reserve((matrix->scratch_bytes(num_tokens) + 3) / 4);
-  matrix->multiply(model.pool, x.data, x.stride, num_tokens, given[1].floats, out.data + given[2].whole, out.stride,
-                   model.matmul_scratch.data());
+  const Product product{matrix,          x.data,
+                        x.stride,        num_tokens,
+                        given[1].floats, out.data + given[2].whole,
+                        out.stride,      model.matmul_scratch.data()};
+  multiply(model.pool, {&product, 1});
+}
+
+void run_mixture(Model model, Tensors tensors, Given given, int64_t num_tokens) {
+  given[0].mixture->run(model.pool, tensors[0], tensors[1], num_tokens, model.mixture_scratch);
 }
 
 void run_all_reduce(Model model, Tensors tensors, Given, int64_t num_tokens) {
@@ -83,17 +88,6 @@ double now() {
 
 }  // namespace
 
-void AlignedFloats::Free::operator()(float* memory) const { std::free(memory); }
-
-void AlignedFloats::reserve(int64_t count) {
-  if (count <= capacity_) return;
-  data_.reset();
-  const size_t bytes = (size_t(count) * sizeof(float) + 63) / 64 * 64;
-  data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-  if (!data_) throw std::bad_alloc();
-  capacity_ = count;
-}
-
 void Program::append(std::string_view op, std::span<const Slot> slots, const Arguments& arguments) {
   if (slots.size() > kMaxTensors) throw std::logic_error(std::string(op) + " has too many tensors");
   instructions_.push_back({find_kernel(op), {slots.begin(), slots.end()}, arguments});
@@ -104,6 +98,15 @@ void Program::append_linear(std::unique_ptr<PackedMatrix> weight, const float* b
   const Arguments arguments{Argument{.matrix = weight.get()}, {.floats = bias}, {.whole = first_column}};
   instructions_.push_back({run_linear, {x, out}, arguments});
   weights_.push_back(std::move(weight));
+}
+
+Mixture& Program::new_mixture(const MixtureSpec& spec) {
+  mixtures_.push_back(std::make_unique<Mixture>(spec));
+  return *mixtures_.back();
+}
+
+void Program::append_mixture(const Mixture& mixture, Slot x, Slot out) {
+  instructions_.push_back({run_mixture, {x, out}, Arguments{Argument{.mixture = &mixture}}});
 }
 
 void Program::reserve(int64_t num_tokens) {
@@ -141,6 +144,7 @@ void Program::run(int64_t first, int64_t last, int64_t num_tokens) {
 int64_t Program::packed_bytes() const {
   int64_t total = 0;
   for (const auto& weight : weights_) total += weight->packed_bytes();
+  for (const auto& mixture : mixtures_) total += mixture->packed_bytes();
   return total;
 }
 

@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "attention.h"
+#include "aligned_floats.h"
 #include "kv_cache.h"
+#include "mixture.h"
 #include "octavo/matmul.h"
 #include "rows.h"
 
@@ -30,23 +32,9 @@ union Argument {
   const uint8_t* bytes;
   const LayerSpec* layer;
   const PackedMatrix* matrix;
+  const Mixture* mixture;
 };
 using Arguments = std::array<Argument, 8>;
-
-// Floats, aligned to a cache line. Growing discards the contents.
-class AlignedFloats {
- public:
-  float* data() const { return data_.get(); }
-  int64_t bytes() const { return capacity_ * int64_t(sizeof(float)); }
-  void reserve(int64_t count);
-
- private:
-  struct Free {
-    void operator()(float* memory) const;
-  };
-  std::unique_ptr<float, Free> data_;
-  int64_t capacity_ = 0;
-};
 
 // Adds up an array of floats over all ranks, in place. Not 0: it failed.
 using AllReduce = int (*)(float* data, int64_t count);
@@ -58,6 +46,7 @@ struct ModelState {
   StepView step{};
   AttentionScratch attention_scratch;
   AlignedFloats matmul_scratch;
+  MixtureScratch mixture_scratch;
   AllReduce all_reduce = nullptr;  // null: there is one rank
   bool measures = false;
 
@@ -82,6 +71,9 @@ class Program {
   void append(std::string_view op, std::span<const Slot> slots, const Arguments& arguments);
   // Appends a product, written to the columns of `out` from `first_column` on. Each part of a weight is one call.
   void append_linear(std::unique_ptr<PackedMatrix> weight, const float* bias, Slot x, Slot out, int64_t first_column);
+  // A mixture without weights yet; the program owns it. Appends it.
+  Mixture& new_mixture(const MixtureSpec& spec);
+  void append_mixture(const Mixture& mixture, Slot x, Slot out);
 
   // Makes a buffer use the caller's memory.
   void bind(int32_t buffer, float* memory) { bound_[buffer] = memory; }
@@ -113,6 +105,7 @@ class Program {
   std::vector<float*> bound_;
   std::vector<Instruction> instructions_;
   std::vector<std::unique_ptr<PackedMatrix>> weights_;
+  std::vector<std::unique_ptr<Mixture>> mixtures_;
 };
 
 }  // namespace octavo

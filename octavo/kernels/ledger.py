@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import AttentionLayer, RotaryTable
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import Recording, share_buffers
@@ -71,6 +72,7 @@ class Contents:
     tables: dict[str, Parameter] = field(default_factory=dict)  # embeddings
     linears: dict[str, Linear] = field(default_factory=dict)
     vectors: dict[str, Parameter] = field(default_factory=dict)  # norms
+    mixtures: dict[str, Mixture] = field(default_factory=dict)
     rotary: dict[int, RotaryTable] = field(default_factory=dict)  # by identity
 
     @classmethod
@@ -89,6 +91,10 @@ class Contents:
     def _add(self, argument: object) -> None:
         if isinstance(argument, Linear):
             self.linears[argument.name] = argument
+        elif isinstance(argument, Mixture):
+            self.mixtures[argument.name] = argument
+            for part in (*argument.linears, argument.bias):
+                self._add(part)
         elif isinstance(argument, AttentionLayer):
             for norm in (argument.q_norm, argument.k_norm):
                 self._add(norm)

@@ -34,6 +34,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.parameters import Linear, Parameter
 
 Tensor = Any  # a backend's own value: a torch tensor, or a value of a recorded program
@@ -226,6 +227,24 @@ class Ops:
         """[T, 2F] -> [T, F]: act(gate) * up; gate is the first half of the columns."""
         assert gate_up.width % 2 == 0, f"gate and up share the columns evenly, got {gate_up.width}"
         return Result(gate_up.width // 2)
+
+    @op(error=2e-6)
+    def gate_rows(self, x: Consumed, gate: Tensor) -> Tensor:
+        """x * sigmoid(gate), with one gate a token: [T, width], [T, 1] -> [T, width]."""
+        assert gate.width == 1, f"one gate a token, got {gate.width}"
+        return over(x)
+
+    @op(error=5e-5)
+    def mixture(self, x: Tensor, layer: Mixture) -> Tensor:
+        """[T, H] -> [T, H]: the weighted sum of the experts that the layer's router chooses for each token, of those
+        that are here. Its products may round as `linear`'s do; the choice is by float32 scores, and of equal scores the
+        first."""
+        assert x.width == layer.router.in_features == layer.gate_up.in_features == layer.down.out_features, (
+            f"experts of {layer.gate_up.in_features} columns on a tensor of {x.width}"
+        )
+        assert layer.gate_up.out_features == 2 * layer.down.in_features, "a gate and up of the same width"
+        assert layer.router.out_features == layer.routing.num_experts, "a logit for each expert"
+        return Result(x.width)
 
     @op(error=5e-6)
     def rotary_kv_write(self, qkv: Consumed, layer: AttentionLayer) -> Tensor:

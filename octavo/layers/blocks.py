@@ -103,8 +103,12 @@ class GatedMLP:
     activation: Activation
 
     def __call__(self, ops: Ops, x: Tensor) -> Tensor:
-        gated = ops.gated_activation(ops.linear(x, self.gate_up), self.activation)
-        return product(ops, gated, self.down)
+        y = self.own(ops, x)
+        return ops.all_reduce(y) if self.down.is_partial else y
+
+    def own(self, ops: Ops, x: Tensor) -> Tensor:
+        """This rank's part of the result; all ranks' are to be added up."""
+        return ops.linear(ops.gated_activation(ops.linear(x, self.gate_up), self.activation), self.down)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ from typing import Any
 
 from octavo.env import allows_long_max_model_len
 from octavo.errors import ConfigError, ModelLoadError
+from octavo.kernels.mixture import SILU, Gate, Routing
 from octavo.kernels.ops import Activation
 from octavo.observe.logging import LOGGER
 from octavo.quantization.described import Quantization
@@ -35,6 +36,19 @@ class RopeConfig:
     theta: float = 10_000.0
     partial_rotary_factor: float = 1.0
     scaling: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """Layers of experts. intermediate_size: of each expert. dense_layers: those with one MLP instead. shared_size: of
+    the expert that computes every token; 0: there is none."""
+
+    routing: Routing
+    intermediate_size: int
+    dense_layers: frozenset[int] = frozenset()
+    shared_size: int = 0
+    has_shared_gate: bool = False
+    gate: Gate = SILU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +83,7 @@ class Architecture:
     attention_softcap: float | None = None
     logits_softcap: float | None = None
     num_position_embeddings: int = 0
+    experts: ExpertsConfig | None = None
     quantization: Quantization | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

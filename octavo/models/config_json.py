@@ -15,12 +15,12 @@ from typing import Any
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.models.architecture import Architecture, checked, known_tokens
 from octavo.models.config_file import ConfigFile
+from octavo.models.llama_json import MOST_LAYERS, llama, llama_like, mistral, qwen, windows
+from octavo.models.mixture_json import mixtral, qwen2_moe, qwen3_moe
 from octavo.models.rope_json import local_rope_config, rope_config
 from octavo.quantization.described import Quantization
 from octavo.quantization.registry import SCHEMES
 from octavo.shown import shown
-
-_MOST_LAYERS = 1 << 12
 
 
 def architecture_from_config(path: Path, values: dict[str, Any], generation: ConfigFile | None = None) -> Architecture:
@@ -78,63 +78,17 @@ def _ends(config: ConfigFile, generation: ConfigFile | None, vocab_size: int) ->
     return {"bos_token_id": bos[0] if bos else None, "eos_token_ids": ids("eos_token_id")}
 
 
-def _llama_like(config: ConfigFile, *, ties_by_default: bool = False, default_eps: float = 1e-6) -> dict[str, Any]:
-    """The keys that Llama and its descendants share."""
-    hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
-    return {
-        "vocab_size": config.size("vocab_size"),
-        "hidden_size": hidden_size,
-        "num_layers": config.size("num_hidden_layers", largest=_MOST_LAYERS),
-        "num_heads": num_heads,
-        "num_kv_heads": config.size("num_key_value_heads", num_heads),
-        "head_dim": config.size("head_dim", max(1, hidden_size // num_heads)),
-        "intermediate_size": config.size("intermediate_size"),
-        "max_position_embeddings": config.size("max_position_embeddings"),
-        "norm_eps": config.number("rms_norm_eps", default_eps, least=0),
-        "tie_word_embeddings": config.flag("tie_word_embeddings", ties_by_default),
-    }
-
-
-def _llama(config: ConfigFile) -> dict[str, Any]:
-    return _llama_like(config) | {
-        "activation": config.activation("hidden_act", "silu"),
-        "attention_bias": config.flag("attention_bias", False),
-        "mlp_bias": config.flag("mlp_bias", False),
-        "rope": rope_config(config),
-    }
-
-
-def _mistral(config: ConfigFile) -> dict[str, Any]:
-    return _llama_like(config) | {
-        "activation": config.activation("hidden_act", "silu"),
-        "rope": rope_config(config),
-        "windows": _windows(config, lambda layer: True),
-    }
-
-
-def _qwen(config: ConfigFile) -> dict[str, Any]:
-    """Qwen 2's biases are in its table of tensors; Qwen 3 may have biases on all four projections."""
-    slides = config.flag("use_sliding_window", False)
-    first_window = config.size("max_window_layers", 0, smallest=0)
-    return _llama_like(config) | {
-        "activation": config.activation("hidden_act", "silu"),
-        "attention_bias": config.flag("attention_bias", False),
-        "rope": rope_config(config),
-        "windows": _windows(config, lambda layer: layer >= first_window) if slides else (),
-    }
-
-
 def _phi3(config: ConfigFile) -> dict[str, Any]:
     config.refuse("attention_bias", False)
-    return _llama_like(config, default_eps=1e-5) | {
+    return llama_like(config, default_eps=1e-5) | {
         "activation": config.activation("hidden_act", "silu"),
         "rope": rope_config(config),
-        "windows": _windows(config, lambda layer: True),
+        "windows": windows(config, lambda layer: True),
     }
 
 
 def _gemma(config: ConfigFile) -> dict[str, Any]:
-    return _llama_like(config, ties_by_default=True) | {
+    return llama_like(config, ties_by_default=True) | {
         "head_dim": config.size("head_dim", 256),
         "activation": config.activation("hidden_activation", "gelu_pytorch_tanh"),
         "attention_bias": config.flag("attention_bias", False),
@@ -145,7 +99,7 @@ def _gemma(config: ConfigFile) -> dict[str, Any]:
 def _gemma2(config: ConfigFile) -> dict[str, Any]:
     return _gemma(config) | {
         "rope": rope_config(config),
-        "windows": _windows(config, lambda layer: layer % 2 == 0),
+        "windows": windows(config, lambda layer: layer % 2 == 0),
         "attention_softcap": config.optional_number("attn_logit_softcapping", 50.0, above=0),
         "logits_softcap": config.optional_number("final_logit_softcapping", 30.0, above=0),
     }
@@ -165,7 +119,7 @@ def _gemma3(config: ConfigFile) -> dict[str, Any]:
         "quantization": quantization,
         "rope": rope_config(config, default_theta=1_000_000.0, layer_type="full_attention"),
         "local_rope": local_rope_config(config),
-        "windows": _windows(config, lambda layer: (layer + 1) % pattern != 0),
+        "windows": windows(config, lambda layer: (layer + 1) % pattern != 0),
         "attention_softcap": config.optional_number("attn_logit_softcapping", above=0),
         "logits_softcap": config.optional_number("final_logit_softcapping", above=0),
     }
@@ -193,7 +147,7 @@ def _gpt2(config: ConfigFile) -> dict[str, Any]:
     return {
         "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden_size,
-        "num_layers": config.size("n_layer", largest=_MOST_LAYERS),
+        "num_layers": config.size("n_layer", largest=MOST_LAYERS),
         "intermediate_size": config.size("n_inner", 4 * hidden_size),
         "norm_eps": config.number("layer_norm_epsilon", 1e-5, least=0),
         "activation": config.activation("activation_function", "gelu_new"),
@@ -208,7 +162,7 @@ def _opt(config: ConfigFile) -> dict[str, Any]:
     return _learned_positions(hidden_size, num_heads, length) | {
         "vocab_size": config.size("vocab_size"),
         "hidden_size": hidden_size,
-        "num_layers": config.size("num_hidden_layers", largest=_MOST_LAYERS),
+        "num_layers": config.size("num_hidden_layers", largest=MOST_LAYERS),
         "intermediate_size": config.size("ffn_dim"),
         "activation": config.activation("activation_function", "relu"),
         "tie_word_embeddings": config.flag("tie_word_embeddings", True),
@@ -238,10 +192,13 @@ def _learned_positions(hidden_size: int, num_heads: int, length: int) -> dict[st
 
 FamilyReader = tuple[str, Callable[[ConfigFile], dict[str, Any]]]
 FAMILIES: dict[str, FamilyReader] = {
-    "LlamaForCausalLM": ("llama", _llama),
-    "MistralForCausalLM": ("mistral", _mistral),
-    "Qwen2ForCausalLM": ("qwen2", _qwen),
-    "Qwen3ForCausalLM": ("qwen3", _qwen),
+    "LlamaForCausalLM": ("llama", llama),
+    "MistralForCausalLM": ("mistral", mistral),
+    "Qwen2ForCausalLM": ("qwen2", qwen),
+    "Qwen3ForCausalLM": ("qwen3", qwen),
+    "MixtralForCausalLM": ("mixtral", mixtral),
+    "Qwen2MoeForCausalLM": ("qwen2_moe", qwen2_moe),
+    "Qwen3MoeForCausalLM": ("qwen3_moe", qwen3_moe),
     "Gemma2ForCausalLM": ("gemma2", _gemma2),
     "Gemma3ForCausalLM": ("gemma3", _gemma3),
     "Gemma3ForConditionalGeneration": ("gemma3", _gemma3),
@@ -252,21 +209,3 @@ FAMILIES: dict[str, FamilyReader] = {
 #: for a config.json that names no class
 MODEL_TYPES: dict[str, FamilyReader] = {name: (name, read) for name, read in FAMILIES.values()}
 MODEL_TYPES["gemma3_text"] = MODEL_TYPES["gemma3"]
-
-
-def _windows(config: ConfigFile, slides: Callable[[int], bool]) -> tuple[int | None, ...]:
-    """Each layer's window: by layer_types if the file has it, else by the family's rule."""
-    window, num_layers = config.optional_size("sliding_window"), config.size("num_hidden_layers", largest=_MOST_LAYERS)
-    if window is None:
-        return ()
-    layer_types = config.values.get("layer_types")
-    if layer_types is None:
-        return tuple(window if slides(layer) else None for layer in range(num_layers))
-    choices = {"sliding_attention": window, "full_attention": None}
-    if (
-        not isinstance(layer_types, list)
-        or len(layer_types) != num_layers
-        or not all(isinstance(layer_type, str) and layer_type in choices for layer_type in layer_types)
-    ):
-        raise config.wrong("layer_types", f"{num_layers} times sliding_attention or full_attention")
-    return tuple(choices[layer_type] for layer_type in layer_types)

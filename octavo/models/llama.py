@@ -11,11 +11,12 @@ caps and attention scale are values of the Architecture.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 
 from octavo.kernels.parameters import Parameter
-from octavo.layers.blocks import Embedding, RMSNorm
+from octavo.layers.blocks import MLP, Embedding, RMSNorm
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer
 from octavo.models.weights import TensorTable, Weights, in_layers, with_biases
@@ -68,8 +69,10 @@ def build(
     *,
     qkv: tuple[str, ...] = QKV,
     gate_up: tuple[str, ...] = GATE_UP,
+    mlp: Callable[[int, Weights], MLP] | None = None,
 ) -> Decoder:
-    """qkv, gate_up: the tensors that make up the two packed projections."""
+    """qkv, gate_up: the tensors that make up the two packed projections. mlp: builds a layer's, from its index and its
+    weights, where that is no gated MLP."""
 
     def layer(index: int) -> DecoderLayer:
         w = weights.under(f"model.layers.{index}")
@@ -78,7 +81,7 @@ def build(
             attention_norm=w.rms_norm("input_layernorm", a.norm_eps),
             attention=w.attention(specs.layer(index, q_norm, k_norm), "self_attn.o_proj", *qkv),
             mlp_norm=w.rms_norm("post_attention_layernorm", a.norm_eps),
-            mlp=w.gated_mlp(gate_up, "mlp.down_proj", a.activation),
+            mlp=mlp(index, w) if mlp else w.gated_mlp(gate_up, "mlp.down_proj", a.activation),
         )
 
     embedding = Embedding(weights.embedding("model.embed_tokens"))

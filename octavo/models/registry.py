@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from octavo.errors import ConfigError, UnsupportedModelError
-from octavo.models import gpt2, llama
+from octavo.models import gpt2, llama, mixtures
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, LayerSlot
 from octavo.models.weights import TensorSource, TensorTable, Weights, scheme_in
@@ -27,6 +27,9 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(llama.tensors, llama.build),
     "qwen2": Family(llama.qwen2_tensors, llama.build),
     "qwen3": Family(llama.qwen3_tensors, llama.build),
+    "mixtral": Family(mixtures.mixtral_tensors, mixtures.build_mixtral),
+    "qwen2_moe": Family(mixtures.qwen2_tensors, mixtures.build_qwen),
+    "qwen3_moe": Family(mixtures.qwen3_tensors, mixtures.build_qwen),
     "phi3": Family(llama.phi3_tensors, llama.build_phi3),
     "gemma2": Family(llama.gemma2_tensors, llama.build_gemma),
     "gemma3": Family(llama.gemma3_tensors, llama.build_gemma),

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from octavo.kernels.kv_layout import KVDType
+from octavo.kernels.mixture import Routing
 from octavo.kernels.ops import OPS, AttentionLayer, Ops, RotaryTable, Tensor
-from octavo.testing.made_parameters import linear, parameter
+from octavo.testing.made_parameters import linear, mixture, parameter
 from octavo.testing.op_trials import elementwise_arguments
 
 LAYERS = 8
 TABLE_ROWS = 64  # of the tables that inputs are looked up in
+_ROUTING = Routing(num_experts=8, top_k=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +71,25 @@ def cases(name: str, sizes: Sizes) -> Iterator[Case]:
     in_widths, out_width = _widths(name, width)
     given = _arguments(name, sizes)
     for tokens in sizes.tokens:
-        flops, weights = (2.0 * tokens * width * width, width * width) if name == "linear" else (0.0, 0)
+        flops, weights = _work(name, tokens, width)
         read = width if name == "embedding" else sum(in_widths)
         num_bytes = element * (tokens * (read + out_width) + weights)
         yield Case(f"{tokens} x {width}", (1, 0, tokens), in_widths, partial(_call, name, given), num_bytes, flops)
 
 
+def _work(name: str, tokens: int, width: int) -> tuple[float, int]:
+    """FLOP and weights read. An expert is read once, if any token chooses it."""
+    if name == "linear":
+        return 2.0 * tokens * width * width, width * width
+    if name == "mixture":
+        each, chosen = 3 * width * _inner(width), tokens * _ROUTING.top_k
+        return 2.0 * chosen * each, min(chosen, _ROUTING.num_experts) * each
+    return 0.0, 0
+
+
 def _widths(name: str, width: int) -> tuple[tuple[int, ...], int]:
     """Of the inputs, and of all results together."""
-    inputs = {"gated_activation": (2 * width,)}.get(name, (width,) * len(OPS[name].inputs))
+    inputs = {"gated_activation": (2 * width,), "gate_rows": (width, 1)}.get(name, (width,) * len(OPS[name].inputs))
     return inputs, 2 * width if name == "add_rms_norm" else width
 
 
@@ -86,8 +98,10 @@ def _arguments(name: str, sizes: Sizes) -> Sequence[tuple[Any, ...]]:
     width = sizes.width
     if OPS[name].is_elementwise:
         return [tuple(next(elementwise_arguments(OPS[name])).values())] * LAYERS
-    if name == "all_reduce":
+    if name in ("all_reduce", "gate_rows"):
         return [()] * LAYERS
+    if name == "mixture":
+        return [(mixture(_ROUTING, width, _inner(width), seed=layer),) for layer in range(LAYERS)]
     if name == "gated_activation":
         return [("silu",)] * LAYERS
     if name == "linear":
@@ -98,6 +112,11 @@ def _arguments(name: str, sizes: Sizes) -> Sequence[tuple[Any, ...]]:
         return [(table, "input_ids")] * LAYERS
     ones = parameter(np.ones(width, np.float32))
     return [(ones, *((None,) if name == "layer_norm" else ()), 1e-5)] * LAYERS
+
+
+def _inner(width: int) -> int:
+    """Of an expert."""
+    return width // 8
 
 
 def _call(name: str, given: Sequence[tuple[Any, ...]], ops: Ops, inputs: Sequence[Tensor], layer: int) -> Any:

@@ -15,10 +15,11 @@ import numpy as np
 
 from octavo.kernels.device import Device
 from octavo.kernels.kv_layout import KVDType
+from octavo.kernels.mixture import Gate, GateKind, Routing
 from octavo.kernels.ops import OPS, WORDS, AttentionLayer, FloatArray, Op, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Parameter
 from octavo.kernels.reference.device import ReferenceDevice
-from octavo.testing.made_parameters import linear, parameter
+from octavo.testing.made_parameters import linear, mixture, parameter
 from octavo.testing.op_harness import NUM_ROWS, Harness, Pool, random_table
 
 WIDTHS = (64, 1024)
@@ -149,6 +150,19 @@ def _gated_activation() -> Iterator[Trial]:
         yield Trial(f"{kind}, {width} columns", call, width)
 
 
+def _gate_rows() -> Iterator[Trial]:
+    for width in WIDTHS:
+        yield Trial(f"{width} columns", _call("gate_rows", (random_table(width), random_table(1, seed=2))), width)
+
+
+def _mixture() -> Iterator[Trial]:
+    """All experts are chosen: a choice between nearly equal scores is another with other rounding."""
+    kinds: tuple[tuple[int, GateKind], ...] = ((1, "silu"), (4, "gelu"), (6, "clamped"))
+    for count, gate in kinds:
+        layer = mixture(Routing(num_experts=count, top_k=count, scale=1.5), 64, 96, gate=Gate(gate))
+        yield Trial(f"{count} experts, {gate}, 64 -> 96 -> 64", _call("mixture", (random_table(64),), layer), 64)
+
+
 def _rotary_kv_write() -> Iterator[Trial]:
     for heads, kv_heads, dim in _HEADS:
         for has_norms in (False, True):
@@ -205,6 +219,8 @@ _TRIALS: dict[str, Callable[[], Iterator[Trial]]] = {
     "add_rms_norm": _add_rms_norm,
     "layer_norm": partial(_norm, "layer_norm"),
     "gated_activation": _gated_activation,
+    "gate_rows": _gate_rows,
+    "mixture": _mixture,
     "rotary_kv_write": _rotary_kv_write,
     "paged_attention": _paged_attention,
 }

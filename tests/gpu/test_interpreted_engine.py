@@ -43,7 +43,7 @@ def engine(folder: object, backend: str, **options: object) -> LLM:
 
 
 @pytest.mark.usefixtures("_interpreted")
-@pytest.mark.parametrize(("name", "decode_threshold"), [("qwen3", 1), ("qwen3", 16)])
+@pytest.mark.parametrize(("name", "decode_threshold"), [("qwen3", 1), ("qwen3", 16), ("qwen2-moe", 1)])
 def test_it_gives_the_hosts_tokens(
     name: str, decode_threshold: int, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

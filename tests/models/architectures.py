@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from octavo.models.architecture import Architecture, RopeConfig
+from octavo.kernels.mixture import Routing
+from octavo.models.architecture import Architecture, ExpertsConfig, RopeConfig
 
 NUM_LAYERS = 3
 
@@ -37,6 +38,9 @@ GEMMA = replace(
     rope=RopeConfig(theta=1e6),
     attention_scale=0.2,
 )
+EXPERTS = ExpertsConfig(routing=Routing(num_experts=5, top_k=2), intermediate_size=32)
+#: the middle layer has one MLP, and the others an expert for every token
+SHARED_EXPERT = replace(EXPERTS, dense_layers=frozenset({1}), shared_size=160, has_shared_gate=True)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": LLAMA,
@@ -46,6 +50,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": replace(LLAMA, family="phi3", rope=RopeConfig(partial_rotary_factor=0.5)),
     "gemma2": replace(GEMMA, family="gemma2", attention_softcap=50.0, logits_softcap=30.0),
     "gemma3": replace(GEMMA, family="gemma3", local_rope=RopeConfig(theta=1e4)),
+    "mixtral": replace(LLAMA, family="mixtral", experts=EXPERTS),
+    "qwen2_moe": replace(LLAMA, family="qwen2_moe", experts=SHARED_EXPERT, extra={"qkv_bias": True}),
+    "qwen3_moe": replace(LLAMA, family="qwen3_moe", experts=EXPERTS),
     "gpt2": replace(LEARNED_POSITIONS, family="gpt2", activation="gelu_tanh"),
     "opt": replace(LEARNED_POSITIONS, family="opt", activation="relu"),
 }

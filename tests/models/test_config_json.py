@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
-from octavo.models.architecture import Architecture, RopeConfig
+from octavo.kernels.mixture import Gate, Routing
+from octavo.models.architecture import Architecture, ExpertsConfig, RopeConfig
 from octavo.models.config_file import ConfigFile
 from octavo.models.config_json import FAMILIES, architecture_from_config
 
@@ -23,11 +24,12 @@ SIZES: dict[str, Any] = {
 }
 GPT2 = {"vocab_size": 100, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 128}
 OPT = SIZES | {"ffn_dim": 96}
+EXPERTS = {"num_experts": 8, "num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 
 
 def read(name: str, **values: Any) -> Architecture:
     sizes = {"GPT2LMHeadModel": GPT2, "OPTForCausalLM": OPT}.get(name, SIZES)
-    return architecture_from_config(Path("config.json"), {"architectures": [name], **sizes, **values})
+    return architecture_from_config(Path("config.json"), {"architectures": [name], **sizes, **EXPERTS, **values})
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -246,3 +248,37 @@ def test_layer_types_must_name_every_layer() -> None:
     bad_layers = {"sliding_window": 16, "layer_types": ["full_attention"]}
     with pytest.raises(ModelLoadError, match="allowed: 4 times sliding_attention or full_attention"):
         read("MistralForCausalLM", **bad_layers)
+
+
+def test_experts_of_each_family() -> None:
+    mixtral = read("MixtralForCausalLM").experts
+    assert mixtral == ExpertsConfig(routing=Routing(num_experts=8, top_k=2), intermediate_size=96)
+    shared = {"shared_expert_intermediate_size": 56, "mlp_only_layers": [0], "decoder_sparse_step": 2}
+    qwen2 = read("Qwen2MoeForCausalLM", **shared).experts
+    assert qwen2 == ExpertsConfig(
+        routing=Routing(num_experts=8, top_k=2, renormalises=False),
+        intermediate_size=40,
+        dense_layers=frozenset({0, 2}),
+        shared_size=56,
+        has_shared_gate=True,
+    )
+    qwen3 = read("Qwen3MoeForCausalLM", norm_topk_prob=True, hidden_act="gelu").experts
+    assert qwen3 == ExpertsConfig(routing=Routing(num_experts=8, top_k=2), intermediate_size=40, gate=Gate("gelu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "allowed"),
+    [
+        ("Mixtral", "num_experts_per_tok", 9, "1 to 8"),
+        ("Mixtral", "num_experts_per_tok", 0, "1 to 8"),
+        ("Mixtral", "num_local_experts", -1, "1 to 4096"),
+        ("Qwen3Moe", "num_experts_per_tok", "2", "1 to 8"),
+        ("Qwen3Moe", "mlp_only_layers", [4], "a list of layers from 0 to 3"),
+        ("Qwen2Moe", "decoder_sparse_step", 0, "1 to 2147483648"),
+        ("Qwen3Moe", "moe_intermediate_size", 0, "1 to 2147483648"),
+        ("Qwen3Moe", "hidden_act", "tanh", "silu, swish"),
+    ],
+)
+def test_experts_that_cannot_be_are_refused_by_their_key(name: str, key: str, value: object, allowed: str) -> None:
+    with pytest.raises(ModelLoadError, match=rf"config.json: {key} is .*allowed: {allowed}"):
+        read(f"{name}ForCausalLM", **{key: value})

@@ -48,9 +48,13 @@ def test_forward_respects_the_contract_of_ops(family: str) -> None:
 def test_two_projections_a_half_layer_and_no_more(family: str) -> None:
     model, ops = build(family), SymbolicOps()
     hidden = model.body(ops)
-    assert ops.counts["linear"] == 4 * NUM_LAYERS - 3, "what follows the last attention is for logits alone"
+    experts = ARCHITECTURES[family].experts
+    mlps = [2 if experts is None or i in experts.dense_layers else 3 * (experts.shared_size > 0) for i in range(3)]
+    own = sum(mlps[:-1])
+    assert ops.counts["linear"] == 2 * NUM_LAYERS - 1 + own, "what follows the last attention is for logits alone"
     model.heads["logits"](ops, *hidden)
-    assert ops.counts["linear"] == 4 * NUM_LAYERS + 1, "and the head"
+    assert ops.counts["linear"] == 2 * NUM_LAYERS + sum(mlps) + 1, "and the head"
+    assert ops.counts["mixture"] == sum(1 for linears in mlps if linears != 2)
 
 
 @families

@@ -23,6 +23,8 @@ RULES = {
     ("embed_tokens.weight", "wte.weight", "lm_head.weight"): "column",
     ("q_proj.weight", "k_proj.weight", "v_proj.weight", "qkv_proj.weight", "c_attn.weight"): "heads",
     ("q_proj.bias", "k_proj.bias", "v_proj.bias", "c_attn.bias"): "heads",
+    ("w1.weight", "w3.weight"): "column",
+    ("w2.weight",): "row",
     ("gate_proj.weight", "up_proj.weight", "c_fc.weight", "c_fc.bias", "fc1.weight", "fc1.bias"): "column",
     ("o_proj.weight", "out_proj.weight", "c_proj.weight", "down_proj.weight", "fc2.weight"): "row",
 }
@@ -74,6 +76,10 @@ def test_two_ranks_compute_what_one_does(family: str) -> None:
     instructions = [each for recording in recordings(family) for each in recording.instructions]
     linears = [each.arguments["weight"] for each in instructions if each.op == "linear"]
     pairs = [(first, second) for first, second in pairwise(linears) if rule(second) == "row"]
+    num_dense = len(pairs)
+    mixtures = [each.arguments["layer"] for each in instructions if each.op == "mixture"]
+    for mixture in mixtures:
+        pairs += zip(mixture.gate_up.experts, mixture.down.experts, strict=True)
     x = np.random.default_rng(0).standard_normal((3, a.hidden_size))
     for first, second in pairs:
         width = second.in_features
@@ -85,7 +91,8 @@ def test_two_ranks_compute_what_one_does(family: str) -> None:
             for rank in range(RANKS)
         ]
         np.testing.assert_allclose(sum(ranks), whole, rtol=1e-6, atol=1e-6)
-    assert len(pairs) == 2 * a.num_layers
+    has_shared = a.experts is not None and a.experts.shared_size > 0
+    assert num_dense == 2 * a.num_layers - (0 if has_shared else len(mixtures))
 
 
 def rule(linear: Linear) -> str:

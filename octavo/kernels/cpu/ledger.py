@@ -11,9 +11,11 @@ from itertools import groupby
 from math import prod
 
 from octavo.kernels.cpu.blocks import held_dtype
+from octavo.kernels.cpu.mixture import mixture_spec
 from octavo.kernels.device import StepLimits, host_rows
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger, row_bytes
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear
 from octavo.kernels.program.model_recording import ModelRecording
@@ -21,6 +23,7 @@ from octavo.kernels.program.recorder import Recording
 from octavo.kernels.tensor import DTYPES, DType, num_bytes
 
 _PARTITION, _TILE_ROWS = 128, 48  # of csrc/cpu/attention.cpp
+_MIXTURE_TOKENS = 512  # of csrc/cpu/mixture.h
 
 
 class CpuLedger:
@@ -45,6 +48,7 @@ class CpuLedger:
                 Entry("activations", row_bytes(model.body) * tokens, f"a step of {tokens:,} tokens in float32"),
                 Entry("activations", row_bytes(model.head) * seqs, f"logits of {seqs:,} sequences"),
                 Entry("workspace", self._products(model, limits), "products"),
+                *self._mixtures(contents, tokens),
                 Entry("workspace", self._num_threads * _attention_bytes(model.body.layers), "attention"),
                 host_rows(kv, limits),
             )
@@ -54,6 +58,25 @@ class CpuLedger:
         """Of the product that takes most; they run one after another."""
         rows = ((model.body, limits.max_num_tokens), (model.head, limits.max_num_seqs))
         return max(self._sizes(linear, count)[1] for part, count in rows for linear in _linears([part]))
+
+    def _mixtures(self, contents: Contents, num_tokens: int) -> Iterator[Entry]:
+        """Of the largest mixture: rows by expert, and their tiles. An expert may have all tokens, or each few."""
+        largest = 0
+        for layer in contents.mixtures.values():
+            rows = self._library.octavo_mixture_row_bytes(byref(mixture_spec(layer)), num_tokens)
+            largest = max(largest, rows + self._tiles(layer, min(num_tokens, _MIXTURE_TOKENS)))
+        if largest:
+            yield Entry("workspace", largest, "experts")
+
+    def _tiles(self, layer: Mixture, num_tokens: int) -> int:
+        """At most one tile that is not full for each expert with rows."""
+        num_rows = num_tokens * layer.routing.top_k
+        linears = layer.gate_up.experts[0], layer.down.experts[0]
+        most = 0
+        for linear in linears:
+            one, all_rows = self._sizes(linear, 1)[1], self._sizes(linear, num_rows)[1]
+            most = max(most, all_rows + min(num_rows, layer.num_own) * one)
+        return most * max(len(list(_matrices(linear))) for linear in linears)
 
     def _sizes(self, linear: Linear, num_tokens: int) -> tuple[int, int]:
         """Bytes when packed, and of scratch memory for this many tokens."""

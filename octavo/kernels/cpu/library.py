@@ -58,6 +58,19 @@ class LayerSpec(Structure):
     )
 
 
+class MixtureSpec(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("num_experts", "top_k", "num_groups", "top_groups")),
+        *((name, c_int32) for name in ("scoring", "group_score", "renormalises")),
+        ("scale", c_float),
+        ("bias", c_void_p),
+        ("gate", c_int32),
+        ("alpha", c_float),
+        ("limit", c_float),
+        *((name, c_int64) for name in ("hidden_size", "inner_size", "first_expert", "num_own")),
+    )
+
+
 class Argument(Union):
     """A parameter of an op: a number or an address."""
 
@@ -108,6 +121,13 @@ _SIGNATURES: Signatures = {
         c_int,
         (_POINTER, _POINTER, c_int32, _POINTER, c_int64, c_int64, c_int32, _POINTER, Slot, Slot, c_int64),
     ),
+    "octavo_program_new_mixture": (_POINTER, (_POINTER, POINTER(MixtureSpec))),
+    "octavo_mixture_pack": (
+        c_int,
+        (_POINTER, _POINTER, c_int32, c_int64, c_int32, _POINTER, c_int64, c_int64, c_int32, _POINTER),
+    ),
+    "octavo_program_append_mixture": (c_int, (_POINTER, _POINTER, Slot, Slot)),
+    "octavo_mixture_row_bytes": (c_int64, (POINTER(MixtureSpec), c_int64)),
     "octavo_program_times": (None, (_POINTER, POINTER(c_double), POINTER(c_int64))),
 }
 #: of csrc/bindings/sampling.cpp

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from octavo.kernels.cpu.library import Argument, Arguments, LayerSpec, Slot, ThreadPool, address, check
+from octavo.kernels.cpu.mixture import pack_mixture
 from octavo.kernels.cpu.weights import CpuWeights
 from octavo.kernels.kv_layout import KVLayout
 from octavo.kernels.ops import OPS, WORDS, AttentionLayer, FloatArray
@@ -106,9 +107,14 @@ class _Emitter:
         if instruction.op == "linear":
             x, out = places
             return self._linear(x, out, instruction.arguments["weight"])
+        if instruction.op == "mixture":
+            layer = instruction.arguments["layer"]
+            given = (self._library, self._pool, self._program, self._weights, layer, self._activation_bytes)
+            self._append("append_mixture", "mixture", pack_mixture(*given), *places)
+            return
         kinds = OPS[instruction.op].kinds
-        given = [each for name, kind in kinds.items() for each in self._arguments(kind, instruction.arguments[name])]
-        self._append("append", instruction.op, instruction.op.encode(), places, len(places), byref(Arguments(*given)))
+        values = [each for name, kind in kinds.items() for each in self._arguments(kind, instruction.arguments[name])]
+        self._append("append", instruction.op, instruction.op.encode(), places, len(places), byref(Arguments(*values)))
 
     def _linear(self, x: Slot, out: Slot, weight: Linear) -> None:
         bias = self._weights.vector(*weight.biases)

@@ -43,6 +43,7 @@ def device_ledger(
             *_weights(model, limits, kv.element_bytes, dtype),
             *_activations(model, limits, kv.element_bytes, dtype, is_fused=not (traced or is_fixed)),
             *_workspace(model, limits, gpu, dtype, has_parts=not is_fixed),
+            *_experts(model, limits, kv.element_bytes),
             *_attention(layers, kv, limits, dtype, gpu, attention),
             *_rows(kv, limits),
             *([_graphs(model)] if captures else []),
@@ -103,6 +104,15 @@ def _workspace(
         scan, rest = sizes.logits_scan(entries, vocab), sizes.sampling_workspace(entries, vocab, edits=edits)
         yield _entry("edited logits" if edits else "draws", [*scan.values(), *rest.values()])
     yield Entry("workspace", sizes.STAGING_BYTES, "uploads")
+
+
+def _experts(model: ModelRecording, limits: StepLimits, element_bytes: int) -> Iterator[Entry]:
+    layers = list(Contents.of((model.body, model.head)).mixtures.values())
+    if layers:
+        rows = max(limits.max_num_tokens, limits.max_num_seqs)
+        lists = sizes.num_bytes(sizes.mixture_lists(layers, rows).values())
+        pairs = element_bytes * sum(sizes.mixture_pairs(layers, rows).values())
+        yield Entry("workspace", lists + pairs, f"experts of {rows:,} tokens")
 
 
 def _attention(

@@ -43,6 +43,7 @@ from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import See
 from octavo.kernels.triton.attention.memory import TORCH_DTYPE, AttentionMemory
 from octavo.kernels.triton.block_copies import copy_blocks, in_order
+from octavo.kernels.triton.experts.room import Room
 from octavo.kernels.triton.linear.row_counts import cheap_row_counts, padded_size
 from octavo.kernels.triton.sampling import logprobs
 from octavo.kernels.triton.sampling.draw import sample
@@ -83,13 +84,16 @@ class TritonModel:
         self._memory = AttentionMemory(layers, kv, limits, gpu, device)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
         self.attention_names = self._attention.names
+        mixtures = [i.arguments["layer"] for i in whole.instructions if i.op == "mixture"]
+        most_rows = max(limits.max_num_tokens, limits.max_num_seqs)
+        self._room = Room.of(mixtures, most_rows, TORCH_DTYPE[dtype], device)
         is_fixed = attention == "deterministic"
         self._sums = None
         if ranks is not None and ranks.size > 1:
             why_not = "a deterministic engine adds up in one order" if is_fixed else None
             self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, peer_memory=peer_memory, why_not=why_not)
             ranks.link = self._sums.link
-        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, self._sums, is_fixed)
+        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, self._sums, is_fixed, self._room)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32" and not is_fixed
         shape = sizes.partial_sums(whole.instructions, limits.max_num_seqs)
         self._parts = torch.empty(shape if tiled else 0, dtype=torch.float32, device=device)
@@ -136,6 +140,7 @@ class TritonModel:
             "workspace": peers
             + self.staging.num_bytes
             + self._attention.num_bytes
+            + (0 if self._room is None else self._room.num_bytes)
             + sum(each.nbytes for each in workspace),
         }
 

@@ -13,6 +13,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.sizes import aligned, buffer_elements
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import OPS, Activation, AttentionLayer, Index, Outside
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import Instruction, OpByOp, Recording, See, Value, share_buffers
@@ -20,6 +21,8 @@ from octavo.kernels.triton.attention.memory import AttentionMemory
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, rotary_kv_write
 from octavo.kernels.triton.elementwise import elementwise, norm
 from octavo.kernels.triton.elementwise.elementwise import embedding
+from octavo.kernels.triton.experts.mixture import Experts, mixture
+from octavo.kernels.triton.experts.room import Room
 from octavo.kernels.triton.linear.fixed_linear import fixed_linear
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
@@ -39,6 +42,7 @@ class Shared:
     see: See | None  # None: a program runs as a whole
     sums: RankSums | None = None  # None: the model is whole
     is_fixed: bool = False  # all programs launch the same kernels, whose sums do not depend on the number of rows
+    room: Room | None = None  # None: no layer has experts
 
     @property
     def fuses_sums(self) -> bool:
@@ -224,6 +228,20 @@ class Program:
 
     def _gated_activation(self, kind: Activation) -> Launch:
         return lambda step, x, out: elementwise.gated_activation(x, kind, out, chained=self._chained)
+
+    def _gate_rows(self) -> Launch:
+        return lambda step, x, gate, out: elementwise.gate_rows(x, gate, out, chained=self._chained)
+
+    def _mixture(self, layer: Mixture) -> Launch:
+        experts, room, chained = Experts.of(layer, self._weights), self._shared.room, self._chained
+        is_fixed = self._shared.is_fixed
+        assert room is not None, "a model with experts has room for them"
+
+        def launch(step: DeviceStep, x: torch.Tensor, *rest: torch.Tensor) -> None:
+            *residuals, out = rest
+            mixture(x, residuals[0] if residuals else None, out, experts, room, is_fixed=is_fixed, chained=chained)
+
+        return launch
 
     def _rotary_kv_write(self, layer: AttentionLayer) -> Launch:
         transform, chained = HeadTransform.of(layer, self._weights), self._chained

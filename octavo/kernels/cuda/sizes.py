@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Shape
 from octavo.kernels.program.recorder import BufferPlan, Instruction
@@ -26,6 +27,7 @@ HEAD = 64  # segments that a draw looks at first
 MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a float32 row and a row of counts
 TILED_ROWS = (16, 64, 128, 256)  # row counts above 1 at which products are tiles
 MAX_SPLIT = 2  # parts of a product's inputs, each with its own sum
+FEW_MIXTURE_ROWS = 32  # rows whose router products are split over programs
 STAGING_BYTES = 8 << 20
 MAX_PEERS = 8  # ranks that exchange over peer memory
 PEER_BYTES = 2 << 20  # the largest message that they exchange so
@@ -49,6 +51,30 @@ def partial_sums(instructions: Sequence[Instruction], max_num_seqs: int) -> Shap
     """Room for the sums of split products, which the next norm adds up."""
     widths = [i.outputs[0].width for i in instructions if i.op == "add_rms_norm"]
     return (MAX_SPLIT * min(max_num_seqs, TILED_ROWS[-1]) * max(widths, default=0),)
+
+
+def mixture_lists(layers: Sequence[Mixture], max_rows: int) -> dict[str, Shape]:
+    """Of the largest mixture, for the choices of max_rows rows."""
+    experts = max((layer.routing.num_experts for layer in layers), default=0)
+    pairs = max_rows * max((layer.routing.top_k for layer in layers), default=0)
+    own = max((layer.num_own for layer in layers), default=0)
+    padded = max(16, 1 << (experts - 1).bit_length())
+    return {
+        "logits": (FEW_MIXTURE_ROWS, padded),
+        "arrived": (FEW_MIXTURE_ROWS,),
+        "ids": (pairs,),
+        "weights": (pairs,),
+        "counts": (own,),
+        "order": (own, max_rows),
+    }
+
+
+def mixture_pairs(layers: Sequence[Mixture], max_rows: int) -> dict[str, int]:
+    """Elements, in the model's type, of what a mixture computes for each choice."""
+    return {
+        "gated": max_rows * max((layer.routing.top_k * layer.down.in_features for layer in layers), default=0),
+        "results": max_rows * max((layer.routing.top_k * layer.down.out_features for layer in layers), default=0),
+    }
 
 
 def attention_plan(max_num_seqs: int, max_num_tokens: int) -> Shapes:

@@ -2,7 +2,7 @@
 
     rotary_kv_write, paged_attention   ->  attention                         in a step of decodes alone
     linear, add_rms_norm               ->  linear with residual, rms_norm  ┐ few rows: reading weights is the cost
-    linear, add                        ->  linear with residual            ┘
+    linear, add                        ->  linear with residual            ┘  and so for a mixture
     linear, add_rms_norm               ->  linear_add_rms_norm               more rows: the norm sums the parts
     linear, gated_activation           ->  linear with gate                  if the product's tiling takes it
     rms_norm, linear                   ->  linear with norm                  very few rows: a kernel holds whole rows
@@ -100,7 +100,7 @@ def _all_reduce(first: Instruction, second: Instruction) -> list[Instruction] | 
 
 
 def _residual(first: Instruction, second: Instruction) -> list[Instruction] | None:
-    if first.op != "linear" or first.arguments["weight"].biases:
+    if first.op != "mixture" and (first.op != "linear" or first.arguments["weight"].biases):
         return None
     product = first.outputs[0]
     if second.op == "add":

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import AttentionLayer, Model, Op, Ops, Result, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 
@@ -70,6 +71,8 @@ class Recording:
                     yield argument
                 elif isinstance(argument, Linear):
                     yield from (*argument.parts, *argument.biases)
+                elif isinstance(argument, Mixture):
+                    yield from argument.parameters
                 elif isinstance(argument, AttentionLayer):
                     yield from (norm for norm in (argument.q_norm, argument.k_norm) if norm is not None)
 
@@ -206,7 +209,7 @@ def printer(norm: Callable[[Tensor], float]) -> See:
 
 def _name(argument: object) -> str:
     """The argument's name, or an empty string."""
-    if isinstance(argument, Linear | Parameter):
+    if isinstance(argument, Linear | Parameter | Mixture):
         return argument.name
     if isinstance(argument, AttentionLayer):
         return f"group {argument.group} layer {argument.index_in_group}"

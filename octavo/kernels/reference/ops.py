@@ -7,31 +7,26 @@ sums a product in another order when the number of rows changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from octavo.distributed.collectives import Collectives
+from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import Activation, AttentionLayer, Index, Op, Ops, Outside
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import See
 from octavo.kernels.reference import attention
+from octavo.kernels.reference.activations import ACTIVATIONS, gated
+from octavo.kernels.reference.routing import choose
 from octavo.kernels.reference.weights import ReferenceWeights
-
-ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
-
 
 #: ops that need only tensors and numbers
 PLAIN: dict[str, Callable[..., torch.Tensor]] = {
     "add": lambda x, y: x + y,
     "activation": lambda x, kind: ACTIVATIONS[kind](x),
+    "gate_rows": lambda x, gate: x * torch.sigmoid(gate),
     "softcap": lambda x, cap: torch.tanh(x / cap) * cap,
 }
 
@@ -92,6 +87,16 @@ class ReferenceOps(Ops):
     def _gated_activation(self, gate_up: torch.Tensor, kind: Activation) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return ACTIVATIONS[kind](gate) * up
+
+    def _mixture(self, x: torch.Tensor, layer: Mixture) -> torch.Tensor:
+        bias = None if layer.bias is None else self._weights.tensor(layer.bias)
+        chosen_TK, weights_TK = choose(self._linear(x, layer.router), bias, layer.routing)
+        out = torch.zeros_like(x)
+        for expert, (gate_up, down) in enumerate(zip(layer.gate_up.experts, layer.down.experts, strict=True)):
+            rows, places = (chosen_TK == layer.first_expert + expert).nonzero(as_tuple=True)
+            y = self._linear(gated(self._linear(x[rows], gate_up), layer.gate), down)
+            out[rows] += y * weights_TK[rows, places, None]
+        return out
 
     def _rotary_kv_write(self, qkv: torch.Tensor, layer: AttentionLayer) -> torch.Tensor:
         heads_TXD = qkv.reshape(len(qkv), -1, layer.head_dim)

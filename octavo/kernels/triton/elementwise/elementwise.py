@@ -38,6 +38,15 @@ def gated_activation(gate_up: torch.Tensor, kind: Activation, out: torch.Tensor,
     )  # fmt: skip
 
 
+def gate_rows(x: torch.Tensor, gate: torch.Tensor, out: torch.Tensor, *, chained: bool = False) -> None:
+    """out [T, width] = x * sigmoid(gate [T, 1]). `out` may be x."""
+    width = x.shape[1]
+    _gate_rows_kernel[(len(x), triton.cdiv(width, _TILE))](
+        x, gate, out, width, x.stride(0), gate.stride(0), out.stride(0),
+        TILE=_TILE, CHAINED=chained, launch_pdl=chained, num_warps=4,
+    )  # fmt: skip
+
+
 def embedding(
     table: torch.Tensor,
     index: torch.Tensor,
@@ -122,6 +131,19 @@ def _gated_kernel(
     gate = tl.load(gate_up + row * in_stride + col, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * in_stride + width + col, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + row * out_stride + col, (activate(gate, KIND) * up).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _gate_rows_kernel(
+    x_ptr, gate_ptr, out_ptr, width, x_stride, gate_stride, out_stride, TILE: tl.constexpr, CHAINED: tl.constexpr
+):
+    wait_for_previous(CHAINED)
+    row = tl.program_id(0).to(tl.int64)
+    col = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    mask = col < width
+    factor = tl.sigmoid(tl.load(gate_ptr + row * gate_stride).to(tl.float32))
+    x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * out_stride + col, (x * factor).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

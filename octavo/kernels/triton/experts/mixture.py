@@ -1,0 +1,85 @@
+"""The op `mixture` on a GPU: three launches for one row, four for more.
+
+one row      route | gate_up of the chosen | down of the chosen, their weighted sum and the residual
+more         route, with each expert's list of rows | grouped gate_up | grouped down | weighted sum and residual
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.mixture import ExpertStack, Mixture
+from octavo.kernels.parameters import Linear
+from octavo.kernels.triton.experts.combine import combine
+from octavo.kernels.triton.experts.grouped_linear import FIXED, grouped_linear
+from octavo.kernels.triton.experts.one_row import one_row_down, one_row_gate_up
+from octavo.kernels.triton.experts.room import Room
+from octavo.kernels.triton.experts.routing import route
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experts:
+    """A layer's weights on the device. router [E, H], gate_up [own, 2F, H], down [own, H, F], and their biases."""
+
+    layer: Mixture
+    router: torch.Tensor
+    router_bias: torch.Tensor | None
+    bias: torch.Tensor | None
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, layer: Mixture, weights: DeviceWeights) -> Experts:
+        """Uploads them, each expert's to its place in the stack."""
+
+        def stack(of: Linear | ExpertStack) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return weights.stacked(*of.parts), weights.stacked(*of.biases) if of.biases else None
+
+        router, router_bias = stack(layer.router)
+        gate_up, gate_up_bias = stack(layer.gate_up)
+        down, down_bias = stack(layer.down)
+        bias = None if layer.bias is None else weights.vector(layer.bias)
+        gate_up = gate_up.view(layer.num_own, -1, gate_up.shape[-1])
+        down = down.view(layer.num_own, -1, down.shape[-1])
+        return cls(layer, router, router_bias, bias, gate_up, gate_up_bias, down, down_bias)
+
+
+def mixture(
+    x: torch.Tensor, residual: torch.Tensor | None, out: torch.Tensor, experts: Experts, room: Room, *,
+    is_fixed: bool = False, chained: bool,
+) -> None:  # fmt: skip
+    """out [T, H] = the mixture of x [T, H] (+ residual, which may be out; out must not be x). is_fixed: the same
+    kernels for any number of rows, so that a row's result does not depend on the others."""
+    layer, num_rows = experts.layer, len(x)
+    assert num_rows <= room.max_rows, f"{num_rows} rows in room for {room.max_rows}"
+    top_k, first, is_alone = layer.routing.top_k, layer.first_expert, num_rows == 1 and not is_fixed
+    route(
+        x, experts.router, experts.router_bias, experts.bias, layer, room, has_lists=not is_alone, is_fixed=is_fixed,
+        chained=chained,
+    )  # fmt: skip
+    if is_alone:
+        one_row_gate_up(
+            x, experts.gate_up, experts.gate_up_bias, room, layer.gate, top_k=top_k, first_expert=first, chained=chained
+        )
+        one_row_down(
+            experts.down, experts.down_bias, residual, out, room, top_k=top_k, first_expert=first, chained=chained
+        )
+        return
+    num_pairs, inner, hidden = num_rows * top_k, layer.down.in_features, x.shape[1]
+    gated = room.gated[: num_pairs * inner].view(num_pairs, inner)
+    results = room.results[: num_pairs * hidden].view(num_pairs, hidden)
+    tile = FIXED if is_fixed else None
+    grouped_linear(
+        x, experts.gate_up, experts.gate_up_bias, gated, room, num_pairs=num_pairs, rows_of=top_k, gate=layer.gate,
+        tile=tile, chained=chained,
+    )  # fmt: skip
+    grouped_linear(
+        gated, experts.down, experts.down_bias, results, room, num_pairs=num_pairs, rows_of=1, tile=tile,
+        chained=chained,
+    )  # fmt: skip
+    combine(residual, out, room, top_k=top_k, first_expert=first, num_own=layer.num_own, chained=chained)

@@ -1,0 +1,89 @@
+"""config.json of families with experts: how many, how the router chooses, and which layers have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.kernels.mixture import Gate, GroupScore, Routing, Scoring
+from octavo.models.architecture import ExpertsConfig
+from octavo.models.config_file import ConfigFile
+from octavo.models.llama_json import MOST_LAYERS, mistral, qwen
+
+_MOST_EXPERTS = 1 << 12
+
+
+def mixtral(config: ConfigFile) -> dict[str, Any]:
+    found = mistral(config)
+    routing = routing_of(config, "num_local_experts", renormalises=True)
+    return found | {
+        "experts": ExpertsConfig(routing=routing, intermediate_size=found["intermediate_size"], gate=gate(config))
+    }
+
+
+def qwen2_moe(config: ConfigFile) -> dict[str, Any]:
+    return _qwen_moe(config, shared_size=config.size("shared_expert_intermediate_size", 5632)) | {
+        "extra": {"qkv_bias": config.flag("qkv_bias", True)}
+    }
+
+
+def qwen3_moe(config: ConfigFile) -> dict[str, Any]:
+    return _qwen_moe(config, shared_size=0)
+
+
+def _qwen_moe(config: ConfigFile, *, shared_size: int) -> dict[str, Any]:
+    step = config.size("decoder_sparse_step", 1)
+    num_layers = config.size("num_hidden_layers", largest=MOST_LAYERS)
+    named = _layers(config, "mlp_only_layers", num_layers)
+    name = "num_experts" if config.has("num_experts") else "num_local_experts"
+    return qwen(config) | {
+        "experts": ExpertsConfig(
+            routing=routing_of(config, name, renormalises=config.flag("norm_topk_prob", False)),
+            intermediate_size=config.size("moe_intermediate_size"),
+            dense_layers=frozenset(i for i in range(num_layers) if i in named or (i + 1) % step != 0),
+            shared_size=shared_size,
+            has_shared_gate=shared_size > 0,
+            gate=gate(config),
+        )
+    }
+
+
+def routing_of(
+    config: ConfigFile,
+    num_experts: str,
+    *,
+    renormalises: bool,
+    scoring: Scoring = "softmax",
+    scale: float = 1.0,
+    group_score: GroupScore = "largest",
+    has_groups: bool = False,
+) -> Routing:
+    """num_experts: the key that says how many there are. has_groups: n_group and topk_group limit the choice."""
+    count = config.size(num_experts, largest=_MOST_EXPERTS)
+    groups = config.size("n_group", 1, largest=count) if has_groups else 1
+    if count % groups:
+        raise config.wrong("n_group", f"numbers that divide {num_experts}, {count}")
+    top_groups = config.size("topk_group", groups, largest=groups) if has_groups else 1
+    if group_score == "sum_of_two" and top_groups < groups and count // groups < 2:
+        raise config.wrong("n_group", f"up to {count // 2}: a group's score is that of its two best experts")
+    return Routing(
+        num_experts=count,
+        top_k=config.size("num_experts_per_tok", largest=count // groups * top_groups),
+        scoring=scoring,
+        renormalises=renormalises,
+        scale=scale,
+        num_groups=groups,
+        top_groups=top_groups,
+        group_score=group_score,
+    )
+
+
+def gate(config: ConfigFile) -> Gate:
+    return Gate(config.activation("hidden_act", "silu"))
+
+
+def _layers(config: ConfigFile, key: str, num_layers: int) -> frozenset[int]:
+    """A list of layers."""
+    found = config.items(key)
+    if not all(type(layer) is int and 0 <= layer < num_layers for layer in found):
+        raise config.wrong(key, f"a list of layers from 0 to {num_layers - 1}")
+    return frozenset(found)

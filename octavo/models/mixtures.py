@@ -1,0 +1,124 @@
+"""Families with layers of experts, whose attention is Llama's: Mixtral, Qwen 2 and 3 MoE.
+
+A layer of experts has a router and, for each expert, the three matrices of a gated MLP; `ExpertNames` says what they
+are called. Some layers may have one MLP instead, as in a dense model. Which, and how the router chooses, are values of
+`ExpertsConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from octavo.kernels.mixture import ExpertStack, Mixture
+from octavo.kernels.parameters import Parameter
+from octavo.layers.blocks import MLP
+from octavo.layers.experts import MixtureMLP, SharedExpert
+from octavo.models import llama
+from octavo.models.architecture import Architecture, ExpertsConfig
+from octavo.models.decoder import AttentionSpecs, Decoder
+from octavo.models.weights import TensorTable, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """Tensors under a layer's prefix. bias: of the choice, or None. shared: of the expert for every token."""
+
+    mlp: str = "mlp"
+    router: str = "gate"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    bias: str | None = None
+    shared: str = "shared_expert"
+
+    def matrices(self, expert: int) -> tuple[str, str, str]:
+        """The names of an expert's gate, up and down."""
+        gate, up, down = (f"{self.mlp}.experts.{expert}.{name}" for name in (self.gate, self.up, self.down))
+        return gate, up, down
+
+
+MIXTRAL = ExpertNames(mlp="block_sparse_moe", gate="w1", up="w3", down="w2")
+QWEN = ExpertNames()
+
+
+def mixtral_tensors(a: Architecture) -> TensorTable:
+    return _with_experts(a, llama.tensors(a), MIXTRAL)
+
+
+def qwen2_tensors(a: Architecture) -> TensorTable:
+    return _with_experts(a, llama.qwen2_tensors(a) if a.extra["qkv_bias"] else llama.tensors(a), QWEN)
+
+
+def qwen3_tensors(a: Architecture) -> TensorTable:
+    return _with_experts(a, llama.qwen3_tensors(a), QWEN)
+
+
+def build_mixtral(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+    return _build(a, weights, specs, MIXTRAL)
+
+
+def build_qwen(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+    return _build(a, weights, specs, QWEN)
+
+
+def _with_experts(a: Architecture, dense: TensorTable, names: ExpertNames) -> TensorTable:
+    """The table of a model whose layers all have one MLP, with experts in the layers that have them."""
+    experts = a.experts
+    assert experts is not None, "the family has experts"
+    prefixes = {f"model.layers.{i}." for i in range(a.num_layers) if i not in experts.dense_layers}
+    table = {name: shape for name, shape in dense.items() if name.split("mlp.")[0] not in prefixes}
+    layer = dict(_layer_tensors(a.hidden_size, experts, names))
+    return table | {prefix + name: shape for prefix in sorted(prefixes) for name, shape in layer.items()}
+
+
+def _layer_tensors(hidden: int, experts: ExpertsConfig, names: ExpertNames) -> Iterator[tuple[str, tuple[int, ...]]]:
+    inner, shared = experts.intermediate_size, f"{names.mlp}.{names.shared}"
+    yield f"{names.mlp}.{names.router}.weight", (experts.routing.num_experts, hidden)
+    if names.bias is not None:
+        yield f"{names.mlp}.{names.bias}", (experts.routing.num_experts,)
+    for expert in range(experts.routing.num_experts):
+        gate, up, down = names.matrices(expert)
+        yield from ((f"{gate}.weight", (inner, hidden)), (f"{up}.weight", (inner, hidden)))
+        yield f"{down}.weight", (hidden, inner)
+    if experts.shared_size:
+        yield from ((f"{shared}.{name}.weight", (experts.shared_size, hidden)) for name in ("gate_proj", "up_proj"))
+        yield f"{shared}.down_proj.weight", (hidden, experts.shared_size)
+    if experts.has_shared_gate:
+        yield f"{shared}_gate.weight", (1, hidden)
+
+
+def _build(a: Architecture, weights: Weights, specs: AttentionSpecs, names: ExpertNames) -> Decoder:
+    def mlp(index: int, w: Weights) -> MLP:
+        experts = a.experts
+        assert experts is not None, "the family has experts"
+        if index in experts.dense_layers:
+            return w.gated_mlp(llama.GATE_UP, "mlp.down_proj", a.activation)
+        return MixtureMLP(_mixture(w, experts, names), _shared(a, w, experts, names))
+
+    return llama.build(a, weights, specs, mlp=mlp)
+
+
+def _mixture(w: Weights, experts: ExpertsConfig, names: ExpertNames) -> Mixture:
+    matrices = [names.matrices(expert) for expert in range(experts.routing.num_experts)]
+    return Mixture(
+        name=f"{w.prefix}{names.mlp}",
+        routing=experts.routing,
+        router=w.replicated(f"{names.mlp}.{names.router}"),
+        bias=_bias(w, names),
+        gate_up=ExpertStack(tuple(w.column(gate, up, num_segments=2, read_by=down) for gate, up, down in matrices)),
+        down=ExpertStack(tuple(w.row(down) for _, _, down in matrices)),
+        gate=experts.gate,
+    )
+
+
+def _bias(w: Weights, names: ExpertNames) -> Parameter | None:
+    return None if names.bias is None else w.parameter(f"{names.mlp}.{names.bias}")
+
+
+def _shared(a: Architecture, w: Weights, experts: ExpertsConfig, names: ExpertNames) -> SharedExpert | None:
+    if not experts.shared_size:
+        return None
+    prefix = f"{names.mlp}.{names.shared}"
+    mlp = w.gated_mlp((f"{prefix}.gate_proj", f"{prefix}.up_proj"), f"{prefix}.down_proj", a.activation)
+    return SharedExpert(mlp, w.replicated(f"{prefix}_gate") if experts.has_shared_gate else None)

@@ -1,0 +1,171 @@
+"""The mixture of experts: any number of rows against torch in float32, with every way to choose and every gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
+
+from octavo.kernels.mixture import SILU, ExpertStack, Gate, Mixture, Routing  # isort: skip
+from octavo.kernels.reference.activations import gated  # isort: skip
+from octavo.kernels.reference.routing import choose  # isort: skip
+from octavo.kernels.triton.experts.grouped_linear import Tile, choose_tile, grouped_linear  # isort: skip
+from octavo.kernels.triton.experts.mixture import Experts, mixture  # isort: skip
+from octavo.kernels.triton.experts.room import Room  # isort: skip
+from octavo.testing import made_parameters  # isort: skip
+
+HIDDEN, INNER = (512, 384) if ON_GPU else (64, 48)
+TOP_TWO = Routing(num_experts=6, top_k=2)
+DEEPSEEK = Routing(
+    num_experts=12, top_k=4, scoring="sigmoid", scale=2.5, num_groups=3, top_groups=2, group_score="sum_of_two"
+)
+DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
+NUM_ROWS = [1, 2, 7, 32, 33, 300, 2000] if ON_GPU else [1, 5, 40]
+
+
+@dataclass(frozen=True)
+class Case:
+    routing: Routing = TOP_TWO
+    gate: Gate = SILU
+    has_biases: bool = False  # of the products
+    has_bias: bool = False  # of the choice
+
+
+CASES = {
+    "mixtral": Case(),
+    "deepseek v3": Case(DEEPSEEK, has_bias=True),
+    "deepseek v2": Case(replace(DEEPSEEK, scoring="softmax", renormalises=False, group_score="largest", top_groups=1)),
+    "gpt-oss": Case(gate=Gate("clamped", limit=1.0), has_biases=True),
+    "one expert": Case(Routing(num_experts=1, top_k=1), Gate("gelu_tanh")),
+}
+
+
+@pytest.mark.parametrize("num_rows", NUM_ROWS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("chained", [False, True] if ON_GPU else [False])
+def test_it_equals_torch(name: str, dtype: torch.dtype, num_rows: int, chained: bool) -> None:
+    experts, room = made(CASES[name], dtype), room_for(CASES[name], dtype)
+    x, residual = (torch.randn(num_rows, HIDDEN, device=DEVICE).to(dtype) for _ in range(2))
+    for added in (None, residual):
+        out = torch.full_like(x, torch.nan) if added is None else added.clone()
+        mixture(x, None if added is None else out, out, experts, room, chained=chained)
+        expected = in_torch(x, experts, room)
+        if added is not None:
+            expected += added.float()
+        assert relative_error(out, expected) < TOLERANCE[dtype]
+    assert not room.counts.any(), "left as they were found, for the next mixture"
+    assert not room.arrived.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["deepseek v3", "gpt-oss"])
+def test_fixed_sums_do_not_depend_on_the_other_rows(name: str, dtype: torch.dtype) -> None:
+    experts, room = made(CASES[name], dtype), room_for(CASES[name], dtype)
+    x = torch.randn(max(NUM_ROWS), HIDDEN, device=DEVICE).to(dtype)
+    many = torch.empty_like(x)
+    mixture(x, None, many, experts, room, is_fixed=True, chained=False)
+    assert relative_error(many, in_torch(x, experts, room)) < TOLERANCE[dtype]
+    for count in NUM_ROWS[:-1]:
+        few = torch.empty_like(x[:count])
+        mixture(x[:count], None, few, experts, room, is_fixed=True, chained=False)
+        assert torch.equal(few, many[:count])
+
+
+def in_torch(x: torch.Tensor, experts: Experts, room: Room) -> torch.Tensor:
+    """With our own choices, which must be as good as torch's: of nearly equal scores it may take others."""
+    layer, num_pairs = experts.layer, len(x) * experts.layer.routing.top_k
+    logits = x.float() @ experts.router.float().T
+    if experts.router_bias is not None:
+        logits += experts.router_bias.float()
+    best, best_weights = choose(logits, experts.bias, layer.routing)
+    ids, weights = (each[:num_pairs].view(best.shape) for each in (room.ids.long(), room.weights))
+    is_same = (ids == best).all(1)
+    assert is_same.float().mean() > (0.99 if x.dtype == torch.float32 else 0.9)
+    torch.testing.assert_close(weights[is_same], best_weights[is_same], atol=1e-2, rtol=1e-2)
+    out = torch.zeros_like(x, dtype=torch.float32)
+    for expert in range(layer.num_own):
+        rows, places = (ids == layer.first_expert + expert).nonzero(as_tuple=True)
+        gate_up = x[rows].float() @ experts.gate_up[expert].float().T
+        if experts.gate_up_bias is not None:
+            gate_up += experts.gate_up_bias.view(layer.num_own, -1)[expert].float()
+        y = gated(gate_up, layer.gate).to(x.dtype).float() @ experts.down[expert].float().T
+        if experts.down_bias is not None:
+            y += experts.down_bias.view(layer.num_own, -1)[expert].float()
+        out[rows] += y * weights[rows, places, None]
+    return out
+
+
+def made(case: Case, dtype: torch.dtype) -> Experts:
+    torch.manual_seed(0)
+    count = case.routing.num_experts
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, device=DEVICE) * shape[-1] ** -0.5).to(dtype)
+
+    def bias(size: int) -> torch.Tensor | None:
+        return torch.randn(size, device=DEVICE).to(dtype) if case.has_biases else None
+
+    return Experts(
+        layer_of(case),
+        *(4 * drawn(count, HIDDEN), bias(count), torch.randn(count, device=DEVICE) if case.has_bias else None),
+        *(drawn(count, 2 * INNER, HIDDEN), bias(count * 2 * INNER)),
+        *(drawn(count, HIDDEN, INNER), bias(count * HIDDEN)),
+    )
+
+
+def layer_of(case: Case) -> Mixture:
+    return made_parameters.mixture(case.routing, HIDDEN, INNER, gate=case.gate)
+
+
+def room_for(case: Case, dtype: torch.dtype) -> Room:
+    room = Room.of([layer_of(case)], max(NUM_ROWS), dtype, DEVICE)
+    assert room is not None
+    return room
+
+
+@pytest.mark.parametrize("num_rows", [1, 9])
+def test_ranks_with_some_of_the_experts_add_up(num_rows: int) -> None:
+    case = CASES["gpt-oss"]
+    whole, x = made(case, torch.float32), torch.randn(num_rows, HIDDEN, device=DEVICE)
+    total = torch.zeros_like(x)
+    for own in (slice(0, 2), slice(2, 6)):
+        gate_up, down = (ExpertStack(stack.experts[own]) for stack in (whole.layer.gate_up, whole.layer.down))
+        layer = replace(whole.layer, gate_up=gate_up, down=down, first_expert=own.start)
+        biases = (each.view(6, -1)[own].flatten() for each in (whole.gate_up_bias, whole.down_bias) if each is not None)
+        gate_up_bias, down_bias = biases
+        part = replace(
+            whole, layer=layer, gate_up=whole.gate_up[own], down=whole.down[own], gate_up_bias=gate_up_bias,
+            down_bias=down_bias,
+        )  # fmt: skip
+        mixture(x, total, total, part, room_for(case, torch.float32), chained=False)
+    expected, room = torch.empty_like(x), room_for(case, torch.float32)
+    mixture(x, None, expected, whole, room, chained=False)
+    assert relative_error(total, expected) < 1e-5
+
+
+@pytest.mark.parametrize("average", [1, 8, 9, 24, 25, 48, 49, 500])
+def test_every_tile_multiplies_lists_of_any_length(average: int) -> None:
+    """Lists of none, one, and more pairs than a tile has."""
+    case, room = CASES["mixtral"], room_for(CASES["mixtral"], torch.float32)
+    experts = made(case, torch.float32)
+    tile = choose_tile(average * 6, 6, is_gated=True)
+    if not ON_GPU:
+        tile = Tile(min(tile.pairs, 16), 32, 32, 1, 1)
+    counts = [0, 1, tile.pairs, tile.pairs + 3, 0, 2]
+    pairs = torch.randperm(sum(counts), device=DEVICE).int()
+    room.counts.copy_(torch.tensor(counts, device=DEVICE))
+    lists = pairs.split(counts)
+    for expert, pair in enumerate(lists):
+        room.order[expert, : len(pair)] = pair
+    x = torch.randn(len(pairs), HIDDEN, device=DEVICE)
+    out = torch.full((len(pairs), INNER), torch.nan, device=DEVICE)
+    given = {"num_pairs": len(pairs), "rows_of": 1, "gate": SILU, "tile": tile, "chained": False}
+    grouped_linear(x, experts.gate_up, None, out, room, **given)
+    for expert, pair in enumerate(lists):
+        expected = gated(x[pair.long()] @ experts.gate_up[expert].T, SILU)
+        if len(pair):
+            assert relative_error(out[pair.long()], expected) < 1e-5
