@@ -380,7 +380,6 @@ __device__ void describe_members(const Planner& p) {
       member.num_parts += unit.num_parts;
       places[i] = unit.members + path.rank[i];
     }
-    member.num_units = member.num_parts > 1 ? path.num_units : 0;
 #pragma unroll
     for (int i = 0; i <= kSharedLevels; ++i) {
       if (i < path.num_units) p.plan.members[places[i]] = member;

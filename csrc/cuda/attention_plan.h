@@ -47,9 +47,8 @@ struct Member {
   int newest_block;  // the block of its last token
   int num_tokens;
   int num_parts;     // in all units; 1: the result needs no join
-  int num_units;     // 0 if there is no join
-  Parts parts[kSharedLevels + 1];
-  int unused;
+  Parts parts[kSharedLevels + 1];  // unit by unit, up to num_parts in all
+  int unused[2];
 };
 static_assert(sizeof(Member) == 96, "members are copied 16 bytes at a time");
 

@@ -2,7 +2,7 @@
 
 Memory is counted with the engine's scheduler and block tables, without a model: each step draws a token for every
 sequence, so a run takes seconds. Beams choose among made-up candidates (`MadeUpCandidates`). The saving is that of the
-PagedAttention paper (Kwon et al., SOSP 2023, figure 15):
+PagedAttention paper (Kwon et al., SOSP 2023, section 6.3):
 
     1 - blocks held / blocks that as many separate requests would hold, both averaged over all steps
 
@@ -35,9 +35,11 @@ from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 
 DATASETS: dict[str, Lengths] = {"ShareGPT": SHAREGPT, "Alpaca": ALPACA}
-#: the paper's memory saving in %, OPT-13B: it gives that of the fewest and of the most samples, or beams
-PAPER: dict[str, dict[int, float]] = {"ShareGPT": {2: 16.2, 6: 30.5}, "Alpaca": {2: 6.1, 6: 9.8}}
-PAPER_OF_BEAMS: dict[str, dict[int, float]] = {"ShareGPT": {2: 44.3, 6: 66.3}, "Alpaca": {2: 37.6, 6: 55.2}}
+#: the memory saving in % that the paper's text states for OPT-13B (section 6.3, arXiv 2309.06180): a range over these
+#: numbers of samples, or of beams
+PAPER_COUNTS = (2, 4, 6)
+PAPER: dict[str, tuple[float, float]] = {"ShareGPT": (16.2, 30.5), "Alpaca": (6.1, 9.8)}
+PAPER_OF_BEAMS: dict[str, tuple[float, float]] = {"ShareGPT": (44.3, 66.3), "Alpaca": (37.6, 55.2)}
 NUM_AT_ONCE = 16  # requests, whatever n is, so that all n run the same steps
 _STEP_TOKENS = 8192
 
@@ -64,9 +66,9 @@ class Saving:
         return 1 - self.num_slots_read / self.num_slots_read_unshared
 
     @property
-    def paper(self) -> float | None:
-        """The paper's memory saving in %, if it has one."""
-        return (PAPER_OF_BEAMS if self.is_search else PAPER)[self.dataset].get(self.n)
+    def paper(self) -> tuple[float, float] | None:
+        """The range of the paper's memory savings in %, if this number of samples or beams is in it."""
+        return (PAPER_OF_BEAMS if self.is_search else PAPER)[self.dataset] if self.n in PAPER_COUNTS else None
 
     @property
     def name(self) -> str:
@@ -81,7 +83,7 @@ class Saving:
             "blocks_held": self.num_blocks / self.num_steps,
             "blocks_held_unshared": self.num_unshared_blocks / self.num_steps,
             "memory_saved": self.memory_saved,
-            "memory_saved_paper": None if self.paper is None else self.paper / 100,
+            "memory_saved_paper": None if self.paper is None else [percent / 100 for percent in self.paper],
             "kv_slots_read": self.num_slots_read / self.num_steps,
             "kv_slots_read_unshared": self.num_slots_read_unshared / self.num_steps,
             "reads_saved": self.reads_saved,
@@ -243,7 +245,7 @@ def table(savings: Sequence[Saving]) -> list[list[str]]:
     rows = [["lengths", "of a prompt", "blocks held", "unshared", "memory saved", "the paper's", "KV reads saved"]]
     for one in savings:
         held, unshared = one.num_blocks / one.num_steps, one.num_unshared_blocks / one.num_steps
-        paper = "" if one.paper is None else f"{one.paper:.1f} %"
+        paper = "" if one.paper is None else "{:.1f} to {:.1f} %".format(*one.paper)
         counts = [f"{held:,.0f}", f"{unshared:,.0f}", f"{one.memory_saved:.1%}".replace("%", " %"), paper]
         rows.append([one.dataset, one.name, *counts, f"{one.reads_saved:.1%}".replace("%", " %")])
     return rows

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from octavo.bench.sharing import DATASETS, PAPER, PAPER_OF_BEAMS, count_saving, step_seconds, table
+from octavo.bench.sharing import DATASETS, PAPER, PAPER_COUNTS, PAPER_OF_BEAMS, count_saving, step_seconds, table
 from octavo.bench.sharing_plot import render
 from octavo.bench.workloads import Work
 from octavo.errors import ConfigError
@@ -32,23 +32,23 @@ def test_unshared_is_what_separate_requests_hold() -> None:
     assert requests.memory_saved == requests.reads_saved == 0
 
 
-def test_the_papers_figures_are_met() -> None:
+def test_the_papers_range_is_met() -> None:
     """Within 4 points: the lengths are drawn, not the data sets'."""
-    for dataset, figures in PAPER.items():
+    for dataset, ends in PAPER.items():
         rng = random.Random(0)
         workload = [DATASETS[dataset].draw(rng) for _ in range(100)]
-        for n, paper in figures.items():
-            assert 100 * count_saving(dataset, workload, n, 16).memory_saved == pytest.approx(paper, abs=4)
+        found = [100 * count_saving(dataset, workload, n, 16).memory_saved for n in PAPER_COUNTS]
+        assert (min(found), max(found)) == pytest.approx(ends, abs=4)
 
 
-def test_beams_come_near_the_papers_figures() -> None:
-    """Their candidates are made up. Of two beams within 4 points, of six more is saved."""
-    for dataset, figures in PAPER_OF_BEAMS.items():
+def test_beams_come_near_the_papers_range() -> None:
+    """Their candidates are made up. The least saving is within 4 points, the largest is more."""
+    for dataset, (low, high) in PAPER_OF_BEAMS.items():
         rng = random.Random(0)
         workload = [DATASETS[dataset].draw(rng) for _ in range(16)]
-        two, six = (100 * count_saving(dataset, workload, n, 16, is_search=True).memory_saved for n in figures)
-        assert two == pytest.approx(figures[2], abs=4)
-        assert figures[6] < six < figures[6] + 15
+        found = [100 * count_saving(dataset, workload, n, 16, is_search=True).memory_saved for n in (2, 6)]
+        assert min(found) == pytest.approx(low, abs=4)
+        assert high < max(found) < high + 15
 
 
 def test_one_beam_shares_nothing_and_two_hold_what_they_share_once() -> None:
@@ -70,7 +70,7 @@ def test_a_picture_has_a_bar_for_each_run_and_the_papers_lines() -> None:
     assert "a &lt;title&gt;" in picture
     page = render(savings, "a", is_page=True)
     assert page.startswith("<!doctype html>")
-    assert [row[-2] for row in table(savings)[1:4]] == ["", "16.2 %", "30.5 %"]
+    assert [row[-2] for row in table(savings)[1:4]] == ["", "16.2 to 30.5 %", "16.2 to 30.5 %"]
 
 
 def test_a_step_is_timed_where_all_decode() -> None:

@@ -72,7 +72,7 @@ def test_what_samples_save_is_counted_and_timed(tmp_path: Path, capsys: pytest.C
         *(("ShareGPT", 1), ("ShareGPT", 2), ("Alpaca", 1), ("Alpaca", 2), ("ShareGPT", 3), ("Alpaca", 3)),
     ]
     assert [one["beams"] for one in found["memory"]] == [False] * 4 + [True] * 2
-    assert found["memory"][1]["memory_saved_paper"] == 0.162
+    assert found["memory"][1]["memory_saved_paper"] == pytest.approx([0.162, 0.305])
     assert [(one["n"], one["shared"]) for one in found["time"]] == [(1, True), (1, False), (2, True), (2, False)]
     assert all(0 < one["step_s"] < 10 for one in found["time"])
     shared, apart = (one["kv_bytes_read_per_step"] for one in found["time"][2:])

@@ -10,7 +10,7 @@ namespace octavo {
 // A member's row in float64: every part's sums brought to the largest maximum, and the head's sink.
 std::vector<double> expected(const Launch& launch, const Member& member, int kv_head, int sub) {
   std::vector<int64_t> rows;
-  for (int unit = 0; unit < member.num_units; ++unit) {
+  for (int unit = 0; int(rows.size()) < member.num_parts; ++unit) {
     const Parts& parts = member.parts[unit];
     for (int p = 0; p < parts.count; ++p) rows.push_back(parts.first + p * parts.step);
   }
@@ -42,8 +42,8 @@ std::string check(std::mt19937& random, int num_members, int max_units, int max_
     member.sequence = m;
     member.token = m * kTileQueries;
     member.num_queries = number(1, kTileQueries);
-    member.num_units = number(1, max_units);
-    for (int unit = 0; unit < member.num_units; ++unit) {
+    const int num_units = number(1, max_units);
+    for (int unit = 0; unit < num_units; ++unit) {
       Parts& parts = member.parts[unit];
       parts = {part_rows, number(1, 3), number(1, max_parts)};
       part_rows += parts.step * parts.count;

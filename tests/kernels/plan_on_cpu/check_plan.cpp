@@ -67,9 +67,9 @@ struct Check {
                       one.num_queries == min(queries - first_query, step.tile_queries) &&
                       one.newest_block == block(step.rows[s], length - 1);
     if (!same) return "a member that is another sequence";
-    if (one.num_parts == 1) return one.num_units == 0 ? "" : "a join of one part";
+    if (one.num_parts == 1) return "";  // no join
     const Parts& parts = one.parts[i];
-    const bool joins = one.num_units == path.num_units && parts.first == unit.part_rows + path.rank[i] &&
+    const bool joins = parts.first == unit.part_rows + path.rank[i] &&
                        parts.step == unit.num_members && parts.count == unit.num_parts;
     return joins ? "" : "a join of other rows than those written";
   }
