@@ -65,7 +65,7 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
     begin = clock()
     events = EventLog(config.observe.event_log_size, keeps_token_ids=config.observe.record_token_ids)
     tracer = _tracer(config, events, clock)
-    executor = _executor(config, serves)
+    executor = build_executor(config, serves=serves)
     try:
         shape = executor.shape
         warn_of_leftovers(shape.label, shape.leftovers)
@@ -84,14 +84,15 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
             recorder=recorder,
             default_sampling_params=SamplingParams(**shape.sampling_defaults),
             card=start_up_card(shape, clock() - begin),
-            measure=lambda: _measured(executor),
+            measure=lambda: measured(executor),
         )
     except BaseException:
         executor.close()
         raise
 
 
-def _executor(config: EngineConfig, serves: bool) -> Executor:
+def build_executor(config: EngineConfig, *, serves: bool = False) -> Executor:
+    """Start the workers alone."""
     task = WorkerTask.of(config, serves=serves)
     asked = config.backend.distributed_executor_backend
     if asked is None and task.world.size == 1:
@@ -204,7 +205,8 @@ def _inputs(config: EngineConfig, shape: WorkerShape, tokenizer: Tokenizer | Non
     return InputProcessor(tokenizer, request_limits, config.model.seed)
 
 
-def _measured(executor: Executor) -> dict[str, int]:
+def measured(executor: Executor) -> dict[str, int]:
+    """Bytes by component, KV blocks included, of an engine's only or first worker."""
     layout = executor.shape.layout
     found = {str(component): num_bytes for component, num_bytes in executor.measured().items()}
     return found | {"KV blocks": layout.num_blocks * layout.block_bytes}

@@ -21,12 +21,12 @@ from octavo.cache.blocks import CacheGroup
 from octavo.cache.kv_cache import KVCache
 from octavo.config import SchedulerConfig
 from octavo.errors import LogError, OctavoError
-from octavo.messages import LogprobRow, StepPlan, StepResult
+from octavo.messages import Candidates, LogprobRow, StepPlan, StepResult
 from octavo.observe import events
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import Event
 from octavo.observe.flight_log import LogHeader
-from octavo.request import SequenceId
+from octavo.request import Sequence, SequenceId
 from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.step import NO_TOKEN
 from octavo.shown import cut
@@ -40,6 +40,8 @@ _MOST_BLOCKS, _MOST_TOKENS, _MOST_SEQS = 1 << 24, 1 << 24, 1 << 16
 _NOT_COMPARED = (
     *(events.EngineStarted, events.Arrived, events.Refused, events.StepDone, events.EventsLost, events.EndAsked),
 )
+#: where blocks may enter the prefix tree
+_DECIDES = frozenset((events.Scheduled, events.StepDone, events.StepFailed, events.EndAsked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,14 @@ class _ReplayedEngine:
         self._told: deque[Event] = deque()
         self.num_steps = self.num_alike = 0
         self.difference: str | None = None
-        own.listen(self._made.append)
+        own.listen(self._take)
 
     def follow(self, event: Any) -> None:
         """Do what the recorded engine did, and compare what comes of it."""
         kind = type(event)
+        self._tokens.beams.follow(event)
+        if kind in _DECIDES:
+            self._tokens.settle_beams(self._scheduler.sequences)
         if kind is events.Arrived:
             if not 0 <= event.num_prompt_tokens <= self._most_tokens or not 1 <= event.num_sequences <= _MOST_SEQS:
                 raise LogError(f"a request has {event.num_prompt_tokens:,} tokens and {event.num_sequences:,} samples")
@@ -165,9 +170,27 @@ class _ReplayedEngine:
         flat = [token for run in runs for token in run]
         rows = {entry: [LogprobRow([0], [0.0], 1)] * plan.num_scheduled_tokens[entry] for entry in plan.prompt_logprobs}
         offsets = [0, *accumulate(map(len, runs))]
-        self._scheduler.update(plan, StepResult(step, flat, offsets, prompt_logprobs=rows))
+        candidates = self._candidates(plan, sequence_ids, known)
+        self._scheduler.update(plan, StepResult(step, flat, offsets, prompt_logprobs=rows, candidates=candidates))
         self._runs = {}
         self.num_steps += 1
+
+    def _candidates(
+        self, plan: StepPlan, sequence_ids: list[SequenceId], known: dict[SequenceId, Sequence]
+    ) -> dict[int, Candidates]:
+        """For the beams of each request, which are side by side in a plan."""
+        found: dict[int, Candidates] = {}
+        beams = [(entry, known[sequence_ids[entry]]) for entry in plan.candidates if sequence_ids[entry] in known]
+        for _, of_request in itertools.groupby(beams, lambda one: one[1].request.request_id):
+            entries, sequences = zip(*of_request, strict=True)
+            found |= zip(entries, self._tokens.beams.candidates(list(sequences)), strict=False)
+        return found
+
+    def _take(self, event: Event) -> None:
+        """What the replay did."""
+        self._made.append(event)
+        if type(event) is events.BlocksPublished:
+            self._tokens.beams.published(event)
 
     def _compare(self) -> None:
         made, told = self._made, self._told

@@ -12,19 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count
 
-from octavo.errors import LogError
 from octavo.observe import events
 from octavo.observe.events import Event
 from octavo.request import Request, Sequence
 from octavo.sampling_params import SamplingParams
+from octavo.simulator.replayed_beams import END, FILLER, ReplayedBeams
 
-#: ends a sequence where the recorded one was stopped; no other token is it
-END = 1
-_FIRST_OWN = 2
+_FIRST_OWN = 2  # no filler, and no end
 
 
 class ReplayedTokens:
-    """corrupted: sequences that ended because nothing could be drawn."""
+    """corrupted: sequences that ended because nothing could be drawn. beams: what beam searches chose."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -37,12 +35,12 @@ class ReplayedTokens:
         self._asked: set[int] = set()  # sequences that were ended from outside
         self._all_of: set[str] = set()
         self.corrupted: set[int] = set()
+        self.beams = ReplayedBeams()
 
     # Reading the log
 
     def learn(self, event: Event) -> None:
-        if type(event) is events.Arrived and event.num_beams:
-            raise LogError(f"request {event.request_id!r} is a beam search, and a log has no candidates: no replay")
+        self.beams.learn(event)
         if type(event) is events.BlocksPublished:
             chain = self._chains.setdefault(event.sequence_id, {})
             before = self._content.get(event.parent, b"") if event.first else b""
@@ -69,7 +67,7 @@ class ReplayedTokens:
     # Making what was recorded
 
     def request(self, event: events.Arrived) -> Request:
-        ids = range(event.sequence_id, event.sequence_id + event.num_sequences)
+        ids = range(event.sequence_id, event.sequence_id + (0 if event.num_beams else event.num_sequences))
         ends = {
             self._last_token(one, event.num_prompt_tokens + self._stops[one] - 1) for one in ids if one in self._stops
         }
@@ -80,6 +78,8 @@ class ReplayedTokens:
             prompt_logprobs=0 if event.has_prompt_logprobs else None,
             skip_reading_prefix_cache=event.is_fresh,
         )
+        if event.num_beams:
+            params = params.replace(use_beam_search=True, best_of=event.num_beams, early_stopping="never")
         return Request(
             request_id=event.request_id,
             prompt_token_ids=[self._token(event.sequence_id, position) for position in range(event.num_prompt_tokens)],
@@ -100,13 +100,25 @@ class ReplayedTokens:
             for place in range(begin, begin + num_tokens)
         ]
 
+    def settle_beams(self, sequences: Iterable[Sequence]) -> None:
+        """Before their blocks are entered into the prefix tree: give beams the tokens of the recorded ones. A beam goes
+        on from others, so what it drew says too little."""
+        size = self._block_size
+        for one in sequences:
+            if one.request.sampling_params.use_beam_search:
+                num_full = one.num_tokens // size
+                for place in range(max(one.request.num_prompt_tokens // size, num_full - 2), num_full):
+                    content = self.beams.content(one.sequence_id, place)
+                    if content is not None:
+                        one.token_ids[place * size + size - 1] = self._token_of.setdefault(content, next(self._numbers))
+
     def _last_token(self, sequence_id: int, position: int) -> int:
         return self._token(sequence_id, position) or END
 
     def _token(self, sequence_id: int, position: int) -> int:
         place, offset = divmod(position, self._block_size)
         if offset != self._block_size - 1:
-            return 0
+            return FILLER
         chain = self._chains.setdefault(sequence_id, {})
         if place not in chain:
             self._fill(chain)

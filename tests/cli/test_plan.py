@@ -110,9 +110,16 @@ def test_the_doctor_compares_a_models_memory_with_its_plan(
     assert [row.split()[0] for row in rows] == ["weights", "activations", "workspace", "rows", "KV", "total"]
 
 
-def test_the_doctor_measures_one_process(tiny_folder: TinyFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", str(tiny_folder("llama")), "--backend", "cpu", "-tp", "2"]) == 2
-    assert "tensor_parallel_size is 2, and the doctor measures a model in one process" in capsys.readouterr().err
+def test_the_doctor_measures_the_first_of_two_ranks(
+    tiny_folder: TinyFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["doctor", str(tiny_folder("llama")), "--backend", "cpu", "--max-num-seqs", "4", "--max-model-len", "64"]
+    assert main([*argv, "-tp", "2", "--num-threads", "1", "--kv-cache-memory-bytes", "1048576", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for component in ("weights", "rows", "KV blocks"):
+        assert found["measured"][component] == pytest.approx(found["planned"][component], abs=256), component
+    assert main([*argv, "-pp", "2"]) == 2
+    assert "pipeline_parallel_size is 2, and the plan knows no stages" in capsys.readouterr().err
 
 
 def test_a_total_counts_only_what_was_measured() -> None:

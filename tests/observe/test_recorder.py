@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from octavo import LLM, SamplingParams
+from octavo.cli import main as cli
 from octavo.errors import ConfigError, EngineDeadError
 from octavo.observe import recorder
 from octavo.observe.event_log import EventLog
@@ -222,3 +224,41 @@ def test_the_ring_can_be_followed_from_its_beginning(tiny_folder: TinyFolder, mo
     assert len(seen) > 3
     assert max(lengths) <= 200
     llm.close()
+
+
+@pytest.mark.parametrize("is_recorded", [False, True], ids=["ring", "file"])
+@pytest.mark.parametrize(
+    "fault", [MemoryError("no room"), EngineDeadError("the workers are lost")], ids=["error", "death"]
+)
+def test_what_an_engine_leaves_when_it_stops_can_be_told_drawn_and_replayed(
+    fault: Exception,
+    is_recorded: bool,
+    tiny_folder: TinyFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {"skip_tokenizer_init": True, "num_threads": 1, "num_gpu_blocks_override": 40, "max_num_seqs": 4}
+    llm = LLM(tiny_folder("llama"), record=str(tmp_path / "run.olog") if is_recorded else None, **options)
+    monkeypatch.setattr(llm._engine.recorder, "_fault_folder", lambda: tmp_path)
+    core: Any = llm._engine.core
+    step, num_steps = core.step, itertools.count()
+    monkeypatch.setattr(core, "step", lambda: step() if next(num_steps) < 6 else throw(fault))
+    with pytest.raises(EngineDeadError) as caught:
+        llm.generate([[3, 4, 5]] * 3, SamplingParams(max_tokens=20, n=2, ignore_eos=True), use_tqdm=False)
+    path = str(caught.value).partition("its last events are in ")[2].partition(":")[0]
+    assert path.endswith("run.olog" if is_recorded else ".olog")
+    assert cli.main(["explain", "--log", path]) == 0
+    listed = capsys.readouterr().out
+    name = next(event.request_id for event in events_in(path) if isinstance(event, Arrived))
+    assert cli.main(["explain", name, "--log", path]) == 0
+    assert "its first token" in capsys.readouterr().out, listed
+    page = tmp_path / "fault.html"
+    assert cli.main(["viz", path, "-o", str(page), "--text"]) == 0
+    assert "<html" in page.read_text()
+    assert cli.main(["replay", path]) == 0
+    assert "all decided as they were" in capsys.readouterr().out
+
+
+def throw(fault: Exception) -> None:
+    raise fault

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +18,21 @@ from octavo.cli import main as cli
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore, OverlappedCore
 from octavo.engine.pipelined import PipelinedCore
-from octavo.errors import LogError
+from octavo.errors import InvalidRequestError, LogError
 from octavo.executor.executor import ThreadExecutor
 from octavo.messages import StepPlan, StepResult
 from octavo.observe.event_log import EventLog
-from octavo.observe.events import BlockCopied, EngineStarted, Event, Finished, Preempted, PrefixHit, Waits
+from octavo.observe.events import (
+    Arrived,
+    BlockCopied,
+    EngineStarted,
+    Event,
+    Finished,
+    Preempted,
+    PrefixHit,
+    Unforked,
+    Waits,
+)
 from octavo.observe.flight_log import LogHeader, LogWriter, read_log, read_open_log
 from octavo.scheduler.scheduler import Scheduler
 from octavo.simulator.replay import Replayed, replay
@@ -45,7 +57,12 @@ class Faulty(FakeExecutor):
 
 
 def recorded(
-    seed: int, *, is_overlapped: bool, windows: tuple[int | None, ...] = (None,), num_stages: int = 1
+    seed: int,
+    *,
+    is_overlapped: bool,
+    windows: tuple[int | None, ...] = (None,),
+    num_stages: int = 1,
+    has_beams: bool = False,
 ) -> tuple[bytes, list[Event]]:
     """A log of prefixes, samples, priorities, aborts, stops and faults, in little memory."""
     draw, log, groups = random.Random(seed), EventLog(100_000), make_groups(windows)
@@ -72,10 +89,15 @@ def recorded(
         if step < 120 and draw.random() < 0.35:
             prompt = [7] * draw.randrange(1, 30) + [draw.randrange(3) for _ in range(draw.randrange(3))]
             stops = frozenset(draw.sample(range(VOCAB_SIZE), 60)) if draw.random() < 0.5 else ()
-            params = {"n": draw.choice([1, 1, 3]), "max_tokens": draw.randrange(1, 20)}
-            core.add_request(
-                make_request(str(step), prompt, seed=step, priority=draw.randrange(2), eos_token_ids=stops, **params)
-            )
+            params: dict[str, Any] = {"n": draw.choice([1, 1, 3]), "max_tokens": draw.randrange(1, 20)}
+            if has_beams and draw.random() < 0.5:
+                params |= {"use_beam_search": True, "best_of": min(3, params["n"] + draw.randrange(3))}
+                params |= draw.choice([{}, {"early_stopping": True}, {"length_penalty": -1.0}])
+            priority = draw.randrange(2)
+            with suppress(InvalidRequestError):  # beams that the pool is too small for
+                core.add_request(
+                    make_request(str(step), prompt, seed=step, priority=priority, eos_token_ids=stops, **params)
+                )
         if core.has_unfinished:
             core.step()
         if step == 70:
@@ -84,7 +106,7 @@ def recorded(
             one = draw.choice(scheduler.sequences)
             if draw.random() < 0.5:
                 core.abort(one.request.request_id)
-            elif one.row >= 0:
+            elif one.row >= 0 and not one.request.sampling_params.use_beam_search:
                 core.finish_sequence(one.sequence_id, "a stop string")
     while core.has_unfinished:
         core.step()
@@ -112,6 +134,20 @@ def test_a_run_is_decided_as_it_was(num_stages: int, windows: tuple[int | None, 
         seen |= {type(event) for event in events}
         seen |= {event.reason for event in events if type(event) is Finished}
     assert {BlockCopied, Preempted, PrefixHit, Waits, "stop", "length", "abort"} <= seen
+
+
+@pytest.mark.parametrize("is_overlapped", [False, True], ids=["plain", "overlapped"])
+@pytest.mark.parametrize("windows", [(None,), (8, None)], ids=["full", "window"])
+def test_beam_searches_choose_as_they_did(is_overlapped: bool, windows: tuple[int | None, ...]) -> None:
+    seen: set[object] = set()
+    for seed in range(8):
+        data, events = recorded(seed, is_overlapped=is_overlapped, windows=windows, has_beams=True)
+        found = replayed(data)
+        assert found.difference is None, f"seed {seed}, after {found.num_events} events: {found.difference}"
+        seen |= {type(event) for event in events}
+        searches = {event.request_id for event in events if type(event) is Arrived and event.num_beams}
+        seen |= {event.reason for event in events if type(event) is Finished and event.request_id in searches}
+    assert {Unforked, Preempted, PrefixHit, "stop", "length", "abort"} <= seen
 
 
 def test_other_options_decide_otherwise_and_the_first_difference_is_named() -> None:

@@ -55,8 +55,11 @@ def test_the_cpu_takes_what_was_planned(name: str, dtype: str, tiny_folder: Tiny
 
 MEASURE = """
 import re
-from octavo.cli.doctor_memory import Worker, WorkerTask, every_size
-from octavo.worker.plan import Planner, select
+from octavo.kernels.registry import select
+from octavo.worker.plan import Planner
+from octavo.worker.task import WorkerTask
+from octavo.worker.warm_up import every_size
+from octavo.worker.worker import Worker
 from octavo.engine.assemble import engine_config
 
 def anonymous():
