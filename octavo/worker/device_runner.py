@@ -173,7 +173,10 @@ class DeviceRunner:
     def _variant(self, rows: IntArray) -> Variant:
         if self._sampler.has_special(rows):
             return "logits"
-        return "filtered" if self._sampler.has_filters(rows) else "plain"
+        if self._sampler.has_filters(rows):
+            return "filtered"
+        is_parted = self._model.parted_draw is not None and not self._sampler.reports_logprobs(rows)
+        return "parted" if is_parted else "plain"
 
     # Steps of every other kind
 

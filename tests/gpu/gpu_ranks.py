@@ -32,6 +32,8 @@ def on_all_gpus(num_ranks: int, run: Run[T], *given: Any, time_limit: float = 12
         for _, theirs in pipes:
             theirs.close()
         port = pipes[0][0].recv()
+        if not isinstance(port, int):
+            raise RuntimeError(port[1])
         for ours, _ in pipes[1:]:
             ours.send(port)
         results = [_result(rank, ours, time_limit) for rank, (ours, _) in enumerate(pipes)]

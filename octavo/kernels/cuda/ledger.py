@@ -84,6 +84,7 @@ def _activations(
         ranks = round(vocab / own)
         if 1 < ranks <= sizes.MAX_PEERS:
             yield _entry("results of other ranks", [sizes.peer_slots(ranks, sizes.PEER_BYTES)])
+        yield _entry("draws from parts", sizes.parted_draw(ranks, seqs).values())
 
 
 def elements(recording: Recording, fusions: Fusions, max_rows: int) -> int:

@@ -50,6 +50,7 @@ from octavo.kernels.triton.sampling.draw import sample
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
 from octavo.kernels.triton.sampling.entries import DeviceSamplingBatch
 from octavo.kernels.triton.sampling.logprobs import processed_logits
+from octavo.kernels.triton.sampling.parted_draw import PartedDraw
 from octavo.sampling.columns import SamplingBatch
 
 
@@ -90,9 +91,7 @@ class TritonModel:
         is_fixed = attention == "deterministic"
         self._sums = None
         if ranks is not None and ranks.size > 1:
-            why_not = "a deterministic engine adds up in one order" if is_fixed else None
-            self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, peer_memory=peer_memory, why_not=why_not)
-            ranks.link = self._sums.link
+            self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, peer_memory=peer_memory, is_fixed=is_fixed)
         self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, self._sums, is_fixed, self._room)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32" and not is_fixed
         shape = sizes.partial_sums(whole.instructions, limits.max_num_seqs)
@@ -126,22 +125,23 @@ class TritonModel:
         drawing, vocab = (seqs, limits.vocab_size) if draws else (1, 1)
         self._sampling = SamplingWorkspace.allocate(drawing, vocab, device, edits=False)
         self._editing = SamplingWorkspace.allocate(min(drawing, MAX_EDITED_ROWS), vocab, device, edits=True)
+        #: draws whose logits need not be whole
+        self.parted_draw: PartedDraw | None = None
+        if draws and self._sums is not None and not is_fixed:
+            self.parted_draw = self._sums.parted_draw(seqs, limits.vocab_size, self._sampling)
         self._hidden: list[torch.Tensor] = []
         self._pool = torch.empty(0, dtype=torch.uint8, device=device)
 
     def held(self) -> Measured:
-        peers = 0 if self._sums is None else self._sums.num_bytes
+        rest = self._attention.num_bytes
+        rest += sum(each.num_bytes for each in (self._sums, self._room) if each is not None)
         workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
         return {
             "weights": self._weights.num_bytes,
             "activations": sum(
                 memory.nbytes for memory in (*self._activations, *self._whole_logits.tensors, self.outgoing)
             ),
-            "workspace": peers
-            + self.staging.num_bytes
-            + self._attention.num_bytes
-            + (0 if self._room is None else self._room.num_bytes)
-            + sum(each.nbytes for each in workspace),
+            "workspace": rest + self.staging.num_bytes + sum(each.nbytes for each in workspace),
         }
 
     def bind(self, num_blocks: int) -> TritonModel:
@@ -270,22 +270,18 @@ class TritonModel:
 
     # Steps of decodes alone, whose tensors are on the device
 
-    def decode(self, step: DeviceStep) -> torch.Tensor:
-        """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding."""
+    def decode(self, step: DeviceStep, *, is_part: bool = False) -> torch.Tensor:
+        """Logits [S, V] of S sequences with one new token each. A sequence of length 0 is padding. is_part: only those
+        of this rank's tokens, for `parted_draw`."""
         self._attention.plan(step, is_fused=self._shared.see is None)
         num_rows = len(step.seq_lens)
         (logits,) = first_for(num_rows, self._decodes).run(step, num_rows)
-        return self._whole_logits.of(logits)
+        return logits if is_part else self._whole_logits.of(logits)
 
     def draw(
-        self,
-        logits: torch.Tensor,
-        batch: DeviceSamplingBatch,
-        tokens: torch.Tensor,
-        *,
-        has_edits: bool,
-        has_filters: bool,
-    ) -> None:
+        self, logits: torch.Tensor, batch: DeviceSamplingBatch, tokens: torch.Tensor, *,
+        has_edits: bool, has_filters: bool,
+    ) -> None:  # fmt: skip
         """Draw one token per entry into `tokens`."""
         workspace = self._editing if has_edits else self._sampling
         chained = self.chained

@@ -17,27 +17,30 @@ from octavo.kernels.cuda_cpp.all_reduce import PeerAllReduce
 from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.cuda_cpp.peer_memory import PeerMemory, PeerMemoryError
 from octavo.kernels.triton.elementwise import norm
+from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace
+from octavo.kernels.triton.sampling.parted_draw import PartedDraw
 
 
 class RankSums:
-    """link: what carries them, and why not peer memory. num_bytes: of this rank's GPU. why_not: another reason to leave
-    peer memory out than that it is not asked for."""
+    """num_bytes: what they take on this rank's GPU. is_fixed: sums must have the same bits whatever a message's size.
+    Tells the ranks' link what carries them, and why not peer memory."""
 
     def __init__(
         self, ranks: Collectives, dtype: torch.dtype, gpu: GPU, device: torch.device, *, peer_memory: bool,
-        why_not: str | None = None,
+        is_fixed: bool = False,
     ) -> None:  # fmt: skip
-        self._ranks, self._chained = ranks, gpu.chains
+        self._ranks, self._device, self._chained = ranks, device, gpu.chains
         self._peers: PeerAllReduce | None = None
-        self.link, self.num_bytes = ranks.link, 0
+        self.num_bytes = 0
         if not ranks.can_capture:  # on the host, for ranks that share a GPU
             return
-        reason = why_not if peer_memory else "disable_custom_all_reduce is set"
+        reason = "a deterministic engine adds up in one order" if is_fixed else None
+        reason = reason if peer_memory else "disable_custom_all_reduce is set"
         try:
             self._peers, self.num_bytes = _meet(ranks, dtype, gpu, device, reason)
-            self.link = f"peer memory, and {ranks.link} for large messages"
+            ranks.link = f"peer memory, and {ranks.link} for large messages"
         except PeerMemoryError as error:
-            self.link = f"{ranks.link}, not over peer memory: {error}"
+            ranks.link = f"{ranks.link}, not over peer memory: {error}"
 
     def prepare_norm(self, width: int) -> None:
         """Compile what `add_rms_norm` needs for rows of this width."""
@@ -60,6 +63,13 @@ class RankSums:
         else:
             self.all_reduce(x)
             norm.add_rms_norm(x, residual, weight, eps, out, chained=self._chained)
+
+    def parted_draw(self, max_entries: int, vocab_size: int, workspace: SamplingWorkspace) -> PartedDraw:
+        """A rank's part of draws from logits of which each rank has a part."""
+        given = (self._ranks.rank, self._ranks.size, vocab_size, max_entries, self._device)
+        made = PartedDraw(*given, self.all_reduce, workspace, chained=self._chained)
+        self.num_bytes += sum(tensor.nbytes for tensor in made.tensors)
+        return made
 
 
 def _meet(

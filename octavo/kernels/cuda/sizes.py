@@ -124,6 +124,16 @@ def one_shot_bytes(num_ranks: int) -> int:
     return PEER_BYTES if num_ranks == 2 else 256 << 10 if num_ranks <= 4 else 128 << 10
 
 
+def offer_width(num_ranks: int) -> int:
+    """Three numbers of each rank for an entry, in whole packets of 16 bytes."""
+    return -(-3 * num_ranks // 4) * 4
+
+
+def parted_draw(num_ranks: int, max_entries: int) -> dict[str, Shape]:
+    """Draws from parts of the vocabulary, in float32."""
+    return {"offers": (max_entries, offer_width(num_ranks)), "shares": (-(-max_entries // 4) * 4,)}
+
+
 def device_rows(num_groups: int, max_num_seqs: int, num_blocks: int) -> Shapes:
     """num_blocks: columns of a block table."""
     return {

@@ -27,7 +27,8 @@ def compile_all_reduce(num_ranks: int, dtype: torch.dtype, capability: tuple[int
 
 class PeerAllReduce:
     """memory: of at least `peer_slots` for messages of most_bytes. All ranks make the same calls. one_shot: messages up
-    to this size are added up whole on each rank; others in parts, which ranks then tell each other."""
+    to this size are added up whole on each rank; others in parts, which ranks then tell each other. dtype: of what is
+    normed; sums may be float32, too."""
 
     def __init__(
         self, memory: PeerMemory, rank: int, dtype: torch.dtype, gpu: GPU, device: torch.device, most_bytes: int,
@@ -42,13 +43,12 @@ class PeerAllReduce:
         self._calls = torch.zeros(2, dtype=torch.int32, device=device)
         self._slots = (c_void_p * self._size)(*memory.addresses)
         self._struct = _reduction_of(self._size)
-        self._cubins: dict[int, bytes] = {}
         self._norms: dict[int, Kernel] = {}
-        self._plain = Kernel(self._cubin(1), "octavo_all_reduce")
+        self._plain = {each: self._kernel("octavo_all_reduce", each, 1) for each in {dtype, torch.float32}}
 
     def takes(self, x: torch.Tensor) -> bool:
         """Whether `all_reduce` does."""
-        return 0 < x.nbytes <= self.most_bytes and x.nbytes % _PACKET_BYTES == 0
+        return x.dtype in self._plain and 0 < x.nbytes <= self.most_bytes and x.nbytes % _PACKET_BYTES == 0
 
     def takes_norm(self, x: torch.Tensor) -> bool:
         """Whether `add_rms_norm` does."""
@@ -59,7 +59,7 @@ class PeerAllReduce:
         """Compile what `add_rms_norm` needs for rows of this width."""
         per_thread = self._per_thread(width)
         if per_thread <= _MAX_PER_THREAD and per_thread not in self._norms:
-            self._norms[per_thread] = Kernel(self._cubin(per_thread), "octavo_all_reduce_norm")
+            self._norms[per_thread] = self._kernel("octavo_all_reduce_norm", self._dtype, per_thread)
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """Replace x, contiguous, by the sum of all ranks'."""
@@ -67,7 +67,7 @@ class PeerAllReduce:
         threads = 128
         while threads < _MAX_THREADS and packets > threads * self._gpu.num_multiprocessors:
             threads *= 2
-        self._launch(self._plain, threads, threads, x, x, None, None, 0.0)
+        self._launch(self._plain[x.dtype], threads, threads, x, x, None, None, 0.0)
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
@@ -96,10 +96,8 @@ class PeerAllReduce:
         packets = -(-width * self._dtype.itemsize // _PACKET_BYTES)
         return 1 << max(0, -(-packets // _MAX_THREADS) - 1).bit_length()
 
-    def _cubin(self, per_thread: int) -> bytes:
-        if per_thread not in self._cubins:
-            self._cubins[per_thread] = compile_all_reduce(self._size, self._dtype, self._gpu.capability, per_thread)
-        return self._cubins[per_thread]
+    def _kernel(self, name: str, dtype: torch.dtype, per_thread: int) -> Kernel:
+        return Kernel(compile_all_reduce(self._size, dtype, self._gpu.capability, per_thread), name)
 
 
 @cache

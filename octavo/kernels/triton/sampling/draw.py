@@ -93,9 +93,9 @@ def _draw_kernel(
     if has_nan | (best == -float("inf")):
         tl.store(tokens + i, -1)
     elif temperature == 0.0:
-        at = _first(maxima == best, segment) * SEGMENT + tl.arange(0, SEGMENT)
+        at = first_place(maxima == best, segment) * SEGMENT + tl.arange(0, SEGMENT)
         x = load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
-        tl.store(tokens + i, _first(x == best, at))
+        tl.store(tokens + i, first_place(x == best, at))
     else:
         chunk = tl.arange(0, CHUNKS)
         live = chunk < num_chunks
@@ -113,11 +113,11 @@ def _draw_kernel(
             tl.store(undecided + i, (token < 0).to(tl.int32))
         else:
             target = u * tl.sum(mass.to(tl.float64), 0)
-            place, before = _pick(mass, target, chunk)
+            place, before = pick(mass, target, chunk)
             at = place * CHUNK + tl.arange(0, CHUNK)
             x = load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, at < vocab, EDITS)
             away, _key = distance(score_of(x, temperature), best)
-            token, _before = _pick(tl.exp(-away), target - before, tl.arange(0, CHUNK))
+            token, _before = pick(tl.exp(-away), target - before, tl.arange(0, CHUNK))
             tl.store(tokens + i, place * CHUNK + token)
 
 
@@ -157,9 +157,9 @@ def _draw_from_head(
     mass, complete = cut_of_head(key, mass, filters, known, total, vocab, FINITE)
     in_segment = tl.sum(mass, 1)
     target = u * tl.sum(in_segment.to(tl.float64), 0)
-    place, before = _pick(in_segment, target, nth)
+    place, before = pick(in_segment, target, nth)
     here = tl.sum(tl.where(nth[:, None] == place, mass, 0.0), 0)
-    offset, _before = _pick(here, target - before, tl.arange(0, SEGMENT))
+    offset, _before = pick(here, target - before, tl.arange(0, SEGMENT))
     token = tl.sum(tl.where(nth == place, chosen, 0), 0) * SEGMENT + offset
     return tl.where(complete, token, -1)
 
@@ -205,7 +205,7 @@ def _draw_below(where, pivot, num_tied, u, TILE: tl.constexpr, EDITS: tl.constex
             rank = tl.cumsum((key == pivot).to(tl.int32), 0) - 1 + tied_before
             stays = (key < pivot) | ((key == pivot) & (rank < num_tied))
             mass = tl.where(stays, weight, 0.0)
-            place, _before = _pick(mass, target - before, tl.arange(0, TILE))
+            place, _before = pick(mass, target - before, tl.arange(0, TILE))
             token = tl.where(place >= 0, start + place, token)
             before += tl.sum(mass, 0).to(tl.float64)
             tied_before += tl.sum((key == pivot).to(tl.int32), 0)
@@ -213,18 +213,18 @@ def _draw_below(where, pivot, num_tied, u, TILE: tl.constexpr, EDITS: tl.constex
 
 
 @triton.jit
-def _first(condition, index):
+def first_place(condition, index):
     """The lowest index where the condition holds; a large number if nowhere."""
     return tl.min(tl.where(condition, index, 0x7FFFFFFF), 0)
 
 
 @triton.jit
-def _pick(mass, target, index):
+def pick(mass, target, index):
     """In 1-D order, the first place whose cumulative mass exceeds target (if rounding leaves none, the last with any
     mass), and the mass before it."""
     mass = mass.to(tl.float64)
     cumulative = tl.cumsum(mass, 0)
-    place = _first(cumulative > target, index)
+    place = first_place(cumulative > target, index)
     last = tl.max(tl.where(mass > 0, index, -1), 0)
     place = tl.minimum(place, last)
     return place, tl.sum(tl.where(index < place, mass, 0.0), 0)

@@ -1,0 +1,78 @@
+"""Ranks that each see a part of the vocabulary draw what one that sees all of it draws, and all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tests.gpu.device import DEVICE, ON_GPU
+from tests.gpu.test_sampling import make_batch, to_device
+
+from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace  # isort: skip
+from octavo.kernels.triton.sampling.parted_draw import PartedDraw  # isort: skip
+from octavo.kernels.reference.sampling import sample as reference_sample  # isort: skip
+from octavo.sampling.columns import SamplingBatch  # isort: skip
+
+VOCAB = 128257 if ON_GPU else 7001
+NUM = 64 if ON_GPU else 5
+
+
+def made(rank: int, num_ranks: int, num: int, add_up: Callable[[torch.Tensor], None]) -> PartedDraw:
+    workspace = SamplingWorkspace.allocate(num, VOCAB, DEVICE, edits=False)
+    return PartedDraw(rank, num_ranks, VOCAB, num, DEVICE, add_up, workspace, chained=ON_GPU)
+
+
+def draw(logits: torch.Tensor, batch: SamplingBatch, num_ranks: int) -> NDArray[np.int32]:
+    """Each rank's kernels, one rank after another."""
+    num = len(batch.positions)
+    starts = [rank * VOCAB // num_ranks for rank in range(num_ranks + 1)]
+    ranks = [made(rank, num_ranks, num, lambda x: None) for rank in range(num_ranks)]
+    parts = [logits[:, start:end].contiguous() for start, end in pairwise(starts)]
+    given = [(part, to_device(batch), num) for part in parts]
+    told = [rank.offer(*each) for rank, each in zip(ranks, given, strict=True)]
+    together = torch.stack([offers for offers, _ in told]).sum(0)
+    for rank, each, (offers, _) in zip(ranks, given, told, strict=True):
+        offers.copy_(together)
+        rank.choose(*each)
+    found = torch.stack([shares for _, shares in told]).sum(0)
+    return found[:num].to(torch.int32).cpu().numpy()
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+def test_draws_are_those_from_the_whole(temperature: float, num_ranks: int) -> None:
+    logits = np.random.default_rng(num_ranks).standard_normal((NUM, VOCAB), np.float32) * 3
+    batch = make_batch(NUM, temperature=temperature)
+    drawn = draw(torch.from_numpy(logits).to(DEVICE), batch, num_ranks)
+    assert np.array_equal(drawn, reference_sample(logits, batch))
+
+
+def test_equals_infinities_and_broken_rows() -> None:
+    logits = np.full((NUM, VOCAB), -1.0, np.float32)
+    logits[0, [VOCAB // 2 - 1, VOCAB // 2, VOCAB - 1]] = 2.0  # the first of equals, on either side of the cut
+    logits[1, VOCAB - 1] = np.nan
+    logits[2] = -np.inf
+    logits[3, : VOCAB - 2] = -np.inf  # a rank has none that can be drawn
+    logits[4, VOCAB - 3] = np.inf
+    for temperature in (0.0, 0.8):
+        batch = make_batch(NUM, temperature=temperature)
+        drawn = draw(torch.from_numpy(logits).to(DEVICE), batch, 2)
+        assert np.array_equal(drawn, reference_sample(logits, batch))
+        assert list(drawn[1:3]) == [-1, -1]
+
+
+def test_the_ranks_call_for_two_sums() -> None:
+    """`sample` is `offer`, a sum, `choose`, a sum; alone, a rank draws from its part."""
+    sums: list[tuple[int, ...]] = []
+    logits = torch.zeros(NUM, VOCAB // 2, device=DEVICE)
+    logits[:, 11] = 9.0
+    tokens = torch.full((NUM,), -7, dtype=torch.int32, device=DEVICE)
+    one = made(0, 2, NUM, lambda x: sums.append(tuple(x.shape)))
+    one.sample(logits, to_device(make_batch(NUM, temperature=0.0)), tokens)
+    assert tokens.tolist() == [11] * NUM
+    assert sums == [(NUM, 8), (-(-NUM // 4) * 4,)]
