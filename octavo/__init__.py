@@ -37,12 +37,14 @@ if TYPE_CHECKING:
     from octavo.sampling_params import RequestOutputKind as RequestOutputKind
     from octavo.sampling_params import SamplingParams as SamplingParams
     from octavo.session import Session as Session
+    from octavo.structured_outputs import StructuredOutputsParams as StructuredOutputsParams
 
 _NAMES_IN = {
     "octavo.llm": ("LLM",),
     "octavo.async_llm": ("AsyncLLM",),
     "octavo.sampling_params": ("SamplingParams", "RequestOutputKind"),
     "octavo.session": ("Session",),
+    "octavo.structured_outputs": ("StructuredOutputsParams",),
     "octavo.outputs": ("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),
     "octavo.engine.beam_search": ("BeamSearchParams", "BeamSearchOutput", "BeamSearchSequence"),
     "octavo.config": ("EngineConfig",),

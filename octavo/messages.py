@@ -12,10 +12,13 @@ from typing import Protocol
 
 from octavo.sampling_params import SamplingParams
 
+END_OF_GRAMMAR = -2  # ends a run whose grammar allows no other token
+
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """A sequence enters a row: all its tokens so far (more than the prompt after a preemption)."""
+    """A sequence enters a row: all its tokens so far (more than the prompt after a preemption). grammar: what its
+    output must match, as text that a GrammarCompiler reads."""
 
     row: int
     token_ids: list[int]
@@ -25,6 +28,7 @@ class NewRow:
     sample_index: int
     stop_token_ids: frozenset[int] = frozenset()
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,8 @@ class StepResult:
     Run i is sampled_token_ids[offsets[i] : offsets[i + 1]]; no offsets: each run is one token, as in a step of decodes.
     A run is longer than one token if guesses were right or tokens were forced. It is empty if nothing was drawn, or if
     the row had got other tokens than the plan was made for. -1 ends a run if the logits were NaN or left no token to
-    draw.
+    draw; END_OF_GRAMMAR, behind its last token, if its grammar lets nothing follow. num_forced: by run, how many of its
+    last tokens were not drawn, as its grammar allows no others.
     logprobs: by run, a row for each drawn token, if asked for. prompt_logprobs: by entry, a row for each scheduled
     token: it is about the prompt token after that. candidates: by entry, the ids and log-probabilities of the best next
     tokens, best first.
@@ -124,6 +129,7 @@ class StepResult:
     logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
     candidates: dict[int, Candidates] = field(default_factory=dict)
+    num_forced: dict[int, int] = field(default_factory=dict)
 
 
 class PendingStep(Protocol):

@@ -22,14 +22,13 @@ from octavo.checked_parameters import (
 )
 from octavo.errors import InvalidRequestError
 from octavo.shown import shown
+from octavo.structured_outputs import StructuredOutputsParams
 from octavo.vllm_options import SAMPLING_FIELDS
 
 MAX_N = 16384
-MAX_ALLOWED_TOKEN_IDS = 1024
-MAX_LOGPROB_TOKEN_IDS = 128
+MAX_ALLOWED_TOKEN_IDS, MAX_LOGPROB_TOKEN_IDS = 1024, 128
 MAX_TOP_K = 2**31 - 1  # kernels count in int32
-MIN_TEMPERATURE = 0.01
-MAX_TEMPERATURE = 1e6  # beyond, every token is as likely as any other
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1e6  # beyond, every token is as likely as any other
 MAX_DIVERSITY_PENALTY = 1e6  # beyond, no token is chosen by two groups
 MAX_LENGTH_PENALTY = 50.0  # beyond, a length to its power leaves float64
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 1e-6, 1e6  # beyond, scores leave float32
@@ -142,6 +141,7 @@ class SamplingParams:
         None, "Tokens to tell the log-probabilities of, whatever the likeliest are."
     )
     flat_logprobs: bool = parameter(False, "Report in a FlatLogprobs, which has few objects.")
+    structured_outputs: StructuredOutputsParams | None = parameter(None, "The form of the answer, as {form: value}.")
     use_beam_search: bool = parameter(
         False, "Search for the likeliest answers in place of drawing tokens.", differs="beams run inside the engine"
     )
@@ -167,14 +167,12 @@ class SamplingParams:
     def __post_init__(self) -> None:
         """Check every field and bring every spelling of a value to one."""
         for declared in fields(self):
-            value = getattr(self, declared.name)
-            if value is not declared.default:
+            if (value := getattr(self, declared.name)) is not declared.default:
                 self._set(declared.name, checked(declared, value))
         self._set("top_k", max(self.top_k, 0))
         if 0.0 < self.temperature < MIN_TEMPERATURE:
             self._set("temperature", MIN_TEMPERATURE)
-        if self.seed == -1:
-            self._set("seed", None)
+        self._set("seed", None if self.seed == -1 else self.seed)
         if self.truncate_prompt_tokens == 0:
             raise bad_value("truncate_prompt_tokens", 0, "are -1 and 1 or more: a prompt needs a token")
         if not isinstance(self.output_kind, RequestOutputKind):
@@ -196,6 +194,8 @@ class SamplingParams:
                 self._set(name, checked_some_ids(name, ids, most, instead))
         if self.logit_bias is not None:
             self._set("logit_bias", checked_bias(self.logit_bias))
+        if self.structured_outputs is not None:
+            self._set("structured_outputs", StructuredOutputsParams.of(self.structured_outputs))
 
     def _check_combinations(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -232,10 +232,10 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"best_of is {self.best_of}, allowed is n={self.n} or more: the n best of best_of beams are returned"
             )
-        if self.stop or self.logprob_token_ids:
-            name, instead = ("stop", "use stop_token_ids") if self.stop else ("logprob_token_ids", "use logprobs")
+        others = {"stop": "stop_token_ids", "logprob_token_ids": "logprobs", "structured_outputs": "n"}
+        if (name := next((one for one in others if getattr(self, one)), None)) is not None:
             raise InvalidRequestError(
-                f"{name} is set and use_beam_search is True, allowed is one of the two: {instead}"
+                f"{name} is set and use_beam_search is True, allowed is one of the two: use {others[name]}"
             )
 
     def _set(self, name: str, value: object) -> None:

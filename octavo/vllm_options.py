@@ -73,7 +73,8 @@ _NO_TRANSFER = "KV blocks stay where they were computed"
 _NO_OFFLOAD = "weights and KV blocks stay on one device; a quantised GGUF file or a smaller max_model_len needs less"
 _NO_POOLING = "models generate text; there are no embeddings, scores or classes"
 _NO_EXPERTS = "there are no models of experts yet"
-_NO_GRAMMAR = "output is not constrained by a grammar; ask for the form in the prompt, or use allowed_token_ids"
+_FORMER_GRAMMAR = "use structured_outputs, a field of SamplingParams"
+_ONE_GRAMMAR = "llguidance compiles every grammar, and structured_outputs has the switches"
 NO_TOOLS = "the answer's text is returned unparsed; read calls and thoughts from it"
 _FROM_FILE = "weights are computed as the file stores them; use a GGUF file of the quantisation you want"
 _PROFILER = "use your own profiler; an LLM's events have the times of each step"
@@ -173,8 +174,8 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_idle("adapters cannot be loaded", "lora_dtype", "lora_extra_vocab_size"),
     **_each(NotHere(_NO_SPECULATION), "speculative_config", "speculative_model", "spec_method", "spec_model"),
     **_each(NotHere(_NO_SPECULATION, (0,)), "num_speculative_tokens", "spec_tokens", "num_lookahead_slots"),
-    **_idle(_NO_GRAMMAR, "structured_outputs_config", "guided_decoding_backend", "guided_decoding_disable_fallback"),
-    **_idle(_NO_GRAMMAR, "guided_decoding_disable_any_whitespace", "guided_decoding_disable_additional_properties"),
+    **_idle(_ONE_GRAMMAR, "structured_outputs_config", "guided_decoding_backend", "guided_decoding_disable_fallback"),
+    **_idle(_ONE_GRAMMAR, "guided_decoding_disable_any_whitespace", "guided_decoding_disable_additional_properties"),
     **_each(NotHere(NO_TOOLS), "reasoning_parser", "reasoning_parser_plugin"),
     **_each(NotHere(_NO_TRANSFER), "kv_transfer_config", "ec_transfer_config"),
     "weight_transfer_config": NotHere("weights are read once, from files"),
@@ -230,7 +231,7 @@ SERVER_FLAGS: dict[str, NotHere] = {
 #: current and former fields of vLLM's SamplingParams that sampling_params.py lacks
 SAMPLING_FIELDS: dict[str, NotHere] = {
     "logits_processors": NotHere("use logit_bias, allowed_token_ids and bad_words"),
-    **_each(NotHere(_NO_GRAMMAR), "structured_outputs", "guided_decoding"),
+    "guided_decoding": NotHere(_FORMER_GRAMMAR),
     "extra_args": NotHere("there are no plugins to read them"),
     "spaces_between_special_tokens": NotHere("special tokens are written as the tokenizer writes them", (True,)),
     "stream_interval": NotHere("every token is returned as it is generated", (1,)),
@@ -245,7 +246,10 @@ SAMPLING_FIELDS: dict[str, NotHere] = {
 }
 
 #: fields of vLLM's BeamSearchParams that sampling_params.py lacks
-BEAM_FIELDS = {name: SAMPLING_FIELDS[name] for name in ("structured_outputs", "watermarking")}
+BEAM_FIELDS = {
+    "structured_outputs": NotHere("beams follow no grammar; sample with n"),
+    "watermarking": SAMPLING_FIELDS["watermarking"],
+}
 
 #: keyword arguments of vLLM's generate and chat that Octavo lacks
 CALL_ARGUMENTS: dict[str, NotHere] = {
@@ -253,7 +257,7 @@ CALL_ARGUMENTS: dict[str, NotHere] = {
     "tokenization_kwargs": NotHere("tokenise with get_tokenizer().encode, and pass the token ids"),
     "truncation_kwargs": NotHere("set truncate_prompt_tokens in the SamplingParams"),
     "mm_processor_kwargs": NotHere(_NO_MEDIA),
-    "guided_options_request": NotHere(_NO_GRAMMAR),
+    "guided_options_request": NotHere(_FORMER_GRAMMAR),
     "data_parallel_rank": NotHere("the prompts of a call are shared among all engines", (0,)),
     **_idle("the beams of all prompts share the engine's steps", "concurrency_limit"),
     "kv_hints": NotHere("the prefix cache keeps the most recently used blocks"),

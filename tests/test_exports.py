@@ -30,6 +30,7 @@ PUBLIC_NAMES = {
     "SamplingParams",
     "ServerError",
     "Session",
+    "StructuredOutputsParams",
     "TokenizerError",
     "UnsupportedModelError",
     "__version__",

@@ -122,9 +122,11 @@ class EntrySampler {
     const Ids banned = run(batch.banned, batch.banned_offsets, entry);
     const Ids biased = run(batch.bias_ids, batch.bias_offsets, entry);
     const Ids history = run(batch.history, batch.history_offsets, entry);
-    if (allowed.empty() && banned.empty() && biased.empty() && history.empty()) return true;
+    const Ids mask = run(batch.mask, batch.mask_offsets, entry);
+    if (allowed.empty() && mask.empty() && banned.empty() && biased.empty() && history.empty()) return true;
     for (const Ids ids : {allowed, banned, biased, history})
       if (!are_within(ids, size_)) return false;
+    if (!mask.empty() && static_cast<int64_t>(mask.size()) != (size_ + 31) / 32) return false;
 
     if (allowed.empty()) {
       edited_.assign(row_, row_ + size_);
@@ -132,12 +134,24 @@ class EntrySampler {
       edited_.assign(size_, -kInfinity);
       for (int32_t id : allowed) edited_[id] = row_[id];
     }
+    apply(mask);
     for (int32_t id : banned) edited_[id] = -kInfinity;
     const float* bias = batch.bias_values + batch.bias_offsets[entry];
     for (int32_t id : biased) edited_[id] += *bias++;
     penalise(history, batch, entry);
     row_ = edited_.data();
     return true;
+  }
+
+  // A word of the mask has 32 tokens; mostly all of them or none are allowed.
+  void apply(Ids mask) {
+    for (size_t i = 0; i < mask.size(); ++i) {
+      const uint32_t word = static_cast<uint32_t>(mask[i]);
+      if (word == ~uint32_t{0}) continue;
+      float* first = edited_.data() + 32 * i;
+      const int64_t count = std::min<int64_t>(32, size_ - 32 * static_cast<int64_t>(i));
+      for (int64_t bit = 0; bit < count; ++bit) first[bit] = word >> bit & 1 ? first[bit] : -kInfinity;
+    }
   }
 
   void penalise(Ids history, const SamplingBatch& batch, int64_t entry) {

@@ -25,6 +25,8 @@ namespace octavo {
   COLUMN(int32_t, history_offsets)      \
   COLUMN(int32_t, allowed)              \
   COLUMN(int32_t, allowed_offsets)      \
+  COLUMN(int32_t, mask)                 \
+  COLUMN(int32_t, mask_offsets)         \
   COLUMN(int32_t, banned)               \
   COLUMN(int32_t, banned_offsets)       \
   COLUMN(int32_t, bias_ids)             \
@@ -38,7 +40,7 @@ struct SamplingBatch {
 };
 
 constexpr int32_t kNoToken = -1;       // NaN in the row, or nothing left to draw
-constexpr int32_t kInvalidEntry = -2;  // caller's error: id outside the vocabulary, NaN parameter
+constexpr int32_t kInvalidEntry = -2;  // caller's error: id outside the vocabulary, mask of another size, NaN parameter
 
 // One token for each entry, from logits [rows, vocab_size]; entries run in parallel and do not affect each other.
 void sample(ThreadPool& pool, const float* logits, int64_t vocab_size, const SamplingBatch& batch, int64_t num_entries,

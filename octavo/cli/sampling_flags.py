@@ -29,6 +29,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "Iterable[str] | None": {"type": str, "metavar": "TEXT", "action": "append"},
     "Iterable[int] | None": {"type": whole_number, "metavar": "ID", "action": "append"},
     "Mapping[int, float] | None": {"type": json_value, "metavar": "JSON"},
+    "StructuredOutputsParams | None": {"type": json_value, "metavar": "JSON"},
 }
 
 #: parameters that `run` sets itself or cannot show

@@ -10,7 +10,9 @@ from typing import Any
 from octavo.cache.kv_cache import KVCache
 from octavo.config import BackendConfig, CacheConfig, EngineConfig, ModelConfig, ObserveConfig, SchedulerConfig
 from octavo.distributed.world import check_ray
+from octavo.engine.asked_grammars import AskedGrammars
 from octavo.engine.core import EngineCore, OverlappedCore
+from octavo.engine.grammar_gate import GrammarGate
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.start_up_card import start_up_card, warn_of_leftovers
@@ -25,7 +27,8 @@ from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 from octavo.shown import suggestion
-from octavo.text.tokenizer import Tokenizer, check_chat_template, open_tokenizer
+from octavo.structured.compiler import GrammarCompiler
+from octavo.text.tokenizer import check_chat_template, open_tokenizer
 from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, why_not
 from octavo.worker.task import WorkerShape, WorkerTask
 
@@ -70,13 +73,16 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
         shape = executor.shape
         warn_of_leftovers(shape.label, shape.leftovers)
         tokenizer = open_tokenizer(config.model, lambda: shape.tokenizer_source)
+        limits, has_text = _limits(config, shape), replace(config.model, skip_tokenizer_init=False)
+        sizes = limits.vocab_size, limits.eos_token_ids
+        grammars = AskedGrammars.of(tokenizer, *sizes, lambda: open_tokenizer(has_text, lambda: shape.tokenizer_source))
         _record_start(config, shape, events, clock)
         recorder = FlightRecorder(events, asdict(config), clock, cache_dir)
         if config.observe.record is not None:
             recorder.record(config.observe.record)
         return LLMEngine(
-            core=_core(config, executor, events, clock),
-            inputs=_inputs(config, shape, tokenizer),
+            core=_core(config, executor, grammars.compiler, events, clock),
+            inputs=InputProcessor(tokenizer, limits, config.model.seed, grammars),
             tokenizer=tokenizer,
             events=events,
             clock=clock,
@@ -109,7 +115,9 @@ def build_executor(config: EngineConfig, *, serves: bool = False) -> Executor:
     return RankExecutor(task, ChildProcesses())
 
 
-def _core(config: EngineConfig, executor: Executor, events: EventLog, clock: Clock) -> EngineCore:
+def _core(
+    config: EngineConfig, executor: Executor, compiler: GrammarCompiler, events: EventLog, clock: Clock
+) -> EngineCore:
     """async_scheduling, by default on for devices that compute asynchronously, plans a step while another runs."""
     shape, num_stages = executor.shape, _num_stages(config)
     cache = _kv_cache(config, shape, events, clock)
@@ -123,12 +131,13 @@ def _core(config: EngineConfig, executor: Executor, events: EventLog, clock: Clo
         num_stages=num_stages,
     )
     parts, check = (scheduler, cache, executor, events, clock), config.observe.check_invariants
+    gate = GrammarGate(compiler, executor.constrain, config.backend.pipeline_parallel_size)
     if num_stages > 1:
         from octavo.engine.pipelined import PipelinedCore
 
-        return PipelinedCore(*parts, check_invariants=check, num_stages=num_stages)
+        return PipelinedCore(*parts, check_invariants=check, num_stages=num_stages, gate=gate)
     kind = OverlappedCore if _is_overlapped(config, shape) else EngineCore
-    return kind(*parts, check_invariants=check)
+    return kind(*parts, check_invariants=check, gate=gate)
 
 
 def _is_overlapped(config: EngineConfig, shape: WorkerShape) -> bool:
@@ -193,8 +202,8 @@ def _kv_cache(config: EngineConfig, shape: WorkerShape, events: EventLog, clock:
     )
 
 
-def _inputs(config: EngineConfig, shape: WorkerShape, tokenizer: Tokenizer | None) -> InputProcessor:
-    request_limits = RequestLimits(
+def _limits(config: EngineConfig, shape: WorkerShape) -> RequestLimits:
+    return RequestLimits(
         max_model_len=shape.limits.max_model_len,
         max_num_seqs=shape.limits.max_num_seqs,
         max_logprobs=config.observe.max_logprobs,
@@ -202,7 +211,6 @@ def _inputs(config: EngineConfig, shape: WorkerShape, tokenizer: Tokenizer | Non
         eos_token_ids=shape.architecture.eos_token_ids,
         enable_prefix_caching=config.cache.enable_prefix_caching,
     )
-    return InputProcessor(tokenizer, request_limits, config.model.seed)
 
 
 def measured(executor: Executor) -> dict[str, int]:

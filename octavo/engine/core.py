@@ -19,8 +19,9 @@ from octavo.cache.invariants import check
 from octavo.cache.kv_cache import KVCache
 from octavo.cache.memory_now import MemoryNow, memory_now
 from octavo.cache.sharing import sharing_of
+from octavo.engine.grammar_gate import GrammarGate, refused_update
 from octavo.engine.snapshot import take_snapshot
-from octavo.errors import EngineDeadError
+from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.executor.executor import StepExecutor
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.observe.event_log import EventLog
@@ -28,6 +29,9 @@ from octavo.observe.events import StepDone
 from octavo.request import Request, SequenceId
 from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.step import SequenceUpdate
+
+#: seconds that a step waits for a grammar, if there is nothing to compute
+GATE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,11 @@ class EngineCore:
         clock: Callable[[], float],
         *,
         check_invariants: bool = False,
+        gate: GrammarGate | None = None,
     ) -> None:
+        """gate: None if no request has a grammar."""
+        self._gate = gate
+        self._gated = {} if gate is None else gate.waiting
         self._scheduler = scheduler
         self._cache = cache
         self._executor = executor
@@ -103,10 +111,12 @@ class EngineCore:
         self._check_invariants = check_invariants
 
     def add_request(self, request: Request) -> None:
-        self._scheduler.add_request(request)
+        if request.grammar is None or self._gate is None or not self._gate.holds(request):
+            self._scheduler.add_request(request)
 
     def abort(self, request_id: str) -> None:
-        self._scheduler.abort(request_id)
+        if self._gated.pop(request_id, None) is None:
+            self._scheduler.abort(request_id)
 
     def finish_sequence(self, sequence_id: SequenceId, stop: str) -> bool:
         """End a sequence whose text has a stop string. False: it had ended already."""
@@ -114,11 +124,12 @@ class EngineCore:
 
     def fail_request(self, request_id: str, reason: str) -> None:
         """End a request whose output could not be made. If it has ended, nothing changes."""
+        self._gated.pop(request_id, None)
         self._scheduler.end_request(request_id, "error", reason)
 
     @property
     def num_waiting(self) -> int:
-        return self._scheduler.num_waiting
+        return self._scheduler.num_waiting + len(self._gated)
 
     @property
     def num_running(self) -> int:
@@ -131,12 +142,30 @@ class EngineCore:
 
     @property
     def has_unfinished(self) -> bool:
-        return self._scheduler.has_unfinished
+        return self._scheduler.has_unfinished or bool(self._gated)
 
     def step(self) -> list[SequenceUpdate]:
         """Run one step -> what changed. If the workers fail at it, its requests run alone until the one at fault is
         found and ends with the fault as its stop_reason; the others go on. Raises EngineDeadError if the device is
         lost."""
+        return self._pass_gate() + self._step() if self._gated else self._step()
+
+    def _pass_gate(self) -> list[SequenceUpdate]:
+        """Let requests whose grammars are compiled wait for their turns -> the ends of those that cannot be served."""
+        assert self._gate is not None, "requests wait there"
+        refused = []
+        for request, reason in self._gate.take_ready(0.0 if self._scheduler.has_unfinished else GATE_S):
+            try:
+                if reason is None:
+                    self._scheduler.add_request(request)
+            except InvalidRequestError as error:
+                reason = str(error)
+            if reason is not None:
+                refused.append(refused_update(request, reason))
+        return refused
+
+    def _step(self) -> list[SequenceUpdate]:
+        """One step: schedule, execute, update."""
         begin = self._clock()
         plan = self._scheduler.schedule()
         scheduled = self._clock()
@@ -171,6 +200,8 @@ class EngineCore:
         return True
 
     def close(self) -> None:
+        if self._gate is not None:
+            self._gate.close()
         self._executor.close()
 
     def _update(self, plan: StepPlan, result: StepResult, begin: float, scheduled: float) -> list[SequenceUpdate]:
@@ -211,7 +242,7 @@ class OverlappedCore(EngineCore):
     def has_unfinished(self) -> bool:
         return self._held is not None or super().has_unfinished
 
-    def step(self) -> list[SequenceUpdate]:
+    def _step(self) -> list[SequenceUpdate]:
         """Submit the next step, then take the result of the one before it."""
         held, self._held = self._held, self._begin()
         return [] if held is None else self._end(held)

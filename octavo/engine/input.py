@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.engine.asked_grammars import AskedGrammars
 from octavo.engine.beam_search import params_for_beams
 from octavo.errors import InvalidRequestError
 from octavo.request import Request, RequestLimits
@@ -28,10 +29,13 @@ PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
 class InputProcessor:
     """Its only state is the seeds that it draws for requests without one. Any thread may call it."""
 
-    def __init__(self, tokenizer: Tokenizer | None, limits: RequestLimits, seed: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None, limits: RequestLimits, seed: int, grammars: AskedGrammars | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self.limits = limits
         self._seeds = random.Random(seed)
+        self._grammars = grammars or AskedGrammars.of(tokenizer, limits.vocab_size, limits.eos_token_ids)
         self._last_bad_words: tuple[tuple[str, ...], tuple[tuple[int, ...], ...]] = ((), ())
 
     def process(
@@ -61,6 +65,7 @@ class InputProcessor:
         if params.use_beam_search:
             params = params_for_beams(params, len(stops), self.limits.vocab_size)
         self._check_drawable(params, stops, bad_word_ids)
+        grammar = None if params.structured_outputs is None else self._grammars.read(params.structured_outputs)
         return Request(
             request_id=request_id,
             prompt_token_ids=token_ids.tolist(),
@@ -74,6 +79,7 @@ class InputProcessor:
             eos_token_ids=ends,
             stop_token_ids=stops,
             bad_word_ids=bad_word_ids,
+            grammar=grammar,
         )
 
     def continuation(self, given: str | Sequence[int]) -> list[int]:

@@ -28,7 +28,7 @@ class PipelinedCore(OverlappedCore):
     def has_unfinished(self) -> bool:
         return bool(self._begun) or super().has_unfinished
 
-    def step(self) -> list[SequenceUpdate]:
+    def _step(self) -> list[SequenceUpdate]:
         """Submit steps until there is one for each stage, or nothing to compute; then take the first one's result."""
         while len(self._begun) < self._num_stages and not (self._begun and self._scheduler.awaits_all):
             if (begun := self._begin()) is None:

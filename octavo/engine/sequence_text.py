@@ -37,6 +37,7 @@ class SequenceText:
         self._params = params
         self._tokenizer = tokenizer
         self._stops: tuple[str, ...] = tuple(params.stop or ())
+        self._stop_token_ids = request.stop_token_ids
         self._held_back = 0 if params.include_stop_str_in_output else max(map(len, self._stops), default=1) - 1
         self._stream = stream
         self._text = ""
@@ -118,11 +119,11 @@ class SequenceText:
 
     def _grow_text(self, shown: list[int], finish_reason: FinishReason | None) -> str | None:
         """Add the new tokens' text and cut it at the first stop string. A stop token's own text is left out unless
-        include_stop_str_in_output is set."""
+        include_stop_str_in_output is set; where a grammar ends, there is none."""
         if self._stream is None:
             return None
-        if finish_reason == "stop" and not self._params.include_stop_str_in_output:
-            shown = shown[:-1]
+        if finish_reason == "stop" and not self._params.include_stop_str_in_output and shown:
+            shown = shown[: len(shown) - (shown[-1] in self._stop_token_ids)]
         old_len = len(self._text)
         for token_id in shown:
             self._text += self._stream.push(token_id)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from octavo.kernels.ledger import Component
 from octavo.messages import PendingStep, StepPlan, StepResult
+from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.task import WorkerShape, WorkerTask
 from octavo.worker.worker import Worker
 
@@ -37,6 +38,9 @@ class Executor(StepExecutor, Protocol):
     def measured(self) -> Mapping[Component, int]:
         """Bytes of each component of the first worker's memory, but the KV blocks."""
 
+    def constrain(self, compiler: GrammarCompiler) -> None:
+        """Compile the grammars of rows with it. Called before the first plan that has any."""
+
 
 class ThreadExecutor:
     """Runs a host's steps on a thread while the caller goes on: kernels do not hold Python's lock."""
@@ -54,6 +58,9 @@ class ThreadExecutor:
 
     def measured(self) -> Mapping[Component, int]:
         return self._thread.submit(self._worker.measured).result()
+
+    def constrain(self, compiler: GrammarCompiler) -> None:
+        self._worker.constrain(compiler)
 
     def close(self) -> None:
         self._thread.shutdown()

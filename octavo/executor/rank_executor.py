@@ -7,6 +7,7 @@
       a step's id ──────────────────────────────────▶   result of that step
           ◀──────────────── StepResult, or the fault of that step
       "measure" ────────────────────────────────────▶   bytes of each component
+      GrammarCompiler ──────────────────────────────▶   compiles the grammars of rows from now on
       end of file ──────────────────────────────────▶   close
 
 A message is packed once, for all ranks. When a worker dies, its socket reports end of file at once, and the engine
@@ -27,6 +28,7 @@ from octavo.executor.ranks import GRACE_S, Ranks
 from octavo.executor.remote import Remote
 from octavo.kernels.ledger import Component
 from octavo.messages import PendingStep, StepPlan, StepResult
+from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.task import WorkerShape, WorkerTask
 
 
@@ -76,6 +78,9 @@ class RankExecutor:
         self._ranks.send(MEASURE)
         found: Mapping[Component, int] = self._ranks.answers(self._limit)[0]
         return found
+
+    def constrain(self, compiler: GrammarCompiler) -> None:
+        self._ranks.send(compiler)
 
     def close(self) -> None:
         self._ranks.close()

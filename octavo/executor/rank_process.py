@@ -19,6 +19,7 @@ from octavo.executor.executor import Executor, executor_here
 from octavo.messages import PendingStep, StepPlan
 from octavo.models.gguf import GGUFFile
 from octavo.observe.logging import LOGGER
+from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.task import WorkerShape, WorkerTask
 
 MEASURE = "measure"  # a message: how much memory each component has
@@ -69,6 +70,9 @@ def _serve(executor: Executor, connection: Connection, *, reports: bool) -> None
             return
         if isinstance(message, StepPlan):
             begun.append((message.step_id, executor.submit(message)))
+            continue
+        if isinstance(message, GrammarCompiler):
+            executor.constrain(message)
             continue
         if message == MEASURE:
             connection.send(executor.measured())

@@ -29,6 +29,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "prompt_tokens_cached": ("The part of prompt_tokens that the prefix cache held.", ()),
     "prompt_tokens_by_source": ("Prompt tokens, by whether they were computed or in the prefix cache.", ("source",)),
     "generation_tokens": ("Tokens generated.", ()),
+    "forced_tokens": ("The part of generation_tokens that grammars forced, so that no step drew them.", ()),
     "request_success": ("Sequences that ended, by reason.", ("finished_reason",)),
     "num_preemptions": ("Times a running sequence gave up its blocks and waited again.", ()),
     "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache.", ()),

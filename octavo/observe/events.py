@@ -234,6 +234,7 @@ class Sampled(Event, frozen=True):
     """The sequences that got new tokens in a step. Finished events of sequences that ended come before this.
 
     num_tokens: the total. run_lens: how many each got; empty: one each. token_ids: all of them, if the log keeps them.
+    num_forced: how many came without a draw or a forward pass, as grammars allowed no others.
     """
 
     step: int
@@ -241,6 +242,7 @@ class Sampled(Event, frozen=True):
     num_tokens: int
     run_lens: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
+    num_forced: int = 0
 
 
 class FirstToken(Event, frozen=True):

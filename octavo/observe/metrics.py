@@ -219,6 +219,7 @@ class EngineMetrics:
         self._gaps.step(event.sequence_ids, event.time)
         self._generated[""] += event.num_tokens
         self._num_step_tokens += event.num_tokens
+        self._counters["forced_tokens"][""] += event.num_forced
 
     def _step_done(self, event: events.StepDone) -> None:
         if self._num_step_tokens:

@@ -39,6 +39,7 @@ class Report:
     num_steps: int
     num_preemptions: int
     num_prefix_tokens: int
+    num_forced_tokens: int  # by grammars, without a forward pass each
     peak: Occupancy
     num_blocks: int
     block_size: int
@@ -81,6 +82,8 @@ class Report:
             lines += [("saved", self._saved()), ("reads", self._reads())]
         if self.num_prefix_tokens:
             lines.append(("prefix hits", f"{self.num_prefix_tokens:,} prompt tokens were not computed again"))
+        if self.num_forced_tokens:
+            lines.append(("forced", f"{self.num_forced_tokens:,} tokens came from grammars, without a draw"))
         if self.num_preemptions:
             lines.append(("preempted", f"{self.num_preemptions:,} times a sequence gave up its blocks and waited"))
         return lines

@@ -39,6 +39,7 @@ class _StoredSampled(Event, frozen=True, tag="Sampled"):
     num_tokens: int
     run_lens: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
+    num_forced: int = 0
 
 
 def _stored_kinds() -> Any:
@@ -64,7 +65,8 @@ class Columns:
             return self._stored(event)
         if type(event) is Sampled:
             ids = None if event.sequence_ids == self._last.sequence_ids else event.sequence_ids
-            return _StoredSampled(event.time, event.step, ids, event.num_tokens, event.run_lens, event.token_ids)
+            rest = event.num_tokens, event.run_lens, event.token_ids, event.num_forced
+            return _StoredSampled(event.time, event.step, ids, *rest)
         return event
 
     def restore(self, event: Event) -> Event:
@@ -73,7 +75,8 @@ class Columns:
             return self._restored(event)
         if type(event) is _StoredSampled:
             ids = self._last.sequence_ids if event.sequence_ids is None else event.sequence_ids
-            return Sampled(event.time, event.step, ids, event.num_tokens, event.run_lens, event.token_ids)
+            rest = event.num_tokens, event.run_lens, event.token_ids, event.num_forced
+            return Sampled(event.time, event.step, ids, *rest)
         return event
 
     def _stored(self, event: Scheduled) -> _StoredScheduled:

@@ -21,6 +21,7 @@ from octavo.observe.events import (
     Forked,
     Preempted,
     PrefixHit,
+    Sampled,
     Scheduled,
     StepDone,
 )
@@ -36,6 +37,7 @@ class _Totals:
     num_steps: int = 0
     num_preemptions: int = 0
     num_prefix_tokens: int = 0
+    num_forced_tokens: int = 0
     num_used_blocks: int = 0  # this and the next three: summed over steps
     num_table_entries: int = 0
     num_filled_slots: int = 0
@@ -96,6 +98,10 @@ class Tally:
     @_count.register
     def _(self, event: Preempted) -> None:
         self._totals.num_preemptions += 1
+
+    @_count.register
+    def _(self, event: Sampled) -> None:
+        self._totals.num_forced_tokens += event.num_forced
 
     @_count.register
     def _(self, event: FirstToken) -> None:
@@ -165,6 +171,7 @@ class Tally:
             num_steps=totals.num_steps,
             num_preemptions=totals.num_preemptions,
             num_prefix_tokens=totals.num_prefix_tokens,
+            num_forced_tokens=totals.num_forced_tokens,
             peak=self._peak,
             num_blocks=sizes.num_blocks,
             block_size=sizes.block_size,

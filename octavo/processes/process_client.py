@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sized
+from collections.abc import AsyncIterator, Mapping, Sized
 from dataclasses import asdict
 
 import msgspec
@@ -85,7 +85,7 @@ class ProcessClient(EngineClient):
         arrival_time = time.monotonic()
         self._check_open()
         check_rank(call.data_parallel_rank, len(self.engines))
-        if _is_long(call.prompt) or sum(map(len, _bad_words(call))) > MAX_INLINE_BAD_WORDS:
+        if _is_long(call.prompt) or _has_long_params(call.sampling_params):
             request, pieces = await asyncio.to_thread(self._make_request, call, arrival_time)
         else:
             request, pieces = self._make_request(call, arrival_time)
@@ -279,5 +279,8 @@ def _is_long(prompt: Prompt) -> bool:
     return isinstance(content, Sized) and len(content) > MAX_INLINE_SIZE
 
 
-def _bad_words(call: GenerateCall) -> Iterable[str]:
-    return (call.sampling_params.bad_words if call.sampling_params is not None else None) or ()
+def _has_long_params(params: SamplingParams | None) -> bool:
+    """Whether there are many bad words, or a grammar to compile."""
+    if params is None:
+        return False
+    return params.structured_outputs is not None or sum(map(len, params.bad_words or ())) > MAX_INLINE_BAD_WORDS

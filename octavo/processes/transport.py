@@ -60,6 +60,7 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
     work: int = 0
     pieces: list[Piece] = []
     begun_token_ids: list[int] = []
+    grammar: str | None = None
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2):
@@ -190,20 +191,22 @@ def pack_request(
         stop_token_ids=list(request.stop_token_ids),
         bad_word_ids=[list(word) for word in request.bad_word_ids],
         trace_headers=trace_headers,
-        fingerprint=_fingerprint(request.prompt_token_ids, params),
+        fingerprint=_fingerprint(request.prompt_token_ids, params, request.grammar),
         work=work,
         pieces=list(pieces),
         begun_token_ids=list(request.begun_token_ids),
+        grammar=request.grammar,
     )
 
 
 def fingerprint_of(request: Request) -> str:
     """A hash of a request's prompt and parameters, in 32 characters."""
-    return _fingerprint(request.prompt_token_ids, pack_params(request.sampling_params))
+    return _fingerprint(request.prompt_token_ids, pack_params(request.sampling_params), request.grammar)
 
 
-def _fingerprint(prompt_token_ids: list[int], params: dict[str, Any]) -> str:
-    return hashlib.blake2b(encode((prompt_token_ids, params)), digest_size=16).hexdigest()
+def _fingerprint(prompt_token_ids: list[int], params: dict[str, Any], grammar: str | None) -> str:
+    asked = (prompt_token_ids, params) if grammar is None else (prompt_token_ids, params, grammar)
+    return hashlib.blake2b(encode(asked), digest_size=16).hexdigest()
 
 
 def unpack_request(message: AddRequest) -> Request:
@@ -220,12 +223,14 @@ def unpack_request(message: AddRequest) -> Request:
         stop_token_ids=frozenset(message.stop_token_ids),
         bad_word_ids=tuple(tuple(word) for word in message.bad_word_ids),
         begun_token_ids=tuple(message.begun_token_ids),
+        grammar=message.grammar,
     )
 
 
-#: parameters that only the front end, which makes the text, reads
+#: parameters that only the front end, which makes the text, reads; a grammar is made there, too
 _TEXT_ONLY = frozenset(
     {"stop", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "output_kind", "flat_logprobs"}
+    | {"structured_outputs"}
 )
 _DEFAULTS = {
     field.name: getattr(SamplingParams(), field.name)

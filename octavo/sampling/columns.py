@@ -31,7 +31,7 @@ class SamplingBatch:
     """What to do with N drawn tokens, one entry each. Numbers are [N]; the values of a ragged column's entry i are
     `values[offsets[i]:offsets[i+1]]`.
 
-    Order of work, as in vLLM: allowed tokens, banned tokens, bias, penalties; temperature 0 takes the
+    Order of work, as in vLLM: allowed tokens, the mask, banned tokens, bias, penalties; temperature 0 takes the
     argmax; otherwise divide by temperature, then min_p, top_k, top_p, then draw.
     The draw: u = uniform(seed, sample_index, position), counter-based (see `kernels/reference/sampling.py`);
     the token is the first in id order whose cumulative kept probability exceeds u.
@@ -53,6 +53,8 @@ class SamplingBatch:
     history_offsets: IntArray
     allowed: IntArray  # an empty run allows every token
     allowed_offsets: IntArray
+    mask: IntArray  # a bit for each token, 32 a word, the lowest first; 1 allows it; an empty run allows all
+    mask_offsets: IntArray
     banned: IntArray
     banned_offsets: IntArray
     bias_ids: IntArray
@@ -74,6 +76,7 @@ class SamplingBatch:
 RAGGED = {
     "history": "history_offsets",
     "allowed": "allowed_offsets",
+    "mask": "mask_offsets",
     "banned": "banned_offsets",
     "bias_ids": "bias_offsets",
     "bias_values": "bias_offsets",

@@ -7,7 +7,7 @@ A sequence's parameters are written once, into the columns of its permanent row:
     seeds              7       8       7
     ...
     is_special        no      no     yes         only these rows are visited one by one
-                                      └─> SpecialNeeds: penalties, bias, allowed, bad words, min_tokens
+                                      └─> SpecialNeeds: penalties, bias, allowed, bad words, min_tokens, grammar
 
 Special needs do not fit into one number per parameter. Penalties read the sequence's tokens; allowed tokens, bias and
 bans are lists. Bans change with the output: a bad word bans its last token only directly after its other tokens, and
@@ -16,8 +16,9 @@ min_tokens bans the stop tokens until the output is long enough.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,19 @@ _OF_A_STEP = ("logits_rows", "positions")  # the other numbers stay the same whi
 _Runs = dict[str, NDArray[np.int32] | NDArray[np.float32]]  # a SamplingBatch's ragged column -> one entry's values
 
 
+class Grammars(Protocol):
+    """What rows with a grammar may draw."""
+
+    def masks(self, rows: Sequence[int], outputs: Sequence[IntArray]) -> IntArray:
+        """By row, after its output so far: [N, words], a bit for each token."""
+
+
 class Sampler:
     """The sampling parameters of all rows. Owner: the worker."""
 
-    def __init__(self, max_num_seqs: int) -> None:
+    def __init__(self, max_num_seqs: int, grammars: Grammars | None = None) -> None:
+        """grammars: None where no row has any."""
+        self._grammars = grammars
         self._columns: dict[str, NDArray[Any]] = {
             name: np.zeros(max_num_seqs, dtype) for name, dtype in NUMBERS.items() if name not in _OF_A_STEP
         }
@@ -108,11 +118,25 @@ class Sampler:
             j: self._special[rows[j]].runs(token_ids[rows[j], : positions[j]])
             for j in np.flatnonzero(self._is_special.take(rows)).tolist()
         }
+        if self._grammars is not None and special:
+            self._add_masks(special, rows, positions, token_ids)
         ragged: dict[str, NDArray[Any]] = {}
         for name, offsets in RAGGED.items():
             runs = {j: entry[name] for j, entry in special.items() if name in entry}
             ragged[name], ragged[offsets] = self._join(runs, COLUMNS[name], len(rows))
         return SamplingBatch(logits_rows=logits_rows, positions=positions, **self.columns(rows), **ragged)
+
+    def _add_masks(self, special: dict[int, _Runs], rows: IntArray, positions: IntArray, token_ids: IntArray) -> None:
+        """Give the entries whose rows have a grammar its mask."""
+        entries = [j for j in special if self._special[rows[j]].has_grammar]
+        if not entries or self._grammars is None:
+            return
+        constrained = rows[entries].tolist()
+        firsts = [self._special[row].num_prompt_tokens for row in constrained]
+        ends = positions[entries].tolist()
+        outputs = [token_ids[row, first:end] for row, first, end in zip(constrained, firsts, ends, strict=True)]
+        for j, mask in zip(entries, self._grammars.masks(constrained, outputs), strict=True):
+            special[j]["mask"] = mask
 
     def _set_special(self, row: int, needs: SpecialNeeds | None) -> None:
         self._is_special[row] = needs is not None
@@ -146,6 +170,7 @@ class SpecialNeeds:
     stop_token_ids: IntArray
     min_tokens: int
     num_prompt_tokens: int
+    has_grammar: bool
 
     def runs(self, token_ids: IntArray) -> _Runs:
         """This sequence's values for the ragged columns. token_ids: all its tokens so far."""
@@ -174,7 +199,9 @@ def _special_needs(new: NewRow) -> SpecialNeeds | None:
     params = new.sampling_params
     bias = params.logit_bias or {}
     min_tokens = params.min_tokens if new.stop_token_ids else 0
-    if not (params.has_penalties or params.allowed_token_ids or bias or new.bad_word_ids or min_tokens):
+    has_grammar = new.grammar is not None
+    edits = params.has_penalties or params.allowed_token_ids or bias or new.bad_word_ids or min_tokens
+    if not (edits or has_grammar):
         return None
     return SpecialNeeds(
         has_penalties=params.has_penalties,
@@ -186,6 +213,7 @@ def _special_needs(new: NewRow) -> SpecialNeeds | None:
         stop_token_ids=np.array(sorted(new.stop_token_ids), np.int32),
         min_tokens=min_tokens,
         num_prompt_tokens=new.num_prompt_tokens,
+        has_grammar=has_grammar,
     )
 
 

@@ -3,7 +3,8 @@
 A plan carries rows, never sequences; so its draft is kept until the result comes, to say whose rows they were.
 
 A sequence ends, in this order, with a token that could not be drawn (an error), with a stop token once min_tokens are
-out, or at its length. Stop strings need text: the output side finds them, and calls `Scheduler.finish_sequence`.
+out, at its length, or where its grammar ends. Stop strings need text: the output side finds them, and calls
+`Scheduler.finish_sequence`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from octavo.messages import BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
+from octavo.messages import END_OF_GRAMMAR, BlockWrite, ForkRow, LogprobRow, NewRow, StepPlan, StepResult
 from octavo.observe.events import Sampled, Scheduled
 from octavo.outputs import FinishReason
 from octavo.request import Sequence
@@ -27,7 +28,7 @@ Ending = tuple[FinishReason, int | str | None]
 NO_TOKEN_ENDING: Ending = (
     "error",
     "no token could be drawn: the logits were NaN or every token was banned "
-    "(check allowed_token_ids, bad_words and logit_bias, or the model's weights)",
+    "(check structured_outputs, allowed_token_ids, bad_words and logit_bias, or the model's weights)",
 )
 
 
@@ -102,6 +103,7 @@ class PlanDraft:
                 sample_index=sequence.index,
                 stop_token_ids=request.stop_token_ids,
                 bad_word_ids=request.bad_word_ids,
+                grammar=request.grammar,
             )
         )
 
@@ -169,7 +171,11 @@ class PlanDraft:
         lens = tuple([len(token_ids) for _, token_ids in runs])
         num_tokens, run_lens = sum(lens), () if max(lens, default=1) == 1 else lens
         tokens = tuple([one for _, token_ids in runs for one in token_ids]) if keeps_token_ids else ()
-        return Sampled(time, result.step_id, tuple([one for one, _ in runs]), num_tokens, run_lens, tokens)
+        ids, rest = tuple([one for one, _ in runs]), (num_tokens, run_lens, tokens)
+        kept = dict(zip(ids, lens, strict=True)) if result.num_forced else {}  # the first of a run is drawn
+        forced = [(self.drawing[run].sequence_id, num) for run, num in result.num_forced.items()]
+        num_forced = sum(min(num, kept.get(one, 1) - 1) for one, num in forced)
+        return Sampled(time, result.step_id, ids, *rest, num_forced)
 
 
 class ScheduledEvents:
@@ -226,6 +232,8 @@ def keep_run(sequence: Sequence, run: list[int]) -> Ending | None:
     for token_id in run:
         if token_id == NO_TOKEN:
             ending: Ending | None = NO_TOKEN_ENDING
+        elif token_id == END_OF_GRAMMAR:
+            ending = "stop", None
         else:
             token_ids.append(token_id)
             ending = find_ending(sequence)

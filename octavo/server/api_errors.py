@@ -100,4 +100,6 @@ def speaks_ollama(path: str) -> bool:
 def _field_named_first(message: str) -> str | None:
     """The engine's messages about a field open with its name: "seed is 1.5, allowed is ..."."""
     name, _, rest = message.partition(" ")
-    return name if rest.startswith(("is ", "holds ")) and name.split("[")[0].isidentifier() else None
+    field = name.partition(".")[0]  # structured_outputs.json
+    opens = rest.startswith(("is ", "holds ")) or field == "structured_outputs"
+    return field if opens and field.split("[")[0].isidentifier() else None

@@ -31,14 +31,18 @@ NO_EFFECT = frozenset(
     )
 )
 
+#: how vLLM once spelled structured_outputs
+FORMER_STRUCTURED_OUTPUTS = (
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend"),
+    *("guided_whitespace_pattern", "structural_tag"),
+)
+
 #: field that this engine lacks -> values that ask for nothing, which are accepted
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
     "suffix": ("",),
     "modalities": (["text"],),
     "store": (False,),
@@ -57,12 +61,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("thinking_token_budget", "container", "context_management", "diagnostics", "inference_geo"), ()),
     **dict.fromkeys(("repetition_detection", "watermarking", "mm_payload", "kv_transfer_params"), ()),
     "ec_transfer_params": (),
+    **dict.fromkeys(FORMER_STRUCTURED_OUTPUTS, ()),
 }
 
 #: the alternative, where SAMPLING_FIELDS does not give one
 INSTEAD: dict[str, str] = {
+    **dict.fromkeys(FORMER_STRUCTURED_OUTPUTS, "use structured_outputs, or response_format"),
     "tools": "no model is shown tools over HTTP yet; put their description into a message",
-    "response_format": "ask for the form in the prompt",
     "suffix": "put what follows into the prompt, in the form that the model knows",
     "prompt_embeds": "prompts are text or token ids",
     "store": "nothing is stored",

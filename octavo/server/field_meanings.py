@@ -43,6 +43,7 @@ MEANINGS: Mapping[str, str] = {
     "return_tokens_as_token_ids": "Write tokens in logprobs as token_id:7.",
     "return_token_strs": "Report each token as the vocabulary writes it.",
     "tokens": "Token ids.",
+    "response_format": "The form of the answer: text, json_object, json_schema or structural_tag.",
     # streams
     "stream": "Send the answer while it is generated.",
     "stream_options": "What a stream sends beside the answer.",
@@ -83,6 +84,7 @@ MEANINGS: Mapping[str, str] = {
     "OllamaShowRequest.options": "Changes nothing.",
     "OllamaShowRequest.system": "Changes nothing.",
     "OllamaShowRequest.template": "Changes nothing.",
+    "format": "json, or a JSON schema: the form of the answer.",
     "keep_alive": "Changes nothing: the model stays.",
     "raw": "Continue the prompt as it is, without a chat template.",
     "name": "The former name of model.",
@@ -90,7 +92,7 @@ MEANINGS: Mapping[str, str] = {
     "num_predict": "Most tokens to generate; -1 and -2: what the context leaves.",
     "repeat_last_n": "0 turns the repeat penalty off; other values change nothing: it covers all tokens.",
     **dict.fromkeys(
-        ("format", "think", "tools", "suffix", "images", "template", "context", "truncate", "shift"),
+        ("think", "tools", "suffix", "images", "template", "context", "truncate", "shift"),
         "Not supported: leave it out.",
     ),
     **dict.fromkeys(("width", "height", "steps"), "Not supported: leave it out."),

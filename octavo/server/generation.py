@@ -22,6 +22,7 @@ from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.protocol import SAME, GenerationRequest
+from octavo.server.response_format import asked_form
 from octavo.server.serving import Serving
 from octavo.server.settings import ServerSettings
 from octavo.shown import shown
@@ -68,6 +69,8 @@ def sampling_params(asked: GenerationRequest, serving: Serving, **more: Any) -> 
     """The request's fields over the model's defaults. more: the fields that each route reads in its own way."""
     given = {name: getattr(asked, name) for name in SAME}
     given["logprob_token_ids"] = asked.logprob_token_ids or None  # [] asks for nothing
+    if asked.response_format is not None or asked.structured_outputs is not None:
+        given["structured_outputs"] = asked_form(asked.response_format, asked.structured_outputs)
     if asked.logit_bias is not None:
         given["logit_bias"] = _logit_bias(asked.logit_bias)
     return checked_params(serving.client.model_info.default_sampling_params, serving.settings, **given, **more)

@@ -108,7 +108,7 @@ async def _answer(request: Request, serving: Serving, asked: OllamaRequest, prom
     generation = Generation(
         request_id=f"ollama-{known_as}",
         prompts=[prompt],
-        params=_params(asked.options or OllamaOptions(), len(prompt), serving, field),
+        params=_params(asked, len(prompt), serving, field),
         **from_headers(request),
     )
     lines, headers = OllamaLines(asked.model or "", is_chat=field == "messages"), serving.id_headers(known_as)
@@ -121,8 +121,9 @@ async def _answer(request: Request, serving: Serving, asked: OllamaRequest, prom
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _params(options: OllamaOptions, num_prompt: int, serving: Serving, field: str) -> SamplingParams:
-    info = serving.client.model_info
+def _params(asked: OllamaRequest, num_prompt: int, serving: Serving, field: str) -> SamplingParams:
+    info, options = serving.client.model_info, asked.options or OllamaOptions()
+    form = _form(asked.format)
     most = options.num_predict
     if (most is not None and most < -2) or most == 0:
         raise bad_field("options.num_predict", f"is {most}, allowed is 1 or more, and -1 for what the context leaves")
@@ -133,12 +134,27 @@ def _params(options: OllamaOptions, num_prompt: int, serving: Serving, field: st
         given["repetition_penalty"] = 1.0
     try:
         limit = room if wanted is None else min(wanted, room)
-        return checked_params(_with_ollamas_defaults(info), serving.settings, max_tokens=limit, **given)
+        return checked_params(
+            _with_ollamas_defaults(info), serving.settings, max_tokens=limit, structured_outputs=form, **given
+        )
     except ApiError as error:
         named, _, problem = error.message.partition(" ")
+        if named.startswith("structured_outputs"):
+            raise bad_field("format", f"cannot be followed: {error.message}") from None
         named = next((theirs for theirs, ours in known_to("ollama").items() if ours == named), named)
         error.message = f"options.{named} {problem}"
         raise
+
+
+def _form(asked: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    """The structured_outputs of a format."""
+    if asked is None or asked == "":
+        return None
+    if isinstance(asked, dict):
+        return {"json": asked}
+    if asked != "json":
+        raise bad_field("format", f"is {shown(asked)}, allowed are 'json' and a JSON schema")
+    return {"json_object": True}
 
 
 def _with_ollamas_defaults(info: ModelInfo) -> SamplingParams:

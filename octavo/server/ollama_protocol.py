@@ -96,7 +96,7 @@ class OllamaShowRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 #: field that this engine lacks -> values that ask for nothing
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("format", "suffix", "template"), ("",)),
+    **dict.fromkeys(("suffix", "template"), ("",)),
     **dict.fromkeys(("think", "logprobs", "truncate", "shift"), (False,)),
     **dict.fromkeys(("top_logprobs", "width", "height", "steps", "mirostat"), (0,)),
     **dict.fromkeys(("tools", "images", "context"), ([],)),

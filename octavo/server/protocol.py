@@ -82,6 +82,8 @@ class GenerationRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
     logit_bias: dict[str, Number] | None = None
     prompt_logprobs: int | None = None
     logprob_token_ids: list[int] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: str | None = None
     stream: bool | None = None

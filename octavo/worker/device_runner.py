@@ -32,8 +32,10 @@ from octavo.kernels.ledger import Measured
 from octavo.kernels.ops import IntArray
 from octavo.kernels.triton.linear.row_counts import padded_size
 from octavo.messages import PendingStep, StepPlan, StepResult
+from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.cuda_graphs import ChunkSteps, DecodeSteps, Variant
 from octavo.worker.device_rows import DeviceRows
+from octavo.worker.forced_tokens import with_forced
 from octavo.worker.launched_steps import LaunchedStep, LaunchedSteps, fault_of
 from octavo.worker.logprobs import LogprobReporter
 from octavo.worker.rows import LiveRows
@@ -239,7 +241,29 @@ class DeviceRunner:
         step = self._launched.add(plan, rows, positions, tokens)
         if self._sampler.reports_logprobs(rows):
             step.logprobs = self._logprobs.of_drawn(rows, positions, logits, logits_rows, self._launched.fetch(step))
+        if self._live.grammars.rows:
+            step.complete = self._force
         return step
+
+    # Grammars
+
+    def constrain(self, compiler: GrammarCompiler) -> None:
+        self._live.grammars.compiler = compiler
+
+    def _force(self, step: LaunchedStep, result: StepResult) -> StepResult:
+        """A step's result with the tokens that its own entail. A step launched since may have drawn the first of them
+        again: it was launched for a row that is no longer as it was."""
+        runs = range(len(step.rows)) if step.draws is None else np.flatnonzero(step.draws.counts).tolist()
+        places = zip(runs, step.rows.tolist(), (step.positions + 1).tolist(), strict=True)
+        there = self._launched.still_there(step).tolist()
+        grammars = self._live.grammars.rows
+        constrained = [place for place, same in zip(places, there, strict=True) if same and place[1] in grammars]
+        return with_forced(result, self._live, constrained, self._jump)
+
+    def _jump(self, rows: list[int]) -> None:
+        """The host has given these rows tokens."""
+        self._rows.touch(rows)
+        self._launched.enter(rows)
 
 
 def _is_decode(plan: StepPlan) -> bool:

@@ -9,6 +9,7 @@ A step's tokens enter the host's rows when they are fetched, in the order of the
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +26,8 @@ from octavo.worker.runner import Draws
 @dataclass(slots=True, eq=False)
 class LaunchedStep:
     """A PendingStep. draws: None for a step of decodes, which draws one token a row. logprobs: by draw. tenants: the
-    rows' counts of tenants when the step was launched. token_ids: None until they are fetched."""
+    rows' counts of tenants when the step was launched. token_ids: None until they are fetched. complete: adds to the
+    result what its tokens entail."""
 
     steps: LaunchedSteps
     plan: StepPlan
@@ -38,9 +40,13 @@ class LaunchedStep:
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
     candidates: dict[int, Candidates] = field(default_factory=dict)
     token_ids: IntArray | None = None
+    complete: Callable[[LaunchedStep, StepResult], StepResult] | None = None
 
     def result(self) -> StepResult:
-        tokens = self.steps.fetch(self)
+        made = self._drawn(self.steps.fetch(self))
+        return made if self.complete is None else self.complete(self, made)
+
+    def _drawn(self, tokens: IntArray) -> StepResult:
         if self.draws is None:
             rows = {draw: [row] for draw, row in self.logprobs.items()}
             return StepResult(self.plan.step_id, tokens.tolist(), logprobs=rows)
@@ -79,6 +85,11 @@ class LaunchedSteps:
         """The indices of those rows whose last token is not on the host."""
         return np.flatnonzero(self._num_unknown[rows])
 
+    def still_there(self, step: LaunchedStep) -> NDArray[np.bool_]:
+        """Which of a step's rows have the tokens that it was launched with."""
+        there: NDArray[np.bool_] = self._tenant[step.rows] == step.tenants
+        return there
+
     def fetch(self, step: LaunchedStep) -> IntArray:
         """A step's tokens. Those of all steps before it are fetched first."""
         try:
@@ -100,7 +111,7 @@ class LaunchedSteps:
     def _fetch_oldest(self) -> None:
         step = self._steps.popleft()
         step.token_ids = self._wait(step.fetch)
-        same = self._tenant[step.rows] == step.tenants
+        same = self.still_there(step)
         self._states.fill(step.rows[same], step.positions[same], step.token_ids[same])
         self._num_unknown[step.rows[same]] -= 1
 

@@ -17,6 +17,7 @@ from octavo.kernels.device import DECODE_THRESHOLDS, CompiledModel, StepBatch, r
 from octavo.kernels.ops import IntArray
 from octavo.messages import BlockWrite, ForkRow, NewRow, StepPlan
 from octavo.sampling.sampler import Sampler
+from octavo.structured.rows import ConstrainedRows
 
 
 class RequestStates:
@@ -107,21 +108,26 @@ class RequestStates:
 
 
 class LiveRows:
-    """Both halves of the rows: tokens and blocks, and sampling parameters. num_prompt_logprobs: row -> the number that
-    its request asks for, if it asks."""
+    """All parts of the rows: tokens and blocks, sampling parameters, and grammars. num_prompt_logprobs: row -> the
+    number that its request asks for, if it asks."""
 
-    def __init__(self, states: RequestStates, sampler: Sampler) -> None:
+    def __init__(self, states: RequestStates, max_num_seqs: int) -> None:
         self.states = states
-        self.sampler = sampler
+        self.grammars = ConstrainedRows()
+        self.sampler = Sampler(max_num_seqs, self.grammars)
         self.num_prompt_logprobs: dict[int, int] = {}
 
     def apply(self, plan: StepPlan, model: CompiledModel) -> None:
         """Apply a plan's changes to the rows and the model's blocks, in the order that `StepPlan` states."""
         for row in plan.freed_rows:
             self.num_prompt_logprobs.pop(row, None)
+        if self.grammars.rows:
+            self.grammars.leave(plan.freed_rows)
         for new in plan.new_rows:
             self.states.enter(new)
             self.sampler.enter(new)
+            if new.grammar is not None:
+                self.grammars.enter(new)
             if new.sampling_params.prompt_logprobs is not None:
                 self.num_prompt_logprobs[new.row] = new.sampling_params.prompt_logprobs
         if plan.beam_rows:
@@ -134,6 +140,8 @@ class LiveRows:
         for fork in plan.fork_rows:
             self.states.fork(fork)
             self.sampler.fork(fork)
+            if fork.parent_row in self.grammars.rows:
+                self.grammars.fork(fork.row, fork.parent_row)
         if plan.copies:
             pairs = np.array(plan.copies, np.int32)
             model.copy_blocks(np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))

@@ -25,6 +25,8 @@ from octavo.kernels.device import CompiledModel, KernelCompiler, StepBatch, Step
 from octavo.kernels.ledger import Measured
 from octavo.kernels.ops import IntArray
 from octavo.messages import Candidates, LogprobRow, PendingStep, StepPlan, StepResult
+from octavo.structured.compiler import GrammarCompiler
+from octavo.worker.forced_tokens import constrained_runs, with_forced
 from octavo.worker.logprobs import LogprobReporter
 from octavo.worker.rows import LiveRows
 from octavo.worker.step_faults import Explain
@@ -58,6 +60,9 @@ class Runner(Protocol):
 
     def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
         """Run a step of every kind that would take longer the first time. compiler: for the kernels that they need."""
+
+    def constrain(self, compiler: GrammarCompiler) -> None:
+        """Compile the grammars of rows with it."""
 
     def held(self) -> Measured:
         """Bytes of the rows, on the device where they are mirrored there."""
@@ -93,6 +98,9 @@ class HostRunner:
 
     def warm_up(self, limits: StepLimits, compiler: KernelCompiler | None) -> None:
         """Do nothing: kernels were built before they were loaded, and the first step takes no longer than others."""
+
+    def constrain(self, compiler: GrammarCompiler) -> None:
+        self._rows.grammars.compiler = compiler
 
     def held(self) -> Measured:
         return {"rows": self._rows.states.num_bytes}
@@ -225,7 +233,11 @@ def keep_draws(
     token_ids = np.concatenate(tiles)
     kept = draws.kept(plan, token_ids, states.num_tokens)
     states.append(draws.rows[kept], draws.positions[kept], token_ids[kept])
-    return draws.result(plan.step_id, token_ids, kept, logprobs, prompt_logprobs, candidates)
+    result = draws.result(plan.step_id, token_ids, kept, logprobs, prompt_logprobs, candidates)
+    if not live.grammars.rows:
+        return result
+    runs = constrained_runs(result, [*plan.rows, *(fork.row for fork in plan.fork_rows)], live)
+    return with_forced(result, live, runs)
 
 
 def _last_before(ends: IntArray, counts: IntArray) -> IntArray:

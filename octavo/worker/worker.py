@@ -21,7 +21,7 @@ from octavo.messages import PendingStep, StepPlan
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
-from octavo.sampling.sampler import Sampler
+from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.held_as import held_as
 from octavo.worker.plan import explained
 from octavo.worker.rows import LiveRows, RequestStates
@@ -63,6 +63,11 @@ class Worker:
             runner.close()
             if self._ranks is not None:
                 self._ranks.close()
+
+    def constrain(self, compiler: GrammarCompiler) -> None:
+        """Compile the grammars of rows with it."""
+        assert self._runner is not None, "a closed worker has no rows"
+        self._runner.constrain(compiler)
 
     def measured(self) -> dict[Component, int]:
         """Bytes of each component but the KV blocks, as their owners tell. On a device with its own memory, `system` is
@@ -175,7 +180,7 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ra
     """model: bound to its KV pool."""
     limits = shape.limits
     states = RequestStates(limits.max_num_seqs, limits.max_model_len, shape.layout.block_size, len(shape.groups))
-    rows = LiveRows(states, Sampler(limits.max_num_seqs))
+    rows = LiveRows(states, limits.max_num_seqs)
     explain = StepFaults(task, device, shape.layout.num_blocks * shape.layout.block_bytes).explain
     given, link = (model, rows, limits.max_num_seqs, task.logprobs_mode), None if ranks is None else ranks.stages
     if not device.is_asynchronous:

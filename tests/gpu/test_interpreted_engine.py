@@ -6,6 +6,7 @@ work as on a GPU, and the tokens must equal those of the engine on the CPU.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,10 @@ if ON_GPU:
 from octavo import LLM, SamplingParams
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
+from octavo.observe.events import Sampled
 from octavo.worker.rows import RequestStates
 from tests.conftest import TinyFolder
+from tests.structured.spelling_model import spelling_model
 from tests.worker.guessing import guess_next_tokens
 
 PROMPTS = [list(range(3, 3 + length)) for length in (1, 37, 9)]
@@ -37,8 +40,8 @@ def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None
 
 def engine(folder: object, backend: str, **options: object) -> LLM:
     return LLM(
-        str(folder), backend=backend, dtype="float32", skip_tokenizer_init=True, max_model_len=64, max_num_seqs=8,
-        num_gpu_blocks_override=40, check_invariants=True, **options,
+        str(folder), backend=backend, dtype="float32", max_model_len=64, max_num_seqs=8,
+        num_gpu_blocks_override=40, check_invariants=True, **{"skip_tokenizer_init": True, **options},
     )  # fmt: skip
 
 
@@ -72,6 +75,22 @@ def test_the_start_up_card_names_the_attention_kernels(
         line = dict(device.card)["device"]
     assert "; attention by triton" in line
     assert ("pip install 'octavo[cuda]'" in line) == (nvcc is None)
+
+
+@pytest.mark.usefixtures("_interpreted")
+def test_it_follows_grammars_as_the_host_does(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+    """A jump while another step is in flight, a fork, an end, and a row without a grammar beside them."""
+    folder = spelling_model(tiny_folder, tmp_path)
+    drawn = SamplingParams(structured_outputs={"regex": "[ab]name12[cd]"}, max_tokens=20, seed=3, n=2)
+    prompts, params, options = PROMPTS[::2], [drawn, GREEDY], {"skip_tokenizer_init": False}
+    with engine(folder, "reference", **options) as host:
+        expected = [[one.token_ids for one in output.outputs] for output in host.generate(prompts, params)]
+    with engine(folder, "triton", async_scheduling=True, **options) as device:
+        outputs = device.generate(prompts, params)
+        assert [[one.token_ids for one in output.outputs] for output in outputs] == expected
+        assert sum(event.num_forced for event in device.events if isinstance(event, Sampled)) == 4
+        assert device.stats().num_used_blocks == 0
+    assert all(re.fullmatch("[ab]name12[cd]", one.text) for one in outputs[0].outputs)
 
 
 @pytest.mark.usefixtures("_interpreted")

@@ -136,6 +136,11 @@ def test_every_entry_its_own_way() -> None:
     )  # fmt: skip
 
 
+def random_mask(rng: np.random.Generator) -> NDArray[np.int32]:
+    words = -(-VOCAB // 32)
+    return rng.integers(-(2**31), 2**31, words).astype(np.int32) * rng.choice([0, 1, 1], words).astype(np.int32)
+
+
 def edited_batch(**columns: object) -> SamplingBatch:
     rng = np.random.default_rng(6)
 
@@ -150,12 +155,24 @@ def edited_batch(**columns: object) -> SamplingBatch:
         frequency_penalty=rng.uniform(-0.1, 0.1, NUM), banned=lists(100), bias_ids=bias,
         bias_values=[rng.uniform(-20, 20, len(ids)) for ids in bias],
         allowed=[a if i % 2 else [] for i, a in enumerate(lists(1000))],
+        mask=[random_mask(rng) if i % 4 < 2 else [] for i in range(NUM)],
         **{"top_k": rng.choice([0, 50], NUM), **columns},
     )  # fmt: skip
 
 
 def test_edits() -> None:
     check(peaked(), edited_batch())
+
+
+def test_masks() -> None:
+    """Alone, with a NaN in the row, with one token left, and with none."""
+    rng = np.random.default_rng(3)
+    one, none = np.zeros((2, -(-VOCAB // 32)), np.int32)
+    one[4000 // 32] = 1 << 4000 % 32
+    logits = peaked(4)
+    logits[1, 77] = torch.nan
+    tokens = check(logits, make_batch(4, mask=[random_mask(rng), none, one, none], temperature=[1.0, 1.0, 1.0, 0.0]))
+    assert tokens.tolist()[1:] == [-1, 4000, -1]
 
 
 def test_rows_that_cannot_be_drawn_from_fail_alone() -> None:

@@ -53,6 +53,10 @@ def extreme_batch(rng: np.random.Generator, num_entries: int, vocab_size: int) -
         history=[rng.integers(0, vocab_size, rng.integers(0, 9)) for _ in range(num_entries)],
         prompt_lens=rng.integers(0, 5, num_entries),
         allowed=runs(3),
+        mask=[
+            rng.integers(-(2**31), 2**31, -(-vocab_size // 32)) if rng.random() < 0.3 else []
+            for _ in range(num_entries)
+        ],
         banned=runs(vocab_size),
         bias_ids=bias,
         bias_values=[rng.choice([-100.0, 1e-37, 100.0], len(ids)) for ids in bias],

@@ -47,6 +47,9 @@ def edited(row: FloatArray, batch: SamplingBatch, i: int) -> torch.Tensor:
     allowed = run(batch.allowed, batch.allowed_offsets)
     if allowed:
         logits[[token for token in range(len(row)) if token not in allowed]] = -torch.inf
+    for word, bits in enumerate(run(batch.mask, batch.mask_offsets)):
+        closed = [32 * word + bit for bit in range(32) if not int(bits) >> bit & 1]
+        logits[[token for token in closed if token < len(row)]] = -torch.inf
     logits[run(batch.banned, batch.banned_offsets)] = -torch.inf
     bias = run(batch.bias_values, batch.bias_offsets)
     for token, value in zip(run(batch.bias_ids, batch.bias_offsets), bias, strict=True):

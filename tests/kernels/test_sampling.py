@@ -310,6 +310,12 @@ def random_batch(rng: np.random.Generator, num_entries: int, num_rows: int, voca
         lens = rng.integers(1, longest, num_entries) * (rng.random(num_entries) < share)
         return [rng.integers(0, vocab_size, n) for n in lens]
 
+    def masks(share: float) -> list[NDArray[np.int32]]:
+        words = -(-vocab_size // 32)
+        empty = np.zeros(0, np.int32)
+        made = [rng.integers(-(2**31), 2**31, words) * rng.choice([0, 1, 1], words) for _ in range(num_entries)]
+        return [one.astype(np.int32) if rng.random() < share else empty for one in made]
+
     history = runs(0.3, 60)
     bias_ids = [np.unique(run) for run in runs(0.2, 20)]
     return make_batch(
@@ -328,6 +334,7 @@ def random_batch(rng: np.random.Generator, num_entries: int, num_rows: int, voca
         prompt_lens=[rng.integers(0, len(run) + 1) for run in history],
         history=history,
         allowed=runs(0.1, 200),
+        mask=masks(0.3),
         banned=runs(0.2, 50),
         bias_ids=bias_ids,
         bias_values=[rng.normal(0, 5, len(run)) for run in bias_ids],

@@ -140,8 +140,8 @@ def test_asking_for_the_model_alone_finds_it_loaded(stream: bool) -> None:
     ("path", "fields", "message"),
     [
         ("chat", {"tools": [{"type": "function"}]}, "tools is .* does not support; allowed is leaving it out"),
-        ("chat", {"format": "json"}, "format is 'json', which this engine does not support"),
-        ("chat", {"format": {"type": "object"}}, "format is"),
+        ("chat", {"format": "xml"}, "format is 'xml', allowed are 'json' and a JSON schema"),
+        ("chat", {"format": {"uniqueItems": True}}, "uniqueItems"),
         ("chat", {"think": True}, "think is True"),
         (
             "chat",

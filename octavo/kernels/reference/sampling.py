@@ -2,6 +2,7 @@
 
     logits row ── edit ──> logits ── temperature 0 ──> the best token; of equals, the lowest id
                  allowed      │
+                 mask         │
                  banned       └─ / temperature, - best ──> scores (0 is the best token)
                  bias              │
                  penalties         ├─ min_p   scores of at least log(min_p)
@@ -50,13 +51,16 @@ def processed_logits(logits: FloatArray, batch: SamplingBatch) -> FloatArray:
 
 
 def edited_logits(logits: FloatArray, batch: SamplingBatch, i: int) -> FloatArray:
-    """Entry i's logits after allowed and banned tokens, bias and penalties: a new row."""
+    """Entry i's logits after allowed tokens, mask, banned tokens, bias and penalties: a new row."""
     row: FloatArray = logits[batch.logits_rows[i]].copy()
     allowed = _run(batch.allowed, batch.allowed_offsets, i)
     if len(allowed):
         forbidden = np.ones(len(row), bool)
         forbidden[allowed] = False
         row[forbidden] = -np.inf
+    mask = _run(batch.mask, batch.mask_offsets, i)
+    if len(mask):
+        row[np.unpackbits(mask.view(np.uint8), count=len(row), bitorder="little") == 0] = -np.inf
     row[_run(batch.banned, batch.banned_offsets, i)] = -np.inf
     row[_run(batch.bias_ids, batch.bias_offsets, i)] += _run(batch.bias_values, batch.bias_offsets, i)
     with np.errstate(over="ignore"):

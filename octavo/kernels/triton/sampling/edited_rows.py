@@ -1,6 +1,6 @@
 """Each entry's row of logits, edited if needed: the kernels that run before a draw or a report.
 
-edit     entries with allowed, banned, biased or penalised tokens: an edited copy of their row
+edit     entries with allowed, masked, banned, biased or penalised tokens: an edited copy of their row
 scan     every row, once: maxima of segments, sums of chunks (`logits_scan.py`)
 """
 
@@ -73,10 +73,13 @@ def edit_and_scan(
     source = (logits, batch.entries, logits.stride(0), workspace.edited, workspace.edited.stride(0), vocab_size)
     launch = {"CHAINED": chained, "launch_pdl": chained}
     if has_edits:
-        _copy_kernel[(num_entries, chunks)](*source, runs["allowed_offsets"], TILE=CHUNK, **launch, num_warps=4)
+        _copy_kernel[(num_entries, chunks)](
+            *source, runs["allowed_offsets"], runs["mask_offsets"], runs["mask"], TILE=CHUNK, **launch, num_warps=4
+        )
         _edit_kernel[(num_entries,)](
-            *source, runs["history_offsets"], runs["allowed_offsets"], runs["banned_offsets"], runs["bias_offsets"],
-            runs["history"], runs["allowed"], runs["banned"], runs["bias_ids"], runs["bias_values"], workspace.counts,
+            *source, runs["history_offsets"], runs["allowed_offsets"], runs["mask_offsets"], runs["banned_offsets"],
+            runs["bias_offsets"], runs["history"], runs["allowed"], runs["mask"], runs["banned"], runs["bias_ids"],
+            runs["bias_values"], workspace.counts,
             TILE=1024, **launch, num_warps=8,
         )  # fmt: skip
     _scan_kernel[(num_entries, chunks)](
@@ -101,9 +104,11 @@ def load_row(logits, row, stride, edited, edited_stride, i, is_edited, at, mask,
 
 @triton.jit
 def _copy_kernel(
-    logits, entries, stride, edited, edited_stride, vocab, allowed_offsets, TILE: tl.constexpr, CHAINED: tl.constexpr,
+    logits, entries, stride, edited, edited_stride, vocab, allowed_offsets, mask_offsets, masks,
+    TILE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Copy the row of an entry with edits, as float32; only its NaNs if just some tokens are allowed."""
+    """Copy the row of an entry with edits, as float32; only its NaNs if just some tokens are allowed. NaNs also stay
+    where the mask allows nothing."""
     wait_for_previous(CHAINED)
     i = tl.program_id(0)
     if load_int(entries, i, IS_EDITED) != 0:
@@ -112,14 +117,25 @@ def _copy_kernel(
         x = tl.load(logits + row * stride + at, mask=at < vocab, other=0.0).to(tl.float32)
         if tl.load(allowed_offsets + i + 1) > tl.load(allowed_offsets + i):
             x = tl.where(x == x, -float("inf"), x)
+        is_open = is_unmasked(masks, mask_offsets, i, at, at < vocab)
+        x = tl.where(is_open | (x != x), x, -float("inf"))
         tl.store(edited + i.to(tl.int64) * edited_stride + at, x, mask=at < vocab)
+
+
+@triton.jit
+def is_unmasked(masks, mask_offsets, i, token, within):
+    """Whether entry i's mask allows these tokens; without a mask all are."""
+    first = tl.load(mask_offsets + i)
+    has_mask = tl.load(mask_offsets + i + 1) > first
+    word = tl.load(masks + first + token // 32, mask=within & has_mask, other=-1)
+    return ((word >> (token % 32)) & 1) != 0
 
 
 @triton.jit
 def _edit_kernel(
     logits, entries, stride, edited, edited_stride, vocab,
-    history_offsets, allowed_offsets, banned_offsets, bias_offsets,
-    history, allowed, banned, bias_ids, bias_values, counts,
+    history_offsets, allowed_offsets, mask_offsets, banned_offsets, bias_offsets,
+    history, allowed, masks, banned, bias_ids, bias_values, counts,
     TILE: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One program per entry, with a barrier between edits that may touch the same token."""
@@ -132,6 +148,7 @@ def _edit_kernel(
     for start in range(tl.load(allowed_offsets + i), end, TILE):
         mask = start + offs < end
         token = tl.load(allowed + start + offs, mask=mask, other=0)
+        mask = mask & is_unmasked(masks, mask_offsets, i, token, mask)
         tl.store(row + token, tl.load(source + token, mask=mask).to(tl.float32), mask=mask)
     tl.debug_barrier()
     end = tl.load(banned_offsets + i + 1)

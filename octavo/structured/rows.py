@@ -1,0 +1,150 @@
+"""ConstrainedRows: the grammar of each row that has one, and where its answer stands in it.
+
+    tokens so far   {"name": "Ada          the matcher has read them
+    mask            ", Lovelace ...        one bit a token: what may come next
+    forced          {"name": "             what must come next, whatever the model says
+
+A matcher follows its row's tokens: it reads those that are new, and takes back those that are gone (guesses that were
+wrong). So nothing needs to be told of preemption, forks or steps that were dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from octavo.messages import END_OF_GRAMMAR, NewRow
+from octavo.observe.logging import LOGGER
+from octavo.sampling.columns import IntArray
+from octavo.structured.compiler import GrammarCompiler
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher
+
+#: rows from which on their masks are computed by several threads
+MANY = 4
+#: tokens that are forced at once; the rest follows with the next step
+MAX_FORCED = 256
+
+
+class ConstrainedRows:
+    """Owner of the matchers. compiler: given before the first row that has a grammar. rows: those that have one."""
+
+    def __init__(self) -> None:
+        self.compiler: GrammarCompiler | None = None
+        self.rows: dict[int, _Row] = {}
+        self._threads: LLExecutor | None = None
+
+    def enter(self, new: NewRow) -> None:
+        """A sequence with a grammar enters a row."""
+        assert self.compiler is not None, "the engine gives the compiler before the first such plan"
+        assert new.grammar is not None, "this sequence has a grammar"
+        params = new.sampling_params
+        may_force = not params.reports_logprobs  # a forced token has no log-probability: the model was not asked
+        end_ids = self.compiler.vocabulary.end_ids if params.ignore_eos else ()
+        self.rows[new.row] = _Row(self.compiler.matcher(new.grammar), may_force, end_ids)
+
+    def fork(self, row: int, parent: int) -> None:
+        self.rows[row] = self.rows[parent].copy()
+
+    def leave(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            self.rows.pop(row, None)
+
+    def masks(self, rows: Sequence[int], outputs: Sequence[IntArray]) -> IntArray:
+        """What each of N rows may draw after its output so far: [N, words]. A row that has guesses comes several
+        times, with longer outputs."""
+        assert self.compiler is not None, "rows have grammars"
+        made = np.zeros((len(rows), self.compiler.vocabulary.num_words), np.int32)
+        if len(rows) < MANY or len(set(rows)) < len(rows):
+            for i, row in enumerate(rows):
+                self._fill(made, [row], [outputs[i]], [i])
+        else:
+            self._fill(made, rows, outputs, range(len(rows)))
+        return made
+
+    def following(self, row: int, output: IntArray, room: int) -> list[int]:
+        """The tokens that must follow a row's output, `room` at most, and END_OF_GRAMMAR behind the last one of all.
+        Empty if the row has no grammar."""
+        found = self.rows.get(row)
+        return [] if found is None or not found.follow(output) else found.forced(output, min(room, MAX_FORCED))
+
+    def _fill(self, made: IntArray, rows: Sequence[int], outputs: Sequence[IntArray], places: Sequence[int]) -> None:
+        """Write the masks of different rows."""
+        found = [self.rows[row] for row in rows]
+        pairs = zip(found, outputs, places, strict=True)
+        able = [(row, place) for row, output, place in pairs if row.follow(output)]
+        width = made.shape[1] * made.itemsize
+        if len(able) == 1:
+            row, place = able[0]
+            row.matcher.unsafe_compute_mask_ptr(made[place].ctypes.data, width)
+        elif able:
+            matchers = [(row.matcher, place) for row, place in able]
+            self._executor().unsafe_compute_mask_ptr(matchers, made.ctypes.data, width, len(made))
+        for row, place in able:
+            row.correct(made[place])
+
+    def _executor(self) -> LLExecutor:
+        if self._threads is None:
+            from llguidance import LLExecutor
+
+            self._threads = LLExecutor()
+        return self._threads
+
+
+class _Row:
+    """One row's matcher, and the output that it has read."""
+
+    def __init__(self, matcher: LLMatcher, may_force: bool, ignored_ends: Sequence[int]) -> None:
+        """ignored_ends: end tokens that come only where nothing else may."""
+        self.matcher = matcher
+        self._may_force, self._ignored_ends = may_force, ignored_ends
+        self._read: IntArray = np.zeros(0, np.int32)
+
+    def copy(self) -> _Row:
+        made = _Row(self.matcher.deep_copy(), self._may_force, self._ignored_ends)
+        made._read = self._read
+        return made
+
+    def follow(self, output: IntArray) -> bool:
+        """Read the output to its end. False: it does not fit the grammar."""
+        num_kept = min(len(self._read), len(output))
+        if num_kept and not np.array_equal(self._read[:num_kept], output[:num_kept]):
+            num_kept = int(np.argmin(self._read[:num_kept] == output[:num_kept]))
+        if num_kept < len(self._read):
+            self.matcher.rollback(len(self._read) - num_kept)
+        num_new = len(output) - num_kept
+        num_taken = self.matcher.try_consume_tokens(output[num_kept:].tolist()) if num_new else 0
+        self._read = output[: num_kept + num_taken].copy()
+        return num_taken == num_new
+
+    def forced(self, output: IntArray, room: int) -> list[int]:
+        tokens: list[int] = []
+        if self._may_force and room > 0 and not self.matcher.is_stopped():
+            tokens = self.matcher.compute_ff_tokens()[:room]
+            tokens = tokens[: self.matcher.validate_tokens(tokens)] if tokens else []
+            if tokens:
+                self.follow(np.append(output, np.array(tokens, np.int32)))
+        if self.matcher.is_stopped() and not self.has_failed():
+            tokens.append(END_OF_GRAMMAR)
+        return tokens
+
+    def correct(self, mask: IntArray) -> None:
+        """What the library does not know of a mask that it made."""
+        if self.has_failed():
+            mask[:] = 0
+        elif self._ignored_ends:
+            whole = mask.copy()
+            for token_id in self._ignored_ends:
+                mask.view(np.uint32)[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+            if not mask.any():
+                mask[:] = whole
+
+    def has_failed(self) -> bool:
+        """Whether the grammar has become too complex to follow."""
+        if not self.matcher.is_error():
+            return False
+        LOGGER.warning("structured output ends its request: %s", self.matcher.get_error()[:300])
+        return True

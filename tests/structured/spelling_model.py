@@ -1,0 +1,52 @@
+"""A tiny model with a tokenizer that spells: a token for each printable character, and for some words of JSON."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from octavo.structured.compiler import GrammarCompiler
+from octavo.structured.vocabulary import Vocabulary
+from octavo.text.folder_tokenizer import tokenizer_from_folder
+from octavo.text.grammar_vocabulary import grammar_vocabulary
+from octavo.text.tokenizer import Tokenizer as OwnTokenizer
+from tests.conftest import TinyFolder
+
+VOCAB_SIZE, END = 160, 2
+_MERGES = ["n a", "m e", "na me", "a g", "ag e", '" :', '{ "', 'name ":', 'age ":', "1 2", "Ġ Ġ", "t r", "u e", "tr ue"]
+
+
+def write_tokenizer(folder: Path) -> None:
+    characters = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ", "ĉ", "Ã", "©"]
+    names = ["<pad>", "<s>", "</s>", *characters, *(merge.replace(" ", "") for merge in _MERGES)]
+    merges = [(left, right) for left, right in (merge.split(" ") for merge in _MERGES)]
+    encoder = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    encoder.decoder = decoders.ByteLevel()
+    encoder.add_special_tokens([AddedToken(name, special=True) for name in names[:3]])
+    encoder.save(str(folder / "tokenizer.json"))
+
+
+def spelling_model(tiny_folder: TinyFolder, to: Path, name: str = "llama") -> Path:
+    """The folder of a tiny model that can spell."""
+    folder = to / f"spelling-{name}"
+    shutil.copytree(tiny_folder(name), folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@cache
+def spelling_tokenizer(folder: Path) -> OwnTokenizer:
+    write_tokenizer(folder)
+    return OwnTokenizer(tokenizer_from_folder(folder))
+
+
+def spelling_vocabulary(folder: Path) -> Vocabulary:
+    return grammar_vocabulary(spelling_tokenizer(folder), VOCAB_SIZE, [END])
+
+
+def spelling_compiler(folder: Path) -> GrammarCompiler:
+    return GrammarCompiler(lambda: spelling_vocabulary(folder))
