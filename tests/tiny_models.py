@@ -57,6 +57,19 @@ OPT = {
     "pad_token_id": 0,
 }
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+GLM = {
+    "head_dim": 16,
+    "attention_bias": True,
+    "use_qk_norm": True,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -106,6 +119,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         SIZES | EXPERTS | {"shared_expert_intermediate_size": 40, "mlp_only_layers": [1], "norm_topk_prob": False},
     ),
     "qwen3-moe": ("Qwen3MoeConfig", SIZES | EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
+    "glm4-moe": ("Glm4MoeConfig", SIZES | GLM),
     "gpt2": ("GPT2Config", GPT2),
     "opt": ("OPTConfig", OPT),
     "opt-normed-after": ("OPTConfig", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
@@ -134,6 +148,8 @@ def make_tiny_model(
                 parameter += 0.2 * torch.randn_like(parameter)
             else:
                 parameter.normal_(std=std)
+        for buffer in (buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")):
+            buffer += 0.2 + 0.1 * torch.randn_like(buffer)
         # Undo the sqrt(hidden) scale: a token whose embedding dominates the stream would predict itself forever.
         if "Gemma" in config_class:
             model.get_input_embeddings().weight *= config.hidden_size**-0.5

@@ -16,7 +16,7 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.models.architecture import Architecture, checked, known_tokens
 from octavo.models.config_file import ConfigFile
 from octavo.models.llama_json import MOST_LAYERS, llama, llama_like, mistral, qwen, windows
-from octavo.models.mixture_json import mixtral, qwen2_moe, qwen3_moe
+from octavo.models.mixture_json import glm4_moe, mixtral, qwen2_moe, qwen3_moe
 from octavo.models.rope_json import local_rope_config, rope_config
 from octavo.quantization.described import Quantization
 from octavo.quantization.registry import SCHEMES
@@ -199,6 +199,7 @@ FAMILIES: dict[str, FamilyReader] = {
     "MixtralForCausalLM": ("mixtral", mixtral),
     "Qwen2MoeForCausalLM": ("qwen2_moe", qwen2_moe),
     "Qwen3MoeForCausalLM": ("qwen3_moe", qwen3_moe),
+    "Glm4MoeForCausalLM": ("glm4_moe", glm4_moe),
     "Gemma2ForCausalLM": ("gemma2", _gemma2),
     "Gemma3ForCausalLM": ("gemma3", _gemma3),
     "Gemma3ForConditionalGeneration": ("gemma3", _gemma3),

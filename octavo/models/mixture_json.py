@@ -7,7 +7,8 @@ from typing import Any
 from octavo.kernels.mixture import Gate, GroupScore, Routing, Scoring
 from octavo.models.architecture import ExpertsConfig
 from octavo.models.config_file import ConfigFile
-from octavo.models.llama_json import MOST_LAYERS, mistral, qwen
+from octavo.models.llama_json import MOST_LAYERS, llama_like, mistral, qwen
+from octavo.models.rope_json import rope_config
 
 _MOST_EXPERTS = 1 << 12
 
@@ -44,6 +45,33 @@ def _qwen_moe(config: ConfigFile, *, shared_size: int) -> dict[str, Any]:
             has_shared_gate=shared_size > 0,
             gate=gate(config),
         )
+    }
+
+
+def glm4_moe(config: ConfigFile) -> dict[str, Any]:
+    """The first layers have one MLP."""
+    found = llama_like(config, default_eps=1e-5)
+    num_dense, inner = config.size("first_k_dense_replace", 1, smallest=0), config.size("moe_intermediate_size")
+    routing = routing_of(
+        config,
+        "n_routed_experts",
+        renormalises=config.flag("norm_topk_prob", True),
+        scoring="sigmoid",
+        scale=config.number("routed_scaling_factor", 1.0, above=0),
+        group_score="sum_of_two",
+        has_groups=True,
+    )
+    return found | {
+        "activation": config.activation("hidden_act", "silu"),
+        "rope": rope_config(config, default_rotary_factor=0.5),
+        "experts": ExpertsConfig(
+            routing=routing,
+            intermediate_size=inner,
+            dense_layers=frozenset(range(min(num_dense, found["num_layers"]))),
+            shared_size=inner * config.size("n_shared_experts", 1, largest=_MOST_EXPERTS, smallest=0),
+            gate=gate(config),
+        ),
+        "extra": {"qkv_bias": config.flag("attention_bias", False), "qk_norm": config.flag("use_qk_norm", False)},
     }
 
 

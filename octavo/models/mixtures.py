@@ -1,4 +1,4 @@
-"""Families with layers of experts, whose attention is Llama's: Mixtral, Qwen 2 and 3 MoE.
+"""Families with layers of experts, whose attention is Llama's: Mixtral, Qwen 2 and 3 MoE, GLM 4.5.
 
 A layer of experts has a router and, for each expert, the three matrices of a gated MLP; `ExpertNames` says what they
 are called. Some layers may have one MLP instead, as in a dense model. Which, and how the router chooses, are values of
@@ -40,6 +40,7 @@ class ExpertNames:
 
 MIXTRAL = ExpertNames(mlp="block_sparse_moe", gate="w1", up="w3", down="w2")
 QWEN = ExpertNames()
+GLM = ExpertNames(bias="gate.e_score_correction_bias", shared="shared_experts")
 
 
 def mixtral_tensors(a: Architecture) -> TensorTable:
@@ -54,12 +55,22 @@ def qwen3_tensors(a: Architecture) -> TensorTable:
     return _with_experts(a, llama.qwen3_tensors(a), QWEN)
 
 
+def glm4_tensors(a: Architecture) -> TensorTable:
+    """Some have biases of queries, keys and values, and some norm each head's."""
+    dense = llama.qwen2_tensors(a) if a.extra["qkv_bias"] else llama.tensors(a)
+    return _with_experts(a, dense | (llama.head_norms(a) if a.extra["qk_norm"] else {}), GLM)
+
+
 def build_mixtral(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
     return _build(a, weights, specs, MIXTRAL)
 
 
 def build_qwen(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
     return _build(a, weights, specs, QWEN)
+
+
+def build_glm4(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decoder:
+    return _build(a, weights, specs, GLM)
 
 
 def _with_experts(a: Architecture, dense: TensorTable, names: ExpertNames) -> TensorTable:

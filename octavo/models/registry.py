@@ -30,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Family(mixtures.mixtral_tensors, mixtures.build_mixtral),
     "qwen2_moe": Family(mixtures.qwen2_tensors, mixtures.build_qwen),
     "qwen3_moe": Family(mixtures.qwen3_tensors, mixtures.build_qwen),
+    "glm4_moe": Family(mixtures.glm4_tensors, mixtures.build_glm4),
     "phi3": Family(llama.phi3_tensors, llama.build_phi3),
     "gemma2": Family(llama.gemma2_tensors, llama.build_gemma),
     "gemma3": Family(llama.gemma3_tensors, llama.build_gemma),

@@ -30,14 +30,16 @@ _FROM_ZERO = ("mscale", "mscale_all_dim")
 _LISTS = ("short_factor", "long_factor")
 
 
-def rope_config(config: ConfigFile, default_theta: float = 10_000.0, layer_type: str = "") -> RopeConfig:
+def rope_config(
+    config: ConfigFile, default_theta: float = 10_000.0, layer_type: str = "", *, default_rotary_factor: float = 1.0
+) -> RopeConfig:
     """layer_type: which of several settings to read."""
     given = _given(config, layer_type)
     outside = ConfigFile(config.path, {**config.values, **given.values}, config.within)
     rope_type = _rope_type(given)
     return RopeConfig(
         theta=outside.number("rope_theta", default_theta, above=1),
-        partial_rotary_factor=outside.number("partial_rotary_factor", 1.0, above=0),
+        partial_rotary_factor=outside.number("partial_rotary_factor", default_rotary_factor, above=0),
         scaling=None if rope_type == "default" else _scaling(config, given, rope_type),
     )
 

@@ -53,6 +53,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mixtral": replace(LLAMA, family="mixtral", experts=EXPERTS),
     "qwen2_moe": replace(LLAMA, family="qwen2_moe", experts=SHARED_EXPERT, extra={"qkv_bias": True}),
     "qwen3_moe": replace(LLAMA, family="qwen3_moe", experts=EXPERTS),
+    "glm4_moe": replace(
+        LLAMA,
+        family="glm4_moe",
+        experts=replace(SHARED_EXPERT, has_shared_gate=False),
+        extra={"qkv_bias": True, "qk_norm": True},
+    ),
     "gpt2": replace(LEARNED_POSITIONS, family="gpt2", activation="gelu_tanh"),
     "opt": replace(LEARNED_POSITIONS, family="opt", activation="relu"),
 }

@@ -25,6 +25,7 @@ SIZES: dict[str, Any] = {
 GPT2 = {"vocab_size": 100, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 128}
 OPT = SIZES | {"ffn_dim": 96}
 EXPERTS = {"num_experts": 8, "num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+EXPERTS["n_routed_experts"] = 8
 
 
 def read(name: str, **values: Any) -> Architecture:
@@ -276,6 +277,11 @@ def test_experts_of_each_family() -> None:
         ("Qwen3Moe", "mlp_only_layers", [4], "a list of layers from 0 to 3"),
         ("Qwen2Moe", "decoder_sparse_step", 0, "1 to 2147483648"),
         ("Qwen3Moe", "moe_intermediate_size", 0, "1 to 2147483648"),
+        ("Glm4Moe", "n_group", 3, "numbers that divide n_routed_experts, 8"),
+        ("Glm4Moe", "n_group", 9, "1 to 8"),
+        ("Glm4Moe", "topk_group", 2, "1 to 1"),
+        ("Glm4Moe", "n_shared_experts", -1, "0 to 4096"),
+        ("Glm4Moe", "routed_scaling_factor", 0, "a number above 0"),
         ("Qwen3Moe", "hidden_act", "tanh", "silu, swish"),
     ],
 )

@@ -49,12 +49,13 @@ def test_two_projections_a_half_layer_and_no_more(family: str) -> None:
     model, ops = build(family), SymbolicOps()
     hidden = model.body(ops)
     experts = ARCHITECTURES[family].experts
-    mlps = [2 if experts is None or i in experts.dense_layers else 3 * (experts.shared_size > 0) for i in range(3)]
+    shared = experts is not None and (2 + experts.has_shared_gate) * (experts.shared_size > 0)
+    mlps = [2 if experts is None or i in experts.dense_layers else int(shared) for i in range(3)]
     own = sum(mlps[:-1])
     assert ops.counts["linear"] == 2 * NUM_LAYERS - 1 + own, "what follows the last attention is for logits alone"
     model.heads["logits"](ops, *hidden)
     assert ops.counts["linear"] == 2 * NUM_LAYERS + sum(mlps) + 1, "and the head"
-    assert ops.counts["mixture"] == sum(1 for linears in mlps if linears != 2)
+    assert ops.counts["mixture"] == (0 if experts is None else NUM_LAYERS - len(experts.dense_layers))
 
 
 @families
@@ -80,7 +81,7 @@ def test_quantised_weights_pass_through_untouched() -> None:
 
 
 def test_unknown_family_names_the_known_ones() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'mamba'; Octavo knows gemma2, gemma3, gpt2, llama"):
+    with pytest.raises(UnsupportedModelError, match=r"'mamba'; Octavo knows gemma2, gemma3, glm4_moe, gpt2, llama"):
         required_tensors(replace(LLAMA, family="mamba"))
 
 

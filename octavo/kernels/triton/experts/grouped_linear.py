@@ -23,6 +23,7 @@ from octavo.kernels.mixture import Gate
 from octavo.kernels.triton.chain import wait_for_previous
 from octavo.kernels.triton.experts.gate import gated
 from octavo.kernels.triton.experts.room import Room
+from octavo.kernels.triton.linear.skinny_linear import shared_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def grouped_linear(
     assert out.shape == (num_pairs, columns), f"a result of {columns} columns for each of {num_pairs} pairs"
     tile = tile or choose_tile(num_pairs, num_experts, is_gated=gate is not None)
     num_tiles = min(num_pairs, num_experts + num_pairs // tile.pairs)
-    bits = 32 // x.element_size() * 2  # float32 operands take twice the shared memory
+    turn = (tile.pairs + tile.columns * (1 if gate is None else 2)) * tile.depth * x.element_size()
     _grouped_kernel[(num_tiles * triton.cdiv(columns, tile.columns),)](
         x, weight, weight if bias is None else bias, out, room.counts, room.order,
         room.max_rows, x.stride(0), out.stride(0), 0.0 if gate is None else gate.alpha,
@@ -69,7 +70,7 @@ def grouped_linear(
         NUM_EXPERTS=num_experts, EPAD=triton.next_power_of_2(num_experts), ROWS_OF=rows_of, K=depth, N=columns,
         BM=tile.pairs, BN=tile.columns, BK=tile.depth, GATE="" if gate is None else gate.kind,
         HAS_BIAS=bias is not None, CHAINED=chained, launch_pdl=chained, num_warps=tile.num_warps,
-        num_stages=max(1, tile.num_stages * bits // 32),
+        num_stages=max(1, min(tile.num_stages, shared_memory(x.device) // turn)),
     )  # fmt: skip
 
 

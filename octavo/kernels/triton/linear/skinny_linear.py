@@ -69,7 +69,7 @@ def skinny_linear(
     assert weight.is_contiguous(), "weights are read as long runs"
     assert vector or (norm_weight is None and gate is None), "a matrix tiling takes no norm and no gate"
     rows = num_rows if vector else max(16, triton.next_power_of_2(num_rows))
-    num_stages = tiling.stages_in(_shared_memory(x.device), rows, x.element_size())
+    num_stages = tiling.stages_in(shared_memory(x.device), rows, x.element_size())
     _linear_kernel[(triton.cdiv(columns, tiling.columns),)](
         x, weight, out,
         weight if bias is None else bias,
@@ -104,7 +104,7 @@ def choose_tiling(num_rows: int, columns: int, depth: int) -> Tiling | None:
 
 
 @cache
-def _shared_memory(device: torch.device) -> int:
+def shared_memory(device: torch.device) -> int:
     """Bytes that a thread block may have; under the interpreter there is no limit."""
     if device.type != "cuda":
         return 1 << 30
