@@ -125,6 +125,26 @@ __device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x, in
 #endif
 }
 
+// The same of a tensor with three dimensions
+__device__ __forceinline__ void copy_box(uint32_t to, const void* map, int x, int y, int z, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+          to),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+#endif
+}
+
+// One thread starts a copy of so many bytes; both addresses and the number are multiples of 16
+__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32_t num_bytes, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(num_bytes), "r"(barrier)
+               : "memory");
+#endif
+}
+
 // One thread copies 16 bytes; zeros unless `is_there`
 __device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool is_there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(is_there ? 16 : 0) : "memory");

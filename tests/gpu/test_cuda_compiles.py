@@ -13,6 +13,8 @@ from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
 from octavo.kernels.cuda_cpp.decode_attention import Kind  # noqa: E402
+from octavo.kernels.cuda_cpp.quantized_linear import Variant  # noqa: E402
+from octavo.kernels.cuda_cpp.quantized_weight import Layout, Scales  # noqa: E402
 from octavo.kernels.cuda_cpp.shape import Occupancy, Shape  # noqa: E402
 
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")
@@ -25,6 +27,15 @@ AMPERE, ADA, HOPPER, BLACKWELL, SMALL_BLACKWELL = (
 @pytest.mark.parametrize(("gpu", "num_seqs"), product((AMPERE, HOPPER), (64, 1024)))
 def test_plan(gpu: GPU, num_seqs: int) -> None:
     assert compile_plan(num_seqs, gpu)[0].startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("gpu", [AMPERE, HOPPER])
+@pytest.mark.parametrize(
+    ("layout", "kind"), [("fp8", "outputs"), ("fp8", "blocks"), ("int8", "groups"), ("int4", "groups")]
+)
+def test_quantized_linear(gpu: GPU, layout: Layout, kind: Scales) -> None:
+    dtype, is_gated = (torch.float16, True) if gpu is AMPERE else (torch.bfloat16, kind == "blocks")
+    assert Variant(layout, kind, dtype, is_gated, 2, 4).compile(gpu).startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 _MAX_DYNAMIC_SHARED_BYTES = 8  # CUfunction_attribute
 _CHAINED = 6  # CUlaunchAttributeID: programmatic stream serialization
-_BF16, _FP16 = 9, 6  # CUtensorMapDataType
+_BYTES, _FP16, _BF16 = 0, 6, 9  # CUtensorMapDataType
 _SWIZZLE_128_BYTES = 3
 _PROMOTE_TO_256_BYTES = 3
 _NO_CONTEXT = 201  # CUresult
@@ -37,17 +37,28 @@ class TensorMap(Structure):
     @classmethod
     def of_rows(cls, address: int, num_rows: int, dim: int, *, is_half: bool, box_rows: int, box_dim: int) -> TensorMap:
         """[num_rows, dim] of 16-bit elements, read in boxes that are swizzled by 128 bytes."""
+        return cls._of(_FP16 if is_half else _BF16, address, (dim, num_rows), (dim * 2,), (box_dim, box_rows))
+
+    @classmethod
+    def of_bytes(cls, address: int, shape: tuple[int, int, int], box_rows: int) -> TensorMap:
+        """[halves, rows, bytes], read in boxes of [halves, box_rows, 128] that are swizzled by 128 bytes."""
+        halves, num_rows, dim = shape
+        return cls._of(_BYTES, address, (dim, num_rows, halves), (dim, dim * num_rows), (128, box_rows, halves))
+
+    @classmethod
+    def _of(
+        cls, kind: int, address: int, dims: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
+    ) -> TensorMap:
+        """strides: in bytes, of all dimensions but the first."""
         buffer = (c_char * 192)()  # with room to align the map to 64 bytes
-        at = -ctypes.addressof(buffer) % 64
-        dims, stride = (c_uint64 * 2)(dim, num_rows), (c_uint64 * 1)(dim * 2)
-        box, step = (c_uint32 * 2)(box_dim, box_rows), (c_uint32 * 2)(1, 1)
-        kind = _FP16 if is_half else _BF16
+        at, rank = -ctypes.addressof(buffer) % 64, len(dims)
         check(
             cuda_driver().cuTensorMapEncodeTiled(
-                byref(buffer, at), kind, 2, c_void_p(address), dims, stride, box, step, 0, _SWIZZLE_128_BYTES,
-                _PROMOTE_TO_256_BYTES, 0,
+                byref(buffer, at), kind, rank, c_void_p(address), (c_uint64 * rank)(*dims),
+                (c_uint64 * (rank - 1))(*strides), (c_uint32 * rank)(*box), (c_uint32 * rank)(*[1] * rank), 0,
+                _SWIZZLE_128_BYTES, _PROMOTE_TO_256_BYTES, 0,
             ),
-            "describing the KV pool",
+            "describing a matrix to the copy engine",
         )  # fmt: skip
         return cls.from_buffer_copy(buffer, at)
 

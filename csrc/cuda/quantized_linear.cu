@@ -1,0 +1,459 @@
+// A few rows times a weight of int4, int8 or fp8: y = x W^T, at the speed of reading the weight.
+//
+// A persistent grid of one thread block per multiprocessor. A block has units of 16 outputs, or twice as many for a gate
+// and what it multiplies, one after another:
+//
+//   1 loader       weights and their scales, stage after stage of all its units ──> a ring in shared memory; it begins
+//                  before the previous kernel has ended
+//   16 computers   the rows, once ──> shared memory, if wanted times an RMSNorm's weight
+//                  each unit: 128 inputs at a time, in turns; mma 16 x 8 x 16, the weights are the 16 rows of the first
+//                  operand and x the second; then the computers' sums are added up in a fixed order by one of them,
+//                  while the others begin the next unit: scale, 1 / rms, bias, gate, residual
+//
+// Where the rows do not fit into shared memory, blocks share the inputs of a unit, too, and leave float32 sums that the
+// next kernel, a norm, adds up.
+//
+// A product's depth may be in any order, so a thread takes neighbouring inputs and needs no shuffling of weights. Of 128
+// inputs it has, for each of two outputs,
+//
+//   int8, fp8   32 from 32 t on, t = lane % 4. Weights are row-major, as other kernels read them; the copy engine swizzles
+//               them. x is kept in the order in which pairs come out of a word: 0 2 1 3
+//   int4        8 of each 32, from 8 t on. Weights are packed for this kernel, 16 bytes a thread: [tile of 16][64
+//               inputs][lane] (quantized_linear.py)
+//
+// Weights that become fragments by masks, without a table or a conversion, are Marlin's idea (Frantar et al., 2024).
+
+#include "quantized_weights.cuh"
+
+#ifndef ELEMENT
+#define ELEMENT Bf16
+#endif
+#ifndef FORMAT
+#define FORMAT kFp8
+#endif
+#ifndef IS_GATED
+#define IS_GATED 0
+#endif
+#ifndef ROW_TILES
+#define ROW_TILES 1
+#endif
+#ifndef COMPUTERS
+#define COMPUTERS 16
+#endif
+#ifndef ENTRIES
+#define ENTRIES 4
+#endif
+#ifndef SCALES
+#define SCALES kOfOutputs
+#endif
+#ifndef IS_CHAINED
+#define IS_CHAINED 0
+#endif
+
+namespace octavo {
+namespace {
+
+// A scale for each output; for each group of an output's inputs; for each block of 128 x 128
+enum Scales { kOfOutputs = 0, kOfGroups = 1, kOfBlocks = 2 };
+
+constexpr int kComputers = COMPUTERS, kThreads = kComputers * 32 + 32;  // warps
+constexpr int kTiles = IS_GATED ? 2 : 1, kRows = ROW_TILES * 8, kOutputs = kTiles * 16;
+constexpr bool kIsPacked = FORMAT == kInt4;
+constexpr int kPiece = 128;  // inputs that a warp multiplies at a time
+// A stage is 16 KiB of weights, then scales, then zero points. Its pieces go to as many computers; these take turns
+constexpr int kStage = (kIsPacked ? 2048 : 1024) / kTiles, kPieces = kStage / kPiece, kTurns = kComputers / kPieces;
+static_assert(kComputers % kPieces == 0, "computers take whole stages in turns");
+static_assert(ENTRIES % kTurns == 0, "an entry is always the same computers', so none misses a phase of its barrier");
+constexpr int kTileBytes = kIsPacked ? kStage * 8 : kStage * 16;
+constexpr int kScaleBytes = SCALES == kOfGroups ? kStage / 64 * 64 : SCALES == kOfBlocks ? kStage / 128 * 4 : 0;
+constexpr int kZeroBytes = kIsPacked && SCALES == kOfGroups ? kStage / 64 * 32 : 0;
+constexpr int kStageBytes = (kTiles * (kTileBytes + kScaleBytes + kZeroBytes) + 1023) / 1024 * 1024;
+constexpr int kRowGap = 32;  // after a row of x: lanes of different rows use different banks
+constexpr int kSums = kComputers * kRows * kOutputs;
+
+struct Launch {
+  const ELEMENT* x;
+  const uint8_t* weight;
+  const float* scales;        // [out], or [tile][group][8][2], outputs o and o + 8 of a tile side by side, or
+                              // [out / 128][block_scales]
+  const uint16_t* zeros;      // as scales of groups: zero points plus kIntegers, negative, in ELEMENT; or null
+  const ELEMENT* bias;        // or null
+  const ELEMENT* residual;    // or null
+  void* out;                  // ELEMENT, or with several parts float
+  const float* norm;          // or null
+  int64_t x_stride, residual_stride, out_stride, part_stride;
+  int num_rows, columns, depth, group, block_scales, activation, num_parts, part_depth;
+  float eps;
+};
+
+struct alignas(64) TensorMap {
+  char content[128];
+};
+
+struct Shared {
+  uint8_t ring[ENTRIES][kStageBytes];
+  float sums[2][kSums];
+  float squares[kRows * kComputers];
+  uint64_t full[ENTRIES], free[ENTRIES];
+  __align__(16) ELEMENT x[8];  // [rows][part_depth + kRowGap]
+};
+
+// A block's part of the work
+struct Share {
+  int begin, length;               // inputs
+  int first_unit, step, num_units;
+  __device__ explicit Share(const Launch& launch) {
+    const int part = blockIdx.x % launch.num_parts;
+    begin = part * launch.part_depth;
+    length = min(launch.part_depth, launch.depth - begin);
+    first_unit = blockIdx.x / launch.num_parts;
+    step = gridDim.x / launch.num_parts;
+    num_units = launch.columns / 16;
+  }
+};
+
+// With a gate, tile 1 has the outputs that tile 0's activation multiplies
+__device__ __forceinline__ int first_output(const Launch& launch, int unit, int tile) {
+  return unit * 16 + tile * launch.columns;
+}
+
+struct Loader {
+  const Launch& launch;
+  const TensorMap& map;  // of row-major weights
+  Shared& shared;
+  const int lane = threadIdx.x % 32;
+
+  __device__ void run(const Share& share) {
+    int count = 0;
+    for (int unit = share.first_unit; unit < share.num_units; unit += share.step) {
+      for (int at = 0; at < share.length; at += kStage, ++count) {
+        const int entry = count % ENTRIES;
+        barrier_wait(shared_address(&shared.free[entry]), (count / ENTRIES & 1) ^ 1);
+        fill(entry, unit, share.begin + at, min(kStage, share.length - at));
+      }
+    }
+  }
+
+  __device__ void fill(int entry, int unit, int begin, int count) {
+    const uint32_t full = shared_address(&shared.full[entry]), stage = shared_address(shared.ring[entry]);
+    const int num_groups = SCALES == kOfGroups ? (count + launch.group - 1) / launch.group : 0;
+    const int num_blocks = SCALES == kOfBlocks ? (count + 511) / 512 * 4 : 0;
+    const int weight_bytes = kIsPacked ? count * 8 : count * 16, scale_bytes = num_groups * 64 + num_blocks * 4;
+    const int zero_bytes = kZeroBytes && launch.zeros != nullptr ? num_groups * 32 : 0;
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0) barrier_arrive_expecting(full, kTiles * (weight_bytes + scale_bytes + zero_bytes));
+    __syncwarp();
+#endif
+    if constexpr (!kIsPacked) {
+      if (lane < (count + kPiece - 1) / kPiece) copy_tiles(stage + lane * kTiles * 2048, unit, begin + lane * kPiece, full);
+    }
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int first = first_output(launch, unit, tile);
+      if constexpr (kIsPacked) {
+        const int64_t piece = int64_t(first / 16) * (launch.depth / 64) + begin / 64;
+        if (lane == 0) copy(stage + tile * kTileBytes, launch.weight + piece * 512, weight_bytes, full);
+      }
+      if (SCALES == kOfGroups && lane == 16) {
+        const int64_t group = int64_t(first / 16) * (launch.depth / launch.group) + begin / launch.group;
+        copy(stage + kTiles * kTileBytes + tile * kScaleBytes, launch.scales + group * 16, scale_bytes, full);
+        if (zero_bytes > 0) {
+          copy(stage + kTiles * (kTileBytes + kScaleBytes) + tile * kZeroBytes, launch.zeros + group * 16, zero_bytes,
+               full);
+        }
+      }
+      if (SCALES == kOfBlocks && lane == 16) {
+        const float* from = launch.scales + int64_t(first / 128) * launch.block_scales + begin / 128;
+        copy(stage + kTiles * kTileBytes + tile * kScaleBytes, from, scale_bytes, full);
+      }
+    }
+#if __CUDA_ARCH__ < 900
+    arrive_when_copied(full);
+#endif
+  }
+
+  // 128 inputs of all tiles: [tile][16 outputs][128], the chunks of 16 bytes swizzled by the output
+  __device__ __forceinline__ void copy_tiles(uint32_t to, int unit, int begin, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+    copy_box(to, &map, begin, unit * 16, 0, barrier);
+#else
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const uint8_t* from = launch.weight + int64_t(first_output(launch, unit, tile)) * launch.depth + begin;
+      for (int i = 0; i < 128; ++i) {
+        copy_16(to + tile * 2048 + i / 8 * 128 + (i % 8 ^ i / 8 % 8) * 16, from + i / 8 * int64_t(launch.depth) + i % 8 * 16,
+                true);
+      }
+    }
+#endif
+  }
+
+  static __device__ __forceinline__ void copy(uint32_t to, const void* from, int num_bytes, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+    copy_bytes(to, from, num_bytes, barrier);
+#else
+    for (int i = 0; i < num_bytes; i += 16) copy_16(to + i, static_cast<const uint8_t*>(from) + i, true);
+#endif
+  }
+};
+
+__device__ __forceinline__ float activate(float x, int activation) {
+  if (activation == 1) return x / (1 + __expf(-x));                    // silu
+  if (activation == 2) {                                               // gelu, by tanh
+    const float inner = 0.79788456f * (x + 0.044715f * x * x * x);
+    return 0.5f * x * (1 + (1 - 2 / (__expf(2 * inner) + 1)));
+  }
+  if (activation == 3) return 0.5f * x * (1 + erff(x * 0.70710678f));  // gelu
+  return fmaxf(x, 0);
+}
+
+struct Computer {
+  const Launch& launch;
+  Shared& shared;
+  const Share& share;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int pitch = launch.part_depth + kRowGap;
+  float sums[kTiles][ROW_TILES][4];
+
+  __device__ void run() {
+    stage_rows();
+    named_barrier(1, kComputers * 32);
+    int count = 0, turn = 0;
+    for (int unit = share.first_unit; unit < share.num_units; unit += share.step, ++turn) {
+#pragma unroll
+      for (int i = 0; i < kTiles * ROW_TILES * 4; ++i) (&sums[0][0][0])[i] = 0;
+      for (int at = 0; at < share.length; at += kStage, ++count) {
+        const int entry = count % ENTRIES;
+        if (count % kTurns != warp / kPieces) continue;
+        barrier_wait(shared_address(&shared.full[entry]), count / ENTRIES & 1);
+        const int inside = warp % kPieces * kPiece;
+        if (at + inside < share.length) multiply(shared.ring[entry], inside, at + inside);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(shared_address(&shared.free[entry]));
+      }
+      float* all = shared.sums[turn % 2];
+      leave(all);
+      named_barrier(1, kComputers * 32);
+      if (warp == turn % kComputers) finish(unit, all);
+    }
+  }
+
+  // The rows into shared memory; with a norm also the sums of their squares, by warp
+  __device__ void stage_rows() {
+    for (int row = 0; row < launch.num_rows; ++row) {
+      float square = 0;
+      for (int i = threadIdx.x; i < share.length / 8; i += kComputers * 32) {
+        uint4 raw = *reinterpret_cast<const uint4*>(launch.x + row * launch.x_stride + share.begin + i * 8);
+        if (launch.norm != nullptr) {
+          const ELEMENT* x = reinterpret_cast<const ELEMENT*>(&raw);
+          const Eight norm = eight(launch.norm + i * 8);
+          float y[8];
+#pragma unroll
+          for (int j = 0; j < 8; ++j) {
+            const float each = to_float(x[j]);
+            square += each * each;
+            y[j] = each * norm.x[j];
+          }
+          raw = {pack<ELEMENT>(y[0], y[1]), pack<ELEMENT>(y[2], y[3]), pack<ELEMENT>(y[4], y[5]),
+                 pack<ELEMENT>(y[6], y[7])};
+        }
+        if constexpr (!kIsPacked) {  // 0 1 2 3 -> 0 2 1 3
+          raw = {__byte_perm(raw.x, raw.y, 0x5410), __byte_perm(raw.x, raw.y, 0x7632),
+                 __byte_perm(raw.z, raw.w, 0x5410), __byte_perm(raw.z, raw.w, 0x7632)};
+        }
+        // so that a quarter of a warp reads 64 neighbouring bytes of a row
+        const int place = kIsPacked ? i : i / 16 * 16 + i % 4 * 4 + i / 4 % 4;
+        *reinterpret_cast<uint4*>(shared.x + row * pitch + place * 8) = raw;
+      }
+      if (launch.norm != nullptr) {
+        for (int step = 16; step > 0; step /= 2) square += __shfl_xor_sync(~0u, square, step);
+        if (lane == 0) shared.squares[row * kComputers + warp] = square;
+      }
+    }
+  }
+
+  // inside: the piece's first input within the stage; at: within the rows
+  __device__ __forceinline__ void multiply(const uint8_t* stage, int inside, int at) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {  // 64 inputs of the piece, of which a thread has 16
+      float parts[kTiles][ROW_TILES][4] = {};
+      auto& to = SCALES == kOfOutputs ? sums : parts;
+      uint4 words[kTiles][2];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) load_words(words[tile], stage, tile, inside, half);
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        uint4 x[ROW_TILES];
+#pragma unroll
+        for (int i = 0; i < ROW_TILES; ++i) {
+          const int row = i * 8 + lane / 4;
+          x[i] = {};
+          const ELEMENT* from = shared.x + row * pitch + at + (half * 2 + part) * 32 + lane % 4 * 8;
+          if (row < launch.num_rows) x[i] = *reinterpret_cast<const uint4*>(from);
+        }
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          uint32_t a[2][4];
+          fragments(a, words[tile], part, stage, tile, inside + half * 64);
+#pragma unroll
+          for (int i = 0; i < ROW_TILES; ++i) {
+            multiply_add<ELEMENT>(to[tile][i], a[0], x[i].x, x[i].y);
+            multiply_add<ELEMENT>(to[tile][i], a[1], x[i].z, x[i].w);
+          }
+        }
+      }
+      if constexpr (SCALES != kOfOutputs) {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const float2 scales = scales_of(stage, tile, inside + half * 64);
+#pragma unroll
+          for (int i = 0; i < ROW_TILES; ++i) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sums[tile][i][j] += parts[tile][i][j] * (j < 2 ? scales.x : scales.y);
+          }
+        }
+      }
+    }
+  }
+
+  // Half of a piece: int4 in one word of 16 bytes, otherwise one for each of the two outputs
+  __device__ __forceinline__ void load_words(uint4 (&words)[2], const uint8_t* stage, int tile, int inside, int half) {
+    if constexpr (kIsPacked) {
+      words[0] = reinterpret_cast<const uint4*>(stage + tile * kTileBytes + inside * 8 + half * 512)[lane];
+    } else {
+      const uint8_t* box = stage + inside / kPiece * (kTiles * 2048) + tile * 2048;
+      const int chunk = (lane % 4 * 2 + half) ^ lane / 4;
+      words[0] = *reinterpret_cast<const uint4*>(box + lane / 4 * 128 + chunk * 16);
+      words[1] = *reinterpret_cast<const uint4*>(box + 1024 + lane / 4 * 128 + chunk * 16);
+    }
+  }
+
+  // Of outputs lane / 4 and that + 8
+  __device__ __forceinline__ float2 scales_of(const uint8_t* stage, int tile, int inside) const {
+    const uint8_t* scales = stage + kTiles * kTileBytes + tile * kScaleBytes;
+    if (SCALES == kOfGroups) return reinterpret_cast<const float2*>(scales)[inside / launch.group * 8 + lane / 4];
+    const float scale = reinterpret_cast<const float*>(scales)[inside / 128];
+    return {scale, scale};
+  }
+
+  // The weights of two products of depth 16. Rows of a fragment: output lane / 4, then that + 8
+  __device__ __forceinline__ void fragments(uint32_t (&a)[2][4], const uint4 (&words)[2], int part,
+                                            const uint8_t* stage, int tile, int inside) const {
+    if constexpr (kIsPacked) {
+      const uint32_t low = part ? words[0].z : words[0].x, high = part ? words[0].w : words[0].y;
+      uint32_t zero_low = Numbers<ELEMENT>::kMinusEight, zero_high = zero_low;
+      if (kZeroBytes > 0 && launch.zeros != nullptr) {
+        const uint8_t* zeros = stage + kTiles * (kTileBytes + kScaleBytes) + tile * kZeroBytes;
+        const uint32_t pair = reinterpret_cast<const uint32_t*>(zeros)[inside / launch.group * 8 + lane / 4];
+        zero_low = __byte_perm(pair, 0, 0x1010);
+        zero_high = __byte_perm(pair, 0, 0x3232);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i / 2][i % 2 * 2] = int4_pair<ELEMENT>(low, i, zero_low);
+        a[i / 2][i % 2 * 2 + 1] = int4_pair<ELEMENT>(high, i, zero_high);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t low = part ? (i ? words[0].w : words[0].z) : (i ? words[0].y : words[0].x);
+        const uint32_t high = part ? (i ? words[1].w : words[1].z) : (i ? words[1].y : words[1].x);
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {
+          a[i][odd * 2] = pair(low, odd);
+          a[i][odd * 2 + 1] = pair(high, odd);
+        }
+      }
+    }
+  }
+
+  static __device__ __forceinline__ uint32_t pair(uint32_t word, bool is_odd) {
+    if constexpr (FORMAT == kInt8) {
+      return int8_pair<ELEMENT>(word, is_odd);
+    } else {
+      return fp8_pair<ELEMENT>(word, is_odd);
+    }
+  }
+
+  // Leaves the warp's sums at [warp][row][output]
+  __device__ __forceinline__ void leave(float* all) const {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < ROW_TILES; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int row = i * 8 + lane % 4 * 2 + j % 2, output = tile * 16 + j / 2 * 8 + lane / 4;
+          if (row < launch.num_rows) all[(warp * kRows + row) * kOutputs + output] = sums[tile][i][j];
+        }
+      }
+    }
+  }
+
+  // By one warp: the unit's outputs of all rows
+  __device__ void finish(int unit, const float* all) const {
+    for (int i = lane; i < 16 * launch.num_rows; i += 32) {
+      const int row = i / 16, o = i % 16, output = unit * 16 + o;
+      if (launch.num_parts > 1) {
+        const int64_t at = blockIdx.x % launch.num_parts * launch.part_stride + row * launch.out_stride + output;
+        static_cast<float*>(launch.out)[at] = scaled(all, row, o, output);
+        continue;
+      }
+      float factor = 1;
+      if (launch.norm != nullptr) {
+        float square = 0;
+#pragma unroll
+        for (int j = 0; j < kComputers; ++j) square += shared.squares[row * kComputers + j];
+        factor = rsqrtf(square / launch.depth + launch.eps);
+      }
+      float y = with_bias(scaled(all, row, o, output) * factor, output);
+      if constexpr (IS_GATED) {
+        const int other = launch.columns + output;
+        y = activate(y, launch.activation) * with_bias(scaled(all, row, o + 16, other) * factor, other);
+      }
+      if (launch.residual != nullptr) y += to_float(launch.residual[row * launch.residual_stride + output]);
+      static_cast<ELEMENT*>(launch.out)[row * launch.out_stride + output] = ELEMENT{uint16_t(pack<ELEMENT>(y, 0))};
+    }
+  }
+
+  // The computers' sums of one output
+  __device__ __forceinline__ float scaled(const float* all, int row, int place, int output) const {
+    float y = 0;
+#pragma unroll
+    for (int i = 0; i < kComputers; ++i) y += all[(i * kRows + row) * kOutputs + place];
+    return SCALES == kOfOutputs ? y * launch.scales[output] : y;
+  }
+
+  __device__ __forceinline__ float with_bias(float y, int output) const {
+    return launch.bias == nullptr ? y : y + to_float(launch.bias[output]);
+  }
+};
+
+}  // namespace
+}  // namespace octavo
+
+// All but the rows, whose size a launch knows
+extern "C" __device__ const int octavo_shared_bytes = sizeof(octavo::Shared);
+
+extern "C" __global__ void __launch_bounds__(octavo::kThreads)
+    octavo_quantized_linear(const __grid_constant__ octavo::Launch launch, const __grid_constant__ octavo::TensorMap map) {
+  using namespace octavo;
+  extern __shared__ __align__(1024) uint8_t memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < ENTRIES; ++i) {
+      barrier_init(shared_address(&shared.full[i]), __CUDA_ARCH__ >= 900 ? 1 : 32);
+      barrier_init(shared_address(&shared.free[i]), kPieces);
+    }
+    barrier_fence_init();
+  }
+  __syncthreads();
+  const Share share(launch);
+  if (threadIdx.x >= kComputers * 32) {
+    Loader{launch, map, shared}.run(share);
+    return;
+  }
+#if IS_CHAINED
+  wait_for_previous();
+  allow_next();
+#endif
+  Computer{launch, shared, share}.run();
+}

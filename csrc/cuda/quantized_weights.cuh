@@ -1,0 +1,80 @@
+// Weights of one byte or half a byte in the form that tensor cores take: pairs of 16-bit numbers.
+//
+// Each format gives, for a word of 32 bits, pairs of numbers of which one instruction or two make 16 bits each. No
+// number is rounded: all are integers of at most 8 bits, or have 4 bits of significand.
+//
+//   int4   (w >> 4i & 0x000f000f) | 0x4300      is 128 + q in bfloat16; the zero point, and 128, are subtracted
+//   int8   16 * (128 + high nibble) + ...       the same with two nibbles
+//   fp8    sign, exponent and significand are shifted into place, which leaves a factor of 2^120 for the exponent's bias
+#pragma once
+
+#include "ptx.cuh"
+
+namespace octavo {
+
+enum Format { kInt4 = 0, kInt8 = 1, kFp8 = 2 };
+
+template <typename Element>
+struct Numbers;  // how integers and e4m3 look in a 16-bit type; pairs, low half first
+
+template <>
+struct Numbers<Bf16> {
+  static constexpr uint32_t kIntegers = 0x43004300;     // 128: the last bit is worth 1
+  static constexpr uint32_t kMinus128 = 0xc300c300;     // -128
+  static constexpr uint32_t kMinus136 = 0xc308c308;     // -136
+  static constexpr uint32_t kSixteen = 0x41804180;
+  static constexpr uint32_t kOne = 0x3f803f80;
+  static constexpr uint32_t kMinusEight = 0xc308c308;   // -(128 + 8), the zero point of symmetric int4
+  static constexpr uint32_t kFp8Mask = 0x07f007f0, kFp8Scale = 0x7b807b80;  // 2^120
+  static constexpr int kFp8Shift = 4;
+  static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t y;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+  }
+};
+
+template <>
+struct Numbers<Fp16> {
+  static constexpr uint32_t kIntegers = 0x64006400;     // 1024
+  static constexpr uint32_t kMinus128 = 0xe400e400;     // -1024
+  static constexpr uint32_t kMinus136 = 0xe408e408;     // -1032
+  static constexpr uint32_t kSixteen = 0x4c004c00;
+  static constexpr uint32_t kOne = 0x3c003c00;
+  static constexpr uint32_t kMinusEight = 0xe408e408;   // -(1024 + 8)
+  static constexpr uint32_t kFp8Mask = 0x3f803f80, kFp8Scale = 0x5c005c00;  // 2^8
+  static constexpr int kFp8Shift = 1;
+  static __device__ __forceinline__ uint32_t fma(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+  }
+};
+
+// Nibbles i and i + 4 of the word, less the zero point. minus_zero: -(2^7 or 2^10, plus the zero point), twice
+template <typename Element>
+__device__ __forceinline__ uint32_t int4_pair(uint32_t word, int i, uint32_t minus_zero) {
+  using N = Numbers<Element>;
+  const uint32_t raised = (word >> (4 * i) & 0x000f000f) | N::kIntegers;
+  return N::fma(raised, N::kOne, minus_zero);
+}
+
+// Bytes 0 and 2 of the word, or 1 and 3; each is the number plus 128
+template <typename Element>
+__device__ __forceinline__ uint32_t int8_pair(uint32_t word, bool is_odd) {
+  using N = Numbers<Element>;
+  const uint32_t low = (word >> (is_odd ? 8 : 0) & 0x000f000f) | N::kIntegers;
+  const uint32_t high = (word >> (is_odd ? 12 : 4) & 0x000f000f) | N::kIntegers;
+  const uint32_t rest = N::fma(low, N::kOne, N::kMinus128);
+  return N::fma(N::fma(high, N::kOne, N::kMinus136), N::kSixteen, rest);
+}
+
+template <typename Element>
+__device__ __forceinline__ uint32_t fp8_pair(uint32_t word, bool is_odd) {
+  using N = Numbers<Element>;
+  const uint32_t bytes = is_odd ? word : word << 8;
+  const uint32_t placed = (bytes & 0x80008000) | (bytes >> N::kFp8Shift & N::kFp8Mask);
+  return N::fma(placed, N::kFp8Scale, 0x80008000);
+}
+
+}  // namespace octavo

@@ -1,0 +1,128 @@
+"""Launches csrc/cuda/quantized_linear.cu: a few rows times a weight of int4, int8 or fp8 (`quantized_weight.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ctypes import Structure, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp.compile import compile_kernel
+from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
+from octavo.kernels.cuda_cpp.quantized_weight import Layout, QuantizedWeight, Scales
+from octavo.kernels.ops import Activation
+
+MAX_ROWS = 16
+_ROW_GAP = 32  # elements
+_MOST_SHARED = 227 << 10
+_NO_MAP = TensorMap()
+_LAYOUTS = {"int4": "kInt4", "int8": "kInt8", "fp8": "kFp8"}
+_SCALES = {"outputs": "kOfOutputs", "groups": "kOfGroups", "blocks": "kOfBlocks"}
+_ACTIVATIONS: Mapping[Activation | None, int] = {None: 0, "silu": 1, "gelu_tanh": 2, "gelu": 3, "relu": 4}
+
+
+class _Launch(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "scales", "zeros", "bias", "residual", "out", "norm")),
+        *((name, c_int64) for name in ("x_stride", "residual_stride", "out_stride", "part_stride")),
+        *((name, c_int) for name in ("num_rows", "columns", "depth", "group", "block_scales", "activation")),
+        *((name, c_int) for name in ("num_parts", "part_depth")),
+        ("eps", c_float),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What the kernel is compiled for. row_tiles: of 8 rows; entries: of the ring of weights."""
+
+    layout: Layout
+    kind: Scales
+    dtype: torch.dtype
+    is_gated: bool
+    row_tiles: int
+    entries: int
+    computers: int = 16
+
+    def compile(self, gpu: GPU) -> bytes:
+        macros = {
+            "ELEMENT": "Fp16" if self.dtype == torch.float16 else "Bf16",
+            "FORMAT": _LAYOUTS[self.layout],
+            "SCALES": _SCALES[self.kind],
+            "IS_GATED": int(self.is_gated),
+            "ROW_TILES": self.row_tiles,
+            "ENTRIES": self.entries,
+            "COMPUTERS": self.computers,
+            "IS_CHAINED": int(gpu.chains),
+        }
+        return compile_kernel("quantized_linear", macros, gpu.capability)
+
+    @property
+    def stage(self) -> int:
+        """Inputs in an entry of the ring."""
+        return (2048 if self.layout == "int4" else 1024) // (2 if self.is_gated else 1)
+
+
+@cache
+def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
+    """And the bytes of shared memory that it needs beside the rows."""
+    kernel = Kernel(variant.compile(gpu), "octavo_quantized_linear")
+    kernel.allow_shared(_MOST_SHARED)
+    return kernel, kernel.number("octavo_shared_bytes")
+
+
+def quantized_linear(
+    x: torch.Tensor,
+    weight: QuantizedWeight,
+    out: torch.Tensor,
+    *,
+    gpu: GPU,
+    bias: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    residual: torch.Tensor | None = None,
+    gate: Activation | None = None,
+    entries: int = 4,
+    computers: int = 16,
+    grid: int | None = None,
+) -> None:
+    """out [T, out] = x W^T + bias (+ residual), or with `gate` act(x Wg^T) * (x Wu^T) for W = [Wg; Wu]; up to MAX_ROWS
+    rows. norm_weight: x is RMSNormed first. residual may be `out` itself; `out` must not be x. out [parts, T, out] in
+    float32: sums over so many parts of the inputs, without bias, norm, residual or gate."""
+    num_rows, depth = x.shape
+    num_parts = len(out) if out.dim() == 3 else 1
+    assert num_rows <= MAX_ROWS, f"{num_rows} rows; the kernel takes {MAX_ROWS}"
+    assert depth == weight.depth, f"{depth} columns times a weight of {weight.depth}"
+    assert num_parts == 1 or not any(each is not None for each in (bias, norm_weight, residual, gate)), (
+        "parts become whole sums later"
+    )
+    row_tiles = 1 << (-(-num_rows // 8) - 1).bit_length()
+    variant = Variant(weight.layout, weight.kind, x.dtype, gate is not None, row_tiles, entries, computers)
+    kernel, shared_bytes = _kernel(variant, gpu)
+    part_depth = depth if num_parts == 1 else -(-depth // (num_parts * variant.stage)) * variant.stage
+    columns = weight.columns // (2 if gate else 1)
+    launch = _Launch(
+        x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), _address(weight.zeros), _address(bias),
+        _address(residual), out.data_ptr(), _address(norm_weight),
+        x.stride(0), 0 if residual is None else residual.stride(0), out.stride(-2), out.stride(0),
+        num_rows, columns, depth, weight.group, weight.scales.shape[-1], _ACTIVATIONS[gate], num_parts, part_depth, eps,
+    )  # fmt: skip
+    blocks = min(columns // 16, max(1, (grid or gpu.num_multiprocessors) // num_parts)) * num_parts
+    is_packed = weight.layout == "int4"
+    tensor_map = _NO_MAP if is_packed else _map_of(weight.data.data_ptr(), 2 if gate else 1, columns, depth)
+    shared_bytes += num_rows * (part_depth + _ROW_GAP) * 2
+    stream = torch.cuda.current_stream().cuda_stream
+    kernel.launch(
+        blocks, computers * 32 + 32, (launch, tensor_map), shared_bytes=shared_bytes, stream=stream, chained=gpu.chains
+    )
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@lru_cache(maxsize=4096)
+def _map_of(address: int, halves: int, columns: int, depth: int) -> TensorMap:
+    return TensorMap.of_bytes(address, (halves, columns, depth), 16)
