@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from itertools import takewhile
+from itertools import permutations, takewhile
 
 from octavo import __version__
 from octavo.cli.flags import add_engine_flags, engine_options
@@ -120,6 +120,18 @@ def rank_findings() -> Iterator[Finding]:
         yield Finding("exchange", f"not here: {error}")
     else:
         yield Finding("exchange", "torch.distributed: NCCL between GPUs, gloo on the CPU")
+        if len(gpus) > 1:
+            yield Finding("small sums", _small_sums(gpus))
+
+
+def _small_sums(gpus: list[int]) -> str:
+    from octavo.kernels.cuda import driver
+    from octavo.kernels.cuda_cpp.compile import find_nvcc
+
+    if find_nvcc() is None:
+        return "by NCCL; over peer memory with nvcc: pip install 'octavo[cuda]'"
+    apart = [f"cuda:{a} and cuda:{b}" for a, b in permutations(gpus, 2) if not driver.reaches(a, b)]
+    return f"by NCCL: there is no peer memory between {apart[0]}" if apart else "over peer memory, between all GPUs"
 
 
 def attention_findings() -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from octavo.cli import doctor
 from octavo.cli.doctor import Finding
 from octavo.cli.main import main
 from octavo.kernels import inventory
+from octavo.kernels.cuda import driver
+from octavo.kernels.cuda_cpp import compile as cuda_compile
 from octavo.kernels.inventory import Kernel
 
 
@@ -67,3 +69,19 @@ def test_the_doctor_says_which_attention_serves(monkeypatch: pytest.MonkeyPatch)
 def test_the_doctor_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inventory, "backends", lambda: {"triton": "this machine has no NVIDIA GPU"})
     assert list(doctor.attention_findings()) == [Finding("on a GPU", "not here: this machine has no NVIDIA GPU")]
+
+
+def test_small_sums_of_ranks_need_nvcc_and_gpus_that_reach_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    near = {(0, 1), (1, 0), (0, 2), (2, 0), (1, 2)}
+    monkeypatch.setattr(driver, "find_gpu", lambda index: "a GPU" if index < 3 else None)
+    monkeypatch.setattr(driver, "reaches", lambda index, other: (index, other) in near)
+    monkeypatch.setattr(cuda_compile, "find_nvcc", lambda: "nvcc")
+
+    def found() -> str:
+        return next(finding.value for finding in doctor.rank_findings() if finding.name == "small sums")
+
+    assert found() == "by NCCL: there is no peer memory between cuda:2 and cuda:1"
+    near.add((2, 1))
+    assert found() == "over peer memory, between all GPUs"
+    monkeypatch.setattr(cuda_compile, "find_nvcc", lambda: None)
+    assert found() == "by NCCL; over peer memory with nvcc: pip install 'octavo[cuda]'"

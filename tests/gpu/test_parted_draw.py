@@ -11,15 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from tests.gpu.device import DEVICE, ON_GPU
-from tests.gpu.test_sampling import make_batch, to_device
+from tests.gpu.test_sampling import NUM, VOCAB, check_tokens, make_batch, peaked, to_device
 
 from octavo.kernels.triton.sampling.edited_rows import SamplingWorkspace  # isort: skip
 from octavo.kernels.triton.sampling.parted_draw import PartedDraw  # isort: skip
 from octavo.kernels.reference.sampling import sample as reference_sample  # isort: skip
 from octavo.sampling.columns import SamplingBatch  # isort: skip
-
-VOCAB = 128257 if ON_GPU else 7001
-NUM = 64 if ON_GPU else 5
 
 
 def made(rank: int, num_ranks: int, num: int, add_up: Callable[[torch.Tensor], None]) -> PartedDraw:
@@ -46,23 +43,22 @@ def draw(logits: torch.Tensor, batch: SamplingBatch, num_ranks: int) -> NDArray[
 @pytest.mark.parametrize("num_ranks", [2, 3])
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
 def test_draws_are_those_from_the_whole(temperature: float, num_ranks: int) -> None:
-    logits = np.random.default_rng(num_ranks).standard_normal((NUM, VOCAB), np.float32) * 3
-    batch = make_batch(NUM, temperature=temperature)
-    drawn = draw(torch.from_numpy(logits).to(DEVICE), batch, num_ranks)
-    assert np.array_equal(drawn, reference_sample(logits, batch))
+    logits, batch = peaked(), make_batch(NUM, temperature=temperature)
+    check_tokens(draw(logits, batch, num_ranks), logits, batch)
 
 
 def test_equals_infinities_and_broken_rows() -> None:
-    logits = np.full((NUM, VOCAB), -1.0, np.float32)
+    logits = np.full((5, VOCAB), -1.0, np.float32)
     logits[0, [VOCAB // 2 - 1, VOCAB // 2, VOCAB - 1]] = 2.0  # the first of equals, on either side of the cut
     logits[1, VOCAB - 1] = np.nan
     logits[2] = -np.inf
     logits[3, : VOCAB - 2] = -np.inf  # a rank has none that can be drawn
     logits[4, VOCAB - 3] = np.inf
     for temperature in (0.0, 0.8):
-        batch = make_batch(NUM, temperature=temperature)
+        batch = make_batch(5, temperature=temperature)
         drawn = draw(torch.from_numpy(logits).to(DEVICE), batch, 2)
-        assert np.array_equal(drawn, reference_sample(logits, batch))
+        sure = slice(0 if temperature == 0.0 else 1, None)  # a row of equals has a boundary near every u
+        assert np.array_equal(drawn[sure], reference_sample(logits, batch)[sure])
         assert list(drawn[1:3]) == [-1, -1]
 
 

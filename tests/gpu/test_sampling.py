@@ -74,8 +74,14 @@ def draw(logits: torch.Tensor, batch: SamplingBatch) -> NDArray[np.int32]:
 
 
 def check(logits: torch.Tensor, batch: SamplingBatch) -> NDArray[np.int32]:
+    tokens = draw(logits, batch)
+    check_tokens(tokens, logits, batch)
+    return tokens
+
+
+def check_tokens(tokens: NDArray[np.int32], logits: torch.Tensor, batch: SamplingBatch) -> None:
     rows = logits.float().cpu().numpy()
-    tokens, expected = draw(logits, batch), reference_sample(rows, batch)
+    expected = reference_sample(rows, batch)
     draws = uniform(batch.seeds, batch.sample_indices, batch.positions)
     for i in np.flatnonzero(tokens != expected):
         assert expected[i] >= 0
@@ -84,7 +90,6 @@ def check(logits: torch.Tensor, batch: SamplingBatch) -> NDArray[np.int32]:
         at = cumulative[[tokens[i] - 1, tokens[i]]] / cumulative[-1]
         assert at[0] - 1e-5 < draws[i] < at[1] + 1e-5, f"entry {i}: {tokens[i]} for {expected[i]}"
     assert np.mean(tokens == expected) > 0.9
-    return tokens
 
 
 def peaked(num: int = NUM, dtype: torch.dtype = torch.float32) -> torch.Tensor:

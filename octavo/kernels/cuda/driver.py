@@ -33,6 +33,16 @@ class GPU:
         return self.capability >= _CHAINING
 
 
+def reaches(index: int, other: int) -> bool:
+    """Whether kernels on one GPU can read and write the memory of another, as the driver tells."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    devices, answer = (ctypes.c_int * 2)(), ctypes.c_int()
+    for place, each in enumerate((index, other)):
+        if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(devices, 4 * place), each):
+            return False
+    return driver.cuDeviceCanAccessPeer(ctypes.byref(answer), *devices) == 0 and answer.value == 1
+
+
 def has_hopper_kernels(capability: tuple[int, int]) -> bool:
     """Whether the Hopper kernels for attention and small matmuls can run: on a Hopper GPU, with Triton's Gluon."""
     return capability[0] == _HOPPER and importlib.util.find_spec("triton.experimental.gluon") is not None
