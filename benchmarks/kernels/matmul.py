@@ -19,14 +19,14 @@ from itertools import pairwise
 import numpy as np
 
 from octavo.kernels.build import build
-from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType, HostTensor, num_bytes
+from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, FILE_DTYPES, DType, HostTensor, num_bytes
 from octavo.testing.packed_matrix import KernelThreads, PackedMatrix
 
 NUM_LAYERS = 30
 LINEARS = {"qkv": (960, 576), "o": (576, 576), "gate_up": (3072, 576), "down": (576, 1536)}
 VOCABULARY, HIDDEN = 49152, 576
 MAX_LOGITS_ROWS = 64
-HALVES = {dtype: (208,) if dtype == "Q6_K" else (0, 2) for dtype in DTYPES}
+HALVES = {dtype: (208,) if dtype == "Q6_K" else (0, 2) for dtype in FILE_DTYPES}
 
 
 @dataclass
@@ -106,7 +106,9 @@ def pack_random(threads: KernelThreads, dtype: DType, rows: int, cols: int, seed
         data = np.full(num_bytes(dtype, (rows, cols)), 0x3C, np.uint8)  # a small number in each of the three
     else:
         data = rng.integers(0, 256, num_bytes(dtype, (rows, cols)), np.uint8)
-        for at in HALVES[dtype]:
+        if dtype not in HALVES:
+            data.reshape(-1, block_bytes)[:, :4] = np.array([0.01], np.float32).view(np.uint8)
+        for at in HALVES.get(dtype, ()):
             data.reshape(-1, block_bytes)[:, at : at + 2] = np.array([0.01], np.float16).view(np.uint8)
     return PackedMatrix(threads, HostTensor(dtype, (rows, cols), data))
 

@@ -154,6 +154,50 @@ Run read_run<DType::Q6_K>(const uint8_t* block, int run_index) {
 
 namespace {
 
+// float32 d, int8 zero, then the runs: a byte for each weight, or a byte for two, the even one in the low half.
+template <int bits>
+Run read_coded(const uint8_t* block, int run_index) {
+  float d;
+  std::memcpy(&d, block, sizeof d);
+  Run run = simple_run(d, 0.0f);
+  run.zero = static_cast<int8_t>(block[4]);
+  const uint8_t* bytes = block + 5 + run_index * 4 * bits;
+  for (int i = 0; i < kRun; ++i) {
+    if constexpr (bits == 8) {
+      run.q[i] = bytes[i];
+    } else {
+      run.q[i] = (bytes[i / 2] >> (4 * (i % 2))) & 15;
+    }
+  }
+  return run;
+}
+
+// e4m3: a sign, four bits of exponent with bias 7, three of mantissa; all ones are no number.
+float float8(uint8_t code) {
+  if ((code & 0x7f) == 0x7f) return float_of_bits(0x7fc00000);
+  const float magnitude = float_of_bits(static_cast<uint32_t>(code & 0x7f) << 20) * 0x1p120f;
+  return code & 0x80 ? -magnitude : magnitude;
+}
+
+template <DType dtype>
+void dequantize_float8(const uint8_t* row, int64_t cols, float* out) {
+  constexpr int block = kFloat8Block<dtype>;
+  for (int64_t b = 0; b < cols / block; ++b, row += sizeof(float) + block) {
+    float d;
+    std::memcpy(&d, row, sizeof d);
+    for (int i = 0; i < block; ++i) *out++ = float8(row[sizeof d + i]) * d;
+  }
+}
+
+}  // namespace
+
+template <> Run read_run<DType::I8_32>(const uint8_t* block, int run) { return read_coded<8>(block, run); }
+template <> Run read_run<DType::I8_128>(const uint8_t* block, int run) { return read_coded<8>(block, run); }
+template <> Run read_run<DType::U4_32>(const uint8_t* block, int run) { return read_coded<4>(block, run); }
+template <> Run read_run<DType::U4_128>(const uint8_t* block, int run) { return read_coded<4>(block, run); }
+
+namespace {
+
 template <DType dtype>
 void dequantize_blocks(const uint8_t* row, int64_t cols, float* out) {
   using F = Format<dtype>;
@@ -162,7 +206,7 @@ void dequantize_blocks(const uint8_t* row, int64_t cols, float* out) {
     const Run run = read_row_run<dtype>(row, i);
     const float min = run.d_min * static_cast<float>(run.min);
     for (int j = 0; j < kRun; ++j) {
-      const int q = F::bits == 8 ? static_cast<int8_t>(run.q[j]) : run.q[j] - F::offset;
+      const int q = (F::bits == 8 ? static_cast<int8_t>(run.q[j]) : run.q[j] - F::offset) - run.zero;
       const float product = run.d * static_cast<float>(run.scale[j / 16]) * static_cast<float>(q);
       out[j] = F::has_min ? product + min : product;
     }
@@ -190,6 +234,12 @@ void dequantize_row(DType dtype, const uint8_t* row, int64_t cols, float* out) {
     case DType::Q4_K: return dequantize_blocks<DType::Q4_K>(row, cols, out);
     case DType::Q5_K: return dequantize_blocks<DType::Q5_K>(row, cols, out);
     case DType::Q6_K: return dequantize_blocks<DType::Q6_K>(row, cols, out);
+    case DType::I8_32: return dequantize_blocks<DType::I8_32>(row, cols, out);
+    case DType::I8_128: return dequantize_blocks<DType::I8_128>(row, cols, out);
+    case DType::U4_32: return dequantize_blocks<DType::U4_32>(row, cols, out);
+    case DType::U4_128: return dequantize_blocks<DType::U4_128>(row, cols, out);
+    case DType::F8_32: return dequantize_float8<DType::F8_32>(row, cols, out);
+    case DType::F8_128: return dequantize_float8<DType::F8_128>(row, cols, out);
   }
 }
 

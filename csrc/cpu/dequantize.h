@@ -2,11 +2,12 @@
 //
 // Every format consists of runs of 32 weights:
 //
-//   weight[i] = (d * scale[i / 16]) * (q[i] - offset) + d_min * min
+//   weight[i] = (d * scale[i / 16]) * (q[i] - offset - zero) + d_min * min
 //
 // with q unsigned and `bits` wide (signed 8 bits for Q8_0). The simple formats have scale = min = 1; the
 // K formats share d and d_min among the eight runs of a 256-weight block. Each product on the right is exact
-// in float32, so fused and separate arithmetic agree.
+// in float32, so fused and separate arithmetic agree. Coded formats are ours, not ggml's: a float32 d and a zero for a
+// block of one or four runs, as quantisers of safetensors files have them.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -22,6 +23,7 @@ struct Run {
   float d, d_min;
   int scale[2];
   int min;
+  int zero = 0;
 };
 
 // Converts an IEEE half to float32, exactly for every value.
@@ -38,8 +40,11 @@ inline float read_half(const uint8_t* bytes) {
 //   has_min            d_min * min is not always zero
 //   runs_per_block     8 for the K formats, whose scale and min are per run, d and d_min per block
 //   scales_per_run     2 where scale differs between the halves of a run
-template <int Bits, int Offset, bool HasMin, int BlockBytes, int RunsPerBlock = 1, int ScalesPerRun = 1>
+//   is_coded           d is a float32, zero not always 0; no scale, min or offset
+template <int Bits, int Offset, bool HasMin, int BlockBytes, int RunsPerBlock = 1, int ScalesPerRun = 1,
+          bool IsCoded = false>
 struct Traits {
+  static constexpr bool is_coded = IsCoded;
   static constexpr int bits = Bits, offset = Offset, block_bytes = BlockBytes;
   static constexpr int runs_per_block = RunsPerBlock, scales_per_run = ScalesPerRun;
   static constexpr bool has_min = HasMin;
@@ -56,6 +61,20 @@ template <> struct Format<DType::Q8_0> : Traits<8, 0, false, 34> {};
 template <> struct Format<DType::Q4_K> : Traits<4, 0, true, 144, 8> {};
 template <> struct Format<DType::Q5_K> : Traits<5, 0, true, 176, 8> {};
 template <> struct Format<DType::Q6_K> : Traits<6, 32, false, 210, 8, 2> {};
+
+template <int Bits, int Runs>
+using Coded = Traits<Bits, 0, false, 5 + 4 * Bits * Runs, Runs, 1, true>;
+
+template <> struct Format<DType::I8_32> : Coded<8, 1> {};
+template <> struct Format<DType::I8_128> : Coded<8, 4> {};
+template <> struct Format<DType::U4_32> : Coded<4, 1> {};
+template <> struct Format<DType::U4_128> : Coded<4, 4> {};
+
+// Blocks of floats of 8 bits (e4m3, without infinities): a float32 scale, then a byte for each column.
+template <DType dtype>
+constexpr int kFloat8Block = 0;
+template <> inline constexpr int kFloat8Block<DType::F8_32> = 32;
+template <> inline constexpr int kFloat8Block<DType::F8_128> = 128;
 
 // Run number `run` of the block at `block`.
 template <DType dtype>

@@ -1,4 +1,4 @@
-// Products with F32, F16 and BF16 weights.
+// Products with F32, F16 and BF16 weights, and with floats of 8 bits, for which activations are not rounded either.
 #pragma once
 #include "octavo/matmul.h"
 
@@ -7,5 +7,9 @@ namespace octavo {
 // Null for any other dtype.
 std::unique_ptr<PackedMatrix> pack_dense(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows,
                                          int64_t cols);
+
+// F8 in blocks of 32 or 128; null for any other dtype.
+std::unique_ptr<PackedMatrix> pack_float8(ThreadPool& pool, DType dtype, const uint8_t* data, int64_t rows,
+                                          int64_t cols);
 
 }  // namespace octavo

@@ -4,6 +4,8 @@
 //
 //   sum over the run of x * w  =  s * ( d * scale * (sum xq * q - offset * sum xq)  +  d_min * min * sum xq )
 //
+// In coded formats each block has an offset of its own, its zero.
+//
 // The sum of xq comes with the activations, so the weights' offsets and mins cost one fused operation per run
 // instead of one per column. Both integer sums, and their difference, are exact.
 //
@@ -65,12 +67,10 @@ struct QuantizedKernel {
     simd::F32 sums[n];
     simd::unroll<n>([&](auto t) { sums[t] = simd::zero(); });
     for (int64_t b = num_blocks(cols); b > 0; --b) {
-      const auto* d = reinterpret_cast<const simd::Half*>(group);
-      const simd::F32 scale = simd::load_half(d);
-      const simd::F32 min = F::has_min ? simd::load_half(d + simd::kLanes) : simd::zero();
+      const Head head = read_head(group);
       group += Layout::head_bytes;
       for (int run = 0; run < F::runs_per_block; ++run) {
-        add_run<n>(group, tile, scale, min, sums);
+        add_run<n>(group, tile, head, sums);
         group += Layout::run_bytes;
         tile += tile_run_bytes(n);
       }
@@ -83,8 +83,26 @@ struct QuantizedKernel {
   static constexpr int parts = F::scales_per_run;
   static constexpr int chunks_per_part = kChunks / parts;
 
+  // What the runs of a block share. minus_offset: of coded formats.
+  struct Head {
+    simd::F32 d, d_min, minus_offset;
+  };
+
+  [[gnu::always_inline]] static Head read_head(const uint8_t* group) {
+    if constexpr (F::is_coded) {
+      const simd::F32 zero = simd::load_int8(reinterpret_cast<const int8_t*>(group) + simd::kLanes * sizeof(float));
+      const simd::F32 packed = simd::broadcast(-static_cast<float>(offset));
+      return {simd::load(reinterpret_cast<const float*>(group)), simd::zero(),
+              simd::fma(simd::broadcast(-1.0f), zero, packed)};
+    } else {
+      const auto* d = reinterpret_cast<const simd::Half*>(group);
+      return {simd::load_half(d), F::has_min ? simd::load_half(d + simd::kLanes) : simd::zero(),
+              simd::broadcast(-static_cast<float>(offset))};
+    }
+  }
+
   template <int n>
-  [[gnu::always_inline]] static void add_run(const uint8_t* weights, const uint8_t* tile, simd::F32 d, simd::F32 d_min,
+  [[gnu::always_inline]] static void add_run(const uint8_t* weights, const uint8_t* tile, const Head& head,
                                              simd::F32 (&sums)[n]) {
     const auto* x = reinterpret_cast<const int8_t*>(tile);
     const auto* runs = reinterpret_cast<const XRun*>(tile + num_bytes * n * kRun);
@@ -93,7 +111,7 @@ struct QuantizedKernel {
 
     simd::F32 run_sums[n];
     simd::unroll<parts>([&](auto part) {
-      const simd::F32 scale = Layout::is_k ? simd::mul(d, simd::load_int8(scales + part * simd::kLanes)) : d;
+      const simd::F32 scale = Layout::is_k ? simd::mul(head.d, simd::load_int8(scales + part * simd::kLanes)) : head.d;
       simd::Dot<F::bits> dots[num_bytes * n];
       simd::unroll<chunks_per_part>([&](auto i) {
         constexpr int chunk = part * chunks_per_part + i;
@@ -104,9 +122,9 @@ struct QuantizedKernel {
       });
       const auto byte_sum = [&](auto t, auto byte) {
         const simd::F32 dot = dots[byte * n + t].template total<chunks_per_part>();
-        if constexpr (offset == 0) return dot;
+        if constexpr (offset == 0 && !F::is_coded) return dot;
         const float x_sum = parts == 1 ? runs[t].sum[byte] : runs[t].half_sum[byte][part];
-        return simd::fma(simd::broadcast(-static_cast<float>(offset)), simd::broadcast(x_sum), dot);
+        return simd::fma(head.minus_offset, simd::broadcast(x_sum), dot);
       };
       simd::unroll<n>([&](auto t) {
         simd::F32 dot = byte_sum(t, std::integral_constant<int, 0>{});
@@ -117,7 +135,7 @@ struct QuantizedKernel {
       });
     });
     if constexpr (F::has_min) {
-      const simd::F32 min = Layout::is_k ? simd::mul(d_min, simd::load_int8(scales + parts * simd::kLanes)) : d_min;
+      const simd::F32 min = Layout::is_k ? simd::mul(head.d_min, simd::load_int8(scales + parts * simd::kLanes)) : head.d_min;
       simd::unroll<n>([&](auto t) { run_sums[t] = simd::fma(min, simd::broadcast(runs[t].total()), run_sums[t]); });
     }
     simd::unroll<n>([&](auto t) { sums[t] = simd::fma(simd::broadcast(runs[t].scale), run_sums[t], sums[t]); });

@@ -28,9 +28,14 @@ void pack_chunk(const uint8_t* q, int c, int row, uint8_t* vectors) {
 template <typename F>
 void pack_run(const Run& run, int run_index, int row, uint8_t* block) {
   using Layout = PackedBlock<F>;
-  const simd::Half d[2] = {simd::to_half(run.d), simd::to_half(run.d_min)};
-  std::memcpy(block + row * sizeof d[0], &d[0], sizeof d[0]);
-  if (F::has_min) std::memcpy(block + (kLanes + row) * sizeof d[0], &d[1], sizeof d[1]);
+  if constexpr (F::is_coded) {
+    std::memcpy(block + row * sizeof run.d, &run.d, sizeof run.d);
+    block[kLanes * sizeof run.d + row] = static_cast<uint8_t>(run.zero);
+  } else {
+    const simd::Half d[2] = {simd::to_half(run.d), simd::to_half(run.d_min)};
+    std::memcpy(block + row * sizeof d[0], &d[0], sizeof d[0]);
+    if (F::has_min) std::memcpy(block + (kLanes + row) * sizeof d[0], &d[1], sizeof d[1]);
+  }
 
   uint8_t* out = block + Layout::head_bytes + run_index * Layout::run_bytes;
   if constexpr (Layout::is_k) {
@@ -109,5 +114,9 @@ template void pack_block<DType::Q8_0>(const uint8_t*, int64_t, int, int64_t, uin
 template void pack_block<DType::Q4_K>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 template void pack_block<DType::Q5_K>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 template void pack_block<DType::Q6_K>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
+template void pack_block<DType::I8_32>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
+template void pack_block<DType::I8_128>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
+template void pack_block<DType::U4_32>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
+template void pack_block<DType::U4_128>(const uint8_t*, int64_t, int, int64_t, uint8_t*);
 
 }  // namespace octavo

@@ -29,7 +29,7 @@ void quantize_run(const float* x, int8_t* bytes, int64_t byte_stride, Activation
 
 // A group's packed block, of kLanes rows:
 //
-//   Half d[kLanes], d_min[kLanes] if the format has mins
+//   Half d[kLanes], d_min[kLanes] if the format has mins; of a coded format float d[kLanes], int8 zero[kLanes]
 //   runs_per_block times:
 //     int8 scale[scales_per_run][kLanes], min[kLanes]     K formats only
 //     low bits:  4-bit: 4 vectors, vector i holding chunk 2i in low and chunk 2i+1 in high nibbles; 8-bit: 8 vectors
@@ -37,8 +37,9 @@ void quantize_run(const float* x, int8_t* bytes, int64_t byte_stride, Activation
 //     fifth and sixth bits: 2 vectors, of chunks 0..3 and 4..7, two bits a chunk
 template <typename F>
 struct PackedBlock {
-  static constexpr bool is_k = F::runs_per_block > 1;
-  static constexpr int head_bytes = (F::has_min ? 2 : 1) * simd::kLanes * static_cast<int>(sizeof(simd::Half));
+  static constexpr bool is_k = F::runs_per_block > 1 && !F::is_coded;
+  static constexpr int head_bytes =
+      simd::kLanes * (F::is_coded ? 5 : (F::has_min ? 2 : 1) * static_cast<int>(sizeof(simd::Half)));
   static constexpr int scale_bytes = is_k ? (F::scales_per_run + (F::has_min ? 1 : 0)) * simd::kLanes : 0;
   static constexpr int run_bytes = scale_bytes + F::bits * kVectorBytes;
   static constexpr int bytes = head_bytes + F::runs_per_block * run_bytes;

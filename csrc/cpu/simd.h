@@ -13,6 +13,7 @@
 //   F32, Bytes           vectors of kLanes floats; of 4 * kLanes bytes
 //   Half                 the type that fp16 numbers are packed as: uint16_t if an instruction converts it
 //   kQ8Offset            added to signed bytes when they are packed, for products that need them unsigned
+//   load_float8          floats of 8 bits (e4m3), of which none is a NaN, divided by kFloat8Factor
 //   load, store, zero, broadcast, fma, and conversions from narrow numbers to F32
 //   Dot<bits>            sums of products of bytes; four adjacent columns meet in a lane
 //

@@ -48,6 +48,16 @@ inline F32 load_int8(const int8_t* p) {
   return F32{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
 }
 
+// An e4m3's bits, shifted, are a float's, whose exponent has another bias.
+constexpr float kFloat8Factor = 1.0f;
+inline F32 load_float8(const uint8_t* p) {
+  const Int32x4 code = {p[0], p[1], p[2], p[3]};
+  const Int32x4 bits = (code & 0x7f) << 20;
+  F32 v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v * (code > 0x7f ? broadcast(-0x1p120f) : broadcast(0x1p120f));
+}
+
 inline Bytes load_bytes(const uint8_t* p) {
   Bytes v;
   std::memcpy(&v, p, sizeof v);

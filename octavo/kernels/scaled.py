@@ -43,11 +43,13 @@ _NF4 = (
 
 @dataclass(frozen=True, slots=True)
 class ScaledFormat:
-    """block: how many rows and columns share a scale, 0 for all. has_zeros: each block has a zero of its own."""
+    """block: how many rows and columns share a scale, 0 for all. has_zeros: each block has a zero of its own.
+    is_sorted: the inputs are in groups by their importance (act-order)."""
 
     code: Code
     block: tuple[int, int]
     has_zeros: bool = False
+    is_sorted: bool = False
 
     @property
     def is_nibbles(self) -> bool:
@@ -59,7 +61,7 @@ class ScaledFormat:
         rows, cols = self.block
         shape = {(0, 0): "per tensor", (1, 0): "per output"}.get(self.block)
         shape = shape or (f"in groups of {cols}" if rows == 1 else f"in blocks of {rows}x{cols}")
-        return f"{self.code} {shape}{' with zeros' if self.has_zeros else ''}"
+        return f"{self.code} {shape}{' with zeros' if self.has_zeros else ''}{', sorted' if self.is_sorted else ''}"
 
     def blocks_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the scales of a tensor."""
@@ -75,8 +77,8 @@ class ScaledFormat:
 class ScaledTensor:
     """shape: [out, in], or [experts, out, in]. codes: uint8 [..., out, in], or [..., out, in / 2] of nibbles. scales:
     float32, `format.blocks_of(shape)`; scale_dtype: the type that the checkpoint has them in, and that holds them
-    exactly. zeros: int16, like the scales. groups: int32 [in], the group of each input, where a checkpoint has sorted
-    them by importance (act-order); None: they are in order. input_scale: of static activations, if there is one."""
+    exactly. zeros: int16, like the scales. groups: int32 [in], the group of each input, if they are sorted.
+    input_scale: of static activations, if there is one."""
 
     format: ScaledFormat
     shape: tuple[int, ...]
@@ -94,6 +96,7 @@ class ScaledTensor:
         expected = self.format.blocks_of(self.shape)
         if self.groups is None:
             assert self.scales.shape == expected, f"scales of {self.scales.shape}, not {expected}"
+        assert (self.groups is not None) == self.format.is_sorted, "groups where the format sorts inputs"
         assert (self.zeros is not None) == self.format.has_zeros, "zeros where the format has them"
 
     @property

@@ -20,14 +20,18 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-NumberDType = Literal["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+FileDType = Literal["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+#: codes in blocks of 32 or 128 columns, each with a float32 scale: as the CPU holds the matrices of `kernels/scaled.py`
+CodedDType = Literal["I8_32", "I8_128", "U4_32", "U4_128", "F8_32", "F8_128"]
 #: parts of a quantised matrix, which are no numbers without its scales; see `kernels/scaled.py`
 PartDType = Literal["F8_E4M3", "I8", "U8", "I32", "I64"]
-DType = NumberDType | PartDType
-DTYPES: tuple[NumberDType, ...] = get_args(NumberDType)
+DType = FileDType | CodedDType | PartDType
+FILE_DTYPES: tuple[FileDType, ...] = get_args(FileDType)
+#: what a kernel may multiply, in the order of C++'s enum
+DTYPES: tuple[FileDType | CodedDType, ...] = (*FILE_DTYPES, *get_args(CodedDType))
 PART_DTYPES: tuple[PartDType, ...] = get_args(PartDType)
 
-#: (elements, bytes) of a block. The layouts are ggml's.
+#: (elements, bytes) of a block. The layouts of Q formats are ggml's; see `reference/dequantize.py`.
 BLOCK_FORMATS: dict[DType, tuple[int, int]] = {
     "F32": (1, 4),
     "F16": (1, 2),
@@ -40,6 +44,12 @@ BLOCK_FORMATS: dict[DType, tuple[int, int]] = {
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
+    "I8_32": (32, 37),
+    "I8_128": (128, 133),
+    "U4_32": (32, 21),
+    "U4_128": (128, 69),
+    "F8_32": (32, 36),
+    "F8_128": (128, 132),
     "F8_E4M3": (1, 1),
     "I8": (1, 1),
     "U8": (1, 1),
@@ -47,7 +57,7 @@ BLOCK_FORMATS: dict[DType, tuple[int, int]] = {
     "I64": (1, 8),
 }
 DENSE_DTYPES: frozenset[DType] = frozenset({"F32", "F16", "BF16"})
-BLOCK_DTYPES: frozenset[DType] = frozenset(DTYPES) - DENSE_DTYPES
+BLOCK_DTYPES: frozenset[DType] = frozenset(FILE_DTYPES) - DENSE_DTYPES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -111,7 +111,8 @@ def quantised(matrix: FloatArray, form: ScaledFormat) -> ScaledTensor:
     codes = _nearest(form.code, steps).reshape(padded.shape)[..., :rows, :cols]
     packed = pack_nibbles(codes) if form.is_nibbles else np.ascontiguousarray(codes)
     zeros = np.full(counts, 8 if form.code == "U4" else 0, np.int16) if form.has_zeros else None
-    return ScaledTensor(form, matrix.shape, packed, scales, zeros=zeros)
+    groups = (np.arange(cols) // per[1]).astype(np.int32) if form.is_sorted else None
+    return ScaledTensor(form, matrix.shape, packed, scales, zeros=zeros, groups=groups)
 
 
 def _scales(code: Code, largest: FloatArray, smallest: FloatArray) -> FloatArray:
@@ -133,6 +134,8 @@ def _nearest(code: Code, numbers: FloatArray) -> NDArray[np.uint8]:
     if code == "U4":
         nibbles: NDArray[np.uint8] = np.clip(np.rint(numbers) + 8, 0, 15).astype(np.uint8)
         return nibbles
+    if code == "F8_E4M3":
+        return _small_floats(numbers)
     known = numbers_of(code)
     order = np.argsort(known, kind="stable")[: int(np.isfinite(known).sum())]
     ordered = known[order]
@@ -141,6 +144,17 @@ def _nearest(code: Code, numbers: FloatArray) -> NDArray[np.uint8]:
     takes_lower = (below < above) | ((below == above) & (order[upper - 1] % 2 == 0))
     nearest: NDArray[np.int64] = np.where(takes_lower, upper - 1, upper)
     return np.take(order, nearest).astype(np.uint8)
+
+
+def _small_floats(numbers: FloatArray) -> NDArray[np.uint8]:
+    """e4m3: the float32's bits but for 20 of its mantissa, and another bias; below 2^-6 multiples of 2^-9."""
+    bits = numbers.view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    rounded = (magnitude + np.uint32(0x7FFFF) + (magnitude >> 20 & 1)) >> 20
+    normal = np.clip(rounded.astype(np.int32) - ((127 - 7) << 3), 0, 0x7E)
+    small = np.rint(np.abs(numbers) * np.float32(512))
+    codes = np.where(np.abs(numbers) < 2**-6, small, normal).astype(np.uint8)
+    return codes | (bits >> 24 & 0x80).astype(np.uint8)
 
 
 def _fitting(form: ScaledFormat, name: str, shape: Shape) -> ScaledFormat:

@@ -27,7 +27,7 @@ from octavo.kernels.tensor import StoredTensor
 from octavo.quantization.described import Described, is_in_layer, pattern, spellings_of
 from octavo.quantization.fp8 import block_size
 from octavo.quantization.mxfp4 import MXFP4Rows
-from octavo.quantization.packed_words import as_codes, as_groups, as_zeros, code_of, unpacked
+from octavo.quantization.packed_words import as_codes, as_zeros, checked_groups, code_of, unpacked
 from octavo.quantization.scaled import FLOATS, Held, ScaledScheme, floats, integers
 from octavo.quantization.whole_bytes import WholeBytes
 
@@ -42,17 +42,16 @@ class Packed(ScaledScheme):
     [out * bits / 32, groups], weight_g_idx I32 [in]."""
 
     bits: int
-    is_sorted: bool = False
     method: str = _METHOD
 
     @property
     def block_len(self) -> int:
-        return 32 // self.bits if self.is_sorted else self.format.block[1] or 32 // self.bits
+        return 32 // self.bits if self.format.is_sorted else self.format.block[1] or 32 // self.bits
 
     def held(self, shape: Shape) -> dict[str, Held]:
         (rows, cols), group, per = shape, self.format.block_of(shape)[1], 32 // self.bits
         groups = -(-cols // group)
-        follows = (1, group) if self.format.block[1] and not self.is_sorted else None
+        follows = (1, group) if self.format.block[1] and not self.format.is_sorted else None
         tensors = {
             "weight_packed": Held((rows, cols // per), ("I32",), (0, 1), (1, per)),
             "weight_scale": Held((rows, groups), FLOATS, (0, 1), follows),
@@ -60,7 +59,7 @@ class Packed(ScaledScheme):
         }
         if self.format.has_zeros:
             tensors["weight_zero_point"] = Held((-(-rows // per), groups), ("I32",), (0, per), follows)
-        if self.is_sorted:
+        if self.format.is_sorted:
             tensors["weight_g_idx"] = Held((cols,), ("I32",), None, (0, 1))
         return tensors
 
@@ -79,9 +78,9 @@ class Packed(ScaledScheme):
             if zeros is None:
                 zeros = np.full(scales.shape, 8 if self.bits == 4 else 0, np.int16)
         groups = None
-        if self.is_sorted:
+        if self.format.is_sorted:
             index = sources["weight_g_idx"]
-            groups = as_groups(index, integers(index), scales.shape[1], self.format.block[1])
+            groups = checked_groups(index, integers(index), scales.shape[1])
         given = (self.format, codes.shape, as_codes(codes, self.bits), scales, sources["weight_scale"].dtype)
         return ScaledTensor(*given, zeros, groups)
 
@@ -157,7 +156,7 @@ def _scheme(group: Described) -> Scheme:
             raise weights.wrong("strategy", "channel and group for packed weights", UnsupportedModelError)
         is_sorted = weights.choice("actorder", ("group", "dynamic", "weight", "static", False), False)
         is_sorted = is_sorted in ("group", "dynamic") and block[1] > 0
-        return Packed(ScaledFormat(code_of(bits), block, has_zeros), bits, is_sorted)
+        return Packed(ScaledFormat(code_of(bits), block, has_zeros, is_sorted), bits)
     form = ScaledFormat("F8_E4M3" if kind == "float" else "I8", block, has_zeros and kind == "int")
     return WholeBytes(form, _METHOD, has_input_scale=_is_static(group))
 

@@ -23,27 +23,26 @@ from octavo.kernels.parameters import Scheme, Shape
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import StoredTensor
 from octavo.quantization.described import Described, is_in_layer, is_named, pattern, spellings_of
-from octavo.quantization.packed_words import as_codes, as_groups, as_zeros, code_of, unpacked
+from octavo.quantization.packed_words import as_codes, as_zeros, checked_groups, code_of, unpacked
 from octavo.quantization.scaled import FLOATS, Held, ScaledScheme, floats, integers
 
 
 @dataclass(frozen=True, slots=True)
 class GPTQ(ScaledScheme):
-    """is_sorted: inputs are sorted by importance. adds_one: to the stored zeros."""
+    """adds_one: to the stored zeros."""
 
     bits: int
-    is_sorted: bool = False
     adds_one: bool = True
     method: str = "gptq"
 
     @property
     def block_len(self) -> int:
-        return 32 // self.bits if self.is_sorted else self.format.block[1] or 32 // self.bits
+        return 32 // self.bits if self.format.is_sorted else self.format.block[1] or 32 // self.bits
 
     def held(self, shape: Shape) -> dict[str, Held]:
         (rows, cols), group, per = shape, self.format.block_of(shape)[1], 32 // self.bits
         groups = -(-cols // group)
-        follows = (0, group) if self.format.block[1] and not self.is_sorted else None
+        follows = (0, group) if self.format.block[1] and not self.format.is_sorted else None
         return {
             "qweight": Held((cols // per, rows), ("I32",), (1, 1), (0, per)),
             "scales": Held((groups, rows), FLOATS, (1, 1), follows),
@@ -68,11 +67,10 @@ class GPTQ(ScaledScheme):
 
     def _groups(self, source: StoredTensor, num_groups: int) -> NDArray[np.int32] | None:
         groups = integers(source)
-        size = self.format.block[1] or len(groups)
-        if self.is_sorted:
-            return as_groups(source, groups, num_groups, size)
-        shifted = groups - groups[:1]  # a rank's part begins at a later group
-        if as_groups(source, shifted, num_groups, size) is not None:
+        if self.format.is_sorted:
+            return checked_groups(source, groups, num_groups)
+        in_order = np.arange(len(groups)) // (self.format.block[1] or len(groups))
+        if not np.array_equal(groups - groups[:1], in_order):  # a rank's part begins at a later group
             raise ModelLoadError(
                 f"{source.label} sorts the inputs, but quantization_config.desc_act is false: set it to true"
             )
@@ -126,7 +124,7 @@ def _scheme(described: Described, changes: Mapping[str, Any]) -> GPTQ:
     one = Described({**described.values, **changes}, described.within)
     bits = one.choice("bits", (4, 8))
     group, is_sorted = one.group_size("group_size"), one.flag("desc_act", False)
-    return GPTQ(ScaledFormat(code_of(bits), (1, group), not one.flag("sym", True)), bits, is_sorted and group > 0)
+    return GPTQ(ScaledFormat(code_of(bits), (1, group), not one.flag("sym", True), is_sorted and group > 0), bits)
 
 
 def _overrides(described: Described, scheme: GPTQ) -> list[tuple[str, re.Pattern[str], GPTQ]]:

@@ -46,13 +46,12 @@ def as_zeros(zeros: NDArray[np.integer], bits: int) -> NDArray[np.int16] | None:
     return zeros.astype(np.int16) - np.int16(0 if bits == 4 else middle)
 
 
-def as_groups(source: StoredTensor, groups: NDArray[np.int32], num_groups: int, size: int) -> NDArray[np.int32] | None:
-    """Checked groups of the inputs; None if they are in order. size: of a group."""
+def checked_groups(source: StoredTensor, groups: NDArray[np.int32], num_groups: int) -> NDArray[np.int32]:
+    """The group of each input. Raises ModelLoadError if there are fewer."""
     first = int(groups.min(initial=0))
     if first < 0 or int(groups.max(initial=0)) >= num_groups:
         raise ModelLoadError(
             f"{source.label} names groups {first} to {groups.max()}, allowed are 0 to {num_groups - 1}; download the "
             "model again"
         )
-    is_in_order = num_groups * size >= len(groups) and (groups == np.arange(len(groups)) // size).all()
-    return None if is_in_order else groups
+    return groups

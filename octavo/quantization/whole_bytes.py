@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from octavo.errors import ModelLoadError
 from octavo.kernels.parameters import Shape
 from octavo.kernels.scaled import ScaledTensor
 from octavo.kernels.tensor import StoredTensor
@@ -45,6 +46,8 @@ class WholeBytes(ScaledScheme):
 
     def read(self, sources: Mapping[str, StoredTensor]) -> ScaledTensor:
         codes, scales = sources["weight"], sources[self.scale_name]
+        if self.format.code == "F8_E4M3" and (integers(codes) & 0x7F == 0x7F).any():
+            raise ModelLoadError(f"{codes.label} has codes that are no numbers; download the model again")
         zeros, blocks = sources.get("weight_zero_point"), self.format.blocks_of(codes.shape)
         return ScaledTensor(
             self.format,

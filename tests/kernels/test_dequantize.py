@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from octavo.kernels.reference.dequantize import convert, dequantize
-from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType, HostTensor, from_array
+from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, FILE_DTYPES, DType, HostTensor, from_array
 
-QUANTISED = [dtype for dtype in DTYPES if dtype not in DENSE_DTYPES]
+QUANTISED = [dtype for dtype in FILE_DTYPES if dtype not in DENSE_DTYPES]
 COLS = 512
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -19,13 +19,19 @@ import pytest
 from numpy.typing import NDArray
 
 from octavo.kernels.build import build
+from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import BLOCK_FORMATS, DENSE_DTYPES, DTYPES, DType, HostTensor
 from octavo.testing.packed_matrix import KernelThreads, PackedMatrix, dequantize_row
 
 QUANTIZED_DTYPES = [dtype for dtype in DTYPES if dtype not in DENSE_DTYPES]
 
-#: where a block's fp16 numbers lie
-HALVES: dict[DType, tuple[int, ...]] = {
+FLOAT8 = ("F8_32", "F8_128")
+INTEGER_DTYPES = [dtype for dtype in QUANTIZED_DTYPES if dtype not in FLOAT8]
+CODED = ("I8_32", "I8_128", "U4_32", "U4_128", *FLOAT8)
+
+#: where a block's scales lie; they are float32 in coded formats, else float16
+SCALES: dict[DType, tuple[int, ...]] = {
+    **dict.fromkeys(CODED, (0,)),
     "Q4_0": (0,),
     "Q4_1": (0, 2),
     "Q5_0": (0,),
@@ -74,13 +80,23 @@ def random_weights(dtype: DType, rows: int, cols: int, seed: int = 0) -> ByteArr
         return values.view(np.uint8)
     block_len, block_bytes = BLOCK_FORMATS[dtype]
     blocks = rng.integers(0, 256, (rows, cols // block_len, block_bytes), np.uint8)
-    for at in HALVES[dtype]:
-        scales = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
-        blocks[:, :, at : at + 2] = scales[..., None].view(np.uint8)
+    if dtype in FLOAT8:
+        blocks[blocks & 0x7F == 0x7F] = 0x11  # no number
+    for at in SCALES[dtype]:
+        scales = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(scale_type(dtype))
+        blocks[:, :, at : at + scales.itemsize] = scales[..., None].view(np.uint8)
     return blocks.reshape(rows, -1)
 
 
+def scale_type(dtype: DType) -> type[np.floating]:
+    return np.float32 if dtype in CODED else np.float16
+
+
 def exact_weights(dtype: DType, rows: ByteArray) -> FloatArray:
+    """Coded formats are ours: the reference reads them, which `tests/quantization` compares."""
+    if dtype in CODED:
+        block_len, block_bytes = BLOCK_FORMATS[dtype]
+        return dequantize(HostTensor(dtype, (len(rows), rows.shape[1] // block_bytes * block_len), rows.reshape(-1)))
     return gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[dtype])
 
 
@@ -136,8 +152,21 @@ def test_dense_product(threads: KernelThreads, dtype: DType, shape: tuple[int, i
 
 
 @pytest.mark.parametrize("shape", [(37, 256), (72, 768), (5, 1536)])
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_a_product_of_small_floats_is_the_dense_one(
+    threads: KernelThreads, dtype: DType, shape: tuple[int, int]
+) -> None:
+    rows = random_weights(dtype, *shape)
+    matrix = pack(threads, dtype, rows, shape[1])
+    dense = pack(threads, "F32", exact_weights(dtype, rows).view(np.uint8), shape[1])
+    for tokens in (1, 3, 8, 33):
+        x = random_activations(tokens, shape[1])
+        np.testing.assert_array_equal(multiply(threads, matrix, x), multiply(threads, dense, x))
+
+
+@pytest.mark.parametrize("shape", [(37, 256), (72, 768), (5, 1536)])
 @pytest.mark.parametrize("num_bytes", STEPS)
-@pytest.mark.parametrize("dtype", QUANTIZED_DTYPES)
+@pytest.mark.parametrize("dtype", INTEGER_DTYPES)
 def test_quantized_product(threads: KernelThreads, dtype: DType, num_bytes: int, shape: tuple[int, int]) -> None:
     rows = random_weights(dtype, *shape)
     weights = exact_weights(dtype, rows).astype(np.float64)
@@ -183,15 +212,15 @@ def test_numbers_that_are_not_finite_reach_the_output(threads: KernelThreads, dt
 
 
 @pytest.mark.parametrize("num_bytes", STEPS)
-@pytest.mark.parametrize("dtype", QUANTIZED_DTYPES)
+@pytest.mark.parametrize("dtype", INTEGER_DTYPES)
 def test_extremes_do_not_overflow(threads: KernelThreads, dtype: DType, num_bytes: int) -> None:
     """Every code is all ones, and every activation has the largest magnitude."""
     rows = np.full_like(random_weights(dtype, 16, 256), 255)
-    if dtype == "Q8_0":
+    if dtype in ("Q8_0", "I8_32", "I8_128"):
         rows[:] = 0x80
-    for at in HALVES[dtype]:
-        block_bytes = BLOCK_FORMATS[dtype][1]
-        rows.reshape(16, -1, block_bytes)[:, :, at : at + 2] = np.array([1], np.float16).view(np.uint8)
+    for at in SCALES[dtype]:
+        block_bytes, one = BLOCK_FORMATS[dtype][1], np.ones(1, scale_type(dtype))
+        rows.reshape(16, -1, block_bytes)[:, :, at : at + one.itemsize] = one.view(np.uint8)
     x = np.where(np.arange(256) % 64 < 32, -3, 3).astype(np.float32)[None]
     x[0, 100:200] = 3
     weights = exact_weights(dtype, rows).astype(np.float64)

@@ -85,6 +85,7 @@ def _put(suffix: str, value: Any) -> Change:
 #: kind, change of a matrix's tensors, what the error says
 TENSORS: dict[str, tuple[str, Change, str]] = {
     "scales that are no numbers": ("gptq", _nan("scales"), "up_proj.qweight'.*its scales are not all finite"),
+    "codes that are no numbers": ("fp8-blocks", _nan("weight"), "up_proj.weight' has codes that are no numbers"),
     "scales of fewer groups": (
         "awq",
         _put("scales", torch.ones(1, 192).half()),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from octavo.errors import ConfigError
 from octavo.kernels.device import Device
@@ -52,6 +53,31 @@ def test_a_model_answers_like_the_dense_one(root: Path, kind: str) -> None:
     assert tokens == expected_tokens
     for one, other in zip(logits, expected_logits, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["fp8-blocks-128", "ct-w8a8-zeros", "ct-w8a16", "awq", "gptq", "ct-mxfp4"])
+def test_the_cpu_multiplies_codes(root: Path, kind: str) -> None:
+    """With activations of 15 bits, where they are rounded at all."""
+    from octavo.kernels.cpu.device import CpuDevice
+    from octavo.kernels.reference.device import ReferenceDevice
+
+    cpu = CpuDevice(1, "int16")
+    if reason := cpu.why_not():
+        pytest.skip(reason)
+    logits: list[NDArray[np.float32]] = []
+    for device in (cpu, ReferenceDevice()):
+        checkpoint = opened(folder_of(root, kind) / "quantised")
+        driver = Driver(device, checkpoint.architecture, checkpoint, DriverSetting())
+        logits.append(driver.step({0: PROMPTS[0]})[0])
+    held = {each.dtype for name, each in cpu_parameters(cpu, root, kind).items() if "_proj" in name}
+    assert held
+    assert "F32" not in held
+    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=2e-3 * np.abs(logits[1]).max())
+
+
+def cpu_parameters(cpu, root: Path, kind: str):
+    checkpoint = opened(folder_of(root, kind) / "quantised")
+    return Driver(cpu, checkpoint.architecture, checkpoint, DriverSetting()).compiled.parameters
 
 
 @pytest.mark.parametrize("kind", [kind for kind in WRITTEN if kind not in WHOLE])

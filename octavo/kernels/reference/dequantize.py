@@ -6,8 +6,10 @@ A block format stores 32 or 256 elements as small integers and a few float16 sca
     Q4_1  d * q + m          Q5_1  d * q + m
     Q4_K, Q5_K  (d * scale) * q - (d_min * min)       8 runs of 32, a 6-bit scale and min each
     Q6_K        (d * scale) * (q - 32)                16 runs of 16, an 8-bit scale each
+    I8, U4      d * (q - zero)                        float32 d, int8 zero; of two nibbles the even column's is low
+    F8          d * number of q                       float32 d, a float of 8 bits (e4m3)
 
-The formats are ggml's, and so is the order of the float32 operations: results agree bit for bit. This is the
+The Q formats are ggml's, and so is the order of the float32 operations: results agree bit for bit. This is the
 reference, in numpy, so that weights can be converted at load without torch.
 """
 
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.kernels.parameters import Parameter
+from octavo.kernels.scaled import numbers_of
 from octavo.kernels.tensor import BLOCK_FORMATS, DType, HostTensor, num_bytes
 
 FloatArray = NDArray[np.float32]
@@ -35,8 +38,14 @@ _FIELDS: dict[DType, list[tuple[str, str, int]]] = {
     "Q4_K": [("d", "<f2", 1), ("m", "<f2", 1), ("scales", "u1", 12), ("q", "u1", 128)],
     "Q5_K": [("d", "<f2", 1), ("m", "<f2", 1), ("scales", "u1", 12), ("high", "u1", 32), ("q", "u1", 128)],
     "Q6_K": [("q", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("d", "<f2", 1)],
+    "I8_32": [("d", "<f4", 1), ("zero", "i1", 1), ("q", "i1", 32)],
+    "I8_128": [("d", "<f4", 1), ("zero", "i1", 1), ("q", "i1", 128)],
+    "U4_32": [("d", "<f4", 1), ("zero", "i1", 1), ("q", "u1", 16)],
+    "U4_128": [("d", "<f4", 1), ("zero", "i1", 1), ("q", "u1", 64)],
+    "F8_32": [("d", "<f4", 1), ("q", "u1", 32)],
+    "F8_128": [("d", "<f4", 1), ("q", "u1", 128)],
 }
-_RECORDS = {
+RECORDS = {
     dtype: np.dtype([(name, kind, (count,)) for name, kind, count in fields]) for dtype, fields in _FIELDS.items()
 }
 
@@ -46,7 +55,7 @@ def dequantize(tensor: HostTensor) -> FloatArray:
     if tensor.is_dense:
         return _widen(tensor).reshape(tensor.shape)
     block_len, _ = BLOCK_FORMATS[tensor.dtype]
-    blocks = tensor.data.view(_RECORDS[tensor.dtype])
+    blocks = tensor.data.view(RECORDS[tensor.dtype])
     decoded = np.empty((len(blocks), block_len), np.float32)
     step = _CHUNK_ELEMENTS // block_len
     for start in range(0, len(blocks), step):
@@ -188,6 +197,19 @@ def _q6_k(blocks: Blocks, out: FloatArray) -> None:
     np.multiply(q.reshape(-1, 16, 16), scales[:, :, None], out=out.reshape(-1, 16, 16))
 
 
+def _i8(blocks: Blocks, out: FloatArray) -> None:
+    np.multiply(blocks["q"].astype(np.int16) - blocks["zero"], blocks["d"], out=out)
+
+
+def _u4(blocks: Blocks, out: FloatArray) -> None:
+    nibbles = np.stack([blocks["q"] & 15, blocks["q"] >> 4], axis=-1).reshape(len(blocks), -1)
+    np.multiply(nibbles.astype(np.int16) - blocks["zero"], blocks["d"], out=out)
+
+
+def _f8(blocks: Blocks, out: FloatArray) -> None:
+    np.multiply(numbers_of("F8_E4M3")[blocks["q"]], blocks["d"], out=out)
+
+
 _DECODERS: dict[DType, Callable[[Blocks, FloatArray], None]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
@@ -197,4 +219,10 @@ _DECODERS: dict[DType, Callable[[Blocks, FloatArray], None]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "I8_32": _i8,
+    "I8_128": _i8,
+    "U4_32": _u4,
+    "U4_128": _u4,
+    "F8_32": _f8,
+    "F8_128": _f8,
 }
