@@ -7,6 +7,7 @@
     OCTAVO_DEBUG       set: the command line shows the traceback of an error, as --debug does
     OCTAVO_API_KEY     the key that requests to `octavo serve` must send, unless --api-key or --api-key-file gives
                        others; VLLM_API_KEY works too, as in vLLM
+    OCTAVO_KV_SECRET   the secret that prefill and decode servers prove to each other, 16 characters or more
     OPENAI_API_KEY     the key that `octavo chat`, `complete` and `bench serve` send, unless --api-key gives another
     OCTAVO_COLLECTIVE_TIMEOUT  seconds that the ranks of a model wait for each other, and the engine for a step of
                        theirs, before it ends; default 240. Keep it above the longest step
@@ -141,6 +142,17 @@ def server_api_key() -> str | None:
                 raise ConfigError(f"{name} is set and empty, allowed is a key: set it to one, or unset it to need none")
             return key
     return None
+
+
+def kv_secret() -> str:
+    """Servers that hand each other KV blocks must all have it."""
+    secret = os.environ.get("OCTAVO_KV_SECRET", "").strip()
+    if len(secret) < 16:
+        raise ConfigError(
+            f"OCTAVO_KV_SECRET has {len(secret)} characters, allowed are 16 or more: set it to the same text on every "
+            "prefill and decode server, such as the output of `openssl rand -hex 16`"
+        )
+    return secret
 
 
 def cuda_visible_devices() -> list[str]:

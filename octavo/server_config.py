@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from octavo.checked_fields import checked, knob
 from octavo.errors import ConfigError
+
+Role = Literal["both", "prefill", "decode"]
 
 
 @checked
@@ -22,6 +25,56 @@ class AdmissionConfig:
     def __post_init__(self) -> None:
         if self.queue_timeout is not None and self.queue_timeout <= 0:
             raise ConfigError(f"queue_timeout is {self.queue_timeout}, allowed is more than 0")
+
+
+@checked
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig:
+    """Prefill and decode in engines of their own, which hand each other KV blocks."""
+
+    prefill_engines: int = knob(
+        0, "engines that only compute prompts, beside data_parallel_size ones that answer", at_least=0, at_most=1024
+    )
+    role: Role = knob(
+        "both",
+        "prefill: lend blocks at kv_listen to other servers' engines; decode: have prompts computed at kv_peer; both: "
+        "neither, this server's engines compute prompts and answers",
+        spellings={"kv_producer": "prefill", "kv_consumer": "decode", "kv_both": "both"},
+    )
+    kv_listen: str = knob(
+        "127.0.0.1:14579", "HOST:PORT where a prefill server lends blocks; its second engine has the next port"
+    )
+    kv_peer: tuple[str, ...] = knob((), "HOST:PORT of each engine that a decode server has prompts computed by")
+    kv_transfer_timeout: float = knob(
+        30.0, "seconds that a request waits for blocks of another engine; then its prompt is computed here"
+    )
+    kv_min_tokens: int = knob(
+        64, "prompts with fewer tokens to compute are computed where they are answered", at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.kv_transfer_timeout < math.inf:
+            raise ConfigError(f"kv_transfer_timeout is {self.kv_transfer_timeout}, allowed is more than 0")
+        if self.prefill_engines and self.role != "both":
+            raise ConfigError(
+                f"prefill_engines is {self.prefill_engines} and role is {self.role!r}: engines of one server need no "
+                "role; leave out one of the two"
+            )
+        if self.role == "decode" and not self.kv_peer:
+            raise ConfigError("role is 'decode' and kv_peer is empty: name the prefill engines, such as 10.0.0.7:14579")
+        if self.role != "decode" and self.kv_peer:
+            raise ConfigError(f"kv_peer is {self.kv_peer[0]!r} and role is {self.role!r}: only role 'decode' has peers")
+        for name, addresses in (("kv_listen", (self.kv_listen,)), ("kv_peer", self.kv_peer)):
+            for address in addresses:
+                host_and_port(name, address)
+
+
+def host_and_port(name: str, address: str) -> tuple[str, int]:
+    """name: of the option, for the error."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{name} is {address!r}, allowed is HOST:PORT, such as 10.0.0.7:14579")
+    return host.strip("[]"), int(port)
 
 
 @checked

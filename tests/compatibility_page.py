@@ -21,7 +21,7 @@ from octavo.server.bodies import NEUTRAL, NO_EFFECT, instead_of
 from octavo.server.protocol import ChatCompletionRequest, CompletionRequest, MessagesRequest, TokenizeRequest
 from octavo.server.sessions import ROUTES as SESSION_ROUTES
 from octavo.server.settings import LIMITS, SESSION_LIMITS, ServerSettings
-from octavo.server_config import AdmissionConfig, ServerConfig
+from octavo.server_config import AdmissionConfig, ServerConfig, TransferConfig
 from octavo.vllm_options import NotHere
 
 SAME = "the same"
@@ -78,6 +78,7 @@ OURS: dict[str, frozenset[str]] = {
     "flags": frozenset(
         {
             *("queue_timeout", "engine_hang_timeout", "front_end_hang_timeout", "api_key_file", "timeout_request_head"),
+            *("prefill_engines", "role", "kv_listen", "kv_peer", "kv_transfer_timeout", "kv_min_tokens"),
             *("timeout_request_body", "max_idle_connections", *LIMITS, *SESSION_LIMITS, "session_timeout"),
         }
     ),
@@ -143,7 +144,11 @@ def page() -> str:
     options = [field for section in fields(EngineConfig) for field in fields(section.default_factory)]  # type: ignore[arg-type]
     parts.append(_section("Options of `LLM`, `AsyncLLM` and the command line", "option", _here("options", options)))
     parts.append(_missing("option", vllm_options.ENGINE_OPTIONS))
-    flags = [field for section in (ServerConfig, AdmissionConfig, ServerSettings) for field in fields(section)]
+    flags = [
+        field
+        for section in (ServerConfig, AdmissionConfig, TransferConfig, ServerSettings)
+        for field in fields(section)
+    ]
     parts.append(_section("Further flags of `serve`", "flag", _here("flags", flags)))
     parts.append(_missing("flag", vllm_options.SERVER_FLAGS))
     parts.append(_section("`SamplingParams`", "field", _here("parameters", fields(SamplingParams))))

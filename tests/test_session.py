@@ -54,7 +54,7 @@ def fresh(llm: LLM, prompt: list[int], params: SamplingParams) -> list[int]:
 def is_tidy(llm: LLM) -> bool:
     """No block has an owner, and each is free or cached."""
     core: Any = llm._engine.core
-    cache = core._cache
+    cache = core.cache
     check(cache, [])
     return (
         llm.stats().num_used_blocks == 0 and len(cache.pool.free) + len(cache.pool.cached) == cache.pool.num_blocks - 1

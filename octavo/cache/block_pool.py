@@ -28,7 +28,7 @@ their own copies, both listed under one node: replacing one would rewrite a tabl
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,7 +39,8 @@ from octavo.observe.events import BlockEvicted, BlocksForgotten
 
 
 class BlockPool:
-    """Owner of all reference counts. Block 0 is the null block and never leaves the pool."""
+    """Owner of all reference counts. Block 0 is the null block and never leaves the pool. lent: how many of a block's
+    owners are no sequences, but loans to and from other engines (block_loans.py)."""
 
     def __init__(self, num_blocks: int, tree: PrefixTree, events: EventLog, clock: Callable[[], float]) -> None:
         assert num_blocks >= 2, f"a pool of {num_blocks} has no block besides the null block"
@@ -47,6 +48,7 @@ class BlockPool:
         self.ref_counts = [0] * num_blocks
         self.free: list[BlockId] = [BlockId(i) for i in range(num_blocks - 1, 0, -1)]
         self.cached: OrderedDict[BlockId, None] = OrderedDict()
+        self.lent: Counter[BlockId] = Counter()
         self._tree = tree
         self._events = events
         self._clock = clock
@@ -151,8 +153,12 @@ class PrefixTree:
                 block_id = table[index]
                 is_passed = block_id == NULL_BLOCK  # by the window; asked about again after the tree was emptied
                 if not is_passed and block_id not in self.nodes:  # a fork may have entered the block they share
-                    self._insert(block_id, Node(group, index, tables.hashes[index + 1], tables.hashes[index]))
+                    self.insert(block_id, Node(group, index, tables.hashes[index + 1], tables.hashes[index]))
         tables.num_published = num_blocks
+
+    def insert(self, block_id: BlockId, node: Node) -> None:
+        self.nodes[block_id] = node
+        self._blocks.setdefault((node.group, node.content), []).append(block_id)
 
     def remove(self, block_id: BlockId) -> None:
         node = self.nodes.pop(block_id)
@@ -192,10 +198,6 @@ class PrefixTree:
             settled = settled + 1 if reach == num_blocks else 0
             num_blocks = reach
         return PrefixMatch(num_blocks * block_size, self._pick(hashes[:num_blocks], groups, block_size))
-
-    def _insert(self, block_id: BlockId, node: Node) -> None:
-        self.nodes[block_id] = node
-        self._blocks.setdefault((node.group, node.content), []).append(block_id)
 
     def _run_len(self, group: int, hashes: Sequence[ContentHash]) -> int:
         """How many blocks from the start on are there without a gap."""

@@ -1,6 +1,6 @@
 """Invariants of the cache, checked after steps by tests and by engines with check_invariants.
 
-every block      is free, cached or owned, and owned exactly as often as tables hold it
+every block      is free, cached or owned, and owned exactly as often as tables and loans hold it
 every table      covers its sequence's computed tokens, and is null only behind a window
 every write      goes to a block with one owner
 the prefix tree  names blocks by what they hold, and loses no parent before its child
@@ -33,12 +33,16 @@ def check(cache: KVCache, sequences: Iterable[Sequence]) -> None:
 def _check_pool(cache: KVCache) -> None:
     pool = cache.pool
     held = Counter(block_id for tables in cache.tables.values() for block_id in live(tables.block_ids))
+    held.update(pool.lent)
     free, cached = set(pool.free), set(pool.cached)
     assert len(free) == len(pool.free), "a block is in the free list twice"
     assert not free & cached, f"blocks are both free and cached: {free & cached}"
     for block_id in map(BlockId, range(1, pool.num_blocks)):
         count = pool.ref_counts[block_id]
-        assert count == held[block_id], f"block {block_id} is in {held[block_id]} tables, its count says {count}"
+        assert count == held[block_id], (
+            f"block {block_id} is in {held[block_id] - pool.lent[block_id]} tables and {pool.lent[block_id]} loans, "
+            f"its count says {count}"
+        )
         is_idle = block_id in free or block_id in cached
         assert is_idle == (count == 0), f"block {block_id} with {count} owners is in the wrong state"
     assert pool.ref_counts[NULL_BLOCK] == 0

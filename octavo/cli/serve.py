@@ -3,6 +3,7 @@
 octavo serve smollm2
 octavo serve smollm2 --host 127.0.0.1 --port 8000 --api-key-file keys.txt --max-num-seqs 64
 octavo serve Qwen/Qwen3-0.6B --api-server-count 4 --served-model-name qwen qwen3
+octavo serve Qwen/Qwen3-0.6B --prefill-engines 1
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from octavo.engine.assemble import engine_config
 from octavo.observe.logging import log_to_stderr
 from octavo.processes.supervisor import ServeOptions, Supervisor
 from octavo.server.settings import ServerSettings
-from octavo.server_config import AdmissionConfig, ServerConfig
+from octavo.server_config import AdmissionConfig, ServerConfig, TransferConfig
 
 COMMON = (
     *("--host", "--port", "--api-key-file", "--served-model-name", "--config", "--max-model-len", "--max-num-seqs"),
@@ -30,7 +31,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.takes_model()
     parser.add_argument("--config", metavar="FILE", help="a YAML file of flags; those given here win over it")
     server = parser.add_argument_group("server options")
-    for section in (ServerConfig, AdmissionConfig, ServerSettings):
+    for section in (ServerConfig, AdmissionConfig, TransferConfig, ServerSettings):
         add_section_flags(server, section, lambda name: True)
     add_engine_flags(parser, _NOT_FLAGS)
 
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     options = ServeOptions(
         engine=engine_config(model=args.model, **engine_options(args, _NOT_FLAGS)),
         admission=AdmissionConfig(**section_options(args, AdmissionConfig)),
+        transfer=TransferConfig(**section_options(args, TransferConfig)),
         server=ServerConfig(**section_options(args, ServerConfig)),
         settings=settings,
         model_name=settings.served_model_name[0],

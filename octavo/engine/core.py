@@ -87,7 +87,7 @@ class Core(Protocol):
 
 
 class EngineCore:
-    """Owner of the scheduler and the executor; reads the cache. One caller, one thread."""
+    """Owner of the scheduler, the cache and the executor. One caller, one thread."""
 
     def __init__(
         self,
@@ -104,15 +104,19 @@ class EngineCore:
         self._gate = gate
         self._gated = {} if gate is None else gate.waiting
         self._scheduler = scheduler
-        self._cache = cache
-        self._executor = executor
+        self.cache = cache
+        self.executor = executor
         self._events = events
         self._clock = clock
         self._check_invariants = check_invariants
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, request: Request, *, is_held: bool = False) -> None:
+        """is_held: it waits until `release`, for what it is to start with. A request with a grammar is not held."""
         if request.grammar is None or self._gate is None or not self._gate.holds(request):
-            self._scheduler.add_request(request)
+            self._scheduler.add_request(request, is_held=is_held)
+
+    def release(self, request: Request) -> None:
+        self._scheduler.release(request)
 
     def abort(self, request_id: str) -> None:
         if self._gated.pop(request_id, None) is None:
@@ -138,7 +142,7 @@ class EngineCore:
     @property
     def num_used_blocks(self) -> int:
         """KV blocks that sequences hold, each counted once."""
-        return self._cache.pool.num_owned
+        return self.cache.pool.num_owned
 
     @property
     def has_unfinished(self) -> bool:
@@ -170,7 +174,7 @@ class EngineCore:
         plan = self._scheduler.schedule()
         scheduled = self._clock()
         try:
-            result = self._executor.submit(plan).result()
+            result = self.executor.submit(plan).result()
         except EngineDeadError:
             raise  # the workers are lost: no later step can run either
         except Exception as fault:
@@ -178,7 +182,7 @@ class EngineCore:
         return self._update(plan, result, begin, scheduled)
 
     def stats(self) -> EngineStats:
-        pool, shared = self._cache.pool, sharing_of(self._cache, self._scheduler.sequences)
+        pool, shared = self.cache.pool, sharing_of(self.cache, self._scheduler.sequences)
         started = self._events.started
         slot_bytes = started.block_bytes / started.block_size if started else 0.0
         return EngineStats(
@@ -192,31 +196,31 @@ class EngineCore:
         )
 
     def memory_now(self) -> MemoryNow:
-        return memory_now(self._cache, self._scheduler.sequences)
+        return memory_now(self.cache, self._scheduler.sequences)
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached blocks; sequences keep theirs. Always True; vLLM's may fail."""
-        self._cache.forget()
+        self.cache.forget()
         return True
 
     def close(self) -> None:
         if self._gate is not None:
             self._gate.close()
-        self._executor.close()
+        self.executor.close()
 
     def _update(self, plan: StepPlan, result: StepResult, begin: float, scheduled: float) -> list[SequenceUpdate]:
         """Give a step's tokens to the scheduler, and log the step's times."""
         executed = self._clock()
         updates = self._scheduler.update(plan, result)
         if self._check_invariants:
-            check(self._cache, self._scheduler.sequences)
+            check(self.cache, self._scheduler.sequences)
         if self._events.is_on:
             now, step = self._clock(), result.step_id
             num_tokens, num_seqs = sum(plan.num_scheduled_tokens), len(plan.rows)
             times = {"schedule_s": scheduled - begin, "execute_s": executed - scheduled, "update_s": now - executed}
             self._events.write(StepDone(now, step, **times, num_tokens=num_tokens, num_seqs=num_seqs))
             if len(self._events.newer) >= self._events.half:
-                self._events.begin_half(take_snapshot(now, self._scheduler, self._cache))
+                self._events.begin_half(take_snapshot(now, self._scheduler, self.cache))
         return updates
 
 
@@ -267,7 +271,7 @@ class OverlappedCore(EngineCore):
         begin = self._clock()
         plan = self._scheduler.schedule()
         scheduled = self._clock()
-        begun = BegunStep(plan, self._executor.submit(plan), begin, scheduled)
+        begun = BegunStep(plan, self.executor.submit(plan), begin, scheduled)
         if plan.rows:
             return begun
         self._scheduler.update(plan, StepResult(plan.step_id, []))

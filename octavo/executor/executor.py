@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from octavo.kernels.block_mover import BlockMover, HostMover
 from octavo.kernels.ledger import Component
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
@@ -38,6 +39,10 @@ class Executor(StepExecutor, Protocol):
     def measured(self) -> Mapping[Component, int]:
         """Bytes of each component of the first worker's memory, but the KV blocks."""
 
+    def mover(self) -> BlockMover:
+        """What moves KV blocks between the worker's pool and the host. Raises ConfigError where workers are in other
+        processes."""
+
     def constrain(self, compiler: GrammarCompiler) -> None:
         """Compile the grammars of rows with it. Called before the first plan that has any."""
 
@@ -58,6 +63,11 @@ class ThreadExecutor:
 
     def measured(self) -> Mapping[Component, int]:
         return self._thread.submit(self._worker.measured).result()
+
+    def mover(self) -> BlockMover:
+        mover = self._worker.mover()
+        assert isinstance(mover, HostMover), "steps run on a thread for a host's worker only"
+        return mover.after(lambda: self._thread.submit(lambda: None))
 
     def constrain(self, compiler: GrammarCompiler) -> None:
         self._worker.constrain(compiler)

@@ -23,9 +23,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from octavo import env
+from octavo.errors import ConfigError
 from octavo.executor.rank_process import MEASURE
 from octavo.executor.ranks import GRACE_S, Ranks
 from octavo.executor.remote import Remote
+from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.ledger import Component
 from octavo.messages import PendingStep, StepPlan, StepResult
 from octavo.structured.compiler import GrammarCompiler
@@ -78,6 +80,12 @@ class RankExecutor:
         self._ranks.send(MEASURE)
         found: Mapping[Component, int] = self._ranks.answers(self._limit)[0]
         return found
+
+    def mover(self) -> BlockMover:
+        raise ConfigError(
+            "KV blocks travel between engines whose model is in their own process: leave out tensor_parallel_size, "
+            "pipeline_parallel_size and distributed_executor_backend, or the role and the prefill engines"
+        )
 
     def constrain(self, compiler: GrammarCompiler) -> None:
         self._ranks.send(compiler)

@@ -170,6 +170,18 @@ class BlocksPublished(Event, frozen=True):
     hashes: tuple[bytes, ...] = ()
 
 
+class BlocksCame(Event, frozen=True):
+    """Blocks of a prompt came from another engine, or did not, and why. peer: that engine; empty: none was asked.
+    num_tokens: those that need not be computed here. num_bytes: that travelled. seconds: since they were asked for."""
+
+    request_id: str
+    peer: str
+    num_tokens: int
+    num_bytes: int
+    seconds: float
+    why: str = ""
+
+
 class Forked(Event, frozen=True):
     """A child sequence shares all blocks of its parent."""
 

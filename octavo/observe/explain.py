@@ -64,6 +64,7 @@ class _Teller:
             events.Waits: self._waits,
             events.Started: self._started,
             events.PrefixHit: self._prefix_hit,
+            events.BlocksCame: self._blocks_came,
             events.BlockEvicted: self._evicted,
             events.BlocksGiven: self._given,
             events.BlockCopied: self._copied,
@@ -137,6 +138,10 @@ class _Teller:
                 passed.is_passed(event.request_id)
         if (story := self._named(event.request_id, event.time, None)) is not None:
             story.starts(event)
+
+    def _blocks_came(self, event: events.BlocksCame) -> None:
+        if (story := self.stories.get(event.request_id)) is not None:
+            story.gets_blocks(event)
 
     def _prefix_hit(self, event: events.PrefixHit) -> None:
         if (story := self._of(event.sequence_id)) is not None:

@@ -18,6 +18,7 @@ _WAITS_FOR = {
     "seats": "waits for a seat",
     "budget": "waits for a share of the step's tokens",
     "turn": "waits for its turn",
+    "transfer": "waits for blocks of another engine",
 }
 _NUM_COPIES_TOLD = 3
 
@@ -90,6 +91,13 @@ class Story:
         of = f" of {self.arrived.num_prompt_tokens:,} prompt" if self.arrived and self._first_token is None else ""
         blocks = counted(len(event.block_ids), "block")
         self.add(event.time, f"{event.num_tokens:,}{of} tokens came from the prefix tree: {blocks} not computed again")
+
+    def gets_blocks(self, event: events.BlocksCame) -> None:
+        if event.why:
+            self.add(event.time, f"its prompt is computed here, not by another engine: {event.why}")
+            return
+        sent = f"{event.num_bytes / 1e6:,.1f} MB in {span(event.seconds)}"
+        self.add(event.time, f"the blocks of {event.num_tokens:,} tokens came from {event.peer}: {sent}")
 
     def takes_blocks(self, num_blocks: int, num_evicted: int) -> None:
         self._num_blocks += num_blocks

@@ -20,7 +20,8 @@ from octavo.processes.engine_keeper import EngineKeeper
 from octavo.processes.household import EngineTask, Household
 from octavo.processes.placement import engine_places
 from octavo.processes.probation import Suspects
-from octavo.server_config import AdmissionConfig
+from octavo.processes.traffic_tasks import traffic_tasks
+from octavo.server_config import AdmissionConfig, TransferConfig
 
 
 class EngineFleet:
@@ -42,11 +43,14 @@ class EngineFleet:
         was_told_to_end: Callable[[], None],
         first_ready: Callable[[Sequence[tuple[str, str]]], None],
         serves: bool = True,
+        transfer: TransferConfig | None = None,
     ) -> None:
-        """serves: as in a WorkerTask."""
+        """serves: as in a WorkerTask. transfer: whether some engines compute prompts for others."""
         self._tell, self._give_up, self._first_ready = tell, give_up, first_ready
         self._suspects = Suspects()
-        places = engine_places(config)
+        traffic = traffic_tasks(transfer or TransferConfig(), config, house.run_directory)
+        self.num_answering = config.backend.data_parallel_size
+        places = engine_places(config, len(traffic) - self.num_answering)
         task = partial(
             EngineTask,
             admission=admission,
@@ -59,10 +63,13 @@ class EngineFleet:
         )
         self.keepers = [
             EngineKeeper(
-                *(house, partial(task, index=index, config=_with_own_log(place.config, index)), place.environment),
-                *(self, was_told_to_end),
+                house,
+                partial(task, index=index, config=_with_own_log(place.config, index), traffic=own),
+                place.environment,
+                self,
+                was_told_to_end,
             )
-            for index, place in enumerate(places)
+            for index, (place, own) in enumerate(zip(places, traffic, strict=True))
         ]
 
     @property
@@ -127,23 +134,25 @@ class EngineFleet:
 
     def does_not_stay_up(self, keeper: EngineKeeper) -> None:
         """A keeper has given up."""
-        if all(one.has_given_up for one in self.keepers):
+        if all(one.has_given_up for one in self.keepers[: self.num_answering]):
             self._give_up()
         else:
             LOGGER.error("%s is not started again: it does not stay up. The others go on", keeper.name)
 
 
-def with_engines(card: Sequence[tuple[str, str]], num_engines: int) -> list[tuple[str, str]]:
+def with_engines(card: Sequence[tuple[str, str]], num_engines: int, num_prefill: int = 0) -> list[tuple[str, str]]:
     """One engine's start-up card for all of them."""
     lines = [*card]
-    if num_engines > 1:
+    if num_prefill:
+        lines.insert(-1, ("engines", f"{num_engines} of these, and {num_prefill} that compute prompts for them"))
+    elif num_engines > 1:
         lines.insert(-1, ("engines", f"{num_engines} of these, which share the requests"))
     return lines
 
 
-def print_card(card: Sequence[tuple[str, str]], num_engines: int) -> None:
+def print_card(card: Sequence[tuple[str, str]], num_engines: int, num_prefill: int = 0) -> None:
     """Print a server's start-up card on standard error."""
-    lines = with_engines(card, num_engines)
+    lines = with_engines(card, num_engines, num_prefill)
     width = max(len(label) for label, _ in lines)
     print(*(f"  {label:<{width}}  {text}" for label, text in lines), sep="\n", file=sys.stderr, flush=True)
 

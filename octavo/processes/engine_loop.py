@@ -22,10 +22,11 @@ from octavo.observe.events import Refused
 from octavo.observe.logging import LOGGER
 from octavo.observe.metrics import EngineMetrics
 from octavo.observe.summary import IntervalSummary
+from octavo.processes.block_traffic import BlockTraffic
 from octavo.processes.heartbeat import Heartbeat
 from octavo.processes.household import EngineTask
 from octavo.processes.load_report import LoadReport
-from octavo.processes.outbox import Live, Outbox, Questions, is_plain, sequence_news
+from octavo.processes.outbox import Live, Outbox, Questions, is_plain, sequence_news, welcome_of
 from octavo.processes.probation import Probation
 from octavo.processes.queue_bounds import AdmissionControl
 from octavo.processes.step_record import StepRecord
@@ -41,11 +42,9 @@ from octavo.processes.transport import (
     Reply,
     StepNews,
     Up,
-    Welcome,
     decode_up,
     encode,
     engine_socket,
-    pack_params,
     unpack_request,
 )
 from octavo.scheduler.step import SequenceUpdate
@@ -68,6 +67,7 @@ class EngineLoop:
         self._admission = AdmissionControl(task.admission, self._core, engine.limits.max_num_seqs, time.monotonic)
         self._record = StepRecord(task.step_record, engine.events)
         self._probation = Probation(task.num_deaths, time.monotonic)
+        self._traffic = BlockTraffic(task.traffic, task.config, engine)
         self._live: dict[str, Live] = {}
         self._of_front_end: dict[bytes, dict[int, Live]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -92,6 +92,7 @@ class EngineLoop:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(channel.fileno(), zmq.POLLIN)
+        self._poller.register(self._traffic.mailbox.fileno(), zmq.POLLIN)
 
     def run(self) -> None:
         """Run until the parent says stop."""
@@ -100,6 +101,7 @@ class EngineLoop:
             self._outbox.retry()
             self._questions.answer()
             self._load.send_changes()
+            self._traffic.turn()
             while (held := self._probation.take_next()) is not None:
                 self._add(held.front_end, held.message)
             if self._core.has_unfinished:
@@ -115,6 +117,7 @@ class EngineLoop:
     def close(self) -> None:
         self._socket.close()
         self._context.term()
+        self._traffic.close()
         self._engine.close()
         self._record.close()
 
@@ -137,7 +140,7 @@ class EngineLoop:
 
     def _patience_ms(self) -> int | None:
         """Milliseconds until something must be sent even if nothing comes; None: no limit."""
-        parts = (self.heartbeat, self._outbox, self._questions, self._summary, self._load)
+        parts = (self.heartbeat, self._outbox, self._questions, self._summary, self._load, self._traffic)
         waits = [part.seconds_left for part in parts if part is not None and part.seconds_left is not None]
         return 1 + int(1000 * min(waits)) if waits else None
 
@@ -186,7 +189,7 @@ class EngineLoop:
                 self._outbox.was_read(front_end, num_bytes)
             case Hello():
                 self._load.front_end_came(front_end)
-                self._send(front_end, self._welcome())
+                self._send(front_end, welcome_of(self._engine))
 
     def _add(self, front_end: bytes, message: AddRequest) -> None:
         """Queue a request, or send its front end a refusal."""
@@ -198,7 +201,7 @@ class EngineLoop:
             tracer = self._engine.tracer
             if tracer is not None and message.trace_headers is not None:
                 tracer.link(message.request_id, message.trace_headers)
-            self._core.add_request(request)
+            self._traffic.add(request)
         except EngineBusyError as refusal:
             self._record_refusal(message.request_id, "queue_full")
             self._send(front_end, Refusal(message.key, "busy", str(refusal), refusal.retry_after_s))
@@ -255,7 +258,8 @@ class EngineLoop:
             sequence = update.sequence
             live = self._live.get(sequence.request.request_id)
             if live is None or live.request is not sequence.request:
-                continue  # aborted while the step ran
+                self._traffic.stepped(sequence)  # another engine's, or aborted while the step ran
+                continue
             message = messages.get(live.front_end)
             if message is None:
                 message = messages[live.front_end] = StepNews(now, [], [], [], [])
@@ -287,9 +291,4 @@ class EngineLoop:
         self._record.drop(live.request.request_id)
         self._probation.ended(live.request)
         self._load.ended(live.front_end, live.work)
-
-    def _welcome(self) -> Welcome:
-        engine = self._engine
-        started = engine.events.started
-        size = started.num_slots if started is not None and started.enable_prefix_caching else 0
-        return Welcome(engine.limits, size, pack_params(engine.default_sampling_params), engine.card)
+        self._traffic.request_ended(live.request)

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.child import Channel
@@ -142,11 +142,25 @@ class Restarts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficTask:
+    """How an engine exchanges KV blocks with others. listens: the address where it lends its own. peers: those of
+    engines that lend theirs. secret: what all of them know. timeout_s: kv_transfer_timeout. min_tokens: kv_min_tokens.
+    """
+
+    secret: bytes = field(repr=False)
+    timeout_s: float
+    min_tokens: int
+    listens: str | None = None
+    peers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTask:
     """address: the ZMQ endpoint that the engine opens. logs_stats: log a summary every few seconds. hang_timeout_s:
     seconds of silence after which the parent assumes a hang; 0: never. step_record: the file in which it records the
     requests of its steps. num_deaths: fingerprint -> the number of engines that died at that request. index: its number
-    among num_engines with the same options. serves: as in a WorkerTask."""
+    among num_engines with the same options. serves: as in a WorkerTask. traffic: its exchange of KV blocks with others.
+    """
 
     config: EngineConfig
     admission: AdmissionConfig
@@ -160,6 +174,7 @@ class EngineTask:
     index: int = 0
     num_engines: int = 1
     serves: bool = True
+    traffic: TrafficTask | None = None
 
     @property
     def name(self) -> str:
@@ -170,8 +185,8 @@ class EngineTask:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontEndTask:
     """listening_fd: the socket that all front ends share. app: "module:function", which makes the ASGI app from
-    (client, settings). seed: for the seeds of requests that have none. num_engines: those that it talks to, and
-    routing: by which it chooses one."""
+    (client, settings). seed: for the seeds of requests that have none. num_engines: those that it sends requests to,
+    and routing: by which it chooses one. num_prefill: those after them, of which it asks metrics and events only."""
 
     index: int
     seed: int
@@ -183,6 +198,7 @@ class FrontEndTask:
     run_directory: str
     num_engines: int
     routing: DataParallelRouting
+    num_prefill: int = 0
 
 
 def front_end_identity(index: int, process_id: int) -> str:

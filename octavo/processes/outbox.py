@@ -22,8 +22,20 @@ from dataclasses import dataclass
 import zmq
 
 from octavo.engine.lazy_logprobs import pack_rows
+from octavo.engine.llm_engine import LLMEngine
 from octavo.observe.logging import LOGGER
-from octavo.processes.transport import MAX_UNREAD_SIZE, Down, GivenUp, Refusal, Reply, SequenceNews, StepNews, encode
+from octavo.processes.transport import (
+    MAX_UNREAD_SIZE,
+    Down,
+    GivenUp,
+    Refusal,
+    Reply,
+    SequenceNews,
+    StepNews,
+    Welcome,
+    encode,
+    pack_params,
+)
 from octavo.request import Request
 from octavo.scheduler.step import SequenceUpdate
 
@@ -199,3 +211,10 @@ def sequence_news(update: SequenceUpdate, live: Live) -> SequenceNews:
         num_preemptions=request.num_preemptions,
         first_scheduled_time=request.first_scheduled_time,
     )
+
+
+def welcome_of(engine: LLMEngine) -> Welcome:
+    """What a front end is told of the engine."""
+    started = engine.events.started
+    size = started.num_slots if started is not None and started.enable_prefix_caching else 0
+    return Welcome(engine.limits, size, pack_params(engine.default_sampling_params), engine.card)

@@ -27,10 +27,11 @@ class EnginePlace:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def engine_places(config: EngineConfig) -> list[EnginePlace]:
-    """A place for each engine. Raises ConfigError if there are too few GPUs."""
+def engine_places(config: EngineConfig, num_prefill: int = 0) -> list[EnginePlace]:
+    """A place for each engine, and for those that only compute prompts. Raises ConfigError if there are too few
+    GPUs."""
     backend = config.backend
-    num_engines = backend.data_parallel_size
+    num_engines = backend.data_parallel_size + num_prefill
     num_ranks = backend.tensor_parallel_size * backend.pipeline_parallel_size
     if num_engines == 1:
         return [EnginePlace(config)]
@@ -42,9 +43,10 @@ def engine_places(config: EngineConfig) -> list[EnginePlace]:
     first = backend.device_index
     own_gpus = -(-num_ranks // env.ranks_per_gpu())
     if first + num_engines * own_gpus > num_gpus:
+        beside = f" and prefill_engines {num_prefill}" if num_prefill else ""
         needs, most = ("a GPU", "GPUs") if own_gpus == 1 else (f"{own_gpus} GPUs", f"have {own_gpus} GPUs each")
         raise ConfigError(
-            f"data_parallel_size is {num_engines}, and each engine needs {needs}, but there are "
+            f"data_parallel_size is {backend.data_parallel_size}{beside}, and each engine needs {needs}, but there are "
             f"{max(num_gpus - first, 0)} from 'cuda:{first}' on: allowed are as many engines as {most}"
         )
     own = replace(config, backend=replace(backend, device="auto" if backend.device == "auto" else "cuda:0"))

@@ -57,9 +57,10 @@ class ProcessClient(EngineClient):
         num_front_ends: int = 1,
         num_engines: int = 1,
         routing: DataParallelRouting = "prefix",
+        num_prefill: int = 0,
     ) -> None:
         """index: the front end's number. seed: for the seeds of requests that have none. logs_requests: log a line per
-        request, without its content."""
+        request, without its content. num_prefill: engines after the others, which get no requests from here."""
         self.num_front_ends = num_front_ends
         self.identity = front_end_identity(index, os.getpid())
         self._tokenizer = tokenizer
@@ -67,7 +68,8 @@ class ProcessClient(EngineClient):
         self._logs_requests = logs_requests
         self._numbers = itertools.count()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        names = ["the engine"] if num_engines == 1 else [f"engine {number}" for number in range(num_engines)]
+        self._num_answering, num_all = num_engines, num_engines + num_prefill
+        names = ["the engine"] if num_all == 1 else [f"engine {number}" for number in range(num_all)]
         self.engines = [
             RemoteEngine(number, name, (self._context, self.identity), self._numbers, self)
             for number, name in enumerate(names)
@@ -84,7 +86,7 @@ class ProcessClient(EngineClient):
     async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         arrival_time = time.monotonic()
         self._check_open()
-        check_rank(call.data_parallel_rank, len(self.engines))
+        check_rank(call.data_parallel_rank, self._num_answering)
         if _is_long(call.prompt) or _has_long_params(call.sampling_params):
             request, pieces = await asyncio.to_thread(self._make_request, call, arrival_time)
         else:
@@ -183,6 +185,8 @@ class ProcessClient(EngineClient):
     # EngineListener
 
     def welcomed_by(self, engine: RemoteEngine, welcome: Welcome) -> None:
+        if engine.index >= self._num_answering:
+            return
         limits = welcome.limits
         if self._inputs is None:
             self._inputs = InputProcessor(self._tokenizer, limits, self._seed)
@@ -196,7 +200,8 @@ class ProcessClient(EngineClient):
         self._welcomed.set()
 
     def loaded(self, engine: RemoteEngine, load: Load) -> None:
-        assert self._router is not None, "an engine alone sends no Load"
+        if self._router is None or engine.index >= self._num_answering:
+            return
         self._router.others_work(engine.index, load.work)
         for pieces in load.prompts:
             self._router.sees(engine.index, pieces)
@@ -221,7 +226,7 @@ class ProcessClient(EngineClient):
 
     def _death(self) -> EngineDeadError:
         one = self.engines[0].death()
-        return one if len(self.engines) == 1 else EngineDeadError(f"all engines are down; {one}")
+        return one if self._num_answering == 1 else EngineDeadError(f"all engines are down; {one}")
 
     def _make_request(self, call: GenerateCall, arrival_time: float) -> tuple[Request, list[Piece]]:
         """Any thread may call it."""
@@ -258,9 +263,9 @@ class ProcessClient(EngineClient):
         )
 
     def _notice_down(self, engine: int) -> None:
-        if self._router is not None:
+        if self._router is not None and engine < self._num_answering:
             self._router.goes_down(engine)
-        if not any(one.is_up for one in self.engines):
+        if not any(one.is_up for one in self.engines[: self._num_answering]):
             self._welcomed.clear()
 
     async def _ask(self, about: str) -> list[bytes]:

@@ -15,7 +15,8 @@ It holds no model, tokenizer or request, and does nothing but wait, so little in
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ from octavo.processes.engine_keeper import EngineKeeper
 from octavo.processes.front_end_keeper import FrontEndKeeper
 from octavo.processes.household import GRACE_S, SIGNALS, FrontEndTask, Household, hearing_signals
 from octavo.processes.listening import close_socket, open_socket, url_of
-from octavo.server_config import AdmissionConfig, ServerConfig
+from octavo.server_config import AdmissionConfig, ServerConfig, TransferConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class ServeOptions:
     server: ServerConfig
     settings: Any
     model_name: str
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     app: str = "octavo.server.app:create_app"
 
 
@@ -66,7 +68,8 @@ class Supervisor:
             tell=self._tell_front_ends,
             give_up=give_up,
             was_told_to_end=self._finish_if_all_are_gone,
-            first_ready=lambda card: print_card(card, len(self._engines.keepers)),
+            first_ready=self._print_card,
+            transfer=options.transfer,
         )
         self._front_ends = [
             FrontEndKeeper(
@@ -107,9 +110,14 @@ class Supervisor:
             settings=options.settings,
             listening_fd=self._listening.fileno(),
             run_directory=self._house.run_directory,
-            num_engines=len(self._engines.keepers),
+            num_engines=self._engines.num_answering,
+            num_prefill=len(self._engines.keepers) - self._engines.num_answering,
             routing=options.engine.backend.data_parallel_routing,
         )
+
+    def _print_card(self, card: Sequence[tuple[str, str]]) -> None:
+        num_engines = self._engines.num_answering
+        print_card(card, num_engines, len(self._engines.keepers) - num_engines)
 
     def _front_end_is_ready(self) -> None:
         if all(one.has_ever_served for one in self._front_ends) and not self._house.is_stopping:

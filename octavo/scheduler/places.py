@@ -18,7 +18,7 @@ from octavo.config import SchedulerConfig
 from octavo.observe.event_log import EventLog
 from octavo.observe.events import Arrived, Finished, Preempted, Started, Waits
 from octavo.outputs import FinishReason
-from octavo.request import Request, RequestId, Sequence, SequenceState
+from octavo.request import Request, RequestId, Sequence, SequenceId, SequenceState
 from octavo.scheduler.roster import RANKS, Roster, Seats, WaitingQueue, WaitReason, num_seats
 from octavo.scheduler.step import NO_TOKEN_ENDING
 
@@ -30,7 +30,8 @@ _WHY_FREED: dict[FinishReason, str] = {"stop": "finished", "length": "finished",
 class Places:
     """Owner of the queue, the seats and the roster. running: best rank first. forking: those of the running whose
     samples are still to come. searching: requests whose beams have forked. awaiting_first: those that have started and
-    will draw their request's first token."""
+    will draw their request's first token. held: sequences that wait, but not for their turn: something that they will
+    start with is on its way."""
 
     def __init__(self, config: SchedulerConfig, cache: KVCache, events: EventLog, clock: Callable[[], float]) -> None:
         assert config.max_num_seqs is not None, "max_num_seqs is chosen when the device is known"
@@ -44,14 +45,23 @@ class Places:
         self.running: list[Sequence] = []
         self.forking: list[Sequence] = []
         self.searching: set[RequestId] = set()
+        self.held: dict[SequenceId, Sequence] = {}
         self.awaiting_first: set[Sequence] = set()
 
-    def enter(self, request: Request, max_len: int) -> None:
-        """A request waits for its turn."""
-        self.waiting.add(self.roster.enter(request, max_len))
+    def enter(self, request: Request, max_len: int, *, is_held: bool = False) -> None:
+        """A request waits for its turn, or is held."""
+        sequence = self.roster.enter(request, max_len)
+        if is_held:
+            self.held[sequence.sequence_id] = sequence
+        else:
+            self.waiting.add(sequence)
         if self._events.is_on:
             token_ids = tuple(request.prompt_token_ids) if self._events.keeps_token_ids else ()
             self._events.write(arrival_of(request, self._clock(), token_ids))
+
+    def release(self, request: Request) -> None:
+        """A request that is held waits for its turn, among those that arrived when it did."""
+        self.waiting.add(self.held.pop(request.sequences[0].sequence_id))
 
     def start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int) -> None:
         """From the queue to a seat, with blocks for the tokens that were found and the next `num_tokens`. It is among
@@ -158,7 +168,7 @@ class Places:
         self._cache.free(sequence, _WHY_FREED[reason])
         if sequence.state is SequenceState.RUNNING:
             self._stand_up(sequence)
-        else:
+        elif self.held.pop(sequence.sequence_id, None) is None:
             self.waiting.remove(sequence)
         self.awaiting_first.discard(sequence)
         sequence.state = SequenceState.FINISHED

@@ -39,7 +39,9 @@ class Quarantine:
         suspect, places = next(iter(self.suspects)), self._places
         if suspect.state is not SequenceState.RUNNING:
             while not self._starting.try_start(suspect, draft, is_alone=True):
-                assert places.running, f"sequence {suspect.sequence_id} was admitted but does not fit an empty engine"
+                if not places.running:
+                    assert self._starting.has_lent, f"sequence {suspect.sequence_id} does not fit an empty engine"
+                    break
                 places.preempt_worst("alone", suspect)
         elif suspect.request.request_id in places.searching:
             self._continuing.continue_beams(suspect.request, draft)

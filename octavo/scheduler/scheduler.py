@@ -8,8 +8,8 @@ Each step has one token budget. Running sequences take from it first, the best f
 seats and blocks last. A sequence is only preempted for a better one; so the best always advances, and none waits for
 ever.
 
-The loop around it is schedule, execute, update. All bookkeeping of a step is done when it is planned, and `update` only
-adds the tokens that the worker drew, so that a later step may be planned while this one runs.
+All bookkeeping of a step is done when it is planned, and `update` only adds the tokens that the worker drew, so that a
+later step may be planned while this one runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from octavo.scheduler.step import (
 
 
 class Scheduler:
-    """Owner of requests and sequences from their arrival to their end."""
+    """Owner of requests and sequences from their arrival to their end. num_steps: those that were planned."""
 
     def __init__(
         self,
@@ -77,12 +77,13 @@ class Scheduler:
         self._quarantine = Quarantine(self._places, self._continuing, self._starting)
         self._in_flight: dict[int, PlanDraft] = {}
         self._scheduled_events = ScheduledEvents()
-        self._num_steps = 0
+        self.num_steps = 0
 
     # From outside, at any moment
 
-    def add_request(self, request: Request) -> None:
-        """Let a request wait for its turn. Refuses, with InvalidRequestError, one that could never finish."""
+    def add_request(self, request: Request, *, is_held: bool = False) -> None:
+        """Let a request wait for its turn. Refuses, with InvalidRequestError, one that could never finish. is_held: it
+        takes no turn until `release`."""
         max_len = min(request.num_prompt_tokens + request.max_output_tokens, self._max_model_len)
         try:
             self._starting.check(request, max_len, self._max_model_len)
@@ -90,9 +91,12 @@ class Scheduler:
             if self._events.is_on:
                 self._events.write(Refused(self._clock(), request.request_id, "invalid"))
             raise
-        self._places.enter(request, max_len)
+        self._places.enter(request, max_len, is_held=is_held)
         if request.sampling_params.prompt_logprobs is not None:
             self._prompt_logprobs.add(request)
+
+    def release(self, request: Request) -> None:
+        self._places.release(request)
 
     def abort(self, request_id: RequestId) -> bool:
         """End all of a request's sequences. False: there is no such request, or it has ended already."""
@@ -124,7 +128,8 @@ class Scheduler:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._places.roster.sequences)
+        """Whether there is a sequence that is not held."""
+        return len(self._places.roster.sequences) > len(self._places.held)
 
     @property
     def awaits_all(self) -> bool:
@@ -137,12 +142,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._places.waiting.queue)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps that were planned."""
-        return self._num_steps
+        return len(self._places.waiting.queue) + len(self._places.held)
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -265,9 +265,9 @@ class Scheduler:
                 earlier.outdated.update(draft.joining)
         if self._places.searching:
             self._beams.announce(draft)
-        self._num_steps += 1
+        self.num_steps += 1
         plan = draft.seal(
-            step_id=self._num_steps,
+            step_id=self.num_steps,
             freed_rows=seats.vacated,
             block_changes=self._cache.take_changes(),
             prompt_logprobs=self._prompt_logprobs.entries(draft) if self._prompt_logprobs.num_reported else [],

@@ -96,6 +96,11 @@ class Starting:
         self._prompt_logprobs = prompt_logprobs
         self.growth = growth
 
+    @property
+    def has_lent(self) -> bool:
+        """Whether blocks are on loan: they come back soon."""
+        return bool(self._cache.pool.lent)
+
     def check(self, request: Request, max_len: int, max_model_len: int) -> None:
         """Raise InvalidRequestError unless the request can finish on this engine. One sequence alone must fit; n of
         them may take turns. max_len: the most tokens each of them may have."""

@@ -73,6 +73,7 @@ class FrontEnd:
             logs_requests=task.server.enable_log_requests,
             num_front_ends=task.server.api_server_count,
             num_engines=task.num_engines,
+            num_prefill=task.num_prefill,
             routing=task.routing,
         )
         self._make_app = make_app

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count
 
+from octavo.errors import LogError
 from octavo.observe import events
 from octavo.observe.events import Event
 from octavo.request import Request, Sequence
@@ -41,6 +42,10 @@ class ReplayedTokens:
 
     def learn(self, event: Event) -> None:
         self.beams.learn(event)
+        if type(event) is events.BlocksCame and event.num_tokens:
+            raise LogError(
+                f"request {event.request_id!r} got blocks from another engine, which no replay can: no replay"
+            )
         if type(event) is events.BlocksPublished:
             chain = self._chains.setdefault(event.sequence_id, {})
             before = self._content.get(event.parent, b"") if event.first else b""

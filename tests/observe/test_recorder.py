@@ -197,7 +197,7 @@ def test_the_ring_can_be_followed_from_its_beginning(tiny_folder: TinyFolder, mo
     begin_half = core._events.begin_half
 
     def look(snapshot: Snapshot) -> None:
-        tables, cache = core._cache.tables, core._cache
+        tables, cache = core.cache.tables, core.cache
         assert {one.sequence_id: one.tables for one in snapshot.sequences if one.tables} == {
             name: tuple(map(tuple, table.block_ids)) for name, table in tables.items()
         }

@@ -20,7 +20,7 @@ from tests.conftest import EXECUTOR
 
 CODE = """
 import sys
-from octavo.server_config import AdmissionConfig, ServerConfig
+from octavo.server_config import AdmissionConfig, ServerConfig, TransferConfig
 from octavo.engine.assemble import engine_config
 from octavo.observe.logging import log_to_stderr
 from octavo.server.settings import ServerSettings
@@ -31,7 +31,7 @@ sys.exit(Supervisor(ServeOptions(
                          distributed_executor_backend={executor!r}, data_parallel_size={engines},
                          tensor_parallel_size={ranks}),
     admission=AdmissionConfig(), server=ServerConfig(host="127.0.0.1", port=0, **{server!r}),
-    settings={settings}, model_name="smollm2", app="{app}",
+    settings={settings}, model_name="smollm2", app="{app}", transfer=TransferConfig(**{transfer!r}),
 )).run())
 """
 #: the folder with faults for a server's processes
@@ -44,7 +44,7 @@ PATIENCE_S = 60.0  # the machine may be busy
 
 class LiveServer:
     """directory: only for its temporary files. path: where its processes look for modules first. engines, ranks:
-    their numbers."""
+    their numbers. transfer: fields of TransferConfig."""
 
     def __init__(
         self,
@@ -53,9 +53,10 @@ class LiveServer:
         path: Sequence[Path] = (),
         engines: int = 1,
         ranks: int = 1,
+        transfer: dict[str, Any] | None = None,
         **server: Any,
     ) -> None:
-        made_of = {"app": app[0], "settings": app[1], "engines": engines, "ranks": ranks}
+        made_of = {"transfer": transfer or {}, "app": app[0], "settings": app[1], "engines": engines, "ranks": ranks}
         code = CODE.format(server=server, executor=EXECUTOR, **made_of)
         self.directory = directory
         self.lines: list[str] = []

@@ -1,0 +1,207 @@
+"""The messages between engines about KV blocks: MessagePack in frames, through a TCP or Unix socket.
+
+    borrows (decode)                                 lends (prefill)
+      BlockCard ──────────────────────────────────▶    the same card, or it is refused
+         ◀────────────────────────────────── Admitted, and the memory that both share, if they share a machine
+      Fetch 7: these tokens, I hold 2 blocks ──────▶   computes what it has not got
+         ◀────────────────────────────────── Found 7: so many blocks
+         ◀────────────────────────────────── Chunk 7: in slot 3    the next blocks, in the shared memory or right behind
+      Free 3 ──────────────────────────────────────▶
+         ◀────────────────────────────────── Done 7, or at any time Failed 7
+
+Nobody trusts what comes: sizes are bounded, and whatever is not understood ends the connection.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from array import array
+from contextlib import suppress
+from typing import TypeVar
+
+import msgspec
+
+from octavo.kernels.block_mover import Bytes
+
+#: bytes of a message; a prompt takes 4 for each token
+MAX_MESSAGE_BYTES = 64 << 20
+#: characters of a reason, a name or a salt that is taken from a message
+MAX_TEXT = 4096
+_MOST_TOLD = 400  # characters
+_LENGTH = struct.Struct("!I")
+
+
+class BlockCard(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """What two engines must have in common. model: a digest of the architecture and of samples of the weights. order:
+    of a block's elements, by its backend. groups: the layers of each cache group, and its window."""
+
+    version: str
+    model: str
+    order: str
+    dtype: str
+    block_size: int
+    block_bytes: int
+    groups: tuple[tuple[tuple[int, ...], int | None], ...]
+
+    def why_not(self, other: BlockCard) -> str | None:
+        """How another engine's card differs, in one sentence."""
+        told = {
+            "version": "version of Octavo",
+            "order": "backend",
+            "dtype": "kv_cache_dtype",
+            "block_size": "block_size",
+            "groups": "cache groups",
+            "block_bytes": "bytes of a block",
+        }
+        for name, words in told.items():
+            own, theirs = getattr(self, name), getattr(other, name)
+            if own != theirs:
+                return f"its {words} is {str(theirs)[:100]!r}, and this engine's {str(own)[:100]!r}: start both alike"
+        if self.model != other.model:
+            return "its model is another, or has other weights: start both with the same"
+        return None
+
+
+class Fetch(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Asks for the blocks of a prompt, whose full blocks are token_ids, 4 bytes each. num_held: the first ones that one
+    has. salt: as in a request."""
+
+    number: int
+    request_id: str
+    token_ids: bytes
+    salt: str | None
+    num_held: int
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Nobody waits for these blocks any more."""
+
+    number: int
+
+
+class Free(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """A slot of the shared memory has been read."""
+
+    slot: int
+
+
+class Admitted(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """num_slots: of the shared memory, whose descriptor follows; 0: blocks come through the socket."""
+
+    num_slots: int
+    slot_size: int
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag=17):
+    why: str
+
+
+class Found(msgspec.Struct, frozen=True, array_like=True, tag=18):
+    """The first num_blocks blocks of the prompt are there; those that are not held follow."""
+
+    number: int
+    num_blocks: int
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """The next num_blocks blocks, in a slot; slot -1: their bytes follow."""
+
+    number: int
+    slot: int
+    num_blocks: int
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    number: int
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    number: int
+    why: str
+
+
+ToLender = BlockCard | Fetch | Cancel | Free
+ToBorrower = Admitted | Refused | Found | Chunk | Done | Failed
+
+Message = TypeVar("Message")
+
+_encode = msgspec.msgpack.Encoder().encode
+TO_LENDER = msgspec.msgpack.Decoder(ToLender)
+TO_BORROWER = msgspec.msgpack.Decoder(ToBorrower)
+
+
+class BadMessageError(Exception):
+    """What came is no message, or none that may come now."""
+
+
+class Wire:
+    """Messages and blocks over a socket. One thread may send and another one receive. Whatever goes wrong is an OSError
+    (EOFError at the end), or a BadMessageError."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+
+    def send(self, message: ToLender | ToBorrower) -> None:
+        payload = _encode(message)
+        self.end.sendall(_LENGTH.pack(len(payload)) + payload)
+
+    def receive(self, decoder: msgspec.msgpack.Decoder[Message]) -> Message:
+        (size,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        if size > MAX_MESSAGE_BYTES:
+            raise BadMessageError(f"a message of {size:,} bytes, allowed are {MAX_MESSAGE_BYTES:,}")
+        try:
+            return decoder.decode(self._exactly(size))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadMessageError(f"a message that is none: {error}") from None
+
+    def send_blocks(self, data: Bytes) -> None:
+        self.end.sendall(data.reshape(-1).data)
+
+    def receive_blocks(self, into: Bytes) -> None:
+        self._fill(into.reshape(-1).data)
+
+    def send_memory(self, descriptor: int) -> None:
+        socket.send_fds(self.end, [b"m"], [descriptor])
+
+    def receive_memory(self) -> int:
+        mark, descriptors, _, _ = socket.recv_fds(self.end, 1, 1)
+        if mark != b"m" or len(descriptors) != 1:
+            raise BadMessageError("the shared memory did not come")
+        return descriptors[0]
+
+    def close(self) -> None:
+        """Wakes a thread that waits for the other end."""
+        with suppress(OSError):
+            self.end.shutdown(socket.SHUT_RDWR)
+        self.end.close()
+
+    def _exactly(self, size: int) -> bytearray:
+        data = bytearray(size)
+        self._fill(memoryview(data))
+        return data
+
+    def _fill(self, view: memoryview) -> None:
+        while view:
+            count = self.end.recv_into(view)
+            if not count:
+                raise EOFError("the other engine closed the connection")
+            view = view[count:]
+
+
+def printable(text: str) -> str:
+    """A reason that another engine gave, for a log."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:_MOST_TOLD])
+
+
+def pack_tokens(token_ids: list[int]) -> bytes:
+    return array("i", token_ids).tobytes()
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """Raises BadMessageError."""
+    if len(packed) % 4:
+        raise BadMessageError(f"token ids of {len(packed)} bytes, allowed are 4 for each")
+    token_ids = array("i")
+    token_ids.frombytes(packed)
+    return token_ids.tolist()

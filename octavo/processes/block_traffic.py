@@ -1,0 +1,117 @@
+"""BlockTraffic: what an engine's loop knows of other engines: it lends them KV blocks, borrows theirs, or neither.
+
+An engine alone has neither side, and all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from hashlib import blake2b
+from typing import cast
+
+from octavo.cache.block_loans import BlockLoans
+from octavo.config import EngineConfig
+from octavo.engine.core import EngineCore
+from octavo.engine.llm_engine import LLMEngine
+from octavo.errors import ConfigError
+from octavo.executor.executor import Executor
+from octavo.models.loader import open_checkpoint
+from octavo.observe.machine import installed_version
+from octavo.processes.block_borrower import BlockBorrower
+from octavo.processes.block_lender import BlockLender
+from octavo.processes.block_messages import BlockCard
+from octavo.processes.household import TrafficTask
+from octavo.processes.mailbox import Mailbox
+from octavo.processes.own_blocks import OwnBlocks
+from octavo.request import Request, Sequence
+from octavo.worker.task import WorkerShape
+
+_SAMPLE_BYTES = 64
+
+
+class BlockTraffic:
+    """Owner of both sides. mailbox: readable when they have work for the engine's thread."""
+
+    def __init__(self, task: TrafficTask | None, config: EngineConfig, engine: LLMEngine) -> None:
+        assert isinstance(engine.core, EngineCore), "this process has one engine"
+        self._core = core = engine.core
+        self.mailbox = Mailbox()
+        self._lender: BlockLender | None = None
+        self._borrower: BlockBorrower | None = None
+        if task is None:
+            return
+        if not config.cache.enable_prefix_caching:
+            raise ConfigError(
+                "prefill and decode apart find blocks by their hashes, so enable_prefix_caching must stay on"
+            )
+        executor = cast(Executor, core.executor)  # an engine with a model has workers
+        mover, loans = executor.mover(), BlockLoans(core.cache, engine.events, time.monotonic)
+        card = _card(config, executor.shape, mover.order)
+        own = OwnBlocks(card, core, loans, mover, engine.events, task.secret, self.mailbox.post)
+        if task.listens is not None:
+            self._lender = BlockLender(task.listens, own, executor.shape.limits.vocab_size)
+        if task.peers:
+            self._borrower = BlockBorrower(task.peers, own, timeout_s=task.timeout_s, min_tokens=task.min_tokens)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until `turn` must be called even if nothing happens. None: no limit."""
+        return None if self._borrower is None else self._borrower.seconds_left
+
+    def turn(self) -> None:
+        """Between two steps."""
+        self.mailbox.do_all()
+        if self._borrower is not None:
+            self._borrower.turn()
+
+    def add(self, request: Request) -> None:
+        """Add a request to the engine; it may wait for blocks there. Raises InvalidRequestError."""
+        if self._borrower is None:
+            self._core.add_request(request)
+        else:
+            self._borrower.add(request)
+
+    def request_ended(self, request: Request) -> None:
+        """A front end's request is gone from the engine."""
+        if self._borrower is not None:
+            self._borrower.ended(request)
+
+    def stepped(self, sequence: Sequence) -> None:
+        """A step brought something to a sequence that no front end waits for."""
+        if self._lender is not None and sequence.finish_reason is not None:
+            self._lender.ended(sequence)
+
+    def close(self) -> None:
+        for side in (self._lender, self._borrower):
+            if side is not None:
+                side.close()
+        self.mailbox.close()
+
+
+def _card(config: EngineConfig, shape: WorkerShape, order: str) -> BlockCard:
+    return BlockCard(
+        version=installed_version(),
+        model=_digest(config, shape),
+        order=order,
+        dtype=shape.layout.dtype,
+        block_size=shape.layout.block_size,
+        block_bytes=shape.layout.block_bytes,
+        groups=tuple((group.layers, group.window) for group in shape.groups),
+    )
+
+
+def _digest(config: EngineConfig, shape: WorkerShape) -> str:
+    """Of the architecture, the type it computes in, and a few bytes of each tensor: enough to tell two trainings of a
+    model apart. Random weights are known by their seed."""
+    digest = blake2b(repr((shape.architecture, config.model.dtype, config.model.quantization)).encode(), digest_size=16)
+    if config.model.load_format == "dummy":
+        digest.update(b"dummy %d" % config.model.seed)
+        return digest.hexdigest()
+    stored = open_checkpoint(replace(config.model, dtype="auto")).stored
+    for name in sorted(stored):
+        digest.update(f"{name} {stored[name].dtype} {stored[name].shape};".encode())
+        data = stored[name].read().data
+        for begin in (0, len(data) // 2):
+            digest.update(data[begin : begin + _SAMPLE_BYTES].tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,249 @@
+"""BorrowerLink: a decode engine's connection with one prefill engine, which it makes again whenever it is lost.
+
+One thread connects, reads, and writes the blocks that come into the pool; another one sends. A transfer that the engine
+has given up is read to its end, and written nowhere.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from octavo.cache.block_loans import Loan
+from octavo.cache.blocks import BlockId, ContentHash
+from octavo.kernels.block_mover import BlockMover, Fence
+from octavo.observe.logging import LOGGER
+from octavo.processes.block_door import Slots, knock
+from octavo.processes.block_messages import (
+    TO_BORROWER,
+    Admitted,
+    BadMessageError,
+    Cancel,
+    Chunk,
+    Done,
+    Failed,
+    Fetch,
+    Found,
+    Free,
+    Refused,
+    ToLender,
+    Wire,
+    printable,
+)
+from octavo.processes.own_blocks import OwnBlocks
+from octavo.request import Request
+
+#: seconds between two attempts to connect
+_RETRY_S, _LONGEST_RETRY_S = 0.2, 5.0
+#: the most bytes of memory for blocks that travel
+_MOST_BYTES = 1 << 30
+
+#: where blocks are written, after which steps; None: nowhere
+Room = tuple[list[BlockId], Fence] | None
+
+
+@dataclass(slots=True, eq=False)
+class Incoming:
+    """The blocks of a request, on their way. hashes: of its prompt's blocks, behind the root. num_held: those that it
+    has found here. loan: once room for them is borrowed."""
+
+    number: int
+    request: Request
+    link: BorrowerLink
+    hashes: Sequence[ContentHash]
+    num_held: int
+    deadline: float
+    loan: Loan | None = None
+    _decision: queue.SimpleQueue[Room] = field(default_factory=queue.SimpleQueue)
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+    _is_over: bool = False
+    is_found: bool = False
+    room: Room = None
+    num_written: int = 0
+
+    def decide(self, room: Room) -> None:
+        """On the engine's thread: where the blocks are to be written. Only the first decision counts."""
+        self._decision.put(room)
+
+    def wait_for_room(self) -> None:
+        self.is_found = True
+        self.room = self._decision.get()
+
+    def stop_writing(self) -> bool:
+        """Nothing is written from now on. False: something is being written at this moment."""
+        if not self._writing.acquire(blocking=False):
+            return False
+        self._is_over = True
+        self._writing.release()
+        return True
+
+    def write(self, mover: BlockMover, slots: Slots, slot: int, count: int) -> None:
+        """The next blocks have come."""
+        if self.room is None:
+            return
+        block_ids, fence = self.room
+        if self.num_written + count > len(block_ids):
+            raise BadMessageError("more blocks than it has found")
+        with self._writing:
+            if not self._is_over:
+                mover.write(fence, block_ids[self.num_written : self.num_written + count], slots.blocks(slot, count))
+        self.num_written += count
+
+    @property
+    def is_whole(self) -> bool:
+        return self.room is not None and self.num_written == len(self.room[0])
+
+
+class Borrower(Protocol):
+    """Whose connection it is; but for `own`, it belongs to the engine's thread."""
+
+    own: OwnBlocks
+
+    def found(self, number: int, num_blocks: int) -> None: ...
+    def done(self, number: int) -> None: ...
+    def failed(self, number: int, why: str) -> None: ...
+    def lost(self, link: BorrowerLink, why: str) -> None: ...
+
+
+class BorrowerLink:
+    """peer: its address. is_up: connected. is_silent: it has let a request wait in vain, and said nothing since.
+    num_asked: blocks that requests wait for; the engine's thread counts them. state: how it is, for people."""
+
+    def __init__(self, address: str, borrower: Borrower) -> None:
+        self.peer = "the prefill engine" if address.startswith("unix:") else f"the prefill engine at {address}"
+        self.is_up = self.is_silent = False
+        self.num_asked = 0
+        self._why_down = "is not connected yet"
+        self._address, self._borrower = address, borrower
+        self._coming: dict[int, Incoming] = {}
+        self._outgoing: queue.SimpleQueue[ToLender | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._wire: Wire | None = None
+        self._slots: Slots | None = None
+        threading.Thread(target=self._run, name="octavo-blocks", daemon=True).start()
+
+    @property
+    def state(self) -> str:
+        return "does not answer" if self.is_silent and self.is_up else self._why_down
+
+    def ask(self, incoming: Incoming, question: Fetch) -> None:
+        self._coming[incoming.number] = incoming
+        self.send(question)
+
+    def forget(self, number: int) -> None:
+        """Its connection was lost."""
+        self._coming.pop(number, None)
+
+    def send(self, message: Fetch | Cancel) -> None:
+        """Never waits. Without a connection it does nothing: `lost` has said so, or will."""
+        self._outgoing.put(message)
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._wire is not None:
+            self._wire.close()
+
+    def _run(self) -> None:
+        """Connect, read until the connection is lost, and again."""
+        wait, told = _RETRY_S, ""
+        while not self._closed.is_set():
+            why = "the connection ended"
+            try:
+                self._connect_and_read()
+            except (OSError, EOFError, BadMessageError) as error:
+                why = str(error) or type(error).__name__
+            except Exception as fault:  # of the device, while it writes blocks
+                LOGGER.exception("blocks of %s could not be written", self.peer)
+                why = f"{type(fault).__name__}: {fault}"
+            if self.is_up:
+                wait, told = _RETRY_S, ""
+            self._come_down(why)
+            if why != told and not self._closed.is_set():
+                LOGGER.error("%s is not connected: %s; prompts are computed here until it is", self.peer, why)
+                told = why
+            self._closed.wait(wait)
+            wait = min(2 * wait, _LONGEST_RETRY_S)
+
+    def _connect_and_read(self) -> None:
+        borrower = self._borrower
+        wire = self._wire = Wire(knock(self._address, borrower.own.secret))
+        wire.send(borrower.own.card)
+        match wire.receive(TO_BORROWER):
+            case Admitted(num_slots, slot_size):
+                self._slots = self._memory(wire, num_slots, slot_size)
+            case Refused(why):
+                raise BadMessageError(printable(why))
+            case other:
+                raise BadMessageError(f"it sent a {type(other).__name__} in place of a welcome")
+        self._outgoing = queue.SimpleQueue()
+        sender = threading.Thread(target=_send_all, args=(wire, self._outgoing), name="octavo-blocks", daemon=True)
+        sender.start()
+        LOGGER.info("%s is connected", self.peer)
+        self.is_silent, self.is_up = False, True
+        while True:
+            message = wire.receive(TO_BORROWER)
+            self.is_silent = False
+            self._take(wire, message)
+
+    def _memory(self, wire: Wire, num_slots: int, slot_size: int) -> Slots:
+        mover = self._borrower.own.mover
+        if not mover.block_bytes <= slot_size <= _MOST_BYTES or not 0 <= num_slots * slot_size <= _MOST_BYTES:
+            raise BadMessageError(f"{num_slots} slots of {slot_size} bytes do not suit blocks of {mover.block_bytes}")
+        if num_slots:
+            return Slots.of_another(num_slots, slot_size, mover, wire.receive_memory())
+        return Slots(1, slot_size, mover)
+
+    def _take(self, wire: Wire, message: object) -> None:
+        post, borrower = self._borrower.own.post, self._borrower
+        match message:
+            case Found(number, num_blocks) if number in self._coming and not self._coming[number].is_found:
+                post(partial(borrower.found, number, num_blocks))
+                self._coming[number].wait_for_room()
+            case Chunk(number, slot, num_blocks) if number in self._coming:
+                self._take_chunk(wire, self._coming[number], slot, num_blocks)
+            case Done(number) if (incoming := self._coming.pop(number, None)) is not None:
+                if incoming.is_whole:
+                    post(partial(borrower.done, number))
+                else:
+                    post(partial(borrower.failed, number, f"{self.peer} sent fewer blocks than it had found"))
+            case Failed(number, why) if self._coming.pop(number, None) is not None:
+                post(partial(borrower.failed, number, f"{self.peer}: {printable(why)}"))
+            case _:
+                raise BadMessageError(f"it sent a {type(message).__name__} that may not come now")
+
+    def _take_chunk(self, wire: Wire, incoming: Incoming, slot: int, count: int) -> None:
+        slots = self._slots
+        assert slots is not None, "they come with the welcome"
+        is_shared = slots.descriptor is not None
+        if not 0 < count <= slots.blocks_per_slot or slot not in (range(slots.num_slots) if is_shared else (-1,)):
+            raise BadMessageError(f"it sent {count} blocks in slot {slot}")
+        if not is_shared:
+            wire.receive_blocks(slots.blocks(0, count))
+        incoming.write(self._borrower.own.mover, slots, max(slot, 0), count)
+        if is_shared:
+            self._outgoing.put(Free(slot))
+
+    def _come_down(self, why: str) -> None:
+        self.is_up = False
+        self._why_down = f"is not connected: {why}"
+        self._outgoing.put(None)
+        self._coming.clear()
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
+        if self._slots is not None:
+            self._slots.close()
+            self._slots = None
+        self._borrower.own.post(partial(self._borrower.lost, self, why))
+
+
+def _send_all(wire: Wire, outgoing: queue.SimpleQueue[ToLender | None]) -> None:
+    """The sender's thread."""
+    while (message := outgoing.get()) is not None:
+        with suppress(OSError):
+            wire.send(message)
