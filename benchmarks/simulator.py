@@ -29,7 +29,7 @@ from octavo.executor.executor import Executor, executor_here
 from octavo.observe.event_log import EventLog
 from octavo.request import Request
 from octavo.scheduler.step import SequenceUpdate
-from octavo.simulator.cost_table import CostTable, DecodePoint, MeasuredCost, MixedPoint, read_cost_table
+from octavo.simulator.cost_table import CostTable, DecodePoint, MeasuredCost, MixedPoint, read_cost_table, spread_of
 from octavo.simulator.drive import Driver
 from octavo.simulator.engine import SimulatedEngine, SimulatedSizes
 from octavo.simulator.fleet import Fleet
@@ -123,10 +123,11 @@ class CellsInTurn:
         while len(self._taken) < len(self._cells):
             self.measure_next()
         found = {cell: statistics.median(taken) for cell, taken in self._taken.items()}
-        self._taken = {}
+        ratios, self._taken, self._timer.ratios = self._timer.ratios, {}, []
         return cost_table(
             self._executor,
             self._clock,
+            ratios,
             [DecodePoint(*cell, seconds) for cell, seconds in found.items() if len(cell) == 2],
             [mixed_point(*cell, seconds) for cell, seconds in found.items() if len(cell) == 3],
         )
@@ -136,7 +137,7 @@ def main() -> None:
     args = _arguments()
     clock, is_wall = CLOCKS[args.clock], args.clock == "wall"
     options = dict(option.split("=", 1) for option in args.engine)
-    config = engine_config(model=args.model, **options)
+    config = engine_config(model=args.model, skip_tokenizer_init=True, **options)
     table = read_cost_table(args.cost) if args.cost else measure(config, clock) if is_wall else None
     with engine_of(config) as core, ExitStack() as stack:
         in_turn = None
@@ -165,12 +166,15 @@ def measure(config: EngineConfig, clock: Clock) -> CostTable:
     with closing(executor_here(WorkerTask.of(config))) as executor:
         limits, timer = executor.shape.limits, StepTimer(executor, Patience(), clock)
         decode = measure_decodes(timer, limits.max_num_seqs, lambda text: None)
-        return cost_table(executor, clock, decode, measure_mixed(timer, limits.max_num_tokens, lambda text: None))
+        mixed = measure_mixed(timer, limits.max_num_tokens, lambda text: None)
+        return cost_table(executor, clock, timer.ratios, decode, mixed)
 
 
-def cost_table(executor: Executor, clock: Clock, decode: list[DecodePoint], mixed: list[MixedPoint]) -> CostTable:
-    day, label = time.strftime("%Y-%m-%d"), executor.shape.label
-    return CostTable(label, day, {}, sizes_of(executor), *measure_host(executor, clock), decode, mixed)
+def cost_table(
+    executor: Executor, clock: Clock, ratios: list[float], decode: list[DecodePoint], mixed: list[MixedPoint]
+) -> CostTable:
+    day, label, host = time.strftime("%Y-%m-%d"), executor.shape.label, measure_host(executor, clock)
+    return CostTable(label, day, {}, sizes_of(executor), *host, decode, mixed, spread=spread_of(ratios))
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from octavo.engine.assemble import engine_config
     from octavo.executor.executor import executor_here
-    from octavo.simulator.cost_table import CostTable
+    from octavo.simulator.cost_table import CostTable, spread_of
     from octavo.simulator.measure_cost import (
         Patience,
         StepTimer,
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
             host_seq_s=host_seq_s,
             decode=decode,
             mixed=mixed,
+            spread=spread_of(timer.ratios),
         )
     finally:
         executor.close()

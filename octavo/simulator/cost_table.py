@@ -3,16 +3,18 @@
     decodes alone     seconds = a(batch) + k(batch) * context           a line for each measured batch, over contexts
     with chunks       seconds = g(prefill, decodes) + k * context + p * prefill_work
 
-a, k and g are linear between measured points, and go on like the last two beyond them. The file is JSON and also holds
-the engine's sizes, which a simulation starts from.
+a, k and g are linear between measured points, and go on like the last two beyond them. Steps of one shape differ, so
+each is multiplied by a number drawn from the spread that was measured. The file is JSON and also holds the engine's
+sizes, which a simulation starts from.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,10 +24,13 @@ from octavo.errors import ConfigError
 from octavo.simulator.step_cost import StepShape
 
 _MOST_BYTES = 16 << 20
+_NUM_QUANTILES = 200
+_NUM_DRAWS = 10_007  # factors, drawn once and used in turn
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
+Ratio = Annotated[float, msgspec.Meta(ge=0.0, le=1e3)]
 Curve = tuple[list[float], list[float]]  # x ascending, and y
 
 
@@ -61,7 +66,8 @@ class EngineSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """host_step_s, host_seq_s: the host's seconds for a step, and more for each of its sequences."""
+    """host_step_s, host_seq_s: the host's seconds for a step, and more for each of its sequences. spread: quantiles of
+    a step's seconds over the median of its point; none: steps of one shape are alike."""
 
     model: str
     date: str
@@ -72,6 +78,7 @@ class CostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode: Annotated[list[DecodePoint], msgspec.Meta(min_length=1, max_length=10_000)]
     mixed: Annotated[list[MixedPoint], msgspec.Meta(min_length=1, max_length=10_000)]
     format: Literal["octavo cost table 1"] = "octavo cost table 1"
+    spread: Annotated[list[Ratio], msgspec.Meta(max_length=1000)] = []
 
     def write(self, path: str) -> None:
         try:
@@ -95,10 +102,22 @@ def read_cost_table(path: str) -> CostTable:
         raise ConfigError(f"{path} is not a cost table that `octavo bench cost` wrote: {error}") from None
 
 
+def spread_of(ratios: Sequence[float]) -> list[float]:
+    """Their quantiles, enough for a tail."""
+    ordered = sorted(ratios)
+    return (
+        [min(ordered[place * len(ordered) // _NUM_QUANTILES], 1e3) for place in range(_NUM_QUANTILES)]
+        if ordered
+        else []
+    )
+
+
 class MeasuredCost:
-    """Prices steps by a table."""
+    """Prices steps by a table. The same steps in the same order cost the same."""
 
     def __init__(self, table: CostTable) -> None:
+        draws = random.Random(0).choices(table.spread or [1.0], k=_NUM_DRAWS)
+        self._factors = cycle(draws)
         self._host = table.host_step_s, table.host_seq_s
         self._batches, self._fixed, self._slopes = _decode_lines(table.decode)
         self._lines: dict[int, tuple[float, float]] = {}  # batch -> a, k
@@ -108,12 +127,12 @@ class MeasuredCost:
     def device_seconds(self, shape: StepShape) -> float:
         line = self._lines.get(shape.decodes) or self._line(shape.decodes)
         if not shape.prefill:
-            return line[0] + line[1] * shape.context
+            return (line[0] + line[1] * shape.context) * next(self._factors)
         place, share = _place(self._prefills, shape.prefill)
         below = _read(self._beside[place], shape.decodes)
         if share:
             below += share * (_read(self._beside[place + 1], shape.decodes) - below)
-        return max(below + line[1] * shape.context + self._pair_s * shape.prefill_work, line[0])
+        return max(below + line[1] * shape.context + self._pair_s * shape.prefill_work, line[0]) * next(self._factors)
 
     def host_seconds(self, num_seqs: int) -> float:
         return self._host[0] + self._host[1] * num_seqs

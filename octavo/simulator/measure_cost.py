@@ -56,7 +56,8 @@ class Patience:
 
 
 class StepTimer:
-    """Owner of an executor's rows and blocks for the time of a measurement. clock: in seconds."""
+    """Owner of an executor's rows and blocks for the time of a measurement. clock: in seconds. ratios: of each step
+    that was timed, its seconds over the median of its point."""
 
     def __init__(self, executor: Executor, patience: Patience, clock: Callable[[], float] = time.perf_counter) -> None:
         self._executor = executor
@@ -64,6 +65,7 @@ class StepTimer:
         self._clock = clock
         self._vocab_size = executor.shape.limits.vocab_size
         self._num_steps = self._num_entered = 0
+        self.ratios: list[float] = []
         shape = executor.shape
         self._cache = KVCache(
             num_blocks=shape.layout.num_blocks,
@@ -113,7 +115,11 @@ class StepTimer:
         if held is not None:
             held.result()
         plans.close()
-        return statistics.median(taken[_WARM_UP:])
+        timed = taken[_WARM_UP:]
+        median = statistics.median(timed)
+        if median > 0.0:
+            self.ratios += [seconds / median for seconds in timed]
+        return median
 
     def _steps(self, decode_lens: Sequence[int], chunk: tuple[int, int] | None) -> Generator[StepPlan]:
         """Plans of one shape without end: decodes go on, the chunk is another sequence's each time."""

@@ -7,6 +7,7 @@ work as on a GPU, and the tokens must equal those of the engine on the CPU.
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,14 @@ if ON_GPU:
     pytest.skip("test_engine.py asks the same of the GPU", allow_module_level=True)
 
 from octavo import LLM, SamplingParams
+from octavo.engine.assemble import engine_config
+from octavo.executor.executor import executor_here
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
 from octavo.observe.events import Sampled
+from octavo.simulator.measure_cost import Patience, StepTimer
 from octavo.worker.rows import RequestStates
+from octavo.worker.task import WorkerTask
 from tests.conftest import TinyFolder
 from tests.structured.spelling_model import spelling_model
 from tests.worker.guessing import guess_next_tokens
@@ -156,3 +161,16 @@ def test_op_by_op_it_gives_the_hosts_tokens(tiny_folder: TinyFolder, capfd: pyte
     ops = [line.split()[0] for line in capfd.readouterr().err.splitlines() if " -> " in line]
     assert ops[:4] == ["embedding", "rms_norm", "linear", "rotary_kv_write"]
     assert ops.count("embedding") == 3
+
+
+@pytest.mark.usefixtures("_interpreted")
+def test_costs_of_steps_are_measured_on_a_device(tiny_folder: TinyFolder) -> None:
+    options = {"backend": "triton", "dtype": "float32", "max_model_len": 128, "max_num_seqs": 2}
+    config = engine_config(
+        model=str(tiny_folder("qwen3")), num_gpu_blocks_override=40, max_num_batched_tokens=24, **options
+    )
+    with closing(executor_here(WorkerTask.of(config))) as executor:
+        assert executor.shape.is_asynchronous
+        timer = StepTimer(executor, Patience(1, 0.0))
+        assert timer.decode(1, 20) > 0.0
+        assert timer.ratios

@@ -1,8 +1,10 @@
 """A measured cost between and beyond its points, and the files that hold it."""
 
 import contextlib
+import itertools
 import json
 import random
+import statistics
 from pathlib import Path
 
 import msgspec
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
-from octavo.simulator.cost_table import CostTable, DecodePoint, MeasuredCost, read_cost_table
+from octavo.simulator.cost_table import CostTable, DecodePoint, MeasuredCost, read_cost_table, spread_of
 from octavo.simulator.step_cost import StepShape
 from tests.simulator.tables import made_table, seconds
 
@@ -49,6 +51,19 @@ def test_a_table_with_one_point_of_each_kind_is_enough() -> None:
     table = made_table()
     cost = MeasuredCost(msgspec.structs.replace(table, decode=[DecodePoint(4, 64, 0.5)], mixed=table.mixed[:1]))
     assert cost.device_seconds(StepShape(4, 256)) == cost.device_seconds(StepShape(9, 9)) == 0.5
+
+
+def test_steps_of_one_shape_differ_as_they_did_when_they_were_measured() -> None:
+    ratios = [0.9] * 50 + [1.0] * 40 + [1.5] * 8 + [4.0] * 2
+    table = msgspec.structs.replace(made_table(), spread=spread_of(ratios))
+    shape, plain = StepShape(4, 400), MeasuredCost(made_table()).device_seconds(StepShape(4, 400))
+    cost = MeasuredCost(table)
+    taken = [cost.device_seconds(shape) / plain for _ in range(4000)]
+    assert set(map(round, taken, itertools.repeat(6))) == {0.9, 1.0, 1.5, 4.0}
+    assert statistics.mean(taken) == pytest.approx(statistics.mean(ratios), rel=0.03)
+    again = MeasuredCost(table)
+    assert [again.device_seconds(shape) / plain for _ in range(100)] == taken[:100]
+    assert spread_of([]) == []
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
