@@ -16,6 +16,7 @@ from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.tensor import HostTensor
 from octavo.models.architecture import Architecture, RopeConfig, checked, known_tokens
 from octavo.models.gguf import GGUFFile
+from octavo.models.gguf_experts import experts_config
 from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.gguf_values import StringArray
 from octavo.models.rope_json import LARGEST_FACTOR, SMALLEST_FACTOR
@@ -36,8 +37,11 @@ def architecture_from_gguf(file: GGUFFile) -> Architecture:
             f"{file.path}: general.architecture is {shown(config.architecture)}; "
             f"Octavo reads GGUF files of {', '.join(FAMILIES)}"
         )
-    if config.number("expert_count", 0):
-        raise UnsupportedModelError(f"{file.path}: mixture-of-experts models are not supported")
+    if config.number("expert_count", 0) and config.architecture not in _WITH_EXPERTS:
+        raise UnsupportedModelError(
+            f"{file.path}: {config.architecture}.expert_count is {config.size('expert_count')}; Octavo reads experts "
+            f"of {', '.join(sorted(_WITH_EXPERTS))}"
+        )
     values = _common(config) | FAMILIES[config.architecture](config)
     return checked(file.path, Architecture(**values))
 
@@ -89,7 +93,11 @@ def _known(config: GGUFMetadata, key: str) -> tuple[int, ...]:
 
 
 def _llama(config: GGUFMetadata) -> dict[str, Any]:
+    """With experts it is Mixtral."""
     tensors = config.file.tensors
+    if config.number("expert_count", 0):
+        experts = experts_config(config, "feed_forward_length", renormalises=True)
+        return {"family": "mixtral", "rope": _rope(config), "windows": _same_windows(config), "experts": experts}
     return {
         "rope": _rope(config),
         "windows": _same_windows(config),
@@ -100,6 +108,17 @@ def _llama(config: GGUFMetadata) -> dict[str, Any]:
 
 def _qwen(config: GGUFMetadata) -> dict[str, Any]:
     return {"rope": _rope(config)}
+
+
+def _qwen2_moe(config: GGUFMetadata) -> dict[str, Any]:
+    experts = experts_config(config, "expert_feed_forward_length", renormalises=False, has_shared=True)
+    has_biases = "blk.0.attn_q.bias" in config.file.tensors
+    return {"family": "qwen2_moe", "rope": _rope(config), "experts": experts, "extra": {"qkv_bias": has_biases}}
+
+
+def _qwen3_moe(config: GGUFMetadata) -> dict[str, Any]:
+    experts = experts_config(config, "expert_feed_forward_length", renormalises=True)
+    return {"family": "qwen3_moe", "rope": _rope(config), "experts": experts}
 
 
 def _gemma2(config: GGUFMetadata) -> dict[str, Any]:
@@ -161,11 +180,14 @@ FAMILIES: dict[str, Callable[[GGUFMetadata], dict[str, Any]]] = {
     "llama": _llama,
     "qwen2": _qwen,
     "qwen3": _qwen,
+    "qwen2moe": _qwen2_moe,
+    "qwen3moe": _qwen3_moe,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "phi3": _phi3,
     "gpt2": _gpt2,
 }
+_WITH_EXPERTS = frozenset({"llama", "qwen2moe", "qwen3moe"})
 
 
 def _same_windows(config: GGUFMetadata) -> tuple[int | None, ...]:

@@ -38,6 +38,23 @@ _QK_NORM_NAMES = {
     "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
     "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
 }
+#: a * stands for each expert's number
+_MIXTRAL_NAMES = {
+    "blk.{}.ffn_gate_inp": "model.layers.{}.block_sparse_moe.gate",
+    "blk.{}.ffn_gate_exps": "model.layers.{}.block_sparse_moe.experts.*.w1",
+    "blk.{}.ffn_up_exps": "model.layers.{}.block_sparse_moe.experts.*.w3",
+    "blk.{}.ffn_down_exps": "model.layers.{}.block_sparse_moe.experts.*.w2",
+}
+_QWEN_MOE_NAMES = {
+    "blk.{}.ffn_gate_inp": "model.layers.{}.mlp.gate",
+    "blk.{}.ffn_gate_exps": "model.layers.{}.mlp.experts.*.gate_proj",
+    "blk.{}.ffn_up_exps": "model.layers.{}.mlp.experts.*.up_proj",
+    "blk.{}.ffn_down_exps": "model.layers.{}.mlp.experts.*.down_proj",
+    "blk.{}.ffn_gate_inp_shexp": "model.layers.{}.mlp.shared_expert_gate",
+    "blk.{}.ffn_gate_shexp": "model.layers.{}.mlp.shared_expert.gate_proj",
+    "blk.{}.ffn_up_shexp": "model.layers.{}.mlp.shared_expert.up_proj",
+    "blk.{}.ffn_down_shexp": "model.layers.{}.mlp.shared_expert.down_proj",
+}
 _GEMMA_NAMES = {
     "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
     "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
@@ -60,9 +77,11 @@ _GPT2_NAMES = {
     "blk.{}.ffn_down": "transformer.h.{}.mlp.c_proj",
 }
 NAMES: dict[str, dict[str, str]] = {
-    "llama": _LLAMA_NAMES,
+    "llama": _LLAMA_NAMES | _MIXTRAL_NAMES,
     "qwen2": _LLAMA_NAMES,
     "qwen3": _LLAMA_NAMES | _QK_NORM_NAMES,
+    "qwen2moe": _LLAMA_NAMES | _QWEN_MOE_NAMES,
+    "qwen3moe": _LLAMA_NAMES | _QK_NORM_NAMES | _QWEN_MOE_NAMES,
     "gemma2": _LLAMA_NAMES | _GEMMA_NAMES,
     "gemma3": _LLAMA_NAMES | _QK_NORM_NAMES | _GEMMA_NAMES,
     "phi3": _LLAMA_NAMES | _PHI3_NAMES,

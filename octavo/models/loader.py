@@ -25,7 +25,6 @@ from octavo.kernels.tensor import (
     DType,
     HostTensor,
     StoredTensor,
-    at_hand,
     cuts_blocks,
     num_bytes,
     take_part,
@@ -34,6 +33,7 @@ from octavo.models.checkpoint import Checkpoint, TokenizerSource
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
 from octavo.models.gguf_config import architecture_from_gguf
+from octavo.models.gguf_experts import taken_apart
 from octavo.models.gguf_metadata import GGUFMetadata
 from octavo.models.gguf_names import canonical_name, layout_change
 from octavo.models.gguf_parts import first_parts, read_gguf_model
@@ -158,9 +158,9 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
         name = canonical_name(kind, gguf_name)
         if name is None:
             continue
-        entry = at_hand(tensor)
         change = layout_change(kind, name, architecture)
-        stored[name] = entry if change is None else entry.then(change)
+        for own_name, entry in taken_apart(name, tensor).items():
+            stored[own_name] = entry if change is None else entry.then(change)
     return Checkpoint(
         label=label,
         architecture=architecture,

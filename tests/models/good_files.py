@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -72,8 +73,10 @@ _SENTENCEPIECE: dict[str, Any] = {
 @cache
 def gguf_file(kind: str = "llama") -> bytes:
     """A tiny model of any family that GGUF has, as llama.cpp's converter names its keys and tensors."""
-    a = replace(ARCHITECTURES[kind], tie_word_embeddings=True)
-    keys = {
+    a = replace(ARCHITECTURES[kind.replace("moe", "_moe")], tie_word_embeddings=True)
+    experts = None if a.experts is None else replace(a.experts, dense_layers=frozenset())
+    a = replace(a, experts=experts)
+    keys: dict[str, Any] = {
         "context_length": a.max_position_embeddings,
         "embedding_length": a.hidden_size,
         "block_count": a.num_layers,
@@ -91,13 +94,19 @@ def gguf_file(kind: str = "llama") -> bytes:
         "rope.scaling.factor": 4.0,
         "rope.scaling.original_context_length": 32,
     }
+    if experts is not None:
+        keys |= {"expert_count": experts.routing.num_experts, "expert_used_count": experts.routing.top_k}
+        keys["expert_feed_forward_length"] = experts.intermediate_size
+        keys["expert_shared_feed_forward_length"] = max(1, experts.shared_size)
     extra: dict[str, Any] = {"general.sampling.temp": 0.5, "general.sampling.top_k": 5}
     code = next(code for code, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     names = gguf.get_tensor_name_map(code, a.num_layers)
     random_numbers = np.random.default_rng(0)
     tensors = {}
     for name, shape in required_tensors(a).items():
-        stem, suffix = name.rsplit(".", 1)
+        stem, suffix = re.sub(r"experts\.\d+\.", "experts.", name).rsplit(".", 1)
+        if ".experts." in name and experts is not None:
+            shape = (experts.routing.num_experts, *shape)
         tensors[f"{names.get_name(stem)}.{suffix}"] = random_numbers.standard_normal(shape, dtype=np.float32)
     metadata = {f"{kind}.{key}": value for key, value in keys.items()} | extra | _SENTENCEPIECE
     with tempfile.TemporaryDirectory() as folder:

@@ -141,7 +141,7 @@ def test_sampling_recommendations_are_read(tmp_path: Path) -> None:
         ({"llama.block_count": 4_000_000_000}, "'llama.block_count' is 4000000000; allowed: 1 to 20"),
         ({"llama.rope.freq_base": float("inf")}, "'llama.rope.freq_base' is inf"),
         ({"llama.rope.scaling.type": "mystery"}, "rope.scaling.type is 'mystery'; Octavo knows none, linear"),
-        ({"llama.expert_count": 8}, "mixture-of-experts"),
+        ({"llama.expert_count": 8}, "'llama.expert_used_count' is missing"),
         ({"split.count": 3}, "is one of 3 parts, but its name does not end in -00001-of-00003.gguf"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.attn_factor": 0.5}, "attn_factor is 0.5"),
         ({"llama.feed_forward_length": 65}, r"mlp.gate_proj.weight' has shape \[64, 32\].* asks for \[65, 32\]"),

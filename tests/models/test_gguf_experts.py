@@ -1,0 +1,136 @@
+"""GGUF files with experts: the same model as the folder they are made from, dense and quantised; and bad numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from octavo.config import ModelConfig
+from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.kernels.cpu.device import CpuDevice
+from octavo.kernels.reference.device import ReferenceDevice
+from octavo.kernels.tensor import StoredTensor
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.loader import open_checkpoint
+from tests.models.drive import Driver, DriverSetting, greedy
+from tests.models.gguf_files import TINY_LLAMA, Tensor, tiny_llama_tensors, write_gguf
+from tests.tiny_models import make_tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+SIZES = {"hidden_size": 64, "head_dim": 16, "moe_intermediate_size": 32, "intermediate_size": 96}
+KINDS = {"mixtral": "llama", "qwen2-moe": "qwen2moe", "qwen3-moe": "qwen3moe"}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    name = request.param
+    changes: dict[str, Any] = {"num_attention_heads": 4} | ({"sliding_window": None} if name == "mixtral" else {})
+    changes |= {"shared_expert_intermediate_size": 64, "mlp_only_layers": []} if name == "qwen2-moe" else {}
+    return make_tiny_model(name, tmp_path_factory.mktemp("experts") / name, **SIZES | changes)
+
+
+def metadata(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
+    a = checkpoint.architecture
+    assert a.experts is not None
+    assert a.rope is not None
+    values = {
+        "context_length": a.max_position_embeddings,
+        "embedding_length": a.hidden_size,
+        "block_count": a.num_layers,
+        "feed_forward_length": a.intermediate_size,
+        "attention.head_count": a.num_heads,
+        "attention.head_count_kv": a.num_kv_heads,
+        "attention.key_length": a.head_dim,
+        "attention.value_length": a.head_dim,
+        "attention.layer_norm_rms_epsilon": a.norm_eps,
+        "rope.freq_base": a.rope.theta,
+        "expert_count": a.experts.routing.num_experts,
+        "expert_used_count": a.experts.routing.top_k,
+        "expert_feed_forward_length": a.experts.intermediate_size,
+    }
+    if a.experts.shared_size:
+        values["expert_shared_feed_forward_length"] = a.experts.shared_size
+    tokens = {"tokenizer.ggml.tokens": [f"t{i}" for i in range(a.vocab_size)]}
+    return {f"{kind}.{key}": value for key, value in values.items()} | tokens
+
+
+def tensors(folder: Path, kind: str, quantised: str | None) -> dict[str, Tensor]:
+    """As llama.cpp's converter makes them: experts stacked, and Llama's Q and K rows interleaved."""
+    code = next(code for code, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+    table = gguf.get_tensor_name_map(code, 3)
+    stacks: dict[str, list[np.ndarray[Any, Any]]] = {}
+    found: dict[str, Tensor] = {}
+    for name, values in sorted(load_file(folder / "model.safetensors").items(), key=_by_expert):
+        whole, _, rest = name.partition(".experts.")
+        theirs = table.get_name(f"{whole}.experts.{rest.partition('.')[2]}" if rest else name, (".weight", ".bias"))
+        assert theirs is not None, name
+        if rest:
+            stacks.setdefault(theirs, []).append(values)
+        elif kind == "llama" and ("q_proj" in name or "k_proj" in name):
+            found[theirs] = values.reshape(-1, 2, 8, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        else:
+            found[theirs] = values[0] if "shexp" in theirs and len(values) == 1 else values
+    stacked = {name: np.stack(each) for name, each in stacks.items()}
+    return found | {name: (each, quantised) if quantised else each for name, each in stacked.items()}
+
+
+def _by_expert(entry: tuple[str, Any]) -> tuple[str, int]:
+    whole, _, rest = entry[0].partition(".experts.")
+    return whole, int(rest.partition(".")[0] or 0)
+
+
+def test_a_file_has_the_folders_tensors(folder: Path, tmp_path: Path) -> None:
+    kind, original = KINDS[folder.name], open_checkpoint(ModelConfig(model=str(folder)))
+    path = write_gguf(tmp_path / "m.gguf", kind, metadata(original, kind), tensors(folder, kind, None))
+    checkpoint = open_checkpoint(ModelConfig(model=str(path)))
+    assert checkpoint.architecture.family == original.architecture.family
+    ours, theirs = checkpoint.architecture.experts, original.architecture.experts
+    assert ours is not None
+    assert theirs is not None
+    assert ours.dense_layers == theirs.dense_layers
+    assert (ours.shared_size, ours.has_shared_gate) == (theirs.shared_size, theirs.has_shared_gate)
+    assert ours.routing == theirs.routing
+    assert set(checkpoint.stored) == set(original.stored)
+    for name, tensor in original.stored.items():
+        assert np.array_equal(numbers(checkpoint.stored[name]), numbers(tensor)), name
+
+
+def numbers(tensor: StoredTensor) -> np.ndarray[Any, Any]:
+    return tensor.read().data.view(np.float32).reshape(tensor.shape)
+
+
+def test_quantised_experts_on_the_cpu(folder: Path, tmp_path: Path) -> None:
+    kind, original = KINDS[folder.name], open_checkpoint(ModelConfig(model=str(folder)))
+    path = write_gguf(tmp_path / "m.gguf", kind, metadata(original, kind), tensors(folder, kind, "Q8_0"))
+    checkpoint, logits = open_checkpoint(ModelConfig(model=str(path))), []
+    for device in (CpuDevice(2, "int16"), ReferenceDevice()):
+        driver = Driver(device, checkpoint.architecture, checkpoint, DriverSetting())
+        logits.append(np.concatenate(greedy(driver, [[3, 4, 5, 6, 7], [9]], 2)[1]))
+    assert np.abs(logits[0] - logits[1]).max() <= 2e-3 * np.abs(logits[1]).max()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [("expert_used_count", 7, "1 to [56]"), ("expert_count", 5000, "1 to 4096"), ("expert_used_count", 0, "1")],
+)
+def test_numbers_that_cannot_be_are_refused_by_their_key(
+    key: str, value: int, allowed: str, folder: Path, tmp_path: Path
+) -> None:
+    kind, original = KINDS[folder.name], open_checkpoint(ModelConfig(model=str(folder)))
+    changed = metadata(original, kind) | {f"{kind}.{key}": value}
+    path = write_gguf(tmp_path / "m.gguf", kind, changed, tensors(folder, kind, None))
+    with pytest.raises(ModelLoadError, match=f"{key}.*is {value}.*allowed.*{allowed}"):
+        open_checkpoint(ModelConfig(model=str(path)))
+
+
+def test_experts_of_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
+    keys = {key.replace("llama.", "gemma2."): value for key, value in TINY_LLAMA.items()} | {"gemma2.expert_count": 4}
+    path = write_gguf(tmp_path / "m.gguf", "gemma2", keys, tiny_llama_tensors())
+    with pytest.raises(UnsupportedModelError, match=r"gemma2\.expert_count is 4; Octavo reads experts of llama"):
+        open_checkpoint(ModelConfig(model=str(path)))
