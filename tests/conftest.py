@@ -57,6 +57,7 @@ SLOW = {
     "text_bounds tokenizer tokenizer_calls",
     "quantization": "at_load malformed published schemes",
     "sampling": "columns",
+    "structured": "engine rows schema_suite",
     "worker": "plan",
     "scheduler": "random_runs",
     "testing": "op_bench op_trials",

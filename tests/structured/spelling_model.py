@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -15,12 +14,14 @@ from octavo.text.grammar_vocabulary import grammar_vocabulary
 from octavo.text.tokenizer import Tokenizer as OwnTokenizer
 from tests.conftest import TinyFolder
 
-VOCAB_SIZE, END = 160, 2
+END = 2
 _MERGES = ["n a", "m e", "na me", "a g", "ag e", '" :', '{ "', 'name ":', 'age ":', "1 2", "Ġ Ġ", "t r", "u e", "tr ue"]
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, *, has_all_bytes: bool = False) -> None:
     characters = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ", "ĉ", "Ã", "©"]
+    if has_all_bytes:
+        characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = ["<pad>", "<s>", "</s>", *characters, *(merge.replace(" ", "") for merge in _MERGES)]
     merges = [(left, right) for left, right in (merge.split(" ") for merge in _MERGES)]
     encoder = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
@@ -38,15 +39,11 @@ def spelling_model(tiny_folder: TinyFolder, to: Path, name: str = "llama") -> Pa
     return folder
 
 
-@cache
-def spelling_tokenizer(folder: Path) -> OwnTokenizer:
-    write_tokenizer(folder)
-    return OwnTokenizer(tokenizer_from_folder(folder))
+def byte_vocabulary(folder: Path) -> Vocabulary:
+    """One that can also spell every byte, with ids that no text has at its end."""
+    write_tokenizer(folder, has_all_bytes=True)
+    return grammar_vocabulary(OwnTokenizer(tokenizer_from_folder(folder)), 300, [END])
 
 
-def spelling_vocabulary(folder: Path) -> Vocabulary:
-    return grammar_vocabulary(spelling_tokenizer(folder), VOCAB_SIZE, [END])
-
-
-def spelling_compiler(folder: Path) -> GrammarCompiler:
-    return GrammarCompiler(lambda: spelling_vocabulary(folder))
+def byte_compiler(folder: Path) -> GrammarCompiler:
+    return GrammarCompiler(lambda: byte_vocabulary(folder))

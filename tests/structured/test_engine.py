@@ -217,3 +217,24 @@ def test_a_bad_grammar_says_where(folder: Path, form: dict[str, Any], words: lis
 def test_beams_follow_no_grammar(folder: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"structured_outputs .* use_beam_search"):
         params("json", use_beam_search=True, best_of=2)
+
+
+def test_an_engine_in_another_process_compiles_grammars_too(folder: Path, inline_executor: None) -> None:
+    """Its requests wait at the gate meanwhile, and it opens a tokenizer for grammars alone."""
+    asked = [params("json"), params("gbnf"), SamplingParams(max_tokens=3, seed=1), params("json", n=2)]
+    with engine(folder, backend="reference") as plain:
+        expected = tokens(plain.generate([PROMPTS[0]] * 4, asked, use_tqdm=False))
+    with engine(folder, backend="reference", data_parallel_size=2) as several:
+        assert tokens(several.generate([PROMPTS[0]] * 4, asked, use_tqdm=False)) == expected
+
+
+def test_a_request_that_waits_for_its_grammar_can_be_aborted(folder: Path) -> None:
+    with engine(folder) as llm:
+        engine_, form = llm._engine, {"regex": "[ab]{3}"}
+        request = engine_.make_request("one", PROMPTS[0], SamplingParams(structured_outputs=form, max_tokens=9))
+        engine_.add_request(request)
+        assert engine_.core.num_waiting == 1
+        engine_.abort_request("one")
+        assert engine_.core.num_waiting == 0
+        assert [output.outputs[0].finish_reason for output in engine_.step()] == ["abort"]
+        assert not engine_.has_unfinished_requests

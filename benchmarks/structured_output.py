@@ -1,0 +1,114 @@
+"""What structured output costs: compiling, the first token, the mask of a step, and a batch with and without.
+
+    python benchmarks/structured_output.py [--model smollm2]
+
+compile       a schema of a hundred lines, new and known; until the first mask is there
+masks         of a step of 1, 16 and 64 rows, which a GPU's forward pass hides
+batch         output tokens a second on the CPU, one form for all rows: .* in the whole, so that all else is equal
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from octavo import LLM, SamplingParams
+from octavo.messages import NewRow
+from octavo.structured.compiler import GrammarCompiler
+from octavo.structured.grammar import grammar_text
+from octavo.structured.rows import ConstrainedRows
+from octavo.structured_outputs import StructuredOutputsParams
+from octavo.text.grammar_vocabulary import grammar_vocabulary
+from octavo.text.tokenizer import named_tokenizer
+
+ANY = {"regex": "(?s:.*)"}
+NUM_STEPS = 48
+
+
+def long_schema(number: int) -> dict[str, Any]:
+    """A hundred lines, if each property is one."""
+    people = {f"person{i}": {"$ref": "#/$defs/person"} for i in range(60)}
+    fields = {f"field{i}": {"type": "string", "maxLength": 40} for i in range(20)}
+    numbers = {f"number{i}": {"type": "integer", "minimum": 0} for i in range(20)}
+    person = {"type": "object", "properties": {**fields, **numbers}, "required": list(fields)}
+    title = {"type": "string", "maxLength": 100 + number}
+    return {"type": "object", "properties": {"title": title, **people}, "$defs": {"person": person}}
+
+
+def milliseconds(run: Callable[[], Any], times: int = 1) -> float:
+    begin = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - begin) / times * 1e3
+
+
+def time_compiling(compiler: GrammarCompiler) -> str:
+    def first_mask(number: int) -> None:
+        text = grammar_text(StructuredOutputsParams(json=long_schema(number)))
+        compiler.matcher(text).compute_bitmask()
+
+    print(f"vocabulary, once             {milliseconds(lambda: first_mask(0)):8.2f} ms")
+    print(f"100-line schema, new         {min(milliseconds(lambda n=n: first_mask(n)) for n in range(1, 6)):8.2f} ms")
+    print(f"100-line schema, known       {milliseconds(lambda: first_mask(1), 20):8.2f} ms")
+    return grammar_text(StructuredOutputsParams(json=long_schema(1)))
+
+
+def time_masks(compiler: GrammarCompiler, text: str, num_rows: int) -> float:
+    """A step's masks and forced tokens, while answers are drawn at random."""
+    rows, draw = ConstrainedRows(), np.random.default_rng(0)
+    rows.compiler = compiler
+    for row in range(num_rows):
+        rows.enter(NewRow(row, [1], 1, SamplingParams(), seed=0, sample_index=0, grammar=text))
+    outputs = [np.zeros(0, np.int32) for _ in range(num_rows)]
+    seconds = 0.0
+    for _ in range(NUM_STEPS):
+        begin = time.perf_counter()
+        masks = rows.masks(range(num_rows), outputs)
+        seconds += time.perf_counter() - begin
+        for row, mask in enumerate(masks):
+            (allowed,) = np.nonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+            longer = outputs[row][:0] if not len(allowed) else np.append(outputs[row], draw.choice(allowed))
+            outputs[row] = longer.astype(np.int32)  # one that has ended begins anew
+        begin = time.perf_counter()
+        for row, output in enumerate(outputs):
+            forced = [one for one in rows.following(row, output, 64) if one >= 0]
+            outputs[row] = np.append(output, np.array(forced, np.int32))
+        seconds += time.perf_counter() - begin
+    return seconds / NUM_STEPS * 1e3
+
+
+def time_batches(model: str) -> None:
+    with LLM(model, max_model_len=512) as llm:
+        for num in (1, 16, 64):
+            prompts = [list(range(100 + i, 132 + i)) for i in range(num)]
+            speeds = []
+            for form in (None, ANY) * 3:
+                params = SamplingParams(max_tokens=64, ignore_eos=True, structured_outputs=form, temperature=0)
+                begin = time.perf_counter()
+                llm.generate(prompts, params, use_tqdm=False)
+                speeds.append(num * 64 / (time.perf_counter() - begin))
+            free, formed = max(speeds[::2]), max(speeds[1::2])
+            print(f"batch of {num:2}: {free:7.1f} tok/s free, {formed:7.1f} with a form ({formed / free - 1:+.1%})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    model = parser.parse_args().model
+    tokenizer = named_tokenizer(model)
+    ends = [0 if tokenizer.eos_token_id is None else tokenizer.eos_token_id]
+    compiler = GrammarCompiler(lambda: grammar_vocabulary(tokenizer, tokenizer.vocab_size, ends))
+    text = time_compiling(compiler)
+    for num_rows in (1, 16, 64):
+        print(f"masks and jumps of {num_rows:2} rows   {time_masks(compiler, text, num_rows):8.2f} ms")
+    time_batches(model)
+    print(json.dumps({"schema bytes": len(text), "tokens": tokenizer.vocab_size}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Rows with grammars against the library itself: the same masks, whatever happened to the row; and hostile grammars."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from octavo.errors import InvalidRequestError
+from octavo.messages import END_OF_GRAMMAR, NewRow
+from octavo.sampling_params import SamplingParams
+from octavo.structured.compiler import MAX_KEPT, GrammarCompiler
+from octavo.structured.grammar import grammar_text
+from octavo.structured.rows import ConstrainedRows
+from octavo.structured_outputs import StructuredOutputsParams
+from tests.structured.spelling_model import END, byte_compiler
+
+FORMS: list[dict[str, Any]] = [
+    {"json": {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}},
+    {"regex": "(ab|c){2,9}"},
+    {"choice": ["name", "names", "age"]},
+    {"grammar": 'start: a\na: "(" a* ")"\n'},
+    {"json_object": True},
+]
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> GrammarCompiler:
+    return byte_compiler(tmp_path_factory.mktemp("rows"))
+
+
+def text_of(form: dict[str, Any]) -> str:
+    return grammar_text(StructuredOutputsParams(**form))
+
+
+def entered(compiler: GrammarCompiler, texts: list[str], **params: Any) -> ConstrainedRows:
+    rows = ConstrainedRows()
+    rows.compiler = compiler
+    for row, text in enumerate(texts):
+        rows.enter(NewRow(row, [5, 6], 2, SamplingParams(**params), seed=0, sample_index=0, grammar=text))
+    return rows
+
+
+def bits(mask: np.ndarray, size: int) -> np.ndarray:
+    return np.unpackbits(mask.view(np.uint8), count=size, bitorder="little").astype(bool)
+
+
+def test_masks_are_the_librarys_token_for_token(compiler: GrammarCompiler) -> None:
+    """Over random answers, of which some are taken back, forked and begun anew."""
+    texts, draw = [text_of(form) for form in FORMS], np.random.default_rng(0)
+    size = compiler.vocabulary.size
+    rows, outputs = entered(compiler, texts), [np.zeros(0, np.int32) for _ in texts]
+    for _ in range(60):
+        masks = rows.masks(range(len(texts)), outputs)
+        for row, text in enumerate(texts):
+            fresh = compiler.matcher(text)
+            assert fresh.consume_tokens(outputs[row].tolist())
+            expected = bits(np.frombuffer(fresh.compute_bitmask(), np.int32), size)
+            assert np.array_equal(bits(masks[row], size), expected)
+            assert not expected[compiler.vocabulary.special_ids].any() or expected[END]
+            (allowed,) = np.nonzero(expected)
+            if draw.random() < 0.2 or fresh.is_stopped() or END in allowed:
+                outputs[row] = outputs[row][: draw.integers(0, len(outputs[row]) + 1)]
+            else:
+                outputs[row] = np.append(outputs[row], draw.choice(allowed)).astype(np.int32)
+        if draw.random() < 0.2:
+            rows.leave([0])
+            rows.fork(0, parent=1)
+            texts[0], outputs[0] = texts[1], outputs[1]
+
+
+def test_guesses_of_one_row_get_masks_one_after_another(compiler: GrammarCompiler) -> None:
+    rows = entered(compiler, [text_of({"regex": "abc"})])
+    a, b, c = (compiler.vocabulary.encode(letter)[0] for letter in "abc")
+    outputs = [np.array(output, np.int32) for output in ([], [a], [a, c], [a, b], [a])]
+    masks = [np.flatnonzero(bits(mask, 300)).tolist() for mask in rows.masks([0] * 5, outputs)]
+    assert masks == [[a], [b], [], [c], [b]]
+
+
+def test_what_must_follow(compiler: GrammarCompiler) -> None:
+    encode = compiler.vocabulary.encode
+    rows = entered(compiler, [text_of({"regex": "name(x|ytrue)"})])
+    start = np.array(encode("name"), np.int32)
+    assert rows.following(0, start, room=9) == []
+    y = np.append(start, encode("y")).astype(np.int32)
+    assert rows.following(0, y, room=9) == [*encode("true"), END_OF_GRAMMAR]
+    x = np.append(start, encode("x")).astype(np.int32)
+    assert rows.following(0, x, room=9) == [END_OF_GRAMMAR]
+    assert rows.following(0, np.append(start, END).astype(np.int32), room=9) == []  # it does not fit
+    assert rows.following(7, start, room=9) == []
+    reporting = entered(compiler, [text_of({"regex": "name(x|ytrue)"})], logprobs=1)
+    assert reporting.following(0, y, room=9) == []
+
+
+def test_an_ignored_end_is_drawn_only_where_nothing_else_may_be(compiler: GrammarCompiler) -> None:
+    (a,) = compiler.vocabulary.encode("a")
+    for ignores, expected in ((False, [END, a]), (True, [a])):
+        rows = entered(compiler, [text_of({"regex": "a+"})], ignore_eos=ignores)
+        (mask,) = rows.masks([0], [np.array([a], np.int32)])
+        assert np.flatnonzero(bits(mask, 300)).tolist() == expected
+
+
+def test_no_more_grammars_are_kept_than_there_is_room_for(tmp_path: Path) -> None:
+    compiler = byte_compiler(tmp_path)
+    texts = [text_of({"regex": f"a{index}"}) for index in range(MAX_KEPT + 5)]
+    for text in texts:
+        compiler.matcher(text)
+    assert [compiler.knows(text) for text in texts] == [False] * 5 + [True] * MAX_KEPT
+
+
+# ---------------------------------------------------------------- what a stranger may send
+
+NAMES = st.sampled_from(["a", "b", "name", "é", "\n", '"', "\\", "", "start"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=6,
+)
+_TYPES = st.sampled_from(["object", "array", "string", "number", "integer", "boolean", "null", "nothing"])
+_SIZES = st.integers(-1, 40) | st.just(10**9)
+_KEYWORDS = {
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "multipleOf"), _SIZES),
+    "type": _TYPES | st.lists(_TYPES, max_size=3), "enum": st.lists(JSON, max_size=3), "const": JSON,
+    "pattern": st.text("ab(|)*+?.[]{}1,\\^$", max_size=12), "required": st.lists(NAMES, max_size=3),
+    "format": st.sampled_from(["date", "email", "uuid", "what"]), "$ref": st.sampled_from(["#", "#/$defs/a", "x:y"]),
+    "uniqueItems": st.booleans(), "unheardOf": JSON,
+}  # fmt: skip
+SCHEMAS = st.recursive(
+    st.fixed_dictionaries({}, optional=_KEYWORDS) | st.booleans(),
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            **_KEYWORDS, "properties": st.dictionaries(NAMES, inner, max_size=3), "items": inner, "not": inner,
+            **dict.fromkeys(("anyOf", "allOf", "oneOf", "prefixItems"), st.lists(inner, max_size=3)),
+            "additionalProperties": inner, "$defs": st.dictionaries(NAMES, inner, max_size=2),
+        },
+    ),
+    max_leaves=8,
+)  # fmt: skip
+REGEXES = st.text("ab(|)*+?.[]{}19,\\^$wdpL:=!<-", max_size=30)
+GRAMMARS = st.lists(
+    st.sampled_from(
+        ["start:", "root ::=", "a:", "A:", "|", '"x"', "/y+/", "a", "A", "(", ")", "*", "+", "?", "{3}", "~", "\n",
+         "%json",
+         "{}", "%ignore", "[a-z]", "<s>", "@a", "&", ","]
+    ),
+    max_size=25,
+).map(" ".join)  # fmt: skip
+HOSTILE = st.one_of(
+    SCHEMAS.map(lambda schema: {"json": schema}), REGEXES.map(lambda regex: {"regex": regex}),
+    GRAMMARS.map(lambda grammar: {"grammar": grammar}), JSON.map(lambda tag: {"structural_tag": tag}),
+    st.lists(st.text(max_size=9), max_size=4).map(lambda choice: {"choice": choice}),
+    st.dictionaries(st.sampled_from(["json", "regex", "grammar", "choice", "json_object", "x"]), JSON, max_size=2),
+)  # fmt: skip
+SLOWEST_S = 2.0  # a bounded amount of work, on a busy machine
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(form=HOSTILE, seed=st.integers(0, 9))
+def test_no_grammar_hangs_crashes_or_does_other_than_it_says(
+    compiler: GrammarCompiler, form: dict[str, Any], seed: int
+) -> None:
+    """It is refused with our own error, or can be followed to its end or for a while."""
+    begin = time.process_time()
+    try:
+        text = grammar_text(StructuredOutputsParams.of(form))
+        rows = entered(compiler, [text])
+    except InvalidRequestError:
+        return
+    finally:
+        assert time.process_time() - begin < SLOWEST_S, form
+    draw, output = np.random.default_rng(seed), np.zeros(0, np.int32)
+    while len(output) < 12:
+        begin = time.process_time()
+        (allowed,) = np.nonzero(bits(rows.masks([0], [output])[0], 300))
+        if not len(allowed) or (token_id := draw.choice(allowed)) == END:
+            break
+        output = np.append(output, token_id).astype(np.int32)
+        following = rows.following(0, output, room=20)
+        assert time.process_time() - begin < SLOWEST_S, form
+        if following and following.pop() == END_OF_GRAMMAR:
+            break
+
+
+def test_compiling_does_not_leak(tmp_path: Path) -> None:
+    compiler = byte_compiler(tmp_path)
+
+    def compile_many(first: int) -> int:
+        for index in range(first, first + 150):
+            compiler.matcher(text_of({"regex": f"[a-z]{{{index}}}x*y"})).compute_bitmask()
+        gc.collect()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB on Linux
+
+    compile_many(0)
+    before = compile_many(150)
+    assert compile_many(300) - before < 16 << 10
