@@ -22,7 +22,7 @@ from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.reference.scaled import dequantize_scaled, pack_nibbles
 from octavo.kernels.scaled import Code, FloatArray, ScaledFormat, ScaledTensor, numbers_of
 from octavo.kernels.tensor import BLOCK_FORMATS, Cut, HostTensor, RandomTensor, StoredTensor, from_array
-from octavo.quantization.described import Quantization, is_in_layer
+from octavo.quantization.described import Quantization, is_in_layer, is_router
 
 FORMATS: dict[str, ScaledFormat] = {
     "fp8": ScaledFormat("F8_E4M3", (1, 0)),
@@ -80,7 +80,7 @@ class AtLoad:
         if self.of is not None:
             scheme = self.of.scheme_of(name, shape)
             return None if scheme is None or scheme.format is None else QuantisedAtLoad(scheme.format, "dummy")
-        if not is_in_layer(name, shape):
+        if not is_in_layer(name, shape) or is_router(name):
             return None
         return QuantisedAtLoad(_fitting(self.format, name, shape), f"{self.method}, quantised at load")
 

@@ -29,7 +29,7 @@ class Quantization(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Everywhere:
-    """One scheme for every matrix of a layer that no name of `skipped` spares."""
+    """One scheme for every matrix of a layer that no name of `skipped` spares and that is no router of experts."""
 
     scheme: Scheme
     skipped: tuple[str, ...] = ()
@@ -40,16 +40,19 @@ class Everywhere:
         return self.scheme.name.partition(" ")[0]
 
     def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
-        if not is_in_layer(name, shape) or is_named(name, self.skipped):
+        if not is_in_layer(name, shape) or is_router(name) or is_named(name, self.skipped):
             return None
         return self.scheme
 
 
 def is_in_layer(name: str, shape: Shape) -> bool:
-    """Whether a quantization_config covers this parameter: a matrix of a layer, but for the router of experts."""
-    return (
-        len(shape) == 2 and re.search(r"\.\d+\.", name) is not None and not re.search(r"\.(gate|router)\.weight$", name)
-    )
+    """Whether this is a matrix of a layer."""
+    return len(shape) == 2 and re.search(r"\.\d+\.", name) is not None
+
+
+def is_router(name: str) -> bool:
+    """Whether a parameter chooses or weighs experts: few numbers, which most methods leave dense."""
+    return re.search(r"\.(gate|router|shared_expert_gate)\.weight$", name) is not None
 
 
 def is_named(name: str, modules: Iterable[str]) -> bool:

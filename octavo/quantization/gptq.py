@@ -22,7 +22,7 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.parameters import Scheme, Shape
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import StoredTensor
-from octavo.quantization.described import Described, is_in_layer, is_named, pattern, spellings_of
+from octavo.quantization.described import Described, is_in_layer, is_named, is_router, pattern, spellings_of
 from octavo.quantization.packed_words import as_codes, as_zeros, checked_groups, code_of, unpacked
 from octavo.quantization.scaled import FLOATS, Held, ScaledScheme, floats, integers
 
@@ -92,7 +92,7 @@ class GPTQConfig:
     def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
         if name == "lm_head.weight":
             return self.scheme if self.has_head else None
-        if not is_in_layer(name, shape) or (self.modules and not is_named(name, self.modules)):
+        if not is_in_layer(name, shape) or is_router(name) or (self.modules and not is_named(name, self.modules)):
             return None
         for sign, matching, scheme in self.overrides:
             if any(matching.match(spelling) for spelling in spellings_of(name)):

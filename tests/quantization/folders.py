@@ -20,16 +20,21 @@ SIZES = {
 }
 
 
-@cache
-def dense_model(root: Path) -> Path:
-    return make_tiny_model("llama", root / "source", **SIZES)
+EXPERTS = {"moe_intermediate_size": 64, "norm_topk_prob": True}
 
 
 @cache
-def folder_of(root: Path, kind: str) -> Path:
+def dense_model(root: Path, family: str = "llama") -> Path:
+    more = EXPERTS if "moe" in family else {}
+    return make_tiny_model(family, root / family / "source", **SIZES | more)
+
+
+@cache
+def folder_of(root: Path, kind: str, family: str = "llama") -> Path:
     """With the folders `quantised` and `dense` in it."""
-    write_model(kind, dense_model(root), root / kind / "quantised", root / kind / "dense")
-    return root / kind
+    folder = root / family / kind
+    write_model(kind, dense_model(root, family), folder / "quantised", folder / "dense")
+    return folder
 
 
 def opened(folder: Path, **options: Any) -> Checkpoint:

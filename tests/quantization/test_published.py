@@ -55,6 +55,19 @@ def test_a_model_answers_like_the_dense_one(root: Path, kind: str) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("kind", ["fp8-blocks", "awq", "gptq-8-zeros"])
+def test_experts_are_quantised_and_their_router_is_not(root: Path, kind: str) -> None:
+    from octavo.kernels.reference.device import ReferenceDevice
+
+    logits: list[NDArray[np.float32]] = []
+    for which in ("quantised", "dense"):
+        checkpoint = opened(folder_of(root, kind, "qwen3-moe") / which)
+        driver = Driver(ReferenceDevice(), checkpoint.architecture, checkpoint, DriverSetting())
+        logits.append(driver.step({0: PROMPTS[0]})[0])
+        assert not [name for name in checkpoint.leftovers() if "mlp" in name]
+    np.testing.assert_array_equal(logits[0], logits[1])
+
+
 @pytest.mark.parametrize("kind", ["fp8-blocks-128", "ct-w8a8-zeros", "ct-w8a16", "awq", "gptq", "ct-mxfp4"])
 def test_the_cpu_multiplies_codes(root: Path, kind: str) -> None:
     """With activations of 15 bits, where they are rounded at all."""

@@ -73,6 +73,8 @@ def why_not(form: ScaledFormat, columns: int, depth: int) -> str | None:
     """Why the kernel does not take a matrix, or None."""
     if form.code not in _LAYOUTS:
         return f"codes of {form.code}; it takes {', '.join(_LAYOUTS)}"
+    if form.is_sorted:
+        return "inputs that are sorted by importance; it takes them in order"
     if columns % _TILE or depth % _PIECE:
         return f"{columns} x {depth}; it takes multiples of {_TILE} x {_PIECE}"
     rows, group = form.block
