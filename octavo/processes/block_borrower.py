@@ -137,7 +137,7 @@ class BlockBorrower:
         num_blocks = (sequence.num_tokens - 1) // size
         if sequence.num_tokens - num_held * size < self._min_tokens or num_blocks <= num_held:
             return False
-        ready = [link for link in self._links if link.is_up and not link.is_silent]
+        ready = [link for link in self._links if link.is_ready]
         if not ready:
             self._tell_why(request, "; ".join(f"{link.peer} {link.state}" for link in self._links))
             return False
@@ -148,6 +148,7 @@ class BlockBorrower:
         incoming = Incoming(number, request, link, tuple(hashes), num_held, deadline)
         self._incoming[number] = self._of_request[request.request_id] = incoming
         link.num_asked += len(hashes)
+        link.num_open += 1
         packed = pack_tokens(sequence.token_ids[: num_blocks * size])
         link.ask(incoming, Fetch(number, request.request_id, packed, request.cache_salt, num_held))
         if self._events.is_on:
@@ -178,6 +179,7 @@ class BlockBorrower:
     def _forget(self, incoming: Incoming) -> None:
         del self._incoming[incoming.number], self._of_request[incoming.request.request_id]
         incoming.link.num_asked -= len(incoming.hashes)
+        incoming.link.num_open -= 1
 
     def _tell(self, incoming: Incoming, num_blocks: int, why: str) -> None:
         if self._events.is_on:

@@ -10,12 +10,16 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import cast
 
+import numpy as np
+
 from octavo.cache.block_loans import BlockLoans
+from octavo.cache.blocks import NULL_BLOCK
 from octavo.config import EngineConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.llm_engine import LLMEngine
 from octavo.errors import ConfigError
 from octavo.executor.executor import Executor
+from octavo.kernels.block_mover import BlockMover
 from octavo.models.loader import open_checkpoint
 from octavo.observe.machine import installed_version
 from octavo.processes.block_borrower import BlockBorrower
@@ -47,6 +51,7 @@ class BlockTraffic:
             )
         executor = cast(Executor, core.executor)  # an engine with a model has workers
         mover, loans = executor.mover(), BlockLoans(core.cache, engine.events, time.monotonic)
+        _warm_up(mover)
         card = _card(config, executor.shape, mover.order)
         own = OwnBlocks(card, core, loans, mover, engine.events, task.secret, self.mailbox.post)
         if task.listens is not None:
@@ -87,6 +92,13 @@ class BlockTraffic:
             if side is not None:
                 side.close()
         self.mailbox.close()
+
+
+def _warm_up(mover: BlockMover) -> None:
+    """Move the null block once, so that no request waits for a kernel to be compiled."""
+    memory = np.zeros((1, mover.block_bytes), np.uint8)
+    mover.read(mover.fence(), [NULL_BLOCK], memory)
+    mover.write(mover.fence(), [NULL_BLOCK], memory)
 
 
 def _card(config: EngineConfig, shape: WorkerShape, order: str) -> BlockCard:

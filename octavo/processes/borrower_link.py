@@ -40,6 +40,8 @@ from octavo.request import Request
 
 #: seconds between two attempts to connect
 _RETRY_S, _LONGEST_RETRY_S = 0.2, 5.0
+#: requests that wait for one engine at once; it would close the connection at twice as many (lender_link.py)
+_MOST_OPEN = 512
 #: the most bytes of memory for blocks that travel
 _MOST_BYTES = 1 << 30
 
@@ -112,12 +114,13 @@ class Borrower(Protocol):
 
 class BorrowerLink:
     """peer: its address. is_up: connected. is_silent: it has let a request wait in vain, and said nothing since.
-    num_asked: blocks that requests wait for; the engine's thread counts them. state: how it is, for people."""
+    num_asked, num_open: blocks that are waited for, and requests that wait; the engine's thread counts them. state: how
+    it is, for people."""
 
     def __init__(self, address: str, borrower: Borrower) -> None:
         self.peer = "the prefill engine" if address.startswith("unix:") else f"the prefill engine at {address}"
         self.is_up = self.is_silent = False
-        self.num_asked = 0
+        self.num_asked = self.num_open = 0
         self._why_down = "is not connected yet"
         self._address, self._borrower = address, borrower
         self._coming: dict[int, Incoming] = {}
@@ -128,7 +131,14 @@ class BorrowerLink:
         threading.Thread(target=self._run, name="octavo-blocks", daemon=True).start()
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it may be asked for more."""
+        return self.is_up and not self.is_silent and self.num_open < _MOST_OPEN
+
+    @property
     def state(self) -> str:
+        if self.is_up and not self.is_silent:
+            return f"has {self.num_open} prompts to compute already"
         return "does not answer" if self.is_silent and self.is_up else self._why_down
 
     def ask(self, incoming: Incoming, question: Fetch) -> None:

@@ -14,6 +14,7 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.observe.events import PrefixHit
 from octavo.observe.explain import stories
+from octavo.processes import borrower_link
 from octavo.processes.process_client import ProcessClient
 from tests.conftest import TinyFolder
 from tests.processes.engines import GREEDY, OPTIONS, ThreadEngine, borrows, lends
@@ -223,3 +224,16 @@ def test_an_aborted_request_leaves_nothing(pair: tuple[ThreadEngine, ThreadEngin
     until(lambda: not decode.core.has_unfinished and not decode.core.num_waiting)
     until(lambda: not prefill.core.has_unfinished and not prefill.core.cache.pool.lent)
     until(lambda: not decode.core.cache.pool.lent)
+
+
+def test_an_engine_with_much_to_do_is_not_asked_for_more(
+    pair: tuple[ThreadEngine, ThreadEngine],
+    expected: Callable[[str], list[list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(borrower_link, "_MOST_OPEN", 2)
+    _, decode = pair
+    assert decode.answer(PROMPTS) == expected("llama")
+    told = [one.why for one in decode.came if one.why]
+    assert told
+    assert all("the prefill engine" in why and "has 2 prompts to compute already" in why for why in told)
