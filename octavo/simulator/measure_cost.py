@@ -179,9 +179,9 @@ class StepTimer:
         return draft.seal(step_id=self._num_steps, freed_rows=freed, block_changes=changes, prompt_logprobs=[])
 
     def _write_a_block(self) -> BlockId:
-        """A block with real keys and values, which stays taken."""
+        """A block with real keys and values, as many as a step writes, which stays taken."""
         draft = PlanDraft()
-        stream = self._enter(draft, 0, 0, self._cache.block_size)
+        stream = self._enter(draft, 0, 0, min(self._cache.block_size, self._executor.shape.limits.max_num_tokens))
         self._grant(draft, stream)
         self._executor.submit(self._seal(draft, [])).result()
         self._executor.submit(self._seal(PlanDraft(), [0])).result()

@@ -153,6 +153,17 @@ def test_any_flags_run_or_are_refused(
     assert {0, 2} <= set(codes) <= {0, 1, 2}
 
 
+def test_steps_may_be_smaller_than_a_block(tmp_path: Path, tiny_folder: TinyFolder) -> None:
+    sizes = ["--max-num-seqs", "1", "--max-num-batched-tokens", "9", "--max-model-len", "128"]
+    sizes += ["--num-gpu-blocks-override", "20", "--num-iters", "1", "--backend", "reference"]
+    path = str(tmp_path / "table.json")
+    assert main(["bench", "cost", str(tiny_folder("llama")), "-o", path, *sizes]) == 0
+    table = read_cost_table(path)
+    assert {point.prefill for point in table.mixed} == {8, 9}
+    assert len(table.spread) == 200
+    assert table.spread == sorted(table.spread)
+
+
 def test_the_costs_of_a_model_are_measured(tmp_path: Path, tiny_folder: TinyFolder) -> None:
     path = str(tmp_path / "cost.json")
     sizes = ["--max-num-seqs", "2", "--max-num-batched-tokens", "16", "--num-gpu-blocks-override", "64"]
