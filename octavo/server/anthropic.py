@@ -33,6 +33,7 @@ from octavo.server.protocol import (
     CountTokensRequest,
     MessagesRequest,
 )
+from octavo.server.response_format import asked_of_anthropic
 from octavo.server.responses import AnthropicUsage, CountTokensResponse, MessagesResponse, TextBlock
 from octavo.server.serving import Serving, json_response, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
@@ -125,6 +126,7 @@ def _params(asked: MessagesRequest, num_prompt: int, serving: Serving) -> Sampli
             serving.settings,
             max_tokens=asked.max_tokens,
             stop=asked.stop_sequences,
+            structured_outputs=asked_of_anthropic(asked.output_config),
             **{ours: getattr(asked, theirs) for theirs, ours in known_to("anthropic").items()},
         )
     except ApiError as error:

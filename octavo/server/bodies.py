@@ -55,7 +55,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mcp_servers": ([],),
     # No decoder that can be streamed puts a space between special tokens, so there is none to leave out either.
     "spaces_between_special_tokens": (True, False),
-    **dict.fromkeys(("output_config", "media_io_kwargs", "mm_processor_kwargs", "vllm_xargs"), ({},)),
+    **dict.fromkeys(("media_io_kwargs", "mm_processor_kwargs", "vllm_xargs"), ({},)),
     **dict.fromkeys(("return_weight_versions", "return_token_offsets", "return_prompt_text"), (False,)),
     **dict.fromkeys(("prompt_embeds", "audio", "prediction", "web_search_options", "moderation"), ()),
     **dict.fromkeys(("thinking_token_budget", "container", "context_management", "diagnostics", "inference_geo"), ()),

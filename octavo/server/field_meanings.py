@@ -43,6 +43,7 @@ MEANINGS: Mapping[str, str] = {
     "return_tokens_as_token_ids": "Write tokens in logprobs as token_id:7.",
     "return_token_strs": "Report each token as the vocabulary writes it.",
     "tokens": "Token ids.",
+    "output_config": "format: the form of the answer, a json_schema.",
     "response_format": "The form of the answer: text, json_object, json_schema or structural_tag.",
     # streams
     "stream": "Send the answer while it is generated.",

@@ -150,6 +150,7 @@ class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=Tr
 
     max_tokens: int
     stop_sequences: list[str] | None = None
+    output_config: dict[str, Any] | None = None
     stream: bool | None = None
 
 

@@ -1,4 +1,4 @@
-"""response_format, OpenAI's way to ask for the form of an answer, as structured_outputs."""
+"""OpenAI's and Anthropic's ways to ask for the form of an answer, as structured_outputs."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ def asked_form(
         problem = f"is set and structured_outputs has {asks[0]}, allowed is one of the two"
         raise bad_field("response_format", problem)
     return {**given, **form}  # switches go with a schema of either
+
+
+def asked_of_anthropic(output_config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The structured_outputs that `output_config.format` asks for. Raises ApiError."""
+    _check_keys("output_config", output_config or {}, ("format",))
+    if (asked := (output_config or {}).get("format")) is None:
+        return None
+    where = "output_config.format"
+    if not isinstance(asked, dict) or asked.get("type") != "json_schema":
+        raise bad_field(where, f"is {shown(asked)}, allowed is an object with type json_schema and a schema")
+    _check_keys(where, asked, ("type", "schema"))
+    if not isinstance(schema := asked.get("schema"), dict):
+        raise bad_field(f"{where}.schema", f"is {shown(schema)}, allowed is a JSON schema, which is an object")
+    return {"json": schema}
 
 
 def _form(asked: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -91,6 +91,16 @@ def test_ollamas_format(client: httpx.Client) -> None:
     assert (refused.status_code, "uniqueItems" in refused.text) == (400, True)
 
 
+def test_anthropics_format(client: httpx.Client) -> None:
+    given = {"max_tokens": 60, "messages": HI, "temperature": 0.5}
+    form = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    assert json.loads(post(client, "/v1/messages", output_config=form, **given)["content"][0]["text"])["age"] in (12, 7)
+    assert post(client, "/v1/messages", output_config={}, **given)["content"]
+    for wrong in ({"format": "json"}, {"effort": "low"}, {"format": {"type": "json_schema", "schema": 1}}):
+        refused = client.post("/v1/messages", json={"model": "tiny", **given, "output_config": wrong})
+        assert (refused.status_code, "output_config" in refused.text) == (400, True), refused.text
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [

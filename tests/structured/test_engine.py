@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from octavo import LLM, InvalidRequestError, RequestOutput, SamplingParams, StructuredOutputsParams
+from octavo.engine.grammar_gate import GrammarGate
 from octavo.observe.events import Preempted, Sampled, StepDone
 from octavo.observe.tally import Tally
+from octavo.request import Request
+from octavo.structured.compiler import GrammarCompiler
 from tests.conftest import TinyFolder
 from tests.structured.spelling_model import END, spelling_model
 from tests.worker.guessing import guess_next_tokens
@@ -238,3 +242,54 @@ def test_a_request_that_waits_for_its_grammar_can_be_aborted(folder: Path) -> No
         assert engine_.core.num_waiting == 0
         assert [output.outputs[0].finish_reason for output in engine_.step()] == ["abort"]
         assert not engine_.has_unfinished_requests
+
+
+class SlowGate:
+    """Makes the gate's threads wait for `go`, and fail with `fault`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.fault = threading.Event(), None
+        compile_ = GrammarCompiler.matcher
+
+        def matcher(compiler: GrammarCompiler, text: str) -> Any:
+            if threading.current_thread().name.startswith("octavo-grammar"):
+                assert self.go.wait(20)
+                if self.fault is not None:
+                    raise self.fault
+            return compile_(compiler, text)
+
+        monkeypatch.setattr(GrammarCompiler, "matcher", matcher)
+
+
+def test_a_slow_grammar_holds_up_nobody_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = SlowGate(monkeypatch)
+    with engine(folder) as llm:
+        engine_ = llm._engine
+        for name, asked in (("slow", params("gbnf")), ("free", SamplingParams(max_tokens=5, ignore_eos=True))):
+            engine_.add_request(engine_.make_request(name, PROMPTS[0], asked))
+        ended: list[RequestOutput] = []
+        while not ended:
+            ended += [output for output in engine_.step() if output.finished]
+        assert [output.request_id for output in ended] == ["free"]
+        gate.go.set()
+        while engine_.has_unfinished_requests:
+            ended += [output for output in engine_.step() if output.finished]
+        assert MATCHES["gbnf"](ended[1].outputs[0].text)
+
+
+def test_a_grammar_that_fails_late_fails_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an engine's process has other limits than its front end."""
+    gate = SlowGate(monkeypatch)
+    gate.fault = InvalidRequestError("structured_outputs cannot be compiled: too large")
+    gate.go.set()
+    with engine(folder) as llm:
+        one, other = llm.generate(PROMPTS[:2], [params("gbnf", n=2), SamplingParams(max_tokens=3)], use_tqdm=False)
+    assert [(each.finish_reason, each.stop_reason) for each in one.outputs] == [("error", str(gate.fault))] * 2
+    assert other.outputs[0].finish_reason == "length"
+
+
+def test_a_model_in_a_pipeline_follows_no_grammar() -> None:
+    gate = GrammarGate(None, lambda compiler: None, num_stages=2)
+    request = Request("a", [5], params("json"), 0, 0.0, 9, grammar='start: "a"')
+    with pytest.raises(InvalidRequestError, match="pipeline_parallel_size is 2"):
+        gate.holds(request)
