@@ -36,11 +36,6 @@ _SHORT_DTYPES = {"half": "float16", "float": "float32"}
 _NO_KV_QUANTISATION = NotHere("KV blocks hold 'float32', 'bfloat16' or 'float16', and 'auto' follows the weights")
 _MAPPED = NotHere("'auto' maps .safetensors and .gguf files, and there are no other loaders")
 _LAUNCHED_HERE = NotHere("the engine starts its ranks: as processes ('mp') or on a Ray cluster ('ray')")
-_NOT_WITH_RAY = (
-    ("device", "auto", "Ray chooses the GPUs"),
-    ("data_parallel_size", 1, "engines that share requests run on one machine"),
-    ("pipeline_parallel_size", 1, "stages run on one machine"),
-)
 _FEW_BACKENDS = NotHere("a GPU's attention is 'triton', or 'flash_attn_4' for long chunks where its package is")
 
 
@@ -236,13 +231,11 @@ class BackendConfig:
                 f"attention_backend is {self.attention_backend!r}, and deterministic is True, which has its own "
                 "attention: leave attention_backend at 'auto', or set deterministic=False"
             )
-        if self.distributed_executor_backend == "ray":
-            for name, default, why in _NOT_WITH_RAY:
-                if (asked := getattr(self, name)) != default:
-                    raise ConfigError(
-                        f"{name} is {asked!r}, and distributed_executor_backend is 'ray': {why}; leave {name} at "
-                        f"{default!r}, or the backend at 'mp'"
-                    )
+        if self.distributed_executor_backend == "ray" and self.device != "auto":
+            raise ConfigError(
+                f"device is {self.device!r}, and distributed_executor_backend is 'ray': Ray chooses the GPUs; leave "
+                "device at 'auto', or the backend at 'mp'"
+            )
 
     @property
     def device_index(self) -> int:

@@ -13,6 +13,8 @@ _LENGTHS = (1024, 8192, 32768)
 def plan_table(plans: Sequence[MemoryPlan], context: int | None = None) -> list[str]:
     """A column for each plan. context: the length of the requests to count."""
     rows = [["", *(_head(plan) for plan in plans)]]
+    if plans[0].num_stages > 1:
+        rows.append(["layers", *(_layers(plan) for plan in plans)])
     for component in COMPONENTS:
         if any(plan.ledger.of(component) for plan in plans):
             rows.append([component, *(size(plan.ledger.of(component)) for plan in plans)])
@@ -55,7 +57,17 @@ def _compared(name: str, planned: int, measured: int) -> list[str]:
 
 
 def _head(plan: MemoryPlan) -> str:
-    return "1 device" if plan.num_ranks == 1 else f"each of {plan.num_ranks}"
+    one = "1 device" if plan.num_ranks == 1 else f"each of {plan.num_ranks}"
+    return one if plan.num_stages == 1 else f"stage {plan.stage}: {one}"
+
+
+def _layers(plan: MemoryPlan) -> str:
+    """The first stage has the embedding, too, and the last one the LM head."""
+    layers = plan.sizes.layers
+    shown = f"{layers.start}" if len(layers) == 1 else f"{layers.start} to {layers.stop - 1}"
+    if plan.stage == 0:
+        return f"embedding, {shown}"
+    return f"{shown}, head" if plan.stage == plan.num_stages - 1 else shown
 
 
 def _block(plan: MemoryPlan) -> str:

@@ -4,8 +4,10 @@ octavo plan smollm2                                on this machine
 octavo plan meta-llama/Llama-3.1-8B --gpu h100     reads the configuration only
 octavo plan model.gguf --memory 24GiB --max-num-seqs 64
 octavo plan models/llama --gpu 4090 --concurrency 32 --context 8192
+octavo plan Qwen/Qwen3-32B --gpu l40s -tp 2 -pp 2
 
-Takes the engine's flags. A column shows one GPU of a model that 1, 2, 4 or 8 share. Exit code 1 if nothing fits.
+Takes the engine's flags. A column shows one GPU of a model that 1, 2, 4 or 8 share, or of each stage of a pipeline.
+Exit code 1 if nothing fits.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from octavo.errors import ConfigError
 from octavo.kernels.device import Device
 from octavo.kernels.ledger import size
 from octavo.observe.machine import memory
-from octavo.worker.plan import MemoryPlan, Planner, advice, plan_facts
+from octavo.worker.plan import MemoryPlan, Planner, advice, of_stage, plan_facts
 from octavo.worker.task import WorkerTask
 from octavo.worker.wish import Wish, suggest
 
 COMMON = (
-    *("--gpu", "--memory", "--concurrency", "--context", "--tensor-parallel-size", "--json", "-v"),
+    *("--gpu", "--memory", "--concurrency", "--context", "--tensor-parallel-size", "--pipeline-parallel-size"),
+    *("--json", "-v"),
     *("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--gpu-memory-utilization", "--backend"),
 )
 _NOT_FLAGS = frozenset({"model", "tensor_parallel_size", "pipeline_parallel_size"})
@@ -52,6 +55,8 @@ def add_arguments(parser: CommandParser) -> None:
     add_flags(parser, table)
     shared = "GPUs that share the model, 2 or 1,4 (default: 1,2,4,8 as heads allow)"
     parser.add_argument("--tensor-parallel-size", "-tp", metavar="LIST", help=shared)
+    stages = "stages of consecutive layers; a column for each (default: 1)"
+    parser.add_argument("--pipeline-parallel-size", "-pp", metavar="N", help=stages)
     parser.add_argument("--serve", action="store_true", help="plan a server, whose steps are smaller")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the parts of each component")
@@ -60,15 +65,17 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_counts(args, "concurrency", "context")
-    asked = _ranks(args.tensor_parallel_size)
+    asked, num_stages = _ranks(args.tensor_parallel_size), _num_stages(args.pipeline_parallel_size)
     room = None if args.memory is None else _bytes(args.memory)
     task = WorkerTask.of(engine_config(model=args.model, **engine_options(args, _NOT_FLAGS)), serves=args.serve)
     device, where, room = _device(args, task.backend, room)
     planner = Planner.of(task, device, room)
     wish = Wish(args.concurrency or 1, args.context) if args.concurrency or args.context else None
-    plans = [planner.plan(task, ranks) for ranks in _allowed(planner, device, asked)]
+    plans = _plans(planner, device, task, asked, num_stages)
+    if wish is not None and num_stages > 1:
+        raise ConfigError("--concurrency and --context suggest flags for a model in one stage: leave them out, or -pp")
     suggestion = None if wish is None else suggest(planner, task, wish, [plan.num_ranks for plan in plans])
-    works = any(plan.problem is None for plan in plans) if suggestion is None else suggestion.works
+    works = _starts(plans) if suggestion is None else suggestion.works
     if args.json:
         facts = {"model": planner.label, "device": where, "plans": [plan_facts(plan) for plan in plans]}
         print(json.dumps(facts | ({} if suggestion is None else {"suggestion": suggestion.facts()}), indent=2))
@@ -90,11 +97,30 @@ def _show(
             print(f"  {entry.component:<12}{size(entry.num_bytes):>12}  {entry.what}")
     for plan in plans:
         if plan.problem is not None:
-            print(f"\n{_gpus(plan)}: {plan.problem}; {advice(planner, task, plan.num_ranks)}")
+            own = of_stage(task, plan.stage, plan.num_stages)
+            print(f"\n{_gpus(plan)}: {plan.problem}; {advice(planner, own, plan.num_ranks)}")
+
+
+def _plans(
+    planner: Planner, device: Device, task: WorkerTask, asked: list[int] | None, num_stages: int
+) -> list[MemoryPlan]:
+    if num_stages == 1:
+        return [planner.plan(task, ranks) for ranks in _allowed(planner, device, asked)]
+    if not device.sizes_cache_last:
+        raise ConfigError("--pipeline-parallel-size is for GPUs, and this plan is for a CPU: leave it out")
+    sizes = _allowed(planner, device, asked or [1])
+    return [plan for ranks in sizes for plan in planner.stages(task, ranks, num_stages)]
+
+
+def _starts(plans: list[MemoryPlan]) -> bool:
+    """Whether all stages start, with some number of ranks."""
+    sizes = {plan.num_ranks for plan in plans}
+    return any(all(plan.problem is None for plan in plans if plan.num_ranks == size) for size in sizes)
 
 
 def _gpus(plan: MemoryPlan) -> str:
-    return "does not start" if plan.num_ranks == 1 else f"does not start on {plan.num_ranks} GPUs"
+    where = "" if plan.num_stages == 1 else f", stage {plan.stage}"
+    return f"does not start{where}" if plan.num_ranks == 1 else f"does not start on {plan.num_ranks} GPUs{where}"
 
 
 def _device(args: argparse.Namespace, backend: BackendConfig, room: int | None) -> tuple[Device, str, int | None]:
@@ -142,6 +168,13 @@ def _ranks(text: str | None) -> list[int] | None:
     if not numbers or any(number is None or not 1 <= number <= _MOST_RANKS for number in numbers):
         raise ConfigError(f"--tensor-parallel-size is {text[:80]!r}, allowed are numbers of GPUs such as 2 or 1,2,4")
     return sorted({number for number in numbers if number is not None})
+
+
+def _num_stages(text: str | None) -> int:
+    number = 1 if text is None else whole_number(text)
+    if number is None or not 1 <= number <= _MOST_RANKS:
+        raise ConfigError(f"--pipeline-parallel-size is {str(text)[:80]!r}, allowed is 1 to {_MOST_RANKS}")
+    return number
 
 
 def _bytes(text: str) -> int:

@@ -41,11 +41,11 @@ class RayActors:
     def start(self, task: WorkerTask) -> Iterator[Remote]:
         if task.world.size > 1:
             check_collectives()
-        self._cluster = RayCluster()
+        self._cluster = RayCluster(task.backend.data_parallel_size)
         bundle = bundle_of(task)
         if "CPU" in bundle:
             task = replace(task, backend=replace(task.backend, num_threads=int(bundle["CPU"])))
-        places = self._cluster.places(bundle, task.world.size)
+        places = self._cluster.places(bundle, task.world)
         actors = [ray.remote(RayRank).options(**place).remote() for place in places]
         spots: list[Spot] = _answers([actor.spot.remote() for actor in actors], "started")
         _check_versions(spots)

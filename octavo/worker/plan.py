@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.config import EngineConfig
+from octavo.distributed.world import World
 from octavo.errors import ConfigError, OutOfMemoryError
 from octavo.kernels.device import Device
 from octavo.kernels.ledger import COMPONENTS, Ledger, size
@@ -36,12 +37,15 @@ _UTILIZATIONS = tuple(share / 100 for share in range(50, 99))
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """One rank's memory. sizes: with the blocks that fit. problem: why the engine would not start, or None."""
+    """One rank's memory. num_ranks: that share its stage. sizes: with the blocks that fit. problem: why the engine
+    would not start, or None. stage: its number, of num_stages."""
 
     num_ranks: int
     sizes: WorkerSizes
     ledger: Ledger
     problem: str | None
+    stage: int = 0
+    num_stages: int = 1
 
     @property
     def kv_bytes(self) -> int:
@@ -99,6 +103,7 @@ class Planner:
 
     def plan(self, task: WorkerTask, num_ranks: int = 1) -> MemoryPlan:
         device, utilization = self._device, task.cache.gpu_memory_utilization
+        stage = task.world.stage, task.world.pipeline_parallel_size
         sizes = WorkerSizes.of(self._checkpoint, task, device)
         model = self._recording(sizes, num_ranks)
         sizes = sizes.shared(model.body.layers)
@@ -106,10 +111,17 @@ class Planner:
         try:
             sizes = sizes.fitted(task, device.planned_bytes(ledger, utilization, self._memory), device.sizes_cache_last)
         except OutOfMemoryError as error:
-            return MemoryPlan(num_ranks, sizes, ledger, str(error))
+            return MemoryPlan(num_ranks, sizes, ledger, str(error), *stage)
         if not device.sizes_cache_last:
             ledger = device.ledger(model, sizes.layout, sizes.limits, sizes.dtypes.compute)
-        return MemoryPlan(num_ranks, sizes, ledger, None)
+        return MemoryPlan(num_ranks, sizes, ledger, None, *stage)
+
+    def stages(self, task: WorkerTask, num_ranks: int, num_stages: int) -> list[MemoryPlan]:
+        """Of each stage of a pipeline, with the blocks that all have room for."""
+        plans = [self.plan(of_stage(task, stage, num_stages), num_ranks) for stage in range(num_stages)]
+        blocks = min(plan.sizes.layout.num_blocks for plan in plans)
+        longest = min(plan.sizes.limits.max_model_len for plan in plans)
+        return [replace(plan, sizes=plan.sizes.agreed(blocks, longest)) for plan in plans]
 
     def starts(self, task: WorkerTask, num_ranks: int) -> bool:
         """Whether the engine would start on that many GPUs."""
@@ -131,6 +143,11 @@ class Planner:
             )
             self._recordings[own] = ModelRecording.of(model)
         return self._recordings[own]
+
+
+def of_stage(task: WorkerTask, stage: int, num_stages: int) -> WorkerTask:
+    """The task of a rank there."""
+    return replace(task, world=World(rank=stage, pipeline_parallel_size=num_stages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +252,10 @@ def explained(task: WorkerTask, checkpoint: Checkpoint, device: Device) -> Itera
 def plan_facts(plan: MemoryPlan) -> dict[str, Any]:
     """For JSON."""
     layout, limits = plan.sizes.layout, plan.sizes.limits
+    stage = {"pipeline_parallel_size": plan.num_stages, "stage": plan.stage, "layers": [*plan.sizes.layers]}
     return {
         "tensor_parallel_size": plan.num_ranks,
+        **(stage if plan.num_stages > 1 else {}),
         "problem": plan.problem,
         **{component: plan.ledger.of(component) for component in COMPONENTS},
         "kv_cache": plan.kv_bytes,

@@ -178,14 +178,14 @@ class Draws:
                 kept[first + 1 : end] = kept[first] & right
         return kept
 
-    def kept_by(self, result: StepResult) -> NDArray[np.bool_]:
-        """The draws whose tokens are in a result: the first ones of each run."""
+    def places_of(self, result: StepResult) -> tuple[IntArray, IntArray]:
+        """The rows and positions of a result's tokens. A run's tokens follow each other, forced ones behind drawn."""
         if not result.offsets:
-            return np.ones(len(self), np.bool_)
-        firsts = np.cumsum(self.counts) - self.counts
-        place_in_run = np.arange(len(self)) - np.repeat(firsts, self.counts)
-        kept: NDArray[np.bool_] = place_in_run < np.repeat(np.diff(result.offsets), self.counts)
-        return kept
+            return self.rows, self.positions
+        starts, lens = np.array(result.offsets[:-1], np.int32), np.diff(result.offsets)
+        firsts = np.repeat(np.cumsum(self.counts) - self.counts, lens)  # the draw that begins each token's run
+        place_in_run = np.arange(result.offsets[-1], dtype=np.int32) - np.repeat(starts, lens)
+        return self.rows[firsts], self.positions[firsts] + place_in_run
 
     def result(
         self,

@@ -39,10 +39,8 @@ class UndrawnSteps:
         self._entered[:] = 0
 
     def _append(self, result: StepResult) -> IntArray:
-        draws = self._draws.pop(result.step_id)
-        kept, token_ids = draws.kept_by(result), np.array(result.sampled_token_ids, np.int32)
-        rows, positions = draws.rows[kept], draws.positions[kept]
+        rows, positions = self._draws.pop(result.step_id).places_of(result)
         is_there = self._entered[rows] <= result.step_id
-        rows = rows[is_there]
-        self._states.append(rows, positions[is_there], token_ids[is_there])
+        rows, token_ids = rows[is_there], np.array(result.sampled_token_ids, np.int32)[is_there]
+        self._states.append(rows, positions[is_there], token_ids)
         return rows

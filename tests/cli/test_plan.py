@@ -45,6 +45,24 @@ def test_the_table_has_a_column_for_each_number_of_gpus(capsys: pytest.CaptureFi
     assert "a step of 8,192 tokens in bfloat16" in shown
 
 
+def test_each_stage_of_a_pipeline_has_a_column(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--gpu", "l40s", "-pp", "3", "-tp", "1,2")
+    plans = facts(capsys, LLAMA, *options)["plans"]
+    assert [(plan["tensor_parallel_size"], plan["stage"]) for plan in plans] == [
+        (n, k) for n in (1, 2) for k in range(3)
+    ]
+    assert [layer for plan in plans[:3] for layer in plan["layers"]] == list(range(32))
+    assert len({plan["num_blocks"] for plan in plans[:3]}) == 1  # each stage has as many as all have room for
+    (whole,) = facts(capsys, LLAMA, "--gpu", "l40s", "-tp", "1")["plans"]
+    assert sum(plan["weights"] for plan in plans[:3]) == pytest.approx(whole["weights"], rel=0.01)
+    assert sum(plan["kv_bytes_per_token"] for plan in plans[:3]) == whole["kv_bytes_per_token"]
+    assert plans[2]["activations"] > plans[1]["activations"]  # logits
+    assert main(["plan", LLAMA, *options]) == 0
+    head, layers = capsys.readouterr().out.splitlines()[2:4]
+    assert "stage 2: each of 2" in head
+    assert layers.split("  ")[-1].strip() == "22 to 31, head"
+
+
 def test_a_wish_gets_flags_that_the_plan_then_fulfils(capsys: pytest.CaptureFixture[str]) -> None:
     wish = ("--concurrency", "40", "--context", "4096")
     found = facts(capsys, LLAMA, "--gpu", "l40s", *wish)["suggestion"]
@@ -77,6 +95,10 @@ def test_what_cannot_fit_says_so_and_ends_with_1(capsys: pytest.CaptureFixture[s
         ),
         (("--gpu", "h100", "-tp", "two"), "--tensor-parallel-size is 'two', allowed are numbers of GPUs"),
         (("--backend", "cpu", "-tp", "2"), "--tensor-parallel-size is for GPUs"),
+        (("--backend", "cpu", "-pp", "2"), "--pipeline-parallel-size is for GPUs"),
+        (("--gpu", "h100", "-pp", "0"), "--pipeline-parallel-size is '0', allowed is 1 to 1024"),
+        (("--gpu", "h100", "-pp", "33"), "the model has 32 layers, and each stage needs one: allowed are 1 to 32"),
+        (("--gpu", "h100", "-pp", "2", "--context", "64"), "suggest flags for a model in one stage"),
         (("--gpu", "h100", "--concurrency", "0"), "--concurrency is 0, allowed is 1 or more"),
         (("--gpu", "h100", "--context", "9G"), "max_model_len is 9663676416, allowed is 1 to 2147483647"),
         (("--gpu", "h100", "--concurrency", "1G"), "max_num_seqs is 1073741824, allowed is 1 to 1048576"),

@@ -30,14 +30,14 @@ def engine(folder: object, num_ranks: int, num_stages: int = 1, **options: Any) 
     options = {"dtype": "float32", "backend": "cpu", "num_threads": 1, "distributed_executor_backend": "uni"} | options
     with pytest.MonkeyPatch.context() as patch:
         if num_ranks * num_stages > 1:
-            patch.setattr(assemble, "_executor", _threaded)
+            patch.setattr(assemble, "build_executor", _threaded)
         return LLM(
             str(folder), tensor_parallel_size=num_ranks, pipeline_parallel_size=num_stages,
             skip_tokenizer_init=True, max_model_len=96, max_num_seqs=16, check_invariants=True, **options,
         )  # fmt: skip
 
 
-def _threaded(config: EngineConfig, serves: bool) -> ThreadedRanks:
+def _threaded(config: EngineConfig, *, serves: bool = False) -> ThreadedRanks:
     from tests.distributed.threaded_ranks import ThreadedRanks
 
     return ThreadedRanks(WorkerTask.of(config, serves=serves))

@@ -16,12 +16,14 @@ from octavo.errors import ConfigError
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.program.recorder import record_model
 from octavo.kernels.registry import select
-from octavo.messages import StepResult
+from octavo.messages import END_OF_GRAMMAR, NewRow, StepPlan, StepResult
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model, required_tensors
 from octavo.models.splits import layers_of
 from octavo.observe.events import EngineStarted, Preempted, Scheduled
+from octavo.worker.rows import RequestStates
 from octavo.worker.runner import Draws
+from octavo.worker.undrawn import UndrawnSteps
 from tests.distributed.conftest import engine
 from tests.distributed.test_tensor_parallel import FAMILIES, GREEDY, answers, check, tokens
 from tests.distributed.threaded_ranks import on_all_ranks
@@ -141,8 +143,28 @@ def test_what_the_last_stage_draws_reaches_only_the_rows_that_it_was_drawn_for()
         logits_rows=np.arange(5, dtype=np.int32), wanted=np.arange(5, dtype=np.int32),
         counts=np.array([3, 0, 1, 1], np.int32),
     )  # fmt: skip
-    assert draws.kept_by(StepResult(1, [9, 9, 9], [0, 2, 2, 2, 3])).tolist() == [True, True, False, False, True]
-    assert draws.kept_by(StepResult(1, [9] * 5, [0, 3, 3, 4, 5])).all()
+    states = RequestStates(max_num_seqs=5, max_model_len=12, block_size=4, num_groups=1)
+    steps = UndrawnSteps(states, 5)
+
+    def told(result: StepResult, *entered: int) -> dict[int, list[int]]:
+        states.token_ids[:], states.num_tokens[:] = 0, 0
+        new = [NewRow(row, [1], 1, GREEDY, 0, 0) for row in entered]
+        steps.add(result.step_id, draws)
+        steps.learn(StepPlan(result.step_id + 1, new_rows=new, drawn=(result,)))
+        return {row: states.token_ids[row, 3 : states.num_tokens[row]].tolist() for row in range(5)}
+
+    none: list[int] = []
+    assert told(StepResult(1, [7, 8, 9], [0, 2, 2, 2, 3])) == {
+        0: none,
+        1: none,
+        2: [0] * 5 + [9],
+        3: none,
+        4: [0, 0, 7, 8],
+    }
+    forced = StepResult(2, [7, 8, 9, 6, 5, 4, END_OF_GRAMMAR, -1], [0, 3, 3, 7, 8])
+    assert told(forced) == {0: none, 1: [6, 5, 4], 2: none, 3: none, 4: [0, 0, 7, 8, 9]}
+    told(StepResult(3, [7, 8, 9], [0, 2, 2, 2, 3]), 4)
+    assert told(StepResult(3, [7, 8, 9], [0, 2, 2, 2, 3]))[4] == none, "another sequence has entered the row"
 
 
 def test_layouts_that_do_not_work_name_those_that_do(

@@ -16,6 +16,7 @@ from octavo.distributed.collectives import Collectives
 from octavo.distributed.world import Meeting, World
 from octavo.kernels.ledger import Component
 from octavo.messages import StepPlan, StepResult
+from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.task import WorkerTask
 from octavo.worker.worker import Worker
 
@@ -66,6 +67,10 @@ class ThreadedRanks:
 
     def measured(self) -> Mapping[Component, int]:
         return self._workers[0].measured()
+
+    def constrain(self, compiler: GrammarCompiler) -> None:
+        for worker in self._workers:
+            worker.constrain(compiler)
 
     def close(self) -> None:
         for thread, worker in zip(self._threads, self._workers, strict=True):

@@ -65,6 +65,20 @@ def actors() -> list[int]:
     return sorted(found)
 
 
+def started_by(pid: int) -> list[int]:
+    """Its children, their children, and so on."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
 def dies(llm: LLM, what: str) -> str:
     """The message of the error that ends the engine."""
     begin = time.monotonic()
@@ -87,6 +101,29 @@ def test_ranks_on_two_nodes_give_one_ranks_answers(tiny_folder: TinyFolder) -> N
         assert len(pids) == 2
     until(lambda: not any(map(is_running, pids)))
     assert not ray.is_initialized()
+
+
+def test_stages_may_be_actors_on_two_nodes(tiny_folder: TinyFolder) -> None:
+    folder = tiny_folder("gemma2")
+    with engine(folder, backend="cpu") as one:
+        expected = [[choice[:3] for choice in output[:-1]] for output in answers(one)]
+    with two_ranks(folder, tensor_parallel_size=1, pipeline_parallel_size=2) as llm:
+        assert [[choice[:3] for choice in output[:-1]] for output in answers(llm)] == expected
+        os.kill(actors()[0], signal.SIGKILL)
+        dies(llm, r"worker \d \(rank \d of 2, stage \d, on the CPU \(1 thread\) of node .*\) ended: Worker")
+
+
+def test_several_engines_share_a_cluster(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for options in ({"distributed_executor_backend": "ray", "data_parallel_size": 2}, {}):
+        with engine(tiny_folder("qwen3"), backend="cpu", **options) as llm:
+            outputs = llm.generate(PROMPTS, LONG, use_tqdm=False)
+            found.append([output.outputs[0].token_ids for output in outputs])
+            assert len(actors()) == options.get("data_parallel_size", 0)
+    assert found[0] == found[1]
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(ConfigError, match="engines on Ray share one cluster, but none runs here: start one with `ray"):
+        two_ranks(tiny_folder("qwen3"), data_parallel_size=2)
 
 
 def test_one_rank_may_be_an_actor_too(tiny_folder: TinyFolder) -> None:
@@ -130,6 +167,9 @@ def test_too_many_ranks_are_refused_with_the_numbers(tiny_folder: TinyFolder) ->
     what = "asks for 3 ranks with 1 CPU each, but the Ray cluster has 2 CPUs on 2 nodes, room for 2 ranks; `ray start"
     with pytest.raises(ConfigError, match=what):
         two_ranks(tiny_folder("llama"), tensor_parallel_size=3)
+    what = "tensor_parallel_size is 2 and data_parallel_size 2, which asks for 4 ranks with 1 CPU each"
+    with pytest.raises(ConfigError, match=what):
+        two_ranks(tiny_folder("llama"), data_parallel_size=2)
     with pytest.raises(ConfigError, match=r"2 ranks with 2 CPUs each, .* has 2 CPUs on 2 nodes, room for 0 ranks"):
         two_ranks(tiny_folder("llama"), num_threads=2)
     with pytest.raises(ConfigError, match=r"2 ranks with 1 GPU each, .* has 0 GPUs on 2 nodes"):
@@ -194,11 +234,13 @@ def test_actors_do_not_outlive_their_engine(
     with subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe) as process:
         assert process.stdout is not None
         assert "ready\n" in process.stdout
-        pids = actors()
-        assert len(pids) == 2
+        pids = actors() + started_by(process.pid)
+        assert len(actors()) == 2
         process.kill()
         process.wait()
+        begin = time.monotonic()
         until(lambda: not any(map(is_running, pids)))
+        assert time.monotonic() - begin < 10
 
 
 def test_a_node_that_dies_ends_the_engine(cluster: Cluster, tiny_folder: TinyFolder) -> None:

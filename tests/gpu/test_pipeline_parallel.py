@@ -146,11 +146,11 @@ def _interpreted(inline_executor: None, monkeypatch: pytest.MonkeyPatch) -> None
         pytest.skip("the tests above ask the same of GPUs")
     pretend(monkeypatch)
 
-    def start(config: EngineConfig, serves: bool) -> Any:
+    def start(config: EngineConfig, *, serves: bool = False) -> Any:
         task = WorkerTask.of(config, serves=serves)
         return StagesInTurn(task) if task.world.size > 1 else executor_here(task)
 
-    monkeypatch.setattr(assemble, "_executor", start)
+    monkeypatch.setattr(assemble, "build_executor", start)
 
 
 @pytest.mark.usefixtures("_interpreted")

@@ -50,8 +50,30 @@ def test_each_engine_sees_the_gpus_of_its_ranks(monkeypatch: pytest.MonkeyPatch)
     gpus(monkeypatch, 5, "3,4,5,6,7")
     places = engine_places(engine_config(data_parallel_size=2, tensor_parallel_size=2, device="cuda:1"))
     assert [place.environment for place in places] == [{"CUDA_VISIBLE_DEVICES": names} for names in ("4,5", "6,7")]
-    with pytest.raises(ConfigError, match="each engine needs 2 GPUs, but there are 5 from"):
+    with pytest.raises(ConfigError, match=r"needs 2 GPUs, but there are 5 from .*: allowed here are up to 2 engines"):
         engine_places(engine_config(data_parallel_size=3, tensor_parallel_size=2))
+
+
+def test_engines_with_stages_of_several_ranks_have_gpus_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 9)
+    layout = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    places = engine_places(engine_config(data_parallel_size=2, **layout))
+    assert [place.environment for place in places] == [
+        {"CUDA_VISIBLE_DEVICES": names} for names in ("0,1,2,3", "4,5,6,7")
+    ]
+    with pytest.raises(ConfigError, match=r"needs 4 GPUs, but there are 9 from .*: allowed here are up to 2 engines"):
+        engine_places(engine_config(data_parallel_size=3, **layout))
+    gpus(monkeypatch, 3)
+    with pytest.raises(ConfigError, match=r"up to 0 engines .*, and tensor_parallel_size times pipeline_parallel_size"):
+        engine_places(engine_config(data_parallel_size=2, **layout))
+
+
+def test_ray_has_places_for_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 1)
+    config = engine_config(data_parallel_size=2, tensor_parallel_size=2, distributed_executor_backend="ray")
+    assert [(place.config, place.environment) for place in engine_places(config)] == [(config, {})] * 2
+    with pytest.raises(ConfigError, match="prefill_engines is 1, and distributed_executor_backend is 'ray'"):
+        engine_places(config, 1)
 
 
 def test_too_few_gpus_are_an_error_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

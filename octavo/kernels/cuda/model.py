@@ -133,15 +133,14 @@ class TritonModel:
         self._pool = torch.empty(0, dtype=torch.uint8, device=device)
 
     def held(self) -> Measured:
-        rest = self._attention.num_bytes
+        rest = self.staging.num_bytes + self._attention.num_bytes
         rest += sum(each.num_bytes for each in (self._sums, self._room) if each is not None)
+        activations = [*self._activations, *self._whole_logits.tensors, self.outgoing]
         workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
         return {
             "weights": self._weights.num_bytes,
-            "activations": sum(
-                memory.nbytes for memory in (*self._activations, *self._whole_logits.tensors, self.outgoing)
-            ),
-            "workspace": rest + self.staging.num_bytes + sum(each.nbytes for each in workspace),
+            "activations": sum(each.nbytes for each in activations),
+            "workspace": rest + sum(each.nbytes for each in workspace),
         }
 
     def bind(self, num_blocks: int) -> TritonModel:
