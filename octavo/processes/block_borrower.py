@@ -16,7 +16,8 @@ import time
 
 from octavo.observe.events import BlocksCame, Waits
 from octavo.processes.block_messages import MAX_TEXT, Cancel, Fetch, pack_tokens
-from octavo.processes.borrower_link import BorrowerLink, Incoming
+from octavo.processes.borrower_link import BorrowerLink
+from octavo.processes.incoming_blocks import Incoming
 from octavo.processes.own_blocks import OwnBlocks
 from octavo.request import Request
 
@@ -39,9 +40,9 @@ class BlockBorrower:
         self._core, self._loans, self._events = own.core, own.loans, own.events
         self._timeout_s, self._min_tokens = timeout_s, min_tokens
         self._numbers = itertools.count()
-        self._incoming: dict[int, Incoming] = {}
-        self._of_request: dict[str, Incoming] = {}
-        self._abandoned: list[Incoming] = []
+        self._incoming: dict[int, Incoming[BorrowerLink]] = {}
+        self._of_request: dict[str, Incoming[BorrowerLink]] = {}
+        self._abandoned: list[Incoming[BorrowerLink]] = []
         self._links = [BorrowerLink(peer, self) for peer in peers]
 
     def add(self, request: Request) -> None:
@@ -156,7 +157,7 @@ class BlockBorrower:
             self._events.write(Waits(time.monotonic(), request.request_id, text))
         return True
 
-    def _give_up(self, incoming: Incoming, why: str, *, tells: bool = False) -> None:
+    def _give_up(self, incoming: Incoming[BorrowerLink], why: str, *, tells: bool = False) -> None:
         """A request goes on without the blocks. tells: the peer does not know it yet."""
         self._forget(incoming)
         incoming.decide(None)
@@ -168,7 +169,7 @@ class BlockBorrower:
         if incoming.request.sequences[0].finish_reason is None:
             self._core.release(incoming.request)
 
-    def _settle_abandoned(self, incoming: Incoming) -> bool:
+    def _settle_abandoned(self, incoming: Incoming[BorrowerLink]) -> bool:
         """Give borrowed blocks back. False: one is being written at this moment."""
         assert incoming.loan is not None, "it has blocks"
         if not incoming.stop_writing():
@@ -176,12 +177,12 @@ class BlockBorrower:
         self._loans.settle(incoming.loan, is_whole=False)
         return True
 
-    def _forget(self, incoming: Incoming) -> None:
+    def _forget(self, incoming: Incoming[BorrowerLink]) -> None:
         del self._incoming[incoming.number], self._of_request[incoming.request.request_id]
         incoming.link.num_asked -= len(incoming.hashes)
         incoming.link.num_open -= 1
 
-    def _tell(self, incoming: Incoming, num_blocks: int, why: str) -> None:
+    def _tell(self, incoming: Incoming[BorrowerLink], num_blocks: int, why: str) -> None:
         if self._events.is_on:
             now, size = time.monotonic(), self.own.card.block_size
             name, num_tokens = incoming.request.request_id, (num_blocks - incoming.num_held) * size

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from octavo.cache.block_loans import Loan
-from octavo.cache.blocks import BlockId, ContentHash
-from octavo.kernels.block_mover import BlockMover, Fence
 from octavo.observe.logging import LOGGER
 from octavo.processes.block_door import Slots, knock
 from octavo.processes.block_messages import (
@@ -35,8 +30,8 @@ from octavo.processes.block_messages import (
     Wire,
     printable,
 )
+from octavo.processes.incoming_blocks import Incoming
 from octavo.processes.own_blocks import OwnBlocks
-from octavo.request import Request
 
 #: seconds between two attempts to connect
 _RETRY_S, _LONGEST_RETRY_S = 0.2, 5.0
@@ -44,61 +39,6 @@ _RETRY_S, _LONGEST_RETRY_S = 0.2, 5.0
 _MOST_OPEN = 512
 #: the most bytes of memory for blocks that travel
 _MOST_BYTES = 1 << 30
-
-#: where blocks are written, after which steps; None: nowhere
-Room = tuple[list[BlockId], Fence] | None
-
-
-@dataclass(slots=True, eq=False)
-class Incoming:
-    """The blocks of a request, on their way. hashes: of its prompt's blocks, behind the root. num_held: those that it
-    has found here. loan: once room for them is borrowed."""
-
-    number: int
-    request: Request
-    link: BorrowerLink
-    hashes: Sequence[ContentHash]
-    num_held: int
-    deadline: float
-    loan: Loan | None = None
-    _decision: queue.SimpleQueue[Room] = field(default_factory=queue.SimpleQueue)
-    _writing: threading.Lock = field(default_factory=threading.Lock)
-    _is_over: bool = False
-    is_found: bool = False
-    room: Room = None
-    num_written: int = 0
-
-    def decide(self, room: Room) -> None:
-        """On the engine's thread: where the blocks are to be written. Only the first decision counts."""
-        self._decision.put(room)
-
-    def wait_for_room(self) -> None:
-        self.is_found = True
-        self.room = self._decision.get()
-
-    def stop_writing(self) -> bool:
-        """Nothing is written from now on. False: something is being written at this moment."""
-        if not self._writing.acquire(blocking=False):
-            return False
-        self._is_over = True
-        self._writing.release()
-        return True
-
-    def write(self, mover: BlockMover, slots: Slots, slot: int, count: int) -> None:
-        """The next blocks have come."""
-        if self.room is None:
-            return
-        block_ids, fence = self.room
-        if self.num_written + count > len(block_ids):
-            raise BadMessageError("more blocks than it has found")
-        with self._writing:
-            if not self._is_over:
-                mover.write(fence, block_ids[self.num_written : self.num_written + count], slots.blocks(slot, count))
-        self.num_written += count
-
-    @property
-    def is_whole(self) -> bool:
-        return self.room is not None and self.num_written == len(self.room[0])
 
 
 class Borrower(Protocol):
@@ -123,7 +63,7 @@ class BorrowerLink:
         self.num_asked = self.num_open = 0
         self._why_down = "is not connected yet"
         self._address, self._borrower = address, borrower
-        self._coming: dict[int, Incoming] = {}
+        self._coming: dict[int, Incoming[BorrowerLink]] = {}
         self._outgoing: queue.SimpleQueue[ToLender | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._wire: Wire | None = None
@@ -141,7 +81,7 @@ class BorrowerLink:
             return f"has {self.num_open} prompts to compute already"
         return "does not answer" if self.is_silent and self.is_up else self._why_down
 
-    def ask(self, incoming: Incoming, question: Fetch) -> None:
+    def ask(self, incoming: Incoming[BorrowerLink], question: Fetch) -> None:
         self._coming[incoming.number] = incoming
         self.send(question)
 
@@ -226,7 +166,7 @@ class BorrowerLink:
             case _:
                 raise BadMessageError(f"it sent a {type(message).__name__} that may not come now")
 
-    def _take_chunk(self, wire: Wire, incoming: Incoming, slot: int, count: int) -> None:
+    def _take_chunk(self, wire: Wire, incoming: Incoming[BorrowerLink], slot: int, count: int) -> None:
         slots = self._slots
         assert slots is not None, "they come with the welcome"
         is_shared = slots.descriptor is not None
