@@ -40,6 +40,7 @@ from octavo.models.gguf_parts import first_parts, read_gguf_model
 from octavo.models.hub import download_config, download_model, is_hub_name
 from octavo.models.packaged import PACKAGED_MODELS, locate_packaged_model
 from octavo.models.registry import quantised_tensors, required_tensors
+from octavo.models.weights import TensorTable
 from octavo.observe.logging import LOGGER
 from octavo.observe.machine import memory
 from octavo.quantization.at_load import FORMATS, as_dummy, at_load
@@ -63,7 +64,7 @@ def open_checkpoint(
         return _open_dummy(path, config, draws_on_device)
     checkpoint = open_gguf(path, config.model) if path.is_file() else open_folder(path, config.model)
     checkpoint = _quantised(checkpoint, config.quantization)
-    checkpoint.check(required_tensors(checkpoint.architecture))
+    checkpoint.check(_required(checkpoint))
     return checkpoint if config.dtype == "auto" else _converted(checkpoint, _DTYPES[config.dtype], convert)
 
 
@@ -168,6 +169,14 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
         tokenizer_source=file,
         sampling_defaults=GGUFMetadata(file).sampling_defaults(),
     )
+
+
+def _required(checkpoint: Checkpoint) -> TensorTable:
+    """The tensors that the model needs. Raises ModelLoadError if its sizes do not fit its quantisation."""
+    try:
+        return required_tensors(checkpoint.architecture)
+    except ModelLoadError as error:
+        raise type(error)(f"{checkpoint.label}: {error}") from None
 
 
 def _quantised(checkpoint: Checkpoint, asked: str | None) -> Checkpoint:
