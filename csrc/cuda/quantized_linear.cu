@@ -40,6 +40,9 @@
 #ifndef COMPUTERS
 #define COMPUTERS 16
 #endif
+#ifndef STAGE_BYTES
+#define STAGE_BYTES 16384
+#endif
 #ifndef ENTRIES
 #define ENTRIES 4
 #endif
@@ -60,8 +63,9 @@ constexpr int kComputers = COMPUTERS, kThreads = kComputers * 32 + 32;  // warps
 constexpr int kTiles = IS_GATED ? 2 : 1, kRows = ROW_TILES * 8, kOutputs = kTiles * 16;
 constexpr bool kIsPacked = FORMAT == kInt4;
 constexpr int kPiece = 128;  // inputs that a warp multiplies at a time
-// A stage is 16 KiB of weights, then scales, then zero points. Its pieces go to as many computers; these take turns
-constexpr int kStage = (kIsPacked ? 2048 : 1024) / kTiles, kPieces = kStage / kPiece, kTurns = kComputers / kPieces;
+// A stage is 16 KiB of weights, or more, then scales, then zero points. Its pieces go to as many computers; these take
+// turns
+constexpr int kStage = STAGE_BYTES / (kIsPacked ? 8 : 16) / kTiles, kPieces = kStage / kPiece, kTurns = kComputers / kPieces;
 static_assert(kComputers % kPieces == 0, "computers take whole stages in turns");
 static_assert(ENTRIES % kTurns == 0, "an entry is always the same computers', so none misses a phase of its barrier");
 constexpr int kTileBytes = kIsPacked ? kStage * 8 : kStage * 16;
@@ -82,7 +86,7 @@ struct Launch {
   void* out;                  // ELEMENT, or with several parts float
   const float* norm;          // or null
   int64_t x_stride, residual_stride, out_stride, part_stride;
-  int num_rows, columns, depth, group, block_scales, activation, num_parts, part_depth;
+  int num_rows, columns, depth, group_bits, block_scales, activation, num_parts, part_depth;
   float eps;
 };
 
@@ -136,7 +140,7 @@ struct Loader {
 
   __device__ void fill(int entry, int unit, int begin, int count) {
     const uint32_t full = shared_address(&shared.full[entry]), stage = shared_address(shared.ring[entry]);
-    const int num_groups = SCALES == kOfGroups ? (count + launch.group - 1) / launch.group : 0;
+    const int num_groups = SCALES == kOfGroups ? (count + (1 << launch.group_bits) - 1) >> launch.group_bits : 0;
     const int num_blocks = SCALES == kOfBlocks ? (count + 511) / 512 * 4 : 0;
     const int weight_bytes = kIsPacked ? count * 8 : count * 16, scale_bytes = num_groups * 64 + num_blocks * 4;
     const int zero_bytes = kZeroBytes && launch.zeros != nullptr ? num_groups * 32 : 0;
@@ -154,7 +158,7 @@ struct Loader {
         if (lane == 0) copy(stage + tile * kTileBytes, launch.weight + piece * 512, weight_bytes, full);
       }
       if (SCALES == kOfGroups && lane == 16) {
-        const int64_t group = int64_t(first / 16) * (launch.depth / launch.group) + begin / launch.group;
+        const int64_t group = int64_t(first / 16) * (launch.depth >> launch.group_bits) + (begin >> launch.group_bits);
         copy(stage + kTiles * kTileBytes + tile * kScaleBytes, launch.scales + group * 16, scale_bytes, full);
         if (zero_bytes > 0) {
           copy(stage + kTiles * (kTileBytes + kScaleBytes) + tile * kZeroBytes, launch.zeros + group * 16, zero_bytes,
@@ -275,7 +279,6 @@ struct Computer {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // 64 inputs of the piece, of which a thread has 16
       float parts[kTiles][ROW_TILES][4] = {};
-      auto& to = SCALES == kOfOutputs ? sums : parts;
       uint4 words[kTiles][2];
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) load_words(words[tile], stage, tile, inside, half);
@@ -295,20 +298,18 @@ struct Computer {
           fragments(a, words[tile], part, stage, tile, inside + half * 64);
 #pragma unroll
           for (int i = 0; i < ROW_TILES; ++i) {
-            multiply_add<ELEMENT>(to[tile][i], a[0], x[i].x, x[i].y);
-            multiply_add<ELEMENT>(to[tile][i], a[1], x[i].z, x[i].w);
+            multiply_add_any_time<ELEMENT>(parts[tile][i], a[0], x[i].x, x[i].y);
+            multiply_add_any_time<ELEMENT>(parts[tile][i], a[1], x[i].z, x[i].w);
           }
         }
       }
-      if constexpr (SCALES != kOfOutputs) {
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          const float2 scales = scales_of(stage, tile, inside + half * 64);
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const float2 scales = scales_of(stage, tile, inside + half * 64);
 #pragma unroll
-          for (int i = 0; i < ROW_TILES; ++i) {
+        for (int i = 0; i < ROW_TILES; ++i) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) sums[tile][i][j] += parts[tile][i][j] * (j < 2 ? scales.x : scales.y);
-          }
+          for (int j = 0; j < 4; ++j) sums[tile][i][j] += parts[tile][i][j] * (j < 2 ? scales.x : scales.y);
         }
       }
     }
@@ -329,7 +330,8 @@ struct Computer {
   // Of outputs lane / 4 and that + 8
   __device__ __forceinline__ float2 scales_of(const uint8_t* stage, int tile, int inside) const {
     const uint8_t* scales = stage + kTiles * kTileBytes + tile * kScaleBytes;
-    if (SCALES == kOfGroups) return reinterpret_cast<const float2*>(scales)[inside / launch.group * 8 + lane / 4];
+    if (SCALES == kOfOutputs) return {1, 1};  // they scale the result
+    if (SCALES == kOfGroups) return reinterpret_cast<const float2*>(scales)[(inside >> launch.group_bits) * 8 + lane / 4];
     const float scale = reinterpret_cast<const float*>(scales)[inside / 128];
     return {scale, scale};
   }
@@ -342,7 +344,7 @@ struct Computer {
       uint32_t zero_low = Numbers<ELEMENT>::kMinusEight, zero_high = zero_low;
       if (kZeroBytes > 0 && launch.zeros != nullptr) {
         const uint8_t* zeros = stage + kTiles * (kTileBytes + kScaleBytes) + tile * kZeroBytes;
-        const uint32_t pair = reinterpret_cast<const uint32_t*>(zeros)[inside / launch.group * 8 + lane / 4];
+        const uint32_t pair = reinterpret_cast<const uint32_t*>(zeros)[(inside >> launch.group_bits) * 8 + lane / 4];
         zero_low = __byte_perm(pair, 0, 0x1010);
         zero_high = __byte_perm(pair, 0, 0x3232);
       }

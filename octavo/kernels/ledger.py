@@ -71,6 +71,7 @@ class Contents:
 
     tables: dict[str, Parameter] = field(default_factory=dict)  # embeddings
     linears: dict[str, Linear] = field(default_factory=dict)
+    products: dict[str, Linear] = field(default_factory=dict)  # the linears that are not inside a mixture
     vectors: dict[str, Parameter] = field(default_factory=dict)  # norms
     mixtures: dict[str, Mixture] = field(default_factory=dict)
     rotary: dict[int, RotaryTable] = field(default_factory=dict)  # by identity
@@ -82,6 +83,8 @@ class Contents:
             for instruction in recording.instructions:
                 for argument in instruction.arguments.values():
                     found._add(argument)
+                    if isinstance(argument, Linear):
+                        found.products[argument.name] = argument
         return found
 
     def rotary_bytes(self, max_model_len: int) -> int:

@@ -26,4 +26,4 @@ def held_as(model: Model, held: Mapping[str, Any]) -> str:
 
 def _text(dtype: str) -> str:
     dense = _DENSE.get(dtype, dtype)
-    return f"made {dense} while loading" if dense in _DENSE.values() else f"multiplied as {dtype}"
+    return f"made {dense} while loading" if dense in _DENSE.values() else "multiplied as they are"

@@ -13,8 +13,8 @@ from octavo.kernels.cuda_cpp.all_reduce import compile_all_reduce  # noqa: E402
 from octavo.kernels.cuda_cpp.attention_plan import compile_plan  # noqa: E402
 from octavo.kernels.cuda_cpp.compile import find_nvcc  # noqa: E402
 from octavo.kernels.cuda_cpp.decode_attention import Kind  # noqa: E402
+from octavo.kernels.cuda_cpp.quantized_format import Layout, Scales  # noqa: E402
 from octavo.kernels.cuda_cpp.quantized_linear import Variant  # noqa: E402
-from octavo.kernels.cuda_cpp.quantized_weight import Layout, Scales  # noqa: E402
 from octavo.kernels.cuda_cpp.shape import Occupancy, Shape  # noqa: E402
 
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")
@@ -35,7 +35,7 @@ def test_plan(gpu: GPU, num_seqs: int) -> None:
 )
 def test_quantized_linear(gpu: GPU, layout: Layout, kind: Scales) -> None:
     dtype, is_gated = (torch.float16, True) if gpu is AMPERE else (torch.bfloat16, kind == "blocks")
-    assert Variant(layout, kind, dtype, is_gated, 2, 4).compile(gpu).startswith(b"\x7fELF")
+    assert Variant(layout, kind, dtype, is_gated, 2, 16384).compile(gpu).startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.gpu.device import ON_GPU
@@ -13,14 +15,41 @@ if ON_GPU:
     pytest.skip("test_plan.py asks the same of the GPU", allow_module_level=True)
 
 from octavo.engine.assemble import engine_config
+from octavo.kernels.cuda import ledger, quantized_product
 from octavo.kernels.cuda.device import CudaDevice
 from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp.quantized_format import why_not
+from octavo.kernels.ledger import Measured
+from octavo.kernels.parameters import Linear
+from octavo.kernels.scaled import ScaledFormat
 from octavo.worker.plan import Planner
 from octavo.worker.task import WorkerTask
 from octavo.worker.worker import Worker
 from tests.conftest import TinyFolder
+from tests.tiny_models import make_tiny_model
 
 INTERPRETER = GPU("interpreter", (8, 0), 1 << 34, 1)
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "int4"])
+def test_quantised_matrices_are_in_the_ledger(
+    quantization: str, monkeypatch: pytest.MonkeyPatch, inline_executor: None, tmp_path: Path
+) -> None:
+    """As if the kernel for them could run here."""
+
+    def format_of(linear: Linear, *_: object, **__: object) -> ScaledFormat | None:
+        form = linear.parts[0].scheme.format
+        return None if form is None or any(why_not(form, *part.shape) for part in linear.parts) else form
+
+    for module in (quantized_product, ledger):
+        monkeypatch.setattr(module, "format_of", format_of)
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    folder = make_tiny_model("llama", tmp_path / "wide", **wide)
+    dense, quantised = (
+        check(folder, {"quantization": each, "max_num_seqs": 8}, monkeypatch)["weights"]
+        for each in (None, quantization)
+    )
+    assert quantised < dense / 2
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "gpt2", "phi3"])
@@ -37,14 +66,20 @@ def test_the_ledger_is_what_is_allocated(
     name: str, options: dict[str, object], tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch,
     inline_executor: None,
 ) -> None:  # fmt: skip
+    check(tiny_folder(name), options, monkeypatch)
+
+
+def check(folder: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> Measured:
     monkeypatch.setattr(CudaDevice, "gpu", INTERPRETER)
     monkeypatch.setattr(CudaDevice, "why_not", lambda self: None)
     monkeypatch.setattr(CudaDevice, "device", "cpu")
     monkeypatch.setattr(CudaDevice, "free_bytes", lambda self, ledger, utilization: 4 << 20)
-    folder = str(tiny_folder(name))
-    task = WorkerTask.of(engine_config(model=folder, backend="triton", dtype="float32", max_model_len=128, **options))
+    task = WorkerTask.of(
+        engine_config(model=str(folder), backend="triton", dtype="float32", max_model_len=128, **options)
+    )
     worker = Worker(task)
     measured = worker.measured()
     worker.close()
     plan = Planner.of(task, CudaDevice.for_plan(task.backend, INTERPRETER)).plan(task)
     assert {component: plan.ledger.of(component) for component in measured} == measured
+    return measured

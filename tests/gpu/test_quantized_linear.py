@@ -11,38 +11,22 @@ import torch.nn.functional as F  # noqa: N812
 
 from octavo.kernels.cuda.driver import find_gpu
 from octavo.kernels.cuda_cpp.compile import find_nvcc
-from octavo.kernels.cuda_cpp.quantized_linear import MAX_ROWS, quantized_linear
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, why_not
+from octavo.kernels.cuda_cpp.quantized_format import MAX_ROWS, why_not
+from octavo.kernels.cuda_cpp.quantized_linear import quantized_linear
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.ops import Activation
 from octavo.kernels.reference.scaled import dequantize_scaled
-from octavo.kernels.scaled import ScaledFormat, ScaledTensor
+from octavo.kernels.scaled import ScaledFormat
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, relative_error
+from tests.gpu.quantized_matrix import FORMATS, random_matrix
 
 if not ON_GPU or find_nvcc() is None:
     pytest.skip("needs a GPU and nvcc", allow_module_level=True)
 
 GPU = find_gpu(0)
-FORMATS = [
-    *(ScaledFormat("F8_E4M3", block) for block in ((0, 0), (1, 0), (128, 128))),
-    *(ScaledFormat("I8", block) for block in ((1, 0), (1, 128))),
-    *(ScaledFormat("U4", (1, 64), has_zeros) for has_zeros in (False, True)),
-    *(ScaledFormat("U4", (1, 512)), ScaledFormat("U4", (1, 128), has_zeros=True)),
-]
 #: out, in: more units than blocks; one unit; a last stage that is not full
 SHAPES = [(4096, 1024), (128, 512), (256, 2688), (384, 14336)]
 ROWS = [1, 3, 8, 9, MAX_ROWS]
-
-
-def random_matrix(form: ScaledFormat, shape: tuple[int, int], seed: int = 0) -> ScaledTensor:
-    rng = np.random.default_rng(seed)
-    stored = (shape[0], shape[1] // 2 if form.is_nibbles else shape[1])
-    codes = rng.integers(0, 256, stored).astype(np.uint8)
-    if form.code == "F8_E4M3":
-        codes[codes & 127 == 127] = 0  # NaN
-    blocks = form.blocks_of(shape)
-    scales = (rng.random(blocks) + 0.5).astype(np.float32)
-    zeros = rng.integers(0, 16, blocks).astype(np.int16) if form.has_zeros else None
-    return ScaledTensor(form, shape, codes, scales, zeros=zeros)
 
 
 def operands(form: ScaledFormat, shape: tuple[int, int], dtype: torch.dtype) -> tuple[QuantizedWeight, torch.Tensor]:

@@ -7,7 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, pack_by_groups, pack_int4, why_not  # noqa: E402
+from octavo.kernels.cuda_cpp.quantized_format import why_not  # noqa: E402
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight, pack_by_groups, pack_int4  # noqa: E402
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor  # noqa: E402
 
 

@@ -9,14 +9,16 @@ from octavo.kernels.attention import AttentionChoice
 from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import shape as cuda_cpp
+from octavo.kernels.cuda_cpp.quantized_format import format_of, held_bytes
 from octavo.kernels.device import StepLimits
 from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.parameters import Shape
+from octavo.kernels.parameters import Linear, Shape
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.model_recording import ModelRecording
 from octavo.kernels.program.recorder import Recording, share_buffers
+from octavo.kernels.scaled import ScaledFormat
 
 #: a context with torch's and cuBLAS's kernels and workspaces, and what torch's allocator rounds up to; on an H200
 #: with torch 2.11 two models took 759 and 842 MiB
@@ -40,7 +42,7 @@ def device_ledger(
     layers, is_fixed = model.body.layers, attention == "deterministic"
     return Ledger(
         (
-            *_weights(model, limits, kv.element_bytes, dtype),
+            *_weights(model, limits, kv.element_bytes, dtype, gpu, is_fixed=is_fixed),
             *_activations(model, limits, kv.element_bytes, dtype, is_fused=not (traced or is_fixed)),
             *_workspace(model, limits, gpu, dtype, has_parts=not is_fixed),
             *_experts(model, limits, kv.element_bytes),
@@ -52,12 +54,27 @@ def device_ledger(
     )
 
 
-def _weights(model: ModelRecording, limits: StepLimits, element_bytes: int, dtype: KVDType) -> Iterator[Entry]:
+def _weights(
+    model: ModelRecording, limits: StepLimits, element_bytes: int, dtype: KVDType, gpu: GPU, *, is_fixed: bool
+) -> Iterator[Entry]:
     contents = Contents.of((model.body, model.head))
     held = {name: prod(table.shape) for name, table in contents.tables.items()}
+    formats: dict[str, tuple[Linear, ScaledFormat]] = {}
     for linear in contents.linears.values():
-        held |= {part.name: prod(part.shape) for part in (*linear.parts, *linear.biases)}
+        is_product = linear.name in contents.products
+        form = format_of(linear, dtype, gpu, is_fixed=is_fixed) if is_product else None
+        if form is not None:
+            formats[linear.name] = linear, form
+        held |= {part.name: prod(part.shape) for part in (*(() if form else linear.parts), *linear.biases)}
     yield Entry("weights", element_bytes * sum(held.values()), f"{len(held):,} tensors in {dtype}")
+    if formats:
+        codes = sum(held_bytes(form, one.out_features, one.in_features) for one, form in formats.values())
+        labels = ", ".join(dict.fromkeys(form.label for _, form in formats.values()))
+        yield Entry("weights", codes, f"{len(formats):,} products as {labels}")
+        rows = max(limits.max_num_tokens, limits.max_num_seqs)
+        scratch = sizes.scratch_shapes([linear for linear, _ in formats.values()], rows, gpu)
+        num_bytes = element_bytes * scratch["dense"] + scratch["codes"] + 4 * scratch["scales"]
+        yield Entry("workspace", num_bytes, "quantised products of many rows")
     vectors = 4 * sum(prod(vector.shape) for vector in contents.vectors.values())
     yield Entry("weights", vectors + contents.rotary_bytes(limits.max_model_len), "norms and angles in float32")
 

@@ -28,6 +28,7 @@ from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.block_mover import DeviceMover
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.program import Program, Shared
+from octavo.kernels.cuda.quantized_product import QuantizedProducts
 from octavo.kernels.cuda.rank_sums import RankSums
 from octavo.kernels.cuda.row_programs import first_for, programs_by_rows
 from octavo.kernels.cuda.sizes import MAX_EDITED_ROWS
@@ -36,7 +37,7 @@ from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.cuda.whole_logits import WholeLogits
 from octavo.kernels.device import StepBatch, StepLimits
 from octavo.kernels.kv_layout import KVDType, KVLayout
-from octavo.kernels.ledger import Measured
+from octavo.kernels.ledger import Contents, Measured
 from octavo.kernels.ops import FloatArray, IntArray, Model
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.model_recording import ModelRecording
@@ -74,8 +75,7 @@ class TritonModel:
     ) -> None:
         """peer_memory: ranks exchange small messages over it."""
         self.device, self.chained, self.limits = device, gpu.chains, limits
-        self._kv = kv
-        self._block_size = kv.block_size
+        self._kv, self._block_size = kv, kv.block_size
         recording = ModelRecording.of(model)
         whole, draws = recording.whole, recording.gives_logits
         layers = whole.layers
@@ -85,19 +85,21 @@ class TritonModel:
         self._memory = AttentionMemory(layers, kv, limits, gpu, device)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
         self.attention_names = self._attention.names
-        mixtures = [i.arguments["layer"] for i in whole.instructions if i.op == "mixture"]
-        most_rows = max(limits.max_num_tokens, limits.max_num_seqs)
-        self._room = Room.of(mixtures, most_rows, TORCH_DTYPE[dtype], device)
+        contents, most_rows = Contents.of((whole,)), max(limits.max_num_tokens, limits.max_num_seqs)
+        self._room = Room.of(list(contents.mixtures.values()), most_rows, TORCH_DTYPE[dtype], device)
         is_fixed = attention == "deterministic"
         self._sums = None
         if ranks is not None and ranks.size > 1:
             self._sums = RankSums(ranks, TORCH_DTYPE[dtype], gpu, device, peer_memory=peer_memory, is_fixed=is_fixed)
-        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, self._sums, is_fixed, self._room)
+        products = list(contents.products.values())
+        self._quantized = QuantizedProducts.of(products, dtype, most_rows, device, gpu, is_fixed=is_fixed)
+        rest = self._sums, is_fixed, self._room, self._quantized
+        self._shared = Shared(self._weights, gpu, self._memory, self._attention, see, *rest)
         tiled = has_hopper_kernels(gpu.capability) and dtype != "float32" and not is_fixed
-        shape = sizes.partial_sums(whole.instructions, limits.max_num_seqs)
-        self._parts = torch.empty(shape if tiled else 0, dtype=torch.float32, device=device)
-        parts = self._parts if tiled else None
         seqs = limits.max_num_seqs
+        shape = sizes.partial_sums(whole.instructions, seqs) if tiled else (0,)
+        self._parts = torch.empty(shape, dtype=torch.float32, device=device)
+        parts = self._parts if tiled else None
         chunks = fuse(recording.body if draws else whole, Fusions(all_reduce=self._shared.fuses_sums))
         self._chunks = Program(chunks, self._shared, limits.max_num_tokens)
         self._decodes = programs_by_rows(whole, self._shared, seqs, parts)
@@ -105,13 +107,11 @@ class TritonModel:
         #: passes never overlap in time, so they share their activations. Heads read a pass's result, so they share
         #: other memory among themselves
         self._activations = self._place((self._chunks, *self._decodes)), self._place(self._heads)
-        products = [i.arguments["weight"].parts for i in recording.body.instructions if i.op == "linear"]
+        products = [*Contents.of((recording.body,)).products.values()]
+        dense = [each for each in products if not is_fixed and self._shared.quantized_product(each) is None]
+        matrices = [self._weights.stacked(*each.parts) for each in dense]
         #: row counts to which a step's tokens are padded where products are cuBLAS's
-        self.row_counts = cheap_row_counts(
-            [] if is_fixed else [self._weights.stacked(*parts) for parts in products],
-            limits.max_num_tokens,
-            self._activations[0],
-        )
+        self.row_counts = cheap_row_counts(matrices, limits.max_num_tokens, self._activations[0])
         if ranks is not None:  # they were measured, and all ranks must pad a step alike
             self.row_counts = tuple(ranks.of_first(self.row_counts))
         self._whole_logits = WholeLogits(ranks if draws else None, limits, TORCH_DTYPE[dtype], device)
@@ -134,7 +134,7 @@ class TritonModel:
 
     def held(self) -> Measured:
         rest = self.staging.num_bytes + self._attention.num_bytes
-        rest += sum(each.num_bytes for each in (self._sums, self._room) if each is not None)
+        rest += sum(each.num_bytes for each in (self._sums, self._room, self._quantized) if each is not None)
         activations = [*self._activations, *self._whole_logits.tensors, self.outgoing]
         workspace = [self._parts, *self._sampling.tensors, *self._editing.tensors, *self._memory.tensors]
         return {

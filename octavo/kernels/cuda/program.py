@@ -27,6 +27,7 @@ from octavo.kernels.triton.linear.fixed_linear import fixed_linear
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling, library_linear, skinny_linear
 
 if TYPE_CHECKING:
+    from octavo.kernels.cuda.quantized_product import QuantizedProduct, QuantizedProducts
     from octavo.kernels.cuda.rank_sums import RankSums
     from octavo.kernels.triton.linear.tile_linear import TileLinear
 
@@ -43,6 +44,10 @@ class Shared:
     sums: RankSums | None = None  # None: the model is whole
     is_fixed: bool = False  # all programs launch the same kernels, whose sums do not depend on the number of rows
     room: Room | None = None  # None: no layer has experts
+    quantized: QuantizedProducts | None = None  # None: all matrices are dense
+
+    def quantized_product(self, weight: Linear) -> QuantizedProduct | None:
+        return None if self.quantized is None else self.quantized.product(weight, self.weights)
 
     @property
     def fuses_sums(self) -> bool:
@@ -153,9 +158,11 @@ class Program:
         self, weight: Linear, gate: Activation | None = None, norm_weight: Parameter | None = None, eps: float = 1e-6
     ) -> Launch:
         weights, chained = self._weights, self._chained
+        norm_H = None if norm_weight is None else weights.vector(norm_weight)
+        if (product := self._shared.quantized_product(weight)) is not None:
+            return lambda step, x, *rest: product.run(x, *rest, norm_weight=norm_H, eps=eps, gate=gate)
         matrix = weights.stacked(*weight.parts)
         bias = weights.stacked(*weight.biases) if weight.biases else None
-        norm_H = None if norm_weight is None else weights.vector(norm_weight)
         if self._shared.is_fixed:
             assert gate is None, "nothing is fused in a deterministic engine"
             return lambda step, x, out: fixed_linear(x, matrix, out, bias=bias, chained=chained)
@@ -183,7 +190,11 @@ class Program:
 
     def _linear_add_rms_norm(self, weight: Linear, norm_weight: Parameter, eps: float) -> Launch:
         """Outputs the normed sum, and the sum in the residual's memory."""
-        matrix, norm_H = self._weights.stacked(*weight.parts), self._weights.vector(norm_weight)
+        norm_H = self._weights.vector(norm_weight)
+        if (product := self._shared.quantized_product(weight)) is not None:
+            parts = self._parts
+            return lambda step, x, _, out, total: product.run_add_rms_norm(x, total, norm_H, eps, out, parts)
+        matrix = self._weights.stacked(*weight.parts)
         tiles, room, chained = self._tiles(matrix), self._parts, self._chained
 
         def launch(

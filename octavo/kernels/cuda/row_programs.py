@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from octavo.kernels.cuda.program import Program, Shared
-from octavo.kernels.cuda.sizes import TILED_ROWS
+from octavo.kernels.cuda.sizes import FEW_QUANTIZED_ROWS, TILED_ROWS
 from octavo.kernels.program.fuse import Fusions, fuse
 from octavo.kernels.program.recorder import Recording
 from octavo.kernels.triton.linear.skinny_linear import choose_tiling
@@ -32,6 +32,8 @@ def programs_by_rows(
 
     def program(num_rows: int, fusions: Fusions, room: torch.Tensor | None = None) -> Program:
         fusions = replace(fusions, all_reduce=shared.fuses_sums)
+        if shared.quantized is not None:
+            fusions = replace(fusions, fuses=shared.quantized.fuses(num_rows))
         return Program(fuse(recording, fusions), shared, min(num_rows, max_num_seqs), room)
 
     if shared.see is not None or shared.is_fixed:  # op by op, as the model calls them: nothing is fused
@@ -43,7 +45,8 @@ def programs_by_rows(
     if parts is None:
         programs.append(program(MAX_SKINNY_ROWS, Fusions(attention=True, residual=True)))
     else:
-        for rows in TILED_ROWS:
+        few = [FEW_QUANTIZED_ROWS] if shared.quantized is not None else []
+        for rows in (*few, *TILED_ROWS):
             fusions = Fusions(attention=True, residual=True, parts=True, takes_gate=_takes_gates(rows))
             programs.append(program(rows, fusions, parts))
     programs.append(program(max_num_seqs, Fusions(attention=True)))

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
+from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.mixture import Mixture
 from octavo.kernels.ops import AttentionLayer
-from octavo.kernels.parameters import Shape
+from octavo.kernels.parameters import Linear, Shape
 from octavo.kernels.program.recorder import BufferPlan, Instruction
+from octavo.kernels.scaled import ScaledFormat
 from octavo.sampling.columns import ENTRY_WIDTH
 
 Shapes = Mapping[str, Shape]
@@ -27,6 +29,7 @@ HEAD = 64  # segments that a draw looks at first
 MAX_EDITED_ROWS = 64  # entries with edited logits drawn at once: each has a float32 row and a row of counts
 TILED_ROWS = (16, 64, 128, 256)  # row counts above 1 at which products are tiles
 MAX_SPLIT = 2  # parts of a product's inputs, each with its own sum
+FEW_QUANTIZED_ROWS = 8  # rows of a program in which what surrounds quantised products is fused
 FEW_MIXTURE_ROWS = 32  # rows whose router products are split over programs
 STAGING_BYTES = 8 << 20
 MAX_PEERS = 8  # ranks that exchange over peer memory
@@ -75,6 +78,27 @@ def mixture_pairs(layers: Sequence[Mixture], max_rows: int) -> dict[str, int]:
         "gated": max_rows * max((layer.routing.top_k * layer.down.in_features for layer in layers), default=0),
         "results": max_rows * max((layer.routing.top_k * layer.down.out_features for layer in layers), default=0),
     }
+
+
+def scratch_shapes(quantized: Sequence[Linear], max_rows: int, gpu: GPU) -> dict[str, int]:
+    """Elements of the scratch of quantised products of many rows. dense: of the model's type, for the largest matrix
+    that is made dense. codes, scales: bytes and float32, for rows that become fp8."""
+    own: list[Linear] = []
+    made_dense: list[int] = []
+    for linear in quantized:
+        form = linear.parts[0].scheme.format
+        assert form is not None, "a quantised matrix has a format"
+        if multiplies_fp8(form, gpu.capability):
+            own.append(linear)
+        else:
+            made_dense.append(linear.out_features * linear.in_features)
+    codes = max_rows * max((linear.in_features for linear in own), default=0)
+    return {"dense": max(made_dense, default=0), "codes": codes, "scales": max_rows if own else 0}
+
+
+def multiplies_fp8(form: ScaledFormat, capability: tuple[int, int]) -> bool:
+    """Whether a library multiplies such a matrix by rows that are fp8, too."""
+    return form.code == "F8_E4M3" and form.block in ((0, 0), (1, 0)) and capability >= (8, 9)
 
 
 def attention_plan(max_num_seqs: int, max_num_tokens: int) -> Shapes:

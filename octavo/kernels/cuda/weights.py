@@ -1,11 +1,13 @@
 """Weights on the device: each is uploaded once, in the type that the model computes in.
 
 dense       file, mapped ──> pinned, 32 MiB at a time ──> device ──> bfloat16, float16 or float32
-quantised   made dense by its scheme, one tensor at a time, then the same way
+quantised   made dense by its scheme, one tensor at a time, then the same way; or as it is, for kernels that take it
 drawn       (load_format=dummy) on the device; never on the host
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +15,11 @@ from numpy.typing import NDArray
 
 from octavo.kernels.ops import RotaryTable
 from octavo.kernels.parameters import Parameter
+from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import HostTensor, RandomTensor
+
+if TYPE_CHECKING:
+    from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 
 _PIECE = 32 << 20
 _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -28,6 +34,7 @@ class DeviceWeights:
         self.dtype = dtype
         self.parameters: dict[str, torch.Tensor] = {}
         self._stacks: dict[tuple[str, ...], torch.Tensor] = {}
+        self._quantized: dict[tuple[str, ...], QuantizedWeight] = {}
         self._angles: dict[RotaryTable, tuple[torch.Tensor, torch.Tensor]] = {}
         self._angle_bytes = 0
         self._pinned = [torch.empty(_PIECE, dtype=torch.uint8, pin_memory=device.type == "cuda") for _ in range(2)]
@@ -36,6 +43,27 @@ class DeviceWeights:
     def stacked(self, *parts: Parameter) -> torch.Tensor:
         """Matrices or biases, one below the other. Every caller must stack the same parts."""
         return self._upload(parts, self.dtype)
+
+    def quantized(self, parts: tuple[Parameter, ...], form: ScaledFormat) -> QuantizedWeight:
+        """The same of matrices in one format, which stay as they are; dense ones that are to be quantised as they are
+        loaded are quantised here."""
+        from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
+
+        names = tuple(part.name for part in parts)
+        if names not in self._quantized:
+            if all(len(part.sources) == 1 and part.sources[0].dtype in _DENSE for part in parts):
+                drawn = [torch.empty(part.shape, dtype=self.dtype, device=self.device) for part in parts]
+                for part, matrix in zip(parts, drawn, strict=True):
+                    self._fill(matrix, part.sources[0].read())
+                weight = QuantizedWeight.quantise(drawn, form, self.dtype)
+            else:
+                tensors = [part.compact() for part in parts]
+                scaled = [each for each in tensors if isinstance(each, ScaledTensor)]
+                weight = QuantizedWeight.of(scaled, self.dtype, self.device)
+            self._quantized[names] = weight
+            rows = [part.shape[0] * len(weight.data) // weight.columns for part in parts]
+            self.parameters |= dict(zip(names, weight.data.split(rows), strict=True))
+        return self._quantized[names]
 
     def vector(self, parameter: Parameter) -> torch.Tensor:
         """A norm."""
@@ -62,7 +90,8 @@ class DeviceWeights:
 
     @property
     def num_bytes(self) -> int:
-        return self._angle_bytes + sum(whole.nbytes for whole in self._stacks.values())
+        held = [*(whole.nbytes for whole in self._stacks.values()), *(w.num_bytes for w in self._quantized.values())]
+        return self._angle_bytes + sum(held)
 
     def forget_host(self) -> None:
         """Release the host's tensors and the upload buffers, after the last upload."""

@@ -12,12 +12,21 @@ import torch
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp.compile import compile_kernel
 from octavo.kernels.cuda_cpp.module import Kernel, TensorMap
-from octavo.kernels.cuda_cpp.quantized_weight import Layout, QuantizedWeight, Scales
+from octavo.kernels.cuda_cpp.quantized_format import (
+    COMPUTERS,
+    ENTRIES,
+    MAX_ROWS,
+    ROW_GAP,
+    Layout,
+    Scales,
+    most_shared,
+    part_depth,
+    row_tiles,
+    stage_for,
+)
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
 from octavo.kernels.ops import Activation
 
-MAX_ROWS = 16
-_ROW_GAP = 32  # elements
-_MOST_SHARED = 227 << 10
 _NO_MAP = TensorMap()
 _LAYOUTS = {"int4": "kInt4", "int8": "kInt8", "fp8": "kFp8"}
 _SCALES = {"outputs": "kOfOutputs", "groups": "kOfGroups", "blocks": "kOfBlocks"}
@@ -28,7 +37,7 @@ class _Launch(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("x", "weight", "scales", "zeros", "bias", "residual", "out", "norm")),
         *((name, c_int64) for name in ("x_stride", "residual_stride", "out_stride", "part_stride")),
-        *((name, c_int) for name in ("num_rows", "columns", "depth", "group", "block_scales", "activation")),
+        *((name, c_int) for name in ("num_rows", "columns", "depth", "group_bits", "block_scales", "activation")),
         *((name, c_int) for name in ("num_parts", "part_depth")),
         ("eps", c_float),
     )
@@ -36,15 +45,14 @@ class _Launch(Structure):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What the kernel is compiled for. row_tiles: of 8 rows; entries: of the ring of weights."""
+    """What the kernel is compiled for. row_tiles: of 8 rows; stage_bytes: of weights in an entry of the ring."""
 
     layout: Layout
     kind: Scales
     dtype: torch.dtype
     is_gated: bool
     row_tiles: int
-    entries: int
-    computers: int = 16
+    stage_bytes: int
 
     def compile(self, gpu: GPU) -> bytes:
         macros = {
@@ -53,23 +61,19 @@ class Variant:
             "SCALES": _SCALES[self.kind],
             "IS_GATED": int(self.is_gated),
             "ROW_TILES": self.row_tiles,
-            "ENTRIES": self.entries,
-            "COMPUTERS": self.computers,
+            "STAGE_BYTES": self.stage_bytes,
+            "ENTRIES": ENTRIES,
+            "COMPUTERS": COMPUTERS,
             "IS_CHAINED": int(gpu.chains),
         }
         return compile_kernel("quantized_linear", macros, gpu.capability)
-
-    @property
-    def stage(self) -> int:
-        """Inputs in an entry of the ring."""
-        return (2048 if self.layout == "int4" else 1024) // (2 if self.is_gated else 1)
 
 
 @cache
 def _kernel(variant: Variant, gpu: GPU) -> tuple[Kernel, int]:
     """And the bytes of shared memory that it needs beside the rows."""
     kernel = Kernel(variant.compile(gpu), "octavo_quantized_linear")
-    kernel.allow_shared(_MOST_SHARED)
+    kernel.allow_shared(most_shared(gpu))
     return kernel, kernel.number("octavo_shared_bytes")
 
 
@@ -84,9 +88,6 @@ def quantized_linear(
     eps: float = 1e-6,
     residual: torch.Tensor | None = None,
     gate: Activation | None = None,
-    entries: int = 4,
-    computers: int = 16,
-    grid: int | None = None,
 ) -> None:
     """out [T, out] = x W^T + bias (+ residual), or with `gate` act(x Wg^T) * (x Wu^T) for W = [Wg; Wu]; up to MAX_ROWS
     rows. norm_weight: x is RMSNormed first. residual may be `out` itself; `out` must not be x. out [parts, T, out] in
@@ -98,24 +99,25 @@ def quantized_linear(
     assert num_parts == 1 or not any(each is not None for each in (bias, norm_weight, residual, gate)), (
         "parts become whole sums later"
     )
-    row_tiles = 1 << (-(-num_rows // 8) - 1).bit_length()
-    variant = Variant(weight.layout, weight.kind, x.dtype, gate is not None, row_tiles, entries, computers)
+    layout, kind, is_gated, own_depth = weight.layout, weight.kind, gate is not None, part_depth(depth, num_parts)
+    stage_bytes = stage_for(layout, kind, num_rows, own_depth, gpu, is_gated=is_gated)
+    variant = Variant(layout, kind, x.dtype, is_gated, row_tiles(num_rows), stage_bytes)
     kernel, shared_bytes = _kernel(variant, gpu)
-    part_depth = depth if num_parts == 1 else -(-depth // (num_parts * variant.stage)) * variant.stage
     columns = weight.columns // (2 if gate else 1)
     launch = _Launch(
         x.data_ptr(), weight.data.data_ptr(), weight.scales.data_ptr(), _address(weight.zeros), _address(bias),
         _address(residual), out.data_ptr(), _address(norm_weight),
         x.stride(0), 0 if residual is None else residual.stride(0), out.stride(-2), out.stride(0),
-        num_rows, columns, depth, weight.group, weight.scales.shape[-1], _ACTIVATIONS[gate], num_parts, part_depth, eps,
+        num_rows, columns, depth, max(0, weight.group.bit_length() - 1), weight.scales.shape[-1], _ACTIVATIONS[gate],
+        num_parts, own_depth, eps,
     )  # fmt: skip
-    blocks = min(columns // 16, max(1, (grid or gpu.num_multiprocessors) // num_parts)) * num_parts
+    blocks = min(columns // 16, max(1, gpu.num_multiprocessors // num_parts)) * num_parts
     is_packed = weight.layout == "int4"
     tensor_map = _NO_MAP if is_packed else _map_of(weight.data.data_ptr(), 2 if gate else 1, columns, depth)
-    shared_bytes += num_rows * (part_depth + _ROW_GAP) * 2
+    shared_bytes += num_rows * (own_depth + ROW_GAP) * 2
     stream = torch.cuda.current_stream().cuda_stream
     kernel.launch(
-        blocks, computers * 32 + 32, (launch, tensor_map), shared_bytes=shared_bytes, stream=stream, chained=gpu.chains
+        blocks, COMPUTERS * 32 + 32, (launch, tensor_map), shared_bytes=shared_bytes, stream=stream, chained=gpu.chains
     )
 
 

@@ -1,28 +1,26 @@
-"""Matrices of codes and scales, as csrc/cuda/quantized_linear.cu reads them.
+"""Matrices of codes and scales on the device, as csrc/cuda/quantized_linear.cu reads them.
 
-layout   codes        data                                        scales
-fp8      F8_E4M3      [out, in] float8_e4m3fn                     of outputs [out], or of blocks of 128 x 128
-int8     I8           [out, in] uint8: the number plus 128        of outputs, or of groups of inputs
-int4     U4           [out / 16, in / 64, 32, 16], see pack_int4  of groups of inputs
+`quantized_format.py` says which ones it takes. A dense matrix of the file, which is to be quantised as it is loaded, is
+quantised on the device.
+
+    layout   data                                                 scales
+    fp8      [out, in] float8_e4m3fn                              [out], or [out / 128, in / 128]
+    int8     [out, in] uint8: the number plus 128                 [out], or packed by groups
+    int4     [out / 16, in / 64, 32, 16], see pack_int4           [out], or packed by groups
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
+from octavo.kernels.cuda_cpp.quantized_format import LAYOUTS, Layout, Scales, scales_of
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 
-Layout = Literal["fp8", "int8", "int4"]
-Scales = Literal["outputs", "groups", "blocks"]
-
-_LAYOUTS: dict[str, Layout] = {"F8_E4M3": "fp8", "I8": "int8", "U4": "int4"}
-_GROUPS = (64, 128, 256, 512)
-_TILE, _PIECE = 16, 128  # outputs and inputs that the kernel takes at a time
+_LARGEST = {"F8_E4M3": 448.0, "I8": 127.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,53 +43,79 @@ class QuantizedWeight:
 
     @classmethod
     def of(cls, parts: Sequence[ScaledTensor], dtype: torch.dtype, device: torch.device) -> QuantizedWeight:
-        """Matrices one below the other, all in one format that `why_not` finds nothing against. dtype: of the rows that
-        they are multiplied by."""
-        form, depth = parts[0].format, parts[0].cols
-        layout, kind = _LAYOUTS[form.code], scales_of(form)
-        codes = torch.from_numpy(np.concatenate([part.codes for part in parts])).to(device)
-        if layout == "int4":
-            codes = pack_int4(torch.stack((codes & 15, codes >> 4), dim=-1).view(len(codes), depth))
-        elif layout == "int8":
-            codes = codes ^ 128
-        else:
-            codes = codes.view(torch.float8_e4m3fn)
-        scales = torch.from_numpy(np.concatenate([_rows_of_scales(part, kind) for part in parts])).to(device)
+        """Matrices one below the other, all in one format. dtype: of the rows that they are multiplied by."""
+        return cls._of([_Plain.of(part, device) for part in parts], parts[0].format, dtype)
+
+    @classmethod
+    def quantise(cls, parts: Sequence[torch.Tensor], form: ScaledFormat, dtype: torch.dtype) -> QuantizedWeight:
+        """The same of dense matrices on the device: the nearest codes under scales by the largest magnitudes."""
+        return cls._of([_Plain.quantise(part, form) for part in parts], form, dtype)
+
+    @classmethod
+    def _of(cls, parts: Sequence[_Plain], form: ScaledFormat, dtype: torch.dtype) -> QuantizedWeight:
+        layout, kind = LAYOUTS[form.code], scales_of(form)
+        codes, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
+        columns, depth = codes.shape
         zeros = None
         if form.has_zeros:
             points = [part.zeros for part in parts if part.zeros is not None]
-            zeros = pack_zeros(torch.from_numpy(np.concatenate(points)).to(device), dtype)
-        columns = sum(part.rows for part in parts)
+            zeros = pack_zeros(torch.cat(points), dtype)
+        data = {
+            "int4": lambda: pack_int4(codes),
+            "int8": lambda: codes ^ 128,
+            "fp8": lambda: codes.view(torch.float8_e4m3fn),
+        }[layout]()
         if kind == "groups":
             scales = pack_by_groups(scales)
         elif kind == "blocks":  # copied in multiples of 16 bytes
             scales = torch.nn.functional.pad(scales, (0, -scales.shape[1] % 4)).contiguous()
-        return cls(layout, kind, codes, scales, columns, depth, form.block[1] if kind == "groups" else 0, zeros)
+        return cls(layout, kind, data, scales, columns, depth, form.block[1] if kind == "groups" else 0, zeros)
 
 
-def why_not(form: ScaledFormat, columns: int, depth: int) -> str | None:
-    """Why the kernel does not take a matrix, or None."""
-    if form.code not in _LAYOUTS:
-        return f"codes of {form.code}; it takes {', '.join(_LAYOUTS)}"
-    if form.is_sorted:
-        return "inputs that are sorted by importance; it takes them in order"
-    if columns % _TILE or depth % _PIECE:
-        return f"{columns} x {depth}; it takes multiples of {_TILE} x {_PIECE}"
-    rows, group = form.block
-    if form.block in ((0, 0), (1, 0)):
-        return "a zero point for each output" if form.has_zeros else None
-    if form.code == "F8_E4M3":
-        fits = form.block == (128, 128) and columns % 128 == 0
-        return None if fits else f"fp8 {form.label}; it takes a scale per tensor, per output or per 128x128"
-    if rows != 1 or group not in _GROUPS or depth % group:
-        return f"{form.label}; it takes groups of {', '.join(map(str, _GROUPS))}"
-    return "a zero point for groups of int8" if form.code == "I8" and form.has_zeros else None
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plain:
+    """codes: uint8 [out, in]. scales: float32, [out] or by groups or blocks. zeros: as scales."""
 
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None = None
 
-def scales_of(form: ScaledFormat) -> Scales:
-    if form.block in ((0, 0), (1, 0)):
-        return "outputs"
-    return "blocks" if form.block[0] > 1 else "groups"
+    @classmethod
+    def of(cls, tensor: ScaledTensor, device: torch.device) -> _Plain:
+        codes = torch.from_numpy(np.ascontiguousarray(tensor.codes)).to(device)
+        if tensor.format.is_nibbles:
+            codes = torch.stack((codes & 15, codes >> 4), dim=-1).view(tensor.rows, tensor.cols)
+        scales = torch.from_numpy(np.ascontiguousarray(tensor.scales)).to(device)
+        if scales_of(tensor.format) == "outputs":
+            scales = scales.reshape(-1).expand(tensor.rows)
+        zeros = None if tensor.zeros is None else torch.from_numpy(tensor.zeros).to(device)
+        return cls(codes, scales, zeros)
+
+    @classmethod
+    def quantise(cls, matrix: torch.Tensor, form: ScaledFormat) -> _Plain:
+        """As `quantization/at_load.py` does on a host."""
+        (rows, cols), per = matrix.shape, form.block_of(tuple(matrix.shape))
+        down, across = form.blocks_of(tuple(matrix.shape))
+        padded = torch.nn.functional.pad(matrix.float(), (0, across * per[1] - cols, 0, down * per[0] - rows))
+        blocks = padded.view(down, per[0], across, per[1])
+        largest, smallest = blocks.amax((1, 3)), blocks.amin((1, 3))
+        if form.code == "U4":
+            scales = torch.where(largest > -smallest, largest, smallest) / -8
+        else:
+            largest = torch.maximum(largest, -smallest)
+            scales = largest / torch.full_like(largest, _LARGEST[form.code])  # a scalar's reciprocal would be rounded
+        steps = blocks / torch.where(scales == 0, 1, scales)[:, None, :, None]
+        steps = steps.view(padded.shape)[:rows, :cols]
+        if form.code == "F8_E4M3":
+            codes = steps.contiguous().to(torch.float8_e4m3fn).view(torch.uint8)
+        elif form.code == "I8":
+            codes = steps.round().clamp(-127, 127).to(torch.int8).view(torch.uint8)
+        else:
+            codes = (steps.round() + 8).clamp(0, 15).to(torch.uint8)
+        zeros = torch.full_like(scales, 8) if form.has_zeros else None
+        if scales_of(form) == "outputs":
+            scales = scales.reshape(-1).expand(rows)
+        return cls(codes, scales, zeros)
 
 
 def pack_int4(q: torch.Tensor) -> torch.Tensor:
@@ -116,9 +140,3 @@ def pack_zeros(zeros: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Zero points [out, groups] as the kernel subtracts them from int4 in that type."""
     raised = 1024 if dtype == torch.float16 else 128
     return pack_by_groups(-(zeros.to(torch.float32) + raised)).to(dtype)
-
-
-def _rows_of_scales(part: ScaledTensor, kind: Scales) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    if kind != "outputs":
-        return part.scales
-    return np.broadcast_to(part.scales.reshape(-1), (part.rows,)) if part.scales.size == 1 else part.scales.reshape(-1)

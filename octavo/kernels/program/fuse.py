@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from octavo.kernels.parameters import Linear
 from octavo.kernels.program.recorder import Instruction, Recording, Value
 
 #: two neighbours, where only the second reads the first's result -> their replacement, or None
@@ -32,6 +33,7 @@ class Fusions:
     residual: bool = False
     all_reduce: bool = False
     parts: bool = False  # a product leaves partial sums, and the next norm adds them up
+    fuses: Callable[[Linear, bool], bool] = lambda weight, gated: True  # whether anything but that; a gate
     takes_norm: Callable[[int, int], bool] = lambda columns, depth: False  # whether such a product does
     takes_gate: Callable[[int, int], bool] = lambda columns, depth: False
 
@@ -46,7 +48,7 @@ def fuse(recording: Recording, fusions: Fusions) -> Recording:
     if fusions.parts:
         recording = _apply(recording, _parts)
     if fusions.residual:
-        recording = _apply(recording, _residual)
+        recording = _apply(recording, lambda first, second: _residual(first, second, fusions))
     recording = _apply(recording, lambda first, second: _gate(first, second, fusions))
     return _apply(recording, lambda first, second: _norm(first, second, fusions))
 
@@ -99,8 +101,10 @@ def _all_reduce(first: Instruction, second: Instruction) -> list[Instruction] | 
     return [Instruction("all_reduce_add_rms_norm", inputs, second.outputs, second.arguments)]
 
 
-def _residual(first: Instruction, second: Instruction) -> list[Instruction] | None:
+def _residual(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
     if first.op != "mixture" and (first.op != "linear" or first.arguments["weight"].biases):
+        return None
+    if first.op == "linear" and not fusions.fuses(first.arguments["weight"], False):
         return None
     product = first.outputs[0]
     if second.op == "add":
@@ -126,7 +130,8 @@ def _parts(first: Instruction, second: Instruction) -> list[Instruction] | None:
 def _gate(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
     if (first.op, second.op) != ("linear", "gated_activation"):
         return None
-    if not fusions.takes_gate(second.outputs[0].width, first.inputs[0].width):
+    shape = second.outputs[0].width, first.inputs[0].width
+    if not fusions.takes_gate(*shape) or not fusions.fuses(first.arguments["weight"], True):
         return None
     return [replace(first, outputs=second.outputs, arguments=first.arguments | {"gate": second.arguments["kind"]})]
 
@@ -134,7 +139,8 @@ def _gate(first: Instruction, second: Instruction, fusions: Fusions) -> list[Ins
 def _norm(first: Instruction, second: Instruction, fusions: Fusions) -> list[Instruction] | None:
     if (first.op, second.op) != ("rms_norm", "linear") or second.inputs[0] is not first.outputs[0]:
         return None
-    if not fusions.takes_norm(second.outputs[0].width, first.inputs[0].width):
+    shape = second.outputs[0].width, first.inputs[0].width
+    if not fusions.takes_norm(*shape) or not fusions.fuses(second.arguments["weight"], "gate" in second.arguments):
         return None
     norm = {"norm_weight": first.arguments["weight"], "eps": first.arguments["eps"]}
     return [replace(second, inputs=(*first.inputs, *second.inputs[1:]), arguments=second.arguments | norm)]

@@ -1,0 +1,154 @@
+"""Products with matrices that stay quantised on the device.
+
+rows        fp8 with scales of outputs          int8, int4, fp8 in blocks
+up to 16    csrc/cuda/quantized_linear.cu, if shared memory holds the rows; it adds what is fused
+more        rows become fp8, too; cuBLAS        made dense in the scratch; cuBLAS
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.sizes import MAX_SPLIT, multiplies_fp8, scratch_shapes
+from octavo.kernels.cuda.weights import DeviceWeights
+from octavo.kernels.cuda_cpp.quantized_format import fits, format_of, part_depth, scales_of
+from octavo.kernels.cuda_cpp.quantized_linear import quantized_linear
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
+from octavo.kernels.kv_layout import KVDType
+from octavo.kernels.ops import Activation
+from octavo.kernels.parameters import Linear
+from octavo.kernels.scaled import ScaledFormat
+from octavo.kernels.triton.attention.memory import TORCH_DTYPE
+from octavo.kernels.triton.elementwise import norm
+from octavo.kernels.triton.linear.quantized import dequantise, quantise_rows
+from octavo.kernels.triton.linear.skinny_linear import library_linear
+
+
+class QuantizedProducts:
+    """Those of a model, which share their scratch: one runs at a time. linears: of the whole model."""
+
+    @classmethod
+    def of(
+        cls, linears: Sequence[Linear], dtype: KVDType, max_rows: int, device: torch.device, gpu: GPU, *, is_fixed: bool
+    ) -> QuantizedProducts | None:
+        """None: all are dense."""
+        products = cls(linears, dtype, max_rows, device, gpu, is_fixed=is_fixed)
+        return products if products._formats else None
+
+    def __init__(
+        self,
+        linears: Sequence[Linear],
+        dtype: KVDType,
+        max_rows: int,
+        device: torch.device,
+        gpu: GPU,
+        *,
+        is_fixed: bool,
+    ) -> None:
+        self._gpu = gpu
+        formats = {linear.name: format_of(linear, dtype, gpu, is_fixed=is_fixed) for linear in linears}
+        self._formats = {name: form for name, form in formats.items() if form is not None}
+        quantized = [linear for linear in linears if linear.name in self._formats]
+        shapes = scratch_shapes(quantized, max_rows, gpu)
+        self._dense = torch.empty(shapes["dense"], dtype=TORCH_DTYPE[dtype], device=device)
+        self._codes = torch.empty(shapes["codes"], dtype=torch.uint8, device=device)
+        self._scales = torch.empty(shapes["scales"], dtype=torch.float32, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the scratch."""
+        return self._dense.nbytes + self._codes.nbytes + self._scales.nbytes
+
+    def format_of(self, weight: Linear) -> ScaledFormat | None:
+        """None: the matrix is made dense when it is loaded."""
+        return self._formats.get(weight.name)
+
+    def fuses(self, num_rows: int) -> Callable[[Linear, bool], bool]:
+        """Whether a product of so many rows, with a gate or without, takes what surrounds it."""
+
+        def fuses(weight: Linear, gated: bool) -> bool:
+            form = self.format_of(weight)
+            return form is None or fits(scales_of(form), num_rows, weight.in_features, self._gpu, is_gated=gated)
+
+        return fuses
+
+    def product(self, weight: Linear, weights: DeviceWeights) -> QuantizedProduct | None:
+        """None: the matrix is dense."""
+        form = self.format_of(weight)
+        if form is None:
+            return None
+        bias = weights.stacked(*weight.biases) if weight.biases else None
+        dense = None if multiplies_fp8(form, self._gpu.capability) else self._dense
+        matrix = weights.quantized(weight.parts, form)
+        return QuantizedProduct(matrix, bias, dense, self._codes, self._scales, self._gpu)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedProduct:
+    """dense: scratch for the whole matrix; None: a library multiplies it as it is. codes, scales: for rows in fp8."""
+
+    weight: QuantizedWeight
+    bias: torch.Tensor | None
+    dense: torch.Tensor | None
+    codes: torch.Tensor
+    scales: torch.Tensor
+    gpu: GPU
+
+    def run(
+        self, x: torch.Tensor, *rest: torch.Tensor, norm_weight: torch.Tensor | None = None, eps: float = 1e-6,
+        gate: Activation | None = None,
+    ) -> None:  # fmt: skip
+        """rest: a residual, perhaps, and out; otherwise as `quantized_linear`. Only few rows may come with a norm, a
+        residual or a gate."""
+        *residuals, out = rest
+        if self.takes(len(x), gated=gate is not None):
+            quantized_linear(
+                x, self.weight, out, gpu=self.gpu, bias=self.bias, norm_weight=norm_weight, eps=eps,
+                residual=residuals[0] if residuals else None, gate=gate,
+            )  # fmt: skip
+            return
+        fused = (*residuals, norm_weight, gate)
+        assert all(each is None for each in fused), "fused only where the kernel for few rows takes it"
+        if self.dense is None:
+            self._multiply_fp8(x, out)
+        else:
+            dense = self.dense[: self.weight.columns * self.weight.depth].view(self.weight.columns, -1)
+            dequantise(self.weight, dense, chained=self.gpu.chains)
+            library_linear(x, dense, out, self.bias)
+
+    def run_add_rms_norm(
+        self, x: torch.Tensor, total: torch.Tensor, norm_weight: torch.Tensor, eps: float, out: torch.Tensor,
+        room: torch.Tensor | None,
+    ) -> None:  # fmt: skip
+        """total += x W^T; out = its RMSNorm. room: float32, for sums over parts of the inputs."""
+        chained = self.gpu.chains
+        if self.takes(len(x)):
+            self.run(x, total, total)
+            norm.rms_norm(total, norm_weight, eps, out, chained=chained)
+        elif room is not None and self.takes(len(x), MAX_SPLIT):
+            parts = room[: MAX_SPLIT * out.numel()].view(MAX_SPLIT, *out.shape)
+            quantized_linear(x, self.weight, parts, gpu=self.gpu)
+            norm.sum_rms_norm(parts, total, norm_weight, eps, out, chained=chained)
+        else:
+            self.run(x, out)
+            norm.add_rms_norm(out, total, norm_weight, eps, out, chained=chained)
+
+    def takes(self, num_rows: int, num_parts: int = 1, *, gated: bool = False) -> bool:
+        """Whether the kernel for few rows does."""
+        return fits(self.weight.kind, num_rows, part_depth(self.weight.depth, num_parts), self.gpu, is_gated=gated)
+
+    def _multiply_fp8(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        num_rows, depth = x.shape
+        codes = self.codes[: num_rows * depth].view(torch.float8_e4m3fn).view(num_rows, depth)
+        scales = self.scales[:num_rows].view(num_rows, 1)
+        quantise_rows(x, codes, scales, chained=self.gpu.chains)
+        torch._scaled_mm(
+            codes, self.weight.data.t(), scale_a=scales, scale_b=self.weight.scales.view(1, -1),
+            out_dtype=out.dtype, out=out,
+        )  # fmt: skip
+        if self.bias is not None:
+            out.add_(self.bias)

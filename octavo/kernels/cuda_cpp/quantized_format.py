@@ -1,0 +1,109 @@
+"""Which matrices csrc/cuda/quantized_linear.cu takes as they are stored, and what they take on the device.
+
+    layout   codes        scales
+    fp8      F8_E4M3      of outputs, or of blocks of 128 x 128
+    int8     I8           of outputs, or of groups of inputs
+    int4     U4           of outputs, or of groups of inputs, with zero points or without
+
+Plans of memory read this file where there is no GPU, so it imports neither torch nor triton.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda_cpp import compile as nvcc
+from octavo.kernels.kv_layout import KVDType
+from octavo.kernels.parameters import Linear
+from octavo.kernels.scaled import ScaledFormat
+
+Layout = Literal["fp8", "int8", "int4"]
+Scales = Literal["outputs", "groups", "blocks"]
+
+LAYOUTS: dict[str, Layout] = {"F8_E4M3": "fp8", "I8": "int8", "U4": "int4"}
+_GROUPS = (64, 128, 256, 512)
+_TILE, _PIECE = 16, 128  # outputs and inputs that the kernel takes at a time
+MAX_ROWS, COMPUTERS, ENTRIES, ROW_GAP = 16, 16, 4, 32
+_LARGEST_STAGE = 2048  # inputs
+_STAGE_BYTES = 16 << 10  # of weights, in an entry of the ring
+#: for each byte of weights, with scales and zero points, and rounded up
+_ENTRY_BYTES: dict[Scales, float] = {"outputs": 1, "blocks": 17 / 16, "groups": 20 / 16}
+_MOST_SHARED = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
+
+
+def scales_of(form: ScaledFormat) -> Scales:
+    if form.block in ((0, 0), (1, 0)):
+        return "outputs"
+    return "blocks" if form.block[0] > 1 else "groups"
+
+
+def format_of(linear: Linear, dtype: KVDType, gpu: GPU, *, is_fixed: bool) -> ScaledFormat | None:
+    """The format in which the kernel multiplies such a product; None: its matrices are made dense."""
+    form = linear.parts[0].scheme.format
+    if form is None or any(part.scheme.format != form for part in linear.parts):
+        return None
+    if dtype == "float32" or is_fixed or gpu.is_interpreted or nvcc.find_nvcc() is None:
+        return None
+    return None if any(why_not(form, *part.shape) for part in linear.parts) else form
+
+
+def why_not(form: ScaledFormat, columns: int, depth: int) -> str | None:
+    """Why the kernel does not take a matrix, or None."""
+    if form.code not in LAYOUTS:
+        return f"codes of {form.code}; it takes {', '.join(LAYOUTS)}"
+    if columns % _TILE or depth % _PIECE:
+        return f"{columns} x {depth}; it takes multiples of {_TILE} x {_PIECE}"
+    if form.is_sorted:
+        return "inputs that are sorted by importance; it takes them in order"
+    rows, group = form.block
+    if scales_of(form) == "outputs":
+        return "a zero point for each output" if form.has_zeros else None
+    if form.code == "F8_E4M3":
+        fits = form.block == (128, 128) and columns % 128 == 0
+        return None if fits else f"fp8 {form.label}; it takes a scale per tensor, per output or per 128x128"
+    if rows != 1 or group not in _GROUPS or depth % group:
+        return f"{form.label}; it takes groups of {', '.join(map(str, _GROUPS))}"
+    return "a zero point for groups of int8" if form.code == "I8" and form.has_zeros else None
+
+
+def row_tiles(num_rows: int) -> int:
+    """Tiles of 8 rows, a power of two."""
+    return 1 << (-(-num_rows // 8) - 1).bit_length()
+
+
+def most_shared(gpu: GPU) -> int:
+    """Bytes of shared memory that a thread block may have."""
+    return _MOST_SHARED.get(gpu.capability, 99 << 10)
+
+
+def part_depth(depth: int, num_parts: int) -> int:
+    """The inputs of a part, in whole stages."""
+    return depth if num_parts == 1 else -(-depth // (num_parts * _LARGEST_STAGE)) * _LARGEST_STAGE
+
+
+def fits(kind: Scales, num_rows: int, depth: int, gpu: GPU, *, is_gated: bool = False) -> bool:
+    """Whether the kernel takes so many rows of so many inputs at once."""
+    return num_rows <= MAX_ROWS and _shared_bytes(_STAGE_BYTES, kind, num_rows, depth, is_gated) <= most_shared(gpu)
+
+
+def stage_for(layout: Layout, kind: Scales, num_rows: int, depth: int, gpu: GPU, *, is_gated: bool) -> int:
+    """Bytes of a stage. Rows of bytes are read in longer runs if they fit: int4 is in one run as it is."""
+    fits_twice = _shared_bytes(2 * _STAGE_BYTES, kind, num_rows, depth, is_gated) <= most_shared(gpu)
+    return 2 * _STAGE_BYTES if layout != "int4" and fits_twice else _STAGE_BYTES
+
+
+def _shared_bytes(stage_bytes: int, kind: Scales, num_rows: int, depth: int, is_gated: bool) -> int:
+    sums = 2 * 4 * COMPUTERS * row_tiles(num_rows) * 8 * (32 if is_gated else 16)
+    return int(ENTRIES * stage_bytes * _ENTRY_BYTES[kind]) + sums + num_rows * (depth + ROW_GAP) * 2 + 4096
+
+
+def held_bytes(form: ScaledFormat, columns: int, depth: int) -> int:
+    """What a matrix takes on the device."""
+    codes = columns * depth // (2 if form.is_nibbles else 1)
+    kind = scales_of(form)
+    if kind == "outputs":
+        return codes + 4 * columns
+    if kind == "blocks":
+        return codes + 4 * columns // 128 * -(-depth // 512) * 4
+    return codes + columns * (depth // form.block[1]) * (6 if form.has_zeros else 4)

@@ -1,0 +1,82 @@
+"""What products of many rows need around a library: weights made dense, and rows made fp8."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from octavo.kernels.cuda_cpp.quantized_weight import QuantizedWeight
+from octavo.kernels.triton.chain import wait_for_previous
+
+_ROWS, _COLUMNS = 16, 128
+
+
+def dequantise(weight: QuantizedWeight, out: torch.Tensor, *, chained: bool = False) -> None:
+    """The numbers of a weight: out [out, in], contiguous."""
+    zeros = weight.scales if weight.zeros is None else weight.zeros
+    data = weight.data.view(torch.uint8) if weight.layout == "int4" else weight.data
+    _dequantise_kernel[(weight.columns // _ROWS, weight.depth // _COLUMNS)](
+        data, weight.scales, zeros, out, weight.depth, max(weight.group, 1), weight.scales.shape[-1],
+        LAYOUT=weight.layout, KIND=weight.kind, HAS_ZEROS=weight.zeros is not None,
+        RAISED=1024 if weight.zeros is not None and weight.zeros.dtype == torch.float16 else 128,
+        ROWS=_ROWS, COLUMNS=_COLUMNS, CHAINED=chained, launch_pdl=chained, num_warps=4,
+    )  # fmt: skip
+
+
+def quantise_rows(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, *, chained: bool = False) -> None:
+    """x [T, in] -> codes [T, in] of fp8 and scales [T, 1] float32: the largest magnitude of a row becomes 448."""
+    _quantise_rows_kernel[(len(x),)](
+        x, codes, scales, x.shape[1], x.stride(0), codes.stride(0),
+        BLOCK=triton.next_power_of_2(x.shape[1]), CHAINED=chained, launch_pdl=chained, num_warps=8,
+    )  # fmt: skip
+
+
+@triton.jit
+def _dequantise_kernel(
+    data_ptr, scales_ptr, zeros_ptr, out_ptr, depth, group, scale_columns,
+    LAYOUT: tl.constexpr, KIND: tl.constexpr, HAS_ZEROS: tl.constexpr, RAISED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHAINED: tl.constexpr,
+):  # fmt: skip
+    tile, n = tl.program_id(0).to(tl.int64), tl.arange(0, ROWS)[:, None]
+    k = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    at = (tile * ROWS + n) * depth + k
+    if LAYOUT == "int4":
+        inside = k % 64
+        lane, number = n % 8 * 4 + inside % 32 // 8, inside % 8
+        nibble = number // 2 + number % 2 * 4
+        word = inside // 32 * 2 + n // 8
+        chunk = (tile * (depth // 64) + k // 64) * 32 + lane
+        byte = tl.load(data_ptr + chunk * 16 + word * 4 + nibble // 2)
+        y = ((byte >> (nibble % 2 * 4).to(tl.uint8)) & 15).to(tl.float32)
+    else:
+        y = tl.load(data_ptr + at).to(tl.float32)
+    if KIND == "groups":
+        place = ((tile * (depth // group) + k // group) * 8 + n % 8) * 2 + n // 8
+    elif KIND == "blocks":
+        place = tile * ROWS // 128 * scale_columns + k // 128 + n * 0
+    else:
+        place = tile * ROWS + n + k * 0
+    if LAYOUT == "int8":
+        y -= 128
+    if LAYOUT == "int4":
+        if HAS_ZEROS:
+            y += tl.load(zeros_ptr + place).to(tl.float32) + RAISED
+        else:
+            y -= 8
+    wait_for_previous(CHAINED)
+    tl.store(out_ptr + at, (y * tl.load(scales_ptr + place)).to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _quantise_rows_kernel(
+    x_ptr, codes_ptr, scales_ptr, width, x_stride, codes_stride, BLOCK: tl.constexpr, CHAINED: tl.constexpr
+):
+    row, k = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    wait_for_previous(CHAINED)
+    x = tl.load(x_ptr + row * x_stride + k, mask=k < width, other=0.0).to(tl.float32)
+    largest = tl.max(tl.abs(x), 0)
+    scale = tl.where(largest > 0, largest / 448.0, 1.0)
+    codes = tl.minimum(tl.maximum(x / scale, -448.0), 448.0)
+    tl.store(codes_ptr + row * codes_stride + k, codes.to(codes_ptr.dtype.element_ty), mask=k < width)
+    tl.store(scales_ptr + row, scale)

@@ -1,0 +1,26 @@
+"""Random matrices of codes and scales, in every format that quantized_linear.cu takes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from octavo.kernels.scaled import ScaledFormat, ScaledTensor
+
+FORMATS = [
+    *(ScaledFormat("F8_E4M3", block) for block in ((0, 0), (1, 0), (128, 128))),
+    *(ScaledFormat("I8", block) for block in ((1, 0), (1, 128))),
+    *(ScaledFormat("U4", (1, 64), has_zeros) for has_zeros in (False, True)),
+    *(ScaledFormat("U4", (1, 512)), ScaledFormat("U4", (1, 128), has_zeros=True)),
+]
+
+
+def random_matrix(form: ScaledFormat, shape: tuple[int, int], seed: int = 0) -> ScaledTensor:
+    rng = np.random.default_rng(seed)
+    stored = (shape[0], shape[1] // 2 if form.is_nibbles else shape[1])
+    codes = rng.integers(0, 256, stored).astype(np.uint8)
+    if form.code == "F8_E4M3":
+        codes[codes & 127 == 127] = 0  # NaN
+    blocks = form.blocks_of(shape)
+    scales = (rng.random(blocks) + 0.5).astype(np.float32)
+    zeros = rng.integers(0, 16, blocks).astype(np.int16) if form.has_zeros else None
+    return ScaledTensor(form, shape, codes, scales, zeros=zeros)
