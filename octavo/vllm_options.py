@@ -75,7 +75,7 @@ _NO_POOLING = "models generate text; there are no embeddings, scores or classes"
 _NO_EXPERTS = "there are no models of experts yet"
 _FORMER_GRAMMAR = "use structured_outputs, a field of SamplingParams"
 _ONE_GRAMMAR = "llguidance compiles every grammar, and structured_outputs has the switches"
-NO_TOOLS = "the answer's text is returned unparsed; read calls and thoughts from it"
+_NO_PLUGINS = "the formats of octavo/text/answers are all; there are no plugins"
 _FROM_FILE = "weights are computed as the file stores them; use a GGUF file of the quantisation you want"
 _PROFILER = "use your own profiler; an LLM's events have the times of each step"
 _TEXT_CONFIG = "change the checkpoint's config.json instead"
@@ -176,7 +176,7 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     **_each(NotHere(_NO_SPECULATION, (0,)), "num_speculative_tokens", "spec_tokens", "num_lookahead_slots"),
     **_idle(_ONE_GRAMMAR, "structured_outputs_config", "guided_decoding_backend", "guided_decoding_disable_fallback"),
     **_idle(_ONE_GRAMMAR, "guided_decoding_disable_any_whitespace", "guided_decoding_disable_additional_properties"),
-    **_each(NotHere(NO_TOOLS), "reasoning_parser", "reasoning_parser_plugin"),
+    "reasoning_parser_plugin": NotHere(_NO_PLUGINS),
     **_each(NotHere(_NO_TRANSFER), "kv_transfer_config", "ec_transfer_config"),
     "weight_transfer_config": NotHere("weights are read once, from files"),
     "additional_config": NotHere("there are no plugins"),
@@ -209,7 +209,8 @@ SERVER_ONLY: dict[str, NotHere] = {
 #: flags of `vllm serve` alone
 SERVER_FLAGS: dict[str, NotHere] = {
     **_each(NotHere(_NO_LORA), "lora_modules", "prompt_adapters"),
-    **_each(NotHere(NO_TOOLS), "enable_auto_tool_choice", "tool_call_parser", "tool_parser_plugin", "tool_server"),
+    "tool_parser_plugin": NotHere(_NO_PLUGINS),
+    "tool_server": NotHere("tools are called by the client"),
     "exclude_tools_when_tool_choice_none": NotHere("the template gets all tools that are sent"),
     "response_role": NotHere("answers have the role assistant", ("assistant",)),
     "middleware": NotHere("put a proxy in front"),

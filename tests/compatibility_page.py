@@ -46,6 +46,9 @@ DIFFERENT: dict[str, dict[str, str]] = {
     },
     "flags": {
         "api_key": "required on all routes but health checks; also in `x-api-key`, `OCTAVO_API_KEY` or a file",
+        "enable_auto_tool_choice": "on by default",
+        "tool_call_parser": "by default as the chat template shows",
+        "reasoning_parser": "by default as the chat template shows",
         "timeout_keep_alive": "65 s, longer than clients and proxies keep connections",
         "shutdown_timeout": "requests still running then end as `abort`",
     },

@@ -39,6 +39,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import ConfigError
 from octavo.server import anthropic, chat, completions, ollama, operations, sessions, tokens
+from octavo.server.answers import AnswerReader
 from octavo.server.api_errors import ApiError, error_response
 from octavo.server.logprob_room import LogprobRoom
 from octavo.server.openapi import describe, documentation
@@ -96,7 +97,14 @@ def create_app(client: EngineClient, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="Octavo", **options)
     room = LogprobRoom(2 * settings.max_logprobs_per_request)
     created, sessions = int(time.time()), SessionStore(settings)
-    serving = Serving(client=client, settings=settings, created=created, logprob_room=room, sessions=sessions)
+    serving = Serving(
+        client=client,
+        settings=settings,
+        created=created,
+        logprob_room=room,
+        sessions=sessions,
+        answers=AnswerReader(client.get_tokenizer(), settings),
+    )
     routes = [*ROUTES, *OPTIONAL_ROUTES] if settings.enable_tokenizer_info_endpoint else [*ROUTES]
     if not settings.disable_fastapi_docs:
         routes += documentation(app, settings.root_path)

@@ -15,7 +15,7 @@ import msgspec
 
 from octavo.server.api_errors import ApiError, bad_field
 from octavo.shown import shown, suggestion
-from octavo.vllm_options import NO_TOOLS, SAMPLING_FIELDS
+from octavo.vllm_options import SAMPLING_FIELDS
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -64,19 +64,22 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(FORMER_STRUCTURED_OUTPUTS, ()),
 }
 
+_CHATS = "/v1/chat/completions has tools and reasoning"
+
 #: the alternative, where SAMPLING_FIELDS does not give one
 INSTEAD: dict[str, str] = {
     **dict.fromkeys(FORMER_STRUCTURED_OUTPUTS, "use structured_outputs, or response_format"),
-    "tools": "no model is shown tools over HTTP yet; put their description into a message",
+    "tools": _CHATS,
     "suffix": "put what follows into the prompt, in the form that the model knows",
     "prompt_embeds": "prompts are text or token ids",
     "store": "nothing is stored",
     "service_tier": "there is one tier; use priority",
-    "reasoning_effort": "chat_template_kwargs reaches the template's own switch",
+    "reasoning_effort": _CHATS,
     "vllm_xargs": "there are no plugins",
     **dict.fromkeys(("modalities", "audio"), "models read and write text"),
     **dict.fromkeys(("mm_payload", "media_io_kwargs", "mm_processor_kwargs"), "models read text only"),
-    **dict.fromkeys(("tool_choice", "functions", "function_call", "include_reasoning", "thinking"), NO_TOOLS),
+    **dict.fromkeys(("tool_choice", "include_reasoning", "thinking"), _CHATS),
+    **dict.fromkeys(("functions", "function_call"), "their successors are tools and tool_choice"),
 }
 
 

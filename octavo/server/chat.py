@@ -12,6 +12,7 @@ from starlette.responses import Response
 from octavo.errors import OctavoError
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
+from octavo.server.answers import Reading
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.chunks import ChatChunks, stream_answer
 from octavo.server.generation import sampling_params, stream
@@ -30,6 +31,7 @@ from octavo.server.prompts import cut, encode_conversation, room_for_output
 from octavo.server.protocol import BatchChatCompletionRequest, ChatCompletionRequest, ConversationRequest
 from octavo.server.responses import ChatChoice, ChatCompletionResponse, ChatLogprobs, ChatMessage, request_times
 from octavo.server.serving import Serving
+from octavo.server.tools import asked_tools
 
 
 async def create_chat_completion(request: Request, serving: Serving) -> Response:
@@ -38,20 +40,28 @@ async def create_chat_completion(request: Request, serving: Serving) -> Response
     check_pairs(asked)
     num_top = number_of_alternatives(asked)
     prompt = await encode_chat(request, asked, serving)
-    params = chat_params(asked, prompt, num_top, serving)
+    reading = _reading(asked, prompt, serving)
+    params = serving.answers.params(chat_params(asked, prompt, num_top, serving), reading)
     limited = _names_limit(asked)
     call = make_call(request, asked, serving, "chatcmpl", [prompt], params, num_top, names_limit=limited)
     echo = continued_text(asked) if asked.echo else ""
     if asked.stream:
-        return stream_answer(serving, call, ChatChunks(call, echo), stream(serving.client, call.generation))
-    return await whole_answer(request, serving, call, lambda outputs: _response(call, asked, outputs[0], echo), echo)
+        return stream_answer(serving, call, ChatChunks(call, echo, reading), stream(serving.client, call.generation))
+    return await whole_answer(
+        request, serving, call, lambda outputs: _response(call, asked, outputs[0], echo, reading), echo
+    )
 
 
 def _names_limit(asked: ConversationRequest) -> bool:
     return asked.max_tokens is not None or asked.max_completion_tokens is not None
 
 
+def _reading(asked: ChatCompletionRequest, prompt: list[int], serving: Serving) -> Reading | None:
+    return serving.answers.reading(asked, prompt, continued_text(asked) if asked.continue_final_message else None)
+
+
 async def encode_chat(request: Request, asked: ChatCompletionRequest, serving: Serving) -> list[int]:
+    asked_tools(asked.tools, asked.tool_choice, asked.parallel_tool_calls)  # before a template sees them
     fits = serving.client.model_info if asked.truncate_prompt_tokens is None else None
     prompt = await encode_conversation(request, serving, asked, fits)
     return cut(prompt, asked, _wanted(asked)[1], serving.client.model_info)
@@ -115,13 +125,15 @@ def continued_text(asked: ChatCompletionRequest) -> str:
     return "\n".join(part if isinstance(part, str) else part["text"] for part in content)
 
 
-def _response(call: Call, asked: ChatCompletionRequest, output: RequestOutput, echo: str) -> ChatCompletionResponse:
+def _response(
+    call: Call, asked: ChatCompletionRequest, output: RequestOutput, echo: str, reading: Reading | None
+) -> ChatCompletionResponse:
     counts = total_usage([output])
     return ChatCompletionResponse(
         id=call.id,
         created=call.created,
         model=call.model,
-        choices=[choice(call, one, echo) for one in output.outputs],
+        choices=[choice(call, one, echo, reading) for one in output.outputs],
         usage=counts,
         prompt_logprobs=None if asked.prompt_logprobs is None else prompt_logprobs(output.prompt_logprobs or []),
         prompt_token_ids=output.prompt_token_ids if call.has_token_ids else None,
@@ -129,16 +141,21 @@ def _response(call: Call, asked: ChatCompletionRequest, output: RequestOutput, e
     )
 
 
-def choice(call: Call, completion: CompletionOutput, echo: str) -> ChatChoice:
+def choice(call: Call, completion: CompletionOutput, echo: str, reading: Reading | None) -> ChatChoice:
+    message, has_calls = ChatMessage(content=echo + completion.text), False
+    if reading is not None:
+        message, has_calls = reading.message(completion.text)
+        if echo:
+            message.content = echo + (message.content or "")
     logprobs = None
     if call.num_top is not None:
         rows = LazyList(chat_logprobs(call, completion.token_ids, completion.logprobs or []))
         logprobs = ChatLogprobs(content=rows)  # type: ignore[arg-type]  # a list in JSON
     return ChatChoice(
         index=completion.index,
-        message=ChatMessage(content=echo + completion.text),
+        message=message,
         logprobs=logprobs,
-        finish_reason=completion.finish_reason,
+        finish_reason="tool_calls" if has_calls and completion.finish_reason == "stop" else completion.finish_reason,
         stop_reason=completion.stop_reason,
         token_ids=completion.token_ids if call.has_token_ids else None,
     )
@@ -152,10 +169,11 @@ async def create_chat_batch(request: Request, serving: Serving) -> Response:
     num_top = number_of_alternatives(chats[0])
     prompts = [await _encoded(request, place, chat, serving) for place, chat in enumerate(chats)]
     shortest = min(prompts, key=len)  # the engine limits each to what its own prompt leaves
-    params = chat_params(chats[0], shortest, num_top, serving)
+    readings = [_reading(chat, prompt, serving) for chat, prompt in zip(chats, prompts, strict=True)]
+    params = serving.answers.params(chat_params(chats[0], shortest, num_top, serving), readings[0])
     limited = _names_limit(asked)
     call = make_call(request, asked, serving, "chatcmpl", prompts, params, num_top, names_limit=limited)
-    return await whole_answer(request, serving, call, lambda outputs: _batch_response(call, chats, outputs))
+    return await whole_answer(request, serving, call, lambda outputs: _batch_response(call, chats, outputs, readings))
 
 
 def _check_batch(asked: BatchChatCompletionRequest, most: int) -> None:
@@ -192,11 +210,11 @@ async def _encoded(request: Request, place: int, chat: ChatCompletionRequest, se
 
 
 def _batch_response(
-    call: Call, chats: list[ChatCompletionRequest], outputs: list[RequestOutput]
+    call: Call, chats: list[ChatCompletionRequest], outputs: list[RequestOutput], readings: list[Reading | None]
 ) -> ChatCompletionResponse:
     choices = []
-    for place, (chat, output) in enumerate(zip(chats, outputs, strict=True)):
-        answer = choice(call, output.outputs[0], continued_text(chat) if chat.echo else "")
+    for place, (chat, output, reading) in enumerate(zip(chats, outputs, readings, strict=True)):
+        answer = choice(call, output.outputs[0], continued_text(chat) if chat.echo else "", reading)
         answer.index = place
         choices.append(answer)
     return ChatCompletionResponse(

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from octavo.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from octavo.server.answers import Reading, StreamedAnswer
 from octavo.server.api_errors import ApiError
 from octavo.server.generation import raise_failure
 from octavo.server.json_pieces import json_pieces
@@ -32,6 +33,8 @@ _FEW_ROWS = 256
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
+#: what a chat's piece of text may add, while it cannot be told what it is
+_NOTHING: dict[str, Any] = {"delta": {}}
 
 
 def stream_answer(
@@ -49,7 +52,7 @@ def stream_answer(
 @dataclass(slots=True)
 class Choice:
     """One sequence of the answer: what was sent, and what waits for stream_interval. place: the end of the text whose
-    logprobs were sent; None for no logprobs."""
+    logprobs were sent; None for no logprobs. answer: reads its thoughts and calls; None: its text is all."""
 
     index: int
     head: bytes
@@ -59,6 +62,7 @@ class Choice:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    answer: StreamedAnswer | None = None
 
 
 class OpenAIEvents:
@@ -78,9 +82,8 @@ class OpenAIEvents:
         self._opening = b"data: " + _encode(self._constant)[:-1] + b',"choices":['
         self._choices: dict[int, Choice] = {}
         self._tail = shape.after + (b'],"usage":null}\n\n' if call.has_usage else b"]}\n\n")
-        self._is_plain = (
-            call.num_top is None and not call.has_token_ids and not call.has_usage_always and call.stream_interval == 1
-        )
+        is_bare = call.num_top is None and not call.has_token_ids and not call.has_usage_always
+        self._is_plain = shape.is_text and is_bare and call.stream_interval == 1
         self._last: RequestOutput | None = None
         self._prompts: dict[int, tuple[int, int]] = {}  # place -> prompt tokens, cached ones
 
@@ -150,9 +153,12 @@ class OpenAIEvents:
         raise_failure(output)
         text, token_ids, rows = choice.text, choice.token_ids, choice.logprobs
         choice.text, choice.token_ids, choice.logprobs, choice.has_sent = "", [], [], True
-        fields: dict[str, Any] = {"index": choice.index, **self._shape.fields(text)}
+        content = self._shape.fields(choice, text, is_end)
+        if content == _NOTHING and not (is_end or rows or self._call.has_token_ids):
+            return
+        fields: dict[str, Any] = {"index": choice.index, **content}
         fields["logprobs"] = None if self._call.num_top is None else self._shape.logprobs(choice, token_ids, rows)
-        fields["finish_reason"] = completion.finish_reason
+        fields["finish_reason"] = self._shape.finish_reason(choice, completion.finish_reason)
         if is_end or self._shape.always_has_stop_reason:
             fields["stop_reason"] = completion.stop_reason
         fields |= self._shape.nulls
@@ -184,13 +190,17 @@ class CompletionChunks:
     #: further null fields of every choice, as in vLLM
     nulls: Mapping[str, None] = {"prompt_token_ids": None}
     always_has_stop_reason = True
+    is_text = True
 
     def __init__(self, call: Call, echo: list[str] | None) -> None:
         self._call = call
         self._echo = echo
 
-    def fields(self, text: str) -> dict[str, Any]:
+    def fields(self, choice: Choice, text: str, is_end: bool) -> dict[str, Any]:
         return {"text": text}
+
+    def finish_reason(self, choice: Choice, reason: str | None) -> str | None:
+        return reason
 
     def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any:
         assert choice.place is not None, "a place comes with the first output"
@@ -216,7 +226,8 @@ class CompletionChunks:
 
 
 class ChatChunks:
-    """The same for chats. echo: the text of the message that the answer continues, if the answer repeats it."""
+    """The same for chats. echo: the text of the message that the answer continues, if the answer repeats it. reading:
+    how thoughts and calls are found; None: all text is content."""
 
     object = "chat.completion.chunk"
     before = b'"delta":{"content":'
@@ -224,17 +235,28 @@ class ChatChunks:
     nulls: Mapping[str, None] = {}
     always_has_stop_reason = False
 
-    def __init__(self, call: Call, echo: str) -> None:
+    def __init__(self, call: Call, echo: str, reading: Reading | None = None) -> None:
         self._call = call
         self._echo = echo
+        self._reading = reading
+        self.is_text = reading is None
 
-    def fields(self, text: str) -> dict[str, Any]:
+    def fields(self, choice: Choice, text: str, is_end: bool) -> dict[str, Any]:
+        if choice.answer is not None:
+            return {"delta": choice.answer.delta(text, is_end)}
         return {"delta": {"content": text} if text else {}}
+
+    def finish_reason(self, choice: Choice, reason: str | None) -> str | None:
+        has_calls = choice.answer is not None and choice.answer.has_calls
+        return "tool_calls" if has_calls and reason == "stop" else reason
 
     def logprobs(self, choice: Choice, token_ids: list[int], rows: list[TokenLogprobs]) -> Any:
         return ChatLogprobs(content=list(chat_logprobs(self._call, token_ids, rows)))
 
     def opening(self, place: int, choices: list[Choice], output: RequestOutput) -> list[dict[str, Any]]:
+        if self._reading is not None:
+            for choice in choices:
+                choice.answer = StreamedAnswer(self._reading)
         top = {"prompt_token_ids": output.prompt_token_ids if self._call.has_token_ids else None}
         fields = {"delta": {"role": "assistant", "content": self._echo}, "logprobs": None, "finish_reason": None}
         return [{"index": choice.index, **fields, "top": top} for choice in choices]

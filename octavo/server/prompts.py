@@ -6,6 +6,7 @@ for the model is refused before it is encoded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ T = TypeVar("T")
 #: parts of a message's content that are measured; more count as long
 _FEW_PARTS = 16
 #: keys that chat_template_kwargs may not have: other fields set them, or the call itself does
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+#: variables by which templates let a model think or not
+_SWITCHES = ("enable_thinking", "thinking")
 _RESERVED = frozenset(
     {"self", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"}
 )
@@ -56,6 +60,7 @@ async def encode_conversation(
     messages and templates. fits: as for texts."""
     tokenizer, settings = serving.tokenizer("a conversation"), serving.settings
     _check_template(asked, tokenizer, settings)
+    template = tokenizer.chat_templates.get(asked.chat_template or "default") or asked.chat_template or ""
 
     def encode() -> list[int]:
         check_messages(asked.messages, settings)
@@ -64,7 +69,8 @@ async def encode_conversation(
             add_generation_prompt=asked.add_generation_prompt is not False,
             continue_final_message=bool(asked.continue_final_message),
             chat_template=asked.chat_template,
-            **_variables(asked),
+            tools=asked.tools or None,
+            **_variables(asked, template),
         )
         _check_bytes(tokenizer, text, "messages", fits)
         return tokenizer.encode(text, add_special_tokens=bool(asked.add_special_tokens))
@@ -83,7 +89,7 @@ async def _in_lane(request: Request, serving: Serving, lane: Lane, work: Callabl
     raise ClientDisconnect
 
 
-def _variables(asked: ChatCompletionRequest) -> dict[str, Any]:
+def _variables(asked: ChatCompletionRequest, template: str) -> dict[str, Any]:
     """The template's variables beside the messages."""
     variables = dict(asked.chat_template_kwargs or {})
     if reserved := sorted(_RESERVED & set(variables)):
@@ -94,7 +100,21 @@ def _variables(asked: ChatCompletionRequest) -> dict[str, Any]:
         )
     if asked.documents is not None:
         variables["documents"] = asked.documents
+    if asked.reasoning_effort is not None:
+        variables = {**_effort(asked.reasoning_effort, template), **variables}
     return variables
+
+
+def _effort(effort: str, template: str) -> dict[str, Any]:
+    """reasoning_effort as the template's own switches."""
+    if effort not in _EFFORTS:
+        raise bad_field("reasoning_effort", f"is {shown(effort)}, allowed are {', '.join(_EFFORTS)}")
+    known = {name for name in ("reasoning_effort", *_SWITCHES) if re.search(rf"\b{name}\b", template)}
+    if not known and effort != "none":
+        problem = f"is {effort}, but the model's chat template has no switch for its thoughts: leave it out"
+        raise bad_field("reasoning_effort", problem, "unsupported_parameter")
+    switches: dict[str, Any] = dict.fromkeys(_SWITCHES, effort != "none")
+    return {name: value for name, value in {"reasoning_effort": effort, **switches}.items() if name in known}
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]], settings: ServerSettings) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from octavo.outputs import RequestOutput
 
@@ -131,16 +132,32 @@ class ChatLogprobs(msgspec.Struct, kw_only=True):
     refusal: None = None
 
 
+class FunctionCalled(msgspec.Struct, kw_only=True):
+    """arguments: JSON, as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCalled
+
+
 class ChatMessage(msgspec.Struct, kw_only=True):
-    """Without tool_calls, which vLLM and OpenAI leave out if there are none."""
+    """content: null beside calls without a text. tool_calls are left out if there are none, as in vLLM and OpenAI's
+    API. reasoning_content: the former name of reasoning, which many clients read."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
     annotations: None = None
     audio: None = None
     function_call: None = None
-    reasoning: None = None
+    reasoning: str | None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):

@@ -26,6 +26,7 @@ from starlette.responses import Response
 
 from octavo.engine.llm_engine import EngineClient
 from octavo.outputs import RequestOutput
+from octavo.server.answers import AnswerReader
 from octavo.server.api_errors import JSON, ApiError, as_api_error, bad_field, error_response, speaks_ollama
 from octavo.server.bodies import explain
 from octavo.server.logprob_room import LogprobRoom
@@ -49,14 +50,15 @@ T = TypeVar("T", bound=ModelRequest)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """created: when the server started, in seconds since 1970. lanes: threads for long work. logprob_room: limits the
-    log-probabilities held by all answers together. sessions: those of this front end. body_turn: held while a large
-    body is decoded."""
+    log-probabilities held by all answers together. sessions: those of this front end. answers: how the model writes
+    thoughts and calls. body_turn: held while a large body is decoded."""
 
     client: EngineClient
     settings: ServerSettings
     created: int
     logprob_room: LogprobRoom
     sessions: SessionStore
+    answers: AnswerReader
     lanes: Lanes = field(default_factory=Lanes)
     body_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 

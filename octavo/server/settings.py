@@ -39,6 +39,15 @@ class ServerSettings:
     trust_request_chat_template: bool = knob(
         False, "run chat templates sent in requests: programs, which get a process, a second and a gigabyte"
     )
+    tool_call_parser: str | None = knob(
+        None, "the format in which the model writes calls of tools; default: as its chat template shows; none: no calls"
+    )
+    enable_auto_tool_choice: bool = knob(
+        True, "read calls that the model makes by itself (vLLM: only with this flag); a request's tool_choice decides"
+    )
+    reasoning_parser: str | None = knob(
+        None, "the marks around the model's thoughts; default: as its chat template shows; none: thoughts are content"
+    )
     return_tokens_as_token_ids: bool = knob(
         False, "write tokens in logprobs as 'token_id:7' unless a request says otherwise"
     )

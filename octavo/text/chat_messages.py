@@ -6,6 +6,7 @@ content as one text      unchanged, or as a single part
 no content               "", or None if the template tests for it; only the assistant may omit it
 "" beside a tool call    the same: clients send either
 arguments as JSON text   parsed to an object; or left as text, if the template prints them
+reasoning                also as reasoning_content, and the other way round: templates read one of them
 null fields              dropped, since templates test whether a key exists
 """
 
@@ -62,6 +63,9 @@ def _message(facts: TemplateFacts, where: str, message: object, content_format: 
     if kept["role"] == "developer" and not facts.knows_developer:
         kept["role"] = "system"
     kept["content"] = _content(facts, where, message, content_format)
+    thoughts = kept.get("reasoning_content", kept.get("reasoning"))
+    if isinstance(thoughts, str):
+        kept["reasoning_content"] = kept["reasoning"] = thoughts
     if isinstance(kept.get("tool_calls"), Sequence) and not isinstance(kept["tool_calls"], str):
         kept["tool_calls"] = [_tool_call(call, facts.wants_argument_text) for call in kept["tool_calls"]]
     return kept

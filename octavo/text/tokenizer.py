@@ -21,6 +21,7 @@ from octavo.text.template_process import template_processes
 from octavo.text.text_bounds import TextBounds, text_bounds
 from octavo.text.tokenizer_calls import TransformersCalls
 from octavo.text.tokenizer_parts import TokenizerParts, is_panic
+from octavo.text.tools_in_text import reads_tools, with_tools
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -113,8 +114,11 @@ class Tokenizer(TransformersCalls):
         for name in ("tokenize", "return_dict", "return_tensors"):
             if variables.pop(name, None):
                 raise InvalidRequestError(f"{name} is set, but this returns text; use encode_chat for token ids")
+        template = self._choose_template(chat_template, has_tools=tools is not None)
+        if tools and not reads_tools(template):
+            messages, tools = with_tools(messages, tools), None
         return template_processes().render(
-            template=self._choose_template(chat_template, has_tools=tools is not None),
+            template=template,
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,

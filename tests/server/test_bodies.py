@@ -16,7 +16,7 @@ REFUSED_CHATS = {
     "tools": (
         {"tools": [{"type": "function"}]},
         "tools",
-        r"allowed is leaving it out or \[\]: no model is shown tools",
+        r"tools\[0\] is .*, allowed is \{'type': 'function'",
     ),
     "form": ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
     "guided": ({"guided_json": {}}, "guided_json", "use structured_outputs"),

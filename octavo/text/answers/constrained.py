@@ -1,0 +1,84 @@
+"""Grammars of answers that must be calls: the markup of a model's own format around JSON of each function's schema.
+
+    start: call (SEPARATOR call)*
+    call: "<tool_call>\\n{\\"name\\": \\"add\\", \\"arguments\\": " %json {...} "}\\n</tool_call>"
+
+A format whose arguments are not JSON has none; then calls are a plain JSON list, whatever the model is used to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from octavo.text.answers.feed import Schemas
+from octavo.text.answers.formats import FORMATS, CallFormat
+from octavo.text.answers.json_calls import JsonCalls
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What stands around calls, before and behind the arguments of each, and between two. NAME: the function's."""
+
+    before: str
+    after: str = "}"
+    between: str = ", "
+    begin: str = ""
+    end: str = ""
+
+
+_LIST = Frame('{"name": "NAME", "parameters": ', "}", ", ", "[", "]")
+_PLAIN_LIST = JsonCalls((), bare="[")
+_DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
+
+_FRAMES: Mapping[str, Frame] = {
+    **dict.fromkeys(
+        ("hermes", "granite4"),
+        Frame('<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>", "\n"),
+    ),
+    **dict.fromkeys(("llama3_json", "llama4_json"), Frame('{"name": "NAME", "parameters": ', "}", "; ")),
+    "mistral": Frame('{"name": "NAME", "arguments": ', "}", ", ", "[TOOL_CALLS][", "]"),
+    "deepseek_v3": Frame(
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n```json\n", "\n```<｜tool▁call▁end｜>", "\n", *_DEEPSEEK
+    ),
+    "deepseek_v31": Frame("<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "", *_DEEPSEEK),
+    "granite": Frame('{"name": "NAME", "arguments": ', "}", ", ", "<|tool_call|>[", "]"),
+    "phi4_mini_json": Frame('{"name": "NAME", "arguments": ', "}", ", ", "functools[", "]"),
+    "openai": Frame("<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>", "", ""),
+}
+
+
+def forced_format(parser: str | None) -> CallFormat:
+    """How calls are read that a grammar has forced."""
+    known = parser if parser in _FRAMES else None
+    return _PLAIN_LIST if known is None else FORMATS.get(known, _PLAIN_LIST)
+
+
+def calls_grammar(
+    parser: str | None, functions: Schemas, strict: frozenset[str], max_calls: int | None, special: Mapping[str, int]
+) -> str:
+    """In Lark's notation. strict: functions whose schemas must be kept in full; others' keywords that cannot be kept
+    are left out. special: the tokens that only their ids can write."""
+    frame = _FRAMES.get(parser or "", _LIST)
+    more = "" if max_calls == 1 or parser == "openai" else f" ({_written(frame.between, special)} call)*"
+    lines = [f"start: {_written(frame.begin, special)} call{more} {_written(frame.end, special)}"]
+    lines.append("call: " + " | ".join(f"call_{index}" for index in range(len(functions))))
+    for index, (name, schema) in enumerate(functions.items()):
+        before, after = _written(frame.before.replace("NAME", name), special), _written(frame.after, special)
+        known = {"type": "object", **schema, **({} if name in strict else {"x-guidance": {"lenient": True}})}
+        lines += [f"call_{index}: {before} arguments_{index} {after}", f"arguments_{index}: %json {json.dumps(known)}"]
+    return "\n".join(lines)
+
+
+def _written(text: str, special: Mapping[str, int]) -> str:
+    """The text in Lark's notation."""
+    if not special:
+        return _quoted(text)
+    parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
+    return " ".join(f"<[{special[part]}]>" if part in special else _quoted(part) for part in parts if part)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if text else ""
