@@ -17,7 +17,7 @@ from octavo.vllm_options import NotHere
 DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
 ContentFormat = Literal["auto", "string", "openai"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
-KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "int8"]
 SchedulingPolicy = Literal["fcfs", "priority"]
 DataParallelRouting = Literal["prefix", "work", "turns"]
 QuantizationOption = Literal[
@@ -33,7 +33,7 @@ _MAX_COUNT = 2**31 - 1  # kernels count in int32
 
 #: torch's short names, as vLLM takes them
 _SHORT_DTYPES = {"half": "float16", "float": "float32"}
-_NO_KV_QUANTISATION = NotHere("KV blocks hold 'float32', 'bfloat16' or 'float16', and 'auto' follows the weights")
+_OTHER_KV_CODES = NotHere("KV blocks of 8 bits hold 'fp8' (e4m3) or 'int8', with a scale for each layer's KV heads")
 _MAPPED = NotHere("'auto' maps .safetensors and .gguf files, and there are no other loaders")
 _LAUNCHED_HERE = NotHere("the engine starts its ranks: as processes ('mp') or on a Ray cluster ('ray')")
 _FEW_BACKENDS = NotHere("a GPU's attention is 'triton', or 'flash_attn_4' for long chunks where its package is")
@@ -105,15 +105,21 @@ class CacheConfig:
     )
     kv_cache_dtype: KVCacheDType = knob(
         "auto",
-        "element type of KV blocks; auto follows the weights",
-        spellings=_SHORT_DTYPES,
+        "element type of KV blocks; auto: as the checkpoint's kv_cache_scheme says, else as the weights; fp8 and int8 "
+        "are codes of 8 bits, with the checkpoint's scales or calculate_kv_scales",
+        spellings={**_SHORT_DTYPES, "fp8_e4m3": "fp8"},
         not_yet=dict.fromkeys(
             (
-                *("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla", "fp8_per_token_head", "nvfp4"),
-                *("int8", "int8_per_token_head", "int4_per_token_head"),
+                *("fp8_e5m2", "fp8_inc", "fp8_ds_mla", "fp8_per_token_head", "nvfp4"),
+                *("int8_per_token_head", "int4_per_token_head"),
             ),
-            _NO_KV_QUANTISATION,
+            _OTHER_KV_CODES,
         ),
+    )
+    calculate_kv_scales: bool = knob(
+        False,
+        "set the scales of fp8 and int8 KV blocks by a run of pseudorandom tokens at the start, where the checkpoint "
+        "has none; off: fp8 blocks then hold the numbers themselves",
     )
     enable_prefix_caching: bool = knob(True, "keep full blocks of finished sequences and reuse them for equal prefixes")
 
@@ -272,3 +278,10 @@ class EngineConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+
+    def __post_init__(self) -> None:
+        if self.cache.calculate_kv_scales and (stages := self.backend.pipeline_parallel_size) > 1:
+            raise ConfigError(
+                f"calculate_kv_scales is set and pipeline_parallel_size is {stages}, allowed is 1: no stage sees all "
+                "layers. Take a checkpoint with scales, or kv_cache_dtype='fp8' without them"
+            )

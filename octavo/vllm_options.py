@@ -140,7 +140,6 @@ ENGINE_OPTIONS: dict[str, NotHere] = {
     "offload_backend": NotHere(_NO_OFFLOAD, ("auto",)),
     **_idle("nothing is offloaded", "offload_num_in_group", "offload_prefetch_step", "kv_offloading_backend"),
     **_idle("blocks are found by a hash of their content, whatever its name", "prefix_caching_hash_algo"),
-    "calculate_kv_scales": NotHere("KV blocks hold plain numbers, which need no scales"),
     "kv_cache_dtype_skip_layers": NotHere("KV blocks of all layers have one type"),
     "kv_sharing_fast_prefill": NotHere("no model of ours shares KV between layers"),
     **_idle("there are no recurrent models yet", "mamba_cache_dtype", "mamba_ssm_cache_dtype"),

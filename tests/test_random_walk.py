@@ -119,7 +119,8 @@ SANE_OPTIONS = st.fixed_dictionaries(
     {},
     optional={
         "dtype": st.sampled_from(["auto", "half", "float", "bfloat16", "float16", "fp8"]),
-        "kv_cache_dtype": st.sampled_from(["auto", "float16", "bfloat16", "float32", "fp8"]),
+        "kv_cache_dtype": st.sampled_from(["auto", "float16", "bfloat16", "float32", "fp8", "int8", "nvfp4"]),
+        "calculate_kv_scales": st.booleans(),
         "backend": st.sampled_from(["auto", "cpu", "reference", "triton"]),
         "max_model_len": st.sampled_from([None, "auto", -1, 1, 2, 17, 96, 97, "4k", 2**40]),
         "block_size": st.sampled_from([8, 16, 128, 1]),

@@ -121,6 +121,10 @@ void octavo_model_bind(CompiledModel* model, uint8_t* pool, int64_t num_blocks) 
   model->state.kv.data = pool;
   model->state.kv.num_blocks = num_blocks;
 }
+// Above 0: steps set the scales of KV blocks, so that the largest number of a head becomes this code. 0: they use them.
+void octavo_model_calibrate(CompiledModel* model, float calibrated_max) {
+  model->state.kv.calibrated_max = calibrated_max;
+}
 // Gives a model what adds up its ranks' results.
 void octavo_model_join_ranks(CompiledModel* model, AllReduce all_reduce) { model->state.all_reduce = all_reduce; }
 void octavo_model_free(CompiledModel* model) { delete model; }

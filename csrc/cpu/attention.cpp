@@ -92,6 +92,10 @@ class Attention {
     return spec_.window ? std::max<int64_t>(0, position - spec_.window + 1) : 0;
   }
   int64_t num_rows(const Tile& tile) const { return tile.num_queries * heads_per_group_; }
+  // What loaded elements of a head are to be multiplied by.
+  float unit(const float* scales, int64_t kv_head) const {
+    return !kv_.has_codes() ? 1.0f : kv_.type == KVType::fp8 ? scales[kv_head] * kFloat8Factor : scales[kv_head];
+  }
 
   void run_item(const Item& item, const Tile& tile, float* partials, std::vector<float>& memory) const;
   void load_queries(const Tile& tile, float* q) const;
@@ -196,9 +200,10 @@ void Attention::run_item(const Item& item, const Tile& tile, float* partials, st
 // Rows are query by query, the heads of one query adjacent; scaled, so that scores need no further factor.
 void Attention::load_queries(const Tile& tile, float* q) const {
   const int64_t width = heads_per_group_ * D_;
+  const float scale = spec_.scale * unit(spec_.k_scales, tile.kv_head);
   for (int64_t i = 0; i < tile.num_queries; ++i) {
     const float* source = q_[tile.first_token + i] + tile.kv_head * width;
-    for (int64_t j = 0; j < width; ++j) q[i * width + j] = source[j] * spec_.scale;
+    for (int64_t j = 0; j < width; ++j) q[i * width + j] = source[j] * scale;
   }
 }
 
@@ -213,16 +218,17 @@ void Attention::partition(const Tile& tile, int64_t index, const Workspace& work
   }
 }
 
-// A decode reads each key once, so 16-bit elements are widened as they are loaded. Larger tiles read each key many
+// A decode reads each key once, so narrow elements are widened as they are loaded. Larger tiles read each key many
 // times, so theirs are widened to float32 first.
 template <int W>
 void Attention::partition_at_width(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
-  if (kv_.type == KVType::float32 || tile.num_queries > 1) {
-    partition_kernels<W, float>(tile, index, work, result);
-  } else if (kv_.type == KVType::bfloat16) {
-    partition_kernels<W, BFloat16>(tile, index, work, result);
-  } else {
-    partition_kernels<W, Float16>(tile, index, work, result);
+  if (tile.num_queries > 1) return partition_kernels<W, float>(tile, index, work, result);
+  switch (kv_.type) {
+    case KVType::float32: return partition_kernels<W, float>(tile, index, work, result);
+    case KVType::bfloat16: return partition_kernels<W, BFloat16>(tile, index, work, result);
+    case KVType::float16: return partition_kernels<W, Float16>(tile, index, work, result);
+    case KVType::fp8: return partition_kernels<W, Float8>(tile, index, work, result);
+    case KVType::int8: return partition_kernels<W, Int8>(tile, index, work, result);
   }
 }
 
@@ -278,6 +284,8 @@ const float* Attention::as_float(const uint8_t* head, float* converted) const {
   switch (kv_.type) {
     case KVType::bfloat16: from_bfloat16(halves, cache_.head_elements, converted); return converted;
     case KVType::float16: from_float16(halves, cache_.head_elements, converted); return converted;
+    case KVType::fp8: from_codes(reinterpret_cast<const Float8*>(head), cache_.head_elements, converted); return converted;
+    case KVType::int8: from_codes(reinterpret_cast<const Int8*>(head), cache_.head_elements, converted); return converted;
     case KVType::float32: break;
   }
   return reinterpret_cast<const float*>(head);
@@ -324,10 +332,11 @@ void Attention::join(Result part, Result total, int64_t rows) const {
 }
 
 void Attention::finish(const Tile& tile, Result total) const {
+  const float unit = this->unit(spec_.v_scales, tile.kv_head);
   for (int64_t i = 0; i < tile.num_queries; ++i) {
     float* target = out_[tile.first_token + i] + tile.kv_head * heads_per_group_ * D_;
     for (int64_t row = i * heads_per_group_; row < (i + 1) * heads_per_group_; ++row, target += D_) {
-      const float factor = 1.0f / total.sums[row];
+      const float factor = unit / total.sums[row];
       for (int64_t d = 0; d < D_; ++d) target[d] = total.values[row * D_ + d] * factor;
     }
   }

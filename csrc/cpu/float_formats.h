@@ -1,8 +1,11 @@
-// float32 to and from the two 16-bit formats, rounding to nearest even.
+// float32 to and from the formats of KV blocks, rounding to nearest even.
 //
 // bfloat16 is the upper half of a float32. float16 uses the processor's conversion instructions if the
-// build has them, else integer arithmetic.
+// build has them, else integer arithmetic. The two formats of 8 bits hold codes, which become their largest where a
+// number is greater: e4m3 (a sign, four bits of exponent with bias 7, three of mantissa) and int8.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -98,6 +101,32 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+struct Float8 {
+  uint8_t bits;
+};
+struct Int8 {
+  int8_t code;
+};
+
+// An e4m3's bits, shifted, are a float16's, whose exponent has another bias: loading gives the number divided by this.
+inline constexpr float kFloat8Factor = 256.0f;
+
+inline Float8 to_float8(float value) {
+  constexpr float kLargest = 448.0f, kSmallestNormal = 0x1p-6f;
+  const uint8_t sign = uint8_t(float_bits(value) >> 24 & 0x80);
+  const float magnitude = std::fabs(value) > kLargest ? kLargest : std::fabs(value);
+  if (magnitude < kSmallestNormal) {  // the addition rounds to multiples of the smallest e4m3, and counts them
+    return {uint8_t(sign | (float_bits(magnitude + 0x1p14f) & 0x0f))};
+  }
+  const uint32_t bits = float_bits(magnitude);
+  const uint32_t rounded = (bits + 0x7ffff + (bits >> 20 & 1)) >> 20;
+  return {uint8_t(sign | std::min<uint32_t>(rounded - (120 << 3), 0x7f))};  // 0x7f: NaN stays NaN
+}
+
+inline Int8 to_int8(float value) {
+  const float rounded = std::nearbyint(value);
+  return {int8_t(rounded > 127.0f ? 127.0f : rounded > -127.0f ? rounded : -127.0f)};
+}
 
 template <int W>
 inline Floats<W> load(const BFloat16* p) {
@@ -121,6 +150,28 @@ inline Floats<W> load(const Float16* p) {
   Floats<W> v;
   for (int i = 0; i < W; ++i) v[i] = from_float16(p[i].bits);
   return v;
+}
+
+template <int W>
+inline Floats<W> load(const Float8* p) {
+  UnsignedBytes<W> codes;
+  std::memcpy(&codes, p, sizeof codes);
+  const Halves<W> wide = __builtin_convertvector(codes, Halves<W>);
+  const Halves<W> halves = (wide & 0x80) << 8 | (wide & 0x7f) << 7;
+  return load<W>(reinterpret_cast<const Float16*>(&halves));
+}
+
+template <int W>
+inline Floats<W> load(const Int8* p) {
+  SignedBytes<W> codes;
+  std::memcpy(&codes, p, sizeof codes);
+  return __builtin_convertvector(codes, Floats<W>);
+}
+
+// Codes to floats, without their scale and factor; the count is a multiple of 8.
+template <class Code>
+inline void from_codes(const Code* source, int64_t count, float* target) {
+  for (int64_t i = 0; i < count; i += 8) store<8>(target + i, load<8>(source + i));
 }
 
 }  // namespace octavo

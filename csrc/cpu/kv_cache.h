@@ -11,7 +11,7 @@
 namespace octavo {
 
 // Values agree with octavo/kernels/cpu/compiled.py: KV_DTYPES, in order.
-enum class KVType : int32_t { float32, bfloat16, float16 };
+enum class KVType : int32_t { float32, bfloat16, float16, fp8, int8 };
 
 struct KVPool {
   uint8_t* data;
@@ -19,8 +19,10 @@ struct KVPool {
   int64_t block_size;
   int64_t block_bytes;  // enough for the layers of any cache group
   KVType type;
+  float calibrated_max;  // above 0: a step sets the scales, so that the largest number seen becomes this code
 
-  int64_t element_bytes() const { return type == KVType::float32 ? 4 : 2; }
+  bool has_codes() const { return type == KVType::fp8 || type == KVType::int8; }
+  int64_t element_bytes() const { return type == KVType::float32 ? 4 : has_codes() ? 1 : 2; }
 };
 
 // The constants of one layer's attention; see AttentionLayer in octavo/kernels/ops.py.
@@ -36,6 +38,8 @@ struct LayerSpec {
   const float* cos;  // [max_len, rotary_dim / 2]; null: no rotation
   const float* sin;
   int64_t rotary_dim;
+  float* k_scales;  // [num_kv_heads] what codes are multiplied by; null if the pool has none
+  float* v_scales;
 };
 
 // One layer's keys and values in all blocks. Cache groups may differ in the number and size of heads.

@@ -31,6 +31,8 @@ struct Lanes {
   typedef float Float __attribute__((vector_size(W * 4)));
   typedef int32_t Int __attribute__((vector_size(W * 4)));
   typedef uint16_t Half __attribute__((vector_size(W * 2)));
+  typedef uint8_t Byte __attribute__((vector_size(W)));
+  typedef int8_t SignedByte __attribute__((vector_size(W)));
 };
 
 }  // namespace vectors
@@ -41,6 +43,11 @@ template <int W>
 using Ints = typename vectors::Lanes<W>::Int;
 template <int W>
 using Halves = typename vectors::Lanes<W>::Half;
+
+template <int W>
+using UnsignedBytes = typename vectors::Lanes<W>::Byte;
+template <int W>
+using SignedBytes = typename vectors::Lanes<W>::SignedByte;
 
 template <int W>
 inline Floats<W> load(const float* p) {

@@ -53,7 +53,7 @@ _SWITCH_PREFIXES = ("enable_", "disable_", "use_", "allow_", "exclude_", "fully_
 #: other flags without a value; all remaining ones take one
 _SWITCHES = frozenset(
     (
-        *("trust_remote_code", "headless", "calculate_kv_scales", "worker_use_ray", "mm_encoder_only"),
+        *("trust_remote_code", "headless", "worker_use_ray", "mm_encoder_only"),
         *("ray_workers_use_nsight", "data_parallel_hybrid_lb", "data_parallel_external_lb", "language_model_only"),
         *("kv_sharing_fast_prefill", "skip_mm_profiling", "interleave_mm_strings", "multi_step_stream_outputs"),
         *("return_sampling_mask", "scheduler_reserve_full_isl", "log_error_stack", "tokens_only", "grpc"),

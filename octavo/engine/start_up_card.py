@@ -18,13 +18,14 @@ def start_up_card(shape: WorkerShape, seconds: float) -> list[tuple[str, str]]:
     if limits.max_model_len < context_len(architecture):
         context += f" of the model's {context_len(architecture):,}"
     on_each = " on each rank" if shape.ranks else ""
+    codes = f" with {shape.kv_scales}" if shape.kv_scales else ""
     lines = [
         ("model", f"{shape.label} ({architecture.family}, {architecture.num_layers} layers)"),
         ("weights", f"{_size(shape.weight_bytes)} as {shape.weight_dtypes}"),
         (
             "KV cache",
             f"{layout.num_blocks - 1:,} blocks of {layout.block_size} tokens, "
-            f"{_size(layout.num_blocks * layout.block_bytes)} as {layout.dtype}{on_each}",
+            f"{_size(layout.num_blocks * layout.block_bytes)} as {layout.dtype}{codes}{on_each}",
         ),
         ("holds", f"{num_tokens:,} tokens in one cache group, {limits.max_num_seqs} sequences at once"),
         ("context", context),

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Literal
 
-from octavo.kernels.ops import AttentionLayer
+import numpy as np
 
-KVDType = Literal["float32", "bfloat16", "float16"]
+from octavo.kernels.ops import AttentionLayer, FloatArray
+
+KVDType = Literal["float32", "bfloat16", "float16", "fp8", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,16 @@ class KVElement:
     scale_bytes: int = 0
 
 
-KV_ELEMENTS: dict[KVDType, KVElement] = {"float32": KVElement(4), "bfloat16": KVElement(2), "float16": KVElement(2)}
+KV_ELEMENTS: dict[KVDType, KVElement] = {
+    "float32": KVElement(4),
+    "bfloat16": KVElement(2),
+    "float16": KVElement(2),
+    "fp8": KVElement(1),
+    "int8": KVElement(1),
+}
+#: types of codes, which `KVScales` multiply, and the largest code of each; greater numbers become it
+LARGEST_CODE: dict[KVDType, float] = {"fp8": 448.0, "int8": 127.0}
+_CALIBRATED_PART: dict[KVDType, float] = {"fp8": 0.5, "int8": 0.8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +85,18 @@ class KVLayout:
             f"a layer of {layer.num_kv_heads} KV heads of {layer.head_dim} in blocks for {group}"
         )
         assert layer.index_in_group < group.num_layers, "the layer has no place in the pool's blocks"
+
+
+def calibrated_code(dtype: KVDType) -> float:
+    """The code that calibrated scales give the largest number that was seen; later ones may be greater. Floats are as
+    exact a factor of two lower."""
+    return LARGEST_CODE[dtype] * _CALIBRATED_PART[dtype]
+
+
+def kv_scales(layer: AttentionLayer) -> tuple[FloatArray, FloatArray]:
+    """What a layer's codes are multiplied by, keys and values: [K] each, the caller's own."""
+    given = layer.scales
+    if given is None:
+        return np.ones(layer.num_kv_heads, np.float32), np.ones(layer.num_kv_heads, np.float32)
+    assert given.keys.shape == given.values.shape == (layer.num_kv_heads,), "a scale for each of the layer's KV heads"
+    return given.keys.copy(), given.values.copy()

@@ -65,12 +65,21 @@ class RotaryTable:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class KVScales:
+    """What the codes of an 8-bit KV cache are multiplied by. keys, values: [K] float32, a number for each KV head."""
+
+    keys: FloatArray
+    values: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AttentionLayer:
     """The constants of one layer's attention.
 
     group, index_in_group: the place of its keys and values (see `kv_layout.py`). scale: multiplies q·k.
     window w: a token at position p sees positions p-w+1 .. p; None sees all. softcap c: scores become
     c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D], applied per head before the rotation.
+    scales: the checkpoint's; None: codes are the numbers themselves, until scales are calibrated.
     """
 
     group: int
@@ -85,6 +94,7 @@ class AttentionLayer:
     k_norm: Parameter | None = None
     norm_eps: float = 1e-6
     rotary: RotaryTable | None = None
+    scales: KVScales | None = None
 
 
 @dataclass(frozen=True, slots=True)

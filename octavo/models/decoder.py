@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
-from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import TOKEN_IDS, AttentionLayer, Head, KVScales, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.layers.blocks import MLP, Embedding, Norm, SelfAttention
 from octavo.layers.rotary import RotarySetting, rotary_table
@@ -133,11 +134,18 @@ class Decoder:
 class AttentionSpecs:
     """Layers with the same rope share one table."""
 
-    def __init__(self, architecture: Architecture, slots: Sequence[LayerSlot], max_model_len: int) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        slots: Sequence[LayerSlot],
+        max_model_len: int,
+        scales: Mapping[int, KVScales] = MappingProxyType({}),
+    ) -> None:
         assert len(slots) == architecture.num_layers, "each layer needs a cache slot"
         self._architecture = architecture
         self._slots = slots
         self._max_model_len = max_model_len
+        self._scales = scales
         self._tables: dict[int, RotaryTable] = {}  # by the RopeConfig's identity: it holds a dict and has no hash
 
     def layer(self, index: int, q_norm: Parameter | None = None, k_norm: Parameter | None = None) -> AttentionLayer:
@@ -157,6 +165,7 @@ class AttentionSpecs:
             k_norm=k_norm,
             norm_eps=a.norm_eps,
             rotary=self._rotary(a.rope if window is None or a.local_rope is None else a.local_rope),
+            scales=self._scales.get(index),
         )
 
     def _rotary(self, rope: RopeConfig | None) -> RotaryTable | None:

@@ -6,10 +6,12 @@ and a line here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from octavo.errors import ConfigError, UnsupportedModelError
+from octavo.kernels.ops import KVScales
 from octavo.models import gpt2, llama, mixtures
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, LayerSlot
@@ -64,11 +66,12 @@ def build_model(
     rank: int = 0,
     num_ranks: int = 1,
     layers: range | None = None,
+    scales: Mapping[int, KVScales] = MappingProxyType({}),
 ) -> Decoder:
     """Bind a checkpoint's tensors, or a rank's parts of them, to its family's decoder.
 
     layer_slots: for each layer, the cache group and the place in it that hold its keys and values. layers: those of the
-    rank's stage; None: all. Nothing is read of the others.
+    rank's stage; None: all. Nothing is read of the others. scales: of an 8-bit KV cache, for the rank's heads.
     """
     learned = architecture.num_position_embeddings
     if learned and max_model_len > learned:
@@ -78,7 +81,7 @@ def build_model(
         )
     family = _family(architecture)
     weights = Weights(source, family.tensors(architecture), architecture.quantization, rank, num_ranks)
-    whole = family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len))
+    whole = family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len, scales))
     return whole if layers is None or len(layers) == architecture.num_layers else whole.stage(layers)
 
 

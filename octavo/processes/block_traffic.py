@@ -106,7 +106,7 @@ def _card(config: EngineConfig, shape: WorkerShape, order: str) -> BlockCard:
         version=installed_version(),
         model=_digest(config, shape),
         order=order,
-        dtype=shape.layout.dtype,
+        dtype=" with ".join(filter(None, (shape.layout.dtype, shape.kv_scales))),
         block_size=shape.layout.block_size,
         block_bytes=shape.layout.block_bytes,
         groups=tuple((group.layers, group.window) for group in shape.groups),

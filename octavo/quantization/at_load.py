@@ -22,7 +22,7 @@ from octavo.kernels.reference.dequantize import dequantize
 from octavo.kernels.reference.scaled import dequantize_scaled, pack_nibbles
 from octavo.kernels.scaled import Code, FloatArray, ScaledFormat, ScaledTensor, numbers_of
 from octavo.kernels.tensor import BLOCK_FORMATS, Cut, HostTensor, RandomTensor, StoredTensor, from_array
-from octavo.quantization.described import Quantization, is_in_layer, is_router
+from octavo.quantization.described import KVCodes, Quantization, is_in_layer, is_router
 
 FORMATS: dict[str, ScaledFormat] = {
     "fp8": ScaledFormat("F8_E4M3", (1, 0)),
@@ -74,7 +74,7 @@ class AtLoad:
     format: ScaledFormat
     method: str
     of: Quantization | None = None
-    kv_cache: str | None = None
+    kv_cache: KVCodes | None = None
 
     def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
         if self.of is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.parameters import Scheme, Shape
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import StoredTensor
-from octavo.quantization.described import Described, is_in_layer, pattern, spellings_of
+from octavo.quantization.described import Described, KVCodes, is_in_layer, pattern, spellings_of
 from octavo.quantization.fp8 import block_size
 from octavo.quantization.mxfp4 import MXFP4Rows
 from octavo.quantization.packed_words import as_codes, as_zeros, checked_groups, code_of, unpacked
@@ -113,7 +113,7 @@ class CompressedTensors:
 
     groups: tuple[tuple[Names, Scheme | None], ...]
     ignored: Names
-    kv_cache: Literal["fp8", "int8"] | None = None
+    kv_cache: KVCodes | None = None
     method: str = _METHOD
 
     def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
@@ -189,9 +189,12 @@ def _is_static(group: Described) -> bool:
     return True
 
 
-def _kv_cache(described: Described) -> Literal["fp8", "int8"] | None:
+def _kv_cache(described: Described) -> KVCodes | None:
     if described.get("kv_cache_scheme") is None:
         return None
     scheme = described.inside("kv_cache_scheme")
     scheme.choice("num_bits", (8,), 8)
+    scheme.choice("strategy", ("tensor", "attn_head"), "tensor")
+    scheme.choice("symmetric", (True,), True)
+    scheme.choice("dynamic", (False,), False)
     return "fp8" if scheme.choice("type", ("float", "int"), "float") == "float" else "int8"

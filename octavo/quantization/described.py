@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.kernels.parameters import Scheme, Shape
 from octavo.shown import shown
+
+#: types of KV blocks that a checkpoint may have scales for
+KVCodes = Literal["fp8", "int8"]
 
 
 class Quantization(Protocol):
@@ -20,7 +23,7 @@ class Quantization(Protocol):
         """Its quant_method."""
 
     @property
-    def kv_cache(self) -> str | None:
+    def kv_cache(self) -> KVCodes | None:
         """The type that the checkpoint has scales for keys and values of, if it has any."""
 
     def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
@@ -33,7 +36,7 @@ class Everywhere:
 
     scheme: Scheme
     skipped: tuple[str, ...] = ()
-    kv_cache: str | None = None
+    kv_cache: KVCodes | None = None
 
     @property
     def method(self) -> str:

@@ -22,7 +22,7 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.parameters import Scheme, Shape
 from octavo.kernels.scaled import ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import StoredTensor
-from octavo.quantization.described import Described, is_in_layer, is_named, is_router, pattern, spellings_of
+from octavo.quantization.described import Described, KVCodes, is_in_layer, is_named, is_router, pattern, spellings_of
 from octavo.quantization.packed_words import as_codes, as_zeros, checked_groups, code_of, unpacked
 from octavo.quantization.scaled import FLOATS, Held, ScaledScheme, floats, integers
 
@@ -87,7 +87,7 @@ class GPTQConfig:
     overrides: tuple[tuple[str, re.Pattern[str], GPTQ], ...]
     has_head: bool
     method: str = "gptq"
-    kv_cache: str | None = None
+    kv_cache: KVCodes | None = None
 
     def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
         if name == "lm_head.weight":

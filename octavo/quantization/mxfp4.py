@@ -23,7 +23,7 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.parameters import Scheme, Shape
 from octavo.kernels.scaled import FloatArray, ScaledFormat, ScaledTensor
 from octavo.kernels.tensor import StoredTensor
-from octavo.quantization.described import Described, is_named
+from octavo.quantization.described import Described, KVCodes, is_named
 from octavo.quantization.scaled import Held, ScaledScheme, integers
 
 _BLOCK = 32
@@ -88,7 +88,7 @@ class OfExperts:
     scheme: Scheme
     skipped: tuple[str, ...]
     method: str = "mxfp4"
-    kv_cache: str | None = None
+    kv_cache: KVCodes | None = None
 
     def scheme_of(self, name: str, shape: Shape) -> Scheme | None:
         return self.scheme if len(shape) == 3 and not is_named(name, self.skipped) else None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from octavo.cache.blocks import CacheGroup, make_groups
+from octavo.config import KVCacheDType
 from octavo.kernels.device import Device, DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.ops import AttentionLayer
@@ -33,7 +34,7 @@ class WorkerSizes:
     @classmethod
     def of(cls, checkpoint: Checkpoint, task: WorkerTask, device: Device) -> WorkerSizes:
         architecture = checkpoint.architecture
-        dtypes = device.dtypes(task.model.dtype, task.cache.kv_cache_dtype, checkpoint.number_dtype)
+        dtypes = device.dtypes(task.model.dtype, _kv_dtype(task, architecture), checkpoint.number_dtype)
         groups = make_groups(architecture.windows or (None,) * architecture.num_layers)
         num_heads = own_kv_heads(architecture.num_heads, architecture.num_kv_heads, task.world.tensor_parallel_size)
         layers = layers_of(architecture.num_layers, task.world.stage, task.world.pipeline_parallel_size)
@@ -77,6 +78,12 @@ class WorkerSizes:
         """The most blocks that one sequence of this many tokens holds."""
         given = (num_tokens, self.limits.max_num_tokens, self.layout.block_size)
         return sum(group.max_blocks(*given) for group in self.groups)
+
+
+def _kv_dtype(task: WorkerTask, architecture: Architecture) -> KVCacheDType:
+    """As asked, else as the checkpoint's kv_cache_scheme says."""
+    asked, stated = task.cache.kv_cache_dtype, architecture.quantization
+    return asked if asked != "auto" or stated is None else stated.kv_cache or "auto"
 
 
 def _own(group: CacheGroup, layers: range) -> list[int]:

@@ -61,7 +61,7 @@ class WorkerShape:
     backend: its name, and why it was chosen. device: the model's device, if the backend's name does not say it.
     place: where this worker computes. link: what its rank exchanges results by, if there are others. ranks: the places
     of all ranks, if there are several. num_stages: of the pipeline that they are. quantised: how the device multiplies
-    the quantised matrices, if there are any.
+    the quantised matrices, if there are any. kv_scales: where those of KV blocks come from, if their type has any.
     """
 
     groups: tuple[CacheGroup, ...]
@@ -82,3 +82,4 @@ class WorkerShape:
     ranks: tuple[str, ...] = ()
     num_stages: int = 1
     quantised: str = ""
+    kv_scales: str = ""

@@ -19,10 +19,12 @@ from octavo.kernels.registry import Selection, compile_ahead, converter, select
 from octavo.kernels.vocabulary_parts import VocabularyPart
 from octavo.messages import PendingStep, StepPlan
 from octavo.models.checkpoint import Checkpoint
+from octavo.models.kv_scales import read_kv_scales
 from octavo.models.loader import open_checkpoint
 from octavo.models.registry import build_model
 from octavo.structured.compiler import GrammarCompiler
 from octavo.worker.held_as import held_as
+from octavo.worker.kv_codes import TO_CALIBRATE, calibrate, source_of_scales
 from octavo.worker.plan import explained
 from octavo.worker.rows import LiveRows, RequestStates
 from octavo.worker.runner import HostRunner, Runner
@@ -89,9 +91,9 @@ class Worker:
         sizes = WorkerSizes.of(checkpoint, task, device)
         ranks = self._ranks = _meet(task, device)
         with explained(task, checkpoint, device):
-            model, sizes, quantised = self._load(task, device, checkpoint, sizes, ranks)
+            model, sizes, notes = self._load(task, device, checkpoint, sizes, ranks)
         stages = task.world.pipeline_parallel_size
-        self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute), ranks, stages, quantised)
+        self.shape = _shape(checkpoint, selection, sizes, device.label(sizes.dtypes.compute), ranks, stages, notes)
         self._runner = _runner(task, device, model, self.shape, ranks)
         self.submit, self.mover = self._runner.submit, model.mover
         self.measured()
@@ -100,13 +102,15 @@ class Worker:
 
     def _load(
         self, task: WorkerTask, device: Device, checkpoint: Checkpoint, sizes: WorkerSizes, ranks: Collectives | None
-    ) -> tuple[Any, WorkerSizes, str]:
-        """The model, bound to its KV pool, and how its quantised matrices are multiplied."""
+    ) -> tuple[Any, WorkerSizes, dict[str, str]]:
+        """The model, bound to its KV pool, and what the shape says of its quantised matrices and KV blocks."""
         utilization, world = task.cache.gpu_memory_utilization, task.world
         if not device.sizes_cache_last:
             sizes = _fitted(task, sizes, device.free_bytes(Ledger(()), utilization), device, ranks)
-        part = (world.tensor_rank, world.tensor_parallel_size, sizes.layers)
-        model = build_model(checkpoint.architecture, checkpoint, sizes.layer_slots, sizes.limits.max_model_len, *part)
+        rank = world.tensor_rank, world.tensor_parallel_size
+        given = (checkpoint.architecture, checkpoint, sizes.layer_slots, sizes.limits.max_model_len)
+        model = build_model(*given, *rank, sizes.layers, read_kv_scales(checkpoint, *rank))
+        scales = source_of_scales(task, sizes, model)
         loaded = device.load(model, sizes.layout, sizes.limits, sizes.dtypes.compute, ranks)
         quantised = "" if checkpoint.architecture.quantization is None else held_as(model, loaded.parameters)
         if device.sizes_cache_last:
@@ -115,9 +119,11 @@ class Worker:
             sizes = _fitted(task, sizes, device.free_bytes(ledger, utilization), device, ranks)
         self._held, self._used = loaded.held, device.used_bytes
         bound = loaded.bind(sizes.layout.num_blocks)
+        if scales == TO_CALIBRATE:
+            scales = calibrate(bound, sizes)
         if ranks is not None and ranks.size > 1 and not device.is_asynchronous and world.is_last_stage:
             bound = VocabularyPart(bound, sizes.limits.vocab_size, ranks)
-        return bound, sizes, quantised
+        return bound, sizes, {"quantised": quantised, "kv_scales": scales}
 
 
 def _fitted(
@@ -153,7 +159,7 @@ def _shape(
     device: str | None,
     ranks: Collectives | None,
     num_stages: int,
-    quantised: str,
+    notes: dict[str, str],
 ) -> WorkerShape:
     return WorkerShape(
         groups=sizes.groups,
@@ -172,7 +178,8 @@ def _shape(
         place=selection.device.place,
         link=None if ranks is None else ranks.link,
         num_stages=num_stages,
-        quantised=quantised,
+        quantised=notes["quantised"],
+        kv_scales=notes["kv_scales"],
     )
 
 

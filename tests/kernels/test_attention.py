@@ -11,7 +11,7 @@ import pytest
 from octavo.kernels.cpu.device import CpuDevice
 from octavo.kernels.device import Device
 from octavo.kernels.kv_layout import KVDType, KVGroup
-from octavo.kernels.ops import AttentionLayer, FloatArray, Ops, RotaryTable, Tensor
+from octavo.kernels.ops import AttentionLayer, FloatArray, KVScales, Ops, RotaryTable, Tensor
 from octavo.kernels.parameters import Linear
 from octavo.kernels.reference.device import ReferenceDevice
 from octavo.testing.op_harness import MAX_SEQS, NUM_ROWS, Harness, Pool, random_table
@@ -26,6 +26,7 @@ class Case:
     dtype: KVDType = "float32"
     window: int | None = None
     softcap: float | None = None
+    scales: KVScales | None = None
 
     def layer(self) -> AttentionLayer:
         angles = np.outer(np.arange(768), 0.7 ** np.arange(self.head_dim // 2)).astype(np.float32)
@@ -35,6 +36,7 @@ class Case:
             window=self.window,
             softcap=self.softcap,
             rotary=rotary,
+            scales=self.scales,
         )
 
     def function(self) -> Callable[[Ops], Tensor]:
@@ -45,6 +47,12 @@ class Case:
     def harness(self, backend: Device) -> Harness:
         pool = Pool(block_size=self.block_size, num_kv_heads=self.kv_heads, head_dim=self.head_dim, dtype=self.dtype)
         return Harness(backend, self.function(), self.heads * self.head_dim, pool, self.window)
+
+
+def scales(kv_heads: int, largest_code: float) -> KVScales:
+    """Of normal numbers, another for each head."""
+    each = np.linspace(3.5, 4.5, kv_heads, dtype=np.float32) / np.float32(largest_code)
+    return KVScales(each, each[::-1] * np.float32(1.25))
 
 
 CASES = {
@@ -68,10 +76,16 @@ CASES = {
     "odd-dim": Case(6, 2, 7),
     "mha-dim-8": Case(2, 2, 8),  # a single row of a single vector: compilers treat such a loop otherwise
     "dim-12-bf16": Case(4, 2, 12, dtype="bfloat16", window=20),
+    "fp8": Case(9, 3, 64, dtype="fp8", scales=scales(3, 448)),
+    "fp8-unscaled-block8": Case(4, 2, 24, block_size=8, dtype="fp8", window=33, softcap=5.0),
+    "fp8-odd-dim": Case(6, 2, 7, dtype="fp8", scales=scales(2, 224)),
+    "int8": Case(9, 3, 64, dtype="int8", scales=scales(3, 127)),
+    "int8-block128": Case(4, 1, 96, block_size=128, dtype="int8", window=150, scales=scales(1, 127)),
+    "int8-dim-12": Case(4, 2, 12, dtype="int8", softcap=3.0, scales=scales(2, 127)),
 }
 
 #: A key that the two rotate to neighbouring float32 values may round to neighbouring 16-bit ones.
-TOLERANCE: dict[KVDType, float] = {"float32": 2e-5, "bfloat16": 2e-3, "float16": 3e-4}
+TOLERANCE: dict[KVDType, float] = {"float32": 2e-5, "bfloat16": 2e-3, "float16": 3e-4, "fp8": 2e-2, "int8": 5e-3}
 
 
 def tokens(seed: int, count: int) -> list[int]:
@@ -115,7 +129,11 @@ def run_in_chunks(case: Case, lens: list[int], seed: int, max_chunk: int, num_th
 
 
 @pytest.mark.parametrize(
-    "name", ["smollm2", "window-past-partition", "gqa5", "gqa4-block32", "f16-block8", "bf16", "odd-dim", "mha-dim-8"]
+    "name",
+    [
+        *("smollm2", "window-past-partition", "gqa5", "gqa4-block32", "f16-block8", "bf16", "odd-dim", "mha-dim-8"),
+        *("fp8", "fp8-odd-dim", "int8-block128", "int8-dim-12"),
+    ],
 )
 def test_a_token_gets_the_same_bits_however_it_was_batched(name: str) -> None:
     case = CASES[name]

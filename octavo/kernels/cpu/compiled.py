@@ -20,7 +20,7 @@ from octavo.kernels.cpu.library import ThreadPool, address, check, int32_address
 from octavo.kernels.cpu.program import CpuProgram, slots
 from octavo.kernels.cpu.weights import CpuWeights, PackedRows
 from octavo.kernels.device import StepBatch, StepLimits, allocate_pool
-from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.kv_layout import KVDType, KVLayout, calibrated_code
 from octavo.kernels.ledger import Measured
 from octavo.kernels.ops import AttentionLayer, FloatArray, IntArray, Model
 from octavo.kernels.program.recorder import See, record_model
@@ -144,6 +144,12 @@ class CpuModel:
         self._check(run(self._handle, byref(step)), "running a step")
         if self._is_traced:
             self._forward.run_op_by_op(num_tokens)
+
+    def calibrate(self, batch: StepBatch) -> None:
+        """Run the step, and set the scales of an 8-bit KV cache by its keys and values."""
+        self._library.octavo_model_calibrate(self._handle, calibrated_code(self._kv.dtype))
+        self.forward(batch)
+        self._library.octavo_model_calibrate(self._handle, 0.0)
 
     def logits(self, token_indices: IntArray) -> FloatArray:
         count, width = len(token_indices), self._num_logits

@@ -29,6 +29,7 @@ class KVPool(Structure):
         ("block_size", c_int64),
         ("block_bytes", c_int64),
         ("type", c_int32),
+        ("calibrated_max", c_float),
     )
 
 
@@ -55,6 +56,8 @@ class LayerSpec(Structure):
         ("cos", c_void_p),
         ("sin", c_void_p),
         ("rotary_dim", c_int64),
+        ("k_scales", c_void_p),
+        ("v_scales", c_void_p),
     )
 
 
@@ -91,6 +94,7 @@ _SIGNATURES: Signatures = {
     "octavo_pool_free": (None, (_POINTER,)),
     "octavo_model_new": (_POINTER, (_POINTER, POINTER(KVPool))),
     "octavo_model_bind": (None, (_POINTER, _POINTER, c_int64)),
+    "octavo_model_calibrate": (None, (_POINTER, c_float)),
     "octavo_model_join_ranks": (None, (_POINTER, AllReduceCall)),
     "octavo_model_free": (None, (_POINTER,)),
     "octavo_model_forward_program": (_POINTER, (_POINTER, _POINTER, c_int64)),

@@ -16,7 +16,7 @@ import numpy as np
 from octavo.kernels.cpu.library import Argument, Arguments, LayerSpec, Slot, ThreadPool, address, check
 from octavo.kernels.cpu.mixture import pack_mixture
 from octavo.kernels.cpu.weights import CpuWeights
-from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.kv_layout import LARGEST_CODE, KVLayout, kv_scales
 from octavo.kernels.ops import OPS, WORDS, AttentionLayer, FloatArray
 from octavo.kernels.parameters import Linear, Parameter
 from octavo.kernels.program.recorder import BufferPlan, Instruction, OpByOp, Recording, See, Value, share_buffers
@@ -159,6 +159,7 @@ class _Emitter:
             *(layer.scale, layer.window or 0, layer.softcap or 0.0),
             *(self._vector(layer.q_norm), self._vector(layer.k_norm), layer.norm_eps),
             *(*angles, rotary.rotary_dim if rotary else 0),
+            *((None, None) if self._kv.dtype not in LARGEST_CODE else map(self._weights.borrow, kv_scales(layer))),
         )
         return spec
 

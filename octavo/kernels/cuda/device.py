@@ -16,7 +16,7 @@ from octavo.kernels.cuda.driver import GPU, find_gpu
 from octavo.kernels.cuda.ledger import device_ledger
 from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.device import DTypes, StepLimits, StepSizes
-from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.ledger import Ledger, device_budget, size
 from octavo.kernels.ops import Model
 from octavo.kernels.program.model_recording import ModelRecording
@@ -107,6 +107,11 @@ class CudaDevice:
         """Compute in the requested type, else in the file's if it has 16 bits, else in bfloat16. KV blocks have the
         same type, because attention multiplies the two."""
         dtype = asked if asked != "auto" else "float16" if stored == "F16" else "bfloat16"
+        if kv_asked in LARGEST_CODE:
+            raise ConfigError(
+                f"KV blocks in {kv_asked} with the triton backend are not supported: set kv_cache_dtype={dtype!r}, or "
+                "backend='cpu'"
+            )
         if kv_asked not in ("auto", dtype):
             raise ConfigError(
                 f"kv_cache_dtype is {kv_asked} and the model computes in {dtype}; on a GPU they must be the "

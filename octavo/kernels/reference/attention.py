@@ -14,10 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.kernels.device import StepBatch
-from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.kv_layout import LARGEST_CODE, KVLayout, calibrated_code, kv_scales
 from octavo.kernels.ops import AttentionLayer
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+    "int8": torch.int8,
+}
 
 
 class StepIndex:
@@ -43,19 +49,25 @@ class StepIndex:
 
 
 class KVPool:
-    """The pool's bytes. A layer's part is viewed as [num_blocks, K or V, B, K heads, D]."""
+    """The pool's bytes. A layer's part is viewed as [num_blocks, K or V, B, K heads, D]. calibrates: writing sets the
+    layer's scales."""
 
     def __init__(self, layout: KVLayout, pool: NDArray[np.uint8]) -> None:
         self.block_size = layout.block_size
+        self.calibrates = False
         self._layout = layout
         self._blocks = torch.from_numpy(pool).view(layout.num_blocks, layout.block_bytes)
+        self._scales: dict[AttentionLayer, torch.Tensor] = {}  # [K or V, K heads, 1], of codes
 
     def write(self, step: StepIndex, layer: AttentionLayer, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> None:
         blocks = step.token_blocks(layer.group, self.block_size)
         assert bool((blocks != 0).all()), "a live token is never written to the null block"
-        slots, cells = step.positions % self.block_size, self._cells(layer)
-        for which, values in enumerate((k_TKD, v_TKD)):
-            cells[blocks, which, slots] = values.to(cells.dtype)
+        slots, cells, numbers = step.positions % self.block_size, self._cells(layer), torch.stack((k_TKD, v_TKD))
+        if self.calibrates:
+            largest = numbers.abs().amax(dim=(1, 3)).unsqueeze(-1)
+            self._scales[layer] = torch.where(largest > 0, largest / calibrated_code(self._layout.dtype), 1.0)
+        for which, values in enumerate(numbers):
+            cells[blocks, which, slots] = self._stored(layer, which, values)
 
     def read(self, step: StepIndex, layer: AttentionLayer, sequence: int, first: int, end: int) -> list[torch.Tensor]:
         """Keys and values, each [L, K, D] float32, of positions first .. end - 1."""
@@ -64,7 +76,21 @@ class KVPool:
         blocks, slots = table[positions // self.block_size], positions % self.block_size
         assert bool((blocks != 0).all()), "positions inside the window have blocks"
         cells = self._cells(layer)
-        return [cells[blocks, which, slots].float() for which in (0, 1)]
+        read = [cells[blocks, which, slots].float() for which in (0, 1)]
+        if self._layout.dtype not in LARGEST_CODE:
+            return read
+        return [codes * scales for codes, scales in zip(read, self._scales_of(layer), strict=True)]
+
+    def _stored(self, layer: AttentionLayer, which: int, values: torch.Tensor) -> torch.Tensor:
+        dtype = self._layout.dtype
+        if dtype in LARGEST_CODE:
+            values = (values / self._scales_of(layer)[which]).clamp(-LARGEST_CODE[dtype], LARGEST_CODE[dtype])
+        return (values.round() if dtype == "int8" else values).to(TORCH_DTYPES[dtype])
+
+    def _scales_of(self, layer: AttentionLayer) -> torch.Tensor:
+        if layer not in self._scales:
+            self._scales[layer] = torch.from_numpy(np.stack(kv_scales(layer))).unsqueeze(-1)
+        return self._scales[layer]
 
     def _cells(self, layer: AttentionLayer) -> torch.Tensor:
         self._layout.check(layer)

@@ -37,7 +37,8 @@ class ReferenceModel:
         self.pool = pool
         self._limits = limits
         self._blocks = pool.reshape(kv.num_blocks, kv.block_bytes)
-        self._ops = ReferenceOps(KVPool(kv, pool), weights, see, ranks)
+        self._cache = KVPool(kv, pool)
+        self._ops = ReferenceOps(self._cache, weights, see, ranks)
         self._body = model.body
         (self._head,) = model.heads.values()
         self._hidden: tuple[torch.Tensor, ...] | None = None
@@ -49,6 +50,12 @@ class ReferenceModel:
         self._ops.step = StepIndex(batch)
         given = () if batch.hidden_states is None else (torch.from_numpy(batch.hidden_states),)
         self._hidden = self._body(self._ops, *given)
+
+    def calibrate(self, batch: StepBatch) -> None:
+        """Run the step, and set the scales of an 8-bit KV cache by its keys and values."""
+        self._cache.calibrates = True
+        self.forward(batch)
+        self._cache.calibrates = False
 
     @torch.inference_mode()
     def logits(self, token_indices: IntArray) -> FloatArray:
