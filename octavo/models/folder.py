@@ -6,7 +6,7 @@ names, a vision model puts its text part under another prefix, and GPT-2 stores 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,6 +53,12 @@ def open_folder(folder: Path, label: str) -> Checkpoint:
         _warn_of_own_head(folder, tensors, _EMBEDDING.get(architecture.family, "model.embed_tokens.weight"))
     stored = {name: _canonical(architecture.family, name, tensor) for name, tensor in tensors.items()}
     return replace(checkpoint, stored=stored, unreadable=unreadable)
+
+
+def canonical_names(names: Iterable[str], family: str) -> dict[str, str]:
+    """The canonical name of each tensor of a folder; those of a vision part have none."""
+    text_part = _with_outer_prefix(_text_part({name: name for name in names}), _OUTER_PREFIX.get(family, "model."))
+    return {own: canonical for canonical, own in text_part.items()}
 
 
 def open_config(folder: Path, label: str) -> Checkpoint:

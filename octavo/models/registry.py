@@ -41,9 +41,14 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def parameters_of(architecture: Architecture) -> TensorTable:
+    """Name and shape of every parameter, however it is stored."""
+    return _family(architecture).tensors(architecture)
+
+
 def required_tensors(architecture: Architecture) -> TensorTable:
     """Name and shape of every tensor the model needs; reads no weights."""
-    table = _family(architecture).tensors(architecture)
+    table = parameters_of(architecture)
     found: TensorTable = {}
     for name, shape in table.items():
         scheme = scheme_in(architecture.quantization, name, shape)
@@ -53,7 +58,7 @@ def required_tensors(architecture: Architecture) -> TensorTable:
 
 def quantised_tensors(architecture: Architecture) -> frozenset[str]:
     """The tensors that a scheme reads together: codes, scales, zeros."""
-    table = _family(architecture).tensors(architecture)
+    table = parameters_of(architecture)
     schemes = ((entry, scheme_in(architecture.quantization, *entry)) for entry in table.items())
     return frozenset(name for entry, scheme in schemes if scheme is not None for name in scheme.tensors(*entry))
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from octavo.errors import ConfigError, ModelLoadError
 from octavo.kernels.parameters import Scheme, Shape
-from octavo.kernels.reference.dequantize import dequantize
+from octavo.kernels.reference.dequantize import convert, dequantize
 from octavo.kernels.reference.scaled import dequantize_scaled, pack_nibbles
 from octavo.kernels.scaled import Code, FloatArray, ScaledFormat, ScaledTensor, numbers_of
-from octavo.kernels.tensor import BLOCK_FORMATS, Cut, HostTensor, RandomTensor, StoredTensor, from_array
+from octavo.kernels.tensor import BLOCK_FORMATS, Cut, DType, HostTensor, RandomTensor, StoredTensor, from_array
 from octavo.quantization.described import KVCodes, Quantization, is_in_layer, is_router
 
 FORMATS: dict[str, ScaledFormat] = {
@@ -95,8 +95,8 @@ def as_dummy(stated: Quantization) -> AtLoad:
     return AtLoad(FORMATS["int8"], stated.method, stated)
 
 
-def quantised(matrix: FloatArray, form: ScaledFormat) -> ScaledTensor:
-    """The nearest codes under scales by each block's largest magnitude."""
+def quantised(matrix: FloatArray, form: ScaledFormat, scale_dtype: DType = "F32") -> ScaledTensor:
+    """The nearest codes under scales by each block's largest magnitude, rounded to the type they will be stored in."""
     per = form.block_of(matrix.shape)
     counts = form.blocks_of(matrix.shape)
     lead, (rows, cols) = matrix.shape[:-2], matrix.shape[-2:]
@@ -104,7 +104,7 @@ def quantised(matrix: FloatArray, form: ScaledFormat) -> ScaledTensor:
     padded[..., :rows, :cols] = matrix
     blocks = padded.reshape(*lead, counts[-2], per[0], counts[-1], per[1])
     largest, smallest = blocks.max(axis=(-3, -1)), blocks.min(axis=(-3, -1))
-    scales = _scales(form.code, largest, smallest)
+    scales = dequantize(convert(from_array(_scales(form.code, largest, smallest)), scale_dtype))
     divisors = scales.copy()
     divisors[scales == 0] = 1
     steps: Any = blocks / divisors[..., :, None, :, None]
@@ -112,7 +112,7 @@ def quantised(matrix: FloatArray, form: ScaledFormat) -> ScaledTensor:
     packed = pack_nibbles(codes) if form.is_nibbles else np.ascontiguousarray(codes)
     zeros = np.full(counts, 8 if form.code == "U4" else 0, np.int16) if form.has_zeros else None
     groups = (np.arange(cols) // per[1]).astype(np.int32) if form.is_sorted else None
-    return ScaledTensor(form, matrix.shape, packed, scales, zeros=zeros, groups=groups)
+    return ScaledTensor(form, matrix.shape, packed, scales, scale_dtype, zeros, groups)
 
 
 def _scales(code: Code, largest: FloatArray, smallest: FloatArray) -> FloatArray:

@@ -1,0 +1,159 @@
+"""octavo quantize IN OUT: a dense model as a smaller checkpoint, in the compressed-tensors format.
+
+octavo quantize models/llama models/llama-int8 --scheme int8
+octavo quantize smollm2 smollm2-int4 --scheme int4 --group-size 32
+octavo quantize owner/name out --scheme fp8 --report errors.json
+
+Octavo, vLLM and transformers read what it writes. One tensor is in memory at a time; OUT appears when it is whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from octavo.cli.flags import check_not_read, whole_number
+from octavo.cli.parser import CommandParser
+from octavo.cli.quantize_report import Report
+from octavo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from octavo.models.quantized_copy import QuantizedCopy
+
+KINDS = ("fp8", "int8", "int4")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_ROOM = 1 << 24  # for the tokenizer and other small files
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.usage = "octavo quantize IN OUT --scheme {fp8,int8,int4} [options]"
+    parser.add_argument(
+        "source", metavar="IN", help="a dense model: a folder, a packaged model, a hub id, a .gguf file"
+    )
+    parser.add_argument("target", metavar="OUT", help="the new folder")
+    parser.add_argument(
+        "--scheme", choices=KINDS, required=True, help="fp8 and int8: a scale an output; int4: in groups"
+    )
+    sizes = "inputs that share a scale of int4: 128, 64, 32 (default: the largest that divides every matrix)"
+    parser.add_argument("--group-size", type=whole_number, metavar="N", help=sizes)
+    kept = "type of what stays dense (default: as it is, bfloat16 where a GGUF file has it in blocks)"
+    parser.add_argument("--dtype", choices=_DTYPES, default="auto", help=kept)
+    parser.add_argument("--report", metavar="FILE", help="write the error of every matrix as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    target = _target(args.target)
+    check_not_read("--report", args.report, {"IN": args.source})
+    if args.report is not None:
+        _write_report(args.report, "")  # a name that cannot be written is told before the work
+    from octavo.models.quantized_copy import QuantizedCopy
+
+    copied = QuantizedCopy.of(args.source, args.scheme, args.group_size, args.dtype)
+    _check_room(copied, target)
+    report = Report(copied.dense_bytes)
+    with _made_whole(target) as folder:
+        _write(copied, folder, report)
+        report.num_bytes = _size(folder)
+    print("\n".join(report.lines(copied.compression.scheme.name)))
+    print(f"\n{target}: {report.size_line}")
+    if args.report is not None:
+        facts = {"source": args.source, "scheme": args.scheme, **report.facts()}
+        _write_report(args.report, json.dumps(facts, indent=2))
+    return 0
+
+
+def _write(copied: QuantizedCopy, folder: Path, report: Report) -> None:
+    from octavo.models.quantized_copy import nearest
+    from octavo.models.safetensors_writer import SafetensorsWriter, total_bytes
+    from octavo.text.tokenizer_files import write_tokenizer
+
+    source = copied.checkpoint.tokenizer_source
+    if source is not None:
+        write_tokenizer(source, folder)
+    (folder / "config.json").write_text(json.dumps(copied.config, indent=2), encoding="utf-8")
+    layout = copied.layout
+    with SafetensorsWriter(folder, layout) as writer, _progress(total_bytes(layout)) as advance:
+        for tensors, error in copied.written(nearest):
+            for name, tensor in tensors.items():
+                writer.write(name, tensor)
+                advance(tensor.data.nbytes)
+            if error is not None:
+                report.add(error)
+
+
+def _target(name: str) -> Path:
+    target = Path(name)
+    try:
+        if os.path.lexists(target):
+            raise ConfigError(f"OUT is {name!r}, which exists: name a new folder, or remove it")
+        if not target.parent.is_dir():
+            raise ConfigError(f"OUT is {name!r}, but there is no folder {str(target.parent)!r}: make it first")
+    except (OSError, ValueError) as error:  # a name too long, a NUL
+        raise ConfigError(f"OUT is {name[:80]!r}, which cannot be a folder's name: {error}") from None
+    return target
+
+
+def _check_room(copied: QuantizedCopy, target: Path) -> None:
+    from octavo.models.safetensors_writer import total_bytes
+
+    needed, free = total_bytes(copied.layout) + _ROOM, shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise ConfigError(
+            f"OUT is {str(target)!r}, where {free / 1e9:,.2f} GB are free, and the model takes {needed / 1e9:,.2f} GB: "
+            "free the rest, or name a folder on another disk"
+        )
+
+
+@contextmanager
+def _made_whole(target: Path) -> Iterator[Path]:
+    """A folder beside the target, which becomes it at the end, or is removed if something fails."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        if os.path.lexists(target):
+            raise ConfigError(f"OUT is {str(target)!r}, which something has made meanwhile: name another folder")
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@contextmanager
+def _progress(num_bytes: int) -> Iterator[Any]:
+    """A bar on standard error, if that is a terminal -> a function that moves it on by some bytes."""
+    if not sys.stderr.isatty():
+        yield lambda num_bytes: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("written"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("written", total=num_bytes)
+        yield lambda num_bytes: bar.advance(task, num_bytes)
+
+
+def _write_report(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--report {path!r} cannot be written: {error}") from None

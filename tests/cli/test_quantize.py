@@ -1,0 +1,48 @@
+"""`octavo quantize` with any options: it writes a whole model or refuses in a line, and leaves nothing half done."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from octavo.cli.main import main
+from tests.models.gguf_files import TINY_LLAMA, tiny_llama_tensors, write_gguf
+from tests.quantization.folders import dense_model, folder_of, opened
+
+NUM_TRIES = 60
+FLAGS = {
+    "--scheme": ("fp8", "int8", "int4", "int4", "INT8", "", "q4_0"),
+    "--group-size": ("32", "64", "128", "0", "-1", "9" * 40, "x", ""),
+    "--dtype": ("auto", "float32", "bfloat16", "float16", "fp8", ""),
+    "--report": ("report.json", "none/report.json", ".", "\0", ""),
+}
+
+
+def test_any_command_line_writes_a_model_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "models"
+    gguf = write_gguf(tmp_path / "tiny.gguf", "llama", TINY_LLAMA, tiny_llama_tensors())
+    sources = [*[str(dense_model(root))] * 12, str(folder_of(root, "gptq") / "quantised"), str(gguf), "/none", "", "\0"]
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    written = 0
+    for number in range(NUM_TRIES):
+        draw = random.Random(number)
+        words = [draw.choice(sources), draw.choice([*["out"] * 9, "none/out", ".", "", "x" * 300, "a\0b"])]
+        for flag in [*draw.sample(sorted(FLAGS), draw.randint(0, 2)), *["--scheme"] * draw.randint(0, 3)]:
+            words += [flag, draw.choice(FLAGS[flag][: draw.choice((2, 9))])]
+        code = main(["quantize", *words])
+        refusals = [line for line in capsys.readouterr().err.splitlines() if line.startswith("octavo: error: ")]
+        assert (code, len(refusals)) in ((0, 0), (2, 1)), (words, refusals)
+        left = {path.name for path in work.iterdir()} - {"report.json"}
+        assert left in (set(), {"out"}), words
+        if code == 0:
+            written += 1
+            assert opened(work / "out").architecture.quantization is not None, words
+        shutil.rmtree("out", ignore_errors=True)
+    assert written > 5
