@@ -171,50 +171,26 @@ __device__ __forceinline__ void load_transposed_fragments(uint32_t (&to)[4], uin
                : "memory");
 }
 
+// c += a b. The second form the compiler may move among other instructions
 template <typename T>
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
-
-template <>
-__device__ __forceinline__ void multiply_add<Bf16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                            uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-template <>
-__device__ __forceinline__ void multiply_add<Fp16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// The same, which the compiler may move among other instructions
 template <typename T>
 __device__ __forceinline__ void multiply_add_any_time(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
-template <>
-__device__ __forceinline__ void multiply_add_any_time<Bf16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                            uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+#define OCTAVO_PRODUCT(function, instruction, Type, letters)                                                         \
+  template <>                                                                                                        \
+  __device__ __forceinline__ void function<Type>(float (&c)[4], const uint32_t(&a)[4], uint32_t b0, uint32_t b1) {   \
+    instruction("mma.sync.aligned.m16n8k16.row.col.f32." letters "." letters ".f32 {%0, %1, %2, %3}, "               \
+                "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                                      \
+                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                     \
+                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                     \
+  }
 
-template <>
-__device__ __forceinline__ void multiply_add_any_time<Fp16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+OCTAVO_PRODUCT(multiply_add, asm volatile, Bf16, "bf16")
+OCTAVO_PRODUCT(multiply_add, asm volatile, Fp16, "f16")
+OCTAVO_PRODUCT(multiply_add_any_time, asm, Bf16, "bf16")
+OCTAVO_PRODUCT(multiply_add_any_time, asm, Fp16, "f16")
+#undef OCTAVO_PRODUCT
 
 // Products of four warps together: 64 x 64 x 16, operands in shared memory (wgmma, sm_90a)
 
