@@ -53,6 +53,9 @@ class ModelConfig:
         "how the template gets a message's content: as one text (string) or as a list of parts (openai); auto: the "
         "way that the template reads it",
     )
+    reasoning_parser: str | None = knob(
+        None, "the marks around the model's thoughts; default: as its chat template shows; none: thoughts are text"
+    )
     revision: str | None = knob(None, "branch, tag or commit of a hub model")
     dtype: DTypeOption = knob(
         "auto",

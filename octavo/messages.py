@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import Thoughts
 
 END_OF_GRAMMAR = -2  # ends a run whose grammar allows no other token
 
@@ -18,7 +19,7 @@ END_OF_GRAMMAR = -2  # ends a run whose grammar allows no other token
 @dataclass(frozen=True, slots=True)
 class NewRow:
     """A sequence enters a row: all its tokens so far (more than the prompt after a preemption). grammar: what its
-    output must match, as text that a GrammarCompiler reads."""
+    output must match, as text that a GrammarCompiler reads. thoughts: what comes before that."""
 
     row: int
     token_ids: list[int]
@@ -29,6 +30,7 @@ class NewRow:
     stop_token_ids: frozenset[int] = frozenset()
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     grammar: str | None = None
+    thoughts: Thoughts | None = None
 
 
 @dataclass(frozen=True, slots=True)

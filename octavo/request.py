@@ -17,6 +17,7 @@ from typing import NewType
 
 from octavo.outputs import FinishReason
 from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import Thoughts
 
 SequenceId = NewType("SequenceId", int)
 RequestId = str
@@ -81,7 +82,7 @@ class Request:
     max_output_tokens: max_tokens cut to what the model's context leaves.
     banned_until_min_tokens: tokens that may not be drawn before min_tokens.
     bad_word_ids: token sequences that may not be completed.
-    grammar: what its output must match.
+    grammar: what its output must match. thoughts: what comes before that.
     begun_token_ids: output tokens that it begins with: those of the running request that it forks from. first_len:
     how many tokens its first sequence begins with.
     data_parallel_rank: of several engines, the one that must compute it; None: any. trace_headers: its caller's trace,
@@ -101,6 +102,7 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     grammar: str | None = None
+    thoughts: Thoughts | None = None
     begun_token_ids: Listlike[int] = ()
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int = 0

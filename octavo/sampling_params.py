@@ -141,6 +141,9 @@ class SamplingParams:
         None, "Tokens to tell the log-probabilities of, whatever the likeliest are."
     )
     flat_logprobs: bool = parameter(False, "Report in a FlatLogprobs, which has few objects.")
+    thinking_token_budget: int | None = parameter(
+        None, "Most tokens of a model's thoughts, which then are ended.", low=1
+    )
     structured_outputs: StructuredOutputsParams | None = parameter(None, "The form of the answer, as {form: value}.")
     use_beam_search: bool = parameter(
         False, "Search for the likeliest answers in place of drawing tokens.", differs="beams run inside the engine"
@@ -207,6 +210,11 @@ class SamplingParams:
             raise InvalidRequestError(
                 "stop strings need detokenize=True, got detokenize=False: use stop_token_ids, or drop one of the two"
             )
+        if self.thinking_token_budget is not None and self.reports_logprobs:
+            raise InvalidRequestError(
+                f"thinking_token_budget is {self.thinking_token_budget} and log-probabilities are asked for, allowed "
+                "is one of the two: a token that is forced has none"
+            )
         if self.use_beam_search:
             self._check_beams()
         elif (name := self._set_for_beams()) is not None:
@@ -233,6 +241,7 @@ class SamplingParams:
                 f"best_of is {self.best_of}, allowed is n={self.n} or more: the n best of best_of beams are returned"
             )
         others = {"stop": "stop_token_ids", "logprob_token_ids": "logprobs", "structured_outputs": "n"}
+        others["thinking_token_budget"] = "max_tokens"
         if (name := next((one for one in others if getattr(self, one)), None)) is not None:
             raise InvalidRequestError(
                 f"{name} is set and use_beam_search is True, allowed is one of the two: use {others[name]}"

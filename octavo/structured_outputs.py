@@ -17,6 +17,18 @@ MAX_SIZE = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Thoughts:
+    """The thoughts before a request's answer, as tokens: of the marks that begin and end them. is_begun: the prompt
+    ends inside them. budget: most tokens, behind which `closing` is forced."""
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    closing: tuple[int, ...]
+    is_begun: bool
+    budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsParams:
     """What an answer must be; exactly one of the first six.
 
@@ -24,7 +36,8 @@ class StructuredOutputsParams:
     texts. grammar: a context-free grammar, in Lark's or in GBNF's notation. json_object: any JSON object.
     structural_tag: free text in which what follows a trigger has a form. The switches are about JSON.
     disable_additional_properties: objects of the schema have the properties that it names, unless it says otherwise.
-    whitespace_pattern: a regex of what may stand between JSON's tokens.
+    whitespace_pattern: a regex of what may stand between JSON's tokens. after_thoughts: whether the model may write its
+    thoughts first, as its reasoning_parser finds them; None: if the prompt has begun them.
     """
 
     json: str | Mapping[str, Any] | None = None
@@ -36,6 +49,7 @@ class StructuredOutputsParams:
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
+    after_thoughts: bool | None = None
 
     def __post_init__(self) -> None:
         if callable(schema := getattr(self.json, "model_json_schema", None)):
@@ -93,6 +107,7 @@ _TYPES: tuple[tuple[str, Any, str], ...] = (
     ("disable_any_whitespace", bool, "are True and False"),
     ("disable_additional_properties", bool, "are True and False"),
     ("whitespace_pattern", str, "is text"),
+    ("after_thoughts", bool, "are True, False and None"),
 )
 
 

@@ -28,6 +28,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 from octavo.shown import suggestion
 from octavo.structured.compiler import GrammarCompiler
+from octavo.text.answers.style import answer_style
 from octavo.text.tokenizer import check_chat_template, open_tokenizer
 from octavo.vllm_options import ENGINE_OPTIONS, SERVER_ONLY, why_not
 from octavo.worker.task import WorkerShape, WorkerTask
@@ -60,6 +61,7 @@ def engine_config(**options: Any) -> EngineConfig:
     config = EngineConfig(**sections)
     if config.model.chat_template is not None:
         check_chat_template(config.model.chat_template)
+    answer_style(None, None, config.model.reasoning_parser)  # refuses an unknown name
     return config
 
 

@@ -112,7 +112,8 @@ class EngineCore:
 
     def add_request(self, request: Request, *, is_held: bool = False) -> None:
         """is_held: it waits until `release`, for what it is to start with. A request with a grammar is not held."""
-        if request.grammar is None or self._gate is None or not self._gate.holds(request):
+        is_free = request.grammar is None and request.thoughts is None
+        if is_free or self._gate is None or not self._gate.holds(request):
             self._scheduler.add_request(request, is_held=is_held)
 
     def release(self, request: Request) -> None:

@@ -36,12 +36,14 @@ class GrammarGate:
 
     def holds(self, request: Request) -> bool:
         """Keep a request until its grammar is compiled; False: it need not wait. Raises InvalidRequestError."""
-        assert request.grammar is not None, "others pass by"
         if self._num_stages > 1:
+            name = "thinking_token_budget" if request.grammar is None else "structured_outputs"
             raise InvalidRequestError(
-                f"structured_outputs is set and pipeline_parallel_size is {self._num_stages}, allowed is one of the "
-                "two: use tensor_parallel_size, or leave structured_outputs out"
+                f"{name} is set and pipeline_parallel_size is {self._num_stages}, allowed is one of the "
+                f"two: use tensor_parallel_size, or leave {name} out"
             )
+        if request.grammar is None:
+            return False
         if self._workers_know and self._compiler.knows(request.grammar):
             return False
         if self._threads is None:

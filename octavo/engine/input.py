@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from octavo.engine.asked_grammars import AskedGrammars
+from octavo.engine.asked_thoughts import asked_thoughts
 from octavo.engine.beam_search import params_for_beams
 from octavo.errors import InvalidRequestError
 from octavo.request import Request, RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.shown import shown, suggestion
+from octavo.structured_outputs import Thoughts
+from octavo.text.answers.thinking import PROMPT_END
 from octavo.text.tokenizer import Tokenizer
 from octavo.vllm_options import PROMPT_KEYS as FOREIGN_KEYS
 from octavo.vllm_options import why_not
@@ -80,7 +83,24 @@ class InputProcessor:
             stop_token_ids=stops,
             bad_word_ids=bad_word_ids,
             grammar=grammar,
+            thoughts=self._thoughts(params, token_ids),
         )
+
+    def _thoughts(self, params: SamplingParams, token_ids: array[int]) -> Thoughts | None:
+        """None: nothing is asked that depends on them, or there are none."""
+        form, budget = params.structured_outputs, params.thinking_token_budget
+        if form is None and budget is None:
+            return None
+        tokenizer = self._tokenizer
+        marks = None if tokenizer is None else tokenizer.thought_marks
+        if tokenizer is None or marks is None:
+            if budget is None:
+                return None
+            raise InvalidRequestError(
+                f"thinking_token_budget is {budget}, but this model is not known to think: set reasoning_parser, or "
+                "leave it out"
+            )
+        return asked_thoughts(tokenizer, marks, token_ids[-PROMPT_END:].tolist(), form, budget)
 
     def continuation(self, given: str | Sequence[int]) -> list[int]:
         """Tokens to append to others: those of a text, without special tokens, or token ids. Raises

@@ -26,6 +26,7 @@ from octavo.outputs import FinishReason
 from octavo.processes.router import Piece
 from octavo.request import Request, RequestLimits
 from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import Thoughts
 
 #: messages that may wait for a front end that does not read; beyond, its requests are given up
 MAX_UNREAD = 20_000
@@ -61,6 +62,7 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
     pieces: list[Piece] = []
     begun_token_ids: list[int] = []
     grammar: str | None = None
+    thoughts: Thoughts | None = None
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2):
@@ -196,6 +198,7 @@ def pack_request(
         pieces=list(pieces),
         begun_token_ids=list(request.begun_token_ids),
         grammar=request.grammar,
+        thoughts=request.thoughts,
     )
 
 
@@ -224,13 +227,14 @@ def unpack_request(message: AddRequest) -> Request:
         bad_word_ids=tuple(tuple(word) for word in message.bad_word_ids),
         begun_token_ids=tuple(message.begun_token_ids),
         grammar=message.grammar,
+        thoughts=message.thoughts,
     )
 
 
-#: parameters that only the front end, which makes the text, reads; a grammar is made there, too
+#: parameters that only the front end, which makes the text, reads; grammars and Thoughts are made there, too
 _TEXT_ONLY = frozenset(
     {"stop", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "output_kind", "flat_logprobs"}
-    | {"structured_outputs"}
+    | {"structured_outputs", "thinking_token_budget"}
 )
 _DEFAULTS = {
     field.name: getattr(SamplingParams(), field.name)

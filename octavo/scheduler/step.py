@@ -104,6 +104,7 @@ class PlanDraft:
                 stop_token_ids=request.stop_token_ids,
                 bad_word_ids=request.bad_word_ids,
                 grammar=request.grammar,
+                thoughts=request.thoughts,
             )
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.sampling_params import SamplingParams
@@ -25,8 +25,6 @@ from octavo.text.answers.style import AnswerStyle, answer_style
 from octavo.text.answers.thinking import ThoughtState
 from octavo.text.tokenizer import Tokenizer
 
-#: tokens at a prompt's end that say whether it has begun the thoughts
-_PROMPT_END = 16
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -37,7 +35,9 @@ class AnswerReader:
         templates = "" if tokenizer is None else "\n".join(tokenizer.chat_templates.values())
         self._tokenizer = tokenizer
         self._is_auto = settings.enable_auto_tool_choice
-        self._style = answer_style(templates, settings.tool_call_parser, settings.reasoning_parser)
+        self._style = answer_style(
+            templates, settings.tool_call_parser, None if tokenizer is None else tokenizer.reasoning_parser
+        )
         self._special = _special_tokens(tokenizer)
 
     def reading(self, asked: ConversationRequest, prompt: list[int], text_begun: str | None) -> Reading | None:
@@ -63,8 +63,10 @@ class AnswerReader:
             if params.structured_outputs is not None:
                 problem = "asks for a call and the answer's form is set, allowed is one of the two"
                 raise bad_field("tool_choice", problem)
-            grammar = self._grammar(tools)
-            params = params.replace(structured_outputs={"grammar": grammar})
+            params = params.replace(structured_outputs={"grammar": self._grammar(tools)})
+        if params.structured_outputs is not None and (tools is None or not reading.style.is_harmony):
+            form = replace(params.structured_outputs, after_thoughts=reading.state != "ended")
+            params = params.replace(structured_outputs=form)
         marks = reading.style.marks(reading.calls is not None)
         return params.replace(skip_special_tokens=False) if self._special.keys() & set(marks) else params
 
@@ -92,7 +94,7 @@ class AnswerReader:
             return "ended"
         if text_begun is not None:
             return "begun" if text_begun.rfind(marks.begin) > text_begun.rfind(marks.end) else "ended"
-        return marks.state(self._tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
+        return self._tokenizer.thought_state(prompt)
 
 
 def _special_tokens(tokenizer: Tokenizer | None) -> dict[str, int]:

@@ -45,9 +45,6 @@ class ServerSettings:
     enable_auto_tool_choice: bool = knob(
         True, "read calls that the model makes by itself (vLLM: only with this flag); a request's tool_choice decides"
     )
-    reasoning_parser: str | None = knob(
-        None, "the marks around the model's thoughts; default: as its chat template shows; none: thoughts are content"
-    )
     return_tokens_as_token_ids: bool = knob(
         False, "write tokens in logprobs as 'token_id:7' unless a request says otherwise"
     )

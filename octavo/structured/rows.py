@@ -19,6 +19,7 @@ from octavo.messages import END_OF_GRAMMAR, NewRow
 from octavo.observe.logging import LOGGER
 from octavo.sampling.columns import IntArray
 from octavo.structured.compiler import GrammarCompiler
+from octavo.structured.thinking import Thinking
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 MANY = 4
 #: tokens that are forced at once; the rest follows with the next step
 MAX_FORCED = 256
+_ANY = -1  # a mask's word with all bits
 
 
 class ConstrainedRows:
-    """Owner of the matchers. compiler: given before the first row that has a grammar. rows: those that have one."""
+    """Owner of the matchers. compiler: given before the first row that has a grammar. rows: those that have one, or a
+    budget of thoughts."""
 
     def __init__(self) -> None:
         self.compiler: GrammarCompiler | None = None
@@ -38,13 +41,16 @@ class ConstrainedRows:
         self._threads: LLExecutor | None = None
 
     def enter(self, new: NewRow) -> None:
-        """A sequence with a grammar enters a row."""
+        """A sequence with a grammar, or a budget of thoughts, enters a row."""
+        thinking = None if new.thoughts is None else Thinking(new.thoughts)
+        if new.grammar is None:
+            self.rows[new.row] = _Row(None, thinking)
+            return
         assert self.compiler is not None, "the engine gives the compiler before the first such plan"
-        assert new.grammar is not None, "this sequence has a grammar"
         params = new.sampling_params
         may_force = not params.reports_logprobs  # a forced token has no log-probability: the model was not asked
         end_ids = self.compiler.vocabulary.end_ids if params.ignore_eos else ()
-        self.rows[new.row] = _Row(self.compiler.matcher(new.grammar), may_force, end_ids)
+        self.rows[new.row] = _Row(self.compiler.matcher(new.grammar), thinking, may_force, end_ids)
 
     def fork(self, row: int, parent: int) -> None:
         self.rows[row] = self.rows[parent].copy()
@@ -69,22 +75,29 @@ class ConstrainedRows:
         """The tokens that must follow a row's output, `room` at most, and END_OF_GRAMMAR behind the last one of all.
         Empty if the row has no grammar."""
         found = self.rows.get(row)
-        return [] if found is None or not found.follow(output) else found.forced(output, min(room, MAX_FORCED))
+        return [] if found is None else found.following(output, min(room, MAX_FORCED))
 
     def _fill(self, made: IntArray, rows: Sequence[int], outputs: Sequence[IntArray], places: Sequence[int]) -> None:
         """Write the masks of different rows."""
         found = [self.rows[row] for row in rows]
         pairs = zip(found, outputs, places, strict=True)
-        able = [(row, place) for row, output, place in pairs if row.follow(output)]
+        able: list[tuple[_Row, LLMatcher, int]] = []
+        for row, output, place in pairs:
+            if row.thinks(output):
+                made[place] = _ANY
+            elif row.matcher is not None and row.follow(output):
+                able.append((row, row.matcher, place))
         width = made.shape[1] * made.itemsize
         if len(able) == 1:
-            row, place = able[0]
-            row.matcher.unsafe_compute_mask_ptr(made[place].ctypes.data, width)
+            _, matcher, place = able[0]
+            matcher.unsafe_compute_mask_ptr(made[place].ctypes.data, width)
         elif able:
-            matchers = [(row.matcher, place) for row, place in able]
+            matchers = [(matcher, place) for _, matcher, place in able]
             self._executor().unsafe_compute_mask_ptr(matchers, made.ctypes.data, width, len(made))
-        for row, place in able:
+        for row, _, place in able:
             row.correct(made[place])
+        for row, output, place in zip(found, outputs, places, strict=True):
+            row.let_thoughts_begin(output, made[place])
 
     def _executor(self) -> LLExecutor:
         if self._threads is None:
@@ -95,21 +108,51 @@ class ConstrainedRows:
 
 
 class _Row:
-    """One row's matcher, and the output that it has read."""
+    """One row's matcher, and the answer that it has read: the output behind the thoughts, if there are any."""
 
-    def __init__(self, matcher: LLMatcher, may_force: bool, ignored_ends: Sequence[int]) -> None:
-        """ignored_ends: end tokens that come only where nothing else may."""
+    def __init__(
+        self,
+        matcher: LLMatcher | None,
+        thinking: Thinking | None,
+        may_force: bool = True,
+        ignored_ends: Sequence[int] = (),
+    ) -> None:
+        """matcher: None where only thoughts are limited. ignored_ends: end tokens that come only where nothing else
+        may."""
         self.matcher = matcher
+        self._thinking = thinking
         self._may_force, self._ignored_ends = may_force, ignored_ends
         self._read: IntArray = np.zeros(0, np.int32)
 
     def copy(self) -> _Row:
-        made = _Row(self.matcher.deep_copy(), self._may_force, self._ignored_ends)
+        matcher = None if self.matcher is None else self.matcher.deep_copy()
+        made = _Row(matcher, self._thinking, self._may_force, self._ignored_ends)
         made._read = self._read
         return made
 
+    def thinks(self, output: IntArray) -> bool:
+        """Whether the sequence is at its thoughts, where anything may come."""
+        return self._thinking is not None and self._thinking.answer_start(output) is None
+
+    def let_thoughts_begin(self, output: IntArray, mask: IntArray) -> None:
+        if self._thinking is not None and (token_id := self._thinking.may_begin(output)) is not None:
+            mask.view(np.uint32)[token_id // 32] |= np.uint32(1 << token_id % 32)
+
+    def following(self, output: IntArray, room: int) -> list[int]:
+        if self._thinking is not None:
+            if closing := self._thinking.forced(output, room):
+                return closing
+            if self.thinks(output) or self._thinking.may_begin(output) is not None:
+                return []
+        if self.matcher is None or not self.follow(output):
+            return []
+        return self._forced(self.matcher, output, room)
+
     def follow(self, output: IntArray) -> bool:
-        """Read the output to its end. False: it does not fit the grammar."""
+        """Read the output to its end, which is not in the thoughts. False: it does not fit the grammar."""
+        assert self.matcher is not None, "the row has a grammar"
+        if self._thinking is not None:
+            output = output[self._thinking.answer_start(output) or 0 :]
         num_kept = min(len(self._read), len(output))
         if num_kept and not np.array_equal(self._read[:num_kept], output[:num_kept]):
             num_kept = int(np.argmin(self._read[:num_kept] == output[:num_kept]))
@@ -120,14 +163,14 @@ class _Row:
         self._read = output[: num_kept + num_taken].copy()
         return num_taken == num_new
 
-    def forced(self, output: IntArray, room: int) -> list[int]:
+    def _forced(self, matcher: LLMatcher, output: IntArray, room: int) -> list[int]:
         tokens: list[int] = []
-        if self._may_force and room > 0 and not self.matcher.is_stopped():
-            tokens = self.matcher.compute_ff_tokens()[:room]
-            tokens = tokens[: self.matcher.validate_tokens(tokens)] if tokens else []
+        if self._may_force and room > 0 and not matcher.is_stopped():
+            tokens = matcher.compute_ff_tokens()[:room]
+            tokens = tokens[: matcher.validate_tokens(tokens)] if tokens else []
             if tokens:
                 self.follow(np.append(output, np.array(tokens, np.int32)))
-        if self.matcher.is_stopped() and not self.has_failed():
+        if matcher.is_stopped() and not self.has_failed():
             tokens.append(END_OF_GRAMMAR)
         return tokens
 
@@ -144,7 +187,7 @@ class _Row:
 
     def has_failed(self) -> bool:
         """Whether the grammar has become too complex to follow."""
-        if not self.matcher.is_error():
+        if self.matcher is None or not self.matcher.is_error():
             return False
         LOGGER.warning("structured output ends its request: %s", self.matcher.get_error()[:300])
         return True

@@ -14,6 +14,8 @@ from octavo.models.checkpoint import TokenizerSource
 from octavo.models.gguf_parts import read_gguf_model
 from octavo.models.loader import locate_tokenizer
 from octavo.shown import cut, shown
+from octavo.text.answers.style import answer_style
+from octavo.text.answers.thinking import PROMPT_END, ThoughtMarks, ThoughtState
 from octavo.text.detokenizer import Detokenizer, TextStream, TokenTexts
 from octavo.text.folder_tokenizer import tokenizer_from_folder
 from octavo.text.gguf_tokenizer import tokenizer_from_gguf
@@ -33,8 +35,13 @@ class Tokenizer(TransformersCalls):
     """One model's tokenizer. bos_token_id, eos_token_id: None where it has none."""
 
     def __init__(
-        self, parts: TokenizerParts, chat_template: str | None = None, content_format: ContentFormat = "auto"
+        self,
+        parts: TokenizerParts,
+        chat_template: str | None = None,
+        content_format: ContentFormat = "auto",
+        reasoning_parser: str | None = None,
     ) -> None:
+        self.reasoning_parser = reasoning_parser
         self._encoder = parts.encoder
         self._content_format = content_format
         self._special_tokens = dict(parts.special_tokens)
@@ -130,6 +137,12 @@ class Tokenizer(TransformersCalls):
         """Token ids of a conversation. The template writes the begin token itself, so none is added."""
         return self.encode(self.apply_chat_template(messages, **options), add_special_tokens=False)
 
+    def thought_state(self, prompt_token_ids: Sequence[int]) -> ThoughtState:
+        """Whether a prompt has begun the model's thoughts."""
+        if self.thought_marks is None:
+            return "ended"
+        return self.thought_marks.state(self.decode(prompt_token_ids[-PROMPT_END:], skip_special_tokens=False))
+
     def bad_word_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """The token sequences that spell these words, at the start of a text and after a space. The second counts only
         if its first token includes the space; otherwise it is the first one after a separate space."""
@@ -142,6 +155,11 @@ class Tokenizer(TransformersCalls):
             if bare and spaced[0] != bare[0] and len(spaced) == len(bare):
                 spellings[spaced] = None
         return tuple(spellings)
+
+    @cached_property
+    def thought_marks(self) -> ThoughtMarks | None:
+        """What stands around the model's thoughts. Raises ConfigError if the option names none."""
+        return answer_style("\n".join(self.chat_templates.values()), "none", self.reasoning_parser).thought_marks
 
     @cached_property
     def token_texts(self) -> TokenTexts:
@@ -196,7 +214,7 @@ def open_tokenizer(config: ModelConfig, own: Callable[[], TokenizerSource | None
             "or set skip_tokenizer_init and send token ids"
         )
     override = None if config.chat_template is None else _template_text(config.chat_template)
-    return Tokenizer(_read(source), override, config.chat_template_content_format)
+    return Tokenizer(_read(source), override, config.chat_template_content_format, config.reasoning_parser)
 
 
 def check_chat_template(template: str) -> None:

@@ -126,7 +126,7 @@ class LiveRows:
         for new in plan.new_rows:
             self.states.enter(new)
             self.sampler.enter(new)
-            if new.grammar is not None:
+            if new.grammar is not None or new.thoughts is not None:
                 self.grammars.enter(new)
             if new.sampling_params.prompt_logprobs is not None:
                 self.num_prompt_logprobs[new.row] = new.sampling_params.prompt_logprobs

@@ -20,6 +20,7 @@ from octavo.processes.transport import (
     unpack_request,
 )
 from octavo.request import Request
+from octavo.structured_outputs import Thoughts
 
 # One value that is not the default for every field that matters to the engine.
 FIELDS: dict[str, Any] = {
@@ -60,6 +61,8 @@ TEXT_ONLY = {
     "include_stop_str_in_output",
     "output_kind",
     "flat_logprobs",
+    "structured_outputs",
+    "thinking_token_budget",
 }
 
 
@@ -77,6 +80,7 @@ def crossed(params: SamplingParams) -> Request:
         stop_token_ids=frozenset({2, 5}),
         bad_word_ids=((1,), (2, 3)),
         begun_token_ids=(7, 8),
+        thoughts=Thoughts(begin=(1,), end=(2, 3), closing=(4,), is_begun=True, budget=5),
     )
     message = decode_up(encode(pack_request(4, request, {"traceparent": "00-1"})))
     assert isinstance(message, AddRequest)

@@ -175,11 +175,14 @@ def test_marks_that_are_special_tokens_are_seen() -> None:
 
 def test_options_name_the_formats() -> None:
     says = '{"name": "clock", "parameters": {}}'
-    named = chat(SpeakingEngine(says, HERMES), {"tool_call_parser": "llama3_json", "reasoning_parser": "none"})
+    named = chat(SpeakingEngine(says, HERMES), {"tool_call_parser": "llama3_json"})
     assert named.json()["choices"][0]["finish_reason"] == "tool_calls"
     off = chat(SpeakingEngine(CALL, HERMES), {"enable_auto_tool_choice": False})
     assert off.json()["choices"][0]["message"]["content"] == CALL
-    thoughts = chat(SpeakingEngine("<think>a</think>b", HERMES), {"reasoning_parser": "none"})
+    engine = SpeakingEngine("<think>a</think>b", HERMES)
+    assert engine.tokenizer is not None
+    engine.tokenizer.reasoning_parser = "none"
+    thoughts = chat(engine)
     assert thoughts.json()["choices"][0]["message"]["content"] == "<think>a</think>b"
     with pytest.raises(ConfigError, match="tool_call_parser is 'x'"):
         app_of(SpeakingEngine(""), tool_call_parser="x")
@@ -240,7 +243,7 @@ def test_any_value_is_taken_or_refused(field: str, value: Any) -> None:
 @pytest.fixture(scope="module")
 def client(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder: Path = spelling_model(tiny_folder, tmp_path_factory.mktemp("tools"))
-    template = "{{ messages[0].content }}{% if tools %}{{ tools[0].function.name }}{% endif %}{# <tool_call> #}"
+    template = "{% if tools %}{{ tools[0].function.name }}{% endif %}{{ messages[0].content }}{# <tool_call> <think> #}"
     llm = AsyncLLM(str(folder), dtype="float32", max_model_len=256, max_num_seqs=8, chat_template=template)
     with (
         serve(create_app(llm, ServerSettings(served_model_name=("tiny",)))) as address,
@@ -254,7 +257,8 @@ def client(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_forced_call_always_parses(client: httpx.Client, choice: Any, stream: bool) -> None:
     tools = [{"type": "function", "function": {**WEATHER["function"], "strict": True}}]  # type: ignore[dict-item]
-    body = {"messages": HI, "tools": tools, "tool_choice": choice, "parallel_tool_calls": False, "stream": stream}
+    hi = [{"role": "user", "content": "Hi</think>"}]  # it would think otherwise, and never stop
+    body = {"messages": hi, "tools": tools, "tool_choice": choice, "parallel_tool_calls": False, "stream": stream}
     answer = client.post("/v1/chat/completions", json={**body, "max_tokens": 200, "seed": 1})
     assert answer.status_code == 200, answer.text
     if stream:
@@ -269,9 +273,22 @@ def test_a_forced_call_always_parses(client: httpx.Client, choice: Any, stream: 
     assert reason == "tool_calls"
 
 
+def test_a_forced_call_comes_behind_the_thoughts(client: httpx.Client) -> None:
+    """The model writes nonsense until the budget forces the mark; then the grammar begins."""
+    asked = {"messages": [{"role": "user", "content": "Hi<think>"}], "tools": TOOLS[:1], "tool_choice": "required"}
+    body = {**asked, "thinking_token_budget": 9, "max_tokens": 160, "parallel_tool_calls": False, "seed": 4}
+    choice = client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "weather"
+    assert choice["message"]["content"] is None
+    body = {**body, "tools": None, "tool_choice": None, "structured_outputs": {"choice": ["Rome", "Oslo"]}}
+    message = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
+    assert message["content"] in ("Rome", "Oslo")
+
+
 def test_a_schema_that_cannot_be_kept_is_refused_where_it_is_strict(client: httpx.Client) -> None:
     for is_strict, status in ((True, 400), (False, 200)):
         function = {"name": "f", "strict": is_strict, "parameters": {"type": "object", "not": {}, "maxProperties": 0}}
-        body = {"messages": HI, "tools": [{"function": function}], "tool_choice": "required", "max_tokens": 60}
+        hi = [{"role": "user", "content": "Hi</think>"}]
+        body = {"messages": hi, "tools": [{"function": function}], "tool_choice": "required", "max_tokens": 60}
         answer = client.post("/v1/chat/completions", json=body)
         assert answer.status_code == status, answer.text

@@ -18,13 +18,19 @@ from octavo.text.answers.feed import Feed, Steps
 ThoughtState = Literal["begun", "ended", "open"]
 
 
+#: tokens at a prompt's end that say so
+PROMPT_END = 16
+
+
 @dataclass(frozen=True, slots=True)
 class ThoughtMarks:
-    """is_implied: an answer begins with thoughts even if neither it nor its prompt has the first mark."""
+    """is_implied: an answer begins with thoughts even if neither it nor its prompt has the first mark. closing: what
+    ends them in the model's place; "": the second mark."""
 
     begin: str
     end: str
     is_implied: bool = False
+    closing: str = ""
 
     def state(self, prompt_end: str) -> ThoughtState:
         """prompt_end: the last part of a prompt, with special tokens."""
@@ -35,17 +41,23 @@ class ThoughtMarks:
 
 
 _THINK = ThoughtMarks("<think>", "</think>")
+_HARMONY = ThoughtMarks(
+    "<|channel|>analysis<|message|>",
+    "<|channel|>final<|message|>",
+    is_implied=True,
+    closing="<|end|><|start|>assistant<|channel|>final<|message|>",
+)
 _IMPLIED = ThoughtMarks("<think>", "</think>", is_implied=True)
 
 #: parser -> its marks; harmony's thoughts are messages, which harmony.py reads
-THOUGHTS: Mapping[str, ThoughtMarks | None] = {
+THOUGHTS: Mapping[str, ThoughtMarks] = {
     **dict.fromkeys(("qwen3", "glm45", "olmo3", "nemotron_v3", "hunyuan_a13b", "deepseek_v3"), _THINK),
     **dict.fromkeys(("deepseek_r1", "minimax_m2", "kimi_k2", "step3"), _IMPLIED),
     "granite": ThoughtMarks("Here is my thought process:", "Here is my response:"),
     "mistral": ThoughtMarks("[THINK]", "[/THINK]"),
     "seed_oss": ThoughtMarks("<seed:think>", "</seed:think>"),
     "gemma4": ThoughtMarks("<|channel>thought\n", "<channel|>"),
-    "openai_gptoss": None,
+    "openai_gptoss": _HARMONY,
 }
 
 
