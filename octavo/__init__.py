@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from octavo.errors import UnsupportedModelError as UnsupportedModelError
     from octavo.llm import LLM as LLM
     from octavo.outputs import CompletionOutput as CompletionOutput
+    from octavo.outputs import EmbeddingOutput as EmbeddingOutput
+    from octavo.outputs import EmbeddingRequestOutput as EmbeddingRequestOutput
     from octavo.outputs import FlatLogprobs as FlatLogprobs
     from octavo.outputs import Logprob as Logprob
     from octavo.outputs import RequestOutput as RequestOutput
+    from octavo.pooling_params import PoolingParams as PoolingParams
     from octavo.sampling_params import RequestOutputKind as RequestOutputKind
     from octavo.sampling_params import SamplingParams as SamplingParams
     from octavo.session import Session as Session
@@ -43,9 +46,13 @@ _NAMES_IN = {
     "octavo.llm": ("LLM",),
     "octavo.async_llm": ("AsyncLLM",),
     "octavo.sampling_params": ("SamplingParams", "RequestOutputKind"),
+    "octavo.pooling_params": ("PoolingParams",),
     "octavo.session": ("Session",),
     "octavo.structured_outputs": ("StructuredOutputsParams",),
-    "octavo.outputs": ("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),
+    "octavo.outputs": (
+        *("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),
+        *("EmbeddingRequestOutput", "EmbeddingOutput"),
+    ),
     "octavo.engine.beam_search": ("BeamSearchParams", "BeamSearchOutput", "BeamSearchSequence"),
     "octavo.config": ("EngineConfig",),
     "octavo.engine.engine_args": ("EngineArgs",),

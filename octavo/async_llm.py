@@ -12,7 +12,7 @@ import itertools
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from octavo.engine.assemble import build_engine, engine_config
@@ -61,11 +61,8 @@ class AsyncLLM(EngineClient):
             self._engine = build_parallel_engine(config)
         else:
             self._engine = build_engine(config)
-        self._model_info = ModelInfo(
-            **asdict(self._engine.limits),
-            default_sampling_params=self._engine.default_sampling_params,
-            card=self._engine.card,
-        )
+        engine = self._engine
+        self._model_info = ModelInfo.of(engine.limits, engine.default_sampling_params, engine.card)
         self._metrics = self._engine.records or EngineMetrics(self._engine.events, model_name=str(model))
         self._memory = WatchedMemory(self._engine.core) if isinstance(self._engine.core, EngineCore) else None
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()

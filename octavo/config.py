@@ -16,6 +16,7 @@ from octavo.vllm_options import NotHere
 
 DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
 ContentFormat = Literal["auto", "string", "openai"]
+RunnerOption = Literal["auto", "generate", "pooling"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "int8"]
 SchedulingPolicy = Literal["fcfs", "priority"]
@@ -45,6 +46,12 @@ class ModelConfig:
     """The model's weights and how to load them."""
 
     model: str = knob("smollm2", "a Hugging Face folder or hub id, a .gguf file, or a packaged model's name")
+    runner: RunnerOption = knob(
+        "auto",
+        "pooling: embed texts, as `LLM.embed` does; generate: answer them; auto: pooling for encoders and for what "
+        "sentence-transformers or a class without LM head saved",
+        not_yet={"draft": NotHere("allowed are 'auto', 'generate' and 'pooling'")},
+    )
     tokenizer: str | None = knob(None, "a folder or hub id to take the tokenizer from; default: the model's own")
     skip_tokenizer_init: bool = knob(False, "load no tokenizer; prompts must be token ids and outputs have no text")
     chat_template: str | None = knob(None, "a Jinja chat template or its file's path; default: the model's own")

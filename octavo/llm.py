@@ -26,6 +26,7 @@ from octavo.engine.core import EngineStats
 from octavo.engine.engine_args import EngineArgs
 from octavo.engine.input import Prompt
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.pooling_calls import PoolingCalls
 from octavo.engine.progress import Progress
 from octavo.engine.turns import EngineTurns, OutputStream
 from octavo.errors import ConfigError, InvalidRequestError, TokenizerError
@@ -43,7 +44,7 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 Priority = int | Sequence[int] | None
 
 
-class LLM:
+class LLM(PoolingCalls):
     """One model, ready to generate.
 
     model: a Hugging Face folder or hub id, a .gguf file, or a packaged model's name ("smollm2").

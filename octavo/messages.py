@@ -119,7 +119,8 @@ class StepResult:
     A run is longer than one token if guesses were right or tokens were forced. It is empty if nothing was drawn, or if
     the row had got other tokens than the plan was made for. -1 ends a run if the logits were NaN or left no token to
     draw; END_OF_GRAMMAR, behind its last token, if its grammar lets nothing follow. num_forced: by run, how many of its
-    last tokens were not drawn, as its grammar allows no others.
+    last tokens were not drawn, as its grammar allows no others. pooled: by entry, the float32 numbers of the embedding
+    of a text that this step has completed.
     logprobs: by run, a row for each drawn token, if asked for. prompt_logprobs: by entry, a row for each scheduled
     token: it is about the prompt token after that. candidates: by entry, the ids and log-probabilities of the best next
     tokens, best first.
@@ -132,6 +133,7 @@ class StepResult:
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict)
     candidates: dict[int, Candidates] = field(default_factory=dict)
     num_forced: dict[int, int] = field(default_factory=dict)
+    pooled: dict[int, bytes] = field(default_factory=dict)
 
 
 class PendingStep(Protocol):

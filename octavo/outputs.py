@@ -131,7 +131,7 @@ class RequestOutput:
     """One request's results, in the form chosen by `SamplingParams.output_kind`.
 
     prompt_logprobs: one entry per prompt token, the first None. num_cached_tokens: prompt tokens from the prefix
-    cache.
+    cache. pooled: the model's numbers, float32, of a request for an embedding (engine/pooled.py).
     """
 
     request_id: str
@@ -142,6 +142,7 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprobs | None] | FlatLogprobs | None = None
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
+    pooled: bytes | None = None
 
     # vLLM's names for missing features
     lora_request = None
@@ -156,3 +157,25 @@ class RequestOutput:
             *("prompt_logprobs", "outputs", "finished", "metrics", "lora_request", "num_cached_tokens"),
         )
         return f"RequestOutput({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """One text's embedding."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """The result of a request for an embedding. num_cached_tokens: prompt tokens from the prefix cache."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True

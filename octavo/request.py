@@ -11,11 +11,12 @@ The scheduler owns and changes both; everyone else reads.
 from __future__ import annotations
 
 from collections.abc import Sequence as Listlike
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import NewType
 
 from octavo.outputs import FinishReason
+from octavo.pooling_params import PooledForm, PoolingParams
 from octavo.sampling_params import SamplingParams
 from octavo.structured_outputs import Thoughts
 
@@ -82,7 +83,8 @@ class Request:
     max_output_tokens: max_tokens cut to what the model's context leaves.
     banned_until_min_tokens: tokens that may not be drawn before min_tokens.
     bad_word_ids: token sequences that may not be completed.
-    grammar: what its output must match. thoughts: what comes before that.
+    grammar: what its output must match. thoughts: what comes before that. pooling_params: of a request for an
+    embedding; it gets no output tokens.
     begun_token_ids: output tokens that it begins with: those of the running request that it forks from. first_len:
     how many tokens its first sequence begins with.
     data_parallel_rank: of several engines, the one that must compute it; None: any. trace_headers: its caller's trace,
@@ -103,6 +105,7 @@ class Request:
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     grammar: str | None = None
     thoughts: Thoughts | None = None
+    pooling_params: PoolingParams | None = None
     begun_token_ids: Listlike[int] = ()
     sequences: list[Sequence] = field(default_factory=list)
     num_cached_tokens: int = 0
@@ -127,7 +130,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What the engine can serve. enable_prefix_caching: whether a request finds the blocks of earlier ones."""
+    """What the engine can serve. enable_prefix_caching: whether a request finds the blocks of earlier ones. pooled:
+    what its embeddings are; None: it generates text instead."""
 
     max_model_len: int
     max_num_seqs: int
@@ -135,6 +139,7 @@ class RequestLimits:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     enable_prefix_caching: bool = True
+    pooled: PooledForm | None = None
 
 
 def least_limits(one: RequestLimits, other: RequestLimits) -> RequestLimits:
@@ -155,3 +160,8 @@ class ModelInfo(RequestLimits):
 
     default_sampling_params: SamplingParams
     card: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, limits: RequestLimits, default: SamplingParams, card: list[tuple[str, str]]) -> ModelInfo:
+        own = {one.name: getattr(limits, one.name) for one in fields(limits)}
+        return cls(**own, default_sampling_params=default, card=card)

@@ -71,7 +71,8 @@ _NO_COMPILER = "torch compiles nothing; graphs are captured when first needed, o
 _NO_SPECULATION = "each step generates one token per sequence"
 _NO_TRANSFER = "octavo serve has --prefill-engines, and for several machines --role, --kv-listen and --kv-peer"
 _NO_OFFLOAD = "weights and KV blocks stay on one device; a quantised GGUF file or a smaller max_model_len needs less"
-_NO_POOLING = "models generate text; there are no embeddings, scores or classes"
+_NO_SCORES = "models that embed give embeddings; there are no scores or classes yet"
+_FROM_FILES = "a model pools as its own files say; a request has use_activation and dimensions"
 _NO_EXPERTS = "there are no models of experts yet"
 _FORMER_GRAMMAR = "use structured_outputs, a field of SamplingParams"
 _ONE_GRAMMAR = "llguidance compiles every grammar, and structured_outputs has the switches"
@@ -83,9 +84,9 @@ _TEXT_CONFIG = "change the checkpoint's config.json instead"
 #: options of vLLM's LLM, AsyncLLM, EngineArgs and command line that have no field in config.py
 ENGINE_OPTIONS: dict[str, NotHere] = {
     # the model
-    **_each(NotHere(_NO_POOLING, ("auto", "generate")), "runner", "task"),
-    "convert": NotHere(_NO_POOLING, ("auto", "none")),
-    **_each(NotHere(_NO_POOLING), "pooler_config", "override_pooler_config"),
+    "task": NotHere("use runner", ("auto",)),
+    "convert": NotHere("runner='pooling' makes a decoder embed", ("auto", "none")),
+    **_each(NotHere(_FROM_FILES), "pooler_config", "override_pooler_config"),
     "tokenizer_mode": NotHere("the tokenizer is made from the checkpoint's own files", ("auto", "hf", "slow", "fast")),
     "tokenizer_revision": NotHere("the tokenizer has the model's revision; tokenizer= names another folder"),
     **_idle("no code of a checkpoint is executed", "code_revision", "trust_remote_code"),
@@ -273,7 +274,8 @@ PROMPT_KEYS: dict[str, NotHere] = {
 
 #: methods and attributes of vLLM's LLM and AsyncLLM that Octavo lacks
 METHODS: dict[str, str] = {
-    **_each(_NO_POOLING, "encode", "embed", "score", "classify", "reward", "get_supported_tasks"),
+    "encode": "LLM.embed and POST /v1/embeddings embed texts",
+    **_each(_NO_SCORES, "score", "classify", "reward", "get_supported_tasks"),
     **_each("use stream, or call from several threads", "enqueue", "enqueue_chat", "wait_for_completion"),
     **_each("close it and create a new one: it starts in about a second", "sleep", "wake_up", "is_sleeping"),
     **_each(_ONE_DEVICE, "collective_rpc", "get_world_size", "scale_elastic_ep"),

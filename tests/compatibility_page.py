@@ -123,12 +123,12 @@ OURS: dict[str, frozenset[str]] = {
     ),
 }
 
-_NO_POOLING = vllm_options.METHODS["embed"]
 _NOT_LIVE = "close the engine and start a new one: it takes about a second"
 #: vLLM's routes that Octavo lacks -> the alternative
 ROUTES_NOT_HERE: dict[str, str] = {
     "/v1/responses": "use /v1/chat/completions",
-    "/v1/embeddings, /pooling, /classify, /score, /rerank": _NO_POOLING,
+    "/pooling": "use /v1/embeddings",
+    "/classify, /score, /rerank": vllm_options.METHODS["score"],
     "/v1/audio/transcriptions, /v1/audio/translations, /v1/realtime": "models read text only",
     "/v1/load_lora_adapter, /v1/unload_lora_adapter": "merge the adapter into the weights first",
     "/invocations": "use /v1/chat/completions",

@@ -91,6 +91,11 @@ class Attention {
   int64_t first_visible(int64_t position) const {
     return spec_.window ? std::max<int64_t>(0, position - spec_.window + 1) : 0;
   }
+  int64_t last_visible(int64_t seq, int64_t position) const {
+    if (spec_.is_causal) return position;
+    const int64_t last = step_.seq_lens[seq] - 1;
+    return spec_.window ? std::min(last, position + spec_.window - 1) : last;
+  }
   int64_t num_rows(const Tile& tile) const { return tile.num_queries * heads_per_group_; }
   // What loaded elements of a head are to be multiplied by.
   float unit(const float* scales, int64_t kv_head) const {
@@ -151,7 +156,7 @@ Plan Attention::plan(int num_threads) const {
       const int64_t count = std::min(tile_queries, end - first), position = first + offset;
       for (int64_t head = 0; head < spec_.num_kv_heads; ++head) {
         plan.tiles.push_back({seq, head, first, count, position, first_visible(position) / kPartition,
-                              (position + count - 1) / kPartition + 1, -1});
+                              last_visible(seq, position + count - 1) / kPartition + 1, -1});
       }
     }
   }
@@ -236,7 +241,7 @@ void Attention::partition_at_width(const Tile& tile, int64_t index, const Worksp
 template <int W, class Element>
 void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspace& work, Result result) const {
   const int64_t start = index * kPartition, size = kv_.block_size;
-  const int64_t last_position = tile.first_position + tile.num_queries - 1;
+  const int64_t last_position = last_visible(tile.seq, tile.first_position + tile.num_queries - 1);
   const int64_t begin = std::max<int64_t>(0, first_visible(tile.first_position) - start);
   const int64_t end = std::min(kPartition, last_position + 1 - start);
   const int64_t first_block = begin / size, end_block = (end + size - 1) / size;
@@ -258,7 +263,7 @@ void Attention::partition_kernels(const Tile& tile, int64_t index, const Workspa
                                kPartition);
   for (int64_t row = 0; row < work.rows; ++row) {
     const int64_t position = tile.first_position + row / heads_per_group_;
-    const int64_t visible_begin = first_visible(position) - start, visible_end = position + 1 - start;
+    const int64_t visible_begin = first_visible(position) - start, visible_end = last_visible(tile.seq, position) + 1 - start;
     result.sums[row] = softmax_row(work.scores + row * kPartition, first_block * size, end_block * size,
                                    visible_begin, visible_end, result.maxima[row]);
   }

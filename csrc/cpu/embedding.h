@@ -6,7 +6,7 @@
 namespace octavo {
 
 // Values agree with octavo/kernels/ops.py: Index, in order.
-enum class Index : int64_t { input_ids, positions };
+enum class Index : int64_t { input_ids, positions, token_types };
 enum class Outside : int64_t { error, zeros };
 
 struct EmbeddingTable {

@@ -30,7 +30,8 @@ struct LayerSpec {
   int64_t group, offset;  // cache group, and the layer's offset in its blocks in bytes
   int64_t num_heads, num_kv_heads, head_dim;
   float scale;
-  int64_t window;       // tokens a token sees, itself included; 0: all before it
+  int64_t window;       // tokens a token sees to one side, itself included; 0: all
+  int64_t is_causal;    // 0: it also sees tokens after it
   float softcap;        // 0: none
   const float* q_norm;  // [head_dim] or null
   const float* k_norm;  // [head_dim] or null
@@ -72,6 +73,7 @@ struct StepView {
   const int64_t* table_strides;        // [G]
   const int32_t* token_seqs;           // [T] the sequence each token belongs to
   const float* hidden_states;          // [T, H] from the stage before; null: the model takes none
+  const int32_t* token_types;          // [T] which of a pair's texts each token is of; null: the model does not ask
 
   const int32_t* block_table(int64_t group, int64_t seq) const {
     return block_tables[group] + rows[seq] * table_strides[group];

@@ -22,7 +22,9 @@ using Given = const Arguments&;
 void run_embedding(Model model, Tensors tensors, Given given, int64_t num_tokens) {
   const int64_t num_rows = given[2].whole, offset = given[5].whole;
   const EmbeddingTable table{DType(given[0].whole), given[1].bytes, num_rows, given[3].whole, offset, given[6].real};
-  const int32_t* indices = Index(given[4].whole) == Index::input_ids ? model.step.input_ids : model.step.positions;
+  const int32_t* const all_indices[] = {model.step.input_ids, model.step.positions, model.step.token_types};
+  const int32_t* indices = all_indices[given[4].whole];
+  if (!indices) throw std::logic_error("the step has no such indices");
   for (int64_t i = 0; i < num_tokens && Outside(given[7].whole) == Outside::error; ++i) {
     const int64_t row = indices[i] + offset;
     if (row >= 0 && row < num_rows) continue;

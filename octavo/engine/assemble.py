@@ -15,6 +15,7 @@ from octavo.engine.core import EngineCore, OverlappedCore
 from octavo.engine.grammar_gate import GrammarGate
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.pooled import PoolingInput
 from octavo.engine.start_up_card import start_up_card, warn_of_leftovers
 from octavo.env import cache_dir
 from octavo.errors import ConfigError
@@ -23,6 +24,7 @@ from octavo.observe.event_log import EventLog
 from octavo.observe.events import EngineStarted
 from octavo.observe.recorder import FlightRecorder
 from octavo.observe.tracing import RequestTracer, open_tracer
+from octavo.pooling_params import PooledForm
 from octavo.request import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
@@ -78,13 +80,14 @@ def build_engine(config: EngineConfig, clock: Clock = time.monotonic, *, serves:
         limits, has_text = _limits(config, shape), replace(config.model, skip_tokenizer_init=False)
         sizes = limits.vocab_size, limits.eos_token_ids
         grammars = AskedGrammars.of(tokenizer, *sizes, lambda: open_tokenizer(has_text, lambda: shape.tokenizer_source))
+        takes = InputProcessor if limits.pooled is None else PoolingInput
         _record_start(config, shape, events, clock)
         recorder = FlightRecorder(events, asdict(config), clock, cache_dir)
         if config.observe.record is not None:
             recorder.record(config.observe.record)
         return LLMEngine(
             core=_core(config, executor, grammars.compiler, events, clock),
-            inputs=InputProcessor(tokenizer, limits, config.model.seed, grammars),
+            inputs=takes(tokenizer, limits, config.model.seed, grammars),
             tokenizer=tokenizer,
             events=events,
             clock=clock,
@@ -122,9 +125,14 @@ def _core(
 ) -> EngineCore:
     """async_scheduling, by default on for devices that compute asynchronously, plans a step while another runs."""
     shape, num_stages = executor.shape, _num_stages(config)
+    takes_whole = shape.architecture.takes_whole_prompts
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
-        replace(config.scheduler, max_num_seqs=shape.limits.max_num_seqs),
+        replace(
+            config.scheduler,
+            max_num_seqs=shape.limits.max_num_seqs,
+            enable_chunked_prefill=config.scheduler.enable_chunked_prefill and not takes_whole,
+        ),
         cache,
         max_model_len=shape.limits.max_model_len,
         max_num_batched_tokens=shape.limits.max_num_tokens,
@@ -162,7 +170,7 @@ def _record_start(config: EngineConfig, shape: WorkerShape, events: EventLog, cl
             block_bytes=layout.block_bytes,
             num_groups=len(shape.groups),
             max_model_len=shape.limits.max_model_len,
-            enable_prefix_caching=config.cache.enable_prefix_caching,
+            enable_prefix_caching=_caches_prefixes(config, shape),
             cache_options=_cache_options(config.cache, shape),
             windows=tuple([group.window for group in shape.groups]),
             max_num_seqs=shape.limits.max_num_seqs,
@@ -198,21 +206,28 @@ def _kv_cache(config: EngineConfig, shape: WorkerShape, events: EventLog, clock:
         num_blocks=shape.layout.num_blocks,
         block_size=shape.layout.block_size,
         groups=shape.groups,
-        enable_prefix_caching=config.cache.enable_prefix_caching,
+        enable_prefix_caching=_caches_prefixes(config, shape),
         events=events,
         clock=clock,
     )
 
 
 def _limits(config: EngineConfig, shape: WorkerShape) -> RequestLimits:
+    architecture, pooling = shape.architecture, shape.architecture.pooling
     return RequestLimits(
         max_model_len=shape.limits.max_model_len,
         max_num_seqs=shape.limits.max_num_seqs,
         max_logprobs=config.observe.max_logprobs,
         vocab_size=shape.limits.vocab_size,
-        eos_token_ids=shape.architecture.eos_token_ids,
-        enable_prefix_caching=config.cache.enable_prefix_caching,
+        eos_token_ids=architecture.eos_token_ids,
+        enable_prefix_caching=_caches_prefixes(config, shape),
+        pooled=None if pooling is None else PooledForm(size=architecture.hidden_size, normalizes=pooling.normalizes),
     )
+
+
+def _caches_prefixes(config: EngineConfig, shape: WorkerShape) -> bool:
+    """Where a step has all of a text, or needs its every hidden state, no part of it can come from a cache."""
+    return config.cache.enable_prefix_caching and not shape.architecture.takes_whole_prompts
 
 
 def measured(executor: Executor) -> dict[str, int]:

@@ -14,6 +14,7 @@ from octavo.engine.asked_grammars import AskedGrammars
 from octavo.engine.asked_thoughts import asked_thoughts
 from octavo.engine.beam_search import params_for_beams
 from octavo.errors import InvalidRequestError
+from octavo.pooling_params import PoolingParams
 from octavo.request import Request, RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.shown import shown, suggestion
@@ -45,19 +46,21 @@ class InputProcessor:
         self,
         request_id: str,
         prompt: Prompt,
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         arrival_time: float,
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Request:
         """Raises InvalidRequestError. cache_salt: as in a prompt dict, which may name it instead."""
-        _check_id(request_id)
-        _check_priority(priority)
+        check_id(request_id)
+        check_priority(priority)
+        if isinstance(params, PoolingParams):
+            raise InvalidRequestError("this model generates text and embeds none: runner='pooling' loads it to embed")
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"sampling_params is {shown(params)}, allowed is a SamplingParams")
         params = params.clone()  # the user may change the original later
         text, token_ids, own_salt = self._read(prompt, is_cut=params.truncate_prompt_tokens is not None)
-        cache_salt = _one_salt(cache_salt, own_salt)
+        cache_salt = one_salt(cache_salt, own_salt)
         token_ids = self._truncate(token_ids, params.truncate_prompt_tokens)
         self._check_prompt(token_ids)
         self._check_params(params)
@@ -230,7 +233,7 @@ class InputProcessor:
         return bad_words
 
 
-def _check_id(request_id: object) -> None:
+def check_id(request_id: object) -> None:
     if not isinstance(request_id, str) or not request_id:
         raise InvalidRequestError(f"request_id is {shown(request_id)}, allowed is a text of at least one character")
     _check_characters("request_id", request_id)
@@ -254,7 +257,7 @@ def _check_characters(name: str, text: str) -> None:
         ) from None
 
 
-def _check_priority(priority: object) -> None:
+def check_priority(priority: object) -> None:
     if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 1 << 63:
         raise InvalidRequestError(f"priority is {shown(priority)}, allowed is a whole number of 64 bits")
 
@@ -275,7 +278,7 @@ def _unwrap(prompt: Mapping[str, object]) -> tuple[str | Sequence[int], object]:
     return text if token_ids is None else token_ids, prompt.get("cache_salt")  # type: ignore[return-value]
 
 
-def _one_salt(of_call: object, of_prompt: object) -> str | None:
+def one_salt(of_call: object, of_prompt: object) -> str | None:
     """The salt, from whichever place has it."""
     for salt in (of_call, of_prompt):
         if salt is not None and (not isinstance(salt, str) or not salt):

@@ -25,6 +25,7 @@ from octavo.observe.exposition import EngineRecords
 from octavo.observe.recorder import FlightRecorder
 from octavo.observe.tracing import RequestTracer
 from octavo.outputs import RequestOutput
+from octavo.pooling_params import PoolingParams
 from octavo.request import ModelInfo, Request, SequenceId
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.scheduler.step import SequenceUpdate
@@ -70,7 +71,7 @@ class LLMEngine:
         self,
         request_id: str,
         prompt: Prompt,
-        sampling_params: SamplingParams,
+        sampling_params: SamplingParams | PoolingParams,
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Request:
@@ -216,7 +217,7 @@ class GenerateCall:
     data_parallel_rank None: any engine."""
 
     prompt: Prompt
-    sampling_params: SamplingParams | None
+    sampling_params: SamplingParams | PoolingParams | None
     request_id: str | None
     priority: int
     cache_salt: str | None
@@ -234,7 +235,7 @@ class EngineClient(Protocol):
     def generate(
         self,
         prompt: Prompt,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: SamplingParams | PoolingParams | None = None,
         request_id: str | None = None,
         *,
         priority: int = 0,
@@ -274,7 +275,6 @@ class EngineClient(Protocol):
         """End a request; its last output has finish_reason "abort". An unknown id is taken for a finished request."""
 
     def get_tokenizer(self) -> Tokenizer | None: ...
-
     @property
     def model_info(self) -> ModelInfo: ...
 

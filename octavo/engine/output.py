@@ -44,6 +44,7 @@ class RequestText:
             self._prompt_logprobs = no_rows(is_lazy, params.flat_logprobs, tokenizer)
             self._prompt_logprobs.append(None)
         self._first_token_time: float | None = None
+        self._pooled: bytes | None = None
 
     @property
     def finished(self) -> bool:
@@ -97,6 +98,7 @@ class RequestText:
                 self._first_token_time = now
             stop = self._sequences[update.sequence.index].extend(update)
             if update.sequence.finish_reason is not None:
+                self._pooled = update.pooled
                 for unforked in self._sequences[len(self._request.sequences) :]:  # 0 ended before they forked
                     unforked.end_with(update.sequence)
             return stop
@@ -164,4 +166,5 @@ class RequestText:
                 finished_time=now if finished else None,
                 num_preemptions=request.num_preemptions,
             ),
+            pooled=self._pooled,
         )

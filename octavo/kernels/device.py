@@ -76,7 +76,8 @@ class StepBatch:
     decode_threshold: a sequence with at most this many new tokens is a decode; a longer one is a chunk.
     One of DECODE_THRESHOLDS. A hint: it changes no result.
 
-    hidden_states: [T, H] from the stage before, for a model that takes them.
+    hidden_states: [T, H] from the stage before, for a model that takes them. token_types: [T] which of a pair's texts
+    each token is of, for a model that looks them up.
     """
 
     input_ids: IntArray  # [T]
@@ -87,6 +88,7 @@ class StepBatch:
     block_tables: tuple[IntArray, ...]  # G of [max_rows, max_blocks]
     decode_threshold: int = 1
     hidden_states: FloatArray | None = None
+    token_types: IntArray | None = None
 
 
 class CompiledModel(Protocol):

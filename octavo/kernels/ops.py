@@ -41,7 +41,7 @@ Tensor = Any  # a backend's own value: a torch tensor, or a value of a recorded 
 Consumed = Any  # a Tensor that is dead after the call: results may overwrite it
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
-Index = Literal["input_ids", "positions"]
+Index = Literal["input_ids", "positions", "token_types"]
 Outside = Literal["error", "zeros"]
 
 IntArray = NDArray[np.int32]
@@ -77,7 +77,8 @@ class AttentionLayer:
     """The constants of one layer's attention.
 
     group, index_in_group: the place of its keys and values (see `kv_layout.py`). scale: multiplies q·k.
-    window w: a token at position p sees positions p-w+1 .. p; None sees all. softcap c: scores become
+    window w: a token at position p sees positions p-w+1 .. p; None sees all. not is_causal: it also sees those after
+    it, with a window up to p+w-1; then a step has all tokens of its sequences. softcap c: scores become
     c * tanh(score / c). q_norm, k_norm: RMSNorm weights [D], applied per head before the rotation.
     scales: the checkpoint's; None: codes are the numbers themselves, until scales are calibrated.
     """
@@ -95,6 +96,7 @@ class AttentionLayer:
     norm_eps: float = 1e-6
     rotary: RotaryTable | None = None
     scales: KVScales | None = None
+    is_causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +269,8 @@ class Ops:
 
     @op(error=2e-5)
     def paged_attention(self, q: Tensor, layer: AttentionLayer) -> Tensor:
-        """Causal attention of each token over its own sequence's keys and values, through its block table.
+        """Attention of each token over its own sequence's keys and values, through its block table; causal, unless the
+        layer says otherwise.
         [T, Q * D] -> [T, Q * D]. Any mix of prefill chunks and decodes: sequence s owns the tokens
         query_start_loc[s] .. query_start_loc[s+1]-1, the last of which has position seq_lens[s] - 1.
         Blocks wholly outside the window may be null (id 0) and are never read."""

@@ -11,13 +11,16 @@ from octavo.kernels.parameters import Linear, Parameter
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """tokens[input_id] * scale, through the projection, plus positions[position + position_offset]."""
+    """tokens[input_id] * scale, through the projection, plus positions[position + position_offset], plus types[which of
+    a pair's texts], normed."""
 
     tokens: Parameter  # [V, H]
     scale: float = 1.0
     positions: Parameter | None = None
     position_offset: int = 0
     projection: Linear | None = None  # to the stream's width, if tokens are narrower
+    types: Parameter | None = None
+    norm: Norm | None = None
 
     def __call__(self, ops: Ops) -> Tensor:
         if self.tokens.first is None:
@@ -27,9 +30,11 @@ class Embedding:
             x = ops.all_reduce(part)
         if self.projection is not None:
             x = ops.linear(x, self.projection)
-        if self.positions is None:
-            return x
-        return ops.add(x, ops.embedding(self.positions, "positions", offset=self.position_offset))
+        if self.positions is not None:
+            x = ops.add(x, ops.embedding(self.positions, "positions", offset=self.position_offset))
+        if self.types is not None:
+            x = ops.add(x, ops.embedding(self.types, "token_types"))
+        return x if self.norm is None else self.norm(ops, x)
 
 
 def product(ops: Ops, x: Tensor, weight: Linear) -> Tensor:

@@ -8,14 +8,16 @@ possible, and code in its file under models/ otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from octavo.config import RunnerOption
 from octavo.env import allows_long_max_model_len
 from octavo.errors import ConfigError, ModelLoadError
 from octavo.kernels.mixture import SILU, Gate, Routing
 from octavo.kernels.ops import Activation
+from octavo.models.pooling import Pooling
 from octavo.observe.logging import LOGGER
 from octavo.quantization.described import Quantization
 from octavo.shown import shown_names
@@ -53,11 +55,12 @@ class ExpertsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """One decoder-only model.
+    """One model: a decoder, or an encoder.
 
     windows: per layer, the sliding window in tokens, or None for full attention.
     rope: None if positions are not rotated. local_rope: of sliding layers, if it differs from rope.
-    num_position_embeddings: learned positions (GPT-2, OPT), else 0.
+    num_position_embeddings: learned positions (GPT-2, OPT, BERT), else 0.
+    is_causal: False: an encoder, whose tokens see those after them, too. pooling: how it embeds; None: it generates.
     quantization: how the layers' matrices are stored; None: by each tensor's own type.
     eos_token_ids: from generation_config.json where there is one, else config.json or GGUF.
     """
@@ -83,11 +86,37 @@ class Architecture:
     attention_softcap: float | None = None
     logits_softcap: float | None = None
     num_position_embeddings: int = 0
+    is_causal: bool = True
+    pooling: Pooling | None = None
     experts: ExpertsConfig | None = None
     quantization: Quantization | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)  # a family's own values, documented in its file
+
+    @property
+    def takes_whole_prompts(self) -> bool:
+        """Whether a step has all of a sequence's tokens: each sees all others, or all are pooled."""
+        return not self.is_causal or (self.pooling is not None and self.pooling.kind != "LAST")
+
+
+def as_embedder(architecture: Architecture, pooling: Pooling) -> Architecture:
+    """The same model, to embed texts. It then needs no LM head."""
+    return replace(architecture, pooling=pooling, tie_word_embeddings=True)
+
+
+def for_runner(architecture: Architecture, runner: RunnerOption, label: str) -> Architecture:
+    """The model as it is asked to run. Raises ConfigError if it cannot."""
+    if runner == "generate" and architecture.pooling is not None:
+        if not architecture.is_causal:
+            raise ConfigError(
+                f"runner is 'generate', but {label} is an encoder ({architecture.family}), which embeds texts and "
+                "generates none: leave runner at 'auto', or choose another model"
+            )
+        return replace(architecture, pooling=None)
+    if runner == "pooling" and architecture.pooling is None:
+        return as_embedder(architecture, Pooling(kind="LAST"))
+    return architecture
 
 
 def checked(path: Path, architecture: Architecture) -> Architecture:
@@ -134,6 +163,8 @@ def context_len(architecture: Architecture) -> int:
 def allowed_model_len(architecture: Architecture, asked: int | None) -> int:
     """The requested max_model_len, or else the model's context length."""
     derived = context_len(architecture)
+    if asked is None and architecture.pooling is not None and architecture.pooling.max_len is not None:
+        return min(derived, architecture.pooling.max_len)
     if asked is None or asked <= derived:
         return asked or derived
     learned = architecture.num_position_embeddings

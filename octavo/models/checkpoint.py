@@ -7,7 +7,7 @@ causal-language-model classes, with every linear weight as [out, in]. (Hugging F
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ IRRELEVANT_ENDINGS = (
     ".attn.masked_bias",
     "position_ids",
 )
+#: heads that a model which embeds does not use
+_UNUSED_HEADS = ("bert.pooler.", "cls.", "lm_head.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,9 @@ class Checkpoint:
     def leftovers(self) -> list[str]:
         """Tensors that were never taken: a sign that the configuration does not match the model."""
         known = self.taken | ({"lm_head.weight"} if self.architecture.tie_word_embeddings else set())
-        names = (*self.stored, *self.unreadable)
+        names: Iterable[str] = (*self.stored, *self.unreadable)
+        if self.architecture.pooling is not None:
+            names = [name for name in names if not name.startswith(_UNUSED_HEADS)]
         return [name for name in names if name not in known and not name.endswith(IRRELEVANT_ENDINGS)]
 
     def _expect(self, name: str, shape: Shape) -> None:

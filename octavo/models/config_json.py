@@ -17,6 +17,7 @@ from octavo.models.architecture import Architecture, checked, known_tokens
 from octavo.models.config_file import ConfigFile
 from octavo.models.llama_json import MOST_LAYERS, llama, llama_like, mistral, qwen, windows
 from octavo.models.mixture_json import glm4_moe, mixtral, qwen2_moe, qwen3_moe
+from octavo.models.pooling import Pooling
 from octavo.models.rope_json import local_rope_config, rope_config
 from octavo.quantization.described import Quantization
 from octavo.quantization.registry import SCHEMES
@@ -190,6 +191,29 @@ def _learned_positions(hidden_size: int, num_heads: int, length: int) -> dict[st
     }
 
 
+def _bert(config: ConfigFile) -> dict[str, Any]:
+    config.refuse("position_embedding_type", "absolute")
+    config.refuse("is_decoder", False)
+    hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
+    return _learned_positions(hidden_size, num_heads, config.size("max_position_embeddings", 512)) | {
+        "vocab_size": config.size("vocab_size"),
+        "hidden_size": hidden_size,
+        "num_layers": config.size("num_hidden_layers", largest=MOST_LAYERS),
+        "intermediate_size": config.size("intermediate_size"),
+        "norm_eps": config.number("layer_norm_eps", 1e-12, least=0),
+        "activation": config.activation("hidden_act", "gelu"),
+        "tie_word_embeddings": True,
+        "is_causal": False,
+        "pooling": Pooling(kind="CLS"),
+        "extra": {"type_vocab_size": config.size("type_vocab_size", 2)},
+    }
+
+
+def _embeds(read: Callable[[ConfigFile], dict[str, Any]]) -> Callable[[ConfigFile], dict[str, Any]]:
+    """A decoder that was saved without its LM head."""
+    return lambda config: read(config) | {"tie_word_embeddings": True, "pooling": Pooling(kind="LAST")}
+
+
 FamilyReader = tuple[str, Callable[[ConfigFile], dict[str, Any]]]
 FAMILIES: dict[str, FamilyReader] = {
     "LlamaForCausalLM": ("llama", llama),
@@ -210,3 +234,14 @@ FAMILIES: dict[str, FamilyReader] = {
 #: for a config.json that names no class
 MODEL_TYPES: dict[str, FamilyReader] = {name: (name, read) for name, read in FAMILIES.values()}
 MODEL_TYPES["gemma3_text"] = MODEL_TYPES["gemma3"]
+#: models that embed texts
+FAMILIES |= {
+    "BertModel": ("bert", _bert),
+    "BertForMaskedLM": ("bert", _bert),
+    "LlamaModel": ("llama", _embeds(llama)),
+    "MistralModel": ("mistral", _embeds(mistral)),
+    "Qwen2Model": ("qwen2", _embeds(qwen)),
+    "Qwen3Model": ("qwen3", _embeds(qwen)),
+    "Gemma2Model": ("gemma2", _embeds(_gemma2)),
+}
+MODEL_TYPES["bert"] = FAMILIES["BertModel"]

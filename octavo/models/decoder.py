@@ -74,10 +74,29 @@ class DecoderLayer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class LayerNormedAfter:
+    """r = norm(r + attention(r)); r = norm(r + mlp(r))."""
+
+    attention: SelfAttention
+    attention_norm: Norm
+    mlp: MLP
+    mlp_norm: Norm
+
+    def attend(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        assert pending is None, "the layer below has added and normed its output"
+        return self.attention.attend(ops, residual), residual
+
+    def finish(self, ops: Ops, attended: Tensor, residual: Tensor) -> tuple[None, Tensor]:
+        normed, _ = self.attention_norm.add(ops, self.attention.project(ops, attended), residual)
+        normed, _ = self.mlp_norm.add(ops, self.mlp(ops, normed), normed)
+        return None, normed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Decoder:
     """A whole model, or a stage of one; implements `octavo.kernels.ops.Model`. embedding None: the hidden states of the
-    stage before come in. head None: the stream goes out, to the next stage. projection: to the LM head's width, if the
-    stream has another."""
+    stage before come in. head None: the stream goes out, to the next stage, or normed, if the model embeds. projection:
+    to the LM head's width, if the stream has another."""
 
     embedding: Embedding | None
     layers: tuple[Layer, ...]
@@ -85,6 +104,7 @@ class Decoder:
     head: Linear | None  # [V, H]
     logits_softcap: float | None = None
     projection: Linear | None = None
+    embeds: bool = False
 
     @property
     def inputs(self) -> Mapping[str, int]:
@@ -92,6 +112,8 @@ class Decoder:
 
     @property
     def heads(self) -> dict[str, Head]:
+        if self.embeds:
+            return {"hidden_states": self._embed}
         return {"hidden_states": self._stream} if self.head is None else {"logits": self._logits}
 
     def stage(self, layers: range) -> Decoder:
@@ -116,19 +138,20 @@ class Decoder:
         pending, residual = self.layers[-1].finish(ops, attended, residual)
         return residual if pending is None else ops.add(pending, residual)
 
+    def _embed(self, ops: Ops, attended: Tensor, residual: Tensor) -> Tensor:
+        """The last layer's output, added and normed."""
+        pending, residual = self.layers[-1].finish(ops, attended, residual)
+        if pending is None:
+            return residual if self.norm is None else self.norm(ops, residual)
+        return ops.add(pending, residual) if self.norm is None else self.norm.add(ops, pending, residual)[0]
+
     def _logits(self, ops: Ops, attended: Tensor, residual: Tensor) -> Tensor:
         assert self.head is not None, "the last stage has the LM head"
-        hidden = self._hidden(ops, *self.layers[-1].finish(ops, attended, residual))
+        hidden = self._embed(ops, attended, residual)
         if self.projection is not None:
             hidden = ops.linear(hidden, self.projection)
         logits = ops.linear(hidden, self.head)
         return logits if self.logits_softcap is None else ops.softcap(logits, self.logits_softcap)
-
-    def _hidden(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> Tensor:
-        """The last layer's output, added and normed."""
-        if pending is None:
-            return residual if self.norm is None else self.norm(ops, residual)
-        return ops.add(pending, residual) if self.norm is None else self.norm.add(ops, pending, residual)[0]
 
 
 class AttentionSpecs:
@@ -166,6 +189,7 @@ class AttentionSpecs:
             norm_eps=a.norm_eps,
             rotary=self._rotary(a.rope if window is None or a.local_rope is None else a.local_rope),
             scales=self._scales.get(index),
+            is_causal=a.is_causal,
         )
 
     def _rotary(self, rope: RopeConfig | None) -> RotaryTable | None:

@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 
 from octavo.errors import ModelLoadError
 from octavo.kernels.tensor import BLOCK_FORMATS, HostTensor, StoredTensor, at_hand, take_part
+from octavo.models.architecture import as_embedder
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.config_file import ConfigFile, checked_defaults, read_json, read_optional_json
 from octavo.models.config_json import architecture_from_config
 from octavo.models.regular_file import is_there
+from octavo.models.sentence_transformers import read_pooling
 from octavo.models.weight_files import read_folder
 from octavo.observe.logging import LOGGER
 from octavo.sampling_params import known_to
 from octavo.shown import shown
 
-_OUTER_PREFIX = {"gpt2": "transformer."}
+_OUTER_PREFIX = {"gpt2": "transformer.", "bert": "bert."}
 _EMBEDDING = {"gpt2": "transformer.wte.weight", "opt": "model.decoder.embed_tokens.weight"}
 #: prefixes of a vision model's text part, in both of transformers' formats
 _TEXT_PART = {
@@ -35,6 +37,8 @@ _TEXT_PART = {
 }
 _IMAGE_PART = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _TRANSPOSED_IN_GPT2 = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+#: endings of old files, and today's
+_RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _COMPARED_BYTES = 1 << 24
 
 T = TypeVar("T")
@@ -51,7 +55,7 @@ def open_folder(folder: Path, label: str) -> Checkpoint:
     unreadable = _with_outer_prefix(_text_part(found.unreadable), prefix)
     if architecture.tie_word_embeddings:
         _warn_of_own_head(folder, tensors, _EMBEDDING.get(architecture.family, "model.embed_tokens.weight"))
-    stored = {name: _canonical(architecture.family, name, tensor) for name, tensor in tensors.items()}
+    stored = {_renamed(name): _canonical(architecture.family, name, tensor) for name, tensor in tensors.items()}
     return replace(checkpoint, stored=stored, unreadable=unreadable)
 
 
@@ -68,9 +72,12 @@ def open_config(folder: Path, label: str) -> Checkpoint:
         raise ModelLoadError(f"{folder / 'config.json'} cannot be read: No such file or directory{_hint(folder)}")
     config = read_json(folder / "config.json")
     generation = ConfigFile(folder / "generation_config.json", read_optional_json(folder / "generation_config.json"))
+    architecture = architecture_from_config(folder / "config.json", config, generation)
+    if is_there(folder / "modules.json"):
+        architecture = as_embedder(architecture, read_pooling(folder))
     return Checkpoint(
         label=label,
-        architecture=architecture_from_config(folder / "config.json", config, generation),
+        architecture=architecture,
         stored={},
         tokenizer_source=folder,
         sampling_defaults=checked_defaults(generation.path, generation.values, known_to("transformers")),
@@ -146,6 +153,10 @@ def _canonical(family: str, name: str, tensor: HostTensor) -> StoredTensor:
         flipped = StoredTensor(tensor.dtype, tensor.shape[::-1], lambda: _transposed(tensor))
         return replace(flipped, read_part=lambda cut: _transposed(take_part(tensor, cut.transposed)))
     return at_hand(tensor)
+
+
+def _renamed(name: str) -> str:
+    return next((name.removesuffix(old) + new for old, new in _RENAMED.items() if name.endswith(old)), name)
 
 
 def _transposed(tensor: HostTensor) -> HostTensor:

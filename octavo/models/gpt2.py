@@ -15,13 +15,10 @@ OPT's activation is a relu. Its position table has two rows before position 0's,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from octavo.kernels.ops import Ops, Tensor
-from octavo.layers.blocks import MLP, Embedding, LayerNorm, SelfAttention
+from octavo.layers.blocks import Embedding
 from octavo.models import llama
 from octavo.models.architecture import Architecture
-from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer
+from octavo.models.decoder import AttentionSpecs, Decoder, DecoderLayer, LayerNormedAfter
 from octavo.models.weights import TensorTable, Weights, in_layers, with_biases
 
 OPT_POSITION_OFFSET = 2
@@ -126,25 +123,6 @@ def build_opt(a: Architecture, weights: Weights, specs: AttentionSpecs) -> Decod
 
 def _has_final_norm(a: Architecture) -> bool:
     return bool(a.extra.get("has_final_norm", True))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerNormedAfter:
-    """r = norm(r + attention(r)); r = norm(r + mlp(r)). Implements `octavo.models.decoder.Layer`."""
-
-    attention: SelfAttention
-    attention_norm: LayerNorm
-    mlp: MLP
-    mlp_norm: LayerNorm
-
-    def attend(self, ops: Ops, pending: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
-        assert pending is None, "the layer below has added and normed its output"
-        return self.attention.attend(ops, residual), residual
-
-    def finish(self, ops: Ops, attended: Tensor, residual: Tensor) -> tuple[None, Tensor]:
-        normed, _ = self.attention_norm.add(ops, self.attention.project(ops, attended), residual)
-        normed, _ = self.mlp_norm.add(ops, self.mlp(ops, normed), normed)
-        return None, normed
 
 
 def _opt_layer(a: Architecture, w: Weights, specs: AttentionSpecs, index: int) -> DecoderLayer | LayerNormedAfter:

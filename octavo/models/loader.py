@@ -1,6 +1,6 @@
 """From a model's name to an open Checkpoint.
 
-smollm2, gemma3-270m      a packaged model              packaged.py
+smollm2, gemma3-270m, ...  a packaged model             packaged.py
 path/to/file.gguf         a GGUF file                   gguf.py, gguf_parts.py, gguf_config.py, gguf_names.py
 path/to/folder            a Hugging Face folder         folder.py, config_json.py, safetensors.py
 owner/name                the same, from the hub        hub.py
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from octavo.config import ModelConfig
+from octavo.config import ModelConfig, RunnerOption
 from octavo.errors import ConfigError, ModelLoadError, OutOfMemoryError
 from octavo.kernels.reference.dequantize import convert as convert_in_numpy
 from octavo.kernels.tensor import (
@@ -29,6 +29,7 @@ from octavo.kernels.tensor import (
     num_bytes,
     take_part,
 )
+from octavo.models.architecture import for_runner
 from octavo.models.checkpoint import Checkpoint, TokenizerSource
 from octavo.models.dummy import dummy_tensors
 from octavo.models.folder import open_config, open_folder, saved_dtype
@@ -63,7 +64,7 @@ def open_checkpoint(
     if config.load_format == "dummy":
         return _open_dummy(path, config, draws_on_device)
     checkpoint = open_gguf(path, config.model) if path.is_file() else open_folder(path, config.model)
-    checkpoint = _quantised(checkpoint, config.quantization)
+    checkpoint = _quantised(_run_as(config.runner, checkpoint), config.quantization)
     checkpoint.check(_required(checkpoint))
     return checkpoint if config.dtype == "auto" else _converted(checkpoint, _DTYPES[config.dtype], convert)
 
@@ -87,7 +88,8 @@ def tokenizer_source(config: ModelConfig) -> TokenizerSource:
 def locate_tokenizer(name: str, revision: str | None = None) -> TokenizerSource:
     """The tokenizer that `tokenizer=` names: a folder, a GGUF file, a packaged model or a hub id."""
     if name in PACKAGED_MODELS:
-        return read_gguf_model(locate_packaged_model(name))
+        packaged = locate_packaged_model(name)
+        return packaged if packaged.is_dir() else read_gguf_model(packaged)
     path = _existing(name)
     if path is not None:
         return path if path.is_dir() else read_gguf_model(path)
@@ -171,6 +173,10 @@ def open_gguf(path: Path, label: str) -> Checkpoint:
     )
 
 
+def _run_as(runner: RunnerOption, checkpoint: Checkpoint) -> Checkpoint:
+    return replace(checkpoint, architecture=for_runner(checkpoint.architecture, runner, checkpoint.label))
+
+
 def _required(checkpoint: Checkpoint) -> TensorTable:
     """The tensors that the model needs. Raises ModelLoadError if its sizes do not fit its quantisation."""
     try:
@@ -205,7 +211,7 @@ def _open_dummy(path: Path, config: ModelConfig, draws_on_device: bool) -> Check
     checkpoint = replace(checkpoint, stored={})
     if (stated := checkpoint.architecture.quantization) is not None:
         checkpoint = replace(checkpoint, architecture=replace(checkpoint.architecture, quantization=as_dummy(stated)))
-    checkpoint = _quantised(checkpoint, config.quantization)
+    checkpoint = _quantised(_run_as(config.runner, checkpoint), config.quantization)
     required = required_tensors(checkpoint.architecture)
     if not draws_on_device:
         _check_room(path, sum(num_bytes(_DTYPES[dtype], shape) for shape in required.values()))

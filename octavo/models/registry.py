@@ -7,12 +7,12 @@ and a line here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.kernels.ops import KVScales
-from octavo.models import gpt2, llama, mixtures
+from octavo.models import bert, gpt2, llama, mixtures
 from octavo.models.architecture import Architecture
 from octavo.models.decoder import AttentionSpecs, Decoder, LayerSlot
 from octavo.models.weights import TensorSource, TensorTable, Weights, scheme_in
@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family(llama.gemma3_tensors, llama.build_gemma),
     "gpt2": Family(gpt2.tensors, gpt2.build),
     "opt": Family(gpt2.opt_tensors, gpt2.build_opt),
+    "bert": Family(bert.tensors, bert.build),
 }
 
 
@@ -87,6 +88,8 @@ def build_model(
     family = _family(architecture)
     weights = Weights(source, family.tensors(architecture), architecture.quantization, rank, num_ranks)
     whole = family.build(architecture, weights, AttentionSpecs(architecture, layer_slots, max_model_len, scales))
+    if architecture.pooling is not None:
+        return replace(whole, head=None, embeds=True)
     return whole if layers is None or len(layers) == architecture.num_layers else whole.stage(layers)
 
 

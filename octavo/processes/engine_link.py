@@ -175,4 +175,4 @@ def mirrored(request: Request, news: SequenceNews, ids: Iterator[SequenceId]) ->
     request.first_scheduled_time = news.first_scheduled_time
     sequence = sequences[news.index]
     sequence.finish_reason, sequence.stop_reason = news.finish_reason, news.stop_reason
-    return SequenceUpdate(sequence, news.token_ids, news.logprobs)
+    return SequenceUpdate(sequence, news.token_ids, news.logprobs, pooled=news.pooled)

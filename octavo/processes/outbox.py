@@ -210,6 +210,7 @@ def sequence_news(update: SequenceUpdate, live: Live) -> SequenceNews:
         num_cached_tokens=request.num_cached_tokens,
         num_preemptions=request.num_preemptions,
         first_scheduled_time=request.first_scheduled_time,
+        pooled=update.pooled,
     )
 
 

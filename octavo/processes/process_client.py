@@ -14,7 +14,6 @@ import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sized
-from dataclasses import asdict
 
 import msgspec
 import zmq
@@ -25,10 +24,12 @@ from octavo.engine.core import EngineStats, total_stats
 from octavo.engine.input import InputProcessor, Prompt, check_unused
 from octavo.engine.llm_engine import EngineClient, GenerateCall, has_ended
 from octavo.engine.output import RequestText
+from octavo.engine.pooled import PoolingInput
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.observe.exposition import joined
 from octavo.observe.logging import LOGGER
 from octavo.outputs import RequestOutput
+from octavo.pooling_params import PoolingParams
 from octavo.processes.engine_link import ClientStream
 from octavo.processes.household import front_end_identity
 from octavo.processes.remote_engine import RemoteEngine
@@ -189,12 +190,13 @@ class ProcessClient(EngineClient):
             return
         limits = welcome.limits
         if self._inputs is None:
-            self._inputs = InputProcessor(self._tokenizer, limits, self._seed)
+            takes = InputProcessor if limits.pooled is None else PoolingInput
+            self._inputs = takes(self._tokenizer, limits, self._seed)
         elif self._router is not None:
             limits = least_limits(self._inputs.limits, limits)
         self._inputs.limits = limits
         params = SamplingParams(**welcome.default_sampling_params)
-        self._info = ModelInfo(**asdict(limits), default_sampling_params=params, card=welcome.card)
+        self._info = ModelInfo.of(limits, params, welcome.card)
         if self._router is not None:
             self._router.goes_up(engine.index, welcome.num_cache_tokens)
         self._welcomed.set()
@@ -284,8 +286,8 @@ def _is_long(prompt: Prompt) -> bool:
     return isinstance(content, Sized) and len(content) > MAX_INLINE_SIZE
 
 
-def _has_long_params(params: SamplingParams | None) -> bool:
+def _has_long_params(params: SamplingParams | PoolingParams | None) -> bool:
     """Whether there are many bad words, or a grammar to compile."""
-    if params is None:
+    if params is None or isinstance(params, PoolingParams):
         return False
     return params.structured_outputs is not None or sum(map(len, params.bad_words or ())) > MAX_INLINE_BAD_WORDS

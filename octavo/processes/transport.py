@@ -23,6 +23,7 @@ import zmq
 from octavo.engine.lazy_logprobs import PackedLogprobs
 from octavo.messages import LogprobRow
 from octavo.outputs import FinishReason
+from octavo.pooling_params import PoolingParams
 from octavo.processes.router import Piece
 from octavo.request import Request, RequestLimits
 from octavo.sampling_params import SamplingParams
@@ -63,6 +64,7 @@ class AddRequest(msgspec.Struct, array_like=True, tag=1):
     begun_token_ids: list[int] = []
     grammar: str | None = None
     thoughts: Thoughts | None = None
+    pooling_params: PoolingParams | None = None
 
 
 class Abort(msgspec.Struct, array_like=True, tag=2):
@@ -124,6 +126,7 @@ class SequenceNews(msgspec.Struct, array_like=True):
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     first_scheduled_time: float | None = None
+    pooled: bytes | None = None
 
 
 class StepNews(msgspec.Struct, array_like=True, tag=17):
@@ -199,6 +202,7 @@ def pack_request(
         begun_token_ids=list(request.begun_token_ids),
         grammar=request.grammar,
         thoughts=request.thoughts,
+        pooling_params=request.pooling_params,
     )
 
 
@@ -228,6 +232,7 @@ def unpack_request(message: AddRequest) -> Request:
         begun_token_ids=tuple(message.begun_token_ids),
         grammar=message.grammar,
         thoughts=message.thoughts,
+        pooling_params=message.pooling_params,
     )
 
 

@@ -187,7 +187,8 @@ class Scheduler:
             sequence.num_pending -= num_draws
             is_as_planned = len(run) == num_draws < 2
             end = keep_run(sequence, run)
-            if run and awaiting and sequence in awaiting:
+            pooled = result.pooled.get(index)
+            if (run or pooled) and awaiting and sequence in awaiting:
                 self._log_first(sequence)
             if not is_as_planned:
                 guesses = plan.spec_token_ids.get(index, [])
@@ -199,7 +200,7 @@ class Scheduler:
             rows = prompt_rows.pop(sequence, ()) if prompt_rows else ()
             if run or rows or end is not None:
                 of_run = logprobs[index][: len(run)] if index in logprobs else ()
-                updates.append(SequenceUpdate(sequence, run, of_run, rows))
+                updates.append(SequenceUpdate(sequence, run, of_run, rows, pooled))
         if result.candidates:
             updates += self._beams.choose(draft, result, lambda sequence, ending: self._finish(sequence, *ending))
             has_left = True

@@ -109,12 +109,13 @@ class Starting:
         budget, max_num_seqs = self._budget, self._places.seats.max_num_seqs
         if num_prompt == 0:
             raise InvalidRequestError(f"{name} has an empty prompt, allowed is one token or more")
-        if num_prompt >= max_model_len:
+        pools = request.pooling_params is not None
+        if num_prompt >= max_model_len + pools:
             raise InvalidRequestError(
                 f"{name} has {num_prompt} prompt tokens, allowed are {max_model_len - 1}, one less than max_model_len: "
                 "shorten the prompt, set truncate_prompt_tokens, or raise max_model_len"
             )
-        if request.max_output_tokens < 1:
+        if request.max_output_tokens < 1 and not pools:
             raise InvalidRequestError(f"{name} has max_output_tokens {request.max_output_tokens}, allowed is 1 or more")
         if n > max_num_seqs:
             raise InvalidRequestError(
@@ -130,7 +131,7 @@ class Starting:
                 f"{name} has {num_prompt} prompt tokens, but without chunked prefill a prompt must fit one step of "
                 f"{budget.size} tokens: raise max_num_batched_tokens or set enable_chunked_prefill=True"
             )
-        self._check_blocks(request, name, max_len - 1)  # the last token is never read back
+        self._check_blocks(request, name, max_len if pools else max_len - 1)  # the last token drawn is never read back
 
     def _check_blocks(self, request: Request, name: str, num_tokens: int) -> None:
         cache = self._cache
@@ -195,6 +196,7 @@ class Starting:
         match = self._cache.find_prefix(sequence, self._num_readable(sequence))
         num_wanted = sequence.num_tokens - match.num_tokens
         is_resuming = sequence.request.num_preemptions > 0 or bool(sequence.request.begun_token_ids)
+        is_resuming = is_resuming and sequence.request.pooling_params is None  # its tokens may have to be in one step
         return match, self._budget.first_share(num_wanted, is_resuming)
 
     def start(self, sequence: Sequence, match: PrefixMatch, num_tokens: int, draft: PlanDraft) -> None:

@@ -210,13 +210,14 @@ class SequenceUpdate(NamedTuple):
     """What one step brought one sequence; whether it ended is written on the sequence.
 
     token_ids: those it has kept. logprobs: their log-probabilities, if it asked for them. prompt_logprobs: those of the
-    next prompt tokens.
+    next prompt tokens. pooled: its embedding, if that is what was asked.
     """
 
     sequence: Sequence
     token_ids: list[int]
     logprobs: Listlike[LogprobRow] = ()
     prompt_logprobs: Listlike[LogprobRow] = ()
+    pooled: bytes | None = None
 
 
 def runs_of(result: StepResult) -> list[list[int]]:
@@ -242,7 +243,7 @@ def keep_run(sequence: Sequence, run: list[int]) -> Ending | None:
             del run[len(token_ids) - num_before :]
             return ending
     if not run and sequence.num_computed_tokens == len(token_ids) >= sequence.max_len:
-        return "length", None  # only its prompt was to be computed
+        return "length" if sequence.request.pooling_params is None else "stop", None  # only its prompt was wanted
     return None
 
 

@@ -40,7 +40,7 @@ async def create_completion(request: Request, serving: Serving) -> Response:
     """Continue one or many prompts."""
     asked = await serving.read(request, CompletionRequest)
     check_pairs(asked)
-    given = _prompts(asked.prompt, serving.settings.max_prompts_per_request)
+    given = one_or_many("prompt", asked.prompt, serving.settings.max_prompts_per_request)
     prompts = await _token_ids(request, given, asked, serving)
     most = DEFAULT_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
     prompts = [cut(prompt, asked, most, serving.client.model_info) for prompt in prompts]
@@ -73,15 +73,15 @@ def _prompt_alone(output: RequestOutput) -> RequestOutput:
     return output
 
 
-def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
-    """One or many, texts or token ids, never mixed."""
+def one_or_many(name: str, prompt: str | list[str | int | list[int]], most: int) -> Prompts:
+    """One or many, texts or token ids, never mixed. name: the field that has them."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise bad_field("prompt", "is [], allowed are a text, token ids, or a list of either")
+        raise bad_field(name, "is [], allowed are a text, token ids, or a list of either")
     kinds = set(map(type, prompt))  # there may be a million
     if len(kinds) > 1:
-        raise bad_field("prompt", "mixes texts, numbers and lists, allowed are lists of one kind")
+        raise bad_field(name, "mixes texts, numbers and lists, allowed are lists of one kind")
     if kinds == {int}:
         return [prompt]  # type: ignore[return-value]
     if len(prompt) > most:
@@ -89,7 +89,7 @@ def _prompts(prompt: str | list[str | int | list[int]], most: int) -> Prompts:
             f"holds {len(prompt)} prompts, allowed are {most}: send several requests, or start the server with a "
             "larger --max-prompts-per-request"
         )
-        raise bad_field("prompt", problem)
+        raise bad_field(name, problem)
     return prompt  # type: ignore[return-value]
 
 

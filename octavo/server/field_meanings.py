@@ -34,6 +34,12 @@ MEANINGS: Mapping[str, str] = {
     "include_reasoning": "false: leave the thoughts out of the answer.",
     "truncate_prompt_tokens": "Keep this many tokens of the prompt; -1: as many as leave room for max_tokens.",
     "truncation_side": "Where the prompt is cut: left keeps its end, right its beginning.",
+    "input": "A text, a list of texts, token ids, or a list of token-id lists.",
+    "EmbeddingRequest.truncate_prompt_tokens": "Keep this many tokens of each text, special ones included; -1: as "
+    "many as the model takes.",
+    "encoding_format": "float: numbers; base64: their bytes, as float32.",
+    "dimensions": "Only so many numbers of each embedding, the first ones.",
+    "use_activation": "Whether embeddings are normalised; left out: as the model's files say.",
     "echo": "Begin the answer with the prompt; in a chat, with the message that it continues.",
     # when an answer ends
     "max_completion_tokens": "Another name of max_tokens.",

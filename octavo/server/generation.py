@@ -19,6 +19,7 @@ from octavo.engine.llm_engine import EngineClient
 from octavo.errors import InvalidRequestError
 from octavo.observe.tracing import TRACE_HEADERS
 from octavo.outputs import RequestOutput
+from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
 from octavo.server.protocol import SAME, GenerationRequest
@@ -44,7 +45,7 @@ class Generation:
 
     request_id: str
     prompts: list[list[int]]
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     priority: int = 0
     cache_salt: str | None = None
     trace_headers: Mapping[str, str] | None = None

@@ -56,7 +56,9 @@ class Call:
 
     @property
     def params(self) -> SamplingParams:
-        return self.generation.params
+        params = self.generation.params
+        assert isinstance(params, SamplingParams), "a completion draws tokens"
+        return params
 
     def answer_place(self, prompt_token_ids: Sequence[int], echo: str | None) -> TextPlace:
         """Where the answer's tokens begin in the reported text, behind the prompt's."""

@@ -22,6 +22,7 @@ from octavo.shown import shown
 from octavo.text.tokenizer import LONG_TEXT, Tokenizer
 
 T = TypeVar("T")
+EMBEDS = "this model embeds texts and generates none; send them to /v1/embeddings"
 #: parts of a message's content that are measured; more count as long
 _FEW_PARTS = 16
 #: keys that chat_template_kwargs may not have: other fields set them, or the call itself does
@@ -59,6 +60,8 @@ async def encode_conversation(
     """Through the model's chat template, or the request's own if the server trusts those. Reads only the fields about
     messages and templates. fits: as for texts."""
     tokenizer, settings = serving.tokenizer("a conversation"), serving.settings
+    if serving.client.model_info.pooled is not None:
+        raise ApiError(400, EMBEDS, param="model", code="model_embeds")
     _check_template(asked, tokenizer, settings)
     template = tokenizer.chat_templates.get(asked.chat_template or "default") or asked.chat_template or ""
 
@@ -184,18 +187,23 @@ def room_for_output(num_prompt: int, max_tokens: int | None, info: ModelInfo, na
 
 def _check_bytes(tokenizer: Tokenizer, text: str, name: str, info: ModelInfo | None) -> None:
     """Refuse a text that must have too many tokens, without encoding it."""
-    if info is None or len(text) < info.max_model_len:
+    if info is None or len(text) <= (most := _most_tokens(info)):
         return
-    if (fewest := tokenizer.fewest_tokens(text)) >= info.max_model_len:
+    if (fewest := tokenizer.fewest_tokens(text)) > most:
         raise _too_long(name, f"{len(text)} characters, which are {fewest} tokens at least", info)
 
 
 def _too_long(name: str, size: str, info: ModelInfo) -> ApiError:
+    new = "" if info.pooled else " and one new token must fit"
     problem = (
-        f"has {size}, allowed are {info.max_model_len - 1}: the model's context is {info.max_model_len} tokens and one "
-        "new token must fit; shorten it or set truncate_prompt_tokens"
+        f"has {size}, allowed are {_most_tokens(info)}: the model's context is {info.max_model_len} tokens{new}; "
+        "shorten it or set truncate_prompt_tokens"
     )
     return bad_field(name, problem, "context_length_exceeded")
+
+
+def _most_tokens(info: ModelInfo) -> int:
+    return info.max_model_len - (info.pooled is None)
 
 
 def _check_template(asked: ChatCompletionRequest, tokenizer: Tokenizer, settings: ServerSettings) -> None:

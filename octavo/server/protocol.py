@@ -159,6 +159,20 @@ class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=Tr
     stream: bool | None = None
 
 
+class EmbeddingRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/embeddings. input: a text, token ids, or a list of either."""
+
+    input: str | list[str | int | list[int]]
+    encoding_format: str | None = None
+    dimensions: int | None = None
+    use_activation: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+    priority: int | None = None
+    request_id: str | None = None
+    cache_salt: str | None = None
+
+
 class TokenizeRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
     """POST /tokenize: a prompt, or the messages of a conversation."""
 

@@ -71,6 +71,30 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1000
 
 
+class Embedding(msgspec.Struct, kw_only=True):
+    """embedding: numbers, or with encoding_format base64 their float32 bytes, least significant first."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(msgspec.Struct, kw_only=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(msgspec.Struct, kw_only=True):
+    """id, created: vLLM's."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+
+
 class PromptLogprob(msgspec.Struct, kw_only=True):
     logprob: float
     rank: int | None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from octavo.cache.blocks import CacheGroup, make_groups
 from octavo.config import KVCacheDType
+from octavo.errors import ConfigError
 from octavo.kernels.device import Device, DTypes, StepLimits, StepSizes
 from octavo.kernels.kv_layout import KVGroup, KVLayout
 from octavo.kernels.ops import AttentionLayer
@@ -23,28 +24,34 @@ SERVER_TOKEN_BUDGET = 8192  # vLLM's for servers: every stream waits for the lon
 @dataclass(frozen=True, slots=True)
 class WorkerSizes:
     """layout.num_blocks is 0 until `fitted`; limits.max_model_len is then what the blocks allow. layers: of the rank's
-    stage, which alone are in its blocks; groups: of all layers, as their tables are the same on every rank."""
+    stage, which alone are in its blocks; groups: of all layers, as their tables are the same on every rank.
+    is_causal: False: nothing is kept from one step to the next, so all layers share the blocks of one."""
 
     groups: tuple[CacheGroup, ...]
     layers: range
     layout: KVLayout
     limits: StepLimits
     dtypes: DTypes
+    is_causal: bool = True
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, task: WorkerTask, device: Device) -> WorkerSizes:
         architecture = checkpoint.architecture
         dtypes = device.dtypes(task.model.dtype, _kv_dtype(task, architecture), checkpoint.number_dtype)
-        groups = make_groups(architecture.windows or (None,) * architecture.num_layers)
+        windows = architecture.windows or (None,) * architecture.num_layers
+        groups = make_groups(windows if architecture.is_causal else (None,))
         num_heads = own_kv_heads(architecture.num_heads, architecture.num_kv_heads, task.world.tensor_parallel_size)
         layers = layers_of(architecture.num_layers, task.world.stage, task.world.pipeline_parallel_size)
         kinds = [KVGroup(len(_own(group, layers)), num_heads, architecture.head_dim) for group in groups]
         layout = KVLayout(0, task.cache.block_size, tuple(kinds), dtypes.kv)  # the number of blocks is not known yet
-        return cls(groups, layers, layout, _limits(architecture, task, device.default_sizes()), dtypes)
+        limits = _limits(architecture, task, device.default_sizes())
+        return cls(groups, layers, layout, limits, dtypes, architecture.is_causal)
 
     @property
     def layer_slots(self) -> list[LayerSlot]:
         """For each layer, its group and its place in the group; of other stages' layers, that of the first."""
+        if not self.is_causal:
+            return [(0, 0)] * len(self.layers)
         slots = {layer: (g, 0) for g, group in enumerate(self.groups) for layer in group.layers}
         for g, group in enumerate(self.groups):
             slots |= {layer: (g, place) for place, layer in enumerate(_own(group, self.layers))}
@@ -58,7 +65,15 @@ class WorkerSizes:
         limits, is_len_asked = self.limits, task.model.max_model_len is not None
         given = (task.cache, self.layout, limits.max_num_seqs, limits.max_model_len, is_len_asked, free_bytes)
         budget = plan_kv_cache(*given, is_rest=is_rest)
-        return self.agreed(budget.num_blocks, budget.max_model_len)
+        num_blocks = budget.num_blocks if self.is_causal else min(budget.num_blocks, self._blocks_of_steps)
+        return self.agreed(num_blocks, budget.max_model_len)
+
+    @property
+    def _blocks_of_steps(self) -> int:
+        """Blocks that two steps need at most, and the null block: more would only be memory that is never in a cache
+        of the processor."""
+        limits = self.limits
+        return 1 + 2 * (limits.max_num_tokens // self.layout.block_size + limits.max_num_seqs)
 
     def agreed(self, num_blocks: int, max_model_len: int) -> WorkerSizes:
         """With the sizes that every rank can hold."""
@@ -81,8 +96,15 @@ class WorkerSizes:
 
 
 def _kv_dtype(task: WorkerTask, architecture: Architecture) -> KVCacheDType:
-    """As asked, else as the checkpoint's kv_cache_scheme says."""
+    """As asked, else as the checkpoint's kv_cache_scheme says. An encoder's is float32: it lasts for a step only."""
     asked, stated = task.cache.kv_cache_dtype, architecture.quantization
+    if not architecture.is_causal:
+        if asked not in ("auto", "float32"):
+            raise ConfigError(
+                f"kv_cache_dtype is {asked!r}, but a {architecture.family} model keeps no keys and values from step to "
+                "step: leave it at 'auto'"
+            )
+        return "float32"
     return asked if asked != "auto" or stated is None else stated.kv_cache or "auto"
 
 
@@ -98,8 +120,9 @@ def _limits(architecture: Architecture, task: WorkerTask, default: StepSizes) ->
     if task.serves:
         default_tokens = min(default_tokens, SERVER_TOKEN_BUDGET)
     num_tokens = sizes.max_num_batched_tokens or default_tokens
+    cuts_prompts = sizes.enable_chunked_prefill and not architecture.takes_whole_prompts
     return StepLimits(
-        max_num_tokens=num_tokens if sizes.enable_chunked_prefill else max(num_tokens, model_len),
+        max_num_tokens=num_tokens if cuts_prompts else max(num_tokens, model_len),
         max_num_seqs=sizes.max_num_seqs or default.max_num_seqs,
         max_model_len=model_len,
         vocab_size=architecture.vocab_size,

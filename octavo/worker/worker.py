@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from octavo.distributed.world import check_alike
+from octavo.errors import ConfigError
 from octavo.kernels.block_mover import BlockMover
 from octavo.kernels.device import Device, KernelCompiler
 from octavo.kernels.ledger import Component, Ledger, Measured
@@ -29,7 +30,7 @@ from octavo.worker.plan import explained
 from octavo.worker.rows import LiveRows, RequestStates
 from octavo.worker.runner import HostRunner, Runner
 from octavo.worker.sizes import WorkerSizes
-from octavo.worker.step_faults import StepFaults
+from octavo.worker.step_faults import Explain, StepFaults
 from octavo.worker.task import WorkerShape, WorkerTask
 
 if TYPE_CHECKING:
@@ -190,6 +191,8 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ra
     rows = LiveRows(states, limits.max_num_seqs)
     explain = StepFaults(task, device, shape.layout.num_blocks * shape.layout.block_bytes).explain
     given, link = (model, rows, limits.max_num_seqs, task.logprobs_mode), None if ranks is None else ranks.stages
+    if shape.architecture.pooling is not None:
+        return _pooling_runner(device, given, explain, shape, link)
     if not device.is_asynchronous:
         if link is None:
             return HostRunner(*given, explain)
@@ -206,3 +209,17 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ra
     from octavo.worker.device_stage_runner import LastStageRunner, PassingRunner
 
     return (LastStageRunner if task.world.is_last_stage else PassingRunner)(*given, ranks, link=link, **options)
+
+
+def _pooling_runner(device: Device, given: tuple[Any, ...], explain: Explain, shape: WorkerShape, link: Any) -> Runner:
+    from octavo.worker.pooling_runner import PoolingRunner  # models that generate run without its code
+
+    pooling = shape.architecture.pooling
+    assert pooling is not None, "the model embeds"
+    if device.is_asynchronous:
+        raise ConfigError(
+            f"{shape.label} embeds texts, which the triton backend does not do yet: set backend to 'cpu' or 'reference'"
+        )
+    if link is not None:
+        raise ConfigError(f"{shape.label} embeds texts, which no pipeline does: set pipeline_parallel_size to 1")
+    return PoolingRunner(*given, explain, kind=pooling.kind)

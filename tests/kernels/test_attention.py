@@ -27,6 +27,7 @@ class Case:
     window: int | None = None
     softcap: float | None = None
     scales: KVScales | None = None
+    is_causal: bool = True
 
     def layer(self) -> AttentionLayer:
         angles = np.outer(np.arange(768), 0.7 ** np.arange(self.head_dim // 2)).astype(np.float32)
@@ -37,6 +38,7 @@ class Case:
             softcap=self.softcap,
             rotary=rotary,
             scales=self.scales,
+            is_causal=self.is_causal,
         )
 
     def function(self) -> Callable[[Ops], Tensor]:
@@ -46,7 +48,8 @@ class Case:
 
     def harness(self, backend: Device) -> Harness:
         pool = Pool(block_size=self.block_size, num_kv_heads=self.kv_heads, head_dim=self.head_dim, dtype=self.dtype)
-        return Harness(backend, self.function(), self.heads * self.head_dim, pool, self.window)
+        window = self.window if self.is_causal else None
+        return Harness(backend, self.function(), self.heads * self.head_dim, pool, window)
 
 
 def scales(kv_heads: int, largest_code: float) -> KVScales:
@@ -107,6 +110,37 @@ def test_agrees_with_the_reference_on_ragged_steps(name: str) -> None:
         work = [(row, tokens(10 * index + row, count)) for row, count in lens]
         for ours, theirs in zip(cpu.step(work), reference.step(work), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=TOLERANCE[case.dtype])
+
+
+@pytest.mark.parametrize("window", [None, 1, 20, 150])
+@pytest.mark.parametrize("name", ["mha", "gqa2-block8", "odd-dim", "softcap"])
+def test_tokens_that_see_what_follows_agree_with_the_reference(name: str, window: int | None) -> None:
+    """An encoder's step has whole texts. Their blocks are used again in the next step, for other texts."""
+    case = replace(CASES[name], is_causal=False, window=window)
+    results = []
+    for lens in ([(0, 1), (1, 17), (2, 128), (3, 300), (4, 131)], [(3, 40), (0, 260)]):
+        work = [(row, tokens(row, count)) for row, count in lens]
+        for num_threads in (1, 3):
+            cpu, reference = case.harness(CpuDevice(num_threads)), case.harness(ReferenceDevice())
+            for ours, theirs in zip(cpu.step(work), reference.step(work), strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=TOLERANCE[case.dtype])
+        results.append(cpu.step([(7, tokens(3, 40))])[0])
+    assert np.array_equal(*results), "a text's result depends on its company"
+
+
+def test_the_reference_of_an_encoder_is_a_plain_softmax() -> None:
+    case = Case(2, 2, 8, is_causal=False, window=3)
+    layer, table = replace(case.layer(), rotary=None), random_table(6 * 8)
+    function = lambda ops: ops.paged_attention(ops.rotary_kv_write(ops.embedding(table, "input_ids"), layer), layer)  # noqa: E731
+    harness = Harness(ReferenceDevice(), function, 16, Pool(num_kv_heads=2, head_dim=8))
+    ids = tokens(0, 9)
+    qkv = table.dense().row_data.view(np.float32).reshape(NUM_ROWS, 6, 8)[ids]
+    scores = np.einsum("thd,shd->hts", qkv[:, :2], qkv[:, 2:4]) * layer.scale
+    far = np.abs(np.subtract.outer(np.arange(9), np.arange(9))) >= 3
+    weights = np.exp(np.where(far, -np.inf, scores))
+    weights /= weights.sum(-1, keepdims=True)
+    expected = np.einsum("hts,shd->thd", weights, qkv[:, 4:]).reshape(9, 16)
+    np.testing.assert_allclose(harness.step([(0, ids)])[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def run_in_chunks(case: Case, lens: list[int], seed: int, max_chunk: int, num_threads: int) -> list[FloatArray]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from octavo.kernels.mixture import Routing
 from octavo.models.architecture import Architecture, ExpertsConfig, RopeConfig
+from octavo.models.pooling import Pooling
 
 NUM_LAYERS = 3
 
@@ -61,5 +62,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "gpt2": replace(LEARNED_POSITIONS, family="gpt2", activation="gelu_tanh"),
     "opt": replace(LEARNED_POSITIONS, family="opt", activation="relu"),
+}
+ENCODERS: dict[str, Architecture] = {
+    "bert": replace(
+        LEARNED_POSITIONS,
+        family="bert",
+        activation="gelu",
+        is_causal=False,
+        pooling=Pooling(kind="CLS"),
+        extra={"type_vocab_size": 2},
+    ),
 }
 SLOTS = [(0, 0), (1, 0), (0, 1)]

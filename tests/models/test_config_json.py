@@ -43,8 +43,11 @@ def test_sizes_are_read_for_every_family(name: str) -> None:
     assert architecture.num_heads == 4
     assert architecture.intermediate_size == (256 if name == "GPT2LMHeadModel" else 96)
     assert architecture.max_position_embeddings == 128
-    assert architecture.num_position_embeddings == (128 if name in ("GPT2LMHeadModel", "OPTForCausalLM") else 0)
-    assert architecture.tie_word_embeddings == (name[:5] in ("Gemma", "GPT2L", "OPTFo"))
+    learned = ("GPT2LMHeadModel", "OPTForCausalLM", "BertModel", "BertForMaskedLM")
+    assert architecture.num_position_embeddings == (128 if name in learned else 0)
+    embeds = architecture.pooling is not None
+    assert embeds == (name == "BertForMaskedLM" or (name.endswith("Model") and name != "GPT2LMHeadModel"))
+    assert architecture.tie_word_embeddings == (embeds or name[:5] in ("Gemma", "GPT2L", "OPTFo"))
 
 
 def test_an_old_llama_3_1() -> None:

@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 
 from octavo.errors import ConfigError, UnsupportedModelError
+from octavo.models.architecture import as_embedder
 from octavo.models.decoder import Decoder
+from octavo.models.pooling import Pooling
 from octavo.models.registry import FAMILIES, build_model, required_tensors
-from tests.models.architectures import ARCHITECTURES, LLAMA, NUM_LAYERS, SLOTS
+from tests.models.architectures import ARCHITECTURES, ENCODERS, LLAMA, NUM_LAYERS, SLOTS
 from tests.models.symbolic import BlankTensors, SymbolicOps
 
 families = pytest.mark.parametrize("family", ARCHITECTURES)
+encoders = pytest.mark.parametrize("family", ENCODERS)
 
 
 def build(family: str) -> Decoder:
@@ -20,7 +23,7 @@ def build(family: str) -> Decoder:
 
 
 def test_every_family_is_tested() -> None:
-    assert set(ARCHITECTURES) == set(FAMILIES)
+    assert set(ARCHITECTURES) | set(ENCODERS) == set(FAMILIES)
 
 
 @families
@@ -42,6 +45,27 @@ def test_forward_respects_the_contract_of_ops(family: str) -> None:
     logits = model.heads["logits"](ops, attended, residual)
     assert logits.width == LLAMA.vocab_size
     assert ops.read == SLOTS, "no attention after the cut"
+
+
+@encoders
+def test_an_encoder_keeps_to_its_table_and_gives_hidden_states(family: str) -> None:
+    source, ops, architecture = BlankTensors(), SymbolicOps(), ENCODERS[family]
+    slots = [(0, 0)] * NUM_LAYERS
+    model = build_model(architecture, source, slots, max_model_len=64)
+    assert source.taken == required_tensors(architecture)
+    hidden = model.heads["hidden_states"](ops, *model.body(ops))
+    assert hidden.width == architecture.hidden_size
+    assert ops.written == ops.read == slots
+    assert not any(layer.attention.layer.is_causal for layer in model.layers)
+    assert ops.counts["linear"] == 4 * NUM_LAYERS
+
+
+@families
+def test_a_decoder_that_embeds_needs_no_head(family: str) -> None:
+    source, ops = BlankTensors(), SymbolicOps()
+    model = build_model(as_embedder(ARCHITECTURES[family], Pooling(kind="LAST")), source, SLOTS, max_model_len=64)
+    assert "lm_head.weight" not in source.taken
+    assert model.heads["hidden_states"](ops, *model.body(ops)).width == ARCHITECTURES[family].hidden_size
 
 
 @families
@@ -81,7 +105,9 @@ def test_quantised_weights_pass_through_untouched() -> None:
 
 
 def test_unknown_family_names_the_known_ones() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'mamba'; Octavo knows gemma2, gemma3, glm4_moe, gpt2, llama"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'mamba'; Octavo knows bert, gemma2, gemma3, glm4_moe, gpt2, llama"
+    ):
         required_tensors(replace(LLAMA, family="mamba"))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from octavo import SamplingParams
+from octavo import PoolingParams, SamplingParams
 from octavo.engine.lazy_logprobs import pack_rows
 from octavo.messages import LogprobRow
 from octavo.processes.transport import (
@@ -101,6 +101,16 @@ def test_every_sampling_field_crosses() -> None:
     assert crossed(SamplingParams(**FIELDS)).sampling_params == SamplingParams(**FIELDS)
     assert crossed(SamplingParams(**BEAMS)).sampling_params == SamplingParams(**BEAMS)
     assert crossed(SamplingParams(stop=["x"])).sampling_params == SamplingParams()
+
+
+def test_a_request_for_an_embedding_and_its_numbers_cross() -> None:
+    params = PoolingParams(dimensions=7, use_activation=False)
+    request = Request("a", [3, 4], SamplingParams(), 0, 0.0, 0, pooling_params=params)
+    message = decode_up(encode(pack_request(1, request)))
+    assert isinstance(message, AddRequest)
+    assert unpack_request(message).pooling_params == params
+    news = StepNews(1.5, [], [], [], [SequenceNews(1, 0, [], 1, "stop", pooled=b"\0\1\2\3")])
+    assert decode_down(encode(news)) == news
 
 
 def test_a_step_s_news_cross() -> None:

@@ -12,7 +12,6 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from functools import lru_cache
 
 import uvicorn
@@ -39,7 +38,7 @@ class PacedEngine(ScriptedEngine):
 
     @property
     def model_info(self) -> ModelInfo:
-        return ModelInfo(**asdict(LIMITS), default_sampling_params=SamplingParams(), card=[])
+        return ModelInfo.of(LIMITS, SamplingParams(), [])
 
     async def _say(self, request: Request) -> AsyncIterator[RequestOutput]:
         num_tokens = request.max_output_tokens

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI
@@ -51,7 +51,7 @@ class ScriptedEngine(EngineClient):
 
     @property
     def model_info(self) -> ModelInfo:
-        return ModelInfo(**asdict(LIMITS), default_sampling_params=SamplingParams(temperature=0.5), card=[])
+        return ModelInfo.of(LIMITS, SamplingParams(temperature=0.5), [])
 
     async def _outputs(self, call: GenerateCall) -> AsyncIterator[RequestOutput]:
         assert call.sampling_params is not None

@@ -25,6 +25,7 @@ from octavo.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     GenerationRequest,
     MessagesRequest,
     StreamOptions,
@@ -37,6 +38,7 @@ from octavo.server.session_protocol import (
     SessionPruneRequest,
     SessionRequest,
 )
+from tests.server.scripted_embedder import ScriptedEmbedder
 from tests.server.scripted_engine import Answer, ScriptedEngine, app_of, call
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -51,6 +53,7 @@ PLACES: tuple[tuple[str, dict[str, Any], tuple[str | int, ...], type, type | Non
     ("/v1/chat/completions/batch", {"messages": [HI]}, (), BatchChatCompletionRequest, ChatCompletionRequest),
     ("/v1/messages", {"messages": HI, "max_tokens": 2}, (), MessagesRequest, None),
     ("/v1/messages", {"messages": HI, "max_tokens": 2}, ("messages", 0), AnthropicMessage, None),
+    ("/v1/embeddings", {"input": "Hi"}, (), EmbeddingRequest, None),
     ("/tokenize", {"prompt": "Hi"}, (), TokenizeRequest, None),
     ("/detokenize", {"tokens": [5]}, (), DetokenizeRequest, None),
     ("/api/chat", OLLAMA | {"messages": HI}, (), OllamaChatRequest, None),
@@ -86,7 +89,7 @@ def with_value(body: dict[str, Any], place: tuple[str | int, ...], field: str, v
 
 
 async def send_all(path: str, bodies: list[bytes]) -> list[Answer]:
-    engine = ScriptedEngine()
+    engine = ScriptedEmbedder() if path == "/v1/embeddings" else ScriptedEngine()
     app = app_of(engine)
     answers = [await call(app, "POST", path, body, {"content-type": "application/json"}) for body in bodies]
     assert engine.live == 0

@@ -135,6 +135,8 @@ class CpuModel:
             (c_void_p * num_groups)(*(int32_address(table) for table in batch.block_tables)),
             (c_int64 * num_groups)(*(table.shape[1] for table in batch.block_tables)),
         )
+        if batch.token_types is not None:
+            step.token_types = int32_address(batch.token_types)
         if self._hidden_width:
             hidden_states = batch.hidden_states
             assert hidden_states is not None, "each step of a later stage brings hidden states"

@@ -41,6 +41,7 @@ class StepView(Structure):
         ("table_strides", POINTER(c_int64)),
         ("token_seqs", c_void_p),
         ("hidden_states", c_void_p),
+        ("token_types", c_void_p),
     )
 
 
@@ -48,7 +49,7 @@ class LayerSpec(Structure):
     _fields_ = (
         *((name, c_int64) for name in ("group", "offset", "num_heads", "num_kv_heads", "head_dim")),
         ("scale", c_float),
-        ("window", c_int64),
+        *((name, c_int64) for name in ("window", "is_causal")),
         ("softcap", c_float),
         ("q_norm", c_void_p),
         ("k_norm", c_void_p),

@@ -156,7 +156,7 @@ class _Emitter:
         angles = (None, None) if rotary is None else map(self._weights.borrow, (rotary.cos, rotary.sin))
         spec = self._weights.specs[layer] = LayerSpec(
             *(layer.group, self._kv.layer_offset(layer), layer.num_heads, layer.num_kv_heads, layer.head_dim),
-            *(layer.scale, layer.window or 0, layer.softcap or 0.0),
+            *(layer.scale, layer.window or 0, layer.is_causal, layer.softcap or 0.0),
             *(self._vector(layer.q_norm), self._vector(layer.k_norm), layer.norm_eps),
             *(*angles, rotary.rotary_dim if rotary else 0),
             *((None, None) if self._kv.dtype not in LARGEST_CODE else map(self._weights.borrow, kv_scales(layer))),

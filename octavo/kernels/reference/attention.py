@@ -32,6 +32,7 @@ class StepIndex:
     def __init__(self, batch: StepBatch) -> None:
         self.input_ids = torch.from_numpy(batch.input_ids).long()
         self.positions = torch.from_numpy(batch.positions).long()
+        self.token_types = None if batch.token_types is None else torch.from_numpy(batch.token_types).long()
         self.starts: list[int] = batch.query_start_loc.tolist()
         self.seq_lens: list[int] = batch.seq_lens.tolist()
         self._rows = batch.rows
@@ -129,8 +130,8 @@ def _attend(q_TQD: torch.Tensor, layer: AttentionLayer, cache: KVPool, step: Ste
     if layer.softcap is not None:
         scores_QTL = layer.softcap * torch.tanh(scores_QTL / layer.softcap)
     distance_TL = positions_T[:, None] - torch.arange(first, seq_len)[None, :]
-    hidden_TL = distance_TL < 0
+    hidden_TL = (distance_TL < 0) & layer.is_causal
     if layer.window is not None:
-        hidden_TL |= distance_TL >= layer.window
+        hidden_TL |= distance_TL.abs() >= layer.window
     weights_QTL = torch.softmax(scores_QTL.masked_fill(hidden_TL, -torch.inf), dim=-1)
     return torch.einsum("qtl,lqd->tqd", weights_QTL, v_LQD)

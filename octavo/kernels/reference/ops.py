@@ -55,7 +55,7 @@ class ReferenceOps(Ops):
         return result
 
     def _embedding(self, table: Parameter, index: Index, offset: int, scale: float, outside: Outside) -> torch.Tensor:
-        rows = (self.step.input_ids if index == "input_ids" else self.step.positions) + offset
+        rows = getattr(self.step, index) + offset
         table_VH = self._weights.tensor(table)
         if outside == "error":
             return table_VH[rows] * scale

@@ -1,0 +1,23 @@
+"""Pooling: how a model's hidden states become one vector for each text.
+
+CLS     the first token's                 encoders
+LAST    the last token's                  decoders: it alone has seen all of the text
+MEAN    the mean of all tokens'
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PoolingKind = Literal["CLS", "LAST", "MEAN"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooling:
+    """normalizes: the vector is divided by its length. max_len: the most tokens that the model is meant to take; None:
+    all of its context."""
+
+    kind: PoolingKind
+    normalizes: bool = True
+    max_len: int | None = None

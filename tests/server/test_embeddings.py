@@ -1,0 +1,117 @@
+"""POST /v1/embeddings: every field, refusals, and the openai client with a real engine."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo import AsyncLLM
+from octavo.server.app import create_app
+from octavo.server.settings import ServerSettings
+from tests.server.scripted_embedder import ScriptedEmbedder
+from tests.server.scripted_engine import ScriptedEngine, app_of, call, post
+from tests.tiny_embedders import expected, make_tiny_embedder
+
+PATH = "/v1/embeddings"
+
+
+def embed(**body: Any) -> Any:
+    answer = post(app_of(ScriptedEmbedder()), PATH, body)
+    assert answer.status == 200, answer.body
+    return answer.json()
+
+
+def refused(engine: ScriptedEngine | None = None, path: str = PATH, **body: Any) -> dict[str, Any]:
+    answer = post(app_of(engine or ScriptedEmbedder()), path, body)
+    assert answer.status == 400, answer.body
+    return answer.error
+
+
+def test_texts_and_token_ids() -> None:
+    found = embed(input=[[5, 6, 7], [8]], model="tiny")
+    assert found["object"] == "list"
+    assert found["model"] == "tiny"
+    assert [one["embedding"] for one in found["data"]] == [[3, 5, 7], [1, 8, 8]]
+    assert [one["index"] for one in found["data"]] == [0, 1]
+    assert found["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+    assert embed(input=[5, 6])["data"][0]["embedding"] == [2, 5, 6]
+    assert embed(input="one two")["data"][0]["embedding"][0] == 2
+    assert len(embed(input=["one", "two"])["data"]) == 2
+
+
+def test_base64_has_the_same_numbers() -> None:
+    text = embed(input=[5, 6], encoding_format="base64")["data"][0]["embedding"]
+    assert np.frombuffer(base64.b64decode(text), "<f4").tolist() == [2, 5, 6]
+    assert embed(input=[5, 6], encoding_format="float")["data"][0]["embedding"] == [2, 5, 6]
+
+
+def test_dimensions_and_use_activation() -> None:
+    assert embed(input=[5, 6], dimensions=2)["data"][0]["embedding"] == [2, 5]
+    normed = embed(input=[5, 6], dimensions=2, use_activation=True)["data"][0]["embedding"]
+    np.testing.assert_allclose(normed, np.array([2, 5]) / np.sqrt(29), rtol=1e-6)
+
+
+def test_long_texts_are_cut_if_asked() -> None:
+    long = list(range(200))
+    assert "200 tokens, allowed are 128" in refused(input=long)["message"]
+    assert "8000 tokens, allowed are 128" in refused(input="a1" * 4000)["message"]
+    assert embed(input=long, truncate_prompt_tokens=-1)["data"][0]["embedding"] == [128, 0, 127]
+    assert embed(input=[long, [5]], truncate_prompt_tokens=7)["usage"]["prompt_tokens"] == 8
+    assert embed(input=" one" * 999, truncate_prompt_tokens=-1)["usage"]["prompt_tokens"] == 128
+    assert embed(input=list(range(128)))["usage"]["prompt_tokens"] == 128
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": ["a", 5]}, "input"),
+        ({"input": ["a"] * 10_000}, "input"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
+        ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"input": "a", "truncate_prompt_tokens": 129}, "truncate_prompt_tokens"),
+        ({"input": "a", "unknown": 1}, "unknown"),
+        ({}, "input"),
+    ],
+)
+def test_bad_fields_are_named(body: dict[str, Any], param: str) -> None:
+    assert refused(**body)["param"] == param
+
+
+def test_the_other_kind_of_model_is_named() -> None:
+    assert "dimensions is 4, allowed is 1 to 3" in refused(input="a", dimensions=4)["message"]
+    assert "generates text and embeds none" in refused(ScriptedEngine(), input="a")["message"]
+    assert "embeds texts and generates none" in refused(path="/v1/completions", prompt="a")["message"]
+    chat = [{"role": "user", "content": "a"}]
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        assert "embeds texts and generates none" in refused(path=path, messages=chat, max_tokens=2)["message"]
+
+
+def test_a_fault_of_the_engine_is_not_an_answer() -> None:
+    answer = post(app_of(ScriptedEmbedder(fault="it broke")), PATH, {"input": "a"})
+    assert answer.status == 500
+    assert "it broke" in answer.error["message"]
+
+
+def test_a_real_engine_gives_what_transformers_gives(tmp_path: Path, one_torch_thread: None) -> None:
+    folder = make_tiny_embedder("bert", tmp_path, "MEAN")
+    llm = AsyncLLM(str(folder), backend="cpu", num_threads=1, skip_tokenizer_init=True)
+    try:
+        app = create_app(llm, ServerSettings(served_model_name=("tiny",)))
+        texts = [[5, 6, 7], list(range(3, 60))]
+
+        async def ask() -> list[Any]:
+            body = f'{{"input": {texts}}}'.encode()
+            headers = {"content-type": "application/json"}
+            return await asyncio.gather(*(call(app, "POST", PATH, body, headers) for _ in range(4)))
+
+        for answer in asyncio.run(ask()):
+            for text, one in zip(texts, answer.json()["data"], strict=True):
+                np.testing.assert_allclose(one["embedding"], expected(folder, "MEAN", text), rtol=1e-4, atol=2e-5)
+    finally:
+        llm.shutdown()
