@@ -97,6 +97,9 @@ class CompiledModel(Protocol):
     def forward(self, batch: StepBatch) -> None:
         """Run the step up to the last layer's attention. The hidden states stay inside until the next forward."""
 
+    def calibrate(self, batch: StepBatch) -> None:
+        """Run the step, and set the scales of an 8-bit KV cache by its keys and values."""
+
     def logits(self, token_indices: IntArray) -> Logits:
         """Logits [N, V], or what else the model's head gives, for N tokens of the last forward, by their index in the
         step; N is at most max_num_seqs, and max_num_tokens for hidden states.

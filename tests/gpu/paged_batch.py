@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from octavo.kernels.device import StepBatch
-from octavo.kernels.kv_layout import KVDType, KVGroup, KVLayout
-from octavo.kernels.ops import AttentionLayer, RotaryTable
+from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVGroup, KVLayout
+from octavo.kernels.ops import AttentionLayer, KVScales, RotaryTable
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.testing.made_parameters import parameter
 from tests.gpu.device import DEVICE
@@ -20,6 +20,7 @@ KV_DTYPE: dict[torch.dtype, KVDType] = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
 }
+POISON = 0x7F  # of codes in the null block
 
 
 @dataclass
@@ -58,10 +59,21 @@ class PagedBatch:
         return start[:, None, None] + head[None, :, None] + torch.arange(dim, device=DEVICE)
 
     def keys(self, s: int) -> torch.Tensor:
-        return self.pool.data[self.cells(s)]
+        return self._numbers(self.pool.data[self.cells(s)], 0)
 
     def values(self, s: int) -> torch.Tensor:
-        return self.pool.data[self.cells(s) + self.pool.value_offset]
+        return self._numbers(self.pool.data[self.cells(s) + self.pool.value_offset], 1)
+
+    @property
+    def is_null_block_as_it_was(self) -> bool:
+        block = self.raw_pool[: self.pool.block_stride]
+        return bool((block == POISON).all() if self.layer.scales else block.isnan().all())
+
+    def _numbers(self, elements: torch.Tensor, which: int) -> torch.Tensor:
+        if self.layer.scales is None:
+            return elements
+        codes = elements.view(torch.float8_e4m3fn if self.layout.dtype == "fp8" else torch.int8).float()
+        return codes * torch.from_numpy((self.layer.scales.keys, self.layer.scales.values)[which]).to(DEVICE)[:, None]
 
     def split_qkv(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q [T, Q, D], k and v [T, K, D]."""
@@ -105,23 +117,26 @@ def make_batch(
     rotary_dim: int | None = None,
     seed: int = 0,
     beside: tuple[KVGroup, ...] = (),
+    codes: KVDType | None = None,
 ) -> PagedBatch:
-    """A step in which sequence i has seqs[i] = (tokens cached, tokens new). beside: cache groups before the layer's."""
+    """A step in which sequence i has seqs[i] = (tokens cached, tokens new). beside: cache groups before the layer's.
+    codes: the type of a pool of 8 bits."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     lens = [cached + new for cached, new in seqs]
     num_blocks = 1 + sum(-(-n // block_size) for n in lens)
     groups = (*beside, KVGroup(2, num_kv_heads, head_dim))
-    layout = KVLayout(num_blocks, block_size, groups, KV_DTYPE[dtype])
+    layout = KVLayout(num_blocks, block_size, groups, codes or KV_DTYPE[dtype])
     weights = [parameter(row) for row in rng.uniform(0.5, 1.5, (2, head_dim)).astype(np.float32)]
     layer = AttentionLayer(
         group=len(beside), index_in_group=1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
         scale=head_dim**-0.5, window=window, softcap=softcap,
         q_norm=weights[0] if has_norm else None, k_norm=weights[1] if has_norm else None,
         rotary=rotary_table(rotary_dim, max(lens)) if rotary_dim else None,
+        scales=None if codes is None else _random_scales(num_kv_heads, codes, rng),
     )  # fmt: skip
-    raw = torch.randn(num_blocks * layout.block_bytes // dtype.itemsize, device=DEVICE).to(dtype)
-    raw[: layout.block_bytes // dtype.itemsize] = torch.nan
+    raw = _random_elements(num_blocks * layout.block_bytes // layout.element_bytes, dtype, codes)
+    raw[: layout.block_bytes // layout.element_bytes] = torch.nan if codes is None else POISON
     rows = rng.permutation(len(seqs) + 2)[: len(seqs)]
     table = np.zeros((len(seqs) + 2, max(-(-n // block_size) for n in lens)), np.int32)
     free = iter(rng.permutation(num_blocks - 1) + 1)
@@ -140,6 +155,21 @@ def make_batch(
         on_device(lens), on_device(np.cumsum([0, *query_lens])),
         on_device(np.concatenate([np.arange(c, c + n) for c, n in seqs])), on_device(rows), on_device(table),
     )  # fmt: skip
+
+
+def _random_scales(num_heads: int, codes: KVDType, rng: np.random.Generator) -> KVScales:
+    """Of normal numbers."""
+    keys, values = (rng.uniform(4, 6, (2, num_heads)) / LARGEST_CODE[codes]).astype(np.float32)
+    return KVScales(keys, values)
+
+
+def _random_elements(number: int, dtype: torch.dtype, codes: KVDType | None) -> torch.Tensor:
+    normal = torch.randn(number, device=DEVICE)
+    if codes is None:
+        return normal.to(dtype)
+    limit = LARGEST_CODE[codes]
+    spread = (normal * limit / 4).clamp(-limit, limit)
+    return spread.round().to(torch.int8) if codes == "int8" else spread.to(torch.float8_e4m3fn).view(torch.uint8)
 
 
 def rotary_table(rotary_dim: int, max_len: int) -> RotaryTable:

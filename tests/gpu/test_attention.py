@@ -14,7 +14,8 @@ from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_erro
 from octavo.kernels.cuda.driver import GPU  # isort: skip
 from octavo.kernels.cuda.step import DeviceStep, StepKind  # isort: skip
 from octavo.kernels.device import StepLimits  # isort: skip
-from octavo.kernels.kv_layout import KVGroup  # isort: skip
+from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVGroup  # isort: skip
+from octavo.kernels.ops import FloatArray  # isort: skip
 from octavo.kernels.triton.attention.triton_attention import HopperAttention  # isort: skip
 from octavo.kernels.triton.attention.hopper_prefill import HopperPrefill  # isort: skip
 from octavo.kernels.triton.attention.memory import AttentionMemory  # isort: skip
@@ -91,12 +92,28 @@ def check(batch: PagedBatch, **how: int) -> None:
     start = 0
     for s, num_new in enumerate(batch.query_lens):
         new = slice(start, start + num_new)
-        assert relative_error(batch.keys(s)[-num_new:], expected_k[new]) < tolerance
-        assert torch.equal(batch.values(s)[-num_new:].float(), expected_v[new])
+        keys, values = batch.keys(s)[-num_new:], batch.values(s)[-num_new:].float()
+        if batch.layer.scales is None:
+            assert relative_error(keys, expected_k[new]) < tolerance
+            assert torch.equal(values, expected_v[new])
+        else:
+            check_codes(batch, keys, expected_k[new], batch.layer.scales.keys, tolerance)
+            check_codes(batch, values, expected_v[new], batch.layer.scales.values, 1e-6)
         start += num_new
     attended = batch.attend(expected_q if how.get("fused") else q.view_as(expected_q))
     assert relative_error(out, attended) < tolerance
-    assert batch.raw_pool[: batch.pool.block_stride].isnan().all(), "nobody writes the null block"
+    assert batch.is_null_block_as_it_was, "nobody writes the null block"
+
+
+def check_codes(
+    batch: PagedBatch, actual: torch.Tensor, exact: torch.Tensor, scales: FloatArray, tolerance: float
+) -> None:
+    """Each number is the nearest that its code and the head's scale can make, but for errors of the number itself."""
+    unit = torch.from_numpy(scales).to(DEVICE)[:, None]
+    step = unit if batch.layout.dtype == "int8" else (exact.abs() / 8).clamp(min=unit * 2.0**-9)
+    largest = unit * LARGEST_CODE[batch.layout.dtype]
+    missed = (actual - exact.clamp(-largest, largest)).abs()
+    assert (missed <= 0.501 * step + tolerance * exact.abs().amax()).all()
 
 
 SMALL_MIX = [(0, 5), (300, 1), (17, 3), (15, 1), (0, 1), (64, 1), (16, 33)]
@@ -124,6 +141,15 @@ def test_blocks_shared_with_a_group_of_other_heads(beside: KVGroup) -> None:
     """One group that takes more of a block than this layer's, with another head size, and one that takes less."""
     check(make_batch(SMALL_MIX, dtype=torch.float32, head_dim=96, rotary_dim=64, beside=(beside,)))
     check(make_batch(DECODES, dtype=torch.float32, head_dim=96, rotary_dim=64, beside=(beside,)), fused=True)
+
+
+@pytest.mark.parametrize("codes", ["fp8", "int8"])
+def test_codes_of_8_bits(codes: KVDType) -> None:
+    """Chunks and decodes; a fused decode; decodes of several new tokens with a window and a cap."""
+    options = {"dtype": torch.float32, "head_dim": 32, "rotary_dim": 32, "num_heads": 2, "codes": codes}
+    check(make_batch([(0, 5), (70, 1), (16, 33)], has_norm=True, **options | {"num_kv_heads": 1}))
+    check(make_batch([(150, 1), (15, 1), (0, 1), (64, 1)], **options), fused=True)
+    check(make_batch(FEW_NEW[1:4], window=20, softcap=2.0, block_size=32, **options), threshold=16)
 
 
 #: decodes of up to 16 new tokens, around a block's end, among chunks and sequences of several items
@@ -317,6 +343,17 @@ def test_decodes_of_several_new_tokens_on_a_gpu(
     seqs = [*FEW_NEW, (9000, 16), (20000, 4), (4097, 11), (2047, 2), (511, 600)]
     batch = make_batch(seqs, num_heads=2 * group, head_dim=head_dim, dtype=dtype, window=window, rotary_dim=head_dim)
     check(batch, threshold=threshold, chained=ON_HOPPER and group == 2, hopper=ON_HOPPER and group == 4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("codes", ["fp8", "int8"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_codes_on_a_gpu(head_dim: int, dtype: torch.dtype, codes: KVDType) -> None:
+    options = {"num_heads": 8, "head_dim": head_dim, "dtype": dtype, "rotary_dim": head_dim, "codes": codes}
+    check(make_batch(BIG_MIX, has_norm=True, **options), chained=ON_HOPPER)
+    check(make_batch(BIG_DECODES, has_norm=True, **options), fused=True, chained=ON_HOPPER)
+    check(make_batch(FEW_NEW, window=100, **options), threshold=16)
 
 
 @needs_gpu

@@ -43,6 +43,16 @@ def test_cuda_kernels_come_first_where_nvcc_is(monkeypatch: pytest.MonkeyPatch) 
     assert choose(LAYER, "bfloat16", KV, HOPPER, "triton") == ["triton"]
 
 
+def test_codes_of_8_bits_are_left_to_the_plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvcc, "find_nvcc", lambda: Path("nvcc"))
+    monkeypatch.setattr(GPU, "is_interpreted", False)
+    codes = replace(KV, dtype="fp8")
+    assert choose(LAYER, "bfloat16", codes, HOPPER, "auto") == ["triton"]
+    assert choose(LAYER, "bfloat16", codes, HOPPER, "deterministic") == ["deterministic"]
+    with pytest.raises(ConfigError, match=r"attention_backend is 'hopper', .* it reads no KV blocks in fp8"):
+        choose(LAYER, "bfloat16", codes, HOPPER, "hopper")
+
+
 def test_cuda_kernels_leave_more_sequences_than_they_can_plan_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_attention, "MAX_SEQUENCES", 3)
     memory = AttentionMemory([LAYER], KV, StepLimits(4, 4, 64, 1), AMPERE, DEVICE)

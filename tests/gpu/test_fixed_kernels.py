@@ -61,6 +61,7 @@ def part_of(batch: PagedBatch, seq: int, begin: int, end: int) -> PagedBatch:
         {"num_heads": 2, "num_kv_heads": 1},
         {"num_heads": 6, "num_kv_heads": 1, "window": 200, "head_dim": 48},
         {"softcap": 3.0, "block_size": 32, "head_dim": 16},
+        {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "codes": "fp8"},
     ],
 )
 def test_attention_of_a_token_does_not_depend_on_its_step(kind: dict[str, object], dtype: torch.dtype) -> None:

@@ -148,7 +148,6 @@ class CpuModel:
             self._forward.run_op_by_op(num_tokens)
 
     def calibrate(self, batch: StepBatch) -> None:
-        """Run the step, and set the scales of an 8-bit KV cache by its keys and values."""
         self._library.octavo_model_calibrate(self._handle, calibrated_code(self._kv.dtype))
         self.forward(batch)
         self._library.octavo_model_calibrate(self._handle, 0.0)

@@ -16,7 +16,7 @@ from octavo.kernels.cuda.driver import GPU, find_gpu
 from octavo.kernels.cuda.ledger import device_ledger
 from octavo.kernels.cuda_cpp.compile import find_nvcc
 from octavo.kernels.device import DTypes, StepLimits, StepSizes
-from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
+from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ledger import Ledger, device_budget, size
 from octavo.kernels.ops import Model
 from octavo.kernels.program.model_recording import ModelRecording
@@ -105,17 +105,14 @@ class CudaDevice:
 
     def dtypes(self, asked: DTypeOption, kv_asked: KVCacheDType, stored: str) -> DTypes:
         """Compute in the requested type, else in the file's if it has 16 bits, else in bfloat16. KV blocks have the
-        same type, because attention multiplies the two."""
+        same type, because attention multiplies the two, or codes of 8 bits."""
         dtype = asked if asked != "auto" else "float16" if stored == "F16" else "bfloat16"
-        if kv_asked in LARGEST_CODE:
-            raise ConfigError(
-                f"KV blocks in {kv_asked} with the triton backend are not supported: set kv_cache_dtype={dtype!r}, or "
-                "backend='cpu'"
-            )
+        if kv_asked in ("fp8", "int8"):
+            return DTypes(dtype, kv_asked)
         if kv_asked not in ("auto", dtype):
             raise ConfigError(
                 f"kv_cache_dtype is {kv_asked} and the model computes in {dtype}; on a GPU they must be the "
-                f"same: set dtype={kv_asked!r}, or leave kv_cache_dtype at 'auto'"
+                f"same, or KV blocks have 8 bits: set dtype={kv_asked!r}, or kv_cache_dtype to 'auto', 'fp8' or 'int8'"
             )
         return DTypes(dtype, dtype)
 
@@ -164,8 +161,8 @@ class CudaDevice:
         for dim in {group.head_dim for group in kv.groups}:
             if dim * kv.element_bytes % 16:
                 raise UnsupportedModelError(
-                    f"heads of {dim} elements in {dtype} take {dim * kv.element_bytes} bytes; on a GPU they must take "
-                    "a multiple of 16: set dtype='float32', or backend='cpu'"
+                    f"heads of {dim} elements in {kv.dtype} take {dim * kv.element_bytes} bytes; on a GPU they must "
+                    "take a multiple of 16: set dtype='float32' and kv_cache_dtype='auto', or backend='cpu'"
                 )
         if kv.block_size < BOX_TOKENS:
             raise ConfigError(

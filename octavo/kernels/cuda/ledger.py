@@ -11,7 +11,7 @@ from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import shape as cuda_cpp
 from octavo.kernels.cuda_cpp.quantized_format import format_of, held_bytes
 from octavo.kernels.device import StepLimits
-from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.kv_layout import KV_ELEMENTS, KVDType, KVLayout
 from octavo.kernels.ledger import Contents, Entry, Ledger
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.parameters import Linear, Shape
@@ -39,13 +39,13 @@ def device_ledger(
     traced: bool,
     captures: bool,
 ) -> Ledger:
-    layers, is_fixed = model.body.layers, attention == "deterministic"
+    layers, is_fixed, element_bytes = model.body.layers, attention == "deterministic", KV_ELEMENTS[dtype].num_bytes
     return Ledger(
         (
-            *_weights(model, limits, kv.element_bytes, dtype, gpu, is_fixed=is_fixed),
-            *_activations(model, limits, kv.element_bytes, dtype, is_fused=not (traced or is_fixed)),
+            *_weights(model, limits, element_bytes, dtype, gpu, is_fixed=is_fixed),
+            *_activations(model, limits, element_bytes, dtype, is_fused=not (traced or is_fixed)),
             *_workspace(model, limits, gpu, dtype, has_parts=not is_fixed),
-            *_experts(model, limits, kv.element_bytes),
+            *_experts(model, limits, element_bytes),
             *_attention(layers, kv, limits, dtype, gpu, attention),
             *_rows(kv, limits),
             *([_graphs(model)] if captures else []),

@@ -75,7 +75,7 @@ class TritonModel:
     ) -> None:
         """peer_memory: ranks exchange small messages over it."""
         self.device, self.chained, self.limits = device, gpu.chains, limits
-        self._kv, self._block_size = kv, kv.block_size
+        self._kv = kv
         recording = ModelRecording.of(model)
         whole, draws = recording.whole, recording.gives_logits
         layers = whole.layers
@@ -162,10 +162,10 @@ class TritonModel:
     def forward(self, batch: StepBatch, complete: Callable[[torch.Tensor], None] | None = None) -> None:
         """complete: fills in those of the uploaded input_ids that only the device knows."""
         counts = np.diff(batch.query_start_loc)
-        num_blocks = -(-int(batch.seq_lens.max()) // self._block_size)
+        num_blocks = -(-int(batch.seq_lens.max()) // self._kv.block_size)
         tables = [np.ascontiguousarray(table[batch.rows, :num_blocks]) for table in batch.block_tables]
-        rows = np.arange(len(batch.rows), dtype=np.int32)
-        arrays = [batch.input_ids, batch.positions, batch.query_start_loc, batch.seq_lens, rows, *tables]
+        rows = [batch.query_start_loc, batch.seq_lens, np.arange(len(batch.rows), dtype=np.int32)]
+        arrays = [batch.input_ids, batch.positions, *rows, *tables]
         input_ids, positions, query_start_loc, seq_lens, table_rows, *device_tables = self.staging.upload(arrays)
         step = DeviceStep(
             *(input_ids, positions, query_start_loc, seq_lens, table_rows, tuple(device_tables)),
@@ -176,6 +176,10 @@ class TritonModel:
         if complete is not None:
             complete(input_ids)
         self.run_chunks(step)
+
+    def calibrate(self, batch: StepBatch) -> None:
+        with self._memory.calibration():
+            self.forward(batch)
 
     def can_capture(self, batch: StepBatch) -> bool:
         """Whether such a step may be captured: none of its kernels needs lengths on the host."""
@@ -193,8 +197,7 @@ class TritonModel:
         self._hidden = self._chunks.kept(num_tokens)
 
     def logits(self, token_indices: IntArray) -> torch.Tensor:
-        (indices,) = self.staging.upload([token_indices])
-        return self.logits_at(indices)
+        return self.logits_at(*self.staging.upload([token_indices]))
 
     def logits_at(self, indices: torch.Tensor) -> torch.Tensor:
         """`logits` for N indices on the device. The result's memory depends only on N."""

@@ -10,6 +10,7 @@ import torch
 
 from octavo.kernels.attention import ModelAttention
 from octavo.kernels.cuda.driver import GPU
+from octavo.kernels.cuda.kv_calibration import with_calibration
 from octavo.kernels.cuda.sizes import aligned, buffer_elements
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.cuda.weights import DeviceWeights
@@ -256,13 +257,14 @@ class Program:
 
     def _rotary_kv_write(self, layer: AttentionLayer) -> Launch:
         transform, chained = HeadTransform.of(layer, self._weights), self._chained
-        slots, pools = self._shared.memory.plan_of(layer).slots, self._shared.memory.pools
+        memory = self._shared.memory
+        slots, pools = memory.plan_of(layer).slots, memory.pools
 
         def launch(step: DeviceStep, qkv: torch.Tensor, q: torch.Tensor) -> None:
             pool, positions = pools[layer], step.positions
             rotary_kv_write(qkv, q, layer, pool, transform, slots=slots, positions=positions, chained=chained)
 
-        return launch
+        return launch if not memory.has_codes else with_calibration(launch, memory, layer, transform)
 
     def _paged_attention(self, layer: AttentionLayer) -> Launch:
         """In a step with chunks: one launch for the decoding sequences, another for the chunks."""

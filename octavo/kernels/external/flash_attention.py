@@ -17,7 +17,7 @@ import torch
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
-from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.memory import AttentionMemory, LayerPool
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
@@ -43,6 +43,7 @@ class FlashAttention:
             "its package is not installed: pip install 'octavo[flash-attn]'": _is_missing(),
             f"it runs on compute capability 9 and 10, and this GPU has {major}.{minor}": major not in CAPABILITIES,
             "it computes in 16 bits, not in float32": dtype == "float32",
+            f"it reads no KV blocks in {kv.dtype}": kv.dtype in LARGEST_CODE,
             f"it takes heads of 64 and 128, not of {layer.head_dim}": layer.head_dim not in HEAD_DIMS,
             "it takes no layers with a window": layer.window is not None,
             "it takes no capped scores": layer.softcap is not None,

@@ -52,7 +52,6 @@ class ReferenceModel:
         self._hidden = self._body(self._ops, *given)
 
     def calibrate(self, batch: StepBatch) -> None:
-        """Run the step, and set the scales of an 8-bit KV cache by its keys and values."""
         self._cache.calibrates = True
         self.forward(batch)
         self._cache.calibrates = False

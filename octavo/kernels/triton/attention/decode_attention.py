@@ -31,10 +31,11 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.triton.attention.codes import loaded, stored, unit
 from octavo.kernels.triton.attention.memory import BOX_TOKENS, DecodeWorkspace, LayerPool, join_parts, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform, norm_and_rotate
-from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite
+from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite, score_box
 from octavo.kernels.triton.chain import prefetch_to_l2, wait_for_previous
 
 NUM_WARPS = 2
@@ -71,15 +72,15 @@ def decode_attention(
         q, out, pool.data, pool.rows, pool.layer_row, block_table,
         plan.totals, plan.items, workspace.counter, workspace.values, workspace.max_sum,
         parts.q_norm, parts.k_norm, parts.cos, parts.sin,
-        layer.scale * LOG2_E, layer.softcap or 0.0, parts.eps,
+        pool.scales, layer.scale * LOG2_E, layer.softcap or 0.0, parts.eps,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         KV_HEADS=layer.num_kv_heads, GROUP=group, ROWS=rows,
         D=layer.head_dim, D_PAD=dim_pad, ROTARY=parts.rotary_dim, HAS_NORM=parts.has_norm,
         BLOCK_SIZE=pool.block_size, BLOCK_ROWS=pool.block_stride // layer.head_dim, BOX=BOX_TOKENS,
         SOFTCAP=layer.softcap is not None, FUSED=transform is not None,
         QUERIES=queries, TILE_QUERIES=tile_queries, WINDOW=(layer.window or 0) if queries > 1 else 0,
-        CHAINED=chained, launch_pdl=chained, num_warps=NUM_WARPS if queries == 1 else max(NUM_WARPS, rows // 16),
-        num_stages=2,
+        **pool.codes, CHAINED=chained, launch_pdl=chained, num_stages=2,
+        num_warps=NUM_WARPS if queries == 1 else max(NUM_WARPS, rows // 16),
     )  # fmt: skip
     join_parts(out, layer, plan, workspace, query_start_loc, queries=queries, chained=chained)
 
@@ -89,13 +90,13 @@ def _decode_kernel(
     q_ptr, out_ptr, pool, pool_rows, layer_row, block_table,
     totals, items, counter, part_values, part_max_sum,
     q_norm, k_norm, cos, sin,
-    scale_log2, softcap, eps,
+    scales, scale_log2, softcap, eps,
     q_stride, out_stride, table_stride, block_stride, value_offset,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, D_PAD: tl.constexpr, ROTARY: tl.constexpr, HAS_NORM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BOX: tl.constexpr, SOFTCAP: tl.constexpr,
     FUSED: tl.constexpr, QUERIES: tl.constexpr, TILE_QUERIES: tl.constexpr, WINDOW: tl.constexpr,
-    CHAINED: tl.constexpr,
+    HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     r = tl.arange(0, ROWS)
     g = r if QUERIES == 1 else r % GROUP
@@ -122,6 +123,7 @@ def _decode_kernel(
         end = tl.load(record + 4)
         num_items = tl.load(record + 5)
         head_pool = pool + kv_head * BLOCK_SIZE * D
+        head_scale = scale_log2 * unit(scales, kv_head, HAS_CODES, IS_FLOAT)
 
         num_rows = GROUP
         if QUERIES > 1:
@@ -147,15 +149,20 @@ def _decode_kernel(
                 d_row = d[None, :]
                 k_new = norm_and_rotate(
                     q_row, k_off, k_norm, cos, sin, position, eps, d_row, d_row < D, D, ROTARY, HAS_NORM
-                ).to(pool.dtype.element_ty)
+                )
                 v_new = tl.load(q_row + k_off + KV_HEADS * D + d_row, mask=d_row < D, other=0.0)
+                k_scale = tl.load(scales + kv_head) if HAS_CODES else 1.0
+                v_scale = tl.load(scales + KV_HEADS + kv_head) if HAS_CODES else 1.0
+                k_new = stored(k_new, k_scale, pool.dtype.element_ty)
+                v_new = stored(v_new, v_scale, pool.dtype.element_ty)
                 block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
                 cell = head_pool + block * block_stride + (position % BLOCK_SIZE) * D + d_row
                 tl.store(cell, k_new, mask=d_row < D)
                 tl.store(cell + value_offset, v_new, mask=d_row < D)
-                m = cap_scores(tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * scale_log2, softcap, SOFTCAP)
+                scores = tl.sum(q.to(tl.float32) * loaded(k_new, tl.float32), 1) * head_scale
+                m = cap_scores(scores, softcap, SOFTCAP)
                 l = tl.full([ROWS], 1.0, tl.float32)
-                acc += v_new.to(tl.float32)
+                acc += loaded(v_new, tl.float32)
                 end -= 1
         else:
             q = tl.load(q_row + q_off + d[None, :], mask=q_mask, other=0.0)
@@ -171,14 +178,16 @@ def _decode_kernel(
             row_end = tl.minimum(end, position + 1)
         m, l, acc = _whole_boxes(
             q, m, l, acc, begin, full_end, row_begin, row_full_end, table, pool_rows,
-            layer_row + kv_head * BLOCK_SIZE, scale_log2, softcap,
+            layer_row + kv_head * BLOCK_SIZE, head_scale, softcap,
             KV_HEADS * BLOCK_SIZE, BLOCK_SIZE, BLOCK_ROWS, BOX, SOFTCAP, QUERIES > 1,
         )  # fmt: skip
         if end > full_end:
             m, l, acc = _last_box(
                 q, m, l, acc, full_end, end, row_begin, row_end, table, head_pool, block_stride, value_offset,
-                scale_log2, softcap, D, D_PAD, BLOCK_SIZE, BOX, SOFTCAP, QUERIES > 1,
+                head_scale, softcap, D, D_PAD, BLOCK_SIZE, BOX, SOFTCAP, QUERIES > 1,
             )  # fmt: skip
+        if HAS_CODES:
+            acc *= unit(scales, KV_HEADS + kv_head, HAS_CODES, IS_FLOAT)
 
         if num_items == 1:
             to = out_ptr + token * out_stride + q_off + d[None, :]
@@ -208,18 +217,18 @@ def _whole_boxes(
         row1 = _row_of(table, tl.minimum(start + BOX, last), BLOCK_SIZE, BLOCK_ROWS) + row
         row2 = _row_of(table, tl.minimum(start + 2 * BOX, last), BLOCK_SIZE, BLOCK_ROWS) + row
         row3 = _row_of(table, tl.minimum(start + 3 * BOX, last), BLOCK_SIZE, BLOCK_ROWS) + row
-        k0 = pool_rows.load([row0, 0])
-        k1 = pool_rows.load([row1, 0])
-        k2 = pool_rows.load([row2, 0])
-        k3 = pool_rows.load([row3, 0])
-        v0 = pool_rows.load([row0 + VALUE_ROWS, 0])
-        v1 = pool_rows.load([row1 + VALUE_ROWS, 0])
-        v2 = pool_rows.load([row2 + VALUE_ROWS, 0])
-        v3 = pool_rows.load([row3 + VALUE_ROWS, 0])
-        s0 = _score_box(q, k0, start + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
-        s1 = _score_box(q, k1, start + BOX + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
-        s2 = _score_box(q, k2, start + 2 * BOX + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
-        s3 = _score_box(q, k3, start + 3 * BOX + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
+        k0 = loaded(pool_rows.load([row0, 0]), q.dtype)
+        k1 = loaded(pool_rows.load([row1, 0]), q.dtype)
+        k2 = loaded(pool_rows.load([row2, 0]), q.dtype)
+        k3 = loaded(pool_rows.load([row3, 0]), q.dtype)
+        v0 = loaded(pool_rows.load([row0 + VALUE_ROWS, 0]), q.dtype)
+        v1 = loaded(pool_rows.load([row1 + VALUE_ROWS, 0]), q.dtype)
+        v2 = loaded(pool_rows.load([row2 + VALUE_ROWS, 0]), q.dtype)
+        v3 = loaded(pool_rows.load([row3 + VALUE_ROWS, 0]), q.dtype)
+        s0 = score_box(q, k0, start + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
+        s1 = score_box(q, k1, start + BOX + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
+        s2 = score_box(q, k2, start + 2 * BOX + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
+        s3 = score_box(q, k3, start + 3 * BOX + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
         m_new = tl.maximum(m, tl.max(tl.maximum(tl.maximum(s0, s1), tl.maximum(s2, s3)), 1))
         base = finite(m_new) if BY_ROW else m_new
         alpha = tl.exp2(m - base)
@@ -254,23 +263,15 @@ def _last_box(
     block = tl.load(table + start // BLOCK_SIZE).to(tl.int64)
     cell = head_pool + block * block_stride + (start % BLOCK_SIZE + t)[:, None] * D + d[None, :]
     mask = (start + t < end)[:, None] & (d < D)[None, :]
-    k = tl.load(cell, mask=mask, other=0.0)
-    v = tl.load(cell + value_offset, mask=mask, other=0.0)
-    scores = _score_box(q, k, start + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
+    k = loaded(tl.load(cell, mask=mask, other=0.0), q.dtype)
+    v = loaded(tl.load(cell + value_offset, mask=mask, other=0.0), q.dtype)
+    scores = score_box(q, k, start + t, row_begin, row_end, scale_log2, softcap, SOFTCAP, BY_ROW)
     m_new = tl.maximum(m, tl.max(scores, 1))
     base = finite(m_new) if BY_ROW else m_new
     p = tl.exp2(scores - base[:, None])
     alpha = tl.exp2(m - base)
     acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision="ieee")
     return m_new, l * alpha + tl.sum(p, 1), acc
-
-
-@triton.jit
-def _score_box(q, k, t, begin, end, scale_log2, softcap, SOFTCAP: tl.constexpr, BY_ROW: tl.constexpr):
-    """begin, end: the visible tokens, for all rows or, as [ROWS, 1], for each."""
-    scores = cap_scores(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, softcap, SOFTCAP)
-    seen = (t[None, :] >= begin) & (t[None, :] < end) if BY_ROW else ((t >= begin) & (t < end))[None, :]
-    return tl.where(seen, scores, -float("inf"))
 
 
 @triton.jit

@@ -24,6 +24,7 @@ import triton.language as tl
 from octavo.kernels.cuda.sizes import FIXED_PART_ROWS
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.triton.attention.codes import loaded, unit
 from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
 from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite
 from octavo.kernels.triton.chain import wait_for_previous
@@ -79,10 +80,11 @@ def fixed_attention(
         "IS_PLAIN": is_plain, "CHAINED": chained, "launch_pdl": chained,
     }  # fmt: skip
     _attend_kernel[(layer.num_kv_heads, num_tiles, shares)](
-        q, out, pool.data, table, *where, partial.values, partial.max_sum, layer.scale * LOG2_E, layer.softcap or 0.0,
+        q, out, pool.data, table, *where, partial.values, partial.max_sum, pool.scales, layer.scale * LOG2_E,
+        layer.softcap or 0.0,
         q.stride(0), out.stride(0), table.stride(0), pool.block_stride, pool.value_offset, part_rows, shares,
         BLOCK_SIZE=pool.block_size, KEYS=min(64, (16 << 10) // (dim_pad * q.element_size())), ROWS=ROWS,
-        SOFTCAP=layer.softcap is not None, **shape, num_warps=4, num_stages=2,
+        SOFTCAP=layer.softcap is not None, **pool.codes, **shape, num_warps=4, num_stages=2,
     )  # fmt: skip
     if shares > 1:
         _fold_kernel[(layer.num_kv_heads, num_tiles)](
@@ -94,10 +96,10 @@ def fixed_attention(
 @triton.jit(do_not_specialize=["num_seqs", "table_stride", "part_rows", "shares"])
 def _attend_kernel(
     q_ptr, out_ptr, pool, block_table, rows, query_start_loc, seq_lens, num_seqs, part_values, part_max_sum,
-    scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset, part_rows, shares,
+    scales, scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset, part_rows, shares,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, WINDOW: tl.constexpr,
     IS_PLAIN: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, SOFTCAP: tl.constexpr,
-    CHAINED: tl.constexpr,
+    HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0)
     share = tl.program_id(2)
@@ -124,6 +126,7 @@ def _attend_kernel(
     q = tl.load(q_ptr + cell[0] * q_stride + cell[1], mask=mask, other=0.0)
     table = block_table + tl.load(rows + s).to(tl.int64) * table_stride
     head_pool = pool + kv_head * BLOCK_SIZE * D
+    scale_log2 *= unit(scales, kv_head, HAS_CODES, IS_FLOAT)
     m = tl.full([ROWS], -float("inf"), tl.float32)
     l = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, D_PAD], tl.float32)
@@ -136,6 +139,8 @@ def _attend_kernel(
         )  # fmt: skip
         m, l, acc = _fold(m, l, acc, part_m, part_l, part_acc)
 
+    if HAS_CODES:
+        acc *= unit(scales, tl.num_programs(0) + kv_head, HAS_CODES, IS_FLOAT)
     if is_cut:
         at = ((tl.program_id(1) * shares + share) * tl.num_programs(0) + kv_head).to(tl.int64) * part_rows + r
         tl.store(part_values + at[:, None] * D + d[None, :], acc, mask=mask)
@@ -243,8 +248,8 @@ def _attend_to(
         block = tl.load(table + t // BLOCK_SIZE, mask=t < end, other=0).to(tl.int64)
         cell = head_pool + (block * block_stride + (t % BLOCK_SIZE) * D)[:, None] + d[None, :]
         in_cache = (t < end)[:, None] & (d < D)[None, :]
-        k = tl.load(cell, mask=in_cache, other=0.0)
-        v = tl.load(cell + value_offset, mask=in_cache, other=0.0)
+        k = loaded(tl.load(cell, mask=in_cache, other=0.0), q.dtype)
+        v = loaded(tl.load(cell + value_offset, mask=in_cache, other=0.0), q.dtype)
         scores = cap_scores(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, softcap, SOFTCAP)
         seen = t[None, :] <= position[:, None]
         if WINDOW:

@@ -10,9 +10,11 @@ items leaves a partial result for each, and `join_parts` combines them. Shape le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -22,12 +24,13 @@ from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.device import StepLimits
-from octavo.kernels.kv_layout import KVLayout
+from octavo.kernels.kv_layout import LARGEST_CODE, KVLayout, kv_scales
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.chain import wait_for_previous
 
 TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_POOL_DTYPE = {**TORCH_DTYPE, "fp8": torch.uint8, "int8": torch.int8}
 BOX_TOKENS = 16  # tokens of a block that the tensor copy engine reads at once: the fewest that the matrix units take
 JOIN_PARTS = 4  # partial results joined per turn: most sequences have no more
 
@@ -47,17 +50,22 @@ class LayerPool:
     block_size: int
     rows: TensorDescriptor  # the whole pool as [rows, D], read in boxes of BOX_TOKENS
     layer_row: int  # the layer's first row in block 0
+    scales: torch.Tensor  # [2 * K] float32, of keys and then of values; empty if elements are no codes
+    codes: dict[str, bool]  # what kernels are compiled for: HAS_CODES, IS_FLOAT
 
     @classmethod
     def of(cls, pool: torch.Tensor, layout: KVLayout, layer: AttentionLayer) -> LayerPool:
         """`pool`: the whole KV pool, 1-D uint8."""
-        elements = pool.view(TORCH_DTYPE[layout.dtype])
+        elements = pool.view(_POOL_DTYPE[layout.dtype])
         size, dim = elements.element_size(), layer.head_dim
         start = layout.layer_offset(layer) // size
+        has_codes = layout.dtype in LARGEST_CODE
+        scales = np.concatenate(kv_scales(layer)) if has_codes else np.empty(0, np.float32)
         rows = TensorDescriptor(elements, [elements.numel() // dim, dim], [dim, 1], [BOX_TOKENS, padded_dim(dim)])
         return cls(
             elements[start:], layout.block_bytes // size, layer.num_kv_heads * layout.block_size * dim,
-            layout.block_size, rows, start // dim,
+            layout.block_size, rows, start // dim, torch.from_numpy(scales).to(pool.device),
+            {"HAS_CODES": has_codes, "IS_FLOAT": layout.dtype == "fp8"},
         )  # fmt: skip
 
 
@@ -88,10 +96,19 @@ class AttentionMemory:
         self.gpu, self.device, self.layers, self.kv = gpu, device, layers, kv
         self.max_num_seqs, self.max_model_len = limits.max_num_seqs, limits.max_model_len
         self.pools: dict[AttentionLayer, LayerPool] = {}
+        self.has_codes = kv.dtype in LARGEST_CODE
+        self.calibrates = False
         self._workspace: DecodeWorkspace | None = None
         keys = dict.fromkeys((layer.group, layer.window) for layer in layers)
         seqs, tokens = limits.max_num_seqs, limits.max_num_tokens
         self._plans = {key: AttentionPlan.allocate(seqs, tokens, device) for key in keys}
+
+    @contextmanager
+    def calibration(self) -> Iterator[None]:
+        """Inside it, a step sets the scales of codes."""
+        self.calibrates = True
+        yield
+        self.calibrates = False
 
     def bind(self, pool: torch.Tensor) -> None:
         """pool: the whole KV pool, 1-D uint8."""

@@ -20,6 +20,7 @@ import triton.language as tl
 
 from octavo.kernels.cuda.sizes import PREFILL_TILE
 from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.triton.attention.codes import loaded, unit
 from octavo.kernels.triton.attention.memory import LayerPool, padded_dim
 from octavo.kernels.triton.attention.plan import AttentionPlan
 from octavo.kernels.triton.attention.scores import LOG2_E, cap_scores, finite
@@ -54,20 +55,22 @@ def prefill_attention(
     tiling = choose_tiling(dim_pad, q.element_size())
     _prefill_kernel[(layer.num_heads, max_tiles)](
         q, out, pool.data, block_table, plan.totals, plan.tiles,
-        layer.scale * LOG2_E, layer.softcap or 0.0,
+        pool.scales, layer.scale * LOG2_E, layer.softcap or 0.0,
         q.stride(0), out.stride(0), block_table.stride(0), pool.block_stride, pool.value_offset,
         GROUP=layer.num_heads // layer.num_kv_heads, D=layer.head_dim, D_PAD=dim_pad, BLOCK_SIZE=pool.block_size,
         Q_TILE=PREFILL_TILE, KV_TILE=tiling.kv_tile, WINDOW=layer.window or 0, SOFTCAP=layer.softcap is not None,
-        CHAINED=chained, launch_pdl=chained, num_warps=8, num_stages=tiling.num_stages,
+        **pool.codes, KV_HEADS=layer.num_kv_heads, CHAINED=chained, launch_pdl=chained,
+        num_warps=8, num_stages=tiling.num_stages,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["table_stride"])
 def _prefill_kernel(
     q_ptr, out_ptr, pool, block_table, totals, tiles,
-    scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset,
+    scales, scale_log2, softcap, q_stride, out_stride, table_stride, block_stride, value_offset,
     GROUP: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    Q_TILE: tl.constexpr, KV_TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, CHAINED: tl.constexpr,
+    Q_TILE: tl.constexpr, KV_TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    HAS_CODES: tl.constexpr, IS_FLOAT: tl.constexpr, KV_HEADS: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     tile = tl.program_id(1)
@@ -79,6 +82,7 @@ def _prefill_kernel(
     first_position = tl.load(record + 2)
     table = block_table + tl.load(record + 4).to(tl.int64) * table_stride
     head_pool = pool + (head // GROUP) * BLOCK_SIZE * D
+    scale_log2 *= unit(scales, head // GROUP, HAS_CODES, IS_FLOAT)
 
     i = tl.arange(0, Q_TILE)
     d = tl.arange(0, D_PAD)
@@ -115,7 +119,7 @@ def _prefill_kernel(
         q, m, l, acc, full_end, end, end, position, table, head_pool, block_stride, value_offset, scale_log2, softcap,
         D, D_PAD, BLOCK_SIZE, KV_TILE, WINDOW, SOFTCAP, True,
     )  # fmt: skip
-    out = acc / l[:, None]
+    out = acc / l[:, None] * unit(scales, KV_HEADS + head // GROUP, HAS_CODES, IS_FLOAT)
     tl.store(
         out_ptr + token[:, None] * out_stride + head * D + d[None, :], out.to(out_ptr.dtype.element_ty), mask=q_mask
     )
@@ -140,11 +144,11 @@ def _walk(
             kv_mask = (d < D)[None, :]
         cell = head_pool + (block * block_stride + (t % BLOCK_SIZE) * D)[:, None] + d[None, :]
         if MASKED or D != D_PAD:
-            k = tl.load(cell, mask=kv_mask, other=0.0)
-            v = tl.load(cell + value_offset, mask=kv_mask, other=0.0)
+            k = loaded(tl.load(cell, mask=kv_mask, other=0.0), q.dtype)
+            v = loaded(tl.load(cell + value_offset, mask=kv_mask, other=0.0), q.dtype)
         else:
-            k = tl.load(cell)
-            v = tl.load(cell + value_offset)
+            k = loaded(tl.load(cell), q.dtype)
+            v = loaded(tl.load(cell + value_offset), q.dtype)
         scores = cap_scores(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, softcap, SOFTCAP)
         if MASKED:
             seen = (t[None, :] <= position[:, None]) & (t < end)[None, :]

@@ -17,6 +17,7 @@ import triton.language as tl
 
 from octavo.kernels.cuda.weights import DeviceWeights
 from octavo.kernels.ops import AttentionLayer
+from octavo.kernels.triton.attention.codes import stored
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.chain import wait_for_previous
 
@@ -73,11 +74,11 @@ def rotary_kv_write(
     _rotary_kv_write_kernel[(len(positions), triton.cdiv(heads, heads_tile))](
         qkv, q_out, pool.data, slots, positions,
         transform.q_norm, transform.k_norm, transform.cos, transform.sin, transform.eps,
-        qkv.stride(0), q_out.stride(0), pool.block_stride, pool.value_offset,
+        pool.scales, qkv.stride(0), q_out.stride(0), pool.block_stride, pool.value_offset,
         Q_HEADS=layer.num_heads, KV_HEADS=layer.num_kv_heads, HEADS_TILE=heads_tile,
         D=layer.head_dim, D_PAD=triton.next_power_of_2(layer.head_dim),
         ROTARY=transform.rotary_dim, HAS_NORM=transform.has_norm, BLOCK_SIZE=pool.block_size,
-        CHAINED=chained, launch_pdl=chained, num_warps=4,
+        **pool.codes, CHAINED=chained, launch_pdl=chained, num_warps=4,
     )  # fmt: skip
 
 
@@ -112,9 +113,10 @@ def norm_and_rotate(
 @triton.jit
 def _rotary_kv_write_kernel(
     qkv, q_out, pool, slots, positions, q_norm, k_norm, cos, sin, eps,
-    qkv_stride, out_stride, block_stride, value_offset,
+    scales, qkv_stride, out_stride, block_stride, value_offset,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEADS_TILE: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-    ROTARY: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHAINED: tl.constexpr,
+    ROTARY: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr, HAS_CODES: tl.constexpr,
+    IS_FLOAT: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """One program per token and HEADS_TILE heads; a tile with heads of two kinds computes both, masked."""
     wait_for_previous(CHAINED)
@@ -136,9 +138,11 @@ def _rotary_kv_write_kernel(
     if (first + HEADS_TILE > Q_HEADS) & (first < Q_HEADS + KV_HEADS):
         mask = (head >= Q_HEADS) & (head < Q_HEADS + KV_HEADS) & in_cache
         k = norm_and_rotate(row, head * D, k_norm, cos, sin, position, eps, d, mask, D, ROTARY, HAS_NORM)
-        tl.store(cell + (head - Q_HEADS) * (BLOCK_SIZE * D) + d, k.to(pool.dtype.element_ty), mask=mask)
+        scale = tl.load(scales + head - Q_HEADS, mask=mask, other=1.0) if HAS_CODES else 1.0
+        tl.store(cell + (head - Q_HEADS) * (BLOCK_SIZE * D) + d, stored(k, scale, pool.dtype.element_ty), mask=mask)
     if first + HEADS_TILE > Q_HEADS + KV_HEADS:
         mask = (head >= Q_HEADS + KV_HEADS) & (head < Q_HEADS + 2 * KV_HEADS) & in_cache
         v = tl.load(row + head * D + d, mask=mask, other=0.0)
         to = cell + value_offset + (head - Q_HEADS - KV_HEADS) * (BLOCK_SIZE * D) + d
-        tl.store(to, v.to(pool.dtype.element_ty), mask=mask)
+        scale = tl.load(scales + head - Q_HEADS, mask=mask, other=1.0) if HAS_CODES else 1.0
+        tl.store(to, stored(v, scale, pool.dtype.element_ty), mask=mask)

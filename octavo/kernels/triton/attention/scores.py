@@ -23,3 +23,11 @@ def cap_scores(scores, softcap, SOFTCAP: tl.constexpr):
         magnitude = (1 - e) / (1 + e) * c
         scores = tl.where(scores < 0, -magnitude, magnitude)
     return scores
+
+
+@triton.jit
+def score_box(q, k, t, begin, end, scale_log2, softcap, SOFTCAP: tl.constexpr, BY_ROW: tl.constexpr):
+    """Of keys at the tokens t. begin, end: the visible tokens, for all rows or, as [ROWS, 1], for each."""
+    scores = cap_scores(tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, softcap, SOFTCAP)
+    seen = (t[None, :] >= begin) & (t[None, :] < end) if BY_ROW else ((t >= begin) & (t < end))[None, :]
+    return tl.where(seen, scores, -float("inf"))

@@ -14,7 +14,7 @@ import torch
 from octavo.kernels.cuda.driver import GPU, has_hopper_kernels
 from octavo.kernels.cuda.sizes import PREFILL_TILE, fixed_attention_workspace
 from octavo.kernels.cuda.step import AttentionLaunch, DeviceStep
-from octavo.kernels.kv_layout import KVDType, KVLayout
+from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.decode_attention import decode_attention
 from octavo.kernels.triton.attention.fixed_attention import ROWS, PartialResults, fixed_attention, num_parts
@@ -88,6 +88,8 @@ class HopperAttention:
             reasons.append("it needs a Hopper GPU, and a Triton that has Gluon")
         if dtype == "float32":
             reasons.append("it computes in 16 bits, not in float32")
+        if kv.dtype in LARGEST_CODE:
+            reasons.append(f"it reads no KV blocks in {kv.dtype}")
         return reasons + _no_decode(layer) if _no_prefill(layer) else reasons
 
     def __init__(self, memory: AttentionMemory) -> None:
