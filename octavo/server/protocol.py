@@ -147,6 +147,9 @@ class CountTokensRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True)
 
     messages: list[AnthropicMessage]
     system: Content | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
 
 
 @takes_sampling(known_to("anthropic"))

@@ -211,10 +211,25 @@ class ChatCompletionResponse(msgspec.Struct, kw_only=True):
     metrics: RequestTimes | None = None
 
 
-class TextBlock(msgspec.Struct, kw_only=True):
-    type: Literal["text"] = "text"
+class TextBlock(msgspec.Struct, kw_only=True, tag_field="type", tag="text"):
     text: str
     citations: None = None
+
+
+class ThinkingBlock(msgspec.Struct, kw_only=True, tag_field="type", tag="thinking"):
+    """signature: Anthropic's own servers sign thoughts."""
+
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(msgspec.Struct, kw_only=True, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+AnthropicBlock = TextBlock | ThinkingBlock | ToolUseBlock
 
 
 class AnthropicUsage(msgspec.Struct, kw_only=True):
@@ -231,7 +246,7 @@ class MessagesResponse(msgspec.Struct, kw_only=True):
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     model: str
-    content: list[TextBlock]
+    content: list[AnthropicBlock]
     stop_reason: str | None
     stop_sequence: str | None
     usage: AnthropicUsage

@@ -1,7 +1,8 @@
 """A server as the page sees it: the page itself, a scripted model, and real metrics.
 
 A question chooses what happens: `say TEXT` streams the text back, `slow` streams without end, `fail STATUS` is
-refused, `break` sends an error in the middle of a stream, `think` reasons before it answers and is cut short.
+refused, `break` sends an error in the middle of a stream, `think` reasons before it answers and is cut short,
+`call` calls a tool.
 """
 
 from __future__ import annotations
@@ -121,9 +122,12 @@ class FakeServer:
                 if num_tokens == 1:
                     self.log.write(FirstToken(time.monotonic(), name))
                 self.log.write(Sampled(time.monotonic(), 1, (sequence_id,), 1))
+                if question == "call":
+                    yield sse({"choices": [{"index": 0, "delta": {"tool_calls": [json.loads(token)]}}]})
+                    continue
                 kind = "reasoning_content" if question == "think" and num_tokens < 3 else "content"
                 yield sse({"choices": [{"index": 0, "delta": {kind: token}, "finish_reason": None}]})
-            reason = "length" if question == "think" else "stop"
+            reason = {"think": "length", "call": "tool_calls"}.get(question, "stop")
             yield sse({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
             yield sse({"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": num_tokens}})
             yield "data: [DONE]\n\n"
@@ -141,6 +145,9 @@ class FakeServer:
     def tokens(self, question: str) -> Iterator[str]:
         if question.startswith("say "):
             yield from (question[4:][i : i + 4] for i in range(0, len(question) - 4, 4))
+        elif question == "call":
+            for part in ({"name": "weather", "arguments": '{"city": '}, {"arguments": '"Rome"}'}):
+                yield json.dumps({"index": 0, "function": part})
         elif question == "think":
             yield from ("so ", "then ", "the ", "answer")
         else:

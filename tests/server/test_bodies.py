@@ -244,7 +244,11 @@ def test_deep_variables_fail_the_template_not_the_server() -> None:
     ("fields", "message"),
     [
         ({"max_tokens": None}, "max_tokens is None, allowed is int"),
-        ({"tools": [{"name": "f"}]}, "tools is .* does not support"),
+        ({"tools": [{"type": "web_search_20250305", "name": "f"}]}, r"tools\[0\].type is .*, allowed is custom"),
+        ({"tools": [{"name": "f", "input_schema": 1}]}, r"tools\[0\].input_schema is 1"),
+        ({"tools": [{"name": "f", "inputs": {}}]}, r"tools\[0\] has the key 'inputs'"),
+        ({"tool_choice": {"type": "all"}}, "tool_choice is .*, allowed is a type"),
+        ({"thinking": {"type": "on"}}, "thinking is .*, allowed is a type"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking is"),
         ({"temperature": 1.5}, "temperature is 1.5, allowed is 0 to 1"),
         ({"stop_sequences": [""]}, "stop_sequences is"),

@@ -245,8 +245,13 @@ def test_errors_are_the_clients_own(client: openai.OpenAI, claude: anthropic.Ant
         client.completions.create(model="gpt", prompt="a")
     with pytest.raises(openai.AuthenticationError), openai.OpenAI(base_url=f"{address}/v1", api_key="open") as other:
         other.models.list()
-    with pytest.raises(anthropic.BadRequestError, match="tools"):
-        claude.messages.create(model=MODEL, max_tokens=4, messages=CHAT, tools=[{"name": "f", "input_schema": {}}])  # type: ignore[arg-type,list-item,typeddict-item]
+    with pytest.raises(anthropic.BadRequestError, match="not known to think"):
+        claude.messages.create(
+            model=MODEL,
+            max_tokens=4,
+            messages=[{"role": "user", "content": "Hi"}],
+            thinking={"type": "enabled", "budget_tokens": 2},
+        )
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
 

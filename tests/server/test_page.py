@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -152,6 +153,21 @@ def test_thoughts_are_kept_apart_and_a_cut_answer_says_so(browser: Browser, serv
     assert browser.run("return document.querySelector('.answer details div').textContent") == "so then "
     assert browser.run(LAST_ANSWER.format("textContent")) == "the answer"
     assert browser.run("return messages.at(-1).content") == "the answer"
+
+
+@needs_browser
+def test_a_call_is_folded_and_printed_readably(browser: Browser, server: FakeServer) -> None:
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    browser.run(f"document.getElementById('tools').value = {json.dumps(json.dumps(tools))}; checkTools()")
+    say(browser, "call")
+    assert browser.until(DONE).endswith("waits for its tools")
+    assert server.bodies[-1]["tools"] == tools
+    call = "document.querySelector('.answer details.call')"
+    assert browser.run(f"return {call}.open") is False
+    assert browser.run(f"return {call}.querySelector('summary').textContent") == "Calls weather"
+    assert browser.run(f"return {call}.querySelector('pre').textContent") == '{\n  "city": "Rome"\n}'
+    browser.run("document.getElementById('tools').value = '{}'; checkTools()")
+    assert browser.run("return document.getElementById('settings').checkValidity()") is False
 
 
 @needs_browser
