@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from octavo.outputs import FlatLogprobs as FlatLogprobs
     from octavo.outputs import Logprob as Logprob
     from octavo.outputs import RequestOutput as RequestOutput
+    from octavo.outputs import ScoringOutput as ScoringOutput
+    from octavo.outputs import ScoringRequestOutput as ScoringRequestOutput
     from octavo.pooling_params import PoolingParams as PoolingParams
     from octavo.sampling_params import RequestOutputKind as RequestOutputKind
     from octavo.sampling_params import SamplingParams as SamplingParams
@@ -51,7 +53,7 @@ _NAMES_IN = {
     "octavo.structured_outputs": ("StructuredOutputsParams",),
     "octavo.outputs": (
         *("RequestOutput", "CompletionOutput", "FlatLogprobs", "Logprob"),
-        *("EmbeddingRequestOutput", "EmbeddingOutput"),
+        *("EmbeddingRequestOutput", "EmbeddingOutput", "ScoringRequestOutput", "ScoringOutput"),
     ),
     "octavo.engine.beam_search": ("BeamSearchParams", "BeamSearchOutput", "BeamSearchSequence"),
     "octavo.config": ("EngineConfig",),

@@ -171,6 +171,24 @@ class EmbeddingOutput:
 
 
 @dataclass(slots=True)
+class ScoringOutput:
+    """How alike two texts are: the cosine of their embeddings, -1 to 1."""
+
+    score: float
+
+
+@dataclass(slots=True)
+class ScoringRequestOutput:
+    """The result of comparing two texts. prompt_token_ids: of both, one behind the other."""
+
+    request_id: str
+    outputs: ScoringOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True
+
+
+@dataclass(slots=True)
 class EmbeddingRequestOutput:
     """The result of a request for an embedding. num_cached_tokens: prompt tokens from the prefix cache."""
 

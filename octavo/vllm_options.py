@@ -71,7 +71,7 @@ _NO_COMPILER = "torch compiles nothing; graphs are captured when first needed, o
 _NO_SPECULATION = "each step generates one token per sequence"
 _NO_TRANSFER = "octavo serve has --prefill-engines, and for several machines --role, --kv-listen and --kv-peer"
 _NO_OFFLOAD = "weights and KV blocks stay on one device; a quantised GGUF file or a smaller max_model_len needs less"
-_NO_SCORES = "models that embed give embeddings; there are no scores or classes yet"
+_NO_CLASSES = "there are no classes yet: LLM.embed embeds texts, and LLM.score compares them"
 _FROM_FILES = "a model pools as its own files say; a request has use_activation and dimensions"
 _NO_EXPERTS = "there are no models of experts yet"
 _FORMER_GRAMMAR = "use structured_outputs, a field of SamplingParams"
@@ -275,7 +275,7 @@ PROMPT_KEYS: dict[str, NotHere] = {
 #: methods and attributes of vLLM's LLM and AsyncLLM that Octavo lacks
 METHODS: dict[str, str] = {
     "encode": "LLM.embed and POST /v1/embeddings embed texts",
-    **_each(_NO_SCORES, "score", "classify", "reward", "get_supported_tasks"),
+    **_each(_NO_CLASSES, "classify", "reward", "get_supported_tasks"),
     **_each("use stream, or call from several threads", "enqueue", "enqueue_chat", "wait_for_completion"),
     **_each("close it and create a new one: it starts in about a second", "sleep", "wake_up", "is_sleeping"),
     **_each(_ONE_DEVICE, "collective_rpc", "get_world_size", "scale_elastic_ep"),

@@ -128,7 +128,7 @@ _NOT_LIVE = "close the engine and start a new one: it takes about a second"
 ROUTES_NOT_HERE: dict[str, str] = {
     "/v1/responses": "use /v1/chat/completions",
     "/pooling": "use /v1/embeddings",
-    "/classify, /score, /rerank": vllm_options.METHODS["score"],
+    "/classify": vllm_options.METHODS["classify"],
     "/v1/audio/transcriptions, /v1/audio/translations, /v1/realtime": "models read text only",
     "/v1/load_lora_adapter, /v1/unload_lora_adapter": "merge the adapter into the weights first",
     "/invocations": "use /v1/chat/completions",

@@ -60,6 +60,15 @@ def test_an_encoder_agrees_with_transformers(embedder: Embedder, kind: str, back
         check(folder, kind, llm, texts_of(1)[::-1])
 
 
+@pytest.mark.parametrize("name", ["roberta", "xlm-roberta"])
+def test_positions_begin_behind_the_padding_token_s(embedder: Embedder, name: str, backend: Device) -> None:
+    folder = embedder(name, "MEAN")
+    with engine(folder, backend) as llm:
+        check(folder, "MEAN", llm, texts_of(6))
+        with pytest.raises(InvalidRequestError, match="201 tokens, allowed are 200"):
+            llm.embed([[5] * 201])
+
+
 @pytest.mark.parametrize("kind", ["LAST", "MEAN"])
 def test_a_decoder_agrees_with_transformers(embedder: Embedder, kind: str, backend: Device) -> None:
     """The last token's vector needs no whole texts: they are cut, and their prefixes cached."""
@@ -107,6 +116,21 @@ def test_a_cut_is_normalised_and_may_be_left_as_it_is(embedder: Embedder) -> Non
         plain, normed = vectors(llm.embed([text, text], pooling_params=asked, use_tqdm=False))
     np.testing.assert_allclose(plain, whole[:7], rtol=1e-4, atol=2e-5)
     np.testing.assert_allclose(normed, whole[:7] / np.linalg.norm(whole[:7]), rtol=1e-4, atol=2e-5)
+
+
+def test_a_score_is_the_cosine(embedder: Embedder) -> None:
+    folder, texts = embedder("bert", "MEAN", normalizes=False), texts_of(7, (5, 9, 30))
+    one, *others = (expected(folder, "MEAN", text) for text in texts)
+    with engine(folder, "cpu") as llm:
+        found = llm.score([texts[0]], texts[1:], use_tqdm=False)
+        np.testing.assert_allclose([each.outputs.score for each in found], [one @ other for other in others], atol=1e-5)
+        assert found[1].prompt_token_ids == texts[0] + texts[2]
+        np.testing.assert_allclose([each.outputs.score for each in llm.score(texts, texts)], 1, atol=1e-5)
+        for first, second in ((texts[:2], texts), ([], texts), (texts, [])):
+            with pytest.raises(InvalidRequestError, match=r"data_1 holds \d texts and data_2 \d, allowed are one and"):
+                llm.score(first, second)
+        with pytest.raises(InvalidRequestError, match="pooling_params is 5"):
+            llm.score(texts, texts, pooling_params=5)  # type: ignore[arg-type]
 
 
 def test_texts_are_cut_inside_their_special_tokens(tmp_path: Path, one_torch_thread: None) -> None:

@@ -31,6 +31,8 @@ PUBLIC_NAMES = {
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "ServerError",
     "Session",
     "StructuredOutputsParams",

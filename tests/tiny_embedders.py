@@ -20,6 +20,8 @@ ENCODER = {
 }
 EMBEDDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", ENCODER),
+    "roberta": ("RobertaConfig", ENCODER | {"pad_token_id": 1, "max_position_embeddings": 202, "type_vocab_size": 1}),
+    "xlm-roberta": ("XLMRobertaConfig", ENCODER | {"pad_token_id": 1, "max_position_embeddings": 202}),
     "qwen3": ("Qwen3Config", SIZES | {"head_dim": 16, "tie_word_embeddings": True}),
 }
 _KEYS = {"CLS": "pooling_mode_cls_token", "LAST": "pooling_mode_lasttoken", "MEAN": "pooling_mode_mean_tokens"}

@@ -33,7 +33,7 @@ IRRELEVANT_ENDINGS = (
     "position_ids",
 )
 #: heads that a model which embeds does not use
-_UNUSED_HEADS = ("bert.pooler.", "cls.", "lm_head.")
+_UNUSED_HEADS = ("bert.pooler.", "roberta.pooler.", "cls.", "lm_head.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import Any
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.models.architecture import Architecture, checked, known_tokens
 from octavo.models.config_file import ConfigFile
+from octavo.models.encoder_json import bert, roberta
 from octavo.models.llama_json import MOST_LAYERS, llama, llama_like, mistral, qwen, windows
 from octavo.models.mixture_json import glm4_moe, mixtral, qwen2_moe, qwen3_moe
 from octavo.models.pooling import Pooling
@@ -191,24 +192,6 @@ def _learned_positions(hidden_size: int, num_heads: int, length: int) -> dict[st
     }
 
 
-def _bert(config: ConfigFile) -> dict[str, Any]:
-    config.refuse("position_embedding_type", "absolute")
-    config.refuse("is_decoder", False)
-    hidden_size, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
-    return _learned_positions(hidden_size, num_heads, config.size("max_position_embeddings", 512)) | {
-        "vocab_size": config.size("vocab_size"),
-        "hidden_size": hidden_size,
-        "num_layers": config.size("num_hidden_layers", largest=MOST_LAYERS),
-        "intermediate_size": config.size("intermediate_size"),
-        "norm_eps": config.number("layer_norm_eps", 1e-12, least=0),
-        "activation": config.activation("hidden_act", "gelu"),
-        "tie_word_embeddings": True,
-        "is_causal": False,
-        "pooling": Pooling(kind="CLS"),
-        "extra": {"type_vocab_size": config.size("type_vocab_size", 2)},
-    }
-
-
 def _embeds(read: Callable[[ConfigFile], dict[str, Any]]) -> Callable[[ConfigFile], dict[str, Any]]:
     """A decoder that was saved without its LM head."""
     return lambda config: read(config) | {"tie_word_embeddings": True, "pooling": Pooling(kind="LAST")}
@@ -236,12 +219,14 @@ MODEL_TYPES: dict[str, FamilyReader] = {name: (name, read) for name, read in FAM
 MODEL_TYPES["gemma3_text"] = MODEL_TYPES["gemma3"]
 #: models that embed texts
 FAMILIES |= {
-    "BertModel": ("bert", _bert),
-    "BertForMaskedLM": ("bert", _bert),
+    **dict.fromkeys(("BertModel", "BertForMaskedLM"), ("bert", bert)),
+    **dict.fromkeys(("RobertaModel", "RobertaForMaskedLM", "CamembertModel"), ("roberta", roberta)),
+    **dict.fromkeys(("XLMRobertaModel", "XLMRobertaForMaskedLM"), ("roberta", roberta)),
     "LlamaModel": ("llama", _embeds(llama)),
     "MistralModel": ("mistral", _embeds(mistral)),
     "Qwen2Model": ("qwen2", _embeds(qwen)),
     "Qwen3Model": ("qwen3", _embeds(qwen)),
     "Gemma2Model": ("gemma2", _embeds(_gemma2)),
 }
-MODEL_TYPES["bert"] = FAMILIES["BertModel"]
+MODEL_TYPES |= {"bert": FAMILIES["BertModel"]}
+MODEL_TYPES |= dict.fromkeys(("roberta", "xlm-roberta", "camembert"), FAMILIES["RobertaModel"])

@@ -27,7 +27,7 @@ from octavo.observe.logging import LOGGER
 from octavo.sampling_params import known_to
 from octavo.shown import shown
 
-_OUTER_PREFIX = {"gpt2": "transformer.", "bert": "bert."}
+_OUTER_PREFIX = {"gpt2": "transformer.", "bert": "bert.", "roberta": "roberta."}
 _EMBEDDING = {"gpt2": "transformer.wte.weight", "opt": "model.decoder.embed_tokens.weight"}
 #: prefixes of a vision model's text part, in both of transformers' formats
 _TEXT_PART = {

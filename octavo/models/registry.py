@@ -39,6 +39,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(gpt2.tensors, gpt2.build),
     "opt": Family(gpt2.opt_tensors, gpt2.build_opt),
     "bert": Family(bert.tensors, bert.build),
+    "roberta": Family(bert.tensors, bert.build),
 }
 
 

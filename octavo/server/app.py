@@ -38,7 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.engine.llm_engine import EngineClient
 from octavo.errors import ConfigError
-from octavo.server import anthropic, chat, completions, embeddings, ollama, operations, sessions, tokens
+from octavo.server import anthropic, chat, completions, embeddings, ollama, operations, scores, sessions, tokens
 from octavo.server.answers import AnswerReader
 from octavo.server.api_errors import ApiError, error_response
 from octavo.server.logprob_room import LogprobRoom
@@ -53,6 +53,8 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/chat/completions", chat.create_chat_completion),
     ("POST", "/v1/chat/completions/batch", chat.create_chat_batch),
     ("POST", "/v1/embeddings", embeddings.create_embedding),
+    *(("POST", path, scores.create_score) for path in ("/v1/score", "/score")),
+    *(("POST", path, scores.rerank) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
     ("POST", "/v1/messages", anthropic.create_message),
     ("POST", "/v1/messages/count_tokens", anthropic.count_tokens),
     ("POST", "/api/chat", ollama.chat),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,7 +20,7 @@ from octavo.server.completions import Prompts, one_or_many
 from octavo.server.generation import Generation, complete, from_headers
 from octavo.server.json_pieces import answer
 from octavo.server.prompts import encode_texts
-from octavo.server.protocol import EmbeddingRequest
+from octavo.server.protocol import EmbeddingRequest, PoolingRequest
 from octavo.server.responses import Embedding, EmbeddingResponse, EmbeddingUsage
 from octavo.server.serving import Serving, request_id
 from octavo.server.streaming import CLIENT_CLOSED_REQUEST, cancelled_on_disconnect
@@ -34,29 +35,57 @@ _GENERATES = (
 async def create_embedding(request: Request, serving: Serving) -> Response:
     """The embeddings of one text or many."""
     asked = await serving.read(request, EmbeddingRequest)
-    known_as = request_id(request, asked.request_id)
-    info = serving.client.model_info
-    if info.pooled is None:
-        raise ApiError(400, _GENERATES, param="model", code="model_generates")
+    form = embedded_form(serving)
     if asked.encoding_format not in (None, "float", "base64"):
         raise bad_field("encoding_format", f"is {shown(asked.encoding_format)}, allowed are float and base64")
     given = one_or_many("input", asked.input, serving.settings.max_prompts_per_request)
-    params = _params(asked, info.pooled)
-    prompts = await _token_ids(request, given, asked, serving)
-    call = Generation(
-        request_id=f"embd-{known_as}",
-        prompts=prompts,
+    call = await pooling_call(request, serving, asked, "embd", ("input", given), _params(asked, form))
+    return await answer_with(request, serving, call, lambda outputs: _response(asked, call, outputs))
+
+
+def embedded_form(serving: Serving) -> PooledForm:
+    """Raises ApiError if the model embeds nothing."""
+    form = serving.client.model_info.pooled
+    if form is None:
+        raise ApiError(400, _GENERATES, param="model", code="model_generates")
+    return form
+
+
+async def pooling_call(
+    request: Request,
+    serving: Serving,
+    asked: PoolingRequest,
+    kind: str,
+    given: tuple[str, Prompts],
+    params: PoolingParams,
+) -> Generation:
+    """kind: the beginning of the call's id. given: the texts, behind the name of their field."""
+    return Generation(
+        request_id=f"{kind}-{request_id(request, asked.request_id)}",
+        prompts=await _token_ids(request, *given, asked, serving),
         params=params,
         priority=asked.priority or 0,
         cache_salt=asked.cache_salt,
         **from_headers(request),
     )
+
+
+async def answer_with(
+    request: Request, serving: Serving, call: Generation, make: Callable[[list[RequestOutput]], msgspec.Struct]
+) -> Response:
+    """The answer that is made from the call's outputs, unless the client leaves first."""
+    assert isinstance(call.params, PoolingParams), "the call embeds"
     async with cancelled_on_disconnect(request.receive):
         outputs = await complete(serving.client, call)
-        size = len(outputs) * (params.dimensions or 0)
-        headers = serving.id_headers(known_as)
-        return await answer(serving.lanes, size, lambda: _response(asked, call, outputs, params), headers)
+        size = len(outputs) * (call.params.dimensions or 0)
+        headers = serving.id_headers(call.request_id.partition("-")[2])
+        return await answer(serving.lanes, size, lambda: make(outputs), headers)
     return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def pooled_usage(outputs: Sequence[RequestOutput]) -> EmbeddingUsage:
+    num_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    return EmbeddingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)
 
 
 def _params(asked: EmbeddingRequest, form: PooledForm) -> PoolingParams:
@@ -66,7 +95,9 @@ def _params(asked: EmbeddingRequest, form: PooledForm) -> PoolingParams:
         raise as_api_error(error) from None
 
 
-async def _token_ids(request: Request, given: Prompts, asked: EmbeddingRequest, serving: Serving) -> list[list[int]]:
+async def _token_ids(
+    request: Request, name: str, given: Prompts, asked: PoolingRequest, serving: Serving
+) -> list[list[int]]:
     keep, info = asked.truncate_prompt_tokens, serving.client.model_info
     most = info.max_model_len
     if keep is not None and keep != -1 and not 1 <= keep <= most:
@@ -74,7 +105,7 @@ async def _token_ids(request: Request, given: Prompts, asked: EmbeddingRequest, 
     tokenizer, adds_special = None, asked.add_special_tokens is not False
     if isinstance(given[0], str):
         fits = info if keep is None else None
-        ids = await encode_texts(request, serving, given, adds_special, "input", fits)
+        ids = await encode_texts(request, serving, given, adds_special, name, fits)
         tokenizer = serving.tokenizer("a text") if adds_special else None
     else:
         ids = given
@@ -84,17 +115,16 @@ async def _token_ids(request: Request, given: Prompts, asked: EmbeddingRequest, 
     return [one if len(one) <= keep else cut_end(array("q", one), keep, tokenizer).tolist() for one in ids]
 
 
-def _response(
-    asked: EmbeddingRequest, call: Generation, outputs: Sequence[RequestOutput], params: PoolingParams
-) -> EmbeddingResponse:
-    num_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+def _response(asked: EmbeddingRequest, call: Generation, outputs: Sequence[RequestOutput]) -> EmbeddingResponse:
     assert asked.model is not None, "the body was read with a model's name"
+    assert isinstance(call.params, PoolingParams), "the call embeds"
+    params, encoding = call.params, asked.encoding_format
     return EmbeddingResponse(
         id=call.request_id,
         created=int(time.time()),
         model=asked.model,
-        data=[_embedding(index, one, params, asked.encoding_format) for index, one in enumerate(outputs)],
-        usage=EmbeddingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens),
+        data=[_embedding(index, one, params, encoding) for index, one in enumerate(outputs)],
+        usage=pooled_usage(outputs),
     )
 
 

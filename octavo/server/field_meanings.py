@@ -38,8 +38,13 @@ MEANINGS: Mapping[str, str] = {
     "truncate_prompt_tokens": "Keep this many tokens of the prompt; -1: as many as leave room for max_tokens.",
     "truncation_side": "Where the prompt is cut: left keeps its end, right its beginning.",
     "input": "A text, a list of texts, token ids, or a list of token-id lists.",
-    "EmbeddingRequest.truncate_prompt_tokens": "Keep this many tokens of each text, special ones included; -1: as "
+    "PoolingRequest.truncate_prompt_tokens": "Keep this many tokens of each text, special ones included; -1: as "
     "many as the model takes.",
+    "text_1": "One text, which is compared with each of text_2, or as many as there.",
+    "text_2": "A text, or a list of texts.",
+    "query": "What the documents are compared with.",
+    "RerankRequest.documents": "Texts.",
+    "top_n": "Only so many documents, the best; left out, or 0: all.",
     "encoding_format": "float: numbers; base64: their bytes, as float32.",
     "dimensions": "Only so many numbers of each embedding, the first ones.",
     "use_activation": "Whether embeddings are normalised; left out: as the model's files say.",

@@ -34,6 +34,8 @@ _BODIES: dict[str, tuple[type[msgspec.Struct] | None, type[msgspec.Struct] | Non
     "/v1/completions": (protocol.CompletionRequest, responses.CompletionResponse, True),
     "/v1/chat/completions": (protocol.ChatCompletionRequest, responses.ChatCompletionResponse, True),
     "/v1/chat/completions/batch": (protocol.BatchChatCompletionRequest, responses.ChatCompletionResponse, False),
+    **dict.fromkeys(("/v1/score", "/score"), (protocol.ScoreRequest, responses.ScoreResponse, False)),
+    **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), (protocol.RerankRequest, responses.RerankResponse, False)),
     "/v1/embeddings": (protocol.EmbeddingRequest, responses.EmbeddingResponse, False),
     "/v1/messages": (protocol.MessagesRequest, responses.MessagesResponse, True),
     "/v1/messages/count_tokens": (protocol.CountTokensRequest, responses.CountTokensResponse, False),

@@ -162,18 +162,38 @@ class MessagesRequest(CountTokensRequest, kw_only=True, forbid_unknown_fields=Tr
     stream: bool | None = None
 
 
-class EmbeddingRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
+class PoolingRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):
+    """What calls to a model that embeds have in common."""
+
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+    priority: int | None = None
+    request_id: str | None = None
+    cache_salt: str | None = None
+
+
+class EmbeddingRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/embeddings. input: a text, token ids, or a list of either."""
 
     input: str | list[str | int | list[int]]
     encoding_format: str | None = None
     dimensions: int | None = None
     use_activation: bool | None = None
-    truncate_prompt_tokens: int | None = None
-    add_special_tokens: bool | None = None
-    priority: int | None = None
-    request_id: str | None = None
-    cache_salt: str | None = None
+
+
+class ScoreRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/score. text_1: one text, or as many as text_2."""
+
+    text_1: str | list[str]
+    text_2: str | list[str]
+
+
+class RerankRequest(PoolingRequest, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/rerank."""
+
+    query: str
+    documents: list[str]
+    top_n: int | None = None
 
 
 class TokenizeRequest(ModelRequest, kw_only=True, forbid_unknown_fields=True):

@@ -95,6 +95,40 @@ class EmbeddingResponse(msgspec.Struct, kw_only=True):
     usage: EmbeddingUsage
 
 
+class Score(msgspec.Struct, kw_only=True):
+    index: int
+    object: Literal["score"] = "score"
+    score: float
+
+
+class ScoreResponse(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Score]
+    usage: EmbeddingUsage
+
+
+class RankedDocument(msgspec.Struct, kw_only=True):
+    text: str
+
+
+class Ranked(msgspec.Struct, kw_only=True):
+    """index: the document's place in the request."""
+
+    index: int
+    document: RankedDocument
+    relevance_score: float
+
+
+class RerankResponse(msgspec.Struct, kw_only=True):
+    id: str
+    model: str
+    usage: EmbeddingUsage
+    results: list[Ranked]
+
+
 class PromptLogprob(msgspec.Struct, kw_only=True):
     logprob: float
     rank: int | None

@@ -73,4 +73,5 @@ ENCODERS: dict[str, Architecture] = {
         extra={"type_vocab_size": 2},
     ),
 }
+ENCODERS["roberta"] = replace(ENCODERS["bert"], family="roberta", extra={"type_vocab_size": 1, "position_offset": 2})
 SLOTS = [(0, 0), (1, 0), (0, 1)]

@@ -83,6 +83,38 @@ def test_bad_fields_are_named(body: dict[str, Any], param: str) -> None:
     assert refused(**body)["param"] == param
 
 
+def test_scores_are_cosines() -> None:
+    app = app_of(ScriptedEmbedder())
+    vectors = {text: np.array(embed(input=text)["data"][0]["embedding"]) for text in (" one", " two two", " three one")}
+    one, *others = vectors.values()
+    cosines = [float(one @ other / np.linalg.norm(one) / np.linalg.norm(other)) for other in others]
+    texts = list(vectors)
+    for path in ("/v1/score", "/score"):
+        found = post(app, path, {"text_1": texts[0], "text_2": texts[1:]}).json()
+        assert [one["score"] for one in found["data"]] == pytest.approx(cosines, rel=1e-6)
+        assert found["usage"]["total_tokens"] == 5
+    found = post(app, "/v1/score", {"text_1": texts[1:], "text_2": texts[1:]}).json()
+    assert [one["score"] for one in found["data"]] == pytest.approx([1, 1])
+    for top_n, count in ((None, 2), (0, 2), (1, 1)):
+        asked = {"query": texts[0], "documents": texts[1:], "top_n": top_n}
+        results = post(app, "/v1/rerank", asked).json()["results"]
+        order = sorted((0, 1), key=lambda index: -cosines[index])[:count]
+        assert [one["index"] for one in results] == order
+        assert [one["document"]["text"] for one in results] == [texts[1:][index] for index in order]
+        assert [one["relevance_score"] for one in results] == pytest.approx(
+            [cosines[index] for index in order], rel=1e-6
+        )
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    wrong = refused(path="/v1/score", text_1=["a", "b"], text_2=["a", "b", "c"])
+    assert "holds 2 texts, allowed are 1 or 3" in wrong["message"]
+    assert refused(path="/v1/score", text_1="a", text_2=[])["param"] == "text_2"
+    assert refused(path="/v1/rerank", query="a", documents=[])["param"] == "documents"
+    assert refused(path="/v1/rerank", query="a", documents=["b"], top_n=-1)["param"] == "top_n"
+    assert "embeds none" in refused(ScriptedEngine(), "/v1/rerank", query="a", documents=["b"])["message"]
+
+
 def test_the_other_kind_of_model_is_named() -> None:
     assert "dimensions is 4, allowed is 1 to 3" in refused(input="a", dimensions=4)["message"]
     assert "generates text and embeds none" in refused(ScriptedEngine(), input="a")["message"]

@@ -28,6 +28,9 @@ from octavo.server.protocol import (
     EmbeddingRequest,
     GenerationRequest,
     MessagesRequest,
+    PoolingRequest,
+    RerankRequest,
+    ScoreRequest,
     StreamOptions,
     TokenizeRequest,
 )
@@ -54,6 +57,8 @@ PLACES: tuple[tuple[str, dict[str, Any], tuple[str | int, ...], type, type | Non
     ("/v1/messages", {"messages": HI, "max_tokens": 2}, (), MessagesRequest, None),
     ("/v1/messages", {"messages": HI, "max_tokens": 2}, ("messages", 0), AnthropicMessage, None),
     ("/v1/embeddings", {"input": "Hi"}, (), EmbeddingRequest, None),
+    ("/v1/score", {"text_1": "Hi", "text_2": ["a", "b"]}, (), ScoreRequest, PoolingRequest),
+    ("/v1/rerank", {"query": "Hi", "documents": ["a", "b"]}, (), RerankRequest, PoolingRequest),
     ("/tokenize", {"prompt": "Hi"}, (), TokenizeRequest, None),
     ("/detokenize", {"tokens": [5]}, (), DetokenizeRequest, None),
     ("/api/chat", OLLAMA | {"messages": HI}, (), OllamaChatRequest, None),
@@ -88,8 +93,11 @@ def with_value(body: dict[str, Any], place: tuple[str | int, ...], field: str, v
     return json.dumps(made).replace('"@@"', value).encode()
 
 
+EMBEDS = ("/v1/embeddings", "/v1/score", "/v1/rerank")
+
+
 async def send_all(path: str, bodies: list[bytes]) -> list[Answer]:
-    engine = ScriptedEmbedder() if path == "/v1/embeddings" else ScriptedEngine()
+    engine = ScriptedEmbedder() if path in EMBEDS else ScriptedEngine()
     app = app_of(engine)
     answers = [await call(app, "POST", path, body, {"content-type": "application/json"}) for body in bodies]
     assert engine.live == 0
