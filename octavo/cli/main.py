@@ -29,6 +29,7 @@ COMMANDS = {
     "complete": "complete prompts with the model of a running server",
     "plan": "the memory that a model will take, here or on a GPU you name",
     "quantize": "a dense model as a smaller checkpoint: fp8, int8 or int4",
+    "eval": "what a model has lost: perplexity, KL divergence, questions",
     "list": "the models here: packaged, from the hub, in this folder",
     "pull": "download a model from the Hugging Face hub",
     "explain": "what happened to a request, from a log or a running server",

@@ -84,7 +84,8 @@ class CommandParser(argparse.ArgumentParser):
     def _parse(self, argv: Sequence[str]) -> argparse.Namespace:
         if self.action_of("--max-model-len") is not None:  # the command has engine flags
             argv = without_foreign_flags(argv, self.has_flag, self._notes.add)
-        for word, following in itertools.pairwise(argv):
+        pairs = [(word.removesuffix("=--"), "--") for word in argv if word.endswith("=--")]
+        for word, following in [*itertools.pairwise(argv), *pairs]:
             action = self.action_of(word)
             if following == "--" and action is not None and action.nargs is None:
                 self.error(f"argument {word}: expected one argument, got --")  # argparse would accept an empty value

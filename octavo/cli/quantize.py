@@ -5,6 +5,7 @@ octavo quantize smollm2 smollm2-int4 --scheme int4 --group-size 32
 octavo quantize owner/name out --scheme fp8 --report errors.json
 
 Octavo, vLLM and transformers read what it writes. One tensor is in memory at a time; OUT appears when it is whole.
+`octavo eval` measures what the smaller model has lost.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from octavo.cli.flags import check_not_read, whole_number
 from octavo.cli.parser import CommandParser
+from octavo.cli.progress_bar import progress_bar
 from octavo.cli.quantize_report import Report
 from octavo.errors import ConfigError
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         _write(copied, folder, report)
         report.num_bytes = _size(folder)
     print("\n".join(report.lines(copied.compression.scheme.name)))
-    print(f"\n{target}: {report.size_line}")
+    print(f"\n{target}: {report.size_line}\nTo see what it lost: octavo eval {target} --reference {args.source}")
     if args.report is not None:
         facts = {"source": args.source, "scheme": args.scheme, **report.facts()}
         _write_report(args.report, json.dumps(facts, indent=2))
@@ -80,7 +81,10 @@ def _write(copied: QuantizedCopy, folder: Path, report: Report) -> None:
         write_tokenizer(source, folder)
     (folder / "config.json").write_text(json.dumps(copied.config, indent=2), encoding="utf-8")
     layout = copied.layout
-    with SafetensorsWriter(folder, layout) as writer, _progress(total_bytes(layout)) as advance:
+    with (
+        SafetensorsWriter(folder, layout) as writer,
+        progress_bar("written", total_bytes(layout), is_bytes=True) as advance,
+    ):
         for tensors, error in copied.written(nearest):
             for name, tensor in tensors.items():
                 writer.write(name, tensor)
@@ -135,21 +139,6 @@ def _umask() -> int:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-@contextmanager
-def _progress(num_bytes: int) -> Iterator[Any]:
-    """A bar on standard error, if that is a terminal -> a function that moves it on by some bytes."""
-    if not sys.stderr.isatty():
-        yield lambda num_bytes: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("written"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("written", total=num_bytes)
-        yield lambda num_bytes: bar.advance(task, num_bytes)
 
 
 def _write_report(path: str, text: str) -> None:
