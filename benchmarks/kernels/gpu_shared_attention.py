@@ -57,7 +57,7 @@ def shared_us(
     plan = SharedPlan(shape, num, shape.num_stretches(GPU, dim), GPU, CUDA)
     partials = Partials.allocate(plan.max_part_rows(), num, shape, dim, CUDA)
     transform = HeadTransform.of(layer, DeviceWeights(CUDA, BF16))
-    kernel = DecodeAttention(Kind.of(layer, BF16, 16, is_fused=True), GPU)
+    kernel = DecodeAttention(Kind.of(layer, BF16, case.layout, is_fused=True), GPU)
     qkv = torch.randn(num, (heads + 2 * kv_heads) * dim, device=CUDA, dtype=BF16)
     out = torch.empty(num, heads * dim, device=CUDA, dtype=BF16)
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "attention_plan.h"
-#include "hooks.cuh"
+#include "coded_cache.cuh"
 #include "ptx.cuh"
 
 #ifndef HEAD_DIM
@@ -25,7 +25,7 @@
 #define BLOCKS_PER_MULTIPROCESSOR 2
 #endif
 #ifndef HOOKS
-#define HOOKS PlainHooks  // hooks.cuh
+#define HOOKS PlainHooks  // hooks.cuh; Fp8Cache, Int8Cache: coded_cache.cuh
 #endif
 
 namespace octavo {

@@ -79,7 +79,7 @@ __device__ __forceinline__ void announce(const Launch& launch, Shared& shared, c
 
 // Copies a box whose numbers the cache stores in another form. All reads are issued before the first is converted.
 [[maybe_unused]] __device__ void convert_box(const Launch& launch, unsigned char* entry, const Stored* from, int first,
-                                             int num_tokens, int kv_head, bool is_value) {
+                                             int num_tokens) {
   constexpr int kTokenChunks = kPaddedDim / 8, kTurns = kBox * kTokenChunks / 32;
   const int lane = threadIdx.x % 32;
   Hooks::StoredEight stored[kTurns] = {};
@@ -94,7 +94,7 @@ __device__ __forceinline__ void announce(const Launch& launch, Shared& shared, c
   for (int i = 0; i < kTurns; ++i) {
     const int token = (i * 32 + lane) / kTokenChunks, chunk = (i * 32 + lane) % kTokenChunks;
     *reinterpret_cast<uint4*>(entry + chunk_offset(first + token, chunk)) =
-        launch.hooks.from_stored<Element>(stored[i], kv_head, is_value);
+        launch.hooks.from_stored<Element>(stored[i]);
   }
 }
 
@@ -140,7 +140,7 @@ __device__ void load(const Launch& launch, const void* map, Shared& shared) {
           const Stored* from = launch.pool + block * launch.block_stride + kind * launch.value_offset +
                                (walk.kv_head * BLOCK_SIZE + start % BLOCK_SIZE) * kDim;
           if (Hooks::kConverts) {
-            convert_box(launch, shared.ring[use % kEntries], from, box * kBox, end - start, walk.kv_head, kind);
+            convert_box(launch, shared.ring[use % kEntries], from, box * kBox, end - start);
           } else for (int i = lane; i < kBox * kTokenChunks; i += 32) {
             const int token = i / kTokenChunks, chunk = i % kTokenChunks;
             const bool is_there = start + token < end && chunk * 8 < kDim;

@@ -94,10 +94,10 @@ __device__ void finish_stage(const Launch& launch, const Piece& piece, int kv_he
     const Member& member = piece.members[0];
     Stored* cell = launch.pool + member.newest_block * launch.block_stride + kind * launch.value_offset +
                    (kv_head * BLOCK_SIZE + member.position % BLOCK_SIZE) * kDim;
-    const auto stored = launch.hooks.to_stored<Element>(newest, kv_head, kind == 1);
+    const auto stored = launch.hooks.to_stored<Element>(newest, kv_head, kind == 1, launch.num_kv_heads);
     reinterpret_cast<Hooks::StoredEight*>(cell)[lane] = stored;
     *reinterpret_cast<uint4*>((kind == 0 ? keys : values) + chunk_offset(last, lane)) =
-        launch.hooks.from_stored<Element>(stored, kv_head, kind == 1);
+        launch.hooks.from_stored<Element>(stored);
   }
 #endif
   for (int i = threadIdx.x; i < (num_read - 1 - last) * (kPaddedDim / 8); i += 32 * kComputers) {

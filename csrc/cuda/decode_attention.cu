@@ -71,7 +71,12 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
   const int full_begin = HAS_WINDOW ? first.position + first.num_queries - launch.window : 0;
   // Where nothing but the scale changes a product, it is multiplied within the exponential
   constexpr bool kScalesEarly = HAS_SOFTCAP || Hooks::kChangesScores;
-  const float scale = kScalesEarly ? 1.0f : launch.scale_log2;
+  float scale_log2 = launch.scale_log2, value_unit = 1.0f;
+  if (Hooks::kHasUnits) {
+    scale_log2 *= launch.hooks.unit<Element>(kv_head, false, launch.num_kv_heads);
+    value_unit = launch.hooks.unit<Element>(kv_head, true, launch.num_kv_heads);
+  }
+  const float scale = kScalesEarly ? 1.0f : scale_log2;
   const auto token_of = [&](int n, int j) { return (split + n / 2 * kSplits) * kBox + n % 2 * 8 + lane % 4 * 2 + j % 2; };
   float sums[kPaddedDim / 8][4] = {};
   float m[2] = {kLowest, kLowest}, l[2] = {};
@@ -125,7 +130,7 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
       for (int n = 0; n < kTiles * 2; ++n) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          scores[n][j] = cap(scores[n][j] * launch.scale_log2, launch.softcap_log2);
+          scores[n][j] = cap(scores[n][j] * scale_log2, launch.softcap_log2);
           if (Hooks::kChangesScores) {
             const int t = start + token_of(n, j);
             scores[n][j] = launch.hooks.score(scores[n][j], row_head[j / 2], row_position[j / 2] - t);
@@ -255,6 +260,10 @@ __device__ void compute(const Launch& launch, Shared& shared, const Piece& piece
         const float4 low = from[0], high = from[1];
         x[0] += low.x, x[1] += low.y, x[2] += low.z, x[3] += low.w;
         x[4] += high.x, x[5] += high.y, x[6] += high.z, x[7] += high.w;
+      }
+      if (Hooks::kHasUnits) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] *= value_unit;
       }
       if (member.num_parts == 1) {
         const int head = kv_head * GROUP + sub % GROUP;

@@ -59,9 +59,14 @@ struct PlainHooks {
   using Stored = Element;
   using StoredEight = uint4;
   template <typename Element>
-  __device__ uint4 from_stored(StoredEight stored, int kv_head, bool is_value) const { return stored; }
+  __device__ uint4 from_stored(StoredEight stored) const { return stored; }
   template <typename Element>
-  __device__ StoredEight to_stored(uint4 x, int kv_head, bool is_value) const { return x; }
+  __device__ StoredEight to_stored(uint4 x, int kv_head, bool is_value, int num_kv_heads) const { return x; }
+
+  // What keys or values of a kv head, as from_stored gives them, are to be multiplied by
+  static constexpr bool kHasUnits = false;
+  template <typename Element>
+  __device__ float unit(int kv_head, bool is_value, int num_kv_heads) const { return 1.0f; }
 };
 
 }  // namespace octavo

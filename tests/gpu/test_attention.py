@@ -92,17 +92,24 @@ def check(batch: PagedBatch, **how: int) -> None:
     start = 0
     for s, num_new in enumerate(batch.query_lens):
         new = slice(start, start + num_new)
-        keys, values = batch.keys(s)[-num_new:], batch.values(s)[-num_new:].float()
-        if batch.layer.scales is None:
-            assert relative_error(keys, expected_k[new]) < tolerance
-            assert torch.equal(values, expected_v[new])
-        else:
-            check_codes(batch, keys, expected_k[new], batch.layer.scales.keys, tolerance)
-            check_codes(batch, values, expected_v[new], batch.layer.scales.values, 1e-6)
+        check_written(batch, s, expected_k[new], expected_v[new])
         start += num_new
     attended = batch.attend(expected_q if how.get("fused") else q.view_as(expected_q))
     assert relative_error(out, attended) < tolerance
     assert batch.is_null_block_as_it_was, "nobody writes the null block"
+
+
+def check_written(batch: PagedBatch, s: int, expected_k: torch.Tensor, expected_v: torch.Tensor) -> None:
+    """Sequence s ends with these keys and values."""
+    num_new = 1 if expected_k.ndim == 2 else len(expected_k)
+    keys, values = batch.keys(s)[-num_new:].float(), batch.values(s)[-num_new:].float()
+    tolerance, scales = TOLERANCE[batch.qkv.dtype], batch.layer.scales
+    if scales is None:
+        assert relative_error(keys, expected_k.view_as(keys)) < tolerance
+        assert torch.equal(values, expected_v.view_as(values))
+    else:
+        check_codes(batch, keys, expected_k.view_as(keys), scales.keys, tolerance)
+        check_codes(batch, values, expected_v.view_as(values), scales.values, 1e-6)
 
 
 def check_codes(

@@ -43,11 +43,11 @@ def test_cuda_kernels_come_first_where_nvcc_is(monkeypatch: pytest.MonkeyPatch) 
     assert choose(LAYER, "bfloat16", KV, HOPPER, "triton") == ["triton"]
 
 
-def test_codes_of_8_bits_are_left_to_the_plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_of_8_bits_are_read_by_some_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvcc, "find_nvcc", lambda: Path("nvcc"))
     monkeypatch.setattr(GPU, "is_interpreted", False)
     codes = replace(KV, dtype="fp8")
-    assert choose(LAYER, "bfloat16", codes, HOPPER, "auto") == ["triton"]
+    assert choose(LAYER, "bfloat16", codes, HOPPER, "auto") == ["cuda", "triton"]
     assert choose(LAYER, "bfloat16", codes, HOPPER, "deterministic") == ["deterministic"]
     with pytest.raises(ConfigError, match=r"attention_backend is 'hopper', .* it reads no KV blocks in fp8"):
         choose(LAYER, "bfloat16", codes, HOPPER, "hopper")

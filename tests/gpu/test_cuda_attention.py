@@ -11,9 +11,10 @@ import torch
 from tests.gpu.device import DEVICE, ON_GPU, TOLERANCE, needs_gpu, relative_error
 
 from octavo.kernels.cuda.weights import DeviceWeights  # isort: skip
+from octavo.kernels.kv_layout import KVDType  # isort: skip
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform  # isort: skip
 from tests.gpu.paged_batch import PagedBatch, make_batch  # isort: skip
-from tests.gpu.test_attention import transformed_heads  # isort: skip
+from tests.gpu.test_attention import check_written, transformed_heads  # isort: skip
 
 pytestmark = needs_gpu
 
@@ -55,7 +56,7 @@ def run(
     )
     partials = Partials.allocate(plan.max_part_rows(), num, shape, layer.head_dim, DEVICE)
     transform = HeadTransform.of(layer, DeviceWeights(DEVICE, torch.float32)) if fused else None
-    kind = Kind.of(layer, batch.qkv.dtype, batch.pool.block_size, fused, threshold)
+    kind = Kind.of(layer, batch.qkv.dtype, batch.layout, fused, threshold)
     kernel = DecodeAttention(kind, gpu, has_copy_engine=copies, source=source, hooks=hooks)
     q = batch.qkv if fused else batch.split_qkv()[0].flatten(1).contiguous()
     out = torch.full((len(q), layer.num_heads * layer.head_dim), torch.nan, device=DEVICE, dtype=q.dtype)
@@ -79,15 +80,14 @@ def check(batch: PagedBatch, **how: bool | int) -> SharedPlan:
         for s, num_new in enumerate(batch.query_lens):
             start = int(batch.query_start_loc[s])
             assert num_new == 1
-            assert relative_error(batch.keys(s)[-1], expected_k[start]) < tolerance
-            assert torch.equal(batch.values(s)[-1].float(), expected_v[start])
+            check_written(batch, s, expected_k[start], expected_v[start])
     decodes = torch.cat([
         torch.full((n,), n <= int(how.get("threshold", 1)), device=DEVICE) for n in batch.query_lens
     ])  # fmt: skip
     attended = batch.attend(q if fused else batch.split_qkv()[0])
     assert relative_error(out[decodes], attended[decodes]) < tolerance
     assert out[~decodes].isnan().all(), "sequences with more new tokens are left alone"
-    assert batch.raw_pool[: batch.pool.block_stride].isnan().all(), "nobody writes the null block"
+    assert batch.is_null_block_as_it_was, "nobody writes the null block"
     return plan
 
 
@@ -101,6 +101,21 @@ def test_private(dim: int, fused: bool, copies: bool) -> None:
     norm = {"has_norm": True, "rotary_dim": dim} if fused else {}
     batch = make_batch(DECODES, head_dim=dim, **norm)  # type: ignore[arg-type]
     check(batch, fused=fused, shares=False, copies=copies)
+
+
+@pytest.mark.parametrize("codes", ["fp8", "int8"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("dim", "fused"), [(64, True), (128, True), (96, False), (256, False)])
+def test_codes_of_8_bits(dim: int, fused: bool, dtype: torch.dtype, codes: KVDType) -> None:
+    """Ragged sequences, and 40 most of which share 1024 tokens: some of the units have 64 rows."""
+    norm = {"has_norm": True, "rotary_dim": dim} if fused else {}
+    seqs = [(1024 + 3 * i, 1) for i in range(40)] + DECODES
+    batch = make_batch(seqs, num_heads=16, num_kv_heads=4, head_dim=dim, dtype=dtype, codes=codes, **norm)  # type: ignore[arg-type]
+    blocks = 1024 // batch.pool.block_size
+    batch.block_table[batch.rows[1:37].long(), :blocks] = batch.block_table[batch.rows[0].long(), :blocks]
+    plan = check(batch, fused=fused, shares=True)
+    assert plan.units[: int(plan.totals[0]), 10].any(), "nothing was shared"
+    check(make_batch(DECODES, window=40, softcap=2.0, head_dim=dim, dtype=dtype, codes=codes), fused=True, shares=True)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (32, 8), (16, 1), (40, 1), (12, 4)])

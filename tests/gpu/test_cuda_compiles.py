@@ -16,6 +16,7 @@ from octavo.kernels.cuda_cpp.decode_attention import Kind  # noqa: E402
 from octavo.kernels.cuda_cpp.quantized_format import Layout, Scales  # noqa: E402
 from octavo.kernels.cuda_cpp.quantized_linear import Variant  # noqa: E402
 from octavo.kernels.cuda_cpp.shape import Occupancy, Shape  # noqa: E402
+from octavo.kernels.kv_layout import KVDType  # noqa: E402
 
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")
 
@@ -49,6 +50,12 @@ def test_decode_attention(gpu: GPU, head_dim: int, fused: bool) -> None:
     dtype = torch.float16 if fused else torch.bfloat16
     shape = Shape(num_kv_heads=2, group=4, max_queries=1 if fused else 16)
     kind = Kind(head_dim, shape, dtype, 16, not fused, fused, fused, head_dim if fused else 0, fused)
+    assert kind.compile(gpu).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize(("gpu", "codes", "dtype"), [(AMPERE, "fp8", "bfloat16"), (HOPPER, "int8", "float16")])
+def test_decode_attention_over_codes(gpu: GPU, codes: KVDType, dtype: str) -> None:
+    kind = Kind(64, Shape(2, 4), getattr(torch, dtype), 16, False, False, True, 64, True, codes)
     assert kind.compile(gpu).startswith(b"\x7fELF")
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -33,8 +32,7 @@ needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="there is no nvcc")
 def test_it_compiles(name: str, capability: tuple[int, int], fused: bool) -> None:
     kind = Kind(128, Shape(2, 4), torch.bfloat16, 16, False, False, fused, 128 if fused else 0, fused)
     gpu = GPU("a GPU", capability, 1 << 34, 1)
-    copies = False if name == "fp8_cache" else None
-    assert kind.compile(gpu, has_copy_engine=copies, source=EXAMPLES[name]).startswith(b"\x7fELF")
+    assert kind.compile(gpu, source=EXAMPLES[name]).startswith(b"\x7fELF")
 
 
 def sharing_batch(**how: object) -> PagedBatch:
@@ -100,57 +98,3 @@ def test_alibi_and_sinks(dim: int, queries: int, copies: bool) -> None:
     )  # fmt: skip
     expected = alibi_and_sinks(batch, batch.split_qkv()[0], slopes, sinks)
     assert relative_error(out, expected) < TOLERANCE[batch.qkv.dtype]
-
-
-@needs_gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("dim", "fused"), [(128, True), (64, True), (96, False), (256, False)])
-def test_fp8_cache(dim: int, fused: bool, dtype: torch.dtype) -> None:
-    norm = {"has_norm": True, "rotary_dim": dim} if fused else {}
-    batch = sharing_batch(head_dim=dim, dtype=dtype, **norm)
-    pool, layer = batch.pool, batch.layer
-    scales = torch.linspace(0.01, 0.04, 2 * layer.num_kv_heads, device=DEVICE)  # the keys' scales, then the values'
-    place = torch.arange(len(pool.data), device=DEVICE) % pool.block_stride
-    head = (place // (pool.block_size * dim)).clamp(max=len(scales) - 1)  # any scale will do for other layers
-    stored = (pool.data.float() / scales[head]).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
-    null_block = stored[: pool.block_stride].clone()
-
-    q, k, v = transformed_heads(batch)
-    out, plan = run(
-        replace(batch, pool=replace(pool, data=stored)), fused=fused, shares=True, copies=False,
-        source=EXAMPLES["fp8_cache"], hooks=(scales.data_ptr(), scales[layer.num_kv_heads :].data_ptr()),
-    )  # fmt: skip
-    assert plan.units[: int(plan.totals[0]), 10].any(), "nothing was shared"
-    read = replace(batch, pool=replace(pool, data=stored.view(torch.float8_e4m3fn).float() * scales[head]))
-    of_keys, of_values = scales.view(2, -1, 1).unbind()
-    for s, new in enumerate(sequences(batch) if fused else []):
-        assert_rounded_once(read.keys(s)[-1], k[new][0], of_keys)
-        assert_rounded_once(read.values(s)[-1], v[new][0], of_values)
-    assert relative_error(out, read.attend(q)) < TOLERANCE[dtype] * (1 if dtype == torch.bfloat16 else 2)
-    assert torch.equal(stored[: pool.block_stride], null_block)
-
-
-def assert_rounded_once(kept: torch.Tensor, exact: torch.Tensor, scale: torch.Tensor) -> None:
-    """By half of e4m3's last bit (three follow the point; the smallest number is 2**-9), after 16 bits' rounding."""
-    exact = exact.float().clamp(-448 * scale, 448 * scale)
-    assert ((kept - exact).abs() <= exact.abs() * (1 / 16 + 1 / 256) + scale * 2**-10).all()
-
-
-def test_the_bits_of_fp8() -> None:
-    """The two conversions of fp8_cache.cu, in numpy, for every byte and for numbers in between."""
-    every = np.arange(256, dtype=np.uint32)
-    exact = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
-    numbers = ~np.isnan(exact)
-    halves = ((every << 8) & 0x8000) | (((every << 8) & 0x7F00) >> 1)
-    assert (halves.astype(np.uint16).view(np.float16).astype(np.float32) * 256)[numbers].tolist() == exact[
-        numbers
-    ].tolist()
-
-    positive = np.sort(exact[numbers & (every < 128)])
-    middle = (positive[:-1] + positive[1:]) / 2  # ties round to even
-    x = np.concatenate([positive, middle, middle * 1.001, middle * 0.999, [1e4]]).astype(np.float32)
-    bits = (np.minimum(x, np.float32(448)) * np.float32(2.0**-120)).view(np.uint32)
-    got = (bits + 0x7FFFF + (bits >> 20 & 1)) >> 20
-    index = np.arange(len(middle))
-    expected = [*range(len(positive)), *(index + index % 2), *(index + 1), *index, len(positive) - 1]
-    assert got.tolist() == expected

@@ -82,7 +82,7 @@ class TritonModel:
         for layer in layers:
             kv.check(layer)
         self._weights = DeviceWeights(device, TORCH_DTYPE[dtype])
-        self._memory = AttentionMemory(layers, kv, limits, gpu, device)
+        self._memory = AttentionMemory(layers, kv, limits, gpu, device, dtype)
         self._attention = ModelAttention(layers, dtype, kv, attention, self._memory)
         self.attention_names = self._attention.names
         contents, most_rows = Contents.of((whole,)), max(limits.max_num_tokens, limits.max_num_seqs)

@@ -31,14 +31,14 @@ class CudaAttention:
 
     def __init__(self, memory: AttentionMemory) -> None:
         self._memory, gpu, device = memory, memory.gpu, memory.device
-        dtype, size = TORCH_DTYPE[memory.kv.dtype], memory.kv.block_size
+        dtype, kv = TORCH_DTYPE[memory.dtype], memory.kv
         self._plans: dict[tuple[int, int | None, Shape], SharedPlan] = {}
         self._partials: dict[tuple[Shape, int], Partials] = {}
         self.decodes_alone = False
         if memory.max_num_seqs > MAX_SEQUENCES:
             return
-        layers = [layer for layer in memory.layers if not self.why_not(layer, memory.kv.dtype, memory.kv, gpu)]
-        kinds = dict.fromkeys(Kind.of(layer, dtype, size, fused) for layer in layers for fused in (True, False))
+        layers = [layer for layer in memory.layers if not self.why_not(layer, memory.dtype, kv, gpu)]
+        kinds = dict.fromkeys(Kind.of(layer, dtype, kv, fused) for layer in layers for fused in (True, False))
         with ThreadPoolExecutor() as pool:  # threads suffice: each nvcc is a process
             plan = pool.submit(compile_plan, memory.max_num_seqs, gpu)
             list(pool.map(lambda kind: kind.compile(gpu), kinds))
@@ -80,7 +80,7 @@ class CudaAttention:
         memory, shape = self._memory, Shape.of(layer)
         if not self._plans:
             return otherwise
-        kind = Kind.of(layer, TORCH_DTYPE[memory.kv.dtype], memory.kv.block_size, transform is not None)
+        kind = Kind.of(layer, TORCH_DTYPE[memory.dtype], memory.kv, transform is not None)
         kernel, partials = self._kernels[kind], self._partials[shape, layer.head_dim]
         plan, pools = self._plans[layer.group, layer.window, shape], memory.pools
 

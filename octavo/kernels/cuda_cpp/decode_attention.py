@@ -21,12 +21,14 @@ from octavo.kernels.cuda_cpp.shape import (
     Shape,
     partial_shapes,
 )
+from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.memory import LayerPool
 from octavo.kernels.triton.attention.rotary_kv_write import HeadTransform
 
 THREADS = 160
 _LOG2_E = math.log2(math.e)
+_CODED_CACHE: dict[KVDType, str] = {"fp8": "Fp8Cache", "int8": "Int8Cache"}  # of csrc/cuda/coded_cache.cuh
 
 
 class _Launch(Structure):
@@ -78,16 +80,15 @@ class Kind:
     is_fused: bool
     rotary_dim: int
     has_norm: bool
+    codes: KVDType | None = None  # of a cache of 8 bits
 
     @classmethod
-    def of(
-        cls, layer: AttentionLayer, dtype: torch.dtype, block_size: int, is_fused: bool, max_queries: int = 1
-    ) -> Kind:
+    def of(cls, layer: AttentionLayer, dtype: torch.dtype, kv: KVLayout, is_fused: bool, max_queries: int = 1) -> Kind:
         return cls(
-            layer.head_dim, Shape.of(layer, max_queries), dtype, block_size, layer.window is not None,
+            layer.head_dim, Shape.of(layer, max_queries), dtype, kv.block_size, layer.window is not None,
             layer.softcap is not None, is_fused,
             layer.rotary.rotary_dim if is_fused and layer.rotary is not None else 0,
-            is_fused and layer.q_norm is not None,
+            is_fused and layer.q_norm is not None, kv.dtype if kv.dtype in LARGEST_CODE else None,
         )  # fmt: skip
 
     def compile(self, gpu: GPU, *, has_copy_engine: bool | None = None, source: Path | None = None) -> bytes:
@@ -96,6 +97,7 @@ class Kind:
         occupancy = Occupancy.of(self.shape, self.head_dim, gpu.capability)
         assert occupancy is not None, "a layer that does not fit is not compiled"
         copies = gpu.capability >= (9, 0) if has_copy_engine is None else has_copy_engine
+        copies = copies and self.codes is None
         macros = {
             "HEAD_DIM": self.head_dim,
             "GROUP": self.shape.group,
@@ -113,6 +115,8 @@ class Kind:
             "RING_ENTRIES": occupancy.entries,
             "BLOCKS_PER_MULTIPROCESSOR": occupancy.blocks,
         }
+        if self.codes is not None:
+            macros["HOOKS"] = _CODED_CACHE[self.codes]
         return compile_kernel("decode_attention", macros, gpu.capability, source)
 
 
@@ -124,7 +128,7 @@ class DecodeAttention:
         hooks: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self._chained = gpu.chains
-        self._hooks = (c_void_p * 4)(*hooks)
+        self._hooks, self._reads_codes = (c_void_p * 4)(*hooks), kind.codes is not None
         cubin = kind.compile(gpu, has_copy_engine=has_copy_engine, source=source)
         self._kernel = Kernel(cubin, "octavo_decode_attention")
         self._shared_bytes = self._kernel.number("octavo_shared_bytes")
@@ -144,7 +148,8 @@ class DecodeAttention:
             plan.struct, *(array.data_ptr() for array in arrays), q.stride(0), out.stride(0), block_table.stride(0),
             pool.block_stride, pool.value_offset, pool.layer_row, pool.block_stride // layer.head_dim,
             layer.num_kv_heads, plan.num_stretches, layer.window or 0, layer.scale * _LOG2_E,
-            (layer.softcap or 0.0) * _LOG2_E, heads.eps, self._hooks,
+            (layer.softcap or 0.0) * _LOG2_E, heads.eps,
+            (c_void_p * 4)(pool.scales.data_ptr()) if self._reads_codes else self._hooks,
         )  # fmt: skip
         rows = pool.rows
         tensor_map = _map_of(rows.base.data_ptr(), rows.shape[0], layer.head_dim, q.dtype == torch.float16)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda_cpp import compile as nvcc
-from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout
+from octavo.kernels.kv_layout import KVDType, KVLayout
 from octavo.kernels.ops import AttentionLayer
 
 HEAD_DIMS = (64, 96, 128, 256)
@@ -30,8 +30,6 @@ def why_not(layer: AttentionLayer, dtype: KVDType, kv: KVLayout, gpu: GPU) -> li
         reasons.append("its kernels are compiled by nvcc, which is not here: pip install 'octavo[cuda]'")
     if dtype == "float32":
         reasons.append("it computes in 16 bits, not in float32")
-    if kv.dtype in LARGEST_CODE:
-        reasons.append(f"it reads no KV blocks in {kv.dtype}")
     if layer.head_dim not in HEAD_DIMS:
         reasons.append(f"heads of {layer.head_dim}; it takes {', '.join(map(str, HEAD_DIMS))}")
     if (group := layer.num_heads // layer.num_kv_heads) > TILE_ROWS:

@@ -24,7 +24,7 @@ from octavo.kernels.cuda import sizes
 from octavo.kernels.cuda.driver import GPU
 from octavo.kernels.cuda.step import DeviceStep
 from octavo.kernels.device import StepLimits
-from octavo.kernels.kv_layout import LARGEST_CODE, KVLayout, kv_scales
+from octavo.kernels.kv_layout import LARGEST_CODE, KVDType, KVLayout, kv_scales
 from octavo.kernels.ops import AttentionLayer
 from octavo.kernels.triton.attention.plan import AttentionPlan, make_plan
 from octavo.kernels.triton.chain import wait_for_previous
@@ -91,8 +91,16 @@ class AttentionMemory:
     """Layers that share block table and window share a plan. The pool arrives with `bind`."""
 
     def __init__(
-        self, layers: Sequence[AttentionLayer], kv: KVLayout, limits: StepLimits, gpu: GPU, device: torch.device
+        self,
+        layers: Sequence[AttentionLayer],
+        kv: KVLayout,
+        limits: StepLimits,
+        gpu: GPU,
+        device: torch.device,
+        dtype: KVDType | None = None,
     ) -> None:
+        """dtype: that the model computes in; None: that of KV blocks."""
+        self.dtype = dtype or kv.dtype
         self.gpu, self.device, self.layers, self.kv = gpu, device, layers, kv
         self.max_num_seqs, self.max_model_len = limits.max_num_seqs, limits.max_model_len
         self.pools: dict[AttentionLayer, LayerPool] = {}
