@@ -170,6 +170,25 @@ def test_an_encoder_cannot_generate(embedder: Embedder) -> None:
         engine(embedder("bert"), "cpu", runner="generate")
 
 
+@pytest.mark.parametrize("option", ["tensor_parallel_size", "data_parallel_size"])
+def test_two_of_them_give_the_same(embedder: Embedder, option: str) -> None:
+    folder = embedder("bert", "MEAN")
+    with engine(folder, "cpu", **{option: 2}) as llm:
+        check(folder, "MEAN", llm, texts_of(8))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size is 2, but .* no pipeline does: set it to 1"),
+        ({"long_prefill_token_threshold": 5}, "long_prefill_token_threshold is 5, but .* reads each text whole: set"),
+    ],
+)
+def test_options_that_an_encoder_cannot_have(embedder: Embedder, option: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        engine(embedder("bert"), "cpu", **option)
+
+
 def test_a_gpu_does_not_embed_yet(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     from octavo.kernels.cpu.device import CpuDevice
 
@@ -213,15 +232,13 @@ def test_bad_texts_are_refused_before_anything_runs(embedder: Embedder, bad: Any
 def test_numbers_that_are_not_finite_fail_their_own_request(tmp_path: Path, one_torch_thread: None) -> None:
     from safetensors.numpy import load_file, save_file
 
-    from octavo.errors import EngineDeadError
-
     folder = make_tiny_embedder("bert", tmp_path, "MEAN")
     tensors = load_file(folder / "model.safetensors")
     tensors["embeddings.word_embeddings.weight"][7] = np.nan
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     write_modules(folder, {"pooling_mode": "mean"})
     with engine(folder, "cpu") as llm:
-        with pytest.raises(EngineDeadError, match="its numbers are not finite"):
+        with pytest.raises(InvalidRequestError, match="its numbers are not finite"):
             llm.embed([[5, 7]])
         check(folder, "MEAN", llm, [[5, 6]])
 

@@ -125,7 +125,11 @@ def _core(
 ) -> EngineCore:
     """async_scheduling, by default on for devices that compute asynchronously, plans a step while another runs."""
     shape, num_stages = executor.shape, _num_stages(config)
-    takes_whole = shape.architecture.takes_whole_prompts
+    takes_whole, threshold = shape.architecture.takes_whole_prompts, config.scheduler.long_prefill_token_threshold
+    if takes_whole and threshold:
+        raise ConfigError(
+            f"long_prefill_token_threshold is {threshold}, but {shape.label} reads each text whole: set it to 0"
+        )
     cache = _kv_cache(config, shape, events, clock)
     scheduler = Scheduler(
         replace(

@@ -11,7 +11,7 @@ from array import array
 import numpy as np
 
 from octavo.engine.input import InputProcessor, Prompt, check_id, check_priority, one_salt
-from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.errors import InvalidRequestError
 from octavo.kernels.ops import FloatArray
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import PooledForm, PoolingParams
@@ -109,14 +109,15 @@ def _num_special(tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def embedding(output: RequestOutput, params: PoolingParams) -> FloatArray:
-    """What was asked of a model's numbers. params: checked. Raises EngineDeadError if the request has failed."""
+    """What was asked of a model's numbers. params: checked. Raises InvalidRequestError if the request has failed;
+    others are not affected."""
     reason = output.outputs[0].finish_reason if output.outputs else "error"
     if output.pooled is None:
         why = output.outputs[0].stop_reason if output.outputs and reason == "error" else "it was aborted"
-        raise EngineDeadError(f"request {output.request_id} has no embedding: {why}")
+        raise InvalidRequestError(f"request {output.request_id} has no embedding: {why}")
     vector: FloatArray = np.frombuffer(output.pooled, np.float32)[: params.dimensions]
     if not np.isfinite(vector).all():
-        raise EngineDeadError(
+        raise InvalidRequestError(
             f"request {output.request_id} has no embedding: its numbers are not finite; check the model's weights"
         )
     if params.use_activation:

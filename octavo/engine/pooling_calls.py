@@ -50,7 +50,7 @@ class PoolingCalls:
 
         prompts: as in `generate`. pooling_params: one for all, or one each. others: vLLM's arguments, at values that
         ask for nothing. Raises InvalidRequestError before anything runs if any text cannot be embedded, and
-        EngineDeadError if one failed."""
+        after it if one failed."""
         if others:
             refuse_unknown(PoolingCalls.embed, others)
         requests = self._pooling_requests(prompts, pooling_params, priority)

@@ -8,6 +8,7 @@ from functools import partial, reduce
 from octavo.config import EngineConfig
 from octavo.engine.input import InputProcessor
 from octavo.engine.llm_engine import LLMEngine
+from octavo.engine.pooled import PoolingInput
 from octavo.models.loader import tokenizer_source
 from octavo.observe.event_log import EventLog
 from octavo.processes.engine_fleet import with_engines
@@ -23,10 +24,11 @@ def build_parallel_engine(config: EngineConfig) -> LLMEngine:
     tokenizer = open_tokenizer(config.model, partial(tokenizer_source, config.model))
     engines = OfflineEngines(config)
     first, limits = engines.welcomes[0], [welcome.limits for welcome in engines.welcomes]
+    takes = InputProcessor if limits[0].pooled is None else PoolingInput
     core = ParallelCore(engines, config.backend.data_parallel_routing)
     return LLMEngine(
         core=core,
-        inputs=InputProcessor(tokenizer, reduce(least_limits, limits), config.model.seed),
+        inputs=takes(tokenizer, reduce(least_limits, limits), config.model.seed),
         tokenizer=tokenizer,
         events=EventLog(0),  # each engine has its own
         clock=time.monotonic,

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from octavo.engine.pooled import cut_end, embedding
 from octavo.errors import InvalidRequestError
+from octavo.kernels.ops import FloatArray
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import PooledForm, PoolingParams
 from octavo.server.api_errors import ApiError, as_api_error, bad_field
@@ -83,6 +84,14 @@ async def answer_with(
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
+def numbers_of(output: RequestOutput, params: PoolingParams) -> FloatArray:
+    """Raises ApiError if the engine failed at the request."""
+    try:
+        return embedding(output, params)
+    except InvalidRequestError as error:
+        raise ApiError(500, str(error), code="engine_failure") from None
+
+
 def pooled_usage(outputs: Sequence[RequestOutput]) -> EmbeddingUsage:
     num_tokens = sum(len(output.prompt_token_ids) for output in outputs)
     return EmbeddingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)
@@ -129,7 +138,7 @@ def _response(asked: EmbeddingRequest, call: Generation, outputs: Sequence[Reque
 
 
 def _embedding(index: int, output: RequestOutput, params: PoolingParams, encoding: str | None) -> Embedding:
-    vector = embedding(output, params)
+    vector = numbers_of(output, params)
     if encoding == "base64":
         return Embedding(index=index, embedding=base64.b64encode(vector.astype("<f4").tobytes()).decode())
     return Embedding(index=index, embedding=vector.tolist())

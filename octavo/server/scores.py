@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.pooled import embedding
 from octavo.outputs import RequestOutput
 from octavo.pooling_params import PoolingParams
 from octavo.server.api_errors import bad_field
 from octavo.server.completions import one_or_many
-from octavo.server.embeddings import answer_with, embedded_form, pooled_usage, pooling_call
+from octavo.server.embeddings import answer_with, embedded_form, numbers_of, pooled_usage, pooling_call
 from octavo.server.generation import Generation
 from octavo.server.protocol import RerankRequest, ScoreRequest
 from octavo.server.responses import Ranked, RankedDocument, RerankResponse, Score, ScoreResponse
@@ -79,7 +78,7 @@ async def _call(
 
 def _scores(call: Generation, outputs: Sequence[RequestOutput], num_first: int) -> list[float]:
     assert isinstance(call.params, PoolingParams), "the call embeds"
-    vectors = [embedding(output, call.params) for output in outputs]
+    vectors = [numbers_of(output, call.params) for output in outputs]
     first, each = vectors[:num_first], vectors[num_first:]
     first = first * len(each) if num_first == 1 else first
     return [float(one @ other) for one, other in zip(first, each, strict=True)]

@@ -30,7 +30,7 @@ from octavo.worker.plan import explained
 from octavo.worker.rows import LiveRows, RequestStates
 from octavo.worker.runner import HostRunner, Runner
 from octavo.worker.sizes import WorkerSizes
-from octavo.worker.step_faults import Explain, StepFaults
+from octavo.worker.step_faults import StepFaults
 from octavo.worker.task import WorkerShape, WorkerTask
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class Worker:
         device = selection.device
         convert = converter(task.backend)
         checkpoint = open_checkpoint(task.model, convert, draws_on_device=device.draws_weights)
+        if checkpoint.architecture.pooling is not None:
+            _check_embeds(checkpoint.label, task, device)
         sizes = WorkerSizes.of(checkpoint, task, device)
         ranks = self._ranks = _meet(task, device)
         with explained(task, checkpoint, device):
@@ -122,7 +124,8 @@ class Worker:
         bound = loaded.bind(sizes.layout.num_blocks)
         if scales == TO_CALIBRATE:
             scales = calibrate(bound, sizes)
-        if ranks is not None and ranks.size > 1 and not device.is_asynchronous and world.is_last_stage:
+        has_parts = ranks is not None and ranks.size > 1 and not device.is_asynchronous and world.is_last_stage
+        if ranks is not None and has_parts and checkpoint.architecture.pooling is None:
             bound = VocabularyPart(bound, sizes.limits.vocab_size, ranks)
         return bound, sizes, {"quantised": quantised, "kv_scales": scales}
 
@@ -192,7 +195,9 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ra
     explain = StepFaults(task, device, shape.layout.num_blocks * shape.layout.block_bytes).explain
     given, link = (model, rows, limits.max_num_seqs, task.logprobs_mode), None if ranks is None else ranks.stages
     if shape.architecture.pooling is not None:
-        return _pooling_runner(device, given, explain, shape, link)
+        from octavo.worker.pooling_runner import PoolingRunner  # models that generate run without its code
+
+        return PoolingRunner(*given, explain, kind=shape.architecture.pooling.kind)
     if not device.is_asynchronous:
         if link is None:
             return HostRunner(*given, explain)
@@ -211,15 +216,13 @@ def _runner(task: WorkerTask, device: Device, model: Any, shape: WorkerShape, ra
     return (LastStageRunner if task.world.is_last_stage else PassingRunner)(*given, ranks, link=link, **options)
 
 
-def _pooling_runner(device: Device, given: tuple[Any, ...], explain: Explain, shape: WorkerShape, link: Any) -> Runner:
-    from octavo.worker.pooling_runner import PoolingRunner  # models that generate run without its code
-
-    pooling = shape.architecture.pooling
-    assert pooling is not None, "the model embeds"
+def _check_embeds(label: str, task: WorkerTask, device: Device) -> None:
+    """Raise ConfigError if a model that embeds cannot do so here."""
     if device.is_asynchronous:
         raise ConfigError(
-            f"{shape.label} embeds texts, which the triton backend does not do yet: set backend to 'cpu' or 'reference'"
+            f"{label} embeds texts, which the triton backend does not do yet: set backend to 'cpu' or 'reference'"
         )
-    if link is not None:
-        raise ConfigError(f"{shape.label} embeds texts, which no pipeline does: set pipeline_parallel_size to 1")
-    return PoolingRunner(*given, explain, kind=pooling.kind)
+    if (num_stages := task.world.pipeline_parallel_size) > 1:
+        raise ConfigError(
+            f"pipeline_parallel_size is {num_stages}, but {label} embeds texts, which no pipeline does: set it to 1"
+        )

@@ -19,9 +19,10 @@ EMBEDS = replace(LIMITS, pooled=PooledForm(size=3, normalizes=False))
 
 
 class ScriptedEmbedder(ScriptedEngine):
-    def __init__(self, fault: str | None = None) -> None:
-        """fault: what every request ends with."""
+    def __init__(self, fault: str | None = None, factor: float = 1.0) -> None:
+        """fault: what every request ends with. factor: of all numbers."""
         super().__init__()
+        self.factor = factor
         self.embedding_fault = fault
         self.inputs = PoolingInput(self.tokenizer, EMBEDS, seed=0)
 
@@ -36,7 +37,7 @@ class ScriptedEmbedder(ScriptedEngine):
         request = self.inputs.process(call.request_id, call.prompt, call.sampling_params, 0.0, call.priority, salt)
         self.requests.append(request)
         ids, fault = request.prompt_token_ids, self.embedding_fault
-        numbers = np.array([len(ids), ids[0], ids[-1]], np.float32)
+        numbers = np.array([len(ids), ids[0], ids[-1]], np.float32) * np.float32(self.factor)
         reason = "stop" if fault is None else "error"
         yield RequestOutput(
             request_id=request.request_id,

@@ -128,6 +128,10 @@ def test_a_fault_of_the_engine_is_not_an_answer() -> None:
     answer = post(app_of(ScriptedEmbedder(fault="it broke")), PATH, {"input": "a"})
     assert answer.status == 500
     assert "it broke" in answer.error["message"]
+    for path, body in (("/v1/rerank", {"query": "a", "documents": ["b"]}), (PATH, {"input": "a"})):
+        answer = post(app_of(ScriptedEmbedder(factor=float("nan"))), path, body)
+        assert answer.status == 500
+        assert "its numbers are not finite" in answer.error["message"]
 
 
 def test_a_real_engine_gives_what_transformers_gives(tmp_path: Path, one_torch_thread: None) -> None:
