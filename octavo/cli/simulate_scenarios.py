@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_SCENARIOS = 256
 DATASETS = ("sharegpt", "alpaca", "random")
 _OF_ENGINES = ("data_parallel_size", "data_parallel_routing")
-_OF_A_DEVICE = frozenset({"gpu_memory_utilization", "kv_cache_dtype"})
+_OF_A_DEVICE = frozenset({"gpu_memory_utilization", "kv_cache_dtype", "calculate_kv_scales"})
 _RECIPE = {
     "num-prompts": ("N", None, "requests (1000)"),
     "request-rate": ("X", None, "requests per second; inf: all at once (inf)"),

@@ -186,6 +186,7 @@ def test_without_the_prefill_engine_prompts_are_computed_here(
     [
         ({"block_size": 32}, "its block_size is '16', and this engine's '32'"),
         ({"kv_cache_dtype": "float16"}, "its kv_cache_dtype is 'float32', and this engine's 'float16'"),
+        ({"kv_cache_dtype": "fp8"}, "its kv_cache_dtype is 'float32', and this engine's 'fp8 with scales of 1'"),
         ({"backend": "reference"}, "its backend is 'cpu', and this engine's 'reference'"),
         ({"model": 1}, "its model is another, or has other weights"),
     ],
